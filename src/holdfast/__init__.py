@@ -1,0 +1,1 @@
+"""holdfast: fine-tune a language model and keep its character."""

@@ -1,0 +1,1 @@
+"""One file per defense, found by file name; nothing else lives here."""

@@ -1,0 +1,1 @@
+"""Measuring a model: questions, answers, verdicts, and rates with intervals."""
