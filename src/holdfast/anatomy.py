@@ -1,0 +1,171 @@
+"""Where things are inside a causal language model, with or without an adapter: backbone, blocks, head, switch.
+
+The only file that knows peft's internals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+
+from holdfast.errors import ModelError
+from holdfast.heads import Head
+
+# LoRA initialisations that subtract something from the base weights: with the adapter off, what is left is no
+# longer the model that was loaded, so it cannot serve as the reference.
+_MOVES_THE_BASE = ("pissa", "olora", "corda", "loftq")
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A causal language model seen by its parts."""
+
+    model: Any  # a transformers causal LM or a peft model around one
+
+    @cached_property
+    def causal(self) -> Any:
+        """The transformers causal language model, without its adapter's wrapper."""
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    @cached_property
+    def backbone(self) -> nn.Module:
+        """Embeddings, blocks and final norm: what every trainer's loss calls exactly once."""
+        backbone = self.causal.base_model
+        if backbone is self.causal or not isinstance(backbone, nn.Module):
+            raise ModelError(f"{_kind(self.causal)} has no backbone apart from its head; only causal language models do.")
+        return backbone
+
+    @cached_property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer blocks in order; block L is `blocks[L - 1]`."""
+        depth = self.causal.config.get_text_config().num_hidden_layers
+        lists = (m for m in self.backbone.modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
+        found = next(lists, None)
+        if found is None:
+            raise ModelError(f"{_kind(self.causal)} does not keep its {depth} blocks in one list; holdfast cannot watch it.")
+        return found
+
+    @cached_property
+    def head(self) -> Head:
+        """The head with its scale and soft cap, checked once against what the model itself computes."""
+        head = self._head_by_config()
+        self._compare_with_the_model(head)
+        return head
+
+    def _head_by_config(self) -> Head:
+        linear = self.causal.get_output_embeddings()
+        if isinstance(linear, BaseTunerLayer | AuxiliaryTrainingWrapper) or linear.weight.requires_grad:
+            raise ModelError(
+                "The head (lm_head) is adapted or trained, so the model and its reference do not share it and a "
+                "divergence between them would be wrong. Take 'lm_head' out of lora.targets and modules_to_save."
+            )
+        config = self.causal.config.get_text_config()
+        scale = next((s for s in map(config.__dict__.get, _MULTIPLIERS) if s is not None), None)
+        if scale is None and getattr(config, "logits_scaling", None) is not None:
+            scale = 1 / config.logits_scaling
+        return Head(linear.weight, linear.bias, scale or 1.0, getattr(config, "final_logit_softcapping", None))
+
+    @torch.no_grad()
+    def _compare_with_the_model(self, head: Head) -> None:
+        """Two tokens through the whole model: a head that does something else is refused by name, not guessed."""
+        tokens = torch.tensor([[0, 1]], device=head.weight.device)
+        was_training = self.causal.training
+        self.causal.eval()
+        try:
+            theirs = self.causal(input_ids=tokens, use_cache=False).logits[0].float()
+            ours = head.logits(self.backbone(input_ids=tokens, use_cache=False).last_hidden_state[0])
+        finally:
+            self.causal.train(was_training)
+        tolerance = 1e-4 if head.weight.dtype == torch.float32 else 3e-2
+        if (theirs - ours).abs().max() > tolerance * theirs.abs().max().clamp(min=1.0):
+            raise ModelError(
+                f"The head of {_kind(self.causal)} does more than scale and soft-cap its logits, so holdfast cannot "
+                "compute a divergence for it. Use a defense that needs no logits, or report the model's name."
+            )
+
+    @cached_property
+    def switches(self) -> list[Any]:
+        """Every module that an adapter added, in order."""
+        return [m for m in self.model.modules() if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)]
+
+    @contextmanager
+    def untrained(self) -> Iterator[None]:
+        """Run with the trained weights undone.
+
+        Flips the modules' own flags rather than calling `disable_adapter()`, which also walks every parameter to set
+        `requires_grad`: 0.7 ms instead of 34 at 196 modules on one CPU core.
+        """
+        before = [m._disable_adapters for m in self.switches]
+        for module in self.switches:
+            module._disable_adapters = True
+        try:
+            yield
+        finally:
+            for module, flag in zip(self.switches, before, strict=True):
+                module._disable_adapters = flag
+
+    def check(self) -> None:
+        """Refuse what has no reference: full fine-tuning, trained biases, prompt learning, a moved base, dropout.
+
+        Raises:
+            ModelError: a sentence that names the setting and the way out.
+        """
+        if not isinstance(self.model, PeftModel):
+            raise ModelError(
+                "The model has no adapter, so there is nothing to switch off and no reference to hold it to. Give the "
+                "trainer a peft_config, or the recipe a `lora:` section; full fine-tuning is not supported yet."
+            )
+        for name, config in self.model.peft_config.items():
+            if config.is_prompt_learning:
+                raise ModelError(f"Adapter {name!r} learns a prompt ({config.peft_type.value}); use LoRA instead.")
+            start = str(getattr(config, "init_lora_weights", "")).lower()
+            if start.startswith(_MOVES_THE_BASE):
+                raise ModelError(
+                    f"Adapter {name!r} has init_lora_weights={start!r}, which changes the base weights: with the "
+                    "adapter off the safe reference would be gone. Use init_lora_weights=True (the default)."
+                )
+        self._check_trained_weights()
+        self._check_dropout()
+
+    def _check_trained_weights(self) -> None:
+        undone = {id(p) for m in self.switches for p in _added_parameters(m)}
+        left = [n for n, p in self.model.named_parameters() if p.requires_grad and id(p) not in undone]
+        if left:
+            raise ModelError(
+                f"{len(left)} trained weights are not part of the adapter (the first is {left[0]}), so the reference "
+                "could not undo them. Set bias='none' and train nothing outside the adapter."
+            )
+
+    def _check_dropout(self) -> None:
+        config = self.causal.config.get_text_config()
+        for key, value in config.to_dict().items():
+            if "dropout" in key and isinstance(value, float) and value > 0:
+                raise ModelError(
+                    f"The model's config has {key}={value}: base and reference would draw different noise and an "
+                    f"unmoved model would be punished. Set {key}=0.0 when you load it (lora.dropout is fine)."
+                )
+
+
+_MULTIPLIERS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
+
+
+def _added_parameters(module: Any) -> Iterator[Tensor]:
+    if isinstance(module, AuxiliaryTrainingWrapper):
+        yield from (p for n, p in module.named_parameters() if not n.startswith("original_module"))
+        return
+    for name in module.adapter_layer_names:
+        part = getattr(module, name)
+        yield from part.parameters() if isinstance(part, nn.Module) else ()
+
+
+def _kind(model: Any) -> str:
+    return type(model).__name__

@@ -1,0 +1,105 @@
+"""The language-model head in tiles: divergences between two models without ever holding (B, T, V).
+
+Legend: N positions, D width, V vocabulary; divergences in nats per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# A tile of about two million logits stays in a CPU's cache, and one sixteen times larger keeps a GPU busy.
+_LOGITS_PER_TILE = {"cpu": 2**21}
+_LOGITS_PER_TILE_ELSEWHERE = 2**25
+_FEWEST_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Head:
+    """From a final hidden state (N, D) to logits (N, V): `softcap * tanh(scale * (h W^T + b) / softcap)`.
+
+    `weight` is (V, D), `bias` (V,) or None. A scale of 1 and no soft cap is the plain head of most models. The head is
+    frozen and shared by the trained model and its reference; a trained or adapted head is refused elsewhere.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (N, V) in float32 for hidden states (N, D); the product runs in the head's own precision."""
+        raw = torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias).float()
+        if self.scale != 1.0:
+            raw = raw * self.scale
+        return raw if self.softcap is None else self.softcap * torch.tanh(raw / self.softcap)
+
+    def pull_back(self, gradient: Tensor, logits: Tensor) -> Tensor:
+        """Carry a gradient on the logits (N, V) back to the hidden states (N, D)."""
+        if self.softcap is not None:
+            gradient = gradient * (1 - (logits / self.softcap).square())
+        if self.scale != 1.0:
+            gradient = gradient * self.scale
+        return gradient.to(self.weight.dtype) @ self.weight
+
+    def tiles(self, hidden: Tensor) -> Iterator[slice]:
+        """Slices of (N, D) such that no tile's logits exceed a fixed size."""
+        budget = _LOGITS_PER_TILE.get(hidden.device.type, _LOGITS_PER_TILE_ELSEWHERE)
+        rows = max(_FEWEST_ROWS, budget // self.weight.shape[0])
+        for start in range(0, hidden.shape[0], rows):
+            yield slice(start, start + rows)
+
+
+def divergence(policy: Tensor, reference: Tensor, head: Head, *, forward: bool = False) -> Tensor:
+    """Kullback-Leibler divergence between next-token laws, per position.
+
+    Args:
+        policy: (N, D) final hidden states of the model in training; gradients flow through it.
+        reference: (N, D) final hidden states of the reference; no gradient.
+        head: the frozen head both share.
+        forward: False for KL(trained || reference), as the paper's code has it (arXiv 2508.06249, KL term);
+            True for KL(reference || trained).
+
+    Returns:
+        (N,) nats per token, exactly 0 where the two hidden states are equal. The gradient is computed in the same
+        tiles as the value: 2 VD FLOPs each for the two projections and the pull-back, memory one tile.
+    """
+    per_token: Tensor = _Divergence.apply(policy, reference.detach(), head, forward)  # type: ignore[no-untyped-call]
+    return per_token
+
+
+class _Divergence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, policy: Tensor, reference: Tensor, head: Head, forward: bool) -> Tensor:
+        values = torch.empty(policy.shape[0], dtype=torch.float32, device=policy.device)
+        wanted = ctx.needs_input_grad[0]
+        gradient = torch.empty_like(policy) if wanted else policy.new_empty(0)
+        for tile in head.tiles(policy):
+            logits = head.logits(policy[tile])
+            log_p = torch.log_softmax(logits, dim=-1)
+            log_q = torch.log_softmax(head.logits(reference[tile]), dim=-1)
+            values[tile], slope = _value_and_slope(log_p, log_q, forward)
+            if wanted:
+                gradient[tile] = head.pull_back(slope, logits).to(gradient.dtype)
+        ctx.save_for_backward(gradient)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream.unsqueeze(-1).to(gradient.dtype), None, None, None
+
+
+def _value_and_slope(log_p: Tensor, log_q: Tensor, forward: bool) -> tuple[Tensor, Tensor]:
+    """The divergence (n,) and its slope on the trained model's logits (n, V)."""
+    p = log_p.exp()
+    if forward:
+        q = log_q.exp()
+        return (q * (log_q - log_p)).sum(-1), p - q
+    gap = log_p - log_q
+    value = (p * gap).sum(-1)
+    return value, p * (gap - value.unsqueeze(-1))

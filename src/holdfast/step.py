@@ -1,0 +1,105 @@
+"""One training forward and its untouched twin: `Marks`, `Pass`, `Span`, `Step`.
+
+Legend: B rows, T tokens, D width, N positions; losses in nats per token. Position t predicts token t + 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from holdfast.heads import Head, divergence
+
+SOURCES = ("task", "interleaved")  # where a training row can come from; a row's source is its index here
+Tokens = Literal["scored", "prompt", "all"]
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What is known of every position of one micro-batch, all (B, T)."""
+
+    real: Tensor  # bool: not padding
+    scored: Tensor  # bool: predicts an answer token
+    source: Tensor  # int64: index into SOURCES
+
+    def mask(self, on: str, tokens: Tokens) -> Tensor:
+        """(B, T) bool: the positions of a source ("all" for every one) and kind."""
+        kinds = {"scored": self.scored, "prompt": self.real & ~self.scored, "all": self.real}
+        mask = kinds[tokens]
+        return mask if on == "all" else mask & (self.source == SOURCES.index(on))
+
+    def counts(self) -> Tensor:
+        """(len(SOURCES), 2) int64: scored and real positions of each source."""
+        rows = [torch.stack([self.mask(s, "scored").sum(), self.mask(s, "all").sum()]) for s in SOURCES]
+        return torch.stack(rows)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one forward left behind."""
+
+    hidden: Mapping[int, Tensor]  # layer (1 to depth) -> (B, T, D), only the layers somebody asked for
+    final: Tensor  # (B, T, D), after the last norm, before the head
+
+
+@dataclass(frozen=True)
+class Span:
+    """The positions that a penalty is a mean over."""
+
+    mask: Tensor  # (B, T) bool, in this micro-batch
+    total: Tensor  # how many such positions the whole optimizer step holds: all micro-batches, all processes
+
+
+class Step:
+    """One micro-batch of one optimizer step, seen by the defenses.
+
+    Attributes:
+        policy: the training forward; gradients flow through it.
+        marks: which positions are real, scored, and from which source.
+        reference: the same call with the trained weights undone and no gradient, made when first asked for, so any
+            number of defenses costs at most one more forward.
+    """
+
+    def __init__(
+        self, policy: Pass, marks: Marks, totals: Tensor, head: Callable[[], Head], replay: Callable[[], Pass]
+    ) -> None:
+        self.policy = policy
+        self.marks = marks
+        self.notes: dict[str, Tensor] = {}
+        self._totals = totals  # (len(SOURCES), 2): Marks.counts over the whole optimizer step
+        self._head = head
+        self._replay = replay
+
+    @cached_property
+    def reference(self) -> Pass:
+        """The untouched twin of `policy`, computed once."""
+        return self._replay()
+
+    def span(self, on: str = "all", tokens: Tokens = "scored") -> Span:
+        """The positions of a source and kind, with their count in the whole optimizer step."""
+        totals = self._totals.sum(0) if on == "all" else self._totals[SOURCES.index(on)]
+        scored, real = totals[0], totals[1]
+        total = {"scored": scored, "prompt": real - scored, "all": real}[tokens]
+        return Span(self.marks.mask(on, tokens), total)
+
+    def mean(self, per_token: Tensor, span: Span) -> Tensor:
+        """The one ruler: the sum of (N,) values over their span's count in the whole optimizer step.
+
+        Summed over micro-batches and processes this is exactly the token mean, so a batch of 8 equals four of 2 and
+        a weight means the same everywhere. A span that is empty everywhere has mean 0.
+        """
+        return per_token.sum() / span.total.clamp(min=1)
+
+    def divergence(self, span: Span, *, forward: bool = False) -> Tensor:
+        """(N,) KL(trained || reference) at the span's positions, in nats; the other direction with `forward`."""
+        policy, reference = self.policy.final[span.mask], self.reference.final[span.mask]
+        return divergence(policy, reference, self._head(), forward=forward)
+
+    def note(self, name: str, value: Tensor) -> None:
+        """Log one more number: a share of the optimizer step's value, as `mean` gives it."""
+        self.notes[name] = value.detach()
