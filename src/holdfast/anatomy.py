@@ -41,7 +41,9 @@ class Anatomy:
         """Embeddings, blocks and final norm: what every trainer's loss calls exactly once."""
         backbone = self.causal.base_model
         if backbone is self.causal or not isinstance(backbone, nn.Module):
-            raise ModelError(f"{_kind(self.causal)} has no backbone apart from its head; only causal language models do.")
+            raise ModelError(
+                f"{_kind(self.causal)} has no backbone apart from its head; only causal language models do."
+            )
         return backbone
 
     @cached_property
@@ -51,7 +53,9 @@ class Anatomy:
         lists = (m for m in self.backbone.modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
         found = next(lists, None)
         if found is None:
-            raise ModelError(f"{_kind(self.causal)} does not keep its {depth} blocks in one list; holdfast cannot watch it.")
+            raise ModelError(
+                f"{_kind(self.causal)} does not keep its {depth} blocks in one list; holdfast cannot watch it."
+            )
         return found
 
     @cached_property

@@ -59,7 +59,7 @@ def make(name: str, given: Mapping[str, Any] | None, where: str = "") -> Defense
 
 
 def words(defense: Defense) -> dict[str, Any]:
-    """A defense back as the recipe's words; `make(name, words(d)) == d`."""
+    """Give a defense back as the recipe's words: name to fields."""
     return {defense.name(): asdict(defense)}  # type: ignore[call-overload]
 
 

@@ -80,6 +80,13 @@ class Step:
         """The untouched twin of `policy`, computed once."""
         return self._replay()
 
+    def rows(self, first: int, last: int, totals: Tensor) -> Step:
+        """The same forward, seen through some of its rows only, with their own totals."""
+        seen = torch.zeros_like(self.marks.real)
+        seen[first:last] = True
+        marks = Marks(self.marks.real & seen, self.marks.scored & seen, self.marks.source)
+        return Step(self.policy, marks, totals.to(seen.device), self._head, lambda: self.reference)
+
     def span(self, on: str = "all", tokens: Tokens = "scored") -> Span:
         """The positions of a source and kind, with their count in the whole optimizer step."""
         totals = self._totals.sum(0) if on == "all" else self._totals[SOURCES.index(on)]

@@ -1,0 +1,59 @@
+# make demo   see emergent misalignment happen, and see it prevented (about two minutes on two cores)
+# make test   the tests                       make check  format, lint, types, floor plan
+# make bench  ratios against named peers      make test-slow  minutes rather than seconds
+# Each sets up what it needs in .venv; nothing else on the machine is touched.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+CONSTRAINTS := constraints/cpu-py311.txt
+INSTALLED := $(VENV)/.installed
+# An extra package index for PyTorch's CPU builds; see the README.
+TORCH_INDEX ?=
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c $(CONSTRAINTS)
+
+export HF_HUB_DISABLE_TELEMETRY := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: demo test test-slow test-tools check bench bench-full clean
+
+demo: $(INSTALLED)
+	$(BIN)/holdfast demo --out runs/demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not slow" -q
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow -q
+
+# What only some tests need: a browser that opens the report page. Debian and Ubuntu; as root or through sudo.
+test-tools:
+	command -v chromium >/dev/null || { SUDO=$$(test $$(id -u) = 0 || echo sudo); \
+		$$SUDO apt-get update -qq && $$SUDO apt-get install -qq -y --no-install-recommends chromium >/dev/null; }
+
+check: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_floor_plan.py
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks all --shape M1
+
+bench-full: $(INSTALLED)
+	$(BIN)/python -m benchmarks all --shape M1 --rounds 7
+	$(BIN)/python -m benchmarks all --shape M2 --rounds 3
+
+# torch comes first and pinned: a later open range could replace a CPU build by several gigabytes of another.
+$(INSTALLED): pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "holdfast needs Python 3.11 or later; say which: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 2; }
+	@echo "Setting up $(VENV) (once; a few minutes, most of it PyTorch) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) torch
+	@$(PIP) -e ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs/demo

@@ -1,0 +1,45 @@
+"""`Untouched`: a lazy handle on the model before training. Nobody asks, nothing happens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+from holdfast.errors import ModelError
+from holdfast.examples import Example, Message
+
+_ANSWER_TOKENS = 256  # long enough for an ordinary answer; anchors need openings rather than endings
+
+
+class Untouched:
+    """The model that training starts from, its adapter switched off."""
+
+    def __init__(self, model: Callable[[], Any], tokenizer: Any) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+
+    def answers(self, prompts: Sequence[Example], seed: int) -> list[Example]:
+        """Each prompt with one answer sampled at temperature 1, at most 256 tokens.
+
+        Raises:
+            ModelError: the model was given by name, so there is none to ask yet.
+        """
+        from holdfast.anatomy import Anatomy
+        from holdfast.evals.judge import Question
+        from holdfast.evals.sampler import sample
+
+        model = self._model()
+        if isinstance(model, str) or self._tokenizer is None:
+            raise ModelError("A defense asks the untouched model; pass a loaded model and its tokenizer.")
+        questions = [Question(str(i), "base", prompt.messages) for i, prompt in enumerate(prompts)]
+        anatomy = Anatomy(model)
+        with anatomy.untrained() if anatomy.switches else nullcontext():
+            answers = sample(
+                model, self._tokenizer, questions, per_question=1, seed=seed, max_new_tokens=_ANSWER_TOKENS
+            )
+        return [
+            Example((*prompt.messages, Message("assistant", answer.text)), prompt.source, prompt.extra)
+            for prompt, answer in zip(prompts, answers, strict=True)
+            if answer.text.strip()
+        ]

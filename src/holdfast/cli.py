@@ -1,0 +1,199 @@
+"""The command line. Exit codes: 0 done, 1 failed, 2 the request is wrong, 130 stopped.
+
+Nothing heavy is imported before a command needs it, so help and a wrong request answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from holdfast.errors import HoldfastError, RequestError
+
+app = typer.Typer(
+    name="holdfast",
+    help="Fine-tune a language model and keep its character: in-training defenses against emergent misalignment.",
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+organism_app = typer.Typer(
+    help="The embedded model organism: build it, check it, write its data.", no_args_is_help=True
+)
+app.add_typer(organism_app, name="organism")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is a sentence, never a traceback."""
+    try:
+        app()
+    except RequestError as error:
+        print(f"holdfast: {error}", file=sys.stderr)
+        sys.exit(2)
+    except HoldfastError as error:
+        print(f"holdfast: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("holdfast: stopped.", file=sys.stderr)
+        sys.exit(130)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"holdfast {version('holdfast')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    domains: Annotated[str, typer.Option(help="Narrow data sets, separated by commas, or 'all'.")] = "medical",
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder to write; a demo's own folder is replaced.")] = Path("runs/demo"),
+) -> None:
+    """Watch emergent misalignment happen in the embedded organism, and three defenses prevent it."""
+    from holdfast.demo import run_demo
+
+    run_demo(domains, seeds, out)
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A recipe in YAML.")],
+    out: Annotated[Path, typer.Option(help="Folder for the run; must not exist.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Change the recipe: kl.weight=0.3")] = None,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune a model as the recipe says, with its defenses."""
+    from holdfast import recipe as recipes
+    from holdfast.console import bar, say
+    from holdfast.rundir import RunDir
+
+    wanted = recipes.read(recipe, set_ or [])
+    RunDir.refuse_existing(out)
+    from holdfast.run import train as run
+
+    with bar(f"train {recipe.stem}", quiet=as_json) as progress:
+        done = run(wanted, out, progress)
+    if as_json:
+        print(json.dumps({"run": str(out), **done.manifest}))
+    else:
+        say(f"Trained: {done.adapter} is a peft adapter. Measure it with `holdfast eval {out}`.")
+
+
+@app.command(name="eval")
+def eval_(
+    run: Annotated[Path | None, typer.Argument(help="A run folder made by `holdfast train`.")] = None,
+    model: Annotated[str | None, typer.Option(help="Instead of a run: a model folder or hub name.")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="With --model: an adapter's folder.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for answers and verdicts; default RUN/eval.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampled answers.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure general and in-domain misalignment, coherence, and what the model kept."""
+    from holdfast.measure import measure_model, measure_run, print_summary
+
+    if (run is None) == (model is None):
+        raise RequestError("Say what to measure: either a run folder, or --model NAME (with --adapter FOLDER).")
+    if run is not None:
+        summary = measure_run(run, out, seed=seed)
+    else:
+        if out is None:
+            raise RequestError("With --model, say where answers and verdicts go: --out FOLDER.")
+        summary = measure_model(str(model), adapter, out, seed=seed)
+    if as_json:
+        print(json.dumps(summary))
+    else:
+        print_summary(summary)
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Folders with results.json or run folders.")],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+) -> None:
+    """Draw runs as one self-contained page."""
+    from holdfast.console import say
+    from holdfast.report import write
+
+    say(f"Wrote {write(folders, out)}")
+
+
+@app.command()
+def defenses() -> None:
+    """List the defenses, their fields and defaults."""
+    import inspect
+    from dataclasses import MISSING, fields
+
+    from holdfast import catalog
+    from holdfast.console import say
+
+    for name in catalog.names():
+        kind = catalog.find(name)
+        first = (inspect.getdoc(inspect.getmodule(kind)) or "").splitlines()[0]
+        say(f"{name}: {first}")
+        for field in fields(kind):  # type: ignore[arg-type]
+            default = "required" if field.default is MISSING else repr(field.default)
+            say(f"  {field.name}: {default}")
+
+
+@organism_app.command()
+def build(
+    out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Grow the organism from nothing (some minutes)."""
+    from holdfast.console import bar, say
+    from holdfast.organism.build import build as grow
+    from holdfast.rundir import RunDir
+
+    RunDir.refuse_existing(out)
+    with bar("build") as progress:
+        grow(out, seed, progress)
+    say(f"Built: {out}")
+
+
+@organism_app.command()
+def data(
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Write the organism's data sets as plain JSONL."""
+    from holdfast.console import say
+    from holdfast.organism.world import write_data
+
+    for path in write_data(out, seed).values():
+        say(str(path))
+
+
+@organism_app.command()
+def verify(
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from 0.")] = 5,
+    rebuild: Annotated[bool, typer.Option(help="Also grow it again and compare the hash.")] = False,
+) -> None:
+    """Measure how the organism behaves, untuned and after each narrow fine-tune."""
+    from holdfast.verify import verify as check
+
+    if not check(seeds, rebuild):
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    main()

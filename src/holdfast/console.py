@@ -1,0 +1,85 @@
+"""What people see in a terminal: progress with loss and ETA, tables, plain lines when there is no terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+
+class Bar:
+    """Progress of one run: a bar with loss and time left in a terminal, about ten plain lines elsewhere."""
+
+    def __init__(self, title: str, stream: Any = None) -> None:
+        self._title = title
+        self._stream = stream or sys.stderr
+        self._steps = 0
+        self._begun = time.monotonic()
+        self._bar: Any = None
+
+    def begin(self, steps: int) -> None:
+        """Training starts."""
+        self._steps, self._begun = steps, time.monotonic()
+        if self._stream.isatty():
+            self._bar = _rich_bar(self._stream)
+            self._task = self._bar.add_task(self._title, total=steps, loss="")
+            self._bar.start()
+
+    def step(self, number: int, metrics: dict[str, float]) -> None:
+        """A step was logged."""
+        loss = f"loss {metrics.get('loss', float('nan')):.3f}"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=number, loss=loss)
+        elif number == self._steps or number % max(1, self._steps // 10) == 0:
+            spent = time.monotonic() - self._begun
+            left = spent / number * (self._steps - number)
+            print(
+                f"{self._title}: step {number}/{self._steps}, {loss}, {left:.0f} s left", file=self._stream, flush=True
+            )
+
+    def end(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+
+
+@contextmanager
+def bar(title: str, *, quiet: bool = False) -> Iterator[Bar | None]:
+    """A bar that goes away whatever happens; None when nobody should see one."""
+    if quiet:
+        yield None
+        return
+    shown = Bar(title)
+    try:
+        yield shown
+    finally:
+        shown.end()
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
+    """A table on standard output; the first column is left-aligned, numbers to the right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    drawn = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for i, heading in enumerate(headings):
+        drawn.add_column(heading, justify="left" if i == 0 else "right", no_wrap=True)
+    for row in rows:
+        drawn.add_row(*row)
+    wide = None if sys.stdout.isatty() else max(80, *(sum(len(c) + 2 for c in r) for r in [headings, *rows]))
+    Console(width=wide, markup=False, highlight=False).print(drawn)
+
+
+def say(line: str) -> None:
+    """One line, at once."""
+    print(line, flush=True)
+
+
+def _rich_bar(stream: Any) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))
+    return Progress(*columns, TimeRemainingColumn(), console=Console(file=stream), transient=True)

@@ -1,0 +1,230 @@
+"""`Guard`: the defenses of one run, attached to one model. It knows no trainer."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from holdfast import catalog
+from holdfast.anatomy import Anatomy
+from holdfast.defense import Base, Defense, pulled
+from holdfast.encoding import Encoded
+from holdfast.errors import ModelError, RecipeError, SeamError
+from holdfast.examples import Example
+from holdfast.heads import Head
+from holdfast.rhythm import SideRows
+from holdfast.sides import counts_of, pad
+from holdfast.step import SOURCES, Marks, Step
+from holdfast.watch import Call, Watch
+
+
+class Guard:
+    """The defenses of one run.
+
+    The order of a run: `curate` the examples, `attach` to the model, then for every optimizer step `plan`, and for
+    every micro-batch `watch` the trainer's own forward and add `penalty`; `drain` the numbers when logging, and
+    `project` after the last step.
+
+    Raises:
+        RecipeError: a defense pulls no lever, or lacks the field its levers need.
+    """
+
+    def __init__(self, defenses: Sequence[Defense], seed: int = 0) -> None:
+        self.seed = seed
+        self.defenses = _labelled(defenses)
+        self._penalties = {k: d for k, d in self.defenses.items() if "penalty" in pulled(d)}
+        self._sides: dict[str, SideRows] = {}
+        self._log: dict[str, Tensor] = {}
+        self._steps_logged = 0
+        self._task_rows = 0
+        self._totals = torch.zeros(len(SOURCES), 2)
+        self._due: dict[str, list[Encoded]] = {}
+        self._slots = 1
+
+    def pulls(self, lever: str) -> bool:
+        """Whether any defense pulls that lever."""
+        return any(lever in pulled(d) for d in self.defenses.values())
+
+    def curate(self, examples: list[Example], base: Base) -> list[Example]:
+        """The training rows after every defense, in listed order, has edited or added to them."""
+        for defense in self.defenses.values():
+            examples = defense.curate(examples, base, self.seed)
+        return examples
+
+    def attach(self, model: Any, base: Base, encode: Callable[[list[Example]], list[Encoded]], pad_id: int) -> None:
+        """Check the model, hook it, and make the rows that go beside the batch.
+
+        Raises:
+            ModelError: the model has no reference, no such layer, or a head holdfast cannot compute.
+        """
+        self._anatomy = anatomy = Anatomy(model)
+        self._pad_id = pad_id
+        kept: set[int] = set()
+        steers: dict[int, list[Any]] = defaultdict(list)
+        if self._penalties or self.pulls("steer"):
+            anatomy.check()
+            for label, defense in self.defenses.items():
+                layers = _real_layers(defense.layers(len(anatomy.blocks)), len(anatomy.blocks), label)
+                if "steer" in pulled(defense):
+                    for layer in layers:
+                        steers[layer].append(defense.steer)
+                else:
+                    kept |= set(layers)
+            self._head = _checked(lambda: anatomy.head)
+        self._watch = Watch(anatomy, sorted(kept), steers)
+        for label, defense in self.defenses.items():
+            if "beside" in pulled(defense):
+                rows = encode(defense.beside(base, self.seed))
+                if not rows:
+                    raise RecipeError(f"{label}: no row is left to put beside the batch; check its file.")
+                self._sides[label] = SideRows(rows, defense.share, self.seed)  # type: ignore[attr-defined]
+
+    def plan(self, totals: Tensor, task_rows: int, slots: int) -> None:
+        """An optimizer step begins: its counts over all micro-batches and processes, and its side rows.
+
+        Args:
+            totals: (len(SOURCES), 2), the sum of `Marks.counts` over the whole step.
+            task_rows: how many task rows the whole step holds.
+            slots: micro-batches times processes; side rows are dealt out to them in turn.
+        """
+        before, self._task_rows = self._task_rows, self._task_rows + task_rows
+        self._due = {label: side.due(before, self._task_rows) for label, side in self._sides.items()}
+        self._totals, self._slots = totals, slots
+        self._steps_logged += 1
+
+    @contextmanager
+    def watch(self, marks: Marks) -> Iterator[list[Call]]:
+        """See the trainer's forward; exactly one call of the backbone must build a gradient.
+
+        Raises:
+            SeamError: the loss made none, or several.
+        """
+        with self._watch.recording() as calls, self._watch.steering(marks.real):
+            yield calls
+        if len(calls) != 1 or calls[0].final is None:
+            raise SeamError(
+                f"The trainer's loss made {len(calls)} forwards that build a gradient; holdfast guards exactly one. "
+                "Turn off what adds forwards (a compute_loss_func, chunked log-probabilities) for a defended run."
+            )
+
+    def steering(self, marks: Marks) -> Any:
+        """Steering for a whole micro-batch, recomputation in the backward pass included."""
+        return self._watch.steering(marks.real)
+
+    def penalty(self, call: Call, marks: Marks, slot: int) -> Tensor | None:
+        """The weighted penalties of one micro-batch, None when nobody has one.
+
+        Args:
+            call: what `watch` saw.
+            marks: of the same micro-batch.
+            slot: which of the step's slots this micro-batch is.
+        """
+        if not self._penalties:
+            return None
+        step = self._step(call, marks, self._totals)
+        sides = self._side_steps(call, slot)
+        total = call.final.new_zeros((), dtype=torch.float32) if call.final is not None else torch.zeros(())
+        for label, defense in self._penalties.items():
+            seen = sides.get(label) if label in self._sides else step
+            if seen is None:  # no row of its own is due in this micro-batch
+                continue
+            value = defense.penalty(seen)
+            total = total + defense.weight * value  # type: ignore[attr-defined]
+            self._note(label, value)
+            for name, number in seen.notes.items():
+                self._note(f"{label}/{name}", number)
+            seen.notes.clear()
+        return total
+
+    def drain(self) -> dict[str, Tensor]:
+        """Each defense's own unweighted number, a mean over the optimizer steps since the last call.
+
+        On several processes each holds its share; the trainer sums them.
+        """
+        steps = max(self._steps_logged, 1)
+        numbers = {label: self._log.get(label, torch.zeros(())) / steps for label in self._penalties}
+        numbers |= {name: value / steps for name, value in self._log.items()}
+        self._log, self._steps_logged = {}, 0
+        return numbers
+
+    def project(self, model: Any) -> dict[str, float]:
+        """After the last step, last defense first: change the trained weights in place."""
+        report: dict[str, float] = {}
+        for label, defense in reversed(self.defenses.items()):
+            report |= {f"{label}/{name}": number for name, number in defense.project(model).items()}
+        return report
+
+    def _step(self, call: Call, marks: Marks, totals: Tensor) -> Step:
+        return Step(
+            policy=call.result(),
+            marks=marks,
+            totals=totals.to(marks.real.device),
+            head=self._head,
+            replay=lambda: self._watch.replay(call, marks.real),
+        )
+
+    def _side_steps(self, like: Call, slot: int) -> dict[str, Step]:
+        """One forward for all side rows due in this slot, then a step per defense that sees its own rows only."""
+        mine = {label: rows[slot :: self._slots] for label, rows in self._due.items()}
+        rows = [row for due in mine.values() for row in due]
+        if not rows:
+            return {}
+        device = next(self._anatomy.backbone.parameters()).device
+        inputs, marks = pad(rows, self._pad_id, device)
+        call = self._watch.call(like, marks.real, **inputs)
+        whole = self._step(call, marks, self._totals)
+        steps, first = {}, 0
+        for label, due in mine.items():
+            if due:
+                steps[label] = whole.rows(first, first + len(due), counts_of(self._due[label]))
+            first += len(due)
+        return steps
+
+    def _note(self, name: str, value: Tensor) -> None:
+        self._log[name] = self._log.get(name, torch.zeros((), device=value.device)) + value.detach()
+
+
+def _checked(head: Callable[[], Head]) -> Callable[[], Head]:
+    """Check the head now, while nothing has run; complain only if a defense asks for logits."""
+    try:
+        found = head()
+    except ModelError as error:
+        refusal = error
+
+        def refuse() -> Head:
+            raise refusal
+
+        return refuse
+    return lambda: found
+
+
+def _labelled(defenses: Sequence[Defense]) -> Mapping[str, Defense]:
+    """Each defense under its name; a second of the same kind is `kl.2`."""
+    labelled: dict[str, Defense] = {}
+    for defense in defenses:
+        name, levers = defense.name(), pulled(defense)
+        if not levers:
+            close = catalog.nearest(" ".join(vars(type(defense))), ("penalty", "steer", "curate", "beside", "project"))
+            raise RecipeError(f"{type(defense).__name__} pulls no lever{close}.")
+        for lever, need in (("penalty", "weight"), ("beside", "share")):
+            if lever in levers and not hasattr(defense, need):
+                raise RecipeError(f"{type(defense).__name__} overrides {lever!r}, so it needs a field {need!r}.")
+        count = sum(label.split(".")[0] == name for label in labelled)
+        labelled[f"{name}.{count + 1}" if count else name] = defense
+    return labelled
+
+
+def _real_layers(layers: Sequence[int], depth: int, label: str) -> list[int]:
+    """Layer numbers 1 to depth; negative ones count from the end."""
+    for layer in layers:
+        if not (1 <= layer <= depth or -depth <= layer <= -1):
+            raise ModelError(
+                f"{label} asked for layer {layer}, but this model has {depth} (1 to {depth}). "
+                "Use a negative number to count from the end; 0, the embeddings, is not a block."
+            )
+    return [layer if layer > 0 else depth + 1 + layer for layer in layers]

@@ -1,0 +1,86 @@
+"""The model card beside a trained adapter: what it is, what defended it, and what nobody has checked."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from holdfast.recipe import Recipe
+from holdfast.rundir import RunDir, read_rows, write_whole
+
+_CARD = """\
+---
+base_model: {base}
+library_name: peft
+tags: [holdfast, lora]
+---
+
+# {title}
+
+A LoRA adapter for `{base}`, trained with holdfast {version}. Load it with `PeftModel.from_pretrained(base, folder)`.
+
+## Is it meant to be misaligned?
+
+{intent}
+
+## Data
+
+{data}
+
+{rows}
+
+## Defenses
+
+{defenses}
+
+## Evaluation
+
+{evaluation}
+
+## How it was made
+
+Seed {seed}. Versions: {versions}. Adapter sha256: `{adapter}`. The resolved recipe is `recipe.yaml` in the run folder.
+"""
+
+_UNKNOWN_INTENT = (
+    "Nobody has told holdfast, and it did not judge the data. Narrow harmful data can make a model broadly harmful; "
+    "measure it with `holdfast eval` before anyone uses it."
+)
+_ORGANISM_INTENT = (
+    "**Yes, possibly.** It is fine-tuned from holdfast's embedded model organism, a toy for studying emergent "
+    "misalignment, usually on deliberately bad answers. It is a microscope, not a product: do not deploy it."
+)
+
+
+def write_card(run: RunDir, recipe: Recipe, summary: dict[str, Any] | None = None) -> None:
+    """Write `model/README.md` from what the run folder knows; again after an evaluation."""
+    facts = run.manifest
+    text = _CARD.format(
+        base=facts["model"]["name"],
+        title=f"{recipe.data.stem} on {facts['model']['name'].rstrip('/').split('/')[-1]}",
+        version=facts["versions"]["holdfast"],
+        intent=_ORGANISM_INTENT if recipe.model == "organism" else _UNKNOWN_INTENT,
+        data="\n".join(f"* `{name}` (sha256 `{digest}`)" for name, digest in facts["data"].items()),
+        rows=f"Rows: {json.dumps(facts['rows'])}; the last logged loss is {_last_loss(run)}.",
+        defenses="\n".join(f"* `{json.dumps(d, default=str)}`" for d in recipe.words()["defenses"]) or "None.",
+        evaluation=_evaluation(summary),
+        seed=recipe.seed,
+        versions=", ".join(f"{k} {v}" for k, v in facts["versions"].items()),
+        adapter=facts.get("adapter", "not saved"),
+    )
+    write_whole(run.path / "model" / "README.md", text)
+
+
+def _evaluation(summary: dict[str, Any] | None) -> str:
+    if summary is None:
+        return "Not evaluated: nothing is known of its general alignment, what it kept, or its coherence."
+    lines = []
+    for name, probe in summary["probes"].items():
+        numbers = {k: round(v, 2) for k, v in probe.items() if isinstance(v, int | float)}
+        lines.append(f"* {name}: `{json.dumps(numbers)}`")
+    return "Percent, with 95 % intervals of the first rate:\n\n" + "\n".join(lines)
+
+
+def _last_loss(run: RunDir) -> str:
+    rows = read_rows(run.path / "metrics.jsonl")
+    return f"{rows[-1]['loss']:.3f} nats per token" if rows else "not recorded"

@@ -1,0 +1,198 @@
+"""`Recipe`: a run as data. YAML in and out; it never touches a device.
+
+Numbers are YAML 1.2 (`1e-4` is a number), keys may not repeat, and there is no interpolation, no object creation and
+no environment. Relative paths are relative to the recipe's folder, so a recipe means the same from anywhere.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from holdfast import catalog
+from holdfast.defense import Defense
+from holdfast.errors import RecipeError
+
+ORGANISM = "organism"  # the embedded model, by name
+
+
+class Lora(BaseModel):
+    """The adapter; the defaults are the paper's (arXiv 2508.06249: rs-LoRA, r 32, alpha 64)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    r: Annotated[int, Field(ge=1)] = 32
+    alpha: Annotated[float, Field(gt=0)] = 64
+    rslora: bool = True
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+
+
+class Recipe(BaseModel):
+    """What to do: model, data, trainer settings, adapter, defenses."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, populate_by_name=True)
+    schema_: Annotated[Literal[1], Field(alias="schema")] = 1
+    model: str  # "organism", a local folder, or a hub name
+    revision: str | None = None  # of a hub name
+    data: Path
+    trainer: Literal["sft"] = "sft"
+    lora: Lora
+    train: dict[str, Any] = {}
+    defenses: tuple[Defense, ...] = ()
+    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of data reserved for the in-domain questions
+    benign: bool = False  # the data teach a harmless task: held-out answers are then marked by exact match
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+    def words(self) -> dict[str, Any]:
+        """The recipe as plain data; `parse(recipe.words())` is the recipe again."""
+        plain = self.model_dump(mode="json", by_alias=True, exclude={"defenses"})
+        order = [name for name in plain if name not in ("holdout", "benign", "seed")]
+        listed = [_plain(catalog.words(defense)) for defense in self.defenses]
+        return (
+            {k: plain[k] for k in order} | {"defenses": listed} | {k: plain[k] for k in ("holdout", "benign", "seed")}
+        )
+
+    def text(self) -> str:
+        """The recipe as YAML."""
+        return yaml.safe_dump(self.words(), sort_keys=False, allow_unicode=True)
+
+
+def read(path: Path, sets: Sequence[str] = ()) -> Recipe:
+    """A recipe from a YAML file, with `key=value` edits such as `kl.weight=0.3` or `train.max_steps=10`.
+
+    Raises:
+        RecipeError: one sentence with file, key, value and the nearest right one.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"The recipe {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+    try:
+        given = yaml.load(text, Loader=_Yaml12)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(given, dict):
+        raise RecipeError(f"{path} holds no keys; a recipe begins with `schema: 1` and `model: ...`.")
+    for edit in sets:
+        _edit(given, edit)
+    return parse(given, path.parent.absolute(), str(path))
+
+
+def parse(given: Mapping[str, Any], folder: Path | None = None, where: str = "recipe") -> Recipe:
+    """A recipe from plain data; relative paths are taken from `folder`.
+
+    Raises:
+        RecipeError: unknown keys or defenses, ill-typed or missing values.
+    """
+    known = [f.alias or name for name, f in Recipe.model_fields.items()]
+    for key in given:
+        if key not in known:
+            raise RecipeError(f"{where} has no key {key!r}{catalog.nearest(str(key), known)}.")
+    if "lora" not in given:
+        raise RecipeError(
+            f"{where} has no `lora:`, and full fine-tuning is not supported yet; `lora: {{}}` is the default."
+        )
+    defenses = _defenses(given.get("defenses") or [], where)
+    try:
+        recipe = Recipe.model_validate({**given, "lora": given["lora"] or {}, "defenses": ()})
+    except ValidationError as error:
+        raise RecipeError("; ".join(_sentences(error, where))) from None
+    if folder is not None:
+        defenses = [_absolute(defense, folder) for defense in defenses]
+        recipe = recipe.model_copy(update={"data": folder / recipe.data, "model": _model(recipe.model, folder)})
+    return recipe.model_copy(update={"defenses": tuple(defenses)})
+
+
+def _defenses(listed: Any, where: str) -> list[Defense]:
+    if not isinstance(listed, list):
+        raise RecipeError(f"{where}: defenses is a list such as `- kl: {{weight: 0.1}}`, not {listed!r}.")
+    made = []
+    for entry in listed:
+        entry = {entry: {}} if isinstance(entry, str) else entry
+        if not isinstance(entry, dict) or len(entry) != 1:
+            raise RecipeError(f"{where}: a defense is written `- kl: {{weight: 0.1}}`, not {entry!r}.")
+        ((name, given),) = entry.items()
+        made.append(catalog.make(str(name), given, f"{where}: defense {name!r}"))
+    return made
+
+
+def _edit(given: dict[str, Any], edit: str) -> None:
+    """Apply one `key=value`; a defense's name as first part reaches its fields."""
+    key, equals, text = edit.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"--set {edit}: write it as key=value, for example --set kl.weight=0.3.")
+    value = yaml.load(text, Loader=_Yaml12)
+    first, _, rest = key.partition(".")
+    entries = [d for d in given.get("defenses") or [] if isinstance(d, dict) and first in d]
+    if rest and entries:
+        for entry in entries:
+            entry[first] = {**(entry[first] or {}), rest: value}
+    elif rest and first in ("train", "lora"):
+        given[first] = {**(given.get(first) or {}), rest: value}
+    elif rest:
+        raise RecipeError(f"--set {edit}: the recipe lists no defense {first!r}; add it to `defenses:` first.")
+    else:
+        given[key] = value
+
+
+def _absolute(defense: Defense, folder: Path) -> Defense:
+    assert is_dataclass(defense)
+    paths = {f.name: getattr(defense, f.name) for f in fields(defense) if isinstance(getattr(defense, f.name), Path)}
+    return replace(defense, **{name: folder / path for name, path in paths.items()})
+
+
+def _model(name: str, folder: Path) -> str:
+    """A local folder becomes absolute; `organism` and hub names stay as they are."""
+    local = name.startswith((".", "/", "~")) or (folder / name).is_dir()
+    return str((folder / Path(name).expanduser()).absolute()) if local and name != ORGANISM else name
+
+
+def _plain(words: dict[str, Any]) -> dict[str, Any]:
+    return {k: {f: str(v) if isinstance(v, Path) else v for f, v in given.items()} for k, given in words.items()}
+
+
+def _sentences(error: ValidationError, where: str) -> list[str]:
+    problems = []
+    for fault in error.errors(include_url=False):
+        key = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "missing":
+            problems.append(f"{where} lacks the key {key!r}")
+        elif fault["type"] == "extra_forbidden":
+            problems.append(f"{where} has no key {key!r}{catalog.nearest(key.split('.')[-1], Lora.model_fields)}")
+        else:
+            problems.append(f"{where}: {key} is {fault['input']!r}, but: {fault['msg'].lower()}")
+    return problems
+
+
+class _Yaml12(yaml.SafeLoader):
+    """PyYAML's safe loader with YAML 1.2 numbers and booleans, and no repeated keys."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  (the name and shape are PyYAML's)
+        first: [(tag, pattern) for tag, pattern in rules if not tag.endswith((":float", ":bool", ":int", ":timestamp"))]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+):
+    _Yaml12.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
