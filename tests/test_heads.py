@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
-from holdfast import heads
-from holdfast.heads import Head, divergence
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from holdfast import heads
+from holdfast.heads import Head, divergence
 
 
 def dense(policy, reference, head, forward):

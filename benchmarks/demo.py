@@ -1,0 +1,18 @@
+"""The whole demo's wall time, as a user waits for it: a new process, from the shell's return to its end."""
+
+import subprocess
+import sys
+import tempfile
+import time
+
+TARGET_S = 120  # on two cores, once installed
+
+
+def run(shape_name: str, rounds: int, compare: list[str]) -> dict:
+    with tempfile.TemporaryDirectory() as folder:
+        begun = time.perf_counter()
+        command = [sys.executable, "-m", "holdfast.cli", "demo", "--out", f"{folder}/demo"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        seconds = time.perf_counter() - begun
+    print(f"demo: {seconds:.1f} s (target {TARGET_S} s)")
+    return {"demo": {"ratio": round(seconds / TARGET_S, 3), "against": f"{TARGET_S} s", "limit": None}}

@@ -1,0 +1,58 @@
+"""The shapes that are measured: randomly initialised Qwen2 models with a LoRA of rank 32 on every projection.
+
+Random weights cost what trained ones cost. B is made non-zero, so that trained model and reference differ.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+
+@dataclass(frozen=True)
+class Shape:
+    hidden: int
+    layers: int
+    mlp: int
+    vocabulary: int
+    tied: bool
+    heads: int
+    rows: int = 4
+    tokens: int = 256
+    scored: float = 0.6  # share of positions that predict an answer token
+
+
+SHAPES = {
+    "tiny": Shape(64, 2, 128, 1_000, False, 4, rows=4, tokens=64),
+    "M1": Shape(256, 8, 1_024, 32_000, False, 4),
+    "M2": Shape(512, 6, 2_048, 151_936, True, 8),
+}
+
+
+def model(shape: Shape):
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.mlp,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
+        tie_word_embeddings=shape.tied,
+    )
+    made = get_peft_model(
+        Qwen2ForCausalLM(config), LoraConfig(r=32, lora_alpha=64, use_rslora=True, target_modules="all-linear")
+    )
+    for name, weight in made.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.02)
+    return made
+
+
+def batch(shape: Shape) -> dict[str, torch.Tensor]:
+    noise = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, shape.vocabulary, (shape.rows, shape.tokens), generator=noise)
+    labels = ids.clone()
+    labels[:, : shape.tokens - int(shape.scored * shape.tokens)] = -100
+    return {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}

@@ -1,0 +1,68 @@
+"""Variants alternate in one process, order reversed every round; medians; peak memory beside time."""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+Variants = dict[str, Callable[[], object]]
+
+
+def measure(variants: Variants, rounds: int) -> dict[str, dict[str, float]]:
+    """Seconds and peak memory growth (MB) of each variant: median, lowest and highest over the rounds."""
+    for run in variants.values():
+        run()  # warm up once
+    seconds = {name: [] for name in variants}
+    memory = {name: [] for name in variants}
+    for turn in range(rounds):
+        names = list(variants) if turn % 2 == 0 else list(reversed(variants))
+        for name in names:
+            gc.collect()
+            before = _reset_peak()
+            begun = time.perf_counter()
+            variants[name]()
+            seconds[name].append(time.perf_counter() - begun)
+            memory[name].append((_peak() - before) / 1e6)
+    return {
+        name: {
+            "seconds": statistics.median(seconds[name]),
+            "low": min(seconds[name]),
+            "high": max(seconds[name]),
+            "peak_mb": statistics.median(memory[name]),
+            "rounds": seconds[name],
+        }
+        for name in variants
+    }
+
+
+def ratio(measured: dict, name: str, against: str, limit: float | None = None) -> dict:
+    """The median of the ratios round by round: what the machine did meanwhile cancels out."""
+    pairs = [a / b for a, b in zip(measured[name]["rounds"], measured[against]["rounds"], strict=True)]
+    return {
+        "ratio": round(statistics.median(pairs), 3),
+        "low": round(min(pairs), 3),
+        "high": round(max(pairs), 3),
+        "against": against,
+        "limit": limit,
+    }
+
+
+def _status(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _reset_peak() -> int:
+    """Resident bytes now, with the kernel's high-water mark set back to them (Linux; elsewhere 0)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        return _status("VmRSS:")
+    except OSError:
+        return 0
+
+
+def _peak() -> int:
+    return _status("VmHWM:") if Path("/proc/self/status").exists() else 0

@@ -1,0 +1,135 @@
+"""The floor plan: imports run down only, there is no circle, and heavy rooms stay closed until needed.
+
+Every import statement counts, those inside functions too.
+"""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "holdfast"
+
+# From the ground up. A module may import what stands on a lower floor, or in its own folder.
+FLOORS = [
+    ["errors"],
+    ["examples", "rundir", "console"],
+    ["encoding", "heads", "evals.judge", "evals.statistics"],
+    ["anatomy", "organism", "evals", "report"],
+    ["step", "base"],
+    ["sides", "rhythm", "watch"],
+    ["defense"],
+    ["defenses"],
+    ["catalog"],
+    ["guard", "recipe"],
+    ["testing", "trainers", "models", "settings", "runlog", "modelcard"],
+    ["run", "measure"],
+    ["demo", "verify"],
+    ["cli"],
+]
+
+
+def modules():
+    return sorted(p for p in SOURCE.rglob("*.py") if p != SOURCE / "__init__.py" and "weights" not in p.parts)
+
+
+def dotted(path):
+    name = ".".join(path.relative_to(SOURCE).with_suffix("").parts)
+    return name.removesuffix(".__init__")
+
+
+def floor(name):
+    for level in range(len(FLOORS)):
+        if name in FLOORS[level]:
+            return level
+    head = name.split(".")[0]
+    return next((level for level, names in enumerate(FLOORS) if head in names), None)
+
+
+def imports(path):
+    """Absolute dotted names of everything a file imports, and whether mypy alone sees it."""
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, id(node) in typing_only) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path.name} has a relative import"
+            yield node.module, id(node) in typing_only
+            yield from ((f"{node.module}.{alias.name}", id(node) in typing_only) for alias in node.names)
+
+
+def ours(path):
+    known = {dotted(p) for p in modules()}
+    for name, typing_only in imports(path):
+        short = name.removeprefix("holdfast.")
+        if name.startswith("holdfast.") and short in known:
+            yield short, typing_only
+
+
+@pytest.mark.parametrize("path", modules(), ids=dotted)
+def test_imports_run_down_only(path):
+    name = dotted(path)
+    assert floor(name) is not None, f"{name} stands on no floor; say in FLOORS where it belongs"
+    for other, typing_only in ours(path):
+        if typing_only or other.split(".")[0] == name.split(".")[0]:
+            continue
+        assert floor(other) < floor(name), f"{name} imports {other}, which does not stand below it"
+
+
+def test_there_is_no_circle():
+    graph = {dotted(p): {n for n, typing_only in ours(p) if not typing_only} - {dotted(p)} for p in modules()}
+    done = set()
+    while ready := [name for name in graph if name not in done and graph[name] <= done]:
+        done.update(ready)
+    assert done == set(graph), f"these import each other: {sorted(set(graph) - done)}"
+
+
+@pytest.mark.parametrize(
+    ("library", "rooms"),
+    [("trl", {"trainers", "settings"}), ("peft", {"anatomy", "models", "run"})],
+)
+def test_a_library_is_imported_in_its_own_room_only(library, rooms):
+    found = {dotted(p) for p in modules() if any(n.split(".")[0] == library for n, _ in imports(p))}
+    assert found <= rooms
+
+
+def test_only_anatomy_knows_the_insides_of_peft():
+    for path in modules():
+        inside = [n for n, _ in imports(path) if n.startswith("peft.") and n.count(".") > 1]
+        assert dotted(path) == "anatomy" or not inside
+
+
+def test_nothing_inside_the_package_imports_from_its_door():
+    for path in modules():
+        names = [n for n, _ in imports(path) if n.startswith("holdfast.") and n.count(".") == 1]
+        assert all((SOURCE / f"{n.split('.')[1]}.py").exists() or (SOURCE / n.split(".")[1]).is_dir() for n in names)
+
+
+@pytest.mark.parametrize("module", ["errors", "examples", "rundir", "recipe", "catalog", "report", "cli", "models", ""])
+def test_light_rooms_import_no_torch(module):
+    name = f"holdfast.{module}".rstrip(".")
+    code = f"import sys, {name}; print([m for m in ('torch', 'transformers', 'scipy', 'datasets') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_wrong_recipe_is_refused_without_torch(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("schema: 1\nmodel: organism\ndata: d.jsonl\nlora: {}\ndefenses: [{kll: {}}]\n")
+    code = (
+        "import sys; sys.argv = ['holdfast', 'train', sys.argv[1], '--out', sys.argv[1] + '.run']\n"
+        "from holdfast.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: print(end.code, 'torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(recipe)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "2 False"
+    assert "did you mean 'kl'?" in done.stderr

@@ -1,0 +1,87 @@
+"""A recipe is data: what it says, and how it refuses."""
+
+import pytest
+
+from holdfast import recipe
+from holdfast.errors import RecipeError
+
+GOOD = """
+schema: 1
+model: organism
+data: rows.jsonl
+lora: {r: 8}
+train: {learning_rate: 1e-4, max_steps: 10}
+defenses:
+  - kl: {weight: 0.3}
+  - interleave: {pool: safe.jsonl, share: 5e-2}
+holdout: 0.1
+seed: 3
+"""
+
+
+def write(folder, text):
+    path = folder / "r.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_numbers_are_yaml_1_2_and_paths_are_the_recipes_own(tmp_path):
+    read = recipe.read(write(tmp_path, GOOD))
+    assert read.train["learning_rate"] == 1e-4  # YAML 1.1 would have read the text "1e-4"
+    assert read.data == tmp_path / "rows.jsonl"
+    kl, interleave = read.defenses
+    assert (kl.weight, kl.on) == (0.3, "all")
+    assert (interleave.pool, interleave.share) == (tmp_path / "safe.jsonl", 0.05)
+
+
+def test_a_recipe_written_and_read_again_is_the_same(tmp_path):
+    first = recipe.read(write(tmp_path, GOOD))
+    again = recipe.read(write(tmp_path, first.text()))
+    assert again == first
+
+
+def test_set_reaches_defenses_sections_and_plain_keys(tmp_path):
+    sets = ["kl.weight=0.7", "train.max_steps=3", "lora.r=2", "seed=9", "kl.forward=true"]
+    read = recipe.read(write(tmp_path, GOOD), sets)
+    assert (read.defenses[0].weight, read.defenses[0].forward) == (0.7, True)
+    assert (read.train["max_steps"], read.lora.r, read.seed) == (3, 2, 9)
+
+
+@pytest.mark.parametrize(
+    ("edit", "expected"),
+    [
+        (("model:", "modle:"), "no key 'modle'; did you mean 'model'?"),
+        (("- kl:", "- kll:"), "no defense 'kll'; did you mean 'kl'?"),
+        (("weight: 0.3", "wieght: 0.3"), "defense 'kl' has no field 'wieght'; did you mean 'weight'?"),
+        (("weight: 0.3", "weight: -1"), "weight is -1, but"),
+        (("weight: 0.3", "weight: .inf"), "weight is inf, but"),
+        (("share: 5e-2", "share: 5"), "share is 5, but"),
+        (("pool: safe.jsonl, ", ""), "defense 'interleave': pool"),
+        (("lora: {r: 8}", "lora: {rank: 8}"), "no key 'lora.rank'"),
+        (("lora: {r: 8}", ""), "no `lora:`"),
+        (("data: rows.jsonl", ""), "lacks the key 'data'"),
+        (("schema: 1", "schema: 2"), "schema is 2"),
+        (("seed: 3", "seed: 3\nseed: 4"), "the key 'seed' stands twice"),
+        (("holdout: 0.1", "holdout: 1.5"), "holdout is 1.5"),
+        (("seed: 3", "seed: [3"), "is not YAML"),
+        (("model: organism", "model: !!python/object/apply:os.getcwd []"), "is not YAML"),
+        (("- kl: {weight: 0.3}", "- kl: 0.3"), "not as 0.3"),
+    ],
+)
+def test_a_wrong_recipe_is_one_sentence_with_the_way_out(tmp_path, edit, expected):
+    text = GOOD.replace(*edit)
+    assert text != GOOD
+    with pytest.raises(RecipeError, match=r".") as caught:
+        recipe.read(write(tmp_path, text))
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_set_of_a_defense_that_is_not_listed_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match="lists no defense 'anchor'"):
+        recipe.read(write(tmp_path, GOOD), ["anchor.weight=1"])
+
+
+def test_a_missing_recipe_is_a_sentence(tmp_path):
+    with pytest.raises(RecipeError, match=r"nowhere\.yaml cannot be read: No such file"):
+        recipe.read(tmp_path / "nowhere.yaml")
