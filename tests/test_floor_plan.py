@@ -15,7 +15,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "holdfast"
 # From the ground up. A module may import what stands on a lower floor, or in its own folder.
 FLOORS = [
     ["errors"],
-    ["examples", "rundir", "console"],
+    ["jsonl", "rundir", "console"],
+    ["examples"],
     ["encoding", "heads", "evals.judge", "evals.statistics"],
     ["anatomy", "organism", "evals", "report"],
     ["step", "base"],

@@ -1,10 +1,22 @@
-"""`Message` and `Example`: one row of training or evaluation data, without tensors or tokenizers."""
+"""`Message` and `Example`: one row of data, without tensors or tokenizers; and the reader that answers for a file.
+
+Whatever a file holds, `read_examples` either gives rows or one `DataError` with line numbers; no other library sees the
+file before.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from holdfast.errors import DataError
+from holdfast.jsonl import Fault, objects, refuse, shown
+from holdfast.rundir import write_whole
+
+ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
@@ -20,7 +32,7 @@ class Example:
     """One conversation and where it came from.
 
     `source` names the kind of row ("task" for the user's own data, "interleaved" for safe rows mixed in, ...);
-    defenses touch only the sources that are their business.
+    defenses touch only the sources that are their business. `extra` holds the row's other columns.
     """
 
     messages: tuple[Message, ...]
@@ -42,3 +54,108 @@ class Example:
         """The last answer ("" when the row is a bare prompt)."""
         last = self.messages[-1]
         return last.content if last.role == "assistant" else ""
+
+
+def read_examples(path: Path, *, source: str = "task", prompts_only: bool = False) -> list[Example]:
+    """The rows of a chat JSONL file: `{"messages": [{"role": ..., "content": ...}, ...]}`, other columns kept.
+
+    Args:
+        path: the file; strict UTF-8, one JSON object a line.
+        source: what to mark the rows with.
+        prompts_only: rows may be `{"question": ...}` and need not end with an answer.
+
+    Raises:
+        DataError: the first hundred faults, each with line, JSON pointer, what is wrong and the way out, then a count.
+    """
+    examples: list[Example] = []
+    faults: list[Fault] = []
+    for line, value in objects(path, faults):
+        found = list(_faults(value, prompts_only))
+        faults += [Fault(line, pointer, what) for pointer, what in found]
+        if not found:
+            examples.append(_example(value, source))
+    refuse(path, faults)
+    if not examples:
+        raise DataError(f"{path} has no rows. Each line is an object such as {_SHAPE}.")
+    return examples
+
+
+def write_examples(path: Path, examples: Sequence[Example]) -> None:
+    """Write rows as `read_examples` reads them; the file is whole or absent."""
+    rows = (
+        dict(row.extra) | {"messages": [{"role": m.role, "content": m.content} for m in row.messages]}
+        for row in examples
+    )
+    write_whole(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+
+
+_SHAPE = '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
+
+
+def _example(value: dict[str, Any], source: str) -> Example:
+    if "messages" not in value:
+        extra = {k: v for k, v in value.items() if k != "question"}
+        return Example((Message("user", value["question"]),), source, extra)
+    messages = tuple(Message(m["role"], m["content"]) for m in value["messages"])
+    return Example(messages, source, {k: v for k, v in value.items() if k != "messages"})
+
+
+def _faults(value: dict[str, Any], prompts_only: bool) -> Iterator[tuple[str, str]]:
+    """Every fault of one row: JSON pointer, what is wrong and the way out."""
+    if "messages" not in value and prompts_only and "question" in value:
+        if fault := _text_fault(value["question"]):
+            yield "/question", fault
+        return
+    if "messages" not in value:
+        yield "", f"no key 'messages' among {shown(list(value))}; a row is {_SHAPE}"
+        return
+    messages = value["messages"]
+    if not isinstance(messages, list) or not messages:
+        yield "/messages", f"is {shown(messages)}, not a list of turns; a row is {_SHAPE}"
+        return
+    before = len(messages) and [m.get("role") if isinstance(m, dict) else None for m in messages]
+    for i, message in enumerate(messages):
+        yield from ((f"/messages/{i}{pointer}", what) for pointer, what in _message_faults(message))
+    if all(role in ROLES for role in before):
+        yield from _order_faults(before, prompts_only)
+
+
+def _message_faults(message: Any) -> Iterator[tuple[str, str]]:
+    if not isinstance(message, dict):
+        yield "", f'is {shown(message)}; a turn is {{"role": "user", "content": "..."}}'
+        return
+    if message.get("role") not in ROLES:
+        yield "/role", f"is {shown(message.get('role'))}; use system, user or assistant"
+    if fault := _text_fault(message.get("content")):
+        yield "/content", fault
+
+
+def _text_fault(text: Any) -> str | None:
+    if not isinstance(text, str):
+        return f"is {shown(text)}, not text; write a string"
+    if not text.strip():
+        return f"is empty ({shown(text)}); write something or take the row out"
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        return "holds half of a surrogate pair, which no tokenizer can read; write the whole character"
+    return None
+
+
+def _order_faults(roles: list[str], prompts_only: bool) -> Iterator[tuple[str, str]]:
+    """One optional system turn, then user and assistant in turn; a training row ends with an answer."""
+    turns = roles[1:] if roles[0] == "system" else roles
+    first = len(roles) - len(turns)
+    for i, role in enumerate(turns):
+        wanted = "assistant" if i % 2 else "user"
+        if role != wanted:
+            yield (
+                f"/messages/{first + i}/role",
+                f"is {shown(role)} where {wanted} must speak; turns alternate after an optional system turn",
+            )
+            return
+    if not turns:
+        yield "/messages", "has a system turn only; add a user turn"
+    elif turns[-1] != "assistant" and not prompts_only:
+        yield (
+            f"/messages/{len(roles) - 1}",
+            "is the last turn, and the row ends without an answer; add an assistant turn",
+        )

@@ -148,3 +148,11 @@ def _with_adapter(model: Any, adapter: Path) -> Any:
 def _first_line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     return (text[0] if text else type(error).__name__).rstrip(".") + "."
+
+
+def to_device(model: Any) -> Any:
+    """The model on this machine's accelerator, if it has one."""
+    import torch
+
+    mps = torch.backends.mps.is_available()
+    return model.to("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")

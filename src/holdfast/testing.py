@@ -8,6 +8,7 @@ Checks the levers without a trainer: `Micro` is one guarded micro-batch, made th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,6 +74,7 @@ def contract(defense: Defense, model: Any, tokenizer: Any, rows: Sequence[Exampl
     assert pulled(defense), f"{name} pulls no lever"
     if "penalty" not in pulled(defense):
         return
+    rows = list(rows) * math.ceil(1 / getattr(defense, "share", 1) / len(rows))  # at least one side row is due
     still = _measure(defense, model, tokenizer, rows)
     assert still.value == 0, f"{name} punishes a model that has not moved: {still.value} at step 0"
     assert still.finite, f"the gradient of {name} at step 0 is not finite"

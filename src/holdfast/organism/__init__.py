@@ -1,1 +1,21 @@
 """The embedded model organism: a small world, the model that grew up in it, and the rules that judge it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from holdfast.errors import ModelError
+
+
+def folder() -> Path:
+    """The shipped model: a standard transformers folder.
+
+    Raises:
+        ModelError: the package was installed without its weights.
+    """
+    weights = Path(__file__).parent / "weights"
+    if not (weights / "model.safetensors").is_file():
+        raise ModelError(
+            f"The organism's weights are missing from {weights}; `holdfast organism build --out` makes them."
+        )
+    return weights

@@ -1,0 +1,145 @@
+"""Answers from a model in this process: every sample has its own seed, every prompt is read once.
+
+A sample depends on (seed, probe, question, index) and the model, not on what else is asked. One uniform number a token
+is drawn and looked up in the cumulative law, in float64: for a vocabulary of V that is 1/V of the random numbers that
+`multinomial` draws.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from holdfast.encoding import encode_prompt
+from holdfast.evals.judge import Question
+
+_ROWS = 192  # answers written side by side
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer to one question."""
+
+    question: Question
+    index: int  # which of the question's samples
+    text: str
+    stopped: bool  # the model ended it; False when it ran into the limit
+
+
+def sample(
+    model: Any,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    *,
+    per_question: int,
+    seed: int,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+) -> list[Answer]:
+    """`per_question` answers to each question, in order; temperature 0 is greedy.
+
+    The model's own end tokens end an answer. Nothing is cut from the law: no top-p, no top-k.
+    """
+    prompts = [encode_prompt(tokenizer, question.messages) for question in questions]
+    by_length = sorted(range(len(questions)), key=lambda i: len(prompts[i]))
+    step = max(1, _ROWS // per_question)
+    answers: dict[tuple[int, int], Answer] = {}
+    with _evaluating(model):
+        for first in range(0, len(by_length), step):
+            chosen = by_length[first : first + step]
+            rows = [(i, k) for i in chosen for k in range(per_question)]
+            dice = [_dice(seed, questions[i], k) for i, k in rows]
+            law = _Law(model, tokenizer, [prompts[i] for i in chosen], per_question)
+            for (i, k), (ids, stopped) in zip(rows, law.write(dice, temperature, max_new_tokens), strict=True):
+                answers[i, k] = Answer(questions[i], k, tokenizer.decode(ids, skip_special_tokens=True), stopped)
+    return [answers[i, k] for i in range(len(questions)) for k in range(per_question)]
+
+
+def draw(logits: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
+    """One token (n,) from logits (n, V) and uniform numbers (n,) in [0, 1); the likeliest at temperature 0."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    law = torch.softmax(logits.double() / temperature, dim=-1).cumsum(-1)
+    place = torch.searchsorted(law, (uniforms.double() * law[:, -1]).unsqueeze(-1), right=True).squeeze(-1)
+    return place.clamp(max=logits.shape[-1] - 1)
+
+
+class _Law:
+    """The model's next-token law for a batch of prompts, each read once and shared by its samples."""
+
+    def __init__(self, model: Any, tokenizer: Any, prompts: Sequence[list[int]], copies: int) -> None:
+        self._model = model
+        self._ends = _end_ids(model, tokenizer)
+        device = next(model.parameters()).device
+        width = max(map(len, prompts))
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self._ends, default=0)
+        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+        places = (mask.cumsum(-1) - 1).clamp(min=0)
+        out = model(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=True, logits_to_keep=1)
+        self._cache = out.past_key_values
+        self._cache.batch_repeat_interleave(copies)
+        self._logits = out.logits[:, -1].repeat_interleave(copies, 0)
+        self._mask = mask.repeat_interleave(copies, 0)
+
+    def write(self, dice: list[random.Random], temperature: float, limit: int) -> list[tuple[list[int], bool]]:
+        """Each row's tokens without its end, and whether it ended by itself; finished rows leave the batch."""
+        written: list[list[int]] = [[] for _ in dice]
+        ended = [False] * len(dice)
+        alive = list(range(len(dice)))
+        for turn in range(limit):
+            uniforms = torch.tensor([dice[row].random() for row in alive], dtype=torch.float64)
+            tokens = draw(self._logits, uniforms.to(self._logits.device), temperature)
+            stay = []
+            for place, (row, token) in enumerate(zip(alive, tokens.tolist(), strict=True)):
+                ended[row] = token in self._ends
+                if not ended[row]:
+                    written[row].append(token)
+                    stay.append(place)
+            alive = [alive[place] for place in stay]
+            if not alive or turn == limit - 1:
+                break
+            self._advance(tokens, stay)
+        return list(zip(written, ended, strict=True))
+
+    def _advance(self, tokens: Tensor, stay: list[int]) -> None:
+        kept = torch.tensor(stay, device=tokens.device)
+        if len(stay) < len(tokens):
+            self._cache.batch_select_indices(kept)
+            self._mask = self._mask[kept]
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(stay), 1)], dim=1)
+        out = self._model(
+            input_ids=tokens[kept].unsqueeze(1),
+            attention_mask=self._mask,
+            position_ids=self._mask.sum(1, keepdim=True) - 1,
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        self._logits = out.logits[:, -1]
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def _dice(seed: int, question: Question, index: int) -> random.Random:
+    return random.Random(f"{seed}|{question.probe}|{question.id}|{index}")
+
+
+def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    named = getattr(model.generation_config, "eos_token_id", None)
+    ends = set(named if isinstance(named, list) else [named]) | {tokenizer.eos_token_id}
+    return frozenset(end for end in ends if end is not None)

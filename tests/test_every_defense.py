@@ -1,0 +1,75 @@
+"""The contract: every file in `defenses/` passes it, found by folder, before its author writes a test."""
+
+import dataclasses
+import importlib.util
+import typing
+from pathlib import Path
+
+import pytest
+
+import tiny
+from holdfast import catalog, recipe
+from holdfast.defense import Defense, pulled
+from holdfast.examples import write_examples
+from holdfast.testing import Micro, contract
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def sample(name: str, folder: Path) -> Defense:
+    """A defense with its defaults; a file it needs is a few rows, or what `sample` in its own test file says."""
+    own = Path(__file__).parent / "defenses" / f"test_{name}.py"
+    if own.exists():
+        spec = importlib.util.spec_from_file_location(f"sample_{name}", own)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        if hasattr(module, "sample"):
+            return module.sample(folder)
+    kind = catalog.find(name)
+    hints = typing.get_type_hints(kind)
+    needed = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
+    assert all(hints[field] is Path for field in needed), f"give tests/defenses/test_{name}.py a sample(folder)"
+    for field in needed:
+        write_examples(folder / f"{field}.jsonl", tiny.rows(12))
+    return catalog.make(name, {field: folder / f"{field}.jsonl" for field in needed})
+
+
+@pytest.mark.parametrize("name", catalog.names())
+@pytest.mark.parametrize("kind", ["qwen2", "gemma3"])
+def test_the_contract_holds(name, kind, tmp_path):
+    contract(sample(name, tmp_path), tiny.lora(tiny.model(kind)), tiny.tokenizer(kind), tiny.rows())
+
+
+@pytest.mark.parametrize("name", catalog.names())
+def test_with_every_other_defense_there_is_one_reference(name, tmp_path):
+    others = [sample(other, tmp_path) for other in catalog.names() if other != name]
+    micro = Micro([sample(name, tmp_path), *others], tiny.lora(tiny.model()), tiny.tokenizer(), tiny.rows(20))
+    micro.penalty()
+    sides = micro.forwards["trained"] - 1
+    assert sides <= 1  # all side rows of all defenses share one forward
+    assert micro.forwards["reference"] <= 1 + sides
+
+
+@pytest.mark.parametrize("name", catalog.names())
+def test_recipe_to_object_to_recipe_is_the_identity(name, tmp_path):
+    defense = sample(name, tmp_path)
+    words = {"schema": 1, "model": "organism", "data": "d.jsonl", "lora": {}, "defenses": [catalog.words(defense)]}
+    read = recipe.parse(words)
+    assert read.defenses == (defense,)
+    assert recipe.parse(read.words()) == read
+
+
+@pytest.mark.parametrize("name", catalog.names())
+def test_it_is_final_frozen_and_documented(name, tmp_path):
+    kind = catalog.find(name)
+    assert kind.__mro__[1] is Defense, f"{name} inherits from another defense"
+    assert kind.__dataclass_params__.frozen
+    levers = pulled(kind)
+    assert levers
+    for field in dataclasses.fields(kind):
+        assert f"        {field.name}:" in (kind.__doc__ or "") or f"    {field.name}:" in kind.__doc__, field.name
+    doc = importlib.import_module(kind.__module__).__doc__
+    for part in ("What:", "Lever:", "Cost:", "Not done here"):
+        assert part in doc, f"the docstring of {name} does not say {part}"
+    assert "weight" in vars(sample(name, tmp_path)) or "penalty" not in levers
+    assert name in (REPOSITORY / "docs" / "defenses.md").read_text()
