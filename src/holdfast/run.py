@@ -132,8 +132,11 @@ class _Plan:
 
 
 def _train(trainer: Any, run: RunDir, progress: Progress | None) -> None:
+    from transformers import PrinterCallback
+
     from holdfast.runlog import RunLog
 
+    trainer.remove_callback(PrinterCallback)  # the trainer's own prints
     trainer.add_callback(RunLog(run.path / "metrics.jsonl", progress))
     trainer.train()
     report = trainer.guard.project(trainer.model)

@@ -33,7 +33,7 @@ class Guarded:
     """Mixin over a transformers Trainer whose loss makes one forward: watches it, adds the penalties, logs them.
 
     Args:
-        defenses: in listed order; see `holdfast.defenses`.
+        defenses: in listed order; or a Guard that has curated the training rows already.
         *args: the trainer's own arguments, unchanged.
         **kwargs: the trainer's own arguments, unchanged.
 
@@ -42,10 +42,10 @@ class Guarded:
         ModelError: a defense cannot work with this model.
     """
 
-    def __init__(self, *args: Any, defenses: Sequence[Defense] = (), **kwargs: Any) -> None:
-        settings = kwargs.get("args")
-        self.guard = Guard(defenses, seed=getattr(settings, "seed", 0))
-        if self.guard.pulls("curate"):
+    def __init__(self, *args: Any, defenses: Sequence[Defense] | Guard = (), **kwargs: Any) -> None:
+        curated = isinstance(defenses, Guard)
+        self.guard = defenses if curated else Guard(defenses, seed=getattr(kwargs.get("args"), "seed", 0))
+        if self.guard.pulls("curate") and not curated:
             kwargs["train_dataset"] = self._curated(kwargs)
         super().__init__(*args, **kwargs)
         self._source = "source" in (self.train_dataset.column_names or ())

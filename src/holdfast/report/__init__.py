@@ -1,1 +1,29 @@
-"""Run folders in, one self-contained page out."""
+"""Run folders in, one self-contained page out: no request to any network, no script needed. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from holdfast.errors import RequestError
+from holdfast.rundir import write_whole
+
+
+def write(folders: Sequence[Path], out: Path) -> Path:
+    """Draw the results and runs in some folders as one HTML page.
+
+    Args:
+        folders: each with `results.json` (a demo or a study) or a run's own `eval/summary.json`.
+        out: the page; written whole or not at all.
+
+    Raises:
+        RequestError: a folder holds neither.
+    """
+    from holdfast.report.collect import collect
+    from holdfast.report.page import render
+
+    missing = next((folder for folder in folders if not folder.is_dir()), None)
+    if missing is not None:
+        raise RequestError(f"There is no folder {missing}. Name a demo's folder or a run's.")
+    write_whole(out, render(collect(folders)))
+    return out

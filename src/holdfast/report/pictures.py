@@ -1,0 +1,206 @@
+"""Small SVG pictures: the trade-off, and curves over steps. Colours come from the page's style, shapes from here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from statistics import mean
+from typing import Any
+
+SHAPES = ("circle", "square", "diamond", "up", "down", "cross")
+COLOURS = 8  # classes c0 to c7 of the style sheet, a palette for colour-blind readers
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a label is drawn everywhere on the page: shape and colour together, so neither is needed alone."""
+
+    colour: int
+    shape: str
+
+
+def looks(labels: Sequence[str]) -> dict[str, Look]:
+    """Untuned and undefended first, then one colour and shape per defense; strengths of one share both."""
+    order = ["untuned", "none", *sorted({label.split(" ")[0] for label in labels} - {"untuned", "none"})]
+    return {
+        label: Look(order.index(label.split(" ")[0]) % COLOURS, SHAPES[order.index(label.split(" ")[0]) % len(SHAPES)])
+        for label in labels
+    }
+
+
+def tradeoff(rows: Sequence[dict[str, Any]], known: dict[str, Look]) -> str:
+    """General misalignment (down is better) against in-domain misalignment (right: learnt), with 95 % intervals.
+
+    One large mark per label at the mean over its runs; with several runs, a small one each. An interval is drawn for
+    a single run; for several the spread of the small marks is shown instead.
+    """
+    points = [row for row in rows if row.get("in_domain") and _known(row["general"]) and _known(row["in_domain"])]
+    if not points:
+        return ""
+    plot = _Plot(640, 430, left=58, bottom=52, right=24, top=18)
+    parts = [plot.frame("narrow behaviour learnt: in-domain misaligned, %", "general misaligned, %")]
+    parts.append(
+        f'<text class="corner" x="{plot.x(98):.1f}" y="{plot.y(3):.1f}" text-anchor="end">learnt, and still itself</text>'
+    )
+    taken: list[tuple[float, float]] = []
+    for label in dict.fromkeys(row["label"] for row in points):
+        own = [row for row in points if row["label"] == label]
+        parts += _marks(plot, label, own, known[label], taken)
+    described = "; ".join(
+        f"{p['label']}: {p['in_domain']['misaligned']:.0f}, {p['general']['misaligned']:.0f}" for p in points
+    )
+    return _svg(plot, "General against in-domain misalignment", f"In-domain, general, percent: {described}.", parts)
+
+
+def curves(
+    series: dict[str, Sequence[tuple[float, float]]], known: dict[str, Look], title: str, unit: str, wide: int = 410
+) -> str:
+    """Lines over optimizer steps, one per label, named at their end."""
+    drawn = {label: points for label, points in series.items() if len(points) > 1}
+    if not drawn:
+        return ""
+    top = max(y for points in drawn.values() for _, y in points) or 1.0
+    last = max(x for points in drawn.values() for x, _ in points)
+    plot = _Plot(wide, 230, left=48, bottom=40, right=14, top=14, x_max=last, y_max=_round_up(top))
+    parts = [plot.frame("optimizer step", unit)]
+    for label, points in drawn.items():
+        path = " ".join(f"{plot.x(x):.1f},{plot.y(y):.1f}" for x, y in _thinned(points))
+        dash = ("", "6 3", "2 3", "8 3 2 3", "1 2", "10 4")[SHAPES.index(known[label].shape)]
+        parts.append(
+            f'<polyline class="line c{known[label].colour}" stroke-dasharray="{dash}" points="{path}">'
+            f"<title>{escape(label)}</title></polyline>"
+        )
+    ends = "; ".join(f"{label} ends at {points[-1][1]:.3g}" for label, points in drawn.items())
+    return _svg(plot, title, f"{ends}.", parts)
+
+
+def swatch(look: Look) -> str:
+    """The mark of a label, for a legend or a table."""
+    return f'<svg class="swatch" width="14" height="14" aria-hidden="true">{_mark(7, 7, 5, look)}</svg>'
+
+
+@dataclass(frozen=True)
+class _Plot:
+    width: int
+    height: int
+    left: int
+    bottom: int
+    right: int
+    top: int
+    x_max: float = 100.0
+    y_max: float = 100.0
+
+    def x(self, value: float) -> float:
+        return self.left + value / self.x_max * (self.width - self.left - self.right)
+
+    def y(self, value: float) -> float:
+        return self.height - self.bottom - value / self.y_max * (self.height - self.bottom - self.top)
+
+    def frame(self, across: str, up: str) -> str:
+        parts = []
+        for i in range(5):
+            at_x, at_y = self.x_max * i / 4, self.y_max * i / 4
+            x, y = self.x(at_x), self.y(at_y)
+            parts.append(
+                f'<line class="grid" x1="{self.left}" x2="{self.width - self.right}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            )
+            parts.append(f'<text class="tick" x="{self.left - 7}" y="{y + 4:.1f}" text-anchor="end">{at_y:g}</text>')
+            parts.append(
+                f'<text class="tick" x="{x:.1f}" y="{self.height - self.bottom + 17}" text-anchor="middle">{at_x:g}</text>'
+            )
+        middle = (self.left + self.width - self.right) / 2
+        parts.append(
+            f'<text class="axis" x="{middle}" y="{self.height - 8}" text-anchor="middle">{escape(across)}</text>'
+        )
+        half = (self.top + self.height - self.bottom) / 2
+        parts.append(
+            f'<text class="axis" transform="translate(13,{half}) rotate(-90)" text-anchor="middle">{escape(up)}</text>'
+        )
+        return "".join(parts)
+
+
+def _marks(
+    plot: _Plot, label: str, rows: Sequence[dict[str, Any]], look: Look, taken: list[tuple[float, float]]
+) -> list[str]:
+    x = plot.x(mean(row["in_domain"]["misaligned"] for row in rows))
+    y = plot.y(mean(row["general"]["misaligned"] for row in rows))
+    parts = []
+    if len(rows) == 1:
+        general, narrow = rows[0]["general"], rows[0]["in_domain"]
+        parts.append(_bar(x, plot.y(general["low"]), x, plot.y(general["high"]), look))
+        parts.append(_bar(plot.x(narrow["low"]), y, plot.x(narrow["high"]), y, look))
+    else:
+        small = ((plot.x(r["in_domain"]["misaligned"]), plot.y(r["general"]["misaligned"])) for r in rows)
+        parts += [f'<g class="faint">{_mark(a, b, 3, look)}</g>' for a, b in small]
+    parts.append(f"<g>{_mark(x, y, 7, look)}<title>{escape(label)}</title></g>")
+    return [*parts, _name(plot, label, x, y, look, taken)]
+
+
+def _name(plot: _Plot, label: str, x: float, y: float, look: Look, taken: list[tuple[float, float]]) -> str:
+    """The label beside its mark, moved until it covers no other."""
+    right = x < plot.width - 130
+    at_x, at_y = (x + 12, y - 9) if right else (x - 12, y - 9)
+    at_y = min(max(at_y, plot.top + 10.0), plot.height - plot.bottom - 4.0)
+    step = -15 if y > plot.height / 2 else 15
+    while any(abs(at_x - a) < 90 and abs(at_y - b) < 14 for a, b in taken):
+        at_y += step
+    taken.append((at_x, at_y))
+    anchor = "start" if right else "end"
+    text = "undefended" if label == "none" else label
+    return (
+        f'<text class="name t{look.colour}" x="{at_x:.1f}" y="{at_y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+    )
+
+
+def _bar(x1: float, y1: float, x2: float, y2: float, look: Look) -> str:
+    return f'<line class="bar c{look.colour}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def _mark(x: float, y: float, r: float, look: Look) -> str:
+    css = f'class="mark f{look.colour}"'
+    if look.shape == "circle":
+        return f'<circle {css} cx="{x:.1f}" cy="{y:.1f}" r="{r}"/>'
+    corners = {
+        "square": ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
+        "diamond": ((0, -1.25), (1.25, 0), (0, 1.25), (-1.25, 0)),
+        "up": ((0, -1.2), (1.1, 0.8), (-1.1, 0.8)),
+        "down": ((0, 1.2), (1.1, -0.8), (-1.1, -0.8)),
+        "cross": (
+            (-1.2, -0.4),
+            (-0.4, -0.4),
+            (-0.4, -1.2),
+            (0.4, -1.2),
+            (0.4, -0.4),
+            (1.2, -0.4),
+            (1.2, 0.4),
+            (0.4, 0.4),
+            (0.4, 1.2),
+            (-0.4, 1.2),
+            (-0.4, 0.4),
+            (-1.2, 0.4),
+        ),
+    }[look.shape]
+    points = " ".join(f"{x + a * r:.1f},{y + b * r:.1f}" for a, b in corners)
+    return f'<polygon {css} points="{points}"/>'
+
+
+def _svg(plot: _Plot, title: str, description: str, parts: Sequence[str]) -> str:
+    return (
+        f'<svg class="plot" viewBox="0 0 {plot.width} {plot.height}" role="img">'
+        f"<title>{escape(title)}</title><desc>{escape(description)}</desc>{''.join(parts)}</svg>"
+    )
+
+
+def _thinned(points: Sequence[tuple[float, float]], most: int = 200) -> Sequence[tuple[float, float]]:
+    return points[:: max(1, math.ceil(len(points) / most))]
+
+
+def _round_up(value: float) -> float:
+    scale = 10 ** math.floor(math.log10(value)) if value > 0 else 1.0
+    return next(m * scale for m in (1, 1.2, 1.6, 2, 2.4, 3.2, 4, 6, 8, 10) if m * scale >= value)
+
+
+def _known(probe: dict[str, Any] | None) -> bool:
+    return bool(probe) and probe["misaligned"] is not None  # type: ignore[index]
