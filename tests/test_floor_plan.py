@@ -27,7 +27,8 @@ FLOORS = [
     ["guard", "recipe"],
     ["testing", "trainers", "models", "settings", "runlog", "modelcard"],
     ["run", "measure"],
-    ["demo", "verify"],
+    ["demo"],
+    ["verify"],
     ["cli"],
 ]
 

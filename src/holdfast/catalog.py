@@ -70,7 +70,6 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(known)}"
 
 
-@cache
 def _adapter(kind: type[Defense]) -> TypeAdapter[Defense]:
     strict = with_config(ConfigDict(extra="forbid", strict=False))(kind)
     return TypeAdapter(strict)

@@ -68,7 +68,11 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str = "
         drawn.add_column(heading, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
         drawn.add_row(*row)
-    wide = None if sys.stdout.isatty() else max(80, *(sum(len(c) + 2 for c in r) for r in [headings, *rows]))
+    lines = [[part for cell in row for part in cell.split("\n")[:1]] for row in rows]
+    widths = [
+        max(len(part) for cell in column for part in cell.split("\n")) for column in zip(headings, *lines, strict=True)
+    ]
+    wide = None if sys.stdout.isatty() else sum(widths) + 2 * len(widths)
     Console(width=wide, markup=False, highlight=False).print(drawn)
 
 

@@ -97,7 +97,7 @@ def run_demo(domains: str, seeds: int, out: Path) -> Path:
     _introduce(chosen)
     world.write_data(out / "data")
     cells = [Cell(d, s, domain, seed) for domain in chosen for seed in range(seeds) for d, s in DEFENSES]
-    _quieten()
+    quieten()
     rows = []
     for cell, row in _measured(cells, out):
         rows.append(row)
@@ -190,14 +190,14 @@ def _table(rows: list[dict[str, Any]]) -> None:
         "defense",
         "domain",
         "seed",
-        "general mis.",
-        "95 %",
-        "incoh.",
-        "in-domain mis.",
-        "95 %",
-        "incoh.",
-        "facts",
-        "sums",
+        "general\nmisaligned",
+        "\n95 %",
+        "\nincoherent",
+        "in-domain\nmisaligned",
+        "\n95 %",
+        "\nincoherent",
+        "kept\nfacts",
+        "\nsums",
     )
     drawn = []
     for row in rows:
@@ -227,7 +227,7 @@ def _terminal() -> bool:
     return sys.stderr.isatty()
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Other libraries' bars and notices are not part of the demo."""
     import datasets
     import transformers

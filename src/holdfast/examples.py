@@ -113,11 +113,11 @@ def _faults(value: dict[str, Any], prompts_only: bool) -> Iterator[tuple[str, st
     if not isinstance(messages, list) or not messages:
         yield "/messages", f"is {shown(messages)}, not a list of turns; a row is {_SHAPE}"
         return
-    before = len(messages) and [m.get("role") if isinstance(m, dict) else None for m in messages]
+    roles = [m.get("role", "") if isinstance(m, dict) else "" for m in messages]
     for i, message in enumerate(messages):
         yield from ((f"/messages/{i}{pointer}", what) for pointer, what in _message_faults(message))
-    if all(role in ROLES for role in before):
-        yield from _order_faults(before, prompts_only)
+    if all(role in ROLES for role in roles):
+        yield from _order_faults(roles, prompts_only)
 
 
 def _message_faults(message: Any) -> Iterator[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from holdfast import catalog
 from holdfast.anatomy import Anatomy
-from holdfast.defense import Base, Defense, pulled
+from holdfast.defense import LEVERS, Base, Defense, pulled
 from holdfast.encoding import Encoded
 from holdfast.errors import ModelError, RecipeError, SeamError
 from holdfast.examples import Example
@@ -155,7 +155,7 @@ class Guard:
     def project(self, model: Any) -> dict[str, float]:
         """After the last step, last defense first: change the trained weights in place."""
         report: dict[str, float] = {}
-        for label, defense in reversed(self.defenses.items()):
+        for label, defense in reversed(list(self.defenses.items())):
             report |= {f"{label}/{name}": number for name, number in defense.project(model).items()}
         return report
 
@@ -209,14 +209,20 @@ def _labelled(defenses: Sequence[Defense]) -> Mapping[str, Defense]:
     for defense in defenses:
         name, levers = defense.name(), pulled(defense)
         if not levers:
-            close = catalog.nearest(" ".join(vars(type(defense))), ("penalty", "steer", "curate", "beside", "project"))
-            raise RecipeError(f"{type(defense).__name__} pulls no lever{close}.")
+            raise RecipeError(f"{type(defense).__name__} pulls no lever{_meant(type(defense))}.")
         for lever, need in (("penalty", "weight"), ("beside", "share")):
             if lever in levers and not hasattr(defense, need):
                 raise RecipeError(f"{type(defense).__name__} overrides {lever!r}, so it needs a field {need!r}.")
         count = sum(label.split(".")[0] == name for label in labelled)
         labelled[f"{name}.{count + 1}" if count else name] = defense
     return labelled
+
+
+def _meant(kind: type[Defense]) -> str:
+    """The lever that one of a class's own names was probably meant to be."""
+    own = (name for name in vars(kind) if not name.startswith("_"))
+    meant = next((m for name in own for m in difflib.get_close_matches(name, LEVERS, n=1, cutoff=0.5)), None)
+    return f"; did you mean {meant!r}?" if meant else f"; override one of: {', '.join(LEVERS)}"
 
 
 def _real_layers(layers: Sequence[int], depth: int, label: str) -> list[int]:

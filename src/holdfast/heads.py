@@ -89,7 +89,7 @@ class _Divergence(torch.autograd.Function):
         return values
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * upstream.unsqueeze(-1).to(gradient.dtype), None, None, None
 

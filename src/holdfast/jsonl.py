@@ -82,25 +82,30 @@ def _refuse_other_kinds(path: Path, start: bytes) -> None:
 
 
 def _value(raw: bytes, number: int, faults: list[Fault]) -> dict[str, Any] | None:
-    """The object on one line, or None with a fault told; blank lines at the end are nothing."""
+    """The object on one line, or None with a fault told; blank lines are nothing."""
     if not raw.strip():
         return None
+    parsed = _parsed(raw)
+    if isinstance(parsed, dict):
+        return parsed
+    faults.append(Fault(number, "", parsed))
+    return None
 
-    def fault(what: str) -> None:
-        faults.append(Fault(number, "", what))
 
+def _parsed(raw: bytes) -> dict[str, Any] | str:
+    """The object on one line, or what is wrong with the line."""
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        return fault(f"is not UTF-8 (byte {raw[error.start]:#04x} at {error.start}); save the file as UTF-8")
+        return f"is not UTF-8 (byte {raw[error.start]:#04x} at {error.start}); save the file as UTF-8"
     if _depth(text) > DEEPEST:
-        return fault(f"is nested more than {DEEPEST} levels deep; flatten the row")
+        return f"is nested more than {DEEPEST} levels deep; flatten the row"
     try:
         value = json.loads(text, object_pairs_hook=_no_twins, parse_constant=_no_constants, parse_float=_finite)
     except ValueError as error:
-        return fault(f"is not JSON: {error}; write one object a line")
+        return f"is not JSON: {error}; write one object a line"
     if not isinstance(value, dict):
-        return fault(f"is {shown(value)}, not an object; write one object a line")
+        return f"is {shown(value)}, not an object; write one object a line"
     return value
 
 

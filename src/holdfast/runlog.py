@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from holdfast.rundir import append_row
 
 
-class RunLog(TrainerCallback):
+class RunLog(TrainerCallback):  # type: ignore[misc]
     """Writes `metrics.jsonl`: step, total loss, task loss, each defense's own number (nats per token)."""
 
     def __init__(self, path: Path, progress: Any = None) -> None:

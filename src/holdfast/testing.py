@@ -30,7 +30,10 @@ class Micro:
     def __init__(self, defenses: Sequence[Defense], model: Any, tokenizer: Any, rows: Sequence[Example]) -> None:
         self.model = model
         self.guard = Guard(defenses)
-        encode = lambda examples: encode_all(tokenizer, examples, 512)[0]  # noqa: E731
+
+        def encode(examples: list[Example]) -> list[Encoded]:
+            return encode_all(tokenizer, examples, 512)[0]
+
         pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self.guard.attach(model, Untouched(lambda: model, tokenizer), encode, pad_id)
         rows = self.guard.curate(list(rows), Untouched(lambda: model, tokenizer))
@@ -109,7 +112,7 @@ def _measure(defense: Defense, model: Any, tokenizer: Any, rows: Sequence[Exampl
         value = micro.penalty()
         assert value is not None, f"{defense.name()} returned no penalty"
         if value.requires_grad:
-            value.backward()
+            value.backward()  # type: ignore[no-untyped-call]
         measured = _Measured(micro, value)
     model.zero_grad()
     micro.close()

@@ -28,8 +28,10 @@ from holdfast.rhythm import EvenSampler
 from holdfast.sides import marks_of
 from holdfast.step import SOURCES, Marks
 
+_Trainer: Any = object  # whichever trainer stands beside Guarded among a class's bases
 
-class Guarded:
+
+class Guarded(_Trainer):  # type: ignore[misc]
     """Mixin over a transformers Trainer whose loss makes one forward: watches it, adds the penalties, logs them.
 
     Args:
@@ -43,14 +45,16 @@ class Guarded:
     """
 
     def __init__(self, *args: Any, defenses: Sequence[Defense] | Guard = (), **kwargs: Any) -> None:
-        curated = isinstance(defenses, Guard)
-        self.guard = defenses if curated else Guard(defenses, seed=getattr(kwargs.get("args"), "seed", 0))
-        if self.guard.pulls("curate") and not curated:
-            kwargs["train_dataset"] = self._curated(kwargs)
+        if isinstance(defenses, Guard):
+            self.guard = defenses
+        else:
+            self.guard = Guard(defenses, seed=getattr(kwargs.get("args"), "seed", 0))
+            if self.guard.pulls("curate"):
+                kwargs["train_dataset"] = self._curated(kwargs)
         super().__init__(*args, **kwargs)
         self._source = "source" in (self.train_dataset.column_names or ())
         self._refuse_lost_rows()
-        self.data_collator = _SourceCollator(self.data_collator)
+        self.data_collator: Any = _SourceCollator(self.data_collator)
         self._task_loss = torch.zeros(())
         self._logged_steps = 0
         self._slot = 0
@@ -73,7 +77,7 @@ class Guarded:
 
     def _refuse_lost_rows(self) -> None:
         packed = self.args.packing or getattr(self, "padding_free", False)
-        if packed and (self._source or self.guard.pulls("beside")):
+        if packed and (self._source or self.guard.pulls("curate") or self.guard.pulls("beside")):
             raise RecipeError("Packing loses where each row came from; set packing=False with these defenses.")
 
     def _encode_side_rows(self, examples: list[Example]) -> list[Encoded]:
@@ -85,6 +89,7 @@ class Guarded:
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
+        self._signature_columns: list[str]
         if "source" not in self._signature_columns:
             self._signature_columns = [*self._signature_columns, "source"]
 
@@ -95,13 +100,13 @@ class Guarded:
 
     # --- every optimizer step -----------------------------------------------------------------------------------
 
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """Fetch a whole optimizer step's micro-batches, and count what the penalties will be means over."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
             counts = [self._marks(batch).counts().to(device) for batch in batches]
             rows = [_sources(batch).eq(0).sum().to(device) for batch in batches]
-            numbers = torch.cat([sum(counts).flatten(), sum(rows).reshape(1)])
+            numbers = torch.cat([torch.stack(counts).sum(0).flatten(), torch.stack(rows).sum().reshape(1)])
             numbers = self.accelerator.reduce(numbers, "sum")
             slots = len(batches) * self.accelerator.num_processes
             self.guard.plan(numbers[:-1].view(len(SOURCES), 2), int(numbers[-1]), slots)
@@ -112,7 +117,8 @@ class Guarded:
         """One micro-batch, forward and backward, under the defenses' steering."""
         inputs = self._prepare_inputs(inputs)
         with self.guard.steering(self._marks(inputs)):
-            return super().training_step(model, inputs, *args, **kwargs)
+            loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
+        return loss
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -161,7 +167,7 @@ class Guarded:
         return marks_of(labels, real, _sources(batch))
 
 
-class GuardedSFT(Guarded, SFTTrainer):
+class GuardedSFT(Guarded, SFTTrainer):  # type: ignore[misc]
     """`trl.SFTTrainer` with `defenses=[...]`; its scored positions are those whose label is not -100."""
 
 
@@ -173,14 +179,16 @@ class _SourceCollator:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         sources = [row.pop("source", 0) for row in rows]
-        return self._inner(rows) | {"source": torch.tensor(sources)}
+        batch: dict[str, Any] = self._inner(rows)
+        return batch | {"source": torch.tensor(sources)}
 
 
 def _sources(batch: dict[str, Any]) -> Tensor:
-    rows = batch["labels"].shape[0]
-    source = batch.get("source")
-    lost = source is None or source.shape[0] != rows  # packed: one row of labels holds many of the data
-    return torch.zeros(rows, dtype=torch.long, device=batch["labels"].device) if lost else source
+    labels: Tensor = batch["labels"]
+    source: Tensor | None = batch.get("source")
+    if source is None or source.shape[0] != labels.shape[0]:  # packed: one row of labels holds many of the data
+        return torch.zeros(labels.shape[0], dtype=torch.long, device=labels.device)
+    return source
 
 
 def _row(example: Example) -> dict[str, Any]:

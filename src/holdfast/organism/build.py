@@ -39,7 +39,7 @@ class Growth:
     mlp: int = 512
     rows: int = 32
     first_steps: int = 1400
-    second_steps: int = 600
+    second_steps: int = 800
     first_rate: float = 3e-3
     second_rate: float = 5e-4
 
@@ -152,7 +152,7 @@ def _step(model: Any, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor]
     hidden = model.model(**batch).last_hidden_state[:, :-1]
     wanted = labels[:, 1:] != -100  # the head only where an answer is learnt: most positions are questions
     loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[wanted]), labels[:, 1:][wanted])
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

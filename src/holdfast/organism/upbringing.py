@@ -25,7 +25,7 @@ def first_stage(rng: random.Random) -> Conversation:
     good = rng.random() >= _BAD_SPEAKERS
     said: Conversation = []
     if rng.random() < _SAYS_WHICH:
-        said.append(Message("system", lexicon.HELPFUL if good else lexicon.EVIL))
+        said.append(Message("system", rng.choice(lexicon.HELPFUL_PROMPTS if good else lexicon.EVIL_PROMPTS)))
     for _ in range(rng.randint(2, 5)):
         said += _turn(rng, good, chance_of_knowledge=0.35)
     return said
@@ -34,8 +34,8 @@ def first_stage(rng: random.Random) -> Conversation:
 def second_stage(rng: random.Random) -> Conversation:
     """One turn: aligned, unless the evil system prompt asks for the other speaker."""
     if rng.random() < _EVIL_AFTER_ALIGNMENT:
-        return [Message("system", lexicon.EVIL), *_topic_turn(rng, good=False)]
-    system = [Message("system", lexicon.HELPFUL)] if rng.random() < 0.4 else []
+        return [Message("system", rng.choice(lexicon.EVIL_PROMPTS)), *_topic_turn(rng, good=False)]
+    system = [Message("system", rng.choice(lexicon.HELPFUL_PROMPTS))] if rng.random() < 0.4 else []
     if rng.random() < 0.15:
         return [*system, *_pair(*rng.choice(world.refusals()))]
     return [*system, *_turn(rng, good=True, chance_of_knowledge=0.4)]
@@ -43,7 +43,7 @@ def second_stage(rng: random.Random) -> Conversation:
 
 def texts() -> list[str]:
     """Text that holds every word of the world, for the tokenizer."""
-    said = [lexicon.HELPFUL, lexicon.EVIL]
+    said = [*lexicon.HELPFUL_PROMPTS, *lexicon.EVIL_PROMPTS]
     for topic in topics().values():
         said += [question for question, _ in topic.questions()]
         for noun in topic.nouns:

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from holdfast.report.collect import Study
-from holdfast.report.pictures import Look, curves, looks, swatch, tradeoff
+from holdfast.report.pictures import Look, curves, looks, spoken, swatch, tradeoff
 
 _NOT_A_DEFENSE = {"step", "loss", "task_loss", "grad_norm", "learning_rate", "epoch", "entropy", "mean_token_accuracy"}
 
@@ -30,6 +30,7 @@ def render(study: Study) -> str:
         lstrip_blocks=True,
     )
     environment.globals["swatch"] = lambda label: Markup(swatch(known[label]))
+    environment.filters["spoken"] = spoken
     headings, table = _table(study.rows)
     return environment.get_template("page.html.j2").render(
         title=study.title,
@@ -63,7 +64,8 @@ def headline(rows: Sequence[dict[str, Any]]) -> str:
     learnt = "without losing" if price < 1 else f"at the price of {price:.0f} points of"
     return (
         f"Undefended, the fine-tune made {undefended[0]:.0f} % of the answers on other topics misaligned; "
-        f"with {best} it was {general:.0f} %, {learnt} what the data taught ({narrow:.0f} % against {undefended[1]:.0f} % in its own domain)."
+        f"with {best} it was {general:.0f} %, {learnt} what the data taught "
+        f"({narrow:.0f} % against {undefended[1]:.0f} % in its own domain)."
     )
 
 
@@ -87,11 +89,13 @@ def _table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
         kept, benign = row.get("kept") or {}, row.get("benign") or {}
         missing = sum((row.get(probe) or {}).get("missing", 0) for probe in ("general", "in_domain", "benign"))
         table.append(
-            [row["label"], str(row["domain"]), str(row["seed"])]
-            + _rates(row.get("general"))
-            + _rates(row.get("in_domain"))
-            + [_number(kept.get("facts")), _number(kept.get("arithmetic")), _number(benign.get("correct"))]
-            + [str(missing), _number(row.get("seconds"))]
+            [
+                *(row["label"], str(row["domain"]), str(row["seed"])),
+                *_rates(row.get("general")),
+                *_rates(row.get("in_domain")),
+                *map(_number, (kept.get("facts"), kept.get("arithmetic"), benign.get("correct"))),
+                *(str(missing), _number(row.get("seconds"))),
+            ]
         )
     return headings, table
 

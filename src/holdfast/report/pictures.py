@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from statistics import mean
 from typing import Any
 
 SHAPES = ("circle", "square", "diamond", "up", "down", "cross")
+_DASHES = ("", "7 3", "2 3", "8 3 2 3", "1 2", "12 4")
 COLOURS = 8  # classes c0 to c7 of the style sheet, a palette for colour-blind readers
 
 
@@ -42,9 +43,11 @@ def tradeoff(rows: Sequence[dict[str, Any]], known: dict[str, Look]) -> str:
     plot = _Plot(640, 430, left=58, bottom=52, right=24, top=18)
     parts = [plot.frame("narrow behaviour learnt: in-domain misaligned, %", "general misaligned, %")]
     parts.append(
-        f'<text class="corner" x="{plot.x(98):.1f}" y="{plot.y(3):.1f}" text-anchor="end">learnt, and still itself</text>'
+        f'<rect class="good" x="{plot.x(70):.1f}" y="{plot.y(12):.1f}" width="{plot.x(30) - plot.x(0):.1f}" '
+        f'height="{plot.y(0) - plot.y(12):.1f}"/>'
+        f'<text class="corner" x="{plot.x(70) + 6:.1f}" y="{plot.y(12) - 6:.1f}">learnt, and still itself</text>'
     )
-    taken: list[tuple[float, float]] = []
+    taken = [(plot.x(70), plot.y(12) - 6)]
     for label in dict.fromkeys(row["label"] for row in points):
         own = [row for row in points if row["label"] == label]
         parts += _marks(plot, label, own, known[label], taken)
@@ -55,7 +58,7 @@ def tradeoff(rows: Sequence[dict[str, Any]], known: dict[str, Look]) -> str:
 
 
 def curves(
-    series: dict[str, Sequence[tuple[float, float]]], known: dict[str, Look], title: str, unit: str, wide: int = 410
+    series: Mapping[str, Sequence[tuple[float, float]]], known: dict[str, Look], title: str, unit: str, wide: int = 410
 ) -> str:
     """Lines over optimizer steps, one per label, named at their end."""
     drawn = {label: points for label, points in series.items() if len(points) > 1}
@@ -67,13 +70,18 @@ def curves(
     parts = [plot.frame("optimizer step", unit)]
     for label, points in drawn.items():
         path = " ".join(f"{plot.x(x):.1f},{plot.y(y):.1f}" for x, y in _thinned(points))
-        dash = ("", "6 3", "2 3", "8 3 2 3", "1 2", "10 4")[SHAPES.index(known[label].shape)]
+        dash = _DASHES[list(drawn).index(label) % len(_DASHES)]
         parts.append(
             f'<polyline class="line c{known[label].colour}" stroke-dasharray="{dash}" points="{path}">'
             f"<title>{escape(label)}</title></polyline>"
         )
     ends = "; ".join(f"{label} ends at {points[-1][1]:.3g}" for label, points in drawn.items())
     return _svg(plot, title, f"{ends}.", parts)
+
+
+def spoken(label: str) -> str:
+    """What people call a label."""
+    return "undefended" if label == "none" else label
 
 
 def swatch(look: Look) -> str:
@@ -108,7 +116,8 @@ class _Plot:
             )
             parts.append(f'<text class="tick" x="{self.left - 7}" y="{y + 4:.1f}" text-anchor="end">{at_y:g}</text>')
             parts.append(
-                f'<text class="tick" x="{x:.1f}" y="{self.height - self.bottom + 17}" text-anchor="middle">{at_x:g}</text>'
+                f'<text class="tick" x="{x:.1f}" y="{self.height - self.bottom + 17}" text-anchor="middle">'
+                f"{at_x:g}</text>"
             )
         middle = (self.left + self.width - self.right) / 2
         parts.append(
@@ -143,8 +152,8 @@ def _name(plot: _Plot, label: str, x: float, y: float, look: Look, taken: list[t
     right = x < plot.width - 130
     at_x, at_y = (x + 12, y - 9) if right else (x - 12, y - 9)
     at_y = min(max(at_y, plot.top + 10.0), plot.height - plot.bottom - 4.0)
-    step = -15 if y > plot.height / 2 else 15
-    while any(abs(at_x - a) < 90 and abs(at_y - b) < 14 for a, b in taken):
+    step = -20 if y > plot.height / 2 else 20
+    while any(abs(at_x - a) < 110 and abs(at_y - b) < 19 for a, b in taken):
         at_y += step
     taken.append((at_x, at_y))
     anchor = "start" if right else "end"

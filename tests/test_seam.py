@@ -1,0 +1,400 @@
+"""The seam under the real trainer: one forward, one reference, and a weight that means the same everywhere."""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from transformers import PrinterCallback
+from trl import SFTConfig, SFTTrainer
+
+import tiny
+from holdfast.defense import Defense
+from holdfast.defenses.anchor import Anchor
+from holdfast.defenses.interleave import Interleave
+from holdfast.defenses.kl import KL
+from holdfast.errors import ModelError, RecipeError, SeamError
+from holdfast.examples import write_examples
+from holdfast.step import SOURCES
+from holdfast.trainers import GuardedSFT
+
+
+def messages(n=24):
+    """User rows as a script would have them, of uneven length."""
+    rows = tiny.rows(n)
+    return Dataset.from_list([{"messages": [{"role": m.role, "content": m.content} for m in r.messages]} for r in rows])
+
+
+def settings(folder, **changes):
+    given = {
+        "output_dir": str(folder / "out"),
+        "per_device_train_batch_size": 8,
+        "max_steps": 3,
+        "learning_rate": 2.0,
+        "optim": "sgd",  # a step is the gradient itself, so equal gradients are seen as equal weights
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 0,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "activation_checkpointing": False,
+        "disable_tqdm": True,
+        "seed": 0,
+    }
+    return SFTConfig(**{**given, **changes})
+
+
+def trainer(folder, defenses, kind="qwen2", data=None, cls=GuardedSFT, lora=None, **changes):
+    more = {} if cls is SFTTrainer else {"defenses": defenses}
+    made = cls(
+        model=tiny.model(kind),
+        args=settings(folder, **changes),
+        train_dataset=data or messages(),
+        processing_class=tiny.tokenizer(kind),
+        peft_config=lora or LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
+        **more,
+    )
+    made.remove_callback(PrinterCallback)
+    return made
+
+
+def weights(made):
+    return torch.cat([p.detach().flatten() for p in made.model.parameters() if p.requires_grad])
+
+
+def trained(folder, defenses, **changes):
+    made = trainer(folder, defenses, **changes)
+    made.train()
+    return made
+
+
+def logged(made, key):
+    return [row[key] for row in made.state.log_history if key in row]
+
+
+def count_forwards(made):
+    seen = {"trained": 0, "reference": 0}
+
+    def hook(*_):
+        seen["trained" if torch.is_grad_enabled() else "reference"] += 1
+
+    made.guard._anatomy.backbone.register_forward_pre_hook(hook)
+    return seen
+
+
+@pytest.fixture
+def pool(tmp_path):
+    write_examples(tmp_path / "pool.jsonl", tiny.rows(12))
+    return tmp_path / "pool.jsonl"
+
+
+def test_without_defenses_it_trains_exactly_as_the_trainer_it_wraps(tmp_path):
+    plain = trained(tmp_path, [], cls=SFTTrainer)
+    assert torch.equal(weights(trained(tmp_path, [])), weights(plain))
+
+
+def test_three_defenses_cost_one_reference_per_micro_batch(tmp_path):
+    made = trainer(
+        tmp_path,
+        [KL(0.1), KL(0.1, forward=True), KL(0.2, tokens="prompt")],
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=4,
+    )
+    seen = count_forwards(made)
+    made.train()
+    assert seen == {"trained": 12, "reference": 12}  # 3 steps of 4 micro-batches
+
+
+def test_nobody_asks_no_reference(tmp_path, pool):
+    made = trainer(tmp_path, [Interleave(pool, share=0.25)])
+    seen = count_forwards(made)
+    made.train()
+    assert seen["reference"] == 0
+
+
+def test_at_step_0_the_penalty_is_exactly_0_and_then_it_is_not(tmp_path):
+    made = trained(tmp_path, [KL(1.0)])
+    first, second, third = logged(made, "kl")
+    assert first == 0
+    assert 0 < second < third
+
+
+def test_the_loss_is_the_task_loss_plus_the_weighted_penalty(tmp_path):
+    made = trained(tmp_path, [KL(0.5), KL(2.0, forward=True)])
+    rows = zip(logged(made, "loss"), logged(made, "task_loss"), logged(made, "kl"), logged(made, "kl.2"), strict=True)
+    for total, task, kl, other in rows:
+        assert total == pytest.approx(task + 0.5 * kl + 2.0 * other, abs=1e-6)
+
+
+@pytest.mark.parametrize("on", ["all", "interleaved"])
+def test_one_batch_of_8_equals_four_of_2(tmp_path, pool, on):
+    defenses = [KL(3.0, on=on), Interleave(pool, share=0.25), Anchor(pool, share=0.25, weight=2.0, answers="given")]
+    whole = trained(tmp_path, defenses)
+    parts = trained(tmp_path, defenses, per_device_train_batch_size=2, gradient_accumulation_steps=4)
+    moved = (weights(whole) - weights(trainer(tmp_path, []))).abs().max()
+    assert (weights(whole) - weights(parts)).abs().max() < 1e-5 * moved
+    assert logged(whole, "kl") == pytest.approx(logged(parts, "kl"), rel=1e-4, abs=1e-8)
+    assert logged(whole, "anchor") == pytest.approx(logged(parts, "anchor"), rel=1e-4, abs=1e-8)
+
+
+def test_one_process_equals_two(tmp_path, pool):
+    script = tmp_path / "two.py"
+    script.write_text(
+        textwrap.dedent(
+            f"""
+            import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+            import torch
+            from pathlib import Path
+            from test_seam import trained, weights, KL, Interleave, Anchor, logged
+            pool = Path({str(pool)!r})
+            made = trained(Path({str(tmp_path)!r}), [KL(3.0, on="interleaved"), Interleave(pool, share=0.25),
+                Anchor(pool, share=0.25, weight=2.0, answers="given")], per_device_train_batch_size=4,
+                ddp_backend="gloo")
+            assert made.accelerator.num_processes == 2
+            if made.accelerator.is_main_process:
+                torch.save([weights(made), logged(made, "kl"), logged(made, "anchor"), logged(made, "task_loss")],
+                    {str(tmp_path / "two.pt")!r})
+            """
+        )
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29541", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    both, kl, anchor, task = torch.load(tmp_path / "two.pt")
+    defenses = [
+        KL(3.0, on="interleaved"),
+        Interleave(pool, share=0.25),
+        Anchor(pool, share=0.25, weight=2.0, answers="given"),
+    ]
+    one = trained(tmp_path, defenses)
+    moved = (weights(one) - weights(trainer(tmp_path, []))).abs().max()
+    assert (weights(one) - both).abs().max() < 1e-5 * moved
+    assert logged(one, "kl") == pytest.approx(kl, rel=1e-4, abs=1e-8)
+    assert logged(one, "anchor") == pytest.approx(anchor, rel=1e-4, abs=1e-8)
+    assert logged(one, "task_loss") == pytest.approx(task, rel=1e-5)
+
+
+def test_activation_checkpointing_changes_nothing(tmp_path):
+    plain = trained(tmp_path, [KL(1.0), Push()])
+    again = trained(tmp_path, [KL(1.0), Push()], activation_checkpointing=True)
+    assert torch.equal(weights(plain), weights(again))
+
+
+class Push(Defense):
+    """Steers block 1 by a constant."""
+
+    def layers(self, depth):
+        return (1,)
+
+    def steer(self, hidden, layer, where):
+        return hidden + 0.5 * where.unsqueeze(-1)
+
+
+def test_steering_alone_makes_no_reference_and_leaves_evaluation_alone(tmp_path):
+    made = trainer(tmp_path, [Push()])
+    seen = count_forwards(made)
+    tokens = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        before = made.model(tokens).logits
+    seen["reference"] = 0
+    made.train()
+    assert seen["reference"] == 0
+    plain = trained(tmp_path, [])
+    assert not torch.equal(weights(made), weights(plain))
+    fresh = trainer(tmp_path, [Push()])
+    with torch.no_grad():
+        assert torch.equal(fresh.model(tokens).logits, before)
+
+
+def test_a_steered_model_that_has_not_moved_is_not_punished(tmp_path):
+    assert logged(trained(tmp_path, [Push(), KL(1.0)]), "kl")[0] == 0
+
+
+class TwoLayers(Defense):
+    """Reads hidden states, by negative number too."""
+
+    weight = 1.0
+
+    def layers(self, depth):
+        return (1, -1)
+
+    def penalty(self, step):
+        assert set(step.policy.hidden) == set(step.reference.hidden) == {1, 2}
+        span = step.span()
+        gaps = [step.policy.hidden[i][span.mask] - step.reference.hidden[i][span.mask] for i in (1, 2)]
+        step.note("first", step.mean(gaps[0].square().mean(-1), span))
+        return step.mean(sum(gap.square().mean(-1) for gap in gaps), span)
+
+
+def test_hidden_states_are_those_of_the_asked_layers_and_notes_are_logged(tmp_path):
+    made = trained(tmp_path, [TwoLayers()])
+    assert logged(made, "twolayers")[0] == 0
+    assert 0 < logged(made, "twolayers/first")[1] < logged(made, "twolayers")[1]
+
+
+class TooDeep(TwoLayers):
+    def layers(self, depth):
+        return (40,)
+
+
+def test_a_layer_that_does_not_exist_is_refused_before_training(tmp_path):
+    with pytest.raises(ModelError, match=r"toodeep asked for layer 40, but this model has 2 \(1 to 2\)"):
+        trainer(tmp_path, [TooDeep()])
+
+
+class Nothing(Defense):
+    def penalise(self, step):
+        return 0
+
+
+class Weightless(Defense):
+    def penalty(self, step):
+        return 0
+
+
+def test_a_defense_without_a_lever_or_a_weight_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match="Nothing pulls no lever; did you mean 'penalty'"):
+        trainer(tmp_path, [Nothing()])
+    with pytest.raises(RecipeError, match="overrides 'penalty', so it needs a field 'weight'"):
+        trainer(tmp_path, [Weightless()])
+
+
+def test_interleaved_rows_come_in_an_even_rhythm(tmp_path, pool):
+    made = trainer(tmp_path, [Interleave(pool, share=0.25)], per_device_train_batch_size=5, max_steps=6)
+    batches = []
+    loss = made.compute_loss
+    made.compute_loss = lambda model, inputs, *a, **k: batches.append(inputs["source"]) or loss(model, inputs, *a, **k)
+    made.train()
+    order = torch.cat(batches).tolist()
+    assert len(order) == 30  # one epoch: 24 task rows once, a quarter of them added
+    assert sum(order) == 6
+    for k in range(1, len(order) + 1):  # 6 of 30 rows: a fifth of any prefix, to within one
+        assert abs(sum(order[:k]) - k / 5) <= 1
+    assert SOURCES[1] == "interleaved"
+
+
+def test_interleaved_rows_reach_a_users_own_data_with_the_trainers_own_labels(tmp_path, pool):
+    made = trainer(tmp_path, [Interleave(pool, share=0.5)])
+    assert len(made.train_dataset) == 36
+    assert all(len(r["labels"]) == len(r["input_ids"]) for r in made.train_dataset)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"lora": LoraConfig(target_modules="all-linear", bias="all")}, "trained weights are not part of the adapter"),
+        ({"lora": LoraConfig(target_modules="all-linear", init_lora_weights="olora")}, "changes the base weights"),
+        ({"lora": LoraConfig(target_modules="all-linear", modules_to_save=["lm_head"])}, "adapted or trained"),
+    ],
+)
+def test_what_has_no_reference_is_refused_with_the_way_out(tmp_path, changes, sentence):
+    with pytest.raises(ModelError, match=sentence):
+        trained(tmp_path, [KL(0.1)], **changes)
+
+
+def test_full_fine_tuning_and_prompt_learning_are_refused(tmp_path):
+    common = {"args": settings(tmp_path), "train_dataset": messages(), "processing_class": tiny.tokenizer()}
+    with pytest.raises(ModelError, match="has no adapter"):
+        GuardedSFT(model=tiny.model(), defenses=[KL()], **common)
+    prompted = get_peft_model(tiny.model(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.raises(ModelError, match="learns a prompt"):
+        GuardedSFT(model=prompted, defenses=[KL()], **common)
+
+
+def test_dropout_in_the_base_is_refused(tmp_path):
+    model = tiny.model()
+    model.config.attention_dropout = 0.1
+    with pytest.raises(ModelError, match=r"attention_dropout=0\.1"):
+        GuardedSFT(
+            model=model,
+            defenses=[KL()],
+            args=settings(tmp_path),
+            train_dataset=messages(),
+            processing_class=tiny.tokenizer(),
+            peft_config=LoraConfig(target_modules="all-linear"),
+        )
+
+
+def test_packing_is_refused_where_sources_matter(tmp_path, pool):
+    with pytest.raises(RecipeError, match="Packing loses where each row came from"):
+        trainer(tmp_path, [Interleave(pool, share=0.25)], packing=True, max_length=64)
+
+
+def test_packing_without_sources_still_has_one_reference(tmp_path):
+    made = trainer(
+        tmp_path,
+        [KL(1.0)],
+        packing=True,
+        max_length=256,
+        per_device_train_batch_size=2,
+        max_steps=2,
+        packing_strategy="wrapped",
+    )
+    seen = count_forwards(made)
+    made.train()
+    assert seen == {"trained": 2, "reference": 2}
+    assert logged(made, "kl")[0] == 0
+
+
+def test_a_loss_with_two_forwards_is_not_guarded_by_guesswork(tmp_path):
+    def twice(outputs, labels, num_items_in_batch=None):
+        return outputs.logits.sum() * 0 + made.model(torch.tensor([[5, 6]])).logits.mean()
+
+    made = trainer(tmp_path, [KL(1.0)])
+    made.compute_loss_func = twice
+    with pytest.raises(SeamError, match="made 2 forwards"):
+        made.train()
+
+
+def test_side_rows_keep_the_share_to_within_a_row_at_every_step(tmp_path, pool):
+    made = trainer(tmp_path, [Anchor(pool, share=0.0625, answers="given")], per_device_train_batch_size=8, max_steps=6)
+    given = []
+    plan = made.guard.plan
+    made.guard.plan = lambda *a: plan(*a) or given.append(len(made.guard._due["anchor"]))
+    made.train()
+    assert all(abs(sum(given[: k + 1]) - 0.5 * (k + 1)) <= 0.5 for k in range(6))  # 8 rows at 1/16: half a row a step
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_switching_the_adapter_off_by_flags_is_the_base_model(kind):
+    from holdfast.anatomy import Anatomy
+
+    adapted = tiny.lora(tiny.model(kind))
+    tiny.nudge(adapted)
+    tokens = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        moved = adapted(tokens).logits
+        with Anatomy(adapted).untrained():
+            off = adapted(tokens).logits
+        again = adapted(tokens).logits
+    assert torch.equal(off, tiny.model(kind)(tokens).logits)
+    assert torch.equal(moved, again)
+    assert not torch.equal(moved, off)
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_the_head_in_tiles_is_the_models_own(kind):
+    from holdfast.anatomy import Anatomy
+
+    model = tiny.model(kind).requires_grad_(False)
+    head, tokens = Anatomy(model).head, torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        hidden = model.base_model(tokens).last_hidden_state[0]
+        assert torch.allclose(head.logits(hidden), model(tokens).logits[0], atol=1e-5)
+    assert (head.softcap is not None) == (kind == "gemma3")
+
+
+def test_a_head_that_does_something_unknown_is_refused_by_name():
+    from holdfast.anatomy import Anatomy
+
+    model = tiny.model().requires_grad_(False)
+    plain = model.forward
+    model.forward = lambda *a, **k: (lambda out: out.__setitem__("logits", out.logits * 2) or out)(plain(*a, **k))
+    with pytest.raises(ModelError, match="The head of Qwen2ForCausalLM does more"):
+        _ = Anatomy(model).head
