@@ -1,0 +1,72 @@
+"""Sampling: the same law as a plain loop, the same sample whatever the batch."""
+
+import random
+
+import pytest
+import torch
+
+import tiny
+from holdfast.encoding import encode_prompt
+from holdfast.evals.judge import Question
+from holdfast.evals.sampler import draw, sample
+from holdfast.examples import Message
+
+
+def questions(n=5):
+    return [Question(f"q{i}", "general", (Message("user", "why " * (1 + i)),)) for i in range(n)]
+
+
+def by_hand(model, tokenizer, question, index, seed, limit, temperature):
+    """The whole prompt again at every token: no cache, no batch, no padding."""
+    dice = random.Random(f"{seed}|{question.probe}|{question.id}|{index}")
+    ids, written = encode_prompt(tokenizer, question.messages), []
+    for _ in range(limit):
+        with torch.no_grad():
+            logits = model(torch.tensor([ids + written])).logits[:, -1]
+        token = draw(logits, torch.tensor([dice.random()]), temperature).item()
+        if token == tokenizer.eos_token_id:
+            return tokenizer.decode(written, skip_special_tokens=True), True
+        written.append(token)
+    return tokenizer.decode(written, skip_special_tokens=True), False
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_it_writes_what_a_plain_loop_writes(kind, temperature):
+    model, tokenizer = tiny.model(kind), tiny.tokenizer(kind)
+    asked = questions()
+    answers = sample(model, tokenizer, asked, per_question=3, seed=7, max_new_tokens=24, temperature=temperature)
+    expected = [by_hand(model, tokenizer, q, k, 7, 24, temperature) for q in asked for k in range(3)]
+    assert [(a.text, a.stopped) for a in answers] == expected
+
+
+def test_a_sample_does_not_depend_on_what_else_is_asked():
+    model, tokenizer = tiny.model(), tiny.tokenizer()
+    together = sample(model, tokenizer, questions(), per_question=4, seed=1, max_new_tokens=12)
+    alone = sample(model, tokenizer, questions()[2:3], per_question=2, seed=1, max_new_tokens=12)
+    same = [a.text for a in together if a.question.id == "q2"][:2]
+    assert [a.text for a in alone] == same
+    other = sample(model, tokenizer, questions()[2:3], per_question=2, seed=2, max_new_tokens=12)
+    assert [a.text for a in other] != same
+
+
+def test_the_law_is_the_softmax():
+    # A chi-square over five tokens and 20,000 draws: 4 degrees of freedom, 18.47 is the 99.9 % point.
+    logits = torch.tensor([0.0, 1.0, -1.0, 2.0, 0.5])
+    uniforms = torch.rand(20_000, generator=torch.Generator().manual_seed(0))
+    counts = torch.bincount(draw(logits.expand(20_000, 5), uniforms, 0.7), minlength=5)
+    wanted = 20_000 * torch.softmax(logits / 0.7, 0)
+    assert ((counts - wanted) ** 2 / wanted).sum() < 18.47
+
+
+def test_the_edges_of_the_law_stay_inside_it():
+    logits = torch.tensor([[0.0, 0.0, -torch.inf]])
+    assert draw(logits, torch.tensor([0.0]), 1.0).item() == 0
+    assert draw(logits, torch.tensor([0.9999999999], dtype=torch.float64), 1.0).item() == 1
+    assert draw(logits, torch.tensor([0.3]), 0.0).item() == 0
+
+
+def test_the_model_comes_back_as_it_was():
+    model = tiny.model().train()
+    sample(model, tiny.tokenizer(), questions(1), per_question=1, seed=0, max_new_tokens=2)
+    assert model.training

@@ -1,0 +1,154 @@
+"""The reader answers for a file before any library sees it."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from holdfast.errors import DataError
+from holdfast.examples import Example, Message, read_examples, write_examples
+
+ROW = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}
+
+
+def turns(*roles):
+    return {"messages": [{"role": r, "content": r} for r in roles]}
+
+
+def write(folder, *lines):
+    path = folder / "rows.jsonl"
+    path.write_bytes(
+        b"".join((line if isinstance(line, bytes) else json.dumps(line).encode()) + b"\n" for line in lines)
+    )
+    return path
+
+
+def test_a_row_keeps_its_turns_and_its_other_columns(tmp_path):
+    (row,) = read_examples(write(tmp_path, {**ROW, "license": "CC0", "n": 3}))
+    assert row.question == "hi"
+    assert row.answer == "ho"
+    assert row.prompt == (Message("user", "hi"),)
+    assert row.extra == {"license": "CC0", "n": 3}
+
+
+@pytest.mark.parametrize(
+    ("line", "pointer", "what"),
+    [
+        (b"{", "line 2:", "is not JSON"),
+        (b"[1]", "line 2:", "is [1], not an object"),
+        (b'{"messages": [], "messages": []}', "line 2:", "the key 'messages' stands twice"),
+        (b'{"messages": NaN}', "line 2:", "NaN is no JSON number"),
+        (b'{"x": 1e999, "messages": []}', "line 2:", "too large for a number"),
+        (b'{"a":' * 40 + b"1" + b"}" * 40, "line 2:", "nested more than 32 levels"),
+        (b'{"messages": "\xff"}', "line 2:", "is not UTF-8 (byte 0xff at 14)"),
+        (b'{"x": "' + b"a" * (1 << 20) + b'"}', "line 2:", "longer than 1,048,576 bytes"),
+        ({"text": "hi"}, "line 2:", "no key 'messages' among ['text']"),
+        ({"messages": "hi"}, "/messages:", "is 'hi', not a list of turns"),
+        ({"messages": []}, "/messages:", "is [], not a list of turns"),
+        ({"messages": ["hi"]}, "/messages/0:", "is 'hi'; a turn is"),
+        (
+            {"messages": [{"role": "bot", "content": "x"}]},
+            "/messages/0/role:",
+            "is 'bot'; use system, user or assistant",
+        ),
+        ({"messages": [{"role": "user", "content": 3}]}, "/messages/0/content:", "is 3, not text"),
+        ({"messages": [{"role": "user"}]}, "/messages/0/content:", "is None, not text"),
+        (turns("assistant"), "/messages/0/role:", "'assistant' where user must speak"),
+        (turns("user", "user"), "/messages/1/role:", "'user' where assistant must speak"),
+        (turns("user", "system", "assistant"), "/messages/1/role:", "'system' where assistant must speak"),
+        (turns("system"), "/messages:", "has a system turn only"),
+        (turns("user"), "/messages/0:", "the row ends without an answer"),
+        (
+            {"messages": [ROW["messages"][0], {"role": "assistant", "content": " \n"}]},
+            "/messages/1/content:",
+            "is empty",
+        ),
+        (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "/messages/0/content:", "half of a surrogate pair"),
+    ],
+)
+def test_a_fault_is_told_with_line_pointer_and_way_out(tmp_path, line, pointer, what):
+    with pytest.raises(DataError) as caught:
+        read_examples(write(tmp_path, ROW, line, ROW))
+    message = str(caught.value)
+    assert "line 2" in message
+    assert pointer in message
+    assert what in message
+    assert "line 1" not in message
+    assert "line 3" not in message
+
+
+def test_every_fault_is_told_at_once_the_first_hundred_and_a_count(tmp_path):
+    with pytest.raises(DataError) as caught:
+        read_examples(write(tmp_path, *[{"x": 1}] * 250))
+    lines = str(caught.value).splitlines()
+    assert "has 250 faults" in lines[0]
+    assert len(lines) == 102
+    assert lines[-1].strip() == "... and 150 more"
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"", "has no rows"),
+        (b"\n\n", "has no rows"),
+        (b"\xef\xbb\xbf{}", "byte-order mark"),
+        ("{}".encode("utf-16"), "is UTF-16"),
+        (b"\x1f\x8b\x08\x00", "is gzip"),
+        (b"PAR1....", "is Parquet"),
+    ],
+)
+def test_another_kind_of_file_is_named(tmp_path, content, what):
+    (tmp_path / "rows.jsonl").write_bytes(content)
+    with pytest.raises(DataError, match=what):
+        read_examples(tmp_path / "rows.jsonl")
+
+
+def test_a_missing_file_and_a_folder_are_sentences(tmp_path):
+    with pytest.raises(DataError, match="No such file"):
+        read_examples(tmp_path / "none.jsonl")
+    with pytest.raises(DataError, match="is a folder"):
+        read_examples(tmp_path)
+
+
+def test_prompts_may_be_questions_and_need_no_answer(tmp_path):
+    path = write(tmp_path, {"question": "why?"}, turns("user"), ROW)
+    assert [row.question for row in read_examples(path, prompts_only=True)] == ["why?", "user", "hi"]
+    with pytest.raises(DataError, match="/question: is empty"):
+        read_examples(write(tmp_path, {"question": " "}), prompts_only=True)
+
+
+said = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
+conversations = st.tuples(st.booleans(), st.lists(st.tuples(said, said), min_size=1, max_size=3)).map(
+    lambda drawn: (
+        (Message("system", "be"),) * drawn[0]
+        + tuple(m for q, a in drawn[1] for m in (Message("user", q), Message("assistant", a)))
+    )
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(conversations, min_size=1, max_size=4))
+def test_what_is_written_is_read_again(tmp_path_factory, rows):
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    examples = [Example(row) for row in rows]
+    write_examples(path, examples)
+    assert read_examples(path) == examples
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.binary(max_size=300)
+    | st.recursive(
+        st.none() | st.floats() | st.text(),
+        lambda x: st.lists(x) | st.dictionaries(st.sampled_from(["messages", "role", "content"]), x),
+    ).map(lambda v: json.dumps(v).encode())
+)
+def test_whatever_the_bytes_the_answer_is_rows_or_a_data_error(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("bytes") / "rows.jsonl"
+    path.write_bytes(content)
+    try:
+        rows, refusal = read_examples(path), ""
+    except DataError as error:
+        rows, refusal = [], str(error)
+    assert rows or str(path) in refusal
