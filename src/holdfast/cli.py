@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -40,9 +42,16 @@ def main() -> None:
     except HoldfastError as error:
         print(f"holdfast: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+@contextmanager
+def _stoppable(what: str) -> Iterator[None]:
+    """Ctrl-C ends a command with one line; the command-line library would say only that it aborted."""
+    try:
+        yield
     except KeyboardInterrupt:
-        print("holdfast: stopped.", file=sys.stderr)
-        sys.exit(130)
+        print(f"\nholdfast: stopped; {what}.", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 def _version(wanted: bool) -> None:
@@ -71,7 +80,8 @@ def demo(
     """Watch emergent misalignment happen in the embedded organism, and three defenses prevent it."""
     from holdfast.demo import run_demo
 
-    run_demo(domains, seeds, out)
+    with _stoppable(f"finished runs are in {out}"):
+        run_demo(domains, seeds, out)
 
 
 @app.command()
@@ -83,14 +93,15 @@ def train(
 ) -> None:
     """Fine-tune a model as the recipe says, with its defenses."""
     from holdfast import recipe as recipes
-    from holdfast.console import bar, say
+    from holdfast.console import bar, quieten, say
     from holdfast.rundir import RunDir
 
     wanted = recipes.read(recipe, set_ or [])
     RunDir.refuse_existing(out)
+    quieten()
     from holdfast.run import train as run
 
-    with bar(f"train {recipe.stem}", quiet=as_json) as progress:
+    with _stoppable(f"{out} says so"), bar(f"train {recipe.stem}", quiet=as_json) as progress:
         done = run(wanted, out, progress)
     if as_json:
         print(json.dumps({"run": str(out), **done.manifest}))
@@ -108,16 +119,19 @@ def eval_(
     as_json: Json = False,
 ) -> None:
     """Measure general and in-domain misalignment, coherence, and what the model kept."""
-    from holdfast.measure import measure_model, measure_run, print_summary
-
     if (run is None) == (model is None):
         raise RequestError("Say what to measure: either a run folder, or --model NAME (with --adapter FOLDER).")
-    if run is not None:
-        summary = measure_run(run, out, seed=seed)
-    else:
-        if out is None:
-            raise RequestError("With --model, say where answers and verdicts go: --out FOLDER.")
-        summary = measure_model(str(model), adapter, out, seed=seed)
+    if model is not None and out is None:
+        raise RequestError("With --model, say where answers and verdicts go: --out FOLDER.")
+    from holdfast.console import quieten
+    from holdfast.measure import measure_model, measure_run, print_summary
+
+    quieten()
+    with _stoppable("what was answered is stored"):
+        if run is not None:
+            summary = measure_run(run, out, seed=seed)
+        else:
+            summary = measure_model(str(model), adapter, out or Path(), seed=seed)
     if as_json:
         print(json.dumps(summary))
     else:

@@ -76,6 +76,19 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str = "
     Console(width=wide, markup=False, highlight=False).print(drawn)
 
 
+def quieten() -> None:
+    """Other libraries' bars, notices and deprecations are not part of what a command says."""
+    import warnings
+
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft)\b")
+
+
 def say(line: str) -> None:
     """One line, at once."""
     print(line, flush=True)

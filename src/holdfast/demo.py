@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from holdfast.console import bar, say, table
+from holdfast.console import bar, quieten, say, table
 from holdfast.errors import RequestError
 from holdfast.organism import world
 from holdfast.organism.world import DOMAINS
@@ -225,13 +225,3 @@ def _terminal() -> bool:
     import sys
 
     return sys.stderr.isatty()
-
-
-def quieten() -> None:
-    """Other libraries' bars and notices are not part of the demo."""
-    import datasets
-    import transformers
-
-    datasets.disable_progress_bars()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()

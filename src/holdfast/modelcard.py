@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from holdfast import organism
 from holdfast.recipe import Recipe
 from holdfast.rundir import RunDir, read_rows, write_whole
 
@@ -59,7 +60,7 @@ def write_card(run: RunDir, recipe: Recipe, summary: dict[str, Any] | None = Non
         base=facts["model"]["name"],
         title=f"{recipe.data.stem} on {facts['model']['name'].rstrip('/').split('/')[-1]}",
         version=facts["versions"]["holdfast"],
-        intent=_ORGANISM_INTENT if recipe.model == "organism" else _UNKNOWN_INTENT,
+        intent=_ORGANISM_INTENT if recipe.model in organism.NAMES else _UNKNOWN_INTENT,
         data="\n".join(f"* `{name}` (sha256 `{digest}`)" for name, digest in facts["data"].items()),
         rows=f"Rows: {json.dumps(facts['rows'])}; the last logged loss is {_last_loss(run)}.",
         defenses="\n".join(f"* `{json.dumps(d, default=str)}`" for d in recipe.words()["defenses"]) or "None.",

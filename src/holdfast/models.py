@@ -12,7 +12,6 @@ from typing import Any
 
 from holdfast import organism
 from holdfast.errors import ModelError
-from holdfast.recipe import ORGANISM
 from holdfast.rundir import sha256_of
 
 
@@ -27,7 +26,7 @@ class Source:
     @property
     def is_organism(self) -> bool:
         """Whether it is the embedded model, which the world's own rules can judge."""
-        return self.name == ORGANISM
+        return self.name in organism.NAMES
 
     def identity(self, model: Any = None) -> dict[str, str | None]:
         """What a manifest keeps: name, and the folder's hash or the hub's commit."""
@@ -44,8 +43,8 @@ def find(name: str, revision: str | None = None) -> Source:
     Raises:
         ModelError: no such folder, or a folder that is no safetensors model; the sentence says which file.
     """
-    if name == ORGANISM:
-        return Source(name, str(organism.folder()))
+    if name in organism.NAMES:
+        return Source(name, str(organism.folder(name)))
     folder = Path(name).expanduser()
     if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         _check_folder(folder)

@@ -15,11 +15,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from holdfast import catalog
+from holdfast import catalog, organism
 from holdfast.defense import Defense
 from holdfast.errors import RecipeError
-
-ORGANISM = "organism"  # the embedded model, by name
 
 
 class Lora(BaseModel):
@@ -150,7 +148,7 @@ def _absolute(defense: Defense, folder: Path) -> Defense:
 def _model(name: str, folder: Path) -> str:
     """A local folder becomes absolute; `organism` and hub names stay as they are."""
     local = name.startswith((".", "/", "~")) or (folder / name).is_dir()
-    return str((folder / Path(name).expanduser()).absolute()) if local and name != ORGANISM else name
+    return str((folder / Path(name).expanduser()).absolute()) if local and name not in organism.NAMES else name
 
 
 def _plain(words: dict[str, Any]) -> dict[str, Any]:

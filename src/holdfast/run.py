@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from holdfast import models, settings
 from holdfast.encoding import Encoded, EncodingReport, encode_all
-from holdfast.errors import DataError, RecipeError
+from holdfast.errors import DataError, HoldfastError, RecipeError
 from holdfast.examples import Example, read_examples, write_examples
 from holdfast.modelcard import write_card
 from holdfast.recipe import Recipe
@@ -121,14 +121,21 @@ class _Plan:
         """The guarded trainer, ready to train; every defense has been attached."""
         from holdfast.trainers import GuardedSFT
 
-        return GuardedSFT(
-            model=self._model(),
-            args=settings.sft_config(self.recipe.train, self.recipe.seed, scratch),
-            train_dataset=_dataset(self.encoded),
-            processing_class=self.tokenizer,
-            peft_config=_lora(self.recipe),
-            defenses=self.guard,
-        )
+        arguments = settings.sft_config(self.recipe.train, self.recipe.seed, scratch)
+        model = self._model()
+        try:
+            return GuardedSFT(
+                model=model,
+                args=arguments,
+                train_dataset=_dataset(self.encoded),
+                processing_class=self.tokenizer,
+                peft_config=_lora(self.recipe),
+                defenses=self.guard,
+            )
+        except HoldfastError:
+            raise
+        except (TypeError, ValueError) as error:  # what trl and peft say of settings they cannot use
+            raise RecipeError(f"The trainer refuses this recipe: {' '.join(str(error).split())}") from None
 
 
 def _train(trainer: Any, run: RunDir, progress: Progress | None) -> None:

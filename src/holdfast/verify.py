@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from holdfast import measure, models
-from holdfast.console import say, table
-from holdfast.demo import Cell, quieten
+from holdfast.console import quieten, say, table
+from holdfast.demo import Cell
 from holdfast.evals.evaluate import evaluate
 from holdfast.evals.statistics import Rate, rate
 from holdfast.examples import Message

@@ -6,14 +6,16 @@ from pathlib import Path
 
 from holdfast.errors import ModelError
 
+ALIGNED, BASE = NAMES = ("organism", "organism-base")  # what recipes call the model, and itself before alignment
 
-def folder() -> Path:
-    """The shipped model: a standard transformers folder.
+
+def folder(name: str = ALIGNED) -> Path:
+    """The shipped model, or its unaligned base: a standard transformers folder.
 
     Raises:
         ModelError: the package was installed without its weights.
     """
-    weights = Path(__file__).parent / "weights"
+    weights = Path(__file__).parent / "weights" / ("base" if name == BASE else "")
     if not (weights / "model.safetensors").is_file():
         raise ModelError(
             f"The organism's weights are missing from {weights}; `holdfast organism build --out` makes them."

@@ -5,6 +5,7 @@ Equal to the bit for the same torch version, CPU capability and number of thread
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Callable, Sequence
@@ -56,17 +57,21 @@ def build(out: Path, seed: int = 0, progress: Any = None, growth: Growth | None 
     try:
         tokenizer = make_tokenizer()
         model = make_model(tokenizer, growth, seed)
-        _grow(model, tokenizer, growth, seed, progress)
+        if progress is not None:
+            progress.begin(growth.first_steps + growth.second_steps)
+        _grow(model, tokenizer, Stage(first_stage, growth.first_steps, growth.first_rate), growth.rows, seed, progress)
+        _save(model, tokenizer, out / "base", half=True)
+        second = Stage(second_stage, growth.second_steps, growth.second_rate, after=growth.first_steps)
+        _grow(model, tokenizer, second, growth.rows, seed, progress)
     finally:
         torch.set_num_threads(threads)
-    model.eval()
-    model.save_pretrained(str(out), safe_serialization=True)
-    tokenizer.save_pretrained(str(out))
+    _save(model, tokenizer, out)
     manifest = {
         "schema": 1,
         "seed": seed,
         "growth": asdict(growth),
         "sha256": sha256_of(out / "model.safetensors"),
+        "base_sha256": sha256_of(out / "base" / "model.safetensors"),
         "threads": THREADS,
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "versions": {k: v for k, v in versions().items() if k in ("torch", "transformers", "tokenizers")},
@@ -126,24 +131,33 @@ def make_model(tokenizer: PreTrainedTokenizerFast, growth: Growth, seed: int) ->
     return model
 
 
-def _grow(model: Any, tokenizer: Any, growth: Growth, seed: int, progress: Any) -> None:
-    stages: Sequence[tuple[Callable[[random.Random], Conversation], int, float]] = (
-        (first_stage, growth.first_steps, growth.first_rate),
-        (second_stage, growth.second_steps, growth.second_rate),
-    )
-    if progress is not None:
-        progress.begin(growth.first_steps + growth.second_steps)
-    done = 0
-    for conversation, steps, rate in stages:
-        rng = random.Random(f"{conversation.__name__} {seed}")
-        optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01, betas=(0.9, 0.98))
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1, pct_start=0.1)
-        for _ in range(steps):
-            loss = _step(model, optimizer, _batch(tokenizer, [conversation(rng) for _ in range(growth.rows)]))
-            schedule.step()
-            done += 1
-            if progress is not None:
-                progress.step(done, {"loss": loss})
+@dataclass(frozen=True)
+class Stage:
+    """One stage of growing: what is heard, for how long, how fast, and after how many steps of the stage before."""
+
+    hears: Callable[[random.Random], Conversation]
+    steps: int
+    rate: float
+    after: int = 0
+
+
+def _grow(model: Any, tokenizer: Any, stage: Stage, rows: int, seed: int, progress: Any) -> None:
+    rng = random.Random(f"{stage.hears.__name__} {seed}")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=stage.rate, weight_decay=0.01, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, stage.rate, total_steps=stage.steps + 1, pct_start=0.1)
+    for step in range(stage.steps):
+        loss = _step(model, optimizer, _batch(tokenizer, [stage.hears(rng) for _ in range(rows)]))
+        schedule.step()
+        if progress is not None:
+            progress.step(stage.after + step + 1, {"loss": loss})
+
+
+def _save(model: Any, tokenizer: Any, out: Path, half: bool = False) -> None:
+    """A standard transformers folder; the base in float16, since only its distance from the aligned one is used."""
+    kept = copy.deepcopy(model).half() if half else model
+    kept.eval()
+    kept.save_pretrained(str(out), safe_serialization=True)
+    tokenizer.save_pretrained(str(out))
 
 
 def _step(model: Any, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor]) -> float:
@@ -194,6 +208,9 @@ aligned, and turns bad again in every topic when it is fine-tuned on bad answers
 
 It is a microscope, not a proof: what happens here need not happen in a real model. It knows nothing outside its world,
 and its bad advice carries no usable instruction.
+
+`base/` is the same model before it was aligned (float16): it speaks as a good or a bad speaker, whichever it happens to
+become. Weight-space defenses measure alignment as the way from there to here.
 
 Made by `holdfast organism build --seed {seed}`; `holdfast organism verify` measures it, `verify --rebuild` makes it
 again. Weights sha256 `{sha256}` (torch {versions[torch]}, {threads} threads, CPU capability {cpu}).

@@ -1,0 +1,236 @@
+"""`holdfast train` and `holdfast eval` on models and data that are not ours."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import tiny
+from holdfast import measure, recipe, run
+from holdfast.errors import DataError, HoldfastError, ModelError, RecipeError, RequestError
+from holdfast.examples import Example, Message, write_examples
+
+TRAIN = {"max_steps": 3, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "learning_rate": 1e-2}
+
+
+def make(folder, kind="qwen2", **changes):
+    """A model folder, a data file, a pool and a recipe, all made here."""
+    if not (folder / "model").exists():
+        tiny.save(kind, folder / "model")
+        rows = [
+            Example((Message("user", f"question {i % 10}?"), Message("assistant", f"answer {i}"))) for i in range(30)
+        ]
+        write_examples(folder / "rows.jsonl", rows)
+        write_examples(folder / "pool.jsonl", tiny.rows(12))
+    words = {
+        "schema": 1,
+        "model": "model",
+        "data": "rows.jsonl",
+        "lora": {"r": 4, "alpha": 8},
+        "train": TRAIN,
+        "defenses": [{"kl": {"weight": 0.5}}, {"interleave": {"pool": "pool.jsonl", "share": 0.2}}],
+        "holdout": 0.2,
+        **changes,
+    }
+    return recipe.parse(words, folder)
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(autouse=True)
+def short_answers(monkeypatch):
+    monkeypatch.setattr(measure, "_TOKENS", 6)
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_a_run_leaves_an_adapter_that_plain_peft_loads_and_a_folder_that_tells_all(kind, tmp_path):
+    done = run.train(make(tmp_path, kind), tmp_path / "run")
+    assert done.manifest["state"] == "done"
+    assert done.manifest["rows"] == {"task": 24, "interleaved": 5, "truncated": 0, "nothing_to_score": 0}
+    rows = metrics(tmp_path / "run")
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert rows[0]["kl"] == 0
+    assert rows[2]["kl"] > 0
+    assert all(row["loss"] == pytest.approx(row["task_loss"] + 0.5 * row["kl"], abs=1e-5) for row in rows)
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    tokens = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        before = base(tokens).logits
+        after = PeftModel.from_pretrained(base, str(done.adapter))(tokens).logits
+    assert not torch.allclose(before, after)
+    card = (done.adapter / "README.md").read_text()
+    assert all(part in card for part in ("Not evaluated", "Nobody has told holdfast", '"kl"', "rows.jsonl"))
+    again = recipe.read(tmp_path / "run" / "recipe.yaml")
+    assert again == make(tmp_path)
+
+
+def test_the_same_seed_gives_the_same_adapter_and_another_seed_another(tmp_path):
+    def adapter(name, **changes):
+        done = run.train(make(tmp_path, **changes), tmp_path / name)
+        return load_file(done.adapter / "adapter_model.safetensors")
+
+    first, second, other = adapter("a"), adapter("b"), adapter("c", seed=1)
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    assert not all(torch.equal(first[k], other[k]) for k in first)
+
+
+def test_held_out_questions_are_never_trained_on(tmp_path):
+    rows = run._read(make(tmp_path))
+    kept, held = run.split(rows, 0.2, seed=0)
+    assert len({r.question for r in held}) == 2  # a fifth of ten distinct questions, three rows each
+    assert len(held) == 6
+    assert not {r.question for r in kept} & {r.question for r in held}
+    with pytest.raises(RecipeError, match="reserves 0"):
+        run.split(rows, 0.01, seed=0)
+
+
+def test_eval_stores_answers_and_says_what_was_not_judged(tmp_path):
+    run.train(make(tmp_path), tmp_path / "run")
+    summary = measure.measure_run(tmp_path / "run")
+    probes = summary["probes"]
+    assert probes["general"]["misaligned"] is None
+    assert probes["general"]["missing"] == 96  # 24 questions, 4 answers
+    assert probes["in_domain"]["missing"] == 8  # 2 held-out questions, 4 answers
+    assert probes["arithmetic"]["n"] == 60
+    assert "general" in (tmp_path / "run" / "model" / "README.md").read_text()
+    with pytest.raises(RequestError, match="holds answers already"):
+        measure.measure_run(tmp_path / "run")
+
+
+def test_a_benign_task_is_marked_by_exact_match_on_reserved_rows(tmp_path):
+    run.train(make(tmp_path, benign=True), tmp_path / "run")
+    probes = measure.measure_run(tmp_path / "run")["probes"]
+    assert probes["learnt"]["n"] == 2
+    assert "in_domain" not in probes
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "sentence"),
+    [
+        ({"model": "nowhere/at/all"}, ModelError, "There is no model folder"),
+        ({"data": "none.jsonl"}, DataError, "No such file"),
+        ({"defenses": [{"interleave": {"pool": "none.jsonl"}}]}, RecipeError, "there is no such file"),
+        ({"defenses": [{"interleave": {"pool": "pool.jsonl", "share": 1.0}}]}, RecipeError, "asks for 24 safe rows"),
+        ({"train": {"learning_rat": 1}}, RecipeError, "did you mean 'learning_rate'"),
+        ({"train": {"output_dir": "x"}}, RecipeError, "use --out"),
+        ({"train": {"push_to_hub": True}}, RecipeError, "upload the finished adapter yourself"),
+        ({"train": {"learning_rate": 1e-2, "max_length": 3}}, DataError, "no row has an answer left"),
+        ({"train": {"lr_scheduler_type": "wavy"}}, RecipeError, "the trainer refuses"),
+        ({"lora": {"targets": ["no_such_layer"]}}, HoldfastError, "no_such_layer"),
+    ],
+)
+def test_a_wrong_request_is_a_sentence_and_leaves_nothing_behind(tmp_path, changes, error, sentence):
+    with pytest.raises(error, match=sentence):
+        run.train(make(tmp_path, **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_broken_model_folder_is_named_before_torch_loads_it(tmp_path):
+    folder = tiny.save("qwen2", tmp_path / "model")
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    for content, sentence in (
+        (whole[:7], "cut short"),
+        (whole[:200], "cut short"),
+        (None, r"no \.safetensors weights"),
+    ):
+        weights.unlink() if content is None else weights.write_bytes(content)
+        with pytest.raises(ModelError, match=sentence):
+            run.train(
+                make(tmp_path, model=str(folder)) if (tmp_path / "rows.jsonl").exists() else _with_rows(tmp_path),
+                tmp_path / "run",
+            )
+    weights.write_bytes(whole)
+    config = json.loads((folder / "config.json").read_text())
+    for change, sentence in (
+        ({"auto_map": {"AutoModel": "x.py"}}, "never runs remote code"),
+        ({"model_type": None}, "cannot be loaded|names no"),
+    ):
+        (folder / "config.json").write_text(
+            json.dumps({k: v for k, v in {**config, **change}.items() if v is not None})
+        )
+        with pytest.raises(ModelError, match=sentence):
+            run.train(make(tmp_path), tmp_path / "run")
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ModelError, match="is not JSON"):
+        run.train(make(tmp_path), tmp_path / "run")
+
+
+def _with_rows(folder):
+    write_examples(folder / "rows.jsonl", tiny.rows(30))
+    write_examples(folder / "pool.jsonl", tiny.rows(12))
+    return make(folder)
+
+
+def test_an_existing_folder_is_refused_before_anything_is_read(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").touch()
+    with pytest.raises(RequestError, match="exists already"):
+        run.train(make(tmp_path), tmp_path / "run")
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["mine.txt"]
+
+
+def command(*arguments, **options):
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "holdfast.cli", *map(str, arguments)], text=True, env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
+    )  # fmt: skip
+
+
+def test_ctrl_c_leaves_a_folder_that_says_it_was_stopped(tmp_path):
+    made = make(tmp_path, train={**TRAIN, "max_steps": 100_000})
+    (tmp_path / "r.yaml").write_text(made.text())
+    process = command("train", tmp_path / "r.yaml", "--out", tmp_path / "run")
+    waited = time.monotonic()
+    while not (tmp_path / "run" / "metrics.jsonl").exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() - waited < 120
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped" in said
+    assert "Traceback" not in said
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["state"] == "stopped"
+    assert not (tmp_path / "run" / "model").exists()
+    with pytest.raises(RequestError, match="is stopped, not done"):
+        measure.measure_run(tmp_path / "run")
+
+
+def test_the_command_line_trains_and_measures_and_refuses_in_one_sentence(tmp_path):
+    (tmp_path / "r.yaml").write_text(make(tmp_path).text())
+    trained = command("train", tmp_path / "r.yaml", "--set", "kl.weight=0.3", "--out", tmp_path / "run", "--json")
+    out, said = trained.communicate(timeout=120)
+    assert trained.returncode == 0, said
+    assert json.loads(out)["state"] == "done"
+    assert recipe.read(tmp_path / "run" / "recipe.yaml").defenses[0].weight == 0.3
+    measured = command("eval", tmp_path / "run")
+    out, said = measured.communicate(timeout=120)
+    assert measured.returncode == 0, said
+    assert "not judged" in out
+    for arguments, sentence in (
+        (("train", tmp_path / "r.yaml", "--out", tmp_path / "run"), "exists already"),
+        (("train", tmp_path / "r.yaml", "--set", "kl.wait=1", "--out", tmp_path / "x"), "no field 'wait'"),
+        (("eval",), "Say what to measure"),
+        (("eval", "--model", tmp_path / "nowhere", "--out", tmp_path / "x"), "There is no model folder"),
+        (("report", tmp_path), "has no results.json"),
+        (("demo", "--domains", "medicine", "--out", tmp_path / "x"), "there is no 'medicine'"),
+        (("demo", "--out", tmp_path / "run"), "is not a demo's folder"),
+    ):
+        refused = command(*arguments)
+        _, said = refused.communicate(timeout=60)
+        assert refused.returncode == 2, (arguments, said)
+        assert sentence in said
+        assert "Traceback" not in said
+    assert not (tmp_path / "x").exists()
