@@ -11,19 +11,20 @@ from holdfast import heads
 from holdfast.heads import Head, divergence
 
 
+def law(hidden, head):
+    """Log-probabilities (n, V), every logit at once, float64."""
+    raw = hidden @ head.weight.double().T
+    if head.bias is not None:
+        raw = raw + head.bias.double()
+    raw = raw * head.scale
+    if head.softcap is not None:
+        raw = head.softcap * torch.tanh(raw / head.softcap)
+    return torch.log_softmax(raw, -1)
+
+
 def dense(policy, reference, head, forward):
-    """The oracle: every logit at once, float64, autograd's own gradient."""
-
-    def law(hidden):
-        raw = hidden @ head.weight.double().T
-        if head.bias is not None:
-            raw = raw + head.bias.double()
-        raw = raw * head.scale
-        if head.softcap is not None:
-            raw = head.softcap * torch.tanh(raw / head.softcap)
-        return torch.log_softmax(raw, -1)
-
-    p, q = law(policy), law(reference)
+    """The oracle: dense, with autograd's own gradient."""
+    p, q = law(policy, head), law(reference, head)
     return (q.exp() * (q - p)).sum(-1) if forward else (p.exp() * (p - q)).sum(-1)
 
 
@@ -44,7 +45,19 @@ def test_three_tokens_by_hand(forward):
     assert policy.grad[0].tolist() == pytest.approx(expected, abs=1e-7)
 
 
-@settings(max_examples=60, deadline=None)
+def terms(policy, reference, head, forward):
+    """The sizes of what is added up before it cancels; (n,) for the value, (n, D) for the gradient.
+
+    Relative to these, 1e-5 is what float32 can promise; relative to what cancelling leaves nothing can be.
+    """
+    ours, theirs = law(policy, head), law(reference, head)
+    sizes = 1 + ours.abs() + theirs.abs()
+    value = ((theirs if forward else ours).exp() * sizes).sum(-1)
+    slope = (ours.exp() + theirs.exp()) * (sizes + value.unsqueeze(-1))
+    return value, abs(head.scale) * slope @ head.weight.double().abs()
+
+
+@settings(max_examples=100, deadline=None)
 @given(
     n=st.integers(0, 9),
     width=st.integers(1, 12),
@@ -71,9 +84,26 @@ def test_value_and_gradient_equal_a_dense_float64_oracle(
     exact = policy.detach().double().requires_grad_()
     oracle = dense(exact, reference.double(), head, forward)
     (oracle * upstream.double()).sum().backward()
-    scale_of = lambda x: x.abs().max().clamp(min=1e-2) if x.numel() else torch.tensor(1.0)  # noqa: E731
-    assert torch.all((value.double() - oracle).abs() <= 1e-5 * scale_of(oracle))
-    assert torch.all((policy.grad.double() - exact.grad).abs() <= 1e-5 * scale_of(exact.grad))
+    value_terms, gradient_terms = terms(exact.detach(), reference.double(), head, forward)
+    assert torch.all((value.double() - oracle).abs() <= 1e-5 * value_terms)
+    assert torch.all((policy.grad.double() - exact.grad).abs() <= 1e-5 * upstream.unsqueeze(-1) * gradient_terms)
+
+
+@pytest.mark.parametrize("forward", [False, True])
+@pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.5, None), (1.0, 30.0)])
+def test_at_a_models_own_sizes_it_is_the_oracle_to_a_relative_1e_5(forward, scale, softcap):
+    # Five thousand words, divergences of tenths of a nat to a few nats; relative to the largest of them.
+    torch.manual_seed(0)
+    head = Head(torch.randn(5_000, 64) / 4, None, scale, softcap)
+    reference = torch.randn(200, 64)
+    policy = (reference + 0.5 * torch.randn(200, 64)).requires_grad_()
+    value = divergence(policy, reference, head, forward=forward)
+    value.sum().backward()
+    exact = policy.detach().double().requires_grad_()
+    oracle = dense(exact, reference.double(), head, forward)
+    oracle.sum().backward()
+    assert (value.double() - oracle).abs().max() <= 1e-5 * oracle.abs().max()
+    assert (policy.grad.double() - exact.grad).abs().max() <= 1e-5 * exact.grad.abs().max()
 
 
 def test_equal_hidden_states_diverge_by_exactly_zero():

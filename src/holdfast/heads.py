@@ -80,9 +80,7 @@ class _Divergence(torch.autograd.Function):
         gradient = torch.empty_like(policy) if wanted else policy.new_empty(0)
         for tile in head.tiles(policy):
             logits = head.logits(policy[tile])
-            log_p = torch.log_softmax(logits, dim=-1)
-            log_q = torch.log_softmax(head.logits(reference[tile]), dim=-1)
-            values[tile], slope = _value_and_slope(log_p, log_q, forward)
+            values[tile], slope = _value_and_slope(logits, head.logits(reference[tile]), forward)
             if wanted:
                 gradient[tile] = head.pull_back(slope, logits).to(gradient.dtype)
         ctx.save_for_backward(gradient)
@@ -94,12 +92,16 @@ class _Divergence(torch.autograd.Function):
         return gradient * upstream.unsqueeze(-1).to(gradient.dtype), None, None, None
 
 
-def _value_and_slope(log_p: Tensor, log_q: Tensor, forward: bool) -> tuple[Tensor, Tensor]:
-    """The divergence (n,) and its slope on the trained model's logits (n, V)."""
-    p = log_p.exp()
+def _value_and_slope(ours: Tensor, theirs: Tensor, forward: bool) -> tuple[Tensor, Tensor]:
+    """The divergence (n,) and its slope on the trained model's logits (n, V), from both models' logits (n, V).
+
+    Logits are compared before they are normalised: log-probabilities are near -log V, and the difference of two of
+    them would lose the digits that a small divergence consists of.
+    """
+    p, gap = torch.softmax(ours, -1), ours - theirs
+    moved = torch.logsumexp(ours, -1) - torch.logsumexp(theirs, -1)
     if forward:
-        q = log_q.exp()
-        return (q * (log_q - log_p)).sum(-1), p - q
-    gap = log_p - log_q
-    value = (p * gap).sum(-1)
-    return value, p * (gap - value.unsqueeze(-1))
+        q = torch.softmax(theirs, -1)
+        return moved - (q * gap).sum(-1), p - q
+    mean = (p * gap).sum(-1)
+    return mean - moved, p * (gap - mean.unsqueeze(-1))
