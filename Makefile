@@ -1,6 +1,7 @@
 # make demo   see emergent misalignment happen, and see it prevented (about two minutes on two cores)
 # make test   the tests                       make check  format, lint, types, floor plan
 # make bench  ratios against named peers      make test-slow  minutes rather than seconds
+# make docs   the pages that are made from the code (make check does it first)
 # Each sets up what it needs in .venv; nothing else on the machine is touched.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -16,7 +17,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-slow test-tools check bench bench-full clean
+.PHONY: demo test test-slow test-tools check docs bench bench-full clean
 
 demo: $(INSTALLED)
 	$(BIN)/holdfast demo --out runs/demo
@@ -32,7 +33,10 @@ test-tools:
 	command -v chromium >/dev/null || { SUDO=$$(test $$(id -u) = 0 || echo sudo); \
 		$$SUDO apt-get update -qq && $$SUDO apt-get install -qq -y --no-install-recommends chromium >/dev/null; }
 
-check: $(INSTALLED)
+docs: $(INSTALLED)
+	$(BIN)/holdfast defenses --markdown > docs/defenses.md
+
+check: docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

@@ -24,7 +24,7 @@ FLOORS = [
     ["defense"],
     ["defenses"],
     ["catalog"],
-    ["guard", "recipe"],
+    ["guard", "recipe", "handbook"],
     ["testing", "trainers", "models", "settings", "runlog", "modelcard"],
     ["run", "measure"],
     ["demo"],

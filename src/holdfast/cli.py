@@ -151,21 +151,14 @@ def report(
 
 
 @app.command()
-def defenses() -> None:
+def defenses(
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the page docs/defenses.md.")] = False,
+) -> None:
     """List the defenses, their fields and defaults."""
-    import inspect
-    from dataclasses import MISSING, fields
-
-    from holdfast import catalog
+    from holdfast import handbook
     from holdfast.console import say
 
-    for name in catalog.names():
-        kind = catalog.find(name)
-        first = (inspect.getdoc(inspect.getmodule(kind)) or "").splitlines()[0]
-        say(f"{name}: {first}")
-        for field in fields(kind):  # type: ignore[arg-type]
-            default = "required" if field.default is MISSING else repr(field.default)
-            say(f"  {field.name}: {default}")
+    say(handbook.page().rstrip() if markdown else handbook.listing())
 
 
 @organism_app.command()
