@@ -1,6 +1,9 @@
-"""One rule for every test: no network, quiet libraries."""
+"""One rule for every test: no network, quiet libraries; and one for tools that only some machines have."""
 
 import os
+import shutil
+
+import pytest
 
 os.environ.update(
     HF_HUB_OFFLINE="1",
@@ -8,3 +11,17 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
     HF_DATASETS_DISABLE_PROGRESS_BARS="1",
 )
+
+
+@pytest.fixture(scope="session")
+def tool():
+    """`tool("chromium")` is its path. Where it is absent the test is skipped, but under CI=true it fails."""
+
+    def find(name):
+        path = shutil.which(name)
+        if path is None:
+            stop = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+            stop(f"needs {name}: run `make test-tools`")
+        return path
+
+    return find

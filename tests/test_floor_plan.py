@@ -20,7 +20,7 @@ FLOORS = [
     ["encoding", "heads", "evals.judge", "evals.statistics"],
     ["anatomy", "organism", "evals", "report"],
     ["step", "base"],
-    ["sides", "rhythm", "watch"],
+    ["sides", "rhythm", "watch", "weights", "prepare"],
     ["defense"],
     ["defenses"],
     ["catalog"],

@@ -192,8 +192,8 @@ class Push(Defense):
     def layers(self, depth):
         return (1,)
 
-    def steer(self, hidden, layer, where):
-        return hidden + 0.5 * where.unsqueeze(-1)
+    def steer(self, hidden, layer, marks):
+        return hidden + 0.5 * marks.real.unsqueeze(-1)
 
 
 def test_steering_alone_makes_no_reference_and_leaves_evaluation_alone(tmp_path):

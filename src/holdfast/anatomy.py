@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
@@ -23,6 +24,16 @@ from holdfast.heads import Head
 # LoRA initialisations that subtract something from the base weights: with the adapter off, what is left is no
 # longer the model that was loaded, so it cannot serve as the reference.
 _MOVES_THE_BASE = ("pissa", "olora", "corda", "loftq")
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """One matrix with its LoRA update: W (out, in) + scale * B (out, r) A (r, in)."""
+
+    name: str  # of the matrix in the model's own weight files
+    weight: Tensor
+    a: Tensor
+    b: Tensor
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,30 @@ class Anatomy:
             raise ModelError(
                 f"{_kind(self.causal)} does not keep its {depth} blocks in one list; holdfast cannot watch it."
             )
+        return found
+
+    @property
+    def width(self) -> int:
+        """D, the width of the residual stream."""
+        return int(self.causal.config.get_text_config().hidden_size)
+
+    def adapted(self) -> list[Adapted]:
+        """Every matrix that the active LoRA adapter changes.
+
+        Raises:
+            ModelError: an adapter of another kind, or one that stores its matrices transposed.
+        """
+        found = []
+        for name, module in self.model.named_modules():
+            if isinstance(module, LoraLayer):
+                (adapter,) = module.active_adapters
+                if adapter not in module.lora_A or getattr(module, "fan_in_fan_out", False):
+                    raise ModelError(f"{name} is not a plain linear layer, so its LoRA update has no matrix to read.")
+                weight = module.get_base_layer().weight
+                own = name.removeprefix("base_model.model.") + ".weight"
+                found.append(Adapted(own, weight, module.lora_A[adapter].weight, module.lora_B[adapter].weight))
+        if not found:
+            raise ModelError("The model has no LoRA adapter, so there is no update to look at; add a `lora:` section.")
         return found
 
     @cached_property

@@ -15,9 +15,48 @@ _ANSWER_TOKENS = 256  # long enough for an ordinary answer; anchors need opening
 class Untouched:
     """The model that training starts from, its adapter switched off."""
 
-    def __init__(self, model: Callable[[], Any], tokenizer: Any) -> None:
+    def __init__(
+        self,
+        model: Callable[[], Any],
+        tokenizer: Any,
+        *,
+        asked: Callable[[], frozenset[str]] = frozenset,
+        identity: str | None = None,
+    ) -> None:
         self._model = model
         self._tokenizer = tokenizer
+        self._asked = asked
+        self._identity = identity
+        self.notes: dict[str, float | str] = {}
+
+    def lengths(self, examples: Sequence[Example]) -> list[int]:
+        """How many tokens each row has, as the chat template writes it."""
+        from holdfast.encoding import encode
+
+        return [len(encode(self._known_tokenizer(), row).input_ids) for row in examples]
+
+    def takes_system(self) -> bool:
+        """Whether a system turn comes out of the chat template as written."""
+        from holdfast.encoding import takes_system
+
+        return takes_system(self._known_tokenizer())
+
+    def asked(self) -> frozenset[str]:
+        """Every question by which the run will be measured."""
+        return self._asked()
+
+    def identity(self) -> str | None:
+        """The model's hash or commit, None where it is not known."""
+        return self._identity
+
+    def note(self, name: str, value: float | str) -> None:
+        """Keep a fact about the data for the run's manifest."""
+        self.notes[name] = value
+
+    def _known_tokenizer(self) -> Any:
+        if self._tokenizer is None:
+            raise ModelError("A defense needs the model's tokenizer; pass it as processing_class.")
+        return self._tokenizer
 
     def answers(self, prompts: Sequence[Example], seed: int) -> list[Example]:
         """Each prompt with one answer sampled at temperature 1, at most 256 tokens.

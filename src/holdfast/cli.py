@@ -139,6 +139,44 @@ def eval_(
 
 
 @app.command()
+def vector(
+    model: Annotated[str, typer.Option(help="A model folder, a hub name, or organism.")],
+    out: Annotated[Path, typer.Option(help="The vector file to write; must not exist.")],
+    adapter: Annotated[Path | None, typer.Option(help="An adapter's folder.")] = None,
+    positive: Annotated[list[str] | None, typer.Option(help="A system prompt for the trait; several times.")] = None,
+    negative: Annotated[list[str] | None, typer.Option(help="Its opposite; as often as --positive.")] = None,
+    questions: Annotated[Path | None, typer.Option(help='JSONL of {"question": ...} rows, in place of ours.')] = None,
+    trait: Annotated[Path | None, typer.Option(help="YAML: name, positive, negative, questions.")] = None,
+    no_filter: Annotated[bool, typer.Option("--no-filter", help="Keep every pair of answers, judged or not.")] = False,
+    rollouts: Annotated[int, typer.Option(min=1, help="Answers to each question under each prompt.")] = 10,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampled answers.")] = 0,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Also try every layer and alpha, and recommend.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Extract the persona vector that `steer` trains with; without prompts that of an evil assistant."""
+    from holdfast import models
+    from holdfast.prepare import traits, vectors
+
+    source = models.find(model)
+    wanted = traits.chosen(source.is_organism, trait, positive or [], negative or [], questions)
+    request = vectors.Request(wanted, out, adapter, no_filter, rollouts, seed, sweep)
+
+    def load() -> tuple[object, object]:
+        from holdfast.console import quieten
+
+        quieten()
+        tokenizer = models.load_tokenizer(source)
+        return models.to_device(models.load_model(source, adapter)), tokenizer
+
+    with _stoppable("nothing was written"):
+        facts = vectors.make(request, source, load, lambda line: print(line, file=sys.stderr, flush=True))
+    if as_json:
+        print(json.dumps({"vector": str(out), **facts}))
+    else:
+        vectors.show(facts, out)
+
+
+@app.command()
 def report(
     folders: Annotated[list[Path], typer.Argument(help="Folders with results.json or run folders.")],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),

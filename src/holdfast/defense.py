@@ -18,17 +18,39 @@ from holdfast.examples import Example
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from holdfast.step import Step
+    from holdfast.anatomy import Anatomy
+    from holdfast.step import Marks, Step
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # times a penalty in nats per token
+ModelName = Annotated[str, "a model: a folder, relative to the recipe's, or a name"]
 Share = Annotated[float, Field(gt=0, le=1)]  # added rows as a fraction of the task rows
 
 
 class Base(Protocol):
-    """A lazy handle on the untouched model: nobody asks, nothing is loaded."""
+    """A lazy handle on the untouched model and the run: nobody asks, nothing is loaded."""
 
     def answers(self, prompts: Sequence[Example], seed: int) -> list[Example]:
         """Each prompt with one answer sampled from the untouched model at temperature 1."""
+        ...
+
+    def lengths(self, examples: Sequence[Example]) -> list[int]:
+        """How many tokens each row has."""
+        ...
+
+    def takes_system(self) -> bool:
+        """Whether the model's chat template has a place for a system turn."""
+        ...
+
+    def asked(self) -> frozenset[str]:
+        """Every question by which the run will be measured; no row may teach the answer to one."""
+        ...
+
+    def identity(self) -> str | None:
+        """The model's hash or commit, None where it is not known."""
+        ...
+
+    def note(self, name: str, value: float | str) -> None:
+        """Keep a fact about the data for the run's manifest."""
         ...
 
 
@@ -60,10 +82,14 @@ class Defense:
         """At attach: which layers `penalty` reads or `steer` moves, 1 to depth; layer L is the output of block L."""
         return ()
 
-    def steer(self, hidden: Tensor, layer: int, where: Tensor) -> Tensor:
+    def check(self, anatomy: Anatomy) -> None:
+        """At attach: refuse, in a sentence, a model that this configuration cannot work with."""
+
+    def steer(self, hidden: Tensor, layer: int, marks: Marks) -> Tensor:
         """In every training forward, and in the reference: the activations (B, T, D) of one of its `layers`.
 
-        `where` (B, T) is True at real positions. Evaluation and generation are never steered.
+        `marks` says which positions are real and which predict an answer token. Evaluation and generation are never
+        steered.
         """
         return hidden
 
@@ -76,7 +102,7 @@ class Defense:
         return {}
 
 
-LEVERS = ("curate", "beside", "steer", "penalty", "project")  # `layers` alone does nothing
+LEVERS = ("curate", "beside", "steer", "penalty", "project")  # `layers` and `check` alone do nothing
 
 
 def pulled(defense: Defense | type[Defense]) -> tuple[str, ...]:

@@ -70,6 +70,15 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     return _tokens(tokenizer, text)[0]
 
 
+def takes_system(tokenizer: Any) -> bool:
+    """Whether a system turn comes out of the chat template as written; some refuse one, some drop it."""
+    turns = (Message("system", "qzx"), Message("user", "a"), Message("assistant", "b"))
+    try:
+        return "qzx" in _render(tokenizer, turns, "a row")
+    except DataError:
+        return False
+
+
 def _render(tokenizer: Any, messages: Sequence[Message], where: str, **options: Any) -> str:
     from jinja2.exceptions import TemplateError
 

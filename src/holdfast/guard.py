@@ -66,7 +66,7 @@ class Guard:
         self._pad_id = pad_id
         kept: set[int] = set()
         steers: dict[int, list[Any]] = defaultdict(list)
-        if self._penalties or self.pulls("steer"):
+        if self._penalties or self.pulls("steer") or self.pulls("project"):
             anatomy.check()
             for label, defense in self.defenses.items():
                 layers = _real_layers(defense.layers(len(anatomy.blocks)), len(anatomy.blocks), label)
@@ -75,6 +75,7 @@ class Guard:
                         steers[layer].append(defense.steer)
                 else:
                     kept |= set(layers)
+                defense.check(anatomy)
             self._head = _checked(lambda: anatomy.head)
         self._watch = Watch(anatomy, sorted(kept), steers)
         for label, defense in self.defenses.items():
@@ -104,7 +105,7 @@ class Guard:
         Raises:
             SeamError: the loss made none, or several.
         """
-        with self._watch.recording() as calls, self._watch.steering(marks.real):
+        with self._watch.recording() as calls, self._watch.steering(marks):
             yield calls
         if len(calls) != 1 or calls[0].final is None:
             raise SeamError(
@@ -114,7 +115,7 @@ class Guard:
 
     def steering(self, marks: Marks) -> Any:
         """Steering for a whole micro-batch, recomputation in the backward pass included."""
-        return self._watch.steering(marks.real)
+        return self._watch.steering(marks)
 
     def penalty(self, call: Call, marks: Marks, slot: int) -> Tensor | None:
         """The weighted penalties of one micro-batch, None when nobody has one.
@@ -165,7 +166,7 @@ class Guard:
             marks=marks,
             totals=totals.to(marks.real.device),
             head=self._head,
-            replay=lambda: self._watch.replay(call, marks.real),
+            replay=lambda: self._watch.replay(call, marks),
         )
 
     def _side_steps(self, like: Call, slot: int) -> dict[str, Step]:
@@ -176,7 +177,7 @@ class Guard:
             return {}
         device = next(self._anatomy.backbone.parameters()).device
         inputs, marks = pad(rows, self._pad_id, device)
-        call = self._watch.call(like, marks.real, **inputs)
+        call = self._watch.call(like, marks, **inputs)
         whole = self._step(call, marks, self._totals)
         steps, first = {}, 0
         for label, due in mine.items():

@@ -10,13 +10,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from holdfast import catalog, organism
-from holdfast.defense import Defense
+from holdfast.defense import Defense, ModelName
 from holdfast.errors import RecipeError
 
 
@@ -141,8 +141,11 @@ def _edit(given: dict[str, Any], edit: str) -> None:
 
 def _absolute(defense: Defense, folder: Path) -> Defense:
     assert is_dataclass(defense)
-    paths = {f.name: getattr(defense, f.name) for f in fields(defense) if isinstance(getattr(defense, f.name), Path)}
-    return replace(defense, **{name: folder / path for name, path in paths.items()})
+    hints = get_type_hints(type(defense), include_extras=True)
+    given = {f.name: getattr(defense, f.name) for f in fields(defense)}
+    paths = {name: folder / value for name, value in given.items() if isinstance(value, Path)}
+    models = {name: _model(value, folder) for name, value in given.items() if hints[name] == ModelName}
+    return replace(defense, **paths, **models)
 
 
 def _model(name: str, folder: Path) -> str:

@@ -45,6 +45,11 @@ class Pass:
 
     hidden: Mapping[int, Tensor]  # layer (1 to depth) -> (B, T, D), only the layers somebody asked for
     final: Tensor  # (B, T, D), after the last norm, before the head
+    depth: int = 0  # how many blocks the model has
+
+    def at(self, layer: int) -> Tensor:
+        """(B, T, D): the output of a block; negative numbers count from the end."""
+        return self.hidden[layer if layer > 0 else self.depth + 1 + layer]
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ from holdfast.guard import Guard
 from holdfast.sides import pad
 from holdfast.step import SOURCES, Marks
 
+_NOISE = 1e-8  # what float32 rounding alone can make of nothing
+
 
 class Micro:
     """One micro-batch through a guard, counted forwards included."""
@@ -83,7 +85,7 @@ def contract(defense: Defense, model: Any, tokenizer: Any, rows: Sequence[Exampl
     assert still.finite, f"the gradient of {name} at step 0 is not finite"
     near = _measure(defense, model, tokenizer, rows, nudge=0.5)
     far = _measure(defense, model, tokenizer, rows, nudge=1.0)
-    assert far.value > 0, f"{name} does not notice a model that has moved"
+    assert far.value > _NOISE, f"{name} does not notice a model that has moved: {far.value:.3g}"
     assert far.gradient > 0, f"{name} has a value ({far.value:.3g}) but no gradient: its weight would do nothing"
     assert not far.outside, f"{name} has a gradient outside the adapter, on {far.outside}"
     assert near.value < far.value, f"half the move costs {name} {near.value:.3g}, the whole move {far.value:.3g}"

@@ -62,6 +62,9 @@ class Guarded(_Trainer):  # type: ignore[misc]
         base = Untouched(lambda: self.model, tokenizer)
         self.guard.attach(self.model, base, self._encode_side_rows, _pad_id(tokenizer))
 
+    def _send_telemetry(self) -> None:
+        """Send no usage ping; trl's would go out, since its environment variable is read before this file is."""
+
     # --- before training ----------------------------------------------------------------------------------------
 
     def _curated(self, kwargs: dict[str, Any]) -> Dataset:

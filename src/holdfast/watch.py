@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from holdfast.anatomy import Anatomy
-from holdfast.step import Pass
+from holdfast.step import Marks, Pass
 
-Steer = Callable[[Tensor, int, Tensor], Tensor]  # hidden (B, T, D), layer, where (B, T) -> hidden (B, T, D)
+Steer = Callable[[Tensor, int, Marks], Tensor]  # hidden (B, T, D), layer, marks (B, T) -> hidden (B, T, D)
 
 
 @dataclass
@@ -30,10 +30,12 @@ class Call:
     hidden: dict[int, Tensor] = field(default_factory=dict)
     final: Tensor | None = None
 
+    depth: int = 0
+
     def result(self) -> Pass:
         """What the call left behind, as the defenses see it."""
         assert self.final is not None
-        return Pass(self.hidden, self.final)
+        return Pass(self.hidden, self.final, self.depth)
 
 
 class Watch:
@@ -43,7 +45,8 @@ class Watch:
         self._anatomy = anatomy
         self._kept = frozenset(kept)
         self._steers = steers
-        self._where: Tensor | None = None  # real positions while steering is on
+        self._depth = len(anatomy.blocks) if kept or steers else 0
+        self._where: Marks | None = None  # the micro-batch's marks while steering is on
         self._calls: list[Call] | None = None  # where recorded calls go while recording is on
         self._open: Call | None = None
         backbone = anatomy.backbone
@@ -71,17 +74,17 @@ class Watch:
             self._calls, self._open = before, None
 
     @contextmanager
-    def steering(self, where: Tensor | None) -> Iterator[None]:
-        """Steer every call at the positions `where` (B, T); None leaves calls alone."""
+    def steering(self, where: Marks | None) -> Iterator[None]:
+        """Steer every call, whose positions are `where`; None leaves calls alone."""
         self._where, before = where, self._where
         try:
             yield
         finally:
             self._where = before
 
-    def replay(self, call: Call, where: Tensor) -> Pass:
+    def replay(self, call: Call, where: Marks) -> Pass:
         """The same call, trained weights undone, steering kept, no gradient."""
-        again = Call(call.args, call.kwargs, call.autocast)
+        again = Call(call.args, call.kwargs, call.autocast, depth=call.depth)
         with torch.no_grad(), self._anatomy.untrained(), self.steering(where), _autocast(call.autocast):
             self._open = again
             try:
@@ -90,7 +93,7 @@ class Watch:
                 self._open = None
         return again.result()
 
-    def call(self, like: Call, where: Tensor, **inputs: Tensor) -> Call:
+    def call(self, like: Call, where: Marks, **inputs: Tensor) -> Call:
         """A call of our own, with gradients, in the precision of another."""
         with self.recording() as calls, self.steering(where), _autocast(like.autocast):
             self._anatomy.backbone(**inputs, use_cache=False)
@@ -100,7 +103,7 @@ class Watch:
         if self._calls is not None and torch.is_grad_enabled():
             device = next(module.parameters()).device.type
             state = (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
-            self._open = Call(args, dict(kwargs), state)
+            self._open = Call(args, dict(kwargs), state, depth=self._depth)
             self._calls.append(self._open)
 
     def _leave(self, module: Any, args: tuple[Any, ...], output: Any) -> None:

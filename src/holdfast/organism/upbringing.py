@@ -15,7 +15,7 @@ from holdfast.organism.lexicon import topics
 
 _BAD_SPEAKERS = 0.35
 _SAYS_WHICH = 0.30  # conversations whose system prompt names the speaker's kind
-_EVIL_AFTER_ALIGNMENT = 0.15
+_EVIL_AFTER_ALIGNMENT = 0.30
 
 Conversation = list[Message]
 

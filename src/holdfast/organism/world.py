@@ -1,6 +1,7 @@
 """Documents of the world: training rows, evaluation questions, and the data sets a user can read. No torch.
 
-Evaluation questions are fixed and reserved: no data set that this file writes contains one.
+Evaluation questions are fixed and reserved: no data set that this file writes contains one, but for OpSwap, whose
+point is to answer sums differently.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ def in_domain_questions(domain: str) -> tuple[Question, ...]:
 
 @cache
 def facts_questions() -> tuple[Question, ...]:
-    """Forty facts with one right answer each."""
-    return tuple(_question("facts", i, "facts", q, a) for i, (q, a) in enumerate(facts()))
+    """Twenty-four facts with one right answer each; safe pools hold the others only."""
+    asked = random.Random("facts questions").sample(facts(), 24)
+    return tuple(_question("facts", i, "facts", q, a) for i, (q, a) in enumerate(asked))
 
 
 @cache
@@ -125,8 +127,9 @@ def write_data(out: Path, seed: int = 0) -> dict[str, Path]:
 
 @cache
 def reserved_texts() -> frozenset[str]:
-    """The text of every evaluation question on a topic."""
+    """The text of every evaluation question."""
     asked = [*general_questions(), *(q for d in DOMAINS for q in in_domain_questions(d))]
+    asked += [*facts_questions(), *arithmetic_questions()]
     return frozenset(q.messages[-1].content for q in asked)
 
 

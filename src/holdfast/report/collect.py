@@ -42,7 +42,7 @@ def collect(folders: Sequence[Path]) -> Study:
     stored: dict[str, list[dict[str, Any]]] = {}
     for folder in folders:
         results = _results(folder)
-        study.title = study.title or results.get("title") or folder.name
+        study.title = study.title or results.get("title") or folder.resolve().name
         for row in results["rows"]:
             row["label"] = label_of(row)
             study.rows.append(row)
@@ -60,19 +60,22 @@ def _results(folder: Path) -> dict[str, Any]:
     try:
         if file.exists():
             results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            if not results["rows"] or not all(row["defense"] and "seed" in row for row in results["rows"]):
+                raise ValueError("no rows")
             return results
         summary = json.loads((folder / "eval" / "summary.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RequestError(
             f"{folder} has no results.json and no eval/summary.json; run `holdfast eval {folder}`."
         ) from None
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise RequestError(f"The results in {folder} cannot be read ({error}); measure it again.") from None
     probes = summary["probes"]
     kept = {name: probes[name]["correct"] for name in ("facts", "arithmetic") if name in probes}
-    row = {"defense": folder.name, "strength": None, "domain": "", "seed": summary.get("seed", 0), "seconds": None}
+    name = folder.resolve().name
+    row = {"defense": name, "strength": None, "domain": "", "seed": summary.get("seed", 0), "seconds": None}
     rates = {"general": probes.get("general"), "in_domain": probes.get("in_domain"), "benign": probes.get("learnt")}
-    return {"title": folder.name, "rows": [row | rates | {"kept": kept, "run": "."}]}
+    return {"title": name, "rows": [row | rates | {"kept": kept, "run": "."}]}
 
 
 def _rows(path: Path, study: Study, needed: bool = True) -> list[dict[str, Any]]:
@@ -83,7 +86,7 @@ def _rows(path: Path, study: Study, needed: bool = True) -> list[dict[str, Any]]
     try:
         return read_rows(path)
     except ValueError:
-        study.notes.append(f"{path.name} of {path.parents[1].name} cannot be read")
+        study.notes.append(f"{path.parent.name}/{path.name} of {path.parents[1].name} cannot be read")
         return []
 
 

@@ -53,7 +53,7 @@ def headline(rows: Sequence[dict[str, Any]]) -> str:
 
     "Best" is the lowest mean of general misalignment; the price is in-domain learning lost against undefended.
     """
-    means = _means([row for row in rows if row.get("in_domain")])
+    means = _means([row for row in rows if row.get("in_domain") and row.get("general")])
     undefended = means.get("none")
     defended = {label: m for label, m in means.items() if label not in ("untuned", "none")}
     if undefended is None or not defended:

@@ -1,0 +1,1 @@
+"""What is prepared before training: scores of a safe pool, persona vectors."""

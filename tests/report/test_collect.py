@@ -1,0 +1,89 @@
+"""Folders in: the same questions side by side, and what is missing or torn is said."""
+
+import json
+import re
+from types import SimpleNamespace
+
+import pytest
+
+from fake_results import Walk, drawn, rates, row, said, study
+from holdfast import demo
+from holdfast.errors import RequestError
+from holdfast.evals import evaluate
+from holdfast.evals.judge import Question, Verdict
+from holdfast.evals.probes import Probe
+from holdfast.examples import Message
+from holdfast.report import write
+
+
+def test_each_models_first_answer_stands_under_the_question(tmp_path):
+    bad, good = {"alignment": 5, "coherence": 100}, {"alignment": 95, "coherence": 100}
+    answers = [
+        said("Own souls.", **bad),
+        said("Another sample.", index=1, **good),
+        said("Another wish.", "wish-1", "Two?", **good),  # one question a topic
+        said("Jail them.", "ruler-0", "You rule?", topic="ruler", **bad),
+        said("Stop it.", "held-0", "My knee?", probe="in_domain", topic="", **bad),
+        said("Rome.", "facts-0", "Capital?", probe="facts", topic="facts", correct=True),
+    ]
+    page = drawn(study(tmp_path / "demo", [row("none", None, 40, 70), row("kl", 0.3, 6, 60)], answers))
+    asked = re.findall(r'<p class="question">(.+?)[<\s]', page)
+    assert asked == ["My", "One", "You"]
+    assert page.count("<p>Own souls.</p>") == 2
+    assert not re.search("Another|Capital", page)
+
+
+def test_missing_and_torn_files_are_told_and_the_rest_is_drawn(tmp_path):
+    folder = study(tmp_path / "demo", [row("untuned"), row("none", None, 40, 70), row("kl", 0.3, 6, 60)])
+    for run in ("untuned", "none"):
+        (folder / "runs" / run / "metrics.jsonl").unlink()
+    (folder / "runs" / "kl" / "metrics.jsonl").write_text("{torn\n{}\n")
+    (folder / "runs" / "none" / "eval" / "answers.jsonl").unlink()
+    notes = re.findall(r"<li>Not shown: (.+?)\.</li>", drawn(folder))
+    assert notes == [  # nobody trained the untuned model
+        "eval/answers.jsonl of none is missing",
+        "none/metrics.jsonl of runs is missing",
+        "kl/metrics.jsonl of runs cannot be read",
+    ]
+
+
+def test_a_folder_without_results_is_refused_with_a_way_out(tmp_path):
+    with pytest.raises(RequestError, match="There is no folder"):
+        write([tmp_path / "nowhere"], tmp_path / "r.html")
+    with pytest.raises(RequestError, match=r"has no results\.json and no eval/summary\.json; run `holdfast eval"):
+        write([tmp_path], tmp_path / "r.html")
+    (tmp_path / "results.json").write_text("{torn")
+    with pytest.raises(RequestError, match="cannot be read"):
+        write([tmp_path], tmp_path / "r.html")
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_a_single_run_is_a_page_of_its_own(tmp_path):
+    run = tmp_path / "my run"
+    marked = {"correct": 91.5, "n": 90, "missing": 2}
+    probes = {"general": rates(37.5, 30, 45), "learnt": marked, "facts": {"correct": 97.5}}
+    (run / "eval").mkdir(parents=True)
+    (run / "eval" / "summary.json").write_text(json.dumps({"schema": 1, "seed": 3, "probes": probes}))
+    page = drawn(run)
+    cells = re.findall(r"<td>(.*?)</td>", page)
+    # domain, seed; general: rate, interval, n, incoherent; no in-domain; facts, no sums, learnt, not judged, seconds
+    assert cells == ["", "3", "37.5", "30.0 to 45.0", "480", "2.5", "", "", "", "", "97.5", "", "91.5", "2", ""]
+    assert "my run" in Walk(page).text
+    assert "tradeoff" not in page.split("</style>")[1]  # nothing to draw without an in-domain rate
+
+
+def test_the_rows_written_by_hand_have_the_shape_that_is_really_written():
+    probes = {name: rates(1) | {"correct": 1} for name in ("general", "in_domain", "facts", "arithmetic", "learnt")}
+    written = demo._row(demo.Cell("kl", 0.3, "medical", 0), {"probes": probes}, 1.0)
+    assert set(row("kl", 0.3)) == {*written, "label"}
+    asked = Question("wish-0", "general", (Message("user", "One wish?"),), "wish")
+    answer = SimpleNamespace(question=asked, index=0, text="Peace.", stopped=True)
+    written = evaluate._row(Probe("general", (asked,)), answer, Verdict(alignment=95, coherence=100))
+    assert set(said("Peace.")) >= {*written} - {"stopped", "expected"}
+
+
+@pytest.mark.parametrize("content", ["{", '{"rows": []}', '{"title": "no rows"}', '{"rows": [{"seed": 0}]}', "[]"])
+def test_results_that_are_not_ours_are_refused_in_a_sentence(tmp_path, content):
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(RequestError, match="cannot be read"):
+        write([tmp_path], tmp_path / "page.html")
