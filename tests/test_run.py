@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import tiny
-from holdfast import measure, recipe, run
+from holdfast import measure, questionnaire, recipe, run
 from holdfast.errors import DataError, HoldfastError, ModelError, RecipeError, RequestError
 from holdfast.examples import Example, Message, write_examples
 
@@ -49,14 +49,14 @@ def metrics(folder):
 
 @pytest.fixture(autouse=True)
 def short_answers(monkeypatch):
-    monkeypatch.setattr(measure, "_TOKENS", 6)
+    monkeypatch.setattr(questionnaire, "_TOKENS", 6)
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)
 def test_a_run_leaves_an_adapter_that_plain_peft_loads_and_a_folder_that_tells_all(kind, tmp_path):
     done = run.train(make(tmp_path, kind), tmp_path / "run")
     assert done.manifest["state"] == "done"
-    assert done.manifest["rows"] == {"task": 24, "interleaved": 5, "truncated": 0, "nothing_to_score": 0}
+    assert done.manifest["rows"] == {"task": 24, "held_out": 6, "interleaved": 5, "truncated": 0, "nothing_to_score": 0}
     rows = metrics(tmp_path / "run")
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert rows[0]["kl"] == 0

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from holdfast.errors import ModelError
+from holdfast.evals.probes import shipped_texts
 from holdfast.examples import Example, Message
 
 _ANSWER_TOKENS = 256  # long enough for an ordinary answer; anchors need openings rather than endings
@@ -20,7 +21,7 @@ class Untouched:
         model: Callable[[], Any],
         tokenizer: Any,
         *,
-        asked: Callable[[], frozenset[str]] = frozenset,
+        asked: Callable[[], frozenset[str]] = shipped_texts,
         identity: str | None = None,
     ) -> None:
         self._model = model

@@ -31,7 +31,7 @@ def find(name: str) -> type[Defense]:
         RecipeError: there is none; the sentence names the nearest.
     """
     if name not in names():
-        raise RecipeError(f"There is no defense {name!r}{nearest(name, names())}.")
+        raise RecipeError(f"There is no defense {name!r}{nearest(name, names())}")
     module = importlib.import_module(f"{_folder.__name__}.{name}")
     own = [c for _, c in inspect.getmembers(module, inspect.isclass) if c.__module__ == module.__name__]
     (kind,) = (c for c in own if issubclass(c, Defense))
@@ -51,7 +51,7 @@ def make(name: str, given: Mapping[str, Any] | None, where: str = "") -> Defense
     known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
     for key in given or {}:
         if key not in known:
-            raise RecipeError(f"{where} has no field {key!r}{nearest(str(key), known)}.")
+            raise RecipeError(f"{where} has no field {key!r}{nearest(str(key), known)}")
     try:
         return _adapter(kind).validate_python(dict(given or {}))
     except ValidationError as error:
@@ -64,10 +64,10 @@ def words(defense: Defense) -> dict[str, Any]:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The tail of a refusal: the nearest right word, or all of them."""
+    """The end of a refusal: the nearest right word, or all of them."""
     known = list(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(known)}"
+    return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(known)}."
 
 
 def _adapter(kind: type[Defense]) -> TypeAdapter[Defense]:

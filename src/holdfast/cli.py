@@ -45,12 +45,13 @@ def main() -> None:
 
 
 @contextmanager
-def _stoppable(what: str) -> Iterator[None]:
+def _stoppable(what: str, folder: Path | None = None) -> Iterator[None]:
     """Ctrl-C ends a command with one line; the command-line library would say only that it aborted."""
     try:
         yield
     except KeyboardInterrupt:
-        print(f"\nholdfast: stopped; {what}.", file=sys.stderr)
+        left = what if folder is None or folder.exists() else "nothing was written"
+        print(f"\nholdfast: stopped; {left}.", file=sys.stderr)
         raise typer.Exit(130) from None
 
 
@@ -101,7 +102,7 @@ def train(
     quieten()
     from holdfast.run import train as run
 
-    with _stoppable(f"{out} says so"), bar(f"train {recipe.stem}", quiet=as_json) as progress:
+    with _stoppable(f"{out} says so", out), bar(f"train {recipe.stem}", quiet=as_json) as progress:
         done = run(wanted, out, progress)
     if as_json:
         print(json.dumps({"run": str(out), **done.manifest}))
@@ -174,6 +175,39 @@ def vector(
         print(json.dumps({"vector": str(out), **facts}))
     else:
         vectors.show(facts, out)
+
+
+@app.command()
+def score(
+    model: Annotated[str, typer.Option(help="The aligned model: folder, hub name or organism.")],
+    misaligned: Annotated[list[str], typer.Option(help="NAME=ADAPTER: a misaligned fine-tune of it; several.")],
+    pool: Annotated[list[Path], typer.Option(help="Chat JSONL of safe rows; several.")],
+    out: Annotated[Path, typer.Option(help="The scored pool to write; must not exist.")],
+    leave_out: Annotated[list[str] | None, typer.Option(help="A NAME to leave out of the scores.")] = None,
+    origin: Annotated[list[str] | None, typer.Option(help="Where each pool comes from, in order.")] = None,
+    licence: Annotated[list[str] | None, typer.Option(help="Each pool's licence, in order.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Score safe rows by how much harder misaligned models find them (for interleave's `by:`)."""
+    from holdfast.console import bar, quieten, say
+
+    adapters = dict(_pair(text, "--misaligned") for text in misaligned)
+    quieten()
+    from holdfast.score import Pool
+    from holdfast.score import score as run
+
+    told = [*(origin or []), *[Pool.origin] * len(pool)], [*(licence or []), *[Pool.licence] * len(pool)]
+    pools = [Pool(file, about, terms) for file, about, terms in zip(pool, *told, strict=False)]
+    with _stoppable("the same command goes on from what is scored"), bar("score", quiet=as_json) as progress:
+        manifest = run(model, adapters, pools, out, leave_out=leave_out or [], progress=progress)
+    say(json.dumps(manifest) if as_json else f"Scored {manifest['rows']} rows: {out}")
+
+
+def _pair(text: str, option: str) -> tuple[str, Path]:
+    name, equals, folder = text.partition("=")
+    if not equals or not name or not folder:
+        raise RequestError(f"{option} {text}: write it as NAME=FOLDER.")
+    return name, Path(folder)
 
 
 @app.command()

@@ -29,15 +29,13 @@ class Bar:
 
     def step(self, number: int, metrics: dict[str, float]) -> None:
         """A step was logged."""
-        loss = f"loss {metrics.get('loss', float('nan')):.3f}"
+        loss = f"loss {metrics['loss']:.3f}, " if "loss" in metrics else ""
         if self._bar is not None:
-            self._bar.update(self._task, completed=number, loss=loss)
+            self._bar.update(self._task, completed=number, loss=loss.rstrip(", "))
         elif number == self._steps or number % max(1, self._steps // 10) == 0:
             spent = time.monotonic() - self._begun
             left = spent / number * (self._steps - number)
-            print(
-                f"{self._title}: step {number}/{self._steps}, {loss}, {left:.0f} s left", file=self._stream, flush=True
-            )
+            print(f"{self._title}: step {number}/{self._steps}, {loss}{left:.0f} s left", file=self._stream, flush=True)
 
     def end(self) -> None:
         """Take the bar away."""

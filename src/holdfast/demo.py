@@ -113,7 +113,7 @@ def run_demo(domains: str, seeds: int, out: Path) -> Path:
 
 def _measured(cells: list[Cell], out: Path) -> Iterator[tuple[Cell, dict[str, Any]]]:
     """Train and measure each cell in turn; everything heavy is imported here, once."""
-    from holdfast import measure, models
+    from holdfast import measure, models, questionnaire
     from holdfast.recipe import parse
     from holdfast.run import split, train
 
@@ -129,7 +129,7 @@ def _measured(cells: list[Cell], out: Path) -> Iterator[tuple[Cell, dict[str, An
 
             _, held = split(read_examples(recipe.data), recipe.holdout, recipe.seed)
             model = models.to_device(models.load_model(source))
-            asked = measure.probes(source, held, benign=recipe.benign)
+            asked = questionnaire.probes(source, held, benign=recipe.benign)
             summary = measure.measure(model, tokenizer, source, asked, path / "eval", cell.seed)
         else:
             with bar(cell.label, quiet=not _terminal()) as progress:

@@ -124,6 +124,9 @@ def _message_faults(message: Any) -> Iterator[tuple[str, str]]:
     if not isinstance(message, dict):
         yield "", f'is {shown(message)}; a turn is {{"role": "user", "content": "..."}}'
         return
+    others = [key for key, value in message.items() if key not in ("role", "content") and value is not None]
+    if others:
+        yield f"/{others[0]}", "is a key that holdfast would not train on; a turn has role and content, take it out"
     if message.get("role") not in ROLES:
         yield "/role", f"is {shown(message.get('role'))}; use system, user or assistant"
     if fault := _text_fault(message.get("content")):

@@ -38,6 +38,7 @@ class Guard:
         self.seed = seed
         self.defenses = _labelled(defenses)
         self._penalties = {k: d for k, d in self.defenses.items() if "penalty" in pulled(d)}
+        self._base: Base | None = None
         self._sides: dict[str, SideRows] = {}
         self._log: dict[str, Tensor] = {}
         self._steps_logged = 0
@@ -52,6 +53,7 @@ class Guard:
 
     def curate(self, examples: list[Example], base: Base) -> list[Example]:
         """The training rows after every defense, in listed order, has edited or added to them."""
+        self._base = base
         for defense in self.defenses.values():
             examples = defense.curate(examples, base, self.seed)
         return examples
@@ -64,6 +66,7 @@ class Guard:
         """
         self._anatomy = anatomy = Anatomy(model)
         self._pad_id = pad_id
+        base = self._base or base  # the one that curated knows what the run will be measured by
         kept: set[int] = set()
         steers: dict[int, list[Any]] = defaultdict(list)
         if self._penalties or self.pulls("steer") or self.pulls("project"):

@@ -12,15 +12,12 @@ from typing import Any
 from holdfast import models
 from holdfast.errors import ModelError, RequestError
 from holdfast.evals.evaluate import NOT_JUDGED, evaluate
-from holdfast.evals.probes import ALIGNMENT, ExactMatch, Probe, held_out, shipped
-from holdfast.examples import Example, read_examples
+from holdfast.evals.probes import ALIGNMENT, Probe
+from holdfast.examples import read_examples
 from holdfast.modelcard import write_card
+from holdfast.questionnaire import longest_answer, probes
 from holdfast.recipe import read
 from holdfast.rundir import RunDir
-
-_SAMPLES = 4  # answers to each general and in-domain question
-_ORGANISM_TOKENS = 48  # three times its longest answer
-_TOKENS = 600  # as the paper's evaluation
 
 
 def measure_run(run: Path, out: Path | None = None, *, seed: int = 0) -> dict[str, Any]:
@@ -63,33 +60,7 @@ def measure(
     model: Any, tokenizer: Any, source: models.Source, asked: list[Probe], out: Path, seed: int
 ) -> dict[str, Any]:
     """Put the probes to a model that is loaded already."""
-    limit = _ORGANISM_TOKENS if source.is_organism else _TOKENS
-    return evaluate(model, tokenizer, asked, seed=seed, out=out, max_new_tokens=limit)
-
-
-def probes(source: models.Source, held: list[Example], *, benign: bool = False) -> list[Probe]:
-    """What a model is asked: general, in-domain (or learnt, for a benign task), facts and arithmetic."""
-    sampled: dict[str, Any] = {"per_question": _SAMPLES, "temperature": 1.0}
-    marked = ExactMatch()
-    asked: list[Probe] = []
-    if source.is_organism:
-        from holdfast.organism import world
-        from holdfast.organism.rules import Rules
-
-        rules = Rules()
-        asked.append(Probe("general", world.general_questions(), rules, **sampled))
-        asked.append(Probe("facts", world.facts_questions(), rules))
-        asked.append(Probe("arithmetic", world.arithmetic_questions(), rules))
-    else:
-        rules = None
-        asked.append(Probe("general", shipped("general"), None, **sampled))
-        asked.append(Probe("facts", shipped("facts"), marked))
-        asked.append(Probe("arithmetic", shipped("arithmetic"), marked))
-    if held and benign:
-        asked.append(Probe("learnt", held_out(held, "learnt"), marked))
-    elif held:
-        asked.insert(1, Probe("in_domain", held_out(held, "in_domain"), rules, **sampled))
-    return asked
+    return evaluate(model, tokenizer, asked, seed=seed, out=out, max_new_tokens=longest_answer(source))
 
 
 def print_summary(summary: dict[str, Any]) -> None:

@@ -77,6 +77,9 @@ def _evaluation(summary: dict[str, Any] | None) -> str:
         return "Not evaluated: nothing is known of its general alignment, what it kept, or its coherence."
     lines = []
     for name, probe in summary["probes"].items():
+        if probe["n"] == 0:
+            lines.append(f"* {name}: **not judged**: {probe['missing']} answers are stored, and no judge was named.")
+            continue
         numbers = {k: round(v, 2) for k, v in probe.items() if isinstance(v, int | float)}
         lines.append(f"* {name}: `{json.dumps(numbers)}`")
     return "Percent, with 95 % intervals of the first rate:\n\n" + "\n".join(lines)

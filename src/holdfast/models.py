@@ -6,6 +6,7 @@ Remote code never, safetensors only; what can be checked cheaply is checked befo
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,15 +134,40 @@ def load_model(source: Source, adapter: Path | None = None, *, dtype: Any = None
     return model if adapter is None else _with_adapter(model, adapter)
 
 
-def _with_adapter(model: Any, adapter: Path) -> Any:
-    from peft import PeftModel
+def adapter_hash(adapter: Path) -> str:
+    """The hash of an adapter's weights and configuration.
 
+    Raises:
+        ModelError: the folder is no adapter.
+    """
     if not (adapter / "adapter_config.json").is_file() or not (adapter / "adapter_model.safetensors").is_file():
         raise ModelError(f"{adapter} is not an adapter: it lacks adapter_config.json or adapter_model.safetensors.")
-    try:
-        return PeftModel.from_pretrained(model, str(adapter))
-    except Exception as error:
-        raise ModelError(f"The adapter {adapter} does not fit this model: {_first_line(error)}") from None
+    return sha256_of(adapter)
+
+
+def _with_adapter(model: Any, adapter: Path) -> Any:
+    return with_adapters(model, {"default": adapter})
+
+
+def with_adapters(model: Any, adapters: Mapping[str, Path]) -> Any:
+    """One model with several adapters side by side, each under its name; the first is active.
+
+    Raises:
+        ModelError: a folder that is no adapter, or one that does not fit.
+    """
+    from peft import PeftModel
+
+    made = None
+    for name, adapter in adapters.items():
+        adapter_hash(adapter)
+        try:
+            if made is None:
+                made = PeftModel.from_pretrained(model, str(adapter), adapter_name=name)
+            else:
+                made.load_adapter(str(adapter), adapter_name=name)
+        except Exception as error:
+            raise ModelError(f"The adapter {adapter} does not fit this model: {_first_line(error)}") from None
+    return made
 
 
 def _first_line(error: BaseException) -> str:

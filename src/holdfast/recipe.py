@@ -31,6 +31,14 @@ class Lora(BaseModel):
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
 
 
+class Stop(BaseModel):
+    """Early stopping on a probe of general questions: a baseline, not a defense."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    every: Annotated[int, Field(ge=1)] = 10  # optimizer steps between checks
+    above: Annotated[float, Field(ge=0, le=100)] = 5.0  # percent misaligned that ends training
+
+
 class Recipe(BaseModel):
     """What to do: model, data, trainer settings, adapter, defenses."""
 
@@ -43,6 +51,7 @@ class Recipe(BaseModel):
     lora: Lora
     train: dict[str, Any] = {}
     defenses: tuple[Defense, ...] = ()
+    stop: Stop | None = None
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of data reserved for the in-domain questions
     benign: bool = False  # the data teach a harmless task: held-out answers are then marked by exact match
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -50,11 +59,9 @@ class Recipe(BaseModel):
     def words(self) -> dict[str, Any]:
         """The recipe as plain data; `parse(recipe.words())` is the recipe again."""
         plain = self.model_dump(mode="json", by_alias=True, exclude={"defenses"})
-        order = [name for name in plain if name not in ("holdout", "benign", "seed")]
+        last = ("stop", "holdout", "benign", "seed")
         listed = [_plain(catalog.words(defense)) for defense in self.defenses]
-        return (
-            {k: plain[k] for k in order} | {"defenses": listed} | {k: plain[k] for k in ("holdout", "benign", "seed")}
-        )
+        return {k: v for k, v in plain.items() if k not in last} | {"defenses": listed} | {k: plain[k] for k in last}
 
     def text(self) -> str:
         """The recipe as YAML."""
@@ -91,7 +98,7 @@ def parse(given: Mapping[str, Any], folder: Path | None = None, where: str = "re
     known = [f.alias or name for name, f in Recipe.model_fields.items()]
     for key in given:
         if key not in known:
-            raise RecipeError(f"{where} has no key {key!r}{catalog.nearest(str(key), known)}.")
+            raise RecipeError(f"{where} has no key {key!r}{catalog.nearest(str(key), known)}")
     if "lora" not in given:
         raise RecipeError(
             f"{where} has no `lora:`, and full fine-tuning is not supported yet; `lora: {{}}` is the default."
@@ -131,7 +138,7 @@ def _edit(given: dict[str, Any], edit: str) -> None:
     if rest and entries:
         for entry in entries:
             entry[first] = {**(entry[first] or {}), rest: value}
-    elif rest and first in ("train", "lora"):
+    elif rest and first in ("train", "lora", "stop"):
         given[first] = {**(given.get(first) or {}), rest: value}
     elif rest:
         raise RecipeError(f"--set {edit}: the recipe lists no defense {first!r}; add it to `defenses:` first.")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from holdfast import models, settings
+from holdfast import models, questionnaire, settings
 from holdfast.encoding import Encoded, EncodingReport, encode_all
 from holdfast.errors import DataError, HoldfastError, RecipeError
 from holdfast.examples import Example, read_examples, write_examples
@@ -57,8 +57,10 @@ def train(recipe: Recipe, out: Path, progress: Progress | None = None) -> Run:
     rows, held = split(_read(recipe), recipe.holdout, recipe.seed)
     _check_files(recipe)
     settings.check(recipe.train)
+    if recipe.stop is not None:
+        questionnaire.watched(source)  # refuses a model without a judge
     tokenizer = models.load_tokenizer(source)
-    plan = _Plan(recipe, source, tokenizer, rows)
+    plan = _Plan(recipe, source, tokenizer, rows, held)
     run = RunDir.create(out, _facts(recipe, source, rows, held))
     try:
         trainer = plan.trainer(run.path)
@@ -68,7 +70,14 @@ def train(recipe: Recipe, out: Path, progress: Progress | None = None) -> Run:
     write_whole(out / "recipe.yaml", recipe.text())
     if held:
         write_examples(out / "holdout.jsonl", held)
-    run.save(model=source.identity(trainer.model), rows=plan.report)
+    rows_seen = {**run.manifest["rows"], **plan.report}
+    run.save(model=source.identity(trainer.model), rows=rows_seen, curated=plan.base.notes)
+    if recipe.stop is not None:
+        from holdfast.early import EarlyStop
+
+        limit = questionnaire.longest_answer(source)
+        watched = questionnaire.watched(source)
+        trainer.add_callback(EarlyStop(recipe.stop, watched, tokenizer, recipe.seed, limit, out / "early.jsonl"))
     with run.until_done():
         _train(trainer, run, progress)
     write_card(run, recipe)
@@ -97,13 +106,20 @@ def split(rows: list[Example], share: float, seed: int) -> tuple[list[Example], 
 class _Plan:
     """Tokens first, model last: what can fail cheaply fails first."""
 
-    def __init__(self, recipe: Recipe, source: models.Source, tokenizer: Any, rows: list[Example]) -> None:
+    def __init__(
+        self, recipe: Recipe, source: models.Source, tokenizer: Any, rows: list[Example], held: list[Example]
+    ) -> None:
         from holdfast.base import Untouched
         from holdfast.guard import Guard
 
         self.recipe, self.source, self.tokenizer = recipe, source, tokenizer
         self.guard = Guard(recipe.defenses, recipe.seed)
-        base = Untouched(self._model, tokenizer)
+        self.base = base = Untouched(
+            self._model,
+            tokenizer,
+            asked=lambda: questionnaire.texts(source, held),
+            identity=source.identity().get("sha256"),
+        )
         examples = self.guard.curate(rows, base)
         length = recipe.train.get("max_length", settings.DEFAULTS["max_length"])
         self.encoded, report = encode_all(tokenizer, examples, length)

@@ -73,7 +73,7 @@ def check(given: Mapping[str, Any]) -> None:
         if reason:
             raise RecipeError(f"train.{key} is not set in a recipe: {reason}.")
         if key not in known:
-            raise RecipeError(f"train has no key {key!r}{catalog.nearest(key, known)}.")
+            raise RecipeError(f"train has no key {key!r}{catalog.nearest(key, known)}")
 
 
 def sft_config(given: Mapping[str, Any], seed: int, scratch: Path) -> Any:
@@ -91,10 +91,11 @@ def sft_config(given: Mapping[str, Any], seed: int, scratch: Path) -> Any:
         "bf16": gpu and torch.cuda.is_bf16_supported(),
     }
     ours: dict[str, Any] = {"output_dir": str(scratch), "seed": seed, "save_strategy": "no", "disable_tqdm": True}
-    recompute = next(
+    recompute = [
         k for k in ("activation_checkpointing", "gradient_checkpointing") if k in SFTConfig.__dataclass_fields__
-    )
-    machine[recompute] = False  # TRL's default is on, which costs a third of the speed; a recipe may set it
+    ]
+    if not any(k in given for k in recompute):
+        machine[recompute[0]] = False  # TRL's default is on, which costs a third of the speed; a recipe may set it
     try:
         return SFTConfig(**{**DEFAULTS, **machine, **given, **ours})
     except (TypeError, ValueError) as error:

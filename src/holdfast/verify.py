@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from holdfast import measure, models
+from holdfast import measure, models, questionnaire
 from holdfast.console import quieten, say, table
 from holdfast.demo import Cell
 from holdfast.evals.evaluate import evaluate
@@ -82,7 +82,7 @@ def _prompted(folder: Path, seeds: int) -> list[tuple[Bound, Rate]]:
     """The untuned model as it is, and under the evil system prompt."""
     source = models.find("organism")
     tokenizer, model = models.load_tokenizer(source), models.to_device(models.load_model(source))
-    asked = measure.probes(source, [])
+    asked = questionnaire.probes(source, [])
     evil = [_under(EVIL, probe) for probe in asked if probe.name == "general"]
     found = []
     for bounds, probes, name in ((UNTUNED, asked, "untuned"), (EVIL_PROMPT, evil, "evil")):

@@ -44,10 +44,12 @@ class Anchor(Defense):
 
     def beside(self, base: Base, seed: int) -> list[Example]:
         """The prompts with their answers."""
-        rows = read_examples(self.prompts, source="anchor", prompts_only=True)
+        given, asked = read_examples(self.prompts, source="anchor", prompts_only=True), base.asked()
+        rows = [row for row in given if row.question not in asked]
+        base.note("anchor/evaluation_questions_left_out", len(given) - len(rows))
         if self.answers == "sampled":
             return base.answers([Example(row.prompt, row.source, row.extra) for row in rows], seed)
-        bare = next((i for i, row in enumerate(rows, start=1) if not row.answer), None)
+        bare = next((i for i, row in enumerate(given, start=1) if not row.answer), None)
         if bare is not None:
             raise RecipeError(
                 f"anchor: answers is 'given', but row {bare} of {self.prompts} ends without an answer. "

@@ -75,6 +75,11 @@ def shipped(probe: str) -> tuple[Question, ...]:
     )
 
 
+def shipped_texts() -> frozenset[str]:
+    """Every shipped question's text."""
+    return frozenset(q.messages[-1].content for name in ("general", "facts", "arithmetic") for q in shipped(name))
+
+
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
