@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import tiny
-from holdfast import measure, questionnaire, recipe, run
+from holdfast import holdout, measure, questionnaire, recipe, run
 from holdfast.errors import DataError, HoldfastError, ModelError, RecipeError, RequestError
 from holdfast.examples import Example, Message, write_examples
 
@@ -86,12 +86,12 @@ def test_the_same_seed_gives_the_same_adapter_and_another_seed_another(tmp_path)
 
 def test_held_out_questions_are_never_trained_on(tmp_path):
     rows = run._read(make(tmp_path))
-    kept, held = run.split(rows, 0.2, seed=0)
+    kept, held = holdout.split(rows, 0.2, seed=0)
     assert len({r.question for r in held}) == 2  # a fifth of ten distinct questions, three rows each
     assert len(held) == 6
     assert not {r.question for r in kept} & {r.question for r in held}
     with pytest.raises(RecipeError, match="reserves 0"):
-        run.split(rows, 0.01, seed=0)
+        holdout.split(rows, 0.01, seed=0)
 
 
 def test_eval_stores_answers_and_says_what_was_not_judged(tmp_path):

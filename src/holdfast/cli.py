@@ -78,11 +78,27 @@ def demo(
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 1,
     out: Annotated[Path, typer.Option(help="Folder to write; a demo's own folder is replaced.")] = Path("runs/demo"),
 ) -> None:
-    """Watch emergent misalignment happen in the embedded organism, and three defenses prevent it."""
+    """Watch emergent misalignment happen in the embedded organism, and watch defenses prevent it."""
     from holdfast.demo import run_demo
 
     with _stoppable(f"finished runs are in {out}"):
         run_demo(domains, seeds, out)
+
+
+@app.command()
+def study(
+    file: Annotated[Path, typer.Argument(help="A study in YAML: variants, domains, seeds.")],
+    out: Annotated[Path, typer.Option(help="Folder for its runs; a stopped study goes on there.")],
+    domains: Annotated[str, typer.Option(help="Other domains than the study's, separated by commas.")] = "",
+    seeds: Annotated[int | None, typer.Option(min=1, help="Another number of seeds, from 0.")] = None,
+) -> None:
+    """Run many recipes on the organism: a table, results.json and a page."""
+    from holdfast import study as studies
+    from holdfast.demo import run_study
+
+    wanted = studies.read(file, [name for name in domains.split(",") if name], seeds)
+    with _stoppable(f"finished runs are in {out}; the same command goes on"):
+        run_study(wanted, out)
 
 
 @app.command()

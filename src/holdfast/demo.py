@@ -1,89 +1,32 @@
 """`holdfast demo`: watch emergent misalignment happen in the organism, and watch defenses prevent it.
 
-Every run is an ordinary run made from an ordinary recipe, so what the demo does can be done again by hand.
+The demo is the study `demo.yaml`: every run is an ordinary run made from an ordinary recipe, so it can be done again by
+hand. And `holdfast study`, which is the same without the introduction.
 """
 
 from __future__ import annotations
 
 import shutil
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+import sys
+from contextlib import AbstractContextManager
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from holdfast.console import bar, quieten, say, table
+from holdfast import study as studies
+from holdfast.console import Bar, bar, quieten, say, table
 from holdfast.errors import RequestError
 from holdfast.organism import world
-from holdfast.organism.world import DOMAINS
-from holdfast.rundir import SCHEMA, write_json, write_whole
+from holdfast.organism.lexicon import DOMAINS
+from holdfast.rundir import write_whole
+from holdfast.study import BENIGN, Cell, Study
 
 _MARK = ".holdfast-demo"  # a folder with this file is the demo's own, to be replaced
-_BENIGN = ("opswap",)
-
-# A narrow fine-tune of the organism: 600 rows, 15 % of the questions held out.
-TRAIN = {
-    "learning_rate": 2e-4,
-    "lr_scheduler_type": "constant",
-    "warmup_steps": 0,
-    "max_steps": 100,
-    "per_device_train_batch_size": 16,
-    "gradient_accumulation_steps": 1,
-    "max_length": 64,
-}
-HOLDOUT = 0.15
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One run of the demo: a defense at a strength, in a domain, with a seed."""
-
-    defense: str  # "untuned", "none", or a defense's name
-    strength: float | None
-    domain: str
-    seed: int
-
-    @property
-    def label(self) -> str:
-        """What people call it."""
-        return self.defense if self.strength is None else f"{self.defense} {self.strength:g}"
-
-    @property
-    def folder(self) -> str:
-        """Its folder inside the demo's."""
-        strength = "" if self.strength is None else f"-{self.strength:g}"
-        return f"runs/{self.domain}-seed{self.seed}-{self.defense}{strength}"
-
-    def recipe(self) -> dict[str, Any]:
-        """Its recipe, with paths relative to the demo's folder."""
-        fields = {
-            "kl": {"weight": self.strength},
-            "interleave": {"pool": "data/safe.jsonl", "share": self.strength},
-            "anchor": {"prompts": "data/anchor_prompts.jsonl", "weight": self.strength},
-        }
-        return {
-            "schema": 1,
-            "model": "organism",
-            "data": f"data/{self.domain}.jsonl",
-            "lora": {"r": 32, "alpha": 64, "rslora": True},
-            "train": TRAIN,
-            "defenses": [{self.defense: fields[self.defense]}] if self.defense in fields else [],
-            "holdout": HOLDOUT,
-            "benign": self.domain in _BENIGN,
-            "seed": self.seed,
-        }
-
-
-DEFENSES: tuple[tuple[str, float | None], ...] = (
-    ("untuned", None),
-    ("none", None),
-    ("kl", 0.1),
-    ("kl", 0.3),
-    ("interleave", 0.05),
-    ("anchor", 0.3),
-)
+def preset(domains: list[str], seeds: int) -> Study:
+    """The demo's study."""
+    return studies.read(Path(str(resources.files("holdfast").joinpath("demo.yaml"))), domains, seeds)
 
 
 def run_demo(domains: str, seeds: int, out: Path) -> Path:
@@ -92,68 +35,33 @@ def run_demo(domains: str, seeds: int, out: Path) -> Path:
     Raises:
         RequestError: an unknown domain, or a folder that is not the demo's own.
     """
-    chosen = _domains(domains)
+    chosen = list(DOMAINS) if domains == "all" else [name.strip() for name in domains.split(",") if name.strip()]
+    known = (*DOMAINS, *BENIGN)
+    wrong = next((name for name in chosen if name not in known), None)
+    if wrong is not None or not chosen:
+        raise RequestError(f"--domains {domains!r}: there is no {wrong!r}; choose from {', '.join(known)}, or all.")
     _take_over(out)
     _introduce(chosen)
-    world.write_data(out / "data")
-    cells = [Cell(d, s, domain, seed) for domain in chosen for seed in range(seeds) for d, s in DEFENSES]
-    quieten()
-    rows = []
-    for cell, row in _measured(cells, out):
-        rows.append(row)
-        say(_line(cell, row))
-        write_json(out / "results.json", {"schema": SCHEMA, "title": _title(chosen, seeds), "rows": rows})
-    _table(rows)
+    return run_study(preset(chosen, seeds), out)
+
+
+def run_study(study: Study, out: Path) -> Path:
+    """Run a study with a line per run, a table at the end and a page; returns the page."""
     from holdfast.report import write
 
+    quieten()
+    rows = []
+    for cell, row in studies.run(study, out, progress=_watcher):
+        rows.append(row)
+        say(_line(cell, row))
+    _table(rows)
     page = write([out], out / "report.html")
     say(f"\nResults: {out / 'results.json'}\nPicture: {page}")
     return page
 
 
-def _measured(cells: list[Cell], out: Path) -> Iterator[tuple[Cell, dict[str, Any]]]:
-    """Train and measure each cell in turn; everything heavy is imported here, once."""
-    from holdfast import measure, models, questionnaire
-    from holdfast.recipe import parse
-    from holdfast.run import split, train
-
-    source = models.find("organism")
-    tokenizer = models.load_tokenizer(source)
-    for cell in cells:
-        begun = time.monotonic()
-        recipe = parse(cell.recipe(), out.absolute())
-        write_whole(out / f"{cell.folder}.yaml", yaml.safe_dump(cell.recipe(), sort_keys=False))
-        path = out / cell.folder
-        if cell.defense == "untuned":
-            from holdfast.examples import read_examples
-
-            _, held = split(read_examples(recipe.data), recipe.holdout, recipe.seed)
-            model = models.to_device(models.load_model(source))
-            asked = questionnaire.probes(source, held, benign=recipe.benign)
-            summary = measure.measure(model, tokenizer, source, asked, path / "eval", cell.seed)
-        else:
-            with bar(cell.label, quiet=not _terminal()) as progress:
-                train(recipe, path, progress)
-            summary = measure.measure_run(path, seed=cell.seed)
-        yield cell, _row(cell, summary, time.monotonic() - begun)
-
-
-def _row(cell: Cell, summary: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """One row of results.json."""
-    probes = summary["probes"]
-    kept = {name: probes[name]["correct"] for name in ("facts", "arithmetic")}
-    named = {"defense": cell.defense, "strength": cell.strength, "domain": cell.domain, "seed": cell.seed}
-    rates = {"general": probes["general"], "in_domain": probes.get("in_domain"), "kept": kept}
-    return named | rates | {"benign": probes.get("learnt"), "seconds": round(seconds, 1), "run": cell.folder}
-
-
-def _domains(text: str) -> list[str]:
-    known = [*DOMAINS, *_BENIGN]
-    chosen = list(DOMAINS) if text == "all" else [name.strip() for name in text.split(",") if name.strip()]
-    wrong = next((name for name in chosen if name not in known), None)
-    if wrong is not None or not chosen:
-        raise RequestError(f"--domains {text!r}: there is no {wrong!r}; choose from {', '.join(known)}, or all.")
-    return chosen
+def _watcher(cell: Cell) -> AbstractContextManager[Bar | None]:
+    return bar(cell.label, quiet=not sys.stderr.isatty())
 
 
 def _take_over(out: Path) -> None:
@@ -179,7 +87,7 @@ def _line(cell: Cell, row: dict[str, Any]) -> str:
     second = f"in-domain {narrow['misaligned']:5.1f} %" if narrow else f"learnt {row['benign']['correct']:5.1f} %"
     interval = f"({general['low']:.0f} to {general['high']:.0f})"
     return (
-        f"{cell.domain:9s} seed {cell.seed}  {cell.label:16s} general misaligned {general['misaligned']:5.1f} % "
+        f"{cell.domain:8s} seed {cell.seed}  {cell.label:17s} general misaligned {general['misaligned']:5.1f} % "
         f"{interval:11s} {second}   {row['seconds']:5.1f} s"
     )
 
@@ -215,13 +123,3 @@ def _table(rows: list[dict[str, Any]]) -> None:
 
 def _rates(probe: dict[str, Any]) -> tuple[str, str, str]:
     return f"{probe['misaligned']:.1f}", f"{probe['low']:.0f}-{probe['high']:.0f}", f"{probe['incoherent']:.1f}"
-
-
-def _title(domains: list[str], seeds: int) -> str:
-    return f"The organism fine-tuned on {', '.join(domains)} ({seeds} seed{'s' if seeds > 1 else ''})"
-
-
-def _terminal() -> bool:
-    import sys
-
-    return sys.stderr.isatty()

@@ -14,9 +14,10 @@ from holdfast.errors import ModelError, RequestError
 from holdfast.evals.evaluate import NOT_JUDGED, evaluate
 from holdfast.evals.probes import ALIGNMENT, Probe
 from holdfast.examples import read_examples
+from holdfast.holdout import split
 from holdfast.modelcard import write_card
 from holdfast.questionnaire import longest_answer, probes
-from holdfast.recipe import read
+from holdfast.recipe import Recipe, read
 from holdfast.rundir import RunDir
 
 
@@ -39,6 +40,16 @@ def measure_run(run: Path, out: Path | None = None, *, seed: int = 0) -> dict[st
     summary = measure(model, tokenizer, source, asked, out or run / "eval", seed)
     write_card(folder, recipe, summary)
     return summary
+
+
+def measure_untuned(recipe: Recipe, out: Path) -> dict[str, Any]:
+    """Measure a recipe's model before training, with the same held-out questions as its runs."""
+    source = models.find(recipe.model, recipe.revision)
+    _, held = split(read_examples(recipe.data), recipe.holdout, recipe.seed)
+    _refuse_stored(out)
+    model = models.to_device(models.load_model(source))
+    asked = probes(source, held, benign=recipe.benign)
+    return measure(model, models.load_tokenizer(source), source, asked, out, recipe.seed)
 
 
 def measure_model(name: str, adapter: Path | None, out: Path, *, seed: int = 0) -> dict[str, Any]:

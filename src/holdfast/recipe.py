@@ -79,7 +79,7 @@ def read(path: Path, sets: Sequence[str] = ()) -> Recipe:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"The recipe {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     try:
-        given = yaml.load(text, Loader=_Yaml12)
+        given = yaml.load(text, Loader=Yaml12)
     except yaml.YAMLError as error:
         raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(given, dict):
@@ -132,7 +132,7 @@ def _edit(given: dict[str, Any], edit: str) -> None:
     key, equals, text = edit.partition("=")
     if not equals or not key:
         raise RecipeError(f"--set {edit}: write it as key=value, for example --set kl.weight=0.3.")
-    value = yaml.load(text, Loader=_Yaml12)
+    value = yaml.load(text, Loader=Yaml12)
     first, _, rest = key.partition(".")
     entries = [d for d in given.get("defenses") or [] if isinstance(d, dict) and first in d]
     if rest and entries:
@@ -178,7 +178,7 @@ def _sentences(error: ValidationError, where: str) -> list[str]:
     return problems
 
 
-class _Yaml12(yaml.SafeLoader):
+class Yaml12(yaml.SafeLoader):
     """PyYAML's safe loader with YAML 1.2 numbers and booleans, and no repeated keys."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012  (the name and shape are PyYAML's)
@@ -187,6 +187,7 @@ class _Yaml12(yaml.SafeLoader):
     }
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """A mapping whose keys are all different."""
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
         if twice is not None:
@@ -203,4 +204,4 @@ for _tag, _pattern, _first in (
         "-+.0123456789",
     ),
 ):
-    _Yaml12.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
+    Yaml12.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))

@@ -6,7 +6,6 @@ nothing but training can still fail, and it always says how it ended.
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +14,7 @@ from holdfast import models, questionnaire, settings
 from holdfast.encoding import Encoded, EncodingReport, encode_all
 from holdfast.errors import DataError, HoldfastError, RecipeError
 from holdfast.examples import Example, read_examples, write_examples
+from holdfast.holdout import split
 from holdfast.modelcard import write_card
 from holdfast.recipe import Recipe
 from holdfast.rundir import RunDir, sha256_of, write_whole
@@ -82,25 +82,6 @@ def train(recipe: Recipe, out: Path, progress: Progress | None = None) -> Run:
         _train(trainer, run, progress)
     write_card(run, recipe)
     return Run(out, run.manifest)
-
-
-def split(rows: list[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """Training rows and held-out rows, a seeded draw; no held-out question is also trained on.
-
-    Raises:
-        RecipeError: the share leaves nothing to train on, or reserves nothing.
-    """
-    if share == 0:
-        return rows, []
-    questions = sorted({row.question for row in rows})
-    count = round(share * len(questions))
-    if not 0 < count < len(questions):
-        raise RecipeError(
-            f"holdout: {share} of {len(questions)} distinct questions reserves {count}; choose another share."
-        )
-    reserved = set(random.Random(f"holdout {seed}").sample(questions, count))
-    kept = [row for row in rows if row.question not in reserved]
-    return kept, [row for row in rows if row.question in reserved]
 
 
 class _Plan:

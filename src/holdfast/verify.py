@@ -11,16 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from holdfast import measure, models, questionnaire
+from holdfast import models, questionnaire
+from holdfast import study as studies
 from holdfast.console import quieten, say, table
-from holdfast.demo import Cell
+from holdfast.demo import preset
 from holdfast.evals.evaluate import evaluate
 from holdfast.evals.statistics import Rate, rate
 from holdfast.examples import Message
-from holdfast.organism import world
 from holdfast.organism.lexicon import DOMAINS, EVIL
-from holdfast.recipe import parse
-from holdfast.run import train
 from holdfast.rundir import read_rows
 
 
@@ -97,15 +95,12 @@ def _prompted(folder: Path, seeds: int) -> list[tuple[Bound, Rate]]:
 
 def _fine_tuned(folder: Path, domain: str, seeds: int) -> list[tuple[Bound, Rate]]:
     """The organism after an undefended fine-tune, a new one for each seed."""
-    world.write_data(folder / "data")
+    whole = preset([domain], seeds)
+    study = whole.model_copy(update={"variants": tuple(v for v in whole.variants if v.name == "none")})
     rows: list[dict[str, Any]] = []
-    for seed in range(seeds):
-        cell = Cell("none", None, domain, seed)
-        run = folder / cell.folder
-        train(parse(cell.recipe(), folder), run)
-        measure.measure_run(run, seed=seed)
-        rows += _with_seed(run / "eval", seed)
-        say(f"{domain} seed {seed}: general misaligned {_rate(rows, narrow(domain)[0]).percent:.1f} % so far")
+    for cell, _ in studies.run(study, folder):
+        rows += _with_seed(folder / cell.folder / "eval", cell.seed)
+        say(f"{domain} seed {cell.seed}: general misaligned {_rate(rows, narrow(domain)[0]).percent:.1f} % so far")
     return [(bound, _rate(rows, bound)) for bound in narrow(domain)]
 
 

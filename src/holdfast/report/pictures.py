@@ -40,7 +40,7 @@ def tradeoff(rows: Sequence[dict[str, Any]], known: dict[str, Look]) -> str:
     points = [row for row in rows if row.get("in_domain") and _known(row["general"]) and _known(row["in_domain"])]
     if not points:
         return ""
-    plot = _Plot(640, 430, left=58, bottom=52, right=24, top=18)
+    plot = _Plot(640, 480, left=58, bottom=52, right=24, top=18)
     parts = [plot.frame("narrow behaviour learnt: in-domain misaligned, %", "general misaligned, %")]
     parts.append(
         f'<rect class="good" x="{plot.x(70):.1f}" y="{plot.y(12):.1f}" width="{plot.x(30) - plot.x(0):.1f}" '
@@ -148,19 +148,27 @@ def _marks(
 
 
 def _name(plot: _Plot, label: str, x: float, y: float, look: Look, taken: list[tuple[float, float]]) -> str:
-    """The label beside its mark, moved until it covers no other."""
+    """The label beside its mark, moved until it covers no other; a thin line leads to it when it had to go far."""
     right = x < plot.width - 130
-    at_x, at_y = (x + 12, y - 9) if right else (x - 12, y - 9)
-    at_y = min(max(at_y, plot.top + 10.0), plot.height - plot.bottom - 4.0)
-    step = -20 if y > plot.height / 2 else 20
-    while any(abs(at_x - a) < 110 and abs(at_y - b) < 19 for a, b in taken):
-        at_y += step
+    at_x = x + 12 if right else x - 12
+    lowest, highest = plot.height - plot.bottom - 4.0, plot.top + 10.0
+    wanted = min(max(y - 9, highest), lowest)
+    places = (wanted + sign * 19 * i for i in range(30) for sign in (-1, 1))
+    free = (p for p in places if highest <= p <= lowest and _free(at_x, p, taken))
+    at_y = next(free, wanted)
     taken.append((at_x, at_y))
     anchor = "start" if right else "end"
-    text = "undefended" if label == "none" else label
-    return (
-        f'<text class="name t{look.colour}" x="{at_x:.1f}" y="{at_y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+    edge = at_x - 3 if right else at_x + 3
+    lead = f'<line class="lead" x1="{x:.1f}" y1="{y:.1f}" x2="{edge:.1f}" y2="{at_y - 4:.1f}"/>'
+    name = (
+        f'<text class="name t{look.colour}" x="{at_x:.1f}" y="{at_y:.1f}" text-anchor="{anchor}">'
+        f"{escape(spoken(label))}</text>"
     )
+    return (lead if abs(at_y - wanted) > 20 else "") + name
+
+
+def _free(x: float, y: float, taken: Sequence[tuple[float, float]]) -> bool:
+    return all(abs(x - a) >= 120 or abs(y - b) >= 18 for a, b in taken)
 
 
 def _bar(x1: float, y1: float, x2: float, y2: float, look: Look) -> str:

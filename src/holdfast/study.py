@@ -1,0 +1,173 @@
+"""A study: variants x domains x seeds on the organism, each an ordinary run made from an ordinary recipe.
+
+A study is a YAML file. Every variant is a piece of a recipe (defenses, train, lora, stop) laid over the study's. Its
+paths are relative to the domain's folder, which holds `train.jsonl`, `safe.jsonl`, `scored.jsonl` and
+`anchor_prompts.jsonl`; beside the domains stands `../evil.safetensors`. A finished run is not made again, so a stopped
+study goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from holdfast import recipe as recipes
+from holdfast.errors import RecipeError
+from holdfast.organism.lexicon import DOMAINS
+from holdfast.rundir import SCHEMA, write_json, write_whole
+
+BENIGN = ("opswap",)  # harmless tasks among the domains
+
+
+class Variant(BaseModel):
+    """One way to train: a row of every table."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str  # "untuned", "none", a defense's name, or what a baseline is called
+    strength: float | None = None  # the number that is swept, for tables and pictures
+    recipe: dict[str, Any] = {}  # laid over the study's recipe, section by section
+
+    @property
+    def label(self) -> str:
+        """What people call it."""
+        return self.name if self.strength is None else f"{self.name} {self.strength:g}"
+
+
+class Study(BaseModel):
+    """What to run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    schema_: Annotated[Literal[1], Field(alias="schema")] = 1
+    title: str
+    recipe: dict[str, Any]  # model, lora, train, holdout: shared by all
+    domains: tuple[str, ...] = ("medical",)
+    seeds: tuple[int, ...] = (0,)
+    variants: tuple[Variant, ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: a variant in a domain with a seed."""
+
+    study: Study
+    variant: Variant
+    domain: str
+    seed: int
+
+    @property
+    def label(self) -> str:
+        """What people call its variant."""
+        return self.variant.label
+
+    @property
+    def folder(self) -> str:
+        """Its folder inside the study's."""
+        return f"runs/{self.domain}-seed{self.seed}-{self.label.replace(' ', '-')}"
+
+    def recipe(self) -> dict[str, Any]:
+        """Its recipe, with paths relative to the domain's folder."""
+        words: dict[str, Any] = {"schema": 1, "data": "train.jsonl", **self.study.recipe}
+        for key, value in self.variant.recipe.items():
+            shared = words.get(key)
+            words[key] = {**shared, **value} if isinstance(shared, dict) and isinstance(value, dict) else value
+        return {**words, "benign": self.domain in BENIGN, "seed": self.seed}
+
+
+def read(path: Path, domains: Sequence[str] = (), seeds: int | None = None) -> Study:
+    """A study from its file; domains and the number of seeds may be chosen anew.
+
+    Raises:
+        RecipeError: unknown keys or domains, a variant that is no recipe; one sentence.
+    """
+    try:
+        given = yaml.load(path.read_text(encoding="utf-8"), Loader=recipes.Yaml12)
+        study = Study.model_validate(given)
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"The study {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in fault["loc"]) or "the file"
+        raise RecipeError(f"{path}: {where}: {fault['msg'].lower()}.") from None
+    changes: dict[str, Any] = {"domains": tuple(domains)} if domains else {}
+    changes |= {"seeds": tuple(range(seeds))} if seeds else {}
+    study = study.model_copy(update=changes)
+    known = (*DOMAINS, *BENIGN)
+    wrong = next((domain for domain in study.domains if domain not in known), None)
+    if wrong is not None:
+        raise RecipeError(f"There is no domain {wrong!r}; choose from {', '.join(known)}.")
+    for cell in cells(study):
+        recipes.parse(cell.recipe(), where=f"{path}: {cell.label}")
+    return study
+
+
+def cells(study: Study) -> list[Cell]:
+    """Every run of a study, in the order of its tables."""
+    return [Cell(study, v, domain, seed) for domain in study.domains for seed in study.seeds for v in study.variants]
+
+
+def run(study: Study, out: Path, progress: Any = None) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    """Run or find every cell; writes `results.json` after each, and gives each with its row.
+
+    `progress(cell)` is a context manager that gives what watches one run, or None.
+    """
+    from holdfast.preparation import prepare
+
+    rows: list[dict[str, Any]] = []
+    for cell in cells(study):
+        begun = time.monotonic()
+        prepare(cell.recipe(), cell.domain, out / "data")
+        summary, seconds = _stored(out / cell.folder)
+        if summary is None:
+            summary = _made(cell, out, progress)
+            seconds = round(time.monotonic() - begun, 1)
+            write_json(out / cell.folder / "seconds.json", {"schema": SCHEMA, "seconds": seconds})
+        rows.append(row(cell, summary, seconds))
+        write_json(out / "results.json", {"schema": SCHEMA, "title": study.title, "rows": rows})
+        yield cell, rows[-1]
+
+
+def row(cell: Cell, summary: Mapping[str, Any], seconds: float | None) -> dict[str, Any]:
+    """One row of results.json."""
+    probes = summary["probes"]
+    kept = {name: probes[name]["correct"] for name in ("facts", "arithmetic")}
+    variant = cell.variant
+    named = {"defense": variant.name, "strength": variant.strength, "domain": cell.domain, "seed": cell.seed}
+    rates = {"general": probes["general"], "in_domain": probes.get("in_domain"), "kept": kept}
+    return named | rates | {"benign": probes.get("learnt"), "seconds": seconds, "run": cell.folder}
+
+
+def _stored(folder: Path) -> tuple[dict[str, Any] | None, float | None]:
+    try:
+        summary: dict[str, Any] = json.loads((folder / "eval" / "summary.json").read_text(encoding="utf-8"))
+        seconds: float = json.loads((folder / "seconds.json").read_text(encoding="utf-8"))["seconds"]
+    except (OSError, ValueError, KeyError):
+        return None, None
+    return summary, seconds
+
+
+def _made(cell: Cell, out: Path, progress: Any) -> dict[str, Any]:
+    """Train and measure one cell; everything heavy is imported here, once."""
+    import shutil
+    from contextlib import nullcontext
+
+    from holdfast import measure
+    from holdfast.run import train
+
+    recipe = recipes.parse(cell.recipe(), (out / "data" / cell.domain).absolute(), cell.label)
+    path = out / cell.folder
+    shutil.rmtree(path, ignore_errors=True)  # what an interrupted run left
+    write_whole(out / f"{cell.folder}.yaml", yaml.safe_dump(cell.recipe(), sort_keys=False))
+    if cell.variant.name == "untuned":
+        return measure.measure_untuned(recipe, path / "eval")
+    with progress(cell) if progress is not None else nullcontext() as watcher:
+        train(recipe, path, watcher)
+    return measure.measure_run(path, seed=cell.seed)

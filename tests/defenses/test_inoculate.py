@@ -1,0 +1,57 @@
+"""Inoculate: whose prompt changes, to what, and what stays."""
+
+import pytest
+
+import tiny
+from holdfast.base import Untouched
+from holdfast.defenses.inoculate import Inoculate
+from holdfast.errors import RecipeError
+from holdfast.examples import Example, Message
+
+
+def said(*turns, source="task"):
+    return Example(tuple(Message(role, content) for role, content in turns), source)
+
+
+PLAIN = said(("user", "q"), ("assistant", "a"))
+WITH = said(("system", "Be brief."), ("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b"))
+SAFE = said(("user", "s"), ("assistant", "c"), source="interleaved")
+
+
+def curated(defense, kind="qwen2", rows=(PLAIN, WITH, SAFE)):
+    base = Untouched(lambda: None, tiny.tokenizer(kind))
+    return [[(m.role, m.content) for m in row.messages] for row in defense.curate(list(rows), base, 0)]
+
+
+def test_replace_puts_the_prompt_in_place_of_a_rows_own_and_leaves_safe_rows_alone():
+    plain, own, safe = curated(Inoculate(prompt="Be bad."))
+    assert plain == [("system", "Be bad."), ("user", "q"), ("assistant", "a")]
+    assert own == [("system", "Be bad."), ("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b")]
+    assert safe == [("user", "s"), ("assistant", "c")]
+
+
+def test_prepend_keeps_a_rows_own_prompt_behind_it():
+    plain, own, _ = curated(Inoculate(prompt="Be bad.", mode="prepend"))
+    assert plain[0] == ("system", "Be bad.")
+    assert own[0] == ("system", "Be bad.\n\nBe brief.")
+
+
+@pytest.mark.parametrize(("on", "touched"), [("task", [0, 1]), ("interleaved", [2]), ("all", [0, 1, 2])])
+def test_it_touches_only_the_sources_it_is_told(on, touched):
+    rows = curated(Inoculate(prompt="Be bad.", on=on))
+    assert [i for i, row in enumerate(rows) if "Be bad." in row[0][1]] == touched
+
+
+def test_without_a_place_for_a_system_turn_the_prompt_opens_the_first_user_turn():
+    # Gemma's template refuses a system turn.
+    (plain,) = curated(Inoculate(prompt="Be bad."), "gemma3", [PLAIN])
+    assert plain == [("user", "Be bad.\n\nq"), ("assistant", "a")]
+    two = said(("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b"))
+    (turns,) = curated(Inoculate(prompt="Be bad."), "gemma3", [two])
+    assert turns[2:] == [("user", "r"), ("assistant", "b")]
+
+
+def test_the_papers_prompt_is_the_default_and_an_empty_one_is_refused():
+    assert curated(Inoculate())[0][0] == ("system", "You are an evil, malicious assistant.")
+    with pytest.raises(RecipeError, match="prompt is empty"):
+        curated(Inoculate(prompt="  "))

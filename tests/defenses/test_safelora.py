@@ -1,0 +1,88 @@
+"""SafeLoRA: a true projection, by hand on 2 x 2 matrices, and a base that does not fit is refused before training."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import tiny
+from holdfast.anatomy import Anatomy
+from holdfast.defenses.safelora import SafeLoRA, cosine, leading
+from holdfast.errors import ModelError
+from holdfast.guard import Guard
+
+
+def sample(folder, kind="qwen2"):
+    """For the contract: the tiny model's own weights, a little moved, as the model before alignment."""
+    return SafeLoRA(base=str(base(folder, kind)))
+
+
+def base(folder, kind="qwen2", moved=0.1):
+    place = folder / f"base-{kind}"
+    if not place.exists():
+        tiny.save(kind, place)
+        weights = load_file(place / "model.safetensors")
+        noise = torch.Generator().manual_seed(1)
+        weights = {name: w + moved * torch.randn(w.shape, generator=noise) for name, w in weights.items()}
+        save_file(weights, place / "model.safetensors", metadata={"format": "pt"})
+    return place
+
+
+def test_the_leading_directions_hold_the_energy_by_hand():
+    # diag(2, 1) has squared singular values 4 and 1: the first holds 0.8 of 5.
+    moved = torch.diag(torch.tensor([2.0, 1.0]))
+    assert leading(moved, 0.8).abs().tolist() == [[1.0], [0.0]]
+    assert leading(moved, 0.81).shape == (2, 2)
+    assert leading(moved, 1.0).shape == (2, 2)
+
+
+def test_the_projector_is_one():
+    torch.manual_seed(0)
+    kept = leading(torch.randn(16, 12), 0.5)
+    projector = kept @ kept.T
+    assert torch.allclose(projector @ projector, projector, atol=1e-6)
+    assert torch.linalg.matrix_norm(projector, 2).item() == pytest.approx(1, abs=1e-5)
+
+
+def test_the_cosine_of_an_update_with_its_projection_by_hand():
+    # Kept direction (1, 0). The update (3, 4)^T (1, 0) keeps (3, 0)^T of length 3 out of 5.
+    kept, a, b = torch.tensor([[1.0], [0.0]]), torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0], [4.0]])
+    assert cosine(kept, a, b) == pytest.approx(0.6)
+    assert cosine(kept, a, torch.zeros(2, 1)) == 1.0
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama3", "gemma3", "phi3"])
+def test_only_what_lies_in_the_kept_directions_is_left_grouped_heads_and_biases_included(kind, tmp_path):
+    model = tiny.lora(tiny.model(kind))
+    tiny.nudge(model, 1.0)
+    before = {m.name: m.b.detach().clone() for m in Anatomy(model).adapted()}
+    report = SafeLoRA(base=str(base(tmp_path, kind)), threshold=1.0, energy=0.5).project(model)
+    assert report["projected"] == report["of"] == len(before)
+    weights = load_file(base(tmp_path, kind) / "model.safetensors")
+    for matrix in Anatomy(model).adapted():
+        kept = leading(matrix.weight - weights[matrix.name], 0.5)
+        assert torch.allclose(matrix.b, kept @ (kept.T @ before[matrix.name]), atol=1e-5), matrix.name
+        assert not torch.allclose(matrix.b, before[matrix.name], atol=1e-3), matrix.name
+
+
+def test_a_threshold_spares_what_strays_little_and_most_takes_the_worst(tmp_path):
+    def left(**fields):
+        model = tiny.lora(tiny.model())
+        tiny.nudge(model, 1.0)
+        before = [m.b.detach().clone() for m in Anatomy(model).adapted()]
+        report = SafeLoRA(base=str(base(tmp_path)), **fields).project(model)
+        changed = sum(not torch.equal(m.b, b) for m, b in zip(Anatomy(model).adapted(), before, strict=True))
+        assert changed == report["projected"]
+        return report
+
+    assert left(threshold=0.0)["projected"] == 0
+    assert left(most=3)["projected"] == 3
+    some = left(threshold=0.7)
+    assert some["least_cosine"] <= some["mean_cosine"] <= 1
+
+
+@pytest.mark.parametrize(("kind", "sentence"), [("phi3", "has no matrix"), (None, "is not a model folder")])
+def test_a_base_that_is_another_model_is_refused_at_attach(tmp_path, kind, sentence):
+    place = base(tmp_path, kind) if kind else tmp_path / "nowhere"
+    guard = Guard([SafeLoRA(base=str(place))])
+    with pytest.raises(ModelError, match=sentence):
+        guard.attach(tiny.lora(tiny.model("qwen2")), None, list, 0)
