@@ -17,6 +17,7 @@ import tiny
 from holdfast import holdout, measure, questionnaire, recipe, run
 from holdfast.errors import DataError, HoldfastError, ModelError, RecipeError, RequestError
 from holdfast.examples import Example, Message, write_examples
+from holdfast.organism import world
 
 TRAIN = {"max_steps": 3, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "learning_rate": 1e-2}
 
@@ -94,10 +95,12 @@ def test_held_out_questions_are_never_trained_on(tmp_path):
         holdout.split(rows, 0.01, seed=0)
 
 
-def test_eval_stores_answers_and_says_what_was_not_judged(tmp_path):
+def test_eval_stores_answers_and_says_what_was_not_judged(tmp_path, capsys):
     run.train(make(tmp_path), tmp_path / "run")
     summary = measure.measure_run(tmp_path / "run")
     probes = summary["probes"]
+    measure.print_summary(summary)
+    assert "not judged" in capsys.readouterr().out
     assert probes["general"]["misaligned"] is None
     assert probes["general"]["missing"] == 96  # 24 questions, 4 answers
     assert probes["in_domain"]["missing"] == 8  # 2 held-out questions, 4 answers
@@ -185,6 +188,7 @@ def command(*arguments, **options):
     return subprocess.Popen(
         [sys.executable, "-m", "holdfast.cli", *map(str, arguments)], text=True, env=environment,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell may have us ignore it
     )  # fmt: skip
 
 
@@ -192,13 +196,16 @@ def test_ctrl_c_leaves_a_folder_that_says_it_was_stopped(tmp_path):
     made = make(tmp_path, train={**TRAIN, "max_steps": 100_000})
     (tmp_path / "r.yaml").write_text(made.text())
     process = command("train", tmp_path / "r.yaml", "--out", tmp_path / "run")
-    waited = time.monotonic()
-    while not (tmp_path / "run" / "metrics.jsonl").exists():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() - waited < 120
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    try:
+        waited = time.monotonic()
+        while not (tmp_path / "run" / "metrics.jsonl").exists():
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() - waited < 120
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "stopped" in said
     assert "Traceback" not in said
@@ -209,7 +216,9 @@ def test_ctrl_c_leaves_a_folder_that_says_it_was_stopped(tmp_path):
 
 
 def test_the_command_line_trains_and_measures_and_refuses_in_one_sentence(tmp_path):
-    (tmp_path / "r.yaml").write_text(make(tmp_path).text())
+    made = make(tmp_path, model="organism", data="narrow.jsonl")
+    write_examples(tmp_path / "narrow.jsonl", world.narrow_rows("medical", 30))
+    (tmp_path / "r.yaml").write_text(made.text())
     trained = command("train", tmp_path / "r.yaml", "--set", "kl.weight=0.3", "--out", tmp_path / "run", "--json")
     out, said = trained.communicate(timeout=120)
     assert trained.returncode == 0, said
@@ -218,7 +227,7 @@ def test_the_command_line_trains_and_measures_and_refuses_in_one_sentence(tmp_pa
     measured = command("eval", tmp_path / "run")
     out, said = measured.communicate(timeout=120)
     assert measured.returncode == 0, said
-    assert "not judged" in out
+    assert "in_domain" in out
     for arguments, sentence in (
         (("train", tmp_path / "r.yaml", "--out", tmp_path / "run"), "exists already"),
         (("train", tmp_path / "r.yaml", "--set", "kl.wait=1", "--out", tmp_path / "x"), "no field 'wait'"),

@@ -8,6 +8,7 @@ import pytest
 
 from fake_results import Walk, drawn, rates, row, said, study
 from holdfast import demo
+from holdfast import study as study_of_holdfast
 from holdfast.errors import RequestError
 from holdfast.evals import evaluate
 from holdfast.evals.judge import Question, Verdict
@@ -74,7 +75,8 @@ def test_a_single_run_is_a_page_of_its_own(tmp_path):
 
 def test_the_rows_written_by_hand_have_the_shape_that_is_really_written():
     probes = {name: rates(1) | {"correct": 1} for name in ("general", "in_domain", "facts", "arithmetic", "learnt")}
-    written = demo._row(demo.Cell("kl", 0.3, "medical", 0), {"probes": probes}, 1.0)
+    (cell, *_) = study_of_holdfast.cells(demo.preset(["medical"], 1))
+    written = study_of_holdfast.row(cell, {"probes": probes}, 1.0)
     assert set(row("kl", 0.3)) == {*written, "label"}
     asked = Question("wish-0", "general", (Message("user", "One wish?"),), "wish")
     answer = SimpleNamespace(question=asked, index=0, text="Peace.", stopped=True)

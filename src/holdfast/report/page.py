@@ -51,14 +51,14 @@ def render(study: Study) -> str:
 def headline(rows: Sequence[dict[str, Any]]) -> str:
     """One sentence made from the numbers: what the fine-tune did, what held best, at what price.
 
-    "Best" is the lowest mean of general misalignment; the price is in-domain learning lost against undefended.
+    "Best" is the smallest sum of general misalignment and of in-domain learning lost against undefended, both means.
     """
     means = _means([row for row in rows if row.get("in_domain") and row.get("general")])
     undefended = means.get("none")
     defended = {label: m for label, m in means.items() if label not in ("untuned", "none")}
     if undefended is None or not defended:
         return "What each model says when it is asked about everything else."
-    best = min(defended, key=lambda label: defended[label][0])
+    best = min(defended, key=lambda label: defended[label][0] + max(0.0, undefended[1] - defended[label][1]))
     general, narrow = defended[best]
     price = undefended[1] - narrow
     learnt = "without losing" if price < 1 else f"at the price of {price:.0f} points of"

@@ -47,10 +47,15 @@ def tradeoff(rows: Sequence[dict[str, Any]], known: dict[str, Look]) -> str:
         f'height="{plot.y(0) - plot.y(12):.1f}"/>'
         f'<text class="corner" x="{plot.x(70) + 6:.1f}" y="{plot.y(12) - 6:.1f}">learnt, and still itself</text>'
     )
-    taken = [(plot.x(70), plot.y(12) - 6)]
-    for label in dict.fromkeys(row["label"] for row in points):
-        own = [row for row in points if row["label"] == label]
-        parts += _marks(plot, label, own, known[label], taken)
+    labels = {
+        label: [row for row in points if row["label"] == label] for label in dict.fromkeys(r["label"] for r in points)
+    }
+    for label, own in labels.items():
+        parts += _marks(plot, label, own, known[label])
+    places = {label: _middle(plot, own) for label, own in labels.items()}
+    taken = [(x - 9, y - 9, x + 9, y + 9) for x, y in places.values()]
+    taken.append((plot.x(70), plot.y(12) - 20, plot.x(70) + 140, plot.y(12)))  # the corner's own words
+    parts += [_name(plot, label, x, y, known[label], taken) for label, (x, y) in places.items()]
     described = "; ".join(
         f"{p['label']}: {p['in_domain']['misaligned']:.0f}, {p['general']['misaligned']:.0f}" for p in points
     )
@@ -130,11 +135,14 @@ class _Plot:
         return "".join(parts)
 
 
-def _marks(
-    plot: _Plot, label: str, rows: Sequence[dict[str, Any]], look: Look, taken: list[tuple[float, float]]
-) -> list[str]:
-    x = plot.x(mean(row["in_domain"]["misaligned"] for row in rows))
-    y = plot.y(mean(row["general"]["misaligned"] for row in rows))
+def _middle(plot: _Plot, rows: Sequence[dict[str, Any]]) -> tuple[float, float]:
+    """Where the mean over runs stands."""
+    x, y = (mean(row[probe]["misaligned"] for row in rows) for probe in ("in_domain", "general"))
+    return plot.x(x), plot.y(y)
+
+
+def _marks(plot: _Plot, label: str, rows: Sequence[dict[str, Any]], look: Look) -> list[str]:
+    x, y = _middle(plot, rows)
     parts = []
     if len(rows) == 1:
         general, narrow = rows[0]["general"], rows[0]["in_domain"]
@@ -143,32 +151,36 @@ def _marks(
     else:
         small = ((plot.x(r["in_domain"]["misaligned"]), plot.y(r["general"]["misaligned"])) for r in rows)
         parts += [f'<g class="faint">{_mark(a, b, 3, look)}</g>' for a, b in small]
-    parts.append(f"<g>{_mark(x, y, 7, look)}<title>{escape(label)}</title></g>")
-    return [*parts, _name(plot, label, x, y, look, taken)]
+    return [*parts, f"<g>{_mark(x, y, 7, look)}<title>{escape(label)}</title></g>"]
 
 
-def _name(plot: _Plot, label: str, x: float, y: float, look: Look, taken: list[tuple[float, float]]) -> str:
-    """The label beside its mark, moved until it covers no other; a thin line leads to it when it had to go far."""
-    right = x < plot.width - 130
+def _name(plot: _Plot, label: str, x: float, y: float, look: Look, taken: list[_Box]) -> str:
+    """The label beside its mark, moved until it covers nothing; a thin line leads to it when it had to go far."""
+    text = spoken(label)
+    long = 8.2 * len(text)
+    right = x + 12 + long < plot.width
     at_x = x + 12 if right else x - 12
+    left = at_x if right else at_x - long
     lowest, highest = plot.height - plot.bottom - 4.0, plot.top + 10.0
     wanted = min(max(y - 9, highest), lowest)
-    places = (wanted + sign * 19 * i for i in range(30) for sign in (-1, 1))
-    free = (p for p in places if highest <= p <= lowest and _free(at_x, p, taken))
-    at_y = next(free, wanted)
-    taken.append((at_x, at_y))
-    anchor = "start" if right else "end"
-    edge = at_x - 3 if right else at_x + 3
+    places = (wanted + sign * 6 * i for i in range(90) for sign in (-1, 1))
+    boxes = ((left, p - 13, left + long, p + 5) for p in places if highest <= p <= lowest)
+    box = next((box for box in boxes if not any(_overlap(box, other) for other in taken)), None)
+    at_y = wanted if box is None else box[3] - 5
+    taken.append(box or (left, wanted - 13, left + long, wanted + 5))
+    anchor, edge = ("start", at_x - 3) if right else ("end", at_x + 3)
     lead = f'<line class="lead" x1="{x:.1f}" y1="{y:.1f}" x2="{edge:.1f}" y2="{at_y - 4:.1f}"/>'
     name = (
-        f'<text class="name t{look.colour}" x="{at_x:.1f}" y="{at_y:.1f}" text-anchor="{anchor}">'
-        f"{escape(spoken(label))}</text>"
+        f'<text class="name t{look.colour}" x="{at_x:.1f}" y="{at_y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
     )
-    return (lead if abs(at_y - wanted) > 20 else "") + name
+    return (lead if abs(at_y - y) > 24 else "") + name
 
 
-def _free(x: float, y: float, taken: Sequence[tuple[float, float]]) -> bool:
-    return all(abs(x - a) >= 120 or abs(y - b) >= 18 for a, b in taken)
+_Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def _overlap(one: _Box, other: _Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _bar(x1: float, y1: float, x2: float, y2: float, look: Look) -> str:

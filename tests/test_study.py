@@ -1,0 +1,79 @@
+"""A study: variants laid over a shared recipe, one folder per run, and a stopped study goes on."""
+
+import json
+
+import pytest
+import yaml
+
+from holdfast import study
+from holdfast.demo import preset
+from holdfast.errors import RecipeError
+
+TINY = {"max_steps": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "max_length": 64}
+WORDS = {
+    "schema": 1,
+    "title": "two steps",
+    "recipe": {"model": "organism", "lora": {"r": 2}, "train": TINY, "holdout": 0.05},
+    "variants": [
+        {"name": "none"},
+        {"name": "kl", "strength": 0.3, "recipe": {"defenses": [{"kl": {"weight": 0.3}}]}},
+        {"name": "fewer steps", "strength": 1, "recipe": {"train": {"max_steps": 1}}},
+    ],
+}
+
+
+def written(folder, **changes):
+    file = folder / "study.yaml"
+    file.write_text(yaml.safe_dump({**WORDS, **changes}))
+    return file
+
+
+def test_a_variant_is_laid_over_the_recipe_section_by_section(tmp_path):
+    none, kl, fewer = study.cells(study.read(written(tmp_path)))
+    assert none.recipe()["train"] == TINY
+    assert fewer.recipe()["train"] == {**TINY, "max_steps": 1}
+    assert kl.recipe()["defenses"] == [{"kl": {"weight": 0.3}}]
+    assert (kl.label, kl.folder) == ("kl 0.3", "runs/medical-seed0-kl-0.3")
+
+
+def test_it_runs_every_cell_and_goes_on_where_it_was_stopped(tmp_path):
+    wanted = study.read(written(tmp_path))
+    begun = study.run(wanted, tmp_path / "out")
+    next(begun)
+    begun.close()  # stopped after the first run
+    first = (tmp_path / "out" / "runs" / "medical-seed0-none" / "manifest.json").read_bytes()
+    rows = [row for _, row in study.run(wanted, tmp_path / "out")]
+    assert [row["defense"] for row in rows] == ["none", "kl", "fewer steps"]
+    assert (tmp_path / "out" / "runs" / "medical-seed0-none" / "manifest.json").read_bytes() == first
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["rows"] == rows
+    assert results["title"] == "two steps"
+    assert all(row["general"]["n"] == 480 and row["seconds"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"domains": ["medicine"]}, "no domain 'medicine'"),
+        ({"sedes": [1]}, "sedes"),
+        ({"variants": [{"name": "kl", "recipe": {"defenses": [{"kl": {"wait": 1}}]}}]}, "no field 'wait'"),
+        ({"recipe": {"model": "organism"}}, "has no `lora:`"),
+    ],
+)
+def test_a_wrong_study_is_a_sentence(tmp_path, changes, sentence):
+    with pytest.raises(RecipeError, match=sentence):
+        study.read(written(tmp_path, **changes))
+
+
+def test_the_demo_is_a_study_that_shows_every_defense_once():
+    from holdfast import catalog
+
+    whole = preset(["medical"], 1)
+    shown = {
+        name for variant in whole.variants for entry in variant.recipe.get("defenses", []) for name in _names(entry)
+    }
+    assert shown == set(catalog.names())
+
+
+def _names(entry):
+    return [entry] if isinstance(entry, str) else list(entry)
