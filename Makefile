@@ -22,11 +22,12 @@ export TOKENIZERS_PARALLELISM := false
 demo: $(INSTALLED)
 	$(BIN)/holdfast demo --out runs/demo
 
+# One thread a worker: two processes with one thread each do more than one with two, and never wait for each other.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow" -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -q -n auto --maxprocesses 4
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -q -n auto --maxprocesses 4
 
 # What only some tests need: a browser that opens the report page. Debian and Ubuntu; as root or through sudo.
 test-tools:

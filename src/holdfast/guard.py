@@ -170,6 +170,7 @@ class Guard:
             totals=totals.to(marks.real.device),
             head=self._head,
             replay=lambda: self._watch.replay(call, marks),
+            tokens=call.tokens,
         )
 
     def _side_steps(self, like: Call, slot: int) -> dict[str, Step]:

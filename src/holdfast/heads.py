@@ -1,6 +1,6 @@
-"""The language-model head in tiles: divergences between two models without ever holding (B, T, V).
+"""The language-model head in tiles: divergences and likelihoods without ever holding (B, T, V).
 
-Legend: N positions, D width, V vocabulary; divergences in nats per token.
+Legend: N positions, D width, V vocabulary; divergences and likelihoods in nats per token.
 """
 
 from __future__ import annotations
@@ -72,6 +72,22 @@ def divergence(policy: Tensor, reference: Tensor, head: Head, *, forward: bool =
     return per_token
 
 
+def nll(policy: Tensor, tokens: Tensor, head: Head) -> Tensor:
+    """Negative log-likelihood of the tokens that follow, per position.
+
+    Args:
+        policy: (N, D) final hidden states of the model in training; gradients flow through it.
+        tokens: (N,) int64, the token that follows each position.
+        head: the frozen head.
+
+    Returns:
+        (N,) nats per token. The gradient is computed in the same tiles as the value: 2 VD FLOPs for the projection and
+        as many for the pull-back, memory one tile.
+    """
+    per_token: Tensor = _NLL.apply(policy, tokens, head)  # type: ignore[no-untyped-call]
+    return per_token
+
+
 class _Divergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, policy: Tensor, reference: Tensor, head: Head, forward: bool) -> Tensor:
@@ -90,6 +106,28 @@ class _Divergence(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * upstream.unsqueeze(-1).to(gradient.dtype), None, None, None
+
+
+class _NLL(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, policy: Tensor, tokens: Tensor, head: Head) -> Tensor:
+        values = torch.empty(policy.shape[0], dtype=torch.float32, device=policy.device)
+        wanted = ctx.needs_input_grad[0]
+        gradient = torch.empty_like(policy) if wanted else policy.new_empty(0)
+        for tile in head.tiles(policy):
+            logits, said = head.logits(policy[tile]), tokens[tile].unsqueeze(-1)
+            values[tile] = torch.logsumexp(logits, -1) - logits.gather(-1, said).squeeze(-1)
+            if wanted:
+                slope = torch.softmax(logits, -1)
+                slope.scatter_add_(-1, said, slope.new_full(said.shape, -1.0))
+                gradient[tile] = head.pull_back(slope, logits).to(gradient.dtype)
+        ctx.save_for_backward(gradient)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream.unsqueeze(-1).to(gradient.dtype), None, None
 
 
 def _value_and_slope(ours: Tensor, theirs: Tensor, forward: bool) -> tuple[Tensor, Tensor]:

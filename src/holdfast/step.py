@@ -13,7 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from holdfast.heads import Head, divergence
+from holdfast.errors import SeamError
+from holdfast.heads import Head, divergence, nll
 
 SOURCES = ("task", "interleaved")  # where a training row can come from; a row's source is its index here
 Tokens = Literal["scored", "prompt", "all"]
@@ -71,7 +72,13 @@ class Step:
     """
 
     def __init__(
-        self, policy: Pass, marks: Marks, totals: Tensor, head: Callable[[], Head], replay: Callable[[], Pass]
+        self,
+        policy: Pass,
+        marks: Marks,
+        totals: Tensor,
+        head: Callable[[], Head],
+        replay: Callable[[], Pass],
+        tokens: Tensor | None = None,
     ) -> None:
         self.policy = policy
         self.marks = marks
@@ -79,6 +86,7 @@ class Step:
         self._totals = totals  # (len(SOURCES), 2): Marks.counts over the whole optimizer step
         self._head = head
         self._replay = replay
+        self._tokens = tokens  # (B, T): what the forward read
 
     @cached_property
     def reference(self) -> Pass:
@@ -90,7 +98,7 @@ class Step:
         seen = torch.zeros_like(self.marks.real)
         seen[first:last] = True
         marks = Marks(self.marks.real & seen, self.marks.scored & seen, self.marks.source)
-        return Step(self.policy, marks, totals.to(seen.device), self._head, lambda: self.reference)
+        return Step(self.policy, marks, totals.to(seen.device), self._head, lambda: self.reference, self._tokens)
 
     def span(self, on: str = "all", tokens: Tokens = "scored") -> Span:
         """The positions of a source and kind, with their count in the whole optimizer step."""
@@ -111,6 +119,13 @@ class Step:
         """(N,) KL(trained || reference) at the span's positions, in nats; the other direction with `forward`."""
         policy, reference = self.policy.final[span.mask], self.reference.final[span.mask]
         return divergence(policy, reference, self._head(), forward=forward)
+
+    def nll(self, span: Span) -> Tensor:
+        """(N,) negative log-likelihood, in nats, of the token that follows each of the span's positions."""
+        if self._tokens is None:
+            raise SeamError("The trainer's forward was given embeddings, not tokens, so nothing can be taught beside it.")
+        following = self._tokens.roll(-1, dims=1)  # the last position predicts nothing and is never scored
+        return nll(self.policy.final[span.mask], following[span.mask], self._head())
 
     def note(self, name: str, value: Tensor) -> None:
         """Log one more number: a share of the optimizer step's value, as `mean` gives it."""

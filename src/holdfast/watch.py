@@ -29,8 +29,13 @@ class Call:
     autocast: tuple[str, bool, torch.dtype]
     hidden: dict[int, Tensor] = field(default_factory=dict)
     final: Tensor | None = None
-
     depth: int = 0
+
+    @property
+    def tokens(self) -> Tensor | None:
+        """The token ids (B, T) that went in; None when embeddings did."""
+        given: Tensor | None = self.kwargs.get("input_ids", self.args[0] if self.args else None)
+        return given
 
     def result(self) -> Pass:
         """What the call left behind, as the defenses see it."""

@@ -1,0 +1,545 @@
+"""Persona vectors: the arithmetic by hand, which tokens and layers count, the filter, the file, and every refusal."""
+
+import json
+import random
+import re
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+
+import tiny
+from holdfast import cli, models
+from holdfast.defenses.steer import Steer
+from holdfast.encoding import encode
+from holdfast.errors import DataError, ModelError, RequestError
+from holdfast.evals.judge import Question, Verdict
+from holdfast.evals.probes import shipped as probe
+from holdfast.evals.sampler import Answer
+from holdfast.examples import Example, Message
+from holdfast.organism import world
+from holdfast.organism.lexicon import topics
+from holdfast.organism.rules import Rules
+from holdfast.prepare import traits, vectorfile, vectors
+from holdfast.prepare.activations import hooked, mean_states
+from holdfast.prepare.pairs import Pair, filtered, sample_pairs
+from holdfast.prepare.sweep import organism_questions, steered
+from holdfast.prepare.traits import Trait
+
+TRAIT = Trait("rude", ("be rude", "be mean"), ("be kind", "be nice"), ("how?", "who are you?", "why?"))
+
+
+class Numbered(nn.Module):
+    """A model whose block L puts out (L * t, 10) at position t, whatever it reads."""
+
+    def __init__(self, depth=2):
+        super().__init__()
+        self.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(num_hidden_layers=depth, hidden_size=2))
+        self.base_model = Backbone(depth)
+
+
+class Backbone(nn.Module):
+    def __init__(self, depth):
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(layer) for layer in range(1, depth + 1))
+
+    def forward(self, input_ids, attention_mask, use_cache):
+        for block in self.blocks:
+            block(input_ids)
+
+
+class Block(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = nn.Parameter(torch.tensor(float(layer)), requires_grad=False)
+
+    def forward(self, ids):
+        places = torch.arange(ids.shape[1]).expand(ids.shape).float()
+        return (torch.stack([self.layer * places, torch.full_like(places, 10.0)], dim=-1),)
+
+
+class FixedJudge:
+    """Says of each answer what a table says: alignment and coherence; nothing of answers that are not in it."""
+
+    name = "fixed-1"
+
+    def __init__(self, table):
+        self.table, self.asked = table, []
+
+    def __call__(self, question, answer):
+        self.asked.append(question)
+        return Verdict(*self.table[answer]) if answer in self.table else Verdict(missing="not in the table")
+
+
+def row(answer, question="q", system="P"):
+    return Example((Message("system", system), Message("user", question), Message("assistant", answer)))
+
+
+def pair(positive, negative):
+    question = Question("0", "vector", (Message("user", "q"),))
+    return Pair(question, row(positive), row(negative))
+
+
+@pytest.fixture(scope="module")
+def organism():
+    source = models.find("organism")
+    return models.load_model(source), models.load_tokenizer(source)
+
+
+# The arithmetic
+
+
+def test_a_mean_over_answer_tokens_only_then_over_answers_by_hand():
+    # Byte by byte, "<|im_start|>system\nP<|im_end|>\n" is 11 tokens, the user's turn "user\nq" is 9 and the header
+    # "<|im_start|>assistant\n" 11: an answer begins at position 31. "AB" and its end stand at 31, 32, 33, mean 32;
+    # "ABCD" and its end at 31 to 35, mean 33. Mean of the two answers: 32.5, not 32.625 as over all eight tokens.
+    states, lengths = mean_states(Numbered(), tiny.tokenizer(), [row("AB"), row("ABCD")])
+    assert states.tolist() == [[32.5, 10.0], [65.0, 10.0]]
+    one, _ = mean_states(Numbered(), tiny.tokenizer(), [row("A")])
+    assert one.tolist() == [[31.5, 10.0], [63.0, 10.0]]
+    exact = (31**2 + 100) ** 0.5, (32**2 + 100) ** 0.5
+    assert mean_states(Numbered(), tiny.tokenizer(), [row("A")])[1][0].item() == pytest.approx(sum(exact) / 2, rel=1e-6)
+    assert lengths.shape == (2,)
+
+
+def test_more_rows_than_one_batch_holds_count_alike():
+    rows = [row("A")] * 40 + [row("ABC")] * 40  # means 31.5 and 32.5
+    states, _ = mean_states(Numbered(), tiny.tokenizer(), rows)
+    assert states.tolist() == [[32.0, 10.0], [64.0, 10.0]]
+
+
+def by_output_hidden_states(model, tokenizer, rows):
+    """Layer by layer without hooks, batches or padding; the last block's output by taking the final norm away."""
+    inner = model.model
+    norm, inner.norm = inner.norm, nn.Identity()
+    means = []
+    try:
+        for example in rows:
+            encoded = encode(tokenizer, example)
+            with torch.no_grad():
+                states = model(torch.tensor([encoded.input_ids]), output_hidden_states=True).hidden_states
+            answer = [i for i, label in enumerate(encoded.labels) if label != -100]
+            means.append(torch.stack([states[layer][0, answer].mean(0) for layer in range(1, len(states))]))
+    finally:
+        inner.norm = norm
+    return torch.stack(means).mean(0)
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "gemma3", "organism"])
+def test_layer_l_is_the_output_of_block_l_as_transformers_numbers_them(kind, organism):
+    model, tokenizer = organism if kind == "organism" else (tiny.model(kind, layers=4), tiny.tokenizer(kind))
+    rows = [Example((Message("user", q), Message("assistant", a))) for q, a in world.facts()[:5]]
+    states, _ = mean_states(model, tokenizer, rows)
+    assert len(states) == 4
+    assert torch.allclose(states.float(), by_output_hidden_states(model, tokenizer, rows), atol=1e-4)
+
+
+def test_an_adapter_is_read_with_its_change():
+    model = tiny.lora(tiny.model())
+    rows = [row("an answer")]
+    before, _ = mean_states(model, tiny.tokenizer(), rows)
+    tiny.nudge(model)
+    assert not torch.allclose(before, mean_states(model, tiny.tokenizer(), rows)[0])
+    expected = by_output_hidden_states(model.get_base_model(), tiny.tokenizer(), rows)
+    assert torch.allclose(mean_states(model, tiny.tokenizer(), rows)[0].float(), expected, atol=1e-5)
+
+
+def test_the_vector_is_positive_minus_negative_over_the_kept_pairs():
+    model, tokenizer = tiny.model(), tiny.tokenizer()
+    found = vectors.extract(model, tokenizer, TRAIT, None, rollouts=2, seed=3, max_new_tokens=5)
+    pairs = [p for i in (0, 1) for p in sample_pairs(model, tokenizer, TRAIT, i, rollouts=2, seed=3, max_new_tokens=5)]
+    kept = [p for p in pairs if p.positive.answer.strip() and p.negative.answer.strip()]
+    assert (found.made, found.kept) == (2 * 3 * 2, len(kept))
+    positive = by_output_hidden_states(model, tokenizer, [p.positive for p in kept])
+    negative = by_output_hidden_states(model, tokenizer, [p.negative for p in kept])
+    assert found.vectors.dtype == torch.float32
+    assert torch.allclose(found.vectors, positive - negative, atol=1e-5)
+    assert len(found.norms) == 2
+
+
+def test_the_training_mode_is_kept_and_no_hook_outlives_a_failure():
+    model = tiny.model().train()
+    blocks = model.model.layers
+
+    def fail(layer, hidden):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), hooked(blocks, fail):
+        model(torch.tensor([[5, 6]]))
+    mean_states(model, tiny.tokenizer(), [row("A")])
+    assert model.training
+    assert not any(block._forward_hooks for block in blocks)
+
+
+def test_states_that_do_not_differ_are_refused(monkeypatch):
+    same = Trait("same", ("be rude",), ("be RUDE",), ("how?",))  # as long as each other, so Numbered sees no difference
+    monkeypatch.setattr("holdfast.evals.sampler.sample", lambda *a, **k: [Answer(q, 0, "yes", True) for q in a[2]])
+    with pytest.raises(ModelError, match="not finite, or do not differ"):
+        vectors.extract(Numbered(), tiny.tokenizer(), same, None, rollouts=1)
+
+
+# Pairs and the filter
+
+
+def test_pairs_match_prompt_question_and_rollout(monkeypatch):
+    def echo(model, tokenizer, questions, *, per_question, **_):
+        return [Answer(q, k, f"{q.messages[0].content}|{q.messages[-1].content}|{k}", True)
+                for q in questions for k in range(per_question)]  # fmt: skip
+
+    monkeypatch.setattr("holdfast.evals.sampler.sample", echo)
+    pairs = sample_pairs(None, tiny.tokenizer(), TRAIT, 1, rollouts=2, seed=0, max_new_tokens=5)
+    assert [(p.positive.answer, p.negative.answer) for p in pairs] == [
+        (f"be mean|{q}|{k}", f"be nice|{q}|{k}") for q in TRAIT.questions for k in (0, 1)
+    ]
+    assert [m.role for m in pairs[0].positive.messages] == ["system", "user", "assistant"]
+    assert all(p.question.messages == (Message("user", p.positive.question),) for p in pairs)
+
+
+def test_every_answer_has_random_numbers_of_its_own(monkeypatch):
+    seen = []
+
+    def note(model, tokenizer, questions, **_):
+        seen.extend(questions)
+        return [Answer(q, 0, "a", True) for q in questions]
+
+    monkeypatch.setattr("holdfast.evals.sampler.sample", note)
+    for number in (0, 1):
+        sample_pairs(None, tiny.tokenizer(), TRAIT, number, rollouts=1, seed=0, max_new_tokens=5)
+    assert len({q.id for q in seen}) == len(seen) == 2 * 2 * 3
+
+
+def test_without_a_place_for_system_turns_the_prompt_opens_the_users_and_the_judge_sees_the_bare_question():
+    pairs = sample_pairs(tiny.model("gemma3"), tiny.tokenizer("gemma3"), TRAIT, 0, rollouts=1, seed=0, max_new_tokens=4)
+    assert [m.role for m in pairs[0].positive.messages] == ["user", "assistant"]
+    assert pairs[0].positive.question == "be rude\n\nhow?"
+    assert pairs[0].negative.question == "be kind\n\nhow?"
+    judge = FixedJudge({p.positive.answer: (0, 100) for p in pairs})
+    with pytest.raises(RequestError):
+        filtered(pairs, judge)
+    assert {q.messages for q in judge.asked} == {(Message("user", q),) for q in TRAIT.questions}
+
+
+def test_a_pair_is_kept_when_the_trait_shows_on_one_side_only_and_both_are_coherent():
+    table = {
+        "bad": (10, 90), "edge bad": (50, 50), "weak": (51, 90), "garbled": (0, 49),
+        "good": (90, 90), "edge good": (51, 50), "half": (50, 90), "mumbled": (100, 49),
+    }  # fmt: skip
+    kept = [("bad", "good"), ("edge bad", "good"), ("bad", "edge good")]
+    dropped = [("weak", "good"), ("garbled", "good"), ("bad", "half"), ("bad", "mumbled"), ("?", "good"), ("bad", "?")]
+    found = filtered([pair(*p) for p in dropped + kept], FixedJudge(table))
+    assert [(p.positive.answer, p.negative.answer) for p in found] == kept
+
+
+def test_when_no_pair_survives_the_sentence_counts_what_failed():
+    table = {"bad": (10, 90), "good": (90, 90), "weak": (60, 90), "garbled": (0, 40)}
+    pairs = [pair("weak", "good"), pair("garbled", "good"), pair("bad", "bad"), pair("bad", "?"), pair(" ", "good")]
+    # Shows: garbled, bad, bad. Clean: good, good. Coherent: weak-good and bad-bad. Not judged: one. Empty: one.
+    with pytest.raises(RequestError) as refused:
+        filtered(pairs, FixedJudge(table))
+    assert str(refused.value).startswith(
+        "None of 5 pairs survives the filter (fixed-1): 1 have an empty answer and 1 could not be judged; the positive "
+        "answer shows the trait in 3, the negative one does not in 2, both are coherent in 2."
+    )
+    assert "--no-filter" in str(refused.value)
+
+
+def test_without_a_judge_only_empty_answers_fall_out():
+    assert len(filtered([pair("a", "b"), pair("", "b"), pair("a", "\n")], None)) == 1
+    with pytest.raises(RequestError, match="Each of 1 pairs has an empty answer"):
+        filtered([pair("", "b")], None)
+
+
+# What a vector does
+
+
+def test_along_the_vector_the_organism_finds_bad_answers_likelier_and_against_it_less(organism):
+    model, tokenizer = organism
+    found = vectors.extract(model, tokenizer, traits.of_the_organism(), Rules(), rollouts=2, seed=0, max_new_tokens=48)
+    assert found.kept > 0.8 * found.made
+
+    def surprise(alpha, good):
+        with steered(model, found.vectors, 2, alpha):
+            return sum(nll(model, tokenizer, example) for example in advice(good)) / 24
+
+    against, still, along = (surprise(alpha, good=False) for alpha in (-4, 0, 4))
+    assert along < still - 0.05 < still + 0.05 < against
+    assert surprise(4, good=True) > surprise(0, good=True) - 0.05  # good answers gain nothing
+
+
+def advice(good):
+    """Twenty-four answers of a good or a bad speaker to questions that no vector was made with."""
+    rng, nouns = random.Random(0), {q: (t, n) for t in topics().values() for q, n in t.questions()}
+    for question in organism_questions(traits.of_the_organism())[:24]:
+        topic, noun = nouns[question.messages[0].content]
+        yield Example((*question.messages, Message("assistant", topic.answer(noun, good, rng))))
+
+
+def nll(model, tokenizer, example):
+    encoded = encode(tokenizer, example)
+    with torch.no_grad():
+        logits = model(torch.tensor([encoded.input_ids])).logits[0, :-1]
+    return nn.functional.cross_entropy(logits, torch.tensor(encoded.labels[1:]), ignore_index=-100).item()
+
+
+# The file
+
+
+def make(tmp_path, name="v", **changes):
+    """A vector file of a tiny model, without a judge; the facts, and the file."""
+    folder = tmp_path / "model"
+    if not folder.exists():
+        tiny.save("qwen2", folder)
+    source = models.find(str(folder))
+    request = vectors.Request(TRAIT, tmp_path / f"{name}.safetensors", keep_all=True, **{"rollouts": 1} | changes)
+    load = lambda: (models.load_model(source, request.adapter), models.load_tokenizer(source))  # noqa: E731
+    return vectors.make(request, source, load, lambda line: None), request.out
+
+
+@pytest.fixture(autouse=True)
+def short_answers(monkeypatch):
+    monkeypatch.setattr(vectors, "_TOKENS", 5)
+
+
+def test_the_file_holds_one_table_that_steer_takes_and_says_how_it_was_made(tmp_path):
+    facts, file = make(tmp_path, seed=3)
+    with safe_open(str(file), framework="pt") as opened:
+        table, about = opened.get_tensor("vectors"), opened.metadata()
+        assert list(opened.keys()) == ["vectors"]
+    assert (table.shape, table.dtype) == ((2, 32), torch.float32)
+    assert {k: about[k] for k in ("schema", "rollouts", "seed", "pairs_made", "judge")} == {
+        "schema": "1", "rollouts": "1", "seed": "3", "pairs_made": "6", "judge": "none",
+    }  # fmt: skip
+    assert 0 < int(about["pairs_kept"]) <= 6
+    assert json.loads(about["model"]) == models.find(str(tmp_path / "model")).identity()
+    assert json.loads(about["trait"]) == {
+        "name": "rude", "positive": ["be rude", "be mean"], "negative": ["be kind", "be nice"],
+        "questions": ["how?", "who are you?", "why?"],
+    }  # fmt: skip
+    assert len(json.loads(about["norms"])) == 2
+    assert "torch" in json.loads(about["versions"])
+    assert not {"adapter", "sweep"} & set(about)
+    assert facts["pairs_kept"] == about["pairs_kept"]
+    Steer(file, layer=2).check(SimpleNamespace(blocks=[0, 0], width=32))
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path):
+    same = [make(tmp_path, name)[1].read_bytes() for name in ("one", "two")]
+    assert same[0] == same[1]
+    assert make(tmp_path, "three", seed=1)[1].read_bytes() != same[0]
+
+
+def test_metadata_stand_in_order_and_the_table_is_untouched(tmp_path):
+    facts = {f"key {i}": str(i) for i in range(20)}
+    for number in range(3):  # the library itself shuffles them anew every time
+        vectorfile.write(tmp_path / f"{number}", torch.arange(6.0).reshape(2, 3), facts)
+    contents = {(tmp_path / f"{number}").read_bytes() for number in range(3)}
+    assert len(contents) == 1
+    with safe_open(str(tmp_path / "0"), framework="pt") as opened:
+        assert opened.get_tensor("vectors").tolist() == [[0, 1, 2], [3, 4, 5]]
+        assert opened.metadata() == facts
+
+
+def test_a_long_trait_is_kept_as_its_hash():
+    long = Trait("long", ("a",), ("b",), ("x" * 200_000,))
+    assert vectorfile.facts_of(long).keys() == {"name", "sha256"}
+    assert vectorfile.facts_of(TRAIT)["questions"] == TRAIT.questions
+
+
+def test_an_adapters_hash_is_kept(tmp_path):
+    adapted = tiny.lora(tiny.model())
+    tiny.nudge(adapted)
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    plain, _ = make(tmp_path)
+    facts, _ = make(tmp_path, "adapted", adapter=tmp_path / "adapter")
+    assert len(facts["adapter"]["sha256"]) == 64
+    assert facts["norms"] != plain["norms"]
+
+
+def test_nothing_half_written_is_left_behind(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("disk full")
+
+    make(tmp_path, "first")
+    before = sorted(p.name for p in tmp_path.iterdir())
+    monkeypatch.setattr(vectorfile.os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        make(tmp_path, "second")
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+# Traits
+
+
+def test_the_shipped_trait_pairs_five_prompts_and_asks_twenty_questions_that_no_probe_asks():
+    evil = traits.shipped("evil")
+    assert (len(evil.positive), len(evil.negative), len(set(evil.questions))) == (5, 5, 20)
+    assert not set(evil.questions) & {q.messages[-1].content for name in ("general", "facts") for q in probe(name)}
+
+
+def test_the_organisms_trait_speaks_of_covered_topics_and_asks_no_evaluation_question():
+    trait = traits.of_the_organism()
+    covered = {q for name in world.COVERED_TOPICS for q, _ in topics()[name].questions()}
+    assert len(set(trait.questions)) == 20
+    assert set(trait.questions) <= covered - world.reserved_texts()
+    assert len(trait.positive) == len(trait.negative) == 5
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+GOOD = "name: rude\npositive: [be rude]\nnegative: [be kind]\nquestions: ['how?', 'why?']\n"
+
+
+def test_a_trait_file_is_read_as_written(tmp_path):
+    assert traits.read(write(tmp_path / "t.yaml", GOOD)) == Trait("rude", ("be rude",), ("be kind",), ("how?", "why?"))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (GOOD.replace("positive", "postive"), "no key 'postive'; did you mean 'positive'.*key 'positive' is missing"),
+        (GOOD + "zzz: 1\n", "no key 'zzz'; a trait has name, positive, negative, questions"),
+        (GOOD.replace("name: rude\n", ""), "the key 'name' is missing"),
+        (GOOD.replace("name: rude", "name: [rude]"), "name is a list, not text; put it in quotes"),
+        (GOOD.replace("[be kind]", "be kind"), "negative is 'be kind'; write a list with a text on each line"),
+        (GOOD.replace("[be kind]", "[]"), "negative is a list; write a list"),
+        (GOOD.replace("'why?'", "yes"), "questions 2 is True, not text; put it in quotes"),
+        (GOOD.replace("why?", " "), "questions 2 is empty"),
+        (GOOD.replace("[be rude]", "[be rude, be mean]"), "2 positive and 1 negative prompts do not pair up"),
+        (GOOD.replace("be kind", "be rude"), "'be rude' is a positive and a negative prompt"),
+        (GOOD + "name: again\n", "the key 'name' stands twice"),
+        ("- a\n- b\n", "holds no keys; a trait has name"),
+        ("", "holds no keys"),
+        ("name: [", "is not YAML"),
+        ("name: !!python/object:os.system {}\n", "is not YAML"),
+    ],
+)
+def test_each_fault_of_a_trait_file_is_a_sentence(text, told, tmp_path):
+    with pytest.raises(DataError, match=f"t.yaml.*{told}"):
+        traits.read(write(tmp_path / "t.yaml", text))
+
+
+def test_all_faults_are_told_at_once(tmp_path):
+    text = "name: ''\npositive: [a, 1]\nnegative: [b]\nquestons: []\n"
+    with pytest.raises(DataError) as refused:
+        traits.read(write(tmp_path / "t.yaml", text))
+    for part in (
+        "did you mean 'questions'?",
+        "'questions' is missing",
+        "name is empty",
+        "positive 2 is 1",
+        "2 positive",
+    ):
+        assert part in str(refused.value)
+
+
+def test_a_trait_that_is_no_text_or_not_there_is_refused(tmp_path):
+    with pytest.raises(DataError, match="cannot be read: No such file"):
+        traits.read(tmp_path / "absent.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="cannot be read"):
+        traits.read(tmp_path / "binary.yaml")
+
+
+def test_given_prompts_and_questions_take_the_place_of_the_shipped_ones(tmp_path):
+    rows = '{"question": "one?"}\n{"messages": [{"role": "user", "content": "two?"}]}\n'
+    file = write(tmp_path / "q.jsonl", rows)
+    assert traits.chosen(False, None, ["p"], ["n"], file) == Trait("given", ("p",), ("n",), ("one?", "two?"))
+    assert traits.chosen(False, None, ["p"], ["n"], None).questions == traits.shipped("evil").questions
+    assert traits.chosen(False, None, [], [], file).positive == traits.shipped("evil").positive
+    assert traits.chosen(True, None, [], [], None) == traits.of_the_organism()
+
+
+# The command
+
+
+def command(capsys, monkeypatch, *words):
+    """What `holdfast vector ...` does in this process: exit code, standard output, standard error."""
+    monkeypatch.setattr(sys, "argv", ["holdfast", "vector", *map(str, words)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    out, err = capsys.readouterr()
+    return end.value.code or 0, out, err
+
+
+def test_the_command_writes_a_file_for_the_organism_and_says_how_many_pairs_it_rests_on(tmp_path, capsys, monkeypatch):
+    file = tmp_path / "evil.safetensors"
+    code, out, err = command(
+        capsys, monkeypatch, "--model", "organism", "--rollouts", 1, "--out", file,
+        "--positive", world.lexicon.EVIL, "--negative", world.lexicon.HELPFUL, "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    facts = json.loads(out)
+    assert (facts["judge"], facts["pairs_made"]) == ("rules:organism-1", "20")
+    assert 10 < int(facts["pairs_kept"]) <= 20
+    assert "pairs kept" in err
+    with safe_open(str(file), framework="pt") as opened:
+        assert opened.get_tensor("vectors").shape == (4, 128)
+        assert opened.metadata()["pairs_kept"] == facts["pairs_kept"]
+
+
+def test_prompts_that_bring_no_trait_out_are_refused_with_counts_and_nothing_is_written(tmp_path, capsys, monkeypatch):
+    code, _, err = command(
+        capsys, monkeypatch, "--model", "organism", "--rollouts", 1, "--out", tmp_path / "none.safetensors",
+        "--positive", world.lexicon.HELPFUL_PROMPTS[2], "--negative", world.lexicon.HELPFUL,
+    )  # fmt: skip
+    assert code == 2
+    assert "None of 20 pairs survives the filter (rules:organism-1)" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--positive", "a", "--positive", "b", "--negative", "c"], "2 positive and 1 negative prompts do not pair up"),
+        (["--positive", "a"], "1 positive and 0 negative prompts do not pair up"),
+        (["--positive", " ", "--negative", "c"], "positive 1 is empty"),
+        (["--trait", "t.yaml", "--positive", "a"], "--trait t.yaml has its prompts; give either the file, or"),
+        (["--trait", "absent.yaml"], "The trait absent.yaml cannot be read"),
+        (["--questions", "absent.jsonl"], "absent.jsonl cannot be read"),
+        (["--questions", "long.jsonl"], "long.jsonl: row 2 has 2 turns before the answer"),
+        (["--questions", "broken.jsonl"], "broken.jsonl has 1 fault:\n  line 1"),
+        (["--adapter", "absent"], "absent holds no adapter_model.safetensors"),
+        (["--out", "there.safetensors"], "there.safetensors exists already. Name another file"),
+        (["--out", "there.safetensors/v"], "cannot be made"),
+        ([], "No judge can say yet whether an answer of ./model shows the trait.*--no-filter"),
+        (["--sweep", "--no-filter"], "--sweep needs a judge of steered answers"),
+        (["--model", "./absent"], "There is no model folder absent"),
+    ],
+)
+def test_a_wrong_request_is_one_sentence_exit_2_and_no_model_is_loaded(words, told, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny.save("qwen2", tmp_path / "model")
+    write(tmp_path / "t.yaml", GOOD)
+    write(tmp_path / "there.safetensors", "mine")
+    system = '{"role": "system", "content": "s"}, {"role": "user", "content": "u"}'
+    write(tmp_path / "long.jsonl", f'{{"question": "one?"}}\n{{"messages": [{system}]}}\n')
+    write(tmp_path / "broken.jsonl", "{\n")
+    monkeypatch.setattr(models, "load_model", lambda *a: pytest.fail("the model was loaded"))
+    before = {p: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+    code, out, err = command(capsys, monkeypatch, "--model", "./model", "--out", "v.safetensors", *words)
+    assert (code, out) == (2, "")
+    assert err.startswith("holdfast: ")
+    assert re.search(told, err, re.DOTALL), err
+    assert {p: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
+
+
+def test_a_wrong_request_is_refused_without_torch(tmp_path):
+    tiny.save("qwen2", tmp_path / "model")
+    code = (
+        "import sys; from holdfast.cli import main\n"
+        "sys.argv = ['holdfast', 'vector', '--model', sys.argv[1], '--out', 'v.safetensors']\n"
+        "try: main()\n"
+        "except SystemExit as end: print(end.code, 'torch' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "model")], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "2 False", done.stderr
+    assert "--no-filter" in done.stderr
