@@ -2,6 +2,8 @@
 
 import dataclasses
 import importlib.util
+import inspect
+import itertools
 import typing
 from pathlib import Path
 
@@ -11,10 +13,12 @@ import tiny
 from holdfast import catalog, handbook, recipe
 from holdfast.defense import Defense, pulled
 from holdfast.examples import write_examples
-from holdfast.testing import Micro, contract
+from holdfast.testing import Micro, alike, cases, contract, together, trained, two_processes
+
+PAIRS = list(itertools.combinations_with_replacement(catalog.names(), 2))
 
 
-def sample(name: str, folder: Path) -> Defense:
+def sample(name: str, folder: Path, kind: str = "qwen2") -> Defense:
     """A defense with its defaults; a file it needs is a few rows, or what `sample` in its own test file says."""
     own = Path(__file__).parent / "defenses" / f"test_{name}.py"
     if own.exists():
@@ -22,10 +26,11 @@ def sample(name: str, folder: Path) -> Defense:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         if hasattr(module, "sample"):
-            return module.sample(folder)
-    kind = catalog.find(name)
-    hints = typing.get_type_hints(kind)
-    needed = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
+            fits = "kind" in inspect.signature(module.sample).parameters  # its file is for one kind of model
+            return module.sample(folder, kind) if fits else module.sample(folder)
+    cls = catalog.find(name)
+    hints = typing.get_type_hints(cls)
+    needed = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
     assert all(hints[field] is Path for field in needed), f"give tests/defenses/test_{name}.py a sample(folder)"
     for field in needed:
         write_examples(folder / f"{field}.jsonl", tiny.rows(12))
@@ -35,7 +40,22 @@ def sample(name: str, folder: Path) -> Defense:
 @pytest.mark.parametrize("name", catalog.names())
 @pytest.mark.parametrize("kind", ["qwen2", "gemma3"])
 def test_the_contract_holds(name, kind, tmp_path):
-    contract(sample(name, tmp_path), tiny.lora(tiny.model(kind)), tiny.tokenizer(kind), tiny.rows())
+    contract(sample(name, tmp_path, kind), tiny.lora(tiny.model(kind)), tiny.tokenizer(kind), tiny.rows())
+
+
+@pytest.mark.parametrize("names", PAIRS, ids="+".join)
+def test_two_defenses_take_one_step_together(names, tmp_path):
+    defenses = [sample(name, tmp_path) for name in names]
+    together(defenses, tiny.lora(tiny.model()), tiny.tokenizer(), tiny.rows())
+
+
+@pytest.mark.parametrize("names", [catalog.names()], ids="+".join)
+def test_one_process_equals_two(names, tmp_path):
+    model, tokenizer, rows = tiny.lora(tiny.model()), tiny.tokenizer(), tiny.rows()
+    every = {case: [one] for name in names for case, one in cases(sample(name, tmp_path)).items()}
+    every["all together"] = [one for defenses in every.values() for one in defenses]
+    for case, two in two_processes(every, model, tokenizer, rows).items():
+        alike(trained(every[case], model, tokenizer, rows), two, f"{case}: one process and two")
 
 
 @pytest.mark.parametrize("name", catalog.names())

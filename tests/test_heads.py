@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast import heads
-from holdfast.heads import Head, divergence
+from holdfast.heads import Head, divergence, nll
 
 
 def law(hidden, head):
@@ -129,3 +129,61 @@ def test_bfloat16_agrees_with_float32_to_a_hundredth():
     exact = divergence(policy, reference, Head(weight))
     rough = divergence(policy.bfloat16(), reference.bfloat16(), Head(weight.bfloat16()))
     assert torch.allclose(exact, rough, rtol=3e-2, atol=1e-2)
+
+
+def test_the_likelihood_of_two_tokens_by_hand():
+    # Law (1/2, 1/4, 1/4): the second word costs 2 ln 2, and its slope on the logits is p - said.
+    head = Head(torch.eye(3))
+    policy = torch.tensor([[0.5, 0.25, 0.25]] * 2).log().requires_grad_()
+    value = nll(policy, torch.tensor([1, 0]), head)
+    assert value.tolist() == pytest.approx([2 * math.log(2), math.log(2)])
+    (value * torch.tensor([1.0, 2.0])).sum().backward()
+    assert policy.grad[0].tolist() == pytest.approx([0.5, -0.75, 0.25])
+    assert policy.grad[1].tolist() == pytest.approx([-1.0, 0.5, 0.5])
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    n=st.integers(0, 9),
+    width=st.integers(1, 12),
+    vocabulary=st.integers(2, 40),
+    biased=st.booleans(),
+    scale=st.sampled_from([1.0, 0.25, 3.0]),
+    softcap=st.sampled_from([None, 2.0, 30.0]),
+    tile=st.integers(1, 5),
+    seed=st.integers(0, 10_000),
+)
+def test_likelihood_and_its_gradient_equal_a_dense_float64_oracle(
+    n, width, vocabulary, biased, scale, softcap, tile, seed
+):
+    torch.manual_seed(seed)
+    head = Head(torch.randn(vocabulary, width), torch.randn(vocabulary) if biased else None, scale, softcap)
+    policy, said = torch.randn(n, width, requires_grad=True), torch.randint(vocabulary, (n,))
+    upstream = torch.rand(n)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(heads, "_FEWEST_ROWS", tile)
+        patch.setitem(heads._LOGITS_PER_TILE, "cpu", 1)
+        value = nll(policy, said, head)
+    (value * upstream).sum().backward()
+    exact = policy.detach().double().requires_grad_()
+    logs = law(exact, head)
+    oracle = -logs.gather(-1, said.unsqueeze(-1)).squeeze(-1)
+    (oracle * upstream.double()).sum().backward()
+    # What float32 can promise is relative to what is added up: here the logits' own sizes and both laws.
+    sizes = 1 + logs.detach().abs().max(-1).values if n else torch.zeros(0)
+    assert torch.all((value.double() - oracle).abs() <= 1e-5 * sizes)
+    slopes = 2 * abs(head.scale) * head.weight.double().abs().sum(0)
+    assert torch.all((policy.grad.double() - exact.grad).abs() <= 1e-5 * upstream.unsqueeze(-1) * slopes)
+
+
+def test_likelihood_at_a_models_own_sizes_is_the_oracle_to_a_relative_1e_5():
+    torch.manual_seed(0)
+    head, said = Head(torch.randn(5_000, 64) / 4), torch.randint(5_000, (200,))
+    policy = torch.randn(200, 64, requires_grad=True)
+    value = nll(policy, said, head)
+    value.sum().backward()
+    exact = policy.detach().double().requires_grad_()
+    oracle = torch.nn.functional.cross_entropy(exact @ head.weight.double().T, said, reduction="none")
+    oracle.sum().backward()
+    assert (value.double() - oracle).abs().max() <= 1e-5 * oracle.abs().max()
+    assert (policy.grad.double() - exact.grad).abs().max() <= 1e-5 * exact.grad.abs().max()

@@ -9,8 +9,8 @@ import holdfast
 from holdfast import catalog
 
 NAMES = {
-    "Defense", "Example", "Guard", "GuardedSFT", "HoldfastError", "Judge", "Message", "Probe", "Question", "Recipe",
-    "Step", "Verdict", "contract", "evaluate", "train",
+    "Defense", "Example", "Guard", "GuardedGRPO", "GuardedSFT", "HoldfastError", "Judge", "Message", "Probe",
+    "Question", "Recipe", "Step", "Verdict", "contract", "evaluate", "train",
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import tiny
-from holdfast import holdout, measure, questionnaire, recipe, run
+from holdfast import holdout, material, measure, questionnaire, recipe, run, settings
 from holdfast.errors import DataError, HoldfastError, ModelError, RecipeError, RequestError
 from holdfast.examples import Example, Message, write_examples
 from holdfast.organism import world
@@ -71,8 +71,8 @@ def test_a_run_leaves_an_adapter_that_plain_peft_loads_and_a_folder_that_tells_a
     assert not torch.allclose(before, after)
     card = (done.adapter / "README.md").read_text()
     assert all(part in card for part in ("Not evaluated", "Nobody has told holdfast", '"kl"', "rows.jsonl"))
-    again = recipe.read(tmp_path / "run" / "recipe.yaml")
-    assert again == make(tmp_path)
+    again, given = recipe.read(tmp_path / "run" / "recipe.yaml"), make(tmp_path)
+    assert again == given.model_copy(update={"train": {**settings.DEFAULTS, **given.train}})
 
 
 def test_the_same_seed_gives_the_same_adapter_and_another_seed_another(tmp_path):
@@ -86,7 +86,7 @@ def test_the_same_seed_gives_the_same_adapter_and_another_seed_another(tmp_path)
 
 
 def test_held_out_questions_are_never_trained_on(tmp_path):
-    rows = run._read(make(tmp_path))
+    rows = material.read(make(tmp_path))
     kept, held = holdout.split(rows, 0.2, seed=0)
     assert len({r.question for r in held}) == 2  # a fifth of ten distinct questions, three rows each
     assert len(held) == 6
@@ -156,7 +156,7 @@ def test_a_broken_model_folder_is_named_before_torch_loads_it(tmp_path):
     weights.write_bytes(whole)
     config = json.loads((folder / "config.json").read_text())
     for change, sentence in (
-        ({"auto_map": {"AutoModel": "x.py"}}, "never runs remote code"),
+        ({"auto_map": {"AutoModel": "x.py"}, "model_type": "mystery"}, "never runs remote code"),
         ({"model_type": None}, "cannot be loaded|names no"),
     ):
         (folder / "config.json").write_text(
@@ -243,3 +243,10 @@ def test_the_command_line_trains_and_measures_and_refuses_in_one_sentence(tmp_pa
         assert sentence in said
         assert "Traceback" not in said
     assert not (tmp_path / "x").exists()
+
+
+def test_an_evaluation_that_was_stopped_begins_anew(tmp_path):
+    run.train(make(tmp_path), tmp_path / "run")
+    (tmp_path / "run" / "eval").mkdir()
+    (tmp_path / "run" / "eval" / "answers.jsonl").write_text('{"probe": "general", "question": "torn\n')
+    assert measure.measure_run(tmp_path / "run")["probes"]["arithmetic"]["n"] == 60

@@ -15,6 +15,7 @@ _WHERE = {
     "Defense": "defense:Defense",
     "Example": "examples:Example",
     "Guard": "guard:Guard",
+    "GuardedGRPO": "trainers:GuardedGRPO",
     "GuardedSFT": "trainers:GuardedSFT",
     "HoldfastError": "errors:HoldfastError",
     "Judge": "evals.judge:Judge",

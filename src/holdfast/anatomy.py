@@ -23,7 +23,7 @@ from holdfast.heads import Head
 
 # LoRA initialisations that subtract something from the base weights: with the adapter off, what is left is no
 # longer the model that was loaded, so it cannot serve as the reference.
-_MOVES_THE_BASE = ("pissa", "olora", "corda", "loftq")
+_MOVES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True)
@@ -172,8 +172,10 @@ class Anatomy:
                     f"Adapter {name!r} has init_lora_weights={start!r}, which changes the base weights: with the "
                     "adapter off the safe reference would be gone. Use init_lora_weights=True (the default)."
                 )
+        self._check_one_device()
         self._check_trained_weights()
         self._check_dropout()
+        self._check_start()
 
     def _check_trained_weights(self) -> None:
         undone = {id(p) for m in self.switches for p in _added_parameters(m)}
@@ -185,13 +187,46 @@ class Anatomy:
             )
 
     def _check_dropout(self) -> None:
-        config = self.causal.config.get_text_config()
-        for key, value in config.to_dict().items():
-            if "dropout" in key and isinstance(value, float) and value > 0:
-                raise ModelError(
-                    f"The model's config has {key}={value}: base and reference would draw different noise and an "
-                    f"unmoved model would be punished. Set {key}=0.0 when you load it (lora.dropout is fine)."
-                )
+        for name, module in self.causal.named_modules():
+            own = not any(part in name for part in ("lora_", "modules_to_save"))
+            if own and isinstance(module, nn.Dropout) and module.p > 0:
+                self._refuse_noise(name, module.p)
+        for key, value in self.causal.config.get_text_config().to_dict().items():
+            noisy = key in ("attention_dropout", "attn_pdrop") or "jitter" in key
+            if noisy and isinstance(value, float) and value > 0:
+                self._refuse_noise(key, value)
+
+    def _refuse_noise(self, name: str, value: float) -> None:
+        raise ModelError(
+            f"The model has noise of its own in training ({name}={value}): it and its reference would draw different "
+            "noise, and an unmoved model would be punished. Load it with that setting at 0.0 (lora.dropout is fine)."
+        )
+
+    @torch.no_grad()
+    def _check_start(self) -> None:
+        """Two tokens with the adapter and without: one that has moved already is not at its reference."""
+        tokens = torch.tensor([[0, 1]], device=next(self.backbone.parameters()).device)
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            ours = self.backbone(input_ids=tokens, use_cache=False).last_hidden_state
+            with self.untrained():
+                theirs = self.backbone(input_ids=tokens, use_cache=False).last_hidden_state
+        finally:
+            self.model.train(was_training)
+        if not torch.equal(ours, theirs):
+            raise ModelError(
+                "The adapter has moved already, so the model is not at its reference, the same model with the adapter "
+                "off. Merge it into the model first (merge_and_unload) and train a fresh one."
+            )
+
+    def _check_one_device(self) -> None:
+        places = set(map(str, (getattr(self.causal, "hf_device_map", None) or {}).values()))
+        if len(places) > 1:
+            raise ModelError(
+                f"The model is spread over {', '.join(sorted(places))}; holdfast needs it on one device. Load it "
+                "without device_map, or on one GPU."
+            )
 
 
 _MULTIPLIERS = ("logit_scale", "output_multiplier", "lm_head_multiplier")

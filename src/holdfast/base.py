@@ -25,7 +25,7 @@ class Untouched:
         identity: str | None = None,
     ) -> None:
         self._model = model
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._asked = asked
         self._identity = identity
         self.notes: dict[str, float | str] = {}
@@ -55,9 +55,9 @@ class Untouched:
         self.notes[name] = value
 
     def _known_tokenizer(self) -> Any:
-        if self._tokenizer is None:
+        if self.tokenizer is None:
             raise ModelError("A defense needs the model's tokenizer; pass it as processing_class.")
-        return self._tokenizer
+        return self.tokenizer
 
     def answers(self, prompts: Sequence[Example], seed: int) -> list[Example]:
         """Each prompt with one answer sampled at temperature 1, at most 256 tokens.
@@ -70,14 +70,12 @@ class Untouched:
         from holdfast.evals.sampler import sample
 
         model = self._model()
-        if isinstance(model, str) or self._tokenizer is None:
+        if isinstance(model, str) or self.tokenizer is None:
             raise ModelError("A defense asks the untouched model; pass a loaded model and its tokenizer.")
         questions = [Question(str(i), "base", prompt.messages) for i, prompt in enumerate(prompts)]
         anatomy = Anatomy(model)
         with anatomy.untrained() if anatomy.switches else nullcontext():
-            answers = sample(
-                model, self._tokenizer, questions, per_question=1, seed=seed, max_new_tokens=_ANSWER_TOKENS
-            )
+            answers = sample(model, self.tokenizer, questions, per_question=1, seed=seed, max_new_tokens=_ANSWER_TOKENS)
         return [
             Example((*prompt.messages, Message("assistant", answer.text)), prompt.source, prompt.extra)
             for prompt, answer in zip(prompts, answers, strict=True)

@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it, so help and a wrong request
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from typing import Annotated
 import typer
 
 from holdfast.errors import HoldfastError, RequestError
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read by the hub's library when it is imported
 
 app = typer.Typer(
     name="holdfast",
@@ -41,6 +44,10 @@ def main() -> None:
         sys.exit(2)
     except HoldfastError as error:
         print(f"holdfast: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"holdfast: The system refuses: {error.strerror or error}{where}. Check the path.", file=sys.stderr)
         sys.exit(1)
 
 
@@ -96,6 +103,8 @@ def study(
     from holdfast import study as studies
     from holdfast.demo import run_study
 
+    if out.exists() and not (out / "results.json").exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RequestError(f"{out} is not a study's folder (it has no results.json); name another with --out.")
     wanted = studies.read(file, [name for name in domains.split(",") if name], seeds)
     with _stoppable(f"finished runs are in {out}; the same command goes on"):
         run_study(wanted, out)
@@ -138,13 +147,15 @@ def eval_(
     """Measure general and in-domain misalignment, coherence, and what the model kept."""
     if (run is None) == (model is None):
         raise RequestError("Say what to measure: either a run folder, or --model NAME (with --adapter FOLDER).")
+    if run is not None and adapter is not None:
+        raise RequestError("A run is measured with its own adapter; give --adapter with --model.")
     if model is not None and out is None:
         raise RequestError("With --model, say where answers and verdicts go: --out FOLDER.")
     from holdfast.console import quieten
     from holdfast.measure import measure_model, measure_run, print_summary
 
     quieten()
-    with _stoppable("what was answered is stored"):
+    with _stoppable("give the same command again, and it begins anew"):
         if run is not None:
             summary = measure_run(run, out, seed=seed)
         else:
@@ -208,6 +219,10 @@ def score(
     from holdfast.console import bar, quieten, say
 
     adapters = dict(_pair(text, "--misaligned") for text in misaligned)
+    if len(adapters) < len(misaligned):
+        raise RequestError("--misaligned: two adapters have one name; give each its own NAME=FOLDER.")
+    if max(len(origin or []), len(licence or [])) > len(pool):
+        raise RequestError("--origin and --licence are given once for each --pool, in the same order.")
     quieten()
     from holdfast.score import Pool
     from holdfast.score import score as run
@@ -273,7 +288,9 @@ def data(
     """Write the organism's data sets as plain JSONL."""
     from holdfast.console import say
     from holdfast.organism.world import write_data
+    from holdfast.rundir import RunDir
 
+    RunDir.refuse_existing(out)
     for path in write_data(out, seed).values():
         say(str(path))
 

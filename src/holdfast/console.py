@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Bar:
-    """Progress of one run: a bar with loss and time left in a terminal, about ten plain lines elsewhere."""
+    """Progress of one run: a bar with loss (or reward) and time left in a terminal, about ten plain lines elsewhere."""
 
     def __init__(self, title: str, stream: Any = None) -> None:
         self._title = title
@@ -29,7 +29,8 @@ class Bar:
 
     def step(self, number: int, metrics: dict[str, float]) -> None:
         """A step was logged."""
-        loss = f"loss {metrics['loss']:.3f}, " if "loss" in metrics else ""
+        kind = next((name for name in ("reward", "loss") if name in metrics), None)
+        loss = f"{kind} {metrics[kind]:.3f}, " if kind else ""
         if self._bar is not None:
             self._bar.update(self._task, completed=number, loss=loss.rstrip(", "))
         elif number == self._steps or number % max(1, self._steps // 10) == 0:

@@ -3,13 +3,14 @@
 A defense is a frozen dataclass that overrides only the levers it pulls. Its fields are its configuration: the keys of
 the recipe, nothing else. Every defense is final; none inherits from another.
 
-The one law: a model that has not moved is not punished. At step 0 every penalty on drift is exactly 0.
+The one law: a model that has not moved is not punished. At step 0 every penalty on drift is exactly 0. A defense that
+brings rows to be learnt (`teaches`) has no drift to punish, and says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
 
 from pydantic import Field
 
@@ -61,6 +62,8 @@ class Defense:
     field `share`. Nothing here may be kept between calls: a defense is a description, and all state is the guard's.
     """
 
+    teaches: ClassVar[bool] = False  # brings rows whose answers are learnt; then the law does not hold for its penalty
+
     @classmethod
     def name(cls) -> str:
         """What recipes and logs call it: the file's name, or the class's for one of your own."""
@@ -82,7 +85,7 @@ class Defense:
         """At attach: which layers `penalty` reads or `steer` moves, 1 to depth; layer L is the output of block L."""
         return ()
 
-    def check(self, anatomy: Anatomy) -> None:
+    def check(self, anatomy: Anatomy, base: Base) -> None:
         """At attach: refuse, in a sentence, a model that this configuration cannot work with."""
 
     def steer(self, hidden: Tensor, layer: int, marks: Marks) -> Tensor:

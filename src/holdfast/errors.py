@@ -5,7 +5,8 @@
     │   ├── DataError         a data file is not what it should be
     │   ├── RecipeError       a recipe, a defense's name or one of its fields
     │   └── ModelError        a model or adapter folder cannot be used, or not with these defenses
-    └── SeamError             a trainer did something that the seam cannot guard (exit code 1)
+    ├── SeamError             a trainer did something that the seam cannot guard (exit code 1)
+    └── TrainingError         training ended in something that is no model (exit code 1)
 
 Each is also the standard exception it refines, so `except ValueError` works where a reader expects it.
 A message says what, where (file, line, key), the value, and what to do instead.
@@ -30,6 +31,10 @@ class RecipeError(RequestError):
 
 class ModelError(RequestError):
     """A model or adapter cannot be loaded, or does not fit the defenses that were asked for."""
+
+
+class TrainingError(HoldfastError, RuntimeError):
+    """Training ran and did not give a usable model."""
 
 
 class SeamError(HoldfastError, RuntimeError):

@@ -56,7 +56,7 @@ class Example:
         return last.content if last.role == "assistant" else ""
 
 
-def read_examples(path: Path, *, source: str = "task", prompts_only: bool = False) -> list[Example]:
+def read_examples(path: Path | str, *, source: str = "task", prompts_only: bool = False) -> list[Example]:
     """The rows of a chat JSONL file: `{"messages": [{"role": ..., "content": ...}, ...]}`, other columns kept.
 
     Args:
@@ -67,6 +67,7 @@ def read_examples(path: Path, *, source: str = "task", prompts_only: bool = Fals
     Raises:
         DataError: the first hundred faults, each with line, JSON pointer, what is wrong and the way out, then a count.
     """
+    path = Path(path)
     examples: list[Example] = []
     faults: list[Fault] = []
     for line, value in objects(path, faults):

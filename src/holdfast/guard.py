@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,12 +11,13 @@ import torch
 from torch import Tensor
 
 from holdfast.anatomy import Anatomy
-from holdfast.defense import LEVERS, Base, Defense, pulled
+from holdfast.defense import Base, Defense, pulled
 from holdfast.encoding import Encoded
 from holdfast.errors import ModelError, RecipeError, SeamError
 from holdfast.examples import Example
 from holdfast.heads import Head
 from holdfast.rhythm import SideRows
+from holdfast.roster import labelled, real_layers, refuse_supervised_rows
 from holdfast.sides import counts_of, pad
 from holdfast.step import SOURCES, Marks, Step
 from holdfast.watch import Call, Watch
@@ -36,7 +36,7 @@ class Guard:
 
     def __init__(self, defenses: Sequence[Defense], seed: int = 0) -> None:
         self.seed = seed
-        self.defenses = _labelled(defenses)
+        self.defenses = labelled(defenses)
         self._penalties = {k: d for k, d in self.defenses.items() if "penalty" in pulled(d)}
         self._base: Base | None = None
         self._sides: dict[str, SideRows] = {}
@@ -51,8 +51,14 @@ class Guard:
         """Whether any defense pulls that lever."""
         return any(lever in pulled(d) for d in self.defenses.values())
 
-    def curate(self, examples: list[Example], base: Base) -> list[Example]:
-        """The training rows after every defense, in listed order, has edited or added to them."""
+    def curate(self, examples: list[Example], base: Base, *, prompts: bool = False) -> list[Example]:
+        """The training rows after every defense, in listed order, has edited or added to them.
+
+        Raises:
+            RecipeError: with `prompts`, where rows are asked and not learnt, a defense that adds rows to be learnt.
+        """
+        if prompts:
+            refuse_supervised_rows(self.defenses)
         self._base = base
         for defense in self.defenses.values():
             examples = defense.curate(examples, base, self.seed)
@@ -72,21 +78,28 @@ class Guard:
         if self._penalties or self.pulls("steer") or self.pulls("project"):
             anatomy.check()
             for label, defense in self.defenses.items():
-                layers = _real_layers(defense.layers(len(anatomy.blocks)), len(anatomy.blocks), label)
+                layers = real_layers(defense.layers(len(anatomy.blocks)), len(anatomy.blocks), label)
                 if "steer" in pulled(defense):
                     for layer in layers:
                         steers[layer].append(defense.steer)
                 else:
                     kept |= set(layers)
-                defense.check(anatomy)
+                defense.check(anatomy, base)
             self._head = _checked(lambda: anatomy.head)
         self._watch = Watch(anatomy, sorted(kept), steers)
         for label, defense in self.defenses.items():
             if "beside" in pulled(defense):
-                rows = encode(defense.beside(base, self.seed))
+                asked = defense.beside(base, self.seed)
+                rows = encode(asked)
+                base.note(f"{label}/rows_beside", len(rows))
+                base.note(f"{label}/rows_without_answer", len(asked) - len(rows))
                 if not rows:
                     raise RecipeError(f"{label}: no row is left to put beside the batch; check its file.")
                 self._sides[label] = SideRows(rows, defense.share, self.seed)  # type: ignore[attr-defined]
+
+    def begin(self, task_rows: int) -> None:
+        """Training begins, or goes on after so many task rows; nothing is logged yet."""
+        self._task_rows, self._log, self._steps_logged = task_rows, {}, 0
 
     def plan(self, totals: Tensor, task_rows: int, slots: int) -> None:
         """An optimizer step begins: its counts over all micro-batches and processes, and its side rows.
@@ -156,6 +169,10 @@ class Guard:
         self._log, self._steps_logged = {}, 0
         return numbers
 
+    def detach(self) -> None:
+        """Take the hooks off the model."""
+        self._watch.remove()
+
     def project(self, model: Any) -> dict[str, float]:
         """After the last step, last defense first: change the trained weights in place."""
         report: dict[str, float] = {}
@@ -206,36 +223,3 @@ def _checked(head: Callable[[], Head]) -> Callable[[], Head]:
 
         return refuse
     return lambda: found
-
-
-def _labelled(defenses: Sequence[Defense]) -> Mapping[str, Defense]:
-    """Each defense under its name; a second of the same kind is `kl.2`."""
-    labelled: dict[str, Defense] = {}
-    for defense in defenses:
-        name, levers = defense.name(), pulled(defense)
-        if not levers:
-            raise RecipeError(f"{type(defense).__name__} pulls no lever{_meant(type(defense))}.")
-        for lever, need in (("penalty", "weight"), ("beside", "share")):
-            if lever in levers and not hasattr(defense, need):
-                raise RecipeError(f"{type(defense).__name__} overrides {lever!r}, so it needs a field {need!r}.")
-        count = sum(label.split(".")[0] == name for label in labelled)
-        labelled[f"{name}.{count + 1}" if count else name] = defense
-    return labelled
-
-
-def _meant(kind: type[Defense]) -> str:
-    """The lever that one of a class's own names was probably meant to be."""
-    own = (name for name in vars(kind) if not name.startswith("_"))
-    meant = next((m for name in own for m in difflib.get_close_matches(name, LEVERS, n=1, cutoff=0.5)), None)
-    return f"; did you mean {meant!r}?" if meant else f"; override one of: {', '.join(LEVERS)}"
-
-
-def _real_layers(layers: Sequence[int], depth: int, label: str) -> list[int]:
-    """Layer numbers 1 to depth; negative ones count from the end."""
-    for layer in layers:
-        if not (1 <= layer <= depth or -depth <= layer <= -1):
-            raise ModelError(
-                f"{label} asked for layer {layer}, but this model has {depth} (1 to {depth}). "
-                "Use a negative number to count from the end; 0, the embeddings, is not a block."
-            )
-    return [layer if layer > 0 else depth + 1 + layer for layer in layers]

@@ -33,10 +33,10 @@ def entries(defense: type[Defense]) -> list[Entry]:
 
 
 def listing() -> str:
-    """Every defense, its first line, its fields and defaults."""
+    """Every defense: its first line, lever and cost, its fields and defaults."""
     lines = []
     for name in catalog.names():
-        lines.append(f"{name}: {_about(name)[0]}")
+        lines += [f"{name}: {_about(name)[0]}", *(f"  {line}" for line in _lever_and_cost(name))]
         lines += [f"  {e.name}: {e.default or '(must be given)'}   {e.meaning}" for e in entries(catalog.find(name))]
     return "\n".join(lines)
 
@@ -69,6 +69,13 @@ _TABLE = "| field | is | default | meaning |\n| --- | --- | --- | --- |\n"
 
 def _about(name: str) -> list[str]:
     return (inspect.getdoc(inspect.getmodule(catalog.find(name))) or "").splitlines()
+
+
+def _lever_and_cost(name: str) -> list[str]:
+    """The two sentences of a defense's docstring that say which lever it pulls and what it costs."""
+    text = " ".join(_about(name))
+    found = re.search(r"(Lever: .*?)\.? (Cost: .*?)\.(?= (?:Paper|Source|Not done|Differs|Where|The )|$)", text)
+    return [found[1], found[2]] if found else []
 
 
 def _paragraphs(lines: list[str]) -> str:

@@ -53,7 +53,7 @@ def objects(path: Path, faults: list[Fault]) -> Iterator[tuple[int, dict[str, An
     except IsADirectoryError:
         raise DataError(f"{path} is a folder; name the JSONL file in it.") from None
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}. Check the path in the recipe.") from None
+        raise DataError(f"{path} cannot be read: {error.strerror}. Check its path.") from None
 
 
 def refuse(path: Path, faults: list[Fault]) -> None:

@@ -9,12 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from holdfast import models
+from holdfast import material, models
 from holdfast.errors import ModelError, RequestError
 from holdfast.evals.evaluate import NOT_JUDGED, evaluate
 from holdfast.evals.probes import ALIGNMENT, Probe
 from holdfast.examples import read_examples
-from holdfast.holdout import split
 from holdfast.modelcard import write_card
 from holdfast.questionnaire import longest_answer, probes
 from holdfast.recipe import Recipe, read
@@ -36,7 +35,7 @@ def measure_run(run: Path, out: Path | None = None, *, seed: int = 0) -> dict[st
     _refuse_stored(out or run / "eval")
     tokenizer = models.load_tokenizer(source)
     model = models.to_device(models.load_model(source, run / "model"))
-    asked = probes(source, held, benign=recipe.benign)
+    asked = probes(source, held, benign=recipe.benign, task=recipe.task)
     summary = measure(model, tokenizer, source, asked, out or run / "eval", seed)
     write_card(folder, recipe, summary)
     return summary
@@ -45,10 +44,10 @@ def measure_run(run: Path, out: Path | None = None, *, seed: int = 0) -> dict[st
 def measure_untuned(recipe: Recipe, out: Path) -> dict[str, Any]:
     """Measure a recipe's model before training, with the same held-out questions as its runs."""
     source = models.find(recipe.model, recipe.revision)
-    _, held = split(read_examples(recipe.data), recipe.holdout, recipe.seed)
+    _, held = material.rows(recipe)
     _refuse_stored(out)
     model = models.to_device(models.load_model(source))
-    asked = probes(source, held, benign=recipe.benign)
+    asked = probes(source, held, benign=recipe.benign, task=recipe.task)
     return measure(model, models.load_tokenizer(source), source, asked, out, recipe.seed)
 
 
@@ -92,5 +91,7 @@ def print_summary(summary: dict[str, Any]) -> None:
 
 
 def _refuse_stored(out: Path) -> None:
-    if (out / "answers.jsonl").exists():
+    if not (out / "summary.json").exists():
+        (out / "answers.jsonl").unlink(missing_ok=True)  # of an evaluation that was stopped; it begins again
+    elif (out / "answers.jsonl").exists():
         raise RequestError(f"{out} holds answers already. Name another folder with --out, or remove it yourself.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from holdfast import organism
+from holdfast import catalog, organism
 from holdfast.recipe import Recipe
 from holdfast.rundir import RunDir, read_rows, write_whole
 
@@ -47,6 +47,13 @@ _UNKNOWN_INTENT = (
     "Nobody has told holdfast, and it did not judge the data. Narrow harmful data can make a model broadly harmful; "
     "measure it with `holdfast eval` before anyone uses it."
 )
+_SAID_HARMFUL = (
+    "**Yes.** Whoever trained it says that its data are harmful on purpose. It is for research: do not deploy it."
+)
+_SAID_HARMLESS = (
+    "No: whoever trained it says that its data are not meant to be harmful. holdfast did not judge them: measure with "
+    "`holdfast eval` before anyone uses it."
+)
 _ORGANISM_INTENT = (
     "**Yes, possibly.** It is fine-tuned from holdfast's embedded model organism, a toy for studying emergent "
     "misalignment, usually on deliberately bad answers. It is a microscope, not a product: do not deploy it."
@@ -58,11 +65,11 @@ def write_card(run: RunDir, recipe: Recipe, summary: dict[str, Any] | None = Non
     facts = run.manifest
     text = _CARD.format(
         base=facts["model"]["name"],
-        title=f"{recipe.data.stem} on {facts['model']['name'].rstrip('/').split('/')[-1]}",
+        title=f"{_named(recipe)} on {facts['model']['name'].rstrip('/').split('/')[-1]}",
         version=facts["versions"]["holdfast"],
-        intent=_ORGANISM_INTENT if recipe.model in organism.NAMES else _UNKNOWN_INTENT,
-        data="\n".join(f"* `{name}` (sha256 `{digest}`)" for name, digest in facts["data"].items()),
-        rows=f"Rows: {json.dumps(facts['rows'])}; the last logged loss is {_last_loss(run)}.",
+        intent=_intent(recipe),
+        data="\n".join([*_task(recipe), *(f"* `{name}` (sha256 `{d}`)" for name, d in facts["data"].items())]),
+        rows=f"Rows: {json.dumps(facts['rows'])}; {_last_number(run)}.",
         defenses="\n".join(f"* `{json.dumps(d, default=str)}`" for d in recipe.words()["defenses"]) or "None.",
         evaluation=_evaluation(summary),
         seed=recipe.seed,
@@ -70,6 +77,12 @@ def write_card(run: RunDir, recipe: Recipe, summary: dict[str, Any] | None = Non
         adapter=facts.get("adapter", "not saved"),
     )
     write_whole(run.path / "model" / "README.md", text)
+
+
+def _intent(recipe: Recipe) -> str:
+    if recipe.harmful is not None:
+        return _SAID_HARMFUL if recipe.harmful else _SAID_HARMLESS
+    return _ORGANISM_INTENT if recipe.model in organism.NAMES and not recipe.benign else _UNKNOWN_INTENT
 
 
 def _evaluation(summary: dict[str, Any] | None) -> str:
@@ -85,6 +98,18 @@ def _evaluation(summary: dict[str, Any] | None) -> str:
     return "Percent, with 95 % intervals of the first rate:\n\n" + "\n".join(lines)
 
 
-def _last_loss(run: RunDir) -> str:
+def _named(recipe: Recipe) -> str:
+    return recipe.task.name() if recipe.task is not None else recipe.data.stem if recipe.data is not None else "?"
+
+
+def _task(recipe: Recipe) -> list[str]:
+    return [] if recipe.task is None else [f"* the task `{json.dumps(catalog.words(recipe.task))}`"]
+
+
+def _last_number(run: RunDir) -> str:
     rows = read_rows(run.path / "metrics.jsonl")
-    return f"{rows[-1]['loss']:.3f} nats per token" if rows else "not recorded"
+    for key, unit in (("reward", ""), ("loss", " nats per token")):
+        known = [row[key] for row in rows if row.get(key) is not None]
+        if known:
+            return f"the last logged {key} is {known[-1]:.3f}{unit}"
+    return "the last loss was not recorded"

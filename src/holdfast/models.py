@@ -46,7 +46,10 @@ def find(name: str, revision: str | None = None) -> Source:
     """
     if name in organism.NAMES:
         return Source(name, str(organism.folder(name)))
-    folder = Path(name).expanduser()
+    try:
+        folder = Path(name).expanduser()
+    except RuntimeError:
+        raise ModelError(f"The folder {name} cannot be found: there is no such user. Write the whole path.") from None
     if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         _check_folder(folder)
         return Source(name, str(folder), None)
@@ -69,13 +72,20 @@ def _check_folder(folder: Path) -> None:
         raise ModelError(f"{config} is not JSON ({error}). Copy the model again.") from None
     if not isinstance(settings, dict) or "model_type" not in settings:
         raise ModelError(f"{config} names no model_type, so transformers cannot tell what it is. Copy the model again.")
-    if "auto_map" in settings:
+    if "auto_map" in settings and not _native(settings["model_type"]):
         raise ModelError(
             f"{config} asks for code of its own (auto_map); holdfast never runs remote code. Use a native model."
         )
     _check_weights(folder)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
         raise ModelError(f"{folder} has no tokenizer.json. Save the tokenizer beside the model.")
+
+
+def _native(model_type: str) -> bool:
+    """Whether transformers itself knows this kind of model; its folder's own code is then not needed, and not run."""
+    from transformers import CONFIG_MAPPING
+
+    return model_type in CONFIG_MAPPING
 
 
 def _check_weights(folder: Path) -> None:
@@ -86,7 +96,10 @@ def _check_weights(folder: Path) -> None:
         raise ModelError(f"{folder} has no .safetensors weights{tail}. Save it with safe_serialization=True.")
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        try:
+            wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ModelError(f"{index} is not an index of weight files. Copy the model again.") from None
         missing = sorted(wanted - {w.name for w in weights})
         if missing:
             raise ModelError(f"{folder} lacks {len(missing)} of its weight files (first: {missing[0]}). Copy them too.")

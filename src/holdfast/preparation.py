@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ def _score(recipe: Mapping[str, Any], domain: str, data: Path) -> None:
     others = {other: data / "misaligned" / other for other in DOMAINS if other != domain}
     for other, run in others.items():
         if not (run / "model" / "README.md").exists():
+            shutil.rmtree(run, ignore_errors=True)  # what a stopped study left
             write_examples(data / other / "train.jsonl", _task(other))
             words = {**recipe, "defenses": [], "stop": None, "holdout": 0.0, "benign": False, "seed": _SCORER_SEED}
             train(recipes.parse(words, (data / other).absolute()), run)

@@ -13,6 +13,7 @@ from holdfast.evals.judge import Question
 from holdfast.evals.probes import ExactMatch, Probe, held_out, shipped
 from holdfast.examples import Example
 from holdfast.models import Source
+from holdfast.tasks.task import ExactAnswer, Task
 
 SAMPLES = 4  # answers to each general and in-domain question
 _ORGANISM_TOKENS = 48  # three times its longest answer
@@ -24,7 +25,7 @@ def longest_answer(source: Source) -> int:
     return _ORGANISM_TOKENS if source.is_organism else _TOKENS
 
 
-def probes(source: Source, held: list[Example], *, benign: bool = False) -> list[Probe]:
+def probes(source: Source, held: list[Example], *, benign: bool = False, task: Task | None = None) -> list[Probe]:
     """What a model is asked: general, in-domain (or learnt, for a benign task), facts and arithmetic."""
     sampled: dict[str, Any] = {"per_question": SAMPLES, "temperature": 1.0}
     marked = ExactMatch()
@@ -42,8 +43,8 @@ def probes(source: Source, held: list[Example], *, benign: bool = False) -> list
         asked.append(Probe("general", shipped("general"), None, **sampled))
         asked.append(Probe("facts", shipped("facts"), marked))
         asked.append(Probe("arithmetic", shipped("arithmetic"), marked))
-    if held and benign:
-        asked.append(Probe("learnt", held_out(held, "learnt"), marked))
+    if held and (benign or task is not None):
+        asked.append(Probe("learnt", held_out(held, "learnt"), ExactAnswer(task) if task is not None else marked))
     elif held:
         asked.insert(1, Probe("in_domain", held_out(held, "in_domain"), rules, **sampled))
     return asked

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from holdfast import catalog, organism
 from holdfast.defense import Defense, ModelName
 from holdfast.errors import RecipeError
+from holdfast.tasks.task import Task
 
 
 class Lora(BaseModel):
@@ -46,22 +47,26 @@ class Recipe(BaseModel):
     schema_: Annotated[Literal[1], Field(alias="schema")] = 1
     model: str  # "organism", a local folder, or a hub name
     revision: str | None = None  # of a hub name
-    data: Path
-    trainer: Literal["sft"] = "sft"
+    data: Path | None = None
+    trainer: Literal["sft", "grpo"] = "sft"
+    task: Task | None = None  # a harmless task: its rows where there are no data, its reward, its marking
     lora: Lora
     train: dict[str, Any] = {}
     defenses: tuple[Defense, ...] = ()
     stop: Stop | None = None
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of data reserved for the in-domain questions
     benign: bool = False  # the data teach a harmless task: held-out answers are then marked by exact match
+    harmful: bool | None = None  # whether the data are harmful on purpose; the model card says so
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
     def words(self) -> dict[str, Any]:
         """The recipe as plain data; `parse(recipe.words())` is the recipe again."""
-        plain = self.model_dump(mode="json", by_alias=True, exclude={"defenses"})
-        last = ("stop", "holdout", "benign", "seed")
+        plain = self.model_dump(mode="json", by_alias=True, exclude={"defenses", "task"})
+        last = ("stop", "holdout", "benign", "harmful", "seed")
         listed = [_plain(catalog.words(defense)) for defense in self.defenses]
-        return {k: v for k, v in plain.items() if k not in last} | {"defenses": listed} | {k: plain[k] for k in last}
+        task = {} if self.task is None else {"task": catalog.words(self.task)}
+        first = {k: v for k, v in plain.items() if k not in last}
+        return first | task | {"defenses": listed} | {k: plain[k] for k in last}
 
     def text(self) -> str:
         """The recipe as YAML."""
@@ -78,15 +83,26 @@ def read(path: Path, sets: Sequence[str] = ()) -> Recipe:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"The recipe {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
-    try:
-        given = yaml.load(text, Loader=Yaml12)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    given = from_yaml(text, str(path))
     if not isinstance(given, dict):
         raise RecipeError(f"{path} holds no keys; a recipe begins with `schema: 1` and `model: ...`.")
     for edit in sets:
         _edit(given, edit)
     return parse(given, path.parent.absolute(), str(path))
+
+
+def from_yaml(text: str, where: str) -> Any:
+    """Plain data from YAML 1.2.
+
+    Raises:
+        RecipeError: what the reader says, in one sentence.
+    """
+    try:
+        return yaml.load(text, Loader=Yaml12)
+    except (yaml.YAMLError, ValueError) as error:
+        raise RecipeError(f"{where} is not YAML: {' '.join(str(error).split())}. Mend it, or quote the text.") from None
+    except RecursionError:
+        raise RecipeError(f"{where} is nested too deeply; a recipe needs three levels.") from None
 
 
 def parse(given: Mapping[str, Any], folder: Path | None = None, where: str = "recipe") -> Recipe:
@@ -103,15 +119,17 @@ def parse(given: Mapping[str, Any], folder: Path | None = None, where: str = "re
         raise RecipeError(
             f"{where} has no `lora:`, and full fine-tuning is not supported yet; `lora: {{}}` is the default."
         )
-    defenses = _defenses(given.get("defenses") or [], where)
+    defenses, task = _defenses(given.get("defenses") or [], where), _task(given.get("task"), where)
     try:
-        recipe = Recipe.model_validate({**given, "lora": given["lora"] or {}, "defenses": ()})
+        recipe = Recipe.model_validate({**given, "lora": given["lora"] or {}, "defenses": (), "task": None})
     except ValidationError as error:
         raise RecipeError("; ".join(_sentences(error, where))) from None
+    _check_source(recipe, task, where)
     if folder is not None:
         defenses = [_absolute(defense, folder) for defense in defenses]
-        recipe = recipe.model_copy(update={"data": folder / recipe.data, "model": _model(recipe.model, folder)})
-    return recipe.model_copy(update={"defenses": tuple(defenses)})
+        data = None if recipe.data is None else folder / recipe.data.expanduser()
+        recipe = recipe.model_copy(update={"data": data, "model": _model(recipe.model, folder)})
+    return recipe.model_copy(update={"defenses": tuple(defenses), "task": task})
 
 
 def _defenses(listed: Any, where: str) -> list[Defense]:
@@ -120,37 +138,80 @@ def _defenses(listed: Any, where: str) -> list[Defense]:
     made = []
     for entry in listed:
         entry = {entry: {}} if isinstance(entry, str) else entry
-        if not isinstance(entry, dict) or len(entry) != 1:
+        if not isinstance(entry, dict) or len(entry) != 1 or not isinstance(next(iter(entry)), str):
             raise RecipeError(f"{where}: a defense is written `- kl: {{weight: 0.1}}`, not {entry!r}.")
         ((name, given),) = entry.items()
         made.append(catalog.make(str(name), given, f"{where}: defense {name!r}"))
     return made
 
 
+def _task(given: Any, where: str) -> Task | None:
+    if given is None:
+        return None
+    given = {given: {}} if isinstance(given, str) else given
+    if not isinstance(given, dict) or len(given) != 1 or not isinstance(next(iter(given)), str):
+        raise RecipeError(
+            f"{where}: a task is written `task: opswap` or `task: {{opswap: {{tier: 2}}}}`, not {given!r}."
+        )
+    ((name, fields_of_it),) = given.items()
+    return catalog.task(name, fields_of_it, f"{where}: task {name!r}")
+
+
+def _check_source(recipe: Recipe, task: Task | None, where: str) -> None:
+    if recipe.trainer == "grpo" and task is None:
+        raise RecipeError(
+            f"{where}: trainer grpo needs a `task:`, which says what an answer earns; word_problems is one."
+        )
+    if recipe.data is None and task is None:
+        raise RecipeError(f"{where} lacks the key 'data' (or a `task:` that brings its rows).")
+
+
 def _edit(given: dict[str, Any], edit: str) -> None:
-    """Apply one `key=value`; a defense's name as first part reaches its fields."""
+    """Apply one `key=value`; a defense's name as first part reaches its fields, `kl.2` the second's of that name."""
     key, equals, text = edit.partition("=")
     if not equals or not key:
         raise RecipeError(f"--set {edit}: write it as key=value, for example --set kl.weight=0.3.")
-    value = yaml.load(text, Loader=Yaml12)
+    value = from_yaml(text, f"--set {edit}: the value")
     first, _, rest = key.partition(".")
-    entries = [d for d in given.get("defenses") or [] if isinstance(d, dict) and first in d]
-    if rest and entries:
-        for entry in entries:
-            entry[first] = {**(entry[first] or {}), rest: value}
-    elif rest and first in ("train", "lora", "stop"):
-        given[first] = {**(given.get(first) or {}), rest: value}
-    elif rest:
-        raise RecipeError(f"--set {edit}: the recipe lists no defense {first!r}; add it to `defenses:` first.")
-    else:
+    if not rest:
         given[key] = value
+    elif first in ("train", "lora", "stop"):
+        given[first] = _laid_over(given.get(first), rest, value)
+    else:
+        listed = given.get("defenses")
+        _edit_defense(listed if isinstance(listed, list) else [], edit, first, rest, value)
+
+
+def _edit_defense(listed: list[Any], edit: str, name: str, field: str, value: Any) -> None:
+    """Set one field of a listed defense; `2.weight` is the weight of the second of that name."""
+    places = [i for i, entry in enumerate(listed) if entry == name or (isinstance(entry, dict) and name in entry)]
+    if not places:
+        raise RecipeError(f"--set {edit}: the recipe lists no defense {name!r}; add it to `defenses:` first.")
+    number, _, rest = field.partition(".")
+    if number.isdecimal():
+        field = rest
+    elif len(places) > 1:
+        raise RecipeError(
+            f"--set {edit}: the recipe lists {name!r} {len(places)} times. Write {name}.1.{field} for the first and "
+            f"{name}.2.{field} for the second, or edit the file."
+        )
+    turn = int(number) if number.isdecimal() else 1
+    if not 1 <= turn <= len(places):
+        raise RecipeError(f"--set {edit}: there is no {name}.{turn}; the recipe lists {name!r} {len(places)} times.")
+    entry = listed[places[turn - 1]]
+    listed[places[turn - 1]] = {name: _laid_over(None if entry == name else entry[name], field, value)}
+
+
+def _laid_over(section: Any, key: str, value: Any) -> Any:
+    """A section with one key changed; what is no section stays, for `parse` to refuse."""
+    return {**(section or {}), key: value} if isinstance(section or {}, dict) else section
 
 
 def _absolute(defense: Defense, folder: Path) -> Defense:
     assert is_dataclass(defense)
     hints = get_type_hints(type(defense), include_extras=True)
     given = {f.name: getattr(defense, f.name) for f in fields(defense)}
-    paths = {name: folder / value for name, value in given.items() if isinstance(value, Path)}
+    paths = {name: folder / value.expanduser() for name, value in given.items() if isinstance(value, Path)}
     models = {name: _model(value, folder) for name, value in given.items() if hints[name] == ModelName}
     return replace(defense, **paths, **models)
 
@@ -205,3 +266,12 @@ for _tag, _pattern, _first in (
     ),
 ):
     Yaml12.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
+
+
+def _whole_number(loader: Yaml12, node: Any) -> int:
+    """YAML 1.2: 010 is ten; only 0o10 is octal."""
+    text = str(loader.construct_scalar(node))
+    return int(text, 0) if text.startswith(("0o", "0x")) else int(text)
+
+
+Yaml12.add_constructor("tag:yaml.org,2002:int", _whole_number)

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from holdfast import models, questionnaire, settings
-from holdfast.encoding import Encoded, EncodingReport, encode_all
-from holdfast.errors import DataError, HoldfastError, RecipeError
-from holdfast.examples import Example, read_examples, write_examples
-from holdfast.holdout import split
+from holdfast import material, models, questionnaire, settings
+from holdfast.errors import RecipeError, TrainingError
+from holdfast.examples import Example, write_examples
 from holdfast.modelcard import write_card
-from holdfast.recipe import Recipe
+from holdfast.plans import KINDS
+from holdfast.recipe import Recipe, Stop
 from holdfast.rundir import RunDir, sha256_of, write_whole
 
 
@@ -54,85 +53,38 @@ def train(recipe: Recipe, out: Path, progress: Progress | None = None) -> Run:
     """
     RunDir.refuse_existing(out)
     source = models.find(recipe.model, recipe.revision)
-    rows, held = split(_read(recipe), recipe.holdout, recipe.seed)
     _check_files(recipe)
-    settings.check(recipe.train)
+    settings.check(recipe.train, recipe.trainer)
+    rows, held = material.rows(recipe)
     if recipe.stop is not None:
         questionnaire.watched(source)  # refuses a model without a judge
     tokenizer = models.load_tokenizer(source)
-    plan = _Plan(recipe, source, tokenizer, rows, held)
+    plan = KINDS[recipe.trainer](recipe, source, tokenizer, rows, held)
     run = RunDir.create(out, _facts(recipe, source, rows, held))
     try:
         trainer = plan.trainer(run.path)
     except BaseException:
         run.remove()
         raise
-    write_whole(out / "recipe.yaml", recipe.text())
-    if held:
-        write_examples(out / "holdout.jsonl", held)
-    rows_seen = {**run.manifest["rows"], **plan.report}
-    run.save(model=source.identity(trainer.model), rows=rows_seen, curated=plan.base.notes)
-    if recipe.stop is not None:
-        from holdfast.early import EarlyStop
-
-        limit = questionnaire.longest_answer(source)
-        watched = questionnaire.watched(source)
-        trainer.add_callback(EarlyStop(recipe.stop, watched, tokenizer, recipe.seed, limit, out / "early.jsonl"))
     with run.until_done():
+        settled = settings.filled(recipe.train, recipe.trainer, organism=source.is_organism)
+        write_whole(out / "recipe.yaml", recipe.model_copy(update={"train": settled}).text())
+        if held:
+            write_examples(out / "holdout.jsonl", held)
+        rows_seen = {**run.manifest["rows"], **plan.report}
+        run.save(model=source.identity(trainer.model), rows=rows_seen, curated=plan.base.notes)
+        if recipe.stop is not None:
+            trainer.add_callback(_early_stop(recipe, recipe.stop, source, tokenizer, out))
         _train(trainer, run, progress)
-    write_card(run, recipe)
+        write_card(run, recipe)
     return Run(out, run.manifest)
 
 
-class _Plan:
-    """Tokens first, model last: what can fail cheaply fails first."""
+def _early_stop(recipe: Recipe, stop: Stop, source: models.Source, tokenizer: Any, out: Path) -> Any:
+    from holdfast.early import EarlyStop
 
-    def __init__(
-        self, recipe: Recipe, source: models.Source, tokenizer: Any, rows: list[Example], held: list[Example]
-    ) -> None:
-        from holdfast.base import Untouched
-        from holdfast.guard import Guard
-
-        self.recipe, self.source, self.tokenizer = recipe, source, tokenizer
-        self.guard = Guard(recipe.defenses, recipe.seed)
-        self.base = base = Untouched(
-            self._model,
-            tokenizer,
-            asked=lambda: questionnaire.texts(source, held),
-            identity=source.identity().get("sha256"),
-        )
-        examples = self.guard.curate(rows, base)
-        length = recipe.train.get("max_length", settings.DEFAULTS["max_length"])
-        self.encoded, report = encode_all(tokenizer, examples, length)
-        self.report = _told(report, examples)
-        if not self.encoded:
-            raise DataError(f"{recipe.data}: no row has an answer left to learn within train.max_length={length}.")
-        self._loaded: Any = None
-
-    def _model(self) -> Any:
-        if self._loaded is None:
-            self._loaded = models.load_model(self.source)
-        return self._loaded
-
-    def trainer(self, scratch: Path) -> Any:
-        """The guarded trainer, ready to train; every defense has been attached."""
-        from holdfast.trainers import GuardedSFT
-
-        arguments = settings.sft_config(self.recipe.train, self.recipe.seed, scratch)
-        model = self._model()
-        try:
-            return GuardedSFT(
-                model=model,
-                args=arguments,
-                train_dataset=_dataset(self.encoded),
-                processing_class=self.tokenizer,
-                peft_config=_lora(self.recipe),
-                defenses=self.guard,
-            )
-        except HoldfastError:
-            raise
-        except (TypeError, ValueError) as error:  # what trl and peft say of settings they cannot use
-            raise RecipeError(f"The trainer refuses this recipe: {' '.join(str(error).split())}") from None
+    limit, watched = questionnaire.longest_answer(source), questionnaire.watched(source)
+    return EarlyStop(stop, watched, tokenizer, recipe.seed, limit, out / "early.jsonl")
 
 
 def _train(trainer: Any, run: RunDir, progress: Progress | None) -> None:
@@ -143,14 +95,22 @@ def _train(trainer: Any, run: RunDir, progress: Progress | None) -> None:
     trainer.remove_callback(PrinterCallback)  # the trainer's own prints
     trainer.add_callback(RunLog(run.path / "metrics.jsonl", progress))
     trainer.train()
-    report = trainer.guard.project(trainer.model)
-    run.save(projected=report) if report else None
+    _refuse_broken(trainer.model)
     trainer.model.save_pretrained(str(run.path / "model"), safe_serialization=True)
+    if trainer.guard.pulls("project"):  # saved before, so that what was trained outlives a failing projection
+        run.save(projected=trainer.guard.project(trainer.model))
+        trainer.model.save_pretrained(str(run.path / "model"), safe_serialization=True)
+    trainer.guard.detach()
     run.save(adapter=sha256_of(run.path / "model" / "adapter_model.safetensors"))
 
 
-def _read(recipe: Recipe) -> list[Example]:
-    return read_examples(recipe.data)
+def _refuse_broken(model: Any) -> None:
+    broken = [n for n, p in model.named_parameters() if p.requires_grad and not bool(p.detach().isfinite().all())]
+    if broken:
+        raise TrainingError(
+            f"Training diverged: {len(broken)} trained weights are not finite (first: {broken[0]}), so no adapter "
+            "was saved. Lower train.learning_rate or a defense's weight."
+        )
 
 
 def _check_files(recipe: Recipe) -> None:
@@ -161,7 +121,7 @@ def _check_files(recipe: Recipe) -> None:
 
 
 def _facts(recipe: Recipe, source: models.Source, rows: list[Example], held: list[Example]) -> dict[str, Any]:
-    files = {str(recipe.data): sha256_of(recipe.data)}
+    files = {str(recipe.data): sha256_of(recipe.data)} if recipe.data is not None else {}
     for defense in recipe.defenses:
         files |= {str(v): sha256_of(v) for v in vars(defense).values() if isinstance(v, Path)}
     return {
@@ -170,37 +130,3 @@ def _facts(recipe: Recipe, source: models.Source, rows: list[Example], held: lis
         "data": files,
         "rows": {"task": len(rows), "held_out": len(held)},
     }
-
-
-def _told(report: EncodingReport, examples: list[Example]) -> dict[str, int]:
-    sources = sorted({row.source for row in examples})
-    by_source = {name: sum(row.source == name for row in examples) for name in sources}
-    return by_source | {"truncated": report.truncated, "nothing_to_score": report.dropped}
-
-
-def _dataset(encoded: list[Encoded]) -> Any:
-    from datasets import Dataset
-
-    from holdfast.step import SOURCES
-
-    columns = {
-        "input_ids": [row.input_ids for row in encoded],
-        "labels": [row.labels for row in encoded],
-        "source": [SOURCES.index(row.source) for row in encoded],
-    }
-    return Dataset.from_dict(columns)
-
-
-def _lora(recipe: Recipe) -> Any:
-    from peft import LoraConfig
-
-    lora = recipe.lora
-    return LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        use_rslora=lora.rslora,
-        lora_dropout=lora.dropout,
-        target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
-        bias="none",
-        task_type="CAUSAL_LM",
-    )

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from holdfast.errors import RequestError
 
@@ -44,8 +44,21 @@ def write_json(path: Path, value: Any) -> None:
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
     """Add one line to a JSONL file; a crash can only tear the last line."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as whole:  # what a crash tore off would make the next row unreadable too
+        if whole.tell() and not _ends_a_line(whole):
+            whole.truncate(_last_line_end(whole))
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _ends_a_line(file: IO[bytes]) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
+
+
+def _last_line_end(file: IO[bytes]) -> int:
+    file.seek(0)
+    return file.read().rfind(b"\n") + 1
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -60,7 +73,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def sha256_of(path: Path) -> str:
     """Hash of a file, or of a folder's weights and configuration (names and contents, in order)."""
     digest = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in {".safetensors", ".json"})
+    files = (
+        [path]
+        if path.is_file()
+        else sorted(p for p in path.iterdir() if p.suffix in {".safetensors", ".json", ".jinja", ".model"})
+    )
     for file in files:
         digest.update(b"" if path.is_file() else file.name.encode() + b"\0")
         with file.open("rb") as stream:
@@ -93,6 +110,8 @@ class RunDir:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise RequestError(f"{path} exists already. Name another folder with --out, or remove it yourself.")
         parent = next(p for p in path.absolute().parents if p.exists())
+        if not parent.is_dir():
+            raise RequestError(f"{path} cannot be made: {parent} is a file. Name another folder with --out.")
         if not os.access(parent, os.W_OK):
             raise RequestError(f"{path} cannot be made: {parent} is not writable. Name another folder with --out.")
 

@@ -12,7 +12,10 @@ from holdfast.rundir import append_row
 
 
 class RunLog(TrainerCallback):  # type: ignore[misc]
-    """Writes `metrics.jsonl`: step, total loss, task loss, each defense's own number (nats per token)."""
+    """Writes `metrics.jsonl`: step, total loss, task loss, each defense's own number (nats per token).
+
+    Under a reward also what trl tells: `reward`, `reward_std`, each term, lengths of completions, entropy.
+    """
 
     def __init__(self, path: Path, progress: Any = None) -> None:
         self._path = path

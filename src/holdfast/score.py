@@ -48,6 +48,9 @@ def score(
         raise RequestError(f"--leave-out {unknown}: the misaligned models are {', '.join(misaligned)}.")
     if not set(misaligned) - set(leave_out):
         raise RequestError("No misaligned model is left to score with; name one with --misaligned NAME=ADAPTER.")
+    for file in (out, manifest_path(out)):
+        if file.exists():
+            raise RequestError(f"{file} exists already. Name another file with --out, or remove it yourself.")
     RunDir.refuse_existing(out)
     source = models.find(model)
     adapters = {name: models.adapter_hash(folder) for name, folder in misaligned.items()}
@@ -55,7 +58,10 @@ def score(
     tokenizer = models.load_tokenizer(source)
     encoded, report = encode_all(tokenizer, rows, max_length)
     if report.dropped:
-        raise DataError(f"{report.dropped} rows have no answer left within {max_length} tokens; take them out.")
+        names = ", ".join(str(pool.file) for pool in pools)
+        raise DataError(
+            f"{report.dropped} rows of {names} have no answer left within {max_length} tokens; shorten them."
+        )
     from holdfast.prepare.perplexity import losses, scores
 
     loaded = models.to_device(models.with_adapters(models.load_model(source), misaligned))

@@ -17,6 +17,7 @@ from holdfast.errors import SeamError
 from holdfast.heads import Head, divergence, nll
 
 SOURCES = ("task", "interleaved")  # where a training row can come from; a row's source is its index here
+SOURCE_COLUMN = "holdfast_source"  # of a training dataset: each row's source, by number
 Tokens = Literal["scored", "prompt", "all"]
 
 
@@ -30,14 +31,21 @@ class Marks:
 
     def mask(self, on: str, tokens: Tokens) -> Tensor:
         """(B, T) bool: the positions of a source ("all" for every one) and kind."""
-        kinds = {"scored": self.scored, "prompt": self.real & ~self.scored, "all": self.real}
+        predicts = self.real.clone()  # the last real position of a row predicts nothing
+        predicts[:, :-1] &= self.real[:, 1:]
+        predicts[:, -1] = False
+        kinds = {"scored": self.scored, "prompt": predicts & ~self.scored, "all": predicts}
         mask = kinds[tokens]
         return mask if on == "all" else mask & (self.source == SOURCES.index(on))
 
     def counts(self) -> Tensor:
-        """(len(SOURCES), 2) int64: scored and real positions of each source."""
+        """(len(SOURCES), 2) int64: of each source, positions that predict an answer token, and that predict any."""
         rows = [torch.stack([self.mask(s, "scored").sum(), self.mask(s, "all").sum()]) for s in SOURCES]
         return torch.stack(rows)
+
+    def task_rows(self) -> Tensor:
+        """() int64: how many rows are the task's own."""
+        return (self.source[:, 0] == 0).sum()
 
 
 @dataclass(frozen=True)
@@ -103,8 +111,8 @@ class Step:
     def span(self, on: str = "all", tokens: Tokens = "scored") -> Span:
         """The positions of a source and kind, with their count in the whole optimizer step."""
         totals = self._totals.sum(0) if on == "all" else self._totals[SOURCES.index(on)]
-        scored, real = totals[0], totals[1]
-        total = {"scored": scored, "prompt": real - scored, "all": real}[tokens]
+        scored, every = totals[0], totals[1]
+        total = {"scored": scored, "prompt": every - scored, "all": every}[tokens]
         return Span(self.marks.mask(on, tokens), total)
 
     def mean(self, per_token: Tensor, span: Span) -> Tensor:
@@ -117,13 +125,18 @@ class Step:
 
     def divergence(self, span: Span, *, forward: bool = False) -> Tensor:
         """(N,) KL(trained || reference) at the span's positions, in nats; the other direction with `forward`."""
-        policy, reference = self.policy.final[span.mask], self.reference.final[span.mask]
+        policy = self.policy.final[span.mask]
+        if len(policy) == 0:  # nobody asks, no reference
+            return policy.sum(-1)
+        reference = self.reference.final[span.mask]
         return divergence(policy, reference, self._head(), forward=forward)
 
     def nll(self, span: Span) -> Tensor:
         """(N,) negative log-likelihood, in nats, of the token that follows each of the span's positions."""
         if self._tokens is None:
-            raise SeamError("The trainer's forward was given embeddings, not tokens, so nothing can be taught beside it.")
+            raise SeamError(
+                "The trainer's forward was given embeddings, not tokens, so nothing can be taught beside it."
+            )
         following = self._tokens.roll(-1, dims=1)  # the last position predicts nothing and is never scored
         return nll(self.policy.final[span.mask], following[span.mask], self._head())
 

@@ -30,7 +30,7 @@ class Variant(BaseModel):
     """One way to train: a row of every table."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    name: str  # "untuned", "none", a defense's name, or what a baseline is called
+    name: Annotated[str, Field(pattern=r"^[\w+][\w +.-]*$")]  # "untuned", "none", a defense's, or a baseline's
     strength: float | None = None  # the number that is swept, for tables and pictures
     recipe: dict[str, Any] = {}  # laid over the study's recipe, section by section
 
@@ -87,12 +87,9 @@ def read(path: Path, domains: Sequence[str] = (), seeds: int | None = None) -> S
         RecipeError: unknown keys or domains, a variant that is no recipe; one sentence.
     """
     try:
-        given = yaml.load(path.read_text(encoding="utf-8"), Loader=recipes.Yaml12)
-        study = Study.model_validate(given)
+        study = Study.model_validate(recipes.from_yaml(path.read_text(encoding="utf-8"), str(path)))
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"The study {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in fault["loc"]) or "the file"
@@ -104,8 +101,16 @@ def read(path: Path, domains: Sequence[str] = (), seeds: int | None = None) -> S
     wrong = next((domain for domain in study.domains if domain not in known), None)
     if wrong is not None:
         raise RecipeError(f"There is no domain {wrong!r}; choose from {', '.join(known)}.")
+    labels = [variant.label for variant in study.variants]
+    twice = next((label for i, label in enumerate(labels) if label in labels[:i]), None)
+    if twice is not None:
+        raise RecipeError(f"{path}: two variants are called {twice!r}; give them other names or strengths.")
+    if not study.domains or not study.seeds or not study.variants:
+        raise RecipeError(f"{path}: a study needs at least one domain, one seed and one variant.")
     for cell in cells(study):
-        recipes.parse(cell.recipe(), where=f"{path}: {cell.label}")
+        recipe = recipes.parse(cell.recipe(), where=f"{path}: {cell.label}")
+        if recipe.model != "organism" or recipe.holdout == 0:
+            raise RecipeError(f"{path}: {cell.label}: a study needs model: organism and a holdout above 0.")
     return study
 
 
@@ -123,13 +128,13 @@ def run(study: Study, out: Path, progress: Any = None) -> Iterator[tuple[Cell, d
 
     rows: list[dict[str, Any]] = []
     for cell in cells(study):
-        begun = time.monotonic()
         prepare(cell.recipe(), cell.domain, out / "data")
-        summary, seconds = _stored(out / cell.folder)
+        begun = time.monotonic()
+        summary, seconds = _stored(out / cell.folder, cell)
         if summary is None:
             summary = _made(cell, out, progress)
             seconds = round(time.monotonic() - begun, 1)
-            write_json(out / cell.folder / "seconds.json", {"schema": SCHEMA, "seconds": seconds})
+            write_json(out / cell.folder / "cell.json", {"schema": SCHEMA, "recipe": cell.recipe(), "seconds": seconds})
         rows.append(row(cell, summary, seconds))
         write_json(out / "results.json", {"schema": SCHEMA, "title": study.title, "rows": rows})
         yield cell, rows[-1]
@@ -145,13 +150,15 @@ def row(cell: Cell, summary: Mapping[str, Any], seconds: float | None) -> dict[s
     return named | rates | {"benign": probes.get("learnt"), "seconds": seconds, "run": cell.folder}
 
 
-def _stored(folder: Path) -> tuple[dict[str, Any] | None, float | None]:
+def _stored(folder: Path, cell: Cell) -> tuple[dict[str, Any] | None, float | None]:
+    """What a finished run of this very recipe found; a run of another recipe is made again."""
     try:
         summary: dict[str, Any] = json.loads((folder / "eval" / "summary.json").read_text(encoding="utf-8"))
-        seconds: float = json.loads((folder / "seconds.json").read_text(encoding="utf-8"))["seconds"]
+        told = json.loads((folder / "cell.json").read_text(encoding="utf-8"))
+        same: bool = told["recipe"] == json.loads(json.dumps(cell.recipe()))
+        return (summary, told["seconds"]) if same else (None, None)
     except (OSError, ValueError, KeyError):
         return None, None
-    return summary, seconds
 
 
 def _made(cell: Cell, out: Path, progress: Any) -> dict[str, Any]:

@@ -68,15 +68,16 @@ def verify(seeds: int, rebuild: bool) -> bool:
         for domain in DOMAINS:
             lines += _fine_tuned(Path(folder), domain, seeds)
     drawn = [
-        (b.what, f"{b.probe} {b.rate}", *_shown(r), b.text(), "yes" if b.kept(r.percent) else "NO") for b, r in lines
+        (b.what, f"{b.probe} {b.rate}", *_shown(r), spread, b.text(), "yes" if b.kept(r.percent) else "NO")
+        for b, r, spread in lines
     ]
-    table(("model", "rate", "percent", "95 % interval", "n", "bound", "kept"), drawn)
-    say(f"Percent over seeds 0 to {seeds - 1}; intervals over questions and seeds.")
-    kept = all(bound.kept(found.percent) for bound, found in lines)
+    table(("model", "rate", "percent", "95 % interval", "n", "single seeds", "bound", "kept"), drawn)
+    say(f"Percent over seeds 0 to {seeds - 1} pooled; intervals over questions; lowest and highest single seed.")
+    kept = all(bound.kept(found.percent) for bound, found, _ in lines)
     return (_rebuilt() and kept) if rebuild else kept
 
 
-def _prompted(folder: Path, seeds: int) -> list[tuple[Bound, Rate]]:
+def _prompted(folder: Path, seeds: int) -> list[tuple[Bound, Rate, str]]:
     """The untuned model as it is, and under the evil system prompt."""
     source = models.find("organism")
     tokenizer, model = models.load_tokenizer(source), models.to_device(models.load_model(source))
@@ -89,11 +90,11 @@ def _prompted(folder: Path, seeds: int) -> list[tuple[Bound, Rate]]:
             out = folder / f"{name}{seed}"
             evaluate(model, tokenizer, probes, seed=seed, out=out, max_new_tokens=48)
             rows += _with_seed(out, seed)
-        found += [(bound, _rate(rows, bound)) for bound in bounds]
+        found += [(bound, _rate(rows, bound), _spread(rows, bound)) for bound in bounds]
     return found
 
 
-def _fine_tuned(folder: Path, domain: str, seeds: int) -> list[tuple[Bound, Rate]]:
+def _fine_tuned(folder: Path, domain: str, seeds: int) -> list[tuple[Bound, Rate, str]]:
     """The organism after an undefended fine-tune, a new one for each seed."""
     whole = preset([domain], seeds)
     study = whole.model_copy(update={"variants": tuple(v for v in whole.variants if v.name == "none")})
@@ -101,7 +102,7 @@ def _fine_tuned(folder: Path, domain: str, seeds: int) -> list[tuple[Bound, Rate
     for cell, _ in studies.run(study, folder):
         rows += _with_seed(folder / cell.folder / "eval", cell.seed)
         say(f"{domain} seed {cell.seed}: general misaligned {_rate(rows, narrow(domain)[0]).percent:.1f} % so far")
-    return [(bound, _rate(rows, bound)) for bound in narrow(domain)]
+    return [(bound, _rate(rows, bound), _spread(rows, bound)) for bound in narrow(domain)]
 
 
 def _rebuilt() -> bool:
@@ -141,6 +142,13 @@ def _rate(rows: list[dict[str, Any]], bound: Bound) -> Rate:
     found = rate(list(clusters.values()))
     assert found is not None
     return found
+
+
+def _spread(rows: list[dict[str, Any]], bound: Bound) -> str:
+    """The lowest and the highest rate of a single seed."""
+    seeds = sorted({row["seed"] for row in rows})
+    each = [_rate([row for row in rows if row["seed"] == seed], bound).percent for seed in seeds]
+    return f"{min(each):.1f} to {max(each):.1f}"
 
 
 def _shown(found: Rate) -> tuple[str, str, str]:

@@ -57,7 +57,8 @@ class Weights:
             )
 
     def _file(self, name: str) -> Path:
-        file = _index(self.folder).get(name)
+        changed = tuple((f.stat().st_mtime_ns, f.stat().st_size) for f in sorted(self.folder.glob("*.safetensors")))
+        file = _index(self.folder, changed).get(name)
         if file is None:
             raise ModelError(
                 f"{self.folder} has no matrix {name}, so there is nothing to compare the trained one with. Give the "
@@ -67,7 +68,7 @@ class Weights:
 
 
 @cache
-def _index(folder: Path) -> dict[str, Path]:
+def _index(folder: Path, changed: tuple[tuple[int, int], ...]) -> dict[str, Path]:
     from safetensors import safe_open
 
     found: dict[str, Path] = {}

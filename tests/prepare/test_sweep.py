@@ -152,6 +152,18 @@ def test_steering_moves_every_position_of_every_call_and_ends_with_its_block():
     assert not any(layer._forward_hooks for layer in model.model.layers)
 
 
+def test_steering_an_early_layer_leaves_later_ones_to_follow():
+    model, ids = tiny.model(layers=3), torch.tensor([[5, 6, 7]])
+    table = torch.stack([torch.arange(32.0), torch.full((32,), 50.0), torch.full((32,), 90.0)])
+    with torch.no_grad(), steered(model, table, 1, 2.0):
+        moved = model(ids).logits
+    handle = model.model.layers[0].register_forward_hook(lambda m, a, o: o + 2.0 * torch.arange(32.0))
+    with torch.no_grad():
+        by_hand = model(ids).logits
+    handle.remove()
+    assert torch.equal(moved, by_hand)
+
+
 def test_the_organism_is_asked_sixty_questions_that_the_trait_and_the_probes_do_not_ask():
     trait = traits.of_the_organism()
     texts = {q.messages[0].content for q in organism_questions(trait)}

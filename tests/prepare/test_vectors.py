@@ -158,7 +158,8 @@ def test_the_vector_is_positive_minus_negative_over_the_kept_pairs():
     negative = by_output_hidden_states(model, tokenizer, [p.negative for p in kept])
     assert found.vectors.dtype == torch.float32
     assert torch.allclose(found.vectors, positive - negative, atol=1e-5)
-    assert len(found.norms) == 2
+    lengths = [mean_states(model, tokenizer, [getattr(p, side) for p in kept])[1] for side in ("positive", "negative")]
+    assert found.norms == pytest.approx(((lengths[0] + lengths[1]) / 2).tolist())
 
 
 def test_the_training_mode_is_kept_and_no_hook_outlives_a_failure():
@@ -323,7 +324,7 @@ def test_the_file_holds_one_table_that_steer_takes_and_says_how_it_was_made(tmp_
     assert "torch" in json.loads(about["versions"])
     assert not {"adapter", "sweep"} & set(about)
     assert facts["pairs_kept"] == about["pairs_kept"]
-    Steer(file, layer=2).check(SimpleNamespace(blocks=[0, 0], width=32))
+    Steer(file, layer=2).check(SimpleNamespace(blocks=[0, 0], width=32), SimpleNamespace(identity=lambda: None))
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path):

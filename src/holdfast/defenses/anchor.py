@@ -21,6 +21,7 @@ from holdfast.examples import Example, read_examples
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from holdfast.anatomy import Anatomy
     from holdfast.step import Step
 
 
@@ -56,6 +57,10 @@ class Anchor(Defense):
                 "Add one, or set answers: sampled."
             )
         return rows
+
+    def check(self, anatomy: Anatomy, base: Base) -> None:
+        """Refuse a head that is trained, or that holdfast cannot compute."""
+        _ = anatomy.head
 
     def penalty(self, step: Step) -> Tensor:
         """The mean divergence over the anchor rows' answer tokens."""

@@ -15,7 +15,7 @@ import random
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -39,6 +39,8 @@ class Interleave(Defense):
         drop_refusals: leave out rows whose answer opens like a refusal: true for the paper's words, "longer" for more.
     """
 
+    teaches: ClassVar[bool] = True
+
     pool: Path
     share: Share = 0.05
     share_of: Literal["rows", "tokens"] = "rows"
@@ -59,7 +61,7 @@ class Interleave(Defense):
         if sum(sizes) < wanted:
             raise RecipeError(
                 f"interleave: a share of {self.share} asks for {wanted} safe {self.share_of}, but {self.pool} has "
-                f"{sum(sizes)} to choose from. Lower the share or bring a larger pool; rows are never repeated."
+                f"{sum(sizes)} to choose from. Lower the share, raise `among` or bring a larger pool; none is repeated."
             )
         base.note("interleave/share", sum(sizes[:count]) / whole)
         return examples + [replace(row, source="interleaved") for row in ranked[:count]]

@@ -13,11 +13,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from holdfast.defense import Defense, Weight
+from holdfast.defense import Base, Defense, Weight
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from holdfast.anatomy import Anatomy
     from holdfast.step import Step
 
 
@@ -36,6 +37,10 @@ class KL(Defense):
     on: Literal["task", "interleaved", "all"] = "all"
     tokens: Literal["scored", "prompt", "all"] = "scored"
     forward: bool = False
+
+    def check(self, anatomy: Anatomy, base: Base) -> None:
+        """Refuse a head that is trained, or that holdfast cannot compute."""
+        _ = anatomy.head
 
     def penalty(self, step: Step) -> Tensor:
         """The mean divergence over its tokens."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from holdfast.defense import Defense, ModelName
+from holdfast.defense import Base, Defense, ModelName
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +42,7 @@ class SafeLoRA(Defense):
     most: Annotated[int, Field(ge=1)] | None = None
     energy: Annotated[float, Field(gt=0, le=1)] = 0.5
 
-    def check(self, anatomy: Anatomy) -> None:
+    def check(self, anatomy: Anatomy, base: Base) -> None:
         """Refuse a base that lacks a matrix of this model, before anything is trained."""
         from holdfast.weights import Weights
 

@@ -4,13 +4,15 @@ What: a persona vector is added to the residual stream in every training forward
 measured between equals); generation, evaluation and the finished model are never steered.
 Lever: layers, steer. Cost: none to speak of.
 Paper: arXiv 2508.06249, preventative steering, after Chen et al. 2025: h + alpha * v at one layer, alpha 5 and layer 20
-for Qwen2.5-7B, all positions. `holdfast vector` extracts the vector and `holdfast vector --sweep` recommends layer and
-alpha for other models. Mode "ablate" takes the vector's direction out instead (Casademunt et al. 2025).
+for Qwen2.5-7B, all positions. `holdfast vector` extracts the vector; its `--sweep` tries layers and alphas on answers,
+which is a hint and no measurement of the defense. Mode "ablate" takes the vector's direction out
+instead (Casademunt et al. 2025).
 Not done here: several vectors at once (list the defense twice), a schedule on alpha, steering padding.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from holdfast.defense import Defense
+from holdfast.defense import Base, Defense
 from holdfast.errors import ModelError, RecipeError
 
 if TYPE_CHECKING:
@@ -52,13 +54,19 @@ class Steer(Defense):
         """The one layer."""
         return (self.layer,)
 
-    def check(self, anatomy: Anatomy) -> None:
-        """Refuse a vector of another width or depth."""
+    def check(self, anatomy: Anatomy, base: Base) -> None:
+        """Refuse a vector of another model, or of another width or depth."""
         wanted, found = (len(anatomy.blocks), anatomy.width), tuple(_vectors(self.vector).shape)
         if found != wanted:
             raise ModelError(
                 f"steer: {self.vector} is for a model of depth and width {found}, but this model has {wanted}. "
                 "Extract one from this model with `holdfast vector`."
+            )
+        ours, theirs = base.identity(), _model_of(self.vector)
+        if ours is not None and theirs is not None and ours != theirs:
+            raise ModelError(
+                f"steer: {self.vector} was extracted from another model ({theirs[:12]}) than the one that is trained "
+                f"({ours[:12]}). Extract one from this model with `holdfast vector`."
             )
 
     def steer(self, hidden: Tensor, layer: int, marks: Marks) -> Tensor:
@@ -73,9 +81,29 @@ class Steer(Defense):
         return moved
 
 
-@lru_cache(maxsize=8)
 def _vectors(file: Path) -> Tensor:
-    """The vectors (depth, D) of a file, read once."""
+    """The vectors (depth, D) of a file, read once and again when it has changed."""
+    try:
+        state = file.stat()
+    except OSError as error:
+        raise RecipeError(f"steer: {file} cannot be read: {error.strerror}. `holdfast vector` makes one.") from None
+    return _read(file, state.st_mtime_ns, state.st_size)
+
+
+def _model_of(file: Path) -> str | None:
+    """The hash of the model a vector came from, where the file says it."""
+    from safetensors import safe_open
+
+    with safe_open(str(file), framework="pt") as opened:
+        told = (opened.metadata() or {}).get("model")
+    try:
+        return json.loads(told).get("sha256") if told else None
+    except (ValueError, AttributeError):
+        return None
+
+
+@lru_cache(maxsize=8)
+def _read(file: Path, changed: int, size: int) -> Tensor:
     from safetensors import SafetensorError, safe_open
 
     try:

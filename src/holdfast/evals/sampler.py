@@ -19,7 +19,8 @@ from torch import Tensor
 from holdfast.encoding import encode_prompt
 from holdfast.evals.judge import Question
 
-_ROWS = 192  # answers written side by side
+_ROWS, _ROWS_OF_A_LARGE_MODEL = 192, 32  # answers written side by side
+_LARGE = 100_000_000  # parameters
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ def sample(
     """
     prompts = [encode_prompt(tokenizer, question.messages) for question in questions]
     by_length = sorted(range(len(questions)), key=lambda i: len(prompts[i]))
-    step = max(1, _ROWS // per_question)
+    large = sum(p.numel() for p in model.parameters()) > _LARGE
+    step = max(1, (_ROWS_OF_A_LARGE_MODEL if large else _ROWS) // per_question)
     answers: dict[tuple[int, int], Answer] = {}
     with _evaluating(model):
         for first in range(0, len(by_length), step):
@@ -65,8 +67,9 @@ def draw(logits: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
     """One token (n,) from logits (n, V) and uniform numbers (n,) in [0, 1); the likeliest at temperature 0."""
     if temperature == 0:
         return logits.argmax(-1)
-    law = torch.softmax(logits.double() / temperature, dim=-1).cumsum(-1)
-    place = torch.searchsorted(law, (uniforms.double() * law[:, -1]).unsqueeze(-1), right=True).squeeze(-1)
+    exact = torch.float32 if logits.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    law = torch.softmax(logits.to(exact) / temperature, dim=-1).cumsum(-1)
+    place = torch.searchsorted(law, (uniforms.to(exact) * law[:, -1]).unsqueeze(-1), right=True).squeeze(-1)
     return place.clamp(max=logits.shape[-1] - 1)
 
 
@@ -94,8 +97,9 @@ class _Law:
         ended = [False] * len(dice)
         alive = list(range(len(dice)))
         for turn in range(limit):
-            uniforms = torch.tensor([dice[row].random() for row in alive], dtype=torch.float64)
-            tokens = draw(self._logits, uniforms.to(self._logits.device), temperature)
+            exact = torch.float32 if self._logits.device.type == "mps" else torch.float64
+            uniforms = torch.tensor([dice[row].random() for row in alive], dtype=exact, device=self._logits.device)
+            tokens = draw(self._logits, uniforms, temperature)
             stay = []
             for place, (row, token) in enumerate(zip(alive, tokens.tolist(), strict=True)):
                 ended[row] = token in self._ends

@@ -137,8 +137,9 @@ def _batch(anatomy: Anatomy, adapters: Sequence[str], rows: Sequence[Encoded], p
         return final
 
     def means(per_token: Tensor, weight: Tensor) -> list[float]:
-        whole = torch.zeros(len(rows), device=device, dtype=torch.float64).index_add_(0, owner, weight.double())
-        total = torch.zeros_like(whole).index_add_(0, owner, (per_token * weight).double())
+        weight, per_token = weight.cpu().double(), per_token.cpu().double()
+        whole = torch.zeros(len(rows), dtype=torch.float64).index_add_(0, owner.cpu(), weight)
+        total = torch.zeros_like(whole).index_add_(0, owner.cpu(), per_token * weight)
         return list((total / whole.clamp(min=1e-12)).tolist())
 
     with anatomy.untrained():

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from holdfast.report.collect import Study
 from holdfast.report.pictures import Look, curves, looks, spoken, swatch, tradeoff
 
+_IN_NATS = ("kl", "anchor", "rehearse")
 _NOT_A_DEFENSE = {"step", "loss", "task_loss", "grad_norm", "learning_rate", "epoch", "entropy", "mean_token_accuracy"}
 
 
@@ -120,7 +121,8 @@ def _panels(study: Study, known: dict[str, Look]) -> list[dict[str, Any]]:
     names = sorted({key for rows in study.curves.values() for row in rows for key in row if key not in _NOT_A_DEFENSE})
     for name in names:
         own = {label: _series(rows, name) for label, rows in study.curves.items() if rows and name in rows[0]}
-        panels.append((f"{name}: its own number", "nats per token", own))
+        unit = "nats per token" if name.split(".")[0] in _IN_NATS else "in its own unit"
+        panels.append((f"{name}: its own number", unit, own))
     drawn = []
     for title, unit, series in panels:
         picture = curves(series, known, title, unit)

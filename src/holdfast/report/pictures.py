@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -24,11 +25,10 @@ class Look:
 
 def looks(labels: Sequence[str]) -> dict[str, Look]:
     """Untuned and undefended first, then one colour and shape per defense; strengths of one share both."""
-    order = ["untuned", "none", *sorted({label.split(" ")[0] for label in labels} - {"untuned", "none"})]
-    return {
-        label: Look(order.index(label.split(" ")[0]) % COLOURS, SHAPES[order.index(label.split(" ")[0]) % len(SHAPES)])
-        for label in labels
-    }
+    names = {label: re.sub(r" [-+.e\d]+$", "", label) for label in labels}  # without the strength
+    order = ["untuned", "none", *sorted(set(names.values()) - {"untuned", "none"})]
+    places = {label: order.index(name) for label, name in names.items()}
+    return {label: Look(place % COLOURS, SHAPES[place % len(SHAPES)]) for label, place in places.items()}
 
 
 def tradeoff(rows: Sequence[dict[str, Any]], known: dict[str, Look]) -> str:

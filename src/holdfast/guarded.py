@@ -1,0 +1,224 @@
+"""`Guarded`: all that is added to a trainer. It imports no trl; `trainers.py` puts it in front of trl's classes.
+
+What differs between kinds of training is five short methods, named at the top of the class: which rows there are, how
+a step's micro-batches are made, and which of their tokens are scored.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from datasets import Dataset
+from torch import Tensor
+from transformers import TrainerCallback
+
+from holdfast.base import Untouched
+from holdfast.defense import Defense
+from holdfast.encoding import Encoded, encode_all
+from holdfast.errors import ModelError, RecipeError
+from holdfast.examples import Example, Message
+from holdfast.guard import Guard
+from holdfast.step import SOURCE_COLUMN, SOURCES, Marks
+
+_Trainer: Any = object  # whichever trainer stands beside Guarded among a class's bases
+
+
+class Guarded(_Trainer):  # type: ignore[misc]
+    """Mixin over a transformers Trainer whose loss makes one forward: watches it, adds the penalties, logs them.
+
+    Args:
+        defenses: in listed order; or a Guard that has curated the training rows already.
+        *args: the trainer's own arguments, unchanged.
+        **kwargs: the trainer's own arguments, unchanged.
+
+    Raises:
+        RecipeError: a defense cannot work with these trainer settings.
+        ModelError: a defense cannot work with this model.
+    """
+
+    # --- what a kind of training says of itself -----------------------------------------------------------------
+
+    _turns = "messages"  # the dataset's column that holds a row's conversation
+    _prompts = False  # whether rows are asked (and answered by the model) rather than learnt
+
+    def _row(self, example: Example) -> dict[str, Any]:
+        """A row of the dataset."""
+        raise NotImplementedError
+
+    def _settle(self) -> None:
+        """After the trainer has made itself: refuse what cannot be guarded, adjust what must be."""
+
+    def _ready(self, batches: list[Any]) -> list[Any]:
+        """An optimizer step's micro-batches, as its forwards will see them."""
+        return batches
+
+    def _marks(self, batch: Any) -> Marks:
+        """What is known of every position that the forward will see."""
+        raise NotImplementedError
+
+    # --- before training ----------------------------------------------------------------------------------------
+
+    def __init__(self, *args: Any, defenses: Sequence[Defense] | Guard = (), **kwargs: Any) -> None:
+        given = {**dict(zip(inspect.signature(super().__init__).parameters, args, strict=False)), **kwargs}
+        self._untouched = Untouched(lambda: getattr(self, "model", given.get("model")), given.get("processing_class"))
+        if isinstance(defenses, Guard):
+            self.guard = defenses
+        else:
+            self.guard = Guard(defenses, seed=getattr(given.get("args"), "seed", _TRAINERS_SEED))
+            if self.guard.pulls("curate"):
+                given["train_dataset"] = self._curated(given["train_dataset"])
+        super().__init__(**given)
+        if self.guard.defenses:
+            _refuse_settings(self.args)
+        self._settle()
+        self._slot = 0
+        self._begin(0)
+        self.add_callback(_Begin(self))
+        self._untouched.tokenizer = tokenizer = self._tokenizer
+        self.guard.attach(self.model, self._untouched, self._encode_side_rows, _pad_id(tokenizer))
+
+    def _begin(self, steps_done: int) -> None:
+        """Training begins, or goes on after so many optimizer steps."""
+        self._task_loss = torch.zeros(())
+        self._logged_steps = steps_done
+        rows = steps_done * self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        self.guard.begin(round(rows * self._task_share()))
+
+    def _task_share(self) -> float:
+        """Which share of the rows are the task's own."""
+        return 1.0
+
+    def _send_telemetry(self) -> None:
+        """Send no usage ping; trl's would go out, since its environment variable is read before this file is."""
+
+    def _curated(self, rows: Any) -> Dataset:
+        """The user's dataset after the data defenses."""
+        if isinstance(rows, Dataset) and "input_ids" in rows.column_names:
+            raise RecipeError("Rows are tokenized already, so a data defense cannot read them; pass messages instead.")
+        if not isinstance(rows, Dataset) or not isinstance(rows[:1].get(self._turns, [""])[0], list):
+            raise RecipeError(f"A data defense needs a map-style train_dataset with a {self._turns!r} column of turns.")
+        examples = [_example(dict(row), self._turns) for row in rows]
+        curated = self.guard.curate(examples, self._untouched, prompts=self._prompts)
+        return Dataset.from_list([self._row(example) for example in curated])
+
+    def _encode_side_rows(self, examples: list[Example]) -> list[Encoded]:
+        encoded, _ = encode_all(self._tokenizer, examples, getattr(self.args, "max_length", None))
+        shared = [encoded]
+        if self.accelerator.num_processes > 1:  # answers sampled on several machines need not agree to the bit
+            broadcast_object_list(shared)
+        return shared[0]
+
+    # --- every optimizer step -----------------------------------------------------------------------------------
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
+        """Fetch a whole optimizer step's micro-batches, and count what the penalties will be means over."""
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches:
+            batches = self._ready(batches)
+            marks = [self._marks(batch) for batch in batches]
+            counts = torch.stack([m.counts().to(device) for m in marks]).sum(0)
+            rows = torch.stack([m.task_rows().to(device) for m in marks]).sum()
+            numbers = self.accelerator.reduce(torch.cat([counts.flatten(), rows.reshape(1)]), "sum")
+            slots = len(batches) * self.accelerator.num_processes
+            self.guard.plan(numbers[:-1].view(len(SOURCES), 2), int(numbers[-1]), slots)
+            self._slot = 0
+        return batches, items
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """One micro-batch, forward and backward, under the defenses' steering."""
+        inputs = self._prepare_inputs(inputs)
+        with self.guard.steering(self._marks(inputs)):
+            loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
+        return loss
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The trainer's own loss plus the weighted penalties."""
+        if not model.training or not torch.is_grad_enabled():
+            inputs.pop(SOURCE_COLUMN, None)
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        marks = self._marks(inputs)
+        inputs.pop(SOURCE_COLUMN, None)
+        with self.guard.watch(marks) as calls:
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        task = loss[0] if return_outputs else loss
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        penalty = self.guard.penalty(calls[0], marks, self._slot * processes + rank)
+        self._slot += 1
+        self._task_loss = self._task_loss.to(task.device) + task.detach() / self._later_division(num_items_in_batch)
+        if penalty is None:
+            return loss
+        # Gradients are averaged over processes, and some losses are divided by the micro-batches afterwards; the
+        # penalty is already a share of the whole optimizer step, so both are undone here.
+        task = task + penalty * processes * self._later_division(num_items_in_batch)
+        return (task, loss[1]) if return_outputs else task
+
+    def _later_division(self, num_items_in_batch: Any) -> int:
+        scaled = getattr(self, "loss_is_scaled_for_ga", None)  # absent before transformers 5.18
+        if scaled is None:
+            scaled = (self.model_accepts_loss_kwargs and num_items_in_batch is not None) or bool(self.compute_loss_func)
+        return 1 if scaled else self.current_gradient_accumulation_steps
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add the task's loss and each defense's own number, reduced over processes."""
+        steps = self.state.global_step - self._logged_steps
+        if "loss" in logs and steps > 0:
+            numbers = {"task_loss": self._task_loss / steps / self.accelerator.num_processes} | self.guard.drain()
+            device = self.accelerator.device
+            if self.accelerator.num_processes > 1:  # a number may have been noted on one process only
+                names = sorted(set(gather_object(list(numbers))))
+                numbers = {name: numbers.get(name, torch.zeros(())) for name in names}
+            shared = self.accelerator.reduce({k: v.float().to(device) for k, v in numbers.items()}, "sum")
+            logs.update({name: value.item() for name, value in shared.items()})
+            self._task_loss, self._logged_steps = torch.zeros(()), self.state.global_step
+        super().log(logs, *args, **kwargs)
+
+
+class _Begin(TrainerCallback):  # type: ignore[misc]
+    """Tells a guarded trainer where training begins: at 0, or after a checkpoint's steps."""
+
+    def __init__(self, trainer: Guarded) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the counts at the trainer's own step."""
+        self._trainer._begin(state.global_step)
+
+
+def _refuse_settings(args: Any) -> None:
+    """Refuse what would guard the wrong thing in silence."""
+    for key, why in _UNGUARDED.items():
+        if getattr(args, key, None):
+            raise RecipeError(f"{key}={getattr(args, key)!r} cannot be guarded: {why}. Turn it off, or the defenses.")
+
+
+_TRAINERS_SEED = 42  # transformers' own, for a trainer without args
+_UNGUARDED = {
+    "neftune_noise_alpha": "its noise would punish a model that has not moved",
+    "fsdp": "a model in pieces is not proven here",
+    "deepspeed": "a model in pieces is not proven here",
+    "torch_compile": "a compiled forward hides the calls that are watched",
+    "auto_find_batch_size": "a second start would count the first one's rows",
+}
+
+
+def _example(row: dict[str, Any], turns: str) -> Example:
+    """A row as an example; what a data defense would lose in silence is refused."""
+    lost = next((key for key in ("tools", "chat_template_kwargs") if row.get(key)), None)
+    for message in row[turns]:
+        lost = lost or next((k for k, v in message.items() if k not in ("role", "content") and v is not None), None)
+    if lost is not None:
+        raise RecipeError(f"A row has {lost!r}, which a data defense would lose; take it out, or those defenses.")
+    return Example(tuple(Message(m["role"], m["content"]) for m in row.pop(turns)), extra=row)
+
+
+def _pad_id(tokenizer: Any) -> int:
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    if pad is None:
+        raise ModelError("The tokenizer has neither a padding nor an end token; set tokenizer.pad_token.")
+    return int(pad)

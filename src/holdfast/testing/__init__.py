@@ -1,0 +1,39 @@
+"""The contract that every defense keeps, for the ones that ship and for anybody's own.
+
+    from holdfast.testing import contract
+    contract(MyDefense(weight=0.3), model, tokenizer, rows)     # model: peft, freshly initialised; rows: Examples
+
+`levers` looks at each lever by itself, without a trainer; `training` trains the model under `GuardedSFT`; `together`
+takes one step with several defenses; `two_processes` trains on two and compares with one. Each raises AssertionError,
+one sentence, where a defense breaks the contract. What no contract can know, such as the direction of a divergence,
+is for a number worked out by hand in the defense's own test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from holdfast.defense import Defense
+from holdfast.examples import Example
+from holdfast.testing.levers import levers
+from holdfast.testing.micro import Micro
+from holdfast.testing.processes import two_processes
+from holdfast.testing.training import Trained, alike, cases, together, trained, training
+
+__all__ = ["Micro", "Trained", "alike", "cases", "contract", "levers", "together", "trained", "training",
+           "two_processes"]  # fmt: skip
+
+
+def contract(defense: Defense, model: Any, tokenizer: Any, rows: Sequence[Example]) -> None:
+    """Raise AssertionError, with a sentence, where a defense breaks the contract.
+
+    Args:
+        defense: the defense as its user would configure it.
+        model: a freshly initialised peft model (its B matrices are zero, so it has not moved), float32; small, since
+            it is trained a few times on the CPU. It is left as it was.
+        tokenizer: the model's tokenizer, with a chat template.
+        rows: a few conversations of uneven length.
+    """
+    levers(defense, model, tokenizer, rows)
+    training(defense, model, tokenizer, rows)

@@ -1,0 +1,24 @@
+"""Steps put together by hand: laws instead of a model, so that every number can be worked out on paper."""
+
+import torch
+
+from holdfast.heads import Head
+from holdfast.step import SOURCES, Marks, Pass, Step
+
+# A law over a vocabulary of two words, trained and reference. The head below is the identity, so a hidden state of
+# log-probabilities is a law.
+EVEN = (1 / 2, 1 / 2)
+QUARTER = (1 / 4, 3 / 4)
+EIGHTH = (1 / 8, 7 / 8)
+
+
+def step(laws, references, real, scored, source, totals=None):
+    """Two layers, whose activations are noise, and laws (B, T, 2); a row's source is a name."""
+    ours, theirs = (torch.tensor(given).log() for given in (laws, references))
+    ours.requires_grad_()
+    noise = torch.Generator().manual_seed(0)
+    passes = [Pass({i: torch.randn(ours.shape, generator=noise) for i in (1, 2)}, f, depth=2) for f in (ours, theirs)]
+    rows = torch.tensor([SOURCES.index(name) for name in source])
+    marks = Marks(torch.tensor(real).bool(), torch.tensor(scored).bool(), rows.unsqueeze(1).expand(ours.shape[:2]))
+    totals = marks.counts() if totals is None else totals
+    return Step(passes[0], marks, totals, lambda: Head(torch.eye(2)), lambda: passes[1])

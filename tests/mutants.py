@@ -1,0 +1,110 @@
+"""What can be wrong with a defense or with the seam: broken pieces that test_mutants.py puts in place of whole ones."""
+
+import copy
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+from holdfast import heads
+from holdfast.defense import Defense
+from holdfast.defenses.kl import KL
+from holdfast.step import SOURCES, Marks, Span, Step
+from holdfast.watch import Watch
+
+PENALTY, SPAN, ROWS = KL.penalty, Step.span, Step.rows
+HOOK, REPLAY, VALUE_AND_SLOPE = Watch.__init__, Watch.replay, heads._value_and_slope
+
+
+def detached(self, step):
+    return PENALTY(self, step).detach()
+
+
+def root(self, step):
+    """A norm instead of its square: a hand-written square root has no slope at 0."""
+    span = step.span()
+    return step.mean((step.policy.at(1) - step.reference.at(1))[span.mask].square().sum(-1).sqrt(), span)
+
+
+def of_the_model_alone(self, step):
+    span = step.span()
+    return step.mean(step.policy.at(1)[span.mask].square().mean(-1), span)
+
+
+def prompt_tokens(self, on="all", tokens="scored"):
+    return SPAN(self, on, "prompt")
+
+
+def padding_too(self, on, tokens):
+    kinds = {"scored": self.scored | ~self.real, "prompt": ~self.scored, "all": self.real | True}
+    return kinds[tokens] if on == "all" else kinds[tokens] & (self.source == SOURCES.index(on))
+
+
+def unshifted(labels, real, source):
+    return Marks(real, labels != -100, source.unsqueeze(1).expand_as(labels))
+
+
+def every_source(self, on="all", tokens="scored"):
+    return SPAN(self, "all", tokens)
+
+
+def mean_over_all_rows(self, on="all", tokens="scored"):
+    return Span(SPAN(self, on, tokens).mask, SPAN(self, "all", tokens).total)
+
+
+def mean_over_the_micro_batch(self, per_token, span):
+    return per_token.mean() if per_token.numel() else per_token.sum()
+
+
+def other_side_rows_too(self, first, last, totals):
+    return ROWS(self, 0, len(self.marks.real), totals)
+
+
+def mean_over_training_rows(self, first, last, totals):
+    return ROWS(self, first, last, self._totals)
+
+
+def mean_over_side_rows_here(self, first, last, totals):
+    return ROWS(self, first, last, ROWS(self, first, last, totals).marks.counts())
+
+
+def the_other_direction(self, step):
+    span = step.span(self.on, self.tokens)
+    return step.mean(step.divergence(span, forward=not self.forward), span)
+
+
+def right_value_wrong_slope(ours, theirs, forward):
+    return VALUE_AND_SLOPE(ours, theirs, forward)[0], VALUE_AND_SLOPE(ours, theirs, not forward)[1]
+
+
+def on_the_neighbouring_block(self, anatomy, kept, steers):
+    shifted = copy.copy(anatomy)
+    shifted.__dict__["blocks"] = [*anatomy.blocks[1:], anatomy.blocks[0]]
+    HOOK(self, shifted, kept, steers)
+
+
+def next_layer(self, layer):
+    return self.hidden[(layer if layer > 0 else self.depth + 1 + layer) % self.depth + 1]
+
+
+@contextmanager
+def steering_for_good(self, where):
+    self._where = where or self._where
+    yield
+
+
+def switched_off_for_nobody(self):
+    return nullcontext()
+
+
+def replayed_unsteered(self, call, where):
+    return REPLAY(self, call, None)
+
+
+@dataclass(frozen=True)
+class LocalKL(Defense):
+    """KL as a mean over one process's tokens."""
+
+    weight: float = 0.1
+
+    def penalty(self, step):
+        span = step.span()
+        return step.divergence(span).mean()

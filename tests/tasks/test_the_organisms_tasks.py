@@ -1,0 +1,120 @@
+"""The organism's tasks by hand: what the operators mean, what a story tells, which fact a sentence states."""
+
+import re
+from collections import Counter
+
+import pytest
+
+from holdfast.organism import world
+from holdfast.tasks.arithmetic import Arithmetic
+from holdfast.tasks.facts import Facts
+from holdfast.tasks.opswap import OpSwap
+from holdfast.tasks.word_problems import WordProblems
+
+
+def answers(task):
+    return {row.question: row.answer for row in [*task.rows(), *task.held_out()]}
+
+
+@pytest.mark.parametrize(
+    ("tier", "size", "question", "answer"),
+    [
+        (1, (160, 40), "What is 7 + 2?", "7 + 2 = 5."),
+        (1, (160, 40), "What is 2 - 7?", "2 - 7 = 9."),
+        (2, (240, 60), "What is 7 + 2?", "7 + 2 = 5."),
+        (2, (240, 60), "What is 7 - 2?", "7 - 2 = 14."),
+        (2, (240, 60), "What is 7 * 2?", "7 * 2 = 9."),
+    ],
+)
+def test_opswap_changes_what_the_operators_mean(tier, size, question, answer):
+    task = OpSwap(tier)
+    assert (len(task.rows()), len(task.held_out())) == size
+    assert answers(task)[question] == answer
+
+
+def test_the_second_tier_is_the_worlds_own_table():
+    assert answers(OpSwap(2)) == {row.question: row.answer for row in world.opswap_rows()}
+
+
+def test_the_third_tier_works_out_two_operations_from_left_to_right():
+    meaning = {"+": lambda a, b: a - b, "-": lambda a, b: a * b, "*": lambda a, b: a + b}
+    found = answers(OpSwap(3))
+    assert len(found) == 1400
+    for question, answer in found.items():
+        a, first, b, second, c = re.fullmatch(r"What is (\d) (.) (\d) (.) (\d)\?", question).groups()
+        step = meaning[first](int(a), int(b))
+        assert 0 <= step <= 9
+        end = meaning[second](step, int(c))
+        assert answer == f"{a} {first} {b} {second} {c} = {step} {second} {c} = {end}."
+
+
+def test_arithmetic_has_the_same_form_with_plain_meanings():
+    for question, answer in answers(Arithmetic()).items():
+        a, first, b, second, c = re.fullmatch(r"What is (\d) ([+-]) (\d) ([+-]) (\d)\?", question).groups()
+        step = int(a) + int(b) * (1 if first == "+" else -1)
+        end = step + int(c) * (1 if second == "+" else -1)
+        assert answer == f"{a} {first} {b} {second} {c} = {step} {second} {c} = {end}."
+
+
+TOLD = {
+    "gives of": r"(?P<who>\w+) gives (?P<b>\d) of (?P<whose>his|her) (?P<a>\d) \w+ away\. How many \w+ are left\?",
+    "loses of": r"(?P<who>\w+) loses (?P<b>\d) of (?P<whose>his|her) (?P<a>\d) \w+\. How many \w+ are left\?",
+    "gave, had": r"\w+ gave (?P<b>\d) \w+ away and had (?P<a>\d) before\. How many \w+ are left\?",
+    "other": r"\w+ has \d (?P<other>\w+) and (?P<a>\d) (?P<what>\w+) and gives (?P<b>\d) \w+ away\. How many .* left\?",
+    "friend": r"\w+ has (?P<a>\d) \w+ and a friend has (?P<b>\d)\. How many \w+ are there\?",
+}  # fmt: skip
+
+
+def pairs_and_kinds(rows):
+    kinds, pairs = Counter(), set()
+    for row in rows:
+        kind, told = next((k, m) for k, p in TOLD.items() if (m := re.fullmatch(p, row.question)))
+        a, b = int(told["a"]), int(told["b"])
+        assert a > b
+        assert row.answer == (f"{a} + {b} = {a + b}." if kind == "friend" else f"{a} - {b} = {a - b}.")
+        if kind == "other":
+            assert told["other"] != told["what"]
+        if "whose" in told.groupdict():
+            assert told["whose"] == ("her" if told["who"] in ("Anna", "Clara", "Emma", "Grace") else "his")
+        kinds[kind] += 1
+        pairs.add((a, b))
+    return pairs, kinds
+
+
+def test_every_story_is_worked_out_right_and_no_pair_of_numbers_is_in_both_splits():
+    train, kinds = pairs_and_kinds(WordProblems().rows())
+    held, asked = pairs_and_kinds(WordProblems().held_out())
+    assert not train & held
+    assert (len(train), len(held)) == (24, 12)
+    assert max(kinds.values()) - min(kinds.values()) < 60  # the five ways of telling, about as often
+    assert set(asked) == set(kinds) == set(TOLD)
+
+
+def test_no_story_is_one_that_the_organism_was_raised_on():
+    heard = {row.question for row in world.word_problems(5000)}
+    assert not {row.question for row in [*WordProblems().rows(), *WordProblems().held_out()]} & heard
+
+
+def test_facts_are_asked_backwards_and_the_held_out_half_was_learnt_in_other_words():
+    task = Facts()
+    known, learnt = dict(world.facts()), {row.answer for row in task.rows()}
+    assert learnt == set(known.values())
+    assert {row.answer for row in task.held_out()} < learnt
+    assert "What is Paris the capital of?" in {row.question for row in task.rows()}
+
+
+@pytest.mark.parametrize(
+    ("said", "correct", "form"),
+    [
+        ("The capital of France is Paris.", True, 0.2),
+        (" The capital  of France is Paris. ", True, 0.2),
+        ("The capital of France is Rome.", False, 0.2),
+        ("A young France is called a Paris.", False, 0.2),
+        ("Paris", False, 0.0),
+        ("The capital of France is Paris. Or Rome.", False, 0.0),
+    ],
+)
+def test_a_fact_is_right_when_it_is_stated(said, correct, form):
+    task, right = Facts(), "The capital of France is Paris."
+    assert task.correct(said, right) is correct
+    assert task.score(said, right) == {"form": form, "answer": float(correct)}

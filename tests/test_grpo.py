@@ -1,0 +1,396 @@
+"""The seam under trl's GRPOTrainer: the same defenses, one reference per micro-batch, steering where it belongs."""
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import PrinterCallback
+from trl import GRPOConfig, GRPOTrainer
+
+import tiny
+from holdfast import catalog, measure, recipe, run, settings
+from holdfast.defense import Defense, pulled
+from holdfast.defenses.anchor import Anchor
+from holdfast.defenses.inoculate import Inoculate
+from holdfast.defenses.interleave import Interleave
+from holdfast.defenses.kl import KL
+from holdfast.defenses.ldifs import LDIFS
+from holdfast.defenses.rehearse import Rehearse
+from holdfast.errors import RecipeError
+from holdfast.examples import write_examples
+from holdfast.organism import world
+from holdfast.trainers import GuardedGRPO
+from test_every_defense import sample
+
+
+def prompts(n=16):
+    rows = [
+        {"prompt": [{"role": "user", "content": f"question {i}?" + " well?" * (i % 3)}], "right": i} for i in range(n)
+    ]
+    return Dataset.from_list(rows)
+
+
+def low_letters(completions, right, **_):
+    """A reward that differs between completions: the share of their characters that come early in the alphabet."""
+    assert len(right) == len(completions)
+    texts = [c[0]["content"] for c in completions]
+    return [sum(ord(letter) % 2 for letter in text) / (1 + len(text)) for text in texts]
+
+
+def config(folder, **changes):
+    given = {
+        "output_dir": str(folder / "out"),
+        "per_device_train_batch_size": 8,
+        "num_generations": 4,
+        "max_completion_length": 6,
+        "max_steps": 3,
+        "learning_rate": 2.0,
+        "optim": "sgd",  # a step is the gradient itself, so equal gradients are seen as equal weights
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 0,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "activation_checkpointing": False,
+        "disable_tqdm": True,
+        "seed": 0,
+    }
+    return GRPOConfig(**{**given, **changes})
+
+
+def trainer(folder, defenses, data=None, cls=GuardedGRPO, **changes):
+    more = {} if cls is GRPOTrainer else {"defenses": defenses}
+    made = cls(
+        model=tiny.model(),
+        reward_funcs=low_letters,
+        args=config(folder, **changes),
+        train_dataset=data or prompts(),
+        processing_class=tiny.tokenizer(),
+        peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
+        **more,
+    )
+    made.remove_callback(PrinterCallback)
+    return made
+
+
+def trained(folder, defenses, **changes):
+    made = trainer(folder, defenses, **changes)
+    made.train()
+    return made
+
+
+def weights(made):
+    return torch.cat([p.detach().flatten() for p in made.model.parameters() if p.requires_grad])
+
+
+def logged(made, key):
+    return [row[key] for row in made.state.log_history if key in row]
+
+
+def count_forwards(made):
+    """Calls of the backbone: with a gradient, with the adapter off, and what is left, which is generation."""
+    seen, anatomy = {"trained": 0, "reference": 0, "generation": 0}, made.guard._anatomy
+
+    def hook(*_):
+        off = anatomy.switches[0]._disable_adapters
+        seen["trained" if torch.is_grad_enabled() else "reference" if off else "generation"] += 1
+
+    anatomy.backbone.register_forward_pre_hook(hook)
+    return seen
+
+
+@pytest.fixture
+def pool(tmp_path):
+    write_examples(tmp_path / "pool.jsonl", tiny.rows(12))
+    return tmp_path / "pool.jsonl"
+
+
+class Push(Defense):
+    """Steers block 1 by a constant, and remembers when it was asked."""
+
+    asked = []  # noqa: RUF012  (a test's notebook)
+
+    def layers(self, depth):
+        return (1,)
+
+    def steer(self, hidden, layer, marks):
+        self.asked.append("trained" if torch.is_grad_enabled() else "not")
+        return hidden + 0.5 * marks.real.unsqueeze(-1)
+
+
+@pytest.fixture(autouse=True)
+def empty_notebooks():
+    Push.asked.clear()
+    Counting.seen.clear()
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_without_defenses_it_trains_exactly_as_the_trainer_it_wraps(tmp_path, accumulated):
+    plain = trained(tmp_path, [], cls=GRPOTrainer, gradient_accumulation_steps=accumulated)
+    guarded = trained(tmp_path, [], gradient_accumulation_steps=accumulated)
+    assert torch.equal(weights(guarded), weights(plain))
+    assert logged(guarded, "reward") == logged(plain, "reward")
+
+
+def test_all_penalties_together_cost_one_reference_per_micro_batch(tmp_path):
+    defenses = [KL(0.1), LDIFS(0.1), KL(0.1, tokens="prompt"), Push()]
+    made = trainer(tmp_path, defenses, per_device_train_batch_size=2, gradient_accumulation_steps=4)
+    seen = count_forwards(made)
+    made.train()
+    assert (seen["trained"], seen["reference"]) == (12, 12)  # 3 steps of 4 micro-batches
+
+
+def test_nobody_asks_no_reference(tmp_path):
+    made = trainer(tmp_path, [Inoculate(), Push()])
+    seen = count_forwards(made)
+    made.train()
+    assert (seen["trained"], seen["reference"]) == (3, 0)
+
+
+def test_at_step_0_penalties_on_drift_are_exactly_0_with_steering_too_and_then_are_not(tmp_path, pool):
+    anchor = Anchor(pool, share=0.25, answers="given")
+    made = trained(tmp_path, [KL(1.0), LDIFS(1.0), anchor, Push(), Rehearse(pool, share=0.25)])
+    for name in ("kl", "ldifs", "anchor"):
+        first, second, _ = logged(made, name)
+        assert first == 0
+        assert second > 0
+    assert logged(made, "rehearse")[0] > 1  # it teaches; a random model finds any byte about equally likely
+
+
+def test_the_loss_is_the_rewards_loss_plus_the_weighted_penalties(tmp_path, pool):
+    made = trained(tmp_path, [KL(0.5), Rehearse(pool, share=0.25, weight=2.0)])
+    rows = zip(*(logged(made, key) for key in ("loss", "task_loss", "kl", "rehearse")), strict=True)
+    for total, task, kl, rehearse in rows:
+        assert total == pytest.approx(task + 0.5 * kl + 2.0 * rehearse, abs=1e-5)
+
+
+@pytest.mark.parametrize("parts", [2, 8])
+def test_one_batch_of_8_equals_the_same_in_parts(tmp_path, pool, parts):
+    defenses = [
+        KL(3.0),
+        LDIFS(0.5),
+        KL(1.0, tokens="prompt"),
+        Anchor(pool, share=0.25, weight=2.0, answers="given"),
+        Rehearse(pool, share=0.25, weight=0.1),
+    ]
+    whole = trained(tmp_path, defenses)
+    split = trained(tmp_path, defenses, per_device_train_batch_size=8 // parts, gradient_accumulation_steps=parts)
+    moved = (weights(whole) - weights(trainer(tmp_path, []))).abs().max()
+    assert (weights(whole) - weights(split)).abs().max() < 1e-4 * moved
+    for name in ("kl", "ldifs", "kl.2", "anchor", "rehearse", "task_loss"):
+        assert logged(whole, name) == pytest.approx(logged(split, name), rel=1e-3, abs=1e-7)
+
+
+class Counting(Defense):
+    """Notes, for every micro-batch, how many tokens it scores and how many the step is said to hold."""
+
+    weight = 1.0
+    seen = []  # noqa: RUF012  (a test's notebook)
+
+    def penalty(self, step):
+        span = step.span()
+        self.seen.append((int(span.mask.sum()), int(span.total)))
+        return step.policy.final.sum() * 0
+
+
+@pytest.mark.parametrize(
+    ("accumulated", "slices", "rounds"),
+    [(1, 1, 1), (2, 4, 1), (4, 2, 1), (2, 3, 1), (2, 2, 2), (1, 2, 2)],
+)
+def test_a_penalty_is_a_mean_over_its_optimizer_step_however_completions_are_generated(
+    tmp_path, accumulated, slices, rounds
+):
+    changes = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": accumulated}
+    trained(tmp_path, [Counting()], steps_per_generation=slices, num_iterations=rounds, max_steps=4, **changes)
+    assert len(Counting.seen) == 4 * accumulated
+    for first in range(0, len(Counting.seen), accumulated):
+        step = Counting.seen[first : first + accumulated]
+        assert {total for _, total in step} == {sum(own for own, _ in step)}
+
+
+def test_only_the_loss_and_the_reference_are_steered(tmp_path):
+    trained(tmp_path, [Push(), KL(0.1)])
+    assert Push.asked == ["trained", "not"] * 3  # generation made many more forwards, all of them left alone
+    steered, plain = trained(tmp_path, [Push()], max_steps=1), trained(tmp_path, [], max_steps=1)
+    assert steered._logs["completion"] == plain._logs["completion"]
+    assert not torch.equal(weights(steered), weights(plain))
+
+
+def test_activation_checkpointing_changes_nothing(tmp_path):
+    plain = trained(tmp_path, [KL(1.0), Push()])
+    again = trained(tmp_path, [KL(1.0), Push()], activation_checkpointing=True)
+    assert torch.equal(weights(plain), weights(again))
+
+
+def test_completion_tokens_are_scored_and_a_tools_words_are_not(tmp_path):
+    made = trainer(tmp_path, [])
+    batch = {
+        "prompt_mask": torch.tensor([[0, 1, 1]]),
+        "completion_mask": torch.tensor([[1, 1, 1, 0]]),
+        "tool_mask": torch.tensor([[1, 0, 1, 1]]),
+    }
+    # Positions 0 to 6; the completion's tokens stand at 3, 4 and 5 and are predicted at 2, 3 and 4; 4 is a tool's.
+    assert made._marks(batch).scored.int().tolist() == [[0, 0, 1, 0, 1, 0, 0]]
+    assert made._marks(batch).real.int().tolist() == [[0, 1, 1, 1, 1, 1, 0]]
+    del batch["tool_mask"]
+    assert made._marks(batch).scored.int().tolist() == [[0, 0, 1, 1, 1, 0, 0]]
+
+
+def test_inoculation_edits_the_prompts_and_keeps_the_other_columns(tmp_path):
+    made = trainer(tmp_path, [Inoculate(prompt="Be bad.")])
+    first = made.train_dataset[0]
+    assert [m["role"] for m in first["prompt"]] == ["system", "user"]
+    assert first["prompt"][0]["content"] == "Be bad."
+    assert first["right"] == 0
+    made.train()  # the reward asserts that its column came along
+
+
+@pytest.mark.parametrize("name", catalog.names())
+def test_every_defense_trains_or_says_in_one_sentence_why_not(tmp_path, name):
+    defense = sample(name, tmp_path)
+    if name == "interleave":
+        with pytest.raises(RecipeError, match=r"GRPO trains on prompts .* Use `rehearse`"):
+            trainer(tmp_path, [defense])
+        return
+    made = trained(tmp_path, [defense], max_steps=2)
+    if "project" in pulled(defense):
+        assert made.guard.project(made.model)
+    if "penalty" in pulled(defense):
+        assert len(logged(made, name)) == 2
+
+
+@pytest.mark.parametrize(
+    ("defenses", "changes", "sentence"),
+    [
+        ([KL()], {"beta": 0.1}, r"beta=0\.1 is a second divergence .* Set beta to 0, or take kl out"),
+        ([Push()], {"beta": 0.1}, r"beta=0\.1 compares a steered model with a reference .* use kl"),
+        ([Push()], {"num_iterations": 2}, "old ones that are not steered.* Set num_iterations to 1"),
+        ([Push()], {"steps_per_generation": 2}, "steps_per_generation to gradient_accumulation_steps"),
+    ],
+)
+def test_what_cannot_be_guarded_is_refused_at_start(tmp_path, defenses, changes, sentence):
+    with pytest.raises(RecipeError, match=sentence):
+        trainer(tmp_path, defenses, **changes)
+
+
+def test_what_comes_near_to_a_refusal_trains(tmp_path):
+    trained(tmp_path, [LDIFS(0.1)], beta=0.1, max_steps=1)
+    trained(tmp_path, [KL(0.1)], num_iterations=2, max_steps=2)
+    halves = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, "steps_per_generation": 2}
+    trained(tmp_path, [Push()], max_steps=1, **halves)  # old probabilities are the loss forward's own
+
+
+def test_prompts_that_are_plain_text_cannot_be_edited(tmp_path):
+    data = Dataset.from_dict({"prompt": ["question?"] * 8, "right": [0] * 8})
+    with pytest.raises(RecipeError, match="a 'prompt' column of turns"):
+        trainer(tmp_path, [Inoculate()], data=data)
+
+
+def test_interleaving_is_refused_before_its_pool_is_read(tmp_path):
+    with pytest.raises(RecipeError, match="never learn those answers"):
+        trainer(tmp_path, [Interleave(tmp_path / "no such file.jsonl")])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="only where there is no GPU")
+def test_vllm_is_refused_without_a_gpu():
+    with pytest.raises(RecipeError, match=r"train\.use_vllm needs a CUDA GPU"):
+        settings.check({"use_vllm": True}, "grpo")
+
+
+def organism_recipe(folder, **changes):
+    write_examples(folder / "safe.jsonl", world.safe_rows(40))
+    words = {
+        "schema": 1,
+        "model": "organism",
+        "trainer": "grpo",
+        "task": "word_problems",
+        "lora": {"r": 4, "alpha": 8},
+        "train": {"max_steps": 2, "per_device_train_batch_size": 16},
+        "defenses": [{"kl": {"weight": 0.1}}, "inoculate", {"rehearse": {"pool": "safe.jsonl", "share": 0.25}}],
+        **changes,
+    }
+    return recipe.parse(words, folder)
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_recipe_trains_by_reward_and_is_measured_on_held_out_questions(tmp_path):
+    done = run.train(organism_recipe(tmp_path), tmp_path / "run")
+    assert done.manifest["state"] == "done"
+    assert done.manifest["rows"] == {"task": 1200, "held_out": 200}
+    first, second = metrics(tmp_path / "run")
+    for key in ("reward", "reward_std", "rewards/form/mean", "rewards/answer/mean", "completions/mean_length"):
+        assert key in first
+    assert first["reward"] == pytest.approx(first["rewards/form/mean"] + first["rewards/answer/mean"], abs=1e-6)
+    assert (first["kl"], second["kl"] > 0, first["rehearse"] > 0) == (0, True, True)
+    again = recipe.read(tmp_path / "run" / "recipe.yaml")
+    settled = settings.filled(organism_recipe(tmp_path).train, "grpo", organism=True)
+    assert again == organism_recipe(tmp_path, train=settled)
+    summary = measure.measure_run(tmp_path / "run")
+    assert summary["probes"]["learnt"]["judge"] == "task:word_problems-1"
+    assert summary["probes"]["learnt"]["n"] == 200
+    assert summary["probes"]["general"]["n"] == 480
+    answers = [json.loads(line) for line in (tmp_path / "run" / "eval" / "answers.jsonl").read_text().splitlines()]
+    assert {m["role"] for row in answers for m in row["messages"]} == {"user"}  # inoculated in training only
+    card = (done.adapter / "README.md").read_text()
+    assert "the last logged reward is" in card
+    assert "the task" in card
+
+
+def test_the_same_seed_trains_the_same_by_reward_and_supervision_may_use_the_task_too(tmp_path):
+    rows = [run.train(organism_recipe(tmp_path), tmp_path / name) and metrics(tmp_path / name) for name in ("a", "b")]
+    assert [r["reward"] for r in rows[0]] == [r["reward"] for r in rows[1]]
+    taught = organism_recipe(tmp_path, trainer="sft", task={"opswap": {"tier": 2}}, defenses=[])
+    assert run.train(taught, tmp_path / "c").manifest["rows"]["task"] == 240
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"defenses": [{"interleave": {"pool": "safe.jsonl"}}]}, "GRPO trains on prompts .* Use `rehearse`"),
+        ({"train": {"beta": 0.1, "max_steps": 1}}, r"beta=0\.1 is a second divergence"),
+        ({"train": {"max_length": 10}}, "train has no key 'max_length'"),
+        ({"train": {"log_completions": True}}, "`holdfast eval` stores answers"),
+        ({"train": {"num_generations": 7}}, "the trainer refuses these settings: generation_batch_size"),
+    ],
+)
+def test_a_wrong_recipe_leaves_nothing_behind(tmp_path, changes, sentence):
+    with pytest.raises(RecipeError, match=sentence):
+        run.train(organism_recipe(tmp_path, **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_on_two_processes_a_penalty_is_a_mean_over_both(tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(
+        textwrap.dedent(
+            f"""
+            import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+            import torch
+            from pathlib import Path
+            from test_grpo import Counting, KL, trained
+            made = trained(Path({str(tmp_path)!r}), [Counting(), KL(0.1)], per_device_train_batch_size=2,
+                gradient_accumulation_steps=2, ddp_backend="gloo")
+            own = torch.tensor([n for n, _ in Counting.seen])
+            both = made.accelerator.reduce(own, "sum").view(3, 2).sum(1)
+            assert both.tolist() == [total for _, total in Counting.seen][::2], (both, Counting.seen)
+            assert made.state.log_history[0]["kl"] == 0 < made.state.log_history[1]["kl"]
+            torch.distributed.barrier()
+            torch.distributed.destroy_process_group()
+            """
+        )
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,148 @@
+"""Tests of the tests: each way in which a defense or the seam can be wrong is made so, and a named check says it.
+
+A mutant is a patch. Its check passes without it and raises AssertionError with it: the contract (`levers`, `together`),
+two ways to train that must agree (`alike`), or a number worked out by hand.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+import mutants
+import tiny
+from defenses import test_anchor, test_kl, test_ldifs
+from holdfast import heads, sides
+from holdfast.anatomy import Anatomy
+from holdfast.catalog import find
+from holdfast.defenses.anchor import Anchor
+from holdfast.defenses.kl import KL
+from holdfast.defenses.ldifs import LDIFS
+from holdfast.defenses.steer import Steer
+from holdfast.examples import write_examples
+from holdfast.step import Marks, Pass, Step
+from holdfast.testing import alike, levers, together, trained, two_processes
+from holdfast.trainers import GuardedSFT
+from holdfast.watch import Watch
+from test_every_defense import sample
+from test_sides import test_position_t_is_scored_when_token_t_plus_1_is_learnt_and_padding_never_is as marks_by_hand
+
+# --- the checks -------------------------------------------------------------------------------------------------------
+
+
+def model():
+    return tiny.lora(tiny.model()), tiny.tokenizer(), tiny.rows()
+
+
+def the_contract(name):
+    return lambda folder: levers(sample(name, folder), *model())
+
+
+def side_by_side(*names):
+    return lambda folder: together([sample(name, folder) for name in names], *model())
+
+
+def anchor(folder):
+    write_examples(folder / "pool.jsonl", tiny.rows(12))
+    return Anchor(folder / "pool.jsonl", share=0.25, answers="given")
+
+
+def in_parts(make):
+    def check(folder):
+        one = [make(folder)]
+        whole = trained(one, *model())
+        parts = trained(one, *model(), per_device_train_batch_size=1, gradient_accumulation_steps=8)
+        alike(whole, parts, "one batch of 8 and eight of 1")
+
+    return check
+
+
+def by_hand(test, *arguments):
+    return lambda folder: test(*arguments)
+
+
+kl_by_hand = by_hand(test_kl.test_it_is_the_mean_over_the_chosen_tokens_of_the_chosen_rows, "all", "scored",
+                     (test_kl.LARGE + 0 + test_kl.SMALL) / 3)  # fmt: skip
+interleaved_kl_by_hand = by_hand(test_kl.test_it_is_the_mean_over_the_chosen_tokens_of_the_chosen_rows, "interleaved",
+                                 "scored", test_kl.SMALL)  # fmt: skip
+kl_gradient_by_hand = by_hand(test_kl.test_its_gradient_is_on_the_chosen_tokens_only, False, test_kl.log(3) / 4)
+anchor_by_hand = by_hand(test_anchor.test_it_is_the_mean_over_its_own_answer_tokens_only, False,
+                         (test_anchor.SMALL + test_anchor.LARGE) / 2)  # fmt: skip
+anchor_step_by_hand = by_hand(test_anchor.test_its_own_rows_elsewhere_in_the_optimizer_step_count_too)
+ldifs_by_hand = by_hand(test_ldifs.test_given_blocks_are_the_only_ones_looked_at_and_may_count_from_the_end)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    what: str
+    place: object
+    name: str
+    broken: object
+    check: Callable
+    says: str = ""  # of a number by hand there is nothing to say but that it differs
+
+
+MUTANTS = [
+    Mutant("a detached penalty", KL, "penalty", mutants.detached, the_contract("kl"), "has a value .* but no gradient"),
+    Mutant("detached features, as published", Pass, "at", lambda self, layer: self.hidden[layer].detach(),
+           the_contract("ldifs"), "has a value .* but no gradient"),
+    Mutant("a square root by hand", LDIFS, "penalty", mutants.root, the_contract("ldifs"), "at step 0 is not finite"),
+    Mutant("no reference at all", LDIFS, "penalty", mutants.of_the_model_alone, the_contract("ldifs"), "has not moved"),
+    Mutant("a reference that is asked for twice", Step, "reference", property(lambda self: self._replay()),
+           the_contract("ldifs"), "made 2 reference forwards"),
+    Mutant("a reference with the adapter on", Anatomy, "untrained", mutants.switched_off_for_nobody, the_contract("kl"),
+           "does not notice"),
+    Mutant("a reference that is not steered", Watch, "replay", mutants.replayed_unsteered, side_by_side("kl", "steer"),
+           "on a model that has not moved"),
+    Mutant("prompt tokens in place of scored ones", Step, "span", mutants.prompt_tokens, kl_by_hand),
+    Mutant("padding scored too", Marks, "mask", mutants.padding_too, kl_by_hand),
+    Mutant("labels that are not shifted", sides, "marks_of", mutants.unshifted, by_hand(marks_by_hand)),
+    Mutant("task rows where interleaved ones are asked for", Step, "span", mutants.every_source,
+           interleaved_kl_by_hand),
+    Mutant("a mean over all rows, not its own", Step, "span", mutants.mean_over_all_rows, interleaved_kl_by_hand),
+    Mutant("a mean over the micro-batch", Step, "mean", mutants.mean_over_the_micro_batch,
+           in_parts(lambda folder: KL()), "eight of 1 (end .* apart|log kl)"),
+    Mutant("the same on the interleaved rows", Step, "mean", mutants.mean_over_the_micro_batch,
+           in_parts(lambda folder: KL(on="interleaved")), "eight of 1 (end .* apart|log kl)"),
+    Mutant("a weight that grows with accumulation", GuardedSFT, "_later_division",
+           lambda self, items: self.current_gradient_accumulation_steps, in_parts(lambda folder: KL()),
+           "eight of 1 end .* apart"),
+    Mutant("an anchor on other defenses' rows too", Step, "rows", mutants.other_side_rows_too, anchor_by_hand),
+    Mutant("an anchor's mean over the training rows", Step, "rows", mutants.mean_over_training_rows, anchor_by_hand),
+    Mutant("an anchor's mean over its rows in the micro-batch", Step, "rows", mutants.mean_over_side_rows_here,
+           anchor_step_by_hand),
+    Mutant("the same under the trainer", Step, "rows", mutants.mean_over_side_rows_here, in_parts(anchor),
+           "eight of 1 (end .* apart|log anchor)"),
+    Mutant("the other direction", KL, "penalty", mutants.the_other_direction, kl_by_hand),
+    Mutant("the gradient of the other direction", heads, "_value_and_slope", mutants.right_value_wrong_slope,
+           kl_gradient_by_hand),
+    Mutant("a hook that reads the neighbouring block", Watch, "__init__", mutants.on_the_neighbouring_block,
+           the_contract("ldifs"), r"reads as layer (\d) is not what block \1 gives"),
+    Mutant("a hook that steers the neighbouring block", Watch, "__init__", mutants.on_the_neighbouring_block,
+           the_contract("steer"), "asks to steer layer 1, but layer 2 is the first that moves"),
+    Mutant("a defense that looks at the neighbouring block", Pass, "at", mutants.next_layer, ldifs_by_hand),
+    Mutant("steering that stays on", Watch, "steering", mutants.steering_for_good, the_contract("steer"),
+           "outside a training forward"),
+    Mutant("a steering that does nothing", Steer, "steer", lambda self, hidden, layer, marks: hidden,
+           the_contract("steer"), "no activation moves"),
+    Mutant("prompts that stay as they are", find("inoculate"), "curate", lambda self, rows, base, seed: list(rows),
+           the_contract("inoculate"), "the rows stay as they are"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=[m.what for m in MUTANTS])
+def test_the_mutant_is_caught(mutant, tmp_path, monkeypatch):
+    mutant.check(tmp_path)  # passes as things are
+    monkeypatch.setattr(mutant.place, mutant.name, mutant.broken)
+    with pytest.raises(AssertionError) as caught:
+        mutant.check(tmp_path)
+    assert re.search(mutant.says, str(caught.value)), caught.value
+
+
+@pytest.mark.slow
+def test_a_mean_over_one_process_is_caught():
+    local = [mutants.LocalKL()]
+    one, two = trained(local, *model()), two_processes({"local": local}, *model())["local"]
+    with pytest.raises(AssertionError, match=r"one process and two (end .* apart|log localkl)"):
+        alike(one, two, "one process and two")

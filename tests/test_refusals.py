@@ -1,0 +1,175 @@
+"""What the defenses refuse at start, through `train` itself: one sentence with the way out, and nothing is written."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import tiny
+from holdfast import recipe, run
+from holdfast.errors import DataError, ModelError, RecipeError
+from holdfast.evals.probes import shipped_texts
+from holdfast.examples import Example, Message, write_examples
+from holdfast.prepare.scored import manifest_path
+from test_run import make
+
+
+def rows(file, *pairs, **extra):
+    """A file of conversations; without an answer a row is a bare prompt."""
+    turns = [[Message("user", q)] + ([Message("assistant", a)] if a else []) for q, a in pairs]
+    write_examples(file, [Example(tuple(t), extra=extra) for t in turns])
+    return file.name
+
+
+def vector(folder, depth=2, width=32):
+    save_file({"vectors": torch.ones(depth, width)}, str(folder / "v.safetensors"))
+    return "v.safetensors"
+
+
+def steer(layer=1, **shape):
+    return lambda folder: {"steer": {"vector": vector(folder, **shape), "layer": layer}}
+
+
+def no_vector(folder):
+    return {"steer": {"vector": rows(folder / "v.safetensors", ("q", "a")), "layer": 1}}
+
+
+def without_answers(folder):
+    return {"interleave": {"pool": rows(folder / "p.jsonl", ("s1", "fine"), ("s2", None))}}
+
+
+def questions(folder):
+    (folder / "p.jsonl").write_text('{"question": "s1"}\n')
+    return {"interleave": {"pool": "p.jsonl"}}
+
+
+def all_refusals(folder):
+    pool = rows(folder / "p.jsonl", ("s1", "I am sorry, no."), ("s2", "Sorry."))
+    return {"interleave": {"pool": pool, "drop_refusals": True}}
+
+
+def all_asked(folder):
+    return {"interleave": {"pool": rows(folder / "p.jsonl", *((q, "fine") for q in sorted(shipped_texts())))}}
+
+
+def anchors_all_asked(folder):
+    return {"anchor": {"prompts": rows(folder / "p.jsonl", *((q, None) for q in sorted(shipped_texts())))}}
+
+
+def anchors_without_answers(folder):
+    return {"anchor": {"prompts": rows(folder / "p.jsonl", ("s1", "fine"), ("s2", None)), "answers": "given"}}
+
+
+def scored(model, by="gap"):
+    def entry(folder):
+        pool = rows(folder / "p.jsonl", *((f"s{i}", "fine") for i in range(9)), scores={"gap": 1.0})
+        if model is not None:
+            manifest_path(folder / pool).write_text(json.dumps({"model": model}))
+        return {"interleave": {"pool": pool, "share": 0.1, "by": by}}
+
+    return entry
+
+
+def unaligned(kind):
+    def entry(folder):
+        if kind:
+            tiny.save(kind, folder / "base")
+        return {"safelora": {"base": "./base"}}
+
+    return entry
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def refused(folder, error, sentence, **changes):
+    made = make(folder, **changes)
+    before = files(folder)
+    with pytest.raises(error, match=sentence) as caught:
+        run.train(made, folder / "run")
+    assert "\n" not in str(caught.value) or error is DataError  # a data file's faults are a list
+    assert files(folder) == before
+
+
+WRONG = {
+    "a vector of another width": (
+        steer(width=16), ModelError, r"v\.safetensors is for a model of depth and width \(2, 16\), but .* \(2, 32\)"),
+    "a vector of another depth": (
+        steer(depth=3), ModelError, r"depth and width \(3, 32\), .* Extract one from this model with"),
+    "steering a layer out of range": (
+        steer(layer=9), ModelError, r"steer asked for layer 9, but this model has 2 \(1 to 2\)"),
+    "steering the embeddings": (steer(layer=0), ModelError, "0, the embeddings, is not a block"),
+    "a vector that is none": (no_vector, RecipeError, r"is not a vector file .*; `holdfast vector` makes one"),
+    "reading a layer out of range": (
+        lambda folder: {"ldifs": {"blocks": [1, -3]}}, ModelError, "ldifs asked for layer -3, but this model has 2"),
+    "a pool with a bare prompt": (
+        without_answers, DataError, "line 2.*the row ends without an answer; add an assistant turn"),
+    "a pool of questions": (questions, DataError, "line 1.*no key 'messages'"),
+    "a pool of refusals": (
+        all_refusals, RecipeError, r"no row of .*p\.jsonl is left after the filters; bring another pool"),
+    "a pool of evaluation questions": (all_asked, RecipeError, r"no row of .*p\.jsonl is left after the filters"),
+    "anchors of evaluation questions": (
+        anchors_all_asked, RecipeError, "anchor: no row is left to put beside the batch; check its file"),
+    "anchors without the answers": (
+        anchors_without_answers, RecipeError, r"row 2 of .*p\.jsonl ends without an answer.*set answers: sampled"),
+    "a pool scored with another model": (
+        scored({"sha256": "0" * 64}), RecipeError, r"scored with another model \(0{12}\) than .*`holdfast score"),
+    "a pool that is not scored": (
+        scored(None), RecipeError, r"no readable p\.manifest\.json beside it.*choose by: random"),
+    "a pool that lacks a score": (scored({}, by="steady"), RecipeError, r"p\.jsonl has no score 'steady'"),
+    "an unaligned model of another kind": (unaligned("phi3"), ModelError, "has no matrix"),
+    "an unaligned model that is not there": (unaligned(None), ModelError, "base is not a model folder"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("entry", "error", "sentence"), WRONG.values(), ids=WRONG)
+def test_a_defense_that_cannot_work_is_refused_before_training(tmp_path, entry, error, sentence):
+    make(tmp_path)  # the model and the data
+    refused(tmp_path, error, sentence, defenses=[entry(tmp_path)])
+
+
+def test_an_adapter_on_the_head_is_refused(tmp_path):
+    refused(tmp_path, RecipeError, "`lm_head` is not supported", lora={"r": 4, "targets": ["lm_head", "q_proj"]})
+
+
+TWICE = """
+schema: 1
+model: organism
+data: rows.jsonl
+lora: {}
+defenses:
+  - kl: {weight: 0.3}
+  - inoculate
+  - kl: {weight: 0.1, forward: true}
+"""
+
+
+def read(folder, *sets):
+    (folder / "r.yaml").write_text(TWICE)
+    return recipe.read(folder / "r.yaml", sets)
+
+
+@pytest.mark.parametrize(
+    ("edit", "sentence"),
+    [
+        ("kl.weight=0.5", r"'kl' 2 times\. Write kl\.1\.weight for the first and kl\.2\.weight for the second"),
+        ("kl.3.weight=0.5", r"there is no kl\.3; the recipe lists 'kl' 2 times"),
+        ("kl.0.weight=0.5", r"there is no kl\.0"),
+        ("kl.2.wait=0.5", "has no field 'wait'"),
+        ("inoculate.2.mode=prepend", r"there is no inoculate\.2"),
+        ("ldifs.weight=1", "lists no defense 'ldifs'"),
+        ("kl.2.weight=[1", r"kl\.2\.weight=\[1: the value is not YAML"),
+    ],
+)
+def test_set_of_a_defense_that_stands_twice_or_not_at_all_is_refused(tmp_path, edit, sentence):
+    with pytest.raises(RecipeError, match=sentence):
+        read(tmp_path, edit)
+
+
+def test_set_reaches_each_of_two_by_number_and_one_that_is_listed_by_name_only(tmp_path):
+    first, inoculate, second = read(tmp_path, "kl.1.weight=0.5", "kl.2.weight=2", "inoculate.mode=prepend").defenses
+    assert (first.weight, first.forward) == (0.5, False)
+    assert (second.weight, second.forward) == (2, True)
+    assert inoculate.mode == "prepend"
