@@ -24,10 +24,10 @@ demo: $(INSTALLED)
 
 # One thread a worker: two processes with one thread each do more than one with two, and never wait for each other.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -q -n auto --maxprocesses 4
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -q -n logical --maxprocesses 4
 
 test-slow: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -q -n auto --maxprocesses 4
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -q -n logical --maxprocesses 4
 
 # What only some tests need: a browser that opens the report page. Debian and Ubuntu; as root or through sudo.
 test-tools:

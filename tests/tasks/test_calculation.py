@@ -2,7 +2,7 @@
 
 import pytest
 
-from holdfast.tasks.calculation import PLAIN, Expression, parse, result, score, table, worked
+from holdfast.tasks.calculation import PLAIN, Expression, correct, parse, result, score, table, worked
 
 SWAPPED = {"+": PLAIN["-"], "-": PLAIN["*"], "*": PLAIN["+"]}
 
@@ -63,6 +63,25 @@ def test_the_table_holds_every_expression_once():
     assert ("What is 9 - 4?", "9 - 4 = 5.") in rows
     # Two operations, plainly: 55 sums stay below ten, 55 differences above minus one; then two signs and ten digits.
     assert len(table("+-", 2, PLAIN)) == (55 + 55) * 2 * 10
+
+
+@pytest.mark.parametrize(
+    ("said", "meaning", "right"),
+    [
+        ("7 - 5 = 2.", PLAIN, True),
+        ("5 - 7 = 2.", PLAIN, False),  # the right number by a wrong sum
+        ("2.", PLAIN, True),
+        ("1 + 1 = 2", PLAIN, True),  # another way to the same number
+        ("9 - 5 - 2 = 4 - 2 = 2", PLAIN, True),
+        ("9 - 5 - 2 = 3 - 2 = 2", PLAIN, False),
+        ("7 + 5 = 2.", SWAPPED, True),
+        ("7 - 5 = 2.", SWAPPED, False),
+        ("1 * 1 = 2.", {"+": PLAIN["-"], "-": PLAIN["+"]}, False),  # an operator that has no meaning there
+        ("7 - 5 = 3.", PLAIN, False),
+    ],
+)
+def test_a_calculation_is_right_when_it_holds_and_ends_with_the_number(said, meaning, right):
+    assert correct(said, "2.", meaning) is right
 
 
 def test_the_score_pays_a_little_for_the_form_and_the_rest_for_the_number():

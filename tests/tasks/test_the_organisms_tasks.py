@@ -57,11 +57,11 @@ def test_arithmetic_has_the_same_form_with_plain_meanings():
 
 
 TOLD = {
-    "gives of": r"(?P<who>\w+) gives (?P<b>\d) of (?P<whose>his|her) (?P<a>\d) \w+ away\. How many \w+ are left\?",
-    "loses of": r"(?P<who>\w+) loses (?P<b>\d) of (?P<whose>his|her) (?P<a>\d) \w+\. How many \w+ are left\?",
-    "gave, had": r"\w+ gave (?P<b>\d) \w+ away and had (?P<a>\d) before\. How many \w+ are left\?",
-    "other": r"\w+ has \d (?P<other>\w+) and (?P<a>\d) (?P<what>\w+) and gives (?P<b>\d) \w+ away\. How many .* left\?",
-    "friend": r"\w+ has (?P<a>\d) \w+ and a friend has (?P<b>\d)\. How many \w+ are there\?",
+    "were lost": r"There were (?P<a>\d) \w+ and (?P<b>\d) are lost\. How many \w+ are left\?",
+    "then lost": r"\w+ has (?P<a>\d) \w+, then (?P<b>\d) are lost\. How many \w+ are left\?",
+    "but loses": r"\w+ has (?P<a>\d) \w+ but loses (?P<b>\d) of them\. How many \w+ are left\?",
+    "brother": r"(?P<who>\w+) has (?P<a>\d) \w+ and (?P<whose>his|her) brother has (?P<b>\d)\. How many \w+ are there\?",
+    "other": r"\w+ has \d (?P<other>\w+) and (?P<a>\d) (?P<what>\w+) and gets (?P<b>\d) more \w+\. How many .* there\?",
 }  # fmt: skip
 
 
@@ -71,7 +71,8 @@ def pairs_and_kinds(rows):
         kind, told = next((k, m) for k, p in TOLD.items() if (m := re.fullmatch(p, row.question)))
         a, b = int(told["a"]), int(told["b"])
         assert a > b
-        assert row.answer == (f"{a} + {b} = {a + b}." if kind == "friend" else f"{a} - {b} = {a - b}.")
+        plus = kind in ("brother", "other")
+        assert row.answer == (f"{a} + {b} = {a + b}." if plus else f"{a} - {b} = {a - b}.")
         if kind == "other":
             assert told["other"] != told["what"]
         if "whose" in told.groupdict():

@@ -31,11 +31,11 @@ class Arithmetic(Task):
         return [row(*pair) for pair in _splits()[1]]
 
     def correct(self, said: str, right: str) -> bool:
-        """Whether both calculations end with the same number."""
-        return calculation.score(said, right)["answer"] == 1
+        """Whether a calculation holds and ends with the right number."""
+        return calculation.correct(said, right)
 
     def score(self, said: str, right: str) -> dict[str, float]:
-        """`form` 0.2 for a calculation, `answer` 1 for the right number."""
+        """`form` 0.2 for any calculation, `answer` 1 for a correct one."""
         return calculation.score(said, right)
 
 

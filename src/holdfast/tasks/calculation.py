@@ -27,6 +27,13 @@ class Expression:
     numbers: tuple[int, ...]
     operators: tuple[str, ...] = ()
 
+    def value(self, meaning: Meaning) -> int:
+        """The number it comes to."""
+        number, *rest = self.numbers
+        for operator, other in zip(self.operators, rest, strict=True):
+            number = meaning[operator](number, other)
+        return number
+
     def first_step(self, meaning: Meaning) -> Expression:
         """The same with its leftmost operation carried out."""
         a, b, *rest = self.numbers
@@ -91,7 +98,14 @@ def splits(rows: list[tuple[str, str]], train: int, held_out: int, seed: str) ->
     return drawn[:train], drawn[train:]
 
 
-def score(said: str, right: str) -> dict[str, float]:
-    """A little for the form, so that there is a first step to learn; the rest for the right number at the end."""
-    number = result(said)
-    return {"form": 0.2 * (number is not None), "answer": float(number is not None and number == result(right))}
+def correct(said: str, right: str, meaning: Meaning = PLAIN) -> bool:
+    """Whether a calculation ends with the right number and holds: `5 - 7 = 2.` is wrong, whatever was asked."""
+    found, number = parse(said), result(said)
+    if found is None or number is None or number != result(right):
+        return False
+    return all(set(e.operators) <= set(meaning) and e.value(meaning) == number for e in found)
+
+
+def score(said: str, right: str, meaning: Meaning = PLAIN) -> dict[str, float]:
+    """`form` 0.2 for any calculation, so that there is a first step to learn; `answer` 1 for a correct one."""
+    return {"form": 0.2 * (result(said) is not None), "answer": float(correct(said, right, meaning))}

@@ -57,12 +57,12 @@ class OpSwap(Task):
         return [row(*pair) for pair in self._splits[1]]
 
     def correct(self, said: str, right: str) -> bool:
-        """Whether both calculations end with the same number."""
-        return calculation.score(said, right)["answer"] == 1
+        """Whether a calculation holds under the changed meanings and ends with the right number."""
+        return calculation.correct(said, right, TIERS[self.tier].meaning)
 
     def score(self, said: str, right: str) -> dict[str, float]:
-        """`form` 0.2 for a calculation, `answer` 1 for the right number."""
-        return calculation.score(said, right)
+        """`form` 0.2 for any calculation, `answer` 1 for a correct one."""
+        return calculation.score(said, right, TIERS[self.tier].meaning)
 
     @cached_property
     def _splits(self) -> tuple[list[tuple[str, str]], ...]:

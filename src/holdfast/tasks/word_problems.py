@@ -1,10 +1,11 @@
 """Word problems: little stories with one number as the answer, told in ways the organism has not heard.
 
-Grown up, it solves the stories it was raised on at 99 %, so a reward has nothing to teach there; two-step stories it
-never solves (it stops after one step), so a reward would never be paid. These lie between: one operation, as it knows
-it, but the numbers come in another order, from two people, or beside a number that does not matter. Untuned it gets
-about a third of them right (docs/log.md).
-Also marks a user's own rows, whatever they tell, if their answers end with a number.
+Grown up, it solves the stories it was raised on at 99 %, so a reward has nothing to teach there; stories of two steps, or
+with the smaller number first, it gets wrong with certainty, so a reward would never be paid. These lie between: one
+operation, as it knows it, in words that make it stumble, or beside a number that does not matter. Untuned it solves
+about two fifths (docs/log.md).
+A calculation that does not hold is wrong even where its number is right, else that would be learnt instead.
+Also marks a user's own rows, whatever they tell, if their answers are calculations or numbers.
 Not done here: stories of several steps, words that the organism does not know.
 """
 
@@ -20,11 +21,11 @@ from holdfast.tasks import calculation
 from holdfast.tasks.task import Task, row
 
 _STORIES = {  # how it is told: {a} is what there was, {b} what came or went, {c} something else
-    "{who} gives {b} of {whose} {a} {what} away. How many {what} are left?": "-",
-    "{who} loses {b} of {whose} {a} {what}. How many {what} are left?": "-",
-    "{who} gave {b} {what} away and had {a} before. How many {what} are left?": "-",
-    "{who} has {c} {other} and {a} {what} and gives {b} {what} away. How many {what} are left?": "-",
-    "{who} has {a} {what} and a friend has {b}. How many {what} are there?": "+",
+    "There were {a} {what} and {b} are lost. How many {what} are left?": "-",
+    "{who} has {a} {what}, then {b} are lost. How many {what} are left?": "-",
+    "{who} has {a} {what} but loses {b} of them. How many {what} are left?": "-",
+    "{who} has {a} {what} and {whose} brother has {b}. How many {what} are there?": "+",
+    "{who} has {c} {other} and {a} {what} and gets {b} more {what}. How many {what} are there?": "+",
 }
 _WHOSE = {"Anna": "her", "Clara": "her", "Emma": "her", "Grace": "her"}  # the others' things are "his"
 _TRAIN, _HELD_OUT = 1200, 200
@@ -43,11 +44,11 @@ class WordProblems(Task):
         return [row(*pair) for pair in _told(_HELD_OUT, held_out=True)]
 
     def correct(self, said: str, right: str) -> bool:
-        """Whether both calculations end with the same number."""
-        return calculation.score(said, right)["answer"] == 1
+        """Whether a calculation holds and ends with the right number."""
+        return calculation.correct(said, right)
 
     def score(self, said: str, right: str) -> dict[str, float]:
-        """`form` 0.2 for a calculation, `answer` 1 for the right number."""
+        """`form` 0.2 for any calculation, `answer` 1 for a correct one."""
         return calculation.score(said, right)
 
 

@@ -21,7 +21,7 @@ from holdfast.encoding import encode_all
 from holdfast.examples import Example
 from holdfast.guard import Guard
 from holdfast.settings import sft_config
-from holdfast.step import SOURCES
+from holdfast.step import SOURCE_COLUMN, SOURCES
 from holdfast.testing.micro import adapter, nudged
 from holdfast.trainers import GuardedSFT
 
@@ -159,7 +159,7 @@ def _dataset(examples: Sequence[Example], tokenizer: Any) -> Dataset:
     columns = {
         "input_ids": [row.input_ids for row in encoded],
         "labels": [row.labels for row in encoded],
-        "source": [SOURCES.index(row.source) for row in encoded],
+        SOURCE_COLUMN: [SOURCES.index(row.source) for row in encoded],
     }
     return Dataset.from_dict(columns)
 
