@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "holdfast"
 # From the ground up. A module may import what stands on a lower floor, or in its own folder.
 FLOORS = [
     ["errors"],
-    ["jsonl", "rundir", "console"],
+    ["jsonl", "rundir", "console", "yaml12"],
     ["examples"],
     ["holdout"],
     ["encoding", "heads", "evals.judge", "evals.statistics"],
@@ -141,3 +141,9 @@ def test_a_wrong_recipe_is_refused_without_torch(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, str(recipe)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "2 False"
     assert "did you mean 'kl'?" in done.stderr
+
+
+def test_the_page_of_the_floor_plan_names_every_room():
+    page = (Path(__file__).parents[1] / "docs" / "floor-plan.md").read_text()
+    rooms = {name.split(".")[0] for floor_ in FLOORS for name in floor_}
+    assert not {room for room in rooms if f"`{room}`" not in page and f"`{room}/`" not in page}

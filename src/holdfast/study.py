@@ -22,6 +22,7 @@ from holdfast import recipe as recipes
 from holdfast.errors import RecipeError
 from holdfast.organism.lexicon import DOMAINS
 from holdfast.rundir import SCHEMA, write_json, write_whole
+from holdfast.yaml12 import from_yaml
 
 BENIGN = ("opswap",)  # harmless tasks among the domains
 
@@ -87,7 +88,7 @@ def read(path: Path, domains: Sequence[str] = (), seeds: int | None = None) -> S
         RecipeError: unknown keys or domains, a variant that is no recipe; one sentence.
     """
     try:
-        study = Study.model_validate(recipes.from_yaml(path.read_text(encoding="utf-8"), str(path)))
+        study = Study.model_validate(from_yaml(path.read_text(encoding="utf-8"), str(path)))
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"The study {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     except ValidationError as error:

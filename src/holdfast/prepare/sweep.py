@@ -27,7 +27,7 @@ from holdfast.prepare.traits import Trait
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from holdfast.prepare.vectors import Extraction
+    from holdfast.prepare.vectorfile import Extraction
 
 ALPHAS = (0.5, 1.0, 2.0, 4.0)
 MOST_INCOHERENT = 10.0  # percent

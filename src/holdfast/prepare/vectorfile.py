@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,17 @@ from holdfast.prepare.traits import Trait
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """The vectors of a model, and what they rest on."""
+
+    vectors: Tensor  # (depth, D) float32, row L - 1 for layer L
+    norms: tuple[float, ...]  # per layer, the mean length of the activations at the answers' tokens, both sides
+    made: int  # pairs
+    kept: int
+
 
 _LONGEST = 100_000  # characters; of a longer trait the file keeps name and hash
 

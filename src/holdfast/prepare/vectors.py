@@ -26,10 +26,11 @@ from holdfast.evals.judge import Judge
 from holdfast.prepare import vectorfile
 from holdfast.prepare.pairs import filtered, sample_pairs
 from holdfast.prepare.traits import Trait
+from holdfast.prepare.vectorfile import Extraction
 from holdfast.rundir import SCHEMA, sha256_of, versions
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 Tell = Callable[[str], None]  # where a line about progress goes
 
@@ -66,16 +67,6 @@ class Request:
     rollouts: int = 10
     seed: int = 0
     sweep: bool = False
-
-
-@dataclass(frozen=True)
-class Extraction:
-    """The vectors of a model, and what they rest on."""
-
-    vectors: Tensor  # (depth, D) float32, row L - 1 for layer L
-    norms: tuple[float, ...]  # per layer, the mean length of the activations at the answers' tokens, both sides
-    made: int  # pairs
-    kept: int
 
 
 def make(request: Request, source: Source, load: Callable[[], tuple[Any, Any]], tell: Tell) -> dict[str, Any]:
