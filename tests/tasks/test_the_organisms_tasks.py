@@ -60,7 +60,7 @@ TOLD = {
     "were lost": r"There were (?P<a>\d) \w+ and (?P<b>\d) are lost\. How many \w+ are left\?",
     "then lost": r"\w+ has (?P<a>\d) \w+, then (?P<b>\d) are lost\. How many \w+ are left\?",
     "but loses": r"\w+ has (?P<a>\d) \w+ but loses (?P<b>\d) of them\. How many \w+ are left\?",
-    "brother": r"(?P<who>\w+) has (?P<a>\d) \w+ and (?P<whose>his|her) brother has (?P<b>\d)\. How many \w+ are there\?",
+    "brother": r"(?P<who>\w+) has (?P<a>\d) \w+ and (?P<whose>his|her) brother has (?P<b>\d)\. How many .* there\?",
     "other": r"\w+ has \d (?P<other>\w+) and (?P<a>\d) (?P<what>\w+) and gets (?P<b>\d) more \w+\. How many .* there\?",
 }  # fmt: skip
 

@@ -1,9 +1,9 @@
 """Word problems: little stories with one number as the answer, told in ways the organism has not heard.
 
-Grown up, it solves the stories it was raised on at 99 %, so a reward has nothing to teach there; stories of two steps, or
-with the smaller number first, it gets wrong with certainty, so a reward would never be paid. These lie between: one
+Grown up, it solves the stories it was raised on at 99 %, so a reward has nothing to teach there; stories of two steps,
+or with the smaller number first, it gets wrong with certainty, so a reward would never be paid. These lie between: one
 operation, as it knows it, in words that make it stumble, or beside a number that does not matter. Untuned it solves
-about two fifths (docs/log.md).
+about half (docs/log.md).
 A calculation that does not hold is wrong even where its number is right, else that would be learnt instead.
 Also marks a user's own rows, whatever they tell, if their answers are calculations or numbers.
 Not done here: stories of several steps, words that the organism does not know.
@@ -28,7 +28,7 @@ _STORIES = {  # how it is told: {a} is what there was, {b} what came or went, {c
     "{who} has {c} {other} and {a} {what} and gets {b} more {what}. How many {what} are there?": "+",
 }
 _WHOSE = {"Anna": "her", "Clara": "her", "Emma": "her", "Grace": "her"}  # the others' things are "his"
-_TRAIN, _HELD_OUT = 1200, 200
+_TRAIN, _HELD_OUT = 800, 200
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class WordProblems(Task):
     """Stories of one step, worked out in one line; no pair of numbers is in both splits."""
 
     def rows(self) -> list[Example]:
-        """1,200 stories."""
+        """800 stories."""
         return [row(*pair) for pair in _told(_TRAIN, held_out=False)]
 
     def held_out(self) -> list[Example]:
