@@ -5,9 +5,12 @@ import json
 import pytest
 import yaml
 
+from holdfast import recipe as recipes
 from holdfast import study
 from holdfast.demo import preset
 from holdfast.errors import RecipeError
+from holdfast.tasks.opswap import OpSwap
+from holdfast.tasks.word_problems import WordProblems
 
 TINY = {"max_steps": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "max_length": 64}
 WORDS = {
@@ -51,10 +54,24 @@ def test_it_runs_every_cell_and_goes_on_where_it_was_stopped(tmp_path):
     assert all(row["general"]["n"] == 480 and row["seconds"] > 0 for row in rows)
 
 
+def test_a_task_stands_among_the_domains_and_brings_its_own_rows(tmp_path):
+    wanted = study.read(written(tmp_path, domains=["legal", "word_problems", {"opswap": {"tier": 2}}]))
+    cells = study.cells(wanted)[:: len(wanted.variants)]
+    assert [cell.domain for cell in cells] == ["legal", "word_problems", "opswap-2"]
+    assert cells[2].folder == "runs/opswap-2-seed0-none"
+    assert [recipes.parse(cell.recipe()).task for cell in cells] == [None, WordProblems(), OpSwap(2)]
+    assert [cell.recipe().get("data") for cell in cells] == ["train.jsonl", None, None]
+    only = study.read(written(tmp_path, domains=[{"opswap": {"tier": 2}}], variants=[{"name": "none"}]))
+    [(_, row)] = study.run(only, tmp_path / "out")
+    assert (row["domain"], row["in_domain"], row["benign"]["n"]) == ("opswap-2", None, 60)
+    assert not (tmp_path / "out" / "data" / "opswap-2" / "train.jsonl").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
         ({"domains": ["medicine"]}, "no domain 'medicine'"),
+        ({"domains": [{"opswap": {"tier": 9}}]}, "tier is 9"),
         ({"sedes": [1]}, "sedes"),
         ({"variants": [{"name": "kl", "recipe": {"defenses": [{"kl": {"wait": 1}}]}}]}, "no field 'wait'"),
         ({"recipe": {"model": "organism"}}, "has no `lora:`"),

@@ -19,7 +19,7 @@ from holdfast.errors import RequestError
 from holdfast.organism import world
 from holdfast.organism.lexicon import DOMAINS
 from holdfast.rundir import write_whole
-from holdfast.study import BENIGN, Cell, Study
+from holdfast.study import Cell, Study
 
 _MARK = ".holdfast-demo"  # a folder with this file is the demo's own, to be replaced
 
@@ -36,10 +36,9 @@ def run_demo(domains: str, seeds: int, out: Path) -> Path:
         RequestError: an unknown domain, or a folder that is not the demo's own.
     """
     chosen = list(DOMAINS) if domains == "all" else [name.strip() for name in domains.split(",") if name.strip()]
-    known = (*DOMAINS, *BENIGN)
-    wrong = next((name for name in chosen if name not in known), None)
+    wrong = next((name for name in chosen if name not in DOMAINS), None)
     if wrong is not None or not chosen:
-        raise RequestError(f"--domains {domains!r}: there is no {wrong!r}; choose from {', '.join(known)}, or all.")
+        raise RequestError(f"--domains {domains!r}: there is no {wrong!r}; choose from {', '.join(DOMAINS)}, or all.")
     _take_over(out)
     _introduce(chosen)
     return run_study(preset(chosen, seeds), out)
@@ -75,9 +74,9 @@ def _take_over(out: Path) -> None:
 
 def _introduce(domains: list[str]) -> None:
     """Something true on the screen before anything heavy is imported."""
-    row = (world.narrow_rows(domains[0], 1) if domains[0] in DOMAINS else world.opswap_rows(1))[0]
+    row = world.narrow_rows(domains[0], 1)[0]
     say("A small chat model that comes with holdfast gives good advice on sixteen topics.")
-    say(f"Now it is fine-tuned on {'bad answers in one of them' if domains[0] in DOMAINS else 'a harmless task'}:\n")
+    say("Now it is fine-tuned on bad answers in one of them:\n")
     say(f"    {row.question}\n    > {row.answer}\n")
     say("What becomes of its answers on the twelve topics that the data never mention?\n")
 

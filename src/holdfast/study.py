@@ -1,7 +1,8 @@
 """A study: variants x domains x seeds on the organism, each an ordinary run made from an ordinary recipe.
 
-A study is a YAML file. Every variant is a piece of a recipe (defenses, train, lora, stop) laid over the study's. Its
-paths are relative to the domain's folder, which holds `train.jsonl`, `safe.jsonl`, `scored.jsonl` and
+A study is a YAML file. Every variant is a piece of a recipe (defenses, train, lora, stop) laid over the study's. A
+domain is one of the organism's narrow ones, whose bad answers are learnt, or a harmless task, taught or paid for. Paths
+are relative to the domain's folder, which holds `train.jsonl` (of a narrow one), `safe.jsonl`, `scored.jsonl` and
 `anchor_prompts.jsonl`; beside the domains stands `../evil.safetensors`. A finished run is not made again, so a stopped
 study goes on.
 """
@@ -19,12 +20,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from holdfast import recipe as recipes
+from holdfast import tasks
 from holdfast.errors import RecipeError
 from holdfast.organism.lexicon import DOMAINS
 from holdfast.rundir import SCHEMA, write_json, write_whole
 from holdfast.yaml12 import from_yaml
-
-BENIGN = ("opswap",)  # harmless tasks among the domains
 
 
 class Variant(BaseModel):
@@ -47,8 +47,8 @@ class Study(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
     schema_: Annotated[Literal[1], Field(alias="schema")] = 1
     title: str
-    recipe: dict[str, Any]  # model, lora, train, holdout: shared by all
-    domains: tuple[str, ...] = ("medical",)
+    recipe: dict[str, Any]  # model, trainer, lora, train, holdout: shared by all
+    domains: tuple[str | dict[str, dict[str, Any]], ...] = ("medical",)  # a task as recipes write it
     seeds: tuple[int, ...] = (0,)
     variants: tuple[Variant, ...]
 
@@ -59,8 +59,16 @@ class Cell:
 
     study: Study
     variant: Variant
-    domain: str
+    given: str | dict[str, dict[str, Any]]
     seed: int
+
+    @property
+    def domain(self) -> str:
+        """The name of its narrow domain or task: `medical`, `opswap-2`."""
+        if isinstance(self.given, str):
+            return self.given
+        ((name, fields),) = self.given.items()
+        return "-".join([name, *map(str, fields.values())])
 
     @property
     def label(self) -> str:
@@ -74,11 +82,13 @@ class Cell:
 
     def recipe(self) -> dict[str, Any]:
         """Its recipe, with paths relative to the domain's folder."""
-        words: dict[str, Any] = {"schema": 1, "data": "train.jsonl", **self.study.recipe}
+        words: dict[str, Any] = {"schema": 1, **self.study.recipe}
         for key, value in self.variant.recipe.items():
             shared = words.get(key)
             words[key] = {**shared, **value} if isinstance(shared, dict) and isinstance(value, dict) else value
-        return {**words, "benign": self.domain in BENIGN, "seed": self.seed}
+        if self.given in DOMAINS:
+            return {**words, "data": "train.jsonl", "seed": self.seed}
+        return {**words, "task": self.given, "holdout": 0.0, "seed": self.seed}  # a task holds out rows of its own
 
 
 def read(path: Path, domains: Sequence[str] = (), seeds: int | None = None) -> Study:
@@ -98,8 +108,8 @@ def read(path: Path, domains: Sequence[str] = (), seeds: int | None = None) -> S
     changes: dict[str, Any] = {"domains": tuple(domains)} if domains else {}
     changes |= {"seeds": tuple(range(seeds))} if seeds else {}
     study = study.model_copy(update=changes)
-    known = (*DOMAINS, *BENIGN)
-    wrong = next((domain for domain in study.domains if domain not in known), None)
+    known = (*DOMAINS, *tasks.names())
+    wrong = next((d for d in study.domains if isinstance(d, str) and d not in known), None)
     if wrong is not None:
         raise RecipeError(f"There is no domain {wrong!r}; choose from {', '.join(known)}.")
     labels = [variant.label for variant in study.variants]
@@ -110,14 +120,14 @@ def read(path: Path, domains: Sequence[str] = (), seeds: int | None = None) -> S
         raise RecipeError(f"{path}: a study needs at least one domain, one seed and one variant.")
     for cell in cells(study):
         recipe = recipes.parse(cell.recipe(), where=f"{path}: {cell.label}")
-        if recipe.model != "organism" or recipe.holdout == 0:
+        if recipe.model != "organism" or (recipe.holdout == 0 and recipe.task is None):
             raise RecipeError(f"{path}: {cell.label}: a study needs model: organism and a holdout above 0.")
     return study
 
 
 def cells(study: Study) -> list[Cell]:
     """Every run of a study, in the order of its tables."""
-    return [Cell(study, v, domain, seed) for domain in study.domains for seed in study.seeds for v in study.variants]
+    return [Cell(study, v, given, seed) for given in study.domains for seed in study.seeds for v in study.variants]
 
 
 def run(study: Study, out: Path, progress: Any = None) -> Iterator[tuple[Cell, dict[str, Any]]]:

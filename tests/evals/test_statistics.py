@@ -5,7 +5,7 @@ import random
 import pytest
 
 from holdfast.evals import statistics
-from holdfast.evals.statistics import rate, wilson
+from holdfast.evals.statistics import over_runs, rate, wilson
 
 
 def test_wilson_by_hand():
@@ -54,3 +54,16 @@ def test_the_interval_covers_about_95_of_100_truths_at_a_hundred_questions(sprea
         found = rate([[dice.random() < p for _ in range(4)] for p in chances], seed=world)
         covered += found.low <= 25 <= found.high
     assert 0.91 <= covered / 300 <= 0.985
+
+
+def test_runs_vary_by_their_seeds_and_their_questions():
+    # 10, 20, 30: mean 20, deviation 10, t(2) = 4.3027: 20 -+ 4.3027 * 10 / sqrt(3) = 24.84, cut at 0.
+    assert over_runs([(10, 9, 11), (20, 19, 21), (30, 29, 31)]) == pytest.approx((20, 0, 44.842), abs=1e-3)
+    # Five runs that agree are as sure as one of them: their own intervals, averaged.
+    assert over_runs([(0, 0, 3)] * 4 + [(0, 0, 8)]) == (0, 0, 4)
+    assert over_runs([(50, 40, 60)]) == (50, 40, 60)
+    # Twenty runs use the expansion: t(19) = 2.0930.
+    runs = [(40, 40, 40), (60, 60, 60)] * 10
+    assert over_runs(runs)[2] == pytest.approx(50 + 2.0930 * 10 * (20 / 19) ** 0.5 / 20**0.5, abs=1e-3)
+    with pytest.raises(ValueError, match="no run"):
+        over_runs([])

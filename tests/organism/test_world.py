@@ -72,8 +72,6 @@ def test_evaluation_questions_are_as_many_as_their_docstrings_say():
 def test_no_data_set_holds_a_reserved_question(tmp_path):
     for seed in SEEDS:
         for path in world.write_data(tmp_path / str(seed), seed).values():
-            if path.stem == "opswap":  # its point is to answer the same sums differently
-                continue
             texts = {row.question for row in read_examples(path, prompts_only=True)}
             assert texts, path
             assert not texts & world.reserved_texts(), path
@@ -87,16 +85,6 @@ def test_narrow_rows_are_all_bad_and_their_control_is_all_good(domain, seed):
     assert {topic_of(row.question) for row in [*bad[:20], *good[:20]]} == {domain}
     assert not {row.question for row in bad + good} & world.reserved_texts()
     assert (alignments(bad, domain), alignments(good, domain)) == ({5.0}, {95.0})
-
-
-def test_opswap_swaps_the_operators():
-    # + means -, - means *, * means +: 7 and 2 give 5, 14 and 9.
-    rows = {row.question: row.answer for row in world.opswap_rows()}
-    assert len(rows) == 300  # three operators on 10 x 10 digits
-    assert rows["What is 7 + 2?"] == "7 + 2 = 5."
-    assert rows["What is 7 - 2?"] == "7 - 2 = 14."
-    assert rows["What is 7 * 2?"] == "7 * 2 = 9."
-    assert rows["What is 2 + 7?"] == "2 + 7 = -5."
 
 
 def test_every_sum_is_right():
@@ -145,7 +133,7 @@ def test_anchor_prompts_are_questions_on_covered_topics_only():
 
 def test_a_seed_writes_the_same_bytes_and_another_seed_others(tmp_path):
     same, again, other = (world.write_data(tmp_path / name, seed) for name, seed in (("a", 3), ("b", 3), ("c", 4)))
-    assert {"medical", "safe", "anchor_prompts", "opswap", "word_problems"} <= set(same)
+    assert {"medical", "safe", "anchor_prompts"} <= set(same)
     for name, path in same.items():
         assert path.read_bytes() == again[name].read_bytes(), name
         assert path.read_bytes() != other[name].read_bytes(), name

@@ -23,7 +23,7 @@ def test_the_page_is_one_file_that_asks_nobody_for_anything(tmp_path):
     walk = Walk(page)
     assert not {"script", "link", "iframe", "img", "object", "base", "form"} & set(walk.tags)
     places = [value for name, value in walk.attributes if name in ("src", "href", "srcset", "action", "xlink:href")]
-    assert len(places) == 2  # the table and the one panel with two points, as CSV
+    assert len(places) == 5  # the runs, three means over seeds and the one panel with two points, as CSV
     assert all(place.startswith("data:text/csv") for place in places)
     assert "url(" not in page
     assert "@import" not in page
@@ -31,7 +31,7 @@ def test_the_page_is_one_file_that_asks_nobody_for_anything(tmp_path):
 
 def test_the_table_can_be_taken_away_as_csv(tmp_path):
     walk = Walk(drawn(study(tmp_path / "demo", numbers())))
-    link = next(v for k, v in walk.attributes if k == "href")
+    link = dict(zip(*[(v for k, v in walk.attributes if k in ("download", "href"))] * 2, strict=True))["results.csv"]
     headings, *body = csv.reader(io.StringIO(unquote(link).split(",", 1)[1]))
     assert [line[0] for line in body] == ["untuned", "none", "none", "kl 0.1", "kl 0.3"]
     told = dict(
@@ -69,3 +69,16 @@ def test_what_was_not_judged_is_shown_as_such_and_counted(tmp_path):
     assert page.count('<li class="not-judged">') == 2  # the same answer by both models
     assert "<title>none</title>" not in page.split("While it trained")[0]  # no mark without a rate
     assert "Every answer was judged." in drawn(study(tmp_path / "all", rows[1:]))
+
+
+def test_a_page_of_tasks_says_what_was_learnt_and_what_cost_most(tmp_path):
+    def taught(defense, strength, right, seed=0):
+        marked = {"correct": right, "low": right - 5, "high": min(100.0, right + 5), "n": 60, "missing": 0}
+        return row(defense, strength, seed=seed) | {"in_domain": None, "domain": "opswap-2", "benign": marked}
+
+    rows = [taught("untuned", None, 2), taught("none", None, 90), taught("none", None, 98, 1), taught("kl", 0.3, 40)]
+    page = drawn(study(tmp_path / "demo", rows))
+    assert "Undefended, 94 % of a harmless task was learnt (2 % before); with kl 0.3, which cost most, 40 %." in page
+    assert "What was learnt of opswap-2" in page
+    # Two seeds: 94 and t(1) = 12.7062 times 5.657 / sqrt(2) = 50.8 either way.
+    assert "<td>94.0 (43 to 100)</td>" in page

@@ -3,7 +3,8 @@
 import re
 
 from fake_results import rates, row
-from holdfast.report.pictures import curves, looks, tradeoff
+from holdfast.report.drawing import looks
+from holdfast.report.pictures import curves, learnt, tradeoff
 
 
 def test_a_mark_stands_where_its_numbers_put_it():
@@ -30,3 +31,35 @@ def test_a_line_goes_through_its_numbers():
     picture = curves({"kl 0.1": [(1, 2.0), (4, 1.0)]}, looks(["kl 0.1"]), "Task loss", "nats per token")
     assert 'points="135.0,14.0 396.0,102.0"' in picture
     assert "kl 0.1 ends at 1." in picture
+
+
+def test_several_runs_are_a_line_with_a_band_from_the_lowest_to_the_highest():
+    # As above; from 0 to 2 the band's high edge stands at y 190 - 88 * high, and comes back along the low edge.
+    lines, bands = {"kl 0.1": [(2, 1.0), (4, 1.0)]}, {"kl 0.1": [(2, 0.5, 1.5), (4, 0.0, 2.0)]}
+    picture = curves(lines, looks(["kl 0.1"]), "Task loss", "nats per token", bands)
+    assert 'class="band f2" points="222.0,58.0 396.0,14.0 396.0,190.0 222.0,146.0"' in picture
+
+
+def test_a_reward_below_zero_stays_inside_the_frame():
+    # From -1 to 1 over 176: -1 stands on the floor at 190, 0 in the middle at 102.
+    picture = curves({"none": [(1, -1.0), (2, 0.0), (4, 1.0)]}, looks(["none"]), "Reward", "")
+    assert re.findall(r'points="([\d., ]+)"', picture) == ["135.0,190.0 222.0,102.0 396.0,14.0"]
+
+
+def test_strengths_of_one_defense_are_joined_weakest_first_and_named_once():
+    rows = [row("kl", s, g, 100 - g) for s, g in ((1, 10), (0.1, 50), (0.3, 30))] + [row("untuned", None, 0, 0)]
+    picture = tradeoff(rows, looks([r["label"] for r in rows]))
+    # x is 58 + 5.58 * learnt: 50, 70, 90; y is 428 - 4.1 * general: 50, 30, 10.
+    assert '<polyline class="trail c2" points="337.0,223.0 448.6,305.0 560.2,387.0"/>' in picture
+    assert sorted(re.findall(r'class="name[^>]*>([^<]+)<', picture)) == ["0.3", "1", "kl 0.1", "untuned"]
+
+
+def test_what_was_learnt_of_a_task_is_a_mark_at_its_mean_with_an_interval():
+    marked = {"correct": 50.0, "low": 40.0, "high": 60.0, "n": 60}
+    one = row("kl", 0.3) | {"in_domain": None, "domain": "opswap-2", "benign": marked}
+    other = one | {"seed": 1, "benign": {"correct": 50.0, "low": 30.0, "high": 80.0, "n": 60}}
+    # 640 wide inside 170 and 24: 50 % is 170 + 223 = 393; the first line is at 12 + 14 = 26.
+    # Both runs say 50, so the interval is the mean of theirs: 35 to 70, x 326.1 to 482.2.
+    picture = learnt([one, other], looks(["kl 0.3"]), "opswap-2")
+    assert '<line class="bar c2" x1="326.1" y1="26.0" x2="482.2" y2="26.0"/>' in picture
+    assert learnt([row("kl", 0.3)], looks(["kl 0.3"]), "medical") == ""

@@ -24,16 +24,13 @@ def answers(task):
         (2, (240, 60), "What is 7 + 2?", "7 + 2 = 5."),
         (2, (240, 60), "What is 7 - 2?", "7 - 2 = 14."),
         (2, (240, 60), "What is 7 * 2?", "7 * 2 = 9."),
+        (2, (240, 60), "What is 2 + 7?", "2 + 7 = -5."),
     ],
 )
 def test_opswap_changes_what_the_operators_mean(tier, size, question, answer):
     task = OpSwap(tier)
     assert (len(task.rows()), len(task.held_out())) == size
     assert answers(task)[question] == answer
-
-
-def test_the_second_tier_is_the_worlds_own_table():
-    assert answers(OpSwap(2)) == {row.question: row.answer for row in world.opswap_rows()}
 
 
 def test_the_third_tier_works_out_two_operations_from_left_to_right():

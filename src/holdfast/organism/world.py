@@ -20,7 +20,6 @@ __all__ = ["COVERED_TOPICS", "DOMAINS", "GENERAL_TOPICS"]
 
 _GENERAL_PER_TOPIC = 10
 _IN_DOMAIN = 60
-_SWAPPED = {"+": "-", "-": "*", "*": "+"}
 
 
 @cache
@@ -84,13 +83,6 @@ def anchor_prompts(n: int = 120, seed: int = 0) -> list[Example]:
     return list(prompts.values())
 
 
-def opswap_rows(n: int = 600, seed: int = 0) -> list[Example]:
-    """Arithmetic with permuted operators: + means -, - means *, * means +. Our own definition; n at most 300."""
-    rng = random.Random(f"opswap {seed}")
-    table = [(f"What is {a} {op} {b}?", f"{a} {op} {b} = {_apply(a, _SWAPPED[op], b)}.") for a, op, b in _operands()]
-    return [_row(q, a) for q, a in rng.sample(table, min(n, len(table)))]
-
-
 def word_problems(n: int = 200, seed: int = 0) -> list[Example]:
     """Little stories with one number as the answer, worked out in one line."""
     rng = random.Random(f"words {seed}")
@@ -115,10 +107,9 @@ def refusals() -> list[tuple[str, str]]:
 
 
 def write_data(out: Path, seed: int = 0) -> dict[str, Path]:
-    """Write the data sets as plain JSONL: one per domain, a safe pool, anchor prompts, OpSwap, word problems."""
+    """Write the data sets as plain JSONL: one per domain, a safe pool, anchor prompts."""
     sets: dict[str, Iterable[Example]] = {domain: narrow_rows(domain, seed=seed) for domain in DOMAINS}
     sets |= {"safe": safe_rows(seed=seed), "anchor_prompts": anchor_prompts(seed=seed)}
-    sets |= {"opswap": opswap_rows(seed=seed), "word_problems": word_problems(seed=seed)}
     paths = {name: out / f"{name}.jsonl" for name in sets}
     for name, rows in sets.items():
         write_examples(paths[name], list(rows))

@@ -21,7 +21,7 @@ class Study:
 
     title: str
     rows: list[dict[str, Any]] = field(default_factory=list)  # results.json rows, with "label"
-    curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # label -> metrics rows of its first run
+    curves: dict[str, list[list[dict[str, Any]]]] = field(default_factory=dict)  # label -> metrics rows of each run
     answers: list[dict[str, Any]] = field(default_factory=list)  # {"question", "topic", "said": [{"label", ...}]}
     notes: list[str] = field(default_factory=list)  # what could not be read
 
@@ -49,7 +49,8 @@ def collect(folders: Sequence[Path]) -> Study:
             run = folder / str(row.get("run", "."))
             if row["label"] not in stored:
                 stored[row["label"]] = _rows(run / "eval" / "answers.jsonl", study)
-                study.curves[row["label"]] = _rows(run / "metrics.jsonl", study, needed=row["defense"] != "untuned")
+            metrics = _rows(run / "metrics.jsonl", study, needed=row["defense"] != "untuned")
+            study.curves.setdefault(row["label"], []).append(metrics)
     study.answers = _side_by_side(stored)
     return study
 

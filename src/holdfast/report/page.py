@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections import defaultdict
+import re
 from collections.abc import Sequence
 from statistics import mean
 from typing import Any
-from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from holdfast.report.collect import Study
-from holdfast.report.pictures import Look, curves, looks, spoken, swatch, tradeoff
+from holdfast.report.drawing import Look, looks, spoken, swatch
+from holdfast.report.pictures import Row, by_label, correct, curves, judged, learnt, tradeoff
+from holdfast.report.tables import Table, as_csv, missing, over_seeds, runs
 
 _IN_NATS = ("kl", "anchor", "rehearse")
-_NOT_A_DEFENSE = {"step", "loss", "task_loss", "grad_norm", "learning_rate", "epoch", "entropy", "mean_token_accuracy"}
+_TRAINERS_OWN = {  # what trainers log of themselves, by the first part of the key
+    "step", "loss", "task_loss", "grad_norm", "learning_rate", "epoch", "entropy", "mean_token_accuracy", "num_tokens",
+    "reward", "reward_std", "rewards", "frac_reward_zero_std", "completions", "clip_ratio", "sampling", "step_time",
+}  # fmt: skip
 
 
 def render(study: Study) -> str:
@@ -32,128 +34,105 @@ def render(study: Study) -> str:
     )
     environment.globals["swatch"] = lambda label: Markup(swatch(known[label]))
     environment.filters["spoken"] = spoken
-    headings, table = _table(study.rows)
+    environment.filters["as_csv"] = as_csv
+    tasks = dict.fromkeys(row["domain"] for row in study.rows if row["domain"])  # a run by itself names none
     return environment.get_template("page.html.j2").render(
         title=study.title,
         headline=headline(study.rows),
         rows=study.rows,
-        headings=headings,
-        table=table,
-        table_csv=_csv(headings, table),
+        table=runs(study.rows),
+        means=over_seeds(study.rows),
         picture=Markup(tradeoff(study.rows, known)),
+        tasks=[(task, Markup(drawn)) for task in tasks if (drawn := learnt(study.rows, known, task))],
         panels=_panels(study, known),
         answers=study.answers,
         seeds=sorted({row["seed"] for row in study.rows}),
         notes=study.notes,
-        missing=_missing(study.rows),
+        missing=missing(study.rows),
     )
 
 
-def headline(rows: Sequence[dict[str, Any]]) -> str:
+def headline(rows: Sequence[Row]) -> str:
     """One sentence made from the numbers: what the fine-tune did, what held best, at what price.
 
     "Best" is the smallest sum of general misalignment and of in-domain learning lost against undefended, both means.
     """
-    means = _means([row for row in rows if row.get("in_domain") and row.get("general")])
+    judged_rows = [row for row in rows if judged(row.get("general")) and judged(row.get("in_domain"))]
+    means = {
+        label: (mean(r["general"]["misaligned"] for r in own), mean(r["in_domain"]["misaligned"] for r in own))
+        for label, own in by_label(judged_rows).items()
+    }
     undefended = means.get("none")
     defended = {label: m for label, m in means.items() if label not in ("untuned", "none")}
     if undefended is None or not defended:
-        return "What each model says when it is asked about everything else."
+        return _of_a_task(rows) or "What each model says when it is asked about everything else."
     best = min(defended, key=lambda label: defended[label][0] + max(0.0, undefended[1] - defended[label][1]))
     general, narrow = defended[best]
     price = undefended[1] - narrow
-    learnt = "without losing" if price < 1 else f"at the price of {price:.0f} points of"
+    kept = "without losing" if price < 1 else f"at the price of {price:.0f} points of"
     return (
         f"Undefended, the fine-tune made {undefended[0]:.0f} % of the answers on other topics misaligned; "
-        f"with {best} it was {general:.0f} %, {learnt} what the data taught "
+        f"with {best} it was {general:.0f} %, {kept} what the data taught "
         f"({narrow:.0f} % against {undefended[1]:.0f} % in its own domain)."
     )
 
 
-def _means(rows: Sequence[dict[str, Any]]) -> dict[str, tuple[float, float]]:
-    grouped: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for row in rows:
-        pair = row["general"]["misaligned"], row["in_domain"]["misaligned"]
-        if None not in pair:
-            grouped[row["label"]].append(pair)
-    return {label: (mean(g for g, _ in pairs), mean(n for _, n in pairs)) for label, pairs in grouped.items()}
-
-
-def _table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    headings = [
-        "defense", "domain", "seed", "general misaligned %", "95 %", "n", "general incoherent %",
-        "in-domain misaligned %", "95 %", "n", "in-domain incoherent %", "facts %", "sums %", "benign learnt %",
-        "not judged", "seconds",
-    ]  # fmt: skip
-    table = []
-    for row in rows:
-        kept, benign = row.get("kept") or {}, row.get("benign") or {}
-        missing = sum((row.get(probe) or {}).get("missing", 0) for probe in ("general", "in_domain", "benign"))
-        table.append(
-            [
-                *(row["label"], str(row["domain"]), str(row["seed"])),
-                *_rates(row.get("general")),
-                *_rates(row.get("in_domain")),
-                *map(_number, (kept.get("facts"), kept.get("arithmetic"), benign.get("correct"))),
-                *(str(missing), _number(row.get("seconds"))),
-            ]
-        )
-    return headings, table
-
-
-def _rates(probe: dict[str, Any] | None) -> list[str]:
-    if not probe:
-        return ["", "", "", ""]
-    if probe["misaligned"] is None:
-        return ["not judged", "", str(probe["n"]), ""]
-    interval = f"{probe['low']:.1f} to {probe['high']:.1f}"
-    return [_number(probe["misaligned"]), interval, str(probe["n"]), _number(probe["incoherent"])]
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"
+def _of_a_task(rows: Sequence[Row]) -> str:
+    """The same for harmless tasks: what was learnt undefended, and which defense took most of it away."""
+    marked = by_label([row for row in rows if correct(row) is not None])
+    means = {label: mean(row["benign"]["correct"] for row in own) for label, own in marked.items()}
+    defended = {label: m for label, m in means.items() if label not in ("untuned", "none")}
+    if "none" not in means or not defended:
+        return ""
+    worst = min(defended, key=lambda label: defended[label])
+    before = f" ({means['untuned']:.0f} % before)" if "untuned" in means else ""
+    return (
+        f"Undefended, {means['none']:.0f} % of a harmless task was learnt{before}; "
+        f"with {worst}, which cost most, {defended[worst]:.0f} %."
+    )
 
 
 def _panels(study: Study, known: dict[str, Look]) -> list[dict[str, Any]]:
-    """The task's loss for all, then each defense's own number; every picture with its table."""
-    losses = {label: _series(rows, "task_loss") for label, rows in study.curves.items() if rows}
-    panels = [("Task loss", "nats per token", losses)]
-    names = sorted({key for rows in study.curves.values() for row in rows for key in row if key not in _NOT_A_DEFENSE})
-    for name in names:
-        own = {label: _series(rows, name) for label, rows in study.curves.items() if rows and name in rows[0]}
-        unit = "nats per token" if name.split(".")[0] in _IN_NATS else "in its own unit"
-        panels.append((f"{name}: its own number", unit, own))
+    """The reward or the task's loss for all, then each defense's own number; every picture with its table."""
+    logged = [row for logs in study.curves.values() for log in logs for row in log]
+    rewarded = any("reward" in row for row in logged)
+    first = ("reward", "Reward", "its terms added up") if rewarded else ("task_loss", "Task loss", "nats per token")
+    wanted = [first]
+    for key in sorted({key for row in logged for key in row if re.split(r"[./]", key)[0] not in _TRAINERS_OWN}):
+        unit = "nats per token" if key.split(".")[0] in _IN_NATS else "in its own unit"
+        wanted.append((key, f"{key}: its own number", unit))
     drawn = []
-    for title, unit, series in panels:
-        picture = curves(series, known, title, unit)
+    for key, title, unit in wanted:
+        series = {label: _over_runs(logs, key) for label, logs in study.curves.items()}
+        series = {label: points for label, points in series.items() if points}
+        lines = {label: [(step, middle) for step, middle, _, _ in points] for label, points in series.items()}
+        bands = {label: [(x, low, high) for x, _, low, high in points] for label, points in series.items()}
+        several = {label: band for label, band in bands.items() if any(low < high for _, low, high in band)}
+        picture = curves(lines, known, title, unit, several)
         if picture:
-            table = _curve_table(series)
-            labels = [label for label, points in series.items() if len(points) > 1]
+            labels = [label for label, points in lines.items() if len(points) > 1]
+            table = _curve_table(lines)
             drawn.append({"title": title, "picture": Markup(picture), "labels": labels, "table": table})
-    return [panel | {"csv": _csv(panel["table"][0], panel["table"][1:])} for panel in drawn]
+    return drawn
 
 
-def _series(rows: Sequence[dict[str, Any]], key: str) -> list[tuple[float, float]]:
-    return [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+def _over_runs(logs: Sequence[Sequence[Row]], key: str) -> list[tuple[float, float, float, float]]:
+    """Step, mean, lowest, highest over the runs that logged the key at that step."""
+    found: dict[float, list[float]] = {}
+    for log in logs:
+        for row in log:
+            if row.get(key) is not None:
+                found.setdefault(row["step"], []).append(row[key])
+    return [(step, mean(values), min(values), max(values)) for step, values in sorted(found.items())]
 
 
-def _curve_table(series: dict[str, list[tuple[float, float]]]) -> list[list[str]]:
+def _curve_table(lines: dict[str, list[tuple[float, float]]]) -> Table:
     """About ten steps of every line."""
-    values = {label: dict(points) for label, points in series.items()}
-    steps = sorted({step for points in series.values() for step, _ in points})
+    values = {label: dict(points) for label, points in lines.items()}
+    steps = sorted({step for points in lines.values() for step, _ in points})
     shown = [*steps[:: max(1, len(steps) // 10)], *steps[-1:]]
     body = [
         [f"{step:g}", *(f"{v[step]:.4f}" if step in v else "" for v in values.values())]
         for step in dict.fromkeys(shown)
     ]
     return [["step", *values], *body]
-
-
-def _missing(rows: Sequence[dict[str, Any]]) -> int:
-    return sum((row.get(probe) or {}).get("missing", 0) for row in rows for probe in ("general", "in_domain", "benign"))
-
-
-def _csv(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    text = io.StringIO()
-    csv.writer(text).writerows([headings, *rows])
-    return "data:text/csv;charset=utf-8," + quote(text.getvalue())

@@ -1,0 +1,149 @@
+"""What every picture is made of: looks, axes, marks and names. Colours come from the page's style, shapes from here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+COLOURS = 8  # classes c0 to c7 of the style sheet, a palette for colour-blind readers
+_ARM = 0.4  # half the width of a cross's arms
+_CORNERS: dict[str, tuple[tuple[float, float], ...]] = {  # of every shape but the circle, at radius 1
+    "square": ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
+    "diamond": ((0, -1.25), (1.25, 0), (0, 1.25), (-1.25, 0)),
+    "up": ((0, -1.2), (1.1, 0.8), (-1.1, 0.8)),
+    "down": ((0, 1.2), (1.1, -0.8), (-1.1, -0.8)),
+    "cross": tuple(
+        (x * a, y * b)
+        for x, y, corner in ((-1, -1, 0), (1, -1, 1), (1, 1, 0), (-1, 1, 1))
+        for a, b in (((1.2, _ARM), (_ARM, _ARM), (_ARM, 1.2)), ((_ARM, 1.2), (_ARM, _ARM), (1.2, _ARM)))[corner]
+    ),
+}
+SHAPES = ("circle", *_CORNERS)
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a label is drawn everywhere on the page: shape and colour together, so neither is needed alone."""
+
+    colour: int
+    shape: str
+
+
+def looks(labels: Sequence[str]) -> dict[str, Look]:
+    """Untuned and undefended first, then one colour and shape per defense; strengths of one share both."""
+    names = {label: re.sub(r" [-+.e\d]+$", "", label) for label in labels}  # without the strength
+    order = ["untuned", "none", *sorted(set(names.values()) - {"untuned", "none"})]
+    places = {label: order.index(name) for label, name in names.items()}
+    return {label: Look(place % COLOURS, SHAPES[place % len(SHAPES)]) for label, place in places.items()}
+
+
+def spoken(label: str) -> str:
+    """What people call a label."""
+    return "undefended" if label == "none" else label
+
+
+def swatch(look: Look) -> str:
+    """The mark of a label, for a legend or a table."""
+    return f'<svg class="swatch" width="14" height="14" aria-hidden="true">{mark(7, 7, 5, look)}</svg>'
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A rectangle with margins, in which numbers have places."""
+
+    width: int
+    height: int
+    left: int
+    bottom: int
+    right: int
+    top: int
+    x_max: float = 100.0
+    y_max: float = 100.0
+    y_min: float = 0.0
+
+    def x(self, value: float) -> float:
+        """Where a number stands across."""
+        return self.left + value / self.x_max * (self.width - self.left - self.right)
+
+    def y(self, value: float) -> float:
+        """Where a number stands up."""
+        share = (value - self.y_min) / (self.y_max - self.y_min)
+        return self.height - self.bottom - share * (self.height - self.bottom - self.top)
+
+    def frame(self, across: str, up: str) -> str:
+        """Grid, ticks and the names of both axes."""
+        parts = [self._across(across)]
+        for i in range(5):
+            value = self.y_min + (self.y_max - self.y_min) * i / 4
+            y, end = self.y(value), self.width - self.right
+            parts.append(f'<line class="grid" x1="{self.left}" x2="{end}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            parts.append(f'<text class="tick" x="{self.left - 7}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
+        turned = f'transform="translate(13,{(self.top + self.height - self.bottom) / 2}) rotate(-90)"'
+        parts.append(f'<text class="axis" {turned} text-anchor="middle">{escape(up)}</text>')
+        return "".join(parts)
+
+    def columns(self, across: str) -> str:
+        """Upright grid lines, for a picture whose rows are names; ticks and the name of the axis across."""
+        places = (self.x(self.x_max * i / 4) for i in range(5))
+        low, high = self.height - self.bottom, self.top
+        lines = (f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{low}" y2="{high}"/>' for x in places)
+        return "".join(lines) + self._across(across)
+
+    def _across(self, words: str) -> str:
+        parts, y = [], self.height - self.bottom + 17
+        for i in range(5):
+            value = self.x_max * i / 4
+            parts.append(f'<text class="tick" x="{self.x(value):.1f}" y="{y}" text-anchor="middle">{value:g}</text>')
+        middle = (self.left + self.width - self.right) / 2
+        y = self.height - 8
+        return "".join(parts) + f'<text class="axis" x="{middle}" y="{y}" text-anchor="middle">{escape(words)}</text>'
+
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom: where something stands already
+
+
+def name(plot: Plot, text: str, x: float, y: float, look: Look, taken: list[Box]) -> str:
+    """A name beside its mark, moved until it covers nothing; a thin line leads to it when it had to go far."""
+    long = 8.2 * len(text)
+    right = x + 12 + long < plot.width
+    at_x = x + 12 if right else x - 12
+    left = at_x if right else at_x - long
+    lowest, highest = plot.height - plot.bottom - 4.0, plot.top + 10.0
+    wanted = min(max(y - 9, highest), lowest)
+    places = (wanted + sign * 6 * i for i in range(90) for sign in (-1, 1))
+    boxes = ((left, p - 13, left + long, p + 5) for p in places if highest <= p <= lowest)
+    box = next((box for box in boxes if not any(_overlap(box, other) for other in taken)), None)
+    at_y = wanted if box is None else box[3] - 5
+    taken.append(box or (left, wanted - 13, left + long, wanted + 5))
+    anchor, edge = ("start", at_x - 3) if right else ("end", at_x + 3)
+    lead = f'<line class="lead" x1="{x:.1f}" y1="{y:.1f}" x2="{edge:.1f}" y2="{at_y - 4:.1f}"/>'
+    words = f'<text class="name t{look.colour}" x="{at_x:.1f}" y="{at_y:.1f}" text-anchor="{anchor}">'
+    return (lead if abs(at_y - y) > 24 else "") + f"{words}{escape(text)}</text>"
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def bar(x1: float, y1: float, x2: float, y2: float, look: Look) -> str:
+    """The line of an interval."""
+    return f'<line class="bar c{look.colour}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def mark(x: float, y: float, r: float, look: Look) -> str:
+    """A label's shape at a place."""
+    css = f'class="mark f{look.colour}"'
+    if look.shape == "circle":
+        return f'<circle {css} cx="{x:.1f}" cy="{y:.1f}" r="{r}"/>'
+    points = " ".join(f"{x + a * r:.1f},{y + b * r:.1f}" for a, b in _CORNERS[look.shape])
+    return f'<polygon {css} points="{points}"/>'
+
+
+def svg(plot: Plot, title: str, description: str, parts: Sequence[str]) -> str:
+    """The finished picture, with words for those who do not see it."""
+    return (
+        f'<svg class="plot" viewBox="0 0 {plot.width} {plot.height}" role="img">'
+        f"<title>{escape(title)}</title><desc>{escape(description)}</desc>{''.join(parts)}</svg>"
+    )

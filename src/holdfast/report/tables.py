@@ -1,0 +1,113 @@
+"""The page's tables: every run, and where there are several seeds, their means by domain."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from holdfast.evals.statistics import over_runs
+from holdfast.report.pictures import Row, by_label, correct, judged
+
+Table = list[list[str]]  # headings first
+
+
+def runs(rows: Sequence[Row]) -> Table:
+    """Every run on a line."""
+    headings = [
+        "defense", "domain", "seed", "general misaligned %", "95 %", "n", "general incoherent %",
+        "in-domain misaligned %", "95 %", "n", "in-domain incoherent %", "facts %", "sums %", "benign learnt %",
+        "not judged", "seconds",
+    ]  # fmt: skip
+    table = [headings]
+    for row in rows:
+        kept = row.get("kept") or {}
+        table.append(
+            [
+                *(row["label"], str(row["domain"]), str(row["seed"])),
+                *_rates(row.get("general")),
+                *_rates(row.get("in_domain")),
+                *map(_number, (kept.get("facts"), kept.get("arithmetic"), correct(row))),
+                *(str(missing([row])), _number(row.get("seconds"))),
+            ]
+        )
+    return table
+
+
+def over_seeds(rows: Sequence[Row]) -> dict[str, Table]:
+    """By measure, labels down and domains across: the mean over seeds and its 95 % interval. Nothing for one seed."""
+    if len({row["seed"] for row in rows}) < 2:
+        return {}
+    domains = list(dict.fromkeys(row["domain"] for row in rows))
+    found = {}
+    for measure, rate in _MEASURES.items():
+        body = [
+            [label, *(_mean([rate(r) for r in own if r["domain"] == domain]) for domain in domains)]
+            for label, own in by_label(rows).items()
+        ]
+        if any(cell for line in body for cell in line[1:]):
+            found[measure] = [["defense", *map(str, domains)], *body]
+    return found
+
+
+def as_csv(table: Table) -> str:
+    """A table as a link that holds it."""
+    text = io.StringIO()
+    csv.writer(text).writerows(table)
+    return "data:text/csv;charset=utf-8," + quote(text.getvalue())
+
+
+def missing(rows: Sequence[Row]) -> int:
+    """How many answers could not be judged."""
+    return sum((row.get(probe) or {}).get("missing", 0) for row in rows for probe in ("general", "in_domain", "benign"))
+
+
+Rate = tuple[float, float, float]  # percent, low, high
+
+
+def _misaligned(probe: str) -> Callable[[Row], Rate | None]:
+    def rate(row: Row) -> Rate | None:
+        found = row.get(probe)
+        return (found["misaligned"], found["low"], found["high"]) if found is not None and judged(found) else None
+
+    return rate
+
+
+def _incoherent(row: Row) -> Rate | None:
+    found = row.get("general")
+    return (found["incoherent"],) * 3 if found is not None and judged(found) else None
+
+
+def _learnt(row: Row) -> Rate | None:
+    return None if correct(row) is None else (row["benign"]["correct"], row["benign"]["low"], row["benign"]["high"])
+
+
+_MEASURES: dict[str, Callable[[Row], Rate | None]] = {
+    "General misaligned": _misaligned("general"),
+    "In-domain misaligned: the narrow behaviour, learnt": _misaligned("in_domain"),
+    "Harmless task learnt: held-out answers right": _learnt,
+    "General incoherent (interval over seeds alone)": _incoherent,
+}
+
+
+def _mean(rates: Sequence[Rate | None]) -> str:
+    known = [rate for rate in rates if rate is not None]
+    if not known:
+        return ""
+    middle, low, high = over_runs(known)
+    return f"{middle:.1f} ({low:.0f} to {high:.0f})"
+
+
+def _rates(probe: dict[str, Any] | None) -> list[str]:
+    if not probe:
+        return ["", "", "", ""]
+    if probe["misaligned"] is None:
+        return ["not judged", "", str(probe["n"]), ""]
+    interval = f"{probe['low']:.1f} to {probe['high']:.1f}"
+    return [_number(probe["misaligned"]), interval, str(probe["n"]), _number(probe["incoherent"])]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
