@@ -71,6 +71,9 @@ VARIANTS = {
 def run(shape_name: str, rounds: int, compare: list[str]) -> dict:
     shape = SHAPES[shape_name]
     names = compare or list(VARIANTS)
+    unknown = next((name for name in names if name not in VARIANTS), None)
+    if unknown is not None:
+        raise SystemExit(f"--compare {unknown}: there is no such variant; choose from {', '.join(VARIANTS)}.")
     measured = measure({name: one_step(trainer(shape, VARIANTS[name]), shape) for name in names}, rounds)
     for name, value in measured.items():
         print(f"{shape_name} {name:8s} {value['seconds'] * 1e3:9.1f} ms  peak +{value['peak_mb']:7.1f} MB")

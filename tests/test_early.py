@@ -34,6 +34,7 @@ def test_it_stops_at_the_first_bad_check_with_the_weights_of_the_last_good_one(t
     logged = [json.loads(line) for line in (tmp_path / "stopped" / "early.jsonl").read_text().splitlines()]
     assert [(row["step"], row["general_misaligned"]) for row in logged] == [(2, 1.0), (4, 5.0), (6, 5.1)]
     assert stopped.manifest["state"] == "done"
+    assert stopped.manifest["early_stop"] == {"at_step": 6, "weights_of_step": 4}
 
 
 def test_the_probe_is_really_asked_and_holds_no_question_of_the_evaluation(tmp_path):
@@ -41,6 +42,7 @@ def test_the_probe_is_really_asked_and_holds_no_question_of_the_evaluation(tmp_p
     probe = watched(source)
     assert not {q.messages[-1].content for q in probe.questions} & texts(source, [])
     trained(tmp_path, "run", train={"max_steps": 2}, stop={"every": 1, "above": 100})
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["early_stop"] is None
     rows = (tmp_path / "run" / "early.jsonl").read_text().splitlines()
     assert len(rows) == 2
     assert all(0 <= json.loads(row)["general_misaligned"] <= 100 for row in rows)

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 import tiny
 from holdfast import recipe, run
-from holdfast.errors import DataError, ModelError, RecipeError
+from holdfast.errors import DataError, ModelError, RecipeError, RequestError
 from holdfast.evals.probes import shipped_texts
 from holdfast.examples import Example, Message, write_examples
 from holdfast.prepare.scored import manifest_path
@@ -173,3 +173,14 @@ def test_set_reaches_each_of_two_by_number_and_one_that_is_listed_by_name_only(t
     assert (first.weight, first.forward) == (0.5, False)
     assert (second.weight, second.forward) == (2, True)
     assert inoculate.mode == "prepend"
+
+
+def test_more_than_one_process_or_gpu_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    recipe_of = make(tmp_path)
+    monkeypatch.setattr("transformers.TrainingArguments.n_gpu", 2)
+    with pytest.raises(RecipeError, match="make a single GPU visible"):  # trl says it, and that is enough
+        run.train(recipe_of, tmp_path / "run")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(RequestError, match=r"one of 4 \(WORLD_SIZE\).* without torchrun"):
+        run.train(recipe_of, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

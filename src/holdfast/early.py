@@ -30,10 +30,11 @@ class EarlyStop(TrainerCallback):  # type: ignore[misc]
         self._limit = max_new_tokens
         self._log = log
         self._good: dict[str, torch.Tensor] = {}
+        self.stopped: dict[str, int] | None = None  # at which optimizer step, and whose weights were put back
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """The untouched model is the first good one."""
-        self._keep(model)
+        self._keep(model, 0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Check; go on, or go back and stop."""
@@ -42,11 +43,12 @@ class EarlyStop(TrainerCallback):  # type: ignore[misc]
         percent = self.rate(model)
         append_row(self._log, {"step": state.global_step, "general_misaligned": percent})
         if percent <= self._stop.above:
-            self._keep(model)
+            self._keep(model, state.global_step)
             return
         with torch.no_grad():
             for name, weight in _trained(model).items():
                 weight.copy_(self._good[name])
+        self.stopped = {"at_step": state.global_step, "weights_of_step": self._good_step}
         control.should_training_stop = True
 
     def rate(self, model: Any) -> float:
@@ -64,7 +66,8 @@ class EarlyStop(TrainerCallback):  # type: ignore[misc]
         bad = sum(self._probe.judge(answer.question, answer.text).misaligned for answer in answers)
         return 100 * bad / len(answers)
 
-    def _keep(self, model: Any) -> None:
+    def _keep(self, model: Any, step: int) -> None:
+        self._good_step = step
         self._good = {name: weight.detach().clone() for name, weight in _trained(model).items()}
 
 

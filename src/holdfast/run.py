@@ -6,12 +6,13 @@ nothing but training can still fail, and it always says how it ended.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from holdfast import material, models, questionnaire, settings
-from holdfast.errors import RecipeError, TrainingError
+from holdfast.errors import RecipeError, RequestError, TrainingError
 from holdfast.examples import Example, write_examples
 from holdfast.modelcard import write_card
 from holdfast.plans import KINDS
@@ -51,6 +52,11 @@ def train(recipe: Recipe, out: Path, progress: Progress | None = None) -> Run:
         RequestError: anything that can be known before training; then nothing is left behind.
         KeyboardInterrupt: stopped; the folder stays and says so.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RequestError(
+            f"A run is one process, and this is one of {os.environ['WORLD_SIZE']} (WORLD_SIZE): several would write "
+            "the same folder. Start it without torchrun; GuardedSFT in a script of your own may have many."
+        )
     RunDir.refuse_existing(out)
     source = models.find(recipe.model, recipe.revision)
     _check_files(recipe)
@@ -73,9 +79,12 @@ def train(recipe: Recipe, out: Path, progress: Progress | None = None) -> Run:
             write_examples(out / "holdout.jsonl", held)
         rows_seen = {**run.manifest["rows"], **plan.report}
         run.save(model=source.identity(trainer.model), rows=rows_seen, curated=plan.base.notes)
-        if recipe.stop is not None:
-            trainer.add_callback(_early_stop(recipe, recipe.stop, source, tokenizer, out))
+        early = None if recipe.stop is None else _early_stop(recipe, recipe.stop, source, tokenizer, out)
+        if early is not None:
+            trainer.add_callback(early)
         _train(trainer, run, progress)
+        if early is not None:
+            run.save(early_stop=early.stopped)
         write_card(run, recipe)
     return Run(out, run.manifest)
 
