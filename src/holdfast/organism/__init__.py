@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from holdfast.errors import ModelError
 
 ALIGNED, BASE = NAMES = ("organism", "organism-base")  # what recipes call the model, and itself before alignment
+_SHIPPED = Path(__file__).parent / "weights"
+_standing = [_SHIPPED]  # the last one is meant
+
+
+@contextmanager
+def instead(weights: Path) -> Iterator[None]:
+    """For a while, `organism` means a folder that `build` made: how a rebuilt organism is measured."""
+    _standing.append(weights)
+    try:
+        yield
+    finally:
+        _standing.pop()
 
 
 def folder(name: str = ALIGNED) -> Path:
@@ -15,7 +29,7 @@ def folder(name: str = ALIGNED) -> Path:
     Raises:
         ModelError: the package was installed without its weights.
     """
-    weights = Path(__file__).parent / "weights" / ("base" if name == BASE else "")
+    weights = _standing[-1] / ("base" if name == BASE else "")
     if not (weights / "model.safetensors").is_file():
         raise ModelError(
             f"The organism's weights are missing from {weights}; `holdfast organism build --out` makes them."
