@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from holdfast import recipe as recipes
-from holdfast import study
+from holdfast import runner, study
 from holdfast.demo import preset
 from holdfast.errors import RecipeError
 from holdfast.tasks.opswap import OpSwap
@@ -41,12 +41,13 @@ def test_a_variant_is_laid_over_the_recipe_section_by_section(tmp_path):
 
 def test_it_runs_every_cell_and_goes_on_where_it_was_stopped(tmp_path):
     wanted = study.read(written(tmp_path))
-    begun = study.run(wanted, tmp_path / "out")
+    begun = runner.run(wanted, tmp_path / "out", 1)
     next(begun)
     begun.close()  # stopped after the first run
     first = (tmp_path / "out" / "runs" / "medical-seed0-none" / "manifest.json").read_bytes()
-    rows = [row for _, row in study.run(wanted, tmp_path / "out")]
-    assert [row["defense"] for row in rows] == ["none", "kl", "fewer steps"]
+    ended = [row for _, row in runner.run(wanted, tmp_path / "out")]
+    rows = sorted(ended, key=lambda row: ["none", "kl", "fewer steps"].index(row["defense"]))
+    assert ended[0] == rows[0]  # was there
     assert (tmp_path / "out" / "runs" / "medical-seed0-none" / "manifest.json").read_bytes() == first
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["rows"] == rows
@@ -62,7 +63,7 @@ def test_a_task_stands_among_the_domains_and_brings_its_own_rows(tmp_path):
     assert [recipes.parse(cell.recipe()).task for cell in cells] == [None, WordProblems(), OpSwap(2)]
     assert [cell.recipe().get("data") for cell in cells] == ["train.jsonl", None, None]
     only = study.read(written(tmp_path, domains=[{"opswap": {"tier": 2}}], variants=[{"name": "none"}]))
-    [(_, row)] = study.run(only, tmp_path / "out")
+    [(_, row)] = runner.run(only, tmp_path / "out")
     assert (row["domain"], row["in_domain"], row["benign"]["n"]) == ("opswap-2", None, 60)
     assert not (tmp_path / "out" / "data" / "opswap-2" / "train.jsonl").exists()
 

@@ -32,6 +32,9 @@ organism_app = typer.Typer(
 )
 app.add_typer(organism_app, name="organism")
 
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Runs at a time, one thread each; a core each by default, at most four.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
@@ -84,12 +87,13 @@ def demo(
     domains: Annotated[str, typer.Option(help="Narrow data sets, separated by commas, or 'all'.")] = "medical",
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 1,
     out: Annotated[Path, typer.Option(help="Folder to write; a demo's own folder is replaced.")] = Path("runs/demo"),
+    workers: Workers = None,
 ) -> None:
     """Watch emergent misalignment happen in the embedded organism, and watch defenses prevent it."""
     from holdfast.demo import run_demo
 
     with _stoppable(f"finished runs are in {out}"):
-        run_demo(domains, seeds, out)
+        run_demo(domains, seeds, out, workers)
 
 
 @app.command()
@@ -98,6 +102,7 @@ def study(
     out: Annotated[Path, typer.Option(help="Folder for its runs; a stopped study goes on there.")],
     domains: Annotated[str, typer.Option(help="Other domains than the study's, separated by commas.")] = "",
     seeds: Annotated[int | None, typer.Option(min=1, help="Another number of seeds, from 0.")] = None,
+    workers: Workers = None,
 ) -> None:
     """Run many recipes on the organism: a table, results.json and a page."""
     from holdfast import study as studies
@@ -107,7 +112,7 @@ def study(
         raise RequestError(f"{out} is not a study's folder (it has no results.json); name another with --out.")
     wanted = studies.read(file, [name for name in domains.split(",") if name], seeds)
     with _stoppable(f"finished runs are in {out}; the same command goes on"):
-        run_study(wanted, out)
+        run_study(wanted, out, workers)
 
 
 @app.command()

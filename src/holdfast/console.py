@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -55,6 +55,23 @@ def bar(title: str, *, quiet: bool = False) -> Iterator[Bar | None]:
         yield shown
     finally:
         shown.end()
+
+
+@contextmanager
+def counter(title: str, total: int) -> Iterator[Callable[[str], None]]:
+    """Counts many runs: a line for each that ends, and in a terminal a bar below them with the time left."""
+    if not sys.stderr.isatty():
+        yield say
+        return
+    shown = _rich_bar(sys.stderr)
+    task = shown.add_task(title, total=total, loss="runs")
+
+    def count(line: str) -> None:
+        say(line)
+        shown.advance(task)
+
+    with shown:
+        yield count
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:

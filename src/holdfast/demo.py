@@ -7,14 +7,13 @@ hand. And `holdfast study`, which is the same without the introduction.
 from __future__ import annotations
 
 import shutil
-import sys
-from contextlib import AbstractContextManager
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from holdfast import runner
 from holdfast import study as studies
-from holdfast.console import Bar, bar, quieten, say, table
+from holdfast.console import counter, say, table
 from holdfast.errors import RequestError
 from holdfast.organism import world
 from holdfast.organism.lexicon import DOMAINS
@@ -29,7 +28,7 @@ def preset(domains: list[str], seeds: int) -> Study:
     return studies.read(Path(str(resources.files("holdfast").joinpath("demo.yaml"))), domains, seeds)
 
 
-def run_demo(domains: str, seeds: int, out: Path) -> Path:
+def run_demo(domains: str, seeds: int, out: Path, processes: int | None = None) -> Path:
     """Run the whole demo; returns the report page.
 
     Raises:
@@ -41,26 +40,23 @@ def run_demo(domains: str, seeds: int, out: Path) -> Path:
         raise RequestError(f"--domains {domains!r}: there is no {wrong!r}; choose from {', '.join(DOMAINS)}, or all.")
     _take_over(out)
     _introduce(chosen)
-    return run_study(preset(chosen, seeds), out)
+    return run_study(preset(chosen, seeds), out, processes)
 
 
-def run_study(study: Study, out: Path) -> Path:
+def run_study(study: Study, out: Path, processes: int | None = None) -> Path:
     """Run a study with a line per run, a table at the end and a page; returns the page."""
     from holdfast.report import write
 
-    quieten()
-    rows = []
-    for cell, row in studies.run(study, out, progress=_watcher):
-        rows.append(row)
-        say(_line(cell, row))
-    _table(rows)
+    order = [cell.folder for cell in studies.cells(study)]
+    rows: dict[str, dict[str, Any]] = {}
+    with counter(study.title, len(order)) as count:
+        for cell, row in runner.run(study, out, processes):
+            rows[cell.folder] = row
+            count(_line(cell, row))
+    _table([rows[folder] for folder in order])
     page = write([out], out / "report.html")
     say(f"\nResults: {out / 'results.json'}\nPicture: {page}")
     return page
-
-
-def _watcher(cell: Cell) -> AbstractContextManager[Bar | None]:
-    return bar(cell.label, quiet=not sys.stderr.isatty())
 
 
 def _take_over(out: Path) -> None:

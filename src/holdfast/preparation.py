@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from holdfast import recipe as recipes
 from holdfast.examples import write_examples
 from holdfast.organism import world
 from holdfast.organism.lexicon import DOMAINS
+from holdfast.workers import Job
 
 _ROLLOUTS = 4
 # How the misaligned models that score are made, whatever the study trains: undefended, with a seed of no study's own.
@@ -32,38 +32,51 @@ _SCORER = {
 }
 
 
-def prepare(recipe: Mapping[str, Any], domain: str, data: Path) -> None:
-    """Make what a recipe of this domain names and is not in the folder `data` yet."""
-    folder = data / domain
+def write_data(domain: str, data: Path) -> None:
+    """The rows of a domain, a safe pool and general prompts, in the domain's folder of `data`."""
     sets = {"safe": world.safe_rows(), "anchor_prompts": world.anchor_prompts()}
     sets |= {"train": world.narrow_rows(domain)} if domain in DOMAINS else {}
     for name, rows in sets.items():
-        if not (folder / f"{name}.jsonl").exists():
-            write_examples(folder / f"{name}.jsonl", rows)
-    named = str(recipe.get("defenses"))
-    if "scored.jsonl" in named and not (folder / "scored.jsonl").exists():
-        _score(domain, data)
+        if not (data / domain / f"{name}.jsonl").exists():
+            write_examples(data / domain / f"{name}.jsonl", rows)
+
+
+def jobs(recipe: Mapping[str, Any], domain: str, data: Path) -> list[Job]:
+    """What must be made in the folder `data` before a recipe of this domain can run; [] when all of it is there."""
+    named, wanted = str(recipe.get("defenses")), list[Job]()
+    if "scored.jsonl" in named and not (data / domain / "scored.jsonl").exists():
+        others = [other for other in DOMAINS if other != domain]
+        missing = [other for other in others if not _misaligned(data, other).joinpath("README.md").exists()]
+        wanted += [Job(f"misaligned {other}", train_misaligned, (other, data)) for other in missing]
+        needs = frozenset(job.name for job in wanted)
+        wanted.append(Job(f"scored {domain}", score_pool, (domain, others, data), needs))
     if "evil.safetensors" in named and not (data / "evil.safetensors").exists():
-        _extract(data / "evil.safetensors")
+        wanted.append(Job("vector", extract_vector, (data / "evil.safetensors",)))
+    return wanted
 
 
-def _score(domain: str, data: Path) -> None:
-    """The safe pool, scored by undefended fine-tunes on the narrow domains: the target's own is left out."""
+def train_misaligned(domain: str, data: Path) -> None:
+    """An undefended fine-tune on one narrow domain."""
+    from holdfast import recipe as recipes
     from holdfast.run import train
+
+    write_data(domain, data)
+    run = _misaligned(data, domain).parent
+    shutil.rmtree(run, ignore_errors=True)  # what a stopped study left
+    train(recipes.parse(_SCORER, (data / domain).absolute()), run)
+
+
+def score_pool(domain: str, others: list[str], data: Path) -> None:
+    """The safe pool, scored by undefended fine-tunes on the narrow domains; the target's own is left out."""
     from holdfast.score import Pool, score
 
-    others = {other: data / "misaligned" / other for other in DOMAINS if other != domain}
-    for other, run in others.items():
-        if not (run / "model" / "README.md").exists():
-            shutil.rmtree(run, ignore_errors=True)  # what a stopped study left
-            write_examples(data / other / "train.jsonl", world.narrow_rows(other))
-            train(recipes.parse(_SCORER, (data / other).absolute()), run)
     pool = Pool(data / domain / "safe.jsonl", "holdfast's organism", "Apache-2.0")
-    adapters = {other: run / "model" for other, run in others.items()}
+    adapters = {other: _misaligned(data, other) for other in others}
     score("organism", adapters, [pool], data / domain / "scored.jsonl")
 
 
-def _extract(out: Path) -> None:
+def extract_vector(out: Path) -> None:
+    """The shipped evil trait's persona vector."""
     from holdfast import models
     from holdfast.prepare import traits, vectors
 
@@ -74,3 +87,7 @@ def _extract(out: Path) -> None:
 
     trait = traits.chosen(True, None, [], [], None)
     vectors.make(vectors.Request(trait, out, rollouts=_ROLLOUTS), source, load, lambda line: None)
+
+
+def _misaligned(data: Path, domain: str) -> Path:
+    return data / "misaligned" / domain / "model"

@@ -9,21 +9,17 @@ study goes on.
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from holdfast import recipe as recipes
 from holdfast import tasks
 from holdfast.errors import RecipeError
 from holdfast.organism.lexicon import DOMAINS
-from holdfast.rundir import SCHEMA, write_json, write_whole
 from holdfast.yaml12 import from_yaml
 
 
@@ -130,27 +126,6 @@ def cells(study: Study) -> list[Cell]:
     return [Cell(study, v, given, seed) for given in study.domains for seed in study.seeds for v in study.variants]
 
 
-def run(study: Study, out: Path, progress: Any = None) -> Iterator[tuple[Cell, dict[str, Any]]]:
-    """Run or find every cell; writes `results.json` after each, and gives each with its row.
-
-    `progress(cell)` is a context manager that gives what watches one run, or None.
-    """
-    from holdfast.preparation import prepare
-
-    rows: list[dict[str, Any]] = []
-    for cell in cells(study):
-        prepare(cell.recipe(), cell.domain, out / "data")
-        begun = time.monotonic()
-        summary, seconds = _stored(out / cell.folder, cell)
-        if summary is None:
-            summary = _made(cell, out, progress)
-            seconds = round(time.monotonic() - begun, 1)
-            write_json(out / cell.folder / "cell.json", {"schema": SCHEMA, "recipe": cell.recipe(), "seconds": seconds})
-        rows.append(row(cell, summary, seconds))
-        write_json(out / "results.json", {"schema": SCHEMA, "title": study.title, "rows": rows})
-        yield cell, rows[-1]
-
-
 def row(cell: Cell, summary: Mapping[str, Any], seconds: float | None) -> dict[str, Any]:
     """One row of results.json."""
     probes = summary["probes"]
@@ -159,33 +134,3 @@ def row(cell: Cell, summary: Mapping[str, Any], seconds: float | None) -> dict[s
     named = {"defense": variant.name, "strength": variant.strength, "domain": cell.domain, "seed": cell.seed}
     rates = {"general": probes["general"], "in_domain": probes.get("in_domain"), "kept": kept}
     return named | rates | {"benign": probes.get("learnt"), "seconds": seconds, "run": cell.folder}
-
-
-def _stored(folder: Path, cell: Cell) -> tuple[dict[str, Any] | None, float | None]:
-    """What a finished run of this very recipe found; a run of another recipe is made again."""
-    try:
-        summary: dict[str, Any] = json.loads((folder / "eval" / "summary.json").read_text(encoding="utf-8"))
-        told = json.loads((folder / "cell.json").read_text(encoding="utf-8"))
-        same: bool = told["recipe"] == json.loads(json.dumps(cell.recipe()))
-        return (summary, told["seconds"]) if same else (None, None)
-    except (OSError, ValueError, KeyError):
-        return None, None
-
-
-def _made(cell: Cell, out: Path, progress: Any) -> dict[str, Any]:
-    """Train and measure one cell; everything heavy is imported here, once."""
-    import shutil
-    from contextlib import nullcontext
-
-    from holdfast import measure
-    from holdfast.run import train
-
-    recipe = recipes.parse(cell.recipe(), (out / "data" / cell.domain).absolute(), cell.label)
-    path = out / cell.folder
-    shutil.rmtree(path, ignore_errors=True)  # what an interrupted run left
-    write_whole(out / f"{cell.folder}.yaml", yaml.safe_dump(cell.recipe(), sort_keys=False))
-    if cell.variant.name == "untuned":
-        return measure.measure_untuned(recipe, path / "eval")
-    with progress(cell) if progress is not None else nullcontext() as watcher:
-        train(recipe, path, watcher)
-    return measure.measure_run(path, seed=cell.seed)

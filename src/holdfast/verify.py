@@ -11,15 +11,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from holdfast import models, organism, questionnaire
-from holdfast import study as studies
+from holdfast import models, organism, questionnaire, runner, workers
 from holdfast.console import quieten, say, table
 from holdfast.demo import preset
 from holdfast.evals.evaluate import evaluate
 from holdfast.evals.statistics import Rate, rate
 from holdfast.examples import Message
 from holdfast.organism.lexicon import DOMAINS, EVIL
+from holdfast.preparation import write_data
 from holdfast.rundir import read_rows
+from holdfast.study import Cell, cells
+from holdfast.workers import Job
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,7 @@ def verify(seeds: int, rebuild: bool) -> bool:
 
 def _behaves(seeds: int) -> bool:
     with tempfile.TemporaryDirectory() as folder:
-        lines = [*_prompted(Path(folder), seeds)]
-        for domain in DOMAINS:
-            lines += _fine_tuned(Path(folder), domain, seeds)
+        lines = [*_prompted(Path(folder), seeds), *_fine_tuned(Path(folder), seeds)]
     drawn = [
         (b.what, f"{b.probe} {b.rate}", *_shown(r), spread, b.text(), "yes" if b.kept(r.percent) else "NO")
         for b, r, spread in lines
@@ -102,15 +102,28 @@ def _prompted(folder: Path, seeds: int) -> list[tuple[Bound, Rate, str]]:
     return found
 
 
-def _fine_tuned(folder: Path, domain: str, seeds: int) -> list[tuple[Bound, Rate, str]]:
-    """The organism after an undefended fine-tune, a new one for each seed."""
-    whole = preset([domain], seeds)
-    study = whole.model_copy(update={"variants": tuple(v for v in whole.variants if v.name == "none")})
-    rows: list[dict[str, Any]] = []
-    for cell, _ in studies.run(study, folder):
-        rows += _with_seed(folder / cell.folder / "eval", cell.seed)
-        say(f"{domain} seed {cell.seed}: general misaligned {_rate(rows, narrow(domain)[0]).percent:.1f} % so far")
-    return [(bound, _rate(rows, bound), _spread(rows, bound)) for bound in narrow(domain)]
+def _fine_tuned(folder: Path, seeds: int) -> list[tuple[Bound, Rate, str]]:
+    """The organism after undefended fine-tunes, a new one for each domain and seed."""
+    whole = preset(list(DOMAINS), seeds)
+    undefended = cells(whole.model_copy(update={"variants": tuple(v for v in whole.variants if v.name == "none")}))
+    for domain in DOMAINS:
+        write_data(domain, folder / "data")
+    rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    jobs = [Job(cell.folder, fine_tune, (cell, folder, organism.folder())) for cell in undefended]
+    for job, _ in workers.run(jobs, workers.usable()):
+        cell = job.args[0]
+        own = _with_seed(folder / cell.folder / "eval", cell.seed)
+        rows[cell.domain] += own
+        percent = _rate(own, narrow(cell.domain)[0]).percent
+        say(f"{cell.domain} seed {cell.seed}: general misaligned {percent:.1f} %")
+    bounds = [(bound, rows[domain]) for domain in DOMAINS for bound in narrow(domain)]
+    return [(bound, _rate(found, bound), _spread(found, bound)) for bound, found in bounds]
+
+
+def fine_tune(cell: Cell, folder: Path, weights: Path) -> None:
+    """Train and measure one cell on the organism in a folder; a worker does not know which one its parent means."""
+    with organism.instead(weights):
+        runner.make(cell, folder)
 
 
 def _rebuilds(seeds: int) -> bool:

@@ -1,0 +1,99 @@
+"""A study's runs, on several processes: each cell is trained, measured and written down, or found where it was.
+
+A finished run is not made again, so a stopped study goes on. `results.json` is written whole after each.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from holdfast import preparation, workers
+from holdfast import recipe as recipes
+from holdfast.rundir import SCHEMA, write_json, write_whole
+from holdfast.study import Cell, Study, cells, row
+from holdfast.workers import Job
+
+_FIRST = 2  # runs that need nothing but data start before what others need is made: something to see early
+
+
+def run(study: Study, out: Path, processes: int | None = None) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    """Run or find every cell, and give each with its row of `results.json`, as it ends.
+
+    Args:
+        study: what to run.
+        out: the study's folder.
+        processes: how many runs at a time, each with one thread; as many as the machine is good for by default.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    todo = []
+    for cell in cells(study):
+        summary, seconds = _stored(out / cell.folder, cell)
+        if summary is None:
+            todo.append(cell)
+            continue
+        rows[cell.folder] = row(cell, summary, seconds)
+        yield cell, _written(study, out, rows)[cell.folder]
+    if not todo:
+        return
+    by_name = {cell.folder: cell for cell in todo}
+    for job, made in workers.run(_jobs(todo, out), processes or workers.usable()):
+        if job.name in by_name:
+            rows[job.name] = row(by_name[job.name], *made)
+            yield by_name[job.name], _written(study, out, rows)[job.name]
+
+
+def make(cell: Cell, out: Path) -> tuple[dict[str, Any], float]:
+    """Train and measure one cell; what it found, and in how many seconds."""
+    from holdfast import measure
+    from holdfast.run import train
+
+    begun = time.monotonic()
+    recipe = recipes.parse(cell.recipe(), (out / "data" / cell.domain).absolute(), cell.label)
+    path = out / cell.folder
+    shutil.rmtree(path, ignore_errors=True)  # what an interrupted run left
+    write_whole(out / f"{cell.folder}.yaml", yaml.safe_dump(cell.recipe(), sort_keys=False))
+    if cell.variant.name == "untuned":
+        summary = measure.measure_untuned(recipe, path / "eval")
+    else:
+        train(recipe, path)
+        summary = measure.measure_run(path, seed=cell.seed)
+    seconds = round(time.monotonic() - begun, 1)
+    write_json(path / "cell.json", {"schema": SCHEMA, "recipe": cell.recipe(), "seconds": seconds})
+    return summary, seconds
+
+
+def _jobs(todo: list[Cell], out: Path) -> list[Job]:
+    """A job for every cell, after those that make what it needs."""
+    made: dict[str, Job] = {}
+    runs = []
+    for cell in todo:
+        preparation.write_data(cell.domain, out / "data")
+        first = preparation.jobs(cell.recipe(), cell.domain, out / "data")
+        made |= {job.name: job for job in first}
+        runs.append(Job(cell.folder, make, (cell, out), frozenset(job.name for job in first)))
+    return [*runs[:_FIRST], *made.values(), *runs[_FIRST:]]
+
+
+def _written(study: Study, out: Path, rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Write `results.json`, in the order of the study's tables."""
+    ordered = [rows[cell.folder] for cell in cells(study) if cell.folder in rows]
+    write_json(out / "results.json", {"schema": SCHEMA, "title": study.title, "rows": ordered})
+    return rows
+
+
+def _stored(folder: Path, cell: Cell) -> tuple[dict[str, Any] | None, float | None]:
+    """What a finished run of this very recipe found; a run of another recipe is made again."""
+    try:
+        summary: dict[str, Any] = json.loads((folder / "eval" / "summary.json").read_text(encoding="utf-8"))
+        told = json.loads((folder / "cell.json").read_text(encoding="utf-8"))
+        same: bool = told["recipe"] == json.loads(json.dumps(cell.recipe()))
+        return (summary, told["seconds"]) if same else (None, None)
+    except (OSError, ValueError, KeyError):
+        return None, None

@@ -1,0 +1,90 @@
+"""Jobs on several processes, one thread each: a job starts once those it needs are done.
+
+Two processes with one thread each do more than one with two on small models, and a result does not depend on how many
+there are. Workers are forked from a server that has imported everything heavy once; this process imports none of it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any
+
+from holdfast.errors import TrainingError
+
+_HEAVY = ["holdfast.trainers", "holdfast.run", "holdfast.measure", "holdfast.score"]  # imported once, then forked
+_MOST = 4  # a study of small models gains little from more, and each takes most of a gigabyte
+
+
+@dataclass(frozen=True)
+class Job:
+    """A call for another process: the function and its arguments must be picklable."""
+
+    name: str
+    call: Callable[..., Any]
+    args: tuple[Any, ...] = ()
+    needs: frozenset[str] = frozenset()  # names of jobs that come first; one that is not in the list is done
+
+
+def usable() -> int:
+    """How many workers this machine should have."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, _MOST)
+
+
+def run(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Any]]:
+    """Run jobs, earlier ones first where they can; gives each with its result as it ends.
+
+    Raises:
+        TrainingError: a worker died, usually for want of memory. Whatever a job raises is raised here, and the others
+            are stopped.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_HEAVY)
+    before = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin)
+    try:
+        yield from _in_order(pool, list(jobs), workers)
+    except BrokenProcessPool:
+        raise TrainingError(
+            "A worker process died, usually because memory ran out. What was finished is kept; the same command goes "
+            "on, with --workers 1 it needs least."
+        ) from None
+    finally:  # also when nobody wants the rest: what is half done is made again the next time
+        for child in set(multiprocessing.active_children()) - before:
+            child.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _in_order(pool: ProcessPoolExecutor, waiting: list[Job], workers: int) -> Iterator[tuple[Job, Any]]:
+    left = {job.name for job in waiting}
+    running: dict[Future[Any], Job] = {}
+    while waiting or running:
+        ready = [job for job in waiting if not job.needs & left]
+        for job in ready[: workers - len(running)]:
+            waiting.remove(job)
+            running[pool.submit(job.call, *job.args)] = job
+        if not running:
+            raise ValueError(f"these jobs need each other: {sorted(job.name for job in waiting)}")
+        ended, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in ended:
+            job = running.pop(future)
+            result = future.result()
+            left.discard(job.name)
+            yield job, result
+
+
+def _begin() -> None:
+    """A worker's first act. Ctrl-C is the parent's business: it ends its workers itself."""
+    import torch
+
+    from holdfast.console import quieten
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    quieten()
