@@ -71,8 +71,9 @@ def the_other_direction(self, step):
     return step.mean(step.divergence(span, forward=not self.forward), span)
 
 
-def right_value_wrong_slope(ours, theirs, forward):
-    return VALUE_AND_SLOPE(ours, theirs, forward)[0], VALUE_AND_SLOPE(ours, theirs, not forward)[1]
+def right_value_wrong_slope(law, ours, total, theirs, forward):
+    value, _ = VALUE_AND_SLOPE(law, ours, total, theirs.clone(), forward)  # it uses its last tensor up
+    return value, VALUE_AND_SLOPE(law, ours, total, theirs, not forward)[1]
 
 
 def on_the_neighbouring_block(self, anatomy, kept, steers):

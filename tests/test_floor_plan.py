@@ -21,7 +21,7 @@ FLOORS = [
     ["encoding", "heads", "evals.judge", "evals.statistics"],
     ["anatomy", "organism", "evals", "report"],
     ["step", "base", "tasks"],
-    ["sides", "rhythm", "watch", "weights", "prepare"],
+    ["sides", "rhythm", "watch", "projection", "weights", "prepare"],
     ["defense"],
     ["defenses"],
     ["catalog"],

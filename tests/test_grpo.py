@@ -132,12 +132,45 @@ def empty_notebooks():
     Counting.seen.clear()
 
 
+@pytest.fixture
+def plain_head(monkeypatch):
+    """Trainers keep trl's own head."""
+
+    def keep():
+        monkeypatch.setattr(GuardedGRPO, "_needs_its_head", lambda self: "a test")
+
+    return keep
+
+
 @pytest.mark.parametrize("accumulated", [1, 2])
-def test_without_defenses_it_trains_exactly_as_the_trainer_it_wraps(tmp_path, accumulated):
-    plain = trained(tmp_path, [], cls=GRPOTrainer, gradient_accumulation_steps=accumulated)
-    guarded = trained(tmp_path, [], gradient_accumulation_steps=accumulated)
-    assert torch.equal(weights(guarded), weights(plain))
-    assert logged(guarded, "reward") == logged(plain, "reward")
+def test_without_defenses_it_trains_as_the_trainer_it_wraps(tmp_path, accumulated, plain_head):
+    wrapped = trained(tmp_path, [], cls=GRPOTrainer, gradient_accumulation_steps=accumulated)
+    ours = trained(tmp_path, [], gradient_accumulation_steps=accumulated)
+    moved = (weights(wrapped) - weights(trainer(tmp_path, []))).abs().max()
+    assert ours.head == "one pass"
+    assert (weights(ours) - weights(wrapped)).abs().max() < 1e-5 * moved  # another order of the same sums
+    plain_head()
+    kept = trained(tmp_path, [], gradient_accumulation_steps=accumulated)
+    assert kept.head == "trl's: a test"
+    assert torch.equal(weights(kept), weights(wrapped))
+    assert logged(ours, "reward") == logged(kept, "reward") == logged(wrapped, "reward")
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_our_head_and_trls_agree(tmp_path, pool, plain_head, temperature):
+    defenses = [KL(3.0), KL(1.0, forward=True), Rehearse(pool, share=0.25, weight=2.0)]
+    ours = trained(tmp_path, defenses, temperature=temperature)
+    plain_head()
+    theirs = trained(tmp_path, defenses, temperature=temperature)
+    moved = (weights(theirs) - weights(trainer(tmp_path, []))).abs().max()
+    assert (weights(ours) - weights(theirs)).abs().max() < 1e-4 * moved
+    for key in ("loss", "kl", "kl.2", "rehearse", "entropy"):
+        assert logged(ours, key) == pytest.approx(logged(theirs, key), rel=1e-4, abs=1e-6)
+
+
+def test_an_entropy_bonus_and_a_head_in_float32_keep_trls_head(tmp_path):
+    assert trainer(tmp_path, [], entropy_coef=0.1).head == "trl's: an entropy bonus needs a gradient"
+    assert trainer(tmp_path, [], cast_lm_head_to_fp32=True).head == "trl's: cast_lm_head_to_fp32"
 
 
 def test_all_penalties_together_cost_one_reference_per_micro_batch(tmp_path):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast import heads
-from holdfast.heads import Head, divergence, nll
+from holdfast.heads import Habit, Head, divergence, nll, read
 
 
 def law(hidden, head):
@@ -187,3 +187,64 @@ def test_likelihood_at_a_models_own_sizes_is_the_oracle_to_a_relative_1e_5():
     oracle.sum().backward()
     assert (value.double() - oracle).abs().max() <= 1e-5 * oracle.abs().max()
     assert (policy.grad.double() - exact.grad).abs().max() <= 1e-5 * exact.grad.abs().max()
+
+
+def both(seed=0, n=7, **changes):
+    torch.manual_seed(seed)
+    head, said = Head(torch.randn(40, 12), torch.randn(40)), torch.randint(40, (n,))
+    policy, reference = torch.randn(n, 12, requires_grad=True), torch.randn(n, 12)
+    return policy, read(policy, said, head, reference=reference, **changes), head, said, reference
+
+
+@pytest.mark.parametrize("forward", [False, True])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_one_pass_says_what_passes_of_their_own_say(forward, temperature):
+    policy, found, head, said, reference = both(forward=forward, temperature=temperature)
+    logs = torch.log_softmax((policy @ head.weight.T + head.bias) / temperature, -1)
+    assert torch.allclose(found.log_probs, logs.gather(-1, said.unsqueeze(-1)).squeeze(-1), atol=1e-5)
+    assert torch.allclose(found.entropy, -(logs.exp() * logs).sum(-1), atol=1e-5)
+    assert torch.equal(found.is_top1, logs.argmax(-1) == said)
+    assert torch.equal(found.divergence, divergence(policy, reference, head, forward=forward))
+    up, down = torch.rand(7), torch.rand(7)
+    (found.log_probs * up + found.divergence * down).sum().backward()
+    apart = policy.detach().clone().requires_grad_()
+    logs = torch.log_softmax((apart @ head.weight.T + head.bias) / temperature, -1)
+    alone = divergence(apart, reference, head, forward=forward)
+    (logs.gather(-1, said.unsqueeze(-1)).squeeze(-1) * up + alone * down).sum().backward()
+    assert torch.allclose(policy.grad, apart.grad, atol=1e-5)
+
+
+def mixed(habit, up, down):
+    policy, found, *_ = both(habit=habit)
+    (found.log_probs * up + found.divergence * down).sum().backward()
+    return policy.grad
+
+
+@pytest.mark.parametrize(
+    ("up", "down"),
+    [
+        (-0.25, 0.5),  # as learnt
+        (-0.5, 1.0),  # the same mixture, twice as much
+        (-0.25, 0.4),  # another mixture
+        (torch.rand(7), 0.5),  # another for every token
+        (0.0, 0.5),
+        (-0.25, 0.0),
+    ],
+)
+def test_a_bet_on_a_mixture_is_right_whether_won_or_lost(up, down):
+    habit = Habit()
+    mixed(habit, -0.25, 0.5)
+    assert habit.mixture == -2.0
+    exact = mixed(None, up, down)
+    assert torch.allclose(mixed(habit, up, down), exact, rtol=1e-5, atol=1e-6)
+    assert torch.allclose(mixed(habit, up, down), exact, rtol=1e-5, atol=1e-6)  # and after what was learnt from it
+
+
+def test_half_of_what_was_read_may_go_unused():
+    habit = Habit()
+    mixed(habit, -0.25, 0.5)
+    policy, found, head, _, reference = both(habit=habit)
+    found.divergence.sum().backward()
+    alone = policy.detach().clone().requires_grad_()
+    divergence(alone, reference, head).sum().backward()
+    assert torch.allclose(policy.grad, alone.grad, atol=1e-6)

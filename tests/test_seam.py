@@ -14,6 +14,7 @@ from holdfast.defenses.interleave import Interleave
 from holdfast.defenses.kl import KL
 from holdfast.errors import ModelError, RecipeError, SeamError
 from holdfast.examples import write_examples
+from holdfast.heads import Head
 from holdfast.step import SOURCE_COLUMN, SOURCES
 from holdfast.trainers import GuardedSFT
 
@@ -89,9 +90,71 @@ def pool(tmp_path):
     return tmp_path / "pool.jsonl"
 
 
-def test_without_defenses_it_trains_exactly_as_the_trainer_it_wraps(tmp_path):
-    plain = trained(tmp_path, [], cls=SFTTrainer)
-    assert torch.equal(weights(trained(tmp_path, [])), weights(plain))
+@pytest.fixture
+def plain_head(monkeypatch):
+    """Trainers keep trl's own head."""
+
+    def keep():
+        monkeypatch.setattr(GuardedSFT, "_needs_its_head", lambda self: "a test")
+
+    return keep
+
+
+def test_without_defenses_it_trains_as_the_trainer_it_wraps(tmp_path, plain_head):
+    start, wrapped = weights(trainer(tmp_path, [])), weights(trained(tmp_path, [], cls=SFTTrainer))
+    moved = (wrapped - start).abs().max()
+    ours = trained(tmp_path, [])
+    assert ours.head == "one pass"
+    assert (weights(ours) - wrapped).abs().max() < 1e-6 * moved  # another order of the same sums
+    plain_head()
+    kept = trained(tmp_path, [])
+    assert kept.head == "trl's: a test"
+    assert torch.equal(weights(kept), wrapped)
+
+
+@pytest.mark.parametrize(
+    "defenses",
+    [
+        [KL(3.0)],
+        [KL(3.0, forward=True), KL(1.0)],
+        [KL(3.0, tokens="all"), KL(1.0, tokens="prompt")],
+        [KL(3.0, on="task")],
+        [KL(3.0, on="interleaved")],
+    ],
+    ids=str,
+)
+def test_our_head_and_trls_agree(tmp_path, pool, plain_head, defenses):
+    defenses = [*defenses, Interleave(pool, share=0.25), Anchor(pool, share=0.25, weight=2.0, answers="given")]
+    ours = trained(tmp_path, defenses)
+    plain_head()
+    theirs = trained(tmp_path, defenses)
+    assert (ours.head, theirs.head) == ("one pass", "trl's: a test")
+    moved = (weights(theirs) - weights(trainer(tmp_path, []))).abs().max()
+    assert (weights(ours) - weights(theirs)).abs().max() < 1e-5 * moved
+    for key in ("loss", "task_loss", "kl", "anchor", "entropy", "mean_token_accuracy"):
+        assert logged(ours, key) == pytest.approx(logged(theirs, key), rel=1e-4, abs=1e-7)
+
+
+def test_a_loss_that_weighs_every_token_keeps_its_meaning(tmp_path, plain_head):
+    ours = trained(tmp_path, [KL(1.0)], loss_type="dft")  # each token's loss times its own probability
+    plain_head()
+    theirs = trained(tmp_path, [KL(1.0)], loss_type="dft")
+    moved = (weights(theirs) - weights(trainer(tmp_path, []))).abs().max()
+    assert (weights(ours) - weights(theirs)).abs().max() < 1e-5 * moved
+
+
+def test_every_scored_position_is_projected_once_by_each_model(tmp_path, monkeypatch):
+    made = trainer(tmp_path, [KL(1.0)], per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    seen, pulled = [], []
+    whole, back = Head.logits, Head.pull_back
+    monkeypatch.setattr(Head, "logits", lambda self, hidden: seen.append(len(hidden)) or whole(self, hidden))
+    monkeypatch.setattr(Head, "pull_back", lambda self, *given: pulled.append(len(given[0])) or back(self, *given))
+    made.train()
+    scored = sum(seen) // 2
+    assert seen[::2] == seen[1::2]  # the student's positions, then the reference's
+    assert len(seen) == 2 * 3 * 2  # 3 steps of 2 micro-batches
+    # The first micro-batch keeps the two gradients apart; from then on they share a row.
+    assert sum(pulled) == scored + seen[0]
 
 
 def test_three_defenses_cost_one_reference_per_micro_batch(tmp_path):

@@ -19,7 +19,7 @@ from holdfast.heads import Head
 from holdfast.rhythm import SideRows
 from holdfast.roster import labelled, real_layers, refuse_supervised_rows
 from holdfast.sides import counts_of, pad
-from holdfast.step import SOURCES, Marks, Step
+from holdfast.step import SOURCES, Marks, Projecting, Step
 from holdfast.watch import Call, Watch
 
 
@@ -133,17 +133,18 @@ class Guard:
         """Steering for a whole micro-batch, recomputation in the backward pass included."""
         return self._watch.steering(marks)
 
-    def penalty(self, call: Call, marks: Marks, slot: int) -> Tensor | None:
+    def penalty(self, call: Call, marks: Marks, slot: int, projecting: Projecting | None = None) -> Tensor | None:
         """The weighted penalties of one micro-batch, None when nobody has one.
 
         Args:
             call: what `watch` saw.
             marks: of the same micro-batch.
             slot: which of the step's slots this micro-batch is.
+            projecting: the trainer's own head, where a divergence may share its pass.
         """
         if not self._penalties:
             return None
-        step = self._step(call, marks, self._totals)
+        step = self._step(call, marks, self._totals, projecting)
         sides = self._side_steps(call, slot)
         total = call.final.new_zeros((), dtype=torch.float32) if call.final is not None else torch.zeros(())
         for label, defense in self._penalties.items():
@@ -180,7 +181,7 @@ class Guard:
             report |= {f"{label}/{name}": number for name, number in defense.project(model).items()}
         return report
 
-    def _step(self, call: Call, marks: Marks, totals: Tensor) -> Step:
+    def _step(self, call: Call, marks: Marks, totals: Tensor, projecting: Projecting | None = None) -> Step:
         return Step(
             policy=call.result(),
             marks=marks,
@@ -188,6 +189,7 @@ class Guard:
             head=self._head,
             replay=lambda: self._watch.replay(call, marks),
             tokens=call.tokens,
+            projecting=projecting,
         )
 
     def _side_steps(self, like: Call, slot: int) -> dict[str, Step]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,12 +17,14 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import TrainerCallback
 
+from holdfast.anatomy import Anatomy
 from holdfast.base import Untouched
 from holdfast.defense import Defense
 from holdfast.encoding import Encoded, encode_all
 from holdfast.errors import ModelError, RecipeError
 from holdfast.examples import Example, Message
 from holdfast.guard import Guard
+from holdfast.projection import Projection
 from holdfast.step import SOURCE_COLUMN, SOURCES, Marks
 
 _Trainer: Any = object  # whichever trainer stands beside Guarded among a class's bases
@@ -80,6 +83,27 @@ class Guarded(_Trainer):  # type: ignore[misc]
         self.add_callback(_Begin(self))
         self._untouched.tokenizer = tokenizer = self._tokenizer
         self.guard.attach(self.model, self._untouched, self._encode_side_rows, _pad_id(tokenizer))
+        self.projection, self.head = self._own_head()
+
+    def _own_head(self) -> tuple[Projection | None, str]:
+        """Our head in the place of the trainer's, or why not."""
+        why = self._needs_its_head()
+        anatomy = Anatomy(self.model)
+        try:
+            if why is None:
+                found = Projection(anatomy.causal, anatomy.backbone, anatomy.head, *self._head_of_trl())
+                return found, "one pass"
+        except ModelError as error:
+            why = str(error)
+        return None, f"trl's: {why}"
+
+    def _needs_its_head(self) -> str | None:
+        """Why the trainer's loss must keep its own head; None if it need not."""
+        raise NotImplementedError
+
+    def _head_of_trl(self) -> tuple[float, Any]:
+        """The temperature of the trainer's log-probabilities, and the class of what its forward returns."""
+        raise NotImplementedError
 
     def _begin(self, steps_done: int) -> None:
         """Training begins, or goes on after so many optimizer steps."""
@@ -144,11 +168,13 @@ class Guarded(_Trainer):  # type: ignore[misc]
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         marks = self._marks(inputs)
         inputs.pop(SOURCE_COLUMN, None)
-        with self.guard.watch(marks) as calls:
+        processes = self.accelerator.num_processes
+        slot = self._slot * processes + self.accelerator.process_index
+        with self.guard.watch(marks) as calls, self._projecting(marks, calls, slot) as moment:
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         task = loss[0] if return_outputs else loss
-        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        penalty = self.guard.penalty(calls[0], marks, self._slot * processes + rank)
+        asked = moment is not None and moment.asked
+        penalty = moment.penalty if asked else self.guard.penalty(calls[0], marks, slot)
         self._slot += 1
         self._task_loss = self._task_loss.to(task.device) + task.detach() / self._later_division(num_items_in_batch)
         if penalty is None:
@@ -157,6 +183,12 @@ class Guarded(_Trainer):  # type: ignore[misc]
         # penalty is already a share of the whole optimizer step, so both are undone here.
         task = task + penalty * processes * self._later_division(num_items_in_batch)
         return (task, loss[1]) if return_outputs else task
+
+    def _projecting(self, marks: Marks, calls: list[Any], slot: int) -> Any:
+        """Our head, where it stands in the trainer's place: it asks for the penalties when hidden states are there."""
+        if self.projection is None:
+            return nullcontext()
+        return self.projection.during(marks, lambda moment: self.guard.penalty(calls[0], marks, slot, moment))
 
     def _later_division(self, num_items_in_batch: Any) -> int:
         scaled = getattr(self, "loss_is_scaled_for_ga", None)  # absent before transformers 5.18

@@ -54,92 +54,208 @@ class Head:
             yield slice(start, start + rows)
 
 
-def divergence(policy: Tensor, reference: Tensor, head: Head, *, forward: bool = False) -> Tensor:
-    """Kullback-Leibler divergence between next-token laws, per position.
+@dataclass(frozen=True)
+class Reading:
+    """What one pass over the head says of N positions; all (N,), nats. None is what was not asked for."""
+
+    log_probs: Tensor | None  # of the token that follows
+    divergence: Tensor | None  # from the reference
+    entropy: Tensor | None  # no gradient
+    is_top1: Tensor | None  # bool: the token that follows is the likeliest
+
+
+class Habit:
+    """What the last backward pass asked of a head: the gradient of a divergence per gradient of a log-probability.
+
+    A trainer asks every step for the same mixture of the two, the same for every token. Where it does, one gradient
+    row a token is enough; this remembers the mixture, and the next pass bets on it. A lost bet costs time, never a
+    wrong gradient.
+    """
+
+    def __init__(self) -> None:
+        self.mixture: float | None = None
+
+    def learn(self, log_probs: Tensor | None, divergence: Tensor | None) -> None:
+        """Remember the upstream gradients (N,) of a backward pass."""
+        self.mixture = None
+        if log_probs is None or divergence is None or len(log_probs) == 0 or log_probs[0] == 0:
+            return
+        if bool((log_probs == log_probs[0]).all() & (divergence == divergence[0]).all()):
+            self.mixture = (divergence[0] / log_probs[0]).item()
+
+    def holds(self, bet: float, log_probs: Tensor | None, divergence: Tensor | None) -> bool:
+        """Whether upstream gradients are what was bet on, to float32's own precision."""
+        self.learn(log_probs, divergence)
+        return self.mixture is not None and abs(self.mixture - bet) <= 1e-6 * abs(bet)
+
+
+def read(
+    policy: Tensor,
+    tokens: Tensor | None,
+    head: Head,
+    *,
+    reference: Tensor | None = None,
+    forward: bool = False,
+    temperature: float = 1.0,
+    habit: Habit | None = None,
+) -> Reading:
+    """Project each position once, and take from the same tile of logits all that is asked.
 
     Args:
         policy: (N, D) final hidden states of the model in training; gradients flow through it.
-        reference: (N, D) final hidden states of the reference; no gradient.
-        head: the frozen head both share.
+        tokens: (N,) int64, the token that follows each position; None when only the divergence is wanted.
+        head: the frozen head.
+        reference: (N, D) final hidden states of the reference, no gradient; None when no divergence is wanted.
         forward: False for KL(trained || reference), as the paper's code has it (arXiv 2508.06249, KL term);
             True for KL(reference || trained).
+        temperature: divides the logits for log-probabilities and entropy, not for the divergence.
+        habit: lets the two gradients share a row where the last backward pass says they may.
 
     Returns:
-        (N,) nats per token, exactly 0 where the two hidden states are equal. The gradient is computed in the same
-        tiles as the value: 2 VD FLOPs each for the two projections and the pull-back, memory one tile.
+        Values and, kept for the backward pass, their gradients on the hidden states: with D x V multiplications a
+        projection, 2 DV FLOPs each for the student's logits, the reference's, and every gradient row: 6 DV for
+        likelihood and divergence together, 8 while the two are kept apart. Memory is one tile of logits a model.
+        A divergence is exactly 0 where the two hidden states are equal.
     """
-    per_token: Tensor = _Divergence.apply(policy, reference.detach(), head, forward)  # type: ignore[no-untyped-call]
-    return per_token
+    given = None if reference is None else reference.detach()
+    outputs: tuple[Tensor, ...] = _Read.apply(policy, given, tokens, head, forward, temperature, habit)  # type: ignore[no-untyped-call]
+    log_probs, divergence, entropy, is_top1 = outputs
+    if tokens is None:
+        return Reading(None, divergence, None, None)
+    return Reading(log_probs, None if reference is None else divergence, entropy, is_top1)
+
+
+def divergence(policy: Tensor, reference: Tensor, head: Head, *, forward: bool = False) -> Tensor:
+    """(N,) Kullback-Leibler divergence between next-token laws, in nats; see `read`."""
+    found = read(policy, None, head, reference=reference, forward=forward).divergence
+    assert found is not None
+    return found
 
 
 def nll(policy: Tensor, tokens: Tensor, head: Head) -> Tensor:
-    """Negative log-likelihood of the tokens that follow, per position.
-
-    Args:
-        policy: (N, D) final hidden states of the model in training; gradients flow through it.
-        tokens: (N,) int64, the token that follows each position.
-        head: the frozen head.
-
-    Returns:
-        (N,) nats per token. The gradient is computed in the same tiles as the value: 2 VD FLOPs for the projection and
-        as many for the pull-back, memory one tile.
-    """
-    per_token: Tensor = _NLL.apply(policy, tokens, head)  # type: ignore[no-untyped-call]
-    return per_token
+    """(N,) negative log-likelihood of the tokens that follow, in nats; see `read`."""
+    found = read(policy, tokens, head).log_probs
+    assert found is not None
+    return -found
 
 
-class _Divergence(torch.autograd.Function):
+class _Read(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, policy: Tensor, reference: Tensor, head: Head, forward: bool) -> Tensor:
-        values = torch.empty(policy.shape[0], dtype=torch.float32, device=policy.device)
-        wanted = ctx.needs_input_grad[0]
-        gradient = torch.empty_like(policy) if wanted else policy.new_empty(0)
-        for tile in head.tiles(policy):
-            logits = head.logits(policy[tile])
-            values[tile], slope = _value_and_slope(logits, head.logits(reference[tile]), forward)
-            if wanted:
-                gradient[tile] = head.pull_back(slope, logits).to(gradient.dtype)
-        ctx.save_for_backward(gradient)
-        return values
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * upstream.unsqueeze(-1).to(gradient.dtype), None, None, None
-
-
-class _NLL(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, policy: Tensor, tokens: Tensor, head: Head) -> Tensor:
-        values = torch.empty(policy.shape[0], dtype=torch.float32, device=policy.device)
-        wanted = ctx.needs_input_grad[0]
-        gradient = torch.empty_like(policy) if wanted else policy.new_empty(0)
-        for tile in head.tiles(policy):
-            logits, said = head.logits(policy[tile]), tokens[tile].unsqueeze(-1)
-            values[tile] = torch.logsumexp(logits, -1) - logits.gather(-1, said).squeeze(-1)
-            if wanted:
-                slope = torch.softmax(logits, -1)
-                slope.scatter_add_(-1, said, slope.new_full(said.shape, -1.0))
-                gradient[tile] = head.pull_back(slope, logits).to(gradient.dtype)
-        ctx.save_for_backward(gradient)
-        return values
+    def forward(
+        ctx: Any,
+        policy: Tensor,
+        reference: Tensor | None,
+        tokens: Tensor | None,
+        head: Head,
+        forward: bool,
+        temperature: float,
+        habit: Habit | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.task = task = _Task(head, forward, temperature)
+        both = tokens is not None and reference is not None
+        ctx.habit = habit if both and policy.device.type == "cpu" else None  # elsewhere to look would be to wait
+        ctx.bet = None if ctx.habit is None else ctx.habit.mixture
+        found = task.run(policy, reference, tokens, ctx.bet, ctx.needs_input_grad[0])
+        kept = (policy, reference, tokens) if ctx.bet is not None else (None, None, None)
+        ctx.save_for_backward(found.teaching, found.holding, *kept)
+        ctx.mark_non_differentiable(found.entropy, found.is_top1)
+        return found.log_probs, found.divergence, found.entropy, found.is_top1
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * upstream.unsqueeze(-1).to(gradient.dtype), None, None
+    def backward(ctx: Any, log_probs: Tensor | None, divergence: Tensor | None, *_: Any) -> tuple[Any, ...]:
+        teaching, holding, policy, reference, tokens = ctx.saved_tensors
+        if ctx.bet is not None:
+            if ctx.habit.holds(ctx.bet, log_probs, divergence):
+                assert log_probs is not None
+                return teaching * log_probs[0].to(teaching.dtype), *[None] * 6
+            found = ctx.task.run(policy, reference, tokens, None, True)
+            teaching, holding = found.teaching, found.holding
+        elif ctx.habit is not None:
+            ctx.habit.learn(log_probs, divergence)
+        gradient = None
+        for rows, upstream in ((teaching, log_probs), (holding, divergence)):
+            if upstream is not None and rows.dim() == 2:
+                scaled = rows * upstream.unsqueeze(-1).to(rows.dtype)
+                gradient = scaled if gradient is None else gradient + scaled
+        return gradient, *[None] * 6
 
 
-def _value_and_slope(ours: Tensor, theirs: Tensor, forward: bool) -> tuple[Tensor, Tensor]:
+@dataclass
+class _Found:
+    log_probs: Tensor
+    divergence: Tensor
+    entropy: Tensor
+    is_top1: Tensor
+    teaching: Tensor  # (N, D) gradient of the log-probabilities, or of a mixture that was bet on
+    holding: Tensor  # (N, D) gradient of the divergence; (0,) where there is none, or it is in the mixture
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One pass over the head, tile by tile."""
+
+    head: Head
+    forward: bool
+    temperature: float
+
+    def run(
+        self, policy: Tensor, reference: Tensor | None, tokens: Tensor | None, bet: float | None, wanted: bool
+    ) -> _Found:
+        found = _empty(policy, wanted and tokens is not None, wanted and reference is not None and bet is None)
+        for tile in self.head.tiles(policy):
+            logits, slope = self.head.logits(policy[tile]), None
+            law, total = torch.softmax(logits, -1), torch.logsumexp(logits, -1)
+            if reference is not None:
+                theirs = self.head.logits(reference[tile])
+                found.divergence[tile], slope = _value_and_slope(law, logits, total, theirs, self.forward)
+                if found.holding.dim() == 2:
+                    found.holding[tile] = self.head.pull_back(slope, logits).to(policy.dtype)
+            if tokens is not None:
+                rise = self._read_tokens(found, tile, tokens[tile], logits, law, total)
+                if bet is not None and slope is not None:
+                    rise += slope.mul_(bet)
+                if found.teaching.dim() == 2:
+                    found.teaching[tile] = self.head.pull_back(rise, logits).to(policy.dtype)
+        return found
+
+    def _read_tokens(
+        self, found: _Found, tile: slice, tokens: Tensor, logits: Tensor, law: Tensor, total: Tensor
+    ) -> Tensor:
+        """Write down what a tile says of the tokens; the slope (n, V) of their log-probabilities. `law` is used up."""
+        warm = logits
+        if self.temperature != 1.0:
+            warm = logits / self.temperature
+            law, total = torch.softmax(warm, -1), torch.logsumexp(warm, -1)
+        said = tokens.unsqueeze(-1)
+        found.log_probs[tile] = warm.gather(-1, said).squeeze(-1) - total
+        found.entropy[tile] = total - torch.linalg.vecdot(law, warm)
+        found.is_top1[tile] = warm.argmax(-1) == tokens
+        rise = law.neg_().scatter_add_(-1, said, law.new_ones(said.shape))
+        return rise if self.temperature == 1.0 else rise.div_(self.temperature)
+
+
+def _empty(policy: Tensor, teaching: bool, holding: bool) -> _Found:
+    def numbers(dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.zeros(len(policy), dtype=dtype, device=policy.device)
+
+    def rows(wanted: bool) -> Tensor:
+        return torch.empty_like(policy) if wanted else policy.new_empty(0)
+
+    return _Found(numbers(), numbers(), numbers(), numbers(torch.bool), rows(teaching), rows(holding))
+
+
+def _value_and_slope(p: Tensor, ours: Tensor, total: Tensor, theirs: Tensor, forward: bool) -> tuple[Tensor, Tensor]:
     """The divergence (n,) and its slope on the trained model's logits (n, V), from both models' logits (n, V).
 
     Logits are compared before they are normalised: log-probabilities are near -log V, and the difference of two of
-    them would lose the digits that a small divergence consists of.
+    them would lose the digits that a small divergence consists of. `theirs` is used up.
     """
-    p, gap = torch.softmax(ours, -1), ours - theirs
-    moved = torch.logsumexp(ours, -1) - torch.logsumexp(theirs, -1)
+    moved = total - torch.logsumexp(theirs, -1)
     if forward:
         q = torch.softmax(theirs, -1)
-        return moved - (q * gap).sum(-1), p - q
-    mean = (p * gap).sum(-1)
-    return mean - moved, p * (gap - mean.unsqueeze(-1))
+        gap = torch.sub(ours, theirs, out=theirs)
+        return moved - torch.linalg.vecdot(q, gap), p - q
+    gap = torch.sub(ours, theirs, out=theirs)
+    mean = torch.linalg.vecdot(p, gap)
+    return mean - moved, gap.sub_(mean.unsqueeze(-1)).mul_(p)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -69,6 +69,18 @@ class Span:
     total: Tensor  # how many such positions the whole optimizer step holds: all micro-batches, all processes
 
 
+class Projecting(Protocol):
+    """The trainer's head at work on this micro-batch."""
+
+    def takes(self, mask: Tensor) -> bool:
+        """Whether a divergence at these positions (B, T) can share its projection."""
+        ...
+
+    def divergence(self, policy: Tensor, reference: Tensor, tokens: Tensor, forward: bool) -> Tensor:
+        """(N,) the divergence at those positions."""
+        ...
+
+
 class Step:
     """One micro-batch of one optimizer step, seen by the defenses.
 
@@ -87,6 +99,7 @@ class Step:
         head: Callable[[], Head],
         replay: Callable[[], Pass],
         tokens: Tensor | None = None,
+        projecting: Projecting | None = None,
     ) -> None:
         self.policy = policy
         self.marks = marks
@@ -95,6 +108,7 @@ class Step:
         self._head = head
         self._replay = replay
         self._tokens = tokens  # (B, T): what the forward read
+        self._projecting = projecting  # the trainer's own head, if a divergence may share its pass
 
     @cached_property
     def reference(self) -> Pass:
@@ -128,8 +142,10 @@ class Step:
         policy = self.policy.final[span.mask]
         if len(policy) == 0:  # nobody asks, no reference
             return policy.sum(-1)
-        reference = self.reference.final[span.mask]
-        return divergence(policy, reference, self._head(), forward=forward)
+        reference, head = self.reference.final[span.mask], self._head()
+        if self._projecting is not None and self._tokens is not None and self._projecting.takes(span.mask):
+            return self._projecting.divergence(policy, reference, self._following()[span.mask], forward)
+        return divergence(policy, reference, head, forward=forward)
 
     def nll(self, span: Span) -> Tensor:
         """(N,) negative log-likelihood, in nats, of the token that follows each of the span's positions."""
@@ -137,8 +153,12 @@ class Step:
             raise SeamError(
                 "The trainer's forward was given embeddings, not tokens, so nothing can be taught beside it."
             )
-        following = self._tokens.roll(-1, dims=1)  # the last position predicts nothing and is never scored
-        return nll(self.policy.final[span.mask], following[span.mask], self._head())
+        return nll(self.policy.final[span.mask], self._following()[span.mask], self._head())
+
+    def _following(self) -> Tensor:
+        """(B, T): the token after each position; the last position predicts nothing and is in no span."""
+        assert self._tokens is not None
+        return self._tokens.roll(-1, dims=1)
 
     def note(self, name: str, value: Tensor) -> None:
         """Log one more number: a share of the optimizer step's value, as `mean` gives it."""

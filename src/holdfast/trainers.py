@@ -17,6 +17,11 @@ import torch
 from torch import Tensor
 from trl import GRPOTrainer, SFTTrainer
 
+try:
+    from trl.trainer.utils import FusedCausalLMOutput
+except ImportError:  # a trl whose trainers take whole logits, or another kind of head
+    FusedCausalLMOutput = None
+
 from holdfast.errors import RecipeError
 from holdfast.examples import Example
 from holdfast.guarded import Guarded
@@ -37,6 +42,13 @@ class GuardedSFT(Guarded, SFTTrainer):  # type: ignore[misc]
         if packed and (self._source or self.guard.pulls("curate") or self.guard.pulls("beside")):
             raise RecipeError("Packing loses where each row came from; set packing=False with these defenses.")
         self.data_collator: Any = _SourceCollator(self.data_collator)
+
+    def _needs_its_head(self) -> str | None:
+        smoothed = self.label_smoother is not None or self.compute_loss_func is not None
+        return "this loss takes whole logits" if smoothed else _needs_its_head(self)
+
+    def _head_of_trl(self) -> tuple[float, Any]:
+        return 1.0, FusedCausalLMOutput
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -95,6 +107,14 @@ class GuardedGRPO(Guarded, GRPOTrainer):  # type: ignore[misc]
                 "vllm_importance_sampling_correction to false; or take steering out."
             )
 
+    def _needs_its_head(self) -> str | None:
+        if self.args.cast_lm_head_to_fp32:
+            return "cast_lm_head_to_fp32"
+        return "an entropy bonus needs a gradient" if self._entropy_bonus_enabled else _needs_its_head(self)
+
+    def _head_of_trl(self) -> tuple[float, Any]:
+        return self.temperature, FusedCausalLMOutput
+
     def _remembers_old_probabilities(self) -> bool:
         """Whether the trainer keeps log-probabilities from generation, as trl's `_generate_and_score_completions` does.
 
@@ -142,6 +162,15 @@ class _SourceCollator:
         sources = [row.pop(SOURCE_COLUMN, 0) for row in rows]
         batch: dict[str, Any] = self._inner(rows)
         return batch | {SOURCE_COLUMN: torch.tensor(sources)}
+
+
+def _needs_its_head(trainer: Any) -> str | None:
+    """What both kinds of training keep trl's head for."""
+    if FusedCausalLMOutput is None:
+        return "this trl has no fused head"
+    if getattr(trainer, "aux_loss_enabled", False):
+        return "a mixture of experts adds its routers' loss"
+    return None
 
 
 def _sources(batch: dict[str, Any]) -> Tensor:

@@ -1,0 +1,119 @@
+"""The head of a training forward: one pass of ours in the place of trl's, at trl's own seam.
+
+trl's trainers call `model(..., labels=..., fused_lm_head=True)` and read log-probabilities instead of logits. Here that
+call runs the backbone, lets the defenses ask for what they need of its hidden states, and then projects each scored
+position once, for the trainer and for a divergence together; scored positions only, never a (B, T, V) tensor. trl's
+own head projects again in the backward pass, once more for each divergence, and on a CPU every position.
+Not done here: evaluation, models with router losses, shards of a sequence; those take trl's head as before.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from holdfast.heads import Habit, Head, Reading, read
+from holdfast.step import Marks
+
+
+class Moment:
+    """One micro-batch under the head: the penalties that its defenses ask for, and what was read on the way.
+
+    Attributes:
+        penalty: what `ask` gave.
+        asked: whether the head came by at all.
+    """
+
+    def __init__(self, marks: Marks, head: Head, temperature: float, habit: Habit) -> None:
+        self._marks, self._head, self._temperature, self._habit = marks, head, temperature, habit
+        self._reading: Reading | None = None
+        self.penalty: Tensor | None = None
+        self.asked = False
+
+    def takes(self, mask: Tensor) -> bool:
+        """Whether a divergence at these positions (B, T) can share the trainer's own projection."""
+        return self._reading is None and torch.equal(mask, self._marks.scored)
+
+    def divergence(self, policy: Tensor, reference: Tensor, tokens: Tensor, forward: bool) -> Tensor:
+        """(N,) at the scored positions; what the trainer will want of them is kept."""
+        self._reading = found = read(
+            policy,
+            tokens,
+            self._head,
+            reference=reference,
+            forward=forward,
+            temperature=self._temperature,
+            habit=self._habit,
+        )
+        assert found.divergence is not None
+        return found.divergence
+
+    def reading(self, hidden: Tensor, tokens: Tensor, mask: Tensor) -> Reading:
+        """What the trainer wants of the positions `mask` (B, T - 1) of hidden states (B, T, D)."""
+        if self._reading is not None and torch.equal(self._marks.scored[:, :-1], mask):
+            return self._reading
+        return read(hidden[:, :-1][mask], tokens[:, 1:][mask], self._head, temperature=self._temperature)
+
+
+class Projection:
+    """Stands in a causal language model's patched forward.
+
+    Args:
+        causal: the transformers model, after trl has given it a fused head.
+        backbone: its backbone, as `watch` sees it.
+        head: its head, which must be frozen.
+        temperature: of the trainer's log-probabilities.
+        output: the class of what trl's forward returns.
+    """
+
+    def __init__(self, causal: Any, backbone: Any, head: Head, temperature: float, output: Any) -> None:
+        self._backbone, self._head, self._temperature, self._output = backbone, head, temperature, output
+        self._habit = Habit()
+        self._now: tuple[Moment, Callable[[Moment], Tensor | None]] | None = None
+        theirs = causal.forward
+
+        @functools.wraps(theirs)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            ours = self._now is not None and kwargs.get("fused_lm_head") and torch.is_grad_enabled()
+            return self._project(*args, **kwargs) if ours else theirs(*args, **kwargs)
+
+        causal.forward = forward
+
+    @contextmanager
+    def during(self, marks: Marks, ask: Callable[[Moment], Tensor | None]) -> Iterator[Moment]:
+        """One micro-batch's loss: when its hidden states are there, `ask` for the penalties."""
+        moment = Moment(marks, self._head, self._temperature, self._habit)
+        self._now = moment, ask
+        try:
+            yield moment
+        finally:
+            self._now = None
+
+    def _project(self, *args: Any, **kwargs: Any) -> Any:
+        assert self._now is not None
+        moment, ask = self._now
+        labels, items = kwargs.pop("labels"), kwargs.pop("num_items_in_batch", None)
+        del kwargs["fused_lm_head"]
+        hidden = self._backbone(*args, **{**kwargs, "use_cache": False}).last_hidden_state
+        moment.penalty, moment.asked = ask(moment), True
+        mask = labels[:, 1:] != -100
+        found = moment.reading(hidden, labels, mask)
+        assert found.log_probs is not None
+        assert found.entropy is not None
+        assert found.is_top1 is not None
+
+        def spread(values: Tensor) -> Tensor:
+            return values.new_zeros(mask.shape).masked_scatter(mask, values)
+
+        return self._output(
+            loss=-found.log_probs.sum() / (mask.sum().clamp(min=1) if items is None else items),
+            log_probs=spread(found.log_probs),
+            entropy=spread(found.entropy),
+            is_top1=spread(found.is_top1),
+            label_mask=mask,
+        )
