@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-NAMES = ("step", "demo")
+NAMES = ("head", "step", "switch", "sample", "demo")
 
 
 def main() -> None:
@@ -24,10 +24,10 @@ def main() -> None:
         results |= module.run(asked.shape, asked.rounds, [v for v in asked.compare.split(",") if v])
     asked.json.parent.mkdir(parents=True, exist_ok=True)
     asked.json.write_text(json.dumps(results, indent=2) + "\n")
-    print(f"\n{'what':24s} {'ratio':>7s} {'low':>7s} {'high':>7s}  against    limit")
+    print(f"\n{'what':32s} {'ratio':>7s} {'low':>7s} {'high':>7s}  against    limit")
     for name, row in results.items():
         low, high, limit = (f"{row.get(k):7.2f}" if row.get(k) else "      -" for k in ("low", "high", "limit"))
-        print(f"{name:24s} {row['ratio']:7.2f} {low} {high}  {row['against']:9s}{limit}")
+        print(f"{name:32s} {row['ratio']:7.2f} {low} {high}  {row['against']:9s}{limit}")
     print(f"\nWrote {asked.json}")
 
 

@@ -1,6 +1,6 @@
 """The shapes that are measured: randomly initialised Qwen2 models with a LoRA of rank 32 on every projection.
 
-Random weights cost what trained ones cost. B is made non-zero, so that trained model and reference differ.
+Random weights cost what trained ones cost.
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ SHAPES = {
 }
 
 
-def model(shape: Shape):
+def model(shape: Shape, moved: bool = True):
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=shape.vocabulary,
@@ -44,10 +44,38 @@ def model(shape: Shape):
     made = get_peft_model(
         Qwen2ForCausalLM(config), LoraConfig(r=32, lora_alpha=64, use_rslora=True, target_modules="all-linear")
     )
-    for name, weight in made.named_parameters():
+    if moved:
+        move(made)
+    return made
+
+
+def move(adapted) -> None:
+    """Make B non-zero, so that trained model and reference differ."""
+    for name, weight in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.02)
-    return made
+
+
+def flops(shape: Shape, variant: str) -> float:
+    """Floating-point operations of a step, per token; attention's own products are left out.
+
+    P weights in the layers, A in the adapters, H = V x D in the head, s the share of scored positions. Frozen weights
+    need no gradient, so a backward pass costs a forward; adapters cost three.
+    """
+    layers = shape.layers * (4 * shape.hidden**2 + 3 * shape.hidden * shape.mlp)
+    adapters = shape.layers * 32 * (8 * shape.hidden + 3 * (shape.hidden + shape.mlp))
+    head = shape.vocabulary * shape.hidden
+    trained, scored = 4 * layers + 6 * adapters, shape.scored * head
+    return {
+        "sft": trained + 4 * scored,
+        "steer": trained + 4 * scored,
+        "ldifs": trained + 2 * layers + 4 * scored,
+        "kl": trained + 2 * layers + 6 * scored,
+        "all": trained + 2 * layers + 6 * scored,
+        "kl-trl-head": trained + 2 * layers + 6 * head + 8 * scored,  # on a CPU trl projects every position
+        "trl-sft": trained + 6 * head,
+        "published": 10 * layers + 12 * adapters + 10 * head,
+    }[variant]
 
 
 def batch(shape: Shape) -> dict[str, torch.Tensor]:

@@ -1,0 +1,24 @@
+"""The adapter off and on again: its flags against peft's public call, at the 196 modules of a 28-layer Qwen2."""
+
+from benchmarks.shapes import Shape, model
+from benchmarks.sidebyside import measure, ratio
+from holdfast.anatomy import Anatomy
+
+
+def run(shape_name: str, rounds: int, compare: list[str]) -> dict:
+    adapted = model(Shape(hidden=32, layers=28, mlp=64, vocabulary=100, tied=True, heads=4))
+    anatomy = Anatomy(adapted)
+    assert len(anatomy.switches) == 28 * 7
+
+    def flags():
+        with anatomy.untrained():
+            pass
+
+    def public():
+        with adapted.disable_adapter():
+            pass
+
+    measured = measure({"public": public, "flags": flags}, max(rounds, 15))
+    for name, value in measured.items():
+        print(f"switch {name:8s} {value['seconds'] * 1e3:9.2f} ms")
+    return {"switch/public:flags": ratio(measured, "public", "flags")}
