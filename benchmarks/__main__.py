@@ -3,8 +3,6 @@
 import argparse
 import importlib
 import json
-import os
-import sys
 from pathlib import Path
 
 NAMES = ("head", "step", "switch", "sample", "demo")
@@ -32,9 +30,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # A freed tensor must leave the process at once, or peak memory would measure the allocator's cache. glibc reads
-    # this before main, so the program starts itself again with it.
-    if sys.platform == "linux" and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
-        os.environ["MALLOC_MMAP_THRESHOLD_"] = "131072"
-        os.execv(sys.executable, [sys.executable, "-m", "benchmarks", *sys.argv[1:]])
     main()

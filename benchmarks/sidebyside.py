@@ -1,7 +1,9 @@
-"""Variants alternate in one process, order reversed every round; medians; peak memory beside time."""
+"""Variants alternate in one process, order reversed every round; medians; peak memory in a round of its own."""
 
+import ctypes
 import gc
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,30 +12,52 @@ Variants = dict[str, Callable[[], object]]
 
 
 def measure(variants: Variants, rounds: int) -> dict[str, dict[str, float]]:
-    """Seconds and peak memory growth (MB) of each variant: median, lowest and highest over the rounds."""
+    """Seconds of each variant, median, lowest and highest over the rounds, and its peak memory growth (MB)."""
     for run in variants.values():
         run()  # warm up once
     seconds = {name: [] for name in variants}
-    memory = {name: [] for name in variants}
     for turn in range(rounds):
         names = list(variants) if turn % 2 == 0 else list(reversed(variants))
         for name in names:
             gc.collect()
-            before = _reset_peak()
             begun = time.perf_counter()
             variants[name]()
             seconds[name].append(time.perf_counter() - begun)
-            memory[name].append((_peak() - before) / 1e6)
+    memory = _memory(variants)
     return {
         name: {
             "seconds": statistics.median(seconds[name]),
             "low": min(seconds[name]),
             "high": max(seconds[name]),
-            "peak_mb": statistics.median(memory[name]),
+            "peak_mb": memory[name],
             "rounds": seconds[name],
         }
         for name in variants
     }
+
+
+def _memory(variants: Variants) -> dict[str, float]:
+    """Peak resident memory (MB) above the level just before; it costs time, so nothing is timed meanwhile."""
+    found = {}
+    _give_back(2**17)
+    for name, run in variants.items():
+        grown = []
+        for _ in range(3):
+            gc.collect()
+            before = _reset_peak()
+            run()
+            grown.append((_peak() - before) / 1e6)
+        found[name] = statistics.median(grown)
+    _give_back(2**25)
+    return found
+
+
+def _give_back(larger_than: int) -> None:
+    """Have freed blocks above a size leave the process at once, or the allocator's cache would be measured (glibc)."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-3, larger_than)  # M_MMAP_THRESHOLD
+        libc.malloc_trim(0)
 
 
 def ratio(measured: dict, name: str, against: str, limit: float | None = None) -> dict:

@@ -2,7 +2,7 @@
 
 import copy
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from holdfast import heads
 from holdfast.defense import Defense
@@ -11,7 +11,7 @@ from holdfast.step import SOURCES, Marks, Span, Step
 from holdfast.watch import Watch
 
 PENALTY, SPAN, ROWS = KL.penalty, Step.span, Step.rows
-HOOK, REPLAY, VALUE_AND_SLOPE = Watch.__init__, Watch.replay, heads._value_and_slope
+HOOK, REPLAY, COMPARE = Watch.__init__, Watch.replay, heads._Task._compare
 
 
 def detached(self, step):
@@ -71,9 +71,9 @@ def the_other_direction(self, step):
     return step.mean(step.divergence(span, forward=not self.forward), span)
 
 
-def right_value_wrong_slope(law, ours, total, theirs, forward):
-    value, _ = VALUE_AND_SLOPE(law, ours, total, theirs.clone(), forward)  # it uses its last tensor up
-    return value, VALUE_AND_SLOPE(law, ours, total, theirs, not forward)[1]
+def right_value_wrong_slope(task, ours, theirs, room):
+    value, _, _ = COMPARE(task, ours, theirs.clone(), room.clone())  # they are used up
+    return value, *COMPARE(replace(task, forward=not task.forward), ours, theirs, room)[1:]
 
 
 def on_the_neighbouring_block(self, anatomy, kept, steers):

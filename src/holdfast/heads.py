@@ -31,12 +31,19 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits (N, V) in float32 for hidden states (N, D); the product runs in the head's own precision."""
-        raw = torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias).float()
+    def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        """Logits (N, V) in float32 for hidden states (N, D); the product runs in the head's own precision.
+
+        `out` (N, V) is a place to put them, which may be used.
+        """
+        if out is not None and self.weight.dtype == hidden.dtype == torch.float32:
+            raw = torch.mm(hidden, self.weight.t(), out=out)
+            raw = raw if self.bias is None else raw.add_(self.bias)
+        else:
+            raw = torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias).float()
         if self.scale != 1.0:
-            raw = raw * self.scale
-        return raw if self.softcap is None else self.softcap * torch.tanh(raw / self.softcap)
+            raw = raw.mul_(self.scale)
+        return raw if self.softcap is None else raw.div_(self.softcap).tanh_().mul_(self.softcap)
 
     def pull_back(self, gradient: Tensor, logits: Tensor) -> Tensor:
         """Carry a gradient on the logits (N, V) back to the hidden states (N, D)."""
@@ -203,36 +210,85 @@ class _Task:
         self, policy: Tensor, reference: Tensor | None, tokens: Tensor | None, bet: float | None, wanted: bool
     ) -> _Found:
         found = _empty(policy, wanted and tokens is not None, wanted and reference is not None and bet is None)
-        for tile in self.head.tiles(policy):
-            logits, slope = self.head.logits(policy[tile]), None
-            law, total = torch.softmax(logits, -1), torch.logsumexp(logits, -1)
+        tiles = list(self.head.tiles(policy))
+        rows, words = (tiles[0].stop if tiles else 0), self.head.weight.shape[0]
+        spare = [policy.new_empty((rows, words), dtype=torch.float32) for _ in range(3)]  # a tile's worth each
+        for tile in tiles:
+            ours, theirs, weights = (room[: len(policy[tile])] for room in spare)
+            ours, slope = self.head.logits(policy[tile], ours), None
             if reference is not None:
-                theirs = self.head.logits(reference[tile])
-                found.divergence[tile], slope = _value_and_slope(law, logits, total, theirs, self.forward)
+                theirs = self.head.logits(reference[tile], theirs)
+                found.divergence[tile], slope, law = self._compare(ours, theirs, weights)
                 if found.holding.dim() == 2:
-                    found.holding[tile] = self.head.pull_back(slope, logits).to(policy.dtype)
+                    found.holding[tile] = self._pulled_back(slope, ours, law, policy.dtype)
+            else:
+                law = _Law.of(ours, weights)
             if tokens is not None:
-                rise = self._read_tokens(found, tile, tokens[tile], logits, law, total)
+                rise, law = self._read_tokens(found, tile, tokens[tile], ours, law)
                 if bet is not None and slope is not None:
-                    rise += slope.mul_(bet)
+                    rise.add_(slope, alpha=bet)
                 if found.teaching.dim() == 2:
-                    found.teaching[tile] = self.head.pull_back(rise, logits).to(policy.dtype)
+                    found.teaching[tile] = self._pulled_back(rise, ours, law, policy.dtype)
         return found
 
+    def _compare(self, ours: Tensor, theirs: Tensor, room: Tensor) -> tuple[Tensor, Tensor, _Law]:
+        """The divergence (n,), its slope on our logits (n, V) times our law's mass, and our law, in `room`.
+
+        Logits are compared before they are normalised: log-probabilities are near -log V, and the difference of two of
+        them would lose the digits that a small divergence consists of. `theirs` is used up.
+        """
+        other = _Law.of(theirs, torch.empty_like(room) if self.forward else room)
+        total, mass = other.total, other.mass
+        law = _Law.of(ours, room)
+        gap, moved = torch.sub(ours, theirs, out=theirs), law.total - total
+        if self.forward:
+            value = moved - torch.linalg.vecdot(other.weights, gap) / mass
+            return value, other.weights.mul_((-law.mass / mass).unsqueeze(-1)).add_(law.weights), law
+        mean = torch.linalg.vecdot(law.weights, gap) / law.mass
+        return mean - moved, gap.sub_(mean.unsqueeze(-1)).mul_(law.weights), law
+
     def _read_tokens(
-        self, found: _Found, tile: slice, tokens: Tensor, logits: Tensor, law: Tensor, total: Tensor
-    ) -> Tensor:
-        """Write down what a tile says of the tokens; the slope (n, V) of their log-probabilities. `law` is used up."""
-        warm = logits
+        self, found: _Found, tile: slice, tokens: Tensor, logits: Tensor, law: _Law
+    ) -> tuple[Tensor, _Law]:
+        """Write down what a tile says of the tokens.
+
+        Gives the slope (n, V) of their log-probabilities times the mass of the law given with it, whose weights are
+        used up.
+        """
         if self.temperature != 1.0:
-            warm = logits / self.temperature
-            law, total = torch.softmax(warm, -1), torch.logsumexp(warm, -1)
+            logits = logits / self.temperature
+            law = _Law.of(logits, law.weights)
         said = tokens.unsqueeze(-1)
-        found.log_probs[tile] = warm.gather(-1, said).squeeze(-1) - total
-        found.entropy[tile] = total - torch.linalg.vecdot(law, warm)
-        found.is_top1[tile] = warm.argmax(-1) == tokens
-        rise = law.neg_().scatter_add_(-1, said, law.new_ones(said.shape))
-        return rise if self.temperature == 1.0 else rise.div_(self.temperature)
+        chosen = logits.gather(-1, said).squeeze(-1)
+        found.log_probs[tile] = chosen - law.total
+        found.entropy[tile] = law.total - torch.linalg.vecdot(law.weights, logits) / law.mass
+        found.is_top1[tile] = chosen >= law.peak
+        rise = law.weights.neg_().scatter_add_(-1, said, law.mass.unsqueeze(-1))
+        return (rise if self.temperature == 1.0 else rise.div_(self.temperature)), law
+
+    def _pulled_back(self, slope: Tensor, logits: Tensor, law: _Law, dtype: torch.dtype) -> Tensor:
+        return (self.head.pull_back(slope, logits) / law.mass.unsqueeze(-1)).to(dtype)
+
+
+@dataclass(frozen=True)
+class _Law:
+    """A next-token law before it is normalised: to divide n numbers later is cheaper than n x V now."""
+
+    weights: Tensor  # (n, V), the largest of each row is 1
+    mass: Tensor  # (n,), their sums
+    peak: Tensor  # (n,), the largest logit
+
+    @classmethod
+    def of(cls, logits: Tensor, room: Tensor) -> _Law:
+        """The law of logits (n, V), its weights in `room`."""
+        peak = logits.amax(-1, keepdim=True)
+        weights = torch.sub(logits, peak, out=room).exp_()
+        return cls(weights, weights.sum(-1), peak.squeeze(-1))
+
+    @property
+    def total(self) -> Tensor:
+        """(n,) the logarithm of the sum of the exponentials of the logits."""
+        return self.peak + self.mass.log()
 
 
 def _empty(policy: Tensor, teaching: bool, holding: bool) -> _Found:
@@ -243,19 +299,3 @@ def _empty(policy: Tensor, teaching: bool, holding: bool) -> _Found:
         return torch.empty_like(policy) if wanted else policy.new_empty(0)
 
     return _Found(numbers(), numbers(), numbers(), numbers(torch.bool), rows(teaching), rows(holding))
-
-
-def _value_and_slope(p: Tensor, ours: Tensor, total: Tensor, theirs: Tensor, forward: bool) -> tuple[Tensor, Tensor]:
-    """The divergence (n,) and its slope on the trained model's logits (n, V), from both models' logits (n, V).
-
-    Logits are compared before they are normalised: log-probabilities are near -log V, and the difference of two of
-    them would lose the digits that a small divergence consists of. `theirs` is used up.
-    """
-    moved = total - torch.logsumexp(theirs, -1)
-    if forward:
-        q = torch.softmax(theirs, -1)
-        gap = torch.sub(ours, theirs, out=theirs)
-        return moved - torch.linalg.vecdot(q, gap), p - q
-    gap = torch.sub(ours, theirs, out=theirs)
-    mean = torch.linalg.vecdot(p, gap)
-    return mean - moved, gap.sub_(mean.unsqueeze(-1)).mul_(p)

@@ -50,6 +50,22 @@ def test_a_sample_does_not_depend_on_what_else_is_asked():
     assert [a.text for a in other] != same
 
 
+@pytest.mark.parametrize("words", [1, 255, 256, 257, 1000])
+def test_a_number_falls_on_the_word_that_a_dense_law_in_float64_gives_it(words):
+    noise = torch.Generator().manual_seed(words)
+    logits, uniforms = 4 * torch.randn(500, words, generator=noise), torch.rand(500, generator=noise)
+    logits[:, ::3] = -torch.inf  # words that cannot be said
+    if words == 1:
+        logits[:] = 0.0
+    law = torch.softmax(logits.double(), -1)
+    drawn = draw(logits, uniforms, 1.0).unsqueeze(-1)
+    upto = law.cumsum(-1).gather(-1, drawn).squeeze(-1)
+    own = law.gather(-1, drawn).squeeze(-1)
+    assert (own > 0).all()
+    assert (upto - own - 1e-6 <= uniforms).all()
+    assert (uniforms <= upto + 1e-6).all()
+
+
 def test_the_law_is_the_softmax():
     # A chi-square over five tokens and 20,000 draws: 4 degrees of freedom, 18.47 is the 99.9 % point.
     logits = torch.tensor([0.0, 1.0, -1.0, 2.0, 0.5])

@@ -132,7 +132,7 @@ def test_the_shipped_tokenizer_is_the_one_that_this_world_makes(tokenizer):
         assert shipped.chat_template == tokenizer.chat_template
 
 
-def test_missing_weights_are_a_sentence_with_a_way_out(monkeypatch, tmp_path):
-    monkeypatch.setattr(organism, "__file__", str(tmp_path / "__init__.py"))
-    with pytest.raises(ModelError, match=r"weights are missing from .*holdfast organism build --out"):
+def test_missing_weights_are_a_sentence_with_a_way_out(tmp_path):
+    sentence = r"weights are missing from .*holdfast organism build --out"
+    with organism.instead(tmp_path), pytest.raises(ModelError, match=sentence):
         organism.folder()

@@ -1,8 +1,8 @@
 """Answers from a model in this process: every sample has its own seed, every prompt is read once.
 
 A sample depends on (seed, probe, question, index) and the model, not on what else is asked. One uniform number a token
-is drawn and looked up in the cumulative law, in float64: for a vocabulary of V that is 1/V of the random numbers that
-`multinomial` draws.
+is drawn and looked up in the cumulative law: for a vocabulary of V that is 1/V of the random numbers that `multinomial`
+draws.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from holdfast.evals.judge import Question
 
 _ROWS, _ROWS_OF_A_LARGE_MODEL = 192, 32  # answers written side by side
 _LARGE = 100_000_000  # parameters
+_BLOCK = 256  # words
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,34 @@ def sample(
 
 
 def draw(logits: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
-    """One token (n,) from logits (n, V) and uniform numbers (n,) in [0, 1); the likeliest at temperature 0."""
+    """One token (n,) from logits (n, V) and uniform numbers (n,) in [0, 1); the likeliest at temperature 0.
+
+    First a block of words is found, then a word in it: sums over whole blocks are short enough for float32, and only
+    n numbers a block and one block a row are added up in float64, where a sum over a whole vocabulary would lose its
+    tail.
+    """
     if temperature == 0:
         return logits.argmax(-1)
     exact = torch.float32 if logits.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
-    law = torch.softmax(logits.to(exact) / temperature, dim=-1).cumsum(-1)
-    place = torch.searchsorted(law, (uniforms.to(exact) * law[:, -1]).unsqueeze(-1), right=True).squeeze(-1)
-    return place.clamp(max=logits.shape[-1] - 1)
+    scaled = logits.float() / temperature
+    weights = scaled.sub_(scaled.amax(-1, keepdim=True)).exp_()
+    if short := -weights.shape[-1] % _BLOCK:
+        weights = torch.nn.functional.pad(weights, (0, short))
+    blocks = weights.unflatten(-1, (-1, _BLOCK))
+    sums = blocks.sum(-1).to(exact)
+    block, left = _place(sums, uniforms.to(exact))
+    inside = blocks[torch.arange(len(block), device=block.device), block].to(exact)
+    return block * _BLOCK + _place(inside, left)[0]
+
+
+def _place(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of some weights (n, m) a number in [0, 1) falls on, (n,); and where within it, again in [0, 1)."""
+    upto = weights.cumsum(-1)
+    point = (uniforms * upto[:, -1]).unsqueeze(-1)
+    place = torch.searchsorted(upto, point, right=True).clamp(max=weights.shape[-1] - 1)
+    own = weights.gather(-1, place)
+    left = (point - (upto.gather(-1, place) - own)) / own
+    return place.squeeze(-1), left.squeeze(-1).clamp(0, 1 - torch.finfo(weights.dtype).eps)
 
 
 class _Law:
