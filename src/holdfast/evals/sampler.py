@@ -78,7 +78,7 @@ def draw(logits: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
     weights = scaled.sub_(scaled.amax(-1, keepdim=True)).exp_()
     if short := -weights.shape[-1] % _BLOCK:
         weights = torch.nn.functional.pad(weights, (0, short))
-    blocks = weights.unflatten(-1, (-1, _BLOCK))
+    blocks = weights.view(len(weights), -1, _BLOCK)
     sums = blocks.sum(-1).to(exact)
     block, left = _place(sums, uniforms.to(exact))
     inside = blocks[torch.arange(len(block), device=block.device), block].to(exact)
