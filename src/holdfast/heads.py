@@ -36,7 +36,8 @@ class Head:
 
         `out` (N, V) is a place to put them, which may be used.
         """
-        if out is not None and self.weight.dtype == hidden.dtype == torch.float32:
+        plain = not torch.is_autocast_enabled(hidden.device.type)
+        if out is not None and plain and self.weight.dtype == hidden.dtype == torch.float32:
             raw = torch.mm(hidden, self.weight.t(), out=out)
             raw = raw if self.bias is None else raw.add_(self.bias)
         else:
