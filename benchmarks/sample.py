@@ -28,8 +28,10 @@ def run(shape_name: str, rounds: int, compare: list[str]) -> dict:
     adapted.generation_config.eos_token_id = adapted.generation_config.pad_token_id = None
     sampler_ends, sampler._end_ids = sampler._end_ids, lambda model, tokenizer: frozenset()  # nobody ends early
     rng = random.Random(0)
-    texts = [" ".join(f"w{rng.randrange(2, shape.vocabulary)}" for _ in range(rng.randint(20, 120))) for _ in range(24)]
-    questions = [Question(str(i), "general", (Message("user", text),)) for i, text in enumerate(texts[:_PROMPTS])]
+    texts = [
+        " ".join(f"w{rng.randrange(2, shape.vocabulary)}" for _ in range(rng.randint(20, 120))) for _ in range(_PROMPTS)
+    ]
+    questions = [Question(str(i), "general", (Message("user", text),)) for i, text in enumerate(texts)]
     prompts = [tokenizer(text, return_tensors="pt")["input_ids"] for text in texts]
 
     def ours():

@@ -72,7 +72,7 @@ def flops(shape: Shape, variant: str) -> float:
         "ldifs": trained + 2 * layers + 4 * scored,
         "kl": trained + 2 * layers + 6 * scored,
         "all": trained + 2 * layers + 6 * scored,
-        "kl-trl-head": trained + 2 * layers + 6 * head + 8 * scored,  # on a CPU trl projects every position
+        "kl-trl-head": trained + 2 * layers + 6 * head + 6 * scored,  # on a CPU trl projects every position
         "trl-sft": trained + 6 * head,
         "published": 10 * layers + 12 * adapters + 10 * head,
     }[variant]

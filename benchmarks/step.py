@@ -26,7 +26,7 @@ logging.set_verbosity_error()
 class _TheirHead(GuardedSFT):
     """Keeps trl's own head, so that what our head is worth can be seen."""
 
-    def _needs_its_head(self) -> str:
+    def _keeps_its_head(self) -> str:
         return "for comparison"
 
 

@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from holdfast import organism
 from holdfast.examples import read_examples
-from holdfast.heads import Head, divergence
+from holdfast.heads import Head
 from holdfast.organism import world
+from holdfast.reading import divergence
 
 STEPS, ROWS_PER_STEP, RATE = 100, 16, 2e-4
 

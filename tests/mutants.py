@@ -4,14 +4,14 @@ import copy
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
-from holdfast import heads
+from holdfast import reading
 from holdfast.defense import Defense
 from holdfast.defenses.kl import KL
 from holdfast.step import SOURCES, Marks, Span, Step
 from holdfast.watch import Watch
 
 PENALTY, SPAN, ROWS = KL.penalty, Step.span, Step.rows
-HOOK, REPLAY, COMPARE = Watch.__init__, Watch.replay, heads._Task._compare
+HOOK, REPLAY, COMPARE = Watch.__init__, Watch.replay, reading._Tiled._compare
 
 
 def detached(self, step):

@@ -19,6 +19,7 @@ FLOORS = [
     ["examples", "workers"],
     ["holdout"],
     ["encoding", "heads", "evals.judge", "evals.statistics"],
+    ["reading"],
     ["anatomy", "organism", "evals", "report"],
     ["step", "base", "tasks"],
     ["sides", "rhythm", "watch", "projection", "weights", "prepare"],

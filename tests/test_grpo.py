@@ -97,7 +97,7 @@ def logged(made, key):
 
 def count_forwards(made):
     """Calls of the backbone: with a gradient, with the adapter off, and what is left, which is generation."""
-    seen, anatomy = {"trained": 0, "reference": 0, "generation": 0}, made.guard._anatomy
+    seen, anatomy = {"trained": 0, "reference": 0, "generation": 0}, made.guard.anatomy
 
     def hook(*_):
         off = anatomy.switches[0]._disable_adapters
@@ -137,7 +137,7 @@ def plain_head(monkeypatch):
     """Trainers keep trl's own head."""
 
     def keep():
-        monkeypatch.setattr(GuardedGRPO, "_needs_its_head", lambda self: "a test")
+        monkeypatch.setattr(GuardedGRPO, "_keeps_its_head", lambda self: "a test")
 
     return keep
 
@@ -147,11 +147,11 @@ def test_without_defenses_it_trains_as_the_trainer_it_wraps(tmp_path, accumulate
     wrapped = trained(tmp_path, [], cls=GRPOTrainer, gradient_accumulation_steps=accumulated)
     ours = trained(tmp_path, [], gradient_accumulation_steps=accumulated)
     moved = (weights(wrapped) - weights(trainer(tmp_path, []))).abs().max()
-    assert ours.head == "one pass"
+    assert ours.which_head == "one pass"
     assert (weights(ours) - weights(wrapped)).abs().max() < 1e-5 * moved  # another order of the same sums
     plain_head()
     kept = trained(tmp_path, [], gradient_accumulation_steps=accumulated)
-    assert kept.head == "trl's: a test"
+    assert kept.which_head == "trl's: a test"
     assert torch.equal(weights(kept), weights(wrapped))
     assert logged(ours, "reward") == logged(kept, "reward") == logged(wrapped, "reward")
 
@@ -169,8 +169,8 @@ def test_our_head_and_trls_agree(tmp_path, pool, plain_head, temperature):
 
 
 def test_an_entropy_bonus_and_a_head_in_float32_keep_trls_head(tmp_path):
-    assert trainer(tmp_path, [], entropy_coef=0.1).head == "trl's: an entropy bonus needs a gradient"
-    assert trainer(tmp_path, [], cast_lm_head_to_fp32=True).head == "trl's: cast_lm_head_to_fp32"
+    assert trainer(tmp_path, [], entropy_coef=0.1).which_head == "trl's: an entropy bonus needs a gradient"
+    assert trainer(tmp_path, [], cast_lm_head_to_fp32=True).which_head == "trl's: cast_lm_head_to_fp32"
 
 
 def test_all_penalties_together_cost_one_reference_per_micro_batch(tmp_path):

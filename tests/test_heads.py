@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast import heads
-from holdfast.heads import Habit, Head, divergence, nll, read
+from holdfast.heads import Head
+from holdfast.reading import Habit, divergence, nll, read
 
 
 def law(hidden, head):
@@ -214,8 +215,8 @@ def test_one_pass_says_what_passes_of_their_own_say(forward, temperature):
     assert torch.allclose(policy.grad, apart.grad, atol=1e-5)
 
 
-def mixed(habit, up, down):
-    policy, found, *_ = both(habit=habit)
+def mixed(habit, up, down, **changes):
+    policy, found, *_ = both(habit=habit, **changes)
     (found.log_probs * up + found.divergence * down).sum().backward()
     return policy.grad
 
@@ -231,13 +232,25 @@ def mixed(habit, up, down):
         (-0.25, 0.0),
     ],
 )
-def test_a_bet_on_a_mixture_is_right_whether_won_or_lost(up, down):
-    habit = Habit()
-    mixed(habit, -0.25, 0.5)
-    assert habit.mixture == -2.0
-    exact = mixed(None, up, down)
-    assert torch.allclose(mixed(habit, up, down), exact, rtol=1e-5, atol=1e-6)
-    assert torch.allclose(mixed(habit, up, down), exact, rtol=1e-5, atol=1e-6)  # and after what was learnt from it
+@pytest.mark.parametrize("forward", [False, True])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_a_bet_on_a_mixture_is_right_whether_won_or_lost(up, down, forward, temperature):
+    habit, changes = Habit(), {"forward": forward, "temperature": temperature}
+    mixed(habit, -0.25, 0.5, **changes)
+    assert habit.mixture == (-2.0 if temperature == 1.0 else None)
+    exact = mixed(None, up, down, **changes)
+    assert torch.allclose(mixed(habit, up, down, **changes), exact, rtol=1e-5, atol=1e-6)
+    assert torch.allclose(mixed(habit, up, down, **changes), exact, rtol=1e-5, atol=1e-6)  # after what that taught
+
+
+def test_under_autocast_a_small_divergence_keeps_its_digits():
+    torch.manual_seed(0)
+    head, hidden, said = Head(torch.randn(1000, 64) / 8), torch.randn(50, 64), torch.randint(1000, (50,))
+    moved = (hidden + 0.01 * torch.randn(50, 64)).requires_grad_()
+    exact = read(moved, said, head, reference=hidden).divergence
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = read(moved, said, head, reference=hidden).divergence
+    assert torch.equal(rough, exact)
 
 
 def test_half_of_what_was_read_may_go_unused():

@@ -13,7 +13,7 @@ import pytest
 import mutants
 import tiny
 from defenses import test_anchor, test_kl, test_ldifs
-from holdfast import heads, sides
+from holdfast import reading, sides
 from holdfast.anatomy import Anatomy
 from holdfast.catalog import find
 from holdfast.defenses.anchor import Anchor
@@ -115,7 +115,7 @@ MUTANTS = [
     Mutant("the same under the trainer", Step, "rows", mutants.mean_over_side_rows_here, in_parts(anchor),
            "eight of 1 (end .* apart|log anchor)"),
     Mutant("the other direction", KL, "penalty", mutants.the_other_direction, kl_by_hand),
-    Mutant("the gradient of the other direction", heads._Task, "_compare", mutants.right_value_wrong_slope,
+    Mutant("the gradient of the other direction", reading._Tiled, "_compare", mutants.right_value_wrong_slope,
            kl_gradient_by_hand),
     Mutant("a hook that reads the neighbouring block", Watch, "__init__", mutants.on_the_neighbouring_block,
            the_contract("ldifs"), r"reads as layer (\d) is not what block \1 gives"),

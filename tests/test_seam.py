@@ -80,7 +80,7 @@ def count_forwards(made):
     def hook(*_):
         seen["trained" if torch.is_grad_enabled() else "reference"] += 1
 
-    made.guard._anatomy.backbone.register_forward_pre_hook(hook)
+    made.guard.anatomy.backbone.register_forward_pre_hook(hook)
     return seen
 
 
@@ -95,7 +95,7 @@ def plain_head(monkeypatch):
     """Trainers keep trl's own head."""
 
     def keep():
-        monkeypatch.setattr(GuardedSFT, "_needs_its_head", lambda self: "a test")
+        monkeypatch.setattr(GuardedSFT, "_keeps_its_head", lambda self: "a test")
 
     return keep
 
@@ -104,11 +104,11 @@ def test_without_defenses_it_trains_as_the_trainer_it_wraps(tmp_path, plain_head
     start, wrapped = weights(trainer(tmp_path, [])), weights(trained(tmp_path, [], cls=SFTTrainer))
     moved = (wrapped - start).abs().max()
     ours = trained(tmp_path, [])
-    assert ours.head == "one pass"
+    assert ours.which_head == "one pass"
     assert (weights(ours) - wrapped).abs().max() < 1e-6 * moved  # another order of the same sums
     plain_head()
     kept = trained(tmp_path, [])
-    assert kept.head == "trl's: a test"
+    assert kept.which_head == "trl's: a test"
     assert torch.equal(weights(kept), wrapped)
 
 
@@ -128,11 +128,30 @@ def test_our_head_and_trls_agree(tmp_path, pool, plain_head, defenses):
     ours = trained(tmp_path, defenses)
     plain_head()
     theirs = trained(tmp_path, defenses)
-    assert (ours.head, theirs.head) == ("one pass", "trl's: a test")
+    assert (ours.which_head, theirs.which_head) == ("one pass", "trl's: a test")
     moved = (weights(theirs) - weights(trainer(tmp_path, []))).abs().max()
     assert (weights(ours) - weights(theirs)).abs().max() < 1e-5 * moved
     for key in ("loss", "task_loss", "kl", "anchor", "entropy", "mean_token_accuracy"):
         assert logged(ours, key) == pytest.approx(logged(theirs, key), rel=1e-4, abs=1e-7)
+
+
+def test_in_bfloat16_our_head_and_trls_agree_to_its_precision(tmp_path, plain_head):
+    ours = trained(tmp_path, [KL(3.0)], bf16=True)
+    plain_head()
+    theirs = trained(tmp_path, [KL(3.0)], bf16=True)
+    for key in ("task_loss", "kl"):
+        assert logged(ours, key) == pytest.approx(logged(theirs, key), rel=3e-2, abs=1e-4)
+
+
+def test_labels_that_are_not_the_tokens_are_what_is_learnt(tmp_path, plain_head):
+    def others(row):  # every answer token stands for the next one of the vocabulary
+        return {"labels": [-100 if label == -100 else (label + 1) % 259 for label in row["labels"]]}
+
+    shifted = trainer(tmp_path, []).train_dataset.map(others)
+    ours = trained(tmp_path, [KL(1.0)], data=shifted)
+    plain_head()
+    theirs = trained(tmp_path, [KL(1.0)], data=shifted)
+    assert logged(ours, "task_loss") == pytest.approx(logged(theirs, "task_loss"), rel=1e-4)
 
 
 def test_a_loss_that_weighs_every_token_keeps_its_meaning(tmp_path, plain_head):
@@ -147,7 +166,7 @@ def test_every_scored_position_is_projected_once_by_each_model(tmp_path, monkeyp
     made = trainer(tmp_path, [KL(1.0)], per_device_train_batch_size=2, gradient_accumulation_steps=2)
     seen, pulled = [], []
     whole, back = Head.logits, Head.pull_back
-    monkeypatch.setattr(Head, "logits", lambda self, hidden: seen.append(len(hidden)) or whole(self, hidden))
+    monkeypatch.setattr(Head, "logits", lambda self, *given: seen.append(len(given[0])) or whole(self, *given))
     monkeypatch.setattr(Head, "pull_back", lambda self, *given: pulled.append(len(given[0])) or back(self, *given))
     made.train()
     scored = sum(seen) // 2

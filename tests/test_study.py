@@ -42,6 +42,7 @@ def test_a_variant_is_laid_over_the_recipe_section_by_section(tmp_path):
 def test_it_runs_every_cell_and_goes_on_where_it_was_stopped(tmp_path):
     wanted = study.read(written(tmp_path))
     begun = runner.run(wanted, tmp_path / "out", 1)
+    assert not (tmp_path / "out").exists()
     next(begun)
     begun.close()  # stopped after the first run
     first = (tmp_path / "out" / "runs" / "medical-seed0-none" / "manifest.json").read_bytes()
@@ -62,6 +63,9 @@ def test_a_task_stands_among_the_domains_and_brings_its_own_rows(tmp_path):
     assert cells[2].folder == "runs/opswap-2-seed0-none"
     assert [recipes.parse(cell.recipe()).task for cell in cells] == [None, WordProblems(), OpSwap(2)]
     assert [cell.recipe().get("data") for cell in cells] == ["train.jsonl", None, None]
+    assert study.read(written(tmp_path, domains=["legal", {"opswap": {"tier": 2}}]), ["opswap-2"]).domains == (
+        {"opswap": {"tier": 2}},
+    )
     only = study.read(written(tmp_path, domains=[{"opswap": {"tier": 2}}], variants=[{"name": "none"}]))
     [(_, row)] = runner.run(only, tmp_path / "out")
     assert (row["domain"], row["in_domain"], row["benign"]["n"]) == ("opswap-2", None, 60)
@@ -73,6 +77,9 @@ def test_a_task_stands_among_the_domains_and_brings_its_own_rows(tmp_path):
     [
         ({"domains": ["medicine"]}, "no domain 'medicine'"),
         ({"domains": [{"opswap": {"tier": 9}}]}, "tier is 9"),
+        ({"domains": ["legal", "legal"]}, "two runs are called 'runs/legal-seed0-none'"),
+        ({"seeds": [1, 1]}, "no seed or domain twice"),
+        ({"variants": [{"name": "fewer steps"}, {"name": "fewer-steps"}]}, "two runs are called"),
         ({"sedes": [1]}, "sedes"),
         ({"variants": [{"name": "kl", "recipe": {"defenses": [{"kl": {"wait": 1}}]}}]}, "no field 'wait'"),
         ({"recipe": {"model": "organism"}}, "has no `lora:`"),

@@ -42,16 +42,27 @@ def test_each_worker_has_one_thread_and_is_another_process():
     assert os.getpid() not in {pid for pid, _ in found}
 
 
-def test_what_a_job_raises_is_raised_here_and_the_others_are_stopped():
+def test_a_job_that_fails_is_told_at_the_end_and_the_others_are_done(tmp_path):
+    jobs = [
+        Job("wrong", fail),
+        Job("waits", tmp_path.touch, needs=frozenset({"wrong"})),
+        Job("right", (tmp_path / "x").touch),
+    ]
+    with pytest.raises(TrainingError, match=r"1 of the jobs failed.* 1 more waited .*wrong: no such thing"):
+        list(workers.run(jobs, 2))
+    assert (tmp_path / "x").exists()
+
+
+def test_what_nobody_expected_is_raised_at_once_and_the_others_are_stopped():
     begun = time.monotonic()
-    with pytest.raises(RecipeError, match="take another"):
-        list(workers.run([Job("long", time.sleep, (60,)), Job("wrong", fail)], 2))
+    with pytest.raises(ZeroDivisionError):
+        list(workers.run([Job("long", time.sleep, (60,)), Job("bug", divmod, (1, 0))], 2))
     assert time.monotonic() - begun < 30
     assert not multiprocessing.active_children()
 
 
 def test_a_worker_that_dies_is_a_sentence():
-    with pytest.raises(TrainingError, match=r"worker process died.*--workers 1"):
+    with pytest.raises(TrainingError, match=r"worker process died.*fewer --workers"):
         list(workers.run([Job("dies", die)], 1))
 
 

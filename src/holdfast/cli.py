@@ -303,12 +303,17 @@ def data(
 @organism_app.command()
 def verify(
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from 0.")] = 5,
-    rebuild: Annotated[bool, typer.Option(help="Also grow it again and compare the hash.")] = False,
+    rebuild: Annotated[
+        bool, typer.Option(help="Also grow it again: equal to the bit, or on another machine equal in behaviour.")
+    ] = False,
+    workers: Workers = None,
 ) -> None:
     """Measure how the organism behaves, untuned and after each narrow fine-tune."""
     from holdfast.verify import verify as check
 
-    if not check(seeds, rebuild):
+    with _stoppable("nothing was kept"):
+        kept = check(seeds, rebuild, workers)
+    if not kept:
         raise typer.Exit(1)
 
 

@@ -115,4 +115,7 @@ def _rich_bar(stream: Any) -> Any:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))
-    return Progress(*columns, TimeRemainingColumn(), console=Console(file=stream), transient=True)
+    shown = sys.stdout.isatty()  # else lines would follow the bar to the other stream
+    return Progress(
+        *columns, TimeRemainingColumn(), console=Console(file=stream), transient=True, redirect_stdout=shown
+    )

@@ -70,7 +70,7 @@ class Guard:
         Raises:
             ModelError: the model has no reference, no such layer, or a head holdfast cannot compute.
         """
-        self._anatomy = anatomy = Anatomy(model)
+        self.anatomy = anatomy = Anatomy(model)
         self._pad_id = pad_id
         base = self._base or base  # the one that curated knows what the run will be measured by
         kept: set[int] = set()
@@ -198,7 +198,7 @@ class Guard:
         rows = [row for due in mine.values() for row in due]
         if not rows:
             return {}
-        device = next(self._anatomy.backbone.parameters()).device
+        device = next(self.anatomy.backbone.parameters()).device
         inputs, marks = pad(rows, self._pad_id, device)
         call = self._watch.call(like, marks, **inputs)
         whole = self._step(call, marks, self._totals)

@@ -1,7 +1,7 @@
 """`Guarded`: all that is added to a trainer. It imports no trl; `trainers.py` puts it in front of trl's classes.
 
-What differs between kinds of training is five short methods, named at the top of the class: which rows there are, how
-a step's micro-batches are made, and which of their tokens are scored.
+What differs between kinds of training is a few short methods, named at the top of the class: which rows there are, how
+a step's micro-batches are made, which of their tokens are scored, and whose head projects them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import TrainerCallback
 
-from holdfast.anatomy import Anatomy
 from holdfast.base import Untouched
 from holdfast.defense import Defense
 from holdfast.encoding import Encoded, encode_all
@@ -63,6 +62,14 @@ class Guarded(_Trainer):  # type: ignore[misc]
         """What is known of every position that the forward will see."""
         raise NotImplementedError
 
+    def _keeps_its_head(self) -> str | None:
+        """Why the trainer's loss must keep its own head; None if it need not."""
+        raise NotImplementedError
+
+    def _head_of_trl(self) -> tuple[float, Any]:
+        """The temperature of the trainer's log-probabilities, and the class of what its forward returns."""
+        raise NotImplementedError
+
     # --- before training ----------------------------------------------------------------------------------------
 
     def __init__(self, *args: Any, defenses: Sequence[Defense] | Guard = (), **kwargs: Any) -> None:
@@ -83,27 +90,19 @@ class Guarded(_Trainer):  # type: ignore[misc]
         self.add_callback(_Begin(self))
         self._untouched.tokenizer = tokenizer = self._tokenizer
         self.guard.attach(self.model, self._untouched, self._encode_side_rows, _pad_id(tokenizer))
-        self.projection, self.head = self._own_head()
+        self.projection, self.which_head = self._own_head()
 
     def _own_head(self) -> tuple[Projection | None, str]:
         """Our head in the place of the trainer's, or why not."""
-        why = self._needs_its_head()
-        anatomy = Anatomy(self.model)
+        why = self._keeps_its_head() or next((key for key in _UNGUARDED if getattr(self.args, key, None)), None)
+        anatomy = self.guard.anatomy
         try:
             if why is None:
                 found = Projection(anatomy.causal, anatomy.backbone, anatomy.head, *self._head_of_trl())
                 return found, "one pass"
-        except ModelError as error:
+        except (ModelError, RuntimeError) as error:  # unknown to us, or a model that no two tokens go through
             why = str(error)
         return None, f"trl's: {why}"
-
-    def _needs_its_head(self) -> str | None:
-        """Why the trainer's loss must keep its own head; None if it need not."""
-        raise NotImplementedError
-
-    def _head_of_trl(self) -> tuple[float, Any]:
-        """The temperature of the trainer's log-probabilities, and the class of what its forward returns."""
-        raise NotImplementedError
 
     def _begin(self, steps_done: int) -> None:
         """Training begins, or goes on after so many optimizer steps."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from holdfast.examples import write_examples
 from holdfast.organism import world
 from holdfast.organism.lexicon import DOMAINS
+from holdfast.recipe import Recipe
 from holdfast.workers import Job
 
 _ROLLOUTS = 4
@@ -32,7 +32,7 @@ _SCORER = {
 }
 
 
-def write_data(domain: str, data: Path) -> None:
+def write_rows(domain: str, data: Path) -> None:
     """The rows of a domain, a safe pool and general prompts, in the domain's folder of `data`."""
     sets = {"safe": world.safe_rows(), "anchor_prompts": world.anchor_prompts()}
     sets |= {"train": world.narrow_rows(domain)} if domain in DOMAINS else {}
@@ -41,9 +41,10 @@ def write_data(domain: str, data: Path) -> None:
             write_examples(data / domain / f"{name}.jsonl", rows)
 
 
-def jobs(recipe: Mapping[str, Any], domain: str, data: Path) -> list[Job]:
+def jobs(recipe: Recipe, domain: str, data: Path) -> list[Job]:
     """What must be made in the folder `data` before a recipe of this domain can run; [] when all of it is there."""
-    named, wanted = str(recipe.get("defenses")), list[Job]()
+    named = {path.name for defense in recipe.defenses for path in vars(defense).values() if isinstance(path, Path)}
+    wanted = list[Job]()
     if "scored.jsonl" in named and not (data / domain / "scored.jsonl").exists():
         others = [other for other in DOMAINS if other != domain]
         missing = [other for other in others if not _misaligned(data, other).joinpath("README.md").exists()]
@@ -60,7 +61,7 @@ def train_misaligned(domain: str, data: Path) -> None:
     from holdfast import recipe as recipes
     from holdfast.run import train
 
-    write_data(domain, data)
+    write_rows(domain, data)
     run = _misaligned(data, domain).parent
     shutil.rmtree(run, ignore_errors=True)  # what a stopped study left
     train(recipes.parse(_SCORER, (data / domain).absolute()), run)
@@ -68,11 +69,14 @@ def train_misaligned(domain: str, data: Path) -> None:
 
 def score_pool(domain: str, others: list[str], data: Path) -> None:
     """The safe pool, scored by undefended fine-tunes on the narrow domains; the target's own is left out."""
+    from holdfast.prepare.scored import manifest_path
     from holdfast.score import Pool, score
 
+    scored = data / domain / "scored.jsonl"
+    manifest_path(scored).unlink(missing_ok=True)  # of a study that was stopped between the two files
     pool = Pool(data / domain / "safe.jsonl", "holdfast's organism", "Apache-2.0")
     adapters = {other: _misaligned(data, other) for other in others}
-    score("organism", adapters, [pool], data / domain / "scored.jsonl")
+    score("organism", adapters, [pool], scored)
 
 
 def extract_vector(out: Path) -> None:

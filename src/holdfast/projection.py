@@ -4,7 +4,7 @@ trl's trainers call `model(..., labels=..., fused_lm_head=True)` and read log-pr
 call runs the backbone, lets the defenses ask for what they need of its hidden states, and then projects each scored
 position once, for the trainer and for a divergence together; scored positions only, never a (B, T, V) tensor. trl's
 own head projects again in the backward pass, once more for each divergence, and on a CPU every position.
-Not done here: evaluation, models with router losses, shards of a sequence; those take trl's head as before.
+Not done here: evaluation, models with router losses, shards of a sequence (`shift_labels`); they take trl's head.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from holdfast.heads import Habit, Head, Reading, read
+from holdfast.heads import Head
+from holdfast.reading import Habit, Reading, read
 from holdfast.step import Marks
 
 
@@ -32,18 +33,23 @@ class Moment:
     def __init__(self, marks: Marks, head: Head, temperature: float, habit: Habit) -> None:
         self._marks, self._head, self._temperature, self._habit = marks, head, temperature, habit
         self._reading: Reading | None = None
+        self.labels: Tensor | None = None  # (B, T): what the trainer's call will score
         self.penalty: Tensor | None = None
         self.asked = False
 
     def takes(self, mask: Tensor) -> bool:
         """Whether a divergence at these positions (B, T) can share the trainer's own projection."""
-        return self._reading is None and torch.equal(mask, self._marks.scored)
+        if self._reading is not None or self.labels is None or not torch.equal(mask, self._marks.scored):
+            return False
+        return torch.equal(mask[:, :-1], self.labels[:, 1:] != -100)
 
-    def divergence(self, policy: Tensor, reference: Tensor, tokens: Tensor, forward: bool) -> Tensor:
+    def divergence(self, policy: Tensor, reference: Tensor, forward: bool) -> Tensor:
         """(N,) at the scored positions; what the trainer will want of them is kept."""
+        assert self.labels is not None
+        following = self.labels[:, 1:]
         self._reading = found = read(
             policy,
-            tokens,
+            following[following != -100],
             self._head,
             reference=reference,
             forward=forward,
@@ -53,11 +59,14 @@ class Moment:
         assert found.divergence is not None
         return found.divergence
 
-    def reading(self, hidden: Tensor, tokens: Tensor, mask: Tensor) -> Reading:
-        """What the trainer wants of the positions `mask` (B, T - 1) of hidden states (B, T, D)."""
-        if self._reading is not None and torch.equal(self._marks.scored[:, :-1], mask):
+    def reading(self, hidden: Tensor) -> Reading:
+        """What the trainer wants of its scored positions, of hidden states (B, T, D)."""
+        if self._reading is not None:
             return self._reading
-        return read(hidden[:, :-1][mask], tokens[:, 1:][mask], self._head, temperature=self._temperature)
+        assert self.labels is not None
+        following = self.labels[:, 1:]
+        mask = following != -100
+        return read(hidden[:, :-1][mask], following[mask], self._head, temperature=self._temperature)
 
 
 class Projection:
@@ -79,7 +88,8 @@ class Projection:
 
         @functools.wraps(theirs)
         def forward(*args: Any, **kwargs: Any) -> Any:
-            ours = self._now is not None and kwargs.get("fused_lm_head") and torch.is_grad_enabled()
+            wanted = kwargs.get("fused_lm_head") and kwargs.get("labels") is not None
+            ours = self._now is not None and wanted and torch.is_grad_enabled() and kwargs.get("shift_labels") is None
             return self._project(*args, **kwargs) if ours else theirs(*args, **kwargs)
 
         causal.forward = forward
@@ -98,11 +108,12 @@ class Projection:
         assert self._now is not None
         moment, ask = self._now
         labels, items = kwargs.pop("labels"), kwargs.pop("num_items_in_batch", None)
-        del kwargs["fused_lm_head"]
+        kwargs = {key: value for key, value in kwargs.items() if key not in ("fused_lm_head", "shift_labels")}
         hidden = self._backbone(*args, **{**kwargs, "use_cache": False}).last_hidden_state
+        moment.labels = labels
         moment.penalty, moment.asked = ask(moment), True
         mask = labels[:, 1:] != -100
-        found = moment.reading(hidden, labels, mask)
+        found = moment.reading(hidden)
         assert found.log_probs is not None
         assert found.entropy is not None
         assert found.is_top1 is not None

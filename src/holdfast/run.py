@@ -78,7 +78,7 @@ def train(recipe: Recipe, out: Path, progress: Progress | None = None) -> Run:
         if held:
             write_examples(out / "holdout.jsonl", held)
         rows_seen = {**run.manifest["rows"], **plan.report}
-        run.save(model=source.identity(trainer.model), head=trainer.head, rows=rows_seen, curated=plan.base.notes)
+        run.save(model=source.identity(trainer.model), head=trainer.which_head, rows=rows_seen, curated=plan.base.notes)
         early = None if recipe.stop is None else _early_stop(recipe, recipe.stop, source, tokenizer, out)
         if early is not None:
             trainer.add_callback(early)

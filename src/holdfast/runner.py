@@ -20,7 +20,7 @@ from holdfast.rundir import SCHEMA, write_json, write_whole
 from holdfast.study import Cell, Study, cells, row
 from holdfast.workers import Job
 
-_FIRST = 2  # runs that need nothing but data start before what others need is made: something to see early
+_FIRST = 2  # the first runs go before what others need is made, so that there is something to see early
 
 
 def run(study: Study, out: Path, processes: int | None = None) -> Iterator[tuple[Cell, dict[str, Any]]]:
@@ -33,6 +33,8 @@ def run(study: Study, out: Path, processes: int | None = None) -> Iterator[tuple
     """
     rows: dict[str, dict[str, Any]] = {}
     todo = []
+    if not (out / "results.json").exists():  # what a study's folder is known by
+        _written(study, out, rows)
     for cell in cells(study):
         summary, seconds = _stored(out / cell.folder, cell)
         if summary is None:
@@ -74,8 +76,8 @@ def _jobs(todo: list[Cell], out: Path) -> list[Job]:
     made: dict[str, Job] = {}
     runs = []
     for cell in todo:
-        preparation.write_data(cell.domain, out / "data")
-        first = preparation.jobs(cell.recipe(), cell.domain, out / "data")
+        preparation.write_rows(cell.domain, out / "data")
+        first = preparation.jobs(recipes.parse(cell.recipe()), cell.domain, out / "data")
         made |= {job.name: job for job in first}
         runs.append(Job(cell.folder, make, (cell, out), frozenset(job.name for job in first)))
     return [*runs[:_FIRST], *made.values(), *runs[_FIRST:]]

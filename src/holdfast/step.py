@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from holdfast.errors import SeamError
-from holdfast.heads import Head, divergence, nll
+from holdfast.heads import Head
+from holdfast.reading import divergence, nll
 
 SOURCES = ("task", "interleaved")  # where a training row can come from; a row's source is its index here
 SOURCE_COLUMN = "holdfast_source"  # of a training dataset: each row's source, by number
@@ -76,7 +77,7 @@ class Projecting(Protocol):
         """Whether a divergence at these positions (B, T) can share its projection."""
         ...
 
-    def divergence(self, policy: Tensor, reference: Tensor, tokens: Tensor, forward: bool) -> Tensor:
+    def divergence(self, policy: Tensor, reference: Tensor, forward: bool) -> Tensor:
         """(N,) the divergence at those positions."""
         ...
 
@@ -143,8 +144,8 @@ class Step:
         if len(policy) == 0:  # nobody asks, no reference
             return policy.sum(-1)
         reference, head = self.reference.final[span.mask], self._head()
-        if self._projecting is not None and self._tokens is not None and self._projecting.takes(span.mask):
-            return self._projecting.divergence(policy, reference, self._following()[span.mask], forward)
+        if self._projecting is not None and self._projecting.takes(span.mask):
+            return self._projecting.divergence(policy, reference, forward)
         return divergence(policy, reference, head, forward=forward)
 
     def nll(self, span: Span) -> Tensor:
@@ -153,12 +154,8 @@ class Step:
             raise SeamError(
                 "The trainer's forward was given embeddings, not tokens, so nothing can be taught beside it."
             )
-        return nll(self.policy.final[span.mask], self._following()[span.mask], self._head())
-
-    def _following(self) -> Tensor:
-        """(B, T): the token after each position; the last position predicts nothing and is in no span."""
-        assert self._tokens is not None
-        return self._tokens.roll(-1, dims=1)
+        following = self._tokens.roll(-1, dims=1)  # the last position predicts nothing and is never scored
+        return nll(self.policy.final[span.mask], following[span.mask], self._head())
 
     def note(self, name: str, value: Tensor) -> None:
         """Log one more number: a share of the optimizer step's value, as `mean` gives it."""

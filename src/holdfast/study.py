@@ -101,19 +101,20 @@ def read(path: Path, domains: Sequence[str] = (), seeds: int | None = None) -> S
         fault = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in fault["loc"]) or "the file"
         raise RecipeError(f"{path}: {where}: {fault['msg'].lower()}.") from None
-    changes: dict[str, Any] = {"domains": tuple(domains)} if domains else {}
+    own = {cell.domain: cell.given for cell in cells(study)}  # by the names that tables show
+    changes: dict[str, Any] = {"domains": tuple(own.get(name, name) for name in domains)} if domains else {}
     changes |= {"seeds": tuple(range(seeds))} if seeds else {}
     study = study.model_copy(update=changes)
     known = (*DOMAINS, *tasks.names())
     wrong = next((d for d in study.domains if isinstance(d, str) and d not in known), None)
     if wrong is not None:
-        raise RecipeError(f"There is no domain {wrong!r}; choose from {', '.join(known)}.")
-    labels = [variant.label for variant in study.variants]
-    twice = next((label for i, label in enumerate(labels) if label in labels[:i]), None)
-    if twice is not None:
-        raise RecipeError(f"{path}: two variants are called {twice!r}; give them other names or strengths.")
+        raise RecipeError(f"There is no domain {wrong!r}; choose from {', '.join(dict.fromkeys((*own, *known)))}.")
     if not study.domains or not study.seeds or not study.variants:
         raise RecipeError(f"{path}: a study needs at least one domain, one seed and one variant.")
+    folders = [cell.folder for cell in cells(study)]
+    twice = next((folder for i, folder in enumerate(folders) if folder in folders[:i]), None)
+    if twice is not None:
+        raise RecipeError(f"{path}: two runs are called {twice!r}; name variants apart, and no seed or domain twice.")
     for cell in cells(study):
         recipe = recipes.parse(cell.recipe(), where=f"{path}: {cell.label}")
         if recipe.model != "organism" or (recipe.holdout == 0 and recipe.task is None):

@@ -43,9 +43,9 @@ class GuardedSFT(Guarded, SFTTrainer):  # type: ignore[misc]
             raise RecipeError("Packing loses where each row came from; set packing=False with these defenses.")
         self.data_collator: Any = _SourceCollator(self.data_collator)
 
-    def _needs_its_head(self) -> str | None:
+    def _keeps_its_head(self) -> str | None:
         smoothed = self.label_smoother is not None or self.compute_loss_func is not None
-        return "this loss takes whole logits" if smoothed else _needs_its_head(self)
+        return "this loss takes whole logits" if smoothed else _keeps_trls_head(self)
 
     def _head_of_trl(self) -> tuple[float, Any]:
         return 1.0, FusedCausalLMOutput
@@ -107,10 +107,10 @@ class GuardedGRPO(Guarded, GRPOTrainer):  # type: ignore[misc]
                 "vllm_importance_sampling_correction to false; or take steering out."
             )
 
-    def _needs_its_head(self) -> str | None:
+    def _keeps_its_head(self) -> str | None:
         if self.args.cast_lm_head_to_fp32:
             return "cast_lm_head_to_fp32"
-        return "an entropy bonus needs a gradient" if self._entropy_bonus_enabled else _needs_its_head(self)
+        return "an entropy bonus needs a gradient" if self._entropy_bonus_enabled else _keeps_trls_head(self)
 
     def _head_of_trl(self) -> tuple[float, Any]:
         return self.temperature, FusedCausalLMOutput
@@ -164,7 +164,7 @@ class _SourceCollator:
         return batch | {SOURCE_COLUMN: torch.tensor(sources)}
 
 
-def _needs_its_head(trainer: Any) -> str | None:
+def _keeps_trls_head(trainer: Any) -> str | None:
     """What both kinds of training keep trl's head for."""
     if FusedCausalLMOutput is None:
         return "this trl has no fused head"

@@ -18,7 +18,7 @@ from holdfast.evals.evaluate import evaluate
 from holdfast.evals.statistics import Rate, rate
 from holdfast.examples import Message
 from holdfast.organism.lexicon import DOMAINS, EVIL
-from holdfast.preparation import write_data
+from holdfast.preparation import write_rows
 from holdfast.rundir import read_rows
 from holdfast.study import Cell, cells
 from holdfast.workers import Job
@@ -62,20 +62,21 @@ def narrow(domain: str) -> tuple[Bound, ...]:
     )
 
 
-def verify(seeds: int, rebuild: bool) -> bool:
+def verify(seeds: int, rebuild: bool, processes: int | None = None) -> bool:
     """Print the behaviour over some seeds; True when every bound is kept.
 
     With `rebuild` it is also grown again: the hash must be equal, or where another machine makes that impossible, the
     rebuilt organism must keep the same bounds.
     """
     quieten()
-    kept = _behaves(seeds)
-    return kept and (not rebuild or _rebuilds(seeds))
+    kept = _behaves(seeds, processes)
+    same = not rebuild or _rebuilds(seeds, processes)
+    return kept and same
 
 
-def _behaves(seeds: int) -> bool:
+def _behaves(seeds: int, processes: int | None) -> bool:
     with tempfile.TemporaryDirectory() as folder:
-        lines = [*_prompted(Path(folder), seeds), *_fine_tuned(Path(folder), seeds)]
+        lines = [*_prompted(Path(folder), seeds), *_fine_tuned(Path(folder), seeds, processes)]
     drawn = [
         (b.what, f"{b.probe} {b.rate}", *_shown(r), spread, b.text(), "yes" if b.kept(r.percent) else "NO")
         for b, r, spread in lines
@@ -102,15 +103,15 @@ def _prompted(folder: Path, seeds: int) -> list[tuple[Bound, Rate, str]]:
     return found
 
 
-def _fine_tuned(folder: Path, seeds: int) -> list[tuple[Bound, Rate, str]]:
+def _fine_tuned(folder: Path, seeds: int, processes: int | None) -> list[tuple[Bound, Rate, str]]:
     """The organism after undefended fine-tunes, a new one for each domain and seed."""
     whole = preset(list(DOMAINS), seeds)
     undefended = cells(whole.model_copy(update={"variants": tuple(v for v in whole.variants if v.name == "none")}))
     for domain in DOMAINS:
-        write_data(domain, folder / "data")
+        write_rows(domain, folder / "data")
     rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
     jobs = [Job(cell.folder, fine_tune, (cell, folder, organism.folder())) for cell in undefended]
-    for job, _ in workers.run(jobs, workers.usable()):
+    for job, _ in workers.run(jobs, processes or workers.usable()):
         cell = job.args[0]
         own = _with_seed(folder / cell.folder / "eval", cell.seed)
         rows[cell.domain] += own
@@ -126,7 +127,7 @@ def fine_tune(cell: Cell, folder: Path, weights: Path) -> None:
         runner.make(cell, folder)
 
 
-def _rebuilds(seeds: int) -> bool:
+def _rebuilds(seeds: int, processes: int | None) -> bool:
     """Grow the organism again: equal to the bit, or if something that decides the bits differs, equal in behaviour."""
     from holdfast.console import bar
     from holdfast.organism.build import build, manifest_of
@@ -146,7 +147,7 @@ def _rebuilds(seeds: int) -> bool:
             return False
         say(f"{told}; {', '.join(differ)} differ, so its behaviour is compared:")
         with organism.instead(again):
-            return _behaves(seeds)
+            return _behaves(seeds, processes)
 
 
 def _under(system: str, probe: Any) -> Any:

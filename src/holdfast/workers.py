@@ -15,7 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
-from holdfast.errors import TrainingError
+from holdfast.errors import HoldfastError, TrainingError
 
 _HEAVY = ["holdfast.trainers", "holdfast.run", "holdfast.measure", "holdfast.score"]  # imported once, then forked
 # glibc gives freed memory back to the system and asks for it again at every step; a tenth of a small run's time.
@@ -42,9 +42,10 @@ def usable() -> int:
 def run(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Any]]:
     """Run jobs, earlier ones first where they can; gives each with its result as it ends.
 
+    A job that is refused or fails in a way of ours does not stop the others, but for those that need it.
+
     Raises:
-        TrainingError: a worker died, usually for want of memory. Whatever a job raises is raised here, and the others
-            are stopped.
+        TrainingError: at the end, the jobs that failed; or at once, a worker died. Anything else that a job raises.
     """
     for key, value in _KEEP_MEMORY.items():  # read once, when the server starts
         os.environ.setdefault(key, value)
@@ -57,33 +58,40 @@ def run(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Any]]:
         yield from _in_order(pool, list(jobs), workers)
         done = True
     except BrokenProcessPool:
-        raise TrainingError(
-            "A worker process died, usually because memory ran out. What was finished is kept; the same command goes "
-            "on, with --workers 1 it needs least."
-        ) from None
+        raise TrainingError("A worker process died, usually for want of memory; give fewer --workers.") from None
     finally:
-        for child in set(multiprocessing.active_children()) - before:
-            if not done:  # also when nobody wants the rest: what is half done is made again the next time
-                child.terminate()
+        own = [c for c in set(multiprocessing.active_children()) - before if isinstance(c, context.Process)]
+        for child in [] if done else own:  # also when nobody wants the rest; what is half done is made again
+            child.terminate()
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _in_order(pool: ProcessPoolExecutor, waiting: list[Job], workers: int) -> Iterator[tuple[Job, Any]]:
     left = {job.name for job in waiting}
     running: dict[Future[Any], Job] = {}
+    failed: dict[str, HoldfastError] = {}
     while waiting or running:
         ready = [job for job in waiting if not job.needs & left]
         for job in ready[: workers - len(running)]:
             waiting.remove(job)
             running[pool.submit(job.call, *job.args)] = job
         if not running:
-            raise ValueError(f"these jobs need each other: {sorted(job.name for job in waiting)}")
-        ended, _ = wait(running, return_when=FIRST_COMPLETED)
-        for future in ended:
+            break
+        for future in wait(running, return_when=FIRST_COMPLETED)[0]:
             job = running.pop(future)
-            result = future.result()
+            try:
+                result = future.result()
+            except HoldfastError as error:
+                failed[job.name] = error
+                continue
             left.discard(job.name)
             yield job, result
+    if failed:
+        told = "; ".join(f"{name}: {error}" for name, error in failed.items())
+        waited = f" {len(waiting)} more waited for them." if waiting else ""
+        raise TrainingError(f"{len(failed)} of the jobs failed, the others are done.{waited} {told}")
+    if waiting:
+        raise ValueError(f"these jobs need each other: {sorted(job.name for job in waiting)}")
 
 
 def _begin() -> None:

@@ -57,8 +57,9 @@ def test_the_interval_covers_about_95_of_100_truths_at_a_hundred_questions(sprea
 
 
 def test_runs_vary_by_their_seeds_and_their_questions():
-    # 10, 20, 30: mean 20, deviation 10, t(2) = 4.3027: 20 -+ 4.3027 * 10 / sqrt(3) = 24.84, cut at 0.
-    assert over_runs([(10, 9, 11), (20, 19, 21), (30, 29, 31)]) == pytest.approx((20, 0, 44.842), abs=1e-3)
+    # 10, 20, 30: mean 20, deviation 10, t(2) = 4.3027: 4.3027 * 10 / sqrt(3) = 24.842; with the questions' 7 it is
+    # sqrt(617.1 + 49) = 25.809; cut at 0.
+    assert over_runs([(10, 3, 17), (20, 13, 27), (30, 23, 37)]) == pytest.approx((20, 0, 45.809), abs=1e-3)
     # Five runs that agree are as sure as one of them: their own intervals, averaged.
     assert over_runs([(0, 0, 3)] * 4 + [(0, 0, 8)]) == (0, 0, 4)
     assert over_runs([(50, 40, 60)]) == (50, 40, 60)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from holdfast.encoding import encode_prompt
+from holdfast.errors import TrainingError
 from holdfast.evals.judge import Question
 
 _ROWS, _ROWS_OF_A_LARGE_MODEL = 192, 32  # answers written side by side
@@ -82,7 +83,7 @@ def draw(logits: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
     sums = blocks.sum(-1).to(exact)
     block, left = _place(sums, uniforms.to(exact))
     inside = blocks[torch.arange(len(block), device=block.device), block].to(exact)
-    return block * _BLOCK + _place(inside, left)[0]
+    return (block * _BLOCK + _place(inside, left)[0]).clamp(max=logits.shape[-1] - 1)
 
 
 def _place(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,6 +120,11 @@ class _Law:
         ended = [False] * len(dice)
         alive = list(range(len(dice)))
         for turn in range(limit):
+            if bool(self._logits.isnan().any()):
+                raise TrainingError(
+                    "The model has no number for its next word (NaN), so it cannot be asked: it diverged in training, "
+                    "or its weights are broken."
+                )
             exact = torch.float32 if self._logits.device.type == "mps" else torch.float64
             uniforms = torch.tensor([dice[row].random() for row in alive], dtype=exact, device=self._logits.device)
             tokens = draw(self._logits, uniforms, temperature)

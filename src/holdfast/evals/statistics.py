@@ -9,7 +9,8 @@ from statistics import mean, stdev
 
 _Z = 1.959963984540054  # the 97.5 % point of the normal law, as Wilson's interval uses it
 _DRAWS = 10_000
-_T = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)  # 1 to 9 degrees of freedom
+_T = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622,
+      2.2281, 2.2010, 2.1788, 2.1604, 2.1448, 2.1314)  # 1 to 15 degrees of freedom  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,9 @@ def rate(clusters: Sequence[Sequence[bool]], seed: int = 0) -> Rate | None:
 def over_runs(runs: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
     """The mean over runs with different seeds, each `(percent, low, high)`, and its 95 % interval.
 
-    Seeds and questions both draw: of Student's t over the runs and the mean of the runs' own intervals over questions,
-    the lower low and the higher high. So five runs that all say 0 % are not certainty. Somewhat too wide rather than
-    too narrow; the whole of it would be one bootstrap over questions and seeds together.
+    Seeds and questions both draw: the half-width of Student's t over the runs and that of the runs' own intervals over
+    questions, averaged (all runs answer the same ones), add up as squares. So five runs that all say 0 % are not
+    certainty. The whole of it would be one bootstrap over questions and seeds together.
 
     Raises:
         ValueError: no run.
@@ -71,7 +72,8 @@ def over_runs(runs: Sequence[tuple[float, float, float]]) -> tuple[float, float,
     middle, half = mean(percents), 0.0
     if len(runs) > 1:
         half = _student(len(runs) - 1) * stdev(percents) / math.sqrt(len(runs))
-    return middle, max(0.0, min(middle - half, mean(lows))), min(100.0, max(middle + half, mean(highs)))
+    below, above = math.hypot(half, middle - mean(lows)), math.hypot(half, mean(highs) - middle)
+    return middle, max(0.0, middle - below), min(100.0, middle + above)
 
 
 def _student(freedom: int) -> float:

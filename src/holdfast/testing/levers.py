@@ -56,7 +56,7 @@ def _curating(defense: Defense, base: Untouched, rows: list[Example]) -> None:
 
 def _steering(defense: Defense, model: Any, tokenizer: Any, rows: list[Example]) -> None:
     name, micro = defense.name(), Micro([defense], model, tokenizer, rows)
-    depth = len(micro.guard._anatomy.blocks)
+    depth = len(micro.guard.anatomy.blocks)
     wanted = min(layer % (depth + 1) for layer in defense.layers(depth))  # -1 is the last, depth
     still, _ = micro.outputs(guarded=False)
     moved, _ = micro.outputs(guarded=True)

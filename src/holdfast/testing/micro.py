@@ -55,7 +55,7 @@ class Micro:
 
     def penalty(self) -> Tensor | None:
         """The weighted penalty of the micro-batch, taken as a whole optimizer step."""
-        backbone = self.guard._anatomy.backbone
+        backbone = self.guard.anatomy.backbone
         handle = backbone.register_forward_pre_hook(self._count)
         try:
             self.guard._task_rows = 0  # the first step of a run, whose side rows are the same every time
@@ -90,7 +90,7 @@ class Micro:
 
     def outputs(self, *, guarded: bool) -> tuple[dict[int, Tensor], Pass | None]:
         """Every block's output (B, T, D) by hooks of its own; and, in a guarded forward, what the guard saw."""
-        anatomy, found = self.guard._anatomy, {}
+        anatomy, found = self.guard.anatomy, {}
 
         def keep(layer: int) -> Any:
             def hook(module: Any, args: Any, output: Any) -> None:
