@@ -15,6 +15,8 @@ def measure(variants: Variants, rounds: int) -> dict[str, dict[str, float]]:
     """Seconds of each variant, median, lowest and highest over the rounds, and its peak memory growth (MB)."""
     for run in variants.values():
         run()  # warm up once
+    memory = {name: _growth(run) for name, run in variants.items()}
+    _give_back(2**25)  # as an allocator that is left alone comes to do
     seconds = {name: [] for name in variants}
     for turn in range(rounds):
         names = list(variants) if turn % 2 == 0 else list(reversed(variants))
@@ -23,7 +25,7 @@ def measure(variants: Variants, rounds: int) -> dict[str, dict[str, float]]:
             begun = time.perf_counter()
             variants[name]()
             seconds[name].append(time.perf_counter() - begun)
-    memory = _memory(variants)
+    _give_back(2**17)
     return {
         name: {
             "seconds": statistics.median(seconds[name]),
@@ -36,28 +38,18 @@ def measure(variants: Variants, rounds: int) -> dict[str, dict[str, float]]:
     }
 
 
-def _memory(variants: Variants) -> dict[str, float]:
+def _growth(run: Callable[[], object]) -> float:
     """Peak resident memory (MB) above the level just before; it costs time, so nothing is timed meanwhile."""
-    found = {}
-    _give_back(2**17)
-    for name, run in variants.items():
-        grown = []
-        for _ in range(3):
-            gc.collect()
-            before = _reset_peak()
-            run()
-            grown.append((_peak() - before) / 1e6)
-        found[name] = statistics.median(grown)
-    _give_back(2**25)
-    return found
+    gc.collect()
+    before = _reset_peak()
+    run()
+    return (_peak() - before) / 1e6
 
 
 def _give_back(larger_than: int) -> None:
     """Have freed blocks above a size leave the process at once, or the allocator's cache would be measured (glibc)."""
     if sys.platform == "linux":
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-3, larger_than)  # M_MMAP_THRESHOLD
-        libc.malloc_trim(0)
+        ctypes.CDLL("libc.so.6").mallopt(-3, larger_than)  # M_MMAP_THRESHOLD
 
 
 def ratio(measured: dict, name: str, against: str, limit: float | None = None) -> dict:
@@ -90,3 +82,6 @@ def _reset_peak() -> int:
 
 def _peak() -> int:
     return _status("VmHWM:") if Path("/proc/self/status").exists() else 0
+
+
+_give_back(2**17)  # before anything large is allocated
