@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -59,6 +61,31 @@ def test_what_nobody_expected_is_raised_at_once_and_the_others_are_stopped():
         list(workers.run([Job("long", time.sleep, (60,)), Job("bug", divmod, (1, 0))], 2))
     assert time.monotonic() - begun < 30
     assert not multiprocessing.active_children()
+
+
+def test_a_command_that_is_ended_leaves_no_worker_behind(tmp_path):
+    study = tmp_path / "study.yaml"
+    study.write_text(
+        "schema: 1\ntitle: long\nrecipe: {model: organism, lora: {}, train: {max_steps: 9999, num_train_epochs: 99}, "
+        "holdout: 0.1}\nvariants: [{name: none}]\n"
+    )
+    command = [sys.executable, "-m", "holdfast.cli", "study", str(study), "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    training = tmp_path / "out" / "runs" / "medical-seed0-none" / "metrics.jsonl"
+    for _ in range(600):
+        if training.exists():
+            break
+        time.sleep(0.1)
+    process.terminate()
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    left = subprocess.run(["pgrep", "-s", str(process.pid)], capture_output=True, text=True).stdout.split()
+    for _ in range(100):
+        if not left:
+            break
+        time.sleep(0.1)
+        left = subprocess.run(["pgrep", "-s", str(process.pid)], capture_output=True, text=True).stdout.split()
+    assert not left
 
 
 def test_a_worker_that_dies_is_a_sentence():

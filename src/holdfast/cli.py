@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 
 def main() -> None:
     """Run the command line; a user's mistake is a sentence, never a traceback."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # to be ended is to be stopped, workers and all
     try:
         app()
     except RequestError as error:
