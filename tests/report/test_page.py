@@ -23,7 +23,7 @@ def test_the_page_is_one_file_that_asks_nobody_for_anything(tmp_path):
     walk = Walk(page)
     assert not {"script", "link", "iframe", "img", "object", "base", "form"} & set(walk.tags)
     places = [value for name, value in walk.attributes if name in ("src", "href", "srcset", "action", "xlink:href")]
-    assert len(places) == 5  # the runs, three means over seeds and the one panel with two points, as CSV
+    assert len(places) == 3  # the runs, the means over seeds and the one panel with two points, as CSV
     assert all(place.startswith("data:text/csv") for place in places)
     assert "url(" not in page
     assert "@import" not in page
@@ -80,5 +80,7 @@ def test_a_page_of_tasks_says_what_was_learnt_and_what_cost_most(tmp_path):
     page = drawn(study(tmp_path / "demo", rows))
     assert "Undefended, 94 % of a harmless task was learnt (2 % before); with kl 0.3, which cost most, 40 %." in page
     assert "What was learnt of opswap-2" in page
+    none_cost = headline([taught("none", None, 90), taught("kl", 0.3, 95)])
+    assert none_cost.endswith("no defense took any of it away (the least was 95 %, with kl 0.3).")
     # Two seeds: 94 and t(1) = 12.7062 times 5.657 / sqrt(2) = 50.8 either way.
     assert "<td>94.0 (43 to 100)</td>" in page

@@ -86,10 +86,10 @@ def _of_a_task(rows: Sequence[Row]) -> str:
         return ""
     worst = min(defended, key=lambda label: defended[label])
     before = f" ({means['untuned']:.0f} % before)" if "untuned" in means else ""
-    return (
-        f"Undefended, {means['none']:.0f} % of a harmless task was learnt{before}; "
-        f"with {worst}, which cost most, {defended[worst]:.0f} %."
-    )
+    cost = f"with {worst}, which cost most, {defended[worst]:.0f} %"
+    if defended[worst] >= means["none"]:
+        cost = f"no defense took any of it away (the least was {defended[worst]:.0f} %, with {worst})"
+    return f"Undefended, {means['none']:.0f} % of a harmless task was learnt{before}; {cost}."
 
 
 def _panels(study: Study, known: dict[str, Look]) -> list[dict[str, Any]]:

@@ -37,7 +37,10 @@ def runs(rows: Sequence[Row]) -> Table:
 
 
 def over_seeds(rows: Sequence[Row]) -> dict[str, Table]:
-    """By measure, labels down and domains across: the mean over seeds and its 95 % interval. Nothing for one seed."""
+    """The mean over seeds and its 95 % interval, labels down; nothing for one seed.
+
+    A table a measure with domains across; of one domain a single table, named after it, with measures across.
+    """
     if len({row["seed"] for row in rows}) < 2:
         return {}
     domains = list(dict.fromkeys(row["domain"] for row in rows))
@@ -49,7 +52,16 @@ def over_seeds(rows: Sequence[Row]) -> dict[str, Table]:
         ]
         if any(cell for line in body for cell in line[1:]):
             found[measure] = [["defense", *map(str, domains)], *body]
-    return found
+    return found if len(domains) > 1 else _side_by_side(found, str(domains[0]))
+
+
+def _side_by_side(tables: dict[str, Table], name: str) -> dict[str, Table]:
+    """Tables of one column each as one table."""
+    if not tables:
+        return {}
+    firsts = next(iter(tables.values()))
+    body = [[line[0], *(table[i][1] for table in tables.values())] for i, line in enumerate(firsts) if i > 0]
+    return {name: [["defense", *tables], *body]}
 
 
 def as_csv(table: Table) -> str:
