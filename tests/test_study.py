@@ -1,6 +1,8 @@
 """A study: variants laid over a shared recipe, one folder per run, and a stopped study goes on."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -102,3 +104,13 @@ def test_the_demo_is_a_study_that_shows_every_defense_once():
 
 def _names(entry):
     return [entry] if isinstance(entry, str) else list(entry)
+
+
+@pytest.mark.parametrize("file", sorted(Path(__file__).parents[1].glob("studies/*.yaml")), ids=lambda file: file.stem)
+def test_the_shipped_studies_are_readable_and_as_large_as_they_say(file):
+    told = re.search(r"^# (\d+) variants(?: x (\d) (?:domains|tiers))? x (\d) seeds", file.read_text(), re.MULTILINE)
+    variants, domains, seeds = (int(number or 1) for number in told.groups())
+    read = study.read(file)
+    assert (len(read.variants), len(read.domains), len(read.seeds)) == (variants, domains, seeds)
+    labels = [variant.label for variant in read.variants]
+    assert "none" in labels  # what any defense is compared with
