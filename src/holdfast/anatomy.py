@@ -141,16 +141,17 @@ class Anatomy:
         """Run with the trained weights undone.
 
         Flips the modules' own flags rather than calling `disable_adapter()`, which also walks every parameter to set
-        `requires_grad`: 0.7 ms instead of 34 at 196 modules on one CPU core.
+        `requires_grad`; and flips them in the modules' own dictionaries, for `nn.Module` looks through parameters and
+        buffers at every assignment (docs/performance.md has what that is worth).
         """
         before = [m._disable_adapters for m in self.switches]
         for module in self.switches:
-            module._disable_adapters = True
+            vars(module)["_disable_adapters"] = True
         try:
             yield
         finally:
             for module, flag in zip(self.switches, before, strict=True):
-                module._disable_adapters = flag
+                vars(module)["_disable_adapters"] = flag
 
     def check(self) -> None:
         """Refuse what has no reference: full fine-tuning, trained biases, prompt learning, a moved base, dropout.
