@@ -84,3 +84,16 @@ def test_a_page_of_tasks_says_what_was_learnt_and_what_cost_most(tmp_path):
     assert none_cost.endswith("no defense took any of it away (the least was 95 %, with kl 0.3).")
     # Two seeds: 94 and t(1) = 12.7062 times 5.657 / sqrt(2) = 50.8 either way.
     assert "<td>94.0 (43 to 100)</td>" in page
+
+
+def test_many_strengths_have_a_picture_for_each_defense(tmp_path):
+    swept = [row("kl", strength, 10, 60) for strength in (0.1, 0.3, 1)]
+    rows = [row("untuned"), row("none", None, 40, 70), *swept, row("inoculate", None, 1, 1)]
+    page = drawn(study(tmp_path / "demo", rows))
+    section = page.split("What was learnt, and what it cost")[1].split("The numbers")[0]
+    assert section.count("<svg") == 2
+    kl, others = section.split('<div class="small">')[1:]
+    assert [f"<title>{name}</title>" in kl for name in ("kl 0.3", "none", "inoculate")] == [True, True, False]
+    assert [f"<title>{name}</title>" in others for name in ("kl 0.3", "none", "inoculate")] == [False, True, True]
+    one = drawn(study(tmp_path / "few", rows[:-2]))
+    assert one.split("What was learnt, and what it cost")[1].split("The numbers")[0].count("<svg") == 1

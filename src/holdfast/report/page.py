@@ -42,7 +42,7 @@ def render(study: Study) -> str:
         rows=study.rows,
         table=runs(study.rows),
         means=over_seeds(study.rows),
-        picture=Markup(tradeoff(study.rows, known)),
+        pictures=_tradeoffs(study.rows, known),
         tasks=[(task, Markup(drawn)) for task in tasks if (drawn := learnt(study.rows, known, task))],
         panels=_panels(study, known),
         answers=study.answers,
@@ -50,6 +50,19 @@ def render(study: Study) -> str:
         notes=study.notes,
         missing=missing(study.rows),
     )
+
+
+def _tradeoffs(rows: Sequence[Row], known: dict[str, Look]) -> list[tuple[str, Markup]]:
+    """One picture; where a defense has more than two strengths, one of each such defense and one of the others."""
+    labels: dict[str, set[str]] = {}
+    for row in rows:
+        labels.setdefault(row["defense"], set()).add(row["label"])
+    swept = [name for name, own in labels.items() if len(own) > 2]
+    groups = {name: [row for row in rows if row["defense"] in ("untuned", "none", name)] for name in swept}
+    if len(set(labels) - {*swept, "untuned", "none"}) > 0 or not swept:
+        groups["the others" if swept else ""] = [row for row in rows if row["defense"] not in swept]
+    drawn = {name: tradeoff(own, known) for name, own in groups.items()}
+    return [(name, Markup(picture)) for name, picture in drawn.items() if picture]
 
 
 def headline(rows: Sequence[Row]) -> str:
