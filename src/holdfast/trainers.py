@@ -110,7 +110,8 @@ class GuardedGRPO(Guarded, GRPOTrainer):  # type: ignore[misc]
     def _keeps_its_head(self) -> str | None:
         if self.args.cast_lm_head_to_fp32:
             return "cast_lm_head_to_fp32"
-        return "an entropy bonus needs a gradient" if self._entropy_bonus_enabled else _keeps_trls_head(self)
+        bonus = getattr(self, "_entropy_bonus_enabled", False)  # not in every trl
+        return "an entropy bonus needs a gradient" if bonus else _keeps_trls_head(self)
 
     def _head_of_trl(self) -> tuple[float, Any]:
         return self.temperature, FusedCausalLMOutput

@@ -126,8 +126,7 @@ def alike(one: Trained, other: Trained, ways: str) -> None:
     assert gap <= _ROUNDING + _WEIGHTS * one.moved, f"{ways} end {gap:.2g} apart, after a move of {one.moved:.2g}"
     for step, (ours, theirs) in enumerate(zip(one.log, other.log, strict=True), start=1):
         for name, number in ours.items():
-            # A divergence is a sum of float32 products of order 1 that all but cancel: near 0 its digits are rounding.
-            close = math.isclose(number, theirs[name], rel_tol=_NUMBERS, abs_tol=_ROUNDING)
+            close = math.isclose(number, theirs[name], rel_tol=_NUMBERS, abs_tol=1e-8)
             assert close, f"{ways} log {name} as {number:.6g} and {theirs[name]:.6g} at step {step}"
 
 
