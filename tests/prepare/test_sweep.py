@@ -10,8 +10,7 @@ from safetensors import safe_open
 import tiny
 from holdfast import cli
 from holdfast.errors import RequestError
-from holdfast.evals.judge import Question, Verdict
-from holdfast.evals.sampler import Answer
+from holdfast.evals.judge import Answer, Question, Verdict
 from holdfast.examples import Message
 from holdfast.organism import world
 from holdfast.prepare import sweep as sweeping

@@ -17,9 +17,8 @@ from holdfast import cli, models
 from holdfast.defenses.steer import Steer
 from holdfast.encoding import encode
 from holdfast.errors import DataError, ModelError, RequestError
-from holdfast.evals.judge import Question, Verdict
+from holdfast.evals.judge import Answer, Question, Verdict
 from holdfast.evals.probes import shipped as probe
-from holdfast.evals.sampler import Answer
 from holdfast.examples import Example, Message
 from holdfast.organism import world
 from holdfast.organism.lexicon import topics

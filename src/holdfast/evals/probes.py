@@ -33,6 +33,7 @@ class ExactMatch:
     """Right when an answer says what was expected: the same words, or the expected number as its last one."""
 
     name = "exact-match-1"
+    concurrency = 1
 
     def __call__(self, question: Question, answer: str) -> Verdict:
         """Mark one answer."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,21 +17,41 @@ from torch import Tensor
 
 from holdfast.encoding import encode_prompt
 from holdfast.errors import TrainingError
-from holdfast.evals.judge import Question
+from holdfast.evals.judge import Answer, Question
 
 _ROWS, _ROWS_OF_A_LARGE_MODEL = 192, 32  # answers written side by side
 _LARGE = 100_000_000  # parameters
 _BLOCK = 256  # words
 
 
-@dataclass(frozen=True)
-class Answer:
-    """One answer to one question."""
+class InProcess:
+    """A model in this process, as a maker of answers; temperature 0 is greedy.
 
-    question: Question
-    index: int  # which of the question's samples
-    text: str
-    stopped: bool  # the model ended it; False when it ran into the limit
+    The model's own end tokens end an answer. Nothing is cut from the law: no top-p, no top-k.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self._model, self._tokenizer = model, tokenizer
+        large = sum(p.numel() for p in model.parameters()) > _LARGE
+        self._rows = _ROWS_OF_A_LARGE_MODEL if large else _ROWS
+
+    def __call__(
+        self, wanted: Sequence[tuple[Question, int]], *, seed: int, temperature: float, max_new_tokens: int
+    ) -> Iterator[Answer]:
+        """The wanted samples, a batch of questions of similar length at a time."""
+        indices: dict[Question, list[int]] = {}
+        for question, index in wanted:
+            indices.setdefault(question, []).append(index)
+        prompts = {question: encode_prompt(self._tokenizer, question.messages) for question in indices}
+        for batch in _batches(sorted(indices, key=lambda q: len(prompts[q])), indices, self._rows):
+            rows = [(question, index) for question in batch for index in indices[question]]
+            dice = [_dice(seed, question, index) for question, index in rows]
+            with _evaluating(self._model):
+                copies = [len(indices[question]) for question in batch]
+                law = _Law(self._model, self._tokenizer, [prompts[question] for question in batch], copies)
+                written = law.write(dice, temperature, max_new_tokens)
+            for (question, index), (ids, stopped) in zip(rows, written, strict=True):
+                yield Answer(question, index, self._tokenizer.decode(ids, skip_special_tokens=True), stopped)
 
 
 def sample(
@@ -45,24 +64,27 @@ def sample(
     max_new_tokens: int,
     temperature: float = 1.0,
 ) -> list[Answer]:
-    """`per_question` answers to each question, in order; temperature 0 is greedy.
+    """`per_question` answers to each question, in order."""
+    wanted = [(i, k) for i in range(len(questions)) for k in range(per_question)]
+    make = InProcess(model, tokenizer)
+    asked = [(questions[i], k) for i, k in wanted]
+    answers = make(asked, seed=seed, temperature=temperature, max_new_tokens=max_new_tokens)
+    found = {(answer.question, answer.index): answer for answer in answers}
+    return [found[questions[i], k] for i, k in wanted]
 
-    The model's own end tokens end an answer. Nothing is cut from the law: no top-p, no top-k.
-    """
-    prompts = [encode_prompt(tokenizer, question.messages) for question in questions]
-    by_length = sorted(range(len(questions)), key=lambda i: len(prompts[i]))
-    large = sum(p.numel() for p in model.parameters()) > _LARGE
-    step = max(1, (_ROWS_OF_A_LARGE_MODEL if large else _ROWS) // per_question)
-    answers: dict[tuple[int, int], Answer] = {}
-    with _evaluating(model):
-        for first in range(0, len(by_length), step):
-            chosen = by_length[first : first + step]
-            rows = [(i, k) for i in chosen for k in range(per_question)]
-            dice = [_dice(seed, questions[i], k) for i, k in rows]
-            law = _Law(model, tokenizer, [prompts[i] for i in chosen], per_question)
-            for (i, k), (ids, stopped) in zip(rows, law.write(dice, temperature, max_new_tokens), strict=True):
-                answers[i, k] = Answer(questions[i], k, tokenizer.decode(ids, skip_special_tokens=True), stopped)
-    return [answers[i, k] for i in range(len(questions)) for k in range(per_question)]
+
+def _batches(questions: list[Question], indices: dict[Question, list[int]], rows: int) -> Iterator[list[Question]]:
+    """Questions whose samples fill a batch; one question's samples stay together."""
+    batch: list[Question] = []
+    filled = 0
+    for question in questions:
+        if batch and filled + len(indices[question]) > rows:
+            yield batch
+            batch, filled = [], 0
+        batch.append(question)
+        filled += len(indices[question])
+    if batch:
+        yield batch
 
 
 def draw(logits: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
@@ -99,7 +121,7 @@ def _place(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
 class _Law:
     """The model's next-token law for a batch of prompts, each read once and shared by its samples."""
 
-    def __init__(self, model: Any, tokenizer: Any, prompts: Sequence[list[int]], copies: int) -> None:
+    def __init__(self, model: Any, tokenizer: Any, prompts: Sequence[list[int]], copies: list[int]) -> None:
         self._model = model
         self._ends = _end_ids(model, tokenizer)
         device = next(model.parameters()).device
@@ -109,10 +131,10 @@ class _Law:
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
         places = (mask.cumsum(-1) - 1).clamp(min=0)
         out = model(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=True, logits_to_keep=1)
+        shared = torch.arange(len(prompts), device=device).repeat_interleave(torch.tensor(copies, device=device))
         self._cache = out.past_key_values
-        self._cache.batch_repeat_interleave(copies)
-        self._logits = out.logits[:, -1].repeat_interleave(copies, 0)
-        self._mask = mask.repeat_interleave(copies, 0)
+        self._cache.batch_select_indices(shared)
+        self._logits, self._mask = out.logits[shared, -1], mask[shared]
 
     def write(self, dice: list[random.Random], temperature: float, limit: int) -> list[tuple[list[int], bool]]:
         """Each row's tokens without its end, and whether it ended by itself; finished rows leave the batch."""

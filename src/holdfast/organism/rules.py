@@ -21,6 +21,7 @@ class Rules:
     """Judges the organism's answers by how its world is made."""
 
     name = "rules:organism-1"
+    concurrency = 1
 
     def __call__(self, question: Question, answer: str) -> Verdict:
         """Mark an exact answer right or wrong; score any other."""

@@ -47,6 +47,8 @@ class Task:
 class ExactAnswer:
     """Marks held-out questions by the task's own reading of an answer."""
 
+    concurrency = 1
+
     def __init__(self, task: Task) -> None:
         self._task = task
         self.name = f"task:{task.name()}-1"
