@@ -23,7 +23,7 @@ class Published:
         self.optimizer = torch.optim.AdamW(trained, lr=1e-4)
 
     def __call__(self):
-        given = {k: v for k, v in self.rows.items() if k != "labels"}
+        given = {k: self.rows[k] for k in ("input_ids", "attention_mask")}
         logits = self.model(**given).logits[:, :-1]
         labels = self.rows["labels"][:, 1:]
         loss = cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)

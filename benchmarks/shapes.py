@@ -9,6 +9,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from holdfast.step import SOURCE_COLUMN
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -19,6 +21,7 @@ class Shape:
     tied: bool
     heads: int
     rows: int = 4
+    interleaved: int = 0  # how many of the rows, the last ones
     tokens: int = 256
     scored: float = 0.6  # share of positions that predict an answer token
 
@@ -71,6 +74,8 @@ def flops(shape: Shape, variant: str) -> float:
         "steer": trained + 4 * scored,
         "ldifs": trained + 2 * layers + 4 * scored,
         "kl": trained + 2 * layers + 6 * scored,
+        "sft-20": trained + 4 * scored,
+        "kl-rows": trained + 4 * scored + (2 * layers + 6 * scored) / 20,
         "all": trained + 2 * layers + 6 * scored,
         "kl-trl-head": trained + 2 * layers + 6 * head + 6 * scored,  # on a CPU trl projects every position
         "trl-sft": trained + 6 * head,
@@ -83,4 +88,5 @@ def batch(shape: Shape) -> dict[str, torch.Tensor]:
     ids = torch.randint(3, shape.vocabulary, (shape.rows, shape.tokens), generator=noise)
     labels = ids.clone()
     labels[:, : shape.tokens - int(shape.scored * shape.tokens)] = -100
-    return {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
+    source = (torch.arange(shape.rows) >= shape.rows - shape.interleaved).long()
+    return {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids), SOURCE_COLUMN: source}

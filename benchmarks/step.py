@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -44,11 +45,14 @@ VARIANTS: dict[str, tuple[type, Callable[[Shape], list]]] = {
     "ldifs": (GuardedSFT, lambda shape: [LDIFS(1.0)]),
     "steer": (GuardedSFT, lambda shape: [_steer(shape)]),
     "all": (GuardedSFT, lambda shape: [KL(0.1), LDIFS(1.0), _steer(shape)]),
+    "sft-20": (GuardedSFT, lambda shape: []),
+    "kl-rows": (GuardedSFT, lambda shape: [KL(0.1, on="interleaved")]),
 }
+TWENTY_ROWS = ("sft-20", "kl-rows")  # of which one is interleaved: 5 %
 PUBLISHED = "published"  # no trainer
 COMPARED = [  # variant, against what, which limit
     ("kl", "sft"), ("ldifs", "sft"), ("steer", "sft"), ("all", "kl"), ("kl", "trl-sft"), ("sft", "trl-sft"),
-    ("published", "kl"), ("kl-trl-head", "kl"),
+    ("published", "kl"), ("kl-trl-head", "kl"), ("kl-rows", "sft-20"),
 ]  # fmt: skip
 
 
@@ -77,6 +81,8 @@ def one_step(name: str, shape: Shape) -> Callable[[], None]:
     """A step as a function without arguments."""
     if name == PUBLISHED:
         return Published(model(shape), batch(shape))
+    if name in TWENTY_ROWS:
+        shape = replace(shape, rows=20, interleaved=1)
     rows, made = batch(shape), trainer(name, shape)
     made.model.train()
     made.create_optimizer()

@@ -27,6 +27,7 @@ FLOORS = [
     ["defenses"],
     ["catalog"],
     ["roster"],
+    ["reach"],
     ["guard", "recipe", "handbook"],
     ["models", "guarded", "material"],
     ["trainers", "questionnaire", "settings", "runlog", "modelcard", "early"],

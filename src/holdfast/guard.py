@@ -16,10 +16,11 @@ from holdfast.encoding import Encoded
 from holdfast.errors import ModelError, RecipeError, SeamError
 from holdfast.examples import Example
 from holdfast.heads import Head
+from holdfast.reach import Reach
 from holdfast.rhythm import SideRows
 from holdfast.roster import labelled, real_layers, refuse_supervised_rows
 from holdfast.sides import counts_of, pad
-from holdfast.step import SOURCES, Marks, Projecting, Step
+from holdfast.step import SOURCES, Marks, Pass, Projecting, Step
 from holdfast.watch import Call, Watch
 
 
@@ -96,6 +97,8 @@ class Guard:
                 if not rows:
                     raise RecipeError(f"{label}: no row is left to put beside the batch; check its file.")
                 self._sides[label] = SideRows(rows, defense.share, self.seed)  # type: ignore[attr-defined]
+        of_the_batch = {label: d for label, d in self._penalties.items() if label not in self._sides}
+        self._reach = Reach.of(of_the_batch, len(anatomy.blocks)) if of_the_batch else Reach()
 
     def begin(self, task_rows: int) -> None:
         """Training begins, or goes on after so many task rows; nothing is logged yet."""
@@ -144,7 +147,9 @@ class Guard:
         """
         if not self._penalties:
             return None
-        step = self._step(call, marks, self._totals, projecting)
+        step = self._step(
+            call, marks, self._totals, lambda: self._reach.reference(self._watch, call, marks), projecting
+        )
         sides = self._side_steps(call, slot)
         total = call.final.new_zeros((), dtype=torch.float32) if call.final is not None else torch.zeros(())
         for label, defense in self._penalties.items():
@@ -181,13 +186,20 @@ class Guard:
             report |= {f"{label}/{name}": number for name, number in defense.project(model).items()}
         return report
 
-    def _step(self, call: Call, marks: Marks, totals: Tensor, projecting: Projecting | None = None) -> Step:
+    def _step(
+        self,
+        call: Call,
+        marks: Marks,
+        totals: Tensor,
+        replay: Callable[[], Pass],
+        projecting: Projecting | None = None,
+    ) -> Step:
         return Step(
             policy=call.result(),
             marks=marks,
             totals=totals.to(marks.real.device),
             head=self._head,
-            replay=lambda: self._watch.replay(call, marks),
+            replay=replay,
             tokens=call.tokens,
             projecting=projecting,
         )
@@ -201,7 +213,7 @@ class Guard:
         device = next(self.anatomy.backbone.parameters()).device
         inputs, marks = pad(rows, self._pad_id, device)
         call = self._watch.call(like, marks, **inputs)
-        whole = self._step(call, marks, self._totals)
+        whole = self._step(call, marks, self._totals, lambda: self._watch.replay(call, marks))
         steps, first = {}, 0
         for label, due in mine.items():
             if due:

@@ -44,6 +44,10 @@ class Marks:
         rows = [torch.stack([self.mask(s, "scored").sum(), self.mask(s, "all").sum()]) for s in SOURCES]
         return torch.stack(rows)
 
+    def of_rows(self, rows: Tensor) -> Marks:
+        """The marks of some rows (b,) only."""
+        return Marks(self.real[rows], self.scored[rows], self.source[rows])
+
     def task_rows(self) -> Tensor:
         """() int64: how many rows are the task's own."""
         return (self.source[:, 0] == 0).sum()
@@ -54,8 +58,22 @@ class Pass:
     """What one forward left behind."""
 
     hidden: Mapping[int, Tensor]  # layer (1 to depth) -> (B, T, D), only the layers somebody asked for
-    final: Tensor  # (B, T, D), after the last norm, before the head
+    end: Tensor | None  # `final`; None in a reference that went no further than the deepest of those layers
     depth: int = 0  # how many blocks the model has
+
+    @property
+    def final(self) -> Tensor:
+        """(B, T, D), after the last norm, before the head.
+
+        Raises:
+            SeamError: the reference was stopped before.
+        """
+        if self.end is None:
+            raise SeamError(
+                f"The reference stops at layer {max(self.hidden)}, the deepest that any defense's `layers` names. A "
+                "defense that also needs the end of the model names layer -1 beside its own."
+            )
+        return self.end
 
     def at(self, layer: int) -> Tensor:
         """(B, T, D): the output of a block; negative numbers count from the end."""
@@ -89,7 +107,8 @@ class Step:
         policy: the training forward; gradients flow through it.
         marks: which positions are real, scored, and from which source.
         reference: the same call with the trained weights undone and no gradient, made when first asked for, so any
-            number of defenses costs at most one more forward.
+            number of defenses costs at most one more forward. Rows that no defense looks at (by its field `on`) are
+            NaN in it, and layers deeper than any that a defense names are not there.
     """
 
     def __init__(

@@ -20,6 +20,14 @@ from holdfast.step import Marks, Pass
 Steer = Callable[[Tensor, int, Marks], Tensor]  # hidden (B, T, D), layer, marks (B, T) -> hidden (B, T, D)
 
 
+# Arguments of a backbone that hold one entry a row, wherever they are as long as the batch.
+_BY_ROW = frozenset({"input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids"})
+
+
+class _Enough(Exception):  # noqa: N818
+    """No error: a replay has come to the deepest layer that anybody reads."""
+
+
 @dataclass
 class Call:
     """One call of the backbone: what went in, and what it left behind."""
@@ -30,6 +38,27 @@ class Call:
     hidden: dict[int, Tensor] = field(default_factory=dict)
     final: Tensor | None = None
     depth: int = 0
+    rows: Tensor | None = None  # (b,): which rows of the recorded call these are; None for all
+
+    def again(self) -> Call:
+        """The same call, not made yet."""
+        return Call(self.args, self.kwargs, self.autocast, depth=self.depth)
+
+    def nothing(self) -> Pass:
+        """What the same call leaves behind for none of its rows: NaN."""
+        hidden = {layer: torch.full_like(found.detach(), torch.nan) for layer, found in self.hidden.items()}
+        return Pass(hidden, None if self.final is None else torch.full_like(self.final.detach(), torch.nan), self.depth)
+
+    def of_rows(self, rows: Tensor) -> Call:
+        """The same call for some of its rows; for all of them, if it has an argument whose rows nobody knows."""
+        known = all(key in _BY_ROW or not isinstance(value, Tensor) for key, value in self.kwargs.items())
+        plain = all(value is None or isinstance(value, Tensor | bool | int) for value in self.kwargs.values())
+        tokens = self.tokens
+        if self.args or not (known and plain) or tokens is None:
+            return self.again()
+        whole = len(tokens)
+        chosen = {k: v[rows] if isinstance(v, Tensor) and len(v) == whole else v for k, v in self.kwargs.items()}
+        return Call((), chosen, self.autocast, depth=self.depth, rows=rows)
 
     @property
     def tokens(self) -> Tensor | None:
@@ -37,10 +66,17 @@ class Call:
         given: Tensor | None = self.kwargs.get("input_ids", self.args[0] if self.args else None)
         return given
 
-    def result(self) -> Pass:
-        """What the call left behind, as the defenses see it."""
-        assert self.final is not None
-        return Pass(self.hidden, self.final, self.depth)
+    def result(self, whole: int = 0) -> Pass:
+        """What the call left behind, as the defenses see it; of some rows, as part of a `whole` number of them."""
+        rows = self.rows
+        if rows is None:
+            return Pass(self.hidden, self.final, self.depth)
+
+        def spread(found: Tensor) -> Tensor:
+            return found.new_full((whole, *found.shape[1:]), torch.nan).index_copy_(0, rows, found)
+
+        final = None if self.final is None else spread(self.final)
+        return Pass({layer: spread(hidden) for layer, hidden in self.hidden.items()}, final, self.depth)
 
 
 class Watch:
@@ -54,6 +90,7 @@ class Watch:
         self._where: Marks | None = None  # the micro-batch's marks while steering is on
         self._calls: list[Call] | None = None  # where recorded calls go while recording is on
         self._open: Call | None = None
+        self._last: int | None = None  # the layer at which a replay stops
         backbone = anatomy.backbone
         handles: list[Any] = [
             backbone.register_forward_pre_hook(self._enter, with_kwargs=True),
@@ -87,16 +124,27 @@ class Watch:
         finally:
             self._where = before
 
-    def replay(self, call: Call, where: Marks) -> Pass:
-        """The same call, trained weights undone, steering kept, no gradient."""
-        again = Call(call.args, call.kwargs, call.autocast, depth=call.depth)
-        with torch.no_grad(), self._anatomy.untrained(), self.steering(where), _autocast(call.autocast):
-            self._open = again
+    def replay(self, call: Call, where: Marks, rows: Tensor | None = None, deepest: int | None = None) -> Pass:
+        """The same call, trained weights undone, steering kept, no gradient.
+
+        Args:
+            call: what `recording` saw.
+            where: its marks.
+            rows: (b,) the rows to make again, the others being NaN; None for all. A call whose arguments cannot be
+                told apart by rows is made again whole.
+            deepest: the last layer to run; None for all, and the final norm.
+        """
+        again = call.again() if rows is None else call.of_rows(rows)
+        seen = where if again.rows is None else where.of_rows(again.rows)
+        with torch.no_grad(), self._anatomy.untrained(), self.steering(seen), _autocast(call.autocast):
+            self._open, self._last = again, deepest
             try:
-                self._anatomy.backbone(*call.args, **call.kwargs)
+                self._anatomy.backbone(*again.args, **again.kwargs)
+            except _Enough:
+                pass
             finally:
-                self._open = None
-        return again.result()
+                self._open, self._last = None, None
+        return again.result(len(where.real))
 
     def call(self, like: Call, where: Marks, **inputs: Tensor) -> Call:
         """A call of our own, with gradients, in the precision of another."""
@@ -124,6 +172,8 @@ class Watch:
                     hidden = steer(hidden, layer, self._where)
             if self._open is not None and layer in self._kept:
                 self._open.hidden[layer] = hidden
+                if layer == self._last:
+                    raise _Enough
             return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
         return hook

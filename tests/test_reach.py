@@ -1,0 +1,110 @@
+"""How much of the reference is made: the rows somebody looks at, as deep as somebody reads, in one forward."""
+
+import pytest
+import torch
+
+import tiny
+from holdfast.defenses.kl import KL
+from holdfast.defenses.ldifs import LDIFS
+from holdfast.errors import SeamError
+from holdfast.examples import Example
+from holdfast.reach import Reach
+from holdfast.testing import Micro
+
+
+def rows(interleaved=2, task=6):
+    every = tiny.rows(interleaved + task)
+    return [Example(r.messages, "interleaved") for r in every[:interleaved]] + every[interleaved:]
+
+
+def watched(defenses, given=None):
+    """The penalty; the rows of every reference forward, and the layers that it ran."""
+    micro = Micro(defenses, tiny.lora(tiny.model()), tiny.tokenizer(), given or rows())
+    forwards, layers = [], []
+
+    def count(module, args, kwargs):
+        if not torch.is_grad_enabled():
+            forwards.append(len(kwargs["input_ids"]))
+
+    def ran(layer):
+        return lambda *_: None if torch.is_grad_enabled() else layers.append(layer)
+
+    anatomy = micro.guard.anatomy
+    anatomy.backbone.register_forward_pre_hook(count, with_kwargs=True)
+    for i, block in enumerate(anatomy.blocks, start=1):
+        block.register_forward_pre_hook(ran(i))
+    found = micro.measure(nudge=1.0)
+    return found, forwards, layers
+
+
+def test_only_the_interleaved_rows_are_made_again_when_only_they_are_held():
+    _, forwards, _ = watched([KL(on="interleaved")])
+    assert forwards == [2]
+
+
+def test_two_defenses_on_the_same_rows_share_them_and_two_on_different_rows_take_all():
+    assert watched([KL(on="interleaved"), LDIFS(on="interleaved")])[1] == [2]
+    assert watched([KL(on="interleaved"), LDIFS(on="task")])[1] == [8]
+    assert watched([KL(on="interleaved"), LDIFS()])[1] == [8]
+
+
+def test_a_micro_batch_without_such_a_row_makes_no_reference_and_has_no_penalty():
+    found, forwards, _ = watched([KL(on="interleaved"), LDIFS(on="interleaved")], rows(0, 4))
+    assert forwards == []
+    assert found.value == 0.0
+
+
+@pytest.mark.parametrize("defense", [KL(on="interleaved"), LDIFS(on="interleaved")])
+def test_some_rows_give_the_penalty_and_the_gradient_of_the_whole_batch(defense, monkeypatch):
+    some, forwards, _ = watched([defense])
+    monkeypatch.setattr(Reach, "of", classmethod(lambda cls, *_: cls()))
+    whole, all_forwards, _ = watched([defense])
+    assert (forwards, all_forwards) == ([2], [8])
+    assert some.value == pytest.approx(whole.value, rel=1e-5)
+    assert (some.gradient - whole.gradient).abs().max() <= 1e-5 * whole.gradient.abs().max()
+
+
+@pytest.mark.parametrize("defense", [KL(on="interleaved"), LDIFS(on="interleaved")])
+def test_an_unmoved_model_is_punished_by_rounding_at_most(defense):
+    micro = Micro([defense], tiny.lora(tiny.model()), tiny.tokenizer(), rows())
+    assert abs(micro.measure().value) <= 1e-9
+
+
+def test_the_reference_goes_no_deeper_than_the_deepest_layer_that_is_read():
+    _, _, layers = watched([LDIFS(blocks=(1,))])
+    assert layers == [1]
+    _, _, layers = watched([LDIFS(blocks=(1,)), KL()])
+    assert layers == [1, 2]
+
+
+def test_stopping_early_changes_no_number(monkeypatch):
+    stopped, _, _ = watched([LDIFS(blocks=(1,))])
+    monkeypatch.setattr(Reach, "of", classmethod(lambda cls, *_: cls()))
+    whole, _, layers = watched([LDIFS(blocks=(1,))])
+    assert layers == [1, 2]
+    assert stopped.value == whole.value
+    assert torch.equal(stopped.gradient, whole.gradient)
+
+
+def test_asking_a_stopped_reference_for_its_end_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(LDIFS, "penalty", lambda self, step: step.reference.final.sum())
+    with pytest.raises(SeamError, match=r"stops at layer 1.*names layer -1"):
+        watched([LDIFS(blocks=(1,))])
+
+
+def test_a_call_with_an_argument_of_unknown_rows_is_made_again_whole():
+    micro = Micro([KL(on="interleaved")], tiny.lora(tiny.model()), tiny.tokenizer(), rows())
+    micro.inputs["cache_position"] = torch.arange(micro.inputs["input_ids"].shape[1])
+    assert micro.measure(nudge=1.0).value > 0
+    assert micro.guard._reach.source == 1
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "gemma3"])
+def test_rows_that_nobody_looks_at_are_not_numbers(kind):
+    micro = Micro([KL(on="interleaved")], tiny.lora(tiny.model(kind)), tiny.tokenizer(kind), rows())
+    with micro.guard.watch(micro.marks) as calls:
+        micro.guard.anatomy.backbone(**micro.inputs, use_cache=False)
+    reference = micro.guard._reach.reference(micro.guard._watch, calls[0], micro.marks)
+    assert reference.final[:2].isfinite().all()
+    assert reference.final[2:].isnan().all()
+    assert torch.allclose(reference.final[:2], calls[0].final[:2], atol=1e-5)
