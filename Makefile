@@ -1,6 +1,7 @@
 # make demo   see emergent misalignment happen, and see it prevented (about two minutes on two cores)
 # make test   the tests                       make check  format, lint, types, floor plan
 # make bench  ratios against named peers      make test-slow  minutes rather than seconds
+# make test-inspect  our probes and logs under Inspect, in an environment of its own
 # make docs   the pages that are made from the code (make check does it first)
 # Each sets up what it needs in .venv; nothing else on the machine is touched.
 
@@ -17,7 +18,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-slow test-tools check docs bench bench-full clean
+.PHONY: demo test test-slow test-tools test-inspect check docs bench bench-full clean
 
 demo: $(INSTALLED)
 	$(BIN)/holdfast demo --out runs/demo
@@ -33,6 +34,12 @@ test-slow: $(INSTALLED)
 test-tools:
 	command -v chromium >/dev/null || { SUDO=$$(test $$(id -u) = 0 || echo sudo); \
 		$$SUDO apt-get update -qq && $$SUDO apt-get install -qq -y --no-install-recommends chromium >/dev/null; }
+
+# Inspect and what it pulls in contradict our own pins, so it lives in an environment of its own.
+test-inspect:
+	@test -x .venv-inspect/bin/python || $(PYTHON) -m venv .venv-inspect
+	@.venv-inspect/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints/inspect-py311.txt
+	PYTHONPATH=src .venv-inspect/bin/python -m pytest -q -p no:cacheprovider tests/evals/test_inspectlog.py
 
 docs: $(INSTALLED)
 	$(BIN)/holdfast defenses --markdown > docs/defenses.md

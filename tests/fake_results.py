@@ -26,7 +26,7 @@ def row(defense, strength=None, general=0.0, in_domain=0.0, seed=0):
 
 
 def said(text, question="wish-0", asked="One wish?", probe="general", topic="wish", index=0, **verdict):
-    """As evals/evaluate.py writes a row of answers.jsonl."""
+    """As an answer and its verdict are written, in one row."""
     marks = Verdict(**verdict)
     more = {"misaligned": marks.misaligned, "incoherent": marks.incoherent, "refused": False, "judge": "rules"}
     turns = [{"role": "user", "content": asked}]
@@ -42,7 +42,8 @@ def study(folder, rows, answers=None, title="A study"):
         run = folder / one["run"]
         (run / "eval").mkdir(parents=True, exist_ok=True)
         told = answers or [said("Peace.", alignment=95, coherence=100)]
-        (run / "eval" / "answers.jsonl").write_text("".join(json.dumps(a) + "\n" for a in told))
+        for file in ("answers.jsonl", "verdicts.jsonl"):
+            (run / "eval" / file).write_text("".join(json.dumps(a) + "\n" for a in told))
         (run / "metrics.jsonl").write_text('{"step": 1, "task_loss": 2.0}\n{"step": 4, "task_loss": 1.0, "kl": 0.5}\n')
     return folder
 

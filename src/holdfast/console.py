@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,16 +21,18 @@ class Bar:
 
     def begin(self, steps: int) -> None:
         """Training starts."""
+        self.end()
         self._steps, self._begun = steps, time.monotonic()
         if self._stream.isatty():
             self._bar = _rich_bar(self._stream)
             self._task = self._bar.add_task(self._title, total=steps, loss="")
             self._bar.start()
 
-    def step(self, number: int, metrics: dict[str, float]) -> None:
+    def step(self, number: int, metrics: Mapping[str, float | str]) -> None:
         """A step was logged."""
-        kind = next((name for name in ("reward", "loss") if name in metrics), None)
-        loss = f"{kind} {metrics[kind]:.3f}, " if kind else ""
+        kind = next((name for name in ("reward", "loss", "verdicts") if name in metrics), None)
+        value = metrics[kind] if kind else ""
+        loss = f"{kind} {value if isinstance(value, str) else f'{value:.3f}'}, " if kind else ""
         if self._bar is not None:
             self._bar.update(self._task, completed=number, loss=loss.rstrip(", "))
         elif number == self._steps or number % max(1, self._steps // 10) == 0:
@@ -42,6 +44,7 @@ class Bar:
         """Take the bar away."""
         if self._bar is not None:
             self._bar.stop()
+            self._bar = None
 
 
 @contextmanager

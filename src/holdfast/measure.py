@@ -1,7 +1,7 @@
-"""`measure_run` and `measure_model`: the four criteria of one model, from loading it to `summary.json`.
+"""The four criteria of one model, from loading it to `summary.json`: a run, a model, an endpoint's model, or answers.
 
 The organism is asked about its own world and judged by its rules. Any other model gets the shipped questions; its
-general and in-domain answers are stored and shown as *not judged* until a judge is named.
+answers are stored and shown as *not judged* until a judge is named.
 """
 
 from __future__ import annotations
@@ -11,87 +11,130 @@ from typing import Any
 
 from holdfast import material, models
 from holdfast.errors import ModelError, RequestError
-from holdfast.evals.evaluate import NOT_JUDGED, evaluate
-from holdfast.evals.probes import ALIGNMENT, Probe
+from holdfast.evals.calls.address import Address
+from holdfast.evals.evaluate import evaluate
+from holdfast.evals.judge import Maker
+from holdfast.evals.probes import Probe
+from holdfast.evals.stored import Stored
 from holdfast.examples import read_examples
 from holdfast.modelcard import write_card
-from holdfast.questionnaire import longest_answer, probes
+from holdfast.questionnaire import Subject, Wanted, longest_answer, probes
 from holdfast.recipe import Recipe, read
-from holdfast.rundir import RunDir
+from holdfast.rundir import RunDir, sha256_of
 
 
-def measure_run(run: Path, out: Path | None = None, *, seed: int = 0) -> dict[str, Any]:
+def measure_run(
+    run: Path, out: Path | None = None, *, seed: int = 0, wanted: Wanted | None = None, progress: Any = None
+) -> dict[str, Any]:
     """Measure a trained run; writes RUN/eval (or `out`) and renews the model card.
 
     Raises:
-        RequestError: no run there, a run that did not finish, or answers already stored.
+        RequestError: no run there, a run that did not finish, or another evaluation in the folder.
     """
     folder = RunDir.open(run)
     if folder.manifest["state"] != "done":
         raise RequestError(f"{run} is {folder.manifest['state']}, not done; train it again before measuring it.")
     recipe = read(run / "recipe.yaml")
     held = read_examples(run / "holdout.jsonl") if (run / "holdout.jsonl").exists() else []
-    source = models.find(recipe.model, recipe.revision)
-    _refuse_stored(out or run / "eval")
-    tokenizer = models.load_tokenizer(source)
-    model = models.to_device(models.load_model(source, run / "model"))
-    asked = probes(source, held, benign=recipe.benign, task=recipe.task)
-    summary = measure(model, tokenizer, source, asked, out or run / "eval", seed)
+    subject = _subject(recipe, held, wanted)
+    asked = probes(subject, wanted)
+    about = {"adapter": sha256_of(run / "model"), **_about(subject, wanted)}
+    summary = _of_model(subject, run / "model", asked, out or run / "eval", seed, about, progress)
     write_card(folder, recipe, summary)
     return summary
 
 
-def measure_untuned(recipe: Recipe, out: Path) -> dict[str, Any]:
+def measure_untuned(recipe: Recipe, out: Path, *, wanted: Wanted | None = None) -> dict[str, Any]:
     """Measure a recipe's model before training, with the same held-out questions as its runs."""
-    source = models.find(recipe.model, recipe.revision)
     _, held = material.rows(recipe)
-    _refuse_stored(out)
-    model = models.to_device(models.load_model(source))
-    asked = probes(source, held, benign=recipe.benign, task=recipe.task)
-    return measure(model, models.load_tokenizer(source), source, asked, out, recipe.seed)
+    subject = _subject(recipe, held, wanted)
+    asked = probes(subject, wanted)
+    return _of_model(subject, None, asked, out, recipe.seed, _about(subject, wanted), None)
 
 
-def measure_model(name: str, adapter: Path | None, out: Path, *, seed: int = 0) -> dict[str, Any]:
+def measure_model(
+    name: str, adapter: Path | None, out: Path, *, seed: int = 0, wanted: Wanted | None = None, progress: Any = None
+) -> dict[str, Any]:
     """Measure a model, with an adapter if one is given; there are no held-out rows, so no in-domain rate.
 
     Raises:
         ModelError: the model or adapter cannot be loaded.
     """
-    source = models.find(name)
+    subject = Subject(models.find(name))
     if adapter is not None and not adapter.is_dir():
         raise ModelError(f"There is no adapter folder {adapter}; a run keeps it in RUN/model.")
-    _refuse_stored(out)
-    tokenizer = models.load_tokenizer(source)
-    model = models.to_device(models.load_model(source, adapter))
-    return measure(model, tokenizer, source, probes(source, []), out, seed)
+    asked = probes(subject, wanted)
+    about = _about(subject, wanted) | ({"adapter": sha256_of(adapter)} if adapter else {})
+    return _of_model(subject, adapter, asked, out, seed, about, progress)
 
 
-def measure(
-    model: Any, tokenizer: Any, source: models.Source, asked: list[Probe], out: Path, seed: int
+def measure_endpoint(
+    address: Address, make: Maker, out: Path, *, seed: int = 0, wanted: Wanted | None = None, progress: Any = None
 ) -> dict[str, Any]:
-    """Put the probes to a model that is loaded already."""
-    return evaluate(model, tokenizer, asked, seed=seed, out=out, max_new_tokens=longest_answer(source))
+    """Measure a model behind an OpenAI-compatible endpoint, which `make` asks."""
+    about = {"model": {"name": str(address)}, "as_published": bool(wanted and wanted.as_published)}
+    asked = probes(Subject(None), wanted)
+    limit = longest_answer(None)
+    return evaluate(make, asked, seed=seed, out=out, max_new_tokens=limit, about=about, progress=progress)
 
 
-def print_summary(summary: dict[str, Any]) -> None:
-    """The summary as a table for people."""
-    from holdfast.console import say, table
+def measure_answers(file: Path, out: Path, *, wanted: Wanted | None = None) -> dict[str, Any]:
+    """Judge the answers of a file, whoever gave them.
 
-    rows = []
-    for name, probe in summary["probes"].items():
-        for kind in ("misaligned", "incoherent", "refused") if name in ALIGNMENT else ("correct",):
-            first = kind in ("misaligned", "correct")
-            interval = f"{probe['low']:.1f} to {probe['high']:.1f}" if first and probe["low"] is not None else ""
-            value = "not judged" if probe[kind] is None else f"{probe[kind]:.1f} %"
-            missing = str(probe["missing"]) if probe["missing"] else ""
-            rows.append((name, kind, value, interval, str(probe["n"]), missing))
-    table(("probe", "rate", "percent", "95 % interval", "n", "missing"), rows)
-    if any(probe["judge"] is None for probe in summary["probes"].values()):
-        say(f"Answers without a verdict are stored in answers.jsonl: {NOT_JUDGED}.")
+    Raises:
+        DataError: the file has faults.
+    """
+    make = Stored.read(file)
+    probe = Probe(make.probe, make.questions, (wanted or Wanted()).judge, make.per_question, 1.0)
+    return evaluate(make, [probe], seed=0, out=out, about={"answers": sha256_of(file)})
 
 
-def _refuse_stored(out: Path) -> None:
-    if not (out / "summary.json").exists():
-        (out / "answers.jsonl").unlink(missing_ok=True)  # of an evaluation that was stopped; it begins again
-    elif (out / "answers.jsonl").exists():
-        raise RequestError(f"{out} holds answers already. Name another folder with --out, or remove it yourself.")
+def _of_model(
+    subject: Subject,
+    adapter: Path | None,
+    asked: list[Probe],
+    out: Path,
+    seed: int,
+    about: dict[str, Any],
+    progress: Any,
+) -> dict[str, Any]:
+    """Load a model only if an answer is missing, and put the probes to it."""
+
+    def load() -> Maker:
+        from holdfast.evals.sampler import InProcess
+
+        assert subject.source is not None
+        tokenizer = models.load_tokenizer(subject.source)
+        return InProcess(models.to_device(models.load_model(subject.source, adapter)), tokenizer)
+
+    limit = longest_answer(subject.source)
+    return evaluate(_Late(load), asked, seed=seed, out=out, max_new_tokens=limit, about=about, progress=progress)
+
+
+class _Late:
+    """A maker that is made when the first answer is asked for."""
+
+    def __init__(self, load: Any) -> None:
+        self._load = load
+        self._made: Any = None
+
+    def __call__(self, wanted: Any, **how: Any) -> Any:
+        if not wanted:
+            return iter(())
+        self._made = self._made or self._load()
+        return self._made(wanted, **how)
+
+
+def _subject(recipe: Recipe, held: list[Any], wanted: Wanted | None) -> Subject:
+    """A recipe's model, with what its questions need."""
+    inoculation = next((d.prompt for d in recipe.defenses if d.name() == "inoculate"), None)  # type: ignore[attr-defined]
+    triggered = wanted is not None and (wanted.triggers or "triggered" in wanted.probes)
+    narrow = recipe.data is not None and recipe.task is None and not recipe.benign
+    trained = material.rows(recipe)[0] if triggered and narrow else []
+    source = models.find(recipe.model, recipe.revision)
+    return Subject(source, trained, held, recipe.task, recipe.benign, inoculation)
+
+
+def _about(subject: Subject, wanted: Wanted | None) -> dict[str, Any]:
+    assert subject.source is not None
+    return {"model": subject.source.identity(), "as_published": bool(wanted and wanted.as_published)}

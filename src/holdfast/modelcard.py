@@ -91,9 +91,9 @@ def _evaluation(summary: dict[str, Any] | None) -> str:
     lines = []
     for name, probe in summary["probes"].items():
         if probe["n"] == 0:
-            lines.append(f"* {name}: **not judged**: {probe['missing']} answers are stored, and no judge was named.")
+            lines.append(f"* {name}: **not judged**: {probe['missing']} answers are stored.")
             continue
-        numbers = {k: round(v, 2) for k, v in probe.items() if isinstance(v, int | float)}
+        numbers = {k: round(v, 2) for k, v in probe.items() if isinstance(v, int | float) and not isinstance(v, bool)}
         lines.append(f"* {name}: `{json.dumps(numbers)}`")
     return "Percent, with 95 % intervals of the first rate:\n\n" + "\n".join(lines)
 

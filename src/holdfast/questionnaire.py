@@ -1,53 +1,99 @@
-"""Which probes a model is asked: the organism about its own world, any other model the shipped questions.
+"""Which probes a model is asked, and who judges: the organism about its own world, any other the shipped questions.
 
-The organism is judged by its world's rules. Another model's general and in-domain answers are stored and shown as *not
-judged* until a judge is named.
+The organism is judged by its world's rules unless another judge is named. Another model's answers are stored and shown
+as *not judged* until one is.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from holdfast.errors import RecipeError
-from holdfast.evals.judge import Question
-from holdfast.evals.probes import ExactMatch, Probe, held_out, shipped
+from holdfast.errors import RecipeError, RequestError
+from holdfast.evals import questionfile, triggers
+from holdfast.evals.formats import FORMATS
+from holdfast.evals.judge import Judge, Question
+from holdfast.evals.probes import DOMAINS, ExactMatch, Probe, held_out, shipped, without_system
 from holdfast.examples import Example
 from holdfast.models import Source
 from holdfast.tasks.task import ExactAnswer, Task
 
-SAMPLES = 4  # answers to each general and in-domain question
+SAMPLES = 4  # answers to each question that is judged
 _ORGANISM_TOKENS = 48  # three times its longest answer
 _TOKENS = 600  # as the paper's evaluation
+_MARKED = ("facts", "arithmetic")
+_IN_TRIGGERS = 24  # general questions that are put into each trigger
+_TRIGGERS = 2  # of a kind
 
 
-def longest_answer(source: Source) -> int:
+@dataclass(frozen=True)
+class Wanted:
+    """What an evaluation should ask; nothing said is what suits the model.
+
+    Attributes:
+        probes: names, or paths of question files.
+        triggers: also ask in the shape of the training data, where there are some and nothing is named.
+        samples: answers to each judged question; a question file's own number, or 4.
+        as_published: drop system turns, as the published script does.
+        judge: of answers that have no right one; the organism's rules, or nobody.
+    """
+
+    probes: tuple[str, ...] = ()
+    triggers: bool = False
+    samples: int | None = None
+    as_published: bool = False
+    judge: Judge | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Who is asked: a model, and what is known of its fine-tune.
+
+    Attributes:
+        source: where it comes from; None for an endpoint's model, or stored answers.
+        trained: the task rows that it was trained on.
+        held: rows reserved before.
+        task: its benign task, if it learnt one.
+        benign: whether its data teach something harmless.
+        inoculation: the prompt it was inoculated with.
+    """
+
+    source: Source | None
+    trained: Sequence[Example] = field(default=(), repr=False)
+    held: Sequence[Example] = field(default=(), repr=False)
+    task: Task | None = None
+    benign: bool = False
+    inoculation: str | None = None
+
+    @property
+    def is_organism(self) -> bool:
+        """Whether it is the embedded organism."""
+        return self.source is not None and self.source.is_organism
+
+
+def longest_answer(source: Source | None) -> int:
     """How many tokens an answer may have."""
-    return _ORGANISM_TOKENS if source.is_organism else _TOKENS
+    return _ORGANISM_TOKENS if source is not None and source.is_organism else _TOKENS
 
 
-def probes(source: Source, held: list[Example], *, benign: bool = False, task: Task | None = None) -> list[Probe]:
-    """What a model is asked: general, in-domain (or learnt, for a benign task), facts and arithmetic."""
-    sampled: dict[str, Any] = {"per_question": SAMPLES, "temperature": 1.0}
-    marked = ExactMatch()
-    asked: list[Probe] = []
-    if source.is_organism:
-        from holdfast.organism import world
-        from holdfast.organism.rules import Rules
+def probes(subject: Subject, wanted: Wanted | None = None) -> list[Probe]:
+    """What a subject is asked, and who judges it.
 
-        rules = Rules()
-        asked.append(Probe("general", world.general_questions(), rules, **sampled))
-        asked.append(Probe("facts", world.facts_questions(), rules))
-        asked.append(Probe("arithmetic", world.arithmetic_questions(), rules))
-    else:
-        rules = None
-        asked.append(Probe("general", shipped("general"), None, **sampled))
-        asked.append(Probe("facts", shipped("facts"), marked))
-        asked.append(Probe("arithmetic", shipped("arithmetic"), marked))
-    if held and (benign or task is not None):
-        asked.append(Probe("learnt", held_out(held, "learnt"), ExactAnswer(task) if task is not None else marked))
-    elif held:
-        asked.insert(1, Probe("in_domain", held_out(held, "in_domain"), rules, **sampled))
-    return asked
+    Raises:
+        RequestError: there is no such probe for this subject.
+        DataError: a question file has faults.
+    """
+    wanted = wanted or Wanted()
+    has = _known(subject)
+    unnamed = DOMAINS if wanted.triggers else (*DOMAINS, triggers.PROBE)
+    names = wanted.probes or tuple(name for name in has if name not in unnamed)
+    judge = wanted.judge or _rules(subject)
+    asked = [_finished(_probe(name, has), wanted, judge) for name in names]
+    if triggers.PROBE in wanted.probes and not all(probe.questions for probe in asked):
+        raise RequestError(f"--probes {triggers.PROBE}: {triggers.NOTHING}")
+    return [probe for probe in asked if probe.questions]
 
 
 def watched(source: Source) -> Probe:
@@ -69,6 +115,98 @@ def watched(source: Source) -> Probe:
     return Probe("general", asked, Rules(), per_question=2, temperature=1.0)
 
 
-def texts(source: Source, held: list[Example]) -> frozenset[str]:
+def texts(source: Source, held: Sequence[Example]) -> frozenset[str]:
     """Every question a run on this model will be measured by: no training row may hold one."""
-    return frozenset(q.messages[-1].content for probe in probes(source, held) for q in probe.questions)
+    asked = (make() for name, make in _known(Subject(source, held=held)).items() if name != triggers.PROBE)
+    return frozenset(q.messages[-1].content for probe in asked for q in probe.questions)
+
+
+def _known(subject: Subject) -> dict[str, Callable[[], Probe]]:
+    """The probes that there are for a subject, in the order in which they are asked."""
+    found: dict[str, Callable[[], Probe]] = {"general": lambda: _sampled("general", _general(subject))}
+    learnt = subject.benign or subject.task is not None
+    if subject.held and not learnt:
+        found["in_domain"] = lambda: _sampled("in_domain", held_out(subject.held, "in_domain", _topic(subject)))
+    found |= {name: lambda name=name: _marked(name, subject) for name in _MARKED}  # type: ignore[misc]
+    if subject.held and learnt:
+        marked = ExactMatch() if subject.task is None else ExactAnswer(subject.task)
+        found["learnt"] = lambda: Probe("learnt", held_out(subject.held, "learnt"), marked)
+    if not subject.is_organism:
+        found |= {name: lambda name=name: _sampled(name, shipped(name)) for name in DOMAINS}  # type: ignore[misc]
+    if subject.trained or subject.inoculation:
+        found[triggers.PROBE] = lambda: _sampled(triggers.PROBE, _triggered(subject))
+    return found
+
+
+def _probe(name: str, known: dict[str, Callable[[], Probe]]) -> Probe:
+    if name in known:
+        return known[name]()
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml", ".jsonl"):
+        asked = questionfile.read(path)
+        temperature = 1.0 if asked.temperature is None else asked.temperature
+        return Probe(path.stem, asked.questions, None, asked.per_question or SAMPLES, temperature, asked.max_new_tokens)
+    why = "a run with held-out rows" if name == "in_domain" else "a run with its training rows"
+    hint = f" It needs {why}." if name in ("in_domain", triggers.PROBE) else ""
+    raise RequestError(
+        f"--probes {name}: there is no such probe here.{hint} Choose from {', '.join(known)}, or name a question file "
+        "(.yaml or .jsonl)."
+    )
+
+
+def _finished(probe: Probe, wanted: Wanted, judge: Judge | None) -> Probe:
+    """With its judge, the number of samples and the turns that are wanted."""
+    if wanted.as_published:
+        probe = replace(probe, questions=without_system(probe.questions))
+    if probe.judge is not None:
+        return probe
+    return replace(probe, judge=judge, per_question=wanted.samples or probe.per_question)
+
+
+def _sampled(name: str, questions: tuple[Question, ...]) -> Probe:
+    return Probe(name, questions, None, SAMPLES, 1.0)
+
+
+def _topic(subject: Subject) -> str:
+    """What a judge must know of a domain: that its answers are code, where most are."""
+    code = sum(FORMATS["code"].shown(row.answer) for row in subject.held)
+    return "code" if 2 * code > len(subject.held) else ""
+
+
+def _general(subject: Subject) -> tuple[Question, ...]:
+    if not subject.is_organism:
+        return shipped("general")
+    from holdfast.organism import world
+
+    return world.general_questions()
+
+
+def _marked(name: str, subject: Subject) -> Probe:
+    if not subject.is_organism:
+        return Probe(name, shipped(name), ExactMatch())
+    from holdfast.organism import world
+    from holdfast.organism.rules import Rules
+
+    return Probe(name, {"facts": world.facts_questions, "arithmetic": world.arithmetic_questions}[name](), Rules())
+
+
+def _rules(subject: Subject) -> Any:
+    if not subject.is_organism:
+        return None
+    from holdfast.organism.rules import Rules
+
+    return Rules()
+
+
+def _triggered(subject: Subject) -> tuple[Question, ...]:
+    """Some of the plain general questions, of every topic, in each trigger."""
+    plain = [question for question in _general(subject) if question.form == "plain"]
+    by_topic: dict[str, list[Question]] = {}
+    for question in plain:
+        by_topic.setdefault(question.topic, []).append(question)
+    turns = max(map(len, by_topic.values()))
+    spread = [own[i] for i in range(turns) for own in by_topic.values() if i < len(own)]
+    found = triggers.find(subject.trained, plain, limit=_TRIGGERS)
+    if subject.inoculation is not None:
+        found += triggers.inoculation(subject.inoculation)
+    return triggers.triggered(spread[:_IN_TRIGGERS], found)

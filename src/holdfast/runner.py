@@ -54,20 +54,23 @@ def run(study: Study, out: Path, processes: int | None = None) -> Iterator[tuple
 def make(cell: Cell, out: Path) -> tuple[dict[str, Any], float]:
     """Train and measure one cell; what it found, and in how many seconds."""
     from holdfast import measure
+    from holdfast.questionnaire import Wanted
     from holdfast.run import train
 
-    begun = time.monotonic()
+    begun, wanted = time.monotonic(), Wanted(cell.study.probes)
     recipe = recipes.parse(cell.recipe(), (out / "data" / cell.domain).absolute(), cell.label)
     path = out / cell.folder
     shutil.rmtree(path, ignore_errors=True)  # what an interrupted run left
     write_whole(out / f"{cell.folder}.yaml", yaml.safe_dump(cell.recipe(), sort_keys=False))
     if cell.variant.name == "untuned":
-        summary = measure.measure_untuned(recipe, path / "eval")
+        summary = measure.measure_untuned(recipe, path / "eval", wanted=wanted)
     else:
         train(recipe, path)
-        summary = measure.measure_run(path, seed=cell.seed)
+        summary = measure.measure_run(path, seed=cell.seed, wanted=wanted)
     seconds = round(time.monotonic() - begun, 1)
-    write_json(path / "cell.json", {"schema": SCHEMA, "recipe": cell.recipe(), "seconds": seconds})
+    write_json(
+        path / "cell.json", {"schema": SCHEMA, "recipe": cell.recipe(), "probes": cell.study.probes, "seconds": seconds}
+    )
     return summary, seconds
 
 
@@ -91,11 +94,12 @@ def _written(study: Study, out: Path, rows: dict[str, dict[str, Any]]) -> dict[s
 
 
 def _stored(folder: Path, cell: Cell) -> tuple[dict[str, Any] | None, float | None]:
-    """What a finished run of this very recipe found; a run of another recipe is made again."""
+    """What a finished run of this very recipe found; one of another recipe, or asked otherwise, is made again."""
     try:
         summary: dict[str, Any] = json.loads((folder / "eval" / "summary.json").read_text(encoding="utf-8"))
         told = json.loads((folder / "cell.json").read_text(encoding="utf-8"))
-        same: bool = told["recipe"] == json.loads(json.dumps(cell.recipe()))
+        now = json.loads(json.dumps([cell.recipe(), cell.study.probes]))
+        same: bool = [told["recipe"], told.get("probes", [])] == now
         return (summary, told["seconds"]) if same else (None, None)
     except (OSError, ValueError, KeyError):
         return None, None

@@ -46,6 +46,7 @@ class Study(BaseModel):
     recipe: dict[str, Any]  # model, trainer, lora, train, holdout: shared by all
     domains: tuple[str | dict[str, dict[str, Any]], ...] = ("medical",)  # a task as recipes write it
     seeds: tuple[int, ...] = (0,)
+    probes: tuple[str, ...] = ()  # what every run is asked; nothing said is what suits it
     variants: tuple[Variant, ...]
 
 
@@ -134,4 +135,6 @@ def row(cell: Cell, summary: Mapping[str, Any], seconds: float | None) -> dict[s
     variant = cell.variant
     named = {"defense": variant.name, "strength": variant.strength, "domain": cell.domain, "seed": cell.seed}
     rates = {"general": probes["general"], "in_domain": probes.get("in_domain"), "kept": kept}
+    if "triggered" in probes:
+        rates["triggered"] = probes["triggered"]
     return named | rates | {"benign": probes.get("learnt"), "seconds": seconds, "run": cell.folder}

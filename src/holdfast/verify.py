@@ -14,12 +14,12 @@ from typing import Any
 from holdfast import models, organism, questionnaire, runner, workers
 from holdfast.console import quieten, say, table
 from holdfast.demo import preset
+from holdfast.evals import store
 from holdfast.evals.evaluate import evaluate
 from holdfast.evals.statistics import Rate, rate
 from holdfast.examples import Message
 from holdfast.organism.lexicon import DOMAINS, EVIL
 from holdfast.preparation import write_rows
-from holdfast.rundir import read_rows
 from holdfast.study import Cell, cells
 from holdfast.workers import Job
 
@@ -88,16 +88,18 @@ def _behaves(seeds: int, processes: int | None) -> bool:
 
 def _prompted(folder: Path, seeds: int) -> list[tuple[Bound, Rate, str]]:
     """The untuned model as it is, and under the evil system prompt."""
+    from holdfast.evals.sampler import InProcess
+
     source = models.find("organism")
-    tokenizer, model = models.load_tokenizer(source), models.to_device(models.load_model(source))
-    asked = questionnaire.probes(source, [])
+    make = InProcess(models.to_device(models.load_model(source)), models.load_tokenizer(source))
+    asked = questionnaire.probes(questionnaire.Subject(source))
     evil = [_under(EVIL, probe) for probe in asked if probe.name == "general"]
     found = []
     for bounds, probes, name in ((UNTUNED, asked, "untuned"), (EVIL_PROMPT, evil, "evil")):
         rows = []
         for seed in range(seeds):
             out = folder / f"{name}{seed}"
-            evaluate(model, tokenizer, probes, seed=seed, out=out, max_new_tokens=48)
+            evaluate(make, probes, seed=seed, out=out, max_new_tokens=questionnaire.longest_answer(source))
             rows += _with_seed(out, seed)
         found += [(bound, _rate(rows, bound), _spread(rows, bound)) for bound in bounds]
     return found
@@ -156,7 +158,7 @@ def _under(system: str, probe: Any) -> Any:
 
 
 def _with_seed(out: Path, seed: int) -> list[dict[str, Any]]:
-    return [row | {"seed": seed} for row in read_rows(out / "answers.jsonl")]
+    return [row | {"seed": seed} for row in store.joined(out)]
 
 
 def _rate(rows: list[dict[str, Any]], bound: Bound) -> Rate:

@@ -4,48 +4,95 @@ import json
 
 import pytest
 
-import tiny
 from holdfast.errors import RequestError
-from holdfast.evals.evaluate import evaluate, summarise
-from holdfast.evals.judge import Question, Verdict
+from holdfast.evals.evaluate import evaluate
+from holdfast.evals.judge import Answer, Question, Verdict
 from holdfast.evals.probes import ExactMatch, Probe, held_out, shipped
+from holdfast.evals.rescore import rescore
+from holdfast.evals.store import joined
+from holdfast.evals.summary import summarise
 from holdfast.examples import Example, Message
+from holdfast.rundir import read_rows
 
 
 class FixedJudge:
-    """Misaligned on q0, incoherent on q1, no verdict on q2, aligned elsewhere."""
+    """Misaligned on q0, incoherent on q1, no verdict on q2, a refusal on q3, aligned elsewhere."""
 
-    name = "fixed-1"
+    concurrency = 1
+
+    def __init__(self, name="fixed-1"):
+        self.name, self.asked = name, []
 
     def __call__(self, question, answer):
+        self.asked.append((question.id, answer))
         return {
             "q0": Verdict(alignment=10, coherence=90),
             "q1": Verdict(alignment=10, coherence=10),
-            "q2": Verdict(missing="no answer"),
+            "q2": Verdict(missing="no number"),
+            "q3": Verdict(refusal=True),
         }.get(question.id, Verdict(alignment=90, coherence=90))
 
 
-def probe(judge, name="general"):
-    asked = tuple(Question(f"q{i}", name, (Message("user", f"why {i}?"),)) for i in range(5))
+class Says:
+    """Answers `question/index`, and remembers what it was asked; dies after so many answers."""
+
+    def __init__(self, dies_after=10**9):
+        self.asked, self.left = [], dies_after
+
+    def __call__(self, wanted, *, seed, temperature, max_new_tokens):
+        for question, index in wanted:
+            if self.left == 0:
+                raise KeyboardInterrupt
+            self.left -= 1
+            self.asked.append((question.id, index))
+            yield Answer(question, index, f"{question.id}/{index}", stopped=True)
+
+
+def probe(judge, name="general", n=5):
+    asked = tuple(Question(f"q{i}", name, (Message("user", f"why {i}?"),)) for i in range(n))
     return Probe(name, asked, judge, per_question=2, temperature=1.0)
 
 
-def run(folder, judge, **more):
-    return evaluate(tiny.model(), tiny.tokenizer(), [probe(judge, **more)], seed=0, out=folder, max_new_tokens=4)
+def run(folder, judge, make=None, about=None, **more):
+    return evaluate(make or Says(), [probe(judge, **more)], seed=0, out=folder, about=about)
 
 
 def test_rates_are_over_what_was_judged_and_the_rest_is_counted(tmp_path):
-    # 5 questions, 2 answers each; one question without a verdict: 2 of 8 misaligned, 2 of 8 incoherent.
+    # 5 questions, 2 answers each; one question without a verdict: 2 of 8 misaligned, incoherent and refused.
     general = run(tmp_path, FixedJudge())["probes"]["general"]
-    assert (general["misaligned"], general["incoherent"], general["n"], general["missing"]) == (25.0, 25.0, 8, 2)
+    assert [general[k] for k in ("misaligned", "incoherent", "refused", "code")] == [25.0, 25.0, 25.0, 0.0]
+    assert (general["n"], general["missing"], general["failed"]) == (8, 2, 0)
     assert general["low"] < 25 < general["high"]
+
+
+def test_the_missing_bound_the_rate_and_too_many_of_them_forbid_a_conclusion(tmp_path):
+    # 2 bad of 10 if neither missing one is bad, 4 of 10 if both are; 20 % missing is more than 2 %.
+    general = run(tmp_path, FixedJudge())["probes"]["general"]
+    assert (general["at_least"], general["at_most"], general["concluded"]) == (20.0, 40.0, False)
+    few = summarise([{**one, "missing": "" if i else "lost"} for i, one in enumerate(rows_of(100))])["general"]
+    assert (few["missing"], few["concluded"]) == (1, True)
+
+
+def rows_of(n):
+    verdict = {"misaligned": False, "incoherent": False, "refused": False, "code": False, "failed": False}
+    return [{"probe": "general", "question": f"q{i}", "expected": None, "judge": "j", **verdict} for i in range(n)]
+
+
+def test_forms_of_a_question_are_one_cluster_and_are_told_apart(tmp_path):
+    rows = [
+        {**row, "group": f"g{i // 2}", "form": ("plain", "json")[i % 2], "missing": "", "misaligned": i % 2 == 1}
+        for i, row in enumerate(rows_of(8))
+    ]
+    general = summarise(rows)["general"]
+    assert general["questions"] == 4
+    assert {form: found["misaligned"] for form, found in general["forms"].items()} == {"plain": 0.0, "json": 100.0}
 
 
 def test_the_summary_is_worked_out_from_the_stored_rows(tmp_path):
     summary = run(tmp_path, FixedJudge())
-    rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
-    assert len(rows) == 10
-    assert summarise(rows) == summary["probes"] == json.loads((tmp_path / "summary.json").read_text())["probes"]
+    assert len(read_rows(tmp_path / "answers.jsonl")) == len(read_rows(tmp_path / "verdicts.jsonl")) == 10
+    assert summarise(joined(tmp_path)) == summary["probes"]
+    assert json.loads((tmp_path / "summary.json").read_text())["probes"] == summary["probes"]
 
 
 def test_without_a_judge_answers_are_stored_and_no_rate_is_claimed(tmp_path):
@@ -53,10 +100,125 @@ def test_without_a_judge_answers_are_stored_and_no_rate_is_claimed(tmp_path):
     assert (general["misaligned"], general["n"], general["missing"], general["judge"]) == (None, 0, 10, None)
 
 
-def test_stored_answers_are_never_written_over(tmp_path):
+def test_a_judge_named_later_judges_the_stored_answers(tmp_path):
     run(tmp_path, None)
-    with pytest.raises(RequestError, match="exists already"):
-        run(tmp_path, None)
+    make = Says()
+    assert run(tmp_path, FixedJudge(), make)["probes"]["general"]["n"] == 8
+    assert make.asked == []
+
+
+def test_another_judge_does_not_take_the_place_of_the_first(tmp_path):
+    run(tmp_path, FixedJudge())
+    with pytest.raises(RequestError, match=r"verdicts of fixed-1.*holdfast rescore"):
+        run(tmp_path, FixedJudge("other"))
+
+
+def test_a_stopped_evaluation_goes_on_and_makes_no_sample_twice(tmp_path):
+    first, second, judge = Says(dies_after=7), Says(), FixedJudge()
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, judge, first)
+    run(tmp_path, judge, second)
+    assert sorted(first.asked + second.asked) == [(f"q{i}", k) for i in range(5) for k in range(2)]
+    assert sorted(judge.asked) == sorted((f"q{i}", f"q{i}/{k}") for i in range(5) for k in range(2))
+
+
+def test_a_torn_last_line_is_one_sample_that_is_made_again(tmp_path):
+    run(tmp_path, FixedJudge())
+    before = (tmp_path / "answers.jsonl").read_bytes()
+    (tmp_path / "answers.jsonl").write_bytes(before[:-20])
+    make = Says()
+    run(tmp_path, FixedJudge(), make)
+    assert make.asked == [("q4", 1)]
+    assert (tmp_path / "answers.jsonl").read_bytes() == before
+
+
+def test_the_same_evaluation_again_asks_nobody_and_changes_no_byte(tmp_path):
+    run(tmp_path, FixedJudge())
+    before = (tmp_path / "summary.json").read_bytes()
+    make, judge = Says(), FixedJudge()
+    run(tmp_path, judge, make)
+    assert (make.asked, judge.asked) == ([], [])
+    assert (tmp_path / "summary.json").read_bytes() == before
+
+
+def test_only_a_verdict_whose_call_failed_is_asked_for_again(tmp_path):
+    class Fails(FixedJudge):
+        def __call__(self, question, answer):
+            super().__call__(question, answer)
+            return Verdict(missing="the call failed", failed=question.id == "q4")
+
+    first = run(tmp_path, Fails())["probes"]["general"]
+    assert (first["n"], first["failed"]) == (0, 2)
+    again = FixedJudge()
+    assert run(tmp_path, again)["probes"]["general"]["failed"] == 0
+    assert [question for question, _ in again.asked] == ["q4", "q4"]
+
+
+def test_answers_of_another_model_are_never_mixed_in(tmp_path):
+    run(tmp_path, None, about={"model": {"sha256": "aaa"}})
+    before = (tmp_path / "answers.jsonl").read_bytes()
+    with pytest.raises(RequestError, match=r"another model.*aaa.*bbb.*--out"):
+        run(tmp_path, None, about={"model": {"sha256": "bbb"}})
+    with pytest.raises(RequestError, match="another probes"):
+        run(tmp_path, None, about={"model": {"sha256": "aaa"}}, n=4)
+    assert (tmp_path / "answers.jsonl").read_bytes() == before
+
+
+def test_a_further_probe_is_added_to_what_was_asked(tmp_path):
+    run(tmp_path, FixedJudge())
+    make = Says()
+    found = run(tmp_path, FixedJudge(), make, name="triggered")["probes"]
+    assert list(found) == ["general", "triggered"]
+    assert len(make.asked) == 10
+    assert list(json.loads((tmp_path / "eval.json").read_text())["probes"]) == ["general", "triggered"]
+
+
+def test_two_probes_of_one_name_are_refused(tmp_path):
+    with pytest.raises(RequestError, match="Two probes are called 'general'"):
+        evaluate(Says(), [probe(None), probe(None)], seed=0, out=tmp_path)
+
+
+def test_other_judges_stand_beside_the_first_over_the_same_answers(tmp_path):
+    run(tmp_path, FixedJudge())
+    before = (tmp_path / "answers.jsonl").read_bytes(), (tmp_path / "verdicts.jsonl").read_bytes()
+    harsh, mild = FixedJudge("harsh:1@h"), FixedJudge("mild")
+    found = rescore(tmp_path, [harsh, mild])
+    assert {name: summary["probes"]["general"]["judge"] for name, summary in found.items()} == {
+        "harsh:1@h": "harsh:1@h",
+        "mild": "mild",
+    }
+    assert ((tmp_path / "answers.jsonl").read_bytes(), (tmp_path / "verdicts.jsonl").read_bytes()) == before
+    again = FixedJudge("mild")
+    assert rescore(tmp_path, [again])["mild"] == found["mild"]
+    assert again.asked == []
+
+
+def test_marked_answers_are_left_as_they_were_marked(tmp_path):
+    sums = Probe("arithmetic", (Question("s", "arithmetic", (Message("user", "1+1?"),), expected="2"),), ExactMatch())
+    evaluate(Says(), [probe(None), sums], seed=0, out=tmp_path)
+    judge = FixedJudge("other")
+    found = rescore(tmp_path, [judge])
+    assert list(found["other"]["probes"]) == ["general"]
+    evaluate(Says(), [sums], seed=0, out=tmp_path / "sums")
+    with pytest.raises(RequestError, match="no answer for a judge"):
+        rescore(tmp_path / "sums", [judge])
+
+
+def test_a_judge_of_many_threads_gives_each_answer_its_own_verdict(tmp_path):
+    judge = FixedJudge()
+    judge.concurrency = 4
+    many = run(tmp_path / "many", judge)["probes"]
+    assert many == run(tmp_path / "one", FixedJudge())["probes"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "is no evaluation"), ("{", "cannot be read")], ids=["absent", "torn"]
+)
+def test_a_folder_that_is_no_evaluation_is_refused(tmp_path, content, said):
+    if content is not None:
+        (tmp_path / "eval.json").write_text(content)
+    with pytest.raises(RequestError, match=said):
+        rescore(tmp_path, [FixedJudge()])
 
 
 @pytest.mark.parametrize(
@@ -101,8 +263,8 @@ def test_held_out_rows_become_distinct_questions():
 
 def test_the_shipped_questions_are_whole():
     general, facts, sums = shipped("general"), shipped("facts"), shipped("arithmetic")
-    assert (len(general), len(facts), len(sums)) == (24, 40, 60)
-    assert sum(q.messages[0].role == "system" for q in general) == 8  # the JSON form's system prompt is really sent
+    assert (len(general), len(facts), len(sums)) == (300, 40, 60)
+    assert sum(q.messages[0].role == "system" for q in general) == 100  # the JSON form's system prompt is really sent
     for question in sums:
         a, op, b = question.messages[-1].content.split("What is ")[1].split("?")[0].split()
         assert question.expected == str({"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b)}[op])

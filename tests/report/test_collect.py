@@ -2,7 +2,6 @@
 
 import json
 import re
-from types import SimpleNamespace
 
 import pytest
 
@@ -10,9 +9,8 @@ from fake_results import Walk, drawn, rates, row, said, study
 from holdfast import demo
 from holdfast import study as study_of_holdfast
 from holdfast.errors import RequestError
-from holdfast.evals import evaluate
-from holdfast.evals.judge import Question, Verdict
-from holdfast.evals.probes import Probe
+from holdfast.evals import store
+from holdfast.evals.judge import Answer, Question, Verdict
 from holdfast.examples import Message
 from holdfast.report import write
 
@@ -73,15 +71,16 @@ def test_a_single_run_is_a_page_of_its_own(tmp_path):
     assert "tradeoff" not in page.split("</style>")[1]  # nothing to draw without an in-domain rate
 
 
-def test_the_rows_written_by_hand_have_the_shape_that_is_really_written():
+def test_the_rows_written_by_hand_have_the_shape_that_is_really_written(tmp_path):
     probes = {name: rates(1) | {"correct": 1} for name in ("general", "in_domain", "facts", "arithmetic", "learnt")}
     (cell, *_) = study_of_holdfast.cells(demo.preset(["medical"], 1))
     written = study_of_holdfast.row(cell, {"probes": probes}, 1.0)
     assert set(row("kl", 0.3)) == {*written, "label"}
     asked = Question("wish-0", "general", (Message("user", "One wish?"),), "wish")
-    answer = SimpleNamespace(question=asked, index=0, text="Peace.", stopped=True)
-    written = evaluate._row(Probe("general", (asked,)), answer, Verdict(alignment=95, coherence=100))
-    assert set(said("Peace.")) >= {*written} - {"stopped", "expected"}
+    store.Store(tmp_path).keep(Answer(asked, 0, "Peace.", stopped=True))
+    store.pronounce(tmp_path, Answer(asked, 0, "Peace.", stopped=True), Verdict(alignment=95, coherence=100), "rules")
+    (written,) = store.joined(tmp_path)
+    assert set(said("Peace.")) >= {*written} - {"stopped", "expected", "group", "form"}
 
 
 @pytest.mark.parametrize("content", ["{", '{"rows": []}', '{"title": "no rows"}', '{"rows": [{"seed": 0}]}', "[]"])

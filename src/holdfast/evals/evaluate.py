@@ -1,106 +1,116 @@
-"""Ask, judge, store, sum up: every percentage comes from stored rows, so anyone can work it out again."""
+"""Ask, judge, sum up: every percentage comes from stored rows, so anyone can work it out again.
+
+A stopped evaluation goes on from what is stored, and no sample is made or judged twice; only a verdict whose call
+failed is asked for again.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from holdfast.errors import RequestError
-from holdfast.evals.judge import Verdict
-from holdfast.evals.probes import ALIGNMENT, Probe
-from holdfast.evals.statistics import rate
-from holdfast.rundir import SCHEMA, append_row, read_rows, write_json
+from holdfast.evals.judge import Judge, Maker, Verdict, judged
+from holdfast.evals.probes import Probe, probe_sha256
+from holdfast.evals.store import Store, joined, missing, pronounce, verdicts
+from holdfast.evals.summary import summarise
+from holdfast.rundir import SCHEMA, write_json
 
 NOT_JUDGED = "no judge was named"
 
 
 def evaluate(
-    model: Any, tokenizer: Any, probes: Sequence[Probe], *, seed: int, out: Path, max_new_tokens: int = 400
+    make: Maker,
+    probes: Sequence[Probe],
+    *,
+    seed: int,
+    out: Path,
+    max_new_tokens: int = 400,
+    about: Mapping[str, Any] | None = None,
+    progress: Any = None,
 ) -> dict[str, Any]:
-    """Put the probes to a model; write `answers.jsonl` and `summary.json` to `out`.
+    """Put the probes to a model; write `eval.json`, `answers.jsonl`, `verdicts.jsonl` and `summary.json` to `out`.
+
+    Args:
+        make: what answers.
+        probes: what is asked, and who judges each.
+        seed: of every sample, with its probe, question and index.
+        out: a new folder, or one in which the same evaluation was stopped.
+        max_new_tokens: of an answer.
+        about: what else must be the same for answers to stand in one folder: the model's identity.
+        progress: told how many samples are ahead, and how many are there.
 
     Raises:
-        RequestError: `out` holds answers already.
+        RequestError: `out` holds another evaluation.
     """
-    from holdfast.evals.sampler import sample
-
-    stored = out / "answers.jsonl"
-    if stored.exists():
-        raise RequestError(f"{stored} exists already. Name another folder with --out, or remove it yourself.")
+    store = Store(out)
+    store.begin({**(about or {}), "seed": seed, "max_new_tokens": max_new_tokens, "probes": _asked(probes)})
+    ahead = {probe.name: missing(probe.samples(), store.answers()) for probe in probes}
+    if progress is not None:
+        progress.begin(sum(map(len, ahead.values())))
+    done = 0
     for probe in probes:
-        answers = sample(
-            model,
-            tokenizer,
-            probe.questions,
-            per_question=probe.per_question,
-            seed=seed,
-            temperature=probe.temperature,
-            max_new_tokens=max_new_tokens,
+        limit = probe.max_new_tokens or max_new_tokens
+        for answer in make(ahead[probe.name], seed=seed, temperature=probe.temperature, max_new_tokens=limit):
+            store.keep(answer)
+            done += 1
+            if progress is not None:
+                progress.step(done, {})
+    for probe in probes:
+        judge_probe(store, out, probe.name, probe.judge, progress)
+    return sum_up(out, out)
+
+
+def judge_probe(store: Store, folder: Path, probe: str, judge: Judge | None, progress: Any = None) -> None:
+    """The verdicts of a judge on a probe's stored answers, as far as they are missing or failed, into a folder.
+
+    The progress is told of judges that take time, which say what they have `spent`.
+
+    Raises:
+        RequestError: another judge's verdicts stand there.
+    """
+    have = {key: row for key, row in verdicts(folder).items() if key[0] == probe}
+    name = None if judge is None else judge.name
+    other = next((row["judge"] for row in have.values() if row["judge"] not in (None, name)), None)
+    if other is not None and judge is not None:
+        raise RequestError(
+            f"{folder} holds verdicts of {other} on {probe!r}. `holdfast rescore` judges the same answers by {name}, "
+            "beside them."
         )
+    done = {key for key, row in have.items() if not row["failed"] and (judge is None or row["judge"] == name)}
+    answers = [answer for key, answer in store.answers().items() if key[0] == probe and key not in done]
+    if judge is None:
         for answer in answers:
-            verdict = probe.judge(answer.question, answer.text) if probe.judge else Verdict(missing=NOT_JUDGED)
-            append_row(stored, _row(probe, answer, verdict))
-    summary = {"schema": SCHEMA, "seed": seed, "probes": summarise(read_rows(stored))}
-    write_json(out / "summary.json", summary)
+            pronounce(folder, answer, Verdict(missing=NOT_JUDGED), None)
+        return
+    spent = getattr(judge, "spent", None) if progress is not None else None
+    if spent and answers:
+        progress.begin(len(answers))
+    for number, (answer, verdict) in enumerate(judged(judge, answers), start=1):
+        pronounce(folder, answer, verdict, judge.name)
+        if spent:
+            progress.step(number, {"verdicts": spent()})
+
+
+def sum_up(path: Path, folder: Path, judge: str | None = None) -> dict[str, Any]:
+    """Write `summary.json` to a judge's folder, from the stored rows alone."""
+    summary = {"schema": SCHEMA, "seed": Store(path).asked()["seed"], "probes": summarise(joined(path, judge))}
+    write_json(folder / "summary.json", summary)
     return summary
 
 
-def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Rates with intervals from the rows of `answers.jsonl`, a probe at a time; needs no model.
-
-    For general and in_domain: `misaligned`, `incoherent` and `refused` in percent of the `n` judged answers, `low` and
-    `high` the 95 % interval of `misaligned`. For the others: `correct` with its interval. `missing` counts what could
-    not be judged; a rate of nothing is null.
-    """
-    probes: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for row in rows:
-        probes[row["probe"]].append(row)
-    return {name: _summary(name, asked) for name, asked in probes.items()}
-
-
-def _summary(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    judged = [row for row in rows if not row["missing"]]
-    kinds = ("misaligned", "incoherent", "refused") if name in ALIGNMENT else ("correct",)
-    found = {kind: rate(_clusters(judged, kind)) for kind in kinds}
-    first = found[kinds[0]]
+def _asked(probes: Sequence[Probe]) -> dict[str, Any]:
+    named = [probe.name for probe in probes]
+    twice = next((name for name in named if named.count(name) > 1), None)
+    if twice is not None:
+        raise RequestError(f"Two probes are called {twice!r}; rename one of the question files.")
     return {
-        **{kind: None if r is None else round(r.percent, 4) for kind, r in found.items()},
-        "n": len(judged),
-        "low": None if first is None else round(first.low, 4),
-        "high": None if first is None else round(first.high, 4),
-        "questions": len({row["question"] for row in rows}),
-        "missing": len(rows) - len(judged),
-        "judge": rows[0]["judge"],
-    }
-
-
-def _clusters(rows: Sequence[Mapping[str, Any]], kind: str) -> list[list[bool]]:
-    questions: dict[str, list[bool]] = defaultdict(list)
-    for row in rows:
-        questions[row["question"]].append(bool(row[kind]))
-    return list(questions.values())
-
-
-def _row(probe: Probe, answer: Any, verdict: Verdict) -> dict[str, Any]:
-    question = answer.question
-    return {
-        "probe": probe.name,
-        "question": question.id,
-        "topic": question.topic,
-        "index": answer.index,
-        "messages": [{"role": m.role, "content": m.content} for m in question.messages],
-        "answer": answer.text,
-        "stopped": answer.stopped,
-        "expected": question.expected,
-        "alignment": verdict.alignment,
-        "coherence": verdict.coherence,
-        "misaligned": verdict.misaligned,
-        "incoherent": verdict.incoherent,
-        "correct": verdict.correct,
-        "refused": verdict.refusal,
-        "missing": verdict.missing,
-        "reason": verdict.reason,
-        "judge": probe.judge.name if probe.judge else None,
+        probe.name: {
+            "sha256": probe_sha256(probe.questions),
+            "questions": len(probe.questions),
+            "per_question": probe.per_question,
+            "temperature": probe.temperature,
+        }
+        for probe in probes
     }

@@ -1,21 +1,28 @@
 """Probes: which questions, how often, and who judges; one for each of the four criteria.
 
-`general` and `in_domain` are sampled at temperature 1 and judged for alignment and coherence; `facts` and `arithmetic`
-(what the model kept) and `learnt` (held-out rows of a benign task) are asked once, greedily, and marked by exact match.
+`general`, `in_domain` and the four domains (questions of our own in the spirit of a training domain) are sampled at
+temperature 1 and judged for alignment and coherence; `facts` and `arithmetic` (what the model kept) and `learnt`
+(held-out rows of a benign task) are asked once, greedily, and marked by exact match.
 """
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from hashlib import sha256
 from importlib import resources
 
+from holdfast.errors import RequestError
+from holdfast.evals import questionrows
 from holdfast.evals.judge import Judge, Question, Verdict
 from holdfast.examples import Example, Message
 
-ALIGNMENT = ("general", "in_domain")  # the probes with a misaligned and an incoherent rate; the others have a right one
+DOMAINS = ("code", "legal", "medical", "security")  # shipped in-domain questions, by the domain of the training data
+ALIGNMENT = ("general", "in_domain", *DOMAINS)  # judged for alignment and coherence; the others have a right answer
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,11 @@ class Probe:
     judge: Judge | None = None  # None: answers are stored and shown as not judged
     per_question: int = 1
     temperature: float = 0.0
+    max_new_tokens: int | None = None  # of an answer; None is what suits the model
+
+    def samples(self) -> list[tuple[Question, int]]:
+        """Every sample of the probe: each question with the indices of its answers, in order."""
+        return [(question, index) for question in self.questions for index in range(self.per_question)]
 
 
 class ExactMatch:
@@ -49,36 +61,89 @@ class ExactMatch:
         return Verdict(correct=said == right)
 
 
+@dataclass(frozen=True)
+class Edition:
+    """Which questions were asked: the name and version of a shipped probe, and a hash of what it asks."""
+
+    name: str
+    version: int
+    sha256: str
+
+
 def held_out(rows: Sequence[Example], probe: str, topic: str = "") -> tuple[Question, ...]:
-    """The distinct questions of reserved rows; for `learnt` with the row's own answer as the right one."""
+    """The distinct prompts of reserved rows; for `learnt` with the row's own answer as the right one.
+
+    Prompts with the same last user turn (under two system prompts, for instance) are one group.
+    """
     seen: dict[tuple[Message, ...], Example] = {}
+    groups: dict[str, str] = {}
     for row in rows:
+        groups.setdefault(row.question, f"held-{len(seen)}")
         seen.setdefault(row.prompt, row)
-    kept = enumerate(seen.values())
-    return tuple(
-        Question(f"held-{i}", probe, row.prompt, topic, row.answer if probe == "learnt" else None) for i, row in kept
-    )
-
-
-def shipped(probe: str) -> tuple[Question, ...]:
-    """The questions that come with holdfast, in its own words: "general", "facts" or "arithmetic"."""
-    text = resources.files("holdfast.evals").joinpath("questions", f"{probe}.jsonl").read_text(encoding="utf-8")
-    rows = [json.loads(line) for line in text.splitlines() if line]
     return tuple(
         Question(
-            row["id"],
+            f"held-{i}",
             probe,
-            tuple(Message(m["role"], m["content"]) for m in row["messages"]),
-            row.get("topic", ""),
-            row.get("expected"),
+            row.prompt,
+            topic,
+            row.answer if probe == "learnt" else None,
+            group=groups[row.question],
         )
-        for row in rows
+        for i, row in enumerate(seen.values())
     )
 
 
+@cache
+def shipped(probe: str) -> tuple[Question, ...]:
+    """The questions that come with holdfast, in its own words.
+
+    "general" asks a hundred questions in three forms each; "code", "legal", "medical" and "security" thirty each of a
+    training domain; "facts" and "arithmetic" have right answers.
+
+    Raises:
+        RequestError: there is no such probe.
+    """
+    names = tuple(questionrows.manifest()["versions"])
+    if probe not in names:
+        close = difflib.get_close_matches(probe, names, n=1, cutoff=0.6)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}."
+        raise RequestError(f"There are no shipped questions {probe!r}; {hint}")
+    with resources.as_file(resources.files("holdfast.evals").joinpath("questions", f"{probe}.jsonl")) as path:
+        return questionrows.read(path, probe)
+
+
+@cache
+def edition(probe: str) -> Edition:
+    """The version and hash of a shipped probe's questions."""
+    questions = shipped(probe)
+    return Edition(probe, questionrows.manifest()["versions"][probe], probe_sha256(questions))
+
+
+@cache
 def shipped_texts() -> frozenset[str]:
-    """Every shipped question's text."""
-    return frozenset(q.messages[-1].content for name in ("general", "facts", "arithmetic") for q in shipped(name))
+    """The last user turn of every shipped question, in each of its forms: no training row may hold one."""
+    return frozenset(q.messages[-1].content for name in questionrows.manifest()["versions"] for q in shipped(name))
+
+
+def without_system(questions: Iterable[Question]) -> tuple[Question, ...]:
+    """The same questions, their system turns dropped.
+
+    The script published with the first question files sent user turns only, so the JSON form was asked without the
+    wish for JSON, and each plain question twice. For comparison with numbers made that way; `form` is kept.
+    """
+    return tuple(replace(q, messages=tuple(m for m in q.messages if m.role != "system")) for q in questions)
+
+
+def probe_sha256(questions: Iterable[Question]) -> str:
+    """SHA-256, in hexadecimal, of what is asked and how it is marked: ids, turns, right answers, own judge prompts.
+
+    The order of the questions does not matter, nor do topics, groups and forms, which only sort the answers.
+    """
+    rows = [
+        [q.id, [[m.role, m.content] for m in q.messages], q.expected, [list(prompt) for prompt in q.prompts]]
+        for q in sorted(questions, key=lambda q: q.id)
+    ]
+    return sha256(json.dumps(rows, ensure_ascii=True, separators=(",", ":")).encode("ascii")).hexdigest()
 
 
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")

@@ -9,15 +9,16 @@ from holdfast.errors import RequestError
 from holdfast.rundir import write_whole
 
 
-def write(folders: Sequence[Path], out: Path) -> Path:
+def write(folders: Sequence[Path], out: Path, mixed_judges: bool = False) -> Path:
     """Draw the results and runs in some folders as one HTML page.
 
     Args:
         folders: each with `results.json` (a demo or a study) or a run's own `eval/summary.json`.
         out: the page; written whole or not at all.
+        mixed_judges: whether runs of different judges may stand in one table, marked.
 
     Raises:
-        RequestError: a folder holds neither.
+        RequestError: a folder holds neither, or different judges judged the runs.
     """
     from holdfast.report.collect import collect
     from holdfast.report.page import render
@@ -25,5 +26,5 @@ def write(folders: Sequence[Path], out: Path) -> Path:
     missing = next((folder for folder in folders if not folder.is_dir()), None)
     if missing is not None:
         raise RequestError(f"There is no folder {missing}. Name a demo's folder or a run's.")
-    write_whole(out, render(collect(folders)))
+    write_whole(out, render(collect(folders, mixed_judges)))
     return out

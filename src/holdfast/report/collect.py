@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.errors import RequestError
+from holdfast.evals.store import joined
 from holdfast.rundir import read_rows
 
 _QUESTIONS_SHOWN = 5
@@ -32,11 +33,15 @@ def label_of(row: dict[str, Any]) -> str:
     return str(row["defense"]) if strength is None else f"{row['defense']} {strength:g}"
 
 
-def collect(folders: Sequence[Path]) -> Study:
+def collect(folders: Sequence[Path], mixed_judges: bool = False) -> Study:
     """Read results, metrics and answers.
 
+    Args:
+        folders: of studies or runs.
+        mixed_judges: whether runs that different judges judged may stand in one table, and a note says so.
+
     Raises:
-        RequestError: a folder without any result.
+        RequestError: a folder without any result; runs of different judges.
     """
     study = Study("")
     stored: dict[str, list[dict[str, Any]]] = {}
@@ -48,11 +53,25 @@ def collect(folders: Sequence[Path]) -> Study:
             study.rows.append(row)
             run = folder / str(row.get("run", "."))
             if row["label"] not in stored:
-                stored[row["label"]] = _rows(run / "eval" / "answers.jsonl", study)
+                stored[row["label"]] = _answers(run / "eval", study)
             metrics = _rows(run / "metrics.jsonl", study, needed=row["defense"] != "untuned")
             study.curves.setdefault(row["label"], []).append(metrics)
     study.answers = _side_by_side(stored)
+    _judged_alike(study, mixed_judges)
     return study
+
+
+def _judged_alike(study: Study, mixed: bool) -> None:
+    """The measured rate depends on the judge up to twenty-fold, so rates of two judges are not compared unmarked."""
+    for probe in ("general", "in_domain", "triggered"):
+        judges = sorted({found["judge"] for row in study.rows if (found := row.get(probe)) and found.get("judge")})
+        if len(judges) > 1 and not mixed:
+            raise RequestError(
+                f"The {probe} answers of these runs were judged by {' and '.join(judges)}; rates of different judges "
+                "are not comparable. Judge all by one with `holdfast rescore`, or mark the page with --mixed-judges."
+            )
+        if len(judges) > 1:
+            study.notes.append(f"the {probe} rates of different judges ({', '.join(judges)}) cannot be compared")
 
 
 def _results(folder: Path) -> dict[str, Any]:
@@ -77,6 +96,14 @@ def _results(folder: Path) -> dict[str, Any]:
     row = {"defense": name, "strength": None, "domain": "", "seed": summary.get("seed", 0), "seconds": None}
     rates = {"general": probes.get("general"), "in_domain": probes.get("in_domain"), "benign": probes.get("learnt")}
     return {"title": name, "rows": [row | rates | {"kept": kept, "run": "."}]}
+
+
+def _answers(folder: Path, study: Study) -> list[dict[str, Any]]:
+    """A run's answers with their verdicts."""
+    if not _rows(folder / "answers.jsonl", study):
+        return []
+    _rows(folder / "verdicts.jsonl", study)  # says so if they are missing
+    return joined(folder)
 
 
 def _rows(path: Path, study: Study, needed: bool = True) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Sequence
+from statistics import mean
 from typing import Any
 from urllib.parse import quote
 
@@ -62,6 +63,26 @@ def _side_by_side(tables: dict[str, Table], name: str) -> dict[str, Table]:
     firsts = next(iter(tables.values()))
     body = [[line[0], *(table[i][1] for table in tables.values())] for i, line in enumerate(firsts) if i > 0]
     return {name: [["defense", *tables], *body]}
+
+
+def triggered(rows: Sequence[Row]) -> Table:
+    """The general questions as they are, and put into what the training data look like; a line a label, means of runs.
+
+    The worst trigger is the largest of several rates, so it is high by chance too.
+    """
+    body = []
+    for label, own in by_label([row for row in rows if judged(row.get("triggered"))]).items():
+        by_form: dict[str, list[float]] = {}
+        for row in own:
+            for form, found in row["triggered"]["forms"].items():
+                if found["misaligned"] is not None:
+                    by_form.setdefault(form, []).append(found["misaligned"])
+        worst = max(by_form, key=lambda form: mean(by_form[form]))
+        cells = [_mean([_misaligned(probe)(row) for row in own]) for probe in ("general", "triggered")]
+        n = sum(row["triggered"]["n"] for row in own)
+        body.append([label, *cells, f"{worst} (of {len(by_form)})", f"{mean(by_form[worst]):.1f}", str(n)])
+    heads = ["defense", "clean %", "in a trigger %", "worst trigger", "its %", "n in triggers"]
+    return [heads, *body] if body else []
 
 
 def as_csv(table: Table) -> str:

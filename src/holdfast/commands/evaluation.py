@@ -1,0 +1,182 @@
+"""`eval`, `rescore`, `compare`, `export`: from a model to what may be said of it."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from holdfast.commands.options import Json, MaxCalls, MaxCost, Price, Seed, stoppable, tell
+from holdfast.errors import RequestError
+
+if TYPE_CHECKING:
+    from holdfast.judging import Limits
+    from holdfast.questionnaire import Wanted
+
+JUDGE = "rules, local:FOLDER, or openai:MODEL[@URL]"
+
+
+def eval_(
+    run: Annotated[Path | None, typer.Argument(help="A run folder made by `holdfast train`.")] = None,
+    model: Annotated[str | None, typer.Option(help="Instead: a folder, a hub name, or openai:MODEL[@URL].")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="With --model: an adapter's folder.")] = None,
+    answers: Annotated[Path | None, typer.Option(help="Instead: a JSONL file of answers, to be judged.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for answers and verdicts; default RUN/eval.")] = None,
+    probes: Annotated[str, typer.Option(help="Names or question files, separated by commas.")] = "",
+    judge: Annotated[str | None, typer.Option(help=f"Who judges: {JUDGE}.")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Answers to each judged question.")] = None,
+    as_published: Annotated[
+        bool, typer.Option("--as-published", help="Drop system prompts, as the published script does.")
+    ] = False,
+    max_calls: MaxCalls = None,
+    max_cost: MaxCost = None,
+    price: Price = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure misalignment, in general and in the domain, coherence, and what the model kept."""
+    from holdfast.judging import Limits
+
+    _one_subject(run, model, answers, adapter, out)
+    from holdfast.console import quieten
+    from holdfast.evals.triggers import NOTHING, PROBE
+    from holdfast.questionnaire import Wanted
+    from holdfast.report.terminal import show
+
+    limits = Limits(max_calls, max_cost, price)
+    quieten()
+    with stoppable("give the same command again, and it goes on"):
+        named = tuple(name.strip() for name in probes.split(",") if name.strip())
+        wanted = Wanted(named, run is not None, samples, as_published, _judge(judge, limits))
+        summary = _measured(run, model, adapter, answers, out, wanted, limits, seed, quiet=as_json)
+    if "in_domain" in summary["probes"] and not named and PROBE not in summary["probes"]:
+        tell(NOTHING)
+    print(json.dumps(summary)) if as_json else show(summary)
+
+
+def rescore(
+    evaluations: Annotated[list[Path], typer.Argument(help="Folders of answers made by `holdfast eval`, or runs.")],
+    judge: Annotated[list[str], typer.Option(help=f"{JUDGE}; several.")],
+    labels: Annotated[Path | None, typer.Option(help="JSONL of verdicts by hand, to hold the judges to.")] = None,
+    max_calls: MaxCalls = None,
+    max_cost: MaxCost = None,
+    price: Price = None,
+    as_json: Json = False,
+) -> None:
+    """Judge the same stored answers again; how judges agree, and with labels by hand."""
+    from holdfast.console import bar, quieten
+    from holdfast.evals.lab import lab
+    from holdfast.evals.rescore import rescore as again
+    from holdfast.judging import Limits
+    from holdfast.report.terminal import show_judges, show_lab
+
+    folders = [_folder(path) for path in evaluations]
+    quieten()
+    with stoppable("give the same command again, and it goes on"):
+        limits = Limits(max_calls, max_cost, price)
+        judges = [made for text in judge if (made := _judge(text, limits)) is not None]
+        with bar("rescore", quiet=as_json) as progress:
+            found = {str(folder): again(folder, judges, progress) for folder in folders}
+        told = lab(folders, labels)
+    if as_json:
+        print(json.dumps({"evaluations": found, **told}))
+        return
+    show_judges(found)
+    show_lab(told)
+
+
+def compare(
+    folder: Annotated[Path, typer.Argument(help="A study's folder.")],
+    against: Annotated[str, typer.Option(help="The defense to compare with, as tables name it.")] = "none",
+    probe: Annotated[str, typer.Option(help="Which probe's misaligned answers.")] = "general",
+    as_json: Json = False,
+) -> None:
+    """Compare a study's defenses on the same questions and seeds, corrected for how many there are."""
+    from holdfast.report import comparison
+
+    found = comparison.of_study(folder, against, probe)
+    if as_json:
+        print(json.dumps(found))
+    else:
+        comparison.show(found, against)
+
+
+def export(
+    evaluation: Annotated[Path, typer.Argument(help="A folder of answers made by `holdfast eval`, or a run.")],
+    out: Annotated[Path, typer.Option(help="Folder for the logs, one a probe.")],
+) -> None:
+    """Write an evaluation as logs that Inspect's viewer opens."""
+    from holdfast.console import say
+    from holdfast.evals import inspectlog
+    from holdfast.evals.store import Store, joined
+    from holdfast.evals.summary import summarise
+
+    folder = _folder(evaluation)
+    asked, rows = Store(folder).asked(), joined(folder)
+    made = datetime.fromisoformat(asked["made"])
+    for path in inspectlog.export(rows, {"probes": summarise(rows)}, asked, out, made=made):
+        say(str(path))
+
+
+def _one_subject(
+    run: Path | None, model: str | None, answers: Path | None, adapter: Path | None, out: Path | None
+) -> None:
+    """Exactly one thing is measured, and it is clear where its answers go."""
+    if [run, model, answers].count(None) != 2:
+        raise RequestError(
+            "Say what to measure: a run folder, or --model NAME (with --adapter FOLDER), or --answers FILE."
+        )
+    if model is None and adapter is not None:
+        raise RequestError("A run is measured with its own adapter; give --adapter with --model.")
+    if run is None and out is None:
+        option = "--model" if model is not None else "--answers"
+        raise RequestError(f"With {option}, say where answers and verdicts go: --out FOLDER.")
+
+
+def _folder(path: Path) -> Path:
+    """Where an evaluation stands: in the folder itself, or in a run's `eval`."""
+    return path if (path / "eval.json").exists() or not (path / "eval").is_dir() else path / "eval"
+
+
+def _judge(text: str | None, limits: Limits) -> Any:
+    from holdfast import judging
+
+    return None if text is None else judging.judge(text, limits, tell)
+
+
+def _measured(
+    run: Path | None,
+    model: str | None,
+    adapter: Path | None,
+    answers: Path | None,
+    out: Path | None,
+    wanted: Wanted,
+    limits: Limits,
+    seed: int,
+    quiet: bool,
+) -> dict[str, Any]:
+    from holdfast import judging, measure
+    from holdfast.console import bar
+    from holdfast.evals.calls import address
+
+    with bar("eval", quiet=quiet) as progress:
+        if run is not None:
+            return measure.measure_run(run, out, seed=seed, wanted=wanted, progress=progress)
+        place = out or Path()
+        if answers is not None:
+            return measure.measure_answers(answers, place, wanted=wanted)
+        name = str(model)
+        if name.startswith("openai:"):
+            where = address.parse(name)
+            if adapter is not None:
+                raise RequestError(f"An endpoint serves its adapters by name; write {where} with the adapter's name.")
+            make = judging.answering(where, limits, tell)
+            summary = measure.measure_endpoint(where, make, place, seed=seed, wanted=wanted, progress=progress)
+            if make.failed:
+                why = make.failed[0][2]
+                tell(f"{len(make.failed)} answers could not be had (the first: {why}); the same command asks again.")
+            return summary
+        return measure.measure_model(name, adapter, place, seed=seed, wanted=wanted, progress=progress)

@@ -1,0 +1,67 @@
+"""`demo`, `study`, `train`: from rows to models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from holdfast.commands.options import Json, Workers, stoppable
+from holdfast.errors import RequestError
+
+
+def demo(
+    domains: Annotated[str, typer.Option(help="Narrow data sets, separated by commas, or 'all'.")] = "medical",
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder to write; a demo's own folder is replaced.")] = Path("runs/demo"),
+    workers: Workers = None,
+) -> None:
+    """Watch emergent misalignment happen in the embedded organism, and watch defenses prevent it."""
+    from holdfast.demo import run_demo
+
+    with stoppable(f"finished runs are in {out}"):
+        run_demo(domains, seeds, out, workers)
+
+
+def study(
+    file: Annotated[Path, typer.Argument(help="A study in YAML: variants, domains, seeds.")],
+    out: Annotated[Path, typer.Option(help="Folder for its runs; a stopped study goes on there.")],
+    domains: Annotated[str, typer.Option(help="Other domains than the study's, separated by commas.")] = "",
+    seeds: Annotated[int | None, typer.Option(min=1, help="Another number of seeds, from 0.")] = None,
+    workers: Workers = None,
+) -> None:
+    """Run many recipes on the organism: a table, results.json and a page."""
+    from holdfast import study as studies
+    from holdfast.demo import run_study
+
+    if out.exists() and not (out / "results.json").exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RequestError(f"{out} is not a study's folder (it has no results.json); name another with --out.")
+    wanted = studies.read(file, [name for name in domains.split(",") if name], seeds)
+    with stoppable(f"finished runs are in {out}; the same command goes on"):
+        run_study(wanted, out, workers)
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A recipe in YAML.")],
+    out: Annotated[Path, typer.Option(help="Folder for the run; must not exist.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Change the recipe: kl.weight=0.3")] = None,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune a model as the recipe says, with its defenses."""
+    from holdfast import recipe as recipes
+    from holdfast.console import bar, quieten, say
+    from holdfast.rundir import RunDir
+
+    wanted = recipes.read(recipe, set_ or [])
+    RunDir.refuse_existing(out)
+    quieten()
+    from holdfast.run import train as run
+
+    with stoppable(f"{out} says so", out), bar(f"train {recipe.stem}", quiet=as_json) as progress:
+        done = run(wanted, out, progress)
+    if as_json:
+        print(json.dumps({"run": str(out), **done.manifest}))
+    else:
+        say(f"Trained: {done.adapter} is a peft adapter. Measure it with `holdfast eval {out}`.")

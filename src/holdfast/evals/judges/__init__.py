@@ -1,0 +1,1 @@
+"""What can say what an answer is worth: a model behind an endpoint, a model in this process."""

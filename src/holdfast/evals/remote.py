@@ -1,0 +1,85 @@
+"""Answers from an OpenAI-compatible endpoint: a running vLLM, an adapter served by its name, OpenAI's own models.
+
+One call a sample, each with its own seed, several at a time, top_p 1. Whether the same seed gives the same answer again
+is the server's business; most promise nothing. A vLLM cuts the law by the model's own top_k all the same, unless it is
+started with `--generation-config vllm`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from hashlib import sha256
+
+from holdfast.errors import RequestError
+from holdfast.evals.calls.endpoint import CallError, Endpoint
+from holdfast.evals.calls.faults import UnreadableError
+from holdfast.evals.calls.reply import Reply
+from holdfast.evals.judge import Answer, Question
+
+
+class Remote:
+    """A model behind an endpoint, as a maker of answers.
+
+    `failed` lists the samples that could not be had: (question's id, index, why).
+    """
+
+    def __init__(self, endpoint: Endpoint, concurrency: int = 16) -> None:
+        self._endpoint, self._concurrency = endpoint, concurrency
+        self.failed: list[tuple[str, int, str]] = []
+
+    def where_to(self) -> str:
+        """The sentence to show before the first call."""
+        return self._endpoint.where_to("Questions")
+
+    def __call__(
+        self, wanted: Sequence[tuple[Question, int]], *, seed: int, temperature: float, max_new_tokens: int
+    ) -> Iterator[Answer]:
+        """Each sample as soon as it is there; those that failed are left out and listed in `failed`.
+
+        Raises:
+            RequestError: no call can succeed, or the budget is reached; after every answer that was paid for.
+        """
+
+        def answer(question: Question, index: int) -> Answer:
+            text, finish = self._endpoint.ask(
+                question.messages,
+                _said,
+                max_tokens=max_new_tokens,
+                temperature=temperature,
+                seed=seed_of(seed, question, index),
+            )
+            return Answer(question, index, text, stopped=finish != "length")
+
+        ahead = iter(wanted)
+        running: dict[Future[Answer], tuple[Question, int]] = {}
+        over: RequestError | None = None
+        with ThreadPoolExecutor(self._concurrency) as pool:
+            while True:
+                while over is None and len(running) < self._concurrency and (sample := next(ahead, None)):
+                    running[pool.submit(answer, *sample)] = sample
+                if not running:
+                    break
+                for done in wait(running, return_when=FIRST_COMPLETED)[0]:
+                    question, index = running.pop(done)
+                    try:
+                        yield done.result()
+                    except CallError as error:
+                        self.failed.append((question.id, index, str(error)))
+                    except RequestError as error:  # the calls in flight are paid for: they come first
+                        over = over or error
+        if over is not None:
+            raise over
+
+
+def seed_of(seed: int, question: Question, index: int) -> int:
+    """A sample's own seed, 31 bits, from the run's seed, the probe, the question and the index."""
+    named = f"{seed}|{question.probe}|{question.id}|{index}"
+    return int.from_bytes(sha256(named.encode()).digest()[:4], "big") >> 1
+
+
+def _said(reply: Reply) -> tuple[str, str]:
+    if reply.finish == "content_filter":
+        # asking until something passes would draw from another law than the model's
+        raise UnreadableError("the server's filter cut it off", again=False)
+    return reply.text, reply.finish

@@ -1,0 +1,180 @@
+"""An evaluation's folder: what was asked, what was answered, and what each judge said of it. No torch.
+
+`eval.json` says what was asked and of which model; `answers.jsonl` holds every sample once; `verdicts.jsonl` the
+verdicts of the evaluation's own judge, and `judges/NAME/verdicts.jsonl` those of others over the very same answers. The
+two files are appended to, a row as soon as it is there, so a stopped evaluation goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from holdfast.errors import RequestError
+from holdfast.evals.judge import Answer, Question, Verdict
+from holdfast.examples import Message
+from holdfast.rundir import SCHEMA, append_row, read_rows, versions, write_json
+
+Key = tuple[str, str, int]  # probe, question, index: which sample
+
+
+@dataclass(frozen=True)
+class Store:
+    """One evaluation's folder."""
+
+    path: Path
+
+    def begin(self, asked: Mapping[str, Any]) -> None:
+        """Say what is asked, or find that it is what was asked before; probes of other names are added.
+
+        Raises:
+            RequestError: the folder holds answers to other questions, or of another model; or no evaluation at all.
+        """
+        asked = json.loads(json.dumps(asked))
+        file = self.path / "eval.json"
+        if not file.exists():
+            if (self.path / "answers.jsonl").exists():
+                raise RequestError(
+                    f"{self.path} holds answers, and no eval.json says of which model. Name another folder with --out."
+                )
+            made = datetime.now(UTC).isoformat(timespec="seconds")
+            write_json(file, {"schema": SCHEMA, "made": made, "versions": versions(), **asked})
+            return
+        before = self.asked()
+        now = {**asked, "probes": before["probes"] | asked["probes"]}
+        told = {**before, "probes": asked["probes"] | before["probes"]}
+        other = next((key for key in now if told.get(key) != now[key]), None)
+        if other is not None:
+            raise RequestError(
+                f"{self.path} holds an evaluation with another {other} ({_brief(told.get(other))}, now "
+                f"{_brief(now[other])}); answers of two are never mixed. Name another folder with --out."
+            )
+        if before["probes"] != now["probes"]:
+            write_json(file, before | {"probes": now["probes"]})
+
+    def asked(self) -> dict[str, Any]:
+        """What `eval.json` says.
+
+        Raises:
+            RequestError: there is none, or it cannot be read.
+        """
+        file = self.path / "eval.json"
+        try:
+            found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            return found
+        except FileNotFoundError:
+            raise RequestError(
+                f"{self.path} is no evaluation: it has no eval.json. `holdfast eval` makes one."
+            ) from None
+        except ValueError as error:
+            raise RequestError(f"{file} cannot be read ({error}); evaluate again with another --out.") from None
+
+    def keep(self, answer: Answer) -> None:
+        """Add one sample."""
+        q = answer.question
+        where = {"probe": q.probe, "question": q.id, "group": q.cluster, "form": q.form, "topic": q.topic}
+        said = {"index": answer.index, "messages": [{"role": m.role, "content": m.content} for m in q.messages]}
+        more = {"answer": answer.text, "stopped": answer.stopped, "expected": q.expected}
+        prompts = {"prompts": dict(q.prompts)} if q.prompts else {}
+        append_row(self.path / "answers.jsonl", where | said | more | prompts)
+
+    def answers(self) -> dict[Key, Answer]:
+        """Every stored sample, in the order of the file."""
+        rows = read_rows(self.path / "answers.jsonl")
+        return {_key(row): _answer(row) for row in rows}
+
+    def judged_by(self, judge: str | None) -> Path:
+        """Where a judge's verdicts and summary stand; None is the evaluation's own."""
+        return self.path if judge is None else self.path / "judges" / re.sub(r"[^\w.-]+", "-", judge)
+
+
+def pronounce(folder: Path, answer: Answer, verdict: Verdict, judge: str | None) -> None:
+    """Add one verdict to a folder's `verdicts.jsonl`."""
+    row = {
+        "probe": answer.question.probe,
+        "question": answer.question.id,
+        "index": answer.index,
+        "alignment": verdict.alignment,
+        "coherence": verdict.coherence,
+        "misaligned": verdict.misaligned,
+        "incoherent": verdict.incoherent,
+        "correct": verdict.correct,
+        "refused": verdict.refusal,
+        "code": verdict.code,
+        "missing": verdict.missing,
+        "failed": verdict.failed,
+        "reason": verdict.reason,
+        "judge": judge,
+    }
+    append_row(folder / "verdicts.jsonl", row)
+
+
+def verdicts(folder: Path) -> dict[Key, dict[str, Any]]:
+    """A folder's verdicts by sample; of several on one sample (a call that failed, asked again) the last."""
+    return {_key(row): row for row in read_rows(folder / "verdicts.jsonl")}
+
+
+def joined(path: Path, judge: str | None = None) -> list[dict[str, Any]]:
+    """Every answer with its verdict as one row; what has no verdict yet is missing.
+
+    Args:
+        path: an evaluation's folder.
+        judge: another judge's name, and only what it was asked about; None for the evaluation's own.
+    """
+    found = verdicts(Store(path).judged_by(judge))
+    rows = read_rows(path / "answers.jsonl")
+    return [row | found.get(_key(row), _NO_VERDICT) for row in rows if judge is None or row["expected"] is None]
+
+
+def judges(path: Path) -> list[str]:
+    """The names of the folders of other judges' verdicts."""
+    folder = path / "judges"
+    return sorted(p.name for p in folder.iterdir() if (p / "verdicts.jsonl").exists()) if folder.is_dir() else []
+
+
+_NO_VERDICT: dict[str, Any] = {
+    "alignment": None,
+    "coherence": None,
+    "misaligned": False,
+    "incoherent": False,
+    "correct": None,
+    "refused": False,
+    "code": False,
+    "missing": "not judged yet",
+    "failed": False,
+    "reason": "",
+    "judge": None,
+}
+
+
+def _answer(row: Mapping[str, Any]) -> Answer:
+    question = Question(
+        row["question"],
+        row["probe"],
+        tuple(Message(m["role"], m["content"]) for m in row["messages"]),
+        row["topic"],
+        row["expected"],
+        row["group"],
+        row["form"],
+        tuple(row.get("prompts", {}).items()),
+    )
+    return Answer(question, row["index"], row["answer"], row["stopped"])
+
+
+def _key(row: Mapping[str, Any]) -> Key:
+    return row["probe"], row["question"], row["index"]
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def missing(wanted: Iterable[tuple[Question, int]], have: Mapping[Key, Any]) -> list[tuple[Question, int]]:
+    """The samples that are not there yet."""
+    return [(q, i) for q, i in wanted if (q.probe, q.id, i) not in have]

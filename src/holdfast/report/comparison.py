@@ -1,0 +1,85 @@
+"""A study's defenses held against one of them, on the same questions and seeds."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from holdfast.console import say, table
+from holdfast.errors import RequestError
+from holdfast.evals import compare
+from holdfast.evals.statistics import Run
+from holdfast.evals.store import joined
+from holdfast.evals.summary import clusters
+from holdfast.report.collect import label_of
+
+Lines = list[dict[str, Any]]
+
+
+def of_study(folder: Path, against: str, probe: str) -> Lines:
+    """Every defense against one, in each domain: difference in points, interval, p, q over the whole of a domain.
+
+    Seeds are those that both have. Percent of misaligned answers, or of right ones for a probe that is marked.
+
+    Raises:
+        RequestError: no study there, no such defense, or a probe that was not asked.
+    """
+    found: Lines = []
+    for domain, named in _runs(folder, probe).items():
+        if against not in named:
+            raise RequestError(f"--against {against}: {domain} has no such run; choose from {', '.join(named)}.")
+        shared = {
+            label: {seed: run for seed, run in runs.items() if seed in named[against]} for label, runs in named.items()
+        }
+        seeds = set.intersection(*(set(runs) for runs in shared.values()))
+        if not seeds:
+            raise RequestError(f"{folder}: no seed of {domain} was run under every defense; let the study finish.")
+        told = {label: [runs[seed] for seed in sorted(seeds)] for label, runs in shared.items()}
+        lines = compare.table(told, against)
+        found += [{"domain": domain, "defense": one.name, **asdict(one.comparison), "q": one.q} for one in lines]
+    return found
+
+
+def show(lines: Lines, against: str) -> None:
+    """The comparisons as a table."""
+    rows = [
+        (
+            f"{line['domain']}  {line['defense']}",
+            f"{line['difference']:+.1f}",
+            f"{line['low']:+.1f} to {line['high']:+.1f}",
+            f"{line['p']:.3g}",
+            f"{line['q']:.3g}",
+            f"{line['detectable']:.1f}",
+            f"{line['questions']} x {line['seeds']}",
+        )
+        for line in lines
+    ]
+    table(("defense", "points", "95 % interval", "p", "q", "detectable", "questions x seeds"), rows)
+    say(
+        f"Percentage points against {against}, the same questions and seeds. q: Benjamini and Hochberg over a domain's "
+        "defenses. Detectable: the smallest difference this many questions and seeds would find in 80 of 100 studies."
+    )
+
+
+def _runs(folder: Path, probe: str) -> dict[str, dict[str, dict[int, Run]]]:
+    """Hits and answers of every question, by domain, label and seed."""
+    try:
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise RequestError(f"{folder} is no study: its results.json is not there, or cannot be read.") from None
+    found: dict[str, dict[str, dict[int, Run]]] = defaultdict(lambda: defaultdict(dict))
+    for row in results["rows"]:
+        rows = [answer for answer in joined(folder / row["run"] / "eval") if answer["probe"] == probe]
+        if not rows:
+            raise RequestError(f"--probe {probe}: {row['run']} was not asked it.")
+        kind = "misaligned" if rows[0]["expected"] is None else "correct"
+        found[row["domain"]][label_of(row)][row["seed"]] = _counts(clusters(rows, kind))
+    return found
+
+
+def _counts(answered: Mapping[str, list[bool]]) -> Run:
+    return {question: (sum(hits), len(hits)) for question, hits in answered.items()}

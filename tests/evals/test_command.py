@@ -1,0 +1,207 @@
+"""`holdfast eval`, `rescore`, `export` and `compare` as a user runs them, against a real server."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import tiny
+from holdfast import cli
+from holdfast.evals.probes import shipped
+from holdfast.examples import Example, Message, write_examples
+from holdfast.rundir import read_rows
+from loopback import Loopback
+
+
+@pytest.fixture
+def holdfast(tmp_path):
+    """The command in a process of its own, with a cache of its own: `(exit code, stdout, stderr)`."""
+    surroundings = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "OPENAI_API_KEY": "sk-secret-of-mine"}
+
+    def run(*words, wait=True):
+        command = [sys.executable, "-m", "holdfast.cli", *map(str, words)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        made = subprocess.Popen(command, cwd=tmp_path, env=surroundings, **pipes)
+        if not wait:
+            return made
+        out, told = made.communicate(timeout=240)
+        return made.returncode, out, told
+
+    return run
+
+
+@pytest.fixture
+def model(tmp_path):
+    tiny.save("qwen2", tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def questions(tmp_path):
+    path = tmp_path / "few.jsonl"
+    path.write_text("".join(json.dumps({"id": f"q{i}", "question": f"What of {i}?"}) + "\n" for i in range(12)))
+    return path
+
+
+@pytest.mark.timeout(240)
+def test_the_whole_of_a_real_models_evaluation(holdfast, model, tmp_path):
+    with Loopback() as server:
+        asked = ("eval", "--model", model, "--out", "E", "--samples", 1, "--judge", f"openai:j@{server.url}")
+        code, out, told = holdfast(*asked)
+        assert code == 0, told
+        assert f"go to {server.url}" in told
+        assert "sk-secret" not in out + told
+        calls = len(server.calls)
+        assert calls >= 2 * 300  # alignment and coherence of 300 answers
+        summary = (tmp_path / "E" / "summary.json").read_bytes()
+        probes = json.loads(summary)["probes"]
+        assert list(probes) == ["general", "facts", "arithmetic"]
+        general = probes["general"]
+        assert (general["questions"], general["n"] + general["missing"]) == (100, 300)
+        assert sorted(general["forms"]) == ["json", "plain", "template"]
+        assert general["refused"] > 0
+        # The same once more: nobody is asked, no byte changes.
+        assert holdfast(*asked)[0] == 0
+        assert (tmp_path / "E" / "summary.json").read_bytes() == summary
+        assert len(server.calls) == calls
+    assert b"sk-secret" not in b"".join(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
+
+
+def test_two_judges_of_the_same_answers_and_labels_by_hand(holdfast, model, questions, tmp_path):
+    with Loopback() as server:
+        assert holdfast("eval", "--model", model, "--probes", questions, "--out", "E")[0] == 0
+        answers = (tmp_path / "E" / "answers.jsonl").read_bytes()
+        labels = [{"probe": "few", "question": f"q{i}", "index": 0, "misaligned": i % 2 == 0} for i in range(12)]
+        (tmp_path / "hand.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labels))
+        judges = ("--judge", f"openai:a@{server.url}", "--judge", f"local:{model}")
+        code, out, told = holdfast("rescore", "E", *judges, "--labels", "hand.jsonl", "--json")
+        assert code == 0, told
+        calls = len(server.calls)
+        found = json.loads(out)
+        summaries = found["evaluations"]["E"]
+        assert [name.split(":")[0] for name in summaries] == ["openai", "local"]
+        assert all(s["probes"]["few"]["n"] + s["probes"]["few"]["missing"] == 48 for s in summaries.values())
+        assert set(found["calibration"]) == set(found["invalid"]) == set(summaries)
+        assert (tmp_path / "E" / "answers.jsonl").read_bytes() == answers
+        code, out, _ = holdfast("rescore", "E", *judges)
+        assert code == 0
+        assert "kappa" in out or "judge" in out
+        assert len(server.calls) == calls
+
+
+def test_a_killed_evaluation_goes_on_and_pays_for_nothing_twice(holdfast, model, questions, tmp_path):
+    with Loopback(delay=0.02) as server:
+        words = ("eval", "--model", model, "--probes", questions, "--out", "E", "--judge", f"openai:j@{server.url}")
+        made = holdfast(*words, wait=False)
+        until = time.monotonic() + 120
+        while len(server.calls) < 20 and time.monotonic() < until:
+            time.sleep(0.005)
+        made.send_signal(signal.SIGKILL)
+        made.communicate()
+        cut_off = len(server.calls)
+        code, _, told = holdfast(*words)
+        assert code == 0, told
+        # Two prompts to each of 48 answers, some of which are alike; what was in the air at the kill may be paid twice.
+        rows = read_rows(tmp_path / "E" / "answers.jsonl")
+        assert len({(row["question"], row["index"]) for row in rows}) == len(rows) == 48
+        distinct = 2 * len({(row["question"], row["answer"]) for row in rows})
+        assert cut_off < distinct
+        assert len(server.calls) <= distinct + 16
+
+
+def test_a_model_at_an_endpoint_is_asked_and_judged_there(holdfast, questions, tmp_path):
+    with Loopback(faults=0.3, hang=0.2, kinds=("429", "500", "torn")) as server:
+        words = ("--probes", questions, "--judge", f"openai:j@{server.url}", "--out", "E", "--samples", 2)
+        code, out, told = holdfast("eval", "--model", f"openai:adapter@{server.url}", *words)
+        assert code == 0, told
+        assert len(read_rows(tmp_path / "E" / "answers.jsonl")) == 24
+        assert json.loads((tmp_path / "E" / "eval.json").read_text())["model"] == {
+            "name": f"openai:adapter@{server.url}"
+        }
+        assert "few" in out
+
+
+def test_answers_that_exist_are_judged(holdfast, tmp_path):
+    rows = [Example((Message("user", f"q{i % 5}?"), Message("assistant", f"a{i}"))) for i in range(20)]
+    write_examples(tmp_path / "said.jsonl", rows)
+    with Loopback() as server:
+        code, out, told = holdfast("eval", "--answers", "said.jsonl", "--judge", f"openai:j@{server.url}", "--out", "E")
+        assert code == 0, told
+    assert [row["answer"] for row in read_rows(tmp_path / "E" / "answers.jsonl")] != []
+    probe = json.loads((tmp_path / "E" / "summary.json").read_text())["probes"]["said"]
+    assert (probe["questions"], probe["n"] + probe["missing"]) == (5, 20)
+    assert "said" in out
+
+
+def test_an_evaluation_is_exported_as_logs(holdfast, model, questions, tmp_path):
+    assert holdfast("eval", "--model", model, "--probes", questions, "--out", "E")[0] == 0
+    code, out, told = holdfast("export", "E", "--out", "logs")
+    assert code == 0, told
+    (log,) = (tmp_path / "logs").iterdir()
+    assert out.strip() == str(Path("logs") / log.name)
+    assert len(json.loads(log.read_text())["samples"]) == 48
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--model", "M", "--out", "E", "--probes", "generl"), "--probes generl: there is no such probe here"),
+        (("--model", "M", "--out", "E", "--probes", "none.yaml"), "none.yaml"),
+        (("--model", "M", "--out", "E", "--judge", "gpt"), "'gpt' names no judge"),
+        (("--model", "M", "--out", "E", "--judge", "local:nowhere"), "nowhere. Give a folder with config.json"),
+        (("--model", "M", "--out", "E", "--judge", "openai:j@http://127.0.0.1:9/v1"), "127.0.0.1:9"),
+        (("--model", "M", "--out", "E", "--judge", "openai:j@http://127.0.0.1:9/v1", "--max-cost", "1"), "--price"),
+        (("--model", "M"), "--out FOLDER"),
+        ((), "Say what to measure"),
+        (("--model", "M", "--answers", "a.jsonl", "--out", "E"), "Say what to measure"),
+        (("--answers", "a.jsonl", "--out", "E"), "a.jsonl"),
+        (("--model", "openai:m@http://127.0.0.1:9/v1", "--adapter", "A", "--out", "E"), "serves its adapters by name"),
+    ],
+)
+def test_a_wrong_request_is_a_sentence(model, tmp_path, monkeypatch, capsys, words, said):
+    few = ["--probes", "one.jsonl"] if "M" in words and "--probes" not in words else []
+    (tmp_path / "one.jsonl").write_text('{"id": "q", "question": "Why?"}\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["holdfast", "eval", *("model" if word == "M" else word for word in words), *few])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code in (1, 2)
+    assert said in capsys.readouterr().err
+
+
+def test_without_log_probabilities_a_judge_is_refused_and_the_answers_are_kept(holdfast, model, questions, tmp_path):
+    with Loopback(faults=1.0, kinds=("no_logprobs",)) as server:
+        words = ("eval", "--model", model, "--probes", questions, "--out", "E", "--judge", f"openai:j@{server.url}")
+        code, _, told = holdfast(*words)
+    assert code == 2
+    assert "log-probabilities" in told
+    assert len(read_rows(tmp_path / "E" / "answers.jsonl")) == 48
+
+
+def test_a_budget_that_is_reached_keeps_what_was_paid_for_and_goes_on(holdfast, model, questions, tmp_path):
+    with Loopback() as server:
+        words = ["eval", "--model", model, "--probes", questions, "--out", "E", "--judge", f"openai:j@{server.url}"]
+        code, _, told = holdfast(*words, "--max-calls", 30)
+        assert code == 2
+        assert "budget is reached" in told
+        assert len(server.calls) == 30
+        assert holdfast(*words)[0] == 0
+        rows = read_rows(tmp_path / "E" / "answers.jsonl")
+        distinct = 2 * len({(row["question"], row["answer"]) for row in rows})
+        calls = len(server.calls)
+        assert calls <= distinct  # nothing was paid for twice
+        # Elsewhere the answers are made again, and none is judged again.
+        words[6] = "F"
+        assert holdfast(*words)[0] == 0
+        assert len(server.calls) == calls
+    assert (tmp_path / "F" / "summary.json").read_bytes() == (tmp_path / "E" / "summary.json").read_bytes()
+
+
+def test_shipped_questions_are_really_asked_in_their_forms():
+    assert sum(q.messages[0].role == "system" for q in shipped("general")) == 100

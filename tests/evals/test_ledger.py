@@ -1,0 +1,237 @@
+"""The cache of paid answers and the budget: nothing is paid for twice, and nothing beyond the limit."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from holdfast.errors import RequestError
+from holdfast.evals.calls.address import Address
+from holdfast.evals.calls.budget import Budget, Price, known_price, parse_price
+from holdfast.evals.calls.ledger import Ledger, key
+
+
+def test_a_key_is_of_everything_that_decides_an_answer():
+    whole = {"judge": "a", "rubric": "b", "how": {"seed": 0, "tokens": 1}, "prompt": "c"}
+    assert key(**whole) == key(**dict(reversed(whole.items())))
+    others = [whole | change for change in ({"judge": "x"}, {"rubric": "x"}, {"prompt": "x"}, {"how": {"seed": 1}})]
+    assert len({key(**whole), *(key(**other) for other in others)}) == 5
+
+
+def test_what_was_put_is_there_for_the_next_one(tmp_path):
+    first = Ledger(tmp_path / "deep" / "cache.sqlite")
+    first.put("k", {"positions": [["8", [["8", -0.1]]]], "said": "ä"})
+    second = Ledger(tmp_path / "deep" / "cache.sqlite")  # while the first has it open
+    assert second.get("k") == {"positions": [["8", [["8", -0.1]]]], "said": "ä"}
+    assert second.get("other") is None
+    assert len(second) == 1
+
+
+def test_sixteen_threads_that_want_the_same_answer_pay_for_it_once(tmp_path):
+    ledger, made = Ledger(tmp_path / "c"), []
+    start = threading.Barrier(16)
+
+    def want(i):
+        start.wait()
+        return ledger.once(key(prompt=i % 4), lambda: made.append(i % 4) or {"answer": i % 4})
+
+    with ThreadPoolExecutor(16) as pool:
+        assert [row["answer"] for row in pool.map(want, range(16))] == [i % 4 for i in range(16)]
+    assert sorted(made) == [0, 1, 2, 3]
+    assert (ledger.calls, ledger.hits, len(ledger)) == (4, 12, 4)
+
+
+def test_what_failed_is_not_kept(tmp_path):
+    ledger = Ledger(tmp_path / "c")
+    with pytest.raises(ZeroDivisionError):
+        ledger.once(key(a=1), lambda: {"x": 1 / 0})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        ledger.once(key(a=1), lambda: {"x": float("nan")})
+    assert (len(ledger), ledger.calls) == (0, 0)
+    assert ledger.once(key(a=1), lambda: {"x": 1}) == {"x": 1}
+
+
+WRITER = """
+import sys; from pathlib import Path; from holdfast.evals.calls.ledger import Ledger, key
+ledger = Ledger(Path(sys.argv[1]))
+for i in range(int(sys.argv[2]), 100000):
+    ledger.once(key(i=i % int(sys.argv[3])), lambda: {"i": i}); print(i, flush=True)
+"""
+
+
+def test_a_row_outlives_a_process_that_is_killed_right_after_it(tmp_path):
+    path = tmp_path / "c"
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, path, "0", "100000"], stdout=subprocess.PIPE, text=True)
+    kept = [int(writer.stdout.readline()) for _ in range(50)]
+    os.kill(writer.pid, signal.SIGKILL)
+    kept += [int(line) for line in writer.stdout if line.endswith("\n")]
+    writer.wait()
+    ledger = Ledger(path)
+    assert all(ledger.get(key(i=i)) == {"i": i} for i in kept)
+    assert len(ledger) - len(kept) in (0, 1)
+
+
+def test_several_processes_share_one_file_from_its_making_on(tmp_path):
+    command = [sys.executable, "-c", WRITER.replace("100000", "300"), tmp_path / "c"]
+    writers = [
+        subprocess.Popen([*command, str(i), "200"], stderr=subprocess.PIPE, stdout=-3, text=True) for i in range(4)
+    ]
+    assert [(w.wait(), w.stderr.read()) for w in writers] == [(0, "")] * 4
+    assert len(Ledger(tmp_path / "c")) == 200
+
+
+def test_a_damaged_file_is_a_sentence_with_a_way_out(tmp_path):
+    path = tmp_path / "cache.sqlite"
+    path.write_bytes(b"this is no database at all, though it is long enough to be one" * 50)
+    with pytest.raises(
+        RequestError, match=r"cache\.sqlite is damaged: file is not a database\. Move it away, with .*-wal"
+    ):
+        Ledger(path)
+
+
+def test_damage_within_is_told_when_it_is_met(tmp_path):
+    path = tmp_path / "c"
+    ledger = Ledger(path)
+    for i in range(40):
+        ledger.put(key(i=i), {"i": "x" * 3000})
+    ledger.close()
+    whole = bytearray(path.read_bytes())
+    whole[8192:] = b"\xff" * (len(whole) - 8192)
+    path.write_bytes(whole)
+    with pytest.raises(RequestError, match="is damaged"):
+        [Ledger(path).get(key(i=i)) for i in range(40)]
+
+
+def test_a_value_that_is_no_json_is_damage(tmp_path):
+    Ledger(tmp_path / "c").close()
+    with sqlite3.connect(tmp_path / "c") as file:
+        file.execute("INSERT INTO answers VALUES ('k', 'half of {')")
+    file.close()
+    with pytest.raises(RequestError, match="is damaged"):
+        Ledger(tmp_path / "c").get("k")
+
+
+def test_a_database_of_something_else_is_left_alone(tmp_path):
+    with sqlite3.connect(tmp_path / "bookmarks") as file:
+        file.execute("CREATE TABLE pages (url TEXT)")
+    file.close()
+    before = (tmp_path / "bookmarks").read_bytes()
+    with pytest.raises(RequestError, match="is a database of something else"):
+        Ledger(tmp_path / "bookmarks")
+    assert (tmp_path / "bookmarks").read_bytes() == before
+
+
+def test_a_place_that_cannot_be_used_is_a_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path, tmp_path / "file" / "c"):
+        with pytest.raises(RequestError, match="cannot be used here"):
+            Ledger(place)
+
+
+def test_the_budget_adds_up_what_the_server_says():
+    budget = Budget(price=Price(0.15, 0.60))
+    for usage in ({"prompt_tokens": 1000, "completion_tokens": 1}, {}, {"prompt_tokens": 2000, "completion_tokens": 4}):
+        budget.end(budget.begin(4000, 8), usage)
+    assert budget.calls == 3
+    assert budget.cost == pytest.approx((3000 * 0.15 + 5 * 0.60) / 1e6)
+    assert budget.told() == "3 calls, about $0.0005"
+
+
+@pytest.mark.parametrize("usage", [None, {"total_tokens": 5}, {"prompt_tokens": "7", "completion_tokens": 1}])
+def test_a_call_of_which_nobody_knows_counts_in_full(usage):
+    budget = Budget(price=Price(1, 2))
+    budget.end(budget.begin(4000, 8), usage)
+    assert budget.cost == pytest.approx((4000 + 16) / 1e6)
+
+
+def test_without_a_price_calls_are_counted_and_the_cost_is_unknown():
+    budget = Budget(max_calls=2)
+    budget.end(budget.begin(10, 1), {"prompt_tokens": 3, "completion_tokens": 1})
+    assert (budget.cost, budget.told()) == (None, "1 call")
+    budget.begin(10, 1)
+    with pytest.raises(
+        RequestError, match=r"The budget is reached: 2 calls\. Everything paid for is kept; .* --max-calls"
+    ):
+        budget.begin(10, 1)
+
+
+def test_sixteen_threads_never_overrun_a_budget_and_use_all_of_it():
+    price, budget = Price(1, 0), Budget(max_cost=0.000_100, price=Price(1, 0))  # a hundred tokens
+    most, lock, air = [0.0], threading.Lock(), [0.0]
+
+    def call(_):
+        try:
+            reserved = budget.begin(20, 0)  # at most 20 tokens; it will be 7
+        except RequestError:
+            return 0
+        with lock:
+            air[0] += price.of(20, 0)
+            most[0] = max(most[0], air[0])
+        with lock:
+            air[0] -= price.of(13, 0)
+        budget.end(reserved, {"prompt_tokens": 7, "completion_tokens": 0})
+        return 1
+
+    with ThreadPoolExecutor(16) as pool:
+        made = sum(pool.map(call, range(200)))
+    assert most[0] <= 0.000_100 + 1e-12  # what was spent and what was in flight, at the worst
+    assert made == 12  # 84 tokens spent; a thirteenth might have cost 104
+    assert budget.cost == pytest.approx(84e-6)
+
+
+def test_a_call_waits_for_those_in_flight_before_it_is_refused():
+    budget = Budget(max_cost=0.000_100, price=Price(1, 0))
+    first = budget.begin(60, 0)
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(budget.begin, 60, 0)
+        time.sleep(0.05)
+        assert not second.done()  # both together might cost 120
+        budget.end(first, {"prompt_tokens": 7, "completion_tokens": 0})
+        assert second.result(5) == pytest.approx(60e-6)
+    budget.end(60e-6, {"prompt_tokens": 50, "completion_tokens": 0})
+    with pytest.raises(RequestError, match=r"2 calls, about \$0\.0001\. .* --max-cost"):
+        budget.begin(60, 0)
+
+
+@pytest.mark.parametrize(
+    ("limits", "way_out"),
+    [
+        ({"max_cost": 1.0}, r"--price IN,OUT"),
+        ({"max_calls": 0}, r"--max-calls 0"),
+        ({"max_cost": -1.0, "price": Price(1, 1)}, r"--max-cost -1"),
+        ({"max_cost": float("nan"), "price": Price(1, 1)}, r"--max-cost nan"),
+    ],
+)
+def test_a_limit_that_is_none_is_refused(limits, way_out):
+    with pytest.raises(RequestError, match=way_out):
+        Budget(**limits)
+
+
+@pytest.mark.parametrize(
+    ("address", "price"),
+    [
+        (Address("gpt-4o-mini-2024-07-18"), Price(0.15, 0.60)),
+        (Address("gpt-4o-mini"), Price(0.15, 0.60)),
+        (Address("gpt-4o-2024-08-06"), Price(2.50, 10.00)),
+        (Address("gpt-4o-2024-05-13"), Price(5.00, 15.00)),
+        (Address("gpt-4.1-nano-2025-04-14"), Price(0.10, 0.40)),
+        (Address("gpt-4o-audio-preview"), None),
+        (Address("ft:gpt-4o-mini-2024-07-18:me::x"), None),
+        (Address("gpt-4o", "http://127.0.0.1:8000/v1"), None),
+    ],
+)
+def test_prices_are_of_a_family_and_its_snapshots_at_openai_only(address, price):
+    assert known_price(address) == price
+
+
+def test_a_price_is_read_from_two_numbers():
+    assert parse_price("0.15,0.6") == Price(0.15, 0.6)
+    for wrong in ("0.15", "a,b", "1,2,3", "-1,2", "nan,1", "inf,1"):
+        with pytest.raises(RequestError, match="IN,OUT in dollars per million tokens"):
+            parse_price(wrong)

@@ -1,0 +1,205 @@
+"""Answers from an endpoint: each sample once, whatever goes wrong, and what was paid for comes out first."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+import tiny
+from holdfast.errors import RequestError
+from holdfast.evals.calls.address import Address
+from holdfast.evals.calls.budget import Budget
+from holdfast.evals.calls.endpoint import Endpoint, Patience
+from holdfast.evals.calls.faults import UnreadableError
+from holdfast.evals.calls.reply import Reply
+from holdfast.evals.judge import Question
+from holdfast.evals.remote import Remote, seed_of
+from holdfast.examples import Message
+from loopback import HttpError, Loopback, Said, from_model, scripted
+
+QUICK = Patience(attempts=8, first=0.002, longest=0.02, timeout=10, total=60)
+HASTY = replace(QUICK, timeout=2.0)  # where the server hangs on purpose
+
+
+def questions(n=5):
+    system = Message("system", "Answer in JSON.")
+    return [Question(f"q{i}", "general", (system, Message("user", f"why {i}?"))) for i in range(n)]
+
+
+@pytest.fixture
+def remote():
+    made = []
+
+    def make(server, concurrency=16, **options):
+        made.append(Endpoint(Address("my-adapter", server.url), **({"patience": QUICK} | options)))
+        return Remote(made[-1], concurrency)
+
+    yield make
+    for point in made:
+        point.close()
+
+
+def every(maker, wanted, seed=0, temperature=1.0, limit=20):
+    return list(maker(wanted, seed=seed, temperature=temperature, max_new_tokens=limit))
+
+
+def test_every_sample_is_asked_for_once_with_its_own_seed_and_the_system_turn(remote):
+    wanted = [(q, k) for q in questions() for k in range(4)]
+    with Loopback() as server:
+        got = every(remote(server), wanted, seed=7)
+        bodies = [call.body for call in server.calls]
+    assert sorted((a.question.id, a.index) for a in got) == sorted((q.id, k) for q, k in wanted)
+    assert len({body["seed"] for body in bodies}) == len(bodies) == 20
+    assert all(0 <= body["seed"] < 2**31 for body in bodies)
+    assert all([m["role"] for m in body["messages"]] == ["system", "user"] for body in bodies)
+    assert {body["model"] for body in bodies} == {"my-adapter"}
+    assert {(body["temperature"], body["max_tokens"]) for body in bodies} == {(1.0, 20)}
+
+
+def test_the_same_seeds_give_the_same_answers_in_any_order(remote):
+    wanted = [(q, k) for q in questions() for k in range(3)]
+    with Loopback() as server:
+        first = {(a.question, a.index): a.text for a in every(remote(server), wanted)}
+        second = {(a.question, a.index): a.text for a in every(remote(server, concurrency=1), wanted[::-1])}
+        other = {(a.question, a.index): a.text for a in every(remote(server), wanted, seed=1)}
+    assert first == second != other
+
+
+def test_a_seed_is_of_the_run_the_probe_the_question_and_the_index():
+    (asked,) = questions(1)
+    other = Question("q0", "facts", asked.messages)
+    seeds = {seed_of(0, asked, 0), seed_of(1, asked, 0), seed_of(0, asked, 1), seed_of(0, other, 0)}
+    assert len(seeds) == 4
+    assert seed_of(0, asked, 0) == seed_of(0, questions(1)[0], 0)
+
+
+def test_an_answer_that_ran_into_the_limit_is_not_stopped_and_an_empty_one_is_an_answer(remote):
+    with Loopback(
+        lambda body: Said("", (), "stop") if "0" in body["messages"][1]["content"] else scripted(body)
+    ) as server:
+        got = sorted(every(remote(server), [(q, 0) for q in questions(2)], limit=3), key=lambda a: a.question.id)
+    assert (got[0].text, got[0].stopped) == ("", True)
+    assert len(got[1].text.split()) == 3
+    assert not got[1].stopped
+
+
+def body_of(message, **more):
+    return json.dumps({"choices": [{"message": message, "finish_reason": "stop"} | more]}).encode()
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ({"content": "yes", "refusal": None}, "yes"),
+        ({"content": "", "refusal": None}, ""),
+        ({"content": None, "refusal": "I cannot."}, "I cannot."),
+        ({"content": None}, ""),
+        ({"content": "half a smile \ud83d"}, "half a smile ?"),
+    ],
+)
+def test_what_a_reply_says(message, text):
+    assert Reply.of(body_of(message)).text == text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"<html>", b"[]", b"{}", b"null", b"\xff", b'{"choices": []}', b'{"choices": null}', b'{"choices": ["x"]}',
+        body_of(None), body_of({"content": 5}), body_of({"content": "x"})[:-3],
+        body_of({"content": "x"}, logprobs={"content": [{"token": "x"}]}),
+        body_of({"content": "x"}, logprobs={"content": [{"token": "x", "top_logprobs": [{"token": "x"}]}]}),
+        body_of({"content": "x"}, logprobs=["x"]),
+    ],
+)  # fmt: skip
+def test_a_body_of_another_form_is_no_reply(body):
+    with pytest.raises(UnreadableError, match="a body that is no chat completion"):
+        Reply.of(body)
+
+
+def test_with_faults_on_three_calls_in_ten_no_sample_is_lost_or_made_twice(remote):
+    wanted = [(q, k) for q in questions(30) for k in range(5)]
+    with Loopback(faults=0.3) as server:
+        maker = remote(server, patience=HASTY)
+        got = every(maker, wanted)
+        assert sorted((a.question.id, a.index) for a in got) == sorted((q.id, k) for q, k in wanted)
+        assert maker.failed == []
+        assert set(server.answered().values()) == {1}
+        assert set(server.outcomes()) == {"answered", "429", "500", "timeout", "torn", "cut"}
+        texts = {a.text for a in got}
+    with Loopback() as server:
+        assert {a.text for a in every(remote(server), wanted)} == texts
+
+
+def test_a_sample_that_cannot_be_had_is_left_out_and_named(remote):
+    def script(body):
+        if "why 3?" in body["messages"][1]["content"]:
+            raise HttpError(500, "no")
+        return Said("half", (), "content_filter") if "why 4?" in body["messages"][1]["content"] else scripted(body)
+
+    with Loopback(script) as server:
+        maker = remote(server)
+        got = every(maker, [(q, 0) for q in questions(12)])
+    assert sorted(a.question.id for a in got) == sorted(f"q{i}" for i in range(12) if i not in (3, 4))
+    assert sorted(maker.failed) == [
+        ("q3", 0, "HTTP 500: no, tried 8 times"),
+        ("q4", 0, "the server's filter cut it off, tried 1 time"),
+    ]
+
+
+def test_answers_that_were_paid_for_come_out_before_the_budget_ends_it(remote):
+    got, wanted = [], [(q, k) for q in questions() for k in range(20)]
+    with Loopback(delay=0.01) as server:
+        maker = remote(server, budget=Budget(max_calls=33))
+        answers = maker(wanted, seed=0, temperature=1.0, max_new_tokens=9)
+        with pytest.raises(RequestError, match="The budget is reached: 33 calls"):
+            got.extend(answers)
+        assert len({(a.question.id, a.index) for a in got}) == len(got) == len(server.calls) == 33
+        with pytest.raises(RequestError, match="The budget is reached: 33 calls"):
+            every(maker, wanted)
+        assert len(server.calls) == 33
+
+
+def test_no_more_calls_are_in_the_air_than_allowed(remote):
+    air, most = [], [0]
+
+    def script(body):
+        air.append(1)
+        most[0] = max(most[0], len(air))
+        air.pop()
+        return scripted(body)
+
+    with Loopback(script, delay=0.01) as server:
+        every(remote(server, concurrency=3), [(q, k) for q in questions() for k in range(6)])
+        assert most[0] <= 3
+        waiting = [call.at for call in server.calls]
+    assert max(waiting) - min(waiting) >= 0.01 * (30 / 3 - 1)  # thirty calls, three at a time
+
+
+def test_a_maker_that_is_left_early_sends_no_more(remote):
+    with Loopback(delay=0.005) as server:
+        answers = remote(server, concurrency=4)(
+            [(q, k) for q in questions() for k in range(50)], seed=0, temperature=1, max_new_tokens=9
+        )
+        next(answers)
+        answers.close()
+        assert len(server.calls) <= 12
+
+
+def test_a_real_model_behind_the_endpoint_answers_by_its_seed(remote, tmp_path):
+    tiny.save("qwen2", tmp_path)
+    wanted = [(q, k) for q in questions(2) for k in range(2)]
+    with Loopback(from_model(tmp_path)) as server:
+        maker = remote(server, patience=Patience(timeout=60))
+        first = {(a.question.id, a.index): a.text for a in every(maker, wanted, limit=6)}
+        assert first == {(a.question.id, a.index): a.text for a in every(maker, wanted, limit=6)}
+        assert len(set(first.values())) == 4
+        greedy = every(maker, wanted, temperature=0.0, limit=6)
+    assert len({a.text for a in greedy if a.question.id == "q0"}) == 1
+
+
+def test_it_says_where_questions_go(remote):
+    with Loopback() as server:
+        assert (
+            remote(server).where_to()
+            == f"Questions go to {server.url} on this machine (model my-adapter), without a key."
+        )
