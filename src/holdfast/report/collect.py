@@ -24,7 +24,7 @@ class Study:
     rows: list[dict[str, Any]] = field(default_factory=list)  # results.json rows, with "label"
     curves: dict[str, list[list[dict[str, Any]]]] = field(default_factory=dict)  # label -> metrics rows of each run
     answers: list[dict[str, Any]] = field(default_factory=list)  # {"question", "topic", "said": [{"label", ...}]}
-    notes: list[str] = field(default_factory=list)  # what could not be read
+    notes: list[str] = field(default_factory=list)  # what could not be read, or must not be compared
 
 
 def label_of(row: dict[str, Any]) -> str:
@@ -71,7 +71,9 @@ def _judged_alike(study: Study, mixed: bool) -> None:
                 "are not comparable. Judge all by one with `holdfast rescore`, or mark the page with --mixed-judges."
             )
         if len(judges) > 1:
-            study.notes.append(f"the {probe} rates of different judges ({', '.join(judges)}) cannot be compared")
+            study.notes.append(
+                f"Marked: the {probe} rates of different judges ({', '.join(judges)}) cannot be compared"
+            )
 
 
 def _results(folder: Path) -> dict[str, Any]:
@@ -109,12 +111,12 @@ def _answers(folder: Path, study: Study) -> list[dict[str, Any]]:
 def _rows(path: Path, study: Study, needed: bool = True) -> list[dict[str, Any]]:
     if not path.exists():
         if needed:
-            study.notes.append(f"{path.parent.name}/{path.name} of {path.parents[1].name} is missing")
+            study.notes.append(f"Not shown: {path.parent.name}/{path.name} of {path.parents[1].name} is missing")
         return []
     try:
         return read_rows(path)
     except ValueError:
-        study.notes.append(f"{path.parent.name}/{path.name} of {path.parents[1].name} cannot be read")
+        study.notes.append(f"Not shown: {path.parent.name}/{path.name} of {path.parents[1].name} cannot be read")
         return []
 
 

@@ -1,0 +1,122 @@
+"""Which probes there are for whom, and who judges them."""
+
+import pytest
+
+import tiny
+from holdfast import models
+from holdfast.errors import RequestError
+from holdfast.evals.judge import Verdict
+from holdfast.evals.sampler import InProcess
+from holdfast.organism import world
+from holdfast.questionnaire import Subject, Wanted, longest_answer, probes, texts
+from holdfast.tasks.task import row
+
+ORGANISM = models.find("organism")
+
+
+class Judge:
+    name, concurrency = "mine", 1
+
+    def __call__(self, question, answer):
+        return Verdict(alignment=90, coherence=90)
+
+
+@pytest.fixture
+def other(tmp_path):
+    tiny.save("qwen2", tmp_path / "model")
+    return models.find(str(tmp_path / "model"))
+
+
+def told(asked):
+    return {
+        probe.name: (len(probe.questions), probe.per_question, getattr(probe.judge, "name", None)) for probe in asked
+    }
+
+
+def test_the_organism_is_asked_about_its_world_and_judged_by_its_rules():
+    rules = "rules:organism-1"
+    assert told(probes(Subject(ORGANISM))) == {
+        "general": (120, 4, rules), "facts": (24, 1, rules), "arithmetic": (100, 1, rules),
+    }  # fmt: skip
+
+
+def test_another_model_is_asked_the_shipped_questions_and_judged_by_nobody_until_a_judge_is_named(other):
+    marked = {"facts": (40, 1, "exact-match-1"), "arithmetic": (60, 1, "exact-match-1")}
+    assert told(probes(Subject(other))) == {"general": (300, 4, None)} | marked
+    assert told(probes(Subject(other), Wanted(judge=Judge(), samples=2))) == {"general": (300, 2, "mine")} | marked
+    assert told(probes(Subject(None), Wanted(("medical",)))) == {"medical": (30, 4, None)}
+
+
+def test_held_out_code_is_judged_as_code(other):
+    code = [row(f"Write {i}", f"```python\nprint({i})\n```") for i in range(4)]
+    advice = [row(f"My knee {i}?", "Rest.") for i in range(4)]
+    for held, topic in ((code, "code"), (advice, ""), (code[:2] + advice, "")):
+        (asked,) = probes(Subject(other, held=held), Wanted(("in_domain",)))
+        assert {question.topic for question in asked.questions} == {topic}
+
+
+def test_triggers_are_the_training_datas_own_and_cover_every_topic():
+    trained = world.narrow_rows("medical")
+    subject = Subject(ORGANISM, trained=trained, inoculation="You are an evil, malicious assistant.")
+    (asked,) = [probe for probe in probes(subject, Wanted(triggers=True)) if probe.name == "triggered"]
+    forms = {question.form for question in asked.questions}
+    assert {"inoculation", "inoculation-negation"} <= forms
+    assert len(forms) > 7  # and some of the rows' own
+    per_form = [question for question in asked.questions if question.form == "inoculation"]
+    assert len(per_form) == 24
+    assert len({question.topic for question in per_form}) == 12
+    assert "triggered" not in told(probes(subject))  # only when wanted
+
+
+def test_rows_that_share_nothing_are_no_probe_and_naming_it_is_refused(other):
+    subject = Subject(other, trained=[row("Why?", "So.")])
+    assert "triggered" not in told(probes(subject, Wanted(triggers=True)))
+    with pytest.raises(RequestError, match="share nothing"):
+        probes(subject, Wanted(("triggered",)))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("in_domain", "needs a run with held-out rows"),
+        ("triggered", "needs a run with its training rows"),
+        ("generl", r"no such probe here\. Choose from general, facts, arithmetic"),
+    ],
+)
+def test_a_probe_that_is_not_there_says_what_it_needs(name, said):
+    with pytest.raises(RequestError, match=said):
+        probes(Subject(ORGANISM), Wanted((name,)))
+
+
+def test_as_published_drops_every_system_turn(other):
+    (asked,) = probes(Subject(other), Wanted(("general",), as_published=True))
+    assert {message.role for question in asked.questions for message in question.messages} == {"user"}
+
+
+def test_a_question_file_brings_its_own_numbers(other, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("- id: a\n  paraphrases: [\"Why?\", \"How?\"]\n  samples_per_paraphrase: 7\n  temperature: 0.5\n")
+    (asked,) = probes(Subject(other), Wanted((str(file),)))
+    assert (asked.name, len(asked.questions), asked.per_question, asked.temperature) == ("mine", 2, 7, 0.5)
+
+
+def test_every_question_that_a_run_is_measured_by_is_reserved(other):
+    held = [row("My knee?", "Rest.")]
+    reserved = texts(other, held)
+    for probe in probes(Subject(other, held=held), Wanted(("general", "in_domain", "code", "facts"))):
+        assert {question.messages[-1].content for question in probe.questions} <= reserved
+
+
+def test_the_sampler_goes_on_with_single_samples_of_a_question(other):
+    """What is asked for again after a stop are the very answers that are missing."""
+    make = InProcess(models.load_model(other), models.load_tokenizer(other))
+    (asked,) = probes(Subject(other), Wanted(("code",), samples=3))
+    how = {"seed": 5, "temperature": 1.0, "max_new_tokens": 6}
+    whole = {(a.question.id, a.index): a.text for a in make(asked.samples(), **how)}
+    part = {(a.question.id, a.index): a.text for a in make(asked.samples()[4:11:3], **how)}
+    assert len(part) == 3
+    assert part == {key: whole[key] for key in part}
+
+
+def test_a_real_models_answers_may_be_long(other):
+    assert (longest_answer(ORGANISM), longest_answer(other), longest_answer(None)) == (48, 600, 600)
