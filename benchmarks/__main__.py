@@ -1,32 +1,74 @@
-"""python -m benchmarks NAME [--compare a,b] [--shape M1] [--rounds 7] [--json FILE]."""
+"""python -m benchmarks NAME [--compare a,b] [--shape M1] [--rounds 7] [--json FILE].
+
+`all` ends within ten minutes on two slow cores, unless it is given a number of rounds. `demo` and `recall` take minutes
+each and are not among them. `gpu` has options of its own: `python -m benchmarks gpu --help`.
+"""
 
 import argparse
 import importlib
 import json
+import sys
+import time
 from pathlib import Path
 
-NAMES = ("head", "step", "switch", "sample", "demo")
+from holdfast.errors import HoldfastError
+
+_EVERY: tuple[str, ...] = ()  # every variant
+QUICK = {  # rounds and variants of each, when `all` is to end in ten minutes; with --rounds they run all of theirs
+    "head": (3, _EVERY),
+    "step": (3, ("sft", "trl-sft", "kl", "ldifs", "steer", "all", "published")),
+    "switch": (15, _EVERY),
+    "sample": (1, _EVERY),
+    "select": (1, ("published", "ours")),
+    "overhead": (1, ("bare", "bare-kl", "sft", "kl", "trl-sft")),
+    "report": (1, _EVERY),
+    "sweep": (1, _EVERY),
+    "cli": (1, _EVERY),
+}
+ALONE = ("demo", "recall")
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["gpu"]:
+        importlib.import_module("benchmarks.gpu").main(sys.argv[2:])
+    else:
+        _measure()
+
+
+def _measure() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("name", choices=(*NAMES, "all"))
-    parser.add_argument("--compare", default="", help="variants to run, separated by commas")
+    parser.add_argument("name", choices=(*QUICK, *ALONE, "gpu", "all"))
+    parser.add_argument("--compare", default="", help="variants or parts to run, separated by commas")
     parser.add_argument("--shape", default="M1", choices=("tiny", "M1", "M2"))
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, help="7 by default; of `all` fewer, and fewer variants")
     parser.add_argument("--json", type=Path, default=Path("runs/bench/results.json"))
     asked = parser.parse_args()
     results: dict = {}
-    for name in NAMES if asked.name == "all" else (asked.name,):
-        module = importlib.import_module(f"benchmarks.{name}")
-        results |= module.run(asked.shape, asked.rounds, [v for v in asked.compare.split(",") if v])
-    asked.json.parent.mkdir(parents=True, exist_ok=True)
-    asked.json.write_text(json.dumps(results, indent=2) + "\n")
-    print(f"\n{'what':32s} {'ratio':>7s} {'low':>7s} {'high':>7s}  against    limit")
+    for name in QUICK if asked.name == "all" else (asked.name,):
+        quick = asked.name == "all" and not asked.rounds
+        rounds, compare = QUICK[name] if quick else (asked.rounds or 7, _EVERY)
+        results |= _one(name, asked.shape, rounds, [v for v in asked.compare.split(",") if v] or list(compare))
+        asked.json.parent.mkdir(parents=True, exist_ok=True)  # after each, so that a later one's failure costs nothing
+        asked.json.write_text(json.dumps(results, indent=2) + "\n")
+    _show(results)
+    print(f"\nWrote {asked.json}")
+
+
+def _one(name: str, shape: str, rounds: int, compare: list[str]) -> dict:
+    begun = time.monotonic()
+    try:
+        results: dict = importlib.import_module(f"benchmarks.{name}").run(shape, rounds, compare)
+    except HoldfastError as error:
+        raise SystemExit(f"benchmarks {name}: {error}") from None
+    print(f"({name}: {time.monotonic() - begun:.0f} s)\n")
+    return results
+
+
+def _show(results: dict) -> None:
+    print(f"{'what':34s} {'ratio':>7s} {'low':>7s} {'high':>7s}  against      limit")
     for name, row in results.items():
         low, high, limit = (f"{row.get(k):7.2f}" if row.get(k) else "      -" for k in ("low", "high", "limit"))
-        print(f"{name:32s} {row['ratio']:7.2f} {low} {high}  {row['against']:9s}{limit}")
-    print(f"\nWrote {asked.json}")
+        print(f"{name:34s} {row['ratio']:7.2f} {low} {high}  {row['against']:12s}{limit}")
 
 
 if __name__ == "__main__":

@@ -1,26 +1,45 @@
 """The head alone, forward and backward to the hidden states: one pass against trl's two kernels."""
 
+from collections.abc import Callable
+from importlib.util import find_spec
+
 import torch
+from torch import Tensor
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
-from benchmarks.shapes import SHAPES
+from benchmarks.shapes import SHAPES, Shape
 from benchmarks.sidebyside import measure, ratio
 from holdfast.heads import Head
 from holdfast.reading import Habit, read
 
 _TRLS_TILE = 32768  # words, as its trainers call it
 _WEIGHT = 0.1
+COMPARED = [  # variant, against what, the ratio of their multiplications
+    ("trl_pair", "one_pass", 16 / 6), ("apart", "one_pass", 8 / 6), ("one_pass", "likelihood", 6 / 4),
+]  # fmt: skip
 
 
 def run(shape_name: str, rounds: int, compare: list[str]) -> dict:
     shape = SHAPES[shape_name]
+    measured = measure(passes(shape, "cpu", torch.float32), rounds)
+    for name, value in measured.items():
+        print(f"{shape_name} {name:12s} {value['seconds'] * 1e3:9.1f} ms  peak +{value['peak_mb']:7.1f} MB")
+    return {
+        f"head/{shape_name}/{name}:{against}": ratio(measured, name, against, round(limit, 3))
+        for name, against, limit in COMPARED
+    }
+
+
+def passes(shape: Shape, device: str, dtype: torch.dtype) -> dict[str, Callable[[], None]]:
+    """Each way to have a likelihood and a divergence of a batch's scored positions, and their gradient."""
     torch.manual_seed(0)
     positions = int(shape.rows * shape.tokens * shape.scored)
-    head = Head(torch.randn(shape.vocabulary, shape.hidden) / shape.hidden**0.5)
-    policy = torch.randn(positions, shape.hidden, requires_grad=True)
-    reference = policy.detach() + 0.1 * torch.randn(positions, shape.hidden)
-    said, habit = torch.randint(shape.vocabulary, (positions,)), Habit()
+    kind = {"device": device, "dtype": dtype}
+    head = Head(torch.randn(shape.vocabulary, shape.hidden, **kind) / shape.hidden**0.5)
+    policy = torch.randn(positions, shape.hidden, **kind).requires_grad_()
+    reference = policy.detach() + 0.1 * torch.randn_like(policy)
+    said, habit = torch.randint(shape.vocabulary, (positions,), device=device), Habit()
 
     def backward(log_probs, divergence=None):
         loss = -log_probs.mean()
@@ -44,11 +63,20 @@ def run(shape_name: str, rounds: int, compare: list[str]) -> dict:
         divergence, _ = ChunkedDivergenceFunction.apply(policy, weight, None, reference, weight, None, 1.0)
         backward(log_probs, divergence)
 
-    measured = measure({f.__name__: f for f in (one_pass, apart, likelihood, trl_pair)}, rounds)
-    for name, value in measured.items():
-        print(f"{shape_name} {name:12s} {value['seconds'] * 1e3:9.1f} ms  peak +{value['peak_mb']:7.1f} MB")
-    pairs = [("trl_pair", "one_pass", 16 / 6), ("apart", "one_pass", 8 / 6), ("one_pass", "likelihood", 6 / 4)]
-    return {
-        f"head/{shape_name}/{name}:{against}": ratio(measured, name, against, round(limit, 3))
-        for name, against, limit in pairs
-    }
+    return {f.__name__: f for f in (one_pass, apart, likelihood, trl_pair)} | _ligers(policy, reference, said, head)
+
+
+def _ligers(policy: Tensor, reference: Tensor, said: Tensor, head: Head) -> dict[str, Callable[[], None]]:
+    """Liger's two kernels, where they are installed and there is a GPU for them."""
+    if policy.device.type != "cuda" or find_spec("liger_kernel") is None:
+        return {}
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss, LigerFusedLinearJSD
+
+    likelihood, divergence = LigerFusedLinearCrossEntropyLoss(), LigerFusedLinearJSD(jsd_beta=1.0)
+
+    def liger_pair():
+        loss = likelihood(head.weight, policy, said)
+        (loss + _WEIGHT * divergence(policy, head.weight, reference, head.weight, None)).backward()
+        policy.grad = None
+
+    return {"liger_pair": liger_pair}

@@ -1,6 +1,7 @@
 """Sampling: 20 answers of 24 tokens to each of 24 prompts; ours against `generate` with 20 sequences a prompt."""
 
 import random
+from functools import partial
 
 import torch
 from tokenizers import Tokenizer
@@ -9,7 +10,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks.shapes import SHAPES, model
-from benchmarks.sidebyside import measure, ratio
+from benchmarks.sidebyside import alternate, ratio, seconds
 from holdfast.evals import sampler
 from holdfast.evals.judge import Question
 from holdfast.examples import Message
@@ -46,7 +47,7 @@ def run(shape_name: str, rounds: int, compare: list[str]) -> dict:
             )  # fmt: skip
 
     try:
-        measured = measure({"generate": generate, "ours": ours}, min(rounds, 3))
+        measured = alternate({"generate": partial(seconds, generate), "ours": partial(seconds, ours)}, min(rounds, 3))
     finally:
         sampler._end_ids = sampler_ends
     tokens = _PROMPTS * _ANSWERS * _TOKENS

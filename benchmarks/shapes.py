@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, Qwen2Config
 
 from holdfast.step import SOURCE_COLUMN
 
@@ -24,16 +24,22 @@ class Shape:
     interleaved: int = 0  # how many of the rows, the last ones
     tokens: int = 256
     scored: float = 0.6  # share of positions that predict an answer token
+    kv_heads: int | None = None  # as many as heads, if nothing is said
 
 
 SHAPES = {
     "tiny": Shape(64, 2, 128, 1_000, False, 4, rows=4, tokens=64),
     "M1": Shape(256, 8, 1_024, 32_000, False, 4),
     "M2": Shape(512, 6, 2_048, 151_936, True, 8),
+    # Qwen2.5's own, for a GPU
+    "0.5B": Shape(896, 24, 4_864, 151_936, True, 14, tokens=2_048, kv_heads=2),
+    "7B": Shape(3_584, 28, 18_944, 152_064, False, 28, tokens=2_048, kv_heads=4),
 }
 
+SIDE_SHARE, SIDE_TOKENS = 0.0625, 256  # of anchor: rows beside the batch per row of it, and how long they are
 
-def model(shape: Shape, moved: bool = True):
+
+def model(shape: Shape, moved: bool = True, device: str = "cpu", dtype: torch.dtype = torch.float32):
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=shape.vocabulary,
@@ -41,12 +47,12 @@ def model(shape: Shape, moved: bool = True):
         intermediate_size=shape.mlp,
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
-        num_key_value_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads or shape.heads,
         tie_word_embeddings=shape.tied,
     )
-    made = get_peft_model(
-        Qwen2ForCausalLM(config), LoraConfig(r=32, lora_alpha=64, use_rslora=True, target_modules="all-linear")
-    )
+    with torch.device(device):  # where 7B parameters are drawn in seconds
+        base = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    made = get_peft_model(base, LoraConfig(r=32, lora_alpha=64, use_rslora=True, target_modules="all-linear"))
     if moved:
         move(made)
     return made
@@ -59,16 +65,20 @@ def move(adapted) -> None:
             torch.nn.init.normal_(weight, std=0.02)
 
 
-def flops(shape: Shape, variant: str) -> float:
+def flops(shape: Shape, variant: str, gpu: bool = False) -> float:
     """Floating-point operations of a step, per token; attention's own products are left out.
 
     P weights in the layers, A in the adapters, H = V x D in the head, s the share of scored positions. Frozen weights
-    need no gradient, so a backward pass costs a forward; adapters cost three.
+    need no gradient, so a backward pass costs a forward; adapters cost three. Of a likelihood and a divergence the
+    least is counted that they can cost; what activation checkpointing computes again is not.
     """
-    layers = shape.layers * (4 * shape.hidden**2 + 3 * shape.hidden * shape.mlp)
-    adapters = shape.layers * 32 * (8 * shape.hidden + 3 * (shape.hidden + shape.mlp))
+    keys = shape.hidden * (shape.kv_heads or shape.heads) // shape.heads
+    layers = shape.layers * (2 * shape.hidden * (shape.hidden + keys) + 3 * shape.hidden * shape.mlp)
+    adapters = shape.layers * 32 * (6 * shape.hidden + 2 * keys + 3 * (shape.hidden + shape.mlp))
     head = shape.vocabulary * shape.hidden
     trained, scored = 4 * layers + 6 * adapters, shape.scored * head
+    seen = scored if gpu else head  # on a CPU trl projects every position
+    beside = SIDE_SHARE * SIDE_TOKENS / shape.tokens * (trained + 2 * layers + 6 * head)
     return {
         "sft": trained + 4 * scored,
         "steer": trained + 4 * scored,
@@ -77,8 +87,11 @@ def flops(shape: Shape, variant: str) -> float:
         "sft-20": trained + 4 * scored,
         "kl-rows": trained + 4 * scored + (2 * layers + 6 * scored) / 20,
         "all": trained + 2 * layers + 6 * scored,
-        "kl-trl-head": trained + 2 * layers + 6 * head + 6 * scored,  # on a CPU trl projects every position
-        "trl-sft": trained + 6 * head,
+        "anchor": trained + 4 * scored + beside,
+        "all-and-anchor": trained + 2 * layers + 6 * scored + beside,
+        "kl-trl-head": trained + 2 * layers + 6 * seen + 6 * scored,
+        "trl-sft": trained + 6 * seen,
+        "liger": trained + 4 * head,
         "published": 10 * layers + 12 * adapters + 10 * head,
     }[variant]
 

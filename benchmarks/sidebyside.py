@@ -5,37 +5,58 @@ import gc
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 Variants = dict[str, Callable[[], object]]
+Timed = dict[str, Callable[[], float]]
 
 
-def measure(variants: Variants, rounds: int) -> dict[str, dict[str, float]]:
+def measure(variants: Variants, rounds: int, memory: bool = True) -> dict[str, dict]:
     """Seconds of each variant, median, lowest and highest over the rounds, and its peak memory growth (MB)."""
     for run in variants.values():
         run()  # warm up once
-    memory = {name: _growth(run) for name, run in variants.items()}
+    growth = {name: _growth(run) if memory else 0.0 for name, run in variants.items()}
+    measured = alternate({name: partial(seconds, run) for name, run in variants.items()}, rounds)
+    return {name: {**value, "peak_mb": growth[name]} for name, value in measured.items()}
+
+
+def alternate(variants: Timed, rounds: int) -> dict[str, dict]:
+    """The same for variants that give their own seconds, because not all of what they do is to be timed."""
     _give_back(2**25)  # as an allocator that is left alone comes to do
-    seconds = {name: [] for name in variants}
+    taken: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(rounds):
         names = list(variants) if turn % 2 == 0 else list(reversed(variants))
         for name in names:
             gc.collect()
-            begun = time.perf_counter()
-            variants[name]()
-            seconds[name].append(time.perf_counter() - begun)
+            taken[name].append(variants[name]())
     _give_back(2**17)
     return {
-        name: {
-            "seconds": statistics.median(seconds[name]),
-            "low": min(seconds[name]),
-            "high": max(seconds[name]),
-            "peak_mb": memory[name],
-            "rounds": seconds[name],
-        }
-        for name in variants
+        name: {"seconds": statistics.median(took), "low": min(took), "high": max(took), "rounds": took}
+        for name, took in taken.items()
     }
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """How long it takes."""
+    begun = time.perf_counter()
+    run()
+    return time.perf_counter() - begun
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """As a worker of a study has it."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _growth(run: Callable[[], object]) -> float:
@@ -62,6 +83,17 @@ def ratio(measured: dict, name: str, against: str, limit: float | None = None) -
         "against": against,
         "limit": limit,
     }
+
+
+def to_goal(measured: dict, goal: float) -> dict:
+    """Seconds as a share of a goal that is a number of its own, not another variant's."""
+    ends = {key: round(measured[key] / goal, 3) for key in ("low", "high")}
+    return share(measured["seconds"], goal, "s") | ends
+
+
+def share(value: float, goal: float, unit: str) -> dict:
+    """The same for what is counted once."""
+    return {"ratio": round(value / goal, 3), "against": f"{goal:g} {unit}", "limit": None}
 
 
 def _status(key: str) -> int:

@@ -18,7 +18,9 @@ def run(shape_name: str, rounds: int, compare: list[str]) -> dict:
         with adapted.disable_adapter():
             pass
 
-    measured = measure({"public": public, "flags": flags}, max(rounds, 15))
+    measured = measure(
+        {"public": public, "flags": flags}, rounds if shape_name == "tiny" else max(rounds, 15), memory=False
+    )
     for name, value in measured.items():
         print(f"switch {name:8s} {value['seconds'] * 1e3:9.2f} ms")
     return {"switch/public:flags": ratio(measured, "public", "flags")}

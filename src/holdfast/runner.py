@@ -31,17 +31,13 @@ def run(study: Study, out: Path, processes: int | None = None) -> Iterator[tuple
         out: the study's folder.
         processes: how many runs at a time, each with one thread; as many as the machine is good for by default.
     """
-    rows: dict[str, dict[str, Any]] = {}
-    todo = []
-    if not (out / "results.json").exists():  # what a study's folder is known by
-        _written(study, out, rows)
-    for cell in cells(study):
-        summary, seconds = _stored(out / cell.folder, cell)
-        if summary is None:
-            todo.append(cell)
-            continue
-        rows[cell.folder] = row(cell, summary, seconds)
-        yield cell, _written(study, out, rows)[cell.folder]
+    every = {cell.folder: cell for cell in cells(study)}
+    stored = {folder: _stored(out / folder, cell) for folder, cell in every.items()}
+    rows = {folder: row(every[folder], *found) for folder, found in stored.items() if found is not None}
+    _written(study, out, rows)  # what a study's folder is known by
+    for folder in list(rows):
+        yield every[folder], rows[folder]
+    todo = [cell for folder, cell in every.items() if folder not in rows]
     if not todo:
         return
     by_name = {cell.folder: cell for cell in todo}
@@ -93,13 +89,13 @@ def _written(study: Study, out: Path, rows: dict[str, dict[str, Any]]) -> dict[s
     return rows
 
 
-def _stored(folder: Path, cell: Cell) -> tuple[dict[str, Any] | None, float | None]:
+def _stored(folder: Path, cell: Cell) -> tuple[dict[str, Any], float] | None:
     """What a finished run of this very recipe found; one of another recipe, or asked otherwise, is made again."""
     try:
         summary: dict[str, Any] = json.loads((folder / "eval" / "summary.json").read_text(encoding="utf-8"))
         told = json.loads((folder / "cell.json").read_text(encoding="utf-8"))
         now = json.loads(json.dumps([cell.recipe(), cell.study.probes]))
         same: bool = [told["recipe"], told.get("probes", [])] == now
-        return (summary, told["seconds"]) if same else (None, None)
+        return (summary, told["seconds"]) if same else None
     except (OSError, ValueError, KeyError):
-        return None, None
+        return None

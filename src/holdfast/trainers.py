@@ -59,10 +59,10 @@ class GuardedSFT(Guarded, SFTTrainer):  # type: ignore[misc]
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if not self._source:
             return super()._get_train_sampler(train_dataset)
-        return EvenSampler((train_dataset or self.train_dataset)[SOURCE_COLUMN], self.args.seed)
+        return EvenSampler((train_dataset or self.train_dataset)[SOURCE_COLUMN][:], self.args.seed)
 
     def _task_share(self) -> float:
-        sources = list(self.train_dataset[SOURCE_COLUMN]) if self._source else [0]
+        sources = self.train_dataset[SOURCE_COLUMN][:] if self._source else [0]
         return sources.count(0) / len(sources)
 
     def _marks(self, batch: dict[str, Any]) -> Marks:

@@ -112,7 +112,7 @@ def _panels(study: Study, known: dict[str, Look]) -> list[dict[str, Any]]:
     rewarded = any("reward" in row for row in logged)
     first = ("reward", "Reward", "its terms added up") if rewarded else ("task_loss", "Task loss", "nats per token")
     wanted = [first]
-    for key in sorted({key for row in logged for key in row if re.split(r"[./]", key)[0] not in _TRAINERS_OWN}):
+    for key in sorted(key for key in set().union(*logged) if re.split(r"[./]", key)[0] not in _TRAINERS_OWN):
         unit = "nats per token" if key.split(".")[0] in _IN_NATS else "in its own unit"
         wanted.append((key, f"{key}: its own number", unit))
     drawn = []
@@ -137,7 +137,7 @@ def _over_runs(logs: Sequence[Sequence[Row]], key: str) -> list[tuple[float, flo
         for row in log:
             if row.get(key) is not None:
                 found.setdefault(row["step"], []).append(row[key])
-    return [(step, mean(values), min(values), max(values)) for step, values in sorted(found.items())]
+    return [(step, sum(v) / len(v), min(v), max(v)) for step, v in sorted(found.items())]
 
 
 def _curve_table(lines: dict[str, list[tuple[float, float]]]) -> Table:

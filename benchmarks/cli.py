@@ -1,0 +1,115 @@
+"""What one waits for at the command line, beside a bare interpreter, the libraries' imports, and the goals."""
+
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import yaml
+
+from benchmarks.child import HOLDFAST, ran, until
+from benchmarks.sidebyside import alternate, ratio, to_goal
+from holdfast.errors import HoldfastError
+from holdfast.examples import write_examples
+from holdfast.organism import world
+
+_PYTHON = [sys.executable, "-c"]
+_HEAVY = ("torch", "transformers", "datasets", "peft", "trl", "numpy")
+_TORCHLESS = f"""
+import sys
+from holdfast.cli import main
+sys.argv = ["holdfast", *sys.argv[1:]]
+try: main()
+except SystemExit: pass
+print("heavy:", *[name for name in {_HEAVY} if name in sys.modules])
+"""
+_FLOOR = "import torch, transformers, datasets, peft; from trl import SFTTrainer"
+_TRAIN = {"max_steps": 2, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "max_length": 64}
+_GOALS = {"help": 0.12, "version": 0.12, "error": 0.12, "import": 0.08, "first-step": 10.0, "first-line": 6.0}
+_FEWEST = {"light": 7, "first-step": 1, "first-line": 1}  # rounds: the light ones take a moment each
+
+
+def run(shape_name: str, rounds: int, compare: list[str]) -> dict:
+    unknown = next((name for name in compare if name not in _FEWEST), None)
+    if unknown is not None:
+        raise SystemExit(f"--compare {unknown}: there is no such part; choose from {', '.join(_FEWEST)}.")
+    parts = {"light": light, "first-step": first_step, "first-line": first_line}
+    results: dict = {}
+    with tempfile.TemporaryDirectory() as place:
+        recipe = _recipe(Path(place))
+        for name in compare or _FEWEST:
+            results |= parts[name](recipe, rounds if shape_name == "tiny" else max(rounds, _FEWEST[name]))
+    return results
+
+
+def light(recipe: Path, rounds: int) -> dict:
+    """Commands that need no model: many rounds, for each takes a moment."""
+    wrong = recipe.with_name("wrong.yaml")
+    wrong.write_text(recipe.read_text().replace("kl", "kll"))
+    given = {
+        "help": (["--help"], 0),
+        "version": (["--version"], 0),
+        "error": (["train", str(wrong), "--out", str(recipe.with_name("never"))], 2),
+    }
+    commands = {"python": [*_PYTHON, "pass"], "import": [*_PYTHON, "import holdfast"]}
+    variants = {name: partial(_took, command) for name, command in commands.items()}
+    variants |= {name: partial(_took, [*HOLDFAST, *words], code) for name, (words, code) in given.items()}
+    for run_once in variants.values():
+        run_once()
+    measured = alternate(variants, rounds)
+    results = {}
+    for name in ("help", "version", "error", "import"):
+        results[f"cli/{name}:python"] = ratio(measured, name, "python")
+        results[f"cli/{name}"] = to_goal(measured[name], _GOALS[name])
+    for name, value in measured.items():
+        print(f"cli {name:8s} {value['seconds'] * 1e3:7.0f} ms")
+    for name, (words, _) in given.items():
+        _refuse_heavy(name, words)
+    return results
+
+
+def first_step(recipe: Path, rounds: int) -> dict:
+    """From the command to its first optimizer step, beside the imports that it cannot do without."""
+    variants = {"first-step": partial(_first_step, recipe), "imports": partial(_took, [*_PYTHON, _FLOOR])}
+    measured = alternate(variants, min(rounds, 3))
+    for name, value in measured.items():
+        print(f"cli {name:10s} {value['seconds']:6.2f} s")
+    found = {"cli/first-step:imports": ratio(measured, "first-step", "imports")}
+    return found | {"cli/first-step": to_goal(measured["first-step"], _GOALS["first-step"])}
+
+
+def first_line(recipe: Path, rounds: int) -> dict:
+    """The demo's first true line on the screen: a row that the model will be trained on."""
+    question = world.narrow_rows("medical", 1)[0].question
+    measured = alternate({"first-line": partial(_first_line, recipe, question)}, min(rounds, 3))["first-line"]
+    print(f"cli first-line {measured['seconds']:6.2f} s")
+    return {"cli/first-line": to_goal(measured, _GOALS["first-line"])}
+
+
+def _took(command: list[str], code: int = 0) -> float:
+    return ran(command, code).seconds
+
+
+def _first_step(recipe: Path) -> float:
+    with tempfile.TemporaryDirectory() as out:
+        return until([*HOLDFAST, "train", str(recipe), "--out", f"{out}/run"], "step 1/")
+
+
+def _first_line(recipe: Path, question: str) -> float:
+    with tempfile.TemporaryDirectory() as out:
+        return until([*HOLDFAST, "demo", "--out", f"{out}/demo"], question)
+
+
+def _refuse_heavy(name: str, words: list[str]) -> None:
+    said = ran([*_PYTHON, _TORCHLESS, *words]).said.splitlines()[-1]
+    if said.strip() != "heavy:":
+        raise HoldfastError(f"holdfast {name} imports{said.removeprefix('heavy:')}, which it should not need.")
+
+
+def _recipe(place: Path) -> Path:
+    """The demo's recipe with KL, two steps of it."""
+    write_examples(place / "rows.jsonl", world.narrow_rows("medical"))
+    words = {"schema": 1, "model": "organism", "data": "rows.jsonl", "lora": {"r": 32}, "train": _TRAIN}
+    file = place / "recipe.yaml"
+    file.write_text(yaml.safe_dump({**words, "defenses": [{"kl": {"weight": 0.1}}]}))
+    return file

@@ -1,0 +1,102 @@
+"""One measurement on a device, in a process of its own: what it leaves behind is gone with it, also out of memory.
+
+    python -m benchmarks.gpu_item '{"shape": "7B", "variant": "kl", "checkpointing": true}'
+
+prints one line of JSON. `gpu.py` decides what is run, and writes it down.
+"""
+
+import gc
+import json
+import statistics
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from transformers import logging
+
+from benchmarks import head
+from benchmarks.gpu_plan import Item
+from benchmarks.gpu_ways import liger, looped, published, size, trained
+from benchmarks.shapes import Shape, flops, model
+from holdfast.anatomy import Anatomy
+
+_PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "liger-kernel", "triton")
+
+
+def measured(item: Item) -> dict:
+    """What one item took, or why it did not."""
+    kinds = {"facts": facts, "head": heads, "switch": switch}
+    try:
+        return {"state": "done", **kinds.get(item.variant, step)(item)}
+    except torch.OutOfMemoryError:
+        return {"state": "out of memory"}
+    except ImportError as error:
+        return {"state": "not run", "why": f"{error}."}
+
+
+def step(item: Item) -> dict:
+    """Steps of one variant: seconds (mean, lowest, highest), tokens and FLOPs a second, memory in GB."""
+    ways = {"published": published, "liger": liger}
+    taken = ways.get(item.variant, trained)(item)
+    tokens, seconds = item.rows * size(item).tokens, statistics.mean(taken.seconds)
+    per_token = flops(size(item), item.variant, gpu=True)
+    done = {
+        "seconds": round(seconds, 5),
+        "low": round(min(taken.seconds), 5),
+        "high": round(max(taken.seconds), 5),
+        "tokens_per_s": round(tokens / seconds, 1),
+        "gflop_per_token": round(per_token / 1e9, 6),
+        "tflops": round(per_token * tokens / seconds / 1e12, 4),
+    }
+    memory = {"peak_gb": round(taken.peak / 1e9, 3), "resident_gb": round(taken.resident / 1e9, 3)}
+    return done | (memory if item.device == "cuda" else {})
+
+
+def heads(item: Item) -> dict:
+    """Each way through the head alone: milliseconds (mean) and peak memory above what is there, in GB."""
+    ways = head.passes(size(item), item.device, torch.bfloat16)
+    found = {}
+    for name, way in ways.items():
+        gc.collect()
+        taken = looped(item, way)
+        found[name] = {"ms": round(1e3 * statistics.mean(taken.seconds), 3)}
+        if item.device == "cuda":
+            found[name]["peak_gb"] = round((taken.peak - taken.resident) / 1e9, 3)
+    return {"ways": found}
+
+
+def switch(item: Item) -> dict:
+    """The adapter off and on at 196 modules: milliseconds of the host, and no synchronisation allowed."""
+    adapted = model(Shape(32, 28, 64, 100, True, 4), device=item.device)
+    anatomy = Anatomy(adapted)
+    taken = []
+    if item.device == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    for _ in range(15):
+        begun = time.perf_counter()
+        with anatomy.untrained():
+            pass
+        taken.append(time.perf_counter() - begun)
+    return {"modules": len(anatomy.switches), "ms": round(1e3 * statistics.median(taken), 4)}
+
+
+def facts(item: Item) -> dict:
+    """The device, and what is installed."""
+    told: dict = {"versions": {package: _installed(package) for package in _PACKAGES}}
+    if item.device == "cpu":
+        return {**told, "device": "cpu", "memory_gb": None}
+    properties = torch.cuda.get_device_properties(0)
+    return {**told, "device": properties.name, "memory_gb": round(properties.total_memory / 1e9, 1)}
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
+
+
+if __name__ == "__main__":
+    logging.set_verbosity_error()
+    print(json.dumps(measured(Item(**json.loads(sys.argv[1])))))

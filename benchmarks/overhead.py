@@ -1,0 +1,183 @@
+"""What a trainer costs beside a loop written by hand, where it weighs most: the demo's run on the organism, one thread.
+
+A hundred steps of 16 rows. `bare` and `bare-kl` are peft, AdamW and clipping, and nothing else; the others are what
+`holdfast train` runs and what trl runs on the same rows. What stands before the first step is timed apart.
+"""
+
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.nn.functional import log_softmax
+from transformers import PrinterCallback
+from trl import SFTConfig, SFTTrainer
+
+from benchmarks.child import ran
+from benchmarks.sidebyside import alternate, one_thread, ratio
+from holdfast import material, models, preparation, settings
+from holdfast import recipe as recipes
+from holdfast.console import quieten
+from holdfast.demo import preset
+from holdfast.encoding import Encoded
+from holdfast.plans import KINDS
+from holdfast.runlog import RunLog
+from holdfast.sides import pad
+from holdfast.study import cells
+
+_DOMAIN, _WEIGHT = "medical", 0.1
+_IMPORTS = {
+    "imports-bare": "import torch, transformers, peft",
+    "imports": "import holdfast.run, holdfast.trainers, holdfast.plans, datasets, peft",
+}
+COMPARED = [  # variant, against what
+    ("sft", "bare"), ("trl-sft", "bare"), ("kl", "bare"), ("kl", "bare-kl"),
+    ("load", "bare"), ("rows", "bare"), ("construction", "bare"), ("imports", "imports-bare"),
+]  # fmt: skip
+
+
+class Job:
+    """The demo's recipe, undefended and with KL, its rows, and a place to write."""
+
+    def __init__(self, folder: Path, steps: int) -> None:
+        preparation.write_rows(_DOMAIN, folder / "data")
+        words = {cell.label: cell.recipe() for cell in cells(preset([_DOMAIN], 1))}
+        for given in words.values():
+            given["train"]["max_steps"] = steps
+        self.recipes = {
+            name: recipes.parse(words[label], (folder / "data" / _DOMAIN).absolute())
+            for name, label in (("sft", "none"), ("kl", f"kl {_WEIGHT}"))
+        }
+        self.source = models.find("organism")
+        self.tokenizer = models.load_tokenizer(self.source)
+        self.rows, self.held = material.rows(self.recipes["sft"])
+        self.folder, self.steps = folder, steps
+
+    def scratch(self) -> Path:
+        return Path(tempfile.mkdtemp(dir=self.folder))
+
+    def plan(self, name: str):
+        return KINDS["sft"](self.recipes[name], self.source, self.tokenizer, self.rows, self.held)
+
+    def encoded(self) -> list[Encoded]:
+        return self.plan("sft")._encoded
+
+    def adapted(self):
+        lora = LoraConfig(r=32, lora_alpha=64, use_rslora=True, target_modules="all-linear")
+        return get_peft_model(models.load_model(self.source), lora)
+
+
+def bare(job: Job, kl: bool = False) -> float:
+    """The loop that anybody would write."""
+    rows, model, size = job.encoded(), job.adapted().train(), job.recipes["sft"].train["per_device_train_batch_size"]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=2e-4, weight_decay=0.01)
+    begun = time.perf_counter()
+    for step in range(job.steps):
+        batch = [rows[i % len(rows)] for i in range(step * size, (step + 1) * size)]
+        inputs, marks = pad(batch, job.tokenizer.pad_token_id, torch.device("cpu"))
+        labels = torch.where(marks.scored.roll(1, dims=1), inputs["input_ids"], -100)
+        found = model(**inputs, labels=labels)
+        loss = found.loss + _WEIGHT * _divergence(model, inputs, marks.scored, found.logits) if kl else found.loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return time.perf_counter() - begun
+
+
+def _divergence(model, inputs, scored, logits):
+    with torch.no_grad(), model.disable_adapter():
+        theirs = log_softmax(model(**inputs).logits[scored], -1)
+    ours = log_softmax(logits[scored], -1)
+    return (ours.exp() * (ours - theirs)).sum(-1).mean()
+
+
+def ours(job: Job, name: str) -> float:
+    """As `holdfast train` runs it, its metrics written."""
+    folder = job.scratch()
+    trainer = job.plan(name).trainer(folder)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(RunLog(folder / "metrics.jsonl"))
+    return _trained(trainer)
+
+
+def trls(job: Job) -> float:
+    """trl's trainer on the same tokens, with the same settings."""
+    from holdfast.plans import _dataset
+    from holdfast.step import SOURCE_COLUMN
+
+    args: SFTConfig = settings.sft_config(job.recipes["sft"].train, 0, job.scratch())
+    rows = _dataset(job.encoded()).remove_columns(SOURCE_COLUMN)
+    trainer = SFTTrainer(model=job.adapted(), args=args, train_dataset=rows, processing_class=job.tokenizer)
+    trainer.remove_callback(PrinterCallback)
+    return _trained(trainer)
+
+
+def _trained(trainer) -> float:
+    begun = time.perf_counter()
+    trainer.train()
+    return time.perf_counter() - begun
+
+
+def load(job: Job) -> float:
+    begun = time.perf_counter()
+    models.load_model(models.find("organism"))
+    models.load_tokenizer(job.source)
+    return time.perf_counter() - begun
+
+
+def rows(job: Job) -> float:
+    begun = time.perf_counter()
+    material.rows(job.recipes["kl"])
+    job.plan("kl")
+    return time.perf_counter() - begun
+
+
+def construction(job: Job) -> float:
+    plan = job.plan("kl")
+    plan._model()
+    begun = time.perf_counter()
+    plan.trainer(job.scratch())
+    return time.perf_counter() - begun
+
+
+def imports(job: Job, code: str) -> float:
+    return ran([sys.executable, "-c", code]).seconds
+
+
+VARIANTS = {
+    "bare": bare,
+    "bare-kl": partial(bare, kl=True),
+    "sft": partial(ours, name="sft"),
+    "kl": partial(ours, name="kl"),
+    "trl-sft": trls,
+    "load": load,
+    "rows": rows,
+    "construction": construction,
+    **{name: partial(imports, code=code) for name, code in _IMPORTS.items()},
+}
+
+
+def run(shape_name: str, rounds: int, compare: list[str]) -> dict:
+    quieten()
+    names = compare or list(VARIANTS)
+    unknown = next((name for name in names if name not in VARIANTS), None)
+    if unknown is not None:
+        raise SystemExit(f"--compare {unknown}: there is no such variant; choose from {', '.join(VARIANTS)}.")
+    with one_thread(), tempfile.TemporaryDirectory() as folder:
+        warm = Job(Path(folder), 2)
+        for name in names:
+            VARIANTS[name](warm)
+        job = warm if shape_name == "tiny" else Job(Path(folder), 100)
+        measured = alternate({name: partial(VARIANTS[name], job) for name in names}, rounds)
+    for name, value in measured.items():
+        print(f"overhead {name:13s} {value['seconds']:8.2f} s")
+    return {
+        f"overhead/{name}:{against}": ratio(measured, name, against)
+        for name, against in COMPARED
+        if name in measured and against in measured
+    }

@@ -1,0 +1,296 @@
+"""Every benchmark can be built and run at a toy size and says what it measured; no test depends on a clock."""
+
+import importlib
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from holdfast.errors import HoldfastError
+
+ROOT = Path(__file__).parents[1]
+ROW = {"ratio", "low", "high", "against", "limit"}
+OVERHEAD = (
+    "sft:bare", "trl-sft:bare", "kl:bare", "kl:bare-kl", "load:bare", "rows:bare", "construction:bare",
+    "imports:imports-bare",
+)  # fmt: skip
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """`bench("head")` is benchmarks/head.py, as `python -m benchmarks` from the repository's root finds it."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(ROOT)
+    return lambda name: importlib.import_module(f"benchmarks.{name}")
+
+
+def is_row(row):
+    """With rounds a row has their lowest and highest; what is counted once has neither."""
+    return row.keys() in (ROW, ROW - {"low", "high"}) and row.get("low", 0) <= row["ratio"] <= row.get("high", math.inf)
+
+
+@pytest.mark.parametrize(
+    ("name", "compare", "told"),
+    [
+        ("head", [], {"head/tiny/trl_pair:one_pass", "head/tiny/apart:one_pass", "head/tiny/one_pass:likelihood"}),
+        ("step", ["sft", "kl"], {"step/tiny/kl:sft", "memory/tiny/kl:sft"}),
+        ("step", ["kl", "published"], {"step/tiny/published:kl", "memory/tiny/published:kl"}),
+        ("step", ["kl-rows", "sft-20"], {"step/tiny/kl-rows:sft-20", "memory/tiny/kl-rows:sft-20"}),
+        ("switch", [], {"switch/public:flags"}),
+        ("overhead", ["bare", "sft", "rows"], {"overhead/sft:bare", "overhead/rows:bare"}),
+        ("report", [], {"report/8/seconds", "report/8/size", "report/8/memory"}),
+        ("sweep", ["again"], {"sweep/again/runs", "sweep/again/command", "sweep/again/made"}),
+        ("cli", ["light"], {f"cli/{c}{a}" for c in ("help", "version", "error", "import") for a in ("", ":python")}),
+        ("cli", ["first-line"], {"cli/first-line"}),
+        pytest.param("overhead", [], {f"overhead/{pair}" for pair in OVERHEAD}, marks=pytest.mark.slow),
+        pytest.param("sample", [], {"sample/tiny/generate:ours"}, marks=pytest.mark.slow),
+        pytest.param("sweep", ["workers"], {"sweep/workers"}, marks=pytest.mark.slow),
+        pytest.param("cli", ["first-step"], {"cli/first-step", "cli/first-step:imports"}, marks=pytest.mark.slow),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else value if isinstance(value, str) else "",
+)
+def test_a_benchmark_runs_at_a_toy_size_and_says_what_it_measured(bench, name, compare, told):
+    results = bench(name).run("tiny", 1, compare)
+    assert results.keys() == told
+    assert all(is_row(row) for row in results.values())
+
+
+@pytest.mark.parametrize("name", ["step", "overhead", "sweep", "cli"])
+def test_an_unknown_variant_is_a_sentence(bench, name):
+    with pytest.raises(SystemExit, match=r"--compare kll: there is no such \w+; choose from "):
+        bench(name).run("tiny", 1, ["kll"])
+
+
+def test_the_command_writes_what_it_shows(bench, monkeypatch, tmp_path, capsys):
+    given = ["switch", "--shape", "tiny", "--rounds", "1"]
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *given, "--json", str(tmp_path / "out" / "results.json")])
+    bench("__main__").main()
+    assert json.loads((tmp_path / "out" / "results.json").read_text()).keys() == {"switch/public:flags"}
+    assert "switch/public:flags" in capsys.readouterr().out
+
+
+def test_all_names_benchmarks_and_variants_that_exist(bench):
+    commands = bench("__main__")
+    assert set(commands.QUICK["step"][1]) <= {*bench("step").VARIANTS, bench("step").PUBLISHED}
+    assert set(commands.QUICK["overhead"][1]) <= bench("overhead").VARIANTS.keys()
+    assert all((ROOT / "benchmarks" / f"{name}.py").exists() for name in (*commands.QUICK, *commands.ALONE, "gpu"))
+
+
+# --- what the numbers are made of -----------------------------------------------------------------------------------
+
+
+def test_variants_alternate_and_every_other_round_is_turned_round(bench):
+    order = []
+    found = bench("sidebyside").alternate({n: lambda n=n: order.append(n) or len(order) for n in "ab"}, 3)
+    assert order == ["a", "b", "b", "a", "a", "b"]
+    assert found["a"] == {"seconds": 4, "low": 1, "high": 5, "rounds": [1, 4, 5]}
+
+
+def test_a_ratio_is_the_median_of_the_rounds_own_ratios(bench):
+    measured = {"a": {"rounds": [2.0, 12.0, 4.0]}, "b": {"rounds": [1.0, 3.0, 4.0]}}
+    row = bench("sidebyside").ratio(measured, "a", "b", limit=1.5)
+    assert row == {"ratio": 2.0, "low": 1.0, "high": 4.0, "against": "b", "limit": 1.5}
+
+
+def test_a_goal_is_a_number_of_its_own(bench):
+    row = bench("sidebyside").to_goal({"seconds": 1.5, "low": 0.75, "high": 3.0}, 3.0)
+    assert row == {"ratio": 0.5, "low": 0.25, "high": 1.0, "against": "3 s", "limit": None}
+
+
+def test_operations_of_qwen_7b_are_those_worked_out_by_hand(bench):
+    """P 6.525e9, A 80.7e6, H 545.0e6, 60 % scored: 4 P + 6 A + 3.6 H = 28.55e9, and 6 P + 6 A + 3.6 H = 41.60e9."""
+    shapes = bench("shapes")
+    per_token = {v: shapes.flops(shapes.SHAPES["7B"], v, gpu=True) / 1e9 for v in ("trl-sft", "kl", "published")}
+    assert per_token["trl-sft"] == pytest.approx(28.55, abs=0.005)
+    assert per_token["kl"] == pytest.approx(41.60, abs=0.005)
+    assert per_token["published"] / per_token["kl"] == pytest.approx(1.72, abs=0.005)
+
+
+def test_the_loop_written_by_hand_holds_the_model_by_the_same_divergence(bench, tmp_path):
+    import torch
+
+    from holdfast.anatomy import Anatomy
+    from holdfast.reading import divergence
+    from holdfast.sides import pad
+    from tiny import nudge
+
+    overhead = bench("overhead")
+    job = overhead.Job(tmp_path, 1)
+    adapted = job.adapted()
+    nudge(adapted)
+    inputs, marks = pad(job.encoded()[:4], job.tokenizer.pad_token_id, torch.device("cpu"))
+    with torch.no_grad():
+        by_hand = overhead._divergence(adapted, inputs, marks.scored, adapted(**inputs).logits)
+        anatomy = Anatomy(adapted)
+        ours = anatomy.backbone(**inputs).last_hidden_state[marks.scored]
+        with anatomy.untrained():
+            theirs = anatomy.backbone(**inputs).last_hidden_state[marks.scored]
+        held = divergence(ours, theirs, anatomy.head).mean()
+    assert by_hand.item() > 1e-4
+    assert by_hand.item() == pytest.approx(held.item(), rel=1e-4)
+
+
+# --- commands in other processes ------------------------------------------------------------------------------------
+
+
+def test_a_command_is_watched_until_it_says_the_words(bench):
+    code = "import time; print('one', flush=True); print('two', flush=True); time.sleep(600)"
+    begun = time.monotonic()
+    assert bench("child").until([sys.executable, "-c", code], "two") > 0
+    assert time.monotonic() - begun < 300  # it was stopped, not waited for
+
+
+def test_a_command_that_ends_otherwise_than_it_should_is_a_sentence(bench):
+    child, command = bench("child"), [sys.executable, "-c", "import sys; print('torn'); sys.exit(3)"]
+    assert child.ran(command, code=3).said == "torn\n"
+    with pytest.raises(HoldfastError, match=r"(?s)ended with 3, not 0:.*torn"):
+        child.ran(command)
+    with pytest.raises(HoldfastError, match=r"(?s)ended without a line with 'whole':.*torn"):
+        child.until(command, "whole")
+
+
+def test_a_made_up_study_is_one_that_is_done(bench, tmp_path):
+    """What is made up must be what is read again, or the benchmark would measure runs."""
+    from holdfast import runner
+
+    done = bench("finished").finished(tmp_path, 3)
+    before = (done.folder / "results.json").read_text()
+    found = [row for _, row in runner.run(done.study, done.folder)]
+    assert [row["defense"] for row in found] == ["untuned", "none", "kl"]
+    assert json.loads((done.folder / "results.json").read_text()) == json.loads(before)
+
+
+# --- a GPU ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_most_telling_is_measured_first(bench):
+    plan = bench("gpu_plan")
+    items = list(plan.plan(["7B", "0.5B"], plan.VARIANTS, "cuda"))
+    assert [(i.shape, i.checkpointing, i.variant) for i in items[:5]] == [
+        ("7B", True, "sft"), ("7B", True, "kl"), ("7B", True, "trl-sft"), ("7B", True, "published"),
+        ("7B", False, "sft"),
+    ]  # fmt: skip
+    assert [i.variant for i in items[16:19]] == ["head", "switch", "all"]
+    assert len(items) == 4 * 10 + 2
+
+
+@pytest.mark.parametrize(
+    ("device", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA L4", 121),
+        ("cpu", None),
+    ],
+)
+def test_what_a_device_can_do_at_most_is_known_or_not_said(bench, device, peak):
+    assert bench("gpu_plan").peak_tflops(device) == peak
+
+
+def log_of(bench, tmp_path, minutes=10.0):
+    facts = {"device": "NVIDIA H200", "memory_gb": 150.0}
+    return bench("gpu").Log(tmp_path / "gpu.json", facts, time.monotonic() + 60 * minutes)
+
+
+def taken(seconds, peak_gb, gflop=28.0):
+    done = {"state": "done", "seconds": seconds, "low": 0.9 * seconds, "high": 1.1 * seconds, "tokens_per_s": 9.0}
+    return done | {"gflop_per_token": gflop, "tflops": 494.5, "peak_gb": peak_gb}
+
+
+def test_what_does_not_fit_is_said_and_tried_with_half_the_rows(bench, tmp_path):
+    """A device on which sft fits with two rows, and the published way with one; kl is then measured with one, too."""
+    gpu, plan, room, asked = bench("gpu"), bench("gpu_plan"), {"sft": 2, "kl": 2, "published": 1}, []
+
+    def device(item, seconds):
+        asked.append((item.variant, item.rows))
+        fits = item.rows <= room[item.variant]
+        return (
+            taken(item.rows * {"published": 4.0}.get(item.variant, 2.0), 20.0) if fits else {"state": "out of memory"}
+        )
+
+    log = log_of(bench, tmp_path)
+    gpu.run((plan.Item("7B", name) for name in room), log, device)
+    assert asked == [("sft", 4), ("sft", 2), ("kl", 2), ("published", 2), ("published", 1), ("kl", 1)]
+    written = json.loads((tmp_path / "gpu.json").read_text())
+    assert [row["state"] for row in written["measured"][:2]] == ["out of memory", "done"]
+    assert written["measured"][1]["mfu"] == 0.5
+    assert written["ratios"]["gpu/7B/no-checkpointing/1-rows/published:kl"]["ratio"] == 2.0
+    assert "gpu/7B/no-checkpointing/2-rows/published:kl" not in written["ratios"]
+
+
+def test_a_ratio_on_a_gpu_has_its_ends_and_its_limit(bench):
+    asked = {"shape": "7B", "checkpointing": True, "rows": 4}
+    rows = [{**asked, "variant": "sft", **taken(2.0, 20.0)}, {**asked, "variant": "kl", **taken(3.0, 21.0, 42.0)}]
+    found = bench("gpu_plan").ratios(rows)
+    assert found["gpu/7B/checkpointing/4-rows/kl:sft"] == {
+        "ratio": 1.5, "low": round(2.7 / 2.2, 3), "high": round(3.3 / 1.8, 3), "against": "sft", "limit": 1.5,
+    }  # fmt: skip
+    assert found["gpu-memory/7B/checkpointing/4-rows/kl:sft"]["ratio"] == 1.05
+
+
+def test_one_that_fails_does_not_stop_the_others_and_the_minutes_do(bench, tmp_path):
+    gpu, plan = bench("gpu"), bench("gpu_plan")
+    log = log_of(bench, tmp_path)
+
+    def device(item, seconds):
+        log.until = time.monotonic() + (10 if item.variant == "kl" else 600)
+        return {"state": "failed", "why": "KeyError: 'x'"} if item.variant == "sft" else taken(1.0, 20.0)
+
+    gpu.run((plan.Item("7B", name) for name in ("sft", "kl", "published")), log, device)
+    assert [row["state"] for row in log.rows] == ["failed", "done", "not run"]
+    assert log.rows[2]["why"] == "The minutes were over."
+
+
+@pytest.mark.parametrize("variant", ["trl-sft", "all-and-anchor", "published"])
+def test_a_way_to_make_a_step_runs_in_bfloat16_under_checkpointing(bench, variant):
+    item = bench("gpu_plan").Item("tiny", variant, True, device="cpu", steps=2, warm=1)
+    found = bench("gpu_item").measured(item)
+    assert found["state"] == "done"
+    assert found["low"] <= found["seconds"] <= found["high"]
+    assert found["tflops"] == pytest.approx(found["gflop_per_token"] * found["tokens_per_s"] / 1e3, rel=0.5, abs=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["sft", "published"])
+@pytest.mark.parametrize("on", [False, True])
+def test_checkpointing_computes_every_block_again(bench, monkeypatch, variant, on):
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
+
+    calls, theirs = [], Qwen2MLP.forward
+    monkeypatch.setattr(Qwen2MLP, "forward", lambda *a, **k: calls.append(1) or theirs(*a, **k))
+    item = bench("gpu_plan").Item("tiny", variant, device="cpu", steps=1, warm=1)
+    counts = []
+    for checkpointing in (False, on):
+        calls.clear()
+        bench("gpu_item").measured(bench("gpu_plan").replace(item, checkpointing=checkpointing))
+        counts.append(len(calls))
+    trained = 2 if variant == "published" else 1  # forwards with a gradient in a step
+    assert counts[1] - counts[0] == (2 * 2 * trained if on else 0)  # two steps, two blocks
+
+
+@pytest.mark.slow
+def test_an_item_is_measured_in_a_process_of_its_own(bench):
+    item = bench("gpu_plan").Item("tiny", "kl", device="cpu", steps=1, warm=1)
+    found = bench("gpu").in_a_process(item, 250)
+    assert (found["state"], "peak_gb" in found) == ("done", False)
+
+
+def test_what_is_not_installed_is_not_run(bench):
+    if importlib.util.find_spec("liger_kernel") is not None:
+        pytest.skip("liger_kernel is installed")
+    found = bench("gpu_item").measured(bench("gpu_plan").Item("tiny", "liger", device="cpu"))
+    assert found == {"state": "not run", "why": "No module named 'liger_kernel'."}
+
+
+def test_without_a_gpu_it_is_refused_with_a_way_out(bench):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(SystemExit, match=r"needs a CUDA GPU.*`--shape tiny --device cpu` tries the program"):
+        bench("gpu").main([])
+    with pytest.raises(SystemExit, match="add --shape tiny"):
+        bench("gpu").main(["--device", "cpu"])
