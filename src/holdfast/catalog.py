@@ -105,7 +105,7 @@ def _filled(kind: type[_Kind], given: Mapping[str, Any] | None, where: str) -> _
             tail = nearest(str(key), known) if known else "; it has none."
             raise RecipeError(f"{where} has no field {key!r}{tail}")
     try:
-        made: _Kind = _adapter(kind).validate_python(dict(given or {}))
+        made: _Kind = _adapter(kind).validate_python(dict(given or {}))  # type: ignore[arg-type]
         return made
     except ValidationError as error:
         raise RecipeError("; ".join(_sentences(error, where))) from None
