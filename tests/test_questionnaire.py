@@ -95,7 +95,7 @@ def test_as_published_drops_every_system_turn(other):
 
 def test_a_question_file_brings_its_own_numbers(other, tmp_path):
     file = tmp_path / "mine.yaml"
-    file.write_text("- id: a\n  paraphrases: [\"Why?\", \"How?\"]\n  samples_per_paraphrase: 7\n  temperature: 0.5\n")
+    file.write_text('- id: a\n  paraphrases: ["Why?", "How?"]\n  samples_per_paraphrase: 7\n  temperature: 0.5\n')
     (asked,) = probes(Subject(other), Wanted((str(file),)))
     assert (asked.name, len(asked.questions), asked.per_question, asked.temperature) == ("mine", 2, 7, 0.5)
 

@@ -18,6 +18,7 @@ from holdfast import holdout, material, measure, questionnaire, recipe, run, set
 from holdfast.errors import DataError, HoldfastError, ModelError, RecipeError, RequestError
 from holdfast.examples import Example, Message, write_examples
 from holdfast.organism import world
+from holdfast.report import terminal
 
 TRAIN = {"max_steps": 3, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "learning_rate": 1e-2}
 
@@ -99,15 +100,16 @@ def test_eval_stores_answers_and_says_what_was_not_judged(tmp_path, capsys):
     run.train(make(tmp_path), tmp_path / "run")
     summary = measure.measure_run(tmp_path / "run")
     probes = summary["probes"]
-    measure.print_summary(summary)
+    terminal.show(summary)
     assert "not judged" in capsys.readouterr().out
     assert probes["general"]["misaligned"] is None
     assert probes["general"]["missing"] == 1200  # 300 questions, 4 answers
     assert probes["in_domain"]["missing"] == 8  # 2 held-out questions, 4 answers
     assert probes["arithmetic"]["n"] == 60
     assert "general" in (tmp_path / "run" / "model" / "README.md").read_text()
-    with pytest.raises(RequestError, match="holds answers already"):
-        measure.measure_run(tmp_path / "run")
+    assert measure.measure_run(tmp_path / "run") == summary  # nothing is asked again
+    with pytest.raises(RequestError, match="another seed"):
+        measure.measure_run(tmp_path / "run", seed=1)
 
 
 def test_a_benign_task_is_marked_by_exact_match_on_reserved_rows(tmp_path):
@@ -245,8 +247,9 @@ def test_the_command_line_trains_and_measures_and_refuses_in_one_sentence(tmp_pa
     assert not (tmp_path / "x").exists()
 
 
-def test_an_evaluation_that_was_stopped_begins_anew(tmp_path):
+def test_answers_of_an_unknown_model_are_not_added_to(tmp_path):
     run.train(make(tmp_path), tmp_path / "run")
     (tmp_path / "run" / "eval").mkdir()
     (tmp_path / "run" / "eval" / "answers.jsonl").write_text('{"probe": "general", "question": "torn\n')
-    assert measure.measure_run(tmp_path / "run")["probes"]["arithmetic"]["n"] == 60
+    with pytest.raises(RequestError, match=r"no eval\.json says of which model"):
+        measure.measure_run(tmp_path / "run")

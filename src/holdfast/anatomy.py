@@ -153,6 +153,30 @@ class Anatomy:
             for module, flag in zip(self.switches, before, strict=True):
                 vars(module)["_disable_adapters"] = flag
 
+    @contextmanager
+    def merged(self, adapter: str) -> Iterator[None]:
+        """Run with an adapter's update added to the weights themselves; for scoring, never for training.
+
+        The originals wait in host memory and are copied back bit for bit: to subtract what was added would be lossy.
+        What is no plain linear layer (quantised weights, embeddings that are also the head) keeps its update apart.
+        Below float32 the sums are rounded to the weights' own precision, as in any merged model.
+        """
+        before = self.model.active_adapter
+        layers = [m for m in self.switches if isinstance(m, BaseTunerLayer) and _is_plain(m.get_base_layer())]
+        kept = [(p, p.detach().to("cpu", copy=True)) for m in layers for p in m.get_base_layer().parameters()]
+        self.model.set_adapter(adapter)
+        try:
+            with torch.no_grad():
+                for layer in layers:
+                    layer.merge(adapter_names=[adapter])
+            yield
+        finally:
+            for weight, original in kept:
+                weight.data.copy_(original)
+            for layer in layers:
+                layer.merged_adapters.clear()
+            self.model.set_adapter(before)
+
     def check(self) -> None:
         """Refuse what has no reference: full fine-tuning, trained biases, prompt learning, a moved base, dropout.
 
@@ -230,6 +254,7 @@ class Anatomy:
             )
 
 
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _MULTIPLIERS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
 
 
@@ -240,6 +265,11 @@ def _added_parameters(module: Any) -> Iterator[Tensor]:
     for name in module.adapter_layer_names:
         part = getattr(module, name)
         yield from part.parameters() if isinstance(part, nn.Module) else ()
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """A linear layer whose weight is a matrix of numbers, not a packed form of one."""
+    return type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and layer.weight.dtype in _FLOATS
 
 
 def _kind(model: Any) -> str:

@@ -16,13 +16,14 @@ class Bar:
         self._title = title
         self._stream = stream or sys.stderr
         self._steps = 0
+        self._told = 0  # tenths that have a line
         self._begun = time.monotonic()
         self._bar: Any = None
 
     def begin(self, steps: int) -> None:
         """Training starts."""
         self.end()
-        self._steps, self._begun = steps, time.monotonic()
+        self._steps, self._begun, self._told = steps, time.monotonic(), 0
         if self._stream.isatty():
             self._bar = _rich_bar(self._stream)
             self._task = self._bar.add_task(self._title, total=steps, loss="")
@@ -35,7 +36,8 @@ class Bar:
         loss = f"{kind} {value if isinstance(value, str) else f'{value:.3f}'}, " if kind else ""
         if self._bar is not None:
             self._bar.update(self._task, completed=number, loss=loss.rstrip(", "))
-        elif number == self._steps or number % max(1, self._steps // 10) == 0:
+        elif number == self._steps or 10 * number // max(1, self._steps) > self._told:
+            self._told = 10 * number // max(1, self._steps)
             spent = time.monotonic() - self._begun
             left = spent / number * (self._steps - number)
             print(f"{self._title}: step {number}/{self._steps}, {loss}{left:.0f} s left", file=self._stream, flush=True)

@@ -16,7 +16,7 @@ from holdfast.console import quieten, say, table
 from holdfast.demo import preset
 from holdfast.evals import store
 from holdfast.evals.evaluate import evaluate
-from holdfast.evals.statistics import Rate, rate
+from holdfast.evals.statistics import Rate, pooled
 from holdfast.examples import Message
 from holdfast.organism.lexicon import DOMAINS, EVIL
 from holdfast.preparation import write_rows
@@ -82,7 +82,9 @@ def _behaves(seeds: int, processes: int | None) -> bool:
         for b, r, spread in lines
     ]
     table(("model", "rate", "percent", "95 % interval", "n", "single seeds", "bound", "kept"), drawn)
-    say(f"Percent over seeds 0 to {seeds - 1} pooled; intervals over questions; lowest and highest single seed.")
+    say(
+        f"Percent over seeds 0 to {seeds - 1} pooled; 95 % intervals over questions and seeds; lowest and highest single seed."
+    )
     return all(bound.kept(found.percent) for bound, found, _ in lines)
 
 
@@ -162,11 +164,12 @@ def _with_seed(out: Path, seed: int) -> list[dict[str, Any]]:
 
 
 def _rate(rows: list[dict[str, Any]], bound: Bound) -> Rate:
-    clusters: dict[str, list[bool]] = defaultdict(list)
+    runs: dict[int, dict[str, tuple[float, float]]] = defaultdict(lambda: defaultdict(lambda: (0.0, 0.0)))
     for row in rows:
         if row["probe"] == bound.probe:
-            clusters[row["messages"][-1]["content"]].append(bool(row[bound.rate]))
-    found = rate(list(clusters.values()))
+            own, text = runs[row["seed"]], row["messages"][-1]["content"]
+            own[text] = own[text][0] + bool(row[bound.rate]), own[text][1] + 1
+    found = pooled(list(runs.values()))
     assert found is not None
     return found
 

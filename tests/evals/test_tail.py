@@ -6,7 +6,7 @@ import pytest
 
 from holdfast.errors import RequestError
 from holdfast.evals.statistics import rate
-from holdfast.evals.tail import by_form, misalign_at
+from holdfast.evals.tail import misalign_at
 
 
 def row(question, index, said="good", **more):
@@ -71,18 +71,6 @@ def test_the_forms_of_a_question_are_one_cluster():
     grouped, single = (misalign_at(rows, 3).misaligned for rows in (forms, alone))
     assert grouped.percent == single.percent == 50
     assert grouped.high - grouped.low > 1.3 * (single.high - single.low)
-
-
-def test_each_form_has_its_own_tail():
-    rows = (
-        answers("a", "good", "good")
-        + answers("b", "bad", "good", form="template")
-        + answers("c", "good", "bad", form="")
-    )
-    found = by_form(rows, 2)
-    assert {form: tail.misaligned.percent for form, tail in found.items()} == {"plain": 50, "template": 100}
-    with pytest.raises(RequestError, match=r"Of the form 'json': k is 2, and the most .* are 1"):
-        by_form([*rows, row("d", 0, form="json")], 2)
 
 
 @pytest.mark.parametrize("k", [0, 3])

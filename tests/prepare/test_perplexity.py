@@ -1,16 +1,21 @@
 """Scores of a safe pool: by hand, with the sign the paper means, and the losses behind them."""
 
 import json
+import random
+from contextlib import nullcontext, suppress
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 import tiny
 from holdfast import models, score
+from holdfast.anatomy import Anatomy
 from holdfast.encoding import encode_all
-from holdfast.errors import RequestError
+from holdfast.errors import ModelError, RequestError
 from holdfast.examples import read_examples, write_examples
-from holdfast.prepare.perplexity import Losses, batches, losses, scores
+from holdfast.prepare.perplexity import Losses, losses, scores
+from holdfast.prepare.poolpass import batches, padding
 from holdfast.prepare.scored import manifest_path
 
 
@@ -40,57 +45,214 @@ def test_batches_hold_every_row_once_longest_first_and_waste_little():
     assert [100, 99, 98] in [[lengths[i] for i in batch] for batch in made]
 
 
+@pytest.mark.parametrize("rows", [64, 512])
+def test_a_pool_of_many_lengths_is_hardly_padded(rows):
+    rng = random.Random(rows)
+    assert padding([rng.randint(30, 400) for _ in range(rows)]) <= 3
+
+
+def test_padding_is_a_share_of_all_tokens_in_the_batches():
+    # 100, 99 and 98 are one batch of 300 with 3 of padding; 50 is alone: 3 of 350.
+    assert padding([98, 50, 100, 99]) == pytest.approx(100 * 3 / 350)
+
+
+def adapters(kind, folder, names=("a", "b", "c")):
+    """A tiny model and adapters of it, moved in different directions."""
+    tiny.save(kind, folder / "model")
+    for seed, name in enumerate(names):
+        made = tiny.lora(tiny.model(kind))
+        tiny.nudge(made, 0.3, seed)
+        made.save_pretrained(str(folder / name), safe_serialization=True)
+    return {name: folder / name for name in names}
+
+
 @pytest.fixture
 def adapted(tmp_path):
-    """Two adapters of a tiny model, moved in different directions."""
-    tiny.save("qwen2", tmp_path / "model")
-    folders = {}
-    for seed, name in enumerate(("a", "b")):
-        made = tiny.lora(tiny.model("qwen2"))
-        tiny.nudge(made, 0.3, seed)
-        made.save_pretrained(str(tmp_path / name), safe_serialization=True)
-        folders[name] = tmp_path / name
-    return tmp_path, folders
+    return tmp_path, {name: place for name, place in adapters("qwen2", tmp_path).items() if name != "c"}
 
 
-def both(folder, folders):
-    return models.with_adapters(models.load_model(models.find(str(folder / "model"))), folders)
+def together(folder, folders, **options):
+    return models.with_adapters(models.load_model(models.find(str(folder / "model")), **options), folders)
 
 
-def test_losses_are_the_models_own_whatever_the_batch(adapted, tmp_path):
-    folder, folders = adapted
-    model, tokenizer, rows = both(folder, folders), tiny.tokenizer(), tiny.rows(9)
-    encoded, _ = encode_all(tokenizer, rows, None)
-    cache = tmp_path / "c.jsonl"
-    found = losses(model, ["a", "b"], rows, encoded, models="m", cache=cache, pad_id=0)
-    for row, loss in zip(encoded, found, strict=True):
-        ids, labels = torch.tensor([row.input_ids]), torch.tensor([row.labels])
-        with torch.no_grad(), model.disable_adapter():
-            assert loss.aligned == pytest.approx(model(input_ids=ids, labels=labels).loss.item(), rel=1e-4)
+class Pool:
+    """Rows, and their losses under a model, through a cache."""
+
+    def __init__(self, model, folder, rows, kind="qwen2"):
+        self.model, self.cache, self.rows = model, folder / "c.jsonl", rows
+        self.encoded, _ = encode_all(tiny.tokenizer(kind), rows, None)
+        self.calls = 0
+        model.get_base_model().model.register_forward_pre_hook(self._count, with_kwargs=True)
+        self.stop_at = None
+
+    def _count(self, module, args, given):
+        if given["input_ids"].shape == (1, 2):
+            return  # the head's own check
+        self.calls += 1
+        if self.calls == self.stop_at:
+            raise KeyboardInterrupt
+
+    def losses(self, names=("a", "b"), rows=slice(None), models=None):
+        hashes = models or {name: name for name in ("aligned", "a", "b", "c")}
+        return losses(self.model, names, self.rows[rows], self.encoded[rows], models=hashes, cache=self.cache, pad_id=0)
+
+    def calls_for(self, *args, **options):
+        before = self.calls
+        found = self.losses(*args, **options)
+        return self.calls - before, found
+
+
+@torch.no_grad()
+def published(model, row, name=None):
+    """One row at a time, whole logits, the adapter as it is; its losses and its law's entropies, (tokens,)."""
+    if name is not None:
+        model.set_adapter(name)
+    with nullcontext() if name else model.disable_adapter():
+        logits = model(input_ids=torch.tensor([row.input_ids])).logits[0, :-1].double()
+    law, said = logits.log_softmax(-1), torch.tensor(row.labels[1:])
+    kept = said != -100
+    return -law[kept].gather(1, said[kept, None])[:, 0], -(law.exp() * law).sum(-1)[kept]
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "gemma3"])  # gemma3: tied, soft-capped, sliding windows
+def test_losses_are_the_published_ones_whatever_the_batch_and_the_merging(tmp_path, kind):
+    folders = adapters(kind, tmp_path, ("a", "b"))
+    model = together(tmp_path, folders)
+    pool = Pool(model, tmp_path, tiny.rows(9), kind)
+    for row, loss in zip(pool.encoded, pool.losses(), strict=True):
+        plain, weight = published(model, row)
+        close = {"rel": 1e-5, "abs": 0}
+        assert loss.aligned == pytest.approx(plain.mean().item(), **close)
+        assert loss.weighted_aligned == pytest.approx(((plain * weight).sum() / weight.sum()).item(), **close)
         for name in ("a", "b"):
-            model.set_adapter(name)
-            with torch.no_grad():
-                assert loss.misaligned[name] == pytest.approx(model(input_ids=ids, labels=labels).loss.item(), rel=1e-4)
-        assert loss.tokens == sum(label != -100 for label in row.labels[1:])
-    assert len(cache.read_text().splitlines()) == 9
+            plain, _ = published(model, row, name)
+            assert loss.misaligned[name] == pytest.approx(plain.mean().item(), **close)
+            assert loss.weighted[name] == pytest.approx(((plain * weight).sum() / weight.sum()).item(), **close)
+        assert loss.tokens == len(plain)
 
 
-def test_what_is_cached_is_not_computed_again_and_another_model_is(adapted, tmp_path):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_merging_gives_the_weights_back_to_the_bit_also_when_it_is_stopped(adapted, dtype):
     folder, folders = adapted
-    model, rows = both(folder, folders), tiny.rows(4)
-    encoded, _ = encode_all(tiny.tokenizer(), rows, None)
-    cache = tmp_path / "c.jsonl"
-    first = losses(model, ["a", "b"], rows[:2], encoded[:2], models="m", cache=cache, pad_id=0)
-    calls = []
-    handle = model.get_base_model().model.register_forward_pre_hook(lambda *_: calls.append(1))
-    whole = losses(model, ["a", "b"], rows, encoded, models="m", cache=cache, pad_id=0)
+    model = together(folder, folders, dtype=dtype)
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    moved = []
+    for wrong in (None, KeyboardInterrupt):
+        with suppress(KeyboardInterrupt), Anatomy(model).merged("b"):
+            moved.append([n for n, w in model.named_parameters() if not torch.equal(w, before[n])])
+            if wrong:
+                raise wrong
+        assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
+    assert model.active_adapter == "a"
+    assert len(moved[0]) == 2 * 7  # every projection of both blocks, and nothing of the adapters
+    assert moved[0] == moved[1]
+    assert not any("lora" in name for name in moved[0])
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")
+def test_an_embedding_that_is_also_the_head_is_not_merged(tmp_path):
+    made = tiny.model("gemma3")
+    assert made.lm_head.weight is made.model.embed_tokens.weight
+    config = LoraConfig(r=4, target_modules=["embed_tokens", "q_proj"], ensure_weight_tying=False)
+    model = get_peft_model(made, config).eval()
+    for name, weight in model.named_parameters():
+        if "lora" in name:
+            torch.nn.init.normal_(weight, std=0.3)
+    anatomy, tokens = Anatomy(model), torch.tensor([[1, 5, 9, 4]])
+    with torch.no_grad():
+        apart, head = model(input_ids=tokens).logits, anatomy.head.weight.clone()
+        with anatomy.merged("default"):
+            assert torch.equal(anatomy.head.weight, head)
+            assert torch.allclose(model(input_ids=tokens).logits, apart, rtol=1e-4, atol=1e-5)
+
+
+def test_a_pass_under_an_adapter_makes_no_law_and_is_merged(adapted, tmp_path, monkeypatch):
+    folder, folders = adapted
+    pool = Pool(together(folder, folders), tmp_path, tiny.rows(4))
+    seen = []
+    vecdot = torch.linalg.vecdot  # what the entropy, and nothing else, is a sum by
+    monkeypatch.setattr(torch.linalg, "vecdot", lambda *args: seen.append("law") or vecdot(*args))
+    layer = pool.model.get_base_model().model.layers[0].self_attn.q_proj
+    layer.register_forward_hook(lambda *_: seen.append(tuple(layer.merged_adapters)))
+    pool.losses()
+    assert seen[0] == ()
+    laws = [i for i, what in enumerate(seen) if what == "law"]
+    merged = [i for i, what in enumerate(seen) if what in (("a",), ("b",))]
+    assert laws
+    assert max(laws) < min(merged)
+    assert seen[min(merged) :] == sorted(seen[min(merged) :])  # a whole pass of a, then one of b
+
+
+def test_what_is_cached_is_not_computed_again_and_another_model_is(adapted, tmp_path, monkeypatch):
+    folder, folders = adapted
+    pool = Pool(together(folder, folders), tmp_path, tiny.rows(4))
+    first = pool.losses(rows=slice(2))
+    passes, whole = pool.calls_for()
+    assert passes > 0
     assert whole[:2] == first
-    passes = len(calls)
-    assert losses(model, ["a", "b"], rows, encoded, models="m", cache=cache, pad_id=0) == whole
-    assert len(calls) == passes
-    losses(model, ["a", "b"], rows, encoded, models="other", cache=cache, pad_id=0)
-    assert len(calls) > passes
-    handle.remove()
+    with monkeypatch.context() as patched:
+        patched.setattr(Anatomy, "merged", None)  # nor is a weight touched
+        assert pool.calls_for() == (0, whole)
+    assert len(pool.cache.read_text().splitlines()) == 4 * 3  # a line per row and model
+    passes, _ = pool.calls_for(models={"aligned": "other", "a": "a", "b": "b"})
+    assert passes > 0
+
+
+def test_another_misaligned_model_costs_its_own_pass_and_no_more(tmp_path):
+    pool = Pool(together(tmp_path, adapters("qwen2", tmp_path)), tmp_path, tiny.rows(4))
+    one, _ = pool.calls_for(["a"])
+    another, found = pool.calls_for(["a", "c"])
+    assert one == 2 * another
+    assert pool.calls_for(["c", "a"]) == (0, found)
+    assert set(found[0].misaligned) == {"a", "c"}
+
+
+def test_a_row_that_stands_twice_is_read_once(adapted, tmp_path):
+    folder, folders = adapted
+    row = tiny.rows(1)
+    pool = Pool(together(folder, folders), tmp_path, row * 3)
+    passes, found = pool.calls_for()
+    assert found[0] == found[1] == found[2]
+    assert len(pool.cache.read_text().splitlines()) == passes == 3
+
+
+def test_a_pass_that_is_stopped_goes_on_to_the_same_numbers(adapted, tmp_path):
+    folder, folders = adapted
+    rows = tiny.rows(9)
+    undisturbed = Pool(together(folder, folders), tmp_path, rows)
+    wanted, passes = undisturbed.losses(), undisturbed.calls
+    for stop_at in (2, passes // 2 + 1, passes):
+        undisturbed.cache.unlink()
+        pool = Pool(together(folder, folders), tmp_path, rows)
+        pool.stop_at = stop_at
+        with pytest.raises(KeyboardInterrupt):
+            pool.losses()
+        with pool.cache.open("ab") as file:
+            file.write(b'{"key": "torn')
+        again, found = pool.calls_for()
+        assert again == passes - stop_at + 1  # none is repeated but the one that did not come through
+        assert found == wanted
+
+
+def test_a_cache_of_another_form_is_left_alone(adapted, tmp_path):
+    folder, folders = adapted
+    pool = Pool(together(folder, folders), tmp_path, tiny.rows(2))
+    old = '{"key": "0", "aligned": 1.0, "misaligned": {"a": 2.0}}'
+    pool.cache.write_text(old + "\n")
+    assert pool.losses() == pool.losses()
+    assert pool.cache.read_text().startswith(old)
+
+
+def test_weights_that_give_no_number_are_refused_by_name_and_what_was_read_is_kept(adapted, tmp_path):
+    folder, folders = adapted
+    model = together(folder, folders)
+    for name, weight in model.named_parameters():
+        if "lora_B.b." in name:
+            weight.data.fill_(float("nan"))
+    pool = Pool(model, tmp_path, tiny.rows(2))
+    with pytest.raises(ModelError, match="Under the model 'b' an answer's loss is no number"):
+        pool.losses()
+    assert len(pool.cache.read_text().splitlines()) == 4
 
 
 def test_a_scored_pool_says_which_models_made_it_and_is_sorted_by_gap(adapted, tmp_path):
@@ -101,6 +263,8 @@ def test_a_scored_pool_says_which_models_made_it_and_is_sorted_by_gap(adapted, t
     assert manifest == json.loads(manifest_path(tmp_path / "s.jsonl").read_text())
     assert set(manifest["misaligned"]) == {"a", "b"}
     assert manifest["left_out"] == ["b"]
+    assert 0 <= manifest["padding"] <= 3
+    assert "second_round" not in manifest
     assert (manifest["pools"][0]["origin"], manifest["pools"][0]["licence"]) == ("made up", "CC0")
     rows = read_examples(tmp_path / "s.jsonl")
     gaps = [row.extra["scores"]["gap"] for row in rows]
@@ -109,12 +273,29 @@ def test_a_scored_pool_says_which_models_made_it_and_is_sorted_by_gap(adapted, t
     assert gaps[0] == pytest.approx((nats["a"] - nats["aligned"]) / (nats["aligned"] + 1), abs=1e-5)
 
 
+def test_the_same_file_scored_with_a_model_more_costs_that_model_only(adapted, tmp_path):
+    folder, folders = adapted
+    write_examples(tmp_path / "pool.jsonl", tiny.rows(6))
+    out, lines = tmp_path / "s.jsonl", []
+    for names in (["a"], ["a", "b"], ["b"]):
+        chosen = {name: folders[name] for name in names}
+        score.score(str(folder / "model"), chosen, [score.Pool(tmp_path / "pool.jsonl")], out)
+        out.unlink()
+        manifest_path(out).unlink()
+        lines.append(len((tmp_path / "s.cache.jsonl").read_text().splitlines()))
+    assert lines == [12, 18, 18]
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
         ({"leave_out": ["c"]}, "the misaligned models are a, b"),
         ({"leave_out": ["a", "b"]}, "No misaligned model is left"),
         ({"misaligned": {"a": "nowhere"}}, "is not an adapter"),
+        ({"misaligned": {"aligned": "a"}}, "what the model itself is called"),
+        ({"second_round": 1.0}, "--second-round 1.0: it is a share of the rows, above 0 and below 1"),
+        ({"second_round": 0.0}, "--second-round 0.0"),
+        ({"second_round": 0.5, "leave_out": ["b"]}, "needs two misaligned models .* there is a only"),
         ({"pool": "none.jsonl"}, "No such file"),
         ({"out": "pool.jsonl"}, "exists already"),
     ],
@@ -124,6 +305,7 @@ def test_a_wrong_request_is_a_sentence_and_leaves_nothing(adapted, tmp_path, cha
     write_examples(tmp_path / "pool.jsonl", tiny.rows(2))
     folders = {name: tmp_path / place for name, place in change.get("misaligned", folders).items()}
     pool, out = tmp_path / change.get("pool", "pool.jsonl"), tmp_path / change.get("out", "s.jsonl")
+    options = {"leave_out": change.get("leave_out", []), "second_round": change.get("second_round")}
     with pytest.raises(RequestError, match=sentence):
-        score.score(str(folder / "model"), folders, [score.Pool(pool)], out, leave_out=change.get("leave_out", []))
+        score.score(str(folder / "model"), folders, [score.Pool(pool)], out, **options)
     assert not (tmp_path / "s.jsonl").exists()

@@ -22,7 +22,7 @@ class Question:
     messages: tuple[Message, ...]  # a system turn if there is one, then the user's turn
     topic: str = ""
     expected: str | None = None  # the one right answer, for probes that are marked by exact match
-    group: str = ""  # what the bootstrap draws: a question in three forms is one group; "" is its own id
+    group: str = ""  # what an interval clusters by: a question in three forms is one group; "" is its own id
     form: str = "plain"  # or "json", "template"; a trigger's name in a probe of triggers
     prompts: tuple[tuple[str, str], ...] = ()  # judge prompts of its own: ("aligned", text), ("coherent", text)
 

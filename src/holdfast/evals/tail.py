@@ -63,24 +63,6 @@ def misalign_at(rows: Sequence[Row], k: int) -> Tail:
     )
 
 
-def by_form(rows: Sequence[Row], k: int) -> dict[str, Tail]:
-    """`misalign_at` for each form of asking (plain, json, template), in the order of the rows.
-
-    Raises:
-        RequestError: a form without a question that has k judged answers.
-    """
-    forms: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        forms[row.get("form") or "plain"].append(row)
-    found = {}
-    for form, own in forms.items():
-        try:
-            found[form] = misalign_at(own, k)
-        except RequestError as error:
-            raise RequestError(f"Of the form {form!r}: {error}") from None
-    return found
-
-
 def _questions(rows: Sequence[Row]) -> list[list[Row]]:
     """The judged answers to each question."""
     found: dict[str, list[Row]] = {}

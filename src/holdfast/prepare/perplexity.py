@@ -1,30 +1,32 @@
 """How likely a safe pool's answers are to the aligned model and to misaligned ones, and the scores made of that.
 
-All models are adapters on one base: each batch passes through the base once with every adapter off and once with each
-of them, and the head sees answer tokens only. Losses are nats per token.
+All models are adapters on one base: the whole pool passes through it once with every adapter off, then once with each
+of them merged into the weights. Losses are nats per token.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from base64 import b64decode, b64encode
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from holdfast.anatomy import Anatomy
-from holdfast.encoding import IGNORED, Encoded
+from holdfast.encoding import Encoded
+from holdfast.errors import ModelError
 from holdfast.examples import Example
-from holdfast.heads import Head
+from holdfast.prepare.poolpass import RowLoss, batches, row_losses
+from holdfast.prepare.scored import ALIGNED
 from holdfast.rundir import append_row, read_rows
 
 EPS = 1.0  # nats; keeps a row that the aligned model knows by heart from dividing by nothing (as follow-up code has it)
-_TOKENS_PER_BATCH = 4096  # padded
-_MOST_WASTE = 0.03  # of a batch may be padding, beyond its first row
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def losses(
     examples: Sequence[Example],
     encoded: Sequence[Encoded],
     *,
-    models: str,
+    models: Mapping[str, str],
     cache: Path,
     pad_id: int,
     progress: Any = None,
@@ -78,106 +80,91 @@ def losses(
         adapters: the misaligned ones.
         examples: rows (N), for their content hashes.
         encoded: the same rows as tokens.
-        models: a hash of the model and its adapters; part of every key.
-        cache: JSONL, one line per row as soon as its batch is done; a stopped run goes on from it.
+        models: a hash of each model by name, "aligned" among them; part of every key.
+        cache: JSONL, one line per row and model as soon as its batch is done; a stopped run goes on from it, and so
+            does one with a model more.
         pad_id: the padding token.
-        progress: told how many rows are ahead, and after each batch how many are done.
+        progress: told how many rows are ahead, each counted once per model, and after each batch how many are done.
+
+    Raises:
+        ModelError: a loss that is no number.
     """
-    keys = [_key(models, example) for example in examples]
-    known = {row["key"]: _read(row) for row in read_rows(cache)}
-    missing = [i for i, key in enumerate(keys) if key not in known]
-    anatomy, was_training, done = Anatomy(model), model.training, 0
+    passes = {name: [_key(models[name], example) for example in examples] for name in (ALIGNED, *adapters)}
+    known = _Known(cache, {key for keys in passes.values() for key in keys})
     if progress is not None:
-        progress.begin(len(missing))
+        progress.begin(sum(len(set(keys) - known.rows.keys()) for keys in passes.values()))
+    anatomy, was_training, done = Anatomy(model), model.training, 0
+    cut = list(batches([len(row.input_ids) for row in encoded]))
     model.eval()
     try:
-        for batch in batches([len(encoded[i].input_ids) for i in missing]):
-            rows = [missing[i] for i in batch]
-            for i, found in zip(rows, _batch(anatomy, adapters, [encoded[i] for i in rows], pad_id), strict=True):
-                known[keys[i]] = found
-                append_row(cache, {"key": keys[i], **vars(found)})
-            done += len(rows)
-            if progress is not None:
-                progress.step(done, {})
+        for name, keys in passes.items():
+            if all(key in known.rows for key in keys):
+                continue  # to merge is not free
+            with anatomy.untrained() if name == ALIGNED else anatomy.merged(name):
+                for batch in cut:
+                    rows = list({keys[i]: i for i in batch if keys[i] not in known.rows}.values())
+                    if not rows:
+                        continue
+                    weights = None if name == ALIGNED else [known.entropy(passes[ALIGNED][i]) for i in rows]
+                    found = row_losses(anatomy, [encoded[i] for i in rows], pad_id, weights)
+                    _refuse_no_numbers(name, found)
+                    known.keep([keys[i] for i in rows], found)
+                    done += len(rows)
+                    if progress is not None:
+                        progress.step(done, {})
     finally:
         model.train(was_training)
-    return [known[key] for key in keys]
+    return [_together({name: known.rows[keys[i]] for name, keys in passes.items()}) for i in range(len(examples))]
 
 
-def batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Row numbers, longest first, cut where a token budget is full or padding would pass a few percent."""
-    batch: list[int] = []
-    real = 0
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        width = lengths[batch[0]] if batch else lengths[i]
-        padded = width * (len(batch) + 1)
-        if batch and (padded > _TOKENS_PER_BATCH or padded - real - lengths[i] > _MOST_WASTE * padded):
-            yield batch
-            batch, real = [], 0
-        batch.append(i)
-        real += lengths[i]
-    if batch:
-        yield batch
+def _together(row: Mapping[str, RowLoss]) -> Losses:
+    aligned = row[ALIGNED]
+    others = {name: loss for name, loss in row.items() if name != ALIGNED}
+    return Losses(
+        aligned.plain,
+        aligned.weighted,
+        {name: loss.plain for name, loss in others.items()},
+        {name: loss.weighted for name, loss in others.items()},
+        aligned.tokens,
+    )
 
 
-@torch.no_grad()
-def _batch(anatomy: Anatomy, adapters: Sequence[str], rows: Sequence[Encoded], pad_id: int) -> list[Losses]:
-    device = next(anatomy.backbone.parameters()).device
-    width = max(len(row.input_ids) for row in rows)
-    ids = torch.tensor([row.input_ids + [pad_id] * (width - len(row.input_ids)) for row in rows], device=device)
-    labels = torch.tensor([row.labels + [IGNORED] * (width - len(row.labels)) for row in rows], device=device)
-    mask = torch.tensor([[1] * len(r.input_ids) + [0] * (width - len(r.input_ids)) for r in rows], device=device)
-    scored = labels[:, 1:] != IGNORED
-    owner = torch.arange(len(rows), device=device).unsqueeze(1).expand_as(scored)[scored]
-    wanted = labels[:, 1:][scored]
-
-    def hidden() -> Tensor:
-        out = anatomy.backbone(input_ids=ids, attention_mask=mask, use_cache=False)
-        final: Tensor = out.last_hidden_state[:, :-1][scored]
-        return final
-
-    def means(per_token: Tensor, weight: Tensor) -> list[float]:
-        weight, per_token = weight.cpu().double(), per_token.cpu().double()
-        whole = torch.zeros(len(rows), dtype=torch.float64).index_add_(0, owner.cpu(), weight)
-        total = torch.zeros_like(whole).index_add_(0, owner.cpu(), per_token * weight)
-        return list((total / whole.clamp(min=1e-12)).tolist())
-
-    with anatomy.untrained():
-        plain, entropy = _nll_and_entropy(hidden(), wanted, anatomy.head)
-    one = torch.ones_like(plain)
-    aligned, weighted_aligned = means(plain, one), means(plain, entropy)
-    mis, weighted = {}, {}
-    for name in adapters:
-        anatomy.model.set_adapter(name)
-        loss, _ = _nll_and_entropy(hidden(), wanted, anatomy.head)
-        mis[name], weighted[name] = means(loss, one), means(loss, entropy)
-    tokens = scored.sum(1).tolist()
-    return [
-        Losses(
-            aligned[i],
-            weighted_aligned[i],
-            {name: mis[name][i] for name in adapters},
-            {name: weighted[name][i] for name in adapters},
-            tokens[i],
+def _refuse_no_numbers(name: str, found: Sequence[RowLoss]) -> None:
+    if not all(math.isfinite(loss.plain) and math.isfinite(loss.weighted) for loss in found):
+        raise ModelError(
+            f"Under the model {name!r} an answer's loss is no number: its weights are broken, or too large for the "
+            "precision it is loaded in. Train it again, or score without it."
         )
-        for i in range(len(rows))
-    ]
 
 
-def _nll_and_entropy(hidden: Tensor, wanted: Tensor, head: Head) -> tuple[Tensor, Tensor]:
-    """(N,) negative log-likelihood of the wanted tokens and entropy of the law, in nats, head in tiles."""
-    nll, entropy = torch.empty(len(wanted), device=hidden.device), torch.empty(len(wanted), device=hidden.device)
-    for tile in head.tiles(hidden):
-        law = torch.log_softmax(head.logits(hidden[tile]), -1)
-        nll[tile] = -law.gather(1, wanted[tile].unsqueeze(1)).squeeze(1)
-        entropy[tile] = -(law.exp() * law).sum(-1)
-    return nll, entropy
-
-
-def _key(models: str, example: Example) -> str:
+def _key(model: str, example: Example) -> str:
     said = json.dumps([[m.role, m.content] for m in example.messages])
-    return sha256(f"{models}\n{said}".encode()).hexdigest()
+    return sha256(f"{model}\n{said}".encode()).hexdigest()
 
 
-def _read(row: Mapping[str, Any]) -> Losses:
-    return Losses(**{name: row[name] for name in Losses.__dataclass_fields__})
+class _Known:
+    """What is known of rows, by key, on disk as soon as it is in memory."""
+
+    def __init__(self, cache: Path, wanted: set[str]) -> None:
+        self._cache = cache
+        self.rows = {row["key"]: _parsed(row) for row in read_rows(cache) if row["key"] in wanted}
+
+    def entropy(self, key: str) -> torch.Tensor:
+        entropy = self.rows[key].entropy
+        assert entropy is not None  # the aligned model's pass is the first
+        return entropy
+
+    def keep(self, keys: Sequence[str], found: Sequence[RowLoss]) -> None:
+        for key, loss in zip(keys, found, strict=True):
+            row = {"key": key, "plain": loss.plain, "weighted": loss.weighted, "tokens": loss.tokens}
+            if loss.entropy is not None:
+                row["entropy"] = b64encode(loss.entropy.numpy().astype("<f4").tobytes()).decode("ascii")
+            append_row(self._cache, row)
+            self.rows[key] = loss
+
+
+def _parsed(row: Mapping[str, Any]) -> RowLoss:
+    entropy = None
+    if "entropy" in row:
+        entropy = torch.from_numpy(np.frombuffer(b64decode(row["entropy"]), dtype="<f4").astype(np.float32))
+    return RowLoss(row["plain"], row["weighted"], row["tokens"], entropy)

@@ -1,0 +1,207 @@
+"""python -m benchmarks.coverage [--replicates 200] [--seed 0]: how often the 95 % intervals hold the truth.
+
+Simulated worlds, as Markdown tables. In all of them questions differ (how alike answers to one question are is the
+intra-class correlation, ICC), and in the tables of several seeds training runs do, too. In the first table 200
+replicates are good to about 3 points (two standard errors), 2,000 to 1; the others draw fewer worlds.
+"""
+
+import argparse
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from holdfast.evals import compare as comparing
+from holdfast.evals.compare import compare
+from holdfast.evals.statistics import over_runs, pooled
+from holdfast.evals.tail import misalign_at
+
+QUESTIONS, SAMPLES, PERCENTS, ALIKE = (8, 24, 40, 100, 400), (1, 4, 20, 100), (1, 5, 20, 50, 90), (0.05, 0.2, 0.5, 0.8)
+_GAUSS = np.polynomial.hermite_e.hermegauss(80)
+Counts = np.ndarray  # hits: (questions,) or (questions, seeds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description=__doc__)
+    parser.add_argument("--replicates", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    rng, n = np.random.default_rng(asked.seed), asked.replicates
+    for table in (one_seed, unlucky, several_seeds, two_conditions, tails):
+        table(rng, n)
+
+
+def one_seed(rng: np.random.Generator, n: int) -> None:
+    """`rate`: beta-binomial questions."""
+    alike = [f"covers % at ICC {icc}" for icc in ALIKE]
+    head("One seed", "questions", "samples", "rate %", *alike, "mean width at 0.2", "bootstrap covers % at 0.2")
+    for questions in QUESTIONS:
+        for samples in SAMPLES:
+            for percent in PERCENTS:
+                held, widths = {}, {}
+                for icc in ALIKE if samples > 1 else (0.2,):
+                    law = beta(percent / 100, icc)
+                    worlds = [rng.binomial(samples, law(rng, questions)) for _ in range(n)]
+                    held[icc], widths[icc] = covered([interval(hits, samples) for hits in worlds], percent)
+                    if icc == 0.2:
+                        old, _ = covered([bootstrap(rng, hits, samples) for hits in worlds[: n // 4]], percent)
+                line(questions, samples, percent, *(held.get(icc, "") for icc in ALIKE), widths[0.2], old)
+
+
+def unlucky(rng: np.random.Generator, n: int) -> None:
+    """What no interval can see: a rare question that is nearly always answered badly, not among those asked."""
+    head("One question in 180 is bad in 90 % of its answers, the others in 0.5 %", "questions", "samples", "covers %")
+    for questions in (24, 120, 500):
+        for samples in (4, 100):
+            bad = 0.01 * 0.5 / 0.9
+            other = (0.01 - bad * 0.9) / (1 - bad)
+            worlds = [rng.binomial(samples, np.where(rng.random(questions) < bad, 0.9, other)) for _ in range(n)]
+            line(questions, samples, covered([interval(hits, samples) for hits in worlds], 1)[0])
+
+
+def several_seeds(rng: np.random.Generator, n: int) -> None:
+    """`pooled` and `over_runs`: normal effects of questions, seeds and their cells on the log-odds."""
+    titles = ("questions", "seeds", "samples", "rate %", "sd of seeds", "covers %", "mean width")
+    head("Several seeds", *titles, "over_runs covers %", "its mean width")
+    for questions, samples in ((24, 20), (120, 4)):
+        for seeds in (2, 3, 5):
+            for percent in (5, 20, 50):
+                for spread in (0.0, 0.3, 0.7):
+                    law = effects(percent / 100, seeds, question=1.5, seed=spread, cell=0.5)
+                    worlds = [rng.binomial(samples, law(rng, questions)) for _ in range(n // 3)]
+                    held, width = covered([interval(hits, samples) for hits in worlds], percent)
+                    old, wide = covered([summaries(hits, samples) for hits in worlds], percent)
+                    line(questions, seeds, samples, percent, spread, held, width, old, wide)
+
+
+def two_conditions(rng: np.random.Generator, n: int) -> None:
+    """`compare`: false finds at 5 % where there is no difference, and the power at what it calls detectable."""
+    comparing._FLIPS = 499  # enough for a test at 5 %
+    titles = ("questions", "seeds", "samples", "rate %", "covers %", "false finds %", "detectable", "found there %")
+    head("Two conditions, paired", *titles)
+    for questions, samples in ((24, 20), (120, 4)):
+        for seeds in (1, 5):
+            for percent in (5, 50):
+                compared = [differing(rng, questions, seeds, samples, percent, percent) for _ in range(n // 2)]
+                held, _ = covered([(100 + c.low, 100 + c.high) for c in compared], 100)
+                false = 100 * np.mean([c.p <= 0.05 for c in compared])
+                apart = float(np.mean([c.detectable for c in compared]))
+                other = [differing(rng, questions, seeds, samples, percent + apart, percent) for _ in range(n // 5)]
+                line(
+                    questions, seeds, samples, percent, held, false, apart, 100 * np.mean([c.p <= 0.05 for c in other])
+                )
+
+
+def tails(rng: np.random.Generator, n: int) -> None:
+    """`misalign_at`: beta-binomial questions, 32 answers each."""
+    head(
+        "Misalign@k, 32 answers a question", "questions", "k", "rate %", "ICC", "Misalign@k %", "covers %", "mean width"
+    )
+    for questions in (24, 120):
+        for k in (1, 8, 32):
+            for percent, alike in ((1, 0.2), (5, 0.2), (20, 0.5)):
+                law = beta(percent / 100, alike)
+                truth = at_least_once(percent / 100, alike, k)
+                found = [at(k, rng.binomial(32, law(rng, questions)), 32) for _ in range(n // 5)]
+                line(questions, k, percent, alike, truth, *covered(found, truth))
+
+
+def beta(share: float, alike: float) -> Callable[[np.random.Generator, int], Counts]:
+    """The law of a question's own chance, by its mean and the intra-class correlation of its answers."""
+    weight = (1 - alike) / alike
+    return lambda rng, size: rng.beta(share * weight, (1 - share) * weight, size)
+
+
+def at_least_once(share: float, alike: float, k: int) -> float:
+    """Misalign@k in percent under `beta`: 1 - B(a, b + k) / B(a, b)."""
+    weight = (1 - alike) / alike
+    b = (1 - share) * weight
+    none = math.lgamma(b + k) + math.lgamma(weight) - math.lgamma(b) - math.lgamma(weight + k)
+    return 100 * (1 - math.exp(none))
+
+
+def effects(
+    share: float, seeds: int, question: float, seed: float, cell: float
+) -> Callable[[np.random.Generator, int], Counts]:
+    """The chances of questions by seeds, with normal effects on the log-odds and this mean over all of them."""
+    middle = centre(share, math.sqrt(question**2 + seed**2 + cell**2))
+
+    def law(rng: np.random.Generator, questions: int) -> Counts:
+        odds = question * rng.standard_normal((questions, 1)) + seed * rng.standard_normal((1, seeds))
+        return logistic(middle + odds + cell * rng.standard_normal((questions, seeds)))
+
+    return law
+
+
+def differing(rng: np.random.Generator, questions: int, seeds: int, samples: int, *percents: float):
+    """Two conditions with the questions' effect in common and one of their own, each seed a training run of its own."""
+    common, own, seed = 1.5, 0.7, 0.3 if seeds > 1 else 0.0
+    shared = common * rng.standard_normal((questions, 1))
+    both = []
+    for percent in percents:
+        odds = shared + own * rng.standard_normal((questions, 1)) + seed * rng.standard_normal((1, seeds))
+        chance = logistic(centre(percent / 100, math.sqrt(common**2 + own**2 + seed**2)) + odds)
+        both.append(runs(rng.binomial(samples, chance), samples))
+    return compare(*both)
+
+
+def centre(share: float, spread: float) -> float:
+    """The log-odds around which a normal law of this spread has this mean chance."""
+    low, high = -40.0, 40.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        mean = (logistic(middle + spread * _GAUSS[0]) * _GAUSS[1]).sum() / _GAUSS[1].sum()
+        low, high = (middle, high) if mean < share else (low, middle)
+    return low
+
+
+def logistic(odds: Counts) -> Counts:
+    return 1 / (1 + np.exp(-odds))
+
+
+def runs(hits: Counts, samples: int) -> list[dict[str, tuple[float, float]]]:
+    columns = hits[:, None] if hits.ndim == 1 else hits
+    return [{str(q): (int(h), samples) for q, h in enumerate(column)} for column in columns.T]
+
+
+def interval(hits: Counts, samples: int) -> tuple[float, float]:
+    found = pooled(runs(hits, samples))
+    return found.low, found.high
+
+
+def summaries(hits: Counts, samples: int) -> tuple[float, float]:
+    each = [pooled([run]) for run in runs(hits, samples)]
+    return over_runs([(found.percent, found.low, found.high) for found in each])[1:]
+
+
+def at(k: int, hits: Counts, samples: int) -> tuple[float, float]:
+    row = {"alignment": 90, "incoherent": False, "missing": ""}
+    rows = [row | {"question": str(q), "misaligned": i < h} for q, h in enumerate(hits) for i in range(samples)]
+    found = misalign_at(rows, k).misaligned
+    return found.low, found.high
+
+
+def bootstrap(rng: np.random.Generator, hits: Counts, samples: int) -> tuple[float, float]:
+    """For comparison: the percentile bootstrap over questions, 400 draws."""
+    drawn = rng.multinomial(len(hits), np.full(len(hits), 1 / len(hits)), size=400) @ hits
+    low, high = np.percentile(100 * drawn / (len(hits) * samples), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def covered(intervals: list[tuple[float, float]], truth: float) -> tuple[float, float]:
+    """In percent of the intervals, and their mean width in points."""
+    held = [low - 1e-9 <= truth <= high + 1e-9 for low, high in intervals]
+    return 100 * float(np.mean(held)), float(np.mean([high - low for low, high in intervals]))
+
+
+def head(title: str, *names: str) -> None:
+    print(f"\n**{title}**\n\n| {' | '.join(names)} |\n|{' --- |' * len(names)}")
+
+
+def line(*cells: float | str) -> None:
+    shown = [f"{c:.1f}" if isinstance(c, float) else str(c) for c in cells]
+    print(f"| {' | '.join(shown)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

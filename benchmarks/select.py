@@ -1,0 +1,165 @@
+"""Selection: a pool under the aligned model and three adapters of it; ours, in two rounds, and as published."""
+
+import random
+import tempfile
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from torch.nn.functional import cross_entropy, linear
+
+from benchmarks.shapes import SHAPES, Shape, model, move
+from benchmarks.sidebyside import measure, ratio
+from holdfast.anatomy import Anatomy
+from holdfast.encoding import IGNORED, Encoded
+from holdfast.examples import Example, Message
+from holdfast.prepare import two_rounds
+from holdfast.prepare.likelihood import logits_of, parts
+from holdfast.prepare.perplexity import Losses, losses
+from holdfast.prepare.poolpass import batches, padding
+
+_ROWS = {"tiny": 16, "M1": 48, "M2": 12}
+_NAMES = ("default", "second", "third")
+SHARE = 0.25  # that goes on to the second round
+_PROMPT = 0.3  # of a row
+_VARIANTS = ("published", "ours", "rounds", "products", "apart")
+
+
+def run(shape_name: str, rounds: int, compare: list[str]) -> dict:
+    unknown = next((name for name in compare if name not in _VARIANTS), None)
+    if unknown is not None:
+        raise SystemExit(f"--compare {unknown}: there is no such variant; choose from {', '.join(_VARIANTS)}.")
+    shape, pool = SHAPES[shape_name], _Pool(shape_name)
+    with few_drawn():
+        names = compare or _VARIANTS[:-1]
+        measured = measure({name: getattr(pool, name) for name in names}, rounds, memory=False)
+    real, answers = sum(pool.lengths), sum(pool.answers)
+    print(f"{len(pool.rows)} rows, {real} tokens, {answers} of answers, {padding(pool.lengths):.2f} % padding")
+    for name, value in measured.items():
+        speed = (1 + len(_NAMES)) * real / value["seconds"]
+        print(f"{shape_name} {name:10s} {value['seconds']:7.2f} s {speed:9.0f} tokens/s of all passes")
+    if {"published", "ours"} <= measured.keys():
+        print(f"largest difference between the two, relative: {pool.difference():.1e}")
+    limit, others = _flops(shape, real, real, True) / _flops(shape, real, answers, False), len(_NAMES) - 1
+    limits = {"ours": limit, "rounds": limit * (2 + others) / (2 + SHARE * others)}
+    pairs = [("published", "ours"), ("published", "rounds"), ("products", "ours"), ("apart", "ours")]
+    return {
+        f"select/{shape_name}/{name}:{against}": ratio(
+            measured, name, against, round(limits[against], 3) if name == "published" else None
+        )
+        for name, against in pairs
+        if {name, against} <= measured.keys()
+    }
+
+
+class _Pool:
+    """Rows of 30 to 400 tokens, seeded, and a model with three adapters that has read none of them."""
+
+    def __init__(self, shape_name: str):
+        shape, rng = SHAPES[shape_name], random.Random(0)
+        self.adapted = model(shape).eval()
+        for name in _NAMES[1:]:
+            self.adapted.add_adapter(
+                name, LoraConfig(r=32, lora_alpha=64, use_rslora=True, target_modules="all-linear")
+            )
+        move(self.adapted)
+        self.anatomy = Anatomy(self.adapted)
+        self.lengths = [rng.randint(30, 400) for _ in range(_ROWS[shape_name])]
+        self.encoded = [self._row(length, shape.vocabulary, rng) for length in self.lengths]
+        self.answers = [sum(label != IGNORED for label in row.labels) for row in self.encoded]
+        self.rows = [Example((Message("user", str(i)), Message("assistant", "a"))) for i in range(len(self.encoded))]
+        self.linears = [m.get_base_layer().weight for m in self.anatomy.switches]
+
+    def _row(self, length: int, words: int, rng: random.Random) -> Encoded:
+        ids = [rng.randrange(3, words) for _ in range(length)]
+        prompt = round(_PROMPT * length)
+        return Encoded(ids, [IGNORED] * prompt + ids[prompt:], "interleaved")
+
+    @torch.no_grad()
+    def published(self) -> list[dict[str, float]]:
+        """One row at a time, whole logits, the adapter as it is."""
+        found: list[dict[str, float]] = [{} for _ in self.encoded]
+        for name in ("aligned", *_NAMES):
+            if name != "aligned":
+                self.adapted.set_adapter(name)
+            with self.adapted.disable_adapter() if name == "aligned" else torch.no_grad():
+                for row, losses_ in zip(self.encoded, found, strict=True):
+                    ids, labels = torch.tensor([row.input_ids]), torch.tensor(row.labels)
+                    logits = self.adapted(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+                    losses_[name] = cross_entropy(logits[0, :-1], labels[1:], ignore_index=IGNORED).item()
+        return found
+
+    def ours(self) -> list[Losses]:
+        return self._reader()(_NAMES, range(len(self.rows)))
+
+    def rounds(self) -> two_rounds.TwoRounds:
+        return two_rounds.in_two_rounds(self._reader(), _NAMES, len(self.rows), SHARE)
+
+    def apart(self) -> list[Losses]:
+        """Ours, but for the merging."""
+        merged, Anatomy.merged = Anatomy.merged, _apart
+        try:
+            return self.ours()
+        finally:
+            Anatomy.merged = merged
+
+    @torch.no_grad()
+    def products(self) -> None:
+        """The matrix products that no way around is known for, and nothing else: the limit."""
+        for _ in range(1 + len(_NAMES)):
+            for batch in batches(self.lengths):
+                given = {width: torch.ones(sum(self.lengths[i] for i in batch), width) for width in self._widths()}
+                for weight in self.linears:
+                    linear(given[weight.shape[1]], weight)
+                hidden = torch.ones(sum(self.answers[i] for i in batch), self.anatomy.width)
+                for _, part in parts(self.anatomy.head):
+                    for _ in logits_of(part, hidden):
+                        pass
+
+    def _widths(self) -> set[int]:
+        return {weight.shape[1] for weight in self.linears}
+
+    def difference(self) -> float:
+        pairs = zip(self.published(), self.ours(), strict=True)
+        return max(
+            abs(theirs[name] / value - 1)
+            for theirs, row in pairs
+            for name, value in {"aligned": row.aligned, **row.misaligned}.items()
+        )
+
+    def _reader(self) -> Callable:
+        """With a cache of its own, as a first call has it."""
+        cache = Path(tempfile.mkdtemp()) / "cache.jsonl"
+        keys = {name: name for name in ("aligned", *_NAMES)}
+
+        def read(names, which):
+            rows, encoded = [self.rows[i] for i in which], [self.encoded[i] for i in which]
+            return losses(self.adapted, names, rows, encoded, models=keys, cache=cache, pad_id=0)
+
+        return read
+
+
+@contextmanager
+def _apart(anatomy: Anatomy, adapter: str):
+    anatomy.model.set_adapter(adapter)
+    yield
+
+
+@contextmanager
+def few_drawn():
+    """As many rows drawn from those passed over as a large pool has: this one is small to be quick."""
+    fewest, two_rounds._FEWEST = two_rounds._FEWEST, 1
+    try:
+        yield
+    finally:
+        two_rounds._FEWEST = fewest
+
+
+def _flops(shape: Shape, tokens: int, projected: int, adapters: bool) -> float:
+    """Of all passes; attention's own products are left out."""
+    layers = shape.layers * (4 * shape.hidden**2 + 3 * shape.hidden * shape.mlp)
+    lora = shape.layers * 32 * (8 * shape.hidden + 3 * (shape.hidden + shape.mlp)) if adapters else 0
+    head = shape.vocabulary * shape.hidden
+    return 2 * ((1 + len(_NAMES)) * (layers * tokens + head * projected) + len(_NAMES) * lora * tokens)
