@@ -82,9 +82,7 @@ def _behaves(seeds: int, processes: int | None) -> bool:
         for b, r, spread in lines
     ]
     table(("model", "rate", "percent", "95 % interval", "n", "single seeds", "bound", "kept"), drawn)
-    say(
-        f"Percent over seeds 0 to {seeds - 1} pooled; 95 % intervals over questions and seeds; lowest and highest single seed."
-    )
+    say(f"Percent over seeds 0 to {seeds - 1}, intervals over questions and seeds; lowest and highest single seed.")
     return all(bound.kept(found.percent) for bound, found, _ in lines)
 
 
