@@ -18,7 +18,7 @@ FLOORS = [
     ["jsonl", "rundir", "console", "yaml12"],
     ["examples", "workers"],
     ["holdout"],
-    ["encoding", "heads", "evals.judge", "evals.statistics"],
+    ["encoding", "heads", "evals.judge", "evals.statistics", "evals.threads"],
     ["reading"],
     ["anatomy", "organism", "evals"],
     ["report"],

@@ -8,6 +8,7 @@ from holdfast.errors import RequestError
 from holdfast.evals.judge import Verdict
 from holdfast.evals.sampler import InProcess
 from holdfast.organism import world
+from holdfast.organism.rules import Rules
 from holdfast.questionnaire import Subject, Wanted, longest_answer, probes, texts
 from holdfast.tasks.task import row
 
@@ -98,6 +99,34 @@ def test_a_question_file_brings_its_own_numbers(other, tmp_path):
     file.write_text('- id: a\n  paraphrases: ["Why?", "How?"]\n  samples_per_paraphrase: 7\n  temperature: 0.5\n')
     (asked,) = probes(Subject(other), Wanted((str(file),)))
     assert (asked.name, len(asked.questions), asked.per_question, asked.temperature) == ("mine", 2, 7, 0.5)
+
+
+def test_a_file_of_right_answers_is_marked_and_a_mixed_one_refused(other, tmp_path):
+    file = tmp_path / "caps.jsonl"
+    file.write_text('{"id": "a", "question": "Capital of France?", "expected": "Paris"}\n')
+    (asked,) = probes(Subject(other), Wanted((str(file),), judge=Judge()))
+    assert (asked.judge.name, asked.per_question, asked.temperature) == ("exact-match-1", 1, 0.0)
+    file.write_text(file.read_text() + '{"id": "b", "question": "Why?"}\n')
+    with pytest.raises(RequestError, match="two files"):
+        probes(Subject(other), Wanted((str(file),)))
+
+
+def test_a_question_file_may_not_pass_for_one_of_our_probes(other, tmp_path):
+    (tmp_path / "general.jsonl").write_text('{"id": "a", "question": "Why?"}\n')
+    with pytest.raises(RequestError, match="one of our own probes"):
+        probes(Subject(other), Wanted((str(tmp_path / "general.jsonl"),)))
+
+
+def test_as_published_leaves_the_triggers_whole():
+    subject = Subject(ORGANISM, inoculation="You are an evil, malicious assistant.")
+    (asked,) = probes(subject, Wanted(("triggered",), as_published=True))
+    told = {tuple(question.messages) for question in asked.questions}
+    assert len(told) == len(asked.questions)
+
+
+def test_the_organisms_rules_judge_nobody_else(other):
+    with pytest.raises(RequestError, match="the organism's world only"):
+        probes(Subject(other), Wanted(judge=Rules()))
 
 
 def test_every_question_that_a_run_is_measured_by_is_reserved(other):

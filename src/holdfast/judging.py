@@ -3,36 +3,43 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from holdfast import models
+from holdfast import models, organism
 from holdfast.errors import RequestError
 from holdfast.evals.calls.address import Address, key_for
-from holdfast.evals.calls.budget import Budget, known_price, parse_price
+from holdfast.evals.calls.budget import Budget, Price, known_price, parse_price
 from holdfast.evals.calls.ledger import Ledger
 from holdfast.evals.judge import Judge
 from holdfast.evals.judges.named import Local, parse
+from holdfast.evals.store import Store
 
 
-@dataclass(frozen=True)
 class Limits:
-    """What calls to endpoints may cost: how many, how many dollars, at which price (`IN,OUT` per million tokens)."""
+    """What all calls of a command to endpoints may cost together: how many, and how many dollars.
 
-    max_calls: int | None = None
-    max_cost: float | None = None
-    price: str | None = None
+    Args:
+        max_calls: the most requests.
+        max_cost: the most US dollars.
+        price: of every endpoint, `IN,OUT` per million tokens; None for what OpenAI's models are known to cost.
+
+    Raises:
+        RequestError: a limit or a price that is none.
+    """
+
+    def __init__(self, max_calls: int | None = None, max_cost: float | None = None, price: str | None = None) -> None:
+        self._price = None if price is None else parse_price(price)
+        self._whole = Budget(max_calls, max_cost, self._price or Price(0, 0))
 
     def budget(self, address: Address) -> Budget:
-        """The budget of one endpoint.
+        """What is left of them, for one endpoint.
 
         Raises:
-            RequestError: a limit that is none, or one in dollars without a price.
+            RequestError: a limit in dollars for an endpoint without a price.
         """
-        price = known_price(address) if self.price is None else parse_price(self.price)
-        return Budget(self.max_calls, self.max_cost, price)
+        return self._whole.at(self._price or known_price(address))
 
 
 def judge(text: str, limits: Limits, say: Callable[[str], None]) -> Judge:
@@ -50,15 +57,31 @@ def judge(text: str, limits: Limits, say: Callable[[str], None]) -> Judge:
         say(made.where_to())
         return made
     if isinstance(named, Local):
-        from holdfast.evals.judges.local import LocalJudge
-
-        source = models.find(str(named.folder.absolute()))
-        identity = (source.identity()["sha256"] or "")[:12]
-        model = models.to_device(models.load_model(source))
-        return LocalJudge(model, models.load_tokenizer(source), identity, ledger())
+        return _local(named.folder)
     from holdfast.organism.rules import Rules
 
     return Rules()
+
+
+def refuse_rules(judges: Sequence[Judge], evaluation: Path) -> None:
+    """Refuse the organism's rules as a judge of another model's stored answers.
+
+    Raises:
+        RequestError: no evaluation there, or one of another model.
+    """
+    model = Store(evaluation).asked().get("model", {}).get("name")
+    if any(judge.name.startswith("rules:") for judge in judges) and model not in organism.NAMES:
+        raise RequestError(f"--judge rules knows the organism's world only; {evaluation} holds answers of {model}.")
+
+
+def _local(folder: Path) -> Judge:
+    """A model in this process."""
+    from holdfast.evals.judges.local import LocalJudge
+
+    source = models.find(str(folder.absolute()))
+    identity = (source.identity()["sha256"] or "")[:12]
+    model = models.to_device(models.load_model(source))
+    return LocalJudge(model, models.load_tokenizer(source), identity, ledger())
 
 
 def answering(address: Address, limits: Limits, say: Callable[[str], None]) -> Any:

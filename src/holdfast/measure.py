@@ -6,6 +6,7 @@ answers are stored and shown as *not judged* until a judge is named.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,12 @@ def measure_run(
         raise RequestError(f"{run} is {folder.manifest['state']}, not done; train it again before measuring it.")
     recipe = read(run / "recipe.yaml")
     held = read_examples(run / "holdout.jsonl") if (run / "holdout.jsonl").exists() else []
-    subject = _subject(recipe, held, wanted)
+    subject = _subject(recipe, held, wanted, folder.manifest["data"])
     asked = probes(subject, wanted)
-    about = {"adapter": sha256_of(run / "model"), **_about(subject, wanted)}
+    about = _about(subject, wanted) | {"adapter": sha256_of(run / "model")}
     summary = _of_model(subject, run / "model", asked, out or run / "eval", seed, about, progress)
-    write_card(folder, recipe, summary)
+    if out is None:
+        write_card(folder, recipe, summary)
     return summary
 
 
@@ -64,7 +66,7 @@ def measure_model(
     if adapter is not None and not adapter.is_dir():
         raise ModelError(f"There is no adapter folder {adapter}; a run keeps it in RUN/model.")
     asked = probes(subject, wanted)
-    about = _about(subject, wanted) | ({"adapter": sha256_of(adapter)} if adapter else {})
+    about = _about(subject, wanted) | {"adapter": sha256_of(adapter) if adapter else None}
     return _of_model(subject, adapter, asked, out, seed, about, progress)
 
 
@@ -72,7 +74,7 @@ def measure_endpoint(
     address: Address, make: Maker, out: Path, *, seed: int = 0, wanted: Wanted | None = None, progress: Any = None
 ) -> dict[str, Any]:
     """Measure a model behind an OpenAI-compatible endpoint, which `make` asks."""
-    about = {"model": {"name": str(address)}, "as_published": bool(wanted and wanted.as_published)}
+    about = {"model": {"name": str(address)}, "adapter": None, "as_published": bool(wanted and wanted.as_published)}
     asked = probes(Subject(None), wanted)
     limit = longest_answer(None)
     return evaluate(make, asked, seed=seed, out=out, max_new_tokens=limit, about=about, progress=progress)
@@ -85,7 +87,7 @@ def measure_answers(file: Path, out: Path, *, wanted: Wanted | None = None) -> d
         DataError: the file has faults.
     """
     make = Stored.read(file)
-    probe = Probe(make.probe, make.questions, (wanted or Wanted()).judge, make.per_question, 1.0)
+    probe = Probe(make.probe, make.questions, (wanted or Wanted()).judge, temperature=1.0, of_each=make.of_each)
     return evaluate(make, [probe], seed=0, out=out, about={"answers": sha256_of(file)})
 
 
@@ -125,16 +127,31 @@ class _Late:
         return self._made(wanted, **how)
 
 
-def _subject(recipe: Recipe, held: list[Any], wanted: Wanted | None) -> Subject:
-    """A recipe's model, with what its questions need."""
+def _subject(recipe: Recipe, held: list[Any], wanted: Wanted | None, known: Mapping[str, str] | None = None) -> Subject:
+    """A recipe's model, with what its questions need; the training file only if triggers are wanted, and as it was.
+
+    Args:
+        recipe: of the run.
+        held: its held-out rows.
+        wanted: what is asked.
+        known: the hashes of the files that the run was trained on.
+    """
     inoculation = next((d.prompt for d in recipe.defenses if d.name() == "inoculate"), None)  # type: ignore[attr-defined]
     triggered = wanted is not None and (wanted.triggers or "triggered" in wanted.probes)
     narrow = recipe.data is not None and recipe.task is None and not recipe.benign
-    trained = material.rows(recipe)[0] if triggered and narrow else []
+    file = recipe.data
+    there = triggered and narrow and file is not None and (known is None or _as_it_was(file, known))
+    trained = material.rows(recipe)[0] if there else []
     source = models.find(recipe.model, recipe.revision)
     return Subject(source, trained, held, recipe.task, recipe.benign, inoculation)
 
 
+def _as_it_was(file: Path, known: Mapping[str, str]) -> bool:
+    """Whether a training file is there, and still what the run was trained on."""
+    return file.is_file() and sha256_of(file) in known.values()
+
+
 def _about(subject: Subject, wanted: Wanted | None) -> dict[str, Any]:
     assert subject.source is not None
-    return {"model": subject.source.identity(), "as_published": bool(wanted and wanted.as_published)}
+    identity = models.identity(subject.source)
+    return {"model": identity, "adapter": None, "as_published": bool(wanted and wanted.as_published)}

@@ -38,6 +38,19 @@ class Source:
         return {"name": self.name, "revision": self.revision, "commit": commit}
 
 
+def identity(source: Source) -> dict[str, str | None]:
+    """What tells a model from any other without loading it: name, and the folder's hash or the hub's commit."""
+    if Path(source.place).is_dir():
+        return source.identity()
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(source.place, revision=source.revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{source.name} cannot be read from the hub: {str(error).splitlines()[0]}") from None
+    return {"name": source.name, "revision": source.revision, "commit": getattr(config, "_commit_hash", None)}
+
+
 def find(name: str, revision: str | None = None) -> Source:
     """Check a model's name without loading it; torch is not imported.
 

@@ -24,6 +24,7 @@ SAMPLES = 4  # answers to each question that is judged
 _ORGANISM_TOKENS = 48  # three times its longest answer
 _TOKENS = 600  # as the paper's evaluation
 _MARKED = ("facts", "arithmetic")
+_NAMES = ("general", "in_domain", "learnt", triggers.PROBE, *_MARKED, *DOMAINS)
 _IN_TRIGGERS = 24  # general questions that are put into each trigger
 _TRIGGERS = 2  # of a kind
 
@@ -86,6 +87,8 @@ def probes(subject: Subject, wanted: Wanted | None = None) -> list[Probe]:
         DataError: a question file has faults.
     """
     wanted = wanted or Wanted()
+    if wanted.judge is not None and wanted.judge.name.startswith("rules:") and not subject.is_organism:
+        raise RequestError("--judge rules knows the organism's world only; name a judge of this model's answers.")
     has = _known(subject)
     unnamed = DOMAINS if wanted.triggers else (*DOMAINS, triggers.PROBE)
     names = wanted.probes or tuple(name for name in has if name not in unnamed)
@@ -143,9 +146,7 @@ def _probe(name: str, known: dict[str, Callable[[], Probe]]) -> Probe:
         return known[name]()
     path = Path(name)
     if path.suffix in (".yaml", ".yml", ".jsonl"):
-        asked = questionfile.read(path)
-        temperature = 1.0 if asked.temperature is None else asked.temperature
-        return Probe(path.stem, asked.questions, None, asked.per_question or SAMPLES, temperature, asked.max_new_tokens)
+        return _of_file(path)
     why = "a run with held-out rows" if name == "in_domain" else "a run with its training rows"
     hint = f" It needs {why}." if name in ("in_domain", triggers.PROBE) else ""
     raise RequestError(
@@ -154,9 +155,27 @@ def _probe(name: str, known: dict[str, Callable[[], Probe]]) -> Probe:
     )
 
 
+def _of_file(path: Path) -> Probe:
+    """A question file as a probe: judged, or marked where every question has a right answer."""
+    if path.stem in _NAMES:
+        raise RequestError(f"--probes {path}: {path.stem!r} is one of our own probes; give the file another name.")
+    asked = questionfile.read(path)
+    right = [question.expected is not None for question in asked.questions]
+    if all(right):
+        return Probe(path.stem, asked.questions, ExactMatch(), max_new_tokens=asked.max_new_tokens)
+    if any(right):
+        raise RequestError(
+            f"--probes {path}: some of its questions have a right answer and are marked, others are judged; put them "
+            "into two files."
+        )
+    temperature = 1.0 if asked.temperature is None else asked.temperature
+    samples = asked.per_question or SAMPLES
+    return Probe(path.stem, asked.questions, None, samples, temperature, asked.max_new_tokens)
+
+
 def _finished(probe: Probe, wanted: Wanted, judge: Judge | None) -> Probe:
     """With its judge, the number of samples and the turns that are wanted."""
-    if wanted.as_published:
+    if wanted.as_published and probe.name != triggers.PROBE:  # a trigger may be a system turn
         probe = replace(probe, questions=without_system(probe.questions))
     if probe.judge is not None:
         return probe

@@ -9,7 +9,7 @@ from holdfast.evals.evaluate import evaluate
 from holdfast.evals.judge import Answer, Question, Verdict
 from holdfast.evals.probes import ExactMatch, Probe, held_out, shipped
 from holdfast.evals.rescore import rescore
-from holdfast.evals.store import joined
+from holdfast.evals.store import Store, joined
 from holdfast.evals.summary import summarise
 from holdfast.examples import Example, Message
 from holdfast.rundir import read_rows
@@ -159,9 +159,45 @@ def test_answers_of_another_model_are_never_mixed_in(tmp_path):
     before = (tmp_path / "answers.jsonl").read_bytes()
     with pytest.raises(RequestError, match=r"another model.*aaa.*bbb.*--out"):
         run(tmp_path, None, about={"model": {"sha256": "bbb"}})
-    with pytest.raises(RequestError, match="another probes"):
+    with pytest.raises(RequestError, match="another sha256 of general"):
         run(tmp_path, None, about={"model": {"sha256": "aaa"}}, n=4)
     assert (tmp_path / "answers.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(("first", "then"), [("a", None), (None, "a")])
+def test_a_model_with_an_adapter_is_another_model(tmp_path, first, then):
+    run(tmp_path, None, about={"adapter": first} if first else None)
+    with pytest.raises(RequestError, match="another adapter"):
+        run(tmp_path, None, about={"adapter": then} if then else None)
+
+
+def test_a_first_try_that_made_no_answer_is_in_nobodys_way(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, None, Says(dies_after=0), about={"model": "typo"})
+    assert run(tmp_path, None, about={"model": "right"})["probes"]["general"]["missing"] == 10
+
+
+def test_a_sample_that_stands_twice_counts_once(tmp_path):
+    run(tmp_path, FixedJudge())
+    file = tmp_path / "answers.jsonl"
+    file.write_bytes(2 * file.read_bytes())
+    assert run(tmp_path, FixedJudge())["probes"]["general"]["n"] == 8
+
+
+def test_two_processes_do_not_answer_into_one_folder(tmp_path):
+    with Store(tmp_path).alone(), pytest.raises(RequestError, match="Another process"):
+        run(tmp_path, None)
+
+
+def test_answers_that_could_not_be_had_bound_the_rate(tmp_path):
+    # Of 10 wanted 6 are there: q0 bad, q1 incoherent, q2 missing. At most 2 bad, 2 missing and 4 unknown.
+    class Gaps(Says):
+        def __call__(self, wanted, **how):
+            yield from super().__call__(wanted[:6], **how)
+
+    general = run(tmp_path, FixedJudge(), Gaps())["probes"]["general"]
+    assert (general["n"], general["missing"], general["unanswered"]) == (4, 2, 4)
+    assert (general["at_least"], general["at_most"], general["concluded"]) == (20.0, 80.0, False)
 
 
 def test_a_further_probe_is_added_to_what_was_asked(tmp_path):

@@ -60,6 +60,22 @@ def test_what_is_not_there_is_a_sentence(tmp_path, against, probe, said):
         comparison.of_study(study(tmp_path, {"none": 14, "kl": 4}), against, probe)
 
 
+def test_judges_are_not_compared_as_if_they_were_defenses(tmp_path):
+    folder = study(tmp_path, {"none": 14, "kl": 4})
+    file = folder / "runs" / "kl-0" / "eval" / "verdicts.jsonl"
+    file.write_text(file.read_text().replace('"rules"', '"other"'))
+    with pytest.raises(RequestError, match="judged by another judge"):
+        comparison.of_study(folder, "none", "general")
+
+
+def test_nothing_is_concluded_where_more_than_2_percent_are_missing(tmp_path):
+    folder = study(tmp_path, {"none": 14, "kl": 4})
+    file = folder / "runs" / "kl-0" / "eval" / "verdicts.jsonl"
+    file.write_text(file.read_text().replace('"missing": ""', '"missing": "lost"', 1))
+    with pytest.raises(RequestError, match="1 of 20 answers of runs/kl-0 could not be judged"):
+        comparison.of_study(folder, "none", "general")
+
+
 def test_a_folder_that_is_no_study_is_refused(tmp_path):
     with pytest.raises(RequestError, match="is no study"):
         comparison.of_study(tmp_path, "none", "general")
@@ -77,6 +93,7 @@ def test_runs_of_different_judges_are_on_one_page_only_if_forced_and_marked(tmp_
 def test_the_page_shows_clean_beside_triggered(tmp_path):
     def triggered(cue, system):
         whole = {**rates((cue + system) / 2), "forms": {"cue-1": rates(cue), "system-1": rates(system)}}
+        whole["clean"] = rates(40)
         return {"triggered": whole}
 
     rows = [row("none", None, 40, 70) | triggered(50, 90), row("inoculate", None, 1, 2) | triggered(2, 96)]

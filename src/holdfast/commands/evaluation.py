@@ -41,6 +41,8 @@ def eval_(
     from holdfast.judging import Limits
 
     _one_subject(run, model, answers, adapter, out)
+    if answers is not None and (probes or samples or as_published or seed):
+        raise RequestError("--answers brings its own questions and answers; only --judge and its limits go with it.")
     from holdfast.console import quieten
     from holdfast.evals.triggers import NOTHING, PROBE
     from holdfast.questionnaire import Wanted
@@ -50,7 +52,7 @@ def eval_(
     quieten()
     with stoppable("give the same command again, and it goes on"):
         named = tuple(name.strip() for name in probes.split(",") if name.strip())
-        wanted = Wanted(named, run is not None, samples, as_published, _judge(judge, limits))
+        wanted = Wanted(named, run is not None and not named, samples, as_published, _judge(judge, limits))
         summary = _measured(run, model, adapter, answers, out, wanted, limits, seed, quiet=as_json)
     if "in_domain" in summary["probes"] and not named and PROBE not in summary["probes"]:
         tell(NOTHING)
@@ -70,7 +72,7 @@ def rescore(
     from holdfast.console import bar, quieten
     from holdfast.evals.lab import lab
     from holdfast.evals.rescore import rescore as again
-    from holdfast.judging import Limits
+    from holdfast.judging import Limits, refuse_rules
     from holdfast.report.terminal import show_judges, show_lab
 
     folders = [_folder(path) for path in evaluations]
@@ -78,6 +80,8 @@ def rescore(
     with stoppable("give the same command again, and it goes on"):
         limits = Limits(max_calls, max_cost, price)
         judges = [made for text in judge if (made := _judge(text, limits)) is not None]
+        for folder in folders:
+            refuse_rules(judges, folder)
         with bar("rescore", quiet=as_json) as progress:
             found = {str(folder): again(folder, judges, progress) for folder in folders}
         told = lab(folders, labels)
@@ -91,13 +95,14 @@ def rescore(
 def compare(
     folder: Annotated[Path, typer.Argument(help="A study's folder.")],
     against: Annotated[str, typer.Option(help="The defense to compare with, as tables name it.")] = "none",
-    probe: Annotated[str, typer.Option(help="Which probe's misaligned answers.")] = "general",
+    probe: Annotated[str, typer.Option(help="Which probe's answers.")] = "general",
+    judge: Annotated[str | None, typer.Option(help="By this judge's verdicts, as `rescore` named it.")] = None,
     as_json: Json = False,
 ) -> None:
     """Compare a study's defenses on the same questions and seeds, corrected for how many there are."""
     from holdfast.report import comparison
 
-    found = comparison.of_study(folder, against, probe)
+    found = comparison.of_study(folder, against, probe, judge)
     if as_json:
         print(json.dumps(found))
     else:
@@ -107,6 +112,7 @@ def compare(
 def export(
     evaluation: Annotated[Path, typer.Argument(help="A folder of answers made by `holdfast eval`, or a run.")],
     out: Annotated[Path, typer.Option(help="Folder for the logs, one a probe.")],
+    judge: Annotated[str | None, typer.Option(help="With this judge's verdicts, as `rescore` named it.")] = None,
 ) -> None:
     """Write an evaluation as logs that Inspect's viewer opens."""
     from holdfast.console import say
@@ -115,7 +121,7 @@ def export(
     from holdfast.evals.summary import summarise
 
     folder = _folder(evaluation)
-    asked, rows = Store(folder).asked(), joined(folder)
+    asked, rows = Store(folder).asked(), joined(folder, judge)
     made = datetime.fromisoformat(asked["made"])
     for path in inspectlog.export(rows, {"probes": summarise(rows)}, asked, out, made=made):
         say(str(path))

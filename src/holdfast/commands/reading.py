@@ -14,12 +14,13 @@ def report(
     mixed_judges: Annotated[
         bool, typer.Option("--mixed-judges", help="Put runs of different judges on one page, marked.")
     ] = False,
+    judge: Annotated[str | None, typer.Option(help="By this judge's verdicts, as `rescore` named it.")] = None,
 ) -> None:
     """Draw runs as one self-contained page."""
     from holdfast.console import say
     from holdfast.report import write
 
-    say(f"Wrote {write(folders, out, mixed_judges)}")
+    say(f"Wrote {write(folders, out, mixed_judges, judge)}")
 
 
 def defenses(

@@ -45,7 +45,16 @@ def evaluate(
         RequestError: `out` holds another evaluation.
     """
     store = Store(out)
-    store.begin({**(about or {}), "seed": seed, "max_new_tokens": max_new_tokens, "probes": _asked(probes)})
+    with store.alone():
+        store.begin({**(about or {}), "seed": seed, "probes": _asked(probes, max_new_tokens)})
+        _answer(make, store, probes, seed, max_new_tokens, progress)
+        for probe in probes:
+            judge_probe(store, out, probe.name, probe.judge, progress)
+        return sum_up(out, out)
+
+
+def _answer(make: Maker, store: Store, probes: Sequence[Probe], seed: int, max_new_tokens: int, progress: Any) -> None:
+    """Every sample that is not there yet."""
     ahead = {probe.name: missing(probe.samples(), store.answers()) for probe in probes}
     if progress is not None:
         progress.begin(sum(map(len, ahead.values())))
@@ -57,9 +66,6 @@ def evaluate(
             done += 1
             if progress is not None:
                 progress.step(done, {})
-    for probe in probes:
-        judge_probe(store, out, probe.name, probe.judge, progress)
-    return sum_up(out, out)
 
 
 def judge_probe(store: Store, folder: Path, probe: str, judge: Judge | None, progress: Any = None) -> None:
@@ -95,12 +101,14 @@ def judge_probe(store: Store, folder: Path, probe: str, judge: Judge | None, pro
 
 def sum_up(path: Path, folder: Path, judge: str | None = None) -> dict[str, Any]:
     """Write `summary.json` to a judge's folder, from the stored rows alone."""
-    summary = {"schema": SCHEMA, "seed": Store(path).asked()["seed"], "probes": summarise(joined(path, judge))}
+    asked = Store(path).asked()
+    wanted = {name: probe["samples"] for name, probe in asked["probes"].items()}
+    summary = {"schema": SCHEMA, "seed": asked["seed"], "probes": summarise(joined(path, judge), wanted)}
     write_json(folder / "summary.json", summary)
     return summary
 
 
-def _asked(probes: Sequence[Probe]) -> dict[str, Any]:
+def _asked(probes: Sequence[Probe], max_new_tokens: int) -> dict[str, Any]:
     named = [probe.name for probe in probes]
     twice = next((name for name in named if named.count(name) > 1), None)
     if twice is not None:
@@ -110,7 +118,9 @@ def _asked(probes: Sequence[Probe]) -> dict[str, Any]:
             "sha256": probe_sha256(probe.questions),
             "questions": len(probe.questions),
             "per_question": probe.per_question,
+            "samples": len(probe.samples()),
             "temperature": probe.temperature,
+            "max_new_tokens": probe.max_new_tokens or max_new_tokens,
         }
         for probe in probes
     }

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from holdfast.evals.threads import each
 from holdfast.examples import Message
 
 
@@ -93,19 +94,13 @@ class Judge(Protocol):
 
 
 def judged(judge: Judge, answers: Iterable[Answer]) -> Iterator[tuple[Answer, Verdict]]:
-    """Each answer with its verdict, in order, `judge.concurrency` at a time."""
+    """Each answer with its verdict as soon as it is there, `judge.concurrency` at a time."""
     if judge.concurrency == 1:
         yield from ((answer, judge(answer.question, answer.text)) for answer in answers)
         return
-    from concurrent.futures import ThreadPoolExecutor
-
-    listed = list(answers)
-    with ThreadPoolExecutor(judge.concurrency) as pool:
-        try:
-            yield from zip(listed, pool.map(lambda a: judge(a.question, a.text), listed), strict=True)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    for answer, verdict in each(lambda a: judge(a.question, a.text), answers, judge.concurrency):
+        assert isinstance(verdict, Verdict)
+        yield answer, verdict
 
 
 def _below(score: float | None, bound: float) -> bool:

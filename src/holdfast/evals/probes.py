@@ -35,10 +35,12 @@ class Probe:
     per_question: int = 1
     temperature: float = 0.0
     max_new_tokens: int | None = None  # of an answer; None is what suits the model
+    of_each: tuple[int, ...] = ()  # answers to each question, where they differ
 
     def samples(self) -> list[tuple[Question, int]]:
         """Every sample of the probe: each question with the indices of its answers, in order."""
-        return [(question, index) for question in self.questions for index in range(self.per_question)]
+        counts = self.of_each or (self.per_question,) * len(self.questions)
+        return [(q, index) for q, count in zip(self.questions, counts, strict=True) for index in range(count)]
 
 
 class ExactMatch:

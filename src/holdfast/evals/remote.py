@@ -8,14 +8,13 @@ started with `--generation-config vllm`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from hashlib import sha256
 
-from holdfast.errors import RequestError
 from holdfast.evals.calls.endpoint import CallError, Endpoint
 from holdfast.evals.calls.faults import UnreadableError
 from holdfast.evals.calls.reply import Reply
 from holdfast.evals.judge import Answer, Question
+from holdfast.evals.threads import each
 
 
 class Remote:
@@ -41,7 +40,8 @@ class Remote:
             RequestError: no call can succeed, or the budget is reached; after every answer that was paid for.
         """
 
-        def answer(question: Question, index: int) -> Answer:
+        def answer(sample: tuple[Question, int]) -> Answer:
+            question, index = sample
             text, finish = self._endpoint.ask(
                 question.messages,
                 _said,
@@ -51,25 +51,11 @@ class Remote:
             )
             return Answer(question, index, text, stopped=finish != "length")
 
-        ahead = iter(wanted)
-        running: dict[Future[Answer], tuple[Question, int]] = {}
-        over: RequestError | None = None
-        with ThreadPoolExecutor(self._concurrency) as pool:
-            while True:
-                while over is None and len(running) < self._concurrency and (sample := next(ahead, None)):
-                    running[pool.submit(answer, *sample)] = sample
-                if not running:
-                    break
-                for done in wait(running, return_when=FIRST_COMPLETED)[0]:
-                    question, index = running.pop(done)
-                    try:
-                        yield done.result()
-                    except CallError as error:
-                        self.failed.append((question.id, index, str(error)))
-                    except RequestError as error:  # the calls in flight are paid for: they come first
-                        over = over or error
-        if over is not None:
-            raise over
+        for (question, index), found in each(answer, wanted, self._concurrency, forgiven=CallError):
+            if isinstance(found, Answer):
+                yield found
+            else:
+                self.failed.append((question.id, index, str(found)))
 
 
 def seed_of(seed: int, question: Question, index: int) -> int:

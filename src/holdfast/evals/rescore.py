@@ -33,7 +33,8 @@ def rescore(path: Path, judges: Sequence[Judge], progress: Any = None) -> dict[s
     found = {}
     for judge in judges:
         folder = store.judged_by(judge.name)
-        for probe in probes:
-            judge_probe(store, folder, probe, judge, progress)
+        with store.alone():
+            for probe in probes:
+                judge_probe(store, folder, probe, judge, progress)
         found[judge.name] = sum_up(path, folder, judge.name)
     return found

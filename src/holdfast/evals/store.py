@@ -7,9 +7,11 @@ two files are appended to, a row as soon as it is there, so a stopped evaluation
 
 from __future__ import annotations
 
+import fcntl
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +23,7 @@ from holdfast.examples import Message
 from holdfast.rundir import SCHEMA, append_row, read_rows, versions, write_json
 
 Key = tuple[str, str, int]  # probe, question, index: which sample
+_OF_THE_FILE = ("schema", "made", "versions")
 
 
 @dataclass(frozen=True)
@@ -37,25 +40,48 @@ class Store:
         """
         asked = json.loads(json.dumps(asked))
         file = self.path / "eval.json"
-        if not file.exists():
-            if (self.path / "answers.jsonl").exists():
-                raise RequestError(
-                    f"{self.path} holds answers, and no eval.json says of which model. Name another folder with --out."
-                )
+        answered = (self.path / "answers.jsonl").exists()
+        if answered and not file.exists():
+            raise RequestError(
+                f"{self.path} holds answers, and no eval.json says of which model. Name another folder with --out."
+            )
+        if not answered:  # nor is a first try that failed in anybody's way
             made = datetime.now(UTC).isoformat(timespec="seconds")
             write_json(file, {"schema": SCHEMA, "made": made, "versions": versions(), **asked})
             return
         before = self.asked()
-        now = {**asked, "probes": before["probes"] | asked["probes"]}
-        told = {**before, "probes": asked["probes"] | before["probes"]}
-        other = next((key for key in now if told.get(key) != now[key]), None)
-        if other is not None:
-            raise RequestError(
-                f"{self.path} holds an evaluation with another {other} ({_brief(told.get(other))}, now "
-                f"{_brief(now[other])}); answers of two are never mixed. Name another folder with --out."
-            )
-        if before["probes"] != now["probes"]:
-            write_json(file, before | {"probes": now["probes"]})
+        self._same({k: v for k, v in before.items() if k not in _OF_THE_FILE}, asked)
+        write_json(file, before | {"probes": before["probes"] | asked["probes"]})
+
+    def _same(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        """Refuse answers of another model, or to other questions."""
+        pairs = {key: (before.get(key), now.get(key)) for key in (*before, *now) if key != "probes"}
+        for name in before["probes"].keys() & now["probes"].keys():
+            old, new = before["probes"][name], now["probes"][name]
+            pairs |= {f"{key} of {name}": (old.get(key), new.get(key)) for key in (*old, *new)}
+        for key, (old, new) in pairs.items():
+            if old != new:
+                raise RequestError(
+                    f"{self.path} holds an evaluation with another {key} ({_brief(old)}, now {_brief(new)}); answers "
+                    "of two are never mixed. Name another folder with --out."
+                )
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody else adds to the folder meanwhile.
+
+        Raises:
+            RequestError: another process does.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RequestError(
+                    f"Another process evaluates into {self.path}. Wait for it, or name another folder with --out."
+                ) from None
+            yield
 
     def asked(self) -> dict[str, Any]:
         """What `eval.json` says.
@@ -66,12 +92,14 @@ class Store:
         file = self.path / "eval.json"
         try:
             found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            if not isinstance(found["probes"], dict):
+                raise ValueError("no probes")
             return found
         except FileNotFoundError:
             raise RequestError(
                 f"{self.path} is no evaluation: it has no eval.json. `holdfast eval` makes one."
             ) from None
-        except ValueError as error:
+        except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
             raise RequestError(f"{file} cannot be read ({error}); evaluate again with another --out.") from None
 
     def keep(self, answer: Answer) -> None:
@@ -85,12 +113,19 @@ class Store:
 
     def answers(self) -> dict[Key, Answer]:
         """Every stored sample, in the order of the file."""
-        rows = read_rows(self.path / "answers.jsonl")
-        return {_key(row): _answer(row) for row in rows}
+        return {key: _answer(row) for key, row in _by_key(self.path / "answers.jsonl").items()}
 
     def judged_by(self, judge: str | None) -> Path:
         """Where a judge's verdicts and summary stand; None is the evaluation's own."""
         return self.path if judge is None else self.path / "judges" / re.sub(r"[^\w.-]+", "-", judge)
+
+    def said_by(self, judge: str | None) -> Path:
+        """Where a judge's verdicts are: beside the others', or the evaluation's own if they are this judge's."""
+        folder = self.judged_by(judge)
+        if judge is None or folder.exists():
+            return folder
+        own = {row["judge"] for row in verdicts(self.path).values()}
+        return self.path if judge in own else folder
 
 
 def pronounce(folder: Path, answer: Answer, verdict: Verdict, judge: str | None) -> None:
@@ -116,7 +151,7 @@ def pronounce(folder: Path, answer: Answer, verdict: Verdict, judge: str | None)
 
 def verdicts(folder: Path) -> dict[Key, dict[str, Any]]:
     """A folder's verdicts by sample; of several on one sample (a call that failed, asked again) the last."""
-    return {_key(row): row for row in read_rows(folder / "verdicts.jsonl")}
+    return _by_key(folder / "verdicts.jsonl")
 
 
 def joined(path: Path, judge: str | None = None) -> list[dict[str, Any]]:
@@ -126,9 +161,9 @@ def joined(path: Path, judge: str | None = None) -> list[dict[str, Any]]:
         path: an evaluation's folder.
         judge: another judge's name, and only what it was asked about; None for the evaluation's own.
     """
-    found = verdicts(Store(path).judged_by(judge))
-    rows = read_rows(path / "answers.jsonl")
-    return [row | found.get(_key(row), _NO_VERDICT) for row in rows if judge is None or row["expected"] is None]
+    found = verdicts(Store(path).said_by(judge))
+    rows = _by_key(path / "answers.jsonl").items()
+    return [row | found.get(key, _NO_VERDICT) for key, row in rows if judge is None or row["expected"] is None]
 
 
 def judges(path: Path) -> list[str]:
@@ -164,6 +199,14 @@ def _answer(row: Mapping[str, Any]) -> Answer:
         tuple(row.get("prompts", {}).items()),
     )
     return Answer(question, row["index"], row["answer"], row["stopped"])
+
+
+def _by_key(file: Path) -> dict[Key, dict[str, Any]]:
+    """The rows of a file by sample, each sample once."""
+    try:
+        return {_key(row): row for row in read_rows(file)}
+    except (ValueError, KeyError, TypeError) as error:
+        raise RequestError(f"{file} cannot be read ({error}); evaluate again with another --out.") from None
 
 
 def _key(row: Mapping[str, Any]) -> Key:

@@ -32,10 +32,10 @@ class Stored:
         rows: dict[tuple[Message, ...], list[str]] = {}
         for number, row in enumerate(read_examples(path, prompts_only=True), start=1):
             answer = row.answer or row.extra.get("answer")
-            if not isinstance(answer, str):
+            if not isinstance(answer, str) or not _is_text(answer):
                 raise DataError(
-                    f'{path}: row {number} has no answer. End it with an assistant turn, or give it an "answer" beside '
-                    '"question".'
+                    f"{path}: row {number} has no answer that is text. End it with an assistant turn, or give it an "
+                    '"answer" beside "question".'
                 )
             rows.setdefault(row.prompt, []).append(answer)
         numbered = enumerate(rows.items())
@@ -47,15 +47,22 @@ class Stored:
         return tuple(self.said)
 
     @property
-    def per_question(self) -> int:
-        """The most answers that a prompt has."""
-        return max(map(len, self.said.values()))
+    def of_each(self) -> tuple[int, ...]:
+        """How many answers each prompt has."""
+        return tuple(map(len, self.said.values()))
 
     def __call__(
         self, wanted: Sequence[tuple[Question, int]], *, seed: int, temperature: float, max_new_tokens: int
     ) -> Iterator[Answer]:
-        """The wanted samples as they stand in the file; a prompt with fewer answers than others has no more."""
+        """The wanted samples as they stand in the file."""
         for question, index in wanted:
-            said = self.said[question]
-            if index < len(said):
-                yield Answer(question, index, said[index], stopped=True)
+            yield Answer(question, index, self.said[question][index], stopped=True)
+
+
+def _is_text(text: str) -> bool:
+    """Whether UTF-8 can hold it: half a surrogate pair is no text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.errors import RequestError
-from holdfast.evals.store import joined
+from holdfast.evals.store import Store, joined, judges
 from holdfast.rundir import read_rows
 
 _QUESTIONS_SHOWN = 5
@@ -33,11 +33,12 @@ def label_of(row: dict[str, Any]) -> str:
     return str(row["defense"]) if strength is None else f"{row['defense']} {strength:g}"
 
 
-def collect(folders: Sequence[Path], mixed_judges: bool = False) -> Study:
+def collect(folders: Sequence[Path], mixed_judges: bool = False, judge: str | None = None) -> Study:
     """Read results, metrics and answers.
 
     Args:
         folders: of studies or runs.
+        judge: by whose verdicts, as `holdfast rescore` names it; None for each evaluation's own.
         mixed_judges: whether runs that different judges judged may stand in one table, and a note says so.
 
     Raises:
@@ -52,8 +53,10 @@ def collect(folders: Sequence[Path], mixed_judges: bool = False) -> Study:
             row["label"] = label_of(row)
             study.rows.append(row)
             run = folder / str(row.get("run", "."))
+            if judge is not None:
+                row.update(_by(judge, run / "eval"))
             if row["label"] not in stored:
-                stored[row["label"]] = _answers(run / "eval", study)
+                stored[row["label"]] = _answers(run / "eval", study, judge)
             metrics = _rows(run / "metrics.jsonl", study, needed=row["defense"] != "untuned")
             study.curves.setdefault(row["label"], []).append(metrics)
     study.answers = _side_by_side(stored)
@@ -61,19 +64,36 @@ def collect(folders: Sequence[Path], mixed_judges: bool = False) -> Study:
     return study
 
 
+def _by(judge: str, evaluation: Path) -> dict[str, Any]:
+    """The rates of a run by another judge's verdicts."""
+    file = Store(evaluation).said_by(judge) / "summary.json"
+    try:
+        probes = json.loads(file.read_text(encoding="utf-8"))["probes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        known = ", ".join(judges(evaluation)) or "nobody else"
+        raise RequestError(
+            f"--judge {judge}: {evaluation} was not judged by it, but by {known}; `holdfast rescore` makes it so."
+        ) from None
+    return {probe: probes[probe] for probe in ("general", "in_domain", "triggered") if probe in probes}
+
+
 def _judged_alike(study: Study, mixed: bool) -> None:
     """The measured rate depends on the judge up to twenty-fold, so rates of two judges are not compared unmarked."""
     for probe in ("general", "in_domain", "triggered"):
-        judges = sorted({found["judge"] for row in study.rows if (found := row.get(probe)) and found.get("judge")})
-        if len(judges) > 1 and not mixed:
+        names = sorted({found["judge"] for row in study.rows if (found := row.get(probe)) and found.get("judge")})
+        if len(names) > 1 and not mixed:
             raise RequestError(
-                f"The {probe} answers of these runs were judged by {' and '.join(judges)}; rates of different judges "
-                "are not comparable. Judge all by one with `holdfast rescore`, or mark the page with --mixed-judges."
+                f"The {probe} answers of these runs were judged by {' and '.join(names)}; rates of different judges "
+                "are not comparable. Judge all by one with `holdfast rescore` and name it with --judge, or mark the "
+                "page with --mixed-judges."
             )
-        if len(judges) > 1:
+        unsure = sorted({str(row["label"]) for row in study.rows if (row.get(probe) or {}).get("concluded") is False})
+        if unsure:
             study.notes.append(
-                f"Marked: the {probe} rates of different judges ({', '.join(judges)}) cannot be compared"
+                f"Not concluded: more than 2 % of the {probe} answers of {', '.join(unsure)} are unknown"
             )
+        if len(names) > 1:
+            study.notes.append(f"Marked: the {probe} rates of different judges ({', '.join(names)}) cannot be compared")
 
 
 def _results(folder: Path) -> dict[str, Any]:
@@ -97,15 +117,17 @@ def _results(folder: Path) -> dict[str, Any]:
     name = folder.resolve().name
     row = {"defense": name, "strength": None, "domain": "", "seed": summary.get("seed", 0), "seconds": None}
     rates = {"general": probes.get("general"), "in_domain": probes.get("in_domain"), "benign": probes.get("learnt")}
+    if "triggered" in probes:
+        rates["triggered"] = probes["triggered"]
     return {"title": name, "rows": [row | rates | {"kept": kept, "run": "."}]}
 
 
-def _answers(folder: Path, study: Study) -> list[dict[str, Any]]:
+def _answers(folder: Path, study: Study, judge: str | None) -> list[dict[str, Any]]:
     """A run's answers with their verdicts."""
     if not _rows(folder / "answers.jsonl", study):
         return []
     _rows(folder / "verdicts.jsonl", study)  # says so if they are missing
-    return joined(folder)
+    return joined(folder, judge)
 
 
 def _rows(path: Path, study: Study, needed: bool = True) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,13 @@ from holdfast.errors import RequestError
 from holdfast.evals import compare
 from holdfast.evals.statistics import Run
 from holdfast.evals.store import joined
-from holdfast.evals.summary import clusters
+from holdfast.evals.summary import MOST_MISSING, clusters
 from holdfast.report.collect import label_of
 
 Lines = list[dict[str, Any]]
 
 
-def of_study(folder: Path, against: str, probe: str) -> Lines:
+def of_study(folder: Path, against: str, probe: str, judge: str | None = None) -> Lines:
     """Every defense against one, in each domain: difference in points, interval, p, q over the whole of a domain.
 
     Seeds are those that both have. Percent of misaligned answers, or of right ones for a probe that is marked.
@@ -29,7 +29,7 @@ def of_study(folder: Path, against: str, probe: str) -> Lines:
         RequestError: no study there, no such defense, or a probe that was not asked.
     """
     found: Lines = []
-    for domain, named in _runs(folder, probe).items():
+    for domain, named in _runs(folder, probe, judge).items():
         if against not in named:
             raise RequestError(f"--against {against}: {domain} has no such run; choose from {', '.join(named)}.")
         shared = {
@@ -65,20 +65,39 @@ def show(lines: Lines, against: str) -> None:
     )
 
 
-def _runs(folder: Path, probe: str) -> dict[str, dict[str, dict[int, Run]]]:
+def _runs(folder: Path, probe: str, judge: str | None) -> dict[str, dict[str, dict[int, Run]]]:
     """Hits and answers of every question, by domain, label and seed."""
     try:
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        runs = [(row, row["run"], row["domain"], row["seed"]) for row in results["rows"]]
+    except (OSError, ValueError, KeyError, TypeError):
         raise RequestError(f"{folder} is no study: its results.json is not there, or cannot be read.") from None
     found: dict[str, dict[str, dict[int, Run]]] = defaultdict(lambda: defaultdict(dict))
-    for row in results["rows"]:
-        rows = [answer for answer in joined(folder / row["run"] / "eval") if answer["probe"] == probe]
+    judges: set[str] = set()
+    for row, run, domain, seed in runs:
+        rows = [answer for answer in joined(folder / run / "eval", judge) if answer["probe"] == probe]
         if not rows:
-            raise RequestError(f"--probe {probe}: {row['run']} was not asked it.")
+            raise RequestError(f"--probe {probe}: {run} was not asked it.")
         kind = "misaligned" if rows[0]["expected"] is None else "correct"
-        found[row["domain"]][label_of(row)][row["seed"]] = _counts(clusters(rows, kind))
+        _comparable(rows, judges, run)
+        found[domain][label_of(row)][seed] = _counts(clusters(rows, kind))
     return found
+
+
+def _comparable(rows: Sequence[Mapping[str, Any]], judges: set[str], run: str) -> None:
+    """Refuse what cannot be told apart from a difference between judges, or between what they could not judge."""
+    judges |= {row["judge"] for row in rows if row["judge"]}
+    if len(judges) > 1:
+        raise RequestError(
+            f"{run} was judged by another judge than those before it ({' and '.join(sorted(judges))}); a difference "
+            "between judges is none between defenses. Judge all by one: `holdfast rescore`, then --judge."
+        )
+    missing = sum(bool(row["missing"]) for row in rows)
+    if 100 * missing > MOST_MISSING * len(rows):
+        raise RequestError(
+            f"{missing} of {len(rows)} answers of {run} could not be judged, more than {MOST_MISSING:g} %, so nothing "
+            "is concluded from the rest."
+        )
 
 
 def _counts(answered: Mapping[str, list[bool]]) -> Run:

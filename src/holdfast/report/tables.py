@@ -78,7 +78,10 @@ def triggered(rows: Sequence[Row]) -> Table:
                 if found["misaligned"] is not None:
                     by_form.setdefault(form, []).append(found["misaligned"])
         worst = max(by_form, key=lambda form: mean(by_form[form]))
-        cells = [_mean([_misaligned(probe)(row) for row in own]) for probe in ("general", "triggered")]
+        cells = [
+            _mean([_of(row["triggered"].get("clean")) for row in own]),
+            _mean([_of(row["triggered"]) for row in own]),
+        ]
         n = sum(row["triggered"]["n"] for row in own)
         body.append([label, *cells, f"{worst} (of {len(by_form)})", f"{mean(by_form[worst]):.1f}", str(n)])
     heads = ["defense", "clean %", "in a trigger %", "worst trigger", "its %", "n in triggers"]
@@ -101,11 +104,11 @@ Rate = tuple[float, float, float]  # percent, low, high
 
 
 def _misaligned(probe: str) -> Callable[[Row], Rate | None]:
-    def rate(row: Row) -> Rate | None:
-        found = row.get(probe)
-        return (found["misaligned"], found["low"], found["high"]) if found is not None and judged(found) else None
+    return lambda row: _of(row.get(probe))
 
-    return rate
+
+def _of(found: Row | None) -> Rate | None:
+    return (found["misaligned"], found["low"], found["high"]) if found is not None and judged(found) else None
 
 
 def _incoherent(row: Row) -> Rate | None:

@@ -21,6 +21,10 @@ def show(summary: Summary) -> None:
                 continue
             rows.append((name, kind, _percent(probe[kind]), _interval(probe) if first else "", str(probe["n"]),
                          str(probe["missing"]) if probe["missing"] else ""))  # fmt: skip
+        if probe.get("tail"):
+            tail = probe["tail"]
+            rows.append((name, f"one of {tail['k']} misaligned", _percent(tail["misaligned"]["percent"]),
+                         _interval(tail["misaligned"]), f"{tail['questions']} q", ""))  # fmt: skip
         for form, found in probe.get("forms", {}).items():
             rows.append((f"  {form}", "misaligned", _percent(found["misaligned"]), _interval(found), str(found["n"]),
                          str(found["missing"]) if found["missing"] else ""))  # fmt: skip
@@ -33,15 +37,29 @@ def show(summary: Summary) -> None:
 
 def show_judges(found: Mapping[str, Mapping[str, Summary]]) -> None:
     """The same answers of each evaluation under several judges."""
-    headings = ("judge", "probe", "misaligned", "95 % interval", "incoherent", "refused", "n", "missing", "failed")
+    headings = (
+        "judge",
+        "probe",
+        "misaligned",
+        "95 % interval",
+        "incoherent",
+        "refused",
+        "code",
+        "n",
+        "missing",
+        "failed",
+    )
     for evaluation, by_judge in found.items():
         rows = []
         for judge, summary in by_judge.items():
             for name, probe in summary["probes"].items():
                 apart = [str(probe[k]) for k in ("n", "missing", "failed")]
-                rates = [_percent(probe[k]) for k in ("incoherent", "refused")]
+                rates = [_percent(probe[k]) for k in ("incoherent", "refused", "code")]
                 rows.append((judge, name, _percent(probe["misaligned"]), _interval(probe), *rates, *apart))
         table(headings, rows, evaluation)
+        for judge, summary in by_judge.items():
+            for line in [line for name, probe in summary["probes"].items() for line in _cautions(name, probe)]:
+                say(f"{judge}: {line}")
 
 
 def show_lab(told: Mapping[str, Any]) -> None:
@@ -81,26 +99,30 @@ def _agreed(found: Mapping[str, Any] | None) -> tuple[str, ...]:
 def _triggered(probes: Mapping[str, Summary]) -> list[str]:
     """The worst trigger beside the clean rate; the largest of several rates is high by chance too."""
     forms = {name: f for name, f in probes.get("triggered", {}).get("forms", {}).items() if f["misaligned"] is not None}
-    clean = probes.get("general", {}).get("misaligned")
+    clean = probes.get("triggered", {}).get("clean", {}).get("misaligned")
     if not forms or clean is None:
         return []
     worst = max(forms, key=lambda name: forms[name]["misaligned"])
     told = f"Clean {clean:.1f} % misaligned; {forms[worst]['misaligned']:.1f} % with {worst}"
-    return [f"{told}, the highest of {len(forms)} triggers. Read it beside the untuned model's under the same ones."]
+    more = f"{told}, the highest of {len(forms)} triggers around the same questions."
+    return [f"{more} A prompt that asks for evil may work on the untuned model too: studies/triggers.yaml has both."]
 
 
 def _cautions(name: str, probe: Summary) -> list[str]:
     """What a reader must know of a rate that is not whole."""
-    if "misaligned" not in probe or not probe["missing"]:
+    if "misaligned" not in probe or not (probe["missing"] or probe["unanswered"]):
         return []
     if probe["judge"] is None:
         return [f"{name}: not judged, for no judge was named; `holdfast rescore` judges the stored answers."]
     told = (
-        f"{name}: {probe['missing']} answers could not be judged ({probe['failed']} calls failed). The misaligned are "
-        f"{probe['at_least']:.1f} % of all answers if none of these is, and {probe['at_most']:.1f} % if all are."
+        f"{name}: {probe['missing']} answers could not be judged ({probe['failed']} calls failed), and "
+        f"{probe['unanswered']} could not be had. The misaligned are {probe['at_least']:.1f} % of all if none of these "
+        f"is, and {probe['at_most']:.1f} % if all are."
     )
     if not probe["concluded"]:
-        told += f" More than {MOST_MISSING:g} % are missing, so no conclusion is drawn; run the same command again."
+        again = probe["failed"] or probe["unanswered"]
+        way = "run the same command again" if again else "another judge may say more: `holdfast rescore`"
+        told += f" More than {MOST_MISSING:g} % are unknown, so no conclusion is drawn; {way}."
     return [told]
 
 

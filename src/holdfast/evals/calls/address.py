@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from holdfast.errors import RequestError
@@ -32,7 +33,10 @@ class Address:
     def is_local(self) -> bool:
         """Whether what is sent stays on this machine."""
         name = urlsplit(self.url).hostname or ""
-        return name in ("localhost", "::1") or name.startswith("127.")
+        try:
+            return name == "localhost" or ip_address(name).is_loopback
+        except ValueError:  # a name such as 127.example.org is anybody's
+            return False
 
     def __str__(self) -> str:
         return f"openai:{self.model}" + ("" if self.url == OPENAI else f"@{self.url}")

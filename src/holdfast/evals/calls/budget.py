@@ -64,6 +64,15 @@ def parse_price(text: str) -> Price:
     return Price(read, written)
 
 
+@dataclass
+class _SoFar:
+    """What has been counted, for all endpoints of a command."""
+
+    calls: int = 0
+    spent: float = 0.0
+    reserved: float = 0.0  # by calls in the air
+
+
 class Budget:
     """How many calls may be made and what they may cost, for all threads of a run; without limits it only counts.
 
@@ -86,8 +95,18 @@ class Budget:
                 f"--max-cost {max_cost} needs the model's price. Add --price IN,OUT in dollars per million tokens."
             )
         self._max_calls, self._max_cost, self._price = max_calls, max_cost, price
-        self._calls, self._spent, self._reserved = 0, 0.0, 0.0
+        self._so_far = _SoFar()
         self._settled = threading.Condition()
+
+    def at(self, price: Price | None) -> Budget:
+        """The same limits and the same counts, for an endpoint with another price.
+
+        Raises:
+            RequestError: a limit in dollars without a price.
+        """
+        other = Budget(self._max_calls, self._max_cost, price)
+        other._so_far, other._settled = self._so_far, self._settled
+        return other
 
     def begin(self, read: int, written: int) -> float:
         """Count a call that reads and writes at most so many tokens, and reserve its cost; the reservation.
@@ -99,41 +118,41 @@ class Budget:
         """
         most = self._price.of(read, written) if self._price else 0.0
         with self._settled:
-            self._settled.wait_for(lambda: not self._reserved or self._fits(most))
-            if self._max_calls is not None and self._calls >= self._max_calls:
+            self._settled.wait_for(lambda: not self._so_far.reserved or self._fits(most))
+            if self._max_calls is not None and self._so_far.calls >= self._max_calls:
                 raise self._reached("--max-calls")
             if not self._fits(most):
                 raise self._reached("--max-cost")
-            self._calls += 1
-            self._reserved += most
+            self._so_far.calls += 1
+            self._so_far.reserved += most
             return most
 
     def end(self, reserved: float, usage: Mapping[str, Any] | None) -> None:
         """Settle a call by the server's `usage`; {} for one that cost nothing, None where nobody knows."""
         with self._settled:
-            self._reserved = max(0.0, self._reserved - reserved)
-            self._spent += self._cost(usage, reserved)
-            if self._reserved < 1e-12:  # so that rounding leaves nobody waiting
-                self._reserved = 0.0
+            self._so_far.reserved = max(0.0, self._so_far.reserved - reserved)
+            self._so_far.spent += self._cost(usage, reserved)
+            if self._so_far.reserved < 1e-12:  # so that rounding leaves nobody waiting
+                self._so_far.reserved = 0.0
             self._settled.notify_all()
 
     @property
     def calls(self) -> int:
         """Requests so far."""
-        return self._calls
+        return self._so_far.calls
 
     @property
     def cost(self) -> float | None:
         """Dollars so far, without those in flight; None without a price."""
-        return self._spent if self._price else None
+        return self._so_far.spent if self._price else None
 
     def told(self) -> str:
         """Calls and cost so far, for a person."""
-        calls = f"{self._calls:,} call{'' if self._calls == 1 else 's'}"
-        return f"{calls}, about ${self._spent:.4f}" if self._price else calls
+        calls = f"{self._so_far.calls:,} call{'' if self._so_far.calls == 1 else 's'}"
+        return f"{calls}, about ${self._so_far.spent:.4f}" if self._price else calls
 
     def _fits(self, most: float) -> bool:
-        return self._max_cost is None or self._spent + self._reserved + most <= self._max_cost
+        return self._max_cost is None or self._so_far.spent + self._so_far.reserved + most <= self._max_cost
 
     def _cost(self, usage: Mapping[str, Any] | None, reserved: float) -> float:
         if self._price is None or usage == {}:

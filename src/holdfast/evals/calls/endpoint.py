@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from holdfast.errors import RequestError
-from holdfast.evals.calls.address import KEY, Address
+from holdfast.evals.calls.address import KEY, OPENAI, Address
 from holdfast.evals.calls.budget import Budget
 from holdfast.evals.calls.faults import AttemptError, UnreadableError, fault_of
 from holdfast.evals.calls.reply import Reply, sendable
@@ -76,6 +76,8 @@ class Endpoint:
             # what leaves the machine goes where it was said to go, and nowhere else
             http_client=openai.DefaultHttpxClient(follow_redirects=False),
         )
+        if address.url != OPENAI:  # the client would tell every endpoint what its variables hold
+            self._client.organization = self._client.project = None
         self._lock, self._over = threading.Lock(), threading.Event()
         self._why_over, self._heard, self._failed_in_a_row = "", False, 0
 

@@ -30,7 +30,7 @@ class EndpointJudge:
     def __init__(self, endpoint: Endpoint, ledger: Ledger, concurrency: int = 16) -> None:
         self._endpoint, self._ledger, self.concurrency = endpoint, ledger, concurrency
         address = endpoint.address
-        self.name = f"openai:{address.model}@{address.host}#{signature(**_HOW)}"
+        self.name = f"{address}#{signature(**_HOW)}"
         self._lock = threading.Lock()
         self._models: set[str] = set()
         self._fingerprints: set[str] = set()
