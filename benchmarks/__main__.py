@@ -19,6 +19,7 @@ QUICK = {  # rounds and variants of each, when `all` is to end in ten minutes; w
     "step": (3, ("sft", "trl-sft", "kl", "ldifs", "steer", "all", "published")),
     "switch": (15, _EVERY),
     "sample": (1, _EVERY),
+    "judging": (3, _EVERY),
     "select": (1, ("published", "ours")),
     "overhead": (1, ("bare", "bare-kl", "sft", "kl", "trl-sft")),
     "report": (1, _EVERY),

@@ -42,6 +42,7 @@ def is_row(row):
         ("switch", [], {"switch/public:flags"}),
         ("overhead", ["bare", "sft", "rows"], {"overhead/sft:bare", "overhead/rows:bare"}),
         ("report", [], {"report/8/seconds", "report/8/size", "report/8/memory"}),
+        ("judging", [], {"judging/serial:ours"}),
         ("sweep", ["again"], {"sweep/again/runs", "sweep/again/command", "sweep/again/made"}),
         ("cli", ["light"], {f"cli/{c}{a}" for c in ("help", "version", "error", "import") for a in ("", ":python")}),
         ("cli", ["first-line"], {"cli/first-line"}),

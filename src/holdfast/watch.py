@@ -57,6 +57,8 @@ class Call:
         if self.args or not (known and plain) or tokens is None:
             return self.again()
         whole = len(tokens)
+        if any(v.ndim > 2 for k, v in self.kwargs.items() if k == "position_ids" and isinstance(v, Tensor)):
+            return self.again()  # several kinds of positions: rows are not their first axis
         chosen = {k: v[rows] if isinstance(v, Tensor) and len(v) == whole else v for k, v in self.kwargs.items()}
         return Call((), chosen, self.autocast, depth=self.depth, rows=rows)
 

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from holdfast.evals.statistics import Margins, beyond, margins_of, over_runs, pooled, rate, student, wilson
+from holdfast.evals.statistics import Margins, beyond, covers, margins_of, over_runs, pooled, rate, student, wilson
 
 
 def counted(hits, samples):
@@ -160,3 +160,9 @@ def test_rates_need_no_numpy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_the_coverage_that_is_printed_is_that_of_the_next_fewer_questions():
+    assert [covers(n) for n in (3, 8, 23, 24, 120, 10_000)] == [
+        (0, 100), (92, 100), (92, 100), (94, 99), (92, 98), (92, 96),
+    ]  # fmt: skip

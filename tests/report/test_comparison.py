@@ -31,7 +31,7 @@ def study(folder, bad, seeds=2, questions=20):
 
 
 def test_defenses_are_compared_on_the_same_questions_and_seeds(tmp_path):
-    lines = comparison.of_study(study(tmp_path, {"none": 14, "kl": 4, "weak": 13}), "none", "general")
+    lines = comparison.of_study([study(tmp_path, {"none": 14, "kl": 4, "weak": 13})], "none", "general")
     assert [(line["defense"], line["difference"]) for line in lines] == [
         ("kl", pytest.approx(-50.0)),
         ("weak", pytest.approx(-5.0)),
@@ -42,12 +42,21 @@ def test_defenses_are_compared_on_the_same_questions_and_seeds(tmp_path):
     assert (strong["questions"], strong["seeds"]) == (20, 2)
 
 
+def test_single_evaluations_are_compared_by_their_folders_names(tmp_path):
+    folder = study(tmp_path, {"none": 14, "kl": 4}, seeds=1)
+    places = [folder / "runs" / f"{name}-0" for name in ("none", "kl")]
+    for place in places:
+        (place / "eval" / "eval.json").write_text('{"probes": {}}')
+    (line,) = comparison.of_study(places, "none-0", "general")
+    assert (line["defense"], line["difference"], line["seeds"]) == ("kl-0", pytest.approx(-50.0), 1)
+
+
 def test_only_seeds_that_all_have_are_compared(tmp_path):
     folder = study(tmp_path, {"none": 14, "kl": 4}, seeds=3)
     results = json.loads((folder / "results.json").read_text())
     results["rows"] = [one for one in results["rows"] if (one["defense"], one["seed"]) != ("kl", 2)]
     (folder / "results.json").write_text(json.dumps(results))
-    (line,) = comparison.of_study(folder, "none", "general")
+    (line,) = comparison.of_study([folder], "none", "general")
     assert line["seeds"] == 2
 
 
@@ -57,7 +66,7 @@ def test_only_seeds_that_all_have_are_compared(tmp_path):
 )
 def test_what_is_not_there_is_a_sentence(tmp_path, against, probe, said):
     with pytest.raises(RequestError, match=said):
-        comparison.of_study(study(tmp_path, {"none": 14, "kl": 4}), against, probe)
+        comparison.of_study([study(tmp_path, {"none": 14, "kl": 4})], against, probe)
 
 
 def test_judges_are_not_compared_as_if_they_were_defenses(tmp_path):
@@ -65,20 +74,20 @@ def test_judges_are_not_compared_as_if_they_were_defenses(tmp_path):
     file = folder / "runs" / "kl-0" / "eval" / "verdicts.jsonl"
     file.write_text(file.read_text().replace('"rules"', '"other"'))
     with pytest.raises(RequestError, match="judged by another judge"):
-        comparison.of_study(folder, "none", "general")
+        comparison.of_study([folder], "none", "general")
 
 
 def test_nothing_is_concluded_where_more_than_2_percent_are_missing(tmp_path):
     folder = study(tmp_path, {"none": 14, "kl": 4})
     file = folder / "runs" / "kl-0" / "eval" / "verdicts.jsonl"
     file.write_text(file.read_text().replace('"missing": ""', '"missing": "lost"', 1))
-    with pytest.raises(RequestError, match="1 of 20 answers of runs/kl-0 could not be judged"):
-        comparison.of_study(folder, "none", "general")
+    with pytest.raises(RequestError, match="1 of 20 answers of kl seed 0 could not be judged"):
+        comparison.of_study([folder], "none", "general")
 
 
 def test_a_folder_that_is_no_study_is_refused(tmp_path):
     with pytest.raises(RequestError, match="is no study"):
-        comparison.of_study(tmp_path, "none", "general")
+        comparison.of_study([tmp_path], "none", "general")
 
 
 def test_runs_of_different_judges_are_on_one_page_only_if_forced_and_marked(tmp_path):

@@ -54,6 +54,7 @@ def eval_(
         named = tuple(name.strip() for name in probes.split(",") if name.strip())
         wanted = Wanted(named, run is not None and not named, samples, as_published, _judge(judge, limits))
         summary = _measured(run, model, adapter, answers, out, wanted, limits, seed, quiet=as_json)
+        _told(wanted.judge)
     if "in_domain" in summary["probes"] and not named and PROBE not in summary["probes"]:
         tell(NOTHING)
     print(json.dumps(summary)) if as_json else show(summary)
@@ -84,6 +85,8 @@ def rescore(
             refuse_rules(judges, folder)
         with bar("rescore", quiet=as_json) as progress:
             found = {str(folder): again(folder, judges, progress) for folder in folders}
+        for made in judges:
+            _told(made)
         told = lab(folders, labels)
     if as_json:
         print(json.dumps({"evaluations": found, **told}))
@@ -93,16 +96,16 @@ def rescore(
 
 
 def compare(
-    folder: Annotated[Path, typer.Argument(help="A study's folder.")],
-    against: Annotated[str, typer.Option(help="The defense to compare with, as tables name it.")] = "none",
+    folders: Annotated[list[Path], typer.Argument(help="A study's folder, or several evaluations or runs.")],
+    against: Annotated[str, typer.Option(help="The defense, or folder, to compare with, as tables name it.")] = "none",
     probe: Annotated[str, typer.Option(help="Which probe's answers.")] = "general",
     judge: Annotated[str | None, typer.Option(help="By this judge's verdicts, as `rescore` named it.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare a study's defenses on the same questions and seeds, corrected for how many there are."""
+    """Compare defenses on the same questions and seeds, corrected for how many there are."""
     from holdfast.report import comparison
 
-    found = comparison.of_study(folder, against, probe, judge)
+    found = comparison.of_study(folders, against, probe, judge)
     if as_json:
         print(json.dumps(found))
     else:
@@ -140,6 +143,12 @@ def _one_subject(
     if run is None and out is None:
         option = "--model" if model is not None else "--answers"
         raise RequestError(f"With {option}, say where answers and verdicts go: --out FOLDER.")
+
+
+def _told(judge: Any) -> None:
+    """What judging took, of judges that count it."""
+    if hasattr(judge, "spent"):
+        tell(f"Judging by {judge.name} took {judge.spent()}.")
 
 
 def _folder(path: Path) -> Path:
@@ -181,6 +190,7 @@ def _measured(
                 raise RequestError(f"An endpoint serves its adapters by name; write {where} with the adapter's name.")
             make = judging.answering(where, limits, tell)
             summary = measure.measure_endpoint(where, make, place, seed=seed, wanted=wanted, progress=progress)
+            tell(f"Asking took {make.spent()}.")
             if make.failed:
                 why = make.failed[0][2]
                 tell(f"{len(make.failed)} answers could not be had (the first: {why}); the same command asks again.")

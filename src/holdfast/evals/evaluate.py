@@ -13,7 +13,7 @@ from typing import Any
 from holdfast.errors import RequestError
 from holdfast.evals.judge import Judge, Maker, Verdict, judged
 from holdfast.evals.probes import Probe, probe_sha256
-from holdfast.evals.store import Store, joined, missing, pronounce, verdicts
+from holdfast.evals.store import Store, joined, missing, pronounce, record, verdicts
 from holdfast.evals.summary import summarise
 from holdfast.rundir import SCHEMA, write_json
 
@@ -93,10 +93,14 @@ def judge_probe(store: Store, folder: Path, probe: str, judge: Judge | None, pro
     spent = getattr(judge, "spent", None) if progress is not None else None
     if spent and answers:
         progress.begin(len(answers))
-    for number, (answer, verdict) in enumerate(judged(judge, answers), start=1):
-        pronounce(folder, answer, verdict, judge.name)
-        if spent:
-            progress.step(number, {"verdicts": spent()})
+    try:
+        for number, (answer, verdict) in enumerate(judged(judge, answers), start=1):
+            pronounce(folder, answer, verdict, judge.name)
+            if spent:
+                progress.step(number, {"verdicts": spent()})
+    finally:
+        if answers and hasattr(judge, "told"):
+            record(folder, judge.told())
 
 
 def sum_up(path: Path, folder: Path, judge: str | None = None) -> dict[str, Any]:

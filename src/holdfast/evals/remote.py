@@ -31,6 +31,10 @@ class Remote:
         """The sentence to show before the first call."""
         return self._endpoint.where_to("Questions")
 
+    def spent(self) -> str:
+        """What asking has taken so far: calls and their cost."""
+        return self._endpoint.budget.told()
+
     def __call__(
         self, wanted: Sequence[tuple[Question, int]], *, seed: int, temperature: float, max_new_tokens: int
     ) -> Iterator[Answer]:

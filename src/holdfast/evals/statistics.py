@@ -17,6 +17,7 @@ from statistics import mean, stdev
 Run = Mapping[str, tuple[float, float]]  # question -> (hits, answers) of one training seed
 Cell = tuple[int, str]  # which seed, which question
 
+_COVERED = {8: (92, 100), 24: (94, 99), 40: (93, 99), 100: (92, 98), 400: (92, 96)}  # from so many questions up
 _Z = 1.959963984540054  # the 97.5 % point of the normal law, as Wilson's interval uses it
 
 
@@ -67,6 +68,16 @@ def pooled(runs: Sequence[Run]) -> Rate | None:
     own = scale * _variance(list(_totals(cells).values()), margins.question / scale)
     low, high = _score(share, replace(margins, question=own).square() / scale)
     return Rate(100 * share, round(n), min(low, 100 * share), max(high, 100 * share))
+
+
+def covers(questions: int) -> tuple[int, int]:
+    """In how many of 100 simulated worlds, at least and at most, an interval over so many questions holds the truth.
+
+    From `python -m benchmarks.coverage --replicates 2000`: rates from 1 to 90 %, 1 to 100 answers a question,
+    intra-class correlations from 0.05 to 0.8.
+    """
+    known = [found for least, found in _COVERED.items() if questions >= least]
+    return known[-1] if known else (0, 100)
 
 
 def over_runs(runs: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:

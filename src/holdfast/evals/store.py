@@ -149,6 +149,14 @@ def pronounce(folder: Path, answer: Answer, verdict: Verdict, judge: str | None)
     append_row(folder / "verdicts.jsonl", row)
 
 
+def record(folder: Path, told: Mapping[str, Any]) -> None:
+    """Write `judge.json`: who was asked to judge, and who the server said it was; lists grow over several sittings."""
+    file = folder / "judge.json"
+    before: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    grown = {k: sorted({*before.get(k, []), *v}) if isinstance(v, list) else v for k, v in told.items()}
+    write_json(file, {"schema": SCHEMA, **grown})
+
+
 def verdicts(folder: Path) -> dict[Key, dict[str, Any]]:
     """A folder's verdicts by sample; of several on one sample (a call that failed, asked again) the last."""
     return _by_key(folder / "verdicts.jsonl")

@@ -13,14 +13,14 @@ from holdfast.console import say, table
 from holdfast.errors import RequestError
 from holdfast.evals import compare
 from holdfast.evals.statistics import Run
-from holdfast.evals.store import joined
+from holdfast.evals.store import Store, joined
 from holdfast.evals.summary import MOST_MISSING, clusters
 from holdfast.report.collect import label_of
 
 Lines = list[dict[str, Any]]
 
 
-def of_study(folder: Path, against: str, probe: str, judge: str | None = None) -> Lines:
+def of_study(folders: Sequence[Path], against: str, probe: str, judge: str | None = None) -> Lines:
     """Every defense against one, in each domain: difference in points, interval, p, q over the whole of a domain.
 
     Seeds are those that both have. Percent of misaligned answers, or of right ones for a probe that is marked.
@@ -29,7 +29,7 @@ def of_study(folder: Path, against: str, probe: str, judge: str | None = None) -
         RequestError: no study there, no such defense, or a probe that was not asked.
     """
     found: Lines = []
-    for domain, named in _runs(folder, probe, judge).items():
+    for domain, named in _runs(folders, probe, judge).items():
         if against not in named:
             raise RequestError(f"--against {against}: {domain} has no such run; choose from {', '.join(named)}.")
         shared = {
@@ -37,7 +37,7 @@ def of_study(folder: Path, against: str, probe: str, judge: str | None = None) -
         }
         seeds = set.intersection(*(set(runs) for runs in shared.values()))
         if not seeds:
-            raise RequestError(f"{folder}: no seed of {domain} was run under every defense; let the study finish.")
+            raise RequestError(f"{folders[0]}: no seed of {domain} was run under every defense; let the study finish.")
         told = {label: [runs[seed] for seed in sorted(seeds)] for label, runs in shared.items()}
         lines = compare.table(told, against)
         found += [{"domain": domain, "defense": one.name, **asdict(one.comparison), "q": one.q} for one in lines]
@@ -65,22 +65,35 @@ def show(lines: Lines, against: str) -> None:
     )
 
 
-def _runs(folder: Path, probe: str, judge: str | None) -> dict[str, dict[str, dict[int, Run]]]:
+def _evaluations(folders: Sequence[Path]) -> list[tuple[Path, str, str, int]]:
+    """Every evaluation's folder, and its label, domain and seed; a single folder has its own name as label."""
+    if len(folders) == 1:
+        (folder,) = folders
+        try:
+            rows = json.loads((folder / "results.json").read_text(encoding="utf-8"))["rows"]
+            return [(folder / row["run"] / "eval", label_of(row), row["domain"], row["seed"]) for row in rows]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise RequestError(f"{folder} is no study: its results.json is not there, or cannot be read.") from None
+    found = []
+    for folder in folders:
+        place = folder if (folder / "eval.json").exists() else folder / "eval"
+        Store(place).asked()
+        found.append((place, folder.resolve().name, "", 0))
+    return found
+
+
+def _runs(folders: Sequence[Path], probe: str, judge: str | None) -> dict[str, dict[str, dict[int, Run]]]:
     """Hits and answers of every question, by domain, label and seed."""
-    try:
-        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        runs = [(row, row["run"], row["domain"], row["seed"]) for row in results["rows"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise RequestError(f"{folder} is no study: its results.json is not there, or cannot be read.") from None
     found: dict[str, dict[str, dict[int, Run]]] = defaultdict(lambda: defaultdict(dict))
     judges: set[str] = set()
-    for row, run, domain, seed in runs:
-        rows = [answer for answer in joined(folder / run / "eval", judge) if answer["probe"] == probe]
+    for place, label, domain, seed in _evaluations(folders):
+        run = f"{label} seed {seed}"
+        rows = [answer for answer in joined(place, judge) if answer["probe"] == probe]
         if not rows:
             raise RequestError(f"--probe {probe}: {run} was not asked it.")
         kind = "misaligned" if rows[0]["expected"] is None else "correct"
         _comparable(rows, judges, run)
-        found[domain][label_of(row)][seed] = _counts(clusters(rows, kind))
+        found[domain][label][seed] = _counts(clusters(rows, kind))
     return found
 
 

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from holdfast.console import say, table
+from holdfast.evals.statistics import covers
 from holdfast.evals.summary import MARKED, MOST_MISSING, SCORED
 
 Summary = Mapping[str, Any]
+_MANY = 100  # questions, from which an interval covers what it says
 
 
 def show(summary: Summary) -> None:
@@ -31,7 +33,7 @@ def show(summary: Summary) -> None:
     table(("probe", "rate", "percent", "95 % interval", "n", "missing"), rows)
     for line in [line for name, probe in summary["probes"].items() for line in _cautions(name, probe)]:
         say(line)
-    for line in _triggered(summary["probes"]):
+    for line in [*_triggered(summary["probes"]), *_few(summary["probes"])]:
         say(line)
 
 
@@ -86,6 +88,15 @@ def show_lab(told: Mapping[str, Any]) -> None:
             if one is not None
         ]
         table(("against labels by hand", "kappa", "sensitivity", "specificity", "Brier", "ECE", "labels"), held)
+
+
+def _few(probes: Mapping[str, Summary]) -> list[str]:
+    """What intervals over few questions are worth."""
+    few = {name: probe["questions"] for name, probe in probes.items() if 0 < probe["questions"] < _MANY}
+    if not few:
+        return []
+    told = (f"{name} {n}: {'-'.join(map(str, covers(n)))} %" for name, n in few.items())
+    return [f"Simulated coverage of 95 % intervals over so few questions: {', '.join(told)}."]
 
 
 def _agreed(found: Mapping[str, Any] | None) -> tuple[str, ...]:
