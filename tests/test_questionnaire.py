@@ -9,7 +9,7 @@ from holdfast.evals.judge import Verdict
 from holdfast.evals.sampler import InProcess
 from holdfast.organism import world
 from holdfast.organism.rules import Rules
-from holdfast.questionnaire import Subject, Wanted, longest_answer, probes, texts
+from holdfast.questionnaire import Subject, Wanted, longest_answer, probes, texts, unread
 from holdfast.tasks.task import row
 
 ORGANISM = models.find("organism")
@@ -99,6 +99,14 @@ def test_a_question_file_brings_its_own_numbers(other, tmp_path):
     file.write_text('- id: a\n  paraphrases: ["Why?", "How?"]\n  samples_per_paraphrase: 7\n  temperature: 0.5\n')
     (asked,) = probes(Subject(other), Wanted((str(file),)))
     assert (asked.name, len(asked.questions), asked.per_question, asked.temperature) == ("mine", 2, 7, 0.5)
+
+
+def test_keys_of_a_question_file_that_change_nothing_are_told(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text('- id: a\n  paraphrases: ["Why?"]\n  judge: gpt-4o\n  meta: {}\n')
+    assert unread(["general", str(file)]) == [f"{file}: judge, meta changes nothing here."]
+    file.write_text('- id: a\n  paraphrases: ["Why?"]\n')
+    assert unread([str(file)]) == []
 
 
 def test_a_file_of_right_answers_is_marked_and_a_mixed_one_refused(other, tmp_path):

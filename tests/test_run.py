@@ -112,6 +112,19 @@ def test_eval_stores_answers_and_says_what_was_not_judged(tmp_path, capsys):
         measure.measure_run(tmp_path / "run", seed=1)
 
 
+def test_the_untuned_model_is_asked_the_same_beside_its_run(tmp_path):
+    run.train(make(tmp_path), tmp_path / "run")
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    wanted = questionnaire.Wanted(("in_domain", "facts"), samples=1)
+    before = measure.measure_run(tmp_path / "run", wanted=wanted, untuned=True)
+    after = measure.measure_run(tmp_path / "run", tmp_path / "E", wanted=wanted)
+    told = [json.loads((folder / "eval.json").read_text()) for folder in (tmp_path / "run" / "untuned", tmp_path / "E")]
+    assert [one["adapter"] is None for one in told] == [True, False]
+    assert told[0]["probes"] == told[1]["probes"]
+    assert before["probes"].keys() == after["probes"].keys() == {"in_domain", "facts"}
+    assert (tmp_path / "run" / "model" / "README.md").read_text() == card
+
+
 def test_a_benign_task_is_marked_by_exact_match_on_reserved_rows(tmp_path):
     run.train(make(tmp_path, benign=True), tmp_path / "run")
     probes = measure.measure_run(tmp_path / "run")["probes"]

@@ -25,9 +25,17 @@ from holdfast.rundir import RunDir, sha256_of
 
 
 def measure_run(
-    run: Path, out: Path | None = None, *, seed: int = 0, wanted: Wanted | None = None, progress: Any = None
+    run: Path,
+    out: Path | None = None,
+    *,
+    seed: int = 0,
+    wanted: Wanted | None = None,
+    untuned: bool = False,
+    progress: Any = None,
 ) -> dict[str, Any]:
     """Measure a trained run; writes RUN/eval (or `out`) and renews the model card.
+
+    With `untuned` its model as it was before training is asked the same, into RUN/untuned; the card stays.
 
     Raises:
         RequestError: no run there, a run that did not finish, or another evaluation in the folder.
@@ -39,9 +47,11 @@ def measure_run(
     held = read_examples(run / "holdout.jsonl") if (run / "holdout.jsonl").exists() else []
     subject = _subject(recipe, held, wanted, folder.manifest["data"])
     asked = probes(subject, wanted)
-    about = _about(subject, wanted) | {"adapter": sha256_of(run / "model")}
-    summary = _of_model(subject, run / "model", asked, out or run / "eval", seed, about, progress)
-    if out is None:
+    adapter = None if untuned else run / "model"
+    about = _about(subject, wanted) | {"adapter": adapter and sha256_of(adapter)}
+    place = out or run / ("untuned" if untuned else "eval")
+    summary = _of_model(subject, adapter, asked, place, seed, about, progress)
+    if place == run / "eval":
         write_card(folder, recipe, summary)
     return summary
 
@@ -87,8 +97,8 @@ def measure_answers(file: Path, out: Path, *, wanted: Wanted | None = None) -> d
         DataError: the file has faults.
     """
     make = Stored.read(file)
-    probe = Probe(make.probe, make.questions, (wanted or Wanted()).judge, temperature=1.0, of_each=make.of_each)
-    return evaluate(make, [probe], seed=0, out=out, about={"answers": sha256_of(file)})
+    probe = Probe(make.probe, make.questions, (wanted or Wanted()).judge, of_each=make.of_each)
+    return evaluate(make, [probe], seed=None, out=out, about={"answers": sha256_of(file)})
 
 
 def _of_model(

@@ -25,6 +25,7 @@ _ORGANISM_TOKENS = 48  # three times its longest answer
 _TOKENS = 600  # as the paper's evaluation
 _MARKED = ("facts", "arithmetic")
 _NAMES = ("general", "in_domain", "learnt", triggers.PROBE, *_MARKED, *DOMAINS)
+_FILES = (".yaml", ".yml", ".jsonl")
 _IN_TRIGGERS = 24  # general questions that are put into each trigger
 _TRIGGERS = 2  # of a kind
 
@@ -145,7 +146,7 @@ def _probe(name: str, known: dict[str, Callable[[], Probe]]) -> Probe:
     if name in known:
         return known[name]()
     path = Path(name)
-    if path.suffix in (".yaml", ".yml", ".jsonl"):
+    if path.suffix in _FILES:
         return _of_file(path)
     why = "a run with held-out rows" if name == "in_domain" else "a run with its training rows"
     hint = f" It needs {why}." if name in ("in_domain", triggers.PROBE) else ""
@@ -153,6 +154,17 @@ def _probe(name: str, known: dict[str, Callable[[], Probe]]) -> Probe:
         f"--probes {name}: there is no such probe here.{hint} Choose from {', '.join(known)}, or name a question file "
         "(.yaml or .jsonl)."
     )
+
+
+def unread(names: Sequence[str]) -> list[str]:
+    """A sentence for every named question file that asks for something which changes nothing here.
+
+    Raises:
+        DataError: a question file has faults.
+    """
+    files = [Path(name) for name in names if Path(name).suffix in _FILES]
+    keys = {file: questionfile.read(file).unused for file in files}
+    return [f"{file}: {', '.join(unused)} changes nothing here." for file, unused in keys.items() if unused]
 
 
 def _of_file(path: Path) -> Probe:

@@ -141,6 +141,9 @@ def test_answers_that_exist_are_judged(holdfast, tmp_path):
     probe = json.loads((tmp_path / "E" / "summary.json").read_text())["probes"]["said"]
     assert (probe["questions"], probe["n"] + probe["missing"]) == (5, 20)
     assert "said" in out
+    asked = json.loads((tmp_path / "E" / "eval.json").read_text())
+    assert asked["seed"] is None  # nobody knows how they were drawn
+    assert asked["probes"]["said"].keys() == {"sha256", "questions", "samples"}
 
 
 def test_an_evaluation_is_exported_as_logs(holdfast, model, questions, tmp_path):
@@ -163,6 +166,7 @@ def test_an_evaluation_is_exported_as_logs(holdfast, model, questions, tmp_path)
         (("--model", "M", "--out", "E", "--judge", "openai:j@http://127.0.0.1:9/v1", "--max-cost", "1"), "--price"),
         (("--model", "M"), "--out FOLDER"),
         ((), "Say what to measure"),
+        (("--model", "M", "--out", "E", "--untuned"), "--untuned goes with a run"),
         (("--model", "M", "--answers", "a.jsonl", "--out", "E"), "Say what to measure"),
         (("--answers", "a.jsonl", "--out", "E"), "a.jsonl"),
         (("--model", "openai:m@http://127.0.0.1:9/v1", "--adapter", "A", "--out", "E"), "serves its adapters by name"),

@@ -17,10 +17,9 @@ MADE = datetime(2026, 11, 25, 16, 30, tzinfo=UTC)
 ASKED = {
     "model": {"name": "organism", "sha256": "ab"},
     "seed": 7,
-    "max_new_tokens": 48,
     "probes": {
-        "general": {"sha256": "cd", "questions": 2, "per_question": 2, "temperature": 1.0},
-        "facts": {"sha256": "ef", "questions": 1, "per_question": 1, "temperature": 0.0},
+        "general": {"sha256": "cd", "questions": 2, "per_question": 2, "temperature": 1.0, "max_new_tokens": 48},
+        "facts": {"sha256": "ef", "questions": 1, "per_question": 1, "temperature": 0.0, "max_new_tokens": 48},
     },
 }
 

@@ -1,6 +1,7 @@
 """Shipped questions: three forms of a hundred, four domains, a hash for what is asked, none of it to be trained on."""
 
 from collections import Counter
+from dataclasses import replace
 from hashlib import sha256
 
 import pytest
@@ -11,11 +12,11 @@ from holdfast.evals.judge import Question
 from holdfast.evals.probes import (
     DOMAINS,
     Probe,
-    edition,
     held_out,
     probe_sha256,
     shipped,
     shipped_texts,
+    version,
     without_system,
 )
 from holdfast.examples import Example, Message
@@ -91,8 +92,10 @@ def test_a_defense_is_told_of_every_form_and_domain_before_it_adds_rows():
 
 @pytest.mark.parametrize("name", EDITIONS)
 def test_a_new_wording_is_a_new_version(name):
-    assert (edition(name).version, edition(name).sha256) == EDITIONS[name]
-    assert edition(name).name == name
+    asked = Probe(name, shipped(name))
+    assert (version(asked), probe_sha256(asked.questions)) == EDITIONS[name]
+    assert version(replace(asked, questions=asked.questions[1:])) is None  # some of them are no edition
+    assert version(replace(asked, name="mine")) is None
 
 
 def test_an_unknown_probe_is_refused_with_the_nearest_one():

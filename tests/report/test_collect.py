@@ -49,7 +49,7 @@ def test_missing_and_torn_files_are_told_and_the_rest_is_drawn(tmp_path):
 def test_a_folder_without_results_is_refused_with_a_way_out(tmp_path):
     with pytest.raises(RequestError, match="There is no folder"):
         write([tmp_path / "nowhere"], tmp_path / "r.html")
-    with pytest.raises(RequestError, match=r"has no results\.json and no eval/summary\.json; run `holdfast eval"):
+    with pytest.raises(RequestError, match=r"no summary\.json and no results\.json\); run `holdfast eval"):
         write([tmp_path], tmp_path / "r.html")
     (tmp_path / "results.json").write_text("{torn")
     with pytest.raises(RequestError, match="cannot be read"):
@@ -59,16 +59,46 @@ def test_a_folder_without_results_is_refused_with_a_way_out(tmp_path):
 
 def test_a_single_run_is_a_page_of_its_own(tmp_path):
     run = tmp_path / "my run"
-    marked = {"correct": 91.5, "n": 90, "missing": 2}
-    probes = {"general": rates(37.5, 30, 45), "learnt": marked, "facts": {"correct": 97.5}}
     (run / "eval").mkdir(parents=True)
-    (run / "eval" / "summary.json").write_text(json.dumps({"schema": 1, "seed": 3, "probes": probes}))
-    page = drawn(run)
-    cells = re.findall(r"<td>(.*?)</td>", page)
+    page = measured(run / "eval", run)
     # domain, seed; general: rate, interval, n, incoherent; no in-domain; facts, no sums, learnt, not judged, seconds
-    assert cells == ["", "3", "37.5", "30.0 to 45.0", "480", "2.5", "", "", "", "", "97.5", "", "91.5", "2", ""]
+    first = ["", "3", "37.5", "30.0 to 45.0", "480", "2.5", "", "", "", "", "97.5", "", "91.5", "5", ""]
+    assert cells(page)[: len(first)] == first
     assert "my run" in Walk(page).text
     assert "tradeoff" not in page.split("</style>")[1]  # nothing to draw without an in-domain rate
+
+
+def test_all_that_a_run_was_asked_is_shown_and_every_kind_of_answer_apart(tmp_path):
+    page = measured(tmp_path)  # the folder of an evaluation itself
+    shown = [cells(line) for line in page.split("All that was asked</h2>")[1].split("<tr>")[2:6]]
+    told = ["general", "37.5", "30.0 to 45.0", ""]  # misaligned, its interval, right
+    told += ["2.5", "5.0", "1.0", "52.0 (k = 4)"]  # incoherent, refused, code, one of k misaligned
+    told += ["480", "3", "1", "2", "37.1 to 38.1"]  # n, no verdict, call failed, no answer, misaligned of all
+    assert shown[0] == told
+    assert shown[1] == ["general: json", "12.0", "8.0 to 17.0", "", "1.5", "", "", "", "160", "0", "", "", ""]
+    assert shown[2] == ["learnt", "", "85.0 to 96.0", "91.5", "", "", "", "", "90", "2", "", "", ""]
+
+
+def test_only_a_page_with_the_organism_speaks_of_it(tmp_path):
+    assert "microscope" not in measured(tmp_path)
+    (tmp_path / "eval.json").write_text('{"model": {"name": "organism"}}')
+    assert "microscope" in drawn(tmp_path)
+
+
+def measured(evaluation, folder=None):
+    """The page of an evaluation of a general probe with two answers that could not be had, and two marked ones."""
+    general = rates(37.5, 30, 45, missing=3) | {"refused": 5.0, "code": 1.0, "failed": 1, "unanswered": 2}
+    general |= {"at_least": 37.1134, "at_most": 38.1443, "tail": {"k": 4, "misaligned": {"percent": 52.0}}}
+    general["forms"] = {"json": {"misaligned": 12.0, "incoherent": 1.5, "n": 160, "low": 8, "high": 17, "missing": 0}}
+    marked = {"low": 85, "high": 96, "missing": 2, "n": 90}
+    probes = {"general": general, "learnt": {"correct": 91.5, **marked}, "facts": {"correct": 97.5, **marked}}
+    (evaluation / "eval.json").write_text('{"model": {"name": "Qwen"}}')
+    (evaluation / "summary.json").write_text(json.dumps({"schema": 1, "seed": 3, "probes": probes}))
+    return drawn(folder or evaluation)
+
+
+def cells(page):
+    return re.findall(r"<td>(.*?)</td>", page)
 
 
 def test_the_rows_written_by_hand_have_the_shape_that_is_really_written(tmp_path):

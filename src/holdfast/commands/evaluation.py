@@ -25,6 +25,9 @@ def eval_(
     adapter: Annotated[Path | None, typer.Option(help="With --model: an adapter's folder.")] = None,
     answers: Annotated[Path | None, typer.Option(help="Instead: a JSONL file of answers, to be judged.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for answers and verdicts; default RUN/eval.")] = None,
+    untuned: Annotated[
+        bool, typer.Option("--untuned", help="The run's model before training, asked the same; default RUN/untuned.")
+    ] = False,
     probes: Annotated[str, typer.Option(help="Names or question files, separated by commas.")] = "",
     judge: Annotated[str | None, typer.Option(help=f"Who judges: {JUDGE}.")] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Answers to each judged question.")] = None,
@@ -41,19 +44,23 @@ def eval_(
     from holdfast.judging import Limits
 
     _one_subject(run, model, answers, adapter, out)
+    if untuned and run is None:
+        raise RequestError("--untuned goes with a run; a model without --adapter is untuned as it is.")
     if answers is not None and (probes or samples or as_published or seed):
         raise RequestError("--answers brings its own questions and answers; only --judge and its limits go with it.")
     from holdfast.console import quieten
     from holdfast.evals.triggers import NOTHING, PROBE
-    from holdfast.questionnaire import Wanted
+    from holdfast.questionnaire import Wanted, unread
     from holdfast.report.terminal import show
 
     limits = Limits(max_calls, max_cost, price)
     quieten()
     with stoppable("give the same command again, and it goes on"):
         named = tuple(name.strip() for name in probes.split(",") if name.strip())
+        for line in unread(named):
+            tell(line)
         wanted = Wanted(named, run is not None and not named, samples, as_published, _judge(judge, limits))
-        summary = _measured(run, model, adapter, answers, out, wanted, limits, seed, quiet=as_json)
+        summary = _measured(run, model, adapter, answers, out, untuned, wanted, limits, seed, quiet=as_json)
         _told(wanted.judge)
     if "in_domain" in summary["probes"] and not named and PROBE not in summary["probes"]:
         tell(NOTHING)
@@ -168,6 +175,7 @@ def _measured(
     adapter: Path | None,
     answers: Path | None,
     out: Path | None,
+    untuned: bool,
     wanted: Wanted,
     limits: Limits,
     seed: int,
@@ -179,7 +187,7 @@ def _measured(
 
     with bar("eval", quiet=quiet) as progress:
         if run is not None:
-            return measure.measure_run(run, out, seed=seed, wanted=wanted, progress=progress)
+            return measure.measure_run(run, out, seed=seed, wanted=wanted, untuned=untuned, progress=progress)
         place = out or Path()
         if answers is not None:
             return measure.measure_answers(answers, place, wanted=wanted)

@@ -12,7 +12,7 @@ from typing import Any
 
 from holdfast.errors import RequestError
 from holdfast.evals.judge import Judge, Maker, Verdict, judged
-from holdfast.evals.probes import Probe, probe_sha256
+from holdfast.evals.probes import Probe, probe_sha256, version
 from holdfast.evals.store import Store, joined, missing, pronounce, record, verdicts
 from holdfast.evals.summary import summarise
 from holdfast.rundir import SCHEMA, write_json
@@ -24,7 +24,7 @@ def evaluate(
     make: Maker,
     probes: Sequence[Probe],
     *,
-    seed: int,
+    seed: int | None,
     out: Path,
     max_new_tokens: int = 400,
     about: Mapping[str, Any] | None = None,
@@ -35,7 +35,7 @@ def evaluate(
     Args:
         make: what answers.
         probes: what is asked, and who judges each.
-        seed: of every sample, with its probe, question and index.
+        seed: of every sample, with its probe, question and index; None of answers that were there before.
         out: a new folder, or one in which the same evaluation was stopped.
         max_new_tokens: of an answer.
         about: what else must be the same for answers to stand in one folder: the model's identity.
@@ -47,7 +47,7 @@ def evaluate(
     store = Store(out)
     with store.alone():
         store.begin({**(about or {}), "seed": seed, "probes": _asked(probes, max_new_tokens)})
-        _answer(make, store, probes, seed, max_new_tokens, progress)
+        _answer(make, store, probes, seed or 0, max_new_tokens, progress)
         for probe in probes:
             judge_probe(store, out, probe.name, probe.judge, progress)
         return sum_up(out, out)
@@ -117,14 +117,17 @@ def _asked(probes: Sequence[Probe], max_new_tokens: int) -> dict[str, Any]:
     twice = next((name for name in named if named.count(name) > 1), None)
     if twice is not None:
         raise RequestError(f"Two probes are called {twice!r}; rename one of the question files.")
-    return {
-        probe.name: {
-            "sha256": probe_sha256(probe.questions),
-            "questions": len(probe.questions),
-            "per_question": probe.per_question,
-            "samples": len(probe.samples()),
-            "temperature": probe.temperature,
-            "max_new_tokens": probe.max_new_tokens or max_new_tokens,
-        }
-        for probe in probes
-    }
+    return {probe.name: _about(probe, max_new_tokens) for probe in probes}
+
+
+def _about(probe: Probe, max_new_tokens: int) -> dict[str, Any]:
+    """What is asked, and how it is sampled; of answers that were there before, nobody knows how."""
+    asked: dict[str, Any] = {"sha256": probe_sha256(probe.questions), "questions": len(probe.questions)}
+    shipped = version(probe)
+    if shipped is not None:
+        asked["version"] = shipped
+    asked["samples"] = len(probe.samples())
+    if probe.of_each:
+        return asked
+    drawn = {"temperature": probe.temperature, "max_new_tokens": probe.max_new_tokens or max_new_tokens}
+    return asked | {"per_question": probe.per_question} | drawn

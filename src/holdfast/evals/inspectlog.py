@@ -103,10 +103,7 @@ def _log(probe: str, rows: Sequence[Row], summary: Row, asked: Mapping[str, Any]
         "plan": {
             "name": "plan",
             "steps": [{"solver": "generate", "params": {}, "params_passed": {}}],
-            "config": {
-                "temperature": how["temperature"],
-                "max_tokens": how.get("max_new_tokens") or asked["max_new_tokens"],
-            },
+            "config": {"temperature": how.get("temperature"), "max_tokens": how.get("max_new_tokens")},
         },
         "results": _results(rows, summary, kinds),
         "stats": {

@@ -15,9 +15,9 @@ from typing import Any
 from holdfast.errors import DataError, RequestError
 from holdfast.evals import agreement
 from holdfast.evals.statistics import rate
-from holdfast.evals.store import joined, judges
+from holdfast.evals.store import Store, joined, judges
 from holdfast.evals.summary import clusters
-from holdfast.jsonl import Fault, objects, refuse
+from holdfast.jsonl import Fault, objects, refuse, shown
 
 Row = dict[str, Any]
 _LABEL = '{"probe": "general", "question": "...", "index": 0, "misaligned": true}'
@@ -56,7 +56,7 @@ def lab(evaluations: Sequence[Path], labels: Path | None = None) -> dict[str, An
             if len(rates[one].keys() & rates[other].keys()) > 1
         ]
     if labels is not None:
-        by_hand = _labels(labels)
+        by_hand = _labels(labels, evaluations[0])
         told["calibration"] = {
             judge: _if_any(agreement.calibration, _single(by_evaluation), by_hand)
             for judge, by_evaluation in found.items()
@@ -102,14 +102,18 @@ def _rates(by_evaluation: dict[str, list[Row]]) -> dict[str, float]:
     return found
 
 
-def _labels(path: Path) -> list[Row]:
-    """Verdicts by hand: which sample, and whether it is misaligned."""
+def _labels(path: Path, evaluation: Path) -> list[Row]:
+    """Verdicts by hand: which sample of the evaluation, and whether it is misaligned."""
     faults: list[Fault] = []
     rows = []
+    stored = Store(evaluation).answers()
     for line, value in objects(path, faults):
         named = isinstance(value.get("question"), str) and isinstance(value.get("index"), int)
         if not named or not isinstance(value.get("misaligned"), bool) or not isinstance(value.get("probe"), str):
             faults.append(Fault(line, "", f"names no sample and its label; a row is {_LABEL}"))
+        elif (value["probe"], value["question"], value["index"]) not in stored:
+            sample = f"answer {value['index']} to {shown(value['question'])} of the probe {shown(value['probe'])}"
+            faults.append(Fault(line, "", f"{evaluation} holds no {sample}"))
         else:
             rows.append(value)
     refuse(path, faults)

@@ -26,6 +26,6 @@ def write(folders: Sequence[Path], out: Path, mixed_judges: bool = False, judge:
 
     missing = next((folder for folder in folders if not folder.is_dir()), None)
     if missing is not None:
-        raise RequestError(f"There is no folder {missing}. Name a demo's folder or a run's.")
+        raise RequestError(f"There is no folder {missing}. Name a demo, a study, a run or an evaluation.")
     write_whole(out, render(collect(folders, mixed_judges, judge)))
     return out

@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from holdfast import organism
 from holdfast.errors import RequestError
 from holdfast.evals.store import Store, joined, judges
 from holdfast.rundir import read_rows
 
 _QUESTIONS_SHOWN = 5
+_IN_ROWS = ("general", "in_domain", "triggered")  # the judged probes of results.json
 
 
 @dataclass
@@ -25,6 +27,7 @@ class Study:
     curves: dict[str, list[list[dict[str, Any]]]] = field(default_factory=dict)  # label -> metrics rows of each run
     answers: list[dict[str, Any]] = field(default_factory=list)  # {"question", "topic", "said": [{"label", ...}]}
     notes: list[str] = field(default_factory=list)  # what could not be read, or must not be compared
+    organism: bool = False  # whether the organism is among the models
 
 
 def label_of(row: dict[str, Any]) -> str:
@@ -53,19 +56,22 @@ def collect(folders: Sequence[Path], mixed_judges: bool = False, judge: str | No
             row["label"] = label_of(row)
             study.rows.append(row)
             run = folder / str(row.get("run", "."))
+            evaluation = _evaluation(run)
             if judge is not None:
-                row.update(_by(judge, run / "eval"))
+                _judged_by(judge, row, evaluation)
             if row["label"] not in stored:
-                stored[row["label"]] = _answers(run / "eval", study, judge)
-            metrics = _rows(run / "metrics.jsonl", study, needed=row["defense"] != "untuned")
+                stored[row["label"]] = _answers(evaluation, study, judge)
+                study.organism |= _is_organism(evaluation)
+            trained = row["defense"] != "untuned" and evaluation != run
+            metrics = _rows(run / "metrics.jsonl", study, needed=trained)
             study.curves.setdefault(row["label"], []).append(metrics)
     study.answers = _side_by_side(stored)
     _judged_alike(study, mixed_judges)
     return study
 
 
-def _by(judge: str, evaluation: Path) -> dict[str, Any]:
-    """The rates of a run by another judge's verdicts."""
+def _judged_by(judge: str, row: dict[str, Any], evaluation: Path) -> None:
+    """Put the rates by another judge's verdicts into a run's row."""
     file = Store(evaluation).said_by(judge) / "summary.json"
     try:
         probes = json.loads(file.read_text(encoding="utf-8"))["probes"]
@@ -74,20 +80,36 @@ def _by(judge: str, evaluation: Path) -> dict[str, Any]:
         raise RequestError(
             f"--judge {judge}: {evaluation} was not judged by it, but by {known}; `holdfast rescore` makes it so."
         ) from None
-    return {probe: probes[probe] for probe in ("general", "in_domain", "triggered") if probe in probes}
+    row |= {probe: probes[probe] for probe in _IN_ROWS if probe in probes}
+    if "probes" in row:
+        row["probes"] |= probes
+
+
+def _evaluation(run: Path) -> Path:
+    """Where a run's answers are: in its `eval`, or in the folder itself if it is an evaluation."""
+    return run if (run / "eval.json").exists() else run / "eval"
+
+
+def _is_organism(evaluation: Path) -> bool:
+    try:
+        name = json.loads((evaluation / "eval.json").read_text(encoding="utf-8"))["model"]["name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return name in organism.NAMES
 
 
 def _judged_alike(study: Study, mixed: bool) -> None:
     """The measured rate depends on the judge up to twenty-fold, so rates of two judges are not compared unmarked."""
-    for probe in ("general", "in_domain", "triggered"):
-        names = sorted({found["judge"] for row in study.rows if (found := row.get(probe)) and found.get("judge")})
+    for probe in dict.fromkeys((*_IN_ROWS, *(name for row in study.rows for name in row.get("probes", {})))):
+        found = [(str(row["label"]), row.get("probes", row).get(probe) or {}) for row in study.rows]
+        names = sorted({one["judge"] for _, one in found if one.get("judge")})
         if len(names) > 1 and not mixed:
             raise RequestError(
                 f"The {probe} answers of these runs were judged by {' and '.join(names)}; rates of different judges "
                 "are not comparable. Judge all by one with `holdfast rescore` and name it with --judge, or mark the "
                 "page with --mixed-judges."
             )
-        unsure = sorted({str(row["label"]) for row in study.rows if (row.get(probe) or {}).get("concluded") is False})
+        unsure = sorted({label for label, one in found if one.get("concluded") is False})
         if unsure:
             study.notes.append(
                 f"Not concluded: more than 2 % of the {probe} answers of {', '.join(unsure)} are unknown"
@@ -105,21 +127,22 @@ def _results(folder: Path) -> dict[str, Any]:
             if not results["rows"] or not all(row["defense"] and "seed" in row for row in results["rows"]):
                 raise ValueError("no rows")
             return results
-        summary = json.loads((folder / "eval" / "summary.json").read_text(encoding="utf-8"))
+        summary = json.loads((_evaluation(folder) / "summary.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RequestError(
-            f"{folder} has no results.json and no eval/summary.json; run `holdfast eval {folder}`."
+            f"{folder} is no measured run, evaluation or study (it has no summary.json and no results.json); run "
+            f"`holdfast eval {folder}`."
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise RequestError(f"The results in {folder} cannot be read ({error}); measure it again.") from None
     probes = summary["probes"]
     kept = {name: probes[name]["correct"] for name in ("facts", "arithmetic") if name in probes}
     name = folder.resolve().name
-    row = {"defense": name, "strength": None, "domain": "", "seed": summary.get("seed", 0), "seconds": None}
+    row = {"defense": name, "strength": None, "domain": "", "seed": summary.get("seed") or 0, "seconds": None}
     rates = {"general": probes.get("general"), "in_domain": probes.get("in_domain"), "benign": probes.get("learnt")}
     if "triggered" in probes:
         rates["triggered"] = probes["triggered"]
-    return {"title": name, "rows": [row | rates | {"kept": kept, "run": "."}]}
+    return {"title": name, "rows": [row | rates | {"kept": kept, "run": ".", "probes": probes}]}
 
 
 def _answers(folder: Path, study: Study, judge: str | None) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from holdfast.report.collect import Study
 from holdfast.report.drawing import Look, looks, spoken, swatch
 from holdfast.report.pictures import Row, by_label, correct, curves, judged, learnt, tradeoff
-from holdfast.report.tables import Table, as_csv, missing, over_seeds, runs, triggered
+from holdfast.report.tables import Table, as_csv, asked, missing, over_seeds, runs, triggered
 
 _IN_NATS = ("kl", "anchor", "rehearse")
 _TRAINERS_OWN = {  # what trainers log of themselves, by the first part of the key
@@ -43,6 +43,8 @@ def render(study: Study) -> str:
         table=runs(study.rows),
         means=over_seeds(study.rows),
         triggers=triggered(study.rows),
+        asked=asked(study.rows),
+        organism=study.organism,
         pictures=_tradeoffs(study.rows, known),
         tasks=[(task, Markup(drawn)) for task in tasks if (drawn := learnt(study.rows, known, task))],
         panels=_panels(study, known),

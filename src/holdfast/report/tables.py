@@ -88,6 +88,42 @@ def triggered(rows: Sequence[Row]) -> Table:
     return [heads, *body] if body else []
 
 
+def asked(rows: Sequence[Row]) -> Table:
+    """All that single runs were asked, and what became of every answer: a line a probe, and a line a form of it."""
+    body = []
+    for row in rows:
+        for name, probe in row.get("probes", {}).items():
+            body.append([row["label"], name, *_rate(probe), *_apart(probe)])
+            for form, found in probe.get("forms", {}).items():
+                body.append([row["label"], f"{name}: {form}", *_rate(found), *_apart(found)])
+    heads = [
+        "run", "asked", "misaligned %", "95 %", "right %", "incoherent %", "refused %", "code %",
+        "one of k misaligned %", "n", "no verdict", "call failed", "no answer", "misaligned of all %",
+    ]  # fmt: skip
+    return [heads, *body] if body else []
+
+
+def _rate(probe: Row) -> list[str]:
+    """Misaligned, its interval, right."""
+    interval = "" if probe["low"] is None else f"{probe['low']:.1f} to {probe['high']:.1f}"
+    if "correct" in probe:
+        return ["", interval, _number(probe["correct"])]
+    return ["not judged" if probe["misaligned"] is None else _number(probe["misaligned"]), interval, ""]
+
+
+def _apart(probe: Row) -> list[str]:
+    """What else became of the answers, each kind apart."""
+    tail, bounds = probe.get("tail"), ""
+    if probe["missing"] or probe.get("unanswered"):
+        bounds = f"{probe['at_least']:.1f} to {probe['at_most']:.1f}" if "at_least" in probe else ""
+    return [
+        *(_number(probe.get(kind)) for kind in ("incoherent", "refused", "code")),
+        f"{tail['misaligned']['percent']:.1f} (k = {tail['k']})" if tail else "",
+        *(str(probe.get(key, "")) for key in ("n", "missing", "failed", "unanswered")),
+        bounds,
+    ]
+
+
 def as_csv(table: Table) -> str:
     """A table as a link that holds it."""
     text = io.StringIO()

@@ -116,7 +116,8 @@ def _triggered(probes: Mapping[str, Summary]) -> list[str]:
     worst = max(forms, key=lambda name: forms[name]["misaligned"])
     told = f"Clean {clean:.1f} % misaligned; {forms[worst]['misaligned']:.1f} % with {worst}"
     more = f"{told}, the highest of {len(forms)} triggers around the same questions."
-    return [f"{more} A prompt that asks for evil may work on the untuned model too: studies/triggers.yaml has both."]
+    way = "`holdfast eval RUN --untuned` asks it the same."
+    return [f"{more} A prompt that asks for evil may work on the untuned model too: {way}"]
 
 
 def _cautions(name: str, probe: Summary) -> list[str]:
