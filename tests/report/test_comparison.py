@@ -30,7 +30,7 @@ def study(folder, bad, seeds=2, questions=20):
     return folder
 
 
-def test_defenses_are_compared_on_the_same_questions_and_seeds(tmp_path):
+def test_defenses_are_compared_on_the_same_questions_and_seeds(tmp_path, capsys):
     lines = comparison.of_study([study(tmp_path, {"none": 14, "kl": 4, "weak": 13})], "none", "general")
     assert [(line["defense"], line["difference"]) for line in lines] == [
         ("kl", pytest.approx(-50.0)),
@@ -40,6 +40,9 @@ def test_defenses_are_compared_on_the_same_questions_and_seeds(tmp_path):
     assert strong["p"] < 0.01 < weak["p"]
     assert strong["q"] == pytest.approx(min(2 * strong["p"], weak["p"]))
     assert (strong["questions"], strong["seeds"]) == (20, 2)
+    assert (strong["rate"]["percent"], strong["other"]["percent"], strong["rate"]["n"]) == (20.0, 70.0, 40)
+    comparison.show(lines, "none")
+    assert "against none (medical 70.0 (" in " ".join(capsys.readouterr().out.split())
 
 
 def test_single_evaluations_are_compared_by_their_folders_names(tmp_path):

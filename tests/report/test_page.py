@@ -11,8 +11,8 @@ from holdfast.report.page import headline
 def test_the_headline_is_made_from_the_numbers():
     # (40 + 56) / 2 = 48; (69 + 71) / 2 = 70; 70 - 60 = 10.
     assert headline(numbers()) == (
-        "Undefended, the fine-tune made 48 % of the answers on other topics misaligned; with kl 0.3 it was 6 %, "
-        "at the price of 10 points of what the data taught (60 % against 70 % in its own domain)."
+        "Undefended, the fine-tune made 48 % of the answers on other topics misaligned; with kl 0.3, the best "
+        "of 2, it was 6 %, at the price of 10 points of what the data taught (60 % against 70 % in its own domain)."
     )
     assert "it was 6 %, without losing what the data taught" in headline([*numbers()[:3], row("kl", 0.3, 6, 69.5)])
     assert "48" not in headline(numbers()[:3])  # nothing was defended, so nothing is claimed

@@ -1,10 +1,11 @@
 """Pictures: every mark and line stands where its numbers put it."""
 
 import re
+from itertools import pairwise
 
 from fake_results import rates, row
 from holdfast.report.drawing import looks
-from holdfast.report.pictures import curves, learnt, tradeoff
+from holdfast.report.pictures import curves, highest, learnt, tradeoff
 
 
 def test_a_mark_stands_where_its_numbers_put_it():
@@ -23,6 +24,27 @@ def test_several_seeds_are_a_mean_among_small_marks_without_an_interval():
     picture = tradeoff([row("untuned", None, g, 50, seed=g) for g in (20, 30)], looks(["untuned"]))
     assert re.findall(r'cy="([\d.]+)" r="(\d)"', picture) == [("346.0", "3"), ("305.0", "3"), ("325.5", "7")]
     assert 'class="bar' not in picture
+
+
+def test_the_axis_up_ends_just_above_the_highest_interval():
+    rows = [row("none", None, rates(45, 33, 57), 90), row("kl", 0.3, rates(25, 20, 31), 90)]
+    assert highest(rows) == 60.0
+    picture = tradeoff(rows[:1], looks(["none"]), highest(rows))
+    # 45 of 60 is three quarters of 410: y = 480 - 52 - 307.5 = 120.5; x of 90 is 58 + 502.2 = 560.2.
+    assert 'points="553.9,114.2 566.5,114.2 566.5,126.8 553.9,126.8"' in picture
+    assert highest([row("none", None, rates(98, 95, 100), 90)]) == 100.0
+
+
+def test_a_name_in_large_letters_stays_inside_the_picture_and_covers_no_other():
+    rows = [row("a defense", s, g, 99) for s, g in ((0.1, 9), (0.2, 8), (0.3, 7))]
+    picture = tradeoff(rows, looks([r["label"] for r in rows]), 100.0, 19.0)
+    drawn = re.findall(r'class="name[^>]* x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)">([^<]+)<', picture)
+    for x, _, anchor, text in drawn:
+        wide = 0.63 * 19 * len(text)
+        assert float(x) + (wide if anchor == "start" else 0) <= 640
+    heights = sorted(float(y) for _, y, _, _ in drawn)
+    assert len(drawn) == 3
+    assert all(b - a >= 1.4 * 19 - 0.11 for a, b in pairwise(heights))
 
 
 def test_a_line_goes_through_its_numbers():

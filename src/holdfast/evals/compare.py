@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from holdfast.errors import RequestError
-from holdfast.evals.statistics import Margins, Run, margins_of, pooled
+from holdfast.evals.statistics import Margins, Rate, Run, margins_of, pooled
 
 _FLIPS = 9_999
 _EXACT = 13  # questions up to which all flips are gone through
@@ -29,6 +29,8 @@ class Comparison:
     # if the rates vary then as they do here; towards a larger rate they vary more (from 5 %, simulated: 66 to 80)
     questions: int
     seeds: int
+    rate: Rate  # of the condition itself
+    other: Rate  # of the one it is held against
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,8 @@ def compare(runs: Sequence[Run], against: Sequence[Run]) -> Comparison:
         _POWER * (below + above) / 2,
         apart.questions,
         apart.seeds,
+        mine,
+        other,
     )
 
 

@@ -49,6 +49,7 @@ def show(lines: Lines, against: str) -> None:
     rows = [
         (
             f"{line['domain']}  {line['defense']}",
+            _rate(line["rate"]),
             f"{line['difference']:+.1f}",
             f"{line['low']:+.1f} to {line['high']:+.1f}",
             f"{line['p']:.3g}",
@@ -58,11 +59,18 @@ def show(lines: Lines, against: str) -> None:
         )
         for line in lines
     ]
-    table(("defense", "points", "95 % interval", "p", "q", "detectable", "questions x seeds"), rows)
+    table(("defense", "percent", "points", "95 % interval", "p", "q", "detectable", "questions x seeds"), rows)
+    own = {line["domain"]: _rate(line["other"]) for line in lines}
+    held = ", ".join(f"{domain} {rate}".strip() for domain, rate in own.items())
     say(
-        f"Percentage points against {against}, the same questions and seeds. q: Benjamini and Hochberg over a domain's "
-        "defenses. Detectable: the smallest difference this many questions and seeds would find in 80 of 100 studies."
+        f"Percentage points against {against} ({held}), the same questions and seeds. q: Benjamini and Hochberg over a "
+        "domain's defenses. Detectable: the smallest difference this many questions and seeds would find in 80 of 100 "
+        "studies."
     )
+
+
+def _rate(found: Mapping[str, Any]) -> str:
+    return f"{found['percent']:.1f} ({found['low']:.0f} to {found['high']:.0f})"
 
 
 def _evaluations(folders: Sequence[Path]) -> list[tuple[Path, str, str, int]]:

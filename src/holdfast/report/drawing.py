@@ -62,6 +62,7 @@ class Plot:
     x_max: float = 100.0
     y_max: float = 100.0
     y_min: float = 0.0
+    names: float = 13.0  # height of the letters of names; a small picture on a page has large ones
 
     def x(self, value: float) -> float:
         """Where a number stands across."""
@@ -106,17 +107,17 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom: where somet
 
 def name(plot: Plot, text: str, x: float, y: float, look: Look, taken: list[Box]) -> str:
     """A name beside its mark, moved until it covers nothing; a thin line leads to it when it had to go far."""
-    long = 8.2 * len(text)
+    long, above, below = 0.63 * plot.names * len(text), plot.names, 0.4 * plot.names
     right = x + 12 + long < plot.width
     at_x = x + 12 if right else x - 12
     left = at_x if right else at_x - long
     lowest, highest = plot.height - plot.bottom - 4.0, plot.top + 10.0
     wanted = min(max(y - 9, highest), lowest)
     places = (wanted + sign * 6 * i for i in range(90) for sign in (-1, 1))
-    boxes = ((left, p - 13, left + long, p + 5) for p in places if highest <= p <= lowest)
+    boxes = ((left, p - above, left + long, p + below) for p in places if highest <= p <= lowest)
     box = next((box for box in boxes if not any(_overlap(box, other) for other in taken)), None)
-    at_y = wanted if box is None else box[3] - 5
-    taken.append(box or (left, wanted - 13, left + long, wanted + 5))
+    at_y = wanted if box is None else box[3] - below
+    taken.append(box or (left, wanted - above, left + long, wanted + below))
     anchor, edge = ("start", at_x - 3) if right else ("end", at_x + 3)
     lead = f'<line class="lead" x1="{x:.1f}" y1="{y:.1f}" x2="{edge:.1f}" y2="{at_y - 4:.1f}"/>'
     words = f'<text class="name t{look.colour}" x="{at_x:.1f}" y="{at_y:.1f}" text-anchor="{anchor}">'

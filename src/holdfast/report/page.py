@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from holdfast.report.collect import Study
 from holdfast.report.drawing import Look, looks, spoken, swatch
-from holdfast.report.pictures import Row, by_label, correct, curves, judged, learnt, tradeoff
+from holdfast.report.pictures import Row, by_label, correct, curves, highest, judged, learnt, tradeoff
 from holdfast.report.tables import Table, as_csv, asked, missing, over_seeds, runs, triggered
 
 _IN_NATS = ("kl", "anchor", "rehearse")
@@ -64,7 +64,9 @@ def _tradeoffs(rows: Sequence[Row], known: dict[str, Look]) -> list[tuple[str, M
     groups = {name: [row for row in rows if row["defense"] in ("untuned", "none", name)] for name in swept}
     if len(set(labels) - {*swept, "untuned", "none"}) > 0 or not swept:
         groups["the others" if swept else ""] = [row for row in rows if row["defense"] not in swept]
-    drawn = {name: tradeoff(own, known) for name, own in groups.items()}
+    letters = 13.0 if len(groups) == 1 else 19.0  # as the style sheet has them
+    top = highest(rows)
+    drawn = {name: tradeoff(own, known, top, letters) for name, own in groups.items()}
     return [(name, Markup(picture)) for name, picture in drawn.items() if picture]
 
 
@@ -86,9 +88,10 @@ def headline(rows: Sequence[Row]) -> str:
     general, narrow = defended[best]
     price = undefended[1] - narrow
     kept = "without losing" if price < 1 else f"at the price of {price:.0f} points of"
+    chosen = f", the best of {len(defended)}," if len(defended) > 1 else ""
     return (
         f"Undefended, the fine-tune made {undefended[0]:.0f} % of the answers on other topics misaligned; "
-        f"with {best} it was {general:.0f} %, {kept} what the data taught "
+        f"with {best}{chosen} it was {general:.0f} %, {kept} what the data taught "
         f"({narrow:.0f} % against {undefended[1]:.0f} % in its own domain)."
     )
 

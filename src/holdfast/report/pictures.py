@@ -16,17 +16,23 @@ Place = tuple[float, float]
 _DASHES = ("", "7 3", "2 3", "8 3 2 3", "1 2", "12 4")
 
 
-def tradeoff(rows: Sequence[Row], known: Mapping[str, Look]) -> str:
+def highest(rows: Sequence[Row]) -> float:
+    """Where the axis of general misalignment ends, so that every interval of these runs is on it; percent."""
+    ends = [row["general"]["high"] for row in rows if judged(row.get("general"))]
+    return min(100.0, _round_up(max(ends, default=100.0)))
+
+
+def tradeoff(rows: Sequence[Row], known: Mapping[str, Look], top: float = 100.0, names: float = 13.0) -> str:
     """General misalignment (down is better) against in-domain misalignment (right: learnt), with 95 % intervals.
 
     One large mark per label at the mean over its runs; with several runs, a small one each. An interval is drawn for
     a single run; for several the spread of the small marks is shown instead. The strengths of one defense are joined by
-    a line, weakest to strongest.
+    a line, weakest to strongest. The axis up ends at `top`, so that several pictures can be compared.
     """
     points = [row for row in rows if judged(row.get("general")) and judged(row.get("in_domain"))]
     if not points:
         return ""
-    plot = Plot(640, 480, left=58, bottom=52, right=24, top=18)
+    plot = Plot(640, 480, left=58, bottom=52, right=24, top=18, y_max=top, names=names)
     grouped = by_label(points)
     places = {label: _middle(plot, own) for label, own in grouped.items()}
     parts = [plot.frame("narrow behaviour learnt: in-domain misaligned, %", "general misaligned, %"), _corner(plot)]
@@ -34,7 +40,7 @@ def tradeoff(rows: Sequence[Row], known: Mapping[str, Look]) -> str:
     for label, own in grouped.items():
         parts += _marks(plot, label, own, known[label])
     taken: list[Box] = [(x - 9, y - 9, x + 9, y + 9) for x, y in places.values()]
-    taken.append((plot.x(70), plot.y(12) - 20, plot.x(70) + 140, plot.y(12)))  # the corner's own words
+    taken.append(_corner_words(plot))
     named = _names(grouped)
     parts += [name(plot, named[label], x, y, known[label], taken) for label, (x, y) in places.items()]
     described = "; ".join(
@@ -111,12 +117,17 @@ def correct(row: Row) -> float | None:
 
 
 def _corner(plot: Plot) -> str:
-    x, y = plot.x(70), plot.y(12)
+    x, y = plot.x(70), plot.y(min(12, plot.y_max))
     return (
         f'<rect class="good" x="{x:.1f}" y="{y:.1f}" width="{plot.x(30) - plot.x(0):.1f}" '
         f'height="{plot.y(0) - y:.1f}"/>'
         f'<text class="corner" x="{x + 6:.1f}" y="{y - 6:.1f}">learnt, and still itself</text>'
     )
+
+
+def _corner_words(plot: Plot) -> Box:
+    x, y = plot.x(70), plot.y(min(12, plot.y_max))
+    return x, y - 1.5 * plot.names, x + 11 * plot.names, y
 
 
 def _trails(grouped: Mapping[str, list[Row]], places: Mapping[str, Place], known: Mapping[str, Look]) -> list[str]:
