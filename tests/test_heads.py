@@ -215,6 +215,70 @@ def test_one_pass_says_what_passes_of_their_own_say(forward, temperature):
     assert torch.allclose(policy.grad, apart.grad, atol=1e-5)
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    n=st.integers(1, 9),
+    vocabulary=st.integers(2, 40),
+    forward=st.booleans(),
+    temperature=st.sampled_from([1.0, 0.7]),
+    bet=st.sampled_from([None, -2.0, 0.3]),  # -2 is right
+    scale=st.sampled_from([1.0, 0.25, 3.0]),
+    softcap=st.sampled_from([None, 2.0, 30.0]),
+    tile=st.integers(1, 5),
+    seed=st.integers(0, 10_000),
+)
+def test_one_pass_in_tiles_with_a_bet_and_a_capped_head_equals_a_dense_float64_oracle(
+    n, vocabulary, forward, temperature, bet, scale, softcap, tile, seed
+):
+    torch.manual_seed(seed)
+    head, said = (
+        Head(torch.randn(vocabulary, 6), torch.randn(vocabulary), scale, softcap),
+        torch.randint(vocabulary, (n,)),
+    )
+    policy, reference, habit = torch.randn(n, 6, requires_grad=True), torch.randn(n, 6), Habit()
+    habit.mixture = bet
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(heads, "_FEWEST_ROWS", tile)
+        patch.setitem(heads._LOGITS_PER_TILE, "cpu", 1)
+        found = read(policy, said, head, reference=reference, forward=forward, temperature=temperature, habit=habit)
+        (found.log_probs * -0.25 + found.divergence * 0.5).sum().backward()
+    exact = policy.detach().double().requires_grad_()
+    raw = torch.log_softmax(law(exact, head) / temperature, -1)  # a law's logarithm will do for its logits
+    log_probs = raw.gather(-1, said.unsqueeze(-1)).squeeze(-1)
+    (log_probs * -0.25 + dense(exact, reference.double(), head, forward) * 0.5).sum().backward()
+    sizes = 1 + raw.detach().abs().max(-1).values
+    assert torch.all((found.log_probs.double() - log_probs).abs() <= 1e-5 * sizes)
+    assert torch.all((found.entropy.double() + (raw.exp() * raw).sum(-1)).abs() <= 1e-5 * sizes)
+    slopes = 2 * abs(scale) / temperature * head.weight.double().abs().sum(0)
+    bound = 0.25 * slopes + 0.5 * terms(exact.detach(), reference.double(), head, forward)[1]
+    assert torch.all((policy.grad.double() - exact.grad).abs() <= 1e-5 * bound)
+
+
+def test_in_bfloat16_one_pass_gives_gradients_to_a_hundredth_of_the_largest():
+    torch.manual_seed(0)
+    given = [torch.randn(300, 32) / 4, torch.randn(20, 32), torch.randn(20, 32)]
+    given, said = [one.bfloat16() for one in given], torch.randint(300, (20,))
+
+    def gradient(dtype, habit):
+        weight, policy, reference = (one.to(dtype, copy=True) for one in given)
+        policy.requires_grad_()
+        found = read(policy, said, Head(weight), reference=reference, habit=habit)
+        (found.log_probs * -0.003 + found.divergence * 0.006).sum().backward()
+        return policy.grad.float()
+
+    exact = gradient(torch.float32, None)
+    habit = Habit()
+    habit.mixture = -2.0
+    for way in (None, habit):
+        assert (gradient(torch.bfloat16, way) - exact).abs().max() <= 1e-2 * exact.abs().max()
+
+
+def test_of_two_likeliest_words_in_half_precision_the_first_is_meant():
+    head = Head(torch.eye(3).bfloat16())
+    policy = torch.tensor([[1.0, 1.0, 0.0]] * 2).bfloat16()
+    assert read(policy, torch.tensor([0, 1]), head).is_top1.tolist() == [True, False]
+
+
 def mixed(habit, up, down, **changes):
     policy, found, *_ = both(habit=habit, **changes)
     (found.log_probs * up + found.divergence * down).sum().backward()

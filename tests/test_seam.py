@@ -46,10 +46,10 @@ def settings(folder, **changes):
     return SFTConfig(**{**given, **changes})
 
 
-def trainer(folder, defenses, kind="qwen2", data=None, cls=GuardedSFT, lora=None, **changes):
+def trainer(folder, defenses, kind="qwen2", data=None, cls=GuardedSFT, lora=None, dtype=torch.float32, **changes):
     more = {} if cls is SFTTrainer else {"defenses": defenses}
     made = cls(
-        model=tiny.model(kind),
+        model=tiny.model(kind).to(dtype),
         args=settings(folder, **changes),
         train_dataset=data or messages(),
         processing_class=tiny.tokenizer(kind),
@@ -135,10 +135,18 @@ def test_our_head_and_trls_agree(tmp_path, pool, plain_head, defenses):
         assert logged(ours, key) == pytest.approx(logged(theirs, key), rel=1e-4, abs=1e-7)
 
 
-def test_in_bfloat16_our_head_and_trls_agree_to_its_precision(tmp_path, plain_head):
+def test_a_float32_head_in_bfloat16_training_stays_trls(tmp_path):
     ours = trained(tmp_path, [KL(3.0)], bf16=True)
+    assert ours.which_head.startswith("trl's: it casts a float32 head to half precision")
+    assert logged(ours, "kl")[0] == 0.0  # the divergence is ours all the same
+
+
+def test_in_bfloat16_our_head_and_trls_agree_to_its_precision(tmp_path, plain_head):
+    half = {"bf16": True, "dtype": torch.bfloat16}
+    ours = trained(tmp_path, [KL(3.0)], **half)
     plain_head()
-    theirs = trained(tmp_path, [KL(3.0)], bf16=True)
+    theirs = trained(tmp_path, [KL(3.0)], **half)
+    assert (ours.which_head, theirs.which_head) == ("one pass", "trl's: a test")
     for key in ("task_loss", "kl"):
         assert logged(ours, key) == pytest.approx(logged(theirs, key), rel=3e-2, abs=1e-4)
 

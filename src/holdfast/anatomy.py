@@ -144,6 +144,10 @@ class Anatomy:
         `requires_grad`; and flips them in the modules' own dictionaries, for `nn.Module` looks through parameters and
         buffers at every assignment (docs/performance.md has what that is worth).
         """
+        if not all(hasattr(m, "_disable_adapters") for m in self.switches):  # another peft: the public way, slower
+            with self.model.disable_adapter():
+                yield
+            return
         before = [m._disable_adapters for m in self.switches]
         for module in self.switches:
             vars(module)["_disable_adapters"] = True

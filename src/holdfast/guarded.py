@@ -97,12 +97,21 @@ class Guarded(_Trainer):  # type: ignore[misc]
         why = self._keeps_its_head() or next((key for key in _UNGUARDED if getattr(self.args, key, None)), None)
         anatomy = self.guard.anatomy
         try:
+            if why is None and self._casts(anatomy.head.weight.dtype):
+                why = "it casts a float32 head to half precision, and ours does not; load the model in bfloat16"
             if why is None:
                 found = Projection(anatomy.causal, anatomy.backbone, anatomy.head, *self._head_of_trl())
                 return found, "one pass"
         except (ModelError, RuntimeError) as error:  # unknown to us, or a model that no two tokens go through
             why = str(error)
         return None, f"trl's: {why}"
+
+    def _casts(self, dtype: torch.dtype) -> bool:
+        """Whether the trainer's head works in half precision where the weights do not.
+
+        Ours would be slower there, and in GRPO more exact than the old probabilities that it is held against.
+        """
+        return dtype == torch.float32 and bool(self.args.bf16 or self.args.fp16)
 
     def _begin(self, steps_done: int) -> None:
         """Training begins, or goes on after so many optimizer steps."""

@@ -130,17 +130,17 @@ class _Read(torch.autograd.Function):
         if ctx.bet is not None:
             if ctx.habit.holds(ctx.bet, log_probs, divergence):
                 assert log_probs is not None
-                return teaching * log_probs[0].to(teaching.dtype), *[None] * 6
+                return (teaching.float() * log_probs[0]).to(teaching.dtype), *[None] * 6
             found = ctx.tiled.run(policy, reference, tokens, None, True)
             teaching, holding = found.teaching, found.holding
         elif ctx.habit is not None:
             ctx.habit.learn(log_probs, divergence)
-        gradient = None
+        gradient, dtype = None, teaching.dtype
         for rows, upstream in ((teaching, log_probs), (holding, divergence)):
-            if upstream is not None and rows.dim() == 2:
-                scaled = rows * upstream.unsqueeze(-1).to(rows.dtype)
+            if upstream is not None and rows.dim() == 2:  # in float32: the same rounding of 1/n for all would be a bias
+                scaled = rows * upstream.float().unsqueeze(-1)
                 gradient = scaled if gradient is None else gradient + scaled
-        return gradient, *[None] * 6
+        return None if gradient is None else gradient.to(dtype), *[None] * 6
 
 
 @dataclass
@@ -219,7 +219,9 @@ class _Tiled:
         chosen = logits.gather(-1, said).squeeze(-1)
         found.log_probs[tile] = chosen - law.total
         found.entropy[tile] = law.total - torch.linalg.vecdot(law.weights, logits) / law.mass
-        found.is_top1[tile] = chosen >= law.peak
+        # Numbers in half precision tie often, and of a tie the first is meant, as trl has it; float32's hardly do.
+        half = self.head.weight.dtype != torch.float32
+        found.is_top1[tile] = logits.argmax(-1) == tokens if half else chosen >= law.peak
         rise = law.weights.neg_().scatter_add_(-1, said, law.mass.unsqueeze(-1))
         return (rise if self.temperature == 1.0 else rise.div_(self.temperature)), law
 

@@ -1,12 +1,15 @@
 """Sampling: the same law as a plain loop, the same sample whatever the batch."""
 
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers.cache_utils import DynamicLayer
 
 import tiny
 from holdfast.encoding import encode_prompt
+from holdfast.evals import cache, sampler
 from holdfast.evals.judge import Question
 from holdfast.evals.sampler import draw, sample
 from holdfast.examples import Message
@@ -37,6 +40,39 @@ def test_it_writes_what_a_plain_loop_writes(kind, temperature):
     asked = questions()
     answers = sample(model, tokenizer, asked, per_question=3, seed=7, max_new_tokens=24, temperature=temperature)
     expected = [by_hand(model, tokenizer, q, k, 7, 24, temperature) for q in asked for k in range(3)]
+    assert [(a.text, a.stopped) for a in answers] == expected
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "gemma3"])  # gemma3 has sliding layers beside plain ones
+def test_a_cache_that_has_to_grow_and_loses_rows_holds_the_same(kind, monkeypatch):
+    monkeypatch.setattr(cache, "_ROOM", 2)
+    model, tokenizer = tiny.model(kind), tiny.tokenizer(kind)
+    asked = questions(3)
+    answers = sample(model, tokenizer, asked, per_question=6, seed=3, max_new_tokens=40)
+    expected = [by_hand(model, tokenizer, q, k, 3, 40, 1.0) for q in asked for k in range(6)]
+    assert [(a.text, a.stopped) for a in answers] == expected
+    assert len({stopped for _, stopped in expected}) == 2  # some end early, and leave the batch
+
+
+def test_a_plain_layer_is_grown_in_place():
+    layer = DynamicLayer()
+    keys = torch.arange(12.0).view(1, 1, 6, 2)
+    layer.update(keys[:, :, :3], keys[:, :, :3])
+    held = cache.with_room(SimpleNamespace(layers=[layer])).layers[0]
+    first, _ = held.update(keys[:, :, 3:4], keys[:, :, 3:4])
+    both, _ = held.update(keys[:, :, 4:6], keys[:, :, 4:6])
+    assert torch.equal(both, keys)
+    assert both.data_ptr() == first.data_ptr()
+
+
+def test_more_samples_than_a_batch_holds_are_cut_into_batches(monkeypatch):
+    monkeypatch.setattr(sampler, "_ROWS", 4)
+    model, tokenizer = tiny.model(), tiny.tokenizer()
+    expected = [by_hand(model, tokenizer, q, k, 1, 3, 1.0) for q in questions(2) for k in range(10)]
+    widths = []
+    model.register_forward_pre_hook(lambda _, args, named: widths.append(len(named["input_ids"])), with_kwargs=True)
+    answers = sample(model, tokenizer, questions(2), per_question=10, seed=1, max_new_tokens=3)
+    assert max(widths) == 4
     assert [(a.text, a.stopped) for a in answers] == expected
 
 
@@ -73,6 +109,16 @@ def test_the_law_is_the_softmax():
     counts = torch.bincount(draw(logits.expand(20_000, 5), uniforms, 0.7), minlength=5)
     wanted = 20_000 * torch.softmax(logits / 0.7, 0)
     assert ((counts - wanted) ** 2 / wanted).sum() < 18.47
+
+
+def test_the_law_over_many_blocks_is_the_softmax():
+    # 1,000 words in 4 blocks, counted in tens: a chi-square with 99 degrees of freedom, 148.2 is the 99.9 % point.
+    noise = torch.Generator().manual_seed(0)
+    logits, uniforms = torch.randn(1_000, generator=noise), torch.rand(50_000, generator=noise)
+    drawn = torch.cat([draw(logits.expand(1_000, -1), part, 1.0) for part in uniforms.split(1_000)])
+    counts = torch.bincount(drawn, minlength=1_000).view(100, 10).sum(-1)
+    wanted = 50_000 * torch.softmax(logits, 0).view(100, 10).sum(-1)
+    assert ((counts - wanted) ** 2 / wanted).sum() < 148.2
 
 
 def test_the_edges_of_the_law_stay_inside_it():

@@ -1,8 +1,8 @@
 """Answers from a model in this process: every sample has its own seed, every prompt is read once.
 
-A sample depends on (seed, probe, question, index) and the model, not on what else is asked. One uniform number a token
-is drawn and looked up in the cumulative law: for a vocabulary of V that is 1/V of the random numbers that `multinomial`
-draws.
+A sample depends on (seed, probe, question, index) and the model, not on what else is asked: in float32 to the letter,
+in half precision as far as a batch of another size rounds alike. One uniform number a token is drawn and looked up in
+the cumulative law: for a vocabulary of V that is 1/V of the random numbers that `multinomial` draws.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from torch import Tensor
 
 from holdfast.encoding import encode_prompt
 from holdfast.errors import TrainingError
+from holdfast.evals.cache import with_room
 from holdfast.evals.judge import Answer, Question
 
 _ROWS, _ROWS_OF_A_LARGE_MODEL = 192, 32  # answers written side by side
 _LARGE = 100_000_000  # parameters
 _BLOCK = 256  # words
+_Piece = tuple[Question, list[int]]  # a question, and which of its samples
 
 
 class InProcess:
@@ -44,11 +46,11 @@ class InProcess:
             indices.setdefault(question, []).append(index)
         prompts = {question: encode_prompt(self._tokenizer, question.messages) for question in indices}
         for batch in _batches(sorted(indices, key=lambda q: len(prompts[q])), indices, self._rows):
-            rows = [(question, index) for question in batch for index in indices[question]]
+            rows = [(question, index) for question, own in batch for index in own]
             dice = [_dice(seed, question, index) for question, index in rows]
             with _evaluating(self._model):
-                copies = [len(indices[question]) for question in batch]
-                law = _Law(self._model, self._tokenizer, [prompts[question] for question in batch], copies)
+                copies = [len(own) for _, own in batch]
+                law = _Law(self._model, self._tokenizer, [prompts[question] for question, _ in batch], copies)
                 written = law.write(dice, temperature, max_new_tokens)
             for (question, index), (ids, stopped) in zip(rows, written, strict=True):
                 yield Answer(question, index, self._tokenizer.decode(ids, skip_special_tokens=True), stopped)
@@ -73,16 +75,18 @@ def sample(
     return [found[questions[i], k] for i, k in wanted]
 
 
-def _batches(questions: list[Question], indices: dict[Question, list[int]], rows: int) -> Iterator[list[Question]]:
-    """Questions whose samples fill a batch; one question's samples stay together."""
-    batch: list[Question] = []
+def _batches(questions: list[Question], indices: dict[Question, list[int]], rows: int) -> Iterator[list[_Piece]]:
+    """Questions whose samples fill a batch; one question's samples stay together as far as a batch can hold them."""
+    batch: list[_Piece] = []
     filled = 0
     for question in questions:
-        if batch and filled + len(indices[question]) > rows:
-            yield batch
-            batch, filled = [], 0
-        batch.append(question)
-        filled += len(indices[question])
+        for start in range(0, len(indices[question]), rows):
+            own = indices[question][start : start + rows]
+            if batch and filled + len(own) > rows:
+                yield batch
+                batch, filled = [], 0
+            batch.append((question, own))
+            filled += len(own)
     if batch:
         yield batch
 
@@ -97,8 +101,8 @@ def draw(logits: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
     if temperature == 0:
         return logits.argmax(-1)
     exact = torch.float32 if logits.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
-    scaled = logits.float() / temperature
-    weights = scaled.sub_(scaled.amax(-1, keepdim=True)).exp_()
+    scaled = logits.float() if temperature == 1 else logits.float() / temperature
+    weights = torch.sub(scaled, scaled.amax(-1, keepdim=True)).exp_()
     if short := -weights.shape[-1] % _BLOCK:
         weights = torch.nn.functional.pad(weights, (0, short))
     blocks = weights.view(len(weights), -1, _BLOCK)
@@ -134,6 +138,7 @@ class _Law:
         shared = torch.arange(len(prompts), device=device).repeat_interleave(torch.tensor(copies, device=device))
         self._cache = out.past_key_values
         self._cache.batch_select_indices(shared)
+        self._cache = with_room(self._cache)
         self._logits, self._mask = out.logits[shared, -1], mask[shared]
 
     def write(self, dice: list[random.Random], temperature: float, limit: int) -> list[tuple[list[int], bool]]:
@@ -142,7 +147,7 @@ class _Law:
         ended = [False] * len(dice)
         alive = list(range(len(dice)))
         for turn in range(limit):
-            if bool(self._logits.isnan().any()):
+            if bool(self._logits.amax(-1).isnan().any()):  # the largest of numbers and no number is no number
                 raise TrainingError(
                     "The model has no number for its next word (NaN), so it cannot be asked: it diverged in training, "
                     "or its weights are broken."
