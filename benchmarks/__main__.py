@@ -1,6 +1,6 @@
 """python -m benchmarks NAME [--compare a,b] [--shape M1] [--rounds 7] [--json FILE].
 
-`all` ends within ten minutes on two slow cores, unless it is given a number of rounds. `demo` and `recall` take minutes
+`all` takes about ten minutes on two slow cores, unless it is given a number of rounds. `demo` and `recall` take minutes
 each and are not among them. `gpu` has options of its own: `python -m benchmarks gpu --help`.
 """
 
@@ -16,11 +16,11 @@ from holdfast.errors import HoldfastError
 _EVERY: tuple[str, ...] = ()  # every variant
 QUICK = {  # rounds and variants of each, when `all` is to end in ten minutes; with --rounds they run all of theirs
     "head": (3, _EVERY),
-    "step": (3, ("sft", "trl-sft", "kl", "ldifs", "steer", "all", "published")),
+    "step": (3, ("sft", "trl-sft", "kl", "ldifs", "steer", "all", "published", "sft-20", "kl-rows")),
     "switch": (15, _EVERY),
     "sample": (1, _EVERY),
     "judging": (3, _EVERY),
-    "select": (1, ("published", "ours")),
+    "select": (1, ("published", "ours", "rounds", "products")),
     "overhead": (1, ("bare", "bare-kl", "sft", "kl", "trl-sft")),
     "report": (1, _EVERY),
     "sweep": (1, _EVERY),

@@ -21,6 +21,7 @@ from benchmarks.published import Published
 from benchmarks.shapes import SHAPES, SIDE_SHARE, SIDE_TOKENS, Shape, batch, model, move
 from benchmarks.step import VARIANTS
 from holdfast.defenses.anchor import Anchor
+from holdfast.step import SOURCE_COLUMN
 from holdfast.trainers import GuardedSFT
 
 
@@ -156,7 +157,7 @@ def liger(item: Item) -> Taken:
 
 
 def _batch(item: Item) -> dict[str, torch.Tensor]:
-    return {name: column.to(item.device) for name, column in batch(size(item)).items()}
+    return {name: column.to(item.device) for name, column in batch(size(item)).items() if name != SOURCE_COLUMN}
 
 
 def _checkpoint(item: Item, adapted) -> None:

@@ -47,6 +47,8 @@ def run(shape_name: str, rounds: int, compare: list[str]) -> dict:
             )  # fmt: skip
 
     try:
+        for warm in (ours, generate):
+            warm()
         measured = alternate({"generate": partial(seconds, generate), "ours": partial(seconds, ours)}, min(rounds, 3))
     finally:
         sampler._end_ids = sampler_ends
