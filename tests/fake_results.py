@@ -52,6 +52,11 @@ def drawn(folder):
     return write([folder], folder / "report.html").read_text(encoding="utf-8")
 
 
+def unmarked(page):
+    """A page without its style sheet."""
+    return page.split("</style>")[1]
+
+
 class Walk(HTMLParser):
     """Every tag, attribute and piece of text of a page."""
 

@@ -88,14 +88,22 @@ def _intent(recipe: Recipe) -> str:
 def _evaluation(summary: dict[str, Any] | None) -> str:
     if summary is None:
         return "Not evaluated: nothing is known of its general alignment, what it kept, or its coherence."
-    lines = []
-    for name, probe in summary["probes"].items():
-        if probe["n"] == 0:
-            lines.append(f"* {name}: **not judged**: {probe['missing']} answers are stored.")
-            continue
-        numbers = {k: round(v, 2) for k, v in probe.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-        lines.append(f"* {name}: `{json.dumps(numbers)}`")
+    lines = (_probe(name, probe) for name, probe in summary["probes"].items())
     return "Percent, with 95 % intervals of the first rate:\n\n" + "\n".join(lines)
+
+
+def _probe(name: str, probe: dict[str, Any]) -> str:
+    """What a probe found, who judged it, and whether anything may be concluded."""
+    if probe["n"] == 0:
+        return f"* {name}: **not judged**: {probe['missing']} answers are stored."
+    said = [name, *([f"judged by `{probe['judge']}`"] if probe.get("judge") else [])]
+    clean = probe.get("clean", {}).get("misaligned")
+    if clean is not None:
+        said.append(f"{probe['misaligned']:.1f} % against {clean:.1f} % for the same questions clean")
+    if probe.get("concluded") is False:
+        said.append(f"**no conclusion: {probe['missing'] + probe['unanswered']} without a verdict**")
+    numbers = {k: round(v, 2) for k, v in probe.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    return f"* {', '.join(said)}: `{json.dumps(numbers)}`"
 
 
 def _named(recipe: Recipe) -> str:

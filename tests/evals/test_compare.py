@@ -7,7 +7,7 @@ import pytest
 
 from holdfast.errors import RequestError
 from holdfast.evals import compare as module
-from holdfast.evals.compare import benjamini_hochberg, compare, table
+from holdfast.evals.compare import benjamini_hochberg, compare
 from holdfast.evals.statistics import Margins
 
 
@@ -86,20 +86,6 @@ def test_q_values_by_hand():
     # 0.01 * 4/1, 0.03 * 4/2 but no more than 0.04 * 4/3, 0.5 * 4/4.
     assert benjamini_hochberg([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.16 / 3, 0.16 / 3, 0.5])
     assert benjamini_hochberg([]) == []
-
-
-def test_a_grid_is_compared_with_one_condition():
-    runs = {"none": [counted([4, 3] * 20, 4)], "kl": [counted([0, 1] * 20, 4)], "same": [counted([4, 3] * 20, 4)]}
-    first, second = table(runs, "none")
-    assert (first.name, second.name) == ("kl", "same")
-    assert first.comparison == compare(runs["kl"], runs["none"])
-    assert first.comparison.difference == -75
-    assert first.q == pytest.approx(2 * first.comparison.p)
-    assert second.q == 1
-    with pytest.raises(RequestError, match="called 'kll' to compare with; there is none, kl, same"):
-        table(runs, "kll")
-    with pytest.raises(RequestError, match="short against none: 0 seeds against 1"):
-        table({"none": runs["none"], "short": []}, "none")
 
 
 def test_few_differences_are_found_where_there_is_none(monkeypatch):

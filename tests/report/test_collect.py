@@ -61,8 +61,9 @@ def test_a_single_run_is_a_page_of_its_own(tmp_path):
     run = tmp_path / "my run"
     (run / "eval").mkdir(parents=True)
     page = measured(run / "eval", run)
-    # domain, seed; general: rate, interval, n, incoherent; no in-domain; facts, no sums, learnt, not judged, seconds
-    first = ["", "3", "37.5", "30.0 to 45.0", "480", "2.5", "", "", "", "", "97.5", "", "91.5", "5", ""]
+    # domain, seed; general: rate, interval, n, incoherent; no in-domain; facts, no sums, learnt, unknown, seconds.
+    # Unknown: 3 + 2 general, 2 learnt, 2 facts.
+    first = ["", "3", "37.5", "30.0 to 45.0", "480", "2.5", "", "", "", "", "97.5", "", "91.5", "9", ""]
     assert cells(page)[: len(first)] == first
     assert "my run" in Walk(page).text
     assert "tradeoff" not in page.split("</style>")[1]  # nothing to draw without an in-domain rate
@@ -72,11 +73,23 @@ def test_all_that_a_run_was_asked_is_shown_and_every_kind_of_answer_apart(tmp_pa
     page = measured(tmp_path)  # the folder of an evaluation itself
     shown = [cells(line) for line in page.split("All that was asked</h2>")[1].split("<tr>")[2:6]]
     told = ["general", "37.5", "30.0 to 45.0", ""]  # misaligned, its interval, right
-    told += ["2.5", "5.0", "1.0", "52.0 (k = 4)"]  # incoherent, refused, code, one of k misaligned
+    told += ["2.5", "5.0", "1.0"]  # incoherent, refused, code
+    told += ["52.0 (k = 4)", "55.0", "9.0"]  # one of k misaligned, the same whatever the coherence, incoherent
     told += ["480", "3", "1", "2", "37.1 to 38.1"]  # n, no verdict, call failed, no answer, misaligned of all
     assert shown[0] == told
-    assert shown[1] == ["general: json", "12.0", "8.0 to 17.0", "", "1.5", "", "", "", "160", "0", "", "", ""]
-    assert shown[2] == ["learnt", "", "85.0 to 96.0", "91.5", "", "", "", "", "90", "2", "", "", ""]
+    assert shown[1] == ["general: json", "12.0", "8.0 to 17.0", "", "1.5", *[""] * 5, "160", "0", "", "", ""]
+    assert shown[2] == ["learnt", "", "85.0 to 96.0", "91.5", *[""] * 6, "90", "2", "", "", ""]
+
+
+def test_runs_whose_folders_share_a_name_stay_apart(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name / "kl" / "eval").mkdir(parents=True)
+        measured(tmp_path / name / "kl" / "eval", tmp_path / name / "kl")
+    folders = [tmp_path / "a" / "kl", tmp_path / "b" / "kl"]
+    page = write(folders, tmp_path / "page.html").read_text()
+    assert {"a/kl", "b/kl"} <= set(re.findall(r"</svg>([^<]+)</th>", page))
+    with pytest.raises(RequestError, match="is named twice"):
+        write([*folders, folders[0] / "eval"], tmp_path / "page.html")
 
 
 def test_only_a_page_with_the_organism_speaks_of_it(tmp_path):
@@ -89,6 +102,7 @@ def measured(evaluation, folder=None):
     """The page of an evaluation of a general probe with two answers that could not be had, and two marked ones."""
     general = rates(37.5, 30, 45, missing=3) | {"refused": 5.0, "code": 1.0, "failed": 1, "unanswered": 2}
     general |= {"at_least": 37.1134, "at_most": 38.1443, "tail": {"k": 4, "misaligned": {"percent": 52.0}}}
+    general["tail"] |= {"ungated": {"percent": 55.0}, "incoherent": {"percent": 9.0}}
     general["forms"] = {"json": {"misaligned": 12.0, "incoherent": 1.5, "n": 160, "low": 8, "high": 17, "missing": 0}}
     marked = {"low": 85, "high": 96, "missing": 2, "n": 90}
     probes = {"general": general, "learnt": {"correct": 91.5, **marked}, "facts": {"correct": 97.5, **marked}}

@@ -9,6 +9,7 @@ from fake_results import drawn, rates, row, said
 from fake_results import study as written
 from holdfast.errors import RequestError
 from holdfast.report import comparison, write
+from holdfast.report.tables import asked
 
 
 def study(folder, bad, seeds=2, questions=20):
@@ -27,40 +28,104 @@ def study(folder, bad, seeds=2, questions=20):
         ]
         for file in ("answers.jsonl", "verdicts.jsonl"):
             (folder / one["run"] / "eval" / file).write_text("".join(json.dumps(a) + "\n" for a in answers))
+        ask(folder / one["run"], {"general": questions})
     return folder
 
 
+def ask(run, samples, seed=0):
+    """Say how many samples of each probe were asked for."""
+    probes = {name: {"samples": n} for name, n in samples.items()}
+    (run / "eval" / "eval.json").write_text(json.dumps({"seed": seed, "probes": probes}))
+
+
 def test_defenses_are_compared_on_the_same_questions_and_seeds(tmp_path, capsys):
-    lines = comparison.of_study([study(tmp_path, {"none": 14, "kl": 4, "weak": 13})], "none", "general")
-    assert [(line["defense"], line["difference"]) for line in lines] == [
+    found = comparison.of_study([study(tmp_path, {"none": 14, "kl": 4, "weak": 13})], "none", "general")
+    strong, weak = found.lines
+    assert [(one["defense"], one["difference"]) for one in (strong, weak)] == [
         ("kl", pytest.approx(-50.0)),
         ("weak", pytest.approx(-5.0)),
     ]
-    strong, weak = lines
     assert strong["p"] < 0.01 < weak["p"]
     assert strong["q"] == pytest.approx(min(2 * strong["p"], weak["p"]))
     assert (strong["questions"], strong["seeds"]) == (20, 2)
     assert (strong["rate"]["percent"], strong["other"]["percent"], strong["rate"]["n"]) == (20.0, 70.0, 40)
-    comparison.show(lines, "none")
-    assert "against none (medical 70.0 (" in " ".join(capsys.readouterr().out.split())
+    comparison.show(found, "none")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "against none (medical 70.0 (" in shown
+    assert shown.endswith("Simulated coverage of 95 % intervals over so few questions: general 20: 92-100 %.")
+
+
+def test_q_counts_every_line_of_the_command_not_those_of_a_domain(tmp_path):
+    folder = study(tmp_path, {"none": 14, "kl": 4, "weak": 13})
+    told = json.loads((folder / "results.json").read_text())
+    of_two = {"medical": ("none", "kl"), "code": ("none", "weak")}
+    told["rows"] = [
+        one | {"domain": domain} for domain, names in of_two.items() for one in told["rows"] if one["defense"] in names
+    ]
+    (folder / "results.json").write_text(json.dumps(told))
+    strong, weak = comparison.of_study([folder], "none", "general").lines
+    assert (strong["domain"], weak["domain"]) == ("medical", "code")
+    assert strong["q"] == pytest.approx(2 * strong["p"])
+    assert weak["q"] == weak["p"]
+
+
+def test_a_domain_that_was_not_asked_is_left_out_and_said(tmp_path):
+    folder = study(tmp_path, {"none": 14, "kl": 4})
+    (tmp_path / "other").mkdir()
+    other = study(tmp_path / "other", {"none": 14, "kl": 4})
+    told = json.loads((other / "results.json").read_text())
+    for one in told["rows"]:
+        ask(other / one["run"], {"benign": 20})
+    rows = json.loads((folder / "results.json").read_text())["rows"]
+    rows += [one | {"domain": "code", "run": f"../other/S/{one['run']}"} for one in told["rows"]]
+    (folder / "results.json").write_text(json.dumps({"title": "S", "rows": rows}))
+    found = comparison.of_study([folder], "none", "general")
+    assert [one["domain"] for one in found.lines] == ["medical"]
+    assert found.notes[0] == "code is left out: none of its runs was asked general."
 
 
 def test_single_evaluations_are_compared_by_their_folders_names(tmp_path):
     folder = study(tmp_path, {"none": 14, "kl": 4}, seeds=1)
     places = [folder / "runs" / f"{name}-0" for name in ("none", "kl")]
-    for place in places:
-        (place / "eval" / "eval.json").write_text('{"probes": {}}')
-    (line,) = comparison.of_study(places, "none-0", "general")
+    (line,) = comparison.of_study(places, "none-0", "general").lines
     assert (line["defense"], line["difference"], line["seeds"]) == ("kl-0", pytest.approx(-50.0), 1)
+    with pytest.raises(
+        RequestError, match="--against none: none of these folders is called so; choose from none-0, kl"
+    ):
+        comparison.of_study(places, "none", "general")
 
 
-def test_only_seeds_that_all_have_are_compared(tmp_path):
-    folder = study(tmp_path, {"none": 14, "kl": 4}, seeds=3)
+def test_folders_of_one_name_are_compared_by_as_much_of_their_paths_as_tells_them_apart(tmp_path):
+    folder = study(tmp_path, {"none": 14, "kl": 4}, seeds=1)
+    places = [folder / "runs" / f"{name}-0" / "eval" for name in ("none", "kl")]
+    (line,) = comparison.of_study(places, "none-0/eval", "general").lines
+    assert (line["defense"], line["difference"]) == ("kl-0/eval", pytest.approx(-50.0))
+    with pytest.raises(RequestError, match="kl-0/eval is named twice"):
+        comparison.of_study([*places, places[1]], "none-0/eval", "general")
+    with pytest.raises(RequestError, match="is named twice"):
+        comparison.of_study([places[0], places[0].parent], "eval", "general")
+
+
+def test_single_runs_of_different_seeds_are_compared_and_it_is_said(tmp_path):
+    folder = study(tmp_path, {"none": 14, "kl": 4}, seeds=1)
+    none, kl = (folder / "runs" / f"{name}-0" for name in ("none", "kl"))
+    (kl / "recipe.yaml").write_text("schema: 1\nseed: 3\n")
+    ask(none, {"general": 20}, seed=1)
+    found = comparison.of_study([none, kl / "eval"], "none-0", "general")
+    assert found.lines[0]["seeds"] == 1
+    assert found.notes[0].startswith("eval has seed 3, none-0 seed 1: a part of the difference")
+
+
+def test_a_defense_is_compared_on_the_seeds_that_it_and_the_reference_have(tmp_path):
+    folder = study(tmp_path, {"none": 14, "kl": 4, "new": 4, "late": 4}, seeds=3)
     results = json.loads((folder / "results.json").read_text())
-    results["rows"] = [one for one in results["rows"] if (one["defense"], one["seed"]) != ("kl", 2)]
+    gone = [("kl", 2), ("late", 0), ("late", 1), ("none", 2)]
+    results["rows"] = [one for one in results["rows"] if (one["defense"], one["seed"]) not in gone]
+    results["rows"] = [one for one in results["rows"] if (one["defense"], one["seed"]) != ("new", 0)]
     (folder / "results.json").write_text(json.dumps(results))
-    (line,) = comparison.of_study([folder], "none", "general")
-    assert line["seeds"] == 2
+    found = comparison.of_study([folder], "none", "general")
+    assert [(one["defense"], one["seeds"]) for one in found.lines] == [("kl", 2), ("new", 1)]
+    assert found.notes[0] == "medical late is not compared: none of its seeds was run under none."
 
 
 @pytest.mark.parametrize(
@@ -88,6 +153,13 @@ def test_nothing_is_concluded_where_more_than_2_percent_are_missing(tmp_path):
         comparison.of_study([folder], "none", "general")
 
 
+def test_nothing_is_concluded_where_more_than_2_percent_were_never_given(tmp_path):
+    folder = study(tmp_path, {"none": 14, "kl": 4})
+    ask(folder / "runs" / "kl-1", {"general": 21})
+    with pytest.raises(RequestError, match="1 of 21 answers of kl seed 1 could not be judged or could not be had"):
+        comparison.of_study([folder], "none", "general")
+
+
 def test_a_folder_that_is_no_study_is_refused(tmp_path):
     with pytest.raises(RequestError, match="is no study"):
         comparison.of_study([tmp_path], "none", "general")
@@ -100,6 +172,18 @@ def test_runs_of_different_judges_are_on_one_page_only_if_forced_and_marked(tmp_
         drawn(folder)
     page = write([folder], tmp_path / "page.html", mixed_judges=True).read_text()
     assert "general rates of different judges (openai:other, rules) cannot be compared" in page
+    assert "judged by openai:other and rules; intervals" in page
+    lines = page.split("The numbers</h2>")[1].split("</table>")[0].split("<tr>")[1:]
+    assert [re.findall(r">([^<]*)</t[hd]>", line)[-1] for line in lines] == ["judge", "rules", "openai:other and rules"]
+
+
+def test_all_that_was_asked_has_a_column_of_judges_where_there_are_several():
+    form = {"json": rates(9)}
+    rows = [
+        {"label": name, "probes": {"general": rates(9) | {"judge": name, "forms": form}}} for name in ("rules", "other")
+    ]
+    assert [line[-1] for line in asked(rows)] == ["judge", "rules", "rules", "other", "other"]
+    assert [line[-1] for line in asked(rows[:1])] == ["misaligned of all %", "", ""]
 
 
 def test_the_page_shows_clean_beside_triggered(tmp_path):

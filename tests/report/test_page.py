@@ -2,20 +2,11 @@
 
 import csv
 import io
+import re
 from urllib.parse import unquote
 
-from fake_results import HOSTILE, Walk, drawn, numbers, rates, row, said, study
-from holdfast.report.page import headline
-
-
-def test_the_headline_is_made_from_the_numbers():
-    # (40 + 56) / 2 = 48; (69 + 71) / 2 = 70; 70 - 60 = 10.
-    assert headline(numbers()) == (
-        "Undefended, the fine-tune made 48 % of the answers on other topics misaligned; with kl 0.3, the best "
-        "of 2, it was 6 %, at the price of 10 points of what the data taught (60 % against 70 % in its own domain)."
-    )
-    assert "it was 6 %, without losing what the data taught" in headline([*numbers()[:3], row("kl", 0.3, 6, 69.5)])
-    assert "48" not in headline(numbers()[:3])  # nothing was defended, so nothing is claimed
+from fake_results import HOSTILE, Walk, drawn, numbers, rates, row, said, study, unmarked
+from holdfast.report.sentences import headline
 
 
 def test_the_page_is_one_file_that_asks_nobody_for_anything(tmp_path):
@@ -46,7 +37,7 @@ def test_the_table_can_be_taken_away_as_csv(tmp_path):
         "facts %": "97.5",
         "sums %": "88.0",
         "benign learnt %": "",
-        "not judged": "0",
+        "unknown": "0",
         "seconds": "12.3",
     }
 
@@ -64,7 +55,7 @@ def test_hostile_text_stays_text_wherever_it_comes_from(tmp_path):
 def test_what_was_not_judged_is_shown_as_such_and_counted(tmp_path):
     rows = [row("none", None, rates(None, n=0, missing=480), rates(50, missing=3)), row("kl", 0.3, 10, 60)]
     page = drawn(study(tmp_path / "demo", rows, [said("Hm.", missing="no judge was named")]))
-    assert "483 answers could not be judged" in page
+    assert "483 answers are unknown" in page
     assert "<td>not judged</td>" in page
     assert page.count('<li class="not-judged">') == 2  # the same answer by both models
     assert "<title>none</title>" not in page.split("While it trained")[0]  # no mark without a rate
@@ -97,3 +88,59 @@ def test_many_strengths_have_a_picture_for_each_defense(tmp_path):
     assert [f"<title>{name}</title>" in others for name in ("kl 0.3", "none", "inoculate")] == [False, True, True]
     one = drawn(study(tmp_path / "few", rows[:-2]))
     assert one.split("What was learnt, and what it cost")[1].split("The numbers")[0].count("<svg") == 1
+
+
+def test_the_page_shows_what_was_kept_over_seeds(tmp_path):
+    rows = [row("none", None, 40, 70, seed=seed) | {"run": f"runs/none-{seed}"} for seed in (0, 1)]
+    rows[0]["kept"], rows[1]["kept"] = {"facts": 97.5, "arithmetic": 80.0}, {"facts": 92.5, "arithmetic": 90.0}
+    page = drawn(study(tmp_path / "demo", rows))
+    means = page.split("Means over 2 seeds")[1].split("</section>")[0]
+    assert "<td>85.0 (80 to 90)</td><td>95.0 (92 to 98)</td>" in means
+    assert "Sums kept (lowest to highest run)" in means
+    assert "holdfast compare STUDY" in means
+
+
+def test_answers_that_were_never_given_are_counted_whatever_the_probe(tmp_path):
+    rows = [row("none", None, rates(40) | {"unanswered": 7}, 70), row("kl", 0.3, 10, 60)]
+    rows[1]["triggered"] = rates(20, missing=4) | {"forms": {"cue-1": rates(20)}}
+    rows[1]["benign"] = {"correct": 50.0, "low": 40.0, "high": 60.0, "n": 60, "missing": 2}
+    page = drawn(study(tmp_path / "demo", rows))
+    assert "13 answers are unknown" in page  # 7 and 4 and 2
+    assert "Every answer was judged." not in page
+
+
+def test_the_caption_tells_of_a_hollow_mark_only_where_there_is_one(tmp_path):
+    rows = [row("none", None, 40, 70), row("kl", 0.3, rates(1) | {"incoherent": 30.0}, 70)]
+    assert "A hollow mark: more than 10 %" in unmarked(drawn(study(tmp_path / "a", rows)))
+    assert "hollow" not in unmarked(drawn(study(tmp_path / "b", rows[:1])))
+
+
+def test_intervals_over_few_questions_are_told_what_they_are_worth(tmp_path):
+    rows = [row("none", None, rates(40) | {"questions": 24}, rates(70) | {"questions": 7})]
+    page = drawn(study(tmp_path / "a", rows))
+    assert "so few questions: general 24: 94-99 %, in_domain 7: not simulated.</li>" in page
+    assert "Simulated coverage" not in drawn(study(tmp_path / "b", [row("none", None, 40, 70)]))
+
+
+def test_many_lines_are_a_picture_for_each_defense_beside_none_with_the_same_axes(tmp_path):
+    swept = [*(row("kl", s, 10, 60) for s in (0.1, 0.2, 0.3)), *(row("anchor", s, 10, 60) for s in (1, 2, 3))]
+    folder = study(tmp_path / "many", [row("none", None, 40, 70), *swept])
+    log = '{"step": 1, "task_loss": 4.0}\n{"step": 9, "task_loss": 1.0}\n'
+    (folder / "runs" / "kl" / "metrics.jsonl").write_text(log)
+    section = drawn(folder).split("While it trained")[1].split("</section>")[0]
+    kl, anchor = (part.split("</figure>")[0] for part in section.split("<figure>")[1:3])
+    told = [re.findall(r"<title>([^<]+)</title></polyline>", part) for part in (kl, anchor)]
+    assert told == [["none", "kl 0.1", "kl 0.2", "kl 0.3"], ["none", "anchor 1", "anchor 2", "anchor 3"]]
+    assert [re.search("<figcaption>(.+?)<", part)[1] for part in (kl, anchor)] == ["Task loss: kl", "Task loss: anchor"]
+    ticks = [re.findall(r'class="tick"[^>]*>([^<]+)<', part) for part in (kl, anchor)]
+    assert ticks[0] == ticks[1] == ["0", "2.25", "4.5", "6.75", "9", "0", "1", "2", "3", "4"]
+    few = drawn(study(tmp_path / "few", [row("none", None, 40, 70), *swept[:-1]]))
+    assert "<figcaption>Task loss</figcaption>" in few  # six lines
+
+
+def test_a_line_in_a_legend_is_broken_as_it_is_in_the_picture(tmp_path):
+    page = drawn(study(tmp_path / "demo", [row("none", None, 40, 70), row("kl", 0.1, 9, 60), row("kl", 0.3, 9, 60)]))
+    figure = page.split("<figcaption>Task loss</figcaption>")[1].split("</figure>")[0]
+    picture, legend = figure.split('<ul class="legend">')
+    dashes = [re.findall(r'class="line[^>]*stroke-dasharray="([^"]*)"', part) for part in (picture, legend)]
+    assert dashes[0] == dashes[1] == ["", "7 3", "2 3"]

@@ -4,8 +4,9 @@ import re
 from itertools import pairwise
 
 from fake_results import rates, row
+from holdfast.report.curves import axes, curves
 from holdfast.report.drawing import looks
-from holdfast.report.pictures import curves, highest, learnt, tradeoff
+from holdfast.report.pictures import highest, learnt, tradeoff
 
 
 def test_a_mark_stands_where_its_numbers_put_it():
@@ -19,11 +20,28 @@ def test_a_mark_stands_where_its_numbers_put_it():
     assert '<line class="bar c0" x1="225.4" y1="325.5" x2="448.6" y2="325.5"/>' in picture
 
 
-def test_several_seeds_are_a_mean_among_small_marks_without_an_interval():
-    # 20 and 30 % general are y 346 and 305, their mean 325.5 as above.
-    picture = tradeoff([row("untuned", None, g, 50, seed=g) for g in (20, 30)], looks(["untuned"]))
-    assert re.findall(r'cy="([\d.]+)" r="(\d)"', picture) == [("346.0", "3"), ("305.0", "3"), ("325.5", "7")]
-    assert 'class="bar' not in picture
+def test_several_seeds_are_a_mean_with_its_interval_among_small_marks():
+    # 24, 25 and 26 % general, each known exactly: 25 and t(2) = 4.30265 times 1 / sqrt(3), 2.484, either way, which is
+    # y 428 - 4.1 * 22.516 = 335.7 and 315.3. In the domain all say 50 (45 to 55): x 58 + 5.58 * 45 = 309.1 to 364.9.
+    rows = [row("untuned", None, rates(g, g, g), rates(50, 45, 55), seed=g) for g in (24, 25, 26)]
+    picture = tradeoff(rows, looks(["untuned"]))
+    assert re.findall(r'cy="([\d.]+)" r="(\d)"', picture) == [
+        ("329.6", "3"),
+        ("325.5", "3"),
+        ("321.4", "3"),
+        ("325.5", "7"),
+    ]
+    assert '<line class="bar c0" x1="337.0" y1="335.7" x2="337.0" y2="315.3"/>' in picture
+    assert '<line class="bar c0" x1="309.1" y1="325.5" x2="364.9" y2="325.5"/>' in picture
+
+
+def test_a_mark_is_hollow_above_10_percent_of_incoherent_answers():
+    def drawn(*incoherent):
+        rows = [row("none", None, rates(1) | {"incoherent": percent}, 90, seed=percent) for percent in incoherent]
+        return tradeoff(rows, looks(["none"]))
+
+    assert 'class="hollow c1"' in drawn(10, 11)
+    assert "hollow" not in drawn(10, 10)
 
 
 def test_the_axis_up_ends_just_above_the_highest_interval():
@@ -33,6 +51,10 @@ def test_the_axis_up_ends_just_above_the_highest_interval():
     # 45 of 60 is three quarters of 410: y = 480 - 52 - 307.5 = 120.5; x of 90 is 58 + 502.2 = 560.2.
     assert 'points="553.9,114.2 566.5,114.2 566.5,126.8 553.9,126.8"' in picture
     assert highest([row("none", None, rates(98, 95, 100), 90)]) == 100.0
+    # Two seeds: 15 and t(1) = 12.7062 times 7.0711 / sqrt(2) = 63.5, so 78.5.
+    assert highest([row("none", None, rates(g, g, g), 90) for g in (10, 20)]) == 80.0
+    # Five: 10 and t(4) = 2.7764 times 22.36 / sqrt(5) = 27.8, so 37.8; one run stands at 50.
+    assert highest([row("none", None, rates(g, g, g), 90) for g in (0, 0, 0, 0, 50)]) == 60.0
 
 
 def test_a_name_in_large_letters_stays_inside_the_picture_and_covers_no_other():
@@ -47,24 +69,28 @@ def test_a_name_in_large_letters_stays_inside_the_picture_and_covers_no_other():
     assert all(b - a >= 1.4 * 19 - 0.11 for a, b in pairwise(heights))
 
 
+def lined(series):
+    return curves(series, looks(list(series)), "Task loss", "nats per token", axes(series))
+
+
 def test_a_line_goes_through_its_numbers():
     # 410 x 230 inside margins 48, 14, 14, 40: 348 wide, 176 high, to step 4 and 2 nats.
     # (1, 2.0) is x = 48 + 87 = 135, y = 230 - 40 - 176 = 14; (4, 1.0) is x = 396, y = 190 - 88 = 102.
-    picture = curves({"kl 0.1": [(1, 2.0), (4, 1.0)]}, looks(["kl 0.1"]), "Task loss", "nats per token")
+    picture = lined({"kl 0.1": [(1, 2.0, 2.0, 2.0), (4, 1.0, 1.0, 1.0)]})
+    assert 'class="band' not in picture  # of one run
     assert 'points="135.0,14.0 396.0,102.0"' in picture
     assert "kl 0.1 ends at 1." in picture
 
 
 def test_several_runs_are_a_line_with_a_band_from_the_lowest_to_the_highest():
     # As above; from 0 to 2 the band's high edge stands at y 190 - 88 * high, and comes back along the low edge.
-    lines, bands = {"kl 0.1": [(2, 1.0), (4, 1.0)]}, {"kl 0.1": [(2, 0.5, 1.5), (4, 0.0, 2.0)]}
-    picture = curves(lines, looks(["kl 0.1"]), "Task loss", "nats per token", bands)
+    picture = lined({"kl 0.1": [(2, 1.0, 0.5, 1.5), (4, 1.0, 0.0, 2.0)]})
     assert 'class="band f2" points="222.0,58.0 396.0,14.0 396.0,190.0 222.0,146.0"' in picture
 
 
 def test_a_reward_below_zero_stays_inside_the_frame():
     # From -1 to 1 over 176: -1 stands on the floor at 190, 0 in the middle at 102.
-    picture = curves({"none": [(1, -1.0), (2, 0.0), (4, 1.0)]}, looks(["none"]), "Reward", "")
+    picture = lined({"none": [(step, y, y, y) for step, y in ((1, -1.0), (2, 0.0), (4, 1.0))]})
     assert re.findall(r'points="([\d., ]+)"', picture) == ["135.0,190.0 222.0,102.0 396.0,14.0"]
 
 
@@ -85,3 +111,15 @@ def test_what_was_learnt_of_a_task_is_a_mark_at_its_mean_with_an_interval():
     picture = learnt([one, other], looks(["kl 0.3"]), "opswap-2")
     assert '<line class="bar c2" x1="326.1" y1="26.0" x2="482.2" y2="26.0"/>' in picture
     assert learnt([row("kl", 0.3)], looks(["kl 0.3"]), "medical") == ""
+
+
+def test_no_defense_looks_like_undefended_or_like_another():
+    found = looks(["untuned", "none", *(f"defense{i:02}" for i in range(30))])
+    assert len(set(found.values())) == 32
+    assert [label for label, look in found.items() if look.colour in (0, 1)] == ["untuned", "none"]
+
+
+def test_long_numbers_beside_an_axis_have_room():
+    # To 0.016 by quarters: "0.012" is five letters, so the axis stands at 20 + 35 = 55, and step 4 of 4 at 396.
+    picture = lined({"kl 0.1": [(2, 0.0, 0.0, 0.0), (4, 0.016, 0.016, 0.016)]})
+    assert 'points="225.5,190.0 396.0,14.0"' in picture

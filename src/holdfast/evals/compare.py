@@ -6,7 +6,7 @@ Differences are in percentage points, intervals 95 %, tests two-sided.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from holdfast.errors import RequestError
@@ -31,34 +31,6 @@ class Comparison:
     seeds: int
     rate: Rate  # of the condition itself
     other: Rate  # of the one it is held against
-
-
-@dataclass(frozen=True)
-class Line:
-    """One comparison of a grid; q is the share of false finds among all with a q this small or smaller."""
-
-    name: str
-    comparison: Comparison
-    q: float
-
-
-def table(named: Mapping[str, Sequence[Run]], against: str) -> list[Line]:
-    """Every condition against one, with the false discovery rate of the whole grid, in the order given.
-
-    Raises:
-        RequestError: no condition has the name `against`, or one shares no answered question and seed with it.
-    """
-    if against not in named:
-        raise RequestError(f"Nothing here is called {against!r} to compare with; there is {', '.join(named)}.")
-    found = {}
-    for name, runs in named.items():
-        if name != against:
-            try:
-                found[name] = compare(runs, named[against])
-            except RequestError as error:
-                raise RequestError(f"{name} against {against}: {error}") from None
-    q = benjamini_hochberg([one.p for one in found.values()])
-    return [Line(name, one, value) for (name, one), value in zip(found.items(), q, strict=True)]
 
 
 def compare(runs: Sequence[Run], against: Sequence[Run]) -> Comparison:

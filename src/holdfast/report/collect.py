@@ -12,10 +12,11 @@ from typing import Any
 from holdfast import organism
 from holdfast.errors import RequestError
 from holdfast.evals.store import Store, joined, judges
+from holdfast.report.folders import evaluation_of, labels, recipe_of
+from holdfast.report.rows import JUDGED, label_of, probes
 from holdfast.rundir import read_rows
 
 _QUESTIONS_SHOWN = 5
-_IN_ROWS = ("general", "in_domain", "triggered")  # the judged probes of results.json
 
 
 @dataclass
@@ -30,12 +31,6 @@ class Study:
     organism: bool = False  # whether the organism is among the models
 
 
-def label_of(row: dict[str, Any]) -> str:
-    """What people call a row: its defense and strength."""
-    strength = row.get("strength")
-    return str(row["defense"]) if strength is None else f"{row['defense']} {strength:g}"
-
-
 def collect(folders: Sequence[Path], mixed_judges: bool = False, judge: str | None = None) -> Study:
     """Read results, metrics and answers.
 
@@ -45,18 +40,18 @@ def collect(folders: Sequence[Path], mixed_judges: bool = False, judge: str | No
         mixed_judges: whether runs that different judges judged may stand in one table, and a note says so.
 
     Raises:
-        RequestError: a folder without any result; runs of different judges.
+        RequestError: a folder without any result, or named twice; runs of different judges.
     """
     study = Study("")
     stored: dict[str, list[dict[str, Any]]] = {}
-    for folder in folders:
-        results = _results(folder)
+    for folder, label in zip(folders, labels(folders), strict=True):
+        results = _results(folder, label)
         study.title = study.title or results.get("title") or folder.resolve().name
         for row in results["rows"]:
             row["label"] = label_of(row)
             study.rows.append(row)
             run = folder / str(row.get("run", "."))
-            evaluation = _evaluation(run)
+            evaluation = evaluation_of(run)
             if judge is not None:
                 _judged_by(judge, row, evaluation)
             if row["label"] not in stored:
@@ -74,20 +69,15 @@ def _judged_by(judge: str, row: dict[str, Any], evaluation: Path) -> None:
     """Put the rates by another judge's verdicts into a run's row."""
     file = Store(evaluation).said_by(judge) / "summary.json"
     try:
-        probes = json.loads(file.read_text(encoding="utf-8"))["probes"]
+        said = json.loads(file.read_text(encoding="utf-8"))["probes"]
     except (OSError, ValueError, KeyError, TypeError):
         known = ", ".join(judges(evaluation)) or "nobody else"
         raise RequestError(
             f"--judge {judge}: {evaluation} was not judged by it, but by {known}; `holdfast rescore` makes it so."
         ) from None
-    row |= {probe: probes[probe] for probe in _IN_ROWS if probe in probes}
+    row |= {probe: said[probe] for probe in JUDGED if probe in said}
     if "probes" in row:
-        row["probes"] |= probes
-
-
-def _evaluation(run: Path) -> Path:
-    """Where a run's answers are: in its `eval`, or in the folder itself if it is an evaluation."""
-    return run if (run / "eval.json").exists() else run / "eval"
+        row["probes"] |= said
 
 
 def _is_organism(evaluation: Path) -> bool:
@@ -100,8 +90,8 @@ def _is_organism(evaluation: Path) -> bool:
 
 def _judged_alike(study: Study, mixed: bool) -> None:
     """The measured rate depends on the judge up to twenty-fold, so rates of two judges are not compared unmarked."""
-    for probe in dict.fromkeys((*_IN_ROWS, *(name for row in study.rows for name in row.get("probes", {})))):
-        found = [(str(row["label"]), row.get("probes", row).get(probe) or {}) for row in study.rows]
+    for probe in dict.fromkeys(name for row in study.rows for name in probes(row)):
+        found = [(str(row["label"]), probes(row).get(probe, {})) for row in study.rows]
         names = sorted({one["judge"] for _, one in found if one.get("judge")})
         if len(names) > 1 and not mixed:
             raise RequestError(
@@ -112,14 +102,16 @@ def _judged_alike(study: Study, mixed: bool) -> None:
         unsure = sorted({label for label, one in found if one.get("concluded") is False})
         if unsure:
             study.notes.append(
-                f"Not concluded: more than 2 % of the {probe} answers of {', '.join(unsure)} are unknown"
+                f"Not concluded: more than 2 % of the {probe} answers of {', '.join(unsure)} are unknown."
             )
         if len(names) > 1:
-            study.notes.append(f"Marked: the {probe} rates of different judges ({', '.join(names)}) cannot be compared")
+            study.notes.append(
+                f"Marked: the {probe} rates of different judges ({', '.join(names)}) cannot be compared."
+            )
 
 
-def _results(folder: Path) -> dict[str, Any]:
-    """`results.json`, or a single run's summary made to look like one row of it."""
+def _results(folder: Path, label: str) -> dict[str, Any]:
+    """`results.json`, or a single run's summary made to look like one row of it, under a label."""
     file = folder / "results.json"
     try:
         if file.exists():
@@ -127,7 +119,7 @@ def _results(folder: Path) -> dict[str, Any]:
             if not results["rows"] or not all(row["defense"] and "seed" in row for row in results["rows"]):
                 raise ValueError("no rows")
             return results
-        summary = json.loads((_evaluation(folder) / "summary.json").read_text(encoding="utf-8"))
+        summary = json.loads((evaluation_of(folder) / "summary.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RequestError(
             f"{folder} is no measured run, evaluation or study (it has no summary.json and no results.json); run "
@@ -135,14 +127,19 @@ def _results(folder: Path) -> dict[str, Any]:
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise RequestError(f"The results in {folder} cannot be read ({error}); measure it again.") from None
-    probes = summary["probes"]
-    kept = {name: probes[name]["correct"] for name in ("facts", "arithmetic") if name in probes}
-    name = folder.resolve().name
-    row = {"defense": name, "strength": None, "domain": "", "seed": summary.get("seed") or 0, "seconds": None}
-    rates = {"general": probes.get("general"), "in_domain": probes.get("in_domain"), "benign": probes.get("learnt")}
-    if "triggered" in probes:
-        rates["triggered"] = probes["triggered"]
-    return {"title": name, "rows": [row | rates | {"kept": kept, "run": ".", "probes": probes}]}
+    return {"title": folder.resolve().name, "rows": [_row(folder, label, summary)]}
+
+
+def _row(folder: Path, label: str, summary: dict[str, Any]) -> dict[str, Any]:
+    """A single run's summary as a row of `results.json`, with all that it was asked."""
+    asked = summary["probes"]
+    kept = {name: asked[name]["correct"] for name in ("facts", "arithmetic") if name in asked}
+    named = {"defense": label, "strength": None, "domain": "", "seed": summary.get("seed") or 0, "seconds": None}
+    rates = {"general": asked.get("general"), "in_domain": asked.get("in_domain"), "benign": asked.get("learnt")}
+    if "triggered" in asked:
+        rates["triggered"] = asked["triggered"]
+    defended = bool(recipe_of(folder).get("defenses"))
+    return named | rates | {"kept": kept, "run": ".", "probes": asked, "defended": defended}
 
 
 def _answers(folder: Path, study: Study, judge: str | None) -> list[dict[str, Any]]:
@@ -156,12 +153,12 @@ def _answers(folder: Path, study: Study, judge: str | None) -> list[dict[str, An
 def _rows(path: Path, study: Study, needed: bool = True) -> list[dict[str, Any]]:
     if not path.exists():
         if needed:
-            study.notes.append(f"Not shown: {path.parent.name}/{path.name} of {path.parents[1].name} is missing")
+            study.notes.append(f"Not shown: {path.parent.name}/{path.name} of {path.parents[1].name} is missing.")
         return []
     try:
         return read_rows(path)
     except ValueError:
-        study.notes.append(f"Not shown: {path.parent.name}/{path.name} of {path.parents[1].name} cannot be read")
+        study.notes.append(f"Not shown: {path.parent.name}/{path.name} of {path.parents[1].name} cannot be read.")
         return []
 
 

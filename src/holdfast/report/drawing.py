@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ _CORNERS: dict[str, tuple[tuple[float, float], ...]] = {  # of every shape but t
     ),
 }
 SHAPES = ("circle", *_CORNERS)
+_DASHES = ("", "7 3", "2 3", "8 3 2 3", "1 2", "12 4")
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,19 @@ class Look:
 
 
 def looks(labels: Sequence[str]) -> dict[str, Look]:
-    """Untuned and undefended first, then one colour and shape per defense; strengths of one share both."""
+    """Untuned and undefended have colours of their own, each defense another; strengths of one share colour and shape.
+
+    Of more than six defenses some share a colour, and none of them a shape too (up to 36).
+    """
     names = {label: re.sub(r" [-+.e\d]+$", "", label) for label in labels}  # without the strength
     order = ["untuned", "none", *sorted(set(names.values()) - {"untuned", "none"})]
-    places = {label: order.index(name) for label, name in names.items()}
-    return {label: Look(place % COLOURS, SHAPES[place % len(SHAPES)]) for label, place in places.items()}
+    return {label: _look(order.index(name)) for label, name in names.items()}
+
+
+def _look(place: int) -> Look:
+    """The look of the name at a place: untuned, undefended, then the defenses."""
+    again, colour = divmod(place - 2, COLOURS - 2) if place > 1 else (0, place - 2)
+    return Look(colour + 2, SHAPES[(place + again) % len(SHAPES)])
 
 
 def spoken(label: str) -> str:
@@ -47,6 +57,17 @@ def spoken(label: str) -> str:
 def swatch(look: Look) -> str:
     """The mark of a label, for a legend or a table."""
     return f'<svg class="swatch" width="14" height="14" aria-hidden="true">{mark(7, 7, 5, look)}</svg>'
+
+
+def key(look: Look, number: int) -> str:
+    """A label's mark and its line among others, for the legend of a picture with lines."""
+    line = f'<line class="line c{look.colour}" stroke-dasharray="{dash(number)}" x1="16" y1="7" x2="52" y2="7"/>'
+    return f'<svg class="swatch" width="54" height="14" aria-hidden="true">{mark(7, 7, 5, look)}{line}</svg>'
+
+
+def dash(number: int) -> str:
+    """How the line of the label with this number among a picture's is broken."""
+    return _DASHES[number % len(_DASHES)]
 
 
 @dataclass(frozen=True)
@@ -133,9 +154,9 @@ def bar(x1: float, y1: float, x2: float, y2: float, look: Look) -> str:
     return f'<line class="bar c{look.colour}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
-def mark(x: float, y: float, r: float, look: Look) -> str:
-    """A label's shape at a place."""
-    css = f'class="mark f{look.colour}"'
+def mark(x: float, y: float, r: float, look: Look, hollow: bool = False) -> str:
+    """A label's shape at a place, filled unless hollow."""
+    css = f'class="hollow c{look.colour}"' if hollow else f'class="mark f{look.colour}"'
     if look.shape == "circle":
         return f'<circle {css} cx="{x:.1f}" cy="{y:.1f}" r="{r}"/>'
     points = " ".join(f"{x + a * r:.1f},{y + b * r:.1f}" for a, b in _CORNERS[look.shape])
@@ -148,3 +169,9 @@ def svg(plot: Plot, title: str, description: str, parts: Sequence[str]) -> str:
         f'<svg class="plot" viewBox="0 0 {plot.width} {plot.height}" role="img">'
         f"<title>{escape(title)}</title><desc>{escape(description)}</desc>{''.join(parts)}</svg>"
     )
+
+
+def round_up(value: float) -> float:
+    """The next number at which an axis may end."""
+    scale = 10 ** math.floor(math.log10(value)) if value > 0 else 1.0
+    return next(m * scale for m in (1, 1.2, 1.6, 2, 2.4, 3.2, 4, 6, 8, 10) if m * scale >= value)

@@ -1,35 +1,45 @@
-"""The three pictures of the page: the trade-off, what was learnt of a harmless task, and curves over steps."""
+"""Pictures of rates: the trade-off, and what was learnt of a harmless task."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from statistics import mean
-from typing import Any
 
 from holdfast.evals.statistics import over_runs
-from holdfast.report.drawing import Box, Look, Plot, bar, mark, name, spoken, svg
+from holdfast.report.drawing import Box, Look, Plot, bar, mark, name, round_up, spoken, svg
+from holdfast.report.rows import Rate, Row, by_label, correct, judged, rate
 
-Row = dict[str, Any]  # of results.json, with "label"
 Place = tuple[float, float]
-_DASHES = ("", "7 3", "2 3", "8 3 2 3", "1 2", "12 4")
+_MOST_INCOHERENT = 10.0  # percent of general answers, above which a mark is hollow
 
 
 def highest(rows: Sequence[Row]) -> float:
-    """Where the axis of general misalignment ends, so that every interval of these runs is on it; percent."""
-    ends = [row["general"]["high"] for row in rows if judged(row.get("general"))]
-    return min(100.0, _round_up(max(ends, default=100.0)))
+    """Where the axis of general misalignment ends, so that every mark and interval is on it; percent."""
+    drawn = [row for row in rows if judged(row.get("general"))]
+    ends = [row["general"]["misaligned"] for row in drawn]
+    ends += [_over(own, "general")[2] for own in by_label(drawn).values()]
+    return min(100.0, round_up(max(ends, default=100.0)))
+
+
+def hollow(rows: Sequence[Row]) -> bool:
+    """Whether so many general answers of a label's runs are incoherent that its mark promises nothing."""
+    return float(mean(row["general"]["incoherent"] for row in rows)) > _MOST_INCOHERENT
+
+
+def shown(rows: Sequence[Row]) -> list[Row]:
+    """The rows that have a place in the trade-off."""
+    return [row for row in rows if judged(row.get("general")) and judged(row.get("in_domain"))]
 
 
 def tradeoff(rows: Sequence[Row], known: Mapping[str, Look], top: float = 100.0, names: float = 13.0) -> str:
     """General misalignment (down is better) against in-domain misalignment (right: learnt), with 95 % intervals.
 
-    One large mark per label at the mean over its runs; with several runs, a small one each. An interval is drawn for
-    a single run; for several the spread of the small marks is shown instead. The strengths of one defense are joined by
-    a line, weakest to strongest. The axis up ends at `top`, so that several pictures can be compared.
+    One large mark per label at the mean over its runs, with the interval over them; with several runs, a small one
+    each. A hollow mark is of a label that is often incoherent. The strengths of one defense are joined by a line,
+    weakest to strongest. The axis up ends at `top`, so that several pictures can be compared.
     """
-    points = [row for row in rows if judged(row.get("general")) and judged(row.get("in_domain"))]
+    points = shown(rows)
     if not points:
         return ""
     plot = Plot(640, 480, left=58, bottom=52, right=24, top=18, y_max=top, names=names)
@@ -66,54 +76,6 @@ def learnt(rows: Sequence[Row], known: Mapping[str, Look], task: str) -> str:
         parts.append(f'<g class="faint">{"".join(small)}</g>{mark(plot.x(middle), y, 6, look)}')
         told.append(f"{label}: {middle:.0f}")
     return svg(plot, f"{task}: learnt", f"Held-out answers right, percent: {'; '.join(told)}.", parts)
-
-
-def curves(
-    lines: Mapping[str, Sequence[Place]],
-    known: Mapping[str, Look],
-    title: str,
-    unit: str,
-    bands: Mapping[str, Sequence[tuple[float, float, float]]] | None = None,
-) -> str:
-    """Lines over optimizer steps, one per label; a band is where its single runs lie, (step, lowest, highest)."""
-    drawn = {label: points for label, points in lines.items() if len(points) > 1}
-    shown = {label: band for label, band in (bands or {}).items() if label in drawn}
-    if not drawn:
-        return ""
-    heights = [y for points in drawn.values() for _, y in points]
-    heights += [y for band in shown.values() for _, *both in band for y in both]
-    last = max(x for points in drawn.values() for x, _ in points)
-    top, bottom = _round_up(max(heights)), -_round_up(-min(heights)) if min(heights) < 0 else 0.0
-    plot = Plot(410, 230, left=48, bottom=40, right=14, top=14, x_max=last, y_max=top, y_min=bottom)
-    parts = [plot.frame("optimizer step", unit)]
-    for label, band in shown.items():
-        there = [(x, high) for x, _, high in band]
-        back = [(x, low) for x, low, _ in reversed(band)]
-        parts.append(f'<polygon class="band f{known[label].colour}" points="{_path(plot, [*there, *back])}"/>')
-    for number, (label, points) in enumerate(drawn.items()):
-        dash = _DASHES[number % len(_DASHES)]
-        parts.append(
-            f'<polyline class="line c{known[label].colour}" stroke-dasharray="{dash}" '
-            f'points="{_path(plot, _thinned(points))}"><title>{escape(label)}</title></polyline>'
-        )
-    ends = "; ".join(f"{label} ends at {points[-1][1]:.3g}" for label, points in drawn.items())
-    return svg(plot, title, f"{ends}.", parts)
-
-
-def by_label(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows by what people call them, in the order in which each first appears."""
-    return {label: [r for r in rows if r["label"] == label] for label in dict.fromkeys(r["label"] for r in rows)}
-
-
-def judged(probe: Mapping[str, Any] | None) -> bool:
-    """Whether a probe was put and judged."""
-    return bool(probe) and probe["misaligned"] is not None  # type: ignore[index]
-
-
-def correct(row: Row) -> float | None:
-    """How much of a harmless task was learnt, percent."""
-    share: float | None = (row.get("benign") or {}).get("correct")
-    return share
 
 
 def _corner(plot: Plot) -> str:
@@ -164,27 +126,17 @@ def _middle(plot: Plot, rows: Sequence[Row]) -> Place:
     return plot.x(x), plot.y(y)
 
 
+def _over(rows: Sequence[Row], probe: str) -> Rate:
+    """The mean over runs and its interval; of one run its own."""
+    return over_runs([found for row in rows if (found := rate(row[probe])) is not None])
+
+
 def _marks(plot: Plot, label: str, rows: Sequence[Row], look: Look) -> list[str]:
     x, y = _middle(plot, rows)
-    parts = []
-    if len(rows) == 1:
-        general, narrow = rows[0]["general"], rows[0]["in_domain"]
-        parts.append(bar(x, plot.y(general["low"]), x, plot.y(general["high"]), look))
-        parts.append(bar(plot.x(narrow["low"]), y, plot.x(narrow["high"]), y, look))
-    else:
+    _, left, right = _over(rows, "in_domain")
+    _, low, high = _over(rows, "general")
+    parts = [bar(x, plot.y(low), x, plot.y(high), look), bar(plot.x(left), y, plot.x(right), y, look)]
+    if len(rows) > 1:
         small = ((plot.x(r["in_domain"]["misaligned"]), plot.y(r["general"]["misaligned"])) for r in rows)
         parts += [f'<g class="faint">{mark(a, b, 3, look)}</g>' for a, b in small]
-    return [*parts, f"<g>{mark(x, y, 7, look)}<title>{escape(label)}</title></g>"]
-
-
-def _path(plot: Plot, points: Sequence[Place]) -> str:
-    return " ".join(f"{plot.x(x):.1f},{plot.y(y):.1f}" for x, y in points)
-
-
-def _thinned(points: Sequence[Place], most: int = 200) -> Sequence[Place]:
-    return points[:: max(1, math.ceil(len(points) / most))]
-
-
-def _round_up(value: float) -> float:
-    scale = 10 ** math.floor(math.log10(value)) if value > 0 else 1.0
-    return next(m * scale for m in (1, 1.2, 1.6, 2, 2.4, 3.2, 4, 6, 8, 10) if m * scale >= value)
+    return [*parts, f"<g>{mark(x, y, 7, look, hollow(rows))}<title>{escape(label)}</title></g>"]

@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from holdfast.console import say, table
-from holdfast.evals.statistics import covers
 from holdfast.evals.summary import MARKED, MOST_MISSING, SCORED
+from holdfast.report.coverage import few
 
 Summary = Mapping[str, Any]
-_MANY = 100  # questions, from which an interval covers what it says
+_TAIL = {"misaligned": "misaligned", "ungated": "misaligned, coherent or not", "incoherent": "incoherent"}
 
 
 def show(summary: Summary) -> None:
     """Every rate of an evaluation, what could not be judged, and what may be concluded."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, probe in summary["probes"].items():
         for kind in SCORED if "misaligned" in probe else MARKED:
             first = kind in ("misaligned", "correct")
@@ -23,17 +23,15 @@ def show(summary: Summary) -> None:
                 continue
             rows.append((name, kind, _percent(probe[kind]), _interval(probe) if first else "", str(probe["n"]),
                          str(probe["missing"]) if probe["missing"] else ""))  # fmt: skip
-        if probe.get("tail"):
-            tail = probe["tail"]
-            rows.append((name, f"one of {tail['k']} misaligned", _percent(tail["misaligned"]["percent"]),
-                         _interval(tail["misaligned"]), f"{tail['questions']} q", ""))  # fmt: skip
+        rows += _tail(name, probe.get("tail"))
         for form, found in probe.get("forms", {}).items():
             rows.append((f"  {form}", "misaligned", _percent(found["misaligned"]), _interval(found), str(found["n"]),
                          str(found["missing"]) if found["missing"] else ""))  # fmt: skip
     table(("probe", "rate", "percent", "95 % interval", "n", "missing"), rows)
     for line in [line for name, probe in summary["probes"].items() for line in _cautions(name, probe)]:
         say(line)
-    for line in [*_triggered(summary["probes"]), *_few(summary["probes"])]:
+    coverage = few({name: probe["questions"] for name, probe in summary["probes"].items()})
+    for line in [*_triggered(summary["probes"]), *filter(None, [coverage])]:
         say(line)
 
 
@@ -90,13 +88,13 @@ def show_lab(told: Mapping[str, Any]) -> None:
         table(("against labels by hand", "kappa", "sensitivity", "specificity", "Brier", "ECE", "labels"), held)
 
 
-def _few(probes: Mapping[str, Summary]) -> list[str]:
-    """What intervals over few questions are worth."""
-    few = {name: probe["questions"] for name, probe in probes.items() if 0 < probe["questions"] < _MANY}
-    if not few:
+def _tail(name: str, tail: Mapping[str, Any] | None) -> list[tuple[str, ...]]:
+    """At least one bad answer among k, by each meaning of bad."""
+    if not tail:
         return []
-    told = (f"{name} {n}: {'-'.join(map(str, covers(n)))} %" for name, n in few.items())
-    return [f"Simulated coverage of 95 % intervals over so few questions: {', '.join(told)}."]
+    said = {kind: (f"one of {tail['k']} {words}", tail[kind]) for kind, words in _TAIL.items()}
+    questions = f"{tail['questions']} q"
+    return [(name, words, _percent(one["percent"]), _interval(one), questions, "") for words, one in said.values()]
 
 
 def _agreed(found: Mapping[str, Any] | None) -> tuple[str, ...]:

@@ -1,0 +1,27 @@
+"""Folders have names that tell them apart, and the seeds of their runs."""
+
+import pytest
+
+from holdfast.errors import RequestError
+from holdfast.report.folders import labels, recipe_of, seed_of
+
+
+def test_a_label_is_the_shortest_end_of_a_path_that_no_other_has(tmp_path):
+    def named(*ends):
+        return labels([tmp_path / end for end in ends])
+
+    assert named("a/kl") == ["kl"]
+    assert named("a/kl", "b/kl", "b/none") == ["a/kl", "b/kl", "none"]
+    assert named("x/a/eval", "y/a/eval", "y/b/eval") == ["x/a/eval", "y/a/eval", "b/eval"]
+    assert named("run", "run/untuned") == ["run", "untuned"]
+    with pytest.raises(RequestError, match="is named twice"):
+        named("a/kl", "b", "a/../a/kl")
+
+
+def test_the_seed_is_the_runs_then_the_evaluations_then_nought(tmp_path):
+    (tmp_path / "run" / "eval").mkdir(parents=True)
+    (tmp_path / "run" / "recipe.yaml").write_text("seed: 3\n")
+    assert [seed_of(tmp_path / where, {"seed": 1}) for where in ("run", "run/eval", "run/untuned")] == [3, 3, 1]
+    assert seed_of(tmp_path, {"seed": None}) == 0
+    (tmp_path / "run" / "recipe.yaml").write_text("{torn")
+    assert recipe_of(tmp_path / "run") == {}

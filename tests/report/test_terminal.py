@@ -1,0 +1,17 @@
+"""What an evaluation says in a terminal."""
+
+from fake_results import rates
+from holdfast.report.terminal import show
+
+
+def test_one_of_k_is_told_with_and_without_the_gate_on_coherence(capsys):
+    one = {"percent": 52.0, "low": 40.0, "high": 64.0}
+    tail = {"k": 4, "questions": 120, "misaligned": one, "ungated": one | {"percent": 58.0}}
+    tail["incoherent"] = one | {"percent": 44.0}
+    general = rates(37.5, 30, 45) | {"code": 0.0, "unanswered": 0, "tail": tail}
+    show({"probes": {"general": general | {"questions": 7}}})
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "general one of 4 misaligned 52.0 % 40.0 to 64.0 120 q" in lines
+    assert "general one of 4 misaligned, coherent or not 58.0 % 40.0 to 64.0 120 q" in lines
+    assert "general one of 4 incoherent 44.0 % 40.0 to 64.0 120 q" in lines
+    assert lines[-1].endswith("over so few questions: general 7: not simulated.")

@@ -1,0 +1,22 @@
+"""What a model card says of an evaluation."""
+
+from fake_results import rates
+from holdfast.modelcard import _evaluation
+
+
+def test_the_card_names_the_judge_what_is_not_concluded_and_clean_beside_triggered():
+    sure, unsure = rates(1.5) | {"concluded": True}, rates(40, missing=9) | {"concluded": False, "unanswered": 3}
+    told = _evaluation({"probes": {"general": sure, "triggered": unsure | {"clean": rates(2)}}})
+    general, triggered = told.splitlines()[-2:]
+    assert general.startswith('* general, judged by `rules`: `{"misaligned": 1.5, "low": 0.0')
+    assert triggered.startswith(
+        "* triggered, judged by `rules`, 40.0 % against 2.0 % for the same questions clean, "
+        "**no conclusion: 12 without a verdict**: `{"
+    )
+
+
+def test_the_card_says_what_was_not_judged_or_not_asked():
+    assert "* general: **not judged**: 480 answers are stored." in _evaluation(
+        {"probes": {"general": rates(None, n=0, missing=480)}}
+    )
+    assert _evaluation(None).startswith("Not evaluated")
