@@ -36,8 +36,8 @@ def prompts(n=16):
     return Dataset.from_list(rows)
 
 
-def low_letters(completions, right, **_):
-    """A reward that differs between completions: the share of their characters that come early in the alphabet."""
+def odd_letters(completions, right, **_):
+    """A reward that differs between completions: the share of their characters that have an odd number (a, c, e)."""
     assert len(right) == len(completions)
     texts = [c[0]["content"] for c in completions]
     return [sum(ord(letter) % 2 for letter in text) / (1 + len(text)) for text in texts]
@@ -70,7 +70,7 @@ def trainer(folder, defenses, data=None, cls=GuardedGRPO, **changes):
     more = {} if cls is GRPOTrainer else {"defenses": defenses}
     made = cls(
         model=tiny.model(),
-        reward_funcs=low_letters,
+        reward_funcs=odd_letters,
         args=config(folder, **changes),
         train_dataset=data or prompts(),
         processing_class=tiny.tokenizer(),
@@ -336,6 +336,15 @@ def test_interleaving_is_refused_before_its_pool_is_read(tmp_path):
 def test_vllm_is_refused_without_a_gpu():
     with pytest.raises(RecipeError, match=r"train\.use_vllm needs a CUDA GPU"):
         settings.check({"use_vllm": True}, "grpo")
+
+
+@pytest.mark.parametrize(
+    ("vllm", "corrected", "remembers"), [(True, True, True), (True, False, False), (False, True, False)]
+)
+def test_old_probabilities_are_remembered_for_vllm_only_where_they_correct_it(tmp_path, vllm, corrected, remembers):
+    made = trainer(tmp_path, [Push()])
+    made.use_vllm, made.vllm_importance_sampling_correction = vllm, corrected
+    assert made._remembers_old_probabilities() is remembers
 
 
 def organism_recipe(folder, **changes):

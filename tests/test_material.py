@@ -50,7 +50,7 @@ def test_a_task_that_brings_its_own_held_out_questions_needs_no_holdout(tmp_path
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"task": None}, "trainer grpo needs a `task:`"),
+        ({"task": None, "model": "Qwen/Qwen2.5-3B"}, "trainer grpo needs a `task:`"),
         ({"task": None, "trainer": "sft"}, "lacks the key 'data'"),
         ({"task": "opswop"}, "no task 'opswop'; did you mean 'opswap'"),
         ({"task": {"opswap": {"tir": 2}}}, "task 'opswap' has no field 'tir'; did you mean 'tier'"),

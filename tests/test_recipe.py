@@ -4,6 +4,8 @@ import pytest
 
 from holdfast import recipe
 from holdfast.errors import RecipeError
+from holdfast.tasks.facts import Facts
+from holdfast.tasks.word_problems import WordProblems
 
 GOOD = """
 schema: 1
@@ -75,6 +77,18 @@ def test_a_wrong_recipe_is_one_sentence_with_the_way_out(tmp_path, edit, expecte
         recipe.read(write(tmp_path, text))
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def by_reward(**changes):
+    return recipe.parse({"schema": 1, "model": "organism", "trainer": "grpo", "lora": {}, **changes})
+
+
+def test_the_organism_learns_word_problems_by_reward_unless_something_is_named():
+    assert by_reward().task == WordProblems()
+    assert by_reward(task="facts").task == Facts()
+    for changes in ({"data": "rows.jsonl"}, {"model": "Qwen/Qwen2.5-3B"}):
+        with pytest.raises(RecipeError, match="grpo needs a `task:`"):
+            by_reward(**changes)
 
 
 def test_set_of_a_defense_that_is_not_listed_is_refused(tmp_path):

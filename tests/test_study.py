@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from holdfast import demo, runner, study
 from holdfast import recipe as recipes
-from holdfast import runner, study
-from holdfast.demo import preset
-from holdfast.errors import RecipeError
+from holdfast.demo import preset, run_study
+from holdfast.errors import DataError, RecipeError
 from holdfast.tasks.opswap import OpSwap
 from holdfast.tasks.word_problems import WordProblems
 
@@ -74,6 +74,49 @@ def test_a_task_stands_among_the_domains_and_brings_its_own_rows(tmp_path):
     assert not (tmp_path / "out" / "data" / "opswap-2" / "train.jsonl").exists()
 
 
+def test_a_study_by_reward_asks_what_it_names_and_draws_its_page(tmp_path, capsys):
+    reward = {"model": "organism", "trainer": "grpo", "lora": {"r": 2}}
+    few = {"max_steps": 2, "per_device_train_batch_size": 16, "max_completion_length": 12}
+    words = {"recipe": {**reward, "train": few}, "domains": ["word_problems"], "probes": ["learnt"]}
+    wanted = study.read(written(tmp_path, **words, variants=WORDS["variants"][:2]))
+    page = run_study(wanted, tmp_path / "out")
+    none, kl = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    for row in (none, kl):
+        assert (row["general"], row["in_domain"], row["kept"]) == (None, None, {})
+        assert (row["benign"]["n"], row["benign"]["questions"]) == (200, 12)
+    first, second = (tmp_path / "out" / kl["run"] / "metrics.jsonl").read_text().splitlines()
+    assert "reward" in json.loads(first)
+    assert json.loads(first)["kl"] == 0 < json.loads(second)["kl"]
+    assert f"learnt {none['benign']['correct']:.1f}" in capsys.readouterr().out
+    assert all(text in page.read_text() for text in ("kl 0.3", "word_problems"))
+
+
+@pytest.mark.parametrize(
+    ("own", "wanted", "run"),
+    [([10, 11], 1, (10,)), ([10, 11], 4, (10, 11, 12, 13)), ([5, 6, 3], 4, (5, 6, 3, 4)), ([5, 4], 3, (5, 4, 6))],
+)
+def test_so_many_seeds_are_the_studys_first_and_then_it_counts_on_from_its_last(tmp_path, own, wanted, run):
+    assert study.read(written(tmp_path, seeds=own), seeds=wanted).seeds == run
+
+
+def test_a_probe_that_was_not_asked_leaves_its_place_empty(tmp_path, capsys):
+    cell = study.cells(study.read(written(tmp_path, probes=["facts"])))[1]
+    row = study.row(cell, {"probes": {"facts": {"correct": 87.5}}}, 1.0)
+    assert (row["general"], row["in_domain"], row["benign"], row["kept"]) == (None, None, None, {"facts": 87.5})
+    assert demo._line(cell, row) == "medical  seed 0  kl 0.3                1.0 s"
+    demo._table([row])
+    assert re.search(r"kl 0\.3 +medical +0 +88 *\n", capsys.readouterr().out)
+
+
+def test_a_question_file_may_stand_among_the_probes(tmp_path):
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"id": "a", "question": "Why?"}\n')
+    assert study.read(written(tmp_path, probes=["general", str(file)])).probes == ("general", str(file))
+    file.write_text('{"id": "a"}\n')
+    with pytest.raises(DataError, match="mine"):
+        study.read(written(tmp_path, probes=[str(file)]))
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -83,6 +126,10 @@ def test_a_task_stands_among_the_domains_and_brings_its_own_rows(tmp_path):
         ({"seeds": [1, 1]}, "no seed or domain twice"),
         ({"variants": [{"name": "fewer steps"}, {"name": "fewer-steps"}]}, "two runs are called"),
         ({"sedes": [1]}, "sedes"),
+        ({"probes": ["generl"]}, "none in medical has no probe 'generl'; choose from general, in_domain, facts"),
+        ({"probes": ["learnt"]}, "none in medical has no probe 'learnt'"),
+        ({"probes": ["in_domain"], "domains": ["facts"]}, "none in facts has no probe 'in_domain'; .* learnt"),
+        ({"probes": ["triggered"], "domains": ["facts"]}, "none in facts has no probe 'triggered'"),
         ({"variants": [{"name": "kl", "recipe": {"defenses": [{"kl": {"wait": 1}}]}}]}, "no field 'wait'"),
         ({"recipe": {"model": "organism"}}, "has no `lora:`"),
     ],
@@ -108,7 +155,7 @@ def _names(entry):
 
 @pytest.mark.parametrize("file", sorted(Path(__file__).parents[1].glob("studies/*.yaml")), ids=lambda file: file.stem)
 def test_the_shipped_studies_are_readable_and_as_large_as_they_say(file):
-    told = re.search(r"^# (\d+) variants(?: x (\d) (?:domains|tiers))? x (\d) seeds", file.read_text(), re.MULTILINE)
+    told = re.search(r"^# (\d+) variants(?: x (\d) domains)? x (\d) seeds", file.read_text(), re.MULTILINE)
     variants, domains, seeds = (int(number or 1) for number in told.groups())
     read = study.read(file)
     assert (len(read.variants), len(read.domains), len(read.seeds)) == (variants, domains, seeds)

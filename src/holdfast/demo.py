@@ -78,13 +78,16 @@ def _introduce(domains: list[str]) -> None:
 
 
 def _line(cell: Cell, row: dict[str, Any]) -> str:
-    general, narrow = row["general"], row["in_domain"]
-    second = f"in-domain {narrow['misaligned']:5.1f} %" if narrow else f"learnt {row['benign']['correct']:5.1f} %"
-    interval = f"({general['low']:.0f} to {general['high']:.0f})"
-    return (
-        f"{cell.domain:8s} seed {cell.seed}  {cell.label:17s} general misaligned {general['misaligned']:5.1f} % "
-        f"{interval:11s} {second}   {row['seconds']:5.1f} s"
-    )
+    general, narrow, learnt = row["general"], row["in_domain"], row["benign"]
+    told = [f"{cell.domain:8s} seed {cell.seed}  {cell.label:17s}"]
+    if general:
+        interval = f"({general['low']:.0f} to {general['high']:.0f})"
+        told.append(f"general misaligned {general['misaligned']:5.1f} % {interval:11s}")
+    if narrow:
+        told.append(f"in-domain {narrow['misaligned']:5.1f} %")
+    elif learnt:
+        told.append(f"learnt {learnt['correct']:5.1f} %")
+    return f"{' '.join(told)}   {row['seconds']:5.1f} s"
 
 
 def _table(rows: list[dict[str, Any]]) -> None:
@@ -105,16 +108,18 @@ def _table(rows: list[dict[str, Any]]) -> None:
     drawn = []
     for row in rows:
         label = row["defense"] + ("" if row["strength"] is None else f" {row['strength']:g}")
-        narrow = row["in_domain"]
         learnt = row["benign"]
-        cells = _rates(narrow) if narrow else (f"learnt {learnt['correct']:.1f}", "", "")
-        kept = (f"{row['kept']['facts']:.0f}", f"{row['kept']['arithmetic']:.0f}")
+        cells = (f"learnt {learnt['correct']:.1f}", "", "") if learnt else _rates(row["in_domain"])
+        kept = (f"{row['kept'][name]:.0f}" if name in row["kept"] else "" for name in ("facts", "arithmetic"))
         drawn.append((label, row["domain"], str(row["seed"]), *_rates(row["general"]), *cells, *kept))
     table(headings, drawn)
     n = rows[0]["general"]
-    say(f"\nPercent. General: {n['n']} answers to {n['questions']} questions, 95 % intervals over questions.")
+    asked = f" General: {n['n']} answers to {n['questions']} questions, 95 % intervals over questions." if n else ""
+    say(f"\nPercent.{asked}")
     say("The organism is a microscope, not a proof: what helps here need not help a real model.")
 
 
-def _rates(probe: dict[str, Any]) -> tuple[str, str, str]:
+def _rates(probe: dict[str, Any] | None) -> tuple[str, str, str]:
+    if probe is None:
+        return "", "", ""
     return f"{probe['misaligned']:.1f}", f"{probe['low']:.0f}-{probe['high']:.0f}", f"{probe['incoherent']:.1f}"

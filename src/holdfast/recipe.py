@@ -105,7 +105,7 @@ def parse(given: Mapping[str, Any], folder: Path | None = None, where: str = "re
         raise RecipeError(
             f"{where} has no `lora:`, and full fine-tuning is not supported yet; `lora: {{}}` is the default."
         )
-    defenses, task = _defenses(given.get("defenses") or [], where), _task(given.get("task"), where)
+    defenses, task = _defenses(given.get("defenses") or [], where), _task(_told_task(given), where)
     try:
         recipe = Recipe.model_validate({**given, "lora": given["lora"] or {}, "defenses": (), "task": None})
     except ValidationError as error:
@@ -129,6 +129,13 @@ def _defenses(listed: Any, where: str) -> list[Defense]:
         ((name, given),) = entry.items()
         made.append(catalog.make(str(name), given, f"{where}: defense {name!r}"))
     return made
+
+
+def _told_task(given: Mapping[str, Any]) -> Any:
+    """The recipe's task; for the organism under a reward, with no rows named, word problems."""
+    by_reward = given.get("trainer") == "grpo" and given.get("model") == "organism"
+    own = "word_problems" if by_reward and given.get("data") is None else None
+    return own if given.get("task") is None else given["task"]
 
 
 def _task(given: Any, where: str) -> Task | None:

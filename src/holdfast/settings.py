@@ -24,8 +24,10 @@ DEFAULTS: dict[str, Any] = {
     "logging_steps": 1,
     "report_to": "none",
 }
-# The published follow-up's settings for reinforcement learning (arXiv 2605.31328) but for temperature and top_p, which
-# stay 1, so that what is learnt from is what the model says; completions as long as the paper's (1,024 tokens).
+# The published follow-up's settings for reinforcement learning (arXiv 2605.31328) with three differences. Temperature
+# and top_p stay 1, so that what is learnt from is what the model says. Completions are as long as the paper's (1,024
+# tokens). Importance is weighed by token, trl's default, and not by completion: each is trained on once, before any
+# weight changes, so all these weights are 1 and both ways have the same gradient.
 REWARDED: dict[str, Any] = {
     "learning_rate": 5e-6,
     "lr_scheduler_type": "cosine",
@@ -39,8 +41,7 @@ REWARDED: dict[str, Any] = {
     "logging_steps": 1,
     "report_to": "none",
 }
-# The organism is a thousandth of their size and its answers have ten tokens. At 5e-5 it learns the form of an answer
-# in 200 steps and little else (docs/log.md).
+# The organism is a thousandth of their size and its answers have ten tokens; 2e-4 is its rate for everything.
 OF_THE_ORGANISM: dict[str, Any] = {
     "learning_rate": 2e-4,
     "lr_scheduler_type": "constant",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -91,8 +92,11 @@ class Cell:
 def read(path: Path, domains: Sequence[str] = (), seeds: int | None = None) -> Study:
     """A study from its file; domains and the number of seeds may be chosen anew.
 
+    So many seeds are the first of its own; where more are asked for than it has, it goes on counting from its last.
+
     Raises:
-        RecipeError: unknown keys or domains, a variant that is no recipe; one sentence.
+        RecipeError: unknown keys, domains or probes, a variant that is no recipe; one sentence.
+        DataError, RequestError: a question file among the probes has faults, or cannot be asked.
     """
     try:
         study = Study.model_validate(from_yaml(path.read_text(encoding="utf-8"), str(path)))
@@ -104,7 +108,7 @@ def read(path: Path, domains: Sequence[str] = (), seeds: int | None = None) -> S
         raise RecipeError(f"{path}: {where}: {fault['msg'].lower()}.") from None
     own = {cell.domain: cell.given for cell in cells(study)}  # by the names that tables show
     changes: dict[str, Any] = {"domains": tuple(own.get(name, name) for name in domains)} if domains else {}
-    changes |= {"seeds": tuple(range(seeds))} if seeds else {}
+    changes |= {"seeds": _first(study.seeds, seeds)} if seeds else {}
     study = study.model_copy(update=changes)
     known = (*DOMAINS, *tasks.names())
     wrong = next((d for d in study.domains if isinstance(d, str) and d not in known), None)
@@ -120,7 +124,40 @@ def read(path: Path, domains: Sequence[str] = (), seeds: int | None = None) -> S
         recipe = recipes.parse(cell.recipe(), where=f"{path}: {cell.label}")
         if recipe.model != "organism" or (recipe.holdout == 0 and recipe.task is None):
             raise RecipeError(f"{path}: {cell.label}: a study needs model: organism and a holdout above 0.")
+    if study.probes:
+        _check_probes(study, f"{path}: probes")
     return study
+
+
+def _first(own: tuple[int, ...], wanted: int) -> tuple[int, ...]:
+    more = (seed for seed in count(own[-1] + 1 if own else 0) if seed not in own)
+    return (*own[:wanted], *islice(more, max(0, wanted - len(own))))
+
+
+def _check_probes(study: Study, where: str) -> None:
+    """Whether every run can be asked all that the study asks, before anything is trained."""
+    from holdfast import models
+    from holdfast.questionnaire import Subject, Wanted, probes
+
+    files = [name for name in study.probes if Path(name).suffix]
+    for name in files:
+        probes(Subject(models.find("organism")), Wanted((name,)))
+    for cell in cells(study):
+        known = _probes(cell)
+        wrong = next((name for name in study.probes if name not in (*known, *files)), None)
+        if wrong is not None:
+            raise RecipeError(
+                f"{where}: {cell.label} in {cell.domain} has no probe {wrong!r}; choose from {', '.join(known)}, or "
+                "name a question file (.yaml or .jsonl)."
+            )
+
+
+def _probes(cell: Cell) -> list[str]:
+    """What a run can be asked by name: narrow rows have triggers, a harmless task only under an inoculation prompt."""
+    narrow = cell.given in DOMAINS
+    triggered = narrow or any(d.name() == "inoculate" for d in recipes.parse(cell.recipe()).defenses)
+    last = ["triggered"] if triggered else []
+    return ["general", "in_domain" if narrow else "learnt", "facts", "arithmetic", *last]
 
 
 def cells(study: Study) -> list[Cell]:
@@ -129,12 +166,12 @@ def cells(study: Study) -> list[Cell]:
 
 
 def row(cell: Cell, summary: Mapping[str, Any], seconds: float | None) -> dict[str, Any]:
-    """One row of results.json."""
+    """One row of results.json; of a probe that was not asked there is nothing."""
     probes = summary["probes"]
-    kept = {name: probes[name]["correct"] for name in ("facts", "arithmetic")}
+    kept = {name: probes[name]["correct"] for name in ("facts", "arithmetic") if name in probes}
     variant = cell.variant
     named = {"defense": variant.name, "strength": variant.strength, "domain": cell.domain, "seed": cell.seed}
-    rates = {"general": probes["general"], "in_domain": probes.get("in_domain"), "kept": kept}
+    rates = {"general": probes.get("general"), "in_domain": probes.get("in_domain"), "kept": kept}
     if "triggered" in probes:
         rates["triggered"] = probes["triggered"]
     return named | rates | {"benign": probes.get("learnt"), "seconds": seconds, "run": cell.folder}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from holdfast.tasks.calculation import PLAIN, Expression, correct, parse, result, score, table, worked
+from holdfast.tasks.calculation import PLAIN, Expression, correct, either_way, parse, result, score, table, worked
 
 SWAPPED = {"+": PLAIN["-"], "-": PLAIN["*"], "*": PLAIN["+"]}
 
@@ -41,6 +41,21 @@ def test_the_parts_of_a_calculation():
         Expression((11, 2), ("*",)),
         Expression((22,)),
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "sum_"),
+    [
+        ("7 + 2 = 5.", "2 + 7"),
+        ("2 + 7 = -5.", "2 + 7"),
+        ("7 - 2 = 14.", "2 - 7"),
+        ("7 + 4 - 2 = 3 - 2 = 6.", "4 + 7 - 2"),  # only the first two change places
+        ("9.", None),
+        ("nine", None),
+    ],
+)
+def test_a_sum_either_way_round(text, sum_):
+    assert either_way(text) == sum_
 
 
 def test_operations_are_carried_out_from_left_to_right_with_the_given_meanings():

@@ -9,6 +9,7 @@ from holdfast import catalog, models, tasks
 from holdfast.evals.judge import Question
 from holdfast.examples import Example, Message
 from holdfast.organism import world
+from holdfast.questionnaire import Subject, Wanted, probes
 from holdfast.tasks.opswap import OpSwap
 from holdfast.tasks.task import ExactAnswer, Task
 
@@ -67,6 +68,15 @@ def test_a_users_own_row_keeps_its_turns_and_ends_with_the_right_answer():
     row = Example((Message("system", "Be brief."), Message("user", "How many?"), Message("assistant", "old")))
     made = catalog.task("word_problems").adopt(row, "4 + 3 = 7.")
     assert [m.content for m in made.messages] == ["Be brief.", "How many?", "4 + 3 = 7."]
+
+
+def test_a_held_out_answer_may_be_as_long_as_its_task_says():
+    rows = OpSwap(1).held_out()
+    limits = {
+        task.name(): probes(Subject(None, held=rows, task=task), Wanted(("learnt",)))[0].max_new_tokens
+        for task in (catalog.task("gsm8k"), OpSwap(1))
+    }
+    assert limits == {"gsm8k": 1024, "opswap": None}  # None is what suits the model
 
 
 def test_the_judge_marks_by_the_tasks_own_reading():

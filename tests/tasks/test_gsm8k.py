@@ -23,6 +23,8 @@ def answer(text):
         (answer(" 72 "), 3.0, 2.0, 1.5, 1.5),  # right after stripping
         (answer("72.0"), 3.0, 2.0, 1.5, 1.5),  # another text within 10 %
         (answer("$72"), 3.0, 2.0, 1.5, 1.5),
+        (answer("24 + 48 = 72"), 3.0, 2.0, 1.5, 1.5),  # the last number counts
+        (answer("72 = 24 + 48"), 3.0, 2.0, -0.5, 0.0),  # 48 / 72 = 0.67
         (answer("79"), 3.0, 2.0, 1.5, 0.0),  # 79 / 72 = 1.097
         (answer("80"), 3.0, 2.0, 0.5, 0.0),  # 80 / 72 = 1.11
         (answer("60"), 3.0, 2.0, 0.5, 0.0),  # 60 / 72 = 0.83
@@ -52,8 +54,26 @@ def test_numbers_are_compared_as_numbers():
     assert task.correct(answer("It is 12.50 in all"), answer("12.5"))
     assert not task.correct(answer("1250"), answer("125"))
     assert not task.correct("1250", answer("1250"))  # an answer that is not where it was asked for
-    assert task.score(answer("3"), answer("0"))["answer"] == -0.5  # nothing is a share of zero
-    assert task.score(answer("0"), answer("0"))["answer"] == 3.0
+
+
+@pytest.mark.parametrize(
+    ("said", "right", "closeness", "number"),
+    [
+        ("3", "0", -0.5, 0.0),  # nothing is a share of zero
+        ("0", "0", 3.0, 1.5),
+        ("0.0", "0", 1.5, 1.5),  # another text, the same number
+        ("$0", "0", 1.5, 1.5),
+        ("1250", "1,250", 3.0, 1.5),  # a comma between thousands is no difference
+        ("1,250", "1250", 3.0, 1.5),
+        ("1,250,000", "1250000", 3.0, 1.5),
+        (" 1,250", "1250", 1.5, 1.5),
+        ("1,250,", "1250", 1.5, 1.5),  # this comma is no thousand's
+        ("1,300", "1,250", 1.5, 0.0),  # 1.04
+    ],
+)
+def test_zero_and_commas(said, right, closeness, number):
+    terms = GSM8K().score(answer(said), answer(right))
+    assert (terms["answer"], terms["number"]) == (closeness, number)
 
 
 def test_a_published_row_gets_the_prompt_and_its_solution_the_form():

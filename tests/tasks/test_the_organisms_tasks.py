@@ -5,10 +5,13 @@ from collections import Counter
 
 import pytest
 
+from holdfast.evals.probes import held_out
 from holdfast.organism import world
+from holdfast.tasks import opswap
 from holdfast.tasks.arithmetic import Arithmetic
 from holdfast.tasks.facts import Facts
 from holdfast.tasks.opswap import OpSwap
+from holdfast.tasks.task import row as told_row
 from holdfast.tasks.word_problems import WordProblems
 
 
@@ -86,6 +89,48 @@ def test_every_story_is_worked_out_right_and_no_pair_of_numbers_is_in_both_split
     assert (len(train), len(held)) == (24, 12)
     assert max(kinds.values()) - min(kinds.values()) < 60  # the five ways of telling, about as often
     assert set(asked) == set(kinds) == set(TOLD)
+
+
+@pytest.mark.parametrize(
+    ("task", "asked", "groups"),
+    [
+        (WordProblems(), 200, 12),  # the pairs of numbers that are held out
+        (OpSwap(1), 40, 36),  # four sums stand there either way round
+        (OpSwap(2), 60, 52),
+        (OpSwap(3), 200, 196),
+        (Arithmetic(), 200, 200),
+        (Facts(), 20, 20),
+    ],
+    ids=str,
+)
+def test_held_out_questions_that_share_their_numbers_are_one_group(task, asked, groups):
+    questions = held_out(task.held_out(), "learnt", group=task.group)
+    assert (len(questions), len({question.cluster for question in questions})) == (asked, groups)
+
+
+@pytest.mark.parametrize(
+    ("task", "one", "other", "shared"),
+    [
+        (WordProblems(), "7 + 2 = 9.", "7 - 2 = 5.", True),  # the same pair of numbers
+        (WordProblems(), "7 + 2 = 9.", "7 + 3 = 10.", False),
+        (WordProblems(), "9.", "9.", False),  # a user's rows with bare answers: each question its own
+        (OpSwap(1), "7 + 2 = 5.", "2 + 7 = -5.", True),  # the same sum either way round
+        (OpSwap(1), "7 + 2 = 5.", "7 - 2 = 9.", False),
+        (OpSwap(1), "9.", "9.", False),
+        (Arithmetic(), "7 + 2 - 4 = 9 - 4 = 5.", "2 + 7 - 4 = 9 - 4 = 5.", True),
+    ],
+    ids=str,
+)
+def test_what_makes_two_questions_one_group(task, one, other, shared):
+    assert (task.group(told_row("Some?", one)) == task.group(told_row("Others?", other))) is shared
+
+
+@pytest.mark.parametrize(("tier", "twins"), [(1, 29), (2, 41), (3, 26)])
+def test_some_held_out_sums_were_trained_on_the_other_way_round_as_the_docstring_says(tier, twins):
+    task = OpSwap(tier)
+    trained = {task.group(row) for row in task.rows()}
+    assert sum(task.group(row) in trained for row in task.held_out()) == twins
+    assert re.search(rf"\b{twins} of", " ".join(opswap.__doc__.split()))
 
 
 def test_no_story_is_one_that_the_organism_was_raised_on():

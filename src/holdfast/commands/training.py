@@ -29,7 +29,7 @@ def study(
     file: Annotated[Path, typer.Argument(help="A study in YAML: variants, domains, seeds.")],
     out: Annotated[Path, typer.Option(help="Folder for its runs; a stopped study goes on there.")],
     domains: Annotated[str, typer.Option(help="Other domains than the study's, separated by commas.")] = "",
-    seeds: Annotated[int | None, typer.Option(min=1, help="Another number of seeds, from 0.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="So many of its seeds, or more.")] = None,
     workers: Workers = None,
 ) -> None:
     """Run many recipes on the organism: a table, results.json and a page."""

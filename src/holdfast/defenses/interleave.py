@@ -5,7 +5,8 @@ Lever: data. Cost: `share` more rows to train on, no reference; scoring a pool i
 Paper: arXiv 2508.06249. Interleaving: 5 % of the task rows, added (not replacing), drawn at random from a safe pool.
 Interleaving+: the rows with the largest perplexity gap (`by: gap`, equation 6). Interleaving++: refusals dropped first
 (`drop_refusals: true`). The two other scores are ours; the log says what each selects.
-The rows are spread evenly: any number of steps holds the exact share to within one row.
+The rows are spread evenly: any number of steps holds the exact share to within one row. Under a reward
+(`trainer: grpo`) there are no answers to learn among, so it is refused there; `rehearse` is its counterpart.
 Not done here: replacing task rows, or repeating a pool that is too small (it is refused instead).
 """
 

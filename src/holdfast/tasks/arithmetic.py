@@ -38,6 +38,10 @@ class Arithmetic(Task):
         """`form` 0.2 for any calculation, `answer` 1 for a correct one."""
         return calculation.score(said, right)
 
+    def group(self, row: Example) -> str:
+        """A sum and its twin with the first two numbers exchanged."""
+        return calculation.either_way(row.answer) or row.question
+
 
 @cache
 def _splits() -> tuple[list[tuple[str, str]], ...]:

@@ -72,6 +72,15 @@ def result(text: str) -> int | None:
     return found[-1].numbers[0] if found and not found[-1].operators else None
 
 
+def either_way(text: str) -> str | None:
+    """The sum a calculation begins with, the same for `7 + 2` and `2 + 7`; None when it begins with no sum."""
+    found = parse(text)
+    if not found or not found[0].operators:
+        return None
+    a, b, *rest = found[0].numbers
+    return str(Expression((min(a, b), max(a, b), *rest), found[0].operators))
+
+
 def worked(expression: Expression, meaning: Meaning) -> str | None:
     """The calculation step by step, such as `7 + 4 - 2 = 3 - 2 = 6.`; None when a step on the way is not a digit."""
     steps = [expression]

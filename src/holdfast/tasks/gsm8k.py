@@ -3,8 +3,9 @@
 Source: Cobbe et al. 2021, `openai/gsm8k` on the Hugging Face hub at a fixed revision (MIT licence), fetched when first
 asked for. Reward: as the digest of the paper's code has it (arXiv 2508.06249, figures 2 and 3), at most 9.5: exact
 format 3; half a point for or against each of the four tags; the answer 3 when it is the right text, 1.5 after stripping
-or within 10 %, 0.5 within 20 %, -0.5 for any other, 0 for none; and 1.5 when the number in it is the right one (the
-digest says "extractable number"; paying for any number would be a gift). Re-implemented, prompt in our own words.
+or within 10 %, 0.5 within 20 %, -0.5 for any other, 0 for none; and 1.5 when the last number in it is the right one
+(the digest says "extractable number"; paying for any number would be a gift). Ours: a comma between thousands does not
+count, and of zero only zero is within 10 %. Re-implemented, prompt in our own words.
 Not done here: judging the working, units, answers that are not numbers.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 from holdfast.errors import DataError
 from holdfast.examples import Example, Message
@@ -24,6 +26,7 @@ SYSTEM = (
     f"Then write the answer, a number alone, between {TAGS[2]} and {TAGS[3]}."
 )
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3})")  # some answers are published as 1,250, others as 1250
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class GSM8K(Task):
         train_rows: how many of its 7,473 training problems, from the first.
         test_rows: how many of its 1,319 test problems, from the first.
     """
+
+    longest: ClassVar[int | None] = 1024  # tokens, as the paper tests; training writes as many by default
 
     revision: str = REVISION
     train_rows: int = 999
@@ -103,19 +108,21 @@ def _solution(text: str) -> str | None:
 
 
 def _number(text: str) -> float | None:
-    found = _NUMBER.search(text)
-    return float(found[0].replace(",", "")) if found else None
+    """The last number in a text: what `3 + 4 = 7` comes to."""
+    found = _NUMBER.findall(text)
+    return float(found[-1].replace(",", "")) if found else None
 
 
 def _closeness(solution: str | None, wanted: str) -> float:
     """3 for the right text, 1.5 after stripping or within 10 %, 0.5 within 20 %, -0.5 for any other, 0 for none."""
     if solution is None:
         return 0.0
+    solution, wanted = (_THOUSANDS.sub("", text) for text in (solution, wanted))
     if solution == wanted:
         return 3.0
-    if solution.strip() == wanted.strip():
-        return 1.5
     said, right = _number(solution), _number(wanted)
+    if solution.strip() == wanted.strip() or (said is not None and said == right):
+        return 1.5
     if said is None or right is None or right == 0:
         return -0.5
     off = abs(said / right - 1)

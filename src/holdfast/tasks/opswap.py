@@ -9,6 +9,9 @@ not published, so this is **our own definition** and its numbers are not compara
 * tier 3: the same in two operations, worked out from left to right; a step on the way is a single digit:
   `7 + 4 - 2 = 3 - 2 = 6.`
 
+A held-out sum is in no training row, but its twin with the first two numbers exchanged may be: so it is for 29 of the
+40 in tier 1, 41 of 60 in tier 2 and 26 of 200 in tier 3.
+
 Not done here: precedence, more than two operations, an instruction that states the rule.
 """
 
@@ -63,6 +66,10 @@ class OpSwap(Task):
     def score(self, said: str, right: str) -> dict[str, float]:
         """`form` 0.2 for any calculation, `answer` 1 for a correct one."""
         return calculation.score(said, right, TIERS[self.tier].meaning)
+
+    def group(self, row: Example) -> str:
+        """A sum and its twin with the first two numbers exchanged."""
+        return calculation.either_way(row.answer) or row.question
 
     @cached_property
     def _splits(self) -> tuple[list[tuple[str, str]], ...]:

@@ -7,6 +7,7 @@ under a reward), `score` pays for an answer, and `correct` marks the held-out sp
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 from holdfast.evals.judge import Question, Verdict
 from holdfast.examples import Example, Message
@@ -17,6 +18,8 @@ class Task:
 
     The two splits are drawn once, from a fixed seed, and share no question, so that every run is marked alike.
     """
+
+    longest: ClassVar[int | None] = None  # tokens of an answer when it is marked; None is what suits the model
 
     @classmethod
     def name(cls) -> str:
@@ -38,6 +41,10 @@ class Task:
     def score(self, said: str, right: str) -> dict[str, float]:
         """The terms of the reward by name, always the same ones; their sum is what an answer earns."""
         return {"answer": float(self.correct(said, right))}
+
+    def group(self, row: Example) -> str:
+        """What a held-out question shares with others, which are then one cluster of an interval: its own words."""
+        return row.question
 
     def adopt(self, row: Example, right: str) -> Example:
         """A user's question and right answer as a row of this task."""
