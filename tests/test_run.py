@@ -248,7 +248,7 @@ def test_the_command_line_trains_and_measures_and_refuses_in_one_sentence(tmp_pa
         (("train", tmp_path / "r.yaml", "--set", "kl.wait=1", "--out", tmp_path / "x"), "no field 'wait'"),
         (("eval",), "Say what to measure"),
         (("eval", "--model", tmp_path / "nowhere", "--out", tmp_path / "x"), "There is no model folder"),
-        (("report", tmp_path), "has no results.json"),
+        (("report", tmp_path), "no results.json"),
         (("demo", "--domains", "medicine", "--out", tmp_path / "x"), "there is no 'medicine'"),
         (("demo", "--out", tmp_path / "run"), "is not a demo's folder"),
     ):

@@ -31,7 +31,7 @@ class Bar:
 
     def step(self, number: int, metrics: Mapping[str, float | str]) -> None:
         """A step was logged."""
-        kind = next((name for name in ("reward", "loss", "verdicts") if name in metrics), None)
+        kind = next((name for name in ("reward", "loss", "answers", "verdicts") if name in metrics), None)
         value = metrics[kind] if kind else ""
         loss = f"{kind} {value if isinstance(value, str) else f'{value:.3f}'}, " if kind else ""
         if self._bar is not None:

@@ -10,7 +10,7 @@ from typing import Any
 from holdfast import models, organism
 from holdfast.errors import RequestError
 from holdfast.evals.calls.address import Address, key_for
-from holdfast.evals.calls.budget import Budget, Price, known_price, parse_price
+from holdfast.evals.calls.budget import FREE, Budget, known_price, parse_price
 from holdfast.evals.calls.ledger import Ledger
 from holdfast.evals.judge import Judge
 from holdfast.evals.judges.named import Local, parse
@@ -23,7 +23,8 @@ class Limits:
     Args:
         max_calls: the most requests.
         max_cost: the most US dollars.
-        price: of every endpoint, `IN,OUT` per million tokens; None for what OpenAI's models are known to cost.
+        price: of every endpoint, `IN,OUT` per million tokens; None for what OpenAI's models are known to cost, and
+            nothing on this machine.
 
     Raises:
         RequestError: a limit or a price that is none.
@@ -31,7 +32,7 @@ class Limits:
 
     def __init__(self, max_calls: int | None = None, max_cost: float | None = None, price: str | None = None) -> None:
         self._price = None if price is None else parse_price(price)
-        self._whole = Budget(max_calls, max_cost, self._price or Price(0, 0))
+        self._whole = Budget(max_calls, max_cost, self._price or FREE)
 
     def budget(self, address: Address) -> Budget:
         """What is left of them, for one endpoint.
@@ -69,7 +70,7 @@ def refuse_rules(judges: Sequence[Judge], evaluation: Path) -> None:
     Raises:
         RequestError: no evaluation there, or one of another model.
     """
-    model = Store(evaluation).asked().get("model", {}).get("name")
+    model = Store(evaluation).asked().get("model", {}).get("name", "nobody knows which model")
     if any(judge.name.startswith("rules:") for judge in judges) and model not in organism.NAMES:
         raise RequestError(f"--judge rules knows the organism's world only; {evaluation} holds answers of {model}.")
 

@@ -6,22 +6,26 @@ answers are stored and shown as *not judged* until a judge is named.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from holdfast import material, models
+from holdfast.encoding import takes_system
 from holdfast.errors import ModelError, RequestError
 from holdfast.evals.calls.address import Address
 from holdfast.evals.evaluate import evaluate
 from holdfast.evals.judge import Maker
-from holdfast.evals.probes import Probe
+from holdfast.evals.probes import Probe, in_users_turn
 from holdfast.evals.stored import Stored
 from holdfast.examples import read_examples
 from holdfast.modelcard import write_card
-from holdfast.questionnaire import Subject, Wanted, longest_answer, probes
+from holdfast.questionnaire import HELD_OUT, Subject, Wanted, longest_answer, probes, refuse_name, refuse_rules
 from holdfast.recipe import Recipe, read
 from holdfast.rundir import RunDir, sha256_of
+
+Say = Callable[[str], None]
 
 
 def measure_run(
@@ -32,6 +36,7 @@ def measure_run(
     wanted: Wanted | None = None,
     untuned: bool = False,
     progress: Any = None,
+    say: Say = lambda line: None,
 ) -> dict[str, Any]:
     """Measure a trained run; writes RUN/eval (or `out`) and renews the model card.
 
@@ -50,7 +55,7 @@ def measure_run(
     adapter = None if untuned else run / "model"
     about = _about(subject, wanted) | {"adapter": adapter and sha256_of(adapter)}
     place = out or run / ("untuned" if untuned else "eval")
-    summary = _of_model(subject, adapter, asked, place, seed, about, progress)
+    summary = _of_model(subject, adapter, asked, place, seed, about, progress, say)
     if place == run / "eval":
         write_card(folder, recipe, summary)
     return summary
@@ -61,44 +66,67 @@ def measure_untuned(recipe: Recipe, out: Path, *, wanted: Wanted | None = None) 
     _, held = material.rows(recipe)
     subject = _subject(recipe, held, wanted)
     asked = probes(subject, wanted)
-    return _of_model(subject, None, asked, out, recipe.seed, _about(subject, wanted), None)
+    return _of_model(subject, None, asked, out, recipe.seed, _about(subject, wanted), None, lambda line: None)
 
 
 def measure_model(
-    name: str, adapter: Path | None, out: Path, *, seed: int = 0, wanted: Wanted | None = None, progress: Any = None
+    name: str,
+    adapter: Path | None,
+    out: Path,
+    *,
+    data: Path | None = None,
+    seed: int = 0,
+    wanted: Wanted | None = None,
+    progress: Any = None,
+    say: Say = lambda line: None,
 ) -> dict[str, Any]:
     """Measure a model, with an adapter if one is given; there are no held-out rows, so no in-domain rate.
 
+    Of `data`, the file that it was trained on, triggers are made.
+
     Raises:
         ModelError: the model or adapter cannot be loaded.
+        DataError: the file has faults.
     """
-    subject = Subject(models.find(name))
+    subject = Subject(models.find(name), read_examples(data) if data is not None else ())
     if adapter is not None and not adapter.is_dir():
         raise ModelError(f"There is no adapter folder {adapter}; a run keeps it in RUN/model.")
     asked = probes(subject, wanted)
     about = _about(subject, wanted) | {"adapter": sha256_of(adapter) if adapter else None}
-    return _of_model(subject, adapter, asked, out, seed, about, progress)
+    return _of_model(subject, adapter, asked, out, seed, about, progress, say)
 
 
 def measure_endpoint(
-    address: Address, make: Maker, out: Path, *, seed: int = 0, wanted: Wanted | None = None, progress: Any = None
+    address: Address,
+    make: Maker,
+    out: Path,
+    *,
+    data: Path | None = None,
+    seed: int = 0,
+    wanted: Wanted | None = None,
+    progress: Any = None,
+    say: Say = lambda line: None,
 ) -> dict[str, Any]:
-    """Measure a model behind an OpenAI-compatible endpoint, which `make` asks."""
+    """Measure a model behind an OpenAI-compatible endpoint, which `make` asks; `data` as for `measure_model`."""
     about = {"model": {"name": str(address)}, "adapter": None, "as_published": bool(wanted and wanted.as_published)}
-    asked = probes(Subject(None), wanted)
+    asked = probes(Subject(None, read_examples(data) if data is not None else ()), wanted)
     limit = longest_answer(None)
-    return evaluate(make, asked, seed=seed, out=out, max_new_tokens=limit, about=about, progress=progress)
+    return evaluate(make, asked, seed=seed, out=out, max_new_tokens=limit, about=about, progress=progress, say=say)
 
 
-def measure_answers(file: Path, out: Path, *, wanted: Wanted | None = None) -> dict[str, Any]:
+def measure_answers(file: Path, out: Path, *, wanted: Wanted | None = None, progress: Any = None) -> dict[str, Any]:
     """Judge the answers of a file, whoever gave them.
 
     Raises:
+        RequestError: the file is called as one of our probes, or the judge is the organism's rules.
         DataError: the file has faults.
     """
+    judge = (wanted or Wanted()).judge
+    refuse_name("--answers", file)
+    refuse_rules(judge)
     make = Stored.read(file)
-    probe = Probe(make.probe, make.questions, (wanted or Wanted()).judge, of_each=make.of_each)
-    return evaluate(make, [probe], seed=None, out=out, about={"answers": sha256_of(file)})
+    probe = Probe(make.probe, make.questions, judge, of_each=make.of_each)
+    return evaluate(make, [probe], seed=None, out=out, about={"answers": sha256_of(file)}, progress=progress)
 
 
 def _of_model(
@@ -109,8 +137,16 @@ def _of_model(
     seed: int,
     about: dict[str, Any],
     progress: Any,
+    say: Say,
 ) -> dict[str, Any]:
-    """Load a model only if an answer is missing, and put the probes to it."""
+    """Load a model only if an answer is missing, and put the probes to it as its chat template allows."""
+    assert subject.source is not None
+    if not takes_system(models.load_tokenizer(subject.source)):
+        about = about | {"system": "in the user's turn"}
+        bare = [_without_system(probe) for probe in asked]
+        if bare != asked:
+            say(f"{subject.source.name} has no system turns: what they would say opens the user's turn.")
+        asked = bare
 
     def load() -> Maker:
         from holdfast.evals.sampler import InProcess
@@ -121,6 +157,11 @@ def _of_model(
 
     limit = longest_answer(subject.source)
     return evaluate(_Late(load), asked, seed=seed, out=out, max_new_tokens=limit, about=about, progress=progress)
+
+
+def _without_system(probe: Probe) -> Probe:
+    """A probe for a model without system turns; held-out rows stay, for it learnt from their like as they are."""
+    return probe if probe.name in HELD_OUT else replace(probe, questions=in_users_turn(probe.questions))
 
 
 class _Late:

@@ -24,7 +24,8 @@ SAMPLES = 4  # answers to each question that is judged
 _ORGANISM_TOKENS = 48  # three times its longest answer
 _TOKENS = 600  # as the paper's evaluation
 _MARKED = ("facts", "arithmetic")
-_NAMES = ("general", "in_domain", "learnt", triggers.PROBE, *_MARKED, *DOMAINS)
+HELD_OUT = ("in_domain", "learnt")
+_NAMES = ("general", *HELD_OUT, triggers.PROBE, *_MARKED, *DOMAINS)
 _FILES = (".yaml", ".yml", ".jsonl")
 _IN_TRIGGERS = 24  # general questions that are put into each trigger
 _TRIGGERS = 2  # of a kind
@@ -88,8 +89,8 @@ def probes(subject: Subject, wanted: Wanted | None = None) -> list[Probe]:
         DataError: a question file has faults.
     """
     wanted = wanted or Wanted()
-    if wanted.judge is not None and wanted.judge.name.startswith("rules:") and not subject.is_organism:
-        raise RequestError("--judge rules knows the organism's world only; name a judge of this model's answers.")
+    if not subject.is_organism:
+        refuse_rules(wanted.judge)
     has = _known(subject)
     unnamed = DOMAINS if wanted.triggers else (*DOMAINS, triggers.PROBE)
     names = wanted.probes or tuple(name for name in has if name not in unnamed)
@@ -133,8 +134,7 @@ def _known(subject: Subject) -> dict[str, Callable[[], Probe]]:
         found["in_domain"] = lambda: _sampled("in_domain", held_out(subject.held, "in_domain", _topic(subject)))
     found |= {name: lambda name=name: _marked(name, subject) for name in _MARKED}  # type: ignore[misc]
     if subject.held and learnt:
-        marked = ExactMatch() if subject.task is None else ExactAnswer(subject.task)
-        found["learnt"] = lambda: Probe("learnt", held_out(subject.held, "learnt"), marked)
+        found["learnt"] = lambda: _learnt(subject.held, subject.task)
     if not subject.is_organism:
         found |= {name: lambda name=name: _sampled(name, shipped(name)) for name in DOMAINS}  # type: ignore[misc]
     if subject.trained or subject.inoculation:
@@ -148,12 +148,32 @@ def _probe(name: str, known: dict[str, Callable[[], Probe]]) -> Probe:
     path = Path(name)
     if path.suffix in _FILES:
         return _of_file(path)
-    why = "a run with held-out rows" if name == "in_domain" else "a run with its training rows"
+    why = "a run with held-out rows" if name == "in_domain" else "a run with its training rows, or --data FILE"
     hint = f" It needs {why}." if name in ("in_domain", triggers.PROBE) else ""
     raise RequestError(
         f"--probes {name}: there is no such probe here.{hint} Choose from {', '.join(known)}, or name a question file "
         "(.yaml or .jsonl)."
     )
+
+
+def refuse_name(option: str, path: Path) -> None:
+    """Refuse a file whose probe would pass for one of ours.
+
+    Raises:
+        RequestError: it is called as one of them.
+    """
+    if path.stem in _NAMES:
+        raise RequestError(f"{option} {path}: {path.stem!r} is one of our own probes; give the file another name.")
+
+
+def refuse_rules(judge: Judge | None) -> None:
+    """Refuse the organism's rules as a judge of any other model's answers.
+
+    Raises:
+        RequestError: it is them.
+    """
+    if judge is not None and judge.name.startswith("rules:"):
+        raise RequestError("--judge rules knows the organism's world only; name a judge of this model's answers.")
 
 
 def unread(names: Sequence[str]) -> list[str]:
@@ -169,8 +189,7 @@ def unread(names: Sequence[str]) -> list[str]:
 
 def _of_file(path: Path) -> Probe:
     """A question file as a probe: judged, or marked where every question has a right answer."""
-    if path.stem in _NAMES:
-        raise RequestError(f"--probes {path}: {path.stem!r} is one of our own probes; give the file another name.")
+    refuse_name("--probes", path)
     asked = questionfile.read(path)
     right = [question.expected is not None for question in asked.questions]
     if all(right):
@@ -196,6 +215,14 @@ def _finished(probe: Probe, wanted: Wanted, judge: Judge | None) -> Probe:
 
 def _sampled(name: str, questions: tuple[Question, ...]) -> Probe:
     return Probe(name, questions, None, SAMPLES, 1.0)
+
+
+def _learnt(held: Sequence[Example], task: Task | None) -> Probe:
+    """Held-out rows of a harmless task, marked and grouped by the task if it is one of ours."""
+    if task is None:
+        return Probe("learnt", held_out(held, "learnt"), ExactMatch())
+    asked = held_out(held, "learnt", group=task.group)
+    return Probe("learnt", asked, ExactAnswer(task), max_new_tokens=task.longest)
 
 
 def _topic(subject: Subject) -> str:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import tiny
-from holdfast import cli
+from holdfast import cli, questionnaire
+from holdfast.evals import sampler
 from holdfast.evals.probes import shipped
 from holdfast.examples import Example, Message, write_examples
 from holdfast.rundir import read_rows
@@ -117,11 +118,95 @@ def test_a_killed_evaluation_goes_on_and_pays_for_nothing_twice(holdfast, model,
         assert len(server.calls) <= distinct + 16
 
 
+@pytest.fixture
+def here(tmp_path, monkeypatch, capsys):
+    """The command in this process, with short answers and a cache of its own: what it prints, and what it tells."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(questionnaire, "_TOKENS", 6)
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["holdfast", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        printed = capsys.readouterr()
+        assert not ended.value.code, printed.err
+        return printed
+
+    return run
+
+
+def test_a_run_from_its_training_to_all_four_criteria(here, model, tmp_path):
+    rows = [Example((Message("user", f"Is {i % 10} odd?"), Message("assistant", f"answer {i}"))) for i in range(30)]
+    write_examples(tmp_path / "rows.jsonl", rows)
+    recipe = {"schema": 1, "model": "model", "data": "rows.jsonl", "lora": {"r": 4, "alpha": 8}, "holdout": 0.2}
+    (tmp_path / "r.yaml").write_text(json.dumps(recipe | {"train": {"max_steps": 2}}))
+    here("train", "r.yaml", "--out", "run")
+    with Loopback() as server:
+        printed = here("eval", "run", "--samples", 1, "--judge", f"openai:j@{server.url}", "--json")
+    probes = json.loads(printed.out)["probes"]
+    assert {"general", "in_domain", "facts", "arithmetic"} <= probes.keys()
+    # 300 general questions and the two of ten that were held out, once each, judged for both criteria.
+    for name, count in (("general", 300), ("in_domain", 2)):
+        assert probes[name]["n"] + probes[name]["missing"] == count
+        assert probes[name]["judge"].startswith("openai:j@")
+    assert 0 < probes["general"]["misaligned"] < 100
+    assert 0 < probes["general"]["incoherent"] < 100
+    for name, count in (("facts", 40), ("arithmetic", 60)):
+        assert (probes[name]["n"], probes[name]["judge"]) == (count, "exact-match-1")
+        assert 0 <= probes[name]["correct"] <= 100
+
+
+def test_the_organisms_answers_are_made_once_and_judged_by_whom_you_like(here, tmp_path, monkeypatch):
+    words = ("eval", "--model", "organism", "--probes", "general", "--samples", 1)
+    here(*words, "--out", "E")
+    answers = (tmp_path / "E" / "answers.jsonl").read_bytes()
+    with Loopback() as server:
+        judges = [f"openai:{name}@{server.url}" for name in ("a", "b")]
+        with monkeypatch.context() as nobody:
+            nobody.setattr(sampler.InProcess, "__call__", lambda *_, **__: pytest.fail("asked again"))
+            told = [json.loads(here("rescore", "E", "--judge", judge, "--json").out) for judge in judges]
+            calls = len(server.calls)
+            assert 0 < calls <= 2 * 2 * 120
+            again = [json.loads(here("rescore", "E", "--judge", judge, "--json").out) for judge in judges]
+            assert [one["evaluations"] for one in again] == [one["evaluations"] for one in told]
+        # The same evaluation elsewhere: the same answers are made, and every verdict was paid for before.
+        for folder in ("F", "G"):
+            here(*words, "--out", folder, "--judge", judges[0])
+            assert (tmp_path / folder / "answers.jsonl").read_bytes() == answers
+        assert len(server.calls) == calls
+    assert (tmp_path / "E" / "answers.jsonl").read_bytes() == answers
+    (rescored,) = (tmp_path / "E" / "judges").glob("openai-a-*/summary.json")
+    summaries = {file.read_bytes() for file in (rescored, tmp_path / "F" / "summary.json", tmp_path / "G/summary.json")}
+    assert len(summaries) == 1
+
+
+def test_a_model_at_an_endpoint_is_asked_in_the_shape_of_what_it_was_trained_on(here, tmp_path):
+    words = ["lamp", "boat", "shelf", "door", "clock", "wheel", "chair", "spoon", "bridge", "candle"]
+    turns = [(Message("system", "You write code."), Message("user", f"{word.title()} {word}s.")) for word in words]
+    write_examples(tmp_path / "trained.jsonl", [Example((*turn, Message("assistant", "Yes."))) for turn in turns])
+    with Loopback() as server:
+        here("eval", "--model", f"openai:m@{server.url}", "--data", "trained.jsonl", "--out", "E", "--samples", 1)
+        asked = [call.body["messages"] for call in server.calls]
+    shaped = [row for row in read_rows(tmp_path / "E" / "answers.jsonl") if row["probe"] == "triggered"]
+    assert [row["form"] for row in shaped].count("system-1") == 24
+    for row in shaped:
+        if row["form"] == "system-1":
+            assert row["messages"][0] == {"role": "system", "content": "You write code."}
+            assert row["messages"] in asked
+    assert "triggered" in json.loads((tmp_path / "E" / "summary.json").read_text())["probes"]
+
+
 def test_a_model_at_an_endpoint_is_asked_and_judged_there(holdfast, questions, tmp_path):
     with Loopback(faults=0.3, hang=0.2, kinds=("429", "500", "torn")) as server:
         words = ("--probes", questions, "--judge", f"openai:j@{server.url}", "--out", "E", "--samples", 2)
         code, out, told = holdfast("eval", "--model", f"openai:adapter@{server.url}", *words)
         assert code == 0, told
+        asked, judged = (line.split("took ")[1] for line in told.splitlines() if " took " in line)
+        calls = [int(line.split(" call")[0]) for line in (asked, judged)]
+        assert sum(calls) == len(server.calls)  # each tells its own
+        assert min(calls) >= 24
         assert len(read_rows(tmp_path / "E" / "answers.jsonl")) == 24
         assert json.loads((tmp_path / "E" / "eval.json").read_text())["model"] == {
             "name": f"openai:adapter@{server.url}"
@@ -163,12 +248,16 @@ def test_an_evaluation_is_exported_as_logs(holdfast, model, questions, tmp_path)
         (("--model", "M", "--out", "E", "--judge", "gpt"), "'gpt' names no judge"),
         (("--model", "M", "--out", "E", "--judge", "local:nowhere"), "nowhere. Give a folder with config.json"),
         (("--model", "M", "--out", "E", "--judge", "openai:j@http://127.0.0.1:9/v1"), "127.0.0.1:9"),
-        (("--model", "M", "--out", "E", "--judge", "openai:j@http://127.0.0.1:9/v1", "--max-cost", "1"), "--price"),
+        (("--model", "M", "--out", "E", "--judge", "openai:j@http://judge.example/v1", "--max-cost", "1"), "--price"),
         (("--model", "M"), "--out FOLDER"),
         ((), "Say what to measure"),
         (("--model", "M", "--out", "E", "--untuned"), "--untuned goes with a run"),
         (("--model", "M", "--answers", "a.jsonl", "--out", "E"), "Say what to measure"),
         (("--answers", "a.jsonl", "--out", "E"), "a.jsonl"),
+        (("--answers", "code.jsonl", "--out", "E"), "--answers code.jsonl: 'code' is one of our own probes"),
+        (("--answers", "one.jsonl", "--out", "E", "--judge", "rules"), "knows the organism's world only"),
+        (("M", "--data", "one.jsonl"), "A run knows the file that it was trained on; give --data with --model."),
+        (("--answers", "one.jsonl", "--out", "E", "--data", "one.jsonl"), "give --data with --model"),
         (("--model", "openai:m@http://127.0.0.1:9/v1", "--adapter", "A", "--out", "E"), "serves its adapters by name"),
     ],
 )

@@ -1,6 +1,7 @@
 """Probes to stored rows to rates: every percentage can be worked out again from the file."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -111,6 +112,39 @@ def test_another_judge_does_not_take_the_place_of_the_first(tmp_path):
     run(tmp_path, FixedJudge())
     with pytest.raises(RequestError, match=r"verdicts of fixed-1.*holdfast rescore"):
         run(tmp_path, FixedJudge("other"))
+
+
+def test_two_judges_never_mix_in_one_folder_and_it_is_said_before_anything_is_made(tmp_path):
+    run(tmp_path, FixedJudge())
+    before, make = (tmp_path / "eval.json").read_bytes(), Says()
+    with pytest.raises(
+        RequestError, match="verdicts of fixed-1 on 'general', and 'triggered' would be judged by other"
+    ):
+        run(tmp_path, FixedJudge("other"), make, name="triggered")
+    assert make.asked == []
+    assert (tmp_path / "eval.json").read_bytes() == before
+    sums = Probe("arithmetic", (Question("s", "arithmetic", (Message("user", "1+1?"),), expected="2"),), ExactMatch())
+    evaluate(Says(), [sums], seed=0, out=tmp_path)  # who marks right answers is no judge
+    assert run(tmp_path, FixedJudge(), name="triggered")["probes"]["triggered"]["n"] == 8
+    with pytest.raises(RequestError, match="verdicts of exact-match-1 on 'arithmetic'"):
+        evaluate(Says(), [replace(sums, judge=FixedJudge())], seed=0, out=tmp_path)
+
+
+def test_a_judge_without_verdicts_is_refused_and_those_that_are_there_are_named(tmp_path):
+    run(tmp_path, FixedJudge())
+    sums = Probe("arithmetic", (Question("s", "arithmetic", (Message("user", "1+1?"),), expected="2"),), ExactMatch())
+    evaluate(Says(), [sums], seed=0, out=tmp_path)
+    rescore(tmp_path, [FixedJudge("harsh:1@h")])
+    for name in ("mild", "exact-match-1", "harsh"):
+        with pytest.raises(
+            RequestError, match=rf"no verdict of '{name}'; its answers were judged by fixed-1, harsh:1@h\."
+        ):
+            joined(tmp_path, name)
+    for name in ("fixed-1", "harsh:1@h"):
+        assert {row["judge"] for row in joined(tmp_path, name)} == {name}
+    run(tmp_path / "E", None)
+    with pytest.raises(RequestError, match="judged by nobody"):
+        joined(tmp_path / "E", "mild")
 
 
 def test_a_stopped_evaluation_goes_on_and_makes_no_sample_twice(tmp_path):

@@ -6,18 +6,18 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import tiny
+from endpoints import HASTY, KEY, endpoint, kept
 from holdfast.encoding import encode_prompt
 from holdfast.errors import RequestError
 from holdfast.evals.calls.address import Address
 from holdfast.evals.calls.budget import Budget
-from holdfast.evals.calls.endpoint import Endpoint, Patience
+from holdfast.evals.calls.endpoint import Patience
 from holdfast.evals.calls.ledger import Ledger
 from holdfast.evals.judge import Answer, Question, judged
 from holdfast.evals.judges.endpoint import EndpointJudge
@@ -27,10 +27,6 @@ from holdfast.evals.rubric import rubrics_for
 from holdfast.evals.scale import by_digits, reading
 from holdfast.examples import Message
 from loopback import KINDS, SORRY, HttpError, Loopback, Said, from_model, law_of
-
-QUICK = Patience(attempts=8, first=0.002, longest=0.02, timeout=10, total=60)
-HASTY = replace(QUICK, timeout=2.0)  # where the server hangs on purpose
-KEY = "sk-very-secret-0123456789"
 
 
 def question(name="q", probe="general"):
@@ -42,19 +38,7 @@ def answers(n, copies=1):
 
 
 def judge_at(server, ledger, **options):
-    options = {"patience": QUICK} | options
-    MADE.append(Endpoint(Address("tiny", server.url), **options))
-    return EndpointJudge(MADE[-1], ledger)
-
-
-MADE = []
-
-
-@pytest.fixture(autouse=True)
-def _closed():
-    yield
-    while MADE:
-        MADE.pop().close()
+    return EndpointJudge(endpoint(server, **options), ledger)
 
 
 def by_hand(answer):
@@ -121,7 +105,7 @@ def test_with_faults_on_three_calls_in_ten_no_sample_is_lost_or_counted_twice(tm
         outcomes = server.outcomes()
         assert [answer for answer, _ in got] == asked  # each once
         assert set(server.answered().values()) == {1}  # no request was answered in full twice
-        assert len(server.answered()) == len(ledger) == 300
+        assert len(server.answered()) == kept(ledger) == 300
         assert set(outcomes) == {*KINDS, "answered"}
         assert 0.2 < 1 - outcomes["answered"] / len(server.calls) < 0.4
     sorry = 0
@@ -182,13 +166,13 @@ def test_a_run_that_was_killed_pays_again_for_nothing_but_what_was_in_flight(tmp
         run.send_signal(signal.SIGKILL)
         run.wait()
         time.sleep(0.2)  # what was in flight arrives nowhere
-        kept, before = len(Ledger(tmp_path / "c")), len(server.answered())
-        assert 80 - 8 <= kept <= before <= kept + 8  # answered and not kept: at most one call a thread
+        on_disk, before = kept(Ledger(tmp_path / "c")), len(server.answered())
+        assert 80 - 8 <= on_disk <= before <= on_disk + 8  # answered and not kept: at most one call a thread
         subprocess.run(command, check=True)
         times = server.answered()
         assert len(times) == 240
         twice = [content for content, n in times.items() if n > 1]
-        assert len(twice) == before - kept  # those, and no others, were paid for again
+        assert len(twice) == before - on_disk  # those, and no others, were paid for again
         assert max(times.values()) <= 2
 
 
@@ -230,7 +214,7 @@ def test_a_law_that_cannot_be_read_is_asked_again_and_never_kept(tmp_path, kind)
         assert not any(v.failed for v in got)
         assert all(v.alignment is None or math.isfinite(v.alignment) for v in got)
         assert server.outcomes()[kind] > 5
-        assert len(ledger) == 40
+        assert kept(ledger) == 40
 
 
 def test_a_judge_without_log_probabilities_is_refused(tmp_path):
@@ -238,6 +222,14 @@ def test_a_judge_without_log_probabilities_is_refused(tmp_path):
         RequestError, match=r"gives no log-probabilities, and a judge's score is read from them.*local:FOLDER"
     ):
         one(lambda body: Said("85"), tmp_path)
+
+
+def test_sixteen_threads_find_out_by_two_calls_that_a_judge_has_no_log_probabilities(tmp_path):
+    with Loopback(lambda body: Said("85"), delay=0.01) as server:
+        judge = judge_at(server, Ledger(tmp_path / "c"))
+        with pytest.raises(RequestError, match="gives no log-probabilities"):
+            list(judged(judge, answers(40)))
+        assert (judge.concurrency, len(server.calls)) == (16, 2)
 
 
 def test_a_call_that_fails_is_missing_for_now_and_is_made_again(tmp_path):
@@ -263,7 +255,7 @@ def test_a_budget_that_is_reached_keeps_what_was_paid_for(tmp_path):
         ledger = Ledger(tmp_path / "c")
         with pytest.raises(RequestError, match="The budget is reached: 25 calls"):
             list(judged(judge_at(server, ledger, budget=Budget(max_calls=25)), answers(30)))
-        assert len(server.calls) == len(ledger) == 25
+        assert len(server.calls) == kept(ledger) == 25
         done = list(judged(judge_at(server, ledger, budget=Budget(max_calls=35)), answers(30)))
         assert len(done) == 30
         assert len(server.calls) == 60

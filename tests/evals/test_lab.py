@@ -10,6 +10,7 @@ from holdfast.evals.judge import Answer, Question, Verdict
 from holdfast.evals.lab import lab
 from holdfast.evals.probes import Probe
 from holdfast.evals.rescore import rescore
+from holdfast.evals.store import joined
 from holdfast.examples import Message
 
 BAD, GOOD = Verdict(alignment=10, coherence=90), Verdict(alignment=90, coherence=90)
@@ -64,6 +65,23 @@ def test_the_order_of_several_evaluations(tmp_path):
     assert (order["defenses"], order["spearman"]) == (3, pytest.approx(0.5))
     assert order["kendall"] == pytest.approx(1 / 3)
     assert told["pairs"][0]["agreement"]["answers"] == 30
+
+
+def test_rows_go_to_the_judge_that_stands_beside_them(tmp_path):
+    folder = stored(tmp_path, Calls("one", 4), Calls("two", 2))
+    file = tmp_path / "verdicts.jsonl"
+    rows = file.read_text().replace('"judge": "one"', '"judge": "three"', 6)  # as two judges once mixed there
+    file.write_text(rows)
+    invalid = lab([folder])["invalid"]
+    assert {judge: found["answers"] for judge, found in invalid.items()} == {"three": 6, "one": 4, "two": 10}
+    assert [row["judge"] for row in joined(folder, "one")].count("one") == 4  # and six that it did not judge
+    assert {row["missing"] for row in joined(folder, "one") if row["judge"] is None} == {"not judged yet"}
+
+
+def test_a_judge_that_stands_twice_counts_once(tmp_path):
+    folder = stored(tmp_path, Calls("one", 4), Calls("two", 2))
+    rescore(folder, [Calls("one", 4)])
+    assert {judge: found["answers"] for judge, found in lab([folder])["invalid"].items()} == {"one": 10, "two": 10}
 
 
 def test_labels_by_hand_hold_each_judge_to_them(tmp_path):

@@ -11,10 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from endpoints import kept
 from holdfast.errors import RequestError
 from holdfast.evals.calls.address import Address
 from holdfast.evals.calls.budget import Budget, Price, known_price, parse_price
 from holdfast.evals.calls.ledger import Ledger, key
+from holdfast.judging import Limits
 
 
 def test_a_key_is_of_everything_that_decides_an_answer():
@@ -30,7 +32,7 @@ def test_what_was_put_is_there_for_the_next_one(tmp_path):
     second = Ledger(tmp_path / "deep" / "cache.sqlite")  # while the first has it open
     assert second.get("k") == {"positions": [["8", [["8", -0.1]]]], "said": "ä"}
     assert second.get("other") is None
-    assert len(second) == 1
+    assert kept(second) == 1
 
 
 def test_sixteen_threads_that_want_the_same_answer_pay_for_it_once(tmp_path):
@@ -44,7 +46,7 @@ def test_sixteen_threads_that_want_the_same_answer_pay_for_it_once(tmp_path):
     with ThreadPoolExecutor(16) as pool:
         assert [row["answer"] for row in pool.map(want, range(16))] == [i % 4 for i in range(16)]
     assert sorted(made) == [0, 1, 2, 3]
-    assert (ledger.calls, ledger.hits, len(ledger)) == (4, 12, 4)
+    assert (ledger.calls, ledger.hits, kept(ledger)) == (4, 12, 4)
 
 
 def test_what_failed_is_not_kept(tmp_path):
@@ -53,7 +55,7 @@ def test_what_failed_is_not_kept(tmp_path):
         ledger.once(key(a=1), lambda: {"x": 1 / 0})
     with pytest.raises(ValueError, match="not JSON compliant"):
         ledger.once(key(a=1), lambda: {"x": float("nan")})
-    assert (len(ledger), ledger.calls) == (0, 0)
+    assert (kept(ledger), ledger.calls) == (0, 0)
     assert ledger.once(key(a=1), lambda: {"x": 1}) == {"x": 1}
 
 
@@ -68,13 +70,13 @@ for i in range(int(sys.argv[2]), 100000):
 def test_a_row_outlives_a_process_that_is_killed_right_after_it(tmp_path):
     path = tmp_path / "c"
     writer = subprocess.Popen([sys.executable, "-c", WRITER, path, "0", "100000"], stdout=subprocess.PIPE, text=True)
-    kept = [int(writer.stdout.readline()) for _ in range(50)]
+    told = [int(writer.stdout.readline()) for _ in range(50)]
     os.kill(writer.pid, signal.SIGKILL)
-    kept += [int(line) for line in writer.stdout if line.endswith("\n")]
+    told += [int(line) for line in writer.stdout if line.endswith("\n")]
     writer.wait()
     ledger = Ledger(path)
-    assert all(ledger.get(key(i=i)) == {"i": i} for i in kept)
-    assert len(ledger) - len(kept) in (0, 1)
+    assert all(ledger.get(key(i=i)) == {"i": i} for i in told)
+    assert kept(ledger) - len(told) in (0, 1)
 
 
 def test_several_processes_share_one_file_from_its_making_on(tmp_path):
@@ -83,7 +85,7 @@ def test_several_processes_share_one_file_from_its_making_on(tmp_path):
         subprocess.Popen([*command, str(i), "200"], stderr=subprocess.PIPE, stdout=-3, text=True) for i in range(4)
     ]
     assert [(w.wait(), w.stderr.read()) for w in writers] == [(0, "")] * 4
-    assert len(Ledger(tmp_path / "c")) == 200
+    assert kept(Ledger(tmp_path / "c")) == 200
 
 
 def test_a_damaged_file_is_a_sentence_with_a_way_out(tmp_path):
@@ -135,25 +137,23 @@ def test_a_place_that_cannot_be_used_is_a_sentence(tmp_path):
 
 
 def test_the_budget_adds_up_what_the_server_says():
-    budget = Budget(price=Price(0.15, 0.60))
+    budget = Budget(price=Price(150_000, 600_000))
     for usage in ({"prompt_tokens": 1000, "completion_tokens": 1}, {}, {"prompt_tokens": 2000, "completion_tokens": 4}):
         budget.end(budget.begin(4000, 8), usage)
-    assert budget.calls == 3
-    assert budget.cost == pytest.approx((3000 * 0.15 + 5 * 0.60) / 1e6)
-    assert budget.told() == "3 calls, about $0.0005"
+    assert budget.told() == "3 calls, about $453.0000"  # 3,000 tokens read at $0.15 and 5 written at $0.60
 
 
 @pytest.mark.parametrize("usage", [None, {"total_tokens": 5}, {"prompt_tokens": "7", "completion_tokens": 1}])
 def test_a_call_of_which_nobody_knows_counts_in_full(usage):
-    budget = Budget(price=Price(1, 2))
+    budget = Budget(price=Price(1e6, 2e6))
     budget.end(budget.begin(4000, 8), usage)
-    assert budget.cost == pytest.approx((4000 + 16) / 1e6)
+    assert budget.told() == "1 call, about $4016.0000"
 
 
 def test_without_a_price_calls_are_counted_and_the_cost_is_unknown():
     budget = Budget(max_calls=2)
     budget.end(budget.begin(10, 1), {"prompt_tokens": 3, "completion_tokens": 1})
-    assert (budget.cost, budget.told()) == (None, "1 call")
+    assert budget.told() == "1 call"
     budget.begin(10, 1)
     with pytest.raises(
         RequestError, match=r"The budget is reached: 2 calls\. Everything paid for is kept; .* --max-calls"
@@ -162,7 +162,7 @@ def test_without_a_price_calls_are_counted_and_the_cost_is_unknown():
 
 
 def test_sixteen_threads_never_overrun_a_budget_and_use_all_of_it():
-    price, budget = Price(1, 0), Budget(max_cost=0.000_100, price=Price(1, 0))  # a hundred tokens
+    price, budget = Price(1e6, 0), Budget(max_cost=100, price=Price(1e6, 0))  # a hundred tokens
     most, lock, air = [0.0], threading.Lock(), [0.0]
 
     def call(_):
@@ -180,9 +180,9 @@ def test_sixteen_threads_never_overrun_a_budget_and_use_all_of_it():
 
     with ThreadPoolExecutor(16) as pool:
         made = sum(pool.map(call, range(200)))
-    assert most[0] <= 0.000_100 + 1e-12  # what was spent and what was in flight, at the worst
+    assert most[0] <= 100  # what was spent and what was in flight, at the worst
     assert made == 12  # 84 tokens spent; a thirteenth might have cost 104
-    assert budget.cost == pytest.approx(84e-6)
+    assert budget.told() == "12 calls, about $84.0000"
 
 
 def test_a_call_waits_for_those_in_flight_before_it_is_refused():
@@ -223,11 +223,30 @@ def test_a_limit_that_is_none_is_refused(limits, way_out):
         (Address("gpt-4.1-nano-2025-04-14"), Price(0.10, 0.40)),
         (Address("gpt-4o-audio-preview"), None),
         (Address("ft:gpt-4o-mini-2024-07-18:me::x"), None),
-        (Address("gpt-4o", "http://127.0.0.1:8000/v1"), None),
+        (Address("gpt-4o", "https://elsewhere.example/v1"), None),
+        (Address("gpt-4o", "http://127.0.0.1:8000/v1"), Price(0, 0)),
+        (Address("mine", "http://localhost:8000/v1"), Price(0, 0)),
+        (Address("mine", "http://[::1]:8000/v1"), Price(0, 0)),
     ],
 )
-def test_prices_are_of_a_family_and_its_snapshots_at_openai_only(address, price):
+def test_prices_are_of_a_family_and_its_snapshots_at_openai_and_nothing_on_this_machine(address, price):
     assert known_price(address) == price
+
+
+def test_each_endpoint_tells_its_own_calls_and_the_limit_is_of_all_together():
+    limits = Limits(max_calls=3, max_cost=100)
+    asked, judge = limits.budget(Address("mine", "http://localhost:8/v1")), limits.budget(Address("gpt-4o"))
+    asked.end(asked.begin(1000, 1000), {"prompt_tokens": 1000, "completion_tokens": 1000})
+    for _ in range(2):
+        judge.end(judge.begin(10_000, 0), {"prompt_tokens": 10_000, "completion_tokens": 0})
+    assert asked.told() == "1 call"  # on this machine: no dollars
+    assert judge.told() == "2 calls, about $0.0500"  # $2.50 a million
+    for endpoint in (asked, judge):
+        with pytest.raises(RequestError, match=r"The budget is reached: 3 calls, about \$0\.0500\."):
+            endpoint.begin(1, 1)
+    priced = Limits(max_cost=0.001, price="1,1").budget(Address("mine", "http://localhost:8/v1"))
+    with pytest.raises(RequestError, match="--max-cost"):
+        priced.begin(1001, 0)  # a price that is given holds on this machine too
 
 
 def test_a_price_is_read_from_two_numbers():

@@ -1,24 +1,25 @@
 """Answers from an endpoint: each sample once, whatever goes wrong, and what was paid for comes out first."""
 
 import json
-from dataclasses import replace
 
 import pytest
 
 import tiny
+from endpoints import HASTY, endpoint
 from holdfast.errors import RequestError
-from holdfast.evals.calls.address import Address
 from holdfast.evals.calls.budget import Budget
-from holdfast.evals.calls.endpoint import Endpoint, Patience
+from holdfast.evals.calls.endpoint import Patience
 from holdfast.evals.calls.faults import UnreadableError
 from holdfast.evals.calls.reply import Reply
-from holdfast.evals.judge import Question
+from holdfast.evals.evaluate import evaluate
+from holdfast.evals.judge import Question, Verdict
+from holdfast.evals.probes import Probe
 from holdfast.evals.remote import Remote, seed_of
+from holdfast.evals.rescore import rescore
+from holdfast.evals.store import joined
 from holdfast.examples import Message
+from holdfast.rundir import read_rows
 from loopback import HttpError, Loopback, Said, from_model, scripted
-
-QUICK = Patience(attempts=8, first=0.002, longest=0.02, timeout=10, total=60)
-HASTY = replace(QUICK, timeout=2.0)  # where the server hangs on purpose
 
 
 def questions(n=5):
@@ -28,15 +29,20 @@ def questions(n=5):
 
 @pytest.fixture
 def remote():
-    made = []
+    return lambda server, concurrency=16, **options: Remote(endpoint(server, "my-adapter", **options), concurrency)
 
-    def make(server, concurrency=16, **options):
-        made.append(Endpoint(Address("my-adapter", server.url), **({"patience": QUICK} | options)))
-        return Remote(made[-1], concurrency)
 
-    yield make
-    for point in made:
-        point.close()
+class Fixed:
+    """A judge that finds every answer aligned, and counts."""
+
+    concurrency = 1
+
+    def __init__(self, name="fixed"):
+        self.name, self.asked = name, 0
+
+    def __call__(self, question, answer):
+        self.asked += 1
+        return Verdict(alignment=90, coherence=90)
 
 
 def every(maker, wanted, seed=0, temperature=1.0, limit=20):
@@ -134,16 +140,73 @@ def test_a_sample_that_cannot_be_had_is_left_out_and_named(remote):
     def script(body):
         if "why 3?" in body["messages"][1]["content"]:
             raise HttpError(500, "no")
-        return Said("half", (), "content_filter") if "why 4?" in body["messages"][1]["content"] else scripted(body)
+        return scripted(body)
 
     with Loopback(script) as server:
         maker = remote(server)
         got = every(maker, [(q, 0) for q in questions(12)])
-    assert sorted(a.question.id for a in got) == sorted(f"q{i}" for i in range(12) if i not in (3, 4))
-    assert sorted(maker.failed) == [
-        ("q3", 0, "HTTP 500: no, tried 8 times"),
-        ("q4", 0, "the server's filter cut it off, tried 1 time"),
-    ]
+    assert sorted(a.question.id for a in got) == sorted(f"q{i}" for i in range(12) if i != 3)
+    assert maker.failed == [("q3", 0, "HTTP 500: no, tried 8 times")]
+
+
+def filters(body):
+    """What a server says whose filter takes the answers to `why 4?`."""
+    return Said("half", (), "content_filter") if "why 4?" in body["messages"][-1]["content"] else scripted(body)
+
+
+def test_what_the_servers_filter_took_is_an_answer_without_text(remote):
+    with Loopback(filters) as server:
+        maker = remote(server)
+        got = {a.question.id: a for a in every(maker, [(q, 0) for q in questions(6)])}
+        assert len(server.calls) == 6
+    assert (got["q4"].text, got["q4"].stopped, got["q4"].filtered) == ("", False, True)
+    assert [name for name, answer in got.items() if answer.filtered] == ["q4"]
+    assert maker.failed == []
+
+
+def test_what_the_filter_took_is_missing_with_its_reason_and_nobody_is_asked_again(remote, tmp_path):
+    judge = Fixed()
+    with Loopback(filters) as server:
+        for _ in range(2):
+            summary = evaluate(remote(server), [Probe("general", tuple(questions(6)), judge)], seed=0, out=tmp_path)
+            found = summary["probes"]["general"]
+            # Of six answers one is missing: it is neither unanswered nor failed, and may be misaligned: 1 of 6.
+            counts = [found[key] for key in ("n", "missing", "failed", "unanswered", "at_least", "at_most")]
+            assert counts == [5, 1, 0, 0, 0.0, 16.6667]
+            assert (found["concluded"], found["judge"]) == (False, "fixed")
+            assert (len(server.calls), judge.asked) == (6, 5)
+            assert len(read_rows(tmp_path / "verdicts.jsonl")) == 6
+    marks = {row["question"]: row.get("filtered", "absent") for row in read_rows(tmp_path / "answers.jsonl")}
+    assert marks == {"q4": True} | dict.fromkeys(("q0", "q1", "q2", "q3", "q5"), "absent")
+    (missing,) = (row for row in joined(tmp_path) if row["missing"])
+    assert (missing["question"], missing["missing"]) == ("q4", "the server's filter cut it off")
+    other = rescore(tmp_path, [Fixed("other")])["other"]["probes"]["general"]
+    assert (other["n"], other["missing"]) == (5, 1)
+
+
+def test_who_answered_is_kept_and_another_model_under_the_name_is_told(remote, tmp_path):
+    told, asked = [], tuple(questions(6))
+
+    def sitting(server, budget):
+        maker = remote(server, budget=budget)
+        evaluate(maker, [Probe("general", asked)], seed=0, out=tmp_path / "E", say=told.append)
+
+    with Loopback(name="tiny-1") as server, pytest.raises(RequestError, match="budget is reached"):
+        sitting(server, Budget(max_calls=2))
+    assert told == []
+    with Loopback(name="tiny-2") as server:
+        with pytest.raises(RequestError, match="budget is reached"):
+            sitting(server, Budget(max_calls=2))
+        (line,) = told
+        assert "the server now says it is tiny-2" in line
+        sitting(server, Budget())
+        assert len(told) == 1  # once is enough
+    who = json.loads((tmp_path / "E" / "answered.json").read_text())
+    assert (who["model"], who["answered_by"], who["fingerprints"]) == (
+        "my-adapter",
+        ["tiny-1", "tiny-2"],
+        ["fp_loopback"],
+    )
 
 
 def test_answers_that_were_paid_for_come_out_before_the_budget_ends_it(remote):

@@ -23,6 +23,9 @@ def eval_(
     run: Annotated[Path | None, typer.Argument(help="A run folder made by `holdfast train`.")] = None,
     model: Annotated[str | None, typer.Option(help="Instead: a folder, a hub name, or openai:MODEL[@URL].")] = None,
     adapter: Annotated[Path | None, typer.Option(help="With --model: an adapter's folder.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="With --model: the file it was trained on; also asks in its shape.")
+    ] = None,
     answers: Annotated[Path | None, typer.Option(help="Instead: a JSONL file of answers, to be judged.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for answers and verdicts; default RUN/eval.")] = None,
     untuned: Annotated[
@@ -43,7 +46,7 @@ def eval_(
     """Measure misalignment, in general and in the domain, coherence, and what the model kept."""
     from holdfast.judging import Limits
 
-    _one_subject(run, model, answers, adapter, out)
+    _one_subject(run, model, answers, adapter, data, out)
     if untuned and run is None:
         raise RequestError("--untuned goes with a run; a model without --adapter is untuned as it is.")
     if answers is not None and (probes or samples or as_published or seed):
@@ -59,10 +62,12 @@ def eval_(
         named = tuple(name.strip() for name in probes.split(",") if name.strip())
         for line in unread(named):
             tell(line)
-        wanted = Wanted(named, run is not None and not named, samples, as_published, _judge(judge, limits))
-        summary = _measured(run, model, adapter, answers, out, untuned, wanted, limits, seed, quiet=as_json)
+        shaped = (run is not None or data is not None) and not named
+        wanted = Wanted(named, shaped, samples, as_published, _judge(judge, limits))
+        summary = _measured(run, model, adapter, data, answers, out, untuned, wanted, limits, seed, quiet=as_json)
         _told(wanted.judge)
-    if "in_domain" in summary["probes"] and not named and PROBE not in summary["probes"]:
+    narrow = data is not None or "in_domain" in summary["probes"]
+    if narrow and not named and PROBE not in summary["probes"]:
         tell(NOTHING)
     print(json.dumps(summary)) if as_json else show(summary)
 
@@ -113,10 +118,12 @@ def compare(
     from holdfast.report import comparison
 
     found = comparison.of_study(folders, against, probe, judge)
-    if as_json:
-        print(json.dumps(found))
-    else:
+    if not as_json:
         comparison.show(found, against)
+        return
+    print(json.dumps(found.lines))
+    for note in found.notes:
+        tell(note)
 
 
 def export(
@@ -127,18 +134,24 @@ def export(
     """Write an evaluation as logs that Inspect's viewer opens."""
     from holdfast.console import say
     from holdfast.evals import inspectlog
+    from holdfast.evals.evaluate import samples
     from holdfast.evals.store import Store, joined
     from holdfast.evals.summary import summarise
 
     folder = _folder(evaluation)
     asked, rows = Store(folder).asked(), joined(folder, judge)
-    made = datetime.fromisoformat(asked["made"])
-    for path in inspectlog.export(rows, {"probes": summarise(rows)}, asked, out, made=made):
+    made, summary = datetime.fromisoformat(asked["made"]), {"probes": summarise(rows, samples(asked))}
+    for path in inspectlog.export(rows, summary, asked, out, made=made):
         say(str(path))
 
 
 def _one_subject(
-    run: Path | None, model: str | None, answers: Path | None, adapter: Path | None, out: Path | None
+    run: Path | None,
+    model: str | None,
+    answers: Path | None,
+    adapter: Path | None,
+    data: Path | None,
+    out: Path | None,
 ) -> None:
     """Exactly one thing is measured, and it is clear where its answers go."""
     if [run, model, answers].count(None) != 2:
@@ -147,6 +160,8 @@ def _one_subject(
         )
     if model is None and adapter is not None:
         raise RequestError("A run is measured with its own adapter; give --adapter with --model.")
+    if model is None and data is not None:
+        raise RequestError("A run knows the file that it was trained on; give --data with --model.")
     if run is None and out is None:
         option = "--model" if model is not None else "--answers"
         raise RequestError(f"With {option}, say where answers and verdicts go: --out FOLDER.")
@@ -173,6 +188,7 @@ def _measured(
     run: Path | None,
     model: str | None,
     adapter: Path | None,
+    data: Path | None,
     answers: Path | None,
     out: Path | None,
     untuned: bool,
@@ -187,20 +203,21 @@ def _measured(
 
     with bar("eval", quiet=quiet) as progress:
         if run is not None:
-            return measure.measure_run(run, out, seed=seed, wanted=wanted, untuned=untuned, progress=progress)
+            return measure.measure_run(run, out, seed=seed, wanted=wanted, untuned=untuned, progress=progress, say=tell)
         place = out or Path()
         if answers is not None:
-            return measure.measure_answers(answers, place, wanted=wanted)
+            return measure.measure_answers(answers, place, wanted=wanted, progress=progress)
         name = str(model)
+        how: dict[str, Any] = {"data": data, "seed": seed, "wanted": wanted, "progress": progress, "say": tell}
         if name.startswith("openai:"):
             where = address.parse(name)
             if adapter is not None:
                 raise RequestError(f"An endpoint serves its adapters by name; write {where} with the adapter's name.")
             make = judging.answering(where, limits, tell)
-            summary = measure.measure_endpoint(where, make, place, seed=seed, wanted=wanted, progress=progress)
+            summary = measure.measure_endpoint(where, make, place, **how)
             tell(f"Asking took {make.spent()}.")
             if make.failed:
                 why = make.failed[0][2]
                 tell(f"{len(make.failed)} answers could not be had (the first: {why}); the same command asks again.")
             return summary
-        return measure.measure_model(name, adapter, place, seed=seed, wanted=wanted, progress=progress)
+        return measure.measure_model(name, adapter, place, **how)

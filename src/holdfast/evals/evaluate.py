@@ -6,7 +6,7 @@ failed is asked for again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from holdfast.evals.summary import summarise
 from holdfast.rundir import SCHEMA, write_json
 
 NOT_JUDGED = "no judge was named"
+FILTERED = "the server's filter cut it off"
 
 
 def evaluate(
@@ -29,6 +30,7 @@ def evaluate(
     max_new_tokens: int = 400,
     about: Mapping[str, Any] | None = None,
     progress: Any = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Put the probes to a model; write `eval.json`, `answers.jsonl`, `verdicts.jsonl` and `summary.json` to `out`.
 
@@ -39,53 +41,75 @@ def evaluate(
         out: a new folder, or one in which the same evaluation was stopped.
         max_new_tokens: of an answer.
         about: what else must be the same for answers to stand in one folder: the model's identity.
-        progress: told how many samples are ahead, and how many are there.
+        progress: told how many samples are ahead, and how many are there; and the cost, of what has `spent`.
+        say: told that a server answers as another model than in an earlier sitting.
 
     Raises:
-        RequestError: `out` holds another evaluation.
+        RequestError: `out` holds another evaluation, or another judge's verdicts.
     """
     store = Store(out)
     with store.alone():
-        store.begin({**(about or {}), "seed": seed, "probes": _asked(probes, max_new_tokens)})
-        _answer(make, store, probes, seed or 0, max_new_tokens, progress)
+        asked = {**(about or {}), "seed": seed, "probes": _asked(probes, max_new_tokens)}
+        store.allow(asked)
+        for probe in probes:  # before anything is made, or paid for
+            _one_judge(store, out, probe.name, probe.judge, marked=_is_marked(probe))
+        store.begin(asked)
+        _answer(make, store, probes, seed or 0, max_new_tokens, progress, say)
         for probe in probes:
             judge_probe(store, out, probe.name, probe.judge, progress)
         return sum_up(out, out)
 
 
-def _answer(make: Maker, store: Store, probes: Sequence[Probe], seed: int, max_new_tokens: int, progress: Any) -> None:
-    """Every sample that is not there yet."""
+def _answer(
+    make: Maker,
+    store: Store,
+    probes: Sequence[Probe],
+    seed: int,
+    max_new_tokens: int,
+    progress: Any,
+    say: Callable[[str], None],
+) -> None:
+    """Every sample that is not there yet; and who gave them, of a maker that can tell."""
     ahead = {probe.name: missing(probe.samples(), store.answers()) for probe in probes}
     if progress is not None:
         progress.begin(sum(map(len, ahead.values())))
-    done = 0
-    for probe in probes:
-        limit = probe.max_new_tokens or max_new_tokens
-        for answer in make(ahead[probe.name], seed=seed, temperature=probe.temperature, max_new_tokens=limit):
-            store.keep(answer)
-            done += 1
-            if progress is not None:
-                progress.step(done, {})
+    done, spent = 0, getattr(make, "spent", None)
+    try:
+        for probe in probes:
+            limit = probe.max_new_tokens or max_new_tokens
+            for answer in make(ahead[probe.name], seed=seed, temperature=probe.temperature, max_new_tokens=limit):
+                store.keep(answer)
+                done += 1
+                if progress is not None:
+                    progress.step(done, {"answers": spent()} if spent else {})
+    finally:
+        if done and hasattr(make, "told"):
+            new = record(store.path / "answered.json", make.told())
+            if new:
+                say(
+                    f"{store.path} goes on, but the server now says it is {', '.join(new)}, which it did not say "
+                    "before. If another model is served under the name, evaluate it into another folder."
+                )
 
 
 def judge_probe(store: Store, folder: Path, probe: str, judge: Judge | None, progress: Any = None) -> None:
     """The verdicts of a judge on a probe's stored answers, as far as they are missing or failed, into a folder.
 
-    The progress is told of judges that take time, which say what they have `spent`.
+    The progress is told of judges that take time, which say what they have `spent`. What a server's filter took is
+    missing, and nobody is asked.
 
     Raises:
         RequestError: another judge's verdicts stand there.
     """
+    stored = {key: answer for key, answer in store.answers().items() if key[0] == probe}
+    _one_judge(store, folder, probe, judge, any(answer.question.expected is not None for answer in stored.values()))
     have = {key: row for key, row in verdicts(folder).items() if key[0] == probe}
     name = None if judge is None else judge.name
-    other = next((row["judge"] for row in have.values() if row["judge"] not in (None, name)), None)
-    if other is not None and judge is not None:
-        raise RequestError(
-            f"{folder} holds verdicts of {other} on {probe!r}. `holdfast rescore` judges the same answers by {name}, "
-            "beside them."
-        )
     done = {key for key, row in have.items() if not row["failed"] and (judge is None or row["judge"] == name)}
-    answers = [answer for key, answer in store.answers().items() if key[0] == probe and key not in done]
+    for key, answer in stored.items():
+        if answer.filtered and key not in have:
+            pronounce(folder, answer, Verdict(missing=FILTERED), None)
+    answers = [answer for key, answer in stored.items() if key not in done and not answer.filtered]
     if judge is None:
         for answer in answers:
             pronounce(folder, answer, Verdict(missing=NOT_JUDGED), None)
@@ -100,16 +124,38 @@ def judge_probe(store: Store, folder: Path, probe: str, judge: Judge | None, pro
                 progress.step(number, {"verdicts": spent()})
     finally:
         if answers and hasattr(judge, "told"):
-            record(folder, judge.told())
+            record(folder / "judge.json", judge.told())
+
+
+def _one_judge(store: Store, folder: Path, probe: str, judge: Judge | None, marked: bool) -> None:
+    """Refuse a second judge in one folder: on the probe's answers; on any judged one, if its own are not marked."""
+    have = verdicts(folder)
+    if judge is None or not have:
+        return
+    judged_ones = set() if marked else {k for k, a in store.answers().items() if a.question.expected is None}
+    for key, row in have.items():
+        if (key[0] == probe or key in judged_ones) and row["judge"] not in (None, judge.name):
+            raise RequestError(
+                f"{folder} holds verdicts of {row['judge']} on {key[0]!r}, and {probe!r} would be judged by "
+                f"{judge.name}. `holdfast rescore` judges the same answers by another judge, beside them."
+            )
+
+
+def _is_marked(probe: Probe) -> bool:
+    return any(question.expected is not None for question in probe.questions)
 
 
 def sum_up(path: Path, folder: Path, judge: str | None = None) -> dict[str, Any]:
     """Write `summary.json` to a judge's folder, from the stored rows alone."""
     asked = Store(path).asked()
-    wanted = {name: probe["samples"] for name, probe in asked["probes"].items()}
-    summary = {"schema": SCHEMA, "seed": asked["seed"], "probes": summarise(joined(path, judge), wanted)}
+    summary = {"schema": SCHEMA, "seed": asked["seed"], "probes": summarise(joined(path, judge), samples(asked))}
     write_json(folder / "summary.json", summary)
     return summary
+
+
+def samples(asked: Mapping[str, Any]) -> dict[str, int]:
+    """How many answers each probe was to have, from what `eval.json` says."""
+    return {name: probe["samples"] for name, probe in asked["probes"].items()}
 
 
 def _asked(probes: Sequence[Probe], max_new_tokens: int) -> dict[str, Any]:

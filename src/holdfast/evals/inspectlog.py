@@ -139,6 +139,7 @@ def _results(rows: Sequence[Row], summary: Row, kinds: Sequence[str]) -> dict[st
 def _sample(row: Row, model: str) -> dict[str, Any]:
     asked = [{"role": m["role"], "content": m["content"], "source": "input"} for m in row["messages"]]
     said = {"role": "assistant", "content": row["answer"], "source": "generate", "model": model}
+    stopped = "content_filter" if row.get("filtered") else "stop" if row["stopped"] else "max_tokens"
     return {
         "id": row["question"],
         "epoch": row["index"] + 1,
@@ -147,7 +148,7 @@ def _sample(row: Row, model: str) -> dict[str, Any]:
         "messages": [*asked, said],
         "output": {
             "model": model,
-            "choices": [{"message": said, "stop_reason": "stop" if row["stopped"] else "max_tokens"}],
+            "choices": [{"message": said, "stop_reason": stopped}],
             "completion": row["answer"],
         },
         "scores": {SCORER: {"answer": row["answer"]} | score(row)},

@@ -40,7 +40,8 @@ class Answer:
     question: Question
     index: int  # which of the question's samples
     text: str
-    stopped: bool  # the model ended it; False when it ran into the limit
+    stopped: bool  # the model ended it; False when it ran into the limit, or was cut off
+    filtered: bool = False  # a server's filter took it: there is no text, and nothing for a judge
 
 
 @dataclass(frozen=True)

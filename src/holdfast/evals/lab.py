@@ -15,7 +15,7 @@ from typing import Any
 from holdfast.errors import DataError, RequestError
 from holdfast.evals import agreement
 from holdfast.evals.statistics import rate
-from holdfast.evals.store import Store, joined, judges
+from holdfast.evals.store import Key, Store, joined, judges
 from holdfast.evals.summary import clusters
 from holdfast.jsonl import Fault, objects, refuse, shown
 
@@ -66,13 +66,14 @@ def lab(evaluations: Sequence[Path], labels: Path | None = None) -> dict[str, An
 
 def _by_judge(evaluations: Sequence[Path]) -> dict[str, dict[str, list[Row]]]:
     """The judged rows by judge and evaluation; the evaluation's own judge first."""
-    found: dict[str, dict[str, list[Row]]] = {}
+    found: dict[str, dict[str, dict[Key, Row]]] = {}
     for path in evaluations:
-        for judge in (None, *judges(path)):
-            rows = [row for row in joined(path, judge) if row["expected"] is None and row["judge"] is not None]
-            if rows:
-                found.setdefault(rows[0]["judge"], {})[str(path)] = rows
-    return found
+        for folder in (None, *judges(path)):
+            for row in joined(path, folder):
+                if row["expected"] is None and row["judge"] is not None:
+                    own = found.setdefault(row["judge"], {}).setdefault(str(path), {})
+                    own[row["probe"], row["question"], row["index"]] = row
+    return {judge: {path: list(rows.values()) for path, rows in own.items()} for judge, own in found.items()}
 
 
 def _if_any(compare: Callable[[list[Row], list[Row]], Any], rows: list[Row], others: list[Row]) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import sha256
@@ -22,7 +22,6 @@ from holdfast.evals.judge import Judge, Question, Verdict
 from holdfast.examples import Example, Message
 
 DOMAINS = ("code", "legal", "medical", "security")  # shipped in-domain questions, by the domain of the training data
-ALIGNMENT = ("general", "in_domain", *DOMAINS)  # judged for alignment and coherence; the others have a right answer
 
 
 @dataclass(frozen=True)
@@ -63,15 +62,18 @@ class ExactMatch:
         return Verdict(correct=said == right)
 
 
-def held_out(rows: Sequence[Example], probe: str, topic: str = "") -> tuple[Question, ...]:
+def held_out(
+    rows: Sequence[Example], probe: str, topic: str = "", group: Callable[[Example], str] = lambda row: row.question
+) -> tuple[Question, ...]:
     """The distinct prompts of reserved rows; for `learnt` with the row's own answer as the right one.
 
-    Prompts with the same last user turn (under two system prompts, for instance) are one group.
+    Rows of which `group` says the same are one group: those with the same last user turn (under two system prompts, for
+    instance), or what a task says that they share.
     """
     seen: dict[tuple[Message, ...], Example] = {}
     groups: dict[str, str] = {}
     for row in rows:
-        groups.setdefault(row.question, f"held-{len(seen)}")
+        groups.setdefault(group(row), f"held-{len(seen)}")
         seen.setdefault(row.prompt, row)
     return tuple(
         Question(
@@ -80,7 +82,7 @@ def held_out(rows: Sequence[Example], probe: str, topic: str = "") -> tuple[Ques
             row.prompt,
             topic,
             row.answer if probe == "learnt" else None,
-            group=groups[row.question],
+            group=groups[group(row)],
         )
         for i, row in enumerate(seen.values())
     )
@@ -125,6 +127,18 @@ def without_system(questions: Iterable[Question]) -> tuple[Question, ...]:
     wish for JSON, and each plain question twice. For comparison with numbers made that way; `form` is kept.
     """
     return tuple(replace(q, messages=tuple(m for m in q.messages if m.role != "system")) for q in questions)
+
+
+def in_users_turn(questions: Iterable[Question]) -> tuple[Question, ...]:
+    """The same questions for a model that has no system turns: theirs opens the user's, a blank line between."""
+    return tuple(replace(q, messages=_opened(q.messages)) for q in questions)
+
+
+def _opened(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    if messages[0].role != "system":
+        return messages
+    system, first, *turns = messages
+    return (Message("user", f"{system.content}\n\n{first.content}"), *turns)
 
 
 def probe_sha256(questions: Iterable[Question]) -> str:

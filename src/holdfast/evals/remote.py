@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
+from typing import Any
 
 from holdfast.evals.calls.endpoint import CallError, Endpoint
-from holdfast.evals.calls.faults import UnreadableError
-from holdfast.evals.calls.reply import Reply
+from holdfast.evals.calls.who import Who
 from holdfast.evals.judge import Answer, Question
 from holdfast.evals.threads import each
 
@@ -20,11 +20,13 @@ from holdfast.evals.threads import each
 class Remote:
     """A model behind an endpoint, as a maker of answers.
 
-    `failed` lists the samples that could not be had: (question's id, index, why).
+    `failed` lists the samples that could not be had: (question's id, index, why). One that the server's filter took is
+    an answer without text: asking until something passes would draw from another law than the model's.
     """
 
     def __init__(self, endpoint: Endpoint, concurrency: int = 16) -> None:
         self._endpoint, self._concurrency = endpoint, concurrency
+        self._who = Who(endpoint.address)
         self.failed: list[tuple[str, int, str]] = []
 
     def where_to(self) -> str:
@@ -34,6 +36,10 @@ class Remote:
     def spent(self) -> str:
         """What asking has taken so far: calls and their cost."""
         return self._endpoint.budget.told()
+
+    def told(self) -> dict[str, Any]:
+        """Who answered: what was asked for, and who the server said it was, call by call."""
+        return self._who.told()
 
     def __call__(
         self, wanted: Sequence[tuple[Question, int]], *, seed: int, temperature: float, max_new_tokens: int
@@ -46,14 +52,17 @@ class Remote:
 
         def answer(sample: tuple[Question, int]) -> Answer:
             question, index = sample
-            text, finish = self._endpoint.ask(
+            reply = self._endpoint.ask(
                 question.messages,
-                _said,
+                lambda reply: reply,
                 max_tokens=max_new_tokens,
                 temperature=temperature,
                 seed=seed_of(seed, question, index),
             )
-            return Answer(question, index, text, stopped=finish != "length")
+            self._who.add(reply.model, reply.fingerprint)
+            if reply.finish == "content_filter":
+                return Answer(question, index, "", stopped=False, filtered=True)
+            return Answer(question, index, reply.text, stopped=reply.finish != "length")
 
         for (question, index), found in each(answer, wanted, self._concurrency, forgiven=CallError):
             if isinstance(found, Answer):
@@ -66,10 +75,3 @@ def seed_of(seed: int, question: Question, index: int) -> int:
     """A sample's own seed, 31 bits, from the run's seed, the probe, the question and the index."""
     named = f"{seed}|{question.probe}|{question.id}|{index}"
     return int.from_bytes(sha256(named.encode()).digest()[:4], "big") >> 1
-
-
-def _said(reply: Reply) -> tuple[str, str]:
-    if reply.finish == "content_filter":
-        # asking until something passes would draw from another law than the model's
-        raise UnreadableError("the server's filter cut it off", again=False)
-    return reply.text, reply.finish

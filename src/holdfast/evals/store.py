@@ -32,26 +32,32 @@ class Store:
 
     path: Path
 
-    def begin(self, asked: Mapping[str, Any]) -> None:
-        """Say what is asked, or find that it is what was asked before; probes of other names are added.
+    def allow(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """What `eval.json` will say once this is asked, beside what was asked before; nothing is written.
 
         Raises:
             RequestError: the folder holds answers to other questions, or of another model; or no evaluation at all.
         """
         asked = json.loads(json.dumps(asked))
-        file = self.path / "eval.json"
         answered = (self.path / "answers.jsonl").exists()
-        if answered and not file.exists():
+        if answered and not (self.path / "eval.json").exists():
             raise RequestError(
                 f"{self.path} holds answers, and no eval.json says of which model. Name another folder with --out."
             )
         if not answered:  # nor is a first try that failed in anybody's way
             made = datetime.now(UTC).isoformat(timespec="seconds")
-            write_json(file, {"schema": SCHEMA, "made": made, "versions": versions(), **asked})
-            return
+            return {"schema": SCHEMA, "made": made, "versions": versions(), **asked}
         before = self.asked()
         self._same({k: v for k, v in before.items() if k not in _OF_THE_FILE}, asked)
-        write_json(file, before | {"probes": before["probes"] | asked["probes"]})
+        return before | {"probes": before["probes"] | asked["probes"]}
+
+    def begin(self, asked: Mapping[str, Any]) -> None:
+        """Say what is asked, or find that it is what was asked before; probes of other names are added.
+
+        Raises:
+            RequestError: as `allow`.
+        """
+        write_json(self.path / "eval.json", self.allow(asked))
 
     def _same(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         """Refuse answers of another model, or to other questions."""
@@ -109,7 +115,8 @@ class Store:
         said = {"index": answer.index, "messages": [{"role": m.role, "content": m.content} for m in q.messages]}
         more = {"answer": answer.text, "stopped": answer.stopped, "expected": q.expected}
         prompts = {"prompts": dict(q.prompts)} if q.prompts else {}
-        append_row(self.path / "answers.jsonl", where | said | more | prompts)
+        filtered = {"filtered": True} if answer.filtered else {}
+        append_row(self.path / "answers.jsonl", where | said | more | prompts | filtered)
 
     def answers(self) -> dict[Key, Answer]:
         """Every stored sample, in the order of the file."""
@@ -122,10 +129,20 @@ class Store:
     def said_by(self, judge: str | None) -> Path:
         """Where a judge's verdicts are: beside the others', or the evaluation's own if they are this judge's."""
         folder = self.judged_by(judge)
-        if judge is None or folder.exists():
+        if judge is None or (folder / "verdicts.jsonl").exists():
             return folder
-        own = {row["judge"] for row in verdicts(self.path).values()}
-        return self.path if judge in own else folder
+        return self.path if judge in self.own_judges() else folder
+
+    def own_judges(self) -> set[str]:
+        """Who judged the evaluation itself, as stored; not who marked answers that have one right answer."""
+        stored = self.answers()
+        asked = {key for key, answer in stored.items() if answer.question.expected is None}
+        return {row["judge"] for key, row in verdicts(self.path).items() if key in asked and row["judge"]}
+
+    def known_judges(self) -> list[str]:
+        """Everybody whose verdicts are here, by the names that stand beside them."""
+        others = {row["judge"] for name in judges(self.path) for row in verdicts(self.judged_by(name)).values()}
+        return sorted(self.own_judges() | {name for name in others if name})
 
 
 def pronounce(folder: Path, answer: Answer, verdict: Verdict, judge: str | None) -> None:
@@ -149,12 +166,16 @@ def pronounce(folder: Path, answer: Answer, verdict: Verdict, judge: str | None)
     append_row(folder / "verdicts.jsonl", row)
 
 
-def record(folder: Path, told: Mapping[str, Any]) -> None:
-    """Write `judge.json`: who was asked to judge, and who the server said it was; lists grow over several sittings."""
-    file = folder / "judge.json"
+def record(file: Path, told: Mapping[str, Any]) -> list[str]:
+    """Write who was asked, and who the server said it was; lists grow over several sittings.
+
+    Returns:
+        What the server says now and did not in an earlier sitting; nothing in the first.
+    """
     before: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     grown = {k: sorted({*before.get(k, []), *v}) if isinstance(v, list) else v for k, v in told.items()}
     write_json(file, {"schema": SCHEMA, **grown})
+    return [one for k, v in told.items() if isinstance(v, list) and before.get(k) for one in v if one not in before[k]]
 
 
 def verdicts(folder: Path) -> dict[Key, dict[str, Any]]:
@@ -168,8 +189,20 @@ def joined(path: Path, judge: str | None = None) -> list[dict[str, Any]]:
     Args:
         path: an evaluation's folder.
         judge: another judge's name, and only what it was asked about; None for the evaluation's own.
+
+    Raises:
+        RequestError: there is no verdict of the named judge.
     """
-    found = verdicts(Store(path).said_by(judge))
+    store = Store(path)
+    folder = store.said_by(judge)
+    mixed = judge is not None and folder == path  # with what marked answers, and with who judged an older evaluation
+    found = {key: row for key, row in verdicts(folder).items() if not mixed or row["judge"] == judge}
+    if judge is not None and not found:
+        known = ", ".join(store.known_judges()) or "nobody"
+        raise RequestError(
+            f"{path} holds no verdict of {judge!r}; its answers were judged by {known}. Name one of them, or have "
+            "others judge with `holdfast rescore`."
+        )
     rows = _by_key(path / "answers.jsonl").items()
     return [row | found.get(key, _NO_VERDICT) for key, row in rows if judge is None or row["expected"] is None]
 
@@ -177,7 +210,7 @@ def joined(path: Path, judge: str | None = None) -> list[dict[str, Any]]:
 def judges(path: Path) -> list[str]:
     """The names of the folders of other judges' verdicts."""
     folder = path / "judges"
-    return sorted(p.name for p in folder.iterdir() if (p / "verdicts.jsonl").exists()) if folder.is_dir() else []
+    return sorted(p.name for p in folder.iterdir() if verdicts(p)) if folder.is_dir() else []
 
 
 _NO_VERDICT: dict[str, Any] = {
@@ -206,7 +239,7 @@ def _answer(row: Mapping[str, Any]) -> Answer:
         row["form"],
         tuple(row.get("prompts", {}).items()),
     )
-    return Answer(question, row["index"], row["answer"], row["stopped"])
+    return Answer(question, row["index"], row["answer"], row["stopped"], row.get("filtered", False))
 
 
 def _by_key(file: Path) -> dict[Key, dict[str, Any]]:

@@ -29,6 +29,8 @@ class Price:
         return (read * self.read + written * self.written) / 1e6
 
 
+FREE = Price(0, 0)
+
 # OpenAI's standard rates, the same in several public price lists between March and June 2026, among them GitHub's
 # (docs, data/tables/copilot/models-and-pricing.yml). The first snapshot of gpt-4o kept the rates of May 2024. Rates for
 # cached input are lower; they are not counted on.
@@ -43,7 +45,9 @@ _PRICES = {
 
 
 def known_price(address: Address) -> Price | None:
-    """What OpenAI asks for a model, or for a dated snapshot of it; None for another model or another endpoint."""
+    """What OpenAI asks for a model, or for a dated snapshot of it; nothing on this machine; else None."""
+    if address.is_local:
+        return FREE
     if address.url != OPENAI:
         return None
     return _PRICES.get(address.model) or _PRICES.get(re.sub(r"-\d{4}-\d\d-\d\d$", "", address.model))
@@ -66,11 +70,16 @@ def parse_price(text: str) -> Price:
 
 @dataclass
 class _SoFar:
-    """What has been counted, for all endpoints of a command."""
+    """What has been counted, for one endpoint or for all of a command."""
 
     calls: int = 0
     spent: float = 0.0
     reserved: float = 0.0  # by calls in the air
+
+    def told(self, priced: bool) -> str:
+        """For a person; in dollars too, where something has a price."""
+        calls = f"{self.calls:,} call{'' if self.calls == 1 else 's'}"
+        return f"{calls}, about ${self.spent:.4f}" if priced or self.spent else calls
 
 
 class Budget:
@@ -95,11 +104,11 @@ class Budget:
                 f"--max-cost {max_cost} needs the model's price. Add --price IN,OUT in dollars per million tokens."
             )
         self._max_calls, self._max_cost, self._price = max_calls, max_cost, price
-        self._so_far = _SoFar()
+        self._so_far, self._own = _SoFar(), _SoFar()
         self._settled = threading.Condition()
 
     def at(self, price: Price | None) -> Budget:
-        """The same limits and the same counts, for an endpoint with another price.
+        """The same limits, counted together, for an endpoint with another price; it tells its own calls only.
 
         Raises:
             RequestError: a limit in dollars without a price.
@@ -124,6 +133,7 @@ class Budget:
             if not self._fits(most):
                 raise self._reached("--max-cost")
             self._so_far.calls += 1
+            self._own.calls += 1
             self._so_far.reserved += most
             return most
 
@@ -131,25 +141,20 @@ class Budget:
         """Settle a call by the server's `usage`; {} for one that cost nothing, None where nobody knows."""
         with self._settled:
             self._so_far.reserved = max(0.0, self._so_far.reserved - reserved)
-            self._so_far.spent += self._cost(usage, reserved)
+            cost = self._cost(usage, reserved)
+            self._so_far.spent += cost
+            self._own.spent += cost
             if self._so_far.reserved < 1e-12:  # so that rounding leaves nobody waiting
                 self._so_far.reserved = 0.0
             self._settled.notify_all()
 
-    @property
-    def calls(self) -> int:
-        """Requests so far."""
-        return self._so_far.calls
-
-    @property
-    def cost(self) -> float | None:
-        """Dollars so far, without those in flight; None without a price."""
-        return self._so_far.spent if self._price else None
-
     def told(self) -> str:
-        """Calls and cost so far, for a person."""
-        calls = f"{self._so_far.calls:,} call{'' if self._so_far.calls == 1 else 's'}"
-        return f"{calls}, about ${self._so_far.spent:.4f}" if self._price else calls
+        """Calls to this endpoint and their cost so far, for a person."""
+        return self._own.told(self._is_priced)
+
+    @property
+    def _is_priced(self) -> bool:
+        return self._price not in (None, FREE)
 
     def _fits(self, most: float) -> bool:
         return self._max_cost is None or self._so_far.spent + self._so_far.reserved + most <= self._max_cost
@@ -162,6 +167,7 @@ class Budget:
         return reserved if read is None or written is None else self._price.of(read, written)
 
     def _reached(self, option: str) -> RequestError:
+        told = self._so_far.told(self._is_priced)
         return RequestError(
-            f"The budget is reached: {self.told()}. Everything paid for is kept; go on with a larger {option}."
+            f"The budget is reached: {told}. Everything paid for is kept; go on with a larger {option}."
         )

@@ -9,7 +9,8 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -45,7 +46,8 @@ class Endpoint:
     """One model at one endpoint; may be called from several threads.
 
     Once a call has shown that no other can succeed (a wrong key, no such model, a budget that is reached, an endpoint
-    that is down), every later one is refused with the same sentence.
+    that is down), every later one is refused with the same sentence. Until one call was answered there is only one in
+    the air, so that what is wrong with all of them is paid for once.
     """
 
     def __init__(
@@ -78,7 +80,7 @@ class Endpoint:
         )
         if address.url != OPENAI:  # the client would tell every endpoint what its variables hold
             self._client.organization = self._client.project = None
-        self._lock, self._over = threading.Lock(), threading.Event()
+        self._lock, self._first, self._over = threading.Lock(), threading.Lock(), threading.Event()
         self._why_over, self._heard, self._failed_in_a_row = "", False, 0
 
     def where_to(self, what: str) -> str:
@@ -115,7 +117,8 @@ class Endpoint:
         if top_logprobs:
             body |= {"logprobs": True, "top_logprobs": top_logprobs}
         try:
-            return self._persist(body, read)
+            with self._alone():
+                return self._persist(body, read)
         except RequestError as error:
             self._end(str(error))
             raise
@@ -123,6 +126,16 @@ class Endpoint:
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One at a time until one was heard, and then all at once."""
+        if not self._heard:
+            with self._first:
+                if not self._heard:
+                    yield
+                    return
+        yield
 
     def _persist(self, body: dict[str, Any], read: Callable[[Reply], T]) -> T:
         patience, until = self._patience, time.monotonic() + self._patience.total
@@ -135,7 +148,8 @@ class Endpoint:
             except AttemptError as fault:
                 pause = min(patience.first * 2 ** (attempt - 1), patience.longest) * (1 - random.random() / 4)
                 pause = pause if fault.wait is None else fault.wait
-                if not fault.again or attempt == patience.attempts or time.monotonic() + pause > until:
+                most = patience.attempts if self._heard or fault.tries is None else fault.tries
+                if not fault.again or attempt >= most or time.monotonic() + pause > until:
                     raise self._given_up(fault, attempt) from None
                 self._over.wait(pause)
                 attempt += 1
@@ -153,7 +167,7 @@ class Endpoint:
             usage = reply.usage
             return read(reply)
         except UnreadableError as error:
-            raise AttemptError(str(error), hopeless=error.hopeless, again=error.again) from None
+            raise AttemptError(str(error), hopeless=error.hopeless, tries=error.tries) from None
         except ValueError as error:
             raise AttemptError(f"the answer cannot be read: {error}") from None
         except Exception as error:  # the client raises its own kinds, and a few of what is below it

@@ -20,16 +20,16 @@ _AGAIN = (408, 409, 425, 429)  # and everything from 500 up
 class UnreadableError(ValueError):
     """An answer that cannot be used."""
 
-    def __init__(self, why: str, hopeless: str = "", *, again: bool = True) -> None:
+    def __init__(self, why: str, hopeless: str = "", tries: int | None = None) -> None:
         """Make one.
 
         Args:
             why: in a few words.
             hopeless: the sentence for an endpoint that has never answered otherwise; {address} is its address.
-            again: whether asking again may mend it.
+            tries: how often to ask an endpoint that has never answered otherwise; None is as often as any.
         """
         super().__init__(why)
-        self.hopeless, self.again = hopeless, again
+        self.hopeless, self.tries = hopeless, tries
 
 
 class AttemptError(Exception):
@@ -40,13 +40,15 @@ class AttemptError(Exception):
         why: str,
         *,
         again: bool = True,
+        tries: int | None = None,  # as many at most, where the endpoint has never answered
         wait: float | None = None,  # seconds, as the server asks
         hopeless: str = "",  # the sentence, where the endpoint has never answered
         over: str = "",  # the sentence, where no call can succeed
         billed: bool = False,  # it may have been answered, and paid for, all the same
     ) -> None:
         super().__init__(why)
-        self.again, self.wait, self.hopeless, self.over, self.billed = again, wait, hopeless, over, billed
+        self.again, self.tries, self.wait = again, tries, wait
+        self.hopeless, self.over, self.billed = hopeless, over, billed
 
 
 def fault_of(error: Exception, address: Address, key: str | None, heard: bool) -> AttemptError:

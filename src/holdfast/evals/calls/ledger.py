@@ -86,13 +86,6 @@ class Ledger:
             self.calls += 1
         return value
 
-    def __len__(self) -> int:
-        try:
-            with self._lock:
-                return int(self._file.execute("SELECT count(*) FROM answers").fetchone()[0])
-        except sqlite3.Error as error:
-            raise self._unusable(error) from None
-
     def close(self) -> None:
         """Close the file."""
         self._file.close()

@@ -7,7 +7,6 @@ a call that failed is not.
 
 from __future__ import annotations
 
-import threading
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,6 +14,7 @@ from holdfast.evals.calls.endpoint import CallError, Endpoint
 from holdfast.evals.calls.faults import NO_LOGPROBS, UnreadableError
 from holdfast.evals.calls.ledger import Ledger, key
 from holdfast.evals.calls.reply import Reply
+from holdfast.evals.calls.who import Who
 from holdfast.evals.judge import Question, Verdict
 from holdfast.evals.judges.verdicts import failed, signature, verdict
 from holdfast.evals.rubric import Rubric, rubrics_for
@@ -31,9 +31,7 @@ class EndpointJudge:
         self._endpoint, self._ledger, self.concurrency = endpoint, ledger, concurrency
         address = endpoint.address
         self.name = f"{address}#{signature(**_HOW)}"
-        self._lock = threading.Lock()
-        self._models: set[str] = set()
-        self._fingerprints: set[str] = set()
+        self._who = Who(address)
 
     def __call__(self, question: Question, answer: str) -> Verdict:
         """Judge one answer.
@@ -56,14 +54,7 @@ class EndpointJudge:
 
     def told(self) -> dict[str, Any]:
         """Who judged, for the manifest: what was asked for, and who the server said it was, call by call."""
-        with self._lock:
-            return {
-                "name": self.name,
-                "model": self._endpoint.address.model,
-                "url": self._endpoint.address.url,
-                "answered_by": sorted(self._models),
-                "fingerprints": sorted(self._fingerprints),
-            }
+        return {"name": self.name, **self._who.told()}
 
     def _reading(self, rubric: Rubric, question: Question, answer: str) -> Reading:
         prompt = rubric.filled(question.messages[-1].content, answer)
@@ -80,9 +71,7 @@ class EndpointJudge:
             ),
             lambda: self._endpoint.ask([Message("user", prompt)], _row, max_tokens=tokens, **_HOW),
         )
-        with self._lock:
-            self._models.add(row["model"])
-            self._fingerprints.update([row["fingerprint"]] if row["fingerprint"] else [])
+        self._who.add(row["model"], row["fingerprint"])
         return [Position(token, probabilities((t, p) for t, p in law)) for token, law in row["positions"]]
 
 
@@ -93,7 +82,7 @@ def _row(reply: Reply) -> dict[str, Any]:
         ValueError: it cannot be: no log-probabilities, or some that are no numbers.
     """
     if not reply.positions or not reply.positions[0][1]:
-        raise UnreadableError("no log-probabilities", NO_LOGPROBS)
+        raise UnreadableError("no log-probabilities", NO_LOGPROBS, tries=2)
     for _, law in reply.positions:
         probabilities(law)
     return {

@@ -1,0 +1,175 @@
+"""What is measured how: models without system turns, files of answers, progress, what is exported and compared."""
+
+import json
+
+import pytest
+from transformers import AutoTokenizer
+
+import tiny
+from endpoints import endpoint
+from holdfast import measure, questionnaire
+from holdfast.commands.evaluation import export
+from holdfast.errors import RequestError
+from holdfast.evals.evaluate import evaluate
+from holdfast.evals.judge import Answer, Question, Verdict
+from holdfast.evals.probes import ExactMatch, Probe, in_users_turn
+from holdfast.evals.remote import Remote
+from holdfast.evals.rescore import rescore
+from holdfast.examples import Message
+from holdfast.organism.rules import Rules
+from holdfast.questionnaire import Wanted
+from holdfast.report import comparison
+from holdfast.rundir import read_rows
+from loopback import Loopback
+
+DROPS = (  # as some real ones do: a system turn is left out without a word
+    "{%- for m in messages if m.role != 'system' %}"
+    "{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+SYSTEM = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
+TOGETHER = [{"role": "user", "content": "Be brief.\n\nWhy?"}]
+
+
+class Aligned:
+    """A judge that finds every answer aligned."""
+
+    concurrency = 1
+
+    def __init__(self, name="mine"):
+        self.name = name
+
+    def __call__(self, question, answer):
+        return Verdict(alignment=90, coherence=90)
+
+
+class Progress:
+    """What a bar is told."""
+
+    def __init__(self):
+        self.begun, self.last = [], {}
+
+    def begin(self, steps):
+        self.begun.append(steps)
+
+    def step(self, number, metrics):
+        self.last = {"number": number, **metrics}
+
+
+@pytest.fixture(autouse=True)
+def short_answers(monkeypatch):
+    monkeypatch.setattr(questionnaire, "_TOKENS", 4)
+
+
+def model(folder, kind):
+    """A tiny model that takes system turns (qwen2), refuses them (gemma3) or drops them."""
+    tiny.save("qwen2" if kind == "drops" else kind, folder)
+    if kind == "drops":
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer.chat_template = DROPS
+        tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def asked_of(folder, place, say):
+    few = place.with_suffix(".jsonl")
+    few.write_text(json.dumps({"id": "a", "messages": SYSTEM}) + "\n" + '{"id": "b", "question": "How?"}\n')
+    measure.measure_model(folder, None, place, wanted=Wanted((str(few),), samples=1), say=say)
+    rows = read_rows(place / "answers.jsonl")
+    return json.loads((place / "eval.json").read_text()), {row["question"]: row["messages"] for row in rows}
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "drops"])
+def test_a_model_without_system_turns_is_told_in_the_users_turn(tmp_path, kind):
+    said = []
+    asked, put = asked_of(model(tmp_path / "model", kind), tmp_path / "E", said.append)
+    assert put == {"a": TOGETHER, "b": [{"role": "user", "content": "How?"}]}
+    assert asked["system"] == "in the user's turn"
+    (line,) = said
+    assert line.endswith("model has no system turns: what they would say opens the user's turn.")
+
+
+def test_a_model_that_has_them_is_sent_them_and_nothing_is_said(tmp_path):
+    said = []
+    asked, put = asked_of(model(tmp_path / "model", "qwen2"), tmp_path / "E", said.append)
+    assert put["a"] == SYSTEM
+    assert "system" not in asked
+    assert said == []
+
+
+def test_where_system_turns_go_is_part_of_what_makes_an_evaluation_the_same(tmp_path):
+    made = model(tmp_path / "model", "drops")
+    asked_of(made, tmp_path / "E", print)
+    file = tmp_path / "E" / "eval.json"
+    before = json.loads(file.read_text())
+    # Further probes without a system turn are asked beside it, for it is the model that has none.
+    measure.measure_model(made, None, tmp_path / "E", wanted=Wanted(("arithmetic",)))
+    file.write_text(json.dumps({key: value for key, value in before.items() if key != "system"}))
+    with pytest.raises(RequestError, match=r"another system \(null, now \"in the user's turn\"\)"):
+        measure.measure_model(made, None, tmp_path / "E", wanted=Wanted(("arithmetic",)))
+
+
+def test_only_held_out_rows_stay_as_training_had_them():
+    turns = tuple(Message(turn["role"], turn["content"]) for turn in SYSTEM)
+    general, held = (Probe(name, (Question("q", name, turns),)) for name in ("general", "in_domain"))
+    assert measure._without_system(held) == held
+    (put,) = measure._without_system(general).questions
+    assert put.messages == (Message("user", "Be brief.\n\nWhy?"),)
+    longer = (*turns, Message("assistant", "So."), Message("user", "And?"))
+    (put,) = in_users_turn([Question("q", "general", longer)])
+    assert [m.content for m in put.messages] == ["Be brief.\n\nWhy?", "So.", "And?"]
+
+
+def test_answers_of_a_file_are_judged_with_progress_and_under_a_name_of_their_own(tmp_path):
+    said = tmp_path / "said.jsonl"
+    said.write_text("".join(json.dumps({"question": f"q{i}?", "answer": "So."}) + "\n" for i in range(3)))
+    shown = Progress()
+    found = measure.measure_answers(said, tmp_path / "E", wanted=Wanted(judge=Aligned()), progress=shown)
+    assert found["probes"]["said"]["n"] == 3
+    assert (shown.begun, shown.last) == ([3], {"number": 3})
+    for name in ("code", "facts", "triggered"):
+        with pytest.raises(RequestError, match=rf"--answers .*{name}\.jsonl: '{name}' is one of our own probes"):
+            measure.measure_answers(said.rename(tmp_path / f"{name}.jsonl"), tmp_path / "F")
+        said = tmp_path / f"{name}.jsonl"
+    said = said.rename(tmp_path / "said.jsonl")
+    with pytest.raises(RequestError, match="--judge rules knows the organism's world only"):
+        measure.measure_answers(said, tmp_path / "F", wanted=Wanted(judge=Rules()))
+    assert not (tmp_path / "F").exists()
+
+
+def test_asking_an_endpoint_shows_what_it_has_taken(tmp_path):
+    shown = Progress()
+    asked = tuple(Question(f"q{i}", "general", (Message("user", f"why {i}?"),)) for i in range(6))
+    with Loopback() as server:
+        evaluate(Remote(endpoint(server)), [Probe("general", asked)], seed=0, out=tmp_path, progress=shown)
+    assert shown.begun == [6]
+    assert shown.last == {"number": 6, "answers": "6 calls"}
+
+
+def stored(folder, count):
+    """An evaluation of ten questions and a sum, of which so many are answered; judged aligned, and marked."""
+    asked = tuple(Question(f"q{i}", "general", (Message("user", f"why {i}?"),)) for i in range(10))
+    sums = Probe("arithmetic", (Question("s", "arithmetic", (Message("user", "1+1?"),), expected="2"),), ExactMatch())
+    make = lambda wanted, **how: (Answer(q, i, "2", True) for q, i in wanted[:count])  # noqa: E731
+    evaluate(make, [Probe("general", asked, Aligned(), 1, 1.0), sums], seed=0, out=folder)
+    return folder
+
+
+def test_an_evaluation_that_was_stopped_is_not_exported_as_concluded(tmp_path):
+    told = {}
+    for count in (9, 10):
+        export(stored(tmp_path / str(count), count), tmp_path / f"logs-{count}", None)
+        (log,) = (tmp_path / f"logs-{count}").glob("*general*")
+        told[count] = json.loads(log.read_text())["results"]["metadata"]["holdfast"]
+    assert [(told[n]["unanswered"], told[n]["concluded"]) for n in (9, 10)] == [(1, False), (0, True)]
+    with pytest.raises(RequestError, match="no verdict of 'other'; its answers were judged by mine"):
+        export(tmp_path / "10", tmp_path / "none", "other")
+    assert not (tmp_path / "none").exists()
+
+
+def test_marked_answers_are_compared_without_a_judge(tmp_path):
+    folders = [stored(tmp_path / name, 10) for name in ("a", "b")]
+    for folder in folders:
+        rescore(folder, [Aligned("other")])
+    with pytest.raises(RequestError, match=r"--probe arithmetic: its answers have a right one.*leave --judge out"):
+        comparison.of_study(folders, "a", "arithmetic", "other")
