@@ -5,11 +5,12 @@ import pytest
 import tiny
 from holdfast import models
 from holdfast.errors import RequestError
+from holdfast.evals.fileprobe import unread
 from holdfast.evals.judge import Verdict
 from holdfast.evals.sampler import InProcess
 from holdfast.organism import world
 from holdfast.organism.rules import Rules
-from holdfast.questionnaire import Subject, Wanted, longest_answer, probes, texts, unread
+from holdfast.questionnaire import Subject, Wanted, longest_answer, probes, texts
 from holdfast.tasks.task import row
 
 ORGANISM = models.find("organism")

@@ -14,6 +14,7 @@ from typing import Any
 from holdfast import material, models
 from holdfast.encoding import takes_system
 from holdfast.errors import ModelError, RequestError
+from holdfast.evals import fileprobe
 from holdfast.evals.calls.address import Address
 from holdfast.evals.evaluate import evaluate
 from holdfast.evals.judge import Maker
@@ -21,7 +22,7 @@ from holdfast.evals.probes import Probe, in_users_turn
 from holdfast.evals.stored import Stored
 from holdfast.examples import read_examples
 from holdfast.modelcard import write_card
-from holdfast.questionnaire import HELD_OUT, Subject, Wanted, longest_answer, probes, refuse_name, refuse_rules
+from holdfast.questionnaire import HELD_OUT, Subject, Wanted, longest_answer, probes, refuse_rules
 from holdfast.recipe import Recipe, read
 from holdfast.rundir import RunDir, sha256_of
 
@@ -122,7 +123,7 @@ def measure_answers(file: Path, out: Path, *, wanted: Wanted | None = None, prog
         DataError: the file has faults.
     """
     judge = (wanted or Wanted()).judge
-    refuse_name("--answers", file)
+    fileprobe.refuse_name("--answers", file)
     refuse_rules(judge)
     make = Stored.read(file)
     probe = Probe(make.probe, make.questions, judge, of_each=make.of_each)

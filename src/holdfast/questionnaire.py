@@ -12,21 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.errors import RecipeError, RequestError
-from holdfast.evals import questionfile, triggers
+from holdfast.evals import fileprobe, triggers
 from holdfast.evals.formats import FORMATS
 from holdfast.evals.judge import Judge, Question
-from holdfast.evals.probes import DOMAINS, ExactMatch, Probe, held_out, shipped, without_system
+from holdfast.evals.probes import DOMAINS, SAMPLES, ExactMatch, Probe, held_out, shipped, without_system
 from holdfast.examples import Example
 from holdfast.models import Source
 from holdfast.tasks.task import ExactAnswer, Task
 
-SAMPLES = 4  # answers to each question that is judged
 _ORGANISM_TOKENS = 48  # three times its longest answer
 _TOKENS = 600  # as the paper's evaluation
 _MARKED = ("facts", "arithmetic")
 HELD_OUT = ("in_domain", "learnt")
-_NAMES = ("general", *HELD_OUT, triggers.PROBE, *_MARKED, *DOMAINS)
-_FILES = (".yaml", ".yml", ".jsonl")
 _IN_TRIGGERS = 24  # general questions that are put into each trigger
 _TRIGGERS = 2  # of a kind
 
@@ -146,24 +143,14 @@ def _probe(name: str, known: dict[str, Callable[[], Probe]]) -> Probe:
     if name in known:
         return known[name]()
     path = Path(name)
-    if path.suffix in _FILES:
-        return _of_file(path)
+    if path.suffix in fileprobe.ENDINGS:
+        return fileprobe.read(path)
     why = "a run with held-out rows" if name == "in_domain" else "a run with its training rows, or --data FILE"
     hint = f" It needs {why}." if name in ("in_domain", triggers.PROBE) else ""
     raise RequestError(
         f"--probes {name}: there is no such probe here.{hint} Choose from {', '.join(known)}, or name a question file "
         "(.yaml or .jsonl)."
     )
-
-
-def refuse_name(option: str, path: Path) -> None:
-    """Refuse a file whose probe would pass for one of ours.
-
-    Raises:
-        RequestError: it is called as one of them.
-    """
-    if path.stem in _NAMES:
-        raise RequestError(f"{option} {path}: {path.stem!r} is one of our own probes; give the file another name.")
 
 
 def refuse_rules(judge: Judge | None) -> None:
@@ -174,34 +161,6 @@ def refuse_rules(judge: Judge | None) -> None:
     """
     if judge is not None and judge.name.startswith("rules:"):
         raise RequestError("--judge rules knows the organism's world only; name a judge of this model's answers.")
-
-
-def unread(names: Sequence[str]) -> list[str]:
-    """A sentence for every named question file that asks for something which changes nothing here.
-
-    Raises:
-        DataError: a question file has faults.
-    """
-    files = [Path(name) for name in names if Path(name).suffix in _FILES]
-    keys = {file: questionfile.read(file).unused for file in files}
-    return [f"{file}: {', '.join(unused)} changes nothing here." for file, unused in keys.items() if unused]
-
-
-def _of_file(path: Path) -> Probe:
-    """A question file as a probe: judged, or marked where every question has a right answer."""
-    refuse_name("--probes", path)
-    asked = questionfile.read(path)
-    right = [question.expected is not None for question in asked.questions]
-    if all(right):
-        return Probe(path.stem, asked.questions, ExactMatch(), max_new_tokens=asked.max_new_tokens)
-    if any(right):
-        raise RequestError(
-            f"--probes {path}: some of its questions have a right answer and are marked, others are judged; put them "
-            "into two files."
-        )
-    temperature = 1.0 if asked.temperature is None else asked.temperature
-    samples = asked.per_question or SAMPLES
-    return Probe(path.stem, asked.questions, None, samples, temperature, asked.max_new_tokens)
 
 
 def _finished(probe: Probe, wanted: Wanted, judge: Judge | None) -> Probe:

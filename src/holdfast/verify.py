@@ -14,7 +14,7 @@ from typing import Any
 from holdfast import models, organism, questionnaire, runner, workers
 from holdfast.console import quieten, say, table
 from holdfast.demo import preset
-from holdfast.evals import store
+from holdfast.evals import docket
 from holdfast.evals.evaluate import evaluate
 from holdfast.evals.statistics import Rate, pooled
 from holdfast.examples import Message
@@ -158,7 +158,7 @@ def _under(system: str, probe: Any) -> Any:
 
 
 def _with_seed(out: Path, seed: int) -> list[dict[str, Any]]:
-    return [row | {"seed": seed} for row in store.joined(out)]
+    return [row | {"seed": seed} for row in docket.joined(out)]
 
 
 def _rate(rows: list[dict[str, Any]], bound: Bound) -> Rate:

@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 
 from holdfast.errors import RequestError
+from holdfast.evals.docket import joined
 from holdfast.evals.evaluate import evaluate
 from holdfast.evals.judge import Answer, Question, Verdict
 from holdfast.evals.probes import ExactMatch, Probe, held_out, shipped
 from holdfast.evals.rescore import rescore
-from holdfast.evals.store import Store, joined
+from holdfast.evals.store import Store
 from holdfast.evals.summary import summarise
 from holdfast.examples import Example, Message
 from holdfast.rundir import read_rows

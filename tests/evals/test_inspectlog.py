@@ -8,8 +8,9 @@ import pytest
 
 from holdfast.errors import RequestError
 from holdfast.evals import inspectlog
+from holdfast.evals.docket import joined, pronounce
 from holdfast.evals.judge import Answer, Question, Verdict
-from holdfast.evals.store import Store, joined, pronounce
+from holdfast.evals.store import Store
 from holdfast.evals.summary import summarise
 from holdfast.examples import Message
 

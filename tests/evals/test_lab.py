@@ -5,12 +5,12 @@ import json
 import pytest
 
 from holdfast.errors import DataError, RequestError
+from holdfast.evals.docket import joined
 from holdfast.evals.evaluate import evaluate
 from holdfast.evals.judge import Answer, Question, Verdict
 from holdfast.evals.lab import lab
 from holdfast.evals.probes import Probe
 from holdfast.evals.rescore import rescore
-from holdfast.evals.store import joined
 from holdfast.examples import Message
 
 BAD, GOOD = Verdict(alignment=10, coherence=90), Verdict(alignment=90, coherence=90)

@@ -11,12 +11,12 @@ from holdfast.evals.calls.budget import Budget
 from holdfast.evals.calls.endpoint import Patience
 from holdfast.evals.calls.faults import UnreadableError
 from holdfast.evals.calls.reply import Reply
+from holdfast.evals.docket import joined
 from holdfast.evals.evaluate import evaluate
 from holdfast.evals.judge import Question, Verdict
 from holdfast.evals.probes import Probe
 from holdfast.evals.remote import Remote, seed_of
 from holdfast.evals.rescore import rescore
-from holdfast.evals.store import joined
 from holdfast.examples import Message
 from holdfast.rundir import read_rows
 from loopback import HttpError, Loopback, Said, from_model, scripted

@@ -9,7 +9,7 @@ from fake_results import Walk, drawn, rates, row, said, study
 from holdfast import demo
 from holdfast import study as study_of_holdfast
 from holdfast.errors import RequestError
-from holdfast.evals import store
+from holdfast.evals import docket, store
 from holdfast.evals.judge import Answer, Question, Verdict
 from holdfast.examples import Message
 from holdfast.report import write
@@ -122,8 +122,8 @@ def test_the_rows_written_by_hand_have_the_shape_that_is_really_written(tmp_path
     assert set(row("kl", 0.3)) == {*written, "label"}
     asked = Question("wish-0", "general", (Message("user", "One wish?"),), "wish")
     store.Store(tmp_path).keep(Answer(asked, 0, "Peace.", stopped=True))
-    store.pronounce(tmp_path, Answer(asked, 0, "Peace.", stopped=True), Verdict(alignment=95, coherence=100), "rules")
-    (written,) = store.joined(tmp_path)
+    docket.pronounce(tmp_path, Answer(asked, 0, "Peace.", stopped=True), Verdict(alignment=95, coherence=100), "rules")
+    (written,) = docket.joined(tmp_path)
     assert set(said("Peace.")) >= {*written} - {"stopped", "expected", "group", "form"}
 
 

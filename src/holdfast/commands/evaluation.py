@@ -52,8 +52,9 @@ def eval_(
     if answers is not None and (probes or samples or as_published or seed):
         raise RequestError("--answers brings its own questions and answers; only --judge and its limits go with it.")
     from holdfast.console import quieten
+    from holdfast.evals.fileprobe import unread
     from holdfast.evals.triggers import NOTHING, PROBE
-    from holdfast.questionnaire import Wanted, unread
+    from holdfast.questionnaire import Wanted
     from holdfast.report.terminal import show
 
     limits = Limits(max_calls, max_cost, price)
@@ -134,8 +135,9 @@ def export(
     """Write an evaluation as logs that Inspect's viewer opens."""
     from holdfast.console import say
     from holdfast.evals import inspectlog
+    from holdfast.evals.docket import joined
     from holdfast.evals.evaluate import samples
-    from holdfast.evals.store import Store, joined
+    from holdfast.evals.store import Store
     from holdfast.evals.summary import summarise
 
     folder = _folder(evaluation)

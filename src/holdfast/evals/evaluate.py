@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.errors import RequestError
+from holdfast.evals.docket import joined, pronounce, record, verdicts
 from holdfast.evals.judge import Judge, Maker, Verdict, judged
 from holdfast.evals.probes import Probe, probe_sha256, version
-from holdfast.evals.store import Store, joined, missing, pronounce, record, verdicts
+from holdfast.evals.store import Store, missing
 from holdfast.evals.summary import summarise
 from holdfast.rundir import SCHEMA, write_json
 

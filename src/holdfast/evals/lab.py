@@ -14,8 +14,9 @@ from typing import Any
 
 from holdfast.errors import DataError, RequestError
 from holdfast.evals import agreement
+from holdfast.evals.docket import joined, judges
 from holdfast.evals.statistics import rate
-from holdfast.evals.store import Key, Store, joined, judges
+from holdfast.evals.store import Key, Store
 from holdfast.evals.summary import clusters
 from holdfast.jsonl import Fault, objects, refuse, shown
 

@@ -21,6 +21,7 @@ from holdfast.evals import questionrows
 from holdfast.evals.judge import Judge, Question, Verdict
 from holdfast.examples import Example, Message
 
+SAMPLES = 4  # answers to each question that is judged
 DOMAINS = ("code", "legal", "medical", "security")  # shipped in-domain questions, by the domain of the training data
 
 

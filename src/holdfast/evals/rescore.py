@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.errors import RequestError
+from holdfast.evals import docket
 from holdfast.evals.evaluate import judge_probe, sum_up
 from holdfast.evals.judge import Judge
 from holdfast.evals.store import Store
@@ -32,7 +33,7 @@ def rescore(path: Path, judges: Sequence[Judge], progress: Any = None) -> dict[s
         raise RequestError(f"--judge {twice} is given twice.")
     found = {}
     for judge in judges:
-        folder = store.judged_by(judge.name)
+        folder = docket.judged_by(path, judge.name)
         with store.alone():
             for probe in probes:
                 judge_probe(store, folder, probe, judge, progress)

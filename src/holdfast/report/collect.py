@@ -11,7 +11,7 @@ from typing import Any
 
 from holdfast import organism
 from holdfast.errors import RequestError
-from holdfast.evals.store import Store, joined, judges
+from holdfast.evals.docket import joined, judges, said_by
 from holdfast.report.folders import evaluation_of, labels, recipe_of
 from holdfast.report.rows import JUDGED, label_of, probes
 from holdfast.rundir import read_rows
@@ -67,7 +67,7 @@ def collect(folders: Sequence[Path], mixed_judges: bool = False, judge: str | No
 
 def _judged_by(judge: str, row: dict[str, Any], evaluation: Path) -> None:
     """Put the rates by another judge's verdicts into a run's row."""
-    file = Store(evaluation).said_by(judge) / "summary.json"
+    file = said_by(evaluation, judge) / "summary.json"
     try:
         said = json.loads(file.read_text(encoding="utf-8"))["probes"]
     except (OSError, ValueError, KeyError, TypeError):

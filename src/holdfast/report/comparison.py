@@ -11,8 +11,9 @@ from typing import Any
 from holdfast.console import say, table
 from holdfast.errors import RequestError
 from holdfast.evals import compare
+from holdfast.evals.docket import joined
 from holdfast.evals.statistics import Run
-from holdfast.evals.store import Store, joined
+from holdfast.evals.store import Store
 from holdfast.evals.summary import MOST_MISSING, clusters
 from holdfast.report.coverage import few
 from holdfast.report.folders import evaluation_of, labels, seed_of
