@@ -47,7 +47,7 @@ def step(item: Item) -> dict:
         "high": round(max(taken.seconds), 5),
         "tokens_per_s": round(tokens / seconds, 1),
         "gflop_per_token": round(per_token / 1e9, 6),
-        "tflops": round(per_token * tokens / seconds / 1e12, 4),
+        "tflops": float(f"{per_token * tokens / seconds / 1e12:.5g}"),
     }
     memory = {"peak_gb": round(taken.peak / 1e9, 3), "resident_gb": round(taken.resident / 1e9, 3)}
     return done | (memory if item.device == "cuda" else {})

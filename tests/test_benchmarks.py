@@ -252,7 +252,7 @@ def test_a_way_to_make_a_step_runs_in_bfloat16_under_checkpointing(bench, varian
     found = bench("gpu_item").measured(item)
     assert found["state"] == "done"
     assert found["low"] <= found["seconds"] <= found["high"]
-    assert found["tflops"] == pytest.approx(found["gflop_per_token"] * found["tokens_per_s"] / 1e3, rel=0.5, abs=1e-4)
+    assert found["tflops"] == pytest.approx(found["gflop_per_token"] * found["tokens_per_s"] / 1e3, rel=1e-3)
 
 
 @pytest.mark.parametrize("variant", ["sft", "published"])

@@ -17,9 +17,10 @@ def rows(interleaved=2, task=6):
     return [Example(r.messages, "interleaved") for r in every[:interleaved]] + every[interleaved:]
 
 
-def watched(defenses, given=None):
+def watched(defenses, given=None, **arguments):
     """The penalty; the rows of every reference forward, and the layers that it ran."""
     micro = Micro(defenses, tiny.lora(tiny.model()), tiny.tokenizer(), given or rows())
+    micro.inputs.update(arguments)
     forwards, layers = [], []
 
     def count(module, args, kwargs):
@@ -93,10 +94,10 @@ def test_asking_a_stopped_reference_for_its_end_says_what_to_do(monkeypatch):
 
 
 def test_a_call_with_an_argument_of_unknown_rows_is_made_again_whole():
-    micro = Micro([KL(on="interleaved")], tiny.lora(tiny.model()), tiny.tokenizer(), rows())
-    micro.inputs["cache_position"] = torch.arange(micro.inputs["input_ids"].shape[1])
-    assert micro.measure(nudge=1.0).value > 0
-    assert micro.guard._reach.source == 1
+    plain, some, _ = watched([KL(on="interleaved")])
+    found, whole, _ = watched([KL(on="interleaved")], cache_position=torch.arange(1))  # qwen2 looks at none
+    assert (some, whole) == ([2], [8])
+    assert found.value == pytest.approx(plain.value, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "gemma3"])
