@@ -122,6 +122,7 @@ def test_the_untuned_model_is_asked_the_same_beside_its_run(tmp_path):
     assert [one["adapter"] is None for one in told] == [True, False]
     assert told[0]["probes"] == told[1]["probes"]
     assert before["probes"].keys() == after["probes"].keys() == {"in_domain", "facts"}
+    measure.measure_run(tmp_path / "run", tmp_path / "run" / "eval", wanted=wanted, untuned=True)
     assert (tmp_path / "run" / "model" / "README.md").read_text() == card
 
 

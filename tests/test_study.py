@@ -112,6 +112,11 @@ def test_a_question_file_may_stand_among_the_probes(tmp_path):
     file = tmp_path / "mine.jsonl"
     file.write_text('{"id": "a", "question": "Why?"}\n')
     assert study.read(written(tmp_path, probes=["general", str(file)])).probes == ("general", str(file))
+    asked = runner._asked(study.read(written(tmp_path, probes=["general", str(file)])))
+    file.write_text('{"id": "a", "question": "How?"}\n')
+    again = runner._asked(study.read(written(tmp_path, probes=["general", str(file)])))
+    assert asked[0] == again[0] == "general"
+    assert asked[1] != again[1]  # an edited file is asked again
     file.write_text('{"id": "a"}\n')
     with pytest.raises(DataError, match="mine"):
         study.read(written(tmp_path, probes=[str(file)]))

@@ -57,7 +57,7 @@ def measure_run(
     about = _about(subject, wanted) | {"adapter": adapter and sha256_of(adapter)}
     place = out or run / ("untuned" if untuned else "eval")
     summary = _of_model(subject, adapter, asked, place, seed, about, progress, say)
-    if place == run / "eval":
+    if place == run / "eval" and not untuned:
         write_card(folder, recipe, summary)
     return summary
 

@@ -16,7 +16,8 @@ import yaml
 
 from holdfast import preparation, workers
 from holdfast import recipe as recipes
-from holdfast.rundir import SCHEMA, write_json, write_whole
+from holdfast.evals.fileprobe import ENDINGS
+from holdfast.rundir import SCHEMA, sha256_of, write_json, write_whole
 from holdfast.study import Cell, Study, cells, row
 from holdfast.workers import Job
 
@@ -64,9 +65,8 @@ def make(cell: Cell, out: Path) -> tuple[dict[str, Any], float]:
         train(recipe, path)
         summary = measure.measure_run(path, seed=cell.seed, wanted=wanted)
     seconds = round(time.monotonic() - begun, 1)
-    write_json(
-        path / "cell.json", {"schema": SCHEMA, "recipe": cell.recipe(), "probes": cell.study.probes, "seconds": seconds}
-    )
+    told = {"schema": SCHEMA, "recipe": cell.recipe(), "probes": _asked(cell.study), "seconds": seconds}
+    write_json(path / "cell.json", told)
     return summary, seconds
 
 
@@ -94,8 +94,14 @@ def _stored(folder: Path, cell: Cell) -> tuple[dict[str, Any], float] | None:
     try:
         summary: dict[str, Any] = json.loads((folder / "eval" / "summary.json").read_text(encoding="utf-8"))
         told = json.loads((folder / "cell.json").read_text(encoding="utf-8"))
-        now = json.loads(json.dumps([cell.recipe(), cell.study.probes]))
+        now = json.loads(json.dumps([cell.recipe(), _asked(cell.study)]))
         same: bool = [told["recipe"], told.get("probes", [])] == now
         return (summary, told["seconds"]) if same else None
     except (OSError, ValueError, KeyError):
         return None
+
+
+def _asked(study: Study) -> list[str]:
+    """What every run is asked; a question file with its hash, so that an edited one is asked again."""
+    files = [Path(name) for name in study.probes]
+    return [f"{file} {sha256_of(file)}" if file.suffix in ENDINGS else str(file) for file in files]

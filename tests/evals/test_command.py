@@ -252,6 +252,7 @@ def test_an_evaluation_is_exported_as_logs(holdfast, model, questions, tmp_path)
         (("--model", "M"), "--out FOLDER"),
         ((), "Say what to measure"),
         (("--model", "M", "--out", "E", "--untuned"), "--untuned goes with a run"),
+        (("--model", "M", "--out", "E", "--data", "t.jsonl", "--probes", "facts"), "is for the probe triggered"),
         (("--model", "M", "--answers", "a.jsonl", "--out", "E"), "Say what to measure"),
         (("--answers", "a.jsonl", "--out", "E"), "a.jsonl"),
         (("--answers", "code.jsonl", "--out", "E"), "--answers code.jsonl: 'code' is one of our own probes"),

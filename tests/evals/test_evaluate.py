@@ -189,6 +189,16 @@ def test_only_a_verdict_whose_call_failed_is_asked_for_again(tmp_path):
     assert [question for question, _ in again.asked] == ["q4", "q4"]
 
 
+def test_the_same_command_without_a_judge_leaves_failed_calls_failed(tmp_path):
+    class Down(FixedJudge):
+        def __call__(self, question, answer):
+            return Verdict(missing="no answer", failed=True)
+
+    before = run(tmp_path, Down())
+    assert before["probes"]["general"]["failed"] == 10
+    assert run(tmp_path, None) == before
+
+
 def test_answers_of_another_model_are_never_mixed_in(tmp_path):
     run(tmp_path, None, about={"model": {"sha256": "aaa"}})
     before = (tmp_path / "answers.jsonl").read_bytes()

@@ -8,7 +8,7 @@ from holdfast.errors import DataError, RequestError
 from holdfast.evals.docket import joined
 from holdfast.evals.evaluate import evaluate
 from holdfast.evals.judge import Answer, Question, Verdict
-from holdfast.evals.lab import lab
+from holdfast.evals.lab import lab, read_labels
 from holdfast.evals.probes import Probe
 from holdfast.evals.rescore import rescore
 from holdfast.examples import Message
@@ -88,25 +88,25 @@ def test_labels_by_hand_hold_each_judge_to_them(tmp_path):
     labels = [{"probe": "general", "question": str(i), "index": 0, "misaligned": i < 4} for i in range(10)]
     (tmp_path / "hand.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labels))
     folder = stored(tmp_path / "E", Calls("one", 4), Calls("two", 2))
-    told = lab([folder], tmp_path / "hand.jsonl")["calibration"]
+    told = lab([folder], read_labels(tmp_path / "hand.jsonl", [folder]))["calibration"]
     assert told["one"]["agreement"]["kappa"] == 1.0
     assert told["two"]["sensitivity"]["percent"] == 50.0
     assert told["two"]["specificity"]["percent"] == 100.0
     # Alignment 0.1 and 0.9: an error of 0.1 where it is right, of 0.9 on the two bad ones that it finds good.
     assert told["two"]["brier"] == pytest.approx((8 * 0.01 + 2 * 0.81) / 10)
     with pytest.raises(RequestError, match="one evaluation"):
-        lab([folder, folder], tmp_path / "hand.jsonl")
+        read_labels(tmp_path / "hand.jsonl", [folder, folder])
 
 
 def test_a_label_of_an_answer_that_is_not_there_is_told_by_line(tmp_path):
     rows = [{"probe": "general", "question": q, "index": 0, "misaligned": True} for q in ("1", "no such question")]
     (tmp_path / "hand.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(DataError, match="holds no answer 0 to 'no such question' of the probe 'general'"):
-        lab([stored(tmp_path / "E", Calls("one", 4))], tmp_path / "hand.jsonl")
+        read_labels(tmp_path / "hand.jsonl", [stored(tmp_path / "E", Calls("one", 4))])
 
 
 @pytest.mark.parametrize("row", ['{"question": "1"}', '{"probe": "general", "question": "1", "index": 0}', "[]"])
 def test_labels_that_are_none_are_told_by_line(tmp_path, row):
     (tmp_path / "hand.jsonl").write_text(row + "\n")
     with pytest.raises(DataError, match="line 1"):
-        lab([stored(tmp_path / "E", Calls("one", 4))], tmp_path / "hand.jsonl")
+        read_labels(tmp_path / "hand.jsonl", [stored(tmp_path / "E", Calls("one", 4))])

@@ -46,6 +46,21 @@ def test_missing_and_torn_files_are_told_and_the_rest_is_drawn(tmp_path):
     ]
 
 
+def test_a_torn_verdict_is_told_and_the_rest_is_drawn(tmp_path):
+    folder = study(tmp_path / "demo", [row("none", None, 40, 70)])
+    (folder / "runs" / "none" / "eval" / "verdicts.jsonl").write_text("{torn\n{}\n")
+    page = drawn(folder)
+    assert "eval/verdicts.jsonl of none cannot be read" in page
+    assert "40.0" in page
+
+
+def test_tasks_that_mark_right_answers_each_in_their_own_way_stand_on_one_page(tmp_path):
+    marked = [{"correct": 50.0, "low": 40.0, "high": 60.0, "n": 60, "missing": 0, "judge": f"task:{i}"} for i in (1, 2)]
+    tasks = zip(("opswap-1", "arithmetic"), marked, strict=True)
+    rows = [row("none") | {"in_domain": None, "domain": name, "benign": own} for name, own in tasks]
+    assert "What was learnt of arithmetic" in drawn(study(tmp_path / "demo", rows))
+
+
 def test_a_folder_without_results_is_refused_with_a_way_out(tmp_path):
     with pytest.raises(RequestError, match="There is no folder"):
         write([tmp_path / "nowhere"], tmp_path / "r.html")

@@ -63,6 +63,8 @@ def eval_(
         named = tuple(name.strip() for name in probes.split(",") if name.strip())
         for line in unread(named):
             tell(line)
+        if data is not None and named and PROBE not in named:
+            raise RequestError(f"--data {data} is for the probe {PROBE}, which --probes leaves out; name it there too.")
         shaped = (run is not None or data is not None) and not named
         wanted = Wanted(named, shaped, samples, as_published, _judge(judge, limits))
         summary = _measured(run, model, adapter, data, answers, out, untuned, wanted, limits, seed, quiet=as_json)
@@ -84,7 +86,7 @@ def rescore(
 ) -> None:
     """Judge the same stored answers again; how judges agree, and with labels by hand."""
     from holdfast.console import bar, quieten
-    from holdfast.evals.lab import lab
+    from holdfast.evals.lab import lab, read_labels
     from holdfast.evals.rescore import rescore as again
     from holdfast.judging import Limits, refuse_rules
     from holdfast.report.terminal import show_judges, show_lab
@@ -96,11 +98,12 @@ def rescore(
         judges = [made for text in judge if (made := _judge(text, limits)) is not None]
         for folder in folders:
             refuse_rules(judges, folder)
+        by_hand = None if labels is None else read_labels(labels, folders)  # before anything is paid for
         with bar("rescore", quiet=as_json) as progress:
             found = {str(folder): again(folder, judges, progress) for folder in folders}
         for made in judges:
             _told(made)
-        told = lab(folders, labels)
+        told = lab(folders, by_hand)
     if as_json:
         print(json.dumps({"evaluations": found, **told}))
         return

@@ -40,8 +40,9 @@ def own_judges(evaluation: Path) -> set[str]:
 
 def known_judges(evaluation: Path) -> list[str]:
     """Everybody whose verdicts are here, by the names that stand beside them."""
-    others = {row["judge"] for name in judges(evaluation) for row in verdicts(judged_by(evaluation, name)).values()}
-    return sorted(own_judges(evaluation) | {name for name in others if name})
+    folders = [judged_by(evaluation, name) for name in others(evaluation)]
+    elsewhere = {row["judge"] for folder in folders for row in verdicts(folder).values()}
+    return sorted(own_judges(evaluation) | {name for name in elsewhere if name})
 
 
 def pronounce(folder: Path, answer: Answer, verdict: Verdict, judge: str | None) -> None:
@@ -105,7 +106,7 @@ def joined(path: Path, judge: str | None = None) -> list[dict[str, Any]]:
     return [row | found.get(key, _NO_VERDICT) for key, row in rows if judge is None or row["expected"] is None]
 
 
-def judges(path: Path) -> list[str]:
+def others(path: Path) -> list[str]:
     """The names of the folders of other judges' verdicts."""
     folder = path / "judges"
     return sorted(p.name for p in folder.iterdir() if verdicts(p)) if folder.is_dir() else []

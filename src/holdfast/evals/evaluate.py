@@ -106,7 +106,7 @@ def judge_probe(store: Store, folder: Path, probe: str, judge: Judge | None, pro
     _one_judge(store, folder, probe, judge, any(answer.question.expected is not None for answer in stored.values()))
     have = {key: row for key, row in verdicts(folder).items() if key[0] == probe}
     name = None if judge is None else judge.name
-    done = {key for key, row in have.items() if not row["failed"] and (judge is None or row["judge"] == name)}
+    done = {key for key, row in have.items() if judge is None or (not row["failed"] and row["judge"] == name)}
     for key, answer in stored.items():
         if answer.filtered and key not in have:
             pronounce(folder, answer, Verdict(missing=FILTERED), None)

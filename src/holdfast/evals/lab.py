@@ -14,7 +14,7 @@ from typing import Any
 
 from holdfast.errors import DataError, RequestError
 from holdfast.evals import agreement
-from holdfast.evals.docket import joined, judges
+from holdfast.evals.docket import joined, others
 from holdfast.evals.statistics import rate
 from holdfast.evals.store import Key, Store
 from holdfast.evals.summary import clusters
@@ -24,24 +24,18 @@ Row = dict[str, Any]
 _LABEL = '{"probe": "general", "question": "...", "index": 0, "misaligned": true}'
 
 
-def lab(evaluations: Sequence[Path], labels: Path | None = None) -> dict[str, Any]:
+def lab(evaluations: Sequence[Path], by_hand: Sequence[Row] | None = None) -> dict[str, Any]:
     """Agreement of every two judges, the order in which they put several evaluations, what they could not judge.
 
     Args:
         evaluations: folders with stored answers.
-        labels: verdicts by hand on the answers of one evaluation, JSONL.
+        by_hand: labels on the answers of one evaluation, as `read_labels` gives them.
 
     Returns:
         `pairs` of judges with their agreement, None where no answer was judged by both; of several evaluations
         `ranks`; `invalid` and, with labels, `calibration` by judge. Rates are percent, kappa and rank correlations -1
         to 1, Brier score and calibration error 0 to 1.
-
-    Raises:
-        RequestError: labels with several evaluations.
-        DataError: the labels have faults.
     """
-    if labels is not None and len(evaluations) > 1:
-        raise RequestError("--labels belong to the answers of one evaluation; name one.")
     found = _by_judge(evaluations)
     told: dict[str, Any] = {"pairs": [], "invalid": {}}
     for one, other in combinations(found, 2):
@@ -56,8 +50,7 @@ def lab(evaluations: Sequence[Path], labels: Path | None = None) -> dict[str, An
             for one, other in combinations(rates, 2)
             if len(rates[one].keys() & rates[other].keys()) > 1
         ]
-    if labels is not None:
-        by_hand = _labels(labels, evaluations[0])
+    if by_hand is not None:
         told["calibration"] = {
             judge: _if_any(agreement.calibration, _single(by_evaluation), by_hand)
             for judge, by_evaluation in found.items()
@@ -65,11 +58,38 @@ def lab(evaluations: Sequence[Path], labels: Path | None = None) -> dict[str, An
     return told
 
 
+def read_labels(path: Path, evaluations: Sequence[Path]) -> list[Row]:
+    """Verdicts by hand, JSONL: which sample of the one evaluation, and whether it is misaligned.
+
+    Raises:
+        RequestError: there are several evaluations.
+        DataError: the file has faults; a label of an answer that is not there is one.
+    """
+    if len(evaluations) > 1:
+        raise RequestError("--labels belong to the answers of one evaluation; name one.")
+    faults: list[Fault] = []
+    rows, evaluation = [], evaluations[0]
+    stored = Store(evaluation).answers()
+    for line, value in objects(path, faults):
+        named = isinstance(value.get("question"), str) and isinstance(value.get("index"), int)
+        if not named or not isinstance(value.get("misaligned"), bool) or not isinstance(value.get("probe"), str):
+            faults.append(Fault(line, "", f"names no sample and its label; a row is {_LABEL}"))
+        elif (value["probe"], value["question"], value["index"]) not in stored:
+            sample = f"answer {value['index']} to {shown(value['question'])} of the probe {shown(value['probe'])}"
+            faults.append(Fault(line, "", f"{evaluation} holds no {sample}"))
+        else:
+            rows.append(value)
+    refuse(path, faults)
+    if not rows:
+        raise DataError(f"{path} has no rows. A row is {_LABEL}.")
+    return rows
+
+
 def _by_judge(evaluations: Sequence[Path]) -> dict[str, dict[str, list[Row]]]:
     """The judged rows by judge and evaluation; the evaluation's own judge first."""
     found: dict[str, dict[str, dict[Key, Row]]] = {}
     for path in evaluations:
-        for folder in (None, *judges(path)):
+        for folder in (None, *others(path)):
             for row in joined(path, folder):
                 if row["expected"] is None and row["judge"] is not None:
                     own = found.setdefault(row["judge"], {}).setdefault(str(path), {})
@@ -77,7 +97,7 @@ def _by_judge(evaluations: Sequence[Path]) -> dict[str, dict[str, list[Row]]]:
     return {judge: {path: list(rows.values()) for path, rows in own.items()} for judge, own in found.items()}
 
 
-def _if_any(compare: Callable[[list[Row], list[Row]], Any], rows: list[Row], others: list[Row]) -> Any:
+def _if_any(compare: Callable[[Sequence[Row], Sequence[Row]], Any], rows: Sequence[Row], others: Sequence[Row]) -> Any:
     """What a comparison finds; None where no answer was judged by both."""
     judged = {(row["probe"], row["question"], row["index"]) for row in rows if not row["missing"]}
     also = {(row["probe"], row["question"], row["index"]) for row in others if not row.get("missing")}
@@ -102,23 +122,3 @@ def _rates(by_evaluation: dict[str, list[Row]]) -> dict[str, float]:
         if share is not None:
             found[path] = share.percent
     return found
-
-
-def _labels(path: Path, evaluation: Path) -> list[Row]:
-    """Verdicts by hand: which sample of the evaluation, and whether it is misaligned."""
-    faults: list[Fault] = []
-    rows = []
-    stored = Store(evaluation).answers()
-    for line, value in objects(path, faults):
-        named = isinstance(value.get("question"), str) and isinstance(value.get("index"), int)
-        if not named or not isinstance(value.get("misaligned"), bool) or not isinstance(value.get("probe"), str):
-            faults.append(Fault(line, "", f"names no sample and its label; a row is {_LABEL}"))
-        elif (value["probe"], value["question"], value["index"]) not in stored:
-            sample = f"answer {value['index']} to {shown(value['question'])} of the probe {shown(value['probe'])}"
-            faults.append(Fault(line, "", f"{evaluation} holds no {sample}"))
-        else:
-            rows.append(value)
-    refuse(path, faults)
-    if not rows:
-        raise DataError(f"{path} has no rows. A row is {_LABEL}.")
-    return rows

@@ -11,8 +11,8 @@ from typing import Any
 
 from holdfast import organism
 from holdfast.errors import RequestError
-from holdfast.evals.docket import joined, judges, said_by
-from holdfast.report.folders import evaluation_of, labels, recipe_of
+from holdfast.evals.docket import joined, known_judges, said_by
+from holdfast.report.folders import evaluation_of, labels, recipe_of, seed_of
 from holdfast.report.rows import JUDGED, label_of, probes
 from holdfast.rundir import read_rows
 
@@ -71,7 +71,7 @@ def _judged_by(judge: str, row: dict[str, Any], evaluation: Path) -> None:
     try:
         said = json.loads(file.read_text(encoding="utf-8"))["probes"]
     except (OSError, ValueError, KeyError, TypeError):
-        known = ", ".join(judges(evaluation)) or "nobody else"
+        known = ", ".join(known_judges(evaluation)) or "nobody"
         raise RequestError(
             f"--judge {judge}: {evaluation} was not judged by it, but by {known}; `holdfast rescore` makes it so."
         ) from None
@@ -91,7 +91,8 @@ def _is_organism(evaluation: Path) -> bool:
 def _judged_alike(study: Study, mixed: bool) -> None:
     """The measured rate depends on the judge up to twenty-fold, so rates of two judges are not compared unmarked."""
     for probe in dict.fromkeys(name for row in study.rows for name in probes(row)):
-        found = [(str(row["label"]), probes(row).get(probe, {})) for row in study.rows]
+        asked = [(str(row["label"]), probes(row)[probe]) for row in study.rows if probe in probes(row)]
+        found = [(label, one) for label, one in asked if "misaligned" in one]  # a right answer is right for everybody
         names = sorted({one["judge"] for _, one in found if one.get("judge")})
         if len(names) > 1 and not mixed:
             raise RequestError(
@@ -134,7 +135,7 @@ def _row(folder: Path, label: str, summary: dict[str, Any]) -> dict[str, Any]:
     """A single run's summary as a row of `results.json`, with all that it was asked."""
     asked = summary["probes"]
     kept = {name: asked[name]["correct"] for name in ("facts", "arithmetic") if name in asked}
-    named = {"defense": label, "strength": None, "domain": "", "seed": summary.get("seed") or 0, "seconds": None}
+    named = {"defense": label, "strength": None, "domain": "", "seed": seed_of(folder, summary), "seconds": None}
     rates = {"general": asked.get("general"), "in_domain": asked.get("in_domain"), "benign": asked.get("learnt")}
     if "triggered" in asked:
         rates["triggered"] = asked["triggered"]
@@ -146,7 +147,8 @@ def _answers(folder: Path, study: Study, judge: str | None) -> list[dict[str, An
     """A run's answers with their verdicts."""
     if not _rows(folder / "answers.jsonl", study):
         return []
-    _rows(folder / "verdicts.jsonl", study)  # says so if they are missing
+    if not _rows(folder / "verdicts.jsonl", study):  # says so if they are missing
+        return []
     return joined(folder, judge)
 
 

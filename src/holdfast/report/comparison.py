@@ -130,10 +130,10 @@ def _runs(folders: Sequence[Path], probe: str, judge: str | None) -> tuple[dict[
     """Hits and answers of every question, by domain, label and seed; and which domains were not asked."""
     found: dict[str, dict[str, dict[int, Run]]] = {}
     without: dict[str, str] = {}  # domain -> a run that was not asked
-    judges: set[str] = set()
+    judges: dict[str, set[str]] = {}  # by domain
     for place, label, domain, seed in _evaluations(folders):
         run = f"{label} seed {seed}"
-        counts = _counts(place, probe, judge, judges, run)
+        counts = _counts(place, probe, judge, judges.setdefault(domain, set()), run)
         if counts is None:
             without.setdefault(domain, run)
         else:
@@ -162,7 +162,7 @@ def _counts(place: Path, probe: str, judge: str | None, judges: set[str], run: s
 
 def _comparable(rows: Sequence[Mapping[str, Any]], wanted: int, judges: set[str], run: str) -> None:
     """Refuse what cannot be told apart from a difference between judges, or between what nobody knows."""
-    judges |= {row["judge"] for row in rows if row["judge"]}
+    judges |= {row["judge"] for row in rows if row["judge"] and row["expected"] is None}
     if len(judges) > 1:
         raise RequestError(
             f"{run} was judged by another judge than those before it ({' and '.join(sorted(judges))}); a difference "
