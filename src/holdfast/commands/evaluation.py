@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from holdfast.commands.options import Json, MaxCalls, MaxCost, Price, Seed, stoppable, tell
+from holdfast.commands.target import Target
 from holdfast.errors import RequestError
 
 if TYPE_CHECKING:
     from holdfast.judging import Limits
-    from holdfast.questionnaire import Wanted
 
 JUDGE = "rules, local:FOLDER, or openai:MODEL[@URL]"
 
@@ -46,9 +46,8 @@ def eval_(
     """Measure misalignment, in general and in the domain, coherence, and what the model kept."""
     from holdfast.judging import Limits
 
-    _one_subject(run, model, answers, adapter, data, out)
-    if untuned and run is None:
-        raise RequestError("--untuned goes with a run; a model without --adapter is untuned as it is.")
+    target = Target(run, model, answers, adapter, data, out, untuned)
+    target.check()
     if answers is not None and (probes or samples or as_published or seed):
         raise RequestError("--answers brings its own questions and answers; only --judge and its limits go with it.")
     from holdfast.console import quieten
@@ -67,7 +66,7 @@ def eval_(
             raise RequestError(f"--data {data} is for the probe {PROBE}, which --probes leaves out; name it there too.")
         shaped = (run is not None or data is not None) and not named
         wanted = Wanted(named, shaped, samples, as_published, _judge(judge, limits))
-        summary = _measured(run, model, adapter, data, answers, out, untuned, wanted, limits, seed, quiet=as_json)
+        summary = target.measured(wanted, limits, seed, quiet=as_json)
         _told(wanted.judge)
     narrow = data is not None or "in_domain" in summary["probes"]
     if narrow and not named and PROBE not in summary["probes"]:
@@ -150,28 +149,6 @@ def export(
         say(str(path))
 
 
-def _one_subject(
-    run: Path | None,
-    model: str | None,
-    answers: Path | None,
-    adapter: Path | None,
-    data: Path | None,
-    out: Path | None,
-) -> None:
-    """Exactly one thing is measured, and it is clear where its answers go."""
-    if [run, model, answers].count(None) != 2:
-        raise RequestError(
-            "Say what to measure: a run folder, or --model NAME (with --adapter FOLDER), or --answers FILE."
-        )
-    if model is None and adapter is not None:
-        raise RequestError("A run is measured with its own adapter; give --adapter with --model.")
-    if model is None and data is not None:
-        raise RequestError("A run knows the file that it was trained on; give --data with --model.")
-    if run is None and out is None:
-        option = "--model" if model is not None else "--answers"
-        raise RequestError(f"With {option}, say where answers and verdicts go: --out FOLDER.")
-
-
 def _told(judge: Any) -> None:
     """What judging took, of judges that count it."""
     if hasattr(judge, "spent"):
@@ -187,42 +164,3 @@ def _judge(text: str | None, limits: Limits) -> Any:
     from holdfast import judging
 
     return None if text is None else judging.judge(text, limits, tell)
-
-
-def _measured(
-    run: Path | None,
-    model: str | None,
-    adapter: Path | None,
-    data: Path | None,
-    answers: Path | None,
-    out: Path | None,
-    untuned: bool,
-    wanted: Wanted,
-    limits: Limits,
-    seed: int,
-    quiet: bool,
-) -> dict[str, Any]:
-    from holdfast import judging, measure
-    from holdfast.console import bar
-    from holdfast.evals.calls import address
-
-    with bar("eval", quiet=quiet) as progress:
-        if run is not None:
-            return measure.measure_run(run, out, seed=seed, wanted=wanted, untuned=untuned, progress=progress, say=tell)
-        place = out or Path()
-        if answers is not None:
-            return measure.measure_answers(answers, place, wanted=wanted, progress=progress)
-        name = str(model)
-        how: dict[str, Any] = {"data": data, "seed": seed, "wanted": wanted, "progress": progress, "say": tell}
-        if name.startswith("openai:"):
-            where = address.parse(name)
-            if adapter is not None:
-                raise RequestError(f"An endpoint serves its adapters by name; write {where} with the adapter's name.")
-            make = judging.answering(where, limits, tell)
-            summary = measure.measure_endpoint(where, make, place, **how)
-            tell(f"Asking took {make.spent()}.")
-            if make.failed:
-                why = make.failed[0][2]
-                tell(f"{len(make.failed)} answers could not be had (the first: {why}); the same command asks again.")
-            return summary
-        return measure.measure_model(name, adapter, place, **how)
