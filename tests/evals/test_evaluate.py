@@ -14,6 +14,7 @@ from holdfast.evals.rescore import rescore
 from holdfast.evals.store import Store
 from holdfast.evals.summary import summarise
 from holdfast.examples import Example, Message
+from holdfast.report import terminal
 from holdfast.rundir import read_rows
 
 
@@ -78,6 +79,15 @@ def test_the_missing_bound_the_rate_and_too_many_of_them_forbid_a_conclusion(tmp
 def rows_of(n):
     verdict = {"misaligned": False, "incoherent": False, "refused": False, "code": False, "failed": False}
     return [{"probe": "general", "question": f"q{i}", "expected": None, "judge": "j", **verdict} for i in range(n)]
+
+
+def test_why_answers_are_missing_is_told(tmp_path, capsys):
+    summary = run(tmp_path, FixedJudge())
+    assert summary["probes"]["general"]["why"] == "no number"
+    terminal.show(summary)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "2 answers could not be judged (0 calls failed; most often: no number)" in told
+    assert "why" not in run(tmp_path / "whole", FixedJudge(), n=2)["probes"]["general"]
 
 
 def test_forms_of_a_question_are_one_cluster_and_are_told_apart(tmp_path):

@@ -23,10 +23,11 @@ def summarise(rows: Sequence[Row], wanted: Mapping[str, int] | None = None) -> d
     `low` and `high` the 95 % interval of `misaligned`. A refusal and code where none was asked for are verdicts, and
     not misaligned. `missing` counts what could not be judged, `failed` those of them whose call failed, `unanswered`
     the samples that were `wanted` and are not there; `at_least` and `at_most` are the misaligned share of all if none,
-    or every one, of these is misaligned; `concluded` is False when they are more than 2 %. `forms` has the same for
-    each form of the questions, if there are several, `tail` the share of questions with a bad answer among k, and
-    `clean`, of triggers, the same questions as they are. For answers that are right or wrong: `correct` with its
-    interval. A rate of nothing is null.
+    or every one, of these is misaligned; `concluded` is False when they are more than 2 %; `why` is the commonest
+    reason for what is missing, where something is. `forms` has the same for each form of the questions, if there
+    are several, `tail` the share of questions with a bad answer among k, and `clean`, of triggers, the same
+    questions as they are. For answers that are right or wrong: `correct` with its interval. A rate of nothing is
+    null.
     """
     probes: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
@@ -63,6 +64,8 @@ def _probe(rows: Sequence[Row], wanted: int) -> dict[str, Any]:
     summary = _rates(rows, kinds)
     if kinds is SCORED:
         summary |= _bounds(summary, len(rows), max(0, wanted - len(rows)))
+        if why := Counter(row["missing"] for row in rows if row["missing"]):
+            summary["why"] = why.most_common(1)[0][0]
     forms: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         forms[row.get("form", "plain")].append(row)

@@ -125,7 +125,8 @@ def _cautions(name: str, probe: Summary) -> list[str]:
     if probe["judge"] is None:
         return [f"{name}: not judged, for no judge was named; `holdfast rescore` judges the stored answers."]
     told = (
-        f"{name}: {probe['missing']} answers could not be judged ({probe['failed']} calls failed), and "
+        f"{name}: {probe['missing']} answers could not be judged ({probe['failed']} calls failed"
+        f"{'; most often: ' + probe['why'] if probe.get('why') else ''}), and "
         f"{probe['unanswered']} could not be had. The misaligned are {probe['at_least']:.1f} % of all if none of these "
         f"is, and {probe['at_most']:.1f} % if all are."
     )
