@@ -9,8 +9,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -46,8 +45,8 @@ class Endpoint:
     """One model at one endpoint; may be called from several threads.
 
     Once a call has shown that no other can succeed (a wrong key, no such model, a budget that is reached, an endpoint
-    that is down), every later one is refused with the same sentence. Until one call was answered there is only one in
-    the air, so that what is wrong with all of them is paid for once.
+    that is down), every later one is refused with the same sentence. The first goes alone until it was answered or
+    failed by itself, so that what is wrong with all of them is paid for once.
     """
 
     def __init__(
@@ -80,7 +79,8 @@ class Endpoint:
         )
         if address.url != OPENAI:  # the client would tell every endpoint what its variables hold
             self._client.organization = self._client.project = None
-        self._lock, self._first, self._over = threading.Lock(), threading.Lock(), threading.Event()
+        self._lock, self._over = threading.Lock(), threading.Event()
+        self._first, self._open = threading.Lock(), threading.Event()
         self._why_over, self._heard, self._failed_in_a_row = "", False, 0
 
     def where_to(self, what: str) -> str:
@@ -116,26 +116,23 @@ class Endpoint:
         }
         if top_logprobs:
             body |= {"logprobs": True, "top_logprobs": top_logprobs}
+        self._wait_for_the_first()
         try:
-            with self._alone():
-                return self._persist(body, read)
+            return self._persist(body, read)
         except RequestError as error:
             self._end(str(error))
             raise
+        finally:
+            self._open.set()
 
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One at a time until one was heard, and then all at once."""
-        if not self._heard:
-            with self._first:
-                if not self._heard:
-                    yield
-                    return
-        yield
+    def _wait_for_the_first(self) -> None:
+        """The first call goes alone, until it was answered or failed in a way that says nothing of the others."""
+        if not self._open.is_set() and not self._first.acquire(blocking=False):
+            self._open.wait()
 
     def _persist(self, body: dict[str, Any], read: Callable[[Reply], T]) -> T:
         patience, until = self._patience, time.monotonic() + self._patience.total
@@ -146,6 +143,8 @@ class Endpoint:
             try:
                 value = self._once(body, read)
             except AttemptError as fault:
+                if fault.tries is None:  # a server that is busy, or slow, is so for each call by itself
+                    self._open.set()
                 pause = min(patience.first * 2 ** (attempt - 1), patience.longest) * (1 - random.random() / 4)
                 pause = pause if fault.wait is None else fault.wait
                 most = patience.attempts if self._heard or fault.tries is None else fault.tries
@@ -156,6 +155,7 @@ class Endpoint:
             else:
                 with self._lock:
                     self._heard, self._failed_in_a_row = True, 0
+                self._open.set()
                 return value
 
     def _once(self, body: dict[str, Any], read: Callable[[Reply], T]) -> T:
