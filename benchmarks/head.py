@@ -17,6 +17,7 @@ _TRLS_TILE = 32768  # words, as its trainers call it
 _WEIGHT = 0.1
 COMPARED = [  # variant, against what, the ratio of their multiplications
     ("trl_pair", "one_pass", 16 / 6), ("apart", "one_pass", 8 / 6), ("one_pass", "likelihood", 6 / 4),
+    ("bare", "one_pass", 1),
 ]  # fmt: skip
 
 
@@ -40,6 +41,7 @@ def passes(shape: Shape, device: str, dtype: torch.dtype) -> dict[str, Callable[
     policy = torch.randn(positions, shape.hidden, **kind).requires_grad_()
     reference = policy.detach() + 0.1 * torch.randn_like(policy)
     said, habit = torch.randint(shape.vocabulary, (positions,), device=device), Habit()
+    bare_habit = Habit()
 
     def backward(log_probs, divergence=None):
         loss = -log_probs.mean()
@@ -48,6 +50,10 @@ def passes(shape: Shape, device: str, dtype: torch.dtype) -> dict[str, Callable[
 
     def one_pass():
         found = read(policy, said, head, reference=reference, habit=habit)
+        backward(found.log_probs, found.divergence)
+
+    def bare():
+        found = read(policy, said, head, reference=reference, metrics=False, habit=bare_habit)
         backward(found.log_probs, found.divergence)
 
     def apart():
@@ -63,7 +69,8 @@ def passes(shape: Shape, device: str, dtype: torch.dtype) -> dict[str, Callable[
         divergence, _ = ChunkedDivergenceFunction.apply(policy, weight, None, reference, weight, None, 1.0)
         backward(log_probs, divergence)
 
-    return {f.__name__: f for f in (one_pass, apart, likelihood, trl_pair)} | _ligers(policy, reference, said, head)
+    ways = (one_pass, bare, apart, likelihood, trl_pair)
+    return {way.__name__: way for way in ways} | _ligers(policy, reference, said, head)
 
 
 def _ligers(policy: Tensor, reference: Tensor, said: Tensor, head: Head) -> dict[str, Callable[[], None]]:

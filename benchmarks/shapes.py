@@ -84,6 +84,7 @@ def flops(shape: Shape, variant: str, gpu: bool = False) -> float:
         "steer": trained + 4 * scored,
         "ldifs": trained + 2 * layers + 4 * scored,
         "kl": trained + 2 * layers + 6 * scored,
+        "kl-cached": trained + 6 * scored,
         "sft-20": trained + 4 * scored,
         "kl-rows": trained + 4 * scored + (2 * layers + 6 * scored) / 20,
         "all": trained + 2 * layers + 6 * scored,

@@ -45,14 +45,16 @@ VARIANTS: dict[str, tuple[type, Callable[[Shape], list]]] = {
     "ldifs": (GuardedSFT, lambda shape: [LDIFS(1.0)]),
     "steer": (GuardedSFT, lambda shape: [_steer(shape)]),
     "all": (GuardedSFT, lambda shape: [KL(0.1), LDIFS(1.0), _steer(shape)]),
+    "kl-cached": (GuardedSFT, lambda shape: [KL(0.1)]),
     "sft-20": (GuardedSFT, lambda shape: []),
     "kl-rows": (GuardedSFT, lambda shape: [KL(0.1, on="interleaved")]),
 }
+CACHED = "kl-cached"  # the rows are known from another run, which the first step stands for
 TWENTY_ROWS = ("sft-20", "kl-rows")  # of which one is interleaved: 5 %
 PUBLISHED = "published"  # no trainer
 COMPARED = [  # variant, against what, which limit
     ("kl", "sft"), ("ldifs", "sft"), ("steer", "sft"), ("all", "kl"), ("kl", "trl-sft"), ("sft", "trl-sft"),
-    ("published", "kl"), ("kl-trl-head", "kl"), ("kl-rows", "sft-20"),
+    ("published", "kl"), ("kl-trl-head", "kl"), ("kl-rows", "sft-20"), ("kl-cached", "sft"),
 ]  # fmt: skip
 
 
@@ -115,6 +117,7 @@ def trainer(name: str, shape: Shape):
     rows = Dataset.from_dict({k: v.tolist() for k, v in batch(shape).items() if k != "attention_mask"})
     kind, defenses = VARIANTS[name]
     given = {"defenses": defenses(shape)} if issubclass(kind, GuardedSFT) else {}
+    given |= {"reference_cache": Path(tempfile.mkdtemp())} if name == CACHED else {}
     # The adapter must start where its reference is; moved afterwards, as it is in all but the first step.
     made = kind(model=model(shape, moved=False), args=args, train_dataset=rows, processing_class=tokenizer, **given)
     move(made.model)

@@ -13,6 +13,7 @@ from holdfast.errors import HoldfastError
 
 ROOT = Path(__file__).parents[1]
 ROW = {"ratio", "low", "high", "against", "limit"}
+HEADS = ("trl_pair:one_pass", "apart:one_pass", "one_pass:likelihood", "bare:one_pass")
 OVERHEAD = (
     "sft:bare", "trl-sft:bare", "kl:bare", "kl:bare-kl", "load:bare", "rows:bare", "construction:bare",
     "imports:imports-bare",
@@ -35,9 +36,10 @@ def is_row(row):
 @pytest.mark.parametrize(
     ("name", "compare", "told"),
     [
-        ("head", [], {"head/tiny/trl_pair:one_pass", "head/tiny/apart:one_pass", "head/tiny/one_pass:likelihood"}),
+        ("head", [], {f"head/tiny/{pair}" for pair in HEADS}),
         ("step", ["sft", "kl"], {"step/tiny/kl:sft", "memory/tiny/kl:sft"}),
         ("step", ["kl", "published"], {"step/tiny/published:kl", "memory/tiny/published:kl"}),
+        ("step", ["kl-cached", "sft"], {"step/tiny/kl-cached:sft", "memory/tiny/kl-cached:sft"}),
         ("step", ["kl-rows", "sft-20"], {"step/tiny/kl-rows:sft-20", "memory/tiny/kl-rows:sft-20"}),
         ("switch", [], {"switch/public:flags"}),
         ("overhead", ["bare", "sft", "rows"], {"overhead/sft:bare", "overhead/rows:bare"}),

@@ -21,10 +21,6 @@ from torch import Tensor, nn
 from holdfast.errors import ModelError
 from holdfast.heads import Head
 
-# LoRA initialisations that subtract something from the base weights: with the adapter off, what is left is no
-# longer the model that was loaded, so it cannot serve as the reference.
-_MOVES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-
 
 @dataclass(frozen=True)
 class Adapted:
@@ -136,6 +132,17 @@ class Anatomy:
         """Every module that an adapter added, in order."""
         return [m for m in self.model.modules() if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)]
 
+    @cached_property
+    def added(self) -> frozenset[int]:
+        """The `id` of every weight that an adapter added."""
+        return frozenset(id(weight) for module in self.switches for weight in _added_weights(module))
+
+    def untrained_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Every other weight, and every buffer, by its name in the model's own files."""
+        for name, weight in (*self.causal.named_parameters(), *self.causal.named_buffers()):
+            if id(weight) not in self.added:
+                yield name.replace("base_layer.", "").replace("original_module.", ""), weight
+
     @contextmanager
     def untrained(self) -> Iterator[None]:
         """Run with the trained weights undone.
@@ -181,88 +188,12 @@ class Anatomy:
                 layer.merged_adapters.clear()
             self.model.set_adapter(before)
 
-    def check(self) -> None:
-        """Refuse what has no reference: full fine-tuning, trained biases, prompt learning, a moved base, dropout.
-
-        Raises:
-            ModelError: a sentence that names the setting and the way out.
-        """
-        if not isinstance(self.model, PeftModel):
-            raise ModelError(
-                "The model has no adapter, so there is nothing to switch off and no reference to hold it to. Give the "
-                "trainer a peft_config, or the recipe a `lora:` section; full fine-tuning is not supported yet."
-            )
-        for name, config in self.model.peft_config.items():
-            if config.is_prompt_learning:
-                raise ModelError(f"Adapter {name!r} learns a prompt ({config.peft_type.value}); use LoRA instead.")
-            start = str(getattr(config, "init_lora_weights", "")).lower()
-            if start.startswith(_MOVES_THE_BASE):
-                raise ModelError(
-                    f"Adapter {name!r} has init_lora_weights={start!r}, which changes the base weights: with the "
-                    "adapter off the safe reference would be gone. Use init_lora_weights=True (the default)."
-                )
-        self._check_one_device()
-        self._check_trained_weights()
-        self._check_dropout()
-        self._check_start()
-
-    def _check_trained_weights(self) -> None:
-        undone = {id(p) for m in self.switches for p in _added_parameters(m)}
-        left = [n for n, p in self.model.named_parameters() if p.requires_grad and id(p) not in undone]
-        if left:
-            raise ModelError(
-                f"{len(left)} trained weights are not part of the adapter (the first is {left[0]}), so the reference "
-                "could not undo them. Set bias='none' and train nothing outside the adapter."
-            )
-
-    def _check_dropout(self) -> None:
-        for name, module in self.causal.named_modules():
-            own = not any(part in name for part in ("lora_", "modules_to_save"))
-            if own and isinstance(module, nn.Dropout) and module.p > 0:
-                self._refuse_noise(name, module.p)
-        for key, value in self.causal.config.get_text_config().to_dict().items():
-            noisy = key in ("attention_dropout", "attn_pdrop") or "jitter" in key
-            if noisy and isinstance(value, float) and value > 0:
-                self._refuse_noise(key, value)
-
-    def _refuse_noise(self, name: str, value: float) -> None:
-        raise ModelError(
-            f"The model has noise of its own in training ({name}={value}): it and its reference would draw different "
-            "noise, and an unmoved model would be punished. Load it with that setting at 0.0 (lora.dropout is fine)."
-        )
-
-    @torch.no_grad()
-    def _check_start(self) -> None:
-        """Two tokens with the adapter and without: one that has moved already is not at its reference."""
-        tokens = torch.tensor([[0, 1]], device=next(self.backbone.parameters()).device)
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            ours = self.backbone(input_ids=tokens, use_cache=False).last_hidden_state
-            with self.untrained():
-                theirs = self.backbone(input_ids=tokens, use_cache=False).last_hidden_state
-        finally:
-            self.model.train(was_training)
-        if not torch.equal(ours, theirs):
-            raise ModelError(
-                "The adapter has moved already, so the model is not at its reference, the same model with the adapter "
-                "off. Merge it into the model first (merge_and_unload) and train a fresh one."
-            )
-
-    def _check_one_device(self) -> None:
-        places = set(map(str, (getattr(self.causal, "hf_device_map", None) or {}).values()))
-        if len(places) > 1:
-            raise ModelError(
-                f"The model is spread over {', '.join(sorted(places))}; holdfast needs it on one device. Load it "
-                "without device_map, or on one GPU."
-            )
-
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _MULTIPLIERS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
 
 
-def _added_parameters(module: Any) -> Iterator[Tensor]:
+def _added_weights(module: Any) -> Iterator[Tensor]:
     if isinstance(module, AuxiliaryTrainingWrapper):
         yield from (p for n, p in module.named_parameters() if not n.startswith("original_module"))
         return

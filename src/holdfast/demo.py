@@ -43,14 +43,14 @@ def run_demo(domains: str, seeds: int, out: Path, processes: int | None = None) 
     return run_study(preset(chosen, seeds), out, processes)
 
 
-def run_study(study: Study, out: Path, processes: int | None = None) -> Path:
+def run_study(study: Study, out: Path, processes: int | None = None, reference_cache: Path | None = None) -> Path:
     """Run a study with a line per run, a table at the end and a page; returns the page."""
     from holdfast.report import write
 
     order = [cell.folder for cell in studies.cells(study)]
     rows: dict[str, dict[str, Any]] = {}
     with counter(study.title, len(order)) as count:
-        for cell, row in runner.run(study, out, processes):
+        for cell, row in runner.run(study, out, processes, reference_cache):
             rows[cell.folder] = row
             count(_line(cell, row))
     _table([rows[folder] for folder in order])

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from holdfast import eligible
 from holdfast.anatomy import Anatomy
 from holdfast.defense import Base, Defense, pulled
 from holdfast.encoding import Encoded
-from holdfast.errors import ModelError, RecipeError, SeamError
+from holdfast.errors import RecipeError, SeamError
 from holdfast.examples import Example
-from holdfast.heads import Head
 from holdfast.reach import Reach
+from holdfast.refcache import ReferenceCache
 from holdfast.rhythm import SideRows
-from holdfast.roster import labelled, real_layers, refuse_supervised_rows
+from holdfast.roster import labelled, real_layers, refuse_cache, refuse_supervised_rows
 from holdfast.sides import counts_of, pad
 from holdfast.step import SOURCES, Marks, Pass, Projecting, Step
-from holdfast.watch import Call, Watch
+from holdfast.watch import Call, Replay, Steer, Watch
 
 
 class Guard:
@@ -31,13 +33,25 @@ class Guard:
     every micro-batch `watch` the trainer's own forward and add `penalty`; `drain` the numbers when logging, and
     `project` after the last step.
 
+    Args:
+        defenses: in listed order.
+        seed: of what they sample and draw.
+        reference_cache: a folder in which the reference's states of rows are kept and found; see `refcache`.
+
+    Attributes:
+        cache: those states, once attached to a model; None without such a folder, or where nobody reads a reference.
+
     Raises:
-        RecipeError: a defense pulls no lever, or lacks the field its levers need.
+        RequestError: a defense pulls no lever or lacks the field its levers need; `reference_cache` is no folder, or of
+            no use to these defenses.
     """
 
-    def __init__(self, defenses: Sequence[Defense], seed: int = 0) -> None:
+    def __init__(self, defenses: Sequence[Defense], seed: int = 0, reference_cache: Path | str | None = None) -> None:
         self.seed = seed
         self.defenses = labelled(defenses)
+        self.reference_cache = None if reference_cache is None else Path(reference_cache)
+        self.cache: ReferenceCache | None = None
+        refuse_cache(self.reference_cache, self.defenses)
         self._penalties = {k: d for k, d in self.defenses.items() if "penalty" in pulled(d)}
         self._base: Base | None = None
         self._sides: dict[str, SideRows] = {}
@@ -74,31 +88,44 @@ class Guard:
         self.anatomy = anatomy = Anatomy(model)
         self._pad_id = pad_id
         base = self._base or base  # the one that curated knows what the run will be measured by
-        kept: set[int] = set()
-        steers: dict[int, list[Any]] = defaultdict(list)
-        if self._penalties or self.pulls("steer") or self.pulls("project"):
-            anatomy.check()
-            for label, defense in self.defenses.items():
-                layers = real_layers(defense.layers(len(anatomy.blocks)), len(anatomy.blocks), label)
-                if "steer" in pulled(defense):
-                    for layer in layers:
-                        steers[layer].append(defense.steer)
-                else:
-                    kept |= set(layers)
-                defense.check(anatomy, base)
-            self._head = _checked(lambda: anatomy.head)
-        self._watch = Watch(anatomy, sorted(kept), steers)
-        for label, defense in self.defenses.items():
-            if "beside" in pulled(defense):
-                asked = defense.beside(base, self.seed)
-                rows = encode(asked)
-                base.note(f"{label}/rows_beside", len(rows))
-                base.note(f"{label}/rows_without_answer", len(asked) - len(rows))
-                if not rows:
-                    raise RecipeError(f"{label}: no row is left to put beside the batch; check its file.")
-                self._sides[label] = SideRows(rows, defense.share, self.seed)  # type: ignore[attr-defined]
+        kept, steers = self._layers(base)
+        self._watch = Watch(anatomy, kept, steers)
+        self._replay: Replay = self._watch.replay
+        if self.reference_cache is not None and self._penalties:
+            self.cache = ReferenceCache(self.reference_cache, self._watch, anatomy, kept)
+            self._replay = self.cache.replay
+        self._sides = {k: self._beside(k, d, base, encode) for k, d in self.defenses.items() if "beside" in pulled(d)}
         of_the_batch = {label: d for label, d in self._penalties.items() if label not in self._sides}
         self._reach = Reach.of(of_the_batch, len(anatomy.blocks)) if of_the_batch else Reach()
+
+    def _layers(self, base: Base) -> tuple[list[int], Mapping[int, list[Steer]]]:
+        """Which layers penalties read and who steers which, of a model that every defense can work with."""
+        kept: set[int] = set()
+        steers: dict[int, list[Steer]] = defaultdict(list)
+        if not (self._penalties or self.pulls("steer") or self.pulls("project")):
+            return [], steers
+        eligible.check(self.anatomy)
+        depth = len(self.anatomy.blocks)
+        for label, defense in self.defenses.items():
+            layers = real_layers(defense.layers(depth), depth, label)
+            if "steer" in pulled(defense):
+                for layer in layers:
+                    steers[layer].append(defense.steer)
+            else:
+                kept |= set(layers)
+            defense.check(self.anatomy, base)
+        self._head = eligible.head(self.anatomy)
+        return sorted(kept), steers
+
+    def _beside(self, label: str, defense: Defense, base: Base, encode: Callable[..., list[Encoded]]) -> SideRows:
+        """The rows that a defense puts beside the batch."""
+        asked = defense.beside(base, self.seed)
+        rows = encode(asked)
+        base.note(f"{label}/rows_beside", len(rows))
+        base.note(f"{label}/rows_without_answer", len(asked) - len(rows))
+        if not rows:
+            raise RecipeError(f"{label}: no row is left to put beside the batch; check its file.")
+        return SideRows(rows, defense.share, self.seed)  # type: ignore[attr-defined]
 
     def begin(self, task_rows: int) -> None:
         """Training begins, or goes on after so many task rows; nothing is logged yet."""
@@ -148,7 +175,7 @@ class Guard:
         if not self._penalties:
             return None
         step = self._step(
-            call, marks, self._totals, lambda: self._reach.reference(self._watch, call, marks), projecting
+            call, marks, self._totals, lambda: self._reach.reference(self._replay, call, marks), projecting
         )
         sides = self._side_steps(call, slot)
         total = call.final.new_zeros((), dtype=torch.float32) if call.final is not None else torch.zeros(())
@@ -213,7 +240,7 @@ class Guard:
         device = next(self.anatomy.backbone.parameters()).device
         inputs, marks = pad(rows, self._pad_id, device)
         call = self._watch.call(like, marks, **inputs)
-        whole = self._step(call, marks, self._totals, lambda: self._watch.replay(call, marks))
+        whole = self._step(call, marks, self._totals, lambda: self._replay(call, marks, None, None))
         steps, first = {}, 0
         for label, due in mine.items():
             if due:
@@ -223,17 +250,3 @@ class Guard:
 
     def _note(self, name: str, value: Tensor) -> None:
         self._log[name] = self._log.get(name, torch.zeros((), device=value.device)) + value.detach()
-
-
-def _checked(head: Callable[[], Head]) -> Callable[[], Head]:
-    """Check the head now, while nothing has run; complain only if a defense asks for logits."""
-    try:
-        found = head()
-    except ModelError as error:
-        refusal = error
-
-        def refuse() -> Head:
-            raise refusal
-
-        return refuse
-    return lambda: found

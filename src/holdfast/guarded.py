@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import TrainerCallback
 
+from holdfast import metering
 from holdfast.base import Untouched
 from holdfast.defense import Defense
 from holdfast.encoding import Encoded, encode_all
@@ -24,6 +26,7 @@ from holdfast.errors import ModelError, RecipeError
 from holdfast.examples import Example, Message
 from holdfast.guard import Guard
 from holdfast.projection import Projection
+from holdfast.roster import refuse_cache
 from holdfast.step import SOURCE_COLUMN, SOURCES, Marks
 
 _Trainer: Any = object  # whichever trainer stands beside Guarded among a class's bases
@@ -34,6 +37,8 @@ class Guarded(_Trainer):  # type: ignore[misc]
 
     Args:
         defenses: in listed order; or a Guard that has curated the training rows already.
+        reference_cache: a folder that keeps the reference's states for other runs on the same rows; see `refcache`. A
+            Guard has its own.
         *args: the trainer's own arguments, unchanged.
         **kwargs: the trainer's own arguments, unchanged.
 
@@ -70,17 +75,29 @@ class Guarded(_Trainer):  # type: ignore[misc]
         """The temperature of the trainer's log-probabilities, and the class of what its forward returns."""
         raise NotImplementedError
 
+    def _unneeded(self) -> tuple[str, ...]:
+        """What the trainer keeps of each forward for its log lines alone, of all that our head gives it."""
+        raise NotImplementedError
+
     # --- before training ----------------------------------------------------------------------------------------
 
-    def __init__(self, *args: Any, defenses: Sequence[Defense] | Guard = (), **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        defenses: Sequence[Defense] | Guard = (),
+        reference_cache: Path | str | None = None,
+        **kwargs: Any,
+    ) -> None:
         given = {**dict(zip(inspect.signature(super().__init__).parameters, args, strict=False)), **kwargs}
         self._untouched = Untouched(lambda: getattr(self, "model", given.get("model")), given.get("processing_class"))
-        if isinstance(defenses, Guard):
-            self.guard = defenses
-        else:
-            self.guard = Guard(defenses, seed=getattr(given.get("args"), "seed", _TRAINERS_SEED))
-            if self.guard.pulls("curate"):
-                given["train_dataset"] = self._curated(given["train_dataset"])
+        if isinstance(defenses, Guard) and reference_cache is not None:
+            raise RecipeError("A Guard has its own reference cache; write Guard(..., reference_cache=...).")
+        seed = getattr(given.get("args"), "seed", _TRAINERS_SEED)
+        curated = isinstance(defenses, Guard)
+        self.guard = defenses if isinstance(defenses, Guard) else Guard(defenses, seed, reference_cache)
+        refuse_cache(self.guard.reference_cache, self.guard.defenses, sampled=self._prompts)
+        if not curated and self.guard.pulls("curate"):
+            given["train_dataset"] = self._curated(given["train_dataset"])
         super().__init__(**given)
         if self.guard.defenses:
             _refuse_settings(self.args)
@@ -180,6 +197,8 @@ class Guarded(_Trainer):  # type: ignore[misc]
         slot = self._slot * processes + self.accelerator.process_index
         with self.guard.watch(marks) as calls, self._projecting(marks, calls, slot) as moment:
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if moment is not None and not moment.metrics:
+            metering.forget_last(self._metrics["train"], self._unneeded())
         task = loss[0] if return_outputs else loss
         asked = moment is not None and moment.asked
         penalty = moment.penalty if asked else self.guard.penalty(calls[0], marks, slot)
@@ -196,7 +215,8 @@ class Guarded(_Trainer):  # type: ignore[misc]
         """Our head, where it stands in the trainer's place: it asks for the penalties when hidden states are there."""
         if self.projection is None:
             return nullcontext()
-        return self.projection.during(marks, lambda moment: self.guard.penalty(calls[0], marks, slot, moment))
+        wanted = not self._unneeded() or metering.will_be_seen(self)
+        return self.projection.during(marks, lambda moment: self.guard.penalty(calls[0], marks, slot, moment), wanted)
 
     def _later_division(self, num_items_in_batch: Any) -> int:
         scaled = getattr(self, "loss_is_scaled_for_ga", None)  # absent before transformers 5.18

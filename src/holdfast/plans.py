@@ -29,13 +29,19 @@ class Plan:
     report: dict[str, int]
 
     def __init__(
-        self, recipe: Recipe, source: models.Source, tokenizer: Any, rows: list[Example], held: list[Example]
+        self,
+        recipe: Recipe,
+        source: models.Source,
+        tokenizer: Any,
+        rows: list[Example],
+        held: list[Example],
+        reference_cache: Path | None = None,
     ) -> None:
         from holdfast.base import Untouched
         from holdfast.guard import Guard
 
         self.recipe, self.source, self.tokenizer = recipe, source, tokenizer
-        self.guard = Guard(recipe.defenses, recipe.seed)
+        self.guard = Guard(recipe.defenses, recipe.seed, reference_cache)
         self.base = Untouched(
             self._model,
             tokenizer,

@@ -28,10 +28,12 @@ class Moment:
     Attributes:
         penalty: what `ask` gave.
         asked: whether the head came by at all.
+        metrics: whether entropy and top-1 are wanted.
     """
 
-    def __init__(self, marks: Marks, head: Head, temperature: float, habit: Habit) -> None:
+    def __init__(self, marks: Marks, head: Head, temperature: float, habit: Habit, metrics: bool) -> None:
         self._marks, self._head, self._temperature, self._habit = marks, head, temperature, habit
+        self.metrics = metrics
         self._reading: Reading | None = None
         self.labels: Tensor | None = None  # (B, T): what the trainer's call will score
         self.penalty: Tensor | None = None
@@ -54,6 +56,7 @@ class Moment:
             reference=reference,
             forward=forward,
             temperature=self._temperature,
+            metrics=self.metrics,
             habit=self._habit,
         )
         assert found.divergence is not None
@@ -66,7 +69,9 @@ class Moment:
         assert self.labels is not None
         following = self.labels[:, 1:]
         mask = following != -100
-        return read(hidden[:, :-1][mask], following[mask], self._head, temperature=self._temperature)
+        return read(
+            hidden[:, :-1][mask], following[mask], self._head, temperature=self._temperature, metrics=self.metrics
+        )
 
 
 class Projection:
@@ -95,9 +100,12 @@ class Projection:
         causal.forward = forward
 
     @contextmanager
-    def during(self, marks: Marks, ask: Callable[[Moment], Tensor | None]) -> Iterator[Moment]:
-        """One micro-batch's loss: when its hidden states are there, `ask` for the penalties."""
-        moment = Moment(marks, self._head, self._temperature, self._habit)
+    def during(self, marks: Marks, ask: Callable[[Moment], Tensor | None], metrics: bool) -> Iterator[Moment]:
+        """One micro-batch's loss: when its hidden states are there, `ask` for the penalties.
+
+        Without `metrics` the trainer gets entropy and top-1 of zero, and is to throw them away.
+        """
+        moment = Moment(marks, self._head, self._temperature, self._habit, metrics)
         self._now = moment, ask
         try:
             yield moment
@@ -115,16 +123,15 @@ class Projection:
         mask = labels[:, 1:] != -100
         found = moment.reading(hidden)
         assert found.log_probs is not None
-        assert found.entropy is not None
-        assert found.is_top1 is not None
 
-        def spread(values: Tensor) -> Tensor:
-            return values.new_zeros(mask.shape).masked_scatter(mask, values)
+        def spread(values: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor:
+            empty = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+            return empty if values is None else empty.masked_scatter(mask, values)
 
         return self._output(
             loss=-found.log_probs.sum() / (mask.sum().clamp(min=1) if items is None else items),
             log_probs=spread(found.log_probs),
             entropy=spread(found.entropy),
-            is_top1=spread(found.is_top1),
+            is_top1=spread(found.is_top1, torch.bool),
             label_mask=mask,
         )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from holdfast.defense import Defense
 from holdfast.roster import real_layers
 from holdfast.step import SOURCES, Marks, Pass
-from holdfast.watch import Call, Watch
+from holdfast.watch import Call, Replay
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Reach:
         deepest = max((max(own) for own in layers if own), default=depth)
         return cls(one, deepest if all(layers) and deepest < depth else None)
 
-    def reference(self, watch: Watch, call: Call, marks: Marks) -> Pass:
+    def reference(self, replay: Replay, call: Call, marks: Marks) -> Pass:
         """The call again, trained weights undone, as far as anybody reads it; what nobody reads is NaN."""
         if self.source is None:
-            return watch.replay(call, marks, None, self.deepest)
+            return replay(call, marks, None, self.deepest)
         rows = marks.source[:, 0].eq(self.source).nonzero().squeeze(-1)
         if len(rows) == 0:
             return call.nothing()
-        return watch.replay(call, marks, None if len(rows) == len(marks.source) else rows, self.deepest)
+        return replay(call, marks, None if len(rows) == len(marks.source) else rows, self.deepest)

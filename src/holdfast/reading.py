@@ -57,6 +57,7 @@ def read(
     reference: Tensor | None = None,
     forward: bool = False,
     temperature: float = 1.0,
+    metrics: bool = True,
     habit: Habit | None = None,
 ) -> Reading:
     """Project each position once, and take from the same tile of logits all that is asked.
@@ -69,6 +70,7 @@ def read(
         forward: False for KL(trained || reference), as the paper's code has it (arXiv 2508.06249, KL term);
             True for KL(reference || trained).
         temperature: divides the logits for log-probabilities and entropy, not for the divergence.
+        metrics: whether entropy and top-1 are wanted of the tokens; a look at every logit more.
         habit: lets the two gradients share a row where the last backward pass says they may.
 
     Returns:
@@ -78,11 +80,15 @@ def read(
         A divergence is exactly 0 where the two hidden states are equal.
     """
     given = None if reference is None else reference.detach()
-    outputs: tuple[Tensor, ...] = _Read.apply(policy, given, tokens, head, forward, temperature, habit)  # type: ignore[no-untyped-call]
+    outputs: tuple[Tensor, ...] = _Read.apply(policy, given, tokens, head, forward, temperature, metrics, habit)  # type: ignore[no-untyped-call]
     log_probs, divergence, entropy, is_top1 = outputs
-    if tokens is None:
-        return Reading(None, divergence, None, None)
-    return Reading(log_probs, None if reference is None else divergence, entropy, is_top1)
+    seen = metrics and tokens is not None
+    return Reading(
+        log_probs if tokens is not None else None,
+        divergence if reference is not None else None,
+        entropy if seen else None,
+        is_top1 if seen else None,
+    )
 
 
 def divergence(policy: Tensor, reference: Tensor, head: Head, *, forward: bool = False) -> Tensor:
@@ -94,7 +100,7 @@ def divergence(policy: Tensor, reference: Tensor, head: Head, *, forward: bool =
 
 def nll(policy: Tensor, tokens: Tensor, head: Head) -> Tensor:
     """(N,) negative log-likelihood of the tokens that follow, in nats; see `read`."""
-    found = read(policy, tokens, head).log_probs
+    found = read(policy, tokens, head, metrics=False).log_probs
     assert found is not None
     return -found
 
@@ -109,10 +115,11 @@ class _Read(torch.autograd.Function):
         head: Head,
         forward: bool,
         temperature: float,
+        metrics: bool,
         habit: Habit | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        ctx.tiled = tiled = _Tiled(head, forward, temperature)
+        ctx.tiled = tiled = _Tiled(head, forward, temperature, metrics)
         # Elsewhere than on a CPU to look would be to wait; and with a temperature the two slopes belong to two laws.
         alike = tokens is not None and reference is not None and temperature == 1.0 and policy.device.type == "cpu"
         ctx.habit = habit if alike else None
@@ -130,7 +137,7 @@ class _Read(torch.autograd.Function):
         if ctx.bet is not None:
             if ctx.habit.holds(ctx.bet, log_probs, divergence):
                 assert log_probs is not None
-                return (teaching.float() * log_probs[0]).to(teaching.dtype), *[None] * 6
+                return (teaching.float() * log_probs[0]).to(teaching.dtype), *[None] * 7
             found = ctx.tiled.run(policy, reference, tokens, None, True)
             teaching, holding = found.teaching, found.holding
         elif ctx.habit is not None:
@@ -140,7 +147,7 @@ class _Read(torch.autograd.Function):
             if upstream is not None and rows.dim() == 2:  # in float32: the same rounding of 1/n for all would be a bias
                 scaled = rows * upstream.float().unsqueeze(-1)
                 gradient = scaled if gradient is None else gradient + scaled
-        return None if gradient is None else gradient.to(dtype), *[None] * 6
+        return None if gradient is None else gradient.to(dtype), *[None] * 7
 
 
 @dataclass
@@ -160,6 +167,7 @@ class _Tiled:
     head: Head
     forward: bool
     temperature: float
+    metrics: bool  # whether entropy and top-1 are wanted
 
     def run(
         self, policy: Tensor, reference: Tensor | None, tokens: Tensor | None, bet: float | None, wanted: bool
@@ -218,10 +226,11 @@ class _Tiled:
         said = tokens.unsqueeze(-1)
         chosen = logits.gather(-1, said).squeeze(-1)
         found.log_probs[tile] = chosen - law.total
-        found.entropy[tile] = law.total - torch.linalg.vecdot(law.weights, logits) / law.mass
-        # Numbers in half precision tie often, and of a tie the first is meant, as trl has it; float32's hardly do.
-        half = self.head.weight.dtype != torch.float32
-        found.is_top1[tile] = logits.argmax(-1) == tokens if half else chosen >= law.peak
+        if self.metrics:
+            found.entropy[tile] = law.total - torch.linalg.vecdot(law.weights, logits) / law.mass
+            # Numbers in half precision tie often, and of a tie the first is meant, as trl has it; float32's hardly do.
+            half = self.head.weight.dtype != torch.float32
+            found.is_top1[tile] = logits.argmax(-1) == tokens if half else chosen >= law.peak
         rise = law.weights.neg_().scatter_add_(-1, said, law.mass.unsqueeze(-1))
         return (rise if self.temperature == 1.0 else rise.div_(self.temperature)), law
 

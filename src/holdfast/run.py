@@ -17,6 +17,7 @@ from holdfast.examples import Example, write_examples
 from holdfast.modelcard import write_card
 from holdfast.plans import KINDS
 from holdfast.recipe import Recipe, Stop
+from holdfast.roster import labelled, refuse_cache
 from holdfast.rundir import RunDir, sha256_of, write_whole
 
 
@@ -45,8 +46,11 @@ class Run:
         return self.path / "model"
 
 
-def train(recipe: Recipe, out: Path, progress: Progress | None = None) -> Run:
+def train(recipe: Recipe, out: Path, progress: Progress | None = None, *, reference_cache: Path | None = None) -> Run:
     """Train what the recipe says, and write the run folder `out`.
+
+    With `reference_cache`, a folder, the reference's states of rows are kept there and read by every later run on the
+    same rows with the same model; it changes results by rounding (see `refcache`).
 
     Raises:
         RequestError: anything that can be known before training; then nothing is left behind.
@@ -58,6 +62,7 @@ def train(recipe: Recipe, out: Path, progress: Progress | None = None) -> Run:
             "the same folder. Start it without torchrun; GuardedSFT in a script of your own may have many."
         )
     RunDir.refuse_existing(out)
+    refuse_cache(reference_cache, labelled(recipe.defenses), sampled=recipe.trainer == "grpo")
     source = models.find(recipe.model, recipe.revision)
     _check_files(recipe)
     settings.check(recipe.train, recipe.trainer)
@@ -65,7 +70,7 @@ def train(recipe: Recipe, out: Path, progress: Progress | None = None) -> Run:
     if recipe.stop is not None:
         questionnaire.watched(source)  # refuses a model without a judge
     tokenizer = models.load_tokenizer(source)
-    plan = KINDS[recipe.trainer](recipe, source, tokenizer, rows, held)
+    plan = KINDS[recipe.trainer](recipe, source, tokenizer, rows, held, reference_cache)
     run = RunDir.create(out, _facts(recipe, source, rows, held))
     try:
         trainer = plan.trainer(run.path)
@@ -110,6 +115,8 @@ def _train(trainer: Any, run: RunDir, progress: Progress | None) -> None:
         run.save(projected=trainer.guard.project(trainer.model))
         trainer.model.save_pretrained(str(run.path / "model"), safe_serialization=True)
     trainer.guard.detach()
+    if trainer.guard.cache is not None:
+        run.save(reference=trainer.guard.cache.told())
     run.save(adapter=sha256_of(run.path / "model" / "adapter_model.safetensors"))
 
 

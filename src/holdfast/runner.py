@@ -17,6 +17,7 @@ import yaml
 from holdfast import preparation, workers
 from holdfast import recipe as recipes
 from holdfast.evals.fileprobe import ENDINGS
+from holdfast.roster import labelled, why_no_cache
 from holdfast.rundir import SCHEMA, sha256_of, write_json, write_whole
 from holdfast.study import Cell, Study, cells, row
 from holdfast.workers import Job
@@ -24,13 +25,16 @@ from holdfast.workers import Job
 _FIRST = 2  # the first runs go before what others need is made, so that there is something to see early
 
 
-def run(study: Study, out: Path, processes: int | None = None) -> Iterator[tuple[Cell, dict[str, Any]]]:
+def run(
+    study: Study, out: Path, processes: int | None = None, reference_cache: Path | None = None
+) -> Iterator[tuple[Cell, dict[str, Any]]]:
     """Run or find every cell, and give each with its row of `results.json`, as it ends.
 
     Args:
         study: what to run.
         out: the study's folder.
         processes: how many runs at a time, each with one thread; as many as the machine is good for by default.
+        reference_cache: a folder for the reference's states of rows, for those runs that can use it.
     """
     every = {cell.folder: cell for cell in cells(study)}
     stored = {folder: _stored(out / folder, cell) for folder, cell in every.items()}
@@ -42,13 +46,13 @@ def run(study: Study, out: Path, processes: int | None = None) -> Iterator[tuple
     if not todo:
         return
     by_name = {cell.folder: cell for cell in todo}
-    for job, made in workers.run(_jobs(todo, out), processes or workers.usable()):
+    for job, made in workers.run(_jobs(todo, out, reference_cache), processes or workers.usable()):
         if job.name in by_name:
             rows[job.name] = row(by_name[job.name], *made)
             yield by_name[job.name], _written(study, out, rows)[job.name]
 
 
-def make(cell: Cell, out: Path) -> tuple[dict[str, Any], float]:
+def make(cell: Cell, out: Path, reference_cache: Path | None = None) -> tuple[dict[str, Any], float]:
     """Train and measure one cell; what it found, and in how many seconds."""
     from holdfast import measure
     from holdfast.questionnaire import Wanted
@@ -62,7 +66,8 @@ def make(cell: Cell, out: Path) -> tuple[dict[str, Any], float]:
     if cell.variant.name == "untuned":
         summary = measure.measure_untuned(recipe, path / "eval", wanted=wanted)
     else:
-        train(recipe, path)
+        usable = why_no_cache(labelled(recipe.defenses), sampled=recipe.trainer == "grpo") is None
+        train(recipe, path, reference_cache=reference_cache if usable else None)
         summary = measure.measure_run(path, seed=cell.seed, wanted=wanted)
     seconds = round(time.monotonic() - begun, 1)
     told = {"schema": SCHEMA, "recipe": cell.recipe(), "probes": _asked(cell.study), "seconds": seconds}
@@ -70,7 +75,7 @@ def make(cell: Cell, out: Path) -> tuple[dict[str, Any], float]:
     return summary, seconds
 
 
-def _jobs(todo: list[Cell], out: Path) -> list[Job]:
+def _jobs(todo: list[Cell], out: Path, reference_cache: Path | None) -> list[Job]:
     """A job for every cell, after those that make what it needs."""
     made: dict[str, Job] = {}
     runs = []
@@ -78,7 +83,7 @@ def _jobs(todo: list[Cell], out: Path) -> list[Job]:
         preparation.write_rows(cell.domain, out / "data")
         first = preparation.jobs(recipes.parse(cell.recipe()), cell.domain, out / "data")
         made |= {job.name: job for job in first}
-        runs.append(Job(cell.folder, make, (cell, out), frozenset(job.name for job in first)))
+        runs.append(Job(cell.folder, make, (cell, out, reference_cache), frozenset(job.name for job in first)))
     return [*runs[:_FIRST], *made.values(), *runs[_FIRST:]]
 
 

@@ -50,6 +50,9 @@ class GuardedSFT(Guarded, SFTTrainer):  # type: ignore[misc]
     def _head_of_trl(self) -> tuple[float, Any]:
         return 1.0, FusedCausalLMOutput
 
+    def _unneeded(self) -> tuple[str, ...]:
+        return ("entropy", "mean_token_accuracy")
+
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         self._signature_columns: list[str]
@@ -115,6 +118,9 @@ class GuardedGRPO(Guarded, GRPOTrainer):  # type: ignore[misc]
 
     def _head_of_trl(self) -> tuple[float, Any]:
         return self.temperature, FusedCausalLMOutput
+
+    def _unneeded(self) -> tuple[str, ...]:
+        return () if self.top_entropy_quantile < 1 else ("entropy",)  # there entropy says what is learnt
 
     def _remembers_old_probabilities(self) -> bool:
         """Whether the trainer keeps log-probabilities from generation, as trl's `_generate_and_score_completions` does.

@@ -81,6 +81,10 @@ class Call:
         return Pass({layer: spread(hidden) for layer, hidden in self.hidden.items()}, final, self.depth)
 
 
+# Makes a call again: its marks (B, T), the rows (b,) to make, None for all, and the last layer to run, None for all.
+Replay = Callable[[Call, Marks, Tensor | None, int | None], Pass]
+
+
 class Watch:
     """Records the backbone's calls, steers them, and makes them again with the trained weights undone."""
 

@@ -13,6 +13,10 @@ import typer
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Runs at a time, one thread each; a core each by default, at most four.")
 ]
+ReferenceCache = Annotated[
+    Path | None,
+    typer.Option(help="Folder for the reference's states of rows, which other runs on the same rows then read."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the sampled answers.")]
 MaxCalls = Annotated[int | None, typer.Option(min=1, help="Most requests to an endpoint.")]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from holdfast.commands.options import Json, Workers, stoppable
+from holdfast.commands.options import Json, ReferenceCache, Workers, stoppable
 from holdfast.errors import RequestError
 
 
@@ -31,22 +31,26 @@ def study(
     domains: Annotated[str, typer.Option(help="Other domains than the study's, separated by commas.")] = "",
     seeds: Annotated[int | None, typer.Option(min=1, help="So many of its seeds, or more.")] = None,
     workers: Workers = None,
+    reference_cache: ReferenceCache = None,
 ) -> None:
     """Run many recipes on the organism: a table, results.json and a page."""
     from holdfast import study as studies
     from holdfast.demo import run_study
+    from holdfast.roster import refuse_cache
 
     if out.exists() and not (out / "results.json").exists() and (not out.is_dir() or any(out.iterdir())):
         raise RequestError(f"{out} is not a study's folder (it has no results.json); name another with --out.")
+    refuse_cache(reference_cache, {})
     wanted = studies.read(file, [name for name in domains.split(",") if name], seeds)
     with stoppable(f"finished runs are in {out}; the same command goes on"):
-        run_study(wanted, out, workers)
+        run_study(wanted, out, workers, reference_cache)
 
 
 def train(
     recipe: Annotated[Path, typer.Argument(help="A recipe in YAML.")],
     out: Annotated[Path, typer.Option(help="Folder for the run; must not exist.")],
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change the recipe: kl.weight=0.3")] = None,
+    reference_cache: ReferenceCache = None,
     as_json: Json = False,
 ) -> None:
     """Fine-tune a model as the recipe says, with its defenses."""
@@ -60,8 +64,18 @@ def train(
     from holdfast.run import train as run
 
     with stoppable(f"{out} says so", out), bar(f"train {recipe.stem}", quiet=as_json) as progress:
-        done = run(wanted, out, progress)
+        done = run(wanted, out, progress, reference_cache=reference_cache)
     if as_json:
         print(json.dumps({"run": str(out), **done.manifest}))
     else:
+        if reference_cache is not None:
+            say(_of_reference(done.manifest.get("reference"), reference_cache))
         say(f"Trained: {done.adapter} is a peft adapter. Measure it with `holdfast eval {out}`.")
+
+
+def _of_reference(told: dict[str, Any] | None, folder: Path) -> str:
+    """What a cache of reference states did for a run."""
+    if told is None:
+        return f"No defense of this run reads a reference, so {folder} was not used."
+    line = f"Reference: {told['rows_read']} rows read from {folder}, {told['rows_made']} made."
+    return line + (f" Nothing more is kept: {told['stopped_keeping']}." if "stopped_keeping" in told else "")

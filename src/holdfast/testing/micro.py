@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,9 +37,16 @@ class Measured:
 class Micro:
     """One micro-batch through a guard, counted forwards included."""
 
-    def __init__(self, defenses: Sequence[Defense], model: Any, tokenizer: Any, rows: Sequence[Example]) -> None:
+    def __init__(
+        self,
+        defenses: Sequence[Defense],
+        model: Any,
+        tokenizer: Any,
+        rows: Sequence[Example],
+        reference_cache: Path | None = None,
+    ) -> None:
         self.model = model
-        self.guard = Guard(defenses)
+        self.guard = Guard(defenses, reference_cache=reference_cache)
 
         def encode(examples: list[Example]) -> list[Encoded]:
             return encode_all(tokenizer, examples, 512)[0]
