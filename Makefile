@@ -2,6 +2,7 @@
 # make test   the tests                       make check  format, lint, types, floor plan
 # make bench  ratios against named peers      make test-slow  minutes rather than seconds
 # make test-inspect  our probes and logs under Inspect, in an environment of its own
+# make test-lowest   the tests with the lowest versions that pyproject.toml declares, in an environment of its own
 # make docs   the pages that are made from the code (make check does it first)
 # Each sets up what it needs in .venv; nothing else on the machine is touched.
 
@@ -18,7 +19,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-slow test-tools test-inspect check docs bench bench-full clean
+.PHONY: demo test test-slow test-tools test-inspect test-lowest check docs bench bench-full clean
 
 demo: $(INSTALLED)
 	$(BIN)/holdfast demo --out runs/demo
@@ -40,6 +41,13 @@ test-inspect:
 	@test -x .venv-inspect/bin/python || $(PYTHON) -m venv .venv-inspect
 	@.venv-inspect/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints/inspect-py311.txt
 	PYTHONPATH=src .venv-inspect/bin/python -m pytest -q -p no:cacheprovider tests/evals/test_inspectlog.py
+
+# Without TORCH_INDEX this old PyTorch comes with its GPU libraries, some gigabytes.
+test-lowest:
+	@test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	@.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints/lowest.txt -e ".[dev]"
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -m "not slow" -q -n logical --maxprocesses 4 -p no:cacheprovider
 
 docs: $(INSTALLED)
 	$(BIN)/holdfast defenses --markdown > docs/defenses.md

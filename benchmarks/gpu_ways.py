@@ -21,6 +21,7 @@ from benchmarks.published import Published
 from benchmarks.shapes import SHAPES, SIDE_SHARE, SIDE_TOKENS, Shape, batch, model, move
 from benchmarks.step import VARIANTS
 from holdfast.defenses.anchor import Anchor
+from holdfast.settings import recomputing
 from holdfast.step import SOURCE_COLUMN
 from holdfast.trainers import GuardedSFT
 
@@ -91,7 +92,6 @@ def _args(item: Item, folder: Path) -> SFTConfig:
         report_to="none",
         use_cpu=item.device == "cpu",
         bf16=True,
-        activation_checkpointing=item.checkpointing,
         per_device_train_batch_size=item.rows,
         gradient_accumulation_steps=1,
         max_steps=item.warm + item.steps,
@@ -101,6 +101,7 @@ def _args(item: Item, folder: Path) -> SFTConfig:
         disable_tqdm=True,
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
+        **{recomputing(SFTConfig): item.checkpointing},
     )
 
 

@@ -19,6 +19,7 @@ from benchmarks.sidebyside import measure, ratio
 from holdfast.defenses.kl import KL
 from holdfast.defenses.ldifs import LDIFS
 from holdfast.defenses.steer import Steer
+from holdfast.settings import recomputing
 from holdfast.trainers import GuardedSFT
 
 logging.set_verbosity_error()
@@ -109,10 +110,10 @@ def trainer(name: str, shape: Shape):
         report_to="none",
         use_cpu=True,  # what they are held against is on the CPU, and memory is read there
         bf16=False,
-        activation_checkpointing=False,
         disable_tqdm=True,
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
+        **{recomputing(SFTConfig): False},
     )
     rows = Dataset.from_dict({k: v.tolist() for k, v in batch(shape).items() if k != "attention_mask"})
     kind, defenses = VARIANTS[name]

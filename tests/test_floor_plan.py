@@ -24,6 +24,8 @@ FLOORS = [
     ["report"],
     ["step", "base", "tasks", "eligible"],
     ["sides", "rhythm", "watch", "projection", "metering", "weights", "prepare"],
+    ["fingerprint"],
+    ["statefile"],
     ["refcache"],
     ["defense"],
     ["defenses"],

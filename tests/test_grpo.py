@@ -59,7 +59,7 @@ def config(folder, **changes):
         "report_to": "none",
         "use_cpu": True,
         "bf16": False,
-        "activation_checkpointing": False,
+        settings.recomputing(GRPOConfig): False,
         "disable_tqdm": True,
         "seed": 0,
     }
@@ -259,7 +259,7 @@ def test_only_the_loss_and_the_reference_are_steered(tmp_path):
 
 def test_activation_checkpointing_changes_nothing(tmp_path):
     plain = trained(tmp_path, [KL(1.0), Push()])
-    again = trained(tmp_path, [KL(1.0), Push()], activation_checkpointing=True)
+    again = trained(tmp_path, [KL(1.0), Push()], **{settings.recomputing(GRPOConfig): True})
     assert torch.equal(weights(plain), weights(again))
 
 

@@ -1,8 +1,11 @@
 """A recipe is data: what it says, and how it refuses."""
 
+from dataclasses import make_dataclass
+from typing import Any
+
 import pytest
 
-from holdfast import recipe
+from holdfast import recipe, settings
 from holdfast.errors import RecipeError
 from holdfast.tasks.facts import Facts
 from holdfast.tasks.word_problems import WordProblems
@@ -99,3 +102,18 @@ def test_set_of_a_defense_that_is_not_listed_is_refused(tmp_path):
 def test_a_missing_recipe_is_a_sentence(tmp_path):
     with pytest.raises(RecipeError, match=r"nowhere\.yaml cannot be read: No such file"):
         recipe.read(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize("own", ["activation_checkpointing", "gradient_checkpointing"])
+@pytest.mark.parametrize("said", ["activation_checkpointing", "gradient_checkpointing"])
+def test_recomputation_is_asked_for_by_either_name_whatever_this_transformers_calls_it(
+    own, said, tmp_path, monkeypatch
+):
+    given = ["output_dir", "seed", "save_strategy", "disable_tqdm", "use_cpu", "bf16", *settings.DEFAULTS]
+    config = make_dataclass("Config", [(own, bool, True), *((key, Any, None) for key in given)])
+    monkeypatch.setattr(settings, "_config", lambda trainer: config)
+    settings.check({said: True})
+    assert getattr(settings.sft_config({said: True}, 0, tmp_path), own) is True
+    assert getattr(settings.sft_config({}, 0, tmp_path), own) is False
+    with pytest.raises(RecipeError, match=r"write true or false"):
+        settings.check({said: "yes"})

@@ -3,23 +3,30 @@
 import json
 import shutil
 from collections import namedtuple
+from dataclasses import dataclass
 
 import pytest
 import torch
 import yaml
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from trl import GRPOConfig, SFTConfig
 
 import tiny
+from holdfast import fingerprint, statefile, study
 from holdfast import recipe as recipes
-from holdfast import refcache, runner, study
+from holdfast.defense import Defense
 from holdfast.defenses.anchor import Anchor
 from holdfast.defenses.kl import KL
 from holdfast.defenses.ldifs import LDIFS
-from holdfast.errors import HoldfastError, RecipeError, RequestError, SeamError
+from holdfast.demo import run_study
+from holdfast.errors import HoldfastError, ModelError, RecipeError, RequestError, SeamError
 from holdfast.examples import Example, write_examples
+from holdfast.guard import Guard
 from holdfast.run import train
 from holdfast.step import Marks
 from holdfast.testing import Micro
+from holdfast.trainers import GuardedGRPO, GuardedSFT
 
 BOTH = [KL(), LDIFS()]
 
@@ -76,6 +83,29 @@ def test_an_unmoved_model_is_punished_by_rounding_at_most(tmp_path):
     assert again.guard.cache.read == 3
 
 
+@dataclass(frozen=True)
+class Masked(Defense):
+    """Compares every position and takes what it wants of it, padding times nothing included."""
+
+    weight: float = 1.0
+
+    def layers(self, depth):
+        return (1, -1)
+
+    def penalty(self, step):
+        span = step.span()
+        apart = (step.policy.final - step.reference.final).square().sum(-1) * span.mask
+        return step.mean(apart[step.marks.real | ~step.marks.real], span)
+
+
+def test_a_defense_that_multiplies_by_a_mask_gets_numbers_too(tmp_path):
+    plain, _ = seen(None, [Masked()])
+    for read in (0, 6):
+        found, cache = seen(tmp_path, [Masked()])
+        assert cache.read == read
+        same(found, plain)
+
+
 def test_only_the_rows_that_are_looked_at_are_kept_and_the_others_are_no_numbers(tmp_path):
     rows = [Example(row.messages, "interleaved" if i < 2 else "task") for i, row in enumerate(tiny.rows(6))]
     for turn in range(2):
@@ -87,8 +117,8 @@ def test_only_the_rows_that_are_looked_at_are_kept_and_the_others_are_no_numbers
         micro.guard.anatomy.backbone(**micro.inputs, use_cache=False)
     reference = micro.guard._reach.reference(micro.guard._replay, calls[0], micro.marks)
     assert reference.final[:2][micro.marks.real[:2]].isfinite().all()
+    assert (reference.final[:2][~micro.marks.real[:2]] == 0).all()
     assert reference.final[2:].isnan().all()
-    assert reference.final[:2][~micro.marks.real[:2]].isnan().all()
 
 
 def test_rows_beside_the_batch_are_kept_too(tmp_path):
@@ -109,6 +139,12 @@ def moved():
     return tiny.lora(other)
 
 
+def with_another_attention():
+    other = tiny.model()
+    other.set_attn_implementation("eager")
+    return tiny.lora(other)
+
+
 def configured():
     """The same weights, read another way."""
     other = tiny.model()
@@ -116,11 +152,40 @@ def configured():
     return tiny.lora(other)
 
 
-@pytest.mark.parametrize("other", [moved, configured], ids=["a weight", "the configuration"])
+@pytest.mark.parametrize("other", [moved, configured, with_another_attention])
 def test_another_model_does_not_find_these_states(other, tmp_path):
     seen(tmp_path)
     assert seen(tmp_path, model=other())[1].read == 0
     assert seen(tmp_path)[1].read == 6
+
+
+def test_what_the_model_is_run_by_is_part_of_what_it_is(tmp_path, monkeypatch):
+    seen(tmp_path)
+    monkeypatch.setattr(fingerprint.metadata, "version", lambda _: "5.99.0")
+    assert seen(tmp_path)[1].read == 0
+    monkeypatch.undo()
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert seen(tmp_path)[1].read == 0
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert seen(tmp_path)[1].read == 6
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_a_model_whose_positions_depend_on_the_rows_beside_is_refused(kind, tmp_path):
+    made = tiny.lora(tiny.model())
+    made.config.rope_parameters = {**made.config.rope_parameters, "rope_type": kind}
+    with pytest.raises(ModelError, match=rf"positions \({kind}\) depend on the longest row"):
+        seen(tmp_path, model=made)
+
+
+def test_quantised_weights_are_refused(tmp_path):
+    made = tiny.model()
+    packed = torch.nn.Parameter(torch.zeros(4, 4, dtype=torch.uint8), requires_grad=False)
+    made.model.layers[0].mlp.register_parameter("packed", packed)
+    with pytest.raises(ModelError, match=r"layers\.0\.mlp\.packed is quantised"):
+        seen(tmp_path, model=tiny.lora(made))
 
 
 def test_another_adapter_on_the_same_model_finds_them(tmp_path):
@@ -173,19 +238,34 @@ def test_states_that_go_no_further_than_a_layer_still_have_no_end(tmp_path, monk
 
 def test_a_call_whose_rows_nobody_knows_is_made_again_whole_and_nothing_is_kept(tmp_path):
     found, cache = seen(tmp_path, cache_position=torch.arange(1))  # qwen2 looks at none
-    assert (found.references, cache.read, cache.made) == (1, 0, 0)
+    assert (found.references, cache.read, cache.made, cache.told()["calls_made_whole"]) == (1, 0, 0, 1)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_torn_file_is_made_again_and_nothing_but_whole_files_is_left(tmp_path):
-    first, _ = seen(tmp_path)
-    torn = sorted(tmp_path.rglob("*.safetensors"))[0]
-    torn.write_bytes(torn.read_bytes()[:-7])
-    again, cache = seen(tmp_path)
-    assert (cache.read, cache.made) == (5, 1)
+def zeroed(file, other):
+    file.write_bytes(file.read_bytes()[:-40] + bytes(40))
+
+
+def swapped(file, other):
+    file.write_bytes(other.read_bytes())
+
+
+def torn(file, other):
+    file.write_bytes(file.read_bytes()[:-7])
+
+
+@pytest.mark.parametrize("harm", [torn, zeroed, swapped])
+def test_a_damaged_file_is_made_again_and_nothing_but_whole_files_is_left(harm, tmp_path):
+    rows = [tiny.rows(7)[0], tiny.rows(7)[6]]  # as long as each other
+    first, _ = seen(tmp_path, rows=rows)
+    one, other = tmp_path.rglob("*.safetensors")
+    assert one.stat().st_size == other.stat().st_size
+    harm(one, other)
+    again, cache = seen(tmp_path, rows=rows)
+    assert (cache.read, cache.made) == (1, 1)
     same(again, first)
-    assert seen(tmp_path)[1].read == 6
-    assert len([f for f in tmp_path.rglob("*") if f.is_file()]) == 6
+    assert seen(tmp_path, rows=rows)[1].read == 2
+    assert len([f for f in tmp_path.rglob("*") if f.is_file()]) == 2
 
 
 def test_a_full_disk_ends_keeping_and_not_training(tmp_path, monkeypatch):
@@ -195,8 +275,8 @@ def test_a_full_disk_ends_keeping_and_not_training(tmp_path, monkeypatch):
     assert cache.told()["stopped_keeping"] == "less than 5% of the disk is free"
     assert not list(tmp_path.rglob("*.safetensors"))
     same(plain, seen(None)[0])
-    monkeypatch.undo()
-    monkeypatch.setattr(refcache.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: room(1e15, 1e15 - 3e10, 3e10))  # 30 GB are enough
+    monkeypatch.setattr(statefile.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
     assert seen(tmp_path)[1].told() == {
         "cache": str(tmp_path),
         "rows_read": 0,
@@ -204,6 +284,33 @@ def test_a_full_disk_ends_keeping_and_not_training(tmp_path, monkeypatch):
         "stopped_keeping": "No space left",
     }
     assert not [f for f in tmp_path.rglob("*") if f.is_file()]
+    monkeypatch.undo()
+    assert seen(tmp_path)[1].made == 6
+
+
+def test_whatever_stands_in_its_way_in_the_middle_ends_keeping_and_not_training(tmp_path):
+    seen(tmp_path)
+    (folder,) = tmp_path.iterdir()
+    shutil.rmtree(folder)
+    folder.write_text("in the way")
+    found, cache = seen(tmp_path)
+    assert cache.told()["stopped_keeping"] in ("Not a directory", "File exists")
+    same(found, seen(None)[0])
+
+
+def test_a_folder_that_is_removed_in_the_middle_is_made_anew(tmp_path, monkeypatch):
+    write, rows = statefile.Path.write_bytes, []
+
+    def removed_once(path, content):
+        rows.append(path)
+        if len(rows) == 1:
+            shutil.rmtree(tmp_path)
+        return write(path, content)
+
+    monkeypatch.setattr(statefile.Path, "write_bytes", removed_once)
+    _, cache = seen(tmp_path)
+    assert "stopped_keeping" not in cache.told()
+    assert (seen(tmp_path)[1].read, len(rows)) == (5, 7)
 
 
 def written(folder, **changes):
@@ -240,7 +347,7 @@ def test_runs_of_other_seeds_and_weights_share_a_cache_and_their_manifests_say_s
             {"defenses": [{"kl": {}}, {"steer": {"vector": "v.safetensors", "layer": 1, "alpha": 1.0}}]},
             "steer steers the reference too",
         ),
-        ({"trainer": "grpo", "data": None, "task": "word_problems"}, "every answer is written anew"),
+        ({"trainer": "grpo", "data": None, "task": "word_problems"}, "answers are written anew"),
     ],
 )
 def test_what_it_cannot_serve_is_refused_before_anything_is_loaded(changes, sentence, tmp_path, monkeypatch):
@@ -254,16 +361,38 @@ def test_what_it_cannot_serve_is_refused_before_anything_is_loaded(changes, sent
 
 def test_a_place_that_can_hold_no_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RequestError, match=r"file/cache cannot be made: .*file is a file"):
-        train(written(tmp_path), tmp_path / "run", reference_cache=tmp_path / "file" / "cache")
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    for place in ("file/cache", "file", "link"):
+        with pytest.raises(RequestError, match=rf"{place} cannot be made: .*(file|link) is no folder"):
+            train(written(tmp_path), tmp_path / "run", reference_cache=tmp_path / place)
+
+
+def test_rows_taught_beside_the_batch_read_no_reference_and_nothing_is_said_of_one(tmp_path):
+    write_examples(tmp_path / "safe.jsonl", tiny.rows(4))
+    wanted = written(tmp_path, defenses=[{"rehearse": {"pool": "safe.jsonl"}}])
+    assert "reference" not in train(wanted, tmp_path / "run", reference_cache=tmp_path / "cache").manifest
+
+
+def test_packed_rows_and_a_guard_with_a_cache_of_its_own_are_refused(tmp_path):
+    def made(defenses, **changes):
+        return GuardedSFT(
+            model=tiny.model(),
+            args=SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **changes),
+            train_dataset=Dataset.from_list([{"messages": [{"role": "assistant", "content": "yes"}]}]),
+            processing_class=tiny.tokenizer(),
+            peft_config=LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"),
+            defenses=defenses,
+            reference_cache=str(tmp_path / "cache"),
+        )
+
+    with pytest.raises(RecipeError, match="set packing=False with a reference cache"):
+        made([KL()], packing=True)
+    with pytest.raises(RecipeError, match="A Guard has its own reference cache"):
+        made(Guard([KL()]))
 
 
 def test_a_trainer_of_ones_own_may_have_one_but_not_under_a_reward(tmp_path):
-    from trl import GRPOConfig
-
-    from holdfast.trainers import GuardedGRPO
-
-    with pytest.raises(HoldfastError, match="every answer is written anew"):
+    with pytest.raises(HoldfastError, match="answers are written anew"):
         GuardedGRPO(
             model=tiny.model(),
             args=GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False),
@@ -273,7 +402,7 @@ def test_a_trainer_of_ones_own_may_have_one_but_not_under_a_reward(tmp_path):
         )
 
 
-def test_the_runs_of_a_study_share_one_and_those_that_cannot_go_without(tmp_path):
+def test_the_runs_of_a_study_share_one_and_those_that_cannot_go_without(tmp_path, capsys):
     short = {"max_steps": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "max_length": 64}
     steered = {"vector": "../evil.safetensors", "layer": 4, "alpha": 0.5}
     words = {
@@ -289,7 +418,8 @@ def test_the_runs_of_a_study_share_one_and_those_that_cannot_go_without(tmp_path
     }
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(words))
     wanted = study.read(tmp_path / "study.yaml")
-    assert len(list(runner.run(wanted, tmp_path / "out", 1, tmp_path / "cache"))) == 3
+    run_study(wanted, tmp_path / "out", 1, tmp_path / "cache")
+    assert "2 of 3 runs used it; 8 rows read, 8 made." in capsys.readouterr().out
     runs = sorted((tmp_path / "out" / "runs").glob("*/manifest.json"))
     told = {file.parent.name: json.loads(file.read_text()).get("reference") for file in runs}
     assert told["medical-seed0-kl-0.1"] == {"cache": str(tmp_path / "cache"), "rows_read": 0, "rows_made": 8}

@@ -15,6 +15,7 @@ from holdfast.defenses.kl import KL
 from holdfast.errors import ModelError, RecipeError, SeamError
 from holdfast.examples import write_examples
 from holdfast.heads import Head
+from holdfast.settings import recomputing
 from holdfast.step import SOURCE_COLUMN, SOURCES
 from holdfast.trainers import GuardedSFT
 
@@ -39,7 +40,7 @@ def settings(folder, **changes):
         "report_to": "none",
         "use_cpu": True,
         "bf16": False,
-        "activation_checkpointing": False,
+        recomputing(SFTConfig): False,
         "disable_tqdm": True,
         "seed": 0,
     }
@@ -230,7 +231,7 @@ def test_one_batch_of_8_equals_four_of_2(tmp_path, pool, on):
 
 def test_activation_checkpointing_changes_nothing(tmp_path):
     plain = trained(tmp_path, [KL(1.0), Push()])
-    again = trained(tmp_path, [KL(1.0), Push()], activation_checkpointing=True)
+    again = trained(tmp_path, [KL(1.0), Push()], **{recomputing(SFTConfig): True})
     assert torch.equal(weights(plain), weights(again))
 
 

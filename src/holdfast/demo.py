@@ -54,6 +54,8 @@ def run_study(study: Study, out: Path, processes: int | None = None, reference_c
             rows[cell.folder] = row
             count(_line(cell, row))
     _table([rows[folder] for folder in order])
+    if reference_cache is not None:
+        say(f"\nReference cache {reference_cache}: {runner.of_cache(study, out)}.")
     page = write([out], out / "report.html")
     say(f"\nResults: {out / 'results.json'}\nPicture: {page}")
     return page

@@ -14,7 +14,7 @@ def will_be_seen(trainer: Any) -> bool:
     """Whether the optimizer step that is running ends in a log line, as transformers' DefaultFlowCallback decides."""
     args, state, number = trainer.args, trainer.state, trainer.state.global_step + 1
     if str(getattr(args.logging_strategy, "value", args.logging_strategy)) != "steps":
-        return True  # once an epoch: its last step is not known beforehand
+        return True  # an epoch's last step is not known beforehand
     first = number == 1 and args.logging_first_step
     return bool(first or number % max(int(state.logging_steps), 1) == 0 or number >= state.max_steps)
 

@@ -65,9 +65,9 @@ def refuse_cache(folder: Path | None, defenses: Mapping[str, Defense], *, sample
     why = why_no_cache(defenses, sampled=sampled)
     if why is not None:
         raise RecipeError(f"The reference cache {folder} cannot be used: {why}. Train without it.")
-    place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        fault = "not writable" if place.is_dir() else "a file"
+    place = next(p for p in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(p))
+    fault = "no folder" if not os.path.isdir(place) else "not writable" if not os.access(place, os.W_OK) else None
+    if fault is not None and not (os.path.isdir(folder) and os.access(folder, os.R_OK)):  # one that is full can be read
         raise RequestError(f"The reference cache {folder} cannot be made: {place} is {fault}. Name another folder.")
 
 
@@ -76,7 +76,7 @@ def why_no_cache(defenses: Mapping[str, Defense], *, sampled: bool = False) -> s
     steering = next((label for label, defense in defenses.items() if "steer" in pulled(defense)), None)
     if steering is not None:
         return f"{steering} steers the reference too, so its states are this run's own"
-    return "under a reward every answer is written anew, so no row is ever found again" if sampled else None
+    return "under a reward answers are written anew, and none comes twice" if sampled else None
 
 
 def real_layers(layers: Sequence[int], depth: int, label: str) -> list[int]:

@@ -115,8 +115,9 @@ def _train(trainer: Any, run: RunDir, progress: Progress | None) -> None:
         run.save(projected=trainer.guard.project(trainer.model))
         trainer.model.save_pretrained(str(run.path / "model"), safe_serialization=True)
     trainer.guard.detach()
-    if trainer.guard.cache is not None:
-        run.save(reference=trainer.guard.cache.told())
+    told = None if trainer.guard.cache is None else trainer.guard.cache.told()
+    if told is not None:
+        run.save(reference=told)
     run.save(adapter=sha256_of(run.path / "model" / "adapter_model.safetensors"))
 
 

@@ -75,6 +75,17 @@ def make(cell: Cell, out: Path, reference_cache: Path | None = None) -> tuple[di
     return summary, seconds
 
 
+def of_cache(study: Study, out: Path) -> str:
+    """What a cache of reference states did for a study's runs, as their manifests say."""
+    files = [out / cell.folder / "manifest.json" for cell in cells(study)]
+    told = [json.loads(file.read_text(encoding="utf-8")).get("reference") for file in files if file.exists()]
+    used = [reference for reference in told if reference is not None]
+    rows = [sum(reference[key] for reference in used) for key in ("rows_read", "rows_made")]
+    line = f"{len(used)} of {len(files)} runs used it; {rows[0]} rows read, {rows[1]} made"
+    stopped = next((reference["stopped_keeping"] for reference in used if "stopped_keeping" in reference), None)
+    return line if stopped is None else f"{line}; not all could be kept ({stopped})"
+
+
 def _jobs(todo: list[Cell], out: Path, reference_cache: Path | None) -> list[Job]:
     """A job for every cell, after those that make what it needs."""
     made: dict[str, Job] = {}

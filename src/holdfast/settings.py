@@ -99,6 +99,7 @@ _OWNED_BY = {
         "sync_ref_model": "the reference is the model before training",
     },
 }
+_RECOMPUTING = ("activation_checkpointing", "gradient_checkpointing")  # the new name and the old one
 _OWNED_PREFIXES = {
     "hub_": "upload the finished adapter yourself",
     "push_to_hub": "upload the finished adapter yourself",
@@ -113,7 +114,7 @@ def check(given: Mapping[str, Any], trainer: str = "sft") -> None:
     """
     known = {f.name: f.default for f in fields(_config(trainer)) if f.init}
     owned = _OWNED | _OWNED_BY[trainer]
-    for key, value in given.items():
+    for key, value in _in_its_words(given, _config(trainer)).items():
         reason = owned.get(key) or next((r for p, r in _OWNED_PREFIXES.items() if key.startswith(p)), None)
         if reason:
             raise RecipeError(f"train.{key} is not set in a recipe: {reason}.")
@@ -159,6 +160,16 @@ def grpo_config(given: Mapping[str, Any], seed: int, scratch: Path, *, organism:
     return _made("grpo", filled(given, "grpo", organism=organism), seed, scratch)
 
 
+def recomputing(config: Any) -> str:
+    """How a trainer's config calls the recomputation of activations in the backward pass; transformers renamed it."""
+    return next(word for word in _RECOMPUTING if word in config.__dataclass_fields__)
+
+
+def _in_its_words(given: Mapping[str, Any], config: Any) -> dict[str, Any]:
+    """A recipe means the same under every transformers that is supported."""
+    return {recomputing(config) if key in _RECOMPUTING else key: value for key, value in given.items()}
+
+
 def _config(trainer: str) -> Any:
     import trl
 
@@ -174,11 +185,9 @@ def _made(trainer: str, given: dict[str, Any], seed: int, scratch: Path) -> Any:
         "bf16": gpu and torch.cuda.is_bf16_supported(),
     }
     ours: dict[str, Any] = {"output_dir": str(scratch), "seed": seed, "save_strategy": "no", "disable_tqdm": True}
-    recompute = [k for k in ("activation_checkpointing", "gradient_checkpointing") if k in config.__dataclass_fields__]
-    if not any(k in given for k in recompute):
-        machine[recompute[0]] = False  # TRL's default is on, which costs a third of the speed; a recipe may set it
+    machine[recomputing(config)] = False  # TRL's default is on, which costs a third of the speed; a recipe may set it
     try:
-        return config(**{**machine, **given, **ours})
+        return config(**{**machine, **_in_its_words(given, config), **ours})
     except (TypeError, ValueError) as error:
         raise RecipeError(f"train: the trainer refuses these settings: {' '.join(str(error).split())}") from None
 

@@ -1,8 +1,9 @@
 """`GuardedSFT` and `GuardedGRPO`: TRL's trainers with defenses. The only file that imports trl's trainers.
 
 `SFTTrainer(...)` becomes `GuardedSFT(..., defenses=[...])`, `GRPOTrainer(...)` the same with `GuardedGRPO`, and nothing
-else changes. What is added to both is in `guarded.py`; supervised training with KL as one flat, readable loop stands in
-`examples/flat_sft_kl.py`.
+else changes, but that `entropy` and `mean_token_accuracy` of supervised training are those of a log line's own step
+(docs/decisions/0020). What is added to both is in `guarded.py`; supervised training with KL as one flat, readable loop
+stands in `examples/flat_sft_kl.py`.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ class GuardedSFT(Guarded, SFTTrainer):  # type: ignore[misc]
         packed = self.args.packing or getattr(self, "padding_free", False)
         if packed and (self._source or self.guard.pulls("curate") or self.guard.pulls("beside")):
             raise RecipeError("Packing loses where each row came from; set packing=False with these defenses.")
+        if packed and self.guard.reference_cache is not None:
+            raise RecipeError("Packed rows come in other packs in every run; set packing=False with a reference cache.")
         self.data_collator: Any = _SourceCollator(self.data_collator)
 
     def _keeps_its_head(self) -> str | None:
@@ -120,7 +123,7 @@ class GuardedGRPO(Guarded, GRPOTrainer):  # type: ignore[misc]
         return self.temperature, FusedCausalLMOutput
 
     def _unneeded(self) -> tuple[str, ...]:
-        return () if self.top_entropy_quantile < 1 else ("entropy",)  # there entropy says what is learnt
+        return ()  # entropy is a curve that people watch here, and may say what is learnt
 
     def _remembers_old_probabilities(self) -> bool:
         """Whether the trainer keeps log-probabilities from generation, as trl's `_generate_and_score_completions` does.

@@ -49,17 +49,21 @@ class Call:
         hidden = {layer: torch.full_like(found.detach(), torch.nan) for layer, found in self.hidden.items()}
         return Pass(hidden, None if self.final is None else torch.full_like(self.final.detach(), torch.nan), self.depth)
 
-    def of_rows(self, rows: Tensor) -> Call:
-        """The same call for some of its rows; for all of them, if it has an argument whose rows nobody knows."""
+    def by_row(self) -> dict[str, Any] | None:
+        """The call's arguments, each as long as the batch or alike for all rows; None if nobody knows of one."""
         known = all(key in _BY_ROW or not isinstance(value, Tensor) for key, value in self.kwargs.items())
         plain = all(value is None or isinstance(value, Tensor | bool | int) for value in self.kwargs.values())
-        tokens = self.tokens
-        if self.args or not (known and plain) or tokens is None:
+        if self.args or not (known and plain) or self.tokens is None:
+            return None
+        places = self.kwargs.get("position_ids")  # several kinds of positions: rows are not their first axis
+        return None if isinstance(places, Tensor) and places.ndim > 2 else self.kwargs
+
+    def of_rows(self, rows: Tensor) -> Call:
+        """The same call for some of its rows; for all of them, if it has an argument whose rows nobody knows."""
+        given, tokens = self.by_row(), self.tokens
+        if given is None or tokens is None:
             return self.again()
-        whole = len(tokens)
-        if any(v.ndim > 2 for k, v in self.kwargs.items() if k == "position_ids" and isinstance(v, Tensor)):
-            return self.again()  # several kinds of positions: rows are not their first axis
-        chosen = {k: v[rows] if isinstance(v, Tensor) and len(v) == whole else v for k, v in self.kwargs.items()}
+        chosen = {k: v[rows] if isinstance(v, Tensor) and len(v) == len(tokens) else v for k, v in given.items()}
         return Call((), chosen, self.autocast, depth=self.depth, rows=rows)
 
     @property

@@ -84,7 +84,7 @@ def test_the_manifest_and_the_card_say_what_was_written(grown):
     assert manifest["sha256"] == digest(grown[0] / "model.safetensors")
     assert manifest["base_sha256"] == digest(grown[0] / "base" / "model.safetensors")
     assert (manifest["seed"], manifest["growth"]["first_steps"], manifest["growth"]["second_steps"]) == (5, 2, 1)
-    assert manifest["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(manifest["versions"]["torch"])  # a CUDA build adds its own ending
     assert manifest["sha256"] in (grown[0] / "README.md").read_text()
 
 

@@ -15,7 +15,10 @@ Workers = Annotated[
 ]
 ReferenceCache = Annotated[
     Path | None,
-    typer.Option(help="Folder for the reference's states of rows, which other runs on the same rows then read."),
+    typer.Option(
+        help="Folder that keeps the reference's states for other runs on the same rows. Changes results by rounding; "
+        "not with steer or grpo."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the sampled answers.")]

@@ -78,4 +78,6 @@ def _of_reference(told: dict[str, Any] | None, folder: Path) -> str:
     if told is None:
         return f"No defense of this run reads a reference, so {folder} was not used."
     line = f"Reference: {told['rows_read']} rows read from {folder}, {told['rows_made']} made."
+    if "calls_made_whole" in told:
+        line += f" {told['calls_made_whole']} batches could not be told apart by rows, and nothing of them was kept."
     return line + (f" Nothing more is kept: {told['stopped_keeping']}." if "stopped_keeping" in told else "")
