@@ -11,16 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from holdfast import eligible
 from holdfast.anatomy import Anatomy
 from holdfast.defense import Base, Defense, pulled
 from holdfast.encoding import Encoded
 from holdfast.errors import RecipeError, SeamError
 from holdfast.examples import Example
-from holdfast.reach import Reach
-from holdfast.refcache import ReferenceCache
+from holdfast.reference import eligible
+from holdfast.reference.cache import ReferenceCache
+from holdfast.reference.reach import Reach
+from holdfast.reference.refusals import refuse_cache
 from holdfast.rhythm import SideRows
-from holdfast.roster import labelled, real_layers, refuse_cache, refuse_supervised_rows
+from holdfast.roster import labelled, real_layers, refuse_supervised_rows
 from holdfast.sides import counts_of, pad
 from holdfast.step import SOURCES, Marks, Pass, Projecting, Step
 from holdfast.watch import Call, Replay, Steer, Watch
@@ -36,7 +37,7 @@ class Guard:
     Args:
         defenses: in listed order.
         seed: of what they sample and draw.
-        reference_cache: a folder in which the reference's states of rows are kept and found; see `refcache`.
+        reference_cache: a folder in which the reference's states of rows are kept and found; see `reference.cache`.
 
     Attributes:
         cache: those states, once attached to a model; None without such a folder, or where nobody reads a reference.

@@ -26,7 +26,7 @@ from holdfast.errors import ModelError, RecipeError
 from holdfast.examples import Example, Message
 from holdfast.guard import Guard
 from holdfast.projection import Projection
-from holdfast.roster import refuse_cache
+from holdfast.reference.refusals import refuse_cache
 from holdfast.step import SOURCE_COLUMN, SOURCES, Marks
 
 _Trainer: Any = object  # whichever trainer stands beside Guarded among a class's bases
@@ -37,8 +37,8 @@ class Guarded(_Trainer):  # type: ignore[misc]
 
     Args:
         defenses: in listed order; or a Guard that has curated the training rows already.
-        reference_cache: a folder that keeps the reference's states for other runs on the same rows; see `refcache`. A
-            Guard has its own.
+        reference_cache: a folder that keeps the reference's states for other runs on the same rows, see
+            `reference.cache`; a Guard has its own.
         *args: the trainer's own arguments, unchanged.
         **kwargs: the trainer's own arguments, unchanged.
 

@@ -17,7 +17,8 @@ from holdfast.examples import Example, write_examples
 from holdfast.modelcard import write_card
 from holdfast.plans import KINDS
 from holdfast.recipe import Recipe, Stop
-from holdfast.roster import labelled, refuse_cache
+from holdfast.reference.refusals import refuse_cache
+from holdfast.roster import labelled
 from holdfast.rundir import RunDir, sha256_of, write_whole
 
 
@@ -50,7 +51,7 @@ def train(recipe: Recipe, out: Path, progress: Progress | None = None, *, refere
     """Train what the recipe says, and write the run folder `out`.
 
     With `reference_cache`, a folder, the reference's states of rows are kept there and read by every later run on the
-    same rows with the same model; it changes results by rounding (see `refcache`).
+    same rows with the same model; it changes results by rounding (see `reference.cache`).
 
     Raises:
         RequestError: anything that can be known before training; then nothing is left behind.

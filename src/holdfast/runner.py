@@ -17,7 +17,8 @@ import yaml
 from holdfast import preparation, workers
 from holdfast import recipe as recipes
 from holdfast.evals.fileprobe import ENDINGS
-from holdfast.roster import labelled, why_no_cache
+from holdfast.reference.refusals import why_no_cache
+from holdfast.roster import labelled
 from holdfast.rundir import SCHEMA, sha256_of, write_json, write_whole
 from holdfast.study import Cell, Study, cells, row
 from holdfast.workers import Job

@@ -6,7 +6,7 @@ once, by whichever run sees it first, and read by all others: a defended step wi
 The price is why nobody has it without asking. A row is read as it was rounded in the batch of the run that made it, so
 "a model that has not moved is not punished" holds to rounding, not to the bit, and so does "the same recipe gives the
 same weights". It is refused with steering, which belongs to a run and not to the model, where rows are sampled anew and
-so never seen twice (`roster.refuse_cache`), for packed rows, and for models whose states of a row depend on more than
+so never seen twice (`refusals`), for packed rows, and for models whose states of a row depend on more than
 the row (`fingerprint.check`).
 """
 
@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from holdfast import fingerprint, statefile
 from holdfast.anatomy import Anatomy
-from holdfast.fingerprint import data
+from holdfast.reference import fingerprint, statefile
+from holdfast.reference.fingerprint import data
 from holdfast.rundir import SCHEMA
 from holdfast.step import Marks, Pass
 from holdfast.watch import Call, Watch

@@ -8,7 +8,7 @@ from holdfast.defenses.kl import KL
 from holdfast.defenses.ldifs import LDIFS
 from holdfast.errors import SeamError
 from holdfast.examples import Example
-from holdfast.reach import Reach
+from holdfast.reference.reach import Reach
 from holdfast.testing import Micro
 
 

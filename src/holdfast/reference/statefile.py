@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from holdfast.fingerprint import data
+from holdfast.reference.fingerprint import data
 from holdfast.rundir import SCHEMA
 
 _CHECK = "check"  # the tensor that holds the other tensors' sum and the file's name

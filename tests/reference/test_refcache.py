@@ -13,8 +13,8 @@ from peft import LoraConfig, get_peft_model
 from trl import GRPOConfig, SFTConfig
 
 import tiny
-from holdfast import fingerprint, statefile, study
 from holdfast import recipe as recipes
+from holdfast import study
 from holdfast.defense import Defense
 from holdfast.defenses.anchor import Anchor
 from holdfast.defenses.kl import KL
@@ -23,6 +23,7 @@ from holdfast.demo import run_study
 from holdfast.errors import HoldfastError, ModelError, RecipeError, RequestError, SeamError
 from holdfast.examples import Example, write_examples
 from holdfast.guard import Guard
+from holdfast.reference import fingerprint, statefile
 from holdfast.run import train
 from holdfast.step import Marks
 from holdfast.testing import Micro
