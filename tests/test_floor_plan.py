@@ -23,7 +23,7 @@ FLOORS = [
     ["anatomy", "organism", "evals"],
     ["report"],
     ["step", "base", "tasks"],
-    ["sides", "rhythm", "watch", "projection", "metering", "weights", "prepare"],
+    ["sides", "rhythm", "handed", "watch", "projection", "metering", "weights", "prepare"],
     ["defense"],
     ["defenses"],
     ["catalog"],

@@ -23,8 +23,9 @@ from holdfast.base import Untouched
 from holdfast.defense import Defense
 from holdfast.encoding import Encoded, encode_all
 from holdfast.errors import ModelError, RecipeError
-from holdfast.examples import Example, Message
+from holdfast.examples import Example
 from holdfast.guard import Guard
+from holdfast.handed import UNGUARDED, examples_of, pad_id, refuse_settings
 from holdfast.projection import Projection
 from holdfast.reference.refusals import refuse_cache
 from holdfast.step import SOURCE_COLUMN, SOURCES, Marks
@@ -100,18 +101,18 @@ class Guarded(_Trainer):  # type: ignore[misc]
             given["train_dataset"] = self._curated(given["train_dataset"])
         super().__init__(**given)
         if self.guard.defenses:
-            _refuse_settings(self.args)
+            refuse_settings(self.args)
         self._settle()
         self._slot = 0
         self._begin(0)
         self.add_callback(_Begin(self))
         self._untouched.tokenizer = tokenizer = self._tokenizer
-        self.guard.attach(self.model, self._untouched, self._encode_side_rows, _pad_id(tokenizer))
+        self.guard.attach(self.model, self._untouched, self._encode_side_rows, pad_id(tokenizer))
         self.projection, self.which_head = self._own_head()
 
     def _own_head(self) -> tuple[Projection | None, str]:
         """Our head in the place of the trainer's, or why not."""
-        why = self._keeps_its_head() or next((key for key in _UNGUARDED if getattr(self.args, key, None)), None)
+        why = self._keeps_its_head() or next((key for key in UNGUARDED if getattr(self.args, key, None)), None)
         anatomy = self.guard.anatomy
         try:
             if why is None and self._casts(anatomy.head.weight.dtype):
@@ -146,11 +147,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
 
     def _curated(self, rows: Any) -> Dataset:
         """The user's dataset after the data defenses."""
-        if isinstance(rows, Dataset) and "input_ids" in rows.column_names:
-            raise RecipeError("Rows are tokenized already, so a data defense cannot read them; pass messages instead.")
-        if not isinstance(rows, Dataset) or not isinstance(rows[:1].get(self._turns, [""])[0], list):
-            raise RecipeError(f"A data defense needs a map-style train_dataset with a {self._turns!r} column of turns.")
-        examples = [_example(dict(row), self._turns) for row in rows]
+        examples = examples_of(rows, self._turns)
         curated = self.guard.curate(examples, self._untouched, prompts=self._prompts)
         return Dataset.from_list([self._row(example) for example in curated])
 
@@ -250,35 +247,4 @@ class _Begin(TrainerCallback):  # type: ignore[misc]
         self._trainer._begin(state.global_step)
 
 
-def _refuse_settings(args: Any) -> None:
-    """Refuse what would guard the wrong thing in silence."""
-    for key, why in _UNGUARDED.items():
-        if getattr(args, key, None):
-            raise RecipeError(f"{key}={getattr(args, key)!r} cannot be guarded: {why}. Turn it off, or the defenses.")
-
-
 _TRAINERS_SEED = 42  # transformers' own, for a trainer without args
-_UNGUARDED = {
-    "neftune_noise_alpha": "its noise would punish a model that has not moved",
-    "fsdp": "a model in pieces is not proven here",
-    "deepspeed": "a model in pieces is not proven here",
-    "torch_compile": "a compiled forward hides the calls that are watched",
-    "auto_find_batch_size": "a second start would count the first one's rows",
-}
-
-
-def _example(row: dict[str, Any], turns: str) -> Example:
-    """A row as an example; what a data defense would lose in silence is refused."""
-    lost = next((key for key in ("tools", "chat_template_kwargs") if row.get(key)), None)
-    for message in row[turns]:
-        lost = lost or next((k for k, v in message.items() if k not in ("role", "content") and v is not None), None)
-    if lost is not None:
-        raise RecipeError(f"A row has {lost!r}, which a data defense would lose; take it out, or those defenses.")
-    return Example(tuple(Message(m["role"], m["content"]) for m in row.pop(turns)), extra=row)
-
-
-def _pad_id(tokenizer: Any) -> int:
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    if pad is None:
-        raise ModelError("The tokenizer has neither a padding nor an end token; set tokenizer.pad_token.")
-    return int(pad)
