@@ -34,7 +34,7 @@ _IMPORTS = {
     "imports": "import holdfast.run, holdfast.trainers, holdfast.plans, datasets, peft",
 }
 COMPARED = [  # variant, against what
-    ("sft", "bare"), ("trl-sft", "bare"), ("kl", "bare"), ("kl", "bare-kl"),
+    ("sft", "bare"), ("trl-sft", "bare"), ("kl", "bare"), ("kl", "bare-kl"), ("kl-cached", "kl"),
     ("load", "bare"), ("rows", "bare"), ("construction", "bare"), ("imports", "imports-bare"),
 ]  # fmt: skip
 
@@ -49,7 +49,7 @@ class Job:
             given["train"]["max_steps"] = steps
         self.recipes = {
             name: recipes.parse(words[label], (folder / "data" / _DOMAIN).absolute())
-            for name, label in (("sft", "none"), ("kl", f"kl {_WEIGHT}"))
+            for name, label in (("sft", "none"), ("kl", f"kl {_WEIGHT}"), ("kl-cached", f"kl {_WEIGHT}"))
         }
         self.source = models.find("organism")
         self.tokenizer = models.load_tokenizer(self.source)
@@ -60,7 +60,8 @@ class Job:
         return Path(tempfile.mkdtemp(dir=self.folder))
 
     def plan(self, name: str):
-        return KINDS["sft"](self.recipes[name], self.source, self.tokenizer, self.rows, self.held)
+        cache = self.folder / "states" if name == "kl-cached" else None
+        return KINDS["sft"](self.recipes[name], self.source, self.tokenizer, self.rows, self.held, cache)
 
     def encoded(self) -> list[Encoded]:
         return self.plan("sft")._encoded
@@ -154,6 +155,7 @@ VARIANTS = {
     "bare-kl": partial(bare, kl=True),
     "sft": partial(ours, name="sft"),
     "kl": partial(ours, name="kl"),
+    "kl-cached": partial(ours, name="kl-cached"),
     "trl-sft": trls,
     "load": load,
     "rows": rows,
@@ -173,6 +175,8 @@ def run(shape_name: str, rounds: int, compare: list[str]) -> dict:
         for name in names:
             VARIANTS[name](warm)
         job = warm if shape_name == "tiny" else Job(Path(folder), 100)
+        if "kl-cached" in names:
+            VARIANTS["kl-cached"](job)  # another run has been here
         measured = alternate({name: partial(VARIANTS[name], job) for name in names}, rounds)
     for name, value in measured.items():
         print(f"overhead {name:13s} {value['seconds']:8.2f} s")

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 ROW = {"ratio", "low", "high", "against", "limit"}
 HEADS = ("trl_pair:one_pass", "apart:one_pass", "one_pass:likelihood", "bare:one_pass")
 OVERHEAD = (
-    "sft:bare", "trl-sft:bare", "kl:bare", "kl:bare-kl", "load:bare", "rows:bare", "construction:bare",
+    "sft:bare", "trl-sft:bare", "kl:bare", "kl:bare-kl", "kl-cached:kl", "load:bare", "rows:bare", "construction:bare",
     "imports:imports-bare",
 )  # fmt: skip
 
