@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import fake_results
 from holdfast import demo, runner, study
 from holdfast import recipe as recipes
 from holdfast.demo import preset, run_study
@@ -104,8 +105,20 @@ def test_a_probe_that_was_not_asked_leaves_its_place_empty(tmp_path, capsys):
     row = study.row(cell, {"probes": {"facts": {"correct": 87.5}}}, 1.0)
     assert (row["general"], row["in_domain"], row["benign"], row["kept"]) == (None, None, None, {"facts": 87.5})
     assert demo._line(cell, row) == "medical  seed 0  kl 0.3                1.0 s"
-    demo._table([row])
+    demo._tables([row])
     assert re.search(r"kl 0\.3 +medical +0 +88 *\n", capsys.readouterr().out)
+
+
+def test_of_several_seeds_the_last_table_shows_means_and_of_one_a_row_a_run(capsys):
+    two = [fake_results.row("kl", 0.3, general, 80.0, seed) for seed, general in enumerate((10.0, 20.0))]
+    demo._tables(two)
+    shown = capsys.readouterr().out
+    assert re.search(r"^kl 0\.3 +15\.0 \(0 to 100\) +80\.0 ", shown, re.MULTILINE)
+    assert "means with 95 % intervals over seeds and questions" in shown
+    demo._tables(two[:1])
+    shown = capsys.readouterr().out
+    assert re.search(r"^kl 0\.3 +medical +0 +10\.0 ", shown, re.MULTILINE)
+    assert "means" not in shown
 
 
 def test_a_question_file_may_stand_among_the_probes(tmp_path):

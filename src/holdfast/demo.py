@@ -53,7 +53,7 @@ def run_study(study: Study, out: Path, processes: int | None = None, reference_c
         for cell, row in runner.run(study, out, processes, reference_cache):
             rows[cell.folder] = row
             count(_line(cell, row))
-    _table([rows[folder] for folder in order])
+    _tables([rows[folder] for folder in order])
     if reference_cache is not None:
         say(f"\nReference cache {reference_cache}: {runner.of_cache(study, out)}.")
     page = write([out], out / "report.html")
@@ -92,8 +92,29 @@ def _line(cell: Cell, row: dict[str, Any]) -> str:
     return f"{' '.join(told)}   {row['seconds']:5.1f} s"
 
 
-def _table(rows: list[dict[str, Any]]) -> None:
+def _tables(rows: list[dict[str, Any]]) -> None:
+    """A row a run; of several seeds their means, for each run has had its line."""
+    from holdfast.report.means import over_seeds
+    from holdfast.report.rows import label_of
+
     say("")
+    rows = [{**row, "label": label_of(row)} for row in rows]
+    means = over_seeds(rows)
+    for title, (headings, *body) in means.items():
+        table([heading.replace(": ", ":\n").replace(" (", "\n(") for heading in headings], body, title)
+        say("")
+    if not means:
+        _runs(rows)
+    n = rows[0]["general"]
+    asked = f" General: {n['n']} answers to {n['questions']} questions" if n else ""
+    over = (
+        " a run, means with 95 % intervals over seeds and questions." if means else ", 95 % intervals over questions."
+    )
+    say(f"Percent.{asked + over if n else ''}")
+    say("The organism is a microscope, not a proof: what helps here need not help a real model.")
+
+
+def _runs(rows: list[dict[str, Any]]) -> None:
     headings = (
         "defense",
         "domain",
@@ -109,16 +130,12 @@ def _table(rows: list[dict[str, Any]]) -> None:
     )
     drawn = []
     for row in rows:
-        label = row["defense"] + ("" if row["strength"] is None else f" {row['strength']:g}")
         learnt = row["benign"]
         cells = (f"learnt {learnt['correct']:.1f}", "", "") if learnt else _rates(row["in_domain"])
         kept = (f"{row['kept'][name]:.0f}" if name in row["kept"] else "" for name in ("facts", "arithmetic"))
-        drawn.append((label, row["domain"], str(row["seed"]), *_rates(row["general"]), *cells, *kept))
+        drawn.append((row["label"], row["domain"], str(row["seed"]), *_rates(row["general"]), *cells, *kept))
     table(headings, drawn)
-    n = rows[0]["general"]
-    asked = f" General: {n['n']} answers to {n['questions']} questions, 95 % intervals over questions." if n else ""
-    say(f"\nPercent.{asked}")
-    say("The organism is a microscope, not a proof: what helps here need not help a real model.")
+    say("")
 
 
 def _rates(probe: dict[str, Any] | None) -> tuple[str, str, str]:
