@@ -110,10 +110,19 @@ def test_recomputation_is_asked_for_by_either_name_whatever_this_transformers_ca
     own, said, tmp_path, monkeypatch
 ):
     given = ["output_dir", "seed", "save_strategy", "disable_tqdm", "use_cpu", "bf16", *settings.DEFAULTS]
-    config = make_dataclass("Config", [(own, bool, True), *((key, Any, None) for key in given)])
+    config = make_dataclass("Config", [(own, bool | None, None), *((key, Any, None) for key in given)])
     monkeypatch.setattr(settings, "_config", lambda trainer: config)
     settings.check({said: True})
     assert getattr(settings.sft_config({said: True}, 0, tmp_path), own) is True
     assert getattr(settings.sft_config({}, 0, tmp_path), own) is False
-    with pytest.raises(RecipeError, match=r"write true or false"):
-        settings.check({said: "yes"})
+    with pytest.raises(RecipeError, match=rf"train\.{own} is 'no'; write true or false"):
+        settings.check({said: "no"})
+    with pytest.raises(RecipeError, match=r"two names of one switch"):
+        settings.check({said: True, "gradient_checkpointing": True, "activation_checkpointing": False})
+
+
+@pytest.mark.parametrize("trainer", ["sft", "grpo"])
+def test_the_trainers_own_config_knows_the_switch_and_no_is_text(trainer):
+    settings.check({"activation_checkpointing": True}, trainer)
+    with pytest.raises(RecipeError, match=r"is 'no'; write true or false"):
+        settings.check({"gradient_checkpointing": "no"}, trainer)

@@ -113,6 +113,8 @@ def check(given: Mapping[str, Any], trainer: str = "sft") -> None:
         RecipeError: the sentence says where to say it instead, or the nearest right key.
     """
     known = {f.name: f.default for f in fields(_config(trainer)) if f.init}
+    if all(key in given for key in _RECOMPUTING):
+        raise RecipeError(f"train.{_RECOMPUTING[0]} and train.{_RECOMPUTING[1]} are two names of one switch; keep one.")
     owned = _OWNED | _OWNED_BY[trainer]
     for key, value in _in_its_words(given, _config(trainer)).items():
         reason = owned.get(key) or next((r for p, r in _OWNED_PREFIXES.items() if key.startswith(p)), None)
@@ -120,7 +122,8 @@ def check(given: Mapping[str, Any], trainer: str = "sft") -> None:
             raise RecipeError(f"train.{key} is not set in a recipe: {reason}.")
         if key not in known:
             raise RecipeError(f"train has no key {key!r}{catalog.nearest(key, known)}")
-        _check_value(key, value, DEFAULTS.get(key, known[key]))
+        switch = key in _RECOMPUTING  # whose default may be none at all
+        _check_value(key, value, False if switch else DEFAULTS.get(key, known[key]))
     if given.get("use_vllm"):
         _check_vllm()
 
@@ -166,7 +169,7 @@ def recomputing(config: Any) -> str:
 
 
 def _in_its_words(given: Mapping[str, Any], config: Any) -> dict[str, Any]:
-    """A recipe means the same under every transformers that is supported."""
+    """The switch of recomputation by the name that this transformers has for it."""
     return {recomputing(config) if key in _RECOMPUTING else key: value for key, value in given.items()}
 
 

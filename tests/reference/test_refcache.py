@@ -23,7 +23,7 @@ from holdfast.demo import run_study
 from holdfast.errors import HoldfastError, ModelError, RecipeError, RequestError, SeamError
 from holdfast.examples import Example, write_examples
 from holdfast.guard import Guard
-from holdfast.reference import fingerprint, statefile
+from holdfast.reference import fingerprint, refusals, statefile
 from holdfast.run import train
 from holdfast.step import Marks
 from holdfast.testing import Micro
@@ -198,6 +198,8 @@ def test_another_adapter_on_the_same_model_finds_them(tmp_path):
 def test_other_layers_or_a_forward_in_another_precision_are_other_states(tmp_path):
     seen(tmp_path)
     assert seen(tmp_path, [KL()])[1].read == 0
+    assert seen(tmp_path, [LDIFS(blocks=(1,))])[1].read == 0
+    assert seen(tmp_path, [KL(), LDIFS(blocks=(1,))])[1].read == 0  # the same layers, and the end
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert seen(tmp_path)[1].read == 0
         assert seen(tmp_path)[1].read == 6
@@ -243,6 +245,14 @@ def test_a_call_whose_rows_nobody_knows_is_made_again_whole_and_nothing_is_kept(
     assert not list(tmp_path.iterdir())
 
 
+def test_positions_of_several_kinds_are_not_told_apart_by_rows(tmp_path):
+    micro = Micro([KL()], tiny.lora(tiny.model()), tiny.tokenizer(), tiny.rows(2), tmp_path)
+    with micro.guard.watch(micro.marks) as calls:
+        micro.guard.anatomy.backbone(**micro.inputs, use_cache=False)
+    calls[0].kwargs["position_ids"] = torch.zeros(3, *micro.inputs["input_ids"].shape, dtype=torch.long)
+    assert calls[0].by_row() is None
+
+
 def zeroed(file, other):
     file.write_bytes(file.read_bytes()[:-40] + bytes(40))
 
@@ -255,7 +265,15 @@ def torn(file, other):
     file.write_bytes(file.read_bytes()[:-7])
 
 
-@pytest.mark.parametrize("harm", [torn, zeroed, swapped])
+def retyped(file, other):
+    file.write_bytes(file.read_bytes().replace(b'"F32"', b'"I32"'))
+
+
+def unchecked(file, other):
+    file.write_bytes(file.read_bytes().replace(b'"I64"', b'"C64"'))
+
+
+@pytest.mark.parametrize("harm", [torn, zeroed, swapped, retyped, unchecked])
 def test_a_damaged_file_is_made_again_and_nothing_but_whole_files_is_left(harm, tmp_path):
     rows = [tiny.rows(7)[0], tiny.rows(7)[6]]  # as long as each other
     first, _ = seen(tmp_path, rows=rows)
@@ -366,6 +384,13 @@ def test_a_place_that_can_hold_no_folder_is_refused(tmp_path):
     for place in ("file/cache", "file", "link"):
         with pytest.raises(RequestError, match=rf"{place} cannot be made: .*(file|link) is no folder"):
             train(written(tmp_path), tmp_path / "run", reference_cache=tmp_path / place)
+
+
+def test_a_place_that_may_not_be_written_is_refused_unless_it_is_full_already(tmp_path, monkeypatch):
+    monkeypatch.setattr(refusals.os, "access", lambda place, how: how == refusals.os.R_OK)
+    with pytest.raises(RequestError, match=r"is not writable. Name another folder"):
+        refusals.refuse_cache(tmp_path / "new", {})
+    refusals.refuse_cache(tmp_path, {})
 
 
 def test_rows_taught_beside_the_batch_read_no_reference_and_nothing_is_said_of_one(tmp_path):

@@ -69,7 +69,7 @@ class ReferenceCache:
         if files is None:
             self.whole += 1
             return self._watch.replay(call, where, rows, deepest)
-        found = {row: statefile.read(file, int(real[row].sum())) for row, file in files.items()}
+        found = {row: statefile.read(file) for row, file in files.items()}
         missing = [row for row, states in found.items() if states is None]
         self.read, self.made = self.read + len(found) - len(missing), self.made + len(missing)
         if missing:
@@ -99,14 +99,15 @@ class ReferenceCache:
         given = call.by_row()
         if given is None:
             return None
-        given = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in given.items()}
+        told = ((name, value) for name, value in sorted(given.items()) if value is not None)
+        given = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in told}
         layers = [layer for layer in self._layers if deepest is None or layer <= deepest]
-        shared = json.dumps([SCHEMA, layers, deepest is None, *map(str, call.autocast)])
+        shared = json.dumps([SCHEMA, self._model, layers, deepest is None, *map(str, call.autocast)])
         files = {}
         for row in rows.tolist():
             digest = sha256(shared.encode())
             digest.update(data(real[row].nonzero()))
-            for name, value in sorted(given.items()):
+            for name, value in given.items():
                 digest.update(name.encode())
                 digest.update(_put_in(value, row, real))
             files[row] = self._folder / self._model[:16] / f"{digest.hexdigest()}.safetensors"

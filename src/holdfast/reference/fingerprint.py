@@ -51,8 +51,7 @@ def check(anatomy: Anatomy) -> None:
             f"The model's positions ({rope}) depend on the longest row of a batch, so states of a row are not the same "
             "in every run. Train without a reference cache."
         )
-    packed = (n for n, w in anatomy.untrained_weights() if isinstance(w, nn.Parameter) and not w.is_floating_point())
-    name = next(packed, None)
+    name = next((name for name, weight in anatomy.untrained_weights() if _is_packed(weight)), None)
     if name is not None:
         raise ModelError(
             f"{name} is quantised, and nothing tells its scales from another's. Train without a reference cache."
@@ -64,9 +63,14 @@ def data(tensor: Tensor) -> Any:
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
 
 
+def _is_packed(weight: Tensor) -> bool:
+    """Whether a weight is no matrix of plain numbers; buffers may be anything."""
+    return isinstance(weight, nn.Parameter) and (type(weight) is not nn.Parameter or not weight.is_floating_point())
+
+
 def _rope_types(config: Any) -> Iterator[str]:
     if isinstance(config, Mapping):
         for key, value in config.items():
-            if key in ("rope_type", "type") and isinstance(value, str):
+            if key == "rope_type" and isinstance(value, str):
                 yield value
             yield from _rope_types(value)
