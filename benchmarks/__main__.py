@@ -16,7 +16,7 @@ from holdfast.errors import HoldfastError
 _EVERY: tuple[str, ...] = ()  # every variant
 QUICK = {  # rounds and variants of each, when `all` is to end in ten minutes; with --rounds they run all of theirs
     "head": (3, _EVERY),
-    "step": (3, ("sft", "trl-sft", "kl", "ldifs", "steer", "all", "published", "sft-20", "kl-rows")),
+    "step": (3, ("sft", "trl-sft", "kl", "ldifs", "steer", "all", "kl-cached", "published", "sft-20", "kl-rows")),
     "switch": (15, _EVERY),
     "sample": (1, _EVERY),
     "judging": (3, _EVERY),
