@@ -115,7 +115,7 @@ def test_recomputation_is_asked_for_by_either_name_whatever_this_transformers_ca
     settings.check({said: True})
     assert getattr(settings.sft_config({said: True}, 0, tmp_path), own) is True
     assert getattr(settings.sft_config({}, 0, tmp_path), own) is False
-    with pytest.raises(RecipeError, match=rf"train\.{own} is 'no'; write true or false"):
+    with pytest.raises(RecipeError, match=rf"train\.{said} is 'no'; write true or false"):
         settings.check({said: "no"})
     with pytest.raises(RecipeError, match=r"two names of one switch"):
         settings.check({said: True, "gradient_checkpointing": True, "activation_checkpointing": False})
@@ -124,5 +124,5 @@ def test_recomputation_is_asked_for_by_either_name_whatever_this_transformers_ca
 @pytest.mark.parametrize("trainer", ["sft", "grpo"])
 def test_the_trainers_own_config_knows_the_switch_and_no_is_text(trainer):
     settings.check({"activation_checkpointing": True}, trainer)
-    with pytest.raises(RecipeError, match=r"is 'no'; write true or false"):
+    with pytest.raises(RecipeError, match=r"train\.gradient_checkpointing is 'no'; write true or false"):
         settings.check({"gradient_checkpointing": "no"}, trainer)

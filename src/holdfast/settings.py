@@ -116,13 +116,13 @@ def check(given: Mapping[str, Any], trainer: str = "sft") -> None:
     if all(key in given for key in _RECOMPUTING):
         raise RecipeError(f"train.{_RECOMPUTING[0]} and train.{_RECOMPUTING[1]} are two names of one switch; keep one.")
     owned = _OWNED | _OWNED_BY[trainer]
-    for key, value in _in_its_words(given, _config(trainer)).items():
+    for key, value in given.items():
+        switch = key in _RECOMPUTING  # by either name, and its default may be none at all
         reason = owned.get(key) or next((r for p, r in _OWNED_PREFIXES.items() if key.startswith(p)), None)
         if reason:
             raise RecipeError(f"train.{key} is not set in a recipe: {reason}.")
-        if key not in known:
+        if key not in known and not switch:
             raise RecipeError(f"train has no key {key!r}{catalog.nearest(key, known)}")
-        switch = key in _RECOMPUTING  # whose default may be none at all
         _check_value(key, value, False if switch else DEFAULTS.get(key, known[key]))
     if given.get("use_vllm"):
         _check_vllm()
