@@ -55,7 +55,8 @@ def test_one_process_equals_two(names, tmp_path):
     every = {case: [one] for name in names for case, one in cases(sample(name, tmp_path)).items()}
     every["all together"] = [one for defenses in every.values() for one in defenses]
     for case, two in two_processes(every, model, tokenizer, rows).items():
-        alike(trained(every[case], model, tokenizer, rows), two, f"{case}: one process and two")
+        suspects = case if len(every[case]) == 1 else f"{case} ({', '.join(names)})"  # each passed by itself before
+        alike(trained(every[case], model, tokenizer, rows), two, f"{suspects}: one process and two")
 
 
 @pytest.mark.parametrize("name", catalog.names())

@@ -21,6 +21,7 @@ from holdfast.defenses.kl import KL
 from holdfast.defenses.ldifs import LDIFS
 from holdfast.defenses.steer import Steer
 from holdfast.examples import write_examples
+from holdfast.guard import Guard
 from holdfast.step import Marks, Pass, Step
 from holdfast.testing import alike, levers, together, trained, two_processes
 from holdfast.trainers import GuardedSFT
@@ -56,6 +57,15 @@ def in_parts(make):
         alike(whole, parts, "one batch of 8 and eight of 1")
 
     return check
+
+
+def near_zero(folder):
+    """The log of a divergence of millionths of a nat."""
+    slow = {"nudge": 0.05, "learning_rate": 1e-4}
+    whole = trained([KL()], *model(), **slow)
+    parts = trained([KL()], *model(), per_device_train_batch_size=1, gradient_accumulation_steps=8, **slow)
+    assert all(1e-6 < row["kl"] < 1e-5 for row in whole.log), whole.log
+    alike(whole, parts, "one batch of 8 and eight of 1")
 
 
 def by_hand(test, *arguments):
@@ -108,6 +118,10 @@ MUTANTS = [
     Mutant("a weight that grows with accumulation", GuardedSFT, "_later_division",
            lambda self, items: self.current_gradient_accumulation_steps, in_parts(lambda folder: KL()),
            "eight of 1 end .* apart"),
+    Mutant("a divergence near zero, one row of eight unlogged", Guard, "_note", mutants.one_row_of_eight_unlogged,
+           near_zero, "eight of 1 log kl"),
+    Mutant("a divergence near zero, times eight", Guard, "_note",
+           lambda self, name, value: mutants.NOTE(self, name, value * self._slots), near_zero, "eight of 1 log kl"),
     Mutant("an anchor on other defenses' rows too", Step, "rows", mutants.other_side_rows_too, anchor_by_hand),
     Mutant("an anchor's mean over the training rows", Step, "rows", mutants.mean_over_training_rows, anchor_by_hand),
     Mutant("an anchor's mean over its rows in the micro-batch", Step, "rows", mutants.mean_over_side_rows_here,

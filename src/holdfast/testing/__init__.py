@@ -4,9 +4,10 @@
     contract(MyDefense(weight=0.3), model, tokenizer, rows)     # model: peft, freshly initialised; rows: Examples
 
 `levers` looks at each lever by itself, without a trainer; `training` trains the model under `GuardedSFT`; `together`
-takes one step with several defenses; `two_processes` trains on two and compares with one. Each raises AssertionError,
-one sentence, where a defense breaks the contract. What no contract can know, such as the direction of a divergence,
-is for a number worked out by hand in the defense's own test.
+takes one step with several defenses; `two_processes` trains on two and compares with one; `close` says how close two
+numbers must be. Each raises AssertionError, one sentence, where a defense breaks the contract, but `close`, which says
+yes or no. What no contract can know, such as the direction of a divergence, is for a number worked out by hand in the
+defense's own test.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from typing import Any
 
 from holdfast.defense import Defense
 from holdfast.examples import Example
+from holdfast.testing.close import close, unlike
 from holdfast.testing.levers import levers
 from holdfast.testing.micro import Micro
 from holdfast.testing.processes import two_processes
 from holdfast.testing.training import Trained, alike, cases, together, trained, training
 
-__all__ = ["Micro", "Trained", "alike", "cases", "contract", "levers", "together", "trained", "training",
-           "two_processes"]  # fmt: skip
+__all__ = ["Micro", "Trained", "alike", "cases", "close", "contract", "levers", "together", "trained", "training",
+           "two_processes", "unlike"]  # fmt: skip
 
 
 def contract(defense: Defense, model: Any, tokenizer: Any, rows: Sequence[Example]) -> None:

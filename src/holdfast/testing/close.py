@@ -1,0 +1,53 @@
+"""Whether two numbers that two correct ways compute are the same but for rounding.
+
+A divergence is what is left of two numbers that nearly cancel: the logarithms of the sums over the vocabulary, which
+are about as large as the loss. float32 rounds each of those to 2^-24 of itself, whichever way the sum is taken, and
+another processor sums in another order. So a divergence near zero is right to a share of the loss, never to a share of
+itself, and any other penalty is added to that same loss, where float32 keeps no more of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+# Half of one rounding of the scale: a mean over a dozen tokens or more, whose errors mostly cancel, stays below it.
+ROUNDING = 2.0**-25
+_SCALES = ("task_loss", "entropy")  # both in nats; the loss of a reward is near zero itself, its entropy is not
+
+
+def close(one: float, other: float, *, scale: float, of_itself: float = 1e-4, rounding: float = ROUNDING) -> bool:
+    """Whether two numbers differ by no more than a share of themselves and a rounding of what they were made from.
+
+    Args:
+        one: a number.
+        other: the same, computed in another way.
+        scale: the size of the numbers whose difference it is; of a divergence, a log-probability; times the weight,
+            where the numbers are weighted.
+        of_itself: how far they may be apart, as a share of the larger.
+        rounding: how far they may be apart, as a share of the scale.
+    """
+    return abs(one - other) <= of_itself * max(abs(one), abs(other)) + rounding * abs(scale)
+
+
+def unlike(
+    ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], names: Iterable[str], **how: float
+) -> str:
+    """The first logged number in which two runs differ, as the end of a sentence; empty where none does.
+
+    Args:
+        ours: the log of one run, a row for each step. Its scale at a step is the loss of the task or the entropy
+            logged there.
+        theirs: the log of the other, as long.
+        names: the numbers to compare; every row has them.
+        **how: `of_itself` and `rounding`, as `close` takes them.
+    """
+    names = list(names)
+    for step, (one, other) in enumerate(zip(ours, theirs, strict=True), start=1):
+        scale = max(abs(row.get(name, 0.0)) for row in (one, other) for name in _SCALES)
+        for name in names:
+            if not close(one[name], other[name], scale=scale, **how):
+                return (
+                    f"log {name} as {one[name]:.6g} and {other[name]:.6g} at step {step}, beside a scale of {scale:.3g}"
+                )
+    return ""
