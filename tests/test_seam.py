@@ -17,6 +17,7 @@ from holdfast.examples import write_examples
 from holdfast.heads import Head
 from holdfast.settings import recomputing
 from holdfast.step import SOURCE_COLUMN, SOURCES
+from holdfast.testing import unlike
 from holdfast.trainers import GuardedSFT
 
 
@@ -73,6 +74,10 @@ def trained(folder, defenses, **changes):
 
 def logged(made, key):
     return [row[key] for row in made.state.log_history if key in row]
+
+
+def steps(made):
+    return [row for row in made.state.log_history if "loss" in row]
 
 
 def count_forwards(made):
@@ -132,8 +137,8 @@ def test_our_head_and_trls_agree(tmp_path, pool, plain_head, defenses):
     assert (ours.which_head, theirs.which_head) == ("one pass", "trl's: a test")
     moved = (weights(theirs) - weights(trainer(tmp_path, []))).abs().max()
     assert (weights(ours) - weights(theirs)).abs().max() < 1e-5 * moved
-    for key in ("loss", "task_loss", "kl", "anchor", "entropy", "mean_token_accuracy"):
-        assert logged(ours, key) == pytest.approx(logged(theirs, key), rel=1e-4, abs=1e-7)
+    names = ("loss", "task_loss", "kl", "anchor", "entropy", "mean_token_accuracy")
+    assert not unlike(steps(ours), steps(theirs), names)
 
 
 def test_a_float32_head_in_bfloat16_training_stays_trls(tmp_path):
@@ -148,8 +153,8 @@ def test_in_bfloat16_our_head_and_trls_agree_to_its_precision(tmp_path, plain_he
     plain_head()
     theirs = trained(tmp_path, [KL(3.0)], **half)
     assert (ours.which_head, theirs.which_head) == ("one pass", "trl's: a test")
-    for key in ("task_loss", "kl"):
-        assert logged(ours, key) == pytest.approx(logged(theirs, key), rel=3e-2, abs=1e-4)
+    # Rounded to 2^-9 are the states, which are far smaller than the loss: 2^-16 of that, 8.5e-5, is theirs.
+    assert not unlike(steps(ours), steps(theirs), ("task_loss", "kl"), of_itself=3e-2, rounding=2.0**-16)
 
 
 def test_labels_that_are_not_the_tokens_are_what_is_learnt(tmp_path, plain_head):
@@ -225,8 +230,7 @@ def test_one_batch_of_8_equals_four_of_2(tmp_path, pool, on):
     parts = trained(tmp_path, defenses, per_device_train_batch_size=2, gradient_accumulation_steps=4)
     moved = (weights(whole) - weights(trainer(tmp_path, []))).abs().max()
     assert (weights(whole) - weights(parts)).abs().max() < 1e-5 * moved
-    assert logged(whole, "kl") == pytest.approx(logged(parts, "kl"), rel=1e-4, abs=1e-8)
-    assert logged(whole, "anchor") == pytest.approx(logged(parts, "anchor"), rel=1e-4, abs=1e-8)
+    assert not unlike(steps(whole), steps(parts), ("kl", "anchor"))
 
 
 def test_activation_checkpointing_changes_nothing(tmp_path):

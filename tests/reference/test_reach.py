@@ -1,5 +1,7 @@
 """How much of the reference is made: the rows somebody looks at, as deep as somebody reads, in one forward."""
 
+import math
+
 import pytest
 import torch
 
@@ -9,7 +11,9 @@ from holdfast.defenses.ldifs import LDIFS
 from holdfast.errors import SeamError
 from holdfast.examples import Example
 from holdfast.reference.reach import Reach
-from holdfast.testing import Micro
+from holdfast.testing import Micro, close
+
+NATS = 0.1 * math.log(len(tiny.tokenizer()))  # a log-probability, times the weight of a KL
 
 
 def rows(interleaved=2, task=6):
@@ -61,14 +65,14 @@ def test_some_rows_give_the_penalty_and_the_gradient_of_the_whole_batch(defense,
     monkeypatch.setattr(Reach, "of", classmethod(lambda cls, *_: cls()))
     whole, all_forwards, _ = watched([defense])
     assert (forwards, all_forwards) == ([2], [8])
-    assert some.value == pytest.approx(whole.value, rel=1e-5)
+    assert close(some.value, whole.value, scale=NATS, of_itself=1e-5)
     assert (some.gradient - whole.gradient).abs().max() <= 1e-5 * whole.gradient.abs().max()
 
 
 @pytest.mark.parametrize("defense", [KL(on="interleaved"), LDIFS(on="interleaved")])
 def test_an_unmoved_model_is_punished_by_rounding_at_most(defense):
     micro = Micro([defense], tiny.lora(tiny.model()), tiny.tokenizer(), rows())
-    assert abs(micro.measure().value) <= 1e-9
+    assert close(micro.measure().value, 0, scale=NATS)
 
 
 def test_the_reference_goes_no_deeper_than_the_deepest_layer_that_is_read():
@@ -97,7 +101,7 @@ def test_a_call_with_an_argument_of_unknown_rows_is_made_again_whole():
     plain, some, _ = watched([KL(on="interleaved")])
     found, whole, _ = watched([KL(on="interleaved")], cache_position=torch.arange(1))  # qwen2 looks at none
     assert (some, whole) == ([2], [8])
-    assert found.value == pytest.approx(plain.value, rel=1e-5)
+    assert close(found.value, plain.value, scale=NATS, of_itself=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "gemma3"])

@@ -1,6 +1,7 @@
 """Reference states that one run makes and others read: the same penalty, no forward, and nobody else's states."""
 
 import json
+import math
 import shutil
 from collections import namedtuple
 from dataclasses import dataclass
@@ -26,10 +27,11 @@ from holdfast.guard import Guard
 from holdfast.reference import fingerprint, refusals, statefile
 from holdfast.run import train
 from holdfast.step import Marks
-from holdfast.testing import Micro
+from holdfast.testing import Micro, close, unlike
 from holdfast.trainers import GuardedGRPO, GuardedSFT
 
 BOTH = [KL(), LDIFS()]
+NATS = 0.1 * math.log(len(tiny.tokenizer()))  # a log-probability, times the weight of a KL
 
 
 def seen(folder, defenses=BOTH, rows=None, model=None, forwards=None, **arguments):
@@ -47,7 +49,7 @@ def seen(folder, defenses=BOTH, rows=None, model=None, forwards=None, **argument
 
 
 def same(found, other):
-    assert found.value == pytest.approx(other.value, rel=1e-5)
+    assert close(found.value, other.value, scale=NATS, of_itself=1e-5)
     assert (found.gradient - other.gradient).abs().max() <= 1e-5 * other.gradient.abs().max()
 
 
@@ -80,7 +82,7 @@ def test_only_rows_that_are_not_there_are_made_whatever_batch_and_padding_they_c
 def test_an_unmoved_model_is_punished_by_rounding_at_most(tmp_path):
     seen(tmp_path, rows=tiny.rows(8))
     again = Micro(BOTH, tiny.lora(tiny.model()), tiny.tokenizer(), tiny.rows(3), tmp_path)
-    assert abs(again.measure().value) <= 1e-9
+    assert close(again.measure().value, 0, scale=NATS)
     assert again.guard.cache.read == 3
 
 
@@ -348,15 +350,19 @@ def written(folder, **changes):
 
 
 def test_runs_of_other_seeds_and_weights_share_a_cache_and_their_manifests_say_so(tmp_path):
-    train(written(tmp_path), tmp_path / "first", reference_cache=tmp_path / "cache")
-    again = written(tmp_path, seed=1, defenses=[{"kl": {"weight": 2.0}}])
+    # Fast, so that the divergence is far above rounding: it is then held to a few ten-thousandths of itself.
+    fast = {"max_steps": 3, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "learning_rate": 0.01}
+    train(written(tmp_path, train=fast), tmp_path / "first", reference_cache=tmp_path / "cache")
+    again = written(tmp_path, train=fast, seed=1, defenses=[{"kl": {"weight": 2.0}}])
     cached = train(again, tmp_path / "cached", reference_cache=tmp_path / "cache")
     plain = train(again, tmp_path / "plain")
     assert cached.manifest["reference"] == {"cache": str(tmp_path / "cache"), "rows_read": 12, "rows_made": 0}
     assert "reference" not in plain.manifest
-    ours, theirs = (json.loads((run.path / "metrics.jsonl").read_text().splitlines()[-1]) for run in (cached, plain))
-    assert ours["kl"] == pytest.approx(theirs["kl"], rel=1e-4)
-    assert ours["kl"] > 0
+    ours, theirs = (
+        [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()] for run in (cached, plain)
+    )
+    assert not unlike(ours, theirs, ["kl"])
+    assert ours[-1]["kl"] > 1e-3
 
 
 @pytest.mark.parametrize(
