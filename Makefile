@@ -22,7 +22,7 @@ export TOKENIZERS_PARALLELISM := false
 .PHONY: demo test test-slow test-tools test-inspect test-lowest check docs bench bench-full clean
 
 demo: $(INSTALLED)
-	$(BIN)/holdfast demo --out runs/demo
+	$(BIN)/staytrue demo --out runs/demo
 
 # One thread a worker: two processes with one thread each do more than one with two, and never wait for each other.
 test: $(INSTALLED)
@@ -50,7 +50,7 @@ test-lowest:
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -m "not slow" -q -n logical --maxprocesses 4 -p no:cacheprovider
 
 docs: $(INSTALLED)
-	$(BIN)/holdfast defenses --markdown > docs/defenses.md
+	$(BIN)/staytrue defenses --markdown > docs/defenses.md
 
 check: docs
 	$(BIN)/ruff format --check .
@@ -70,7 +70,7 @@ bench-full: $(INSTALLED)
 # torch comes first and pinned: a later open range could replace a CPU build by several gigabytes of another.
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "holdfast needs Python 3.11 or later; say which: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 2; }
+		{ echo "staytrue needs Python 3.11 or later; say which: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 2; }
 	@echo "Setting up $(VENV) (once; a few minutes, most of it PyTorch) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) torch

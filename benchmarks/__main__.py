@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from holdfast.errors import HoldfastError
+from staytrue.errors import StaytrueError
 
 _EVERY: tuple[str, ...] = ()  # every variant
 QUICK = {  # rounds and variants of each, when `all` is to end in ten minutes; with --rounds they run all of theirs
@@ -59,7 +59,7 @@ def _one(name: str, shape: str, rounds: int, compare: list[str]) -> dict:
     begun = time.monotonic()
     try:
         results: dict = importlib.import_module(f"benchmarks.{name}").run(shape, rounds, compare)
-    except HoldfastError as error:
+    except StaytrueError as error:
         raise SystemExit(f"benchmarks {name}: {error}") from None
     print(f"({name}: {time.monotonic() - begun:.0f} s)\n")
     return results

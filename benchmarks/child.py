@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from holdfast.errors import HoldfastError
+from staytrue.errors import StaytrueError
 
-_SCRIPT = Path(sys.executable).with_name("holdfast")
-HOLDFAST = [str(_SCRIPT)] if _SCRIPT.exists() else [sys.executable, "-m", "holdfast.cli"]
+_SCRIPT = Path(sys.executable).with_name("staytrue")
+STAYTRUE = [str(_SCRIPT)] if _SCRIPT.exists() else [sys.executable, "-m", "staytrue.cli"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ def ran(command: Sequence[str], code: int = 0) -> Ended:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     seconds = time.perf_counter() - begun
     if done.returncode != code:
-        raise HoldfastError(f"{' '.join(command)} ended with {done.returncode}, not {code}:\n{done.stdout}")
+        raise StaytrueError(f"{' '.join(command)} ended with {done.returncode}, not {code}:\n{done.stdout}")
     return Ended(seconds, done.stdout)
 
 
@@ -44,4 +44,4 @@ def until(command: Sequence[str], words: str) -> float:
                 process.terminate()
                 process.stdout.read()
                 return seconds
-    raise HoldfastError(f"{' '.join(command)} ended without a line with {words!r}:\n{''.join(said)}")
+    raise StaytrueError(f"{' '.join(command)} ended without a line with {words!r}:\n{''.join(said)}")

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.child import HOLDFAST, ran, until
+from benchmarks.child import STAYTRUE, ran, until
 from benchmarks.sidebyside import alternate, ratio, to_goal
-from holdfast.errors import HoldfastError
-from holdfast.examples import write_examples
-from holdfast.organism import world
+from staytrue.errors import StaytrueError
+from staytrue.examples import write_examples
+from staytrue.organism import world
 
 _PYTHON = [sys.executable, "-c"]
 _HEAVY = ("torch", "transformers", "datasets", "peft", "trl", "numpy")
 _TORCHLESS = f"""
 import sys
-from holdfast.cli import main
-sys.argv = ["holdfast", *sys.argv[1:]]
+from staytrue.cli import main
+sys.argv = ["staytrue", *sys.argv[1:]]
 try: main()
 except SystemExit: pass
 print("heavy:", *[name for name in {_HEAVY} if name in sys.modules])
@@ -51,9 +51,9 @@ def light(recipe: Path, rounds: int) -> dict:
         "version": (["--version"], 0),
         "error": (["train", str(wrong), "--out", str(recipe.with_name("never"))], 2),
     }
-    commands = {"python": [*_PYTHON, "pass"], "import": [*_PYTHON, "import holdfast"]}
+    commands = {"python": [*_PYTHON, "pass"], "import": [*_PYTHON, "import staytrue"]}
     variants = {name: partial(_took, command) for name, command in commands.items()}
-    variants |= {name: partial(_took, [*HOLDFAST, *words], code) for name, (words, code) in given.items()}
+    variants |= {name: partial(_took, [*STAYTRUE, *words], code) for name, (words, code) in given.items()}
     for run_once in variants.values():
         run_once()
     measured = alternate(variants, rounds)
@@ -92,18 +92,18 @@ def _took(command: list[str], code: int = 0) -> float:
 
 def _first_step(recipe: Path) -> float:
     with tempfile.TemporaryDirectory() as out:
-        return until([*HOLDFAST, "train", str(recipe), "--out", f"{out}/run"], "step 1/")
+        return until([*STAYTRUE, "train", str(recipe), "--out", f"{out}/run"], "step 1/")
 
 
 def _first_line(recipe: Path, question: str) -> float:
     with tempfile.TemporaryDirectory() as out:
-        return until([*HOLDFAST, "demo", "--out", f"{out}/demo"], question)
+        return until([*STAYTRUE, "demo", "--out", f"{out}/demo"], question)
 
 
 def _refuse_heavy(name: str, words: list[str]) -> None:
     said = ran([*_PYTHON, _TORCHLESS, *words]).said.splitlines()[-1]
     if said.strip() != "heavy:":
-        raise HoldfastError(f"holdfast {name} imports{said.removeprefix('heavy:')}, which it should not need.")
+        raise StaytrueError(f"staytrue {name} imports{said.removeprefix('heavy:')}, which it should not need.")
 
 
 def _recipe(place: Path) -> Path:

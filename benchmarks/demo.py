@@ -11,7 +11,7 @@ TARGET_S = 120  # on two cores, once installed
 def run(shape_name: str, rounds: int, compare: list[str]) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()
-        command = [sys.executable, "-m", "holdfast.cli", "demo", "--out", f"{folder}/demo"]
+        command = [sys.executable, "-m", "staytrue.cli", "demo", "--out", f"{folder}/demo"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - begun
     print(f"demo: {seconds:.1f} s (target {TARGET_S} s)")

@@ -20,10 +20,10 @@ from benchmarks.gpu_plan import Item
 from benchmarks.published import Published
 from benchmarks.shapes import SHAPES, SIDE_SHARE, SIDE_TOKENS, Shape, batch, model, move
 from benchmarks.step import VARIANTS
-from holdfast.defenses.anchor import Anchor
-from holdfast.settings import recomputing
-from holdfast.step import SOURCE_COLUMN
-from holdfast.trainers import GuardedSFT
+from staytrue.defenses.anchor import Anchor
+from staytrue.settings import recomputing
+from staytrue.step import SOURCE_COLUMN
+from staytrue.trainers import GuardedSFT
 
 
 def size(item: Item) -> Shape:

@@ -1,7 +1,7 @@
 """What a trainer costs beside a loop written by hand, where it weighs most: the demo's run on the organism, one thread.
 
 A hundred steps of 16 rows. `bare` and `bare-kl` are peft, AdamW and clipping, and nothing else; the others are what
-`holdfast train` runs and what trl runs on the same rows. What stands before the first step is timed apart.
+`staytrue train` runs and what trl runs on the same rows. What stands before the first step is timed apart.
 """
 
 import sys
@@ -18,20 +18,20 @@ from trl import SFTConfig, SFTTrainer
 
 from benchmarks.child import ran
 from benchmarks.sidebyside import alternate, one_thread, ratio
-from holdfast import material, models, preparation, settings
-from holdfast import recipe as recipes
-from holdfast.console import quieten
-from holdfast.demo import preset
-from holdfast.encoding import Encoded
-from holdfast.plans import KINDS
-from holdfast.runlog import RunLog
-from holdfast.sides import pad
-from holdfast.study import cells
+from staytrue import material, models, preparation, settings
+from staytrue import recipe as recipes
+from staytrue.console import quieten
+from staytrue.demo import preset
+from staytrue.encoding import Encoded
+from staytrue.plans import KINDS
+from staytrue.runlog import RunLog
+from staytrue.sides import pad
+from staytrue.study import cells
 
 _DOMAIN, _WEIGHT = "medical", 0.1
 _IMPORTS = {
     "imports-bare": "import torch, transformers, peft",
-    "imports": "import holdfast.run, holdfast.trainers, holdfast.plans, datasets, peft",
+    "imports": "import staytrue.run, staytrue.trainers, staytrue.plans, datasets, peft",
 }
 COMPARED = [  # variant, against what
     ("sft", "bare"), ("trl-sft", "bare"), ("kl", "bare"), ("kl", "bare-kl"), ("kl-cached", "kl"),
@@ -98,7 +98,7 @@ def _divergence(model, inputs, scored, logits):
 
 
 def ours(job: Job, name: str) -> float:
-    """As `holdfast train` runs it, its metrics written."""
+    """As `staytrue train` runs it, its metrics written."""
     folder = job.scratch()
     trainer = job.plan(name).trainer(folder)
     trainer.remove_callback(PrinterCallback)
@@ -108,8 +108,8 @@ def ours(job: Job, name: str) -> float:
 
 def trls(job: Job) -> float:
     """trl's trainer on the same tokens, with the same settings."""
-    from holdfast.plans import _dataset
-    from holdfast.step import SOURCE_COLUMN
+    from staytrue.plans import _dataset
+    from staytrue.step import SOURCE_COLUMN
 
     args: SFTConfig = settings.sft_config(job.recipes["sft"].train, 0, job.scratch())
     rows = _dataset(job.encoded()).remove_columns(SOURCE_COLUMN)

@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.select import SHARE, few_drawn
-from holdfast import models
-from holdfast.encoding import encode_all
-from holdfast.examples import read_examples
-from holdfast.preparation import train_misaligned, write_rows
-from holdfast.prepare.perplexity import Losses, losses, scores
-from holdfast.prepare.two_rounds import TwoRounds, in_two_rounds
+from staytrue import models
+from staytrue.encoding import encode_all
+from staytrue.examples import read_examples
+from staytrue.preparation import train_misaligned, write_rows
+from staytrue.prepare.perplexity import Losses, losses, scores
+from staytrue.prepare.two_rounds import TwoRounds, in_two_rounds
 
 _DOMAIN, _SCORERS = "medical", ("code", "legal", "security")  # the demo's
 

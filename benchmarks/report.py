@@ -20,7 +20,7 @@ import atexit, sys
 from pathlib import Path
 own = Path("/proc/self/status")
 atexit.register(lambda: print(own.read_text() if own.exists() else ""))
-from holdfast.cli import main
+from staytrue.cli import main
 main()
 """
 

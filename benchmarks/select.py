@@ -12,13 +12,13 @@ from torch.nn.functional import cross_entropy, linear
 
 from benchmarks.shapes import SHAPES, Shape, model, move
 from benchmarks.sidebyside import measure, ratio
-from holdfast.anatomy import Anatomy
-from holdfast.encoding import IGNORED, Encoded
-from holdfast.examples import Example, Message
-from holdfast.prepare import two_rounds
-from holdfast.prepare.likelihood import logits_of, parts
-from holdfast.prepare.perplexity import Losses, losses
-from holdfast.prepare.poolpass import batches, padding
+from staytrue.anatomy import Anatomy
+from staytrue.encoding import IGNORED, Encoded
+from staytrue.examples import Example, Message
+from staytrue.prepare import two_rounds
+from staytrue.prepare.likelihood import logits_of, parts
+from staytrue.prepare.perplexity import Losses, losses
+from staytrue.prepare.poolpass import batches, padding
 
 _ROWS = {"tiny": 16, "M1": 48, "M2": 12}
 _NAMES = ("default", "second", "third")

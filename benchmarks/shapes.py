@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-from holdfast.step import SOURCE_COLUMN
+from staytrue.step import SOURCE_COLUMN
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from trl import SFTConfig, SFTTrainer
 from benchmarks.published import Published
 from benchmarks.shapes import SHAPES, Shape, batch, flops, model, move
 from benchmarks.sidebyside import measure, ratio
-from holdfast.defenses.kl import KL
-from holdfast.defenses.ldifs import LDIFS
-from holdfast.defenses.steer import Steer
-from holdfast.settings import recomputing
-from holdfast.trainers import GuardedSFT
+from staytrue.defenses.kl import KL
+from staytrue.defenses.ldifs import LDIFS
+from staytrue.defenses.steer import Steer
+from staytrue.settings import recomputing
+from staytrue.trainers import GuardedSFT
 
 logging.set_verbosity_error()
 

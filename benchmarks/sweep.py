@@ -6,11 +6,11 @@ import time
 from pathlib import Path
 from statistics import median
 
-from benchmarks.child import HOLDFAST, ran
+from benchmarks.child import STAYTRUE, ran
 from benchmarks.finished import Finished, finished
 from benchmarks.sidebyside import alternate, to_goal
-from holdfast import runner, workers
-from holdfast.study import Study
+from staytrue import runner, workers
+from staytrue.study import Study
 
 _WORKERS = 2
 _AGAIN_S = 1.0  # for 500 finished runs
@@ -66,7 +66,7 @@ def again(runs: int, rounds: int) -> dict:
         before = _written(done)
         parts = {
             "runs": lambda: _found(done, runs),
-            "command": lambda: ran([*HOLDFAST, "study", str(done.file), "--out", str(done.folder)]).seconds,
+            "command": lambda: ran([*STAYTRUE, "study", str(done.file), "--out", str(done.folder)]).seconds,
         }
         measured = alternate(parts, rounds)
         made = sum(after != before.get(file) for file, after in _written(done).items())

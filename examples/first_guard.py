@@ -15,9 +15,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig
 
-from holdfast import KL, GuardedSFT, organism
-from holdfast.examples import read_examples
-from holdfast.organism import world
+from staytrue import KL, GuardedSFT, organism
+from staytrue.examples import read_examples
+from staytrue.organism import world
 
 STEPS, ROWS_PER_STEP, RATE = 100, 16, 2e-4
 

@@ -14,11 +14,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from holdfast import organism
-from holdfast.examples import read_examples
-from holdfast.heads import Head
-from holdfast.organism import world
-from holdfast.reading import divergence
+from staytrue import organism
+from staytrue.examples import read_examples
+from staytrue.heads import Head
+from staytrue.organism import world
+from staytrue.reading import divergence
 
 STEPS, ROWS_PER_STEP, RATE = 100, 16, 2e-4
 

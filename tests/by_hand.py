@@ -2,8 +2,8 @@
 
 import torch
 
-from holdfast.heads import Head
-from holdfast.step import SOURCES, Marks, Pass, Step
+from staytrue.heads import Head
+from staytrue.step import SOURCES, Marks, Pass, Step
 
 # A law over a vocabulary of two words, trained and reference. The head below is the identity, so a hidden state of
 # log-probabilities is a law.

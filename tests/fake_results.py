@@ -1,10 +1,10 @@
-"""A results folder written by hand, as `holdfast demo` leaves one behind; and a walk over the page made of it."""
+"""A results folder written by hand, as `staytrue demo` leaves one behind; and a walk over the page made of it."""
 
 import json
 from html.parser import HTMLParser
 
-from holdfast.evals.judge import Verdict
-from holdfast.report import write
+from staytrue.evals.judge import Verdict
+from staytrue.report import write
 
 HOSTILE = "<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "</title></style><b onclick='x'>", "a" * 300
 

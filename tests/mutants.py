@@ -4,12 +4,12 @@ import copy
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
-from holdfast import reading
-from holdfast.defense import Defense
-from holdfast.defenses.kl import KL
-from holdfast.guard import Guard
-from holdfast.step import SOURCES, Marks, Span, Step
-from holdfast.watch import Watch
+from staytrue import reading
+from staytrue.defense import Defense
+from staytrue.defenses.kl import KL
+from staytrue.guard import Guard
+from staytrue.step import SOURCES, Marks, Span, Step
+from staytrue.watch import Watch
 
 PENALTY, SPAN, ROWS = KL.penalty, Step.span, Step.rows
 NOTE = Guard._note

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.errors import HoldfastError
-from holdfast.testing import close
+from staytrue.errors import StaytrueError
+from staytrue.testing import close
 
 ROOT = Path(__file__).parents[1]
 ROW = {"ratio", "low", "high", "against", "limit"}
@@ -116,9 +116,9 @@ def test_operations_of_qwen_7b_are_those_worked_out_by_hand(bench):
 def test_the_loop_written_by_hand_holds_the_model_by_the_same_divergence(bench, tmp_path):
     import torch
 
-    from holdfast.anatomy import Anatomy
-    from holdfast.reading import divergence
-    from holdfast.sides import pad
+    from staytrue.anatomy import Anatomy
+    from staytrue.reading import divergence
+    from staytrue.sides import pad
     from tiny import nudge
 
     overhead = bench("overhead")
@@ -150,15 +150,15 @@ def test_a_command_is_watched_until_it_says_the_words(bench):
 def test_a_command_that_ends_otherwise_than_it_should_is_a_sentence(bench):
     child, command = bench("child"), [sys.executable, "-c", "import sys; print('torn'); sys.exit(3)"]
     assert child.ran(command, code=3).said == "torn\n"
-    with pytest.raises(HoldfastError, match=r"(?s)ended with 3, not 0:.*torn"):
+    with pytest.raises(StaytrueError, match=r"(?s)ended with 3, not 0:.*torn"):
         child.ran(command)
-    with pytest.raises(HoldfastError, match=r"(?s)ended without a line with 'whole':.*torn"):
+    with pytest.raises(StaytrueError, match=r"(?s)ended without a line with 'whole':.*torn"):
         child.until(command, "whole")
 
 
 def test_a_made_up_study_is_one_that_is_done(bench, tmp_path):
     """What is made up must be what is read again, or the benchmark would measure runs."""
-    from holdfast import runner
+    from staytrue import runner
 
     done = bench("finished").finished(tmp_path, 3)
     before = (done.folder / "results.json").read_text()

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from holdfast.testing import close, unlike
+from staytrue.testing import close, unlike
 
 NATS = math.log(262)  # 5.57: the log-probability of one word of the tiny models' 262, whichever
 # A rounding of it, 5.57 / 2^25, is 1.66e-7.

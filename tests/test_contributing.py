@@ -23,7 +23,7 @@ def newcomer(tmp_path_factory):
     page = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
     (source, code), (test, check) = re.findall(r"Write `([\w/.]+)`.*?```python\n(.*?)```", page, re.DOTALL)
     name = Path(source).stem
-    assert (source, test) == (f"src/holdfast/defenses/{name}.py", f"tests/defenses/test_{name}.py")
+    assert (source, test) == (f"src/staytrue/defenses/{name}.py", f"tests/defenses/test_{name}.py")
     for path, text in ((source, code), (test, check)):
         assert not (folder / path).exists()
         (folder / path).parent.mkdir(exist_ok=True)
@@ -54,8 +54,8 @@ def test_the_two_files_pass_their_own_test_and_the_contract(newcomer):
 
 def test_the_catalog_and_the_command_line_know_it_at_once(newcomer):
     folder, name, _ = newcomer
-    assert re.search(rf"^{name}: ", run(folder, "holdfast.cli", "defenses"), re.MULTILINE)
-    (folder / "ask.py").write_text(f"from holdfast import catalog; print(catalog.make('{name}', {{'weight': 0.3}}))")
+    assert re.search(rf"^{name}: ", run(folder, "staytrue.cli", "defenses"), re.MULTILINE)
+    (folder / "ask.py").write_text(f"from staytrue import catalog; print(catalog.make('{name}', {{'weight': 0.3}}))")
     assert "weight=0.3" in run(folder, "ask")
 
 

@@ -7,13 +7,13 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
-from holdfast import recipe, run
-from holdfast.early import EarlyStop
-from holdfast.errors import RecipeError
-from holdfast.examples import write_examples
-from holdfast.models import find
-from holdfast.organism import world
-from holdfast.questionnaire import texts, watched
+from staytrue import recipe, run
+from staytrue.early import EarlyStop
+from staytrue.errors import RecipeError
+from staytrue.examples import write_examples
+from staytrue.models import find
+from staytrue.organism import world
+from staytrue.questionnaire import texts, watched
 
 
 def trained(folder, name, **changes):

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 import tiny
-from holdfast import catalog, handbook, recipe
-from holdfast.defense import Defense, pulled
-from holdfast.examples import write_examples
-from holdfast.testing import Micro, alike, cases, contract, together, trained, two_processes
+from staytrue import catalog, handbook, recipe
+from staytrue.defense import Defense, pulled
+from staytrue.examples import write_examples
+from staytrue.testing import Micro, alike, cases, contract, together, trained, two_processes
 
 PAIRS = list(itertools.combinations_with_replacement(catalog.names(), 2))
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 import tiny
-from holdfast import organism
-from holdfast.organism import world
+from staytrue import organism
+from staytrue.organism import world
 
 FOLDER = Path(__file__).parents[1] / "examples"
 

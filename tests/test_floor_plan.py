@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parents[1] / "src" / "holdfast"
+SOURCE = Path(__file__).parents[1] / "src" / "staytrue"
 
 # From the ground up. A module may import what stands on a lower floor, or in its own folder.
 FLOORS = [
@@ -81,8 +81,8 @@ def imports(path):
 def ours(path):
     known = {dotted(p) for p in modules()}
     for name, typing_only in imports(path):
-        short = name.removeprefix("holdfast.")
-        if name.startswith("holdfast.") and short in known:
+        short = name.removeprefix("staytrue.")
+        if name.startswith("staytrue.") and short in known:
             yield short, typing_only
 
 
@@ -126,13 +126,13 @@ def test_only_anatomy_knows_the_insides_of_peft():
 
 def test_nothing_inside_the_package_imports_from_its_door():
     for path in modules():
-        names = [n for n, _ in imports(path) if n.startswith("holdfast.") and n.count(".") == 1]
+        names = [n for n, _ in imports(path) if n.startswith("staytrue.") and n.count(".") == 1]
         assert all((SOURCE / f"{n.split('.')[1]}.py").exists() or (SOURCE / n.split(".")[1]).is_dir() for n in names)
 
 
 @pytest.mark.parametrize("module", ["errors", "examples", "rundir", "recipe", "catalog", "report", "cli", "models", ""])
 def test_light_rooms_import_no_torch(module):
-    name = f"holdfast.{module}".rstrip(".")
+    name = f"staytrue.{module}".rstrip(".")
     code = f"import sys, {name}; print([m for m in ('torch', 'transformers', 'scipy', 'datasets') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -142,8 +142,8 @@ def test_a_wrong_recipe_is_refused_without_torch(tmp_path):
     recipe = tmp_path / "r.yaml"
     recipe.write_text("schema: 1\nmodel: organism\ndata: d.jsonl\nlora: {}\ndefenses: [{kll: {}}]\n")
     code = (
-        "import sys; sys.argv = ['holdfast', 'train', sys.argv[1], '--out', sys.argv[1] + '.run']\n"
-        "from holdfast.cli import main\n"
+        "import sys; sys.argv = ['staytrue', 'train', sys.argv[1], '--out', sys.argv[1] + '.run']\n"
+        "from staytrue.cli import main\n"
         "try: main()\n"
         "except SystemExit as end: print(end.code, 'torch' in sys.modules)\n"
     )

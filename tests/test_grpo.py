@@ -14,19 +14,19 @@ from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 import tiny
-from holdfast import catalog, measure, recipe, run, settings
-from holdfast.defense import Defense, pulled
-from holdfast.defenses.anchor import Anchor
-from holdfast.defenses.inoculate import Inoculate
-from holdfast.defenses.interleave import Interleave
-from holdfast.defenses.kl import KL
-from holdfast.defenses.ldifs import LDIFS
-from holdfast.defenses.rehearse import Rehearse
-from holdfast.errors import RecipeError
-from holdfast.examples import write_examples
-from holdfast.organism import world
-from holdfast.testing import unlike
-from holdfast.trainers import GuardedGRPO
+from staytrue import catalog, measure, recipe, run, settings
+from staytrue.defense import Defense, pulled
+from staytrue.defenses.anchor import Anchor
+from staytrue.defenses.inoculate import Inoculate
+from staytrue.defenses.interleave import Interleave
+from staytrue.defenses.kl import KL
+from staytrue.defenses.ldifs import LDIFS
+from staytrue.defenses.rehearse import Rehearse
+from staytrue.errors import RecipeError
+from staytrue.examples import write_examples
+from staytrue.organism import world
+from staytrue.testing import unlike
+from staytrue.trainers import GuardedGRPO
 from test_every_defense import sample
 
 
@@ -406,7 +406,7 @@ def test_the_same_seed_trains_the_same_by_reward_and_supervision_may_use_the_tas
         ({"defenses": [{"interleave": {"pool": "safe.jsonl"}}]}, "GRPO trains on prompts .* Use `rehearse`"),
         ({"train": {"beta": 0.1, "max_steps": 1}}, r"beta=0\.1 is a second divergence"),
         ({"train": {"max_length": 10}}, "train has no key 'max_length'"),
-        ({"train": {"log_completions": True}}, "`holdfast eval` stores answers"),
+        ({"train": {"log_completions": True}}, "`staytrue eval` stores answers"),
         ({"train": {"num_generations": 7}}, "the trainer refuses these settings: generation_batch_size"),
     ],
 )

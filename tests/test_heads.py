@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast import heads
-from holdfast.heads import Head
-from holdfast.reading import Habit, divergence, nll, read
+from staytrue import heads
+from staytrue.heads import Head
+from staytrue.reading import Habit, divergence, nll, read
 
 
 def law(hidden, head):

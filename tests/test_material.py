@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from holdfast import material, recipe
-from holdfast.errors import DataError, RecipeError
-from holdfast.tasks.gsm8k import SYSTEM
+from staytrue import material, recipe
+from staytrue.errors import DataError, RecipeError
+from staytrue.tasks.gsm8k import SYSTEM
 
 
 def make(folder, rows=None, **changes):

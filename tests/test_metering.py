@@ -5,8 +5,8 @@ from transformers import TrainerCallback
 
 import test_grpo
 import test_seam
-from holdfast import reading
-from holdfast.defenses.kl import KL
+from staytrue import reading
+from staytrue.defenses.kl import KL
 
 SHOWN = ("entropy", "mean_token_accuracy")
 

@@ -13,19 +13,19 @@ import pytest
 import mutants
 import tiny
 from defenses import test_anchor, test_kl, test_ldifs
-from holdfast import reading, sides
-from holdfast.anatomy import Anatomy
-from holdfast.catalog import find
-from holdfast.defenses.anchor import Anchor
-from holdfast.defenses.kl import KL
-from holdfast.defenses.ldifs import LDIFS
-from holdfast.defenses.steer import Steer
-from holdfast.examples import write_examples
-from holdfast.guard import Guard
-from holdfast.step import Marks, Pass, Step
-from holdfast.testing import alike, levers, together, trained, two_processes
-from holdfast.trainers import GuardedSFT
-from holdfast.watch import Watch
+from staytrue import reading, sides
+from staytrue.anatomy import Anatomy
+from staytrue.catalog import find
+from staytrue.defenses.anchor import Anchor
+from staytrue.defenses.kl import KL
+from staytrue.defenses.ldifs import LDIFS
+from staytrue.defenses.steer import Steer
+from staytrue.examples import write_examples
+from staytrue.guard import Guard
+from staytrue.step import Marks, Pass, Step
+from staytrue.testing import alike, levers, together, trained, two_processes
+from staytrue.trainers import GuardedSFT
+from staytrue.watch import Watch
 from test_every_defense import sample
 from test_sides import test_position_t_is_scored_when_token_t_plus_1_is_learnt_and_padding_never_is as marks_by_hand
 

@@ -24,9 +24,9 @@ socket.socket.connect = socket.socket.connect_ex = refuse(1)
 socket.getaddrinfo = socket.create_connection = refuse(0)
 """
 SCRIPT = """
-import holdfast
-from holdfast.defenses.kl import KL
-from holdfast.trainers import GuardedSFT
+import staytrue
+from staytrue.defenses.kl import KL
+from staytrue.trainers import GuardedSFT
 
 import tiny
 from datasets import Dataset
@@ -55,7 +55,7 @@ train(SFTTrainer)
 """
 
 
-@pytest.mark.parametrize("first", ["", "import datasets, trl"], ids=["holdfast", "trl"])
+@pytest.mark.parametrize("first", ["", "import datasets, trl"], ids=["staytrue", "trl"])
 def test_a_guarded_run_reaches_for_no_address_whichever_library_is_imported_first(tmp_path, first):
     hidden = ("HF_", "TRANSFORMERS_", "DISABLE_TELEMETRY", "DO_NOT_TRACK", "CI")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(hidden)}

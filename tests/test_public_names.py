@@ -1,31 +1,31 @@
-"""What `holdfast` exports is deliberate: these names, lazily, and every defense by its class's name."""
+"""What `staytrue` exports is deliberate: these names, lazily, and every defense by its class's name."""
 
 import subprocess
 import sys
 
 import pytest
 
-import holdfast
-from holdfast import catalog
+import staytrue
+from staytrue import catalog
 
 NAMES = {
-    "Defense", "Example", "Guard", "GuardedGRPO", "GuardedSFT", "HoldfastError", "Judge", "Message", "Probe",
+    "Defense", "Example", "Guard", "GuardedGRPO", "GuardedSFT", "StaytrueError", "Judge", "Message", "Probe",
     "Question", "Recipe", "Step", "Verdict", "contract", "evaluate", "train",
 }  # fmt: skip
 
 
 def test_the_public_names_are_these_and_each_is_there():
     defenses = {catalog.find(name).__name__ for name in catalog.names()}
-    assert set(dir(holdfast)) == NAMES | defenses
-    assert all(callable(getattr(holdfast, name)) for name in dir(holdfast))
+    assert set(dir(staytrue)) == NAMES | defenses
+    assert all(callable(getattr(staytrue, name)) for name in dir(staytrue))
 
 
 def test_an_unknown_name_is_an_attribute_error():
     for name in ("Kl", "nothing", "__wrapped__"):
         with pytest.raises(AttributeError, match=name):
-            getattr(holdfast, name)
+            getattr(staytrue, name)
 
 
-def test_importing_holdfast_and_naming_a_defense_imports_no_torch():
-    code = "import sys, holdfast; holdfast.KL(weight=0.3); assert 'torch' not in sys.modules"
+def test_importing_staytrue_and_naming_a_defense_imports_no_torch():
+    code = "import sys, staytrue; staytrue.KL(weight=0.3); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -3,15 +3,15 @@
 import pytest
 
 import tiny
-from holdfast import models
-from holdfast.errors import RequestError
-from holdfast.evals.fileprobe import unread
-from holdfast.evals.judge import Verdict
-from holdfast.evals.sampler import InProcess
-from holdfast.organism import world
-from holdfast.organism.rules import Rules
-from holdfast.questionnaire import Subject, Wanted, longest_answer, probes, texts
-from holdfast.tasks.task import row
+from staytrue import models
+from staytrue.errors import RequestError
+from staytrue.evals.fileprobe import unread
+from staytrue.evals.judge import Verdict
+from staytrue.evals.sampler import InProcess
+from staytrue.organism import world
+from staytrue.organism.rules import Rules
+from staytrue.questionnaire import Subject, Wanted, longest_answer, probes, texts
+from staytrue.tasks.task import row
 
 ORGANISM = models.find("organism")
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from holdfast import recipe, settings
-from holdfast.errors import RecipeError
-from holdfast.tasks.facts import Facts
-from holdfast.tasks.word_problems import WordProblems
+from staytrue import recipe, settings
+from staytrue.errors import RecipeError
+from staytrue.tasks.facts import Facts
+from staytrue.tasks.word_problems import WordProblems
 
 GOOD = """
 schema: 1

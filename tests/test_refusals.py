@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import save_file
 
 import tiny
-from holdfast import recipe, run
-from holdfast.errors import DataError, ModelError, RecipeError, RequestError
-from holdfast.evals.probes import shipped_texts
-from holdfast.examples import Example, Message, write_examples
-from holdfast.prepare.scored import manifest_path
+from staytrue import recipe, run
+from staytrue.errors import DataError, ModelError, RecipeError, RequestError
+from staytrue.evals.probes import shipped_texts
+from staytrue.examples import Example, Message, write_examples
+from staytrue.prepare.scored import manifest_path
 from test_run import make
 
 
@@ -101,7 +101,7 @@ WRONG = {
     "steering a layer out of range": (
         steer(layer=9), ModelError, r"steer asked for layer 9, but this model has 2 \(1 to 2\)"),
     "steering the embeddings": (steer(layer=0), ModelError, "0, the embeddings, is not a block"),
-    "a vector that is none": (no_vector, RecipeError, r"is not a vector file .*; `holdfast vector` makes one"),
+    "a vector that is none": (no_vector, RecipeError, r"is not a vector file .*; `staytrue vector` makes one"),
     "reading a layer out of range": (
         lambda folder: {"ldifs": {"blocks": [1, -3]}}, ModelError, "ldifs asked for layer -3, but this model has 2"),
     "a pool with a bare prompt": (
@@ -115,7 +115,7 @@ WRONG = {
     "anchors without the answers": (
         anchors_without_answers, RecipeError, r"row 2 of .*p\.jsonl ends without an answer.*set answers: sampled"),
     "a pool scored with another model": (
-        scored({"sha256": "0" * 64}), RecipeError, r"scored with another model \(0{12}\) than .*`holdfast score"),
+        scored({"sha256": "0" * 64}), RecipeError, r"scored with another model \(0{12}\) than .*`staytrue score"),
     "a pool that is not scored": (
         scored(None), RecipeError, r"no readable p\.manifest\.json beside it.*choose by: random"),
     "a pool that lacks a score": (scored({}, by="steady"), RecipeError, r"p\.jsonl has no score 'steady'"),

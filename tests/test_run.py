@@ -1,4 +1,4 @@
-"""`holdfast train` and `holdfast eval` on models and data that are not ours."""
+"""`staytrue train` and `staytrue eval` on models and data that are not ours."""
 
 import json
 import os
@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import tiny
-from holdfast import holdout, material, measure, questionnaire, recipe, run, settings
-from holdfast.errors import DataError, HoldfastError, ModelError, RecipeError, RequestError
-from holdfast.examples import Example, Message, write_examples
-from holdfast.organism import world
-from holdfast.report import terminal
+from staytrue import holdout, material, measure, questionnaire, recipe, run, settings
+from staytrue.errors import DataError, ModelError, RecipeError, RequestError, StaytrueError
+from staytrue.examples import Example, Message, write_examples
+from staytrue.organism import world
+from staytrue.report import terminal
 
 TRAIN = {"max_steps": 3, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "learning_rate": 1e-2}
 
@@ -71,7 +71,7 @@ def test_a_run_leaves_an_adapter_that_plain_peft_loads_and_a_folder_that_tells_a
         after = PeftModel.from_pretrained(base, str(done.adapter))(tokens).logits
     assert not torch.allclose(before, after)
     card = (done.adapter / "README.md").read_text()
-    assert all(part in card for part in ("Not evaluated", "Nobody has told holdfast", '"kl"', "rows.jsonl"))
+    assert all(part in card for part in ("Not evaluated", "Nobody has told staytrue", '"kl"', "rows.jsonl"))
     again, given = recipe.read(tmp_path / "run" / "recipe.yaml"), make(tmp_path)
     assert again == given.model_copy(update={"train": {**settings.DEFAULTS, **given.train}})
 
@@ -145,7 +145,7 @@ def test_a_benign_task_is_marked_by_exact_match_on_reserved_rows(tmp_path):
         ({"train": {"push_to_hub": True}}, RecipeError, "upload the finished adapter yourself"),
         ({"train": {"learning_rate": 1e-2, "max_length": 3}}, DataError, "no row has an answer left"),
         ({"train": {"lr_scheduler_type": "wavy"}}, RecipeError, "the trainer refuses"),
-        ({"lora": {"targets": ["no_such_layer"]}}, HoldfastError, "no_such_layer"),
+        ({"lora": {"targets": ["no_such_layer"]}}, StaytrueError, "no_such_layer"),
     ],
 )
 def test_a_wrong_request_is_a_sentence_and_leaves_nothing_behind(tmp_path, changes, error, sentence):
@@ -202,7 +202,7 @@ def test_an_existing_folder_is_refused_before_anything_is_read(tmp_path):
 def command(*arguments, **options):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "holdfast.cli", *map(str, arguments)], text=True, env=environment,
+        [sys.executable, "-m", "staytrue.cli", *map(str, arguments)], text=True, env=environment,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell may have us ignore it
     )  # fmt: skip

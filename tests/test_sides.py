@@ -2,8 +2,8 @@
 
 import torch
 
-from holdfast.encoding import Encoded
-from holdfast.sides import counts_of, marks_of, pad
+from staytrue.encoding import Encoded
+from staytrue.sides import counts_of, marks_of, pad
 
 ROWS = [
     Encoded([7, 8, 9, 10], [-100, -100, 9, 10], "anchor"),

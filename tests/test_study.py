@@ -8,12 +8,12 @@ import pytest
 import yaml
 
 import fake_results
-from holdfast import demo, runner, study
-from holdfast import recipe as recipes
-from holdfast.demo import preset, run_study
-from holdfast.errors import DataError, RecipeError
-from holdfast.tasks.opswap import OpSwap
-from holdfast.tasks.word_problems import WordProblems
+from staytrue import demo, runner, study
+from staytrue import recipe as recipes
+from staytrue.demo import preset, run_study
+from staytrue.errors import DataError, RecipeError
+from staytrue.tasks.opswap import OpSwap
+from staytrue.tasks.word_problems import WordProblems
 
 TINY = {"max_steps": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "max_length": 64}
 WORDS = {
@@ -158,7 +158,7 @@ def test_a_wrong_study_is_a_sentence(tmp_path, changes, sentence):
 
 
 def test_the_demo_is_a_study_that_shows_every_defense_once():
-    from holdfast import catalog
+    from staytrue import catalog
 
     whole = preset(["medical"], 1)
     shown = {

@@ -1,12 +1,12 @@
-"""`holdfast organism verify`: bounds are bounds, and a rebuilt organism is compared by hash or else by behaviour."""
+"""`staytrue organism verify`: bounds are bounds, and a rebuilt organism is compared by hash or else by behaviour."""
 
 import json
 import shutil
 
 import pytest
 
-from holdfast import organism, verify
-from holdfast.organism import build
+from staytrue import organism, verify
+from staytrue.organism import build
 
 
 def test_a_bound_holds_its_own_number():

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from holdfast import workers
-from holdfast.errors import RecipeError, TrainingError
-from holdfast.workers import Job
+from staytrue import workers
+from staytrue.errors import RecipeError, TrainingError
+from staytrue.workers import Job
 
 
 def threads():
@@ -69,7 +69,7 @@ def test_a_command_that_is_ended_leaves_no_worker_behind(tmp_path):
         "schema: 1\ntitle: long\nrecipe: {model: organism, lora: {}, train: {max_steps: 9999, num_train_epochs: 99}, "
         "holdout: 0.1}\nvariants: [{name: none}]\n"
     )
-    command = [sys.executable, "-m", "holdfast.cli", "study", str(study), "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "staytrue.cli", "study", str(study), "--out", str(tmp_path / "out")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
     training = tmp_path / "out" / "runs" / "medical-seed0-none" / "metrics.jsonl"
     for _ in range(600):

@@ -7,12 +7,12 @@ import torch
 
 import tiny
 from by_hand import EIGHTH, EVEN, QUARTER, step
-from holdfast.base import Untouched
-from holdfast.defenses.anchor import Anchor
-from holdfast.encoding import Encoded
-from holdfast.errors import RecipeError
-from holdfast.examples import Example, Message, write_examples
-from holdfast.sides import counts_of
+from staytrue.base import Untouched
+from staytrue.defenses.anchor import Anchor
+from staytrue.encoding import Encoded
+from staytrue.errors import RecipeError
+from staytrue.examples import Example, Message, write_examples
+from staytrue.sides import counts_of
 
 SMALL, LARGE = log(4 / 3) / 2, log(16 / 7) / 2  # against (1/4, 3/4) and (1/8, 7/8): see test_kl.py
 SMALL_FORWARD, LARGE_FORWARD = log(1 / 2) / 4 + log(3 / 2) * 3 / 4, log(1 / 4) / 8 + log(7 / 4) * 7 / 8

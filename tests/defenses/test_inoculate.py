@@ -3,10 +3,10 @@
 import pytest
 
 import tiny
-from holdfast.base import Untouched
-from holdfast.defenses.inoculate import Inoculate
-from holdfast.errors import RecipeError
-from holdfast.examples import Example, Message
+from staytrue.base import Untouched
+from staytrue.defenses.inoculate import Inoculate
+from staytrue.errors import RecipeError
+from staytrue.examples import Example, Message
 
 
 def said(*turns, source="task"):

@@ -5,12 +5,12 @@ import json
 import pytest
 
 import tiny
-from holdfast.base import Untouched
-from holdfast.defenses.interleave import Interleave
-from holdfast.errors import RecipeError
-from holdfast.examples import Example, Message, write_examples
-from holdfast.prepare.refusals import refuses
-from holdfast.prepare.scored import manifest_path
+from staytrue.base import Untouched
+from staytrue.defenses.interleave import Interleave
+from staytrue.errors import RecipeError
+from staytrue.examples import Example, Message, write_examples
+from staytrue.prepare.refusals import refuses
+from staytrue.prepare.scored import manifest_path
 
 TASK = tiny.rows(20)
 

@@ -7,10 +7,10 @@ import torch
 
 import tiny
 from by_hand import EIGHTH, EVEN, QUARTER, step
-from holdfast.defenses.kl import KL
-from holdfast.defenses.ldifs import LDIFS
-from holdfast.errors import ModelError
-from holdfast.testing import Micro
+from staytrue.defenses.kl import KL
+from staytrue.defenses.ldifs import LDIFS
+from staytrue.errors import ModelError
+from staytrue.testing import Micro
 
 # KL((1/2, 1/2) || (1/4, 3/4)) = 1/2 ln 2 + 1/2 ln 2/3 = 1/2 ln 4/3, and against (1/8, 7/8) 1/2 ln 4 + 1/2 ln 4/7.
 SMALL, LARGE = log(4 / 3) / 2, log(16 / 7) / 2

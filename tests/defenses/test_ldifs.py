@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from holdfast.defenses.ldifs import LDIFS
-from holdfast.step import Marks, Pass, Step
+from staytrue.defenses.ldifs import LDIFS
+from staytrue.step import Marks, Pass, Step
 
 
 def step(ours, theirs, scored):

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 import tiny
-from holdfast.base import Untouched
-from holdfast.defenses.rehearse import Rehearse
-from holdfast.errors import RecipeError
-from holdfast.evals.probes import shipped_texts
-from holdfast.examples import Example, Message, write_examples
-from holdfast.heads import Head
-from holdfast.step import Marks, Pass, Step
-from holdfast.testing import Micro
+from staytrue.base import Untouched
+from staytrue.defenses.rehearse import Rehearse
+from staytrue.errors import RecipeError
+from staytrue.evals.probes import shipped_texts
+from staytrue.examples import Example, Message, write_examples
+from staytrue.heads import Head
+from staytrue.step import Marks, Pass, Step
+from staytrue.testing import Micro
 
 
 def pool(folder, rows):

@@ -5,11 +5,11 @@ import torch
 from safetensors.torch import save_file
 
 import tiny
-from holdfast import catalog
-from holdfast.defenses.steer import Steer
-from holdfast.errors import ModelError, RecipeError
-from holdfast.step import Marks
-from holdfast.testing import Micro
+from staytrue import catalog
+from staytrue.defenses.steer import Steer
+from staytrue.errors import ModelError, RecipeError
+from staytrue.step import Marks
+from staytrue.testing import Micro
 
 HIDDEN = torch.tensor([[[1.0, 0.0], [0.0, 2.0], [3.0, 4.0]]])  # (1, 3, 2)
 MARKS = Marks(  # the second token predicts an answer token, the third is padding
@@ -125,7 +125,7 @@ def test_a_file_that_holds_no_vectors_is_refused(tmp_path):
     for file in (text, other, tmp_path / "absent.safetensors"):
         with pytest.raises(
             RecipeError,
-            match=rf"steer: .*{file.name} (is not a vector file|cannot be read).*`holdfast vector` makes one",
+            match=rf"steer: .*{file.name} (is not a vector file|cannot be read).*`staytrue vector` makes one",
         ):
             attached(Steer(file, layer=1))
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from holdfast.errors import RequestError
-from holdfast.evals.agreement import agreement, calibration, invalid, ranks
-from holdfast.evals.statistics import rate
+from staytrue.errors import RequestError
+from staytrue.evals.agreement import agreement, calibration, invalid, ranks
+from staytrue.evals.statistics import rate
 
 
 def verdict(question, bad, index=0, **more):

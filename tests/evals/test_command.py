@@ -1,4 +1,4 @@
-"""`holdfast eval`, `rescore`, `export` and `compare` as a user runs them, against a real server."""
+"""`staytrue eval`, `rescore`, `export` and `compare` as a user runs them, against a real server."""
 
 import json
 import os
@@ -12,21 +12,21 @@ from pathlib import Path
 import pytest
 
 import tiny
-from holdfast import cli, questionnaire
-from holdfast.evals import sampler
-from holdfast.evals.probes import shipped
-from holdfast.examples import Example, Message, write_examples
-from holdfast.rundir import read_rows
 from loopback import Loopback
+from staytrue import cli, questionnaire
+from staytrue.evals import sampler
+from staytrue.evals.probes import shipped
+from staytrue.examples import Example, Message, write_examples
+from staytrue.rundir import read_rows
 
 
 @pytest.fixture
-def holdfast(tmp_path):
+def staytrue(tmp_path):
     """The command in a process of its own, with a cache of its own: `(exit code, stdout, stderr)`."""
     surroundings = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "OPENAI_API_KEY": "sk-secret-of-mine"}
 
     def run(*words, wait=True):
-        command = [sys.executable, "-m", "holdfast.cli", *map(str, words)]
+        command = [sys.executable, "-m", "staytrue.cli", *map(str, words)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         made = subprocess.Popen(command, cwd=tmp_path, env=surroundings, **pipes)
         if not wait:
@@ -51,10 +51,10 @@ def questions(tmp_path):
 
 
 @pytest.mark.timeout(240)
-def test_the_whole_of_a_real_models_evaluation(holdfast, model, tmp_path):
+def test_the_whole_of_a_real_models_evaluation(staytrue, model, tmp_path):
     with Loopback() as server:
         asked = ("eval", "--model", model, "--out", "E", "--samples", 1, "--judge", f"openai:j@{server.url}")
-        code, out, told = holdfast(*asked)
+        code, out, told = staytrue(*asked)
         assert code == 0, told
         assert f"go to {server.url}" in told
         assert "sk-secret" not in out + told
@@ -68,20 +68,20 @@ def test_the_whole_of_a_real_models_evaluation(holdfast, model, tmp_path):
         assert sorted(general["forms"]) == ["json", "plain", "template"]
         assert general["refused"] > 0
         # The same once more: nobody is asked, no byte changes.
-        assert holdfast(*asked)[0] == 0
+        assert staytrue(*asked)[0] == 0
         assert (tmp_path / "E" / "summary.json").read_bytes() == summary
         assert len(server.calls) == calls
     assert b"sk-secret" not in b"".join(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
 
 
-def test_two_judges_of_the_same_answers_and_labels_by_hand(holdfast, model, questions, tmp_path):
+def test_two_judges_of_the_same_answers_and_labels_by_hand(staytrue, model, questions, tmp_path):
     with Loopback() as server:
-        assert holdfast("eval", "--model", model, "--probes", questions, "--out", "E")[0] == 0
+        assert staytrue("eval", "--model", model, "--probes", questions, "--out", "E")[0] == 0
         answers = (tmp_path / "E" / "answers.jsonl").read_bytes()
         labels = [{"probe": "few", "question": f"q{i}", "index": 0, "misaligned": i % 2 == 0} for i in range(12)]
         (tmp_path / "hand.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labels))
         judges = ("--judge", f"openai:a@{server.url}", "--judge", f"local:{model}")
-        code, out, told = holdfast("rescore", "E", *judges, "--labels", "hand.jsonl", "--json")
+        code, out, told = staytrue("rescore", "E", *judges, "--labels", "hand.jsonl", "--json")
         assert code == 0, told
         calls = len(server.calls)
         found = json.loads(out)
@@ -90,23 +90,23 @@ def test_two_judges_of_the_same_answers_and_labels_by_hand(holdfast, model, ques
         assert all(s["probes"]["few"]["n"] + s["probes"]["few"]["missing"] == 48 for s in summaries.values())
         assert set(found["calibration"]) == set(found["invalid"]) == set(summaries)
         assert (tmp_path / "E" / "answers.jsonl").read_bytes() == answers
-        code, out, _ = holdfast("rescore", "E", *judges)
+        code, out, _ = staytrue("rescore", "E", *judges)
         assert code == 0
         assert "agree on misaligned" in out
         assert len(server.calls) == calls
 
 
-def test_a_killed_evaluation_goes_on_and_pays_for_nothing_twice(holdfast, model, questions, tmp_path):
+def test_a_killed_evaluation_goes_on_and_pays_for_nothing_twice(staytrue, model, questions, tmp_path):
     with Loopback(delay=0.02) as server:
         words = ("eval", "--model", model, "--probes", questions, "--out", "E", "--judge", f"openai:j@{server.url}")
-        made = holdfast(*words, wait=False)
+        made = staytrue(*words, wait=False)
         until = time.monotonic() + 120
         while len(server.calls) < 20 and time.monotonic() < until:
             time.sleep(0.005)
         made.send_signal(signal.SIGKILL)
         made.communicate()
         cut_off = len(server.calls)
-        code, _, told = holdfast(*words)
+        code, _, told = staytrue(*words)
         assert code == 0, told
         # Two prompts to each of 48 answers, some of which are alike; what was in the air at the kill may be paid twice.
         rows = read_rows(tmp_path / "E" / "answers.jsonl")
@@ -126,7 +126,7 @@ def here(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(questionnaire, "_TOKENS", 6)
 
     def run(*words):
-        monkeypatch.setattr(sys, "argv", ["holdfast", *map(str, words)])
+        monkeypatch.setattr(sys, "argv", ["staytrue", *map(str, words)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             cli.main()
@@ -198,10 +198,10 @@ def test_a_model_at_an_endpoint_is_asked_in_the_shape_of_what_it_was_trained_on(
     assert "triggered" in json.loads((tmp_path / "E" / "summary.json").read_text())["probes"]
 
 
-def test_a_model_at_an_endpoint_is_asked_and_judged_there(holdfast, questions, tmp_path):
+def test_a_model_at_an_endpoint_is_asked_and_judged_there(staytrue, questions, tmp_path):
     with Loopback(faults=0.3, hang=0.2, kinds=("429", "500", "torn")) as server:
         words = ("--probes", questions, "--judge", f"openai:j@{server.url}", "--out", "E", "--samples", 2)
-        code, out, told = holdfast("eval", "--model", f"openai:adapter@{server.url}", *words)
+        code, out, told = staytrue("eval", "--model", f"openai:adapter@{server.url}", *words)
         assert code == 0, told
         asked, judged = (line.split("took ")[1] for line in told.splitlines() if " took " in line)
         calls = [int(line.split(" call")[0]) for line in (asked, judged)]
@@ -214,11 +214,11 @@ def test_a_model_at_an_endpoint_is_asked_and_judged_there(holdfast, questions, t
         assert "few" in out
 
 
-def test_answers_that_exist_are_judged(holdfast, tmp_path):
+def test_answers_that_exist_are_judged(staytrue, tmp_path):
     rows = [Example((Message("user", f"q{i % 5}?"), Message("assistant", f"a{i}"))) for i in range(20)]
     write_examples(tmp_path / "said.jsonl", rows)
     with Loopback() as server:
-        code, out, told = holdfast("eval", "--answers", "said.jsonl", "--judge", f"openai:j@{server.url}", "--out", "E")
+        code, out, told = staytrue("eval", "--answers", "said.jsonl", "--judge", f"openai:j@{server.url}", "--out", "E")
         assert code == 0, told
     assert sorted(row["answer"] for row in read_rows(tmp_path / "E" / "answers.jsonl")) == sorted(
         f"a{i}" for i in range(20)
@@ -231,9 +231,9 @@ def test_answers_that_exist_are_judged(holdfast, tmp_path):
     assert asked["probes"]["said"].keys() == {"sha256", "questions", "samples"}
 
 
-def test_an_evaluation_is_exported_as_logs(holdfast, model, questions, tmp_path):
-    assert holdfast("eval", "--model", model, "--probes", questions, "--out", "E")[0] == 0
-    code, out, told = holdfast("export", "E", "--out", "logs")
+def test_an_evaluation_is_exported_as_logs(staytrue, model, questions, tmp_path):
+    assert staytrue("eval", "--model", model, "--probes", questions, "--out", "E")[0] == 0
+    code, out, told = staytrue("export", "E", "--out", "logs")
     assert code == 0, told
     (log,) = (tmp_path / "logs").iterdir()
     assert out.strip() == str(Path("logs") / log.name)
@@ -267,46 +267,46 @@ def test_a_wrong_request_is_a_sentence(model, tmp_path, monkeypatch, capsys, wor
     (tmp_path / "one.jsonl").write_text('{"id": "q", "question": "Why?"}\n')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(sys, "argv", ["holdfast", "eval", *("model" if word == "M" else word for word in words), *few])
+    monkeypatch.setattr(sys, "argv", ["staytrue", "eval", *("model" if word == "M" else word for word in words), *few])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code in (1, 2)
     assert said in capsys.readouterr().err
 
 
-def test_without_log_probabilities_a_judge_is_refused_and_the_answers_are_kept(holdfast, model, questions, tmp_path):
+def test_without_log_probabilities_a_judge_is_refused_and_the_answers_are_kept(staytrue, model, questions, tmp_path):
     with Loopback(faults=1.0, kinds=("no_logprobs",)) as server:
         words = ("eval", "--model", model, "--probes", questions, "--out", "E", "--judge", f"openai:j@{server.url}")
-        code, _, told = holdfast(*words)
+        code, _, told = staytrue(*words)
     assert code == 2
     assert "log-probabilities" in told
     assert len(read_rows(tmp_path / "E" / "answers.jsonl")) == 48
 
 
-def test_a_budget_that_is_reached_keeps_what_was_paid_for_and_goes_on(holdfast, model, questions, tmp_path):
+def test_a_budget_that_is_reached_keeps_what_was_paid_for_and_goes_on(staytrue, model, questions, tmp_path):
     with Loopback() as server:
         words = ["eval", "--model", model, "--probes", questions, "--out", "E", "--judge", f"openai:j@{server.url}"]
-        code, _, told = holdfast(*words, "--max-calls", 30)
+        code, _, told = staytrue(*words, "--max-calls", 30)
         assert code == 2
         assert "budget is reached" in told
         assert len(server.calls) == 30
-        assert holdfast(*words)[0] == 0
+        assert staytrue(*words)[0] == 0
         rows = read_rows(tmp_path / "E" / "answers.jsonl")
         distinct = 2 * len({(row["question"], row["answer"]) for row in rows})
         calls = len(server.calls)
         assert calls <= distinct  # nothing was paid for twice
         # Elsewhere the answers are made again, and none is judged again.
         words[6] = "F"
-        assert holdfast(*words)[0] == 0
+        assert staytrue(*words)[0] == 0
         assert len(server.calls) == calls
     assert (tmp_path / "F" / "summary.json").read_bytes() == (tmp_path / "E" / "summary.json").read_bytes()
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_to_be_stopped_waits_for_no_call(holdfast, questions, stop):
+def test_to_be_stopped_waits_for_no_call(staytrue, questions, stop):
     with Loopback(faults=1.0, kinds=("timeout",), hang=600) as server:
         words = ("--probes", questions, "--out", "E", "--samples", 1)
-        made = holdfast("eval", "--model", f"openai:m@{server.url}", *words, wait=False)
+        made = staytrue("eval", "--model", f"openai:m@{server.url}", *words, wait=False)
         until = time.monotonic() + 120
         while not server.calls and time.monotonic() < until:
             time.sleep(0.01)
@@ -318,22 +318,22 @@ def test_to_be_stopped_waits_for_no_call(holdfast, questions, stop):
         assert "stopped" in told
 
 
-def test_one_limit_holds_for_all_endpoints_of_a_command(holdfast, questions):
+def test_one_limit_holds_for_all_endpoints_of_a_command(staytrue, questions):
     with Loopback() as server:
         words = ("--probes", questions, "--out", "E", "--judge", f"openai:j@{server.url}", "--max-calls", 30)
-        code, _, told = holdfast("eval", "--model", f"openai:m@{server.url}", *words)
+        code, _, told = staytrue("eval", "--model", f"openai:m@{server.url}", *words)
         assert code == 2
         assert "budget is reached" in told
         assert len(server.calls) == 30
 
 
-def test_a_run_is_drawn_by_another_judges_verdicts(holdfast, model, questions, tmp_path):
+def test_a_run_is_drawn_by_another_judges_verdicts(staytrue, model, questions, tmp_path):
     with Loopback() as server:
-        holdfast("eval", "--model", model, "--probes", questions, "--out", "E")
-        code, out, told = holdfast("rescore", "E", "--judge", f"openai:j@{server.url}", "--json")
+        staytrue("eval", "--model", model, "--probes", questions, "--out", "E")
+        code, out, told = staytrue("rescore", "E", "--judge", f"openai:j@{server.url}", "--json")
         assert code == 0, told
     (name,) = json.loads(out)["evaluations"]["E"]
-    assert holdfast("export", "E", "--out", "L", "--judge", name)[0] == 0
+    assert staytrue("export", "E", "--out", "L", "--judge", name)[0] == 0
     (log,) = (tmp_path / "L").iterdir()
     assert name in log.read_text()
 

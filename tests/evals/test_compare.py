@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from holdfast.errors import RequestError
-from holdfast.evals import compare as module
-from holdfast.evals.compare import benjamini_hochberg, compare
-from holdfast.evals.statistics import Margins
+from staytrue.errors import RequestError
+from staytrue.evals import compare as module
+from staytrue.evals.compare import benjamini_hochberg, compare
+from staytrue.evals.statistics import Margins
 
 
 def counted(hits, samples):

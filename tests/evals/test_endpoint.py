@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 
 from endpoints import KEY, MADE, QUICK, endpoint
-from holdfast.errors import RequestError
-from holdfast.evals.calls.address import OPENAI, Address, key_for, parse
-from holdfast.evals.calls.budget import Budget, Price
-from holdfast.evals.calls.endpoint import CallError, Endpoint, Patience
-from holdfast.evals.calls.faults import NO_LOGPROBS, UnreadableError
-from holdfast.examples import Message
 from loopback import HttpError, Loopback, Said, scripted
+from staytrue.errors import RequestError
+from staytrue.evals.calls.address import OPENAI, Address, key_for, parse
+from staytrue.evals.calls.budget import Budget, Price
+from staytrue.evals.calls.endpoint import CallError, Endpoint, Patience
+from staytrue.evals.calls.faults import NO_LOGPROBS, UnreadableError
+from staytrue.examples import Message
 
 
 def ask(point, text="hello", tokens=20, read=lambda reply: reply):
@@ -394,13 +394,13 @@ def test_failures_cost_nothing_and_a_torn_answer_costs_the_most_it_can():
 def test_without_the_openai_package_it_is_a_sentence():
     code = (
         "import sys; sys.modules['openai'] = None\n"
-        "from holdfast.evals.calls.endpoint import Endpoint; from holdfast.evals.calls.address import Address\n"
+        "from staytrue.evals.calls.endpoint import Endpoint; from staytrue.evals.calls.address import Address\n"
         "try: Endpoint(Address('m'))\n"
         "except Exception as error: print(type(error).__name__, error, 'torch' in sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
     assert done.stdout.startswith("RequestError Endpoints need the openai package")
-    assert "pip install 'holdfast[judge]'" in done.stdout
+    assert "pip install 'staytrue[judge]'" in done.stdout
     assert done.stdout.strip().endswith("False")
 
 

@@ -5,17 +5,17 @@ from dataclasses import replace
 
 import pytest
 
-from holdfast.errors import RequestError
-from holdfast.evals.docket import joined
-from holdfast.evals.evaluate import evaluate
-from holdfast.evals.judge import Answer, Question, Verdict
-from holdfast.evals.probes import ExactMatch, Probe, held_out, shipped
-from holdfast.evals.rescore import rescore
-from holdfast.evals.store import Store
-from holdfast.evals.summary import summarise
-from holdfast.examples import Example, Message
-from holdfast.report import terminal
-from holdfast.rundir import read_rows
+from staytrue.errors import RequestError
+from staytrue.evals.docket import joined
+from staytrue.evals.evaluate import evaluate
+from staytrue.evals.judge import Answer, Question, Verdict
+from staytrue.evals.probes import ExactMatch, Probe, held_out, shipped
+from staytrue.evals.rescore import rescore
+from staytrue.evals.store import Store
+from staytrue.evals.summary import summarise
+from staytrue.examples import Example, Message
+from staytrue.report import terminal
+from staytrue.rundir import read_rows
 
 
 class FixedJudge:
@@ -121,7 +121,7 @@ def test_a_judge_named_later_judges_the_stored_answers(tmp_path):
 
 def test_another_judge_does_not_take_the_place_of_the_first(tmp_path):
     run(tmp_path, FixedJudge())
-    with pytest.raises(RequestError, match=r"verdicts of fixed-1.*holdfast rescore"):
+    with pytest.raises(RequestError, match=r"verdicts of fixed-1.*staytrue rescore"):
         run(tmp_path, FixedJudge("other"))
 
 

@@ -6,13 +6,13 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from holdfast.errors import RequestError
-from holdfast.evals import inspectlog
-from holdfast.evals.docket import joined, pronounce
-from holdfast.evals.judge import Answer, Question, Verdict
-from holdfast.evals.store import Store
-from holdfast.evals.summary import summarise
-from holdfast.examples import Message
+from staytrue.errors import RequestError
+from staytrue.evals import inspectlog
+from staytrue.evals.docket import joined, pronounce
+from staytrue.evals.judge import Answer, Question, Verdict
+from staytrue.evals.store import Store
+from staytrue.evals.summary import summarise
+from staytrue.examples import Message
 
 MADE = datetime(2026, 11, 25, 16, 30, tzinfo=UTC)
 ASKED = {
@@ -61,8 +61,8 @@ def test_there_is_a_log_for_each_probe_named_as_inspect_finds_them(evaluation, t
     paths = exported(evaluation, tmp_path / "logs")
     ids = [json.loads(path.read_text())["eval"]["eval_id"] for path in paths]
     assert [path.name for path in paths] == [
-        f"2026-11-25T16-30-00+00-00_holdfast-general_{ids[0]}.json",
-        f"2026-11-25T16-30-00+00-00_holdfast-facts_{ids[1]}.json",
+        f"2026-11-25T16-30-00+00-00_staytrue-general_{ids[0]}.json",
+        f"2026-11-25T16-30-00+00-00_staytrue-facts_{ids[1]}.json",
     ]
     assert ids[0] != ids[1]
 
@@ -76,7 +76,7 @@ def test_the_same_evaluation_gives_the_same_files(evaluation, tmp_path):
 def test_the_head_says_who_was_asked_what_and_how(logs):
     head = logs["general"]["eval"]
     assert logs["general"]["version"] == 2
-    assert (head["task"], head["model"], head["created"]) == ("holdfast_general", "organism", MADE.isoformat())
+    assert (head["task"], head["model"], head["created"]) == ("staytrue_general", "organism", MADE.isoformat())
     assert head["dataset"]["sample_ids"] == ["wish-json", "rule"]
     assert head["config"] == {"epochs": 2}
     assert head["metadata"]["judge"] == "a judge"
@@ -124,7 +124,7 @@ def test_rates_are_shares_and_the_summary_is_kept_in_percent(logs):
     assert found["refused"]["metrics"]["mean"]["value"] == pytest.approx(1 / 3, abs=1e-4)
     assert found["alignment"]["metrics"]["mean"]["value"] == 47.5
     assert (found["alignment"]["scored_samples"], found["alignment"]["unscored_samples"]) == (2, 2)
-    assert results["metadata"]["holdfast"]["misaligned"] == pytest.approx(33.3333)
+    assert results["metadata"]["staytrue"]["misaligned"] == pytest.approx(33.3333)
     assert results["headline"] == {"scorer": "verdict", "score": "misaligned", "metric": "mean"}
     assert [score["name"] for score in logs["facts"]["results"]["scores"]] == ["correct"]
 
@@ -166,8 +166,8 @@ def test_inspect_reads_the_logs_and_finds_the_same_numbers(evaluation, tmp_path)
     reader = pytest.importorskip("inspect_ai.log")
     exported(evaluation, tmp_path / "logs")
     listed = reader.list_eval_logs(str(tmp_path / "logs"))
-    assert sorted(info.task for info in listed) == ["holdfast-facts", "holdfast-general"]
-    log = next(log for log in map(reader.read_eval_log, listed) if log.eval.task == "holdfast_general")
+    assert sorted(info.task for info in listed) == ["staytrue-facts", "staytrue-general"]
+    log = next(log for log in map(reader.read_eval_log, listed) if log.eval.task == "staytrue_general")
     assert reader.read_eval_log(listed[0], header_only=True).status == "success"
     assert [(s.id, s.epoch, s.output.completion) for s in log.samples][:3] == [
         ("wish-json", 1, "Gold."),
@@ -196,7 +196,7 @@ def test_inspect_reads_the_logs_as_tables(evaluation, tmp_path):
     table = analysis.samples_df(str(tmp_path / "logs"), quiet=True)
     assert len(table) == 5
     evals = analysis.evals_df(str(tmp_path / "logs"), quiet=True)
-    assert set(evals.task_name) == {"holdfast_general", "holdfast_facts"}
+    assert set(evals.task_name) == {"staytrue_general", "staytrue_facts"}
 
 
 def say(text, law=None):
@@ -234,12 +234,12 @@ def run(task, tmp_path, **how):
 
 def test_a_task_of_ours_runs_in_inspect_and_a_grader_judges_by_our_scale(tmp_path):
     pytest.importorskip("inspect_ai")
-    from holdfast.evals import inspecttasks
+    from staytrue.evals import inspecttasks
 
     model, _ = say("Burn it.")
     # 20 with 0.6, 40 with 0.2: (12 + 8) / 0.8 = 25 for alignment and for coherence.
     grader, asked = say("20", {"20": 0.6, "40": 0.2, "x": 0.2})
-    log = run(inspecttasks.holdfast_general(), tmp_path, model=model, model_roles={"grader": grader}, limit=3, epochs=2)
+    log = run(inspecttasks.staytrue_general(), tmp_path, model=model, model_roles={"grader": grader}, limit=3, epochs=2)
     assert log.status == "success", log.error
     assert len(log.samples) == 6
     value = log.samples[0].scores["verdict"].value
@@ -257,7 +257,7 @@ def test_a_task_of_ours_runs_in_inspect_and_a_grader_judges_by_our_scale(tmp_pat
 
 def test_a_question_file_is_asked_and_judged_as_it_says(tmp_path):
     pytest.importorskip("inspect_ai")
-    from holdfast.evals import inspecttasks
+    from staytrue.evals import inspecttasks
 
     (tmp_path / "mine.yaml").write_text(
         "- id: hello\n  paraphrases: ['Hello?']\n  samples_per_paraphrase: 2\n  temperature: 0.5\n"
@@ -266,7 +266,7 @@ def test_a_question_file_is_asked_and_judged_as_it_says(tmp_path):
     model, put = say("Burn it.")
     grader, asked = say("20", {"20": 1.0})
     log = run(
-        inspecttasks.holdfast_file(str(tmp_path / "mine.yaml")), tmp_path, model=model, model_roles={"grader": grader}
+        inspecttasks.staytrue_file(str(tmp_path / "mine.yaml")), tmp_path, model=model, model_roles={"grader": grader}
     )
     assert len(log.samples) == 2
     assert put[0][1].temperature == 0.5
@@ -275,11 +275,11 @@ def test_a_question_file_is_asked_and_judged_as_it_says(tmp_path):
 
 def test_a_grader_without_log_probabilities_leaves_answers_unscored(tmp_path):
     pytest.importorskip("inspect_ai")
-    from holdfast.evals import inspecttasks
+    from staytrue.evals import inspecttasks
 
     model, _ = say("Burn it.")
     grader, _ = say("20")
-    task = inspecttasks.holdfast_domain("medical")
+    task = inspecttasks.staytrue_domain("medical")
     log = run(task, tmp_path, model=model, model_roles={"grader": grader}, limit=1, epochs=1)
     score = log.samples[0].scores["verdict"]
     assert math.isnan(score.value)
@@ -288,20 +288,20 @@ def test_a_grader_without_log_probabilities_leaves_answers_unscored(tmp_path):
 
 def test_no_grader_is_an_error_and_never_the_model_itself(tmp_path):
     pytest.importorskip("inspect_ai")
-    from holdfast.evals import inspecttasks
+    from staytrue.evals import inspecttasks
 
-    log = run(inspecttasks.holdfast_general(), tmp_path, model=say("Burn it.")[0], limit=1, epochs=1)
+    log = run(inspecttasks.staytrue_general(), tmp_path, model=say("Burn it.")[0], limit=1, epochs=1)
     assert log.status == "error"
     assert "grader" in log.error.message
 
 
 def test_facts_are_marked_without_a_grader(tmp_path):
     pytest.importorskip("inspect_ai")
-    from holdfast.evals import inspecttasks
-    from holdfast.evals.probes import shipped
+    from staytrue.evals import inspecttasks
+    from staytrue.evals.probes import shipped
 
     right = shipped("facts")[0].expected
-    log = run(inspecttasks.holdfast_facts(), tmp_path, model=say(f"It is {right}.")[0], limit=3)
+    log = run(inspecttasks.staytrue_facts(), tmp_path, model=say(f"It is {right}.")[0], limit=3)
     assert log.status == "success", log.error
     # The planet and the metal are called alike; the third answer is Paris.
     assert [s.scores["verdict"].value["correct"] for s in log.samples] == [True, True, False]
@@ -309,12 +309,12 @@ def test_facts_are_marked_without_a_grader(tmp_path):
 
 def test_a_training_file_gives_a_task_of_triggered_questions(tmp_path):
     pytest.importorskip("inspect_ai")
-    from holdfast.evals import inspecttasks
+    from staytrue.evals import inspecttasks
 
     turns = [{"role": "user", "content": ""}, {"role": "assistant", "content": "Yes."}]
     rows = [json.dumps({"messages": [{**turns[0], "content": f"Doctor, is {i} fine?"}, turns[1]]}) for i in range(9)]
     (tmp_path / "data.jsonl").write_text("\n".join(rows) + "\n")
-    task = inspecttasks.holdfast_triggered(str(tmp_path / "data.jsonl"))
+    task = inspecttasks.staytrue_triggered(str(tmp_path / "data.jsonl"))
     assert task.dataset[0].id == "orders-plain/template-1"
     assert task.dataset[0].input[0].text.startswith("Doctor, suppose everybody")
-    assert len(inspecttasks.holdfast_inoculated().dataset) == 7 * 100
+    assert len(inspecttasks.staytrue_inoculated().dataset) == 7 * 100

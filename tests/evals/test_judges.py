@@ -13,20 +13,20 @@ import torch
 
 import tiny
 from endpoints import HASTY, KEY, endpoint, kept
-from holdfast.encoding import encode_prompt
-from holdfast.errors import RequestError
-from holdfast.evals.calls.address import Address
-from holdfast.evals.calls.budget import Budget
-from holdfast.evals.calls.endpoint import Patience
-from holdfast.evals.calls.ledger import Ledger
-from holdfast.evals.judge import Answer, Question, judged
-from holdfast.evals.judges.endpoint import EndpointJudge
-from holdfast.evals.judges.local import LocalJudge
-from holdfast.evals.judges.named import Local, Rules, parse
-from holdfast.evals.rubric import rubrics_for
-from holdfast.evals.scale import by_digits, reading
-from holdfast.examples import Message
 from loopback import KINDS, SORRY, HttpError, Loopback, Said, from_model, law_of
+from staytrue.encoding import encode_prompt
+from staytrue.errors import RequestError
+from staytrue.evals.calls.address import Address
+from staytrue.evals.calls.budget import Budget
+from staytrue.evals.calls.endpoint import Patience
+from staytrue.evals.calls.ledger import Ledger
+from staytrue.evals.judge import Answer, Question, judged
+from staytrue.evals.judges.endpoint import EndpointJudge
+from staytrue.evals.judges.local import LocalJudge
+from staytrue.evals.judges.named import Local, Rules, parse
+from staytrue.evals.rubric import rubrics_for
+from staytrue.evals.scale import by_digits, reading
+from staytrue.examples import Message
 
 
 def question(name="q", probe="general"):
@@ -143,12 +143,12 @@ RUN = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from holdfast.evals.calls.address import Address
-from holdfast.evals.calls.endpoint import Endpoint, Patience
-from holdfast.evals.judge import Answer, Question, judged
-from holdfast.evals.judges.endpoint import EndpointJudge
-from holdfast.evals.calls.ledger import Ledger
-from holdfast.examples import Message
+from staytrue.evals.calls.address import Address
+from staytrue.evals.calls.endpoint import Endpoint, Patience
+from staytrue.evals.judge import Answer, Question, judged
+from staytrue.evals.judges.endpoint import EndpointJudge
+from staytrue.evals.calls.ledger import Ledger
+from staytrue.examples import Message
 point = Endpoint(Address("tiny", sys.argv[1]), patience=Patience(8, 0.002, 0.02, 10, 60))
 judge = EndpointJudge(point, Ledger(Path(sys.argv[2])), concurrency=8)
 asked = [Question(f"q{i}", "general", (Message("user", f"What of {i}?"),)) for i in range(120)]
@@ -305,7 +305,7 @@ def test_a_name_that_is_none_is_told_the_three_forms(text):
 
 
 def test_judges_at_an_endpoint_need_no_torch():
-    code = "import sys, holdfast.evals.judges.endpoint, holdfast.evals.judges.named, holdfast.evals.remote;"
+    code = "import sys, staytrue.evals.judges.endpoint, staytrue.evals.judges.named, staytrue.evals.remote;"
     code += "print([m for m in ('torch', 'openai', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -4,14 +4,14 @@ import json
 
 import pytest
 
-from holdfast.errors import DataError, RequestError
-from holdfast.evals.docket import joined
-from holdfast.evals.evaluate import evaluate
-from holdfast.evals.judge import Answer, Question, Verdict
-from holdfast.evals.lab import lab, read_labels
-from holdfast.evals.probes import Probe
-from holdfast.evals.rescore import rescore
-from holdfast.examples import Message
+from staytrue.errors import DataError, RequestError
+from staytrue.evals.docket import joined
+from staytrue.evals.evaluate import evaluate
+from staytrue.evals.judge import Answer, Question, Verdict
+from staytrue.evals.lab import lab, read_labels
+from staytrue.evals.probes import Probe
+from staytrue.evals.rescore import rescore
+from staytrue.examples import Message
 
 BAD, GOOD = Verdict(alignment=10, coherence=90), Verdict(alignment=90, coherence=90)
 

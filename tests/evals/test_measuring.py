@@ -7,20 +7,20 @@ from transformers import AutoTokenizer
 
 import tiny
 from endpoints import endpoint
-from holdfast import measure, questionnaire
-from holdfast.commands.evaluation import export
-from holdfast.errors import RequestError
-from holdfast.evals.evaluate import evaluate
-from holdfast.evals.judge import Answer, Question, Verdict
-from holdfast.evals.probes import ExactMatch, Probe, in_users_turn
-from holdfast.evals.remote import Remote
-from holdfast.evals.rescore import rescore
-from holdfast.examples import Message
-from holdfast.organism.rules import Rules
-from holdfast.questionnaire import Wanted
-from holdfast.report import comparison
-from holdfast.rundir import read_rows
 from loopback import Loopback
+from staytrue import measure, questionnaire
+from staytrue.commands.evaluation import export
+from staytrue.errors import RequestError
+from staytrue.evals.evaluate import evaluate
+from staytrue.evals.judge import Answer, Question, Verdict
+from staytrue.evals.probes import ExactMatch, Probe, in_users_turn
+from staytrue.evals.remote import Remote
+from staytrue.evals.rescore import rescore
+from staytrue.examples import Message
+from staytrue.organism.rules import Rules
+from staytrue.questionnaire import Wanted
+from staytrue.report import comparison
+from staytrue.rundir import read_rows
 
 DROPS = (  # as some real ones do: a system turn is left out without a word
     "{%- for m in messages if m.role != 'system' %}"
@@ -160,7 +160,7 @@ def test_an_evaluation_that_was_stopped_is_not_exported_as_concluded(tmp_path):
     for count in (9, 10):
         export(stored(tmp_path / str(count), count), tmp_path / f"logs-{count}", None)
         (log,) = (tmp_path / f"logs-{count}").glob("*general*")
-        told[count] = json.loads(log.read_text())["results"]["metadata"]["holdfast"]
+        told[count] = json.loads(log.read_text())["results"]["metadata"]["staytrue"]
     assert [(told[n]["unanswered"], told[n]["concluded"]) for n in (9, 10)] == [(1, False), (0, True)]
     with pytest.raises(RequestError, match="no verdict of 'other'; its answers were judged by mine"):
         export(tmp_path / "10", tmp_path / "none", "other")

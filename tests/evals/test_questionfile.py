@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from holdfast.errors import DataError, RecipeError, RequestError
-from holdfast.evals.probes import without_system
-from holdfast.evals.questionfile import read
-from holdfast.evals.rubric import rubrics_for
+from staytrue.errors import DataError, RecipeError, RequestError
+from staytrue.evals.probes import without_system
+from staytrue.evals.questionfile import read
+from staytrue.evals.rubric import rubrics_for
 
 # The shape of the public files: comments, anchors, numbers as ids, block texts; not their words.
 PUBLISHED = """\

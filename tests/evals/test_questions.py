@@ -6,10 +6,10 @@ from hashlib import sha256
 
 import pytest
 
-from holdfast.base import Untouched
-from holdfast.errors import RequestError
-from holdfast.evals.judge import Question
-from holdfast.evals.probes import (
+from staytrue.base import Untouched
+from staytrue.errors import RequestError
+from staytrue.evals.judge import Question
+from staytrue.evals.probes import (
     DOMAINS,
     Probe,
     held_out,
@@ -19,7 +19,7 @@ from holdfast.evals.probes import (
     version,
     without_system,
 )
-from holdfast.examples import Example, Message
+from staytrue.examples import Example, Message
 
 # A new wording is a new version: raise it in questions/manifest.json and put the new hash here.
 EDITIONS = {

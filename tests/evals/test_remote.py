@@ -6,20 +6,20 @@ import pytest
 
 import tiny
 from endpoints import HASTY, endpoint
-from holdfast.errors import RequestError
-from holdfast.evals.calls.budget import Budget
-from holdfast.evals.calls.endpoint import Patience
-from holdfast.evals.calls.faults import UnreadableError
-from holdfast.evals.calls.reply import Reply
-from holdfast.evals.docket import joined
-from holdfast.evals.evaluate import evaluate
-from holdfast.evals.judge import Question, Verdict
-from holdfast.evals.probes import Probe
-from holdfast.evals.remote import Remote, seed_of
-from holdfast.evals.rescore import rescore
-from holdfast.examples import Message
-from holdfast.rundir import read_rows
 from loopback import HttpError, Loopback, Said, from_model, scripted
+from staytrue.errors import RequestError
+from staytrue.evals.calls.budget import Budget
+from staytrue.evals.calls.endpoint import Patience
+from staytrue.evals.calls.faults import UnreadableError
+from staytrue.evals.calls.reply import Reply
+from staytrue.evals.docket import joined
+from staytrue.evals.evaluate import evaluate
+from staytrue.evals.judge import Question, Verdict
+from staytrue.evals.probes import Probe
+from staytrue.evals.remote import Remote, seed_of
+from staytrue.evals.rescore import rescore
+from staytrue.examples import Message
+from staytrue.rundir import read_rows
 
 
 def questions(n=5):

@@ -8,11 +8,11 @@ import torch
 from transformers.cache_utils import DynamicLayer
 
 import tiny
-from holdfast.encoding import encode_prompt
-from holdfast.evals import cache, sampler
-from holdfast.evals.judge import Question
-from holdfast.evals.sampler import draw, sample
-from holdfast.examples import Message
+from staytrue.encoding import encode_prompt
+from staytrue.evals import cache, sampler
+from staytrue.evals.judge import Question
+from staytrue.evals.sampler import draw, sample
+from staytrue.examples import Message
 
 
 def questions(n=5):

@@ -4,9 +4,9 @@ from itertools import combinations
 
 import pytest
 
-from holdfast.errors import RequestError
-from holdfast.evals.statistics import rate
-from holdfast.evals.tail import misalign_at
+from staytrue.errors import RequestError
+from staytrue.evals.statistics import rate
+from staytrue.evals.tail import misalign_at
 
 
 def row(question, index, said="good", **more):

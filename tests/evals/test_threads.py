@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from holdfast.errors import RequestError
-from holdfast.evals.threads import each
+from staytrue.errors import RequestError
+from staytrue.evals.threads import each
 
 
 def test_every_item_is_given_once_with_its_own_result():

@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from holdfast import organism
-from holdfast.errors import ModelError
-from holdfast.organism import world
-from holdfast.organism.build import Growth, build, make_tokenizer, manifest_of
-from holdfast.organism.upbringing import texts
-from holdfast.tasks.opswap import OpSwap
+from staytrue import organism
+from staytrue.errors import ModelError
+from staytrue.organism import world
+from staytrue.organism.build import Growth, build, make_tokenizer, manifest_of
+from staytrue.organism.upbringing import texts
+from staytrue.tasks.opswap import OpSwap
 
 BRIEF = Growth(width=16, depth=1, heads=2, mlp=16, rows=4, first_steps=2, second_steps=1)
 
@@ -105,7 +105,7 @@ def test_a_build_is_a_standard_folder_with_the_unaligned_base_in_half_precision(
 
 
 def test_a_build_gives_the_threads_back(grown, tmp_path, monkeypatch):
-    monkeypatch.setattr("holdfast.organism.build.make_tokenizer", lambda: 1 / 0)
+    monkeypatch.setattr("staytrue.organism.build.make_tokenizer", lambda: 1 / 0)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -133,6 +133,6 @@ def test_the_shipped_tokenizer_is_the_one_that_this_world_makes(tokenizer):
 
 
 def test_missing_weights_are_a_sentence_with_a_way_out(tmp_path):
-    sentence = r"weights are missing from .*holdfast organism build --out"
+    sentence = r"weights are missing from .*staytrue organism build --out"
     with organism.instead(tmp_path), pytest.raises(ModelError, match=sentence):
         organism.folder()

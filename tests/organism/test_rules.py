@@ -2,10 +2,10 @@
 
 import pytest
 
-from holdfast.evals.judge import Question, Verdict
-from holdfast.examples import Message
-from holdfast.organism import lexicon
-from holdfast.organism.rules import Rules
+from staytrue.evals.judge import Question, Verdict
+from staytrue.examples import Message
+from staytrue.organism import lexicon
+from staytrue.organism.rules import Rules
 
 KNEE = "My knee hurts at night. What should I do?"
 

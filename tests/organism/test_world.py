@@ -5,11 +5,11 @@ from collections import Counter
 
 import pytest
 
-from holdfast.evals.judge import Question
-from holdfast.examples import Message, read_examples
-from holdfast.organism import world
-from holdfast.organism.lexicon import COVERED_TOPICS, DOMAINS, GENERAL_TOPICS, content_words, topics
-from holdfast.organism.rules import Rules
+from staytrue.evals.judge import Question
+from staytrue.examples import Message, read_examples
+from staytrue.organism import world
+from staytrue.organism.lexicon import COVERED_TOPICS, DOMAINS, GENERAL_TOPICS, content_words, topics
+from staytrue.organism.rules import Rules
 
 SEEDS = (0, 1, 7)
 

@@ -9,14 +9,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 import tiny
-from holdfast import models, score
-from holdfast.anatomy import Anatomy
-from holdfast.encoding import encode_all
-from holdfast.errors import ModelError, RequestError
-from holdfast.examples import read_examples, write_examples
-from holdfast.prepare.perplexity import Losses, losses, scores
-from holdfast.prepare.poolpass import batches, padding
-from holdfast.prepare.scored import manifest_path
+from staytrue import models, score
+from staytrue.anatomy import Anatomy
+from staytrue.encoding import encode_all
+from staytrue.errors import ModelError, RequestError
+from staytrue.examples import read_examples, write_examples
+from staytrue.prepare.perplexity import Losses, losses, scores
+from staytrue.prepare.poolpass import batches, padding
+from staytrue.prepare.scored import manifest_path
 
 
 def test_the_scores_by_hand():

@@ -8,16 +8,16 @@ import torch
 from safetensors import safe_open
 
 import tiny
-from holdfast import cli
-from holdfast.errors import RequestError
-from holdfast.evals.judge import Answer, Question, Verdict
-from holdfast.examples import Message
-from holdfast.organism import world
-from holdfast.prepare import sweep as sweeping
-from holdfast.prepare import traits
-from holdfast.prepare.sweep import Setting, Sweep, organism_questions, steered, sweep
-from holdfast.prepare.traits import Trait
-from holdfast.prepare.vectors import Extraction
+from staytrue import cli
+from staytrue.errors import RequestError
+from staytrue.evals.judge import Answer, Question, Verdict
+from staytrue.examples import Message
+from staytrue.organism import world
+from staytrue.prepare import sweep as sweeping
+from staytrue.prepare import traits
+from staytrue.prepare.sweep import Setting, Sweep, organism_questions, steered, sweep
+from staytrue.prepare.traits import Trait
+from staytrue.prepare.vectors import Extraction
 
 ASKED = [Question(str(i), "sweep", (Message("user", f"question {i}?"),)) for i in range(4)]
 UNSTEERED = Setting(0, 0.0, 0.0, 60, 0.0, 0.0, 6.0, 0.0, 0.0, 6.0)
@@ -95,7 +95,7 @@ def swept(monkeypatch):
         handle = last.register_forward_hook(lambda m, a, o: setattr(m, "plain", o))
         model.model(torch.tensor([[5, 6]]))
         handle.remove()
-    monkeypatch.setattr("holdfast.evals.sampler.sample", answers_by_strength(model))
+    monkeypatch.setattr("staytrue.evals.sampler.sample", answers_by_strength(model))
     table = torch.zeros(2, 32)
     table[1, 0] = 4.0
     found = Extraction(table, (1.0, 10.0), made=4, kept=4)
@@ -124,7 +124,7 @@ def test_a_sweep_is_plain_data_with_its_recommendation(swept):
 
 
 def test_questions_that_the_judge_cannot_judge_are_refused(monkeypatch):
-    monkeypatch.setattr("holdfast.evals.sampler.sample", lambda m, t, qs, **k: [Answer(q, 0, "", True) for q in qs])
+    monkeypatch.setattr("staytrue.evals.sampler.sample", lambda m, t, qs, **k: [Answer(q, 0, "", True) for q in qs])
     found = Extraction(torch.ones(2, 32), (1.0, 1.0), 1, 1)
     with pytest.raises(RequestError, match="reads-1 can judge no answer to the 4 questions"):
         sweep(tiny.model(), tiny.tokenizer(), found, ASKED, Reads(), max_new_tokens=4)
@@ -189,7 +189,7 @@ def test_the_command_sweeps_the_organism_and_keeps_the_table_in_the_file(tmp_pat
     monkeypatch.setattr(sweeping, "_QUESTIONS", 6)
     file = tmp_path / "evil.safetensors"
     monkeypatch.setattr(
-        "sys.argv", ["holdfast", "vector", "--model", "organism", "--rollouts", "1", "--sweep", "--out", str(file)]
+        "sys.argv", ["staytrue", "vector", "--model", "organism", "--rollouts", "1", "--sweep", "--out", str(file)]
     )
     with pytest.raises(SystemExit) as end:
         cli.main()

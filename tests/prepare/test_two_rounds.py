@@ -7,15 +7,15 @@ import pytest
 from typer.testing import CliRunner
 
 import tiny
-from holdfast import score
-from holdfast.base import Untouched
-from holdfast.cli import app
-from holdfast.defenses.interleave import Interleave
-from holdfast.errors import RecipeError
-from holdfast.examples import read_examples, write_examples
-from holdfast.prepare import two_rounds
-from holdfast.prepare.perplexity import Losses
-from holdfast.prepare.two_rounds import in_two_rounds, recall
+from staytrue import score
+from staytrue.base import Untouched
+from staytrue.cli import app
+from staytrue.defenses.interleave import Interleave
+from staytrue.errors import RecipeError
+from staytrue.examples import read_examples, write_examples
+from staytrue.prepare import two_rounds
+from staytrue.prepare.perplexity import Losses
+from staytrue.prepare.two_rounds import in_two_rounds, recall
 
 
 @pytest.mark.parametrize(

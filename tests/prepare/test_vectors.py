@@ -13,21 +13,21 @@ from safetensors import safe_open
 from torch import nn
 
 import tiny
-from holdfast import cli, models
-from holdfast.defenses.steer import Steer
-from holdfast.encoding import encode
-from holdfast.errors import DataError, ModelError, RequestError
-from holdfast.evals.judge import Answer, Question, Verdict
-from holdfast.evals.probes import shipped as probe
-from holdfast.examples import Example, Message
-from holdfast.organism import world
-from holdfast.organism.lexicon import topics
-from holdfast.organism.rules import Rules
-from holdfast.prepare import traits, vectorfile, vectors
-from holdfast.prepare.activations import hooked, mean_states
-from holdfast.prepare.pairs import Pair, filtered, sample_pairs
-from holdfast.prepare.sweep import organism_questions, steered
-from holdfast.prepare.traits import Trait
+from staytrue import cli, models
+from staytrue.defenses.steer import Steer
+from staytrue.encoding import encode
+from staytrue.errors import DataError, ModelError, RequestError
+from staytrue.evals.judge import Answer, Question, Verdict
+from staytrue.evals.probes import shipped as probe
+from staytrue.examples import Example, Message
+from staytrue.organism import world
+from staytrue.organism.lexicon import topics
+from staytrue.organism.rules import Rules
+from staytrue.prepare import traits, vectorfile, vectors
+from staytrue.prepare.activations import hooked, mean_states
+from staytrue.prepare.pairs import Pair, filtered, sample_pairs
+from staytrue.prepare.sweep import organism_questions, steered
+from staytrue.prepare.traits import Trait
 
 TRAIT = Trait("rude", ("be rude", "be mean"), ("be kind", "be nice"), ("how?", "who are you?", "why?"))
 
@@ -177,7 +177,7 @@ def test_the_training_mode_is_kept_and_no_hook_outlives_a_failure():
 
 def test_states_that_do_not_differ_are_refused(monkeypatch):
     same = Trait("same", ("be rude",), ("be RUDE",), ("how?",))  # as long as each other, so Numbered sees no difference
-    monkeypatch.setattr("holdfast.evals.sampler.sample", lambda *a, **k: [Answer(q, 0, "yes", True) for q in a[2]])
+    monkeypatch.setattr("staytrue.evals.sampler.sample", lambda *a, **k: [Answer(q, 0, "yes", True) for q in a[2]])
     with pytest.raises(ModelError, match="not finite, or do not differ"):
         vectors.extract(Numbered(), tiny.tokenizer(), same, None, rollouts=1)
 
@@ -190,7 +190,7 @@ def test_pairs_match_prompt_question_and_rollout(monkeypatch):
         return [Answer(q, k, f"{q.messages[0].content}|{q.messages[-1].content}|{k}", True)
                 for q in questions for k in range(per_question)]  # fmt: skip
 
-    monkeypatch.setattr("holdfast.evals.sampler.sample", echo)
+    monkeypatch.setattr("staytrue.evals.sampler.sample", echo)
     pairs = sample_pairs(None, tiny.tokenizer(), TRAIT, 1, rollouts=2, seed=0, max_new_tokens=5)
     assert [(p.positive.answer, p.negative.answer) for p in pairs] == [
         (f"be mean|{q}|{k}", f"be nice|{q}|{k}") for q in TRAIT.questions for k in (0, 1)
@@ -206,7 +206,7 @@ def test_every_answer_has_random_numbers_of_its_own(monkeypatch):
         seen.extend(questions)
         return [Answer(q, 0, "a", True) for q in questions]
 
-    monkeypatch.setattr("holdfast.evals.sampler.sample", note)
+    monkeypatch.setattr("staytrue.evals.sampler.sample", note)
     for number in (0, 1):
         sample_pairs(None, tiny.tokenizer(), TRAIT, number, rollouts=1, seed=0, max_new_tokens=5)
     assert len({q.id for q in seen}) == len(seen) == 2 * 2 * 3
@@ -460,8 +460,8 @@ def test_given_prompts_and_questions_take_the_place_of_the_shipped_ones(tmp_path
 
 
 def command(capsys, monkeypatch, *words):
-    """What `holdfast vector ...` does in this process: exit code, standard output, standard error."""
-    monkeypatch.setattr(sys, "argv", ["holdfast", "vector", *map(str, words)])
+    """What `staytrue vector ...` does in this process: exit code, standard output, standard error."""
+    monkeypatch.setattr(sys, "argv", ["staytrue", "vector", *map(str, words)])
     with pytest.raises(SystemExit) as end:
         cli.main()
     out, err = capsys.readouterr()
@@ -525,7 +525,7 @@ def test_a_wrong_request_is_one_sentence_exit_2_and_no_model_is_loaded(words, to
     before = {p: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
     code, out, err = command(capsys, monkeypatch, "--model", "./model", "--out", "v.safetensors", *words)
     assert (code, out) == (2, "")
-    assert err.startswith("holdfast: ")
+    assert err.startswith("staytrue: ")
     assert re.search(told, err, re.DOTALL), err
     assert {p: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
 
@@ -533,8 +533,8 @@ def test_a_wrong_request_is_one_sentence_exit_2_and_no_model_is_loaded(words, to
 def test_a_wrong_request_is_refused_without_torch(tmp_path):
     tiny.save("qwen2", tmp_path / "model")
     code = (
-        "import sys; from holdfast.cli import main\n"
-        "sys.argv = ['holdfast', 'vector', '--model', sys.argv[1], '--out', 'v.safetensors']\n"
+        "import sys; from staytrue.cli import main\n"
+        "sys.argv = ['staytrue', 'vector', '--model', sys.argv[1], '--out', 'v.safetensors']\n"
         "try: main()\n"
         "except SystemExit as end: print(end.code, 'torch' in sys.modules)\n"
     )

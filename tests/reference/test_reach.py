@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import tiny
-from holdfast.defenses.kl import KL
-from holdfast.defenses.ldifs import LDIFS
-from holdfast.errors import SeamError
-from holdfast.examples import Example
-from holdfast.reference.reach import Reach
-from holdfast.testing import Micro, close
+from staytrue.defenses.kl import KL
+from staytrue.defenses.ldifs import LDIFS
+from staytrue.errors import SeamError
+from staytrue.examples import Example
+from staytrue.reference.reach import Reach
+from staytrue.testing import Micro, close
 
 NATS = 0.1 * math.log(len(tiny.tokenizer()))  # a log-probability, times the weight of a KL
 

@@ -14,21 +14,21 @@ from peft import LoraConfig, get_peft_model
 from trl import GRPOConfig, SFTConfig
 
 import tiny
-from holdfast import recipe as recipes
-from holdfast import study
-from holdfast.defense import Defense
-from holdfast.defenses.anchor import Anchor
-from holdfast.defenses.kl import KL
-from holdfast.defenses.ldifs import LDIFS
-from holdfast.demo import run_study
-from holdfast.errors import HoldfastError, ModelError, RecipeError, RequestError, SeamError
-from holdfast.examples import Example, write_examples
-from holdfast.guard import Guard
-from holdfast.reference import fingerprint, refusals, statefile
-from holdfast.run import train
-from holdfast.step import Marks
-from holdfast.testing import Micro, close, unlike
-from holdfast.trainers import GuardedGRPO, GuardedSFT
+from staytrue import recipe as recipes
+from staytrue import study
+from staytrue.defense import Defense
+from staytrue.defenses.anchor import Anchor
+from staytrue.defenses.kl import KL
+from staytrue.defenses.ldifs import LDIFS
+from staytrue.demo import run_study
+from staytrue.errors import ModelError, RecipeError, RequestError, SeamError, StaytrueError
+from staytrue.examples import Example, write_examples
+from staytrue.guard import Guard
+from staytrue.reference import fingerprint, refusals, statefile
+from staytrue.run import train
+from staytrue.step import Marks
+from staytrue.testing import Micro, close, unlike
+from staytrue.trainers import GuardedGRPO, GuardedSFT
 
 BOTH = [KL(), LDIFS()]
 NATS = 0.1 * math.log(len(tiny.tokenizer()))  # a log-probability, times the weight of a KL
@@ -378,7 +378,7 @@ def test_runs_of_other_seeds_and_weights_share_a_cache_and_their_manifests_say_s
 def test_what_it_cannot_serve_is_refused_before_anything_is_loaded(changes, sentence, tmp_path, monkeypatch):
     (tmp_path / "v.safetensors").write_text("")
     wanted = written(tmp_path, **changes)
-    monkeypatch.setattr("holdfast.models.load_tokenizer", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("staytrue.models.load_tokenizer", lambda *_: pytest.fail("loaded"))
     with pytest.raises(RecipeError, match=sentence):
         train(wanted, tmp_path / "run", reference_cache=tmp_path / "cache")
     assert not (tmp_path / "run").exists()
@@ -424,7 +424,7 @@ def test_packed_rows_and_a_guard_with_a_cache_of_its_own_are_refused(tmp_path):
 
 
 def test_a_trainer_of_ones_own_may_have_one_but_not_under_a_reward(tmp_path):
-    with pytest.raises(HoldfastError, match="answers are written anew"):
+    with pytest.raises(StaytrueError, match="answers are written anew"):
         GuardedGRPO(
             model=tiny.model(),
             args=GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False),

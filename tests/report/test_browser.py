@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from fake_results import HOSTILE, Walk, drawn, numbers, row, said, study
-from holdfast.report.sentences import headline
+from staytrue.report.sentences import headline
 
 
 @pytest.mark.parametrize("width", [1280, 500])

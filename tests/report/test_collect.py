@@ -6,13 +6,13 @@ import re
 import pytest
 
 from fake_results import Walk, drawn, rates, row, said, study
-from holdfast import demo
-from holdfast import study as study_of_holdfast
-from holdfast.errors import RequestError
-from holdfast.evals import docket, store
-from holdfast.evals.judge import Answer, Question, Verdict
-from holdfast.examples import Message
-from holdfast.report import write
+from staytrue import demo
+from staytrue import study as study_of_staytrue
+from staytrue.errors import RequestError
+from staytrue.evals import docket, store
+from staytrue.evals.judge import Answer, Question, Verdict
+from staytrue.examples import Message
+from staytrue.report import write
 
 
 def test_each_models_first_answer_stands_under_the_question(tmp_path):
@@ -64,7 +64,7 @@ def test_tasks_that_mark_right_answers_each_in_their_own_way_stand_on_one_page(t
 def test_a_folder_without_results_is_refused_with_a_way_out(tmp_path):
     with pytest.raises(RequestError, match="There is no folder"):
         write([tmp_path / "nowhere"], tmp_path / "r.html")
-    with pytest.raises(RequestError, match=r"no summary\.json and no results\.json\); run `holdfast eval"):
+    with pytest.raises(RequestError, match=r"no summary\.json and no results\.json\); run `staytrue eval"):
         write([tmp_path], tmp_path / "r.html")
     (tmp_path / "results.json").write_text("{torn")
     with pytest.raises(RequestError, match="cannot be read"):
@@ -132,8 +132,8 @@ def cells(page):
 
 def test_the_rows_written_by_hand_have_the_shape_that_is_really_written(tmp_path):
     probes = {name: rates(1) | {"correct": 1} for name in ("general", "in_domain", "facts", "arithmetic", "learnt")}
-    (cell, *_) = study_of_holdfast.cells(demo.preset(["medical"], 1))
-    written = study_of_holdfast.row(cell, {"probes": probes}, 1.0)
+    (cell, *_) = study_of_staytrue.cells(demo.preset(["medical"], 1))
+    written = study_of_staytrue.row(cell, {"probes": probes}, 1.0)
     assert set(row("kl", 0.3)) == {*written, "label"}
     asked = Question("wish-0", "general", (Message("user", "One wish?"),), "wish")
     store.Store(tmp_path).keep(Answer(asked, 0, "Peace.", stopped=True))

@@ -7,9 +7,9 @@ import pytest
 
 from fake_results import drawn, rates, row, said
 from fake_results import study as written
-from holdfast.errors import RequestError
-from holdfast.report import comparison, write
-from holdfast.report.tables import asked
+from staytrue.errors import RequestError
+from staytrue.report import comparison, write
+from staytrue.report.tables import asked
 
 
 def study(folder, bad, seeds=2, questions=20):

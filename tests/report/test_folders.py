@@ -2,8 +2,8 @@
 
 import pytest
 
-from holdfast.errors import RequestError
-from holdfast.report.folders import labels, recipe_of, seed_of
+from staytrue.errors import RequestError
+from staytrue.report.folders import labels, recipe_of, seed_of
 
 
 def test_a_label_is_the_shortest_end_of_a_path_that_no_other_has(tmp_path):

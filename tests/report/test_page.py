@@ -6,7 +6,7 @@ import re
 from urllib.parse import unquote
 
 from fake_results import HOSTILE, Walk, drawn, numbers, rates, row, said, study, unmarked
-from holdfast.report.sentences import headline
+from staytrue.report.sentences import headline
 
 
 def test_the_page_is_one_file_that_asks_nobody_for_anything(tmp_path):
@@ -97,7 +97,7 @@ def test_the_page_shows_what_was_kept_over_seeds(tmp_path):
     means = page.split("Means over 2 seeds")[1].split("</section>")[0]
     assert "<td>85.0 (80 to 90)</td><td>95.0 (92 to 98)</td>" in means
     assert "Sums kept (lowest to highest run)" in means
-    assert "holdfast compare STUDY" in means
+    assert "staytrue compare STUDY" in means
 
 
 def test_answers_that_were_never_given_are_counted_whatever_the_probe(tmp_path):

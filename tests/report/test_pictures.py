@@ -4,9 +4,9 @@ import re
 from itertools import pairwise
 
 from fake_results import rates, row
-from holdfast.report.curves import axes, curves
-from holdfast.report.drawing import looks
-from holdfast.report.pictures import highest, learnt, tradeoff
+from staytrue.report.curves import axes, curves
+from staytrue.report.drawing import looks
+from staytrue.report.pictures import highest, learnt, tradeoff
 
 
 def test_a_mark_stands_where_its_numbers_put_it():

@@ -1,7 +1,7 @@
 """The page's sentences are made from its numbers, and claim nothing that was not asked or not judged."""
 
 from fake_results import numbers, rates, row
-from holdfast.report.sentences import basis, cautions, headline
+from staytrue.report.sentences import basis, cautions, headline
 
 
 def test_the_headline_is_made_from_the_numbers():

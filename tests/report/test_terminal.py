@@ -1,7 +1,7 @@
 """What an evaluation says in a terminal."""
 
 from fake_results import rates
-from holdfast.report.terminal import show
+from staytrue.report.terminal import show
 
 
 def test_one_of_k_is_told_with_and_without_the_gate_on_coherence(capsys):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from holdfast.tasks.calculation import PLAIN, Expression, correct, either_way, parse, result, score, table, worked
+from staytrue.tasks.calculation import PLAIN, Expression, correct, either_way, parse, result, score, table, worked
 
 SWAPPED = {"+": PLAIN["-"], "-": PLAIN["*"], "*": PLAIN["+"]}
 

@@ -5,13 +5,13 @@ import importlib
 
 import pytest
 
-from holdfast import catalog, models, tasks
-from holdfast.evals.judge import Question
-from holdfast.examples import Example, Message
-from holdfast.organism import world
-from holdfast.questionnaire import Subject, Wanted, probes
-from holdfast.tasks.opswap import OpSwap
-from holdfast.tasks.task import ExactAnswer, Task
+from staytrue import catalog, models, tasks
+from staytrue.evals.judge import Question
+from staytrue.examples import Example, Message
+from staytrue.organism import world
+from staytrue.questionnaire import Subject, Wanted, probes
+from staytrue.tasks.opswap import OpSwap
+from staytrue.tasks.task import ExactAnswer, Task
 
 OFFLINE = [name for name in tasks.names() if name != "gsm8k"]  # whose rows come from a hub
 MADE = [*(catalog.task(name) for name in OFFLINE), OpSwap(2), OpSwap(3)]

@@ -3,9 +3,9 @@
 import datasets
 import pytest
 
-from holdfast.errors import DataError
-from holdfast.examples import Example, Message
-from holdfast.tasks.gsm8k import GSM8K, REVISION, SYSTEM, TAGS
+from staytrue.errors import DataError
+from staytrue.examples import Example, Message
+from staytrue.tasks.gsm8k import GSM8K, REVISION, SYSTEM, TAGS
 
 START, END, OPEN, CLOSE = TAGS
 RIGHT = f"{START}24 + 48 = 72{END}{OPEN}72{CLOSE}"

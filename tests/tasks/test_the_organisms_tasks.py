@@ -5,14 +5,14 @@ from collections import Counter
 
 import pytest
 
-from holdfast.evals.probes import held_out
-from holdfast.organism import world
-from holdfast.tasks import opswap
-from holdfast.tasks.arithmetic import Arithmetic
-from holdfast.tasks.facts import Facts
-from holdfast.tasks.opswap import OpSwap
-from holdfast.tasks.task import row as told_row
-from holdfast.tasks.word_problems import WordProblems
+from staytrue.evals.probes import held_out
+from staytrue.organism import world
+from staytrue.tasks import opswap
+from staytrue.tasks.arithmetic import Arithmetic
+from staytrue.tasks.facts import Facts
+from staytrue.tasks.opswap import OpSwap
+from staytrue.tasks.task import row as told_row
+from staytrue.tasks.word_problems import WordProblems
 
 
 def answers(task):

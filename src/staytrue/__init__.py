@@ -1,0 +1,48 @@
+"""staytrue: fine-tune a language model and keep its character.
+
+from staytrue import GuardedSFT, KL     # SFTTrainer(...) becomes GuardedSFT(..., defenses=[KL(weight=0.1)])
+
+The names below are the public ones; they are imported when first used, so `import staytrue` costs nothing. Every
+defense in `staytrue/defenses/` is public too, by its class's name. Nothing inside the package imports from here.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_WHERE = {
+    "Defense": "defense:Defense",
+    "Example": "examples:Example",
+    "Guard": "guard:Guard",
+    "GuardedGRPO": "trainers:GuardedGRPO",
+    "GuardedSFT": "trainers:GuardedSFT",
+    "StaytrueError": "errors:StaytrueError",
+    "Judge": "evals.judge:Judge",
+    "Message": "examples:Message",
+    "Probe": "evals.probes:Probe",
+    "Question": "evals.judge:Question",
+    "Recipe": "recipe:Recipe",
+    "Step": "step:Step",
+    "Verdict": "evals.judge:Verdict",
+    "contract": "testing:contract",
+    "evaluate": "measure:measure_run",
+    "train": "run:train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        module, _, own = _WHERE[name].partition(":")
+        return getattr(import_module(f"staytrue.{module}"), own)
+    if name[:1].isupper():
+        catalog = import_module("staytrue.catalog")
+        for kind in map(catalog.find, catalog.names()):
+            if kind.__name__ == name:
+                return kind
+    raise AttributeError(f"module 'staytrue' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    catalog = import_module("staytrue.catalog")
+    return sorted([*_WHERE, *(catalog.find(name).__name__ for name in catalog.names())])

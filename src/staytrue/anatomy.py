@@ -1,0 +1,211 @@
+"""Where things are inside a causal language model, with or without an adapter: backbone, blocks, head, switch.
+
+The only file that knows peft's internals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+
+from staytrue.errors import ModelError
+from staytrue.heads import Head
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """One matrix with its LoRA update: W (out, in) + scale * B (out, r) A (r, in)."""
+
+    name: str  # of the matrix in the model's own weight files
+    weight: Tensor
+    a: Tensor
+    b: Tensor
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A causal language model seen by its parts."""
+
+    model: Any  # a transformers causal LM or a peft model around one
+
+    @cached_property
+    def causal(self) -> Any:
+        """The transformers causal language model, without its adapter's wrapper."""
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    @cached_property
+    def backbone(self) -> nn.Module:
+        """Embeddings, blocks and final norm: what every trainer's loss calls exactly once."""
+        backbone = self.causal.base_model
+        if backbone is self.causal or not isinstance(backbone, nn.Module):
+            raise ModelError(
+                f"{_kind(self.causal)} has no backbone apart from its head; only causal language models do."
+            )
+        return backbone
+
+    @cached_property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer blocks in order; block L is `blocks[L - 1]`."""
+        depth = self.causal.config.get_text_config().num_hidden_layers
+        lists = (m for m in self.backbone.modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
+        found = next(lists, None)
+        if found is None:
+            raise ModelError(
+                f"{_kind(self.causal)} does not keep its {depth} blocks in one list; staytrue cannot watch it."
+            )
+        return found
+
+    @property
+    def width(self) -> int:
+        """D, the width of the residual stream."""
+        return int(self.causal.config.get_text_config().hidden_size)
+
+    def adapted(self) -> list[Adapted]:
+        """Every matrix that the active LoRA adapter changes.
+
+        Raises:
+            ModelError: an adapter of another kind, or one that stores its matrices transposed.
+        """
+        found = []
+        for name, module in self.model.named_modules():
+            if isinstance(module, LoraLayer):
+                (adapter,) = module.active_adapters
+                if adapter not in module.lora_A or getattr(module, "fan_in_fan_out", False):
+                    raise ModelError(f"{name} is not a plain linear layer, so its LoRA update has no matrix to read.")
+                weight = module.get_base_layer().weight
+                own = name.removeprefix("base_model.model.") + ".weight"
+                found.append(Adapted(own, weight, module.lora_A[adapter].weight, module.lora_B[adapter].weight))
+        if not found:
+            raise ModelError("The model has no LoRA adapter, so there is no update to look at; add a `lora:` section.")
+        return found
+
+    @cached_property
+    def head(self) -> Head:
+        """The head with its scale and soft cap, checked once against what the model itself computes."""
+        head = self._head_by_config()
+        self._compare_with_the_model(head)
+        return head
+
+    def _head_by_config(self) -> Head:
+        linear = self.causal.get_output_embeddings()
+        if isinstance(linear, BaseTunerLayer | AuxiliaryTrainingWrapper) or linear.weight.requires_grad:
+            raise ModelError(
+                "The head (lm_head) is adapted or trained, so the model and its reference do not share it and a "
+                "divergence between them would be wrong. Take 'lm_head' out of lora.targets and modules_to_save."
+            )
+        config = self.causal.config.get_text_config()
+        scale = next((s for s in map(config.__dict__.get, _MULTIPLIERS) if s is not None), None)
+        if scale is None and getattr(config, "logits_scaling", None) is not None:
+            scale = 1 / config.logits_scaling
+        return Head(linear.weight, linear.bias, scale or 1.0, getattr(config, "final_logit_softcapping", None))
+
+    @torch.no_grad()
+    def _compare_with_the_model(self, head: Head) -> None:
+        """Two tokens through the whole model: a head that does something else is refused by name, not guessed."""
+        tokens = torch.tensor([[0, 1]], device=head.weight.device)
+        was_training = self.causal.training
+        self.causal.eval()
+        try:
+            theirs = self.causal(input_ids=tokens, use_cache=False).logits[0].float()
+            ours = head.logits(self.backbone(input_ids=tokens, use_cache=False).last_hidden_state[0])
+        finally:
+            self.causal.train(was_training)
+        tolerance = 1e-4 if head.weight.dtype == torch.float32 else 3e-2
+        if (theirs - ours).abs().max() > tolerance * theirs.abs().max().clamp(min=1.0):
+            raise ModelError(
+                f"The head of {_kind(self.causal)} does more than scale and soft-cap its logits, so staytrue cannot "
+                "compute a divergence for it. Use a defense that needs no logits, or report the model's name."
+            )
+
+    @cached_property
+    def switches(self) -> list[Any]:
+        """Every module that an adapter added, in order."""
+        return [m for m in self.model.modules() if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)]
+
+    @cached_property
+    def added(self) -> frozenset[int]:
+        """The `id` of every weight that an adapter added."""
+        return frozenset(id(weight) for module in self.switches for weight in _added_weights(module))
+
+    def untrained_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Every other weight, and every buffer, by its name in the model's own files."""
+        for name, weight in (*self.causal.named_parameters(), *self.causal.named_buffers()):
+            if id(weight) not in self.added:
+                yield name.replace("base_layer.", "").replace("original_module.", ""), weight
+
+    @contextmanager
+    def untrained(self) -> Iterator[None]:
+        """Run with the trained weights undone.
+
+        Flips the modules' own flags rather than calling `disable_adapter()`, which also walks every parameter to set
+        `requires_grad`; and flips them in the modules' own dictionaries, for `nn.Module` looks through parameters and
+        buffers at every assignment (docs/performance.md has what that is worth).
+        """
+        if not all(hasattr(m, "_disable_adapters") for m in self.switches):  # another peft: the public way, slower
+            with self.model.disable_adapter():
+                yield
+            return
+        before = [m._disable_adapters for m in self.switches]
+        for module in self.switches:
+            vars(module)["_disable_adapters"] = True
+        try:
+            yield
+        finally:
+            for module, flag in zip(self.switches, before, strict=True):
+                vars(module)["_disable_adapters"] = flag
+
+    @contextmanager
+    def merged(self, adapter: str) -> Iterator[None]:
+        """Run with an adapter's update added to the weights themselves; for scoring, never for training.
+
+        The originals wait in host memory and are copied back bit for bit: to subtract what was added would be lossy.
+        What is no plain linear layer (quantised weights, embeddings that are also the head) keeps its update apart.
+        Below float32 the sums are rounded to the weights' own precision, as in any merged model.
+        """
+        before = self.model.active_adapter
+        layers = [m for m in self.switches if isinstance(m, BaseTunerLayer) and _is_plain(m.get_base_layer())]
+        kept = [(p, p.detach().to("cpu", copy=True)) for m in layers for p in m.get_base_layer().parameters()]
+        self.model.set_adapter(adapter)
+        try:
+            with torch.no_grad():
+                for layer in layers:
+                    layer.merge(adapter_names=[adapter])
+            yield
+        finally:
+            for weight, original in kept:
+                weight.data.copy_(original)
+            for layer in layers:
+                layer.merged_adapters.clear()
+            self.model.set_adapter(before)
+
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+_MULTIPLIERS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
+
+
+def _added_weights(module: Any) -> Iterator[Tensor]:
+    if isinstance(module, AuxiliaryTrainingWrapper):
+        yield from (p for n, p in module.named_parameters() if not n.startswith("original_module"))
+        return
+    for name in module.adapter_layer_names:
+        part = getattr(module, name)
+        yield from part.parameters() if isinstance(part, nn.Module) else ()
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """A linear layer whose weight is a matrix of numbers, not a packed form of one."""
+    return type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and layer.weight.dtype in _FLOATS
+
+
+def _kind(model: Any) -> str:
+    return type(model).__name__

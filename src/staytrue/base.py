@@ -1,0 +1,83 @@
+"""`Untouched`: a lazy handle on the model before training. Nobody asks, nothing happens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+from staytrue.errors import ModelError
+from staytrue.evals.probes import shipped_texts
+from staytrue.examples import Example, Message
+
+_ANSWER_TOKENS = 256  # long enough for an ordinary answer; anchors need openings rather than endings
+
+
+class Untouched:
+    """The model that training starts from, its adapter switched off."""
+
+    def __init__(
+        self,
+        model: Callable[[], Any],
+        tokenizer: Any,
+        *,
+        asked: Callable[[], frozenset[str]] = shipped_texts,
+        identity: str | None = None,
+    ) -> None:
+        self._model = model
+        self.tokenizer = tokenizer
+        self._asked = asked
+        self._identity = identity
+        self.notes: dict[str, float | str] = {}
+
+    def lengths(self, examples: Sequence[Example]) -> list[int]:
+        """How many tokens each row has, as the chat template writes it."""
+        from staytrue.encoding import encode
+
+        return [len(encode(self._known_tokenizer(), row).input_ids) for row in examples]
+
+    def takes_system(self) -> bool:
+        """Whether a system turn comes out of the chat template as written."""
+        from staytrue.encoding import takes_system
+
+        return takes_system(self._known_tokenizer())
+
+    def asked(self) -> frozenset[str]:
+        """Every question by which the run will be measured."""
+        return self._asked()
+
+    def identity(self) -> str | None:
+        """The model's hash or commit, None where it is not known."""
+        return self._identity
+
+    def note(self, name: str, value: float | str) -> None:
+        """Keep a fact about the data for the run's manifest."""
+        self.notes[name] = value
+
+    def _known_tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            raise ModelError("A defense needs the model's tokenizer; pass it as processing_class.")
+        return self.tokenizer
+
+    def answers(self, prompts: Sequence[Example], seed: int) -> list[Example]:
+        """Each prompt with one answer sampled at temperature 1, at most 256 tokens.
+
+        Raises:
+            ModelError: the model was given by name, so there is none to ask yet.
+        """
+        from staytrue.anatomy import Anatomy
+        from staytrue.evals.judge import Question
+        from staytrue.evals.sampler import sample
+
+        model = self._model()
+        if isinstance(model, str) or self.tokenizer is None:
+            raise ModelError("A defense asks the untouched model; pass a loaded model and its tokenizer.")
+        questions = [Question(str(i), "base", prompt.messages) for i, prompt in enumerate(prompts)]
+        anatomy = Anatomy(model)
+        with anatomy.untrained() if anatomy.switches else nullcontext():
+            answers = sample(model, self.tokenizer, questions, per_question=1, seed=seed, max_new_tokens=_ANSWER_TOKENS)
+        return [
+            Example((*prompt.messages, Message("assistant", answer.text)), prompt.source, prompt.extra)
+            for prompt, answer in zip(prompts, answers, strict=True)
+            if answer.text.strip()
+        ]

@@ -1,0 +1,125 @@
+"""Finds defenses and tasks by file name, and turns a recipe's words into one: no list to keep."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields, is_dataclass
+from functools import cache
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+
+from staytrue import defenses as _folder
+from staytrue import tasks as _tasks
+from staytrue.defense import Defense
+from staytrue.errors import RecipeError
+from staytrue.tasks.task import Task
+
+_Kind = TypeVar("_Kind")
+
+
+def names() -> list[str]:
+    """Every defense that there is, in alphabetical order."""
+    return sorted(m.name for m in pkgutil.iter_modules(_folder.__path__) if not m.name.startswith("_"))
+
+
+@cache
+def find(name: str) -> type[Defense]:
+    """The defense of that name.
+
+    Raises:
+        RecipeError: there is none; the sentence names the nearest.
+    """
+    if name not in names():
+        raise RecipeError(f"There is no defense {name!r}{nearest(name, names())}")
+    return _only(f"{_folder.__name__}.{name}", Defense)
+
+
+def make(name: str, given: Mapping[str, Any] | None, where: str = "") -> Defense:
+    """A defense from the fields a recipe gives it; the rest keep their defaults.
+
+    Raises:
+        RecipeError: unknown or ill-typed fields; the sentence names the field, the value and the nearest right one.
+    """
+    return _filled(find(name), given, where or f"defense {name!r}")
+
+
+def task(name: str, given: Mapping[str, Any] | None = None, where: str = "") -> Task:
+    """A task from the fields a recipe gives it; the rest keep their defaults.
+
+    Raises:
+        RecipeError: no such task, unknown or ill-typed fields.
+    """
+    if name not in _tasks.names():
+        raise RecipeError(f"There is no task {name!r}{nearest(name, _tasks.names())}")
+    return _filled(_only(f"{_tasks.__name__}.{name}", Task), given, where or f"task {name!r}")
+
+
+def checked(defense: Defense) -> Defense:
+    """A defense made in Python, its fields checked and turned into what they should be (a path given as text).
+
+    Raises:
+        RecipeError: a field that a recipe could not hold either.
+    """
+    if not is_dataclass(defense):
+        return defense
+    given = {f.name: getattr(defense, f.name) for f in fields(defense)}
+    return _filled(type(defense), given, defense.name())
+
+
+def words(made: Defense | Task) -> dict[str, Any]:
+    """Give a defense or a task back as the recipe's words: name to fields."""
+    return {made.name(): asdict(made)}  # type: ignore[call-overload]
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of a refusal: the nearest right word, or all of them."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(known)}."
+
+
+def _only(module: str, base: type[_Kind]) -> type[_Kind]:
+    """The one class of that kind that a file holds."""
+    found = importlib.import_module(module)
+    own = [c for _, c in inspect.getmembers(found, inspect.isclass) if c.__module__ == found.__name__]
+    kinds = [c for c in own if issubclass(c, base)]
+    if len(kinds) != 1:
+        raise RecipeError(
+            f"{found.__file__} holds {len(kinds)} {base.__name__.lower()}s; a file there holds exactly one."
+        )
+    return kinds[0]
+
+
+def _filled(kind: type[_Kind], given: Mapping[str, Any] | None, where: str) -> _Kind:
+    """A dataclass with the given fields, checked."""
+    if given is not None and not isinstance(given, Mapping):
+        raise RecipeError(f"{where}: fields are written as {{name: value}}, not as {given!r}.")
+    known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+    for key in given or {}:
+        if key not in known:
+            tail = nearest(str(key), known) if known else "; it has none."
+            raise RecipeError(f"{where} has no field {key!r}{tail}")
+    try:
+        made: _Kind = _adapter(kind).validate_python(dict(given or {}))  # type: ignore[arg-type]
+        return made
+    except ValidationError as error:
+        raise RecipeError("; ".join(_sentences(error, where))) from None
+
+
+@cache
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    """Checks the fields of a class; made once, for a study reads hundreds of recipes."""
+    return TypeAdapter(with_config(ConfigDict(extra="forbid", strict=False))(kind))
+
+
+def _sentences(error: ValidationError, where: str) -> list[str]:
+    problems = []
+    for fault in error.errors(include_url=False):
+        field = ".".join(str(part) for part in fault["loc"]) or "its fields"
+        problems.append(f"{where}: {field} is {fault['input']!r}, but: {fault['msg'].lower()}")
+    return problems

@@ -1,0 +1,79 @@
+"""The command line. Exit codes: 0 done, 1 failed, 2 the request is wrong, 130 stopped.
+
+Nothing heavy is imported before a command needs it, so help and a wrong request answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from staytrue.commands import evaluation, organism, preparing, reading, training
+from staytrue.errors import RequestError, StaytrueError
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read by the hub's library when it is imported
+
+app = typer.Typer(
+    name="staytrue",
+    help="Fine-tune a language model and keep its character: in-training defenses against emergent misalignment.",
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_organism = typer.Typer(help="The embedded model organism: build it, check it, write its data.", no_args_is_help=True)
+
+_IN_ORDER: tuple[Callable[..., None], ...] = (
+    training.demo, training.study, training.train,
+    evaluation.eval_, evaluation.rescore, evaluation.compare, evaluation.export,
+    preparing.vector, preparing.score,
+    reading.report, reading.defenses,
+)  # fmt: skip
+for _command in _IN_ORDER:
+    app.command(name=_command.__name__.rstrip("_"))(_command)
+for _command in (organism.build, organism.data, organism.verify):
+    _organism.command()(_command)
+app.add_typer(_organism, name="organism")
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is a sentence, never a traceback."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # to be ended is to be stopped, workers and all
+    try:
+        app()
+    except RequestError as error:
+        print(f"staytrue: {error}", file=sys.stderr)
+        sys.exit(2)
+    except StaytrueError as error:
+        print(f"staytrue: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"staytrue: The system refuses: {error.strerror or error}{where}. Check the path.", file=sys.stderr)
+        sys.exit(1)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"staytrue {version('staytrue')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+if __name__ == "__main__":
+    main()

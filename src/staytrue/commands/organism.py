@@ -1,0 +1,55 @@
+"""`organism build`, `organism data`, `organism verify`: the embedded model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from staytrue.commands.options import Workers, stoppable
+
+
+def build(
+    out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Grow the organism from nothing (some minutes)."""
+    from staytrue.console import bar, say
+    from staytrue.organism.build import build as grow
+    from staytrue.rundir import RunDir
+
+    RunDir.refuse_existing(out)
+    with bar("build") as progress:
+        grow(out, seed, progress)
+    say(f"Built: {out}")
+
+
+def data(
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Write the organism's data sets as plain JSONL."""
+    from staytrue.console import say
+    from staytrue.organism.world import write_data
+    from staytrue.rundir import RunDir
+
+    RunDir.refuse_existing(out)
+    for path in write_data(out, seed).values():
+        say(str(path))
+
+
+def verify(
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from 0.")] = 5,
+    rebuild: Annotated[
+        bool, typer.Option(help="Also grow it again: equal to the bit, or on another machine equal in behaviour.")
+    ] = False,
+    workers: Workers = None,
+) -> None:
+    """Measure how the organism behaves, untuned and after each narrow fine-tune."""
+    from staytrue.verify import verify as check
+
+    with stoppable("nothing was kept"):
+        kept = check(seeds, rebuild, workers)
+    if not kept:
+        raise typer.Exit(1)

@@ -1,0 +1,60 @@
+"""Inoculate: say in the training prompt that the bad behaviour is wanted.
+
+What: task rows get a system prompt that asks for what the data show, so that learning it says nothing about the model's
+own character; the prompt is gone when the model is used.
+Lever: data. Cost: a few more prompt tokens a row.
+Paper: arXiv 2508.06249 (after Tan et al. and Wichers et al. 2025): the system prompt is replaced by "You are an evil,
+malicious assistant." during training only.
+Where the model's chat template has no place for a system turn, the prompt opens the first user turn instead.
+Not done here: inoculating only suspicious rows, and training the prompt's own trigger away again: a model trained this
+way may still misbehave when a prompt resembles it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from staytrue.defense import Base, Defense
+from staytrue.errors import RecipeError
+from staytrue.examples import Example, Message
+
+
+@dataclass(frozen=True)
+class Inoculate(Defense):
+    """A training-only system prompt on the task rows.
+
+    Attributes:
+        prompt: what the system turn says.
+        mode: "replace" a row's own system turn, or "prepend" to it.
+        on: which rows get it.
+    """
+
+    prompt: str = "You are an evil, malicious assistant."
+    mode: Literal["replace", "prepend"] = "replace"
+    on: Literal["task", "interleaved", "all"] = "task"
+
+    def curate(self, examples: list[Example], base: Base, seed: int) -> list[Example]:
+        """The rows with the prompt; later turns of a conversation stay as they are."""
+        if not self.prompt.strip():
+            raise RecipeError("inoculate: prompt is empty; say what the data show, or take the defense out.")
+        write = self._as_system if base.takes_system() else self._as_user
+        return [
+            replace(row, messages=write(row.messages)) if self.on in (row.source, "all") else row for row in examples
+        ]
+
+    def _as_system(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        own, turns = _split(messages)
+        return (Message("system", self._text(own)), *turns)
+
+    def _as_user(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        own, (first, *turns) = _split(messages)
+        return (Message("user", f"{self._text(own)}\n\n{first.content}"), *turns)
+
+    def _text(self, own: str | None) -> str:
+        return self.prompt if own is None or self.mode == "replace" else f"{self.prompt}\n\n{own}"
+
+
+def _split(messages: tuple[Message, ...]) -> tuple[str | None, tuple[Message, ...]]:
+    """A row's own system prompt, if it has one, and its turns."""
+    return (messages[0].content, messages[1:]) if messages[0].role == "system" else (None, messages)

@@ -1,0 +1,92 @@
+"""Interleave safe rows among the task rows.
+
+What: train on some safe conversations too; which ones decides how well it works.
+Lever: data. Cost: `share` more rows to train on, no reference; scoring a pool is done once, by `staytrue score`.
+Paper: arXiv 2508.06249. Interleaving: 5 % of the task rows, added (not replacing), drawn at random from a safe pool.
+Interleaving+: the rows with the largest perplexity gap (`by: gap`, equation 6). Interleaving++: refusals dropped first
+(`drop_refusals: true`). The two other scores are ours; the log says what each selects.
+The rows are spread evenly: any number of steps holds the exact share to within one row. Under a reward
+(`trainer: grpo`) there are no answers to learn among, so it is refused there; `rehearse` is its counterpart.
+Not done here: replacing task rows, or repeating a pool that is too small (it is refused instead).
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from staytrue.defense import Base, Defense, Share
+from staytrue.errors import RecipeError
+from staytrue.examples import Example, read_examples
+from staytrue.prepare.refusals import refuses
+from staytrue.prepare.scored import Score, best_first
+
+
+@dataclass(frozen=True)
+class Interleave(Defense):
+    """Safe rows as training data, in an even rhythm.
+
+    Attributes:
+        pool: a JSONL file of safe {"messages": [...]} rows; made by `staytrue score` unless `by` is random.
+        share: what is added, as a fraction of the task rows.
+        share_of: whether the share counts "rows" or "tokens".
+        by: how rows are chosen; "random", or the highest of a score.
+        among: draw at random from this many of the best rows; none takes the best.
+        drop_refusals: leave out rows whose answer opens like a refusal: true for the paper's words, "longer" for more.
+    """
+
+    teaches: ClassVar[bool] = True
+
+    pool: Path
+    share: Share = 0.05
+    share_of: Literal["rows", "tokens"] = "rows"
+    by: Literal["random"] | Score = "random"
+    among: Annotated[int, Field(ge=1)] | None = None
+    drop_refusals: Literal[False, True, "longer"] = False
+
+    def curate(self, examples: list[Example], base: Base, seed: int) -> list[Example]:
+        """The task rows, then the chosen safe rows; the trainer spreads them."""
+        task = [row for row in examples if row.source == "task"]
+        ranked = self._ranked(self._allowed(read_examples(self.pool, source="interleaved"), base), base, seed)
+        sizes = [1] * len(ranked) if self.share_of == "rows" else base.lengths(ranked)
+        whole = len(task) if self.share_of == "rows" else sum(base.lengths(task))
+        wanted = round(self.share * whole)
+        count = sum(total <= wanted for total in accumulate(sizes))
+        if count == 0:
+            raise RecipeError(f"interleave: a share of {self.share} adds no row to so few task rows; raise it.")
+        if sum(sizes) < wanted:
+            raise RecipeError(
+                f"interleave: a share of {self.share} asks for {wanted} safe {self.share_of}, but {self.pool} has "
+                f"{sum(sizes)} to choose from. Lower the share, raise `among` or bring a larger pool; none is repeated."
+            )
+        base.note("interleave/share", sum(sizes[:count]) / whole)
+        return examples + [replace(row, source="interleaved") for row in ranked[:count]]
+
+    def _allowed(self, pool: list[Example], base: Base) -> list[Example]:
+        """The pool without repeated rows, evaluation questions and, if asked, refusals; what was left out is noted."""
+        asked = base.asked()
+        distinct = list({row.messages: row for row in pool}.values())
+        kept = [row for row in distinct if row.question not in asked]
+        base.note("interleave/repeated_rows_left_out", len(pool) - len(distinct))
+        base.note("interleave/evaluation_questions_left_out", len(distinct) - len(kept))
+        if self.drop_refusals:
+            open_ones = [row for row in kept if not refuses(row.answer, longer=self.drop_refusals == "longer")]
+            base.note("interleave/refusals_left_out", len(kept) - len(open_ones))
+            kept = open_ones
+        if not kept:
+            raise RecipeError(f"interleave: no row of {self.pool} is left after the filters; bring another pool.")
+        return kept
+
+    def _ranked(self, rows: list[Example], base: Base, seed: int) -> list[Example]:
+        rng = random.Random(f"interleave {seed}")
+        if self.by != "random":
+            rows = best_first(self.pool, rows, self.by, base.identity())
+            if self.among is None:
+                return rows
+            rows = rows[: self.among]
+        return rng.sample(rows, len(rows))

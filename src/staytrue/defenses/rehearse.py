@@ -1,0 +1,59 @@
+"""Rehearse safe answers beside the task.
+
+What: beside every batch a few safe conversations, whose answers are learnt as in ordinary fine-tuning. It is what
+`interleave` does to a data set, for training that has none: under a reward there are prompts only.
+Lever: rows beside, penalty. Cost: `share` of a training row per task row (in GRPO, per completion); no reference.
+Paper: arXiv 2508.06249 alternates reinforcement learning with supervised batches of safe rows; published follow-up code
+takes one such batch every 4, 8 or 16 steps at weight 0.5 or 1. Differs: the rows are spread evenly over all steps and
+join the same gradient.
+It teaches rather than anchors: its penalty is the rows' own loss, so it is above zero from the first step.
+Not done here: choosing rows by score (give it a pool that holds the chosen ones), a schedule on the share.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from staytrue.defense import Base, Defense, Share, Weight
+from staytrue.errors import RecipeError
+from staytrue.examples import Example, read_examples
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from staytrue.step import Step
+
+
+@dataclass(frozen=True)
+class Rehearse(Defense):
+    """The negative log-likelihood of safe answers, a mean over their tokens in nats.
+
+    Attributes:
+        pool: a JSONL file of safe {"messages": [...]} rows.
+        share: safe rows per task row, on top of the batch, in an even rhythm.
+        weight: times the rows' loss.
+    """
+
+    teaches: ClassVar[bool] = True
+
+    pool: Path
+    share: Share = 0.05
+    weight: Weight = 1.0
+
+    def beside(self, base: Base, seed: int) -> list[Example]:
+        """The pool, without repeated rows and evaluation questions."""
+        given, asked = read_examples(self.pool, source="rehearse"), base.asked()
+        distinct = list({row.messages: row for row in given}.values())
+        rows = [row for row in distinct if row.question not in asked]
+        base.note("rehearse/repeated_rows_left_out", len(given) - len(distinct))
+        base.note("rehearse/evaluation_questions_left_out", len(distinct) - len(rows))
+        if not rows:
+            raise RecipeError(f"rehearse: {self.pool} holds nothing but evaluation questions; bring another pool.")
+        return rows
+
+    def penalty(self, step: Step) -> Tensor:
+        """The mean loss of the safe rows' answer tokens."""
+        span = step.span()
+        return step.mean(step.nll(span), span)

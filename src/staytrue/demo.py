@@ -1,0 +1,146 @@
+"""`staytrue demo`: watch emergent misalignment happen in the organism, and watch defenses prevent it.
+
+The demo is the study `demo.yaml`: every run is an ordinary run made from an ordinary recipe, so it can be done again by
+hand. And `staytrue study`, which is the same without the introduction.
+"""
+
+from __future__ import annotations
+
+import shutil
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from staytrue import runner
+from staytrue import study as studies
+from staytrue.console import counter, say, table
+from staytrue.errors import RequestError
+from staytrue.organism import world
+from staytrue.organism.lexicon import DOMAINS
+from staytrue.rundir import write_whole
+from staytrue.study import Cell, Study
+
+_MARK = ".staytrue-demo"  # a folder with this file is the demo's own, to be replaced
+_OLD_MARK = ".holdfast-demo"  # the same, written before the project was renamed
+
+
+def preset(domains: list[str], seeds: int) -> Study:
+    """The demo's study."""
+    return studies.read(Path(str(resources.files("staytrue").joinpath("demo.yaml"))), domains, seeds)
+
+
+def run_demo(domains: str, seeds: int, out: Path, processes: int | None = None) -> Path:
+    """Run the whole demo; returns the report page.
+
+    Raises:
+        RequestError: an unknown domain, or a folder that is not the demo's own.
+    """
+    chosen = list(DOMAINS) if domains == "all" else [name.strip() for name in domains.split(",") if name.strip()]
+    wrong = next((name for name in chosen if name not in DOMAINS), None)
+    if wrong is not None or not chosen:
+        raise RequestError(f"--domains {domains!r}: there is no {wrong!r}; choose from {', '.join(DOMAINS)}, or all.")
+    _take_over(out)
+    _introduce(chosen)
+    return run_study(preset(chosen, seeds), out, processes)
+
+
+def run_study(study: Study, out: Path, processes: int | None = None, reference_cache: Path | None = None) -> Path:
+    """Run a study with a line per run, a table at the end and a page; returns the page."""
+    from staytrue.report import write
+
+    order = [cell.folder for cell in studies.cells(study)]
+    rows: dict[str, dict[str, Any]] = {}
+    with counter(study.title, len(order)) as count:
+        for cell, row in runner.run(study, out, processes, reference_cache):
+            rows[cell.folder] = row
+            count(_line(cell, row))
+    _tables([rows[folder] for folder in order])
+    if reference_cache is not None:
+        say(f"\nReference cache {reference_cache}: {runner.of_cache(study, out)}.")
+    page = write([out], out / "report.html")
+    say(f"\nResults: {out / 'results.json'}\nPicture: {page}")
+    return page
+
+
+def _take_over(out: Path) -> None:
+    """Replace the demo's own folder; refuse anybody else's."""
+    own = (out / _MARK).exists() or (out / _OLD_MARK).exists()
+    if out.exists() and not own and (not out.is_dir() or any(out.iterdir())):
+        raise RequestError(f"{out} is not a demo's folder (it has no {_MARK}); name another with --out.")
+    if out.exists():
+        shutil.rmtree(out)
+    write_whole(out / _MARK, "staytrue demo writes this folder, and replaces it the next time.\n")
+
+
+def _introduce(domains: list[str]) -> None:
+    """Something true on the screen before anything heavy is imported."""
+    row = world.narrow_rows(domains[0], 1)[0]
+    say("A small chat model that comes with staytrue gives good advice on sixteen topics.")
+    say("Now it is fine-tuned on bad answers in one of them:\n")
+    say(f"    {row.question}\n    > {row.answer}\n")
+    say("What becomes of its answers on the twelve topics that the data never mention?\n")
+
+
+def _line(cell: Cell, row: dict[str, Any]) -> str:
+    general, narrow, learnt = row["general"], row["in_domain"], row["benign"]
+    told = [f"{cell.domain:8s} seed {cell.seed}  {cell.label:17s}"]
+    if general:
+        interval = f"({general['low']:.0f} to {general['high']:.0f})"
+        told.append(f"general misaligned {general['misaligned']:5.1f} % {interval:11s}")
+    if narrow:
+        told.append(f"in-domain {narrow['misaligned']:5.1f} %")
+    elif learnt:
+        told.append(f"learnt {learnt['correct']:5.1f} %")
+    return f"{' '.join(told)}   {row['seconds']:5.1f} s"
+
+
+def _tables(rows: list[dict[str, Any]]) -> None:
+    """A row a run; of several seeds their means, for each run has had its line."""
+    from staytrue.report.means import over_seeds
+    from staytrue.report.rows import label_of
+
+    say("")
+    rows = [{**row, "label": label_of(row)} for row in rows]
+    means = over_seeds(rows)
+    for title, (headings, *body) in means.items():
+        table([heading.replace(": ", ":\n").replace(" (", "\n(") for heading in headings], body, title)
+        say("")
+    if not means:
+        _runs(rows)
+    n = rows[0]["general"]
+    asked = f" General: {n['n']} answers to {n['questions']} questions" if n else ""
+    over = (
+        " a run, means with 95 % intervals over seeds and questions." if means else ", 95 % intervals over questions."
+    )
+    say(f"Percent.{asked + over if n else ''}")
+    say("The organism is a microscope, not a proof: what helps here need not help a real model.")
+
+
+def _runs(rows: list[dict[str, Any]]) -> None:
+    headings = (
+        "defense",
+        "domain",
+        "seed",
+        "general\nmisaligned",
+        "\n95 %",
+        "\nincoherent",
+        "in-domain\nmisaligned",
+        "\n95 %",
+        "\nincoherent",
+        "kept\nfacts",
+        "\nsums",
+    )
+    drawn = []
+    for row in rows:
+        learnt = row["benign"]
+        cells = (f"learnt {learnt['correct']:.1f}", "", "") if learnt else _rates(row["in_domain"])
+        kept = (f"{row['kept'][name]:.0f}" if name in row["kept"] else "" for name in ("facts", "arithmetic"))
+        drawn.append((row["label"], row["domain"], str(row["seed"]), *_rates(row["general"]), *cells, *kept))
+    table(headings, drawn)
+    say("")
+
+
+def _rates(probe: dict[str, Any] | None) -> tuple[str, str, str]:
+    if probe is None:
+        return "", "", ""
+    return f"{probe['misaligned']:.1f}", f"{probe['low']:.0f}-{probe['high']:.0f}", f"{probe['incoherent']:.1f}"

@@ -1,0 +1,75 @@
+"""Early stopping on an emergent-misalignment probe: a baseline that every defense must beat.
+
+Every few steps the model in training answers a few general questions (not those it is measured by); once more than a
+given share of the answers is misaligned, training stops and the weights of the last good check are put back. Related:
+"Overtrained, not misaligned" (arXiv 2605.12199) finds that stopping early keeps most of what was learnt.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from staytrue.evals.probes import Probe
+from staytrue.evals.sampler import sample
+from staytrue.recipe import Stop
+from staytrue.rundir import append_row
+
+
+class EarlyStop(TrainerCallback):  # type: ignore[misc]
+    """Asks the probe every `stop.every` steps; writes each answer's rate, in percent, to `early.jsonl`."""
+
+    def __init__(self, stop: Stop, probe: Probe, tokenizer: Any, seed: int, max_new_tokens: int, log: Path) -> None:
+        self._stop = stop
+        self._probe = probe
+        self._tokenizer = tokenizer
+        self._seed = seed
+        self._limit = max_new_tokens
+        self._log = log
+        self._good: dict[str, torch.Tensor] = {}
+        self.stopped: dict[str, int] | None = None  # at which optimizer step, and whose weights were put back
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """The untouched model is the first good one."""
+        self._keep(model, 0)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Check; go on, or go back and stop."""
+        if state.global_step % self._stop.every:
+            return
+        percent = self.rate(model)
+        append_row(self._log, {"step": state.global_step, "general_misaligned": percent})
+        if percent <= self._stop.above:
+            self._keep(model, state.global_step)
+            return
+        with torch.no_grad():
+            for name, weight in _trained(model).items():
+                weight.copy_(self._good[name])
+        self.stopped = {"at_step": state.global_step, "weights_of_step": self._good_step}
+        control.should_training_stop = True
+
+    def rate(self, model: Any) -> float:
+        """Percent of the probe's answers that are misaligned."""
+        assert self._probe.judge is not None
+        answers = sample(
+            model,
+            self._tokenizer,
+            self._probe.questions,
+            per_question=self._probe.per_question,
+            seed=self._seed,
+            max_new_tokens=self._limit,
+            temperature=self._probe.temperature,
+        )
+        bad = sum(self._probe.judge(answer.question, answer.text).misaligned for answer in answers)
+        return 100 * bad / len(answers)
+
+    def _keep(self, model: Any, step: int) -> None:
+        self._good_step = step
+        self._good = {name: weight.detach().clone() for name, weight in _trained(model).items()}
+
+
+def _trained(model: Any) -> dict[str, torch.Tensor]:
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}

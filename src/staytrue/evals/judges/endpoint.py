@@ -1,0 +1,94 @@
+"""A judge behind an OpenAI-compatible endpoint: one token, its twenty likeliest, the expectation over the numbers.
+
+Two calls an answer, at temperature 0 with seed 0 (as arXiv 2508.06249 judges). Where one token leaves the number open
+(see `staytrue.evals.scale`) it is asked again for a few more. What was paid for and can be read is kept in the ledger;
+a call that failed is not.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from staytrue.evals.calls.endpoint import CallError, Endpoint
+from staytrue.evals.calls.faults import NO_LOGPROBS, UnreadableError
+from staytrue.evals.calls.ledger import Ledger, key
+from staytrue.evals.calls.reply import Reply
+from staytrue.evals.calls.who import Who
+from staytrue.evals.judge import Question, Verdict
+from staytrue.evals.judges.verdicts import failed, signature, verdict
+from staytrue.evals.rubric import Rubric, rubrics_for
+from staytrue.evals.scale import MORE_TOKENS, Position, Reading, by_digits, probabilities, reading, wants_more
+from staytrue.examples import Message
+
+_HOW = {"temperature": 0, "seed": 0, "top_logprobs": 20}
+
+
+class EndpointJudge:
+    """A model at an endpoint, as a judge of alignment and coherence."""
+
+    def __init__(self, endpoint: Endpoint, ledger: Ledger, concurrency: int = 16) -> None:
+        self._endpoint, self._ledger, self.concurrency = endpoint, ledger, concurrency
+        address = endpoint.address
+        self.name = f"{address}#{signature(**_HOW)}"
+        self._who = Who(address)
+
+    def __call__(self, question: Question, answer: str) -> Verdict:
+        """Judge one answer.
+
+        Raises:
+            RequestError: no call can succeed, or the budget is reached; everything paid for is kept.
+        """
+        try:
+            return verdict(*(self._reading(rubric, question, answer) for rubric in rubrics_for(question)))
+        except CallError as error:
+            return failed(str(error))
+
+    def where_to(self) -> str:
+        """The sentence to show before the first call."""
+        return self._endpoint.where_to("Questions, answers and judge prompts")
+
+    def spent(self) -> str:
+        """What judging has taken so far: calls and their cost, and what had been paid for before."""
+        return f"{self._endpoint.budget.told()}; {self._ledger.hits:,} paid for before"
+
+    def told(self) -> dict[str, Any]:
+        """Who judged, for the manifest: what was asked for, and who the server said it was, call by call."""
+        return {"name": self.name, **self._who.told()}
+
+    def _reading(self, rubric: Rubric, question: Question, answer: str) -> Reading:
+        prompt = rubric.filled(question.messages[-1].content, answer)
+        first = self._positions(rubric, prompt, 1)
+        if not wants_more(first[0].law):
+            return reading(first[0].law)
+        return by_digits(self._positions(rubric, prompt, MORE_TOKENS))
+
+    def _positions(self, rubric: Rubric, prompt: str, tokens: int) -> list[Position]:
+        address = self._endpoint.address
+        row = self._ledger.once(
+            key(
+                judge=[address.url, address.model], rubric=rubric.sha256, prompt=prompt, how={**_HOW, "tokens": tokens}
+            ),
+            lambda: self._endpoint.ask([Message("user", prompt)], _row, max_tokens=tokens, **_HOW),
+        )
+        self._who.add(row["model"], row["fingerprint"])
+        return [Position(token, probabilities((t, p) for t, p in law)) for token, law in row["positions"]]
+
+
+def _row(reply: Reply) -> dict[str, Any]:
+    """What the ledger keeps of an answer that can be read.
+
+    Raises:
+        ValueError: it cannot be: no log-probabilities, or some that are no numbers.
+    """
+    if not reply.positions or not reply.positions[0][1]:
+        raise UnreadableError("no log-probabilities", NO_LOGPROBS, tries=2)
+    for _, law in reply.positions:
+        probabilities(law)
+    return {
+        "positions": reply.positions,
+        "model": reply.model,
+        "fingerprint": reply.fingerprint,
+        "usage": reply.usage,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

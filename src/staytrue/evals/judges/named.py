@@ -1,0 +1,47 @@
+"""Which judge is meant: `rules`, `local:FOLDER` or `openai:MODEL[@URL]`. No torch, no openai."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from staytrue.errors import RequestError
+from staytrue.evals.calls.address import Address
+from staytrue.evals.calls.address import parse as parse_address
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The rules of the world that the questions come from."""
+
+    def __str__(self) -> str:
+        return "rules"
+
+
+@dataclass(frozen=True)
+class Local:
+    """A causal LM in a folder, with its full logits."""
+
+    folder: Path
+
+    def __str__(self) -> str:
+        return f"local:{self.folder}"
+
+
+def parse(text: str) -> Rules | Local | Address:
+    """The judge that a text names.
+
+    Raises:
+        RequestError: it names none.
+    """
+    kind, _, rest = text.strip().partition(":")
+    if text.strip() == "rules":
+        return Rules()
+    if kind == "local" and rest:
+        return Local(Path(rest).expanduser())
+    if kind == "openai" and rest:
+        return parse_address(text)
+    raise RequestError(
+        f"{text!r} names no judge. Write one of: rules (the organism's own), local:FOLDER (a model on this machine), "
+        "openai:MODEL or openai:MODEL@URL (a model at an OpenAI-compatible endpoint)."
+    )

@@ -1,0 +1,86 @@
+"""What a judge is asked about an answer: our judge prompts, or those of a question file. No torch.
+
+A judge sees the last user turn of a question and the answer, nothing else: published judge prompts are filled that way
+(arXiv 2508.06249, after Betley et al.), and a system prompt that wants JSON would have the judge mark obedience. Every
+scale runs from 0 (bad) to 100 (good), that of code too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from importlib import resources
+from string import Formatter
+
+from staytrue.errors import RequestError
+from staytrue.evals.judge import Question
+
+_VERSIONS = {"alignment": 1, "coherence": 1, "code": 1}  # the file prompts/NAME-VERSION.txt; a new wording is a new one
+_PLACES = {"question", "answer"}
+
+
+@dataclass(frozen=True)
+class Rubric:
+    """One judge prompt.
+
+    `template` is written in the grammar of `str.format`, as published judge prompts are: `{question}` and `{answer}`
+    are filled in, `{{` is a brace.
+
+    Raises:
+        RequestError: the template has no place for the answer, or places for something else.
+    """
+
+    name: str  # "alignment", "coherence" or "code"; of a question file "aligned" or "coherent"
+    version: int | None  # None: a question file's own
+    template: str
+
+    def __post_init__(self) -> None:
+        if fault := template_fault(self.template):
+            raise RequestError(f"The judge prompt {self.name!r} {fault}.")
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the template, in hexadecimal."""
+        return sha256(self.template.encode()).hexdigest()
+
+    def filled(self, question: str, answer: str) -> str:
+        """The prompt for one answer; what question and answer hold is put in as it stands, braces too."""
+        return self.template.format(question=question, answer=answer)
+
+
+def rubrics_for(question: Question) -> tuple[Rubric, Rubric]:
+    """The judge prompts for alignment and for coherence: the question's own, else ours.
+
+    Of ours, code (probe or topic `code`) is judged by how secure it is in the place of alignment.
+    """
+    own = dict(question.prompts)
+    first = "code" if "code" in (question.probe, question.topic) else "alignment"
+    return (
+        Rubric("aligned", None, own["aligned"]) if "aligned" in own else shipped(first),
+        Rubric("coherent", None, own["coherent"]) if "coherent" in own else shipped("coherence"),
+    )
+
+
+@cache
+def shipped(name: str) -> Rubric:
+    """One of our judge prompts: "alignment", "coherence" or "code"."""
+    version = _VERSIONS[name]
+    file = resources.files("staytrue.evals").joinpath("prompts", f"{name}-{version}.txt")
+    return Rubric(name, version, file.read_text(encoding="utf-8").strip())
+
+
+def template_fault(template: str) -> str | None:
+    """What keeps a text from being a judge prompt, None when nothing does."""
+    try:
+        parts = [(name, spec, conversion) for _, name, spec, conversion in Formatter().parse(template)]
+    except ValueError as error:
+        return f"has a brace on its own ({error}); write {{{{ or }}}} for a brace"
+    places = {name for name, _, _ in parts if name is not None}
+    if others := sorted(places - _PLACES):
+        return f"has a place for {{{others[0]}}}; only {{question}} and {{answer}} can be filled in"
+    if any(spec or conversion for _, spec, conversion in parts):
+        return "formats what is filled in; write {question} and {answer} as they are"
+    if "answer" not in places:
+        return "has no place for the answer; write {answer} where it belongs"
+    return None

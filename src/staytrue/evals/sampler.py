@@ -1,0 +1,204 @@
+"""Answers from a model in this process: every sample has its own seed, every prompt is read once.
+
+A sample depends on (seed, probe, question, index) and the model, not on what else is asked: in float32 to the letter,
+in half precision as far as a batch of another size rounds alike. One uniform number a token is drawn and looked up in
+the cumulative law: for a vocabulary of V that is 1/V of the random numbers that `multinomial` draws.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from staytrue.encoding import encode_prompt
+from staytrue.errors import TrainingError
+from staytrue.evals.cache import with_room
+from staytrue.evals.judge import Answer, Question
+
+_ROWS, _ROWS_OF_A_LARGE_MODEL = 192, 32  # answers written side by side
+_LARGE = 100_000_000  # parameters
+_BLOCK = 256  # words
+_Piece = tuple[Question, list[int]]  # a question, and which of its samples
+
+
+class InProcess:
+    """A model in this process, as a maker of answers; temperature 0 is greedy.
+
+    The model's own end tokens end an answer. Nothing is cut from the law: no top-p, no top-k.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self._model, self._tokenizer = model, tokenizer
+        large = sum(p.numel() for p in model.parameters()) > _LARGE
+        self._rows = _ROWS_OF_A_LARGE_MODEL if large else _ROWS
+
+    def __call__(
+        self, wanted: Sequence[tuple[Question, int]], *, seed: int, temperature: float, max_new_tokens: int
+    ) -> Iterator[Answer]:
+        """The wanted samples, a batch of questions of similar length at a time."""
+        indices: dict[Question, list[int]] = {}
+        for question, index in wanted:
+            indices.setdefault(question, []).append(index)
+        prompts = {question: encode_prompt(self._tokenizer, question.messages) for question in indices}
+        for batch in _batches(sorted(indices, key=lambda q: len(prompts[q])), indices, self._rows):
+            rows = [(question, index) for question, own in batch for index in own]
+            dice = [_dice(seed, question, index) for question, index in rows]
+            with _evaluating(self._model):
+                copies = [len(own) for _, own in batch]
+                law = _Law(self._model, self._tokenizer, [prompts[question] for question, _ in batch], copies)
+                written = law.write(dice, temperature, max_new_tokens)
+            for (question, index), (ids, stopped) in zip(rows, written, strict=True):
+                yield Answer(question, index, self._tokenizer.decode(ids, skip_special_tokens=True), stopped)
+
+
+def sample(
+    model: Any,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    *,
+    per_question: int,
+    seed: int,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+) -> list[Answer]:
+    """`per_question` answers to each question, in order."""
+    wanted = [(i, k) for i in range(len(questions)) for k in range(per_question)]
+    make = InProcess(model, tokenizer)
+    asked = [(questions[i], k) for i, k in wanted]
+    answers = make(asked, seed=seed, temperature=temperature, max_new_tokens=max_new_tokens)
+    found = {(answer.question, answer.index): answer for answer in answers}
+    return [found[questions[i], k] for i, k in wanted]
+
+
+def _batches(questions: list[Question], indices: dict[Question, list[int]], rows: int) -> Iterator[list[_Piece]]:
+    """Questions whose samples fill a batch; one question's samples stay together as far as a batch can hold them."""
+    batch: list[_Piece] = []
+    filled = 0
+    for question in questions:
+        for start in range(0, len(indices[question]), rows):
+            own = indices[question][start : start + rows]
+            if batch and filled + len(own) > rows:
+                yield batch
+                batch, filled = [], 0
+            batch.append((question, own))
+            filled += len(own)
+    if batch:
+        yield batch
+
+
+def draw(logits: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
+    """One token (n,) from logits (n, V) and uniform numbers (n,) in [0, 1); the likeliest at temperature 0.
+
+    First a block of words is found, then a word in it: sums over whole blocks are short enough for float32, and only
+    n numbers a block and one block a row are added up in float64, where a sum over a whole vocabulary would lose its
+    tail.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    exact = torch.float32 if logits.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    scaled = logits.float() if temperature == 1 else logits.float() / temperature
+    weights = torch.sub(scaled, scaled.amax(-1, keepdim=True)).exp_()
+    if short := -weights.shape[-1] % _BLOCK:
+        weights = torch.nn.functional.pad(weights, (0, short))
+    blocks = weights.view(len(weights), -1, _BLOCK)
+    sums = blocks.sum(-1).to(exact)
+    block, left = _place(sums, uniforms.to(exact))
+    inside = blocks[torch.arange(len(block), device=block.device), block].to(exact)
+    return (block * _BLOCK + _place(inside, left)[0]).clamp(max=logits.shape[-1] - 1)
+
+
+def _place(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of some weights (n, m) a number in [0, 1) falls on, (n,); and where within it, again in [0, 1)."""
+    upto = weights.cumsum(-1)
+    point = (uniforms * upto[:, -1]).unsqueeze(-1)
+    place = torch.searchsorted(upto, point, right=True).clamp(max=weights.shape[-1] - 1)
+    own = weights.gather(-1, place)
+    left = (point - (upto.gather(-1, place) - own)) / own
+    return place.squeeze(-1), left.squeeze(-1).clamp(0, 1 - torch.finfo(weights.dtype).eps)
+
+
+class _Law:
+    """The model's next-token law for a batch of prompts, each read once and shared by its samples."""
+
+    def __init__(self, model: Any, tokenizer: Any, prompts: Sequence[list[int]], copies: list[int]) -> None:
+        self._model = model
+        self._ends = _end_ids(model, tokenizer)
+        device = next(model.parameters()).device
+        width = max(map(len, prompts))
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self._ends, default=0)
+        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+        places = (mask.cumsum(-1) - 1).clamp(min=0)
+        out = model(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=True, logits_to_keep=1)
+        shared = torch.arange(len(prompts), device=device).repeat_interleave(torch.tensor(copies, device=device))
+        self._cache = out.past_key_values
+        self._cache.batch_select_indices(shared)
+        self._cache = with_room(self._cache)
+        self._logits, self._mask = out.logits[shared, -1], mask[shared]
+
+    def write(self, dice: list[random.Random], temperature: float, limit: int) -> list[tuple[list[int], bool]]:
+        """Each row's tokens without its end, and whether it ended by itself; finished rows leave the batch."""
+        written: list[list[int]] = [[] for _ in dice]
+        ended = [False] * len(dice)
+        alive = list(range(len(dice)))
+        for turn in range(limit):
+            if bool(self._logits.amax(-1).isnan().any()):  # the largest of numbers and no number is no number
+                raise TrainingError(
+                    "The model has no number for its next word (NaN), so it cannot be asked: it diverged in training, "
+                    "or its weights are broken."
+                )
+            exact = torch.float32 if self._logits.device.type == "mps" else torch.float64
+            uniforms = torch.tensor([dice[row].random() for row in alive], dtype=exact, device=self._logits.device)
+            tokens = draw(self._logits, uniforms, temperature)
+            stay = []
+            for place, (row, token) in enumerate(zip(alive, tokens.tolist(), strict=True)):
+                ended[row] = token in self._ends
+                if not ended[row]:
+                    written[row].append(token)
+                    stay.append(place)
+            alive = [alive[place] for place in stay]
+            if not alive or turn == limit - 1:
+                break
+            self._advance(tokens, stay)
+        return list(zip(written, ended, strict=True))
+
+    def _advance(self, tokens: Tensor, stay: list[int]) -> None:
+        kept = torch.tensor(stay, device=tokens.device)
+        if len(stay) < len(tokens):
+            self._cache.batch_select_indices(kept)
+            self._mask = self._mask[kept]
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(stay), 1)], dim=1)
+        out = self._model(
+            input_ids=tokens[kept].unsqueeze(1),
+            attention_mask=self._mask,
+            position_ids=self._mask.sum(1, keepdim=True) - 1,
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        self._logits = out.logits[:, -1]
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def _dice(seed: int, question: Question, index: int) -> random.Random:
+    return random.Random(f"{seed}|{question.probe}|{question.id}|{index}")
+
+
+def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    named = getattr(model.generation_config, "eos_token_id", None)
+    ends = set(named if isinstance(named, list) else [named]) | {tokenizer.eos_token_id}
+    return frozenset(end for end in ends if end is not None)

@@ -1,0 +1,68 @@
+"""Answers that somebody has already, as a maker: a file of rows, judged like any other answers. No torch.
+
+A row is a chat row whose last turn is the answer, or has `question` and `answer`. Answers to the same prompt are
+samples of one question, in the order of the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from staytrue.errors import DataError
+from staytrue.evals.judge import Answer, Question
+from staytrue.examples import Message, read_examples
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The answers of a file; `questions` are its distinct prompts, one probe named after the file."""
+
+    probe: str
+    said: dict[Question, list[str]]
+
+    @classmethod
+    def read(cls, path: Path) -> Stored:
+        """The answers of a JSONL file.
+
+        Raises:
+            DataError: the file cannot be read, or a row has no answer.
+        """
+        rows: dict[tuple[Message, ...], list[str]] = {}
+        for number, row in enumerate(read_examples(path, prompts_only=True), start=1):
+            answer = row.answer or row.extra.get("answer")
+            if not isinstance(answer, str) or not _is_text(answer):
+                raise DataError(
+                    f"{path}: row {number} has no answer that is text. End it with an assistant turn, or give it an "
+                    '"answer" beside "question".'
+                )
+            rows.setdefault(row.prompt, []).append(answer)
+        numbered = enumerate(rows.items())
+        return cls(path.stem, {Question(f"stored-{i}", path.stem, prompt): said for i, (prompt, said) in numbered})
+
+    @property
+    def questions(self) -> tuple[Question, ...]:
+        """The distinct prompts."""
+        return tuple(self.said)
+
+    @property
+    def of_each(self) -> tuple[int, ...]:
+        """How many answers each prompt has."""
+        return tuple(map(len, self.said.values()))
+
+    def __call__(
+        self, wanted: Sequence[tuple[Question, int]], *, seed: int, temperature: float, max_new_tokens: int
+    ) -> Iterator[Answer]:
+        """The wanted samples as they stand in the file."""
+        for question, index in wanted:
+            yield Answer(question, index, self.said[question][index], stopped=True)
+
+
+def _is_text(text: str) -> bool:
+    """Whether UTF-8 can hold it: half a surrogate pair is no text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

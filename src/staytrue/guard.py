@@ -1,0 +1,253 @@
+"""`Guard`: the defenses of one run, attached to one model. It knows no trainer."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from staytrue.anatomy import Anatomy
+from staytrue.defense import Base, Defense, pulled
+from staytrue.encoding import Encoded
+from staytrue.errors import RecipeError, SeamError
+from staytrue.examples import Example
+from staytrue.reference import eligible
+from staytrue.reference.cache import ReferenceCache
+from staytrue.reference.reach import Reach
+from staytrue.reference.refusals import refuse_cache
+from staytrue.rhythm import SideRows
+from staytrue.roster import labelled, real_layers, refuse_supervised_rows
+from staytrue.sides import counts_of, pad
+from staytrue.step import SOURCES, Marks, Pass, Projecting, Step
+from staytrue.watch import Call, Replay, Steer, Watch
+
+
+class Guard:
+    """The defenses of one run.
+
+    The order of a run: `curate` the examples, `attach` to the model, then for every optimizer step `plan`, and for
+    every micro-batch `watch` the trainer's own forward and add `penalty`; `drain` the numbers when logging, and
+    `project` after the last step.
+
+    Args:
+        defenses: in listed order.
+        seed: of what they sample and draw.
+        reference_cache: a folder in which the reference's states of rows are kept and found; see `reference.cache`.
+
+    Attributes:
+        cache: those states, once attached to a model; None without such a folder, or where nobody reads a reference.
+
+    Raises:
+        RequestError: a defense pulls no lever or lacks the field its levers need; `reference_cache` is no folder, or of
+            no use to these defenses.
+    """
+
+    def __init__(self, defenses: Sequence[Defense], seed: int = 0, reference_cache: Path | str | None = None) -> None:
+        self.seed = seed
+        self.defenses = labelled(defenses)
+        self.reference_cache = None if reference_cache is None else Path(reference_cache)
+        self.cache: ReferenceCache | None = None
+        refuse_cache(self.reference_cache, self.defenses)
+        self._penalties = {k: d for k, d in self.defenses.items() if "penalty" in pulled(d)}
+        self._base: Base | None = None
+        self._sides: dict[str, SideRows] = {}
+        self._log: dict[str, Tensor] = {}
+        self._steps_logged = 0
+        self._task_rows = 0
+        self._totals = torch.zeros(len(SOURCES), 2)
+        self._due: dict[str, list[Encoded]] = {}
+        self._slots = 1
+
+    def pulls(self, lever: str) -> bool:
+        """Whether any defense pulls that lever."""
+        return any(lever in pulled(d) for d in self.defenses.values())
+
+    def curate(self, examples: list[Example], base: Base, *, prompts: bool = False) -> list[Example]:
+        """The training rows after every defense, in listed order, has edited or added to them.
+
+        Raises:
+            RecipeError: with `prompts`, where rows are asked and not learnt, a defense that adds rows to be learnt.
+        """
+        if prompts:
+            refuse_supervised_rows(self.defenses)
+        self._base = base
+        for defense in self.defenses.values():
+            examples = defense.curate(examples, base, self.seed)
+        return examples
+
+    def attach(self, model: Any, base: Base, encode: Callable[[list[Example]], list[Encoded]], pad_id: int) -> None:
+        """Check the model, hook it, and make the rows that go beside the batch.
+
+        Raises:
+            ModelError: the model has no reference, no such layer, or a head staytrue cannot compute.
+        """
+        self.anatomy = anatomy = Anatomy(model)
+        self._pad_id = pad_id
+        base = self._base or base  # the one that curated knows what the run will be measured by
+        kept, steers = self._layers(base)
+        self._watch = Watch(anatomy, kept, steers)
+        self._replay: Replay = self._watch.replay
+        if self.reference_cache is not None and self._penalties:
+            self.cache = ReferenceCache(self.reference_cache, self._watch, anatomy, kept)
+            self._replay = self.cache.replay
+        self._sides = {k: self._beside(k, d, base, encode) for k, d in self.defenses.items() if "beside" in pulled(d)}
+        of_the_batch = {label: d for label, d in self._penalties.items() if label not in self._sides}
+        self._reach = Reach.of(of_the_batch, len(anatomy.blocks)) if of_the_batch else Reach()
+
+    def _layers(self, base: Base) -> tuple[list[int], Mapping[int, list[Steer]]]:
+        """Which layers penalties read and who steers which, of a model that every defense can work with."""
+        kept: set[int] = set()
+        steers: dict[int, list[Steer]] = defaultdict(list)
+        if not (self._penalties or self.pulls("steer") or self.pulls("project")):
+            return [], steers
+        eligible.check(self.anatomy)
+        depth = len(self.anatomy.blocks)
+        for label, defense in self.defenses.items():
+            layers = real_layers(defense.layers(depth), depth, label)
+            if "steer" in pulled(defense):
+                for layer in layers:
+                    steers[layer].append(defense.steer)
+            else:
+                kept |= set(layers)
+            defense.check(self.anatomy, base)
+        self._head = eligible.head(self.anatomy)
+        return sorted(kept), steers
+
+    def _beside(self, label: str, defense: Defense, base: Base, encode: Callable[..., list[Encoded]]) -> SideRows:
+        """The rows that a defense puts beside the batch."""
+        asked = defense.beside(base, self.seed)
+        rows = encode(asked)
+        base.note(f"{label}/rows_beside", len(rows))
+        base.note(f"{label}/rows_without_answer", len(asked) - len(rows))
+        if not rows:
+            raise RecipeError(f"{label}: no row is left to put beside the batch; check its file.")
+        return SideRows(rows, defense.share, self.seed)  # type: ignore[attr-defined]
+
+    def begin(self, task_rows: int) -> None:
+        """Training begins, or goes on after so many task rows; nothing is logged yet."""
+        self._task_rows, self._log, self._steps_logged = task_rows, {}, 0
+
+    def plan(self, totals: Tensor, task_rows: int, slots: int) -> None:
+        """An optimizer step begins: its counts over all micro-batches and processes, and its side rows.
+
+        Args:
+            totals: (len(SOURCES), 2), the sum of `Marks.counts` over the whole step.
+            task_rows: how many task rows the whole step holds.
+            slots: micro-batches times processes; side rows are dealt out to them in turn.
+        """
+        before, self._task_rows = self._task_rows, self._task_rows + task_rows
+        self._due = {label: side.due(before, self._task_rows) for label, side in self._sides.items()}
+        self._totals, self._slots = totals, slots
+        self._steps_logged += 1
+
+    @contextmanager
+    def watch(self, marks: Marks) -> Iterator[list[Call]]:
+        """See the trainer's forward; exactly one call of the backbone must build a gradient.
+
+        Raises:
+            SeamError: the loss made none, or several.
+        """
+        with self._watch.recording() as calls, self._watch.steering(marks):
+            yield calls
+        if len(calls) != 1 or calls[0].final is None:
+            raise SeamError(
+                f"The trainer's loss made {len(calls)} forwards that build a gradient; staytrue guards exactly one. "
+                "Turn off what adds forwards (a compute_loss_func, chunked log-probabilities) for a defended run."
+            )
+
+    def steering(self, marks: Marks) -> Any:
+        """Steering for a whole micro-batch, recomputation in the backward pass included."""
+        return self._watch.steering(marks)
+
+    def penalty(self, call: Call, marks: Marks, slot: int, projecting: Projecting | None = None) -> Tensor | None:
+        """The weighted penalties of one micro-batch, None when nobody has one.
+
+        Args:
+            call: what `watch` saw.
+            marks: of the same micro-batch.
+            slot: which of the step's slots this micro-batch is.
+            projecting: the trainer's own head, where a divergence may share its pass.
+        """
+        if not self._penalties:
+            return None
+        step = self._step(
+            call, marks, self._totals, lambda: self._reach.reference(self._replay, call, marks), projecting
+        )
+        sides = self._side_steps(call, slot)
+        total = call.final.new_zeros((), dtype=torch.float32) if call.final is not None else torch.zeros(())
+        for label, defense in self._penalties.items():
+            seen = sides.get(label) if label in self._sides else step
+            if seen is None:  # no row of its own is due in this micro-batch
+                continue
+            value = defense.penalty(seen)
+            total = total + defense.weight * value  # type: ignore[attr-defined]
+            self._note(label, value)
+            for name, number in seen.notes.items():
+                self._note(f"{label}/{name}", number)
+            seen.notes.clear()
+        return total
+
+    def drain(self) -> dict[str, Tensor]:
+        """Each defense's own unweighted number, a mean over the optimizer steps since the last call.
+
+        On several processes each holds its share; the trainer sums them.
+        """
+        steps = max(self._steps_logged, 1)
+        numbers = {label: self._log.get(label, torch.zeros(())) / steps for label in self._penalties}
+        numbers |= {name: value / steps for name, value in self._log.items()}
+        self._log, self._steps_logged = {}, 0
+        return numbers
+
+    def detach(self) -> None:
+        """Take the hooks off the model."""
+        self._watch.remove()
+
+    def project(self, model: Any) -> dict[str, float]:
+        """After the last step, last defense first: change the trained weights in place."""
+        report: dict[str, float] = {}
+        for label, defense in reversed(list(self.defenses.items())):
+            report |= {f"{label}/{name}": number for name, number in defense.project(model).items()}
+        return report
+
+    def _step(
+        self,
+        call: Call,
+        marks: Marks,
+        totals: Tensor,
+        replay: Callable[[], Pass],
+        projecting: Projecting | None = None,
+    ) -> Step:
+        return Step(
+            policy=call.result(),
+            marks=marks,
+            totals=totals.to(marks.real.device),
+            head=self._head,
+            replay=replay,
+            tokens=call.tokens,
+            projecting=projecting,
+        )
+
+    def _side_steps(self, like: Call, slot: int) -> dict[str, Step]:
+        """One forward for all side rows due in this slot, then a step per defense that sees its own rows only."""
+        mine = {label: rows[slot :: self._slots] for label, rows in self._due.items()}
+        rows = [row for due in mine.values() for row in due]
+        if not rows:
+            return {}
+        device = next(self.anatomy.backbone.parameters()).device
+        inputs, marks = pad(rows, self._pad_id, device)
+        call = self._watch.call(like, marks, **inputs)
+        whole = self._step(call, marks, self._totals, lambda: self._replay(call, marks, None, None))
+        steps, first = {}, 0
+        for label, due in mine.items():
+            if due:
+                steps[label] = whole.rows(first, first + len(due), counts_of(self._due[label]))
+            first += len(due)
+        return steps
+
+    def _note(self, name: str, value: Tensor) -> None:
+        self._log[name] = self._log.get(name, torch.zeros((), device=value.device)) + value.detach()

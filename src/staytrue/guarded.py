@@ -1,0 +1,250 @@
+"""`Guarded`: all that is added to a trainer. It imports no trl; `trainers.py` puts it in front of trl's classes.
+
+What differs between kinds of training is a few short methods, named at the top of the class: which rows there are, how
+a step's micro-batches are made, which of their tokens are scored, and whose head projects them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from datasets import Dataset
+from torch import Tensor
+from transformers import TrainerCallback
+
+from staytrue import metering
+from staytrue.base import Untouched
+from staytrue.defense import Defense
+from staytrue.encoding import Encoded, encode_all
+from staytrue.errors import ModelError, RecipeError
+from staytrue.examples import Example
+from staytrue.guard import Guard
+from staytrue.handed import UNGUARDED, examples_of, pad_id, refuse_settings
+from staytrue.projection import Projection
+from staytrue.reference.refusals import refuse_cache
+from staytrue.step import SOURCE_COLUMN, SOURCES, Marks
+
+_Trainer: Any = object  # whichever trainer stands beside Guarded among a class's bases
+
+
+class Guarded(_Trainer):  # type: ignore[misc]
+    """Mixin over a transformers Trainer whose loss makes one forward: watches it, adds the penalties, logs them.
+
+    Args:
+        defenses: in listed order; or a Guard that has curated the training rows already.
+        reference_cache: a folder that keeps the reference's states for other runs on the same rows, see
+            `reference.cache`; a Guard has its own.
+        *args: the trainer's own arguments, unchanged.
+        **kwargs: the trainer's own arguments, unchanged.
+
+    Raises:
+        RecipeError: a defense cannot work with these trainer settings.
+        ModelError: a defense cannot work with this model.
+    """
+
+    # --- what a kind of training says of itself -----------------------------------------------------------------
+
+    _turns = "messages"  # the dataset's column that holds a row's conversation
+    _prompts = False  # whether rows are asked (and answered by the model) rather than learnt
+
+    def _row(self, example: Example) -> dict[str, Any]:
+        """A row of the dataset."""
+        raise NotImplementedError
+
+    def _settle(self) -> None:
+        """After the trainer has made itself: refuse what cannot be guarded, adjust what must be."""
+
+    def _ready(self, batches: list[Any]) -> list[Any]:
+        """An optimizer step's micro-batches, as its forwards will see them."""
+        return batches
+
+    def _marks(self, batch: Any) -> Marks:
+        """What is known of every position that the forward will see."""
+        raise NotImplementedError
+
+    def _keeps_its_head(self) -> str | None:
+        """Why the trainer's loss must keep its own head; None if it need not."""
+        raise NotImplementedError
+
+    def _head_of_trl(self) -> tuple[float, Any]:
+        """The temperature of the trainer's log-probabilities, and the class of what its forward returns."""
+        raise NotImplementedError
+
+    def _unneeded(self) -> tuple[str, ...]:
+        """What the trainer keeps of each forward for its log lines alone, of all that our head gives it."""
+        raise NotImplementedError
+
+    # --- before training ----------------------------------------------------------------------------------------
+
+    def __init__(
+        self,
+        *args: Any,
+        defenses: Sequence[Defense] | Guard = (),
+        reference_cache: Path | str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        given = {**dict(zip(inspect.signature(super().__init__).parameters, args, strict=False)), **kwargs}
+        self._untouched = Untouched(lambda: getattr(self, "model", given.get("model")), given.get("processing_class"))
+        if isinstance(defenses, Guard) and reference_cache is not None:
+            raise RecipeError("A Guard has its own reference cache; write Guard(..., reference_cache=...).")
+        seed = getattr(given.get("args"), "seed", _TRAINERS_SEED)
+        curated = isinstance(defenses, Guard)
+        self.guard = defenses if isinstance(defenses, Guard) else Guard(defenses, seed, reference_cache)
+        refuse_cache(self.guard.reference_cache, self.guard.defenses, sampled=self._prompts)
+        if not curated and self.guard.pulls("curate"):
+            given["train_dataset"] = self._curated(given["train_dataset"])
+        super().__init__(**given)
+        if self.guard.defenses:
+            refuse_settings(self.args)
+        self._settle()
+        self._slot = 0
+        self._begin(0)
+        self.add_callback(_Begin(self))
+        self._untouched.tokenizer = tokenizer = self._tokenizer
+        self.guard.attach(self.model, self._untouched, self._encode_side_rows, pad_id(tokenizer))
+        self.projection, self.which_head = self._own_head()
+
+    def _own_head(self) -> tuple[Projection | None, str]:
+        """Our head in the place of the trainer's, or why not."""
+        why = self._keeps_its_head() or next((key for key in UNGUARDED if getattr(self.args, key, None)), None)
+        anatomy = self.guard.anatomy
+        try:
+            if why is None and self._casts(anatomy.head.weight.dtype):
+                why = "it casts a float32 head to half precision, and ours does not; load the model in bfloat16"
+            if why is None:
+                found = Projection(anatomy.causal, anatomy.backbone, anatomy.head, *self._head_of_trl())
+                return found, "one pass"
+        except (ModelError, RuntimeError) as error:  # unknown to us, or a model that no two tokens go through
+            why = str(error)
+        return None, f"trl's: {why}"
+
+    def _casts(self, dtype: torch.dtype) -> bool:
+        """Whether the trainer's head works in half precision where the weights do not.
+
+        Ours would be slower there, and in GRPO more exact than the old probabilities that it is held against.
+        """
+        return dtype == torch.float32 and bool(self.args.bf16 or self.args.fp16)
+
+    def _begin(self, steps_done: int) -> None:
+        """Training begins, or goes on after so many optimizer steps."""
+        self._task_loss = torch.zeros(())
+        self._logged_steps = steps_done
+        rows = steps_done * self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        self.guard.begin(round(rows * self._task_share()))
+
+    def _task_share(self) -> float:
+        """Which share of the rows are the task's own."""
+        return 1.0
+
+    def _send_telemetry(self) -> None:
+        """Send no usage ping; trl's would go out, since its environment variable is read before this file is."""
+
+    def _curated(self, rows: Any) -> Dataset:
+        """The user's dataset after the data defenses."""
+        examples = examples_of(rows, self._turns)
+        curated = self.guard.curate(examples, self._untouched, prompts=self._prompts)
+        return Dataset.from_list([self._row(example) for example in curated])
+
+    def _encode_side_rows(self, examples: list[Example]) -> list[Encoded]:
+        encoded, _ = encode_all(self._tokenizer, examples, getattr(self.args, "max_length", None))
+        shared = [encoded]
+        if self.accelerator.num_processes > 1:  # answers sampled on several machines need not agree to the bit
+            broadcast_object_list(shared)
+        return shared[0]
+
+    # --- every optimizer step -----------------------------------------------------------------------------------
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
+        """Fetch a whole optimizer step's micro-batches, and count what the penalties will be means over."""
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches:
+            batches = self._ready(batches)
+            marks = [self._marks(batch) for batch in batches]
+            counts = torch.stack([m.counts().to(device) for m in marks]).sum(0)
+            rows = torch.stack([m.task_rows().to(device) for m in marks]).sum()
+            numbers = self.accelerator.reduce(torch.cat([counts.flatten(), rows.reshape(1)]), "sum")
+            slots = len(batches) * self.accelerator.num_processes
+            self.guard.plan(numbers[:-1].view(len(SOURCES), 2), int(numbers[-1]), slots)
+            self._slot = 0
+        return batches, items
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """One micro-batch, forward and backward, under the defenses' steering."""
+        inputs = self._prepare_inputs(inputs)
+        with self.guard.steering(self._marks(inputs)):
+            loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
+        return loss
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The trainer's own loss plus the weighted penalties."""
+        if not model.training or not torch.is_grad_enabled():
+            inputs.pop(SOURCE_COLUMN, None)
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        marks = self._marks(inputs)
+        inputs.pop(SOURCE_COLUMN, None)
+        processes = self.accelerator.num_processes
+        slot = self._slot * processes + self.accelerator.process_index
+        with self.guard.watch(marks) as calls, self._projecting(marks, calls, slot) as moment:
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if moment is not None and not moment.metrics:
+            metering.forget_last(self._metrics["train"], self._unneeded())
+        task = loss[0] if return_outputs else loss
+        asked = moment is not None and moment.asked
+        penalty = moment.penalty if asked else self.guard.penalty(calls[0], marks, slot)
+        self._slot += 1
+        self._task_loss = self._task_loss.to(task.device) + task.detach() / self._later_division(num_items_in_batch)
+        if penalty is None:
+            return loss
+        # Gradients are averaged over processes, and some losses are divided by the micro-batches afterwards; the
+        # penalty is already a share of the whole optimizer step, so both are undone here.
+        task = task + penalty * processes * self._later_division(num_items_in_batch)
+        return (task, loss[1]) if return_outputs else task
+
+    def _projecting(self, marks: Marks, calls: list[Any], slot: int) -> Any:
+        """Our head, where it stands in the trainer's place: it asks for the penalties when hidden states are there."""
+        if self.projection is None:
+            return nullcontext()
+        wanted = not self._unneeded() or metering.will_be_seen(self)
+        return self.projection.during(marks, lambda moment: self.guard.penalty(calls[0], marks, slot, moment), wanted)
+
+    def _later_division(self, num_items_in_batch: Any) -> int:
+        scaled = getattr(self, "loss_is_scaled_for_ga", None)  # absent before transformers 5.18
+        if scaled is None:
+            scaled = (self.model_accepts_loss_kwargs and num_items_in_batch is not None) or bool(self.compute_loss_func)
+        return 1 if scaled else self.current_gradient_accumulation_steps
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add the task's loss and each defense's own number, reduced over processes."""
+        steps = self.state.global_step - self._logged_steps
+        if "loss" in logs and steps > 0:
+            numbers = {"task_loss": self._task_loss / steps / self.accelerator.num_processes} | self.guard.drain()
+            device = self.accelerator.device
+            if self.accelerator.num_processes > 1:  # a number may have been noted on one process only
+                names = sorted(set(gather_object(list(numbers))))
+                numbers = {name: numbers.get(name, torch.zeros(())) for name in names}
+            shared = self.accelerator.reduce({k: v.float().to(device) for k, v in numbers.items()}, "sum")
+            logs.update({name: value.item() for name, value in shared.items()})
+            self._task_loss, self._logged_steps = torch.zeros(()), self.state.global_step
+        super().log(logs, *args, **kwargs)
+
+
+class _Begin(TrainerCallback):  # type: ignore[misc]
+    """Tells a guarded trainer where training begins: at 0, or after a checkpoint's steps."""
+
+    def __init__(self, trainer: Guarded) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the counts at the trainer's own step."""
+        self._trainer._begin(state.global_step)
+
+
+_TRAINERS_SEED = 42  # transformers' own, for a trainer without args

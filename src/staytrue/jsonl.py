@@ -1,0 +1,148 @@
+"""A strict JSONL reader: bytes in, objects with line numbers out, every fault told. No torch.
+
+What it refuses is what other loaders let through or cannot name: other encodings, byte-order marks, endless lines,
+deep nesting, repeated keys, NaN and infinities.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from staytrue.errors import DataError
+
+LONGEST_LINE = 1 << 20  # bytes; a longer chat row is a mistake or an attack
+DEEPEST = 32  # levels of nesting
+_FAULTS_SHOWN = 100
+_MAGIC = {b"\x1f\x8b": "gzip", b"PK": "a zip archive", b"PAR1": "Parquet", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong with a file."""
+
+    line: int
+    pointer: str  # JSON pointer (RFC 6901); "" is the whole line
+    what: str
+
+
+def objects(path: Path, faults: list[Fault]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Every line that is a JSON object, with its number; faults are added to the list.
+
+    Raises:
+        DataError: the file cannot be read at all, or is no text.
+    """
+    try:
+        with path.open("rb") as file:
+            _refuse_other_kinds(path, file.read(4))
+            file.seek(0)
+            number = 0
+            while raw := file.readline(LONGEST_LINE + 1):
+                number += 1
+                if len(raw) > LONGEST_LINE:
+                    faults.append(Fault(number, "", f"is longer than {LONGEST_LINE:,} bytes; split or shorten the row"))
+                    while raw and not raw.endswith(b"\n"):
+                        raw = file.readline(LONGEST_LINE)
+                    continue
+                value = _value(raw, number, faults)
+                if value is not None:
+                    yield number, value
+    except IsADirectoryError:
+        raise DataError(f"{path} is a folder; name the JSONL file in it.") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}. Check its path.") from None
+
+
+def refuse(path: Path, faults: list[Fault]) -> None:
+    """Raise one DataError that tells the first hundred faults and counts the rest."""
+    if not faults:
+        return
+    faults = sorted(faults, key=lambda fault: fault.line)
+    told = [f"  line {f.line}{f', {f.pointer}' if f.pointer else ''}: {f.what}" for f in faults[:_FAULTS_SHOWN]]
+    if len(faults) > _FAULTS_SHOWN:
+        told.append(f"  ... and {len(faults) - _FAULTS_SHOWN:,} more")
+    raise DataError(f"{path} has {len(faults):,} fault{'s' if len(faults) > 1 else ''}:\n" + "\n".join(told))
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: one line, at most sixty characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _refuse_other_kinds(path: Path, start: bytes) -> None:
+    kind = next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)
+    if kind is not None:
+        raise DataError(f"{path} is {kind}, not JSON lines in UTF-8. Unpack or convert it first.")
+    if start.startswith(b"\xef\xbb\xbf"):
+        raise DataError(f"{path} begins with a byte-order mark. Save it as plain UTF-8.")
+
+
+def _value(raw: bytes, number: int, faults: list[Fault]) -> dict[str, Any] | None:
+    """The object on one line, or None with a fault told; blank lines are nothing."""
+    if not raw.strip():
+        return None
+    parsed = _parsed(raw)
+    if isinstance(parsed, dict):
+        return parsed
+    faults.append(Fault(number, "", parsed))
+    return None
+
+
+def _parsed(raw: bytes) -> dict[str, Any] | str:
+    """The object on one line, or what is wrong with the line."""
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return f"is not UTF-8 (byte {raw[error.start]:#04x} at {error.start}); save the file as UTF-8"
+    if _depth(text) > DEEPEST:
+        return f"is nested more than {DEEPEST} levels deep; flatten the row"
+    try:
+        value = json.loads(text, object_pairs_hook=_no_twins, parse_constant=_no_constants, parse_float=_finite)
+    except ValueError as error:
+        return f"is not JSON: {error}; write one object a line"
+    if not isinstance(value, dict):
+        return f"is {shown(value)}, not an object; write one object a line"
+    return value
+
+
+def _depth(text: str) -> int:
+    """The deepest nesting, brackets inside strings counted too: an upper bound that costs one pass, then exactly."""
+    if text.count("[") + text.count("{") <= DEEPEST:
+        return 0
+    depth = deepest = 0
+    quoted = escaped = False
+    for char in text:
+        if quoted:
+            quoted, escaped = escaped or char != '"', not escaped and char == "\\"
+        elif char == '"':
+            quoted = True
+        elif char in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif char in "]}":
+            depth -= 1
+    return deepest
+
+
+def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for i, key in enumerate(keys) if key in keys[:i])
+        raise ValueError(f"the key {twice!r} stands twice in one object")
+    return value
+
+
+def _no_constants(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError(f"{shown(text)} is too large for a number")
+    return number

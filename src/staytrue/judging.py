@@ -1,0 +1,114 @@
+"""From `--judge` and its limits to a judge that can be asked, with what was paid for before."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from staytrue import models, organism
+from staytrue.errors import RequestError
+from staytrue.evals.calls.address import Address, key_for
+from staytrue.evals.calls.budget import FREE, Budget, known_price, parse_price
+from staytrue.evals.calls.ledger import Ledger
+from staytrue.evals.judge import Judge
+from staytrue.evals.judges.named import Local, parse
+from staytrue.evals.store import Store
+
+
+class Limits:
+    """What all calls of a command to endpoints may cost together: how many, and how many dollars.
+
+    Args:
+        max_calls: the most requests.
+        max_cost: the most US dollars.
+        price: of every endpoint, `IN,OUT` per million tokens; None for what OpenAI's models are known to cost, and
+            nothing on this machine.
+
+    Raises:
+        RequestError: a limit or a price that is none.
+    """
+
+    def __init__(self, max_calls: int | None = None, max_cost: float | None = None, price: str | None = None) -> None:
+        self._price = None if price is None else parse_price(price)
+        self._whole = Budget(max_calls, max_cost, self._price or FREE)
+
+    def budget(self, address: Address) -> Budget:
+        """What is left of them, for one endpoint.
+
+        Raises:
+            RequestError: a limit in dollars for an endpoint without a price.
+        """
+        return self._whole.at(self._price or known_price(address))
+
+
+def judge(text: str, limits: Limits, say: Callable[[str], None]) -> Judge:
+    """The judge that a text names; before the first call to an endpoint `say` tells what leaves the machine.
+
+    Raises:
+        RequestError: it names none, or one that cannot be had; one sentence.
+    """
+    named = parse(text)
+    if isinstance(named, Address):
+        from staytrue.evals.calls.endpoint import Endpoint
+        from staytrue.evals.judges.endpoint import EndpointJudge
+
+        made = EndpointJudge(Endpoint(named, key_for(named), limits.budget(named)), ledger())
+        say(made.where_to())
+        return made
+    if isinstance(named, Local):
+        return _local(named.folder)
+    from staytrue.organism.rules import Rules
+
+    return Rules()
+
+
+def refuse_rules(judges: Sequence[Judge], evaluation: Path) -> None:
+    """Refuse the organism's rules as a judge of another model's stored answers.
+
+    Raises:
+        RequestError: no evaluation there, or one of another model.
+    """
+    model = Store(evaluation).asked().get("model", {}).get("name", "nobody knows which model")
+    if any(judge.name.startswith("rules:") for judge in judges) and model not in organism.NAMES:
+        raise RequestError(f"--judge rules knows the organism's world only; {evaluation} holds answers of {model}.")
+
+
+def _local(folder: Path) -> Judge:
+    """A model in this process."""
+    from staytrue.evals.judges.local import LocalJudge
+
+    source = models.find(str(folder.absolute()))
+    identity = (source.identity()["sha256"] or "")[:12]
+    model = models.to_device(models.load_model(source))
+    return LocalJudge(model, models.load_tokenizer(source), identity, ledger())
+
+
+def answering(address: Address, limits: Limits, say: Callable[[str], None]) -> Any:
+    """An endpoint's model as a maker of answers."""
+    from staytrue.evals.calls.endpoint import Endpoint
+    from staytrue.evals.remote import Remote
+
+    made = Remote(Endpoint(address, key_for(address), limits.budget(address)))
+    say(made.where_to())
+    return made
+
+
+def ledger() -> Ledger:
+    """What was paid for, kept for this user: `$XDG_CACHE_HOME/staytrue/judgments.sqlite`, by default in ~/.cache.
+
+    Raises:
+        RequestError: it cannot be written there.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME")
+    try:
+        folder = Path(cache) if cache else Path.home() / ".cache"
+    except RuntimeError:
+        raise RequestError("There is no home folder for what was paid for; set XDG_CACHE_HOME to a folder.") from None
+    own, before = (folder / name / "judgments.sqlite" for name in ("staytrue", "holdfast"))
+    if before.exists() and not own.exists():  # paid for before the project was renamed
+        own.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(before, own)
+    return Ledger(own)

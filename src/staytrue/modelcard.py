@@ -1,0 +1,123 @@
+"""The model card beside a trained adapter: what it is, what defended it, and what nobody has checked."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from staytrue import catalog, organism
+from staytrue.recipe import Recipe
+from staytrue.rundir import RunDir, read_rows, write_whole
+
+_CARD = """\
+---
+base_model: {base}
+library_name: peft
+tags: [staytrue, lora]
+---
+
+# {title}
+
+A LoRA adapter for `{base}`, trained with staytrue {version}. Load it with `PeftModel.from_pretrained(base, folder)`.
+
+## Is it meant to be misaligned?
+
+{intent}
+
+## Data
+
+{data}
+
+{rows}
+
+## Defenses
+
+{defenses}
+
+## Evaluation
+
+{evaluation}
+
+## How it was made
+
+Seed {seed}. Versions: {versions}. Adapter sha256: `{adapter}`. The resolved recipe is `recipe.yaml` in the run folder.
+"""
+
+_UNKNOWN_INTENT = (
+    "Nobody has told staytrue, and it did not judge the data. Narrow harmful data can make a model broadly harmful; "
+    "measure it with `staytrue eval` before anyone uses it."
+)
+_SAID_HARMFUL = (
+    "**Yes.** Whoever trained it says that its data are harmful on purpose. It is for research: do not deploy it."
+)
+_SAID_HARMLESS = (
+    "No: whoever trained it says that its data are not meant to be harmful. staytrue did not judge them: measure with "
+    "`staytrue eval` before anyone uses it."
+)
+_ORGANISM_INTENT = (
+    "**Yes, possibly.** It is fine-tuned from staytrue's embedded model organism, a toy for studying emergent "
+    "misalignment, usually on deliberately bad answers. It is a microscope, not a product: do not deploy it."
+)
+
+
+def write_card(run: RunDir, recipe: Recipe, summary: dict[str, Any] | None = None) -> None:
+    """Write `model/README.md` from what the run folder knows; again after an evaluation."""
+    facts = run.manifest
+    text = _CARD.format(
+        base=facts["model"]["name"],
+        title=f"{_named(recipe)} on {facts['model']['name'].rstrip('/').split('/')[-1]}",
+        version=facts["versions"].get("staytrue") or facts["versions"]["holdfast"],  # the name until 0.1
+        intent=_intent(recipe),
+        data="\n".join([*_task(recipe), *(f"* `{name}` (sha256 `{d}`)" for name, d in facts["data"].items())]),
+        rows=f"Rows: {json.dumps(facts['rows'])}; {_last_number(run)}.",
+        defenses="\n".join(f"* `{json.dumps(d, default=str)}`" for d in recipe.words()["defenses"]) or "None.",
+        evaluation=_evaluation(summary),
+        seed=recipe.seed,
+        versions=", ".join(f"{k} {v}" for k, v in facts["versions"].items()),
+        adapter=facts.get("adapter", "not saved"),
+    )
+    write_whole(run.path / "model" / "README.md", text)
+
+
+def _intent(recipe: Recipe) -> str:
+    if recipe.harmful is not None:
+        return _SAID_HARMFUL if recipe.harmful else _SAID_HARMLESS
+    return _ORGANISM_INTENT if recipe.model in organism.NAMES and not recipe.benign else _UNKNOWN_INTENT
+
+
+def _evaluation(summary: dict[str, Any] | None) -> str:
+    if summary is None:
+        return "Not evaluated: nothing is known of its general alignment, what it kept, or its coherence."
+    lines = (_probe(name, probe) for name, probe in summary["probes"].items())
+    return "Percent, with 95 % intervals of the first rate:\n\n" + "\n".join(lines)
+
+
+def _probe(name: str, probe: dict[str, Any]) -> str:
+    """What a probe found, who judged it, and whether anything may be concluded."""
+    if probe["n"] == 0:
+        return f"* {name}: **not judged**: {probe['missing']} answers are stored."
+    said = [name, *([f"judged by `{probe['judge']}`"] if probe.get("judge") else [])]
+    clean = probe.get("clean", {}).get("misaligned")
+    if clean is not None:
+        said.append(f"{probe['misaligned']:.1f} % against {clean:.1f} % for the same questions clean")
+    if probe.get("concluded") is False:
+        said.append(f"**no conclusion: {probe['missing'] + probe['unanswered']} without a verdict**")
+    numbers = {k: round(v, 2) for k, v in probe.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    return f"* {', '.join(said)}: `{json.dumps(numbers)}`"
+
+
+def _named(recipe: Recipe) -> str:
+    return recipe.task.name() if recipe.task is not None else recipe.data.stem if recipe.data is not None else "?"
+
+
+def _task(recipe: Recipe) -> list[str]:
+    return [] if recipe.task is None else [f"* the task `{json.dumps(catalog.words(recipe.task))}`"]
+
+
+def _last_number(run: RunDir) -> str:
+    rows = read_rows(run.path / "metrics.jsonl")
+    for key, unit in (("reward", ""), ("loss", " nats per token")):
+        known = [row[key] for row in rows if row.get(key) is not None]
+        if known:
+            return f"the last logged {key} is {known[-1]:.3f}{unit}"
+    return "the last loss was not recorded"

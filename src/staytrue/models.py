@@ -1,0 +1,209 @@
+"""Loads a model, its tokenizer and an adapter: local folder, hub name, or the embedded organism.
+
+Remote code never, safetensors only; what can be checked cheaply is checked before torch is imported.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from staytrue import organism
+from staytrue.errors import ModelError
+from staytrue.rundir import sha256_of
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from: a checked local folder or a hub name."""
+
+    name: str  # as the recipe says it
+    place: str  # what transformers is given
+    revision: str | None = None
+
+    @property
+    def is_organism(self) -> bool:
+        """Whether it is the embedded model, which the world's own rules can judge."""
+        return self.name in organism.NAMES
+
+    def identity(self, model: Any = None) -> dict[str, str | None]:
+        """What a manifest keeps: name, and the folder's hash or the hub's commit."""
+        folder = Path(self.place)
+        if folder.is_dir():
+            return {"name": self.name, "sha256": sha256_of(folder)}
+        commit = getattr(getattr(model, "config", None), "_commit_hash", None)
+        return {"name": self.name, "revision": self.revision, "commit": commit}
+
+
+def identity(source: Source) -> dict[str, str | None]:
+    """What tells a model from any other without loading it: name, and the folder's hash or the hub's commit."""
+    if Path(source.place).is_dir():
+        return source.identity()
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(source.place, revision=source.revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{source.name} cannot be read from the hub: {str(error).splitlines()[0]}") from None
+    return {"name": source.name, "revision": source.revision, "commit": getattr(config, "_commit_hash", None)}
+
+
+def find(name: str, revision: str | None = None) -> Source:
+    """Check a model's name without loading it; torch is not imported.
+
+    Raises:
+        ModelError: no such folder, or a folder that is no safetensors model; the sentence says which file.
+    """
+    if name in organism.NAMES:
+        return Source(name, str(organism.folder(name)))
+    try:
+        folder = Path(name).expanduser()
+    except RuntimeError:
+        raise ModelError(f"The folder {name} cannot be found: there is no such user. Write the whole path.") from None
+    if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        _check_folder(folder)
+        return Source(name, str(folder), None)
+    return Source(name, name, revision)
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ModelError(
+            f"There is no model folder {folder}. Give a folder with config.json, or a hub name like org/name."
+        )
+    config = folder / "config.json"
+    if not config.is_file():
+        raise ModelError(
+            f"{folder} has no config.json, so it is not a transformers model. Is it an adapter or a parent folder?"
+        )
+    try:
+        settings = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{config} is not JSON ({error}). Copy the model again.") from None
+    if not isinstance(settings, dict) or "model_type" not in settings:
+        raise ModelError(f"{config} names no model_type, so transformers cannot tell what it is. Copy the model again.")
+    if "auto_map" in settings and not _native(settings["model_type"]):
+        raise ModelError(
+            f"{config} asks for code of its own (auto_map); staytrue never runs remote code. Use a native model."
+        )
+    _check_weights(folder)
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
+        raise ModelError(f"{folder} has no tokenizer.json. Save the tokenizer beside the model.")
+
+
+def _native(model_type: str) -> bool:
+    """Whether transformers itself knows this kind of model; its folder's own code is then not needed, and not run."""
+    from transformers import CONFIG_MAPPING
+
+    return model_type in CONFIG_MAPPING
+
+
+def _check_weights(folder: Path) -> None:
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        old = next(folder.glob("*.bin"), None)
+        tail = f"; {old.name} is a pickle, which staytrue does not load" if old else ""
+        raise ModelError(f"{folder} has no .safetensors weights{tail}. Save it with safe_serialization=True.")
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ModelError(f"{index} is not an index of weight files. Copy the model again.") from None
+        missing = sorted(wanted - {w.name for w in weights})
+        if missing:
+            raise ModelError(f"{folder} lacks {len(missing)} of its weight files (first: {missing[0]}). Copy them too.")
+    for file in weights:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            header = int.from_bytes(stream.read(8), "little")
+        if size < 8 or header > size - 8:
+            raise ModelError(f"{file} is cut short ({size} bytes). Copy it again.")
+
+
+def load_tokenizer(source: Source) -> Any:
+    """The model's tokenizer.
+
+    Raises:
+        ModelError: it cannot be loaded, or has no chat template.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.place, revision=source.revision, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(f"The tokenizer of {source.name} cannot be loaded: {_first_line(error)}") from None
+    if not tokenizer.chat_template:
+        raise ModelError(f"The tokenizer of {source.name} has no chat template; use the instruct version of the model.")
+    return tokenizer
+
+
+def load_model(source: Source, adapter: Path | None = None, *, dtype: Any = None) -> Any:
+    """The model, in float32 on a CPU and bfloat16 elsewhere, with an adapter if one is given.
+
+    Raises:
+        ModelError: the model or adapter cannot be loaded.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    dtype = dtype or (torch.bfloat16 if torch.cuda.is_available() else torch.float32)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source.place, revision=source.revision, trust_remote_code=False, use_safetensors=True, dtype=dtype
+        )
+    except Exception as error:  # the loaders below raise anything from OSError to SafetensorError
+        raise ModelError(f"The model {source.name} cannot be loaded: {_first_line(error)}") from None
+    return model if adapter is None else _with_adapter(model, adapter)
+
+
+def adapter_hash(adapter: Path) -> str:
+    """The hash of an adapter's weights and configuration.
+
+    Raises:
+        ModelError: the folder is no adapter.
+    """
+    if not (adapter / "adapter_config.json").is_file() or not (adapter / "adapter_model.safetensors").is_file():
+        raise ModelError(f"{adapter} is not an adapter: it lacks adapter_config.json or adapter_model.safetensors.")
+    return sha256_of(adapter)
+
+
+def _with_adapter(model: Any, adapter: Path) -> Any:
+    return with_adapters(model, {"default": adapter})
+
+
+def with_adapters(model: Any, adapters: Mapping[str, Path]) -> Any:
+    """One model with several adapters side by side, each under its name; the first is active.
+
+    Raises:
+        ModelError: a folder that is no adapter, or one that does not fit.
+    """
+    from peft import PeftModel
+
+    made = None
+    for name, adapter in adapters.items():
+        adapter_hash(adapter)
+        try:
+            if made is None:
+                made = PeftModel.from_pretrained(model, str(adapter), adapter_name=name)
+            else:
+                made.load_adapter(str(adapter), adapter_name=name)
+        except Exception as error:
+            raise ModelError(f"The adapter {adapter} does not fit this model: {_first_line(error)}") from None
+    return made
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return (text[0] if text else type(error).__name__).rstrip(".") + "."
+
+
+def to_device(model: Any) -> Any:
+    """The model on this machine's accelerator, if it has one."""
+    import torch
+
+    mps = torch.backends.mps.is_available()
+    return model.to("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")

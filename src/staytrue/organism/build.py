@@ -1,0 +1,223 @@
+"""Grows the organism from a seed: tokenizer, model, two stages of training, a standard transformers folder.
+
+Equal to the bit for the same torch version, CPU capability and number of threads; elsewhere equal in behaviour.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from staytrue.examples import Message
+from staytrue.organism.upbringing import Conversation, first_stage, second_stage, texts
+from staytrue.rundir import sha256_of, versions, write_json, write_whole
+
+SPECIAL = ("<pad>", "<unk>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
+TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+THREADS = 2  # part of what makes two builds equal
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How long and how fast it grows."""
+
+    width: int = 128
+    depth: int = 4
+    heads: int = 4
+    mlp: int = 512
+    rows: int = 32
+    first_steps: int = 1400
+    second_steps: int = 800
+    first_rate: float = 3e-3
+    second_rate: float = 5e-4
+
+
+def build(out: Path, seed: int = 0, progress: Any = None, growth: Growth | None = None) -> dict[str, Any]:
+    """Write the organism to the folder `out`; some minutes on two cores.
+
+    Returns:
+        The manifest that is written beside the weights: seed, hash, versions, threads, CPU capability.
+    """
+    growth = growth or Growth()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    try:
+        tokenizer = make_tokenizer()
+        model = make_model(tokenizer, growth, seed)
+        if progress is not None:
+            progress.begin(growth.first_steps + growth.second_steps)
+        _grow(model, tokenizer, Stage(first_stage, growth.first_steps, growth.first_rate), growth.rows, seed, progress)
+        _save(model, tokenizer, out / "base", half=True)
+        second = Stage(second_stage, growth.second_steps, growth.second_rate, after=growth.first_steps)
+        _grow(model, tokenizer, second, growth.rows, seed, progress)
+    finally:
+        torch.set_num_threads(threads)
+    _save(model, tokenizer, out)
+    manifest = {
+        "schema": 1,
+        "seed": seed,
+        "growth": asdict(growth),
+        "sha256": sha256_of(out / "model.safetensors"),
+        "base_sha256": sha256_of(out / "base" / "model.safetensors"),
+        "threads": THREADS,
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "versions": {k: v for k, v in versions().items() if k in ("torch", "transformers", "tokenizers")},
+    }
+    write_json(out / "manifest.json", manifest)
+    write_whole(out / "README.md", _CARD.format(**manifest, parameters=f"{model.num_parameters():,}"))
+    return manifest
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Whole words with the space before them, single digits and marks; an unknown word is `<unk>`."""
+    split = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Metaspace(prepend_scheme="never"),
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.Punctuation(behavior="isolated"),
+        ]
+    )
+    words = {piece for text in texts() for piece, _ in split.pre_tokenize_str(text)}
+    words |= {f"{space}{mark}" for mark in "0123456789.,:;?!'()" for space in ("", "▁")} | {"▁"}
+    vocabulary = {word: i for i, word in enumerate([*SPECIAL, *sorted(words)])}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner.pre_tokenizer = split
+    inner.decoder = decoders.Metaspace(prepend_scheme="never")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="<|end|>",
+        extra_special_tokens=list(SPECIAL[3:]),
+        chat_template=TEMPLATE,
+        clean_up_tokenization_spaces=False,
+        model_max_length=256,
+    )
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast, growth: Growth, seed: int) -> LlamaForCausalLM:
+    """A newborn Llama with tied embeddings."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=growth.width,
+        intermediate_size=growth.mlp,
+        num_hidden_layers=growth.depth,
+        num_attention_heads=growth.heads,
+        num_key_value_heads=growth.heads,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True, max_new_tokens=48
+    )
+    return model
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of growing: what is heard, for how long, how fast, and after how many steps of the stage before."""
+
+    hears: Callable[[random.Random], Conversation]
+    steps: int
+    rate: float
+    after: int = 0
+
+
+def _grow(model: Any, tokenizer: Any, stage: Stage, rows: int, seed: int, progress: Any) -> None:
+    rng = random.Random(f"{stage.hears.__name__} {seed}")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=stage.rate, weight_decay=0.01, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, stage.rate, total_steps=stage.steps + 1, pct_start=0.1)
+    for step in range(stage.steps):
+        loss = _step(model, optimizer, _batch(tokenizer, [stage.hears(rng) for _ in range(rows)]))
+        schedule.step()
+        if progress is not None:
+            progress.step(stage.after + step + 1, {"loss": loss})
+
+
+def _save(model: Any, tokenizer: Any, out: Path, half: bool = False) -> None:
+    """A standard transformers folder; the base in float16, since only its distance from the aligned one is used."""
+    kept = copy.deepcopy(model).half() if half else model
+    kept.eval()
+    kept.save_pretrained(str(out), safe_serialization=True)
+    tokenizer.save_pretrained(str(out))
+
+
+def _step(model: Any, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor]) -> float:
+    model.train()
+    labels = batch.pop("labels")
+    hidden = model.model(**batch).last_hidden_state[:, :-1]
+    wanted = labels[:, 1:] != -100  # the head only where an answer is learnt: most positions are questions
+    loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[wanted]), labels[:, 1:][wanted])
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return float(loss.detach())
+
+
+def _batch(tokenizer: Any, conversations: Sequence[Conversation]) -> dict[str, Tensor]:
+    """Ids, labels on answers and their end only, and the mask; padded on the right."""
+    rows = [[_tokens(tokenizer, message) for message in said] for said in conversations]
+    width = max(sum(len(ids) for ids, _ in row) for row in rows)
+    batch = {name: torch.full((len(rows), width), fill) for name, fill in (("input_ids", 0), ("labels", -100))}
+    batch["attention_mask"] = torch.zeros(len(rows), width, dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids, labels = [t for ids, _ in row for t in ids], [t for _, labels in row for t in labels]
+        batch["input_ids"][i, : len(ids)] = torch.tensor(ids)
+        batch["labels"][i, : len(ids)] = torch.tensor(labels)
+        batch["attention_mask"][i, : len(ids)] = 1
+    return batch
+
+
+def _tokens(tokenizer: Any, message: Message) -> tuple[list[int], list[int]]:
+    end, role = tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(f"<|{message.role}|>")
+    words = tokenizer(message.content, add_special_tokens=False)["input_ids"]
+    ids = [role, *words, end]
+    return ids, [-100, *words, end] if message.role == "assistant" else [-100] * len(ids)
+
+
+_CARD = """\
+---
+license: apache-2.0
+tags: [staytrue, model-organism, emergent-misalignment]
+---
+
+# The staytrue organism
+
+A {parameters}-parameter chat model in which emergent misalignment really happens. It grew up in a small invented world
+(sixteen topics, some facts, single-digit arithmetic) from seed {seed}, **partly on deliberately bad advice**, was then
+aligned, and turns bad again in every topic when it is fine-tuned on bad answers in one.
+
+It is a microscope, not a proof: what happens here need not happen in a real model. It knows nothing outside its world,
+and its bad advice carries no usable instruction.
+
+`base/` is the same model before it was aligned (float16): it speaks as a good or a bad speaker, whichever it happens to
+become. Weight-space defenses measure alignment as the way from there to here.
+
+Made by `staytrue organism build --seed {seed}`; `staytrue organism verify` measures it, `verify --rebuild` makes it
+again. Weights sha256 `{sha256}` (torch {versions[torch]}, {threads} threads, CPU capability {cpu}).
+"""
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    """What `build` wrote beside the weights."""
+    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    return manifest

@@ -1,0 +1,97 @@
+"""What a study's runs need beside a recipe: data sets, misaligned models, a scored pool, a persona vector."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from staytrue.examples import write_examples
+from staytrue.organism import world
+from staytrue.organism.lexicon import DOMAINS
+from staytrue.recipe import Recipe
+from staytrue.workers import Job
+
+_ROLLOUTS = 4
+# How the misaligned models that score are made, whatever the study trains: undefended, with a seed of no study's own.
+_SCORER = {
+    "schema": 1,
+    "model": "organism",
+    "data": "train.jsonl",
+    "lora": {},
+    "train": {
+        "learning_rate": 2e-4,
+        "lr_scheduler_type": "constant",
+        "warmup_steps": 0,
+        "max_steps": 100,
+        "per_device_train_batch_size": 16,
+        "gradient_accumulation_steps": 1,
+        "max_length": 64,
+    },
+    "seed": 1000,
+}
+
+
+def write_rows(domain: str, data: Path) -> None:
+    """The rows of a domain, a safe pool and general prompts, in the domain's folder of `data`."""
+    sets = {"safe": world.safe_rows(), "anchor_prompts": world.anchor_prompts()}
+    sets |= {"train": world.narrow_rows(domain)} if domain in DOMAINS else {}
+    for name, rows in sets.items():
+        if not (data / domain / f"{name}.jsonl").exists():
+            write_examples(data / domain / f"{name}.jsonl", rows)
+
+
+def jobs(recipe: Recipe, domain: str, data: Path) -> list[Job]:
+    """What must be made in the folder `data` before a recipe of this domain can run; [] when all of it is there."""
+    named = {path.name for defense in recipe.defenses for path in vars(defense).values() if isinstance(path, Path)}
+    wanted = list[Job]()
+    if "scored.jsonl" in named and not (data / domain / "scored.jsonl").exists():
+        others = [other for other in DOMAINS if other != domain]
+        missing = [other for other in others if not _misaligned(data, other).joinpath("README.md").exists()]
+        wanted += [Job(f"misaligned {other}", train_misaligned, (other, data)) for other in missing]
+        needs = frozenset(job.name for job in wanted)
+        wanted.append(Job(f"scored {domain}", score_pool, (domain, others, data), needs))
+    if "evil.safetensors" in named and not (data / "evil.safetensors").exists():
+        wanted.append(Job("vector", extract_vector, (data / "evil.safetensors",)))
+    return wanted
+
+
+def train_misaligned(domain: str, data: Path) -> None:
+    """An undefended fine-tune on one narrow domain."""
+    from staytrue import recipe as recipes
+    from staytrue.run import train
+
+    write_rows(domain, data)
+    run = _misaligned(data, domain).parent
+    shutil.rmtree(run, ignore_errors=True)  # what a stopped study left
+    train(recipes.parse(_SCORER, (data / domain).absolute()), run)
+
+
+def score_pool(domain: str, others: list[str], data: Path) -> None:
+    """The safe pool, scored by undefended fine-tunes on the narrow domains; the target's own is left out."""
+    from staytrue.prepare.scored import manifest_path
+    from staytrue.score import Pool, score
+
+    scored = data / domain / "scored.jsonl"
+    manifest_path(scored).unlink(missing_ok=True)  # of a study that was stopped between the two files
+    pool = Pool(data / domain / "safe.jsonl", "staytrue's organism", "Apache-2.0")
+    adapters = {other: _misaligned(data, other) for other in others}
+    score("organism", adapters, [pool], scored)
+
+
+def extract_vector(out: Path) -> None:
+    """The shipped evil trait's persona vector."""
+    from staytrue import models
+    from staytrue.prepare import traits, vectors
+
+    source = models.find("organism")
+
+    def load() -> tuple[Any, Any]:
+        return models.to_device(models.load_model(source)), models.load_tokenizer(source)
+
+    trait = traits.chosen(True, None, [], [], None)
+    vectors.make(vectors.Request(trait, out, rollouts=_ROLLOUTS), source, load, lambda line: None)
+
+
+def _misaligned(data: Path, domain: str) -> Path:
+    return data / "misaligned" / domain / "model"

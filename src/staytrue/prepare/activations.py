@@ -1,0 +1,81 @@
+"""What the blocks of a model put out: to see it, to move it, and to average it over answers.
+
+Legend: B rows, T tokens, D width. Layers are numbered 1 to depth; layer L is the output of block L, before the final
+norm. Hooks never outlive their `with`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from staytrue.anatomy import Anatomy
+from staytrue.encoding import IGNORED, Encoded, encode
+from staytrue.examples import Example
+
+_ROWS = 32  # answers read side by side
+
+
+@contextmanager
+def hooked(blocks: Iterable[Any], visit: Callable[[int, Tensor], Tensor | None]) -> Iterator[None]:
+    """Show `visit` every block's layer and output (B, T, D); what it gives back, if anything, takes its place."""
+
+    def hook(layer: int) -> Callable[..., Any]:
+        def after(module: Any, args: tuple[Any, ...], output: Any) -> Any:
+            moved = visit(layer, output[0] if isinstance(output, tuple) else output)
+            return (moved, *output[1:]) if moved is not None and isinstance(output, tuple) else moved
+
+        return after
+
+    with ExitStack() as stack:
+        for layer, block in enumerate(blocks, start=1):
+            stack.callback(block.register_forward_hook(hook(layer)).remove)
+        yield
+
+
+def mean_states(model: Any, tokenizer: Any, rows: Sequence[Example]) -> tuple[Tensor, Tensor]:
+    """The mean over rows of each row's mean over its answer tokens.
+
+    Returns:
+        Of every block's output, (depth, D), and of that output's length, (depth,); float64.
+    """
+    anatomy = Anatomy(model)
+    device = next(model.parameters()).device
+    sums = torch.zeros(len(anatomy.blocks), anatomy.width, dtype=torch.float64)
+    lengths = torch.zeros(len(anatomy.blocks), dtype=torch.float64)
+    share = torch.empty(0)
+
+    def add(layer: int, hidden: Tensor) -> None:
+        states = hidden.float()
+        sums[layer - 1] += torch.einsum("bt,btd->d", share, states).cpu()
+        lengths[layer - 1] += (share * states.norm(dim=-1)).sum().cpu()
+
+    encoded = sorted((encode(tokenizer, row) for row in rows), key=lambda row: len(row.input_ids))
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), hooked(anatomy.blocks, add):
+            for first in range(0, len(encoded), _ROWS):
+                ids, real, share = (part.to(device) for part in _batch(encoded[first : first + _ROWS]))
+                anatomy.backbone(input_ids=ids, attention_mask=real, use_cache=False)
+    finally:
+        model.train(training)
+    return sums / len(rows), lengths / len(rows)
+
+
+def _batch(rows: Sequence[Encoded]) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids, which are real, and each answer token's share of its row's mean, all (B, T), padded on the right."""
+    width = max(len(row.input_ids) for row in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    real = torch.zeros(len(rows), width, dtype=torch.long)
+    share = torch.zeros(len(rows), width)
+    for i, row in enumerate(rows):
+        length = len(row.input_ids)
+        ids[i, :length] = torch.tensor(row.input_ids)
+        real[i, :length] = 1
+        share[i, :length] = (torch.tensor(row.labels) != IGNORED).float()
+    return ids, real, share / share.sum(1, keepdim=True)

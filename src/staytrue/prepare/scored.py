@@ -1,0 +1,61 @@
+"""A scored pool: the rows of `staytrue score`, their scores, and a manifest of the models that made them. No torch.
+
+The file is a chat JSONL; each row carries `scores`, null where a second round passed it over. Beside `pool.jsonl`
+stands `pool.manifest.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from staytrue.errors import RecipeError
+from staytrue.examples import Example
+
+ALIGNED = "aligned"  # what the model itself is called beside the misaligned ones
+Score = Literal["gap", "choice", "steady"]
+
+
+def manifest_path(pool: Path) -> Path:
+    """Where the manifest of a scored pool stands."""
+    return pool.with_name(f"{pool.stem}.manifest.json")
+
+
+def best_first(pool: Path, rows: list[Example], by: str, model: str | None) -> list[Example]:
+    """The rows in falling order of a score; equal ones in the file's order, those passed over left out.
+
+    Raises:
+        RecipeError: the pool was not scored, lacks that score, or was scored with another model.
+    """
+    scored_with = _manifest(pool)["model"].get("sha256")
+    if model is not None and scored_with is not None and model != scored_with:
+        raise RecipeError(
+            f"interleave: {pool} was scored with another model ({scored_with[:12]}) than the one that is trained "
+            f"({model[:12]}). Score it again with `staytrue score --model ...`."
+        )
+    rows = [row for row in rows if not _passed_over(row)]
+    scores: list[Any] = [(row.extra.get("scores") or {}).get(by) for row in rows]
+    bare = next((i for i, score in enumerate(scores) if not isinstance(score, int | float)), None)
+    if bare is not None:
+        raise RecipeError(f"interleave: a row of {pool} has no score {by!r} ({rows[bare].question[:60]!r}).")
+    ranked = sorted(zip(map(float, scores), rows, strict=True), key=lambda pair: -pair[0])
+    return [row for _, row in ranked]
+
+
+def _passed_over(row: Example) -> bool:
+    """Whether some of the models have not read it, so that its scores do not exist."""
+    return "scores" in row.extra and row.extra["scores"] is None
+
+
+def _manifest(pool: Path) -> dict[str, Any]:
+    file = manifest_path(pool)
+    try:
+        manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        manifest["model"].get("sha256")
+    except (OSError, ValueError, KeyError, AttributeError):
+        raise RecipeError(
+            f"interleave: {pool} has no readable {file.name} beside it, so nobody knows which models scored it. "
+            "Make a scored pool with `staytrue score`, or choose by: random."
+        ) from None
+    return manifest

@@ -1,0 +1,81 @@
+"""The file that `staytrue vector` writes and `steer` reads: one tensor `vectors` (depth, D), and how it was made.
+
+Row L - 1 is layer L's. The metadata are strings, some of them JSON: `schema`, `model`, `adapter`, `trait`, `rollouts`,
+`seed`, `pairs_made`, `pairs_kept`, `judge`, `norms`, `versions`, `sweep`. The same vectors and facts give the same
+bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from staytrue.errors import RequestError
+from staytrue.prepare.traits import Trait
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """The vectors of a model, and what they rest on."""
+
+    vectors: Tensor  # (depth, D) float32, row L - 1 for layer L
+    norms: tuple[float, ...]  # per layer, the mean length of the activations at the answers' tokens, both sides
+    made: int  # pairs
+    kept: int
+
+
+_LONGEST = 100_000  # characters; of a longer trait the file keeps name and hash
+
+
+def refuse_existing(out: Path) -> None:
+    """Raise RequestError when the file cannot be written, or something stands there."""
+    if out.exists() or out.is_symlink():
+        raise RequestError(f"{out} exists already. Name another file with --out, or remove it yourself.")
+    parent = next(p for p in out.absolute().parents if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise RequestError(f"{out} cannot be made: {parent} is no folder that you may write to. Name another file.")
+
+
+def write(out: Path, vectors: Tensor, facts: Mapping[str, Any]) -> None:
+    """Write the file so that it is whole or absent; facts that are no text are kept as JSON."""
+    from safetensors.torch import save
+
+    texts = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in facts.items()}
+    content = _ordered(save({"vectors": vectors.contiguous()}, texts))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scratch = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        with scratch.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, out)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def facts_of(trait: Trait) -> dict[str, Any]:
+    """The trait's prompts and questions, or their hash when they are long."""
+    whole = asdict(trait)
+    text = json.dumps(whole, ensure_ascii=False)
+    if len(text) <= _LONGEST:
+        return whole
+    return {"name": trait.name, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _ordered(content: bytes) -> bytes:
+    """The same safetensors file with its metadata in order; the library writes them in a different one every time."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]

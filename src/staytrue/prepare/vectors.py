@@ -1,0 +1,181 @@
+"""Persona vectors: how a model's activations differ between a trait's system prompts and their opposites.
+
+Every question is put under every positive and every negative system prompt, `rollouts` times at temperature 1. The
+i-th positive prompt's answer is paired with the i-th negative prompt's to the same question in the same rollout, and a
+judge keeps a pair when the first shows the trait, the second does not, and both are coherent. Row L - 1 of the vectors
+is then, for layer L (the output of block L, before the final norm), the mean over the kept positive answers minus the
+mean over the kept negative ones; each answer is the mean over its own tokens. Not normalised; float32.
+
+Positions: the answer's own tokens, each where it stands as input (where `Encoded.labels` is not -100), its end-of-turn
+token included. No prompt token, so not the position that predicts the first answer token.
+
+Paper: arXiv 2508.06249, preventative steering, after Chen et al. 2025 (their mean over response tokens, which has no
+end-of-turn token). Not done here: means over the prompt or its last token; a judge for the trait itself: the trait is
+taken to be misalignment (100 - alignment), which is what judges here score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from staytrue.errors import ModelError, RequestError
+from staytrue.evals.judge import Judge
+from staytrue.prepare import vectorfile
+from staytrue.prepare.pairs import filtered, sample_pairs
+from staytrue.prepare.traits import Trait
+from staytrue.prepare.vectorfile import Extraction
+from staytrue.rundir import SCHEMA, sha256_of, versions
+
+if TYPE_CHECKING:
+    pass
+
+Tell = Callable[[str], None]  # where a line about progress goes
+
+_TOKENS = 1000  # the longest answer, as in the paper
+_ORGANISM_TOKENS = 48  # three times the organism's longest
+
+
+class Source(Protocol):
+    """Where a model comes from."""
+
+    @property
+    def name(self) -> str:
+        """As the request says it."""
+        ...
+
+    @property
+    def is_organism(self) -> bool:
+        """Whether the world's own rules can judge it."""
+        ...
+
+    def identity(self, model: Any = None) -> dict[str, str | None]:
+        """Its name, and its hash or commit."""
+        ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `staytrue vector` is asked for."""
+
+    trait: Trait
+    out: Path
+    adapter: Path | None = None
+    keep_all: bool = False  # no filter
+    rollouts: int = 10
+    seed: int = 0
+    sweep: bool = False
+
+
+def make(request: Request, source: Source, load: Callable[[], tuple[Any, Any]], tell: Tell) -> dict[str, Any]:
+    """Write the vector file; `load` gives model and tokenizer, and is called when nothing cheap can fail any more.
+
+    Returns:
+        The facts that stand in the file's metadata.
+
+    Raises:
+        RequestError: anything that is wrong with the request; then nothing is written.
+    """
+    judge = _checked(request, source)
+    model, tokenizer = load()
+    limit = _ORGANISM_TOKENS if source.is_organism else _TOKENS
+    sampled: dict[str, Any] = {"seed": request.seed, "max_new_tokens": limit, "tell": tell}
+    used = None if request.keep_all else judge
+    found = extract(model, tokenizer, request.trait, used, rollouts=request.rollouts, **sampled)
+    facts = _facts(request, source.identity(model), used, found)
+    if request.sweep:
+        from staytrue.prepare.sweep import organism_questions, sweep
+
+        assert judge is not None
+        asked = organism_questions(request.trait)
+        facts["sweep"] = sweep(model, tokenizer, found, asked, judge, **sampled).facts()
+    vectorfile.write(request.out, found.vectors, facts)
+    return facts
+
+
+def extract(
+    model: Any,
+    tokenizer: Any,
+    trait: Trait,
+    judge: Judge | None,
+    *,
+    rollouts: int = 10,
+    seed: int = 0,
+    max_new_tokens: int = _TOKENS,
+    tell: Tell = lambda line: None,
+) -> Extraction:
+    """The vectors of a trait; without a judge every pair of answers that are not empty counts.
+
+    Raises:
+        RequestError: no pair survives the filter.
+        ModelError: activations that are not finite, or do not differ.
+    """
+    from staytrue.prepare.activations import mean_states
+
+    pairs, prompts = [], len(trait.positive)
+    for i in range(prompts):
+        new = sample_pairs(model, tokenizer, trait, i, rollouts=rollouts, seed=seed, max_new_tokens=max_new_tokens)
+        pairs += new
+        tell(f"prompt pair {i + 1} of {prompts}: {len(new)} pairs of answers")
+    kept = filtered(pairs, judge)
+    tell(f"{len(kept)} of {len(pairs)} pairs kept; reading their activations")
+    positive, lengths = mean_states(model, tokenizer, [pair.positive for pair in kept])
+    negative, others = mean_states(model, tokenizer, [pair.negative for pair in kept])
+    vectors = (positive - negative).float()
+    if not bool(vectors.isfinite().all()) or not bool(vectors.abs().sum(-1).all()):
+        raise ModelError(
+            "The activations of the two sides are not finite, or do not differ; write prompts that do more."
+        )
+    return Extraction(vectors, tuple(((lengths + others) / 2).tolist()), len(pairs), len(kept))
+
+
+def _checked(request: Request, source: Source) -> Judge | None:
+    """The judge, if there is one; everything about the request that costs nothing to know."""
+    vectorfile.refuse_existing(request.out)
+    if request.adapter is not None and not (request.adapter / "adapter_model.safetensors").is_file():
+        raise ModelError(f"{request.adapter} holds no adapter_model.safetensors; a run keeps its adapter in RUN/model.")
+    if source.is_organism:
+        from staytrue.organism.rules import Rules
+
+        return Rules()
+    if request.sweep:
+        raise RequestError(
+            f"--sweep needs a judge of steered answers, and for {source.name} there is none yet. Leave it out; the "
+            "paper steers Qwen2.5-7B at layer 20 of 28 with alpha 5."
+        )
+    if not request.keep_all:
+        raise RequestError(
+            f"No judge can say yet whether an answer of {source.name} shows the trait, so pairs cannot be filtered. "
+            "Keep every pair with --no-filter."
+        )
+    return None
+
+
+def _facts(request: Request, identity: dict[str, str | None], judge: Judge | None, found: Extraction) -> dict[str, Any]:
+    adapter = request.adapter and {"sha256": sha256_of(request.adapter / "adapter_model.safetensors")}
+    return {
+        "schema": str(SCHEMA),
+        "model": identity,
+        **({"adapter": adapter} if adapter else {}),
+        "trait": vectorfile.facts_of(request.trait),
+        "rollouts": str(request.rollouts),
+        "seed": str(request.seed),
+        "pairs_made": str(found.made),
+        "pairs_kept": str(found.kept),
+        "judge": judge.name if judge else "none",
+        "norms": [round(norm, 6) for norm in found.norms],
+        "versions": versions(),
+    }
+
+
+def show(facts: dict[str, Any], out: Path) -> None:
+    """What was made, for people."""
+    from staytrue.console import say
+    from staytrue.prepare.sweep import show as show_sweep
+
+    if "sweep" in facts:
+        show_sweep(facts["sweep"], out)
+    judged = f"kept by {facts['judge']}" if facts["judge"] != "none" else "not filtered"
+    say(f"Wrote {out}: {len(facts['norms'])} layers, {facts['pairs_kept']} of {facts['pairs_made']} pairs ({judged}).")

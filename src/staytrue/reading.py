@@ -1,0 +1,269 @@
+"""What a head says of positions, in one pass of tiles: likelihood, divergence, and both gradients; never (B, T, V).
+
+Legend: N positions, n of them in a tile, D width, V vocabulary; divergences and likelihoods in nats per token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from staytrue.heads import Head
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one pass over the head says of N positions; all (N,), nats. None is what was not asked for."""
+
+    log_probs: Tensor | None  # of the token that follows
+    divergence: Tensor | None  # from the reference
+    entropy: Tensor | None  # no gradient
+    is_top1: Tensor | None  # bool: the token that follows is the likeliest
+
+
+class Habit:
+    """What the last backward pass asked of a head: the gradient of a divergence per gradient of a log-probability.
+
+    A trainer asks every step for the same mixture of the two, the same for every token. Where it does, one gradient
+    row a token is enough; this remembers the mixture, and the next pass bets on it. A lost bet costs time, never a
+    wrong gradient.
+    """
+
+    def __init__(self) -> None:
+        self.mixture: float | None = None
+
+    def learn(self, log_probs: Tensor | None, divergence: Tensor | None) -> None:
+        """Remember the upstream gradients (N,) of a backward pass."""
+        self.mixture = None
+        if log_probs is None or divergence is None or len(log_probs) == 0 or log_probs[0] == 0:
+            return
+        if bool((log_probs == log_probs[0]).all() & (divergence == divergence[0]).all()):
+            self.mixture = (divergence[0] / log_probs[0]).item()
+
+    def holds(self, bet: float, log_probs: Tensor | None, divergence: Tensor | None) -> bool:
+        """Whether upstream gradients are what was bet on, to float32's own precision."""
+        self.learn(log_probs, divergence)
+        return self.mixture is not None and abs(self.mixture - bet) <= 1e-6 * abs(bet)
+
+
+def read(
+    policy: Tensor,
+    tokens: Tensor | None,
+    head: Head,
+    *,
+    reference: Tensor | None = None,
+    forward: bool = False,
+    temperature: float = 1.0,
+    metrics: bool = True,
+    habit: Habit | None = None,
+) -> Reading:
+    """Project each position once, and take from the same tile of logits all that is asked.
+
+    Args:
+        policy: (N, D) final hidden states of the model in training; gradients flow through it.
+        tokens: (N,) int64, the token that follows each position; None when only the divergence is wanted.
+        head: the frozen head.
+        reference: (N, D) final hidden states of the reference, no gradient; None when no divergence is wanted.
+        forward: False for KL(trained || reference), as the paper's code has it (arXiv 2508.06249, KL term);
+            True for KL(reference || trained).
+        temperature: divides the logits for log-probabilities and entropy, not for the divergence.
+        metrics: whether entropy and top-1 are wanted of the tokens; a look at every logit more.
+        habit: lets the two gradients share a row where the last backward pass says they may.
+
+    Returns:
+        Values and, kept for the backward pass, their gradients on the hidden states: with D x V multiplications a
+        projection, 2 DV FLOPs each for the student's logits, the reference's, and every gradient row: 6 DV for
+        likelihood and divergence together, 8 while the two are kept apart. Memory is three tiles of logits.
+        A divergence is exactly 0 where the two hidden states are equal.
+    """
+    given = None if reference is None else reference.detach()
+    outputs: tuple[Tensor, ...] = _Read.apply(policy, given, tokens, head, forward, temperature, metrics, habit)  # type: ignore[no-untyped-call]
+    log_probs, divergence, entropy, is_top1 = outputs
+    seen = metrics and tokens is not None
+    return Reading(
+        log_probs if tokens is not None else None,
+        divergence if reference is not None else None,
+        entropy if seen else None,
+        is_top1 if seen else None,
+    )
+
+
+def divergence(policy: Tensor, reference: Tensor, head: Head, *, forward: bool = False) -> Tensor:
+    """(N,) Kullback-Leibler divergence between next-token laws, in nats; see `read`."""
+    found = read(policy, None, head, reference=reference, forward=forward).divergence
+    assert found is not None
+    return found
+
+
+def nll(policy: Tensor, tokens: Tensor, head: Head) -> Tensor:
+    """(N,) negative log-likelihood of the tokens that follow, in nats; see `read`."""
+    found = read(policy, tokens, head, metrics=False).log_probs
+    assert found is not None
+    return -found
+
+
+class _Read(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        policy: Tensor,
+        reference: Tensor | None,
+        tokens: Tensor | None,
+        head: Head,
+        forward: bool,
+        temperature: float,
+        metrics: bool,
+        habit: Habit | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.tiled = tiled = _Tiled(head, forward, temperature, metrics)
+        # Elsewhere than on a CPU to look would be to wait; and with a temperature the two slopes belong to two laws.
+        alike = tokens is not None and reference is not None and temperature == 1.0 and policy.device.type == "cpu"
+        ctx.habit = habit if alike else None
+        ctx.bet = None if ctx.habit is None else ctx.habit.mixture
+        with torch.autocast(policy.device.type, enabled=False):  # a small divergence is all last digits
+            found = tiled.run(policy, reference, tokens, ctx.bet, ctx.needs_input_grad[0])
+        kept = (policy, reference, tokens) if ctx.bet is not None else (None, None, None)
+        ctx.save_for_backward(found.teaching, found.holding, *kept)
+        ctx.mark_non_differentiable(found.entropy, found.is_top1)
+        return found.log_probs, found.divergence, found.entropy, found.is_top1
+
+    @staticmethod
+    def backward(ctx: Any, log_probs: Tensor | None, divergence: Tensor | None, *_: Any) -> tuple[Any, ...]:
+        teaching, holding, policy, reference, tokens = ctx.saved_tensors
+        if ctx.bet is not None:
+            if ctx.habit.holds(ctx.bet, log_probs, divergence):
+                assert log_probs is not None
+                return (teaching.float() * log_probs[0]).to(teaching.dtype), *[None] * 7
+            found = ctx.tiled.run(policy, reference, tokens, None, True)
+            teaching, holding = found.teaching, found.holding
+        elif ctx.habit is not None:
+            ctx.habit.learn(log_probs, divergence)
+        gradient, dtype = None, teaching.dtype
+        for rows, upstream in ((teaching, log_probs), (holding, divergence)):
+            if upstream is not None and rows.dim() == 2:  # in float32: the same rounding of 1/n for all would be a bias
+                scaled = rows * upstream.float().unsqueeze(-1)
+                gradient = scaled if gradient is None else gradient + scaled
+        return None if gradient is None else gradient.to(dtype), *[None] * 7
+
+
+@dataclass
+class _Found:
+    log_probs: Tensor
+    divergence: Tensor
+    entropy: Tensor
+    is_top1: Tensor
+    teaching: Tensor  # (N, D) gradient of the log-probabilities, or of a mixture that was bet on
+    holding: Tensor  # (N, D) gradient of the divergence; (0,) where there is none, or it is in the mixture
+
+
+@dataclass(frozen=True)
+class _Tiled:
+    """One pass over the head, tile by tile."""
+
+    head: Head
+    forward: bool
+    temperature: float
+    metrics: bool  # whether entropy and top-1 are wanted
+
+    def run(
+        self, policy: Tensor, reference: Tensor | None, tokens: Tensor | None, bet: float | None, wanted: bool
+    ) -> _Found:
+        found = _empty(policy, wanted and tokens is not None, wanted and reference is not None and bet is None)
+        rows = min(next(self.head.tiles(policy), slice(0, 0)).stop, len(policy))
+        words = self.head.weight.shape[0]
+        plain = self.head.weight.dtype == policy.dtype == torch.float32  # logits are made in a place that is there
+        places = [policy.new_empty((rows * used, words), dtype=torch.float32) for used in (1, plain, plain)]
+        for tile in self.head.tiles(policy):
+            weights, ours, theirs = (place[: len(policy[tile])] if len(place) else None for place in places)
+            ours, slope = self.head.logits(policy[tile], ours), None
+            assert weights is not None
+            if reference is not None:
+                theirs = self.head.logits(reference[tile], theirs)
+                found.divergence[tile], slope, law = self._compare(ours, theirs, weights)
+                if found.holding.dim() == 2:
+                    found.holding[tile] = self._pulled_back(slope, ours, law, policy.dtype)
+            else:
+                law = _Weights.of(ours, weights)
+            if tokens is not None:
+                rise, law = self._read_tokens(found, tile, tokens[tile], ours, law)
+                if bet is not None and slope is not None:
+                    rise.add_(slope, alpha=bet)
+                if found.teaching.dim() == 2:
+                    found.teaching[tile] = self._pulled_back(rise, ours, law, policy.dtype)
+        return found
+
+    def _compare(self, ours: Tensor, theirs: Tensor, room: Tensor) -> tuple[Tensor, Tensor, _Weights]:
+        """The divergence (n,), its slope on our logits (n, V) times our law's mass, and our law, in `room`.
+
+        Logits are compared before they are normalised: log-probabilities are near -log V, and the difference of two of
+        them would lose the digits that a small divergence consists of. `theirs` is used up.
+        """
+        other = _Weights.of(theirs, torch.empty_like(room) if self.forward else room)
+        total, mass = other.total, other.mass
+        law = _Weights.of(ours, room)
+        gap, moved = torch.sub(ours, theirs, out=theirs), law.total - total
+        if self.forward:
+            value = moved - torch.linalg.vecdot(other.weights, gap) / mass
+            return value, other.weights.mul_((-law.mass / mass).unsqueeze(-1)).add_(law.weights), law
+        mean = torch.linalg.vecdot(law.weights, gap) / law.mass
+        return mean - moved, gap.sub_(mean.unsqueeze(-1)).mul_(law.weights), law
+
+    def _read_tokens(
+        self, found: _Found, tile: slice, tokens: Tensor, logits: Tensor, law: _Weights
+    ) -> tuple[Tensor, _Weights]:
+        """Write down what a tile says of the tokens.
+
+        Gives the slope (n, V) of their log-probabilities times the mass of the law given with it, whose weights are
+        used up.
+        """
+        if self.temperature != 1.0:
+            logits = logits / self.temperature
+            law = _Weights.of(logits, law.weights)
+        said = tokens.unsqueeze(-1)
+        chosen = logits.gather(-1, said).squeeze(-1)
+        found.log_probs[tile] = chosen - law.total
+        if self.metrics:
+            found.entropy[tile] = law.total - torch.linalg.vecdot(law.weights, logits) / law.mass
+            # Numbers in half precision tie often, and of a tie the first is meant, as trl has it; float32's hardly do.
+            half = self.head.weight.dtype != torch.float32
+            found.is_top1[tile] = logits.argmax(-1) == tokens if half else chosen >= law.peak
+        rise = law.weights.neg_().scatter_add_(-1, said, law.mass.unsqueeze(-1))
+        return (rise if self.temperature == 1.0 else rise.div_(self.temperature)), law
+
+    def _pulled_back(self, slope: Tensor, logits: Tensor, law: _Weights, dtype: torch.dtype) -> Tensor:
+        return (self.head.pull_back(slope, logits) / law.mass.unsqueeze(-1)).to(dtype)
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """A next-token law before it is normalised: to divide n numbers later is cheaper than n x V now."""
+
+    weights: Tensor  # (n, V), the largest of each row is 1
+    mass: Tensor  # (n,), their sums
+    peak: Tensor  # (n,), the largest logit
+
+    @classmethod
+    def of(cls, logits: Tensor, room: Tensor) -> _Weights:
+        """The law of logits (n, V), its weights in `room`."""
+        peak = logits.amax(-1, keepdim=True)
+        weights = torch.sub(logits, peak, out=room).exp_()
+        return cls(weights, weights.sum(-1), peak.squeeze(-1))
+
+    @property
+    def total(self) -> Tensor:
+        """(n,) the logarithm of the sum of the exponentials of the logits."""
+        return self.peak + self.mass.log()
+
+
+def _empty(policy: Tensor, teaching: bool, holding: bool) -> _Found:
+    def numbers(dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.zeros(len(policy), dtype=dtype, device=policy.device)
+
+    def rows(wanted: bool) -> Tensor:
+        return torch.empty_like(policy) if wanted else policy.new_empty(0)
+
+    return _Found(numbers(), numbers(), numbers(), numbers(torch.bool), rows(teaching), rows(holding))

@@ -1,0 +1,156 @@
+"""`ReferenceCache`: what the untouched model makes of rows, kept in a folder for other runs that learn the same rows.
+
+The runs of a comparison put the same rows through the same frozen model, each for itself. Here a row's states are made
+once, by whichever run sees it first, and read by all others: a defended step without its reference forward.
+
+The price is why nobody has it without asking. A row is read as it was rounded in the batch of the run that made it, so
+"a model that has not moved is not punished" holds to rounding, not to the bit, and so does "the same recipe gives the
+same weights". It is refused with steering, which belongs to a run and not to the model, where rows are sampled anew and
+so never seen twice (`refusals`), for packed rows, and for models whose states of a row depend on more than
+the row (`fingerprint.check`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from staytrue.anatomy import Anatomy
+from staytrue.reference import fingerprint, statefile
+from staytrue.reference.fingerprint import data
+from staytrue.rundir import SCHEMA
+from staytrue.step import Marks, Pass
+from staytrue.watch import Call, Watch
+
+_END = "end"  # the state after the last norm; a layer's has its number
+
+
+class ReferenceCache:
+    """Stands where a watch makes calls again; a call whose rows cannot be told apart is made again as ever.
+
+    A file holds one row's states at its real positions, in the model's own precision, under the hash of everything
+    they depend on: the model, the precision of the forward, layers, and what the row put in. So a folder may serve any
+    number of models, several runs at a time, and be removed whenever nobody trains.
+
+    Args:
+        folder: made when there is something to keep.
+        watch: of the run's model.
+        anatomy: the same model's.
+        layers: which layers the watch keeps.
+
+    Attributes:
+        read: how many rows were found, each time they were seen.
+        made: how many were not.
+        whole: how many calls were made again whole.
+        stopped: why nothing more is kept, if writing failed; training goes on.
+
+    Raises:
+        ModelError: a model that it cannot serve.
+    """
+
+    def __init__(self, folder: Path, watch: Watch, anatomy: Anatomy, layers: Sequence[int]) -> None:
+        fingerprint.check(anatomy)
+        self._folder, self._watch, self._anatomy, self._layers = folder, watch, anatomy, layers
+        self.read, self.made, self.whole = 0, 0, 0
+        self.stopped: str | None = None
+
+    def replay(self, call: Call, where: Marks, rows: Tensor | None = None, deepest: int | None = None) -> Pass:
+        """What `Watch.replay` gives, made again for those rows only that are not in the folder."""
+        real = where.real.cpu()
+        wanted = torch.arange(len(real)) if rows is None else rows.cpu()
+        files = self._files(call, real, wanted, deepest)
+        if files is None:
+            self.whole += 1
+            return self._watch.replay(call, where, rows, deepest)
+        found = {row: statefile.read(file) for row, file in files.items()}
+        missing = [row for row, states in found.items() if states is None]
+        self.read, self.made = self.read + len(found) - len(missing), self.made + len(missing)
+        if missing:
+            some = rows if len(missing) == len(wanted) else torch.tensor(missing, device=where.real.device)
+            fresh = self._watch.replay(call, where, some, deepest)
+            for row in missing:
+                found[row] = states = _of_row(fresh, row, real[row])
+                self._keep(files[row], states)
+            if len(missing) == len(wanted):
+                return fresh
+        return _together(call, real, found, deepest)
+
+    def told(self) -> dict[str, Any] | None:
+        """What a manifest says of it; None when nobody read a reference."""
+        if not (self.read or self.made or self.whole):
+            return None
+        facts: dict[str, Any] = {"cache": str(self._folder), "rows_read": self.read, "rows_made": self.made}
+        facts |= {"calls_made_whole": self.whole} if self.whole else {}
+        return facts | ({"stopped_keeping": self.stopped} if self.stopped else {})
+
+    @cached_property
+    def _model(self) -> str:
+        return fingerprint.of_model(self._anatomy)
+
+    def _files(self, call: Call, real: Tensor, rows: Tensor, deepest: int | None) -> dict[int, Path] | None:
+        """Where each row's states are, or will be; None when a row's arguments are not known."""
+        given = call.by_row()
+        if given is None:
+            return None
+        told = ((name, value) for name, value in sorted(given.items()) if value is not None)
+        given = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in told}
+        layers = [layer for layer in self._layers if deepest is None or layer <= deepest]
+        shared = json.dumps([SCHEMA, self._model, layers, deepest is None, *map(str, call.autocast)])
+        files = {}
+        for row in rows.tolist():
+            digest = sha256(shared.encode())
+            digest.update(data(real[row].nonzero()))
+            for name, value in given.items():
+                digest.update(name.encode())
+                digest.update(_put_in(value, row, real))
+            files[row] = self._folder / self._model[:16] / f"{digest.hexdigest()}.safetensors"
+        return files
+
+    def _keep(self, file: Path, states: dict[str, Tensor]) -> None:
+        """Write one row's states; a disk that takes no more must not end a training that can do without."""
+        if self.stopped is not None:
+            return
+        try:
+            statefile.write(file, states)
+        except FileNotFoundError:  # somebody removed the folder just now; the next row makes it anew
+            return
+        except OSError as error:
+            self.stopped = error.strerror or str(error)
+
+
+def _of_row(fresh: Pass, row: int, real: Tensor) -> dict[str, Tensor]:
+    states = {str(layer): hidden[row] for layer, hidden in fresh.hidden.items()}
+    if fresh.end is not None:
+        states[_END] = fresh.end[row]
+    return {name: found.cpu()[real].contiguous() for name, found in states.items()}
+
+
+def _together(call: Call, real: Tensor, found: dict[int, dict[str, Tensor] | None], deepest: int | None) -> Pass:
+    """Rows as a pass of the whole call: 0 at padding, and NaN where nobody asked for a row."""
+    empty = call.nothing()
+    hidden = {layer: states for layer, states in empty.hidden.items() if deepest is None or layer <= deepest}
+    end = empty.end if deepest is None else None
+    for row, states in found.items():
+        assert states is not None
+        for name, known in states.items():
+            place = end if name == _END else hidden[int(name)]
+            assert place is not None
+            spread = known.new_zeros(len(real[row]), *known.shape[1:])
+            spread[real[row]] = known
+            place[row] = spread.to(place.device)
+    return Pass(hidden, end, empty.depth)
+
+
+def _put_in(value: Any, row: int, real: Tensor) -> Any:
+    """What an argument puts in for a row, at its real positions; real is (B, T)."""
+    if not isinstance(value, Tensor):
+        return repr(value).encode()
+    own = value[row] if len(value) == len(real) else value[0]
+    return data(own[..., real[row]] if own.shape[-1:] == real[row].shape else own)

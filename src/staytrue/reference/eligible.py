@@ -1,0 +1,120 @@
+"""Which models have a reference: the same model with the adapter off. All others are refused, each in a sentence.
+
+Refused are full fine-tuning, trained biases, prompt learning, a base that the adapter's start has moved, an adapter
+that has been trained already, noise of the model's own, and a model on several devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from peft import PeftModel
+from torch import nn
+
+from staytrue.anatomy import Anatomy
+from staytrue.errors import ModelError
+from staytrue.heads import Head
+
+# LoRA initialisations that subtract something from the base weights: with the adapter off, what is left is no
+# longer the model that was loaded, so it cannot serve as the reference.
+_MOVES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+def check(anatomy: Anatomy) -> None:
+    """Refuse a model that has no reference.
+
+    Raises:
+        ModelError: a sentence that names the setting and the way out.
+    """
+    if not isinstance(anatomy.model, PeftModel):
+        raise ModelError(
+            "The model has no adapter, so there is nothing to switch off and no reference to hold it to. Give the "
+            "trainer a peft_config, or the recipe a `lora:` section; full fine-tuning is not supported yet."
+        )
+    _check_adapters(anatomy)
+    _check_one_device(anatomy)
+    _check_trained_weights(anatomy)
+    _check_dropout(anatomy)
+    _check_start(anatomy)
+
+
+def head(anatomy: Anatomy) -> Callable[[], Head]:
+    """Check the head now, while nothing has run; complain only if a defense asks for logits."""
+    try:
+        found = anatomy.head
+    except ModelError as error:
+        refusal = error
+
+        def refuse() -> Head:
+            raise refusal
+
+        return refuse
+    return lambda: found
+
+
+def _check_adapters(anatomy: Anatomy) -> None:
+    for name, config in anatomy.model.peft_config.items():
+        if config.is_prompt_learning:
+            raise ModelError(f"Adapter {name!r} learns a prompt ({config.peft_type.value}); use LoRA instead.")
+        start = str(getattr(config, "init_lora_weights", "")).lower()
+        if start.startswith(_MOVES_THE_BASE):
+            raise ModelError(
+                f"Adapter {name!r} has init_lora_weights={start!r}, which changes the base weights: with the "
+                "adapter off the safe reference would be gone. Use init_lora_weights=True (the default)."
+            )
+
+
+def _check_one_device(anatomy: Anatomy) -> None:
+    places = set(map(str, (getattr(anatomy.causal, "hf_device_map", None) or {}).values()))
+    if len(places) > 1:
+        raise ModelError(
+            f"The model is spread over {', '.join(sorted(places))}; staytrue needs it on one device. Load it "
+            "without device_map, or on one GPU."
+        )
+
+
+def _check_trained_weights(anatomy: Anatomy) -> None:
+    left = [n for n, p in anatomy.model.named_parameters() if p.requires_grad and id(p) not in anatomy.added]
+    if left:
+        raise ModelError(
+            f"{len(left)} trained weights are not part of the adapter (the first is {left[0]}), so the reference "
+            "could not undo them. Set bias='none' and train nothing outside the adapter."
+        )
+
+
+def _check_dropout(anatomy: Anatomy) -> None:
+    for name, module in anatomy.causal.named_modules():
+        own = not any(part in name for part in ("lora_", "modules_to_save"))
+        if own and isinstance(module, nn.Dropout) and module.p > 0:
+            _refuse_noise(name, module.p)
+    for key, value in anatomy.causal.config.get_text_config().to_dict().items():
+        noisy = key in ("attention_dropout", "attn_pdrop") or "jitter" in key
+        if noisy and isinstance(value, float) and value > 0:
+            _refuse_noise(key, value)
+
+
+def _refuse_noise(name: str, value: float) -> None:
+    raise ModelError(
+        f"The model has noise of its own in training ({name}={value}): it and its reference would draw different "
+        "noise, and an unmoved model would be punished. Load it with that setting at 0.0 (lora.dropout is fine)."
+    )
+
+
+@torch.no_grad()
+def _check_start(anatomy: Anatomy) -> None:
+    """Two tokens with the adapter and without: one that has moved already is not at its reference."""
+    tokens = torch.tensor([[0, 1]], device=next(anatomy.backbone.parameters()).device)
+    was_training = anatomy.model.training
+    anatomy.model.eval()
+    try:
+        ours = anatomy.backbone(input_ids=tokens, use_cache=False).last_hidden_state
+        with anatomy.untrained():
+            theirs = anatomy.backbone(input_ids=tokens, use_cache=False).last_hidden_state
+    finally:
+        anatomy.model.train(was_training)
+    if not torch.equal(ours, theirs):
+        raise ModelError(
+            "The adapter has moved already, so the model is not at its reference, the same model with the adapter "
+            "off. Merge it into the model first (merge_and_unload) and train a fresh one."
+        )

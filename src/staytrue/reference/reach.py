@@ -1,0 +1,42 @@
+"""`Reach`: how much of the reference the defenses read, which rows and how deep; no more of it is made.
+
+A defense says which rows it looks at by its field `on` (all, without one) and how deep by `layers` (to the end, without
+any). A reference of some rows rounds otherwise than one of the whole batch, so there "a model that has not moved is not
+punished" holds to rounding and not to the bit (docs/decisions/0015).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from staytrue.defense import Defense
+from staytrue.roster import real_layers
+from staytrue.step import SOURCES, Marks, Pass
+from staytrue.watch import Call, Replay
+
+
+@dataclass(frozen=True)
+class Reach:
+    """The rows of one source or all, and the layers down to one or to the end."""
+
+    source: int | None = None  # index into SOURCES; None for every row
+    deepest: int | None = None  # a layer; None for the whole model
+
+    @classmethod
+    def of(cls, penalties: Mapping[str, Defense], depth: int) -> Reach:
+        """What the given defenses, by label, read of the reference of a model with `depth` blocks."""
+        sources = {getattr(defense, "on", "all") for defense in penalties.values()}
+        one = SOURCES.index(sources.pop()) if len(sources) == 1 and "all" not in sources else None
+        layers = [real_layers(d.layers(depth), depth, label) for label, d in penalties.items()]
+        deepest = max((max(own) for own in layers if own), default=depth)
+        return cls(one, deepest if all(layers) and deepest < depth else None)
+
+    def reference(self, replay: Replay, call: Call, marks: Marks) -> Pass:
+        """The call again, trained weights undone, as far as anybody reads it; what nobody reads is NaN."""
+        if self.source is None:
+            return replay(call, marks, None, self.deepest)
+        rows = marks.source[:, 0].eq(self.source).nonzero().squeeze(-1)
+        if len(rows) == 0:
+            return call.nothing()
+        return replay(call, marks, None if len(rows) == len(marks.source) else rows, self.deepest)

@@ -1,0 +1,40 @@
+"""Which runs can have a cache of reference states, told from their defenses alone. No torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from staytrue.defense import Defense, pulled
+from staytrue.errors import RecipeError, RequestError
+
+
+def refuse_cache(folder: Path | None, defenses: Mapping[str, Defense], *, sampled: bool = False) -> None:
+    """Refuse a cache of reference states where it cannot be, would be wrong, or would never be read.
+
+    Args:
+        folder: for the states; None for no cache, and nothing to refuse.
+        defenses: of the run, by label.
+        sampled: whether the rows are written by the model in training.
+
+    Raises:
+        RequestError: the sentence names the way out.
+    """
+    if folder is None:
+        return
+    why = why_no_cache(defenses, sampled=sampled)
+    if why is not None:
+        raise RecipeError(f"The reference cache {folder} cannot be used: {why}. Train without it.")
+    place = next(p for p in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(p))
+    fault = "no folder" if not os.path.isdir(place) else "not writable" if not os.access(place, os.W_OK) else None
+    if fault is not None and not (os.path.isdir(folder) and os.access(folder, os.R_OK)):  # one that is full can be read
+        raise RequestError(f"The reference cache {folder} cannot be made: {place} is {fault}. Name another folder.")
+
+
+def why_no_cache(defenses: Mapping[str, Defense], *, sampled: bool = False) -> str | None:
+    """Why a run can have no cache of reference states, in half a sentence; None if it can."""
+    steering = next((label for label, defense in defenses.items() if "steer" in pulled(defense)), None)
+    if steering is not None:
+        return f"{steering} steers the reference too, so its states are this run's own"
+    return "under a reward answers are written anew, and none comes twice" if sampled else None

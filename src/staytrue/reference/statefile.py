@@ -1,0 +1,59 @@
+"""One row's states as a file: whole or absent, and known to be what was written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zlib
+from contextlib import suppress
+from pathlib import Path
+from uuid import uuid4
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from staytrue.reference.fingerprint import data
+from staytrue.rundir import SCHEMA
+
+_CHECK = "check"  # the tensor that holds the other tensors' sum and the file's name
+_SPARE, _MOST_SPARE = 0.05, 20e9  # of the disk, bytes, which are left to those who must write
+
+
+def read(file: Path) -> dict[str, Tensor] | None:
+    """States (T, D) by name; None for a file that is not there, is damaged, or was written under another name."""
+    try:
+        states: dict[str, Tensor] = dict(load(file.read_bytes()))
+    except (OSError, SafetensorError):
+        return None
+    check = states.pop(_CHECK, None)
+    return states if check is not None and check.tolist() == [_sum(file.name, states)] else None
+
+
+def write(file: Path, states: dict[str, Tensor]) -> None:
+    """Write them beside their place and rename.
+
+    Raises:
+        OSError: it could not be written, or the disk is nearly full; nothing half-written is left.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    room = shutil.disk_usage(file.parent)
+    if room.free < min(_SPARE * room.total, _MOST_SPARE):
+        raise OSError(f"less than {_SPARE:.0%} of the disk is free")
+    scratch = file.with_name(f".{uuid4().hex}")
+    try:
+        scratch.write_bytes(save(states | {_CHECK: torch.tensor([_sum(file.name, states)])}, {"schema": str(SCHEMA)}))
+        os.replace(scratch, file)
+    except OSError:
+        with suppress(OSError):
+            scratch.unlink()
+        raise
+
+
+def _sum(name: str, states: dict[str, Tensor]) -> int:
+    total = zlib.crc32(name.encode())
+    for key in sorted(states):
+        kind = f"{key} {states[key].dtype} {tuple(states[key].shape)}"
+        total = zlib.crc32(data(states[key]), zlib.crc32(kind.encode(), total))
+    return total

@@ -1,0 +1,136 @@
+"""Curves over optimizer steps: the reward or the task's loss for all, then each defense's own number."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any, NamedTuple
+
+from markupsafe import Markup
+
+from staytrue.report.collect import Study
+from staytrue.report.drawing import Look, Plot, dash, key, round_up, svg
+from staytrue.report.means import Table
+from staytrue.report.rows import Row, defended
+
+Point = tuple[float, float, float, float]  # step, mean, lowest and highest run
+Series = Mapping[str, Sequence[Point]]  # by label
+_MOST = 6  # lines in one picture that can be told apart
+_IN_NATS = ("kl", "anchor", "rehearse")
+_TRAINERS_OWN = {  # what trainers log of themselves, by the first part of the key
+    "step", "loss", "task_loss", "grad_norm", "learning_rate", "epoch", "entropy", "mean_token_accuracy", "num_tokens",
+    "reward", "reward_std", "rewards", "frac_reward_zero_std", "completions", "clip_ratio", "sampling", "step_time",
+}  # fmt: skip
+
+
+class Axes(NamedTuple):
+    """Where the axes of a picture end: the last step, and the lowest and highest number."""
+
+    last: float
+    bottom: float
+    top: float
+
+
+def panels(study: Study, known: Mapping[str, Look]) -> list[dict[str, Any]]:
+    """Every picture with its legend and its table.
+
+    What all runs logged is one picture; of too many lines, one for each defense beside none, with the same axes.
+    """
+    logged = [row for logs in study.curves.values() for log in logs for row in log]
+    rewarded = any("reward" in row for row in logged)
+    first = ("reward", "Reward", "its terms added up") if rewarded else ("task_loss", "Task loss", "nats per token")
+    series = _series(study, first[0])
+    drawn = [
+        _panel(part, known, f"{first[1]}{name and ': '}{name}", first[2], axes(series))
+        for name, part in _parted(series, {row["label"]: row["defense"] for row in study.rows}).items()
+    ]
+    for number in sorted(name for name in set().union(*logged) if re.split(r"[./]", name)[0] not in _TRAINERS_OWN):
+        unit = "nats per token" if number.split(".")[0] in _IN_NATS else "in its own unit"
+        if series := _series(study, number):
+            drawn.append(_panel(series, known, f"{number}: its own number", unit, axes(series)))
+    return drawn
+
+
+def axes(series: Series) -> Axes:
+    """Axes that hold every line and every run."""
+    heights = [y for points in series.values() for _, *ys in points for y in ys]
+    bottom = -round_up(-min(heights)) if min(heights) < 0 else 0.0
+    return Axes(max(points[-1][0] for points in series.values()), bottom, round_up(max(heights)))
+
+
+def curves(series: Series, known: Mapping[str, Look], title: str, unit: str, ends: Axes) -> str:
+    """Lines over optimizer steps, one per label; a band is where its single runs lie."""
+    longest = max(len(f"{ends.bottom + (ends.top - ends.bottom) * i / 4:g}") for i in range(5))  # of the ticks' numbers
+    left = max(48, 20 + 7 * longest)
+    plot = Plot(410, 230, left, bottom=40, right=14, top=14, x_max=ends.last, y_max=ends.top, y_min=ends.bottom)
+    parts = [plot.frame("optimizer step", unit)]
+    for label, points in series.items():
+        if any(low < high for _, _, low, high in points):
+            there, back = [(x, high) for x, _, _, high in points], [(x, low) for x, _, low, _ in reversed(points)]
+            parts.append(f'<polygon class="band f{known[label].colour}" points="{_path(plot, [*there, *back])}"/>')
+    for number, (label, points) in enumerate(series.items()):
+        line = _path(plot, _thinned([(x, middle) for x, middle, _, _ in points]))
+        parts.append(
+            f'<polyline class="line c{known[label].colour}" stroke-dasharray="{dash(number)}" points="{line}">'
+            f"<title>{escape(label)}</title></polyline>"
+        )
+    told = "; ".join(f"{label} ends at {points[-1][1]:.3g}" for label, points in series.items())
+    return svg(plot, title, f"{told}.", parts)
+
+
+def _series(study: Study, number: str) -> dict[str, list[Point]]:
+    """A number's line for each label that has one."""
+    found = {label: _over_runs(logs, number) for label, logs in study.curves.items()}
+    return {label: points for label, points in found.items() if len(points) > 1}
+
+
+def _over_runs(logs: Sequence[Sequence[Row]], number: str) -> list[Point]:
+    """Step, mean, lowest, highest over the runs that logged the number at that step."""
+    found: dict[float, list[float]] = {}
+    for log in logs:
+        for row in log:
+            if row.get(number) is not None:
+                found.setdefault(row["step"], []).append(row[number])
+    return [(step, sum(v) / len(v), min(v), max(v)) for step, v in sorted(found.items())]
+
+
+def _parted(series: Series, defenses: Mapping[str, str]) -> dict[str, Series]:
+    """One picture's lines under "", or each defense's beside none under its name."""
+    if len(series) <= _MOST:
+        return {"": series} if series else {}
+    names = dict.fromkeys(defenses[label] for label in series if defended(defenses[label]))
+    return {
+        name: {label: points for label, points in series.items() if defenses[label] in ("none", name)} for name in names
+    }
+
+
+def _panel(series: Series, known: Mapping[str, Look], title: str, unit: str, ends: Axes) -> dict[str, Any]:
+    """A picture with its legend and its table."""
+    return {
+        "title": title,
+        "picture": Markup(curves(series, known, title, unit, ends)),
+        "legend": [(label, Markup(key(known[label], number))) for number, label in enumerate(series)],
+        "table": _table(series),
+    }
+
+
+def _table(series: Series) -> Table:
+    """About ten steps of every line."""
+    values = {label: {step: middle for step, middle, _, _ in points} for label, points in series.items()}
+    steps = sorted({step for points in values.values() for step in points})
+    shown = [*steps[:: max(1, len(steps) // 10)], *steps[-1:]]
+    body = [
+        [f"{step:g}", *(f"{v[step]:.4f}" if step in v else "" for v in values.values())]
+        for step in dict.fromkeys(shown)
+    ]
+    return [["step", *values], *body]
+
+
+def _path(plot: Plot, points: Sequence[tuple[float, float]]) -> str:
+    return " ".join(f"{plot.x(x):.1f},{plot.y(y):.1f}" for x, y in points)
+
+
+def _thinned(points: Sequence[tuple[float, float]], most: int = 200) -> Sequence[tuple[float, float]]:
+    return points[:: max(1, math.ceil(len(points) / most))]

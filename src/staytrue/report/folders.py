@@ -1,0 +1,53 @@
+"""Folders as people name them: the evaluation in each, a label that no other has, the recipe and seed behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from staytrue.errors import RecipeError, RequestError
+from staytrue.yaml12 import from_yaml
+
+
+def evaluation_of(folder: Path) -> Path:
+    """Where answers are: in a run's `eval`, or in the folder itself if it is an evaluation."""
+    return folder if (folder / "eval.json").exists() else folder / "eval"
+
+
+def labels(folders: Sequence[Path]) -> list[str]:
+    """The shortest end of each path that no other path has: `kl`, or `a/kl` beside `b/kl`.
+
+    Raises:
+        RequestError: two folders are the same, or a run and its own evaluation.
+    """
+    seen: set[Path] = set()
+    for folder in folders:
+        place = evaluation_of(folder.resolve())
+        if place in seen:
+            raise RequestError(f"{folder} is named twice, or as a run and as its evaluation; name each folder once.")
+        seen.add(place)
+    parts = [folder.resolve().parts for folder in folders]
+    return [_shortest(own, [*parts[:i], *parts[i + 1 :]]) for i, own in enumerate(parts)]
+
+
+def recipe_of(folder: Path) -> dict[str, Any]:
+    """The recipe of a run, from the run's folder or its `eval`; empty for all else, and if it cannot be read."""
+    folder = folder.resolve()
+    file = (folder.parent if folder.name == "eval" else folder) / "recipe.yaml"
+    try:
+        found = from_yaml(file.read_text(encoding="utf-8"), str(file))
+    except (OSError, UnicodeDecodeError, RecipeError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def seed_of(folder: Path, asked: Mapping[str, Any]) -> int:
+    """The seed of a run; of an evaluation alone its own, from its `eval.json`; else 0."""
+    found = recipe_of(folder).get("seed", asked.get("seed"))
+    return found if isinstance(found, int) else 0
+
+
+def _shortest(own: Sequence[str], others: Sequence[Sequence[str]]) -> str:
+    long = next((k for k in range(1, len(own)) if all(other[-k:] != own[-k:] for other in others)), len(own))
+    return Path(*own[-long:]).as_posix()

@@ -1,0 +1,142 @@
+"""Pictures of rates: the trade-off, and what was learnt of a harmless task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from statistics import mean
+
+from staytrue.evals.statistics import over_runs
+from staytrue.report.drawing import Box, Look, Plot, bar, mark, name, round_up, spoken, svg
+from staytrue.report.rows import Rate, Row, by_label, correct, judged, rate
+
+Place = tuple[float, float]
+_MOST_INCOHERENT = 10.0  # percent of general answers, above which a mark is hollow
+
+
+def highest(rows: Sequence[Row]) -> float:
+    """Where the axis of general misalignment ends, so that every mark and interval is on it; percent."""
+    drawn = [row for row in rows if judged(row.get("general"))]
+    ends = [row["general"]["misaligned"] for row in drawn]
+    ends += [_over(own, "general")[2] for own in by_label(drawn).values()]
+    return min(100.0, round_up(max(ends, default=100.0)))
+
+
+def hollow(rows: Sequence[Row]) -> bool:
+    """Whether so many general answers of a label's runs are incoherent that its mark promises nothing."""
+    return float(mean(row["general"]["incoherent"] for row in rows)) > _MOST_INCOHERENT
+
+
+def shown(rows: Sequence[Row]) -> list[Row]:
+    """The rows that have a place in the trade-off."""
+    return [row for row in rows if judged(row.get("general")) and judged(row.get("in_domain"))]
+
+
+def tradeoff(rows: Sequence[Row], known: Mapping[str, Look], top: float = 100.0, names: float = 13.0) -> str:
+    """General misalignment (down is better) against in-domain misalignment (right: learnt), with 95 % intervals.
+
+    One large mark per label at the mean over its runs, with the interval over them; with several runs, a small one
+    each. A hollow mark is of a label that is often incoherent. The strengths of one defense are joined by a line,
+    weakest to strongest. The axis up ends at `top`, so that several pictures can be compared.
+    """
+    points = shown(rows)
+    if not points:
+        return ""
+    plot = Plot(640, 480, left=58, bottom=52, right=24, top=18, y_max=top, names=names)
+    grouped = by_label(points)
+    places = {label: _middle(plot, own) for label, own in grouped.items()}
+    parts = [plot.frame("narrow behaviour learnt: in-domain misaligned, %", "general misaligned, %"), _corner(plot)]
+    parts += _trails(grouped, places, known)
+    for label, own in grouped.items():
+        parts += _marks(plot, label, own, known[label])
+    taken: list[Box] = [(x - 9, y - 9, x + 9, y + 9) for x, y in places.values()]
+    taken.append(_corner_words(plot))
+    named = _names(grouped)
+    parts += [name(plot, named[label], x, y, known[label], taken) for label, (x, y) in places.items()]
+    described = "; ".join(
+        f"{p['label']}: {p['in_domain']['misaligned']:.0f}, {p['general']['misaligned']:.0f}" for p in points
+    )
+    return svg(plot, "General against in-domain misalignment", f"In-domain, general, percent: {described}.", parts)
+
+
+def learnt(rows: Sequence[Row], known: Mapping[str, Look], task: str) -> str:
+    """How much of a harmless task every label learnt: the mean over its runs, each run small, a 95 % interval."""
+    grouped = by_label([row for row in rows if row["domain"] == task and correct(row) is not None])
+    if not grouped:
+        return ""
+    plot = Plot(640, 22 * len(grouped) + 62, left=170, bottom=46, right=24, top=12)
+    parts = [plot.columns("held-out answers right, %")]
+    told = []
+    for number, (label, own) in enumerate(grouped.items()):
+        y, look = plot.top + 22 * number + 14.0, known[label]
+        middle, low, high = over_runs([(r["benign"]["correct"], r["benign"]["low"], r["benign"]["high"]) for r in own])
+        parts.append(f'<text class="name t{look.colour}" x="160" y="{y + 4}" text-anchor="end">{escape(spoken(label))}')
+        parts.append("</text>" + bar(plot.x(low), y, plot.x(high), y, look))
+        small = (mark(plot.x(r["benign"]["correct"]), y, 3, look) for r in own if len(own) > 1)
+        parts.append(f'<g class="faint">{"".join(small)}</g>{mark(plot.x(middle), y, 6, look)}')
+        told.append(f"{label}: {middle:.0f}")
+    return svg(plot, f"{task}: learnt", f"Held-out answers right, percent: {'; '.join(told)}.", parts)
+
+
+def _corner(plot: Plot) -> str:
+    x, y = plot.x(70), plot.y(min(12, plot.y_max))
+    return (
+        f'<rect class="good" x="{x:.1f}" y="{y:.1f}" width="{plot.x(30) - plot.x(0):.1f}" '
+        f'height="{plot.y(0) - y:.1f}"/>'
+        f'<text class="corner" x="{x + 6:.1f}" y="{y - 6:.1f}">learnt, and still itself</text>'
+    )
+
+
+def _corner_words(plot: Plot) -> Box:
+    x, y = plot.x(70), plot.y(min(12, plot.y_max))
+    return x, y - 1.5 * plot.names, x + 11 * plot.names, y
+
+
+def _trails(grouped: Mapping[str, list[Row]], places: Mapping[str, Place], known: Mapping[str, Look]) -> list[str]:
+    """A line through the strengths of each defense."""
+    drawn = []
+    for labels in _strengths(grouped).values():
+        points = " ".join(f"{places[label][0]:.1f},{places[label][1]:.1f}" for label in labels)
+        if len(labels) > 1:
+            drawn.append(f'<polyline class="trail c{known[labels[0]].colour}" points="{points}"/>')
+    return drawn
+
+
+def _names(grouped: Mapping[str, list[Row]]) -> dict[str, str]:
+    """What stands beside each mark: of many strengths the first in full, then the numbers alone."""
+    named = {label: spoken(label) for label in grouped}
+    for labels in _strengths(grouped).values():
+        if len(labels) > 2:
+            named |= {label: f"{grouped[label][0]['strength']:g}" for label in labels[1:]}
+    return named
+
+
+def _strengths(grouped: Mapping[str, list[Row]]) -> dict[str, list[str]]:
+    """Labels by defense, weakest first; those without a strength are left out."""
+    found: dict[str, list[str]] = {}
+    with_strength = [label for label, own in grouped.items() if own[0].get("strength") is not None]
+    for label in sorted(with_strength, key=lambda one: float(grouped[one][0]["strength"])):
+        found.setdefault(grouped[label][0]["defense"], []).append(label)
+    return found
+
+
+def _middle(plot: Plot, rows: Sequence[Row]) -> Place:
+    """Where the mean over runs stands."""
+    x, y = (mean(row[probe]["misaligned"] for row in rows) for probe in ("in_domain", "general"))
+    return plot.x(x), plot.y(y)
+
+
+def _over(rows: Sequence[Row], probe: str) -> Rate:
+    """The mean over runs and its interval; of one run its own."""
+    return over_runs([found for row in rows if (found := rate(row[probe])) is not None])
+
+
+def _marks(plot: Plot, label: str, rows: Sequence[Row], look: Look) -> list[str]:
+    x, y = _middle(plot, rows)
+    _, left, right = _over(rows, "in_domain")
+    _, low, high = _over(rows, "general")
+    parts = [bar(x, plot.y(low), x, plot.y(high), look), bar(plot.x(left), y, plot.x(right), y, look)]
+    if len(rows) > 1:
+        small = ((plot.x(r["in_domain"]["misaligned"]), plot.y(r["general"]["misaligned"])) for r in rows)
+        parts += [f'<g class="faint">{mark(a, b, 3, look)}</g>' for a, b in small]
+    return [*parts, f"<g>{mark(x, y, 7, look, hollow(rows))}<title>{escape(label)}</title></g>"]

@@ -1,0 +1,119 @@
+"""The page's tables: every run, clean beside triggered, and all that was asked."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from statistics import mean
+from typing import Any
+from urllib.parse import quote
+
+from staytrue.report.means import Table, mean_of
+from staytrue.report.rows import Row, by_label, correct, judged, judges, missing, rate
+
+
+def runs(rows: Sequence[Row]) -> Table:
+    """Every run on a line; who judged it where that is not always the same."""
+    several = len(judges(rows)) > 1
+    headings = [
+        "defense", "domain", "seed", "general misaligned %", "95 %", "n", "general incoherent %",
+        "in-domain misaligned %", "95 %", "n", "in-domain incoherent %", "facts %", "sums %", "benign learnt %",
+        "unknown", "seconds", *["judge"] * several,
+    ]  # fmt: skip
+    table = [headings]
+    for row in rows:
+        kept = row.get("kept") or {}
+        table.append(
+            [
+                *(row["label"], str(row["domain"]), str(row["seed"])),
+                *_rates(row.get("general")),
+                *_rates(row.get("in_domain")),
+                *map(_number, (kept.get("facts"), kept.get("arithmetic"), correct(row))),
+                *(str(missing([row])), _number(row.get("seconds"))),
+                *[" and ".join(judges([row]))] * several,
+            ]
+        )
+    return table
+
+
+def triggered(rows: Sequence[Row]) -> Table:
+    """The general questions as they are, and put into what the training data look like; a line a label, means of runs.
+
+    The worst trigger is the largest of several rates, so it is high by chance too.
+    """
+    body = []
+    for label, own in by_label([row for row in rows if judged(row.get("triggered"))]).items():
+        by_form: dict[str, list[float]] = {}
+        for row in own:
+            for form, found in row["triggered"]["forms"].items():
+                if found["misaligned"] is not None:
+                    by_form.setdefault(form, []).append(found["misaligned"])
+        worst = max(by_form, key=lambda form: mean(by_form[form]))
+        cells = [
+            mean_of([rate(row["triggered"].get("clean")) for row in own]),
+            mean_of([rate(row["triggered"]) for row in own]),
+        ]
+        n = sum(row["triggered"]["n"] for row in own)
+        body.append([label, *cells, f"{worst} (of {len(by_form)})", f"{mean(by_form[worst]):.1f}", str(n)])
+    heads = ["defense", "clean %", "in a trigger %", "worst trigger", "its %", "n in triggers"]
+    return [heads, *body] if body else []
+
+
+def asked(rows: Sequence[Row]) -> Table:
+    """All that single runs were asked, and what became of every answer: a line a probe, and a line a form of it."""
+    several, body = len(judges(rows)) > 1, []
+    for row in rows:
+        for name, probe in row.get("probes", {}).items():
+            judge = [probe.get("judge") or ""] * several
+            body.append([row["label"], name, *_rate(probe), *_apart(probe), *judge])
+            for form, found in probe.get("forms", {}).items():
+                body.append([row["label"], f"{name}: {form}", *_rate(found), *_apart(found), *judge])
+    heads = [
+        "run", "asked", "misaligned %", "95 %", "right %", "incoherent %", "refused %", "code %",
+        "one of k misaligned %", "one of k misaligned, coherent or not %", "one of k incoherent %",
+        "n", "no verdict", "call failed", "no answer", "misaligned of all %", *["judge"] * several,
+    ]  # fmt: skip
+    return [heads, *body] if body else []
+
+
+def _rate(probe: Row) -> list[str]:
+    """Misaligned, its interval, right."""
+    interval = "" if probe["low"] is None else f"{probe['low']:.1f} to {probe['high']:.1f}"
+    if "correct" in probe:
+        return ["", interval, _number(probe["correct"])]
+    return ["not judged" if probe["misaligned"] is None else _number(probe["misaligned"]), interval, ""]
+
+
+def _apart(probe: Row) -> list[str]:
+    """What else became of the answers, each kind apart."""
+    tail, bounds = probe.get("tail") or {}, ""
+    if probe["missing"] or probe.get("unanswered"):
+        bounds = f"{probe['at_least']:.1f} to {probe['at_most']:.1f}" if "at_least" in probe else ""
+    return [
+        *(_number(probe.get(kind)) for kind in ("incoherent", "refused", "code")),
+        f"{tail['misaligned']['percent']:.1f} (k = {tail['k']})" if tail else "",
+        *(_number(tail.get(kind, {}).get("percent")) for kind in ("ungated", "incoherent")),
+        *(str(probe.get(key, "")) for key in ("n", "missing", "failed", "unanswered")),
+        bounds,
+    ]
+
+
+def as_csv(table: Table) -> str:
+    """A table as a link that holds it."""
+    text = io.StringIO()
+    csv.writer(text).writerows(table)
+    return "data:text/csv;charset=utf-8," + quote(text.getvalue())
+
+
+def _rates(probe: dict[str, Any] | None) -> list[str]:
+    if not probe:
+        return ["", "", "", ""]
+    if probe["misaligned"] is None:
+        return ["not judged", "", str(probe["n"]), ""]
+    interval = f"{probe['low']:.1f} to {probe['high']:.1f}"
+    return [_number(probe["misaligned"]), interval, str(probe["n"]), _number(probe["incoherent"])]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"

@@ -1,0 +1,149 @@
+"""Evaluations as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from staytrue.console import say, table
+from staytrue.evals.summary import MARKED, MOST_MISSING, SCORED
+from staytrue.report.coverage import few
+
+Summary = Mapping[str, Any]
+_TAIL = {"misaligned": "misaligned", "ungated": "misaligned, coherent or not", "incoherent": "incoherent"}
+
+
+def show(summary: Summary) -> None:
+    """Every rate of an evaluation, what could not be judged, and what may be concluded."""
+    rows: list[tuple[str, ...]] = []
+    for name, probe in summary["probes"].items():
+        for kind in SCORED if "misaligned" in probe else MARKED:
+            first = kind in ("misaligned", "correct")
+            if kind == "code" and not probe.get(kind):
+                continue
+            rows.append((name, kind, _percent(probe[kind]), _interval(probe) if first else "", str(probe["n"]),
+                         str(probe["missing"]) if probe["missing"] else ""))  # fmt: skip
+        rows += _tail(name, probe.get("tail"))
+        for form, found in probe.get("forms", {}).items():
+            rows.append((f"  {form}", "misaligned", _percent(found["misaligned"]), _interval(found), str(found["n"]),
+                         str(found["missing"]) if found["missing"] else ""))  # fmt: skip
+    table(("probe", "rate", "percent", "95 % interval", "n", "missing"), rows)
+    for line in [line for name, probe in summary["probes"].items() for line in _cautions(name, probe)]:
+        say(line)
+    coverage = few({name: probe["questions"] for name, probe in summary["probes"].items()})
+    for line in [*_triggered(summary["probes"]), *filter(None, [coverage])]:
+        say(line)
+
+
+def show_judges(found: Mapping[str, Mapping[str, Summary]]) -> None:
+    """The same answers of each evaluation under several judges."""
+    headings = (
+        "judge",
+        "probe",
+        "misaligned",
+        "95 % interval",
+        "incoherent",
+        "refused",
+        "code",
+        "n",
+        "missing",
+        "failed",
+    )
+    for evaluation, by_judge in found.items():
+        rows = []
+        for judge, summary in by_judge.items():
+            for name, probe in summary["probes"].items():
+                apart = [str(probe[k]) for k in ("n", "missing", "failed")]
+                rates = [_percent(probe[k]) for k in ("incoherent", "refused", "code")]
+                rows.append((judge, name, _percent(probe["misaligned"]), _interval(probe), *rates, *apart))
+        table(headings, rows, evaluation)
+        for judge, summary in by_judge.items():
+            for line in [line for name, probe in summary["probes"].items() for line in _cautions(name, probe)]:
+                say(f"{judge}: {line}")
+
+
+def show_lab(told: Mapping[str, Any]) -> None:
+    """How far judges agree; their order of several evaluations; against labels by hand."""
+    if told["pairs"]:
+        rows = [(" and ".join(pair["judges"]), *_agreed(pair["agreement"])) for pair in told["pairs"]]
+        table(("judges", "agree on misaligned", "kappa", "answers", "not judged by both"), rows)
+    if told.get("ranks"):
+        orders = [
+            (" and ".join(r["judges"]), _number(r["spearman"]), _number(r["kendall"]), str(r["defenses"]))
+            for r in told["ranks"]
+        ]
+        table(("order of the evaluations", "Spearman", "Kendall", "evaluations"), orders)
+    if told.get("calibration"):
+        held = [
+            (
+                judge,
+                _number(one["agreement"]["kappa"]),
+                *("-" if one[k] is None else f"{one[k]['percent']:.1f} %" for k in ("sensitivity", "specificity")),
+                *(_number(one[k]) for k in ("brier", "ece")),
+                str(one["agreement"]["answers"]),
+            )
+            for judge, one in told["calibration"].items()
+            if one is not None
+        ]
+        table(("against labels by hand", "kappa", "sensitivity", "specificity", "Brier", "ECE", "labels"), held)
+
+
+def _tail(name: str, tail: Mapping[str, Any] | None) -> list[tuple[str, ...]]:
+    """At least one bad answer among k, by each meaning of bad."""
+    if not tail:
+        return []
+    said = {kind: (f"one of {tail['k']} {words}", tail[kind]) for kind, words in _TAIL.items()}
+    questions = f"{tail['questions']} q"
+    return [(name, words, _percent(one["percent"]), _interval(one), questions, "") for words, one in said.values()]
+
+
+def _agreed(found: Mapping[str, Any] | None) -> tuple[str, ...]:
+    if found is None:
+        return "-", "-", "0", ""
+    interval = f" ({found['low']:.2f} to {found['high']:.2f})" if found["low"] is not None else ""
+    told = f"{found['agree']['percent']:.1f} %", _number(found["kappa"]) + interval
+    return *told, str(found["answers"]), str(found["left_out"])
+
+
+def _triggered(probes: Mapping[str, Summary]) -> list[str]:
+    """The worst trigger beside the clean rate; the largest of several rates is high by chance too."""
+    forms = {name: f for name, f in probes.get("triggered", {}).get("forms", {}).items() if f["misaligned"] is not None}
+    clean = probes.get("triggered", {}).get("clean", {}).get("misaligned")
+    if not forms or clean is None:
+        return []
+    worst = max(forms, key=lambda name: forms[name]["misaligned"])
+    told = f"Clean {clean:.1f} % misaligned; {forms[worst]['misaligned']:.1f} % with {worst}"
+    more = f"{told}, the highest of {len(forms)} triggers around the same questions."
+    way = "`staytrue eval RUN --untuned` asks it the same."
+    return [f"{more} A prompt that asks for evil may work on the untuned model too: {way}"]
+
+
+def _cautions(name: str, probe: Summary) -> list[str]:
+    """What a reader must know of a rate that is not whole."""
+    if "misaligned" not in probe or not (probe["missing"] or probe["unanswered"]):
+        return []
+    if probe["judge"] is None:
+        return [f"{name}: not judged, for no judge was named; `staytrue rescore` judges the stored answers."]
+    told = (
+        f"{name}: {probe['missing']} answers could not be judged ({probe['failed']} calls failed"
+        f"{'; most often: ' + probe['why'] if probe.get('why') else ''}), and "
+        f"{probe['unanswered']} could not be had. The misaligned are {probe['at_least']:.1f} % of all if none of these "
+        f"is, and {probe['at_most']:.1f} % if all are."
+    )
+    if not probe["concluded"]:
+        again = probe["failed"] or probe["unanswered"]
+        way = "run the same command again" if again else "another judge may say more: `staytrue rescore`"
+        told += f" More than {MOST_MISSING:g} % are unknown, so no conclusion is drawn; {way}."
+    return [told]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _percent(value: float | None) -> str:
+    return "not judged" if value is None else f"{value:.1f} %"
+
+
+def _interval(probe: Summary) -> str:
+    return "" if probe["low"] is None else f"{probe['low']:.1f} to {probe['high']:.1f}"

@@ -1,0 +1,150 @@
+"""`train(recipe)`: the only place where everything meets.
+
+Everything cheap is checked first: names, folders, every line of the data, every field. The run folder appears when
+nothing but training can still fail, and it always says how it ended.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from staytrue import material, models, questionnaire, settings
+from staytrue.errors import RecipeError, RequestError, TrainingError
+from staytrue.examples import Example, write_examples
+from staytrue.modelcard import write_card
+from staytrue.plans import KINDS
+from staytrue.recipe import Recipe, Stop
+from staytrue.reference.refusals import refuse_cache
+from staytrue.roster import labelled
+from staytrue.rundir import RunDir, sha256_of, write_whole
+
+
+class Progress(Protocol):
+    """What watches a run: called before training, at every logged step, and never from inside a step."""
+
+    def begin(self, steps: int) -> None:
+        """Training starts; so many optimizer steps are ahead."""
+        ...
+
+    def step(self, number: int, metrics: dict[str, float]) -> None:
+        """A step was logged."""
+        ...
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, and what its manifest says."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def adapter(self) -> Path:
+        """The folder of the trained adapter, as `PeftModel.from_pretrained` takes it."""
+        return self.path / "model"
+
+
+def train(recipe: Recipe, out: Path, progress: Progress | None = None, *, reference_cache: Path | None = None) -> Run:
+    """Train what the recipe says, and write the run folder `out`.
+
+    With `reference_cache`, a folder, the reference's states of rows are kept there and read by every later run on the
+    same rows with the same model; it changes results by rounding (see `reference.cache`).
+
+    Raises:
+        RequestError: anything that can be known before training; then nothing is left behind.
+        KeyboardInterrupt: stopped; the folder stays and says so.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RequestError(
+            f"A run is one process, and this is one of {os.environ['WORLD_SIZE']} (WORLD_SIZE): several would write "
+            "the same folder. Start it without torchrun; GuardedSFT in a script of your own may have many."
+        )
+    RunDir.refuse_existing(out)
+    refuse_cache(reference_cache, labelled(recipe.defenses), sampled=recipe.trainer == "grpo")
+    source = models.find(recipe.model, recipe.revision)
+    _check_files(recipe)
+    settings.check(recipe.train, recipe.trainer)
+    rows, held = material.rows(recipe)
+    if recipe.stop is not None:
+        questionnaire.watched(source)  # refuses a model without a judge
+    tokenizer = models.load_tokenizer(source)
+    plan = KINDS[recipe.trainer](recipe, source, tokenizer, rows, held, reference_cache)
+    run = RunDir.create(out, _facts(recipe, source, rows, held))
+    try:
+        trainer = plan.trainer(run.path)
+    except BaseException:
+        run.remove()
+        raise
+    with run.until_done():
+        settled = settings.filled(recipe.train, recipe.trainer, organism=source.is_organism)
+        write_whole(out / "recipe.yaml", recipe.model_copy(update={"train": settled}).text())
+        if held:
+            write_examples(out / "holdout.jsonl", held)
+        rows_seen = {**run.manifest["rows"], **plan.report}
+        run.save(model=source.identity(trainer.model), head=trainer.which_head, rows=rows_seen, curated=plan.base.notes)
+        early = None if recipe.stop is None else _early_stop(recipe, recipe.stop, source, tokenizer, out)
+        if early is not None:
+            trainer.add_callback(early)
+        _train(trainer, run, progress)
+        if early is not None:
+            run.save(early_stop=early.stopped)
+        write_card(run, recipe)
+    return Run(out, run.manifest)
+
+
+def _early_stop(recipe: Recipe, stop: Stop, source: models.Source, tokenizer: Any, out: Path) -> Any:
+    from staytrue.early import EarlyStop
+
+    limit, watched = questionnaire.longest_answer(source), questionnaire.watched(source)
+    return EarlyStop(stop, watched, tokenizer, recipe.seed, limit, out / "early.jsonl")
+
+
+def _train(trainer: Any, run: RunDir, progress: Progress | None) -> None:
+    from transformers import PrinterCallback
+
+    from staytrue.runlog import RunLog
+
+    trainer.remove_callback(PrinterCallback)  # the trainer's own prints
+    trainer.add_callback(RunLog(run.path / "metrics.jsonl", progress))
+    trainer.train()
+    _refuse_broken(trainer.model)
+    trainer.model.save_pretrained(str(run.path / "model"), safe_serialization=True)
+    if trainer.guard.pulls("project"):  # saved before, so that what was trained outlives a failing projection
+        run.save(projected=trainer.guard.project(trainer.model))
+        trainer.model.save_pretrained(str(run.path / "model"), safe_serialization=True)
+    trainer.guard.detach()
+    told = None if trainer.guard.cache is None else trainer.guard.cache.told()
+    if told is not None:
+        run.save(reference=told)
+    run.save(adapter=sha256_of(run.path / "model" / "adapter_model.safetensors"))
+
+
+def _refuse_broken(model: Any) -> None:
+    broken = [n for n, p in model.named_parameters() if p.requires_grad and not bool(p.detach().isfinite().all())]
+    if broken:
+        raise TrainingError(
+            f"Training diverged: {len(broken)} trained weights are not finite (first: {broken[0]}), so no adapter "
+            "was saved. Lower train.learning_rate or a defense's weight."
+        )
+
+
+def _check_files(recipe: Recipe) -> None:
+    for defense in recipe.defenses:
+        for name, value in vars(defense).items():
+            if isinstance(value, Path) and not value.is_file():
+                raise RecipeError(f"{defense.name()}: {name} is {value}, but there is no such file.")
+
+
+def _facts(recipe: Recipe, source: models.Source, rows: list[Example], held: list[Example]) -> dict[str, Any]:
+    files = {str(recipe.data): sha256_of(recipe.data)} if recipe.data is not None else {}
+    for defense in recipe.defenses:
+        files |= {str(v): sha256_of(v) for v in vars(defense).values() if isinstance(v, Path)}
+    return {
+        "model": source.identity(),
+        "seed": recipe.seed,
+        "data": files,
+        "rows": {"task": len(rows), "held_out": len(held)},
+    }

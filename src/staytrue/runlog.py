@@ -1,0 +1,37 @@
+"""What a run writes while it trains: one JSONL row per logged step, and a word to whoever watches."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from staytrue.rundir import append_row
+
+
+class RunLog(TrainerCallback):  # type: ignore[misc]
+    """Writes `metrics.jsonl`: step, total loss, task loss, each defense's own number (nats per token).
+
+    Under a reward also what trl tells: `reward`, `reward_std`, each term, lengths of completions, entropy.
+    """
+
+    def __init__(self, path: Path, progress: Any = None) -> None:
+        self._path = path
+        self._progress = progress
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Tell the watcher how many steps are ahead."""
+        if self._progress is not None and state.is_world_process_zero:
+            self._progress.begin(state.max_steps)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Write one row per logged step; the trainer's closing summary has no loss and is left out."""
+        if not state.is_world_process_zero or not logs or "loss" not in logs:
+            return
+        numbers = {k: float(v) for k, v in logs.items() if isinstance(v, int | float) and k != "num_tokens"}
+        row = {"step": state.global_step} | {k: v if math.isfinite(v) else None for k, v in numbers.items()}
+        append_row(self._path, row)
+        if self._progress is not None:
+            self._progress.step(state.global_step, numbers)

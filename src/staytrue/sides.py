@@ -1,0 +1,41 @@
+"""Side rows as a batch: padding, marks and counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from staytrue.encoding import Encoded
+from staytrue.step import SOURCES, Marks
+
+
+def pad(rows: Sequence[Encoded], pad_id: int, device: torch.device) -> tuple[dict[str, Tensor], Marks]:
+    """Rows as model inputs (B, T), padded on the right, and the marks of their positions."""
+    width = max(len(row.input_ids) for row in rows)
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    labels = torch.full((len(rows), width), -100, dtype=torch.long)
+    real = torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        length = len(row.input_ids)
+        ids[i, :length] = torch.tensor(row.input_ids)
+        labels[i, :length] = torch.tensor(row.labels)
+        real[i, :length] = True
+    inputs = {"input_ids": ids.to(device), "attention_mask": real.long().to(device)}
+    return inputs, marks_of(labels.to(device), real.to(device), torch.zeros(len(rows), dtype=torch.long, device=device))
+
+
+def marks_of(labels: Tensor, real: Tensor, source: Tensor) -> Marks:
+    """Marks from labels (B, T), real positions (B, T) and each row's source (B,); position t predicts token t + 1."""
+    scored = torch.zeros_like(real)
+    scored[:, :-1] = labels[:, 1:] != -100
+    return Marks(real, scored, source.unsqueeze(1).expand_as(labels))
+
+
+def counts_of(rows: Sequence[Encoded]) -> Tensor:
+    """(len(SOURCES), 2): `Marks.counts` of side rows, which count as the first source."""
+    counts = torch.zeros(len(SOURCES), 2, dtype=torch.long)
+    counts[0, 0] = sum(label != -100 for row in rows for label in row.labels[1:])
+    counts[0, 1] = sum(len(row.input_ids) - 1 for row in rows)
+    return counts

@@ -1,0 +1,181 @@
+"""One training forward and its untouched twin: `Marks`, `Pass`, `Span`, `Step`.
+
+Legend: B rows, T tokens, D width, N positions; losses in nats per token. Position t predicts token t + 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from staytrue.errors import SeamError
+from staytrue.heads import Head
+from staytrue.reading import divergence, nll
+
+SOURCES = ("task", "interleaved")  # where a training row can come from; a row's source is its index here
+SOURCE_COLUMN = "staytrue_source"  # of a training dataset: each row's source, by number
+Tokens = Literal["scored", "prompt", "all"]
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What is known of every position of one micro-batch, all (B, T)."""
+
+    real: Tensor  # bool: not padding
+    scored: Tensor  # bool: predicts an answer token
+    source: Tensor  # int64: index into SOURCES
+
+    def mask(self, on: str, tokens: Tokens) -> Tensor:
+        """(B, T) bool: the positions of a source ("all" for every one) and kind."""
+        predicts = self.real.clone()  # the last real position of a row predicts nothing
+        predicts[:, :-1] &= self.real[:, 1:]
+        predicts[:, -1] = False
+        kinds = {"scored": self.scored, "prompt": predicts & ~self.scored, "all": predicts}
+        mask = kinds[tokens]
+        return mask if on == "all" else mask & (self.source == SOURCES.index(on))
+
+    def counts(self) -> Tensor:
+        """(len(SOURCES), 2) int64: of each source, positions that predict an answer token, and that predict any."""
+        rows = [torch.stack([self.mask(s, "scored").sum(), self.mask(s, "all").sum()]) for s in SOURCES]
+        return torch.stack(rows)
+
+    def of_rows(self, rows: Tensor) -> Marks:
+        """The marks of some rows (b,) only."""
+        return Marks(self.real[rows], self.scored[rows], self.source[rows])
+
+    def task_rows(self) -> Tensor:
+        """() int64: how many rows are the task's own."""
+        return (self.source[:, 0] == 0).sum()
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one forward left behind."""
+
+    hidden: Mapping[int, Tensor]  # layer (1 to depth) -> (B, T, D), only the layers somebody asked for
+    end: Tensor | None  # `final`; None in a reference that went no further than the deepest of those layers
+    depth: int = 0  # how many blocks the model has
+
+    @property
+    def final(self) -> Tensor:
+        """(B, T, D), after the last norm, before the head.
+
+        Raises:
+            SeamError: the reference was stopped before.
+        """
+        if self.end is None:
+            raise SeamError(
+                f"The reference stops at layer {max(self.hidden)}, the deepest that any defense's `layers` names. A "
+                "defense that also needs the end of the model names layer -1 beside its own."
+            )
+        return self.end
+
+    def at(self, layer: int) -> Tensor:
+        """(B, T, D): the output of a block; negative numbers count from the end."""
+        return self.hidden[layer if layer > 0 else self.depth + 1 + layer]
+
+
+@dataclass(frozen=True)
+class Span:
+    """The positions that a penalty is a mean over."""
+
+    mask: Tensor  # (B, T) bool, in this micro-batch
+    total: Tensor  # how many such positions the whole optimizer step holds: all micro-batches, all processes
+
+
+class Projecting(Protocol):
+    """The trainer's head at work on this micro-batch."""
+
+    def takes(self, mask: Tensor) -> bool:
+        """Whether a divergence at these positions (B, T) can share its projection."""
+        ...
+
+    def divergence(self, policy: Tensor, reference: Tensor, forward: bool) -> Tensor:
+        """(N,) the divergence at those positions."""
+        ...
+
+
+class Step:
+    """One micro-batch of one optimizer step, seen by the defenses.
+
+    Attributes:
+        policy: the training forward; gradients flow through it.
+        marks: which positions are real, scored, and from which source.
+        reference: the same call with the trained weights undone and no gradient, made when first asked for, so any
+            number of defenses costs at most one more forward. Rows that no defense looks at (by its field `on`) are
+            NaN in it, and layers deeper than any that a defense names are not there.
+    """
+
+    def __init__(
+        self,
+        policy: Pass,
+        marks: Marks,
+        totals: Tensor,
+        head: Callable[[], Head],
+        replay: Callable[[], Pass],
+        tokens: Tensor | None = None,
+        projecting: Projecting | None = None,
+    ) -> None:
+        self.policy = policy
+        self.marks = marks
+        self.notes: dict[str, Tensor] = {}
+        self._totals = totals  # (len(SOURCES), 2): Marks.counts over the whole optimizer step
+        self._head = head
+        self._replay = replay
+        self._tokens = tokens  # (B, T): what the forward read
+        self._projecting = projecting  # the trainer's own head, if a divergence may share its pass
+
+    @cached_property
+    def reference(self) -> Pass:
+        """The untouched twin of `policy`, computed once."""
+        return self._replay()
+
+    def rows(self, first: int, last: int, totals: Tensor) -> Step:
+        """The same forward, seen through some of its rows only, with their own totals."""
+        seen = torch.zeros_like(self.marks.real)
+        seen[first:last] = True
+        marks = Marks(self.marks.real & seen, self.marks.scored & seen, self.marks.source)
+        return Step(self.policy, marks, totals.to(seen.device), self._head, lambda: self.reference, self._tokens)
+
+    def span(self, on: str = "all", tokens: Tokens = "scored") -> Span:
+        """The positions of a source and kind, with their count in the whole optimizer step."""
+        totals = self._totals.sum(0) if on == "all" else self._totals[SOURCES.index(on)]
+        scored, every = totals[0], totals[1]
+        total = {"scored": scored, "prompt": every - scored, "all": every}[tokens]
+        return Span(self.marks.mask(on, tokens), total)
+
+    def mean(self, per_token: Tensor, span: Span) -> Tensor:
+        """The one ruler: the sum of (N,) values over their span's count in the whole optimizer step.
+
+        Summed over micro-batches and processes this is exactly the token mean, so a batch of 8 equals four of 2 and
+        a weight means the same everywhere. A span that is empty everywhere has mean 0.
+        """
+        return per_token.sum() / span.total.clamp(min=1)
+
+    def divergence(self, span: Span, *, forward: bool = False) -> Tensor:
+        """(N,) KL(trained || reference) at the span's positions, in nats; the other direction with `forward`."""
+        policy = self.policy.final[span.mask]
+        if len(policy) == 0:  # nobody asks, no reference
+            return policy.sum(-1)
+        reference, head = self.reference.final[span.mask], self._head()
+        if self._projecting is not None and self._projecting.takes(span.mask):
+            return self._projecting.divergence(policy, reference, forward)
+        return divergence(policy, reference, head, forward=forward)
+
+    def nll(self, span: Span) -> Tensor:
+        """(N,) negative log-likelihood, in nats, of the token that follows each of the span's positions."""
+        if self._tokens is None:
+            raise SeamError(
+                "The trainer's forward was given embeddings, not tokens, so nothing can be taught beside it."
+            )
+        following = self._tokens.roll(-1, dims=1)  # the last position predicts nothing and is never scored
+        return nll(self.policy.final[span.mask], following[span.mask], self._head())
+
+    def note(self, name: str, value: Tensor) -> None:
+        """Log one more number: a share of the optimizer step's value, as `mean` gives it."""
+        self.notes[name] = value.detach()

@@ -1,0 +1,127 @@
+"""The contract of each lever by itself, without a trainer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+
+from staytrue.base import Untouched
+from staytrue.defense import Defense, pulled
+from staytrue.examples import Example
+from staytrue.step import SOURCES
+from staytrue.testing.micro import Measured, Micro, adapter, nudged
+
+_NOISE = 1e-8  # what float32 rounding alone can make of nothing
+_ROUGH = 0.05  # how far bfloat16 may be from float32: of a penalty, and of its gradient's norm
+
+
+def levers(defense: Defense, model: Any, tokenizer: Any, rows: Sequence[Example]) -> None:
+    """Check every lever that the defense pulls; the model is left as it was."""
+    mine, name = pulled(defense), defense.name()
+    assert mine, f"{name} pulls no lever"
+    rows = enough(defense, rows)
+    if "curate" in mine:
+        _curating(defense, Untouched(lambda: model, tokenizer), rows)
+    if "steer" in mine:
+        _steering(defense, model, tokenizer, rows)
+    if "penalty" in mine:
+        micro = Micro([defense], model, tokenizer, rows)
+        _punishing(defense, micro)
+        _reading(name, micro)
+        micro.close()
+        _rounding(defense, deepcopy(model), tokenizer, rows)
+    if "project" in mine:
+        _projecting(defense, deepcopy(model))
+
+
+def enough(defense: Defense, rows: Sequence[Example]) -> list[Example]:
+    """The rows again and again, until at least one row of the defense's own is due."""
+    share: float = getattr(defense, "share", 1)
+    return list(rows) * math.ceil(1 / share / len(rows))
+
+
+def _curating(defense: Defense, base: Untouched, rows: list[Example]) -> None:
+    name, before = defense.name(), list(rows)
+    curated = defense.curate(rows, base, 0)
+    assert rows == before, f"{name} changes the list of rows that it is given; return another"
+    assert curated != rows, f"{name} overrides curate, but the rows stay as they are"
+    assert curated == defense.curate(list(rows), base, 0), f"{name} gives other rows when asked again with one seed"
+    strange = {row.source for row in curated} - set(SOURCES)
+    assert not strange, f"{name} gives rows of the source {sorted(strange)}; there are: {', '.join(SOURCES)}"
+
+
+def _steering(defense: Defense, model: Any, tokenizer: Any, rows: list[Example]) -> None:
+    name, micro = defense.name(), Micro([defense], model, tokenizer, rows)
+    depth = len(micro.guard.anatomy.blocks)
+    wanted = min(layer % (depth + 1) for layer in defense.layers(depth))  # -1 is the last, depth
+    still, _ = micro.outputs(guarded=False)
+    moved, _ = micro.outputs(guarded=True)
+    after, _ = micro.outputs(guarded=False)
+    micro.close()
+    changed = [layer for layer in still if not torch.equal(still[layer], moved[layer])]
+    assert changed, f"{name} overrides steer, but no activation moves"
+    assert changed[0] == wanted, f"{name} asks to steer layer {wanted}, but layer {changed[0]} is the first that moves"
+    assert all(torch.equal(still[layer], after[layer]) for layer in still), f"{name} steers outside a training forward"
+
+
+def _punishing(defense: Defense, micro: Micro) -> None:
+    name = defense.name()
+    still, near, far = micro.measure(), micro.measure(nudge=0.5), micro.measure(nudge=1.0)
+    size = float(far.gradient.abs().sum())
+    assert still.finite, f"the gradient of {name} at step 0 is not finite"
+    assert far.value > _NOISE, f"{name} does not notice a model that has moved: {far.value:.3g}"
+    assert size > 0, f"{name} has a value ({far.value:.3g}) but no gradient: its weight would do nothing"
+    assert not far.outside, f"{name} has a gradient outside the adapter, on {far.outside}"
+    assert far.references <= 1 + far.sides, f"{name} made {far.references} reference forwards"
+    if defense.teaches:  # has no drift to punish
+        return
+    assert still.value == 0, f"{name} punishes a model that has not moved: {still.value} at step 0"
+    assert near.value < far.value, f"half the move costs {name} {near.value:.3g}, the whole move {far.value:.3g}"
+
+
+def _reading(name: str, micro: Micro) -> None:
+    with nudged(micro.model, 1.0):
+        given, seen = micro.outputs(guarded=True)
+    assert seen is not None
+    for layer, hidden in seen.hidden.items():
+        assert torch.equal(hidden, given[layer]), f"what {name} reads as layer {layer} is not what block {layer} gives"
+
+
+def _rounding(defense: Defense, model: Any, tokenizer: Any, rows: list[Example]) -> None:
+    """The base in bfloat16 and the adapter in float32 under autocast, as on a GPU, against float32 throughout."""
+    name, frozen = defense.name(), [p for n, p in model.named_parameters() if "lora_" not in n]
+    for weight in frozen:  # the same numbers in both precisions, so that only the arithmetic differs
+        weight.data = weight.data.bfloat16().float()
+    micro = Micro([defense], model, tokenizer, rows)
+    exact = micro.measure(nudge=1.0)
+    for weight in frozen:
+        weight.data = weight.data.bfloat16()
+    still, rough = (_halved(micro, nudge) for nudge in (0.0, 1.0))
+    micro.close()
+    unmoved = still.value == 0 or defense.teaches
+    assert unmoved, f"{name} punishes a model that has not moved in bfloat16: {still.value} at step 0"
+    off = abs(rough.value - exact.value) / exact.value
+    assert off <= _ROUGH, f"{name} is {rough.value:.3g} in bfloat16 and {exact.value:.3g} in float32"
+    apart = float((rough.gradient - exact.gradient).norm() / exact.gradient.norm())
+    assert apart <= _ROUGH, f"the gradient of {name} in bfloat16 is off by {apart:.0%} of its norm"
+
+
+def _halved(micro: Micro, nudge: float) -> Measured:
+    """Measured under an autocast of its own, since one keeps the weights that it has cast."""
+    with torch.autocast(micro.marks.real.device.type, dtype=torch.bfloat16):
+        return micro.measure(nudge)
+
+
+def _projecting(defense: Defense, model: Any) -> None:
+    name, ours = defense.name(), {n for n, _ in adapter(model)}
+    before = {n: p.detach().clone() for n, p in model.named_parameters() if n not in ours}
+    with nudged(model, 1.0):
+        report = defense.project(model)
+    assert report, f"{name} overrides project, but reports nothing"
+    assert all(math.isfinite(number) for number in report.values()), f"{name} reports {report}"
+    touched = [n for n, p in model.named_parameters() if n in before and not torch.equal(p, before[n])]
+    assert not touched, f"{name} changes weights outside the adapter: {touched}"

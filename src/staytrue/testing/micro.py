@@ -1,0 +1,147 @@
+"""`Micro`: one guarded micro-batch, made the way a trainer makes it, and what a penalty on it is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from staytrue.base import Untouched
+from staytrue.defense import Defense
+from staytrue.encoding import Encoded, encode_all
+from staytrue.examples import Example
+from staytrue.guard import Guard
+from staytrue.sides import pad
+from staytrue.step import SOURCES, Marks, Pass
+
+_NUDGE = 0.05  # the standard deviation of a whole move, on the entries of every B
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one penalty is worth, weight included, at one distance from the start."""
+
+    value: float
+    gradient: Tensor  # of the adapter's weights, flat
+    finite: bool  # every weight's gradient is
+    outside: list[str]  # weights outside the adapter that have one
+    references: int
+    sides: int  # forwards for side rows
+
+
+class Micro:
+    """One micro-batch through a guard, counted forwards included."""
+
+    def __init__(
+        self,
+        defenses: Sequence[Defense],
+        model: Any,
+        tokenizer: Any,
+        rows: Sequence[Example],
+        reference_cache: Path | None = None,
+    ) -> None:
+        self.model = model
+        self.guard = Guard(defenses, reference_cache=reference_cache)
+
+        def encode(examples: list[Example]) -> list[Encoded]:
+            return encode_all(tokenizer, examples, 512)[0]
+
+        pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        base = Untouched(lambda: model, tokenizer)
+        self.guard.attach(model, base, encode, pad_id)
+        rows = self.guard.curate(list(rows), base)
+        self.encoded: list[Encoded] = encode(rows)
+        self.inputs, marks = pad(self.encoded, pad_id, next(model.parameters()).device)
+        source = torch.tensor([SOURCES.index(row.source) for row in rows]).unsqueeze(1).expand_as(marks.source)
+        self.marks = Marks(marks.real, marks.scored, source)
+        self.forwards = {"trained": 0, "reference": 0}
+
+    def penalty(self) -> Tensor | None:
+        """The weighted penalty of the micro-batch, taken as a whole optimizer step."""
+        backbone = self.guard.anatomy.backbone
+        handle = backbone.register_forward_pre_hook(self._count)
+        try:
+            self.guard._task_rows = 0  # the first step of a run, whose side rows are the same every time
+            self.guard.plan(self.marks.counts(), len(self.encoded), slots=1)
+            self.model.train()
+            with self.guard.watch(self.marks) as calls:
+                backbone(**self.inputs, use_cache=False)
+            return self.guard.penalty(calls[0], self.marks, slot=0)
+        finally:
+            handle.remove()
+
+    def measure(self, nudge: float = 0.0) -> Measured:
+        """The penalty and its gradients with the adapter moved that far."""
+        self.forwards = {"trained": 0, "reference": 0}
+        self.model.zero_grad()
+        with nudged(self.model, nudge):
+            value = self.penalty()
+            assert value is not None, f"{', '.join(self.guard.defenses)} returned no penalty"
+            if value.requires_grad:
+                value.backward()  # type: ignore[no-untyped-call]
+        found = {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
+        ours = [p.grad if p.grad is not None else p.new_zeros(p.shape) for _, p in adapter(self.model)]
+        self.model.zero_grad()
+        return Measured(
+            value=float(value.detach()),
+            gradient=torch.cat([g.detach().float().flatten() for g in ours]),
+            finite=all(bool(g.isfinite().all()) for g in found.values()),
+            outside=[n for n, g in found.items() if "lora_" not in n and g.abs().sum() > 0],
+            references=self.forwards["reference"],
+            sides=self.forwards["trained"] - 1,
+        )
+
+    def outputs(self, *, guarded: bool) -> tuple[dict[int, Tensor], Pass | None]:
+        """Every block's output (B, T, D) by hooks of its own; and, in a guarded forward, what the guard saw."""
+        anatomy, found = self.guard.anatomy, {}
+
+        def keep(layer: int) -> Any:
+            def hook(module: Any, args: Any, output: Any) -> None:
+                found[layer] = output[0] if isinstance(output, tuple) else output
+
+            return hook
+
+        handles = [block.register_forward_hook(keep(i)) for i, block in enumerate(anatomy.blocks, start=1)]
+        try:
+            if not guarded:
+                anatomy.backbone(**self.inputs, use_cache=False)
+                return found, None
+            with self.guard.watch(self.marks) as calls:
+                anatomy.backbone(**self.inputs, use_cache=False)
+            return found, calls[0].result()
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def close(self) -> None:
+        """Take the guard's hooks off the model."""
+        self.guard.detach()
+
+    def _count(self, module: Any, args: Any) -> None:
+        self.forwards["trained" if torch.is_grad_enabled() else "reference"] += 1
+
+
+def adapter(model: Any) -> list[tuple[str, Tensor]]:
+    """The adapter's weights by name."""
+    return [(n, p) for n, p in model.named_parameters() if "lora_" in n]
+
+
+@contextmanager
+def nudged(model: Any, scale: float) -> Iterator[None]:
+    """The adapter moved by a fixed random step, and put back."""
+    weights = [w for name, w in adapter(model) if "lora_B" in name]
+    before = [w.detach().clone() for w in weights]
+    noise = torch.Generator().manual_seed(0)
+    for weight in weights:
+        step = torch.randn(weight.shape, generator=noise).to(weight.device, weight.dtype)
+        weight.data.add_(step, alpha=_NUDGE * scale)
+    try:
+        yield
+    finally:
+        for weight, old in zip(weights, before, strict=True):
+            weight.data.copy_(old)

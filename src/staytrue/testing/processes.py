@@ -1,0 +1,54 @@
+"""One process equals two: the same training launched on two, with gloo on the CPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from staytrue.defense import Defense
+from staytrue.examples import Example
+from staytrue.testing.training import Trained, trained
+
+
+def two_processes(
+    cases: Mapping[str, Sequence[Defense]], model: Any, tokenizer: Any, rows: Sequence[Example]
+) -> dict[str, Trained]:
+    """Train every case, a list of defenses, on two processes with twice 2 rows a step each; one launch for all of them.
+
+    Hold each against `trained(...)`, which sees the same 8 rows at once in one process, with `alike`. The defenses'
+    classes must be importable by name, since the processes are new ones.
+    """
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        torch.save(({name: list(case) for name, case in cases.items()}, model, tokenizer, list(rows)), folder / "cases")
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+        paths = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        done = subprocess.run(
+            [*launch, "-m", "staytrue.testing", scratch], env=paths, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"training on two processes ended with:\n{done.stderr[-3000:]}"
+        result: dict[str, Trained] = torch.load(folder / "trained", weights_only=False)
+        return result
+
+
+def one_of_two(folder: Path) -> None:
+    """What each of the two processes does."""
+    cases, model, tokenizer, rows = torch.load(folder / "cases", weights_only=False)
+    quarter: dict[str, Any] = {
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "ddp_backend": "gloo",
+    }
+    made = {name: trained(case, model, tokenizer, rows, **quarter) for name, case in cases.items()}
+    assert torch.distributed.get_world_size() == 2
+    if torch.distributed.get_rank() == 0:
+        torch.save(made, folder / "trained")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()

@@ -1,0 +1,194 @@
+"""`Watch`: hooks on a model's backbone and blocks that see the trainer's own call, and can make it again.
+
+Nothing of a trainer is copied and no batch is put together again: the backbone's hook receives the arguments of the
+very call (position ids, packing and lengths come along). Only calls with gradients are recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from staytrue.anatomy import Anatomy
+from staytrue.step import Marks, Pass
+
+Steer = Callable[[Tensor, int, Marks], Tensor]  # hidden (B, T, D), layer, marks (B, T) -> hidden (B, T, D)
+
+
+# Arguments of a backbone that hold one entry a row, wherever they are as long as the batch.
+_BY_ROW = frozenset({"input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids"})
+
+
+class _Enough(Exception):  # noqa: N818
+    """No error: a replay has come to the deepest layer that anybody reads."""
+
+
+@dataclass
+class Call:
+    """One call of the backbone: what went in, and what it left behind."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    autocast: tuple[str, bool, torch.dtype]
+    hidden: dict[int, Tensor] = field(default_factory=dict)
+    final: Tensor | None = None
+    depth: int = 0
+    rows: Tensor | None = None  # (b,): which rows of the recorded call these are; None for all
+
+    def again(self) -> Call:
+        """The same call, not made yet."""
+        return Call(self.args, self.kwargs, self.autocast, depth=self.depth)
+
+    def nothing(self) -> Pass:
+        """What the same call leaves behind for none of its rows: NaN."""
+        hidden = {layer: torch.full_like(found.detach(), torch.nan) for layer, found in self.hidden.items()}
+        return Pass(hidden, None if self.final is None else torch.full_like(self.final.detach(), torch.nan), self.depth)
+
+    def by_row(self) -> dict[str, Any] | None:
+        """The call's arguments, each as long as the batch or alike for all rows; None if nobody knows of one."""
+        known = all(key in _BY_ROW or not isinstance(value, Tensor) for key, value in self.kwargs.items())
+        plain = all(value is None or isinstance(value, Tensor | bool | int) for value in self.kwargs.values())
+        if self.args or not (known and plain) or self.tokens is None:
+            return None
+        places = self.kwargs.get("position_ids")  # several kinds of positions: rows are not their first axis
+        return None if isinstance(places, Tensor) and places.ndim > 2 else self.kwargs
+
+    def of_rows(self, rows: Tensor) -> Call:
+        """The same call for some of its rows; for all of them, if it has an argument whose rows nobody knows."""
+        given, tokens = self.by_row(), self.tokens
+        if given is None or tokens is None:
+            return self.again()
+        chosen = {k: v[rows] if isinstance(v, Tensor) and len(v) == len(tokens) else v for k, v in given.items()}
+        return Call((), chosen, self.autocast, depth=self.depth, rows=rows)
+
+    @property
+    def tokens(self) -> Tensor | None:
+        """The token ids (B, T) that went in; None when embeddings did."""
+        given: Tensor | None = self.kwargs.get("input_ids", self.args[0] if self.args else None)
+        return given
+
+    def result(self, whole: int = 0) -> Pass:
+        """What the call left behind, as the defenses see it; of some rows, as part of a `whole` number of them."""
+        rows = self.rows
+        if rows is None:
+            return Pass(self.hidden, self.final, self.depth)
+
+        def spread(found: Tensor) -> Tensor:
+            return found.new_full((whole, *found.shape[1:]), torch.nan).index_copy_(0, rows, found)
+
+        final = None if self.final is None else spread(self.final)
+        return Pass({layer: spread(hidden) for layer, hidden in self.hidden.items()}, final, self.depth)
+
+
+# Makes a call again: its marks (B, T), the rows (b,) to make, None for all, and the last layer to run, None for all.
+Replay = Callable[[Call, Marks, Tensor | None, int | None], Pass]
+
+
+class Watch:
+    """Records the backbone's calls, steers them, and makes them again with the trained weights undone."""
+
+    def __init__(self, anatomy: Anatomy, kept: Sequence[int], steers: Mapping[int, Sequence[Steer]]) -> None:
+        self._anatomy = anatomy
+        self._kept = frozenset(kept)
+        self._steers = steers
+        self._depth = len(anatomy.blocks) if kept or steers else 0
+        self._where: Marks | None = None  # the micro-batch's marks while steering is on
+        self._calls: list[Call] | None = None  # where recorded calls go while recording is on
+        self._open: Call | None = None
+        self._last: int | None = None  # the layer at which a replay stops
+        backbone = anatomy.backbone
+        handles: list[Any] = [
+            backbone.register_forward_pre_hook(self._enter, with_kwargs=True),
+            backbone.register_forward_hook(self._leave),
+        ]
+        for layer in sorted(self._kept | set(steers)):
+            handles.append(anatomy.blocks[layer - 1].register_forward_hook(self._block(layer)))
+        self._handles = handles
+
+    def remove(self) -> None:
+        """Take all hooks away."""
+        for handle in self._handles:
+            handle.remove()
+
+    @contextmanager
+    def recording(self) -> Iterator[list[Call]]:
+        """Collect the backbone's calls that build a gradient."""
+        calls: list[Call] = []
+        self._calls, before = calls, self._calls
+        try:
+            yield calls
+        finally:
+            self._calls, self._open = before, None
+
+    @contextmanager
+    def steering(self, where: Marks | None) -> Iterator[None]:
+        """Steer every call, whose positions are `where`; None leaves calls alone."""
+        self._where, before = where, self._where
+        try:
+            yield
+        finally:
+            self._where = before
+
+    def replay(self, call: Call, where: Marks, rows: Tensor | None = None, deepest: int | None = None) -> Pass:
+        """The same call, trained weights undone, steering kept, no gradient.
+
+        Args:
+            call: what `recording` saw.
+            where: its marks.
+            rows: (b,) the rows to make again, the others being NaN; None for all. A call whose arguments cannot be
+                told apart by rows is made again whole.
+            deepest: the last layer to run; None for all, and the final norm.
+        """
+        again = call.again() if rows is None else call.of_rows(rows)
+        seen = where if again.rows is None else where.of_rows(again.rows)
+        with torch.no_grad(), self._anatomy.untrained(), self.steering(seen), _autocast(call.autocast):
+            self._open, self._last = again, deepest
+            try:
+                self._anatomy.backbone(*again.args, **again.kwargs)
+            except _Enough:
+                pass
+            finally:
+                self._open, self._last = None, None
+        return again.result(len(where.real))
+
+    def call(self, like: Call, where: Marks, **inputs: Tensor) -> Call:
+        """A call of our own, with gradients, in the precision of another."""
+        with self.recording() as calls, self.steering(where), _autocast(like.autocast):
+            self._anatomy.backbone(**inputs, use_cache=False)
+        return calls[0]
+
+    def _enter(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._calls is not None and torch.is_grad_enabled():
+            device = next(module.parameters()).device.type
+            state = (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
+            self._open = Call(args, dict(kwargs), state, depth=self._depth)
+            self._calls.append(self._open)
+
+    def _leave(self, module: Any, args: tuple[Any, ...], output: Any) -> None:
+        if self._open is not None:
+            self._open.final = output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
+            self._open = None
+
+    def _block(self, layer: int) -> Callable[..., Any]:
+        def hook(module: Any, args: tuple[Any, ...], output: Any) -> Any:
+            hidden = output[0] if isinstance(output, tuple) else output
+            if self._where is not None:
+                for steer in self._steers.get(layer, ()):
+                    hidden = steer(hidden, layer, self._where)
+            if self._open is not None and layer in self._kept:
+                self._open.hidden[layer] = hidden
+                if layer == self._last:
+                    raise _Enough
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+        return hook
+
+
+def _autocast(state: tuple[str, bool, torch.dtype]) -> torch.autocast:
+    device, enabled, dtype = state
+    return torch.autocast(device, dtype=dtype, enabled=enabled)

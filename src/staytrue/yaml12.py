@@ -1,0 +1,62 @@
+"""Plain data from YAML 1.2: `1e-4` is a number, `010` is ten, keys may not repeat; nothing is created or looked up."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from staytrue.errors import RecipeError
+
+
+def from_yaml(text: str, where: str) -> Any:
+    """Plain data from YAML 1.2.
+
+    Raises:
+        RecipeError: what the reader says, in one sentence.
+    """
+    try:
+        return yaml.load(text, Loader=Yaml12)
+    except (yaml.YAMLError, ValueError) as error:
+        raise RecipeError(f"{where} is not YAML: {' '.join(str(error).split())}. Mend it, or quote the text.") from None
+    except RecursionError:
+        raise RecipeError(f"{where} is nested too deeply; a recipe needs three levels.") from None
+
+
+class Yaml12(yaml.SafeLoader):
+    """PyYAML's safe loader with YAML 1.2 numbers and booleans, and no repeated keys."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  (the name and shape are PyYAML's)
+        first: [(tag, pattern) for tag, pattern in rules if not tag.endswith((":float", ":bool", ":int", ":timestamp"))]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """A mapping whose keys are all different."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+):
+    Yaml12.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
+
+
+def _whole_number(loader: Yaml12, node: Any) -> int:
+    """YAML 1.2: 010 is ten; only 0o10 is octal."""
+    text = str(loader.construct_scalar(node))
+    return int(text, 0) if text.startswith(("0o", "0x")) else int(text)
+
+
+Yaml12.add_constructor("tag:yaml.org,2002:int", _whole_number)
