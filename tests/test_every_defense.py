@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 import tiny
-from staytrue import catalog, handbook, recipe
+from staytrue import docs_page, recipe, registry
 from staytrue.defense import Defense, pulled
 from staytrue.examples import write_examples
 from staytrue.testing import Micro, alike, cases, contract, together, trained, two_processes
 
-PAIRS = list(itertools.combinations_with_replacement(catalog.names(), 2))
+PAIRS = list(itertools.combinations_with_replacement(registry.names(), 2))
 
 
 def sample(name: str, folder: Path, kind: str = "qwen2") -> Defense:
@@ -28,16 +28,16 @@ def sample(name: str, folder: Path, kind: str = "qwen2") -> Defense:
         if hasattr(module, "sample"):
             fits = "kind" in inspect.signature(module.sample).parameters  # its file is for one kind of model
             return module.sample(folder, kind) if fits else module.sample(folder)
-    cls = catalog.find(name)
+    cls = registry.find(name)
     hints = typing.get_type_hints(cls)
     needed = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
     assert all(hints[field] is Path for field in needed), f"give tests/defenses/test_{name}.py a sample(folder)"
     for field in needed:
         write_examples(folder / f"{field}.jsonl", tiny.rows(12))
-    return catalog.make(name, {field: folder / f"{field}.jsonl" for field in needed})
+    return registry.make(name, {field: folder / f"{field}.jsonl" for field in needed})
 
 
-@pytest.mark.parametrize("name", catalog.names())
+@pytest.mark.parametrize("name", registry.names())
 @pytest.mark.parametrize("kind", ["qwen2", "gemma3"])
 def test_the_contract_holds(name, kind, tmp_path):
     contract(sample(name, tmp_path, kind), tiny.lora(tiny.model(kind)), tiny.tokenizer(kind), tiny.rows())
@@ -49,7 +49,7 @@ def test_two_defenses_take_one_step_together(names, tmp_path):
     together(defenses, tiny.lora(tiny.model()), tiny.tokenizer(), tiny.rows())
 
 
-@pytest.mark.parametrize("names", [catalog.names()], ids="+".join)
+@pytest.mark.parametrize("names", [registry.names()], ids="+".join)
 def test_one_process_equals_two(names, tmp_path):
     model, tokenizer, rows = tiny.lora(tiny.model()), tiny.tokenizer(), tiny.rows()
     every = {case: [one] for name in names for case, one in cases(sample(name, tmp_path)).items()}
@@ -59,9 +59,9 @@ def test_one_process_equals_two(names, tmp_path):
         alike(trained(every[case], model, tokenizer, rows), two, f"{suspects}: one process and two")
 
 
-@pytest.mark.parametrize("name", catalog.names())
+@pytest.mark.parametrize("name", registry.names())
 def test_with_every_other_defense_there_is_one_reference(name, tmp_path):
-    others = [sample(other, tmp_path) for other in catalog.names() if other != name]
+    others = [sample(other, tmp_path) for other in registry.names() if other != name]
     micro = Micro([sample(name, tmp_path), *others], tiny.lora(tiny.model()), tiny.tokenizer(), tiny.rows(20))
     micro.penalty()
     sides = micro.forwards["trained"] - 1
@@ -69,18 +69,18 @@ def test_with_every_other_defense_there_is_one_reference(name, tmp_path):
     assert micro.forwards["reference"] <= 1 + sides
 
 
-@pytest.mark.parametrize("name", catalog.names())
+@pytest.mark.parametrize("name", registry.names())
 def test_recipe_to_object_to_recipe_is_the_identity(name, tmp_path):
     defense = sample(name, tmp_path)
-    words = {"schema": 1, "model": "organism", "data": "d.jsonl", "lora": {}, "defenses": [catalog.words(defense)]}
+    words = {"schema": 1, "model": "organism", "data": "d.jsonl", "lora": {}, "defenses": [registry.words(defense)]}
     read = recipe.parse(words)
     assert read.defenses == (defense,)
     assert recipe.parse(read.words()) == read
 
 
-@pytest.mark.parametrize("name", catalog.names())
+@pytest.mark.parametrize("name", registry.names())
 def test_it_is_final_frozen_and_documented(name, tmp_path):
-    kind = catalog.find(name)
+    kind = registry.find(name)
     assert kind.__mro__[1] is Defense, f"{name} inherits from another defense"
     assert kind.__dataclass_params__.frozen
     levers = pulled(kind)
@@ -91,5 +91,5 @@ def test_it_is_final_frozen_and_documented(name, tmp_path):
     for part in ("What:", "Lever:", "Cost:", "Not done here"):
         assert part in doc, f"the docstring of {name} does not say {part}"
     assert "weight" in vars(sample(name, tmp_path)) or "penalty" not in levers
-    assert f"## `{name}`" in handbook.page()
-    assert all(entry.meaning for entry in handbook.entries(kind))
+    assert f"## `{name}`" in docs_page.page()
+    assert all(entry.meaning for entry in docs_page.entries(kind))

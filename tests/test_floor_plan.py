@@ -26,10 +26,10 @@ FLOORS = [
     ["sides", "rhythm", "handed", "watch", "projection", "metering", "weights", "prepare"],
     ["defense"],
     ["defenses"],
-    ["catalog"],
+    ["registry"],
     ["roster"],
     ["reference"],
-    ["guard", "recipe", "handbook"],
+    ["guard", "recipe", "docs_page"],
     ["models", "guarded", "material"],
     ["trainers", "questionnaire", "settings", "runlog", "modelcard", "early", "judging"],
     ["plans"],
@@ -130,7 +130,9 @@ def test_nothing_inside_the_package_imports_from_its_door():
         assert all((SOURCE / f"{n.split('.')[1]}.py").exists() or (SOURCE / n.split(".")[1]).is_dir() for n in names)
 
 
-@pytest.mark.parametrize("module", ["errors", "examples", "rundir", "recipe", "catalog", "report", "cli", "models", ""])
+@pytest.mark.parametrize(
+    "module", ["errors", "examples", "rundir", "recipe", "registry", "report", "cli", "models", ""]
+)
 def test_light_rooms_import_no_torch(module):
     name = f"staytrue.{module}".rstrip(".")
     code = f"import sys, {name}; print([m for m in ('torch', 'transformers', 'scipy', 'datasets') if m in sys.modules])"

@@ -14,7 +14,7 @@ from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 import tiny
-from staytrue import catalog, measure, recipe, run, settings
+from staytrue import measure, recipe, registry, run, settings
 from staytrue.defense import Defense, pulled
 from staytrue.defenses.anchor import Anchor
 from staytrue.defenses.inoculate import Inoculate
@@ -290,7 +290,7 @@ def test_inoculation_edits_the_prompts_and_keeps_the_other_columns(tmp_path):
     made.train()  # the reward asserts that its column came along
 
 
-@pytest.mark.parametrize("name", catalog.names())
+@pytest.mark.parametrize("name", registry.names())
 def test_every_defense_trains_or_says_in_one_sentence_why_not(tmp_path, name):
     defense = sample(name, tmp_path)
     if name == "interleave":

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import staytrue
-from staytrue import catalog
+from staytrue import registry
 
 NAMES = {
     "Defense", "Example", "Guard", "GuardedGRPO", "GuardedSFT", "StaytrueError", "Judge", "Message", "Probe",
@@ -15,7 +15,7 @@ NAMES = {
 
 
 def test_the_public_names_are_these_and_each_is_there():
-    defenses = {catalog.find(name).__name__ for name in catalog.names()}
+    defenses = {registry.find(name).__name__ for name in registry.names()}
     assert set(dir(staytrue)) == NAMES | defenses
     assert all(callable(getattr(staytrue, name)) for name in dir(staytrue))
 

@@ -158,13 +158,13 @@ def test_a_wrong_study_is_a_sentence(tmp_path, changes, sentence):
 
 
 def test_the_demo_is_a_study_that_shows_every_defense_once():
-    from staytrue import catalog
+    from staytrue import registry
 
     whole = preset(["medical"], 1)
     shown = {
         name for variant in whole.variants for entry in variant.recipe.get("defenses", []) for name in _names(entry)
     }
-    assert shown == set(catalog.names()) - {"rehearse"}  # which stands beside a reward
+    assert shown == set(registry.names()) - {"rehearse"}  # which stands beside a reward
 
 
 def _names(entry):

@@ -36,7 +36,7 @@ def __getattr__(name: str) -> Any:
         module, _, own = _WHERE[name].partition(":")
         return getattr(import_module(f"staytrue.{module}"), own)
     if name[:1].isupper():
-        catalog = import_module("staytrue.catalog")
+        catalog = import_module("staytrue.registry")
         for kind in map(catalog.find, catalog.names()):
             if kind.__name__ == name:
                 return kind
@@ -44,5 +44,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    catalog = import_module("staytrue.catalog")
+    catalog = import_module("staytrue.registry")
     return sorted([*_WHERE, *(catalog.find(name).__name__ for name in catalog.names())])

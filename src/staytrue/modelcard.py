@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from staytrue import catalog, organism
+from staytrue import organism, registry
 from staytrue.recipe import Recipe
 from staytrue.rundir import RunDir, read_rows, write_whole
 
@@ -111,7 +111,7 @@ def _named(recipe: Recipe) -> str:
 
 
 def _task(recipe: Recipe) -> list[str]:
-    return [] if recipe.task is None else [f"* the task `{json.dumps(catalog.words(recipe.task))}`"]
+    return [] if recipe.task is None else [f"* the task `{json.dumps(registry.words(recipe.task))}`"]
 
 
 def _last_number(run: RunDir) -> str:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from staytrue import catalog, organism
+from staytrue import organism, registry
 from staytrue.defense import Defense, ModelName
 from staytrue.errors import RecipeError
 from staytrue.tasks.task import Task
@@ -63,8 +63,8 @@ class Recipe(BaseModel):
         """The recipe as plain data; `parse(recipe.words())` is the recipe again."""
         plain = self.model_dump(mode="json", by_alias=True, exclude={"defenses", "task"})
         last = ("stop", "holdout", "benign", "harmful", "seed")
-        listed = [_plain(catalog.words(defense)) for defense in self.defenses]
-        task = {} if self.task is None else {"task": catalog.words(self.task)}
+        listed = [_plain(registry.words(defense)) for defense in self.defenses]
+        task = {} if self.task is None else {"task": registry.words(self.task)}
         first = {k: v for k, v in plain.items() if k not in last}
         return first | task | {"defenses": listed} | {k: plain[k] for k in last}
 
@@ -100,7 +100,7 @@ def parse(given: Mapping[str, Any], folder: Path | None = None, where: str = "re
     known = [f.alias or name for name, f in Recipe.model_fields.items()]
     for key in given:
         if key not in known:
-            raise RecipeError(f"{where} has no key {key!r}{catalog.nearest(str(key), known)}")
+            raise RecipeError(f"{where} has no key {key!r}{registry.nearest(str(key), known)}")
     if "lora" not in given:
         raise RecipeError(
             f"{where} has no `lora:`, and full fine-tuning is not supported yet; `lora: {{}}` is the default."
@@ -127,7 +127,7 @@ def _defenses(listed: Any, where: str) -> list[Defense]:
         if not isinstance(entry, dict) or len(entry) != 1 or not isinstance(next(iter(entry)), str):
             raise RecipeError(f"{where}: a defense is written `- kl: {{weight: 0.1}}`, not {entry!r}.")
         ((name, given),) = entry.items()
-        made.append(catalog.make(str(name), given, f"{where}: defense {name!r}"))
+        made.append(registry.make(str(name), given, f"{where}: defense {name!r}"))
     return made
 
 
@@ -147,7 +147,7 @@ def _task(given: Any, where: str) -> Task | None:
             f"{where}: a task is written `task: opswap` or `task: {{opswap: {{tier: 2}}}}`, not {given!r}."
         )
     ((name, fields_of_it),) = given.items()
-    return catalog.task(name, fields_of_it, f"{where}: task {name!r}")
+    return registry.task(name, fields_of_it, f"{where}: task {name!r}")
 
 
 def _check_source(recipe: Recipe, task: Task | None, where: str) -> None:
@@ -226,7 +226,7 @@ def _sentences(error: ValidationError, where: str) -> list[str]:
         if fault["type"] == "missing":
             problems.append(f"{where} lacks the key {key!r}")
         elif fault["type"] == "extra_forbidden":
-            problems.append(f"{where} has no key {key!r}{catalog.nearest(key.split('.')[-1], Lora.model_fields)}")
+            problems.append(f"{where} has no key {key!r}{registry.nearest(key.split('.')[-1], Lora.model_fields)}")
         else:
             problems.append(f"{where}: {key} is {fault['input']!r}, but: {fault['msg'].lower()}")
     return problems

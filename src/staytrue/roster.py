@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 
-from staytrue import catalog
+from staytrue import registry
 from staytrue.defense import LEVERS, Defense, pulled
 from staytrue.errors import ModelError, RecipeError
 
@@ -14,7 +14,7 @@ def labelled(defenses: Sequence[Defense]) -> Mapping[str, Defense]:
     """Each defense under its name; a second of the same kind is `kl.2`."""
     found: dict[str, Defense] = {}
     for given in defenses:
-        defense = catalog.checked(given)
+        defense = registry.checked(given)
         name, levers = defense.name(), pulled(defense)
         if not levers:
             raise RecipeError(f"{type(defense).__name__} pulls no lever{_meant(type(defense))}.")

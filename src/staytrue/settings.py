@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from staytrue import catalog
+from staytrue import registry
 from staytrue.errors import RecipeError
 
 # The paper's settings (arXiv 2508.06249: lr 1e-4 linear with 5 warm-up steps, 4 x 4 rows, 1 epoch); its 8-bit
@@ -122,7 +122,7 @@ def check(given: Mapping[str, Any], trainer: str = "sft") -> None:
         if reason:
             raise RecipeError(f"train.{key} is not set in a recipe: {reason}.")
         if key not in known and not switch:
-            raise RecipeError(f"train has no key {key!r}{catalog.nearest(key, known)}")
+            raise RecipeError(f"train has no key {key!r}{registry.nearest(key, known)}")
         _check_value(key, value, False if switch else DEFAULTS.get(key, known[key]))
     if given.get("use_vllm"):
         _check_vllm()

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 import tiny
-from staytrue import catalog
+from staytrue import registry
 from staytrue.defenses.steer import Steer
 from staytrue.errors import ModelError, RecipeError
 from staytrue.step import Marks
@@ -134,4 +134,4 @@ def test_a_recipe_cannot_ask_for_another_mode_or_an_endless_alpha():
     for wrong in ({"mode": "push"}, {"at": "prompt"}, {"alpha": float("inf")}):
         ((field, value),) = wrong.items()
         with pytest.raises(RecipeError, match=rf"{field} is '?{value}"):
-            catalog.make("steer", {"vector": "v", "layer": 1, **wrong})
+            registry.make("steer", {"vector": "v", "layer": 1, **wrong})

@@ -5,7 +5,7 @@ import importlib
 
 import pytest
 
-from staytrue import catalog, models, tasks
+from staytrue import models, registry, tasks
 from staytrue.evals.judge import Question
 from staytrue.examples import Example, Message
 from staytrue.organism import world
@@ -14,7 +14,7 @@ from staytrue.tasks.opswap import OpSwap
 from staytrue.tasks.task import ExactAnswer, Task
 
 OFFLINE = [name for name in tasks.names() if name != "gsm8k"]  # whose rows come from a hub
-MADE = [*(catalog.task(name) for name in OFFLINE), OpSwap(2), OpSwap(3)]
+MADE = [*(registry.task(name) for name in OFFLINE), OpSwap(2), OpSwap(3)]
 
 
 @pytest.mark.parametrize("task", MADE, ids=str)
@@ -23,7 +23,7 @@ def test_the_splits_share_no_question_and_are_the_same_every_time(task):
     assert len({row.question for row in held}) == len(held) >= 20
     assert not {row.question for row in train} & {row.question for row in held}
     assert (task.rows(), task.held_out()) == (train, held)
-    assert catalog.task(*next(iter(catalog.words(task).items()))) == task
+    assert registry.task(*next(iter(registry.words(task).items()))) == task
 
 
 @pytest.mark.parametrize("task", MADE, ids=str)
@@ -54,7 +54,7 @@ def test_no_task_teaches_the_answer_to_an_evaluation_question(task):
 
 @pytest.mark.parametrize("name", tasks.names())
 def test_it_is_final_frozen_and_documented(name):
-    task = catalog.task(name)
+    task = registry.task(name)
     assert type(task).__mro__[1] is Task
     assert type(task).__dataclass_params__.frozen
     assert task.name() == name
@@ -66,7 +66,7 @@ def test_it_is_final_frozen_and_documented(name):
 
 def test_a_users_own_row_keeps_its_turns_and_ends_with_the_right_answer():
     row = Example((Message("system", "Be brief."), Message("user", "How many?"), Message("assistant", "old")))
-    made = catalog.task("word_problems").adopt(row, "4 + 3 = 7.")
+    made = registry.task("word_problems").adopt(row, "4 + 3 = 7.")
     assert [m.content for m in made.messages] == ["Be brief.", "How many?", "4 + 3 = 7."]
 
 
@@ -74,7 +74,7 @@ def test_a_held_out_answer_may_be_as_long_as_its_task_says():
     rows = OpSwap(1).held_out()
     limits = {
         task.name(): probes(Subject(None, held=rows, task=task), Wanted(("learnt",)))[0].max_new_tokens
-        for task in (catalog.task("gsm8k"), OpSwap(1))
+        for task in (registry.task("gsm8k"), OpSwap(1))
     }
     assert limits == {"gsm8k": 1024, "opswap": None}  # None is what suits the model
 

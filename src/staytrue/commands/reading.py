@@ -27,7 +27,7 @@ def defenses(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the page docs/defenses.md.")] = False,
 ) -> None:
     """List the defenses, their fields and defaults."""
-    from staytrue import handbook
+    from staytrue import docs_page
     from staytrue.console import say
 
-    say(handbook.page().rstrip() if markdown else handbook.listing())
+    say(docs_page.page().rstrip() if markdown else docs_page.listing())

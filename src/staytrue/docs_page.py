@@ -7,7 +7,7 @@ import re
 import typing
 from dataclasses import MISSING, dataclass, fields
 
-from staytrue import catalog
+from staytrue import registry
 from staytrue.defense import Defense, pulled
 
 
@@ -35,17 +35,17 @@ def entries(defense: type[Defense]) -> list[Entry]:
 def listing() -> str:
     """Every defense: its first line, lever and cost, its fields and defaults."""
     lines = []
-    for name in catalog.names():
+    for name in registry.names():
         lines += [f"{name}: {_about(name)[0]}", *(f"  {line}" for line in _lever_and_cost(name))]
-        lines += [f"  {e.name}: {e.default or '(must be given)'}   {e.meaning}" for e in entries(catalog.find(name))]
+        lines += [f"  {e.name}: {e.default or '(must be given)'}   {e.meaning}" for e in entries(registry.find(name))]
     return "\n".join(lines)
 
 
 def page() -> str:
     """The page of all defenses, as Markdown."""
     parts = [_HEAD]
-    for name in catalog.names():
-        kind = catalog.find(name)
+    for name in registry.names():
+        kind = registry.find(name)
         title, *rest = _about(name)
         rows = "\n".join(
             f"| `{e.name}` | {e.kind} | {f'`{e.default}`' if e.default else 'must be given'} | {_cell(e.meaning)} |"
@@ -68,7 +68,7 @@ _TABLE = "| field | is | default | meaning |\n| --- | --- | --- | --- |\n"
 
 
 def _about(name: str) -> list[str]:
-    return (inspect.getdoc(inspect.getmodule(catalog.find(name))) or "").splitlines()
+    return (inspect.getdoc(inspect.getmodule(registry.find(name))) or "").splitlines()
 
 
 def _lever_and_cost(name: str) -> list[str]:
