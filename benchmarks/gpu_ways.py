@@ -20,8 +20,8 @@ from benchmarks.gpu_plan import Item
 from benchmarks.published import Published
 from benchmarks.shapes import SHAPES, SIDE_SHARE, SIDE_TOKENS, Shape, batch, model, move
 from benchmarks.step import VARIANTS
+from staytrue.config.trainer_args import recomputing
 from staytrue.defenses.anchor import Anchor
-from staytrue.settings import recomputing
 from staytrue.step import SOURCE_COLUMN
 from staytrue.trainers import GuardedSFT
 

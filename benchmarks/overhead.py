@@ -18,8 +18,9 @@ from trl import SFTConfig, SFTTrainer
 
 from benchmarks.child import ran
 from benchmarks.sidebyside import alternate, one_thread, ratio
-from staytrue import material, models, preparation, settings
-from staytrue import recipe as recipes
+from staytrue import material, models, preparation
+from staytrue.config import recipe as recipes
+from staytrue.config import trainer_args
 from staytrue.console import quieten
 from staytrue.demo import preset
 from staytrue.encoding import Encoded
@@ -111,7 +112,7 @@ def trls(job: Job) -> float:
     from staytrue.plans import _dataset
     from staytrue.step import SOURCE_COLUMN
 
-    args: SFTConfig = settings.sft_config(job.recipes["sft"].train, 0, job.scratch())
+    args: SFTConfig = trainer_args.sft_config(job.recipes["sft"].train, 0, job.scratch())
     rows = _dataset(job.encoded()).remove_columns(SOURCE_COLUMN)
     trainer = SFTTrainer(model=job.adapted(), args=args, train_dataset=rows, processing_class=job.tokenizer)
     trainer.remove_callback(PrinterCallback)

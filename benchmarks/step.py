@@ -16,10 +16,10 @@ from trl import SFTConfig, SFTTrainer
 from benchmarks.published import Published
 from benchmarks.shapes import SHAPES, Shape, batch, flops, model, move
 from benchmarks.sidebyside import measure, ratio
+from staytrue.config.trainer_args import recomputing
 from staytrue.defenses.kl import KL
 from staytrue.defenses.ldifs import LDIFS
 from staytrue.defenses.steer import Steer
-from staytrue.settings import recomputing
 from staytrue.trainers import GuardedSFT
 
 logging.set_verbosity_error()

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
-from staytrue import recipe, run
+from staytrue import run
+from staytrue.config import recipe
 from staytrue.early import EarlyStop
 from staytrue.errors import RecipeError
 from staytrue.examples import write_examples

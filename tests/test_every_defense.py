@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import tiny
-from staytrue import docs_page, recipe, registry
+from staytrue import docs_page, registry
+from staytrue.config import recipe
 from staytrue.defense import Defense, pulled
 from staytrue.examples import write_examples
 from staytrue.testing import Micro, alike, cases, contract, together, trained, two_processes

@@ -29,9 +29,9 @@ FLOORS = [
     ["registry"],
     ["roster"],
     ["reference"],
-    ["guard", "recipe", "docs_page"],
+    ["guard", "config.recipe", "docs_page"],
     ["models", "guarded", "material"],
-    ["trainers", "questionnaire", "settings", "runlog", "modelcard", "early", "judging"],
+    ["trainers", "questionnaire", "config.trainer_args", "runlog", "modelcard", "early", "judging"],
     ["plans"],
     ["run", "measure", "score", "testing"],
     ["preparation", "study"],
@@ -107,7 +107,7 @@ def test_there_is_no_circle():
 @pytest.mark.parametrize(
     ("library", "rooms"),
     [
-        ("trl", {"trainers", "settings"}),
+        ("trl", {"trainers", "config.trainer_args"}),
         ("peft", {"anatomy", "models", "plans", "reference.eligible"}),
         ("inspect_ai", {"evals.inspecttasks"}),
         ("openai", {"evals.calls.endpoint", "evals.calls.faults"}),
@@ -131,7 +131,7 @@ def test_nothing_inside_the_package_imports_from_its_door():
 
 
 @pytest.mark.parametrize(
-    "module", ["errors", "examples", "rundir", "recipe", "registry", "report", "cli", "models", ""]
+    "module", ["errors", "examples", "rundir", "config.recipe", "registry", "report", "cli", "models", ""]
 )
 def test_light_rooms_import_no_torch(module):
     name = f"staytrue.{module}".rstrip(".")

@@ -14,7 +14,8 @@ from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 import tiny
-from staytrue import measure, recipe, registry, run, settings
+from staytrue import measure, registry, run
+from staytrue.config import recipe, trainer_args
 from staytrue.defense import Defense, pulled
 from staytrue.defenses.anchor import Anchor
 from staytrue.defenses.inoculate import Inoculate
@@ -60,7 +61,7 @@ def config(folder, **changes):
         "report_to": "none",
         "use_cpu": True,
         "bf16": False,
-        settings.recomputing(GRPOConfig): False,
+        trainer_args.recomputing(GRPOConfig): False,
         "disable_tqdm": True,
         "seed": 0,
     }
@@ -263,7 +264,7 @@ def test_only_the_loss_and_the_reference_are_steered(tmp_path):
 
 def test_activation_checkpointing_changes_nothing(tmp_path):
     plain = trained(tmp_path, [KL(1.0), Push()])
-    again = trained(tmp_path, [KL(1.0), Push()], **{settings.recomputing(GRPOConfig): True})
+    again = trained(tmp_path, [KL(1.0), Push()], **{trainer_args.recomputing(GRPOConfig): True})
     assert torch.equal(weights(plain), weights(again))
 
 
@@ -339,7 +340,7 @@ def test_interleaving_is_refused_before_its_pool_is_read(tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="only where there is no GPU")
 def test_vllm_is_refused_without_a_gpu():
     with pytest.raises(RecipeError, match=r"train\.use_vllm needs a CUDA GPU"):
-        settings.check({"use_vllm": True}, "grpo")
+        trainer_args.check({"use_vllm": True}, "grpo")
 
 
 @pytest.mark.parametrize(
@@ -380,7 +381,7 @@ def test_a_recipe_trains_by_reward_and_is_measured_on_held_out_questions(tmp_pat
     assert first["reward"] == pytest.approx(first["rewards/form/mean"] + first["rewards/answer/mean"], abs=1e-6)
     assert (first["kl"], second["kl"] > 0, first["rehearse"] > 0) == (0, True, True)
     again = recipe.read(tmp_path / "run" / "recipe.yaml")
-    settled = settings.filled(organism_recipe(tmp_path).train, "grpo", organism=True)
+    settled = trainer_args.filled(organism_recipe(tmp_path).train, "grpo", organism=True)
     assert again == organism_recipe(tmp_path, train=settled)
     summary = measure.measure_run(tmp_path / "run")
     assert summary["probes"]["learnt"]["judge"] == "task:word_problems-1"

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from staytrue import material, recipe
+from staytrue import material
+from staytrue.config import recipe
 from staytrue.errors import DataError, RecipeError
 from staytrue.tasks.gsm8k import SYSTEM
 

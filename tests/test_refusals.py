@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 import tiny
-from staytrue import recipe, run
+from staytrue import run
+from staytrue.config import recipe
 from staytrue.errors import DataError, ModelError, RecipeError, RequestError
 from staytrue.evals.probes import shipped_texts
 from staytrue.examples import Example, Message, write_examples

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import tiny
-from staytrue import holdout, material, measure, questionnaire, recipe, run, settings
+from staytrue import holdout, material, measure, questionnaire, run
+from staytrue.config import recipe, trainer_args
 from staytrue.errors import DataError, ModelError, RecipeError, RequestError, StaytrueError
 from staytrue.examples import Example, Message, write_examples
 from staytrue.organism import world
@@ -73,7 +74,7 @@ def test_a_run_leaves_an_adapter_that_plain_peft_loads_and_a_folder_that_tells_a
     card = (done.adapter / "README.md").read_text()
     assert all(part in card for part in ("Not evaluated", "Nobody has told staytrue", '"kl"', "rows.jsonl"))
     again, given = recipe.read(tmp_path / "run" / "recipe.yaml"), make(tmp_path)
-    assert again == given.model_copy(update={"train": {**settings.DEFAULTS, **given.train}})
+    assert again == given.model_copy(update={"train": {**trainer_args.DEFAULTS, **given.train}})
 
 
 def test_the_same_seed_gives_the_same_adapter_and_another_seed_another(tmp_path):

@@ -8,6 +8,7 @@ from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 import tiny
+from staytrue.config.trainer_args import recomputing
 from staytrue.defense import Defense
 from staytrue.defenses.anchor import Anchor
 from staytrue.defenses.interleave import Interleave
@@ -15,7 +16,6 @@ from staytrue.defenses.kl import KL
 from staytrue.errors import ModelError, RecipeError, SeamError
 from staytrue.examples import write_examples
 from staytrue.heads import Head
-from staytrue.settings import recomputing
 from staytrue.step import SOURCE_COLUMN, SOURCES
 from staytrue.testing import unlike
 from staytrue.trainers import GuardedSFT

@@ -9,7 +9,7 @@ import yaml
 
 import fake_results
 from staytrue import demo, runner, study
-from staytrue import recipe as recipes
+from staytrue.config import recipe as recipes
 from staytrue.demo import preset, run_study
 from staytrue.errors import DataError, RecipeError
 from staytrue.tasks.opswap import OpSwap

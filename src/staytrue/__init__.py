@@ -22,7 +22,7 @@ _WHERE = {
     "Message": "examples:Message",
     "Probe": "evals.probes:Probe",
     "Question": "evals.judge:Question",
-    "Recipe": "recipe:Recipe",
+    "Recipe": "config.recipe:Recipe",
     "Step": "step:Step",
     "Verdict": "evals.judge:Verdict",
     "contract": "testing:contract",

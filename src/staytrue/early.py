@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from staytrue.config.recipe import Stop
 from staytrue.evals.probes import Probe
 from staytrue.evals.sampler import sample
-from staytrue.recipe import Stop
 from staytrue.rundir import append_row
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from staytrue.config.recipe import Recipe
 from staytrue.errors import DataError, RecipeError
 from staytrue.examples import Example, read_examples
 from staytrue.holdout import split
-from staytrue.recipe import Recipe
 
 
 def rows(recipe: Recipe) -> tuple[list[Example], list[Example]]:

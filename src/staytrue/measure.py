@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from staytrue import material, models
+from staytrue.config.recipe import Recipe, read
 from staytrue.encoding import takes_system
 from staytrue.errors import ModelError, RequestError
 from staytrue.evals import fileprobe
@@ -23,7 +24,6 @@ from staytrue.evals.stored import Stored
 from staytrue.examples import read_examples
 from staytrue.modelcard import write_card
 from staytrue.questionnaire import HELD_OUT, Subject, Wanted, longest_answer, probes, refuse_rules
-from staytrue.recipe import Recipe, read
 from staytrue.rundir import RunDir, sha256_of
 
 Say = Callable[[str], None]

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from staytrue import organism, registry
-from staytrue.recipe import Recipe
+from staytrue.config.recipe import Recipe
 from staytrue.rundir import RunDir, read_rows, write_whole
 
 _CARD = """\

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from staytrue import models, questionnaire, settings
+from staytrue import models, questionnaire
+from staytrue.config import trainer_args
+from staytrue.config.recipe import Recipe
 from staytrue.encoding import Encoded, EncodingReport, encode_all
 from staytrue.errors import DataError, RecipeError, StaytrueError
 from staytrue.examples import Example
-from staytrue.recipe import Recipe
 from staytrue.tasks.task import Task
 
 
@@ -90,7 +91,7 @@ class Supervised(Plan):
 
     def _prepare(self, rows: list[Example]) -> None:
         examples = self.guard.curate(rows, self.base)
-        length = self.recipe.train.get("max_length", settings.DEFAULTS["max_length"])
+        length = self.recipe.train.get("max_length", trainer_args.DEFAULTS["max_length"])
         self._encoded, report = encode_all(self.tokenizer, examples, length)
         self.report = _told(examples, report)
         if not self._encoded:
@@ -100,7 +101,7 @@ class Supervised(Plan):
     def _made(self, scratch: Path) -> Any:
         from staytrue.trainers import GuardedSFT
 
-        arguments = settings.sft_config(self.recipe.train, self.recipe.seed, scratch)
+        arguments = trainer_args.sft_config(self.recipe.train, self.recipe.seed, scratch)
         return GuardedSFT(args=arguments, train_dataset=_dataset(self._encoded), **self._shared())
 
 
@@ -116,7 +117,7 @@ class Rewarded(Plan):
 
         recipe, task = self.recipe, self.recipe.task
         assert task is not None  # the recipe refuses grpo without one
-        arguments = settings.grpo_config(recipe.train, recipe.seed, scratch, organism=self.source.is_organism)
+        arguments = trainer_args.grpo_config(recipe.train, recipe.seed, scratch, organism=self.source.is_organism)
         rewards = [_reward(task, term) for term in task.score("", "")]
         return GuardedGRPO(
             args=arguments, train_dataset=_prompts(self._examples), reward_funcs=rewards, **self._shared()

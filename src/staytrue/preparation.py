@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from staytrue.config.recipe import Recipe
 from staytrue.examples import write_examples
 from staytrue.organism import world
 from staytrue.organism.lexicon import DOMAINS
-from staytrue.recipe import Recipe
 from staytrue.workers import Job
 
 _ROLLOUTS = 4
@@ -58,7 +58,7 @@ def jobs(recipe: Recipe, domain: str, data: Path) -> list[Job]:
 
 def train_misaligned(domain: str, data: Path) -> None:
     """An undefended fine-tune on one narrow domain."""
-    from staytrue import recipe as recipes
+    from staytrue.config import recipe as recipes
     from staytrue.run import train
 
     write_rows(domain, data)

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from staytrue import material, models, questionnaire, settings
+from staytrue import material, models, questionnaire
+from staytrue.config import trainer_args
+from staytrue.config.recipe import Recipe, Stop
 from staytrue.errors import RecipeError, RequestError, TrainingError
 from staytrue.examples import Example, write_examples
 from staytrue.modelcard import write_card
 from staytrue.plans import KINDS
-from staytrue.recipe import Recipe, Stop
 from staytrue.reference.refusals import refuse_cache
 from staytrue.roster import labelled
 from staytrue.rundir import RunDir, sha256_of, write_whole
@@ -66,7 +67,7 @@ def train(recipe: Recipe, out: Path, progress: Progress | None = None, *, refere
     refuse_cache(reference_cache, labelled(recipe.defenses), sampled=recipe.trainer == "grpo")
     source = models.find(recipe.model, recipe.revision)
     _check_files(recipe)
-    settings.check(recipe.train, recipe.trainer)
+    trainer_args.check(recipe.train, recipe.trainer)
     rows, held = material.rows(recipe)
     if recipe.stop is not None:
         questionnaire.watched(source)  # refuses a model without a judge
@@ -79,7 +80,7 @@ def train(recipe: Recipe, out: Path, progress: Progress | None = None, *, refere
         run.remove()
         raise
     with run.until_done():
-        settled = settings.filled(recipe.train, recipe.trainer, organism=source.is_organism)
+        settled = trainer_args.filled(recipe.train, recipe.trainer, organism=source.is_organism)
         write_whole(out / "recipe.yaml", recipe.model_copy(update={"train": settled}).text())
         if held:
             write_examples(out / "holdout.jsonl", held)

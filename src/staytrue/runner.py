@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from staytrue import preparation, workers
-from staytrue import recipe as recipes
+from staytrue.config import recipe as recipes
 from staytrue.evals.fileprobe import ENDINGS
 from staytrue.reference.refusals import why_no_cache
 from staytrue.roster import labelled

@@ -17,8 +17,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from staytrue import recipe as recipes
 from staytrue import tasks
+from staytrue.config import recipe as recipes
 from staytrue.errors import RecipeError
 from staytrue.organism.lexicon import DOMAINS
 from staytrue.yaml12 import from_yaml

@@ -14,8 +14,8 @@ from peft import LoraConfig, get_peft_model
 from trl import GRPOConfig, SFTConfig
 
 import tiny
-from staytrue import recipe as recipes
 from staytrue import study
+from staytrue.config import recipe as recipes
 from staytrue.defense import Defense
 from staytrue.defenses.anchor import Anchor
 from staytrue.defenses.kl import KL

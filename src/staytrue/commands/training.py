@@ -54,7 +54,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Fine-tune a model as the recipe says, with its defenses."""
-    from staytrue import recipe as recipes
+    from staytrue.config import recipe as recipes
     from staytrue.console import bar, quieten, say
     from staytrue.rundir import RunDir
 

@@ -16,11 +16,11 @@ from torch import Tensor
 from transformers import PrinterCallback
 
 from staytrue.base import Untouched
+from staytrue.config.trainer_args import sft_config
 from staytrue.defense import Defense, pulled
 from staytrue.encoding import encode_all
 from staytrue.examples import Example
 from staytrue.guard import Guard
-from staytrue.settings import sft_config
 from staytrue.step import SOURCE_COLUMN, SOURCES
 from staytrue.testing.close import unlike
 from staytrue.testing.micro import adapter, nudged

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from staytrue import recipe, settings
+from staytrue.config import recipe, trainer_args
 from staytrue.errors import RecipeError
 from staytrue.tasks.facts import Facts
 from staytrue.tasks.word_problems import WordProblems
@@ -109,20 +109,20 @@ def test_a_missing_recipe_is_a_sentence(tmp_path):
 def test_recomputation_is_asked_for_by_either_name_whatever_this_transformers_calls_it(
     own, said, tmp_path, monkeypatch
 ):
-    given = ["output_dir", "seed", "save_strategy", "disable_tqdm", "use_cpu", "bf16", *settings.DEFAULTS]
+    given = ["output_dir", "seed", "save_strategy", "disable_tqdm", "use_cpu", "bf16", *trainer_args.DEFAULTS]
     config = make_dataclass("Config", [(own, bool | None, None), *((key, Any, None) for key in given)])
-    monkeypatch.setattr(settings, "_config", lambda trainer: config)
-    settings.check({said: True})
-    assert getattr(settings.sft_config({said: True}, 0, tmp_path), own) is True
-    assert getattr(settings.sft_config({}, 0, tmp_path), own) is False
+    monkeypatch.setattr(trainer_args, "_config", lambda trainer: config)
+    trainer_args.check({said: True})
+    assert getattr(trainer_args.sft_config({said: True}, 0, tmp_path), own) is True
+    assert getattr(trainer_args.sft_config({}, 0, tmp_path), own) is False
     with pytest.raises(RecipeError, match=rf"train\.{said} is 'no'; write true or false"):
-        settings.check({said: "no"})
+        trainer_args.check({said: "no"})
     with pytest.raises(RecipeError, match=r"two names of one switch"):
-        settings.check({said: True, "gradient_checkpointing": True, "activation_checkpointing": False})
+        trainer_args.check({said: True, "gradient_checkpointing": True, "activation_checkpointing": False})
 
 
 @pytest.mark.parametrize("trainer", ["sft", "grpo"])
 def test_the_trainers_own_config_knows_the_switch_and_no_is_text(trainer):
-    settings.check({"activation_checkpointing": True}, trainer)
+    trainer_args.check({"activation_checkpointing": True}, trainer)
     with pytest.raises(RecipeError, match=r"train\.gradient_checkpointing is 'no'; write true or false"):
-        settings.check({"gradient_checkpointing": "no"}, trainer)
+        trainer_args.check({"gradient_checkpointing": "no"}, trainer)

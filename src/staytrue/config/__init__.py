@@ -1,0 +1,1 @@
+"""Recipes and the trainer settings they may hold."""
