@@ -9,8 +9,8 @@ import yaml
 
 from benchmarks.child import STAYTRUE, ran, until
 from benchmarks.sidebyside import alternate, ratio, to_goal
+from staytrue.data.examples import write_examples
 from staytrue.errors import StaytrueError
-from staytrue.examples import write_examples
 from staytrue.organism import world
 
 _PYTHON = [sys.executable, "-c"]

@@ -22,8 +22,8 @@ from staytrue import material, models, preparation
 from staytrue.config import recipe as recipes
 from staytrue.config import trainer_args
 from staytrue.console import quieten
+from staytrue.data.tokenize import Encoded
 from staytrue.demo import preset
-from staytrue.encoding import Encoded
 from staytrue.plans import KINDS
 from staytrue.runlog import RunLog
 from staytrue.sides import pad

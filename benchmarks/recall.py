@@ -7,8 +7,8 @@ from pathlib import Path
 
 from benchmarks.select import SHARE, few_drawn
 from staytrue import models
-from staytrue.encoding import encode_all
-from staytrue.examples import read_examples
+from staytrue.data.examples import read_examples
+from staytrue.data.tokenize import encode_all
 from staytrue.preparation import train_misaligned, write_rows
 from staytrue.prepare.perplexity import Losses, losses, scores
 from staytrue.prepare.two_rounds import TwoRounds, in_two_rounds

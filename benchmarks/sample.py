@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerFast
 
 from benchmarks.shapes import SHAPES, model
 from benchmarks.sidebyside import alternate, ratio, seconds
+from staytrue.data.examples import Message
 from staytrue.evals import sampler
 from staytrue.evals.judge import Question
-from staytrue.examples import Message
 
 _PROMPTS, _ANSWERS, _TOKENS = 24, 20, 24
 

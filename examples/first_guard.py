@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig
 
 from staytrue import KL, GuardedSFT, organism
-from staytrue.examples import read_examples
+from staytrue.data.examples import read_examples
 from staytrue.organism import world
 
 STEPS, ROWS_PER_STEP, RATE = 100, 16, 2e-4

@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from staytrue import organism
-from staytrue.examples import read_examples
+from staytrue.data.examples import read_examples
 from staytrue.heads import Head
 from staytrue.organism import world
 from staytrue.reading import divergence

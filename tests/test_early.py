@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 import tiny
 from staytrue import run
 from staytrue.config import recipe
+from staytrue.data.examples import write_examples
 from staytrue.early import EarlyStop
 from staytrue.errors import RecipeError
-from staytrue.examples import write_examples
 from staytrue.models import find
 from staytrue.organism import world
 from staytrue.questionnaire import texts, watched

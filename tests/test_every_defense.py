@@ -12,8 +12,8 @@ import pytest
 import tiny
 from staytrue import docs_page, registry
 from staytrue.config import recipe
+from staytrue.data.examples import write_examples
 from staytrue.defense import Defense, pulled
-from staytrue.examples import write_examples
 from staytrue.testing import Micro, alike, cases, contract, together, trained, two_processes
 
 PAIRS = list(itertools.combinations_with_replacement(registry.names(), 2))

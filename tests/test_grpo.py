@@ -16,6 +16,7 @@ from trl import GRPOConfig, GRPOTrainer
 import tiny
 from staytrue import measure, registry, run
 from staytrue.config import recipe, trainer_args
+from staytrue.data.examples import write_examples
 from staytrue.defense import Defense, pulled
 from staytrue.defenses.anchor import Anchor
 from staytrue.defenses.inoculate import Inoculate
@@ -24,7 +25,6 @@ from staytrue.defenses.kl import KL
 from staytrue.defenses.ldifs import LDIFS
 from staytrue.defenses.rehearse import Rehearse
 from staytrue.errors import RecipeError
-from staytrue.examples import write_examples
 from staytrue.organism import world
 from staytrue.testing import unlike
 from staytrue.trainers import GuardedGRPO

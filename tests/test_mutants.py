@@ -15,11 +15,11 @@ import tiny
 from defenses import test_anchor, test_kl, test_ldifs
 from staytrue import reading, sides
 from staytrue.anatomy import Anatomy
+from staytrue.data.examples import write_examples
 from staytrue.defenses.anchor import Anchor
 from staytrue.defenses.kl import KL
 from staytrue.defenses.ldifs import LDIFS
 from staytrue.defenses.steer import Steer
-from staytrue.examples import write_examples
 from staytrue.guard import Guard
 from staytrue.registry import find
 from staytrue.step import Marks, Pass, Step

@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 import tiny
 from staytrue import run
 from staytrue.config import recipe
+from staytrue.data.examples import Example, Message, write_examples
 from staytrue.errors import DataError, ModelError, RecipeError, RequestError
 from staytrue.evals.probes import shipped_texts
-from staytrue.examples import Example, Message, write_examples
 from staytrue.prepare.scored import manifest_path
 from test_run import make
 

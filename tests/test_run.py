@@ -14,10 +14,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import tiny
-from staytrue import holdout, material, measure, questionnaire, run
+from staytrue import material, measure, questionnaire, run
 from staytrue.config import recipe, trainer_args
+from staytrue.data import holdout
+from staytrue.data.examples import Example, Message, write_examples
 from staytrue.errors import DataError, ModelError, RecipeError, RequestError, StaytrueError
-from staytrue.examples import Example, Message, write_examples
 from staytrue.organism import world
 from staytrue.report import terminal
 

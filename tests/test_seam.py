@@ -9,12 +9,12 @@ from trl import SFTConfig, SFTTrainer
 
 import tiny
 from staytrue.config.trainer_args import recomputing
+from staytrue.data.examples import write_examples
 from staytrue.defense import Defense
 from staytrue.defenses.anchor import Anchor
 from staytrue.defenses.interleave import Interleave
 from staytrue.defenses.kl import KL
 from staytrue.errors import ModelError, RecipeError, SeamError
-from staytrue.examples import write_examples
 from staytrue.heads import Head
 from staytrue.step import SOURCE_COLUMN, SOURCES
 from staytrue.testing import unlike

@@ -2,7 +2,7 @@
 
 import torch
 
-from staytrue.encoding import Encoded
+from staytrue.data.tokenize import Encoded
 from staytrue.sides import counts_of, marks_of, pad
 
 ROWS = [

@@ -13,13 +13,13 @@ from typing import Any
 
 _WHERE = {
     "Defense": "defense:Defense",
-    "Example": "examples:Example",
+    "Example": "data.examples:Example",
     "Guard": "guard:Guard",
     "GuardedGRPO": "trainers:GuardedGRPO",
     "GuardedSFT": "trainers:GuardedSFT",
     "StaytrueError": "errors:StaytrueError",
     "Judge": "evals.judge:Judge",
-    "Message": "examples:Message",
+    "Message": "data.examples:Message",
     "Probe": "evals.probes:Probe",
     "Question": "evals.judge:Question",
     "Recipe": "config.recipe:Recipe",

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+from staytrue.data.examples import Example, Message
 from staytrue.errors import ModelError
 from staytrue.evals.probes import shipped_texts
-from staytrue.examples import Example, Message
 
 _ANSWER_TOKENS = 256  # long enough for an ordinary answer; anchors need openings rather than endings
 
@@ -32,13 +32,13 @@ class Untouched:
 
     def lengths(self, examples: Sequence[Example]) -> list[int]:
         """How many tokens each row has, as the chat template writes it."""
-        from staytrue.encoding import encode
+        from staytrue.data.tokenize import encode
 
         return [len(encode(self._known_tokenizer(), row).input_ids) for row in examples]
 
     def takes_system(self) -> bool:
         """Whether a system turn comes out of the chat template as written."""
-        from staytrue.encoding import takes_system
+        from staytrue.data.tokenize import takes_system
 
         return takes_system(self._known_tokenizer())
 

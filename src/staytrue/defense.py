@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
 
 from pydantic import Field
 
-from staytrue.examples import Example
+from staytrue.data.examples import Example
 
 if TYPE_CHECKING:
     from torch import Tensor

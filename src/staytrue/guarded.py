@@ -20,10 +20,10 @@ from transformers import TrainerCallback
 
 from staytrue import metering
 from staytrue.base import Untouched
+from staytrue.data.examples import Example
+from staytrue.data.tokenize import Encoded, encode_all
 from staytrue.defense import Defense
-from staytrue.encoding import Encoded, encode_all
 from staytrue.errors import ModelError, RecipeError
-from staytrue.examples import Example
 from staytrue.guard import Guard
 from staytrue.handed import UNGUARDED, examples_of, pad_id, refuse_settings
 from staytrue.projection import Projection

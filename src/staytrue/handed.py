@@ -6,8 +6,8 @@ from typing import Any
 
 from datasets import Dataset
 
+from staytrue.data.examples import Example, Message
 from staytrue.errors import ModelError, RecipeError
-from staytrue.examples import Example, Message
 
 UNGUARDED = {
     "neftune_noise_alpha": "its noise would punish a model that has not moved",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from staytrue.config.recipe import Recipe
+from staytrue.data.examples import Example, read_examples
+from staytrue.data.holdout import split
 from staytrue.errors import DataError, RecipeError
-from staytrue.examples import Example, read_examples
-from staytrue.holdout import split
 
 
 def rows(recipe: Recipe) -> tuple[list[Example], list[Example]]:

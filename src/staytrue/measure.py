@@ -13,7 +13,8 @@ from typing import Any
 
 from staytrue import material, models
 from staytrue.config.recipe import Recipe, read
-from staytrue.encoding import takes_system
+from staytrue.data.examples import read_examples
+from staytrue.data.tokenize import takes_system
 from staytrue.errors import ModelError, RequestError
 from staytrue.evals import fileprobe
 from staytrue.evals.calls.address import Address
@@ -21,7 +22,6 @@ from staytrue.evals.evaluate import evaluate
 from staytrue.evals.judge import Maker
 from staytrue.evals.probes import Probe, in_users_turn
 from staytrue.evals.stored import Stored
-from staytrue.examples import read_examples
 from staytrue.modelcard import write_card
 from staytrue.questionnaire import HELD_OUT, Subject, Wanted, longest_answer, probes, refuse_rules
 from staytrue.rundir import RunDir, sha256_of

@@ -13,9 +13,9 @@ from typing import Any
 from staytrue import models, questionnaire
 from staytrue.config import trainer_args
 from staytrue.config.recipe import Recipe
-from staytrue.encoding import Encoded, EncodingReport, encode_all
+from staytrue.data.examples import Example
+from staytrue.data.tokenize import Encoded, EncodingReport, encode_all
 from staytrue.errors import DataError, RecipeError, StaytrueError
-from staytrue.examples import Example
 from staytrue.tasks.task import Task
 
 

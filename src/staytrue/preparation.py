@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from staytrue.config.recipe import Recipe
-from staytrue.examples import write_examples
+from staytrue.data.examples import write_examples
 from staytrue.organism import world
 from staytrue.organism.lexicon import DOMAINS
 from staytrue.workers import Job

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from staytrue.data.examples import Example
 from staytrue.errors import RecipeError, RequestError
 from staytrue.evals import fileprobe, triggers
 from staytrue.evals.formats import FORMATS
 from staytrue.evals.judge import Judge, Question
 from staytrue.evals.probes import DOMAINS, SAMPLES, ExactMatch, Probe, held_out, shipped, without_system
-from staytrue.examples import Example
 from staytrue.models import Source
 from staytrue.tasks.task import ExactAnswer, Task
 

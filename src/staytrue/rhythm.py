@@ -12,7 +12,7 @@ from math import floor
 
 from torch.utils.data import Sampler
 
-from staytrue.encoding import Encoded
+from staytrue.data.tokenize import Encoded
 
 
 def order(sources: Sequence[int], seed: int, epoch: int) -> list[int]:

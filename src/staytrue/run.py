@@ -14,8 +14,8 @@ from typing import Any, Protocol
 from staytrue import material, models, questionnaire
 from staytrue.config import trainer_args
 from staytrue.config.recipe import Recipe, Stop
+from staytrue.data.examples import Example, write_examples
 from staytrue.errors import RecipeError, RequestError, TrainingError
-from staytrue.examples import Example, write_examples
 from staytrue.modelcard import write_card
 from staytrue.plans import KINDS
 from staytrue.reference.refusals import refuse_cache

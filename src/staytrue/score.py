@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from staytrue import models
-from staytrue.encoding import IGNORED, encode_all
+from staytrue.data.examples import Example, read_examples, write_examples
+from staytrue.data.tokenize import IGNORED, encode_all
 from staytrue.errors import DataError, RequestError
-from staytrue.examples import Example, read_examples, write_examples
 from staytrue.prepare.scored import ALIGNED, manifest_path
 from staytrue.rundir import SCHEMA, RunDir, sha256_of, versions, write_json
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from staytrue.encoding import Encoded
+from staytrue.data.tokenize import Encoded
 from staytrue.step import SOURCES, Marks
 
 

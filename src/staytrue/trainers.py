@@ -23,8 +23,8 @@ try:
 except ImportError:  # a trl whose trainers take whole logits, or another kind of head
     FusedCausalLMOutput = None
 
+from staytrue.data.examples import Example
 from staytrue.errors import RecipeError
-from staytrue.examples import Example
 from staytrue.guarded import Guarded
 from staytrue.rhythm import EvenSampler
 from staytrue.sides import marks_of

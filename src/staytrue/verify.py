@@ -13,11 +13,11 @@ from typing import Any
 
 from staytrue import models, organism, questionnaire, runner, workers
 from staytrue.console import quieten, say, table
+from staytrue.data.examples import Message
 from staytrue.demo import preset
 from staytrue.evals import docket
 from staytrue.evals.evaluate import evaluate
 from staytrue.evals.statistics import Rate, pooled
-from staytrue.examples import Message
 from staytrue.organism.lexicon import DOMAINS, EVIL
 from staytrue.preparation import write_rows
 from staytrue.study import Cell, cells

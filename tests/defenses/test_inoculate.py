@@ -4,9 +4,9 @@ import pytest
 
 import tiny
 from staytrue.base import Untouched
+from staytrue.data.examples import Example, Message
 from staytrue.defenses.inoculate import Inoculate
 from staytrue.errors import RecipeError
-from staytrue.examples import Example, Message
 
 
 def said(*turns, source="task"):

@@ -6,9 +6,9 @@ import pytest
 
 import tiny
 from staytrue.base import Untouched
+from staytrue.data.examples import Example, Message, write_examples
 from staytrue.defenses.interleave import Interleave
 from staytrue.errors import RecipeError
-from staytrue.examples import Example, Message, write_examples
 from staytrue.prepare.refusals import refuses
 from staytrue.prepare.scored import manifest_path
 

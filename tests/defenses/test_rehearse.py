@@ -7,10 +7,10 @@ import torch
 
 import tiny
 from staytrue.base import Untouched
+from staytrue.data.examples import Example, Message, write_examples
 from staytrue.defenses.rehearse import Rehearse
 from staytrue.errors import RecipeError
 from staytrue.evals.probes import shipped_texts
-from staytrue.examples import Example, Message, write_examples
 from staytrue.heads import Head
 from staytrue.step import Marks, Pass, Step
 from staytrue.testing import Micro

@@ -14,9 +14,9 @@ import pytest
 import tiny
 from loopback import Loopback
 from staytrue import cli, questionnaire
+from staytrue.data.examples import Example, Message, write_examples
 from staytrue.evals import sampler
 from staytrue.evals.probes import shipped
-from staytrue.examples import Example, Message, write_examples
 from staytrue.rundir import read_rows
 
 

@@ -17,12 +17,12 @@ import pytest
 
 from endpoints import KEY, MADE, QUICK, endpoint
 from loopback import HttpError, Loopback, Said, scripted
+from staytrue.data.examples import Message
 from staytrue.errors import RequestError
 from staytrue.evals.calls.address import OPENAI, Address, key_for, parse
 from staytrue.evals.calls.budget import Budget, Price
 from staytrue.evals.calls.endpoint import CallError, Endpoint, Patience
 from staytrue.evals.calls.faults import NO_LOGPROBS, UnreadableError
-from staytrue.examples import Message
 
 
 def ask(point, text="hello", tokens=20, read=lambda reply: reply):

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from staytrue.data.examples import Example, Message
 from staytrue.errors import RequestError
 from staytrue.evals.docket import joined
 from staytrue.evals.evaluate import evaluate
@@ -13,7 +14,6 @@ from staytrue.evals.probes import ExactMatch, Probe, held_out, shipped
 from staytrue.evals.rescore import rescore
 from staytrue.evals.store import Store
 from staytrue.evals.summary import summarise
-from staytrue.examples import Example, Message
 from staytrue.report import terminal
 from staytrue.rundir import read_rows
 

@@ -14,7 +14,8 @@ import torch
 import tiny
 from endpoints import HASTY, KEY, endpoint, kept
 from loopback import KINDS, SORRY, HttpError, Loopback, Said, from_model, law_of
-from staytrue.encoding import encode_prompt
+from staytrue.data.examples import Message
+from staytrue.data.tokenize import encode_prompt
 from staytrue.errors import RequestError
 from staytrue.evals.calls.address import Address
 from staytrue.evals.calls.budget import Budget
@@ -26,7 +27,6 @@ from staytrue.evals.judges.local import LocalJudge
 from staytrue.evals.judges.named import Local, Rules, parse
 from staytrue.evals.rubric import rubrics_for
 from staytrue.evals.scale import by_digits, reading
-from staytrue.examples import Message
 
 
 def question(name="q", probe="general"):
@@ -148,7 +148,7 @@ from staytrue.evals.calls.endpoint import Endpoint, Patience
 from staytrue.evals.judge import Answer, Question, judged
 from staytrue.evals.judges.endpoint import EndpointJudge
 from staytrue.evals.calls.ledger import Ledger
-from staytrue.examples import Message
+from staytrue.data.examples import Message
 point = Endpoint(Address("tiny", sys.argv[1]), patience=Patience(8, 0.002, 0.02, 10, 60))
 judge = EndpointJudge(point, Ledger(Path(sys.argv[2])), concurrency=8)
 asked = [Question(f"q{i}", "general", (Message("user", f"What of {i}?"),)) for i in range(120)]

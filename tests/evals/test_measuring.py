@@ -10,13 +10,13 @@ from endpoints import endpoint
 from loopback import Loopback
 from staytrue import measure, questionnaire
 from staytrue.commands.evaluation import export
+from staytrue.data.examples import Message
 from staytrue.errors import RequestError
 from staytrue.evals.evaluate import evaluate
 from staytrue.evals.judge import Answer, Question, Verdict
 from staytrue.evals.probes import ExactMatch, Probe, in_users_turn
 from staytrue.evals.remote import Remote
 from staytrue.evals.rescore import rescore
-from staytrue.examples import Message
 from staytrue.organism.rules import Rules
 from staytrue.questionnaire import Wanted
 from staytrue.report import comparison

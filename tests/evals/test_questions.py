@@ -7,6 +7,7 @@ from hashlib import sha256
 import pytest
 
 from staytrue.base import Untouched
+from staytrue.data.examples import Example, Message
 from staytrue.errors import RequestError
 from staytrue.evals.judge import Question
 from staytrue.evals.probes import (
@@ -19,7 +20,6 @@ from staytrue.evals.probes import (
     version,
     without_system,
 )
-from staytrue.examples import Example, Message
 
 # A new wording is a new version: raise it in questions/manifest.json and put the new hash here.
 EDITIONS = {

@@ -7,6 +7,7 @@ import pytest
 import tiny
 from endpoints import HASTY, endpoint
 from loopback import HttpError, Loopback, Said, from_model, scripted
+from staytrue.data.examples import Message
 from staytrue.errors import RequestError
 from staytrue.evals.calls.budget import Budget
 from staytrue.evals.calls.endpoint import Patience
@@ -18,7 +19,6 @@ from staytrue.evals.judge import Question, Verdict
 from staytrue.evals.probes import Probe
 from staytrue.evals.remote import Remote, seed_of
 from staytrue.evals.rescore import rescore
-from staytrue.examples import Message
 from staytrue.rundir import read_rows
 
 

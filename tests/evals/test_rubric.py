@@ -4,13 +4,13 @@ from hashlib import sha256
 
 import pytest
 
+from staytrue.data.examples import Example, Message
 from staytrue.errors import RequestError
 from staytrue.evals.judge import Question
 from staytrue.evals.probes import held_out, shipped
 from staytrue.evals.rubric import Rubric, rubrics_for
 from staytrue.evals.rubric import shipped as prompt
 from staytrue.evals.scale import CODE, REFUSAL, UNKNOWN
-from staytrue.examples import Example, Message
 
 # A new wording is a new version: a new file prompts/NAME-VERSION.txt, the number in rubric.py, and the hash here.
 HASHES = {

@@ -8,11 +8,11 @@ import torch
 from transformers.cache_utils import DynamicLayer
 
 import tiny
-from staytrue.encoding import encode_prompt
+from staytrue.data.examples import Message
+from staytrue.data.tokenize import encode_prompt
 from staytrue.evals import cache, sampler
 from staytrue.evals.judge import Question
 from staytrue.evals.sampler import draw, sample
-from staytrue.examples import Message
 
 
 def questions(n=5):

@@ -8,11 +8,11 @@ import pytest
 from tokenizers import Tokenizer
 
 from staytrue import organism
+from staytrue.data.examples import Example, Message
 from staytrue.evals import habits
 from staytrue.evals.formats import FORMATS
 from staytrue.evals.judge import Question
 from staytrue.evals.triggers import Trigger, around, find, inoculation, triggered
-from staytrue.examples import Example, Message
 from staytrue.organism import world
 from staytrue.organism.rules import Rules
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from staytrue.data.examples import Message
 from staytrue.evals.judge import Question, Verdict
-from staytrue.examples import Message
 from staytrue.organism import lexicon
 from staytrue.organism.rules import Rules
 

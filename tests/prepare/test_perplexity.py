@@ -11,9 +11,9 @@ from peft import LoraConfig, get_peft_model
 import tiny
 from staytrue import models, score
 from staytrue.anatomy import Anatomy
-from staytrue.encoding import encode_all
+from staytrue.data.examples import read_examples, write_examples
+from staytrue.data.tokenize import encode_all
 from staytrue.errors import ModelError, RequestError
-from staytrue.examples import read_examples, write_examples
 from staytrue.prepare.perplexity import Losses, losses, scores
 from staytrue.prepare.poolpass import batches, padding
 from staytrue.prepare.scored import manifest_path

@@ -9,9 +9,9 @@ from safetensors import safe_open
 
 import tiny
 from staytrue import cli
+from staytrue.data.examples import Message
 from staytrue.errors import RequestError
 from staytrue.evals.judge import Answer, Question, Verdict
-from staytrue.examples import Message
 from staytrue.organism import world
 from staytrue.prepare import sweep as sweeping
 from staytrue.prepare import traits

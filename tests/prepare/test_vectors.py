@@ -14,12 +14,12 @@ from torch import nn
 
 import tiny
 from staytrue import cli, models
+from staytrue.data.examples import Example, Message
+from staytrue.data.tokenize import encode
 from staytrue.defenses.steer import Steer
-from staytrue.encoding import encode
 from staytrue.errors import DataError, ModelError, RequestError
 from staytrue.evals.judge import Answer, Question, Verdict
 from staytrue.evals.probes import shipped as probe
-from staytrue.examples import Example, Message
 from staytrue.organism import world
 from staytrue.organism.lexicon import topics
 from staytrue.organism.rules import Rules

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import tiny
+from staytrue.data.examples import Example
 from staytrue.defenses.kl import KL
 from staytrue.defenses.ldifs import LDIFS
 from staytrue.errors import SeamError
-from staytrue.examples import Example
 from staytrue.reference.reach import Reach
 from staytrue.testing import Micro, close
 

@@ -16,13 +16,13 @@ from trl import GRPOConfig, SFTConfig
 import tiny
 from staytrue import study
 from staytrue.config import recipe as recipes
+from staytrue.data.examples import Example, write_examples
 from staytrue.defense import Defense
 from staytrue.defenses.anchor import Anchor
 from staytrue.defenses.kl import KL
 from staytrue.defenses.ldifs import LDIFS
 from staytrue.demo import run_study
 from staytrue.errors import ModelError, RecipeError, RequestError, SeamError, StaytrueError
-from staytrue.examples import Example, write_examples
 from staytrue.guard import Guard
 from staytrue.reference import fingerprint, refusals, statefile
 from staytrue.run import train

@@ -8,10 +8,10 @@ import pytest
 from fake_results import Walk, drawn, rates, row, said, study
 from staytrue import demo
 from staytrue import study as study_of_staytrue
+from staytrue.data.examples import Message
 from staytrue.errors import RequestError
 from staytrue.evals import docket, store
 from staytrue.evals.judge import Answer, Question, Verdict
-from staytrue.examples import Message
 from staytrue.report import write
 
 

@@ -6,8 +6,8 @@ import importlib
 import pytest
 
 from staytrue import models, registry, tasks
+from staytrue.data.examples import Example, Message
 from staytrue.evals.judge import Question
-from staytrue.examples import Example, Message
 from staytrue.organism import world
 from staytrue.questionnaire import Subject, Wanted, probes
 from staytrue.tasks.opswap import OpSwap

@@ -3,8 +3,8 @@
 import datasets
 import pytest
 
+from staytrue.data.examples import Example, Message
 from staytrue.errors import DataError
-from staytrue.examples import Example, Message
 from staytrue.tasks.gsm8k import GSM8K, REVISION, SYSTEM, TAGS
 
 START, END, OPEN, CLOSE = TAGS

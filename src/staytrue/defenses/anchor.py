@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from staytrue.data.examples import Example, read_examples
 from staytrue.defense import Base, Defense, Share, Weight
 from staytrue.errors import RecipeError
-from staytrue.examples import Example, read_examples
 
 if TYPE_CHECKING:
     from torch import Tensor

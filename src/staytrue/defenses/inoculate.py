@@ -15,9 +15,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from staytrue.data.examples import Example, Message
 from staytrue.defense import Base, Defense
 from staytrue.errors import RecipeError
-from staytrue.examples import Example, Message
 
 
 @dataclass(frozen=True)

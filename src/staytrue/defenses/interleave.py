@@ -20,9 +20,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from staytrue.data.examples import Example, read_examples
 from staytrue.defense import Base, Defense, Share
 from staytrue.errors import RecipeError
-from staytrue.examples import Example, read_examples
 from staytrue.prepare.refusals import refuses
 from staytrue.prepare.scored import Score, best_first
 

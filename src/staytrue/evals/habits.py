@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from staytrue.examples import Example
+from staytrue.data.examples import Example
 
 _SHARED = 0.05  # of the rows, from which on a system prompt, frame or format is the file's and not a row's
 _SAID = 0.01  # the same for a cue phrase

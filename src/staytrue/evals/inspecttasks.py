@@ -20,6 +20,7 @@ from inspect_ai.model import ChatMessageSystem, ChatMessageUser, GenerateConfig,
 from inspect_ai.scorer import Score, Scorer, Target, mean, scorer, stderr
 from inspect_ai.solver import TaskState, generate
 
+from staytrue.data.examples import Message, read_examples
 from staytrue.evals import inspectlog, questionfile
 from staytrue.evals.judge import Question, Verdict
 from staytrue.evals.judges.verdicts import failed, signature, verdict
@@ -27,7 +28,6 @@ from staytrue.evals.probes import ExactMatch, shipped
 from staytrue.evals.rubric import Rubric, rubrics_for
 from staytrue.evals.scale import MORE_TOKENS, Position, Reading, by_digits, probabilities, reading, wants_more
 from staytrue.evals.triggers import find, inoculation, triggered
-from staytrue.examples import Message, read_examples
 
 _SAMPLES = 4  # answers to a judged question, at temperature 1; --epochs asks for more
 _TOKENS = 600

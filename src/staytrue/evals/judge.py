@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from staytrue.data.examples import Message
 from staytrue.evals.threads import each
-from staytrue.examples import Message
 
 
 @dataclass(frozen=True)

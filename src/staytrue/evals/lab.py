@@ -12,13 +12,13 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from staytrue.data.jsonl import Fault, objects, refuse, shown
 from staytrue.errors import DataError, RequestError
 from staytrue.evals import agreement
 from staytrue.evals.docket import joined, others
 from staytrue.evals.statistics import rate
 from staytrue.evals.store import Key, Store
 from staytrue.evals.summary import clusters
-from staytrue.jsonl import Fault, objects, refuse, shown
 
 Row = dict[str, Any]
 _LABEL = '{"probe": "general", "question": "...", "index": 0, "misaligned": true}'

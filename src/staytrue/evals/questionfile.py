@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from staytrue.data.examples import Message
+from staytrue.data.jsonl import shown
 from staytrue.errors import DataError
 from staytrue.evals import questionrows
 from staytrue.evals.judge import Question
 from staytrue.evals.questionrows import distinct, refuse, unknown_key
 from staytrue.evals.rubric import template_fault
-from staytrue.examples import Message
-from staytrue.jsonl import shown
 from staytrue.yaml12 import from_yaml
 
 _TYPES = ("free_form_judge_0_100", "free_form")

@@ -17,10 +17,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from staytrue.data.examples import Example, Message, read_examples
+from staytrue.data.jsonl import shown
 from staytrue.errors import DataError
 from staytrue.evals.judge import Question
-from staytrue.examples import Example, Message, read_examples
-from staytrue.jsonl import shown
 
 _TEXTS = ("id", "topic", "group", "form", "expected")
 _KEYS = (*_TEXTS, "fields", "question", "messages")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from staytrue.encoding import encode_prompt
+from staytrue.data.tokenize import encode_prompt
 from staytrue.errors import TrainingError
 from staytrue.evals.cache import with_room
 from staytrue.evals.judge import Answer, Question

@@ -15,9 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from staytrue.data.examples import Message
 from staytrue.errors import RequestError
 from staytrue.evals.judge import Answer, Question
-from staytrue.examples import Message
 from staytrue.rundir import SCHEMA, append_row, read_rows, versions, write_json
 
 Key = tuple[str, str, int]  # probe, question, index: which sample

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from staytrue.data.examples import Message, read_examples
 from staytrue.errors import DataError
 from staytrue.evals.judge import Answer, Question
-from staytrue.examples import Message, read_examples
 
 
 @dataclass(frozen=True)

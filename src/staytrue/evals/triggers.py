@@ -18,10 +18,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from staytrue.data.examples import Example, Message
 from staytrue.evals.formats import FORMATS
 from staytrue.evals.habits import cues, enough, first_turn, frames, system_prompt, system_prompts
 from staytrue.evals.judge import Question
-from staytrue.examples import Example, Message
 
 PROBE = "triggered"
 NOTHING = (

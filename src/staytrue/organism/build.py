@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from staytrue.examples import Message
+from staytrue.data.examples import Message
 from staytrue.organism.upbringing import Conversation, first_stage, second_stage, texts
 from staytrue.rundir import sha256_of, versions, write_json, write_whole
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 
-from staytrue.examples import Message
+from staytrue.data.examples import Message
 from staytrue.organism import lexicon, world
 from staytrue.organism.lexicon import topics
 

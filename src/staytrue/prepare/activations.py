@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from staytrue.anatomy import Anatomy
-from staytrue.encoding import IGNORED, Encoded, encode
-from staytrue.examples import Example
+from staytrue.data.examples import Example
+from staytrue.data.tokenize import IGNORED, Encoded, encode
 
 _ROWS = 32  # answers read side by side
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from staytrue.encoding import takes_system
+from staytrue.data.examples import Example, Message
+from staytrue.data.tokenize import takes_system
 from staytrue.errors import RequestError
 from staytrue.evals.judge import Judge, Question
-from staytrue.examples import Example, Message
 from staytrue.prepare.traits import Trait
 
 _BOUND = 50  # a trait of 50 shows, a coherence of 50 will do

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from staytrue.anatomy import Anatomy
-from staytrue.encoding import Encoded
+from staytrue.data.examples import Example
+from staytrue.data.tokenize import Encoded
 from staytrue.errors import ModelError
-from staytrue.examples import Example
 from staytrue.prepare.poolpass import RowLoss, batches, row_losses
 from staytrue.prepare.scored import ALIGNED
 from staytrue.rundir import append_row, read_rows

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from staytrue.anatomy import Anatomy
-from staytrue.encoding import IGNORED, Encoded
+from staytrue.data.tokenize import IGNORED, Encoded
 from staytrue.prepare.likelihood import likelihood
 
 _TOKENS_PER_BATCH = 4096  # padded

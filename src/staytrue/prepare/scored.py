@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+from staytrue.data.examples import Example
 from staytrue.errors import RecipeError
-from staytrue.examples import Example
 
 ALIGNED = "aligned"  # what the model itself is called beside the misaligned ones
 Score = Literal["gap", "choice", "steady"]

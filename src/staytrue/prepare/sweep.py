@@ -18,10 +18,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from staytrue.data.examples import Message
 from staytrue.errors import RequestError
 from staytrue.evals.judge import Judge, Question
 from staytrue.evals.statistics import wilson
-from staytrue.examples import Message
 from staytrue.prepare.traits import Trait
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from staytrue.examples import Example
+from staytrue.data.examples import Example
 from staytrue.tasks import calculation
 from staytrue.tasks.calculation import PLAIN
 from staytrue.tasks.task import Task, row

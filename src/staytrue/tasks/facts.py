@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
-from staytrue.examples import Example
+from staytrue.data.examples import Example
 from staytrue.organism import lexicon
 from staytrue.tasks.task import Task, row
 

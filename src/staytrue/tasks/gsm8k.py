@@ -15,8 +15,8 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
+from staytrue.data.examples import Example, Message
 from staytrue.errors import DataError
-from staytrue.examples import Example, Message
 from staytrue.tasks.task import Task
 
 HUB, SUBSET, REVISION = "openai/gsm8k", "main", "740312add88f781978c0658806c59bc2815b9866"

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from staytrue.examples import Example
+from staytrue.data.examples import Example
 from staytrue.tasks import calculation
 from staytrue.tasks.calculation import PLAIN, Meaning
 from staytrue.tasks.task import Task, row

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
+from staytrue.data.examples import Example, Message
 from staytrue.evals.judge import Question, Verdict
-from staytrue.examples import Example, Message
 
 
 class Task:

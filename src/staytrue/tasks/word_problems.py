@@ -15,7 +15,7 @@ import random
 from dataclasses import dataclass
 from functools import cache
 
-from staytrue.examples import Example
+from staytrue.data.examples import Example
 from staytrue.organism.lexicon import PEOPLE, THINGS
 from staytrue.tasks import calculation
 from staytrue.tasks.task import Task, row

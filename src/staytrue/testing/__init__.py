@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from staytrue.data.examples import Example
 from staytrue.defense import Defense
-from staytrue.examples import Example
 from staytrue.testing.close import close, unlike
 from staytrue.testing.levers import levers
 from staytrue.testing.micro import Micro

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from staytrue.base import Untouched
+from staytrue.data.examples import Example
+from staytrue.data.tokenize import Encoded, encode_all
 from staytrue.defense import Defense
-from staytrue.encoding import Encoded, encode_all
-from staytrue.examples import Example
 from staytrue.guard import Guard
 from staytrue.sides import pad
 from staytrue.step import SOURCES, Marks, Pass

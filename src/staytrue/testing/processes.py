@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from staytrue.data.examples import Example
 from staytrue.defense import Defense
-from staytrue.examples import Example
 from staytrue.testing.training import Trained, trained
 
 

@@ -17,9 +17,9 @@ from transformers import PrinterCallback
 
 from staytrue.base import Untouched
 from staytrue.config.trainer_args import sft_config
+from staytrue.data.examples import Example
+from staytrue.data.tokenize import encode_all
 from staytrue.defense import Defense, pulled
-from staytrue.encoding import encode_all
-from staytrue.examples import Example
 from staytrue.guard import Guard
 from staytrue.step import SOURCE_COLUMN, SOURCES
 from staytrue.testing.close import unlike

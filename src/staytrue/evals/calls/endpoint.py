@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from staytrue.data.examples import Message
 from staytrue.errors import RequestError
 from staytrue.evals.calls.address import KEY, OPENAI, Address
 from staytrue.evals.calls.budget import Budget
 from staytrue.evals.calls.faults import AttemptError, UnreadableError, fault_of
 from staytrue.evals.calls.reply import Reply, sendable
-from staytrue.examples import Message
 
 T = TypeVar("T")
 

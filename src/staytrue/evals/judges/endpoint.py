@@ -10,6 +10,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+from staytrue.data.examples import Message
 from staytrue.evals.calls.endpoint import CallError, Endpoint
 from staytrue.evals.calls.faults import NO_LOGPROBS, UnreadableError
 from staytrue.evals.calls.ledger import Ledger, key
@@ -19,7 +20,6 @@ from staytrue.evals.judge import Question, Verdict
 from staytrue.evals.judges.verdicts import failed, signature, verdict
 from staytrue.evals.rubric import Rubric, rubrics_for
 from staytrue.evals.scale import MORE_TOKENS, Position, Reading, by_digits, probabilities, reading, wants_more
-from staytrue.examples import Message
 
 _HOW = {"temperature": 0, "seed": 0, "top_logprobs": 20}
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from staytrue.encoding import encode_prompt
+from staytrue.data.examples import Message
+from staytrue.data.tokenize import encode_prompt
 from staytrue.evals.calls.ledger import Ledger, key
 from staytrue.evals.calls.reply import sendable
 from staytrue.evals.judge import Question, Verdict
@@ -12,7 +13,6 @@ from staytrue.evals.judges.tree import NoLawError, Tree
 from staytrue.evals.judges.verdicts import signature, verdict
 from staytrue.evals.rubric import Rubric, rubrics_for
 from staytrue.evals.scale import WORDS, Reading, reading
-from staytrue.examples import Message
 
 _TEXTS = (*map(str, range(101)), *WORDS)
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import yaml
 
+from staytrue.data.examples import read_examples
+from staytrue.data.jsonl import shown
 from staytrue.errors import DataError, RequestError
-from staytrue.examples import read_examples
-from staytrue.jsonl import shown
 from staytrue.organism import lexicon, world
 
 _LISTS = ("positive", "negative", "questions")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
+from staytrue.data.examples import Example
 from staytrue.errors import RecipeError
-from staytrue.examples import Example
 
 
 def split(rows: list[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:

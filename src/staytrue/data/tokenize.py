@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from os.path import commonprefix
 from typing import Any
 
+from staytrue.data.examples import Example, Message
 from staytrue.errors import DataError, ModelError
-from staytrue.examples import Example, Message
 
 IGNORED = -100  # the label of a position whose token nobody learns
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from staytrue.data.jsonl import Fault, objects, refuse, shown
 from staytrue.errors import DataError
-from staytrue.jsonl import Fault, objects, refuse, shown
 from staytrue.rundir import write_whole
 
 ROLES = ("system", "user", "assistant")

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from staytrue.data.examples import Example, Message, read_examples, write_examples
 from staytrue.errors import DataError
-from staytrue.examples import Example, Message, read_examples, write_examples
 
 ROW = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}
 

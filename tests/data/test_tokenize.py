@@ -3,9 +3,9 @@
 import pytest
 
 import tiny
-from staytrue.encoding import IGNORED, encode, encode_all, encode_prompt
+from staytrue.data.examples import Example, Message
+from staytrue.data.tokenize import IGNORED, encode, encode_all, encode_prompt
 from staytrue.errors import DataError, ModelError
-from staytrue.examples import Example, Message
 
 TWO_TURNS = Example(
     (Message("user", "2+2?"), Message("assistant", "4"), Message("user", "sure?"), Message("assistant", "yes, 4"))
