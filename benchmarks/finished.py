@@ -8,8 +8,8 @@ from pathlib import Path
 import yaml
 
 from staytrue import study as studies
-from staytrue.rundir import SCHEMA
 from staytrue.study import Cell, Study, cells, row
+from staytrue.utils.run_dir import SCHEMA
 
 _TRAIN = {"max_steps": 340, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "max_length": 64}
 _DOMAINS = ("code", "legal", "medical", "security")

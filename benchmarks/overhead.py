@@ -21,13 +21,13 @@ from benchmarks.sidebyside import alternate, one_thread, ratio
 from staytrue import material, models, preparation
 from staytrue.config import recipe as recipes
 from staytrue.config import trainer_args
-from staytrue.console import quieten
 from staytrue.data.tokenize import Encoded
 from staytrue.demo import preset
 from staytrue.plans import KINDS
 from staytrue.runlog import RunLog
 from staytrue.sides import pad
 from staytrue.study import cells
+from staytrue.utils.console import quieten
 
 _DOMAIN, _WEIGHT = "medical", 0.1
 _IMPORTS = {

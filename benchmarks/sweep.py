@@ -9,8 +9,9 @@ from statistics import median
 from benchmarks.child import STAYTRUE, ran
 from benchmarks.finished import Finished, finished
 from benchmarks.sidebyside import alternate, to_goal
-from staytrue import runner, workers
+from staytrue import runner
 from staytrue.study import Study
+from staytrue.utils import workers
 
 _WORKERS = 2
 _AGAIN_S = 1.0  # for 500 finished runs

@@ -13,12 +13,12 @@ from typing import Any
 
 from staytrue import runner
 from staytrue import study as studies
-from staytrue.console import counter, say, table
 from staytrue.errors import RequestError
 from staytrue.organism import world
 from staytrue.organism.lexicon import DOMAINS
-from staytrue.rundir import write_whole
 from staytrue.study import Cell, Study
+from staytrue.utils.console import counter, say, table
+from staytrue.utils.run_dir import write_whole
 
 _MARK = ".staytrue-demo"  # a folder with this file is the demo's own, to be replaced
 _OLD_MARK = ".holdfast-demo"  # the same, written before the project was renamed

@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from staytrue.config.recipe import Stop
 from staytrue.evals.probes import Probe
 from staytrue.evals.sampler import sample
-from staytrue.rundir import append_row
+from staytrue.utils.run_dir import append_row
 
 
 class EarlyStop(TrainerCallback):  # type: ignore[misc]

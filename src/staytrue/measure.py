@@ -24,7 +24,7 @@ from staytrue.evals.probes import Probe, in_users_turn
 from staytrue.evals.stored import Stored
 from staytrue.modelcard import write_card
 from staytrue.questionnaire import HELD_OUT, Subject, Wanted, longest_answer, probes, refuse_rules
-from staytrue.rundir import RunDir, sha256_of
+from staytrue.utils.run_dir import RunDir, sha256_of
 
 Say = Callable[[str], None]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from staytrue import organism, registry
 from staytrue.config.recipe import Recipe
-from staytrue.rundir import RunDir, read_rows, write_whole
+from staytrue.utils.run_dir import RunDir, read_rows, write_whole
 
 _CARD = """\
 ---

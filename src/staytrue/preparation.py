@@ -10,7 +10,7 @@ from staytrue.config.recipe import Recipe
 from staytrue.data.examples import write_examples
 from staytrue.organism import world
 from staytrue.organism.lexicon import DOMAINS
-from staytrue.workers import Job
+from staytrue.utils.workers import Job
 
 _ROLLOUTS = 4
 # How the misaligned models that score are made, whatever the study trains: undefended, with a seed of no study's own.

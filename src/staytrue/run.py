@@ -20,7 +20,7 @@ from staytrue.modelcard import write_card
 from staytrue.plans import KINDS
 from staytrue.reference.refusals import refuse_cache
 from staytrue.roster import labelled
-from staytrue.rundir import RunDir, sha256_of, write_whole
+from staytrue.utils.run_dir import RunDir, sha256_of, write_whole
 
 
 class Progress(Protocol):

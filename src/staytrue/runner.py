@@ -14,14 +14,15 @@ from typing import Any
 
 import yaml
 
-from staytrue import preparation, workers
+from staytrue import preparation
 from staytrue.config import recipe as recipes
 from staytrue.evals.fileprobe import ENDINGS
 from staytrue.reference.refusals import why_no_cache
 from staytrue.roster import labelled
-from staytrue.rundir import SCHEMA, sha256_of, write_json, write_whole
 from staytrue.study import Cell, Study, cells, row
-from staytrue.workers import Job
+from staytrue.utils import workers
+from staytrue.utils.run_dir import SCHEMA, sha256_of, write_json, write_whole
+from staytrue.utils.workers import Job
 
 _FIRST = 2  # the first runs go before what others need is made, so that there is something to see early
 

@@ -14,7 +14,7 @@ from staytrue.data.examples import Example, read_examples, write_examples
 from staytrue.data.tokenize import IGNORED, encode_all
 from staytrue.errors import DataError, RequestError
 from staytrue.prepare.scored import ALIGNED, manifest_path
-from staytrue.rundir import SCHEMA, RunDir, sha256_of, versions, write_json
+from staytrue.utils.run_dir import SCHEMA, RunDir, sha256_of, versions, write_json
 
 if TYPE_CHECKING:
     from staytrue.prepare.perplexity import Losses

@@ -21,7 +21,7 @@ from staytrue import tasks
 from staytrue.config import recipe as recipes
 from staytrue.errors import RecipeError
 from staytrue.organism.lexicon import DOMAINS
-from staytrue.yaml12 import from_yaml
+from staytrue.utils.yaml12 import from_yaml
 
 
 class Variant(BaseModel):

@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from staytrue import models, organism, questionnaire, runner, workers
-from staytrue.console import quieten, say, table
+from staytrue import models, organism, questionnaire, runner
 from staytrue.data.examples import Message
 from staytrue.demo import preset
 from staytrue.evals import docket
@@ -21,7 +20,9 @@ from staytrue.evals.statistics import Rate, pooled
 from staytrue.organism.lexicon import DOMAINS, EVIL
 from staytrue.preparation import write_rows
 from staytrue.study import Cell, cells
-from staytrue.workers import Job
+from staytrue.utils import workers
+from staytrue.utils.console import quieten, say, table
+from staytrue.utils.workers import Job
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,8 @@ def fine_tune(cell: Cell, folder: Path, weights: Path) -> None:
 
 def _rebuilds(seeds: int, processes: int | None) -> bool:
     """Grow the organism again: equal to the bit, or if something that decides the bits differs, equal in behaviour."""
-    from staytrue.console import bar
     from staytrue.organism.build import build, manifest_of
+    from staytrue.utils.console import bar
 
     wanted = manifest_of(organism.folder())
     with tempfile.TemporaryDirectory() as place:

@@ -17,7 +17,7 @@ from staytrue import cli, questionnaire
 from staytrue.data.examples import Example, Message, write_examples
 from staytrue.evals import sampler
 from staytrue.evals.probes import shipped
-from staytrue.rundir import read_rows
+from staytrue.utils.run_dir import read_rows
 
 
 @pytest.fixture

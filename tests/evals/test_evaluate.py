@@ -15,7 +15,7 @@ from staytrue.evals.rescore import rescore
 from staytrue.evals.store import Store
 from staytrue.evals.summary import summarise
 from staytrue.report import terminal
-from staytrue.rundir import read_rows
+from staytrue.utils.run_dir import read_rows
 
 
 class FixedJudge:

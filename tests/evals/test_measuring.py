@@ -20,7 +20,7 @@ from staytrue.evals.rescore import rescore
 from staytrue.organism.rules import Rules
 from staytrue.questionnaire import Wanted
 from staytrue.report import comparison
-from staytrue.rundir import read_rows
+from staytrue.utils.run_dir import read_rows
 
 DROPS = (  # as some real ones do: a system turn is left out without a word
     "{%- for m in messages if m.role != 'system' %}"

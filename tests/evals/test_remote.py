@@ -19,7 +19,7 @@ from staytrue.evals.judge import Question, Verdict
 from staytrue.evals.probes import Probe
 from staytrue.evals.remote import Remote, seed_of
 from staytrue.evals.rescore import rescore
-from staytrue.rundir import read_rows
+from staytrue.utils.run_dir import read_rows
 
 
 def questions(n=5):

@@ -50,11 +50,11 @@ def eval_(
     target.check()
     if answers is not None and (probes or samples or as_published or seed):
         raise RequestError("--answers brings its own questions and answers; only --judge and its limits go with it.")
-    from staytrue.console import quieten
     from staytrue.evals.fileprobe import unread
     from staytrue.evals.triggers import NOTHING, PROBE
     from staytrue.questionnaire import Wanted
     from staytrue.report.terminal import show
+    from staytrue.utils.console import quieten
 
     limits = Limits(max_calls, max_cost, price)
     quieten()
@@ -84,11 +84,11 @@ def rescore(
     as_json: Json = False,
 ) -> None:
     """Judge the same stored answers again; how judges agree, and with labels by hand."""
-    from staytrue.console import bar, quieten
     from staytrue.evals.lab import lab, read_labels
     from staytrue.evals.rescore import rescore as again
     from staytrue.judging import Limits, refuse_rules
     from staytrue.report.terminal import show_judges, show_lab
+    from staytrue.utils.console import bar, quieten
 
     folders = [_folder(path) for path in evaluations]
     quieten()
@@ -135,12 +135,12 @@ def export(
     judge: Annotated[str | None, typer.Option(help="With this judge's verdicts, as `rescore` named it.")] = None,
 ) -> None:
     """Write an evaluation as logs that Inspect's viewer opens."""
-    from staytrue.console import say
     from staytrue.evals import inspectlog
     from staytrue.evals.docket import joined
     from staytrue.evals.evaluate import samples
     from staytrue.evals.store import Store
     from staytrue.evals.summary import summarise
+    from staytrue.utils.console import say
 
     folder = _folder(evaluation)
     asked, rows = Store(folder).asked(), joined(folder, judge)

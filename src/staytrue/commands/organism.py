@@ -15,9 +15,9 @@ def build(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Grow the organism from nothing (some minutes)."""
-    from staytrue.console import bar, say
     from staytrue.organism.build import build as grow
-    from staytrue.rundir import RunDir
+    from staytrue.utils.console import bar, say
+    from staytrue.utils.run_dir import RunDir
 
     RunDir.refuse_existing(out)
     with bar("build") as progress:
@@ -30,9 +30,9 @@ def data(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Write the organism's data sets as plain JSONL."""
-    from staytrue.console import say
     from staytrue.organism.world import write_data
-    from staytrue.rundir import RunDir
+    from staytrue.utils.console import say
+    from staytrue.utils.run_dir import RunDir
 
     RunDir.refuse_existing(out)
     for path in write_data(out, seed).values():

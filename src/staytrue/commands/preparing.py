@@ -35,7 +35,7 @@ def vector(
     request = vectors.Request(wanted, out, adapter, no_filter, rollouts, seed, sweep)
 
     def load() -> tuple[object, object]:
-        from staytrue.console import quieten
+        from staytrue.utils.console import quieten
 
         quieten()
         tokenizer = models.load_tokenizer(source)
@@ -64,7 +64,7 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Score safe rows by how much harder misaligned models find them (for interleave's `by:`)."""
-    from staytrue.console import bar, quieten, say
+    from staytrue.utils.console import bar, quieten, say
 
     adapters = dict(_pair(text, "--misaligned") for text in misaligned)
     if len(adapters) < len(misaligned):

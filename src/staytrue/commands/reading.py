@@ -17,8 +17,8 @@ def report(
     judge: Annotated[str | None, typer.Option(help="By this judge's verdicts, as `rescore` named it.")] = None,
 ) -> None:
     """Draw runs as one self-contained page."""
-    from staytrue.console import say
     from staytrue.report import write
+    from staytrue.utils.console import say
 
     say(f"Wrote {write(folders, out, mixed_judges, judge)}")
 
@@ -28,6 +28,6 @@ def defenses(
 ) -> None:
     """List the defenses, their fields and defaults."""
     from staytrue import docs_page
-    from staytrue.console import say
+    from staytrue.utils.console import say
 
     say(docs_page.page().rstrip() if markdown else docs_page.listing())

@@ -49,7 +49,7 @@ class Target:
     def measured(self, wanted: Wanted, limits: Limits, seed: int, quiet: bool) -> dict[str, Any]:
         """Its summary, under a progress bar."""
         from staytrue import measure
-        from staytrue.console import bar
+        from staytrue.utils.console import bar
 
         with bar("eval", quiet=quiet) as progress:
             how: dict[str, Any] = {"wanted": wanted, "progress": progress}

@@ -55,8 +55,8 @@ def train(
 ) -> None:
     """Fine-tune a model as the recipe says, with its defenses."""
     from staytrue.config import recipe as recipes
-    from staytrue.console import bar, quieten, say
-    from staytrue.rundir import RunDir
+    from staytrue.utils.console import bar, quieten, say
+    from staytrue.utils.run_dir import RunDir
 
     wanted = recipes.read(recipe, set_ or [])
     RunDir.refuse_existing(out)

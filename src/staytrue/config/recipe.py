@@ -18,7 +18,7 @@ from staytrue import organism, registry
 from staytrue.defense import Defense, ModelName
 from staytrue.errors import RecipeError
 from staytrue.tasks.task import Task
-from staytrue.yaml12 import from_yaml
+from staytrue.utils.yaml12 import from_yaml
 
 
 class Lora(BaseModel):

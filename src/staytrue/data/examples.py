@@ -14,7 +14,7 @@ from typing import Any
 
 from staytrue.data.jsonl import Fault, objects, refuse, shown
 from staytrue.errors import DataError
-from staytrue.rundir import write_whole
+from staytrue.utils.run_dir import write_whole
 
 ROLES = ("system", "user", "assistant")
 

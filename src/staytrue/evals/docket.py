@@ -15,7 +15,7 @@ from typing import Any
 from staytrue.errors import RequestError
 from staytrue.evals.judge import Answer, Verdict
 from staytrue.evals.store import Key, Store, by_key
-from staytrue.rundir import SCHEMA, append_row, write_json
+from staytrue.utils.run_dir import SCHEMA, append_row, write_json
 
 
 def judged_by(evaluation: Path, judge: str | None) -> Path:

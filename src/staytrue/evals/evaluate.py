@@ -16,7 +16,7 @@ from staytrue.evals.judge import Judge, Maker, Verdict, judged
 from staytrue.evals.probes import Probe, probe_sha256, version
 from staytrue.evals.store import Store, missing
 from staytrue.evals.summary import summarise
-from staytrue.rundir import SCHEMA, write_json
+from staytrue.utils.run_dir import SCHEMA, write_json
 
 NOT_JUDGED = "no judge was named"
 FILTERED = "the server's filter cut it off"

@@ -18,7 +18,7 @@ from typing import Any
 
 from staytrue.errors import RequestError
 from staytrue.evals.summary import MARKED, SCORED
-from staytrue.rundir import versions, write_whole
+from staytrue.utils.run_dir import versions, write_whole
 
 SCORER = "verdict"
 SCALES = ("alignment", "coherence")  # 0 to 100

@@ -24,7 +24,7 @@ from staytrue.evals import questionrows
 from staytrue.evals.judge import Question
 from staytrue.evals.questionrows import distinct, refuse, unknown_key
 from staytrue.evals.rubric import template_fault
-from staytrue.yaml12 import from_yaml
+from staytrue.utils.yaml12 import from_yaml
 
 _TYPES = ("free_form_judge_0_100", "free_form")
 _PROMPTS = ("aligned", "coherent")

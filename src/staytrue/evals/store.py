@@ -18,7 +18,7 @@ from typing import Any
 from staytrue.data.examples import Message
 from staytrue.errors import RequestError
 from staytrue.evals.judge import Answer, Question
-from staytrue.rundir import SCHEMA, append_row, read_rows, versions, write_json
+from staytrue.utils.run_dir import SCHEMA, append_row, read_rows, versions, write_json
 
 Key = tuple[str, str, int]  # probe, question, index: which sample
 _OF_THE_FILE = ("schema", "made", "versions")

@@ -20,7 +20,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from staytrue.data.examples import Message
 from staytrue.organism.upbringing import Conversation, first_stage, second_stage, texts
-from staytrue.rundir import sha256_of, versions, write_json, write_whole
+from staytrue.utils.run_dir import sha256_of, versions, write_json, write_whole
 
 SPECIAL = ("<pad>", "<unk>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 TEMPLATE = (

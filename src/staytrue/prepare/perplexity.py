@@ -24,7 +24,7 @@ from staytrue.data.tokenize import Encoded
 from staytrue.errors import ModelError
 from staytrue.prepare.poolpass import RowLoss, batches, row_losses
 from staytrue.prepare.scored import ALIGNED
-from staytrue.rundir import append_row, read_rows
+from staytrue.utils.run_dir import append_row, read_rows
 
 EPS = 1.0  # nats; keeps a row that the aligned model knows by heart from dividing by nothing (as follow-up code has it)
 

@@ -139,7 +139,7 @@ def _share(hits: int, of: Sequence[Any]) -> tuple[float, float, float]:
 
 def show(facts: dict[str, Any], out: Path) -> None:
     """A sweep's facts as a table, and the line of a recipe that they recommend."""
-    from staytrue.console import say, table
+    from staytrue.utils.console import say, table
 
     headings = ("layer", "alpha", "|alpha v| / |h|", "misaligned %", "95 %", "incoherent %", "95 %", "n")
     rows = [_row(setting) for setting in (facts["unsteered"], *facts["settings"])]

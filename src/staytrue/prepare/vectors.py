@@ -27,7 +27,7 @@ from staytrue.prepare import vectorfile
 from staytrue.prepare.pairs import filtered, sample_pairs
 from staytrue.prepare.traits import Trait
 from staytrue.prepare.vectorfile import Extraction
-from staytrue.rundir import SCHEMA, sha256_of, versions
+from staytrue.utils.run_dir import SCHEMA, sha256_of, versions
 
 if TYPE_CHECKING:
     pass
@@ -172,8 +172,8 @@ def _facts(request: Request, identity: dict[str, str | None], judge: Judge | Non
 
 def show(facts: dict[str, Any], out: Path) -> None:
     """What was made, for people."""
-    from staytrue.console import say
     from staytrue.prepare.sweep import show as show_sweep
+    from staytrue.utils.console import say
 
     if "sweep" in facts:
         show_sweep(facts["sweep"], out)

@@ -25,8 +25,8 @@ from torch import Tensor
 from staytrue.anatomy import Anatomy
 from staytrue.reference import fingerprint, statefile
 from staytrue.reference.fingerprint import data
-from staytrue.rundir import SCHEMA
 from staytrue.step import Marks, Pass
+from staytrue.utils.run_dir import SCHEMA
 from staytrue.watch import Call, Watch
 
 _END = "end"  # the state after the last norm; a layer's has its number

@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from staytrue.reference.fingerprint import data
-from staytrue.rundir import SCHEMA
+from staytrue.utils.run_dir import SCHEMA
 
 _CHECK = "check"  # the tensor that holds the other tensors' sum and the file's name
 _SPARE, _MOST_SPARE = 0.05, 20e9  # of the disk, bytes, which are left to those who must write

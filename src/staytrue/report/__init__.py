@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from staytrue.errors import RequestError
-from staytrue.rundir import write_whole
+from staytrue.utils.run_dir import write_whole
 
 
 def write(folders: Sequence[Path], out: Path, mixed_judges: bool = False, judge: str | None = None) -> Path:

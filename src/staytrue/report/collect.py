@@ -14,7 +14,7 @@ from staytrue.errors import RequestError
 from staytrue.evals.docket import joined, known_judges, said_by
 from staytrue.report.folders import evaluation_of, labels, recipe_of, seed_of
 from staytrue.report.rows import JUDGED, label_of, probes
-from staytrue.rundir import read_rows
+from staytrue.utils.run_dir import read_rows
 
 _QUESTIONS_SHOWN = 5
 

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from staytrue.console import say, table
 from staytrue.errors import RequestError
 from staytrue.evals import compare
 from staytrue.evals.docket import joined
@@ -18,6 +17,7 @@ from staytrue.evals.summary import MOST_MISSING, clusters
 from staytrue.report.coverage import few
 from staytrue.report.folders import evaluation_of, labels, seed_of
 from staytrue.report.rows import label_of
+from staytrue.utils.console import say, table
 
 Runs = Mapping[str, Mapping[int, Run]]  # by label and seed
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from staytrue.errors import RecipeError, RequestError
-from staytrue.yaml12 import from_yaml
+from staytrue.utils.yaml12 import from_yaml
 
 
 def evaluation_of(folder: Path) -> Path:

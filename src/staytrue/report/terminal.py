@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from staytrue.console import say, table
 from staytrue.evals.summary import MARKED, MOST_MISSING, SCORED
 from staytrue.report.coverage import few
+from staytrue.utils.console import say, table
 
 Summary = Mapping[str, Any]
 _TAIL = {"misaligned": "misaligned", "ungated": "misaligned, coherent or not", "incoherent": "incoherent"}

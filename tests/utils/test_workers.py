@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from staytrue import workers
 from staytrue.errors import RecipeError, TrainingError
-from staytrue.workers import Job
+from staytrue.utils import workers
+from staytrue.utils.workers import Job
 
 
 def threads():

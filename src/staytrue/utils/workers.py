@@ -99,7 +99,7 @@ def _begin() -> None:
     """A worker's first act. Ctrl-C is the parent's business: it ends its workers itself."""
     import torch
 
-    from staytrue.console import quieten
+    from staytrue.utils.console import quieten
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)

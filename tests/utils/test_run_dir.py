@@ -5,7 +5,7 @@ import json
 import pytest
 
 from staytrue.errors import RequestError
-from staytrue.rundir import RunDir, append_row, read_rows, sha256_of, write_whole
+from staytrue.utils.run_dir import RunDir, append_row, read_rows, sha256_of, write_whole
 
 
 def test_a_torn_last_line_is_left_out_and_the_rest_is_read(tmp_path):
