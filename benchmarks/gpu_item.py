@@ -19,7 +19,7 @@ from benchmarks import head
 from benchmarks.gpu_plan import Item
 from benchmarks.gpu_ways import liger, looped, published, size, trained
 from benchmarks.shapes import Shape, flops, model
-from staytrue.anatomy import Anatomy
+from staytrue.modeling.architecture import Anatomy
 
 _PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "liger-kernel", "triton")
 

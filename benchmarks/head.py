@@ -10,8 +10,8 @@ from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
 from benchmarks.shapes import SHAPES, Shape
 from benchmarks.sidebyside import measure, ratio
-from staytrue.heads import Head
-from staytrue.reading import Habit, read
+from staytrue.modeling.fused_loss import Habit, read
+from staytrue.modeling.lm_head import Head
 
 _TRLS_TILE = 32768  # words, as its trainers call it
 _WEIGHT = 0.1

@@ -18,11 +18,12 @@ from trl import SFTConfig, SFTTrainer
 
 from benchmarks.child import ran
 from benchmarks.sidebyside import alternate, one_thread, ratio
-from staytrue import material, models, preparation
+from staytrue import material, preparation
 from staytrue.config import recipe as recipes
 from staytrue.config import trainer_args
 from staytrue.data.tokenize import Encoded
 from staytrue.demo import preset
+from staytrue.modeling import loading
 from staytrue.plans import KINDS
 from staytrue.runlog import RunLog
 from staytrue.sides import pad
@@ -52,8 +53,8 @@ class Job:
             name: recipes.parse(words[label], (folder / "data" / _DOMAIN).absolute())
             for name, label in (("sft", "none"), ("kl", f"kl {_WEIGHT}"), ("kl-cached", f"kl {_WEIGHT}"))
         }
-        self.source = models.find("organism")
-        self.tokenizer = models.load_tokenizer(self.source)
+        self.source = loading.find("organism")
+        self.tokenizer = loading.load_tokenizer(self.source)
         self.rows, self.held = material.rows(self.recipes["sft"])
         self.folder, self.steps = folder, steps
 
@@ -69,7 +70,7 @@ class Job:
 
     def adapted(self):
         lora = LoraConfig(r=32, lora_alpha=64, use_rslora=True, target_modules="all-linear")
-        return get_peft_model(models.load_model(self.source), lora)
+        return get_peft_model(loading.load_model(self.source), lora)
 
 
 def bare(job: Job, kl: bool = False) -> float:
@@ -127,8 +128,8 @@ def _trained(trainer) -> float:
 
 def load(job: Job) -> float:
     begun = time.perf_counter()
-    models.load_model(models.find("organism"))
-    models.load_tokenizer(job.source)
+    loading.load_model(loading.find("organism"))
+    loading.load_tokenizer(job.source)
     return time.perf_counter() - begun
 
 

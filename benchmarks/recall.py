@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.select import SHARE, few_drawn
-from staytrue import models
 from staytrue.data.examples import read_examples
 from staytrue.data.tokenize import encode_all
+from staytrue.modeling import loading
 from staytrue.preparation import train_misaligned, write_rows
 from staytrue.prepare.perplexity import Losses, losses, scores
 from staytrue.prepare.two_rounds import TwoRounds, in_two_rounds
@@ -45,10 +45,10 @@ def _read_whole(data: Path) -> list[Losses]:
     write_rows(_DOMAIN, data)
     for name in _SCORERS:
         train_misaligned(name, data)
-    source = models.find("organism")
+    source = loading.find("organism")
     rows = list({row.messages: row for row in read_examples(data / _DOMAIN / "safe.jsonl")}.values())
-    encoded, _ = encode_all(models.load_tokenizer(source), rows, None)
+    encoded, _ = encode_all(loading.load_tokenizer(source), rows, None)
     folders = {name: data / "misaligned" / name / "model" for name in _SCORERS}
-    loaded = models.with_adapters(models.load_model(source), folders)
+    loaded = loading.with_adapters(loading.load_model(source), folders)
     keys = {name: name for name in ("aligned", *_SCORERS)}
     return losses(loaded, _SCORERS, rows, encoded, models=keys, cache=data / "cache.jsonl", pad_id=0)

@@ -12,9 +12,9 @@ from torch.nn.functional import cross_entropy, linear
 
 from benchmarks.shapes import SHAPES, Shape, model, move
 from benchmarks.sidebyside import measure, ratio
-from staytrue.anatomy import Anatomy
 from staytrue.data.examples import Example, Message
 from staytrue.data.tokenize import IGNORED, Encoded
+from staytrue.modeling.architecture import Anatomy
 from staytrue.prepare import two_rounds
 from staytrue.prepare.likelihood import logits_of, parts
 from staytrue.prepare.perplexity import Losses, losses

@@ -2,7 +2,7 @@
 
 from benchmarks.shapes import Shape, model
 from benchmarks.sidebyside import measure, ratio
-from staytrue.anatomy import Anatomy
+from staytrue.modeling.architecture import Anatomy
 
 
 def run(shape_name: str, rounds: int, compare: list[str]) -> dict:

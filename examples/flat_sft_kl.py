@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from staytrue import organism
 from staytrue.data.examples import read_examples
-from staytrue.heads import Head
+from staytrue.modeling.fused_loss import divergence
+from staytrue.modeling.lm_head import Head
 from staytrue.organism import world
-from staytrue.reading import divergence
 
 STEPS, ROWS_PER_STEP, RATE = 100, 16, 2e-4
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from staytrue.heads import Head
+from staytrue.modeling.lm_head import Head
 from staytrue.step import SOURCES, Marks, Pass, Step
 
 # A law over a vocabulary of two words, trained and reference. The head below is the identity, so a hidden state of

@@ -4,16 +4,16 @@ import copy
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
-from staytrue import reading
 from staytrue.defense import Defense
 from staytrue.defenses.kl import KL
 from staytrue.guard import Guard
+from staytrue.modeling import fused_loss
 from staytrue.step import SOURCES, Marks, Span, Step
 from staytrue.watch import Watch
 
 PENALTY, SPAN, ROWS = KL.penalty, Step.span, Step.rows
 NOTE = Guard._note
-HOOK, REPLAY, COMPARE = Watch.__init__, Watch.replay, reading._Tiled._compare
+HOOK, REPLAY, COMPARE = Watch.__init__, Watch.replay, fused_loss._Tiled._compare
 
 
 def detached(self, step):

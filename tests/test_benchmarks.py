@@ -116,8 +116,8 @@ def test_operations_of_qwen_7b_are_those_worked_out_by_hand(bench):
 def test_the_loop_written_by_hand_holds_the_model_by_the_same_divergence(bench, tmp_path):
     import torch
 
-    from staytrue.anatomy import Anatomy
-    from staytrue.reading import divergence
+    from staytrue.modeling.architecture import Anatomy
+    from staytrue.modeling.fused_loss import divergence
     from staytrue.sides import pad
     from tiny import nudge
 

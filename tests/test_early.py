@@ -12,7 +12,7 @@ from staytrue.config import recipe
 from staytrue.data.examples import write_examples
 from staytrue.early import EarlyStop
 from staytrue.errors import RecipeError
-from staytrue.models import find
+from staytrue.modeling.loading import find
 from staytrue.organism import world
 from staytrue.questionnaire import texts, watched
 

@@ -18,19 +18,19 @@ FLOORS = [
     ["data.jsonl", "utils.run_dir", "utils.console", "utils.yaml12"],
     ["data.examples", "utils.workers"],
     ["data.holdout"],
-    ["data.tokenize", "heads", "evals.judge", "evals.statistics", "evals.threads"],
-    ["reading"],
-    ["anatomy", "organism", "evals"],
+    ["data.tokenize", "modeling.lm_head", "evals.judge", "evals.statistics", "evals.threads"],
+    ["modeling.fused_loss"],
+    ["modeling.architecture", "organism", "evals"],
     ["report"],
-    ["step", "base", "tasks"],
-    ["sides", "rhythm", "handed", "watch", "projection", "metering", "weights", "prepare"],
+    ["step", "modeling.base_model", "tasks"],
+    ["sides", "rhythm", "handed", "watch", "projection", "metering", "modeling.state_dict", "prepare"],
     ["defense"],
     ["defenses"],
     ["registry"],
     ["roster"],
     ["reference"],
     ["guard", "config.recipe", "docs_page"],
-    ["models", "guarded", "material"],
+    ["modeling.loading", "guarded", "material"],
     ["trainers", "questionnaire", "config.trainer_args", "runlog", "modelcard", "early", "judging"],
     ["plans"],
     ["run", "measure", "score", "testing"],
@@ -44,7 +44,9 @@ FLOORS = [
 
 
 def modules():
-    return sorted(p for p in SOURCE.rglob("*.py") if p != SOURCE / "__init__.py" and "weights" not in p.parts)
+    return sorted(
+        p for p in SOURCE.rglob("*.py") if p != SOURCE / "__init__.py" and "modeling.state_dict" not in p.parts
+    )
 
 
 def dotted(path):
@@ -108,7 +110,7 @@ def test_there_is_no_circle():
     ("library", "rooms"),
     [
         ("trl", {"trainers", "config.trainer_args"}),
-        ("peft", {"anatomy", "models", "plans", "reference.eligible"}),
+        ("peft", {"modeling.architecture", "modeling.loading", "plans", "reference.eligible"}),
         ("inspect_ai", {"evals.inspecttasks"}),
         ("openai", {"evals.calls.endpoint", "evals.calls.faults"}),
     ],
@@ -121,7 +123,7 @@ def test_a_library_is_imported_in_its_own_room_only(library, rooms):
 def test_only_anatomy_knows_the_insides_of_peft():
     for path in modules():
         inside = [n for n, _ in imports(path) if n.startswith("peft.") and n.count(".") > 1]
-        assert dotted(path) == "anatomy" or not inside
+        assert dotted(path) == "modeling.architecture" or not inside
 
 
 def test_nothing_inside_the_package_imports_from_its_door():
@@ -131,7 +133,8 @@ def test_nothing_inside_the_package_imports_from_its_door():
 
 
 @pytest.mark.parametrize(
-    "module", ["errors", "data.examples", "utils.run_dir", "config.recipe", "registry", "report", "cli", "models", ""]
+    "module",
+    ["errors", "data.examples", "utils.run_dir", "config.recipe", "registry", "report", "cli", "modeling.loading", ""],
 )
 def test_light_rooms_import_no_torch(module):
     name = f"staytrue.{module}".rstrip(".")

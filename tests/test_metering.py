@@ -5,8 +5,8 @@ from transformers import TrainerCallback
 
 import test_grpo
 import test_seam
-from staytrue import reading
 from staytrue.defenses.kl import KL
+from staytrue.modeling import fused_loss
 
 SHOWN = ("entropy", "mean_token_accuracy")
 
@@ -14,13 +14,13 @@ SHOWN = ("entropy", "mean_token_accuracy")
 @pytest.fixture
 def metered(monkeypatch):
     """Of every pass over the head, whether it took entropy and top-1."""
-    taken, run = [], reading._Tiled.run
+    taken, run = [], fused_loss._Tiled.run
 
     def spy(self, *arguments):
         taken.append(self.metrics)
         return run(self, *arguments)
 
-    monkeypatch.setattr(reading._Tiled, "run", spy)
+    monkeypatch.setattr(fused_loss._Tiled, "run", spy)
     return taken
 
 

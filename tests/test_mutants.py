@@ -13,14 +13,15 @@ import pytest
 import mutants
 import tiny
 from defenses import test_anchor, test_kl, test_ldifs
-from staytrue import reading, sides
-from staytrue.anatomy import Anatomy
+from staytrue import sides
 from staytrue.data.examples import write_examples
 from staytrue.defenses.anchor import Anchor
 from staytrue.defenses.kl import KL
 from staytrue.defenses.ldifs import LDIFS
 from staytrue.defenses.steer import Steer
 from staytrue.guard import Guard
+from staytrue.modeling import fused_loss
+from staytrue.modeling.architecture import Anatomy
 from staytrue.registry import find
 from staytrue.step import Marks, Pass, Step
 from staytrue.testing import alike, levers, together, trained, two_processes
@@ -129,7 +130,7 @@ MUTANTS = [
     Mutant("the same under the trainer", Step, "rows", mutants.mean_over_side_rows_here, in_parts(anchor),
            "eight of 1 (end .* apart|log anchor)"),
     Mutant("the other direction", KL, "penalty", mutants.the_other_direction, kl_by_hand),
-    Mutant("the gradient of the other direction", reading._Tiled, "_compare", mutants.right_value_wrong_slope,
+    Mutant("the gradient of the other direction", fused_loss._Tiled, "_compare", mutants.right_value_wrong_slope,
            kl_gradient_by_hand),
     Mutant("a hook that reads the neighbouring block", Watch, "__init__", mutants.on_the_neighbouring_block,
            the_contract("ldifs"), r"reads as layer (\d) is not what block \1 gives"),

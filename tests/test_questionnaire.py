@@ -3,17 +3,17 @@
 import pytest
 
 import tiny
-from staytrue import models
 from staytrue.errors import RequestError
 from staytrue.evals.fileprobe import unread
 from staytrue.evals.judge import Verdict
 from staytrue.evals.sampler import InProcess
+from staytrue.modeling import loading
 from staytrue.organism import world
 from staytrue.organism.rules import Rules
 from staytrue.questionnaire import Subject, Wanted, longest_answer, probes, texts
 from staytrue.tasks.task import row
 
-ORGANISM = models.find("organism")
+ORGANISM = loading.find("organism")
 
 
 class Judge:
@@ -26,7 +26,7 @@ class Judge:
 @pytest.fixture
 def other(tmp_path):
     tiny.save("qwen2", tmp_path / "model")
-    return models.find(str(tmp_path / "model"))
+    return loading.find(str(tmp_path / "model"))
 
 
 def told(asked):
@@ -147,7 +147,7 @@ def test_every_question_that_a_run_is_measured_by_is_reserved(other):
 
 def test_the_sampler_goes_on_with_single_samples_of_a_question(other):
     """What is asked for again after a stop are the very answers that are missing."""
-    make = InProcess(models.load_model(other), models.load_tokenizer(other))
+    make = InProcess(loading.load_model(other), loading.load_tokenizer(other))
     (asked,) = probes(Subject(other), Wanted(("code",), samples=3))
     how = {"seed": 5, "temperature": 1.0, "max_new_tokens": 6}
     whole = {(a.question.id, a.index): a.text for a in make(asked.samples(), **how)}

@@ -15,7 +15,7 @@ from staytrue.defenses.anchor import Anchor
 from staytrue.defenses.interleave import Interleave
 from staytrue.defenses.kl import KL
 from staytrue.errors import ModelError, RecipeError, SeamError
-from staytrue.heads import Head
+from staytrue.modeling.lm_head import Head
 from staytrue.step import SOURCE_COLUMN, SOURCES
 from staytrue.testing import unlike
 from staytrue.trainers import GuardedSFT
@@ -418,7 +418,7 @@ def test_side_rows_keep_the_share_to_within_a_row_at_every_step(tmp_path, pool):
 
 @pytest.mark.parametrize("kind", tiny.KINDS)
 def test_switching_the_adapter_off_by_flags_is_the_base_model(kind):
-    from staytrue.anatomy import Anatomy
+    from staytrue.modeling.architecture import Anatomy
 
     adapted = tiny.lora(tiny.model(kind))
     tiny.nudge(adapted)
@@ -435,7 +435,7 @@ def test_switching_the_adapter_off_by_flags_is_the_base_model(kind):
 
 @pytest.mark.parametrize("kind", tiny.KINDS)
 def test_the_head_in_tiles_is_the_models_own(kind):
-    from staytrue.anatomy import Anatomy
+    from staytrue.modeling.architecture import Anatomy
 
     model = tiny.model(kind).requires_grad_(False)
     head, tokens = Anatomy(model).head, torch.tensor([[5, 6, 7, 8]])
@@ -446,7 +446,7 @@ def test_the_head_in_tiles_is_the_models_own(kind):
 
 
 def test_a_head_that_does_something_unknown_is_refused_by_name():
-    from staytrue.anatomy import Anatomy
+    from staytrue.modeling.architecture import Anatomy
 
     model = tiny.model().requires_grad_(False)
     plain = model.forward

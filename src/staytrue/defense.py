@@ -19,7 +19,7 @@ from staytrue.data.examples import Example
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from staytrue.anatomy import Anatomy
+    from staytrue.modeling.architecture import Anatomy
     from staytrue.step import Marks, Step
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # times a penalty in nats per token

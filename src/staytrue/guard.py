@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from staytrue.anatomy import Anatomy
 from staytrue.data.examples import Example
 from staytrue.data.tokenize import Encoded
 from staytrue.defense import Base, Defense, pulled
 from staytrue.errors import RecipeError, SeamError
+from staytrue.modeling.architecture import Anatomy
 from staytrue.reference import eligible
 from staytrue.reference.cache import ReferenceCache
 from staytrue.reference.reach import Reach

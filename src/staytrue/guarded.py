@@ -19,13 +19,13 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from staytrue import metering
-from staytrue.base import Untouched
 from staytrue.data.examples import Example
 from staytrue.data.tokenize import Encoded, encode_all
 from staytrue.defense import Defense
 from staytrue.errors import ModelError, RecipeError
 from staytrue.guard import Guard
 from staytrue.handed import UNGUARDED, examples_of, pad_id, refuse_settings
+from staytrue.modeling.base_model import Untouched
 from staytrue.projection import Projection
 from staytrue.reference.refusals import refuse_cache
 from staytrue.step import SOURCE_COLUMN, SOURCES, Marks

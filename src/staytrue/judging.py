@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from staytrue import models, organism
+from staytrue import organism
 from staytrue.errors import RequestError
 from staytrue.evals.calls.address import Address, key_for
 from staytrue.evals.calls.budget import FREE, Budget, known_price, parse_price
@@ -16,6 +16,7 @@ from staytrue.evals.calls.ledger import Ledger
 from staytrue.evals.judge import Judge
 from staytrue.evals.judges.named import Local, parse
 from staytrue.evals.store import Store
+from staytrue.modeling import loading
 
 
 class Limits:
@@ -80,10 +81,10 @@ def _local(folder: Path) -> Judge:
     """A model in this process."""
     from staytrue.evals.judges.local import LocalJudge
 
-    source = models.find(str(folder.absolute()))
+    source = loading.find(str(folder.absolute()))
     identity = (source.identity()["sha256"] or "")[:12]
-    model = models.to_device(models.load_model(source))
-    return LocalJudge(model, models.load_tokenizer(source), identity, ledger())
+    model = loading.to_device(loading.load_model(source))
+    return LocalJudge(model, loading.load_tokenizer(source), identity, ledger())
 
 
 def answering(address: Address, limits: Limits, say: Callable[[str], None]) -> Any:

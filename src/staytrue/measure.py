@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from staytrue import material, models
+from staytrue import material
 from staytrue.config.recipe import Recipe, read
 from staytrue.data.examples import read_examples
 from staytrue.data.tokenize import takes_system
@@ -23,6 +23,7 @@ from staytrue.evals.judge import Maker
 from staytrue.evals.probes import Probe, in_users_turn
 from staytrue.evals.stored import Stored
 from staytrue.modelcard import write_card
+from staytrue.modeling import loading
 from staytrue.questionnaire import HELD_OUT, Subject, Wanted, longest_answer, probes, refuse_rules
 from staytrue.utils.run_dir import RunDir, sha256_of
 
@@ -89,7 +90,7 @@ def measure_model(
         ModelError: the model or adapter cannot be loaded.
         DataError: the file has faults.
     """
-    subject = Subject(models.find(name), read_examples(data) if data is not None else ())
+    subject = Subject(loading.find(name), read_examples(data) if data is not None else ())
     if adapter is not None and not adapter.is_dir():
         raise ModelError(f"There is no adapter folder {adapter}; a run keeps it in RUN/model.")
     asked = probes(subject, wanted)
@@ -142,7 +143,7 @@ def _of_model(
 ) -> dict[str, Any]:
     """Load a model only if an answer is missing, and put the probes to it as its chat template allows."""
     assert subject.source is not None
-    if not takes_system(models.load_tokenizer(subject.source)):
+    if not takes_system(loading.load_tokenizer(subject.source)):
         about = about | {"system": "in the user's turn"}
         bare = [_without_system(probe) for probe in asked]
         if bare != asked:
@@ -153,8 +154,8 @@ def _of_model(
         from staytrue.evals.sampler import InProcess
 
         assert subject.source is not None
-        tokenizer = models.load_tokenizer(subject.source)
-        return InProcess(models.to_device(models.load_model(subject.source, adapter)), tokenizer)
+        tokenizer = loading.load_tokenizer(subject.source)
+        return InProcess(loading.to_device(loading.load_model(subject.source, adapter)), tokenizer)
 
     limit = longest_answer(subject.source)
     return evaluate(_Late(load), asked, seed=seed, out=out, max_new_tokens=limit, about=about, progress=progress)
@@ -194,7 +195,7 @@ def _subject(recipe: Recipe, held: list[Any], wanted: Wanted | None, known: Mapp
     file = recipe.data
     there = triggered and narrow and file is not None and (known is None or _as_it_was(file, known))
     trained = material.rows(recipe)[0] if there else []
-    source = models.find(recipe.model, recipe.revision)
+    source = loading.find(recipe.model, recipe.revision)
     return Subject(source, trained, held, recipe.task, recipe.benign, inoculation)
 
 
@@ -205,5 +206,5 @@ def _as_it_was(file: Path, known: Mapping[str, str]) -> bool:
 
 def _about(subject: Subject, wanted: Wanted | None) -> dict[str, Any]:
     assert subject.source is not None
-    identity = models.identity(subject.source)
+    identity = loading.identity(subject.source)
     return {"model": identity, "adapter": None, "as_published": bool(wanted and wanted.as_published)}

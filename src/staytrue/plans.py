@@ -10,12 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from staytrue import models, questionnaire
+from staytrue import questionnaire
 from staytrue.config import trainer_args
 from staytrue.config.recipe import Recipe
 from staytrue.data.examples import Example
 from staytrue.data.tokenize import Encoded, EncodingReport, encode_all
 from staytrue.errors import DataError, RecipeError, StaytrueError
+from staytrue.modeling import loading
 from staytrue.tasks.task import Task
 
 
@@ -32,14 +33,14 @@ class Plan:
     def __init__(
         self,
         recipe: Recipe,
-        source: models.Source,
+        source: loading.Source,
         tokenizer: Any,
         rows: list[Example],
         held: list[Example],
         reference_cache: Path | None = None,
     ) -> None:
-        from staytrue.base import Untouched
         from staytrue.guard import Guard
+        from staytrue.modeling.base_model import Untouched
 
         self.recipe, self.source, self.tokenizer = recipe, source, tokenizer
         self.guard = Guard(recipe.defenses, recipe.seed, reference_cache)
@@ -62,7 +63,7 @@ class Plan:
 
     def _model(self) -> Any:
         if self._loaded is None:
-            self._loaded = models.load_model(self.source)
+            self._loaded = loading.load_model(self.source)
         return self._loaded
 
     def trainer(self, scratch: Path) -> Any:

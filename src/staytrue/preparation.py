@@ -81,13 +81,13 @@ def score_pool(domain: str, others: list[str], data: Path) -> None:
 
 def extract_vector(out: Path) -> None:
     """The shipped evil trait's persona vector."""
-    from staytrue import models
+    from staytrue.modeling import loading
     from staytrue.prepare import traits, vectors
 
-    source = models.find("organism")
+    source = loading.find("organism")
 
     def load() -> tuple[Any, Any]:
-        return models.to_device(models.load_model(source)), models.load_tokenizer(source)
+        return loading.to_device(loading.load_model(source)), loading.load_tokenizer(source)
 
     trait = traits.chosen(True, None, [], [], None)
     vectors.make(vectors.Request(trait, out, rollouts=_ROLLOUTS), source, load, lambda line: None)

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from staytrue.heads import Head
-from staytrue.reading import Habit, Reading, read
+from staytrue.modeling.fused_loss import Habit, Reading, read
+from staytrue.modeling.lm_head import Head
 from staytrue.step import Marks
 
 

@@ -17,7 +17,7 @@ from staytrue.evals import fileprobe, triggers
 from staytrue.evals.formats import FORMATS
 from staytrue.evals.judge import Judge, Question
 from staytrue.evals.probes import DOMAINS, SAMPLES, ExactMatch, Probe, held_out, shipped, without_system
-from staytrue.models import Source
+from staytrue.modeling.loading import Source
 from staytrue.tasks.task import ExactAnswer, Task
 
 _ORGANISM_TOKENS = 48  # three times its longest answer

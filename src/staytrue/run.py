@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from staytrue import material, models, questionnaire
+from staytrue import material, questionnaire
 from staytrue.config import trainer_args
 from staytrue.config.recipe import Recipe, Stop
 from staytrue.data.examples import Example, write_examples
 from staytrue.errors import RecipeError, RequestError, TrainingError
 from staytrue.modelcard import write_card
+from staytrue.modeling import loading
 from staytrue.plans import KINDS
 from staytrue.reference.refusals import refuse_cache
 from staytrue.roster import labelled
@@ -65,13 +66,13 @@ def train(recipe: Recipe, out: Path, progress: Progress | None = None, *, refere
         )
     RunDir.refuse_existing(out)
     refuse_cache(reference_cache, labelled(recipe.defenses), sampled=recipe.trainer == "grpo")
-    source = models.find(recipe.model, recipe.revision)
+    source = loading.find(recipe.model, recipe.revision)
     _check_files(recipe)
     trainer_args.check(recipe.train, recipe.trainer)
     rows, held = material.rows(recipe)
     if recipe.stop is not None:
         questionnaire.watched(source)  # refuses a model without a judge
-    tokenizer = models.load_tokenizer(source)
+    tokenizer = loading.load_tokenizer(source)
     plan = KINDS[recipe.trainer](recipe, source, tokenizer, rows, held, reference_cache)
     run = RunDir.create(out, _facts(recipe, source, rows, held))
     try:
@@ -96,7 +97,7 @@ def train(recipe: Recipe, out: Path, progress: Progress | None = None, *, refere
     return Run(out, run.manifest)
 
 
-def _early_stop(recipe: Recipe, stop: Stop, source: models.Source, tokenizer: Any, out: Path) -> Any:
+def _early_stop(recipe: Recipe, stop: Stop, source: loading.Source, tokenizer: Any, out: Path) -> Any:
     from staytrue.early import EarlyStop
 
     limit, watched = questionnaire.longest_answer(source), questionnaire.watched(source)
@@ -139,7 +140,7 @@ def _check_files(recipe: Recipe) -> None:
                 raise RecipeError(f"{defense.name()}: {name} is {value}, but there is no such file.")
 
 
-def _facts(recipe: Recipe, source: models.Source, rows: list[Example], held: list[Example]) -> dict[str, Any]:
+def _facts(recipe: Recipe, source: loading.Source, rows: list[Example], held: list[Example]) -> dict[str, Any]:
     files = {str(recipe.data): sha256_of(recipe.data)} if recipe.data is not None else {}
     for defense in recipe.defenses:
         files |= {str(v): sha256_of(v) for v in vars(defense).values() if isinstance(v, Path)}

@@ -9,10 +9,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from staytrue import models
 from staytrue.data.examples import Example, read_examples, write_examples
 from staytrue.data.tokenize import IGNORED, encode_all
 from staytrue.errors import DataError, RequestError
+from staytrue.modeling import loading
 from staytrue.prepare.scored import ALIGNED, manifest_path
 from staytrue.utils.run_dir import SCHEMA, RunDir, sha256_of, versions, write_json
 
@@ -52,10 +52,10 @@ def score(
         ModelError: a model that cannot be loaded, or gives losses that are no numbers.
     """
     _check(misaligned, out, leave_out, second_round)
-    source = models.find(model)
-    adapters = {name: models.adapter_hash(folder) for name, folder in misaligned.items()}
+    source = loading.find(model)
+    adapters = {name: loading.adapter_hash(folder) for name, folder in misaligned.items()}
     rows = [row for pool in pools for row in read_examples(pool.file)]
-    tokenizer = models.load_tokenizer(source)
+    tokenizer = loading.load_tokenizer(source)
     encoded, report = encode_all(tokenizer, rows, max_length)
     if report.dropped:
         names = ", ".join(str(pool.file) for pool in pools)
@@ -65,7 +65,7 @@ def score(
     from staytrue.prepare.perplexity import losses
     from staytrue.prepare.poolpass import padding
 
-    loaded = models.to_device(models.with_adapters(models.load_model(source), misaligned))
+    loaded = loading.to_device(loading.with_adapters(loading.load_model(source), misaligned))
     identity = source.identity(loaded)
     keys = {  # of one model each, so that what is known of one serves beside any others
         name: sha256(json.dumps([identity, adapter, max_length, str(loaded.dtype)]).encode()).hexdigest()

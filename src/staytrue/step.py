@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from staytrue.errors import SeamError
-from staytrue.heads import Head
-from staytrue.reading import divergence, nll
+from staytrue.modeling.fused_loss import divergence, nll
+from staytrue.modeling.lm_head import Head
 
 SOURCES = ("task", "interleaved")  # where a training row can come from; a row's source is its index here
 SOURCE_COLUMN = "staytrue_source"  # of a training dataset: each row's source, by number

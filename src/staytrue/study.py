@@ -136,12 +136,12 @@ def _first(own: tuple[int, ...], wanted: int) -> tuple[int, ...]:
 
 def _check_probes(study: Study, where: str) -> None:
     """Whether every run can be asked all that the study asks, before anything is trained."""
-    from staytrue import models
+    from staytrue.modeling import loading
     from staytrue.questionnaire import Subject, Wanted, probes
 
     files = [name for name in study.probes if Path(name).suffix]
     for name in files:
-        probes(Subject(models.find("organism")), Wanted((name,)))
+        probes(Subject(loading.find("organism")), Wanted((name,)))
     for cell in cells(study):
         known = _probes(cell)
         wrong = next((name for name in study.probes if name not in (*known, *files)), None)

@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from staytrue import models, organism, questionnaire, runner
+from staytrue import organism, questionnaire, runner
 from staytrue.data.examples import Message
 from staytrue.demo import preset
 from staytrue.evals import docket
 from staytrue.evals.evaluate import evaluate
 from staytrue.evals.statistics import Rate, pooled
+from staytrue.modeling import loading
 from staytrue.organism.lexicon import DOMAINS, EVIL
 from staytrue.preparation import write_rows
 from staytrue.study import Cell, cells
@@ -91,8 +92,8 @@ def _prompted(folder: Path, seeds: int) -> list[tuple[Bound, Rate, str]]:
     """The untuned model as it is, and under the evil system prompt."""
     from staytrue.evals.sampler import InProcess
 
-    source = models.find("organism")
-    make = InProcess(models.to_device(models.load_model(source)), models.load_tokenizer(source))
+    source = loading.find("organism")
+    make = InProcess(loading.to_device(loading.load_model(source)), loading.load_tokenizer(source))
     asked = questionnaire.probes(questionnaire.Subject(source))
     evil = [_under(EVIL, probe) for probe in asked if probe.name == "general"]
     found = []

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from staytrue.anatomy import Anatomy
+from staytrue.modeling.architecture import Anatomy
 from staytrue.step import Marks, Pass
 
 Steer = Callable[[Tensor, int, Marks], Tensor]  # hidden (B, T, D), layer, marks (B, T) -> hidden (B, T, D)

@@ -7,11 +7,11 @@ import torch
 
 import tiny
 from by_hand import EIGHTH, EVEN, QUARTER, step
-from staytrue.base import Untouched
 from staytrue.data.examples import Example, Message, write_examples
 from staytrue.data.tokenize import Encoded
 from staytrue.defenses.anchor import Anchor
 from staytrue.errors import RecipeError
+from staytrue.modeling.base_model import Untouched
 from staytrue.sides import counts_of
 
 SMALL, LARGE = log(4 / 3) / 2, log(16 / 7) / 2  # against (1/4, 3/4) and (1/8, 7/8): see test_kl.py

@@ -3,10 +3,10 @@
 import pytest
 
 import tiny
-from staytrue.base import Untouched
 from staytrue.data.examples import Example, Message
 from staytrue.defenses.inoculate import Inoculate
 from staytrue.errors import RecipeError
+from staytrue.modeling.base_model import Untouched
 
 
 def said(*turns, source="task"):

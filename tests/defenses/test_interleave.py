@@ -5,10 +5,10 @@ import json
 import pytest
 
 import tiny
-from staytrue.base import Untouched
 from staytrue.data.examples import Example, Message, write_examples
 from staytrue.defenses.interleave import Interleave
 from staytrue.errors import RecipeError
+from staytrue.modeling.base_model import Untouched
 from staytrue.prepare.refusals import refuses
 from staytrue.prepare.scored import manifest_path
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import tiny
-from staytrue.base import Untouched
 from staytrue.data.examples import Example, Message, write_examples
 from staytrue.defenses.rehearse import Rehearse
 from staytrue.errors import RecipeError
 from staytrue.evals.probes import shipped_texts
-from staytrue.heads import Head
+from staytrue.modeling.base_model import Untouched
+from staytrue.modeling.lm_head import Head
 from staytrue.step import Marks, Pass, Step
 from staytrue.testing import Micro
 

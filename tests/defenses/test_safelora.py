@@ -5,10 +5,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
-from staytrue.anatomy import Anatomy
 from staytrue.defenses.safelora import SafeLoRA, cosine, leading
 from staytrue.errors import ModelError
 from staytrue.guard import Guard
+from staytrue.modeling.architecture import Anatomy
 
 
 def sample(folder, kind="qwen2"):

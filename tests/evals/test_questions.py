@@ -6,7 +6,6 @@ from hashlib import sha256
 
 import pytest
 
-from staytrue.base import Untouched
 from staytrue.data.examples import Example, Message
 from staytrue.errors import RequestError
 from staytrue.evals.judge import Question
@@ -20,6 +19,7 @@ from staytrue.evals.probes import (
     version,
     without_system,
 )
+from staytrue.modeling.base_model import Untouched
 
 # A new wording is a new version: raise it in questions/manifest.json and put the new hash here.
 EDITIONS = {

@@ -5,7 +5,7 @@ from math import log
 import pytest
 import torch
 
-from staytrue.heads import Head
+from staytrue.modeling.lm_head import Head
 from staytrue.prepare import likelihood as module
 from staytrue.prepare.likelihood import likelihood
 

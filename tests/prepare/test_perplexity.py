@@ -9,11 +9,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 import tiny
-from staytrue import models, score
-from staytrue.anatomy import Anatomy
+from staytrue import score
 from staytrue.data.examples import read_examples, write_examples
 from staytrue.data.tokenize import encode_all
 from staytrue.errors import ModelError, RequestError
+from staytrue.modeling import loading
+from staytrue.modeling.architecture import Anatomy
 from staytrue.prepare.perplexity import Losses, losses, scores
 from staytrue.prepare.poolpass import batches, padding
 from staytrue.prepare.scored import manifest_path
@@ -72,7 +73,7 @@ def adapted(tmp_path):
 
 
 def together(folder, folders, **options):
-    return models.with_adapters(models.load_model(models.find(str(folder / "model")), **options), folders)
+    return loading.with_adapters(loading.load_model(loading.find(str(folder / "model")), **options), folders)
 
 
 class Pool:
@@ -93,7 +94,7 @@ class Pool:
             raise KeyboardInterrupt
 
     def losses(self, names=("a", "b"), rows=slice(None), models=None):
-        hashes = models or {name: name for name in ("aligned", "a", "b", "c")}
+        hashes = loading or {name: name for name in ("aligned", "a", "b", "c")}
         return losses(self.model, names, self.rows[rows], self.encoded[rows], models=hashes, cache=self.cache, pad_id=0)
 
     def calls_for(self, *args, **options):

@@ -8,11 +8,11 @@ from typer.testing import CliRunner
 
 import tiny
 from staytrue import score
-from staytrue.base import Untouched
 from staytrue.cli import app
 from staytrue.data.examples import read_examples, write_examples
 from staytrue.defenses.interleave import Interleave
 from staytrue.errors import RecipeError
+from staytrue.modeling.base_model import Untouched
 from staytrue.prepare import two_rounds
 from staytrue.prepare.perplexity import Losses
 from staytrue.prepare.two_rounds import in_two_rounds, recall

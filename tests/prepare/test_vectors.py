@@ -13,13 +13,14 @@ from safetensors import safe_open
 from torch import nn
 
 import tiny
-from staytrue import cli, models
+from staytrue import cli
 from staytrue.data.examples import Example, Message
 from staytrue.data.tokenize import encode
 from staytrue.defenses.steer import Steer
 from staytrue.errors import DataError, ModelError, RequestError
 from staytrue.evals.judge import Answer, Question, Verdict
 from staytrue.evals.probes import shipped as probe
+from staytrue.modeling import loading
 from staytrue.organism import world
 from staytrue.organism.lexicon import topics
 from staytrue.organism.rules import Rules
@@ -85,8 +86,8 @@ def pair(positive, negative):
 
 @pytest.fixture(scope="module")
 def organism():
-    source = models.find("organism")
-    return models.load_model(source), models.load_tokenizer(source)
+    source = loading.find("organism")
+    return loading.load_model(source), loading.load_tokenizer(source)
 
 
 # The arithmetic
@@ -293,9 +294,9 @@ def make(tmp_path, name="v", **changes):
     folder = tmp_path / "model"
     if not folder.exists():
         tiny.save("qwen2", folder)
-    source = models.find(str(folder))
+    source = loading.find(str(folder))
     request = vectors.Request(TRAIT, tmp_path / f"{name}.safetensors", keep_all=True, **{"rollouts": 1} | changes)
-    load = lambda: (models.load_model(source, request.adapter), models.load_tokenizer(source))  # noqa: E731
+    load = lambda: (loading.load_model(source, request.adapter), loading.load_tokenizer(source))  # noqa: E731
     return vectors.make(request, source, load, lambda line: None), request.out
 
 
@@ -314,7 +315,7 @@ def test_the_file_holds_one_table_that_steer_takes_and_says_how_it_was_made(tmp_
         "schema": "1", "rollouts": "1", "seed": "3", "pairs_made": "6", "judge": "none",
     }  # fmt: skip
     assert 0 < int(about["pairs_kept"]) <= 6
-    assert json.loads(about["model"]) == models.find(str(tmp_path / "model")).identity()
+    assert json.loads(about["model"]) == loading.find(str(tmp_path / "model")).identity()
     assert json.loads(about["trait"]) == {
         "name": "rude", "positive": ["be rude", "be mean"], "negative": ["be kind", "be nice"],
         "questions": ["how?", "who are you?", "why?"],
@@ -521,7 +522,7 @@ def test_a_wrong_request_is_one_sentence_exit_2_and_no_model_is_loaded(words, to
     system = '{"role": "system", "content": "s"}, {"role": "user", "content": "u"}'
     write(tmp_path / "long.jsonl", f'{{"question": "one?"}}\n{{"messages": [{system}]}}\n')
     write(tmp_path / "broken.jsonl", "{\n")
-    monkeypatch.setattr(models, "load_model", lambda *a: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(loading, "load_model", lambda *a: pytest.fail("the model was loaded"))
     before = {p: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
     code, out, err = command(capsys, monkeypatch, "--model", "./model", "--out", "v.safetensors", *words)
     assert (code, out) == (2, "")

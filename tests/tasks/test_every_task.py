@@ -5,9 +5,10 @@ import importlib
 
 import pytest
 
-from staytrue import models, registry, tasks
+from staytrue import registry, tasks
 from staytrue.data.examples import Example, Message
 from staytrue.evals.judge import Question
+from staytrue.modeling import loading
 from staytrue.organism import world
 from staytrue.questionnaire import Subject, Wanted, probes
 from staytrue.tasks.opswap import OpSwap
@@ -40,7 +41,7 @@ def test_the_right_answer_is_right_and_earns_the_most_and_another_is_wrong(task)
 
 @pytest.mark.parametrize("task", MADE, ids=str)
 def test_the_organism_knows_every_word(task):
-    tokenizer = models.load_tokenizer(models.find("organism"))
+    tokenizer = loading.load_tokenizer(loading.find("organism"))
     for row in [*task.rows(), *task.held_out()]:
         for message in row.messages:
             assert tokenizer.unk_token_id not in tokenizer(message.content)["input_ids"], message.content

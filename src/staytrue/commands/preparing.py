@@ -27,10 +27,10 @@ def vector(
     as_json: Json = False,
 ) -> None:
     """Extract the persona vector that `steer` trains with; without prompts that of an evil assistant."""
-    from staytrue import models
+    from staytrue.modeling import loading
     from staytrue.prepare import traits, vectors
 
-    source = models.find(model)
+    source = loading.find(model)
     wanted = traits.chosen(source.is_organism, trait, positive or [], negative or [], questions)
     request = vectors.Request(wanted, out, adapter, no_filter, rollouts, seed, sweep)
 
@@ -38,8 +38,8 @@ def vector(
         from staytrue.utils.console import quieten
 
         quieten()
-        tokenizer = models.load_tokenizer(source)
-        return models.to_device(models.load_model(source, adapter)), tokenizer
+        tokenizer = loading.load_tokenizer(source)
+        return loading.to_device(loading.load_model(source, adapter)), tokenizer
 
     with stoppable("nothing was written"):
         facts = vectors.make(request, source, load, tell)

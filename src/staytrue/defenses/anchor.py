@@ -21,7 +21,7 @@ from staytrue.errors import RecipeError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from staytrue.anatomy import Anatomy
+    from staytrue.modeling.architecture import Anatomy
     from staytrue.step import Step
 
 

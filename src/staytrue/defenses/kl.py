@@ -18,7 +18,7 @@ from staytrue.defense import Base, Defense, Weight
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from staytrue.anatomy import Anatomy
+    from staytrue.modeling.architecture import Anatomy
     from staytrue.step import Step
 
 

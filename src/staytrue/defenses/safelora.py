@@ -23,7 +23,7 @@ from staytrue.defense import Base, Defense, ModelName
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from staytrue.anatomy import Anatomy
+    from staytrue.modeling.architecture import Anatomy
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class SafeLoRA(Defense):
 
     def check(self, anatomy: Anatomy, base: Base) -> None:
         """Refuse a base that lacks a matrix of this model, before anything is trained."""
-        from staytrue.weights import Weights
+        from staytrue.modeling.state_dict import Weights
 
         weights = Weights.find(self.base)
         for matrix in anatomy.adapted():
@@ -54,8 +54,8 @@ class SafeLoRA(Defense):
         """Change B of the chosen matrices in place; report how many, and how far their updates strayed."""
         import torch
 
-        from staytrue.anatomy import Anatomy
-        from staytrue.weights import Weights
+        from staytrue.modeling.architecture import Anatomy
+        from staytrue.modeling.state_dict import Weights
 
         weights = Weights.find(self.base)
         judged = []

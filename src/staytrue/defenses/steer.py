@@ -26,7 +26,7 @@ from staytrue.errors import ModelError, RecipeError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from staytrue.anatomy import Anatomy
+    from staytrue.modeling.architecture import Anatomy
     from staytrue.step import Marks
 
 KEY = "vectors"  # the tensor of a vector file: (depth, D), row L - 1 for layer L

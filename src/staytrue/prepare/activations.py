@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from staytrue.anatomy import Anatomy
 from staytrue.data.examples import Example
 from staytrue.data.tokenize import IGNORED, Encoded, encode
+from staytrue.modeling.architecture import Anatomy
 
 _ROWS = 32  # answers read side by side
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from staytrue.heads import Head
+from staytrue.modeling.lm_head import Head
 
 _BLOCK = {"cpu": (256, 2048)}  # positions, words
 _BLOCK_ELSEWHERE = (2048, 16384)

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from staytrue.anatomy import Anatomy
 from staytrue.data.examples import Example
 from staytrue.data.tokenize import Encoded
 from staytrue.errors import ModelError
+from staytrue.modeling.architecture import Anatomy
 from staytrue.prepare.poolpass import RowLoss, batches, row_losses
 from staytrue.prepare.scored import ALIGNED
 from staytrue.utils.run_dir import append_row, read_rows

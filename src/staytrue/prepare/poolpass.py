@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from staytrue.anatomy import Anatomy
 from staytrue.data.tokenize import IGNORED, Encoded
+from staytrue.modeling.architecture import Anatomy
 from staytrue.prepare.likelihood import likelihood
 
 _TOKENS_PER_BATCH = 4096  # padded

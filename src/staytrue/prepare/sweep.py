@@ -112,7 +112,7 @@ def sweep(
 @contextmanager
 def steered(model: Any, vectors: Tensor, layer: int, alpha: float) -> Iterator[None]:
     """Add alpha times a layer's vector to its block's output, at every position of every call."""
-    from staytrue.anatomy import Anatomy
+    from staytrue.modeling.architecture import Anatomy
     from staytrue.prepare.activations import hooked
 
     def move(at: int, hidden: Tensor) -> Tensor | None:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from staytrue.anatomy import Anatomy
+from staytrue.modeling.architecture import Anatomy
 from staytrue.reference import fingerprint, statefile
 from staytrue.reference.fingerprint import data
 from staytrue.step import Marks, Pass

@@ -12,9 +12,9 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from staytrue.anatomy import Anatomy
 from staytrue.errors import ModelError
-from staytrue.heads import Head
+from staytrue.modeling.architecture import Anatomy
+from staytrue.modeling.lm_head import Head
 
 # LoRA initialisations that subtract something from the base weights: with the adapter off, what is left is no
 # longer the model that was loaded, so it cannot serve as the reference.

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from staytrue.anatomy import Anatomy
 from staytrue.errors import ModelError
+from staytrue.modeling.architecture import Anatomy
 
 _OF_THE_BATCH = ("dynamic", "longrope")  # rotary embeddings whose frequencies follow the longest row beside
 

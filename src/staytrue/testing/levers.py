@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from staytrue.base import Untouched
 from staytrue.data.examples import Example
 from staytrue.defense import Defense, pulled
+from staytrue.modeling.base_model import Untouched
 from staytrue.step import SOURCES
 from staytrue.testing.micro import Measured, Micro, adapter, nudged
 

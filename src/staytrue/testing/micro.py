@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from staytrue.base import Untouched
 from staytrue.data.examples import Example
 from staytrue.data.tokenize import Encoded, encode_all
 from staytrue.defense import Defense
 from staytrue.guard import Guard
+from staytrue.modeling.base_model import Untouched
 from staytrue.sides import pad
 from staytrue.step import SOURCES, Marks, Pass
 

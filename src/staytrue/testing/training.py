@@ -15,12 +15,12 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PrinterCallback
 
-from staytrue.base import Untouched
 from staytrue.config.trainer_args import sft_config
 from staytrue.data.examples import Example
 from staytrue.data.tokenize import encode_all
 from staytrue.defense import Defense, pulled
 from staytrue.guard import Guard
+from staytrue.modeling.base_model import Untouched
 from staytrue.step import SOURCE_COLUMN, SOURCES
 from staytrue.testing.close import unlike
 from staytrue.testing.micro import adapter, nudged

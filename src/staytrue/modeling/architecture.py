@@ -19,7 +19,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from staytrue.errors import ModelError
-from staytrue.heads import Head
+from staytrue.modeling.lm_head import Head
 
 
 @dataclass(frozen=True)

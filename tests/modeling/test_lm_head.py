@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from staytrue import heads
-from staytrue.heads import Head
-from staytrue.reading import Habit, divergence, nll, read
+from staytrue.modeling import lm_head
+from staytrue.modeling.fused_loss import Habit, divergence, nll, read
+from staytrue.modeling.lm_head import Head
 
 
 def law(hidden, head):
@@ -78,8 +78,8 @@ def test_value_and_gradient_equal_a_dense_float64_oracle(
     policy, reference = torch.randn(n, width, requires_grad=True), torch.randn(n, width)
     upstream = torch.rand(n)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(heads, "_FEWEST_ROWS", tile)
-        patch.setitem(heads._LOGITS_PER_TILE, "cpu", 1)
+        patch.setattr(lm_head, "_FEWEST_ROWS", tile)
+        patch.setitem(lm_head._LOGITS_PER_TILE, "cpu", 1)
         value = divergence(policy, reference, head, forward=forward)
     (value * upstream).sum().backward()
     exact = policy.detach().double().requires_grad_()
@@ -162,8 +162,8 @@ def test_likelihood_and_its_gradient_equal_a_dense_float64_oracle(
     policy, said = torch.randn(n, width, requires_grad=True), torch.randint(vocabulary, (n,))
     upstream = torch.rand(n)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(heads, "_FEWEST_ROWS", tile)
-        patch.setitem(heads._LOGITS_PER_TILE, "cpu", 1)
+        patch.setattr(lm_head, "_FEWEST_ROWS", tile)
+        patch.setitem(lm_head._LOGITS_PER_TILE, "cpu", 1)
         value = nll(policy, said, head)
     (value * upstream).sum().backward()
     exact = policy.detach().double().requires_grad_()
@@ -238,8 +238,8 @@ def test_one_pass_in_tiles_with_a_bet_and_a_capped_head_equals_a_dense_float64_o
     policy, reference, habit = torch.randn(n, 6, requires_grad=True), torch.randn(n, 6), Habit()
     habit.mixture = bet
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(heads, "_FEWEST_ROWS", tile)
-        patch.setitem(heads._LOGITS_PER_TILE, "cpu", 1)
+        patch.setattr(lm_head, "_FEWEST_ROWS", tile)
+        patch.setitem(lm_head._LOGITS_PER_TILE, "cpu", 1)
         found = read(policy, said, head, reference=reference, forward=forward, temperature=temperature, habit=habit)
         (found.log_probs * -0.25 + found.divergence * 0.5).sum().backward()
     exact = policy.detach().double().requires_grad_()

@@ -65,9 +65,9 @@ class Untouched:
         Raises:
             ModelError: the model was given by name, so there is none to ask yet.
         """
-        from staytrue.anatomy import Anatomy
         from staytrue.evals.judge import Question
         from staytrue.evals.sampler import sample
+        from staytrue.modeling.architecture import Anatomy
 
         model = self._model()
         if isinstance(model, str) or self.tokenizer is None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from staytrue.heads import Head
+from staytrue.modeling.lm_head import Head
 
 
 @dataclass(frozen=True)

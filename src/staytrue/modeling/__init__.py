@@ -1,0 +1,1 @@
+"""Models: where their parts are, loading, the LM head and its losses."""
