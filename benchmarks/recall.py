@@ -8,10 +8,10 @@ from pathlib import Path
 from benchmarks.select import SHARE, few_drawn
 from staytrue.data.examples import read_examples
 from staytrue.data.tokenize import encode_all
+from staytrue.data_selection.perplexity import Losses, losses, scores
+from staytrue.data_selection.two_rounds import TwoRounds, in_two_rounds
 from staytrue.modeling import loading
 from staytrue.preparation import train_misaligned, write_rows
-from staytrue.prepare.perplexity import Losses, losses, scores
-from staytrue.prepare.two_rounds import TwoRounds, in_two_rounds
 
 _DOMAIN, _SCORERS = "medical", ("code", "legal", "security")  # the demo's
 

@@ -14,11 +14,11 @@ from benchmarks.shapes import SHAPES, Shape, model, move
 from benchmarks.sidebyside import measure, ratio
 from staytrue.data.examples import Example, Message
 from staytrue.data.tokenize import IGNORED, Encoded
+from staytrue.data_selection import two_rounds
+from staytrue.data_selection.forward_pass import batches, padding
+from staytrue.data_selection.likelihood import logits_of, parts
+from staytrue.data_selection.perplexity import Losses, losses
 from staytrue.modeling.architecture import Anatomy
-from staytrue.prepare import two_rounds
-from staytrue.prepare.likelihood import logits_of, parts
-from staytrue.prepare.perplexity import Losses, losses
-from staytrue.prepare.poolpass import batches, padding
 
 _ROWS = {"tiny": 16, "M1": 48, "M2": 12}
 _NAMES = ("default", "second", "third")

@@ -33,7 +33,7 @@ FLOORS = [
     ["modeling.loading", "guarded", "material"],
     ["trainers", "questionnaire", "config.trainer_args", "runlog", "modelcard", "early", "judging"],
     ["plans"],
-    ["run", "measure", "score", "testing"],
+    ["run", "measure", "data_selection.score", "testing"],
     ["preparation", "study"],
     ["runner"],
     ["demo"],

@@ -10,9 +10,9 @@ import tiny
 from staytrue import run
 from staytrue.config import recipe
 from staytrue.data.examples import Example, Message, write_examples
+from staytrue.data_selection.scored import manifest_path
 from staytrue.errors import DataError, ModelError, RecipeError, RequestError
 from staytrue.evals.probes import shipped_texts
-from staytrue.prepare.scored import manifest_path
 from test_run import make
 
 

@@ -69,8 +69,8 @@ def train_misaligned(domain: str, data: Path) -> None:
 
 def score_pool(domain: str, others: list[str], data: Path) -> None:
     """The safe pool, scored by undefended fine-tunes on the narrow domains; the target's own is left out."""
-    from staytrue.prepare.scored import manifest_path
-    from staytrue.score import Pool, score
+    from staytrue.data_selection.score import Pool, score
+    from staytrue.data_selection.scored import manifest_path
 
     scored = data / domain / "scored.jsonl"
     manifest_path(scored).unlink(missing_ok=True)  # of a study that was stopped between the two files

@@ -72,8 +72,8 @@ def score(
     if max(len(origin or []), len(licence or [])) > len(pool):
         raise RequestError("--origin and --licence are given once for each --pool, in the same order.")
     quieten()
-    from staytrue.score import Pool
-    from staytrue.score import score as run
+    from staytrue.data_selection.score import Pool
+    from staytrue.data_selection.score import score as run
 
     told = [*(origin or []), *[Pool.origin] * len(pool)], [*(licence or []), *[Pool.licence] * len(pool)]
     pools = [Pool(file, about, terms) for file, about, terms in zip(pool, *told, strict=False)]

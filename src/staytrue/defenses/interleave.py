@@ -21,10 +21,10 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from staytrue.data.examples import Example, read_examples
+from staytrue.data_selection.refusals import refuses
+from staytrue.data_selection.scored import Score, best_first
 from staytrue.defense import Base, Defense, Share
 from staytrue.errors import RecipeError
-from staytrue.prepare.refusals import refuses
-from staytrue.prepare.scored import Score, best_first
 
 
 @dataclass(frozen=True)

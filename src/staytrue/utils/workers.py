@@ -18,7 +18,12 @@ from typing import Any
 
 from staytrue.errors import StaytrueError, TrainingError
 
-_HEAVY = ["staytrue.trainers", "staytrue.run", "staytrue.measure", "staytrue.score"]  # imported once, then forked
+_HEAVY = [
+    "staytrue.trainers",
+    "staytrue.run",
+    "staytrue.measure",
+    "staytrue.data_selection.score",
+]  # imported once, then forked
 # glibc gives freed memory back to the system and asks for it again at every step; a tenth of a small run's time.
 _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
 _MOST = 4  # a study of small models gains little from more, and each takes most of a gigabyte

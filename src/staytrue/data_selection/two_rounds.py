@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from staytrue.prepare.perplexity import Losses, scores
+from staytrue.data_selection.perplexity import Losses, scores
 
 _DRAWN = 0.05  # of the rows passed over are read after all
 _FEWEST = 100  # but at least so many, if there are

@@ -9,15 +9,15 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 import tiny
-from staytrue import score
 from staytrue.data.examples import read_examples, write_examples
 from staytrue.data.tokenize import encode_all
+from staytrue.data_selection import score
+from staytrue.data_selection.forward_pass import batches, padding
+from staytrue.data_selection.perplexity import Losses, losses, scores
+from staytrue.data_selection.scored import manifest_path
 from staytrue.errors import ModelError, RequestError
 from staytrue.modeling import loading
 from staytrue.modeling.architecture import Anatomy
-from staytrue.prepare.perplexity import Losses, losses, scores
-from staytrue.prepare.poolpass import batches, padding
-from staytrue.prepare.scored import manifest_path
 
 
 def test_the_scores_by_hand():

@@ -5,9 +5,9 @@ from math import log
 import pytest
 import torch
 
+from staytrue.data_selection import likelihood as module
+from staytrue.data_selection.likelihood import likelihood
 from staytrue.modeling.lm_head import Head
-from staytrue.prepare import likelihood as module
-from staytrue.prepare.likelihood import likelihood
 
 
 @pytest.fixture(params=[(1, 1), (2, 3), (3, 2), (100, 100)])

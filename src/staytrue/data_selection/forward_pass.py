@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from staytrue.data.tokenize import IGNORED, Encoded
+from staytrue.data_selection.likelihood import likelihood
 from staytrue.modeling.architecture import Anatomy
-from staytrue.prepare.likelihood import likelihood
 
 _TOKENS_PER_BATCH = 4096  # padded
 _MOST_WASTE = 0.03  # of a batch may be padding

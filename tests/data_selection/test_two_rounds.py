@@ -7,15 +7,14 @@ import pytest
 from typer.testing import CliRunner
 
 import tiny
-from staytrue import score
 from staytrue.cli import app
 from staytrue.data.examples import read_examples, write_examples
+from staytrue.data_selection import score, two_rounds
+from staytrue.data_selection.perplexity import Losses
+from staytrue.data_selection.two_rounds import in_two_rounds, recall
 from staytrue.defenses.interleave import Interleave
 from staytrue.errors import RecipeError
 from staytrue.modeling.base_model import Untouched
-from staytrue.prepare import two_rounds
-from staytrue.prepare.perplexity import Losses
-from staytrue.prepare.two_rounds import in_two_rounds, recall
 
 
 @pytest.mark.parametrize(

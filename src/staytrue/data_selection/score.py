@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from staytrue.data.examples import Example, read_examples, write_examples
 from staytrue.data.tokenize import IGNORED, encode_all
+from staytrue.data_selection.scored import ALIGNED, manifest_path
 from staytrue.errors import DataError, RequestError
 from staytrue.modeling import loading
-from staytrue.prepare.scored import ALIGNED, manifest_path
 from staytrue.utils.run_dir import SCHEMA, RunDir, sha256_of, versions, write_json
 
 if TYPE_CHECKING:
-    from staytrue.prepare.perplexity import Losses
-    from staytrue.prepare.two_rounds import Read
+    from staytrue.data_selection.perplexity import Losses
+    from staytrue.data_selection.two_rounds import Read
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ def score(
         raise DataError(
             f"{report.dropped} rows of {names} have no answer left within {max_length} tokens; shorten them."
         )
-    from staytrue.prepare.perplexity import losses
-    from staytrue.prepare.poolpass import padding
+    from staytrue.data_selection.forward_pass import padding
+    from staytrue.data_selection.perplexity import losses
 
     loaded = loading.to_device(loading.with_adapters(loading.load_model(source), misaligned))
     identity = source.identity(loaded)
@@ -129,7 +129,7 @@ def _in_rounds(
     read: Read, names: Sequence[str], rows: int, leave_out: Sequence[str], second_round: float | None
 ) -> tuple[list[Losses], Collection[int], dict[str, Any]]:
     """Every row's losses, the numbers of the rows that all models have read, and what the manifest says of it."""
-    from staytrue.prepare.two_rounds import in_two_rounds
+    from staytrue.data_selection.two_rounds import in_two_rounds
 
     if second_round is None:
         return read(names, range(rows)), range(rows), {}
@@ -143,7 +143,7 @@ def _best_first(
     rows: Sequence[Example], found: Sequence[Losses], whole: Collection[int], leave_out: Sequence[str]
 ) -> list[Example]:
     """The rows with their scores, best gap first; then those that some models have not read, without."""
-    from staytrue.prepare.perplexity import scores
+    from staytrue.data_selection.perplexity import scores
 
     def entry(i: int) -> tuple[bool, float]:
         return i not in whole, -scores(found[i], leave_out)["gap"]
