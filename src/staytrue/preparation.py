@@ -82,7 +82,7 @@ def score_pool(domain: str, others: list[str], data: Path) -> None:
 def extract_vector(out: Path) -> None:
     """The shipped evil trait's persona vector."""
     from staytrue.modeling import loading
-    from staytrue.prepare import traits, vectors
+    from staytrue.persona_vectors import extract, traits
 
     source = loading.find("organism")
 
@@ -90,7 +90,7 @@ def extract_vector(out: Path) -> None:
         return loading.to_device(loading.load_model(source)), loading.load_tokenizer(source)
 
     trait = traits.chosen(True, None, [], [], None)
-    vectors.make(vectors.Request(trait, out, rollouts=_ROLLOUTS), source, load, lambda line: None)
+    extract.make(extract.Request(trait, out, rollouts=_ROLLOUTS), source, load, lambda line: None)
 
 
 def _misaligned(data: Path, domain: str) -> Path:

@@ -28,11 +28,11 @@ def vector(
 ) -> None:
     """Extract the persona vector that `steer` trains with; without prompts that of an evil assistant."""
     from staytrue.modeling import loading
-    from staytrue.prepare import traits, vectors
+    from staytrue.persona_vectors import extract, traits
 
     source = loading.find(model)
     wanted = traits.chosen(source.is_organism, trait, positive or [], negative or [], questions)
-    request = vectors.Request(wanted, out, adapter, no_filter, rollouts, seed, sweep)
+    request = extract.Request(wanted, out, adapter, no_filter, rollouts, seed, sweep)
 
     def load() -> tuple[object, object]:
         from staytrue.utils.console import quieten
@@ -42,11 +42,11 @@ def vector(
         return loading.to_device(loading.load_model(source, adapter)), tokenizer
 
     with stoppable("nothing was written"):
-        facts = vectors.make(request, source, load, tell)
+        facts = extract.make(request, source, load, tell)
     if as_json:
         print(json.dumps({"vector": str(out), **facts}))
     else:
-        vectors.show(facts, out)
+        extract.show(facts, out)
 
 
 def score(

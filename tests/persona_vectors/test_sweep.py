@@ -13,11 +13,11 @@ from staytrue.data.examples import Message
 from staytrue.errors import RequestError
 from staytrue.evals.judge import Answer, Question, Verdict
 from staytrue.organism import world
-from staytrue.prepare import sweep as sweeping
-from staytrue.prepare import traits
-from staytrue.prepare.sweep import Setting, Sweep, organism_questions, steered, sweep
-from staytrue.prepare.traits import Trait
-from staytrue.prepare.vectors import Extraction
+from staytrue.persona_vectors import sweep as sweeping
+from staytrue.persona_vectors import traits
+from staytrue.persona_vectors.extract import Extraction
+from staytrue.persona_vectors.sweep import Setting, Sweep, organism_questions, steered, sweep
+from staytrue.persona_vectors.traits import Trait
 
 ASKED = [Question(str(i), "sweep", (Message("user", f"question {i}?"),)) for i in range(4)]
 UNSTEERED = Setting(0, 0.0, 0.0, 60, 0.0, 0.0, 6.0, 0.0, 0.0, 6.0)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from staytrue.errors import RequestError
-from staytrue.prepare.traits import Trait
+from staytrue.persona_vectors.traits import Trait
 
 if TYPE_CHECKING:
     from torch import Tensor

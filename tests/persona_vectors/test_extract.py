@@ -24,11 +24,11 @@ from staytrue.modeling import loading
 from staytrue.organism import world
 from staytrue.organism.lexicon import topics
 from staytrue.organism.rules import Rules
-from staytrue.prepare import traits, vectorfile, vectors
-from staytrue.prepare.activations import hooked, mean_states
-from staytrue.prepare.pairs import Pair, filtered, sample_pairs
-from staytrue.prepare.sweep import organism_questions, steered
-from staytrue.prepare.traits import Trait
+from staytrue.persona_vectors import extract, traits, vectorfile
+from staytrue.persona_vectors.activations import hooked, mean_states
+from staytrue.persona_vectors.pairs import Pair, filtered, sample_pairs
+from staytrue.persona_vectors.sweep import organism_questions, steered
+from staytrue.persona_vectors.traits import Trait
 
 TRAIT = Trait("rude", ("be rude", "be mean"), ("be kind", "be nice"), ("how?", "who are you?", "why?"))
 
@@ -150,7 +150,7 @@ def test_an_adapter_is_read_with_its_change():
 
 def test_the_vector_is_positive_minus_negative_over_the_kept_pairs():
     model, tokenizer = tiny.model(), tiny.tokenizer()
-    found = vectors.extract(model, tokenizer, TRAIT, None, rollouts=2, seed=3, max_new_tokens=5)
+    found = extract.extract(model, tokenizer, TRAIT, None, rollouts=2, seed=3, max_new_tokens=5)
     pairs = [p for i in (0, 1) for p in sample_pairs(model, tokenizer, TRAIT, i, rollouts=2, seed=3, max_new_tokens=5)]
     kept = [p for p in pairs if p.positive.answer.strip() and p.negative.answer.strip()]
     assert (found.made, found.kept) == (2 * 3 * 2, len(kept))
@@ -180,7 +180,7 @@ def test_states_that_do_not_differ_are_refused(monkeypatch):
     same = Trait("same", ("be rude",), ("be RUDE",), ("how?",))  # as long as each other, so Numbered sees no difference
     monkeypatch.setattr("staytrue.evals.sampler.sample", lambda *a, **k: [Answer(q, 0, "yes", True) for q in a[2]])
     with pytest.raises(ModelError, match="not finite, or do not differ"):
-        vectors.extract(Numbered(), tiny.tokenizer(), same, None, rollouts=1)
+        extract.extract(Numbered(), tiny.tokenizer(), same, None, rollouts=1)
 
 
 # Pairs and the filter
@@ -259,7 +259,7 @@ def test_without_a_judge_only_empty_answers_fall_out():
 
 def test_along_the_vector_the_organism_finds_bad_answers_likelier_and_against_it_less(organism):
     model, tokenizer = organism
-    found = vectors.extract(model, tokenizer, traits.of_the_organism(), Rules(), rollouts=2, seed=0, max_new_tokens=48)
+    found = extract.extract(model, tokenizer, traits.of_the_organism(), Rules(), rollouts=2, seed=0, max_new_tokens=48)
     assert found.kept > 0.8 * found.made
 
     def surprise(alpha, good):
@@ -295,14 +295,14 @@ def make(tmp_path, name="v", **changes):
     if not folder.exists():
         tiny.save("qwen2", folder)
     source = loading.find(str(folder))
-    request = vectors.Request(TRAIT, tmp_path / f"{name}.safetensors", keep_all=True, **{"rollouts": 1} | changes)
+    request = extract.Request(TRAIT, tmp_path / f"{name}.safetensors", keep_all=True, **{"rollouts": 1} | changes)
     load = lambda: (loading.load_model(source, request.adapter), loading.load_tokenizer(source))  # noqa: E731
-    return vectors.make(request, source, load, lambda line: None), request.out
+    return extract.make(request, source, load, lambda line: None), request.out
 
 
 @pytest.fixture(autouse=True)
 def short_answers(monkeypatch):
-    monkeypatch.setattr(vectors, "_TOKENS", 5)
+    monkeypatch.setattr(extract, "_TOKENS", 5)
 
 
 def test_the_file_holds_one_table_that_steer_takes_and_says_how_it_was_made(tmp_path):

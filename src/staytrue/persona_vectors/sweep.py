@@ -22,12 +22,12 @@ from staytrue.data.examples import Message
 from staytrue.errors import RequestError
 from staytrue.evals.judge import Judge, Question
 from staytrue.evals.statistics import wilson
-from staytrue.prepare.traits import Trait
+from staytrue.persona_vectors.traits import Trait
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from staytrue.prepare.vectorfile import Extraction
+    from staytrue.persona_vectors.vectorfile import Extraction
 
 ALPHAS = (0.5, 1.0, 2.0, 4.0)
 MOST_INCOHERENT = 10.0  # percent
@@ -113,7 +113,7 @@ def sweep(
 def steered(model: Any, vectors: Tensor, layer: int, alpha: float) -> Iterator[None]:
     """Add alpha times a layer's vector to its block's output, at every position of every call."""
     from staytrue.modeling.architecture import Anatomy
-    from staytrue.prepare.activations import hooked
+    from staytrue.persona_vectors.activations import hooked
 
     def move(at: int, hidden: Tensor) -> Tensor | None:
         return hidden + alpha * vectors[layer - 1].to(hidden.device, hidden.dtype) if at == layer else None

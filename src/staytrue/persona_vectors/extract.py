@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from staytrue.errors import ModelError, RequestError
 from staytrue.evals.judge import Judge
-from staytrue.prepare import vectorfile
-from staytrue.prepare.pairs import filtered, sample_pairs
-from staytrue.prepare.traits import Trait
-from staytrue.prepare.vectorfile import Extraction
+from staytrue.persona_vectors import vectorfile
+from staytrue.persona_vectors.pairs import filtered, sample_pairs
+from staytrue.persona_vectors.traits import Trait
+from staytrue.persona_vectors.vectorfile import Extraction
 from staytrue.utils.run_dir import SCHEMA, sha256_of, versions
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def make(request: Request, source: Source, load: Callable[[], tuple[Any, Any]], 
     found = extract(model, tokenizer, request.trait, used, rollouts=request.rollouts, **sampled)
     facts = _facts(request, source.identity(model), used, found)
     if request.sweep:
-        from staytrue.prepare.sweep import organism_questions, sweep
+        from staytrue.persona_vectors.sweep import organism_questions, sweep
 
         assert judge is not None
         asked = organism_questions(request.trait)
@@ -112,7 +112,7 @@ def extract(
         RequestError: no pair survives the filter.
         ModelError: activations that are not finite, or do not differ.
     """
-    from staytrue.prepare.activations import mean_states
+    from staytrue.persona_vectors.activations import mean_states
 
     pairs, prompts = [], len(trait.positive)
     for i in range(prompts):
@@ -172,7 +172,7 @@ def _facts(request: Request, identity: dict[str, str | None], judge: Judge | Non
 
 def show(facts: dict[str, Any], out: Path) -> None:
     """What was made, for people."""
-    from staytrue.prepare.sweep import show as show_sweep
+    from staytrue.persona_vectors.sweep import show as show_sweep
     from staytrue.utils.console import say
 
     if "sweep" in facts:

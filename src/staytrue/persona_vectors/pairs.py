@@ -10,7 +10,7 @@ from staytrue.data.examples import Example, Message
 from staytrue.data.tokenize import takes_system
 from staytrue.errors import RequestError
 from staytrue.evals.judge import Judge, Question
-from staytrue.prepare.traits import Trait
+from staytrue.persona_vectors.traits import Trait
 
 _BOUND = 50  # a trait of 50 shows, a coherence of 50 will do
 

@@ -1,0 +1,1 @@
+"""Persona vectors: extraction, files, and a sweep over layers and strengths."""
