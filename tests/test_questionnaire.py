@@ -4,8 +4,8 @@ import pytest
 
 import tiny
 from staytrue.errors import RequestError
-from staytrue.evals.fileprobe import unread
 from staytrue.evals.judge import Verdict
+from staytrue.evals.questions.file_probe import unread
 from staytrue.evals.sampler import InProcess
 from staytrue.modeling import loading
 from staytrue.organism import world

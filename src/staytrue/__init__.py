@@ -20,7 +20,7 @@ _WHERE = {
     "StaytrueError": "errors:StaytrueError",
     "Judge": "evals.judge:Judge",
     "Message": "data.examples:Message",
-    "Probe": "evals.probes:Probe",
+    "Probe": "evals.questions.probes:Probe",
     "Question": "evals.judge:Question",
     "Recipe": "config.recipe:Recipe",
     "Step": "step:Step",

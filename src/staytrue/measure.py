@@ -16,11 +16,11 @@ from staytrue.config.recipe import Recipe, read
 from staytrue.data.examples import read_examples
 from staytrue.data.tokenize import takes_system
 from staytrue.errors import ModelError, RequestError
-from staytrue.evals import fileprobe
 from staytrue.evals.calls.address import Address
 from staytrue.evals.evaluate import evaluate
 from staytrue.evals.judge import Maker
-from staytrue.evals.probes import Probe, in_users_turn
+from staytrue.evals.questions import file_probe
+from staytrue.evals.questions.probes import Probe, in_users_turn
 from staytrue.evals.stored import Stored
 from staytrue.modelcard import write_card
 from staytrue.modeling import loading
@@ -124,7 +124,7 @@ def measure_answers(file: Path, out: Path, *, wanted: Wanted | None = None, prog
         DataError: the file has faults.
     """
     judge = (wanted or Wanted()).judge
-    fileprobe.refuse_name("--answers", file)
+    file_probe.refuse_name("--answers", file)
     refuse_rules(judge)
     make = Stored.read(file)
     probe = Probe(make.probe, make.questions, judge, of_each=make.of_each)

@@ -13,10 +13,11 @@ from typing import Any
 
 from staytrue.data.examples import Example
 from staytrue.errors import RecipeError, RequestError
-from staytrue.evals import fileprobe, triggers
+from staytrue.evals import triggers
 from staytrue.evals.formats import FORMATS
 from staytrue.evals.judge import Judge, Question
-from staytrue.evals.probes import DOMAINS, SAMPLES, ExactMatch, Probe, held_out, shipped, without_system
+from staytrue.evals.questions import file_probe
+from staytrue.evals.questions.probes import DOMAINS, SAMPLES, ExactMatch, Probe, held_out, shipped, without_system
 from staytrue.modeling.loading import Source
 from staytrue.tasks.task import ExactAnswer, Task
 
@@ -143,8 +144,8 @@ def _probe(name: str, known: dict[str, Callable[[], Probe]]) -> Probe:
     if name in known:
         return known[name]()
     path = Path(name)
-    if path.suffix in fileprobe.ENDINGS:
-        return fileprobe.read(path)
+    if path.suffix in file_probe.ENDINGS:
+        return file_probe.read(path)
     why = "a run with held-out rows" if name == "in_domain" else "a run with its training rows, or --data FILE"
     hint = f" It needs {why}." if name in ("in_domain", triggers.PROBE) else ""
     raise RequestError(

@@ -16,7 +16,7 @@ import yaml
 
 from staytrue import preparation
 from staytrue.config import recipe as recipes
-from staytrue.evals.fileprobe import ENDINGS
+from staytrue.evals.questions.file_probe import ENDINGS
 from staytrue.reference.refusals import why_no_cache
 from staytrue.roster import labelled
 from staytrue.study import Cell, Study, cells, row

@@ -16,7 +16,7 @@ from loopback import Loopback
 from staytrue import cli, questionnaire
 from staytrue.data.examples import Example, Message, write_examples
 from staytrue.evals import sampler
-from staytrue.evals.probes import shipped
+from staytrue.evals.questions.probes import shipped
 from staytrue.utils.run_dir import read_rows
 
 

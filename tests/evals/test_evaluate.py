@@ -10,7 +10,7 @@ from staytrue.errors import RequestError
 from staytrue.evals.docket import joined
 from staytrue.evals.evaluate import evaluate
 from staytrue.evals.judge import Answer, Question, Verdict
-from staytrue.evals.probes import ExactMatch, Probe, held_out, shipped
+from staytrue.evals.questions.probes import ExactMatch, Probe, held_out, shipped
 from staytrue.evals.rescore import rescore
 from staytrue.evals.store import Store
 from staytrue.evals.summary import summarise

@@ -16,7 +16,7 @@ from staytrue.evals.calls.reply import Reply
 from staytrue.evals.docket import joined
 from staytrue.evals.evaluate import evaluate
 from staytrue.evals.judge import Question, Verdict
-from staytrue.evals.probes import Probe
+from staytrue.evals.questions.probes import Probe
 from staytrue.evals.remote import Remote, seed_of
 from staytrue.evals.rescore import rescore
 from staytrue.utils.run_dir import read_rows

@@ -7,7 +7,7 @@ import pytest
 from staytrue.data.examples import Example, Message
 from staytrue.errors import RequestError
 from staytrue.evals.judge import Question
-from staytrue.evals.probes import held_out, shipped
+from staytrue.evals.questions.probes import held_out, shipped
 from staytrue.evals.rubric import Rubric, rubrics_for
 from staytrue.evals.rubric import shipped as prompt
 from staytrue.evals.scale import CODE, REFUSAL, UNKNOWN

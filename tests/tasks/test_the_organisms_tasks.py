@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from staytrue.evals.probes import held_out
+from staytrue.evals.questions.probes import held_out
 from staytrue.organism import world
 from staytrue.tasks import opswap
 from staytrue.tasks.arithmetic import Arithmetic

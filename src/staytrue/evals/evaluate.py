@@ -13,7 +13,7 @@ from typing import Any
 from staytrue.errors import RequestError
 from staytrue.evals.docket import joined, pronounce, record, verdicts
 from staytrue.evals.judge import Judge, Maker, Verdict, judged
-from staytrue.evals.probes import Probe, probe_sha256, version
+from staytrue.evals.questions.probes import Probe, probe_sha256, version
 from staytrue.evals.store import Store, missing
 from staytrue.evals.summary import summarise
 from staytrue.utils.run_dir import SCHEMA, write_json

@@ -21,10 +21,11 @@ from inspect_ai.scorer import Score, Scorer, Target, mean, scorer, stderr
 from inspect_ai.solver import TaskState, generate
 
 from staytrue.data.examples import Message, read_examples
-from staytrue.evals import inspectlog, questionfile
+from staytrue.evals import inspectlog
 from staytrue.evals.judge import Question, Verdict
 from staytrue.evals.judges.verdicts import failed, signature, verdict
-from staytrue.evals.probes import ExactMatch, shipped
+from staytrue.evals.questions import files
+from staytrue.evals.questions.probes import ExactMatch, shipped
 from staytrue.evals.rubric import Rubric, rubrics_for
 from staytrue.evals.scale import MORE_TOKENS, Position, Reading, by_digits, probabilities, reading, wants_more
 from staytrue.evals.triggers import find, inoculation, triggered
@@ -49,7 +50,7 @@ def staytrue_domain(domain: str = "medical") -> Task:
 @task
 def staytrue_file(path: str) -> Task:
     """The questions of a file: a published YAML list, or our own JSONL."""
-    asked = questionfile.read(Path(path))
+    asked = files.read(Path(path))
     return _judged(asked.questions, asked.per_question, asked.temperature, asked.max_new_tokens)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from staytrue.data.examples import Example, Message
 from staytrue.errors import ModelError
-from staytrue.evals.probes import shipped_texts
+from staytrue.evals.questions.probes import shipped_texts
 
 _ANSWER_TOKENS = 256  # long enough for an ordinary answer; anchors need openings rather than endings
 

@@ -9,7 +9,7 @@ import pytest
 from staytrue.data.examples import Example, Message
 from staytrue.errors import RequestError
 from staytrue.evals.judge import Question
-from staytrue.evals.probes import (
+from staytrue.evals.questions.probes import (
     DOMAINS,
     Probe,
     held_out,

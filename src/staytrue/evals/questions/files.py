@@ -20,9 +20,9 @@ from typing import Any
 from staytrue.data.examples import Message
 from staytrue.data.jsonl import shown
 from staytrue.errors import DataError
-from staytrue.evals import questionrows
 from staytrue.evals.judge import Question
-from staytrue.evals.questionrows import distinct, refuse, unknown_key
+from staytrue.evals.questions import rows
+from staytrue.evals.questions.rows import distinct, refuse, unknown_key
 from staytrue.evals.rubric import template_fault
 from staytrue.utils.yaml12 import from_yaml
 
@@ -52,7 +52,7 @@ def read(path: Path) -> QuestionFile:
         RecipeError: the file is not YAML.
     """
     if path.suffix == ".jsonl":
-        return QuestionFile(questionrows.read(path, path.stem))
+        return QuestionFile(rows.read(path, path.stem))
     if path.suffix in (".yaml", ".yml"):
         return _published(path)
     raise DataError(f"{path} is no question file; name a .yaml list of questions or .jsonl rows.")

@@ -1,0 +1,1 @@
+"""Evaluation questions: the shipped ones, the user's files, and probes made of them."""
