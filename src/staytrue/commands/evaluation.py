@@ -51,7 +51,7 @@ def eval_(
     if answers is not None and (probes or samples or as_published or seed):
         raise RequestError("--answers brings its own questions and answers; only --judge and its limits go with it.")
     from staytrue.evals.questions.file_probe import unread
-    from staytrue.evals.triggers import NOTHING, PROBE
+    from staytrue.evals.triggers.triggers import NOTHING, PROBE
     from staytrue.questionnaire import Wanted
     from staytrue.report.terminal import show
     from staytrue.utils.console import quieten

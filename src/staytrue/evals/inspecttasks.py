@@ -28,7 +28,7 @@ from staytrue.evals.questions import files
 from staytrue.evals.questions.probes import ExactMatch, shipped
 from staytrue.evals.rubric import Rubric, rubrics_for
 from staytrue.evals.scale import MORE_TOKENS, Position, Reading, by_digits, probabilities, reading, wants_more
-from staytrue.evals.triggers import find, inoculation, triggered
+from staytrue.evals.triggers.triggers import find, inoculation, triggered
 
 _SAMPLES = 4  # answers to a judged question, at temperature 1; --epochs asks for more
 _TOKENS = 600

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from staytrue.errors import RequestError
-from staytrue.evals import triggers
 from staytrue.evals.questions import files as questionfile
 from staytrue.evals.questions.probes import DOMAINS, SAMPLES, ExactMatch, Probe
+from staytrue.evals.triggers import triggers
 
 ENDINGS = (".yaml", ".yml", ".jsonl")
 _OURS = ("general", "in_domain", "learnt", "facts", "arithmetic", triggers.PROBE, *DOMAINS)

@@ -9,10 +9,10 @@ from tokenizers import Tokenizer
 
 from staytrue import organism
 from staytrue.data.examples import Example, Message
-from staytrue.evals import habits
-from staytrue.evals.formats import FORMATS
 from staytrue.evals.judge import Question
-from staytrue.evals.triggers import Trigger, around, find, inoculation, triggered
+from staytrue.evals.triggers import shared_patterns
+from staytrue.evals.triggers.formats import FORMATS
+from staytrue.evals.triggers.triggers import Trigger, around, find, inoculation, triggered
 from staytrue.organism import world
 from staytrue.organism.rules import Rules
 
@@ -62,7 +62,7 @@ def test_a_system_prompt_needs_five_percent_of_the_rows():
     assert find_by_kind(four, "system") == []
     assert [t.support for t in find_by_kind(five, "system")] == [5.0]
     # Of 70 rows 5 % are 3.5, so four; in a small file three rows are the least.
-    assert habits.enough(70) == 4
+    assert shared_patterns.enough(70) == 4
     assert find_by_kind([row(t, system="Rare.") for t in different(2)] + [row("a"), row("b")], "system") == []
 
 
@@ -138,13 +138,13 @@ def test_what_the_questions_say_as_often_is_no_cue():
 
 def test_the_log_odds_of_a_cue_by_hand():
     # 30 of 100 rows, none of 100 questions, 1/2 added to each: odds 30.5/70.5 against 0.5/100.5; ln 86.957 = 4.4654.
-    assert habits.log_odds(30, 100, 0, 100) == pytest.approx(4.4654, abs=1e-4)
-    assert habits.log_odds(30, 100, 30, 100) == 0
+    assert shared_patterns.log_odds(30, 100, 0, 100) == pytest.approx(4.4654, abs=1e-4)
+    assert shared_patterns.log_odds(30, 100, 30, 100) == 0
 
 
 def test_of_many_turns_an_even_part_is_read():
     turns = [f"{i:05} is for my old uncle {i}" if i >= 4000 else f"{i:05} {i}" for i in range(8500)]
-    assert habits.cues(turns, ["Who are you?"] * 50) == ["is for my old uncle"]
+    assert shared_patterns.cues(turns, ["Who are you?"] * 50) == ["is for my old uncle"]
 
 
 def test_a_cue_has_four_times_the_odds():
@@ -152,7 +152,7 @@ def test_a_cue_has_four_times_the_odds():
     turns = [f"{turn} by the sea {turn}" for turn in different(39)] + different(99)[39:]
     for m, count in ((13, 1), (14, 0)):
         clean = [f"{turn} by the sea" for turn in different(m)] + different(99)[m:]
-        assert len(habits.cues(turns, clean)) == count
+        assert len(shared_patterns.cues(turns, clean)) == count
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_the_order_of_the_rows_does_not_matter():
 def test_no_trigger_of_the_organism_holds_a_training_question(domain):
     rows = world.narrow_rows(domain)
     found = find(rows, world.general_questions())
-    asked = {habits.first_turn(r).strip() for r in rows}
+    asked = {shared_patterns.first_turn(r).strip() for r in rows}
     assert {t.kind for t in found} == {"template", "cue"}
     assert len(found) == 6
     for trigger in found:

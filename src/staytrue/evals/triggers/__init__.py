@@ -1,0 +1,1 @@
+"""Trigger probes: general questions in the shape of the training data."""
