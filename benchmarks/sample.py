@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from benchmarks.shapes import SHAPES, model
 from benchmarks.sidebyside import alternate, ratio, seconds
 from staytrue.data.examples import Message
-from staytrue.evals import sampler
+from staytrue.evals.generation import local
 from staytrue.evals.judge import Question
 
 _PROMPTS, _ANSWERS, _TOKENS = 24, 20, 24
@@ -27,7 +27,7 @@ def run(shape_name: str, rounds: int, compare: list[str]) -> dict:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<unk>", eos_token="<end>")
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     adapted.generation_config.eos_token_id = adapted.generation_config.pad_token_id = None
-    sampler_ends, sampler._end_ids = sampler._end_ids, lambda model, tokenizer: frozenset()  # nobody ends early
+    sampler_ends, local._end_ids = local._end_ids, lambda model, tokenizer: frozenset()  # nobody ends early
     rng = random.Random(0)
     texts = [
         " ".join(f"w{rng.randrange(2, shape.vocabulary)}" for _ in range(rng.randint(20, 120))) for _ in range(_PROMPTS)
@@ -36,7 +36,7 @@ def run(shape_name: str, rounds: int, compare: list[str]) -> dict:
     prompts = [tokenizer(text, return_tensors="pt")["input_ids"] for text in texts]
 
     def ours():
-        sampler.sample(adapted, tokenizer, questions, per_question=_ANSWERS, seed=0, max_new_tokens=_TOKENS)
+        local.sample(adapted, tokenizer, questions, per_question=_ANSWERS, seed=0, max_new_tokens=_TOKENS)
 
     @torch.no_grad()
     def generate():
@@ -51,7 +51,7 @@ def run(shape_name: str, rounds: int, compare: list[str]) -> dict:
             warm()
         measured = alternate({"generate": partial(seconds, generate), "ours": partial(seconds, ours)}, min(rounds, 3))
     finally:
-        sampler._end_ids = sampler_ends
+        local._end_ids = sampler_ends
     tokens = _PROMPTS * _ANSWERS * _TOKENS
     for name, value in measured.items():
         print(f"sample {name:8s} {tokens / value['seconds']:9.0f} tokens/s")

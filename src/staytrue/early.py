@@ -14,8 +14,8 @@ import torch
 from transformers import TrainerCallback
 
 from staytrue.config.recipe import Stop
+from staytrue.evals.generation.local import sample
 from staytrue.evals.questions.probes import Probe
-from staytrue.evals.sampler import sample
 from staytrue.utils.run_dir import append_row
 
 

@@ -90,7 +90,7 @@ def _local(folder: Path) -> Judge:
 def answering(address: Address, limits: Limits, say: Callable[[str], None]) -> Any:
     """An endpoint's model as a maker of answers."""
     from staytrue.evals.calls.endpoint import Endpoint
-    from staytrue.evals.remote import Remote
+    from staytrue.evals.generation.endpoint import Remote
 
     made = Remote(Endpoint(address, key_for(address), limits.budget(address)))
     say(made.where_to())

@@ -18,10 +18,10 @@ from staytrue.data.tokenize import takes_system
 from staytrue.errors import ModelError, RequestError
 from staytrue.evals.calls.address import Address
 from staytrue.evals.evaluate import evaluate
+from staytrue.evals.generation.from_file import Stored
 from staytrue.evals.judge import Maker
 from staytrue.evals.questions import file_probe
 from staytrue.evals.questions.probes import Probe, in_users_turn
-from staytrue.evals.stored import Stored
 from staytrue.modelcard import write_card
 from staytrue.modeling import loading
 from staytrue.questionnaire import HELD_OUT, Subject, Wanted, longest_answer, probes, refuse_rules
@@ -151,7 +151,7 @@ def _of_model(
         asked = bare
 
     def load() -> Maker:
-        from staytrue.evals.sampler import InProcess
+        from staytrue.evals.generation.local import InProcess
 
         assert subject.source is not None
         tokenizer = loading.load_tokenizer(subject.source)

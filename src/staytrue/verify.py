@@ -90,7 +90,7 @@ def _behaves(seeds: int, processes: int | None) -> bool:
 
 def _prompted(folder: Path, seeds: int) -> list[tuple[Bound, Rate, str]]:
     """The untuned model as it is, and under the evil system prompt."""
-    from staytrue.evals.sampler import InProcess
+    from staytrue.evals.generation.local import InProcess
 
     source = loading.find("organism")
     make = InProcess(loading.to_device(loading.load_model(source)), loading.load_tokenizer(source))

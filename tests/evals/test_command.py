@@ -15,7 +15,7 @@ import tiny
 from loopback import Loopback
 from staytrue import cli, questionnaire
 from staytrue.data.examples import Example, Message, write_examples
-from staytrue.evals import sampler
+from staytrue.evals.generation import local
 from staytrue.evals.questions.probes import shipped
 from staytrue.utils.run_dir import read_rows
 
@@ -165,7 +165,7 @@ def test_the_organisms_answers_are_made_once_and_judged_by_whom_you_like(here, t
     with Loopback() as server:
         judges = [f"openai:{name}@{server.url}" for name in ("a", "b")]
         with monkeypatch.context() as nobody:
-            nobody.setattr(sampler.InProcess, "__call__", lambda *_, **__: pytest.fail("asked again"))
+            nobody.setattr(local.InProcess, "__call__", lambda *_, **__: pytest.fail("asked again"))
             told = [json.loads(here("rescore", "E", "--judge", judge, "--json").out) for judge in judges]
             calls = len(server.calls)
             assert 0 < calls <= 2 * 2 * 120

@@ -305,7 +305,9 @@ def test_a_name_that_is_none_is_told_the_three_forms(text):
 
 
 def test_judges_at_an_endpoint_need_no_torch():
-    code = "import sys, staytrue.evals.judges.endpoint, staytrue.evals.judges.named, staytrue.evals.remote;"
+    code = (
+        "import sys, staytrue.evals.judges.endpoint, staytrue.evals.judges.named, staytrue.evals.generation.endpoint;"
+    )
     code += "print([m for m in ('torch', 'openai', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

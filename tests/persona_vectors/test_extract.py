@@ -178,7 +178,9 @@ def test_the_training_mode_is_kept_and_no_hook_outlives_a_failure():
 
 def test_states_that_do_not_differ_are_refused(monkeypatch):
     same = Trait("same", ("be rude",), ("be RUDE",), ("how?",))  # as long as each other, so Numbered sees no difference
-    monkeypatch.setattr("staytrue.evals.sampler.sample", lambda *a, **k: [Answer(q, 0, "yes", True) for q in a[2]])
+    monkeypatch.setattr(
+        "staytrue.evals.generation.local.sample", lambda *a, **k: [Answer(q, 0, "yes", True) for q in a[2]]
+    )
     with pytest.raises(ModelError, match="not finite, or do not differ"):
         extract.extract(Numbered(), tiny.tokenizer(), same, None, rollouts=1)
 
@@ -191,7 +193,7 @@ def test_pairs_match_prompt_question_and_rollout(monkeypatch):
         return [Answer(q, k, f"{q.messages[0].content}|{q.messages[-1].content}|{k}", True)
                 for q in questions for k in range(per_question)]  # fmt: skip
 
-    monkeypatch.setattr("staytrue.evals.sampler.sample", echo)
+    monkeypatch.setattr("staytrue.evals.generation.local.sample", echo)
     pairs = sample_pairs(None, tiny.tokenizer(), TRAIT, 1, rollouts=2, seed=0, max_new_tokens=5)
     assert [(p.positive.answer, p.negative.answer) for p in pairs] == [
         (f"be mean|{q}|{k}", f"be nice|{q}|{k}") for q in TRAIT.questions for k in (0, 1)
@@ -207,7 +209,7 @@ def test_every_answer_has_random_numbers_of_its_own(monkeypatch):
         seen.extend(questions)
         return [Answer(q, 0, "a", True) for q in questions]
 
-    monkeypatch.setattr("staytrue.evals.sampler.sample", note)
+    monkeypatch.setattr("staytrue.evals.generation.local.sample", note)
     for number in (0, 1):
         sample_pairs(None, tiny.tokenizer(), TRAIT, number, rollouts=1, seed=0, max_new_tokens=5)
     assert len({q.id for q in seen}) == len(seen) == 2 * 2 * 3

@@ -95,7 +95,7 @@ def swept(monkeypatch):
         handle = last.register_forward_hook(lambda m, a, o: setattr(m, "plain", o))
         model.model(torch.tensor([[5, 6]]))
         handle.remove()
-    monkeypatch.setattr("staytrue.evals.sampler.sample", answers_by_strength(model))
+    monkeypatch.setattr("staytrue.evals.generation.local.sample", answers_by_strength(model))
     table = torch.zeros(2, 32)
     table[1, 0] = 4.0
     found = Extraction(table, (1.0, 10.0), made=4, kept=4)
@@ -124,7 +124,9 @@ def test_a_sweep_is_plain_data_with_its_recommendation(swept):
 
 
 def test_questions_that_the_judge_cannot_judge_are_refused(monkeypatch):
-    monkeypatch.setattr("staytrue.evals.sampler.sample", lambda m, t, qs, **k: [Answer(q, 0, "", True) for q in qs])
+    monkeypatch.setattr(
+        "staytrue.evals.generation.local.sample", lambda m, t, qs, **k: [Answer(q, 0, "", True) for q in qs]
+    )
     found = Extraction(torch.ones(2, 32), (1.0, 1.0), 1, 1)
     with pytest.raises(RequestError, match="reads-1 can judge no answer to the 4 questions"):
         sweep(tiny.model(), tiny.tokenizer(), found, ASKED, Reads(), max_new_tokens=4)

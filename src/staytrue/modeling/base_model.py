@@ -65,8 +65,8 @@ class Untouched:
         Raises:
             ModelError: the model was given by name, so there is none to ask yet.
         """
+        from staytrue.evals.generation.local import sample
         from staytrue.evals.judge import Question
-        from staytrue.evals.sampler import sample
         from staytrue.modeling.architecture import Anatomy
 
         model = self._model()

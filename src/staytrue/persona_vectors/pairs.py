@@ -28,7 +28,7 @@ def sample_pairs(
     model: Any, tokenizer: Any, trait: Trait, number: int, *, rollouts: int, seed: int, max_new_tokens: int
 ) -> list[Pair]:
     """The answers under one positive prompt and its opposite, question by question, rollout by rollout."""
-    from staytrue.evals.sampler import sample
+    from staytrue.evals.generation.local import sample
 
     as_system = takes_system(tokenizer)
     sides = {"positive": trait.positive[number], "negative": trait.negative[number]}

@@ -87,7 +87,7 @@ def sweep(
     Raises:
         RequestError: the judge can judge no answer to these questions.
     """
-    from staytrue.evals.sampler import sample
+    from staytrue.evals.generation.local import sample
 
     def measured(layer: int, alpha: float) -> Setting:
         moved = steered(model, found.vectors, layer, alpha) if layer else nullcontext()

@@ -10,9 +10,9 @@ from transformers.cache_utils import DynamicLayer
 import tiny
 from staytrue.data.examples import Message
 from staytrue.data.tokenize import encode_prompt
-from staytrue.evals import cache, sampler
+from staytrue.evals.generation import kv_cache, local
+from staytrue.evals.generation.local import draw, sample
 from staytrue.evals.judge import Question
-from staytrue.evals.sampler import draw, sample
 
 
 def questions(n=5):
@@ -45,7 +45,7 @@ def test_it_writes_what_a_plain_loop_writes(kind, temperature):
 
 @pytest.mark.parametrize("kind", ["qwen2", "gemma3"])  # gemma3 has sliding layers beside plain ones
 def test_a_cache_that_has_to_grow_and_loses_rows_holds_the_same(kind, monkeypatch):
-    monkeypatch.setattr(cache, "_ROOM", 2)
+    monkeypatch.setattr(kv_cache, "_ROOM", 2)
     model, tokenizer = tiny.model(kind), tiny.tokenizer(kind)
     asked = questions(3)
     answers = sample(model, tokenizer, asked, per_question=6, seed=3, max_new_tokens=40)
@@ -58,7 +58,7 @@ def test_a_plain_layer_is_grown_in_place():
     layer = DynamicLayer()
     keys = torch.arange(12.0).view(1, 1, 6, 2)
     layer.update(keys[:, :, :3], keys[:, :, :3])
-    held = cache.with_room(SimpleNamespace(layers=[layer])).layers[0]
+    held = kv_cache.with_room(SimpleNamespace(layers=[layer])).layers[0]
     first, _ = held.update(keys[:, :, 3:4], keys[:, :, 3:4])
     both, _ = held.update(keys[:, :, 4:6], keys[:, :, 4:6])
     assert torch.equal(both, keys)
@@ -66,7 +66,7 @@ def test_a_plain_layer_is_grown_in_place():
 
 
 def test_more_samples_than_a_batch_holds_are_cut_into_batches(monkeypatch):
-    monkeypatch.setattr(sampler, "_ROWS", 4)
+    monkeypatch.setattr(local, "_ROWS", 4)
     model, tokenizer = tiny.model(), tiny.tokenizer()
     expected = [by_hand(model, tokenizer, q, k, 1, 3, 1.0) for q in questions(2) for k in range(10)]
     widths = []

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from staytrue.data.tokenize import encode_prompt
 from staytrue.errors import TrainingError
-from staytrue.evals.cache import with_room
+from staytrue.evals.generation.kv_cache import with_room
 from staytrue.evals.judge import Answer, Question
 
 _ROWS, _ROWS_OF_A_LARGE_MODEL = 192, 32  # answers written side by side

@@ -15,9 +15,9 @@ from staytrue.evals.calls.faults import UnreadableError
 from staytrue.evals.calls.reply import Reply
 from staytrue.evals.docket import joined
 from staytrue.evals.evaluate import evaluate
+from staytrue.evals.generation.endpoint import Remote, seed_of
 from staytrue.evals.judge import Question, Verdict
 from staytrue.evals.questions.probes import Probe
-from staytrue.evals.remote import Remote, seed_of
 from staytrue.evals.rescore import rescore
 from staytrue.utils.run_dir import read_rows
 

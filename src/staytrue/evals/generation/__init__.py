@@ -1,0 +1,1 @@
+"""Answers to questions: from a local model, an endpoint, or a file."""
