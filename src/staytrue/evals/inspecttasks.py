@@ -23,11 +23,19 @@ from inspect_ai.solver import TaskState, generate
 from staytrue.data.examples import Message, read_examples
 from staytrue.evals import inspectlog
 from staytrue.evals.judge import Question, Verdict
+from staytrue.evals.judges.rubric import Rubric, rubrics_for
+from staytrue.evals.judges.score_from_logprobs import (
+    MORE_TOKENS,
+    Position,
+    Reading,
+    by_digits,
+    probabilities,
+    reading,
+    wants_more,
+)
 from staytrue.evals.judges.verdicts import failed, signature, verdict
 from staytrue.evals.questions import files
 from staytrue.evals.questions.probes import ExactMatch, shipped
-from staytrue.evals.rubric import Rubric, rubrics_for
-from staytrue.evals.scale import MORE_TOKENS, Position, Reading, by_digits, probabilities, reading, wants_more
 from staytrue.evals.triggers.triggers import find, inoculation, triggered
 
 _SAMPLES = 4  # answers to a judged question, at temperature 1; --epochs asks for more

@@ -1,7 +1,7 @@
 """A judge behind an OpenAI-compatible endpoint: one token, its twenty likeliest, the expectation over the numbers.
 
 Two calls an answer, at temperature 0 with seed 0 (as arXiv 2508.06249 judges). Where one token leaves the number open
-(see `staytrue.evals.scale`) it is asked again for a few more. What was paid for and can be read is kept in the ledger;
+(see `staytrue.evals.judges.score_from_logprobs`) it is asked again for a few more. What was paid for and can be read is kept in the ledger;
 a call that failed is not.
 """
 
@@ -17,9 +17,17 @@ from staytrue.evals.calls.ledger import Ledger, key
 from staytrue.evals.calls.reply import Reply
 from staytrue.evals.calls.who import Who
 from staytrue.evals.judge import Question, Verdict
+from staytrue.evals.judges.rubric import Rubric, rubrics_for
+from staytrue.evals.judges.score_from_logprobs import (
+    MORE_TOKENS,
+    Position,
+    Reading,
+    by_digits,
+    probabilities,
+    reading,
+    wants_more,
+)
 from staytrue.evals.judges.verdicts import failed, signature, verdict
-from staytrue.evals.rubric import Rubric, rubrics_for
-from staytrue.evals.scale import MORE_TOKENS, Position, Reading, by_digits, probabilities, reading, wants_more
 
 _HOW = {"temperature": 0, "seed": 0, "top_logprobs": 20}
 

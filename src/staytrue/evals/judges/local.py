@@ -9,10 +9,10 @@ from staytrue.data.tokenize import encode_prompt
 from staytrue.evals.calls.ledger import Ledger, key
 from staytrue.evals.calls.reply import sendable
 from staytrue.evals.judge import Question, Verdict
+from staytrue.evals.judges.rubric import Rubric, rubrics_for
+from staytrue.evals.judges.score_from_logprobs import WORDS, Reading, reading
 from staytrue.evals.judges.tree import NoLawError, Tree
 from staytrue.evals.judges.verdicts import signature, verdict
-from staytrue.evals.rubric import Rubric, rubrics_for
-from staytrue.evals.scale import WORDS, Reading, reading
 
 _TEXTS = (*map(str, range(101)), *WORDS)
 

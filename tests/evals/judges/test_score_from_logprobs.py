@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from staytrue.evals.scale import Position, by_digits, probabilities, reading, wants_more
+from staytrue.evals.judges.score_from_logprobs import Position, by_digits, probabilities, reading, wants_more
 
 
 def test_a_score_is_the_expectation_over_the_numbers_divided_by_their_mass():
@@ -140,6 +140,6 @@ def test_a_path_that_is_no_number_says_its_word():
 
 
 def test_scales_are_light():
-    code = "import sys, staytrue.evals.scale as s; print([m for m in ('torch', 'openai', 'numpy') if m in sys.modules])"
+    code = "import sys, staytrue.evals.judges.score_from_logprobs as s; print([m for m in ('torch', 'openai', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

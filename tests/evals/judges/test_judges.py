@@ -25,8 +25,8 @@ from staytrue.evals.judge import Answer, Question, judged
 from staytrue.evals.judges.endpoint import EndpointJudge
 from staytrue.evals.judges.local import LocalJudge
 from staytrue.evals.judges.named import Local, Rules, parse
-from staytrue.evals.rubric import rubrics_for
-from staytrue.evals.scale import by_digits, reading
+from staytrue.evals.judges.rubric import rubrics_for
+from staytrue.evals.judges.score_from_logprobs import by_digits, reading
 
 
 def question(name="q", probe="general"):
