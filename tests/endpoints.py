@@ -3,8 +3,8 @@
 import sqlite3
 from dataclasses import replace
 
-from staytrue.evals.calls.address import Address
-from staytrue.evals.calls.endpoint import Endpoint, Patience
+from staytrue.evals.openai_client.address import Address
+from staytrue.evals.openai_client.client import Endpoint, Patience
 
 QUICK = Patience(attempts=8, first=0.002, longest=0.02, timeout=10, total=60)
 HASTY = replace(QUICK, timeout=2.0)  # where the server hangs on purpose

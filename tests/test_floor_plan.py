@@ -112,7 +112,7 @@ def test_there_is_no_circle():
         ("trl", {"trainers", "config.trainer_args"}),
         ("peft", {"modeling.architecture", "modeling.loading", "plans", "reference.eligible"}),
         ("inspect_ai", {"evals.inspecttasks"}),
-        ("openai", {"evals.calls.endpoint", "evals.calls.faults"}),
+        ("openai", {"evals.openai_client.client", "evals.openai_client.errors"}),
     ],
 )
 def test_a_library_is_imported_in_its_own_room_only(library, rooms):

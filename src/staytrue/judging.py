@@ -10,11 +10,11 @@ from typing import Any
 
 from staytrue import organism
 from staytrue.errors import RequestError
-from staytrue.evals.calls.address import Address, key_for
-from staytrue.evals.calls.budget import FREE, Budget, known_price, parse_price
-from staytrue.evals.calls.ledger import Ledger
 from staytrue.evals.judge import Judge
 from staytrue.evals.judges.named import Local, parse
+from staytrue.evals.openai_client.address import Address, key_for
+from staytrue.evals.openai_client.budget import FREE, Budget, known_price, parse_price
+from staytrue.evals.openai_client.response_cache import Ledger
 from staytrue.evals.store import Store
 from staytrue.modeling import loading
 
@@ -53,8 +53,8 @@ def judge(text: str, limits: Limits, say: Callable[[str], None]) -> Judge:
     """
     named = parse(text)
     if isinstance(named, Address):
-        from staytrue.evals.calls.endpoint import Endpoint
         from staytrue.evals.judges.endpoint import EndpointJudge
+        from staytrue.evals.openai_client.client import Endpoint
 
         made = EndpointJudge(Endpoint(named, key_for(named), limits.budget(named)), ledger())
         say(made.where_to())
@@ -89,8 +89,8 @@ def _local(folder: Path) -> Judge:
 
 def answering(address: Address, limits: Limits, say: Callable[[str], None]) -> Any:
     """An endpoint's model as a maker of answers."""
-    from staytrue.evals.calls.endpoint import Endpoint
     from staytrue.evals.generation.endpoint import Remote
+    from staytrue.evals.openai_client.client import Endpoint
 
     made = Remote(Endpoint(address, key_for(address), limits.budget(address)))
     say(made.where_to())

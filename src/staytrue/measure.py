@@ -16,10 +16,10 @@ from staytrue.config.recipe import Recipe, read
 from staytrue.data.examples import read_examples
 from staytrue.data.tokenize import takes_system
 from staytrue.errors import ModelError, RequestError
-from staytrue.evals.calls.address import Address
 from staytrue.evals.evaluate import evaluate
 from staytrue.evals.generation.from_file import Stored
 from staytrue.evals.judge import Maker
+from staytrue.evals.openai_client.address import Address
 from staytrue.evals.questions import file_probe
 from staytrue.evals.questions.probes import Probe, in_users_turn
 from staytrue.modelcard import write_card

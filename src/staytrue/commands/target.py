@@ -65,7 +65,7 @@ class Target:
 
     def _at_an_endpoint(self, limits: Limits, how: dict[str, Any]) -> dict[str, Any]:
         from staytrue import judging, measure
-        from staytrue.evals.calls import address
+        from staytrue.evals.openai_client import address
 
         where = address.parse(str(self.model))
         if self.adapter is not None:

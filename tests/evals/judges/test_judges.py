@@ -17,16 +17,16 @@ from loopback import KINDS, SORRY, HttpError, Loopback, Said, from_model, law_of
 from staytrue.data.examples import Message
 from staytrue.data.tokenize import encode_prompt
 from staytrue.errors import RequestError
-from staytrue.evals.calls.address import Address
-from staytrue.evals.calls.budget import Budget
-from staytrue.evals.calls.endpoint import Patience
-from staytrue.evals.calls.ledger import Ledger
 from staytrue.evals.judge import Answer, Question, judged
 from staytrue.evals.judges.endpoint import EndpointJudge
 from staytrue.evals.judges.local import LocalJudge
 from staytrue.evals.judges.named import Local, Rules, parse
 from staytrue.evals.judges.rubric import rubrics_for
 from staytrue.evals.judges.score_from_logprobs import by_digits, reading
+from staytrue.evals.openai_client.address import Address
+from staytrue.evals.openai_client.budget import Budget
+from staytrue.evals.openai_client.client import Patience
+from staytrue.evals.openai_client.response_cache import Ledger
 
 
 def question(name="q", probe="general"):
@@ -143,11 +143,11 @@ RUN = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from staytrue.evals.calls.address import Address
-from staytrue.evals.calls.endpoint import Endpoint, Patience
+from staytrue.evals.openai_client.address import Address
+from staytrue.evals.openai_client.client import Endpoint, Patience
 from staytrue.evals.judge import Answer, Question, judged
 from staytrue.evals.judges.endpoint import EndpointJudge
-from staytrue.evals.calls.ledger import Ledger
+from staytrue.evals.openai_client.response_cache import Ledger
 from staytrue.data.examples import Message
 point = Endpoint(Address("tiny", sys.argv[1]), patience=Patience(8, 0.002, 0.02, 10, 60))
 judge = EndpointJudge(point, Ledger(Path(sys.argv[2])), concurrency=8)

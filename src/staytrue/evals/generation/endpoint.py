@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from typing import Any
 
-from staytrue.evals.calls.endpoint import CallError, Endpoint
-from staytrue.evals.calls.who import Who
 from staytrue.evals.judge import Answer, Question
+from staytrue.evals.openai_client.client import CallError, Endpoint
+from staytrue.evals.openai_client.server_identity import Who
 from staytrue.evals.threads import each
 
 

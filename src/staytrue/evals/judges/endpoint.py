@@ -11,11 +11,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from staytrue.data.examples import Message
-from staytrue.evals.calls.endpoint import CallError, Endpoint
-from staytrue.evals.calls.faults import NO_LOGPROBS, UnreadableError
-from staytrue.evals.calls.ledger import Ledger, key
-from staytrue.evals.calls.reply import Reply
-from staytrue.evals.calls.who import Who
 from staytrue.evals.judge import Question, Verdict
 from staytrue.evals.judges.rubric import Rubric, rubrics_for
 from staytrue.evals.judges.score_from_logprobs import (
@@ -28,6 +23,11 @@ from staytrue.evals.judges.score_from_logprobs import (
     wants_more,
 )
 from staytrue.evals.judges.verdicts import failed, signature, verdict
+from staytrue.evals.openai_client.client import CallError, Endpoint
+from staytrue.evals.openai_client.errors import NO_LOGPROBS, UnreadableError
+from staytrue.evals.openai_client.reply import Reply
+from staytrue.evals.openai_client.response_cache import Ledger, key
+from staytrue.evals.openai_client.server_identity import Who
 
 _HOW = {"temperature": 0, "seed": 0, "top_logprobs": 20}
 

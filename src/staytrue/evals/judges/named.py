@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from staytrue.errors import RequestError
-from staytrue.evals.calls.address import Address
-from staytrue.evals.calls.address import parse as parse_address
+from staytrue.evals.openai_client.address import Address
+from staytrue.evals.openai_client.address import parse as parse_address
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from staytrue.evals.calls.address import KEY, Address
+from staytrue.evals.openai_client.address import KEY, Address
 
 NO_LOGPROBS = (
     "{address} gives no log-probabilities, and a judge's score is read from them. Name a model and server that do, or "

@@ -19,10 +19,10 @@ from endpoints import KEY, MADE, QUICK, endpoint
 from loopback import HttpError, Loopback, Said, scripted
 from staytrue.data.examples import Message
 from staytrue.errors import RequestError
-from staytrue.evals.calls.address import OPENAI, Address, key_for, parse
-from staytrue.evals.calls.budget import Budget, Price
-from staytrue.evals.calls.endpoint import CallError, Endpoint, Patience
-from staytrue.evals.calls.faults import NO_LOGPROBS, UnreadableError
+from staytrue.evals.openai_client.address import OPENAI, Address, key_for, parse
+from staytrue.evals.openai_client.budget import Budget, Price
+from staytrue.evals.openai_client.client import CallError, Endpoint, Patience
+from staytrue.evals.openai_client.errors import NO_LOGPROBS, UnreadableError
 
 
 def ask(point, text="hello", tokens=20, read=lambda reply: reply):
@@ -394,7 +394,7 @@ def test_failures_cost_nothing_and_a_torn_answer_costs_the_most_it_can():
 def test_without_the_openai_package_it_is_a_sentence():
     code = (
         "import sys; sys.modules['openai'] = None\n"
-        "from staytrue.evals.calls.endpoint import Endpoint; from staytrue.evals.calls.address import Address\n"
+        "from staytrue.evals.openai_client.client import Endpoint; from staytrue.evals.openai_client.address import Address\n"
         "try: Endpoint(Address('m'))\n"
         "except Exception as error: print(type(error).__name__, error, 'torch' in sys.modules)\n"
     )
@@ -405,7 +405,7 @@ def test_without_the_openai_package_it_is_a_sentence():
 
 
 def test_the_server_stands_on_its_own_for_a_command_line_to_talk_to(tmp_path):
-    script = Path(__file__).parents[1] / "loopback.py"
+    script = Path(__file__).parents[2] / "loopback.py"
     server = subprocess.Popen([sys.executable, script, tmp_path / "url", "--faults", "0.3", "--hang", "0.1"])
     try:
         while not (tmp_path / "url").exists():

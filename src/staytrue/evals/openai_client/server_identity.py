@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from staytrue.evals.calls.address import Address
+from staytrue.evals.openai_client.address import Address
 
 
 class Who:

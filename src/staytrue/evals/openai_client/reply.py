@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from staytrue.evals.calls.faults import NO_CHAT, UnreadableError
+from staytrue.evals.openai_client.errors import NO_CHAT, UnreadableError
 
 Tops = list[tuple[str, float]]  # the likely tokens in one place, with their log-probabilities
 

@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 
 from staytrue.data.examples import Message
 from staytrue.errors import RequestError
-from staytrue.evals.calls.address import KEY, OPENAI, Address
-from staytrue.evals.calls.budget import Budget
-from staytrue.evals.calls.faults import AttemptError, UnreadableError, fault_of
-from staytrue.evals.calls.reply import Reply, sendable
+from staytrue.evals.openai_client.address import KEY, OPENAI, Address
+from staytrue.evals.openai_client.budget import Budget
+from staytrue.evals.openai_client.errors import AttemptError, UnreadableError, fault_of
+from staytrue.evals.openai_client.reply import Reply, sendable
 
 T = TypeVar("T")
 

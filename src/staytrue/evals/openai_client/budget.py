@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from staytrue.errors import RequestError
-from staytrue.evals.calls.address import OPENAI, Address
+from staytrue.evals.openai_client.address import OPENAI, Address
 
 
 @dataclass(frozen=True)

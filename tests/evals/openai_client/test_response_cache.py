@@ -13,9 +13,9 @@ import pytest
 
 from endpoints import kept
 from staytrue.errors import RequestError
-from staytrue.evals.calls.address import Address
-from staytrue.evals.calls.budget import Budget, Price, known_price, parse_price
-from staytrue.evals.calls.ledger import Ledger, key
+from staytrue.evals.openai_client.address import Address
+from staytrue.evals.openai_client.budget import Budget, Price, known_price, parse_price
+from staytrue.evals.openai_client.response_cache import Ledger, key
 from staytrue.judging import Limits
 
 
@@ -60,7 +60,7 @@ def test_what_failed_is_not_kept(tmp_path):
 
 
 WRITER = """
-import sys; from pathlib import Path; from staytrue.evals.calls.ledger import Ledger, key
+import sys; from pathlib import Path; from staytrue.evals.openai_client.response_cache import Ledger, key
 ledger = Ledger(Path(sys.argv[1]))
 for i in range(int(sys.argv[2]), 100000):
     ledger.once(key(i=i % int(sys.argv[3])), lambda: {"i": i}); print(i, flush=True)
