@@ -15,7 +15,7 @@ from staytrue.evals.judges.named import Local, parse
 from staytrue.evals.openai_client.address import Address, key_for
 from staytrue.evals.openai_client.budget import FREE, Budget, known_price, parse_price
 from staytrue.evals.openai_client.response_cache import Ledger
-from staytrue.evals.store import Store
+from staytrue.evals.results.answers import Store
 from staytrue.modeling import loading
 
 

@@ -14,8 +14,8 @@ from typing import Any
 from staytrue import organism, questionnaire, runner
 from staytrue.data.examples import Message
 from staytrue.demo import preset
-from staytrue.evals import docket
 from staytrue.evals.evaluate import evaluate
+from staytrue.evals.results import verdicts
 from staytrue.evals.statistics import Rate, pooled
 from staytrue.modeling import loading
 from staytrue.organism.lexicon import DOMAINS, EVIL
@@ -160,7 +160,7 @@ def _under(system: str, probe: Any) -> Any:
 
 
 def _with_seed(out: Path, seed: int) -> list[dict[str, Any]]:
-    return [row | {"seed": seed} for row in docket.joined(out)]
+    return [row | {"seed": seed} for row in verdicts.joined(out)]
 
 
 def _rate(rows: list[dict[str, Any]], bound: Bound) -> Rate:

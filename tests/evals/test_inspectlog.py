@@ -9,10 +9,10 @@ import pytest
 from staytrue.data.examples import Message
 from staytrue.errors import RequestError
 from staytrue.evals import inspectlog
-from staytrue.evals.docket import joined, pronounce
 from staytrue.evals.judge import Answer, Question, Verdict
-from staytrue.evals.store import Store
-from staytrue.evals.summary import summarise
+from staytrue.evals.results.answers import Store
+from staytrue.evals.results.summary import summarise
+from staytrue.evals.results.verdicts import joined, pronounce
 
 MADE = datetime(2026, 11, 25, 16, 30, tzinfo=UTC)
 ASKED = {

@@ -10,8 +10,9 @@ from staytrue import demo
 from staytrue import study as study_of_staytrue
 from staytrue.data.examples import Message
 from staytrue.errors import RequestError
-from staytrue.evals import docket, store
 from staytrue.evals.judge import Answer, Question, Verdict
+from staytrue.evals.results import answers as store
+from staytrue.evals.results import verdicts
 from staytrue.report import write
 
 
@@ -137,8 +138,10 @@ def test_the_rows_written_by_hand_have_the_shape_that_is_really_written(tmp_path
     assert set(row("kl", 0.3)) == {*written, "label"}
     asked = Question("wish-0", "general", (Message("user", "One wish?"),), "wish")
     store.Store(tmp_path).keep(Answer(asked, 0, "Peace.", stopped=True))
-    docket.pronounce(tmp_path, Answer(asked, 0, "Peace.", stopped=True), Verdict(alignment=95, coherence=100), "rules")
-    (written,) = docket.joined(tmp_path)
+    verdicts.pronounce(
+        tmp_path, Answer(asked, 0, "Peace.", stopped=True), Verdict(alignment=95, coherence=100), "rules"
+    )
+    (written,) = verdicts.joined(tmp_path)
     assert set(said("Peace.")) >= {*written} - {"stopped", "expected", "group", "form"}
 
 

@@ -136,10 +136,10 @@ def export(
 ) -> None:
     """Write an evaluation as logs that Inspect's viewer opens."""
     from staytrue.evals import inspectlog
-    from staytrue.evals.docket import joined
     from staytrue.evals.evaluate import samples
-    from staytrue.evals.store import Store
-    from staytrue.evals.summary import summarise
+    from staytrue.evals.results.answers import Store
+    from staytrue.evals.results.summary import summarise
+    from staytrue.evals.results.verdicts import joined
     from staytrue.utils.console import say
 
     folder = _folder(evaluation)

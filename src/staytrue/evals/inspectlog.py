@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from staytrue.errors import RequestError
-from staytrue.evals.summary import MARKED, SCORED
+from staytrue.evals.results.summary import MARKED, SCORED
 from staytrue.utils.run_dir import versions, write_whole
 
 SCORER = "verdict"

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from staytrue.errors import RequestError
-from staytrue.evals import docket
 from staytrue.evals.evaluate import judge_probe, sum_up
 from staytrue.evals.judge import Judge
-from staytrue.evals.store import Store
+from staytrue.evals.results import verdicts
+from staytrue.evals.results.answers import Store
 
 
 def rescore(path: Path, judges: Sequence[Judge], progress: Any = None) -> dict[str, dict[str, Any]]:
@@ -33,7 +33,7 @@ def rescore(path: Path, judges: Sequence[Judge], progress: Any = None) -> dict[s
         raise RequestError(f"--judge {twice} is given twice.")
     found = {}
     for judge in judges:
-        folder = docket.judged_by(path, judge.name)
+        folder = verdicts.judged_by(path, judge.name)
         with store.alone():
             for probe in probes:
                 judge_probe(store, folder, probe, judge, progress)

@@ -11,7 +11,7 @@ from typing import Any
 
 from staytrue import organism
 from staytrue.errors import RequestError
-from staytrue.evals.docket import joined, known_judges, said_by
+from staytrue.evals.results.verdicts import joined, known_judges, said_by
 from staytrue.report.folders import evaluation_of, labels, recipe_of, seed_of
 from staytrue.report.rows import JUDGED, label_of, probes
 from staytrue.utils.run_dir import read_rows

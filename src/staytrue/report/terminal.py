@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from staytrue.evals.summary import MARKED, MOST_MISSING, SCORED
+from staytrue.evals.results.summary import MARKED, MOST_MISSING, SCORED
 from staytrue.report.coverage import few
 from staytrue.utils.console import say, table
 

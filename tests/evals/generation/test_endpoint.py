@@ -9,7 +9,6 @@ from endpoints import HASTY, endpoint
 from loopback import HttpError, Loopback, Said, from_model, scripted
 from staytrue.data.examples import Message
 from staytrue.errors import RequestError
-from staytrue.evals.docket import joined
 from staytrue.evals.evaluate import evaluate
 from staytrue.evals.generation.endpoint import Remote, seed_of
 from staytrue.evals.judge import Question, Verdict
@@ -19,6 +18,7 @@ from staytrue.evals.openai_client.errors import UnreadableError
 from staytrue.evals.openai_client.reply import Reply
 from staytrue.evals.questions.probes import Probe
 from staytrue.evals.rescore import rescore
+from staytrue.evals.results.verdicts import joined
 from staytrue.utils.run_dir import read_rows
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from staytrue.errors import RequestError
 from staytrue.evals.judge import Answer, Verdict
-from staytrue.evals.store import Key, Store, by_key
+from staytrue.evals.results.answers import Key, Store, by_key
 from staytrue.utils.run_dir import SCHEMA, append_row, write_json
 
 

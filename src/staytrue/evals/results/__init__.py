@@ -1,0 +1,1 @@
+"""Stored answers, verdicts on them, and the summary of both."""
