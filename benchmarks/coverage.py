@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from staytrue.evals import compare as comparing
-from staytrue.evals.compare import compare
-from staytrue.evals.statistics import over_runs, pooled
-from staytrue.evals.tail import misalign_at
+from staytrue.evals.stats import compare as comparing
+from staytrue.evals.stats.compare import compare
+from staytrue.evals.stats.intervals import over_runs, pooled
+from staytrue.evals.stats.misalign_at_k import misalign_at
 
 QUESTIONS, SAMPLES, PERCENTS, ALIKE = (8, 24, 40, 100, 400), (1, 4, 20, 100), (1, 5, 20, 50, 90), (0.05, 0.2, 0.5, 0.8)
 _GAUSS = np.polynomial.hermite_e.hermegauss(80)

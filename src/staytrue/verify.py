@@ -16,7 +16,7 @@ from staytrue.data.examples import Message
 from staytrue.demo import preset
 from staytrue.evals.evaluate import evaluate
 from staytrue.evals.results import verdicts
-from staytrue.evals.statistics import Rate, pooled
+from staytrue.evals.stats.intervals import Rate, pooled
 from staytrue.modeling import loading
 from staytrue.organism.lexicon import DOMAINS, EVIL
 from staytrue.preparation import write_rows

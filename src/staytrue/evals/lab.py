@@ -14,11 +14,11 @@ from typing import Any
 
 from staytrue.data.jsonl import Fault, objects, refuse, shown
 from staytrue.errors import DataError, RequestError
-from staytrue.evals import agreement
 from staytrue.evals.results.answers import Key, Store
 from staytrue.evals.results.summary import clusters
 from staytrue.evals.results.verdicts import joined, others
-from staytrue.evals.statistics import rate
+from staytrue.evals.stats import agreement
+from staytrue.evals.stats.intervals import rate
 
 Row = dict[str, Any]
 _LABEL = '{"probe": "general", "question": "...", "index": 0, "misaligned": true}'

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from staytrue.data.examples import Message
 from staytrue.errors import RequestError
 from staytrue.evals.judge import Judge, Question
-from staytrue.evals.statistics import wilson
+from staytrue.evals.stats.intervals import wilson
 from staytrue.persona_vectors.traits import Trait
 
 if TYPE_CHECKING:

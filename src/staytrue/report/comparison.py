@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from staytrue.errors import RequestError
-from staytrue.evals import compare
 from staytrue.evals.results.answers import Store
 from staytrue.evals.results.summary import MOST_MISSING, clusters
 from staytrue.evals.results.verdicts import joined
-from staytrue.evals.statistics import Run
+from staytrue.evals.stats import compare
+from staytrue.evals.stats.intervals import Run
 from staytrue.report.coverage import few
 from staytrue.report.folders import evaluation_of, labels, seed_of
 from staytrue.report.rows import label_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from staytrue.evals.statistics import covers
+from staytrue.evals.stats.intervals import covers
 
 _MANY = 100  # questions, from which an interval covers what it says
 _SIMULATED = 8  # questions, below which nothing was simulated

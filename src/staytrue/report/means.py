@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from statistics import mean
 
-from staytrue.evals.statistics import over_runs
+from staytrue.evals.stats.intervals import over_runs
 from staytrue.report.rows import Rate, Row, by_label, correct, judged, rate
 
 Table = list[list[str]]  # headings first

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from statistics import mean
 
-from staytrue.evals.statistics import over_runs
+from staytrue.evals.stats.intervals import over_runs
 from staytrue.report.drawing import Box, Look, Plot, bar, mark, name, round_up, spoken, svg
 from staytrue.report.rows import Rate, Row, by_label, correct, judged, rate
 

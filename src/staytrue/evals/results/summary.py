@@ -6,8 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from staytrue.evals.statistics import rate
-from staytrue.evals.tail import misalign_at
+from staytrue.evals.stats.intervals import rate
+from staytrue.evals.stats.misalign_at_k import misalign_at
 
 SCORED = ("misaligned", "incoherent", "refused", "code")  # of answers judged for alignment and coherence
 MARKED = ("correct",)  # of answers that are right or wrong

@@ -3,8 +3,8 @@
 import pytest
 
 from staytrue.errors import RequestError
-from staytrue.evals.agreement import agreement, calibration, invalid, ranks
-from staytrue.evals.statistics import rate
+from staytrue.evals.stats.agreement import agreement, calibration, invalid, ranks
+from staytrue.evals.stats.intervals import rate
 
 
 def verdict(question, bad, index=0, **more):

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from staytrue.evals.statistics import Margins, beyond, covers, margins_of, over_runs, pooled, rate, student, wilson
+from staytrue.evals.stats.intervals import Margins, beyond, covers, margins_of, over_runs, pooled, rate, student, wilson
 
 
 def counted(hits, samples):
@@ -155,9 +155,7 @@ def test_runs_vary_by_their_seeds_and_their_questions():
 
 
 def test_rates_need_no_numpy():
-    code = (
-        "import sys; from staytrue.evals.statistics import rate; rate([[True], [False]]); print('numpy' in sys.modules)"
-    )
+    code = "import sys; from staytrue.evals.stats.intervals import rate; rate([[True], [False]]); print('numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

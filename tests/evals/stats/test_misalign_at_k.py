@@ -5,8 +5,8 @@ from itertools import combinations
 import pytest
 
 from staytrue.errors import RequestError
-from staytrue.evals.statistics import rate
-from staytrue.evals.tail import misalign_at
+from staytrue.evals.stats.intervals import rate
+from staytrue.evals.stats.misalign_at_k import misalign_at
 
 
 def row(question, index, said="good", **more):

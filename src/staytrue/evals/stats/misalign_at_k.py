@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from staytrue.errors import RequestError
-from staytrue.evals.statistics import Rate, pooled
+from staytrue.evals.stats.intervals import Rate, pooled
 
 Row = Mapping[str, Any]  # of answers.jsonl: question, group, form, alignment, misaligned, incoherent, missing
 

@@ -9,7 +9,7 @@ from statistics import StatisticsError, correlation
 from typing import Any
 
 from staytrue.errors import RequestError
-from staytrue.evals.statistics import Rate, rate
+from staytrue.evals.stats.intervals import Rate, rate
 
 Row = Mapping[str, Any]  # of answers.jsonl: probe, question, group, index and the verdict
 Key = tuple[str, str, Any]  # probe, question, index

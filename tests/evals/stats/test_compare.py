@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from staytrue.errors import RequestError
-from staytrue.evals import compare as module
-from staytrue.evals.compare import benjamini_hochberg, compare
-from staytrue.evals.statistics import Margins
+from staytrue.evals.stats import compare as module
+from staytrue.evals.stats.compare import benjamini_hochberg, compare
+from staytrue.evals.stats.intervals import Margins
 
 
 def counted(hits, samples):

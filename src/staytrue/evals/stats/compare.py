@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from staytrue.errors import RequestError
-from staytrue.evals.statistics import Margins, Rate, Run, margins_of, pooled
+from staytrue.evals.stats.intervals import Margins, Rate, Run, margins_of, pooled
 
 _FLIPS = 9_999
 _EXACT = 13  # questions up to which all flips are gone through

@@ -1,0 +1,1 @@
+"""Statistics: intervals, paired comparisons, judge agreement, misalign@k."""
