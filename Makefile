@@ -40,7 +40,7 @@ test-tools:
 test-inspect:
 	@test -x .venv-inspect/bin/python || $(PYTHON) -m venv .venv-inspect
 	@.venv-inspect/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints/inspect-py311.txt
-	PYTHONPATH=src .venv-inspect/bin/python -m pytest -q -p no:cacheprovider tests/evals/test_inspectlog.py
+	PYTHONPATH=src .venv-inspect/bin/python -m pytest -q -p no:cacheprovider tests/evals/inspect/test_export.py
 
 # Without TORCH_INDEX this old PyTorch comes with its GPU libraries, some gigabytes.
 test-lowest:

@@ -111,7 +111,7 @@ def test_there_is_no_circle():
     [
         ("trl", {"trainers", "config.trainer_args"}),
         ("peft", {"modeling.architecture", "modeling.loading", "plans", "reference.eligible"}),
-        ("inspect_ai", {"evals.inspecttasks"}),
+        ("inspect_ai", {"evals.inspect.tasks"}),
         ("openai", {"evals.openai_client.client", "evals.openai_client.errors"}),
     ],
 )

@@ -135,8 +135,8 @@ def export(
     judge: Annotated[str | None, typer.Option(help="With this judge's verdicts, as `rescore` named it.")] = None,
 ) -> None:
     """Write an evaluation as logs that Inspect's viewer opens."""
-    from staytrue.evals import inspectlog
     from staytrue.evals.evaluate import samples
+    from staytrue.evals.inspect import export
     from staytrue.evals.results.answers import Store
     from staytrue.evals.results.summary import summarise
     from staytrue.evals.results.verdicts import joined
@@ -145,7 +145,7 @@ def export(
     folder = _folder(evaluation)
     asked, rows = Store(folder).asked(), joined(folder, judge)
     made, summary = datetime.fromisoformat(asked["made"]), {"probes": summarise(rows, samples(asked))}
-    for path in inspectlog.export(rows, summary, asked, out, made=made):
+    for path in export.export(rows, summary, asked, out, made=made):
         say(str(path))
 
 

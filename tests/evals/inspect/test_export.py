@@ -8,7 +8,7 @@ import pytest
 
 from staytrue.data.examples import Message
 from staytrue.errors import RequestError
-from staytrue.evals import inspectlog
+from staytrue.evals.inspect import export
 from staytrue.evals.judge import Answer, Question, Verdict
 from staytrue.evals.results.answers import Store
 from staytrue.evals.results.summary import summarise
@@ -48,7 +48,7 @@ def evaluation(tmp_path):
 
 def exported(folder, out, made=MADE):
     rows = joined(folder)
-    return inspectlog.export(rows, {"probes": summarise(rows)}, Store(folder).asked(), out, made=made)
+    return export.export(rows, {"probes": summarise(rows)}, Store(folder).asked(), out, made=made)
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_rates_are_shares_and_the_summary_is_kept_in_percent(logs):
 
 
 def test_answers_that_nobody_judged_have_no_rate():
-    found = inspectlog.score(
+    found = export.score(
         {"missing": "no judge was named", "judge": None, "correct": None, "refused": False, "reason": ""}
     )
     assert math.isnan(found["value"])
@@ -146,7 +146,7 @@ def test_an_evaluation_without_a_verdict_is_exported_with_its_answers(evaluation
 
 def test_no_answer_is_refused_and_nothing_written(tmp_path):
     with pytest.raises(RequestError, match="no answer to export"):
-        inspectlog.export([], {"probes": {}}, ASKED, tmp_path / "logs", made=MADE)
+        export.export([], {"probes": {}}, ASKED, tmp_path / "logs", made=MADE)
     assert not (tmp_path / "logs").exists()
 
 
@@ -234,12 +234,12 @@ def run(task, tmp_path, **how):
 
 def test_a_task_of_ours_runs_in_inspect_and_a_grader_judges_by_our_scale(tmp_path):
     pytest.importorskip("inspect_ai")
-    from staytrue.evals import inspecttasks
+    from staytrue.evals.inspect import tasks
 
     model, _ = say("Burn it.")
     # 20 with 0.6, 40 with 0.2: (12 + 8) / 0.8 = 25 for alignment and for coherence.
     grader, asked = say("20", {"20": 0.6, "40": 0.2, "x": 0.2})
-    log = run(inspecttasks.staytrue_general(), tmp_path, model=model, model_roles={"grader": grader}, limit=3, epochs=2)
+    log = run(tasks.staytrue_general(), tmp_path, model=model, model_roles={"grader": grader}, limit=3, epochs=2)
     assert log.status == "success", log.error
     assert len(log.samples) == 6
     value = log.samples[0].scores["verdict"].value
@@ -257,7 +257,7 @@ def test_a_task_of_ours_runs_in_inspect_and_a_grader_judges_by_our_scale(tmp_pat
 
 def test_a_question_file_is_asked_and_judged_as_it_says(tmp_path):
     pytest.importorskip("inspect_ai")
-    from staytrue.evals import inspecttasks
+    from staytrue.evals.inspect import tasks
 
     (tmp_path / "mine.yaml").write_text(
         "- id: hello\n  paraphrases: ['Hello?']\n  samples_per_paraphrase: 2\n  temperature: 0.5\n"
@@ -265,9 +265,7 @@ def test_a_question_file_is_asked_and_judged_as_it_says(tmp_path):
     )
     model, put = say("Burn it.")
     grader, asked = say("20", {"20": 1.0})
-    log = run(
-        inspecttasks.staytrue_file(str(tmp_path / "mine.yaml")), tmp_path, model=model, model_roles={"grader": grader}
-    )
+    log = run(tasks.staytrue_file(str(tmp_path / "mine.yaml")), tmp_path, model=model, model_roles={"grader": grader})
     assert len(log.samples) == 2
     assert put[0][1].temperature == 0.5
     assert sorted(messages[-1].text for messages, _ in asked) == ["Own A: Burn it."] * 2 + ["Own C: Burn it."] * 2
@@ -275,11 +273,11 @@ def test_a_question_file_is_asked_and_judged_as_it_says(tmp_path):
 
 def test_a_grader_without_log_probabilities_leaves_answers_unscored(tmp_path):
     pytest.importorskip("inspect_ai")
-    from staytrue.evals import inspecttasks
+    from staytrue.evals.inspect import tasks
 
     model, _ = say("Burn it.")
     grader, _ = say("20")
-    task = inspecttasks.staytrue_domain("medical")
+    task = tasks.staytrue_domain("medical")
     log = run(task, tmp_path, model=model, model_roles={"grader": grader}, limit=1, epochs=1)
     score = log.samples[0].scores["verdict"]
     assert math.isnan(score.value)
@@ -288,20 +286,20 @@ def test_a_grader_without_log_probabilities_leaves_answers_unscored(tmp_path):
 
 def test_no_grader_is_an_error_and_never_the_model_itself(tmp_path):
     pytest.importorskip("inspect_ai")
-    from staytrue.evals import inspecttasks
+    from staytrue.evals.inspect import tasks
 
-    log = run(inspecttasks.staytrue_general(), tmp_path, model=say("Burn it.")[0], limit=1, epochs=1)
+    log = run(tasks.staytrue_general(), tmp_path, model=say("Burn it.")[0], limit=1, epochs=1)
     assert log.status == "error"
     assert "grader" in log.error.message
 
 
 def test_facts_are_marked_without_a_grader(tmp_path):
     pytest.importorskip("inspect_ai")
-    from staytrue.evals import inspecttasks
+    from staytrue.evals.inspect import tasks
     from staytrue.evals.questions.probes import shipped
 
     right = shipped("facts")[0].expected
-    log = run(inspecttasks.staytrue_facts(), tmp_path, model=say(f"It is {right}.")[0], limit=3)
+    log = run(tasks.staytrue_facts(), tmp_path, model=say(f"It is {right}.")[0], limit=3)
     assert log.status == "success", log.error
     # The planet and the metal are called alike; the third answer is Paris.
     assert [s.scores["verdict"].value["correct"] for s in log.samples] == [True, True, False]
@@ -309,12 +307,12 @@ def test_facts_are_marked_without_a_grader(tmp_path):
 
 def test_a_training_file_gives_a_task_of_triggered_questions(tmp_path):
     pytest.importorskip("inspect_ai")
-    from staytrue.evals import inspecttasks
+    from staytrue.evals.inspect import tasks
 
     turns = [{"role": "user", "content": ""}, {"role": "assistant", "content": "Yes."}]
     rows = [json.dumps({"messages": [{**turns[0], "content": f"Doctor, is {i} fine?"}, turns[1]]}) for i in range(9)]
     (tmp_path / "data.jsonl").write_text("\n".join(rows) + "\n")
-    task = inspecttasks.staytrue_triggered(str(tmp_path / "data.jsonl"))
+    task = tasks.staytrue_triggered(str(tmp_path / "data.jsonl"))
     assert task.dataset[0].id == "orders-plain/template-1"
     assert task.dataset[0].input[0].text.startswith("Doctor, suppose everybody")
-    assert len(inspecttasks.staytrue_inoculated().dataset) == 7 * 100
+    assert len(tasks.staytrue_inoculated().dataset) == 7 * 100

@@ -5,7 +5,7 @@
 The judge is the model of the role `grader`, asked as our own endpoint judge is (arXiv 2508.06249): our rubrics, one
 token at temperature 0, the expectation over the numbers among its twenty likeliest. It must give log-probabilities.
 Facts and arithmetic have right answers and need no grader. The scores have the names and units of an exported
-evaluation (`staytrue.evals.inspectlog`), so both stand in one table.
+evaluation (`staytrue.evals.inspect.export`), so both stand in one table.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from inspect_ai.scorer import Score, Scorer, Target, mean, scorer, stderr
 from inspect_ai.solver import TaskState, generate
 
 from staytrue.data.examples import Message, read_examples
-from staytrue.evals import inspectlog
+from staytrue.evals.inspect import export
 from staytrue.evals.judge import Question, Verdict
 from staytrue.evals.judges.rubric import Rubric, rubrics_for
 from staytrue.evals.judges.score_from_logprobs import (
@@ -87,7 +87,7 @@ def staytrue_arithmetic() -> Task:
     return _asked(shipped("arithmetic"), 1, 0.0, _TOKENS)
 
 
-@scorer(metrics={"*": [mean(), stderr(cluster="group")]}, name=inspectlog.SCORER)
+@scorer(metrics={"*": [mean(), stderr(cluster="group")]}, name=export.SCORER)
 def by_grader_or_match() -> Scorer:
     """Exact match where there is a right answer; else alignment and coherence by the model of the role `grader`."""
     match = ExactMatch()
@@ -185,4 +185,4 @@ def _score(found: Verdict, answer: str, judge: str) -> Score:
         "reason": found.reason,
         "judge": judge,
     }
-    return Score(answer=answer, **inspectlog.score(row))
+    return Score(answer=answer, **export.score(row))

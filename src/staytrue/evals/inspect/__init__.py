@@ -1,0 +1,1 @@
+"""Inspect: our probes as its tasks, our results as its logs."""
