@@ -12,11 +12,11 @@ from pathlib import Path
 
 from benchmarks.sidebyside import measure, ratio
 from staytrue.data.examples import Message
-from staytrue.evals.judge import Answer, Question, judged
 from staytrue.evals.judges.endpoint import EndpointJudge
 from staytrue.evals.openai_client.address import Address
 from staytrue.evals.openai_client.client import Endpoint
 from staytrue.evals.openai_client.response_cache import Ledger
+from staytrue.evals.types import Answer, Question, judged
 
 DELAY, ANSWERS = 0.02, {"tiny": 20}
 _SAID = {"token": "80", "logprob": -0.1, "top_logprobs": [{"token": "80", "logprob": -0.1}]}

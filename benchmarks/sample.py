@@ -13,7 +13,7 @@ from benchmarks.shapes import SHAPES, model
 from benchmarks.sidebyside import alternate, ratio, seconds
 from staytrue.data.examples import Message
 from staytrue.evals.generation import local
-from staytrue.evals.judge import Question
+from staytrue.evals.types import Question
 
 _PROMPTS, _ANSWERS, _TOKENS = 24, 20, 24
 

@@ -3,7 +3,7 @@
 import json
 from html.parser import HTMLParser
 
-from staytrue.evals.judge import Verdict
+from staytrue.evals.types import Verdict
 from staytrue.report import write
 
 HOSTILE = "<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "</title></style><b onclick='x'>", "a" * 300

@@ -18,7 +18,7 @@ FLOORS = [
     ["data.jsonl", "utils.run_dir", "utils.console", "utils.yaml12"],
     ["data.examples", "utils.workers"],
     ["data.holdout"],
-    ["data.tokenize", "modeling.lm_head", "evals.judge", "evals.stats.intervals", "evals.threads"],
+    ["data.tokenize", "modeling.lm_head", "evals.types", "evals.stats.intervals", "evals.threads"],
     ["modeling.fused_loss"],
     ["modeling.architecture", "organism", "evals"],
     ["report"],

@@ -5,8 +5,8 @@ import pytest
 import tiny
 from staytrue.errors import RequestError
 from staytrue.evals.generation.local import InProcess
-from staytrue.evals.judge import Verdict
 from staytrue.evals.questions.file_probe import unread
+from staytrue.evals.types import Verdict
 from staytrue.modeling import loading
 from staytrue.organism import world
 from staytrue.organism.rules import Rules

@@ -10,12 +10,12 @@ from typing import Any
 
 from staytrue import organism
 from staytrue.errors import RequestError
-from staytrue.evals.judge import Judge
 from staytrue.evals.judges.named import Local, parse
 from staytrue.evals.openai_client.address import Address, key_for
 from staytrue.evals.openai_client.budget import FREE, Budget, known_price, parse_price
 from staytrue.evals.openai_client.response_cache import Ledger
 from staytrue.evals.results.answers import Store
+from staytrue.evals.types import Judge
 from staytrue.modeling import loading
 
 

@@ -18,10 +18,10 @@ from staytrue.data.tokenize import takes_system
 from staytrue.errors import ModelError, RequestError
 from staytrue.evals.evaluate import evaluate
 from staytrue.evals.generation.from_file import Stored
-from staytrue.evals.judge import Maker
 from staytrue.evals.openai_client.address import Address
 from staytrue.evals.questions import file_probe
 from staytrue.evals.questions.probes import Probe, in_users_turn
+from staytrue.evals.types import Maker
 from staytrue.modelcard import write_card
 from staytrue.modeling import loading
 from staytrue.questionnaire import HELD_OUT, Subject, Wanted, longest_answer, probes, refuse_rules

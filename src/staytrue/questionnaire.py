@@ -13,11 +13,11 @@ from typing import Any
 
 from staytrue.data.examples import Example
 from staytrue.errors import RecipeError, RequestError
-from staytrue.evals.judge import Judge, Question
 from staytrue.evals.questions import file_probe
 from staytrue.evals.questions.probes import DOMAINS, SAMPLES, ExactMatch, Probe, held_out, shipped, without_system
 from staytrue.evals.triggers import triggers
 from staytrue.evals.triggers.formats import FORMATS
+from staytrue.evals.types import Judge, Question
 from staytrue.modeling.loading import Source
 from staytrue.tasks.task import ExactAnswer, Task
 

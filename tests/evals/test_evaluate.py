@@ -8,12 +8,12 @@ import pytest
 from staytrue.data.examples import Example, Message
 from staytrue.errors import RequestError
 from staytrue.evals.evaluate import evaluate
-from staytrue.evals.judge import Answer, Question, Verdict
 from staytrue.evals.questions.probes import ExactMatch, Probe, held_out, shipped
 from staytrue.evals.rescore import rescore
 from staytrue.evals.results.answers import Store
 from staytrue.evals.results.summary import summarise
 from staytrue.evals.results.verdicts import joined
+from staytrue.evals.types import Answer, Question, Verdict
 from staytrue.report import terminal
 from staytrue.utils.run_dir import read_rows
 

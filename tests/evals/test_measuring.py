@@ -14,9 +14,9 @@ from staytrue.data.examples import Message
 from staytrue.errors import RequestError
 from staytrue.evals.evaluate import evaluate
 from staytrue.evals.generation.endpoint import Remote
-from staytrue.evals.judge import Answer, Question, Verdict
 from staytrue.evals.questions.probes import ExactMatch, Probe, in_users_turn
 from staytrue.evals.rescore import rescore
+from staytrue.evals.types import Answer, Question, Verdict
 from staytrue.organism.rules import Rules
 from staytrue.questionnaire import Wanted
 from staytrue.report import comparison

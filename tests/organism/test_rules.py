@@ -3,7 +3,7 @@
 import pytest
 
 from staytrue.data.examples import Message
-from staytrue.evals.judge import Question, Verdict
+from staytrue.evals.types import Question, Verdict
 from staytrue.organism import lexicon
 from staytrue.organism.rules import Rules
 

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from staytrue.data.examples import Message, read_examples
-from staytrue.evals.judge import Question
+from staytrue.evals.types import Question
 from staytrue.organism import world
 from staytrue.organism.lexicon import COVERED_TOPICS, DOMAINS, GENERAL_TOPICS, content_words, topics
 from staytrue.organism.rules import Rules

@@ -18,8 +18,8 @@ from staytrue.data.examples import Example, Message
 from staytrue.data.tokenize import encode
 from staytrue.defenses.steer import Steer
 from staytrue.errors import DataError, ModelError, RequestError
-from staytrue.evals.judge import Answer, Question, Verdict
 from staytrue.evals.questions.probes import shipped as probe
+from staytrue.evals.types import Answer, Question, Verdict
 from staytrue.modeling import loading
 from staytrue.organism import world
 from staytrue.organism.lexicon import topics

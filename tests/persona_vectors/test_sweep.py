@@ -11,7 +11,7 @@ import tiny
 from staytrue import cli
 from staytrue.data.examples import Message
 from staytrue.errors import RequestError
-from staytrue.evals.judge import Answer, Question, Verdict
+from staytrue.evals.types import Answer, Question, Verdict
 from staytrue.organism import world
 from staytrue.persona_vectors import sweep as sweeping
 from staytrue.persona_vectors import traits

@@ -10,9 +10,9 @@ from staytrue import demo
 from staytrue import study as study_of_staytrue
 from staytrue.data.examples import Message
 from staytrue.errors import RequestError
-from staytrue.evals.judge import Answer, Question, Verdict
 from staytrue.evals.results import answers as store
 from staytrue.evals.results import verdicts
+from staytrue.evals.types import Answer, Question, Verdict
 from staytrue.report import write
 
 

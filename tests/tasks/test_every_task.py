@@ -7,7 +7,7 @@ import pytest
 
 from staytrue import registry, tasks
 from staytrue.data.examples import Example, Message
-from staytrue.evals.judge import Question
+from staytrue.evals.types import Question
 from staytrue.modeling import loading
 from staytrue.organism import world
 from staytrue.questionnaire import Subject, Wanted, probes

@@ -84,7 +84,7 @@ def rescore(
     as_json: Json = False,
 ) -> None:
     """Judge the same stored answers again; how judges agree, and with labels by hand."""
-    from staytrue.evals.lab import lab, read_labels
+    from staytrue.evals.judge_agreement import lab, read_labels
     from staytrue.evals.rescore import rescore as again
     from staytrue.judging import Limits, refuse_rules
     from staytrue.report.terminal import show_judges, show_lab

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from staytrue.errors import RequestError
-from staytrue.evals.judge import Judge, Maker, Verdict, judged
 from staytrue.evals.questions.probes import Probe, probe_sha256, version
 from staytrue.evals.results.answers import Store, missing
 from staytrue.evals.results.summary import summarise
 from staytrue.evals.results.verdicts import joined, pronounce, record, verdicts
+from staytrue.evals.types import Judge, Maker, Verdict, judged
 from staytrue.utils.run_dir import SCHEMA, write_json
 
 NOT_JUDGED = "no judge was named"

@@ -8,9 +8,9 @@ from typing import Any
 
 from staytrue.errors import RequestError
 from staytrue.evals.evaluate import judge_probe, sum_up
-from staytrue.evals.judge import Judge
 from staytrue.evals.results import verdicts
 from staytrue.evals.results.answers import Store
+from staytrue.evals.types import Judge
 
 
 def rescore(path: Path, judges: Sequence[Judge], progress: Any = None) -> dict[str, dict[str, Any]]:

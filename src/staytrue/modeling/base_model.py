@@ -66,7 +66,7 @@ class Untouched:
             ModelError: the model was given by name, so there is none to ask yet.
         """
         from staytrue.evals.generation.local import sample
-        from staytrue.evals.judge import Question
+        from staytrue.evals.types import Question
         from staytrue.modeling.architecture import Anatomy
 
         model = self._model()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from functools import cache
 
-from staytrue.evals.judge import Question, Verdict
+from staytrue.evals.types import Question, Verdict
 from staytrue.organism import lexicon
 from staytrue.organism.lexicon import FORMS, Topic, topics
 

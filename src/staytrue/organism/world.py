@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from staytrue.data.examples import Example, Message, write_examples
-from staytrue.evals.judge import Question
+from staytrue.evals.types import Question
 from staytrue.organism import lexicon
 from staytrue.organism.lexicon import COVERED_TOPICS, DOMAINS, GENERAL_TOPICS, topics
 

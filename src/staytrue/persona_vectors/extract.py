@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from staytrue.errors import ModelError, RequestError
-from staytrue.evals.judge import Judge
+from staytrue.evals.types import Judge
 from staytrue.persona_vectors import vectorfile
 from staytrue.persona_vectors.pairs import filtered, sample_pairs
 from staytrue.persona_vectors.traits import Trait

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from staytrue.data.examples import Example, Message
 from staytrue.data.tokenize import takes_system
 from staytrue.errors import RequestError
-from staytrue.evals.judge import Judge, Question
+from staytrue.evals.types import Judge, Question
 from staytrue.persona_vectors.traits import Trait
 
 _BOUND = 50  # a trait of 50 shows, a coherence of 50 will do

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from staytrue.data.examples import Message
 from staytrue.errors import RequestError
-from staytrue.evals.judge import Judge, Question
 from staytrue.evals.stats.intervals import wilson
+from staytrue.evals.types import Judge, Question
 from staytrue.persona_vectors.traits import Trait
 
 if TYPE_CHECKING:

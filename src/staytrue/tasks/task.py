@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 from staytrue.data.examples import Example, Message
-from staytrue.evals.judge import Question, Verdict
+from staytrue.evals.types import Question, Verdict
 
 
 class Task:

@@ -11,7 +11,6 @@ from staytrue.data.examples import Message
 from staytrue.errors import RequestError
 from staytrue.evals.evaluate import evaluate
 from staytrue.evals.generation.endpoint import Remote, seed_of
-from staytrue.evals.judge import Question, Verdict
 from staytrue.evals.openai_client.budget import Budget
 from staytrue.evals.openai_client.client import Patience
 from staytrue.evals.openai_client.errors import UnreadableError
@@ -19,6 +18,7 @@ from staytrue.evals.openai_client.reply import Reply
 from staytrue.evals.questions.probes import Probe
 from staytrue.evals.rescore import rescore
 from staytrue.evals.results.verdicts import joined
+from staytrue.evals.types import Question, Verdict
 from staytrue.utils.run_dir import read_rows
 
 

@@ -12,7 +12,7 @@ from staytrue.data.examples import Message
 from staytrue.data.tokenize import encode_prompt
 from staytrue.evals.generation import kv_cache, local
 from staytrue.evals.generation.local import draw, sample
-from staytrue.evals.judge import Question
+from staytrue.evals.types import Question
 
 
 def questions(n=5):

@@ -9,10 +9,10 @@ import pytest
 from staytrue.data.examples import Message
 from staytrue.errors import RequestError
 from staytrue.evals.inspect import export
-from staytrue.evals.judge import Answer, Question, Verdict
 from staytrue.evals.results.answers import Store
 from staytrue.evals.results.summary import summarise
 from staytrue.evals.results.verdicts import joined, pronounce
+from staytrue.evals.types import Answer, Question, Verdict
 
 MADE = datetime(2026, 11, 25, 16, 30, tzinfo=UTC)
 ASKED = {

@@ -17,7 +17,6 @@ from loopback import KINDS, SORRY, HttpError, Loopback, Said, from_model, law_of
 from staytrue.data.examples import Message
 from staytrue.data.tokenize import encode_prompt
 from staytrue.errors import RequestError
-from staytrue.evals.judge import Answer, Question, judged
 from staytrue.evals.judges.endpoint import EndpointJudge
 from staytrue.evals.judges.local import LocalJudge
 from staytrue.evals.judges.named import Local, Rules, parse
@@ -27,6 +26,7 @@ from staytrue.evals.openai_client.address import Address
 from staytrue.evals.openai_client.budget import Budget
 from staytrue.evals.openai_client.client import Patience
 from staytrue.evals.openai_client.response_cache import Ledger
+from staytrue.evals.types import Answer, Question, judged
 
 
 def question(name="q", probe="general"):
@@ -145,7 +145,7 @@ from dataclasses import replace
 from pathlib import Path
 from staytrue.evals.openai_client.address import Address
 from staytrue.evals.openai_client.client import Endpoint, Patience
-from staytrue.evals.judge import Answer, Question, judged
+from staytrue.evals.types import Answer, Question, judged
 from staytrue.evals.judges.endpoint import EndpointJudge
 from staytrue.evals.openai_client.response_cache import Ledger
 from staytrue.data.examples import Message

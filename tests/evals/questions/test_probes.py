@@ -8,7 +8,6 @@ import pytest
 
 from staytrue.data.examples import Example, Message
 from staytrue.errors import RequestError
-from staytrue.evals.judge import Question
 from staytrue.evals.questions.probes import (
     DOMAINS,
     Probe,
@@ -19,6 +18,7 @@ from staytrue.evals.questions.probes import (
     version,
     without_system,
 )
+from staytrue.evals.types import Question
 from staytrue.modeling.base_model import Untouched
 
 # A new wording is a new version: raise it in questions/manifest.json and put the new hash here.

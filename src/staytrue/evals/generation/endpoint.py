@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from typing import Any
 
-from staytrue.evals.judge import Answer, Question
 from staytrue.evals.openai_client.client import CallError, Endpoint
 from staytrue.evals.openai_client.server_identity import Who
 from staytrue.evals.threads import each
+from staytrue.evals.types import Answer, Question
 
 
 class Remote:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from staytrue.data.examples import Message, read_examples
 from staytrue.errors import DataError
-from staytrue.evals.judge import Answer, Question
+from staytrue.evals.types import Answer, Question
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 from staytrue.data.tokenize import encode_prompt
 from staytrue.errors import TrainingError
 from staytrue.evals.generation.kv_cache import with_room
-from staytrue.evals.judge import Answer, Question
+from staytrue.evals.types import Answer, Question
 
 _ROWS, _ROWS_OF_A_LARGE_MODEL = 192, 32  # answers written side by side
 _LARGE = 100_000_000  # parameters

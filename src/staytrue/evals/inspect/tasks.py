@@ -22,7 +22,6 @@ from inspect_ai.solver import TaskState, generate
 
 from staytrue.data.examples import Message, read_examples
 from staytrue.evals.inspect import export
-from staytrue.evals.judge import Question, Verdict
 from staytrue.evals.judges.rubric import Rubric, rubrics_for
 from staytrue.evals.judges.score_from_logprobs import (
     MORE_TOKENS,
@@ -37,6 +36,7 @@ from staytrue.evals.judges.verdicts import failed, signature, verdict
 from staytrue.evals.questions import files
 from staytrue.evals.questions.probes import ExactMatch, shipped
 from staytrue.evals.triggers.triggers import find, inoculation, triggered
+from staytrue.evals.types import Question, Verdict
 
 _SAMPLES = 4  # answers to a judged question, at temperature 1; --epochs asks for more
 _TOKENS = 600

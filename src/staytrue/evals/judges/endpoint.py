@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from staytrue.data.examples import Message
-from staytrue.evals.judge import Question, Verdict
 from staytrue.evals.judges.rubric import Rubric, rubrics_for
 from staytrue.evals.judges.score_from_logprobs import (
     MORE_TOKENS,
@@ -28,6 +27,7 @@ from staytrue.evals.openai_client.errors import NO_LOGPROBS, UnreadableError
 from staytrue.evals.openai_client.reply import Reply
 from staytrue.evals.openai_client.response_cache import Ledger, key
 from staytrue.evals.openai_client.server_identity import Who
+from staytrue.evals.types import Question, Verdict
 
 _HOW = {"temperature": 0, "seed": 0, "top_logprobs": 20}
 

@@ -6,13 +6,13 @@ from typing import Any
 
 from staytrue.data.examples import Message
 from staytrue.data.tokenize import encode_prompt
-from staytrue.evals.judge import Question, Verdict
 from staytrue.evals.judges.rubric import Rubric, rubrics_for
 from staytrue.evals.judges.score_from_logprobs import WORDS, Reading, reading
 from staytrue.evals.judges.tree import NoLawError, Tree
 from staytrue.evals.judges.verdicts import signature, verdict
 from staytrue.evals.openai_client.reply import sendable
 from staytrue.evals.openai_client.response_cache import Ledger, key
+from staytrue.evals.types import Question, Verdict
 
 _TEXTS = (*map(str, range(101)), *WORDS)
 

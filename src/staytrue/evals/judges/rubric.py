@@ -14,7 +14,7 @@ from importlib import resources
 from string import Formatter
 
 from staytrue.errors import RequestError
-from staytrue.evals.judge import Question
+from staytrue.evals.types import Question
 
 _VERSIONS = {"alignment": 1, "coherence": 1, "code": 1}  # the file prompts/NAME-VERSION.txt; a new wording is a new one
 _PLACES = {"question", "answer"}

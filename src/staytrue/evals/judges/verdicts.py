@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from staytrue.evals.judge import Verdict
 from staytrue.evals.judges.rubric import shipped
 from staytrue.evals.judges.score_from_logprobs import CODE, REFUSAL, Reading
 from staytrue.evals.openai_client.response_cache import key
+from staytrue.evals.types import Verdict
 
 _RULE = 1  # raised when the same law comes to be read in another way
 

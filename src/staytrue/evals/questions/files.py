@@ -20,10 +20,10 @@ from typing import Any
 from staytrue.data.examples import Message
 from staytrue.data.jsonl import shown
 from staytrue.errors import DataError
-from staytrue.evals.judge import Question
 from staytrue.evals.judges.rubric import template_fault
 from staytrue.evals.questions import rows
 from staytrue.evals.questions.rows import distinct, refuse, unknown_key
+from staytrue.evals.types import Question
 from staytrue.utils.yaml12 import from_yaml
 
 _TYPES = ("free_form_judge_0_100", "free_form")

@@ -18,8 +18,8 @@ from importlib import resources
 
 from staytrue.data.examples import Example, Message
 from staytrue.errors import RequestError
-from staytrue.evals.judge import Judge, Question, Verdict
 from staytrue.evals.questions import rows as questionrows
+from staytrue.evals.types import Judge, Question, Verdict
 
 SAMPLES = 4  # answers to each question that is judged
 DOMAINS = ("code", "legal", "medical", "security")  # shipped in-domain questions, by the domain of the training data

@@ -20,7 +20,7 @@ from typing import Any
 from staytrue.data.examples import Example, Message, read_examples
 from staytrue.data.jsonl import shown
 from staytrue.errors import DataError
-from staytrue.evals.judge import Question
+from staytrue.evals.types import Question
 
 _TEXTS = ("id", "topic", "group", "form", "expected")
 _KEYS = (*_TEXTS, "fields", "question", "messages")

@@ -17,7 +17,7 @@ from typing import Any
 
 from staytrue.data.examples import Message
 from staytrue.errors import RequestError
-from staytrue.evals.judge import Answer, Question
+from staytrue.evals.types import Answer, Question
 from staytrue.utils.run_dir import SCHEMA, append_row, read_rows, versions, write_json
 
 Key = tuple[str, str, int]  # probe, question, index: which sample

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from staytrue.errors import RequestError
-from staytrue.evals.judge import Answer, Verdict
 from staytrue.evals.results.answers import Key, Store, by_key
+from staytrue.evals.types import Answer, Verdict
 from staytrue.utils.run_dir import SCHEMA, append_row, write_json
 
 

@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from staytrue.data.examples import Example, Message
-from staytrue.evals.judge import Question
 from staytrue.evals.triggers.formats import FORMATS
 from staytrue.evals.triggers.shared_patterns import cues, enough, first_turn, frames, system_prompt, system_prompts
+from staytrue.evals.types import Question
 
 PROBE = "triggered"
 NOTHING = (

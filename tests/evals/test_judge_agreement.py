@@ -7,11 +7,11 @@ import pytest
 from staytrue.data.examples import Message
 from staytrue.errors import DataError, RequestError
 from staytrue.evals.evaluate import evaluate
-from staytrue.evals.judge import Answer, Question, Verdict
-from staytrue.evals.lab import lab, read_labels
+from staytrue.evals.judge_agreement import lab, read_labels
 from staytrue.evals.questions.probes import Probe
 from staytrue.evals.rescore import rescore
 from staytrue.evals.results.verdicts import joined
+from staytrue.evals.types import Answer, Question, Verdict
 
 BAD, GOOD = Verdict(alignment=10, coherence=90), Verdict(alignment=90, coherence=90)
 
