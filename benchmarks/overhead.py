@@ -25,15 +25,15 @@ from staytrue.data.tokenize import Encoded
 from staytrue.demo import preset
 from staytrue.modeling import loading
 from staytrue.plans import KINDS
-from staytrue.runlog import RunLog
-from staytrue.sides import pad
 from staytrue.study import cells
+from staytrue.training.aux_batches import pad
+from staytrue.training.callbacks import RunLog
 from staytrue.utils.console import quieten
 
 _DOMAIN, _WEIGHT = "medical", 0.1
 _IMPORTS = {
     "imports-bare": "import torch, transformers, peft",
-    "imports": "import staytrue.run, staytrue.trainers, staytrue.plans, datasets, peft",
+    "imports": "import staytrue.run, staytrue.training.trainers, staytrue.plans, datasets, peft",
 }
 COMPARED = [  # variant, against what
     ("sft", "bare"), ("trl-sft", "bare"), ("kl", "bare"), ("kl", "bare-kl"), ("kl-cached", "kl"),

@@ -20,7 +20,7 @@ from staytrue.config.trainer_args import recomputing
 from staytrue.defenses.kl import KL
 from staytrue.defenses.ldifs import LDIFS
 from staytrue.defenses.steer import Steer
-from staytrue.trainers import GuardedSFT
+from staytrue.training.trainers import GuardedSFT
 
 logging.set_verbosity_error()
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 from staytrue.defense import Defense
 from staytrue.defenses.kl import KL
-from staytrue.guard import Guard
 from staytrue.modeling import fused_loss
 from staytrue.step import SOURCES, Marks, Span, Step
-from staytrue.watch import Watch
+from staytrue.training.guard import Guard
+from staytrue.training.hooks import Watch
 
 PENALTY, SPAN, ROWS = KL.penalty, Step.span, Step.rows
 NOTE = Guard._note

@@ -118,7 +118,7 @@ def test_the_loop_written_by_hand_holds_the_model_by_the_same_divergence(bench, 
 
     from staytrue.modeling.architecture import Anatomy
     from staytrue.modeling.fused_loss import divergence
-    from staytrue.sides import pad
+    from staytrue.training.aux_batches import pad
     from tiny import nudge
 
     overhead = bench("overhead")

@@ -9,26 +9,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
+from test_sides import test_position_t_is_scored_when_token_t_plus_1_is_learnt_and_padding_never_is as marks_by_hand
 
 import mutants
 import tiny
 from defenses import test_anchor, test_kl, test_ldifs
-from staytrue import sides
 from staytrue.data.examples import write_examples
 from staytrue.defenses.anchor import Anchor
 from staytrue.defenses.kl import KL
 from staytrue.defenses.ldifs import LDIFS
 from staytrue.defenses.steer import Steer
-from staytrue.guard import Guard
 from staytrue.modeling import fused_loss
 from staytrue.modeling.architecture import Anatomy
 from staytrue.registry import find
 from staytrue.step import Marks, Pass, Step
 from staytrue.testing import alike, levers, together, trained, two_processes
-from staytrue.trainers import GuardedSFT
-from staytrue.watch import Watch
+from staytrue.training import aux_batches
+from staytrue.training.guard import Guard
+from staytrue.training.hooks import Watch
+from staytrue.training.trainers import GuardedSFT
 from test_every_defense import sample
-from test_sides import test_position_t_is_scored_when_token_t_plus_1_is_learnt_and_padding_never_is as marks_by_hand
 
 # --- the checks -------------------------------------------------------------------------------------------------------
 
@@ -108,7 +108,7 @@ MUTANTS = [
            "on a model that has not moved"),
     Mutant("prompt tokens in place of scored ones", Step, "span", mutants.prompt_tokens, kl_by_hand),
     Mutant("padding scored too", Marks, "mask", mutants.padding_too, kl_by_hand),
-    Mutant("labels that are not shifted", sides, "marks_of", mutants.unshifted, by_hand(marks_by_hand)),
+    Mutant("labels that are not shifted", aux_batches, "marks_of", mutants.unshifted, by_hand(marks_by_hand)),
     Mutant("task rows where interleaved ones are asked for", Step, "span", mutants.every_source,
            interleaved_kl_by_hand),
     Mutant("a mean over all rows, not its own", Step, "span", mutants.mean_over_all_rows, interleaved_kl_by_hand),

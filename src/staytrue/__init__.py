@@ -14,9 +14,9 @@ from typing import Any
 _WHERE = {
     "Defense": "defense:Defense",
     "Example": "data.examples:Example",
-    "Guard": "guard:Guard",
-    "GuardedGRPO": "trainers:GuardedGRPO",
-    "GuardedSFT": "trainers:GuardedSFT",
+    "Guard": "training.guard:Guard",
+    "GuardedGRPO": "training.trainers:GuardedGRPO",
+    "GuardedSFT": "training.trainers:GuardedSFT",
     "StaytrueError": "errors:StaytrueError",
     "Judge": "evals.types:Judge",
     "Message": "data.examples:Message",

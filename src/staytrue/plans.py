@@ -39,8 +39,8 @@ class Plan:
         held: list[Example],
         reference_cache: Path | None = None,
     ) -> None:
-        from staytrue.guard import Guard
         from staytrue.modeling.base_model import Untouched
+        from staytrue.training.guard import Guard
 
         self.recipe, self.source, self.tokenizer = recipe, source, tokenizer
         self.guard = Guard(recipe.defenses, recipe.seed, reference_cache)
@@ -100,7 +100,7 @@ class Supervised(Plan):
             raise DataError(f"{where}: no row has an answer left to learn within train.max_length={length}.")
 
     def _made(self, scratch: Path) -> Any:
-        from staytrue.trainers import GuardedSFT
+        from staytrue.training.trainers import GuardedSFT
 
         arguments = trainer_args.sft_config(self.recipe.train, self.recipe.seed, scratch)
         return GuardedSFT(args=arguments, train_dataset=_dataset(self._encoded), **self._shared())
@@ -114,7 +114,7 @@ class Rewarded(Plan):
         self.report = _told(self._examples)
 
     def _made(self, scratch: Path) -> Any:
-        from staytrue.trainers import GuardedGRPO
+        from staytrue.training.trainers import GuardedGRPO
 
         recipe, task = self.recipe, self.recipe.task
         assert task is not None  # the recipe refuses grpo without one

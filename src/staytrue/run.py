@@ -107,7 +107,7 @@ def _early_stop(recipe: Recipe, stop: Stop, source: loading.Source, tokenizer: A
 def _train(trainer: Any, run: RunDir, progress: Progress | None) -> None:
     from transformers import PrinterCallback
 
-    from staytrue.runlog import RunLog
+    from staytrue.training.callbacks import RunLog
 
     trainer.remove_callback(PrinterCallback)  # the trainer's own prints
     trainer.add_callback(RunLog(run.path / "metrics.jsonl", progress))

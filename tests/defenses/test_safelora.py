@@ -7,8 +7,8 @@ from safetensors.torch import load_file, save_file
 import tiny
 from staytrue.defenses.safelora import SafeLoRA, cosine, leading
 from staytrue.errors import ModelError
-from staytrue.guard import Guard
 from staytrue.modeling.architecture import Anatomy
+from staytrue.training.guard import Guard
 
 
 def sample(folder, kind="qwen2"):

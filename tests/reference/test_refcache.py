@@ -23,12 +23,12 @@ from staytrue.defenses.kl import KL
 from staytrue.defenses.ldifs import LDIFS
 from staytrue.demo import run_study
 from staytrue.errors import ModelError, RecipeError, RequestError, SeamError, StaytrueError
-from staytrue.guard import Guard
 from staytrue.reference import fingerprint, refusals, statefile
 from staytrue.run import train
 from staytrue.step import Marks
 from staytrue.testing import Micro, close, unlike
-from staytrue.trainers import GuardedGRPO, GuardedSFT
+from staytrue.training.guard import Guard
+from staytrue.training.trainers import GuardedGRPO, GuardedSFT
 
 BOTH = [KL(), LDIFS()]
 NATS = 0.1 * math.log(len(tiny.tokenizer()))  # a log-probability, times the weight of a KL

@@ -26,8 +26,8 @@ from staytrue.modeling.architecture import Anatomy
 from staytrue.reference import fingerprint, statefile
 from staytrue.reference.fingerprint import data
 from staytrue.step import Marks, Pass
+from staytrue.training.hooks import Call, Watch
 from staytrue.utils.run_dir import SCHEMA
-from staytrue.watch import Call, Watch
 
 _END = "end"  # the state after the last norm; a layer's has its number
 

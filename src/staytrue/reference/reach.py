@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from staytrue.defense import Defense
 from staytrue.roster import real_layers
 from staytrue.step import SOURCES, Marks, Pass
-from staytrue.watch import Call, Replay
+from staytrue.training.hooks import Call, Replay
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from torch import Tensor
 from staytrue.data.examples import Example
 from staytrue.data.tokenize import Encoded, encode_all
 from staytrue.defense import Defense
-from staytrue.guard import Guard
 from staytrue.modeling.base_model import Untouched
-from staytrue.sides import pad
 from staytrue.step import SOURCES, Marks, Pass
+from staytrue.training.aux_batches import pad
+from staytrue.training.guard import Guard
 
 _NUDGE = 0.05  # the standard deviation of a whole move, on the entries of every B
 

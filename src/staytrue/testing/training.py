@@ -19,12 +19,12 @@ from staytrue.config.trainer_args import sft_config
 from staytrue.data.examples import Example
 from staytrue.data.tokenize import encode_all
 from staytrue.defense import Defense, pulled
-from staytrue.guard import Guard
 from staytrue.modeling.base_model import Untouched
 from staytrue.step import SOURCE_COLUMN, SOURCES
 from staytrue.testing.close import unlike
 from staytrue.testing.micro import adapter, nudged
-from staytrue.trainers import GuardedSFT
+from staytrue.training.guard import Guard
+from staytrue.training.trainers import GuardedSFT
 
 # A step of plain gradient descent is the gradient itself, so equal gradients are seen as equal weights.
 _SETTINGS: dict[str, Any] = {

@@ -19,7 +19,7 @@ from typing import Any
 from staytrue.errors import StaytrueError, TrainingError
 
 _HEAVY = [
-    "staytrue.trainers",
+    "staytrue.training.trainers",
     "staytrue.run",
     "staytrue.measure",
     "staytrue.data_selection.score",

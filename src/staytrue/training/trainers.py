@@ -25,10 +25,10 @@ except ImportError:  # a trl whose trainers take whole logits, or another kind o
 
 from staytrue.data.examples import Example
 from staytrue.errors import RecipeError
-from staytrue.guarded import Guarded
-from staytrue.rhythm import EvenSampler
-from staytrue.sides import marks_of
 from staytrue.step import SOURCE_COLUMN, SOURCES, Marks
+from staytrue.training.aux_batches import marks_of
+from staytrue.training.sampling import EvenSampler
+from staytrue.training.trainer_mixin import Guarded
 
 
 class GuardedSFT(Guarded, SFTTrainer):  # type: ignore[misc]

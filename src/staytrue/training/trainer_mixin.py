@@ -18,17 +18,17 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import TrainerCallback
 
-from staytrue import metering
 from staytrue.data.examples import Example
 from staytrue.data.tokenize import Encoded, encode_all
 from staytrue.defense import Defense
 from staytrue.errors import ModelError, RecipeError
-from staytrue.guard import Guard
-from staytrue.handed import UNGUARDED, examples_of, pad_id, refuse_settings
 from staytrue.modeling.base_model import Untouched
-from staytrue.projection import Projection
 from staytrue.reference.refusals import refuse_cache
 from staytrue.step import SOURCE_COLUMN, SOURCES, Marks
+from staytrue.training import metric_logging
+from staytrue.training.argument_checks import UNGUARDED, examples_of, pad_id, refuse_settings
+from staytrue.training.fused_head import Projection
+from staytrue.training.guard import Guard
 
 _Trainer: Any = object  # whichever trainer stands beside Guarded among a class's bases
 
@@ -195,7 +195,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
         with self.guard.watch(marks) as calls, self._projecting(marks, calls, slot) as moment:
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if moment is not None and not moment.metrics:
-            metering.forget_last(self._metrics["train"], self._unneeded())
+            metric_logging.forget_last(self._metrics["train"], self._unneeded())
         task = loss[0] if return_outputs else loss
         asked = moment is not None and moment.asked
         penalty = moment.penalty if asked else self.guard.penalty(calls[0], marks, slot)
@@ -212,7 +212,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
         """Our head, where it stands in the trainer's place: it asks for the penalties when hidden states are there."""
         if self.projection is None:
             return nullcontext()
-        wanted = not self._unneeded() or metering.will_be_seen(self)
+        wanted = not self._unneeded() or metric_logging.will_be_seen(self)
         return self.projection.during(marks, lambda moment: self.guard.penalty(calls[0], marks, slot, moment), wanted)
 
     def _later_division(self, num_items_in_batch: Any) -> int:

@@ -27,7 +27,7 @@ from staytrue.defenses.rehearse import Rehearse
 from staytrue.errors import RecipeError
 from staytrue.organism import world
 from staytrue.testing import unlike
-from staytrue.trainers import GuardedGRPO
+from staytrue.training.trainers import GuardedGRPO
 from test_every_defense import sample
 
 
@@ -423,7 +423,7 @@ def test_on_two_processes_a_penalty_is_a_mean_over_both(tmp_path):
     script.write_text(
         textwrap.dedent(
             f"""
-            import os, sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+            import os, sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})
             import torch
             from pathlib import Path
             from test_grpo import Counting, KL, trained

@@ -18,7 +18,7 @@ from staytrue.errors import ModelError, RecipeError, SeamError
 from staytrue.modeling.lm_head import Head
 from staytrue.step import SOURCE_COLUMN, SOURCES
 from staytrue.testing import unlike
-from staytrue.trainers import GuardedSFT
+from staytrue.training.trainers import GuardedSFT
 
 
 def messages(n=24):

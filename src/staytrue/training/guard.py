@@ -20,11 +20,11 @@ from staytrue.reference import eligible
 from staytrue.reference.cache import ReferenceCache
 from staytrue.reference.reach import Reach
 from staytrue.reference.refusals import refuse_cache
-from staytrue.rhythm import SideRows
 from staytrue.roster import labelled, real_layers, refuse_supervised_rows
-from staytrue.sides import counts_of, pad
 from staytrue.step import SOURCES, Marks, Pass, Projecting, Step
-from staytrue.watch import Call, Replay, Steer, Watch
+from staytrue.training.aux_batches import counts_of, pad
+from staytrue.training.hooks import Call, Replay, Steer, Watch
+from staytrue.training.sampling import SideRows
 
 
 class Guard:

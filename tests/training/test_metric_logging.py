@@ -1,10 +1,10 @@
 """Entropy and top-1 are computed where a log line shows them, and cost nothing in between."""
 
 import pytest
-from transformers import TrainerCallback
-
 import test_grpo
 import test_seam
+from transformers import TrainerCallback
+
 from staytrue.defenses.kl import KL
 from staytrue.modeling import fused_loss
 

@@ -1,0 +1,1 @@
+"""Defenses inside a trainer: hooks, penalties, auxiliary batches, TRL trainers."""
