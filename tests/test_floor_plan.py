@@ -37,7 +37,7 @@ FLOORS = [
     ["defenses"],
     ["registry"],
     ["roster"],
-    ["reference"],
+    ["training.reference"],
     ["training.guard", "config.recipe", "docs_page"],
     ["modeling.loading", "training.trainer_mixin", "material"],
     [
@@ -127,7 +127,7 @@ def test_there_is_no_circle():
     ("library", "rooms"),
     [
         ("trl", {"training.trainers", "config.trainer_args"}),
-        ("peft", {"modeling.architecture", "modeling.loading", "plans", "reference.eligible"}),
+        ("peft", {"modeling.architecture", "modeling.loading", "plans", "training.reference.model_checks"}),
         ("inspect_ai", {"evals.inspect.tasks"}),
         ("openai", {"evals.openai_client.client", "evals.openai_client.errors"}),
     ],

@@ -19,8 +19,8 @@ from staytrue.errors import RecipeError, RequestError, TrainingError
 from staytrue.modelcard import write_card
 from staytrue.modeling import loading
 from staytrue.plans import KINDS
-from staytrue.reference.refusals import refuse_cache
 from staytrue.roster import labelled
+from staytrue.training.reference.cache_checks import refuse_cache
 from staytrue.utils.run_dir import RunDir, sha256_of, write_whole
 
 

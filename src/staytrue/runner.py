@@ -17,9 +17,9 @@ import yaml
 from staytrue import preparation
 from staytrue.config import recipe as recipes
 from staytrue.evals.questions.file_probe import ENDINGS
-from staytrue.reference.refusals import why_no_cache
 from staytrue.roster import labelled
 from staytrue.study import Cell, Study, cells, row
+from staytrue.training.reference.cache_checks import why_no_cache
 from staytrue.utils import workers
 from staytrue.utils.run_dir import SCHEMA, sha256_of, write_json, write_whole
 from staytrue.utils.workers import Job

@@ -36,7 +36,7 @@ def study(
     """Run many recipes on the organism: a table, results.json and a page."""
     from staytrue import study as studies
     from staytrue.demo import run_study
-    from staytrue.reference.refusals import refuse_cache
+    from staytrue.training.reference.cache_checks import refuse_cache
 
     if out.exists() and not (out / "results.json").exists() and (not out.is_dir() or any(out.iterdir())):
         raise RequestError(f"{out} is not a study's folder (it has no results.json); name another with --out.")

@@ -16,14 +16,14 @@ from staytrue.data.tokenize import Encoded
 from staytrue.defense import Base, Defense, pulled
 from staytrue.errors import RecipeError, SeamError
 from staytrue.modeling.architecture import Anatomy
-from staytrue.reference import eligible
-from staytrue.reference.cache import ReferenceCache
-from staytrue.reference.reach import Reach
-from staytrue.reference.refusals import refuse_cache
 from staytrue.roster import labelled, real_layers, refuse_supervised_rows
 from staytrue.step import SOURCES, Marks, Pass, Projecting, Step
 from staytrue.training.aux_batches import counts_of, pad
 from staytrue.training.hooks import Call, Replay, Steer, Watch
+from staytrue.training.reference import model_checks
+from staytrue.training.reference.cache import ReferenceCache
+from staytrue.training.reference.cache_checks import refuse_cache
+from staytrue.training.reference.scope import Reach
 from staytrue.training.sampling import SideRows
 
 
@@ -105,7 +105,7 @@ class Guard:
         steers: dict[int, list[Steer]] = defaultdict(list)
         if not (self._penalties or self.pulls("steer") or self.pulls("project")):
             return [], steers
-        eligible.check(self.anatomy)
+        model_checks.check(self.anatomy)
         depth = len(self.anatomy.blocks)
         for label, defense in self.defenses.items():
             layers = real_layers(defense.layers(depth), depth, label)
@@ -115,7 +115,7 @@ class Guard:
             else:
                 kept |= set(layers)
             defense.check(self.anatomy, base)
-        self._head = eligible.head(self.anatomy)
+        self._head = model_checks.head(self.anatomy)
         return sorted(kept), steers
 
     def _beside(self, label: str, defense: Defense, base: Base, encode: Callable[..., list[Encoded]]) -> SideRows:

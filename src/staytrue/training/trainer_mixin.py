@@ -23,12 +23,12 @@ from staytrue.data.tokenize import Encoded, encode_all
 from staytrue.defense import Defense
 from staytrue.errors import ModelError, RecipeError
 from staytrue.modeling.base_model import Untouched
-from staytrue.reference.refusals import refuse_cache
 from staytrue.step import SOURCE_COLUMN, SOURCES, Marks
 from staytrue.training import metric_logging
 from staytrue.training.argument_checks import UNGUARDED, examples_of, pad_id, refuse_settings
 from staytrue.training.fused_head import Projection
 from staytrue.training.guard import Guard
+from staytrue.training.reference.cache_checks import refuse_cache
 
 _Trainer: Any = object  # whichever trainer stands beside Guarded among a class's bases
 

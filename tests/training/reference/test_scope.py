@@ -10,8 +10,8 @@ from staytrue.data.examples import Example
 from staytrue.defenses.kl import KL
 from staytrue.defenses.ldifs import LDIFS
 from staytrue.errors import SeamError
-from staytrue.reference.reach import Reach
 from staytrue.testing import Micro, close
+from staytrue.training.reference.scope import Reach
 
 NATS = 0.1 * math.log(len(tiny.tokenizer()))  # a log-probability, times the weight of a KL
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from staytrue.reference.fingerprint import data
+from staytrue.training.reference.fingerprint import data
 from staytrue.utils.run_dir import SCHEMA
 
 _CHECK = "check"  # the tensor that holds the other tensors' sum and the file's name

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from staytrue.modeling.architecture import Anatomy
-from staytrue.reference import fingerprint, statefile
-from staytrue.reference.fingerprint import data
 from staytrue.step import Marks, Pass
 from staytrue.training.hooks import Call, Watch
+from staytrue.training.reference import fingerprint, state_file
+from staytrue.training.reference.fingerprint import data
 from staytrue.utils.run_dir import SCHEMA
 
 _END = "end"  # the state after the last norm; a layer's has its number
@@ -69,7 +69,7 @@ class ReferenceCache:
         if files is None:
             self.whole += 1
             return self._watch.replay(call, where, rows, deepest)
-        found = {row: statefile.read(file) for row, file in files.items()}
+        found = {row: state_file.read(file) for row, file in files.items()}
         missing = [row for row, states in found.items() if states is None]
         self.read, self.made = self.read + len(found) - len(missing), self.made + len(missing)
         if missing:
@@ -118,7 +118,7 @@ class ReferenceCache:
         if self.stopped is not None:
             return
         try:
-            statefile.write(file, states)
+            state_file.write(file, states)
         except FileNotFoundError:  # somebody removed the folder just now; the next row makes it anew
             return
         except OSError as error:

@@ -23,11 +23,11 @@ from staytrue.defenses.kl import KL
 from staytrue.defenses.ldifs import LDIFS
 from staytrue.demo import run_study
 from staytrue.errors import ModelError, RecipeError, RequestError, SeamError, StaytrueError
-from staytrue.reference import fingerprint, refusals, statefile
 from staytrue.run import train
 from staytrue.step import Marks
 from staytrue.testing import Micro, close, unlike
 from staytrue.training.guard import Guard
+from staytrue.training.reference import cache_checks, fingerprint, state_file
 from staytrue.training.trainers import GuardedGRPO, GuardedSFT
 
 BOTH = [KL(), LDIFS()]
@@ -297,7 +297,7 @@ def test_a_full_disk_ends_keeping_and_not_training(tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*.safetensors"))
     same(plain, seen(None)[0])
     monkeypatch.setattr(shutil, "disk_usage", lambda _: room(1e15, 1e15 - 3e10, 3e10))  # 30 GB are enough
-    monkeypatch.setattr(statefile.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(state_file.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
     assert seen(tmp_path)[1].told() == {
         "cache": str(tmp_path),
         "rows_read": 0,
@@ -320,7 +320,7 @@ def test_whatever_stands_in_its_way_in_the_middle_ends_keeping_and_not_training(
 
 
 def test_a_folder_that_is_removed_in_the_middle_is_made_anew(tmp_path, monkeypatch):
-    write, rows = statefile.Path.write_bytes, []
+    write, rows = state_file.Path.write_bytes, []
 
     def removed_once(path, content):
         rows.append(path)
@@ -328,7 +328,7 @@ def test_a_folder_that_is_removed_in_the_middle_is_made_anew(tmp_path, monkeypat
             shutil.rmtree(tmp_path)
         return write(path, content)
 
-    monkeypatch.setattr(statefile.Path, "write_bytes", removed_once)
+    monkeypatch.setattr(state_file.Path, "write_bytes", removed_once)
     _, cache = seen(tmp_path)
     assert "stopped_keeping" not in cache.told()
     assert (seen(tmp_path)[1].read, len(rows)) == (5, 7)
@@ -393,10 +393,10 @@ def test_a_place_that_can_hold_no_folder_is_refused(tmp_path):
 
 
 def test_a_place_that_may_not_be_written_is_refused_unless_it_is_full_already(tmp_path, monkeypatch):
-    monkeypatch.setattr(refusals.os, "access", lambda place, how: how == refusals.os.R_OK)
+    monkeypatch.setattr(cache_checks.os, "access", lambda place, how: how == cache_checks.os.R_OK)
     with pytest.raises(RequestError, match=r"is not writable. Name another folder"):
-        refusals.refuse_cache(tmp_path / "new", {})
-    refusals.refuse_cache(tmp_path, {})
+        cache_checks.refuse_cache(tmp_path / "new", {})
+    cache_checks.refuse_cache(tmp_path, {})
 
 
 def test_rows_taught_beside_the_batch_read_no_reference_and_nothing_is_said_of_one(tmp_path):
