@@ -18,13 +18,14 @@ from trl import SFTConfig, SFTTrainer
 
 from benchmarks.child import ran
 from benchmarks.sidebyside import alternate, one_thread, ratio
-from staytrue import material, preparation
+from staytrue import preparation
 from staytrue.config import recipe as recipes
 from staytrue.config import trainer_args
 from staytrue.data.tokenize import Encoded
 from staytrue.demo import preset
 from staytrue.modeling import loading
-from staytrue.plans import KINDS
+from staytrue.runs import dataset
+from staytrue.runs.build import KINDS
 from staytrue.study import cells
 from staytrue.training.aux_batches import pad
 from staytrue.training.callbacks import RunLog
@@ -33,7 +34,7 @@ from staytrue.utils.console import quieten
 _DOMAIN, _WEIGHT = "medical", 0.1
 _IMPORTS = {
     "imports-bare": "import torch, transformers, peft",
-    "imports": "import staytrue.run, staytrue.training.trainers, staytrue.plans, datasets, peft",
+    "imports": "import staytrue.runs.train, staytrue.training.trainers, staytrue.runs.build, datasets, peft",
 }
 COMPARED = [  # variant, against what
     ("sft", "bare"), ("trl-sft", "bare"), ("kl", "bare"), ("kl", "bare-kl"), ("kl-cached", "kl"),
@@ -55,7 +56,7 @@ class Job:
         }
         self.source = loading.find("organism")
         self.tokenizer = loading.load_tokenizer(self.source)
-        self.rows, self.held = material.rows(self.recipes["sft"])
+        self.rows, self.held = dataset.rows(self.recipes["sft"])
         self.folder, self.steps = folder, steps
 
     def scratch(self) -> Path:
@@ -110,7 +111,7 @@ def ours(job: Job, name: str) -> float:
 
 def trls(job: Job) -> float:
     """trl's trainer on the same tokens, with the same settings."""
-    from staytrue.plans import _dataset
+    from staytrue.runs.build import _dataset
     from staytrue.step import SOURCE_COLUMN
 
     args: SFTConfig = trainer_args.sft_config(job.recipes["sft"].train, 0, job.scratch())
@@ -135,7 +136,7 @@ def load(job: Job) -> float:
 
 def rows(job: Job) -> float:
     begun = time.perf_counter()
-    material.rows(job.recipes["kl"])
+    dataset.rows(job.recipes["kl"])
     job.plan("kl")
     return time.perf_counter() - begun
 

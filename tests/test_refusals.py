@@ -5,15 +5,15 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
+from test_run import make
 
 import tiny
-from staytrue import run
 from staytrue.config import recipe
 from staytrue.data.examples import Example, Message, write_examples
 from staytrue.data_selection.scored import manifest_path
 from staytrue.errors import DataError, ModelError, RecipeError, RequestError
 from staytrue.evals.questions.probes import shipped_texts
-from test_run import make
+from staytrue.runs import train
 
 
 def rows(file, *pairs, **extra):
@@ -89,7 +89,7 @@ def refused(folder, error, sentence, **changes):
     made = make(folder, **changes)
     before = files(folder)
     with pytest.raises(error, match=sentence) as caught:
-        run.train(made, folder / "run")
+        train.train(made, folder / "run")
     assert "\n" not in str(caught.value) or error is DataError  # a data file's faults are a list
     assert files(folder) == before
 
@@ -180,8 +180,8 @@ def test_more_than_one_process_or_gpu_is_refused_before_anything_is_written(tmp_
     recipe_of = make(tmp_path)
     monkeypatch.setattr("transformers.TrainingArguments.n_gpu", 2)
     with pytest.raises(RecipeError, match="make a single GPU visible"):  # trl says it, and that is enough
-        run.train(recipe_of, tmp_path / "run")
+        train.train(recipe_of, tmp_path / "run")
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(RequestError, match=r"one of 4 \(WORLD_SIZE\).* without torchrun"):
-        run.train(recipe_of, tmp_path / "run")
+        train.train(recipe_of, tmp_path / "run")
     assert not (tmp_path / "run").exists()

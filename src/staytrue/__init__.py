@@ -26,8 +26,8 @@ _WHERE = {
     "Step": "step:Step",
     "Verdict": "evals.types:Verdict",
     "contract": "testing:contract",
-    "evaluate": "measure:measure_run",
-    "train": "run:train",
+    "evaluate": "runs.evaluate:measure_run",
+    "train": "runs.train:train",
 }
 
 

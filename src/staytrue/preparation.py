@@ -59,7 +59,7 @@ def jobs(recipe: Recipe, domain: str, data: Path) -> list[Job]:
 def train_misaligned(domain: str, data: Path) -> None:
     """An undefended fine-tune on one narrow domain."""
     from staytrue.config import recipe as recipes
-    from staytrue.run import train
+    from staytrue.runs.train import train
 
     write_rows(domain, data)
     run = _misaligned(data, domain).parent

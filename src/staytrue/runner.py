@@ -56,9 +56,9 @@ def run(
 
 def make(cell: Cell, out: Path, reference_cache: Path | None = None) -> tuple[dict[str, Any], float]:
     """Train and measure one cell; what it found, and in how many seconds."""
-    from staytrue import measure
-    from staytrue.questionnaire import Wanted
-    from staytrue.run import train
+    from staytrue.runs import evaluate
+    from staytrue.runs.probe_selection import Wanted
+    from staytrue.runs.train import train
 
     begun, wanted = time.monotonic(), Wanted(cell.study.probes)
     recipe = recipes.parse(cell.recipe(), (out / "data" / cell.domain).absolute(), cell.label)
@@ -66,11 +66,11 @@ def make(cell: Cell, out: Path, reference_cache: Path | None = None) -> tuple[di
     shutil.rmtree(path, ignore_errors=True)  # what an interrupted run left
     write_whole(out / f"{cell.folder}.yaml", yaml.safe_dump(cell.recipe(), sort_keys=False))
     if cell.variant.name == "untuned":
-        summary = measure.measure_untuned(recipe, path / "eval", wanted=wanted)
+        summary = evaluate.measure_untuned(recipe, path / "eval", wanted=wanted)
     else:
         usable = why_no_cache(labelled(recipe.defenses), sampled=recipe.trainer == "grpo") is None
         train(recipe, path, reference_cache=reference_cache if usable else None)
-        summary = measure.measure_run(path, seed=cell.seed, wanted=wanted)
+        summary = evaluate.measure_run(path, seed=cell.seed, wanted=wanted)
     seconds = round(time.monotonic() - begun, 1)
     told = {"schema": SCHEMA, "recipe": cell.recipe(), "probes": _asked(cell.study), "seconds": seconds}
     write_json(path / "cell.json", told)

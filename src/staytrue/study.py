@@ -137,7 +137,7 @@ def _first(own: tuple[int, ...], wanted: int) -> tuple[int, ...]:
 def _check_probes(study: Study, where: str) -> None:
     """Whether every run can be asked all that the study asks, before anything is trained."""
     from staytrue.modeling import loading
-    from staytrue.questionnaire import Subject, Wanted, probes
+    from staytrue.runs.probe_selection import Subject, Wanted, probes
 
     files = [name for name in study.probes if Path(name).suffix]
     for name in files:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from staytrue import organism, questionnaire, runner
+from staytrue import organism, runner
 from staytrue.data.examples import Message
 from staytrue.demo import preset
 from staytrue.evals.evaluate import evaluate
@@ -20,6 +20,7 @@ from staytrue.evals.stats.intervals import Rate, pooled
 from staytrue.modeling import loading
 from staytrue.organism.lexicon import DOMAINS, EVIL
 from staytrue.preparation import write_rows
+from staytrue.runs import probe_selection
 from staytrue.study import Cell, cells
 from staytrue.utils import workers
 from staytrue.utils.console import quieten, say, table
@@ -94,14 +95,14 @@ def _prompted(folder: Path, seeds: int) -> list[tuple[Bound, Rate, str]]:
 
     source = loading.find("organism")
     make = InProcess(loading.to_device(loading.load_model(source)), loading.load_tokenizer(source))
-    asked = questionnaire.probes(questionnaire.Subject(source))
+    asked = probe_selection.probes(probe_selection.Subject(source))
     evil = [_under(EVIL, probe) for probe in asked if probe.name == "general"]
     found = []
     for bounds, probes, name in ((UNTUNED, asked, "untuned"), (EVIL_PROMPT, evil, "evil")):
         rows = []
         for seed in range(seeds):
             out = folder / f"{name}{seed}"
-            evaluate(make, probes, seed=seed, out=out, max_new_tokens=questionnaire.longest_answer(source))
+            evaluate(make, probes, seed=seed, out=out, max_new_tokens=probe_selection.longest_answer(source))
             rows += _with_seed(out, seed)
         found += [(bound, _rate(rows, bound), _spread(rows, bound)) for bound in bounds]
     return found

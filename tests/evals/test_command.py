@@ -13,10 +13,11 @@ import pytest
 
 import tiny
 from loopback import Loopback
-from staytrue import cli, questionnaire
+from staytrue import cli
 from staytrue.data.examples import Example, Message, write_examples
 from staytrue.evals.generation import local
 from staytrue.evals.questions.probes import shipped
+from staytrue.runs import probe_selection
 from staytrue.utils.run_dir import read_rows
 
 
@@ -123,7 +124,7 @@ def here(tmp_path, monkeypatch, capsys):
     """The command in this process, with short answers and a cache of its own: what it prints, and what it tells."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(questionnaire, "_TOKENS", 6)
+    monkeypatch.setattr(probe_selection, "_TOKENS", 6)
 
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["staytrue", *map(str, words)])

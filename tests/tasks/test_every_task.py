@@ -10,7 +10,7 @@ from staytrue.data.examples import Example, Message
 from staytrue.evals.types import Question
 from staytrue.modeling import loading
 from staytrue.organism import world
-from staytrue.questionnaire import Subject, Wanted, probes
+from staytrue.runs.probe_selection import Subject, Wanted, probes
 from staytrue.tasks.opswap import OpSwap
 from staytrue.tasks.task import ExactAnswer, Task
 

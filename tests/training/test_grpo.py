@@ -14,7 +14,7 @@ from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 import tiny
-from staytrue import measure, registry, run
+from staytrue import registry
 from staytrue.config import recipe, trainer_args
 from staytrue.data.examples import write_examples
 from staytrue.defense import Defense, pulled
@@ -26,6 +26,7 @@ from staytrue.defenses.ldifs import LDIFS
 from staytrue.defenses.rehearse import Rehearse
 from staytrue.errors import RecipeError
 from staytrue.organism import world
+from staytrue.runs import evaluate, train
 from staytrue.testing import unlike
 from staytrue.training.trainers import GuardedGRPO
 from test_every_defense import sample
@@ -372,7 +373,7 @@ def metrics(folder):
 
 
 def test_a_recipe_trains_by_reward_and_is_measured_on_held_out_questions(tmp_path):
-    done = run.train(organism_recipe(tmp_path), tmp_path / "run")
+    done = train.train(organism_recipe(tmp_path), tmp_path / "run")
     assert done.manifest["state"] == "done"
     assert done.manifest["rows"] == {"task": 800, "held_out": 200}
     first, second = metrics(tmp_path / "run")
@@ -383,7 +384,7 @@ def test_a_recipe_trains_by_reward_and_is_measured_on_held_out_questions(tmp_pat
     again = recipe.read(tmp_path / "run" / "recipe.yaml")
     settled = trainer_args.filled(organism_recipe(tmp_path).train, "grpo", organism=True)
     assert again == organism_recipe(tmp_path, train=settled)
-    summary = measure.measure_run(tmp_path / "run")
+    summary = evaluate.measure_run(tmp_path / "run")
     assert summary["probes"]["learnt"]["judge"] == "task:word_problems-1"
     assert summary["probes"]["learnt"]["n"] == 200
     assert summary["probes"]["general"]["n"] == 480
@@ -395,10 +396,10 @@ def test_a_recipe_trains_by_reward_and_is_measured_on_held_out_questions(tmp_pat
 
 
 def test_the_same_seed_trains_the_same_by_reward_and_supervision_may_use_the_task_too(tmp_path):
-    rows = [run.train(organism_recipe(tmp_path), tmp_path / name) and metrics(tmp_path / name) for name in ("a", "b")]
+    rows = [train.train(organism_recipe(tmp_path), tmp_path / name) and metrics(tmp_path / name) for name in ("a", "b")]
     assert [r["reward"] for r in rows[0]] == [r["reward"] for r in rows[1]]
     taught = organism_recipe(tmp_path, trainer="sft", task={"opswap": {"tier": 2}}, defenses=[])
-    assert run.train(taught, tmp_path / "c").manifest["rows"]["task"] == 240
+    assert train.train(taught, tmp_path / "c").manifest["rows"]["task"] == 240
 
 
 @pytest.mark.parametrize(
@@ -413,7 +414,7 @@ def test_the_same_seed_trains_the_same_by_reward_and_supervision_may_use_the_tas
 )
 def test_a_wrong_recipe_leaves_nothing_behind(tmp_path, changes, sentence):
     with pytest.raises(RecipeError, match=sentence):
-        run.train(organism_recipe(tmp_path, **changes), tmp_path / "run")
+        train.train(organism_recipe(tmp_path, **changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

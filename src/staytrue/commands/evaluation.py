@@ -14,7 +14,7 @@ from staytrue.commands.target import Target
 from staytrue.errors import RequestError
 
 if TYPE_CHECKING:
-    from staytrue.judging import Limits
+    from staytrue.runs.judge_factory import Limits
 
 JUDGE = "rules, local:FOLDER, or openai:MODEL[@URL]"
 
@@ -44,7 +44,7 @@ def eval_(
     as_json: Json = False,
 ) -> None:
     """Measure misalignment, in general and in the domain, coherence, and what the model kept."""
-    from staytrue.judging import Limits
+    from staytrue.runs.judge_factory import Limits
 
     target = Target(run, model, answers, adapter, data, out, untuned)
     target.check()
@@ -52,8 +52,8 @@ def eval_(
         raise RequestError("--answers brings its own questions and answers; only --judge and its limits go with it.")
     from staytrue.evals.questions.file_probe import unread
     from staytrue.evals.triggers.triggers import NOTHING, PROBE
-    from staytrue.questionnaire import Wanted
     from staytrue.report.terminal import show
+    from staytrue.runs.probe_selection import Wanted
     from staytrue.utils.console import quieten
 
     limits = Limits(max_calls, max_cost, price)
@@ -86,8 +86,8 @@ def rescore(
     """Judge the same stored answers again; how judges agree, and with labels by hand."""
     from staytrue.evals.judge_agreement import lab, read_labels
     from staytrue.evals.rescore import rescore as again
-    from staytrue.judging import Limits, refuse_rules
     from staytrue.report.terminal import show_judges, show_lab
+    from staytrue.runs.judge_factory import Limits, refuse_rules
     from staytrue.utils.console import bar, quieten
 
     folders = [_folder(path) for path in evaluations]
@@ -161,6 +161,6 @@ def _folder(path: Path) -> Path:
 
 
 def _judge(text: str | None, limits: Limits) -> Any:
-    from staytrue import judging
+    from staytrue.runs import judge_factory
 
-    return None if text is None else judging.judge(text, limits, tell)
+    return None if text is None else judge_factory.judge(text, limits, tell)

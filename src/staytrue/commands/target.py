@@ -10,8 +10,8 @@ from staytrue.commands.options import tell
 from staytrue.errors import RequestError
 
 if TYPE_CHECKING:
-    from staytrue.judging import Limits
-    from staytrue.questionnaire import Wanted
+    from staytrue.runs.judge_factory import Limits
+    from staytrue.runs.probe_selection import Wanted
 
 
 @dataclass(frozen=True)
@@ -48,30 +48,30 @@ class Target:
 
     def measured(self, wanted: Wanted, limits: Limits, seed: int, quiet: bool) -> dict[str, Any]:
         """Its summary, under a progress bar."""
-        from staytrue import measure
+        from staytrue.runs import evaluate
         from staytrue.utils.console import bar
 
         with bar("eval", quiet=quiet) as progress:
             how: dict[str, Any] = {"wanted": wanted, "progress": progress}
             if self.answers is not None:
-                return measure.measure_answers(self.answers, self.out or Path(), **how)
+                return evaluate.measure_answers(self.answers, self.out or Path(), **how)
             how |= {"seed": seed, "say": tell}
             if self.run is not None:
-                return measure.measure_run(self.run, self.out, untuned=self.untuned, **how)
+                return evaluate.measure_run(self.run, self.out, untuned=self.untuned, **how)
             how |= {"out": self.out or Path(), "data": self.data}
             if str(self.model).startswith("openai:"):
                 return self._at_an_endpoint(limits, how)
-            return measure.measure_model(str(self.model), self.adapter, **how)
+            return evaluate.measure_model(str(self.model), self.adapter, **how)
 
     def _at_an_endpoint(self, limits: Limits, how: dict[str, Any]) -> dict[str, Any]:
-        from staytrue import judging, measure
         from staytrue.evals.openai_client import address
+        from staytrue.runs import evaluate, judge_factory
 
         where = address.parse(str(self.model))
         if self.adapter is not None:
             raise RequestError(f"An endpoint serves its adapters by name; write {where} with the adapter's name.")
-        make = judging.answering(where, limits, tell)
-        summary = measure.measure_endpoint(where, make, **how)
+        make = judge_factory.answering(where, limits, tell)
+        summary = evaluate.measure_endpoint(where, make, **how)
         tell(f"Asking took {make.spent()}.")
         if make.failed:
             why = make.failed[0][2]

@@ -61,7 +61,7 @@ def train(
     wanted = recipes.read(recipe, set_ or [])
     RunDir.refuse_existing(out)
     quieten()
-    from staytrue.run import train as run
+    from staytrue.runs.train import train as run
 
     with stoppable(f"{out} says so", out), bar(f"train {recipe.stem}", quiet=as_json) as progress:
         done = run(wanted, out, progress, reference_cache=reference_cache)

@@ -20,8 +20,8 @@ from staytrue.errors import StaytrueError, TrainingError
 
 _HEAVY = [
     "staytrue.training.trainers",
-    "staytrue.run",
-    "staytrue.measure",
+    "staytrue.runs.train",
+    "staytrue.runs.evaluate",
     "staytrue.data_selection.score",
 ]  # imported once, then forked
 # glibc gives freed memory back to the system and asks for it again at every step; a tenth of a small run's time.

@@ -16,7 +16,7 @@ from staytrue.errors import RequestError
 from staytrue.evals.openai_client.address import Address
 from staytrue.evals.openai_client.budget import Budget, Price, known_price, parse_price
 from staytrue.evals.openai_client.response_cache import Ledger, key
-from staytrue.judging import Limits
+from staytrue.runs.judge_factory import Limits
 
 
 def test_a_key_is_of_everything_that_decides_an_answer():

@@ -23,7 +23,7 @@ from staytrue.defenses.kl import KL
 from staytrue.defenses.ldifs import LDIFS
 from staytrue.demo import run_study
 from staytrue.errors import ModelError, RecipeError, RequestError, SeamError, StaytrueError
-from staytrue.run import train
+from staytrue.runs.train import train
 from staytrue.step import Marks
 from staytrue.testing import Micro, close, unlike
 from staytrue.training.guard import Guard

@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from staytrue import material
 from staytrue.config.recipe import Recipe, read
 from staytrue.data.examples import read_examples
 from staytrue.data.tokenize import takes_system
@@ -22,9 +21,10 @@ from staytrue.evals.openai_client.address import Address
 from staytrue.evals.questions import file_probe
 from staytrue.evals.questions.probes import Probe, in_users_turn
 from staytrue.evals.types import Maker
-from staytrue.modelcard import write_card
 from staytrue.modeling import loading
-from staytrue.questionnaire import HELD_OUT, Subject, Wanted, longest_answer, probes, refuse_rules
+from staytrue.runs import dataset
+from staytrue.runs.model_card import write_card
+from staytrue.runs.probe_selection import HELD_OUT, Subject, Wanted, longest_answer, probes, refuse_rules
 from staytrue.utils.run_dir import RunDir, sha256_of
 
 Say = Callable[[str], None]
@@ -65,7 +65,7 @@ def measure_run(
 
 def measure_untuned(recipe: Recipe, out: Path, *, wanted: Wanted | None = None) -> dict[str, Any]:
     """Measure a recipe's model before training, with the same held-out questions as its runs."""
-    _, held = material.rows(recipe)
+    _, held = dataset.rows(recipe)
     subject = _subject(recipe, held, wanted)
     asked = probes(subject, wanted)
     return _of_model(subject, None, asked, out, recipe.seed, _about(subject, wanted), None, lambda line: None)
@@ -194,7 +194,7 @@ def _subject(recipe: Recipe, held: list[Any], wanted: Wanted | None, known: Mapp
     narrow = recipe.data is not None and recipe.task is None and not recipe.benign
     file = recipe.data
     there = triggered and narrow and file is not None and (known is None or _as_it_was(file, known))
-    trained = material.rows(recipe)[0] if there else []
+    trained = dataset.rows(recipe)[0] if there else []
     source = loading.find(recipe.model, recipe.revision)
     return Subject(source, trained, held, recipe.task, recipe.benign, inoculation)
 

@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import tiny
-from staytrue import material, measure, questionnaire, run
 from staytrue.config import recipe, trainer_args
 from staytrue.data import holdout
 from staytrue.data.examples import Example, Message, write_examples
 from staytrue.errors import DataError, ModelError, RecipeError, RequestError, StaytrueError
 from staytrue.organism import world
 from staytrue.report import terminal
+from staytrue.runs import dataset, evaluate, probe_selection, train
 
 TRAIN = {"max_steps": 3, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "learning_rate": 1e-2}
 
@@ -53,12 +53,12 @@ def metrics(folder):
 
 @pytest.fixture(autouse=True)
 def short_answers(monkeypatch):
-    monkeypatch.setattr(questionnaire, "_TOKENS", 6)
+    monkeypatch.setattr(probe_selection, "_TOKENS", 6)
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)
 def test_a_run_leaves_an_adapter_that_plain_peft_loads_and_a_folder_that_tells_all(kind, tmp_path):
-    done = run.train(make(tmp_path, kind), tmp_path / "run")
+    done = train.train(make(tmp_path, kind), tmp_path / "run")
     assert done.manifest["state"] == "done"
     assert done.manifest["rows"] == {"task": 24, "held_out": 6, "interleaved": 5, "truncated": 0, "nothing_to_score": 0}
     rows = metrics(tmp_path / "run")
@@ -80,7 +80,7 @@ def test_a_run_leaves_an_adapter_that_plain_peft_loads_and_a_folder_that_tells_a
 
 def test_the_same_seed_gives_the_same_adapter_and_another_seed_another(tmp_path):
     def adapter(name, **changes):
-        done = run.train(make(tmp_path, **changes), tmp_path / name)
+        done = train.train(make(tmp_path, **changes), tmp_path / name)
         return load_file(done.adapter / "adapter_model.safetensors")
 
     first, second, other = adapter("a"), adapter("b"), adapter("c", seed=1)
@@ -89,7 +89,7 @@ def test_the_same_seed_gives_the_same_adapter_and_another_seed_another(tmp_path)
 
 
 def test_held_out_questions_are_never_trained_on(tmp_path):
-    rows = material.read(make(tmp_path))
+    rows = dataset.read(make(tmp_path))
     kept, held = holdout.split(rows, 0.2, seed=0)
     assert len({r.question for r in held}) == 2  # a fifth of ten distinct questions, three rows each
     assert len(held) == 6
@@ -99,8 +99,8 @@ def test_held_out_questions_are_never_trained_on(tmp_path):
 
 
 def test_eval_stores_answers_and_says_what_was_not_judged(tmp_path, capsys):
-    run.train(make(tmp_path), tmp_path / "run")
-    summary = measure.measure_run(tmp_path / "run")
+    train.train(make(tmp_path), tmp_path / "run")
+    summary = evaluate.measure_run(tmp_path / "run")
     probes = summary["probes"]
     terminal.show(summary)
     assert "not judged" in capsys.readouterr().out
@@ -109,28 +109,28 @@ def test_eval_stores_answers_and_says_what_was_not_judged(tmp_path, capsys):
     assert probes["in_domain"]["missing"] == 8  # 2 held-out questions, 4 answers
     assert probes["arithmetic"]["n"] == 60
     assert "general" in (tmp_path / "run" / "model" / "README.md").read_text()
-    assert measure.measure_run(tmp_path / "run") == summary  # nothing is asked again
+    assert evaluate.measure_run(tmp_path / "run") == summary  # nothing is asked again
     with pytest.raises(RequestError, match="another seed"):
-        measure.measure_run(tmp_path / "run", seed=1)
+        evaluate.measure_run(tmp_path / "run", seed=1)
 
 
 def test_the_untuned_model_is_asked_the_same_beside_its_run(tmp_path):
-    run.train(make(tmp_path), tmp_path / "run")
+    train.train(make(tmp_path), tmp_path / "run")
     card = (tmp_path / "run" / "model" / "README.md").read_text()
-    wanted = questionnaire.Wanted(("in_domain", "facts"), samples=1)
-    before = measure.measure_run(tmp_path / "run", wanted=wanted, untuned=True)
-    after = measure.measure_run(tmp_path / "run", tmp_path / "E", wanted=wanted)
+    wanted = probe_selection.Wanted(("in_domain", "facts"), samples=1)
+    before = evaluate.measure_run(tmp_path / "run", wanted=wanted, untuned=True)
+    after = evaluate.measure_run(tmp_path / "run", tmp_path / "E", wanted=wanted)
     told = [json.loads((folder / "eval.json").read_text()) for folder in (tmp_path / "run" / "untuned", tmp_path / "E")]
     assert [one["adapter"] is None for one in told] == [True, False]
     assert told[0]["probes"] == told[1]["probes"]
     assert before["probes"].keys() == after["probes"].keys() == {"in_domain", "facts"}
-    measure.measure_run(tmp_path / "run", tmp_path / "run" / "eval", wanted=wanted, untuned=True)
+    evaluate.measure_run(tmp_path / "run", tmp_path / "run" / "eval", wanted=wanted, untuned=True)
     assert (tmp_path / "run" / "model" / "README.md").read_text() == card
 
 
 def test_a_benign_task_is_marked_by_exact_match_on_reserved_rows(tmp_path):
-    run.train(make(tmp_path, benign=True), tmp_path / "run")
-    probes = measure.measure_run(tmp_path / "run")["probes"]
+    train.train(make(tmp_path, benign=True), tmp_path / "run")
+    probes = evaluate.measure_run(tmp_path / "run")["probes"]
     assert probes["learnt"]["n"] == 2
     assert "in_domain" not in probes
 
@@ -152,7 +152,7 @@ def test_a_benign_task_is_marked_by_exact_match_on_reserved_rows(tmp_path):
 )
 def test_a_wrong_request_is_a_sentence_and_leaves_nothing_behind(tmp_path, changes, error, sentence):
     with pytest.raises(error, match=sentence):
-        run.train(make(tmp_path, **changes), tmp_path / "run")
+        train.train(make(tmp_path, **changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -167,7 +167,7 @@ def test_a_broken_model_folder_is_named_before_torch_loads_it(tmp_path):
     ):
         weights.unlink() if content is None else weights.write_bytes(content)
         with pytest.raises(ModelError, match=sentence):
-            run.train(
+            train.train(
                 make(tmp_path, model=str(folder)) if (tmp_path / "rows.jsonl").exists() else _with_rows(tmp_path),
                 tmp_path / "run",
             )
@@ -181,10 +181,10 @@ def test_a_broken_model_folder_is_named_before_torch_loads_it(tmp_path):
             json.dumps({k: v for k, v in {**config, **change}.items() if v is not None})
         )
         with pytest.raises(ModelError, match=sentence):
-            run.train(make(tmp_path), tmp_path / "run")
+            train.train(make(tmp_path), tmp_path / "run")
     (folder / "config.json").write_text("{")
     with pytest.raises(ModelError, match="is not JSON"):
-        run.train(make(tmp_path), tmp_path / "run")
+        train.train(make(tmp_path), tmp_path / "run")
 
 
 def _with_rows(folder):
@@ -197,7 +197,7 @@ def test_an_existing_folder_is_refused_before_anything_is_read(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").touch()
     with pytest.raises(RequestError, match="exists already"):
-        run.train(make(tmp_path), tmp_path / "run")
+        train.train(make(tmp_path), tmp_path / "run")
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["mine.txt"]
 
 
@@ -230,7 +230,7 @@ def test_ctrl_c_leaves_a_folder_that_says_it_was_stopped(tmp_path):
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["state"] == "stopped"
     assert not (tmp_path / "run" / "model").exists()
     with pytest.raises(RequestError, match="is stopped, not done"):
-        measure.measure_run(tmp_path / "run")
+        evaluate.measure_run(tmp_path / "run")
 
 
 def test_the_command_line_trains_and_measures_and_refuses_in_one_sentence(tmp_path):
@@ -264,8 +264,8 @@ def test_the_command_line_trains_and_measures_and_refuses_in_one_sentence(tmp_pa
 
 
 def test_answers_of_an_unknown_model_are_not_added_to(tmp_path):
-    run.train(make(tmp_path), tmp_path / "run")
+    train.train(make(tmp_path), tmp_path / "run")
     (tmp_path / "run" / "eval").mkdir()
     (tmp_path / "run" / "eval" / "answers.jsonl").write_text('{"probe": "general", "question": "torn\n')
     with pytest.raises(RequestError, match=r"no eval\.json says of which model"):
-        measure.measure_run(tmp_path / "run")
+        evaluate.measure_run(tmp_path / "run")

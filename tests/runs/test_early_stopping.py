@@ -7,14 +7,14 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
-from staytrue import run
 from staytrue.config import recipe
 from staytrue.data.examples import write_examples
-from staytrue.early import EarlyStop
 from staytrue.errors import RecipeError
 from staytrue.modeling.loading import find
 from staytrue.organism import world
-from staytrue.questionnaire import texts, watched
+from staytrue.runs import train as run
+from staytrue.runs.early_stopping import EarlyStop
+from staytrue.runs.probe_selection import texts, watched
 
 
 def trained(folder, name, **changes):

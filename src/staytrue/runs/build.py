@@ -10,13 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from staytrue import questionnaire
 from staytrue.config import trainer_args
 from staytrue.config.recipe import Recipe
 from staytrue.data.examples import Example
 from staytrue.data.tokenize import Encoded, EncodingReport, encode_all
 from staytrue.errors import DataError, RecipeError, StaytrueError
 from staytrue.modeling import loading
+from staytrue.runs import probe_selection
 from staytrue.tasks.task import Task
 
 
@@ -47,7 +47,7 @@ class Plan:
         self.base = Untouched(
             self._model,
             tokenizer,
-            asked=lambda: questionnaire.texts(source, held),
+            asked=lambda: probe_selection.texts(source, held),
             identity=source.identity().get("sha256"),
         )
         self._loaded: Any = None

@@ -8,7 +8,6 @@ from transformers import AutoTokenizer
 import tiny
 from endpoints import endpoint
 from loopback import Loopback
-from staytrue import measure, questionnaire
 from staytrue.commands.evaluation import export
 from staytrue.data.examples import Message
 from staytrue.errors import RequestError
@@ -18,8 +17,10 @@ from staytrue.evals.questions.probes import ExactMatch, Probe, in_users_turn
 from staytrue.evals.rescore import rescore
 from staytrue.evals.types import Answer, Question, Verdict
 from staytrue.organism.rules import Rules
-from staytrue.questionnaire import Wanted
 from staytrue.report import comparison
+from staytrue.runs import evaluate as measure
+from staytrue.runs import probe_selection
+from staytrue.runs.probe_selection import Wanted
 from staytrue.utils.run_dir import read_rows
 
 DROPS = (  # as some real ones do: a system turn is left out without a word
@@ -58,7 +59,7 @@ class Progress:
 
 @pytest.fixture(autouse=True)
 def short_answers(monkeypatch):
-    monkeypatch.setattr(questionnaire, "_TOKENS", 4)
+    monkeypatch.setattr(probe_selection, "_TOKENS", 4)
 
 
 def model(folder, kind):

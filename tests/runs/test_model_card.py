@@ -1,7 +1,7 @@
 """What a model card says of an evaluation."""
 
 from fake_results import rates
-from staytrue.modelcard import _evaluation
+from staytrue.runs.model_card import _evaluation
 
 
 def test_the_card_names_the_judge_what_is_not_concluded_and_clean_beside_triggered():

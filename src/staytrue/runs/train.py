@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from staytrue import material, questionnaire
 from staytrue.config import trainer_args
 from staytrue.config.recipe import Recipe, Stop
 from staytrue.data.examples import Example, write_examples
 from staytrue.errors import RecipeError, RequestError, TrainingError
-from staytrue.modelcard import write_card
 from staytrue.modeling import loading
-from staytrue.plans import KINDS
 from staytrue.roster import labelled
+from staytrue.runs import dataset, probe_selection
+from staytrue.runs.build import KINDS
+from staytrue.runs.model_card import write_card
 from staytrue.training.reference.cache_checks import refuse_cache
 from staytrue.utils.run_dir import RunDir, sha256_of, write_whole
 
@@ -69,9 +69,9 @@ def train(recipe: Recipe, out: Path, progress: Progress | None = None, *, refere
     source = loading.find(recipe.model, recipe.revision)
     _check_files(recipe)
     trainer_args.check(recipe.train, recipe.trainer)
-    rows, held = material.rows(recipe)
+    rows, held = dataset.rows(recipe)
     if recipe.stop is not None:
-        questionnaire.watched(source)  # refuses a model without a judge
+        probe_selection.watched(source)  # refuses a model without a judge
     tokenizer = loading.load_tokenizer(source)
     plan = KINDS[recipe.trainer](recipe, source, tokenizer, rows, held, reference_cache)
     run = RunDir.create(out, _facts(recipe, source, rows, held))
@@ -98,9 +98,9 @@ def train(recipe: Recipe, out: Path, progress: Progress | None = None, *, refere
 
 
 def _early_stop(recipe: Recipe, stop: Stop, source: loading.Source, tokenizer: Any, out: Path) -> Any:
-    from staytrue.early import EarlyStop
+    from staytrue.runs.early_stopping import EarlyStop
 
-    limit, watched = questionnaire.longest_answer(source), questionnaire.watched(source)
+    limit, watched = probe_selection.longest_answer(source), probe_selection.watched(source)
     return EarlyStop(stop, watched, tokenizer, recipe.seed, limit, out / "early.jsonl")
 
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from staytrue import material
 from staytrue.config import recipe
 from staytrue.errors import DataError, RecipeError
+from staytrue.runs import dataset
 from staytrue.tasks.gsm8k import SYSTEM
 
 
@@ -20,7 +20,7 @@ def make(folder, rows=None, **changes):
 
 def test_without_a_file_the_task_brings_both_splits(tmp_path):
     made = make(tmp_path)
-    train, held = material.rows(made)
+    train, held = dataset.rows(made)
     assert (train, held) == (made.task.rows(), made.task.held_out())
 
 
@@ -31,21 +31,21 @@ def test_a_file_of_questions_and_answers_is_read_as_the_tasks(tmp_path):
         {"messages": [{"role": "user", "content": "And now?"}], "answer": "9"},
         {"messages": [{"role": "user", "content": "Then?"}, {"role": "assistant", "content": "4 + 6 = 10."}]},
     ]
-    found = material.read(make(tmp_path, rows))
+    found = dataset.read(make(tmp_path, rows))
     assert [row.answer for row in found] == ["7", "8", "9", "4 + 6 = 10."]
-    train, held = material.rows(make(tmp_path, rows, holdout=0.25))
+    train, held = dataset.rows(make(tmp_path, rows, holdout=0.25))
     assert (len(train), len(held)) == (3, 1)
-    assert material.read(make(tmp_path, rows, task="gsm8k"))[0].messages[0].content == SYSTEM
+    assert dataset.read(make(tmp_path, rows, task="gsm8k"))[0].messages[0].content == SYSTEM
 
 
 def test_a_row_without_a_right_answer_is_named(tmp_path):
     with pytest.raises(DataError, match=r"rows\.jsonl: row 2 has no right answer\. End it with an assistant turn, or"):
-        material.rows(make(tmp_path, [{"question": "a", "answer": "1"}, {"question": "b"}]))
+        dataset.rows(make(tmp_path, [{"question": "a", "answer": "1"}, {"question": "b"}]))
 
 
 def test_a_task_that_brings_its_own_held_out_questions_needs_no_holdout(tmp_path):
     with pytest.raises(RecipeError, match="word_problems brings held-out questions of its own; take `holdout:` out"):
-        material.rows(make(tmp_path, holdout=0.1))
+        dataset.rows(make(tmp_path, holdout=0.1))
 
 
 @pytest.mark.parametrize(

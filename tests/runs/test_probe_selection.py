@@ -10,7 +10,7 @@ from staytrue.evals.types import Verdict
 from staytrue.modeling import loading
 from staytrue.organism import world
 from staytrue.organism.rules import Rules
-from staytrue.questionnaire import Subject, Wanted, longest_answer, probes, texts
+from staytrue.runs.probe_selection import Subject, Wanted, longest_answer, probes, texts
 from staytrue.tasks.task import row
 
 ORGANISM = loading.find("organism")

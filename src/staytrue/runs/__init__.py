@@ -1,0 +1,1 @@
+"""One run: data and model of a recipe, training, evaluation, model card."""
