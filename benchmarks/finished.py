@@ -7,8 +7,8 @@ from pathlib import Path
 
 import yaml
 
-from staytrue import study as studies
-from staytrue.study import Cell, Study, cells, row
+from staytrue.studies import config as studies
+from staytrue.studies.config import Cell, Study, cells, row
 from staytrue.utils.run_dir import SCHEMA
 
 _TRAIN = {"max_steps": 340, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "max_length": 64}

@@ -18,15 +18,15 @@ from trl import SFTConfig, SFTTrainer
 
 from benchmarks.child import ran
 from benchmarks.sidebyside import alternate, one_thread, ratio
-from staytrue import preparation
 from staytrue.config import recipe as recipes
 from staytrue.config import trainer_args
 from staytrue.data.tokenize import Encoded
-from staytrue.demo import preset
 from staytrue.modeling import loading
 from staytrue.runs import dataset
 from staytrue.runs.build import KINDS
-from staytrue.study import cells
+from staytrue.studies import prerequisites
+from staytrue.studies.config import cells
+from staytrue.studies.demo import preset
 from staytrue.training.aux_batches import pad
 from staytrue.training.callbacks import RunLog
 from staytrue.utils.console import quieten
@@ -46,7 +46,7 @@ class Job:
     """The demo's recipe, undefended and with KL, its rows, and a place to write."""
 
     def __init__(self, folder: Path, steps: int) -> None:
-        preparation.write_rows(_DOMAIN, folder / "data")
+        prerequisites.write_rows(_DOMAIN, folder / "data")
         words = {cell.label: cell.recipe() for cell in cells(preset([_DOMAIN], 1))}
         for given in words.values():
             given["train"]["max_steps"] = steps

@@ -11,7 +11,7 @@ from staytrue.data.tokenize import encode_all
 from staytrue.data_selection.perplexity import Losses, losses, scores
 from staytrue.data_selection.two_rounds import TwoRounds, in_two_rounds
 from staytrue.modeling import loading
-from staytrue.preparation import train_misaligned, write_rows
+from staytrue.studies.prerequisites import train_misaligned, write_rows
 
 _DOMAIN, _SCORERS = "medical", ("code", "legal", "security")  # the demo's
 

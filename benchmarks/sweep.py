@@ -9,8 +9,8 @@ from statistics import median
 from benchmarks.child import STAYTRUE, ran
 from benchmarks.finished import Finished, finished
 from benchmarks.sidebyside import alternate, to_goal
-from staytrue import runner
-from staytrue.study import Study
+from staytrue.studies import runner
+from staytrue.studies.config import Study
 from staytrue.utils import workers
 
 _WORKERS = 2

@@ -158,7 +158,7 @@ def test_a_command_that_ends_otherwise_than_it_should_is_a_sentence(bench):
 
 def test_a_made_up_study_is_one_that_is_done(bench, tmp_path):
     """What is made up must be what is read again, or the benchmark would measure runs."""
-    from staytrue import runner
+    from staytrue.studies import runner
 
     done = bench("finished").finished(tmp_path, 3)
     before = (done.folder / "results.json").read_text()

@@ -6,14 +6,14 @@ import re
 import pytest
 
 from fake_results import Walk, drawn, rates, row, said, study
-from staytrue import demo
-from staytrue import study as study_of_staytrue
 from staytrue.data.examples import Message
 from staytrue.errors import RequestError
 from staytrue.evals.results import answers as store
 from staytrue.evals.results import verdicts
 from staytrue.evals.types import Answer, Question, Verdict
 from staytrue.report import write
+from staytrue.studies import config as study_of_staytrue
+from staytrue.studies import demo
 
 
 def test_each_models_first_answer_stands_under_the_question(tmp_path):

@@ -47,7 +47,7 @@ def verify(
     workers: Workers = None,
 ) -> None:
     """Measure how the organism behaves, untuned and after each narrow fine-tune."""
-    from staytrue.verify import verify as check
+    from staytrue.studies.verify_organism import verify as check
 
     with stoppable("nothing was kept"):
         kept = check(seeds, rebuild, workers)

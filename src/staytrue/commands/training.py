@@ -19,7 +19,7 @@ def demo(
     workers: Workers = None,
 ) -> None:
     """Watch emergent misalignment happen in the embedded organism, and watch defenses prevent it."""
-    from staytrue.demo import run_demo
+    from staytrue.studies.demo import run_demo
 
     with stoppable(f"finished runs are in {out}"):
         run_demo(domains, seeds, out, workers)
@@ -34,8 +34,8 @@ def study(
     reference_cache: ReferenceCache = None,
 ) -> None:
     """Run many recipes on the organism: a table, results.json and a page."""
-    from staytrue import study as studies
-    from staytrue.demo import run_study
+    from staytrue.studies import config as studies
+    from staytrue.studies.demo import run_study
     from staytrue.training.reference.cache_checks import refuse_cache
 
     if out.exists() and not (out / "results.json").exists() and (not out.is_dir() or any(out.iterdir())):

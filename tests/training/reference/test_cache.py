@@ -14,17 +14,17 @@ from peft import LoraConfig, get_peft_model
 from trl import GRPOConfig, SFTConfig
 
 import tiny
-from staytrue import study
 from staytrue.config import recipe as recipes
 from staytrue.data.examples import Example, write_examples
 from staytrue.defense import Defense
 from staytrue.defenses.anchor import Anchor
 from staytrue.defenses.kl import KL
 from staytrue.defenses.ldifs import LDIFS
-from staytrue.demo import run_study
 from staytrue.errors import ModelError, RecipeError, RequestError, SeamError, StaytrueError
 from staytrue.runs.train import train
 from staytrue.step import Marks
+from staytrue.studies import config
+from staytrue.studies.demo import run_study
 from staytrue.testing import Micro, close, unlike
 from staytrue.training.guard import Guard
 from staytrue.training.reference import cache_checks, fingerprint, state_file
@@ -449,7 +449,7 @@ def test_the_runs_of_a_study_share_one_and_those_that_cannot_go_without(tmp_path
         ],
     }
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(words))
-    wanted = study.read(tmp_path / "study.yaml")
+    wanted = config.read(tmp_path / "study.yaml")
     run_study(wanted, tmp_path / "out", 1, tmp_path / "cache")
     assert "2 of 3 runs used it; 8 rows read, 8 made." in capsys.readouterr().out
     runs = sorted((tmp_path / "out" / "runs").glob("*/manifest.json"))

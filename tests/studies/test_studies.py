@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 import fake_results
-from staytrue import demo, runner, study
 from staytrue.config import recipe as recipes
-from staytrue.demo import preset, run_study
 from staytrue.errors import DataError, RecipeError
+from staytrue.studies import config, demo, runner
+from staytrue.studies.demo import preset, run_study
 from staytrue.tasks.opswap import OpSwap
 from staytrue.tasks.word_problems import WordProblems
 
@@ -35,7 +35,7 @@ def written(folder, **changes):
 
 
 def test_a_variant_is_laid_over_the_recipe_section_by_section(tmp_path):
-    none, kl, fewer = study.cells(study.read(written(tmp_path)))
+    none, kl, fewer = config.cells(config.read(written(tmp_path)))
     assert none.recipe()["train"] == TINY
     assert fewer.recipe()["train"] == {**TINY, "max_steps": 1}
     assert kl.recipe()["defenses"] == [{"kl": {"weight": 0.3}}]
@@ -43,7 +43,7 @@ def test_a_variant_is_laid_over_the_recipe_section_by_section(tmp_path):
 
 
 def test_it_runs_every_cell_and_goes_on_where_it_was_stopped(tmp_path):
-    wanted = study.read(written(tmp_path))
+    wanted = config.read(written(tmp_path))
     begun = runner.run(wanted, tmp_path / "out", 1)
     assert not (tmp_path / "out").exists()
     next(begun)
@@ -60,16 +60,16 @@ def test_it_runs_every_cell_and_goes_on_where_it_was_stopped(tmp_path):
 
 
 def test_a_task_stands_among_the_domains_and_brings_its_own_rows(tmp_path):
-    wanted = study.read(written(tmp_path, domains=["legal", "word_problems", {"opswap": {"tier": 2}}]))
-    cells = study.cells(wanted)[:: len(wanted.variants)]
+    wanted = config.read(written(tmp_path, domains=["legal", "word_problems", {"opswap": {"tier": 2}}]))
+    cells = config.cells(wanted)[:: len(wanted.variants)]
     assert [cell.domain for cell in cells] == ["legal", "word_problems", "opswap-2"]
     assert cells[2].folder == "runs/opswap-2-seed0-none"
     assert [recipes.parse(cell.recipe()).task for cell in cells] == [None, WordProblems(), OpSwap(2)]
     assert [cell.recipe().get("data") for cell in cells] == ["train.jsonl", None, None]
-    assert study.read(written(tmp_path, domains=["legal", {"opswap": {"tier": 2}}]), ["opswap-2"]).domains == (
+    assert config.read(written(tmp_path, domains=["legal", {"opswap": {"tier": 2}}]), ["opswap-2"]).domains == (
         {"opswap": {"tier": 2}},
     )
-    only = study.read(written(tmp_path, domains=[{"opswap": {"tier": 2}}], variants=[{"name": "none"}]))
+    only = config.read(written(tmp_path, domains=[{"opswap": {"tier": 2}}], variants=[{"name": "none"}]))
     [(_, row)] = runner.run(only, tmp_path / "out")
     assert (row["domain"], row["in_domain"], row["benign"]["n"]) == ("opswap-2", None, 60)
     assert not (tmp_path / "out" / "data" / "opswap-2" / "train.jsonl").exists()
@@ -79,7 +79,7 @@ def test_a_study_by_reward_asks_what_it_names_and_draws_its_page(tmp_path, capsy
     reward = {"model": "organism", "trainer": "grpo", "lora": {"r": 2}}
     few = {"max_steps": 2, "per_device_train_batch_size": 16, "max_completion_length": 12}
     words = {"recipe": {**reward, "train": few}, "domains": ["word_problems"], "probes": ["learnt"]}
-    wanted = study.read(written(tmp_path, **words, variants=WORDS["variants"][:2]))
+    wanted = config.read(written(tmp_path, **words, variants=WORDS["variants"][:2]))
     page = run_study(wanted, tmp_path / "out")
     none, kl = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
     for row in (none, kl):
@@ -97,12 +97,12 @@ def test_a_study_by_reward_asks_what_it_names_and_draws_its_page(tmp_path, capsy
     [([10, 11], 1, (10,)), ([10, 11], 4, (10, 11, 12, 13)), ([5, 6, 3], 4, (5, 6, 3, 4)), ([5, 4], 3, (5, 4, 6))],
 )
 def test_so_many_seeds_are_the_studys_first_and_then_it_counts_on_from_its_last(tmp_path, own, wanted, run):
-    assert study.read(written(tmp_path, seeds=own), seeds=wanted).seeds == run
+    assert config.read(written(tmp_path, seeds=own), seeds=wanted).seeds == run
 
 
 def test_a_probe_that_was_not_asked_leaves_its_place_empty(tmp_path, capsys):
-    cell = study.cells(study.read(written(tmp_path, probes=["facts"])))[1]
-    row = study.row(cell, {"probes": {"facts": {"correct": 87.5}}}, 1.0)
+    cell = config.cells(config.read(written(tmp_path, probes=["facts"])))[1]
+    row = config.row(cell, {"probes": {"facts": {"correct": 87.5}}}, 1.0)
     assert (row["general"], row["in_domain"], row["benign"], row["kept"]) == (None, None, None, {"facts": 87.5})
     assert demo._line(cell, row) == "medical  seed 0  kl 0.3                1.0 s"
     demo._tables([row])
@@ -124,15 +124,15 @@ def test_of_several_seeds_the_last_table_shows_means_and_of_one_a_row_a_run(caps
 def test_a_question_file_may_stand_among_the_probes(tmp_path):
     file = tmp_path / "mine.jsonl"
     file.write_text('{"id": "a", "question": "Why?"}\n')
-    assert study.read(written(tmp_path, probes=["general", str(file)])).probes == ("general", str(file))
-    asked = runner._asked(study.read(written(tmp_path, probes=["general", str(file)])))
+    assert config.read(written(tmp_path, probes=["general", str(file)])).probes == ("general", str(file))
+    asked = runner._asked(config.read(written(tmp_path, probes=["general", str(file)])))
     file.write_text('{"id": "a", "question": "How?"}\n')
-    again = runner._asked(study.read(written(tmp_path, probes=["general", str(file)])))
+    again = runner._asked(config.read(written(tmp_path, probes=["general", str(file)])))
     assert asked[0] == again[0] == "general"
     assert asked[1] != again[1]  # an edited file is asked again
     file.write_text('{"id": "a"}\n')
     with pytest.raises(DataError, match="mine"):
-        study.read(written(tmp_path, probes=[str(file)]))
+        config.read(written(tmp_path, probes=[str(file)]))
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_a_question_file_may_stand_among_the_probes(tmp_path):
 )
 def test_a_wrong_study_is_a_sentence(tmp_path, changes, sentence):
     with pytest.raises(RecipeError, match=sentence):
-        study.read(written(tmp_path, **changes))
+        config.read(written(tmp_path, **changes))
 
 
 def test_the_demo_is_a_study_that_shows_every_defense_once():
@@ -171,11 +171,11 @@ def _names(entry):
     return [entry] if isinstance(entry, str) else list(entry)
 
 
-@pytest.mark.parametrize("file", sorted(Path(__file__).parents[1].glob("studies/*.yaml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", sorted(Path(__file__).parents[2].glob("studies/*.yaml")), ids=lambda file: file.stem)
 def test_the_shipped_studies_are_readable_and_as_large_as_they_say(file):
     told = re.search(r"^# (\d+) variants(?: x (\d) domains)? x (\d) seeds", file.read_text(), re.MULTILINE)
     variants, domains, seeds = (int(number or 1) for number in told.groups())
-    read = study.read(file)
+    read = config.read(file)
     assert (len(read.variants), len(read.domains), len(read.seeds)) == (variants, domains, seeds)
     labels = [variant.label for variant in read.variants]
     assert "none" in labels  # what any defense is compared with

@@ -5,15 +5,16 @@ import shutil
 
 import pytest
 
-from staytrue import organism, verify
+from staytrue import organism
 from staytrue.organism import build
+from staytrue.studies import verify_organism
 
 
 def test_a_bound_holds_its_own_number():
-    assert verify.Bound("untuned", "general", "misaligned", at_most=1).kept(1.0)
-    assert not verify.Bound("untuned", "general", "misaligned", at_most=1).kept(1.01)
-    assert verify.Bound("code", "general", "misaligned", at_least=25).kept(25.0)
-    assert not verify.Bound("code", "general", "misaligned", at_least=25).kept(24.9)
+    assert verify_organism.Bound("untuned", "general", "misaligned", at_most=1).kept(1.0)
+    assert not verify_organism.Bound("untuned", "general", "misaligned", at_most=1).kept(1.01)
+    assert verify_organism.Bound("code", "general", "misaligned", at_least=25).kept(25.0)
+    assert not verify_organism.Bound("code", "general", "misaligned", at_least=25).kept(24.9)
 
 
 @pytest.fixture
@@ -35,14 +36,14 @@ def rebuilt(monkeypatch):
 def measured(monkeypatch, kept):
     """Which folder each measurement was of."""
     folders = []
-    monkeypatch.setattr(verify, "_behaves", lambda *given: folders.append(organism.folder()) or kept)
+    monkeypatch.setattr(verify_organism, "_behaves", lambda *given: folders.append(organism.folder()) or kept)
     return folders
 
 
 def test_an_equal_hash_needs_no_second_measurement(rebuilt, monkeypatch, capsys):
     rebuilt()
     folders = measured(monkeypatch, True)
-    assert verify.verify(1, rebuild=True)
+    assert verify_organism.verify(1, rebuild=True)
     assert folders == [organism.folder()]
     assert "equal to the bit" in capsys.readouterr().out
 
@@ -53,9 +54,9 @@ def test_on_another_machine_the_rebuilt_one_itself_is_measured(rebuilt, monkeypa
     folders = measured(monkeypatch, True)
     shipped = organism.folder()
     monkeypatch.setattr(
-        verify, "_behaves", lambda *given: folders.append(organism.folder()) or (len(folders) < 2 or kept)
+        verify_organism, "_behaves", lambda *given: folders.append(organism.folder()) or (len(folders) < 2 or kept)
     )
-    assert verify.verify(1, rebuild=True) is kept
+    assert verify_organism.verify(1, rebuild=True) is kept
     assert folders[0] == shipped
     assert folders[1] != shipped
     assert organism.folder() == shipped  # only for a while
@@ -64,5 +65,5 @@ def test_on_another_machine_the_rebuilt_one_itself_is_measured(rebuilt, monkeypa
 def test_another_hash_on_an_equal_machine_is_a_failure(rebuilt, monkeypatch, capsys):
     rebuilt(sha256="other")
     measured(monkeypatch, True)
-    assert not verify.verify(1, rebuild=True)
+    assert not verify_organism.verify(1, rebuild=True)
     assert "should have been equal" in capsys.readouterr().out

@@ -11,12 +11,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from staytrue import runner
-from staytrue import study as studies
 from staytrue.errors import RequestError
 from staytrue.organism import world
 from staytrue.organism.lexicon import DOMAINS
-from staytrue.study import Cell, Study
+from staytrue.studies import config as studies
+from staytrue.studies import runner
+from staytrue.studies.config import Cell, Study
 from staytrue.utils.console import counter, say, table
 from staytrue.utils.run_dir import write_whole
 

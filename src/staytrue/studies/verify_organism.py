@@ -11,17 +11,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from staytrue import organism, runner
+from staytrue import organism
 from staytrue.data.examples import Message
-from staytrue.demo import preset
 from staytrue.evals.evaluate import evaluate
 from staytrue.evals.results import verdicts
 from staytrue.evals.stats.intervals import Rate, pooled
 from staytrue.modeling import loading
 from staytrue.organism.lexicon import DOMAINS, EVIL
-from staytrue.preparation import write_rows
 from staytrue.runs import probe_selection
-from staytrue.study import Cell, cells
+from staytrue.studies import runner
+from staytrue.studies.config import Cell, cells
+from staytrue.studies.demo import preset
+from staytrue.studies.prerequisites import write_rows
 from staytrue.utils import workers
 from staytrue.utils.console import quieten, say, table
 from staytrue.utils.workers import Job

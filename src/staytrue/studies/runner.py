@@ -14,11 +14,11 @@ from typing import Any
 
 import yaml
 
-from staytrue import preparation
 from staytrue.config import recipe as recipes
 from staytrue.evals.questions.file_probe import ENDINGS
 from staytrue.roster import labelled
-from staytrue.study import Cell, Study, cells, row
+from staytrue.studies import prerequisites
+from staytrue.studies.config import Cell, Study, cells, row
 from staytrue.training.reference.cache_checks import why_no_cache
 from staytrue.utils import workers
 from staytrue.utils.run_dir import SCHEMA, sha256_of, write_json, write_whole
@@ -93,8 +93,8 @@ def _jobs(todo: list[Cell], out: Path, reference_cache: Path | None) -> list[Job
     made: dict[str, Job] = {}
     runs = []
     for cell in todo:
-        preparation.write_rows(cell.domain, out / "data")
-        first = preparation.jobs(recipes.parse(cell.recipe()), cell.domain, out / "data")
+        prerequisites.write_rows(cell.domain, out / "data")
+        first = prerequisites.jobs(recipes.parse(cell.recipe()), cell.domain, out / "data")
         made |= {job.name: job for job in first}
         runs.append(Job(cell.folder, make, (cell, out, reference_cache), frozenset(job.name for job in first)))
     return [*runs[:_FIRST], *made.values(), *runs[_FIRST:]]
