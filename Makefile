@@ -1,5 +1,5 @@
 # make demo   see emergent misalignment happen, and see it prevented (about two minutes on two cores)
-# make test   the tests                       make check  format, lint, types, floor plan
+# make test   the tests                       make check  format, lint, types, layers of imports
 # make bench  ratios against named peers      make test-slow  minutes rather than seconds
 # make test-inspect  our probes and logs under Inspect, in an environment of its own
 # make test-lowest   the tests with the lowest versions that pyproject.toml declares, in an environment of its own
@@ -56,7 +56,7 @@ check: docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/test_floor_plan.py
+	$(BIN)/python -m pytest -q tests/test_architecture.py
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks all --shape M1

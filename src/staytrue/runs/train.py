@@ -16,7 +16,7 @@ from staytrue.config.recipe import Recipe, Stop
 from staytrue.data.examples import Example, write_examples
 from staytrue.errors import RecipeError, RequestError, TrainingError
 from staytrue.modeling import loading
-from staytrue.roster import labelled
+from staytrue.registry import labelled
 from staytrue.runs import dataset, probe_selection
 from staytrue.runs.build import KINDS
 from staytrue.runs.model_card import write_card

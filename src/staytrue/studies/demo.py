@@ -26,7 +26,7 @@ _OLD_MARK = ".holdfast-demo"  # the same, written before the project was renamed
 
 def preset(domains: list[str], seeds: int) -> Study:
     """The demo's study."""
-    return studies.read(Path(str(resources.files("staytrue").joinpath("demo.yaml"))), domains, seeds)
+    return studies.read(Path(str(resources.files("staytrue.studies").joinpath("demo.yaml"))), domains, seeds)
 
 
 def run_demo(domains: str, seeds: int, out: Path, processes: int | None = None) -> Path:

@@ -16,7 +16,7 @@ import yaml
 
 from staytrue.config import recipe as recipes
 from staytrue.evals.questions.file_probe import ENDINGS
-from staytrue.roster import labelled
+from staytrue.registry import labelled
 from staytrue.studies import prerequisites
 from staytrue.studies.config import Cell, Study, cells, row
 from staytrue.training.reference.cache_checks import why_no_cache

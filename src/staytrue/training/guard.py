@@ -16,7 +16,7 @@ from staytrue.data.tokenize import Encoded
 from staytrue.defense import Base, Defense, pulled
 from staytrue.errors import RecipeError, SeamError
 from staytrue.modeling.architecture import Anatomy
-from staytrue.roster import labelled, real_layers, refuse_supervised_rows
+from staytrue.registry import labelled, real_layers, refuse_supervised_rows
 from staytrue.step import SOURCES, Marks, Pass, Projecting, Step
 from staytrue.training.aux_batches import counts_of, pad
 from staytrue.training.hooks import Call, Replay, Steer, Watch

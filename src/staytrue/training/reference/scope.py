@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from staytrue.defense import Defense
-from staytrue.roster import real_layers
+from staytrue.registry import real_layers
 from staytrue.step import SOURCES, Marks, Pass
 from staytrue.training.hooks import Call, Replay
 

@@ -1,4 +1,4 @@
-"""The floor plan: imports run down only, there is no circle, and heavy rooms stay closed until needed.
+"""The architecture: imports run down only, there is no circle, and light modules import no heavy library.
 
 Every import statement counts, those inside functions too.
 """
@@ -12,49 +12,21 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "staytrue"
 
-# From the ground up. A module may import what stands on a lower floor, or in its own folder.
-FLOORS = [
+# From the bottom up. A module may import what stands in a lower layer, or in its own folder.
+LAYERS = [
     ["errors"],
-    ["data.jsonl", "utils.run_dir", "utils.console", "utils.yaml12"],
-    ["data.examples", "utils.workers"],
-    ["data.holdout"],
-    ["data.tokenize", "modeling.lm_head", "evals.types", "evals.stats.intervals", "evals.threads"],
-    ["modeling.fused_loss"],
-    ["modeling.architecture", "organism", "evals"],
-    ["report"],
-    ["step", "modeling.base_model", "tasks"],
-    [
-        "training.aux_batches",
-        "training.sampling",
-        "training.argument_checks",
-        "training.hooks",
-        "training.fused_head",
-        "training.metric_logging",
-        "modeling.state_dict",
-        "prepare",
-    ],
-    ["defense"],
+    ["utils"],
+    ["data"],
+    ["defense", "evals"],
+    ["organism"],
+    ["modeling", "report", "tasks"],
+    ["step", "data_selection", "persona_vectors"],
     ["defenses"],
     ["registry"],
-    ["roster"],
-    ["training.reference"],
-    ["training.guard", "config.recipe", "docs_page"],
-    ["modeling.loading", "training.trainer_mixin", "runs.dataset"],
-    [
-        "training.trainers",
-        "runs.probe_selection",
-        "config.trainer_args",
-        "training.callbacks",
-        "runs.model_card",
-        "runs.early_stopping",
-        "runs.judge_factory",
-    ],
-    ["runs.build"],
-    ["runs.train", "runs.evaluate", "data_selection.score", "testing"],
-    ["studies.prerequisites", "studies.config"],
-    ["studies.runner"],
-    ["studies.demo"],
-    ["studies.verify_organism"],
+    ["config", "docs_page"],
+    ["training"],
+    ["runs", "testing"],
+    ["studies"],
     ["commands"],
     ["cli"],
 ]
@@ -71,12 +43,8 @@ def dotted(path):
     return name.removesuffix(".__init__")
 
 
-def floor(name):
-    for level in range(len(FLOORS)):
-        if name in FLOORS[level]:
-            return level
-    head = name.split(".")[0]
-    return next((level for level, names in enumerate(FLOORS) if head in names), None)
+def layer(name):
+    return next((level for level, names in enumerate(LAYERS) if name.split(".")[0] in names), None)
 
 
 def imports(path):
@@ -108,11 +76,11 @@ def ours(path):
 @pytest.mark.parametrize("path", modules(), ids=dotted)
 def test_imports_run_down_only(path):
     name = dotted(path)
-    assert floor(name) is not None, f"{name} stands on no floor; say in FLOORS where it belongs"
+    assert layer(name) is not None, f"{name} is in no layer; add it to LAYERS"
     for other, typing_only in ours(path):
         if typing_only or other.split(".")[0] == name.split(".")[0]:
             continue
-        assert floor(other) < floor(name), f"{name} imports {other}, which does not stand below it"
+        assert layer(other) < layer(name), f"{name} imports {other}, which is not in a layer below it"
 
 
 def test_there_is_no_circle():
@@ -124,7 +92,7 @@ def test_there_is_no_circle():
 
 
 @pytest.mark.parametrize(
-    ("library", "rooms"),
+    ("library", "allowed"),
     [
         ("trl", {"training.trainers", "config.trainer_args"}),
         ("peft", {"modeling.architecture", "modeling.loading", "runs.build", "training.reference.model_checks"}),
@@ -132,18 +100,18 @@ def test_there_is_no_circle():
         ("openai", {"evals.openai_client.client", "evals.openai_client.errors"}),
     ],
 )
-def test_a_library_is_imported_in_its_own_room_only(library, rooms):
+def test_a_library_is_imported_in_its_own_modules_only(library, allowed):
     found = {dotted(p) for p in modules() if any(n.split(".")[0] == library for n, _ in imports(p))}
-    assert found <= rooms
+    assert found <= allowed
 
 
-def test_only_anatomy_knows_the_insides_of_peft():
+def test_only_architecture_knows_the_insides_of_peft():
     for path in modules():
         inside = [n for n, _ in imports(path) if n.startswith("peft.") and n.count(".") > 1]
         assert dotted(path) == "modeling.architecture" or not inside
 
 
-def test_nothing_inside_the_package_imports_from_its_door():
+def test_no_module_imports_from_the_package_itself():
     for path in modules():
         names = [n for n, _ in imports(path) if n.startswith("staytrue.") and n.count(".") == 1]
         assert all((SOURCE / f"{n.split('.')[1]}.py").exists() or (SOURCE / n.split(".")[1]).is_dir() for n in names)
@@ -153,7 +121,7 @@ def test_nothing_inside_the_package_imports_from_its_door():
     "module",
     ["errors", "data.examples", "utils.run_dir", "config.recipe", "registry", "report", "cli", "modeling.loading", ""],
 )
-def test_light_rooms_import_no_torch(module):
+def test_light_modules_import_no_torch(module):
     name = f"staytrue.{module}".rstrip(".")
     code = f"import sys, {name}; print([m for m in ('torch', 'transformers', 'scipy', 'datasets') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -174,7 +142,7 @@ def test_a_wrong_recipe_is_refused_without_torch(tmp_path):
     assert "did you mean 'kl'?" in done.stderr
 
 
-def test_the_page_of_the_floor_plan_names_every_room():
-    page = (Path(__file__).parents[1] / "docs" / "floor-plan.md").read_text()
-    rooms = {name.split(".")[0] for floor_ in FLOORS for name in floor_}
-    assert not {room for room in rooms if f"`{room}`" not in page and f"`{room}/`" not in page}
+def test_the_architecture_page_has_every_file_and_folder_of_the_package():
+    page = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text()
+    names = {name for names in LAYERS for name in names}
+    assert not {name for name in names if f"`{name}`" not in page and f"`{name}/`" not in page}

@@ -1,1 +1,0 @@
-"""What is prepared before training: scores of a safe pool, persona vectors."""
