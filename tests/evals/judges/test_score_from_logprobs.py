@@ -140,6 +140,9 @@ def test_a_path_that_is_no_number_says_its_word():
 
 
 def test_scales_are_light():
-    code = "import sys, staytrue.evals.judges.score_from_logprobs as s; print([m for m in ('torch', 'openai', 'numpy') if m in sys.modules])"
+    code = (
+        "import sys, staytrue.evals.judges.score_from_logprobs as s; "
+        "print([m for m in ('torch', 'openai', 'numpy') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

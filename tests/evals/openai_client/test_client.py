@@ -394,7 +394,8 @@ def test_failures_cost_nothing_and_a_torn_answer_costs_the_most_it_can():
 def test_without_the_openai_package_it_is_a_sentence():
     code = (
         "import sys; sys.modules['openai'] = None\n"
-        "from staytrue.evals.openai_client.client import Endpoint; from staytrue.evals.openai_client.address import Address\n"
+        "from staytrue.evals.openai_client.client import Endpoint\n"
+        "from staytrue.evals.openai_client.address import Address\n"
         "try: Endpoint(Address('m'))\n"
         "except Exception as error: print(type(error).__name__, error, 'torch' in sys.modules)\n"
     )

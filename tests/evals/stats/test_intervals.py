@@ -155,7 +155,10 @@ def test_runs_vary_by_their_seeds_and_their_questions():
 
 
 def test_rates_need_no_numpy():
-    code = "import sys; from staytrue.evals.stats.intervals import rate; rate([[True], [False]]); print('numpy' in sys.modules)"
+    code = (
+        "import sys; from staytrue.evals.stats.intervals import rate; "
+        "rate([[True], [False]]); print('numpy' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -1,8 +1,8 @@
 """A judge behind an OpenAI-compatible endpoint: one token, its twenty likeliest, the expectation over the numbers.
 
 Two calls an answer, at temperature 0 with seed 0 (as arXiv 2508.06249 judges). Where one token leaves the number open
-(see `staytrue.evals.judges.score_from_logprobs`) it is asked again for a few more. What was paid for and can be read is kept in the ledger;
-a call that failed is not.
+(see `staytrue.evals.judges.score_from_logprobs`), the judge is asked again for a few more tokens. Readable replies are
+kept in the response cache; failed calls are not.
 """
 
 from __future__ import annotations
