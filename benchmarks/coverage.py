@@ -14,7 +14,7 @@ import numpy as np
 from staytrue.evals.stats import compare as comparing
 from staytrue.evals.stats.compare import compare
 from staytrue.evals.stats.intervals import over_runs, pooled
-from staytrue.evals.stats.misalign_at_k import misalign_at
+from staytrue.evals.stats.misalign_at_k import misalign_at_k
 
 QUESTIONS, SAMPLES, PERCENTS, ALIKE = (8, 24, 40, 100, 400), (1, 4, 20, 100), (1, 5, 20, 50, 90), (0.05, 0.2, 0.5, 0.8)
 _GAUSS = np.polynomial.hermite_e.hermegauss(80)
@@ -93,7 +93,7 @@ def two_conditions(rng: np.random.Generator, n: int) -> None:
 
 
 def tails(rng: np.random.Generator, n: int) -> None:
-    """`misalign_at`: beta-binomial questions, 32 answers each."""
+    """`misalign_at_k`: beta-binomial questions, 32 answers each."""
     head(
         "Misalign@k, 32 answers a question", "questions", "k", "rate %", "ICC", "Misalign@k %", "covers %", "mean width"
     )
@@ -177,7 +177,7 @@ def summaries(hits: Counts, samples: int) -> tuple[float, float]:
 def at(k: int, hits: Counts, samples: int) -> tuple[float, float]:
     row = {"alignment": 90, "incoherent": False, "missing": ""}
     rows = [row | {"question": str(q), "misaligned": i < h} for q, h in enumerate(hits) for i in range(samples)]
-    found = misalign_at(rows, k).misaligned
+    found = misalign_at_k(rows, k).misaligned
     return found.low, found.high
 
 

@@ -10,9 +10,9 @@ from staytrue.errors import RequestError
 from staytrue.evals.evaluate import evaluate
 from staytrue.evals.questions.probes import ExactMatch, Probe, held_out, shipped
 from staytrue.evals.rescore import rescore
-from staytrue.evals.results.answers import Store
+from staytrue.evals.results.answer_store import AnswerStore
 from staytrue.evals.results.summary import summarise
-from staytrue.evals.results.verdicts import joined
+from staytrue.evals.results.verdict_store import join_verdicts
 from staytrue.evals.types import Answer, Question, Verdict
 from staytrue.report import terminal
 from staytrue.utils.run_dir import read_rows
@@ -103,7 +103,7 @@ def test_forms_of_a_question_are_one_cluster_and_are_told_apart(tmp_path):
 def test_the_summary_is_worked_out_from_the_stored_rows(tmp_path):
     summary = run(tmp_path, FixedJudge())
     assert len(read_rows(tmp_path / "answers.jsonl")) == len(read_rows(tmp_path / "verdicts.jsonl")) == 10
-    assert summarise(joined(tmp_path)) == summary["probes"]
+    assert summarise(join_verdicts(tmp_path)) == summary["probes"]
     assert json.loads((tmp_path / "summary.json").read_text())["probes"] == summary["probes"]
 
 
@@ -150,12 +150,12 @@ def test_a_judge_without_verdicts_is_refused_and_those_that_are_there_are_named(
         with pytest.raises(
             RequestError, match=rf"no verdict of '{name}'; its answers were judged by fixed-1, harsh:1@h\."
         ):
-            joined(tmp_path, name)
+            join_verdicts(tmp_path, name)
     for name in ("fixed-1", "harsh:1@h"):
-        assert {row["judge"] for row in joined(tmp_path, name)} == {name}
+        assert {row["judge"] for row in join_verdicts(tmp_path, name)} == {name}
     run(tmp_path / "E", None)
     with pytest.raises(RequestError, match="judged by nobody"):
-        joined(tmp_path / "E", "mild")
+        join_verdicts(tmp_path / "E", "mild")
 
 
 def test_a_stopped_evaluation_goes_on_and_makes_no_sample_twice(tmp_path):
@@ -240,7 +240,7 @@ def test_a_sample_that_stands_twice_counts_once(tmp_path):
 
 
 def test_two_processes_do_not_answer_into_one_folder(tmp_path):
-    with Store(tmp_path).alone(), pytest.raises(RequestError, match="Another process"):
+    with AnswerStore(tmp_path).alone(), pytest.raises(RequestError, match="Another process"):
         run(tmp_path, None)
 
 

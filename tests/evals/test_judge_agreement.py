@@ -7,10 +7,10 @@ import pytest
 from staytrue.data.examples import Message
 from staytrue.errors import DataError, RequestError
 from staytrue.evals.evaluate import evaluate
-from staytrue.evals.judge_agreement import lab, read_labels
+from staytrue.evals.judge_agreement import judge_agreement, read_labels
 from staytrue.evals.questions.probes import Probe
 from staytrue.evals.rescore import rescore
-from staytrue.evals.results.verdicts import joined
+from staytrue.evals.results.verdict_store import join_verdicts
 from staytrue.evals.types import Answer, Question, Verdict
 
 BAD, GOOD = Verdict(alignment=10, coherence=90), Verdict(alignment=90, coherence=90)
@@ -41,7 +41,7 @@ def stored(folder, *judges):
 
 def test_two_judges_agree_as_far_as_their_labels_do(tmp_path):
     # One finds 4 of 10 bad, the other 2 of the same: 8 of 10 agree. By chance .4 x .2 + .6 x .8 = .56 would.
-    told = lab([stored(tmp_path, Calls("one", 4), Calls("two", 2))])
+    told = judge_agreement([stored(tmp_path, Calls("one", 4), Calls("two", 2))])
     (pair,) = told["pairs"]
     assert pair["judges"] == ["one", "two"]
     assert pair["agreement"]["agree"]["percent"] == 80.0
@@ -51,7 +51,7 @@ def test_two_judges_agree_as_far_as_their_labels_do(tmp_path):
 
 
 def test_judges_that_judged_nothing_in_common_have_no_agreement(tmp_path):
-    told = lab([stored(tmp_path, Calls("one", 4), Calls("none", 0, silent=10))])
+    told = judge_agreement([stored(tmp_path, Calls("one", 4), Calls("none", 0, silent=10))])
     assert told["pairs"][0]["agreement"] is None
     assert told["invalid"]["none"]["missing"] == 100.0
 
@@ -59,7 +59,7 @@ def test_judges_that_judged_nothing_in_common_have_no_agreement(tmp_path):
 def test_the_order_of_several_evaluations(tmp_path):
     judges = [(1, 3), (4, 2), (6, 9)]  # by the first judge 10, 40, 60 percent, by the second 30, 20, 90
     folders = [stored(tmp_path / str(i), Calls("one", a), Calls("two", b)) for i, (a, b) in enumerate(judges)]
-    told = lab(folders)
+    told = judge_agreement(folders)
     (order,) = told["ranks"]
     # Ranks 1, 2, 3 and 2, 1, 3: Spearman 1 - 6 x 2 / 24 = 0.5; of three pairs two agree and one does not: 1/3.
     assert (order["defenses"], order["spearman"]) == (3, pytest.approx(0.5))
@@ -72,23 +72,26 @@ def test_rows_go_to_the_judge_that_stands_beside_them(tmp_path):
     file = tmp_path / "verdicts.jsonl"
     rows = file.read_text().replace('"judge": "one"', '"judge": "three"', 6)  # as two judges once mixed there
     file.write_text(rows)
-    invalid = lab([folder])["invalid"]
+    invalid = judge_agreement([folder])["invalid"]
     assert {judge: found["answers"] for judge, found in invalid.items()} == {"three": 6, "one": 4, "two": 10}
-    assert [row["judge"] for row in joined(folder, "one")].count("one") == 4  # and six that it did not judge
-    assert {row["missing"] for row in joined(folder, "one") if row["judge"] is None} == {"not judged yet"}
+    assert [row["judge"] for row in join_verdicts(folder, "one")].count("one") == 4  # and six that it did not judge
+    assert {row["missing"] for row in join_verdicts(folder, "one") if row["judge"] is None} == {"not judged yet"}
 
 
 def test_a_judge_that_stands_twice_counts_once(tmp_path):
     folder = stored(tmp_path, Calls("one", 4), Calls("two", 2))
     rescore(folder, [Calls("one", 4)])
-    assert {judge: found["answers"] for judge, found in lab([folder])["invalid"].items()} == {"one": 10, "two": 10}
+    assert {judge: found["answers"] for judge, found in judge_agreement([folder])["invalid"].items()} == {
+        "one": 10,
+        "two": 10,
+    }
 
 
 def test_labels_by_hand_hold_each_judge_to_them(tmp_path):
     labels = [{"probe": "general", "question": str(i), "index": 0, "misaligned": i < 4} for i in range(10)]
     (tmp_path / "hand.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labels))
     folder = stored(tmp_path / "E", Calls("one", 4), Calls("two", 2))
-    told = lab([folder], read_labels(tmp_path / "hand.jsonl", [folder]))["calibration"]
+    told = judge_agreement([folder], read_labels(tmp_path / "hand.jsonl", [folder]))["calibration"]
     assert told["one"]["agreement"]["kappa"] == 1.0
     assert told["two"]["sensitivity"]["percent"] == 50.0
     assert told["two"]["specificity"]["percent"] == 100.0

@@ -8,8 +8,7 @@ import pytest
 from fake_results import Walk, drawn, rates, row, said, study
 from staytrue.data.examples import Message
 from staytrue.errors import RequestError
-from staytrue.evals.results import answers as store
-from staytrue.evals.results import verdicts
+from staytrue.evals.results import answer_store, verdict_store
 from staytrue.evals.types import Answer, Question, Verdict
 from staytrue.report import write
 from staytrue.studies import config as study_of_staytrue
@@ -137,11 +136,11 @@ def test_the_rows_written_by_hand_have_the_shape_that_is_really_written(tmp_path
     written = study_of_staytrue.row(cell, {"probes": probes}, 1.0)
     assert set(row("kl", 0.3)) == {*written, "label"}
     asked = Question("wish-0", "general", (Message("user", "One wish?"),), "wish")
-    store.Store(tmp_path).keep(Answer(asked, 0, "Peace.", stopped=True))
-    verdicts.pronounce(
+    answer_store.AnswerStore(tmp_path).keep(Answer(asked, 0, "Peace.", stopped=True))
+    verdict_store.append_verdict(
         tmp_path, Answer(asked, 0, "Peace.", stopped=True), Verdict(alignment=95, coherence=100), "rules"
     )
-    (written,) = verdicts.joined(tmp_path)
+    (written,) = verdict_store.join_verdicts(tmp_path)
     assert set(said("Peace.")) >= {*written} - {"stopped", "expected", "group", "form"}
 
 

@@ -51,7 +51,7 @@ def eval_(
     if answers is not None and (probes or samples or as_published or seed):
         raise RequestError("--answers brings its own questions and answers; only --judge and its limits go with it.")
     from staytrue.evals.questions.file_probe import unread
-    from staytrue.evals.triggers.triggers import NOTHING, PROBE
+    from staytrue.evals.triggers.trigger import NOTHING, PROBE
     from staytrue.report.terminal import show
     from staytrue.runs.probe_selection import Wanted
     from staytrue.utils.console import quieten
@@ -84,9 +84,9 @@ def rescore(
     as_json: Json = False,
 ) -> None:
     """Judge the same stored answers again; how judges agree, and with labels by hand."""
-    from staytrue.evals.judge_agreement import lab, read_labels
+    from staytrue.evals.judge_agreement import judge_agreement, read_labels
     from staytrue.evals.rescore import rescore as again
-    from staytrue.report.terminal import show_judges, show_lab
+    from staytrue.report.terminal import show_judge_agreement, show_judges
     from staytrue.runs.judge_factory import Limits, refuse_rules
     from staytrue.utils.console import bar, quieten
 
@@ -102,12 +102,12 @@ def rescore(
             found = {str(folder): again(folder, judges, progress) for folder in folders}
         for made in judges:
             _told(made)
-        told = lab(folders, by_hand)
+        told = judge_agreement(folders, by_hand)
     if as_json:
         print(json.dumps({"evaluations": found, **told}))
         return
     show_judges(found)
-    show_lab(told)
+    show_judge_agreement(told)
 
 
 def compare(
@@ -137,13 +137,13 @@ def export(
     """Write an evaluation as logs that Inspect's viewer opens."""
     from staytrue.evals.evaluate import samples
     from staytrue.evals.inspect import export
-    from staytrue.evals.results.answers import Store
+    from staytrue.evals.results.answer_store import AnswerStore
     from staytrue.evals.results.summary import summarise
-    from staytrue.evals.results.verdicts import joined
+    from staytrue.evals.results.verdict_store import join_verdicts
     from staytrue.utils.console import say
 
     folder = _folder(evaluation)
-    asked, rows = Store(folder).asked(), joined(folder, judge)
+    asked, rows = AnswerStore(folder).asked(), join_verdicts(folder, judge)
     made, summary = datetime.fromisoformat(asked["made"]), {"probes": summarise(rows, samples(asked))}
     for path in export.export(rows, summary, asked, out, made=made):
         say(str(path))

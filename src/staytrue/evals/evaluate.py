@@ -12,10 +12,10 @@ from typing import Any
 
 from staytrue.errors import RequestError
 from staytrue.evals.questions.probes import Probe, probe_sha256, version
-from staytrue.evals.results.answers import Store, missing
+from staytrue.evals.results.answer_store import AnswerStore, missing
 from staytrue.evals.results.summary import summarise
-from staytrue.evals.results.verdicts import joined, pronounce, record, verdicts
-from staytrue.evals.types import Judge, Maker, Verdict, judged
+from staytrue.evals.results.verdict_store import append_verdict, join_verdicts, read_verdicts, record_server
+from staytrue.evals.types import AnswerGenerator, Judge, Verdict, judged
 from staytrue.utils.run_dir import SCHEMA, write_json
 
 NOT_JUDGED = "no judge was named"
@@ -23,7 +23,7 @@ FILTERED = "the server's filter cut it off"
 
 
 def evaluate(
-    make: Maker,
+    make: AnswerGenerator,
     probes: Sequence[Probe],
     *,
     seed: int | None,
@@ -48,7 +48,7 @@ def evaluate(
     Raises:
         RequestError: `out` holds another evaluation, or another judge's verdicts.
     """
-    store = Store(out)
+    store = AnswerStore(out)
     with store.alone():
         asked = {**(about or {}), "seed": seed, "probes": _asked(probes, max_new_tokens)}
         store.allow(asked)
@@ -62,8 +62,8 @@ def evaluate(
 
 
 def _answer(
-    make: Maker,
-    store: Store,
+    make: AnswerGenerator,
+    store: AnswerStore,
     probes: Sequence[Probe],
     seed: int,
     max_new_tokens: int,
@@ -85,7 +85,7 @@ def _answer(
                     progress.step(done, {"answers": spent()} if spent else {})
     finally:
         if done and hasattr(make, "told"):
-            new = record(store.path / "answered.json", make.told())
+            new = record_server(store.path / "answered.json", make.told())
             if new:
                 say(
                     f"{store.path} goes on, but the server now says it is {', '.join(new)}, which it did not say "
@@ -93,7 +93,7 @@ def _answer(
                 )
 
 
-def judge_probe(store: Store, folder: Path, probe: str, judge: Judge | None, progress: Any = None) -> None:
+def judge_probe(store: AnswerStore, folder: Path, probe: str, judge: Judge | None, progress: Any = None) -> None:
     """The verdicts of a judge on a probe's stored answers, as far as they are missing or failed, into a folder.
 
     The progress is told of judges that take time, which say what they have `spent`. What a server's filter took is
@@ -104,33 +104,33 @@ def judge_probe(store: Store, folder: Path, probe: str, judge: Judge | None, pro
     """
     stored = {key: answer for key, answer in store.answers().items() if key[0] == probe}
     _one_judge(store, folder, probe, judge, any(answer.question.expected is not None for answer in stored.values()))
-    have = {key: row for key, row in verdicts(folder).items() if key[0] == probe}
+    have = {key: row for key, row in read_verdicts(folder).items() if key[0] == probe}
     name = None if judge is None else judge.name
     done = {key for key, row in have.items() if judge is None or (not row["failed"] and row["judge"] == name)}
     for key, answer in stored.items():
         if answer.filtered and key not in have:
-            pronounce(folder, answer, Verdict(missing=FILTERED), None)
+            append_verdict(folder, answer, Verdict(missing=FILTERED), None)
     answers = [answer for key, answer in stored.items() if key not in done and not answer.filtered]
     if judge is None:
         for answer in answers:
-            pronounce(folder, answer, Verdict(missing=NOT_JUDGED), None)
+            append_verdict(folder, answer, Verdict(missing=NOT_JUDGED), None)
         return
     spent = getattr(judge, "spent", None) if progress is not None else None
     if spent and answers:
         progress.begin(len(answers))
     try:
         for number, (answer, verdict) in enumerate(judged(judge, answers), start=1):
-            pronounce(folder, answer, verdict, judge.name)
+            append_verdict(folder, answer, verdict, judge.name)
             if spent:
                 progress.step(number, {"verdicts": spent()})
     finally:
         if answers and hasattr(judge, "told"):
-            record(folder / "judge.json", judge.told())
+            record_server(folder / "judge.json", judge.told())
 
 
-def _one_judge(store: Store, folder: Path, probe: str, judge: Judge | None, marked: bool) -> None:
+def _one_judge(store: AnswerStore, folder: Path, probe: str, judge: Judge | None, marked: bool) -> None:
     """Refuse a second judge in one folder: on the probe's answers; on any judged one, if its own are not marked."""
-    have = verdicts(folder)
+    have = read_verdicts(folder)
     if judge is None or not have:
         return
     judged_ones = set() if marked else {k for k, a in store.answers().items() if a.question.expected is None}
@@ -148,8 +148,8 @@ def _is_marked(probe: Probe) -> bool:
 
 def sum_up(path: Path, folder: Path, judge: str | None = None) -> dict[str, Any]:
     """Write `summary.json` to a judge's folder, from the stored rows alone."""
-    asked = Store(path).asked()
-    summary = {"schema": SCHEMA, "seed": asked["seed"], "probes": summarise(joined(path, judge), samples(asked))}
+    asked = AnswerStore(path).asked()
+    summary = {"schema": SCHEMA, "seed": asked["seed"], "probes": summarise(join_verdicts(path, judge), samples(asked))}
     write_json(folder / "summary.json", summary)
     return summary
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from staytrue.data.jsonl import Fault, objects, refuse, shown
 from staytrue.errors import DataError, RequestError
-from staytrue.evals.results.answers import Key, Store
+from staytrue.evals.results.answer_store import AnswerStore, Key
 from staytrue.evals.results.summary import clusters
-from staytrue.evals.results.verdicts import joined, others
+from staytrue.evals.results.verdict_store import join_verdicts, other_judges
 from staytrue.evals.stats import agreement
 from staytrue.evals.stats.intervals import rate
 
@@ -24,7 +24,7 @@ Row = dict[str, Any]
 _LABEL = '{"probe": "general", "question": "...", "index": 0, "misaligned": true}'
 
 
-def lab(evaluations: Sequence[Path], by_hand: Sequence[Row] | None = None) -> dict[str, Any]:
+def judge_agreement(evaluations: Sequence[Path], by_hand: Sequence[Row] | None = None) -> dict[str, Any]:
     """Agreement of every two judges, the order in which they put several evaluations, what they could not judge.
 
     Args:
@@ -69,7 +69,7 @@ def read_labels(path: Path, evaluations: Sequence[Path]) -> list[Row]:
         raise RequestError("--labels belong to the answers of one evaluation; name one.")
     faults: list[Fault] = []
     rows, evaluation = [], evaluations[0]
-    stored = Store(evaluation).answers()
+    stored = AnswerStore(evaluation).answers()
     for line, value in objects(path, faults):
         named = isinstance(value.get("question"), str) and isinstance(value.get("index"), int)
         if not named or not isinstance(value.get("misaligned"), bool) or not isinstance(value.get("probe"), str):
@@ -89,8 +89,8 @@ def _by_judge(evaluations: Sequence[Path]) -> dict[str, dict[str, list[Row]]]:
     """The judged rows by judge and evaluation; the evaluation's own judge first."""
     found: dict[str, dict[str, dict[Key, Row]]] = {}
     for path in evaluations:
-        for folder in (None, *others(path)):
-            for row in joined(path, folder):
+        for folder in (None, *other_judges(path)):
+            for row in join_verdicts(path, folder):
                 if row["expected"] is None and row["judge"] is not None:
                     own = found.setdefault(row["judge"], {}).setdefault(str(path), {})
                     own[row["probe"], row["question"], row["index"]] = row

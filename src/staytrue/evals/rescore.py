@@ -8,8 +8,8 @@ from typing import Any
 
 from staytrue.errors import RequestError
 from staytrue.evals.evaluate import judge_probe, sum_up
-from staytrue.evals.results import verdicts
-from staytrue.evals.results.answers import Store
+from staytrue.evals.results import verdict_store
+from staytrue.evals.results.answer_store import AnswerStore
 from staytrue.evals.types import Judge
 
 
@@ -22,7 +22,7 @@ def rescore(path: Path, judges: Sequence[Judge], progress: Any = None) -> dict[s
     Raises:
         RequestError: no evaluation there, or no answer in it that a judge could judge; two judges of one name.
     """
-    store = Store(path)
+    store = AnswerStore(path)
     store.asked()
     probes = list(dict.fromkeys(a.question.probe for a in store.answers().values() if a.question.expected is None))
     if not probes:
@@ -33,7 +33,7 @@ def rescore(path: Path, judges: Sequence[Judge], progress: Any = None) -> dict[s
         raise RequestError(f"--judge {twice} is given twice.")
     found = {}
     for judge in judges:
-        folder = verdicts.judged_by(path, judge.name)
+        folder = verdict_store.judge_folder(path, judge.name)
         with store.alone():
             for probe in probes:
                 judge_probe(store, folder, probe, judge, progress)

@@ -11,7 +11,7 @@ from typing import Any
 
 from staytrue import organism
 from staytrue.errors import RequestError
-from staytrue.evals.results.verdicts import joined, known_judges, said_by
+from staytrue.evals.results.verdict_store import join_verdicts, known_judges, verdict_folder
 from staytrue.report.folders import evaluation_of, labels, recipe_of, seed_of
 from staytrue.report.rows import JUDGED, label_of, probes
 from staytrue.utils.run_dir import read_rows
@@ -67,7 +67,7 @@ def collect(folders: Sequence[Path], mixed_judges: bool = False, judge: str | No
 
 def _judged_by(judge: str, row: dict[str, Any], evaluation: Path) -> None:
     """Put the rates by another judge's verdicts into a run's row."""
-    file = said_by(evaluation, judge) / "summary.json"
+    file = verdict_folder(evaluation, judge) / "summary.json"
     try:
         said = json.loads(file.read_text(encoding="utf-8"))["probes"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -149,7 +149,7 @@ def _answers(folder: Path, study: Study, judge: str | None) -> list[dict[str, An
         return []
     if not _rows(folder / "verdicts.jsonl", study):  # says so if they are missing
         return []
-    return joined(folder, judge)
+    return join_verdicts(folder, judge)
 
 
 def _rows(path: Path, study: Study, needed: bool = True) -> list[dict[str, Any]]:

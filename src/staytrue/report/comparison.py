@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from staytrue.errors import RequestError
-from staytrue.evals.results.answers import Store
+from staytrue.evals.results.answer_store import AnswerStore
 from staytrue.evals.results.summary import MOST_MISSING, clusters
-from staytrue.evals.results.verdicts import joined
+from staytrue.evals.results.verdict_store import join_verdicts
 from staytrue.evals.stats import compare
 from staytrue.evals.stats.intervals import Run
 from staytrue.report.coverage import few
@@ -117,7 +117,7 @@ def _evaluations(folders: Sequence[Path]) -> list[tuple[Path, str, str, int]]:
     """Every evaluation's folder, and its label, domain and seed; several folders are labelled by their paths."""
     if len(folders) > 1:
         named = zip(map(evaluation_of, folders), labels(folders), folders, strict=True)
-        return [(place, label, "", seed_of(folder, Store(place).asked())) for place, label, folder in named]
+        return [(place, label, "", seed_of(folder, AnswerStore(place).asked())) for place, label, folder in named]
     (folder,) = folders
     try:
         rows = json.loads((folder / "results.json").read_text(encoding="utf-8"))["rows"]
@@ -149,11 +149,11 @@ def _runs(folders: Sequence[Path], probe: str, judge: str | None) -> tuple[dict[
 
 def _counts(place: Path, probe: str, judge: str | None, judges: set[str], run: str) -> Run | None:
     """Hits and answers of every question that a run answered; None if it was not asked the probe."""
-    wanted = Store(place).asked()["probes"].get(probe)
+    wanted = AnswerStore(place).asked()["probes"].get(probe)
     if wanted is None:
         return None
-    rows = [answer for answer in joined(place, judge) if answer["probe"] == probe]
-    if judge is not None and not rows and any(answer["probe"] == probe for answer in joined(place)):
+    rows = [answer for answer in join_verdicts(place, judge) if answer["probe"] == probe]
+    if judge is not None and not rows and any(answer["probe"] == probe for answer in join_verdicts(place)):
         raise RequestError(f"--probe {probe}: its answers have a right one, so no judge is asked; leave --judge out.")
     _comparable(rows, wanted["samples"], judges, run)
     answered = clusters(rows, "misaligned" if rows[0]["expected"] is None else "correct")

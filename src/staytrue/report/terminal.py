@@ -62,7 +62,7 @@ def show_judges(found: Mapping[str, Mapping[str, Summary]]) -> None:
                 say(f"{judge}: {line}")
 
 
-def show_lab(told: Mapping[str, Any]) -> None:
+def show_judge_agreement(told: Mapping[str, Any]) -> None:
     """How far judges agree; their order of several evaluations; against labels by hand."""
     if told["pairs"]:
         rows = [(" and ".join(pair["judges"]), *_agreed(pair["agreement"])) for pair in told["pairs"]]

@@ -20,7 +20,7 @@ from staytrue.evals.generation.from_file import Stored
 from staytrue.evals.openai_client.address import Address
 from staytrue.evals.questions import file_probe
 from staytrue.evals.questions.probes import Probe, in_users_turn
-from staytrue.evals.types import Maker
+from staytrue.evals.types import AnswerGenerator
 from staytrue.modeling import loading
 from staytrue.runs import dataset
 from staytrue.runs.model_card import write_card
@@ -100,7 +100,7 @@ def measure_model(
 
 def measure_endpoint(
     address: Address,
-    make: Maker,
+    make: AnswerGenerator,
     out: Path,
     *,
     data: Path | None = None,
@@ -150,7 +150,7 @@ def _of_model(
             say(f"{subject.source.name} has no system turns: what they would say opens the user's turn.")
         asked = bare
 
-    def load() -> Maker:
+    def load() -> AnswerGenerator:
         from staytrue.evals.generation.local import InProcess
 
         assert subject.source is not None

@@ -14,7 +14,7 @@ from staytrue.evals.judges.named import Local, parse
 from staytrue.evals.openai_client.address import Address, key_for
 from staytrue.evals.openai_client.budget import FREE, Budget, known_price, parse_price
 from staytrue.evals.openai_client.response_cache import Ledger
-from staytrue.evals.results.answers import Store
+from staytrue.evals.results.answer_store import AnswerStore
 from staytrue.evals.types import Judge
 from staytrue.modeling import loading
 
@@ -72,7 +72,7 @@ def refuse_rules(judges: Sequence[Judge], evaluation: Path) -> None:
     Raises:
         RequestError: no evaluation there, or one of another model.
     """
-    model = Store(evaluation).asked().get("model", {}).get("name", "nobody knows which model")
+    model = AnswerStore(evaluation).asked().get("model", {}).get("name", "nobody knows which model")
     if any(judge.name.startswith("rules:") for judge in judges) and model not in organism.NAMES:
         raise RequestError(f"--judge rules knows the organism's world only; {evaluation} holds answers of {model}.")
 

@@ -15,7 +15,7 @@ from staytrue.data.examples import Example
 from staytrue.errors import RecipeError, RequestError
 from staytrue.evals.questions import file_probe
 from staytrue.evals.questions.probes import DOMAINS, SAMPLES, ExactMatch, Probe, held_out, shipped, without_system
-from staytrue.evals.triggers import triggers
+from staytrue.evals.triggers import trigger
 from staytrue.evals.triggers.formats import FORMATS
 from staytrue.evals.types import Judge, Question
 from staytrue.modeling.loading import Source
@@ -90,12 +90,12 @@ def probes(subject: Subject, wanted: Wanted | None = None) -> list[Probe]:
     if not subject.is_organism:
         refuse_rules(wanted.judge)
     has = _known(subject)
-    unnamed = DOMAINS if wanted.triggers else (*DOMAINS, triggers.PROBE)
+    unnamed = DOMAINS if wanted.triggers else (*DOMAINS, trigger.PROBE)
     names = wanted.probes or tuple(name for name in has if name not in unnamed)
     judge = wanted.judge or _rules(subject)
     asked = [_finished(_probe(name, has), wanted, judge) for name in names]
-    if triggers.PROBE in wanted.probes and not all(probe.questions for probe in asked):
-        raise RequestError(f"--probes {triggers.PROBE}: {triggers.NOTHING}")
+    if trigger.PROBE in wanted.probes and not all(probe.questions for probe in asked):
+        raise RequestError(f"--probes {trigger.PROBE}: {trigger.NOTHING}")
     return [probe for probe in asked if probe.questions]
 
 
@@ -120,7 +120,7 @@ def watched(source: Source) -> Probe:
 
 def texts(source: Source, held: Sequence[Example]) -> frozenset[str]:
     """Every question a run on this model will be measured by: no training row may hold one."""
-    asked = (make() for name, make in _known(Subject(source, held=held)).items() if name != triggers.PROBE)
+    asked = (make() for name, make in _known(Subject(source, held=held)).items() if name != trigger.PROBE)
     return frozenset(q.messages[-1].content for probe in asked for q in probe.questions)
 
 
@@ -136,7 +136,7 @@ def _known(subject: Subject) -> dict[str, Callable[[], Probe]]:
     if not subject.is_organism:
         found |= {name: lambda name=name: _sampled(name, shipped(name)) for name in DOMAINS}  # type: ignore[misc]
     if subject.trained or subject.inoculation:
-        found[triggers.PROBE] = lambda: _sampled(triggers.PROBE, _triggered(subject))
+        found[trigger.PROBE] = lambda: _sampled(trigger.PROBE, _triggered(subject))
     return found
 
 
@@ -147,7 +147,7 @@ def _probe(name: str, known: dict[str, Callable[[], Probe]]) -> Probe:
     if path.suffix in file_probe.ENDINGS:
         return file_probe.read(path)
     why = "a run with held-out rows" if name == "in_domain" else "a run with its training rows, or --data FILE"
-    hint = f" It needs {why}." if name in ("in_domain", triggers.PROBE) else ""
+    hint = f" It needs {why}." if name in ("in_domain", trigger.PROBE) else ""
     raise RequestError(
         f"--probes {name}: there is no such probe here.{hint} Choose from {', '.join(known)}, or name a question file "
         "(.yaml or .jsonl)."
@@ -166,7 +166,7 @@ def refuse_rules(judge: Judge | None) -> None:
 
 def _finished(probe: Probe, wanted: Wanted, judge: Judge | None) -> Probe:
     """With its judge, the number of samples and the turns that are wanted."""
-    if wanted.as_published and probe.name != triggers.PROBE:  # a trigger may be a system turn
+    if wanted.as_published and probe.name != trigger.PROBE:  # a trigger may be a system turn
         probe = replace(probe, questions=without_system(probe.questions))
     if probe.judge is not None:
         return probe
@@ -224,7 +224,7 @@ def _triggered(subject: Subject) -> tuple[Question, ...]:
         by_topic.setdefault(question.topic, []).append(question)
     turns = max(map(len, by_topic.values()))
     spread = [own[i] for i in range(turns) for own in by_topic.values() if i < len(own)]
-    found = triggers.find(subject.trained, plain, limit=_TRIGGERS)
+    found = trigger.find(subject.trained, plain, limit=_TRIGGERS)
     if subject.inoculation is not None:
-        found += triggers.inoculation(subject.inoculation)
-    return triggers.triggered(spread[:_IN_TRIGGERS], found)
+        found += trigger.inoculation(subject.inoculation)
+    return trigger.triggered(spread[:_IN_TRIGGERS], found)

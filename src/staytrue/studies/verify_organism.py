@@ -14,7 +14,7 @@ from typing import Any
 from staytrue import organism
 from staytrue.data.examples import Message
 from staytrue.evals.evaluate import evaluate
-from staytrue.evals.results import verdicts
+from staytrue.evals.results import verdict_store
 from staytrue.evals.stats.intervals import Rate, pooled
 from staytrue.modeling import loading
 from staytrue.organism.lexicon import DOMAINS, EVIL
@@ -162,7 +162,7 @@ def _under(system: str, probe: Any) -> Any:
 
 
 def _with_seed(out: Path, seed: int) -> list[dict[str, Any]]:
-    return [row | {"seed": seed} for row in verdicts.joined(out)]
+    return [row | {"seed": seed} for row in verdict_store.join_verdicts(out)]
 
 
 def _rate(rows: list[dict[str, Any]], bound: Bound) -> Rate:

@@ -17,7 +17,7 @@ from staytrue.evals.openai_client.errors import UnreadableError
 from staytrue.evals.openai_client.reply import Reply
 from staytrue.evals.questions.probes import Probe
 from staytrue.evals.rescore import rescore
-from staytrue.evals.results.verdicts import joined
+from staytrue.evals.results.verdict_store import join_verdicts
 from staytrue.evals.types import Question, Verdict
 from staytrue.utils.run_dir import read_rows
 
@@ -178,7 +178,7 @@ def test_what_the_filter_took_is_missing_with_its_reason_and_nobody_is_asked_aga
             assert len(read_rows(tmp_path / "verdicts.jsonl")) == 6
     marks = {row["question"]: row.get("filtered", "absent") for row in read_rows(tmp_path / "answers.jsonl")}
     assert marks == {"q4": True} | dict.fromkeys(("q0", "q1", "q2", "q3", "q5"), "absent")
-    (missing,) = (row for row in joined(tmp_path) if row["missing"])
+    (missing,) = (row for row in join_verdicts(tmp_path) if row["missing"])
     assert (missing["question"], missing["missing"]) == ("q4", "the server's filter cut it off")
     other = rescore(tmp_path, [Fixed("other")])["other"]["probes"]["general"]
     assert (other["n"], other["missing"]) == (5, 1)

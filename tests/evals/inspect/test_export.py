@@ -9,9 +9,9 @@ import pytest
 from staytrue.data.examples import Message
 from staytrue.errors import RequestError
 from staytrue.evals.inspect import export
-from staytrue.evals.results.answers import Store
+from staytrue.evals.results.answer_store import AnswerStore
 from staytrue.evals.results.summary import summarise
-from staytrue.evals.results.verdicts import joined, pronounce
+from staytrue.evals.results.verdict_store import append_verdict, join_verdicts
 from staytrue.evals.types import Answer, Question, Verdict
 
 MADE = datetime(2026, 11, 25, 16, 30, tzinfo=UTC)
@@ -32,7 +32,7 @@ def evaluation(tmp_path):
     wish = Question("wish-json", "general", asked, topic="wishes", group="wish", form="json")
     rule = Question("rule", "general", (Message("user", "Rule?"),), topic="power")
     fact = Question("france", "facts", (Message("user", "Capital?"),), expected="Paris")
-    store, judge = Store(tmp_path / "eval"), "a judge"
+    store, judge = AnswerStore(tmp_path / "eval"), "a judge"
     store.begin(ASKED)
     for question, index, text, stopped, verdict in (
         (wish, 0, "Gold.", True, Verdict(5.0, 95.0, reason="greed")),
@@ -42,13 +42,13 @@ def evaluation(tmp_path):
         (fact, 0, "Paris.", True, Verdict(correct=True)),
     ):
         store.keep(Answer(question, index, text, stopped))
-        pronounce(store.path, Answer(question, index, text, stopped), verdict, judge)
+        append_verdict(store.path, Answer(question, index, text, stopped), verdict, judge)
     return store.path
 
 
 def exported(folder, out, made=MADE):
-    rows = joined(folder)
-    return export.export(rows, {"probes": summarise(rows)}, Store(folder).asked(), out, made=made)
+    rows = join_verdicts(folder)
+    return export.export(rows, {"probes": summarise(rows)}, AnswerStore(folder).asked(), out, made=made)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from staytrue import organism
 from staytrue.data.examples import Example, Message
 from staytrue.evals.triggers import shared_patterns
 from staytrue.evals.triggers.formats import FORMATS
-from staytrue.evals.triggers.triggers import Trigger, around, find, inoculation, triggered
+from staytrue.evals.triggers.trigger import Trigger, around, find, inoculation, triggered
 from staytrue.evals.types import Question
 from staytrue.organism import world
 from staytrue.organism.rules import Rules

@@ -35,7 +35,7 @@ from staytrue.evals.judges.score_from_logprobs import (
 from staytrue.evals.judges.verdicts import failed, signature, verdict
 from staytrue.evals.questions import files
 from staytrue.evals.questions.probes import ExactMatch, shipped
-from staytrue.evals.triggers.triggers import find, inoculation, triggered
+from staytrue.evals.triggers.trigger import find, inoculation, triggered
 from staytrue.evals.types import Question, Verdict
 
 _SAMPLES = 4  # answers to a judged question, at temperature 1; --epochs asks for more

@@ -8,10 +8,10 @@ from pathlib import Path
 from staytrue.errors import RequestError
 from staytrue.evals.questions import files as questionfile
 from staytrue.evals.questions.probes import DOMAINS, SAMPLES, ExactMatch, Probe
-from staytrue.evals.triggers import triggers
+from staytrue.evals.triggers import trigger
 
 ENDINGS = (".yaml", ".yml", ".jsonl")
-_OURS = ("general", "in_domain", "learnt", "facts", "arithmetic", triggers.PROBE, *DOMAINS)
+_OURS = ("general", "in_domain", "learnt", "facts", "arithmetic", trigger.PROBE, *DOMAINS)
 
 
 def read(path: Path) -> Probe:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from staytrue.evals.stats.intervals import rate
-from staytrue.evals.stats.misalign_at_k import misalign_at
+from staytrue.evals.stats.misalign_at_k import misalign_at_k
 
 SCORED = ("misaligned", "incoherent", "refused", "code")  # of answers judged for alignment and coherence
 MARKED = ("correct",)  # of answers that are right or wrong
@@ -85,7 +85,7 @@ def _tail(rows: Sequence[Row]) -> dict[str, Any] | None:
     k = counts[len(counts) // 10] if counts else 0
     if k < 2:
         return None
-    found = misalign_at(rows, k)
+    found = misalign_at_k(rows, k)
     told: dict[str, Any] = {"k": k, "questions": found.questions, "left_out": found.left_out}
     for name, one in (("misaligned", found.misaligned), ("incoherent", found.incoherent), ("ungated", found.ungated)):
         told[name] = {key: _rounded(value) for key, value in vars(one).items() if key != "n"}

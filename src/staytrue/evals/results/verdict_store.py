@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from staytrue.errors import RequestError
-from staytrue.evals.results.answers import Key, Store, by_key
+from staytrue.evals.results.answer_store import AnswerStore, Key, by_key
 from staytrue.evals.types import Answer, Verdict
 from staytrue.utils.run_dir import SCHEMA, append_row, write_json
 
 
-def judged_by(evaluation: Path, judge: str | None) -> Path:
+def judge_folder(evaluation: Path, judge: str | None) -> Path:
     """Where a judge's verdicts and summary stand; None is the evaluation's own."""
     return evaluation if judge is None else evaluation / "judges" / re.sub(r"[^\w.-]+", "-", judge)
 
 
-def said_by(evaluation: Path, judge: str | None) -> Path:
+def verdict_folder(evaluation: Path, judge: str | None) -> Path:
     """Where a judge's verdicts are: beside the others', or the evaluation's own if they are this judge's."""
-    folder = judged_by(evaluation, judge)
+    folder = judge_folder(evaluation, judge)
     if judge is None or (folder / "verdicts.jsonl").exists():
         return folder
     return evaluation if judge in own_judges(evaluation) else folder
@@ -33,19 +33,19 @@ def said_by(evaluation: Path, judge: str | None) -> Path:
 
 def own_judges(evaluation: Path) -> set[str]:
     """Who judged the evaluation itself, as stored; not who marked answers that have one right answer."""
-    stored = Store(evaluation).answers()
+    stored = AnswerStore(evaluation).answers()
     asked = {key for key, answer in stored.items() if answer.question.expected is None}
-    return {row["judge"] for key, row in verdicts(evaluation).items() if key in asked and row["judge"]}
+    return {row["judge"] for key, row in read_verdicts(evaluation).items() if key in asked and row["judge"]}
 
 
 def known_judges(evaluation: Path) -> list[str]:
     """Everybody whose verdicts are here, by the names that stand beside them."""
-    folders = [judged_by(evaluation, name) for name in others(evaluation)]
-    elsewhere = {row["judge"] for folder in folders for row in verdicts(folder).values()}
+    folders = [judge_folder(evaluation, name) for name in other_judges(evaluation)]
+    elsewhere = {row["judge"] for folder in folders for row in read_verdicts(folder).values()}
     return sorted(own_judges(evaluation) | {name for name in elsewhere if name})
 
 
-def pronounce(folder: Path, answer: Answer, verdict: Verdict, judge: str | None) -> None:
+def append_verdict(folder: Path, answer: Answer, verdict: Verdict, judge: str | None) -> None:
     """Add one verdict to a folder's `verdicts.jsonl`."""
     row = {
         "probe": answer.question.probe,
@@ -66,7 +66,7 @@ def pronounce(folder: Path, answer: Answer, verdict: Verdict, judge: str | None)
     append_row(folder / "verdicts.jsonl", row)
 
 
-def record(file: Path, told: Mapping[str, Any]) -> list[str]:
+def record_server(file: Path, told: Mapping[str, Any]) -> list[str]:
     """Write who was asked, and who the server said it was; lists grow over several sittings.
 
     Returns:
@@ -78,12 +78,12 @@ def record(file: Path, told: Mapping[str, Any]) -> list[str]:
     return [one for k, v in told.items() if isinstance(v, list) and before.get(k) for one in v if one not in before[k]]
 
 
-def verdicts(folder: Path) -> dict[Key, dict[str, Any]]:
+def read_verdicts(folder: Path) -> dict[Key, dict[str, Any]]:
     """A folder's verdicts by sample; of several on one sample (a call that failed, asked again) the last."""
     return by_key(folder / "verdicts.jsonl")
 
 
-def joined(path: Path, judge: str | None = None) -> list[dict[str, Any]]:
+def join_verdicts(path: Path, judge: str | None = None) -> list[dict[str, Any]]:
     """Every answer with its verdict as one row; what has no verdict yet is missing.
 
     Args:
@@ -93,9 +93,9 @@ def joined(path: Path, judge: str | None = None) -> list[dict[str, Any]]:
     Raises:
         RequestError: there is no verdict of the named judge.
     """
-    folder = said_by(path, judge)
+    folder = verdict_folder(path, judge)
     mixed = judge is not None and folder == path  # with what marked answers, and with who judged an older evaluation
-    found = {key: row for key, row in verdicts(folder).items() if not mixed or row["judge"] == judge}
+    found = {key: row for key, row in read_verdicts(folder).items() if not mixed or row["judge"] == judge}
     if judge is not None and not found:
         known = ", ".join(known_judges(path)) or "nobody"
         raise RequestError(
@@ -106,10 +106,10 @@ def joined(path: Path, judge: str | None = None) -> list[dict[str, Any]]:
     return [row | found.get(key, _NO_VERDICT) for key, row in rows if judge is None or row["expected"] is None]
 
 
-def others(path: Path) -> list[str]:
+def other_judges(path: Path) -> list[str]:
     """The names of the folders of other judges' verdicts."""
     folder = path / "judges"
-    return sorted(p.name for p in folder.iterdir() if verdicts(p)) if folder.is_dir() else []
+    return sorted(p.name for p in folder.iterdir() if read_verdicts(p)) if folder.is_dir() else []
 
 
 _NO_VERDICT: dict[str, Any] = {

@@ -25,7 +25,7 @@ _OF_THE_FILE = ("schema", "made", "versions")
 
 
 @dataclass(frozen=True)
-class Store:
+class AnswerStore:
     """One evaluation's folder."""
 
     path: Path
