@@ -52,10 +52,10 @@ def test_the_two_files_pass_their_own_test_and_the_contract(newcomer):
     assert not re.search(r"\d (failed|skipped|error|xfailed)", told)
 
 
-def test_the_catalog_and_the_command_line_know_it_at_once(newcomer):
+def test_the_registry_and_the_command_line_know_it_at_once(newcomer):
     folder, name, _ = newcomer
     assert re.search(rf"^{name}: ", run(folder, "staytrue.cli", "defenses"), re.MULTILINE)
-    (folder / "ask.py").write_text(f"from staytrue import catalog; print(catalog.make('{name}', {{'weight': 0.3}}))")
+    (folder / "ask.py").write_text(f"from staytrue import registry; print(registry.make('{name}', {{'weight': 0.3}}))")
     assert "weight=0.3" in run(folder, "ask")
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
-from test_sides import test_position_t_is_scored_when_token_t_plus_1_is_learnt_and_padding_never_is as marks_by_hand
 
 import mutants
 import tiny
@@ -29,6 +28,9 @@ from staytrue.training.guard import Guard
 from staytrue.training.hooks import Watch
 from staytrue.training.trainers import GuardedSFT
 from test_every_defense import sample
+from training.test_aux_batches import (
+    test_position_t_is_scored_when_token_t_plus_1_is_learnt_and_padding_never_is as marks_by_hand,
+)
 
 # --- the checks -------------------------------------------------------------------------------------------------------
 

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_run import make
 
 import tiny
+from runs.test_train import make
 from staytrue.config import recipe
 from staytrue.data.examples import Example, Message, write_examples
 from staytrue.data_selection.scored import manifest_path

@@ -94,7 +94,7 @@ class Pool:
             raise KeyboardInterrupt
 
     def losses(self, names=("a", "b"), rows=slice(None), models=None):
-        hashes = loading or {name: name for name in ("aligned", "a", "b", "c")}
+        hashes = models or {name: name for name in ("aligned", "a", "b", "c")}
         return losses(self.model, names, self.rows[rows], self.encoded[rows], models=hashes, cache=self.cache, pad_id=0)
 
     def calls_for(self, *args, **options):
