@@ -1,12 +1,12 @@
 """Entropy and top-1 are computed where a log line shows them, and cost nothing in between."""
 
 import pytest
-import test_seam
 from transformers import TrainerCallback
 
 from staytrue.defenses.kl import KL
 from staytrue.modeling import fused_loss
 from training import test_grpo
+from training import test_trainers as test_seam
 
 SHOWN = ("entropy", "mean_token_accuracy")
 
