@@ -424,7 +424,7 @@ def test_on_two_processes_a_penalty_is_a_mean_over_both(tmp_path):
     script.write_text(
         textwrap.dedent(
             f"""
-            import os, sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+            import os, sys; sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
             import torch
             from pathlib import Path
             from test_grpo import Counting, KL, trained
