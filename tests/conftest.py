@@ -13,6 +13,15 @@ os.environ.update(
 )
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--defense",
+        action="append",
+        metavar="NAME",
+        help="in tests/test_every_defense.py: the contract of this defense only (may be repeated)",
+    )
+
+
 @pytest.fixture(scope="session")
 def tool():
     """`tool("chromium")` is its path. Where it is absent the test is skipped, but under CI=true it fails."""

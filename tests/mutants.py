@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from staytrue.defense import Defense
 from staytrue.defenses.kl import KL
+from staytrue.defenses.steer import Steer
 from staytrue.modeling import fused_loss
 from staytrue.step import SOURCES, Marks, Span, Step
 from staytrue.training.guard import Guard
@@ -121,3 +122,14 @@ class LocalKL(Defense):
     def penalty(self, step):
         span = step.span()
         return step.divergence(span).mean()
+
+
+STEER = Steer.steer
+
+
+def steered_after_detaching(self, hidden, layer, marks):
+    return STEER(self, hidden.detach(), layer, marks)
+
+
+def steered_with_half_of_it_detached(self, hidden, layer, marks):
+    return STEER(self, (hidden + hidden.detach()) / 2, layer, marks)

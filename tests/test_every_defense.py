@@ -16,7 +16,20 @@ from staytrue.data.examples import write_examples
 from staytrue.defense import Defense, pulled
 from staytrue.testing import Micro, alike, cases, contract, together, trained, two_processes
 
-PAIRS = list(itertools.combinations_with_replacement(registry.names(), 2))
+
+def pytest_generate_tests(metafunc):
+    """One test for each defense, each pair of two, and all of them; `--defense NAME` selects one."""
+    every = registry.names()
+    chosen = metafunc.config.getoption("--defense") or every
+    for name in chosen:
+        registry.find(name)  # refuses an unknown one
+    if "name" in metafunc.fixturenames:
+        metafunc.parametrize("name", chosen)
+    if "pair" in metafunc.fixturenames:
+        pairs = [p for p in itertools.combinations_with_replacement(every, 2) if set(p) & set(chosen)]
+        metafunc.parametrize("pair", pairs, ids="+".join)
+    if "names" in metafunc.fixturenames:  # one launch of processes for all; -k with a defense's name leaves it out
+        metafunc.parametrize("names", [chosen], ids=["all" if chosen == every else "chosen"])
 
 
 def sample(name: str, folder: Path, kind: str = "qwen2") -> Defense:
@@ -38,29 +51,26 @@ def sample(name: str, folder: Path, kind: str = "qwen2") -> Defense:
     return registry.make(name, {field: folder / f"{field}.jsonl" for field in needed})
 
 
-@pytest.mark.parametrize("name", registry.names())
 @pytest.mark.parametrize("kind", ["qwen2", "gemma3"])
 def test_the_contract_holds(name, kind, tmp_path):
     contract(sample(name, tmp_path, kind), tiny.lora(tiny.model(kind)), tiny.tokenizer(kind), tiny.rows())
 
 
-@pytest.mark.parametrize("names", PAIRS, ids="+".join)
-def test_two_defenses_take_one_step_together(names, tmp_path):
-    defenses = [sample(name, tmp_path) for name in names]
+def test_two_defenses_take_one_step_together(pair, tmp_path):
+    defenses = [sample(name, tmp_path) for name in pair]
     together(defenses, tiny.lora(tiny.model()), tiny.tokenizer(), tiny.rows())
 
 
-@pytest.mark.parametrize("names", [registry.names()], ids="+".join)
 def test_one_process_equals_two(names, tmp_path):
     model, tokenizer, rows = tiny.lora(tiny.model()), tiny.tokenizer(), tiny.rows()
     every = {case: [one] for name in names for case, one in cases(sample(name, tmp_path)).items()}
-    every["all together"] = [one for defenses in every.values() for one in defenses]
+    if len(names) > 1:
+        every["all together"] = [one for defenses in every.values() for one in defenses]
     for case, two in two_processes(every, model, tokenizer, rows).items():
         suspects = case if len(every[case]) == 1 else f"{case} ({', '.join(names)})"  # each passed by itself before
         alike(trained(every[case], model, tokenizer, rows), two, f"{suspects}: one process and two")
 
 
-@pytest.mark.parametrize("name", registry.names())
 def test_with_every_other_defense_there_is_one_reference(name, tmp_path):
     others = [sample(other, tmp_path) for other in registry.names() if other != name]
     micro = Micro([sample(name, tmp_path), *others], tiny.lora(tiny.model()), tiny.tokenizer(), tiny.rows(20))
@@ -70,7 +80,6 @@ def test_with_every_other_defense_there_is_one_reference(name, tmp_path):
     assert micro.forwards["reference"] <= 1 + sides
 
 
-@pytest.mark.parametrize("name", registry.names())
 def test_recipe_to_object_to_recipe_is_the_identity(name, tmp_path):
     defense = sample(name, tmp_path)
     words = {"schema": 1, "model": "organism", "data": "d.jsonl", "lora": {}, "defenses": [registry.words(defense)]}
@@ -79,7 +88,6 @@ def test_recipe_to_object_to_recipe_is_the_identity(name, tmp_path):
     assert recipe.parse(read.words()) == read
 
 
-@pytest.mark.parametrize("name", registry.names())
 def test_it_is_final_frozen_and_documented(name, tmp_path):
     kind = registry.find(name)
     assert kind.__mro__[1] is Defense, f"{name} inherits from another defense"

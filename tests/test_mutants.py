@@ -43,6 +43,14 @@ def the_contract(name):
     return lambda folder: levers(sample(name, folder), *model())
 
 
+def steering_at(*layers):
+    def check(folder):
+        both = type("Steers", (Steer,), {"layers": lambda self, depth: layers})
+        levers(both(**vars(sample("steer", folder))), *model())
+
+    return check
+
+
 def side_by_side(*names):
     return lambda folder: together([sample(name, folder) for name in names], *model())
 
@@ -143,6 +151,14 @@ MUTANTS = [
            "outside a training forward"),
     Mutant("a steering that does nothing", Steer, "steer", lambda self, hidden, layer, marks: hidden,
            the_contract("steer"), "no activation moves"),
+    Mutant("a steering that detaches, below the last layer", Steer, "steer", mutants.steered_after_detaching,
+           steering_at(1), "does not reach the adapter in block 1; steer must not detach"),
+    Mutant("a steering that detaches at the last layer", Steer, "steer", mutants.steered_after_detaching,
+           steering_at(-1), "the steered loss has none; steer must not detach"),
+    Mutant("a steering that detaches at both", Steer, "steer", mutants.steered_after_detaching, steering_at(1, 2),
+           "the steered loss has none; steer must not detach"),
+    Mutant("a steering that detaches half", Steer, "steer", mutants.steered_with_half_of_it_detached,
+           the_contract("steer"), "bends the gradient: along one direction .* but the loss changes by"),
     Mutant("prompts that stay as they are", find("inoculate"), "curate", lambda self, rows, base, seed: list(rows),
            the_contract("inoculate"), "the rows stay as they are"),
 ]  # fmt: skip

@@ -1,16 +1,16 @@
-"""`Defense`: every lever that can be pulled in the life of a run, on one page.
+"""`Defense`: the base class of every defense, with each method that one may override, on one page.
 
-A defense is a frozen dataclass that overrides only the levers it pulls. Its fields are its configuration: the keys of
-the recipe, nothing else. Every defense is final; none inherits from another.
+A defense is a frozen dataclass that overrides only the levers it needs: the methods named in `LEVERS`. Its fields are
+its configuration, the keys of a recipe, and nothing else. A defense inherits from `Defense` alone.
 
-The one law: a model that has not moved is not punished. At step 0 every penalty on drift is exactly 0. A defense that
-brings rows to be learnt (`teaches`) has no drift to punish, and says so.
+One rule holds for all: a model that has not moved is not punished. At step 0 every penalty on drift is exactly 0. A
+defense that adds rows to be learnt (`teaches`) has no drift to punish.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import Field
 
@@ -19,93 +19,115 @@ from staytrue.data.examples import Example
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from staytrue.data.tokenize import Encoded
     from staytrue.modeling.architecture import Anatomy
     from staytrue.step import Marks, Step
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # times a penalty in nats per token
 ModelName = Annotated[str, "a model: a folder, relative to the recipe's, or a name"]
 Share = Annotated[float, Field(gt=0, le=1)]  # added rows as a fraction of the task rows
+Rows = Literal["task", "interleaved", "all"]  # training rows by their source
 
 
 class Base(Protocol):
-    """A lazy handle on the untouched model and the run: nobody asks, nothing is loaded."""
+    """The untouched model and facts about the run, loaded when first used."""
 
     def answers(self, prompts: Sequence[Example], seed: int) -> list[Example]:
         """Each prompt with one answer sampled from the untouched model at temperature 1."""
         ...
 
     def lengths(self, examples: Sequence[Example]) -> list[int]:
-        """How many tokens each row has."""
+        """The number of tokens of each row."""
+        ...
+
+    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
+        """Token ids and labels of each row, as the trainer would see them."""
         ...
 
     def takes_system(self) -> bool:
-        """Whether the model's chat template has a place for a system turn."""
+        """Whether the model's chat template has a system turn."""
         ...
 
     def asked(self) -> frozenset[str]:
-        """Every question by which the run will be measured; no row may teach the answer to one."""
+        """Every question of the run's evaluation; no training row may teach an answer to one."""
         ...
 
     def identity(self) -> str | None:
-        """The model's hash or commit, None where it is not known."""
+        """The model's hash or commit; None where it is not known."""
         ...
 
     def note(self, name: str, value: float | str) -> None:
-        """Keep a fact about the data for the run's manifest."""
+        """Write a fact about the data into the run's manifest."""
         ...
 
 
 class Defense:
-    """One way to keep a model's character while it is fine-tuned; the levers stand in the order of a run's life.
+    """One way to keep a model's character while it is fine-tuned. Override at least one of `LEVERS`.
 
-    Override at least one. A defense that overrides `penalty` has a field `weight`; one that overrides `beside` has a
-    field `share`. Nothing here may be kept between calls: a defense is a description, and all state is the guard's.
+    The methods stand in the order in which a run calls them. Keep nothing on the object between calls: a defense is a
+    description. What is computed once goes through `prepare`.
+
+    Attributes:
+        weight: multiplies the penalty in the loss. Every defense with a `penalty` has it as a field.
+        share: rows added by `beside`, as a fraction of the task rows. Every defense with `beside` has it as a field.
+        on: the training rows that `penalty` reads. Declare it as a field of type `Rows` to let a recipe choose.
+        reads_reference: whether `penalty` reads `step.reference` (`step.divergence` does). Where it is False the
+            defense costs no forward of the reference, and takes no part in deciding how much of it is computed.
+        teaches: whether the defense adds rows whose answers are learnt; its penalty may then be above 0 at step 0.
     """
 
-    teaches: ClassVar[bool] = False  # brings rows whose answers are learnt; then the law does not hold for its penalty
+    weight: float
+    share: float
+    on: str = "all"
+    reads_reference: ClassVar[bool] = True
+    teaches: ClassVar[bool] = False
 
     @classmethod
     def name(cls) -> str:
-        """What recipes and logs call it: the file's name, or the class's for one of your own."""
+        """Its name in recipes and logs: the file's name, or the class's for a defense of your own."""
         folder, _, file = cls.__module__.rpartition(".")
         return file if folder == "staytrue.defenses" else cls.__name__.lower()
 
     def curate(self, examples: list[Example], base: Base, seed: int) -> list[Example]:
-        """Before training: the training rows, edited or added to. Touch only sources that are your business."""
+        """Before training: return the training rows, edited or with rows added. Change only the sources you mean to."""
         return examples
 
     def beside(self, base: Base, seed: int) -> list[Example]:
-        """Before training: rows of its own, fed beside the batch at `share` of the task rows.
+        """Before training: return auxiliary rows, fed beside the batch at `share` of the task rows.
 
-        They never enter the task's loss; `penalty` then gets *their* step, not the training rows'.
+        They never enter the task's loss; `penalty` then gets *their* step instead of the training rows'.
         """
         return []
 
     def layers(self, depth: int) -> tuple[int, ...]:
-        """At attach: which layers `penalty` reads or `steer` moves, 1 to depth; layer L is the output of block L."""
+        """At attach: the layers that `penalty` reads or `steer` moves, 1 to depth; layer L is the output of block L."""
         return ()
 
     def check(self, anatomy: Anatomy, base: Base) -> None:
-        """At attach: refuse, in a sentence, a model that this configuration cannot work with."""
+        """At attach: raise `ModelError` for a model that this configuration cannot work with."""
+
+    def prepare(self, anatomy: Anatomy, base: Base) -> Any:
+        """After attach: compute once what `penalty` needs at every step; it comes back as `step.state`."""
+        return None
 
     def steer(self, hidden: Tensor, layer: int, marks: Marks) -> Tensor:
-        """In every training forward, and in the reference: the activations (B, T, D) of one of its `layers`.
+        """In every training forward, and in the reference: return the activations (B, T, D) of one of its `layers`.
 
-        `marks` says which positions are real and which predict an answer token. Evaluation and generation are never
-        steered.
+        `marks` tells real positions from padding, and the positions that predict an answer token. Evaluation and
+        generation are never steered.
         """
         return hidden
 
     def penalty(self, step: Step) -> Tensor:
-        """After the forward: a scalar in nats, before `weight`; make it with `step.mean`."""
+        """After the forward: return a scalar in nats, before `weight`; make it with `step.mean` or `step.once`."""
         raise NotImplementedError
 
     def project(self, model: Any) -> dict[str, float]:
-        """After the last step: change the trained weights in place; numbers to report."""
+        """After the last step: change the trained weights in place; return numbers to report."""
         return {}
 
 
-LEVERS = ("curate", "beside", "steer", "penalty", "project")  # `layers` and `check` alone do nothing
+LEVERS = ("curate", "beside", "steer", "penalty", "project")  # `layers`, `check` and `prepare` alone do nothing
 
 
 def pulled(defense: Defense | type[Defense]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Finds defenses and tasks by file name, and turns a recipe's words into one: no list to keep."""
+"""A registry of defenses and tasks: finds each by its file's name, and makes one from a recipe's fields."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pkgutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from staytrue import defenses as _folder
 from staytrue import tasks as _tasks
-from staytrue.defense import LEVERS, Defense, pulled
+from staytrue.defense import LEVERS, Defense, Rows, pulled
 from staytrue.errors import ModelError, RecipeError
 from staytrue.tasks.task import Task
 
@@ -23,7 +23,7 @@ _Kind = TypeVar("_Kind")
 
 
 def names() -> list[str]:
-    """Every defense that there is, in alphabetical order."""
+    """The name of every defense, in alphabetical order."""
     return sorted(m.name for m in pkgutil.iter_modules(_folder.__path__) if not m.name.startswith("_"))
 
 
@@ -32,31 +32,31 @@ def find(name: str) -> type[Defense]:
     """The defense of that name.
 
     Raises:
-        RecipeError: there is none; the sentence names the nearest.
+        RecipeError: there is none; the message names the nearest.
     """
     if name not in names():
         raise RecipeError(f"There is no defense {name!r}{nearest(name, names())}")
     return _only(f"{_folder.__name__}.{name}", Defense)
 
 
-def make(name: str, given: Mapping[str, Any] | None, where: str = "") -> Defense:
-    """A defense from the fields a recipe gives it; the rest keep their defaults.
+def make(name: str, values: Mapping[str, Any] | None, where: str = "") -> Defense:
+    """A defense from a recipe's fields; other fields keep their defaults.
 
     Raises:
-        RecipeError: unknown or ill-typed fields; the sentence names the field, the value and the nearest right one.
+        RecipeError: unknown or ill-typed fields; the message names the field, the value and the nearest right one.
     """
-    return _filled(find(name), given, where or f"defense {name!r}")
+    return _filled(find(name), values, where or f"defense {name!r}")
 
 
-def task(name: str, given: Mapping[str, Any] | None = None, where: str = "") -> Task:
-    """A task from the fields a recipe gives it; the rest keep their defaults.
+def task(name: str, values: Mapping[str, Any] | None = None, where: str = "") -> Task:
+    """A task from a recipe's fields; other fields keep their defaults.
 
     Raises:
         RecipeError: no such task, unknown or ill-typed fields.
     """
     if name not in _tasks.names():
         raise RecipeError(f"There is no task {name!r}{nearest(name, _tasks.names())}")
-    return _filled(_only(f"{_tasks.__name__}.{name}", Task), given, where or f"task {name!r}")
+    return _filled(_only(f"{_tasks.__name__}.{name}", Task), values, where or f"task {name!r}")
 
 
 def checked(defense: Defense) -> Defense:
@@ -67,45 +67,45 @@ def checked(defense: Defense) -> Defense:
     """
     if not is_dataclass(defense):
         return defense
-    given = {f.name: getattr(defense, f.name) for f in fields(defense)}
-    return _filled(type(defense), given, defense.name())
+    values = {f.name: getattr(defense, f.name) for f in fields(defense)}
+    return _filled(type(defense), values, defense.name())
 
 
 def words(made: Defense | Task) -> dict[str, Any]:
-    """Give a defense or a task back as the recipe's words: name to fields."""
+    """A defense or a task as a recipe holds it: {name: fields}."""
     return {made.name(): asdict(made)}  # type: ignore[call-overload]
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of a refusal: the nearest right word, or all of them."""
+    """The end of an error message: the nearest known word, or all of them."""
     known = list(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(known)}."
 
 
 def _only(module: str, base: type[_Kind]) -> type[_Kind]:
-    """The one class of that kind that a file holds."""
-    found = importlib.import_module(module)
-    own = [c for _, c in inspect.getmembers(found, inspect.isclass) if c.__module__ == found.__name__]
+    """The one class of a kind in a module."""
+    file = importlib.import_module(module)
+    own = [c for _, c in inspect.getmembers(file, inspect.isclass) if c.__module__ == file.__name__]
     kinds = [c for c in own if issubclass(c, base)]
     if len(kinds) != 1:
         raise RecipeError(
-            f"{found.__file__} holds {len(kinds)} {base.__name__.lower()}s; a file there holds exactly one."
+            f"{file.__file__} holds {len(kinds)} {base.__name__.lower()}s; a file there holds exactly one."
         )
     return kinds[0]
 
 
-def _filled(kind: type[_Kind], given: Mapping[str, Any] | None, where: str) -> _Kind:
-    """A dataclass with the given fields, checked."""
-    if given is not None and not isinstance(given, Mapping):
-        raise RecipeError(f"{where}: fields are written as {{name: value}}, not as {given!r}.")
+def _filled(kind: type[_Kind], values: Mapping[str, Any] | None, where: str) -> _Kind:
+    """A dataclass made from field values, checked."""
+    if values is not None and not isinstance(values, Mapping):
+        raise RecipeError(f"{where}: fields are written as {{name: value}}, not as {values!r}.")
     known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
-    for key in given or {}:
+    for key in values or {}:
         if key not in known:
             tail = nearest(str(key), known) if known else "; it has none."
             raise RecipeError(f"{where} has no field {key!r}{tail}")
     try:
-        made: _Kind = _adapter(kind).validate_python(dict(given or {}))  # type: ignore[arg-type]
+        made: _Kind = _adapter(kind).validate_python(dict(values or {}))  # type: ignore[arg-type]
         return made
     except ValidationError as error:
         raise RecipeError("; ".join(_sentences(error, where))) from None
@@ -113,7 +113,7 @@ def _filled(kind: type[_Kind], given: Mapping[str, Any] | None, where: str) -> _
 
 @cache
 def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
-    """Checks the fields of a class; made once, for a study reads hundreds of recipes."""
+    """A pydantic validator for a class; cached, because a study reads hundreds of recipes."""
     return TypeAdapter(with_config(ConfigDict(extra="forbid", strict=False))(kind))
 
 
@@ -126,19 +126,43 @@ def _sentences(error: ValidationError, where: str) -> list[str]:
 
 
 def labelled(defenses: Sequence[Defense]) -> Mapping[str, Defense]:
-    """Each defense under its name; a second of the same kind is `kl.2`."""
-    found: dict[str, Defense] = {}
-    for given in defenses:
-        defense = checked(given)
-        name, levers = defense.name(), pulled(defense)
-        if not levers:
-            raise RecipeError(f"{type(defense).__name__} pulls no lever{_meant(type(defense))}.")
-        for lever, need in (("penalty", "weight"), ("beside", "share")):
-            if lever in levers and not hasattr(defense, need):
-                raise RecipeError(f"{type(defense).__name__} overrides {lever!r}, so it needs a field {need!r}.")
-        count = sum(label.split(".")[0] == name for label in found)
-        found[f"{name}.{count + 1}" if count else name] = defense
-    return found
+    """Each defense under its name; a second of the same kind is `kl.2`.
+
+    Raises:
+        RecipeError: a defense overrides no lever, lacks a field that its levers need, or has a field whose name or
+            value means something else to the guard.
+    """
+    labels: dict[str, Defense] = {}
+    for made in defenses:
+        defense = checked(made)
+        _refuse_fields(defense)
+        name = defense.name()
+        count = sum(label.split(".")[0] == name for label in labels)
+        labels[f"{name}.{count + 1}" if count else name] = defense
+    return labels
+
+
+def _refuse_fields(defense: Defense) -> None:
+    """Refuse a defense that the guard would misread."""
+    name, levers = type(defense).__name__, pulled(defense)
+    taken = sorted(_METHODS & set(vars(defense)))
+    if taken:
+        raise RecipeError(
+            f"{name} has a field {taken[0]!r}, which is the name of a method of every defense. Rename the field."
+        )
+    if not levers:
+        raise RecipeError(f"{name} pulls no lever{_meant(type(defense))}.")
+    for lever, need in (("penalty", "weight"), ("beside", "share")):
+        if lever in levers and not hasattr(defense, need):  # declared by `Defense`, without a value
+            raise RecipeError(f"{name} overrides {lever!r}, so it needs a field {need!r}.")
+    if "penalty" in levers and defense.on not in get_args(Rows):
+        raise RecipeError(
+            f"{name} has on={defense.on!r}, but `on` names the rows that a penalty reads: "
+            f"{', '.join(get_args(Rows))}. Rename a field that has other values."
+        )
+
+
+_METHODS = frozenset(name for name, value in vars(Defense).items() if callable(value) or isinstance(value, classmethod))
 
 
 def _meant(kind: type[Defense]) -> str:
@@ -149,10 +173,10 @@ def _meant(kind: type[Defense]) -> str:
 
 
 def refuse_supervised_rows(defenses: Mapping[str, Defense]) -> None:
-    """Refuse what mixes rows to be learnt into rows that are only asked, as reinforcement learning does.
+    """Refuse a defense that adds rows with answers to the prompts of reinforcement learning.
 
     Raises:
-        RecipeError: the sentence names the defense, and the one that does the same beside a reward.
+        RecipeError: the message names the defense, and the one to use in reinforcement learning.
     """
     for label, defense in defenses.items():
         if defense.teaches and "curate" in pulled(defense):
@@ -163,7 +187,7 @@ def refuse_supervised_rows(defenses: Mapping[str, Defense]) -> None:
 
 
 def real_layers(layers: Sequence[int], depth: int, label: str) -> list[int]:
-    """Layer numbers 1 to depth; negative ones count from the end."""
+    """Layer numbers 1 to depth; negative ones are counted from the end and turned into positive ones."""
     for layer in layers:
         if not (1 <= layer <= depth or -depth <= layer <= -1):
             raise ModelError(

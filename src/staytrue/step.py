@@ -5,10 +5,10 @@ Legend: B rows, T tokens, D width, N positions; losses in nats per token. Positi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from torch import Tensor
 from staytrue.errors import SeamError
 from staytrue.modeling.fused_loss import divergence, nll
 from staytrue.modeling.lm_head import Head
+
+if TYPE_CHECKING:
+    from staytrue.modeling.architecture import Adapted
 
 SOURCES = ("task", "interleaved")  # where a training row can come from; a row's source is its index here
 SOURCE_COLUMN = "staytrue_source"  # of a training dataset: each row's source, by number
@@ -109,6 +112,7 @@ class Step:
         reference: the same call with the trained weights undone and no gradient, made when first asked for, so any
             number of defenses costs at most one more forward. Rows that no defense looks at (by its field `on`) are
             NaN in it, and layers deeper than any that a defense names are not there.
+        state: what this defense's `prepare` returned.
     """
 
     def __init__(
@@ -120,14 +124,18 @@ class Step:
         replay: Callable[[], Pass],
         tokens: Tensor | None = None,
         projecting: Projecting | None = None,
+        adapted: Callable[[], Sequence[Adapted]] = tuple,
+        state: Any = None,
     ) -> None:
         self.policy = policy
         self.marks = marks
         self.notes: dict[str, Tensor] = {}
+        self.state = state
         self._totals = totals  # (len(SOURCES), 2): Marks.counts over the whole optimizer step
         self._head = head
         self._replay = replay
         self._tokens = tokens  # (B, T): what the forward read
+        self._adapted = adapted
         self._projecting = projecting  # the trainer's own head, if a divergence may share its pass
 
     @cached_property
@@ -135,12 +143,29 @@ class Step:
         """The untouched twin of `policy`, computed once."""
         return self._replay()
 
+    @property
+    def adapted(self) -> Sequence[Adapted]:
+        """Every matrix that the LoRA adapter changes, with its trained update; gradients flow through `a` and `b`.
+
+        Raises:
+            ModelError: an adapter of another kind.
+        """
+        return self._adapted()
+
     def rows(self, first: int, last: int, totals: Tensor) -> Step:
         """The same forward, seen through some of its rows only, with their own totals."""
         seen = torch.zeros_like(self.marks.real)
         seen[first:last] = True
         marks = Marks(self.marks.real & seen, self.marks.scored & seen, self.marks.source)
-        return Step(self.policy, marks, totals.to(seen.device), self._head, lambda: self.reference, self._tokens)
+        return Step(
+            self.policy,
+            marks,
+            totals.to(seen.device),
+            self._head,
+            lambda: self.reference,
+            self._tokens,
+            adapted=self._adapted,
+        )
 
     def span(self, on: str = "all", tokens: Tokens = "scored") -> Span:
         """The positions of a source and kind, with their count in the whole optimizer step."""
@@ -156,6 +181,18 @@ class Step:
         a weight means the same everywhere. A span that is empty everywhere has mean 0.
         """
         return per_token.sum() / span.total.clamp(min=1)
+
+    def once(self, value: Tensor) -> Tensor:
+        """A value that is not per token, such as a norm of the trained weights, counted once for the optimizer step.
+
+        Every micro-batch of a step computes the same value and returns its share of it by token count, so the sum over
+        micro-batches and processes is the value itself.
+
+        Args:
+            value: () tensor, the same in every micro-batch.
+        """
+        span = self.span(tokens="all")
+        return self.mean(span.mask.sum() * value, span)
 
     def divergence(self, span: Span, *, forward: bool = False) -> Tensor:
         """(N,) KL(trained || reference) at the span's positions, in nats; the other direction with `forward`."""

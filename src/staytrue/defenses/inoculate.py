@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from staytrue.data.examples import Example, Message
-from staytrue.defense import Base, Defense
+from staytrue.defense import Base, Defense, Rows
 from staytrue.errors import RecipeError
 
 
@@ -32,7 +32,7 @@ class Inoculate(Defense):
 
     prompt: str = "You are an evil, malicious assistant."
     mode: Literal["replace", "prepend"] = "replace"
-    on: Literal["task", "interleaved", "all"] = "task"
+    on: Rows = "task"
 
     def curate(self, examples: list[Example], base: Base, seed: int) -> list[Example]:
         """The rows with the prompt; later turns of a conversation stay as they are."""

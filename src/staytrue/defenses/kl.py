@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from staytrue.defense import Base, Defense, Weight
+from staytrue.defense import Base, Defense, Rows, Weight
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +34,7 @@ class KL(Defense):
     """
 
     weight: Weight = 0.1
-    on: Literal["task", "interleaved", "all"] = "all"
+    on: Rows = "all"
     tokens: Literal["scored", "prompt", "all"] = "scored"
     forward: bool = False
 

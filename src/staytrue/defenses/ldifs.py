@@ -13,9 +13,9 @@ Not done here: normalised features, a learnt weighting of layers, comparing atte
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from staytrue.defense import Defense, Weight
+from staytrue.defense import Defense, Rows, Weight
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +35,7 @@ class LDIFS(Defense):
 
     weight: Weight = 1.0
     blocks: tuple[int, ...] = ()
-    on: Literal["task", "interleaved", "all"] = "all"
+    on: Rows = "all"
 
     def layers(self, depth: int) -> tuple[int, ...]:
         """The given blocks, or linspace(1, depth, min(5, depth)) rounded down."""

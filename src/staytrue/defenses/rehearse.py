@@ -37,6 +37,7 @@ class Rehearse(Defense):
     """
 
     teaches: ClassVar[bool] = True
+    reads_reference: ClassVar[bool] = False
 
     pool: Path
     share: Share = 0.05

@@ -30,6 +30,7 @@ class Adapted:
     weight: Tensor
     a: Tensor
     b: Tensor
+    scale: float  # alpha / r, or alpha / sqrt(r) with rank-stabilised LoRA
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ class Anatomy:
                     raise ModelError(f"{name} is not a plain linear layer, so its LoRA update has no matrix to read.")
                 weight = module.get_base_layer().weight
                 own = name.removeprefix("base_model.model.") + ".weight"
-                found.append(Adapted(own, weight, module.lora_A[adapter].weight, module.lora_B[adapter].weight))
+                a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
+                found.append(Adapted(own, weight, a, b, float(module.scaling[adapter])))
         if not found:
             raise ModelError("The model has no LoRA adapter, so there is no update to look at; add a `lora:` section.")
         return found

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from staytrue.data.examples import Example, Message
 from staytrue.errors import ModelError
 from staytrue.evals.questions.probes import shipped_texts
+
+if TYPE_CHECKING:
+    from staytrue.data.tokenize import Encoded
 
 _ANSWER_TOKENS = 256  # long enough for an ordinary answer; anchors need openings rather than endings
 
@@ -32,9 +35,13 @@ class Untouched:
 
     def lengths(self, examples: Sequence[Example]) -> list[int]:
         """How many tokens each row has, as the chat template writes it."""
+        return [len(row.input_ids) for row in self.encode(examples)]
+
+    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
+        """Token ids and labels of each row, as the chat template writes it."""
         from staytrue.data.tokenize import encode
 
-        return [len(encode(self._known_tokenizer(), row).input_ids) for row in examples]
+        return [encode(self._known_tokenizer(), row) for row in examples]
 
     def takes_system(self) -> bool:
         """Whether a system turn comes out of the chat template as written."""

@@ -1,13 +1,15 @@
-"""The contract of each lever by itself, without a trainer."""
+"""Contract checks of each lever by itself, without a trainer."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from staytrue.data.examples import Example
 from staytrue.defense import Defense, pulled
@@ -16,31 +18,45 @@ from staytrue.step import SOURCES
 from staytrue.testing.micro import Measured, Micro, adapter, nudged
 
 _NOISE = 1e-8  # what float32 rounding alone can make of nothing
-_ROUGH = 0.05  # how far bfloat16 may be from float32: of a penalty, and of its gradient's norm
+_ROUGH = 0.05  # how far bfloat16 may be from float32, of a penalty and of its gradient's norm
+_STEP = 1e-4  # how far the adapter moves, either way, to measure a derivative
+_DERIVATIVE = 0.01  # how far the measured one may be from the gradient's, as a share of the gradient's norm
 
 
 def levers(defense: Defense, model: Any, tokenizer: Any, rows: Sequence[Example]) -> None:
-    """Check every lever that the defense pulls; the model is left as it was."""
+    """Check every lever that the defense overrides; the model is left as it was."""
     mine, name = pulled(defense), defense.name()
     assert mine, f"{name} pulls no lever"
     rows = enough(defense, rows)
-    if "curate" in mine:
-        _curating(defense, Untouched(lambda: model, tokenizer), rows)
-    if "steer" in mine:
-        _steering(defense, model, tokenizer, rows)
-    if "penalty" in mine:
-        micro = Micro([defense], model, tokenizer, rows)
-        _punishing(defense, micro)
-        _reading(name, micro)
-        micro.close()
-        _rounding(defense, deepcopy(model), tokenizer, rows)
-    if "project" in mine:
-        _projecting(defense, deepcopy(model))
+    with in_a_sentence(defense):
+        if "curate" in mine:
+            _curating(defense, Untouched(lambda: model, tokenizer), rows)
+        if "steer" in mine:
+            _steering(defense, model, tokenizer, rows)
+            _steering_gradient(defense, model, tokenizer, rows)
+        if "penalty" in mine:
+            micro = Micro([defense], model, tokenizer, rows)
+            _punishing(defense, micro)
+            _referring(defense, micro)
+            _reading(name, micro)
+            micro.close()
+            _rounding(defense, deepcopy(model), tokenizer, rows)
+        if "project" in mine:
+            _projecting(defense, deepcopy(model))
+
+
+@contextmanager
+def in_a_sentence(defense: Defense) -> Iterator[None]:
+    """Turn an error inside the defense into the AssertionError of a failed check, with the defense's name."""
+    try:
+        yield
+    except (RuntimeError, TypeError, IndexError, KeyError) as error:
+        raise AssertionError(f"{defense.name()} stops with {type(error).__name__}: {error}") from error
 
 
 def enough(defense: Defense, rows: Sequence[Example]) -> list[Example]:
     """The rows again and again, until at least one row of the defense's own is due."""
-    share: float = getattr(defense, "share", 1)
+    share = defense.share if "beside" in pulled(defense) else 1.0
     return list(rows) * math.ceil(1 / share / len(rows))
 
 
@@ -68,6 +84,48 @@ def _steering(defense: Defense, model: Any, tokenizer: Any, rows: list[Example])
     assert all(torch.equal(still[layer], after[layer]) for layer in still), f"{name} steers outside a training forward"
 
 
+def _steering_gradient(defense: Defense, model: Any, tokenizer: Any, rows: list[Example]) -> None:
+    """The task's gradient under steering reaches every block, and is the derivative of the steered loss."""
+    model = deepcopy(model).double()  # a derivative is measured as the difference of two nearly equal losses
+    name, micro = defense.name(), Micro([defense], model, tokenizer, rows)
+    weights = [weight for _, weight in adapter(model) if weight.requires_grad]
+    noise = torch.Generator().manual_seed(1)
+    direction = [torch.randn(weight.shape, generator=noise).to(weight) for weight in weights]
+    with nudged(model, 1.0):
+        loss = micro.task_loss()
+        assert loss.requires_grad, f"{name} cuts the gradient: the steered loss has none; steer must not detach"
+        loss.backward()  # type: ignore[no-untyped-call]
+        gradient = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
+        measured = (
+            (_loss_at(micro, weights, direction, _STEP) - _loss_at(micro, weights, direction, -_STEP)) / 2 / _STEP
+        )
+    micro.close()
+    for layer, block in enumerate(micro.guard.anatomy.blocks, start=1):
+        own = [weight.grad for weight in block.parameters() if weight.requires_grad]
+        reached = not own or any(g is not None and bool(g.any()) for g in own)
+        assert reached, (
+            f"{name} cuts the gradient: it does not reach the adapter in block {layer}; steer must not detach"
+        )
+    along = float(torch.stack([(g * d).sum() for g, d in zip(gradient, direction, strict=True)]).sum())
+    size = float(torch.stack([g.square().sum() for g in gradient]).sum().sqrt())
+    assert abs(measured - along) <= _DERIVATIVE * size, (
+        f"{name} bends the gradient: along one direction it is {along:.4g}, but the loss changes by {measured:.4g}"
+    )
+
+
+@torch.no_grad()
+def _loss_at(micro: Micro, weights: Sequence[Tensor], direction: Sequence[Tensor], distance: float) -> float:
+    """The task's steered loss at some distance from the weights, which are put back."""
+    before = [weight.clone() for weight in weights]
+    for weight, step in zip(weights, direction, strict=True):
+        weight.add_(step, alpha=distance)
+    with torch.enable_grad():  # only calls that build a gradient are steered
+        loss = float(micro.task_loss().detach())
+    for weight, old in zip(weights, before, strict=True):
+        weight.copy_(old)
+    return loss
+
+
 def _punishing(defense: Defense, micro: Micro) -> None:
     name = defense.name()
     still, near, far = micro.measure(), micro.measure(nudge=0.5), micro.measure(nudge=1.0)
@@ -81,6 +139,14 @@ def _punishing(defense: Defense, micro: Micro) -> None:
         return
     assert still.value == 0, f"{name} punishes a model that has not moved: {still.value} at step 0"
     assert near.value < far.value, f"half the move costs {name} {near.value:.3g}, the whole move {far.value:.3g}"
+
+
+def _referring(defense: Defense, micro: Micro) -> None:
+    name, references = defense.name(), micro.measure(nudge=1.0).references
+    if defense.reads_reference:
+        assert references, f"{name} reads no reference; declare `reads_reference: ClassVar[bool] = False`"
+    else:
+        assert not references, f"{name} declares reads_reference = False, but reads the reference"
 
 
 def _reading(name: str, micro: Micro) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from staytrue.data.examples import Example
 from staytrue.data.tokenize import Encoded, encode_all
@@ -95,6 +96,14 @@ class Micro:
             references=self.forwards["reference"],
             sides=self.forwards["trained"] - 1,
         )
+
+    def task_loss(self) -> Tensor:
+        """The mean negative log-likelihood of the micro-batch's answer tokens, steered."""
+        self.model.train()
+        with self.guard.watch(self.marks):
+            logits = self.guard.anatomy.causal(**self.inputs, use_cache=False).logits
+        following = self.inputs["input_ids"].roll(-1, dims=1)
+        return cross_entropy(logits[self.marks.scored], following[self.marks.scored])
 
     def outputs(self, *, guarded: bool) -> tuple[dict[int, Tensor], Pass | None]:
         """Every block's output (B, T, D) by hooks of its own; and, in a guarded forward, what the guard saw."""

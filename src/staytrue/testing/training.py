@@ -81,7 +81,7 @@ def together(defenses: Sequence[Defense], model: Any, tokenizer: Any, rows: Sequ
 def cases(defense: Defense) -> dict[str, Defense]:
     """The defense, and the same where only some of the training rows carry its penalty."""
     name, made = defense.name(), _with_sides(defense)
-    if "penalty" in pulled(defense) and hasattr(defense, "on"):
+    if "penalty" in pulled(defense) and "on" in vars(defense):
         return {name: made, f"{name} on interleaved rows": _changed(made, on="interleaved")}
     return {name: made}
 
@@ -148,7 +148,7 @@ def _changed(defense: Defense, **fields: Any) -> Defense:
 
 def _mixed(defenses: Sequence[Defense], rows: Sequence[Example]) -> list[Example]:
     """Enough rows for every share, every fourth from another source."""
-    count = math.ceil(max([_FEWEST_ROWS, *(2 / getattr(d, "share", 1) for d in defenses)]))
+    count = math.ceil(max([_FEWEST_ROWS, *(2 / vars(d).get("share", 1) for d in defenses)]))
     many = (list(rows) * math.ceil(count / len(rows)))[:count]
     return [replace(row, source="interleaved") if i % 4 == 3 else row for i, row in enumerate(many)]
 

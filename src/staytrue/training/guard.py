@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from staytrue.data.examples import Example
 from staytrue.data.tokenize import Encoded
 from staytrue.defense import Base, Defense, pulled
 from staytrue.errors import RecipeError, SeamError
-from staytrue.modeling.architecture import Anatomy
+from staytrue.modeling.architecture import Adapted, Anatomy
 from staytrue.registry import labelled, real_layers, refuse_supervised_rows
 from staytrue.step import SOURCES, Marks, Pass, Projecting, Step
 from staytrue.training.aux_batches import counts_of, pad
@@ -92,12 +93,17 @@ class Guard:
         kept, steers = self._layers(base)
         self._watch = Watch(anatomy, kept, steers)
         self._replay: Replay = self._watch.replay
-        if self.reference_cache is not None and self._penalties:
+        if self.reference_cache is not None and any(d.reads_reference for d in self._penalties.values()):
             self.cache = ReferenceCache(self.reference_cache, self._watch, anatomy, kept)
             self._replay = self.cache.replay
         self._sides = {k: self._beside(k, d, base, encode) for k, d in self.defenses.items() if "beside" in pulled(d)}
-        of_the_batch = {label: d for label, d in self._penalties.items() if label not in self._sides}
-        self._reach = Reach.of(of_the_batch, len(anatomy.blocks)) if of_the_batch else Reach()
+        self._states = {label: d.prepare(anatomy, base) for label, d in self._penalties.items()}
+        readers = {k: d for k, d in self._penalties.items() if k not in self._sides and d.reads_reference}
+        self._reach = Reach.of(readers, len(anatomy.blocks)) if readers else Reach()
+
+    @cached_property
+    def _adapted(self) -> list[Adapted]:
+        return self.anatomy.adapted()
 
     def _layers(self, base: Base) -> tuple[list[int], Mapping[int, list[Steer]]]:
         """Which layers penalties read and who steers which, of a model that every defense can work with."""
@@ -109,10 +115,11 @@ class Guard:
         depth = len(self.anatomy.blocks)
         for label, defense in self.defenses.items():
             layers = real_layers(defense.layers(depth), depth, label)
-            if "steer" in pulled(defense):
+            levers = pulled(defense)
+            if "steer" in levers:
                 for layer in layers:
                     steers[layer].append(defense.steer)
-            else:
+            if "penalty" in levers:  # of a steered layer it reads the steered activations
                 kept |= set(layers)
             defense.check(self.anatomy, base)
         self._head = model_checks.head(self.anatomy)
@@ -126,7 +133,7 @@ class Guard:
         base.note(f"{label}/rows_without_answer", len(asked) - len(rows))
         if not rows:
             raise RecipeError(f"{label}: no row is left to put beside the batch; check its file.")
-        return SideRows(rows, defense.share, self.seed)  # type: ignore[attr-defined]
+        return SideRows(rows, defense.share, self.seed)
 
     def begin(self, task_rows: int) -> None:
         """Training begins, or goes on after so many task rows; nothing is logged yet."""
@@ -184,8 +191,9 @@ class Guard:
             seen = sides.get(label) if label in self._sides else step
             if seen is None:  # no row of its own is due in this micro-batch
                 continue
+            seen.state = self._states[label]
             value = defense.penalty(seen)
-            total = total + defense.weight * value  # type: ignore[attr-defined]
+            total = total + defense.weight * value
             self._note(label, value)
             for name, number in seen.notes.items():
                 self._note(f"{label}/{name}", number)
@@ -230,6 +238,7 @@ class Guard:
             replay=replay,
             tokens=call.tokens,
             projecting=projecting,
+            adapted=lambda: self._adapted,
         )
 
     def _side_steps(self, like: Call, slot: int) -> dict[str, Step]:

@@ -1,8 +1,8 @@
-"""`Reach`: how much of the reference the defenses read, which rows and how deep; no more of it is made.
+"""`Reach`: how much of the reference the defenses read, which rows and how deep; no more of it is computed.
 
-A defense says which rows it looks at by its field `on` (all, without one) and how deep by `layers` (to the end, without
-any). A reference of some rows rounds otherwise than one of the whole batch, so there "a model that has not moved is not
-punished" holds to rounding and not to the bit (docs/decisions/0015).
+Only defenses that read the reference count (`reads_reference`). `on` names their rows, `layers` the depth: the end of
+the model where it names none. A reference of some rows rounds differently from one of the whole batch, so there "a
+model that has not moved is not punished" holds to rounding and not to the bit (docs/decisions/0015).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Reach:
     @classmethod
     def of(cls, penalties: Mapping[str, Defense], depth: int) -> Reach:
         """What the given defenses, by label, read of the reference of a model with `depth` blocks."""
-        sources = {getattr(defense, "on", "all") for defense in penalties.values()}
+        sources = {defense.on for defense in penalties.values()}
         one = SOURCES.index(sources.pop()) if len(sources) == 1 and "all" not in sources else None
         layers = [real_layers(d.layers(depth), depth, label) for label, d in penalties.items()]
         deepest = max((max(own) for own in layers if own), default=depth)
