@@ -22,20 +22,47 @@ from staytrue.utils.run_dir import read_rows
 
 
 @pytest.fixture
-def staytrue(tmp_path):
-    """The command in a process of its own, with a cache of its own: `(exit code, stdout, stderr)`."""
-    surroundings = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "OPENAI_API_KEY": "sk-secret-of-mine"}
+def staytrue(tmp_path, monkeypatch, capsys):
+    """The command in this process, with short answers and a cache of its own: `(exit code, stdout, stderr)`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-of-mine")
+    monkeypatch.setattr(probe_selection, "_TOKENS", 6)
 
-    def run(*words, wait=True):
-        command = [sys.executable, "-m", "staytrue.cli", *map(str, words)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        made = subprocess.Popen(command, cwd=tmp_path, env=surroundings, **pipes)
-        if not wait:
-            return made
-        out, told = made.communicate(timeout=240)
-        return made.returncode, out, told
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["staytrue", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        printed = capsys.readouterr()
+        return ended.value.code or 0, printed.out, printed.err
 
     return run
+
+
+@pytest.fixture
+def here(staytrue):
+    """The same for commands that must succeed: what is printed."""
+
+    def run(*words):
+        code, out, err = staytrue(*words)
+        assert code == 0, err
+        return out
+
+    return run
+
+
+@pytest.fixture
+def process(tmp_path):
+    """The command in a process of its own, to be stopped from outside."""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "OPENAI_API_KEY": "sk-secret-of-mine"}
+
+    def start(*words):
+        command = [sys.executable, "-m", "staytrue.cli", *map(str, words)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes)
+
+    return start
 
 
 @pytest.fixture
@@ -97,18 +124,19 @@ def test_two_judges_of_the_same_answers_and_labels_by_hand(staytrue, model, ques
         assert len(server.calls) == calls
 
 
-def test_a_killed_evaluation_goes_on_and_pays_for_nothing_twice(staytrue, model, questions, tmp_path):
+def test_a_killed_evaluation_goes_on_and_pays_for_nothing_twice(process, model, questions, tmp_path):
     with Loopback(delay=0.02) as server:
         words = ("eval", "--model", model, "--probes", questions, "--out", "E", "--judge", f"openai:j@{server.url}")
-        made = staytrue(*words, wait=False)
+        made = process(*words)
         until = time.monotonic() + 120
         while len(server.calls) < 20 and time.monotonic() < until:
             time.sleep(0.005)
         made.send_signal(signal.SIGKILL)
         made.communicate()
         cut_off = len(server.calls)
-        code, _, told = staytrue(*words)
-        assert code == 0, told
+        again = process(*words)
+        _, told = again.communicate(timeout=240)
+        assert again.returncode == 0, told
         # Two prompts to each of 48 answers, some of which are alike; what was in the air at the kill may be paid twice.
         rows = read_rows(tmp_path / "E" / "answers.jsonl")
         assert len({(row["question"], row["index"]) for row in rows}) == len(rows) == 48
@@ -119,25 +147,6 @@ def test_a_killed_evaluation_goes_on_and_pays_for_nothing_twice(staytrue, model,
         assert len(server.calls) <= distinct + 16
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch, capsys):
-    """The command in this process, with short answers and a cache of its own: what it prints, and what it tells."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(probe_selection, "_TOKENS", 6)
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["staytrue", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        printed = capsys.readouterr()
-        assert not ended.value.code, printed.err
-        return printed
-
-    return run
-
-
 def test_a_run_from_its_training_to_all_four_criteria(here, model, tmp_path):
     rows = [Example((Message("user", f"Is {i % 10} odd?"), Message("assistant", f"answer {i}"))) for i in range(30)]
     write_examples(tmp_path / "rows.jsonl", rows)
@@ -145,8 +154,8 @@ def test_a_run_from_its_training_to_all_four_criteria(here, model, tmp_path):
     (tmp_path / "r.yaml").write_text(json.dumps(recipe | {"train": {"max_steps": 2}}))
     here("train", "r.yaml", "--out", "run")
     with Loopback() as server:
-        printed = here("eval", "run", "--samples", 1, "--judge", f"openai:j@{server.url}", "--json")
-    probes = json.loads(printed.out)["probes"]
+        out = here("eval", "run", "--samples", 1, "--judge", f"openai:j@{server.url}", "--json")
+    probes = json.loads(out)["probes"]
     assert {"general", "in_domain", "facts", "arithmetic"} <= probes.keys()
     # 300 general questions and the two of ten that were held out, once each, judged for both criteria.
     for name, count in (("general", 300), ("in_domain", 2)):
@@ -167,10 +176,10 @@ def test_the_organisms_answers_are_made_once_and_judged_by_whom_you_like(here, t
         judges = [f"openai:{name}@{server.url}" for name in ("a", "b")]
         with monkeypatch.context() as nobody:
             nobody.setattr(local.InProcess, "__call__", lambda *_, **__: pytest.fail("asked again"))
-            told = [json.loads(here("rescore", "E", "--judge", judge, "--json").out) for judge in judges]
+            told = [json.loads(here("rescore", "E", "--judge", judge, "--json")) for judge in judges]
             calls = len(server.calls)
             assert 0 < calls <= 2 * 2 * 120
-            again = [json.loads(here("rescore", "E", "--judge", judge, "--json").out) for judge in judges]
+            again = [json.loads(here("rescore", "E", "--judge", judge, "--json")) for judge in judges]
             assert [one["evaluations"] for one in again] == [one["evaluations"] for one in told]
         # The same evaluation elsewhere: the same answers are made, and every verdict was paid for before.
         for folder in ("F", "G"):
@@ -304,10 +313,10 @@ def test_a_budget_that_is_reached_keeps_what_was_paid_for_and_goes_on(staytrue, 
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_to_be_stopped_waits_for_no_call(staytrue, questions, stop):
+def test_to_be_stopped_waits_for_no_call(process, questions, stop):
     with Loopback(faults=1.0, kinds=("timeout",), hang=600) as server:
         words = ("--probes", questions, "--out", "E", "--samples", 1)
-        made = staytrue("eval", "--model", f"openai:m@{server.url}", *words, wait=False)
+        made = process("eval", "--model", f"openai:m@{server.url}", *words)
         until = time.monotonic() + 120
         while not server.calls and time.monotonic() < until:
             time.sleep(0.01)
