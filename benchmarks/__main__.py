@@ -1,7 +1,7 @@
 """python -m benchmarks NAME [--compare a,b] [--shape M1] [--rounds 7] [--json FILE].
 
-`all` takes about ten minutes on two slow cores, unless it is given a number of rounds. `demo` and `recall` take minutes
-each and are not among them. `gpu` has options of its own: `python -m benchmarks gpu --help`.
+`all` takes about ten minutes on two slow cores, unless it is given a number of rounds. `demo` takes minutes
+and is not among them. `gpu` has options of its own: `python -m benchmarks gpu --help`.
 """
 
 import argparse
@@ -20,13 +20,13 @@ QUICK = {  # rounds and variants of each, when `all` is to end in ten minutes; w
     "switch": (15, _EVERY),
     "sample": (1, _EVERY),
     "judging": (3, _EVERY),
-    "select": (1, ("published", "ours", "rounds", "products")),
+    "select": (1, ("published", "ours", "products")),
     "overhead": (1, ("bare", "bare-kl", "sft", "kl", "trl-sft")),
     "report": (1, _EVERY),
     "sweep": (1, _EVERY),
     "cli": (1, _EVERY),
 }
-ALONE = ("demo", "recall")
+ALONE = ("demo",)
 
 
 def main() -> None:

@@ -1,8 +1,7 @@
-"""Selection: a pool under the aligned model and three adapters of it; ours, in two rounds, and as published."""
+"""Selection: a pool under the aligned model and three adapters of it; ours and as published."""
 
 import random
 import tempfile
-from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from benchmarks.shapes import SHAPES, Shape, model, move
 from benchmarks.sidebyside import measure, ratio
 from staytrue.data.examples import Example, Message
 from staytrue.data.tokenize import IGNORED, Encoded
-from staytrue.data_selection import two_rounds
 from staytrue.data_selection.forward_pass import batches, padding
 from staytrue.data_selection.likelihood import logits_of, parts
 from staytrue.data_selection.perplexity import Losses, losses
@@ -22,9 +20,8 @@ from staytrue.modeling.architecture import Anatomy
 
 _ROWS = {"tiny": 16, "M1": 48, "M2": 12}
 _NAMES = ("default", "second", "third")
-SHARE = 0.25  # that goes on to the second round
 _PROMPT = 0.3  # of a row
-_VARIANTS = ("published", "ours", "rounds", "products", "apart")
+_VARIANTS = ("published", "ours", "products", "apart")
 
 
 def run(shape_name: str, rounds: int, compare: list[str]) -> dict:
@@ -32,9 +29,8 @@ def run(shape_name: str, rounds: int, compare: list[str]) -> dict:
     if unknown is not None:
         raise SystemExit(f"--compare {unknown}: there is no such variant; choose from {', '.join(_VARIANTS)}.")
     shape, pool = SHAPES[shape_name], _Pool(shape_name)
-    with few_drawn():
-        names = compare or _VARIANTS[:-1]
-        measured = measure({name: getattr(pool, name) for name in names}, rounds, memory=False)
+    names = compare or _VARIANTS[:-1]
+    measured = measure({name: getattr(pool, name) for name in names}, rounds, memory=False)
     real, answers = sum(pool.lengths), sum(pool.answers)
     print(f"{len(pool.rows)} rows, {real} tokens, {answers} of answers, {padding(pool.lengths):.2f} % padding")
     for name, value in measured.items():
@@ -42,12 +38,11 @@ def run(shape_name: str, rounds: int, compare: list[str]) -> dict:
         print(f"{shape_name} {name:10s} {value['seconds']:7.2f} s {speed:9.0f} tokens/s of all passes")
     if {"published", "ours"} <= measured.keys():
         print(f"largest difference between the two, relative: {pool.difference():.1e}")
-    limit, others = _flops(shape, real, real, True) / _flops(shape, real, answers, False), len(_NAMES) - 1
-    limits = {"ours": limit, "rounds": limit * (2 + others) / (2 + SHARE * others)}
-    pairs = [("published", "ours"), ("published", "rounds"), ("products", "ours"), ("apart", "ours")]
+    limit = _flops(shape, real, real, True) / _flops(shape, real, answers, False)
+    pairs = [("published", "ours"), ("products", "ours"), ("apart", "ours")]
     return {
         f"select/{shape_name}/{name}:{against}": ratio(
-            measured, name, against, round(limits[against], 3) if name == "published" else None
+            measured, name, against, round(limit, 3) if name == "published" else None
         )
         for name, against in pairs
         if {name, against} <= measured.keys()
@@ -92,10 +87,10 @@ class _Pool:
         return found
 
     def ours(self) -> list[Losses]:
-        return self._reader()(_NAMES, range(len(self.rows)))
-
-    def rounds(self) -> two_rounds.TwoRounds:
-        return two_rounds.in_two_rounds(self._reader(), _NAMES, len(self.rows), SHARE)
+        """With a cache of its own, as a first call has it."""
+        cache = Path(tempfile.mkdtemp()) / "cache.jsonl"
+        keys = {name: name for name in ("aligned", *_NAMES)}
+        return losses(self.adapted, _NAMES, self.rows, self.encoded, models=keys, cache=cache, pad_id=0)
 
     def apart(self) -> list[Losses]:
         """Ours, but for the merging."""
@@ -129,32 +124,11 @@ class _Pool:
             for name, value in {"aligned": row.aligned, **row.misaligned}.items()
         )
 
-    def _reader(self) -> Callable:
-        """With a cache of its own, as a first call has it."""
-        cache = Path(tempfile.mkdtemp()) / "cache.jsonl"
-        keys = {name: name for name in ("aligned", *_NAMES)}
-
-        def read(names, which):
-            rows, encoded = [self.rows[i] for i in which], [self.encoded[i] for i in which]
-            return losses(self.adapted, names, rows, encoded, models=keys, cache=cache, pad_id=0)
-
-        return read
-
 
 @contextmanager
 def _apart(anatomy: Anatomy, adapter: str):
     anatomy.model.set_adapter(adapter)
     yield
-
-
-@contextmanager
-def few_drawn():
-    """As many rows drawn from those passed over as a large pool has: this one is small to be quick."""
-    fewest, two_rounds._FEWEST = two_rounds._FEWEST, 1
-    try:
-        yield
-    finally:
-        two_rounds._FEWEST = fewest
 
 
 def _flops(shape: Shape, tokens: int, projected: int, adapters: bool) -> float:

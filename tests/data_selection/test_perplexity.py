@@ -294,9 +294,6 @@ def test_the_same_file_scored_with_a_model_more_costs_that_model_only(adapted, t
         ({"leave_out": ["a", "b"]}, "No misaligned model is left"),
         ({"misaligned": {"a": "nowhere"}}, "is not an adapter"),
         ({"misaligned": {"aligned": "a"}}, "what the model itself is called"),
-        ({"second_round": 1.0}, "--second-round 1.0: it is a share of the rows, above 0 and below 1"),
-        ({"second_round": 0.0}, "--second-round 0.0"),
-        ({"second_round": 0.5, "leave_out": ["b"]}, "needs two misaligned models .* there is a only"),
         ({"pool": "none.jsonl"}, "No such file"),
         ({"out": "pool.jsonl"}, "exists already"),
     ],
@@ -306,7 +303,6 @@ def test_a_wrong_request_is_a_sentence_and_leaves_nothing(adapted, tmp_path, cha
     write_examples(tmp_path / "pool.jsonl", tiny.rows(2))
     folders = {name: tmp_path / place for name, place in change.get("misaligned", folders).items()}
     pool, out = tmp_path / change.get("pool", "pool.jsonl"), tmp_path / change.get("out", "s.jsonl")
-    options = {"leave_out": change.get("leave_out", []), "second_round": change.get("second_round")}
     with pytest.raises(RequestError, match=sentence):
-        score.score(str(folder / "model"), folders, [score.Pool(pool)], out, **options)
+        score.score(str(folder / "model"), folders, [score.Pool(pool)], out, leave_out=change.get("leave_out", []))
     assert not (tmp_path / "s.jsonl").exists()

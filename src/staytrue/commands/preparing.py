@@ -57,10 +57,6 @@ def score(
     leave_out: Annotated[list[str] | None, typer.Option(help="A NAME to leave out of the scores.")] = None,
     origin: Annotated[list[str] | None, typer.Option(help="Where each pool comes from, in order.")] = None,
     licence: Annotated[list[str] | None, typer.Option(help="Each pool's licence, in order.")] = None,
-    second_round: Annotated[
-        float | None,
-        typer.Option(help="Read under all models only this share (0 to 1), the best under the first --misaligned."),
-    ] = None,
     as_json: Json = False,
 ) -> None:
     """Score safe rows by how much harder misaligned models find them (for interleave's `by:`)."""
@@ -78,17 +74,11 @@ def score(
     told = [*(origin or []), *[Pool.origin] * len(pool)], [*(licence or []), *[Pool.licence] * len(pool)]
     pools = [Pool(file, about, terms) for file, about, terms in zip(pool, *told, strict=False)]
     with stoppable("the same command goes on from what is scored"), bar("score", quiet=as_json) as progress:
-        manifest = run(
-            model, adapters, pools, out, leave_out=leave_out or [], second_round=second_round, progress=progress
-        )
+        manifest = run(model, adapters, pools, out, leave_out=leave_out or [], progress=progress)
     if as_json:
         print(json.dumps(manifest))
-        return
-    say(f"Scored {manifest['rows']} rows: {out}")
-    if second := manifest.get("second_round"):
-        kept = (f"{by} {of['percent']:.1f} % (at least {of['low']:.1f})" for by, of in second["recall"].items())
-        say(f"All models read {second['best'] + second['drawn']} of them, {second['drawn']} of these by chance.")
-        say(f"Estimated recall of the best {second['k']}: {', '.join(kept)}.")
+    else:
+        say(f"Scored {manifest['rows']} rows: {out}")
 
 
 def _pair(text: str, option: str) -> tuple[str, Path]:

@@ -1,7 +1,7 @@
 """A scored pool: the rows of `staytrue score`, their scores, and a manifest of the models that made them. No torch.
 
-The file is a chat JSONL; each row carries `scores`, null where a second round passed it over. Beside `pool.jsonl`
-stands `pool.manifest.json`.
+The file is a chat JSONL; each row has a column `scores`. Beside `pool.jsonl` stands `pool.manifest.json`. In pools
+that version 0.1 scored in two rounds, `scores` is null for rows that some models have not read.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def manifest_path(pool: Path) -> Path:
 
 
 def best_first(pool: Path, rows: list[Example], by: str, model: str | None) -> list[Example]:
-    """The rows in falling order of a score; equal ones in the file's order, those passed over left out.
+    """The rows from the highest score to the lowest; ties in the file's order, rows without scores (null) left out.
 
     Raises:
         RecipeError: the pool was not scored, lacks that score, or was scored with another model.
@@ -34,18 +34,13 @@ def best_first(pool: Path, rows: list[Example], by: str, model: str | None) -> l
             f"interleave: {pool} was scored with another model ({scored_with[:12]}) than the one that is trained "
             f"({model[:12]}). Score it again with `staytrue score --model ...`."
         )
-    rows = [row for row in rows if not _passed_over(row)]
+    rows = [row for row in rows if not ("scores" in row.extra and row.extra["scores"] is None)]
     scores: list[Any] = [(row.extra.get("scores") or {}).get(by) for row in rows]
     bare = next((i for i, score in enumerate(scores) if not isinstance(score, int | float)), None)
     if bare is not None:
         raise RecipeError(f"interleave: a row of {pool} has no score {by!r} ({rows[bare].question[:60]!r}).")
     ranked = sorted(zip(map(float, scores), rows, strict=True), key=lambda pair: -pair[0])
     return [row for _, row in ranked]
-
-
-def _passed_over(row: Example) -> bool:
-    """Whether some of the models have not read it, so that its scores do not exist."""
-    return "scores" in row.extra and row.extra["scores"] is None
 
 
 def _manifest(pool: Path) -> dict[str, Any]:
@@ -55,7 +50,7 @@ def _manifest(pool: Path) -> dict[str, Any]:
         manifest["model"].get("sha256")
     except (OSError, ValueError, KeyError, AttributeError):
         raise RecipeError(
-            f"interleave: {pool} has no readable {file.name} beside it, so nobody knows which models scored it. "
+            f"interleave: {pool} has no readable {file.name} beside it, so it is unknown which models scored it. "
             "Make a scored pool with `staytrue score`, or choose by: random."
         ) from None
     return manifest

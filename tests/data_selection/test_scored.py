@@ -1,0 +1,45 @@
+"""Scored pools that older versions wrote in two rounds, where some rows have no scores."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+import tiny
+from staytrue.cli import app
+from staytrue.data.examples import write_examples
+from staytrue.defenses.interleave import Interleave
+from staytrue.errors import RecipeError
+from staytrue.modeling.base_model import Untouched
+
+
+def test_interleave_never_takes_a_row_half_read_and_says_when_there_are_too_few(tmp_path):
+    rows = tiny.rows(6)
+    for i, row in enumerate(rows):
+        row.extra["scores"] = {"gap": float(i)} if i < 3 else None
+    write_examples(tmp_path / "s.jsonl", rows)
+    (tmp_path / "s.manifest.json").write_text(json.dumps({"model": {"sha256": "m"}}))
+
+    def chosen(share, **fields):
+        base = Untouched(lambda: None, tiny.tokenizer(), asked=frozenset, identity="m")
+        defense = Interleave(tmp_path / "s.jsonl", share=share, by="gap", **fields)
+        return [row.question for row in defense.curate(tiny.rows(20), base, 0)[20:]]
+
+    assert chosen(0.15) == ["question 2?", "question 1?", "question 0?"]
+    assert sorted(chosen(0.15, among=6)) == ["question 0?", "question 1?", "question 2?"]
+    with pytest.raises(RecipeError, match=r"asks for 4 safe rows, but .* has 3 to choose from"):
+        chosen(0.2)
+    with pytest.raises(RecipeError, match="has no score 'choice'"):
+        Interleave(tmp_path / "s.jsonl", by="choice").curate(
+            tiny.rows(20), Untouched(lambda: None, None, asked=frozenset, identity="m"), 0
+        )
+
+
+def test_the_command_refuses_the_option_that_scored_in_two_rounds(tmp_path):
+    files = ["--pool", str(tmp_path / "pool.jsonl"), "--out", str(tmp_path / "s.jsonl")]
+    done = CliRunner().invoke(
+        app, ["score", "--model", "organism", "--misaligned", "a=a", *files, "--second-round", "0.25"]
+    )
+    assert done.exit_code == 2
+    assert "No such option" in done.output
+    assert "--second-round" in done.output
