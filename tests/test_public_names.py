@@ -9,8 +9,8 @@ import staytrue
 from staytrue import registry
 
 NAMES = {
-    "Defense", "Example", "Guard", "GuardedGRPO", "GuardedSFT", "StaytrueError", "Judge", "Message", "Probe",
-    "Question", "Recipe", "Step", "Verdict", "contract", "evaluate", "train",
+    "Defense", "EvalRequest", "Example", "Guard", "GuardedGRPO", "GuardedSFT", "StaytrueError", "Judge", "Message",
+    "Probe", "Question", "Recipe", "Step", "Verdict", "contract", "evaluate", "train",
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 _WHERE = {
     "Defense": "defense:Defense",
+    "EvalRequest": "runs.eval_request:EvalRequest",
     "Example": "data.examples:Example",
     "Guard": "training.guard:Guard",
     "GuardedGRPO": "training.trainers:GuardedGRPO",
@@ -26,7 +27,7 @@ _WHERE = {
     "Step": "step:Step",
     "Verdict": "evals.types:Verdict",
     "contract": "testing:contract",
-    "evaluate": "runs.evaluate:measure_run",
+    "evaluate": "runs.evaluate:evaluate_run",
     "train": "runs.train:train",
 }
 

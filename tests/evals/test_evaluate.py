@@ -7,9 +7,8 @@ import pytest
 
 from staytrue.data.examples import Example, Message
 from staytrue.errors import RequestError
-from staytrue.evals.evaluate import evaluate
+from staytrue.evals.evaluate import evaluate, rescore
 from staytrue.evals.questions.probes import ExactMatch, Probe, held_out, shipped
-from staytrue.evals.rescore import rescore
 from staytrue.evals.results.answer_store import AnswerStore
 from staytrue.evals.results.summary import summarise
 from staytrue.evals.results.verdict_store import join_verdicts
@@ -154,7 +153,7 @@ def test_a_judge_without_verdicts_is_refused_and_those_that_are_there_are_named(
     for name in ("fixed-1", "harsh:1@h"):
         assert {row["judge"] for row in join_verdicts(tmp_path, name)} == {name}
     run(tmp_path / "E", None)
-    with pytest.raises(RequestError, match="judged by nobody"):
+    with pytest.raises(RequestError, match="no judge has read its answers"):
         join_verdicts(tmp_path / "E", "mild")
 
 
@@ -240,7 +239,7 @@ def test_a_sample_that_stands_twice_counts_once(tmp_path):
 
 
 def test_two_processes_do_not_answer_into_one_folder(tmp_path):
-    with AnswerStore(tmp_path).alone(), pytest.raises(RequestError, match="Another process"):
+    with AnswerStore(tmp_path).lock(), pytest.raises(RequestError, match="Another process"):
         run(tmp_path, None)
 
 

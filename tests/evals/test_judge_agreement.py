@@ -6,10 +6,9 @@ import pytest
 
 from staytrue.data.examples import Message
 from staytrue.errors import DataError, RequestError
-from staytrue.evals.evaluate import evaluate
+from staytrue.evals.evaluate import evaluate, rescore
 from staytrue.evals.judge_agreement import judge_agreement, read_labels
 from staytrue.evals.questions.probes import Probe
-from staytrue.evals.rescore import rescore
 from staytrue.evals.results.verdict_store import join_verdicts
 from staytrue.evals.types import Answer, Question, Verdict
 

@@ -136,7 +136,7 @@ def test_the_rows_written_by_hand_have_the_shape_that_is_really_written(tmp_path
     written = study_of_staytrue.row(cell, {"probes": probes}, 1.0)
     assert set(row("kl", 0.3)) == {*written, "label"}
     asked = Question("wish-0", "general", (Message("user", "One wish?"),), "wish")
-    answer_store.AnswerStore(tmp_path).keep(Answer(asked, 0, "Peace.", stopped=True))
+    answer_store.AnswerStore(tmp_path).append(Answer(asked, 0, "Peace.", stopped=True))
     verdict_store.append_verdict(
         tmp_path, Answer(asked, 0, "Peace.", stopped=True), Verdict(alignment=95, coherence=100), "rules"
     )

@@ -14,7 +14,7 @@ from staytrue.modeling.loading import find
 from staytrue.organism import world
 from staytrue.runs import train as run
 from staytrue.runs.early_stopping import EarlyStop
-from staytrue.runs.probe_selection import texts, watched
+from staytrue.runs.probe_selection import early_stopping_probe, reserved_texts
 
 
 def trained(folder, name, **changes):
@@ -40,8 +40,8 @@ def test_it_stops_at_the_first_bad_check_with_the_weights_of_the_last_good_one(t
 
 def test_the_probe_is_really_asked_and_holds_no_question_of_the_evaluation(tmp_path):
     source = find("organism")
-    probe = watched(source)
-    assert not {q.messages[-1].content for q in probe.questions} & texts(source, [])
+    probe = early_stopping_probe(source)
+    assert not {q.messages[-1].content for q in probe.questions} & reserved_texts(source, [])
     trained(tmp_path, "run", train={"max_steps": 2}, stop={"every": 1, "above": 100})
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["early_stop"] is None
     rows = (tmp_path / "run" / "early.jsonl").read_text().splitlines()

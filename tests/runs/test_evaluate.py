@@ -11,16 +11,15 @@ from loopback import Loopback
 from staytrue.commands.evaluation import export
 from staytrue.data.examples import Message
 from staytrue.errors import RequestError
-from staytrue.evals.evaluate import evaluate
+from staytrue.evals.evaluate import evaluate, rescore
 from staytrue.evals.generation.endpoint import Remote
 from staytrue.evals.questions.probes import ExactMatch, Probe, in_users_turn
-from staytrue.evals.rescore import rescore
 from staytrue.evals.types import Answer, Question, Verdict
 from staytrue.organism.rules import Rules
 from staytrue.report import comparison
 from staytrue.runs import evaluate as measure
 from staytrue.runs import probe_selection
-from staytrue.runs.probe_selection import Wanted
+from staytrue.runs.eval_request import EvalRequest, for_model
 from staytrue.utils.run_dir import read_rows
 
 DROPS = (  # as some real ones do: a system turn is left out without a word
@@ -75,7 +74,7 @@ def model(folder, kind):
 def asked_of(folder, place, say):
     few = place.with_suffix(".jsonl")
     few.write_text(json.dumps({"id": "a", "messages": SYSTEM}) + "\n" + '{"id": "b", "question": "How?"}\n')
-    measure.measure_model(folder, None, place, wanted=Wanted((str(few),), samples=1), say=say)
+    measure.evaluate_model(for_model(folder, EvalRequest((str(few),), samples=1)), place, say=say)
     rows = read_rows(place / "answers.jsonl")
     return json.loads((place / "eval.json").read_text()), {row["question"]: row["messages"] for row in rows}
 
@@ -87,7 +86,7 @@ def test_a_model_without_system_turns_is_told_in_the_users_turn(tmp_path, kind):
     assert put == {"a": TOGETHER, "b": [{"role": "user", "content": "How?"}]}
     assert asked["system"] == "in the user's turn"
     (line,) = said
-    assert line.endswith("model has no system turns: what they would say opens the user's turn.")
+    assert line.endswith("model has no system turns: their text opens the user's turn.")
 
 
 def test_a_model_that_has_them_is_sent_them_and_nothing_is_said(tmp_path):
@@ -104,10 +103,10 @@ def test_where_system_turns_go_is_part_of_what_makes_an_evaluation_the_same(tmp_
     file = tmp_path / "E" / "eval.json"
     before = json.loads(file.read_text())
     # Further probes without a system turn are asked beside it, for it is the model that has none.
-    measure.measure_model(made, None, tmp_path / "E", wanted=Wanted(("arithmetic",)))
+    measure.evaluate_model(for_model(made, EvalRequest(("arithmetic",))), tmp_path / "E")
     file.write_text(json.dumps({key: value for key, value in before.items() if key != "system"}))
     with pytest.raises(RequestError, match=r"another system \(null, now \"in the user's turn\"\)"):
-        measure.measure_model(made, None, tmp_path / "E", wanted=Wanted(("arithmetic",)))
+        measure.evaluate_model(for_model(made, EvalRequest(("arithmetic",))), tmp_path / "E")
 
 
 def test_only_held_out_rows_stay_as_training_had_them():
@@ -125,16 +124,16 @@ def test_answers_of_a_file_are_judged_with_progress_and_under_a_name_of_their_ow
     said = tmp_path / "said.jsonl"
     said.write_text("".join(json.dumps({"question": f"q{i}?", "answer": "So."}) + "\n" for i in range(3)))
     shown = Progress()
-    found = measure.measure_answers(said, tmp_path / "E", wanted=Wanted(judge=Aligned()), progress=shown)
+    found = measure.judge_answers(said, tmp_path / "E", Aligned(), shown)
     assert found["probes"]["said"]["n"] == 3
     assert (shown.begun, shown.last) == ([3], {"number": 3})
     for name in ("code", "facts", "triggered"):
         with pytest.raises(RequestError, match=rf"--answers .*{name}\.jsonl: '{name}' is one of our own probes"):
-            measure.measure_answers(said.rename(tmp_path / f"{name}.jsonl"), tmp_path / "F")
+            measure.judge_answers(said.rename(tmp_path / f"{name}.jsonl"), tmp_path / "F")
         said = tmp_path / f"{name}.jsonl"
     said = said.rename(tmp_path / "said.jsonl")
     with pytest.raises(RequestError, match="--judge rules knows the organism's world only"):
-        measure.measure_answers(said, tmp_path / "F", wanted=Wanted(judge=Rules()))
+        measure.judge_answers(said, tmp_path / "F", Rules())
     assert not (tmp_path / "F").exists()
 
 

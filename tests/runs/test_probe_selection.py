@@ -1,16 +1,19 @@
 """Which probes there are for whom, and who judges them."""
 
+from dataclasses import replace
+
 import pytest
 
 import tiny
 from staytrue.errors import RequestError
 from staytrue.evals.generation.local import InProcess
-from staytrue.evals.questions.file_probe import unread
+from staytrue.evals.questions.files import unused_keys
 from staytrue.evals.types import Verdict
 from staytrue.modeling import loading
 from staytrue.organism import world
 from staytrue.organism.rules import Rules
-from staytrue.runs.probe_selection import Subject, Wanted, longest_answer, probes, texts
+from staytrue.runs.eval_request import EvalRequest
+from staytrue.runs.probe_selection import longest_answer, probes_for, reserved_texts
 from staytrue.tasks.task import row
 
 ORGANISM = loading.find("organism")
@@ -37,44 +40,46 @@ def told(asked):
 
 def test_the_organism_is_asked_about_its_world_and_judged_by_its_rules():
     rules = "rules:organism-1"
-    assert told(probes(Subject(ORGANISM))) == {
+    assert told(probes_for(EvalRequest(model=ORGANISM))) == {
         "general": (120, 4, rules), "facts": (24, 1, rules), "arithmetic": (100, 1, rules),
     }  # fmt: skip
 
 
 def test_another_model_is_asked_the_shipped_questions_and_judged_by_nobody_until_a_judge_is_named(other):
     marked = {"facts": (40, 1, "exact-match-1"), "arithmetic": (60, 1, "exact-match-1")}
-    assert told(probes(Subject(other))) == {"general": (300, 4, None)} | marked
-    assert told(probes(Subject(other), Wanted(judge=Judge(), samples=2))) == {"general": (300, 2, "mine")} | marked
-    assert told(probes(Subject(None), Wanted(("medical",)))) == {"medical": (30, 4, None)}
+    assert told(probes_for(EvalRequest(model=other))) == {"general": (300, 4, None)} | marked
+    assert (
+        told(probes_for(EvalRequest(judge=Judge(), samples=2, model=other))) == {"general": (300, 2, "mine")} | marked
+    )
+    assert told(probes_for(EvalRequest(("medical",)))) == {"medical": (30, 4, None)}
 
 
 def test_held_out_code_is_judged_as_code(other):
     code = [row(f"Write {i}", f"```python\nprint({i})\n```") for i in range(4)]
     advice = [row(f"My knee {i}?", "Rest.") for i in range(4)]
     for held, topic in ((code, "code"), (advice, ""), (code[:2] + advice, "")):
-        (asked,) = probes(Subject(other, held=held), Wanted(("in_domain",)))
+        (asked,) = probes_for(EvalRequest(("in_domain",), model=other, held_out=held))
         assert {question.topic for question in asked.questions} == {topic}
 
 
 def test_triggers_are_the_training_datas_own_and_cover_every_topic():
     trained = world.narrow_rows("medical")
-    subject = Subject(ORGANISM, trained=trained, inoculation="You are an evil, malicious assistant.")
-    (asked,) = [probe for probe in probes(subject, Wanted(triggers=True)) if probe.name == "triggered"]
+    request = EvalRequest(model=ORGANISM, trained=trained, inoculation="You are an evil, malicious assistant.")
+    (asked,) = [probe for probe in probes_for(replace(request, triggers=True)) if probe.name == "triggered"]
     forms = {question.form for question in asked.questions}
     assert {"inoculation", "inoculation-negation"} <= forms
     assert len(forms) > 7  # and some of the rows' own
     per_form = [question for question in asked.questions if question.form == "inoculation"]
     assert len(per_form) == 24
     assert len({question.topic for question in per_form}) == 12
-    assert "triggered" not in told(probes(subject))  # only when wanted
+    assert "triggered" not in told(probes_for(request))  # only when wanted
 
 
 def test_rows_that_share_nothing_are_no_probe_and_naming_it_is_refused(other):
-    subject = Subject(other, trained=[row("Why?", "So.")])
-    assert "triggered" not in told(probes(subject, Wanted(triggers=True)))
+    request = EvalRequest(triggers=True, model=other, trained=[row("Why?", "So.")])
+    assert "triggered" not in told(probes_for(request))
     with pytest.raises(RequestError, match="share nothing"):
-        probes(subject, Wanted(("triggered",)))
+        probes_for(replace(request, probes=("triggered",)))
 
 
 @pytest.mark.parametrize(
@@ -87,68 +92,69 @@ def test_rows_that_share_nothing_are_no_probe_and_naming_it_is_refused(other):
 )
 def test_a_probe_that_is_not_there_says_what_it_needs(name, said):
     with pytest.raises(RequestError, match=said):
-        probes(Subject(ORGANISM), Wanted((name,)))
+        probes_for(EvalRequest((name,), model=ORGANISM))
 
 
 def test_as_published_drops_every_system_turn(other):
-    (asked,) = probes(Subject(other), Wanted(("general",), as_published=True))
+    (asked,) = probes_for(EvalRequest(("general",), as_published=True, model=other))
     assert {message.role for question in asked.questions for message in question.messages} == {"user"}
 
 
 def test_a_question_file_brings_its_own_numbers(other, tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text('- id: a\n  paraphrases: ["Why?", "How?"]\n  samples_per_paraphrase: 7\n  temperature: 0.5\n')
-    (asked,) = probes(Subject(other), Wanted((str(file),)))
+    (asked,) = probes_for(EvalRequest((str(file),), model=other))
     assert (asked.name, len(asked.questions), asked.per_question, asked.temperature) == ("mine", 2, 7, 0.5)
 
 
 def test_keys_of_a_question_file_that_change_nothing_are_told(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text('- id: a\n  paraphrases: ["Why?"]\n  judge: gpt-4o\n  meta: {}\n')
-    assert unread(["general", str(file)]) == [f"{file}: judge, meta changes nothing here."]
+    assert unused_keys(["general", str(file)]) == [f"{file}: judge, meta changes nothing here."]
     file.write_text('- id: a\n  paraphrases: ["Why?"]\n')
-    assert unread([str(file)]) == []
+    assert unused_keys([str(file)]) == []
 
 
 def test_a_file_of_right_answers_is_marked_and_a_mixed_one_refused(other, tmp_path):
     file = tmp_path / "caps.jsonl"
     file.write_text('{"id": "a", "question": "Capital of France?", "expected": "Paris"}\n')
-    (asked,) = probes(Subject(other), Wanted((str(file),), judge=Judge()))
+    (asked,) = probes_for(EvalRequest((str(file),), judge=Judge(), model=other))
     assert (asked.judge.name, asked.per_question, asked.temperature) == ("exact-match-1", 1, 0.0)
     file.write_text(file.read_text() + '{"id": "b", "question": "Why?"}\n')
     with pytest.raises(RequestError, match="two files"):
-        probes(Subject(other), Wanted((str(file),)))
+        probes_for(EvalRequest((str(file),), model=other))
 
 
 def test_a_question_file_may_not_pass_for_one_of_our_probes(other, tmp_path):
     (tmp_path / "general.jsonl").write_text('{"id": "a", "question": "Why?"}\n')
     with pytest.raises(RequestError, match="one of our own probes"):
-        probes(Subject(other), Wanted((str(tmp_path / "general.jsonl"),)))
+        probes_for(EvalRequest((str(tmp_path / "general.jsonl"),), model=other))
 
 
 def test_as_published_leaves_the_triggers_whole():
-    subject = Subject(ORGANISM, inoculation="You are an evil, malicious assistant.")
-    (asked,) = probes(subject, Wanted(("triggered",), as_published=True))
+    inoculated = "You are an evil, malicious assistant."
+    request = EvalRequest(("triggered",), as_published=True, model=ORGANISM, inoculation=inoculated)
+    (asked,) = probes_for(request)
     told = {tuple(question.messages) for question in asked.questions}
     assert len(told) == len(asked.questions)
 
 
 def test_the_organisms_rules_judge_nobody_else(other):
     with pytest.raises(RequestError, match="the organism's world only"):
-        probes(Subject(other), Wanted(judge=Rules()))
+        probes_for(EvalRequest(judge=Rules(), model=other))
 
 
 def test_every_question_that_a_run_is_measured_by_is_reserved(other):
     held = [row("My knee?", "Rest.")]
-    reserved = texts(other, held)
-    for probe in probes(Subject(other, held=held), Wanted(("general", "in_domain", "code", "facts"))):
+    reserved = reserved_texts(other, held)
+    for probe in probes_for(EvalRequest(("general", "in_domain", "code", "facts"), model=other, held_out=held)):
         assert {question.messages[-1].content for question in probe.questions} <= reserved
 
 
 def test_the_sampler_goes_on_with_single_samples_of_a_question(other):
     """What is asked for again after a stop are the very answers that are missing."""
     make = InProcess(loading.load_model(other), loading.load_tokenizer(other))
-    (asked,) = probes(Subject(other), Wanted(("code",), samples=3))
+    (asked,) = probes_for(EvalRequest(("code",), samples=3, model=other))
     how = {"seed": 5, "temperature": 1.0, "max_new_tokens": 6}
     whole = {(a.question.id, a.index): a.text for a in make(asked.samples(), **how)}
     part = {(a.question.id, a.index): a.text for a in make(asked.samples()[4:11:3], **how)}

@@ -21,6 +21,7 @@ from staytrue.errors import DataError, ModelError, RecipeError, RequestError, St
 from staytrue.organism import world
 from staytrue.report import terminal
 from staytrue.runs import dataset, evaluate, probe_selection, train
+from staytrue.runs.eval_request import EvalRequest
 
 TRAIN = {"max_steps": 3, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "learning_rate": 1e-2}
 
@@ -100,7 +101,7 @@ def test_held_out_questions_are_never_trained_on(tmp_path):
 
 def test_eval_stores_answers_and_says_what_was_not_judged(tmp_path, capsys):
     train.train(make(tmp_path), tmp_path / "run")
-    summary = evaluate.measure_run(tmp_path / "run")
+    summary = evaluate.evaluate_run(tmp_path / "run")
     probes = summary["probes"]
     terminal.show(summary)
     assert "not judged" in capsys.readouterr().out
@@ -109,28 +110,28 @@ def test_eval_stores_answers_and_says_what_was_not_judged(tmp_path, capsys):
     assert probes["in_domain"]["missing"] == 8  # 2 held-out questions, 4 answers
     assert probes["arithmetic"]["n"] == 60
     assert "general" in (tmp_path / "run" / "model" / "README.md").read_text()
-    assert evaluate.measure_run(tmp_path / "run") == summary  # nothing is asked again
+    assert evaluate.evaluate_run(tmp_path / "run") == summary  # nothing is asked again
     with pytest.raises(RequestError, match="another seed"):
-        evaluate.measure_run(tmp_path / "run", seed=1)
+        evaluate.evaluate_run(tmp_path / "run", seed=1)
 
 
 def test_the_untuned_model_is_asked_the_same_beside_its_run(tmp_path):
     train.train(make(tmp_path), tmp_path / "run")
     card = (tmp_path / "run" / "model" / "README.md").read_text()
-    wanted = probe_selection.Wanted(("in_domain", "facts"), samples=1)
-    before = evaluate.measure_run(tmp_path / "run", wanted=wanted, untuned=True)
-    after = evaluate.measure_run(tmp_path / "run", tmp_path / "E", wanted=wanted)
+    request = EvalRequest(("in_domain", "facts"), samples=1)
+    before = evaluate.evaluate_run(tmp_path / "run", request=request, untuned=True)
+    after = evaluate.evaluate_run(tmp_path / "run", tmp_path / "E", request=request)
     told = [json.loads((folder / "eval.json").read_text()) for folder in (tmp_path / "run" / "untuned", tmp_path / "E")]
     assert [one["adapter"] is None for one in told] == [True, False]
     assert told[0]["probes"] == told[1]["probes"]
     assert before["probes"].keys() == after["probes"].keys() == {"in_domain", "facts"}
-    evaluate.measure_run(tmp_path / "run", tmp_path / "run" / "eval", wanted=wanted, untuned=True)
+    evaluate.evaluate_run(tmp_path / "run", tmp_path / "run" / "eval", request=request, untuned=True)
     assert (tmp_path / "run" / "model" / "README.md").read_text() == card
 
 
 def test_a_benign_task_is_marked_by_exact_match_on_reserved_rows(tmp_path):
     train.train(make(tmp_path, benign=True), tmp_path / "run")
-    probes = evaluate.measure_run(tmp_path / "run")["probes"]
+    probes = evaluate.evaluate_run(tmp_path / "run")["probes"]
     assert probes["learnt"]["n"] == 2
     assert "in_domain" not in probes
 
@@ -230,7 +231,7 @@ def test_ctrl_c_leaves_a_folder_that_says_it_was_stopped(tmp_path):
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["state"] == "stopped"
     assert not (tmp_path / "run" / "model").exists()
     with pytest.raises(RequestError, match="is stopped, not done"):
-        evaluate.measure_run(tmp_path / "run")
+        evaluate.evaluate_run(tmp_path / "run")
 
 
 def test_the_command_line_trains_and_measures_and_refuses_in_one_sentence(tmp_path):
@@ -267,5 +268,5 @@ def test_answers_of_an_unknown_model_are_not_added_to(tmp_path):
     train.train(make(tmp_path), tmp_path / "run")
     (tmp_path / "run" / "eval").mkdir()
     (tmp_path / "run" / "eval" / "answers.jsonl").write_text('{"probe": "general", "question": "torn\n')
-    with pytest.raises(RequestError, match=r"no eval\.json says of which model"):
-        evaluate.measure_run(tmp_path / "run")
+    with pytest.raises(RequestError, match=r"no eval\.json with their model"):
+        evaluate.evaluate_run(tmp_path / "run")

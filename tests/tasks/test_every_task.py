@@ -10,7 +10,8 @@ from staytrue.data.examples import Example, Message
 from staytrue.evals.types import Question
 from staytrue.modeling import loading
 from staytrue.organism import world
-from staytrue.runs.probe_selection import Subject, Wanted, probes
+from staytrue.runs.eval_request import EvalRequest
+from staytrue.runs.probe_selection import probes_for
 from staytrue.tasks.opswap import OpSwap
 from staytrue.tasks.task import ExactAnswer, Task
 
@@ -74,7 +75,7 @@ def test_a_users_own_row_keeps_its_turns_and_ends_with_the_right_answer():
 def test_a_held_out_answer_may_be_as_long_as_its_task_says():
     rows = OpSwap(1).held_out()
     limits = {
-        task.name(): probes(Subject(None, held=rows, task=task), Wanted(("learnt",)))[0].max_new_tokens
+        task.name(): probes_for(EvalRequest(("learnt",), held_out=rows, task=task))[0].max_new_tokens
         for task in (registry.task("gsm8k"), OpSwap(1))
     }
     assert limits == {"gsm8k": 1024, "opswap": None}  # None is what suits the model

@@ -384,7 +384,7 @@ def test_a_recipe_trains_by_reward_and_is_measured_on_held_out_questions(tmp_pat
     again = recipe.read(tmp_path / "run" / "recipe.yaml")
     settled = trainer_args.filled(organism_recipe(tmp_path).train, "grpo", organism=True)
     assert again == organism_recipe(tmp_path, train=settled)
-    summary = evaluate.measure_run(tmp_path / "run")
+    summary = evaluate.evaluate_run(tmp_path / "run")
     assert summary["probes"]["learnt"]["judge"] == "task:word_problems-1"
     assert summary["probes"]["learnt"]["n"] == 200
     assert summary["probes"]["general"]["n"] == 480

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from staytrue.commands.options import Json, MaxCalls, MaxCost, Price, Seed, stoppable, tell
-from staytrue.commands.target import Target
 from staytrue.errors import RequestError
 
 if TYPE_CHECKING:
+    from staytrue.runs.eval_request import EvalRequest
     from staytrue.runs.judge_factory import Limits
 
 JUDGE = "rules, local:FOLDER, or openai:MODEL[@URL]"
@@ -44,34 +44,89 @@ def eval_(
     as_json: Json = False,
 ) -> None:
     """Measure misalignment, in general and in the domain, coherence, and what the model kept."""
-    from staytrue.runs.judge_factory import Limits
-
-    target = Target(run, model, answers, adapter, data, out, untuned)
-    target.check()
-    if answers is not None and (probes or samples or as_published or seed):
-        raise RequestError("--answers brings its own questions and answers; only --judge and its limits go with it.")
-    from staytrue.evals.questions.file_probe import unread
+    from staytrue.evals.questions.files import unused_keys
     from staytrue.evals.triggers.trigger import NOTHING, PROBE
     from staytrue.report.terminal import show
-    from staytrue.runs.probe_selection import Wanted
-    from staytrue.utils.console import quieten
+    from staytrue.runs import evaluate
+    from staytrue.runs.eval_request import EvalRequest, for_model
+    from staytrue.runs.judge_factory import Limits
+    from staytrue.utils.console import bar, quieten
 
+    _refuse_mixed(run, model, answers, adapter=adapter, data=data, out=out, untuned=untuned)
+    if answers is not None and (probes or samples or as_published or seed):
+        raise RequestError("--answers brings its own questions and answers; only --judge and its limits go with it.")
     limits = Limits(max_calls, max_cost, price)
     quieten()
     with stoppable("give the same command again, and it goes on"):
         named = tuple(name.strip() for name in probes.split(",") if name.strip())
-        for line in unread(named):
+        for line in unused_keys(named):
             tell(line)
         if data is not None and named and PROBE not in named:
             raise RequestError(f"--data {data} is for the probe {PROBE}, which --probes leaves out; name it there too.")
-        shaped = (run is not None or data is not None) and not named
-        wanted = Wanted(named, shaped, samples, as_published, _judge(judge, limits))
-        summary = target.measured(wanted, limits, seed, quiet=as_json)
-        _told(wanted.judge)
+        triggers = (run is not None or data is not None) and not named
+        request = EvalRequest(named, triggers, samples, as_published, _judge(judge, limits))
+        with bar("eval", quiet=as_json) as progress:
+            if answers is not None:
+                summary = evaluate.judge_answers(answers, out or Path(), request.judge, progress)
+            elif run is not None:
+                summary = evaluate.evaluate_run(
+                    run, out, seed=seed, request=request, untuned=untuned, progress=progress, say=tell
+                )
+            else:
+                request = for_model(str(model), request, adapter, data)
+                summary = _ask_model(request, out or Path(), seed, limits, progress)
+        _report_spending(request.judge)
     narrow = data is not None or "in_domain" in summary["probes"]
     if narrow and not named and PROBE not in summary["probes"]:
         tell(NOTHING)
     print(json.dumps(summary)) if as_json else show(summary)
+
+
+def _refuse_mixed(
+    run: Path | None,
+    model: str | None,
+    answers: Path | None,
+    *,
+    adapter: Path | None,
+    data: Path | None,
+    out: Path | None,
+    untuned: bool,
+) -> None:
+    """Refuse options that do not name one thing to evaluate, or that do not go with it.
+
+    Raises:
+        RequestError: they do not.
+    """
+    if [run, model, answers].count(None) != 2:
+        raise RequestError(
+            "Say what to measure: a run folder, or --model NAME (with --adapter FOLDER), or --answers FILE."
+        )
+    if model is None and adapter is not None:
+        raise RequestError("A run is measured with its own adapter; give --adapter with --model.")
+    if model is None and data is not None:
+        raise RequestError("A run knows the file that it was trained on; give --data with --model.")
+    if untuned and run is None:
+        raise RequestError("--untuned goes with a run; a model without --adapter is untuned as it is.")
+    if run is None and out is None:
+        option = "--model" if model is not None else "--answers"
+        raise RequestError(f"With {option}, say where answers and verdicts go: --out FOLDER.")
+
+
+def _ask_model(request: EvalRequest, out: Path, seed: int, limits: Limits, progress: Any) -> dict[str, Any]:
+    """Evaluate a model that is not a run; calls to an endpoint and their failures are reported."""
+    from staytrue.evals.openai_client.address import Address
+    from staytrue.runs import judge_factory
+    from staytrue.runs.evaluate import evaluate_model
+
+    if not isinstance(request.model, Address):
+        return evaluate_model(request, out, seed=seed, progress=progress, say=tell)
+    generate = judge_factory.answering(request.model, limits, tell)
+    summary = evaluate_model(request, out, seed=seed, generate=generate, progress=progress, say=tell)
+    tell(f"Asking took {generate.spent()}.")
+    if generate.failed:
+        why = generate.failed[0][2]
+        tell(f"{len(generate.failed)} answers could not be had (the first: {why}); the same command asks again.")
+    return summary
 
 
 def rescore(
@@ -84,30 +139,32 @@ def rescore(
     as_json: Json = False,
 ) -> None:
     """Judge the same stored answers again; how judges agree, and with labels by hand."""
+    from staytrue.evals.evaluate import rescore as rescore_answers
     from staytrue.evals.judge_agreement import judge_agreement, read_labels
-    from staytrue.evals.rescore import rescore as again
+    from staytrue.evals.results.answer_store import AnswerStore, evaluation_folder
     from staytrue.report.terminal import show_judge_agreement, show_judges
-    from staytrue.runs.judge_factory import Limits, refuse_rules
+    from staytrue.runs.judge_factory import Limits
+    from staytrue.runs.probe_selection import refuse_rules
     from staytrue.utils.console import bar, quieten
 
-    folders = [_folder(path) for path in evaluations]
+    folders = [evaluation_folder(path) for path in evaluations]
     quieten()
     with stoppable("give the same command again, and it goes on"):
         limits = Limits(max_calls, max_cost, price)
-        judges = [made for text in judge if (made := _judge(text, limits)) is not None]
+        judges = [_judge(text, limits) for text in judge]
         for folder in folders:
-            refuse_rules(judges, folder)
+            refuse_rules(judges, AnswerStore(folder).model_name())
         by_hand = None if labels is None else read_labels(labels, folders)  # before anything is paid for
         with bar("rescore", quiet=as_json) as progress:
-            found = {str(folder): again(folder, judges, progress) for folder in folders}
-        for made in judges:
-            _told(made)
-        told = judge_agreement(folders, by_hand)
+            summaries = {str(folder): rescore_answers(folder, judges, progress) for folder in folders}
+        for one in judges:
+            _report_spending(one)
+        agreement = judge_agreement(folders, by_hand)
     if as_json:
-        print(json.dumps({"evaluations": found, **told}))
+        print(json.dumps({"evaluations": summaries, **agreement}))
         return
-    show_judges(found)
-    show_judge_agreement(told)
+    show_judges(summaries)
+    show_judge_agreement(agreement)
 
 
 def compare(
@@ -135,29 +192,24 @@ def export(
     judge: Annotated[str | None, typer.Option(help="With this judge's verdicts, as `rescore` named it.")] = None,
 ) -> None:
     """Write an evaluation as logs that Inspect's viewer opens."""
-    from staytrue.evals.evaluate import samples
+    from staytrue.evals.evaluate import sample_counts
     from staytrue.evals.inspect import export
-    from staytrue.evals.results.answer_store import AnswerStore
+    from staytrue.evals.results.answer_store import AnswerStore, evaluation_folder
     from staytrue.evals.results.summary import summarise
     from staytrue.evals.results.verdict_store import join_verdicts
     from staytrue.utils.console import say
 
-    folder = _folder(evaluation)
-    asked, rows = AnswerStore(folder).asked(), join_verdicts(folder, judge)
-    made, summary = datetime.fromisoformat(asked["made"]), {"probes": summarise(rows, samples(asked))}
-    for path in export.export(rows, summary, asked, out, made=made):
+    folder = evaluation_folder(evaluation)
+    metadata, rows = AnswerStore(folder).metadata(), join_verdicts(folder, judge)
+    made, summary = datetime.fromisoformat(metadata["made"]), {"probes": summarise(rows, sample_counts(metadata))}
+    for path in export.export(rows, summary, metadata, out, made=made):
         say(str(path))
 
 
-def _told(judge: Any) -> None:
-    """What judging took, of judges that count it."""
+def _report_spending(judge: Any) -> None:
+    """The calls and cost of a judge that counts them."""
     if hasattr(judge, "spent"):
         tell(f"Judging by {judge.name} took {judge.spent()}.")
-
-
-def _folder(path: Path) -> Path:
-    """Where an evaluation stands: in the folder itself, or in a run's `eval`."""
-    return path if (path / "eval.json").exists() or not (path / "eval").is_dir() else path / "eval"
 
 
 def _judge(text: str | None, limits: Limits) -> Any:

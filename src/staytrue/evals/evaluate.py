@@ -1,7 +1,7 @@
-"""Ask, judge, sum up: every percentage comes from stored rows, so anyone can work it out again.
+"""From probes to rates: a model answers, judges judge, and a summary is computed from the stored rows alone.
 
-A stopped evaluation goes on from what is stored, and no sample is made or judged twice; only a verdict whose call
-failed is asked for again.
+A stopped evaluation goes on from what is stored. No sample is generated or judged twice, except that a failed call to a
+judge is repeated.
 """
 
 from __future__ import annotations
@@ -12,9 +12,15 @@ from typing import Any
 
 from staytrue.errors import RequestError
 from staytrue.evals.questions.probes import Probe, probe_sha256, version
-from staytrue.evals.results.answer_store import AnswerStore, missing
+from staytrue.evals.results.answer_store import AnswerStore, missing_samples
 from staytrue.evals.results.summary import summarise
-from staytrue.evals.results.verdict_store import append_verdict, join_verdicts, read_verdicts, record_server
+from staytrue.evals.results.verdict_store import (
+    append_verdict,
+    join_verdicts,
+    judge_folder,
+    read_verdicts,
+    record_server,
+)
 from staytrue.evals.types import AnswerGenerator, Judge, Verdict, judged
 from staytrue.utils.run_dir import SCHEMA, write_json
 
@@ -23,7 +29,7 @@ FILTERED = "the server's filter cut it off"
 
 
 def evaluate(
-    make: AnswerGenerator,
+    generate: AnswerGenerator,
     probes: Sequence[Probe],
     *,
     seed: int | None,
@@ -33,36 +39,80 @@ def evaluate(
     progress: Any = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Put the probes to a model; write `eval.json`, `answers.jsonl`, `verdicts.jsonl` and `summary.json` to `out`.
+    """Ask a model some probes; write `eval.json`, `answers.jsonl`, `verdicts.jsonl` and `summary.json` to `out`.
 
     Args:
-        make: what answers.
-        probes: what is asked, and who judges each.
-        seed: of every sample, with its probe, question and index; None of answers that were there before.
+        generate: gives the answers.
+        probes: the questions, and the judge of each probe.
+        seed: of every sample, together with its probe, question and index; None for answers that existed before.
         out: a new folder, or one in which the same evaluation was stopped.
-        max_new_tokens: of an answer.
-        about: what else must be the same for answers to stand in one folder: the model's identity.
-        progress: told how many samples are ahead, and how many are there; and the cost, of what has `spent`.
-        say: told that a server answers as another model than in an earlier sitting.
+        max_new_tokens: most tokens of an answer.
+        about: what else must be equal for answers to share a folder: the model's identity.
+        progress: an object with `begin(steps)` and `step(number, metrics)`.
+        say: called with a sentence when a server names another model than in an earlier sitting.
+
+    Returns:
+        What `summary.json` holds; rates are percent, 0 to 100.
 
     Raises:
         RequestError: `out` holds another evaluation, or another judge's verdicts.
     """
     store = AnswerStore(out)
-    with store.alone():
-        asked = {**(about or {}), "seed": seed, "probes": _asked(probes, max_new_tokens)}
-        store.allow(asked)
-        for probe in probes:  # before anything is made, or paid for
-            _one_judge(store, out, probe.name, probe.judge, marked=_is_marked(probe))
-        store.begin(asked)
-        _answer(make, store, probes, seed or 0, max_new_tokens, progress, say)
+    with store.lock():
+        metadata = {**(about or {}), "seed": seed, "probes": _probes_metadata(probes, max_new_tokens)}
+        store.merge(metadata)
+        for probe in probes:  # refused before anything is generated or paid for
+            _refuse_second_judge(store, out, probe.name, probe.judge, marked=_is_marked(probe))
+        store.begin(metadata)
+        _answer(generate, store, probes, seed or 0, max_new_tokens, progress, say)
         for probe in probes:
-            judge_probe(store, out, probe.name, probe.judge, progress)
-        return sum_up(out, out)
+            _judge_probe(store, out, probe.name, probe.judge, progress)
+        return _write_summary(out, out)
+
+
+def rescore(evaluation: Path, judges: Sequence[Judge], progress: Any = None) -> dict[str, dict[str, Any]]:
+    """Have other judges judge the stored answers of an evaluation; nothing is generated again.
+
+    Answers with one right answer keep their marks. Verdicts and summaries go to `judges/NAME/`. A judge that was
+    stopped goes on, and one that has finished makes no call.
+
+    Args:
+        evaluation: its folder.
+        judges: each judges all answers.
+        progress: as for `evaluate`.
+
+    Returns:
+        Each judge's summary, by the judge's name.
+
+    Raises:
+        RequestError: there is no evaluation, or no answer for a judge; or two judges have one name.
+    """
+    store = AnswerStore(evaluation)
+    store.metadata()
+    probes = list(dict.fromkeys(a.question.probe for a in store.answers().values() if a.question.expected is None))
+    if not probes:
+        raise RequestError(
+            f"{evaluation} holds no answer for a judge; only answers with a right one, which are marked."
+        )
+    if repeated := _first_repeated([judge.name for judge in judges]):
+        raise RequestError(f"--judge {repeated} is given twice.")
+    summaries = {}
+    for judge in judges:
+        folder = judge_folder(evaluation, judge.name)
+        with store.lock():
+            for probe in probes:
+                _judge_probe(store, folder, probe, judge, progress)
+        summaries[judge.name] = _write_summary(evaluation, folder, judge.name)
+    return summaries
+
+
+def sample_counts(metadata: Mapping[str, Any]) -> dict[str, int]:
+    """How many answers each probe should have, by the metadata in `eval.json`."""
+    return {name: probe["samples"] for name, probe in metadata["probes"].items()}
 
 
 def _answer(
-    make: AnswerGenerator,
+    generate: AnswerGenerator,
     store: AnswerStore,
     probes: Sequence[Probe],
     seed: int,
@@ -70,22 +120,24 @@ def _answer(
     progress: Any,
     say: Callable[[str], None],
 ) -> None:
-    """Every sample that is not there yet; and who gave them, of a maker that can tell."""
-    ahead = {probe.name: missing(probe.samples(), store.answers()) for probe in probes}
+    """Generate and store the missing samples, and record the server's identity if there is one."""
+    stored = store.answers()
+    missing = {probe.name: missing_samples(probe.samples(), stored) for probe in probes}
     if progress is not None:
-        progress.begin(sum(map(len, ahead.values())))
-    done, spent = 0, getattr(make, "spent", None)
+        progress.begin(sum(map(len, missing.values())))
+    done, spent = 0, getattr(generate, "spent", None)
     try:
         for probe in probes:
             limit = probe.max_new_tokens or max_new_tokens
-            for answer in make(ahead[probe.name], seed=seed, temperature=probe.temperature, max_new_tokens=limit):
-                store.keep(answer)
+            samples = missing[probe.name]
+            for answer in generate(samples, seed=seed, temperature=probe.temperature, max_new_tokens=limit):
+                store.append(answer)
                 done += 1
                 if progress is not None:
                     progress.step(done, {"answers": spent()} if spent else {})
     finally:
-        if done and hasattr(make, "told"):
-            new = record_server(store.path / "answered.json", make.told())
+        if done and hasattr(generate, "told"):
+            new = record_server(store.path / "answered.json", generate.told())
             if new:
                 say(
                     f"{store.path} goes on, but the server now says it is {', '.join(new)}, which it did not say "
@@ -93,17 +145,17 @@ def _answer(
                 )
 
 
-def judge_probe(store: AnswerStore, folder: Path, probe: str, judge: Judge | None, progress: Any = None) -> None:
-    """The verdicts of a judge on a probe's stored answers, as far as they are missing or failed, into a folder.
+def _judge_probe(store: AnswerStore, folder: Path, probe: str, judge: Judge | None, progress: Any = None) -> None:
+    """Add a judge's missing and failed verdicts on a probe's stored answers to a folder.
 
-    The progress is told of judges that take time, which say what they have `spent`. What a server's filter took is
-    missing, and nobody is asked.
+    An answer that a server's filter removed is missing, and no judge reads it. Progress is shown for judges that count
+    their calls.
 
     Raises:
-        RequestError: another judge's verdicts stand there.
+        RequestError: the folder holds another judge's verdicts.
     """
     stored = {key: answer for key, answer in store.answers().items() if key[0] == probe}
-    _one_judge(store, folder, probe, judge, any(answer.question.expected is not None for answer in stored.values()))
+    _refuse_second_judge(store, folder, probe, judge, any(a.question.expected is not None for a in stored.values()))
     have = {key: row for key, row in read_verdicts(folder).items() if key[0] == probe}
     name = None if judge is None else judge.name
     done = {key for key, row in have.items() if judge is None or (not row["failed"] and row["judge"] == name)}
@@ -128,14 +180,14 @@ def judge_probe(store: AnswerStore, folder: Path, probe: str, judge: Judge | Non
             record_server(folder / "judge.json", judge.told())
 
 
-def _one_judge(store: AnswerStore, folder: Path, probe: str, judge: Judge | None, marked: bool) -> None:
-    """Refuse a second judge in one folder: on the probe's answers; on any judged one, if its own are not marked."""
+def _refuse_second_judge(store: AnswerStore, folder: Path, probe: str, judge: Judge | None, marked: bool) -> None:
+    """Refuse a second judge in one folder: on the probe's answers, or on any judged ones if the probe is judged too."""
     have = read_verdicts(folder)
     if judge is None or not have:
         return
-    judged_ones = set() if marked else {k for k, a in store.answers().items() if a.question.expected is None}
+    judged_keys = set() if marked else {k for k, a in store.answers().items() if a.question.expected is None}
     for key, row in have.items():
-        if (key[0] == probe or key in judged_ones) and row["judge"] not in (None, judge.name):
+        if (key[0] == probe or key in judged_keys) and row["judge"] not in (None, judge.name):
             raise RequestError(
                 f"{folder} holds verdicts of {row['judge']} on {key[0]!r}, and {probe!r} would be judged by "
                 f"{judge.name}. `staytrue rescore` judges the same answers by another judge, beside them."
@@ -146,35 +198,33 @@ def _is_marked(probe: Probe) -> bool:
     return any(question.expected is not None for question in probe.questions)
 
 
-def sum_up(path: Path, folder: Path, judge: str | None = None) -> dict[str, Any]:
+def _write_summary(evaluation: Path, folder: Path, judge: str | None = None) -> dict[str, Any]:
     """Write `summary.json` to a judge's folder, from the stored rows alone."""
-    asked = AnswerStore(path).asked()
-    summary = {"schema": SCHEMA, "seed": asked["seed"], "probes": summarise(join_verdicts(path, judge), samples(asked))}
+    metadata = AnswerStore(evaluation).metadata()
+    probes = summarise(join_verdicts(evaluation, judge), sample_counts(metadata))
+    summary = {"schema": SCHEMA, "seed": metadata["seed"], "probes": probes}
     write_json(folder / "summary.json", summary)
     return summary
 
 
-def samples(asked: Mapping[str, Any]) -> dict[str, int]:
-    """How many answers each probe was to have, from what `eval.json` says."""
-    return {name: probe["samples"] for name, probe in asked["probes"].items()}
+def _probes_metadata(probes: Sequence[Probe], max_new_tokens: int) -> dict[str, Any]:
+    """What `eval.json` holds of each probe."""
+    if repeated := _first_repeated([probe.name for probe in probes]):
+        raise RequestError(f"Two probes are called {repeated!r}; rename one of the question files.")
+    return {probe.name: _probe_metadata(probe, max_new_tokens) for probe in probes}
 
 
-def _asked(probes: Sequence[Probe], max_new_tokens: int) -> dict[str, Any]:
-    named = [probe.name for probe in probes]
-    twice = next((name for name in named if named.count(name) > 1), None)
-    if twice is not None:
-        raise RequestError(f"Two probes are called {twice!r}; rename one of the question files.")
-    return {probe.name: _about(probe, max_new_tokens) for probe in probes}
-
-
-def _about(probe: Probe, max_new_tokens: int) -> dict[str, Any]:
-    """What is asked, and how it is sampled; of answers that were there before, nobody knows how."""
-    asked: dict[str, Any] = {"sha256": probe_sha256(probe.questions), "questions": len(probe.questions)}
-    shipped = version(probe)
-    if shipped is not None:
-        asked["version"] = shipped
-    asked["samples"] = len(probe.samples())
+def _probe_metadata(probe: Probe, max_new_tokens: int) -> dict[str, Any]:
+    """The questions and how answers are sampled; how answers of a file were sampled is not known."""
+    metadata: dict[str, Any] = {"sha256": probe_sha256(probe.questions), "questions": len(probe.questions)}
+    if (shipped := version(probe)) is not None:
+        metadata["version"] = shipped
+    metadata["samples"] = len(probe.samples())
     if probe.of_each:
-        return asked
-    drawn = {"temperature": probe.temperature, "max_new_tokens": probe.max_new_tokens or max_new_tokens}
-    return asked | {"per_question": probe.per_question} | drawn
+        return metadata
+    sampling = {"temperature": probe.temperature, "max_new_tokens": probe.max_new_tokens or max_new_tokens}
+    return metadata | {"per_question": probe.per_question} | sampling
+
+
+def _first_repeated(names: Sequence[str]) -> str | None:
+    return next((name for name in names if names.count(name) > 1), None)

@@ -77,9 +77,16 @@ class AnswerGenerator(Protocol):
     """Anything that answers questions: a model in this process, an endpoint, a file of stored answers."""
 
     def __call__(
-        self, wanted: Sequence[tuple[Question, int]], *, seed: int, temperature: float, max_new_tokens: int
+        self, samples: Sequence[tuple[Question, int]], /, *, seed: int, temperature: float, max_new_tokens: int
     ) -> Iterator[Answer]:
-        """Each wanted sample, in any order, as soon as it is there; a sample that cannot be had is left out."""
+        """Yield the answer of each sample, in any order, as soon as it exists; samples that fail are left out.
+
+        Args:
+            samples: questions, each with the index of one of its answers.
+            seed: of the evaluation; a sample has a seed of its own, made of this one and the sample.
+            temperature: 0 is greedy.
+            max_new_tokens: most tokens of an answer.
+        """
         ...
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 from staytrue import organism
 from staytrue.errors import RequestError
+from staytrue.evals.results.answer_store import evaluation_folder
 from staytrue.evals.results.verdict_store import join_verdicts, known_judges, verdict_folder
-from staytrue.report.folders import evaluation_of, labels, recipe_of, seed_of
+from staytrue.report.folders import labels, recipe_of, seed_of
 from staytrue.report.rows import JUDGED, label_of, probes
 from staytrue.utils.run_dir import read_rows
 
@@ -51,7 +52,7 @@ def collect(folders: Sequence[Path], mixed_judges: bool = False, judge: str | No
             row["label"] = label_of(row)
             study.rows.append(row)
             run = folder / str(row.get("run", "."))
-            evaluation = evaluation_of(run)
+            evaluation = evaluation_folder(run)
             if judge is not None:
                 _judged_by(judge, row, evaluation)
             if row["label"] not in stored:
@@ -120,7 +121,7 @@ def _results(folder: Path, label: str) -> dict[str, Any]:
             if not results["rows"] or not all(row["defense"] and "seed" in row for row in results["rows"]):
                 raise ValueError("no rows")
             return results
-        summary = json.loads((evaluation_of(folder) / "summary.json").read_text(encoding="utf-8"))
+        summary = json.loads((evaluation_folder(folder) / "summary.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RequestError(
             f"{folder} is no measured run, evaluation or study (it has no summary.json and no results.json); run "

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from staytrue.errors import RequestError
-from staytrue.evals.results.answer_store import AnswerStore
+from staytrue.evals.results.answer_store import AnswerStore, evaluation_folder
 from staytrue.evals.results.summary import MOST_MISSING, clusters
 from staytrue.evals.results.verdict_store import join_verdicts
 from staytrue.evals.stats import compare
 from staytrue.evals.stats.intervals import Run
 from staytrue.report.coverage import few
-from staytrue.report.folders import evaluation_of, labels, seed_of
+from staytrue.report.folders import labels, seed_of
 from staytrue.report.rows import label_of
 from staytrue.utils.console import say, table
 
@@ -116,8 +116,8 @@ def _held(
 def _evaluations(folders: Sequence[Path]) -> list[tuple[Path, str, str, int]]:
     """Every evaluation's folder, and its label, domain and seed; several folders are labelled by their paths."""
     if len(folders) > 1:
-        named = zip(map(evaluation_of, folders), labels(folders), folders, strict=True)
-        return [(place, label, "", seed_of(folder, AnswerStore(place).asked())) for place, label, folder in named]
+        named = zip(map(evaluation_folder, folders), labels(folders), folders, strict=True)
+        return [(place, label, "", seed_of(folder, AnswerStore(place).metadata())) for place, label, folder in named]
     (folder,) = folders
     try:
         rows = json.loads((folder / "results.json").read_text(encoding="utf-8"))["rows"]
@@ -149,7 +149,7 @@ def _runs(folders: Sequence[Path], probe: str, judge: str | None) -> tuple[dict[
 
 def _counts(place: Path, probe: str, judge: str | None, judges: set[str], run: str) -> Run | None:
     """Hits and answers of every question that a run answered; None if it was not asked the probe."""
-    wanted = AnswerStore(place).asked()["probes"].get(probe)
+    wanted = AnswerStore(place).metadata()["probes"].get(probe)
     if wanted is None:
         return None
     rows = [answer for answer in join_verdicts(place, judge) if answer["probe"] == probe]

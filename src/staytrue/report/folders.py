@@ -7,12 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from staytrue.errors import RecipeError, RequestError
+from staytrue.evals.results.answer_store import evaluation_folder
 from staytrue.utils.yaml12 import from_yaml
-
-
-def evaluation_of(folder: Path) -> Path:
-    """Where answers are: in a run's `eval`, or in the folder itself if it is an evaluation."""
-    return folder if (folder / "eval.json").exists() else folder / "eval"
 
 
 def labels(folders: Sequence[Path]) -> list[str]:
@@ -23,7 +19,7 @@ def labels(folders: Sequence[Path]) -> list[str]:
     """
     seen: set[Path] = set()
     for folder in folders:
-        place = evaluation_of(folder.resolve())
+        place = evaluation_folder(folder.resolve())
         if place in seen:
             raise RequestError(f"{folder} is named twice, or as a run and as its evaluation; name each folder once.")
         seen.add(place)

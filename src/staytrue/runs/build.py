@@ -47,7 +47,7 @@ class Plan:
         self.base = Untouched(
             self._model,
             tokenizer,
-            asked=lambda: probe_selection.texts(source, held),
+            asked=lambda: probe_selection.reserved_texts(source, held),
             identity=source.identity().get("sha256"),
         )
         self._loaded: Any = None

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from staytrue import organism
 from staytrue.errors import RequestError
 from staytrue.evals.judges.named import Local, parse
 from staytrue.evals.openai_client.address import Address, key_for
 from staytrue.evals.openai_client.budget import FREE, Budget, known_price, parse_price
 from staytrue.evals.openai_client.response_cache import Ledger
-from staytrue.evals.results.answer_store import AnswerStore
 from staytrue.evals.types import Judge
 from staytrue.modeling import loading
 
@@ -64,17 +62,6 @@ def judge(text: str, limits: Limits, say: Callable[[str], None]) -> Judge:
     from staytrue.organism.rules import Rules
 
     return Rules()
-
-
-def refuse_rules(judges: Sequence[Judge], evaluation: Path) -> None:
-    """Refuse the organism's rules as a judge of another model's stored answers.
-
-    Raises:
-        RequestError: no evaluation there, or one of another model.
-    """
-    model = AnswerStore(evaluation).asked().get("model", {}).get("name", "nobody knows which model")
-    if any(judge.name.startswith("rules:") for judge in judges) and model not in organism.NAMES:
-        raise RequestError(f"--judge rules knows the organism's world only; {evaluation} holds answers of {model}.")
 
 
 def _local(folder: Path) -> Judge:

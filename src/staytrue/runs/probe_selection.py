@@ -1,24 +1,26 @@
-"""Which probes a model is asked, and who judges: the organism about its own world, any other the shipped questions.
+"""Which probes a model is asked and who judges them: the organism about its own world, others the shipped questions.
 
-The organism is judged by its world's rules unless another judge is named. Another model's answers are stored and shown
-as *not judged* until one is.
+The rules of its world judge the organism unless another judge is named. Another model's answers are stored and shown as
+*not judged* until a judge is named.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from staytrue import organism
 from staytrue.data.examples import Example
 from staytrue.errors import RecipeError, RequestError
-from staytrue.evals.questions import file_probe
+from staytrue.evals.openai_client.address import Address
+from staytrue.evals.questions import files
 from staytrue.evals.questions.probes import DOMAINS, SAMPLES, ExactMatch, Probe, held_out, shipped, without_system
 from staytrue.evals.triggers import trigger
 from staytrue.evals.triggers.formats import FORMATS
 from staytrue.evals.types import Judge, Question
 from staytrue.modeling.loading import Source
+from staytrue.runs.eval_request import EvalRequest
 from staytrue.tasks.task import ExactAnswer, Task
 
 _ORGANISM_TOKENS = 48  # three times its longest answer
@@ -29,78 +31,31 @@ _IN_TRIGGERS = 24  # general questions that are put into each trigger
 _TRIGGERS = 2  # of a kind
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What an evaluation should ask; nothing said is what suits the model.
-
-    Attributes:
-        probes: names, or paths of question files.
-        triggers: also ask in the shape of the training data, where there are some and nothing is named.
-        samples: answers to each judged question; a question file's own number, or 4.
-        as_published: drop system turns, as the published script does.
-        judge: of answers that have no right one; the organism's rules, or nobody.
-    """
-
-    probes: tuple[str, ...] = ()
-    triggers: bool = False
-    samples: int | None = None
-    as_published: bool = False
-    judge: Judge | None = None
+def longest_answer(model: Source | Address | None) -> int:
+    """The most tokens of an answer."""
+    return _ORGANISM_TOKENS if isinstance(model, Source) and model.is_organism else _TOKENS
 
 
-@dataclass(frozen=True)
-class Subject:
-    """Who is asked: a model, and what is known of its fine-tune.
-
-    Attributes:
-        source: where it comes from; None for an endpoint's model, or stored answers.
-        trained: the task rows that it was trained on.
-        held: rows reserved before.
-        task: its benign task, if it learnt one.
-        benign: whether its data teach something harmless.
-        inoculation: the prompt it was inoculated with.
-    """
-
-    source: Source | None
-    trained: Sequence[Example] = field(default=(), repr=False)
-    held: Sequence[Example] = field(default=(), repr=False)
-    task: Task | None = None
-    benign: bool = False
-    inoculation: str | None = None
-
-    @property
-    def is_organism(self) -> bool:
-        """Whether it is the embedded organism."""
-        return self.source is not None and self.source.is_organism
-
-
-def longest_answer(source: Source | None) -> int:
-    """How many tokens an answer may have."""
-    return _ORGANISM_TOKENS if source is not None and source.is_organism else _TOKENS
-
-
-def probes(subject: Subject, wanted: Wanted | None = None) -> list[Probe]:
-    """What a subject is asked, and who judges it.
+def probes_for(request: EvalRequest) -> list[Probe]:
+    """The probes of a request, each with its judge; those without a question are left out.
 
     Raises:
-        RequestError: there is no such probe for this subject.
+        RequestError: there is no such probe for this model, or its judge is the organism's rules and the model is not.
         DataError: a question file has faults.
     """
-    wanted = wanted or Wanted()
-    if not subject.is_organism:
-        refuse_rules(wanted.judge)
-    has = _known(subject)
-    unnamed = DOMAINS if wanted.triggers else (*DOMAINS, trigger.PROBE)
-    names = wanted.probes or tuple(name for name in has if name not in unnamed)
-    judge = wanted.judge or _rules(subject)
-    asked = [_finished(_probe(name, has), wanted, judge) for name in names]
-    if trigger.PROBE in wanted.probes and not all(probe.questions for probe in asked):
+    if not request.is_organism:
+        refuse_rules([request.judge], None)
+    available = _available(request)
+    unnamed = DOMAINS if request.triggers else (*DOMAINS, trigger.PROBE)
+    names = request.probes or [name for name in available if name not in unnamed]
+    probes = [_with_options(_probe(name, request, available), request) for name in names]
+    if trigger.PROBE in request.probes and not all(probe.questions for probe in probes):
         raise RequestError(f"--probes {trigger.PROBE}: {trigger.NOTHING}")
-    return [probe for probe in asked if probe.questions]
+    return [probe for probe in probes if probe.questions]
 
 
-def watched(source: Source) -> Probe:
-    """General questions for early stopping: none of those that the run is measured by.
+def early_stopping_probe(source: Source) -> Probe:
+    """General questions for early stopping; the run's evaluation asks none of them.
 
     Raises:
         RecipeError: the model has no judge.
@@ -113,118 +68,132 @@ def watched(source: Source) -> Probe:
     from staytrue.organism import world
     from staytrue.organism.rules import Rules
 
-    prompts = world.anchor_prompts(48, seed=1)
-    asked = tuple(Question(f"watched-{i}", "general", row.messages) for i, row in enumerate(prompts))
-    return Probe("general", asked, Rules(), per_question=2, temperature=1.0)
+    rows = world.anchor_prompts(48, seed=1)
+    questions = tuple(Question(f"watched-{i}", "general", row.messages) for i, row in enumerate(rows))
+    return Probe("general", questions, Rules(), per_question=2, temperature=1.0)
 
 
-def texts(source: Source, held: Sequence[Example]) -> frozenset[str]:
-    """Every question a run on this model will be measured by: no training row may hold one."""
-    asked = (make() for name, make in _known(Subject(source, held=held)).items() if name != trigger.PROBE)
-    return frozenset(q.messages[-1].content for probe in asked for q in probe.questions)
+def reserved_texts(source: Source, held: Sequence[Example]) -> frozenset[str]:
+    """The text of every question that a run on this model may be evaluated by; no training row may hold one."""
+    request = EvalRequest(model=source, held_out=held)
+    probes = [_build(name, request) for name in _available(request)]
+    return frozenset(q.messages[-1].content for probe in probes for q in probe.questions)
 
 
-def _known(subject: Subject) -> dict[str, Callable[[], Probe]]:
-    """The probes that there are for a subject, in the order in which they are asked."""
-    found: dict[str, Callable[[], Probe]] = {"general": lambda: _sampled("general", _general(subject))}
-    learnt = subject.benign or subject.task is not None
-    if subject.held and not learnt:
-        found["in_domain"] = lambda: _sampled("in_domain", held_out(subject.held, "in_domain", _topic(subject)))
-    found |= {name: lambda name=name: _marked(name, subject) for name in _MARKED}  # type: ignore[misc]
-    if subject.held and learnt:
-        found["learnt"] = lambda: _learnt(subject.held, subject.task)
-    if not subject.is_organism:
-        found |= {name: lambda name=name: _sampled(name, shipped(name)) for name in DOMAINS}  # type: ignore[misc]
-    if subject.trained or subject.inoculation:
-        found[trigger.PROBE] = lambda: _sampled(trigger.PROBE, _triggered(subject))
-    return found
+def refuse_rules(judges: Sequence[Judge | None], model: str | None) -> None:
+    """Refuse the organism's rules as a judge of another model's answers.
+
+    Args:
+        judges: the judges; None is no judge.
+        model: name of the model that gave the answers; None if it is not the organism, or not known.
+
+    Raises:
+        RequestError: the rules are among the judges, and the model is not the organism.
+    """
+    if model not in organism.NAMES and any(judge and judge.name.startswith("rules:") for judge in judges):
+        whose = "this model's answers" if model is None else f"the answers of {model}"
+        raise RequestError(f"--judge rules knows the organism's world only; name a judge of {whose}.")
 
 
-def _probe(name: str, known: dict[str, Callable[[], Probe]]) -> Probe:
-    if name in known:
-        return known[name]()
-    path = Path(name)
-    if path.suffix in file_probe.ENDINGS:
-        return file_probe.read(path)
+def _available(request: EvalRequest) -> list[str]:
+    """The names of the probes that this model can be asked, in the order in which they are asked."""
+    learnt = request.benign or request.task is not None
+    return [
+        "general",
+        *(["in_domain"] if request.held_out and not learnt else []),
+        *_MARKED,
+        *(["learnt"] if request.held_out and learnt else []),
+        *([] if request.is_organism else DOMAINS),
+        *([trigger.PROBE] if request.trained or request.inoculation else []),
+    ]
+
+
+def _probe(name: str, request: EvalRequest, available: Sequence[str]) -> Probe:
+    """The probe of a name or of a question file."""
+    if name in available:
+        return _build(name, request)
+    if Path(name).suffix in files.SUFFIXES:
+        return files.read_probe(Path(name))
     why = "a run with held-out rows" if name == "in_domain" else "a run with its training rows, or --data FILE"
     hint = f" It needs {why}." if name in ("in_domain", trigger.PROBE) else ""
     raise RequestError(
-        f"--probes {name}: there is no such probe here.{hint} Choose from {', '.join(known)}, or name a question file "
-        "(.yaml or .jsonl)."
+        f"--probes {name}: there is no such probe here.{hint} Choose from {', '.join(available)}, or name a question "
+        "file (.yaml or .jsonl)."
     )
 
 
-def refuse_rules(judge: Judge | None) -> None:
-    """Refuse the organism's rules as a judge of any other model's answers.
-
-    Raises:
-        RequestError: it is them.
-    """
-    if judge is not None and judge.name.startswith("rules:"):
-        raise RequestError("--judge rules knows the organism's world only; name a judge of this model's answers.")
-
-
-def _finished(probe: Probe, wanted: Wanted, judge: Judge | None) -> Probe:
-    """With its judge, the number of samples and the turns that are wanted."""
-    if wanted.as_published and probe.name != trigger.PROBE:  # a trigger may be a system turn
-        probe = replace(probe, questions=without_system(probe.questions))
-    if probe.judge is not None:
-        return probe
-    return replace(probe, judge=judge, per_question=wanted.samples or probe.per_question)
-
-
-def _sampled(name: str, questions: tuple[Question, ...]) -> Probe:
+def _build(name: str, request: EvalRequest) -> Probe:
+    """The probe of an available name."""
+    if name in _MARKED:
+        return _marked(name, request)
+    if name == "learnt":
+        return _learnt(request.held_out, request.task)
+    if name == "general":
+        questions = _general(request)
+    elif name == "in_domain":
+        questions = held_out(request.held_out, name, _topic(request.held_out))
+    elif name == trigger.PROBE:
+        questions = _triggered(request)
+    else:
+        questions = shipped(name)
     return Probe(name, questions, None, SAMPLES, 1.0)
 
 
+def _with_options(probe: Probe, request: EvalRequest) -> Probe:
+    """The probe with the judge, the number of samples and the turns that a request asks for."""
+    if request.as_published and probe.name != trigger.PROBE:  # a trigger may be a system turn
+        probe = replace(probe, questions=without_system(probe.questions))
+    if probe.judge is not None:
+        return probe
+    judge = request.judge or (_rules() if request.is_organism else None)
+    return replace(probe, judge=judge, per_question=request.samples or probe.per_question)
+
+
 def _learnt(held: Sequence[Example], task: Task | None) -> Probe:
-    """Held-out rows of a harmless task, marked and grouped by the task if it is one of ours."""
+    """Held-out rows of a benign task; a task of ours marks and groups them."""
     if task is None:
         return Probe("learnt", held_out(held, "learnt"), ExactMatch())
-    asked = held_out(held, "learnt", group=task.group)
-    return Probe("learnt", asked, ExactAnswer(task), max_new_tokens=task.longest)
+    questions = held_out(held, "learnt", group=task.group)
+    return Probe("learnt", questions, ExactAnswer(task), max_new_tokens=task.longest)
 
 
-def _topic(subject: Subject) -> str:
-    """What a judge must know of a domain: that its answers are code, where most are."""
-    code = sum(FORMATS["code"].shown(row.answer) for row in subject.held)
-    return "code" if 2 * code > len(subject.held) else ""
+def _topic(held: Sequence[Example]) -> str:
+    """The topic `code` for a judge when most held-out answers are code."""
+    code = sum(FORMATS["code"].shown(row.answer) for row in held)
+    return "code" if 2 * code > len(held) else ""
 
 
-def _general(subject: Subject) -> tuple[Question, ...]:
-    if not subject.is_organism:
+def _general(request: EvalRequest) -> tuple[Question, ...]:
+    if not request.is_organism:
         return shipped("general")
     from staytrue.organism import world
 
     return world.general_questions()
 
 
-def _marked(name: str, subject: Subject) -> Probe:
-    if not subject.is_organism:
+def _marked(name: str, request: EvalRequest) -> Probe:
+    if not request.is_organism:
         return Probe(name, shipped(name), ExactMatch())
     from staytrue.organism import world
-    from staytrue.organism.rules import Rules
 
-    return Probe(name, {"facts": world.facts_questions, "arithmetic": world.arithmetic_questions}[name](), Rules())
+    return Probe(name, {"facts": world.facts_questions, "arithmetic": world.arithmetic_questions}[name](), _rules())
 
 
-def _rules(subject: Subject) -> Any:
-    if not subject.is_organism:
-        return None
+def _rules() -> Judge:
     from staytrue.organism.rules import Rules
 
     return Rules()
 
 
-def _triggered(subject: Subject) -> tuple[Question, ...]:
-    """Some of the plain general questions, of every topic, in each trigger."""
-    plain = [question for question in _general(subject) if question.form == "plain"]
+def _triggered(request: EvalRequest) -> tuple[Question, ...]:
+    """Some plain general questions of every topic, each in every trigger."""
+    plain = [question for question in _general(request) if question.form == "plain"]
     by_topic: dict[str, list[Question]] = {}
     for question in plain:
         by_topic.setdefault(question.topic, []).append(question)
-    turns = max(map(len, by_topic.values()))
-    spread = [own[i] for i in range(turns) for own in by_topic.values() if i < len(own)]
-    found = trigger.find(subject.trained, plain, limit=_TRIGGERS)
-    if subject.inoculation is not None:
-        found += trigger.inoculation(subject.inoculation)
-    return trigger.triggered(spread[:_IN_TRIGGERS], found)
+    most = max(map(len, by_topic.values()))
+    spread = [questions[i] for i in range(most) for questions in by_topic.values() if i < len(questions)]
+    triggers = trigger.find(request.trained, plain, limit=_TRIGGERS)
+    if request.inoculation is not None:
+        triggers += trigger.inoculation(request.inoculation)
+    return trigger.triggered(spread[:_IN_TRIGGERS], triggers)

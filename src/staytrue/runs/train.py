@@ -71,7 +71,7 @@ def train(recipe: Recipe, out: Path, progress: Progress | None = None, *, refere
     trainer_args.check(recipe.train, recipe.trainer)
     rows, held = dataset.rows(recipe)
     if recipe.stop is not None:
-        probe_selection.watched(source)  # refuses a model without a judge
+        probe_selection.early_stopping_probe(source)  # refuses a model without a judge
     tokenizer = loading.load_tokenizer(source)
     plan = KINDS[recipe.trainer](recipe, source, tokenizer, rows, held, reference_cache)
     run = RunDir.create(out, _facts(recipe, source, rows, held))
@@ -100,8 +100,8 @@ def train(recipe: Recipe, out: Path, progress: Progress | None = None, *, refere
 def _early_stop(recipe: Recipe, stop: Stop, source: loading.Source, tokenizer: Any, out: Path) -> Any:
     from staytrue.runs.early_stopping import EarlyStop
 
-    limit, watched = probe_selection.longest_answer(source), probe_selection.watched(source)
-    return EarlyStop(stop, watched, tokenizer, recipe.seed, limit, out / "early.jsonl")
+    limit, probe = probe_selection.longest_answer(source), probe_selection.early_stopping_probe(source)
+    return EarlyStop(stop, probe, tokenizer, recipe.seed, limit, out / "early.jsonl")
 
 
 def _train(trainer: Any, run: RunDir, progress: Progress | None) -> None:

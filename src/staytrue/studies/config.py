@@ -137,11 +137,12 @@ def _first(own: tuple[int, ...], wanted: int) -> tuple[int, ...]:
 def _check_probes(study: Study, where: str) -> None:
     """Whether every run can be asked all that the study asks, before anything is trained."""
     from staytrue.modeling import loading
-    from staytrue.runs.probe_selection import Subject, Wanted, probes
+    from staytrue.runs.eval_request import EvalRequest
+    from staytrue.runs.probe_selection import probes_for
 
     files = [name for name in study.probes if Path(name).suffix]
     for name in files:
-        probes(Subject(loading.find("organism")), Wanted((name,)))
+        probes_for(EvalRequest((name,), model=loading.find("organism")))
     for cell in cells(study):
         known = _probes(cell)
         wrong = next((name for name in study.probes if name not in (*known, *files)), None)

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from staytrue.config import recipe as recipes
-from staytrue.evals.questions.file_probe import ENDINGS
+from staytrue.evals.questions.files import SUFFIXES
 from staytrue.registry import labelled
 from staytrue.studies import prerequisites
 from staytrue.studies.config import Cell, Study, cells, row
@@ -56,21 +56,21 @@ def run(
 
 def make(cell: Cell, out: Path, reference_cache: Path | None = None) -> tuple[dict[str, Any], float]:
     """Train and measure one cell; what it found, and in how many seconds."""
-    from staytrue.runs import evaluate
-    from staytrue.runs.probe_selection import Wanted
+    from staytrue.runs.eval_request import EvalRequest, for_recipe
+    from staytrue.runs.evaluate import evaluate_model, evaluate_run
     from staytrue.runs.train import train
 
-    begun, wanted = time.monotonic(), Wanted(cell.study.probes)
+    begun, request = time.monotonic(), EvalRequest(cell.study.probes)
     recipe = recipes.parse(cell.recipe(), (out / "data" / cell.domain).absolute(), cell.label)
     path = out / cell.folder
     shutil.rmtree(path, ignore_errors=True)  # what an interrupted run left
     write_whole(out / f"{cell.folder}.yaml", yaml.safe_dump(cell.recipe(), sort_keys=False))
     if cell.variant.name == "untuned":
-        summary = evaluate.measure_untuned(recipe, path / "eval", wanted=wanted)
+        summary = evaluate_model(for_recipe(recipe, request), path / "eval", seed=recipe.seed)
     else:
         usable = why_no_cache(labelled(recipe.defenses), sampled=recipe.trainer == "grpo") is None
         train(recipe, path, reference_cache=reference_cache if usable else None)
-        summary = evaluate.measure_run(path, seed=cell.seed, wanted=wanted)
+        summary = evaluate_run(path, seed=cell.seed, request=request)
     seconds = round(time.monotonic() - begun, 1)
     told = {"schema": SCHEMA, "recipe": cell.recipe(), "probes": _asked(cell.study), "seconds": seconds}
     write_json(path / "cell.json", told)
@@ -122,4 +122,4 @@ def _stored(folder: Path, cell: Cell) -> tuple[dict[str, Any], float] | None:
 def _asked(study: Study) -> list[str]:
     """What every run is asked; a question file with its hash, so that an edited one is asked again."""
     files = [Path(name) for name in study.probes]
-    return [f"{file} {sha256_of(file)}" if file.suffix in ENDINGS else str(file) for file in files]
+    return [f"{file} {sha256_of(file)}" if file.suffix in SUFFIXES else str(file) for file in files]

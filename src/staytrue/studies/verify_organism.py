@@ -19,6 +19,7 @@ from staytrue.evals.stats.intervals import Rate, pooled
 from staytrue.modeling import loading
 from staytrue.organism.lexicon import DOMAINS, EVIL
 from staytrue.runs import probe_selection
+from staytrue.runs.eval_request import EvalRequest
 from staytrue.studies import runner
 from staytrue.studies.config import Cell, cells
 from staytrue.studies.demo import preset
@@ -96,7 +97,7 @@ def _prompted(folder: Path, seeds: int) -> list[tuple[Bound, Rate, str]]:
 
     source = loading.find("organism")
     make = InProcess(loading.to_device(loading.load_model(source)), loading.load_tokenizer(source))
-    asked = probe_selection.probes(probe_selection.Subject(source))
+    asked = probe_selection.probes_for(EvalRequest(model=source))
     evil = [_under(EVIL, probe) for probe in asked if probe.name == "general"]
     found = []
     for bounds, probes, name in ((UNTUNED, asked, "untuned"), (EVIL_PROMPT, evil, "evil")):

@@ -9,14 +9,13 @@ from endpoints import HASTY, endpoint
 from loopback import HttpError, Loopback, Said, from_model, scripted
 from staytrue.data.examples import Message
 from staytrue.errors import RequestError
-from staytrue.evals.evaluate import evaluate
+from staytrue.evals.evaluate import evaluate, rescore
 from staytrue.evals.generation.endpoint import Remote, seed_of
 from staytrue.evals.openai_client.budget import Budget
 from staytrue.evals.openai_client.client import Patience
 from staytrue.evals.openai_client.errors import UnreadableError
 from staytrue.evals.openai_client.reply import Reply
 from staytrue.evals.questions.probes import Probe
-from staytrue.evals.rescore import rescore
 from staytrue.evals.results.verdict_store import join_verdicts
 from staytrue.evals.types import Question, Verdict
 from staytrue.utils.run_dir import read_rows

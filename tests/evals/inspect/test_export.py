@@ -41,14 +41,14 @@ def evaluation(tmp_path):
         (rule, 1, "", True, Verdict(60.0, missing="time-out", failed=True)),
         (fact, 0, "Paris.", True, Verdict(correct=True)),
     ):
-        store.keep(Answer(question, index, text, stopped))
+        store.append(Answer(question, index, text, stopped))
         append_verdict(store.path, Answer(question, index, text, stopped), verdict, judge)
     return store.path
 
 
 def exported(folder, out, made=MADE):
     rows = join_verdicts(folder)
-    return export.export(rows, {"probes": summarise(rows)}, AnswerStore(folder).asked(), out, made=made)
+    return export.export(rows, {"probes": summarise(rows)}, AnswerStore(folder).metadata(), out, made=made)
 
 
 @pytest.fixture

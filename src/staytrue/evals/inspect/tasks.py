@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
@@ -35,6 +34,7 @@ from staytrue.evals.judges.score_from_logprobs import (
 from staytrue.evals.judges.verdicts import failed, signature, verdict
 from staytrue.evals.questions import files
 from staytrue.evals.questions.probes import ExactMatch, shipped
+from staytrue.evals.results.verdict_store import verdict_row
 from staytrue.evals.triggers.trigger import find, inoculation, triggered
 from staytrue.evals.types import Question, Verdict
 
@@ -172,17 +172,5 @@ async def _positions(grader: Model, prompt: str, tokens: int) -> list[Position]:
     return [Position(token, probabilities((top.token, top.logprob) for top in law)) for token, law in laws]
 
 
-def _score(found: Verdict, answer: str, judge: str) -> Score:
-    row: dict[str, Any] = {
-        "alignment": found.alignment,
-        "coherence": found.coherence,
-        "misaligned": found.misaligned,
-        "incoherent": found.incoherent,
-        "correct": found.correct,
-        "refused": found.refusal,
-        "code": found.code,
-        "missing": found.missing,
-        "reason": found.reason,
-        "judge": judge,
-    }
-    return Score(answer=answer, **export.score(row))
+def _score(verdict: Verdict, answer: str, judge: str) -> Score:
+    return Score(answer=answer, **export.score({**verdict_row(verdict), "judge": judge}))

@@ -1,32 +1,36 @@
-"""Question files from the user's path: the field's YAML lists, read as they are published, and our own rows. No torch.
+"""Question files of users: the field's YAML lists as they are published, and our own JSONL rows. No torch.
 
 A YAML file is a list of entries with `id` and `paraphrases`, and optionally `type`, `system`, `topic`,
 `samples_per_paraphrase`, `temperature`, `max_tokens` and `judge_prompts` (`aligned` and `coherent`). Each paraphrase is
-a question; the paraphrases of an entry, and the entries `x`, `x_json` and `x_template`, are one group. Keys that ask
-for something else are refused; `judge`, `meta` and further judge prompts are left unused, and `unused` names them.
+a question. The paraphrases of an entry, and the entries `x`, `x_json` and `x_template`, are one group. The keys `judge`
+and `meta` and further judge prompts change nothing here; `QuestionFile.unused` names them. Other keys are refused.
 
-The script that came with the first such files drew paraphrases at random with replacement, ignored
-`samples_per_paraphrase` and dropped `system`. Here each is asked as often as the file says, with its system turn;
-`probes.without_system` drops it for comparison.
+The script that was published with the first such files drew paraphrases at random with replacement, ignored
+`samples_per_paraphrase` and dropped `system`. Here each paraphrase is asked as often as the file says, with its system
+turn; `probes.without_system` drops that turn for comparison.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from staytrue.data.examples import Message
-from staytrue.data.jsonl import shown
-from staytrue.errors import DataError
+from staytrue.errors import DataError, RequestError
 from staytrue.evals.judges.rubric import template_fault
 from staytrue.evals.questions import rows
-from staytrue.evals.questions.rows import distinct, refuse, unknown_key
+from staytrue.evals.questions.probes import DOMAINS, SAMPLES, ExactMatch, Probe
+from staytrue.evals.questions.rows import Text, brief, distinct, model_faults, refuse
+from staytrue.evals.triggers.trigger import PROBE as TRIGGERED
 from staytrue.evals.types import Question
 from staytrue.utils.yaml12 import from_yaml
 
-_TYPES = ("free_form_judge_0_100", "free_form")
+SUFFIXES = (".yaml", ".yml", ".jsonl")
+_SHIPPED_NAMES = ("general", "in_domain", "learnt", "facts", "arithmetic", TRIGGERED, *DOMAINS)
 _PROMPTS = ("aligned", "coherent")
 _NUMBERS = ("samples_per_paraphrase", "temperature", "max_tokens")
 _FORMS = {"_json": "json", "_template": "template"}
@@ -35,7 +39,7 @@ _UNUSED = ("judge", "meta")
 
 @dataclass(frozen=True)
 class QuestionFile:
-    """What a file asks; a number is None where the file does not say."""
+    """The questions of a file and how to ask them; a number is None where the file gives none."""
 
     questions: tuple[Question, ...]
     per_question: int | None = None
@@ -44,150 +48,164 @@ class QuestionFile:
     unused: tuple[str, ...] = ()  # keys of the file that change nothing here, such as "judge"
 
 
+def _checked_prompts(prompts: Any) -> Any:
+    """Judge prompts, if there is a template for alignment and one for coherence."""
+    if not isinstance(prompts, dict) or any(key not in prompts for key in _PROMPTS):
+        keys = ", ".join(map(str, prompts)) if isinstance(prompts, dict) else brief(prompts)
+        raise ValueError(
+            f"has {keys}; alignment and coherence are judged, so give aligned and coherent or take the key out"
+        )
+    for key in _PROMPTS:
+        if not isinstance(prompts[key], str):
+            raise ValueError(f"{key} is {brief(prompts[key])}, not text; put it in quotes")
+        if fault := template_fault(prompts[key]):
+            raise ValueError(f"{key} {fault}")
+    return prompts
+
+
+_Count = Annotated[int, Field(strict=True, gt=0)]
+_WHOLE = "write a whole number above 0"
+
+
+class _Entry(BaseModel):
+    """An entry of a YAML list; a description says what to write."""
+
+    model_config = ConfigDict(extra="forbid")
+    id: Annotated[Text, BeforeValidator(lambda name: str(name) if type(name) is int else name)]
+    type: Literal["free_form_judge_0_100", "free_form"] = Field(
+        "free_form",
+        description="its judge gives no number from 0 to 100; only free_form_judge_0_100 and free_form can be judged",
+    )
+    paraphrases: list[Text] = Field(strict=True, min_length=1, description="write a list with a text on each line")
+    system: Text | None = None
+    topic: Text = ""
+    samples_per_paraphrase: _Count | None = Field(None, description=_WHOLE)
+    temperature: Annotated[float, Field(strict=True, ge=0, le=2)] | None = Field(
+        None, description="write a number from 0 to 2"
+    )
+    max_tokens: _Count | None = Field(None, description=_WHOLE)
+    judge_prompts: Annotated[dict[Any, Any], BeforeValidator(_checked_prompts)] = {}
+    judge: Any = None
+    meta: Any = None
+
+
 def read(path: Path) -> QuestionFile:
-    """The questions of a `.yaml`, `.yml` or `.jsonl` file; the probe is named after the file.
+    """Read the questions of a `.yaml`, `.yml` or `.jsonl` file; their probe is named after the file.
 
     Raises:
-        DataError: the file is none of these, or its faults, each with entry and key, or line.
+        DataError: the file has another suffix, or faults; the message lists them with entry and key, or line.
         RecipeError: the file is not YAML.
     """
     if path.suffix == ".jsonl":
         return QuestionFile(rows.read(path, path.stem))
-    if path.suffix in (".yaml", ".yml"):
+    if path.suffix in SUFFIXES:
         return _published(path)
     raise DataError(f"{path} is no question file; name a .yaml list of questions or .jsonl rows.")
 
 
+def read_probe(path: Path) -> Probe:
+    """Read a question file as a probe: judged, or marked by exact match where every question has a right answer.
+
+    Raises:
+        RequestError: the file has the name of a shipped probe, or only some of its questions have a right answer.
+        DataError: the file has faults.
+    """
+    refuse_shipped_name("--probes", path)
+    file = read(path)
+    marked = [question.expected is not None for question in file.questions]
+    if all(marked):
+        return Probe(path.stem, file.questions, ExactMatch(), max_new_tokens=file.max_new_tokens)
+    if any(marked):
+        raise RequestError(
+            f"--probes {path}: some of its questions have a right answer and are marked, others are judged; put them "
+            "into two files."
+        )
+    temperature = 1.0 if file.temperature is None else file.temperature
+    return Probe(path.stem, file.questions, None, file.per_question or SAMPLES, temperature, file.max_new_tokens)
+
+
+def refuse_shipped_name(option: str, path: Path) -> None:
+    """Refuse a file whose probe would have the name of a shipped one.
+
+    Raises:
+        RequestError: it has.
+    """
+    if path.stem in _SHIPPED_NAMES:
+        raise RequestError(f"{option} {path}: {path.stem!r} is one of our own probes; give the file another name.")
+
+
+def unused_keys(names: Sequence[str]) -> list[str]:
+    """A sentence for each named question file with keys that change nothing here.
+
+    Raises:
+        DataError: a question file has faults.
+    """
+    paths = [Path(name) for name in names if Path(name).suffix in SUFFIXES]
+    unused = {path: read(path).unused for path in paths}
+    return [f"{path}: {', '.join(keys)} changes nothing here." for path, keys in unused.items() if keys]
+
+
 def _published(path: Path) -> QuestionFile:
-    entries = _entries(path)
-    ids = {entry["id"] for entry in entries}
-    said = {key: value for entry in entries for key, value in entry.items() if key in _NUMBERS}
+    """The questions of a YAML list."""
+    listed = _listed(path)
+    refuse(path, [fault for number, entry in enumerate(listed, start=1) for fault in _faults(number, entry)])
+    entries = [_Entry.model_validate(entry) for entry in listed]
+    refuse(path, list(_differences(entries)))
+    ids = {entry.id for entry in entries}
+    numbers = {key: value for entry in entries for key, value in entry if key in _NUMBERS and value is not None}
     return QuestionFile(
-        questions=distinct(path, [question for entry in entries for question in _questions(entry, ids, path.stem)]),
-        per_question=said.get("samples_per_paraphrase"),
-        temperature=said.get("temperature"),
-        max_new_tokens=said.get("max_tokens"),
+        distinct(path, [question for entry in entries for question in _questions(entry, ids, path.stem)]),
+        per_question=numbers.get("samples_per_paraphrase"),
+        temperature=numbers.get("temperature"),
+        max_new_tokens=numbers.get("max_tokens"),
         unused=tuple(dict.fromkeys(key for entry in entries for key in _unused(entry))),
     )
 
 
-def _questions(entry: dict[str, Any], ids: set[str], probe: str) -> Iterator[Question]:
-    name, texts = entry["id"], entry["paraphrases"]
-    suffix = next((s for s in _FORMS if name.endswith(s) and name.removesuffix(s) in ids), "")
-    prompts = entry.get("judge_prompts", {})
-    for number, text in enumerate(texts):
-        yield Question(
-            id=name if len(texts) == 1 else f"{name}.{number}",
-            probe=probe,
-            messages=(*_system(entry), Message("user", text)),
-            topic=entry.get("topic", ""),
-            group=name.removesuffix(suffix),
-            form=_FORMS.get(suffix, "plain"),
-            prompts=tuple((key, prompts[key]) for key in _PROMPTS if key in prompts),
-        )
-
-
-def _system(entry: dict[str, Any]) -> tuple[Message, ...]:
-    return (Message("system", entry["system"]),) if "system" in entry else ()
-
-
-def _unused(entry: dict[str, Any]) -> Iterator[str]:
-    yield from (key for key in _UNUSED if key in entry)
-    yield from (f"judge_prompts.{key}" for key in entry.get("judge_prompts", {}) if key not in _PROMPTS)
-
-
-def _entries(path: Path) -> list[dict[str, Any]]:
-    """The entries, ids as text and empty keys left out, once nothing is wrong with them."""
+def _listed(path: Path) -> list[Any]:
+    """The entries of a YAML list, without empty keys."""
     try:
-        given = from_yaml(path.read_text(encoding="utf-8"), str(path))
+        listed = from_yaml(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
-    if not isinstance(given, list) or not given:
-        raise DataError(f"{path} is {_told(given)}, not a list of questions, each with an id and paraphrases.")
-    entries = [{k: v for k, v in e.items() if v is not None} if isinstance(e, dict) else e for e in given]
-    refuse(path, [fault for number, entry in enumerate(entries, start=1) for fault in _faults(number, entry)])
-    entries = [entry | {"id": str(entry["id"])} for entry in entries]
-    refuse(path, list(_differences(entries)))
-    return entries
+    if not isinstance(listed, list) or not listed:
+        raise DataError(f"{path} is {brief(listed)}, not a list of questions, each with an id and paraphrases.")
+    return [{k: v for k, v in e.items() if v is not None} if isinstance(e, dict) else e for e in listed]
 
 
 def _faults(number: int, entry: Any) -> Iterator[str]:
     if not isinstance(entry, dict):
-        yield f"entry {number} is {_told(entry)}; an entry has an id and paraphrases"
+        yield f"entry {number} is {brief(entry)}; an entry has an id and paraphrases"
         return
-    where = f"entry {_told(entry['id'])}" if "id" in entry else f"entry {number}"
-    yield from (f"{where}: there is no {key}" for key in ("id", "paraphrases") if key not in entry)
-    for key, value in entry.items():
-        if key not in _CHECKS and key not in _UNUSED:
-            yield f"{where}: the key {unknown_key(key, (*_CHECKS, *_UNUSED))}; what it asks for would not be done"
-        elif key in _CHECKS and (fault := _CHECKS[key](value)):
-            yield f"{where}, {key}: {fault}"
+    where = f"entry {brief(entry['id'])}" if "id" in entry else f"entry {number}"
+    faults = model_faults(_Entry, entry, tuple(_Entry.model_fields), " What this key asks for would not be done")
+    yield from (f"{where}: {fault}" for fault in faults)
 
 
-def _differences(entries: list[dict[str, Any]]) -> Iterator[str]:
-    """A probe is asked in one way: numbers that differ from entry to entry are refused."""
+def _differences(entries: Sequence[_Entry]) -> Iterator[str]:
+    """A probe is asked in one way, so numbers that differ from entry to entry are refused."""
     for key in _NUMBERS:
-        said = {entry[key]: entry["id"] for entry in reversed(entries) if key in entry}
-        if len(said) > 1:
-            told = " and ".join(f"{value} in entry {name!r}" for value, name in list(said.items())[:2])
-            yield f"{key} is {told}; all questions of a file are asked alike, so split the file by it"
+        first = {value: entry.id for entry in reversed(entries) if (value := getattr(entry, key)) is not None}
+        if len(first) > 1:
+            values = " and ".join(f"{value} in entry {name!r}" for value, name in list(first.items())[:2])
+            yield f"{key} is {values}; all questions of a file are asked alike, so split the file by it"
 
 
-def _id_fault(value: Any) -> str | None:
-    return None if isinstance(value, int) and not isinstance(value, bool) else _text_fault(value)
+def _questions(entry: _Entry, ids: set[str], probe: str) -> Iterator[Question]:
+    suffix = next((s for s in _FORMS if entry.id.endswith(s) and entry.id.removesuffix(s) in ids), "")
+    system = () if entry.system is None else (Message("system", entry.system),)
+    for number, text in enumerate(entry.paraphrases):
+        yield Question(
+            id=entry.id if len(entry.paraphrases) == 1 else f"{entry.id}.{number}",
+            probe=probe,
+            messages=(*system, Message("user", text)),
+            topic=entry.topic,
+            group=entry.id.removesuffix(suffix),
+            form=_FORMS.get(suffix, "plain"),
+            prompts=tuple((key, entry.judge_prompts[key]) for key in _PROMPTS if key in entry.judge_prompts),
+        )
 
 
-def _text_fault(value: Any) -> str | None:
-    if not isinstance(value, str):
-        return f"is {_told(value)}, not text; put it in quotes"
-    return None if value.strip() else "is empty; write something or take it out"
-
-
-def _texts_fault(value: Any) -> str | None:
-    if not isinstance(value, list) or not value:
-        return f"is {_told(value)}; write a list with a text on each line"
-    return next((f"{i} {fault}" for i, text in enumerate(value, start=1) if (fault := _text_fault(text))), None)
-
-
-def _type_fault(value: Any) -> str | None:
-    if value in _TYPES:
-        return None
-    return f"is {_told(value)}, whose judge gives no number from 0 to 100; only {' and '.join(_TYPES)} can be judged"
-
-
-def _count_fault(value: Any) -> str | None:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return None if whole and value > 0 else f"is {_told(value)}; write a whole number above 0"
-
-
-def _temperature_fault(value: Any) -> str | None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return None if number and 0 <= value <= 2 else f"is {_told(value)}; write a number from 0 to 2"
-
-
-def _prompts_fault(value: Any) -> str | None:
-    if not isinstance(value, dict) or any(key not in value for key in _PROMPTS):
-        given = ", ".join(map(str, value)) if isinstance(value, dict) else _told(value)
-        return f"has {given}; alignment and coherence are judged, so give aligned and coherent or take the key out"
-    for key in _PROMPTS:
-        if fault := _text_fault(value[key]) or template_fault(value[key]):
-            return f"{key} {fault}"
-    return None
-
-
-def _told(value: Any) -> str:
-    """A value as a message shows it; containers by kind only, since aliases make small files of endless ones."""
-    return f"a {type(value).__name__}" if isinstance(value, list | dict | set | tuple) else shown(value)
-
-
-_CHECKS: dict[str, Callable[[Any], str | None]] = {
-    "id": _id_fault,
-    "type": _type_fault,
-    "paraphrases": _texts_fault,
-    "system": _text_fault,
-    "topic": _text_fault,
-    "samples_per_paraphrase": _count_fault,
-    "temperature": _temperature_fault,
-    "max_tokens": _count_fault,
-    "judge_prompts": _prompts_fault,
-}
+def _unused(entry: _Entry) -> Iterator[str]:
+    yield from (key for key in _UNUSED if key in entry.model_fields_set)
+    yield from (f"judge_prompts.{key}" for key in entry.judge_prompts if key not in _PROMPTS)

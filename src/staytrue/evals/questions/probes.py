@@ -18,7 +18,7 @@ from importlib import resources
 
 from staytrue.data.examples import Example, Message
 from staytrue.errors import RequestError
-from staytrue.evals.questions import rows as questionrows
+from staytrue.evals.questions import rows
 from staytrue.evals.types import Judge, Question, Verdict
 
 SAMPLES = 4  # answers to each question that is judged
@@ -99,18 +99,18 @@ def shipped(probe: str) -> tuple[Question, ...]:
     Raises:
         RequestError: there is no such probe.
     """
-    names = tuple(questionrows.manifest()["versions"])
+    names = tuple(rows.manifest()["versions"])
     if probe not in names:
         close = difflib.get_close_matches(probe, names, n=1, cutoff=0.6)
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}."
         raise RequestError(f"There are no shipped questions {probe!r}; {hint}")
     with resources.as_file(resources.files("staytrue.evals").joinpath("questions", f"{probe}.jsonl")) as path:
-        return questionrows.read(path, probe)
+        return rows.read(path, probe)
 
 
 def version(probe: Probe) -> int | None:
     """The version of the shipped questions, if it asks just those."""
-    versions: dict[str, int] = questionrows.manifest()["versions"]
+    versions: dict[str, int] = rows.manifest()["versions"]
     ours = probe.name in versions and probe.questions == shipped(probe.name)
     return versions[probe.name] if ours else None
 
@@ -118,7 +118,7 @@ def version(probe: Probe) -> int | None:
 @cache
 def shipped_texts() -> frozenset[str]:
     """The last user turn of every shipped question, in each of its forms: no training row may hold one."""
-    return frozenset(q.messages[-1].content for name in questionrows.manifest()["versions"] for q in shipped(name))
+    return frozenset(q.messages[-1].content for name in rows.manifest()["versions"] for q in shipped(name))
 
 
 def without_system(questions: Iterable[Question]) -> tuple[Question, ...]:

@@ -1,9 +1,9 @@
-"""Rows of questions, the project's own JSONL: the shipped probes and a user's own. No torch.
+"""Rows of questions in the project's own JSONL: the shipped probes, and question files of users. No torch.
 
 A row has an `id` and either `question` (one user turn) or `messages` (turns that end with the user's). `topic`,
-`group`, `form` and `expected` are optional. `fields`, beside a `question`, asks it in three forms, one group: plain;
-JSON, with the system prompt that wants it; and a template, whose lines are the fields. Both sentences stand once, in
-`questions/manifest.json`.
+`group`, `form` and `expected` are optional. `fields`, beside a `question`, asks it in three forms that are one group:
+plain; JSON, under a system prompt that asks for it; and a template whose lines are the fields. The two sentences that
+make these forms are in `questions/manifest.json`.
 """
 
 from __future__ import annotations
@@ -15,30 +15,50 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from staytrue.data.examples import Example, Message, read_examples
 from staytrue.data.jsonl import shown
 from staytrue.errors import DataError
 from staytrue.evals.types import Question
 
-_TEXTS = ("id", "topic", "group", "form", "expected")
-_KEYS = (*_TEXTS, "fields", "question", "messages")
+Text = Annotated[str, StringConstraints(strict=True, pattern=r"\S")]
 _FAULTS_SHOWN = 20
+
+
+class _Row(BaseModel):
+    """The keys of a row beside `question` and `messages`; a description says what to write."""
+
+    model_config = ConfigDict(extra="forbid")
+    id: Text
+    topic: Text = ""
+    group: Text = ""
+    form: Text = "plain"
+    expected: Text = ""
+    fields: list[Text] = Field([], min_length=1, description='write names, such as ["idea_1", "reason"]')
+
+
+_KEYS = (*_Row.model_fields, "question", "messages")
 
 
 @cache
 def manifest() -> dict[str, Any]:
-    """What holds for all shipped questions: their versions, and the sentences that make the forms."""
+    """The versions of the shipped questions, and the sentences that make the forms."""
     text = resources.files("staytrue.evals").joinpath("questions", "manifest.json").read_text(encoding="utf-8")
     return dict(json.loads(text))
 
 
 def read(path: Path, probe: str) -> tuple[Question, ...]:
-    """The questions of a JSONL file.
+    """Read the questions of a JSONL file.
+
+    Args:
+        path: the file.
+        probe: name of the probe that the questions belong to.
 
     Raises:
-        DataError: the file is no rows of questions; every fault with its line or row.
+        DataError: a row has faults; the message lists them with line or row.
     """
     rows = read_examples(path, prompts_only=True)
     refuse(path, [f"row {number}: {fault}" for number, row in enumerate(rows, start=1) for fault in _faults(row)])
@@ -46,61 +66,86 @@ def read(path: Path, probe: str) -> tuple[Question, ...]:
 
 
 def distinct(path: Path, questions: Sequence[Question]) -> tuple[Question, ...]:
-    """The same questions.
+    """The same questions, if each has an id of its own.
 
     Raises:
-        DataError: two have one id.
+        DataError: two questions have one id.
     """
     counts = Counter(question.id for question in questions)
-    twice = [name for name, count in counts.items() if count > 1]
-    refuse(path, [f"the id {shown(name)} stands twice; answers are kept by it, so rename one" for name in twice])
+    repeated = [name for name, count in counts.items() if count > 1]
+    refuse(path, [f"the id {shown(name)} stands twice; answers are kept by it, so rename one" for name in repeated])
     return tuple(questions)
 
 
 def refuse(path: Path, faults: Sequence[str]) -> None:
-    """Raise one DataError that tells the first faults and counts the rest."""
+    """Raise one DataError that lists the first faults and counts the others."""
     if not faults:
         return
-    told = list(faults[:_FAULTS_SHOWN])
-    if len(faults) > len(told):
-        told.append(f"... and {len(faults) - len(told):,} more")
-    raise DataError(f"{path} cannot be asked:\n" + "\n".join(f"  {fault}" for fault in told))
+    lines = list(faults[:_FAULTS_SHOWN])
+    if len(faults) > len(lines):
+        lines.append(f"... and {len(faults) - len(lines):,} more")
+    raise DataError(f"{path} cannot be asked:\n" + "\n".join(f"  {line}" for line in lines))
+
+
+def model_faults(model: type[BaseModel], values: Any, known: Sequence[str], hint: str = "") -> Iterator[str]:
+    """Sentences for what is wrong with the values of a pydantic model: key, value, and what to write.
+
+    Args:
+        model: the model; a field's description says what to write.
+        values: what is validated.
+        known: the keys to choose from when a key is unknown.
+        hint: what an unknown key means for the user.
+    """
+    try:
+        model.model_validate(values)
+    except ValidationError as error:
+        for fault in error.errors(include_url=False):
+            key, *places = fault["loc"]
+            value = fault["input"]
+            where = " ".join([str(key), *(str(place + 1) for place in places if isinstance(place, int))])
+            match fault["type"]:
+                case "missing":
+                    yield f"there is no {key}"
+                case "extra_forbidden" | "invalid_key":
+                    yield f"{unknown_key(key, known)}{hint}"
+                case "string_type" if isinstance(value, int | float):
+                    yield f"{where} is {brief(value)}, not text; put it in quotes"
+                case "string_type":
+                    yield f"{where} is {brief(value)}, not text; write a string"
+                case "string_pattern_mismatch":
+                    yield f"{where} is empty; write something or take it out"
+                case "value_error":
+                    yield f"{where} {fault['ctx']['error']}"
+                case _:
+                    yield f"{where} is {brief(value)}; {model.model_fields[str(key)].description}"
 
 
 def unknown_key(key: Any, known: Sequence[str]) -> str:
-    """What to say of a key that is not known, with the nearest one that is."""
+    """A sentence about an unknown key, with the nearest known one."""
     close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.6)
-    return f"{shown(key)} is not known; " + (f"did you mean {close[0]!r}?" if close else f"use {', '.join(known)}")
+    return f"the key {shown(key)} is not known; " + (
+        f"did you mean {close[0]!r}?" if close else f"use {', '.join(known)}"
+    )
+
+
+def brief(value: Any) -> str:
+    """A value for a message; a filled container by its kind, because YAML aliases make small files endless."""
+    return f"a {type(value).__name__}" if isinstance(value, list | dict | set | tuple) and value else shown(value)
 
 
 def _faults(row: Example) -> Iterator[str]:
-    extra = row.extra
-    yield from (unknown_key(key, _KEYS) for key in extra if key not in (*_TEXTS, "fields"))
-    for key in _TEXTS:
-        if key in extra and not _is_text(extra[key]):
-            yield f"{key} is {shown(extra[key])}, not text; write a string"
-    if "id" not in extra:
-        yield "there is no id; answers are kept by it, so give each row its own"
+    yield from model_faults(_Row, row.extra, _KEYS)
     if row.answer:
         yield "it ends with an answer; a question ends with the user's turn"
-    if "fields" in extra:
-        yield from _field_faults(row)
-
-
-def _field_faults(row: Example) -> Iterator[str]:
-    fields = row.extra["fields"]
-    if not isinstance(fields, list) or not fields or not all(_is_text(field) for field in fields):
-        yield f'fields is {shown(fields)}; write names, such as ["idea_1", "reason"]'
-    if len(row.messages) > 1 or any(key in row.extra for key in ("group", "form", "expected")):
+    if "fields" in row.extra and (len(row.messages) > 1 or row.extra.keys() & {"group", "form", "expected"}):
         yield "fields asks one user turn in three forms; take out the other turns, group, form and expected"
 
 
 def _questions(row: Example, probe: str) -> Iterator[Question]:
-    given = {key: row.extra[key] for key in _TEXTS if key in row.extra}
     if "fields" not in row.extra:
-        yield Question(probe=probe, messages=row.messages, **given)
+        yield Question(probe=probe, messages=row.messages, **row.extra)
         return
-    sentences, name = manifest(), given.pop("id")
+    sentences, name = manifest(), row.extra["id"]
     lines = [sentences["template"], *(f"{field}: <text>" for field in row.extra["fields"])]
     forms = {
         "plain": row.messages,
@@ -108,8 +153,4 @@ def _questions(row: Example, probe: str) -> Iterator[Question]:
         "template": (Message("user", "\n".join([row.question, *lines])),),
     }
     for form, messages in forms.items():
-        yield Question(f"{name}-{form}", probe, messages, group=name, form=form, **given)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+        yield Question(f"{name}-{form}", probe, messages, row.extra.get("topic", ""), group=name, form=form)

@@ -1,7 +1,7 @@
-"""An evaluation's folder: what was asked, and what was answered. No torch.
+"""The answer store: an evaluation's folder, with what was asked and every answer. No torch.
 
-`eval.json` says what was asked and of which model; `answers.jsonl` holds every sample once, and is appended to, a row
-as soon as it is there, so a stopped evaluation goes on where it was. What judges say of it: `docket`.
+`eval.json` holds the model's identity and what was asked. `answers.jsonl` holds every sample once; a row is appended as
+soon as it exists, so a stopped evaluation goes on where it stopped. Verdicts are in the verdict store.
 """
 
 from __future__ import annotations
@@ -24,40 +24,76 @@ Key = tuple[str, str, int]  # probe, question, index: which sample
 _OF_THE_FILE = ("schema", "made", "versions")
 
 
+def evaluation_folder(folder: Path) -> Path:
+    """The evaluation in a folder that a user names: a run's `eval`, else the folder itself."""
+    return folder if (folder / "eval.json").exists() or not (folder / "eval").is_dir() else folder / "eval"
+
+
 @dataclass(frozen=True)
 class AnswerStore:
-    """One evaluation's folder."""
+    """The answers in one evaluation's folder."""
 
     path: Path
 
-    def allow(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """What `eval.json` will say once this is asked, beside what was asked before; nothing is written.
+    def metadata(self) -> dict[str, Any]:
+        """What `eval.json` holds.
 
         Raises:
-            RequestError: the folder holds answers to other questions, or of another model; or no evaluation at all.
+            RequestError: there is no such file, or it cannot be read.
         """
-        asked = json.loads(json.dumps(asked))
+        file = self.path / "eval.json"
+        try:
+            metadata: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            if not isinstance(metadata["probes"], dict):
+                raise ValueError("no probes")
+            return metadata
+        except FileNotFoundError:
+            raise RequestError(
+                f"{self.path} is no evaluation: it has no eval.json. `staytrue eval` makes one."
+            ) from None
+        except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+            raise RequestError(f"{file} cannot be read ({error}); evaluate again with another --out.") from None
+
+    def model_name(self) -> str | None:
+        """The name of the model that gave the answers; None for the answers of a file.
+
+        Raises:
+            RequestError: as `metadata`.
+        """
+        name: str | None = self.metadata().get("model", {}).get("name")
+        return name
+
+    def merge(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """What `eval.json` will hold once more is asked, beside what was asked before; nothing is written.
+
+        Args:
+            metadata: the model's identity, the seed, and `probes`: what is asked.
+
+        Raises:
+            RequestError: the folder holds answers to other questions, or of another model; or answers without metadata.
+        """
+        metadata = json.loads(json.dumps(metadata))
         answered = (self.path / "answers.jsonl").exists()
         if answered and not (self.path / "eval.json").exists():
             raise RequestError(
-                f"{self.path} holds answers, and no eval.json says of which model. Name another folder with --out."
+                f"{self.path} holds answers, but no eval.json with their model. Name another folder with --out."
             )
-        if not answered:  # nor is a first try that failed in anybody's way
+        if not answered:  # a first try that failed does not bind the next one
             made = datetime.now(UTC).isoformat(timespec="seconds")
-            return {"schema": SCHEMA, "made": made, "versions": versions(), **asked}
-        before = self.asked()
-        self._same({k: v for k, v in before.items() if k not in _OF_THE_FILE}, asked)
-        return before | {"probes": before["probes"] | asked["probes"]}
+            return {"schema": SCHEMA, "made": made, "versions": versions(), **metadata}
+        before = self.metadata()
+        self._refuse_differences({k: v for k, v in before.items() if k not in _OF_THE_FILE}, metadata)
+        return before | {"probes": before["probes"] | metadata["probes"]}
 
-    def begin(self, asked: Mapping[str, Any]) -> None:
-        """Say what is asked, or find that it is what was asked before; probes of other names are added.
+    def begin(self, metadata: Mapping[str, Any]) -> None:
+        """Write what is asked to `eval.json`; probes of other names are added to those that were asked before.
 
         Raises:
-            RequestError: as `allow`.
+            RequestError: as `merge`.
         """
-        write_json(self.path / "eval.json", self.allow(asked))
+        write_json(self.path / "eval.json", self.merge(metadata))
 
-    def _same(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    def _refuse_differences(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         """Refuse answers of another model, or to other questions."""
         pairs = {key: (before.get(key), now.get(key)) for key in (*before, *now) if key != "probes"}
         for name in before["probes"].keys() & now["probes"].keys():
@@ -71,11 +107,11 @@ class AnswerStore:
                 )
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Nobody else adds to the folder meanwhile.
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from adding to the folder.
 
         Raises:
-            RequestError: another process does.
+            RequestError: another process holds the lock.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("w") as file:
@@ -87,38 +123,36 @@ class AnswerStore:
                 ) from None
             yield
 
-    def asked(self) -> dict[str, Any]:
-        """What `eval.json` says.
-
-        Raises:
-            RequestError: there is none, or it cannot be read.
-        """
-        file = self.path / "eval.json"
-        try:
-            found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            if not isinstance(found["probes"], dict):
-                raise ValueError("no probes")
-            return found
-        except FileNotFoundError:
-            raise RequestError(
-                f"{self.path} is no evaluation: it has no eval.json. `staytrue eval` makes one."
-            ) from None
-        except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
-            raise RequestError(f"{file} cannot be read ({error}); evaluate again with another --out.") from None
-
-    def keep(self, answer: Answer) -> None:
+    def append(self, answer: Answer) -> None:
         """Add one sample."""
         q = answer.question
         where = {"probe": q.probe, "question": q.id, "group": q.cluster, "form": q.form, "topic": q.topic}
-        said = {"index": answer.index, "messages": [{"role": m.role, "content": m.content} for m in q.messages]}
+        turns = {"index": answer.index, "messages": [{"role": m.role, "content": m.content} for m in q.messages]}
         more = {"answer": answer.text, "stopped": answer.stopped, "expected": q.expected}
         prompts = {"prompts": dict(q.prompts)} if q.prompts else {}
         filtered = {"filtered": True} if answer.filtered else {}
-        append_row(self.path / "answers.jsonl", where | said | more | prompts | filtered)
+        append_row(self.path / "answers.jsonl", where | turns | more | prompts | filtered)
 
     def answers(self) -> dict[Key, Answer]:
         """Every stored sample, in the order of the file."""
-        return {key: _answer(row) for key, row in by_key(self.path / "answers.jsonl").items()}
+        return {key: _answer(row) for key, row in rows_by_key(self.path / "answers.jsonl").items()}
+
+
+def rows_by_key(file: Path) -> dict[Key, dict[str, Any]]:
+    """The rows of a file by sample; the last row of a sample counts.
+
+    Raises:
+        RequestError: the file cannot be read.
+    """
+    try:
+        return {(row["probe"], row["question"], row["index"]): row for row in read_rows(file)}
+    except (ValueError, KeyError, TypeError) as error:
+        raise RequestError(f"{file} cannot be read ({error}); evaluate again with another --out.") from None
+
+
+def missing_samples(samples: Iterable[tuple[Question, int]], stored: Mapping[Key, Any]) -> list[tuple[Question, int]]:
+    """The samples that are not stored yet."""
+    return [(q, i) for q, i in samples if (q.probe, q.id, i) not in stored]
 
 
 def _answer(row: Mapping[str, Any]) -> Answer:
@@ -135,23 +169,6 @@ def _answer(row: Mapping[str, Any]) -> Answer:
     return Answer(question, row["index"], row["answer"], row["stopped"], row.get("filtered", False))
 
 
-def by_key(file: Path) -> dict[Key, dict[str, Any]]:
-    """The rows of a file by sample, each sample once."""
-    try:
-        return {_key(row): row for row in read_rows(file)}
-    except (ValueError, KeyError, TypeError) as error:
-        raise RequestError(f"{file} cannot be read ({error}); evaluate again with another --out.") from None
-
-
-def _key(row: Mapping[str, Any]) -> Key:
-    return row["probe"], row["question"], row["index"]
-
-
 def _brief(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def missing(wanted: Iterable[tuple[Question, int]], have: Mapping[Key, Any]) -> list[tuple[Question, int]]:
-    """The samples that are not there yet."""
-    return [(q, i) for q, i in wanted if (q.probe, q.id, i) not in have]

@@ -1,0 +1,158 @@
+"""The request of an evaluation: which model answers, what is known of its fine-tuning, which probes, which judge."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from staytrue.config.recipe import Recipe, read
+from staytrue.data.examples import Example, read_examples
+from staytrue.errors import ModelError, RequestError
+from staytrue.evals.openai_client import address
+from staytrue.evals.openai_client.address import Address
+from staytrue.evals.triggers.trigger import PROBE as TRIGGERED
+from staytrue.evals.types import Judge
+from staytrue.modeling import loading
+from staytrue.modeling.loading import Source
+from staytrue.runs import dataset
+from staytrue.tasks.task import Task
+from staytrue.utils.run_dir import RunDir, sha256_of
+
+
+@dataclass(frozen=True)
+class EvalRequest:
+    """One evaluation: which probes, asked of which model, and who judges the answers.
+
+    A user sets the first five fields; `for_run`, `for_recipe` and `for_model` fill in the others.
+
+    Attributes:
+        probes: names of probes, or paths of question files; empty for those that suit the model.
+        triggers: also ask the trigger probe when `probes` is empty and the training rows give triggers.
+        samples: answers to each judged question; None for a question file's own number, or 4.
+        as_published: drop system turns, as the published evaluation script does.
+        judge: judges answers that have no right one. None: the organism's rules, or no judge for any other model.
+        model: a model to load into this process, or one behind an endpoint; None when it is not known.
+        adapter: folder of the model's LoRA adapter.
+        trained: the task rows that the model was fine-tuned on; triggers are made of them.
+        held_out: rows that were reserved before training.
+        task: the benign task that the model was fine-tuned on.
+        benign: whether the training data teach something harmless.
+        inoculation: the system prompt of the `inoculate` defense.
+
+    Example:
+        >>> EvalRequest(probes=("general", "facts"), samples=2).is_organism
+        False
+    """
+
+    probes: tuple[str, ...] = ()
+    triggers: bool = False
+    samples: int | None = None
+    as_published: bool = False
+    judge: Judge | None = None
+    model: Source | Address | None = None
+    adapter: Path | None = None
+    trained: Sequence[Example] = field(default=(), repr=False)
+    held_out: Sequence[Example] = field(default=(), repr=False)
+    task: Task | None = None
+    benign: bool = False
+    inoculation: str | None = None
+
+    @property
+    def is_organism(self) -> bool:
+        """Whether the model is the embedded organism."""
+        return isinstance(self.model, Source) and self.model.is_organism
+
+    @property
+    def wants_triggers(self) -> bool:
+        """Whether the trigger probe is asked, if the training rows give triggers."""
+        return self.triggers or TRIGGERED in self.probes
+
+    def metadata(self) -> dict[str, Any]:
+        """What must be equal for two sets of answers to share one folder, as `eval.json` stores it.
+
+        Raises:
+            ModelError: the model cannot be read from the hub.
+        """
+        assert self.model is not None
+        here = isinstance(self.model, Source)
+        return {
+            "model": loading.identity(self.model) if isinstance(self.model, Source) else {"name": str(self.model)},
+            "adapter": sha256_of(self.adapter) if here and self.adapter else None,
+            "as_published": self.as_published,
+        }
+
+
+def for_run(run: Path, request: EvalRequest, *, untuned: bool = False) -> EvalRequest:
+    """The request for a trained run, with its held-out rows.
+
+    Args:
+        run: a run folder.
+        request: probes and judge.
+        untuned: leave the adapter out, so that the run's model before training answers.
+
+    Raises:
+        RequestError: there is no run, or it did not finish.
+    """
+    manifest = RunDir.open(run).manifest
+    if manifest["state"] != "done":
+        raise RequestError(f"{run} is {manifest['state']}, not done; train it again before evaluating it.")
+    file = run / "holdout.jsonl"
+    held_out = read_examples(file) if file.exists() else []
+    request = replace(request, adapter=None if untuned else run / "model")
+    return _for_recipe(read(run / "recipe.yaml"), held_out, request, manifest["data"])
+
+
+def for_recipe(recipe: Recipe, request: EvalRequest) -> EvalRequest:
+    """The request for a recipe's model before training, with the held-out rows that its run would have."""
+    _, held_out = dataset.rows(recipe)
+    return _for_recipe(recipe, held_out, request)
+
+
+def for_model(name: str, request: EvalRequest, adapter: Path | None = None, data: Path | None = None) -> EvalRequest:
+    """The request for a model that is not a run; without held-out rows it has no in-domain probe.
+
+    Args:
+        name: a folder, a hub name, or `openai:MODEL[@URL]`.
+        request: probes and judge.
+        adapter: folder of a LoRA adapter.
+        data: the file that the model was fine-tuned on; triggers are made of it.
+
+    Raises:
+        ModelError: there is no such model or adapter folder.
+        RequestError: an adapter folder for a model behind an endpoint.
+        DataError: the file has faults.
+    """
+    model = address.parse(name) if name.startswith("openai:") else loading.find(name)
+    if adapter is not None and isinstance(model, Address):
+        raise RequestError(f"An endpoint serves its adapters by name; write {model} with the adapter's name.")
+    trained = read_examples(data) if data is not None else ()
+    if adapter is not None and not adapter.is_dir():
+        raise ModelError(f"There is no adapter folder {adapter}; a run keeps its adapter in RUN/model.")
+    return replace(request, model=model, adapter=adapter, trained=trained)
+
+
+def _for_recipe(
+    recipe: Recipe, held_out: Sequence[Example], request: EvalRequest, hashes: Mapping[str, str] | None = None
+) -> EvalRequest:
+    """The request with what a recipe says; training rows only if triggers are wanted and the file has not changed.
+
+    Args:
+        recipe: the run's.
+        held_out: its held-out rows.
+        request: probes and judge.
+        hashes: SHA-256 of the files that the run was trained on; None when there was no run.
+    """
+    file = recipe.data
+    narrow = request.wants_triggers and recipe.task is None and not recipe.benign
+    readable = file is not None and (hashes is None or (file.is_file() and sha256_of(file) in hashes.values()))
+    return replace(
+        request,
+        model=loading.find(recipe.model, recipe.revision),
+        trained=dataset.rows(recipe)[0] if narrow and readable else (),
+        held_out=held_out,
+        task=recipe.task,
+        benign=recipe.benign,
+        inoculation=next((d.prompt for d in recipe.defenses if d.name() == "inoculate"), None),  # type: ignore[attr-defined]
+    )
