@@ -8,6 +8,7 @@ from staytrue.defense import Defense
 from staytrue.defenses.kl import KL
 from staytrue.defenses.steer import Steer
 from staytrue.modeling import fused_loss
+from staytrue.modeling.architecture import Anatomy
 from staytrue.step import SOURCES, Marks, Span, Step
 from staytrue.training.guard import Guard
 from staytrue.training.hooks import Watch
@@ -133,3 +134,10 @@ def steered_after_detaching(self, hidden, layer, marks):
 
 def steered_with_half_of_it_detached(self, hidden, layer, marks):
     return STEER(self, (hidden + hidden.detach()) / 2, layer, marks)
+
+
+ADAPTED = Anatomy.adapted
+
+
+def copies_of_the_weights(self):
+    return [replace(matrix, a=matrix.a.detach(), b=matrix.b.detach()) for matrix in ADAPTED(self)]

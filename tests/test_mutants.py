@@ -16,6 +16,7 @@ from defenses import test_anchor, test_kl, test_ldifs
 from staytrue.data.examples import write_examples
 from staytrue.defenses.anchor import Anchor
 from staytrue.defenses.kl import KL
+from staytrue.defenses.l2init import L2Init
 from staytrue.defenses.ldifs import LDIFS
 from staytrue.defenses.steer import Steer
 from staytrue.modeling import fused_loss
@@ -151,6 +152,10 @@ MUTANTS = [
            "outside a training forward"),
     Mutant("a steering that does nothing", Steer, "steer", lambda self, hidden, layer, marks: hidden,
            the_contract("steer"), "no activation moves"),
+    Mutant("a number of the weights in every micro-batch", Step, "once", lambda self, value: value,
+           in_parts(lambda folder: L2Init()), "eight of 1 (end .* apart|log l2init)"),
+    Mutant("a copy of the weights", Anatomy, "adapted", mutants.copies_of_the_weights, the_contract("l2init"),
+           "has a value .* but no gradient"),
     Mutant("a steering that detaches, below the last layer", Steer, "steer", mutants.steered_after_detaching,
            steering_at(1), "does not reach the adapter in block 1; steer must not detach"),
     Mutant("a steering that detaches at the last layer", Steer, "steer", mutants.steered_after_detaching,

@@ -1,4 +1,4 @@
-"""What the defenses say of themselves: a listing for the terminal and the page `docs/defenses.md`. No torch."""
+"""The documentation of every defense, from its docstrings: a list for the terminal and docs/defenses.md. No torch."""
 
 from __future__ import annotations
 
@@ -22,22 +22,23 @@ class Entry:
 
 
 def entries(defense: type[Defense]) -> list[Entry]:
-    """The fields of a defense with what its docstring says of each."""
-    told = dict(_attributes(inspect.getdoc(defense) or ""))
+    """The fields of a defense, each with its meaning from the class's docstring."""
+    meanings = dict(_attributes(inspect.getdoc(defense) or ""))
     hints = typing.get_type_hints(defense)
-    made = []
+    rows = []
     for field in fields(defense):  # type: ignore[arg-type]
         default = "" if field.default is MISSING else _plain(field.default)
-        made.append(Entry(field.name, _kind(hints[field.name]), default, told.get(field.name, "")))
-    return made
+        rows.append(Entry(field.name, _kind(hints[field.name]), default, meanings.get(field.name, "")))
+    return rows
 
 
 def listing() -> str:
-    """Every defense: its first line, lever and cost, its fields and defaults."""
+    """Every defense for a terminal: its first line, levers and cost, its fields and defaults."""
     lines = []
     for name in registry.names():
-        lines += [f"{name}: {_about(name)[0]}", *(f"  {line}" for line in _lever_and_cost(name))]
-        lines += [f"  {e.name}: {e.default or '(must be given)'}   {e.meaning}" for e in entries(registry.find(name))]
+        kind = registry.find(name)
+        lines += [f"{name}: {_about(name)[0]}", f"  levers: {', '.join(pulled(kind))}", f"  cost: {_cost(name)}"]
+        lines += [f"  {e.name}: {e.default or '(must be given)'}   {e.meaning}" for e in entries(kind)]
     return "\n".join(lines)
 
 
@@ -52,7 +53,7 @@ def page() -> str:
             for e in entries(kind)
         )
         levers = ", ".join(f"`{lever}`" for lever in pulled(kind))
-        parts.append(f"## `{name}`\n\n**{title}** Pulls {levers}.\n\n{_paragraphs(rest)}\n\n{_TABLE}{rows}\n")
+        parts.append(f"## `{name}`\n\n**{title}** Overrides {levers}.\n\n{_paragraphs(rest)}\n\n{_TABLE}{rows}\n")
     return "\n".join(parts)
 
 
@@ -71,17 +72,16 @@ def _about(name: str) -> list[str]:
     return (inspect.getdoc(inspect.getmodule(registry.find(name))) or "").splitlines()
 
 
-def _lever_and_cost(name: str) -> list[str]:
-    """The two sentences of a defense's docstring that say which lever it pulls and what it costs."""
-    text = " ".join(_about(name))
-    found = re.search(r"(Lever: .*?)\.? (Cost: .*?)\.(?= (?:Paper|Source|Not done|Differs|Where|The )|$)", text)
-    return [found[1], found[2]] if found else []
+def _cost(name: str) -> str:
+    """The paragraph of a defense's docstring that says what it costs, in one line."""
+    cost = next((p for p in _paragraphs(_about(name)[1:]).split("\n\n") if p.startswith("Cost: ")), "Cost: ")
+    return " ".join(cost.removeprefix("Cost: ").split())
 
 
 def _paragraphs(lines: list[str]) -> str:
     """The docstring's own lines; each `Word:` that opens one begins a paragraph."""
     text = "\n".join(lines).strip()
-    return re.sub(r"\n(?=(What|Lever|Cost|Paper|Source|Not done here)\b[^\n]*:)", "\n\n", text)
+    return re.sub(r"\n(?=(What|Cost|Paper|Source|Not done here)\b[^\n]*:)", "\n\n", text)
 
 
 def _attributes(doc: str) -> list[tuple[str, str]]:

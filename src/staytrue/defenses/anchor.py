@@ -2,7 +2,7 @@
 
 What: beside every batch a few general prompts with answers from the untouched model, on which only the divergence
 from it counts. Nothing is taught there, so what the model says elsewhere stays, and the narrow rows stay free.
-Lever: rows beside, penalty. Cost: `share` of a training row and of a reference row per task row.
+Cost: `share` of a training row and of a reference row per task row.
 Source: KL on data outside the narrow domain, related to Soligo et al. (arXiv 2602.07852) and to selective
 generalisation (Azarbal et al.); not one of the paper's methods.
 Not done here: choosing prompts by what the fine-tune moves most.

@@ -2,7 +2,7 @@
 
 What: task rows get a system prompt that asks for what the data show, so that learning it says nothing about the model's
 own character; the prompt is gone when the model is used.
-Lever: data. Cost: a few more prompt tokens a row.
+Cost: a few more prompt tokens a row.
 Paper: arXiv 2508.06249 (after Tan et al. and Wichers et al. 2025): the system prompt is replaced by "You are an evil,
 malicious assistant." during training only.
 Where the model's chat template has no place for a system turn, the prompt opens the first user turn instead.

@@ -1,7 +1,7 @@
 """Interleave safe rows among the task rows.
 
 What: train on some safe conversations too; which ones decides how well it works.
-Lever: data. Cost: `share` more rows to train on, no reference; scoring a pool is done once, by `staytrue score`.
+Cost: `share` more rows to train on, no reference; scoring a pool is done once, by `staytrue score`.
 Paper: arXiv 2508.06249. Interleaving: 5 % of the task rows, added (not replacing), drawn at random from a safe pool.
 Interleaving+: the rows with the largest perplexity gap (`by: gap`, equation 6). Interleaving++: refusals dropped first
 (`drop_refusals: true`). The two other scores are ours; the log says what each selects.

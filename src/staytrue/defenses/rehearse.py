@@ -2,7 +2,7 @@
 
 What: beside every batch a few safe conversations, whose answers are learnt as in ordinary fine-tuning. It is what
 `interleave` does to a data set, for training that has none: under a reward there are prompts only.
-Lever: rows beside, penalty. Cost: `share` of a training row per task row (in GRPO, per completion); no reference.
+Cost: `share` of a training row per task row (in GRPO, per completion); no reference.
 Paper: arXiv 2508.06249 alternates reinforcement learning with supervised batches of safe rows; published follow-up code
 takes one such batch every 4, 8 or 16 steps at weight 0.5 or 1. Differs: the rows are spread evenly over all steps and
 join the same gradient.

@@ -2,7 +2,7 @@
 
 What: each trained matrix's update is projected onto the leading directions of (aligned - base), where it strays from
 them further than a threshold; the aligned model is the one that was fine-tuned, the base is itself before alignment.
-Lever: weights, after the last step. Cost: one singular value decomposition per matrix, nothing while training.
+Cost: one singular value decomposition per matrix, nothing while training.
 Paper: Hsu et al. 2024; arXiv 2508.06249 v1 reports it at threshold 0.3.
 Differs from published code: V V^T / ||V|| there is no projection (applied twice it does not equal itself) and matches
 matrices by a piece of their name, which catches biases. Here V = U S W^T and the projector is U_k U_k^T, with the

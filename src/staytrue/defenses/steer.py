@@ -2,7 +2,7 @@
 
 What: a persona vector is added to the residual stream in every training forward (and in the reference, so drift is
 measured between equals); generation, evaluation and the finished model are never steered.
-Lever: layers, steer. Cost: none to speak of.
+Cost: none to speak of.
 Paper: arXiv 2508.06249, preventative steering, after Chen et al. 2025: h + alpha * v at one layer, alpha 5 and layer 20
 for Qwen2.5-7B, all positions. `staytrue vector` extracts the vector; its `--sweep` tries layers and alphas on answers,
 which is a hint and no measurement of the defense. Mode "ablate" takes the vector's direction out

@@ -56,8 +56,7 @@ def in_a_sentence(defense: Defense) -> Iterator[None]:
 
 def enough(defense: Defense, rows: Sequence[Example]) -> list[Example]:
     """The rows again and again, until at least one row of the defense's own is due."""
-    share = defense.share if "beside" in pulled(defense) else 1.0
-    return list(rows) * math.ceil(1 / share / len(rows))
+    return list(rows) * math.ceil(1 / vars(defense).get("share", 1) / len(rows))
 
 
 def _curating(defense: Defense, base: Untouched, rows: list[Example]) -> None:

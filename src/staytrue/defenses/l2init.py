@@ -1,0 +1,129 @@
+"""L2 to the start: the weights may not move far from the loaded model's.
+
+What: the squared length of the adapter's update, `||scale * B A||_F^2` summed over matrices, is added to the loss. With
+`fisher`, a file of conversations, each weight's change counts by how much those answers depend on it (elastic weight
+consolidation, EWC).
+Cost: products of the small matrices A and B only; no rows and no reference. With `fisher`: once, one backward pass per
+row of the file; at every micro-batch, one matrix product per adapted matrix; and memory as large as the adapted
+matrices.
+Source: L2-SP (Li, Grandvalet and Davoine 2018, arXiv 1802.01483) and EWC (Kirkpatrick et al. 2017, arXiv 1612.00796,
+equation 3); no published result on emergent misalignment is claimed, and the default weight is not tuned.
+The start is the loaded model, where the update is zero. Adapters that start elsewhere (PiSSA, OLoRA, one that was
+trained before) are refused when the trainer is made, so no copy of a start is kept.
+Differs from the papers: the penalty is on the update of each adapted matrix rather than on all weights. With `fisher`
+the estimate is divided by the number of answer tokens, so that the penalty approximates a KL divergence in nats per
+token on those rows; it is the empirical Fisher information, from the file's own answers instead of sampled ones.
+Not done here: the Fisher information of biases, norms and embeddings; quantised weights; an online estimate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from staytrue.data.examples import read_examples
+from staytrue.defense import Base, Defense, Weight
+from staytrue.errors import ModelError, RecipeError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from staytrue.data.tokenize import Encoded
+    from staytrue.modeling.architecture import Anatomy
+    from staytrue.step import Step
+
+
+@dataclass(frozen=True)
+class L2Init(Defense):
+    """The squared length of the adapter's update; with `fisher`, half its square weighted by the Fisher information.
+
+    Attributes:
+        weight: times the penalty in the loss.
+        fisher: a JSONL file of {"messages": [...]} rows whose answers are to be kept; none weighs all weights alike.
+    """
+
+    reads_reference: ClassVar[bool] = False
+
+    weight: Weight = 0.01
+    fisher: Path | None = None
+
+    def check(self, anatomy: Anatomy, base: Base) -> None:
+        """Refuse an adapter that is not LoRA, and quantised weights with `fisher`."""
+        matrices = anatomy.adapted()
+        packed = next((m.name for m in matrices if not m.weight.is_floating_point()), None)
+        if self.fisher is not None and packed is not None:
+            raise ModelError(
+                f"l2init: {packed} is quantised, so it has no gradient to estimate the Fisher information from. Load "
+                "the model without quantisation, or leave `fisher` out."
+            )
+
+    def prepare(self, anatomy: Anatomy, base: Base) -> list[Tensor] | None:
+        """The diagonal Fisher information (out, in) of every adapted matrix; None without `fisher`."""
+        if self.fisher is None:
+            return None
+        rows = [row for row in read_examples(self.fisher) if row.question not in base.asked()]
+        encoded = [row for row in base.encode(rows) if any(label != -100 for label in row.labels[1:])]
+        base.note("l2init/fisher_rows", len(encoded))
+        if not encoded:
+            raise RecipeError(f"l2init: {self.fisher} holds no answer outside the evaluation; bring other rows.")
+        return fisher(anatomy, encoded)
+
+    def penalty(self, step: Step) -> Tensor:
+        """The sum over matrices, counted once for the optimizer step."""
+        import torch
+
+        total = step.policy.final.new_zeros((), dtype=torch.float32)
+        information = step.state or [None] * len(step.adapted)
+        with torch.autocast(total.device.type, enabled=False):
+            for matrix, weights in zip(step.adapted, information, strict=True):
+                a, b = matrix.a.float(), matrix.b.float()
+                size = squared_norm(a, b) if weights is None else weighted_norm(a, b, weights) / 2
+                total = total + matrix.scale**2 * size
+        return step.once(total)
+
+
+def squared_norm(a: Tensor, b: Tensor) -> Tensor:
+    """||B A||_F^2 = sum((B^T B) * (A A^T)) for A (r, in) and B (out, r), without forming B A (out, in)."""
+    return ((b.T @ b) * (a @ a.T)).sum()
+
+
+def weighted_norm(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
+    """sum(weights * (B A)^2) for weights (out, in); the backward pass forms B A again rather than keep it."""
+    from torch.utils.checkpoint import checkpoint
+
+    def norm(a: Tensor, b: Tensor) -> Tensor:
+        return (weights * (b @ a).square()).sum()
+
+    result: Tensor = checkpoint(norm, a, b, use_reentrant=False)
+    return result
+
+
+def fisher(anatomy: Anatomy, rows: list[Encoded]) -> list[Tensor]:
+    """Each adapted matrix's sum over rows of (d log p(answer) / dW)^2, over the number of answer tokens; float32."""
+    import torch
+
+    from staytrue.modeling.fused_loss import nll
+
+    weights = [matrix.weight for matrix in anatomy.adapted()]
+    sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
+    tokens, training = 0, anatomy.model.training
+    anatomy.model.eval()
+    try:
+        for weight in weights:
+            weight.requires_grad_(True)
+        with torch.enable_grad(), anatomy.untrained():
+            for row in rows:
+                ids = torch.tensor(row.input_ids, device=weights[0].device)
+                following = torch.tensor(row.labels[1:], device=ids.device)
+                answer = following != -100
+                states = anatomy.backbone(input_ids=ids[None], use_cache=False).last_hidden_state[0, :-1]
+                loss = nll(states[answer], following[answer], anatomy.head).sum()
+                for total, gradient in zip(sums, torch.autograd.grad(loss, weights), strict=True):
+                    total += gradient.float().square()
+                tokens += int(answer.sum())
+    finally:
+        for weight in weights:
+            weight.requires_grad_(False)
+        anatomy.model.train(training)
+    return [total / tokens for total in sums]
