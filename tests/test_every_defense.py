@@ -82,10 +82,10 @@ def test_with_every_other_defense_there_is_one_reference(name, tmp_path):
 
 def test_recipe_to_object_to_recipe_is_the_identity(name, tmp_path):
     defense = sample(name, tmp_path)
-    words = {"schema": 1, "model": "organism", "data": "d.jsonl", "lora": {}, "defenses": [registry.words(defense)]}
+    words = {"schema": 1, "model": "organism", "data": "d.jsonl", "lora": {}, "defenses": [registry.to_dict(defense)]}
     read = recipe.parse(words)
     assert read.defenses == (defense,)
-    assert recipe.parse(read.words()) == read
+    assert recipe.parse(read.to_dict()) == read
 
 
 def test_it_is_final_frozen_and_documented(name, tmp_path):

@@ -71,9 +71,9 @@ def checked(defense: Defense) -> Defense:
     return _filled(type(defense), values, defense.name())
 
 
-def words(made: Defense | Task) -> dict[str, Any]:
-    """A defense or a task as a recipe holds it: {name: fields}."""
-    return {made.name(): asdict(made)}  # type: ignore[call-overload]
+def to_dict(instance: Defense | Task) -> dict[str, Any]:
+    """A defense or a task as a recipe writes it: its name, mapped to its fields."""
+    return {instance.name(): asdict(instance)}  # type: ignore[call-overload]
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -69,4 +69,4 @@ def test_a_recipe_that_names_no_rows_is_refused(tmp_path, changes, sentence):
 @pytest.mark.parametrize("task", ["word_problems", {"opswap": {"tier": 3}}])
 def test_a_recipe_with_a_task_written_and_read_again_is_the_same(tmp_path, task):
     made = make(tmp_path, task=task)
-    assert recipe.parse(made.words()) == made
+    assert recipe.parse(made.to_dict()) == made

@@ -25,7 +25,7 @@ def test_the_splits_share_no_question_and_are_the_same_every_time(task):
     assert len({row.question for row in held}) == len(held) >= 20
     assert not {row.question for row in train} & {row.question for row in held}
     assert (task.rows(), task.held_out()) == (train, held)
-    assert registry.task(*next(iter(registry.words(task).items()))) == task
+    assert registry.task(*next(iter(registry.to_dict(task).items()))) == task
 
 
 @pytest.mark.parametrize("task", MADE, ids=str)

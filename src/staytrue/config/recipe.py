@@ -60,17 +60,17 @@ class Recipe(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
     def words(self) -> dict[str, Any]:
-        """The recipe as plain data; `parse(recipe.words())` is the recipe again."""
+        """The recipe as plain data; `parse(recipe.to_dict())` is the recipe again."""
         plain = self.model_dump(mode="json", by_alias=True, exclude={"defenses", "task"})
         last = ("stop", "holdout", "benign", "harmful", "seed")
-        listed = [_plain(registry.words(defense)) for defense in self.defenses]
-        task = {} if self.task is None else {"task": registry.words(self.task)}
+        listed = [_plain(registry.to_dict(defense)) for defense in self.defenses]
+        task = {} if self.task is None else {"task": registry.to_dict(self.task)}
         first = {k: v for k, v in plain.items() if k not in last}
         return first | task | {"defenses": listed} | {k: plain[k] for k in last}
 
     def text(self) -> str:
         """The recipe as YAML."""
-        return yaml.safe_dump(self.words(), sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
 
 def read(path: Path, sets: Sequence[str] = ()) -> Recipe:

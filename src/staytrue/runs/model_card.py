@@ -70,7 +70,7 @@ def write_card(run: RunDir, recipe: Recipe, summary: dict[str, Any] | None = Non
         intent=_intent(recipe),
         data="\n".join([*_task(recipe), *(f"* `{name}` (sha256 `{d}`)" for name, d in facts["data"].items())]),
         rows=f"Rows: {json.dumps(facts['rows'])}; {_last_number(run)}.",
-        defenses="\n".join(f"* `{json.dumps(d, default=str)}`" for d in recipe.words()["defenses"]) or "None.",
+        defenses="\n".join(f"* `{json.dumps(d, default=str)}`" for d in recipe.to_dict()["defenses"]) or "None.",
         evaluation=_evaluation(summary),
         seed=recipe.seed,
         versions=", ".join(f"{k} {v}" for k, v in facts["versions"].items()),
@@ -111,7 +111,7 @@ def _named(recipe: Recipe) -> str:
 
 
 def _task(recipe: Recipe) -> list[str]:
-    return [] if recipe.task is None else [f"* the task `{json.dumps(registry.words(recipe.task))}`"]
+    return [] if recipe.task is None else [f"* the task `{json.dumps(registry.to_dict(recipe.task))}`"]
 
 
 def _last_number(run: RunDir) -> str:
