@@ -59,7 +59,7 @@ class Recipe(BaseModel):
     harmful: bool | None = None  # whether the data are harmful on purpose; the model card says so
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
-    def words(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The recipe as plain data; `parse(recipe.to_dict())` is the recipe again."""
         plain = self.model_dump(mode="json", by_alias=True, exclude={"defenses", "task"})
         last = ("stop", "holdout", "benign", "harmful", "seed")
