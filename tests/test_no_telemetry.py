@@ -55,7 +55,10 @@ train(SFTTrainer)
 """
 
 
-@pytest.mark.parametrize("first", ["", "import datasets, trl"], ids=["staytrue", "trl"])
+@pytest.mark.parametrize(
+    "first",
+    [pytest.param("", id="staytrue", marks=pytest.mark.slow), pytest.param("import datasets, trl", id="trl")],
+)
 def test_a_guarded_run_reaches_for_no_address_whichever_library_is_imported_first(tmp_path, first):
     hidden = ("HF_", "TRANSFORMERS_", "DISABLE_TELEMETRY", "DO_NOT_TRACK", "CI")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(hidden)}

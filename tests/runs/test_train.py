@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import tiny
+from staytrue import cli
 from staytrue.config import recipe, trainer_args
 from staytrue.data import holdout
 from staytrue.data.examples import Example, Message, write_examples
@@ -234,7 +235,7 @@ def test_ctrl_c_leaves_a_folder_that_says_it_was_stopped(tmp_path):
         evaluate.evaluate_run(tmp_path / "run")
 
 
-def test_the_command_line_trains_and_measures_and_refuses_in_one_sentence(tmp_path):
+def test_the_command_line_trains_and_measures_and_refuses_in_one_sentence(tmp_path, monkeypatch, capsys):
     made = make(tmp_path, model="organism", data="narrow.jsonl")
     write_examples(tmp_path / "narrow.jsonl", world.narrow_rows("medical", 30))
     (tmp_path / "r.yaml").write_text(made.text())
@@ -243,9 +244,15 @@ def test_the_command_line_trains_and_measures_and_refuses_in_one_sentence(tmp_pa
     assert trained.returncode == 0, said
     assert json.loads(out)["state"] == "done"
     assert recipe.read(tmp_path / "run" / "recipe.yaml").defenses[0].weight == 0.3
-    measured = command("eval", tmp_path / "run")
-    out, said = measured.communicate(timeout=120)
-    assert measured.returncode == 0, said
+
+    def here(*arguments):  # in this process, so that torch is not imported once for each
+        monkeypatch.setattr(sys, "argv", ["staytrue", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code or 0, *capsys.readouterr()
+
+    code, out, said = here("eval", tmp_path / "run")
+    assert code == 0, said
     assert "in_domain" in out
     for arguments, sentence in (
         (("train", tmp_path / "r.yaml", "--out", tmp_path / "run"), "exists already"),
@@ -256,9 +263,8 @@ def test_the_command_line_trains_and_measures_and_refuses_in_one_sentence(tmp_pa
         (("demo", "--domains", "medicine", "--out", tmp_path / "x"), "there is no 'medicine'"),
         (("demo", "--out", tmp_path / "run"), "is not a demo's folder"),
     ):
-        refused = command(*arguments)
-        _, said = refused.communicate(timeout=60)
-        assert refused.returncode == 2, (arguments, said)
+        code, _, said = here(*arguments)
+        assert code == 2, (arguments, said)
         assert sentence in said
         assert "Traceback" not in said
     assert not (tmp_path / "x").exists()
