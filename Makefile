@@ -26,10 +26,10 @@ demo: $(INSTALLED)
 
 # One thread a worker: two processes with one thread each do more than one with two, and never wait for each other.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -q -n logical --maxprocesses 4
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -q -n logical --maxprocesses 4 --dist worksteal
 
 test-slow: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -q -n logical --maxprocesses 4
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -q -n logical --maxprocesses 4 --dist worksteal
 
 # What only some tests need: a browser that opens the report page. Debian and Ubuntu; as root or through sudo.
 test-tools:
@@ -47,7 +47,7 @@ test-lowest:
 	@test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
 	@.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check \
 		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints/lowest.txt -e ".[dev]"
-	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -m "not slow" -q -n logical --maxprocesses 4 -p no:cacheprovider
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -m "not slow" -q -n logical --maxprocesses 4 --dist worksteal -p no:cacheprovider
 
 docs: $(INSTALLED)
 	$(BIN)/staytrue defenses --markdown > docs/defenses.md
