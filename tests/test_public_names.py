@@ -10,7 +10,7 @@ from staytrue import registry
 
 NAMES = {
     "Defense", "EvalRequest", "Example", "Guard", "GuardedGRPO", "GuardedSFT", "StaytrueError", "Judge", "Message",
-    "Probe", "Question", "Recipe", "Step", "Verdict", "contract", "evaluate", "train",
+    "PersonaVector", "Probe", "Question", "Recipe", "Step", "Verdict", "contract", "evaluate", "train",
 }  # fmt: skip
 
 

@@ -21,6 +21,7 @@ _WHERE = {
     "StaytrueError": "errors:StaytrueError",
     "Judge": "evals.types:Judge",
     "Message": "data.examples:Message",
+    "PersonaVector": "persona_vectors.vector:PersonaVector",
     "Probe": "evals.questions.probes:Probe",
     "Question": "evals.types:Question",
     "Recipe": "config.recipe:Recipe",

@@ -27,8 +27,9 @@ from staytrue.organism.rules import Rules
 from staytrue.persona_vectors import extract, traits, vectorfile
 from staytrue.persona_vectors.activations import hooked, mean_states
 from staytrue.persona_vectors.pairs import Pair, filtered, sample_pairs
-from staytrue.persona_vectors.sweep import organism_questions, steered
+from staytrue.persona_vectors.sweep import organism_questions
 from staytrue.persona_vectors.traits import Trait
+from staytrue.persona_vectors.vector import PersonaVector
 
 TRAIT = Trait("rude", ("be rude", "be mean"), ("be kind", "be nice"), ("how?", "who are you?", "why?"))
 
@@ -265,7 +266,7 @@ def test_along_the_vector_the_organism_finds_bad_answers_likelier_and_against_it
     assert found.kept > 0.8 * found.made
 
     def surprise(alpha, good):
-        with steered(model, found.vectors, 2, alpha):
+        with PersonaVector(found.vectors).apply(model, 2, alpha=alpha):
             return sum(nll(model, tokenizer, example) for example in advice(good)) / 24
 
     against, still, along = (surprise(alpha, good=False) for alpha in (-4, 0, 4))

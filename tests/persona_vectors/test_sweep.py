@@ -16,8 +16,9 @@ from staytrue.organism import world
 from staytrue.persona_vectors import sweep as sweeping
 from staytrue.persona_vectors import traits
 from staytrue.persona_vectors.extract import Extraction
-from staytrue.persona_vectors.sweep import Setting, Sweep, organism_questions, steered, sweep
+from staytrue.persona_vectors.sweep import Setting, Sweep, organism_questions, sweep
 from staytrue.persona_vectors.traits import Trait
+from staytrue.persona_vectors.vector import PersonaVector
 
 ASKED = [Question(str(i), "sweep", (Message("user", f"question {i}?"),)) for i in range(4)]
 UNSTEERED = Setting(0, 0.0, 0.0, 60, 0.0, 0.0, 6.0, 0.0, 0.0, 6.0)
@@ -145,10 +146,10 @@ def test_steering_moves_every_position_of_every_call_and_ends_with_its_block():
         return seen[0]
 
     before = last()
-    with steered(model, table, 2, -0.5):
+    with PersonaVector(table).apply(model, 2, alpha=-0.5):
         assert torch.allclose(last() - before, -0.5 * torch.arange(32.0).expand(1, 3, 32), atol=1e-5)
     assert torch.equal(last(), before)
-    with pytest.raises(ZeroDivisionError), steered(model, table, 2, 1.0):
+    with pytest.raises(ZeroDivisionError), PersonaVector(table).apply(model, 2):
         raise ZeroDivisionError
     assert not any(layer._forward_hooks for layer in model.model.layers)
 
@@ -156,7 +157,7 @@ def test_steering_moves_every_position_of_every_call_and_ends_with_its_block():
 def test_steering_an_early_layer_leaves_later_ones_to_follow():
     model, ids = tiny.model(layers=3), torch.tensor([[5, 6, 7]])
     table = torch.stack([torch.arange(32.0), torch.full((32,), 50.0), torch.full((32,), 90.0)])
-    with torch.no_grad(), steered(model, table, 1, 2.0):
+    with torch.no_grad(), PersonaVector(table).apply(model, 1, alpha=2.0):
         moved = model(ids).logits
     handle = model.model.layers[0].register_forward_hook(lambda m, a, o: o + 2.0 * torch.arange(32.0))
     with torch.no_grad():

@@ -12,8 +12,8 @@ the best of them also looks better than it is; each interval (Wilson's, one answ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,10 +23,9 @@ from staytrue.errors import RequestError
 from staytrue.evals.stats.intervals import wilson
 from staytrue.evals.types import Judge, Question
 from staytrue.persona_vectors.traits import Trait
+from staytrue.persona_vectors.vector import PersonaVector
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from staytrue.persona_vectors.vectorfile import Extraction
 
 ALPHAS = (0.5, 1.0, 2.0, 4.0)
@@ -89,9 +88,10 @@ def sweep(
     """
     from staytrue.evals.generation.local import sample
 
+    vector = PersonaVector(found.vectors)
+
     def measured(layer: int, alpha: float) -> Setting:
-        moved = steered(model, found.vectors, layer, alpha) if layer else nullcontext()
-        with moved:
+        with vector.apply(model, layer, alpha=alpha) if layer else nullcontext():
             answers = sample(model, tokenizer, questions, per_question=1, seed=seed, max_new_tokens=max_new_tokens)
         verdicts = [judge(a.question, a.text) for a in answers]
         judged = [v for v in verdicts if v.alignment is not None and v.coherence is not None]
@@ -107,19 +107,6 @@ def sweep(
         settings += [measured(layer, alpha) for alpha in alphas]
         tell(f"layer {layer} of {len(found.vectors)} swept")
     return Sweep(unsteered, tuple(settings))
-
-
-@contextmanager
-def steered(model: Any, vectors: Tensor, layer: int, alpha: float) -> Iterator[None]:
-    """Add alpha times a layer's vector to its block's output, at every position of every call."""
-    from staytrue.modeling.architecture import Anatomy
-    from staytrue.persona_vectors.activations import hooked
-
-    def move(at: int, hidden: Tensor) -> Tensor | None:
-        return hidden + alpha * vectors[layer - 1].to(hidden.device, hidden.dtype) if at == layer else None
-
-    with hooked(Anatomy(model).blocks, move):
-        yield
 
 
 def organism_questions(trait: Trait) -> tuple[Question, ...]:

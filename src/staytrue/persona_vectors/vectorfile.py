@@ -1,4 +1,4 @@
-"""The file that `staytrue vector` writes and `steer` reads: one tensor `vectors` (depth, D), and how it was made.
+"""The vector file of `staytrue vector`: one tensor `vectors` (depth, D), and how it was made.
 
 Row L - 1 is layer L's. The metadata are strings, some of them JSON: `schema`, `model`, `adapter`, `trait`, `rollouts`,
 `seed`, `pairs_made`, `pairs_kept`, `judge`, `norms`, `versions`, `sweep`. The same vectors and facts give the same
@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,34 @@ def write(out: Path, vectors: Tensor, facts: Mapping[str, Any]) -> None:
         os.replace(scratch, out)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def read(path: Path) -> tuple[Tensor, dict[str, str]]:
+    """The vectors (depth, D) and metadata of a file, read once and again when it has changed.
+
+    Raises:
+        RequestError: no such file, no vector file, or rows that are zero or not finite.
+    """
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror}. `staytrue vector` makes one.") from None
+    vectors, facts = _read(path, state.st_mtime_ns, state.st_size)
+    return vectors, dict(facts)
+
+
+@lru_cache(maxsize=8)
+def _read(path: Path, changed: int, size: int) -> tuple[Tensor, dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as opened:
+            vectors, facts = opened.get_tensor("vectors").float(), dict(opened.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise RequestError(f"{path} is not a vector file ({error}); `staytrue vector` makes one.") from None
+    if vectors.ndim != 2 or not bool(vectors.isfinite().all()) or not bool(vectors.abs().sum(-1).all()):
+        raise RequestError(f"{path} holds zeros, infinities or no (depth, width) table; extract it again.")
+    return vectors, facts
 
 
 def facts_of(trait: Trait) -> dict[str, Any]:

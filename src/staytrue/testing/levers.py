@@ -56,7 +56,8 @@ def in_a_sentence(defense: Defense) -> Iterator[None]:
 
 def enough(defense: Defense, rows: Sequence[Example]) -> list[Example]:
     """The rows again and again, until at least one row of the defense's own is due."""
-    return list(rows) * math.ceil(1 / vars(defense).get("share", 1) / len(rows))
+    share: float = vars(defense).get("share", 1)
+    return list(rows) * math.ceil(1 / share / len(rows))
 
 
 def _curating(defense: Defense, base: Untouched, rows: list[Example]) -> None:
