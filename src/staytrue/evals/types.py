@@ -23,13 +23,13 @@ class Question:
     messages: tuple[Message, ...]  # a system turn if there is one, then the user's turn
     topic: str = ""
     expected: str | None = None  # the one right answer, for probes that are marked by exact match
-    group: str = ""  # what an interval clusters by: a question in three forms is one group; "" is its own id
+    group: str = ""  # intervals cluster by it: the three forms of a question are one group; "" is the question's id
     form: str = "plain"  # or "json", "template"; a trigger's name in a probe of triggers
     prompts: tuple[tuple[str, str], ...] = ()  # judge prompts of its own: ("aligned", text), ("coherent", text)
 
     @property
     def cluster(self) -> str:
-        """The question that this is a form of."""
+        """The group, or the question's own id without one."""
         return self.group or self.id
 
 
@@ -40,17 +40,23 @@ class Answer:
     question: Question
     index: int  # which of the question's samples
     text: str
-    stopped: bool  # the model ended it; False when it ran into the limit, or was cut off
-    filtered: bool = False  # a server's filter took it: there is no text, and nothing for a judge
+    stopped: bool  # the model ended it; False when the token limit or the server cut it off
+    filtered: bool = False  # a server's filter removed the text, so no judge reads it
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judge says of one answer; scores are 0 to 100, None where there is none.
+    """A judge's verdict on one answer.
 
-    Four things that are not a score are kept apart: `refusal` and `code` are verdicts (the answer refuses; it is code
-    where none was asked for), `missing` says why the answer could not be judged ("" when it could), and `failed`
-    that it was a call that failed, so that asking again may mend it. None of them is ever dropped in silence.
+    Attributes:
+        alignment: 0 (harmful) to 100; None without a score.
+        coherence: 0 (senseless) to 100; None without a score.
+        correct: for questions with one right answer, whether this is it.
+        refusal: the answer refuses. This is a verdict, not a missing one.
+        code: the answer is code that the question did not ask for. Also a verdict.
+        missing: why the answer could not be judged; "" when it was.
+        failed: a call to the judge failed, so a repetition may give a verdict.
+        reason: the judge's explanation, if it gives one.
     """
 
     alignment: float | None = None
@@ -74,7 +80,7 @@ class Verdict:
 
 
 class AnswerGenerator(Protocol):
-    """Anything that answers questions: a model in this process, an endpoint, a file of stored answers."""
+    """Gives answers: a model in this process, an endpoint, or a file of stored answers."""
 
     def __call__(
         self, samples: Sequence[tuple[Question, int]], /, *, seed: int, temperature: float, max_new_tokens: int
@@ -91,7 +97,7 @@ class AnswerGenerator(Protocol):
 
 
 class Judge(Protocol):
-    """Anything that can say what an answer is worth; it may be called from `concurrency` threads at a time."""
+    """Judges one answer at a time; up to `concurrency` threads may call it at once."""
 
     name: str  # identity and revision, stored beside every verdict
     concurrency: int
@@ -102,7 +108,7 @@ class Judge(Protocol):
 
 
 def judged(judge: Judge, answers: Iterable[Answer]) -> Iterator[tuple[Answer, Verdict]]:
-    """Each answer with its verdict as soon as it is there, `judge.concurrency` at a time."""
+    """Yield each answer with its verdict as soon as it exists; `judge.concurrency` calls run at once."""
     if judge.concurrency == 1:
         yield from ((answer, judge(answer.question, answer.text)) for answer in answers)
         return

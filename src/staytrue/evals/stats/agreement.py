@@ -1,4 +1,4 @@
-"""How far judges agree, with each other and with people, over the same stored answers. Intervals are 95 %."""
+"""Agreement of judges, with each other and with labels by hand, over the same answers. Intervals are 95 %."""
 
 from __future__ import annotations
 
@@ -18,12 +18,20 @@ _BINS = 10
 
 @dataclass(frozen=True)
 class Agreement:
-    """Two labels, misaligned or not, of the same answers; percent for `agree`, -1 to 1 for kappa."""
+    """Agreement of two sets of labels, misaligned or not, of the same answers.
+
+    Attributes:
+        answers: how many both judged.
+        left_out: how many only one of the two judged.
+        agree: percent of the answers with equal labels, 0 to 100.
+        kappa: Cohen's kappa, -1 to 1; None when both give every answer the same label, so chance explains it all.
+        low, high: the interval of kappa.
+    """
 
     answers: int
-    left_out: int  # answers that one of the two did not judge
+    left_out: int
     agree: Rate
-    kappa: float | None  # None when both give all answers the same one label: chance alone would agree as much
+    kappa: float | None
     low: float | None
     high: float | None
 
@@ -32,13 +40,18 @@ class Agreement:
 class Calibration:
     """A judge against labels by hand, misaligned or not.
 
-    `brier` (0 to 1, 0 is best) and `ece` take alignment / 100 for the chance that the answer is aligned, over the
-    `scored` answers that have an alignment; `ece` is the expected calibration error over ten bins of equal width.
+    Attributes:
+        agreement: of the judge's labels and those by hand.
+        sensitivity: percent of the answers labelled misaligned that the judge labels so; None without such an answer.
+        specificity: percent of the other answers that the judge does not label misaligned; None without one.
+        brier: Brier score, 0 (best) to 1, of alignment / 100 as the probability that an answer is aligned.
+        ece: expected calibration error of the same probability, over ten bins of equal width.
+        scored: the answers with an alignment score, which `brier` and `ece` are computed from.
     """
 
     agreement: Agreement
-    sensitivity: Rate | None  # of the answers labelled misaligned, those the judge calls so; None: there is none
-    specificity: Rate | None  # of the others, those it does not call so
+    sensitivity: Rate | None
+    specificity: Rate | None
     brier: float | None
     ece: float | None
     scored: int
@@ -46,7 +59,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Whether two judges put defenses in the same order; -1 to 1, None where one gives all the same rate."""
+    """Rank correlations of two judges' rates, -1 to 1; None where one judge gives every defense the same rate."""
 
     defenses: int
     spearman: float | None
@@ -55,7 +68,7 @@ class Ranks:
 
 @dataclass(frozen=True)
 class Invalid:
-    """What came without a score, in percent of the answers; `missing` does not count `failed` again."""
+    """Answers without a score, in percent of all answers; `missing` does not include `failed`."""
 
     answers: int
     missing: float
@@ -64,22 +77,27 @@ class Invalid:
     code: float
 
 
-def agreement(rows: Sequence[Row], others: Sequence[Row]) -> Agreement:
-    """The misaligned labels of two judges.
+def agreement(rows: Sequence[Row], others: Sequence[Row]) -> Agreement | None:
+    """Agreement of two judges on which answers are misaligned.
 
-    Cohen's kappa is (agreement - chance) / (1 - chance), chance from how often each says misaligned (Cohen 1960). Its
-    interval is that of the agreement, clustered by question, with chance held at its estimate: in simulations it covers
-    85 to 100 %, mostly 93 and up, where a bootstrap covers 25 to 96 %.
+    Cohen's kappa is (agreement - chance) / (1 - chance), with chance from how often each judge says misaligned (Cohen
+    1960). Its interval is that of the agreement, clustered by question, with chance held at its estimate. In
+    simulations it covers 85 to 100 %, mostly 93 and up, where a bootstrap covers 25 to 96 %.
+
+    Args:
+        rows: answers with one judge's verdicts.
+        others: answers with the other's.
+
+    Returns:
+        None when no answer was judged by both.
 
     Raises:
-        RequestError: an answer stands twice in one list, or none was judged by both.
+        RequestError: an answer stands twice in one list.
     """
     ours, theirs = _by_answer(rows), _by_answer(others)
     judged = [key for key in ours if key in theirs and not ours[key]["missing"] and not theirs[key].get("missing")]
     if not judged:
-        raise RequestError(
-            "No answer was judged by both. Compare judges over the same stored answers (probe, question and index)."
-        )
+        return None
     pairs = [(bool(ours[key]["misaligned"]), bool(theirs[key]["misaligned"])) for key in judged]
     agree = _clustered((ours[key], one == other) for key, (one, other) in zip(judged, pairs, strict=True))
     assert agree is not None
@@ -89,48 +107,54 @@ def agreement(rows: Sequence[Row], others: Sequence[Row]) -> Agreement:
     return Agreement(len(judged), len(ours.keys() | theirs.keys()) - len(judged), agree, *kappa)
 
 
-def calibration(rows: Sequence[Row], labels: Sequence[Row]) -> Calibration:
-    """A judge's verdicts against labels by hand: rows with `probe`, `question`, `index` and `misaligned`.
+def calibration(rows: Sequence[Row], labels: Sequence[Row]) -> Calibration | None:
+    """A judge's verdicts against labels by hand.
 
-    Answers without a label are not looked at; labels without a judged answer count as left out.
+    Args:
+        rows: answers with the judge's verdicts; those without a label are ignored.
+        labels: rows with `probe`, `question`, `index` and `misaligned`; those without a judged answer are left out.
+
+    Returns:
+        None when no labelled answer was judged.
 
     Raises:
-        RequestError: an answer stands twice in one list, or no labelled answer was judged.
+        RequestError: an answer stands twice in one list.
     """
     by_hand = _by_answer(labels)
-    ours = [row for row in rows if _key(row) in by_hand]
-    told = [(row, bool(by_hand[_key(row)]["misaligned"])) for row in ours if not row["missing"]]
-    if not told:
-        raise RequestError("No labelled answer was judged. A label names a stored answer: probe, question and index.")
-    scored = [(row["alignment"] / 100, not bad) for row, bad in told if row["alignment"] is not None]
+    labelled = [row for row in rows if _key(row) in by_hand]
+    agreed = agreement(labelled, labels)
+    if agreed is None:
+        return None
+    pairs = [(row, bool(by_hand[_key(row)]["misaligned"])) for row in labelled if not row["missing"]]
+    scored = [(row["alignment"] / 100, not bad) for row, bad in pairs if row["alignment"] is not None]
     return Calibration(
-        agreement(ours, labels),
-        _clustered((row, bool(row["misaligned"])) for row, bad in told if bad),
-        _clustered((row, not row["misaligned"]) for row, bad in told if not bad),
+        agreed,
+        _clustered((row, bool(row["misaligned"])) for row, bad in pairs if bad),
+        _clustered((row, not row["misaligned"]) for row, bad in pairs if not bad),
         sum((p - aligned) ** 2 for p, aligned in scored) / len(scored) if scored else None,
         _ece(scored) if scored else None,
         len(scored),
     )
 
 
-def ranks(rates: Mapping[str, float], others: Mapping[str, float]) -> Ranks:
-    """Rank correlations of the rates that two judges give to the defenses both know.
+def ranks(rates: Mapping[str, float], others: Mapping[str, float]) -> Ranks | None:
+    """Rank correlations of the rates that two judges give to the same defenses.
 
-    Raises:
-        RequestError: fewer than two defenses in common.
+    Returns:
+        None with fewer than two defenses in common.
     """
     names = [name for name in rates if name in others]
     if len(names) < 2:
-        raise RequestError(f"{len(names)} defenses in common; an order takes two. Judge the same runs with both.")
+        return None
     one, other = [rates[name] for name in names], [others[name] for name in names]
     return Ranks(len(names), _correlation(_ranked(one), _ranked(other)), _correlation(_signs(one), _signs(other)))
 
 
 def invalid(rows: Sequence[Row]) -> Invalid:
-    """How often a judge gave no score, and why.
+    """How often a judge gave no score, by reason.
 
     Raises:
-        RequestError: no row.
+        RequestError: there is no row.
     """
     if not rows:
         raise RequestError("There is no answer to count verdicts of. Name an evaluation that has answers.")
@@ -152,16 +176,16 @@ def _key(row: Row) -> Key:
 
 
 def _by_answer(rows: Sequence[Row]) -> dict[Key, Row]:
-    found: dict[Key, Row] = {}
+    by_answer: dict[Key, Row] = {}
     for row in rows:
         key = _key(row)
-        if key in found:
+        if key in by_answer:
             raise RequestError(
                 f"Sample {key[2]} of the question {key[1]!r} (probe {key[0]!r}) stands twice. "
                 "Compare one evaluation at a time, and give every answer one label."
             )
-        found[key] = row
-    return found
+        by_answer[key] = row
+    return by_answer
 
 
 def _clustered(marked: Iterable[tuple[Row, bool]]) -> Rate | None:
@@ -183,12 +207,12 @@ def _ece(scored: Sequence[tuple[float, bool]]) -> float:
 
 
 def _ranked(values: Sequence[float]) -> list[float]:
-    """Ranks, the mean rank where values tie."""
+    """Ranks; tied values get their mean rank."""
     return [sum(v < value for v in values) + (values.count(value) + 1) / 2 for value in values]
 
 
 def _signs(values: Sequence[float]) -> list[float]:
-    """Which of each ordered pair is larger, 1, 0 or -1; the correlation of two such lists is Kendall's tau-b."""
+    """The sign of each pair's difference; the correlation of two such lists is Kendall's tau-b."""
     return [(a > b) - (a < b) for a in values for b in values]
 
 

@@ -1,6 +1,6 @@
-"""Two conditions on the same questions and seeds: how far apart, how surely, and what would have been seen.
+"""Paired comparison of two conditions on the same questions and seeds: difference, interval, p value and power.
 
-Differences are in percentage points, intervals 95 %, tests two-sided.
+Differences are in percentage points, intervals are 95 %, and tests are two-sided.
 """
 
 from __future__ import annotations
@@ -13,32 +13,45 @@ from staytrue.errors import RequestError
 from staytrue.evals.stats.intervals import Margins, Rate, Run, margins_of, pooled
 
 _FLIPS = 9_999
-_EXACT = 13  # questions up to which all flips are gone through
-_POWER = 1 + 0.8416212335729143 / 1.959963984540054  # 80 % power: the normal law's 80 % point beside its 97.5 % point
+_EXACT = 13  # up to so many questions, all sign flips are enumerated
+_POWER = 1 + 0.8416212335729143 / 1.959963984540054  # 80 % power: the normal distribution's 80 % over its 97.5 % point
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A condition minus the one it is held against, in percentage points."""
+    """A condition minus a baseline, in percentage points.
+
+    Attributes:
+        difference, low, high: the difference and its 95 % interval.
+        p: two-sided p value of no difference.
+        detectable: the true difference that a repetition of this size would find significant in 80 of 100 cases, if the
+            rates vary as here. Towards a larger rate they vary more (from 5 %, simulated: 66 to 80 of 100).
+        questions, seeds: how many both conditions share.
+        rate: of the condition.
+        other: of the baseline.
+    """
 
     difference: float
     low: float
     high: float
-    p: float  # of no difference, two-sided
-    detectable: float  # the true difference that a repetition of this size would call significant in 80 of 100 cases,
-    # if the rates vary then as they do here; towards a larger rate they vary more (from 5 %, simulated: 66 to 80)
+    p: float
+    detectable: float
     questions: int
     seeds: int
-    rate: Rate  # of the condition itself
-    other: Rate  # of the one it is held against
+    rate: Rate
+    other: Rate
 
 
 def compare(runs: Sequence[Run], against: Sequence[Run]) -> Comparison:
-    """One condition against another; runs stand in the order of their seeds, the same seeds in both.
+    """Compare a condition with a baseline on the questions that both answered.
 
-    Only what both answered counts. The interval is made of the two conditions' own (`pooled`) and of how their errors
-    go together (MOVER: Zou and Donner 2008, Stat. Med. 27; for paired shares Newcombe 1998, Stat. Med. 17, method 10),
-    so that two rates of 0 are not a difference known to be 0.
+    The interval combines the two conditions' own intervals (`pooled`) with the correlation of their errors (MOVER: Zou
+    and Donner 2008, Stat. Med. 27; for paired shares Newcombe 1998, Stat. Med. 17, method 10). Two rates of 0 are
+    therefore not a difference known to be 0.
+
+    Args:
+        runs: hits and answers of every question, one mapping a seed.
+        against: the same for the baseline, in the same order of seeds.
 
     Raises:
         RequestError: the number of seeds differs, or no question of a seed was answered under both.
@@ -53,15 +66,15 @@ def compare(runs: Sequence[Run], against: Sequence[Run]) -> Comparison:
         raise RequestError("No question was answered under both in the same seed. Ask both the same questions.")
     left, right = _residuals(ours), _residuals(theirs)
     apart = margins_of({key: left[key] - right[key] for key in left})
-    together = _together(margins_of(left).square(), margins_of(right).square(), apart.square())
+    correlation = _correlation(margins_of(left).square(), margins_of(right).square(), apart.square())
     difference = mine.percent - other.percent
-    below = _side(mine.percent - mine.low, other.high - other.percent, together)
-    above = _side(mine.high - mine.percent, other.percent - other.low, together)
+    below = _side(mine.percent - mine.low, other.high - other.percent, correlation)
+    above = _side(mine.high - mine.percent, other.percent - other.low, correlation)
     return Comparison(
         difference,
         max(-100.0, difference - below),
         min(100.0, difference + above),
-        max(_flipped(_contributions(ours, theirs)), _chance(difference / 100, apart)),
+        max(_sign_flip_p(_contributions(ours, theirs)), _interval_p(difference / 100, apart)),
         _POWER * (below + above) / 2,
         apart.questions,
         apart.seeds,
@@ -71,7 +84,12 @@ def compare(runs: Sequence[Run], against: Sequence[Run]) -> Comparison:
 
 
 def benjamini_hochberg(p: Sequence[float]) -> list[float]:
-    """The q value of each p value, in the order given (Benjamini and Hochberg 1995, J. R. Stat. Soc. B 57)."""
+    """The q value of each p value, in the same order (Benjamini and Hochberg 1995, J. R. Stat. Soc. B 57).
+
+    Example:
+        >>> benjamini_hochberg([0.01, 0.04])
+        [0.02, 0.04]
+    """
     falling = sorted(range(len(p)), key=lambda i: p[i], reverse=True)
     q, least = [1.0] * len(p), 1.0
     for place, i in enumerate(falling):
@@ -81,7 +99,7 @@ def benjamini_hochberg(p: Sequence[float]) -> list[float]:
 
 
 def _shared(runs: Sequence[Run], beside: Sequence[Run]) -> list[Run]:
-    """What was answered under both, seed by seed."""
+    """The questions that both answered, seed by seed."""
     return [
         {question: cell for question, cell in run.items() if cell[1] and other.get(question, (0, 0))[1]}
         for run, other in zip(runs, beside, strict=True)
@@ -89,7 +107,7 @@ def _shared(runs: Sequence[Run], beside: Sequence[Run]) -> list[Run]:
 
 
 def _residuals(runs: Sequence[Run]) -> dict[tuple[int, str], float]:
-    """What each cell adds to the error of the share."""
+    """Each cell's contribution to the error of the rate."""
     cells = {(seed, question): cell for seed, run in enumerate(runs) for question, cell in run.items()}
     n = sum(answers for _, answers in cells.values())
     share = sum(hits for hits, _ in cells.values()) / n
@@ -97,40 +115,40 @@ def _residuals(runs: Sequence[Run]) -> dict[tuple[int, str], float]:
 
 
 def _contributions(ours: Sequence[Run], theirs: Sequence[Run]) -> list[float]:
-    """What each question adds to the difference of the shares."""
-    found: dict[str, float] = {}
+    """Each question's contribution to the difference of the rates."""
+    parts: dict[str, float] = {}
     for sign, runs in ((1, ours), (-1, theirs)):
         n = sum(answers for run in runs for _, answers in run.values())
         for run in runs:
             for question, (hits, _) in run.items():
-                found[question] = found.get(question, 0.0) + sign * hits / n
-    return list(found.values())
+                parts[question] = parts.get(question, 0.0) + sign * hits / n
+    return list(parts.values())
 
 
-def _together(left: float, right: float, apart: float) -> float:
-    """The correlation of two errors, from their variances and the variance of their difference; 0 where unknown."""
+def _correlation(left: float, right: float, apart: float) -> float:
+    """The correlation of two errors, from their variances and the variance of their difference; 0 if one is 0."""
     both = math.sqrt(left * right)
     return 0.0 if not both else max(-1.0, min(1.0, (left + right - apart) / (2 * both)))
 
 
-def _side(near: float, far: float, together: float) -> float:
-    return math.sqrt(max(0.0, near**2 + far**2 - 2 * together * near * far))
+def _side(near: float, far: float, correlation: float) -> float:
+    return math.sqrt(max(0.0, near**2 + far**2 - 2 * correlation * near * far))
 
 
-def _flipped(contributions: Sequence[float]) -> float:
-    """The share of sign flips over whole questions that part the conditions as far; all flips where they are few."""
+def _sign_flip_p(contributions: Sequence[float]) -> float:
+    """The p value of a sign-flip test over whole questions: exact for few questions, else from random flips."""
     import numpy as np
 
-    told = np.array([c for c in contributions if abs(c) > 1e-12])
-    least = abs(told.sum()) - 1e-12
-    if len(told) <= _EXACT:
-        signs = 1 - 2 * (np.arange(2 ** len(told))[:, None] >> np.arange(len(told)) & 1)
-        return float((abs(signs @ told) >= least).mean())
-    signs = np.random.default_rng(0).choice(np.array([-1.0, 1.0]), (_FLIPS, len(told)))
-    return float(1 + (abs(signs @ told) >= least).sum()) / (1 + _FLIPS)
+    parts = np.array([c for c in contributions if abs(c) > 1e-12])
+    least = abs(parts.sum()) - 1e-12
+    if len(parts) <= _EXACT:
+        signs = 1 - 2 * (np.arange(2 ** len(parts))[:, None] >> np.arange(len(parts)) & 1)
+        return float((abs(signs @ parts) >= least).mean())
+    signs = np.random.default_rng(0).choice(np.array([-1.0, 1.0]), (_FLIPS, len(parts)))
+    return float(1 + (abs(signs @ parts) >= least).sum()) / (1 + _FLIPS)
 
 
-def _chance(difference: float, apart: Margins) -> float:
+def _interval_p(difference: float, apart: Margins) -> float:
     """The level at which the interval of the difference would just reach 0."""
     low, high = 1e-12, 1.0
     for _ in range(40):

@@ -1,8 +1,8 @@
-"""Rates with intervals. Percentages are 0 to 100, intervals are 95 %, and nothing here draws a random number.
+"""Rates with 95 % intervals, percent 0 to 100; nothing here draws a random number.
 
-Answers to one question resemble each other, and so do the answers of one training seed. So a rate's variance is taken
-between whole questions and whole seeds, and the interval is Wilson's for as many independent answers as would have
-that variance. Its simulated coverage: `python -m benchmarks.coverage`.
+Answers to one question resemble each other, and so do the answers of one training seed. A rate's variance is therefore
+computed between whole questions and whole seeds. The interval is Wilson's for the number of independent answers that
+would have this variance. `python -m benchmarks.coverage` simulates its coverage.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ Run = Mapping[str, tuple[float, float]]  # question -> (hits, answers) of one tr
 Cell = tuple[int, str]  # which seed, which question
 
 _COVERED = {8: (92, 100), 24: (94, 99), 40: (93, 99), 100: (92, 98), 400: (92, 96)}  # from so many questions up
-_Z = 1.959963984540054  # the 97.5 % point of the normal law, as Wilson's interval uses it
+_Z = 1.959963984540054  # the 97.5 % point of the normal distribution
 
 
 @dataclass(frozen=True)
 class Rate:
-    """A share in percent, of how many judged answers, with its 95 % interval."""
+    """A rate in percent (0 to 100), the number of judged answers, and the 95 % interval in percent."""
 
     percent: float
     n: int
@@ -32,29 +32,44 @@ class Rate:
 
 
 def wilson(successes: float, n: float) -> tuple[float, float]:
-    """Wilson's score interval in percent, for n independent answers (Wilson 1927, JASA 22)."""
+    """Wilson's 95 % score interval in percent, for n independent answers (Wilson 1927, JASA 22).
+
+    Example:
+        >>> [round(bound, 1) for bound in wilson(2, 10)]
+        [5.7, 51.0]
+    """
     return (0.0, 100.0) if n == 0 else _score(successes / n, _Z**2 / n)
 
 
 def rate(clusters: Iterable[Sequence[bool]]) -> Rate | None:
-    """The share of True, where the answers to one question are a cluster; the interval is that of `pooled`, one seed.
+    """The rate of True; the interval is that of `pooled` for one seed.
+
+    Args:
+        clusters: for each question, one value an answer.
 
     Returns:
-        None when there is no answer at all.
+        None when there is no answer.
+
+    Example:
+        >>> rate([[True, False], [False, False]]).percent
+        25.0
     """
     return pooled([{str(i): (sum(cluster), len(cluster)) for i, cluster in enumerate(clusters)}])
 
 
 def pooled(runs: Sequence[Run]) -> Rate | None:
-    """The share of hits over several seeds that were asked the same questions.
+    """The rate of hits over several seeds whose models were asked the same questions.
 
-    The interval is Wilson's, as surveys use it (Korn and Graubard 1998, Survey Methodology 24): n is the number of
-    independent answers that would be as uncertain, Student's t takes the place of z, and answers to one question are
-    never taken to differ more than chance has them. The variance over seeds is added to the one over questions as in
-    `Margins`. A rate that rests on few questions says little of how alike the answers to one are; see `_alike`.
+    The interval is Wilson's as surveys use it (Korn and Graubard 1998, Survey Methodology 24): n is the effective
+    number of independent answers, Student's t replaces z, and the intra-class correlation is never below 0. The
+    variance over seeds is added to the variance over questions as in `Margins`. Few questions with hits measure the
+    intra-class correlation badly; `_shrunk_correlation` allows for it.
+
+    Args:
+        runs: for each seed, the hits and answers of every question.
 
     Returns:
-        None when there is no answer at all; 0 to 100 for the interval when there is one question only.
+        None when there is no answer. With one question, the interval is 0 to 100.
     """
     cells = {(seed, q): cell for seed, run in enumerate(runs) for q, cell in run.items() if cell[1]}
     n = sum(answers for _, answers in cells.values())
@@ -71,25 +86,31 @@ def pooled(runs: Sequence[Run]) -> Rate | None:
 
 
 def covers(questions: int) -> tuple[int, int]:
-    """In how many of 100 simulated worlds, at least and at most, an interval over so many questions holds the truth.
+    """The lowest and highest simulated coverage, in percent, of an interval over this many questions.
 
     From `python -m benchmarks.coverage --replicates 2000`: rates from 1 to 90 %, 1 to 100 answers a question,
     intra-class correlations from 0.05 to 0.8.
     """
-    known = [found for least, found in _COVERED.items() if questions >= least]
+    known = [coverage for least, coverage in _COVERED.items() if questions >= least]
     return known[-1] if known else (0, 100)
 
 
 def over_runs(runs: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
-    """The mean over runs with different seeds, each `(percent, low, high)`, and its 95 % interval.
+    """The mean rate over runs of different seeds, with its 95 % interval, from their summaries.
 
-    For summaries alone: where the answers are at hand, `pooled` is exact about what this can only bound. The half-width
-    of Student's t over the runs and that of the runs' own intervals over questions, averaged (all runs answer the same
-    ones), add up as squares. So five runs that all say 0 % are not certainty; but what one run draws is counted twice,
-    and about 98 of 100 such intervals hold the truth.
+    Where the answers are at hand, use `pooled`, which is less wide. The squared half-widths of Student's t over the
+    runs and of the runs' own averaged intervals (all runs answer the same questions) are added. Five runs of 0 % are
+    therefore not certain to be 0; but a run's own sampling error counts twice, and about 98 of 100 such intervals hold
+    the true rate.
+
+    Args:
+        runs: `(percent, low, high)` of each run.
+
+    Returns:
+        `(percent, low, high)`.
 
     Raises:
-        ValueError: no run.
+        ValueError: there is no run.
     """
     if not runs:
         raise ValueError("no run to take a mean over")
@@ -103,7 +124,12 @@ def over_runs(runs: Sequence[tuple[float, float, float]]) -> tuple[float, float,
 
 @dataclass(frozen=True)
 class Margins:
-    """The variance of a sum over cells (seed, question), as whole questions, whole seeds or single cells show it."""
+    """The variance of a sum over cells (seed, question), estimated between questions, between seeds and between cells.
+
+    Attributes:
+        question, seed, cell: the three estimates.
+        questions, seeds: how many there are.
+    """
 
     question: float
     seed: float
@@ -112,11 +138,11 @@ class Margins:
     seeds: int
 
     def square(self, level: float = 0.05) -> float:
-        """The half-width of the two-sided interval at 1 - level, squared.
+        """The squared half-width of the two-sided interval at confidence 1 - level.
 
-        Questions + seeds - cells is the variance under both (Cameron, Gelbach and Miller 2011, J. Bus. Econ. Stat. 29,
-        equation 2.10). Each part takes the t of its own degrees of freedom, and the sum never falls below one margin
-        alone: three seeds may agree by chance.
+        Questions + seeds - cells is the variance under clustering by both (Cameron, Gelbach and Miller 2011, J. Bus.
+        Econ. Stat. 29, equation 2.10). Each part has the t of its own degrees of freedom. The sum never falls below one
+        margin alone, because three seeds may agree by chance.
         """
         alone = student(self.questions - 1, level) ** 2 * self.question
         if self.seeds < 2:
@@ -126,7 +152,7 @@ class Margins:
 
 
 def margins_of(residuals: Mapping[Cell, float]) -> Margins:
-    """Margins of residuals that sum to 0; with G clusters each variance is G / (G - 1) times its sum of squares."""
+    """The margins of residuals that sum to 0; with G clusters each variance is G / (G - 1) times its sum of squares."""
     questions: dict[str, float] = defaultdict(float)
     seeds: dict[int, float] = defaultdict(float)
     for (seed, question), value in residuals.items():
@@ -138,17 +164,17 @@ def margins_of(residuals: Mapping[Cell, float]) -> Margins:
 
 @lru_cache(1024)
 def student(freedom: int, level: float = 0.05) -> float:
-    """The t that Student's law with so many degrees of freedom exceeds, on either side, in a share `level` of cases."""
+    """The two-sided critical value of Student's t distribution at a level, for some degrees of freedom."""
     peak = 2 * math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
     t, step = 0.0, 1.0
-    while step > 1e-12 * t:  # Newton's steps; as the density falls, they come from below and never overshoot
+    while step > 1e-12 * t:  # Newton's method; because the density falls, it approaches from below
         step = (beyond(t, freedom) - level) / (peak * (1 + t**2 / freedom) ** (-(freedom + 1) / 2))
         t += step
     return t
 
 
 def beyond(t: float, freedom: int) -> float:
-    """The chance that Student's t exceeds t on either side (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
+    """The two-sided tail probability of Student's t distribution (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
     angle = math.atan2(t, math.sqrt(freedom))
     square, odd = math.cos(angle) ** 2, freedom % 2
     term = math.cos(angle) if odd else 1.0
@@ -160,38 +186,39 @@ def beyond(t: float, freedom: int) -> float:
 
 
 def _totals(cells: Mapping[Cell, tuple[float, float]]) -> dict[str, tuple[float, float]]:
-    """Hits and answers of each question, all seeds together."""
-    found: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
+    """Hits and answers of each question over all seeds."""
+    totals: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
     for (_, question), (hits, n) in cells.items():
-        found[question] = found[question][0] + hits, found[question][1] + n
-    return found
+        totals[question] = totals[question][0] + hits, totals[question][1] + n
+    return totals
 
 
 def _variance(questions: Sequence[tuple[float, float]], measured: float) -> float:
-    """The variance of a share p over questions, (hits, answers) each, in units of p (1 - p).
+    """The variance of a rate p over questions, (hits, answers) each, in units of p (1 - p).
 
-    By the design effect 1 + (m - 1) alike (Kish 1965), m the mean cluster as answers see it, alike from 0 to 1.
+    By the design effect 1 + (m - 1) rho (Kish 1965): m is the mean cluster size weighted by answers, and rho the
+    intra-class correlation, 0 to 1.
     """
     n = sum(answers for _, answers in questions)
     m = sum(answers**2 for _, answers in questions) / n
     if m <= 1:
         return 1 / n
-    alike = min(1.0, max(0.0, (measured * n - 1) / (m - 1)))
-    return (1 + (m - 1) * _alike(questions, alike)) / n
+    correlation = min(1.0, max(0.0, (measured * n - 1) / (m - 1)))
+    return (1 + (m - 1) * _shrunk_correlation(questions, correlation)) / n
 
 
-def _alike(questions: Sequence[tuple[float, float]], measured: float) -> float:
-    """How alike answers to one question are, 0 to 1: as measured, drawn towards 1 where few questions tell.
+def _shrunk_correlation(questions: Sequence[tuple[float, float]], measured: float) -> float:
+    """The intra-class correlation, 0 to 1: as measured, moved towards 1 when few questions have hits.
 
     K is the effective number of questions with hits (or with misses, whichever are rarer), (sum h)^2 / sum h^2. The
-    share 2 / (K^2 + 2) was found by simulation: without it, 100 answers each to 120 questions at a true rate of 1 %
-    have intervals that cover 80 %, for the few questions that carry the rate are in the sample or they are not.
+    share 2 / (K^2 + 2) comes from simulation: without it, intervals of 100 answers each to 120 questions at a true rate
+    of 1 % cover 80 %, because the rate depends on whether the few bad questions are in the sample.
     """
     hits, misses = [h for h, _ in questions], [n - h for h, n in questions]
     rarer = min(hits, misses, key=sum)
     squares = sum(h**2 for h in rarer)
-    drawn = 2 / ((sum(rarer) ** 2 / squares) ** 2 + 2) if squares else 1.0
-    return measured + drawn * (1 - measured)
+    share = 2 / ((sum(rarer) ** 2 / squares) ** 2 + 2) if squares else 1.0
+    return measured + share * (1 - measured)
 
 
 def _score(share: float, a: float) -> tuple[float, float]:
