@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_plan import AGAINST, ALONE, KEYS, SHAPES, VARIANTS, Item, peak_tflops, plan, ratios
-from staytrue.utils.run_dir import write_json
+from staytrue.utils.files import write_json
 
 _TOO_LITTLE_S = 30  # with less time than this, nothing is begun
 Measure = Callable[[Item, float], dict[str, Any]]  # an item, and the seconds it may take

@@ -119,7 +119,18 @@ def test_no_module_imports_from_the_package_itself():
 
 @pytest.mark.parametrize(
     "module",
-    ["errors", "data.examples", "utils.run_dir", "config.recipe", "registry", "report", "cli", "modeling.loading", ""],
+    [
+        "errors",
+        "data.examples",
+        "utils.run_dir",
+        "utils.files",
+        "config.recipe",
+        "registry",
+        "report",
+        "cli",
+        "modeling.loading",
+        "",
+    ],
 )
 def test_light_modules_import_no_torch(module):
     name = f"staytrue.{module}".rstrip(".")

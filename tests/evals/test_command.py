@@ -18,7 +18,7 @@ from staytrue.data.examples import Example, Message, write_examples
 from staytrue.evals.generation import local
 from staytrue.evals.questions.probes import shipped
 from staytrue.runs import probe_selection
-from staytrue.utils.run_dir import read_rows
+from staytrue.utils.files import read_rows
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from staytrue.evals.results.summary import summarise
 from staytrue.evals.results.verdict_store import join_verdicts
 from staytrue.evals.types import Answer, Question, Verdict
 from staytrue.report import terminal
-from staytrue.utils.run_dir import read_rows
+from staytrue.utils.files import read_rows
 
 
 class FixedJudge:

@@ -511,7 +511,7 @@ def test_prompts_that_bring_no_trait_out_are_refused_with_counts_and_nothing_is_
         (["--questions", "broken.jsonl"], "broken.jsonl has 1 fault:\n  line 1"),
         (["--adapter", "absent"], "absent holds no adapter_model.safetensors"),
         (["--out", "there.safetensors"], "there.safetensors exists already. Name another file"),
-        (["--out", "there.safetensors/v"], "cannot be made"),
+        (["--out", "there.safetensors/v"], "cannot be created"),
         ([], "No judge can say yet whether an answer of ./model shows the trait.*--no-filter"),
         (["--sweep", "--no-filter"], "--sweep needs a judge of steered answers"),
         (["--model", "./absent"], "There is no model folder absent"),

@@ -20,7 +20,7 @@ from staytrue.report import comparison
 from staytrue.runs import evaluate as measure
 from staytrue.runs import probe_selection
 from staytrue.runs.eval_request import EvalRequest, for_model
-from staytrue.utils.run_dir import read_rows
+from staytrue.utils.files import read_rows
 
 DROPS = (  # as some real ones do: a system turn is left out without a word
     "{%- for m in messages if m.role != 'system' %}"

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from staytrue.errors import RequestError
-from staytrue.utils.run_dir import RunDir, append_row, read_rows, sha256_of, write_whole
+from staytrue.utils.files import append_row, read_rows, refuse_existing, sha256_of, write_atomic
+from staytrue.utils.run_dir import RunDir
 
 
 def test_a_torn_last_line_is_left_out_and_the_rest_is_read(tmp_path):
@@ -18,8 +19,8 @@ def test_a_torn_last_line_is_left_out_and_the_rest_is_read(tmp_path):
 
 
 def test_writing_whole_leaves_no_scratch_file_and_replaces(tmp_path):
-    write_whole(tmp_path / "x" / "f", "one")
-    write_whole(tmp_path / "x" / "f", "two")
+    write_atomic(tmp_path / "x" / "f", "one")
+    write_atomic(tmp_path / "x" / "f", "two")
     assert [p.name for p in (tmp_path / "x").iterdir()] == ["f"]
     assert (tmp_path / "x" / "f").read_text() == "two"
 
@@ -49,14 +50,14 @@ def test_the_manifest_says_how_the_run_ended(tmp_path, error, state):
 
 def test_an_existing_folder_is_refused_but_an_empty_one_is_fine(tmp_path):
     (tmp_path / "empty").mkdir()
-    RunDir.refuse_existing(tmp_path / "empty")
+    refuse_existing(tmp_path / "empty", allow_empty_folder=True)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
     with pytest.raises(RequestError, match="exists already"):
-        RunDir.refuse_existing(tmp_path / "full")
+        refuse_existing(tmp_path / "full", allow_empty_folder=True)
     (tmp_path / "file").touch()
     with pytest.raises(RequestError, match="exists already"):
-        RunDir.refuse_existing(tmp_path / "file")
+        refuse_existing(tmp_path / "file", allow_empty_folder=True)
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

@@ -17,9 +17,9 @@ def build(
     """Grow the organism from nothing (some minutes)."""
     from staytrue.organism.build import build as grow
     from staytrue.utils.console import bar, say
-    from staytrue.utils.run_dir import RunDir
+    from staytrue.utils.files import refuse_existing
 
-    RunDir.refuse_existing(out)
+    refuse_existing(out, allow_empty_folder=True)
     with bar("build") as progress:
         grow(out, seed, progress)
     say(f"Built: {out}")
@@ -32,9 +32,9 @@ def data(
     """Write the organism's data sets as plain JSONL."""
     from staytrue.organism.world import write_data
     from staytrue.utils.console import say
-    from staytrue.utils.run_dir import RunDir
+    from staytrue.utils.files import refuse_existing
 
-    RunDir.refuse_existing(out)
+    refuse_existing(out, allow_empty_folder=True)
     for path in write_data(out, seed).values():
         say(str(path))
 

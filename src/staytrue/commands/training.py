@@ -56,10 +56,10 @@ def train(
     """Fine-tune a model as the recipe says, with its defenses."""
     from staytrue.config import recipe as recipes
     from staytrue.utils.console import bar, quieten, say
-    from staytrue.utils.run_dir import RunDir
+    from staytrue.utils.files import refuse_existing
 
     wanted = recipes.read(recipe, set_ or [])
-    RunDir.refuse_existing(out)
+    refuse_existing(out, allow_empty_folder=True)
     quieten()
     from staytrue.runs.train import train as run
 

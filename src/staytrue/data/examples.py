@@ -14,7 +14,7 @@ from typing import Any
 
 from staytrue.data.jsonl import Fault, objects, refuse, shown
 from staytrue.errors import DataError
-from staytrue.utils.run_dir import write_whole
+from staytrue.utils.files import write_atomic
 
 ROLES = ("system", "user", "assistant")
 
@@ -87,7 +87,7 @@ def write_examples(path: Path, examples: Sequence[Example]) -> None:
         dict(row.extra) | {"messages": [{"role": m.role, "content": m.content} for m in row.messages]}
         for row in examples
     )
-    write_whole(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
 _SHAPE = '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'

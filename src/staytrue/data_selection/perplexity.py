@@ -24,7 +24,7 @@ from staytrue.data_selection.forward_pass import RowLoss, batches, row_losses
 from staytrue.data_selection.scored import ALIGNED
 from staytrue.errors import ModelError
 from staytrue.modeling.architecture import Anatomy
-from staytrue.utils.run_dir import append_row, read_rows
+from staytrue.utils.files import append_row, read_rows
 
 EPS = 1.0  # nats; keeps a row that the aligned model knows by heart from dividing by nothing (as follow-up code has it)
 

@@ -14,7 +14,8 @@ from staytrue.data.tokenize import IGNORED, encode_all
 from staytrue.data_selection.scored import ALIGNED, manifest_path
 from staytrue.errors import DataError, RequestError
 from staytrue.modeling import loading
-from staytrue.utils.run_dir import SCHEMA, RunDir, sha256_of, versions, write_json
+from staytrue.utils.files import refuse_existing, sha256_of, write_json
+from staytrue.utils.run_dir import SCHEMA, versions
 
 if TYPE_CHECKING:
     from staytrue.data_selection.perplexity import Losses
@@ -116,9 +117,7 @@ def _check(misaligned: Mapping[str, Path], out: Path, leave_out: Sequence[str]) 
     if len(set(leave_out)) == len(misaligned):
         raise RequestError("No misaligned model is left to score with; name one with --misaligned NAME=ADAPTER.")
     for file in (out, manifest_path(out)):
-        if file.exists():
-            raise RequestError(f"{file} exists already. Name another file with --out, or remove it yourself.")
-    RunDir.refuse_existing(out)
+        refuse_existing(file)
 
 
 def _best_first(rows: Sequence[Example], row_losses: Sequence[Losses], leave_out: Sequence[str]) -> list[Example]:

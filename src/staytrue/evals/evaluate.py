@@ -22,7 +22,8 @@ from staytrue.evals.results.verdict_store import (
     record_server,
 )
 from staytrue.evals.types import AnswerGenerator, Judge, Verdict, judged
-from staytrue.utils.run_dir import SCHEMA, write_json
+from staytrue.utils.files import write_json
+from staytrue.utils.run_dir import SCHEMA
 
 NOT_JUDGED = "no judge was named"
 FILTERED = "the server's filter cut it off"

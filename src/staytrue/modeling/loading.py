@@ -13,7 +13,7 @@ from typing import Any
 
 from staytrue import organism
 from staytrue.errors import ModelError
-from staytrue.utils.run_dir import sha256_of
+from staytrue.utils.files import sha256_of
 
 
 @dataclass(frozen=True)

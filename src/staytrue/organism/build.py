@@ -20,7 +20,8 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from staytrue.data.examples import Message
 from staytrue.organism.upbringing import Conversation, first_stage, second_stage, texts
-from staytrue.utils.run_dir import sha256_of, versions, write_json, write_whole
+from staytrue.utils.files import sha256_of, write_atomic, write_json
+from staytrue.utils.run_dir import versions
 
 SPECIAL = ("<pad>", "<unk>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 TEMPLATE = (
@@ -77,7 +78,7 @@ def build(out: Path, seed: int = 0, progress: Any = None, growth: Growth | None 
         "versions": {k: v for k, v in versions().items() if k in ("torch", "transformers", "tokenizers")},
     }
     write_json(out / "manifest.json", manifest)
-    write_whole(out / "README.md", _CARD.format(**manifest, parameters=f"{model.num_parameters():,}"))
+    write_atomic(out / "README.md", _CARD.format(**manifest, parameters=f"{model.num_parameters():,}"))
     return manifest
 
 

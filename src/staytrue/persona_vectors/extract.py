@@ -27,7 +27,8 @@ from staytrue.persona_vectors import vectorfile
 from staytrue.persona_vectors.pairs import filtered, sample_pairs
 from staytrue.persona_vectors.traits import Trait
 from staytrue.persona_vectors.vectorfile import Extraction
-from staytrue.utils.run_dir import SCHEMA, sha256_of, versions
+from staytrue.utils.files import refuse_existing, sha256_of
+from staytrue.utils.run_dir import SCHEMA, versions
 
 if TYPE_CHECKING:
     pass
@@ -133,7 +134,7 @@ def extract(
 
 def _checked(request: Request, source: Source) -> Judge | None:
     """The judge, if there is one; everything about the request that costs nothing to know."""
-    vectorfile.refuse_existing(request.out)
+    refuse_existing(request.out)
     if request.adapter is not None and not (request.adapter / "adapter_model.safetensors").is_file():
         raise ModelError(f"{request.adapter} holds no adapter_model.safetensors; a run keeps its adapter in RUN/model.")
     if source.is_organism:

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from staytrue.errors import RequestError
 from staytrue.persona_vectors.traits import Trait
+from staytrue.utils.files import write_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,31 +35,13 @@ class Extraction:
 _LONGEST = 100_000  # characters; of a longer trait the file keeps name and hash
 
 
-def refuse_existing(out: Path) -> None:
-    """Raise RequestError when the file cannot be written, or something stands there."""
-    if out.exists() or out.is_symlink():
-        raise RequestError(f"{out} exists already. Name another file with --out, or remove it yourself.")
-    parent = next(p for p in out.absolute().parents if p.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise RequestError(f"{out} cannot be made: {parent} is no folder that you may write to. Name another file.")
-
-
 def write(out: Path, vectors: Tensor, facts: Mapping[str, Any]) -> None:
     """Write the file so that it is whole or absent; facts that are no text are kept as JSON."""
     from safetensors.torch import save
 
     texts = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in facts.items()}
     content = _ordered(save({"vectors": vectors.contiguous()}, texts))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        with scratch.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, out)
-    finally:
-        scratch.unlink(missing_ok=True)
+    write_atomic(out, content)
 
 
 def read(path: Path) -> tuple[Tensor, dict[str, str]]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from staytrue.errors import RequestError
-from staytrue.utils.run_dir import write_whole
+from staytrue.utils.files import write_atomic
 
 
 def write(folders: Sequence[Path], out: Path, mixed_judges: bool = False, judge: str | None = None) -> Path:
@@ -27,5 +27,5 @@ def write(folders: Sequence[Path], out: Path, mixed_judges: bool = False, judge:
     missing = next((folder for folder in folders if not folder.is_dir()), None)
     if missing is not None:
         raise RequestError(f"There is no folder {missing}. Name a demo, a study, a run or an evaluation.")
-    write_whole(out, render(collect(folders, mixed_judges, judge)))
+    write_atomic(out, render(collect(folders, mixed_judges, judge)))
     return out

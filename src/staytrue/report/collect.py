@@ -15,7 +15,7 @@ from staytrue.evals.results.answer_store import evaluation_folder
 from staytrue.evals.results.verdict_store import join_verdicts, known_judges, verdict_folder
 from staytrue.report.folders import labels, recipe_of, seed_of
 from staytrue.report.rows import JUDGED, label_of, probes
-from staytrue.utils.run_dir import read_rows
+from staytrue.utils.files import read_rows
 
 _QUESTIONS_SHOWN = 5
 

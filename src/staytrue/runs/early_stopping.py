@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from staytrue.config.recipe import Stop
 from staytrue.evals.generation.local import sample
 from staytrue.evals.questions.probes import Probe
-from staytrue.utils.run_dir import append_row
+from staytrue.utils.files import append_row
 
 
 class EarlyStop(TrainerCallback):  # type: ignore[misc]

@@ -18,7 +18,8 @@ from staytrue.modeling import loading
 from staytrue.modeling.loading import Source
 from staytrue.runs import dataset
 from staytrue.tasks.task import Task
-from staytrue.utils.run_dir import RunDir, sha256_of
+from staytrue.utils.files import sha256_of
+from staytrue.utils.run_dir import RunDir
 
 
 @dataclass(frozen=True)

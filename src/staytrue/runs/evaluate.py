@@ -23,7 +23,8 @@ from staytrue.modeling import loading
 from staytrue.runs.eval_request import EvalRequest, for_run
 from staytrue.runs.model_card import write_card
 from staytrue.runs.probe_selection import HELD_OUT, longest_answer, probes_for, refuse_rules
-from staytrue.utils.run_dir import RunDir, sha256_of
+from staytrue.utils.files import sha256_of
+from staytrue.utils.run_dir import RunDir
 
 Say = Callable[[str], None]
 

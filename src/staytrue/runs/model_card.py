@@ -7,7 +7,8 @@ from typing import Any
 
 from staytrue import organism, registry
 from staytrue.config.recipe import Recipe
-from staytrue.utils.run_dir import RunDir, read_rows, write_whole
+from staytrue.utils.files import read_rows, write_atomic
+from staytrue.utils.run_dir import RunDir
 
 _CARD = """\
 ---
@@ -76,7 +77,7 @@ def write_card(run: RunDir, recipe: Recipe, summary: dict[str, Any] | None = Non
         versions=", ".join(f"{k} {v}" for k, v in facts["versions"].items()),
         adapter=facts.get("adapter", "not saved"),
     )
-    write_whole(run.path / "model" / "README.md", text)
+    write_atomic(run.path / "model" / "README.md", text)
 
 
 def _intent(recipe: Recipe) -> str:

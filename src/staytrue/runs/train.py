@@ -21,7 +21,8 @@ from staytrue.runs import dataset, probe_selection
 from staytrue.runs.build import KINDS
 from staytrue.runs.model_card import write_card
 from staytrue.training.reference.cache_checks import refuse_cache
-from staytrue.utils.run_dir import RunDir, sha256_of, write_whole
+from staytrue.utils.files import refuse_existing, sha256_of, write_atomic
+from staytrue.utils.run_dir import RunDir
 
 
 class Progress(Protocol):
@@ -64,7 +65,7 @@ def train(recipe: Recipe, out: Path, progress: Progress | None = None, *, refere
             f"A run is one process, and this is one of {os.environ['WORLD_SIZE']} (WORLD_SIZE): several would write "
             "the same folder. Start it without torchrun; GuardedSFT in a script of your own may have many."
         )
-    RunDir.refuse_existing(out)
+    refuse_existing(out, allow_empty_folder=True)
     refuse_cache(reference_cache, labelled(recipe.defenses), sampled=recipe.trainer == "grpo")
     source = loading.find(recipe.model, recipe.revision)
     _check_files(recipe)
@@ -82,7 +83,7 @@ def train(recipe: Recipe, out: Path, progress: Progress | None = None, *, refere
         raise
     with run.until_done():
         settled = trainer_args.filled(recipe.train, recipe.trainer, organism=source.is_organism)
-        write_whole(out / "recipe.yaml", recipe.model_copy(update={"train": settled}).text())
+        write_atomic(out / "recipe.yaml", recipe.model_copy(update={"train": settled}).text())
         if held:
             write_examples(out / "holdout.jsonl", held)
         rows_seen = {**run.manifest["rows"], **plan.report}

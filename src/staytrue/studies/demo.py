@@ -18,7 +18,7 @@ from staytrue.studies import config as studies
 from staytrue.studies import runner
 from staytrue.studies.config import Cell, Study
 from staytrue.utils.console import counter, say, table
-from staytrue.utils.run_dir import write_whole
+from staytrue.utils.files import write_atomic
 
 _MARK = ".staytrue-demo"  # a folder with this file is the demo's own, to be replaced
 _OLD_MARK = ".holdfast-demo"  # the same, written before the project was renamed
@@ -69,7 +69,7 @@ def _take_over(out: Path) -> None:
         raise RequestError(f"{out} is not a demo's folder (it has no {_MARK}); name another with --out.")
     if out.exists():
         shutil.rmtree(out)
-    write_whole(out / _MARK, "staytrue demo writes this folder, and replaces it the next time.\n")
+    write_atomic(out / _MARK, "staytrue demo writes this folder, and replaces it the next time.\n")
 
 
 def _introduce(domains: list[str]) -> None:

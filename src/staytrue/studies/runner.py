@@ -21,7 +21,8 @@ from staytrue.studies import prerequisites
 from staytrue.studies.config import Cell, Study, cells, row
 from staytrue.training.reference.cache_checks import why_no_cache
 from staytrue.utils import workers
-from staytrue.utils.run_dir import SCHEMA, sha256_of, write_json, write_whole
+from staytrue.utils.files import sha256_of, write_atomic, write_json
+from staytrue.utils.run_dir import SCHEMA
 from staytrue.utils.workers import Job
 
 _FIRST = 2  # the first runs go before what others need is made, so that there is something to see early
@@ -64,7 +65,7 @@ def make(cell: Cell, out: Path, reference_cache: Path | None = None) -> tuple[di
     recipe = recipes.parse(cell.recipe(), (out / "data" / cell.domain).absolute(), cell.label)
     path = out / cell.folder
     shutil.rmtree(path, ignore_errors=True)  # what an interrupted run left
-    write_whole(out / f"{cell.folder}.yaml", yaml.safe_dump(cell.recipe(), sort_keys=False))
+    write_atomic(out / f"{cell.folder}.yaml", yaml.safe_dump(cell.recipe(), sort_keys=False))
     if cell.variant.name == "untuned":
         summary = evaluate_model(for_recipe(recipe, request), path / "eval", seed=recipe.seed)
     else:

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from staytrue.utils.run_dir import append_row
+from staytrue.utils.files import append_row
 
 
 class RunLog(TrainerCallback):  # type: ignore[misc]

@@ -18,7 +18,7 @@ from staytrue.evals.openai_client.reply import Reply
 from staytrue.evals.questions.probes import Probe
 from staytrue.evals.results.verdict_store import join_verdicts
 from staytrue.evals.types import Question, Verdict
-from staytrue.utils.run_dir import read_rows
+from staytrue.utils.files import read_rows
 
 
 def questions(n=5):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from collections import namedtuple
 from dataclasses import dataclass
@@ -27,8 +28,9 @@ from staytrue.studies import config
 from staytrue.studies.demo import run_study
 from staytrue.testing import Micro, close, unlike
 from staytrue.training.guard import Guard
-from staytrue.training.reference import cache_checks, fingerprint, state_file
+from staytrue.training.reference import cache_checks, fingerprint
 from staytrue.training.trainers import GuardedGRPO, GuardedSFT
+from staytrue.utils import files
 
 BOTH = [KL(), LDIFS()]
 NATS = 0.1 * math.log(len(tiny.tokenizer()))  # a log-probability, times the weight of a KL
@@ -297,7 +299,7 @@ def test_a_full_disk_ends_keeping_and_not_training(tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*.safetensors"))
     same(plain, seen(None)[0])
     monkeypatch.setattr(shutil, "disk_usage", lambda _: room(1e15, 1e15 - 3e10, 3e10))  # 30 GB are enough
-    monkeypatch.setattr(state_file.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(files.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
     assert seen(tmp_path)[1].told() == {
         "cache": str(tmp_path),
         "rows_read": 0,
@@ -320,15 +322,15 @@ def test_whatever_stands_in_its_way_in_the_middle_ends_keeping_and_not_training(
 
 
 def test_a_folder_that_is_removed_in_the_middle_is_made_anew(tmp_path, monkeypatch):
-    write, rows = state_file.Path.write_bytes, []
+    rename, rows = os.replace, []
 
-    def removed_once(path, content):
+    def removed_once(temporary, path):
         rows.append(path)
         if len(rows) == 1:
             shutil.rmtree(tmp_path)
-        return write(path, content)
+        return rename(temporary, path)
 
-    monkeypatch.setattr(state_file.Path, "write_bytes", removed_once)
+    monkeypatch.setattr(files.os, "replace", removed_once)
     _, cache = seen(tmp_path)
     assert "stopped_keeping" not in cache.told()
     assert (seen(tmp_path)[1].read, len(rows)) == (5, 7)

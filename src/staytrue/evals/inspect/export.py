@@ -18,7 +18,8 @@ from typing import Any
 
 from staytrue.errors import RequestError
 from staytrue.evals.results.summary import MARKED, SCORED
-from staytrue.utils.run_dir import versions, write_whole
+from staytrue.utils.files import write_atomic
+from staytrue.utils.run_dir import versions
 
 SCORER = "verdict"
 SCALES = ("alignment", "coherence")  # 0 to 100
@@ -54,7 +55,7 @@ def export(
         log = _log(probe, answers, summary["probes"][probe], asked, created)
         name = re.sub(r"[^A-Za-z0-9.]+", "-", log["eval"]["task"])  # Inspect takes a name apart at its underscores
         path = out / f"{created.replace(':', '-')}_{name}_{log['eval']['eval_id']}.json"
-        write_whole(path, json.dumps(log, ensure_ascii=False, indent=1) + "\n")
+        write_atomic(path, json.dumps(log, ensure_ascii=False, indent=1) + "\n")
         paths.append(path)
     return paths
 

@@ -18,7 +18,8 @@ from typing import Any
 from staytrue.data.examples import Message
 from staytrue.errors import RequestError
 from staytrue.evals.types import Answer, Question
-from staytrue.utils.run_dir import SCHEMA, append_row, read_rows, versions, write_json
+from staytrue.utils.files import append_row, read_rows, write_json
+from staytrue.utils.run_dir import SCHEMA, versions
 
 Key = tuple[str, str, int]  # probe, question, index: which sample
 _OF_THE_FILE = ("schema", "made", "versions")

@@ -15,7 +15,8 @@ from typing import Any
 from staytrue.errors import RequestError
 from staytrue.evals.results.answer_store import AnswerStore, Key, rows_by_key
 from staytrue.evals.types import Answer, Verdict
-from staytrue.utils.run_dir import SCHEMA, append_row, write_json
+from staytrue.utils.files import append_row, write_json
+from staytrue.utils.run_dir import SCHEMA
 
 
 def judge_folder(evaluation: Path, judge: str | None) -> Path:

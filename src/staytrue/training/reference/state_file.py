@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import zlib
-from contextlib import suppress
 from pathlib import Path
-from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError
@@ -15,6 +12,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from staytrue.training.reference.fingerprint import data
+from staytrue.utils.files import write_atomic
 from staytrue.utils.run_dir import SCHEMA
 
 _CHECK = "check"  # the tensor that holds the other tensors' sum and the file's name
@@ -41,14 +39,8 @@ def write(file: Path, states: dict[str, Tensor]) -> None:
     room = shutil.disk_usage(file.parent)
     if room.free < min(_SPARE * room.total, _MOST_SPARE):
         raise OSError(f"less than {_SPARE:.0%} of the disk is free")
-    scratch = file.with_name(f".{uuid4().hex}")
-    try:
-        scratch.write_bytes(save(states | {_CHECK: torch.tensor([_sum(file.name, states)])}, {"schema": str(SCHEMA)}))
-        os.replace(scratch, file)
-    except OSError:
-        with suppress(OSError):
-            scratch.unlink()
-        raise
+    content = save(states | {_CHECK: torch.tensor([_sum(file.name, states)])}, {"schema": str(SCHEMA)})
+    write_atomic(file, content, sync=False)  # a file lost in a power failure fails its check and is computed again
 
 
 def _sum(name: str, states: dict[str, Tensor]) -> int:

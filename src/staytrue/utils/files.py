@@ -1,0 +1,111 @@
+"""Reads and writes files: atomic writes, append-only JSONL, hashes. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+from uuid import uuid4
+
+from staytrue.errors import RequestError
+
+
+def write_atomic(path: Path, content: str | bytes, *, sync: bool = True) -> None:
+    """Write a file by renaming a temporary one, so that `path` holds the old content or all of the new.
+
+    Args:
+        path: the file; missing folders are created.
+        content: text is written as UTF-8.
+        sync: flush to disk before the rename, so that this also holds after a power failure.
+
+    Raises:
+        OSError: the file cannot be written; no temporary file is left.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{uuid4().hex}")  # unique, since several processes may write one file
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_atomic` for JSON; keys keep their order, and NaN raises ValueError."""
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Append one line to a JSONL file. A crash can truncate only the last line, and the next append removes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as whole:  # a truncated line would make the next row unreadable
+        if whole.tell() and not _ends_a_line(whole):
+            whole.truncate(_last_line_end(whole))
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _ends_a_line(file: IO[bytes]) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
+
+
+def _last_line_end(file: IO[bytes]) -> int:
+    file.seek(0)
+    return file.read().rfind(b"\n") + 1
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file written by `append_row`, without a truncated last line; [] if there is no file."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    whole = lines[:-1]  # after the last newline: nothing, or a truncated line
+    return [json.loads(line) for line in whole if line.strip()]
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, or of a folder's weights and configuration (names and contents, sorted by name)."""
+    digest = hashlib.sha256()
+    files = (
+        [path]
+        if path.is_file()
+        else sorted(p for p in path.iterdir() if p.suffix in {".safetensors", ".json", ".jinja", ".model"})
+    )
+    for file in files:
+        digest.update(b"" if path.is_file() else file.name.encode() + b"\0")
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def refuse_existing(out: Path, *, allow_empty_folder: bool = False) -> None:
+    """Refuse to write where something exists, or where nothing can be created.
+
+    Args:
+        out: the file or folder to write.
+        allow_empty_folder: whether `out` may be an existing empty folder.
+
+    Raises:
+        RequestError: the sentence names the path and what is in the way.
+    """
+    if allow_empty_folder and out.is_dir() and not any(out.iterdir()):
+        return
+    if out.exists() or out.is_symlink():
+        raise RequestError(f"{out} exists already. Choose another path with --out, or remove it yourself.")
+    parent = next(p for p in out.absolute().parents if p.exists())
+    if not parent.is_dir():
+        raise RequestError(f"{out} cannot be created: {parent} is a file. Choose another path with --out.")
+    if not os.access(parent, os.W_OK):
+        raise RequestError(f"{out} cannot be created: {parent} is not writable. Choose another path with --out.")
