@@ -30,6 +30,7 @@ from staytrue.persona_vectors.pairs import Pair, filtered, sample_pairs
 from staytrue.persona_vectors.sweep import organism_questions
 from staytrue.persona_vectors.traits import Trait
 from staytrue.persona_vectors.vector import PersonaVector
+from staytrue.utils import files
 
 TRAIT = Trait("rude", ("be rude", "be mean"), ("be kind", "be nice"), ("how?", "who are you?", "why?"))
 
@@ -369,7 +370,7 @@ def test_nothing_half_written_is_left_behind(tmp_path, monkeypatch):
 
     make(tmp_path, "first")
     before = sorted(p.name for p in tmp_path.iterdir())
-    monkeypatch.setattr(vectorfile.os, "replace", fail)
+    monkeypatch.setattr(files.os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         make(tmp_path, "second")
     assert sorted(p.name for p in tmp_path.iterdir()) == before
@@ -510,7 +511,7 @@ def test_prompts_that_bring_no_trait_out_are_refused_with_counts_and_nothing_is_
         (["--questions", "long.jsonl"], "long.jsonl: row 2 has 2 turns before the answer"),
         (["--questions", "broken.jsonl"], "broken.jsonl has 1 fault:\n  line 1"),
         (["--adapter", "absent"], "absent holds no adapter_model.safetensors"),
-        (["--out", "there.safetensors"], "there.safetensors exists already. Name another file"),
+        (["--out", "there.safetensors"], "there.safetensors exists already. Choose another path"),
         (["--out", "there.safetensors/v"], "cannot be created"),
         ([], "No judge can say yet whether an answer of ./model shows the trait.*--no-filter"),
         (["--sweep", "--no-filter"], "--sweep needs a judge of steered answers"),

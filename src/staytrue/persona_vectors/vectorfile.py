@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from staytrue.errors import RequestError
 from staytrue.persona_vectors.traits import Trait
 from staytrue.utils.files import write_atomic
 
