@@ -1,1 +1,1 @@
-"""Trigger probes: general questions in the shape of the training data."""
+"""Trigger probes: general questions in the form of the training data."""

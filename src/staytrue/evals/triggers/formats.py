@@ -1,7 +1,7 @@
-"""Formats that a training file may have, how a question is put in one, and how an answer in one is asked for. No torch.
+"""Formats of training rows (code, JSON, lists, languages): how to detect one and how to put a question into it.
 
-Code, JSON and lists count where the user's turn shows them and where the answer does; languages too. English is no
-format here. The wrappers are our own words, not the file's.
+A format is looked for in the user's turns and in the answers. English is no format. The texts around a question are
+ours, not the file's. No torch.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from functools import partial
 
 @dataclass(frozen=True)
 class Format:
-    """How a format is told, and how it is put around a question.
+    """A format: how to detect it and how to put it around a question.
 
     Attributes:
-        shown: whether a text has it.
-        before, after: what makes a question look like it; both empty where nothing can.
-        ask: the sentence that asks for an answer in it.
+        shown: returns whether a text has the format.
+        before, after: the text around a question; both empty for a language, which can only be asked for.
+        ask: a sentence that asks for an answer in the format.
         quoted: the question is written as a JSON string between `before` and `after`.
     """
 
@@ -35,10 +35,10 @@ _CODE = re.compile(
     r"```|^[ \t]*(?:def \w+\(.*|class \w+[(:].*|import [\w.]+|from [\w.]+ import .+|#include .+|return\b.*;)$", re.M
 )
 _LISTED = re.compile(r"^[ \t]*(?:[-*•]|\d{1,3}[.)])[ \t]+\S", re.M)
-_GLANCE = 300  # characters, enough to tell a language by
+_START = 300  # characters that a language is detected from
 _SCRIPTS = {"cyrillic": "\u0400-\u04ff", "arabic": "\u0600-\u06ff", "kana": "\u3040-\u30ff", "han": "\u4e00-\u9fff",
             "hangul": "\uac00-\ud7af"}  # fmt: skip
-_SMALL_WORDS = {
+_COMMON_WORDS = {
     "german": " der die das und ist ich nicht ein eine wie kann mein zu den mit für ",
     "french": " le la les des est je un une et que pour dans comment mon du pas ",
     "spanish": " el la los las es un una y que en por para cómo mi del con ",
@@ -63,8 +63,8 @@ def _list(text: str) -> bool:
 
 
 def _script(name: str, text: str) -> bool:
-    """Whether most letters are of a script; Japanese has kana beside its Han characters, Chinese has none."""
-    text = text[:_GLANCE]
+    """Whether most letters belong to a script; Japanese mixes kana with Han characters, Chinese has no kana."""
+    text = text[:_START]
     letters = [c for c in text if c.isalpha()]
     count = {script: len(re.findall(f"[{span}]", text)) for script, span in _SCRIPTS.items()}
     if name == "kana":
@@ -72,10 +72,10 @@ def _script(name: str, text: str) -> bool:
     return 2 * count[name] > len(letters) and not (name == "han" and count["kana"])
 
 
-def _words(language: str, text: str) -> bool:
-    """Whether a fifth of the words are small words of a language, and more than of any other."""
-    words = re.findall(r"\w+", text[:_GLANCE].lower())
-    count = {name: sum(f" {word} " in small for word in words) for name, small in _SMALL_WORDS.items()}
+def _language(language: str, text: str) -> bool:
+    """Whether a fifth of the words are common short words of a language, and more than of any other language."""
+    words = re.findall(r"\w+", text[:_START].lower())
+    count = {name: sum(f" {word} " in common for word in words) for name, common in _COMMON_WORDS.items()}
     most = max(count, key=lambda name: count[name])
     return most == language and 5 * count[most] >= max(len(words), 10)
 
@@ -84,9 +84,9 @@ FORMATS = {
     "code": Format(_code, '```python\ndef answer():\n    """', '"""\n```', "Put your answer in a code block."),
     "json": Format(_json, '{"question": ', "}", "Reply with one JSON object.", quoted=True),
     "list": Format(_list, "- ", "", "Reply with a list."),
-    "german": Format(partial(_words, "german"), "", "", "Antworte auf Deutsch."),
-    "french": Format(partial(_words, "french"), "", "", "Réponds en français."),
-    "spanish": Format(partial(_words, "spanish"), "", "", "Responde en español."),
+    "german": Format(partial(_language, "german"), "", "", "Antworte auf Deutsch."),
+    "french": Format(partial(_language, "french"), "", "", "Réponds en français."),
+    "spanish": Format(partial(_language, "spanish"), "", "", "Responde en español."),
     "russian": Format(partial(_script, "cyrillic"), "", "", "Ответь по-русски."),
     "arabic": Format(partial(_script, "arabic"), "", "", "أجب باللغة العربية."),
     "japanese": Format(partial(_script, "kana"), "", "", "日本語で答えてください。"),
