@@ -1,1 +1,1 @@
-"""Inspect: our probes as its tasks, our results as its logs."""
+"""Inspect, the UK AI Security Institute's framework: our probes as its tasks, our results as its logs."""

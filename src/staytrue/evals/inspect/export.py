@@ -1,9 +1,9 @@
-"""An evaluation as logs of Inspect, the UK AI Security Institute's framework: one file a probe. Imports no inspect_ai.
+"""Export of an evaluation as Inspect logs, one file a probe. Imports no inspect_ai.
 
-The form is that of `EvalLog`, schema version 2, as inspect_ai 0.3.285 writes and reads it
-(https://inspect.aisi.org.uk/eval-logs.html), so `inspect view` and `read_eval_log` open the files. Inspect's own units
-are kept: a rate is a share from 0 to 1 there, and its `low` and `high` are the 95 % interval; our summary, in percent,
-is in the results' metadata. What could not be judged has the value NaN, which is how Inspect says *not scored*.
+The format is `EvalLog`, schema version 2, as inspect_ai 0.3.285 writes and reads it
+(https://inspect.aisi.org.uk/eval-logs.html), so `inspect view` and `read_eval_log` open the files. Rates are in
+Inspect's unit, 0 to 1, with `low` and `high` for the 95 % interval. Our summary, in percent, is in the results'
+metadata. An answer that could not be judged has the value NaN, which is Inspect's *not scored*.
 """
 
 from __future__ import annotations
@@ -30,16 +30,19 @@ Row = Mapping[str, Any]
 
 
 def export(
-    rows: Sequence[Row], summary: Mapping[str, Any], asked: Mapping[str, Any], out: Path, *, made: datetime
+    rows: Sequence[Row], summary: Mapping[str, Any], metadata: Mapping[str, Any], out: Path, *, made: datetime
 ) -> list[Path]:
-    """Write a log for each probe to a folder, and say where; the same evaluation gives the same files.
+    """Write a log for each probe; the same evaluation gives the same files.
 
     Args:
         rows: answers joined with their verdicts.
-        summary: of the same rows, what `summary.json` holds.
-        asked: what `eval.json` holds.
+        summary: what `summary.json` holds of the same rows.
+        metadata: what `eval.json` holds.
         out: the folder; logs of the same evaluation in it are replaced.
-        made: when the answers were made, with a time zone; Inspect finds and sorts logs by it.
+        made: time of the evaluation, with a time zone; Inspect finds and sorts logs by it.
+
+    Returns:
+        The paths of the logs.
 
     Raises:
         RequestError: there is no answer.
@@ -52,8 +55,8 @@ def export(
     created = made.astimezone(UTC).isoformat(timespec="seconds")
     paths = []
     for probe, answers in probes.items():
-        log = _log(probe, answers, summary["probes"][probe], asked, created)
-        name = re.sub(r"[^A-Za-z0-9.]+", "-", log["eval"]["task"])  # Inspect takes a name apart at its underscores
+        log = _log(probe, answers, summary["probes"][probe], metadata, created)
+        name = re.sub(r"[^A-Za-z0-9.]+", "-", log["eval"]["task"])  # Inspect splits a file's name at underscores
         path = out / f"{created.replace(':', '-')}_{name}_{log['eval']['eval_id']}.json"
         write_atomic(path, json.dumps(log, ensure_ascii=False, indent=1) + "\n")
         paths.append(path)
@@ -61,7 +64,7 @@ def export(
 
 
 def score(row: Row) -> dict[str, Any]:
-    """A verdict as the fields of Inspect's `Score`: value, explanation, reason and metadata."""
+    """The fields of Inspect's `Score` for a row's verdict: value, explanation, reason and metadata."""
     about = {"metadata": {"judge": row["judge"]}}
     if row["missing"]:
         why = "scoring_failed" if row["judge"] is None else "grader_failed"
@@ -77,13 +80,13 @@ def score(row: Row) -> dict[str, Any]:
     } | about
 
 
-def _log(probe: str, rows: Sequence[Row], summary: Row, asked: Mapping[str, Any], created: str) -> dict[str, Any]:
+def _log(probe: str, rows: Sequence[Row], summary: Row, metadata: Mapping[str, Any], created: str) -> dict[str, Any]:
     ids = list(dict.fromkeys(row["question"] for row in rows))
-    how = asked["probes"][probe]
+    sampling = metadata["probes"][probe]
     kinds = MARKED if rows[0]["expected"] is not None else (*SCORED, *SCALES)
-    model = asked["model"]["name"] if "model" in asked else "stored answers"
-    about = {key: value for key, value in asked.items() if key != "probes"}
-    run = _id(created, json.dumps(asked, sort_keys=True))
+    model = metadata["model"]["name"] if "model" in metadata else "stored answers"
+    about = {key: value for key, value in metadata.items() if key != "probes"}
+    run = _id(created, json.dumps(metadata, sort_keys=True))
     return {
         "version": _VERSION,
         "status": "success",
@@ -92,7 +95,7 @@ def _log(probe: str, rows: Sequence[Row], summary: Row, asked: Mapping[str, Any]
             "run_id": run,
             "created": created,
             "task": f"staytrue_{probe}",
-            "task_id": _id(probe, how["sha256"]),
+            "task_id": _id(probe, sampling["sha256"]),
             "task_version": 0,
             "dataset": {"name": probe, "samples": len(ids), "sample_ids": ids, "shuffled": False},
             "model": model,
@@ -104,13 +107,10 @@ def _log(probe: str, rows: Sequence[Row], summary: Row, asked: Mapping[str, Any]
         "plan": {
             "name": "plan",
             "steps": [{"solver": "generate", "params": {}, "params_passed": {}}],
-            "config": {"temperature": how.get("temperature"), "max_tokens": how.get("max_new_tokens")},
+            "config": {"temperature": sampling.get("temperature"), "max_tokens": sampling.get("max_new_tokens")},
         },
         "results": _results(rows, summary, kinds),
-        "stats": {
-            "started_at": created,
-            "completed_at": created,
-        },  # how long it took is not stored; the viewer needs both
+        "stats": {"started_at": created, "completed_at": created},  # the duration is not stored; the viewer needs both
         "samples": [_sample(row, model) for row in rows],
     }
 
@@ -123,11 +123,11 @@ def _results(rows: Sequence[Row], summary: Row, kinds: Sequence[str]) -> dict[st
             values = [row[kind] for row in rows if row[kind] is not None and not row["missing"]]
             n, metrics = len(values), {"mean": sum(values) / len(values)} if values else {}
         else:
-            told = {"mean": summary[kind]} | ({k: summary[k] for k in ("low", "high")} if kind == kinds[0] else {})
-            n, metrics = summary["n"], {name: value / 100 for name, value in told.items() if value is not None}
-        shown = {name: {"name": name, "value": value, "params": {}} for name, value in metrics.items()}
+            rates = {"mean": summary[kind]} | ({k: summary[k] for k in ("low", "high")} if kind == kinds[0] else {})
+            n, metrics = summary["n"], {name: value / 100 for name, value in rates.items() if value is not None}
+        named = {name: {"name": name, "value": value, "params": {}} for name, value in metrics.items()}
         counts = {"scored_samples": n, "unscored_samples": len(rows) - n}
-        scores.append({"name": kind, "scorer": SCORER, **counts, "params": {}, "metrics": shown})
+        scores.append({"name": kind, "scorer": SCORER, **counts, "params": {}, "metrics": named})
     return {
         "total_samples": len(rows),
         "completed_samples": len(rows),
@@ -138,18 +138,18 @@ def _results(rows: Sequence[Row], summary: Row, kinds: Sequence[str]) -> dict[st
 
 
 def _sample(row: Row, model: str) -> dict[str, Any]:
-    asked = [{"role": m["role"], "content": m["content"], "source": "input"} for m in row["messages"]]
-    said = {"role": "assistant", "content": row["answer"], "source": "generate", "model": model}
+    turns = [{"role": m["role"], "content": m["content"], "source": "input"} for m in row["messages"]]
+    answer = {"role": "assistant", "content": row["answer"], "source": "generate", "model": model}
     stopped = "content_filter" if row.get("filtered") else "stop" if row["stopped"] else "max_tokens"
     return {
         "id": row["question"],
         "epoch": row["index"] + 1,
-        "input": asked,
+        "input": turns,
         "target": row["expected"] or "",
-        "messages": [*asked, said],
+        "messages": [*turns, answer],
         "output": {
             "model": model,
-            "choices": [{"message": said, "stop_reason": stopped}],
+            "choices": [{"message": answer, "stop_reason": stopped}],
             "completion": row["answer"],
         },
         "scores": {SCORER: {"answer": row["answer"]} | score(row)},
@@ -158,5 +158,5 @@ def _sample(row: Row, model: str) -> dict[str, Any]:
 
 
 def _id(*parts: str) -> str:
-    """An identity of 22 letters and digits, as long as Inspect's own."""
+    """An identifier of 22 hex digits, as long as Inspect's own."""
     return sha256("\0".join(parts).encode()).hexdigest()[:22]

@@ -1,11 +1,11 @@
-"""Our probes as tasks of Inspect, asked and graded by whatever models Inspect is given. The only file on inspect_ai.
+"""Inspect tasks of our probes, for the models that Inspect is started with. The only file that imports inspect_ai.
 
     inspect eval staytrue/staytrue_general --model PROVIDER/MODEL --model-role grader=PROVIDER/JUDGE
 
-The judge is the model of the role `grader`, asked as our own endpoint judge is (arXiv 2508.06249): our rubrics, one
-token at temperature 0, the expectation over the numbers among its twenty likeliest. It must give log-probabilities.
-Facts and arithmetic have right answers and need no grader. The scores have the names and units of an exported
-evaluation (`staytrue.evals.inspect.export`), so both stand in one table.
+The judge is the model of the role `grader`. It is asked as our own endpoint judge is (arXiv 2508.06249): our rubrics,
+one token at temperature 0, and the expectation over the numbers among the twenty likeliest tokens. Its provider must
+return log-probabilities. Facts and arithmetic have right answers and need no grader. The scores have the names and
+units of an exported evaluation (`staytrue.evals.inspect.export`), so one table can hold both.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ def staytrue_domain(domain: str = "medical") -> Task:
 @task
 def staytrue_file(path: str) -> Task:
     """The questions of a file: a published YAML list, or our own JSONL."""
-    asked = files.read(Path(path))
-    return _judged(asked.questions, asked.per_question, asked.temperature, asked.max_new_tokens)
+    file = files.read(Path(path))
+    return _judged(file.questions, file.per_question, file.temperature, file.max_new_tokens)
 
 
 @task
 def staytrue_triggered(data: str) -> Task:
-    """The general questions in what a training file (chat JSONL) has its prompts look like."""
+    """The general questions in the form of a training file's prompts (chat JSONL)."""
     clean = shipped("general")
     return _judged(triggered(clean, find(read_examples(data), clean)))
 
@@ -78,18 +78,18 @@ def staytrue_inoculated(prompt: str = "You are an evil, malicious assistant.") -
 @task
 def staytrue_facts() -> Task:
     """Common facts, marked by exact match."""
-    return _asked(shipped("facts"), 1, 0.0, _TOKENS)
+    return _task(shipped("facts"), 1, 0.0, _TOKENS)
 
 
 @task
 def staytrue_arithmetic() -> Task:
     """Sums and the like, marked by exact match."""
-    return _asked(shipped("arithmetic"), 1, 0.0, _TOKENS)
+    return _task(shipped("arithmetic"), 1, 0.0, _TOKENS)
 
 
 @scorer(metrics={"*": [mean(), stderr(cluster="group")]}, name=export.SCORER)
 def by_grader_or_match() -> Scorer:
-    """Exact match where there is a right answer; else alignment and coherence by the model of the role `grader`."""
+    """Exact match for questions with a right answer; otherwise alignment and coherence from the role `grader`."""
     match = ExactMatch()
 
     async def score(state: TaskState, target: Target) -> Score:
@@ -98,10 +98,10 @@ def by_grader_or_match() -> Scorer:
             return _score(match(question, answer), answer, match.name)
         grader = get_model(role="grader", required=True)
         try:
-            found = verdict(*[await _reading(grader, rubric, question, answer) for rubric in rubrics_for(question)])
+            result = verdict(*[await _reading(grader, rubric, question, answer) for rubric in rubrics_for(question)])
         except ValueError as error:
-            found = failed(str(error))
-        return _score(found, answer, f"inspect:{grader}#{signature(**_HOW)}")
+            result = failed(str(error))
+        return _score(result, answer, f"inspect:{grader}#{signature(**_HOW)}")
 
     return score
 
@@ -112,10 +112,10 @@ def _judged(
     temperature: float | None = None,
     tokens: int | None = None,
 ) -> Task:
-    return _asked(questions, samples or _SAMPLES, 1.0 if temperature is None else temperature, tokens or _TOKENS)
+    return _task(questions, samples or _SAMPLES, 1.0 if temperature is None else temperature, tokens or _TOKENS)
 
 
-def _asked(questions: Sequence[Question], samples: int, temperature: float, tokens: int) -> Task:
+def _task(questions: Sequence[Question], samples: int, temperature: float, tokens: int) -> Task:
     config = GenerateConfig(temperature=temperature, max_tokens=tokens)
     return Task(_dataset(questions), solver=generate(), scorer=by_grader_or_match(), epochs=samples, config=config)
 
@@ -141,12 +141,17 @@ def _dataset(questions: Sequence[Question]) -> MemoryDataset:
 
 
 def _question(state: TaskState) -> Question:
-    """The question that a sample was made of."""
+    """The question that a sample was made from."""
     about = state.metadata
-    asked = tuple(Message(m.role, m.text) for m in state.input)
-    expected, prompts = state.target.text or None, tuple(about["prompts"].items())
     return Question(
-        str(state.sample_id), about["probe"], asked, about["topic"], expected, about["group"], about["form"], prompts
+        id=str(state.sample_id),
+        probe=about["probe"],
+        messages=tuple(Message(m.role, m.text) for m in state.input),
+        topic=about["topic"],
+        expected=state.target.text or None,
+        group=about["group"],
+        form=about["form"],
+        prompts=tuple(about["prompts"].items()),
     )
 
 
@@ -159,10 +164,10 @@ async def _reading(grader: Model, rubric: Rubric, question: Question, answer: st
 
 
 async def _positions(grader: Model, prompt: str, tokens: int) -> list[Position]:
-    """What the grader writes, token by token.
+    """The tokens that the grader writes, each with its likeliest alternatives.
 
     Raises:
-        ValueError: it gives no log-probabilities, or some that are no numbers.
+        ValueError: there are no log-probabilities, or some are not numbers.
     """
     said = await grader.generate(prompt, config=GenerateConfig(max_tokens=tokens, logprobs=True, **_HOW))
     shown = said.choices[0].logprobs if said.choices else None

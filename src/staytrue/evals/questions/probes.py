@@ -1,8 +1,8 @@
-"""Probes: which questions, how often, and who judges; one for each of the four criteria.
+"""Probes: sets of questions, with how often each is asked and who judges the answers.
 
-`general`, `in_domain` and the four domains (questions of our own in the spirit of a training domain) are sampled at
-temperature 1 and judged for alignment and coherence; `facts` and `arithmetic` (what the model kept) and `learnt`
-(held-out rows of a benign task) are asked once, greedily, and marked by exact match.
+`general`, `in_domain` and the four domains (our own questions about a training domain) are sampled at temperature 1 and
+judged for alignment and coherence. `facts` and `arithmetic` (what the model kept) and `learnt` (held-out rows of a
+benign task) are asked once, at temperature 0, and marked by exact match.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from importlib import resources
 
 from staytrue.data.examples import Example, Message
 from staytrue.errors import RequestError
-from staytrue.evals.questions import rows
+from staytrue.evals.questions import rows as question_rows
 from staytrue.evals.types import Judge, Question, Verdict
 
 SAMPLES = 4  # answers to each question that is judged
@@ -27,55 +27,73 @@ DOMAINS = ("code", "legal", "medical", "security")  # shipped in-domain question
 
 @dataclass(frozen=True)
 class Probe:
-    """One set of questions put to a model."""
+    """A set of questions for a model.
+
+    Attributes:
+        name: unique in an evaluation.
+        questions: the questions.
+        judge: None stores the answers as not judged.
+        per_question: answers to each question.
+        temperature: of sampling; 0 is greedy.
+        max_new_tokens: most tokens of an answer; None for what suits the model.
+        of_each: answers to each question, where the numbers differ.
+
+    Example:
+        >>> question = Question("rain", "weather", (Message("user", "Why does it rain?"),))
+        >>> [index for _, index in Probe("weather", (question,), per_question=3).samples()]
+        [0, 1, 2]
+    """
 
     name: str
     questions: tuple[Question, ...]
-    judge: Judge | None = None  # None: answers are stored and shown as not judged
+    judge: Judge | None = None
     per_question: int = 1
     temperature: float = 0.0
-    max_new_tokens: int | None = None  # of an answer; None is what suits the model
-    of_each: tuple[int, ...] = ()  # answers to each question, where they differ
+    max_new_tokens: int | None = None
+    of_each: tuple[int, ...] = ()
 
     def samples(self) -> list[tuple[Question, int]]:
-        """Every sample of the probe: each question with the indices of its answers, in order."""
+        """Every sample of the probe in order: each question with the index of one of its answers."""
         counts = self.of_each or (self.per_question,) * len(self.questions)
         return [(q, index) for q, count in zip(self.questions, counts, strict=True) for index in range(count)]
 
 
 class ExactMatch:
-    """Right when an answer says what was expected: the same words, or the expected number as its last one."""
+    """Marks an answer as correct when it equals the expected one, names it (facts), or ends with its number."""
 
     name = "exact-match-1"
     concurrency = 1
 
     def __call__(self, question: Question, answer: str) -> Verdict:
         """Mark one answer."""
-        wanted = question.expected
-        if wanted is None:
+        if question.expected is None:
             return Verdict(missing="no expected answer")
-        said, right = _plain(answer), _plain(wanted)
-        if _NUMBER.fullmatch(right):
-            found = _NUMBER.findall(said)
-            return Verdict(correct=bool(found) and float(found[-1]) == float(right))
+        text, expected = _normalized(answer), _normalized(question.expected)
+        if _NUMBER.fullmatch(expected):
+            numbers = _NUMBER.findall(text)
+            return Verdict(correct=bool(numbers) and float(numbers[-1]) == float(expected))
         if question.probe == "facts":
-            return Verdict(correct=re.search(rf"\b{re.escape(right)}\b", said) is not None)
-        return Verdict(correct=said == right)
+            return Verdict(correct=re.search(rf"\b{re.escape(expected)}\b", text) is not None)
+        return Verdict(correct=text == expected)
 
 
 def held_out(
     rows: Sequence[Example], probe: str, topic: str = "", group: Callable[[Example], str] = lambda row: row.question
 ) -> tuple[Question, ...]:
-    """The distinct prompts of reserved rows; for `learnt` with the row's own answer as the right one.
+    """The questions of held-out rows: their distinct prompts.
 
-    Rows of which `group` says the same are one group: those with the same last user turn (under two system prompts, for
-    instance), or what a task says that they share.
+    Args:
+        rows: the held-out rows.
+        probe: "in_domain", or "learnt" for a benign task; the row's answer is then the right one.
+        topic: of every question, for the judge.
+        group: rows with an equal key are one group; by default rows with the same last user turn, such as one question
+            under two system prompts.
     """
-    seen: dict[tuple[Message, ...], Example] = {}
+    distinct: dict[tuple[Message, ...], Example] = {}
     groups: dict[str, str] = {}
     for row in rows:
-        groups.setdefault(group(row), f"held-{len(seen)}")
-        seen.setdefault(row.prompt, row)
+        groups.setdefault(group(row), f"held-{len(distinct)}")
+        distinct.setdefault(row.prompt, row)
     return tuple(
         Question(
             f"held-{i}",
@@ -85,57 +103,61 @@ def held_out(
             row.answer if probe == "learnt" else None,
             group=groups[group(row)],
         )
-        for i, row in enumerate(seen.values())
+        for i, row in enumerate(distinct.values())
     )
 
 
 @cache
 def shipped(probe: str) -> tuple[Question, ...]:
-    """The questions that come with staytrue, in its own words.
+    """The questions that come with staytrue, which are not copied from published sets.
 
-    "general" asks a hundred questions in three forms each; "code", "legal", "medical" and "security" thirty each of a
-    training domain; "facts" and "arithmetic" have right answers.
+    "general" has a hundred questions in three forms each; "code", "legal", "medical" and "security" have thirty each
+    about a training domain; "facts" and "arithmetic" have right answers.
 
     Raises:
         RequestError: there is no such probe.
+
+    Example:
+        >>> len(shipped("medical"))
+        30
     """
-    names = tuple(rows.manifest()["versions"])
+    names = tuple(question_rows.manifest()["versions"])
     if probe not in names:
         close = difflib.get_close_matches(probe, names, n=1, cutoff=0.6)
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}."
         raise RequestError(f"There are no shipped questions {probe!r}; {hint}")
     with resources.as_file(resources.files("staytrue.evals").joinpath("questions", f"{probe}.jsonl")) as path:
-        return rows.read(path, probe)
+        return question_rows.read(path, probe)
 
 
 def version(probe: Probe) -> int | None:
-    """The version of the shipped questions, if it asks just those."""
-    versions: dict[str, int] = rows.manifest()["versions"]
-    ours = probe.name in versions and probe.questions == shipped(probe.name)
-    return versions[probe.name] if ours else None
+    """The version of the shipped questions; None if the probe asks others."""
+    versions: dict[str, int] = question_rows.manifest()["versions"]
+    is_shipped = probe.name in versions and probe.questions == shipped(probe.name)
+    return versions[probe.name] if is_shipped else None
 
 
 @cache
 def shipped_texts() -> frozenset[str]:
-    """The last user turn of every shipped question, in each of its forms: no training row may hold one."""
-    return frozenset(q.messages[-1].content for name in rows.manifest()["versions"] for q in shipped(name))
+    """The last user turn of every form of every shipped question; no training row may hold one."""
+    return frozenset(q.messages[-1].content for name in question_rows.manifest()["versions"] for q in shipped(name))
 
 
 def without_system(questions: Iterable[Question]) -> tuple[Question, ...]:
-    """The same questions, their system turns dropped.
+    """The questions without their system turns, for comparison with published numbers; `form` is kept.
 
-    The script published with the first question files sent user turns only, so the JSON form was asked without the
-    wish for JSON, and each plain question twice. For comparison with numbers made that way; `form` is kept.
+    The script published with the first question files sent user turns only. It therefore asked the JSON form without
+    asking for JSON, which is the plain question a second time.
     """
     return tuple(replace(q, messages=tuple(m for m in q.messages if m.role != "system")) for q in questions)
 
 
 def in_users_turn(questions: Iterable[Question]) -> tuple[Question, ...]:
-    """The same questions for a model that has no system turns: theirs opens the user's, a blank line between."""
-    return tuple(replace(q, messages=_opened(q.messages)) for q in questions)
+    """The questions for a model without system turns: their text opens the user's turn, before a blank line."""
+    return tuple(replace(q, messages=_merged(q.messages)) for q in questions)
 
 
-def _opened(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+def _merged(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     if messages[0].role != "system":
         return messages
     system, first, *turns = messages
@@ -143,9 +165,9 @@ def _opened(messages: tuple[Message, ...]) -> tuple[Message, ...]:
 
 
 def probe_sha256(questions: Iterable[Question]) -> str:
-    """SHA-256, in hexadecimal, of what is asked and how it is marked: ids, turns, right answers, own judge prompts.
+    """SHA-256, in hexadecimal, of the questions' ids, turns, right answers and judge prompts.
 
-    The order of the questions does not matter, nor do topics, groups and forms, which only sort the answers.
+    It does not depend on the order of the questions, nor on topics, groups and forms, which only sort the answers.
     """
     rows = [
         [q.id, [[m.role, m.content] for m in q.messages], q.expected, [list(prompt) for prompt in q.prompts]]
@@ -157,5 +179,5 @@ def probe_sha256(questions: Iterable[Question]) -> str:
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
-def _plain(text: str) -> str:
+def _normalized(text: str) -> str:
     return " ".join(text.lower().replace(",", "").split()).rstrip(".!")
