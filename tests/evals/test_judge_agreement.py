@@ -1,4 +1,4 @@
-"""The judge lab over stored evaluations: agreement, order, what could not be judged, labels by hand."""
+"""Judge agreement over stored evaluations: agreement, order, what could not be judged, labels by hand."""
 
 import json
 

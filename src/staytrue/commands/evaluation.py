@@ -1,4 +1,4 @@
-"""`eval`, `rescore`, `compare`, `export`: from a model to what may be said of it."""
+"""The commands `eval`, `rescore`, `compare` and `export`: evaluate a model, and use its stored answers."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ def eval_(
     model: Annotated[str | None, typer.Option(help="Instead: a folder, a hub name, or openai:MODEL[@URL].")] = None,
     adapter: Annotated[Path | None, typer.Option(help="With --model: an adapter's folder.")] = None,
     data: Annotated[
-        Path | None, typer.Option(help="With --model: the file it was trained on; also asks in its shape.")
+        Path | None, typer.Option(help="With --model: the file it was trained on, which trigger probes are made of.")
     ] = None,
     answers: Annotated[Path | None, typer.Option(help="Instead: a JSONL file of answers, to be judged.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for answers and verdicts; default RUN/eval.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for answers and verdicts; RUN/eval by default.")] = None,
     untuned: Annotated[
-        bool, typer.Option("--untuned", help="The run's model before training, asked the same; default RUN/untuned.")
+        bool,
+        typer.Option("--untuned", help="Evaluate the run's model before training; --out is RUN/untuned by default."),
     ] = False,
     probes: Annotated[str, typer.Option(help="Names or question files, separated by commas.")] = "",
     judge: Annotated[str | None, typer.Option(help=f"Who judges: {JUDGE}.")] = None,
@@ -43,7 +44,7 @@ def eval_(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Measure misalignment, in general and in the domain, coherence, and what the model kept."""
+    """Evaluate a model: misalignment in general and in the training domain, coherence, and what it still knows."""
     from staytrue.evals.questions.files import unused_keys
     from staytrue.evals.triggers.trigger import NOTHING, PROBE
     from staytrue.report.terminal import show
@@ -92,10 +93,10 @@ def _refuse_mixed(
     out: Path | None,
     untuned: bool,
 ) -> None:
-    """Refuse options that do not name one thing to evaluate, or that do not go with it.
+    """Refuse options that name no model or several, or that belong to another kind of model.
 
     Raises:
-        RequestError: they do not.
+        RequestError: the options do not fit together.
     """
     if [run, model, answers].count(None) != 2:
         raise RequestError(
@@ -132,13 +133,13 @@ def _ask_model(request: EvalRequest, out: Path, seed: int, limits: Limits, progr
 def rescore(
     evaluations: Annotated[list[Path], typer.Argument(help="Folders of answers made by `staytrue eval`, or runs.")],
     judge: Annotated[list[str], typer.Option(help=f"{JUDGE}; several.")],
-    labels: Annotated[Path | None, typer.Option(help="JSONL of verdicts by hand, to hold the judges to.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="JSONL of labels by hand, to compare the judges with.")] = None,
     max_calls: MaxCalls = None,
     max_cost: MaxCost = None,
     price: Price = None,
     as_json: Json = False,
 ) -> None:
-    """Judge the same stored answers again; how judges agree, and with labels by hand."""
+    """Judge stored answers again, and compare the judges with each other and with labels by hand."""
     from staytrue.evals.evaluate import rescore as rescore_answers
     from staytrue.evals.judge_agreement import judge_agreement, read_labels
     from staytrue.evals.results.answer_store import AnswerStore, evaluation_folder
@@ -154,12 +155,12 @@ def rescore(
         judges = [_judge(text, limits) for text in judge]
         for folder in folders:
             refuse_rules(judges, AnswerStore(folder).model_name())
-        by_hand = None if labels is None else read_labels(labels, folders)  # before anything is paid for
+        hand_labels = None if labels is None else read_labels(labels, folders)  # read before anything is paid for
         with bar("rescore", quiet=as_json) as progress:
             summaries = {str(folder): rescore_answers(folder, judges, progress) for folder in folders}
         for one in judges:
             _report_spending(one)
-        agreement = judge_agreement(folders, by_hand)
+        agreement = judge_agreement(folders, hand_labels)
     if as_json:
         print(json.dumps({"evaluations": summaries, **agreement}))
         return
@@ -171,27 +172,31 @@ def compare(
     folders: Annotated[list[Path], typer.Argument(help="A study's folder, or several evaluations or runs.")],
     against: Annotated[str, typer.Option(help="The defense, or folder, to compare with, as tables name it.")] = "none",
     probe: Annotated[str, typer.Option(help="Which probe's answers.")] = "general",
-    judge: Annotated[str | None, typer.Option(help="By this judge's verdicts, as `rescore` named it.")] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="Use this judge's verdicts, by the name that `rescore` shows.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare defenses on the same questions and seeds, corrected for how many there are."""
+    """Compare defenses on the same questions and seeds, with p values corrected for their number."""
     from staytrue.report import comparison
 
-    found = comparison.of_study(folders, against, probe, judge)
+    compared = comparison.of_study(folders, against, probe, judge)
     if not as_json:
-        comparison.show(found, against)
+        comparison.show(compared, against)
         return
-    print(json.dumps(found.lines))
-    for note in found.notes:
+    print(json.dumps(compared.lines))
+    for note in compared.notes:
         tell(note)
 
 
 def export(
     evaluation: Annotated[Path, typer.Argument(help="A folder of answers made by `staytrue eval`, or a run.")],
     out: Annotated[Path, typer.Option(help="Folder for the logs, one a probe.")],
-    judge: Annotated[str | None, typer.Option(help="With this judge's verdicts, as `rescore` named it.")] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="Use this judge's verdicts, by the name that `rescore` shows.")
+    ] = None,
 ) -> None:
-    """Write an evaluation as logs that Inspect's viewer opens."""
+    """Write an evaluation as Inspect logs."""
     from staytrue.evals.evaluate import sample_counts
     from staytrue.evals.inspect import export
     from staytrue.evals.results.answer_store import AnswerStore, evaluation_folder
@@ -201,8 +206,8 @@ def export(
 
     folder = evaluation_folder(evaluation)
     metadata, rows = AnswerStore(folder).metadata(), join_verdicts(folder, judge)
-    made, summary = datetime.fromisoformat(metadata["made"]), {"probes": summarise(rows, sample_counts(metadata))}
-    for path in export.export(rows, summary, metadata, out, made=made):
+    summary = {"probes": summarise(rows, sample_counts(metadata))}
+    for path in export.export(rows, summary, metadata, out, made=datetime.fromisoformat(metadata["made"])):
         say(str(path))
 
 
