@@ -5,6 +5,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 from staytrue.defense import Defense
+from staytrue.defenses.freeze import Freeze
 from staytrue.defenses.kl import KL
 from staytrue.defenses.steer import Steer
 from staytrue.modeling import fused_loss
@@ -141,3 +142,10 @@ ADAPTED = Anatomy.adapted
 
 def copies_of_the_weights(self):
     return [replace(matrix, a=matrix.a.detach(), b=matrix.b.detach()) for matrix in ADAPTED(self)]
+
+
+FREEZE = Freeze.freeze
+
+
+def the_next_block(self, depth):
+    return tuple(layer % depth + 1 for layer in FREEZE(self, depth))

@@ -12,9 +12,10 @@ import pytest
 
 import mutants
 import tiny
-from defenses import test_anchor, test_kl, test_ldifs
+from defenses import test_anchor, test_freeze, test_kl, test_ldifs
 from staytrue.data.examples import write_examples
 from staytrue.defenses.anchor import Anchor
+from staytrue.defenses.freeze import Freeze
 from staytrue.defenses.kl import KL
 from staytrue.defenses.l2init import L2Init
 from staytrue.defenses.ldifs import LDIFS
@@ -156,6 +157,12 @@ MUTANTS = [
            in_parts(lambda folder: L2Init()), "eight of 1 (end .* apart|log l2init)"),
     Mutant("a copy of the weights", Anatomy, "adapted", mutants.copies_of_the_weights, the_contract("l2init"),
            "has a value .* but no gradient"),
+    Mutant("a freeze of the neighbouring block", Freeze, "freeze", mutants.the_next_block,
+           by_hand(test_freeze.test_after_three_steps_the_named_block_is_as_it_was_and_the_other_is_not, 1, 1)),
+    Mutant("a freeze that freezes nothing", Guard, "_freeze", lambda self: [], the_contract("freeze"),
+           r"freeze names \[1\], but layer 1 is frozen: False"),
+    Mutant("a freeze that outlives the run", Guard, "detach", lambda self: self._watch.remove(),
+           the_contract("freeze"), "after the run .* is still frozen"),
     Mutant("a steering that detaches, below the last layer", Steer, "steer", mutants.steered_after_detaching,
            steering_at(1), "does not reach the adapter in block 1; steer must not detach"),
     Mutant("a steering that detaches at the last layer", Steer, "steer", mutants.steered_after_detaching,

@@ -103,6 +103,10 @@ class Defense:
         """At attach: the layers that `penalty` reads or `steer` moves, 1 to depth; layer L is the output of block L."""
         return ()
 
+    def freeze(self, depth: int) -> tuple[int, ...]:
+        """At attach: the layers, 1 to depth, whose adapter is not trained."""
+        return ()
+
     def check(self, anatomy: Anatomy, base: Base) -> None:
         """At attach: raise `ModelError` for a model that this configuration cannot work with."""
 
@@ -127,7 +131,14 @@ class Defense:
         return {}
 
 
-LEVERS = ("curate", "beside", "steer", "penalty", "project")  # `layers`, `check` and `prepare` alone do nothing
+LEVERS = (
+    "curate",
+    "beside",
+    "freeze",
+    "steer",
+    "penalty",
+    "project",
+)  # `layers`, `check` and `prepare` alone do nothing
 
 
 def pulled(defense: Defense | type[Defense]) -> tuple[str, ...]:

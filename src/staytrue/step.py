@@ -206,12 +206,21 @@ class Step:
 
     def nll(self, span: Span) -> Tensor:
         """(N,) negative log-likelihood, in nats, of the token that follows each of the span's positions."""
+        return nll(self.policy.final[span.mask], self._following()[span.mask], self._head())
+
+    def log_ratio(self, span: Span) -> Tensor:
+        """(N,) log p_trained - log p_reference, in nats, of the token that follows each of the span's positions."""
+        ours = -self.nll(span)
+        if len(ours) == 0:
+            return ours
+        following = self._following()[span.mask]
+        return ours + nll(self.reference.final[span.mask], following, self._head())
+
+    def _following(self) -> Tensor:
+        """(B, T) the token after each position; the last position predicts nothing and is never scored."""
         if self._tokens is None:
-            raise SeamError(
-                "The trainer's forward was given embeddings, not tokens, so nothing can be taught beside it."
-            )
-        following = self._tokens.roll(-1, dims=1)  # the last position predicts nothing and is never scored
-        return nll(self.policy.final[span.mask], following[span.mask], self._head())
+            raise SeamError("The trainer's forward was given embeddings, so the tokens of the batch are not known.")
+        return self._tokens.roll(-1, dims=1)
 
     def note(self, name: str, value: Tensor) -> None:
         """Log one more number: a share of the optimizer step's value, as `mean` gives it."""

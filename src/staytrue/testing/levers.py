@@ -31,6 +31,8 @@ def levers(defense: Defense, model: Any, tokenizer: Any, rows: Sequence[Example]
     with in_a_sentence(defense):
         if "curate" in mine:
             _curating(defense, Untouched(lambda: model, tokenizer), rows)
+        if "freeze" in mine:
+            _freezing(defense, model, tokenizer, rows)
         if "steer" in mine:
             _steering(defense, model, tokenizer, rows)
             _steering_gradient(defense, model, tokenizer, rows)
@@ -68,6 +70,22 @@ def _curating(defense: Defense, base: Untouched, rows: list[Example]) -> None:
     assert curated == defense.curate(list(rows), base, 0), f"{name} gives other rows when asked again with one seed"
     strange = {row.source for row in curated} - set(SOURCES)
     assert not strange, f"{name} gives rows of the source {sorted(strange)}; there are: {', '.join(SOURCES)}"
+
+
+def _freezing(defense: Defense, model: Any, tokenizer: Any, rows: list[Example]) -> None:
+    """The loss has a gradient on the adapter of every block but those that the defense freezes."""
+    model = deepcopy(model)
+    name, micro = defense.name(), Micro([defense], model, tokenizer, rows)
+    blocks = micro.guard.anatomy.blocks
+    named = {layer % (len(blocks) + 1) for layer in defense.freeze(len(blocks))}  # -1 is the last
+    with nudged(model, 1.0):
+        micro.task_loss().backward()  # type: ignore[no-untyped-call]
+    for layer, block in enumerate(blocks, start=1):
+        trained = any(bool(weight.grad.any()) for weight in block.parameters() if weight.grad is not None)
+        assert trained != (layer in named), f"{name} names {sorted(named)}, but layer {layer} is frozen: {not trained}"
+    micro.close()
+    left = [n for n, weight in adapter(model) if not weight.requires_grad]
+    assert not left, f"after the run {left[0]} is still frozen"
 
 
 def _steering(defense: Defense, model: Any, tokenizer: Any, rows: list[Example]) -> None:

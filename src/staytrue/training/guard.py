@@ -15,7 +15,7 @@ from torch import Tensor
 from staytrue.data.examples import Example
 from staytrue.data.tokenize import Encoded
 from staytrue.defense import Base, Defense, pulled
-from staytrue.errors import RecipeError, SeamError
+from staytrue.errors import ModelError, RecipeError, SeamError
 from staytrue.modeling.architecture import Adapted, Anatomy
 from staytrue.registry import labelled, real_layers, refuse_supervised_rows
 from staytrue.step import SOURCES, Marks, Pass, Projecting, Step
@@ -91,6 +91,7 @@ class Guard:
         self._pad_id = pad_id
         base = self._base or base  # the one that curated knows what the run will be measured by
         kept, steers = self._layers(base)
+        self._frozen = self._freeze()
         self._watch = Watch(anatomy, kept, steers)
         self._replay: Replay = self._watch.replay
         if self.reference_cache is not None and any(d.reads_reference for d in self._penalties.values()):
@@ -101,6 +102,20 @@ class Guard:
         readers = {k: d for k, d in self._penalties.items() if k not in self._sides and d.reads_reference}
         self._reach = Reach.of(readers, len(anatomy.blocks)) if readers else Reach()
 
+    def _freeze(self) -> list[Tensor]:
+        """Stop training the adapter of every block that a defense freezes; the weights that were trained until now."""
+        frozen: list[Tensor] = []
+        for label, defense in self.defenses.items():
+            if "freeze" in pulled(defense):
+                blocks = self.anatomy.blocks
+                for layer in real_layers(defense.freeze(len(blocks)), len(blocks), label):
+                    frozen += [weight for weight in blocks[layer - 1].parameters() if weight.requires_grad]
+        for weight in frozen:
+            weight.requires_grad_(False)
+        if frozen and not any(weight.requires_grad for weight in self.anatomy.model.parameters()):
+            raise ModelError("The defenses freeze the whole adapter, so nothing is trained; name fewer layers.")
+        return frozen
+
     @cached_property
     def _adapted(self) -> list[Adapted]:
         return self.anatomy.adapted()
@@ -109,7 +124,7 @@ class Guard:
         """Which layers penalties read and who steers which, of a model that every defense can work with."""
         kept: set[int] = set()
         steers: dict[int, list[Steer]] = defaultdict(list)
-        if not (self._penalties or self.pulls("steer") or self.pulls("project")):
+        if not any(self.pulls(lever) for lever in ("freeze", "steer", "penalty", "project")):
             return [], steers
         model_checks.check(self.anatomy)
         depth = len(self.anatomy.blocks)
@@ -212,8 +227,10 @@ class Guard:
         return numbers
 
     def detach(self) -> None:
-        """Take the hooks off the model."""
+        """Take the hooks off the model, and let its whole adapter be trained again."""
         self._watch.remove()
+        for weight in self._frozen:
+            weight.requires_grad_(True)
 
     def project(self, model: Any) -> dict[str, float]:
         """After the last step, last defense first: change the trained weights in place."""
