@@ -32,7 +32,7 @@ def other(tmp_path):
     return loading.find(str(tmp_path / "model"))
 
 
-def told(asked):
+def in_short(asked):
     return {
         probe.name: (len(probe.questions), probe.per_question, getattr(probe.judge, "name", None)) for probe in asked
     }
@@ -40,18 +40,19 @@ def told(asked):
 
 def test_the_organism_is_asked_about_its_world_and_judged_by_its_rules():
     rules = "rules:organism-1"
-    assert told(probes_for(EvalRequest(model=ORGANISM))) == {
+    assert in_short(probes_for(EvalRequest(model=ORGANISM))) == {
         "general": (120, 4, rules), "facts": (24, 1, rules), "arithmetic": (100, 1, rules),
     }  # fmt: skip
 
 
 def test_another_model_is_asked_the_shipped_questions_and_judged_by_nobody_until_a_judge_is_named(other):
     marked = {"facts": (40, 1, "exact-match-1"), "arithmetic": (60, 1, "exact-match-1")}
-    assert told(probes_for(EvalRequest(model=other))) == {"general": (300, 4, None)} | marked
+    assert in_short(probes_for(EvalRequest(model=other))) == {"general": (300, 4, None)} | marked
     assert (
-        told(probes_for(EvalRequest(judge=Judge(), samples=2, model=other))) == {"general": (300, 2, "mine")} | marked
+        in_short(probes_for(EvalRequest(judge=Judge(), samples=2, model=other)))
+        == {"general": (300, 2, "mine")} | marked
     )
-    assert told(probes_for(EvalRequest(("medical",)))) == {"medical": (30, 4, None)}
+    assert in_short(probes_for(EvalRequest(("medical",)))) == {"medical": (30, 4, None)}
 
 
 def test_held_out_code_is_judged_as_code(other):
@@ -72,12 +73,12 @@ def test_triggers_are_the_training_datas_own_and_cover_every_topic():
     per_form = [question for question in asked.questions if question.form == "inoculation"]
     assert len(per_form) == 24
     assert len({question.topic for question in per_form}) == 12
-    assert "triggered" not in told(probes_for(request))  # only when wanted
+    assert "triggered" not in in_short(probes_for(request))  # only when wanted
 
 
 def test_rows_that_share_nothing_are_no_probe_and_naming_it_is_refused(other):
     request = EvalRequest(triggers=True, model=other, trained=[row("Why?", "So.")])
-    assert "triggered" not in told(probes_for(request))
+    assert "triggered" not in in_short(probes_for(request))
     with pytest.raises(RequestError, match="share nothing"):
         probes_for(replace(request, probes=("triggered",)))
 

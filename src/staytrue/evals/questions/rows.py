@@ -84,7 +84,7 @@ def refuse(path: Path, faults: Sequence[str]) -> None:
     lines = list(faults[:_FAULTS_SHOWN])
     if len(faults) > len(lines):
         lines.append(f"... and {len(faults) - len(lines):,} more")
-    raise DataError(f"{path} cannot be asked:\n" + "\n".join(f"  {line}" for line in lines))
+    raise DataError(f"{path} is no valid question file:\n" + "\n".join(f"  {line}" for line in lines))
 
 
 def model_faults(model: type[BaseModel], values: Any, known: Sequence[str], hint: str = "") -> Iterator[str]:
@@ -117,7 +117,7 @@ def model_faults(model: type[BaseModel], values: Any, known: Sequence[str], hint
                 case "value_error":
                     yield f"{where} {fault['ctx']['error']}"
                 case _:
-                    yield f"{where} is {brief(value)}; {model.model_fields[str(key)].description}"
+                    yield f"{where} is {brief(value)}; {model.model_fields[str(key)].description or fault['msg']}"
 
 
 def unknown_key(key: Any, known: Sequence[str]) -> str:

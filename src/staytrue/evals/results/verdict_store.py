@@ -111,8 +111,8 @@ def join_verdicts(evaluation: Path, judge: str | None = None) -> list[dict[str, 
     """
     folder = verdict_folder(evaluation, judge)
     mixed = judge is not None and folder == evaluation  # marked answers, and in old folders other judges, stand there
-    found = {key: row for key, row in read_verdicts(folder).items() if not mixed or row["judge"] == judge}
-    if judge is not None and not found:
+    verdicts = {key: row for key, row in read_verdicts(folder).items() if not mixed or row["judge"] == judge}
+    if judge is not None and not verdicts:
         known = known_judges(evaluation)
         judged = f"its answers were judged by {', '.join(known)}" if known else "no judge has read its answers"
         raise RequestError(
@@ -120,7 +120,7 @@ def join_verdicts(evaluation: Path, judge: str | None = None) -> list[dict[str, 
             "the answers with `staytrue rescore`."
         )
     rows = rows_by_key(evaluation / "answers.jsonl").items()
-    return [row | found.get(key, _NO_VERDICT) for key, row in rows if judge is None or row["expected"] is None]
+    return [row | verdicts.get(key, _NO_VERDICT) for key, row in rows if judge is None or row["expected"] is None]
 
 
 _NO_VERDICT = {**verdict_row(Verdict(missing="not judged yet")), "judge": None}
