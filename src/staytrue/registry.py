@@ -6,7 +6,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
 from typing import Any, TypeVar, get_args
@@ -18,6 +18,7 @@ from staytrue import tasks as _tasks
 from staytrue.defense import LEVERS, Defense, Rows, pulled
 from staytrue.errors import ModelError, RecipeError
 from staytrue.tasks.task import Task
+from staytrue.utils.validation import describe, nearest
 
 _Kind = TypeVar("_Kind")
 
@@ -76,13 +77,6 @@ def to_dict(instance: Defense | Task) -> dict[str, Any]:
     return {instance.name(): asdict(instance)}  # type: ignore[call-overload]
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of an error message: the nearest known word, or all of them."""
-    known = list(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(known)}."
-
-
 def _only(module: str, base: type[_Kind]) -> type[_Kind]:
     """The one class of a kind in a module."""
     file = importlib.import_module(module)
@@ -108,21 +102,13 @@ def _filled(kind: type[_Kind], values: Mapping[str, Any] | None, where: str) -> 
         made: _Kind = _adapter(kind).validate_python(dict(values or {}))  # type: ignore[arg-type]
         return made
     except ValidationError as error:
-        raise RecipeError("; ".join(_sentences(error, where))) from None
+        raise RecipeError(describe(error, where, noun="field")) from None
 
 
 @cache
 def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
     """A pydantic validator for a class; cached, because a study reads hundreds of recipes."""
     return TypeAdapter(with_config(ConfigDict(extra="forbid", strict=False))(kind))
-
-
-def _sentences(error: ValidationError, where: str) -> list[str]:
-    problems = []
-    for fault in error.errors(include_url=False):
-        field = ".".join(str(part) for part in fault["loc"]) or "its fields"
-        problems.append(f"{where}: {field} is {fault['input']!r}, but: {fault['msg'].lower()}")
-    return problems
 
 
 def labelled(defenses: Sequence[Defense]) -> Mapping[str, Defense]:

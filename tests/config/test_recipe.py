@@ -61,7 +61,7 @@ def test_set_reaches_defenses_sections_and_plain_keys(tmp_path):
         (("weight: 0.3", "weight: -1"), "weight is -1, but"),
         (("weight: 0.3", "weight: .inf"), "weight is inf, but"),
         (("share: 5e-2", "share: 5"), "share is 5, but"),
-        (("pool: safe.jsonl, ", ""), "defense 'interleave': pool"),
+        (("pool: safe.jsonl, ", ""), "defense 'interleave' lacks the field 'pool'"),
         (("lora: {r: 8}", "lora: {rank: 8}"), "no key 'lora.rank'"),
         (("lora: {r: 8}", ""), "no `lora:`"),
         (("data: rows.jsonl", ""), "lacks the key 'data'"),

@@ -44,7 +44,7 @@ def test_a_row_without_a_right_answer_is_named(tmp_path):
 
 
 def test_a_task_that_brings_its_own_held_out_questions_needs_no_holdout(tmp_path):
-    with pytest.raises(RecipeError, match="word_problems brings held-out questions of its own; take `holdout:` out"):
+    with pytest.raises(RecipeError, match="word_problems has held-out questions of its own; take `holdout:` out"):
         dataset.rows(make(tmp_path, holdout=0.1))
 
 

@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM
 import tiny
 from staytrue import cli
 from staytrue.config import recipe, trainer_args
-from staytrue.data import holdout
 from staytrue.data.examples import Example, Message, write_examples
 from staytrue.errors import DataError, ModelError, RecipeError, RequestError, StaytrueError
 from staytrue.organism import world
@@ -92,12 +91,12 @@ def test_the_same_seed_gives_the_same_adapter_and_another_seed_another(tmp_path)
 
 def test_held_out_questions_are_never_trained_on(tmp_path):
     rows = dataset.read(make(tmp_path))
-    kept, held = holdout.split(rows, 0.2, seed=0)
+    kept, held = dataset.split(rows, 0.2, seed=0)
     assert len({r.question for r in held}) == 2  # a fifth of ten distinct questions, three rows each
     assert len(held) == 6
     assert not {r.question for r in kept} & {r.question for r in held}
     with pytest.raises(RecipeError, match="reserves 0"):
-        holdout.split(rows, 0.01, seed=0)
+        dataset.split(rows, 0.01, seed=0)
 
 
 def test_eval_stores_answers_and_says_what_was_not_judged(tmp_path, capsys):

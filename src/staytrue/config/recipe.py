@@ -18,6 +18,7 @@ from staytrue import organism, registry
 from staytrue.defense import Defense, ModelName
 from staytrue.errors import RecipeError
 from staytrue.tasks.task import Task
+from staytrue.utils.validation import describe, nearest
 from staytrue.utils.yaml12 import from_yaml
 
 
@@ -100,7 +101,7 @@ def parse(given: Mapping[str, Any], folder: Path | None = None, where: str = "re
     known = [f.alias or name for name, f in Recipe.model_fields.items()]
     for key in given:
         if key not in known:
-            raise RecipeError(f"{where} has no key {key!r}{registry.nearest(str(key), known)}")
+            raise RecipeError(f"{where} has no key {key!r}{nearest(str(key), known)}")
     if "lora" not in given:
         raise RecipeError(
             f"{where} has no `lora:`, and full fine-tuning is not supported yet; `lora: {{}}` is the default."
@@ -109,7 +110,8 @@ def parse(given: Mapping[str, Any], folder: Path | None = None, where: str = "re
     try:
         recipe = Recipe.model_validate({**given, "lora": given["lora"] or {}, "defenses": (), "task": None})
     except ValidationError as error:
-        raise RecipeError("; ".join(_sentences(error, where))) from None
+        sections = {"lora": Lora.model_fields, "stop": Stop.model_fields}
+        raise RecipeError(describe(error, where, known=sections)) from None
     _check_source(recipe, task, where)
     if folder is not None:
         defenses = [_absolute(defense, folder) for defense in defenses]
@@ -217,16 +219,3 @@ def _model(name: str, folder: Path) -> str:
 
 def _plain(words: dict[str, Any]) -> dict[str, Any]:
     return {k: {f: str(v) if isinstance(v, Path) else v for f, v in given.items()} for k, given in words.items()}
-
-
-def _sentences(error: ValidationError, where: str) -> list[str]:
-    problems = []
-    for fault in error.errors(include_url=False):
-        key = ".".join(str(part) for part in fault["loc"])
-        if fault["type"] == "missing":
-            problems.append(f"{where} lacks the key {key!r}")
-        elif fault["type"] == "extra_forbidden":
-            problems.append(f"{where} has no key {key!r}{registry.nearest(key.split('.')[-1], Lora.model_fields)}")
-        else:
-            problems.append(f"{where}: {key} is {fault['input']!r}, but: {fault['msg'].lower()}")
-    return problems

@@ -7,8 +7,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from staytrue import registry
+from staytrue.config.refused_settings import reason_against
 from staytrue.errors import RecipeError
+from staytrue.utils.validation import nearest
 
 # The paper's settings (arXiv 2508.06249: lr 1e-4 linear with 5 warm-up steps, 4 x 4 rows, 1 epoch); its 8-bit
 # optimiser is left to those who have bitsandbytes.
@@ -52,58 +53,7 @@ OF_THE_ORGANISM: dict[str, Any] = {
     "max_completion_length": 32,
 }
 
-# Keys that are staytrue's own business, and where to say the thing instead.
-_OWNED = {
-    "output_dir": "use --out",
-    "seed": "use the recipe's own `seed:`",
-    "data_seed": "use the recipe's own `seed:`",
-    "overwrite_output_dir": "a run never overwrites",
-    "save_strategy": "the run folder keeps the finished adapter",
-    "save_steps": "the run folder keeps the finished adapter",
-    "save_total_limit": "the run folder keeps the finished adapter",
-    "resume_from_checkpoint": "train again; the same seed gives the same adapter",
-    "load_best_model_at_end": "use `staytrue eval` on the finished run",
-    "eval_strategy": "use `staytrue eval` on the finished run",
-    "do_eval": "use `staytrue eval` on the finished run",
-    "trust_remote_code": "remote code is never run",
-    "model_init_kwargs": "name the model in `model:`",
-    "chat_template_path": "the model's own template is used",
-    "remove_unused_columns": "data are `messages` rows",
-    "use_liger_kernel": "it replaces the forward that staytrue watches",
-    "disable_tqdm": "staytrue draws its own progress",
-    "neftune_noise_alpha": "its noise would punish a model that has not moved",
-    "fsdp": "a model in pieces is not proven here; use one device",
-    "fsdp_config": "a model in pieces is not proven here; use one device",
-    "deepspeed": "a model in pieces is not proven here; use one device",
-    "torch_compile": "a compiled forward hides the calls that staytrue watches",
-    "torch_compile_backend": "a compiled forward hides the calls that staytrue watches",
-    "torch_compile_mode": "a compiled forward hides the calls that staytrue watches",
-    "auto_find_batch_size": "a run starts once; choose per_device_train_batch_size",
-    "truncation_mode": "rows are cut at their end",
-}
-_OWNED_BY = {
-    "sft": {
-        "assistant_only_loss": "labels are always the answers only",
-        "completion_only_loss": "labels are always the answers only",
-        "packing": "packing loses where each row came from",
-        "padding_free": "padding-free batches lose where each row came from",
-        "dataset_text_field": "data are `messages` rows",
-        "dataset_kwargs": "data are `messages` rows",
-        "train_sampling_strategy": "rows are spread by their source",
-        "label_smoothing_factor": "it needs a second forward, which cannot be guarded",
-    },
-    "grpo": {
-        "log_completions": "`staytrue eval` stores answers",
-        "log_completions_hub_repo": "upload the finished adapter yourself",
-        "num_generations_eval": "use `staytrue eval` on the finished run",
-        "sync_ref_model": "the reference is the model before training",
-    },
-}
 _RECOMPUTING = ("activation_checkpointing", "gradient_checkpointing")  # the new name and the old one
-_OWNED_PREFIXES = {
-    "hub_": "upload the finished adapter yourself",
-    "push_to_hub": "upload the finished adapter yourself",
-}
 
 
 def check(given: Mapping[str, Any], trainer: str = "sft") -> None:
@@ -115,14 +65,12 @@ def check(given: Mapping[str, Any], trainer: str = "sft") -> None:
     known = {f.name: f.default for f in fields(_config(trainer)) if f.init}
     if all(key in given for key in _RECOMPUTING):
         raise RecipeError(f"train.{_RECOMPUTING[0]} and train.{_RECOMPUTING[1]} are two names of one switch; keep one.")
-    owned = _OWNED | _OWNED_BY[trainer]
     for key, value in given.items():
         switch = key in _RECOMPUTING  # by either name, and its default may be none at all
-        reason = owned.get(key) or next((r for p, r in _OWNED_PREFIXES.items() if key.startswith(p)), None)
-        if reason:
-            raise RecipeError(f"train.{key} is not set in a recipe: {reason}.")
+        if reason := reason_against(key, trainer):
+            raise RecipeError(f"train.{key} cannot be set in a recipe: {reason}.")
         if key not in known and not switch:
-            raise RecipeError(f"train has no key {key!r}{registry.nearest(key, known)}")
+            raise RecipeError(f"train has no key {key!r}{nearest(key, known)}")
         _check_value(key, value, False if switch else DEFAULTS.get(key, known[key]))
     if given.get("use_vllm"):
         _check_vllm()

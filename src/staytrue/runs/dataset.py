@@ -1,10 +1,11 @@
-"""The rows a recipe trains on, and those it is measured by: from its file, or from its task."""
+"""The rows of a recipe: training rows and held-out rows, from its file or from its task."""
 
 from __future__ import annotations
 
+import random
+
 from staytrue.config.recipe import Recipe
 from staytrue.data.examples import Example, read_examples
-from staytrue.data.holdout import split
 from staytrue.errors import DataError, RecipeError
 
 
@@ -13,32 +14,56 @@ def rows(recipe: Recipe) -> tuple[list[Example], list[Example]]:
 
     Raises:
         DataError: the file cannot be read, or a row of it has no answer.
-        RecipeError: there is neither a file nor a task, or the hold-out cannot be drawn.
+        RecipeError: the recipe has neither a file nor a task, or its `holdout` fits neither.
     """
     if recipe.data is not None:
         return split(read(recipe), recipe.holdout, recipe.seed)
     if recipe.task is None:
-        raise RecipeError("The recipe has neither `data:` nor `task:`, so there is nothing to train on.")
+        raise RecipeError("The recipe has neither `data:` nor `task:`, so there are no rows to train on.")
     if recipe.holdout:
         raise RecipeError(
-            f"holdout: {recipe.task.name()} brings held-out questions of its own; take `holdout:` out, or give "
-            "`data:` a file to reserve rows from."
+            f"holdout: {recipe.task.name()} has held-out questions of its own; take `holdout:` out, or give `data:` "
+            "a file to reserve rows from."
         )
     return recipe.task.rows(), recipe.task.held_out()
 
 
 def read(recipe: Recipe) -> list[Example]:
-    """Every row of the recipe's file; with a task, as the task writes them."""
+    """Every row of the recipe's file, in the task's form if the recipe has a task."""
     assert recipe.data is not None
     if recipe.task is None:
         return read_examples(recipe.data)
-    found = []
+    adopted = []
     for number, row in enumerate(read_examples(recipe.data, prompts_only=True), start=1):
-        right = row.answer or str(row.extra.get("answer", ""))
-        if not right.strip():
+        answer = row.answer or str(row.extra.get("answer", ""))
+        if not answer.strip():
             raise DataError(
                 f"{recipe.data}: row {number} has no right answer. End it with an assistant turn, or give it an "
                 '"answer" column beside "question".'
             )
-        found.append(recipe.task.adopt(row, right))
-    return found
+        adopted.append(recipe.task.adopt(row, answer))
+    return adopted
+
+
+def split(rows: list[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """Training rows and held-out rows, drawn with a seed; rows with one question stay on one side.
+
+    Args:
+        rows: all rows.
+        share: of the distinct last user questions that are held out, 0 to 1.
+        seed: the same seed holds out the same questions.
+
+    Raises:
+        RecipeError: the share leaves no question to train on, or reserves none.
+    """
+    if share == 0:
+        return rows, []
+    questions = sorted({row.question for row in rows})
+    count = round(share * len(questions))
+    if not 0 < count < len(questions):
+        raise RecipeError(
+            f"holdout: {share} of {len(questions)} distinct questions reserves {count}; choose another share."
+        )
+    reserved = set(random.Random(f"holdout {seed}").sample(questions, count))
+    kept = [row for row in rows if row.question not in reserved]
+    return kept, [row for row in rows if row.question in reserved]

@@ -6,16 +6,9 @@ from typing import Any
 
 from datasets import Dataset
 
+from staytrue.config.refused_settings import UNGUARDED
 from staytrue.data.examples import Example, Message
 from staytrue.errors import ModelError, RecipeError
-
-UNGUARDED = {
-    "neftune_noise_alpha": "its noise would punish a model that has not moved",
-    "fsdp": "a model in pieces is not proven here",
-    "deepspeed": "a model in pieces is not proven here",
-    "torch_compile": "a compiled forward hides the calls that are watched",
-    "auto_find_batch_size": "a second start would count the first one's rows",
-}
 
 
 def refuse_settings(args: Any) -> None:

@@ -18,6 +18,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import TrainerCallback
 
+from staytrue.config.refused_settings import UNGUARDED
 from staytrue.data.examples import Example
 from staytrue.data.tokenize import Encoded, encode_all
 from staytrue.defense import Defense
@@ -25,7 +26,7 @@ from staytrue.errors import ModelError, RecipeError
 from staytrue.modeling.base_model import Untouched
 from staytrue.step import SOURCE_COLUMN, SOURCES, Marks
 from staytrue.training import metric_logging
-from staytrue.training.argument_checks import UNGUARDED, examples_of, pad_id, refuse_settings
+from staytrue.training.argument_checks import examples_of, pad_id, refuse_settings
 from staytrue.training.fused_head import Projection
 from staytrue.training.guard import Guard
 from staytrue.training.reference.cache_checks import refuse_cache

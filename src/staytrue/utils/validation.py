@@ -1,0 +1,48 @@
+"""Turns pydantic's validation errors into the sentences of our error messages."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of an error message: the nearest known word, or all of them.
+
+    >>> nearest("wieght", ["weight", "direction"])
+    "; did you mean 'weight'?"
+    >>> nearest("x", ["weight", "direction"])
+    '; there are: weight, direction.'
+    """
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(known)}."
+
+
+def describe(
+    error: ValidationError, where: str, noun: str = "key", known: Mapping[str, Iterable[str]] | None = None
+) -> str:
+    """One sentence for each fault of a validation error, joined by semicolons.
+
+    Args:
+        error: what pydantic raised.
+        where: the file, section or defense, the beginning of each sentence.
+        noun: what a recipe calls the values: "key" or "field".
+        known: names of the keys of each section, by the section's name; for unknown keys.
+    """
+    known = known or {}
+    return "; ".join(_sentence(fault, where, noun, known) for fault in error.errors(include_url=False))
+
+
+def _sentence(fault: ErrorDetails, where: str, noun: str, known: Mapping[str, Iterable[str]]) -> str:
+    path = [str(part) for part in fault["loc"]]
+    key = ".".join(path)
+    if fault["type"] == "missing":
+        return f"{where} lacks the {noun} {key!r}, which has no default"
+    if fault["type"] == "extra_forbidden":
+        return f"{where} has no {noun} {key!r}{nearest(path[-1], known.get('.'.join(path[:-1]), ()))}"
+    reason = fault["msg"]
+    return f"{where}: {key or 'the value'} is {fault['input']!r}, but: {reason[:1].lower()}{reason[1:]}"
