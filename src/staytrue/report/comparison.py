@@ -14,9 +14,9 @@ from staytrue.evals.results.summary import MOST_MISSING, clusters
 from staytrue.evals.results.verdict_store import join_verdicts
 from staytrue.evals.stats import compare
 from staytrue.evals.stats.intervals import Run
-from staytrue.report.coverage import few
 from staytrue.report.folders import labels, seed_of
 from staytrue.report.rows import label_of
+from staytrue.report.sentences import coverage_note
 from staytrue.utils.console import say, table
 
 Runs = Mapping[str, Mapping[int, Run]]  # by label and seed
@@ -53,7 +53,7 @@ def of_study(folders: Sequence[Path], against: str, probe: str, judge: str | Non
     if not found:
         raise RequestError(f"{folders[0]}: no defense has a seed in common with {against}; let the study finish.")
     q = compare.benjamini_hochberg([line["p"] for line in found])
-    coverage = few({probe: min(line["questions"] for line in found)})
+    coverage = coverage_note({probe: min(line["questions"] for line in found)})
     lines = [line | {"q": value} for line, value in zip(found, q, strict=True)]
     return Compared(lines, [*notes, *filter(None, [coverage])])
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from staytrue.report.coverage import few
+from staytrue.evals.stats.intervals import covers
 from staytrue.report.rows import JUDGED, Row, by_label, correct, defended, judged, judges, probes
+
+_MANY = 100  # questions; with at least so many, an interval has its nominal coverage
+_SIMULATED = 8  # questions; with fewer, the coverage was not simulated
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,25 @@ def cautions(rows: Sequence[Row]) -> list[str]:
         for name, probe in probes(row).items():
             questions = probe.get("questions") or 0
             fewest[name] = min(fewest.get(name, questions), questions)
-    return [*said, *filter(None, [few(fewest)])]
+    return [*said, *filter(None, [coverage_note(fewest)])]
+
+
+def coverage_note(questions: Mapping[str, int]) -> str:
+    """The simulated coverage of 95 % intervals over few questions, as one sentence.
+
+    Args:
+        questions: the number of questions by the name of a probe.
+
+    Returns:
+        The sentence, or "" where every probe has at least 100 questions.
+    """
+    few = [f"{name} {n}: {_coverage(n)}" for name, n in questions.items() if 0 < n < _MANY]
+    return f"Simulated coverage of 95 % intervals over so few questions: {', '.join(few)}." if few else ""
+
+
+def _coverage(questions: int) -> str:
+    low, high = covers(questions)
+    return f"{low}-{high} %" if questions >= _SIMULATED else "not simulated"
 
 
 def _concluded(row: Row) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from staytrue.evals.results.summary import MARKED, MOST_MISSING, SCORED
-from staytrue.report.coverage import few
+from staytrue.report.sentences import coverage_note
 from staytrue.utils.console import say, table
 
 Summary = Mapping[str, Any]
@@ -30,7 +30,7 @@ def show(summary: Summary) -> None:
     table(("probe", "rate", "percent", "95 % interval", "n", "missing"), rows)
     for line in [line for name, probe in summary["probes"].items() for line in _cautions(name, probe)]:
         say(line)
-    coverage = few({name: probe["questions"] for name, probe in summary["probes"].items()})
+    coverage = coverage_note({name: probe["questions"] for name, probe in summary["probes"].items()})
     for line in [*_triggered(summary["probes"]), *filter(None, [coverage])]:
         say(line)
 
