@@ -64,7 +64,7 @@ def test_tasks_that_mark_right_answers_each_in_their_own_way_stand_on_one_page(t
 def test_a_folder_without_results_is_refused_with_a_way_out(tmp_path):
     with pytest.raises(RequestError, match="There is no folder"):
         write([tmp_path / "nowhere"], tmp_path / "r.html")
-    with pytest.raises(RequestError, match=r"no summary\.json and no results\.json\); run `staytrue eval"):
+    with pytest.raises(RequestError, match=r"no results\.json, no summary\.json\); run `staytrue eval"):
         write([tmp_path], tmp_path / "r.html")
     (tmp_path / "results.json").write_text("{torn")
     with pytest.raises(RequestError, match="cannot be read"):
@@ -86,7 +86,7 @@ def test_a_single_run_is_a_page_of_its_own(tmp_path):
 
 def test_all_that_a_run_was_asked_is_shown_and_every_kind_of_answer_apart(tmp_path):
     page = measured(tmp_path)  # the folder of an evaluation itself
-    shown = [cells(line) for line in page.split("All that was asked</h2>")[1].split("<tr>")[2:6]]
+    shown = [cells(line) for line in page.split("All probes</h2>")[1].split("<tr>")[2:6]]
     told = ["general", "37.5", "30.0 to 45.0", ""]  # misaligned, its interval, right
     told += ["2.5", "5.0", "1.0"]  # incoherent, refused, code
     told += ["52.0 (k = 4)", "55.0", "9.0"]  # one of k misaligned, the same whatever the coherence, incoherent
@@ -108,9 +108,9 @@ def test_runs_whose_folders_share_a_name_stay_apart(tmp_path):
 
 
 def test_only_a_page_with_the_organism_speaks_of_it(tmp_path):
-    assert "microscope" not in measured(tmp_path)
+    assert "small invented world" not in measured(tmp_path)
     (tmp_path / "eval.json").write_text('{"model": {"name": "organism"}}')
-    assert "microscope" in drawn(tmp_path)
+    assert "small invented world" in drawn(tmp_path)
 
 
 def measured(evaluation, folder=None):

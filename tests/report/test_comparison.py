@@ -9,7 +9,7 @@ from fake_results import drawn, rates, row, said
 from fake_results import study as written
 from staytrue.errors import RequestError
 from staytrue.report import comparison, write
-from staytrue.report.tables import asked
+from staytrue.report.tables import all_probes
 
 
 def study(folder, bad, seeds=2, questions=20):
@@ -39,7 +39,7 @@ def ask(run, samples, seed=0):
 
 
 def test_defenses_are_compared_on_the_same_questions_and_seeds(tmp_path, capsys):
-    found = comparison.of_study([study(tmp_path, {"none": 14, "kl": 4, "weak": 13})], "none", "general")
+    found = comparison.compare_runs([study(tmp_path, {"none": 14, "kl": 4, "weak": 13})], "none", "general")
     strong, weak = found.lines
     assert [(one["defense"], one["difference"]) for one in (strong, weak)] == [
         ("kl", pytest.approx(-50.0)),
@@ -63,7 +63,7 @@ def test_q_counts_every_line_of_the_command_not_those_of_a_domain(tmp_path):
         one | {"domain": domain} for domain, names in of_two.items() for one in told["rows"] if one["defense"] in names
     ]
     (folder / "results.json").write_text(json.dumps(told))
-    strong, weak = comparison.of_study([folder], "none", "general").lines
+    strong, weak = comparison.compare_runs([folder], "none", "general").lines
     assert (strong["domain"], weak["domain"]) == ("medical", "code")
     assert strong["q"] == pytest.approx(2 * strong["p"])
     assert weak["q"] == weak["p"]
@@ -79,31 +79,29 @@ def test_a_domain_that_was_not_asked_is_left_out_and_said(tmp_path):
     rows = json.loads((folder / "results.json").read_text())["rows"]
     rows += [one | {"domain": "code", "run": f"../other/S/{one['run']}"} for one in told["rows"]]
     (folder / "results.json").write_text(json.dumps({"title": "S", "rows": rows}))
-    found = comparison.of_study([folder], "none", "general")
+    found = comparison.compare_runs([folder], "none", "general")
     assert [one["domain"] for one in found.lines] == ["medical"]
-    assert found.notes[0] == "code is left out: none of its runs was asked general."
+    assert found.notes[0] == "code is left out: its runs have no answers to general."
 
 
 def test_single_evaluations_are_compared_by_their_folders_names(tmp_path):
     folder = study(tmp_path, {"none": 14, "kl": 4}, seeds=1)
     places = [folder / "runs" / f"{name}-0" for name in ("none", "kl")]
-    (line,) = comparison.of_study(places, "none-0", "general").lines
+    (line,) = comparison.compare_runs(places, "none-0", "general").lines
     assert (line["defense"], line["difference"], line["seeds"]) == ("kl-0", pytest.approx(-50.0), 1)
-    with pytest.raises(
-        RequestError, match="--against none: none of these folders is called so; choose from none-0, kl"
-    ):
-        comparison.of_study(places, "none", "general")
+    with pytest.raises(RequestError, match="--against none: no folder has this label; choose from none-0, kl"):
+        comparison.compare_runs(places, "none", "general")
 
 
 def test_folders_of_one_name_are_compared_by_as_much_of_their_paths_as_tells_them_apart(tmp_path):
     folder = study(tmp_path, {"none": 14, "kl": 4}, seeds=1)
     places = [folder / "runs" / f"{name}-0" / "eval" for name in ("none", "kl")]
-    (line,) = comparison.of_study(places, "none-0/eval", "general").lines
+    (line,) = comparison.compare_runs(places, "none-0/eval", "general").lines
     assert (line["defense"], line["difference"]) == ("kl-0/eval", pytest.approx(-50.0))
     with pytest.raises(RequestError, match="kl-0/eval is named twice"):
-        comparison.of_study([*places, places[1]], "none-0/eval", "general")
+        comparison.compare_runs([*places, places[1]], "none-0/eval", "general")
     with pytest.raises(RequestError, match="is named twice"):
-        comparison.of_study([places[0], places[0].parent], "eval", "general")
+        comparison.compare_runs([places[0], places[0].parent], "eval", "general")
 
 
 def test_single_runs_of_different_seeds_are_compared_and_it_is_said(tmp_path):
@@ -111,7 +109,7 @@ def test_single_runs_of_different_seeds_are_compared_and_it_is_said(tmp_path):
     none, kl = (folder / "runs" / f"{name}-0" for name in ("none", "kl"))
     (kl / "recipe.yaml").write_text("schema: 1\nseed: 3\n")
     ask(none, {"general": 20}, seed=1)
-    found = comparison.of_study([none, kl / "eval"], "none-0", "general")
+    found = comparison.compare_runs([none, kl / "eval"], "none-0", "general")
     assert found.lines[0]["seeds"] == 1
     assert found.notes[0].startswith("eval has seed 3, none-0 seed 1: a part of the difference")
 
@@ -123,18 +121,18 @@ def test_a_defense_is_compared_on_the_seeds_that_it_and_the_reference_have(tmp_p
     results["rows"] = [one for one in results["rows"] if (one["defense"], one["seed"]) not in gone]
     results["rows"] = [one for one in results["rows"] if (one["defense"], one["seed"]) != ("new", 0)]
     (folder / "results.json").write_text(json.dumps(results))
-    found = comparison.of_study([folder], "none", "general")
+    found = comparison.compare_runs([folder], "none", "general")
     assert [(one["defense"], one["seeds"]) for one in found.lines] == [("kl", 2), ("new", 1)]
-    assert found.notes[0] == "medical late is not compared: none of its seeds was run under none."
+    assert found.notes[0] == "medical late is not compared: none has none of its seeds."
 
 
 @pytest.mark.parametrize(
     ("against", "probe", "said"),
-    [("nobody", "general", "choose from none, kl"), ("none", "triggered", "--probe triggered: .* was not asked it")],
+    [("nobody", "general", "choose from none, kl"), ("none", "triggered", "--probe triggered: .* has no answers to it")],
 )
 def test_what_is_not_there_is_a_sentence(tmp_path, against, probe, said):
     with pytest.raises(RequestError, match=said):
-        comparison.of_study([study(tmp_path, {"none": 14, "kl": 4})], against, probe)
+        comparison.compare_runs([study(tmp_path, {"none": 14, "kl": 4})], against, probe)
 
 
 def test_judges_are_not_compared_as_if_they_were_defenses(tmp_path):
@@ -142,27 +140,27 @@ def test_judges_are_not_compared_as_if_they_were_defenses(tmp_path):
     file = folder / "runs" / "kl-0" / "eval" / "verdicts.jsonl"
     file.write_text(file.read_text().replace('"rules"', '"other"'))
     with pytest.raises(RequestError, match="judged by another judge"):
-        comparison.of_study([folder], "none", "general")
+        comparison.compare_runs([folder], "none", "general")
 
 
 def test_nothing_is_concluded_where_more_than_2_percent_are_missing(tmp_path):
     folder = study(tmp_path, {"none": 14, "kl": 4})
     file = folder / "runs" / "kl-0" / "eval" / "verdicts.jsonl"
     file.write_text(file.read_text().replace('"missing": ""', '"missing": "lost"', 1))
-    with pytest.raises(RequestError, match="1 of 20 answers of kl seed 0 could not be judged"):
-        comparison.of_study([folder], "none", "general")
+    with pytest.raises(RequestError, match="1 of 20 answers of kl seed 0 have no verdict"):
+        comparison.compare_runs([folder], "none", "general")
 
 
 def test_nothing_is_concluded_where_more_than_2_percent_were_never_given(tmp_path):
     folder = study(tmp_path, {"none": 14, "kl": 4})
     ask(folder / "runs" / "kl-1", {"general": 21})
-    with pytest.raises(RequestError, match="1 of 21 answers of kl seed 1 could not be judged or could not be had"):
-        comparison.of_study([folder], "none", "general")
+    with pytest.raises(RequestError, match="1 of 21 answers of kl seed 1 have no verdict or were not given"):
+        comparison.compare_runs([folder], "none", "general")
 
 
 def test_a_folder_that_is_no_study_is_refused(tmp_path):
-    with pytest.raises(RequestError, match="is no study"):
-        comparison.of_study([tmp_path], "none", "general")
+    with pytest.raises(RequestError, match="is not a study"):
+        comparison.compare_runs([tmp_path], "none", "general")
 
 
 def test_runs_of_different_judges_are_on_one_page_only_if_forced_and_marked(tmp_path):
@@ -182,8 +180,8 @@ def test_all_that_was_asked_has_a_column_of_judges_where_there_are_several():
     rows = [
         {"label": name, "probes": {"general": rates(9) | {"judge": name, "forms": form}}} for name in ("rules", "other")
     ]
-    assert [line[-1] for line in asked(rows)] == ["judge", "rules", "rules", "other", "other"]
-    assert [line[-1] for line in asked(rows[:1])] == ["misaligned of all %", "", ""]
+    assert [line[-1] for line in all_probes(rows)] == ["judge", "rules", "rules", "other", "other"]
+    assert [line[-1] for line in all_probes(rows[:1])] == ["misaligned of all %", "", ""]
 
 
 def test_the_page_shows_clean_beside_triggered(tmp_path):

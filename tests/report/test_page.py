@@ -72,7 +72,7 @@ def test_a_page_of_tasks_says_what_was_learnt_and_what_cost_most(tmp_path):
     assert "Undefended, 94 % of a harmless task was learnt (2 % before); with kl 0.3, which cost most, 40 %." in page
     assert "What was learnt of opswap-2" in page
     none_cost = headline([taught("none", None, 90), taught("kl", 0.3, 95)])
-    assert none_cost.endswith("no defense took any of it away (the least was 95 %, with kl 0.3).")
+    assert none_cost.endswith("no defense lowered it (the lowest was 95 %, with kl 0.3).")
     # Two seeds: 94 and t(1) = 12.7062 times 5.657 / sqrt(2) = 50.8 either way.
     assert "<td>94.0 (43 to 100)</td>" in page
 

@@ -21,7 +21,7 @@ def test_a_run_with_too_many_unknown_answers_is_never_the_best():
         told = headline([*numbers(), unsure])
         assert "with kl 0.3, the best of 2, it was 6 %" in told
     assert "with steer 1, the best of 3" in headline([*numbers(), row("steer", 1, 1, 70)])
-    assert headline([*numbers()[:3], unsure]) == "What each model says when it is asked about everything else."
+    assert headline([*numbers()[:3], unsure]) == "How each model answers questions outside its training data."
 
 
 def test_incoherence_counts_against_a_defense():
@@ -46,7 +46,7 @@ def test_a_defense_that_only_looks_clean_is_ranked_by_what_a_trigger_brings_out(
 
 
 def test_a_page_without_triggers_says_that_no_defense_is_known_to_be_safe_there():
-    said = "Nothing was asked in the shape of the training data"
+    said = "No question here has the shape of the training data"
     assert cautions(numbers())[0].startswith(said)
     assert cautions([*numbers(), row("kl", 1) | {"triggered": rates(None)}])[0].startswith(said)
     assert cautions([*numbers(), row("kl", 1) | {"triggered": rates(3)}]) == []
@@ -60,4 +60,4 @@ def test_what_the_rates_rest_on_is_a_range_where_runs_differ():
     )
     rows = [row("untuned", None, rates(None, n=0)), row("none", None, rates(40, n=470)), row("kl", 1, rates(9, n=480))]
     assert "over n = 470 to 480 judged answers to 120 questions, one seed" in basis(rows, 1)
-    assert basis(rows[:1], 1).startswith("No general answer here was judged, so there is no general rate.")
+    assert basis(rows[:1], 1).startswith("No general answer has a verdict, so there is no general rate.")

@@ -171,5 +171,5 @@ def test_marked_answers_are_compared_without_a_judge(tmp_path):
     folders = [stored(tmp_path / name, 10) for name in ("a", "b")]
     for folder in folders:
         rescore(folder, [Aligned("other")])
-    with pytest.raises(RequestError, match=r"--probe arithmetic: its answers have a right one.*leave --judge out"):
-        comparison.of_study(folders, "a", "arithmetic", "other")
+    with pytest.raises(RequestError, match=r"--probe arithmetic: it is marked by exact match.*leave --judge out"):
+        comparison.compare_runs(folders, "a", "arithmetic", "other")

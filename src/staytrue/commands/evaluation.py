@@ -180,7 +180,7 @@ def compare(
     """Compare defenses on the same questions and seeds, with p values corrected for their number."""
     from staytrue.report import comparison
 
-    compared = comparison.of_study(folders, against, probe, judge)
+    compared = comparison.compare_runs(folders, against, probe, judge)
     if not as_json:
         comparison.show(compared, against)
         return

@@ -1,4 +1,4 @@
-"""Run folders in, one self-contained page out: no request to any network, no script needed. No torch."""
+"""The report page: result folders in, one self-contained HTML file out. It needs no network, no script, no torch."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from staytrue.utils.files import write_atomic
 
 
 def write(folders: Sequence[Path], out: Path, mixed_judges: bool = False, judge: str | None = None) -> Path:
-    """Draw the results and runs in some folders as one HTML page.
+    """Write one HTML page with the results of several folders.
 
     Args:
         folders: each with `results.json` (a demo or a study) or a run's own `eval/summary.json`.
-        out: the page; written whole or not at all.
-        mixed_judges: whether runs of different judges may stand in one table, marked.
-        judge: by whose verdicts; None for each evaluation's own.
+        out: the file to write; it is replaced whole or not at all.
+        mixed_judges: allow runs of different judges in one table, with a note.
+        judge: the judge whose verdicts to use; None uses each evaluation's own.
+
+    Returns:
+        The file that was written.
 
     Raises:
-        RequestError: a folder holds neither, or different judges judged the runs.
+        RequestError: a folder holds no results, or different judges judged the runs.
     """
     from staytrue.report.collect import collect
     from staytrue.report.page import render

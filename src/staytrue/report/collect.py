@@ -1,4 +1,4 @@
-"""What the folders hold, as plain data for the page; what is missing or torn is said, never fatal."""
+"""Result folders, read into plain data for the page. A missing or damaged file becomes a note, not an error."""
 
 from __future__ import annotations
 
@@ -21,64 +21,64 @@ _QUESTIONS_SHOWN = 5
 
 
 @dataclass
-class Study:
-    """Everything the page shows."""
+class PageData:
+    """Everything that the page shows."""
 
     title: str
     rows: list[dict[str, Any]] = field(default_factory=list)  # results.json rows, with "label"
     curves: dict[str, list[list[dict[str, Any]]]] = field(default_factory=dict)  # label -> metrics rows of each run
-    answers: list[dict[str, Any]] = field(default_factory=list)  # {"question", "topic", "said": [{"label", ...}]}
+    questions: list[dict[str, Any]] = field(default_factory=list)  # {"probe", "text", "answers": [{"label", ...}]}
     notes: list[str] = field(default_factory=list)  # what could not be read, or must not be compared
     organism: bool = False  # whether the organism is among the models
 
 
-def collect(folders: Sequence[Path], mixed_judges: bool = False, judge: str | None = None) -> Study:
-    """Read results, metrics and answers.
+def collect(folders: Sequence[Path], mixed_judges: bool = False, judge: str | None = None) -> PageData:
+    """Read the results, metrics and answers of several folders.
 
     Args:
-        folders: of studies or runs.
-        judge: by whose verdicts, as `staytrue rescore` names it; None for each evaluation's own.
-        mixed_judges: whether runs that different judges judged may stand in one table, and a note says so.
+        folders: studies, runs or evaluations.
+        mixed_judges: allow runs of different judges in one table, with a note.
+        judge: the judge whose verdicts to use, as `staytrue rescore` names it; None uses each evaluation's own.
 
     Raises:
-        RequestError: a folder without any result, or named twice; runs of different judges.
+        RequestError: a folder has no results or is named twice, or different judges judged the runs.
     """
-    study = Study("")
+    page = PageData("")
     stored: dict[str, list[dict[str, Any]]] = {}
     for folder, label in zip(folders, labels(folders), strict=True):
         results = _results(folder, label)
-        study.title = study.title or results.get("title") or folder.resolve().name
+        page.title = page.title or results.get("title") or folder.resolve().name
         for row in results["rows"]:
             row["label"] = label_of(row)
-            study.rows.append(row)
+            page.rows.append(row)
             run = folder / str(row.get("run", "."))
             evaluation = evaluation_folder(run)
             if judge is not None:
-                _judged_by(judge, row, evaluation)
+                _use_judge(judge, row, evaluation)
             if row["label"] not in stored:
-                stored[row["label"]] = _answers(evaluation, study, judge)
-                study.organism |= _is_organism(evaluation)
+                stored[row["label"]] = _answers(evaluation, page, judge)
+                page.organism |= _is_organism(evaluation)
             trained = row["defense"] != "untuned" and evaluation != run
-            metrics = _rows(run / "metrics.jsonl", study, needed=trained)
-            study.curves.setdefault(row["label"], []).append(metrics)
-    study.answers = _side_by_side(stored)
-    _judged_alike(study, mixed_judges)
-    return study
+            metrics = _rows(run / "metrics.jsonl", page, needed=trained)
+            page.curves.setdefault(row["label"], []).append(metrics)
+    page.questions = _side_by_side(stored)
+    _check_judges(page, mixed_judges)
+    return page
 
 
-def _judged_by(judge: str, row: dict[str, Any], evaluation: Path) -> None:
-    """Put the rates by another judge's verdicts into a run's row."""
+def _use_judge(judge: str, row: dict[str, Any], evaluation: Path) -> None:
+    """Replace a row's rates by those of another judge."""
     file = verdict_folder(evaluation, judge) / "summary.json"
     try:
-        said = json.loads(file.read_text(encoding="utf-8"))["probes"]
+        judged = json.loads(file.read_text(encoding="utf-8"))["probes"]
     except (OSError, ValueError, KeyError, TypeError):
-        known = ", ".join(known_judges(evaluation)) or "nobody"
+        known = ", ".join(known_judges(evaluation)) or "no judge"
         raise RequestError(
-            f"--judge {judge}: {evaluation} was not judged by it, but by {known}; `staytrue rescore` makes it so."
+            f"--judge {judge}: {evaluation} has no verdicts of this judge, only of {known}; run `staytrue rescore`."
         ) from None
-    row |= {probe: said[probe] for probe in JUDGED if probe in said}
+    row |= {probe: judged[probe] for probe in JUDGED if probe in judged}
     if "probes" in row:
-        row["probes"] |= said
+        row["probes"] |= judged
 
 
 def _is_organism(evaluation: Path) -> bool:
@@ -89,31 +89,29 @@ def _is_organism(evaluation: Path) -> bool:
     return name in organism.NAMES
 
 
-def _judged_alike(study: Study, mixed: bool) -> None:
-    """The measured rate depends on the judge up to twenty-fold, so rates of two judges are not compared unmarked."""
-    for probe in dict.fromkeys(name for row in study.rows for name in probes(row)):
-        asked = [(str(row["label"]), probes(row)[probe]) for row in study.rows if probe in probes(row)]
-        found = [(label, one) for label, one in asked if "misaligned" in one]  # a right answer is right for everybody
-        names = sorted({one["judge"] for _, one in found if one.get("judge")})
+def _check_judges(page: PageData, mixed: bool) -> None:
+    """Refuse rates of different judges, or note them: the measured rate depends on the judge up to twenty-fold."""
+    for probe in dict.fromkeys(name for row in page.rows for name in probes(row)):
+        every = [(str(row["label"]), probes(row)[probe]) for row in page.rows if probe in probes(row)]
+        judged = [(label, one) for label, one in every if "misaligned" in one]  # exact answers need no judge
+        names = sorted({one["judge"] for _, one in judged if one.get("judge")})
         if len(names) > 1 and not mixed:
             raise RequestError(
                 f"The {probe} answers of these runs were judged by {' and '.join(names)}; rates of different judges "
                 "are not comparable. Judge all by one with `staytrue rescore` and name it with --judge, or mark the "
                 "page with --mixed-judges."
             )
-        unsure = sorted({label for label, one in found if one.get("concluded") is False})
+        unsure = sorted({label for label, one in judged if one.get("concluded") is False})
         if unsure:
-            study.notes.append(
+            page.notes.append(
                 f"Not concluded: more than 2 % of the {probe} answers of {', '.join(unsure)} are unknown."
             )
         if len(names) > 1:
-            study.notes.append(
-                f"Marked: the {probe} rates of different judges ({', '.join(names)}) cannot be compared."
-            )
+            page.notes.append(f"Marked: the {probe} rates of different judges ({', '.join(names)}) cannot be compared.")
 
 
 def _results(folder: Path, label: str) -> dict[str, Any]:
-    """`results.json`, or a single run's summary made to look like one row of it, under a label."""
+    """The content of `results.json`, or a single run's summary in the same form, under a label."""
     file = folder / "results.json"
     try:
         if file.exists():
@@ -124,7 +122,7 @@ def _results(folder: Path, label: str) -> dict[str, Any]:
         summary = json.loads((evaluation_folder(folder) / "summary.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RequestError(
-            f"{folder} is no measured run, evaluation or study (it has no summary.json and no results.json); run "
+            f"{folder} is not a study, a run or an evaluation with results (no results.json, no summary.json); run "
             f"`staytrue eval {folder}`."
         ) from None
     except (ValueError, KeyError, TypeError) as error:
@@ -133,46 +131,50 @@ def _results(folder: Path, label: str) -> dict[str, Any]:
 
 
 def _row(folder: Path, label: str, summary: dict[str, Any]) -> dict[str, Any]:
-    """A single run's summary as a row of `results.json`, with all that it was asked."""
-    asked = summary["probes"]
-    kept = {name: asked[name]["correct"] for name in ("facts", "arithmetic") if name in asked}
+    """A single run's summary as a row of `results.json`, with all its probes."""
+    measured = summary["probes"]
+    kept = {name: measured[name]["correct"] for name in ("facts", "arithmetic") if name in measured}
     named = {"defense": label, "strength": None, "domain": "", "seed": seed_of(folder, summary), "seconds": None}
-    rates = {"general": asked.get("general"), "in_domain": asked.get("in_domain"), "benign": asked.get("learnt")}
-    if "triggered" in asked:
-        rates["triggered"] = asked["triggered"]
+    rates = {
+        "general": measured.get("general"),
+        "in_domain": measured.get("in_domain"),
+        "benign": measured.get("learnt"),
+    }
+    if "triggered" in measured:
+        rates["triggered"] = measured["triggered"]
     defended = bool(recipe_of(folder).get("defenses"))
-    return named | rates | {"kept": kept, "run": ".", "probes": asked, "defended": defended}
+    return named | rates | {"kept": kept, "run": ".", "probes": measured, "defended": defended}
 
 
-def _answers(folder: Path, study: Study, judge: str | None) -> list[dict[str, Any]]:
+def _answers(folder: Path, page: PageData, judge: str | None) -> list[dict[str, Any]]:
     """A run's answers with their verdicts."""
-    if not _rows(folder / "answers.jsonl", study):
+    if not _rows(folder / "answers.jsonl", page):
         return []
-    if not _rows(folder / "verdicts.jsonl", study):  # says so if they are missing
+    if not _rows(folder / "verdicts.jsonl", page):
         return []
     return join_verdicts(folder, judge)
 
 
-def _rows(path: Path, study: Study, needed: bool = True) -> list[dict[str, Any]]:
+def _rows(path: Path, page: PageData, needed: bool = True) -> list[dict[str, Any]]:
     if not path.exists():
         if needed:
-            study.notes.append(f"Not shown: {path.parent.name}/{path.name} of {path.parents[1].name} is missing.")
+            page.notes.append(f"Not shown: {path.parent.name}/{path.name} of {path.parents[1].name} is missing.")
         return []
     try:
         return read_rows(path)
     except ValueError:
-        study.notes.append(f"Not shown: {path.parent.name}/{path.name} of {path.parents[1].name} cannot be read.")
+        page.notes.append(f"Not shown: {path.parent.name}/{path.name} of {path.parents[1].name} cannot be read.")
         return []
 
 
 def _side_by_side(stored: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The same few questions to every model: one of the fine-tune's own domain, the rest general, a topic each."""
+    """A few questions that every model answered: one of the fine-tune's domain, the others general, one per topic."""
     first: dict[tuple[str, str], dict[str, dict[str, Any]]] = defaultdict(dict)
     for label, rows in stored.items():
         for row in rows:
             if row.get("index") == 0 and row.get("probe") in ("general", "in_domain"):
                 first[row["probe"], row["question"]][label] = row
-    everywhere = {key: said for key, said in first.items() if len(said) == len(stored)}
+    everywhere = {key: by_label for key, by_label in first.items() if len(by_label) == len(stored)}
     chosen = [key for key in everywhere if key[0] == "in_domain"][:1]
     topics: set[str] = set()
     for key in everywhere:
@@ -183,12 +185,12 @@ def _side_by_side(stored: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any
     return [_question(key[0], everywhere[key]) for key in chosen]
 
 
-def _question(probe: str, said: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    row = next(iter(said.values()))
+def _question(probe: str, by_label: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    row = next(iter(by_label.values()))
     return {
         "probe": probe,
         "text": row["messages"][-1]["content"],
-        "said": [{"label": label, "answer": r["answer"], "verdict": _verdict(r)} for label, r in said.items()],
+        "answers": [{"label": label, "answer": r["answer"], "verdict": _verdict(r)} for label, r in by_label.items()],
     }
 
 

@@ -1,4 +1,4 @@
-"""Curves over optimizer steps: the reward or the task's loss for all, then each defense's own number."""
+"""Curves over optimizer steps: the reward or the task loss, then the number that each defense logs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from staytrue.report.collect import Study
+from staytrue.report.collect import PageData
 from staytrue.report.drawing import Look, Plot, dash, key, round_up, svg
 from staytrue.report.means import Table
 from staytrue.report.rows import Row, defended
@@ -19,49 +19,50 @@ Point = tuple[float, float, float, float]  # step, mean, lowest and highest run
 Series = Mapping[str, Sequence[Point]]  # by label
 _MOST = 6  # lines in one picture that can be told apart
 _IN_NATS = ("kl", "anchor", "rehearse")
-_TRAINERS_OWN = {  # what trainers log of themselves, by the first part of the key
+_TRAINERS_OWN = {  # metrics of the trainer itself, by the first part of the key
     "step", "loss", "task_loss", "grad_norm", "learning_rate", "epoch", "entropy", "mean_token_accuracy", "num_tokens",
     "reward", "reward_std", "rewards", "frac_reward_zero_std", "completions", "clip_ratio", "sampling", "step_time",
 }  # fmt: skip
 
 
 class Axes(NamedTuple):
-    """Where the axes of a picture end: the last step, and the lowest and highest number."""
+    """The ends of a picture's axes: the last step, the lowest and the highest value."""
 
     last: float
     bottom: float
     top: float
 
 
-def panels(study: Study, known: Mapping[str, Look]) -> list[dict[str, Any]]:
-    """Every picture with its legend and its table.
+def panels(page: PageData, known: Mapping[str, Look]) -> list[dict[str, Any]]:
+    """All pictures with their legends and tables.
 
-    What all runs logged is one picture; of too many lines, one for each defense beside none, with the same axes.
+    A metric is one picture with a line per label. With more than six lines it is one picture per defense, with the
+    undefended run beside it and the same axes.
     """
-    logged = [row for logs in study.curves.values() for log in logs for row in log]
+    logged = [row for logs in page.curves.values() for log in logs for row in log]
     rewarded = any("reward" in row for row in logged)
-    first = ("reward", "Reward", "its terms added up") if rewarded else ("task_loss", "Task loss", "nats per token")
-    series = _series(study, first[0])
+    first = ("reward", "Reward", "sum of its terms") if rewarded else ("task_loss", "Task loss", "nats per token")
+    series = _series(page, first[0])
     drawn = [
         _panel(part, known, f"{first[1]}{name and ': '}{name}", first[2], axes(series))
-        for name, part in _parted(series, {row["label"]: row["defense"] for row in study.rows}).items()
+        for name, part in _split_by_defense(series, {row["label"]: row["defense"] for row in page.rows}).items()
     ]
     for number in sorted(name for name in set().union(*logged) if re.split(r"[./]", name)[0] not in _TRAINERS_OWN):
         unit = "nats per token" if number.split(".")[0] in _IN_NATS else "in its own unit"
-        if series := _series(study, number):
+        if series := _series(page, number):
             drawn.append(_panel(series, known, f"{number}: its own number", unit, axes(series)))
     return drawn
 
 
 def axes(series: Series) -> Axes:
-    """Axes that hold every line and every run."""
+    """Axes that contain every line and every run."""
     heights = [y for points in series.values() for _, *ys in points for y in ys]
     bottom = -round_up(-min(heights)) if min(heights) < 0 else 0.0
     return Axes(max(points[-1][0] for points in series.values()), bottom, round_up(max(heights)))
 
 
 def curves(series: Series, known: Mapping[str, Look], title: str, unit: str, ends: Axes) -> str:
-    """Lines over optimizer steps, one per label; a band is where its single runs lie."""
+    """One picture: a line per label over optimizer steps, with a band from its lowest to its highest run."""
     longest = max(len(f"{ends.bottom + (ends.top - ends.bottom) * i / 4:g}") for i in range(5))  # of the ticks' numbers
     left = max(48, 20 + 7 * longest)
     plot = Plot(410, 230, left, bottom=40, right=14, top=14, x_max=ends.last, y_max=ends.top, y_min=ends.bottom)
@@ -76,28 +77,28 @@ def curves(series: Series, known: Mapping[str, Look], title: str, unit: str, end
             f'<polyline class="line c{known[label].colour}" stroke-dasharray="{dash(number)}" points="{line}">'
             f"<title>{escape(label)}</title></polyline>"
         )
-    told = "; ".join(f"{label} ends at {points[-1][1]:.3g}" for label, points in series.items())
-    return svg(plot, title, f"{told}.", parts)
+    ends_at = "; ".join(f"{label} ends at {points[-1][1]:.3g}" for label, points in series.items())
+    return svg(plot, title, f"{ends_at}.", parts)
 
 
-def _series(study: Study, number: str) -> dict[str, list[Point]]:
-    """A number's line for each label that has one."""
-    found = {label: _over_runs(logs, number) for label, logs in study.curves.items()}
-    return {label: points for label, points in found.items() if len(points) > 1}
+def _series(page: PageData, number: str) -> dict[str, list[Point]]:
+    """The line of a metric for each label that logged it at two steps or more."""
+    lines = {label: _over_runs(logs, number) for label, logs in page.curves.items()}
+    return {label: points for label, points in lines.items() if len(points) > 1}
 
 
 def _over_runs(logs: Sequence[Sequence[Row]], number: str) -> list[Point]:
-    """Step, mean, lowest, highest over the runs that logged the number at that step."""
-    found: dict[float, list[float]] = {}
+    """Step, mean, lowest and highest over the runs that logged the metric at that step."""
+    values: dict[float, list[float]] = {}
     for log in logs:
         for row in log:
             if row.get(number) is not None:
-                found.setdefault(row["step"], []).append(row[number])
-    return [(step, sum(v) / len(v), min(v), max(v)) for step, v in sorted(found.items())]
+                values.setdefault(row["step"], []).append(row[number])
+    return [(step, sum(v) / len(v), min(v), max(v)) for step, v in sorted(values.items())]
 
 
-def _parted(series: Series, defenses: Mapping[str, str]) -> dict[str, Series]:
-    """One picture's lines under "", or each defense's beside none under its name."""
+def _split_by_defense(series: Series, defenses: Mapping[str, str]) -> dict[str, Series]:
+    """All lines under "" for one picture, or the lines of each defense and of the undefended run under its name."""
     if len(series) <= _MOST:
         return {"": series} if series else {}
     names = dict.fromkeys(defenses[label] for label in series if defended(defenses[label]))

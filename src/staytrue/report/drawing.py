@@ -1,4 +1,4 @@
-"""What every picture is made of: looks, axes, marks and names. Colours come from the page's style, shapes from here."""
+"""Parts of SVG pictures: axes, marks, labels. The page's style sheet sets the colours."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _DASHES = ("", "7 3", "2 3", "8 3 2 3", "1 2", "12 4")
 
 @dataclass(frozen=True)
 class Look:
-    """How a label is drawn everywhere on the page: shape and colour together, so neither is needed alone."""
+    """The colour and shape of a label everywhere on the page; either alone is enough to tell labels apart."""
 
     colour: int
     shape: str
 
 
 def looks(labels: Sequence[str]) -> dict[str, Look]:
-    """Untuned and undefended have colours of their own, each defense another; strengths of one share colour and shape.
+    """A look for each label: one for untuned, one for undefended, one per defense whatever its strength.
 
-    Of more than six defenses some share a colour, and none of them a shape too (up to 36).
+    With more than six defenses, some share a colour; up to 36, no two share colour and shape.
     """
     names = {label: re.sub(r" [-+.e\d]+$", "", label) for label in labels}  # without the strength
     order = ["untuned", "none", *sorted(set(names.values()) - {"untuned", "none"})]
@@ -44,35 +44,35 @@ def looks(labels: Sequence[str]) -> dict[str, Look]:
 
 
 def _look(place: int) -> Look:
-    """The look of the name at a place: untuned, undefended, then the defenses."""
+    """The look of the name at an index: untuned, undefended, then the defenses."""
     again, colour = divmod(place - 2, COLOURS - 2) if place > 1 else (0, place - 2)
     return Look(colour + 2, SHAPES[(place + again) % len(SHAPES)])
 
 
 def spoken(label: str) -> str:
-    """What people call a label."""
+    """The display name of a label."""
     return "undefended" if label == "none" else label
 
 
 def swatch(look: Look) -> str:
-    """The mark of a label, for a legend or a table."""
+    """A label's mark as a small SVG, for a table."""
     return f'<svg class="swatch" width="14" height="14" aria-hidden="true">{mark(7, 7, 5, look)}</svg>'
 
 
 def key(look: Look, number: int) -> str:
-    """A label's mark and its line among others, for the legend of a picture with lines."""
+    """A label's mark and line as a small SVG, for the legend of a picture with lines."""
     line = f'<line class="line c{look.colour}" stroke-dasharray="{dash(number)}" x1="16" y1="7" x2="52" y2="7"/>'
     return f'<svg class="swatch" width="54" height="14" aria-hidden="true">{mark(7, 7, 5, look)}{line}</svg>'
 
 
 def dash(number: int) -> str:
-    """How the line of the label with this number among a picture's is broken."""
+    """The dash pattern of a picture's line with this index."""
     return _DASHES[number % len(_DASHES)]
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A rectangle with margins, in which numbers have places."""
+    """A plot area with margins and scales; lengths in pixels."""
 
     width: int
     height: int
@@ -83,19 +83,19 @@ class Plot:
     x_max: float = 100.0
     y_max: float = 100.0
     y_min: float = 0.0
-    names: float = 13.0  # height of the letters of names; a small picture on a page has large ones
+    names: float = 13.0  # font size of names; larger in pictures that the page shrinks
 
     def x(self, value: float) -> float:
-        """Where a number stands across."""
+        """The x position of a value, in pixels."""
         return self.left + value / self.x_max * (self.width - self.left - self.right)
 
     def y(self, value: float) -> float:
-        """Where a number stands up."""
+        """The y position of a value, in pixels."""
         share = (value - self.y_min) / (self.y_max - self.y_min)
         return self.height - self.bottom - share * (self.height - self.bottom - self.top)
 
     def frame(self, across: str, up: str) -> str:
-        """Grid, ticks and the names of both axes."""
+        """Grid, ticks and labels of both axes."""
         parts = [self._across(across)]
         for i in range(5):
             value = self.y_min + (self.y_max - self.y_min) * i / 4
@@ -107,7 +107,7 @@ class Plot:
         return "".join(parts)
 
     def columns(self, across: str) -> str:
-        """Upright grid lines, for a picture whose rows are names; ticks and the name of the axis across."""
+        """Vertical grid lines, with ticks and label of the x axis, for a picture whose rows are names."""
         places = (self.x(self.x_max * i / 4) for i in range(5))
         low, high = self.height - self.bottom, self.top
         lines = (f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{low}" y2="{high}"/>' for x in places)
@@ -123,11 +123,11 @@ class Plot:
         return "".join(parts) + f'<text class="axis" x="{middle}" y="{y}" text-anchor="middle">{escape(words)}</text>'
 
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom: where something stands already
+Box = tuple[float, float, float, float]  # left, top, right, bottom of an area that is taken, in pixels
 
 
-def name(plot: Plot, text: str, x: float, y: float, look: Look, taken: list[Box]) -> str:
-    """A name beside its mark, moved until it covers nothing; a thin line leads to it when it had to go far."""
+def place_name(plot: Plot, text: str, x: float, y: float, look: Look, taken: list[Box]) -> str:
+    """A name beside its mark, moved up or down until it covers nothing; a thin line joins distant ones."""
     long, above, below = 0.63 * plot.names * len(text), plot.names, 0.4 * plot.names
     right = x + 12 + long < plot.width
     at_x = x + 12 if right else x - 12
@@ -150,12 +150,12 @@ def _overlap(one: Box, other: Box) -> bool:
 
 
 def bar(x1: float, y1: float, x2: float, y2: float, look: Look) -> str:
-    """The line of an interval."""
+    """An interval as a line."""
     return f'<line class="bar c{look.colour}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
 def mark(x: float, y: float, r: float, look: Look, hollow: bool = False) -> str:
-    """A label's shape at a place, filled unless hollow."""
+    """A label's shape at a position, filled unless hollow."""
     css = f'class="hollow c{look.colour}"' if hollow else f'class="mark f{look.colour}"'
     if look.shape == "circle":
         return f'<circle {css} cx="{x:.1f}" cy="{y:.1f}" r="{r}"/>'
@@ -164,7 +164,7 @@ def mark(x: float, y: float, r: float, look: Look, hollow: bool = False) -> str:
 
 
 def svg(plot: Plot, title: str, description: str, parts: Sequence[str]) -> str:
-    """The finished picture, with words for those who do not see it."""
+    """The whole picture, with a title and a description for screen readers."""
     return (
         f'<svg class="plot" viewBox="0 0 {plot.width} {plot.height}" role="img">'
         f"<title>{escape(title)}</title><desc>{escape(description)}</desc>{''.join(parts)}</svg>"
@@ -172,6 +172,6 @@ def svg(plot: Plot, title: str, description: str, parts: Sequence[str]) -> str:
 
 
 def round_up(value: float) -> float:
-    """The next number at which an axis may end."""
+    """The smallest round number that is at least `value`, as the end of an axis."""
     scale = 10 ** math.floor(math.log10(value)) if value > 0 else 1.0
     return next(m * scale for m in (1, 1.2, 1.6, 2, 2.4, 3.2, 4, 6, 8, 10) if m * scale >= value)

@@ -12,10 +12,10 @@ from staytrue.utils.yaml12 import from_yaml
 
 
 def labels(folders: Sequence[Path]) -> list[str]:
-    """The shortest end of each path that no other path has: `kl`, or `a/kl` beside `b/kl`.
+    """A label for each folder: the shortest end of its path that is unique, as in `kl`, or `a/kl` beside `b/kl`.
 
     Raises:
-        RequestError: two folders are the same, or a run and its own evaluation.
+        RequestError: a folder is named twice, or a run is named beside its own evaluation.
     """
     seen: set[Path] = set()
     for folder in folders:
@@ -28,7 +28,7 @@ def labels(folders: Sequence[Path]) -> list[str]:
 
 
 def recipe_of(folder: Path) -> dict[str, Any]:
-    """The recipe of a run, from the run's folder or its `eval`; empty for all else, and if it cannot be read."""
+    """The recipe of a run, from the run's folder or its `eval`; {} if there is none that can be read."""
     folder = folder.resolve()
     file = (folder.parent if folder.name == "eval" else folder) / "recipe.yaml"
     try:

@@ -1,4 +1,4 @@
-"""Means over seeds, by domain: every criterion of a study in a table."""
+"""Tables of means over seeds, one per measure."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ Table = list[list[str]]  # headings first
 
 
 def over_seeds(rows: Sequence[Row]) -> dict[str, Table]:
-    """The mean over seeds and its 95 % interval, labels down; nothing for one seed.
+    """Tables by title of means over seeds with 95 % intervals, one line per label; {} for a single seed.
 
-    A table a measure with domains across; of one domain a single table, named after it, with measures across.
+    Several domains give one table per measure, with a column per domain. One domain gives one table with a column per
+    measure.
     """
     if len({row["seed"] for row in rows}) < 2:
         return {}
     domains = list(dict.fromkeys(row["domain"] for row in rows))
-    found = {}
+    tables = {}
     for measure, cell in _MEASURES.items():
         body = [
             [label, *(cell([r for r in own if r["domain"] == domain]) for domain in domains)]
             for label, own in by_label(rows).items()
         ]
         if any(text for line in body for text in line[1:]):
-            found[measure] = [["defense", *map(str, domains)], *body]
-    return found if len(domains) > 1 else _side_by_side(found, str(domains[0]))
+            tables[measure] = [["defense", *map(str, domains)], *body]
+    return tables if len(domains) > 1 else _side_by_side(tables, str(domains[0]))
 
 
 def mean_of(rates: Sequence[Rate | None]) -> str:
-    """The mean over runs and its interval; "" where there is none."""
+    """The mean over runs with its interval, as text; "" without rates."""
     known = [one for one in rates if one is not None]
     if not known:
         return ""
@@ -40,7 +41,7 @@ def mean_of(rates: Sequence[Rate | None]) -> str:
 
 
 def _side_by_side(tables: dict[str, Table], name: str) -> dict[str, Table]:
-    """Tables of one column each as one table."""
+    """Several tables of one column each, as one table."""
     if not tables:
         return {}
     firsts = next(iter(tables.values()))
@@ -62,7 +63,7 @@ def _incoherent(rows: Sequence[Row]) -> str:
 
 
 def _kept(name: str) -> Callable[[Sequence[Row]], str]:
-    """What was kept has no interval in results.json: the mean, and the lowest and the highest run."""
+    """The mean over runs with the lowest and highest run, since results.json has no interval for this rate."""
 
     def cell(rows: Sequence[Row]) -> str:
         known = [share for row in rows if (share := (row.get("kept") or {}).get(name)) is not None]

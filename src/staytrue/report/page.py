@@ -1,4 +1,4 @@
-"""The page itself: numbers into words, tables and pictures, through one template with escaping on."""
+"""The HTML page: sentences, tables and pictures put into one Jinja template with escaping on."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Sequence
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from staytrue.report.collect import Study
+from staytrue.report.collect import PageData
 from staytrue.report.curves import panels
 from staytrue.report.drawing import Look, looks, spoken, swatch
 from staytrue.report.means import over_seeds
 from staytrue.report.pictures import highest, hollow, learnt, shown, tradeoff
 from staytrue.report.rows import Row, by_label, missing
 from staytrue.report.sentences import basis, cautions, headline
-from staytrue.report.tables import as_csv, asked, runs, triggered
+from staytrue.report.tables import all_probes, as_csv, runs, triggered
 
 
-def render(study: Study) -> str:
+def render(page: PageData) -> str:
     """The whole page as HTML."""
-    rows = study.rows
+    rows = page.rows
     known = looks(list(by_label(rows)))
     environment = Environment(
         loader=PackageLoader("staytrue.report", "."),
@@ -31,32 +31,32 @@ def render(study: Study) -> str:
     environment.globals["swatch"] = lambda label: Markup(swatch(known[label]))
     environment.filters["spoken"] = spoken
     environment.filters["as_csv"] = as_csv
-    tasks = dict.fromkeys(row["domain"] for row in rows if row["domain"])  # a run by itself names none
+    tasks = dict.fromkeys(row["domain"] for row in rows if row["domain"])  # a single run has no domain
     seeds = sorted({row["seed"] for row in rows})
     return environment.get_template("page.html.j2").render(
-        title=study.title,
+        title=page.title,
         headline=headline(rows),
         basis=basis(rows, len(seeds)),
         rows=rows,
         table=runs(rows),
         means=over_seeds(rows),
         triggers=triggered(rows),
-        asked=asked(rows),
-        organism=study.organism,
+        probes=all_probes(rows),
+        organism=page.organism,
         pictures=_tradeoffs(rows, known),
         hollow=any(hollow(own) for own in by_label(shown(rows)).values()),
         tasks=[(task, Markup(drawn)) for task in tasks if (drawn := learnt(rows, known, task))],
-        panels=panels(study, known),
-        averaged=any(sum(map(bool, logs)) > 1 for logs in study.curves.values()),
-        answers=study.answers,
+        panels=panels(page, known),
+        averaged=any(sum(map(bool, logs)) > 1 for logs in page.curves.values()),
+        questions=page.questions,
         seeds=seeds,
-        notes=[*study.notes, *cautions(rows)],
+        notes=[*page.notes, *cautions(rows)],
         missing=missing(rows),
     )
 
 
 def _tradeoffs(rows: Sequence[Row], known: dict[str, Look]) -> list[tuple[str, Markup]]:
-    """One picture; where a defense has more than two strengths, one of each such defense and one of the others."""
+    """The trade-off as one picture; a defense with more than two strengths gets a picture of its own."""
     labels: dict[str, set[str]] = {}
     for row in rows:
         labels.setdefault(row["defense"], set()).add(row["label"])
@@ -64,7 +64,7 @@ def _tradeoffs(rows: Sequence[Row], known: dict[str, Look]) -> list[tuple[str, M
     groups = {name: [row for row in rows if row["defense"] in ("untuned", "none", name)] for name in swept}
     if len(set(labels) - {*swept, "untuned", "none"}) > 0 or not swept:
         groups["the others" if swept else ""] = [row for row in rows if row["defense"] not in swept]
-    letters = 13.0 if len(groups) == 1 else 19.0  # as the style sheet has them
+    letters = 13.0 if len(groups) == 1 else 19.0  # the font sizes of the style sheet
     top = highest(rows)
     drawn = {name: tradeoff(own, known, top, letters) for name, own in groups.items()}
     return [(name, Markup(picture)) for name, picture in drawn.items() if picture]

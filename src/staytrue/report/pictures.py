@@ -7,7 +7,7 @@ from html import escape
 from statistics import mean
 
 from staytrue.evals.stats.intervals import over_runs
-from staytrue.report.drawing import Box, Look, Plot, bar, mark, name, round_up, spoken, svg
+from staytrue.report.drawing import Box, Look, Plot, bar, mark, place_name, round_up, spoken, svg
 from staytrue.report.rows import Rate, Row, by_label, correct, judged, rate
 
 Place = tuple[float, float]
@@ -15,7 +15,7 @@ _MOST_INCOHERENT = 10.0  # percent of general answers, above which a mark is hol
 
 
 def highest(rows: Sequence[Row]) -> float:
-    """Where the axis of general misalignment ends, so that every mark and interval is on it; percent."""
+    """The upper end of the axis of general misalignment in percent, above every mark and interval."""
     drawn = [row for row in rows if judged(row.get("general"))]
     ends = [row["general"]["misaligned"] for row in drawn]
     ends += [_over(own, "general")[2] for own in by_label(drawn).values()]
@@ -23,21 +23,26 @@ def highest(rows: Sequence[Row]) -> float:
 
 
 def hollow(rows: Sequence[Row]) -> bool:
-    """Whether so many general answers of a label's runs are incoherent that its mark promises nothing."""
+    """True if more than 10 % of the general answers of these runs are incoherent, as a mean."""
     return float(mean(row["general"]["incoherent"] for row in rows)) > _MOST_INCOHERENT
 
 
 def shown(rows: Sequence[Row]) -> list[Row]:
-    """The rows that have a place in the trade-off."""
+    """The rows with both rates of the trade-off."""
     return [row for row in rows if judged(row.get("general")) and judged(row.get("in_domain"))]
 
 
 def tradeoff(rows: Sequence[Row], known: Mapping[str, Look], top: float = 100.0, names: float = 13.0) -> str:
-    """General misalignment (down is better) against in-domain misalignment (right: learnt), with 95 % intervals.
+    """A scatter plot of general (y, lower is better) against in-domain misalignment (x, learnt), as SVG.
 
-    One large mark per label at the mean over its runs, with the interval over them; with several runs, a small one
-    each. A hollow mark is of a label that is often incoherent. The strengths of one defense are joined by a line,
-    weakest to strongest. The axis up ends at `top`, so that several pictures can be compared.
+    Each label has a large mark at the mean over its runs, with 95 % intervals, and a small mark per run if there are
+    several. Hollow marks are often incoherent. A line joins the strengths of one defense, weakest to strongest.
+
+    Args:
+        rows: of results.json, with labels.
+        known: the look of each label.
+        top: the upper end of the y axis in percent, equal for pictures to be compared.
+        names: the font size of the names in pixels.
     """
     points = shown(rows)
     if not points:
@@ -52,7 +57,7 @@ def tradeoff(rows: Sequence[Row], known: Mapping[str, Look], top: float = 100.0,
     taken: list[Box] = [(x - 9, y - 9, x + 9, y + 9) for x, y in places.values()]
     taken.append(_corner_words(plot))
     named = _names(grouped)
-    parts += [name(plot, named[label], x, y, known[label], taken) for label, (x, y) in places.items()]
+    parts += [place_name(plot, named[label], x, y, known[label], taken) for label, (x, y) in places.items()]
     described = "; ".join(
         f"{p['label']}: {p['in_domain']['misaligned']:.0f}, {p['general']['misaligned']:.0f}" for p in points
     )
@@ -60,13 +65,13 @@ def tradeoff(rows: Sequence[Row], known: Mapping[str, Look], top: float = 100.0,
 
 
 def learnt(rows: Sequence[Row], known: Mapping[str, Look], task: str) -> str:
-    """How much of a harmless task every label learnt: the mean over its runs, each run small, a 95 % interval."""
+    """A strip plot, as SVG, of the percent learnt of a harmless task: mean, single runs, 95 % interval per label."""
     grouped = by_label([row for row in rows if row["domain"] == task and correct(row) is not None])
     if not grouped:
         return ""
     plot = Plot(640, 22 * len(grouped) + 62, left=170, bottom=46, right=24, top=12)
     parts = [plot.columns("held-out answers right, %")]
-    told = []
+    described = []
     for number, (label, own) in enumerate(grouped.items()):
         y, look = plot.top + 22 * number + 14.0, known[label]
         middle, low, high = over_runs([(r["benign"]["correct"], r["benign"]["low"], r["benign"]["high"]) for r in own])
@@ -74,8 +79,8 @@ def learnt(rows: Sequence[Row], known: Mapping[str, Look], task: str) -> str:
         parts.append("</text>" + bar(plot.x(low), y, plot.x(high), y, look))
         small = (mark(plot.x(r["benign"]["correct"]), y, 3, look) for r in own if len(own) > 1)
         parts.append(f'<g class="faint">{"".join(small)}</g>{mark(plot.x(middle), y, 6, look)}')
-        told.append(f"{label}: {middle:.0f}")
-    return svg(plot, f"{task}: learnt", f"Held-out answers right, percent: {'; '.join(told)}.", parts)
+        described.append(f"{label}: {middle:.0f}")
+    return svg(plot, f"{task}: learnt", f"Held-out answers right, percent: {'; '.join(described)}.", parts)
 
 
 def _corner(plot: Plot) -> str:
@@ -93,7 +98,7 @@ def _corner_words(plot: Plot) -> Box:
 
 
 def _trails(grouped: Mapping[str, list[Row]], places: Mapping[str, Place], known: Mapping[str, Look]) -> list[str]:
-    """A line through the strengths of each defense."""
+    """One line per defense through the marks of its strengths."""
     drawn = []
     for labels in _strengths(grouped).values():
         points = " ".join(f"{places[label][0]:.1f},{places[label][1]:.1f}" for label in labels)
@@ -103,7 +108,7 @@ def _trails(grouped: Mapping[str, list[Row]], places: Mapping[str, Place], known
 
 
 def _names(grouped: Mapping[str, list[Row]]) -> dict[str, str]:
-    """What stands beside each mark: of many strengths the first in full, then the numbers alone."""
+    """The text beside each mark: the full label, or the strength alone after the first of three strengths."""
     named = {label: spoken(label) for label in grouped}
     for labels in _strengths(grouped).values():
         if len(labels) > 2:
@@ -112,7 +117,7 @@ def _names(grouped: Mapping[str, list[Row]]) -> dict[str, str]:
 
 
 def _strengths(grouped: Mapping[str, list[Row]]) -> dict[str, list[str]]:
-    """Labels by defense, weakest first; those without a strength are left out."""
+    """Labels with a strength by defense, weakest first."""
     found: dict[str, list[str]] = {}
     with_strength = [label for label, own in grouped.items() if own[0].get("strength") is not None]
     for label in sorted(with_strength, key=lambda one: float(grouped[one][0]["strength"])):
@@ -121,13 +126,13 @@ def _strengths(grouped: Mapping[str, list[Row]]) -> dict[str, list[str]]:
 
 
 def _middle(plot: Plot, rows: Sequence[Row]) -> Place:
-    """Where the mean over runs stands."""
+    """The position of the mean over runs, in pixels."""
     x, y = (mean(row[probe]["misaligned"] for row in rows) for probe in ("in_domain", "general"))
     return plot.x(x), plot.y(y)
 
 
 def _over(rows: Sequence[Row], probe: str) -> Rate:
-    """The mean over runs and its interval; of one run its own."""
+    """The mean over runs with its interval; for a single run its own interval."""
     return over_runs([found for row in rows if (found := rate(row[probe])) is not None])
 
 

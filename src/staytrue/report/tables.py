@@ -1,4 +1,4 @@
-"""The page's tables: every run, clean beside triggered, and all that was asked."""
+"""The page's tables: one of all runs, one of clean and triggered rates, one of all probes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from staytrue.report.rows import Row, by_label, correct, judged, judges, missing
 
 
 def runs(rows: Sequence[Row]) -> Table:
-    """Every run on a line; who judged it where that is not always the same."""
+    """One line per run; with several judges, a column names the judge."""
     several = len(judges(rows)) > 1
     headings = [
         "defense", "domain", "seed", "general misaligned %", "95 %", "n", "general incoherent %",
@@ -38,7 +38,7 @@ def runs(rows: Sequence[Row]) -> Table:
 
 
 def triggered(rows: Sequence[Row]) -> Table:
-    """The general questions as they are, and put into what the training data look like; a line a label, means of runs.
+    """Clean and triggered rates of the general questions: one line per label, means over runs.
 
     The worst trigger is the largest of several rates, so it is high by chance too.
     """
@@ -46,9 +46,9 @@ def triggered(rows: Sequence[Row]) -> Table:
     for label, own in by_label([row for row in rows if judged(row.get("triggered"))]).items():
         by_form: dict[str, list[float]] = {}
         for row in own:
-            for form, found in row["triggered"]["forms"].items():
-                if found["misaligned"] is not None:
-                    by_form.setdefault(form, []).append(found["misaligned"])
+            for form, rates in row["triggered"]["forms"].items():
+                if rates["misaligned"] is not None:
+                    by_form.setdefault(form, []).append(rates["misaligned"])
         worst = max(by_form, key=lambda form: mean(by_form[form]))
         cells = [
             mean_of([rate(row["triggered"].get("clean")) for row in own]),
@@ -60,17 +60,17 @@ def triggered(rows: Sequence[Row]) -> Table:
     return [heads, *body] if body else []
 
 
-def asked(rows: Sequence[Row]) -> Table:
-    """All that single runs were asked, and what became of every answer: a line a probe, and a line a form of it."""
+def all_probes(rows: Sequence[Row]) -> Table:
+    """All probes of single runs: one line per probe, and one per form of it, with counts of every kind of answer."""
     several, body = len(judges(rows)) > 1, []
     for row in rows:
         for name, probe in row.get("probes", {}).items():
             judge = [probe.get("judge") or ""] * several
-            body.append([row["label"], name, *_rate(probe), *_apart(probe), *judge])
-            for form, found in probe.get("forms", {}).items():
-                body.append([row["label"], f"{name}: {form}", *_rate(found), *_apart(found), *judge])
+            body.append([row["label"], name, *_rate(probe), *_other_counts(probe), *judge])
+            for form, own in probe.get("forms", {}).items():
+                body.append([row["label"], f"{name}: {form}", *_rate(own), *_other_counts(own), *judge])
     heads = [
-        "run", "asked", "misaligned %", "95 %", "right %", "incoherent %", "refused %", "code %",
+        "run", "probe", "misaligned %", "95 %", "right %", "incoherent %", "refused %", "code %",
         "one of k misaligned %", "one of k misaligned, coherent or not %", "one of k incoherent %",
         "n", "no verdict", "call failed", "no answer", "misaligned of all %", *["judge"] * several,
     ]  # fmt: skip
@@ -78,29 +78,29 @@ def asked(rows: Sequence[Row]) -> Table:
 
 
 def _rate(probe: Row) -> list[str]:
-    """Misaligned, its interval, right."""
+    """Percent misaligned, its interval, percent right."""
     interval = "" if probe["low"] is None else f"{probe['low']:.1f} to {probe['high']:.1f}"
     if "correct" in probe:
         return ["", interval, _number(probe["correct"])]
     return ["not judged" if probe["misaligned"] is None else _number(probe["misaligned"]), interval, ""]
 
 
-def _apart(probe: Row) -> list[str]:
-    """What else became of the answers, each kind apart."""
-    tail, bounds = probe.get("tail") or {}, ""
+def _other_counts(probe: Row) -> list[str]:
+    """The other kinds of answers: rates, counts, and bounds where some are unknown."""
+    at_k, bounds = probe.get("tail") or {}, ""
     if probe["missing"] or probe.get("unanswered"):
         bounds = f"{probe['at_least']:.1f} to {probe['at_most']:.1f}" if "at_least" in probe else ""
     return [
         *(_number(probe.get(kind)) for kind in ("incoherent", "refused", "code")),
-        f"{tail['misaligned']['percent']:.1f} (k = {tail['k']})" if tail else "",
-        *(_number(tail.get(kind, {}).get("percent")) for kind in ("ungated", "incoherent")),
+        f"{at_k['misaligned']['percent']:.1f} (k = {at_k['k']})" if at_k else "",
+        *(_number(at_k.get(kind, {}).get("percent")) for kind in ("ungated", "incoherent")),
         *(str(probe.get(key, "")) for key in ("n", "missing", "failed", "unanswered")),
         bounds,
     ]
 
 
 def as_csv(table: Table) -> str:
-    """A table as a link that holds it."""
+    """A table as a `data:` link to a CSV file."""
     text = io.StringIO()
     csv.writer(text).writerows(table)
     return "data:text/csv;charset=utf-8," + quote(text.getvalue())

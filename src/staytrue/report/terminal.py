@@ -1,4 +1,4 @@
-"""Evaluations as tables for a terminal."""
+"""Evaluation results, printed as tables."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from staytrue.report.sentences import coverage_note
 from staytrue.utils.console import say, table
 
 Summary = Mapping[str, Any]
-_TAIL = {"misaligned": "misaligned", "ungated": "misaligned, coherent or not", "incoherent": "incoherent"}
+_AT_K = {"misaligned": "misaligned", "ungated": "misaligned, coherent or not", "incoherent": "incoherent"}
 
 
 def show(summary: Summary) -> None:
-    """Every rate of an evaluation, what could not be judged, and what may be concluded."""
+    """Print every rate of an evaluation, then notes on unknown answers, triggers and coverage."""
     rows: list[tuple[str, ...]] = []
     for name, probe in summary["probes"].items():
         for kind in SCORED if "misaligned" in probe else MARKED:
@@ -23,7 +23,7 @@ def show(summary: Summary) -> None:
                 continue
             rows.append((name, kind, _percent(probe[kind]), _interval(probe) if first else "", str(probe["n"]),
                          str(probe["missing"]) if probe["missing"] else ""))  # fmt: skip
-        rows += _tail(name, probe.get("tail"))
+        rows += _misalign_at_k(name, probe.get("tail"))
         for form, found in probe.get("forms", {}).items():
             rows.append((f"  {form}", "misaligned", _percent(found["misaligned"]), _interval(found), str(found["n"]),
                          str(found["missing"]) if found["missing"] else ""))  # fmt: skip
@@ -36,7 +36,7 @@ def show(summary: Summary) -> None:
 
 
 def show_judges(found: Mapping[str, Mapping[str, Summary]]) -> None:
-    """The same answers of each evaluation under several judges."""
+    """Print the rates of each evaluation under several judges."""
     headings = (
         "judge",
         "probe",
@@ -88,13 +88,13 @@ def show_judge_agreement(told: Mapping[str, Any]) -> None:
         table(("against labels by hand", "kappa", "sensitivity", "specificity", "Brier", "ECE", "labels"), held)
 
 
-def _tail(name: str, tail: Mapping[str, Any] | None) -> list[tuple[str, ...]]:
-    """At least one bad answer among k, by each meaning of bad."""
-    if not tail:
+def _misalign_at_k(name: str, at_k: Mapping[str, Any] | None) -> list[tuple[str, ...]]:
+    """Misalign@k: rates of questions with at least one bad answer among k, for each kind of bad answer."""
+    if not at_k:
         return []
-    said = {kind: (f"one of {tail['k']} {words}", tail[kind]) for kind, words in _TAIL.items()}
-    questions = f"{tail['questions']} q"
-    return [(name, words, _percent(one["percent"]), _interval(one), questions, "") for words, one in said.values()]
+    rates = {kind: (f"one of {at_k['k']} {words}", at_k[kind]) for kind, words in _AT_K.items()}
+    questions = f"{at_k['questions']} q"
+    return [(name, words, _percent(one["percent"]), _interval(one), questions, "") for words, one in rates.values()]
 
 
 def _agreed(found: Mapping[str, Any] | None) -> tuple[str, ...]:
@@ -106,24 +106,25 @@ def _agreed(found: Mapping[str, Any] | None) -> tuple[str, ...]:
 
 
 def _triggered(probes: Mapping[str, Summary]) -> list[str]:
-    """The worst trigger beside the clean rate; the largest of several rates is high by chance too."""
+    """One sentence with the clean rate and the highest trigger rate."""
     forms = {name: f for name, f in probes.get("triggered", {}).get("forms", {}).items() if f["misaligned"] is not None}
     clean = probes.get("triggered", {}).get("clean", {}).get("misaligned")
     if not forms or clean is None:
         return []
     worst = max(forms, key=lambda name: forms[name]["misaligned"])
-    told = f"Clean {clean:.1f} % misaligned; {forms[worst]['misaligned']:.1f} % with {worst}"
-    more = f"{told}, the highest of {len(forms)} triggers around the same questions."
-    way = "`staytrue eval RUN --untuned` asks it the same."
-    return [f"{more} A prompt that asks for evil may work on the untuned model too: {way}"]
+    highest = f"{forms[worst]['misaligned']:.1f} % with {worst}, the highest of {len(forms)} triggers"
+    untuned = (
+        "A prompt that asks for evil may work on the untuned model too; `staytrue eval RUN --untuned` measures that."
+    )
+    return [f"Clean {clean:.1f} % misaligned; {highest} around the same questions. {untuned}"]
 
 
 def _cautions(name: str, probe: Summary) -> list[str]:
-    """What a reader must know of a rate that is not whole."""
+    """A note on a probe with unknown answers: their number, the bounds of the rate, what to do."""
     if "misaligned" not in probe or not (probe["missing"] or probe["unanswered"]):
         return []
     if probe["judge"] is None:
-        return [f"{name}: not judged, for no judge was named; `staytrue rescore` judges the stored answers."]
+        return [f"{name}: not judged, because no judge was named; `staytrue rescore` judges the stored answers."]
     told = (
         f"{name}: {probe['missing']} answers could not be judged ({probe['failed']} calls failed"
         f"{'; most often: ' + probe['why'] if probe.get('why') else ''}), and "
