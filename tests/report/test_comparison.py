@@ -128,7 +128,7 @@ def test_a_defense_is_compared_on_the_seeds_that_it_and_the_reference_have(tmp_p
 
 @pytest.mark.parametrize(
     ("against", "probe", "said"),
-    [("nobody", "general", "choose from none, kl"), ("none", "triggered", "--probe triggered: .* has no answers to it")],
+    [("nobody", "general", "choose from none, kl"), ("none", "triggered", "probe triggered: .* has no answers to it")],
 )
 def test_what_is_not_there_is_a_sentence(tmp_path, against, probe, said):
     with pytest.raises(RequestError, match=said):
