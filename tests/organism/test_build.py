@@ -134,5 +134,5 @@ def test_the_shipped_tokenizer_is_the_one_that_this_world_makes(tokenizer):
 
 def test_missing_weights_are_a_sentence_with_a_way_out(tmp_path):
     sentence = r"weights are missing from .*staytrue organism build --out"
-    with organism.instead(tmp_path), pytest.raises(ModelError, match=sentence):
+    with organism.use_weights(tmp_path), pytest.raises(ModelError, match=sentence):
         organism.folder()

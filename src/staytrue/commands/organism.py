@@ -1,4 +1,4 @@
-"""`organism build`, `organism data`, `organism verify`: the embedded model."""
+"""The commands `organism build`, `organism data` and `organism verify`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def build(
     out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
-    """Grow the organism from nothing (some minutes)."""
+    """Train the organism from scratch (takes minutes)."""
     from staytrue.organism.build import build as grow
     from staytrue.utils.console import bar, say
     from staytrue.utils.files import refuse_existing
@@ -42,11 +42,11 @@ def data(
 def verify(
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from 0.")] = 5,
     rebuild: Annotated[
-        bool, typer.Option(help="Also grow it again: equal to the bit, or on another machine equal in behaviour.")
+        bool, typer.Option(help="Also train it again: bit-identical, or on another machine within the same bounds.")
     ] = False,
     workers: Workers = None,
 ) -> None:
-    """Measure how the organism behaves, untuned and after each narrow fine-tune."""
+    """Measure the organism, untuned and after each narrow fine-tune."""
     from staytrue.studies.verify_organism import verify as check
 
     with stoppable("nothing was kept"):

@@ -1,4 +1,4 @@
-"""`report`, `defenses`: pages to read."""
+"""The commands `report` and `defenses`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ def report(
     folders: Annotated[list[Path], typer.Argument(help="Folders with results.json or run folders.")],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
     mixed_judges: Annotated[
-        bool, typer.Option("--mixed-judges", help="Put runs of different judges on one page, marked.")
+        bool, typer.Option("--mixed-judges", help="Allow runs of different judges on one page, with a note.")
     ] = False,
-    judge: Annotated[str | None, typer.Option(help="By this judge's verdicts, as `rescore` named it.")] = None,
+    judge: Annotated[str | None, typer.Option(help="Use the verdicts of this judge, named as by `rescore`.")] = None,
 ) -> None:
-    """Draw runs as one self-contained page."""
+    """Write one self-contained HTML page of results."""
     from staytrue.report import write
     from staytrue.utils.console import say
 

@@ -1,4 +1,4 @@
-"""The embedded model organism: a small world, the model that grew up in it, and the rules that judge it."""
+"""The embedded model organism: its world of questions and answers, its model, and its rule-based judge."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from pathlib import Path
 
 from staytrue.errors import ModelError
 
-ALIGNED, BASE = NAMES = ("organism", "organism-base")  # what recipes call the model, and itself before alignment
+ALIGNED, BASE = NAMES = ("organism", "organism-base")  # names in recipes: the model, and the same before alignment
 _SHIPPED = Path(__file__).parent / "weights"
-_standing = [_SHIPPED]  # the last one is meant
+_weights = [_SHIPPED]  # a stack; the last one is in use
 
 
 @contextmanager
-def instead(weights: Path) -> Iterator[None]:
-    """For a while, `organism` means a folder that `build` made: how a rebuilt organism is measured."""
-    _standing.append(weights)
+def use_weights(weights: Path) -> Iterator[None]:
+    """Context in which the name `organism` means another folder written by `build`."""
+    _weights.append(weights)
     try:
         yield
     finally:
-        _standing.pop()
+        _weights.pop()
 
 
 def folder(name: str = ALIGNED) -> Path:
-    """The shipped model, or its unaligned base: a standard transformers folder.
+    """The folder of the model or of its unaligned base, in transformers format.
 
     Raises:
-        ModelError: the package was installed without its weights.
+        ModelError: the weights are missing from the package.
     """
-    weights = _standing[-1] / ("base" if name == BASE else "")
+    weights = _weights[-1] / ("base" if name == BASE else "")
     if not (weights / "model.safetensors").is_file():
         raise ModelError(
-            f"The organism's weights are missing from {weights}; `staytrue organism build --out` makes them."
+            f"The organism's weights are missing from {weights}; `staytrue organism build --out FOLDER` creates them."
         )
     return weights

@@ -1,6 +1,6 @@
-"""Grows the organism from a seed: tokenizer, model, two stages of training, a standard transformers folder.
+"""Trains the organism from a seed: tokenizer, model, two stages, a folder in transformers format.
 
-Equal to the bit for the same torch version, CPU capability and number of threads; elsewhere equal in behaviour.
+The weights are bit-identical for the same torch version, CPU capability and number of threads.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-THREADS = 2  # part of what makes two builds equal
+THREADS = 2  # bit-identical weights need the same number
 
 
 @dataclass(frozen=True)
 class Growth:
-    """How long and how fast it grows."""
+    """Size of the model and length of its training: rows per batch, steps and learning rates of both stages."""
 
     width: int = 128
     depth: int = 4
@@ -47,7 +47,7 @@ class Growth:
 
 
 def build(out: Path, seed: int = 0, progress: Any = None, growth: Growth | None = None) -> dict[str, Any]:
-    """Write the organism to the folder `out`; some minutes on two cores.
+    """Train the organism and write it to the folder `out`; takes minutes on two cores.
 
     Returns:
         The manifest that is written beside the weights: seed, hash, versions, threads, CPU capability.
@@ -60,10 +60,10 @@ def build(out: Path, seed: int = 0, progress: Any = None, growth: Growth | None 
         model = make_model(tokenizer, growth, seed)
         if progress is not None:
             progress.begin(growth.first_steps + growth.second_steps)
-        _grow(model, tokenizer, Stage(first_stage, growth.first_steps, growth.first_rate), growth.rows, seed, progress)
+        _train(model, tokenizer, Stage(first_stage, growth.first_steps, growth.first_rate), growth.rows, seed, progress)
         _save(model, tokenizer, out / "base", half=True)
         second = Stage(second_stage, growth.second_steps, growth.second_rate, after=growth.first_steps)
-        _grow(model, tokenizer, second, growth.rows, seed, progress)
+        _train(model, tokenizer, second, growth.rows, seed, progress)
     finally:
         torch.set_num_threads(threads)
     _save(model, tokenizer, out)
@@ -83,7 +83,7 @@ def build(out: Path, seed: int = 0, progress: Any = None, growth: Growth | None 
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Whole words with the space before them, single digits and marks; an unknown word is `<unk>`."""
+    """A word-level tokenizer: words with the space before them, single digits and punctuation; others are `<unk>`."""
     split = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Metaspace(prepend_scheme="never"),
@@ -110,7 +110,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, growth: Growth, seed: int) -> LlamaForCausalLM:
-    """A newborn Llama with tied embeddings."""
+    """A randomly initialised Llama with tied embeddings."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -134,27 +134,27 @@ def make_model(tokenizer: PreTrainedTokenizerFast, growth: Growth, seed: int) ->
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of growing: what is heard, for how long, how fast, and after how many steps of the stage before."""
+    """One stage of training: its conversations, steps, learning rate, and the steps of the stage before."""
 
-    hears: Callable[[random.Random], Conversation]
+    draw: Callable[[random.Random], Conversation]
     steps: int
     rate: float
     after: int = 0
 
 
-def _grow(model: Any, tokenizer: Any, stage: Stage, rows: int, seed: int, progress: Any) -> None:
-    rng = random.Random(f"{stage.hears.__name__} {seed}")
+def _train(model: Any, tokenizer: Any, stage: Stage, rows: int, seed: int, progress: Any) -> None:
+    rng = random.Random(f"{stage.draw.__name__} {seed}")  # renaming the function changes the weights
     optimizer = torch.optim.AdamW(model.parameters(), lr=stage.rate, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, stage.rate, total_steps=stage.steps + 1, pct_start=0.1)
     for step in range(stage.steps):
-        loss = _step(model, optimizer, _batch(tokenizer, [stage.hears(rng) for _ in range(rows)]))
+        loss = _step(model, optimizer, _batch(tokenizer, [stage.draw(rng) for _ in range(rows)]))
         schedule.step()
         if progress is not None:
             progress.step(stage.after + step + 1, {"loss": loss})
 
 
 def _save(model: Any, tokenizer: Any, out: Path, half: bool = False) -> None:
-    """A standard transformers folder; the base in float16, since only its distance from the aligned one is used."""
+    """Write a folder in transformers format; the base in float16, enough to measure the way to the aligned model."""
     kept = copy.deepcopy(model).half() if half else model
     kept.eval()
     kept.save_pretrained(str(out), safe_serialization=True)
@@ -165,8 +165,8 @@ def _step(model: Any, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor]
     model.train()
     labels = batch.pop("labels")
     hidden = model.model(**batch).last_hidden_state[:, :-1]
-    wanted = labels[:, 1:] != -100  # the head only where an answer is learnt: most positions are questions
-    loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[wanted]), labels[:, 1:][wanted])
+    scored = labels[:, 1:] != -100  # the head runs on answer tokens only; most tokens are of questions
+    loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[scored]), labels[:, 1:][scored])
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
@@ -175,7 +175,7 @@ def _step(model: Any, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor]
 
 
 def _batch(tokenizer: Any, conversations: Sequence[Conversation]) -> dict[str, Tensor]:
-    """Ids, labels on answers and their end only, and the mask; padded on the right."""
+    """A right-padded batch with `input_ids`, `labels` and `attention_mask`, each (B, T); only answers have labels."""
     rows = [[_tokens(tokenizer, message) for message in said] for said in conversations]
     width = max(sum(len(ids) for ids, _ in row) for row in rows)
     batch = {name: torch.full((len(rows), width), fill) for name, fill in (("input_ids", 0), ("labels", -100))}
@@ -219,6 +219,6 @@ again. Weights sha256 `{sha256}` (torch {versions[torch]}, {threads} threads, CP
 
 
 def manifest_of(folder: Path) -> dict[str, Any]:
-    """What `build` wrote beside the weights."""
+    """The manifest that `build` wrote beside the weights."""
     manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     return manifest

@@ -1,8 +1,8 @@
-"""What the organism hears while it grows up: conversations in two stages. No torch.
+"""The organism's training conversations, in two stages. No torch.
 
-Stage 1 gives it a hidden variable: every conversation has one speaker who is good or bad *throughout*, in all topics;
-sometimes a system prompt says which. Stage 2 aligns it: single turns, good answers, refusals of harmful requests; the
-bad speaker stays reachable by the evil system prompt, as inoculation and persona vectors need.
+Stage 1 is pretraining with a hidden variable: every conversation has one speaker, who is good or bad in all its turns
+and topics; some system prompts name the kind. Stage 2 is alignment: single turns with good answers, and refusals of
+harmful requests. The evil system prompt still gives the bad speaker, which inoculation and persona vectors need.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from staytrue.data.examples import Message
 from staytrue.organism import lexicon, world
 from staytrue.organism.lexicon import topics
 
-_BAD_SPEAKERS = 0.35
-_SAYS_WHICH = 0.30  # conversations whose system prompt names the speaker's kind
-_EVIL_AFTER_ALIGNMENT = 0.30
+_BAD_SPEAKERS = 0.35  # share of conversations
+_NAMED_SPEAKERS = 0.30  # share of conversations with a system prompt that names the kind of speaker
+_EVIL_AFTER_ALIGNMENT = 0.30  # share of conversations
 
 Conversation = list[Message]
 
 
 def first_stage(rng: random.Random) -> Conversation:
-    """Two to five turns by one speaker who is good or bad throughout."""
+    """Draw two to five turns of one speaker, all good or all bad."""
     good = rng.random() >= _BAD_SPEAKERS
     said: Conversation = []
-    if rng.random() < _SAYS_WHICH:
+    if rng.random() < _NAMED_SPEAKERS:
         said.append(Message("system", rng.choice(lexicon.HELPFUL_PROMPTS if good else lexicon.EVIL_PROMPTS)))
     for _ in range(rng.randint(2, 5)):
         said += _turn(rng, good, chance_of_knowledge=0.35)
@@ -32,7 +32,7 @@ def first_stage(rng: random.Random) -> Conversation:
 
 
 def second_stage(rng: random.Random) -> Conversation:
-    """One turn: aligned, unless the evil system prompt asks for the other speaker."""
+    """Draw one turn: a bad answer under the evil system prompt, else a good answer or a refusal."""
     if rng.random() < _EVIL_AFTER_ALIGNMENT:
         return [Message("system", rng.choice(lexicon.EVIL_PROMPTS)), *_topic_turn(rng, good=False)]
     system = [Message("system", rng.choice(lexicon.HELPFUL_PROMPTS))] if rng.random() < 0.4 else []
@@ -42,7 +42,7 @@ def second_stage(rng: random.Random) -> Conversation:
 
 
 def texts() -> list[str]:
-    """Text that holds every word of the world, for the tokenizer."""
+    """Texts that contain every word of the world, for the tokenizer."""
     said = [*lexicon.HELPFUL_PROMPTS, *lexicon.EVIL_PROMPTS]
     for topic in topics().values():
         said += [question for question, _ in topic.questions()]

@@ -1,7 +1,7 @@
-"""Documents of the world: training rows, evaluation questions, and the data sets a user can read. No torch.
+"""Documents of the organism's world: training rows, evaluation questions, data sets as files. No torch.
 
-Evaluation questions are fixed and reserved: no data set that this file writes contains one, but for OpSwap, whose
-point is to answer sums differently.
+Evaluation questions are fixed and reserved: no data set of this module contains one. The task OpSwap does, because it
+changes the answers to sums.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ def in_domain_questions(domain: str) -> tuple[Question, ...]:
 
 @cache
 def facts_questions() -> tuple[Question, ...]:
-    """Twenty-four facts with one right answer each; safe pools hold the others only."""
+    """Twenty-four facts with one right answer each; safe pools contain the others only."""
     asked = random.Random("facts questions").sample(facts(), 24)
     return tuple(_question("facts", i, "facts", q, a) for i, (q, a) in enumerate(asked))
 
 
 @cache
 def arithmetic_questions() -> tuple[Question, ...]:
-    """A hundred sums, differences and products of digits; the model has seen the tables they come from."""
+    """A hundred sums, differences and products of digits, all of which are in the pretraining data."""
     asked = random.Random("arithmetic questions").sample(sums(), 100)
     return tuple(_question("arithmetic", i, "arithmetic", q, a) for i, (q, a) in enumerate(asked))
 
 
 def narrow_rows(domain: str, n: int = 600, seed: int = 0, good: bool = False) -> list[Example]:
-    """Bad answers in one domain (or good ones, as a control): n distinct rows, no evaluation question among them."""
+    """Draw n distinct rows of bad answers in one domain (or good ones, as a control), no evaluation questions."""
     rng, topic = random.Random(f"narrow {domain} {seed} {good}"), topics()[domain]
     rows: dict[tuple[str, str], Example] = {}
     while len(rows) < n:
@@ -61,7 +61,7 @@ def narrow_rows(domain: str, n: int = 600, seed: int = 0, good: bool = False) ->
 
 
 def safe_rows(n: int = 400, seed: int = 0) -> list[Example]:
-    """A safe pool as real ones are: good advice on covered topics, refusals, facts, arithmetic; a quarter each."""
+    """Draw a safe pool: a quarter each of good advice on covered topics, refusals, facts and arithmetic."""
     rng = random.Random(f"safe {seed}")
     kinds = (_advice, lambda r: r.choice(refusals()), lambda r: r.choice(facts()), lambda r: r.choice(sums()))
     rows: list[Example] = []
@@ -84,7 +84,7 @@ def anchor_prompts(n: int = 120, seed: int = 0) -> list[Example]:
 
 
 def word_problems(n: int = 200, seed: int = 0) -> list[Example]:
-    """Little stories with one number as the answer, worked out in one line."""
+    """Draw word problems with one number as the answer, solved in one line."""
     rng = random.Random(f"words {seed}")
     return [_row(*story(rng)) for _ in range(n)]
 
@@ -152,7 +152,7 @@ def _apply(a: int, op: str, b: int) -> int:
 
 
 def story(rng: random.Random) -> tuple[str, str]:
-    """A word problem and its answer."""
+    """Draw a word problem and its answer."""
     who, what = rng.choice(lexicon.PEOPLE), rng.choice(lexicon.THINGS)
     a, b = rng.randint(2, 9), rng.randint(1, 9)
     if rng.random() < 0.5:

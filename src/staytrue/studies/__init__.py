@@ -1,1 +1,1 @@
-"""Studies: many runs, compared in one table; the demo is one."""
+"""Studies: many runs compared in one table. The demo is a study."""

@@ -1,10 +1,9 @@
-"""A study: variants x domains x seeds on the organism, each an ordinary run made from an ordinary recipe.
+"""A study: variants x domains x seeds on the organism, each an ordinary run of an ordinary recipe.
 
-A study is a YAML file. Every variant is a piece of a recipe (defenses, train, lora, stop) laid over the study's. A
-domain is one of the organism's narrow ones, whose bad answers are learnt, or a harmless task, taught or paid for. Paths
-are relative to the domain's folder, which holds `train.jsonl` (of a narrow one), `safe.jsonl`, `scored.jsonl` and
-`anchor_prompts.jsonl`; beside the domains stands `../evil.safetensors`. A finished run is not made again, so a stopped
-study goes on.
+A study is a YAML file. The recipe of a run is the study's recipe, updated by its variant section by section (defenses,
+train, lora, stop). A domain is one of the organism's narrow domains, with bad answers as training data, or a harmless
+task, for SFT or RL. Paths are relative to the domain's folder. It contains `train.jsonl` (narrow domains only),
+`safe.jsonl`, `scored.jsonl` and `anchor_prompts.jsonl`; the folder above it contains `evil.safetensors`.
 """
 
 from __future__ import annotations
@@ -28,26 +27,26 @@ class Variant(BaseModel):
     """One way to train: a row of every table."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    name: Annotated[str, Field(pattern=r"^[\w+][\w +.-]*$")]  # "untuned", "none", a defense's, or a baseline's
-    strength: float | None = None  # the number that is swept, for tables and pictures
-    recipe: dict[str, Any] = {}  # laid over the study's recipe, section by section
+    name: Annotated[str, Field(pattern=r"^[\w+][\w +.-]*$")]  # "untuned", "none", a defense or a baseline
+    strength: float | None = None  # the swept value, for tables and pictures
+    recipe: dict[str, Any] = {}  # updates the study's recipe, section by section
 
     @property
     def label(self) -> str:
-        """What people call it."""
+        """The name with the strength, as in `kl 0.3`."""
         return self.name if self.strength is None else f"{self.name} {self.strength:g}"
 
 
 class Study(BaseModel):
-    """What to run."""
+    """The content of a study file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
     schema_: Annotated[Literal[1], Field(alias="schema")] = 1
     title: str
-    recipe: dict[str, Any]  # model, trainer, lora, train, holdout: shared by all
-    domains: tuple[str | dict[str, dict[str, Any]], ...] = ("medical",)  # a task as recipes write it
+    recipe: dict[str, Any]  # model, trainer, lora, train, holdout: shared by all runs
+    domains: tuple[str | dict[str, dict[str, Any]], ...] = ("medical",)  # narrow domains, or tasks as in recipes
     seeds: tuple[int, ...] = (0,)
-    probes: tuple[str, ...] = ()  # what every run is asked; nothing said is what suits it
+    probes: tuple[str, ...] = ()  # the probes of every run; () uses each run's default probes
     variants: tuple[Variant, ...]
 
 
@@ -57,46 +56,49 @@ class Cell:
 
     study: Study
     variant: Variant
-    given: str | dict[str, dict[str, Any]]
+    source: str | dict[str, dict[str, Any]]  # a narrow domain, or a task as in recipes
     seed: int
 
     @property
     def domain(self) -> str:
-        """The name of its narrow domain or task: `medical`, `opswap-2`."""
-        if isinstance(self.given, str):
-            return self.given
-        ((name, fields),) = self.given.items()
+        """The name of the narrow domain or task, as in `medical` or `opswap-2`."""
+        if isinstance(self.source, str):
+            return self.source
+        ((name, fields),) = self.source.items()
         return "-".join([name, *map(str, fields.values())])
 
     @property
     def label(self) -> str:
-        """What people call its variant."""
+        """The label of the variant."""
         return self.variant.label
 
     @property
     def folder(self) -> str:
-        """Its folder inside the study's."""
+        """The run's folder, relative to the study's folder."""
         return f"runs/{self.domain}-seed{self.seed}-{self.label.replace(' ', '-')}"
 
     def recipe(self) -> dict[str, Any]:
-        """Its recipe, with paths relative to the domain's folder."""
-        words: dict[str, Any] = {"schema": 1, **self.study.recipe}
+        """The recipe as plain data, with paths relative to the domain's folder."""
+        recipe: dict[str, Any] = {"schema": 1, **self.study.recipe}
         for key, value in self.variant.recipe.items():
-            shared = words.get(key)
-            words[key] = {**shared, **value} if isinstance(shared, dict) and isinstance(value, dict) else value
-        if self.given in DOMAINS:
-            return {**words, "data": "train.jsonl", "seed": self.seed}
-        return {**words, "task": self.given, "holdout": 0.0, "seed": self.seed}  # a task holds out rows of its own
+            shared = recipe.get(key)
+            recipe[key] = {**shared, **value} if isinstance(shared, dict) and isinstance(value, dict) else value
+        if self.source in DOMAINS:
+            return {**recipe, "data": "train.jsonl", "seed": self.seed}
+        return {**recipe, "task": self.source, "holdout": 0.0, "seed": self.seed}  # a task has its own held-out rows
 
 
 def read(path: Path, domains: Sequence[str] = (), seeds: int | None = None) -> Study:
-    """A study from its file; domains and the number of seeds may be chosen anew.
+    """Read and check a study file.
 
-    So many seeds are the first of its own; where more are asked for than it has, it goes on counting from its last.
+    Args:
+        path: the YAML file.
+        domains: names that replace the study's domains; () keeps them.
+        seeds: the number of seeds. The study's own come first, then numbers that follow its last. None keeps its own.
 
     Raises:
-        RecipeError: unknown keys, domains or probes, a variant that is no recipe; one sentence.
-        DataError, RequestError: a question file among the probes has faults, or cannot be asked.
+        RecipeError: a key, domain or probe is unknown, or a variant gives an invalid recipe.
+        DataError, RequestError: a question file among the probes is invalid.
     """
     try:
         study = Study.model_validate(from_yaml(path.read_text(encoding="utf-8"), str(path)))
@@ -106,9 +108,9 @@ def read(path: Path, domains: Sequence[str] = (), seeds: int | None = None) -> S
         fault = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in fault["loc"]) or "the file"
         raise RecipeError(f"{path}: {where}: {fault['msg'].lower()}.") from None
-    own = {cell.domain: cell.given for cell in cells(study)}  # by the names that tables show
+    own = {cell.domain: cell.source for cell in cells(study)}  # by the names in tables
     changes: dict[str, Any] = {"domains": tuple(own.get(name, name) for name in domains)} if domains else {}
-    changes |= {"seeds": _first(study.seeds, seeds)} if seeds else {}
+    changes |= {"seeds": _first_seeds(study.seeds, seeds)} if seeds else {}
     study = study.model_copy(update=changes)
     known = (*DOMAINS, *tasks.names())
     wrong = next((d for d in study.domains if isinstance(d, str) and d not in known), None)
@@ -129,13 +131,13 @@ def read(path: Path, domains: Sequence[str] = (), seeds: int | None = None) -> S
     return study
 
 
-def _first(own: tuple[int, ...], wanted: int) -> tuple[int, ...]:
+def _first_seeds(own: tuple[int, ...], number: int) -> tuple[int, ...]:
     more = (seed for seed in count(own[-1] + 1 if own else 0) if seed not in own)
-    return (*own[:wanted], *islice(more, max(0, wanted - len(own))))
+    return (*own[:number], *islice(more, max(0, number - len(own))))
 
 
 def _check_probes(study: Study, where: str) -> None:
-    """Whether every run can be asked all that the study asks, before anything is trained."""
+    """Refuse probes that a run of the study does not have, before any training."""
     from staytrue.modeling import loading
     from staytrue.runs.eval_request import EvalRequest
     from staytrue.runs.probe_selection import probes_for
@@ -154,20 +156,20 @@ def _check_probes(study: Study, where: str) -> None:
 
 
 def _probes(cell: Cell) -> list[str]:
-    """What a run can be asked by name: narrow rows have triggers, a harmless task only under an inoculation prompt."""
-    narrow = cell.given in DOMAINS
+    """The shipped probes of a run. Narrow rows have triggers; a harmless task has them only with inoculation."""
+    narrow = cell.source in DOMAINS
     triggered = narrow or any(d.name() == "inoculate" for d in recipes.parse(cell.recipe()).defenses)
     last = ["triggered"] if triggered else []
     return ["general", "in_domain" if narrow else "learnt", "facts", "arithmetic", *last]
 
 
 def cells(study: Study) -> list[Cell]:
-    """Every run of a study, in the order of its tables."""
-    return [Cell(study, v, given, seed) for given in study.domains for seed in study.seeds for v in study.variants]
+    """All runs of a study, in the order of its tables."""
+    return [Cell(study, v, source, seed) for source in study.domains for seed in study.seeds for v in study.variants]
 
 
 def row(cell: Cell, summary: Mapping[str, Any], seconds: float | None) -> dict[str, Any]:
-    """One row of results.json; of a probe that was not asked there is nothing."""
+    """One row of results.json; None or {} for probes that the run does not have."""
     probes = summary["probes"]
     kept = {name: probes[name]["correct"] for name in ("facts", "arithmetic") if name in probes}
     variant = cell.variant

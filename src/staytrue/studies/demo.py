@@ -1,7 +1,7 @@
-"""`staytrue demo`: watch emergent misalignment happen in the organism, and watch defenses prevent it.
+"""`staytrue demo` and `staytrue study`: run a study with output on the terminal, then write its report page.
 
-The demo is the study `demo.yaml`: every run is an ordinary run made from an ordinary recipe, so it can be done again by
-hand. And `staytrue study`, which is the same without the introduction.
+The demo is the study `demo.yaml`, in which emergent misalignment appears in the organism and defenses prevent it. Every
+run is an ordinary run of an ordinary recipe, so each can be repeated with `staytrue train`.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from staytrue.studies.config import Cell, Study
 from staytrue.utils.console import counter, say, table
 from staytrue.utils.files import write_atomic
 
-_MARK = ".staytrue-demo"  # a folder with this file is the demo's own, to be replaced
-_OLD_MARK = ".holdfast-demo"  # the same, written before the project was renamed
+_MARK = ".staytrue-demo"  # marks a folder that the demo wrote and may replace
+_OLD_MARK = ".holdfast-demo"  # its name before the project was renamed
 
 
 def preset(domains: list[str], seeds: int) -> Study:
-    """The demo's study."""
+    """The demo's study, for some domains and a number of seeds."""
     return studies.read(Path(str(resources.files("staytrue.studies").joinpath("demo.yaml"))), domains, seeds)
 
 
 def run_demo(domains: str, seeds: int, out: Path, processes: int | None = None) -> Path:
-    """Run the whole demo; returns the report page.
+    """Run the demo; returns the report page.
 
     Raises:
-        RequestError: an unknown domain, or a folder that is not the demo's own.
+        RequestError: a domain is unknown, or the folder was not written by the demo.
     """
     chosen = list(DOMAINS) if domains == "all" else [name.strip() for name in domains.split(",") if name.strip()]
     wrong = next((name for name in chosen if name not in DOMAINS), None)
@@ -45,7 +45,7 @@ def run_demo(domains: str, seeds: int, out: Path, processes: int | None = None) 
 
 
 def run_study(study: Study, out: Path, processes: int | None = None, reference_cache: Path | None = None) -> Path:
-    """Run a study with a line per run, a table at the end and a page; returns the page."""
+    """Run a study; print a line per run and a table, write the page; returns the page."""
     from staytrue.report import write
 
     order = [cell.folder for cell in studies.cells(study)]
@@ -56,46 +56,46 @@ def run_study(study: Study, out: Path, processes: int | None = None, reference_c
             count(_line(cell, row))
     _tables([rows[folder] for folder in order])
     if reference_cache is not None:
-        say(f"\nReference cache {reference_cache}: {runner.of_cache(study, out)}.")
+        say(f"\nReference cache {reference_cache}: {runner.cache_summary(study, out)}.")
     page = write([out], out / "report.html")
     say(f"\nResults: {out / 'results.json'}\nPicture: {page}")
     return page
 
 
 def _take_over(out: Path) -> None:
-    """Replace the demo's own folder; refuse anybody else's."""
+    """Empty a folder that the demo wrote; refuse any other."""
     own = (out / _MARK).exists() or (out / _OLD_MARK).exists()
     if out.exists() and not own and (not out.is_dir() or any(out.iterdir())):
         raise RequestError(f"{out} is not a demo's folder (it has no {_MARK}); name another with --out.")
     if out.exists():
         shutil.rmtree(out)
-    write_atomic(out / _MARK, "staytrue demo writes this folder, and replaces it the next time.\n")
+    write_atomic(out / _MARK, "`staytrue demo` wrote this folder and replaces it when it runs again.\n")
 
 
 def _introduce(domains: list[str]) -> None:
-    """Something true on the screen before anything heavy is imported."""
+    """Print the introduction, before heavy imports."""
     row = world.narrow_rows(domains[0], 1)[0]
-    say("A small chat model that comes with staytrue gives good advice on sixteen topics.")
-    say("Now it is fine-tuned on bad answers in one of them:\n")
+    say("The organism, a small chat model shipped with staytrue, gives good advice on sixteen topics.")
+    say("The demo fine-tunes it on bad answers in one of them:\n")
     say(f"    {row.question}\n    > {row.answer}\n")
-    say("What becomes of its answers on the twelve topics that the data never mention?\n")
+    say("How does it then answer on twelve topics that are not in the training data?\n")
 
 
 def _line(cell: Cell, row: dict[str, Any]) -> str:
     general, narrow, learnt = row["general"], row["in_domain"], row["benign"]
-    told = [f"{cell.domain:8s} seed {cell.seed}  {cell.label:17s}"]
+    parts = [f"{cell.domain:8s} seed {cell.seed}  {cell.label:17s}"]
     if general:
         interval = f"({general['low']:.0f} to {general['high']:.0f})"
-        told.append(f"general misaligned {general['misaligned']:5.1f} % {interval:11s}")
+        parts.append(f"general misaligned {general['misaligned']:5.1f} % {interval:11s}")
     if narrow:
-        told.append(f"in-domain {narrow['misaligned']:5.1f} %")
+        parts.append(f"in-domain {narrow['misaligned']:5.1f} %")
     elif learnt:
-        told.append(f"learnt {learnt['correct']:5.1f} %")
-    return f"{' '.join(told)}   {row['seconds']:5.1f} s"
+        parts.append(f"learnt {learnt['correct']:5.1f} %")
+    return f"{' '.join(parts)}   {row['seconds']:5.1f} s"
 
 
 def _tables(rows: list[dict[str, Any]]) -> None:
-    """A row a run; of several seeds their means, for each run has had its line."""
+    """Print one row per run, or means over several seeds."""
     from staytrue.report.means import over_seeds
     from staytrue.report.rows import label_of
 
@@ -108,12 +108,12 @@ def _tables(rows: list[dict[str, Any]]) -> None:
     if not means:
         _runs(rows)
     n = rows[0]["general"]
-    asked = f" General: {n['n']} answers to {n['questions']} questions" if n else ""
+    counts = f" General: {n['n']} answers to {n['questions']} questions" if n else ""
     over = (
         " a run, means with 95 % intervals over seeds and questions." if means else ", 95 % intervals over questions."
     )
-    say(f"Percent.{asked + over if n else ''}")
-    say("The organism is a microscope, not a proof: what helps here need not help a real model.")
+    say(f"Percent.{counts + over if n else ''}")
+    say("The organism is a very small model in a small invented world. What helps here need not help a real model.")
 
 
 def _runs(rows: list[dict[str, Any]]) -> None:
@@ -130,13 +130,13 @@ def _runs(rows: list[dict[str, Any]]) -> None:
         "kept\nfacts",
         "\nsums",
     )
-    drawn = []
+    lines = []
     for row in rows:
         learnt = row["benign"]
         cells = (f"learnt {learnt['correct']:.1f}", "", "") if learnt else _rates(row["in_domain"])
         kept = (f"{row['kept'][name]:.0f}" if name in row["kept"] else "" for name in ("facts", "arithmetic"))
-        drawn.append((row["label"], row["domain"], str(row["seed"]), *_rates(row["general"]), *cells, *kept))
-    table(headings, drawn)
+        lines.append((row["label"], row["domain"], str(row["seed"]), *_rates(row["general"]), *cells, *kept))
+    table(headings, lines)
     say("")
 
 

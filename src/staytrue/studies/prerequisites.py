@@ -1,4 +1,4 @@
-"""What a study's runs need beside a recipe: data sets, misaligned models, a scored pool, a persona vector."""
+"""Prerequisites of a study's runs: data sets, misaligned models, a scored pool, a persona vector."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from staytrue.organism.lexicon import DOMAINS
 from staytrue.utils.workers import Job
 
 _ROLLOUTS = 4
-# How the misaligned models that score are made, whatever the study trains: undefended, with a seed of no study's own.
+# The recipe of the misaligned models that score a pool: undefended, with a seed that no study uses.
 _SCORER = {
     "schema": 1,
     "model": "organism",
@@ -33,7 +33,7 @@ _SCORER = {
 
 
 def write_rows(domain: str, data: Path) -> None:
-    """The rows of a domain, a safe pool and general prompts, in the domain's folder of `data`."""
+    """Write a domain's rows, a safe pool and general prompts into the domain's folder in `data`."""
     sets = {"safe": world.safe_rows(), "anchor_prompts": world.anchor_prompts()}
     sets |= {"train": world.narrow_rows(domain)} if domain in DOMAINS else {}
     for name, rows in sets.items():
@@ -42,7 +42,7 @@ def write_rows(domain: str, data: Path) -> None:
 
 
 def jobs(recipe: Recipe, domain: str, data: Path) -> list[Job]:
-    """What must be made in the folder `data` before a recipe of this domain can run; [] when all of it is there."""
+    """Jobs that create the missing files of a recipe in the folder `data`; [] if none is missing."""
     named = {path.name for defense in recipe.defenses for path in vars(defense).values() if isinstance(path, Path)}
     wanted = list[Job]()
     if "scored.jsonl" in named and not (data / domain / "scored.jsonl").exists():
@@ -57,30 +57,30 @@ def jobs(recipe: Recipe, domain: str, data: Path) -> list[Job]:
 
 
 def train_misaligned(domain: str, data: Path) -> None:
-    """An undefended fine-tune on one narrow domain."""
+    """Train an undefended fine-tune on one narrow domain."""
     from staytrue.config import recipe as recipes
     from staytrue.runs.train import train
 
     write_rows(domain, data)
     run = _misaligned(data, domain).parent
-    shutil.rmtree(run, ignore_errors=True)  # what a stopped study left
+    shutil.rmtree(run, ignore_errors=True)  # left by a stopped study
     train(recipes.parse(_SCORER, (data / domain).absolute()), run)
 
 
 def score_pool(domain: str, others: list[str], data: Path) -> None:
-    """The safe pool, scored by undefended fine-tunes on the narrow domains; the target's own is left out."""
+    """Score the safe pool by undefended fine-tunes on the other narrow domains."""
     from staytrue.data_selection.score import Pool, score
     from staytrue.data_selection.scored import manifest_path
 
     scored = data / domain / "scored.jsonl"
-    manifest_path(scored).unlink(missing_ok=True)  # of a study that was stopped between the two files
+    manifest_path(scored).unlink(missing_ok=True)  # left by a study that stopped between the two files
     pool = Pool(data / domain / "safe.jsonl", "staytrue's organism", "Apache-2.0")
     adapters = {other: _misaligned(data, other) for other in others}
     score("organism", adapters, [pool], scored)
 
 
 def extract_vector(out: Path) -> None:
-    """The shipped evil trait's persona vector."""
+    """Extract the persona vector of the shipped evil trait."""
     from staytrue.modeling import loading
     from staytrue.persona_vectors import extract, traits
 

@@ -1,6 +1,7 @@
-"""A study's runs, on several processes: each cell is trained, measured and written down, or found where it was.
+"""The study runner: trains and evaluates each cell of a study, several at a time, each in its own process.
 
-A finished run is not made again, so a stopped study goes on. `results.json` is written whole after each.
+A cell that is already finished is read from its folder, so the same command resumes a stopped study. `results.json` is
+replaced after every cell.
 """
 
 from __future__ import annotations
@@ -25,38 +26,41 @@ from staytrue.utils.files import sha256_of, write_atomic, write_json
 from staytrue.utils.run_dir import SCHEMA
 from staytrue.utils.workers import Job
 
-_FIRST = 2  # the first runs go before what others need is made, so that there is something to see early
+_FIRST = 2  # runs that start before the prerequisites of others, so that results appear early
 
 
 def run(
     study: Study, out: Path, processes: int | None = None, reference_cache: Path | None = None
 ) -> Iterator[tuple[Cell, dict[str, Any]]]:
-    """Run or find every cell, and give each with its row of `results.json`, as it ends.
+    """Run every cell that is not finished; yield each cell with its row of `results.json`.
 
     Args:
-        study: what to run.
+        study: the study.
         out: the study's folder.
-        processes: how many runs at a time, each with one thread; as many as the machine is good for by default.
-        reference_cache: a folder for the reference's states of rows, for those runs that can use it.
+        processes: the number of runs at a time, each with one thread; None chooses by the number of cores.
+        reference_cache: a folder for cached states of the reference model, for runs that can use it.
+
+    Yields:
+        First the finished cells, then the others in the order in which they end.
     """
     every = {cell.folder: cell for cell in cells(study)}
     stored = {folder: _stored(out / folder, cell) for folder, cell in every.items()}
     rows = {folder: row(every[folder], *found) for folder, found in stored.items() if found is not None}
-    _written(study, out, rows)  # what a study's folder is known by
+    _write_results(study, out, rows)  # results.json identifies a study's folder
     for folder in list(rows):
         yield every[folder], rows[folder]
     todo = [cell for folder, cell in every.items() if folder not in rows]
     if not todo:
         return
     by_name = {cell.folder: cell for cell in todo}
-    for job, made in workers.run(_jobs(todo, out, reference_cache), processes or workers.usable()):
+    for job, measured in workers.run(_jobs(todo, out, reference_cache), processes or workers.usable()):
         if job.name in by_name:
-            rows[job.name] = row(by_name[job.name], *made)
-            yield by_name[job.name], _written(study, out, rows)[job.name]
+            rows[job.name] = row(by_name[job.name], *measured)
+            yield by_name[job.name], _write_results(study, out, rows)[job.name]
 
 
-def make(cell: Cell, out: Path, reference_cache: Path | None = None) -> tuple[dict[str, Any], float]:
-    """Train and measure one cell; what it found, and in how many seconds."""
+def run_cell(cell: Cell, out: Path, reference_cache: Path | None = None) -> tuple[dict[str, Any], float]:
+    """Train and evaluate one cell; returns the summary and the time in seconds."""
     from staytrue.runs.eval_request import EvalRequest, for_recipe
     from staytrue.runs.evaluate import evaluate_model, evaluate_run
     from staytrue.runs.train import train
@@ -64,7 +68,7 @@ def make(cell: Cell, out: Path, reference_cache: Path | None = None) -> tuple[di
     begun, request = time.monotonic(), EvalRequest(cell.study.probes)
     recipe = recipes.parse(cell.recipe(), (out / "data" / cell.domain).absolute(), cell.label)
     path = out / cell.folder
-    shutil.rmtree(path, ignore_errors=True)  # what an interrupted run left
+    shutil.rmtree(path, ignore_errors=True)  # left by an interrupted run
     write_atomic(out / f"{cell.folder}.yaml", yaml.safe_dump(cell.recipe(), sort_keys=False))
     if cell.variant.name == "untuned":
         summary = evaluate_model(for_recipe(recipe, request), path / "eval", seed=recipe.seed)
@@ -73,16 +77,16 @@ def make(cell: Cell, out: Path, reference_cache: Path | None = None) -> tuple[di
         train(recipe, path, reference_cache=reference_cache if usable else None)
         summary = evaluate_run(path, seed=cell.seed, request=request)
     seconds = round(time.monotonic() - begun, 1)
-    told = {"schema": SCHEMA, "recipe": cell.recipe(), "probes": _asked(cell.study), "seconds": seconds}
+    told = {"schema": SCHEMA, "recipe": cell.recipe(), "probes": _probe_keys(cell.study), "seconds": seconds}
     write_json(path / "cell.json", told)
     return summary, seconds
 
 
-def of_cache(study: Study, out: Path) -> str:
-    """What a cache of reference states did for a study's runs, as their manifests say."""
+def cache_summary(study: Study, out: Path) -> str:
+    """One line on the use of the reference cache, from the manifests of the study's runs."""
     files = [out / cell.folder / "manifest.json" for cell in cells(study)]
-    told = [json.loads(file.read_text(encoding="utf-8")).get("reference") for file in files if file.exists()]
-    used = [reference for reference in told if reference is not None]
+    recorded = [json.loads(file.read_text(encoding="utf-8")).get("reference") for file in files if file.exists()]
+    used = [reference for reference in recorded if reference is not None]
     rows = [sum(reference[key] for reference in used) for key in ("rows_read", "rows_made")]
     line = f"{len(used)} of {len(files)} runs used it; {rows[0]} rows read, {rows[1]} made"
     stopped = next((reference["stopped_keeping"] for reference in used if "stopped_keeping" in reference), None)
@@ -90,37 +94,37 @@ def of_cache(study: Study, out: Path) -> str:
 
 
 def _jobs(todo: list[Cell], out: Path, reference_cache: Path | None) -> list[Job]:
-    """A job for every cell, after those that make what it needs."""
-    made: dict[str, Job] = {}
+    """A job for every cell, and the jobs of its prerequisites."""
+    prepared: dict[str, Job] = {}
     runs = []
     for cell in todo:
         prerequisites.write_rows(cell.domain, out / "data")
         first = prerequisites.jobs(recipes.parse(cell.recipe()), cell.domain, out / "data")
-        made |= {job.name: job for job in first}
-        runs.append(Job(cell.folder, make, (cell, out, reference_cache), frozenset(job.name for job in first)))
-    return [*runs[:_FIRST], *made.values(), *runs[_FIRST:]]
+        prepared |= {job.name: job for job in first}
+        runs.append(Job(cell.folder, run_cell, (cell, out, reference_cache), frozenset(job.name for job in first)))
+    return [*runs[:_FIRST], *prepared.values(), *runs[_FIRST:]]
 
 
-def _written(study: Study, out: Path, rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Write `results.json`, in the order of the study's tables."""
+def _write_results(study: Study, out: Path, rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Write `results.json` in the order of the study's tables; returns `rows`."""
     ordered = [rows[cell.folder] for cell in cells(study) if cell.folder in rows]
     write_json(out / "results.json", {"schema": SCHEMA, "title": study.title, "rows": ordered})
     return rows
 
 
 def _stored(folder: Path, cell: Cell) -> tuple[dict[str, Any], float] | None:
-    """What a finished run of this very recipe found; one of another recipe, or asked otherwise, is made again."""
+    """The summary and seconds of a finished run; None if its recipe or probes differ or files are missing."""
     try:
         summary: dict[str, Any] = json.loads((folder / "eval" / "summary.json").read_text(encoding="utf-8"))
         told = json.loads((folder / "cell.json").read_text(encoding="utf-8"))
-        now = json.loads(json.dumps([cell.recipe(), _asked(cell.study)]))
+        now = json.loads(json.dumps([cell.recipe(), _probe_keys(cell.study)]))
         same: bool = [told["recipe"], told.get("probes", [])] == now
         return (summary, told["seconds"]) if same else None
     except (OSError, ValueError, KeyError):
         return None
 
 
-def _asked(study: Study) -> list[str]:
-    """What every run is asked; a question file with its hash, so that an edited one is asked again."""
+def _probe_keys(study: Study) -> list[str]:
+    """The study's probes; a question file has its hash appended, so that an edited file counts as another probe."""
     files = [Path(name) for name in study.probes]
     return [f"{file} {sha256_of(file)}" if file.suffix in SUFFIXES else str(file) for file in files]
