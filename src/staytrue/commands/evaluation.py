@@ -15,6 +15,7 @@ from staytrue.errors import RequestError
 if TYPE_CHECKING:
     from staytrue.runs.eval_request import EvalRequest
     from staytrue.runs.judge_factory import Limits
+    from staytrue.utils.console import Progress
 
 JUDGE = "rules, local:FOLDER, or openai:MODEL[@URL]"
 
@@ -113,7 +114,7 @@ def _refuse_mixed(
         raise RequestError(f"With {option}, say where answers and verdicts go: --out FOLDER.")
 
 
-def _ask_model(request: EvalRequest, out: Path, seed: int, limits: Limits, progress: Any) -> dict[str, Any]:
+def _ask_model(request: EvalRequest, out: Path, seed: int, limits: Limits, progress: Progress | None) -> dict[str, Any]:
     """Evaluate a model that is not a run; calls to an endpoint and their failures are reported."""
     from staytrue.evals.openai_client.address import Address
     from staytrue.runs import judge_factory

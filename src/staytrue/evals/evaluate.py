@@ -22,6 +22,7 @@ from staytrue.evals.results.verdict_store import (
     record_server,
 )
 from staytrue.evals.types import AnswerGenerator, Judge, Verdict, judged
+from staytrue.utils.console import Progress
 from staytrue.utils.files import write_json
 from staytrue.utils.run_dir import SCHEMA
 
@@ -37,7 +38,7 @@ def evaluate(
     out: Path,
     max_new_tokens: int = 400,
     about: Mapping[str, Any] | None = None,
-    progress: Any = None,
+    progress: Progress | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Ask a model some probes; write `eval.json`, `answers.jsonl`, `verdicts.jsonl` and `summary.json` to `out`.
@@ -49,7 +50,7 @@ def evaluate(
         out: a new folder, or one in which the same evaluation was stopped.
         max_new_tokens: most tokens of an answer.
         about: what else must be equal for answers to share a folder: the model's identity.
-        progress: an object with `begin(steps)` and `step(number, metrics)`.
+        progress: shows how many answers and verdicts there are.
         say: called with a sentence when a server names another model than in an earlier sitting.
 
     Returns:
@@ -71,7 +72,7 @@ def evaluate(
         return _write_summary(out, out)
 
 
-def rescore(evaluation: Path, judges: Sequence[Judge], progress: Any = None) -> dict[str, dict[str, Any]]:
+def rescore(evaluation: Path, judges: Sequence[Judge], progress: Progress | None = None) -> dict[str, dict[str, Any]]:
     """Have other judges judge the stored answers of an evaluation; nothing is generated again.
 
     Answers with one right answer keep their marks. Verdicts and summaries go to `judges/NAME/`. A judge that was
@@ -118,7 +119,7 @@ def _answer(
     probes: Sequence[Probe],
     seed: int,
     max_new_tokens: int,
-    progress: Any,
+    progress: Progress | None,
     say: Callable[[str], None],
 ) -> None:
     """Generate and store the missing samples, and record the server's identity if there is one."""
@@ -146,7 +147,9 @@ def _answer(
                 )
 
 
-def _judge_probe(store: AnswerStore, folder: Path, probe: str, judge: Judge | None, progress: Any = None) -> None:
+def _judge_probe(
+    store: AnswerStore, folder: Path, probe: str, judge: Judge | None, progress: Progress | None = None
+) -> None:
     """Add a judge's missing and failed verdicts on a probe's stored answers to a folder.
 
     An answer that a server's filter removed is missing, and no judge reads it. Progress is shown for judges that count
@@ -168,14 +171,15 @@ def _judge_probe(store: AnswerStore, folder: Path, probe: str, judge: Judge | No
         for answer in answers:
             append_verdict(folder, answer, Verdict(missing=NOT_JUDGED), None)
         return
-    spent = getattr(judge, "spent", None) if progress is not None else None
-    if spent and answers:
-        progress.begin(len(answers))
+    spent = getattr(judge, "spent", None)
+    shown = progress if spent else None
+    if shown is not None and answers:
+        shown.begin(len(answers))
     try:
         for number, (answer, verdict) in enumerate(judged(judge, answers), start=1):
             append_verdict(folder, answer, verdict, judge.name)
-            if spent:
-                progress.step(number, {"verdicts": spent()})
+            if shown is not None and spent:
+                shown.step(number, {"verdicts": spent()})
     finally:
         if answers and hasattr(judge, "told"):
             record_server(folder / "judge.json", judge.told())

@@ -23,6 +23,7 @@ from staytrue.modeling import loading
 from staytrue.runs.eval_request import EvalRequest, for_run
 from staytrue.runs.model_card import write_card
 from staytrue.runs.probe_selection import HELD_OUT, longest_answer, probes_for, refuse_rules
+from staytrue.utils.console import Progress
 from staytrue.utils.files import sha256_of
 from staytrue.utils.run_dir import RunDir
 
@@ -36,7 +37,7 @@ def evaluate_run(
     seed: int = 0,
     request: EvalRequest | None = None,
     untuned: bool = False,
-    progress: Any = None,
+    progress: Progress | None = None,
     say: Say = lambda line: None,
 ) -> dict[str, Any]:
     """Evaluate a trained run; public as `staytrue.evaluate`.
@@ -48,7 +49,7 @@ def evaluate_run(
         seed: of the sampled answers.
         request: which probes, and which judge; the default suits the model.
         untuned: evaluate the run's model before training instead. The model card is then left as it is.
-        progress: an object with `begin(steps)` and `step(number, metrics)`.
+        progress: shows how many answers and verdicts there are.
         say: called with each line that a reader should see.
 
     Returns:
@@ -74,7 +75,7 @@ def evaluate_model(
     *,
     seed: int = 0,
     generate: AnswerGenerator | None = None,
-    progress: Any = None,
+    progress: Progress | None = None,
     say: Say = lambda line: None,
 ) -> dict[str, Any]:
     """Ask a request's model its probes and have the answers judged.
@@ -113,7 +114,9 @@ def evaluate_model(
     )
 
 
-def judge_answers(file: Path, out: Path, judge: Judge | None = None, progress: Any = None) -> dict[str, Any]:
+def judge_answers(
+    file: Path, out: Path, judge: Judge | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
     """Judge the answers of a file, whichever model gave them.
 
     Args:

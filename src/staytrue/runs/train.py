@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from staytrue.config import trainer_args
 from staytrue.config.recipe import Recipe, Stop
@@ -21,20 +21,9 @@ from staytrue.runs import dataset, probe_selection
 from staytrue.runs.build import KINDS
 from staytrue.runs.model_card import write_card
 from staytrue.training.reference.cache_checks import refuse_cache
+from staytrue.utils.console import Progress
 from staytrue.utils.files import refuse_existing, sha256_of, write_atomic
 from staytrue.utils.run_dir import RunDir
-
-
-class Progress(Protocol):
-    """What watches a run: called before training, at every logged step, and never from inside a step."""
-
-    def begin(self, steps: int) -> None:
-        """Training starts; so many optimizer steps are ahead."""
-        ...
-
-    def step(self, number: int, metrics: dict[str, float]) -> None:
-        """A step was logged."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
+
+
+class Progress(Protocol):
+    """Shows the progress of a training run or an evaluation; never called from inside a step."""
+
+    def begin(self, steps: int) -> None:
+        """Called before the first of so many steps: optimizer steps, answers or verdicts."""
+        ...
+
+    def step(self, number: int, metrics: Mapping[str, float | str]) -> None:
+        """Called after a step with its metrics."""
+        ...
 
 
 class Bar:
