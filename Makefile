@@ -3,23 +3,26 @@
 # make bench  ratios against named peers      make test-slow  minutes rather than seconds
 # make test-inspect  our probes and logs under Inspect, in an environment of its own
 # make test-lowest   the tests with the lowest versions that pyproject.toml declares, in an environment of its own
-# make docs   the pages that are made from the code (make check does it first)
+# make docs   the documentation as a website in build/docs (warnings are errors)
+# make defenses-page  docs/defenses.md, from the defenses' docstrings (make check and make docs do it first)
 # Each sets up what it needs in .venv; nothing else on the machine is touched.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-CONSTRAINTS := constraints/cpu-py311.txt
+# The versions tested together, on Python 3.11; they install on 3.12 and 3.13 too. CONSTRAINTS= takes the newest instead.
+CONSTRAINTS ?= constraints/cpu-py311.txt
 INSTALLED := $(VENV)/.installed
 # An extra package index for PyTorch's CPU builds; see the README.
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c $(CONSTRAINTS)
+	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-slow test-tools test-inspect test-lowest check docs bench bench-full clean
+.PHONY: demo test test-slow test-tools test-inspect test-lowest check docs defenses-page bench \
+	bench-full clean
 
 demo: $(INSTALLED)
 	$(BIN)/staytrue demo --out runs/demo
@@ -49,10 +52,14 @@ test-lowest:
 		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints/lowest.txt -e ".[dev]"
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -m "not slow" -q -n logical --maxprocesses 4 --dist worksteal -p no:cacheprovider
 
-docs: $(INSTALLED)
+defenses-page: $(INSTALLED)
 	$(BIN)/staytrue defenses --markdown > docs/defenses.md
 
-check: docs
+docs: defenses-page
+	$(BIN)/python -m sphinx -E -W --keep-going -q -b html docs build/docs
+	@echo "Open build/docs/index.html"
+
+check: defenses-page
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -77,4 +84,4 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) runs/demo
+	rm -rf $(VENV) runs/demo build

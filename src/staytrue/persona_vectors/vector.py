@@ -35,7 +35,7 @@ class PersonaVector:
         >>> vector.steer(torch.zeros(1, 1, 2), layer=1, alpha=2.0).tolist()
         [[[6.0, 8.0]]]
 
-        With a model and the file that `staytrue vector` wrote:
+        With a model and the file that `staytrue vector` wrote::
 
             vector = PersonaVector.load("evil.safetensors")
             with vector.apply(model, layer=20, alpha=5.0):

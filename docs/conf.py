@@ -1,0 +1,53 @@
+"""Sphinx: the pages of this folder as a website, `make docs`. The pages read the same on a code host."""
+
+import re
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+_PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+project = "staytrue"
+copyright = "the staytrue authors"
+version = release = _PROJECT["version"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["bench"]
+html_theme = "furo"
+html_title = f"staytrue {release}"
+html_copy_source = False
+
+myst_heading_anchors = 4
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True, "exclude-members": "Config, model_config"}
+autodoc_preserve_defaults = True
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+default_role = "literal"
+# Diagrams are written for code hosts, which draw mermaid; drawing it here would take a script. The site shows the text.
+suppress_warnings = ["misc.highlighting_failure"]
+
+
+_DECISIONS = "\n```{toctree}\n:glob:\n:hidden:\n\n0*\n```\n"
+
+
+def _for_the_site(app, docname, source):
+    """Make links to files that the site does not hold plain text, and list the decisions in the side bar."""
+    folder = Path(app.srcdir, docname).parent
+    source[0] = re.sub(
+        r"\[([^\]]+)\]\((?!https?:|#)([^)#]+)[^)]*\)",
+        lambda link: link[0] if _on_the_site(app, (folder / link[2]).resolve()) else link[1],
+        source[0],
+    )
+    if docname == "decisions/README":
+        source[0] += _DECISIONS
+
+
+def _on_the_site(app, target):
+    return target.is_file() and target.is_relative_to(Path(app.srcdir).resolve())
+
+
+def setup(app):
+    """Register the hook above."""
+    app.connect("source-read", _for_the_site)
