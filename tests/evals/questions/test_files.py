@@ -143,7 +143,7 @@ GOOD = "- id: a\n  paraphrases: [x]\n"
         ("- {id: a}\n", "entry 'a': there is no paraphrases"),
         ("- {paraphrases: [x]}\n", "entry 1: there is no id"),
         (GOOD + "  sytem: y\n", "entry 'a': the key 'sytem' is not known; did you mean 'system'.*would not be done"),
-        (GOOD + "  context: y\n", "the key 'context' is not known; use id, type"),
+        (GOOD + "  context: y\n", "the key 'context' is not known; there are: id, type"),
         (GOOD + "  system: 3\n", "entry 'a': system is 3, not text; put it in quotes"),
         (GOOD + "  type: free_form_judge\n", "type is 'free_form_judge'; its judge gives no number"),
         (GOOD + "  samples_per_paraphrase: 0\n", "samples_per_paraphrase is 0; write a whole number above 0"),

@@ -101,7 +101,7 @@ def test_a_new_wording_is_a_new_version(name):
 def test_an_unknown_probe_is_refused_with_the_nearest_one():
     with pytest.raises(RequestError, match="no shipped questions 'medcal'; did you mean 'medical'"):
         shipped("medcal")
-    with pytest.raises(RequestError, match="there are general, code, legal"):
+    with pytest.raises(RequestError, match="there are: general, code, legal"):
         shipped("../judge")
 
 

@@ -7,7 +7,6 @@ benign task) are asked once, at temperature 0, and marked by exact match.
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -20,6 +19,7 @@ from staytrue.data.examples import Example, Message
 from staytrue.errors import RequestError
 from staytrue.evals.questions import rows as question_rows
 from staytrue.evals.types import Judge, Question, Verdict
+from staytrue.utils.validation import nearest
 
 SAMPLES = 4  # answers to each question that is judged
 DOMAINS = ("code", "legal", "medical", "security")  # shipped in-domain questions, by the domain of the training data
@@ -123,9 +123,7 @@ def shipped(probe: str) -> tuple[Question, ...]:
     """
     names = tuple(question_rows.manifest()["versions"])
     if probe not in names:
-        close = difflib.get_close_matches(probe, names, n=1, cutoff=0.6)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}."
-        raise RequestError(f"There are no shipped questions {probe!r}; {hint}")
+        raise RequestError(f"There are no shipped questions {probe!r}{nearest(probe, names)}")
     with resources.as_file(resources.files("staytrue.evals").joinpath("questions", f"{probe}.jsonl")) as path:
         return question_rows.read(path, probe)
 

@@ -8,7 +8,6 @@ make these forms are in `questions/manifest.json`.
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from staytrue.data.examples import Example, Message, read_examples
 from staytrue.data.jsonl import shown
 from staytrue.errors import DataError
 from staytrue.evals.types import Question
+from staytrue.utils.validation import nearest
 
 Text = Annotated[str, StringConstraints(strict=True, pattern=r"\S")]
 _FAULTS_SHOWN = 20
@@ -107,7 +107,7 @@ def model_faults(model: type[BaseModel], values: Any, known: Sequence[str], hint
                 case "missing":
                     yield f"there is no {key}"
                 case "extra_forbidden" | "invalid_key":
-                    yield f"{unknown_key(key, known)}{hint}"
+                    yield f"the key {shown(key)} is not known{nearest(str(key), known)}{hint}"
                 case "string_type" if isinstance(value, int | float):
                     yield f"{where} is {brief(value)}, not text; put it in quotes"
                 case "string_type":
@@ -118,14 +118,6 @@ def model_faults(model: type[BaseModel], values: Any, known: Sequence[str], hint
                     yield f"{where} {fault['ctx']['error']}"
                 case _:
                     yield f"{where} is {brief(value)}; {model.model_fields[str(key)].description or fault['msg']}"
-
-
-def unknown_key(key: Any, known: Sequence[str]) -> str:
-    """A sentence about an unknown key, with the nearest known one."""
-    close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.6)
-    return f"the key {shown(key)} is not known; " + (
-        f"did you mean {close[0]!r}?" if close else f"use {', '.join(known)}"
-    )
 
 
 def brief(value: Any) -> str:
