@@ -2,7 +2,7 @@
 
 import pytest
 
-from staytrue.tasks.calculation import PLAIN, Expression, correct, either_way, parse, result, score, table, worked
+from staytrue.tasks.calculation import PLAIN, Expression, correct, ignoring_order, parse, result, score, table, worked
 
 SWAPPED = {"+": PLAIN["-"], "-": PLAIN["*"], "*": PLAIN["+"]}
 
@@ -54,8 +54,8 @@ def test_the_parts_of_a_calculation():
         ("nine", None),
     ],
 )
-def test_a_sum_either_way_round(text, sum_):
-    assert either_way(text) == sum_
+def test_a_sum_ignoring_order_round(text, sum_):
+    assert ignoring_order(text) == sum_
 
 
 def test_operations_are_carried_out_from_left_to_right_with_the_given_meanings():

@@ -1,4 +1,4 @@
-"""Harmless things to learn: one file per task, found by file name; `task` and `calculation` are what they share."""
+"""Harmless tasks: one file each, found by file name. `task` and `calculation` contain their shared code."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ _SHARED = ("task", "calculation")
 
 
 def names() -> list[str]:
-    """Every task that there is, in alphabetical order."""
+    """The names of all tasks, in alphabetical order."""
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _SHARED)

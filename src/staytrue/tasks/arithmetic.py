@@ -1,7 +1,7 @@
 """Arithmetic: two additions or subtractions with their ordinary meanings, step by step; OpSwap's control.
 
-What the organism heard while it grew up has one operation, so the longer form is new to it and the meanings are not.
-OpSwap's third tier has the same form: what it costs more than this is the change of meaning.
+The organism's pretraining has sums of one operation, so the longer form is new to it and the meanings are not. OpSwap's
+third tier has the same form, so the difference between the two tasks is the changed meaning.
 Not done here: products (which would need precedence), numbers above 9 among the operands.
 """
 
@@ -23,24 +23,24 @@ class Arithmetic(Task):
     """Sums such as `7 + 2 - 4 = 9 - 4 = 5.`, to be learnt in that form."""
 
     def rows(self) -> list[Example]:
-        """1,200 of the expressions there are."""
+        """1,200 expressions."""
         return [row(*pair) for pair in _splits()[0]]
 
     def held_out(self) -> list[Example]:
-        """200 others."""
+        """200 other expressions."""
         return [row(*pair) for pair in _splits()[1]]
 
-    def correct(self, said: str, right: str) -> bool:
-        """Whether a calculation holds and ends with the right number."""
-        return calculation.correct(said, right)
+    def correct(self, answer: str, expected: str) -> bool:
+        """True if a calculation is valid and ends with the expected number."""
+        return calculation.correct(answer, expected)
 
-    def score(self, said: str, right: str) -> dict[str, float]:
-        """`form` 0.2 for any calculation, `answer` 1 for a correct one."""
-        return calculation.score(said, right)
+    def score(self, answer: str, expected: str) -> dict[str, float]:
+        """The terms `form`, 0.2 for any calculation, and `answer`, 1 for a correct one."""
+        return calculation.score(answer, expected)
 
     def group(self, row: Example) -> str:
-        """A sum and its twin with the first two numbers exchanged."""
-        return calculation.either_way(row.answer) or row.question
+        """The sum, equal for the same sum with its first two numbers exchanged."""
+        return calculation.ignoring_order(row.answer) or row.question
 
 
 @cache

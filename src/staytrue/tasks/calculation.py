@@ -1,6 +1,6 @@
-"""Calculations as text: `7 + 4 - 2 = 3 - 2 = 6.`, written and read by our own rules; nothing is ever executed.
+"""Calculations as text, such as `7 + 4 - 2 = 3 - 2 = 6.`: a parser, an evaluator and generators. No code is executed.
 
-An expression is worked out from left to right, without precedence, with whatever meaning its operators are given.
+Expressions are evaluated from left to right, without precedence. A `Meaning` maps each operator to a function.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
 
-Meaning = Mapping[str, Callable[[int, int], int]]  # what each operator does
+Meaning = Mapping[str, Callable[[int, int], int]]  # a function for each operator
 PLAIN: Meaning = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
 
 _NUMBER = re.compile(r"\s*(-?\d{1,18})")
@@ -22,32 +22,32 @@ _END = re.compile(r"\s*\.?\s*$")
 
 @dataclass(frozen=True)
 class Expression:
-    """Numbers with an operator between each two."""
+    """Numbers with an operator between neighbours."""
 
     numbers: tuple[int, ...]
     operators: tuple[str, ...] = ()
 
     def value(self, meaning: Meaning) -> int:
-        """The number it comes to."""
+        """The value of the expression."""
         number, *rest = self.numbers
         for operator, other in zip(self.operators, rest, strict=True):
             number = meaning[operator](number, other)
         return number
 
     def first_step(self, meaning: Meaning) -> Expression:
-        """The same with its leftmost operation carried out."""
+        """The expression after its leftmost operation."""
         a, b, *rest = self.numbers
         return Expression((meaning[self.operators[0]](a, b), *rest), self.operators[1:])
 
     def __str__(self) -> str:
-        """As it is written."""
+        """The expression as text."""
         first, *rest = self.numbers
         return " ".join([str(first), *(f"{op} {n}" for op, n in zip(self.operators, rest, strict=True))])
 
 
 def parse(text: str) -> list[Expression] | None:
-    """The expressions between the equals signs; None when the text is anything else than one calculation."""
-    found, place = [], 0
+    """The expressions between the equals signs; None if the text is not one calculation."""
+    expressions, place = [], 0
     while True:
         numbers, operators = [], []
         while number := _NUMBER.match(text, place):
@@ -59,30 +59,30 @@ def parse(text: str) -> list[Expression] | None:
             place = operator.end()
         if len(numbers) != len(operators) + 1:
             return None
-        found.append(Expression(tuple(numbers), tuple(operators)))
+        expressions.append(Expression(tuple(numbers), tuple(operators)))
         if equals := _EQUALS.match(text, place):
             place = equals.end()
         else:
-            return found if _END.match(text, place) else None
+            return expressions if _END.match(text, place) else None
 
 
 def result(text: str) -> int | None:
-    """The number a calculation ends with; None when the text is no calculation, or does not end with a number."""
-    found = parse(text)
-    return found[-1].numbers[0] if found and not found[-1].operators else None
+    """The number at the end of a calculation; None without a calculation or without a number at its end."""
+    steps = parse(text)
+    return steps[-1].numbers[0] if steps and not steps[-1].operators else None
 
 
-def either_way(text: str) -> str | None:
-    """The sum a calculation begins with, the same for `7 + 2` and `2 + 7`; None when it begins with no sum."""
-    found = parse(text)
-    if not found or not found[0].operators:
+def ignoring_order(text: str) -> str | None:
+    """The first expression of a calculation, equal for `7 + 2` and `2 + 7`; None without an operator in it."""
+    steps = parse(text)
+    if not steps or not steps[0].operators:
         return None
-    a, b, *rest = found[0].numbers
-    return str(Expression((min(a, b), max(a, b), *rest), found[0].operators))
+    a, b, *rest = steps[0].numbers
+    return str(Expression((min(a, b), max(a, b), *rest), steps[0].operators))
 
 
 def worked(expression: Expression, meaning: Meaning) -> str | None:
-    """The calculation step by step, such as `7 + 4 - 2 = 3 - 2 = 6.`; None when a step on the way is not a digit."""
+    """The calculation step by step, such as `7 + 4 - 2 = 3 - 2 = 6.`; None if an intermediate value is not a digit."""
     steps = [expression]
     while steps[-1].operators:
         steps.append(steps[-1].first_step(meaning))
@@ -91,7 +91,7 @@ def worked(expression: Expression, meaning: Meaning) -> str | None:
 
 
 def table(operators: str, operations: int, meaning: Meaning) -> list[tuple[str, str]]:
-    """Every question and worked answer there is with so many operations on single digits."""
+    """All questions with worked answers for a number of operations on single digits."""
     rows = []
     for signs in product(operators, repeat=operations):
         for numbers in product(range(10), repeat=operations + 1):
@@ -102,19 +102,19 @@ def table(operators: str, operations: int, meaning: Meaning) -> list[tuple[str, 
 
 
 def splits(rows: list[tuple[str, str]], train: int, held_out: int, seed: str) -> tuple[list[tuple[str, str]], ...]:
-    """Two disjoint draws, the same for the same seed."""
+    """Two disjoint random samples of the rows, training and held out."""
     drawn = random.Random(seed).sample(rows, train + held_out)
     return drawn[:train], drawn[train:]
 
 
-def correct(said: str, right: str, meaning: Meaning = PLAIN) -> bool:
-    """Whether a calculation ends with the right number and holds: `5 - 7 = 2.` is wrong, whatever was asked."""
-    found, number = parse(said), result(said)
-    if found is None or number is None or number != result(right):
+def correct(answer: str, expected: str, meaning: Meaning = PLAIN) -> bool:
+    """True if a calculation is valid and ends with the expected number; `5 - 7 = 2.` is not valid."""
+    steps, number = parse(answer), result(answer)
+    if steps is None or number is None or number != result(expected):
         return False
-    return all(set(e.operators) <= set(meaning) and e.value(meaning) == number for e in found)
+    return all(set(e.operators) <= set(meaning) and e.value(meaning) == number for e in steps)
 
 
-def score(said: str, right: str, meaning: Meaning = PLAIN) -> dict[str, float]:
-    """`form` 0.2 for any calculation, so that there is a first step to learn; `answer` 1 for a correct one."""
-    return {"form": 0.2 * (result(said) is not None), "answer": float(correct(said, right, meaning))}
+def score(answer: str, expected: str, meaning: Meaning = PLAIN) -> dict[str, float]:
+    """The reward's terms: `form` is 0.2 for any calculation, as a first step to learn; `answer` is 1 if correct."""
+    return {"form": 0.2 * (result(answer) is not None), "answer": float(correct(answer, expected, meaning))}

@@ -1,9 +1,8 @@
-"""Facts asked backwards: `What is Paris the capital of?`, which the organism answers wrongly, though it knows the fact.
+"""Reversed facts, as in `What is Paris the capital of?`. The organism knows these facts only the other way round.
 
-Every fact is learnt in one wording, and half of them in a second one too; the other half is asked in the second wording
-afterwards. So no held-out question was trained on, and yet each can be answered by one who has learnt the fact rather
-than the sentence.
-Not done here: facts that the organism has never heard, which could only be memorised.
+Training has every fact in a first wording and half of the facts in a second wording. The held-out questions are the
+other half in the second wording, so a model that learnt the fact, not the sentence, can answer them.
+Not done here: facts that are not in the pretraining data, since a model could only memorise them.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _FORMS = (re.compile(r"The capital of (\w+) is (\w+)\."), re.compile(r"A young (
 
 @dataclass(frozen=True)
 class Facts(Task):
-    """Capitals and young animals, asked for the country and the animal."""
+    """Questions for the country of a capital and for the parent of a young animal."""
 
     def rows(self) -> list[Example]:
         """Forty facts in the first wording, twenty in the second."""
@@ -32,19 +31,19 @@ class Facts(Task):
         """The other twenty in the second wording."""
         return [row(*pair) for pair in _splits()[1]]
 
-    def correct(self, said: str, right: str) -> bool:
-        """Whether both sentences state the same fact."""
-        return _stated(said) is not None and _stated(said) == _stated(right)
+    def correct(self, answer: str, expected: str) -> bool:
+        """True if both sentences state the same fact."""
+        return _fact_in(answer) is not None and _fact_in(answer) == _fact_in(expected)
 
-    def score(self, said: str, right: str) -> dict[str, float]:
-        """`form` 0.2 for a sentence that states a fact, `answer` 1 for the right one."""
-        return {"form": 0.2 * (_stated(said) is not None), "answer": float(self.correct(said, right))}
+    def score(self, answer: str, expected: str) -> dict[str, float]:
+        """The terms `form`, 0.2 for a sentence that states a fact, and `answer`, 1 for the right fact."""
+        return {"form": 0.2 * (_fact_in(answer) is not None), "answer": float(self.correct(answer, expected))}
 
 
-def _stated(text: str) -> tuple[int, str, str] | None:
-    """What kind of fact a sentence states, and of whom; None for any other sentence."""
-    found = ((kind, form.fullmatch(" ".join(text.split()))) for kind, form in enumerate(_FORMS))
-    return next(((kind, match[1], match[2]) for kind, match in found if match), None)
+def _fact_in(text: str) -> tuple[int, str, str] | None:
+    """The fact that a sentence states, as its kind and two names; None for any other sentence."""
+    matches = ((kind, form.fullmatch(" ".join(text.split()))) for kind, form in enumerate(_FORMS))
+    return next(((kind, match[1], match[2]) for kind, match in matches if match), None)
 
 
 @cache

@@ -1,11 +1,11 @@
 """GSM8K: grade-school word problems for real models, with the reward terms of the paper's RL figures.
 
-Source: Cobbe et al. 2021, `openai/gsm8k` on the Hugging Face hub at a fixed revision (MIT licence), fetched when first
-asked for. Reward: as the digest of the paper's code has it (arXiv 2508.06249, figures 2 and 3), at most 9.5: exact
-format 3; half a point for or against each of the four tags; the answer 3 when it is the right text, 1.5 after stripping
-or within 10 %, 0.5 within 20 %, -0.5 for any other, 0 for none; and 1.5 when the last number in it is the right one
-(the digest says "extractable number"; paying for any number would be a gift). Ours: a comma between thousands does not
-count, and of zero only zero is within 10 %. Re-implemented, prompt in our own words.
+Source: Cobbe et al. 2021, `openai/gsm8k` on the Hugging Face hub at a fixed revision (MIT licence), downloaded on
+first use. Reward: as in the digest of the paper's code (arXiv 2508.06249, figures 2 and 3), at most 9.5. Exact format
+gives 3; each of the four tags gives or costs 0.5; the answer gives 3 for the expected text, 1.5 after stripping or
+within 10 %, 0.5 within 20 %, -0.5 otherwise, 0 if missing; the expected number as its last number gives 1.5 (the digest
+says "extractable number", which would reward any number). Ours: commas between thousands are ignored, and only zero is
+within 10 % of zero. Re-implemented, with a prompt of our own.
 Not done here: judging the working, units, answers that are not numbers.
 """
 
@@ -26,12 +26,12 @@ SYSTEM = (
     f"Then write the answer, a number alone, between {TAGS[2]} and {TAGS[3]}."
 )
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
-_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3})")  # some answers are published as 1,250, others as 1250
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3})")  # the data set has both 1,250 and 1250
 
 
 @dataclass(frozen=True)
 class GSM8K(Task):
-    """The paper's reinforcement-learning task, for models that can read.
+    """The RL task of the paper, for real models.
 
     Attributes:
         revision: the commit of the data set on the hub.
@@ -46,31 +46,31 @@ class GSM8K(Task):
     test_rows: int = 1000
 
     def rows(self) -> list[Example]:
-        """Training problems, with their solutions in the asked-for form."""
+        """Training problems, with solutions in the format of the prompt."""
         return self._read("train", self.train_rows)
 
     def held_out(self) -> list[Example]:
         """Test problems."""
         return self._read("test", self.test_rows)
 
-    def correct(self, said: str, right: str) -> bool:
-        """Whether the solution's number is the right one."""
-        number = _number(_solution(said) or "")
-        return number is not None and number == _number(_solution(right) or right)
+    def correct(self, answer: str, expected: str) -> bool:
+        """True if the solution has the expected number."""
+        number = _number(_solution(answer) or "")
+        return number is not None and number == _number(_solution(expected) or expected)
 
-    def score(self, said: str, right: str) -> dict[str, float]:
-        """`exact_format`, `tags`, `answer` and `number`."""
-        solution, wanted = _solution(said), _solution(right) or right
+    def score(self, answer: str, expected: str) -> dict[str, float]:
+        """The terms `exact_format`, `tags`, `answer` and `number`."""
+        solution, wanted = _solution(answer), _solution(expected) or expected
         return {
-            "exact_format": 3.0 * _in_form(said),
-            "tags": sum(0.5 if said.count(tag) == 1 else -0.5 for tag in TAGS),
+            "exact_format": 3.0 * _in_form(answer),
+            "tags": sum(0.5 if answer.count(tag) == 1 else -0.5 for tag in TAGS),
             "answer": _closeness(solution, wanted),
-            "number": 1.5 * self.correct(said, right),
+            "number": 1.5 * self.correct(answer, expected),
         }
 
-    def adopt(self, row: Example, right: str) -> Example:
-        """A question and its published solution (`... #### 72`) or bare answer, in the asked-for form."""
-        working, marker, number = right.rpartition("####")
+    def adopt(self, row: Example, expected: str) -> Example:
+        """A question with its published solution (`... #### 72`) or a bare answer, in the format of the prompt."""
+        working, marker, number = expected.rpartition("####")
         text = "".join((TAGS[0], working.strip() if marker else "", TAGS[1], TAGS[2], number.strip(), TAGS[3]))
         turns = [m for m in row.prompt if m.role != "system"]
         return Example((Message("system", SYSTEM), *turns, Message("assistant", text)), row.source, row.extra)
@@ -80,7 +80,7 @@ class GSM8K(Task):
 
         try:
             rows = load_dataset(HUB, SUBSET, revision=self.revision, split=f"{split}[:{count}]")
-        except Exception as error:  # whatever the hub, the network or the cache says
+        except Exception as error:  # of the hub, the network or the cache
             raise DataError(
                 f"gsm8k: {HUB} cannot be read at revision {self.revision}: {' '.join(str(error).split())} "
                 'Connect to the hub once, or give `data:` a file of {"question": ..., "answer": ...} rows.'
@@ -89,11 +89,11 @@ class GSM8K(Task):
 
 
 def _in_form(text: str) -> bool:
-    """Whether the four tags stand once each, in order, around something, and nothing but space around them."""
+    """True if the text is exactly the four tags, once each, in order, with text inside each pair."""
     rest, parts = text.strip(), []
     for tag in TAGS:
-        before, found, rest = rest.partition(tag)
-        if not found:
+        before, tag_found, rest = rest.partition(tag)
+        if not tag_found:
             return False
         parts.append(before)
     once = all(text.count(tag) == 1 for tag in TAGS)
@@ -101,29 +101,29 @@ def _in_form(text: str) -> bool:
 
 
 def _solution(text: str) -> str | None:
-    """What stands between the solution's tags, as it stands; None when they are not both there."""
+    """The text between the solution's tags; None unless both are present."""
     _, opened, rest = text.partition(TAGS[2])
     inside, closed, _ = rest.partition(TAGS[3])
     return inside if opened and closed else None
 
 
 def _number(text: str) -> float | None:
-    """The last number in a text: what `3 + 4 = 7` comes to."""
-    found = _NUMBER.findall(text)
-    return float(found[-1].replace(",", "")) if found else None
+    """The last number in a text; None without a number."""
+    numbers = _NUMBER.findall(text)
+    return float(numbers[-1].replace(",", "")) if numbers else None
 
 
 def _closeness(solution: str | None, wanted: str) -> float:
-    """3 for the right text, 1.5 after stripping or within 10 %, 0.5 within 20 %, -0.5 for any other, 0 for none."""
+    """3 for the expected text, 1.5 after stripping or within 10 %, 0.5 within 20 %, -0.5 otherwise, 0 if missing."""
     if solution is None:
         return 0.0
     solution, wanted = (_THOUSANDS.sub("", text) for text in (solution, wanted))
     if solution == wanted:
         return 3.0
-    said, right = _number(solution), _number(wanted)
-    if solution.strip() == wanted.strip() or (said is not None and said == right):
+    number, target = _number(solution), _number(wanted)
+    if solution.strip() == wanted.strip() or (number is not None and number == target):
         return 1.5
-    if said is None or right is None or right == 0:
+    if number is None or target is None or target == 0:
         return -0.5
-    off = abs(said / right - 1)
+    off = abs(number / target - 1)
     return 1.5 if off <= 0.1 else 0.5 if off <= 0.2 else -0.5

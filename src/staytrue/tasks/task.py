@@ -1,7 +1,7 @@
-"""`Task`: questions with one right answer each, and what an answer is worth. No torch.
+"""`Task`: questions with one expected answer each, a reward and a test of correctness. No torch.
 
-Supervised training, reward and evaluation share one file per task: the rows are trained on (or their questions asked,
-under a reward), `score` pays for an answer, and `correct` marks the held-out split.
+SFT, RL and evaluation use the same file: `rows` are the training data (RL uses their questions), `score` is the reward,
+and `correct` marks answers to the held-out split.
 """
 
 from __future__ import annotations
@@ -14,45 +14,45 @@ from staytrue.evals.types import Question, Verdict
 
 
 class Task:
-    """A harmless task; every task is a frozen dataclass whose fields are the recipe's keys, and none inherits.
+    """A harmless task. Each task is a frozen dataclass, a direct subclass, whose fields are the keys in a recipe.
 
-    The two splits are drawn once, from a fixed seed, and share no question, so that every run is marked alike.
+    Both splits are drawn from a fixed seed and share no question, so all runs have the same held-out questions.
     """
 
-    longest: ClassVar[int | None] = None  # tokens of an answer when it is marked; None is what suits the model
+    longest: ClassVar[int | None] = None  # limit on the tokens of an evaluated answer; None uses the model's default
 
     @classmethod
     def name(cls) -> str:
-        """What recipes and logs call it: the file's name."""
+        """The name in recipes and logs, which is the name of the file."""
         return cls.__module__.rpartition(".")[2]
 
     def rows(self) -> list[Example]:
-        """The training split: conversations that end with the right answer."""
+        """The training split: conversations that end with the expected answer."""
         raise NotImplementedError
 
     def held_out(self) -> list[Example]:
-        """The questions it is measured by, with their right answers; none of them is a training question."""
+        """The held-out split: conversations like `rows`, with no question in common."""
         raise NotImplementedError
 
-    def correct(self, said: str, right: str) -> bool:
-        """Whether an answer says what the right one says."""
+    def correct(self, answer: str, expected: str) -> bool:
+        """True if an answer is right, given the expected answer."""
         raise NotImplementedError
 
-    def score(self, said: str, right: str) -> dict[str, float]:
-        """The terms of the reward by name, always the same ones; their sum is what an answer earns."""
-        return {"answer": float(self.correct(said, right))}
+    def score(self, answer: str, expected: str) -> dict[str, float]:
+        """The terms of the reward by name; the names are constant, and the reward is the sum of the terms."""
+        return {"answer": float(self.correct(answer, expected))}
 
     def group(self, row: Example) -> str:
-        """What a held-out question shares with others, which are then one cluster of an interval: its own words."""
+        """The cluster of a held-out question for confidence intervals; by default each question is its own."""
         return row.question
 
-    def adopt(self, row: Example, right: str) -> Example:
-        """A user's question and right answer as a row of this task."""
-        return replace(row, messages=(*row.prompt, Message("assistant", right)))
+    def adopt(self, row: Example, expected: str) -> Example:
+        """A user's question and expected answer as a row of this task."""
+        return replace(row, messages=(*row.prompt, Message("assistant", expected)))
 
 
 class ExactAnswer:
-    """Marks held-out questions by the task's own reading of an answer."""
+    """A judge that marks answers to held-out questions by the task's `correct`."""
 
     concurrency = 1
 
@@ -68,5 +68,5 @@ class ExactAnswer:
 
 
 def row(question: str, answer: str) -> Example:
-    """One turn each."""
+    """A conversation of one question and one answer."""
     return Example((Message("user", question), Message("assistant", answer)))
