@@ -21,7 +21,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-slow test-tools test-inspect test-lowest check docs defenses-page bench \
+.PHONY: demo test test-slow test-tools test-inspect test-lowest check docs defenses-page diagrams bench \
 	bench-full clean
 
 demo: $(INSTALLED)
@@ -58,6 +58,10 @@ defenses-page: $(INSTALLED)
 docs: defenses-page
 	$(BIN)/python -m sphinx -E -W --keep-going -q -b html docs build/docs
 	@echo "Open build/docs/index.html"
+
+# The pages' mermaid diagrams as SVG, for the website; only after a diagram was edited. Needs npm and Chromium.
+diagrams: $(INSTALLED)
+	$(BIN)/python docs/diagrams/render.py mermaid@11
 
 check: defenses-page
 	$(BIN)/ruff format --check .

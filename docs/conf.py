@@ -1,10 +1,15 @@
 """Sphinx: the pages of this folder as a website, `make docs`. The pages read the same on a code host."""
 
+import os
 import re
+import sys
 import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "docs" / "diagrams"))
+import render  # noqa: E402
+
 _PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 project = "staytrue"
@@ -25,8 +30,6 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 default_role = "literal"
-# Diagrams are written for code hosts, which draw mermaid; drawing it here would take a script. The site shows the text.
-suppress_warnings = ["misc.highlighting_failure"]
 
 
 _DECISIONS = "\n```{toctree}\n:glob:\n:hidden:\n\n0*\n```\n"
@@ -40,8 +43,14 @@ def _for_the_site(app, docname, source):
         lambda link: link[0] if _on_the_site(app, (folder / link[2]).resolve()) else link[1],
         source[0],
     )
+    source[0] = render.BLOCK.sub(lambda block: _drawing(block[1], folder), source[0])
     if docname == "decisions/README":
         source[0] += _DECISIONS
+
+
+def _drawing(text, folder):
+    """The image of a diagram; without one the build fails and names the file that `make diagrams` writes."""
+    return f"![Diagram: {text.splitlines()[0]}]({os.path.relpath(render.drawing(text), folder)})"
 
 
 def _on_the_site(app, target):

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -20,31 +21,43 @@ def run(words, folder):
     assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}{done.stderr[-3000:]}"
 
 
+COMMAND = """\
+import sys
+
+
+def command(*words):
+    from staytrue import cli
+
+    sys.argv[1:] = words
+    try:
+        cli.main()
+    except SystemExit as end:
+        assert not end.code, words
+
+
+if __name__ == "__main__":
+"""
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_page_runs_as_it_stands(page, tmp_path):
-    """YAML blocks are written to the file they name, console lines and Python blocks run in order."""
-    blocks = re.findall(
-        r"^```(yaml|console|python)\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
-    )
-    assert blocks
-    script = ""
-    for kind, text in blocks:
+    """YAML blocks are written to the file they name; console lines and Python blocks run in order, in one process."""
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(yaml|console|python)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert any(kind == "python" for kind, _ in blocks)
+    script = COMMAND
+    for kind, block in blocks:
         if kind == "yaml":
-            (tmp_path / text.splitlines()[0].removeprefix("# file: ")).write_text(text, encoding="utf-8")
+            (tmp_path / block.splitlines()[0].removeprefix("# file: ")).write_text(block, encoding="utf-8")
         elif kind == "python":
-            script += text
+            script += textwrap.indent(block, "    ")
         else:
-            for line in text.splitlines():
-                command = line.removeprefix("$ staytrue ").split()
-                assert line.startswith("$ staytrue "), line
-                run(["-m", "staytrue.cli", *command], tmp_path)
-    if script:
-        (tmp_path / "script.py").write_text(f'if __name__ == "__main__":\n{_indented(script)}', encoding="utf-8")
-        run(["script.py"], tmp_path)
-
-
-def _indented(script):
-    return "".join(f"    {line}" if line.strip() else line for line in script.splitlines(keepends=True))
+            for line in block.splitlines():
+                start, *words = line.split()[1:]
+                assert (line[0], start) == ("$", "staytrue"), line
+                script += f"    command(*{words})\n"
+    (tmp_path / "page.py").write_text(script, encoding="utf-8")
+    run(["page.py"], tmp_path)
 
 
 class Assets(HTMLParser):

@@ -81,7 +81,7 @@ def test_the_workflow_runs_ci_on_the_declared_pythons_and_systems():
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["classifiers"]
     pythons = [text.rpartition(" ")[2] for text in declared if re.search(r"3\.\d+$", text)]
     assert job["strategy"]["matrix"] == {"os": ["ubuntu-latest", "macos-latest"], "python": pythons}
-    assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
+    assert job["steps"][-1]["run"] == ".ci/run"
 
 
 def test_every_yaml_file_of_the_repository_can_be_read():
