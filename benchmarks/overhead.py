@@ -23,7 +23,7 @@ from staytrue.config import trainer_args
 from staytrue.data.tokenize import Encoded
 from staytrue.modeling import loading
 from staytrue.runs import dataset
-from staytrue.runs.build import KINDS
+from staytrue.runs.build import BUILDS
 from staytrue.studies import prerequisites
 from staytrue.studies.config import cells
 from staytrue.studies.demo import preset
@@ -64,7 +64,7 @@ class Job:
 
     def plan(self, name: str):
         cache = self.folder / "states" if name == "kl-cached" else None
-        return KINDS["sft"](self.recipes[name], self.source, self.tokenizer, self.rows, self.held, cache)
+        return BUILDS["sft"](self.recipes[name], self.source, self.tokenizer, self.rows, self.held, cache)
 
     def encoded(self) -> list[Encoded]:
         return self.plan("sft")._encoded

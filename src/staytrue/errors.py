@@ -1,12 +1,12 @@
-"""Everything staytrue can refuse, and nothing else.
+"""The errors that staytrue raises on purpose.
 
     StaytrueError             the root: its message is a sentence with a way out
-    ├── RequestError          what was asked cannot be done (exit code 2)
-    │   ├── DataError         a data file is not what it should be
+    ├── RequestError          a request that cannot be carried out (exit code 2)
+    │   ├── DataError         a malformed data file
     │   ├── RecipeError       a recipe, a defense's name or one of its fields
-    │   └── ModelError        a model or adapter folder cannot be used, or not with these defenses
-    ├── SeamError             a trainer did something that the seam cannot guard (exit code 1)
-    └── TrainingError         training ended in something that is no model (exit code 1)
+    │   └── ModelError        a model or adapter folder that cannot be used, or not with these defenses
+    ├── ForwardPassError      a trainer whose forward passes cannot be guarded (exit code 1)
+    └── TrainingError         training that ended without a usable model (exit code 1)
 
 Each is also the standard exception it refines, so `except ValueError` works where a reader expects it.
 A message says what, where (file, line, key), the value, and what to do instead.
@@ -30,12 +30,12 @@ class RecipeError(RequestError):
 
 
 class ModelError(RequestError):
-    """A model or adapter cannot be loaded, or does not fit the defenses that were asked for."""
+    """A model or adapter cannot be loaded, or does not fit the defenses."""
 
 
 class TrainingError(StaytrueError, RuntimeError):
-    """Training ran and did not give a usable model."""
+    """Training ended without a usable model."""
 
 
-class SeamError(StaytrueError, RuntimeError):
-    """A trainer's loss made no forward, or more than one: guarding the wrong thing would be worse."""
+class ForwardPassError(StaytrueError, RuntimeError):
+    """A trainer's loss called the model not exactly once, so penalties would be computed on the wrong forward pass."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from staytrue.errors import SeamError
+from staytrue.errors import ForwardPassError
 from staytrue.modeling.fused_loss import divergence, nll
 from staytrue.modeling.lm_head import Head
 
@@ -69,10 +69,10 @@ class Pass:
         """(B, T, D), after the last norm, before the head.
 
         Raises:
-            SeamError: the reference was stopped before.
+            ForwardPassError: the reference was stopped before.
         """
         if self.end is None:
-            raise SeamError(
+            raise ForwardPassError(
                 f"The reference stops at layer {max(self.hidden)}, the deepest that any defense's `layers` names. A "
                 "defense that also needs the end of the model names layer -1 beside its own."
             )
@@ -219,7 +219,9 @@ class Step:
     def _following(self) -> Tensor:
         """(B, T) the token after each position; the last position predicts nothing and is never scored."""
         if self._tokens is None:
-            raise SeamError("The trainer's forward was given embeddings, so the tokens of the batch are not known.")
+            raise ForwardPassError(
+                "The trainer called the model with embeddings, so the tokens of the batch are unknown."
+            )
         return self._tokens.roll(-1, dims=1)
 
     def note(self, name: str, value: Tensor) -> None:

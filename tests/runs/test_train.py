@@ -74,7 +74,10 @@ def test_a_run_leaves_an_adapter_that_plain_peft_loads_and_a_folder_that_tells_a
         after = PeftModel.from_pretrained(base, str(done.adapter))(tokens).logits
     assert not torch.allclose(before, after)
     card = (done.adapter / "README.md").read_text()
-    assert all(part in card for part in ("Not evaluated", "Nobody has told staytrue", '"kl"', "rows.jsonl"))
+    assert all(
+        part in card
+        for part in ("Not evaluated", "It is not stated, and staytrue did not judge the data", '"kl"', "rows.jsonl")
+    )
     again, given = recipe.read(tmp_path / "run" / "recipe.yaml"), make(tmp_path)
     assert again == given.model_copy(update={"train": {**trainer_args.DEFAULTS, **given.train}})
 
@@ -146,7 +149,11 @@ def test_a_benign_task_is_marked_by_exact_match_on_reserved_rows(tmp_path):
         ({"train": {"learning_rat": 1}}, RecipeError, "did you mean 'learning_rate'"),
         ({"train": {"output_dir": "x"}}, RecipeError, "use --out"),
         ({"train": {"push_to_hub": True}}, RecipeError, "upload the finished adapter yourself"),
-        ({"train": {"learning_rate": 1e-2, "max_length": 3}}, DataError, "no row has an answer left"),
+        (
+            {"train": {"learning_rate": 1e-2, "max_length": 3}},
+            DataError,
+            "no row has an answer within train.max_length=3",
+        ),
         ({"train": {"lr_scheduler_type": "wavy"}}, RecipeError, "the trainer refuses"),
         ({"lora": {"targets": ["no_such_layer"]}}, StaytrueError, "no_such_layer"),
     ],

@@ -14,7 +14,7 @@ from staytrue.defense import Defense
 from staytrue.defenses.anchor import Anchor
 from staytrue.defenses.interleave import Interleave
 from staytrue.defenses.kl import KL
-from staytrue.errors import ModelError, RecipeError, SeamError
+from staytrue.errors import ForwardPassError, ModelError, RecipeError
 from staytrue.modeling.lm_head import Head
 from staytrue.step import SOURCE_COLUMN, SOURCES
 from staytrue.testing import unlike
@@ -403,7 +403,7 @@ def test_a_loss_with_two_forwards_is_not_guarded_by_guesswork(tmp_path):
 
     made = trainer(tmp_path, [KL(1.0)])
     made.compute_loss_func = twice
-    with pytest.raises(SeamError, match="made 2 forwards"):
+    with pytest.raises(ForwardPassError, match="made 2 forwards"):
         made.train()
 
 

@@ -1,1 +1,4 @@
-"""One run: data and model of a recipe, training, evaluation, model card."""
+"""One run: one model trained from a recipe, or evaluated, in one folder.
+
+A run knows nothing of other runs. Many runs, and the table that compares them, are a study (`staytrue.studies`).
+"""

@@ -1,7 +1,6 @@
-"""What a run is made of, before it trains: rows as the trainer takes them, the model, and the guarded trainer.
+"""Builds the guarded trainer of a recipe: `SFTBuild` for supervised fine-tuning, `GRPOBuild` for GRPO.
 
-`Supervised` learns its rows, `Rewarded` asks their questions and pays for the answers. Tokens first, model last: what
-can fail cheaply fails first.
+Rows are tokenized before the model is loaded, so that cheap failures come first.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from staytrue.runs import probe_selection
 from staytrue.tasks.task import Task
 
 
-class Plan:
-    """One run's parts; `Supervised` and `Rewarded` say what their trainer is given.
+class _Build:
+    """The parts of one run before training: guard, reference model and rows.
 
     Attributes:
-        report: how many rows there are of each source, and what happened to them.
-        base: the untouched model, with what the data defenses noted.
+        report: number of rows by source, and of rows that were truncated or dropped.
+        base: the reference model, with the notes of the data defenses.
     """
 
     report: dict[str, int]
@@ -54,10 +53,10 @@ class Plan:
         self._prepare(rows)
 
     def _prepare(self, rows: list[Example]) -> None:
-        """Curate the rows and bring them into the trainer's form."""
+        """Apply the data defenses to the rows and convert them for the trainer."""
         raise NotImplementedError
 
-    def _made(self, scratch: Path) -> Any:
+    def _trainer(self, scratch: Path) -> Any:
         """The guarded trainer."""
         raise NotImplementedError
 
@@ -67,18 +66,25 @@ class Plan:
         return self._loaded
 
     def trainer(self, scratch: Path) -> Any:
-        """The guarded trainer, ready to train; every defense has been attached."""
+        """The guarded trainer, with every defense attached and its optimizer created.
+
+        Args:
+            scratch: folder for the trainer's own output.
+
+        Raises:
+            RecipeError: trl, peft or an integration does not accept the recipe's settings.
+        """
         try:
-            made = self._made(scratch)
-            made.create_optimizer()  # an optimizer that is not installed says so now
-            return made
+            trainer = self._trainer(scratch)
+            trainer.create_optimizer()  # fails here if the optimizer's package is not installed
+            return trainer
         except StaytrueError:
             raise
         except (TypeError, ValueError, ImportError, RuntimeError, AssertionError) as error:  # trl, peft, integrations
-            raise RecipeError(f"The trainer refuses this recipe: {' '.join(str(error).split())}") from None
+            raise RecipeError(f"The trainer does not accept this recipe: {' '.join(str(error).split())}") from None
 
     def _shared(self) -> dict[str, Any]:
-        """What every trainer is given."""
+        """Arguments of both trainers."""
         return {
             "model": self._model(),
             "processing_class": self.tokenizer,
@@ -87,37 +93,37 @@ class Plan:
         }
 
 
-class Supervised(Plan):
-    """Rows whose answers are learnt."""
+class SFTBuild(_Build):
+    """Supervised fine-tuning: the rows' answers are learnt."""
 
     def _prepare(self, rows: list[Example]) -> None:
         examples = self.guard.curate(rows, self.base)
         length = self.recipe.train.get("max_length", trainer_args.DEFAULTS["max_length"])
         self._encoded, report = encode_all(self.tokenizer, examples, length)
-        self.report = _told(examples, report)
+        self.report = _counts(examples, report)
         if not self._encoded:
             where = self.recipe.data or "task"
-            raise DataError(f"{where}: no row has an answer left to learn within train.max_length={length}.")
+            raise DataError(f"{where}: no row has an answer within train.max_length={length}.")
 
-    def _made(self, scratch: Path) -> Any:
+    def _trainer(self, scratch: Path) -> Any:
         from staytrue.training.trainers import GuardedSFT
 
         arguments = trainer_args.sft_config(self.recipe.train, self.recipe.seed, scratch)
         return GuardedSFT(args=arguments, train_dataset=_dataset(self._encoded), **self._shared())
 
 
-class Rewarded(Plan):
-    """Questions that the model answers; the recipe's task says what an answer earns."""
+class GRPOBuild(_Build):
+    """GRPO: the model answers the rows' questions, and the recipe's task computes the reward."""
 
     def _prepare(self, rows: list[Example]) -> None:
         self._examples = self.guard.curate(rows, self.base, prompts=True)
-        self.report = _told(self._examples)
+        self.report = _counts(self._examples)
 
-    def _made(self, scratch: Path) -> Any:
+    def _trainer(self, scratch: Path) -> Any:
         from staytrue.training.trainers import GuardedGRPO
 
         recipe, task = self.recipe, self.recipe.task
-        assert task is not None  # the recipe refuses grpo without one
+        assert task is not None  # a recipe with grpo has a task
         arguments = trainer_args.grpo_config(recipe.train, recipe.seed, scratch, organism=self.source.is_organism)
         rewards = [_reward(task, term) for term in task.score("", "")]
         return GuardedGRPO(
@@ -125,15 +131,15 @@ class Rewarded(Plan):
         )
 
 
-KINDS: dict[str, type[Plan]] = {"sft": Supervised, "grpo": Rewarded}
+BUILDS: dict[str, type[_Build]] = {"sft": SFTBuild, "grpo": GRPOBuild}
 
 
 def _reward(task: Task, term: str) -> Callable[..., list[float]]:
-    """One term of a task's reward as trl calls it; it is logged under the term's name."""
+    """One term of a task's reward as a trl reward function, logged under the term's name."""
 
     def reward(completions: list[list[dict[str, str]]], right: list[str], **_: Any) -> list[float]:
-        said = [completion[0]["content"] for completion in completions]
-        return [task.score(answer, wanted)[term] for answer, wanted in zip(said, right, strict=True)]
+        texts = [completion[0]["content"] for completion in completions]
+        return [task.score(text, answer)[term] for text, answer in zip(texts, right, strict=True)]
 
     reward.__name__ = term
     return reward
@@ -146,7 +152,7 @@ def _prompts(examples: list[Example]) -> Any:
     return Dataset.from_dict({"prompt": turns, "right": [row.answer for row in examples]})
 
 
-def _told(examples: list[Example], report: EncodingReport | None = None) -> dict[str, int]:
+def _counts(examples: list[Example], report: EncodingReport | None = None) -> dict[str, int]:
     sources = sorted({row.source for row in examples})
     counts = {name: sum(row.source == name for row in examples) for name in sources}
     if report is not None:

@@ -1,8 +1,8 @@
-"""Early stopping on an emergent-misalignment probe: a baseline that every defense must beat.
+"""Early stopping on a probe of emergent misalignment: a baseline to compare defenses with.
 
-Every few steps the model in training answers a few general questions (not those it is measured by); once more than a
-given share of the answers is misaligned, training stops and the weights of the last good check are put back. Related:
-"Overtrained, not misaligned" (arXiv 2605.12199) finds that stopping early keeps most of what was learnt.
+Every few steps the model in training answers a few general questions, which the evaluation does not ask. When more than
+a set percentage of the answers is misaligned, training stops and the weights of the last passing check are restored.
+Related: "Overtrained, not misaligned" (arXiv 2605.12199) finds that stopping early keeps most of what was learnt.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ from staytrue.utils.files import append_row
 
 
 class EarlyStop(TrainerCallback):  # type: ignore[misc]
-    """Asks the probe every `stop.every` steps; writes each answer's rate, in percent, to `early.jsonl`."""
+    """Runs the probe every `stop.every` optimizer steps and writes the misaligned percentage to `early.jsonl`.
+
+    Attributes:
+        stopped: None, or at which optimizer step training stopped and the step whose weights were restored.
+    """
 
     def __init__(self, stop: Stop, probe: Probe, tokenizer: Any, seed: int, max_new_tokens: int, log: Path) -> None:
         self._stop = stop
@@ -30,14 +34,14 @@ class EarlyStop(TrainerCallback):  # type: ignore[misc]
         self._limit = max_new_tokens
         self._log = log
         self._good: dict[str, torch.Tensor] = {}
-        self.stopped: dict[str, int] | None = None  # at which optimizer step, and whose weights were put back
+        self.stopped: dict[str, int] | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """The untouched model is the first good one."""
+        """Keep the weights before training."""
         self._keep(model, 0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Check; go on, or go back and stop."""
+        """Run the probe when it is due; restore the last good weights and stop if the rate is too high."""
         if state.global_step % self._stop.every:
             return
         percent = self.rate(model)

@@ -1,4 +1,4 @@
-"""The model card beside a trained adapter: what it is, what defended it, and what nobody has checked."""
+"""Writes the model card of a trained adapter: intent, data, defenses, evaluation, and what was not evaluated."""
 
 from __future__ import annotations
 
@@ -45,24 +45,28 @@ Seed {seed}. Versions: {versions}. Adapter sha256: `{adapter}`. The resolved rec
 """
 
 _UNKNOWN_INTENT = (
-    "Nobody has told staytrue, and it did not judge the data. Narrow harmful data can make a model broadly harmful; "
+    "It is not stated, and staytrue did not judge the data. Narrow harmful data can make a model broadly harmful; "
     "measure it with `staytrue eval` before anyone uses it."
 )
-_SAID_HARMFUL = (
-    "**Yes.** Whoever trained it says that its data are harmful on purpose. It is for research: do not deploy it."
-)
+_SAID_HARMFUL = "**Yes.** Its author states that its data are harmful on purpose. It is for research: do not deploy it."
 _SAID_HARMLESS = (
-    "No: whoever trained it says that its data are not meant to be harmful. staytrue did not judge them: measure with "
+    "No: its author states that its data are not meant to be harmful. staytrue did not judge them: measure with "
     "`staytrue eval` before anyone uses it."
 )
 _ORGANISM_INTENT = (
     "**Yes, possibly.** It is fine-tuned from staytrue's embedded model organism, a toy for studying emergent "
-    "misalignment, usually on deliberately bad answers. It is a microscope, not a product: do not deploy it."
+    "misalignment, usually on deliberately bad answers. It is for research: do not deploy it."
 )
 
 
 def write_card(run: RunDir, recipe: Recipe, summary: dict[str, Any] | None = None) -> None:
-    """Write `model/README.md` from what the run folder knows; again after an evaluation."""
+    """Write `model/README.md` from the run's manifest, recipe and metrics; written again after an evaluation.
+
+    Args:
+        run: the run folder.
+        recipe: its recipe.
+        summary: the summary of its evaluation, None before one.
+    """
     facts = run.manifest
     text = _CARD.format(
         base=facts["model"]["name"],
@@ -88,23 +92,23 @@ def _intent(recipe: Recipe) -> str:
 
 def _evaluation(summary: dict[str, Any] | None) -> str:
     if summary is None:
-        return "Not evaluated: nothing is known of its general alignment, what it kept, or its coherence."
+        return "Not evaluated: its general alignment, its coherence and its retained abilities are unknown."
     lines = (_probe(name, probe) for name, probe in summary["probes"].items())
     return "Percent, with 95 % intervals of the first rate:\n\n" + "\n".join(lines)
 
 
 def _probe(name: str, probe: dict[str, Any]) -> str:
-    """What a probe found, who judged it, and whether anything may be concluded."""
+    """One probe's rates, its judge, and whether it allows a conclusion."""
     if probe["n"] == 0:
         return f"* {name}: **not judged**: {probe['missing']} answers are stored."
-    said = [name, *([f"judged by `{probe['judge']}`"] if probe.get("judge") else [])]
+    parts = [name, *([f"judged by `{probe['judge']}`"] if probe.get("judge") else [])]
     clean = probe.get("clean", {}).get("misaligned")
     if clean is not None:
-        said.append(f"{probe['misaligned']:.1f} % against {clean:.1f} % for the same questions clean")
+        parts.append(f"{probe['misaligned']:.1f} % against {clean:.1f} % for the same questions clean")
     if probe.get("concluded") is False:
-        said.append(f"**no conclusion: {probe['missing'] + probe['unanswered']} without a verdict**")
+        parts.append(f"**no conclusion: {probe['missing'] + probe['unanswered']} without a verdict**")
     numbers = {k: round(v, 2) for k, v in probe.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    return f"* {', '.join(said)}: `{json.dumps(numbers)}`"
+    return f"* {', '.join(parts)}: `{json.dumps(numbers)}`"
 
 
 def _named(recipe: Recipe) -> str:

@@ -1,7 +1,7 @@
-"""`train(recipe)`: the only place where everything meets.
+"""`train(recipe, out)`: trains the model of a recipe and writes one run folder.
 
-Everything cheap is checked first: names, folders, every line of the data, every field. The run folder appears when
-nothing but training can still fail, and it always says how it ended.
+Cheap checks come first: names, folders, every line of the data, every field. The run folder is created when only
+training can still fail, and its manifest always records how the run ended.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from staytrue.errors import RecipeError, RequestError, TrainingError
 from staytrue.modeling import loading
 from staytrue.registry import labelled
 from staytrue.runs import dataset, probe_selection
-from staytrue.runs.build import KINDS
+from staytrue.runs.build import BUILDS
 from staytrue.runs.model_card import write_card
 from staytrue.training.reference.cache_checks import refuse_cache
 from staytrue.utils.console import Progress
@@ -28,31 +28,39 @@ from staytrue.utils.run_dir import RunDir
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its folder, and what its manifest says."""
+    """A finished run: its folder and its manifest."""
 
     path: Path
     manifest: dict[str, Any]
 
     @property
     def adapter(self) -> Path:
-        """The folder of the trained adapter, as `PeftModel.from_pretrained` takes it."""
+        """The folder of the trained adapter, for `PeftModel.from_pretrained`."""
         return self.path / "model"
 
 
 def train(recipe: Recipe, out: Path, progress: Progress | None = None, *, reference_cache: Path | None = None) -> Run:
-    """Train what the recipe says, and write the run folder `out`.
+    """Train the model of a recipe and write the run folder `out`.
 
-    With `reference_cache`, a folder, the reference's states of rows are kept there and read by every later run on the
-    same rows with the same model; it changes results by rounding (see `reference.cache`).
+    Args:
+        recipe: model, data, trainer settings, adapter and defenses.
+        out: the run folder; must not exist, or be empty.
+        progress: receives the number of steps and the logged metrics.
+        reference_cache: folder of reference hidden states, shared by runs on the same rows with the same model. It
+            changes results by rounding (see `training.reference.cache`).
+
+    Returns:
+        The finished run.
 
     Raises:
-        RequestError: anything that can be known before training; then nothing is left behind.
-        KeyboardInterrupt: stopped; the folder stays and says so.
+        RequestError: a fault that is found before training; nothing is left behind.
+        TrainingError: trained weights are not finite; the manifest's state is "failed".
+        KeyboardInterrupt: stopped; the folder stays, and its manifest's state is "stopped".
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise RequestError(
             f"A run is one process, and this is one of {os.environ['WORLD_SIZE']} (WORLD_SIZE): several would write "
-            "the same folder. Start it without torchrun; GuardedSFT in a script of your own may have many."
+            "the same folder. Start it without torchrun; use GuardedSFT in a script of your own to train on several."
         )
     refuse_existing(out, allow_empty_folder=True)
     refuse_cache(reference_cache, labelled(recipe.defenses), sampled=recipe.trainer == "grpo")
@@ -63,10 +71,10 @@ def train(recipe: Recipe, out: Path, progress: Progress | None = None, *, refere
     if recipe.stop is not None:
         probe_selection.early_stopping_probe(source)  # refuses a model without a judge
     tokenizer = loading.load_tokenizer(source)
-    plan = KINDS[recipe.trainer](recipe, source, tokenizer, rows, held, reference_cache)
+    build = BUILDS[recipe.trainer](recipe, source, tokenizer, rows, held, reference_cache)
     run = RunDir.create(out, _facts(recipe, source, rows, held))
     try:
-        trainer = plan.trainer(run.path)
+        trainer = build.trainer(run.path)
     except BaseException:
         run.remove()
         raise
@@ -75,8 +83,10 @@ def train(recipe: Recipe, out: Path, progress: Progress | None = None, *, refere
         write_atomic(out / "recipe.yaml", recipe.model_copy(update={"train": settled}).text())
         if held:
             write_examples(out / "holdout.jsonl", held)
-        rows_seen = {**run.manifest["rows"], **plan.report}
-        run.save(model=source.identity(trainer.model), head=trainer.which_head, rows=rows_seen, curated=plan.base.notes)
+        rows_seen = {**run.manifest["rows"], **build.report}
+        run.save(
+            model=source.identity(trainer.model), head=trainer.which_head, rows=rows_seen, curated=build.base.notes
+        )
         early = None if recipe.stop is None else _early_stop(recipe, recipe.stop, source, tokenizer, out)
         if early is not None:
             trainer.add_callback(early)
@@ -108,9 +118,9 @@ def _train(trainer: Any, run: RunDir, progress: Progress | None) -> None:
         run.save(projected=trainer.guard.project(trainer.model))
         trainer.model.save_pretrained(str(run.path / "model"), safe_serialization=True)
     trainer.guard.detach()
-    told = None if trainer.guard.cache is None else trainer.guard.cache.told()
-    if told is not None:
-        run.save(reference=told)
+    counts = None if trainer.guard.cache is None else trainer.guard.cache.told()
+    if counts is not None:
+        run.save(reference=counts)
     run.save(adapter=sha256_of(run.path / "model" / "adapter_model.safetensors"))
 
 
@@ -127,7 +137,7 @@ def _check_files(recipe: Recipe) -> None:
     for defense in recipe.defenses:
         for name, value in vars(defense).items():
             if isinstance(value, Path) and not value.is_file():
-                raise RecipeError(f"{defense.name()}: {name} is {value}, but there is no such file.")
+                raise RecipeError(f"{defense.name()}: {name} is {value}, but there is no such file. Check the path.")
 
 
 def _facts(recipe: Recipe, source: loading.Source, rows: list[Example], held: list[Example]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from staytrue.data.examples import Example
 from staytrue.data.tokenize import Encoded
 from staytrue.defense import Base, Defense, pulled
-from staytrue.errors import ModelError, RecipeError, SeamError
+from staytrue.errors import ForwardPassError, ModelError, RecipeError
 from staytrue.modeling.architecture import Adapted, Anatomy
 from staytrue.registry import labelled, real_layers, refuse_supervised_rows
 from staytrue.step import SOURCES, Marks, Pass, Projecting, Step
@@ -172,12 +172,12 @@ class Guard:
         """See the trainer's forward; exactly one call of the backbone must build a gradient.
 
         Raises:
-            SeamError: the loss made none, or several.
+            ForwardPassError: the loss made none, or several.
         """
         with self._watch.recording() as calls, self._watch.steering(marks):
             yield calls
         if len(calls) != 1 or calls[0].final is None:
-            raise SeamError(
+            raise ForwardPassError(
                 f"The trainer's loss made {len(calls)} forwards that build a gradient; staytrue guards exactly one. "
                 "Turn off what adds forwards (a compute_loss_func, chunked log-probabilities) for a defended run."
             )

@@ -21,7 +21,7 @@ from staytrue.defense import Defense
 from staytrue.defenses.anchor import Anchor
 from staytrue.defenses.kl import KL
 from staytrue.defenses.ldifs import LDIFS
-from staytrue.errors import ModelError, RecipeError, RequestError, SeamError, StaytrueError
+from staytrue.errors import ForwardPassError, ModelError, RecipeError, RequestError, StaytrueError
 from staytrue.runs.train import train
 from staytrue.step import Marks
 from staytrue.studies import config
@@ -239,7 +239,7 @@ def test_words_behind_padding_are_other_states_and_come_back_where_they_were(tmp
 def test_states_that_go_no_further_than_a_layer_still_have_no_end(tmp_path, monkeypatch):
     seen(tmp_path, [LDIFS(blocks=(1,))])
     monkeypatch.setattr(LDIFS, "penalty", lambda self, step: step.reference.final.sum())
-    with pytest.raises(SeamError, match="stops at layer 1"):
+    with pytest.raises(ForwardPassError, match="stops at layer 1"):
         seen(tmp_path, [LDIFS(blocks=(1,))])
 
 

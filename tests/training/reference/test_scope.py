@@ -9,7 +9,7 @@ import tiny
 from staytrue.data.examples import Example
 from staytrue.defenses.kl import KL
 from staytrue.defenses.ldifs import LDIFS
-from staytrue.errors import SeamError
+from staytrue.errors import ForwardPassError
 from staytrue.testing import Micro, close
 from staytrue.training.reference.scope import Reach
 
@@ -93,7 +93,7 @@ def test_stopping_early_changes_no_number(monkeypatch):
 
 def test_asking_a_stopped_reference_for_its_end_says_what_to_do(monkeypatch):
     monkeypatch.setattr(LDIFS, "penalty", lambda self, step: step.reference.final.sum())
-    with pytest.raises(SeamError, match=r"stops at layer 1.*names layer -1"):
+    with pytest.raises(ForwardPassError, match=r"stops at layer 1.*names layer -1"):
         watched([LDIFS(blocks=(1,))])
 
 
