@@ -4,6 +4,8 @@ import copy
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
+import torch
+
 from staytrue.defense import Defense
 from staytrue.defenses.freeze import Freeze
 from staytrue.defenses.kl import KL
@@ -149,3 +151,30 @@ FREEZE = Freeze.freeze
 
 def the_next_block(self, depth):
     return tuple(layer % depth + 1 for layer in FREEZE(self, depth))
+
+
+KEEP_APART = Guard._keep_apart
+
+
+def divided_by_nothing(self, task, own):
+    along = sum((g * a).sum() for g, a in zip(task, own, strict=True))
+    size = sum(a.square().sum() for a in own)
+    return [g + (1 - along.clamp(max=0) / size) * a for g, a in zip(task, own, strict=True)]
+
+
+def the_last_gradient_alone(self, label, value):
+    for gradient in self._apart[label]:
+        gradient.zero_()
+    KEEP_APART(self, label, value)
+
+
+def combined_at_once(self, label, value):
+    """As if each micro-batch were a step: its own gradient is combined with the one that has gathered until then."""
+    KEEP_APART(self, label, value)
+    kept = self._apart
+    self.combine()
+    self._apart = {name: [torch.zeros_like(g) for g in gradients] for name, gradients in kept.items()}
+
+
+def without_signs(self, task, own):
+    return [g.abs() + a for g, a in zip(task, own, strict=True)]

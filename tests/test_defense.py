@@ -150,3 +150,14 @@ class WrongShape(Defense):
 def test_an_error_inside_a_defense_is_a_sentence_of_the_contract():
     with pytest.raises(AssertionError, match="wrongshape stops with RuntimeError: The size of tensor"):
         levers(WrongShape(), *model())
+
+
+@dataclass(frozen=True)
+class Rowless(KL):
+    def combine(self, task, own):
+        return list(own)
+
+
+def test_a_gradient_of_ones_own_needs_rows_of_ones_own():
+    with pytest.raises(RecipeError, match="Rowless overrides 'combine', so it also needs 'beside' and 'penalty'"):
+        labelled([Rowless()])

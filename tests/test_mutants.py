@@ -12,13 +12,15 @@ import pytest
 
 import mutants
 import tiny
-from defenses import test_anchor, test_freeze, test_kl, test_ldifs
+from defenses import test_anchor, test_freeze, test_kl, test_ldifs, test_safegrad
 from staytrue.data.examples import write_examples
+from staytrue.defense import Defense
 from staytrue.defenses.anchor import Anchor
 from staytrue.defenses.freeze import Freeze
 from staytrue.defenses.kl import KL
 from staytrue.defenses.l2init import L2Init
 from staytrue.defenses.ldifs import LDIFS
+from staytrue.defenses.safegrad import SafeGrad
 from staytrue.defenses.steer import Steer
 from staytrue.modeling import fused_loss
 from staytrue.modeling.architecture import Anatomy
@@ -60,6 +62,11 @@ def side_by_side(*names):
 def anchor(folder):
     write_examples(folder / "pool.jsonl", tiny.rows(12))
     return Anchor(folder / "pool.jsonl", share=0.25, answers="given")
+
+
+def safegrad(folder):
+    write_examples(folder / "pool.jsonl", tiny.rows(12))
+    return SafeGrad(folder / "pool.jsonl", share=0.5, weight=0.3)
 
 
 def in_parts(make):
@@ -163,6 +170,16 @@ MUTANTS = [
            r"freeze names \[1\], but layer 1 is frozen: False"),
     Mutant("a freeze that outlives the run", Guard, "detach", lambda self: self._watch.remove(),
            the_contract("freeze"), "after the run .* is still frozen"),
+    Mutant("surgery without the surgery", SafeGrad, "combine", Defense.combine,
+           by_hand(test_safegrad.test_what_opposes_the_alignment_gradient_is_removed)),
+    Mutant("surgery that divides by nothing", SafeGrad, "combine", mutants.divided_by_nothing,
+           the_contract("safegrad"), "the gradient of safegrad at step 0 is not finite"),
+    Mutant("surgery where there is nothing to protect", SafeGrad, "combine", mutants.without_signs,
+           the_contract("safegrad"), "changes the task's gradient where its own is zero"),
+    Mutant("surgery with the last micro-batch's gradient", Guard, "_keep_apart", mutants.the_last_gradient_alone,
+           in_parts(safegrad), "eight of 1 end .* apart"),
+    Mutant("surgery in every micro-batch", Guard, "_keep_apart", mutants.combined_at_once,
+           in_parts(safegrad), "eight of 1 end .* apart"),
     Mutant("a steering that detaches, below the last layer", Steer, "steer", mutants.steered_after_detaching,
            steering_at(1), "does not reach the adapter in block 1; steer must not detach"),
     Mutant("a steering that detaches at the last layer", Steer, "steer", mutants.steered_after_detaching,

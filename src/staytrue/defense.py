@@ -126,19 +126,25 @@ class Defense:
         """After the forward: return a scalar in nats, before `weight`; make it with `step.mean` or `step.once`."""
         raise NotImplementedError
 
+    def combine(self, task: Sequence[Tensor], own: Sequence[Tensor]) -> list[Tensor]:
+        """Before the optimizer step: return the gradient to use, one tensor for each trained weight.
+
+        Overriding it keeps the gradient of this defense's weighted penalty apart, which must be one on rows of
+        `beside`. Both gradients are those of the whole optimizer step.
+
+        Args:
+            task: the gradient of everything else in the loss.
+            own: the gradient of this defense's weighted penalty; zeros where none of its rows was due.
+        """
+        return [g + a for g, a in zip(task, own, strict=True)]
+
     def project(self, model: Any) -> dict[str, float]:
         """After the last step: change the trained weights in place; return numbers to report."""
         return {}
 
 
-LEVERS = (
-    "curate",
-    "beside",
-    "freeze",
-    "steer",
-    "penalty",
-    "project",
-)  # `layers`, `check` and `prepare` alone do nothing
+# What a defense may override to have an effect; `layers`, `check` and `prepare` alone have none.
+LEVERS = ("curate", "beside", "freeze", "steer", "penalty", "combine", "project")
 
 
 def pulled(defense: Defense | type[Defense]) -> tuple[str, ...]:

@@ -141,6 +141,10 @@ def _refuse_fields(defense: Defense) -> None:
     for lever, need in (("penalty", "weight"), ("beside", "share")):
         if lever in levers and not hasattr(defense, need):  # declared by `Defense`, without a value
             raise RecipeError(f"{name} overrides {lever!r}, so it needs a field {need!r}.")
+    if "combine" in levers and not {"beside", "penalty"} <= set(levers):
+        raise RecipeError(
+            f"{name} overrides 'combine', so it also needs 'beside' and 'penalty': a loss on its own rows."
+        )
     if "penalty" in levers and defense.on not in get_args(Rows):
         raise RecipeError(
             f"{name} has on={defense.on!r}, but `on` names the rows that a penalty reads: "

@@ -45,6 +45,8 @@ def levers(defense: Defense, model: Any, tokenizer: Any, rows: Sequence[Example]
             _rounding(defense, deepcopy(model), tokenizer, rows)
         if "project" in mine:
             _projecting(defense, deepcopy(model))
+        if "combine" in mine:
+            _combining(defense)
 
 
 @contextmanager
@@ -198,6 +200,21 @@ def _halved(micro: Micro, nudge: float) -> Measured:
     """Measured under an autocast of its own, since one keeps the weights that it has cast."""
     with torch.autocast(micro.marks.real.device.type, dtype=torch.bfloat16):
         return micro.measure(nudge)
+
+
+def _combining(defense: Defense) -> None:
+    """`combine` on two small weights: finite, of the same shapes, the task's own where the other is zero."""
+    name, noise = defense.name(), torch.Generator().manual_seed(0)
+    task, own = ([torch.randn(shape, generator=noise) for shape in ((3, 2), (4,))] for _ in range(2))
+    before = [g.clone() for g in (*task, *own)]
+    nothing = [torch.zeros_like(a) for a in own]
+    for combined in (defense.combine(task, own), alone := defense.combine(task, nothing)):
+        shapes = [tuple(g.shape) for g in combined]
+        assert shapes == [tuple(g.shape) for g in task], f"{name} combines gradients into shapes {shapes}"
+        assert all(bool(g.isfinite().all()) for g in combined), f"{name} combines gradients into one that is not finite"
+    unchanged = all(map(torch.equal, alone, task))
+    assert unchanged, f"{name} changes the task's gradient where its own is zero, as at step 0"
+    assert all(map(torch.equal, before, (*task, *own))), f"{name} changes the gradients that it is given; return others"
 
 
 def _projecting(defense: Defense, model: Any) -> None:

@@ -85,6 +85,7 @@ class Micro:
             assert value is not None, f"{', '.join(self.guard.defenses)} returned no penalty"
             if value.requires_grad:
                 value.backward()  # type: ignore[no-untyped-call]
+            self.guard.combine()
         found = {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
         ours = [p.grad if p.grad is not None else p.new_zeros(p.shape) for _, p in adapter(self.model)]
         self.model.zero_grad()

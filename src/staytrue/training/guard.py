@@ -63,6 +63,7 @@ class Guard:
         self._totals = torch.zeros(len(SOURCES), 2)
         self._due: dict[str, list[Encoded]] = {}
         self._slots = 1
+        self._apart: dict[str, list[Tensor]] = {}  # this step's gradients of penalties that `combine`
 
     def pulls(self, lever: str) -> bool:
         """Whether any defense pulls that lever."""
@@ -165,6 +166,7 @@ class Guard:
         before, self._task_rows = self._task_rows, self._task_rows + task_rows
         self._due = {label: side.due(before, self._task_rows) for label, side in self._sides.items()}
         self._totals, self._slots = totals, slots
+        self._apart = {k: [torch.zeros_like(w) for w in self._trained()] for k in self._combines()}
         self._steps_logged += 1
 
     @contextmanager
@@ -208,12 +210,43 @@ class Guard:
                 continue
             seen.state = self._states[label]
             value = defense.penalty(seen)
-            total = total + defense.weight * value
+            weighted = defense.weight * value
+            if label in self._apart:
+                self._keep_apart(label, weighted)
+                weighted = weighted.detach()
+            total = total + weighted
             self._note(label, value)
             for name, number in seen.notes.items():
                 self._note(f"{label}/{name}", number)
             seen.notes.clear()
         return total
+
+    def combine(self, add_up: Callable[[Tensor], Tensor] = lambda gradient: gradient) -> None:
+        """After the last micro-batch's backward pass: let defenses change the optimizer step's gradient, in place.
+
+        Args:
+            add_up: sums a tensor over processes; the loss's own gradient is summed already.
+        """
+        for label, own in self._apart.items():
+            weights = self._trained()
+            task = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
+            for weight, gradient in zip(weights, self.defenses[label].combine(task, [*map(add_up, own)]), strict=True):
+                weight.grad = gradient if weight.grad is None else weight.grad.copy_(gradient)
+        self._apart = {}
+
+    def _keep_apart(self, label: str, value: Tensor) -> None:
+        """Add the gradient of a penalty to a buffer of its own instead of the loss's."""
+        own = self._apart[label]
+        gradients = torch.autograd.grad(value, self._trained(), retain_graph=True, allow_unused=True)
+        for total, gradient in zip(own, gradients, strict=True):
+            if gradient is not None:
+                total += gradient
+
+    def _combines(self) -> list[str]:
+        return [label for label, defense in self.defenses.items() if "combine" in pulled(defense)]
+
+    def _trained(self) -> list[Tensor]:
+        return [weight for weight in self.anatomy.model.parameters() if weight.requires_grad]
 
     def drain(self) -> dict[str, Tensor]:
         """Each defense's own unweighted number, a mean over the optimizer steps since the last call.

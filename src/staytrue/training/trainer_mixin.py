@@ -103,6 +103,10 @@ class Guarded(_Trainer):  # type: ignore[misc]
         super().__init__(**given)
         if self.guard.defenses:
             refuse_settings(self.args)
+        if self.guard.pulls("combine") and self.args.fp16:
+            raise RecipeError(
+                "fp16=True scales the loss's gradient, which a defense would combine with one unscaled. Use bf16."
+            )
         self._settle()
         self._slot = 0
         self._begin(0)
@@ -172,7 +176,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
             numbers = self.accelerator.reduce(torch.cat([counts.flatten(), rows.reshape(1)]), "sum")
             slots = len(batches) * self.accelerator.num_processes
             self.guard.plan(numbers[:-1].view(len(SOURCES), 2), int(numbers[-1]), slots)
-            self._slot = 0
+            self._slot, self._last_slot = 0, len(batches)
         return batches, items
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -180,6 +184,8 @@ class Guarded(_Trainer):  # type: ignore[misc]
         inputs = self._prepare_inputs(inputs)
         with self.guard.steering(self._marks(inputs)):
             loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
+        if self._slot == self._last_slot:
+            self.guard.combine(lambda gradient: self.accelerator.reduce(gradient, "sum"))
         return loss
 
     def compute_loss(

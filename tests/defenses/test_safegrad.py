@@ -1,0 +1,97 @@
+"""SafeGrad: gradients by hand, opposed, orthogonal and agreeing; and what reaches the optimizer."""
+
+import pytest
+import torch
+from datasets import Dataset
+
+import tiny
+from staytrue.config.trainer_args import sft_config
+from staytrue.data.examples import write_examples
+from staytrue.defenses.kl import KL
+from staytrue.defenses.safegrad import SafeGrad
+from staytrue.errors import RecipeError
+from staytrue.modeling.base_model import Untouched
+from staytrue.testing import Micro
+from staytrue.testing.micro import adapter, nudged
+from staytrue.training.sampling import SideRows
+from staytrue.training.trainers import GuardedSFT
+
+SAFE = SafeGrad("unread")
+
+
+def combined(task, own):
+    """Gradients of two weights with one number each."""
+    return [g.item() for g in SAFE.combine([torch.tensor([x]) for x in task], [torch.tensor([x]) for x in own])]
+
+
+def test_what_opposes_the_alignment_gradient_is_removed():
+    # g = (1, -3), a = (0, 2): g . a = -6 and |a|^2 = 4, so g becomes (1, -3) + 1.5 (0, 2) = (1, 0); plus a: (1, 2).
+    assert combined((1.0, -3.0), (0.0, 2.0)) == [1.0, 2.0]
+
+
+def test_gradients_that_agree_or_are_orthogonal_are_added():
+    assert combined((1.0, 3.0), (0.0, 2.0)) == [1.0, 5.0]
+    assert combined((1.0, 0.0), (0.0, 2.0)) == [1.0, 2.0]
+
+
+def test_without_an_alignment_gradient_the_tasks_stays():
+    assert combined((1.0, -3.0), (0.0, 0.0)) == [1.0, -3.0]
+
+
+@pytest.fixture
+def micro(tmp_path):
+    write_examples(tmp_path / "pool.jsonl", tiny.rows(4))
+    safe = SafeGrad(tmp_path / "pool.jsonl", share=0.5)
+    micro = Micro([safe, KL(weight=5.0)], tiny.lora(tiny.model()), tiny.tokenizer(), tiny.rows())
+    yield micro
+    micro.close()
+
+
+def gradients(micro):
+    return [torch.zeros_like(w) if w.grad is None else w.grad.clone() for _, w in adapter(micro.model)]
+
+
+def test_its_gradient_is_kept_apart_from_the_loss_until_the_step(micro):
+    with nudged(micro.model, 1.0):
+        loss = micro.task_loss() + micro.penalty()
+        own = [a.clone() for a in micro.guard._apart["safegrad"]]
+        loss.backward()
+        task = gradients(micro)
+        micro.guard.combine()
+        after = gradients(micro)
+    assert any(bool(a.any()) for a in own)
+    for found, expected in zip(after, SAFE.combine(task, own), strict=True):
+        torch.testing.assert_close(found, expected)
+    assert not all(map(torch.equal, task, after))
+
+
+def test_a_step_in_which_none_of_its_rows_is_due_leaves_the_gradient_as_it_is(micro, monkeypatch):
+    monkeypatch.setattr(SideRows, "due", lambda self, before, after: [])
+    with nudged(micro.model, 1.0):
+        (micro.task_loss() + micro.penalty()).backward()
+        task = gradients(micro)
+        micro.guard.combine()
+    assert all(map(torch.equal, task, gradients(micro)))
+
+
+def test_a_pool_of_evaluation_questions_is_refused(tmp_path):
+    rows = tiny.rows(2)
+    write_examples(tmp_path / "pool.jsonl", rows)
+    base = Untouched(lambda: None, None, asked=lambda: frozenset(row.question for row in rows))
+    with pytest.raises(RecipeError, match=r"safegrad: .*pool\.jsonl holds nothing but evaluation questions"):
+        SafeGrad(tmp_path / "pool.jsonl").beside(base, 0)
+
+
+def test_fp16_is_refused(tmp_path):
+    write_examples(tmp_path / "pool.jsonl", tiny.rows(4))
+    arguments = sft_config({"use_cpu": True, "bf16": False}, 0, tmp_path)
+    arguments.fp16 = True
+    rows = Dataset.from_list([{"messages": [vars(m) for m in row.messages]} for row in tiny.rows(8)])
+    with pytest.raises(RecipeError, match=r"fp16=True scales the loss's gradient.* Use bf16"):
+        GuardedSFT(
+            model=tiny.lora(tiny.model()),
+            args=arguments,
+            train_dataset=rows,
+            processing_class=tiny.tokenizer(),
+            defenses=[SafeGrad(tmp_path / "pool.jsonl")],
+        )
