@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md is true: its two files, pasted as they stand, are a defense that passes its test and the contract."""
+"""CONTRIBUTING.md is true: its two examples, pasted as they stand, pass their tests and the contract."""
 
 import os
 import re
@@ -10,25 +10,27 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
+CONTRACT = "tests/test_every_defense.py"
 
 
 @pytest.fixture(scope="module")
 def newcomer(tmp_path_factory):
-    """A copy of the repository with the two files that the page tells a newcomer to write, and nothing else changed."""
+    """A copy of the repository with the files that the page says to write, their defenses' names, and the files."""
     folder = tmp_path_factory.mktemp("newcomer")
     for name in ("src", "tests"):
         leave = shutil.ignore_patterns("__pycache__", "weights")
         shutil.copytree(REPOSITORY / name, folder / name, ignore=leave)
     shutil.copy(REPOSITORY / "pyproject.toml", folder)
     page = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    (source, code), (test, check) = re.findall(r"Write `([\w/.]+)`.*?```python\n(.*?)```", page, re.DOTALL)
-    name = Path(source).stem
-    assert (source, test) == (f"src/staytrue/defenses/{name}.py", f"tests/defenses/test_{name}.py")
-    for path, text in ((source, code), (test, check)):
+    found = re.findall(r"Write `([\w/.]+)`.*?```python\n(.*?)```", page, re.DOTALL)
+    names = [Path(path).stem for path, _ in found[::2]]
+    expected = [f for n in names for f in (f"src/staytrue/defenses/{n}.py", f"tests/defenses/test_{n}.py")]
+    assert (names, [path for path, _ in found]) == (["freeze_norms", "ablate_plane"], expected)
+    for path, text in found:
         assert not (folder / path).exists()
         (folder / path).parent.mkdir(exist_ok=True)
         (folder / path).write_text(text, encoding="utf-8")
-    return folder, name, [source, test]
+    return folder, names, expected
 
 
 def run(folder, *words):
@@ -40,26 +42,33 @@ def run(folder, *words):
     return done.stdout
 
 
-def test_the_two_files_pass_their_own_test_and_the_contract(newcomer):
-    folder, name, (_, own) = newcomer
-    told = run(folder, "pytest", "-v", "-p", "no:cacheprovider", own, "tests/test_every_defense.py", "-k", name)
-    passed = re.findall(r"^(\S+)::(\w+)\S* PASSED", told, re.MULTILINE)
-    assert own in {file for file, _ in passed}
-    contract = [test for file, test in passed if file == "tests/test_every_defense.py"]
-    whole = (REPOSITORY / "tests" / "test_every_defense.py").read_text()
-    assert set(contract) == set(re.findall(r"^def (test_\w+)", whole, re.MULTILINE))
-    assert contract.count("test_the_contract_holds") == 2  # two kinds of model
+def test_both_examples_pass_their_own_tests_and_the_contract(newcomer):
+    folder, names, files = newcomer
+    page = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^\.venv/bin/python -m (pytest .*)$", page, re.MULTILINE)
+    assert command == f"pytest {files[1]} {CONTRACT} --defense {names[0]}"
+    # The second example's contract on one kind of model; of the pairs the two with each other, and one more.
+    some = f"not (gemma3 and {names[1]}) and (not take_one_step or {'+'.join(sorted(names))} or {names[0]}+kl)"
+    told = run(folder, *command.split(), files[3], "--defense", names[1], "-k", some, "-v", "-p", "no:cacheprovider")
+    passed = re.findall(r"^(\S+)::(\w+)(\S*) PASSED", told, re.MULTILINE)
+    assert {files[1], files[3]} < {file for file, _, _ in passed}
+    contract = [(test, own) for file, test, own in passed if file == CONTRACT]
+    whole = re.findall(r"^def (test_\w+)", (REPOSITORY / CONTRACT).read_text(), re.MULTILINE)
+    assert {test for test, _ in contract} == set(whole)
+    assert [test for test, _ in contract].count("test_the_contract_holds") == 3  # two kinds of model, and one
+    assert all(own == "[chosen]" or any(name in own for name in names) for _, own in contract)  # no other defense's
     assert not re.search(r"\d (failed|skipped|error|xfailed)", told)
 
 
-def test_the_registry_and_the_command_line_know_it_at_once(newcomer):
-    folder, name, _ = newcomer
-    assert re.search(rf"^{name}: ", run(folder, "staytrue.cli", "defenses"), re.MULTILINE)
-    (folder / "ask.py").write_text(f"from staytrue import registry; print(registry.make('{name}', {{'weight': 0.3}}))")
+def test_the_registry_and_the_command_line_have_it_at_once(newcomer):
+    folder, names, _ = newcomer
+    assert re.search(rf"^{names[0]}: ", run(folder, "staytrue.cli", "defenses"), re.MULTILINE)
+    line = f"from staytrue import registry; print(registry.make('{names[0]}', {{'weight': 0.3}}))"
+    (folder / "ask.py").write_text(line)
     assert "weight=0.3" in run(folder, "ask")
 
 
-def test_the_two_files_pass_the_checks_of_form(newcomer):
+def test_the_files_pass_the_checks_of_form(newcomer):
     folder, _, files = newcomer
     run(folder, "ruff", "format", "--check", "--no-cache", *files)
     run(folder, "ruff", "check", "--no-cache", *files)
