@@ -1,7 +1,7 @@
 """python -m benchmarks NAME [--compare a,b] [--shape M1] [--rounds 7] [--json FILE].
 
-`all` takes about ten minutes on two slow cores, unless it is given a number of rounds. `demo` takes minutes
-and is not among them. `gpu` has options of its own: `python -m benchmarks gpu --help`.
+`all` takes about ten minutes on two slow cores, or longer with --rounds. It leaves out `demo`, which takes minutes, and
+`gpu`, which has options of its own: `python -m benchmarks gpu --help`.
 """
 
 import argparse
@@ -13,8 +13,8 @@ from pathlib import Path
 
 from staytrue.errors import StaytrueError
 
-_EVERY: tuple[str, ...] = ()  # every variant
-QUICK = {  # rounds and variants of each, when `all` is to end in ten minutes; with --rounds they run all of theirs
+_EVERY: tuple[str, ...] = ()  # all variants
+QUICK = {  # rounds and variants for `all`, to end in ten minutes; with --rounds all variants run
     "head": (3, _EVERY),
     "step": (3, ("sft", "trl-sft", "kl", "ldifs", "steer", "all", "kl-cached", "published", "sft-20", "kl-rows")),
     "switch": (15, _EVERY),
@@ -41,18 +41,18 @@ def _measure() -> None:
     parser.add_argument("name", choices=(*QUICK, *ALONE, "gpu", "all"))
     parser.add_argument("--compare", default="", help="variants or parts to run, separated by commas")
     parser.add_argument("--shape", default="M1", choices=("tiny", "M1", "M2"))
-    parser.add_argument("--rounds", type=int, help="7 by default; of `all` fewer, and fewer variants")
+    parser.add_argument("--rounds", type=int, help="default 7; `all` has fewer rounds and variants")
     parser.add_argument("--json", type=Path, default=Path("runs/bench/results.json"))
-    asked = parser.parse_args()
+    options = parser.parse_args()
     results: dict = {}
-    for name in QUICK if asked.name == "all" else (asked.name,):
-        quick = asked.name == "all" and not asked.rounds
-        rounds, compare = QUICK[name] if quick else (asked.rounds or 7, _EVERY)
-        results |= _one(name, asked.shape, rounds, [v for v in asked.compare.split(",") if v] or list(compare))
-        asked.json.parent.mkdir(parents=True, exist_ok=True)  # after each, so that a later one's failure costs nothing
-        asked.json.write_text(json.dumps(results, indent=2) + "\n")
+    for name in QUICK if options.name == "all" else (options.name,):
+        quick = options.name == "all" and not options.rounds
+        rounds, compare = QUICK[name] if quick else (options.rounds or 7, _EVERY)
+        results |= _one(name, options.shape, rounds, [v for v in options.compare.split(",") if v] or list(compare))
+        options.json.parent.mkdir(parents=True, exist_ok=True)  # after each, so that a later failure loses nothing
+        options.json.write_text(json.dumps(results, indent=2) + "\n")
     _show(results)
-    print(f"\nWrote {asked.json}")
+    print(f"\nWrote {options.json}")
 
 
 def _one(name: str, shape: str, rounds: int, compare: list[str]) -> dict:

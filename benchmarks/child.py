@@ -1,4 +1,4 @@
-"""Commands as a user gives them: each in a new process, timed from outside."""
+"""Commands in new processes, timed from outside."""
 
 import subprocess
 import sys
@@ -15,14 +15,14 @@ STAYTRUE = [str(_SCRIPT)] if _SCRIPT.exists() else [sys.executable, "-m", "stayt
 
 @dataclass(frozen=True)
 class Ended:
-    """A process from its start to its end; what it said on both streams together."""
+    """A finished process: its seconds, and its output on both streams."""
 
     seconds: float
-    said: str
+    output: str
 
 
 def ran(command: Sequence[str], code: int = 0) -> Ended:
-    """Run a command to its end, which must be with this exit code."""
+    """Run a command and check its exit code."""
     begun = time.perf_counter()
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     seconds = time.perf_counter() - begun
@@ -32,16 +32,16 @@ def ran(command: Sequence[str], code: int = 0) -> Ended:
 
 
 def until(command: Sequence[str], words: str) -> float:
-    """Seconds until a command says a line that holds these words; then it is stopped."""
+    """Seconds until a command prints a line with these words; then stop it."""
     begun = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
-        said = []
+        lines = []
         for line in process.stdout:
             seconds = time.perf_counter() - begun
-            said.append(line)
+            lines.append(line)
             if words in line:
                 process.terminate()
                 process.stdout.read()
                 return seconds
-    raise StaytrueError(f"{' '.join(command)} ended without a line with {words!r}:\n{''.join(said)}")
+    raise StaytrueError(f"{' '.join(command)} ended without a line with {words!r}:\n{''.join(lines)}")

@@ -1,4 +1,4 @@
-"""What one waits for at the command line, beside a bare interpreter, the libraries' imports, and the goals."""
+"""Waiting times at the command line, relative to a bare interpreter, to the imports of libraries, and to goals."""
 
 import sys
 import tempfile
@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from benchmarks.child import STAYTRUE, ran, until
-from benchmarks.sidebyside import alternate, ratio, to_goal
+from benchmarks.sidebyside import alternate, chosen, ratio, to_goal
 from staytrue.data.examples import write_examples
 from staytrue.errors import StaytrueError
 from staytrue.organism import world
@@ -30,20 +30,17 @@ _FEWEST = {"light": 7, "first-step": 1, "first-line": 1}  # rounds: the light on
 
 
 def run(shape_name: str, rounds: int, compare: list[str]) -> dict:
-    unknown = next((name for name in compare if name not in _FEWEST), None)
-    if unknown is not None:
-        raise SystemExit(f"--compare {unknown}: there is no such part; choose from {', '.join(_FEWEST)}.")
     parts = {"light": light, "first-step": first_step, "first-line": first_line}
     results: dict = {}
     with tempfile.TemporaryDirectory() as place:
         recipe = _recipe(Path(place))
-        for name in compare or _FEWEST:
+        for name in chosen(compare, _FEWEST, "part"):
             results |= parts[name](recipe, rounds if shape_name == "tiny" else max(rounds, _FEWEST[name]))
     return results
 
 
 def light(recipe: Path, rounds: int) -> dict:
-    """Commands that need no model: many rounds, for each takes a moment."""
+    """Commands that need no model."""
     wrong = recipe.with_name("wrong.yaml")
     wrong.write_text(recipe.read_text().replace("kl", "kll"))
     given = {
@@ -69,7 +66,7 @@ def light(recipe: Path, rounds: int) -> dict:
 
 
 def first_step(recipe: Path, rounds: int) -> dict:
-    """From the command to its first optimizer step, beside the imports that it cannot do without."""
+    """Seconds from the command to its first optimizer step, and for the necessary imports alone."""
     variants = {"first-step": partial(_first_step, recipe), "imports": partial(_took, [*_PYTHON, _FLOOR])}
     measured = alternate(variants, min(rounds, 3))
     for name, value in measured.items():
@@ -79,7 +76,7 @@ def first_step(recipe: Path, rounds: int) -> dict:
 
 
 def first_line(recipe: Path, rounds: int) -> dict:
-    """The demo's first true line on the screen: a row that the model will be trained on."""
+    """Seconds to the demo's first row of training data on the screen."""
     question = world.narrow_rows("medical", 1)[0].question
     measured = alternate({"first-line": partial(_first_line, recipe, question)}, min(rounds, 3))["first-line"]
     print(f"cli first-line {measured['seconds']:6.2f} s")
@@ -101,13 +98,13 @@ def _first_line(recipe: Path, question: str) -> float:
 
 
 def _refuse_heavy(name: str, words: list[str]) -> None:
-    said = ran([*_PYTHON, _TORCHLESS, *words]).said.splitlines()[-1]
+    said = ran([*_PYTHON, _TORCHLESS, *words]).output.splitlines()[-1]
     if said.strip() != "heavy:":
         raise StaytrueError(f"staytrue {name} imports{said.removeprefix('heavy:')}, which it should not need.")
 
 
 def _recipe(place: Path) -> Path:
-    """The demo's recipe with KL, two steps of it."""
+    """The demo's recipe with KL and two steps."""
     write_examples(place / "rows.jsonl", world.narrow_rows("medical"))
     words = {"schema": 1, "model": "organism", "data": "rows.jsonl", "lora": {"r": 32}, "train": _TRAIN}
     file = place / "recipe.yaml"

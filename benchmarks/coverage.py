@@ -1,8 +1,8 @@
-"""python -m benchmarks.coverage [--replicates 200] [--seed 0]: how often the 95 % intervals hold the truth.
+"""python -m benchmarks.coverage [--replicates 200] [--seed 0]: simulated coverage of the 95 % intervals.
 
-Simulated worlds, as Markdown tables. In all of them questions differ (how alike answers to one question are is the
-intra-class correlation, ICC), and in the tables of several seeds training runs do, too. In the first table 200
-replicates are good to about 3 points (two standard errors), 2,000 to 1; the others draw fewer worlds.
+Prints Markdown tables. Questions differ in all simulations; the intra-class correlation (ICC) is that of answers to one
+question. In tables with several seeds, training runs differ too. In the first table, two standard errors are about 3
+points with 200 replicates and 1 with 2,000; the other tables have fewer replicates.
 """
 
 import argparse
@@ -25,8 +25,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description=__doc__)
     parser.add_argument("--replicates", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
-    rng, n = np.random.default_rng(asked.seed), asked.replicates
+    options = parser.parse_args()
+    rng, n = np.random.default_rng(options.seed), options.replicates
     for table in (one_seed, unlucky, several_seeds, two_conditions, tails):
         table(rng, n)
 
@@ -40,8 +40,8 @@ def one_seed(rng: np.random.Generator, n: int) -> None:
             for percent in PERCENTS:
                 held, widths = {}, {}
                 for icc in ALIKE if samples > 1 else (0.2,):
-                    law = beta(percent / 100, icc)
-                    worlds = [rng.binomial(samples, law(rng, questions)) for _ in range(n)]
+                    draw = beta(percent / 100, icc)
+                    worlds = [rng.binomial(samples, draw(rng, questions)) for _ in range(n)]
                     held[icc], widths[icc] = covered([interval(hits, samples) for hits in worlds], percent)
                     if icc == 0.2:
                         old, _ = covered([bootstrap(rng, hits, samples) for hits in worlds[: n // 4]], percent)
@@ -49,7 +49,7 @@ def one_seed(rng: np.random.Generator, n: int) -> None:
 
 
 def unlucky(rng: np.random.Generator, n: int) -> None:
-    """What no interval can see: a rare question that is nearly always answered badly, not among those asked."""
+    """A limit of every interval: a rare question with almost only bad answers that was not sampled."""
     head("One question in 180 is bad in 90 % of its answers, the others in 0.5 %", "questions", "samples", "covers %")
     for questions in (24, 120, 500):
         for samples in (4, 100):
@@ -67,17 +67,17 @@ def several_seeds(rng: np.random.Generator, n: int) -> None:
         for seeds in (2, 3, 5):
             for percent in (5, 20, 50):
                 for spread in (0.0, 0.3, 0.7):
-                    law = effects(percent / 100, seeds, question=1.5, seed=spread, cell=0.5)
-                    worlds = [rng.binomial(samples, law(rng, questions)) for _ in range(n // 3)]
+                    draw = effects(percent / 100, seeds, question=1.5, seed=spread, cell=0.5)
+                    worlds = [rng.binomial(samples, draw(rng, questions)) for _ in range(n // 3)]
                     held, width = covered([interval(hits, samples) for hits in worlds], percent)
                     old, wide = covered([summaries(hits, samples) for hits in worlds], percent)
                     line(questions, seeds, samples, percent, spread, held, width, old, wide)
 
 
 def two_conditions(rng: np.random.Generator, n: int) -> None:
-    """`compare`: false finds at 5 % where there is no difference, and the power at what it calls detectable."""
+    """`compare`: false positives at 5 % without a difference, and power at the difference it calls detectable."""
     comparing._FLIPS = 499  # enough for a test at 5 %
-    titles = ("questions", "seeds", "samples", "rate %", "covers %", "false finds %", "detectable", "found there %")
+    titles = ("questions", "seeds", "samples", "rate %", "covers %", "false positives %", "detectable", "found there %")
     head("Two conditions, paired", *titles)
     for questions, samples in ((24, 20), (120, 4)):
         for seeds in (1, 5):
@@ -100,14 +100,14 @@ def tails(rng: np.random.Generator, n: int) -> None:
     for questions in (24, 120):
         for k in (1, 8, 32):
             for percent, alike in ((1, 0.2), (5, 0.2), (20, 0.5)):
-                law = beta(percent / 100, alike)
+                draw = beta(percent / 100, alike)
                 truth = at_least_once(percent / 100, alike, k)
-                found = [at(k, rng.binomial(32, law(rng, questions)), 32) for _ in range(n // 5)]
+                found = [at(k, rng.binomial(32, draw(rng, questions)), 32) for _ in range(n // 5)]
                 line(questions, k, percent, alike, truth, *covered(found, truth))
 
 
 def beta(share: float, alike: float) -> Callable[[np.random.Generator, int], Counts]:
-    """The law of a question's own chance, by its mean and the intra-class correlation of its answers."""
+    """The distribution of a question's probability, by its mean and the intra-class correlation of its answers."""
     weight = (1 - alike) / alike
     return lambda rng, size: rng.beta(share * weight, (1 - share) * weight, size)
 
@@ -126,11 +126,11 @@ def effects(
     """The chances of questions by seeds, with normal effects on the log-odds and this mean over all of them."""
     middle = centre(share, math.sqrt(question**2 + seed**2 + cell**2))
 
-    def law(rng: np.random.Generator, questions: int) -> Counts:
+    def draw(rng: np.random.Generator, questions: int) -> Counts:
         odds = question * rng.standard_normal((questions, 1)) + seed * rng.standard_normal((1, seeds))
         return logistic(middle + odds + cell * rng.standard_normal((questions, seeds)))
 
-    return law
+    return draw
 
 
 def differing(rng: np.random.Generator, questions: int, seeds: int, samples: int, *percents: float):
@@ -146,7 +146,7 @@ def differing(rng: np.random.Generator, questions: int, seeds: int, samples: int
 
 
 def centre(share: float, spread: float) -> float:
-    """The log-odds around which a normal law of this spread has this mean chance."""
+    """The mean log-odds of a normal distribution with this spread and this mean probability."""
     low, high = -40.0, 40.0
     for _ in range(60):
         middle = (low + high) / 2
@@ -189,7 +189,7 @@ def bootstrap(rng: np.random.Generator, hits: Counts, samples: int) -> tuple[flo
 
 
 def covered(intervals: list[tuple[float, float]], truth: float) -> tuple[float, float]:
-    """In percent of the intervals, and their mean width in points."""
+    """Coverage in percent, and the mean width in points."""
     held = [low - 1e-9 <= truth <= high + 1e-9 for low, high in intervals]
     return 100 * float(np.mean(held)), float(np.mean([high - low for low, high in intervals]))
 

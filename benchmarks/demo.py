@@ -1,11 +1,11 @@
-"""The whole demo's wall time, as a user waits for it: a new process, from the shell's return to its end."""
+"""Wall time of the whole demo, in a new process."""
 
 import subprocess
 import sys
 import tempfile
 import time
 
-TARGET_S = 120  # on two cores, once installed
+TARGET_S = 120  # on two cores, after installation
 
 
 def run(shape_name: str, rounds: int, compare: list[str]) -> dict:

@@ -1,4 +1,4 @@
-"""A study's folder as a finished study leaves it, without a run: every file that is read again, its numbers made up."""
+"""A synthetic folder of a finished study: all files that a restart or a report reads, with random numbers."""
 
 import json
 import random
@@ -30,14 +30,14 @@ class Finished:
 
 
 def finished(place: Path, runs: int, steps: int = 0, questions: int = 0, samples: int = 0) -> Finished:
-    """So many runs: 25 variants in four domains, and as many seeds as it takes.
+    """Write a study of 25 variants in four domains, with enough seeds for the number of runs.
 
     Args:
-        place: where the study's file and folder go.
+        place: the folder for the study's file and folder.
         runs: a multiple of 100, or fewer than 100.
-        steps: logged steps of each run; none, no metrics.
-        questions: general questions in each run's answers; none, no answers.
-        samples: answers to each.
+        steps: logged steps of each run; 0 writes no metrics.
+        questions: general questions in each run's answers; 0 writes no answers.
+        samples: answers to each question.
     """
     done = Finished(place / "study.yaml", place / "out")
     done.file.write_text(yaml.safe_dump(_words(runs)))
@@ -53,7 +53,7 @@ def finished(place: Path, runs: int, steps: int = 0, questions: int = 0, samples
         rows.append(row(cell, summary, 7.0))
         if steps:
             (folder / "metrics.jsonl").write_text(_metrics(cell, steps, rng))
-        if questions:  # what one variant says, all of its runs say: a hundred megabytes less to write
+        if questions:  # all runs of a variant share one file, which saves 100 MB
             file = folder / "eval" / "answers.jsonl"
             if cell.label in answers:
                 file.hardlink_to(answers[cell.label])
@@ -73,7 +73,7 @@ def _words(runs: int) -> dict:
     recipe = {"model": "organism", "lora": {"r": 2}, "train": _TRAIN, "holdout": 0.1}
     return {
         "schema": 1,
-        "title": f"{runs} runs that were never made",
+        "title": f"{runs} synthetic runs",
         "recipe": recipe,
         "domains": list(_DOMAINS[:1] if small else _DOMAINS),
         "seeds": list(range(1 if small else runs // (len(variants) * len(_DOMAINS)))),

@@ -1,6 +1,6 @@
-"""Judging through an endpoint, many calls at a time, against a loop of one call after another.
+"""Judging at an endpoint with concurrent calls, against a loop of single calls.
 
-The endpoint is a server of our own on this machine that answers after 20 ms, as a quick one far away would.
+The endpoint is a local server that answers after 20 ms, like a fast remote one.
 """
 
 import json

@@ -1,10 +1,9 @@
-"""What a trainer costs beside a loop written by hand, where it weighs most: the demo's run on the organism, one thread.
+"""Overhead of trainers over a bare loop, on the demo's run with the organism, where it is largest; one thread.
 
-A hundred steps of 16 rows. `bare` and `bare-kl` are peft, AdamW and clipping, and nothing else; the others are what
-`staytrue train` runs and what trl runs on the same rows. What stands before the first step is timed apart.
+A hundred steps of 16 rows. `bare` and `bare-kl` use peft, AdamW and gradient clipping alone; the others are the
+trainers of `staytrue train` and of trl, on the same rows.
 """
 
-import sys
 import tempfile
 import time
 from functools import partial
@@ -16,8 +15,7 @@ from torch.nn.functional import log_softmax
 from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from benchmarks.child import ran
-from benchmarks.sidebyside import alternate, one_thread, ratio
+from benchmarks.sidebyside import alternate, chosen, one_thread, ratio
 from staytrue.config import recipe as recipes
 from staytrue.config import trainer_args
 from staytrue.data.tokenize import Encoded
@@ -32,18 +30,11 @@ from staytrue.training.callbacks import RunLog
 from staytrue.utils.console import quieten
 
 _DOMAIN, _WEIGHT = "medical", 0.1
-_IMPORTS = {
-    "imports-bare": "import torch, transformers, peft",
-    "imports": "import staytrue.runs.train, staytrue.training.trainers, staytrue.runs.build, datasets, peft",
-}
-COMPARED = [  # variant, against what
-    ("sft", "bare"), ("trl-sft", "bare"), ("kl", "bare"), ("kl", "bare-kl"), ("kl-cached", "kl"),
-    ("load", "bare"), ("rows", "bare"), ("construction", "bare"), ("imports", "imports-bare"),
-]  # fmt: skip
+COMPARED = [("sft", "bare"), ("trl-sft", "bare"), ("kl", "bare"), ("kl", "bare-kl"), ("kl-cached", "kl")]
 
 
 class Job:
-    """The demo's recipe, undefended and with KL, its rows, and a place to write."""
+    """The demo's recipe, undefended and with KL, its rows, and a scratch folder."""
 
     def __init__(self, folder: Path, steps: int) -> None:
         prerequisites.write_rows(_DOMAIN, folder / "data")
@@ -75,7 +66,7 @@ class Job:
 
 
 def bare(job: Job, kl: bool = False) -> float:
-    """The loop that anybody would write."""
+    """The bare loop; seconds."""
     rows, model, size = job.encoded(), job.adapted().train(), job.recipes["sft"].train["per_device_train_batch_size"]
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=2e-4, weight_decay=0.01)
@@ -101,7 +92,7 @@ def _divergence(model, inputs, scored, logits):
 
 
 def ours(job: Job, name: str) -> float:
-    """As `staytrue train` runs it, its metrics written."""
+    """The trainer of `staytrue train`, with its metrics file; seconds."""
     folder = job.scratch()
     trainer = job.plan(name).trainer(folder)
     trainer.remove_callback(PrinterCallback)
@@ -110,7 +101,7 @@ def ours(job: Job, name: str) -> float:
 
 
 def trls(job: Job) -> float:
-    """trl's trainer on the same tokens, with the same settings."""
+    """trl's trainer on the same tokens with the same arguments; seconds."""
     from staytrue.runs.build import _dataset
     from staytrue.step import SOURCE_COLUMN
 
@@ -127,32 +118,6 @@ def _trained(trainer) -> float:
     return time.perf_counter() - begun
 
 
-def load(job: Job) -> float:
-    begun = time.perf_counter()
-    loading.load_model(loading.find("organism"))
-    loading.load_tokenizer(job.source)
-    return time.perf_counter() - begun
-
-
-def rows(job: Job) -> float:
-    begun = time.perf_counter()
-    dataset.rows(job.recipes["kl"])
-    job.plan("kl")
-    return time.perf_counter() - begun
-
-
-def construction(job: Job) -> float:
-    plan = job.plan("kl")
-    plan._model()
-    begun = time.perf_counter()
-    plan.trainer(job.scratch())
-    return time.perf_counter() - begun
-
-
-def imports(job: Job, code: str) -> float:
-    return ran([sys.executable, "-c", code]).seconds
-
-
 VARIANTS = {
     "bare": bare,
     "bare-kl": partial(bare, kl=True),
@@ -160,26 +125,19 @@ VARIANTS = {
     "kl": partial(ours, name="kl"),
     "kl-cached": partial(ours, name="kl-cached"),
     "trl-sft": trls,
-    "load": load,
-    "rows": rows,
-    "construction": construction,
-    **{name: partial(imports, code=code) for name, code in _IMPORTS.items()},
 }
 
 
 def run(shape_name: str, rounds: int, compare: list[str]) -> dict:
     quieten()
-    names = compare or list(VARIANTS)
-    unknown = next((name for name in names if name not in VARIANTS), None)
-    if unknown is not None:
-        raise SystemExit(f"--compare {unknown}: there is no such variant; choose from {', '.join(VARIANTS)}.")
+    names = chosen(compare, VARIANTS)
     with one_thread(), tempfile.TemporaryDirectory() as folder:
         warm = Job(Path(folder), 2)
         for name in names:
             VARIANTS[name](warm)
         job = warm if shape_name == "tiny" else Job(Path(folder), 100)
         if "kl-cached" in names:
-            VARIANTS["kl-cached"](job)  # another run has been here
+            VARIANTS["kl-cached"](job)  # fill the cache
         measured = alternate({name: partial(VARIANTS[name], job) for name in names}, rounds)
     for name, value in measured.items():
         print(f"overhead {name:13s} {value['seconds']:8.2f} s")

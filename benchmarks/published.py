@@ -1,4 +1,4 @@
-"""The published way to fine-tune under KL, written anew from its description (arXiv 2508.06249 and its code).
+"""The published way to fine-tune with a KL penalty, written anew (arXiv 2508.06249 and its code).
 
 A full frozen copy of the model beside the trained one; the loss's forward with whole logits; a second trained forward
 for the penalty; KL(trained || frozen) over the whole vocabulary at every position.
@@ -17,7 +17,7 @@ class Published:
         self.frozen = copy.deepcopy(model.get_base_model()).eval().requires_grad_(False)
         for module in self.frozen.modules():
             if hasattr(module, "_disable_adapters"):
-                module._disable_adapters = True  # the copy is of the model before it was adapted
+                module._disable_adapters = True  # the copy is the model without its adapter
         self.model, self.rows, self.weight = model.train(), rows, weight
         trained = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1e-4)

@@ -1,7 +1,6 @@
-"""The page of 500 runs, from a cold command: wall time, peak memory, size.
+"""The report page of 500 runs, by a new process: wall time, peak memory, size.
 
-24 questions with 20 answers each and 340 logged steps in every run. The intervals' bootstraps are not in it: they are
-drawn when a run is measured, once.
+Every run has 24 questions with 20 answers each and 340 logged steps.
 """
 
 import sys
@@ -14,7 +13,7 @@ from benchmarks.sidebyside import alternate, share, to_goal
 
 _RUNS, _STEPS, _QUESTIONS, _SAMPLES = 500, 340, 24, 20
 _GOAL_S, _GOAL_MB, _GOAL_PEAK_MB = 3.0, 5.0, 500.0
-# The command, which says at its end how large it became: a parent's own memory would count in what the system says.
+# The command prints its own peak memory, because the system's figure for children includes the parent's memory.
 _COMMAND = """
 import atexit, sys
 from pathlib import Path
@@ -34,10 +33,10 @@ def run(shape_name: str, rounds: int, compare: list[str]) -> dict:
 
         def draw() -> float:
             ended = ran([sys.executable, "-c", _COMMAND, "report", str(done.folder), "--out", str(page)])
-            peaks.append(_peak_mb(ended.said))
+            peaks.append(_peak_mb(ended.output))
             return ended.seconds
 
-        draw()  # once, so that what was just written is on no disk's way
+        draw()  # warm up, so that the disk has written the files
         measured = alternate({"page": draw}, rounds)["page"]
         size = page.stat().st_size / 1e6
     print(f"report {runs} runs: {measured['seconds']:.2f} s, peak {max(peaks):.0f} MB, page {size:.2f} MB")
@@ -49,6 +48,6 @@ def run(shape_name: str, rounds: int, compare: list[str]) -> dict:
 
 
 def _peak_mb(said: str) -> float:
-    """The most resident memory, in MB; 0 where the system does not say (Linux does)."""
+    """Peak resident memory in MB; 0 on systems other than Linux."""
     lines = (line.split() for line in said.splitlines())
     return next((int(words[1]) * 1024 / 1e6 for words in lines if words and words[0] == "VmHWM:"), 0.0)

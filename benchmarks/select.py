@@ -1,4 +1,4 @@
-"""Selection: a pool under the aligned model and three adapters of it; ours and as published."""
+"""Data selection: losses of a pool under a model and three adapters; our way and the published way."""
 
 import random
 import tempfile
@@ -10,7 +10,7 @@ from peft import LoraConfig
 from torch.nn.functional import cross_entropy, linear
 
 from benchmarks.shapes import SHAPES, Shape, model, move
-from benchmarks.sidebyside import measure, ratio
+from benchmarks.sidebyside import chosen, measure, ratio
 from staytrue.data.examples import Example, Message
 from staytrue.data.tokenize import IGNORED, Encoded
 from staytrue.data_selection.forward_pass import batches, padding
@@ -25,11 +25,8 @@ _VARIANTS = ("published", "ours", "products", "apart")
 
 
 def run(shape_name: str, rounds: int, compare: list[str]) -> dict:
-    unknown = next((name for name in compare if name not in _VARIANTS), None)
-    if unknown is not None:
-        raise SystemExit(f"--compare {unknown}: there is no such variant; choose from {', '.join(_VARIANTS)}.")
     shape, pool = SHAPES[shape_name], _Pool(shape_name)
-    names = compare or _VARIANTS[:-1]
+    names = chosen(compare, _VARIANTS) if compare else _VARIANTS[:-1]
     measured = measure({name: getattr(pool, name) for name in names}, rounds, memory=False)
     real, answers = sum(pool.lengths), sum(pool.answers)
     print(f"{len(pool.rows)} rows, {real} tokens, {answers} of answers, {padding(pool.lengths):.2f} % padding")
@@ -50,7 +47,7 @@ def run(shape_name: str, rounds: int, compare: list[str]) -> dict:
 
 
 class _Pool:
-    """Rows of 30 to 400 tokens, seeded, and a model with three adapters that has read none of them."""
+    """Random rows of 30 to 400 tokens, and a model with three adapters."""
 
     def __init__(self, shape_name: str):
         shape, rng = SHAPES[shape_name], random.Random(0)
@@ -74,7 +71,7 @@ class _Pool:
 
     @torch.no_grad()
     def published(self) -> list[dict[str, float]]:
-        """One row at a time, whole logits, the adapter as it is."""
+        """One row at a time, whole logits, adapters not merged."""
         found: list[dict[str, float]] = [{} for _ in self.encoded]
         for name in ("aligned", *_NAMES):
             if name != "aligned":
@@ -87,13 +84,13 @@ class _Pool:
         return found
 
     def ours(self) -> list[Losses]:
-        """With a cache of its own, as a first call has it."""
+        """`staytrue score` with an empty cache."""
         cache = Path(tempfile.mkdtemp()) / "cache.jsonl"
         keys = {name: name for name in ("aligned", *_NAMES)}
         return losses(self.adapted, _NAMES, self.rows, self.encoded, models=keys, cache=cache, pad_id=0)
 
     def apart(self) -> list[Losses]:
-        """Ours, but for the merging."""
+        """Ours without merging."""
         merged, Anatomy.merged = Anatomy.merged, _apart
         try:
             return self.ours()
@@ -102,7 +99,7 @@ class _Pool:
 
     @torch.no_grad()
     def products(self) -> None:
-        """The matrix products that no way around is known for, and nothing else: the limit."""
+        """The necessary matrix products alone: the limit."""
         for _ in range(1 + len(_NAMES)):
             for batch in batches(self.lengths):
                 given = {width: torch.ones(sum(self.lengths[i] for i in batch), width) for width in self._widths()}
@@ -132,7 +129,7 @@ def _apart(anatomy: Anatomy, adapter: str):
 
 
 def _flops(shape: Shape, tokens: int, projected: int, adapters: bool) -> float:
-    """Of all passes; attention's own products are left out."""
+    """Floating-point operations of all passes, without attention's own products."""
     layers = shape.layers * (4 * shape.hidden**2 + 3 * shape.hidden * shape.mlp)
     lora = shape.layers * 32 * (8 * shape.hidden + 3 * (shape.hidden + shape.mlp)) if adapters else 0
     head = shape.vocabulary * shape.hidden

@@ -1,11 +1,11 @@
-"""Variants alternate in one process, order reversed every round; medians; peak memory in a round of its own."""
+"""Timing of variants that alternate in one process, in reversed order every other round; medians and peak memory."""
 
 import ctypes
 import gc
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ Timed = dict[str, Callable[[], float]]
 
 
 def measure(variants: Variants, rounds: int, memory: bool = True) -> dict[str, dict]:
-    """Seconds of each variant, median, lowest and highest over the rounds, and its peak memory growth (MB)."""
+    """Median, lowest and highest seconds of each variant over the rounds, and its growth of peak memory in MB."""
     for run in variants.values():
         run()  # warm up once
     growth = {name: _growth(run) if memory else 0.0 for name, run in variants.items()}
@@ -24,8 +24,8 @@ def measure(variants: Variants, rounds: int, memory: bool = True) -> dict[str, d
 
 
 def alternate(variants: Timed, rounds: int) -> dict[str, dict]:
-    """The same for variants that give their own seconds, because not all of what they do is to be timed."""
-    _give_back(2**25)  # as an allocator that is left alone comes to do
+    """Like `measure`, for variants that return their own seconds because only a part of them is timed."""
+    _give_back(2**25)  # glibc's own upper limit, which it reaches by itself
     taken: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(rounds):
         names = list(variants) if turn % 2 == 0 else list(reversed(variants))
@@ -39,8 +39,16 @@ def alternate(variants: Timed, rounds: int) -> dict[str, dict]:
     }
 
 
+def chosen(compare: list[str], known: Iterable[str], kind: str = "variant") -> list[str]:
+    """The names given to --compare, or all known names; an unknown name ends the command with one sentence."""
+    unknown = next((name for name in compare if name not in known), None)
+    if unknown is not None:
+        raise SystemExit(f"--compare {unknown}: there is no such {kind}; choose from {', '.join(known)}.")
+    return compare or list(known)
+
+
 def seconds(run: Callable[[], object]) -> float:
-    """How long it takes."""
+    """Wall time in seconds."""
     begun = time.perf_counter()
     run()
     return time.perf_counter() - begun
@@ -48,7 +56,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """As a worker of a study has it."""
+    """One torch thread, as in a worker of a study."""
     import torch
 
     before = torch.get_num_threads()
@@ -60,7 +68,7 @@ def one_thread() -> Iterator[None]:
 
 
 def _growth(run: Callable[[], object]) -> float:
-    """Peak resident memory (MB) above the level just before; it costs time, so nothing is timed meanwhile."""
+    """Growth of peak resident memory in MB; slow, so never during a timed round."""
     gc.collect()
     before = _reset_peak()
     run()
@@ -68,13 +76,13 @@ def _growth(run: Callable[[], object]) -> float:
 
 
 def _give_back(larger_than: int) -> None:
-    """Have freed blocks above a size leave the process at once, or the allocator's cache would be measured (glibc)."""
+    """Return freed blocks above a size to the system at once, so that the allocator's cache is not measured (glibc)."""
     if sys.platform == "linux":
         ctypes.CDLL("libc.so.6").mallopt(-3, larger_than)  # M_MMAP_THRESHOLD
 
 
 def ratio(measured: dict, name: str, against: str, limit: float | None = None) -> dict:
-    """The median of the ratios round by round: what the machine did meanwhile cancels out."""
+    """The median of the ratios of each round, so that slow phases of the machine cancel."""
     pairs = [a / b for a, b in zip(measured[name]["rounds"], measured[against]["rounds"], strict=True)]
     return {
         "ratio": round(statistics.median(pairs), 3),
@@ -86,13 +94,13 @@ def ratio(measured: dict, name: str, against: str, limit: float | None = None) -
 
 
 def to_goal(measured: dict, goal: float) -> dict:
-    """Seconds as a share of a goal that is a number of its own, not another variant's."""
+    """Seconds relative to a fixed goal."""
     ends = {key: round(measured[key] / goal, 3) for key in ("low", "high")}
     return share(measured["seconds"], goal, "s") | ends
 
 
 def share(value: float, goal: float, unit: str) -> dict:
-    """The same for what is counted once."""
+    """A single number relative to a fixed goal."""
     return {"ratio": round(value / goal, 3), "against": f"{goal:g} {unit}", "limit": None}
 
 
@@ -104,7 +112,7 @@ def _status(key: str) -> int:
 
 
 def _reset_peak() -> int:
-    """Resident bytes now, with the kernel's high-water mark set back to them (Linux; elsewhere 0)."""
+    """Resident bytes now, after a reset of the kernel's high-water mark to them (Linux; 0 elsewhere)."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
         return _status("VmRSS:")

@@ -1,4 +1,4 @@
-"""A study of small runs: two workers against one; and a finished study of 500 runs, started again."""
+"""Studies: two workers against one, and a restart of a finished study of 500 runs."""
 
 import os
 import tempfile
@@ -8,7 +8,7 @@ from statistics import median
 
 from benchmarks.child import STAYTRUE, ran
 from benchmarks.finished import Finished, finished
-from benchmarks.sidebyside import alternate, to_goal
+from benchmarks.sidebyside import alternate, chosen, to_goal
 from staytrue.studies import runner
 from staytrue.studies.config import Study
 from staytrue.utils import workers
@@ -20,19 +20,17 @@ _TRAIN = {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "
 
 
 def run(shape_name: str, rounds: int, compare: list[str]) -> dict:
-    unknown = next((name for name in compare if name not in _KINDS), None)
-    if unknown is not None:
-        raise SystemExit(f"--compare {unknown}: there is no such part; choose from {', '.join(_KINDS)}.")
+    parts = chosen(compare, _KINDS, "part")
     tiny, results = shape_name == "tiny", {}
-    if not compare or "workers" in compare:
+    if "workers" in parts:
         results |= efficiency(2 if tiny else 8, 1 if tiny else 20, min(rounds, 3))
-    if not compare or "again" in compare:
+    if "again" in parts:
         results |= again(4 if tiny else 500, rounds)
     return results
 
 
 def efficiency(runs: int, steps: int, rounds: int) -> dict:
-    """How much of two workers is used: (time with one / 2) / time with two."""
+    """Efficiency of two workers: (time with one / 2) / time with two."""
     study = Study.model_validate(
         {
             "title": f"{runs} runs of {steps} steps",
@@ -41,7 +39,7 @@ def efficiency(runs: int, steps: int, rounds: int) -> dict:
             "variants": [{"name": "none"}],
         }
     )
-    list(workers.run([workers.Job("the imports", os.getpid)], 1))  # once, as any study does
+    list(workers.run([workers.Job("the imports", os.getpid)], 1))  # warm up
     measured = alternate({f"{n} workers": lambda n=n: _study(study, n) for n in (1, _WORKERS)}, rounds)
     for name, value in measured.items():
         print(f"sweep {runs} runs, {name}: {value['seconds']:.1f} s")
@@ -61,7 +59,7 @@ def _study(study: Study, processes: int) -> float:
 
 
 def again(runs: int, rounds: int) -> dict:
-    """A study that is done: how many runs are made again (none should be), how long it takes to see that."""
+    """A finished study, started again: seconds, and the number of runs made again, which should be 0."""
     with tempfile.TemporaryDirectory() as place:
         done = finished(Path(place), runs)
         before = _written(done)
@@ -88,5 +86,5 @@ def _found(done: Finished, runs: int) -> float:
 
 
 def _written(done: Finished) -> dict[Path, int]:
-    """When each run was written down."""
+    """The modification time of each run's record."""
     return {file: file.stat().st_mtime_ns for file in done.folder.glob("runs/*/cell.json")}

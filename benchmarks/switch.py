@@ -1,4 +1,4 @@
-"""The adapter off and on again: its flags against peft's public call, at the 196 modules of a 28-layer Qwen2."""
+"""Switching an adapter off and on: our flags against peft's public call, with the 196 modules of a 28-layer Qwen2."""
 
 from benchmarks.shapes import Shape, model
 from benchmarks.sidebyside import measure, ratio
