@@ -48,7 +48,7 @@ class Base(Protocol):
         """Whether the model's chat template has a system turn."""
         ...
 
-    def asked(self) -> frozenset[str]:
+    def evaluation_questions(self) -> frozenset[str]:
         """Every question of the run's evaluation; no training row may teach an answer to one."""
         ...
 

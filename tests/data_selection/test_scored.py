@@ -21,7 +21,7 @@ def test_interleave_never_takes_a_row_half_read_and_says_when_there_are_too_few(
     (tmp_path / "s.manifest.json").write_text(json.dumps({"model": {"sha256": "m"}}))
 
     def chosen(share, **fields):
-        base = Untouched(lambda: None, tiny.tokenizer(), asked=frozenset, identity="m")
+        base = Untouched(lambda: None, tiny.tokenizer(), evaluation_questions=frozenset, identity="m")
         defense = Interleave(tmp_path / "s.jsonl", share=share, by="gap", **fields)
         return [row.question for row in defense.curate(tiny.rows(20), base, 0)[20:]]
 
@@ -31,7 +31,7 @@ def test_interleave_never_takes_a_row_half_read_and_says_when_there_are_too_few(
         chosen(0.2)
     with pytest.raises(RecipeError, match="has no score 'choice'"):
         Interleave(tmp_path / "s.jsonl", by="choice").curate(
-            tiny.rows(20), Untouched(lambda: None, None, asked=frozenset, identity="m"), 0
+            tiny.rows(20), Untouched(lambda: None, None, evaluation_questions=frozenset, identity="m"), 0
         )
 
 

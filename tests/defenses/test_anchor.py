@@ -71,7 +71,7 @@ def asks(question, answer=None):
 
 
 def test_given_answers_are_the_files_and_evaluation_questions_are_left_out(tmp_path):
-    base = Untouched(lambda: None, tiny.tokenizer(), asked=lambda: frozenset(["asked"]))
+    base = Untouched(lambda: None, tiny.tokenizer(), evaluation_questions=lambda: frozenset(["asked"]))
     file = prompts(tmp_path, asks("one", "1"), asks("asked", "2"))
     (row,) = Anchor(file, answers="given").beside(base, 0)
     assert (row.question, row.answer, row.source) == ("one", "1", "anchor")

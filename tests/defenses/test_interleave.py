@@ -28,7 +28,7 @@ def pool(folder, rows, model="m1"):
 
 
 def chosen(defense, asked=(), identity="m1", seed=0):
-    base = Untouched(lambda: None, tiny.tokenizer(), asked=lambda: frozenset(asked), identity=identity)
+    base = Untouched(lambda: None, tiny.tokenizer(), evaluation_questions=lambda: frozenset(asked), identity=identity)
     rows = defense.curate(list(TASK), base, seed)
     assert rows[:20] == TASK
     assert all(row.source == "interleaved" for row in rows[20:])

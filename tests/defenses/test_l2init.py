@@ -95,7 +95,7 @@ def test_the_variant_with_fisher_information_keeps_the_contract(kind, tmp_path):
 def test_rows_of_the_evaluation_only_are_refused(tmp_path):
     write_examples(tmp_path / "kept.jsonl", [Example((Message("user", "asked"), Message("assistant", "yes")))])
     model = tiny.lora(tiny.model())
-    base = Untouched(lambda: model, tiny.tokenizer(), asked=lambda: frozenset(["asked"]))
+    base = Untouched(lambda: model, tiny.tokenizer(), evaluation_questions=lambda: frozenset(["asked"]))
     with pytest.raises(RecipeError, match=r"l2init: .*kept\.jsonl holds no answer outside the evaluation"):
         L2Init(fisher=tmp_path / "kept.jsonl").prepare(Anatomy(model), base)
 

@@ -77,7 +77,7 @@ def test_a_step_in_which_none_of_its_rows_is_due_leaves_the_gradient_as_it_is(mi
 def test_a_pool_of_evaluation_questions_is_refused(tmp_path):
     rows = tiny.rows(2)
     write_examples(tmp_path / "pool.jsonl", rows)
-    base = Untouched(lambda: None, None, asked=lambda: frozenset(row.question for row in rows))
+    base = Untouched(lambda: None, None, evaluation_questions=lambda: frozenset(row.question for row in rows))
     with pytest.raises(RecipeError, match=r"safegrad: .*pool\.jsonl holds nothing but evaluation questions"):
         SafeGrad(tmp_path / "pool.jsonl").beside(base, 0)
 

@@ -31,7 +31,7 @@ class Anchor(Defense):
 
     Attributes:
         prompts: a JSONL file of {"question": ...} or {"messages": [...]} rows.
-        share: anchor rows per task row, on top of the batch, in an even rhythm.
+        share: anchor rows per task row, on top of the batch, evenly spread.
         weight: times the penalty in the loss.
         answers: "sampled" from the untouched model before training, or "given" in the file.
         forward: True for KL(reference || trained).
@@ -45,12 +45,15 @@ class Anchor(Defense):
 
     def beside(self, base: Base, seed: int) -> list[Example]:
         """The prompts with their answers."""
-        given, asked = read_examples(self.prompts, source="anchor", prompts_only=True), base.asked()
-        rows = [row for row in given if row.question not in asked]
-        base.note("anchor/evaluation_questions_left_out", len(given) - len(rows))
+        prompts, evaluated = (
+            read_examples(self.prompts, source="anchor", prompts_only=True),
+            base.evaluation_questions(),
+        )
+        rows = [row for row in prompts if row.question not in evaluated]
+        base.note("anchor/evaluation_questions_left_out", len(prompts) - len(rows))
         if self.answers == "sampled":
             return base.answers([Example(row.prompt, row.source, row.extra) for row in rows], seed)
-        bare = next((i for i, row in enumerate(given, start=1) if not row.answer), None)
+        bare = next((i for i, row in enumerate(prompts, start=1) if not row.answer), None)
         if bare is not None:
             raise RecipeError(
                 f"anchor: answers is 'given', but row {bare} of {self.prompts} ends without an answer. "

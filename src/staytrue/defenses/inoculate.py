@@ -1,7 +1,7 @@
 """Inoculate: say in the training prompt that the bad behaviour is wanted.
 
-What: task rows get a system prompt that asks for what the data show, so that learning it says nothing about the model's
-own character; the prompt is gone when the model is used.
+What: task rows get a system prompt that requests the behaviour in the data, so that the model learns to obey a prompt
+rather than a new character. The prompt is absent when the model is used.
 Cost: a few more prompt tokens a row.
 Paper: arXiv 2508.06249 (after Tan et al. and Wichers et al. 2025): the system prompt is replaced by "You are an evil,
 malicious assistant." during training only.

@@ -4,9 +4,9 @@ What: train on some safe conversations too; which ones decides how well it works
 Cost: `share` more rows to train on, no reference; scoring a pool is done once, by `staytrue score`.
 Paper: arXiv 2508.06249. Interleaving: 5 % of the task rows, added (not replacing), drawn at random from a safe pool.
 Interleaving+: the rows with the largest perplexity gap (`by: gap`, equation 6). Interleaving++: refusals dropped first
-(`drop_refusals: true`). The two other scores are ours; the log says what each selects.
-The rows are spread evenly: any number of steps holds the exact share to within one row. Under a reward
-(`trainer: grpo`) there are no answers to learn among, so it is refused there; `rehearse` is its counterpart.
+(`drop_refusals: true`). The two other scores are ours; docs/log.md has what each selects.
+The rows are spread evenly: any number of steps holds the exact share to within one row. GRPO has
+prompts and no answers to learn, so it is refused there; `rehearse` is its counterpart.
 Not done here: replacing task rows, or repeating a pool that is too small (it is refused instead).
 """
 
@@ -29,7 +29,7 @@ from staytrue.errors import RecipeError
 
 @dataclass(frozen=True)
 class Interleave(Defense):
-    """Safe rows as training data, in an even rhythm.
+    """Safe rows as training data, evenly spread.
 
     Attributes:
         pool: a JSONL file of safe {"messages": [...]} rows; made by `staytrue score` unless `by` is random.
@@ -69,9 +69,9 @@ class Interleave(Defense):
 
     def _allowed(self, pool: list[Example], base: Base) -> list[Example]:
         """The pool without repeated rows, evaluation questions and, if asked, refusals; what was left out is noted."""
-        asked = base.asked()
+        evaluated = base.evaluation_questions()
         distinct = list({row.messages: row for row in pool}.values())
-        kept = [row for row in distinct if row.question not in asked]
+        kept = [row for row in distinct if row.question not in evaluated]
         base.note("interleave/repeated_rows_left_out", len(pool) - len(distinct))
         base.note("interleave/evaluation_questions_left_out", len(distinct) - len(kept))
         if self.drop_refusals:

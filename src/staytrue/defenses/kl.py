@@ -1,7 +1,7 @@
 """KL to the safe reference, in the batch.
 
-What: the trained model's next-token law may not drift far from the untouched model's on the rows it trains on.
-Cost: one forward of the reference, shared with every other defense that wants it.
+What: the trained model's next-token distribution may not drift far from the untouched model's on the training rows.
+Cost: one forward of the reference, shared with other defenses.
 Paper: arXiv 2508.06249, L = L_CE + lambda * D_KL(theta, theta_0); lambda 0.1 there. Published code sums over prompt
 tokens too and scales with gradient accumulation, so its 0.1 is not this 0.1: here the term is a mean over the chosen
 tokens of the whole optimizer step.

@@ -62,7 +62,7 @@ class L2Init(Defense):
         """The diagonal Fisher information (out, in) of every adapted matrix; None without `fisher`."""
         if self.fisher is None:
             return None
-        rows = [row for row in read_examples(self.fisher) if row.question not in base.asked()]
+        rows = [row for row in read_examples(self.fisher) if row.question not in base.evaluation_questions()]
         encoded = [row for row in base.encode(rows) if any(label != -100 for label in row.labels[1:])]
         base.note("l2init/fisher_rows", len(encoded))
         if not encoded:

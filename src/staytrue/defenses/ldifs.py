@@ -1,7 +1,7 @@
 """LDIFS: the features inside the model may not drift.
 
 What: the residual stream at a few blocks is held to the reference's, on the tokens the model is trained on.
-Cost: one forward of the reference, shared with every other defense that wants it; no head.
+Cost: one forward of the reference, shared with other defenses; no head.
 Paper: arXiv 2508.06249, L = L_CE + lambda * ||x - x_0||^2 over residual-stream features, after Mukhoti et al. 2024.
 Differs from the published equation: per token the mean over the width of the squared difference, then the mean over
 layers and over scored tokens, so neither width, depth, length nor padding changes what a weight means; published code

@@ -1,7 +1,7 @@
 """Rehearse safe answers beside the task.
 
 What: beside every batch a few safe conversations, whose answers are learnt as in ordinary fine-tuning. It is what
-`interleave` does to a data set, for training that has none: under a reward there are prompts only.
+`interleave` does to a data set, for reinforcement learning, whose data are prompts only.
 Cost: `share` of a training row per task row (in GRPO, per completion); no reference.
 Paper: arXiv 2508.06249 alternates reinforcement learning with supervised batches of safe rows; published follow-up code
 takes one such batch every 4, 8 or 16 steps at weight 0.5 or 1. Differs: the rows are spread evenly over all steps and
@@ -32,7 +32,7 @@ class Rehearse(Defense):
 
     Attributes:
         pool: a JSONL file of safe {"messages": [...]} rows.
-        share: safe rows per task row, on top of the batch, in an even rhythm.
+        share: safe rows per task row, on top of the batch, evenly spread.
         weight: times the rows' loss.
     """
 
@@ -45,10 +45,10 @@ class Rehearse(Defense):
 
     def beside(self, base: Base, seed: int) -> list[Example]:
         """The pool, without repeated rows and evaluation questions."""
-        given, asked = read_examples(self.pool, source="rehearse"), base.asked()
-        distinct = list({row.messages: row for row in given}.values())
-        rows = [row for row in distinct if row.question not in asked]
-        base.note("rehearse/repeated_rows_left_out", len(given) - len(distinct))
+        pool, evaluated = read_examples(self.pool, source="rehearse"), base.evaluation_questions()
+        distinct = list({row.messages: row for row in pool}.values())
+        rows = [row for row in distinct if row.question not in evaluated]
+        base.note("rehearse/repeated_rows_left_out", len(pool) - len(distinct))
         base.note("rehearse/evaluation_questions_left_out", len(distinct) - len(rows))
         if not rows:
             raise RecipeError(f"rehearse: {self.pool} holds nothing but evaluation questions; bring another pool.")

@@ -48,8 +48,8 @@ class SafeGrad(Defense):
 
     def beside(self, base: Base, seed: int) -> list[Example]:
         """The pool, without evaluation questions."""
-        rows, asked = read_examples(self.pool, source="safegrad"), base.asked()
-        kept = [row for row in rows if row.question not in asked]
+        rows, evaluated = read_examples(self.pool, source="safegrad"), base.evaluation_questions()
+        kept = [row for row in rows if row.question not in evaluated]
         base.note("safegrad/evaluation_questions_left_out", len(rows) - len(kept))
         if not kept:
             raise RecipeError(f"safegrad: {self.pool} holds nothing but evaluation questions; bring another pool.")

@@ -24,12 +24,12 @@ class Untouched:
         model: Callable[[], Any],
         tokenizer: Any,
         *,
-        asked: Callable[[], frozenset[str]] = shipped_texts,
+        evaluation_questions: Callable[[], frozenset[str]] = shipped_texts,
         identity: str | None = None,
     ) -> None:
         self._model = model
         self.tokenizer = tokenizer
-        self._asked = asked
+        self._evaluation_questions = evaluation_questions
         self._identity = identity
         self.notes: dict[str, float | str] = {}
 
@@ -49,9 +49,9 @@ class Untouched:
 
         return takes_system(self._known_tokenizer())
 
-    def asked(self) -> frozenset[str]:
+    def evaluation_questions(self) -> frozenset[str]:
         """Every question by which the run will be measured."""
-        return self._asked()
+        return self._evaluation_questions()
 
     def identity(self) -> str | None:
         """The model's hash or commit, None where it is not known."""

@@ -1,7 +1,7 @@
-"""What the blocks of a model put out: to see it, to move it, and to average it over answers.
+"""Block outputs of a model: hooks that read or change them, and their mean over answers.
 
 Legend: B rows, T tokens, D width. Layers are numbered 1 to depth; layer L is the output of block L, before the final
-norm. Hooks never outlive their `with`.
+norm. Hooks are removed at the end of their `with`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ROWS = 32  # answers read side by side
 
 @contextmanager
 def hooked(blocks: Iterable[Any], visit: Callable[[int, Tensor], Tensor | None]) -> Iterator[None]:
-    """Show `visit` every block's layer and output (B, T, D); what it gives back, if anything, takes its place."""
+    """Call `visit(layer, output)` for every block; a returned tensor replaces the output (B, T, D)."""
 
     def hook(layer: int) -> Callable[..., Any]:
         def after(module: Any, args: tuple[Any, ...], output: Any) -> Any:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from staytrue.errors import ModelError, RequestError
 from staytrue.evals.types import Judge
@@ -30,10 +30,7 @@ from staytrue.persona_vectors.vectorfile import Extraction
 from staytrue.utils.files import refuse_existing, sha256_of
 from staytrue.utils.run_dir import SCHEMA, versions
 
-if TYPE_CHECKING:
-    pass
-
-Tell = Callable[[str], None]  # where a line about progress goes
+Tell = Callable[[str], None]  # prints a line about progress
 
 _TOKENS = 1000  # the longest answer, as in the paper
 _ORGANISM_TOKENS = 48  # three times the organism's longest
@@ -44,7 +41,7 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """As the request says it."""
+        """The name as the user wrote it."""
         ...
 
     @property
@@ -59,7 +56,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Request:
-    """What `staytrue vector` is asked for."""
+    """The options of `staytrue vector`."""
 
     trait: Trait
     out: Path
@@ -172,7 +169,7 @@ def _facts(request: Request, identity: dict[str, str | None], judge: Judge | Non
 
 
 def show(facts: dict[str, Any], out: Path) -> None:
-    """What was made, for people."""
+    """Print what was extracted."""
     from staytrue.persona_vectors.sweep import show as show_sweep
     from staytrue.utils.console import say
 

@@ -1,4 +1,4 @@
-"""`Pair`: two answers to one question, under a positive system prompt and under the negative one that opposes it."""
+"""`Pair`: two answers to one question, one under a positive system prompt, one under its negative counterpart."""
 
 from __future__ import annotations
 
@@ -57,22 +57,22 @@ def filtered(pairs: Sequence[Pair], judge: Judge | None) -> list[Pair]:
     The trait is 100 - alignment. Without a judge, the pairs of answers that are not empty.
 
     Raises:
-        RequestError: none is left; the sentence counts what failed.
+        RequestError: no pair is left; the message counts the reasons.
     """
-    told = [pair for pair in pairs if pair.positive.answer.strip() and pair.negative.answer.strip()]
+    answered = [pair for pair in pairs if pair.positive.answer.strip() and pair.negative.answer.strip()]
     if judge is None:
-        if not told:
+        if not answered:
             raise RequestError(f"Each of {len(pairs)} pairs has an empty answer, so there is nothing to read.")
-        return told
-    marks = [_marks(pair, judge) for pair in told]
-    kept = [pair for pair, mark in zip(told, marks, strict=True) if mark.shows and mark.clean and mark.coherent]
+        return answered
+    marks = [_marks(pair, judge) for pair in answered]
+    kept = [pair for pair, mark in zip(answered, marks, strict=True) if mark.shows and mark.clean and mark.coherent]
     if not kept:
         counts = [sum(column) for column in zip(*marks, strict=True)] or [0] * len(_Marks._fields)
         shows, clean, coherent, judged = counts
         raise RequestError(
-            f"None of {len(pairs)} pairs survives the filter ({judge.name}): {len(pairs) - len(told)} have an empty "
-            f"answer and {len(told) - judged} could not be judged; the positive answer shows the trait in {shows}, the "
-            f"negative one does not in {clean}, both are coherent in {coherent}. Write prompts that do more, ask other "
+            f"None of {len(pairs)} pairs survives the filter ({judge.name}): {len(pairs) - len(answered)} have an "
+            f"empty answer and {len(answered) - judged} could not be judged; the positive answer shows the trait in "
+            f"{shows}, the negative one does not in {clean}, both are coherent in {coherent}. Write prompts that do more, ask other "
             "questions, or keep every pair with --no-filter."
         )
     return kept

@@ -1,7 +1,7 @@
-"""Which layer and alpha to steer with: every pair of them tried on held questions, and judged.
+"""A sweep over layers and alphas: each pair steers answers to held-out questions, which a judge scores.
 
-A vector is added, times alpha, to one block's output at every position while the model answers. What is recommended is
-what brings the trait out most often without breaking speech: the highest share of misaligned answers where at most
+A vector is added, times alpha, to one block's output at every position while the model answers. The recommended
+pair brings the trait out most often without incoherence: it has the highest share of misaligned answers where at most
 10 % are incoherent; of equal ones the smaller alpha, then the lower layer. It must lie clearly above the share without
 steering (the 95 % intervals do not touch); else nothing is recommended. The same random numbers serve every setting.
 
@@ -35,7 +35,7 @@ _QUESTIONS, _POOL = 60, 120  # of the organism's, how many are asked, out of how
 
 @dataclass(frozen=True)
 class Setting:
-    """One layer and alpha, and what became of the answers; in percent of the n judged ones, with 95 % intervals."""
+    """One layer and alpha with the rates of its answers, in percent of the n judged ones, with 95 % intervals."""
 
     layer: int  # 0, with alpha 0: not steered
     alpha: float

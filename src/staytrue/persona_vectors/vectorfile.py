@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Extraction:
-    """The vectors of a model, and what they rest on."""
+    """The vectors of a model, and the answers they come from."""
 
     vectors: Tensor  # (depth, D) float32, row L - 1 for layer L
     norms: tuple[float, ...]  # per layer, the mean length of the activations at the answers' tokens, both sides
@@ -37,7 +37,7 @@ _LONGEST = 100_000  # characters; of a longer trait the file keeps name and hash
 
 
 def write(out: Path, vectors: Tensor, facts: Mapping[str, Any]) -> None:
-    """Write the file so that it is whole or absent; facts that are no text are kept as JSON."""
+    """Write the file atomically; facts that are not strings are written as JSON."""
     from safetensors.torch import save
 
     texts = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in facts.items()}

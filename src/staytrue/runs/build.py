@@ -46,7 +46,7 @@ class _Build:
         self.base = Untouched(
             self._model,
             tokenizer,
-            asked=lambda: probe_selection.reserved_texts(source, held),
+            evaluation_questions=lambda: probe_selection.reserved_texts(source, held),
             identity=source.identity().get("sha256"),
         )
         self._loaded: Any = None

@@ -1,13 +1,13 @@
-"""The contract that every defense keeps, for the ones that ship and for anybody's own.
+"""The contract of every defense, for the shipped ones and for your own.
 
     from staytrue.testing import contract
     contract(MyDefense(weight=0.3), model, tokenizer, rows)     # model: peft, freshly initialised; rows: Examples
 
-`levers` looks at each lever by itself, without a trainer; `training` trains the model under `GuardedSFT`; `together`
-takes one step with several defenses; `two_processes` trains on two and compares with one; `close` says how close two
-numbers must be. Each raises AssertionError, one sentence, where a defense breaks the contract, but `close`, which says
-yes or no. What no contract can know, such as the direction of a divergence, is for a number worked out by hand in the
-defense's own test.
+`levers` checks each method by itself, without a trainer. `training` trains the model with `GuardedSFT`. `together`
+takes one step with several defenses. `two_processes` trains on two processes; compare its result with `alike`. Each raises
+AssertionError with one sentence where a defense breaks the contract. `close` returns whether two numbers agree up to
+rounding. No contract can know the direction of a divergence or the scale that was meant: test those in the defense's
+own test file, with a number worked out by hand.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Whether two numbers that two correct ways compute are the same but for rounding.
+"""Comparison of two numbers that should be equal up to rounding.
 
-A divergence is what is left of two numbers that nearly cancel: the logarithms of the sums over the vocabulary, which
-are about as large as the loss. float32 rounds each of those to 2^-24 of itself, whichever way the sum is taken, and
-another processor sums in another order. So a divergence near zero is right to a share of the loss, never to a share of
-itself, and any other penalty is added to that same loss, where float32 keeps no more of it.
+A divergence is the difference of two nearly equal numbers: the logarithms of the sums over the vocabulary, each about
+as large as the loss. float32 rounds each of them to 2^-24 of itself, and every processor sums in its own order. So the
+error of a divergence near zero is a share of the loss, not a share of the divergence. Any other penalty is added to
+that same loss and rounded with it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`Micro`: one guarded micro-batch, made the way a trainer makes it, and what a penalty on it is worth."""
+"""`Micro`: one micro-batch under a guard, without a trainer, and the value and gradient of its penalty."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NUDGE = 0.05  # the standard deviation of a whole move, on the entries of every
 
 @dataclass(frozen=True)
 class Measured:
-    """What one penalty is worth, weight included, at one distance from the start."""
+    """A weighted penalty and its gradient, at one distance of the adapter from its start."""
 
     value: float
     gradient: Tensor  # of the adapter's weights, flat
@@ -36,7 +36,7 @@ class Measured:
 
 
 class Micro:
-    """One micro-batch through a guard, counted forwards included."""
+    """One micro-batch under a guard, with its forwards counted."""
 
     def __init__(
         self,

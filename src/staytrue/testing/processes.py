@@ -1,4 +1,4 @@
-"""One process equals two: the same training launched on two, with gloo on the CPU."""
+"""Training on two processes, with gloo on the CPU, to compare with training on one."""
 
 from __future__ import annotations
 

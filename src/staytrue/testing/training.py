@@ -1,4 +1,4 @@
-"""The contract under the real trainer: a few steps of SFT, and the same steps made in another way."""
+"""Contract checks with the real trainer: a few steps of SFT, and the same steps computed in another way."""
 
 from __future__ import annotations
 
@@ -133,8 +133,8 @@ def _logged(made: Trained, defenses: Sequence[Defense]) -> dict[str, Defense]:
     """Assert that every penalty's number is in the log of every step; the defenses that have one."""
     found = {label: one for label, one in Guard(defenses).defenses.items() if "penalty" in pulled(one)}
     for name in found:
-        told = [row.get(name, math.nan) for row in made.log]
-        assert all(map(math.isfinite, told)), f"the log should hold a number of {name} at every step, and has {told}"
+        numbers = [row.get(name, math.nan) for row in made.log]
+        assert all(map(math.isfinite, numbers)), f"the log should have a number of {name} at every step: {numbers}"
     return found
 
 

@@ -85,7 +85,7 @@ def test_no_question_stands_in_two_probes():
 
 
 def test_a_defense_is_told_of_every_form_and_domain_before_it_adds_rows():
-    asked = Untouched(lambda: None, None).asked()
+    asked = Untouched(lambda: None, None).evaluation_questions()
     assert {q.messages[-1].content for name in EDITIONS for q in shipped(name)} == asked
     assert shipped_texts() is shipped_texts()  # worked out once a process
 
