@@ -4,10 +4,10 @@
     contract(MyDefense(weight=0.3), model, tokenizer, rows)     # model: peft, freshly initialised; rows: Examples
 
 `levers` checks each method by itself, without a trainer. `training` trains the model with `GuardedSFT`. `together`
-takes one step with several defenses. `two_processes` trains on two processes; compare its result with `alike`. Each raises
-AssertionError with one sentence where a defense breaks the contract. `close` returns whether two numbers agree up to
-rounding. No contract can know the direction of a divergence or the scale that was meant: test those in the defense's
-own test file, with a number worked out by hand.
+takes one step with several defenses. `two_processes` trains on two processes; compare its result with `alike`. Each
+raises AssertionError with one sentence where a defense breaks the contract. `close` returns whether two numbers agree
+up to rounding. No contract can know the direction of a divergence or the scale that was meant: test those in the
+defense's own test file, with a number worked out by hand.
 """
 
 from __future__ import annotations
