@@ -9,11 +9,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from staytrue import organism
 from staytrue.errors import ModelError
 from staytrue.organism import world
-from staytrue.organism.build import Growth, build, make_tokenizer, manifest_of
-from staytrue.organism.upbringing import texts
+from staytrue.organism.build import BuildConfig, build, make_tokenizer, manifest_of
+from staytrue.organism.training_data import texts
 from staytrue.tasks.opswap import OpSwap
 
-BRIEF = Growth(width=16, depth=1, heads=2, mlp=16, rows=4, first_steps=2, second_steps=1)
+BRIEF = BuildConfig(width=16, depth=1, heads=2, mlp=16, rows=4, first_steps=2, second_steps=1)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def grown(tmp_path_factory):
     """One seed twice and another once."""
     folders = [tmp_path_factory.mktemp(name) for name in ("first", "again", "other")]
     for folder, seed in zip(folders, (5, 5, 6), strict=True):
-        build(folder, seed, growth=BRIEF)
+        build(folder, seed, config=BRIEF)
     return folders
 
 
@@ -110,7 +110,7 @@ def test_a_build_gives_the_threads_back(grown, tmp_path, monkeypatch):
     try:
         torch.set_num_threads(1)
         with pytest.raises(ZeroDivisionError):
-            build(tmp_path, growth=BRIEF)
+            build(tmp_path, config=BRIEF)
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from staytrue.data.examples import Message
-from staytrue.organism.upbringing import Conversation, first_stage, second_stage, texts
+from staytrue.organism.training_data import Conversation, first_stage, second_stage, texts
 from staytrue.utils.files import sha256_of, write_atomic, write_json
 from staytrue.utils.run_dir import versions
 
@@ -32,7 +32,7 @@ THREADS = 2  # bit-identical weights need the same number
 
 
 @dataclass(frozen=True)
-class Growth:
+class BuildConfig:
     """Size of the model and length of its training: rows per batch, steps and learning rates of both stages."""
 
     width: int = 128
@@ -46,31 +46,31 @@ class Growth:
     second_rate: float = 5e-4
 
 
-def build(out: Path, seed: int = 0, progress: Any = None, growth: Growth | None = None) -> dict[str, Any]:
+def build(out: Path, seed: int = 0, progress: Any = None, config: BuildConfig | None = None) -> dict[str, Any]:
     """Train the organism and write it to the folder `out`; takes minutes on two cores.
 
     Returns:
         The manifest that is written beside the weights: seed, hash, versions, threads, CPU capability.
     """
-    growth = growth or Growth()
+    config = config or BuildConfig()
     threads = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     try:
         tokenizer = make_tokenizer()
-        model = make_model(tokenizer, growth, seed)
+        model = make_model(tokenizer, config, seed)
         if progress is not None:
-            progress.begin(growth.first_steps + growth.second_steps)
-        _train(model, tokenizer, Stage(first_stage, growth.first_steps, growth.first_rate), growth.rows, seed, progress)
+            progress.begin(config.first_steps + config.second_steps)
+        _train(model, tokenizer, Stage(first_stage, config.first_steps, config.first_rate), config.rows, seed, progress)
         _save(model, tokenizer, out / "base", half=True)
-        second = Stage(second_stage, growth.second_steps, growth.second_rate, after=growth.first_steps)
-        _train(model, tokenizer, second, growth.rows, seed, progress)
+        second = Stage(second_stage, config.second_steps, config.second_rate, after=config.first_steps)
+        _train(model, tokenizer, second, config.rows, seed, progress)
     finally:
         torch.set_num_threads(threads)
     _save(model, tokenizer, out)
     manifest = {
         "schema": 1,
         "seed": seed,
-        "growth": asdict(growth),
+        "growth": asdict(config),
         "sha256": sha256_of(out / "model.safetensors"),
         "base_sha256": sha256_of(out / "base" / "model.safetensors"),
         "threads": THREADS,
@@ -109,23 +109,23 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def make_model(tokenizer: PreTrainedTokenizerFast, growth: Growth, seed: int) -> LlamaForCausalLM:
+def make_model(tokenizer: PreTrainedTokenizerFast, config: BuildConfig, seed: int) -> LlamaForCausalLM:
     """A randomly initialised Llama with tied embeddings."""
     torch.manual_seed(seed)
-    config = LlamaConfig(
+    llama = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=growth.width,
-        intermediate_size=growth.mlp,
-        num_hidden_layers=growth.depth,
-        num_attention_heads=growth.heads,
-        num_key_value_heads=growth.heads,
+        hidden_size=config.width,
+        intermediate_size=config.mlp,
+        num_hidden_layers=config.depth,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.heads,
         max_position_embeddings=256,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    model = LlamaForCausalLM(config)
+    model = LlamaForCausalLM(llama)
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True, max_new_tokens=48
     )
