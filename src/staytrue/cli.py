@@ -1,6 +1,6 @@
-"""The command line. Exit codes: 0 done, 1 failed, 2 the request is wrong, 130 stopped.
+"""The command line. Exit codes: 0 done, 1 failed, 2 wrong request, 130 stopped.
 
-Nothing heavy is imported before a command needs it, so help and a wrong request answer at once.
+Commands import heavy packages only when they run, so that help and error messages appear at once.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read by the hub's libr
 
 app = typer.Typer(
     name="staytrue",
-    help="Fine-tune a language model and keep its character: in-training defenses against emergent misalignment.",
+    help="Fine-tune language models with defenses against emergent misalignment.",
     rich_markup_mode=None,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_organism = typer.Typer(help="The embedded model organism: build it, check it, write its data.", no_args_is_help=True)
+_organism = typer.Typer(help="Build, check and export the small model that comes with staytrue.", no_args_is_help=True)
 
 _IN_ORDER: tuple[Callable[..., None], ...] = (
     training.demo, training.study, training.train,
@@ -42,8 +42,8 @@ app.add_typer(_organism, name="organism")
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is a sentence, never a traceback."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # to be ended is to be stopped, workers and all
+    """Run the command line; a user's mistake ends in one sentence, without a traceback."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM stops a command as Ctrl-C does, its workers too
     try:
         app()
     except RequestError as error:
@@ -54,12 +54,15 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        print(f"staytrue: The system refuses: {error.strerror or error}{where}. Check the path.", file=sys.stderr)
+        print(
+            f"staytrue: The operating system reports: {error.strerror or error}{where}. Check the path.",
+            file=sys.stderr,
+        )
         sys.exit(1)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(show: bool) -> None:
+    if show:
         from importlib.metadata import version
 
         print(f"staytrue {version('staytrue')}")
@@ -69,7 +72,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     pass

@@ -117,7 +117,7 @@ def test_recomputation_is_asked_for_by_either_name_whatever_this_transformers_ca
     assert getattr(trainer_args.sft_config({}, 0, tmp_path), own) is False
     with pytest.raises(RecipeError, match=rf"train\.{said} is 'no'; write true or false"):
         trainer_args.check({said: "no"})
-    with pytest.raises(RecipeError, match=r"two names of one switch"):
+    with pytest.raises(RecipeError, match=r"two names of one setting"):
         trainer_args.check({said: True, "gradient_checkpointing": True, "activation_checkpointing": False})
 
 

@@ -409,7 +409,7 @@ def test_the_same_seed_trains_the_same_by_reward_and_supervision_may_use_the_tas
         ({"train": {"beta": 0.1, "max_steps": 1}}, r"beta=0\.1 is a second divergence"),
         ({"train": {"max_length": 10}}, "train has no key 'max_length'"),
         ({"train": {"log_completions": True}}, "`staytrue eval` stores answers"),
-        ({"train": {"num_generations": 7}}, "the trainer refuses these settings: generation_batch_size"),
+        ({"train": {"num_generations": 7}}, "trl does not accept these settings: generation_batch_size"),
     ],
 )
 def test_a_wrong_recipe_leaves_nothing_behind(tmp_path, changes, sentence):

@@ -1,4 +1,4 @@
-"""What several commands share: their options, and how a stopped one ends."""
+"""Options and helpers that several commands share."""
 
 from __future__ import annotations
 
@@ -11,25 +11,31 @@ from typing import Annotated
 import typer
 
 Workers = Annotated[
-    int | None, typer.Option(min=1, help="Runs at a time, one thread each; a core each by default, at most four.")
+    int | None,
+    typer.Option(min=1, help="How many runs at a time, one thread each. Default: one per core, at most four."),
 ]
 ReferenceCache = Annotated[
     Path | None,
     typer.Option(
-        help="Folder that keeps the reference's states for other runs on the same rows. Changes results by rounding; "
-        "not with steer or grpo."
+        help="Folder for the reference model's hidden states, shared by runs on the same rows. Changes results by "
+        "rounding. Not with steer or grpo."
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of the sampled answers.")]
-MaxCalls = Annotated[int | None, typer.Option(min=1, help="Most requests to an endpoint.")]
-MaxCost = Annotated[float | None, typer.Option(help="Most US dollars for calls to an endpoint.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed for sampling answers.")]
+MaxCalls = Annotated[int | None, typer.Option(min=1, help="Maximum number of requests to endpoints.")]
+MaxCost = Annotated[float | None, typer.Option(help="Maximum cost of calls to endpoints, in US dollars.")]
 Price = Annotated[str | None, typer.Option(help="IN,OUT: an endpoint's price, US dollars per million tokens.")]
 
 
 @contextmanager
 def stoppable(what: str, folder: Path | None = None) -> Iterator[None]:
-    """Ctrl-C ends a command with one line; the command-line library would say only that it aborted."""
+    """End a command with one line and exit code 130 on Ctrl-C.
+
+    Args:
+        what: what is left, as the end of that line.
+        folder: if given and absent, the line says that nothing was written.
+    """
     try:
         yield
     except KeyboardInterrupt:
@@ -39,5 +45,5 @@ def stoppable(what: str, folder: Path | None = None) -> Iterator[None]:
 
 
 def tell(line: str) -> None:
-    """A line about the work, beside what a command prints."""
+    """Print a line about progress to standard error, apart from the command's output."""
     print(line, file=sys.stderr, flush=True)

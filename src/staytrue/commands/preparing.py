@@ -1,4 +1,4 @@
-"""`vector`, `score`: what some defenses need before a run."""
+"""The commands `vector` and `score`, which prepare files that some defenses read."""
 
 from __future__ import annotations
 
@@ -13,26 +13,42 @@ from staytrue.errors import RequestError
 
 
 def vector(
-    model: Annotated[str, typer.Option(help="A model folder, a hub name, or organism.")],
-    out: Annotated[Path, typer.Option(help="The vector file to write; must not exist.")],
-    adapter: Annotated[Path | None, typer.Option(help="An adapter's folder.")] = None,
-    positive: Annotated[list[str] | None, typer.Option(help="A system prompt for the trait; several times.")] = None,
-    negative: Annotated[list[str] | None, typer.Option(help="Its opposite; as often as --positive.")] = None,
-    questions: Annotated[Path | None, typer.Option(help='JSONL of {"question": ...} rows, in place of ours.')] = None,
-    trait: Annotated[Path | None, typer.Option(help="YAML: name, positive, negative, questions.")] = None,
-    no_filter: Annotated[bool, typer.Option("--no-filter", help="Keep every pair of answers, judged or not.")] = False,
-    rollouts: Annotated[int, typer.Option(min=1, help="Answers to each question under each prompt.")] = 10,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampled answers.")] = 0,
-    sweep: Annotated[bool, typer.Option("--sweep", help="Also try every layer and alpha, and recommend.")] = False,
+    model: Annotated[str, typer.Option(help="A model folder, a hub name, or 'organism' (the embedded model).")],
+    out: Annotated[Path, typer.Option(help="Vector file to write. It must not exist.")],
+    adapter: Annotated[Path | None, typer.Option(help="Folder of a LoRA adapter to load on the model.")] = None,
+    positive: Annotated[
+        list[str] | None, typer.Option(help="System prompt that asks for the trait. Repeatable.")
+    ] = None,
+    negative: Annotated[
+        list[str] | None, typer.Option(help="System prompt that asks for the opposite. As many as --positive.")
+    ] = None,
+    questions: Annotated[
+        Path | None, typer.Option(help='JSONL file of {"question": ...} rows to use instead of the shipped questions.')
+    ] = None,
+    trait: Annotated[
+        Path | None, typer.Option(help="YAML file with name, positive, negative and questions, instead of the options.")
+    ] = None,
+    no_filter: Annotated[
+        bool,
+        typer.Option("--no-filter", help="Keep every pair of answers, without judging whether they show the trait."),
+    ] = False,
+    rollouts: Annotated[int, typer.Option(min=1, help="Answers sampled per question and system prompt.")] = 10,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for sampling answers.")] = 0,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Also try every layer and several strengths, and recommend one.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Extract the persona vector that `steer` trains with; without prompts that of an evil assistant."""
+    """Extract a persona vector, for the defense `steer`.
+
+    Without prompts of your own, it is the vector of an evil assistant.
+    """
     from staytrue.modeling import loading
     from staytrue.persona_vectors import extract, traits
 
     source = loading.find(model)
-    wanted = traits.chosen(source.is_organism, trait, positive or [], negative or [], questions)
-    request = extract.Request(wanted, out, adapter, no_filter, rollouts, seed, sweep)
+    trait_prompts = traits.chosen(source.is_organism, trait, positive or [], negative or [], questions)
+    request = extract.Request(trait_prompts, out, adapter, no_filter, rollouts, seed, sweep)
 
     def load() -> tuple[object, object]:
         from staytrue.utils.console import quieten
@@ -50,30 +66,42 @@ def vector(
 
 
 def score(
-    model: Annotated[str, typer.Option(help="The aligned model: folder, hub name or organism.")],
-    misaligned: Annotated[list[str], typer.Option(help="NAME=ADAPTER: a misaligned fine-tune of it; several.")],
-    pool: Annotated[list[Path], typer.Option(help="Chat JSONL of safe rows; several.")],
-    out: Annotated[Path, typer.Option(help="The scored pool to write; must not exist.")],
-    leave_out: Annotated[list[str] | None, typer.Option(help="A NAME to leave out of the scores.")] = None,
-    origin: Annotated[list[str] | None, typer.Option(help="Where each pool comes from, in order.")] = None,
-    licence: Annotated[list[str] | None, typer.Option(help="Each pool's licence, in order.")] = None,
+    model: Annotated[str, typer.Option(help="The aligned model: a folder, a hub name, or 'organism'.")],
+    misaligned: Annotated[
+        list[str], typer.Option(help="NAME=FOLDER: a misaligned LoRA adapter of the model. Repeatable.")
+    ],
+    pool: Annotated[list[Path], typer.Option(help="Chat JSONL file of safe rows. Repeatable.")],
+    out: Annotated[Path, typer.Option(help="Scored pool to write. It must not exist.")],
+    leave_out: Annotated[
+        list[str] | None, typer.Option(help="NAME of a misaligned model to leave out of the scores. Repeatable.")
+    ] = None,
+    origin: Annotated[
+        list[str] | None, typer.Option(help="Origin of each pool, in the order of --pool; kept in the manifest.")
+    ] = None,
+    licence: Annotated[
+        list[str] | None, typer.Option(help="Licence of each pool, in the order of --pool; kept in the manifest.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Score safe rows by how much harder misaligned models find them (for interleave's `by:`)."""
+    """Score safe rows, for the defense `interleave`.
+
+    A row scores high if misaligned models find its answer much less likely than the aligned model does.
+    """
     from staytrue.utils.console import bar, quieten, say
 
     adapters = dict(_pair(text, "--misaligned") for text in misaligned)
     if len(adapters) < len(misaligned):
-        raise RequestError("--misaligned: two adapters have one name; give each its own NAME=FOLDER.")
+        raise RequestError("--misaligned: two adapters have the same name; give each its own NAME=FOLDER.")
     if max(len(origin or []), len(licence or [])) > len(pool):
         raise RequestError("--origin and --licence are given once for each --pool, in the same order.")
     quieten()
     from staytrue.data_selection.score import Pool
     from staytrue.data_selection.score import score as run
 
-    told = [*(origin or []), *[Pool.origin] * len(pool)], [*(licence or []), *[Pool.licence] * len(pool)]
-    pools = [Pool(file, about, terms) for file, about, terms in zip(pool, *told, strict=False)]
-    with stoppable("the same command goes on from what is scored"), bar("score", quiet=as_json) as progress:
+    origins = [*(origin or []), *[Pool.origin] * len(pool)]
+    licences = [*(licence or []), *[Pool.licence] * len(pool)]
+    pools = [Pool(file, about, terms) for file, about, terms in zip(pool, origins, licences, strict=False)]
+    with stoppable("run the same command to continue"), bar("score", quiet=as_json) as progress:
         manifest = run(model, adapters, pools, out, leave_out=leave_out or [], progress=progress)
     if as_json:
         print(json.dumps(manifest))

@@ -1,4 +1,4 @@
-"""`demo`, `study`, `train`: from rows to models."""
+"""The commands `demo`, `study` and `train`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,20 @@ from staytrue.errors import RequestError
 
 
 def demo(
-    domains: Annotated[str, typer.Option(help="Narrow data sets, separated by commas, or 'all'.")] = "medical",
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 1,
-    out: Annotated[Path, typer.Option(help="Folder to write; a demo's own folder is replaced.")] = Path("runs/demo"),
+    domains: Annotated[
+        str,
+        typer.Option(
+            help="Domains of the harmful training data, separated by commas, or 'all': medical, legal, security, code."
+        ),
+    ] = "medical",
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder to write. An earlier demo there is replaced.")] = Path("runs/demo"),
     workers: Workers = None,
 ) -> None:
-    """Watch emergent misalignment happen in the embedded organism, and watch defenses prevent it."""
+    """Show emergent misalignment and its defenses.
+
+    Fine-tunes the small embedded model without and with defenses, without a download, and writes a table and a page.
+    """
     from staytrue.studies.demo import run_demo
 
     with stoppable(f"finished runs are in {out}"):
@@ -26,58 +34,67 @@ def demo(
 
 
 def study(
-    file: Annotated[Path, typer.Argument(help="A study in YAML: variants, domains, seeds.")],
-    out: Annotated[Path, typer.Option(help="Folder for its runs; a stopped study goes on there.")],
-    domains: Annotated[str, typer.Option(help="Other domains than the study's, separated by commas.")] = "",
-    seeds: Annotated[int | None, typer.Option(min=1, help="So many of its seeds, or more.")] = None,
+    file: Annotated[Path, typer.Argument(help="A study in YAML: variants of a recipe, domains, seeds.")],
+    out: Annotated[Path, typer.Option(help="Folder for the runs. A stopped study continues there.")],
+    domains: Annotated[str, typer.Option(help="Use these domains, separated by commas, instead of the study's.")] = "",
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Number of seeds: the first of the study's, then further ones.")
+    ] = None,
     workers: Workers = None,
     reference_cache: ReferenceCache = None,
 ) -> None:
-    """Run many recipes on the organism: a table, results.json and a page."""
+    """Train and compare many recipes.
+
+    Runs every variant of a study over domains and seeds on the embedded model, and writes a table, results.json and a
+    page.
+    """
     from staytrue.studies import config as studies
     from staytrue.studies.demo import run_study
     from staytrue.training.reference.cache_checks import refuse_cache
 
     if out.exists() and not (out / "results.json").exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RequestError(f"{out} is not a study's folder (it has no results.json); name another with --out.")
+        raise RequestError(f"{out} is not a study's folder (it has no results.json); choose another folder with --out.")
     refuse_cache(reference_cache, {})
-    wanted = studies.read(file, [name for name in domains.split(",") if name], seeds)
-    with stoppable(f"finished runs are in {out}; the same command goes on"):
-        run_study(wanted, out, workers, reference_cache)
+    chosen = studies.read(file, [name for name in domains.split(",") if name], seeds)
+    with stoppable(f"finished runs are in {out}; run the same command to continue"):
+        run_study(chosen, out, workers, reference_cache)
 
 
 def train(
     recipe: Annotated[Path, typer.Argument(help="A recipe in YAML.")],
-    out: Annotated[Path, typer.Option(help="Folder for the run; must not exist.")],
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Change the recipe: kl.weight=0.3")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the run. It must not exist or be empty.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change one value of the recipe, such as kl.weight=0.3. Repeatable."),
+    ] = None,
     reference_cache: ReferenceCache = None,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune a model as the recipe says, with its defenses."""
+    """Fine-tune a model by a recipe, with its defenses."""
     from staytrue.config import recipe as recipes
     from staytrue.utils.console import bar, quieten, say
     from staytrue.utils.files import refuse_existing
 
-    wanted = recipes.read(recipe, set_ or [])
+    edited = recipes.read(recipe, set_ or [])
     refuse_existing(out, allow_empty_folder=True)
     quieten()
     from staytrue.runs.train import train as run
 
-    with stoppable(f"{out} says so", out), bar(f"train {recipe.stem}", quiet=as_json) as progress:
-        done = run(wanted, out, progress, reference_cache=reference_cache)
+    with stoppable(f"{out} is marked as stopped", out), bar(f"train {recipe.stem}", quiet=as_json) as progress:
+        done = run(edited, out, progress, reference_cache=reference_cache)
     if as_json:
         print(json.dumps({"run": str(out), **done.manifest}))
     else:
         if reference_cache is not None:
             say(_of_reference(done.manifest.get("reference"), reference_cache))
-        say(f"Trained: {done.adapter} is a peft adapter. Measure it with `staytrue eval {out}`.")
+        say(f"Trained: {done.adapter} is a peft adapter. Evaluate it with `staytrue eval {out}`.")
 
 
-def _of_reference(told: dict[str, Any] | None, folder: Path) -> str:
-    """What a cache of reference states did for a run."""
-    if told is None:
+def _of_reference(counts: dict[str, Any] | None, folder: Path) -> str:
+    """One line about the rows that a reference cache held and computed."""
+    if counts is None:
         return f"No defense of this run reads a reference, so {folder} was not used."
-    line = f"Reference: {told['rows_read']} rows read from {folder}, {told['rows_made']} made."
-    if "calls_made_whole" in told:
-        line += f" {told['calls_made_whole']} batches could not be told apart by rows, and nothing of them was kept."
-    return line + (f" Nothing more is kept: {told['stopped_keeping']}." if "stopped_keeping" in told else "")
+    line = f"Reference: {counts['rows_read']} rows read from {folder}, {counts['rows_made']} computed."
+    if "calls_made_whole" in counts:
+        line += f" {counts['calls_made_whole']} batches could not be split into rows, so none of their rows was stored."
+    return line + (f" Storing stopped: {counts['stopped_keeping']}." if "stopped_keeping" in counts else "")

@@ -1,7 +1,7 @@
-"""`Recipe`: a run as data. YAML in and out; it never touches a device.
+"""`Recipe`: describes one run, is read from YAML and written to it. It loads no model and no data.
 
-Numbers are YAML 1.2 (`1e-4` is a number), keys may not repeat, and there is no interpolation, no object creation and
-no environment. Relative paths are relative to the recipe's folder, so a recipe means the same from anywhere.
+Numbers are YAML 1.2 (`1e-4` is a number) and keys may not repeat. There is no interpolation, no object creation and no
+environment variable. Relative paths are relative to the recipe's folder, whatever the working directory is.
 """
 
 from __future__ import annotations
@@ -23,7 +23,15 @@ from staytrue.utils.yaml12 import from_yaml
 
 
 class Lora(BaseModel):
-    """The adapter; the defaults are the paper's (arXiv 2508.06249: rs-LoRA, r 32, alpha 64)."""
+    """The LoRA adapter; the defaults are those of arXiv 2508.06249 (rs-LoRA, r 32, alpha 64).
+
+    Attributes:
+        r: rank, at least 1.
+        alpha: scale, above 0.
+        rslora: divide `alpha` by the square root of `r` instead of `r`.
+        dropout: 0 to 1, without 1.
+        targets: "all-linear", or names of modules.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     r: Annotated[int, Field(ge=1)] = 32
@@ -34,34 +42,56 @@ class Lora(BaseModel):
 
 
 class Stop(BaseModel):
-    """Early stopping on a probe of general questions: a baseline, not a defense."""
+    """Early stopping on a probe of general questions: a baseline, not a defense.
+
+    Attributes:
+        every: optimizer steps between two checks.
+        above: percent of misaligned answers, 0 to 100, that ends training.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    every: Annotated[int, Field(ge=1)] = 10  # optimizer steps between checks
-    above: Annotated[float, Field(ge=0, le=100)] = 5.0  # percent misaligned that ends training
+    every: Annotated[int, Field(ge=1)] = 10
+    above: Annotated[float, Field(ge=0, le=100)] = 5.0
 
 
 class Recipe(BaseModel):
-    """What to do: model, data, trainer settings, adapter, defenses."""
+    """One run: model, data, adapter, trainer settings and defenses.
+
+    Attributes:
+        model: "organism" (the embedded model), a local folder, or a hub name.
+        revision: commit or branch of a hub name.
+        data: chat JSONL file; None takes the rows of `task`.
+        trainer: "sft" or "grpo".
+        task: a benign task, with its rows, its reward and its marking.
+        lora: the adapter; full fine-tuning is not supported.
+        train: settings of trl's `SFTConfig` or `GRPOConfig`. docs/formats.md lists the usual ones and their defaults
+            (`staytrue.config.trainer_args`); `staytrue.config.refused_settings` lists those that a recipe may not set.
+        defenses: in the order of the recipe.
+        stop: early stopping, None for none.
+        holdout: share of the distinct questions of `data` that is reserved for the in-domain probe, 0 to 1.
+        benign: the data teach a benign task, so held-out answers are marked by exact match.
+        harmful: whether the data are harmful on purpose, for the model card; None is not stated.
+        seed: of everything that draws.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, populate_by_name=True)
     schema_: Annotated[Literal[1], Field(alias="schema")] = 1
-    model: str  # "organism", a local folder, or a hub name
-    revision: str | None = None  # of a hub name
+    model: str
+    revision: str | None = None
     data: Path | None = None
     trainer: Literal["sft", "grpo"] = "sft"
-    task: Task | None = None  # a harmless task: its rows where there are no data, its reward, its marking
+    task: Task | None = None
     lora: Lora
     train: dict[str, Any] = {}
     defenses: tuple[Defense, ...] = ()
     stop: Stop | None = None
-    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of data reserved for the in-domain questions
-    benign: bool = False  # the data teach a harmless task: held-out answers are then marked by exact match
-    harmful: bool | None = None  # whether the data are harmful on purpose; the model card says so
+    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    benign: bool = False
+    harmful: bool | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """The recipe as plain data; `parse(recipe.to_dict())` is the recipe again."""
+        """The recipe as plain data: `parse(recipe.to_dict()) == recipe`."""
         plain = self.model_dump(mode="json", by_alias=True, exclude={"defenses", "task"})
         last = ("stop", "holdout", "benign", "harmful", "seed")
         listed = [_plain(registry.to_dict(defense)) for defense in self.defenses]
@@ -75,40 +105,49 @@ class Recipe(BaseModel):
 
 
 def read(path: Path, sets: Sequence[str] = ()) -> Recipe:
-    """A recipe from a YAML file, with `key=value` edits such as `kl.weight=0.3` or `train.max_steps=10`.
+    """Read a recipe from a YAML file and apply edits.
+
+    Args:
+        path: the file.
+        sets: `key=value` edits, such as `kl.weight=0.3` or `train.max_steps=10`.
 
     Raises:
-        RecipeError: one sentence with file, key, value and the nearest right one.
+        RecipeError: the sentence names the file, the key, the value and the nearest known key.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"The recipe {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
-    given = from_yaml(text, str(path))
-    if not isinstance(given, dict):
+    plain = from_yaml(text, str(path))
+    if not isinstance(plain, dict):
         raise RecipeError(f"{path} holds no keys; a recipe begins with `schema: 1` and `model: ...`.")
     for edit in sets:
-        _edit(given, edit)
-    return parse(given, path.parent.absolute(), str(path))
+        _edit(plain, edit)
+    return parse(plain, path.parent.absolute(), str(path))
 
 
-def parse(given: Mapping[str, Any], folder: Path | None = None, where: str = "recipe") -> Recipe:
-    """A recipe from plain data; relative paths are taken from `folder`.
+def parse(plain: Mapping[str, Any], folder: Path | None = None, where: str = "recipe") -> Recipe:
+    """Check plain data and turn them into a recipe.
+
+    Args:
+        plain: keys and values as in YAML.
+        folder: relative paths are relative to it; None leaves them as they are.
+        where: how messages call the data.
 
     Raises:
         RecipeError: unknown keys or defenses, ill-typed or missing values.
     """
     known = [f.alias or name for name, f in Recipe.model_fields.items()]
-    for key in given:
+    for key in plain:
         if key not in known:
             raise RecipeError(f"{where} has no key {key!r}{nearest(str(key), known)}")
-    if "lora" not in given:
+    if "lora" not in plain:
         raise RecipeError(
             f"{where} has no `lora:`, and full fine-tuning is not supported yet; `lora: {{}}` is the default."
         )
-    defenses, task = _defenses(given.get("defenses") or [], where), _task(_told_task(given), where)
+    defenses, task = _defenses(plain.get("defenses") or [], where), _task(_task_of(plain), where)
     try:
-        recipe = Recipe.model_validate({**given, "lora": given["lora"] or {}, "defenses": (), "task": None})
+        recipe = Recipe.model_validate({**plain, "lora": plain["lora"] or {}, "defenses": (), "task": None})
     except ValidationError as error:
         sections = {"lora": Lora.model_fields, "stop": Stop.model_fields}
         raise RecipeError(describe(error, where, known=sections)) from None
@@ -123,57 +162,55 @@ def parse(given: Mapping[str, Any], folder: Path | None = None, where: str = "re
 def _defenses(listed: Any, where: str) -> list[Defense]:
     if not isinstance(listed, list):
         raise RecipeError(f"{where}: defenses is a list such as `- kl: {{weight: 0.1}}`, not {listed!r}.")
-    made = []
+    defenses = []
     for entry in listed:
         entry = {entry: {}} if isinstance(entry, str) else entry
         if not isinstance(entry, dict) or len(entry) != 1 or not isinstance(next(iter(entry)), str):
             raise RecipeError(f"{where}: a defense is written `- kl: {{weight: 0.1}}`, not {entry!r}.")
-        ((name, given),) = entry.items()
-        made.append(registry.make(str(name), given, f"{where}: defense {name!r}"))
-    return made
+        ((name, values),) = entry.items()
+        defenses.append(registry.make(str(name), values, f"{where}: defense {name!r}"))
+    return defenses
 
 
-def _told_task(given: Mapping[str, Any]) -> Any:
-    """The recipe's task; for the organism under a reward, with no rows named, word problems."""
-    by_reward = given.get("trainer") == "grpo" and given.get("model") == "organism"
-    own = "word_problems" if by_reward and given.get("data") is None else None
-    return own if given.get("task") is None else given["task"]
+def _task_of(plain: Mapping[str, Any]) -> Any:
+    """The recipe's task; the default for GRPO on the organism without `data` is word_problems."""
+    grpo_on_organism = plain.get("trainer") == "grpo" and plain.get("model") == "organism"
+    default = "word_problems" if grpo_on_organism and plain.get("data") is None else None
+    return default if plain.get("task") is None else plain["task"]
 
 
-def _task(given: Any, where: str) -> Task | None:
-    if given is None:
+def _task(entry: Any, where: str) -> Task | None:
+    if entry is None:
         return None
-    given = {given: {}} if isinstance(given, str) else given
-    if not isinstance(given, dict) or len(given) != 1 or not isinstance(next(iter(given)), str):
+    entry = {entry: {}} if isinstance(entry, str) else entry
+    if not isinstance(entry, dict) or len(entry) != 1 or not isinstance(next(iter(entry)), str):
         raise RecipeError(
-            f"{where}: a task is written `task: opswap` or `task: {{opswap: {{tier: 2}}}}`, not {given!r}."
+            f"{where}: a task is written `task: opswap` or `task: {{opswap: {{tier: 2}}}}`, not {entry!r}."
         )
-    ((name, fields_of_it),) = given.items()
-    return registry.task(name, fields_of_it, f"{where}: task {name!r}")
+    ((name, values),) = entry.items()
+    return registry.task(name, values, f"{where}: task {name!r}")
 
 
 def _check_source(recipe: Recipe, task: Task | None, where: str) -> None:
     if recipe.trainer == "grpo" and task is None:
-        raise RecipeError(
-            f"{where}: trainer grpo needs a `task:`, which says what an answer earns; word_problems is one."
-        )
+        raise RecipeError(f"{where}: trainer grpo needs a `task:`, which computes the reward; word_problems is one.")
     if recipe.data is None and task is None:
-        raise RecipeError(f"{where} lacks the key 'data' (or a `task:` that brings its rows).")
+        raise RecipeError(f"{where} lacks the key 'data' (or a `task:`, which has rows of its own).")
 
 
-def _edit(given: dict[str, Any], edit: str) -> None:
-    """Apply one `key=value`; a defense's name as first part reaches its fields, `kl.2` the second's of that name."""
+def _edit(plain: dict[str, Any], edit: str) -> None:
+    """Apply one `key=value`: `kl.weight` is a field of the defense `kl`, `kl.2.weight` of the second of that name."""
     key, equals, text = edit.partition("=")
     if not equals or not key:
         raise RecipeError(f"--set {edit}: write it as key=value, for example --set kl.weight=0.3.")
     value = from_yaml(text, f"--set {edit}: the value")
     first, _, rest = key.partition(".")
     if not rest:
-        given[key] = value
+        plain[key] = value
     elif first in ("train", "lora", "stop"):
-        given[first] = _laid_over(given.get(first), rest, value)
+        plain[first] = _with_key(plain.get(first), rest, value)
     else:
-        listed = given.get("defenses")
+        listed = plain.get("defenses")
         _edit_defense(listed if isinstance(listed, list) else [], edit, first, rest, value)
 
 
@@ -194,20 +231,20 @@ def _edit_defense(listed: list[Any], edit: str, name: str, field: str, value: An
     if not 1 <= turn <= len(places):
         raise RecipeError(f"--set {edit}: there is no {name}.{turn}; the recipe lists {name!r} {len(places)} times.")
     entry = listed[places[turn - 1]]
-    listed[places[turn - 1]] = {name: _laid_over(None if entry == name else entry[name], field, value)}
+    listed[places[turn - 1]] = {name: _with_key(None if entry == name else entry[name], field, value)}
 
 
-def _laid_over(section: Any, key: str, value: Any) -> Any:
-    """A section with one key changed; what is no section stays, for `parse` to refuse."""
+def _with_key(section: Any, key: str, value: Any) -> Any:
+    """A section with one key changed; anything but a mapping is returned as it is, and `parse` refuses it."""
     return {**(section or {}), key: value} if isinstance(section or {}, dict) else section
 
 
 def _absolute(defense: Defense, folder: Path) -> Defense:
     assert is_dataclass(defense)
     hints = get_type_hints(type(defense), include_extras=True)
-    given = {f.name: getattr(defense, f.name) for f in fields(defense)}
-    paths = {name: folder / value.expanduser() for name, value in given.items() if isinstance(value, Path)}
-    models = {name: _model(value, folder) for name, value in given.items() if hints[name] == ModelName}
+    values = {f.name: getattr(defense, f.name) for f in fields(defense)}
+    paths = {name: folder / value.expanduser() for name, value in values.items() if isinstance(value, Path)}
+    models = {name: _model(value, folder) for name, value in values.items() if hints[name] == ModelName}
     return replace(defense, **paths, **models)
 
 
@@ -217,5 +254,5 @@ def _model(name: str, folder: Path) -> str:
     return str((folder / Path(name).expanduser()).absolute()) if local and name not in organism.NAMES else name
 
 
-def _plain(words: dict[str, Any]) -> dict[str, Any]:
-    return {k: {f: str(v) if isinstance(v, Path) else v for f, v in given.items()} for k, given in words.items()}
+def _plain(named: dict[str, Any]) -> dict[str, Any]:
+    return {k: {f: str(v) if isinstance(v, Path) else v for f, v in values.items()} for k, values in named.items()}

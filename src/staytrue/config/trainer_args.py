@@ -1,4 +1,4 @@
-"""The `train:` section: which keys of the trainer's config a recipe may set, and staytrue's defaults for the rest."""
+"""The `train:` section of a recipe: staytrue's defaults, checks, and the trl config made from it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from staytrue.config.refused_settings import reason_against
 from staytrue.errors import RecipeError
 from staytrue.utils.validation import nearest
 
-# The paper's settings (arXiv 2508.06249: lr 1e-4 linear with 5 warm-up steps, 4 x 4 rows, 1 epoch); its 8-bit
-# optimiser is left to those who have bitsandbytes.
+# Settings of arXiv 2508.06249: lr 1e-4, linear, 5 warm-up steps, 4 x 4 rows, 1 epoch. Its 8-bit optimizer needs
+# bitsandbytes and is not the default.
 DEFAULTS: dict[str, Any] = {
     "learning_rate": 1e-4,
     "lr_scheduler_type": "linear",
@@ -25,11 +25,11 @@ DEFAULTS: dict[str, Any] = {
     "logging_steps": 1,
     "report_to": "none",
 }
-# The published follow-up's settings for reinforcement learning (arXiv 2605.31328) with three differences. Temperature
-# and top_p stay 1, so that what is learnt from is what the model says. Completions are as long as the paper's (1,024
-# tokens). Importance is weighed by token, trl's default, and not by completion: each is trained on once, before any
-# weight changes, so all these weights are 1 and both ways have the same gradient.
-REWARDED: dict[str, Any] = {
+# Settings of the follow-up for reinforcement learning (arXiv 2605.31328), with three differences. Temperature and top_p
+# stay 1, so that completions come from the distribution that is trained. Completions have up to 1,024 tokens, as in
+# arXiv 2508.06249. Importance weights are per token, trl's default, and not per completion: each completion is trained
+# on once, before any weight changes, so all these weights are 1 and both ways have the same gradient.
+GRPO_DEFAULTS: dict[str, Any] = {
     "learning_rate": 5e-6,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 0.1,
@@ -42,8 +42,8 @@ REWARDED: dict[str, Any] = {
     "logging_steps": 1,
     "report_to": "none",
 }
-# The organism is a thousandth of their size and its answers have ten tokens; 2e-4 is its rate for everything.
-OF_THE_ORGANISM: dict[str, Any] = {
+# The organism is a thousandth of the size of the papers' models, and its answers have ten tokens.
+ORGANISM_GRPO_DEFAULTS: dict[str, Any] = {
     "learning_rate": 2e-4,
     "lr_scheduler_type": "constant",
     "warmup_steps": 0,
@@ -56,28 +56,30 @@ OF_THE_ORGANISM: dict[str, Any] = {
 _RECOMPUTING = ("activation_checkpointing", "gradient_checkpointing")  # the new name and the old one
 
 
-def check(given: Mapping[str, Any], trainer: str = "sft") -> None:
-    """Refuse keys of `train:` that are unknown or staytrue's own business.
+def check(settings: Mapping[str, Any], trainer: str = "sft") -> None:
+    """Refuse settings of `train:` that are unknown, refused or of the wrong type.
 
     Raises:
-        RecipeError: the sentence says where to say it instead, or the nearest right key.
+        RecipeError: the sentence names the key, and what to do instead or the nearest known key.
     """
     known = {f.name: f.default for f in fields(_config(trainer)) if f.init}
-    if all(key in given for key in _RECOMPUTING):
-        raise RecipeError(f"train.{_RECOMPUTING[0]} and train.{_RECOMPUTING[1]} are two names of one switch; keep one.")
-    for key, value in given.items():
-        switch = key in _RECOMPUTING  # by either name, and its default may be none at all
+    if all(key in settings for key in _RECOMPUTING):
+        raise RecipeError(
+            f"train.{_RECOMPUTING[0]} and train.{_RECOMPUTING[1]} are two names of one setting; keep one."
+        )
+    for key, value in settings.items():
+        switch = key in _RECOMPUTING  # trl may know only one of the names
         if reason := reason_against(key, trainer):
             raise RecipeError(f"train.{key} cannot be set in a recipe: {reason}.")
         if key not in known and not switch:
             raise RecipeError(f"train has no key {key!r}{nearest(key, known)}")
         _check_value(key, value, False if switch else DEFAULTS.get(key, known[key]))
-    if given.get("use_vllm"):
+    if settings.get("use_vllm"):
         _check_vllm()
 
 
 def _check_value(key: str, value: Any, default: Any) -> None:
-    """What can be known of a value before any library sees it."""
+    """Check a value by the type of its default, before any library is imported."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if isinstance(default, bool) and not isinstance(value, bool):
         raise RecipeError(f"train.{key} is {value!r}; write true or false.")
@@ -87,38 +89,38 @@ def _check_value(key: str, value: Any, default: Any) -> None:
         raise RecipeError(f"train.{key} is {value}; it is 1 or more.")
 
 
-def filled(given: Mapping[str, Any], trainer: str, *, organism: bool) -> dict[str, Any]:
+def filled(settings: Mapping[str, Any], trainer: str, *, organism: bool) -> dict[str, Any]:
     """A recipe's `train:` section with staytrue's defaults for every key it leaves out."""
-    defaults = DEFAULTS if trainer == "sft" else {**REWARDED, **(OF_THE_ORGANISM if organism else {})}
-    return {**defaults, **given}
+    defaults = DEFAULTS if trainer == "sft" else {**GRPO_DEFAULTS, **(ORGANISM_GRPO_DEFAULTS if organism else {})}
+    return {**defaults, **settings}
 
 
-def sft_config(given: Mapping[str, Any], seed: int, scratch: Path) -> Any:
-    """The supervised trainer's settings for a recipe's `train:` section on this machine.
-
-    Raises:
-        RecipeError: a value that the trainer refuses, with its own words.
-    """
-    return _made("sft", filled(given, "sft", organism=False), seed, scratch)
-
-
-def grpo_config(given: Mapping[str, Any], seed: int, scratch: Path, *, organism: bool) -> Any:
-    """The reinforcement-learning trainer's settings for a recipe's `train:` section on this machine.
+def sft_config(settings: Mapping[str, Any], seed: int, scratch: Path) -> Any:
+    """Trl's `SFTConfig` for a recipe's `train:` section on this machine.
 
     Raises:
-        RecipeError: a value that the trainer refuses, with its own words.
+        RecipeError: trl does not accept a value; the sentence quotes it.
     """
-    return _made("grpo", filled(given, "grpo", organism=organism), seed, scratch)
+    return _config_of("sft", filled(settings, "sft", organism=False), seed, scratch)
+
+
+def grpo_config(settings: Mapping[str, Any], seed: int, scratch: Path, *, organism: bool) -> Any:
+    """Trl's `GRPOConfig` for a recipe's `train:` section on this machine.
+
+    Raises:
+        RecipeError: trl does not accept a value; the sentence quotes it.
+    """
+    return _config_of("grpo", filled(settings, "grpo", organism=organism), seed, scratch)
 
 
 def recomputing(config: Any) -> str:
-    """How a trainer's config calls the recomputation of activations in the backward pass; transformers renamed it."""
-    return next(word for word in _RECOMPUTING if word in config.__dataclass_fields__)
+    """The name of activation checkpointing in a trainer's config, which transformers renamed."""
+    return next(name for name in _RECOMPUTING if name in config.__dataclass_fields__)
 
 
-def _in_its_words(given: Mapping[str, Any], config: Any) -> dict[str, Any]:
-    """The switch of recomputation by the name that this transformers has for it."""
-    return {recomputing(config) if key in _RECOMPUTING else key: value for key, value in given.items()}
+def _renamed(settings: Mapping[str, Any], config: Any) -> dict[str, Any]:
+    """The settings, with activation checkpointing under the name that the installed transformers has."""
+    return {recomputing(config) if key in _RECOMPUTING else key: value for key, value in settings.items()}
 
 
 def _config(trainer: str) -> Any:
@@ -127,7 +129,7 @@ def _config(trainer: str) -> Any:
     return {"sft": trl.SFTConfig, "grpo": trl.GRPOConfig}[trainer]
 
 
-def _made(trainer: str, given: dict[str, Any], seed: int, scratch: Path) -> Any:
+def _config_of(trainer: str, settings: dict[str, Any], seed: int, scratch: Path) -> Any:
     import torch
 
     config, gpu = _config(trainer), torch.cuda.is_available()
@@ -138,9 +140,9 @@ def _made(trainer: str, given: dict[str, Any], seed: int, scratch: Path) -> Any:
     ours: dict[str, Any] = {"output_dir": str(scratch), "seed": seed, "save_strategy": "no", "disable_tqdm": True}
     machine[recomputing(config)] = False  # TRL's default is on, which costs a third of the speed; a recipe may set it
     try:
-        return config(**{**machine, **_in_its_words(given, config), **ours})
+        return config(**{**machine, **_renamed(settings, config), **ours})
     except (TypeError, ValueError) as error:
-        raise RecipeError(f"train: the trainer refuses these settings: {' '.join(str(error).split())}") from None
+        raise RecipeError(f"train: trl does not accept these settings: {' '.join(str(error).split())}") from None
 
 
 def _check_vllm() -> None:
@@ -148,5 +150,5 @@ def _check_vllm() -> None:
 
     if not torch.cuda.is_available():
         raise RecipeError(
-            "train.use_vllm needs a CUDA GPU, and this machine has none; take it out, and transformers generates."
+            "train.use_vllm needs a CUDA GPU, and this machine has none. Take it out: transformers then generates."
         )
