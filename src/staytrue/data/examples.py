@@ -1,7 +1,6 @@
-"""`Message` and `Example`: one row of data, without tensors or tokenizers; and the reader that answers for a file.
+"""`Message` and `Example`: one row of a conversation data set; the reader and the writer of chat JSONL files.
 
-Whatever a file holds, `read_examples` either gives rows or one `DataError` with line numbers; no other library sees the
-file before.
+`read_examples` returns rows or raises one `DataError` with line numbers. No other library reads the file before.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ class Example:
     """One conversation and where it came from.
 
     `source` names the kind of row ("task" for the user's own data, "interleaved" for safe rows mixed in, ...);
-    defenses touch only the sources that are their business. `extra` holds the row's other columns.
+    a defense changes only the sources that it is meant for. `extra` holds the row's other columns.
     """
 
     messages: tuple[Message, ...]
@@ -41,12 +40,12 @@ class Example:
 
     @property
     def prompt(self) -> tuple[Message, ...]:
-        """All turns before the last answer: what the model is given."""
+        """All turns before the last answer."""
         return self.messages[:-1] if self.messages[-1].role == "assistant" else self.messages
 
     @property
     def question(self) -> str:
-        """The last thing the user says."""
+        """The last user turn."""
         return next(m.content for m in reversed(self.messages) if m.role == "user")
 
     @property
@@ -57,23 +56,23 @@ class Example:
 
 
 def read_examples(path: Path | str, *, source: str = "task", prompts_only: bool = False) -> list[Example]:
-    """The rows of a chat JSONL file: `{"messages": [{"role": ..., "content": ...}, ...]}`, other columns kept.
+    """Read the rows of a chat JSONL file: `{"messages": [{"role": ..., "content": ...}, ...]}`, other columns kept.
 
     Args:
         path: the file; strict UTF-8, one JSON object a line.
-        source: what to mark the rows with.
+        source: the `source` of the rows.
         prompts_only: rows may be `{"question": ...}` and need not end with an answer.
 
     Raises:
-        DataError: the first hundred faults, each with line, JSON pointer, what is wrong and the way out, then a count.
+        DataError: lists the first hundred faults, each with line, JSON pointer and remedy, and counts the rest.
     """
     path = Path(path)
     examples: list[Example] = []
     faults: list[Fault] = []
     for line, value in objects(path, faults):
-        found = list(_faults(value, prompts_only))
-        faults += [Fault(line, pointer, what) for pointer, what in found]
-        if not found:
+        own = list(_faults(value, prompts_only))
+        faults += [Fault(line, pointer, what) for pointer, what in own]
+        if not own:
             examples.append(_example(value, source))
     refuse(path, faults)
     if not examples:
@@ -82,7 +81,7 @@ def read_examples(path: Path | str, *, source: str = "task", prompts_only: bool 
 
 
 def write_examples(path: Path, examples: Sequence[Example]) -> None:
-    """Write rows as `read_examples` reads them; the file is whole or absent."""
+    """Write rows as a chat JSONL file, atomically."""
     rows = (
         dict(row.extra) | {"messages": [{"role": m.role, "content": m.content} for m in row.messages]}
         for row in examples
@@ -102,7 +101,7 @@ def _example(value: dict[str, Any], source: str) -> Example:
 
 
 def _faults(value: dict[str, Any], prompts_only: bool) -> Iterator[tuple[str, str]]:
-    """Every fault of one row: JSON pointer, what is wrong and the way out."""
+    """Every fault of one row: its JSON pointer, and a description with the remedy."""
     if "messages" not in value and prompts_only and "question" in value:
         if fault := _text_fault(value["question"]):
             yield "/question", fault

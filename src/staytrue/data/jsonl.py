@@ -1,7 +1,7 @@
-"""A strict JSONL reader: bytes in, objects with line numbers out, every fault told. No torch.
+"""A strict JSONL reader that reports every fault with its line number. No torch.
 
-What it refuses is what other loaders let through or cannot name: other encodings, byte-order marks, endless lines,
-deep nesting, repeated keys, NaN and infinities.
+It refuses what other loaders accept or report badly: other encodings, byte-order marks, very long lines, deep nesting,
+repeated keys, NaN and infinities.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from staytrue.errors import DataError
 
-LONGEST_LINE = 1 << 20  # bytes; a longer chat row is a mistake or an attack
+LONGEST_LINE = 1 << 20  # bytes
 DEEPEST = 32  # levels of nesting
 _FAULTS_SHOWN = 100
 _MAGIC = {b"\x1f\x8b": "gzip", b"PK": "a zip archive", b"PAR1": "Parquet", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
@@ -22,7 +22,7 @@ _MAGIC = {b"\x1f\x8b": "gzip", b"PK": "a zip archive", b"PAR1": "Parquet", b"\xf
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong with a file."""
+    """One fault of a file."""
 
     line: int
     pointer: str  # JSON pointer (RFC 6901); "" is the whole line
@@ -30,10 +30,10 @@ class Fault:
 
 
 def objects(path: Path, faults: list[Fault]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Every line that is a JSON object, with its number; faults are added to the list.
+    """Yield every JSON object with its line number; faults of other lines are appended to `faults`.
 
     Raises:
-        DataError: the file cannot be read at all, or is no text.
+        DataError: the file cannot be read, or is not text.
     """
     try:
         with path.open("rb") as file:
@@ -57,18 +57,18 @@ def objects(path: Path, faults: list[Fault]) -> Iterator[tuple[int, dict[str, An
 
 
 def refuse(path: Path, faults: list[Fault]) -> None:
-    """Raise one DataError that tells the first hundred faults and counts the rest."""
+    """Raise one DataError that lists the first hundred faults and counts the rest; do nothing without faults."""
     if not faults:
         return
     faults = sorted(faults, key=lambda fault: fault.line)
-    told = [f"  line {f.line}{f', {f.pointer}' if f.pointer else ''}: {f.what}" for f in faults[:_FAULTS_SHOWN]]
+    lines = [f"  line {f.line}{f', {f.pointer}' if f.pointer else ''}: {f.what}" for f in faults[:_FAULTS_SHOWN]]
     if len(faults) > _FAULTS_SHOWN:
-        told.append(f"  ... and {len(faults) - _FAULTS_SHOWN:,} more")
-    raise DataError(f"{path} has {len(faults):,} fault{'s' if len(faults) > 1 else ''}:\n" + "\n".join(told))
+        lines.append(f"  ... and {len(faults) - _FAULTS_SHOWN:,} more")
+    raise DataError(f"{path} has {len(faults):,} fault{'s' if len(faults) > 1 else ''}:\n" + "\n".join(lines))
 
 
 def shown(value: Any) -> str:
-    """A value as a message shows it: one line, at most sixty characters."""
+    """The repr of a value, cut to sixty characters for a message."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -82,7 +82,7 @@ def _refuse_other_kinds(path: Path, start: bytes) -> None:
 
 
 def _value(raw: bytes, number: int, faults: list[Fault]) -> dict[str, Any] | None:
-    """The object on one line, or None with a fault told; blank lines are nothing."""
+    """The object on one line; None for a blank line, or for a fault, which is appended."""
     if not raw.strip():
         return None
     parsed = _parsed(raw)
@@ -93,7 +93,7 @@ def _value(raw: bytes, number: int, faults: list[Fault]) -> dict[str, Any] | Non
 
 
 def _parsed(raw: bytes) -> dict[str, Any] | str:
-    """The object on one line, or what is wrong with the line."""
+    """The object on one line, or a description of the line's fault."""
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -110,7 +110,7 @@ def _parsed(raw: bytes) -> dict[str, Any] | str:
 
 
 def _depth(text: str) -> int:
-    """The deepest nesting, brackets inside strings counted too: an upper bound that costs one pass, then exactly."""
+    """The deepest nesting of a line; 0 if it has too few brackets to exceed the limit."""
     if text.count("[") + text.count("{") <= DEEPEST:
         return 0
     depth = deepest = 0
@@ -133,12 +133,12 @@ def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) != len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for i, key in enumerate(keys) if key in keys[:i])
-        raise ValueError(f"the key {twice!r} stands twice in one object")
+        raise ValueError(f"the key {twice!r} occurs twice in one object")
     return value
 
 
 def _no_constants(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _finite(text: str) -> float:

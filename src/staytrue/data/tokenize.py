@@ -1,7 +1,7 @@
-"""Conversations as token ids and labels, answers only, for any chat template.
+"""Tokenizes conversations, with labels on the answers only, for any chat template.
 
-No template markers and no search for the answer's text: where an answer stands is found by rendering the conversation
-again with another answer in its place. What the two renderings do not share is the answer.
+The position of an answer is found by rendering the conversation a second time with another answer: the part in which
+the two renderings differ is the answer. This needs no template markers and no search for the answer's text.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from staytrue.data.examples import Example, Message
 from staytrue.errors import DataError, ModelError
 
-IGNORED = -100  # the label of a position whose token nobody learns
+IGNORED = -100  # label of a token without a loss
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class EncodingReport:
-    """What happened to the rows: how many were cut, and how many had nothing left to score and were left out."""
+    """Number of rows, of truncated ones, and of ones dropped because no answer token was left."""
 
     rows: int
     truncated: int
@@ -39,11 +39,11 @@ class EncodingReport:
 def encode_all(
     tokenizer: Any, examples: Sequence[Example], max_length: int | None
 ) -> tuple[list[Encoded], EncodingReport]:
-    """Every row as tokens; rows with nothing left to score are left out and counted.
+    """Tokenize rows; rows without a scored token are dropped and counted.
 
     Raises:
-        DataError: a row that the template refuses, such as a system turn for a model that has none.
-        ModelError: a tokenizer whose tokens cannot be told apart at an answer's edge.
+        DataError: the template refuses a row, such as a system turn for a model without system turns.
+        ModelError: a token spans the edge of an answer.
     """
     rows = [encode(tokenizer, example, max_length, f"row {i}") for i, example in enumerate(examples, start=1)]
     kept = [row for row in rows if any(label != IGNORED for label in row.labels[1:])]
@@ -51,7 +51,7 @@ def encode_all(
 
 
 def encode(tokenizer: Any, example: Example, max_length: int | None = None, where: str = "a row") -> Encoded:
-    """One conversation as tokens; every assistant turn is scored, its end-of-turn token too, its header not."""
+    """Tokenize one conversation; assistant turns and their end-of-turn tokens are scored, their headers are not."""
     text = _render(tokenizer, example.messages, where)
     ids, offsets = _tokens(tokenizer, text)
     labels = [IGNORED] * len(ids)
@@ -65,13 +65,13 @@ def encode(tokenizer: Any, example: Example, max_length: int | None = None, wher
 
 
 def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    """A conversation up to where the model is to answer, the assistant's header included."""
+    """Token ids of a conversation up to the model's answer, with the assistant's header."""
     text = _render(tokenizer, messages, "the prompt", add_generation_prompt=True)
     return _tokens(tokenizer, text)[0]
 
 
 def takes_system(tokenizer: Any) -> bool:
-    """Whether a system turn comes out of the chat template as written; some refuse one, some drop it."""
+    """Whether the chat template renders a system turn; some templates refuse it, some drop it."""
     turns = (Message("system", "qzx"), Message("user", "a"), Message("assistant", "b"))
     try:
         return "qzx" in _render(tokenizer, turns, "a row")
@@ -96,16 +96,16 @@ def _render(tokenizer: Any, messages: Sequence[Message], where: str, **options: 
 
 def _tokens(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     if not tokenizer.is_fast:
-        raise ModelError("The tokenizer cannot say where its tokens stand in the text; use the model's fast tokenizer.")
+        raise ModelError("The tokenizer has no character offsets; use the model's fast tokenizer.")
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     return encoded["input_ids"], encoded["offset_mapping"]
 
 
 def _span(tokenizer: Any, messages: Sequence[Message], turn: int, text: str, where: str) -> tuple[int, int]:
-    """Where an answer stands in the rendered text: what changes when another answer is put in its place.
+    """Start and end of an answer in the rendered text: the part that changes with another answer.
 
-    The answer begins where the generation prompt ends, if the rendering agrees with it: what a template writes between
-    (an empty block for reasoning) is then the model's to write.
+    The answer begins where the generation prompt ends, if the rendering starts with that prompt. Text that the template
+    adds in between, such as an empty block for reasoning, then belongs to the answer.
     """
     answer = messages[turn].content.strip()
     other = "".join(next(c for c in "xyz" if c not in (answer[0], answer[-1])) for _ in range(3))
@@ -130,7 +130,7 @@ def _scored(
         if text[a:start].strip() or text[end:b].strip():
             raise ModelError(
                 f"The tokenizer joins the answer of {where} with its surroundings in one token ({text[a:b]!r}), so "
-                "prompt and answer cannot be told apart; use a model whose template separates them."
+                "prompt and answer cannot be separated; use a model whose template separates them."
             )
     after = inside[-1] + 1
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)

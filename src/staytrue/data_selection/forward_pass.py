@@ -1,4 +1,7 @@
-"""Rows through one model: batches of like length, the head on answer tokens only. Losses are nats per token."""
+"""Forward passes of rows through one model: batches of similar length, LM head on answer tokens only.
+
+Losses are in nats per token.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,14 @@ _MOST_WASTE = 0.03  # of a batch may be padding
 
 @dataclass(frozen=True)
 class RowLoss:
-    """One row under one model: the plain mean over its answer tokens, and the mean weighted by `entropy`.
+    """One row's loss under one model, in nats per token.
 
-    `entropy` (tokens,) is that of the aligned model's law at each answer token, in nats; only its own pass has it.
+    Attributes:
+        plain: mean over the answer tokens.
+        weighted: mean weighted by the aligned model's entropy.
+        tokens: number of answer tokens.
+        entropy: (tokens,) entropy of the aligned model's distribution at each answer token, in nats; None for the
+            misaligned models.
     """
 
     plain: float
@@ -30,9 +38,12 @@ class RowLoss:
 
 
 def batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Row numbers, longest first, cut where a token budget is full or padding would pass a few percent.
+    """Batches of row numbers, longest rows first, limited in tokens and in padding.
 
-    So a large pool fills its batches, and a small one with few rows of like length gets small ones instead of padding.
+    A pool with few rows of similar length gets small batches instead of padding.
+
+    >>> list(batches([10, 30, 10]))
+    [[1], [0, 2]]
     """
     batch: list[int] = []
     real = 0
@@ -49,7 +60,7 @@ def batches(lengths: Sequence[int]) -> Iterator[list[int]]:
 
 
 def padding(lengths: Sequence[int]) -> float:
-    """Percent of the tokens in all batches that are padding."""
+    """Percent (0 to 100) of the tokens in all batches that are padding."""
     padded = sum(lengths[batch[0]] * len(batch) for batch in batches(lengths))
     return 100 * (1 - sum(lengths) / padded)
 
@@ -58,14 +69,14 @@ def padding(lengths: Sequence[int]) -> float:
 def row_losses(
     anatomy: Anatomy, rows: Sequence[Encoded], pad_id: int, entropies: Sequence[Tensor] | None
 ) -> list[RowLoss]:
-    """One batch under the model as it stands now.
+    """The losses of one batch under the model with its adapters as they are set.
 
     Args:
-        anatomy: the model; its adapters are on, off or merged as the caller wants them.
-        rows: (B) of them, each with an answer.
-        pad_id: what fills the shorter ones, on the right: causal attention never looks there, so no mask is needed.
-        entropies: each row's entropy under the aligned model, (its tokens,); None when this is the aligned model, and
-            then they are made here. No other pass needs the law itself, only its log-probabilities.
+        anatomy: the model; the caller has switched its adapters on or off, or merged one.
+        rows: B rows, each with an answer.
+        pad_id: the padding token; rows are padded on the right, so causal attention needs no mask.
+        entropies: each row's entropy under the aligned model, (tokens,) each; None if this is the aligned model, whose
+            entropies are computed here.
     """
     device = anatomy.head.weight.device
     width = max(len(row.input_ids) for row in rows)

@@ -1,7 +1,7 @@
-"""How likely a safe pool's answers are to the aligned model and to misaligned ones, and the scores made of that.
+"""Losses of a safe pool's answers under the aligned model and misaligned ones, and the scores computed from them.
 
-All models are adapters on one base: the whole pool passes through it once with every adapter off, then once with each
-of them merged into the weights. Losses are nats per token.
+All models are adapters on one base. The pool passes through the base once without an adapter, then once with each
+adapter merged into the weights. Losses are in nats per token.
 """
 
 from __future__ import annotations
@@ -26,15 +26,20 @@ from staytrue.errors import ModelError
 from staytrue.modeling.architecture import Anatomy
 from staytrue.utils.files import append_row, read_rows
 
-EPS = 1.0  # nats; keeps a row that the aligned model knows by heart from dividing by nothing (as follow-up code has it)
+EPS = 1.0  # nats; bounds the gap of a row whose loss under the aligned model is near 0 (as in the follow-up's code)
 
 
 @dataclass(frozen=True)
 class Losses:
-    """One row's losses under every model.
+    """One row's losses under every model, in nats per token.
 
-    `plain` is the mean over answer tokens. `weighted` is the same mean weighted by the aligned model's entropy at each
-    token: tokens at which it had a choice count, tokens it recites do not.
+    Attributes:
+        aligned: mean over answer tokens under the aligned model.
+        weighted_aligned: the same mean weighted by the aligned model's entropy at each token, so that tokens which it
+            is certain of hardly count.
+        misaligned: means under the misaligned models, by name.
+        weighted: their means with the same weights.
+        tokens: number of answer tokens.
     """
 
     aligned: float
@@ -48,8 +53,8 @@ def scores(row: Losses, leave_out: Sequence[str] = ()) -> dict[str, float]:
     """The scores of one row; higher means the aligned model finds it easier than the misaligned ones.
 
     gap: (mean L_mis - L_aligned) / (L_aligned + 1), equation 6 of arXiv 2508.06249.
-    steady: the same with the smallest L_mis: what every misaligned model has lost, not what one has forgotten.
-    choice: mean L_mis - L_aligned, each weighted by the aligned model's entropy: what changed where it had a choice.
+    steady: the same with the smallest L_mis, so that every misaligned model must find the row harder.
+    choice: mean L_mis - L_aligned, each weighted by the aligned model's entropy at each token.
     """
     names = [name for name in row.misaligned if name not in leave_out]
     mean = sum(row.misaligned[name] for name in names) / len(names)
@@ -73,21 +78,21 @@ def losses(
     pad_id: int,
     progress: Any = None,
 ) -> list[Losses]:
-    """The losses of every row, in order; what the cache holds is not computed again.
+    """Compute the losses of every row, in order; losses in the cache are not computed again.
 
     Args:
         model: a peft model whose adapters have these names.
-        adapters: the misaligned ones.
+        adapters: names of the misaligned ones.
         examples: rows (N), for their content hashes.
         encoded: the same rows as tokens.
         models: a hash of each model by name, "aligned" among them; part of every key.
-        cache: JSONL, one line per row and model as soon as its batch is done; a stopped run goes on from it, and so
-            does one with a model more.
+        cache: JSONL, one line per row and model, appended after each batch; a stopped call continues from it, and
+            so does a call with one more model.
         pad_id: the padding token.
-        progress: told how many rows are ahead, each counted once per model, and after each batch how many are done.
+        progress: notified of the rows ahead, each counted once per model, and after each batch of the rows done.
 
     Raises:
-        ModelError: a loss that is no number.
+        ModelError: a loss is NaN or infinite.
     """
     passes = {name: [_key(models[name], example) for example in examples] for name in (ALIGNED, *adapters)}
     known = _Known(cache, {key for keys in passes.values() for key in keys})
@@ -99,16 +104,16 @@ def losses(
     try:
         for name, keys in passes.items():
             if all(key in known.rows for key in keys):
-                continue  # to merge is not free
+                continue  # merging takes time
             with anatomy.untrained() if name == ALIGNED else anatomy.merged(name):
                 for batch in cut:
                     rows = list({keys[i]: i for i in batch if keys[i] not in known.rows}.values())
                     if not rows:
                         continue
                     weights = None if name == ALIGNED else [known.entropy(passes[ALIGNED][i]) for i in rows]
-                    found = row_losses(anatomy, [encoded[i] for i in rows], pad_id, weights)
-                    _refuse_no_numbers(name, found)
-                    known.keep([keys[i] for i in rows], found)
+                    computed = row_losses(anatomy, [encoded[i] for i in rows], pad_id, weights)
+                    _refuse_non_finite(name, computed)
+                    known.keep([keys[i] for i in rows], computed)
                     done += len(rows)
                     if progress is not None:
                         progress.step(done, {})
@@ -129,8 +134,8 @@ def _together(row: Mapping[str, RowLoss]) -> Losses:
     )
 
 
-def _refuse_no_numbers(name: str, found: Sequence[RowLoss]) -> None:
-    if not all(math.isfinite(loss.plain) and math.isfinite(loss.weighted) for loss in found):
+def _refuse_non_finite(name: str, row_losses_: Sequence[RowLoss]) -> None:
+    if not all(math.isfinite(loss.plain) and math.isfinite(loss.weighted) for loss in row_losses_):
         raise ModelError(
             f"Under the model {name!r} an answer's loss is no number: its weights are broken, or too large for the "
             "precision it is loaded in. Train it again, or score without it."
@@ -138,24 +143,24 @@ def _refuse_no_numbers(name: str, found: Sequence[RowLoss]) -> None:
 
 
 def _key(model: str, example: Example) -> str:
-    said = json.dumps([[m.role, m.content] for m in example.messages])
-    return sha256(f"{model}\n{said}".encode()).hexdigest()
+    turns = json.dumps([[m.role, m.content] for m in example.messages])
+    return sha256(f"{model}\n{turns}".encode()).hexdigest()
 
 
 class _Known:
-    """What is known of rows, by key, on disk as soon as it is in memory."""
+    """The losses computed so far, by key; every new one is appended to the cache file at once."""
 
-    def __init__(self, cache: Path, wanted: set[str]) -> None:
+    def __init__(self, cache: Path, keys: set[str]) -> None:
         self._cache = cache
-        self.rows = {row["key"]: _parsed(row) for row in read_rows(cache) if row["key"] in wanted}
+        self.rows = {row["key"]: _parsed(row) for row in read_rows(cache) if row["key"] in keys}
 
     def entropy(self, key: str) -> torch.Tensor:
         entropy = self.rows[key].entropy
         assert entropy is not None  # the aligned model's pass is the first
         return entropy
 
-    def keep(self, keys: Sequence[str], found: Sequence[RowLoss]) -> None:
-        for key, loss in zip(keys, found, strict=True):
+    def keep(self, keys: Sequence[str], computed: Sequence[RowLoss]) -> None:
+        for key, loss in zip(keys, computed, strict=True):
             row = {"key": key, "plain": loss.plain, "weighted": loss.weighted, "tokens": loss.tokens}
             if loss.entropy is not None:
                 row["entropy"] = b64encode(loss.entropy.numpy().astype("<f4").tobytes()).decode("ascii")

@@ -1,4 +1,4 @@
-"""A scored pool: the rows of `staytrue score`, their scores, and a manifest of the models that made them. No torch.
+"""Reads a scored pool: rows with scores, and the manifest of the models that scored them. No torch.
 
 The file is a chat JSONL; each row has a column `scores`. Beside `pool.jsonl` stands `pool.manifest.json`. In pools
 that version 0.1 scored in two rounds, `scores` is null for rows that some models have not read.
@@ -13,12 +13,12 @@ from typing import Any, Literal
 from staytrue.data.examples import Example
 from staytrue.errors import RecipeError
 
-ALIGNED = "aligned"  # what the model itself is called beside the misaligned ones
+ALIGNED = "aligned"  # the aligned model's name among those of the misaligned ones
 Score = Literal["gap", "choice", "steady"]
 
 
 def manifest_path(pool: Path) -> Path:
-    """Where the manifest of a scored pool stands."""
+    """The manifest's path beside a scored pool."""
     return pool.with_name(f"{pool.stem}.manifest.json")
 
 
