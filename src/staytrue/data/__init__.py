@@ -1,1 +1,1 @@
-"""Rows of conversations: reading, checking, tokens and labels, held-out rows."""
+"""Rows of conversations: reading, checking, tokens and labels."""

@@ -1,6 +1,6 @@
-"""Loads a model, its tokenizer and an adapter: local folder, hub name, or the embedded organism.
+"""Loads a model, its tokenizer and its adapters from a local folder, the hub, or the embedded organism.
 
-Remote code never, safetensors only; what can be checked cheaply is checked before torch is imported.
+It never runs remote code and reads safetensors only. Cheap checks come before torch is imported.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from staytrue.utils.files import sha256_of
 class Source:
     """Where a model comes from: a checked local folder or a hub name."""
 
-    name: str  # as the recipe says it
-    place: str  # what transformers is given
+    name: str  # as in the recipe
+    place: str  # the argument of `from_pretrained`
     revision: str | None = None
 
     @property
     def is_organism(self) -> bool:
-        """Whether it is the embedded model, which the world's own rules can judge."""
+        """Whether it is the embedded model, whose answers are judged by rules."""
         return self.name in organism.NAMES
 
     def identity(self, model: Any = None) -> dict[str, str | None]:
-        """What a manifest keeps: name, and the folder's hash or the hub's commit."""
+        """The model in a manifest: name, and the folder's hash or the hub's commit."""
         folder = Path(self.place)
         if folder.is_dir():
             return {"name": self.name, "sha256": sha256_of(folder)}
@@ -39,7 +39,7 @@ class Source:
 
 
 def identity(source: Source) -> dict[str, str | None]:
-    """What tells a model from any other without loading it: name, and the folder's hash or the hub's commit."""
+    """Identify a model without loading it: name, and the folder's hash or the hub's commit."""
     if Path(source.place).is_dir():
         return source.identity()
     from transformers import AutoConfig
@@ -55,7 +55,7 @@ def find(name: str, revision: str | None = None) -> Source:
     """Check a model's name without loading it; torch is not imported.
 
     Raises:
-        ModelError: no such folder, or a folder that is no safetensors model; the sentence says which file.
+        ModelError: the folder does not exist or is not a safetensors model; the sentence names the file.
     """
     if name in organism.NAMES:
         return Source(name, str(organism.folder(name)))
@@ -84,10 +84,11 @@ def _check_folder(folder: Path) -> None:
     except ValueError as error:
         raise ModelError(f"{config} is not JSON ({error}). Copy the model again.") from None
     if not isinstance(settings, dict) or "model_type" not in settings:
-        raise ModelError(f"{config} names no model_type, so transformers cannot tell what it is. Copy the model again.")
+        raise ModelError(f"{config} names no model_type, so transformers cannot load it. Copy the model again.")
     if "auto_map" in settings and not _native(settings["model_type"]):
         raise ModelError(
-            f"{config} asks for code of its own (auto_map); staytrue never runs remote code. Use a native model."
+            f"{config} needs code of its own (auto_map), and staytrue never runs remote code. Use a model "
+            "that transformers supports."
         )
     _check_weights(folder)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
@@ -95,7 +96,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def _native(model_type: str) -> bool:
-    """Whether transformers itself knows this kind of model; its folder's own code is then not needed, and not run."""
+    """Whether transformers supports this kind of model, so that the code in its folder is not needed, nor run."""
     from transformers import CONFIG_MAPPING
 
     return model_type in CONFIG_MAPPING
@@ -105,15 +106,15 @@ def _check_weights(folder: Path) -> None:
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         old = next(folder.glob("*.bin"), None)
-        tail = f"; {old.name} is a pickle, which staytrue does not load" if old else ""
-        raise ModelError(f"{folder} has no .safetensors weights{tail}. Save it with safe_serialization=True.")
+        pickle = f"; {old.name} is a pickle, which staytrue does not load" if old else ""
+        raise ModelError(f"{folder} has no .safetensors weights{pickle}. Save it with safe_serialization=True.")
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
-            wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ModelError(f"{index} is not an index of weight files. Copy the model again.") from None
-        missing = sorted(wanted - {w.name for w in weights})
+        missing = sorted(names - {w.name for w in weights})
         if missing:
             raise ModelError(f"{folder} lacks {len(missing)} of its weight files (first: {missing[0]}). Copy them too.")
     for file in weights:
@@ -142,7 +143,12 @@ def load_tokenizer(source: Source) -> Any:
 
 
 def load_model(source: Source, adapter: Path | None = None, *, dtype: Any = None) -> Any:
-    """The model, in float32 on a CPU and bfloat16 elsewhere, with an adapter if one is given.
+    """Load the model, in float32 without a GPU and bfloat16 with one.
+
+    Args:
+        source: the model.
+        adapter: folder of a LoRA adapter to load on it.
+        dtype: another precision.
 
     Raises:
         ModelError: the model or adapter cannot be loaded.
@@ -164,7 +170,7 @@ def adapter_hash(adapter: Path) -> str:
     """The hash of an adapter's weights and configuration.
 
     Raises:
-        ModelError: the folder is no adapter.
+        ModelError: the folder is not an adapter.
     """
     if not (adapter / "adapter_config.json").is_file() or not (adapter / "adapter_model.safetensors").is_file():
         raise ModelError(f"{adapter} is not an adapter: it lacks adapter_config.json or adapter_model.safetensors.")
@@ -179,21 +185,21 @@ def with_adapters(model: Any, adapters: Mapping[str, Path]) -> Any:
     """One model with several adapters side by side, each under its name; the first is active.
 
     Raises:
-        ModelError: a folder that is no adapter, or one that does not fit.
+        ModelError: a folder is not an adapter, or does not fit the model.
     """
     from peft import PeftModel
 
-    made = None
+    adapted = None
     for name, adapter in adapters.items():
         adapter_hash(adapter)
         try:
-            if made is None:
-                made = PeftModel.from_pretrained(model, str(adapter), adapter_name=name)
+            if adapted is None:
+                adapted = PeftModel.from_pretrained(model, str(adapter), adapter_name=name)
             else:
-                made.load_adapter(str(adapter), adapter_name=name)
+                adapted.load_adapter(str(adapter), adapter_name=name)
         except Exception as error:
             raise ModelError(f"The adapter {adapter} does not fit this model: {_first_line(error)}") from None
-    return made
+    return adapted
 
 
 def _first_line(error: BaseException) -> str:
@@ -202,7 +208,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def to_device(model: Any) -> Any:
-    """The model on this machine's accelerator, if it has one."""
+    """Move the model to this machine's GPU, if it has one."""
     import torch
 
     mps = torch.backends.mps.is_available()

@@ -1,4 +1,4 @@
-"""`Weights`: single matrices of a model's folder by name, without loading the model."""
+"""`Weights`: reads single matrices of a model folder by name, without loading the model."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Weights:
 
     @classmethod
     def find(cls, name: str) -> Weights:
-        """A folder, or the organism by name.
+        """The weights of a folder, or of the organism by name.
 
         Raises:
-            ModelError: no such folder, or none with safetensors.
+            ModelError: the folder does not exist or has no safetensors.
         """
         folder = organism.folder(name) if name in organism.NAMES else Path(name).expanduser()
         if not folder.is_dir() or not any(folder.glob("*.safetensors")):
@@ -33,7 +33,7 @@ class Weights:
         return cls(folder)
 
     def read(self, name: str) -> Tensor:
-        """One matrix."""
+        """Read one matrix."""
         from safetensors import safe_open
 
         with safe_open(str(self._file(name)), framework="pt") as opened:
@@ -41,7 +41,7 @@ class Weights:
         return matrix
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
-        """Refuse a matrix that is not there, or of another shape; its values are not read.
+        """Refuse a matrix that is missing or has another shape, without reading its values.
 
         Raises:
             ModelError: a sentence with both shapes.
@@ -49,10 +49,10 @@ class Weights:
         from safetensors import safe_open
 
         with safe_open(str(self._file(name)), framework="pt") as opened:
-            found = tuple(opened.get_slice(name).get_shape())
-        if found != shape:
+            stored = tuple(opened.get_slice(name).get_shape())
+        if stored != shape:
             raise ModelError(
-                f"{name} is {found} in {self.folder}, but {shape} in the model that is trained; the two are not one "
+                f"{name} is {stored} in {self.folder}, but {shape} in the model that is trained; the two are not one "
                 "model before and after alignment."
             )
 
@@ -71,8 +71,8 @@ class Weights:
 def _index(folder: Path, changed: tuple[tuple[int, int], ...]) -> dict[str, Path]:
     from safetensors import safe_open
 
-    found: dict[str, Path] = {}
+    index: dict[str, Path] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(str(file), framework="pt") as opened:
-            found |= dict.fromkeys(opened.keys(), file)
-    return found
+            index |= dict.fromkeys(opened.keys(), file)
+    return index

@@ -1,4 +1,4 @@
-"""What people see in a terminal: progress with loss and ETA, tables, plain lines when there is no terminal."""
+"""Terminal output: progress bars with loss and time left, tables, and plain lines without a terminal."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class Bar:
         self._title = title
         self._stream = stream or sys.stderr
         self._steps = 0
-        self._told = 0  # tenths that have a line
+        self._tenths = 0  # tenths of the steps that a line was printed for
         self._begun = time.monotonic()
         self._bar: Any = None
 
     def begin(self, steps: int) -> None:
         """Training starts."""
         self.end()
-        self._steps, self._begun, self._told = steps, time.monotonic(), 0
+        self._steps, self._begun, self._tenths = steps, time.monotonic(), 0
         if self._stream.isatty():
             self._bar = _rich_bar(self._stream)
             self._task = self._bar.add_task(self._title, total=steps, loss="")
@@ -48,14 +48,14 @@ class Bar:
         loss = f"{kind} {value if isinstance(value, str) else f'{value:.3f}'}, " if kind else ""
         if self._bar is not None:
             self._bar.update(self._task, completed=number, loss=loss.rstrip(", "))
-        elif number == self._steps or 10 * number // max(1, self._steps) > self._told:
-            self._told = 10 * number // max(1, self._steps)
+        elif number == self._steps or 10 * number // max(1, self._steps) > self._tenths:
+            self._tenths = 10 * number // max(1, self._steps)
             spent = time.monotonic() - self._begun
             left = spent / number * (self._steps - number)
             print(f"{self._title}: step {number}/{self._steps}, {loss}{left:.0f} s left", file=self._stream, flush=True)
 
     def end(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -63,7 +63,7 @@ class Bar:
 
 @contextmanager
 def bar(title: str, *, quiet: bool = False) -> Iterator[Bar | None]:
-    """A bar that goes away whatever happens; None when nobody should see one."""
+    """A progress bar that is removed at the end, also after an error; None if quiet."""
     if quiet:
         yield None
         return
@@ -76,7 +76,7 @@ def bar(title: str, *, quiet: bool = False) -> Iterator[Bar | None]:
 
 @contextmanager
 def counter(title: str, total: int) -> Iterator[Callable[[str], None]]:
-    """Counts many runs: a line for each that ends, and in a terminal a bar below them with the time left."""
+    """Counts finished runs: prints a line for each, and in a terminal a bar below them with the time left."""
     if not sys.stderr.isatty():
         yield say
         return
@@ -92,7 +92,7 @@ def counter(title: str, total: int) -> Iterator[Callable[[str], None]]:
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
-    """A table on standard output; the first column is left-aligned, numbers to the right."""
+    """Print a table to standard output; the first column is aligned left, the others right."""
     from rich.console import Console
     from rich.table import Table
 
@@ -110,7 +110,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str = "
 
 
 def quieten() -> None:
-    """Other libraries' bars, notices and deprecations are not part of what a command says."""
+    """Silence the progress bars, notices and deprecation warnings of other libraries."""
     import warnings
 
     import datasets
@@ -123,7 +123,7 @@ def quieten() -> None:
 
 
 def say(line: str) -> None:
-    """One line, at once."""
+    """Print one line and flush."""
     print(line, flush=True)
 
 

@@ -1,7 +1,7 @@
-"""Jobs on several processes, one thread each: a job starts once those it needs are done.
+"""Runs jobs in several processes, one thread each; a job starts when the jobs it needs are done.
 
-Two processes with one thread each do more than one with two on small models, and a result does not depend on how many
-there are. Workers are forked from a server that has imported everything heavy once; this process imports none of it.
+On small models two processes with one thread each are faster than one with two, and results do not depend on their
+number. Workers are forked from a server that has imported the heavy packages once; this process does not import them.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _HEAVY = [
     "staytrue.runs.evaluate",
     "staytrue.data_selection.score",
 ]  # imported once, then forked
-# glibc gives freed memory back to the system and asks for it again at every step; a tenth of a small run's time.
+# Without this glibc returns freed memory to the system and requests it again at every step: 10 % of a small run's time.
 _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
-_MOST = 4  # a study of small models gains little from more, and each takes most of a gigabyte
+_MOST = 4  # more gain little on small models, and each takes almost a gigabyte
 
 
 @dataclass(frozen=True)
@@ -36,22 +36,23 @@ class Job:
     name: str
     call: Callable[..., Any]
     args: tuple[Any, ...] = ()
-    needs: frozenset[str] = frozenset()  # names of jobs that come first; one that is not in the list is done
+    needs: frozenset[str] = frozenset()  # names of jobs that must be done before; unknown names count as done
 
 
 def usable() -> int:
-    """How many workers this machine should have."""
+    """Default number of workers: one per usable core, at most four."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, _MOST)
 
 
 def run(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Any]]:
-    """Run jobs, earlier ones first where they can; gives each with its result as it ends.
+    """Run jobs, in order where their needs allow, and yield each with its result when it ends.
 
-    A job that is refused or fails in a way of ours does not stop the others, but for those that need it.
+    A job that raises a StaytrueError stops only the jobs that need it.
 
     Raises:
-        TrainingError: at the end, the jobs that failed; or at once, a worker died. Anything else that a job raises.
+        TrainingError: after the last job, if some failed; at once, if a worker process died.
+        Exception: anything else that a job raises, at once.
     """
     for key, value in _KEEP_MEMORY.items():  # read once, when the server starts
         os.environ.setdefault(key, value)
@@ -64,10 +65,10 @@ def run(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Any]]:
         yield from _in_order(pool, list(jobs), workers)
         done = True
     except BrokenProcessPool:
-        raise TrainingError("A worker process died, usually for want of memory; give fewer --workers.") from None
+        raise TrainingError("A worker process died, usually because memory ran out. Use fewer --workers.") from None
     finally:
         own = [c for c in set(multiprocessing.active_children()) - before if isinstance(c, context.Process)]
-        for child in [] if done else own:  # also when nobody wants the rest; what is half done is made again
+        for child in [] if done else own:  # also when the caller stops early; unfinished jobs are run again next time
             child.terminate()
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -93,15 +94,15 @@ def _in_order(pool: ProcessPoolExecutor, waiting: list[Job], workers: int) -> It
             left.discard(job.name)
             yield job, result
     if failed:
-        told = "; ".join(f"{name}: {error}" for name, error in failed.items())
+        reasons = "; ".join(f"{name}: {error}" for name, error in failed.items())
         waited = f" {len(waiting)} more waited for them." if waiting else ""
-        raise TrainingError(f"{len(failed)} of the jobs failed, the others are done.{waited} {told}")
+        raise TrainingError(f"{len(failed)} of the jobs failed, the others are done.{waited} {reasons}")
     if waiting:
         raise ValueError(f"these jobs need each other: {sorted(job.name for job in waiting)}")
 
 
 def _begin() -> None:
-    """A worker's first act. Ctrl-C is the parent's business: it ends its workers itself."""
+    """Initialise a worker. It ignores Ctrl-C, since the parent process ends its workers."""
     import torch
 
     from staytrue.utils.console import quieten
@@ -109,4 +110,4 @@ def _begin() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     quieten()
-    gc.freeze()  # what was imported stays; training begins with a collection, a quarter of a second through all of it
+    gc.freeze()  # imported objects never die; without this the first collection of a training takes 0.25 s

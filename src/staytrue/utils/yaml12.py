@@ -1,4 +1,4 @@
-"""Plain data from YAML 1.2: `1e-4` is a number, `010` is ten, keys may not repeat; nothing is created or looked up."""
+"""Reads plain data from YAML 1.2: `1e-4` is a number, `010` is ten, keys may not repeat. It creates no objects."""
 
 from __future__ import annotations
 
@@ -11,15 +11,24 @@ from staytrue.errors import RecipeError
 
 
 def from_yaml(text: str, where: str) -> Any:
-    """Plain data from YAML 1.2.
+    """Parse YAML 1.2.
+
+    Args:
+        text: the YAML.
+        where: how messages call it, such as the file.
 
     Raises:
-        RecipeError: what the reader says, in one sentence.
+        RecipeError: the text is not YAML; the sentence quotes the parser.
+
+    >>> from_yaml("lr: 1e-4", "recipe")
+    {'lr': 0.0001}
     """
     try:
         return yaml.load(text, Loader=Yaml12)
     except (yaml.YAMLError, ValueError) as error:
-        raise RecipeError(f"{where} is not YAML: {' '.join(str(error).split())}. Mend it, or quote the text.") from None
+        raise RecipeError(
+            f"{where} is not YAML: {' '.join(str(error).split())}. Correct it, or quote the text."
+        ) from None
     except RecursionError:
         raise RecipeError(f"{where} is nested too deeply; a recipe needs three levels.") from None
 
