@@ -154,7 +154,7 @@ def test_a_benign_task_is_marked_by_exact_match_on_reserved_rows(tmp_path):
             DataError,
             "no row has an answer within train.max_length=3",
         ),
-        ({"train": {"lr_scheduler_type": "wavy"}}, RecipeError, "the trainer refuses"),
+        ({"train": {"lr_scheduler_type": "wavy"}}, RecipeError, "trl does not accept these settings: wavy"),
         ({"lora": {"targets": ["no_such_layer"]}}, StaytrueError, "no_such_layer"),
     ],
 )
