@@ -10,13 +10,13 @@ from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
 from benchmarks.shapes import SHAPES, Shape
 from benchmarks.sidebyside import measure, ratio
-from staytrue.modeling.fused_loss import Habit, read
+from staytrue.modeling.fused_loss import read
 from staytrue.modeling.lm_head import Head
 
 _TRLS_TILE = 32768  # words, as its trainers call it
 _WEIGHT = 0.1
 COMPARED = [  # variant, against what, the ratio of their multiplications
-    ("trl_pair", "one_pass", 16 / 6), ("apart", "one_pass", 8 / 6), ("one_pass", "likelihood", 6 / 4),
+    ("trl_pair", "one_pass", 16 / 8), ("one_pass", "likelihood", 8 / 4),
     ("bare", "one_pass", 1),
 ]  # fmt: skip
 
@@ -40,8 +40,7 @@ def passes(shape: Shape, device: str, dtype: torch.dtype) -> dict[str, Callable[
     head = Head(torch.randn(shape.vocabulary, shape.hidden, **kind) / shape.hidden**0.5)
     policy = torch.randn(positions, shape.hidden, **kind).requires_grad_()
     reference = policy.detach() + 0.1 * torch.randn_like(policy)
-    said, habit = torch.randint(shape.vocabulary, (positions,), device=device), Habit()
-    bare_habit = Habit()
+    said = torch.randint(shape.vocabulary, (positions,), device=device)
 
     def backward(log_probs, divergence=None):
         loss = -log_probs.mean()
@@ -49,15 +48,11 @@ def passes(shape: Shape, device: str, dtype: torch.dtype) -> dict[str, Callable[
         policy.grad = None
 
     def one_pass():
-        found = read(policy, said, head, reference=reference, habit=habit)
+        found = read(policy, said, head, reference=reference)
         backward(found.log_probs, found.divergence)
 
     def bare():
-        found = read(policy, said, head, reference=reference, metrics=False, habit=bare_habit)
-        backward(found.log_probs, found.divergence)
-
-    def apart():
-        found = read(policy, said, head, reference=reference)
+        found = read(policy, said, head, reference=reference, metrics=False)
         backward(found.log_probs, found.divergence)
 
     def likelihood():
@@ -69,7 +64,7 @@ def passes(shape: Shape, device: str, dtype: torch.dtype) -> dict[str, Callable[
         divergence, _ = ChunkedDivergenceFunction.apply(policy, weight, None, reference, weight, None, 1.0)
         backward(log_probs, divergence)
 
-    ways = (one_pass, bare, apart, likelihood, trl_pair)
+    ways = (one_pass, bare, likelihood, trl_pair)
     return {way.__name__: way for way in ways} | _ligers(policy, reference, said, head)
 
 

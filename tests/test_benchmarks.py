@@ -14,7 +14,7 @@ from staytrue.testing import close
 
 ROOT = Path(__file__).parents[1]
 ROW = {"ratio", "low", "high", "against", "limit"}
-HEADS = ("trl_pair:one_pass", "apart:one_pass", "one_pass:likelihood", "bare:one_pass")
+HEADS = ("trl_pair:one_pass", "one_pass:likelihood", "bare:one_pass")
 OVERHEAD = ("sft:bare", "trl-sft:bare", "kl:bare", "kl:bare-kl", "kl-cached:kl")
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from staytrue.modeling import lm_head
-from staytrue.modeling.fused_loss import Habit, divergence, nll, read
+from staytrue.modeling.fused_loss import divergence, nll, read
 from staytrue.modeling.lm_head import Head
 
 
@@ -221,26 +221,24 @@ def test_one_pass_says_what_passes_of_their_own_say(forward, temperature):
     vocabulary=st.integers(2, 40),
     forward=st.booleans(),
     temperature=st.sampled_from([1.0, 0.7]),
-    bet=st.sampled_from([None, -2.0, 0.3]),  # -2 is right
     scale=st.sampled_from([1.0, 0.25, 3.0]),
     softcap=st.sampled_from([None, 2.0, 30.0]),
     tile=st.integers(1, 5),
     seed=st.integers(0, 10_000),
 )
-def test_one_pass_in_tiles_with_a_bet_and_a_capped_head_equals_a_dense_float64_oracle(
-    n, vocabulary, forward, temperature, bet, scale, softcap, tile, seed
+def test_one_pass_in_tiles_with_a_capped_head_equals_a_dense_float64_oracle(
+    n, vocabulary, forward, temperature, scale, softcap, tile, seed
 ):
     torch.manual_seed(seed)
     head, said = (
         Head(torch.randn(vocabulary, 6), torch.randn(vocabulary), scale, softcap),
         torch.randint(vocabulary, (n,)),
     )
-    policy, reference, habit = torch.randn(n, 6, requires_grad=True), torch.randn(n, 6), Habit()
-    habit.mixture = bet
+    policy, reference = torch.randn(n, 6, requires_grad=True), torch.randn(n, 6)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lm_head, "_FEWEST_ROWS", tile)
         patch.setitem(lm_head._LOGITS_PER_TILE, "cpu", 1)
-        found = read(policy, said, head, reference=reference, forward=forward, temperature=temperature, habit=habit)
+        found = read(policy, said, head, reference=reference, forward=forward, temperature=temperature)
         (found.log_probs * -0.25 + found.divergence * 0.5).sum().backward()
     exact = policy.detach().double().requires_grad_()
     raw = torch.log_softmax(law(exact, head) / temperature, -1)  # a law's logarithm will do for its logits
@@ -259,52 +257,21 @@ def test_in_bfloat16_one_pass_gives_gradients_to_a_hundredth_of_the_largest():
     given = [torch.randn(300, 32) / 4, torch.randn(20, 32), torch.randn(20, 32)]
     given, said = [one.bfloat16() for one in given], torch.randint(300, (20,))
 
-    def gradient(dtype, habit):
+    def gradient(dtype):
         weight, policy, reference = (one.to(dtype, copy=True) for one in given)
         policy.requires_grad_()
-        found = read(policy, said, Head(weight), reference=reference, habit=habit)
+        found = read(policy, said, Head(weight), reference=reference)
         (found.log_probs * -0.003 + found.divergence * 0.006).sum().backward()
         return policy.grad.float()
 
-    exact = gradient(torch.float32, None)
-    habit = Habit()
-    habit.mixture = -2.0
-    for way in (None, habit):
-        assert (gradient(torch.bfloat16, way) - exact).abs().max() <= 1e-2 * exact.abs().max()
+    exact = gradient(torch.float32)
+    assert (gradient(torch.bfloat16) - exact).abs().max() <= 1e-2 * exact.abs().max()
 
 
 def test_of_two_likeliest_words_in_half_precision_the_first_is_meant():
     head = Head(torch.eye(3).bfloat16())
     policy = torch.tensor([[1.0, 1.0, 0.0]] * 2).bfloat16()
     assert read(policy, torch.tensor([0, 1]), head).is_top1.tolist() == [True, False]
-
-
-def mixed(habit, up, down, **changes):
-    policy, found, *_ = both(habit=habit, **changes)
-    (found.log_probs * up + found.divergence * down).sum().backward()
-    return policy.grad
-
-
-@pytest.mark.parametrize(
-    ("up", "down"),
-    [
-        (-0.25, 0.5),  # as learnt
-        (-0.5, 1.0),  # the same mixture, twice as much
-        (-0.25, 0.4),  # another mixture
-        (torch.rand(7), 0.5),  # another for every token
-        (0.0, 0.5),
-        (-0.25, 0.0),
-    ],
-)
-@pytest.mark.parametrize("forward", [False, True])
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_a_bet_on_a_mixture_is_right_whether_won_or_lost(up, down, forward, temperature):
-    habit, changes = Habit(), {"forward": forward, "temperature": temperature}
-    mixed(habit, -0.25, 0.5, **changes)
-    assert habit.mixture == (-2.0 if temperature == 1.0 else None)
-    exact = mixed(None, up, down, **changes)
-    assert torch.allclose(mixed(habit, up, down, **changes), exact, rtol=1e-5, atol=1e-6)
-    assert torch.allclose(mixed(habit, up, down, **changes), exact, rtol=1e-5, atol=1e-6)  # after what that taught
 
 
 def test_under_autocast_a_small_divergence_keeps_its_digits():
@@ -318,9 +285,7 @@ def test_under_autocast_a_small_divergence_keeps_its_digits():
 
 
 def test_half_of_what_was_read_may_go_unused():
-    habit = Habit()
-    mixed(habit, -0.25, 0.5)
-    policy, found, head, _, reference = both(habit=habit)
+    policy, found, head, _, reference = both()
     found.divergence.sum().backward()
     alone = policy.detach().clone().requires_grad_()
     divergence(alone, reference, head).sum().backward()

@@ -24,31 +24,6 @@ class Reading:
     is_top1: Tensor | None  # bool: the token that follows is the likeliest
 
 
-class Habit:
-    """What the last backward pass asked of a head: the gradient of a divergence per gradient of a log-probability.
-
-    A trainer asks every step for the same mixture of the two, the same for every token. Where it does, one gradient
-    row a token is enough; this remembers the mixture, and the next pass bets on it. A lost bet costs time, never a
-    wrong gradient.
-    """
-
-    def __init__(self) -> None:
-        self.mixture: float | None = None
-
-    def learn(self, log_probs: Tensor | None, divergence: Tensor | None) -> None:
-        """Remember the upstream gradients (N,) of a backward pass."""
-        self.mixture = None
-        if log_probs is None or divergence is None or len(log_probs) == 0 or log_probs[0] == 0:
-            return
-        if bool((log_probs == log_probs[0]).all() & (divergence == divergence[0]).all()):
-            self.mixture = (divergence[0] / log_probs[0]).item()
-
-    def holds(self, bet: float, log_probs: Tensor | None, divergence: Tensor | None) -> bool:
-        """Whether upstream gradients are what was bet on, to float32's own precision."""
-        self.learn(log_probs, divergence)
-        return self.mixture is not None and abs(self.mixture - bet) <= 1e-6 * abs(bet)
-
-
 def read(
     policy: Tensor,
     tokens: Tensor | None,
@@ -58,7 +33,6 @@ def read(
     forward: bool = False,
     temperature: float = 1.0,
     metrics: bool = True,
-    habit: Habit | None = None,
 ) -> Reading:
     """Project each position once, and take from the same tile of logits all that is asked.
 
@@ -70,17 +44,16 @@ def read(
         forward: False for KL(trained || reference), as the paper's code has it (arXiv 2508.06249, KL term);
             True for KL(reference || trained).
         temperature: divides the logits for log-probabilities and entropy, not for the divergence.
-        metrics: whether entropy and top-1 are wanted of the tokens; a look at every logit more.
-        habit: lets the two gradients share a row where the last backward pass says they may.
+        metrics: whether to compute entropy and top-1 accuracy too, one more pass over the tile's logits.
 
     Returns:
         Values and, kept for the backward pass, their gradients on the hidden states: with D x V multiplications a
-        projection, 2 DV FLOPs each for the student's logits, the reference's, and every gradient row: 6 DV for
-        likelihood and divergence together, 8 while the two are kept apart. Memory is three tiles of logits.
+        projection, 2 DV FLOPs each for the student's logits, the reference's, and every gradient row: 8 DV for
+        likelihood and divergence together. Memory is three tiles of logits.
         A divergence is exactly 0 where the two hidden states are equal.
     """
     given = None if reference is None else reference.detach()
-    outputs: tuple[Tensor, ...] = _Read.apply(policy, given, tokens, head, forward, temperature, metrics, habit)  # type: ignore[no-untyped-call]
+    outputs: tuple[Tensor, ...] = _Read.apply(policy, given, tokens, head, forward, temperature, metrics)  # type: ignore[no-untyped-call]
     log_probs, divergence, entropy, is_top1 = outputs
     seen = metrics and tokens is not None
     return Reading(
@@ -116,38 +89,24 @@ class _Read(torch.autograd.Function):
         forward: bool,
         temperature: float,
         metrics: bool,
-        habit: Habit | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        ctx.tiled = tiled = _Tiled(head, forward, temperature, metrics)
-        # Elsewhere than on a CPU to look would be to wait; and with a temperature the two slopes belong to two laws.
-        alike = tokens is not None and reference is not None and temperature == 1.0 and policy.device.type == "cpu"
-        ctx.habit = habit if alike else None
-        ctx.bet = None if ctx.habit is None else ctx.habit.mixture
+        tiled = _Tiled(head, forward, temperature, metrics)
         with torch.autocast(policy.device.type, enabled=False):  # a small divergence is all last digits
-            found = tiled.run(policy, reference, tokens, ctx.bet, ctx.needs_input_grad[0])
-        kept = (policy, reference, tokens) if ctx.bet is not None else (None, None, None)
-        ctx.save_for_backward(found.teaching, found.holding, *kept)
+            found = tiled.run(policy, reference, tokens, ctx.needs_input_grad[0])
+        ctx.save_for_backward(found.teaching, found.holding)
         ctx.mark_non_differentiable(found.entropy, found.is_top1)
         return found.log_probs, found.divergence, found.entropy, found.is_top1
 
     @staticmethod
     def backward(ctx: Any, log_probs: Tensor | None, divergence: Tensor | None, *_: Any) -> tuple[Any, ...]:
-        teaching, holding, policy, reference, tokens = ctx.saved_tensors
-        if ctx.bet is not None:
-            if ctx.habit.holds(ctx.bet, log_probs, divergence):
-                assert log_probs is not None
-                return (teaching.float() * log_probs[0]).to(teaching.dtype), *[None] * 7
-            found = ctx.tiled.run(policy, reference, tokens, None, True)
-            teaching, holding = found.teaching, found.holding
-        elif ctx.habit is not None:
-            ctx.habit.learn(log_probs, divergence)
+        teaching, holding = ctx.saved_tensors
         gradient, dtype = None, teaching.dtype
         for rows, upstream in ((teaching, log_probs), (holding, divergence)):
             if upstream is not None and rows.dim() == 2:  # in float32: the same rounding of 1/n for all would be a bias
                 scaled = rows * upstream.float().unsqueeze(-1)
                 gradient = scaled if gradient is None else gradient + scaled
-        return None if gradient is None else gradient.to(dtype), *[None] * 7
+        return None if gradient is None else gradient.to(dtype), *[None] * 6
 
 
 @dataclass
@@ -156,8 +115,8 @@ class _Found:
     divergence: Tensor
     entropy: Tensor
     is_top1: Tensor
-    teaching: Tensor  # (N, D) gradient of the log-probabilities, or of a mixture that was bet on
-    holding: Tensor  # (N, D) gradient of the divergence; (0,) where there is none, or it is in the mixture
+    teaching: Tensor  # (N, D) gradient of the log-probabilities; (0,) where there is none
+    holding: Tensor  # (N, D) gradient of the divergence; (0,) where there is none
 
 
 @dataclass(frozen=True)
@@ -169,17 +128,15 @@ class _Tiled:
     temperature: float
     metrics: bool  # whether entropy and top-1 are wanted
 
-    def run(
-        self, policy: Tensor, reference: Tensor | None, tokens: Tensor | None, bet: float | None, wanted: bool
-    ) -> _Found:
-        found = _empty(policy, wanted and tokens is not None, wanted and reference is not None and bet is None)
+    def run(self, policy: Tensor, reference: Tensor | None, tokens: Tensor | None, wanted: bool) -> _Found:
+        found = _empty(policy, wanted and tokens is not None, wanted and reference is not None)
         rows = min(next(self.head.tiles(policy), slice(0, 0)).stop, len(policy))
         words = self.head.weight.shape[0]
         plain = self.head.weight.dtype == policy.dtype == torch.float32  # logits are made in a place that is there
         places = [policy.new_empty((rows * used, words), dtype=torch.float32) for used in (1, plain, plain)]
         for tile in self.head.tiles(policy):
             weights, ours, theirs = (place[: len(policy[tile])] if len(place) else None for place in places)
-            ours, slope = self.head.logits(policy[tile], ours), None
+            ours = self.head.logits(policy[tile], ours)
             assert weights is not None
             if reference is not None:
                 theirs = self.head.logits(reference[tile], theirs)
@@ -190,8 +147,6 @@ class _Tiled:
                 law = _Weights.of(ours, weights)
             if tokens is not None:
                 rise, law = self._read_tokens(found, tile, tokens[tile], ours, law)
-                if bet is not None and slope is not None:
-                    rise.add_(slope, alpha=bet)
                 if found.teaching.dim() == 2:
                     found.teaching[tile] = self._pulled_back(rise, ours, law, policy.dtype)
         return found

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from staytrue.modeling.fused_loss import Habit, Reading, read
+from staytrue.modeling.fused_loss import Reading, read
 from staytrue.modeling.lm_head import Head
 from staytrue.step import Marks
 
@@ -28,12 +28,10 @@ class Moment:
     Attributes:
         penalty: what `ask` gave.
         asked: whether the head came by at all.
-        metrics: whether entropy and top-1 are wanted.
     """
 
-    def __init__(self, marks: Marks, head: Head, temperature: float, habit: Habit, metrics: bool) -> None:
-        self._marks, self._head, self._temperature, self._habit = marks, head, temperature, habit
-        self.metrics = metrics
+    def __init__(self, marks: Marks, head: Head, temperature: float) -> None:
+        self._marks, self._head, self._temperature = marks, head, temperature
         self._reading: Reading | None = None
         self.labels: Tensor | None = None  # (B, T): what the trainer's call will score
         self.penalty: Tensor | None = None
@@ -56,8 +54,6 @@ class Moment:
             reference=reference,
             forward=forward,
             temperature=self._temperature,
-            metrics=self.metrics,
-            habit=self._habit,
         )
         assert found.divergence is not None
         return found.divergence
@@ -69,9 +65,7 @@ class Moment:
         assert self.labels is not None
         following = self.labels[:, 1:]
         mask = following != -100
-        return read(
-            hidden[:, :-1][mask], following[mask], self._head, temperature=self._temperature, metrics=self.metrics
-        )
+        return read(hidden[:, :-1][mask], following[mask], self._head, temperature=self._temperature)
 
 
 class Projection:
@@ -87,7 +81,6 @@ class Projection:
 
     def __init__(self, causal: Any, backbone: Any, head: Head, temperature: float, output: Any) -> None:
         self._backbone, self._head, self._temperature, self._output = backbone, head, temperature, output
-        self._habit = Habit()
         self._now: tuple[Moment, Callable[[Moment], Tensor | None]] | None = None
         theirs = causal.forward
 
@@ -100,12 +93,9 @@ class Projection:
         causal.forward = forward
 
     @contextmanager
-    def during(self, marks: Marks, ask: Callable[[Moment], Tensor | None], metrics: bool) -> Iterator[Moment]:
-        """One micro-batch's loss: when its hidden states are there, `ask` for the penalties.
-
-        Without `metrics` the trainer gets entropy and top-1 of zero, and is to throw them away.
-        """
-        moment = Moment(marks, self._head, self._temperature, self._habit, metrics)
+    def during(self, marks: Marks, ask: Callable[[Moment], Tensor | None]) -> Iterator[Moment]:
+        """One micro-batch's loss: when its hidden states are there, `ask` for the penalties."""
+        moment = Moment(marks, self._head, self._temperature)
         self._now = moment, ask
         try:
             yield moment

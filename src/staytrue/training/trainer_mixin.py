@@ -25,7 +25,6 @@ from staytrue.defense import Defense
 from staytrue.errors import ModelError, RecipeError
 from staytrue.modeling.base_model import Untouched
 from staytrue.step import SOURCE_COLUMN, SOURCES, Marks
-from staytrue.training import metric_logging
 from staytrue.training.argument_checks import examples_of, pad_id, refuse_settings
 from staytrue.training.fused_head import Projection
 from staytrue.training.guard import Guard
@@ -75,10 +74,6 @@ class Guarded(_Trainer):  # type: ignore[misc]
 
     def _head_of_trl(self) -> tuple[float, Any]:
         """The temperature of the trainer's log-probabilities, and the class of what its forward returns."""
-        raise NotImplementedError
-
-    def _unneeded(self) -> tuple[str, ...]:
-        """What the trainer keeps of each forward for its log lines alone, of all that our head gives it."""
         raise NotImplementedError
 
     # --- before training ----------------------------------------------------------------------------------------
@@ -201,8 +196,6 @@ class Guarded(_Trainer):  # type: ignore[misc]
         slot = self._slot * processes + self.accelerator.process_index
         with self.guard.watch(marks) as calls, self._projecting(marks, calls, slot) as moment:
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if moment is not None and not moment.metrics:
-            metric_logging.forget_last(self._metrics["train"], self._unneeded())
         task = loss[0] if return_outputs else loss
         asked = moment is not None and moment.asked
         penalty = moment.penalty if asked else self.guard.penalty(calls[0], marks, slot)
@@ -219,8 +212,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
         """Our head, where it stands in the trainer's place: it asks for the penalties when hidden states are there."""
         if self.projection is None:
             return nullcontext()
-        wanted = not self._unneeded() or metric_logging.will_be_seen(self)
-        return self.projection.during(marks, lambda moment: self.guard.penalty(calls[0], marks, slot, moment), wanted)
+        return self.projection.during(marks, lambda moment: self.guard.penalty(calls[0], marks, slot, moment))
 
     def _later_division(self, num_items_in_batch: Any) -> int:
         scaled = getattr(self, "loss_is_scaled_for_ga", None)  # absent before transformers 5.18

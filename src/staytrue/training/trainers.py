@@ -1,8 +1,7 @@
 """`GuardedSFT` and `GuardedGRPO`: TRL's trainers with defenses. The only file that imports trl's trainers.
 
 `SFTTrainer(...)` becomes `GuardedSFT(..., defenses=[...])`, `GRPOTrainer(...)` the same with `GuardedGRPO`, and nothing
-else changes, but that `entropy` and `mean_token_accuracy` of supervised training are those of a log line's own step
-(docs/decisions/0020). What is added to both is in `guarded.py`; supervised training with KL as one flat, readable loop
+else changes. What is added to both is in `trainer_mixin.py`; supervised training with KL as one flat, readable loop
 stands in `examples/flat_sft_kl.py`.
 """
 
@@ -52,9 +51,6 @@ class GuardedSFT(Guarded, SFTTrainer):  # type: ignore[misc]
 
     def _head_of_trl(self) -> tuple[float, Any]:
         return 1.0, FusedCausalLMOutput
-
-    def _unneeded(self) -> tuple[str, ...]:
-        return ("entropy", "mean_token_accuracy")
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -121,9 +117,6 @@ class GuardedGRPO(Guarded, GRPOTrainer):  # type: ignore[misc]
 
     def _head_of_trl(self) -> tuple[float, Any]:
         return self.temperature, FusedCausalLMOutput
-
-    def _unneeded(self) -> tuple[str, ...]:
-        return ()  # entropy is a curve that people watch here, and may say what is learnt
 
     def _remembers_old_probabilities(self) -> bool:
         """Whether the trainer keeps log-probabilities from generation, as trl's `_generate_and_score_completions` does.
