@@ -91,7 +91,7 @@ class Span:
     total: Tensor  # how many such positions the whole optimizer step holds: all micro-batches, all processes
 
 
-class Projecting(Protocol):
+class SharedHead(Protocol):
     """The trainer's head at work on this micro-batch."""
 
     def takes(self, mask: Tensor) -> bool:
@@ -123,7 +123,7 @@ class Step:
         head: Callable[[], Head],
         replay: Callable[[], Pass],
         tokens: Tensor | None = None,
-        projecting: Projecting | None = None,
+        shared_head: SharedHead | None = None,
         adapted: Callable[[], Sequence[Adapted]] = tuple,
         state: Any = None,
     ) -> None:
@@ -136,7 +136,7 @@ class Step:
         self._replay = replay
         self._tokens = tokens  # (B, T): what the forward read
         self._adapted = adapted
-        self._projecting = projecting  # the trainer's own head, if a divergence may share its pass
+        self._shared_head = shared_head  # the trainer's own head, if a divergence may share its pass
 
     @cached_property
     def reference(self) -> Pass:
@@ -200,8 +200,8 @@ class Step:
         if len(policy) == 0:  # nobody asks, no reference
             return policy.sum(-1)
         reference, head = self.reference.final[span.mask], self._head()
-        if self._projecting is not None and self._projecting.takes(span.mask):
-            return self._projecting.divergence(policy, reference, forward)
+        if self._shared_head is not None and self._shared_head.takes(span.mask):
+            return self._shared_head.divergence(policy, reference, forward)
         return divergence(policy, reference, head, forward=forward)
 
     def nll(self, span: Span) -> Tensor:

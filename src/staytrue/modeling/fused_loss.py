@@ -65,7 +65,7 @@ def read(
 
 
 def divergence(policy: Tensor, reference: Tensor, head: Head, *, forward: bool = False) -> Tensor:
-    """(N,) Kullback-Leibler divergence between next-token laws, in nats; see `read`."""
+    """(N,) Kullback-Leibler divergence between next-token distributions, in nats; see `read`."""
     found = read(policy, None, head, reference=reference, forward=forward).divergence
     assert found is not None
     return found
@@ -140,78 +140,89 @@ class _Tiled:
             assert weights is not None
             if reference is not None:
                 theirs = self.head.logits(reference[tile], theirs)
-                found.divergence[tile], slope, law = self._compare(ours, theirs, weights)
+                found.divergence[tile], gradient, distribution = self._compare(ours, theirs, weights)
                 if found.holding.dim() == 2:
-                    found.holding[tile] = self._pulled_back(slope, ours, law, policy.dtype)
+                    found.holding[tile] = self._pulled_back(gradient, ours, distribution, policy.dtype)
             else:
-                law = _Weights.of(ours, weights)
+                distribution = _Softmax.of(ours, weights)
             if tokens is not None:
-                rise, law = self._read_tokens(found, tile, tokens[tile], ours, law)
+                rise, distribution = self._read_tokens(found, tile, tokens[tile], ours, distribution)
                 if found.teaching.dim() == 2:
-                    found.teaching[tile] = self._pulled_back(rise, ours, law, policy.dtype)
+                    found.teaching[tile] = self._pulled_back(rise, ours, distribution, policy.dtype)
         return found
 
-    def _compare(self, ours: Tensor, theirs: Tensor, room: Tensor) -> tuple[Tensor, Tensor, _Weights]:
-        """The divergence (n,), its slope on our logits (n, V) times our law's mass, and our law, in `room`.
+    def _compare(self, ours: Tensor, theirs: Tensor, buffer: Tensor) -> tuple[Tensor, Tensor, _Softmax]:
+        """Compare two next-token distributions given by their logits (n, V).
 
         Logits are compared before they are normalised: log-probabilities are near -log V, and the difference of two of
-        them would lose the digits that a small divergence consists of. `theirs` is used up.
+        them would lose the digits that a small divergence consists of. `theirs` is overwritten.
+
+        Returns:
+            The divergence (n,), its gradient on our logits before dividing by the softmax normaliser, and our softmax,
+            whose weights are written to `buffer`.
         """
-        other = _Weights.of(theirs, torch.empty_like(room) if self.forward else room)
-        total, mass = other.total, other.mass
-        law = _Weights.of(ours, room)
-        gap, moved = torch.sub(ours, theirs, out=theirs), law.total - total
+        other = _Softmax.of(theirs, torch.empty_like(buffer) if self.forward else buffer)
+        total, normaliser = other.total, other.normaliser
+        distribution = _Softmax.of(ours, buffer)
+        gap, moved = torch.sub(ours, theirs, out=theirs), distribution.total - total
         if self.forward:
-            value = moved - torch.linalg.vecdot(other.weights, gap) / mass
-            return value, other.weights.mul_((-law.mass / mass).unsqueeze(-1)).add_(law.weights), law
-        mean = torch.linalg.vecdot(law.weights, gap) / law.mass
-        return mean - moved, gap.sub_(mean.unsqueeze(-1)).mul_(law.weights), law
+            value = moved - torch.linalg.vecdot(other.weights, gap) / normaliser
+            return (
+                value,
+                other.weights.mul_((-distribution.normaliser / normaliser).unsqueeze(-1)).add_(distribution.weights),
+                distribution,
+            )
+        mean = torch.linalg.vecdot(distribution.weights, gap) / distribution.normaliser
+        return mean - moved, gap.sub_(mean.unsqueeze(-1)).mul_(distribution.weights), distribution
 
     def _read_tokens(
-        self, found: _Found, tile: slice, tokens: Tensor, logits: Tensor, law: _Weights
-    ) -> tuple[Tensor, _Weights]:
-        """Write down what a tile says of the tokens.
+        self, found: _Found, tile: slice, tokens: Tensor, logits: Tensor, distribution: _Softmax
+    ) -> tuple[Tensor, _Softmax]:
+        """Store a tile's log-probabilities, and its entropy and top-1 accuracy if wanted.
 
-        Gives the slope (n, V) of their log-probabilities times the mass of the law given with it, whose weights are
-        used up.
+        Returns:
+            The gradient (n, V) of the log-probabilities on the logits, before dividing by the softmax normaliser, and
+            the softmax that it belongs to. That softmax's weights are overwritten.
         """
         if self.temperature != 1.0:
             logits = logits / self.temperature
-            law = _Weights.of(logits, law.weights)
+            distribution = _Softmax.of(logits, distribution.weights)
         said = tokens.unsqueeze(-1)
         chosen = logits.gather(-1, said).squeeze(-1)
-        found.log_probs[tile] = chosen - law.total
+        found.log_probs[tile] = chosen - distribution.total
         if self.metrics:
-            found.entropy[tile] = law.total - torch.linalg.vecdot(law.weights, logits) / law.mass
+            found.entropy[tile] = (
+                distribution.total - torch.linalg.vecdot(distribution.weights, logits) / distribution.normaliser
+            )
             # Numbers in half precision tie often, and of a tie the first is meant, as trl has it; float32's hardly do.
             half = self.head.weight.dtype != torch.float32
-            found.is_top1[tile] = logits.argmax(-1) == tokens if half else chosen >= law.peak
-        rise = law.weights.neg_().scatter_add_(-1, said, law.mass.unsqueeze(-1))
-        return (rise if self.temperature == 1.0 else rise.div_(self.temperature)), law
+            found.is_top1[tile] = logits.argmax(-1) == tokens if half else chosen >= distribution.max_logit
+        rise = distribution.weights.neg_().scatter_add_(-1, said, distribution.normaliser.unsqueeze(-1))
+        return (rise if self.temperature == 1.0 else rise.div_(self.temperature)), distribution
 
-    def _pulled_back(self, slope: Tensor, logits: Tensor, law: _Weights, dtype: torch.dtype) -> Tensor:
-        return (self.head.pull_back(slope, logits) / law.mass.unsqueeze(-1)).to(dtype)
+    def _pulled_back(self, gradient: Tensor, logits: Tensor, distribution: _Softmax, dtype: torch.dtype) -> Tensor:
+        return (self.head.pull_back(gradient, logits) / distribution.normaliser.unsqueeze(-1)).to(dtype)
 
 
 @dataclass(frozen=True)
-class _Weights:
-    """A next-token law before it is normalised: to divide n numbers later is cheaper than n x V now."""
+class _Softmax:
+    """A next-token distribution before it is normalised: to divide n numbers later is cheaper than n x V now."""
 
     weights: Tensor  # (n, V), the largest of each row is 1
-    mass: Tensor  # (n,), their sums
-    peak: Tensor  # (n,), the largest logit
+    normaliser: Tensor  # (n,), their sums
+    max_logit: Tensor  # (n,), the largest logit
 
     @classmethod
-    def of(cls, logits: Tensor, room: Tensor) -> _Weights:
-        """The law of logits (n, V), its weights in `room`."""
-        peak = logits.amax(-1, keepdim=True)
-        weights = torch.sub(logits, peak, out=room).exp_()
-        return cls(weights, weights.sum(-1), peak.squeeze(-1))
+    def of(cls, logits: Tensor, buffer: Tensor) -> _Softmax:
+        """The distribution of logits (n, V), its weights in `buffer`."""
+        max_logit = logits.amax(-1, keepdim=True)
+        weights = torch.sub(logits, max_logit, out=buffer).exp_()
+        return cls(weights, weights.sum(-1), max_logit.squeeze(-1))
 
     @property
     def total(self) -> Tensor:
         """(n,) the logarithm of the sum of the exponentials of the logits."""
-        return self.peak + self.mass.log()
+        return self.max_logit + self.normaliser.log()
 
 
 def _empty(policy: Tensor, teaching: bool, holding: bool) -> _Found:

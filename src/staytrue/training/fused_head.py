@@ -22,7 +22,7 @@ from staytrue.modeling.lm_head import Head
 from staytrue.step import Marks
 
 
-class Moment:
+class HeadContext:
     """One micro-batch under the head: the penalties that its defenses ask for, and what was read on the way.
 
     Attributes:
@@ -68,7 +68,7 @@ class Moment:
         return read(hidden[:, :-1][mask], following[mask], self._head, temperature=self._temperature)
 
 
-class Projection:
+class FusedLMHead:
     """Stands in a causal language model's patched forward.
 
     Args:
@@ -81,37 +81,37 @@ class Projection:
 
     def __init__(self, causal: Any, backbone: Any, head: Head, temperature: float, output: Any) -> None:
         self._backbone, self._head, self._temperature, self._output = backbone, head, temperature, output
-        self._now: tuple[Moment, Callable[[Moment], Tensor | None]] | None = None
+        self._now: tuple[HeadContext, Callable[[HeadContext], Tensor | None]] | None = None
         theirs = causal.forward
 
         @functools.wraps(theirs)
         def forward(*args: Any, **kwargs: Any) -> Any:
             wanted = kwargs.get("fused_lm_head") and kwargs.get("labels") is not None
             ours = self._now is not None and wanted and torch.is_grad_enabled() and kwargs.get("shift_labels") is None
-            return self._project(*args, **kwargs) if ours else theirs(*args, **kwargs)
+            return self._forward(*args, **kwargs) if ours else theirs(*args, **kwargs)
 
         causal.forward = forward
 
     @contextmanager
-    def during(self, marks: Marks, ask: Callable[[Moment], Tensor | None]) -> Iterator[Moment]:
+    def during(self, marks: Marks, ask: Callable[[HeadContext], Tensor | None]) -> Iterator[HeadContext]:
         """One micro-batch's loss: when its hidden states are there, `ask` for the penalties."""
-        moment = Moment(marks, self._head, self._temperature)
-        self._now = moment, ask
+        head_context = HeadContext(marks, self._head, self._temperature)
+        self._now = head_context, ask
         try:
-            yield moment
+            yield head_context
         finally:
             self._now = None
 
-    def _project(self, *args: Any, **kwargs: Any) -> Any:
+    def _forward(self, *args: Any, **kwargs: Any) -> Any:
         assert self._now is not None
-        moment, ask = self._now
+        head_context, ask = self._now
         labels, items = kwargs.pop("labels"), kwargs.pop("num_items_in_batch", None)
         kwargs = {key: value for key, value in kwargs.items() if key not in ("fused_lm_head", "shift_labels")}
         hidden = self._backbone(*args, **{**kwargs, "use_cache": False}).last_hidden_state
-        moment.labels = labels
-        moment.penalty, moment.asked = ask(moment), True
+        head_context.labels = labels
+        head_context.penalty, head_context.asked = ask(head_context), True
         mask = labels[:, 1:] != -100
-        found = moment.reading(hidden)
+        found = head_context.reading(hidden)
         assert found.log_probs is not None
 
         def spread(values: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor:

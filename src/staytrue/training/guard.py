@@ -18,7 +18,7 @@ from staytrue.defense import Base, Defense, pulled
 from staytrue.errors import ForwardPassError, ModelError, RecipeError
 from staytrue.modeling.architecture import Adapted, Anatomy
 from staytrue.registry import labelled, real_layers, refuse_supervised_rows
-from staytrue.step import SOURCES, Marks, Pass, Projecting, Step
+from staytrue.step import SOURCES, Marks, Pass, SharedHead, Step
 from staytrue.training.aux_batches import counts_of, pad
 from staytrue.training.hooks import Call, Replay, Steer, Watch
 from staytrue.training.reference import model_checks
@@ -188,19 +188,19 @@ class Guard:
         """Steering for a whole micro-batch, recomputation in the backward pass included."""
         return self._watch.steering(marks)
 
-    def penalty(self, call: Call, marks: Marks, slot: int, projecting: Projecting | None = None) -> Tensor | None:
+    def penalty(self, call: Call, marks: Marks, slot: int, shared_head: SharedHead | None = None) -> Tensor | None:
         """The weighted penalties of one micro-batch, None when nobody has one.
 
         Args:
             call: what `watch` saw.
             marks: of the same micro-batch.
             slot: which of the step's slots this micro-batch is.
-            projecting: the trainer's own head, where a divergence may share its pass.
+            shared_head: the trainer's own head, where a divergence may share its pass.
         """
         if not self._penalties:
             return None
         step = self._step(
-            call, marks, self._totals, lambda: self._reach.reference(self._replay, call, marks), projecting
+            call, marks, self._totals, lambda: self._reach.reference(self._replay, call, marks), shared_head
         )
         sides = self._side_steps(call, slot)
         total = call.final.new_zeros((), dtype=torch.float32) if call.final is not None else torch.zeros(())
@@ -278,7 +278,7 @@ class Guard:
         marks: Marks,
         totals: Tensor,
         replay: Callable[[], Pass],
-        projecting: Projecting | None = None,
+        shared_head: SharedHead | None = None,
     ) -> Step:
         return Step(
             policy=call.result(),
@@ -287,7 +287,7 @@ class Guard:
             head=self._head,
             replay=replay,
             tokens=call.tokens,
-            projecting=projecting,
+            shared_head=shared_head,
             adapted=lambda: self._adapted,
         )
 

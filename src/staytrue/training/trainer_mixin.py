@@ -26,7 +26,7 @@ from staytrue.errors import ModelError, RecipeError
 from staytrue.modeling.base_model import Untouched
 from staytrue.step import SOURCE_COLUMN, SOURCES, Marks
 from staytrue.training.argument_checks import examples_of, pad_id, refuse_settings
-from staytrue.training.fused_head import Projection
+from staytrue.training.fused_head import FusedLMHead
 from staytrue.training.guard import Guard
 from staytrue.training.reference.cache_checks import refuse_cache
 
@@ -108,9 +108,9 @@ class Guarded(_Trainer):  # type: ignore[misc]
         self.add_callback(_Begin(self))
         self._untouched.tokenizer = tokenizer = self._tokenizer
         self.guard.attach(self.model, self._untouched, self._encode_side_rows, pad_id(tokenizer))
-        self.projection, self.which_head = self._own_head()
+        self.fused_head, self.which_head = self._own_head()
 
-    def _own_head(self) -> tuple[Projection | None, str]:
+    def _own_head(self) -> tuple[FusedLMHead | None, str]:
         """Our head in the place of the trainer's, or why not."""
         why = self._keeps_its_head() or next((key for key in UNGUARDED if getattr(self.args, key, None)), None)
         anatomy = self.guard.anatomy
@@ -118,7 +118,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
             if why is None and self._casts(anatomy.head.weight.dtype):
                 why = "it casts a float32 head to half precision, and ours does not; load the model in bfloat16"
             if why is None:
-                found = Projection(anatomy.causal, anatomy.backbone, anatomy.head, *self._head_of_trl())
+                found = FusedLMHead(anatomy.causal, anatomy.backbone, anatomy.head, *self._head_of_trl())
                 return found, "one pass"
         except (ModelError, RuntimeError) as error:  # unknown to us, or a model that no two tokens go through
             why = str(error)
@@ -194,11 +194,11 @@ class Guarded(_Trainer):  # type: ignore[misc]
         inputs.pop(SOURCE_COLUMN, None)
         processes = self.accelerator.num_processes
         slot = self._slot * processes + self.accelerator.process_index
-        with self.guard.watch(marks) as calls, self._projecting(marks, calls, slot) as moment:
+        with self.guard.watch(marks) as calls, self._penalties_at_head(marks, calls, slot) as head_context:
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         task = loss[0] if return_outputs else loss
-        asked = moment is not None and moment.asked
-        penalty = moment.penalty if asked else self.guard.penalty(calls[0], marks, slot)
+        asked = head_context is not None and head_context.asked
+        penalty = head_context.penalty if asked else self.guard.penalty(calls[0], marks, slot)
         self._slot += 1
         self._task_loss = self._task_loss.to(task.device) + task.detach() / self._later_division(num_items_in_batch)
         if penalty is None:
@@ -208,11 +208,13 @@ class Guarded(_Trainer):  # type: ignore[misc]
         task = task + penalty * processes * self._later_division(num_items_in_batch)
         return (task, loss[1]) if return_outputs else task
 
-    def _projecting(self, marks: Marks, calls: list[Any], slot: int) -> Any:
+    def _penalties_at_head(self, marks: Marks, calls: list[Any], slot: int) -> Any:
         """Our head, where it stands in the trainer's place: it asks for the penalties when hidden states are there."""
-        if self.projection is None:
+        if self.fused_head is None:
             return nullcontext()
-        return self.projection.during(marks, lambda moment: self.guard.penalty(calls[0], marks, slot, moment))
+        return self.fused_head.during(
+            marks, lambda head_context: self.guard.penalty(calls[0], marks, slot, head_context)
+        )
 
     def _later_division(self, num_items_in_batch: Any) -> int:
         scaled = getattr(self, "loss_is_scaled_for_ga", None)  # absent before transformers 5.18
