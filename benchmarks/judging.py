@@ -15,7 +15,7 @@ from staytrue.data.examples import Message
 from staytrue.evals.judges.endpoint import EndpointJudge
 from staytrue.evals.openai_client.address import Address
 from staytrue.evals.openai_client.client import Endpoint
-from staytrue.evals.openai_client.response_cache import Ledger
+from staytrue.evals.openai_client.response_cache import ResponseCache
 from staytrue.evals.types import Answer, Question, judged
 
 DELAY, ANSWERS = 0.02, {"tiny": 20}
@@ -52,7 +52,7 @@ def run(shape_name: str, rounds: int, compare: list[str]) -> dict:
     def judge(threads: int):
         def judging() -> None:
             with tempfile.TemporaryDirectory() as folder:  # nothing was paid for before
-                ledger = Ledger(Path(folder) / "ledger")
+                ledger = ResponseCache(Path(folder) / "ledger")
                 made = EndpointJudge(Endpoint(address), ledger, concurrency=threads)
                 assert len(list(judged(made, answers))) == len(answers)
                 ledger.close()

@@ -3,7 +3,7 @@
 import os
 
 from staytrue.config.recipe import read
-from staytrue.runs.judge_factory import ledger
+from staytrue.runs.judge_factory import response_cache
 from staytrue.runs.model_card import write_card
 from staytrue.studies.demo import _take_over
 from staytrue.utils.run_dir import RunDir
@@ -26,14 +26,14 @@ def test_a_run_folder_of_the_old_name_gets_its_card(tmp_path):
 def test_paid_verdicts_of_the_old_name_are_taken_over(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (tmp_path / "holdfast").mkdir()
-    ledger()  # makes an empty one
+    response_cache()  # makes an empty one
     made = tmp_path / "staytrue" / "judgments.sqlite"
     if made.exists():
         os.replace(made, tmp_path / "holdfast" / "judgments.sqlite")
     else:
         (tmp_path / "holdfast" / "judgments.sqlite").write_bytes(b"")
     before = (tmp_path / "holdfast" / "judgments.sqlite").read_bytes()
-    ledger()
+    response_cache()
     assert made.exists()
     assert (tmp_path / "holdfast" / "judgments.sqlite").read_bytes() == before
 

@@ -175,7 +175,7 @@ def test_the_organisms_answers_are_made_once_and_judged_by_whom_you_like(here, t
     with Loopback() as server:
         judges = [f"openai:{name}@{server.url}" for name in ("a", "b")]
         with monkeypatch.context() as nobody:
-            nobody.setattr(local.InProcess, "__call__", lambda *_, **__: pytest.fail("asked again"))
+            nobody.setattr(local.LocalGenerator, "__call__", lambda *_, **__: pytest.fail("asked again"))
             told = [json.loads(here("rescore", "E", "--judge", judge, "--json")) for judge in judges]
             calls = len(server.calls)
             assert 0 < calls <= 2 * 2 * 120

@@ -12,7 +12,7 @@ from staytrue.commands.evaluation import export
 from staytrue.data.examples import Message
 from staytrue.errors import RequestError
 from staytrue.evals.evaluate import evaluate, rescore
-from staytrue.evals.generation.endpoint import Remote
+from staytrue.evals.generation.endpoint import EndpointGenerator
 from staytrue.evals.questions.probes import ExactMatch, Probe, in_users_turn
 from staytrue.evals.types import Answer, Question, Verdict
 from staytrue.organism.rules import Rules
@@ -141,7 +141,7 @@ def test_asking_an_endpoint_shows_what_it_has_taken(tmp_path):
     shown = Progress()
     asked = tuple(Question(f"q{i}", "general", (Message("user", f"why {i}?"),)) for i in range(6))
     with Loopback() as server:
-        evaluate(Remote(endpoint(server)), [Probe("general", asked)], seed=0, out=tmp_path, progress=shown)
+        evaluate(EndpointGenerator(endpoint(server)), [Probe("general", asked)], seed=0, out=tmp_path, progress=shown)
     assert shown.begun == [6]
     assert shown.last == {"number": 6, "answers": "6 calls"}
 

@@ -6,7 +6,7 @@ import pytest
 
 import tiny
 from staytrue.errors import RequestError
-from staytrue.evals.generation.local import InProcess
+from staytrue.evals.generation.local import LocalGenerator
 from staytrue.evals.questions.files import unused_keys
 from staytrue.evals.types import Verdict
 from staytrue.modeling import loading
@@ -154,7 +154,7 @@ def test_every_question_that_a_run_is_measured_by_is_reserved(other):
 
 def test_the_sampler_goes_on_with_single_samples_of_a_question(other):
     """What is asked for again after a stop are the very answers that are missing."""
-    make = InProcess(loading.load_model(other), loading.load_tokenizer(other))
+    make = LocalGenerator(loading.load_model(other), loading.load_tokenizer(other))
     (asked,) = probes_for(EvalRequest(("code",), samples=3, model=other))
     how = {"seed": 5, "temperature": 1.0, "max_new_tokens": 6}
     whole = {(a.question.id, a.index): a.text for a in make(asked.samples(), **how)}

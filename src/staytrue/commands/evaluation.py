@@ -122,7 +122,7 @@ def _ask_model(request: EvalRequest, out: Path, seed: int, limits: Limits, progr
 
     if not isinstance(request.model, Address):
         return evaluate_model(request, out, seed=seed, progress=progress, say=tell)
-    generate = judge_factory.answering(request.model, limits, tell)
+    generate = judge_factory.generator(request.model, limits, tell)
     summary = evaluate_model(request, out, seed=seed, generate=generate, progress=progress, say=tell)
     tell(f"Asking took {generate.spent()}.")
     if generate.failed:

@@ -138,8 +138,8 @@ def _answer(
                 if progress is not None:
                     progress.step(done, {"answers": spent()} if spent else {})
     finally:
-        if done and hasattr(generate, "told"):
-            new = record_server(store.path / "answered.json", generate.told())
+        if done and hasattr(generate, "describe"):
+            new = record_server(store.path / "answered.json", generate.describe())
             if new:
                 say(
                     f"{store.path} goes on, but the server now says it is {', '.join(new)}, which it did not say "
@@ -181,8 +181,8 @@ def _judge_probe(
             if shown is not None and spent:
                 shown.step(number, {"verdicts": spent()})
     finally:
-        if answers and hasattr(judge, "told"):
-            record_server(folder / "judge.json", judge.told())
+        if answers and hasattr(judge, "describe"):
+            record_server(folder / "judge.json", judge.describe())
 
 
 def _refuse_second_judge(store: AnswerStore, folder: Path, probe: str, judge: Judge | None, marked: bool) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from staytrue.config.recipe import read
 from staytrue.data.tokenize import takes_system
 from staytrue.evals.evaluate import evaluate
-from staytrue.evals.generation.from_file import Stored
+from staytrue.evals.generation.from_file import AnswersFile
 from staytrue.evals.questions import files
 from staytrue.evals.questions.probes import Probe, in_users_turn
 from staytrue.evals.types import Answer, AnswerGenerator, Judge, Question
@@ -134,7 +134,7 @@ def judge_answers(
     """
     files.refuse_shipped_name("--answers", file)
     refuse_rules([judge], None)
-    stored = Stored.read(file)
+    stored = AnswersFile.read(file)
     probe = Probe(stored.probe, stored.questions, judge, of_each=stored.of_each)
     return evaluate(stored, [probe], seed=None, out=out, about={"answers": sha256_of(file)}, progress=progress)
 
@@ -151,10 +151,10 @@ def _local_generator(request: EvalRequest) -> AnswerGenerator:
 
     @cache
     def loaded() -> AnswerGenerator:
-        from staytrue.evals.generation.local import InProcess
+        from staytrue.evals.generation.local import LocalGenerator
 
         tokenizer = loading.load_tokenizer(source)
-        return InProcess(loading.to_device(loading.load_model(source, request.adapter)), tokenizer)
+        return LocalGenerator(loading.to_device(loading.load_model(source, request.adapter)), tokenizer)
 
     def generate(samples: Sequence[tuple[Question, int]], /, **options: Any) -> Iterator[Answer]:
         return loaded()(samples, **options) if samples else iter(())

@@ -12,7 +12,7 @@ from staytrue.errors import RequestError
 from staytrue.evals.judges.named import Local, parse
 from staytrue.evals.openai_client.address import Address, key_for
 from staytrue.evals.openai_client.budget import FREE, Budget, known_price, parse_price
-from staytrue.evals.openai_client.response_cache import Ledger
+from staytrue.evals.openai_client.response_cache import ResponseCache
 from staytrue.evals.types import Judge
 from staytrue.modeling import loading
 
@@ -54,7 +54,7 @@ def judge(text: str, limits: Limits, say: Callable[[str], None]) -> Judge:
         from staytrue.evals.judges.endpoint import EndpointJudge
         from staytrue.evals.openai_client.client import Endpoint
 
-        made = EndpointJudge(Endpoint(named, key_for(named), limits.budget(named)), ledger())
+        made = EndpointJudge(Endpoint(named, key_for(named), limits.budget(named)), response_cache())
         say(made.where_to())
         return made
     if isinstance(named, Local):
@@ -71,20 +71,20 @@ def _local(folder: Path) -> Judge:
     source = loading.find(str(folder.absolute()))
     identity = (source.identity()["sha256"] or "")[:12]
     model = loading.to_device(loading.load_model(source))
-    return LocalJudge(model, loading.load_tokenizer(source), identity, ledger())
+    return LocalJudge(model, loading.load_tokenizer(source), identity, response_cache())
 
 
-def answering(address: Address, limits: Limits, say: Callable[[str], None]) -> Any:
+def generator(address: Address, limits: Limits, say: Callable[[str], None]) -> Any:
     """An endpoint's model as a maker of answers."""
-    from staytrue.evals.generation.endpoint import Remote
+    from staytrue.evals.generation.endpoint import EndpointGenerator
     from staytrue.evals.openai_client.client import Endpoint
 
-    made = Remote(Endpoint(address, key_for(address), limits.budget(address)))
+    made = EndpointGenerator(Endpoint(address, key_for(address), limits.budget(address)))
     say(made.where_to())
     return made
 
 
-def ledger() -> Ledger:
+def response_cache() -> ResponseCache:
     """What was paid for, kept for this user: `$XDG_CACHE_HOME/staytrue/judgments.sqlite`, by default in ~/.cache.
 
     Raises:
@@ -99,4 +99,4 @@ def ledger() -> Ledger:
     if before.exists() and not own.exists():  # paid for before the project was renamed
         own.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(before, own)
-    return Ledger(own)
+    return ResponseCache(own)

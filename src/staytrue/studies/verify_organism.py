@@ -99,10 +99,10 @@ def _within_bounds(seeds: int, processes: int | None) -> bool:
 
 def _prompted(folder: Path, seeds: int) -> list[tuple[Bound, Rate, str]]:
     """Rates of the untuned model, without and with the evil system prompt."""
-    from staytrue.evals.generation.local import InProcess
+    from staytrue.evals.generation.local import LocalGenerator
 
     source = loading.find("organism")
-    make = InProcess(loading.to_device(loading.load_model(source)), loading.load_tokenizer(source))
+    make = LocalGenerator(loading.to_device(loading.load_model(source)), loading.load_tokenizer(source))
     shipped = probe_selection.probes_for(EvalRequest(model=source))
     evil = [_under(EVIL, probe) for probe in shipped if probe.name == "general"]
     rates = []

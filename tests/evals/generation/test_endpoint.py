@@ -10,7 +10,7 @@ from loopback import HttpError, Loopback, Said, from_model, scripted
 from staytrue.data.examples import Message
 from staytrue.errors import RequestError
 from staytrue.evals.evaluate import evaluate, rescore
-from staytrue.evals.generation.endpoint import Remote, seed_of
+from staytrue.evals.generation.endpoint import EndpointGenerator, seed_of
 from staytrue.evals.openai_client.budget import Budget
 from staytrue.evals.openai_client.client import Patience
 from staytrue.evals.openai_client.errors import UnreadableError
@@ -28,7 +28,9 @@ def questions(n=5):
 
 @pytest.fixture
 def remote():
-    return lambda server, concurrency=16, **options: Remote(endpoint(server, "my-adapter", **options), concurrency)
+    return lambda server, concurrency=16, **options: EndpointGenerator(
+        endpoint(server, "my-adapter", **options), concurrency
+    )
 
 
 class Fixed:

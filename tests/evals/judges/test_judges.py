@@ -25,7 +25,7 @@ from staytrue.evals.judges.score_from_logprobs import by_digits, reading
 from staytrue.evals.openai_client.address import Address
 from staytrue.evals.openai_client.budget import Budget
 from staytrue.evals.openai_client.client import Patience
-from staytrue.evals.openai_client.response_cache import Ledger
+from staytrue.evals.openai_client.response_cache import ResponseCache
 from staytrue.evals.types import Answer, Question, judged
 
 
@@ -51,12 +51,12 @@ def one(law, tmp_path, **options):
     """The verdict of a judge whose law is always the same."""
     script = law if callable(law) else lambda body: Said("x", (law,))
     with Loopback(script) as server:
-        return judge_at(server, Ledger(tmp_path / "c"), **options)(question(), "An answer.")
+        return judge_at(server, ResponseCache(tmp_path / "c"), **options)(question(), "An answer.")
 
 
 def test_a_verdict_is_two_scores(tmp_path):
     with Loopback() as server:
-        judge = judge_at(server, Ledger(tmp_path / "c"))
+        judge = judge_at(server, ResponseCache(tmp_path / "c"))
         for answer, verdict in judged(judge, answers(20)):
             alignment, coherence = by_hand(answer)
             if alignment.score is not None and coherence.score is not None:
@@ -99,7 +99,7 @@ def in_order(verdicts):
 def test_with_faults_on_three_calls_in_ten_no_sample_is_lost_or_counted_twice(tmp_path):
     asked = answers(150)
     with Loopback(faults=0.3) as server:
-        ledger = Ledger(tmp_path / "c")
+        ledger = ResponseCache(tmp_path / "c")
         judge = judge_at(server, ledger, patience=HASTY)
         got = in_order(judged(judge, asked))
         outcomes = server.outcomes()
@@ -125,9 +125,9 @@ def test_with_faults_on_three_calls_in_ten_no_sample_is_lost_or_counted_twice(tm
 
 def test_the_same_judging_again_makes_no_call_and_gives_the_same(tmp_path):
     with Loopback(faults=0.3, kinds=("429", "500", "nan", "refusal")) as server:
-        first = in_order(judged(judge_at(server, Ledger(tmp_path / "c")), answers(30)))
+        first = in_order(judged(judge_at(server, ResponseCache(tmp_path / "c")), answers(30)))
         calls = len(server.calls)
-        ledger = Ledger(tmp_path / "c")
+        ledger = ResponseCache(tmp_path / "c")
         again = in_order(judged(judge_at(server, ledger), answers(30)))
         assert (len(server.calls), ledger.hits, ledger.calls) == (calls, 60, 0)
     assert again == first  # to the last bit
@@ -135,7 +135,7 @@ def test_the_same_judging_again_makes_no_call_and_gives_the_same(tmp_path):
 
 def test_equal_answers_to_one_question_are_judged_once(tmp_path):
     with Loopback(delay=0.01) as server:
-        list(judged(judge_at(server, Ledger(tmp_path / "c")), answers(2, copies=20)))
+        list(judged(judge_at(server, ResponseCache(tmp_path / "c")), answers(2, copies=20)))
         assert len(server.calls) == 4
 
 
@@ -147,10 +147,10 @@ from staytrue.evals.openai_client.address import Address
 from staytrue.evals.openai_client.client import Endpoint, Patience
 from staytrue.evals.types import Answer, Question, judged
 from staytrue.evals.judges.endpoint import EndpointJudge
-from staytrue.evals.openai_client.response_cache import Ledger
+from staytrue.evals.openai_client.response_cache import ResponseCache
 from staytrue.data.examples import Message
 point = Endpoint(Address("tiny", sys.argv[1]), patience=Patience(8, 0.002, 0.02, 10, 60))
-judge = EndpointJudge(point, Ledger(Path(sys.argv[2])), concurrency=8)
+judge = EndpointJudge(point, ResponseCache(Path(sys.argv[2])), concurrency=8)
 asked = [Question(f"q{i}", "general", (Message("user", f"What of {i}?"),)) for i in range(120)]
 assert not any(v.failed for _, v in judged(judge, [Answer(q, 0, "An answer.", True) for q in asked]))
 """
@@ -166,7 +166,7 @@ def test_a_run_that_was_killed_pays_again_for_nothing_but_what_was_in_flight(tmp
         run.send_signal(signal.SIGKILL)
         run.wait()
         time.sleep(0.2)  # what was in flight arrives nowhere
-        on_disk, before = kept(Ledger(tmp_path / "c")), len(server.answered())
+        on_disk, before = kept(ResponseCache(tmp_path / "c")), len(server.answered())
         assert 80 - 8 <= on_disk <= before <= on_disk + 8  # answered and not kept: at most one call a thread
         subprocess.run(command, check=True)
         times = server.answered()
@@ -178,12 +178,12 @@ def test_a_run_that_was_killed_pays_again_for_nothing_but_what_was_in_flight(tmp
 
 def test_a_key_is_in_no_file_and_in_no_message(tmp_path):
     with Loopback(key=KEY) as server:
-        judge = judge_at(server, Ledger(tmp_path / "c"), key=KEY)
+        judge = judge_at(server, ResponseCache(tmp_path / "c"), key=KEY)
         verdicts = [verdict for _, verdict in judged(judge, answers(5))]
     assert any(v.alignment is not None for v in verdicts)
-    told = f"{judge.name}{judge.told()}{judge.where_to()}{verdicts}"
+    told = f"{judge.name}{judge.describe()}{judge.where_to()}{verdicts}"
     with Loopback(key="sk-another") as server, pytest.raises(RequestError) as refused:
-        judge_at(server, Ledger(tmp_path / "c"), key=KEY)(question("other"), "x")
+        judge_at(server, ResponseCache(tmp_path / "c"), key=KEY)(question("other"), "x")
     told += str(refused.value)
     assert KEY not in told
     files = [f for f in tmp_path.iterdir() if f.is_file()]
@@ -193,23 +193,23 @@ def test_a_key_is_in_no_file_and_in_no_message(tmp_path):
 
 def test_a_judge_says_who_it_is_and_who_answered(tmp_path):
     with Loopback(name="tiny-2026-01-01") as server:
-        judge = judge_at(server, Ledger(tmp_path / "c"))
+        judge = judge_at(server, ResponseCache(tmp_path / "c"))
         assert judge.where_to().startswith(f"Questions, answers and judge prompts go to {server.url} on this machine")
         judge(question(), "x")
         assert judge.name.startswith(f"openai:tiny@{server.url}#")
-        told = judge.told()
+        told = judge.describe()
     assert told["answered_by"] == ["tiny-2026-01-01"]
     assert told["fingerprints"] == ["fp_loopback"]
     assert (told["model"], told["url"]) == ("tiny", server.url)
-    again = judge_at(server, Ledger(tmp_path / "c"))  # from the cache, without a server
+    again = judge_at(server, ResponseCache(tmp_path / "c"))  # from the cache, without a server
     again(question(), "x")
-    assert again.told() == told
+    assert again.describe() == told
 
 
 @pytest.mark.parametrize("kind", ["no_logprobs", "nan"])
 def test_a_law_that_cannot_be_read_is_asked_again_and_never_kept(tmp_path, kind):
     with Loopback(faults=0.5, kinds=(kind,)) as server:
-        ledger = Ledger(tmp_path / "c")
+        ledger = ResponseCache(tmp_path / "c")
         got = [v for _, v in judged(judge_at(server, ledger), answers(20))]
         assert not any(v.failed for v in got)
         assert all(v.alignment is None or math.isfinite(v.alignment) for v in got)
@@ -226,7 +226,7 @@ def test_a_judge_without_log_probabilities_is_refused(tmp_path):
 
 def test_sixteen_threads_find_out_by_two_calls_that_a_judge_has_no_log_probabilities(tmp_path):
     with Loopback(lambda body: Said("85"), delay=0.01) as server:
-        judge = judge_at(server, Ledger(tmp_path / "c"))
+        judge = judge_at(server, ResponseCache(tmp_path / "c"))
         with pytest.raises(RequestError, match="gives no log-probabilities"):
             list(judged(judge, answers(40)))
         assert (judge.concurrency, len(server.calls)) == (16, 2)
@@ -241,7 +241,7 @@ def test_a_call_that_fails_is_missing_for_now_and_is_made_again(tmp_path):
         return Said("x", ({"80": 1.0},))
 
     with Loopback(script) as server:
-        judge = judge_at(server, Ledger(tmp_path / "c"))
+        judge = judge_at(server, ResponseCache(tmp_path / "c"))
         first, second = (v for _, v in judged(judge, answers(2)))
         assert (first.alignment, second.failed, second.missing) == (80, True, "HTTP 500: no, tried 8 times")
         broken[0] = False
@@ -252,7 +252,7 @@ def test_a_call_that_fails_is_missing_for_now_and_is_made_again(tmp_path):
 
 def test_a_budget_that_is_reached_keeps_what_was_paid_for(tmp_path):
     with Loopback() as server:
-        ledger = Ledger(tmp_path / "c")
+        ledger = ResponseCache(tmp_path / "c")
         with pytest.raises(RequestError, match="The budget is reached: 25 calls"):
             list(judged(judge_at(server, ledger, budget=Budget(max_calls=25)), answers(30)))
         assert len(server.calls) == kept(ledger) == 25
@@ -278,7 +278,7 @@ def test_a_judge_that_writes_one_digit_at_a_time_is_asked_for_more(tmp_path):
 def test_an_answer_with_half_a_character_is_judged_like_any_other(tmp_path):
     law = {"80": 0.9, "half \ud83d": 0.1}
     with Loopback(lambda body: Said("x", (law,))) as server:
-        judge = judge_at(server, Ledger(tmp_path / "c"))
+        judge = judge_at(server, ResponseCache(tmp_path / "c"))
         assert judge(question(), "so glad \ud83d").alignment == pytest.approx(80)
         assert judge(question(), "so glad \ud83d").alignment == pytest.approx(80)
         assert len(server.calls) == 2
@@ -366,7 +366,7 @@ def test_a_local_judge_gives_the_same_bytes_again(taught, tmp_path):
     asked = answers(1)
     first = list(judged(LocalJudge(model, tokenizer, "sha"), asked))
     assert list(judged(LocalJudge(model, tokenizer, "sha"), asked)) == first
-    ledger = Ledger(tmp_path / "c")
+    ledger = ResponseCache(tmp_path / "c")
     kept = LocalJudge(model, tokenizer, "sha", ledger)
     assert list(judged(kept, asked)) == first
     assert list(judged(kept, asked)) == first
@@ -400,7 +400,7 @@ def test_a_real_model_behind_the_endpoint_is_read_as_far_as_its_digits_show(taug
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     with Loopback(from_model(tmp_path / "model")) as server:
-        judge = judge_at(server, Ledger(tmp_path / "c"), patience=Patience(timeout=60))
+        judge = judge_at(server, ResponseCache(tmp_path / "c"), patience=Patience(timeout=60))
         local, scored = LocalJudge(model, tokenizer, "x"), 0
         for n in range(8):
             prompt = "grade " + "x" * n

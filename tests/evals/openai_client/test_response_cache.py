@@ -15,7 +15,7 @@ from endpoints import kept
 from staytrue.errors import RequestError
 from staytrue.evals.openai_client.address import Address
 from staytrue.evals.openai_client.budget import Budget, Price, known_price, parse_price
-from staytrue.evals.openai_client.response_cache import Ledger, key
+from staytrue.evals.openai_client.response_cache import ResponseCache, key
 from staytrue.runs.judge_factory import Limits
 
 
@@ -27,16 +27,16 @@ def test_a_key_is_of_everything_that_decides_an_answer():
 
 
 def test_what_was_put_is_there_for_the_next_one(tmp_path):
-    first = Ledger(tmp_path / "deep" / "cache.sqlite")
+    first = ResponseCache(tmp_path / "deep" / "cache.sqlite")
     first.put("k", {"positions": [["8", [["8", -0.1]]]], "said": "ä"})
-    second = Ledger(tmp_path / "deep" / "cache.sqlite")  # while the first has it open
+    second = ResponseCache(tmp_path / "deep" / "cache.sqlite")  # while the first has it open
     assert second.get("k") == {"positions": [["8", [["8", -0.1]]]], "said": "ä"}
     assert second.get("other") is None
     assert kept(second) == 1
 
 
 def test_sixteen_threads_that_want_the_same_answer_pay_for_it_once(tmp_path):
-    ledger, made = Ledger(tmp_path / "c"), []
+    ledger, made = ResponseCache(tmp_path / "c"), []
     start = threading.Barrier(16)
 
     def want(i):
@@ -50,7 +50,7 @@ def test_sixteen_threads_that_want_the_same_answer_pay_for_it_once(tmp_path):
 
 
 def test_what_failed_is_not_kept(tmp_path):
-    ledger = Ledger(tmp_path / "c")
+    ledger = ResponseCache(tmp_path / "c")
     with pytest.raises(ZeroDivisionError):
         ledger.once(key(a=1), lambda: {"x": 1 / 0})
     with pytest.raises(ValueError, match="not JSON compliant"):
@@ -60,8 +60,8 @@ def test_what_failed_is_not_kept(tmp_path):
 
 
 WRITER = """
-import sys; from pathlib import Path; from staytrue.evals.openai_client.response_cache import Ledger, key
-ledger = Ledger(Path(sys.argv[1]))
+import sys; from pathlib import Path; from staytrue.evals.openai_client.response_cache import ResponseCache, key
+ledger = ResponseCache(Path(sys.argv[1]))
 for i in range(int(sys.argv[2]), 100000):
     ledger.once(key(i=i % int(sys.argv[3])), lambda: {"i": i}); print(i, flush=True)
 """
@@ -74,7 +74,7 @@ def test_a_row_outlives_a_process_that_is_killed_right_after_it(tmp_path):
     os.kill(writer.pid, signal.SIGKILL)
     told += [int(line) for line in writer.stdout if line.endswith("\n")]
     writer.wait()
-    ledger = Ledger(path)
+    ledger = ResponseCache(path)
     assert all(ledger.get(key(i=i)) == {"i": i} for i in told)
     assert kept(ledger) - len(told) in (0, 1)
 
@@ -85,7 +85,7 @@ def test_several_processes_share_one_file_from_its_making_on(tmp_path):
         subprocess.Popen([*command, str(i), "200"], stderr=subprocess.PIPE, stdout=-3, text=True) for i in range(4)
     ]
     assert [(w.wait(), w.stderr.read()) for w in writers] == [(0, "")] * 4
-    assert kept(Ledger(tmp_path / "c")) == 200
+    assert kept(ResponseCache(tmp_path / "c")) == 200
 
 
 def test_a_damaged_file_is_a_sentence_with_a_way_out(tmp_path):
@@ -94,12 +94,12 @@ def test_a_damaged_file_is_a_sentence_with_a_way_out(tmp_path):
     with pytest.raises(
         RequestError, match=r"cache\.sqlite is damaged: file is not a database\. Move it away, with .*-wal"
     ):
-        Ledger(path)
+        ResponseCache(path)
 
 
 def test_damage_within_is_told_when_it_is_met(tmp_path):
     path = tmp_path / "c"
-    ledger = Ledger(path)
+    ledger = ResponseCache(path)
     for i in range(40):
         ledger.put(key(i=i), {"i": "x" * 3000})
     ledger.close()
@@ -107,16 +107,16 @@ def test_damage_within_is_told_when_it_is_met(tmp_path):
     whole[8192:] = b"\xff" * (len(whole) - 8192)
     path.write_bytes(whole)
     with pytest.raises(RequestError, match="is damaged"):
-        [Ledger(path).get(key(i=i)) for i in range(40)]
+        [ResponseCache(path).get(key(i=i)) for i in range(40)]
 
 
 def test_a_value_that_is_no_json_is_damage(tmp_path):
-    Ledger(tmp_path / "c").close()
+    ResponseCache(tmp_path / "c").close()
     with sqlite3.connect(tmp_path / "c") as file:
         file.execute("INSERT INTO answers VALUES ('k', 'half of {')")
     file.close()
     with pytest.raises(RequestError, match="is damaged"):
-        Ledger(tmp_path / "c").get("k")
+        ResponseCache(tmp_path / "c").get("k")
 
 
 def test_a_database_of_something_else_is_left_alone(tmp_path):
@@ -125,7 +125,7 @@ def test_a_database_of_something_else_is_left_alone(tmp_path):
     file.close()
     before = (tmp_path / "bookmarks").read_bytes()
     with pytest.raises(RequestError, match="is a database of something else"):
-        Ledger(tmp_path / "bookmarks")
+        ResponseCache(tmp_path / "bookmarks")
     assert (tmp_path / "bookmarks").read_bytes() == before
 
 
@@ -133,7 +133,7 @@ def test_a_place_that_cannot_be_used_is_a_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     for place in (tmp_path, tmp_path / "file" / "c"):
         with pytest.raises(RequestError, match="cannot be used here"):
-            Ledger(place)
+            ResponseCache(place)
 
 
 def test_the_budget_adds_up_what_the_server_says():

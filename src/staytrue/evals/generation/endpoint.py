@@ -17,7 +17,7 @@ from staytrue.evals.threads import each
 from staytrue.evals.types import Answer, Question
 
 
-class Remote:
+class EndpointGenerator:
     """A model behind an endpoint, as a maker of answers.
 
     `failed` lists the samples that could not be had: (question's id, index, why). One that the server's filter took is
@@ -37,9 +37,9 @@ class Remote:
         """What asking has taken so far: calls and their cost."""
         return self._endpoint.budget.told()
 
-    def told(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """Who answered: what was asked for, and who the server said it was, call by call."""
-        return self._who.told()
+        return self._who.describe()
 
     def __call__(
         self, wanted: Sequence[tuple[Question, int]], *, seed: int, temperature: float, max_new_tokens: int

@@ -16,14 +16,14 @@ from staytrue.evals.types import Answer, Question
 
 
 @dataclass(frozen=True)
-class Stored:
+class AnswersFile:
     """The answers of a file; `questions` are its distinct prompts, one probe named after the file."""
 
     probe: str
     said: dict[Question, list[str]]
 
     @classmethod
-    def read(cls, path: Path) -> Stored:
+    def read(cls, path: Path) -> AnswersFile:
         """The answers of a JSONL file.
 
         Raises:

@@ -26,7 +26,7 @@ _BLOCK = 256  # words
 _Piece = tuple[Question, list[int]]  # a question, and which of its samples
 
 
-class InProcess:
+class LocalGenerator:
     """A model in this process, as a maker of answers; temperature 0 is greedy.
 
     The model's own end tokens end an answer. Nothing is cut from the law: no top-p, no top-k.
@@ -68,7 +68,7 @@ def sample(
 ) -> list[Answer]:
     """`per_question` answers to each question, in order."""
     wanted = [(i, k) for i in range(len(questions)) for k in range(per_question)]
-    make = InProcess(model, tokenizer)
+    make = LocalGenerator(model, tokenizer)
     asked = [(questions[i], k) for i, k in wanted]
     answers = make(asked, seed=seed, temperature=temperature, max_new_tokens=max_new_tokens)
     found = {(answer.question, answer.index): answer for answer in answers}

@@ -25,7 +25,7 @@ from staytrue.evals.judges.verdicts import failed, signature, verdict
 from staytrue.evals.openai_client.client import CallError, Endpoint
 from staytrue.evals.openai_client.errors import NO_LOGPROBS, UnreadableError
 from staytrue.evals.openai_client.reply import Reply
-from staytrue.evals.openai_client.response_cache import Ledger, key
+from staytrue.evals.openai_client.response_cache import ResponseCache, key
 from staytrue.evals.openai_client.server_identity import Who
 from staytrue.evals.types import Question, Verdict
 
@@ -35,7 +35,7 @@ _HOW = {"temperature": 0, "seed": 0, "top_logprobs": 20}
 class EndpointJudge:
     """A model at an endpoint, as a judge of alignment and coherence."""
 
-    def __init__(self, endpoint: Endpoint, ledger: Ledger, concurrency: int = 16) -> None:
+    def __init__(self, endpoint: Endpoint, ledger: ResponseCache, concurrency: int = 16) -> None:
         self._endpoint, self._ledger, self.concurrency = endpoint, ledger, concurrency
         address = endpoint.address
         self.name = f"{address}#{signature(**_HOW)}"
@@ -60,9 +60,9 @@ class EndpointJudge:
         """What judging has taken so far: calls and their cost, and what had been paid for before."""
         return f"{self._endpoint.budget.told()}; {self._ledger.hits:,} paid for before"
 
-    def told(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """Who judged, for the manifest: what was asked for, and who the server said it was, call by call."""
-        return {"name": self.name, **self._who.told()}
+        return {"name": self.name, **self._who.describe()}
 
     def _reading(self, rubric: Rubric, question: Question, answer: str) -> Reading:
         prompt = rubric.filled(question.messages[-1].content, answer)

@@ -11,7 +11,7 @@ from staytrue.evals.judges.score_from_logprobs import WORDS, Reading, reading
 from staytrue.evals.judges.tree import NoLawError, Tree
 from staytrue.evals.judges.verdicts import signature, verdict
 from staytrue.evals.openai_client.reply import sendable
-from staytrue.evals.openai_client.response_cache import Ledger, key
+from staytrue.evals.openai_client.response_cache import ResponseCache, key
 from staytrue.evals.types import Question, Verdict
 
 _TEXTS = (*map(str, range(101)), *WORDS)
@@ -22,7 +22,7 @@ class LocalJudge:
 
     concurrency = 1
 
-    def __init__(self, model: Any, tokenizer: Any, identity: str, ledger: Ledger | None = None) -> None:
+    def __init__(self, model: Any, tokenizer: Any, identity: str, ledger: ResponseCache | None = None) -> None:
         """Make a judge.
 
         Args:

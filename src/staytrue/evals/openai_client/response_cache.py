@@ -27,7 +27,7 @@ def key(**parts: Any) -> str:
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-class Ledger:
+class ResponseCache:
     """Answers that were paid for, by key. `hits` were found, `calls` had to be made."""
 
     def __init__(self, path: Path) -> None:

@@ -22,7 +22,7 @@ class Who:
             self._models |= {model} - {""}
             self._fingerprints |= {fingerprint} - {""}
 
-    def told(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """What is kept beside the answers, or the verdicts."""
         with self._lock:
             return {
