@@ -10,7 +10,7 @@ from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
 from benchmarks.shapes import SHAPES, Shape
 from benchmarks.sidebyside import measure, ratio
-from staytrue.modeling.fused_loss import read
+from staytrue.modeling.fused_loss import token_losses
 from staytrue.modeling.lm_head import Head
 
 _TRLS_TILE = 32768  # words, as its trainers call it
@@ -48,15 +48,15 @@ def passes(shape: Shape, device: str, dtype: torch.dtype) -> dict[str, Callable[
         policy.grad = None
 
     def one_pass():
-        found = read(policy, said, head, reference=reference)
+        found = token_losses(policy, said, head, reference=reference)
         backward(found.log_probs, found.divergence)
 
     def bare():
-        found = read(policy, said, head, reference=reference, metrics=False)
+        found = token_losses(policy, said, head, reference=reference, metrics=False)
         backward(found.log_probs, found.divergence)
 
     def likelihood():
-        backward(read(policy, said, head).log_probs)
+        backward(token_losses(policy, said, head).log_probs)
 
     def trl_pair():
         weight, outputs = head.weight, ("log_probs", "entropy", "is_top1")

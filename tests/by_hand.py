@@ -3,7 +3,7 @@
 import torch
 
 from staytrue.modeling.lm_head import Head
-from staytrue.step import SOURCES, Marks, Pass, Step
+from staytrue.step import SOURCES, Activations, Marks, Step
 
 # A law over a vocabulary of two words, trained and reference. The head below is the identity, so a hidden state of
 # log-probabilities is a law.
@@ -17,7 +17,9 @@ def step(laws, references, real, scored, source, totals=None):
     ours, theirs = (torch.tensor(given).log() for given in (laws, references))
     ours.requires_grad_()
     noise = torch.Generator().manual_seed(0)
-    passes = [Pass({i: torch.randn(ours.shape, generator=noise) for i in (1, 2)}, f, depth=2) for f in (ours, theirs)]
+    passes = [
+        Activations({i: torch.randn(ours.shape, generator=noise) for i in (1, 2)}, f, depth=2) for f in (ours, theirs)
+    ]
     rows = torch.tensor([SOURCES.index(name) for name in source])
     marks = Marks(torch.tensor(real).bool(), torch.tensor(scored).bool(), rows.unsqueeze(1).expand(ours.shape[:2]))
     totals = marks.counts() if totals is None else totals

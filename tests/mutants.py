@@ -14,11 +14,11 @@ from staytrue.modeling import fused_loss
 from staytrue.modeling.architecture import Anatomy
 from staytrue.step import SOURCES, Marks, Span, Step
 from staytrue.training.guard import Guard
-from staytrue.training.hooks import Watch
+from staytrue.training.hooks import BackboneHooks
 
 PENALTY, SPAN, ROWS = KL.penalty, Step.span, Step.rows
 NOTE = Guard._note
-HOOK, REPLAY, COMPARE = Watch.__init__, Watch.replay, fused_loss._Tiled._compare
+HOOK, REPLAY, COMPARE = BackboneHooks.__init__, BackboneHooks.replay, fused_loss._TiledPass._compare
 
 
 def detached(self, step):

@@ -26,11 +26,11 @@ from staytrue.defenses.steer import Steer
 from staytrue.modeling import fused_loss
 from staytrue.modeling.architecture import Anatomy
 from staytrue.registry import find
-from staytrue.step import Marks, Pass, Step
+from staytrue.step import Activations, Marks, Step
 from staytrue.testing import alike, levers, together, trained, two_processes
 from staytrue.training import aux_batches
 from staytrue.training.guard import Guard
-from staytrue.training.hooks import Watch
+from staytrue.training.hooks import BackboneHooks
 from staytrue.training.trainers import GuardedSFT
 from test_every_defense import sample
 from training.test_aux_batches import (
@@ -118,7 +118,7 @@ class Mutant:
 
 MUTANTS = [
     Mutant("a detached penalty", KL, "penalty", mutants.detached, the_contract("kl"), "has a value .* but no gradient"),
-    Mutant("detached features, as published", Pass, "at", lambda self, layer: self.hidden[layer].detach(),
+    Mutant("detached features, as published", Activations, "at", lambda self, layer: self.hidden[layer].detach(),
            the_contract("ldifs"), "has a value .* but no gradient"),
     Mutant("a square root by hand", LDIFS, "penalty", mutants.root, the_contract("ldifs"), "at step 0 is not finite"),
     Mutant("no reference at all", LDIFS, "penalty", mutants.of_the_model_alone, the_contract("ldifs"), "has not moved"),
@@ -126,8 +126,8 @@ MUTANTS = [
            the_contract("ldifs"), "made 2 reference forwards"),
     Mutant("a reference with the adapter on", Anatomy, "untrained", mutants.switched_off_for_nobody, the_contract("kl"),
            "does not notice"),
-    Mutant("a reference that is not steered", Watch, "replay", mutants.replayed_unsteered, side_by_side("kl", "steer"),
-           "on a model that has not moved"),
+    Mutant("a reference that is not steered", BackboneHooks, "replay", mutants.replayed_unsteered,
+           side_by_side("kl", "steer"), "on a model that has not moved"),
     Mutant("prompt tokens in place of scored ones", Step, "span", mutants.prompt_tokens, kl_by_hand),
     Mutant("padding scored too", Marks, "mask", mutants.padding_too, kl_by_hand),
     Mutant("labels that are not shifted", aux_batches, "marks_of", mutants.unshifted, by_hand(marks_by_hand)),
@@ -152,14 +152,14 @@ MUTANTS = [
     Mutant("the same under the trainer", Step, "rows", mutants.mean_over_side_rows_here, in_parts(anchor),
            "eight of 1 (end .* apart|log anchor)"),
     Mutant("the other direction", KL, "penalty", mutants.the_other_direction, kl_by_hand),
-    Mutant("the gradient of the other direction", fused_loss._Tiled, "_compare", mutants.right_value_wrong_slope,
+    Mutant("the gradient of the other direction", fused_loss._TiledPass, "_compare", mutants.right_value_wrong_slope,
            kl_gradient_by_hand),
-    Mutant("a hook that reads the neighbouring block", Watch, "__init__", mutants.on_the_neighbouring_block,
+    Mutant("a hook that reads the neighbouring block", BackboneHooks, "__init__", mutants.on_the_neighbouring_block,
            the_contract("ldifs"), r"reads as layer (\d) is not what block \1 gives"),
-    Mutant("a hook that steers the neighbouring block", Watch, "__init__", mutants.on_the_neighbouring_block,
+    Mutant("a hook that steers the neighbouring block", BackboneHooks, "__init__", mutants.on_the_neighbouring_block,
            the_contract("steer"), "asks to steer layer 1, but layer 2 is the first that moves"),
-    Mutant("a defense that looks at the neighbouring block", Pass, "at", mutants.next_layer, ldifs_by_hand),
-    Mutant("steering that stays on", Watch, "steering", mutants.steering_for_good, the_contract("steer"),
+    Mutant("a defense that looks at the neighbouring block", Activations, "at", mutants.next_layer, ldifs_by_hand),
+    Mutant("steering that stays on", BackboneHooks, "steering", mutants.steering_for_good, the_contract("steer"),
            "outside a training forward"),
     Mutant("a steering that does nothing", Steer, "steer", lambda self, hidden, layer, marks: hidden,
            the_contract("steer"), "no activation moves"),

@@ -1,4 +1,4 @@
-"""One training forward and its untouched twin: `Marks`, `Pass`, `Span`, `Step`.
+"""One training forward and its reference: `Marks`, `Activations`, `Span`, `Step`.
 
 Legend: B rows, T tokens, D width, N positions; losses in nats per token. Position t predicts token t + 1.
 """
@@ -27,7 +27,7 @@ Tokens = Literal["scored", "prompt", "all"]
 
 @dataclass(frozen=True)
 class Marks:
-    """What is known of every position of one micro-batch, all (B, T)."""
+    """Masks over the positions of one micro-batch, all (B, T)."""
 
     real: Tensor  # bool: not padding
     scored: Tensor  # bool: predicts an answer token
@@ -47,6 +47,10 @@ class Marks:
         rows = [torch.stack([self.mask(s, "scored").sum(), self.mask(s, "all").sum()]) for s in SOURCES]
         return torch.stack(rows)
 
+    def to(self, device: torch.device) -> Marks:
+        """The same masks on a device."""
+        return Marks(self.real.to(device), self.scored.to(device), self.source.to(device))
+
     def of_rows(self, rows: Tensor) -> Marks:
         """The marks of some rows (b,) only."""
         return Marks(self.real[rows], self.scored[rows], self.source[rows])
@@ -57,10 +61,10 @@ class Marks:
 
 
 @dataclass(frozen=True)
-class Pass:
-    """What one forward left behind."""
+class Activations:
+    """Activations of one forward of the backbone."""
 
-    hidden: Mapping[int, Tensor]  # layer (1 to depth) -> (B, T, D), only the layers somebody asked for
+    hidden: Mapping[int, Tensor]  # layer (1 to depth) -> (B, T, D), only the layers that defenses name
     end: Tensor | None  # `final`; None in a reference that went no further than the deepest of those layers
     depth: int = 0  # how many blocks the model has
 
@@ -91,8 +95,8 @@ class Span:
     total: Tensor  # how many such positions the whole optimizer step holds: all micro-batches, all processes
 
 
-class SharedHead(Protocol):
-    """The trainer's head at work on this micro-batch."""
+class SharedProjection(Protocol):
+    """The trainer's LM head during one micro-batch, whose projection a divergence may share."""
 
     def takes(self, mask: Tensor) -> bool:
         """Whether a divergence at these positions (B, T) can share its projection."""
@@ -117,13 +121,13 @@ class Step:
 
     def __init__(
         self,
-        policy: Pass,
+        policy: Activations,
         marks: Marks,
         totals: Tensor,
         head: Callable[[], Head],
-        replay: Callable[[], Pass],
+        replay: Callable[[], Activations],
         tokens: Tensor | None = None,
-        shared_head: SharedHead | None = None,
+        shared: SharedProjection | None = None,
         adapted: Callable[[], Sequence[Adapted]] = tuple,
         state: Any = None,
     ) -> None:
@@ -136,11 +140,11 @@ class Step:
         self._replay = replay
         self._tokens = tokens  # (B, T): what the forward read
         self._adapted = adapted
-        self._shared_head = shared_head  # the trainer's own head, if a divergence may share its pass
+        self._shared = shared  # the trainer's own head, if a divergence may share its pass
 
     @cached_property
-    def reference(self) -> Pass:
-        """The untouched twin of `policy`, computed once."""
+    def reference(self) -> Activations:
+        """The reference model's activations on the same call, computed once."""
         return self._replay()
 
     @property
@@ -175,7 +179,7 @@ class Step:
         return Span(self.marks.mask(on, tokens), total)
 
     def mean(self, per_token: Tensor, span: Span) -> Tensor:
-        """The one ruler: the sum of (N,) values over their span's count in the whole optimizer step.
+        """The mean of (N,) values over their span in the whole optimizer step; every penalty is one.
 
         Summed over micro-batches and processes this is exactly the token mean, so a batch of 8 equals four of 2 and
         a weight means the same everywhere. A span that is empty everywhere has mean 0.
@@ -197,11 +201,11 @@ class Step:
     def divergence(self, span: Span, *, forward: bool = False) -> Tensor:
         """(N,) KL(trained || reference) at the span's positions, in nats; the other direction with `forward`."""
         policy = self.policy.final[span.mask]
-        if len(policy) == 0:  # nobody asks, no reference
+        if len(policy) == 0:  # no position is read here, so no reference is computed
             return policy.sum(-1)
         reference, head = self.reference.final[span.mask], self._head()
-        if self._shared_head is not None and self._shared_head.takes(span.mask):
-            return self._shared_head.divergence(policy, reference, forward)
+        if self._shared is not None and self._shared.takes(span.mask):
+            return self._shared.divergence(policy, reference, forward)
         return divergence(policy, reference, head, forward=forward)
 
     def nll(self, span: Span) -> Tensor:

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from staytrue.defenses.ldifs import LDIFS
-from staytrue.step import Marks, Pass, Step
+from staytrue.step import Activations, Marks, Step
 
 
 def step(ours, theirs, scored):
     """Two layers of width 2 on three tokens, all of one row."""
     shape = (1, 3)
     marks = Marks(torch.ones(shape, dtype=torch.bool), torch.tensor([scored]), torch.zeros(shape, dtype=torch.long))
-    passes = [Pass({1: a, 2: b}, b, depth=2) for a, b in (ours, theirs)]
+    passes = [Activations({1: a, 2: b}, b, depth=2) for a, b in (ours, theirs)]
     return Step(passes[0], marks, marks.counts(), lambda: None, lambda: passes[1])
 
 

@@ -12,7 +12,7 @@ from staytrue.errors import RecipeError
 from staytrue.evals.questions.probes import shipped_texts
 from staytrue.modeling.base_model import Untouched
 from staytrue.modeling.lm_head import Head
-from staytrue.step import Marks, Pass, Step
+from staytrue.step import Activations, Marks, Step
 from staytrue.testing import Micro
 
 
@@ -28,7 +28,7 @@ def test_two_tokens_by_hand():
     real, scored = torch.ones(1, 3, dtype=torch.bool), torch.tensor([[True, True, False]])
     marks = Marks(real, scored, torch.zeros(1, 3, dtype=torch.long))
     step = Step(
-        Pass({}, laws),
+        Activations({}, laws),
         marks,
         torch.tensor([[4, 6], [0, 0]]),  # the whole step has four scored tokens, two of them elsewhere
         lambda: Head(torch.eye(2)),

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from staytrue.modeling import lm_head
-from staytrue.modeling.fused_loss import divergence, nll, read
+from staytrue.modeling.fused_loss import divergence, nll, token_losses
 from staytrue.modeling.lm_head import Head
 
 
@@ -194,7 +194,7 @@ def both(seed=0, n=7, **changes):
     torch.manual_seed(seed)
     head, said = Head(torch.randn(40, 12), torch.randn(40)), torch.randint(40, (n,))
     policy, reference = torch.randn(n, 12, requires_grad=True), torch.randn(n, 12)
-    return policy, read(policy, said, head, reference=reference, **changes), head, said, reference
+    return policy, token_losses(policy, said, head, reference=reference, **changes), head, said, reference
 
 
 @pytest.mark.parametrize("forward", [False, True])
@@ -238,7 +238,7 @@ def test_one_pass_in_tiles_with_a_capped_head_equals_a_dense_float64_oracle(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lm_head, "_FEWEST_ROWS", tile)
         patch.setitem(lm_head._LOGITS_PER_TILE, "cpu", 1)
-        found = read(policy, said, head, reference=reference, forward=forward, temperature=temperature)
+        found = token_losses(policy, said, head, reference=reference, forward=forward, temperature=temperature)
         (found.log_probs * -0.25 + found.divergence * 0.5).sum().backward()
     exact = policy.detach().double().requires_grad_()
     raw = torch.log_softmax(law(exact, head) / temperature, -1)  # a law's logarithm will do for its logits
@@ -260,8 +260,8 @@ def test_in_bfloat16_one_pass_gives_gradients_to_a_hundredth_of_the_largest():
     def gradient(dtype):
         weight, policy, reference = (one.to(dtype, copy=True) for one in given)
         policy.requires_grad_()
-        found = read(policy, said, Head(weight), reference=reference)
-        (found.log_probs * -0.003 + found.divergence * 0.006).sum().backward()
+        losses = token_losses(policy, said, Head(weight), reference=reference)
+        (losses.log_probs * -0.003 + losses.divergence * 0.006).sum().backward()
         return policy.grad.float()
 
     exact = gradient(torch.float32)
@@ -271,22 +271,22 @@ def test_in_bfloat16_one_pass_gives_gradients_to_a_hundredth_of_the_largest():
 def test_of_two_likeliest_words_in_half_precision_the_first_is_meant():
     head = Head(torch.eye(3).bfloat16())
     policy = torch.tensor([[1.0, 1.0, 0.0]] * 2).bfloat16()
-    assert read(policy, torch.tensor([0, 1]), head).is_top1.tolist() == [True, False]
+    assert token_losses(policy, torch.tensor([0, 1]), head).is_top1.tolist() == [True, False]
 
 
 def test_under_autocast_a_small_divergence_keeps_its_digits():
     torch.manual_seed(0)
     head, hidden, said = Head(torch.randn(1000, 64) / 8), torch.randn(50, 64), torch.randint(1000, (50,))
     moved = (hidden + 0.01 * torch.randn(50, 64)).requires_grad_()
-    exact = read(moved, said, head, reference=hidden).divergence
+    exact = token_losses(moved, said, head, reference=hidden).divergence
     with torch.autocast("cpu", torch.bfloat16):
-        rough = read(moved, said, head, reference=hidden).divergence
+        rough = token_losses(moved, said, head, reference=hidden).divergence
     assert torch.equal(rough, exact)
 
 
-def test_half_of_what_was_read_may_go_unused():
-    policy, found, head, _, reference = both()
-    found.divergence.sum().backward()
+def test_the_log_probabilities_may_go_unused():
+    policy, losses, head, _, reference = both()
+    losses.divergence.sum().backward()
     alone = policy.detach().clone().requires_grad_()
     divergence(alone, reference, head).sum().backward()
     assert torch.allclose(policy.grad, alone.grad, atol=1e-6)

@@ -186,7 +186,7 @@ def test_every_scored_position_is_projected_once_by_each_model(tmp_path, monkeyp
     scored = sum(seen) // 2
     assert seen[::2] == seen[1::2]  # the student's positions, then the reference's
     assert len(seen) == 2 * 3 * 2  # 3 steps of 2 micro-batches
-    assert sum(pulled) == 2 * scored  # one gradient row for the log-probability, one for the divergence
+    assert sum(pulled) == 2 * scored  # one gradient of the log-probabilities, one of the divergence
 
 
 def test_three_defenses_cost_one_reference_per_micro_batch(tmp_path):
@@ -452,3 +452,19 @@ def test_a_head_that_does_something_unknown_is_refused_by_name():
     model.forward = lambda *a, **k: (lambda out: out.__setitem__("logits", out.logits * 2) or out)(plain(*a, **k))
     with pytest.raises(ModelError, match="The head of Qwen2ForCausalLM does more"):
         _ = Anatomy(model).head
+
+
+def test_a_subclass_that_replaces_compute_loss_is_refused_in_its_first_step(tmp_path):
+    class Replaced(GuardedSFT):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            inputs.pop("staytrue_source", None)
+            return model(**inputs).loss
+
+    class Extended(GuardedSFT):
+        def compute_loss(self, *args, **kwargs):
+            return super().compute_loss(*args, **kwargs) * 2
+
+    with pytest.raises(ForwardPassError, match=r"Replaced computed a loss without .* super\(\).compute_loss"):
+        trainer(tmp_path, [KL()], cls=Replaced).train()
+    trainer(tmp_path, [KL()], cls=Extended).train()
+    trainer(tmp_path, [], cls=Replaced).train()

@@ -1,6 +1,6 @@
-"""What a head says of positions, in one pass of tiles: likelihood, divergence, and both gradients; never (B, T, V).
+"""Fused LM-head losses: log-likelihood and KL divergence with their gradients, in one pass of tiles; never (B, T, V).
 
-Legend: N positions, n of them in a tile, D width, V vocabulary; divergences and likelihoods in nats per token.
+Legend: N positions, n of them in a tile, D width, V vocabulary. Divergences and likelihoods are nats per token.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from staytrue.modeling.lm_head import Head
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What one pass over the head says of N positions; all (N,), nats. None is what was not asked for."""
+class TokenLosses:
+    """Statistics of N positions under the LM head; all (N,), in nats. None where the caller did not ask for one."""
 
     log_probs: Tensor | None  # of the token that follows
     divergence: Tensor | None  # from the reference
-    entropy: Tensor | None  # no gradient
+    entropy: Tensor | None  # without gradient
     is_top1: Tensor | None  # bool: the token that follows is the likeliest
 
 
-def read(
+def token_losses(
     policy: Tensor,
     tokens: Tensor | None,
     head: Head,
@@ -33,52 +33,52 @@ def read(
     forward: bool = False,
     temperature: float = 1.0,
     metrics: bool = True,
-) -> Reading:
-    """Project each position once, and take from the same tile of logits all that is asked.
+) -> TokenLosses:
+    """Project each position to logits once, and compute every requested statistic from the same tile.
 
     Args:
         policy: (N, D) final hidden states of the model in training; gradients flow through it.
-        tokens: (N,) int64, the token that follows each position; None when only the divergence is wanted.
+        tokens: (N,) int64, the token that follows each position; None for the divergence alone.
         head: the frozen head.
-        reference: (N, D) final hidden states of the reference, no gradient; None when no divergence is wanted.
-        forward: False for KL(trained || reference), as the paper's code has it (arXiv 2508.06249, KL term);
+        reference: (N, D) final hidden states of the reference, without gradient; None for no divergence.
+        forward: False for KL(trained || reference), as the paper's code computes it (arXiv 2508.06249, KL term);
             True for KL(reference || trained).
         temperature: divides the logits for log-probabilities and entropy, not for the divergence.
-        metrics: whether to compute entropy and top-1 accuracy too, one more pass over the tile's logits.
+        metrics: whether to compute entropy and top-1, which read every logit once more.
 
     Returns:
-        Values and, kept for the backward pass, their gradients on the hidden states: with D x V multiplications a
-        projection, 2 DV FLOPs each for the student's logits, the reference's, and every gradient row: 8 DV for
-        likelihood and divergence together. Memory is three tiles of logits.
-        A divergence is exactly 0 where the two hidden states are equal.
+        The statistics. Their gradients with respect to the hidden states are computed in the same pass and kept. With
+        D x V multiplications a projection, that is 2 DV FLOPs each for the student's logits, the reference's logits and
+        each of the two gradients: 8 DV. Memory is three tiles of logits. A divergence is exactly 0 where the two hidden
+        states are equal.
     """
-    given = None if reference is None else reference.detach()
-    outputs: tuple[Tensor, ...] = _Read.apply(policy, given, tokens, head, forward, temperature, metrics)  # type: ignore[no-untyped-call]
+    frozen = None if reference is None else reference.detach()
+    outputs: tuple[Tensor, ...] = _FusedLoss.apply(policy, frozen, tokens, head, forward, temperature, metrics)  # type: ignore[no-untyped-call]
     log_probs, divergence, entropy, is_top1 = outputs
-    seen = metrics and tokens is not None
-    return Reading(
+    with_metrics = metrics and tokens is not None
+    return TokenLosses(
         log_probs if tokens is not None else None,
         divergence if reference is not None else None,
-        entropy if seen else None,
-        is_top1 if seen else None,
+        entropy if with_metrics else None,
+        is_top1 if with_metrics else None,
     )
 
 
 def divergence(policy: Tensor, reference: Tensor, head: Head, *, forward: bool = False) -> Tensor:
-    """(N,) Kullback-Leibler divergence between next-token distributions, in nats; see `read`."""
-    found = read(policy, None, head, reference=reference, forward=forward).divergence
-    assert found is not None
-    return found
+    """(N,) Kullback-Leibler divergence between next-token distributions, in nats; see `token_losses`."""
+    losses = token_losses(policy, None, head, reference=reference, forward=forward)
+    assert losses.divergence is not None
+    return losses.divergence
 
 
 def nll(policy: Tensor, tokens: Tensor, head: Head) -> Tensor:
-    """(N,) negative log-likelihood of the tokens that follow, in nats; see `read`."""
-    found = read(policy, tokens, head, metrics=False).log_probs
-    assert found is not None
-    return -found
+    """(N,) negative log-likelihood of the tokens that follow, in nats; see `token_losses`."""
+    losses = token_losses(policy, tokens, head, metrics=False)
+    assert losses.log_probs is not None
+    return -losses.log_probs
 
 
-class _Read(torch.autograd.Function):
+class _FusedLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -91,145 +91,139 @@ class _Read(torch.autograd.Function):
         metrics: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        tiled = _Tiled(head, forward, temperature, metrics)
-        with torch.autocast(policy.device.type, enabled=False):  # a small divergence is all last digits
-            found = tiled.run(policy, reference, tokens, ctx.needs_input_grad[0])
-        ctx.save_for_backward(found.teaching, found.holding)
-        ctx.mark_non_differentiable(found.entropy, found.is_top1)
-        return found.log_probs, found.divergence, found.entropy, found.is_top1
+        tiles = _TiledPass(head, forward, temperature, metrics)
+        with torch.autocast(policy.device.type, enabled=False):  # half precision would lose a small divergence
+            output = tiles.run(policy, reference, tokens, ctx.needs_input_grad[0])
+        ctx.save_for_backward(output.log_prob_gradient, output.divergence_gradient)
+        ctx.mark_non_differentiable(output.entropy, output.is_top1)
+        return output.log_probs, output.divergence, output.entropy, output.is_top1
 
     @staticmethod
     def backward(ctx: Any, log_probs: Tensor | None, divergence: Tensor | None, *_: Any) -> tuple[Any, ...]:
-        teaching, holding = ctx.saved_tensors
-        gradient, dtype = None, teaching.dtype
-        for rows, upstream in ((teaching, log_probs), (holding, divergence)):
-            if upstream is not None and rows.dim() == 2:  # in float32: the same rounding of 1/n for all would be a bias
+        gradient, dtype = None, ctx.saved_tensors[0].dtype
+        for rows, upstream in zip(ctx.saved_tensors, (log_probs, divergence), strict=True):
+            if upstream is not None and rows.dim() == 2:  # in float32: rounding 1/n alike for all would be a bias
                 scaled = rows * upstream.float().unsqueeze(-1)
                 gradient = scaled if gradient is None else gradient + scaled
         return None if gradient is None else gradient.to(dtype), *[None] * 6
 
 
 @dataclass
-class _Found:
+class _Output:
     log_probs: Tensor
     divergence: Tensor
     entropy: Tensor
     is_top1: Tensor
-    teaching: Tensor  # (N, D) gradient of the log-probabilities; (0,) where there is none
-    holding: Tensor  # (N, D) gradient of the divergence; (0,) where there is none
+    log_prob_gradient: Tensor  # (N, D) with respect to the hidden states; (0,) where none is needed
+    divergence_gradient: Tensor  # the same of the divergence
 
 
 @dataclass(frozen=True)
-class _Tiled:
-    """One pass over the head, tile by tile."""
+class _TiledPass:
+    """One pass over the positions, tile by tile."""
 
     head: Head
     forward: bool
     temperature: float
-    metrics: bool  # whether entropy and top-1 are wanted
+    metrics: bool
 
-    def run(self, policy: Tensor, reference: Tensor | None, tokens: Tensor | None, wanted: bool) -> _Found:
-        found = _empty(policy, wanted and tokens is not None, wanted and reference is not None)
+    def run(self, policy: Tensor, reference: Tensor | None, tokens: Tensor | None, with_gradient: bool) -> _Output:
+        output = _empty(policy, with_gradient and tokens is not None, with_gradient and reference is not None)
         rows = min(next(self.head.tiles(policy), slice(0, 0)).stop, len(policy))
-        words = self.head.weight.shape[0]
-        plain = self.head.weight.dtype == policy.dtype == torch.float32  # logits are made in a place that is there
-        places = [policy.new_empty((rows * used, words), dtype=torch.float32) for used in (1, plain, plain)]
+        vocabulary = self.head.weight.shape[0]
+        plain = self.head.weight.dtype == policy.dtype == torch.float32  # then logits can be written to a buffer
+        buffers = [policy.new_empty((rows * used, vocabulary), dtype=torch.float32) for used in (1, plain, plain)]
         for tile in self.head.tiles(policy):
-            weights, ours, theirs = (place[: len(policy[tile])] if len(place) else None for place in places)
-            ours = self.head.logits(policy[tile], ours)
-            assert weights is not None
-            if reference is not None:
-                theirs = self.head.logits(reference[tile], theirs)
-                found.divergence[tile], gradient, distribution = self._compare(ours, theirs, weights)
-                if found.holding.dim() == 2:
-                    found.holding[tile] = self._pulled_back(gradient, ours, distribution, policy.dtype)
+            softmax_buffer, ours, theirs = (buffer[: len(policy[tile])] if len(buffer) else None for buffer in buffers)
+            assert softmax_buffer is not None
+            logits = self.head.logits(policy[tile], ours)
+            if reference is None:
+                softmax = _Softmax.of(logits, softmax_buffer)
             else:
-                distribution = _Softmax.of(ours, weights)
+                reference_logits = self.head.logits(reference[tile], theirs)
+                output.divergence[tile], gradient, softmax = self._compare(logits, reference_logits, softmax_buffer)
+                if output.divergence_gradient.dim() == 2:
+                    output.divergence_gradient[tile] = self._to_hidden(gradient, logits, softmax, policy.dtype)
             if tokens is not None:
-                rise, distribution = self._read_tokens(found, tile, tokens[tile], ours, distribution)
-                if found.teaching.dim() == 2:
-                    found.teaching[tile] = self._pulled_back(rise, ours, distribution, policy.dtype)
-        return found
+                gradient, softmax = self._log_probs(output, tile, tokens[tile], logits, softmax)
+                if output.log_prob_gradient.dim() == 2:
+                    output.log_prob_gradient[tile] = self._to_hidden(gradient, logits, softmax, policy.dtype)
+        return output
 
     def _compare(self, ours: Tensor, theirs: Tensor, buffer: Tensor) -> tuple[Tensor, Tensor, _Softmax]:
-        """Compare two next-token distributions given by their logits (n, V).
+        """KL (n,), its gradient with respect to our logits (n, V) before normalising, and our softmax, in `buffer`.
 
         Logits are compared before they are normalised: log-probabilities are near -log V, and the difference of two of
         them would lose the digits that a small divergence consists of. `theirs` is overwritten.
-
-        Returns:
-            The divergence (n,), its gradient on our logits before dividing by the softmax normaliser, and our softmax,
-            whose weights are written to `buffer`.
         """
-        other = _Softmax.of(theirs, torch.empty_like(buffer) if self.forward else buffer)
-        total, normaliser = other.total, other.normaliser
-        distribution = _Softmax.of(ours, buffer)
-        gap, moved = torch.sub(ours, theirs, out=theirs), distribution.total - total
+        reference = _Softmax.of(theirs, torch.empty_like(buffer) if self.forward else buffer)
+        log_normaliser, normaliser = reference.log_normaliser, reference.normaliser
+        softmax = _Softmax.of(ours, buffer)  # overwrites the reference's, unless it has a buffer of its own
+        gap, moved = torch.sub(ours, theirs, out=theirs), softmax.log_normaliser - log_normaliser
         if self.forward:
-            value = moved - torch.linalg.vecdot(other.weights, gap) / normaliser
-            return (
-                value,
-                other.weights.mul_((-distribution.normaliser / normaliser).unsqueeze(-1)).add_(distribution.weights),
-                distribution,
-            )
-        mean = torch.linalg.vecdot(distribution.weights, gap) / distribution.normaliser
-        return mean - moved, gap.sub_(mean.unsqueeze(-1)).mul_(distribution.weights), distribution
+            value = moved - torch.linalg.vecdot(reference.exp_logits, gap) / normaliser
+            ratio = (-softmax.normaliser / normaliser).unsqueeze(-1)
+            return value, reference.exp_logits.mul_(ratio).add_(softmax.exp_logits), softmax
+        mean = torch.linalg.vecdot(softmax.exp_logits, gap) / softmax.normaliser
+        return mean - moved, gap.sub_(mean.unsqueeze(-1)).mul_(softmax.exp_logits), softmax
 
-    def _read_tokens(
-        self, found: _Found, tile: slice, tokens: Tensor, logits: Tensor, distribution: _Softmax
+    def _log_probs(
+        self, output: _Output, tile: slice, tokens: Tensor, logits: Tensor, softmax: _Softmax
     ) -> tuple[Tensor, _Softmax]:
-        """Store a tile's log-probabilities, and its entropy and top-1 accuracy if wanted.
+        """Write a tile's log-probabilities and metrics to `output`.
 
         Returns:
-            The gradient (n, V) of the log-probabilities on the logits, before dividing by the softmax normaliser, and
-            the softmax that it belongs to. That softmax's weights are overwritten.
+            The gradient of the log-probabilities with respect to the logits (n, V) before normalising, and the softmax
+            that normalises it, whose `exp_logits` are overwritten.
         """
         if self.temperature != 1.0:
             logits = logits / self.temperature
-            distribution = _Softmax.of(logits, distribution.weights)
-        said = tokens.unsqueeze(-1)
-        chosen = logits.gather(-1, said).squeeze(-1)
-        found.log_probs[tile] = chosen - distribution.total
+            softmax = _Softmax.of(logits, softmax.exp_logits)
+        index = tokens.unsqueeze(-1)
+        chosen = logits.gather(-1, index).squeeze(-1)
+        output.log_probs[tile] = chosen - softmax.log_normaliser
         if self.metrics:
-            found.entropy[tile] = (
-                distribution.total - torch.linalg.vecdot(distribution.weights, logits) / distribution.normaliser
-            )
-            # Numbers in half precision tie often, and of a tie the first is meant, as trl has it; float32's hardly do.
+            expected = torch.linalg.vecdot(softmax.exp_logits, logits) / softmax.normaliser
+            output.entropy[tile] = softmax.log_normaliser - expected
+            # Half-precision logits often tie; trl then takes the first, as argmax does. Float32 logits rarely tie.
             half = self.head.weight.dtype != torch.float32
-            found.is_top1[tile] = logits.argmax(-1) == tokens if half else chosen >= distribution.max_logit
-        rise = distribution.weights.neg_().scatter_add_(-1, said, distribution.normaliser.unsqueeze(-1))
-        return (rise if self.temperature == 1.0 else rise.div_(self.temperature)), distribution
+            output.is_top1[tile] = logits.argmax(-1) == tokens if half else chosen >= softmax.max_logit
+        gradient = softmax.exp_logits.neg_().scatter_add_(-1, index, softmax.normaliser.unsqueeze(-1))
+        return (gradient if self.temperature == 1.0 else gradient.div_(self.temperature)), softmax
 
-    def _pulled_back(self, gradient: Tensor, logits: Tensor, distribution: _Softmax, dtype: torch.dtype) -> Tensor:
-        return (self.head.pull_back(gradient, logits) / distribution.normaliser.unsqueeze(-1)).to(dtype)
+    def _to_hidden(self, gradient: Tensor, logits: Tensor, softmax: _Softmax, dtype: torch.dtype) -> Tensor:
+        """(n, D): a gradient with respect to the logits, normalised and carried back to the hidden states."""
+        return (self.head.pull_back(gradient, logits) / softmax.normaliser.unsqueeze(-1)).to(dtype)
 
 
 @dataclass(frozen=True)
 class _Softmax:
-    """A next-token distribution before it is normalised: to divide n numbers later is cheaper than n x V now."""
+    """A softmax before normalising: dividing n sums later is cheaper than dividing n x V numbers now."""
 
-    weights: Tensor  # (n, V), the largest of each row is 1
-    normaliser: Tensor  # (n,), their sums
-    max_logit: Tensor  # (n,), the largest logit
+    exp_logits: Tensor  # (n, V): exp(logit - max_logit)
+    normaliser: Tensor  # (n,): their sums
+    max_logit: Tensor  # (n,)
 
     @classmethod
     def of(cls, logits: Tensor, buffer: Tensor) -> _Softmax:
-        """The distribution of logits (n, V), its weights in `buffer`."""
+        """The softmax of logits (n, V), with `exp_logits` written to `buffer`."""
         max_logit = logits.amax(-1, keepdim=True)
-        weights = torch.sub(logits, max_logit, out=buffer).exp_()
-        return cls(weights, weights.sum(-1), max_logit.squeeze(-1))
+        exp_logits = torch.sub(logits, max_logit, out=buffer).exp_()
+        return cls(exp_logits, exp_logits.sum(-1), max_logit.squeeze(-1))
 
     @property
-    def total(self) -> Tensor:
-        """(n,) the logarithm of the sum of the exponentials of the logits."""
+    def log_normaliser(self) -> Tensor:
+        """(n,) logsumexp of the logits."""
         return self.max_logit + self.normaliser.log()
 
 
-def _empty(policy: Tensor, teaching: bool, holding: bool) -> _Found:
+def _empty(policy: Tensor, log_prob_gradient: bool, divergence_gradient: bool) -> _Output:
     def numbers(dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.zeros(len(policy), dtype=dtype, device=policy.device)
 
-    def rows(wanted: bool) -> Tensor:
-        return torch.empty_like(policy) if wanted else policy.new_empty(0)
+    def rows(needed: bool) -> Tensor:
+        return torch.empty_like(policy) if needed else policy.new_empty(0)
 
-    return _Found(numbers(), numbers(), numbers(), numbers(torch.bool), rows(teaching), rows(holding))
+    return _Output(
+        numbers(), numbers(), numbers(), numbers(torch.bool), rows(log_prob_gradient), rows(divergence_gradient)
+    )

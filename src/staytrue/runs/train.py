@@ -118,7 +118,7 @@ def _train(trainer: Any, run: RunDir, progress: Progress | None) -> None:
         run.save(projected=trainer.guard.project(trainer.model))
         trainer.model.save_pretrained(str(run.path / "model"), safe_serialization=True)
     trainer.guard.detach()
-    counts = None if trainer.guard.cache is None else trainer.guard.cache.told()
+    counts = None if trainer.guard.cache is None else trainer.guard.cache.describe()
     if counts is not None:
         run.save(reference=counts)
     run.save(adapter=sha256_of(run.path / "model" / "adapter_model.safetensors"))

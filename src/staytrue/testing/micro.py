@@ -16,7 +16,7 @@ from staytrue.data.examples import Example
 from staytrue.data.tokenize import Encoded, encode_all
 from staytrue.defense import Defense
 from staytrue.modeling.base_model import Untouched
-from staytrue.step import SOURCES, Marks, Pass
+from staytrue.step import SOURCES, Activations, Marks
 from staytrue.training.aux_batches import pad
 from staytrue.training.guard import Guard
 
@@ -106,7 +106,7 @@ class Micro:
         following = self.inputs["input_ids"].roll(-1, dims=1)
         return cross_entropy(logits[self.marks.scored], following[self.marks.scored])
 
-    def outputs(self, *, guarded: bool) -> tuple[dict[int, Tensor], Pass | None]:
+    def outputs(self, *, guarded: bool) -> tuple[dict[int, Tensor], Activations | None]:
         """Every block's output (B, T, D) by hooks of its own; and, in a guarded forward, what the guard saw."""
         anatomy, found = self.guard.anatomy, {}
 

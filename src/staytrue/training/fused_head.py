@@ -1,127 +1,127 @@
-"""The head of a training forward: one pass of ours in the place of trl's, at trl's own seam.
+"""The fused LM head of a training forward: one projection of each scored position, in place of trl's head.
 
-trl's trainers call `model(..., labels=..., fused_lm_head=True)` and read log-probabilities instead of logits. Here that
-call runs the backbone, lets the defenses ask for what they need of its hidden states, and then projects each scored
-position once, for the trainer and for a divergence together; scored positions only, never a (B, T, V) tensor. trl's
-own head projects again in the backward pass, once more for each divergence, and on a CPU every position.
-Not done here: evaluation, models with router losses, shards of a sequence (`shift_labels`); they take trl's head.
+trl's trainers call `model(..., labels=..., fused_lm_head=True)` and use log-probabilities instead of logits. Here that
+call runs the backbone, evaluates the penalties on its hidden states, and projects each scored position once, for the
+trainer's log-probability and for a divergence together; never a (B, T, V) tensor. trl's own head projects again in the
+backward pass, once more for each divergence, and on a CPU every position.
+Not done here: evaluation, models with router losses, shards of a sequence (`shift_labels`); they keep trl's head.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from staytrue.modeling.fused_loss import Reading, read
+from staytrue.modeling.fused_loss import TokenLosses, token_losses
 from staytrue.modeling.lm_head import Head
 from staytrue.step import Marks
 
 
-class HeadContext:
-    """One micro-batch under the head: the penalties that its defenses ask for, and what was read on the way.
+class MicroBatch(Protocol):
+    """A micro-batch whose penalties can be evaluated once its hidden states are there."""
 
-    Attributes:
-        penalty: what `ask` gave.
-        asked: whether the head came by at all.
+    marks: Marks
+
+    def evaluate_penalties(self, head: HeadContext) -> None:
+        """Evaluate them; a divergence at the scored positions may go through `head`."""
+        ...
+
+
+class HeadContext:
+    """The fused head during one micro-batch: keeps what a divergence and the trainer's loss share.
+
+    Args:
+        labels: (B, T), what the trainer's call scores; -100 is not scored.
+        marks: of the micro-batch.
+        head: the frozen head.
+        temperature: of the trainer's log-probabilities.
     """
 
-    def __init__(self, marks: Marks, head: Head, temperature: float) -> None:
+    def __init__(self, labels: Tensor, marks: Marks, head: Head, temperature: float) -> None:
+        following = labels[:, 1:]
+        self.mask = following != -100  # (B, T - 1)
+        self._tokens = following[self.mask]
         self._marks, self._head, self._temperature = marks, head, temperature
-        self._reading: Reading | None = None
-        self.labels: Tensor | None = None  # (B, T): what the trainer's call will score
-        self.penalty: Tensor | None = None
-        self.asked = False
+        self._losses: TokenLosses | None = None
 
     def takes(self, mask: Tensor) -> bool:
         """Whether a divergence at these positions (B, T) can share the trainer's own projection."""
-        if self._reading is not None or self.labels is None or not torch.equal(mask, self._marks.scored):
+        if self._losses is not None or not torch.equal(mask, self._marks.scored):
             return False
-        return torch.equal(mask[:, :-1], self.labels[:, 1:] != -100)
+        return torch.equal(mask[:, :-1], self.mask)
 
     def divergence(self, policy: Tensor, reference: Tensor, forward: bool) -> Tensor:
-        """(N,) at the scored positions; what the trainer will want of them is kept."""
-        assert self.labels is not None
-        following = self.labels[:, 1:]
-        self._reading = found = read(
-            policy,
-            following[following != -100],
-            self._head,
-            reference=reference,
-            forward=forward,
-            temperature=self._temperature,
-        )
-        assert found.divergence is not None
-        return found.divergence
+        """(N,) at the scored positions; the trainer's log-probabilities of the same projection are kept."""
+        self._losses = self._compute(policy, reference=reference, forward=forward)
+        assert self._losses.divergence is not None
+        return self._losses.divergence
 
-    def reading(self, hidden: Tensor) -> Reading:
-        """What the trainer wants of its scored positions, of hidden states (B, T, D)."""
-        if self._reading is not None:
-            return self._reading
-        assert self.labels is not None
-        following = self.labels[:, 1:]
-        mask = following != -100
-        return read(hidden[:, :-1][mask], following[mask], self._head, temperature=self._temperature)
+    def losses(self, hidden: Tensor) -> TokenLosses:
+        """The trainer's statistics of its scored positions, from hidden states (B, T, D)."""
+        return self._losses or self._compute(hidden[:, :-1][self.mask])
+
+    def _compute(self, policy: Tensor, **options: Any) -> TokenLosses:
+        return token_losses(policy, self._tokens, self._head, temperature=self._temperature, **options)
 
 
 class FusedLMHead:
-    """Stands in a causal language model's patched forward.
+    """Replaces trl's head in the patched forward of a causal language model.
 
     Args:
-        causal: the transformers model, after trl has given it a fused head.
-        backbone: its backbone, as `watch` sees it.
-        head: its head, which must be frozen.
+        causal: the transformers model, after trl has patched its forward.
+        backbone: its backbone, the module that the forward hooks watch.
+        head: its LM head, which must be frozen.
         temperature: of the trainer's log-probabilities.
         output: the class of what trl's forward returns.
     """
 
     def __init__(self, causal: Any, backbone: Any, head: Head, temperature: float, output: Any) -> None:
         self._backbone, self._head, self._temperature, self._output = backbone, head, temperature, output
-        self._now: tuple[HeadContext, Callable[[HeadContext], Tensor | None]] | None = None
-        theirs = causal.forward
+        self._micro_batch: MicroBatch | None = None
+        patched_by_trl = causal.forward
 
-        @functools.wraps(theirs)
+        @functools.wraps(patched_by_trl)
         def forward(*args: Any, **kwargs: Any) -> Any:
-            wanted = kwargs.get("fused_lm_head") and kwargs.get("labels") is not None
-            ours = self._now is not None and wanted and torch.is_grad_enabled() and kwargs.get("shift_labels") is None
-            return self._forward(*args, **kwargs) if ours else theirs(*args, **kwargs)
+            fused = kwargs.get("fused_lm_head") and kwargs.get("labels") is not None
+            training = self._micro_batch is not None and torch.is_grad_enabled()
+            ours = fused and training and kwargs.get("shift_labels") is None
+            return self._forward(*args, **kwargs) if ours else patched_by_trl(*args, **kwargs)
 
         causal.forward = forward
 
     @contextmanager
-    def during(self, marks: Marks, ask: Callable[[HeadContext], Tensor | None]) -> Iterator[HeadContext]:
-        """One micro-batch's loss: when its hidden states are there, `ask` for the penalties."""
-        head_context = HeadContext(marks, self._head, self._temperature)
-        self._now = head_context, ask
+    def during(self, micro_batch: MicroBatch) -> Iterator[None]:
+        """The forward of one micro-batch goes through this head, and evaluates the micro-batch's penalties."""
+        self._micro_batch = micro_batch
         try:
-            yield head_context
+            yield
         finally:
-            self._now = None
+            self._micro_batch = None
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
-        assert self._now is not None
-        head_context, ask = self._now
+        micro_batch = self._micro_batch
+        assert micro_batch is not None
         labels, items = kwargs.pop("labels"), kwargs.pop("num_items_in_batch", None)
         kwargs = {key: value for key, value in kwargs.items() if key not in ("fused_lm_head", "shift_labels")}
         hidden = self._backbone(*args, **{**kwargs, "use_cache": False}).last_hidden_state
-        head_context.labels = labels
-        head_context.penalty, head_context.asked = ask(head_context), True
-        mask = labels[:, 1:] != -100
-        found = head_context.reading(hidden)
-        assert found.log_probs is not None
+        context = HeadContext(labels, micro_batch.marks, self._head, self._temperature)
+        micro_batch.evaluate_penalties(context)
+        losses, mask = context.losses(hidden), context.mask
+        assert losses.log_probs is not None
 
         def spread(values: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor:
             empty = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
             return empty if values is None else empty.masked_scatter(mask, values)
 
         return self._output(
-            loss=-found.log_probs.sum() / (mask.sum().clamp(min=1) if items is None else items),
-            log_probs=spread(found.log_probs),
-            entropy=spread(found.entropy),
-            is_top1=spread(found.is_top1, torch.bool),
+            loss=-losses.log_probs.sum() / (mask.sum().clamp(min=1) if items is None else items),
+            log_probs=spread(losses.log_probs),
+            entropy=spread(losses.entropy),
+            is_top1=spread(losses.is_top1, torch.bool),
             label_mask=mask,
         )

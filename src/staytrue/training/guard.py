@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,13 @@ from staytrue.defense import Base, Defense, pulled
 from staytrue.errors import ForwardPassError, ModelError, RecipeError
 from staytrue.modeling.architecture import Adapted, Anatomy
 from staytrue.registry import labelled, real_layers, refuse_supervised_rows
-from staytrue.step import SOURCES, Marks, Pass, SharedHead, Step
+from staytrue.step import SOURCES, Activations, Marks, SharedProjection, Step
 from staytrue.training.aux_batches import counts_of, pad
-from staytrue.training.hooks import Call, Replay, Steer, Watch
+from staytrue.training.hooks import BackboneHooks, RecordedCall, ReferenceReplay, Steer
 from staytrue.training.reference import model_checks
 from staytrue.training.reference.cache import ReferenceCache
 from staytrue.training.reference.cache_checks import refuse_cache
-from staytrue.training.reference.scope import Reach
+from staytrue.training.reference.scope import ReferenceScope
 from staytrue.training.sampling import SideRows
 
 
@@ -41,7 +41,7 @@ class Guard:
         reference_cache: a folder in which the reference's states of rows are kept and found; see `reference.cache`.
 
     Attributes:
-        cache: those states, once attached to a model; None without such a folder, or where nobody reads a reference.
+        cache: those states, once attached to a model; None without a folder, or if no defense reads the reference.
 
     Raises:
         RequestError: a defense pulls no lever or lacks the field its levers need; `reference_cache` is no folder, or of
@@ -93,15 +93,15 @@ class Guard:
         base = self._base or base  # the one that curated knows what the run will be measured by
         kept, steers = self._layers(base)
         self._frozen = self._freeze()
-        self._watch = Watch(anatomy, kept, steers)
-        self._replay: Replay = self._watch.replay
+        self._watch = BackboneHooks(anatomy, kept, steers)
+        self._replay: ReferenceReplay = self._watch.replay
         if self.reference_cache is not None and any(d.reads_reference for d in self._penalties.values()):
             self.cache = ReferenceCache(self.reference_cache, self._watch, anatomy, kept)
             self._replay = self.cache.replay
         self._sides = {k: self._beside(k, d, base, encode) for k, d in self.defenses.items() if "beside" in pulled(d)}
         self._states = {label: d.prepare(anatomy, base) for label, d in self._penalties.items()}
         readers = {k: d for k, d in self._penalties.items() if k not in self._sides and d.reads_reference}
-        self._reach = Reach.of(readers, len(anatomy.blocks)) if readers else Reach()
+        self._scope = ReferenceScope.of(readers, len(anatomy.blocks)) if readers else ReferenceScope()
 
     def _freeze(self) -> list[Tensor]:
         """Stop training the adapter of every block that a defense freezes; the weights that were trained until now."""
@@ -170,7 +170,7 @@ class Guard:
         self._steps_logged += 1
 
     @contextmanager
-    def watch(self, marks: Marks) -> Iterator[list[Call]]:
+    def watch(self, marks: Marks) -> Iterator[list[RecordedCall]]:
         """See the trainer's forward; exactly one call of the backbone must build a gradient.
 
         Raises:
@@ -188,20 +188,20 @@ class Guard:
         """Steering for a whole micro-batch, recomputation in the backward pass included."""
         return self._watch.steering(marks)
 
-    def penalty(self, call: Call, marks: Marks, slot: int, shared_head: SharedHead | None = None) -> Tensor | None:
-        """The weighted penalties of one micro-batch, None when nobody has one.
+    def penalty(
+        self, call: RecordedCall, marks: Marks, slot: int, shared: SharedProjection | None = None
+    ) -> Tensor | None:
+        """The weighted penalties of one micro-batch; None if no defense has a penalty.
 
         Args:
             call: what `watch` saw.
             marks: of the same micro-batch.
             slot: which of the step's slots this micro-batch is.
-            shared_head: the trainer's own head, where a divergence may share its pass.
+            shared: the trainer's own head, where a divergence may share its pass.
         """
         if not self._penalties:
             return None
-        step = self._step(
-            call, marks, self._totals, lambda: self._reach.reference(self._replay, call, marks), shared_head
-        )
+        step = self._step(call, marks, self._totals, partial(self._scope.reference, self._replay, call, marks), shared)
         sides = self._side_steps(call, slot)
         total = call.final.new_zeros((), dtype=torch.float32) if call.final is not None else torch.zeros(())
         for label, defense in self._penalties.items():
@@ -274,11 +274,11 @@ class Guard:
 
     def _step(
         self,
-        call: Call,
+        call: RecordedCall,
         marks: Marks,
         totals: Tensor,
-        replay: Callable[[], Pass],
-        shared_head: SharedHead | None = None,
+        replay: Callable[[], Activations],
+        shared: SharedProjection | None = None,
     ) -> Step:
         return Step(
             policy=call.result(),
@@ -287,11 +287,11 @@ class Guard:
             head=self._head,
             replay=replay,
             tokens=call.tokens,
-            shared_head=shared_head,
+            shared=shared,
             adapted=lambda: self._adapted,
         )
 
-    def _side_steps(self, like: Call, slot: int) -> dict[str, Step]:
+    def _side_steps(self, like: RecordedCall, slot: int) -> dict[str, Step]:
         """One forward for all side rows due in this slot, then a step per defense that sees its own rows only."""
         mine = {label: rows[slot :: self._slots] for label, rows in self._due.items()}
         rows = [row for due in mine.values() for row in due]
@@ -300,7 +300,7 @@ class Guard:
         device = next(self.anatomy.backbone.parameters()).device
         inputs, marks = pad(rows, self._pad_id, device)
         call = self._watch.call(like, marks, **inputs)
-        whole = self._step(call, marks, self._totals, lambda: self._replay(call, marks, None, None))
+        whole = self._step(call, marks, self._totals, partial(self._replay, call, marks, None, None))
         steps, first = {}, 0
         for label, due in mine.items():
             if due:

@@ -1,7 +1,7 @@
-"""`Watch`: hooks on a model's backbone and blocks that see the trainer's own call, and can make it again.
+"""`BackboneHooks`: forward hooks on a model's backbone and blocks. They record the trainer's call and can repeat it.
 
-Nothing of a trainer is copied and no batch is put together again: the backbone's hook receives the arguments of the
-very call (position ids, packing and lengths come along). Only calls with gradients are recorded.
+The hook receives the arguments of the trainer's own call, so position ids, packing and lengths are those of training.
+Only calls that build a gradient are recorded.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from staytrue.modeling.architecture import Anatomy
-from staytrue.step import Marks, Pass
+from staytrue.step import Activations, Marks
 
 Steer = Callable[[Tensor, int, Marks], Tensor]  # hidden (B, T, D), layer, marks (B, T) -> hidden (B, T, D)
 
@@ -24,13 +24,13 @@ Steer = Callable[[Tensor, int, Marks], Tensor]  # hidden (B, T, D), layer, marks
 _BY_ROW = frozenset({"input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids"})
 
 
-class _Enough(Exception):  # noqa: N818
-    """No error: a replay has come to the deepest layer that anybody reads."""
+class _ForwardStopped(Exception):  # noqa: N818
+    """Ends a forward after the deepest layer that is read; transformers has no argument for it."""
 
 
 @dataclass
-class Call:
-    """One call of the backbone: what went in, and what it left behind."""
+class RecordedCall:
+    """One call of the backbone: its arguments and the activations of it."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -40,17 +40,19 @@ class Call:
     depth: int = 0
     rows: Tensor | None = None  # (b,): which rows of the recorded call these are; None for all
 
-    def again(self) -> Call:
-        """The same call, not made yet."""
-        return Call(self.args, self.kwargs, self.autocast, depth=self.depth)
+    def again(self) -> RecordedCall:
+        """The same call, not run yet."""
+        return RecordedCall(self.args, self.kwargs, self.autocast, depth=self.depth)
 
-    def nothing(self) -> Pass:
-        """What the same call leaves behind for none of its rows: NaN."""
+    def nothing(self) -> Activations:
+        """The activations of a call in which no row was computed: NaN everywhere."""
         hidden = {layer: torch.full_like(found.detach(), torch.nan) for layer, found in self.hidden.items()}
-        return Pass(hidden, None if self.final is None else torch.full_like(self.final.detach(), torch.nan), self.depth)
+        return Activations(
+            hidden, None if self.final is None else torch.full_like(self.final.detach(), torch.nan), self.depth
+        )
 
     def by_row(self) -> dict[str, Any] | None:
-        """The call's arguments, each as long as the batch or alike for all rows; None if nobody knows of one."""
+        """The call's arguments if each is known to be per row or the same for all rows; else None."""
         known = all(key in _BY_ROW or not isinstance(value, Tensor) for key, value in self.kwargs.items())
         plain = all(value is None or isinstance(value, Tensor | bool | int) for value in self.kwargs.values())
         if self.args or not (known and plain) or self.tokens is None:
@@ -58,39 +60,39 @@ class Call:
         places = self.kwargs.get("position_ids")  # several kinds of positions: rows are not their first axis
         return None if isinstance(places, Tensor) and places.ndim > 2 else self.kwargs
 
-    def of_rows(self, rows: Tensor) -> Call:
-        """The same call for some of its rows; for all of them, if it has an argument whose rows nobody knows."""
+    def of_rows(self, rows: Tensor) -> RecordedCall:
+        """The same call for some of its rows (b,); for all of them if an argument cannot be divided by rows."""
         given, tokens = self.by_row(), self.tokens
         if given is None or tokens is None:
             return self.again()
         chosen = {k: v[rows] if isinstance(v, Tensor) and len(v) == len(tokens) else v for k, v in given.items()}
-        return Call((), chosen, self.autocast, depth=self.depth, rows=rows)
+        return RecordedCall((), chosen, self.autocast, depth=self.depth, rows=rows)
 
     @property
     def tokens(self) -> Tensor | None:
-        """The token ids (B, T) that went in; None when embeddings did."""
+        """The token ids (B, T) of the call; None if it was given embeddings."""
         given: Tensor | None = self.kwargs.get("input_ids", self.args[0] if self.args else None)
         return given
 
-    def result(self, whole: int = 0) -> Pass:
-        """What the call left behind, as the defenses see it; of some rows, as part of a `whole` number of them."""
+    def result(self, whole: int = 0) -> Activations:
+        """The activations of the call; if it ran some rows only, of a batch of `whole` rows, NaN elsewhere."""
         rows = self.rows
         if rows is None:
-            return Pass(self.hidden, self.final, self.depth)
+            return Activations(self.hidden, self.final, self.depth)
 
         def spread(found: Tensor) -> Tensor:
             return found.new_full((whole, *found.shape[1:]), torch.nan).index_copy_(0, rows, found)
 
         final = None if self.final is None else spread(self.final)
-        return Pass({layer: spread(hidden) for layer, hidden in self.hidden.items()}, final, self.depth)
+        return Activations({layer: spread(hidden) for layer, hidden in self.hidden.items()}, final, self.depth)
 
 
-# Makes a call again: its marks (B, T), the rows (b,) to make, None for all, and the last layer to run, None for all.
-Replay = Callable[[Call, Marks, Tensor | None, int | None], Pass]
+# Repeats a call: its marks (B, T), the rows (b,) to compute (None for all), the last layer to run (None for all).
+ReferenceReplay = Callable[[RecordedCall, Marks, Tensor | None, int | None], Activations]
 
 
-class Watch:
-    """Records the backbone's calls, steers them, and makes them again with the trained weights undone."""
+class BackboneHooks:
+    """Hooks that record the backbone's calls, steer them, and repeat them with the trained weights switched off."""
 
     def __init__(self, anatomy: Anatomy, kept: Sequence[int], steers: Mapping[int, Sequence[Steer]]) -> None:
         self._anatomy = anatomy
@@ -98,8 +100,8 @@ class Watch:
         self._steers = steers
         self._depth = len(anatomy.blocks) if kept or steers else 0
         self._where: Marks | None = None  # the micro-batch's marks while steering is on
-        self._calls: list[Call] | None = None  # where recorded calls go while recording is on
-        self._open: Call | None = None
+        self._calls: list[RecordedCall] | None = None  # where recorded calls go while recording is on
+        self._open: RecordedCall | None = None
         self._last: int | None = None  # the layer at which a replay stops
         backbone = anatomy.backbone
         handles: list[Any] = [
@@ -116,9 +118,9 @@ class Watch:
             handle.remove()
 
     @contextmanager
-    def recording(self) -> Iterator[list[Call]]:
+    def recording(self) -> Iterator[list[RecordedCall]]:
         """Collect the backbone's calls that build a gradient."""
-        calls: list[Call] = []
+        calls: list[RecordedCall] = []
         self._calls, before = calls, self._calls
         try:
             yield calls
@@ -127,21 +129,23 @@ class Watch:
 
     @contextmanager
     def steering(self, where: Marks | None) -> Iterator[None]:
-        """Steer every call, whose positions are `where`; None leaves calls alone."""
+        """Steer every call, with `where` as its masks; None steers none."""
         self._where, before = where, self._where
         try:
             yield
         finally:
             self._where = before
 
-    def replay(self, call: Call, where: Marks, rows: Tensor | None = None, deepest: int | None = None) -> Pass:
-        """The same call, trained weights undone, steering kept, no gradient.
+    def replay(
+        self, call: RecordedCall, where: Marks, rows: Tensor | None = None, deepest: int | None = None
+    ) -> Activations:
+        """The same call as the reference runs it: trained weights switched off, steering kept, no gradient.
 
         Args:
             call: what `recording` saw.
             where: its marks.
-            rows: (b,) the rows to make again, the others being NaN; None for all. A call whose arguments cannot be
-                told apart by rows is made again whole.
+            rows: (b,) the rows to compute, the others being NaN; None for all. A call whose arguments cannot be
+                divided by rows is repeated whole.
             deepest: the last layer to run; None for all, and the final norm.
         """
         again = call.again() if rows is None else call.of_rows(rows)
@@ -150,14 +154,14 @@ class Watch:
             self._open, self._last = again, deepest
             try:
                 self._anatomy.backbone(*again.args, **again.kwargs)
-            except _Enough:
+            except _ForwardStopped:
                 pass
             finally:
                 self._open, self._last = None, None
         return again.result(len(where.real))
 
-    def call(self, like: Call, where: Marks, **inputs: Tensor) -> Call:
-        """A call of our own, with gradients, in the precision of another."""
+    def call(self, like: RecordedCall, where: Marks, **inputs: Tensor) -> RecordedCall:
+        """A new call with gradients, in the precision of another."""
         with self.recording() as calls, self.steering(where), _autocast(like.autocast):
             self._anatomy.backbone(**inputs, use_cache=False)
         return calls[0]
@@ -166,7 +170,7 @@ class Watch:
         if self._calls is not None and torch.is_grad_enabled():
             device = next(module.parameters()).device.type
             state = (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
-            self._open = Call(args, dict(kwargs), state, depth=self._depth)
+            self._open = RecordedCall(args, dict(kwargs), state, depth=self._depth)
             self._calls.append(self._open)
 
     def _leave(self, module: Any, args: tuple[Any, ...], output: Any) -> None:
@@ -183,7 +187,7 @@ class Watch:
             if self._open is not None and layer in self._kept:
                 self._open.hidden[layer] = hidden
                 if layer == self._last:
-                    raise _Enough
+                    raise _ForwardStopped
             return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
         return hook

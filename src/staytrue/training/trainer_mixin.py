@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,13 @@ from staytrue.config.refused_settings import UNGUARDED
 from staytrue.data.examples import Example
 from staytrue.data.tokenize import Encoded, encode_all
 from staytrue.defense import Defense
-from staytrue.errors import ModelError, RecipeError
+from staytrue.errors import ForwardPassError, ModelError, RecipeError
 from staytrue.modeling.base_model import Untouched
 from staytrue.step import SOURCE_COLUMN, SOURCES, Marks
 from staytrue.training.argument_checks import examples_of, pad_id, refuse_settings
 from staytrue.training.fused_head import FusedLMHead
 from staytrue.training.guard import Guard
+from staytrue.training.micro_batch import MicroBatch
 from staytrue.training.reference.cache_checks import refuse_cache
 
 _Trainer: Any = object  # whichever trainer stands beside Guarded among a class's bases
@@ -103,7 +103,9 @@ class Guarded(_Trainer):  # type: ignore[misc]
                 "fp16=True scales the loss's gradient, which a defense would combine with one unscaled. Use bf16."
             )
         self._settle()
-        self._slot = 0
+        self._slot = 0  # of the next micro-batch, within its optimizer step
+        self._marks_ahead: list[Marks] = []  # of the optimizer step's micro-batches
+        self._micro_batch: MicroBatch | None = None  # the one in training now
         self._begin(0)
         self.add_callback(_Begin(self))
         self._untouched.tokenizer = tokenizer = self._tokenizer
@@ -118,8 +120,8 @@ class Guarded(_Trainer):  # type: ignore[misc]
             if why is None and self._casts(anatomy.head.weight.dtype):
                 why = "it casts a float32 head to half precision, and ours does not; load the model in bfloat16"
             if why is None:
-                found = FusedLMHead(anatomy.causal, anatomy.backbone, anatomy.head, *self._head_of_trl())
-                return found, "one pass"
+                head = FusedLMHead(anatomy.causal, anatomy.backbone, anatomy.head, *self._head_of_trl())
+                return head, "one pass"
         except (ModelError, RuntimeError) as error:  # unknown to us, or a model that no two tokens go through
             why = str(error)
         return None, f"trl's: {why}"
@@ -165,9 +167,9 @@ class Guarded(_Trainer):  # type: ignore[misc]
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
             batches = self._ready(batches)
-            marks = [self._marks(batch) for batch in batches]
-            counts = torch.stack([m.counts().to(device) for m in marks]).sum(0)
-            rows = torch.stack([m.task_rows().to(device) for m in marks]).sum()
+            self._marks_ahead = [self._marks(batch).to(device) for batch in batches]
+            counts = torch.stack([marks.counts() for marks in self._marks_ahead]).sum(0)
+            rows = torch.stack([marks.task_rows() for marks in self._marks_ahead]).sum()
             numbers = self.accelerator.reduce(torch.cat([counts.flatten(), rows.reshape(1)]), "sum")
             slots = len(batches) * self.accelerator.num_processes
             self.guard.plan(numbers[:-1].view(len(SOURCES), 2), int(numbers[-1]), slots)
@@ -175,10 +177,23 @@ class Guarded(_Trainer):  # type: ignore[misc]
         return batches, items
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """One micro-batch, forward and backward, under the defenses' steering."""
+        """One micro-batch, forward and backward, with the defenses' steering.
+
+        Raises:
+            ForwardPassError: the loss was computed without the penalties of the defenses.
+        """
         inputs = self._prepare_inputs(inputs)
-        with self.guard.steering(self._marks(inputs)):
-            loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
+        self._micro_batch = micro_batch = self._next_micro_batch(inputs)
+        try:
+            with self.guard.steering(micro_batch.marks):  # the backward pass may recompute activations
+                loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
+        finally:
+            self._micro_batch = None
+        if self.guard.pulls("penalty") and not micro_batch.evaluated:
+            raise ForwardPassError(
+                f"{type(self).__name__} computed a loss without the penalties of its defenses: a subclass replaces "
+                "compute_loss without calling super().compute_loss(...). Call it and change what it returns."
+            )
         if self._slot == self._last_slot:
             self.guard.combine(lambda gradient: self.accelerator.reduce(gradient, "sum"))
         return loss
@@ -190,31 +205,25 @@ class Guarded(_Trainer):  # type: ignore[misc]
         if not model.training or not torch.is_grad_enabled():
             inputs.pop(SOURCE_COLUMN, None)
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        marks = self._marks(inputs)
+        micro_batch = self._micro_batch or self._next_micro_batch(inputs)
         inputs.pop(SOURCE_COLUMN, None)
-        processes = self.accelerator.num_processes
-        slot = self._slot * processes + self.accelerator.process_index
-        with self.guard.watch(marks) as calls, self._penalties_at_head(marks, calls, slot) as head_context:
+        with micro_batch.recorded(self.fused_head):
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        task = loss[0] if return_outputs else loss
-        asked = head_context is not None and head_context.asked
-        penalty = head_context.penalty if asked else self.guard.penalty(calls[0], marks, slot)
-        self._slot += 1
-        self._task_loss = self._task_loss.to(task.device) + task.detach() / self._later_division(num_items_in_batch)
-        if penalty is None:
+        task, division = loss[0] if return_outputs else loss, self._later_division(num_items_in_batch)
+        self._task_loss = self._task_loss.to(task.device) + task.detach() / division
+        if micro_batch.penalty is None:
             return loss
         # Gradients are averaged over processes, and some losses are divided by the micro-batches afterwards; the
         # penalty is already a share of the whole optimizer step, so both are undone here.
-        task = task + penalty * processes * self._later_division(num_items_in_batch)
+        task = task + micro_batch.penalty * self.accelerator.num_processes * division
         return (task, loss[1]) if return_outputs else task
 
-    def _penalties_at_head(self, marks: Marks, calls: list[Any], slot: int) -> Any:
-        """Our head, where it stands in the trainer's place: it asks for the penalties when hidden states are there."""
-        if self.fused_head is None:
-            return nullcontext()
-        return self.fused_head.during(
-            marks, lambda head_context: self.guard.penalty(calls[0], marks, slot, head_context)
-        )
+    def _next_micro_batch(self, inputs: Any) -> MicroBatch:
+        """The micro-batch of the next slot, with the masks that were computed when its step was planned."""
+        marks = self._marks_ahead[self._slot] if self._slot < len(self._marks_ahead) else self._marks(inputs)
+        slot = self._slot * self.accelerator.num_processes + self.accelerator.process_index
+        self._slot += 1
+        return MicroBatch(self.guard, marks, slot)
 
     def _later_division(self, num_items_in_batch: Any) -> int:
         scaled = getattr(self, "loss_is_scaled_for_ga", None)  # absent before transformers 5.18

@@ -1,8 +1,8 @@
 """`GuardedSFT` and `GuardedGRPO`: TRL's trainers with defenses. The only file that imports trl's trainers.
 
 `SFTTrainer(...)` becomes `GuardedSFT(..., defenses=[...])`, `GRPOTrainer(...)` the same with `GuardedGRPO`, and nothing
-else changes. What is added to both is in `trainer_mixin.py`; supervised training with KL as one flat, readable loop
-stands in `examples/flat_sft_kl.py`.
+else changes. What is added to both is in `trainer_mixin.py`; `examples/flat_sft_kl.py` is supervised training with KL
+as one flat, readable loop.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ def test_only_the_rows_that_are_looked_at_are_kept_and_the_others_are_no_numbers
     micro = Micro([KL(on="interleaved")], tiny.lora(tiny.model()), tiny.tokenizer(), rows, tmp_path)
     with micro.guard.watch(micro.marks) as calls:
         micro.guard.anatomy.backbone(**micro.inputs, use_cache=False)
-    reference = micro.guard._reach.reference(micro.guard._replay, calls[0], micro.marks)
+    reference = micro.guard._scope.reference(micro.guard._replay, calls[0], micro.marks)
     assert reference.final[:2][micro.marks.real[:2]].isfinite().all()
     assert (reference.final[:2][~micro.marks.real[:2]] == 0).all()
     assert reference.final[2:].isnan().all()
@@ -245,7 +245,7 @@ def test_states_that_go_no_further_than_a_layer_still_have_no_end(tmp_path, monk
 
 def test_a_call_whose_rows_nobody_knows_is_made_again_whole_and_nothing_is_kept(tmp_path):
     found, cache = seen(tmp_path, cache_position=torch.arange(1))  # qwen2 looks at none
-    assert (found.references, cache.read, cache.made, cache.told()["calls_made_whole"]) == (1, 0, 0, 1)
+    assert (found.references, cache.read, cache.made, cache.describe()["calls_made_whole"]) == (1, 0, 0, 1)
     assert not list(tmp_path.iterdir())
 
 
@@ -295,12 +295,12 @@ def test_a_full_disk_ends_keeping_and_not_training(tmp_path, monkeypatch):
     room = namedtuple("room", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: room(100, 96, 4))
     plain, cache = seen(tmp_path)
-    assert cache.told()["stopped_keeping"] == "less than 5% of the disk is free"
+    assert cache.describe()["stopped_keeping"] == "less than 5% of the disk is free"
     assert not list(tmp_path.rglob("*.safetensors"))
     same(plain, seen(None)[0])
     monkeypatch.setattr(shutil, "disk_usage", lambda _: room(1e15, 1e15 - 3e10, 3e10))  # 30 GB are enough
     monkeypatch.setattr(files.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
-    assert seen(tmp_path)[1].told() == {
+    assert seen(tmp_path)[1].describe() == {
         "cache": str(tmp_path),
         "rows_read": 0,
         "rows_made": 6,
@@ -317,7 +317,7 @@ def test_whatever_stands_in_its_way_in_the_middle_ends_keeping_and_not_training(
     shutil.rmtree(folder)
     folder.write_text("in the way")
     found, cache = seen(tmp_path)
-    assert cache.told()["stopped_keeping"] in ("Not a directory", "File exists")
+    assert cache.describe()["stopped_keeping"] in ("Not a directory", "File exists")
     same(found, seen(None)[0])
 
 
@@ -332,7 +332,7 @@ def test_a_folder_that_is_removed_in_the_middle_is_made_anew(tmp_path, monkeypat
 
     monkeypatch.setattr(files.os, "replace", removed_once)
     _, cache = seen(tmp_path)
-    assert "stopped_keeping" not in cache.told()
+    assert "stopped_keeping" not in cache.describe()
     assert (seen(tmp_path)[1].read, len(rows)) == (5, 7)
 
 
@@ -374,7 +374,7 @@ def test_runs_of_other_seeds_and_weights_share_a_cache_and_their_manifests_say_s
             {"defenses": [{"kl": {}}, {"steer": {"vector": "v.safetensors", "layer": 1, "alpha": 1.0}}]},
             "steer steers the reference too",
         ),
-        ({"trainer": "grpo", "data": None, "task": "word_problems"}, "answers are written anew"),
+        ({"trainer": "grpo", "data": None, "task": "word_problems"}, "the model samples new answers"),
     ],
 )
 def test_what_it_cannot_serve_is_refused_before_anything_is_loaded(changes, sentence, tmp_path, monkeypatch):
@@ -426,7 +426,7 @@ def test_packed_rows_and_a_guard_with_a_cache_of_its_own_are_refused(tmp_path):
 
 
 def test_a_trainer_of_ones_own_may_have_one_but_not_under_a_reward(tmp_path):
-    with pytest.raises(StaytrueError, match="answers are written anew"):
+    with pytest.raises(StaytrueError, match="the model samples new answers"):
         GuardedGRPO(
             model=tiny.model(),
             args=GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False),

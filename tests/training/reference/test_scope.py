@@ -11,7 +11,7 @@ from staytrue.defenses.kl import KL
 from staytrue.defenses.ldifs import LDIFS
 from staytrue.errors import ForwardPassError
 from staytrue.testing import Micro, close
-from staytrue.training.reference.scope import Reach
+from staytrue.training.reference.scope import ReferenceScope
 
 NATS = 0.1 * math.log(len(tiny.tokenizer()))  # a log-probability, times the weight of a KL
 
@@ -62,7 +62,7 @@ def test_a_micro_batch_without_such_a_row_makes_no_reference_and_has_no_penalty(
 @pytest.mark.parametrize("defense", [KL(on="interleaved"), LDIFS(on="interleaved")])
 def test_some_rows_give_the_penalty_and_the_gradient_of_the_whole_batch(defense, monkeypatch):
     some, forwards, _ = watched([defense])
-    monkeypatch.setattr(Reach, "of", classmethod(lambda cls, *_: cls()))
+    monkeypatch.setattr(ReferenceScope, "of", classmethod(lambda cls, *_: cls()))
     whole, all_forwards, _ = watched([defense])
     assert (forwards, all_forwards) == ([2], [8])
     assert close(some.value, whole.value, scale=NATS, of_itself=1e-5)
@@ -84,7 +84,7 @@ def test_the_reference_goes_no_deeper_than_the_deepest_layer_that_is_read():
 
 def test_stopping_early_changes_no_number(monkeypatch):
     stopped, _, _ = watched([LDIFS(blocks=(1,))])
-    monkeypatch.setattr(Reach, "of", classmethod(lambda cls, *_: cls()))
+    monkeypatch.setattr(ReferenceScope, "of", classmethod(lambda cls, *_: cls()))
     whole, _, layers = watched([LDIFS(blocks=(1,))])
     assert layers == [1, 2]
     assert stopped.value == whole.value
@@ -109,7 +109,7 @@ def test_rows_that_nobody_looks_at_are_not_numbers(kind):
     micro = Micro([KL(on="interleaved")], tiny.lora(tiny.model(kind)), tiny.tokenizer(kind), rows())
     with micro.guard.watch(micro.marks) as calls:
         micro.guard.anatomy.backbone(**micro.inputs, use_cache=False)
-    reference = micro.guard._reach.reference(micro.guard._watch.replay, calls[0], micro.marks)
+    reference = micro.guard._scope.reference(micro.guard._watch.replay, calls[0], micro.marks)
     assert reference.final[:2].isfinite().all()
     assert reference.final[2:].isnan().all()
     assert torch.allclose(reference.final[:2], calls[0].final[:2], atol=1e-5)

@@ -1,9 +1,9 @@
-"""`ReferenceCache`: what the untouched model makes of rows, kept in a folder for other runs that learn the same rows.
+"""`ReferenceCache`: the reference's activations on rows, kept in a folder for later runs on the same rows.
 
-The runs of a comparison put the same rows through the same frozen model, each for itself. Here a row's states are made
-once, by whichever run sees it first, and read by all others: a defended step without its reference forward.
+The runs of a comparison put the same rows through the same frozen model. With a cache the first run that sees a row
+computes its activations, and all others read them: a defended step without a reference forward.
 
-The price is why nobody has it without asking. A row is read as it was rounded in the batch of the run that made it, so
+It is off by default because of its price. A row is read as it was rounded in the batch of the run that computed it, so
 "a model that has not moved is not punished" holds to rounding, not to the bit, and so does "the same recipe gives the
 same weights". It is refused with steering, which belongs to a run and not to the model, where rows are sampled anew and
 so never seen twice (`refusals`), for packed rows, and for models whose states of a row depend on more than
@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from staytrue.modeling.architecture import Anatomy
-from staytrue.step import Marks, Pass
-from staytrue.training.hooks import Call, Watch
+from staytrue.step import Activations, Marks
+from staytrue.training.hooks import BackboneHooks, RecordedCall
 from staytrue.training.reference import fingerprint, state_file
 from staytrue.training.reference.fingerprint import data
 from staytrue.utils.run_dir import SCHEMA
@@ -33,14 +33,14 @@ _END = "end"  # the state after the last norm; a layer's has its number
 
 
 class ReferenceCache:
-    """Stands where a watch makes calls again; a call whose rows cannot be told apart is made again as ever.
+    """A cache in place of `BackboneHooks.replay`; a call whose rows cannot be divided is repeated whole.
 
     A file holds one row's states at its real positions, in the model's own precision, under the hash of everything
     they depend on: the model, the precision of the forward, layers, and what the row put in. So a folder may serve any
-    number of models, several runs at a time, and be removed whenever nobody trains.
+    number of models and several runs at a time. Remove it only while no run trains.
 
     Args:
-        folder: made when there is something to keep.
+        folder: created with the first row.
         watch: of the run's model.
         anatomy: the same model's.
         layers: which layers the watch keeps.
@@ -55,14 +55,16 @@ class ReferenceCache:
         ModelError: a model that it cannot serve.
     """
 
-    def __init__(self, folder: Path, watch: Watch, anatomy: Anatomy, layers: Sequence[int]) -> None:
+    def __init__(self, folder: Path, watch: BackboneHooks, anatomy: Anatomy, layers: Sequence[int]) -> None:
         fingerprint.check(anatomy)
         self._folder, self._watch, self._anatomy, self._layers = folder, watch, anatomy, layers
         self.read, self.made, self.whole = 0, 0, 0
         self.stopped: str | None = None
 
-    def replay(self, call: Call, where: Marks, rows: Tensor | None = None, deepest: int | None = None) -> Pass:
-        """What `Watch.replay` gives, made again for those rows only that are not in the folder."""
+    def replay(
+        self, call: RecordedCall, where: Marks, rows: Tensor | None = None, deepest: int | None = None
+    ) -> Activations:
+        """The activations that `BackboneHooks.replay` returns, computed only for rows that are not in the folder."""
         real = where.real.cpu()
         wanted = torch.arange(len(real)) if rows is None else rows.cpu()
         files = self._files(call, real, wanted, deepest)
@@ -82,8 +84,8 @@ class ReferenceCache:
                 return fresh
         return _together(call, real, found, deepest)
 
-    def told(self) -> dict[str, Any] | None:
-        """What a manifest says of it; None when nobody read a reference."""
+    def describe(self) -> dict[str, Any] | None:
+        """Facts for the run's manifest; None if no reference was read."""
         if not (self.read or self.made or self.whole):
             return None
         facts: dict[str, Any] = {"cache": str(self._folder), "rows_read": self.read, "rows_made": self.made}
@@ -94,7 +96,7 @@ class ReferenceCache:
     def _model(self) -> str:
         return fingerprint.of_model(self._anatomy)
 
-    def _files(self, call: Call, real: Tensor, rows: Tensor, deepest: int | None) -> dict[int, Path] | None:
+    def _files(self, call: RecordedCall, real: Tensor, rows: Tensor, deepest: int | None) -> dict[int, Path] | None:
         """Where each row's states are, or will be; None when a row's arguments are not known."""
         given = call.by_row()
         if given is None:
@@ -109,31 +111,33 @@ class ReferenceCache:
             digest.update(data(real[row].nonzero()))
             for name, value in given.items():
                 digest.update(name.encode())
-                digest.update(_put_in(value, row, real))
+                digest.update(_row_bytes(value, row, real))
             files[row] = self._folder / self._model[:16] / f"{digest.hexdigest()}.safetensors"
         return files
 
     def _keep(self, file: Path, states: dict[str, Tensor]) -> None:
-        """Write one row's states; a disk that takes no more must not end a training that can do without."""
+        """Write one row's states; training goes on without the cache when the disk is full."""
         if self.stopped is not None:
             return
         try:
             state_file.write(file, states)
-        except FileNotFoundError:  # somebody removed the folder just now; the next row makes it anew
+        except FileNotFoundError:  # the folder was removed just now; the next row creates it again
             return
         except OSError as error:
             self.stopped = error.strerror or str(error)
 
 
-def _of_row(fresh: Pass, row: int, real: Tensor) -> dict[str, Tensor]:
+def _of_row(fresh: Activations, row: int, real: Tensor) -> dict[str, Tensor]:
     states = {str(layer): hidden[row] for layer, hidden in fresh.hidden.items()}
     if fresh.end is not None:
         states[_END] = fresh.end[row]
     return {name: found.cpu()[real].contiguous() for name, found in states.items()}
 
 
-def _together(call: Call, real: Tensor, found: dict[int, dict[str, Tensor] | None], deepest: int | None) -> Pass:
-    """Rows as a pass of the whole call: 0 at padding, and NaN where nobody asked for a row."""
+def _together(
+    call: RecordedCall, real: Tensor, found: dict[int, dict[str, Tensor] | None], deepest: int | None
+) -> Activations:
+    """Rows as activations of the whole call: 0 at padding, NaN for rows that were not requested."""
     empty = call.nothing()
     hidden = {layer: states for layer, states in empty.hidden.items() if deepest is None or layer <= deepest}
     end = empty.end if deepest is None else None
@@ -145,11 +149,11 @@ def _together(call: Call, real: Tensor, found: dict[int, dict[str, Tensor] | Non
             spread = known.new_zeros(len(real[row]), *known.shape[1:])
             spread[real[row]] = known
             place[row] = spread.to(place.device)
-    return Pass(hidden, end, empty.depth)
+    return Activations(hidden, end, empty.depth)
 
 
-def _put_in(value: Any, row: int, real: Tensor) -> Any:
-    """What an argument puts in for a row, at its real positions; real is (B, T)."""
+def _row_bytes(value: Any, row: int, real: Tensor) -> Any:
+    """An argument's bytes for one row, at its real positions; real is (B, T)."""
     if not isinstance(value, Tensor):
         return repr(value).encode()
     own = value[row] if len(value) == len(real) else value[0]

@@ -1,4 +1,4 @@
-"""Which runs can have a cache of reference states, told from their defenses alone. No torch."""
+"""Checks that a run's defenses can use a cache of reference states. No torch."""
 
 from __future__ import annotations
 
@@ -37,4 +37,4 @@ def why_no_cache(defenses: Mapping[str, Defense], *, sampled: bool = False) -> s
     steering = next((label for label, defense in defenses.items() if "steer" in pulled(defense)), None)
     if steering is not None:
         return f"{steering} steers the reference too, so its states are this run's own"
-    return "under a reward answers are written anew, and none comes twice" if sampled else None
+    return "in GRPO the model samples new answers, so no row is seen twice" if sampled else None

@@ -1,0 +1,51 @@
+"""One micro-batch in a guarded trainer: masks computed once, the trainer's forward, and the penalties on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+from torch import Tensor
+
+from staytrue.step import Marks, SharedProjection
+from staytrue.training.fused_head import FusedLMHead
+from staytrue.training.guard import Guard
+from staytrue.training.hooks import RecordedCall
+
+
+class MicroBatch:
+    """One micro-batch of an optimizer step, from its masks to its penalty.
+
+    Args:
+        guard: the run's defenses.
+        marks: (B, T) masks of the positions that the forward will read.
+        slot: which of the step's slots this micro-batch is, counted over all processes.
+
+    Attributes:
+        penalty: () the weighted penalties in nats; None before they are evaluated, or where no defense has one.
+        evaluated: whether the penalties were evaluated.
+    """
+
+    def __init__(self, guard: Guard, marks: Marks, slot: int) -> None:
+        self.marks = marks
+        self.penalty: Tensor | None = None
+        self.evaluated = False
+        self._guard, self._slot = guard, slot
+        self._calls: list[RecordedCall] = []
+
+    @contextmanager
+    def recorded(self, head: FusedLMHead | None) -> Iterator[None]:
+        """Around the trainer's loss: record its forward and evaluate the penalties, inside the fused head if possible.
+
+        Raises:
+            ForwardPassError: the loss made no forward that builds a gradient, or several.
+        """
+        with self._guard.watch(self.marks) as self._calls, nullcontext() if head is None else head.during(self):
+            yield
+        if not self.evaluated:
+            self.evaluate_penalties(None)
+
+    def evaluate_penalties(self, head: SharedProjection | None) -> None:
+        """Evaluate the penalties on the recorded forward, once."""
+        self.penalty = self._guard.penalty(self._calls[0], self.marks, self._slot, head)
+        self.evaluated = True
