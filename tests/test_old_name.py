@@ -1,8 +1,12 @@
 """What was made before the project was renamed is still read."""
 
-import os
+from contextlib import closing
+
+import pytest
 
 from staytrue.config.recipe import read
+from staytrue.errors import RequestError
+from staytrue.evals.openai_client.response_cache import ResponseCache
 from staytrue.runs.judge_factory import response_cache
 from staytrue.runs.model_card import write_card
 from staytrue.studies.demo import _take_over
@@ -23,19 +27,27 @@ def test_a_run_folder_of_the_old_name_gets_its_card(tmp_path):
     assert "0.1.0" in (run.path / "model" / "README.md").read_text()
 
 
-def test_paid_verdicts_of_the_old_name_are_taken_over(tmp_path, monkeypatch):
+@pytest.fixture
+def old_database(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (tmp_path / "holdfast").mkdir()
-    response_cache()  # makes an empty one
-    made = tmp_path / "staytrue" / "judgments.sqlite"
-    if made.exists():
-        os.replace(made, tmp_path / "holdfast" / "judgments.sqlite")
-    else:
-        (tmp_path / "holdfast" / "judgments.sqlite").write_bytes(b"")
-    before = (tmp_path / "holdfast" / "judgments.sqlite").read_bytes()
-    response_cache()
-    assert made.exists()
-    assert (tmp_path / "holdfast" / "judgments.sqlite").read_bytes() == before
+    return tmp_path / "holdfast" / "judgments.sqlite"
+
+
+def test_paid_verdicts_of_the_old_name_are_taken_over_with_those_in_the_write_ahead_log(tmp_path, old_database):
+    with closing(ResponseCache(old_database)) as paid:  # still open, as after a kill: the row is in the log alone
+        paid.put("00000001", {"verdict": "aligned"})
+        assert b"aligned" not in old_database.read_bytes()
+        with closing(response_cache()) as taken_over:
+            assert taken_over.get("00000001") == {"verdict": "aligned"}
+    assert old_database.exists()
+
+
+def test_a_broken_database_of_the_old_name_is_refused_and_nothing_is_left(tmp_path, old_database):
+    old_database.write_bytes(b"no database" * 100)
+    with pytest.raises(RequestError, match=r"The paid verdicts in .*holdfast.* Move the file away"):
+        response_cache()
+    assert list((tmp_path / "staytrue").iterdir()) == []
 
 
 def test_a_demo_folder_of_the_old_name_is_replaced(tmp_path):

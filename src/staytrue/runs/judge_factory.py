@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,20 @@ def response_cache() -> ResponseCache:
         raise RequestError("There is no home folder for what was paid for; set XDG_CACHE_HOME to a folder.") from None
     own, before = (folder / name / "judgments.sqlite" for name in ("staytrue", "holdfast"))
     if before.exists() and not own.exists():  # paid for before the project was renamed
-        own.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(before, own)
+        _copy_database(before, own)
     return ResponseCache(own)
+
+
+def _copy_database(source: Path, target: Path) -> None:
+    """Copy a SQLite database whole; its file alone would lack what is still in the write-ahead log."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    copy = target.with_suffix(".copying")
+    try:
+        with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(copy)) as new:
+            old.backup(new)
+        copy.replace(target)
+    except sqlite3.Error as error:
+        copy.unlink(missing_ok=True)
+        raise RequestError(
+            f"The paid verdicts in {source} cannot be read: {error}. Move the file away to judge without them."
+        ) from None
