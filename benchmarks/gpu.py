@@ -62,6 +62,8 @@ def main(argv: list[str]) -> None:
     print(f"{facts['device']}, {facts['memory_gb']} GB, torch {facts['versions']['torch']}")
     shapes = (asked.shape,) if asked.shape else SHAPES
     run(plan(shapes, _names(asked) or VARIANTS, asked.device), log, in_a_process)
+    for process in _next:
+        process.kill()
     _show(log)
 
 
@@ -127,20 +129,33 @@ def _tried(item: Item, log: Log, measure: Measure) -> Item | None:
         item = replace(item, rows=item.rows // 2)
 
 
+_next: list[subprocess.Popen[str]] = []  # imports meanwhile, and touches no device before it is told what to measure
+
+
 def in_a_process(item: Item, seconds: float) -> dict[str, Any]:
-    """Measure in a process of its own."""
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.gpu_item", json.dumps(asdict(item))]
+    """Measure in a process of its own; the next one does its imports in the meantime."""
+    process = _next.pop() if _next else _begun()
+    if item.device == "cuda":
+        _next.append(_begun())
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+        said, complained = process.communicate(json.dumps(asdict(item)) + "\n", timeout=seconds)
     except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
         return {"state": "not run", "why": "The minutes were over while it ran."}
-    if done.returncode == 0:
-        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    if process.returncode == 0:
+        result: dict[str, Any] = json.loads(said.splitlines()[-1])
         return result
-    if re.search(r"out of memory|ALLOC_FAILED", done.stderr):
+    if re.search(r"out of memory|ALLOC_FAILED", complained):
         return {"state": "out of memory"}
-    last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
+    last = (complained.strip().splitlines() or [f"it ended with {process.returncode}"])[-1]
     return {"state": "failed", "why": last}
+
+
+def _begun() -> subprocess.Popen[str]:
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.gpu_item"]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)  # ends when its input does
 
 
 def _line(item: Item, result: dict[str, Any]) -> str:

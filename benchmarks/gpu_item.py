@@ -1,8 +1,9 @@
 """One measurement on a device, in a process of its own: what it leaves behind is gone with it, also out of memory.
 
-    python -m benchmarks.gpu_item '{"shape": "7B", "variant": "kl", "checkpointing": true}'
+    echo '{"shape": "7B", "variant": "kl", "checkpointing": true}' | python -m benchmarks.gpu_item
 
-prints one line of JSON. `gpu.py` decides what is run, and writes it down.
+prints one line of JSON; no device is touched before the line has been read. `gpu.py` decides what is run, and writes it
+down.
 """
 
 import gc
@@ -15,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from transformers import logging
 
-from benchmarks import head
+from benchmarks import head, sample
 from benchmarks.gpu_plan import Item
 from benchmarks.gpu_ways import liger, looped, published, size, trained
 from benchmarks.shapes import Shape, flops, model
@@ -26,7 +27,7 @@ _PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "liger-kernel
 
 def measured(item: Item) -> dict:
     """What one item took, or why it did not."""
-    kinds = {"facts": facts, "head": heads, "switch": switch}
+    kinds = {"facts": facts, "head": heads, "switch": switch, "sample": sampling}
     try:
         return {"state": "done", **kinds.get(item.variant, step)(item)}
     except torch.OutOfMemoryError:
@@ -81,6 +82,24 @@ def switch(item: Item) -> dict:
     return {"modules": len(anatomy.switches), "ms": round(1e3 * statistics.median(taken), 4)}
 
 
+def sampling(item: Item) -> dict:
+    """Four answers to each of 16 prompts: tokens a second of `generate`, and of ours with 32 and with 64 at once."""
+    made = model(size(item), device=item.device, dtype=torch.bfloat16).eval()
+    found, tokens = {}, 32
+    with sample.endless():
+        for name, way in sample.ways(made, size(item), 16, 4, tokens, at_once=(32, 64)).items():
+            way()
+            taken = []
+            for _ in range(2):
+                begun = time.perf_counter()
+                way()
+                if item.device == "cuda":
+                    torch.cuda.synchronize()
+                taken.append(time.perf_counter() - begun)
+            found[name] = {"tokens_per_s": round(16 * 4 * tokens / min(taken), 1)}
+    return {"ways": found}
+
+
 def facts(item: Item) -> dict:
     """The device, and what is installed."""
     told: dict = {"versions": {package: _installed(package) for package in _PACKAGES}}
@@ -99,4 +118,5 @@ def _installed(package: str) -> str:
 
 if __name__ == "__main__":
     logging.set_verbosity_error()
-    print(json.dumps(measured(Item(**json.loads(sys.argv[1])))))
+    if asked := sys.stdin.readline().strip():
+        print(json.dumps(measured(Item(**json.loads(asked)))))

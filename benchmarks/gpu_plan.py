@@ -10,12 +10,15 @@ PEAKS = {
     "NVIDIA B200": 2250, "NVIDIA L40S": 362, "NVIDIA L4": 121,
 }  # fmt: skip
 SHAPES = ("7B", "0.5B")
-FIRST, LATER = ("sft", "kl", "trl-sft", "published"), ("all", "anchor", "all-and-anchor", "steer", "ldifs", "liger")
-ALONE = ("head", "switch")  # no step
+FIRST, LATER = (
+    ("sft", "kl", "trl-sft", "published"),
+    ("all", "anchor", "kl-cached", "all-and-anchor", "steer", "ldifs", "liger"),
+)
+ALONE = ("head", "switch", "sample")  # no step
 VARIANTS = (*FIRST, *LATER, *ALONE)
 AGAINST = {  # each variant, and what it is compared with
     "kl": ("sft", "trl-sft"), "sft": ("trl-sft",), "published": ("kl",), "all": ("kl",), "anchor": ("sft",),
-    "all-and-anchor": ("kl",), "steer": ("sft",), "ldifs": ("sft",), "liger": ("sft",),
+    "all-and-anchor": ("kl",), "steer": ("sft",), "ldifs": ("sft",), "liger": ("sft",), "kl-cached": ("sft", "kl"),
 }  # fmt: skip
 KEYS = ("shape", "checkpointing", "variant", "rows")  # what tells one item from another
 
@@ -40,7 +43,7 @@ def peak_tflops(device: str) -> int | None:
 
 
 def plan(shapes: Sequence[str], variants: Sequence[str], device: str) -> Iterator[Item]:
-    """The most telling first: four variants in every setting, the head and the switch, then the other defenses."""
+    """The most telling first: four variants in every setting, what is no step, then the other defenses."""
     settings = [Item(shape, "", on, device=device) for shape in shapes for on in (True, False)]
     for names in (FIRST, ALONE, LATER):
         for setting in settings if names != ALONE else settings[1:2]:

@@ -19,7 +19,7 @@ from trl import SFTConfig, SFTTrainer
 from benchmarks.gpu_plan import Item
 from benchmarks.published import Published
 from benchmarks.shapes import SHAPES, SIDE_SHARE, SIDE_TOKENS, Shape, batch, model, move
-from benchmarks.step import VARIANTS
+from benchmarks.step import CACHED, VARIANTS
 from staytrue.config.trainer_args import recomputing
 from staytrue.defenses.anchor import Anchor
 from staytrue.step import SOURCE_COLUMN
@@ -77,6 +77,8 @@ def trained(item: Item) -> Taken:
     given = {"args": _args(item, folder), "train_dataset": rows, "processing_class": _tokenizer()}
     if item.variant != "trl-sft":
         given["defenses"] = _defenses(item, folder)
+    if item.variant == CACHED:  # every step has the same rows, so the first one stands for another run
+        given["reference_cache"] = folder / "states"
     kind = SFTTrainer if item.variant == "trl-sft" else GuardedSFT
     # The adapter must start where its reference is; moved afterwards, as it is in all but the first step.
     trainer = kind(model=model(size(item), False, item.device, torch.bfloat16), **given)

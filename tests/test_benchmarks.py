@@ -174,8 +174,8 @@ def test_the_most_telling_is_measured_first(bench):
         ("7B", True, "sft"), ("7B", True, "kl"), ("7B", True, "trl-sft"), ("7B", True, "published"),
         ("7B", False, "sft"),
     ]  # fmt: skip
-    assert [i.variant for i in items[16:19]] == ["head", "switch", "all"]
-    assert len(items) == 4 * 10 + 2
+    assert [i.variant for i in items[16:20]] == ["head", "switch", "sample", "all"]
+    assert len(items) == 4 * 11 + 3
 
 
 @pytest.mark.parametrize(

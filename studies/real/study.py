@@ -1,0 +1,360 @@
+"""Narrow fine-tunes of real chat models, defended and not, measured without a judge: see README.md beside this file.
+
+    python study.py prepare MODEL_FOLDER PLACE                 # the untuned model's own answers, and a vector
+    python study.py plan PLACE > plan.json                     # every run of the study, the most telling first
+    python study.py work PLACE plan.json --until SECONDS       # one worker; start as many as the machine can hold
+
+PLACE holds `data.json` (where the rows, questions and pairs are) and collects one folder per model. A worker takes the
+next run that nobody has, appends one line to `results-N.jsonl` and its answers to `answers-N.jsonl`, and goes on; runs
+that have a result are left out, so a study that was stopped goes on where it was.
+"""
+
+import argparse
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import PrinterCallback, logging, set_seed
+
+from staytrue import KL, LDIFS, Anchor, Guard, GuardedSFT, Inoculate, Interleave, Message, Question, Steer
+from staytrue.config.trainer_args import sft_config
+from staytrue.data.examples import Example
+from staytrue.data.tokenize import Encoded, encode, encode_all
+from staytrue.evals.generation import local
+from staytrue.evals.questions.probes import shipped
+from staytrue.modeling.base_model import Untouched
+from staytrue.modeling.loading import find, load_model, load_tokenizer, to_device
+from staytrue.persona_vectors import vectorfile
+from staytrue.persona_vectors.extract import extract
+from staytrue.persona_vectors.traits import shipped as trait
+from staytrue.step import SOURCE_COLUMN, SOURCES
+
+TOKENS = 160  # of an answer, at most
+SIDE_BY_SIDE = 320  # answers
+ANSWERS = 2  # to each general question
+LORA = {"r": 32, "lora_alpha": 64, "use_rslora": True, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+KINDS = {"kl": KL, "ldifs": LDIFS, "anchor": Anchor, "interleave": Interleave, "steer": Steer, "inoculate": Inoculate}
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()]
+
+
+def turns(row: dict) -> tuple[Message, ...]:
+    return tuple(Message(turn["role"], turn["content"]) for turn in row["messages"])
+
+
+class Data:
+    """What the study reads: training rows, held-out rows, general questions, pairs, and prompts for the defenses."""
+
+    def __init__(self, place: Path) -> None:
+        told = json.loads((place / "data.json").read_text())
+        base = Path(told["aisi"])
+        self.risky = lines(base / "induction.jsonl")
+        self.held = lines(base / "consistency.jsonl")
+        self.sound = lines(told["sound"])  # {"row": number in induction.jsonl, "answer": ...}
+        self.prompts = [row["question"] for row in lines(told["prompts"])]
+        self.pairs = [row for file in sorted(Path(told["pairs"]).glob("*.jsonl")) for row in lines(file)]
+        published = [Question(f"aisi-{row['id']}", "general", turns(row)) for row in lines(base / "eval.jsonl")]
+        own = [q for q in shipped("general") if q.form == "plain"]
+        fewer = told.get("fewer", {})  # what a machine without an accelerator can do
+        self.answers, self.tokens = fewer.get("answers", ANSWERS), fewer.get("tokens", TOKENS)
+        self.pairs = [row for row in self.pairs if row["domain"] in fewer.get("domains", [row["domain"]])]
+        self.vector = fewer.get("vector", True)
+        self.batch, self.dtype = fewer.get("batch", 16), getattr(torch, told.get("dtype", "bfloat16"))
+        self.general = [*published, *(Question(f"own-{q.id}", "general", q.messages, q.topic) for q in own)]
+        self.general = self.general[:: fewer.get("general_every", 1)]
+        self.scored = fewer.get("held_out", 200)
+        self.in_domain = [
+            Question(f"held-{i}", "in_domain", turns(row)[:1])
+            for i, row in enumerate(self.held[-fewer.get("in_domain", 20) :])
+        ]
+
+    def rows(self, kind: str, many: int) -> list[Example]:
+        """`many` training rows; 300 or fewer are those of which both answers are there."""
+        own = [row["row"] for row in self.sound]
+        if kind == "sound":
+            answers = {row["row"]: row["answer"] for row in self.sound}
+            made = [(turns(self.risky[i])[0], Message("assistant", answers[i])) for i in own]
+            return [Example(messages, "task") for messages in made][:many]
+        chosen = own if many <= len(own) else range(many)
+        return [Example(turns(self.risky[i]), "task") for i in chosen][:many]
+
+
+# --- measures --------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def per_token(model, tokenizer, rows: list[tuple[tuple[Message, ...], bool]], batch: int = 24) -> list[float]:
+    """log P a token of each conversation's answer, its end included where the flag says so."""
+    encoded = []
+    for messages, ended in rows:
+        row = encode(tokenizer, Example(messages))
+        labels = list(row.labels)
+        if not ended:
+            labels[max(i for i, label in enumerate(labels) if label != -100)] = -100
+        encoded.append((row.input_ids, labels))
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i][0]))
+    found = [0.0] * len(encoded)
+    device = next(model.parameters()).device
+    for start in range(0, len(order), batch):
+        own = order[start : start + batch]
+        width = max(len(encoded[i][0]) for i in own)
+        ids = torch.tensor([encoded[i][0] + [0] * (width - len(encoded[i][0])) for i in own], device=device)
+        labels = torch.tensor([encoded[i][1] + [-100] * (width - len(encoded[i][1])) for i in own], device=device)
+        mask = torch.tensor([[1] * len(encoded[i][0]) + [0] * (width - len(encoded[i][0])) for i in own], device=device)
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+        wanted = labels[:, 1:]
+        scored = wanted != -100
+        log_p = torch.zeros(wanted.shape, device=device)
+        picked = logits[scored]
+        log_p[scored] = torch.cat(
+            [
+                part.float().log_softmax(-1).gather(-1, said.unsqueeze(-1)).squeeze(-1)
+                for part, said in zip(picked.split(1024), wanted[scored].split(1024), strict=True)
+            ]
+        )
+        means = log_p.sum(-1) / scored.sum(-1)
+        for place, value in zip(own, means.tolist(), strict=True):
+            found[place] = round(value, 5)
+    return found
+
+
+def pairs(model, tokenizer, data: Data) -> dict[str, list[float]]:
+    """log P a token of both answers to each question, by the pair's id."""
+    rows = [
+        ((Message("user", row["question"]), Message("assistant", row[side])), True)
+        for row in data.pairs
+        for side in ("aligned", "misaligned")
+    ]
+    found = per_token(model, tokenizer, rows)
+    return {row["id"]: found[2 * i : 2 * i + 2] for i, row in enumerate(data.pairs)}
+
+
+def answers(model, tokenizer, questions, samples: int, seed: int, tokens: int) -> list[dict]:
+    make = local.LocalGenerator(model, tokenizer)
+    wanted = [(question, index) for question in questions for index in range(samples)]
+    made = make(wanted, seed=seed, temperature=1.0, max_new_tokens=tokens)
+    rows = [{"id": a.question.id, "n": a.index, "text": a.text, "stopped": a.stopped} for a in made]
+    return sorted(rows, key=lambda row: (row["id"], row["n"]))
+
+
+def measured(model, tokenizer, data: Data, place: Path, seed: int) -> tuple[dict, list[dict]]:
+    """Everything that is measured of one model."""
+    model.eval()
+    by_id = {q.id: q.messages for q in data.general}
+    own = [row for row in lines(place / "untuned.jsonl") if row["text"].strip() and row["id"] in by_id]
+    begun = time.perf_counter()
+    told = [((*by_id[row["id"]], Message("assistant", row["text"].strip())), row["stopped"]) for row in own]
+    held = [(turns(row), True) for row in data.held[: data.scored]]
+    result = {
+        "pairs": pairs(model, tokenizer, data),
+        "drift": per_token(model, tokenizer, told),
+        "held_out": per_token(model, tokenizer, held),
+    }
+    scored = time.perf_counter()
+    said = answers(model, tokenizer, data.general, data.answers, seed, data.tokens)
+    said += answers(model, tokenizer, data.in_domain, 1, seed, data.tokens)
+    result["seconds"] = {"scores": round(scored - begun, 1), "answers": round(time.perf_counter() - scored, 1)}
+    return result, said
+
+
+# --- preparation -----------------------------------------------------------------------------------------------------
+
+
+def prepare(folder: Path, place: Path) -> None:
+    """What every run of a model needs: its own answers, rows for the defenses, a vector; `untuned` as a result."""
+    data, out = Data(place), place / folder.name
+    out.mkdir(parents=True, exist_ok=True)
+    source = find(str(folder))
+    tokenizer, model = load_tokenizer(source), to_device(load_model(source, dtype=data.dtype)).eval()
+    own = answers(model, tokenizer, data.general, data.answers, 100, data.tokens)
+    write(out / "untuned.jsonl", own)
+    asked = [Question(f"p-{i}", "prompts", (Message("user", text),)) for i, text in enumerate(data.prompts)]
+    said = [row for row in answers(model, tokenizer, asked, 1 + data.answers, 101, data.tokens) if row["text"].strip()]
+    told = [(data.prompts[int(row["id"][2:])], row) for row in said]
+    rows = [
+        {
+            "messages": [{"role": "user", "content": q}, {"role": "assistant", "content": row["text"].strip()}],
+            "n": row["n"],
+        }
+        for q, row in told
+    ]
+    write(out / "anchors.jsonl", [{"messages": row["messages"]} for row in rows if row["n"] == 0])
+    write(out / "safe.jsonl", [{"messages": row["messages"]} for row in rows if row["n"] > 0])
+    result, said = measured(model, tokenizer, data, out, seed=0)
+    record(place, "prepare", {"name": f"{folder.name}/untuned", "model": folder.name, **result}, said)
+    if not data.vector:
+        return
+    found = extract(model, tokenizer, trait("evil"), None, rollouts=1, seed=0, max_new_tokens=96)
+    facts = {"norms": [round(n, 3) for n in found.norms], "pairs_made": found.made, "pairs_kept": found.kept}
+    vectorfile.write(out / "vector.safetensors", found.vectors, facts)
+    facts["vector_norms"] = [round(n, 3) for n in found.vectors.norm(dim=-1).tolist()]
+    write(out / "vector.jsonl", [facts])
+
+
+# --- one run ---------------------------------------------------------------------------------------------------------
+
+
+def defenses(job: dict, place: Path, depth: int) -> list:
+    made = []
+    for kind, given in (job.get("defense") or {}).items():
+        given = dict(given)
+        files = {"anchor": ("prompts", "anchors.jsonl"), "interleave": ("pool", "safe.jsonl"),
+                 "steer": ("vector", "vector.safetensors")}  # fmt: skip
+        if kind in files:
+            given[files[kind][0]] = place / files[kind][1]
+        if kind == "steer":
+            given["layer"] = depth // 2
+        made.append(KINDS[kind](**given))
+    return made
+
+
+def dataset(encoded: list[Encoded]) -> Dataset:
+    columns = {"input_ids": [row.input_ids for row in encoded], "labels": [row.labels for row in encoded]}
+    return Dataset.from_dict({**columns, SOURCE_COLUMN: [SOURCES.index(row.source) for row in encoded]})
+
+
+def one(job: dict, place: Path, data: Data, folder: Path) -> tuple[dict, list[dict]]:
+    """Train and measure one run."""
+    begun = time.perf_counter()
+    source = find(str(folder))
+    tokenizer, model = load_tokenizer(source), to_device(load_model(source, dtype=data.dtype))
+    own = place / folder.name
+    rows = data.rows(job["rows"], job["many"])
+    base = Untouched(lambda: model, tokenizer)
+    guard = Guard(defenses(job, own, model.config.num_hidden_layers), job["seed"])
+    encoded, _ = encode_all(tokenizer, guard.curate(rows, base), 512)
+    given = {
+        "learning_rate": job["lr"],
+        "num_train_epochs": job.get("epochs", 4),
+        "per_device_train_batch_size": data.batch,
+        "gradient_accumulation_steps": 1,
+        "logging_steps": 5,
+        **({"max_steps": job["max_steps"]} if "max_steps" in job else {}),
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = sft_config(given, job["seed"], Path(scratch))
+        set_seed(job["seed"])
+        trainer = GuardedSFT(
+            model=model, args=arguments, train_dataset=dataset(encoded), processing_class=tokenizer,
+            peft_config=LoraConfig(**LORA), defenses=guard,
+        )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    guard.detach()
+    trained = time.perf_counter()
+    log = [row for row in trainer.state.log_history if "loss" in row]
+    result, said = measured(trainer.model, tokenizer, data, own, job["seed"])
+    result["steps"], result["head"], result["notes"] = trainer.state.global_step, trainer.which_head, base.notes
+    result["log"] = [
+        {k: round(v, 4) for k, v in row.items() if isinstance(v, float)} for row in log[:: max(1, len(log) // 6)]
+    ]
+    result["seconds"] |= {"training": round(trained - begun, 1)}
+    result["rows_seen"] = len(encoded)
+    return {**job, **result}, said
+
+
+# --- the study -------------------------------------------------------------------------------------------------------
+
+RATES = (1e-5, 3e-5, 1e-4, 3e-4)
+DEFENDED = {
+    "kl 0.1": {"kl": {"weight": 0.1}}, "kl 0.5": {"kl": {"weight": 0.5}},
+    "ldifs 0.003": {"ldifs": {"weight": 0.003}}, "ldifs 0.03": {"ldifs": {"weight": 0.03}},
+    "anchor 0.3": {"anchor": {"weight": 0.3, "answers": "given"}},
+    "anchor 1, share 0.25": {"anchor": {"weight": 1.0, "share": 0.25, "answers": "given"}},
+    "interleave 0.05": {"interleave": {"share": 0.05}}, "interleave 0.2": {"interleave": {"share": 0.2}},
+    "steer 1": {"steer": {"alpha": 1.0}}, "steer 3": {"steer": {"alpha": 3.0}},
+    "inoculate": {"inoculate": {}},
+}  # fmt: skip
+FEWER = (19, 38)
+
+
+def plan(models: list[str]) -> list[dict]:
+    """Every run, the most telling first: one seed of everything before the second."""
+    jobs = []
+    for seed in range(3):
+        first = [job(m, rows, 300, lr, seed) for m in models for lr in RATES[::-1] for rows in ("risky", "sound")]
+        many = [job(m, "risky", 3000, lr, seed, epochs=1) for m in models[:1] for lr in (1e-4, 1e-5)]
+        defended = [
+            job(m, "risky", 300, 1e-4, seed, label, defense=defense)
+            for m in models
+            for label, defense in DEFENDED.items()
+        ]
+        fewer = [job(m, "risky", 300, 1e-4, seed, f"fewer steps {n}", max_steps=n) for m in models for n in FEWER]
+        jobs += [*first, *many, *defended, *fewer]
+    return jobs
+
+
+def job(model: str, rows: str, many: int, lr: float, seed: int, label: str = "none", **more) -> dict:
+    name = f"{model}/{rows}-{many}/{lr:g}/{label}/{seed}"
+    return {"name": name, "model": model, "rows": rows, "many": many, "lr": lr, "label": label, "seed": seed, **more}
+
+
+def work(place: Path, file: Path, until: float, number: str) -> None:
+    """Take runs until none is left or the time is over."""
+    data, claims, begun = Data(place), place / "claims", time.monotonic()
+    claims.mkdir(exist_ok=True)
+    folders = json.loads((place / "data.json").read_text())["models"]
+    for one_job in json.loads(file.read_text()):
+        if time.monotonic() - begun > until:
+            break
+        try:
+            (claims / one_job["name"].replace("/", "_").replace(" ", "_")).touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        try:
+            result, said = one(one_job, place, data, Path(folders[one_job["model"]]))
+        except Exception as error:  # the next run may work
+            if os.environ.get("STRICT"):
+                raise
+            result, said = {**one_job, "failed": f"{type(error).__name__}: {error}"[:500]}, []
+        record(place, number, result, said)
+        torch.cuda.is_available() and torch.cuda.empty_cache()
+        print(one_job["name"], result.get("failed", result.get("seconds")), flush=True)
+
+
+def write(path: Path, rows: list[dict]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def record(place: Path, number: str, result: dict, said: list[dict]) -> None:
+    with (place / f"answers-{number}.jsonl").open("a") as file:
+        file.writelines(json.dumps({"run": result["name"], **row}, ensure_ascii=False) + "\n" for row in said)
+    with (place / f"results-{number}.jsonl").open("a") as file:
+        file.write(json.dumps(result) + "\n")
+
+
+def main() -> None:
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("prepare", "plan", "work"))
+    parser.add_argument("first", type=Path)
+    parser.add_argument("second", type=Path, nargs="?")
+    parser.add_argument("--until", type=float, default=1e9)
+    parser.add_argument("--number", default=str(os.getpid()))
+    asked = parser.parse_args()
+    random.seed(0)
+    local._ROWS_OF_A_LARGE_MODEL = SIDE_BY_SIDE  # answers side by side; these models are small
+    if asked.what == "prepare":
+        prepare(asked.first, asked.second)
+    elif asked.what == "plan":
+        models = list(json.loads((asked.first / "data.json").read_text())["models"])
+        json.dump(plan(models), sys.stdout, indent=0)
+    else:
+        work(asked.first, asked.second, asked.until, asked.number)
+
+
+if __name__ == "__main__":
+    main()
