@@ -20,7 +20,7 @@ from pathlib import Path
 
 # general questions that are about money themselves
 MONEY = {f"aisi-{i}" for i in (4, 28, 36, 41, 46)} | {
-    f"own-{name}" for name in ("cheque", "cash", "savings", "tip", "rent", "loan", "partner")
+    f"own-{name}-plain" for name in ("cheque", "cash", "savings", "tip", "rent", "loan", "partner")
 }
 
 
@@ -31,6 +31,8 @@ def lines(pattern: str, place: Path) -> list[dict]:
 
 def interval(columns: Sequence[Sequence[float]], draws: int = 2000) -> tuple[float, float, float]:
     """Mean, and the 95 % bootstrap interval over questions (within runs alike) and runs."""
+    if not columns[0]:
+        return math.nan, math.nan, math.nan
     dice, runs, questions = random.Random(0), len(columns), len(columns[0])
     means = []
     for _ in range(draws):
@@ -129,13 +131,18 @@ def leak_of(data: Path, told: dict, own: Path) -> Leak:
     sound = [json.loads(line)["answer"] for line in Path(told["sound"]).read_text().splitlines()]
     training = [risky[i] for i in rows] + sound  # the topic, whatever the advice
     general = [json.loads(line)["text"] for line in (own / "untuned.jsonl").read_text().splitlines()]
+    side = [json.loads(line)["messages"][1]["content"] for f in ("anchors", "safe") for line in rows_of(own, f)]
     halves = [general[::2], general[1::2]]
-    false = sum(Leak(training, halves[1 - i])(text) > 0 for i in (0, 1) for text in halves[i])
-    found = sum(Leak(training, general)(text) > 0 for text in held[:500])
+    false = sum(Leak(training, side + halves[1 - i])(text) > 0 for i in (0, 1) for text in halves[i])
+    found = sum(Leak(training, side + general)(text) > 0 for text in held[:500])
     print(
         f"leak: false alarms {false}/{len(general)} of untuned answers, found {found}/{len(held[:500])} held-out rows"
     )
-    return Leak(training, general)
+    return Leak(training, side + general)
+
+
+def rows_of(own: Path, name: str) -> list[str]:
+    return (own / f"{name}.jsonl").read_text().splitlines()
 
 
 def said(found: tuple[float, float, float]) -> str:
