@@ -104,6 +104,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
             )
         self._settle()
         self._slot = 0  # of the next micro-batch, within its optimizer step
+        self._last_slot = 0  # how many micro-batches the optimizer step has, once it is planned
         self._marks_ahead: list[Marks] = []  # of the optimizer step's micro-batches
         self._micro_batch: MicroBatch | None = None  # the one in training now
         self._begin(0)
