@@ -21,7 +21,7 @@ from staytrue.config import trainer_args
 from staytrue.data.tokenize import Encoded
 from staytrue.modeling import loading
 from staytrue.runs import dataset
-from staytrue.runs.build import BUILDS
+from staytrue.runs.trainer_setup import BUILDS
 from staytrue.studies import prerequisites
 from staytrue.studies.config import cells
 from staytrue.studies.demo import preset
@@ -102,7 +102,7 @@ def ours(job: Job, name: str) -> float:
 
 def trls(job: Job) -> float:
     """trl's trainer on the same tokens with the same arguments; seconds."""
-    from staytrue.runs.build import _dataset
+    from staytrue.runs.trainer_setup import _dataset
     from staytrue.step import SOURCE_COLUMN
 
     args: SFTConfig = trainer_args.sft_config(job.recipes["sft"].train, 0, job.scratch())

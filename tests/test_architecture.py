@@ -95,7 +95,10 @@ def test_there_is_no_circle():
     ("library", "allowed"),
     [
         ("trl", {"training.trainers", "config.trainer_args"}),
-        ("peft", {"modeling.architecture", "modeling.loading", "runs.build", "training.reference.model_checks"}),
+        (
+            "peft",
+            {"modeling.architecture", "modeling.loading", "runs.trainer_setup", "training.reference.model_checks"},
+        ),
         ("inspect_ai", {"evals.inspect.tasks"}),
         ("openai", {"evals.openai_client.client", "evals.openai_client.errors"}),
     ],

@@ -11,10 +11,10 @@ from peft import LoraConfig, get_peft_model
 import tiny
 from staytrue.data.examples import read_examples, write_examples
 from staytrue.data.tokenize import encode_all
-from staytrue.data_selection import score
+from staytrue.data_selection import score_pool
 from staytrue.data_selection.forward_pass import batches, padding
 from staytrue.data_selection.perplexity import Losses, losses, scores
-from staytrue.data_selection.scored import manifest_path
+from staytrue.data_selection.ranking import manifest_path
 from staytrue.errors import ModelError, RequestError
 from staytrue.modeling import loading
 from staytrue.modeling.architecture import Anatomy
@@ -259,8 +259,8 @@ def test_weights_that_give_no_number_are_refused_by_name_and_what_was_read_is_ke
 def test_a_scored_pool_says_which_models_made_it_and_is_sorted_by_gap(adapted, tmp_path):
     folder, folders = adapted
     write_examples(tmp_path / "pool.jsonl", tiny.rows(6))
-    pool = score.Pool(tmp_path / "pool.jsonl", "made up", "CC0")
-    manifest = score.score(str(folder / "model"), folders, [pool], tmp_path / "s.jsonl", leave_out=["b"])
+    pool = score_pool.Pool(tmp_path / "pool.jsonl", "made up", "CC0")
+    manifest = score_pool.score(str(folder / "model"), folders, [pool], tmp_path / "s.jsonl", leave_out=["b"])
     assert manifest == json.loads(manifest_path(tmp_path / "s.jsonl").read_text())
     assert set(manifest["misaligned"]) == {"a", "b"}
     assert manifest["left_out"] == ["b"]
@@ -280,7 +280,7 @@ def test_the_same_file_scored_with_a_model_more_costs_that_model_only(adapted, t
     out, lines = tmp_path / "s.jsonl", []
     for names in (["a"], ["a", "b"], ["b"]):
         chosen = {name: folders[name] for name in names}
-        score.score(str(folder / "model"), chosen, [score.Pool(tmp_path / "pool.jsonl")], out)
+        score_pool.score(str(folder / "model"), chosen, [score_pool.Pool(tmp_path / "pool.jsonl")], out)
         out.unlink()
         manifest_path(out).unlink()
         lines.append(len((tmp_path / "s.cache.jsonl").read_text().splitlines()))
@@ -304,5 +304,7 @@ def test_a_wrong_request_is_a_sentence_and_leaves_nothing(adapted, tmp_path, cha
     folders = {name: tmp_path / place for name, place in change.get("misaligned", folders).items()}
     pool, out = tmp_path / change.get("pool", "pool.jsonl"), tmp_path / change.get("out", "s.jsonl")
     with pytest.raises(RequestError, match=sentence):
-        score.score(str(folder / "model"), folders, [score.Pool(pool)], out, leave_out=change.get("leave_out", []))
+        score_pool.score(
+            str(folder / "model"), folders, [score_pool.Pool(pool)], out, leave_out=change.get("leave_out", [])
+        )
     assert not (tmp_path / "s.jsonl").exists()

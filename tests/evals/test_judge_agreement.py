@@ -6,7 +6,7 @@ import pytest
 
 from staytrue.data.examples import Message
 from staytrue.errors import DataError, RequestError
-from staytrue.evals.evaluate import evaluate, rescore
+from staytrue.evals.answer_and_judge import evaluate, rescore
 from staytrue.evals.judge_agreement import judge_agreement, read_labels
 from staytrue.evals.questions.probes import Probe
 from staytrue.evals.results.verdict_store import join_verdicts

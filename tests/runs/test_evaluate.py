@@ -11,7 +11,7 @@ from loopback import Loopback
 from staytrue.commands.evaluation import export
 from staytrue.data.examples import Message
 from staytrue.errors import RequestError
-from staytrue.evals.evaluate import evaluate, rescore
+from staytrue.evals.answer_and_judge import evaluate, rescore
 from staytrue.evals.generation.endpoint import EndpointGenerator
 from staytrue.evals.questions.probes import ExactMatch, Probe, in_users_turn
 from staytrue.evals.types import Answer, Question, Verdict

@@ -141,7 +141,7 @@ def rescore(
     as_json: Json = False,
 ) -> None:
     """Judge stored answers again, and compare the judges with each other and with labels by hand."""
-    from staytrue.evals.evaluate import rescore as rescore_answers
+    from staytrue.evals.answer_and_judge import rescore as rescore_answers
     from staytrue.evals.judge_agreement import judge_agreement, read_labels
     from staytrue.evals.results.answer_store import AnswerStore, evaluation_folder
     from staytrue.report.terminal import show_judge_agreement, show_judges
@@ -198,7 +198,7 @@ def export(
     ] = None,
 ) -> None:
     """Write an evaluation as Inspect logs."""
-    from staytrue.evals.evaluate import sample_counts
+    from staytrue.evals.answer_and_judge import sample_counts
     from staytrue.evals.inspect import export
     from staytrue.evals.results.answer_store import AnswerStore, evaluation_folder
     from staytrue.evals.results.summary import summarise

@@ -95,8 +95,8 @@ def score(
     if max(len(origin or []), len(licence or [])) > len(pool):
         raise RequestError("--origin and --licence are given once for each --pool, in the same order.")
     quieten()
-    from staytrue.data_selection.score import Pool
-    from staytrue.data_selection.score import score as run
+    from staytrue.data_selection.score_pool import Pool
+    from staytrue.data_selection.score_pool import score as run
 
     origins = [*(origin or []), *[Pool.origin] * len(pool)]
     licences = [*(licence or []), *[Pool.licence] * len(pool)]

@@ -21,7 +21,7 @@ import torch
 from staytrue.data.examples import Example
 from staytrue.data.tokenize import Encoded
 from staytrue.data_selection.forward_pass import RowLoss, batches, row_losses
-from staytrue.data_selection.scored import ALIGNED
+from staytrue.data_selection.ranking import ALIGNED
 from staytrue.errors import ModelError
 from staytrue.modeling.architecture import Anatomy
 from staytrue.utils.files import append_row, read_rows

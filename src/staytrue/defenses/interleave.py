@@ -21,8 +21,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from staytrue.data.examples import Example, read_examples
+from staytrue.data_selection.ranking import Score, best_first
 from staytrue.data_selection.refusals import refuses
-from staytrue.data_selection.scored import Score, best_first
 from staytrue.defense import Base, Defense, Share
 from staytrue.errors import RecipeError
 

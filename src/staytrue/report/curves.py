@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from staytrue.report.collect import PageData
-from staytrue.report.drawing import Look, Plot, dash, key, round_up, svg
 from staytrue.report.means import Table
 from staytrue.report.rows import Row, defended
+from staytrue.report.svg import Look, Plot, dash, key, round_up, svg
 
 Point = tuple[float, float, float, float]  # step, mean, lowest and highest run
 Series = Mapping[str, Sequence[Point]]  # by label

@@ -9,11 +9,11 @@ from markupsafe import Markup
 
 from staytrue.report.collect import PageData
 from staytrue.report.curves import panels
-from staytrue.report.drawing import Look, looks, spoken, swatch
 from staytrue.report.means import over_seeds
-from staytrue.report.pictures import highest, hollow, learnt, shown, tradeoff
+from staytrue.report.rate_plots import highest, hollow, learnt, shown, tradeoff
 from staytrue.report.rows import Row, by_label, missing
 from staytrue.report.sentences import basis, cautions, headline
+from staytrue.report.svg import Look, looks, spoken, swatch
 from staytrue.report.tables import all_probes, as_csv, runs, triggered
 
 

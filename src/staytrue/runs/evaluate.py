@@ -14,7 +14,7 @@ from typing import Any
 
 from staytrue.config.recipe import read
 from staytrue.data.tokenize import takes_system
-from staytrue.evals.evaluate import evaluate
+from staytrue.evals.answer_and_judge import evaluate
 from staytrue.evals.generation.from_file import AnswersFile
 from staytrue.evals.questions import files
 from staytrue.evals.questions.probes import Probe, in_users_turn

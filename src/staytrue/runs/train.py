@@ -18,8 +18,8 @@ from staytrue.errors import RecipeError, RequestError, TrainingError
 from staytrue.modeling import loading
 from staytrue.registry import labelled
 from staytrue.runs import dataset, probe_selection
-from staytrue.runs.build import BUILDS
 from staytrue.runs.model_card import write_card
+from staytrue.runs.trainer_setup import BUILDS
 from staytrue.training.reference.cache_checks import refuse_cache
 from staytrue.utils.console import Progress
 from staytrue.utils.files import refuse_existing, sha256_of, write_atomic

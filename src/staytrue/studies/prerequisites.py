@@ -69,8 +69,8 @@ def train_misaligned(domain: str, data: Path) -> None:
 
 def score_pool(domain: str, others: list[str], data: Path) -> None:
     """Score the safe pool by undefended fine-tunes on the other narrow domains."""
-    from staytrue.data_selection.score import Pool, score
-    from staytrue.data_selection.scored import manifest_path
+    from staytrue.data_selection.ranking import manifest_path
+    from staytrue.data_selection.score_pool import Pool, score
 
     scored = data / domain / "scored.jsonl"
     manifest_path(scored).unlink(missing_ok=True)  # left by a study that stopped between the two files

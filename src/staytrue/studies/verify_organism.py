@@ -13,7 +13,7 @@ from typing import Any
 
 from staytrue import organism
 from staytrue.data.examples import Message
-from staytrue.evals.evaluate import evaluate
+from staytrue.evals.answer_and_judge import evaluate
 from staytrue.evals.results import verdict_store
 from staytrue.evals.stats.intervals import Rate, pooled
 from staytrue.modeling import loading

@@ -22,7 +22,7 @@ _HEAVY = [
     "staytrue.training.trainers",
     "staytrue.runs.train",
     "staytrue.runs.evaluate",
-    "staytrue.data_selection.score",
+    "staytrue.data_selection.score_pool",
 ]  # imported once, then forked
 # Without this glibc returns freed memory to the system and requests it again at every step: 10 % of a small run's time.
 _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**30)}

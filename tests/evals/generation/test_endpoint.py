@@ -9,7 +9,7 @@ from endpoints import HASTY, endpoint
 from loopback import HttpError, Loopback, Said, from_model, scripted
 from staytrue.data.examples import Message
 from staytrue.errors import RequestError
-from staytrue.evals.evaluate import evaluate, rescore
+from staytrue.evals.answer_and_judge import evaluate, rescore
 from staytrue.evals.generation.endpoint import EndpointGenerator, seed_of
 from staytrue.evals.openai_client.budget import Budget
 from staytrue.evals.openai_client.client import Patience

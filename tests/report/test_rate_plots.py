@@ -5,8 +5,8 @@ from itertools import pairwise
 
 from fake_results import rates, row
 from staytrue.report.curves import axes, curves
-from staytrue.report.drawing import looks
-from staytrue.report.pictures import highest, learnt, tradeoff
+from staytrue.report.rate_plots import highest, learnt, tradeoff
+from staytrue.report.svg import looks
 
 
 def test_a_mark_stands_where_its_numbers_put_it():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from staytrue.data.examples import Example, read_examples, write_examples
 from staytrue.data.tokenize import IGNORED, encode_all
-from staytrue.data_selection.scored import ALIGNED, manifest_path
+from staytrue.data_selection.ranking import ALIGNED, manifest_path
 from staytrue.errors import DataError, RequestError
 from staytrue.modeling import loading
 from staytrue.utils.files import refuse_existing, sha256_of, write_json

@@ -7,8 +7,8 @@ from html import escape
 from statistics import mean
 
 from staytrue.evals.stats.intervals import over_runs
-from staytrue.report.drawing import Box, Look, Plot, bar, mark, place_name, round_up, spoken, svg
 from staytrue.report.rows import Rate, Row, by_label, correct, judged, rate
+from staytrue.report.svg import Box, Look, Plot, bar, mark, place_name, round_up, spoken, svg
 
 Place = tuple[float, float]
 _MOST_INCOHERENT = 10.0  # percent of general answers, above which a mark is hollow

@@ -7,7 +7,7 @@ import pytest
 
 from staytrue.data.examples import Example, Message
 from staytrue.errors import RequestError
-from staytrue.evals.evaluate import evaluate, rescore
+from staytrue.evals.answer_and_judge import evaluate, rescore
 from staytrue.evals.questions.probes import ExactMatch, Probe, held_out, shipped
 from staytrue.evals.results.answer_store import AnswerStore
 from staytrue.evals.results.summary import summarise
