@@ -4,6 +4,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -468,3 +469,104 @@ def test_a_subclass_that_replaces_compute_loss_is_refused_in_its_first_step(tmp_
         trainer(tmp_path, [KL()], cls=Replaced).train()
     trainer(tmp_path, [KL()], cls=Extended).train()
     trainer(tmp_path, [], cls=Replaced).train()
+
+
+def test_a_subclass_that_replaces_training_step_is_refused_in_its_first_step(tmp_path):
+    class Replaced(GuardedSFT):
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            inputs.pop("staytrue_source", None)
+            loss = model(**inputs).loss
+            self.accelerator.backward(loss)
+            return loss.detach()
+
+    with pytest.raises(ForwardPassError, match=r"Replaced trained on 1 micro-batches, of which the defenses saw 0: "):
+        trainer(tmp_path, [KL()], cls=Replaced, logging_steps=50).train()
+    trainer(tmp_path, [], cls=Replaced).train()
+
+
+def test_a_second_loss_in_one_training_step_is_refused(tmp_path):
+    class Twice(GuardedSFT):
+        def compute_loss(self, model, inputs, *args, **kwargs):
+            return super().compute_loss(model, dict(inputs), *args, **kwargs) + super().compute_loss(
+                model, inputs, *args, **kwargs
+            )
+
+    with pytest.raises(ForwardPassError, match="compute_loss was called twice in one training step"):
+        trainer(tmp_path, [KL()], cls=Twice).train()
+
+
+def test_a_loss_computed_beside_training_takes_no_batchs_place(tmp_path, pool):
+    """Called directly between the micro-batches, on other rows, it changes neither the weights nor what is logged."""
+
+    class Curious(GuardedSFT):
+        def training_step(self, model, inputs, *args, **kwargs):
+            other = {k: v[:1] for k, v in inputs.items()}
+            losses.append(self.compute_loss(model, other).item())
+            return super().training_step(model, inputs, *args, **kwargs)
+
+    losses, settings = [], {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 0.1}
+    defenses = [KL(1.0), Anchor(pool, share=0.25, answers="given")]
+    plain, curious = (trained(tmp_path, defenses, cls=cls, **settings) for cls in (GuardedSFT, Curious))
+    assert len(losses) == 6
+    assert torch.equal(weights(plain), weights(curious))
+    for key in ("kl", "anchor", "task_loss"):
+        assert logged(plain, key) == logged(curious, key)
+        assert all(logged(plain, key)[1:])
+
+
+def test_a_loss_computed_directly_is_a_mean_over_its_own_rows(tmp_path):
+    made = trained(tmp_path, [KL(1.0)])
+    batch = next(iter(made.get_train_dataloader()))
+    task = made.accelerator.unwrap_model(made.model)(**{k: batch[k] for k in ("input_ids", "labels")}).loss
+    with made.model.disable_adapter(), torch.no_grad():
+        reference = made.model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits.log_softmax(-1)
+    tuned = made.model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits.log_softmax(-1)
+    scored = batch["labels"][:, 1:] != -100
+    kl = (tuned.exp() * (tuned - reference)).sum(-1)[:, :-1][scored].mean()
+    made.model.train()
+    assert made.compute_loss(made.model, dict(batch)).item() == pytest.approx((task + kl).item(), rel=1e-4)
+
+
+def test_a_data_defense_without_data_is_a_sentence(tmp_path, pool):
+    with pytest.raises(RecipeError, match="the trainer got none; pass train_dataset="):
+        GuardedSFT(model=tiny.model(), args=settings(tmp_path), defenses=[Interleave(pool)])
+
+
+def test_auxiliary_rows_are_due_after_a_resume_as_without(tmp_path, pool):
+    """Ten rows in batches of four: an epoch's last batch has two, so full batches would count 8 rows for 6."""
+    given = {"data": messages(10), "per_device_train_batch_size": 4, "max_steps": -1, "num_train_epochs": 3}
+    given |= {"save_strategy": "steps", "save_steps": 4, "learning_rate": 0.1}
+    defenses = [Anchor(pool, share=0.3, answers="given")]
+    whole = trained(tmp_path, defenses, **given)
+    again = trainer(tmp_path, defenses, **given)
+    again.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-4"))
+    assert again.guard.task_rows == whole.guard.task_rows == 30
+    assert torch.equal(weights(whole), weights(again))
+
+
+def test_recomputed_layers_of_auxiliary_rows_are_steered_where_they_were(tmp_path, pool, monkeypatch):
+    """Older versions of transformers run hooks again in the backward pass, where the batch's own masks are in place."""
+
+    class OnAnswers(Defense):
+        def layers(self, depth):
+            return (1,)
+
+        def steer(self, hidden, layer, marks):
+            shapes.append(marks.real.shape == hidden.shape[:2])
+            return hidden + 3.0 * marks.scored.unsqueeze(-1)
+
+    def recomputed(block, *args, **kwargs):
+        with set_checkpoint_early_stop(False):
+            return checkpoint(torch.nn.Module.__call__, block, *args, use_reentrant=False, **kwargs)
+
+    def run():
+        return trained(tmp_path, [OnAnswers(), Anchor(pool, share=0.5, answers="given")], learning_rate=0.1)
+
+    shapes = []
+    once, calls = run(), len(shapes)
+    block = type(once.guard.anatomy.blocks[0])
+    monkeypatch.setattr(block, "__call__", recomputed)
+    twice = run()
+    assert len(shapes) > 2 * calls
+    assert all(shapes)
+    assert torch.allclose(weights(once), weights(twice), rtol=0, atol=1e-6)

@@ -67,7 +67,7 @@ class Micro:
         backbone = self.guard.anatomy.backbone
         handle = backbone.register_forward_pre_hook(self._count)
         try:
-            self.guard._task_rows = 0  # the first step of a run, whose side rows are the same every time
+            self.guard.task_rows = 0  # the first step of a run, whose side rows are the same every time
             self.guard.plan(self.marks.counts(), len(self.encoded), slots=1)
             self.model.train()
             with self.guard.watch(self.marks) as calls:

@@ -28,6 +28,8 @@ def examples_of(rows: Any, turns: str) -> list[Example]:
     Raises:
         RecipeError: rows of another form, or with something that a data defense would lose in silence.
     """
+    if rows is None:
+        raise RecipeError("A data defense edits the train_dataset, and the trainer got none; pass train_dataset=...")
     if isinstance(rows, Dataset) and "input_ids" in rows.column_names:
         raise RecipeError("Rows are tokenized already, so a data defense cannot read them; pass messages instead.")
     if not isinstance(rows, Dataset) or not isinstance(rows[:1].get(turns, [""])[0], list):

@@ -11,9 +11,19 @@ from staytrue.data.tokenize import Encoded
 from staytrue.step import SOURCES, Marks
 
 
-def pad(rows: Sequence[Encoded], pad_id: int, device: torch.device) -> tuple[dict[str, Tensor], Marks]:
-    """Rows as model inputs (B, T), padded on the right, and the marks of their positions."""
+def pad(
+    rows: Sequence[Encoded], pad_id: int, device: torch.device, taken: tuple[int, ...] | None = None
+) -> tuple[dict[str, Tensor], Marks]:
+    """Rows as model inputs (B, T), padded on the right, and the marks of their positions.
+
+    Args:
+        rows: tokens and labels.
+        pad_id: the token that fills a row.
+        device: of the tensors.
+        taken: a shape (B, T) that they must not have; they get one more column of padding then.
+    """
     width = max(len(row.input_ids) for row in rows)
+    width += (len(rows), width) == taken
     ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
     labels = torch.full((len(rows), width), -100, dtype=torch.long)
     real = torch.zeros(len(rows), width, dtype=torch.bool)

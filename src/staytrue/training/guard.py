@@ -41,6 +41,7 @@ class Guard:
         reference_cache: a folder in which the reference's states of rows are kept and found; see `reference.cache`.
 
     Attributes:
+        task_rows: how many rows of the task have been trained on.
         cache: those states, once attached to a model; None without a folder, or if no defense reads the reference.
 
     Raises:
@@ -59,7 +60,7 @@ class Guard:
         self._sides: dict[str, SideRows] = {}
         self._log: dict[str, Tensor] = {}
         self._steps_logged = 0
-        self._task_rows = 0
+        self.task_rows = 0
         self._totals = torch.zeros(len(SOURCES), 2)
         self._due: dict[str, list[Encoded]] = {}
         self._slots = 1
@@ -153,7 +154,8 @@ class Guard:
 
     def begin(self, task_rows: int) -> None:
         """Training begins, or goes on after so many task rows; nothing is logged yet."""
-        self._task_rows, self._log, self._steps_logged = task_rows, {}, 0
+        self.task_rows, self._log, self._steps_logged = task_rows, {}, 0
+        self._apart = {}
 
     def plan(self, totals: Tensor, task_rows: int, slots: int) -> None:
         """An optimizer step begins: its counts over all micro-batches and processes, and its side rows.
@@ -163,10 +165,13 @@ class Guard:
             task_rows: how many task rows the whole step holds.
             slots: micro-batches times processes; side rows are dealt out to them in turn.
         """
-        before, self._task_rows = self._task_rows, self._task_rows + task_rows
-        self._due = {label: side.due(before, self._task_rows) for label, side in self._sides.items()}
+        before, self.task_rows = self.task_rows, self.task_rows + task_rows
+        self._due = {label: side.due(before, self.task_rows) for label, side in self._sides.items()}
         self._totals, self._slots = totals, slots
-        self._apart = {k: [torch.zeros_like(w) for w in self._trained()] for k in self._combines()}
+        if (
+            not self._apart
+        ):  # else the last step's micro-batches were too few for an optimizer step; theirs are added to
+            self._apart = {k: [torch.zeros_like(w) for w in self._trained()] for k in self._combines()}
         self._steps_logged += 1
 
     @contextmanager
@@ -189,20 +194,22 @@ class Guard:
         return self._watch.steering(marks)
 
     def penalty(
-        self, call: RecordedCall, marks: Marks, slot: int, shared: SharedProjection | None = None
+        self, call: RecordedCall, marks: Marks, slot: int | None, shared: SharedProjection | None = None
     ) -> Tensor | None:
         """The weighted penalties of one micro-batch; None if no defense has a penalty.
 
         Args:
             call: what `watch` saw.
             marks: of the same micro-batch.
-            slot: which of the step's slots this micro-batch is.
+            slot: which of the step's slots this micro-batch is; None for one of no planned step, whose penalties are
+                means over itself, without auxiliary rows, not logged and not kept apart for `combine`.
             shared: the trainer's own head, where a divergence may share its pass.
         """
         if not self._penalties:
             return None
-        step = self._step(call, marks, self._totals, partial(self._scope.reference, self._replay, call, marks), shared)
-        sides = self._side_steps(call, slot)
+        totals = self._totals if slot is not None else marks.counts()
+        step = self._step(call, marks, totals, partial(self._scope.reference, self._replay, call, marks), shared)
+        sides = {} if slot is None else self._side_steps(call, slot)
         total = call.final.new_zeros((), dtype=torch.float32) if call.final is not None else torch.zeros(())
         for label, defense in self._penalties.items():
             seen = sides.get(label) if label in self._sides else step
@@ -211,14 +218,15 @@ class Guard:
             seen.state = self._states[label]
             value = defense.penalty(seen)
             weighted = defense.weight * value
-            if label in self._apart:
-                self._keep_apart(label, weighted)
-                weighted = weighted.detach()
-            total = total + weighted
-            self._note(label, value)
-            for name, number in seen.notes.items():
-                self._note(f"{label}/{name}", number)
+            notes = {label: value} | {f"{label}/{name}": number for name, number in seen.notes.items()}
             seen.notes.clear()
+            if slot is not None:
+                for name, number in notes.items():
+                    self._note(name, number)
+                if label in self._apart:
+                    self._keep_apart(label, weighted)
+                    weighted = weighted.detach()
+            total = total + weighted
         return total
 
     def combine(self, add_up: Callable[[Tensor], Tensor] = lambda gradient: gradient) -> None:
@@ -298,7 +306,8 @@ class Guard:
         if not rows:
             return {}
         device = next(self.anatomy.backbone.parameters()).device
-        inputs, marks = pad(rows, self._pad_id, device)
+        taken = like.tokens.shape if like.tokens is not None and self.pulls("steer") else None
+        inputs, marks = pad(rows, self._pad_id, device, taken)
         call = self._watch.call(like, marks, **inputs)
         whole = self._step(call, marks, self._totals, partial(self._replay, call, marks, None, None))
         steps, first = {}, 0

@@ -100,6 +100,7 @@ class BackboneHooks:
         self._steers = steers
         self._depth = len(anatomy.blocks) if kept or steers else 0
         self._where: Marks | None = None  # the micro-batch's marks while steering is on
+        self._added: dict[torch.Size, Marks] = {}  # those of auxiliary batches, whose layers a backward pass may repeat
         self._calls: list[RecordedCall] | None = None  # where recorded calls go while recording is on
         self._open: RecordedCall | None = None
         self._last: int | None = None  # the layer at which a replay stops
@@ -135,6 +136,8 @@ class BackboneHooks:
             yield
         finally:
             self._where = before
+            if before is None:
+                self._added = {}
 
     def replay(
         self, call: RecordedCall, where: Marks, rows: Tensor | None = None, deepest: int | None = None
@@ -161,7 +164,12 @@ class BackboneHooks:
         return again.result(len(where.real))
 
     def call(self, like: RecordedCall, where: Marks, **inputs: Tensor) -> RecordedCall:
-        """A new call with gradients, in the precision of another."""
+        """A new call with gradients, in the precision of another.
+
+        Its marks stay known until steering ends: with gradient checkpointing the backward pass repeats its layers. They
+        are found by their shape, so they must not have that of the micro-batch's.
+        """
+        self._added[where.real.shape] = where
         with self.recording() as calls, self.steering(where), _autocast(like.autocast):
             self._anatomy.backbone(**inputs, use_cache=False)
         return calls[0]
@@ -181,9 +189,12 @@ class BackboneHooks:
     def _block(self, layer: int) -> Callable[..., Any]:
         def hook(module: Any, args: tuple[Any, ...], output: Any) -> Any:
             hidden = output[0] if isinstance(output, tuple) else output
-            if self._where is not None:
+            where = self._where
+            if where is not None and where.real.shape != hidden.shape[:2]:
+                where = self._added.get(hidden.shape[:2], where)
+            if where is not None:
                 for steer in self._steers.get(layer, ()):
-                    hidden = steer(hidden, layer, self._where)
+                    hidden = steer(hidden, layer, where)
             if self._open is not None and layer in self._kept:
                 self._open.hidden[layer] = hidden
                 if layer == self._last:

@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 
 from torch import Tensor
 
+from staytrue.errors import ForwardPassError
 from staytrue.step import Marks, SharedProjection
 from staytrue.training.fused_head import FusedLMHead
 from staytrue.training.guard import Guard
@@ -19,14 +20,15 @@ class MicroBatch:
     Args:
         guard: the run's defenses.
         marks: (B, T) masks of the positions that the forward will read.
-        slot: which of the step's slots this micro-batch is, counted over all processes.
+        slot: which of the step's slots this micro-batch is, counted over all processes; None for one of no planned
+            step, see `Guard.penalty`.
 
     Attributes:
         penalty: () the weighted penalties in nats; None before they are evaluated, or where no defense has one.
         evaluated: whether the penalties were evaluated.
     """
 
-    def __init__(self, guard: Guard, marks: Marks, slot: int) -> None:
+    def __init__(self, guard: Guard, marks: Marks, slot: int | None) -> None:
         self.marks = marks
         self.penalty: Tensor | None = None
         self.evaluated = False
@@ -38,8 +40,13 @@ class MicroBatch:
         """Around the trainer's loss: record its forward and evaluate the penalties, inside the fused head if possible.
 
         Raises:
-            ForwardPassError: the loss made no forward that builds a gradient, or several.
+            ForwardPassError: the loss made no forward that builds a gradient, or several; or this is its second loss.
         """
+        if self.evaluated:
+            raise ForwardPassError(
+                "compute_loss was called twice in one training step, so the penalties would be added and logged twice. "
+                "Call super().compute_loss(...) once and reuse what it returns."
+            )
         with self._guard.watch(self.marks) as self._calls, nullcontext() if head is None else head.during(self):
             yield
         if not self.evaluated:

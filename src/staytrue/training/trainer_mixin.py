@@ -94,7 +94,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
         self.guard = defenses if isinstance(defenses, Guard) else Guard(defenses, seed, reference_cache)
         refuse_cache(self.guard.reference_cache, self.guard.defenses, sampled=self._prompts)
         if not curated and self.guard.pulls("curate"):
-            given["train_dataset"] = self._curated(given["train_dataset"])
+            given["train_dataset"] = self._curated(given.get("train_dataset"))
         super().__init__(**given)
         if self.guard.defenses:
             refuse_settings(self.args)
@@ -103,12 +103,12 @@ class Guarded(_Trainer):  # type: ignore[misc]
                 "fp16=True scales the loss's gradient, which a defense would combine with one unscaled. Use bf16."
             )
         self._settle()
-        self._slot = 0  # of the next micro-batch, within its optimizer step
-        self._last_slot = 0  # how many micro-batches the optimizer step has, once it is planned
-        self._marks_ahead: list[Marks] = []  # of the optimizer step's micro-batches
+        self._slot: int  # of the next micro-batch, within its optimizer step
+        self._last_slot: int  # how many micro-batches the optimizer step has, once it is planned
+        self._marks_ahead: list[Marks]  # of the optimizer step's micro-batches
         self._micro_batch: MicroBatch | None = None  # the one in training now
         self._begin(0)
-        self.add_callback(_Begin(self))
+        self.add_callback(_StepCount(self))
         self._untouched.tokenizer = tokenizer = self._tokenizer
         self.guard.attach(self.model, self._untouched, self._encode_side_rows, pad_id(tokenizer))
         self.fused_head, self.which_head = self._own_head()
@@ -134,12 +134,27 @@ class Guarded(_Trainer):  # type: ignore[misc]
         """
         return dtype == torch.float32 and bool(self.args.bf16 or self.args.fp16)
 
-    def _begin(self, steps_done: int) -> None:
-        """Training begins, or goes on after so many optimizer steps."""
+    def _begin(self, steps_done: int, task_rows: int | None = None) -> None:
+        """Training begins, or goes on after so many optimizer steps and task rows (None: full batches)."""
         self._task_loss = torch.zeros(())
         self._logged_steps = steps_done
+        self._slot, self._last_slot, self._marks_ahead = 0, 0, []
         rows = steps_done * self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        self.guard.begin(round(rows * self._task_share()))
+        self.guard.begin(round(rows * self._task_share()) if task_rows is None else task_rows)
+
+    def _end_step(self) -> None:
+        """An optimizer step was made.
+
+        Raises:
+            ForwardPassError: some of its micro-batches never reached `training_step`, so no defense saw them.
+        """
+        levers = ("penalty", "steer", "combine")
+        if self._slot != self._last_slot and any(self.guard.pulls(lever) for lever in levers):
+            raise ForwardPassError(
+                f"{type(self).__name__} trained on {self._last_slot} micro-batches, of which the defenses saw "
+                f"{self._slot}: a subclass replaces training_step without calling super().training_step(...). "
+                "Call it and change what it returns."
+            )
 
     def _task_share(self) -> float:
         """Which share of the rows are the task's own."""
@@ -195,23 +210,31 @@ class Guarded(_Trainer):  # type: ignore[misc]
                 f"{type(self).__name__} computed a loss without the penalties of its defenses: a subclass replaces "
                 "compute_loss without calling super().compute_loss(...). Call it and change what it returns."
             )
-        if self._slot == self._last_slot:
+        if self._slot == self._last_slot and self.accelerator.sync_gradients:  # an optimizer step follows
             self.guard.combine(lambda gradient: self.accelerator.reduce(gradient, "sum"))
         return loss
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The trainer's own loss plus the weighted penalties."""
+        """The trainer's own loss plus the weighted penalties.
+
+        Called outside of `training_step`, it returns the loss with penalties that are means over these inputs alone,
+        without auxiliary rows, and logs nothing.
+
+        Raises:
+            ForwardPassError: it was called a second time in one training step.
+        """
         if not model.training or not torch.is_grad_enabled():
             inputs.pop(SOURCE_COLUMN, None)
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        micro_batch = self._micro_batch or self._next_micro_batch(inputs)
+        micro_batch = self._micro_batch or MicroBatch(self.guard, self._marks(inputs), None)
         inputs.pop(SOURCE_COLUMN, None)
         with micro_batch.recorded(self.fused_head):
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         task, division = loss[0] if return_outputs else loss, self._later_division(num_items_in_batch)
-        self._task_loss = self._task_loss.to(task.device) + task.detach() / division
+        if self._micro_batch is not None:
+            self._task_loss = self._task_loss.to(task.device) + task.detach() / division
         if micro_batch.penalty is None:
             return loss
         # Gradients are averaged over processes, and some losses are divided by the micro-batches afterwards; the
@@ -247,15 +270,23 @@ class Guarded(_Trainer):  # type: ignore[misc]
         super().log(logs, *args, **kwargs)
 
 
-class _Begin(TrainerCallback):  # type: ignore[misc]
-    """Tells a guarded trainer where training begins: at 0, or after a checkpoint's steps."""
+class _StepCount(TrainerCallback):  # type: ignore[misc]
+    """Tells a guarded trainer where training begins, and when an optimizer step is over.
+
+    The count of task rows goes into the trainer's state, and with it into checkpoints.
+    """
 
     def __init__(self, trainer: Guarded) -> None:
         self._trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the counts at the trainer's own step."""
-        self._trainer._begin(state.global_step)
+        """Start the counts where the trainer starts: at 0, or after a checkpoint's steps."""
+        self._trainer._begin(state.global_step, state.stateful_callbacks.get("staytrue", {}).get("task_rows"))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Check that the defenses saw the whole step, and keep its count of rows."""
+        self._trainer._end_step()
+        state.stateful_callbacks["staytrue"] = {"task_rows": self._trainer.guard.task_rows}
 
 
 _TRAINERS_SEED = 42  # transformers' own, for a trainer without args
