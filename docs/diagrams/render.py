@@ -38,6 +38,8 @@ def main(package):
             options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=10000", "--dump-dom"]
             dom = subprocess.run(["chromium", *options, page.as_uri()], check=True, capture_output=True, text=True)
             svg = re.search(r"<svg.*?</svg>", dom.stdout, re.DOTALL)[0].replace("<br>", "<br/>")
+            if "Syntax error in text" in svg:
+                sys.exit(f"mermaid cannot read this diagram (a semicolon ends a statement):\n{text}")
             drawing(text).write_text(svg + "\n", "utf-8")
     for old in set(HERE.glob("*.svg")) - {drawing(text) for text in texts}:
         old.unlink()
