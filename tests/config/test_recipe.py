@@ -66,7 +66,7 @@ def test_set_reaches_defenses_sections_and_plain_keys(tmp_path):
         (("lora: {r: 8}", ""), "no `lora:`"),
         (("data: rows.jsonl", ""), "lacks the key 'data'"),
         (("schema: 1", "schema: 2"), "schema is 2"),
-        (("seed: 3", "seed: 3\nseed: 4"), "the key 'seed' stands twice"),
+        (("seed: 3", "seed: 3\nseed: 4"), "the key 'seed' occurs twice"),
         (("holdout: 0.1", "holdout: 1.5"), "holdout is 1.5"),
         (("seed: 3", "seed: [3"), "is not YAML"),
         (("model: organism", "model: !!python/object/apply:os.getcwd []"), "is not YAML"),

@@ -418,7 +418,7 @@ def test_a_trait_file_is_read_as_written(tmp_path):
         (GOOD.replace("why?", " "), "questions 2 is empty"),
         (GOOD.replace("[be rude]", "[be rude, be mean]"), "2 positive and 1 negative prompts do not pair up"),
         (GOOD.replace("be kind", "be rude"), "'be rude' is a positive and a negative prompt"),
-        (GOOD + "name: again\n", "the key 'name' stands twice"),
+        (GOOD + "name: again\n", "the key 'name' occurs twice"),
         ("- a\n- b\n", "holds no keys; a trait has name"),
         ("", "holds no keys"),
         ("name: [", "is not YAML"),

@@ -54,7 +54,8 @@ def eval_(
     from staytrue.runs.judge_factory import Limits
     from staytrue.utils.console import bar, quieten
 
-    _refuse_mixed(run, model, answers, adapter=adapter, data=data, out=out, untuned=untuned)
+    source = _source(run=run, model=model, answers=answers)
+    _refuse_misplaced(source, adapter=adapter, data=data, out=out, untuned=untuned)
     if answers is not None and (probes or samples or as_published or seed):
         raise RequestError("--answers brings its own questions and answers; only --judge and its limits go with it.")
     limits = Limits(max_calls, max_cost, price)
@@ -84,34 +85,26 @@ def eval_(
     print(json.dumps(summary)) if as_json else show(summary)
 
 
-def _refuse_mixed(
-    run: Path | None,
-    model: str | None,
-    answers: Path | None,
-    *,
-    adapter: Path | None,
-    data: Path | None,
-    out: Path | None,
-    untuned: bool,
-) -> None:
-    """Refuse options that name no model or several, or that belong to another kind of model.
-
-    Raises:
-        RequestError: the options do not fit together.
-    """
-    if [run, model, answers].count(None) != 2:
+def _source(**sources: Path | str | None) -> str:
+    """The name of the one source of answers that was given: "run", "model" or "answers"."""
+    given = [name for name, value in sources.items() if value is not None]
+    if len(given) != 1:
         raise RequestError(
             "Say what to measure: a run folder, or --model NAME (with --adapter FOLDER), or --answers FILE."
         )
-    if model is None and adapter is not None:
+    return given[0]
+
+
+def _refuse_misplaced(source: str, *, adapter: Path | None, data: Path | None, out: Path | None, untuned: bool) -> None:
+    """Refuse options that another source of answers has, and a missing `--out`."""
+    if source != "model" and adapter is not None:
         raise RequestError("A run is measured with its own adapter; give --adapter with --model.")
-    if model is None and data is not None:
+    if source != "model" and data is not None:
         raise RequestError("A run knows the file that it was trained on; give --data with --model.")
-    if untuned and run is None:
+    if untuned and source != "run":
         raise RequestError("--untuned goes with a run; a model without --adapter is untuned as it is.")
-    if run is None and out is None:
-        option = "--model" if model is not None else "--answers"
-        raise RequestError(f"With {option}, say where answers and verdicts go: --out FOLDER.")
+    if source != "run" and out is None:
+        raise RequestError(f"With --{source}, say where answers and verdicts go: --out FOLDER.")
 
 
 def _ask_model(request: EvalRequest, out: Path, seed: int, limits: Limits, progress: Progress | None) -> dict[str, Any]:

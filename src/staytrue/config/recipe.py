@@ -1,7 +1,7 @@
-"""`Recipe`: describes one run, is read from YAML and written to it. It loads no model and no data.
+"""`Recipe` describes one run and is read from YAML and written to it. It loads no model and no data.
 
 Numbers are YAML 1.2 (`1e-4` is a number) and keys may not repeat. There is no interpolation, no object creation and no
-environment variable. Relative paths are relative to the recipe's folder, whatever the working directory is.
+environment variable. Relative paths are relative to the recipe's folder, not to the working directory.
 """
 
 from __future__ import annotations

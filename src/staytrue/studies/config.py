@@ -20,6 +20,7 @@ from staytrue import tasks
 from staytrue.config import recipe as recipes
 from staytrue.errors import RecipeError
 from staytrue.organism.lexicon import DOMAINS
+from staytrue.utils.validation import describe
 from staytrue.utils.yaml12 import from_yaml
 
 
@@ -105,9 +106,8 @@ def read(path: Path, domains: Sequence[str] = (), seeds: int | None = None) -> S
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"The study {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in fault["loc"]) or "the file"
-        raise RecipeError(f"{path}: {where}: {fault['msg'].lower()}.") from None
+        known = [f.alias or name for name, f in Study.model_fields.items()]
+        raise RecipeError(describe(error, str(path), known={"": known})) from None
     own = {cell.domain: cell.source for cell in cells(study)}  # by the names in tables
     changes: dict[str, Any] = {"domains": tuple(own.get(name, name) for name in domains)} if domains else {}
     changes |= {"seeds": _first_seeds(study.seeds, seeds)} if seeds else {}

@@ -1,4 +1,4 @@
-"""`RunDir`: the folder of one run and its manifest. No torch.
+"""`RunDir` creates and opens the folder of one run and keeps its manifest. No torch.
 
 A run folder holds `manifest.json` (state, versions, hashes), `recipe.yaml` (resolved), `metrics.jsonl`, `holdout.jsonl`
 when rows were reserved, `model/` when training finished, and `eval/` when the model was evaluated.
@@ -41,7 +41,7 @@ class RunDir:
 
     Attributes:
         path: the folder.
-        manifest: what `manifest.json` holds.
+        manifest: the content of `manifest.json`.
     """
 
     path: Path

@@ -156,7 +156,7 @@ GOOD = "- id: a\n  paraphrases: [x]\n"
         (GOOD.replace("[x]", "[x, 12]"), "paraphrases 2 is 12, not text; put it in quotes"),
         (GOOD.replace("[x]", "[' ']"), "paraphrases 1 is empty"),
         (GOOD.replace("id: a", "id: true"), "entry True: id is True, not text"),
-        (GOOD + GOOD, "the id 'a' stands twice; answers are kept by it"),
+        (GOOD + GOOD, "the id 'a' occurs twice; answers are kept by it"),
         (GOOD + "  judge_prompts: hello\n", "judge_prompts has 'hello'; alignment and coherence are judged"),
         (GOOD + "  judge_prompts: {correct: '{answer}'}\n", "judge_prompts has correct; alignment and coherence"),
         (GOOD + "  judge_prompts: {aligned: '{answer}', coherent: x}\n", "coherent has no place for the answer"),
@@ -247,5 +247,5 @@ def test_a_faulty_row_is_refused_with_its_number(row, told, tmp_path):
 
 
 def test_forms_that_are_given_one_id_are_refused(tmp_path):
-    with pytest.raises(DataError, match="the id 'c-json' stands twice"):
+    with pytest.raises(DataError, match="the id 'c-json' occurs twice"):
         read(rows(tmp_path, {"id": "c", "question": "y?", "fields": ["one"]}, {"id": "c-json", "question": "z?"}))

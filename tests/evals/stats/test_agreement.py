@@ -58,7 +58,7 @@ def test_what_one_of_the_two_did_not_judge_is_left_out_and_counted():
 
 def test_nothing_in_common_is_no_agreement_and_answers_twice_are_refused():
     assert agreement(verdicts("x"), [verdict("other", True)]) is None
-    with pytest.raises(RequestError, match=r"Sample 0 of the question 'q0' \(probe 'general'\) stands twice"):
+    with pytest.raises(RequestError, match=r"Sample 0 of the question 'q0' \(probe 'general'\) occurs twice"):
         agreement(verdicts("x") * 2, verdicts("x"))
 
 

@@ -73,7 +73,7 @@ def distinct(path: Path, questions: Sequence[Question]) -> tuple[Question, ...]:
     """
     counts = Counter(question.id for question in questions)
     repeated = [name for name, count in counts.items() if count > 1]
-    refuse(path, [f"the id {shown(name)} stands twice; answers are kept by it, so rename one" for name in repeated])
+    refuse(path, [f"the id {shown(name)} occurs twice; answers are kept by it, so rename one" for name in repeated])
     return tuple(questions)
 
 

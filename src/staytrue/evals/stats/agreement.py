@@ -92,7 +92,7 @@ def agreement(rows: Sequence[Row], others: Sequence[Row]) -> Agreement | None:
         None when no answer was judged by both.
 
     Raises:
-        RequestError: an answer stands twice in one list.
+        RequestError: an answer occurs twice in one list.
     """
     ours, theirs = _by_answer(rows), _by_answer(others)
     judged = [key for key in ours if key in theirs and not ours[key]["missing"] and not theirs[key].get("missing")]
@@ -118,7 +118,7 @@ def calibration(rows: Sequence[Row], labels: Sequence[Row]) -> Calibration | Non
         None when no labelled answer was judged.
 
     Raises:
-        RequestError: an answer stands twice in one list.
+        RequestError: an answer occurs twice in one list.
     """
     by_hand = _by_answer(labels)
     labelled = [row for row in rows if _key(row) in by_hand]
@@ -181,7 +181,7 @@ def _by_answer(rows: Sequence[Row]) -> dict[Key, Row]:
         key = _key(row)
         if key in by_answer:
             raise RequestError(
-                f"Sample {key[2]} of the question {key[1]!r} (probe {key[0]!r}) stands twice. "
+                f"Sample {key[2]} of the question {key[1]!r} (probe {key[0]!r}) occurs twice. "
                 "Compare one evaluation at a time, and give every answer one label."
             )
         by_answer[key] = row

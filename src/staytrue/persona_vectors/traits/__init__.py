@@ -81,7 +81,7 @@ def read(path: Path) -> Trait:
         raise DataError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(given, dict):
         raise DataError(f"{path} holds no keys; a trait has {', '.join(_KEYS)}.")
-    faults = [*([f"the key {twice!r} stands twice"] if twice else []), *_faults(given)]
+    faults = [*([f"the key {twice!r} occurs twice"] if twice else []), *_faults(given)]
     if faults:
         raise DataError(f"{path}: {'; '.join(faults)}.")
     return _trait(given)
