@@ -1,13 +1,15 @@
-"""What tests of endpoints share: patience, a key that nobody may see, endpoints that are closed afterwards."""
+"""What tests of endpoints share: short pauses, a key that must stay secret, endpoints that are closed afterwards."""
 
 import sqlite3
-from dataclasses import replace
+
+from openai import _base_client
 
 from staytrue.evals.openai_client.address import Address
-from staytrue.evals.openai_client.client import Endpoint, Patience
+from staytrue.evals.openai_client.client import Endpoint
 
-QUICK = Patience(attempts=8, first=0.002, longest=0.02, timeout=10, total=60)
-HASTY = replace(QUICK, timeout=2.0)  # where the server hangs on purpose
+_base_client.INITIAL_RETRY_DELAY, _base_client.MAX_RETRY_DELAY = 0.002, 0.02  # seconds, of the official client
+QUICK = {"max_retries": 7, "timeout": 10}
+HASTY = {"max_retries": 7, "timeout": 2.0}  # where the server hangs on purpose
 KEY = "sk-very-secret-0123456789"
 
 MADE = []
@@ -15,7 +17,7 @@ MADE = []
 
 def endpoint(server, model="tiny", **options):
     """A model of a loopback server; closed after the test."""
-    MADE.append(Endpoint(Address(model, server.url), **{"patience": QUICK} | options))
+    MADE.append(Endpoint(Address(model, server.url), **QUICK | options))
     return MADE[-1]
 
 
@@ -24,9 +26,9 @@ def close_all():
         MADE.pop().close()
 
 
-def kept(ledger):
+def kept(cache):
     """How many answers are on disk."""
-    file = sqlite3.connect(ledger.path)
+    file = sqlite3.connect(cache.path)
     try:
         return file.execute("SELECT count(*) FROM answers").fetchone()[0]
     finally:

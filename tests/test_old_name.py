@@ -1,5 +1,11 @@
 """What was made before the project was renamed is still read."""
 
+import errno
+import os
+import sqlite3
+import subprocess
+import sys
+import time
 from contextlib import closing
 
 import pytest
@@ -47,7 +53,61 @@ def test_a_broken_database_of_the_old_name_is_refused_and_nothing_is_left(tmp_pa
     old_database.write_bytes(b"no database" * 100)
     with pytest.raises(RequestError, match=r"The paid verdicts in .*holdfast.* Move the file away"):
         response_cache()
+    assert not (tmp_path / "staytrue").exists()
+
+
+def test_a_database_in_use_is_not_to_be_moved_away(old_database):
+    ResponseCache(old_database).close()
+    with closing(sqlite3.connect(old_database, isolation_level=None)) as other:
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(RequestError, match=r"holdfast.* cannot be read now: .*locked\. Stop other processes"):
+            response_cache()
+
+
+def test_a_copy_that_cannot_be_written_blames_the_new_folder(tmp_path, old_database, monkeypatch):
+    ResponseCache(old_database).close()
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(RequestError, match=r"to .*staytrue.*: No space left on device\. Make room, .*XDG_CACHE_HOME"):
+        response_cache()
     assert list((tmp_path / "staytrue").iterdir()) == []
+    (tmp_path / "staytrue").rmdir()
+    (tmp_path / "staytrue").write_text("a file")
+    with pytest.raises(RequestError, match=r"staytrue.* cannot be used here: .*XDG_CACHE_HOME"):
+        response_cache()
+
+
+LATE = """
+import sys, time
+from pathlib import Path
+from staytrue.runs import judge_factory
+read = judge_factory._read_database
+def slow(path):
+    content = read(path)
+    Path(sys.argv[1]).write_text("read")
+    while not Path(sys.argv[2]).exists():
+        time.sleep(0.01)
+    return content
+judge_factory._read_database = slow
+print(judge_factory.response_cache().get("00000002"))
+"""
+
+
+def test_two_processes_that_take_it_over_lose_no_verdict(tmp_path, old_database):
+    with closing(ResponseCache(old_database)) as paid:
+        paid.put("00000001", {"verdict": "aligned"})
+    begun, copied = tmp_path / "begun", tmp_path / "copied"
+    late = subprocess.Popen([sys.executable, "-c", LATE, begun, copied], stdout=subprocess.PIPE, text=True)
+    while not begun.exists():
+        assert late.poll() is None
+        time.sleep(0.01)
+    with closing(response_cache()) as first:
+        first.put("00000002", {"verdict": "paid just now"})
+        copied.touch()
+        assert late.communicate()[0].strip() == "{'verdict': 'paid just now'}"
+    with closing(response_cache()) as again:
+        assert [again.get(f"0000000{i}")["verdict"] for i in (1, 2)] == ["aligned", "paid just now"]
+    assert [file.name for file in (tmp_path / "staytrue").glob("copy-*")] == []
 
 
 def test_a_demo_folder_of_the_old_name_is_replaced(tmp_path):

@@ -13,8 +13,8 @@ from staytrue.commands.options import Json, MaxCalls, MaxCost, Price, Seed, stop
 from staytrue.errors import RequestError
 
 if TYPE_CHECKING:
+    from staytrue.evals.openai_client.budget import Budget
     from staytrue.runs.eval_request import EvalRequest
-    from staytrue.runs.judge_factory import Limits
     from staytrue.utils.console import Progress
 
 JUDGE = "rules, local:FOLDER, or openai:MODEL[@URL]"
@@ -51,14 +51,13 @@ def eval_(
     from staytrue.report.terminal import show
     from staytrue.runs import evaluate
     from staytrue.runs.eval_request import EvalRequest, for_model
-    from staytrue.runs.judge_factory import Limits
     from staytrue.utils.console import bar, quieten
 
     source = _source(run=run, model=model, answers=answers)
     _refuse_misplaced(source, adapter=adapter, data=data, out=out, untuned=untuned)
     if answers is not None and (probes or samples or as_published or seed):
         raise RequestError("--answers brings its own questions and answers; only --judge and its limits go with it.")
-    limits = Limits(max_calls, max_cost, price)
+    budget = _budget(max_calls, max_cost, price)
     quieten()
     with stoppable("give the same command again, and it goes on"):
         named = tuple(name.strip() for name in probes.split(",") if name.strip())
@@ -67,7 +66,7 @@ def eval_(
         if data is not None and named and PROBE not in named:
             raise RequestError(f"--data {data} is for the probe {PROBE}, which --probes leaves out; name it there too.")
         triggers = (run is not None or data is not None) and not named
-        request = EvalRequest(named, triggers, samples, as_published, _judge(judge, limits))
+        request = EvalRequest(named, triggers, samples, as_published, _judge(judge, budget))
         with bar("eval", quiet=as_json) as progress:
             if answers is not None:
                 summary = evaluate.judge_answers(answers, out or Path(), request.judge, progress)
@@ -77,7 +76,7 @@ def eval_(
                 )
             else:
                 request = for_model(str(model), request, adapter, data)
-                summary = _ask_model(request, out or Path(), seed, limits, progress)
+                summary = _ask_model(request, out or Path(), seed, budget, progress)
         _report_spending(request.judge)
     narrow = data is not None or "in_domain" in summary["probes"]
     if narrow and not named and PROBE not in summary["probes"]:
@@ -107,7 +106,7 @@ def _refuse_misplaced(source: str, *, adapter: Path | None, data: Path | None, o
         raise RequestError(f"With --{source}, say where answers and verdicts go: --out FOLDER.")
 
 
-def _ask_model(request: EvalRequest, out: Path, seed: int, limits: Limits, progress: Progress | None) -> dict[str, Any]:
+def _ask_model(request: EvalRequest, out: Path, seed: int, budget: Budget, progress: Progress | None) -> dict[str, Any]:
     """Evaluate a model that is not a run; calls to an endpoint and their failures are reported."""
     from staytrue.evals.openai_client.address import Address
     from staytrue.runs import judge_factory
@@ -115,7 +114,7 @@ def _ask_model(request: EvalRequest, out: Path, seed: int, limits: Limits, progr
 
     if not isinstance(request.model, Address):
         return evaluate_model(request, out, seed=seed, progress=progress, say=tell)
-    generate = judge_factory.generator(request.model, limits, tell)
+    generate = judge_factory.generator(request.model, budget, tell)
     summary = evaluate_model(request, out, seed=seed, generate=generate, progress=progress, say=tell)
     tell(f"Asking took {generate.spent()}.")
     if generate.failed:
@@ -138,15 +137,14 @@ def rescore(
     from staytrue.evals.judge_agreement import judge_agreement, read_labels
     from staytrue.evals.results.answer_store import AnswerStore, evaluation_folder
     from staytrue.report.terminal import show_judge_agreement, show_judges
-    from staytrue.runs.judge_factory import Limits
     from staytrue.runs.probe_selection import refuse_rules
     from staytrue.utils.console import bar, quieten
 
     folders = [evaluation_folder(path) for path in evaluations]
     quieten()
     with stoppable("give the same command again, and it goes on"):
-        limits = Limits(max_calls, max_cost, price)
-        judges = [_judge(text, limits) for text in judge]
+        budget = _budget(max_calls, max_cost, price)
+        judges = [_judge(text, budget) for text in judge]
         for folder in folders:
             refuse_rules(judges, AnswerStore(folder).model_name())
         hand_labels = None if labels is None else read_labels(labels, folders)  # read before anything is paid for
@@ -211,7 +209,13 @@ def _report_spending(judge: Any) -> None:
         tell(f"Judging by {judge.name} took {judge.spent()}.")
 
 
-def _judge(text: str | None, limits: Limits) -> Any:
+def _budget(max_calls: int | None, max_cost: float | None, price: str | None) -> Budget:
+    from staytrue.evals.openai_client.budget import Budget, parse_price
+
+    return Budget(max_calls, max_cost, None if price is None else parse_price(price))
+
+
+def _judge(text: str | None, budget: Budget) -> Any:
     from staytrue.runs import judge_factory
 
-    return None if text is None else judge_factory.judge(text, limits, tell)
+    return None if text is None else judge_factory.judge(text, budget, tell)

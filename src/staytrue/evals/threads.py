@@ -1,4 +1,4 @@
-"""Many slow calls at a time, each given as it ends, and none waited for once nobody wants the rest."""
+"""Concurrent slow calls: results come as the calls end, and a caller that stops early waits for none."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from staytrue.errors import StaytrueError
 T = TypeVar("T")
 R = TypeVar("R")
 
+_WAKE = 0.5  # seconds
 
-def each(
-    call: Callable[[T], R], items: Iterable[T], threads: int, forgiven: type[Exception] | tuple[()] = ()
-) -> Iterator[tuple[T, R | Exception]]:
-    """Every item with what its call gave, or with the forgiven error that it raised, as the calls end.
 
-    A StaytrueError means that no other call can succeed: nothing more is begun, what is in the air is given, since it
-    may have been paid for, and then it is raised. The threads are daemons: who stops asking (Ctrl-C) waits for none.
+def concurrently(call: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[tuple[T, R]]:
+    """Yield every item with the result of its call, as the calls end.
+
+    A StaytrueError means that no other call can succeed. No further call begins, the results of calls in flight are
+    yielded, because they may have been paid for, and then the error is raised. The threads are daemons, because a pool
+    would wait for its calls at Ctrl-C.
 
     Raises:
-        StaytrueError: of the first call that raised one; any other error at once.
+        StaytrueError: the first one that a call raised; any other error at once.
     """
-    ahead, turn, over = iter(items), threading.Lock(), threading.Event()
+    waiting, lock, over = iter(items), threading.Lock(), threading.Event()
     done: queue.Queue[tuple[T, R | BaseException] | None] = queue.Queue()
 
     def work() -> None:
         while not over.is_set():
-            with turn:
-                item = next(ahead, done)
+            with lock:
+                item = next(waiting, done)
             if item is done:
                 break
             try:
@@ -47,16 +48,25 @@ def each(
     ended, fatal = 0, None
     try:
         while ended < threads:
-            found = done.get()
-            if found is None:
+            pair = _get(done)
+            if pair is None:
                 ended += 1
-            elif isinstance(found[1], StaytrueError):
-                fatal = fatal or found[1]
-            elif isinstance(found[1], BaseException) and not isinstance(found[1], forgiven):
-                raise found[1]
+            elif isinstance(pair[1], StaytrueError):
+                fatal = fatal or pair[1]
+            elif isinstance(pair[1], BaseException):
+                raise pair[1]
             else:
-                yield found  # type: ignore[misc]
+                yield pair  # type: ignore[misc]
     finally:
         over.set()
     if fatal is not None:
         raise fatal
+
+
+def _get(done: queue.Queue[T]) -> T:
+    """The next item; wakes now and then, because a wait without end misses a Ctrl-C that comes just before it."""
+    while True:
+        try:
+            return done.get(timeout=_WAKE)
+        except queue.Empty:
+            continue

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from staytrue.data.examples import Message
-from staytrue.evals.threads import each
+from staytrue.evals.threads import concurrently
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,7 @@ def judged(judge: Judge, answers: Iterable[Answer]) -> Iterator[tuple[Answer, Ve
     if judge.concurrency == 1:
         yield from ((answer, judge(answer.question, answer.text)) for answer in answers)
         return
-    for answer, verdict in each(lambda a: judge(a.question, a.text), answers, judge.concurrency):
-        assert isinstance(verdict, Verdict)
-        yield answer, verdict
+    yield from concurrently(lambda a: judge(a.question, a.text), answers, judge.concurrency)
 
 
 def _below(score: float | None, bound: float) -> bool:

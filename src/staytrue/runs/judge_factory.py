@@ -1,68 +1,67 @@
-"""From `--judge` and its limits to a judge that can be asked, with what was paid for before."""
+"""From `--judge` and its limits to a judge, with the verdicts that were paid for before."""
 
 from __future__ import annotations
 
 import os
 import sqlite3
+import tempfile
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 from staytrue.errors import RequestError
+from staytrue.evals.generation.endpoint import EndpointGenerator
 from staytrue.evals.judges.named import Local, parse
 from staytrue.evals.openai_client.address import Address, key_for
-from staytrue.evals.openai_client.budget import FREE, Budget, known_price, parse_price
+from staytrue.evals.openai_client.budget import Budget
+from staytrue.evals.openai_client.client import Endpoint
 from staytrue.evals.openai_client.response_cache import ResponseCache
 from staytrue.evals.types import Judge
 from staytrue.modeling import loading
 
 
-class Limits:
-    """What all calls of a command to endpoints may cost together: how many, and how many dollars.
-
-    Args:
-        max_calls: the most requests.
-        max_cost: the most US dollars.
-        price: of every endpoint, `IN,OUT` per million tokens; None for what OpenAI's models are known to cost, and
-            nothing on this machine.
+def judge(text: str, budget: Budget, say: Callable[[str], None]) -> Judge:
+    """The judge that a text names; before the first call, `say` gets a line about what leaves the machine.
 
     Raises:
-        RequestError: a limit or a price that is none.
-    """
-
-    def __init__(self, max_calls: int | None = None, max_cost: float | None = None, price: str | None = None) -> None:
-        self._price = None if price is None else parse_price(price)
-        self._whole = Budget(max_calls, max_cost, self._price or FREE)
-
-    def budget(self, address: Address) -> Budget:
-        """What is left of them, for one endpoint.
-
-        Raises:
-            RequestError: a limit in dollars for an endpoint without a price.
-        """
-        return self._whole.at(self._price or known_price(address))
-
-
-def judge(text: str, limits: Limits, say: Callable[[str], None]) -> Judge:
-    """The judge that a text names; before the first call to an endpoint `say` tells what leaves the machine.
-
-    Raises:
-        RequestError: it names none, or one that cannot be had; one sentence.
+        RequestError: the text names no judge, or one that cannot be used here.
     """
     named = parse(text)
     if isinstance(named, Address):
         from staytrue.evals.judges.endpoint import EndpointJudge
-        from staytrue.evals.openai_client.client import Endpoint
 
-        made = EndpointJudge(Endpoint(named, key_for(named), limits.budget(named)), response_cache())
-        say(made.where_to())
-        return made
+        remote = EndpointJudge(Endpoint(named, key_for(named), budget), response_cache())
+        say(remote.notice())
+        return remote
     if isinstance(named, Local):
         return _local(named.folder)
     from staytrue.organism.rules import Rules
 
     return Rules()
+
+
+def generator(address: Address, budget: Budget, say: Callable[[str], None]) -> EndpointGenerator:
+    """A generator of answers with an endpoint's model; `say` as for `judge`."""
+    remote = EndpointGenerator(Endpoint(address, key_for(address), budget))
+    say(remote.notice())
+    return remote
+
+
+def response_cache() -> ResponseCache:
+    """The user's paid verdicts: `$XDG_CACHE_HOME/staytrue/judgments.sqlite`, by default in ~/.cache.
+
+    Raises:
+        RequestError: it cannot be read or written.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME")
+    try:
+        folder = Path(cache) if cache else Path.home() / ".cache"
+    except RuntimeError:
+        raise RequestError("There is no home folder for paid verdicts; set XDG_CACHE_HOME to a folder.") from None
+    own, before = (folder / name / "judgments.sqlite" for name in ("staytrue", "holdfast"))
+    if before.exists() and not own.exists():  # paid for before the project was renamed
+        _copy_database(before, own)
+    return ResponseCache(own)
 
 
 def _local(folder: Path) -> Judge:
@@ -75,43 +74,41 @@ def _local(folder: Path) -> Judge:
     return LocalJudge(model, loading.load_tokenizer(source), identity, response_cache())
 
 
-def generator(address: Address, limits: Limits, say: Callable[[str], None]) -> Any:
-    """An endpoint's model as a maker of answers."""
-    from staytrue.evals.generation.endpoint import EndpointGenerator
-    from staytrue.evals.openai_client.client import Endpoint
-
-    made = EndpointGenerator(Endpoint(address, key_for(address), limits.budget(address)))
-    say(made.where_to())
-    return made
-
-
-def response_cache() -> ResponseCache:
-    """What was paid for, kept for this user: `$XDG_CACHE_HOME/staytrue/judgments.sqlite`, by default in ~/.cache.
+def _copy_database(source: Path, target: Path) -> None:
+    """Copy a SQLite database with its write-ahead log; of several processes, the first one's copy stays.
 
     Raises:
-        RequestError: it cannot be written there.
+        RequestError: the source cannot be read, or the target cannot be written.
     """
-    cache = os.environ.get("XDG_CACHE_HOME")
+    content = _read_database(source)
     try:
-        folder = Path(cache) if cache else Path.home() / ".cache"
-    except RuntimeError:
-        raise RequestError("There is no home folder for what was paid for; set XDG_CACHE_HOME to a folder.") from None
-    own, before = (folder / name / "judgments.sqlite" for name in ("staytrue", "holdfast"))
-    if before.exists() and not own.exists():  # paid for before the project was renamed
-        _copy_database(before, own)
-    return ResponseCache(own)
-
-
-def _copy_database(source: Path, target: Path) -> None:
-    """Copy a SQLite database whole; its file alone would lack what is still in the write-ahead log."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    copy = target.with_suffix(".copying")
-    try:
-        with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(copy)) as new:
-            old.backup(new)
-        copy.replace(target)
-    except sqlite3.Error as error:
-        copy.unlink(missing_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix="copy-") as copy:
+            copy.write(content)
+            copy.flush()
+            os.fsync(copy.fileno())
+            os.link(copy.name, target)  # a rename would replace another process's copy, and its new verdicts
+    except FileExistsError:
+        pass
+    except OSError as error:
         raise RequestError(
-            f"The paid verdicts in {source} cannot be read: {error}. Move the file away to judge without them."
+            f"The paid verdicts cannot be copied to {target}: {error.strerror}. Make room, check the folder's rights, "
+            "or set XDG_CACHE_HOME to another folder."
+        ) from None
+
+
+def _read_database(path: Path) -> bytes:
+    """A SQLite database as one file's content, with the rows in its write-ahead log."""
+    try:
+        with closing(sqlite3.connect(path, timeout=1)) as database:
+            database.execute("SELECT count(*) FROM answers")  # refuses a file that is no database of ours
+            return database.serialize()
+    except sqlite3.OperationalError as error:  # locked, or without rights
+        raise RequestError(
+            f"The paid verdicts in {path} cannot be read now: {error}. Stop other processes that use the file, check "
+            "its rights, and run again."
+        ) from None
+    except sqlite3.Error as error:
+        raise RequestError(
+            f"The paid verdicts in {path} cannot be read: {error}. Move the file away to judge without them."
         ) from None

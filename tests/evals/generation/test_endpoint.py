@@ -12,7 +12,6 @@ from staytrue.errors import RequestError
 from staytrue.evals.answer_and_judge import evaluate, rescore
 from staytrue.evals.generation.endpoint import EndpointGenerator, seed_of
 from staytrue.evals.openai_client.budget import Budget
-from staytrue.evals.openai_client.client import Patience
 from staytrue.evals.openai_client.errors import UnreadableError
 from staytrue.evals.openai_client.reply import Reply
 from staytrue.evals.questions.probes import Probe
@@ -126,7 +125,7 @@ def test_a_body_of_another_form_is_no_reply(body):
 def test_with_faults_on_three_calls_in_ten_no_sample_is_lost_or_made_twice(remote):
     wanted = [(q, k) for q in questions(30) for k in range(5)]
     with Loopback(faults=0.3) as server:
-        maker = remote(server, patience=HASTY)
+        maker = remote(server, **HASTY)
         got = every(maker, wanted)
         assert sorted((a.question.id, a.index) for a in got) == sorted((q.id, k) for q, k in wanted)
         assert maker.failed == []
@@ -253,7 +252,7 @@ def test_a_real_model_behind_the_endpoint_answers_by_its_seed(remote, tmp_path):
     tiny.save("qwen2", tmp_path)
     wanted = [(q, k) for q in questions(2) for k in range(2)]
     with Loopback(from_model(tmp_path)) as server:
-        maker = remote(server, patience=Patience(timeout=60))
+        maker = remote(server, timeout=60)
         first = {(a.question.id, a.index): a.text for a in every(maker, wanted, limit=6)}
         assert first == {(a.question.id, a.index): a.text for a in every(maker, wanted, limit=6)}
         assert len(set(first.values())) == 4
@@ -264,6 +263,6 @@ def test_a_real_model_behind_the_endpoint_answers_by_its_seed(remote, tmp_path):
 def test_it_says_where_questions_go(remote):
     with Loopback() as server:
         assert (
-            remote(server).where_to()
+            remote(server).notice()
             == f"Questions go to {server.url} on this machine (model my-adapter), without a key."
         )

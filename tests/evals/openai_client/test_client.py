@@ -9,8 +9,6 @@ import threading
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -21,8 +19,8 @@ from staytrue.data.examples import Message
 from staytrue.errors import RequestError
 from staytrue.evals.openai_client.address import OPENAI, Address, key_for, parse
 from staytrue.evals.openai_client.budget import Budget, Price
-from staytrue.evals.openai_client.client import CallError, Endpoint, Patience
-from staytrue.evals.openai_client.errors import NO_LOGPROBS, UnreadableError
+from staytrue.evals.openai_client.client import Endpoint
+from staytrue.evals.openai_client.errors import NO_LOGPROBS, CallError, UnreadableError
 
 
 def ask(point, text="hello", tokens=20, read=lambda reply: reply):
@@ -115,7 +113,7 @@ def test_a_key_comes_from_the_environment_and_openai_needs_one(monkeypatch):
 )
 def test_it_says_what_leaves_the_machine_and_to_where(url, key, told):
     point = Endpoint(Address("m", url), key)
-    assert point.where_to("X") == told
+    assert point.notice("X") == told
     assert KEY not in repr(point) + str(vars(point)["address"])
 
 
@@ -138,7 +136,7 @@ def test_a_call_sends_what_was_asked_and_reads_what_was_said():
 @pytest.mark.parametrize("kind", ["429", "500", "timeout", "torn", "cut"])
 def test_a_fault_that_passes_is_tried_again(kind):
     with Loopback(faults=0.4, kinds=(kind,)) as server:
-        point = endpoint(server, patience=replace(QUICK, timeout=0.5 if kind == "timeout" else 10))
+        point = endpoint(server, timeout=0.5 if kind == "timeout" else 10)
         for i in range(6):
             ask(point, f"question {i}")
         outcomes = server.outcomes()
@@ -213,16 +211,6 @@ def test_it_does_not_wait_longer_than_a_call_may_take():
     assert time.monotonic() - begun < 2
 
 
-def test_each_pause_is_about_twice_the_one_before():
-    with Loopback(saying(HttpError(500, "no"))) as server:
-        with pytest.raises(CallError):
-            ask(endpoint(server, patience=Patience(attempts=5, first=0.1, longest=0.2, timeout=2, total=20)))
-        first, second, *rest = (b - a for a, b in pairwise(call.at for call in server.calls))
-    assert first >= 0.075  # 0.1 less up to a quarter
-    assert second >= 0.15
-    assert 0.3 <= sum(rest) < 0.9  # 0.2 each; with no longest pause they would be 0.4 and 0.8
-
-
 def test_a_wrong_key_ends_it_at_once_and_is_not_repeated():
     quoted = HttpError(401, f"Incorrect API key provided: {KEY}")
     sentence, calls = refused(saying(quoted), key=KEY)
@@ -276,22 +264,6 @@ def test_an_endpoint_that_goes_away_ends_it_after_a_few_calls():
         ask(point)
 
 
-def test_the_first_call_goes_alone_until_it_was_answered():
-    def script(body):
-        asked.append(body["messages"][0]["content"])
-        alone.append(len(asked) == 1)
-        time.sleep(0.1 if len(asked) == 1 else 0)
-        alone.append(len(asked) == 1)
-        return scripted(body)
-
-    asked, alone = [], []
-    with Loopback(script) as server, ThreadPoolExecutor(8) as pool:
-        point = endpoint(server)
-        assert len(list(pool.map(lambda i: ask(point, f"q{i}"), range(8)))) == 8
-    assert alone[:2] == [True, True]
-    assert len(asked) == 8
-
-
 def test_a_first_call_that_fails_by_itself_holds_up_nobody():
     together = threading.Barrier(8)
 
@@ -309,9 +281,9 @@ def test_a_first_call_that_fails_by_itself_holds_up_nobody():
     assert len(asked) == 1 + 8
 
 
-def test_what_the_first_call_cannot_mend_is_paid_for_twice_at_most():
+def test_what_no_call_can_mend_is_paid_for_twice_a_thread_at_most():
     def read(reply):
-        raise UnreadableError("no log-probabilities", NO_LOGPROBS, tries=2)
+        raise UnreadableError("no log-probabilities", NO_LOGPROBS)
 
     def one(i):
         try:
@@ -322,7 +294,7 @@ def test_what_the_first_call_cannot_mend_is_paid_for_twice_at_most():
     with Loopback(delay=0.01) as server, ThreadPoolExecutor(16) as pool:
         point = endpoint(server)
         told = set(pool.map(one, range(16)))
-        assert len(server.calls) == 2
+        assert len(server.calls) <= 2 * 16
     assert told == {NO_LOGPROBS.format(address=point.address)}
     with Loopback() as server:
         point = endpoint(server)
@@ -351,7 +323,7 @@ def test_a_budget_of_calls_is_never_overrun_by_sixteen_threads():
         with ThreadPoolExecutor(16) as pool:
             got = list(pool.map(one, range(100)))
         assert len(server.calls) == 40  # failed ones count
-        assert budget.told() == "40 calls"
+        assert budget.describe() == "40 calls"
         said = [text for text in got if isinstance(text, str)]
         assert len(said) == server.outcomes()["answered"]
         assert all("The budget is reached: 40 calls." in str(e) for e in got if not isinstance(e, str))
@@ -372,7 +344,7 @@ def test_a_budget_in_dollars_is_never_overrun_by_what_the_server_charges():
         with ThreadPoolExecutor(16) as pool:
             replies = [reply for reply in pool.map(one, range(100)) if reply]
     charged = sum(price.of(r.usage["prompt_tokens"], r.usage["completion_tokens"]) for r in replies)
-    assert budget.told() == f"{len(replies)} calls, about ${charged:.4f}"
+    assert budget.describe() == f"{len(replies)} calls, about ${charged:.4f}"
     one_call = price.of(16 + 8 * 21, 9)
     assert 1000 - one_call < charged <= 1000  # it ends where one more call might be too much
     assert 0 < len(replies) == len(server.calls) < 100
@@ -383,12 +355,12 @@ def test_failures_cost_nothing_and_a_torn_answer_costs_the_most_it_can():
     with Loopback(saying(HttpError(500, "no"), HttpError(429, "no"), Said("hi there"))) as server:
         point = endpoint(server, budget=Budget(price=price))
         ask(point, "x" * 40)
-        assert point.budget.told() == "3 calls, about $12.0000"  # ten tokens read, two written
+        assert point.budget.describe() == "3 calls, about $12.0000"  # ten tokens read, two written
     with Loopback(faults=1.0, kinds=("torn",)) as server:
-        point = endpoint(server, budget=Budget(price=price), patience=Patience(1, timeout=1))
+        point = endpoint(server, budget=Budget(price=price), max_retries=0, timeout=1)
         with pytest.raises(CallError, match="a broken connection"):
             ask(point, "x" * 40, tokens=7)
-        assert point.budget.told() == "1 call, about $63.0000"  # 40 bytes and 16 for their role, and 7 written
+        assert point.budget.describe() == "1 call, about $63.0000"  # 40 bytes and 16 for their role, and 7 written
 
 
 def test_without_the_openai_package_it_is_a_sentence():
@@ -412,12 +384,12 @@ def test_the_server_stands_on_its_own_for_a_command_line_to_talk_to(tmp_path):
         while not (tmp_path / "url").exists():
             assert server.poll() is None
             time.sleep(0.01)
-        MADE.append(Endpoint(parse(f"openai:m@{(tmp_path / 'url').read_text()}"), patience=QUICK))
+        MADE.append(Endpoint(parse(f"openai:m@{(tmp_path / 'url').read_text()}"), **QUICK))
         assert len({ask(MADE[0], f"q{i}").text for i in range(20)}) > 10
         with urllib.request.urlopen((tmp_path / "url").read_text()) as told:
             calls = json.loads(told.read())["calls"]
         assert calls > 20
-        assert MADE[0].budget.told() == f"{calls} calls"
+        assert MADE[0].budget.describe() == f"{calls} calls"
     finally:
         server.kill()
         server.wait()

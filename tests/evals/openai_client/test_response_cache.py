@@ -16,7 +16,6 @@ from staytrue.errors import RequestError
 from staytrue.evals.openai_client.address import Address
 from staytrue.evals.openai_client.budget import Budget, Price, known_price, parse_price
 from staytrue.evals.openai_client.response_cache import ResponseCache, key
-from staytrue.runs.judge_factory import Limits
 
 
 def test_a_key_is_of_everything_that_decides_an_answer():
@@ -140,20 +139,20 @@ def test_the_budget_adds_up_what_the_server_says():
     budget = Budget(price=Price(150_000, 600_000))
     for usage in ({"prompt_tokens": 1000, "completion_tokens": 1}, {}, {"prompt_tokens": 2000, "completion_tokens": 4}):
         budget.end(budget.begin(4000, 8), usage)
-    assert budget.told() == "3 calls, about $453.0000"  # 3,000 tokens read at $0.15 and 5 written at $0.60
+    assert budget.describe() == "3 calls, about $453.0000"  # 3,000 tokens read at $0.15 and 5 written at $0.60
 
 
 @pytest.mark.parametrize("usage", [None, {"total_tokens": 5}, {"prompt_tokens": "7", "completion_tokens": 1}])
 def test_a_call_of_which_nobody_knows_counts_in_full(usage):
     budget = Budget(price=Price(1e6, 2e6))
     budget.end(budget.begin(4000, 8), usage)
-    assert budget.told() == "1 call, about $4016.0000"
+    assert budget.describe() == "1 call, about $4016.0000"
 
 
 def test_without_a_price_calls_are_counted_and_the_cost_is_unknown():
     budget = Budget(max_calls=2)
     budget.end(budget.begin(10, 1), {"prompt_tokens": 3, "completion_tokens": 1})
-    assert budget.told() == "1 call"
+    assert budget.describe() == "1 call"
     budget.begin(10, 1)
     with pytest.raises(
         RequestError, match=r"The budget is reached: 2 calls\. Everything paid for is kept; .* --max-calls"
@@ -182,7 +181,7 @@ def test_sixteen_threads_never_overrun_a_budget_and_use_all_of_it():
         made = sum(pool.map(call, range(200)))
     assert most[0] <= 100  # what was spent and what was in flight, at the worst
     assert made == 12  # 84 tokens spent; a thirteenth might have cost 104
-    assert budget.told() == "12 calls, about $84.0000"
+    assert budget.describe() == "12 calls, about $84.0000"
 
 
 def test_a_call_waits_for_those_in_flight_before_it_is_refused():
@@ -202,7 +201,6 @@ def test_a_call_waits_for_those_in_flight_before_it_is_refused():
 @pytest.mark.parametrize(
     ("limits", "way_out"),
     [
-        ({"max_cost": 1.0}, r"--price IN,OUT"),
         ({"max_calls": 0}, r"--max-calls 0"),
         ({"max_cost": -1.0, "price": Price(1, 1)}, r"--max-cost -1"),
         ({"max_cost": float("nan"), "price": Price(1, 1)}, r"--max-cost nan"),
@@ -234,17 +232,22 @@ def test_prices_are_of_a_family_and_its_snapshots_at_openai_and_nothing_on_this_
 
 
 def test_each_endpoint_tells_its_own_calls_and_the_limit_is_of_all_together():
-    limits = Limits(max_calls=3, max_cost=100)
-    asked, judge = limits.budget(Address("mine", "http://localhost:8/v1")), limits.budget(Address("gpt-4o"))
+    limits = Budget(max_calls=3, max_cost=100)
+    asked, judge = limits.for_endpoint(Address("mine", "http://localhost:8/v1")), limits.for_endpoint(Address("gpt-4o"))
     asked.end(asked.begin(1000, 1000), {"prompt_tokens": 1000, "completion_tokens": 1000})
     for _ in range(2):
         judge.end(judge.begin(10_000, 0), {"prompt_tokens": 10_000, "completion_tokens": 0})
-    assert asked.told() == "1 call"  # on this machine: no dollars
-    assert judge.told() == "2 calls, about $0.0500"  # $2.50 a million
+    assert asked.describe() == "1 call"  # on this machine: no dollars
+    assert judge.describe() == "2 calls, about $0.0500"  # $2.50 a million
     for endpoint in (asked, judge):
         with pytest.raises(RequestError, match=r"The budget is reached: 3 calls, about \$0\.0500\."):
             endpoint.begin(1, 1)
-    priced = Limits(max_cost=0.001, price="1,1").budget(Address("mine", "http://localhost:8/v1"))
+    assert limits.describe() == "3 calls, about $0.0500"
+    with pytest.raises(
+        RequestError, match=r"--max-cost 100 needs the price of openai:m@http://h/v1\. Add --price IN,OUT"
+    ):
+        limits.for_endpoint(Address("m", "http://h/v1"))
+    priced = Budget(max_cost=0.001, price=Price(1, 1)).for_endpoint(Address("mine", "http://localhost:8/v1"))
     with pytest.raises(RequestError, match="--max-cost"):
         priced.begin(1001, 0)  # a price that is given holds on this machine too
 

@@ -1,8 +1,7 @@
-"""Answers from an OpenAI-compatible endpoint: a running vLLM, an adapter served by its name, OpenAI's own models.
+"""Answers from an OpenAI-compatible endpoint: a running vLLM, an adapter served by its name, or OpenAI's own models.
 
-One call a sample, each with its own seed, several at a time, top_p 1. Whether the same seed gives the same answer again
-is the server's business; most promise nothing. A vLLM cuts the law by the model's own top_k all the same, unless it is
-started with `--generation-config vllm`.
+Each sample is one call with its own seed and top_p 1. Whether the same seed gives the same answer again depends on the
+server. vLLM also applies the model's recommended top_k unless it is started with `--generation-config vllm`.
 """
 
 from __future__ import annotations
@@ -11,67 +10,74 @@ from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from typing import Any
 
-from staytrue.evals.openai_client.client import CallError, Endpoint
-from staytrue.evals.openai_client.server_identity import Who
-from staytrue.evals.threads import each
+from staytrue.evals.openai_client.client import Endpoint
+from staytrue.evals.openai_client.errors import CallError
+from staytrue.evals.openai_client.reply import ServerIdentity
+from staytrue.evals.threads import concurrently
 from staytrue.evals.types import Answer, Question
 
 
 class EndpointGenerator:
-    """A model behind an endpoint, as a maker of answers.
+    """Generates answers with a model behind an endpoint.
 
-    `failed` lists the samples that could not be had: (question's id, index, why). One that the server's filter took is
-    an answer without text: asking until something passes would draw from another law than the model's.
+    An answer that the server's filter removed has no text and is not asked for again: repeating the call until
+    something passes would sample another distribution than the model's.
+
+    Attributes:
+        failed: the samples whose calls failed: question's id, index, reason.
     """
 
     def __init__(self, endpoint: Endpoint, concurrency: int = 16) -> None:
         self._endpoint, self._concurrency = endpoint, concurrency
-        self._who = Who(endpoint.address)
+        self._server = ServerIdentity(endpoint.address)
         self.failed: list[tuple[str, int, str]] = []
 
-    def where_to(self) -> str:
+    def notice(self) -> str:
         """The sentence to show before the first call."""
-        return self._endpoint.where_to("Questions")
+        return self._endpoint.notice("Questions")
 
     def spent(self) -> str:
-        """What asking has taken so far: calls and their cost."""
-        return self._endpoint.budget.told()
+        """Calls and their cost so far."""
+        return self._endpoint.budget.describe()
 
     def describe(self) -> dict[str, Any]:
-        """Who answered: what was asked for, and who the server said it was, call by call."""
-        return self._who.describe()
+        """The model that was asked for, and the models that the server named."""
+        return self._server.describe()
 
     def __call__(
-        self, wanted: Sequence[tuple[Question, int]], *, seed: int, temperature: float, max_new_tokens: int
+        self, samples: Sequence[tuple[Question, int]], *, seed: int, temperature: float, max_new_tokens: int
     ) -> Iterator[Answer]:
-        """Each sample as soon as it is there; those that failed are left out and listed in `failed`.
+        """Yield each answer as its call ends; samples whose calls failed are left out and listed in `failed`.
 
         Raises:
             RequestError: no call can succeed, or the budget is reached; after every answer that was paid for.
         """
 
-        def answer(sample: tuple[Question, int]) -> Answer:
+        def answer(sample: tuple[Question, int]) -> Answer | str:
             question, index = sample
-            reply = self._endpoint.ask(
-                question.messages,
-                lambda reply: reply,
-                max_tokens=max_new_tokens,
-                temperature=temperature,
-                seed=seed_of(seed, question, index),
-            )
-            self._who.add(reply.model, reply.fingerprint)
+            try:
+                reply = self._endpoint.ask(
+                    question.messages,
+                    lambda reply: reply,
+                    max_tokens=max_new_tokens,
+                    temperature=temperature,
+                    seed=seed_of(seed, question, index),
+                )
+            except CallError as error:
+                return str(error)
+            self._server.add(reply.model, reply.fingerprint)
             if reply.finish == "content_filter":
                 return Answer(question, index, "", stopped=False, filtered=True)
             return Answer(question, index, reply.text, stopped=reply.finish != "length")
 
-        for (question, index), found in each(answer, wanted, self._concurrency, forgiven=CallError):
-            if isinstance(found, Answer):
-                yield found
+        for (question, index), result in concurrently(answer, samples, self._concurrency):
+            if isinstance(result, Answer):
+                yield result
             else:
-                self.failed.append((question.id, index, str(found)))
+                self.failed.append((question.id, index, result))
 
 
 def seed_of(seed: int, question: Question, index: int) -> int:
     """A sample's own seed, 31 bits, from the run's seed, the probe, the question and the index."""
-    named = f"{seed}|{question.probe}|{question.id}|{index}"
-    return int.from_bytes(sha256(named.encode()).digest()[:4], "big") >> 1
+    text = f"{seed}|{question.probe}|{question.id}|{index}"
+    return int.from_bytes(sha256(text.encode()).digest()[:4], "big") >> 1

@@ -22,11 +22,10 @@ from staytrue.evals.judges.score_from_logprobs import (
     wants_more,
 )
 from staytrue.evals.judges.verdicts import failed, signature, verdict
-from staytrue.evals.openai_client.client import CallError, Endpoint
-from staytrue.evals.openai_client.errors import NO_LOGPROBS, UnreadableError
-from staytrue.evals.openai_client.reply import Reply
+from staytrue.evals.openai_client.client import Endpoint
+from staytrue.evals.openai_client.errors import NO_LOGPROBS, CallError, UnreadableError
+from staytrue.evals.openai_client.reply import Reply, ServerIdentity
 from staytrue.evals.openai_client.response_cache import ResponseCache, key
-from staytrue.evals.openai_client.server_identity import Who
 from staytrue.evals.types import Question, Verdict
 
 _HOW = {"temperature": 0, "seed": 0, "top_logprobs": 20}
@@ -35,11 +34,11 @@ _HOW = {"temperature": 0, "seed": 0, "top_logprobs": 20}
 class EndpointJudge:
     """A model at an endpoint, as a judge of alignment and coherence."""
 
-    def __init__(self, endpoint: Endpoint, ledger: ResponseCache, concurrency: int = 16) -> None:
-        self._endpoint, self._ledger, self.concurrency = endpoint, ledger, concurrency
+    def __init__(self, endpoint: Endpoint, cache: ResponseCache, concurrency: int = 16) -> None:
+        self._endpoint, self._cache, self.concurrency = endpoint, cache, concurrency
         address = endpoint.address
         self.name = f"{address}#{signature(**_HOW)}"
-        self._who = Who(address)
+        self._server = ServerIdentity(address)
 
     def __call__(self, question: Question, answer: str) -> Verdict:
         """Judge one answer.
@@ -52,17 +51,17 @@ class EndpointJudge:
         except CallError as error:
             return failed(str(error))
 
-    def where_to(self) -> str:
+    def notice(self) -> str:
         """The sentence to show before the first call."""
-        return self._endpoint.where_to("Questions, answers and judge prompts")
+        return self._endpoint.notice("Questions, answers and judge prompts")
 
     def spent(self) -> str:
-        """What judging has taken so far: calls and their cost, and what had been paid for before."""
-        return f"{self._endpoint.budget.told()}; {self._ledger.hits:,} paid for before"
+        """Calls and their cost so far, and how many verdicts were paid for before."""
+        return f"{self._endpoint.budget.describe()}; {self._cache.hits:,} paid for before"
 
     def describe(self) -> dict[str, Any]:
-        """Who judged, for the manifest: what was asked for, and who the server said it was, call by call."""
-        return {"name": self.name, **self._who.describe()}
+        """The judge's name, the model that was asked for, and the models that the server named."""
+        return {"name": self.name, **self._server.describe()}
 
     def _reading(self, rubric: Rubric, question: Question, answer: str) -> Reading:
         prompt = rubric.filled(question.messages[-1].content, answer)
@@ -73,24 +72,24 @@ class EndpointJudge:
 
     def _positions(self, rubric: Rubric, prompt: str, tokens: int) -> list[Position]:
         address = self._endpoint.address
-        row = self._ledger.once(
+        row = self._cache.once(
             key(
                 judge=[address.url, address.model], rubric=rubric.sha256, prompt=prompt, how={**_HOW, "tokens": tokens}
             ),
             lambda: self._endpoint.ask([Message("user", prompt)], _row, max_tokens=tokens, **_HOW),
         )
-        self._who.add(row["model"], row["fingerprint"])
+        self._server.add(row["model"], row["fingerprint"])
         return [Position(token, probabilities((t, p) for t, p in law)) for token, law in row["positions"]]
 
 
 def _row(reply: Reply) -> dict[str, Any]:
-    """What the ledger keeps of an answer that can be read.
+    """The row of the response cache for a reply.
 
     Raises:
-        ValueError: it cannot be: no log-probabilities, or some that are no numbers.
+        ValueError: the reply has no log-probabilities, or some are no numbers.
     """
     if not reply.positions or not reply.positions[0][1]:
-        raise UnreadableError("no log-probabilities", NO_LOGPROBS, tries=2)
+        raise UnreadableError("no log-probabilities", NO_LOGPROBS)
     for _, law in reply.positions:
         probabilities(law)
     return {

@@ -1,11 +1,12 @@
-"""What calls may cost: counted and reserved before each call, settled by what the server says it used.
+"""A hard limit on calls and dollars: a call is charged its most before it is sent, and refunded by the server's usage.
 
-A reservation is the most that a call can cost (a token is at least one byte), so the sum is never more than the limit,
-however many threads there are. No torch, no openai.
+A token is at least one byte, so the most is known before the call, and the sum never exceeds the limit. No torch, no
+openai.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 import threading
@@ -45,7 +46,7 @@ _PRICES = {
 
 
 def known_price(address: Address) -> Price | None:
-    """What OpenAI asks for a model, or for a dated snapshot of it; nothing on this machine; else None."""
+    """OpenAI's price of a model or of a dated snapshot of it; free on this machine; else None."""
     if address.is_local:
         return FREE
     if address.url != OPENAI:
@@ -69,105 +70,111 @@ def parse_price(text: str) -> Price:
 
 
 @dataclass
-class _SoFar:
-    """What has been counted, for one endpoint or for all of a command."""
+class _Spending:
+    """Calls and dollars so far; a call in flight counts its most."""
 
     calls: int = 0
-    spent: float = 0.0
-    reserved: float = 0.0  # by calls in the air
+    dollars: float = 0.0
 
-    def told(self, priced: bool) -> str:
-        """For a person; in dollars too, where something has a price."""
+    def describe(self, priced: bool) -> str:
         calls = f"{self.calls:,} call{'' if self.calls == 1 else 's'}"
-        return f"{calls}, about ${self.spent:.4f}" if priced or self.spent else calls
+        return f"{calls}, about ${self.dollars:.4f}" if priced or self.dollars else calls
 
 
 class Budget:
-    """How many calls may be made and what they may cost, for all threads of a run; without limits it only counts.
+    """The most calls and dollars of a command, for all its endpoints and threads; without limits it only counts.
 
-    Every request counts, one that failed too. What failed before it was answered costs nothing; of what was cut off on
-    its way back nobody knows, so it counts in full.
+    Every HTTP request counts, also a failed one. An error response costs nothing. A request without a response may have
+    been paid for, so it counts in full.
     """
 
     def __init__(self, max_calls: int | None = None, max_cost: float | None = None, price: Price | None = None) -> None:
         """Set the limits.
 
+        Args:
+            max_calls: the most requests.
+            max_cost: the most US dollars.
+            price: of every endpoint; None for the known prices of OpenAI's models, and free on this machine.
+
         Raises:
-            RequestError: a limit that is none, or a limit in dollars without a price.
+            RequestError: a limit that is not positive.
         """
         if max_calls is not None and max_calls < 1:
             raise RequestError(f"--max-calls {max_calls} allows no call. Give 1 or more, or leave it out.")
         if max_cost is not None and not 0 < max_cost < math.inf:
             raise RequestError(f"--max-cost {max_cost} is no budget. Give dollars above 0, or leave it out.")
-        if max_cost is not None and price is None:
-            raise RequestError(
-                f"--max-cost {max_cost} needs the model's price. Add --price IN,OUT in dollars per million tokens."
-            )
         self._max_calls, self._max_cost, self._price = max_calls, max_cost, price
-        self._so_far, self._own = _SoFar(), _SoFar()
+        self._all = self._own = _Spending()
+        self._in_flight: list[float] = []  # the most of each call, shared by all endpoints
         self._settled = threading.Condition()
 
-    def at(self, price: Price | None) -> Budget:
-        """The same limits, counted together, for an endpoint with another price; it tells its own calls only.
+    def for_endpoint(self, address: Address) -> Budget:
+        """The same limits, shared, at one endpoint's price; `describe` covers that endpoint alone.
 
         Raises:
-            RequestError: a limit in dollars without a price.
+            RequestError: a limit in dollars for an endpoint without a price.
         """
-        other = Budget(self._max_calls, self._max_cost, price)
-        other._so_far, other._settled = self._so_far, self._settled
-        return other
+        own = copy.copy(self)
+        own._own, own._price = _Spending(), self._price or known_price(address)
+        if self._max_cost is not None and own._price is None:
+            raise RequestError(
+                f"--max-cost {self._max_cost} needs the price of {address}. Add --price IN,OUT in dollars per million "
+                "tokens."
+            )
+        return own
 
     def begin(self, read: int, written: int) -> float:
-        """Count a call that reads and writes at most so many tokens, and reserve its cost; the reservation.
+        """Charge a call that reads and writes at most so many tokens, and return the charge in dollars.
 
-        Where only calls in flight stand in the way it waits for them.
+        If only calls in flight stand in the way, it waits for their refunds.
 
         Raises:
             RequestError: the budget is reached.
         """
         most = self._price.of(read, written) if self._price else 0.0
         with self._settled:
-            self._settled.wait_for(lambda: not self._so_far.reserved or self._fits(most))
-            if self._max_calls is not None and self._so_far.calls >= self._max_calls:
+            self._settled.wait_for(lambda: self._fits(most) or not self._in_flight)
+            if self._max_calls is not None and self._all.calls >= self._max_calls:
                 raise self._reached("--max-calls")
             if not self._fits(most):
                 raise self._reached("--max-cost")
-            self._so_far.calls += 1
-            self._own.calls += 1
-            self._so_far.reserved += most
+            self._in_flight.append(most)
+            for spending in self._spendings():
+                spending.calls += 1
+                spending.dollars += most
             return most
 
-    def end(self, reserved: float, usage: Mapping[str, Any] | None) -> None:
-        """Settle a call by the server's `usage`; {} for one that cost nothing, None where nobody knows."""
+    def end(self, most: float, usage: Mapping[str, Any] | None) -> None:
+        """Refund a call by the server's `usage`; {} for a call that cost nothing, None for an unknown cost."""
         with self._settled:
-            self._so_far.reserved = max(0.0, self._so_far.reserved - reserved)
-            cost = self._cost(usage, reserved)
-            self._so_far.spent += cost
-            self._own.spent += cost
-            if self._so_far.reserved < 1e-12:  # so that rounding leaves nobody waiting
-                self._so_far.reserved = 0.0
+            self._in_flight.remove(most)
+            for spending in self._spendings():
+                spending.dollars += self._cost(usage, most) - most
             self._settled.notify_all()
 
-    def told(self) -> str:
-        """Calls to this endpoint and their cost so far, for a person."""
-        return self._own.told(self._is_priced)
+    def describe(self) -> str:
+        """Calls to this endpoint and their cost so far."""
+        return self._own.describe(self._is_priced)
 
     @property
     def _is_priced(self) -> bool:
         return self._price not in (None, FREE)
 
-    def _fits(self, most: float) -> bool:
-        return self._max_cost is None or self._so_far.spent + self._so_far.reserved + most <= self._max_cost
+    def _spendings(self) -> tuple[_Spending, ...]:
+        return (self._all,) if self._own is self._all else (self._all, self._own)
 
-    def _cost(self, usage: Mapping[str, Any] | None, reserved: float) -> float:
+    def _fits(self, most: float) -> bool:
+        return self._max_cost is None or self._all.dollars + most <= self._max_cost
+
+    def _cost(self, usage: Mapping[str, Any] | None, most: float) -> float:
         if self._price is None or usage == {}:
             return 0.0
         counts = [(usage or {}).get(name) for name in ("prompt_tokens", "completion_tokens")]
         read, written = (c if isinstance(c, int) and c >= 0 else None for c in counts)
-        return reserved if read is None or written is None else self._price.of(read, written)
+        return most if read is None or written is None else self._price.of(read, written)
 
     def _reached(self, option: str) -> RequestError:
-        told = self._so_far.told(self._is_priced)
+        spent = self._all.describe(self._is_priced)
         return RequestError(
-            f"The budget is reached: {told}. Everything paid for is kept; go on with a larger {option}."
+            f"The budget is reached: {spent}. Everything paid for is kept; go on with a larger {option}."
         )

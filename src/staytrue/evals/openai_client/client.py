@@ -1,52 +1,36 @@
-"""One model behind an OpenAI-compatible endpoint: a call, tried again where that may help, within a budget.
+"""One model behind an OpenAI-compatible endpoint, called by the official client within a budget.
 
-The official client makes the calls and this file tries them again: the client's own retries have fixed delays, cannot
-be counted against a budget, and do not see a body that was cut off (its ValueError comes through as it is).
+The client retries, pauses and times out. Each of its HTTP requests is charged to the budget, and each response is read
+here before the client sees it. A response of status 200 that cannot be used gets the status 502, so the client
+retries it.
 """
 
 from __future__ import annotations
 
-import random
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from staytrue.data.examples import Message
 from staytrue.errors import RequestError
 from staytrue.evals.openai_client.address import KEY, OPENAI, Address
 from staytrue.evals.openai_client.budget import Budget
-from staytrue.evals.openai_client.errors import AttemptError, UnreadableError, fault_of
+from staytrue.evals.openai_client.errors import UNREACHABLE, CallError, failure, is_unsent
 from staytrue.evals.openai_client.reply import Reply, sendable
 
 T = TypeVar("T")
 
 _CONNECT = 10.0  # seconds for a connection
-_IN_A_ROW = 5  # calls that failed for good, and none between them that did not: the endpoint is down
-
-
-class CallError(Exception):
-    """One call failed for good; others may not."""
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How often and how long a call is tried; seconds."""
-
-    attempts: int = 6
-    first: float = 0.5  # the first pause; each is twice the one before, less up to a quarter by chance
-    longest: float = 30.0  # a pause of our own; the server's retry-after may be longer
-    timeout: float = 120.0  # for an answer
-    total: float = 600.0  # for a call with all its pauses
+_IN_A_ROW = 5  # failed calls without a successful one between them: the endpoint is down
+_TRIES = 2  # of a call that no response could be used for, while the endpoint has never answered
 
 
 class Endpoint:
-    """One model at one endpoint; may be called from several threads.
+    """One model at one endpoint; several threads may call it.
 
-    Once a call has shown that no other can succeed (a wrong key, no such model, a budget that is reached, an endpoint
-    that is down), every later one is refused with the same sentence. The first goes alone until it was answered or
-    failed by itself, so that what is wrong with all of them is paid for once.
+    After a call shows that no other can succeed (a wrong key, no such model, a budget that is reached, an endpoint that
+    is down), every later call is refused with the same sentence.
     """
 
     def __init__(
@@ -54,12 +38,21 @@ class Endpoint:
         address: Address,
         key: str | None = None,
         budget: Budget | None = None,
-        patience: Patience | None = None,
+        *,
+        max_retries: int = 5,
+        timeout: float = 120.0,
     ) -> None:
-        """Make a client; nothing is sent.
+        """Make the client; nothing is sent.
+
+        Args:
+            address: the model and its URL.
+            key: sent as bearer token.
+            budget: the command's; by default calls are only counted.
+            max_retries: of one call; pauses are the official client's.
+            timeout: seconds for one response.
 
         Raises:
-            RequestError: the openai package is not installed.
+            RequestError: the openai package is not installed, or a limit in dollars has no price.
         """
         try:
             import openai
@@ -67,24 +60,22 @@ class Endpoint:
             raise RequestError(
                 "Endpoints need the openai package. Install it with: pip install 'staytrue[judge]'."
             ) from None
-        self.address, self.budget = address, budget or Budget()
-        self._key, self._patience = key, patience or Patience()
+        self.address, self._key = address, key
+        self.budget = (budget or Budget()).for_endpoint(address)
         self._client = openai.OpenAI(
-            api_key=key or "none",  # servers without keys do not look at it
+            api_key=key or "none",  # servers without keys ignore it
             base_url=address.url,
-            max_retries=0,
-            timeout=openai.Timeout(self._patience.timeout, connect=min(self._patience.timeout, _CONNECT)),
-            # what leaves the machine goes where it was said to go, and nowhere else
-            http_client=openai.DefaultHttpxClient(follow_redirects=False),
+            max_retries=max_retries,
+            timeout=openai.Timeout(timeout, connect=min(timeout, _CONNECT)),
+            http_client=_http_client(self._attempt),
         )
-        if address.url != OPENAI:  # the client would tell every endpoint what its variables hold
+        if address.url != OPENAI:  # the client would send them to every endpoint
             self._client.organization = self._client.project = None
-        self._lock, self._over = threading.Lock(), threading.Event()
-        self._first, self._open = threading.Lock(), threading.Event()
-        self._why_over, self._heard, self._failed_in_a_row = "", False, 0
+        self._lock, self._in_thread = threading.Lock(), threading.local()
+        self._refusal, self._has_answered, self._failed_in_a_row = "", False, 0
 
-    def where_to(self, what: str) -> str:
-        """The sentence to show before the first call: what leaves this process, and to where."""
+    def notice(self, what: str) -> str:
+        """The sentence to show before the first call: what leaves this process, and for which address."""
         where = " on this machine" if self.address.is_local else ""
         bare = ", unencrypted" if self.address.url.startswith("http:") and not self.address.is_local else ""
         key = f"with the key in {KEY}" if self._key else "without a key"
@@ -100,10 +91,18 @@ class Endpoint:
         seed: int,
         top_logprobs: int = 0,
     ) -> T:
-        """What `read` makes of the answer; a ValueError of it means that asking again may mend it.
+        """Call the model, and return what `read` makes of its reply.
+
+        Args:
+            messages: the chat.
+            read: raises ValueError for a reply that cannot be used; the call is then repeated.
+            max_tokens: most tokens of the answer.
+            temperature: 0 is greedy.
+            seed: of sampling.
+            top_logprobs: how many likely tokens to return for each position; 0 for none.
 
         Raises:
-            CallError: this call failed, also when tried again.
+            CallError: this call failed, also when it was retried.
             RequestError: no call can succeed; everything paid for is kept.
         """
         body: dict[str, Any] = {
@@ -111,89 +110,113 @@ class Endpoint:
             "messages": [{"role": m.role, "content": sendable(m.content)} for m in messages],
             "max_tokens": max_tokens,
             "temperature": temperature,
-            "top_p": 1,  # vLLM takes a model's own recommendation where nothing is said
+            "top_p": 1,  # vLLM uses a model's own recommendation where it is absent
             "seed": seed,
         }
         if top_logprobs:
             body |= {"logprobs": True, "top_logprobs": top_logprobs}
-        self._wait_for_the_first()
+        most_read = sum(len(m["content"].encode()) + 16 for m in body["messages"])  # a token has at least one byte
+        call = self._in_thread.call = _Call(read, most_read, max_tokens)
         try:
-            return self._persist(body, read)
+            self._client.chat.completions.with_raw_response.create(**body)
         except RequestError as error:
-            self._end(str(error))
-            raise
-        finally:
-            self._open.set()
+            raise self._end(str(error)) from None
+        except Exception as error:
+            raise self._failed(error, call) from None
+        return call.value  # type: ignore[return-value]
 
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
 
-    def _wait_for_the_first(self) -> None:
-        """The first call goes alone, until it was answered or failed in a way that says nothing of the others."""
-        if not self._open.is_set() and not self._first.acquire(blocking=False):
-            self._open.wait()
-
-    def _persist(self, body: dict[str, Any], read: Callable[[Reply], T]) -> T:
-        patience, until = self._patience, time.monotonic() + self._patience.total
-        attempt = 1
-        while True:
-            if self._over.is_set():
-                raise RequestError(self._why_over)
-            try:
-                value = self._once(body, read)
-            except AttemptError as fault:
-                if fault.tries is None:  # a server that is busy, or slow, is so for each call by itself
-                    self._open.set()
-                pause = min(patience.first * 2 ** (attempt - 1), patience.longest) * (1 - random.random() / 4)
-                pause = pause if fault.wait is None else fault.wait
-                most = patience.attempts if self._heard or fault.tries is None else fault.tries
-                if not fault.again or attempt >= most or time.monotonic() + pause > until:
-                    raise self._given_up(fault, attempt) from None
-                self._over.wait(pause)
-                attempt += 1
-            else:
-                with self._lock:
-                    self._heard, self._failed_in_a_row = True, 0
-                self._open.set()
-                return value
-
-    def _once(self, body: dict[str, Any], read: Callable[[Reply], T]) -> T:
-        most = sum(len(m["content"].encode()) + 16 for m in body["messages"])
-        reserved, usage = self.budget.begin(most, body["max_tokens"]), None
+    def _attempt(self, send: Callable[[], Any]) -> Any:
+        """Make one HTTP request of this thread's call within the budget, and read its response."""
+        call: _Call[Any] = self._in_thread.call
+        if self._refusal:
+            raise RequestError(self._refusal)
+        charge, call.usage = self.budget.begin(call.most_read, call.most_written), None
+        call.attempts += 1
         try:
-            raw = self._client.chat.completions.with_raw_response.create(**body)
-            reply = Reply.of(raw.content)
-            usage = reply.usage
-            return read(reply)
-        except UnreadableError as error:
-            raise AttemptError(str(error), hopeless=error.hopeless, tries=error.tries) from None
-        except ValueError as error:
-            raise AttemptError(f"the answer cannot be read: {error}") from None
-        except Exception as error:  # the client raises its own kinds, and a few of what is below it
-            fault = fault_of(error, self.address, self._key, self._heard)
-            usage = None if fault.billed else {}
-            if fault.over:
-                raise RequestError(fault.over) from None
-            raise fault from None
+            response = send()
+            self._read(call, response)
+        except Exception as error:
+            if is_unsent(error):
+                call.usage = {}
+                if not self._has_answered:
+                    raise RequestError(UNREACHABLE.format(address=self.address, why=error or "no answer")) from None
+            raise
         finally:
-            self.budget.end(reserved, usage)
+            self.budget.end(charge, call.usage)
+        return response
 
-    def _given_up(self, fault: AttemptError, attempts: int) -> Exception:
+    def _read(self, call: _Call[Any], response: Any) -> None:
+        """Read a response into its call; the status of one that cannot be used becomes 502.
+
+        Raises:
+            RequestError: the endpoint has never answered, and its responses cannot be used.
+        """
+        call.fault = ""
+        if not response.is_success:
+            call.usage = {}
+            if b"insufficient_quota" in response.content:
+                response.headers["x-should-retry"] = "false"
+            return
+        try:
+            reply = Reply.of(response.content)
+            call.usage = reply.usage
+            call.value = call.read(reply)
+        except ValueError as error:
+            call.fault, response.status_code = str(error), 502
+            sentence = getattr(error, "sentence", "")
+            if sentence and not self._has_answered and call.attempts >= _TRIES:
+                raise RequestError(sentence.format(address=self.address)) from None
+            return
         with self._lock:
-            if fault.again or not self._heard:  # that one request is refused says nothing of the others
+            self._has_answered, self._failed_in_a_row = True, 0
+
+    def _failed(self, error: Exception, call: _Call[Any]) -> Exception:
+        """The exception for a call that the client gave up."""
+        failed = failure(error, self.address, self._key)
+        why = call.fault or failed.why
+        if failed.fatal:
+            return self._end(failed.fatal)
+        with self._lock:
+            if failed.retried or not self._has_answered:  # one refused request says nothing about the others
                 self._failed_in_a_row += 1
-            if fault.hopeless and not self._heard:
-                return RequestError(fault.hopeless.format(address=self.address))
-            if self._failed_in_a_row >= _IN_A_ROW:
-                return RequestError(
-                    f"{_IN_A_ROW} calls in a row to {self.address} failed, the last with {fault}. Everything paid for "
-                    "is kept; run again once it answers."
-                )
-        return CallError(f"{fault}, tried {attempts} time{'' if attempts == 1 else 's'}")
+            down = self._failed_in_a_row >= _IN_A_ROW
+        if down:
+            return self._end(
+                f"{_IN_A_ROW} calls in a row to {self.address} failed, the last with {why}. Everything paid for "
+                "is kept; run again once it answers."
+            )
+        return CallError(f"{why}, tried {call.attempts} time{'' if call.attempts == 1 else 's'}")
 
-    def _end(self, why: str) -> None:
+    def _end(self, why: str) -> RequestError:
+        """Refuse every later call; the first reason stays."""
         with self._lock:
-            if not self._over.is_set():
-                self._why_over = why
-                self._over.set()
+            self._refusal = self._refusal or why
+            return RequestError(self._refusal)
+
+
+@dataclass
+class _Call(Generic[T]):
+    """One call and its HTTP requests."""
+
+    read: Callable[[Reply], T]
+    most_read: int  # tokens, at most: bytes, and a few for each role
+    most_written: int  # tokens, at most
+    usage: Mapping[str, Any] | None = None  # of the last response, see `Budget.end`
+    attempts: int = 0
+    fault: str = ""  # of the last response of status 200
+    value: T | None = None
+
+
+def _http_client(attempt: Callable[[Callable[[], Any]], Any]) -> Any:
+    """The official client's HTTP client; each request is made by `attempt`, and redirects are not followed."""
+    import openai
+
+    class HttpClient(openai.DefaultHttpxClient):
+        def send(self, request: Any, **options: Any) -> Any:
+            return attempt(lambda: super(HttpClient, self).send(request, **options))
+
+    return HttpClient(follow_redirects=False)

@@ -1,10 +1,10 @@
-"""What went wrong with a call, in words: whether to try again, when, and whether any other call can succeed."""
+"""The errors of calls to an endpoint, in words, and whether another call can succeed."""
 
 from __future__ import annotations
 
-import time
+import json
 from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
+from dataclasses import dataclass
 from typing import Any
 
 from staytrue.evals.openai_client.address import KEY, Address
@@ -14,101 +14,94 @@ NO_LOGPROBS = (
     "a model on this machine: local:FOLDER."
 )
 NO_CHAT = "{address} answers, but not with chat completions. Check the URL; it usually ends in /v1."
-_AGAIN = (408, 409, 425, 429)  # and everything from 500 up
+UNREACHABLE = "{address} cannot be reached: {why}. Start it, or correct the URL."
+_RETRIED = (408, 409, 429)  # by the client, and every status from 500 up
+_LONGEST = 200  # characters of a server's message
+_MESSAGES = ("error", "message", "detail", "msg", "errors")  # keys that hold one
+
+
+class CallError(Exception):
+    """One call failed, also when it was retried; other calls may succeed."""
 
 
 class UnreadableError(ValueError):
-    """An answer that cannot be used."""
+    """A response of status 200 that cannot be used."""
 
-    def __init__(self, why: str, hopeless: str = "", tries: int | None = None) -> None:
-        """Make one.
+    def __init__(self, why: str, sentence: str = "") -> None:
+        """Make the error.
 
         Args:
-            why: in a few words.
-            hopeless: the sentence for an endpoint that has never answered otherwise; {address} is its address.
-            tries: how often to ask an endpoint that has never answered otherwise; None is as often as any.
+            why: a few words.
+            sentence: for an endpoint that has never answered otherwise; {address} is its address.
         """
         super().__init__(why)
-        self.hopeless, self.tries = hopeless, tries
+        self.sentence = sentence
 
 
-class AttemptError(Exception):
-    """One attempt that failed."""
+@dataclass(frozen=True)
+class Failure:
+    """A call that failed."""
 
-    def __init__(
-        self,
-        why: str,
-        *,
-        again: bool = True,
-        tries: int | None = None,  # as many at most, where the endpoint has never answered
-        wait: float | None = None,  # seconds, as the server asks
-        hopeless: str = "",  # the sentence, where the endpoint has never answered
-        over: str = "",  # the sentence, where no call can succeed
-        billed: bool = False,  # it may have been answered, and paid for, all the same
-    ) -> None:
-        super().__init__(why)
-        self.again, self.tries, self.wait = again, tries, wait
-        self.hopeless, self.over, self.billed = hopeless, over, billed
+    why: str  # a few words
+    fatal: str = ""  # the sentence, if no other call can succeed
+    retried: bool = True  # by the client
 
 
-def fault_of(error: Exception, address: Address, key: str | None, heard: bool) -> AttemptError:
-    """What an exception of the client means; one that is none of its own is passed on.
+def is_unsent(error: BaseException | None) -> bool:
+    """Whether there was no connection, so that nothing was sent or paid for."""
+    return type(error).__name__ in ("ConnectError", "ConnectTimeout")  # of the client's HTTP library
 
-    `heard`: whether this endpoint has answered before; one that has may be back in a moment.
-    """
+
+def failure(error: Exception, address: Address, key: str | None) -> Failure:
+    """Describe an exception of the official client; one of another kind is raised again."""
     import openai
 
     if isinstance(error, openai.APIStatusError):
-        return _answered(error.status_code, _message(error, key), str(error.code), error.response.headers, address)
+        return _status_failure(error, address, key)
     if isinstance(error, openai.APIConnectionError):
-        cause = error.__cause__
-        if type(cause).__name__ in ("ConnectError", "ConnectTimeout"):  # of the client's transport; nothing was sent
-            said = str(cause) or "nobody answers"
-            sentence = f"{address} cannot be reached: {said}. Start it, or correct the URL."
-            return AttemptError(f"no connection: {said}", over="" if heard else sentence)
-        late = isinstance(error, openai.APITimeoutError)
-        return AttemptError("a time-out" if late else "a broken connection", billed=True)
+        if is_unsent(error.__cause__):
+            return Failure(f"no connection: {error.__cause__ or 'no answer'}")
+        return Failure("a time-out" if isinstance(error, openai.APITimeoutError) else "a broken connection")
     raise error
 
 
-def _answered(status: int, said: str, code: str, headers: Mapping[str, str], address: Address) -> AttemptError:
-    """A status other than 200."""
-    why = f"HTTP {status}: {said}" if said else f"HTTP {status}"
+def _status_failure(error: Any, address: Address, key: str | None) -> Failure:
+    status, message = error.status_code, server_message(error.response.content, key)
+    why = f"HTTP {status}: {message}" if message else f"HTTP {status}"
+    fatal = ""
     if 300 <= status < 400:
-        place = headers.get("location", "nowhere")
-        return AttemptError(why, over=f"{address} redirects to {place}. Name that URL itself.")
-    if status == 401:  # what the server says may quote the key
-        return AttemptError("HTTP 401", over=f"{address} refuses the key (HTTP 401). Put a valid one into {KEY}.")
-    if status in (400, 403, 422) and "logprob" in said:
-        return AttemptError(why, over=f"{NO_LOGPROBS.format(address=address)} It says: {said}")
-    if status == 403:
-        return AttemptError(why, over=f"{address} does not allow this ({why}). Use a key or a model that is allowed.")
-    if status == 404:
-        return AttemptError(why, over=f"{address} is not there ({why}). Check the model's name and the URL (.../v1).")
-    if code == "insufficient_quota":
-        return AttemptError(
-            why, over=f"The account at {address.host} has no credit left ({why}). Everything paid for is kept."
-        )
-    return AttemptError(why, again=status in _AGAIN or status >= 500, wait=_asked_to_wait(headers))
+        fatal = f"{address} redirects to {error.response.headers.get('location', 'nowhere')}. Name that URL itself."
+    elif status == 401:  # the server's message may quote the key
+        why, fatal = "HTTP 401", f"{address} refuses the key (HTTP 401). Put a valid one into {KEY}."
+    elif status in (400, 403, 422) and "logprob" in message:
+        fatal = f"{NO_LOGPROBS.format(address=address)} Its message: {message}"
+    elif status == 403:
+        fatal = f"{address} does not allow this ({why}). Use a key or a model that is allowed."
+    elif status == 404:
+        fatal = f"{address} is not there ({why}). Check the model's name and the URL (.../v1)."
+    elif status == 402 or error.code == "insufficient_quota":
+        fatal = f"The account at {address.host} has no credit left ({why}). Everything paid for is kept."
+    return Failure(why, fatal, retried=status in _RETRIED or status >= 500)
 
 
-def _message(error: Any, key: str | None) -> str:
-    """What the server says, in one line, without the key."""
-    body = error.body if isinstance(error.body, Mapping) else {}
-    said = " ".join(str(body.get("message") or body.get("detail") or "").split())
-    said = said.replace(key, "[key]") if key else said
-    return said if len(said) <= 200 else said[:197] + "..."
-
-
-def _asked_to_wait(headers: Mapping[str, str]) -> float | None:
-    """Seconds in `retry-after-ms` or `retry-after` (seconds or a date); None where neither says anything."""
-    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        try:
-            wait = float(headers.get(name, "")) * unit
-        except ValueError:
-            continue
-        return wait if 0 <= wait < float("inf") else None
+def server_message(body: bytes, key: str | None) -> str:
+    """The message in an error's body, in one line, without the key; "" if there is none."""
     try:
-        return max(0.0, parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time())
-    except (TypeError, ValueError, OverflowError):
-        return None
+        message = _find_message(json.loads(body))
+    except ValueError:
+        text = body.decode(errors="replace").strip()
+        message = "" if text.startswith("<") else text  # a page
+    message = " ".join(message.split())
+    message = message.replace(key, "[key]") if key else message
+    return message if len(message) <= _LONGEST else message[: _LONGEST - 3] + "..."
+
+
+def _find_message(value: Any) -> str:
+    """The message in a JSON value: of OpenAI `error.message`, of others a string, or a list of objects with `msg`."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return "; ".join(filter(None, map(_find_message, value)))
+    if not isinstance(value, Mapping):
+        return ""
+    return next(filter(None, (_find_message(value.get(name)) for name in _MESSAGES)), "")

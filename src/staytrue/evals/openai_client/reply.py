@@ -1,25 +1,27 @@
-"""One answer of a chat endpoint, read strictly from its JSON. No openai."""
+"""One response of a chat endpoint, read strictly from its JSON, and the identity of its server. No openai."""
 
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from staytrue.evals.openai_client.address import Address
 from staytrue.evals.openai_client.errors import NO_CHAT, UnreadableError
 
-Tops = list[tuple[str, float]]  # the likely tokens in one place, with their log-probabilities
+Tops = list[tuple[str, float]]  # the likely tokens of one position, with their log-probabilities
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What the first choice says, and what the server says of it."""
+    """The first choice of a response, and the server's account of it."""
 
     text: str
     finish: str  # "stop", "length", "content_filter", ...
-    positions: tuple[tuple[str, Tops], ...]  # each token written with those in its place; () where none were given
-    model: str  # who answered, as the server says
+    positions: tuple[tuple[str, Tops], ...]  # each token with the likely tokens of its position; () if there are none
+    model: str  # as the server names it
     fingerprint: str
     usage: Mapping[str, Any] | None
 
@@ -28,7 +30,7 @@ class Reply:
         """Read a response's body.
 
         Raises:
-            UnreadableError: it is no JSON, or not of the form of a chat completion.
+            UnreadableError: it is no JSON, or has not the form of a chat completion.
         """
         try:
             whole = json.loads(body)
@@ -53,15 +55,40 @@ class Reply:
 
 
 def sendable(text: str) -> str:
-    """The text with "?" for each half of a character, which an answer cut off in an emoji may end in."""
+    """The text with "?" for half a surrogate pair, which an answer that was cut off in an emoji may end in."""
     return text.encode("utf-8", "replace").decode()
 
 
 def _positions(logprobs: Any) -> tuple[tuple[str, Tops], ...]:
-    """The laws of a choice; NaN is let through here, and refused where a number is made of it."""
+    """The log-probabilities of a choice; NaN is refused later, where a score is computed."""
     if not logprobs or not logprobs.get("content"):
         return ()
     return tuple(
         (str(place["token"]), [(str(top["token"]), float(top["logprob"])) for top in place["top_logprobs"]])
         for place in logprobs["content"]
     )
+
+
+class ServerIdentity:
+    """The model that was asked for, and the models and fingerprints that responses named; several threads may add."""
+
+    def __init__(self, address: Address) -> None:
+        self._address, self._lock = address, threading.Lock()
+        self._models: set[str] = set()
+        self._fingerprints: set[str] = set()
+
+    def add(self, model: str, fingerprint: str) -> None:
+        """Add the names in one response; "" where it has none."""
+        with self._lock:
+            self._models |= {model} - {""}
+            self._fingerprints |= {fingerprint} - {""}
+
+    def describe(self) -> dict[str, Any]:
+        """What is stored beside answers or verdicts."""
+        with self._lock:
+            return {
+                "model": self._address.model,
+                "url": self._address.url,
+                "answered_by": sorted(self._models),
+                "fingerprints": sorted(self._fingerprints),
+            }

@@ -1,8 +1,7 @@
-"""What was paid for, kept in one SQLite file: the same question to the same judge is never paid for twice.
+"""The response cache: one SQLite file of paid responses, so that no judge is paid twice for the same question.
 
-A row's key is a hash of everything that decides the answer; its value is JSON. A row is on disk before its answer is
-used, so a killed run loses at most the calls that were in flight. Several threads and several processes may share the
-file. No torch.
+A row's key is a hash of everything that decides the response; its value is JSON. A row is on disk before it is used, so
+a killed run loses at most the calls in flight. Several threads and several processes may share the file. No torch.
 """
 
 from __future__ import annotations
@@ -19,27 +18,31 @@ from staytrue.errors import RequestError
 
 _SCHEMA = 1
 _PATIENCE = 30.0  # seconds for another process to finish writing
-_TURNS = 1024
 
 
 def key(**parts: Any) -> str:
-    """SHA-256 of everything that decides an answer."""
+    """SHA-256 of everything that decides a response."""
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 class ResponseCache:
-    """Answers that were paid for, by key. `hits` were found, `calls` had to be made."""
+    """Paid responses by key.
+
+    Attributes:
+        hits: how many were found.
+        calls: how many had to be paid for.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Open the file, or make it.
+        """Open or create the file.
 
         Raises:
-            RequestError: it is damaged, is no ledger, or cannot be opened here.
+            RequestError: it is damaged, is another database, or cannot be opened.
         """
         self.path = path
         self.hits = self.calls = 0
         self._lock = threading.Lock()
-        self._turns = [threading.Lock() for _ in range(_TURNS)]
+        self._key_locks: dict[str, threading.Lock] = {}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
@@ -61,7 +64,7 @@ class ResponseCache:
             raise self._unusable(error) from None
 
     def put(self, key: str, value: dict[str, Any]) -> None:
-        """Keep a value; on disk when this returns. What another process was quicker to keep stays."""
+        """Store a value, which is on disk when this returns; an earlier value of another process stays."""
         text = json.dumps(value, allow_nan=False)
         try:
             with self._lock:
@@ -70,11 +73,11 @@ class ResponseCache:
             raise self._unusable(error) from None
 
     def once(self, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The value of a key, made if it is not there; threads that want the same one wait for the first.
+        """The value of a key; `make` is called once if there is none, also by several threads at a time.
 
-        What `make` raises is passed on, and nothing is kept.
+        If `make` raises, nothing is stored.
         """
-        with self._turns[int(key[:8], 16) % _TURNS]:
+        with self._key_locks.setdefault(key, threading.Lock()):
             value = self.get(key)
             if value is not None:
                 with self._lock:
@@ -91,24 +94,25 @@ class ResponseCache:
         self._file.close()
 
     def _open(self) -> None:
-        self._file.execute("BEGIN IMMEDIATE")  # no other process makes it at the same time
+        self._file.execute("BEGIN IMMEDIATE")  # no other process creates the table at the same time
         version = self._file.execute("PRAGMA user_version").fetchone()[0]
         tables = self._file.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if version != _SCHEMA and (version or tables):
             raise RequestError(
-                f"{self.path} is a database of something else (version {version}). Name another file for the cache."
+                f"{self.path} is a database of something else (version {version}). Move it away, or set "
+                "XDG_CACHE_HOME to another folder."
             )
         self._file.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
         self._file.execute(f"PRAGMA user_version = {_SCHEMA}")
         self._file.execute("COMMIT")
         self._file.execute("PRAGMA journal_mode = WAL")
-        self._file.execute("PRAGMA synchronous = FULL")  # a row that was paid for outlives a power cut, too
+        self._file.execute("PRAGMA synchronous = FULL")  # a paid row outlives a power cut
 
     def _unusable(self, error: Exception) -> RequestError:
         if isinstance(error, OSError | sqlite3.OperationalError):
             return RequestError(
                 f"The cache of paid answers {self.path} cannot be used here: {error}. Make room, check its rights, or "
-                "name a file on a local disk."
+                "set XDG_CACHE_HOME to a folder on a local disk."
             )
         return RequestError(
             f"The cache of paid answers {self.path} is damaged: {error}. Move it away, with the files "
