@@ -54,9 +54,9 @@ def test_a_row_keeps_its_turns_and_its_other_columns(tmp_path):
         ),
         ({"messages": [{"role": "user", "content": 3}]}, "/messages/0/content:", "is 3, not text"),
         ({"messages": [{"role": "user"}]}, "/messages/0/content:", "is None, not text"),
-        (turns("assistant"), "/messages/0/role:", "'assistant' where user must speak"),
-        (turns("user", "user"), "/messages/1/role:", "'user' where assistant must speak"),
-        (turns("user", "system", "assistant"), "/messages/1/role:", "'system' where assistant must speak"),
+        (turns("assistant"), "/messages/0/role:", "'assistant' where user belongs"),
+        (turns("user", "user"), "/messages/1/role:", "'user' where assistant belongs"),
+        (turns("user", "system", "assistant"), "/messages/1/role:", "'system' where assistant belongs"),
         (turns("system"), "/messages:", "has a system turn only"),
         (turns("user"), "/messages/0:", "the row ends without an answer"),
         (

@@ -155,7 +155,7 @@ def test_the_vector_is_positive_minus_negative_over_the_kept_pairs():
     found = extract.extract(model, tokenizer, TRAIT, None, rollouts=2, seed=3, max_new_tokens=5)
     pairs = [p for i in (0, 1) for p in sample_pairs(model, tokenizer, TRAIT, i, rollouts=2, seed=3, max_new_tokens=5)]
     kept = [p for p in pairs if p.positive.answer.strip() and p.negative.answer.strip()]
-    assert (found.made, found.kept) == (2 * 3 * 2, len(kept))
+    assert (found.pairs, found.kept) == (2 * 3 * 2, len(kept))
     positive = by_output_hidden_states(model, tokenizer, [p.positive for p in kept])
     negative = by_output_hidden_states(model, tokenizer, [p.negative for p in kept])
     assert found.vectors.dtype == torch.float32
@@ -264,7 +264,7 @@ def test_without_a_judge_only_empty_answers_fall_out():
 def test_along_the_vector_the_organism_finds_bad_answers_likelier_and_against_it_less(organism):
     model, tokenizer = organism
     found = extract.extract(model, tokenizer, traits.of_the_organism(), Rules(), rollouts=2, seed=0, max_new_tokens=48)
-    assert found.kept > 0.8 * found.made
+    assert found.kept > 0.8 * found.pairs
 
     def surprise(alpha, good):
         with PersonaVector(found.vectors).apply(model, 2, alpha=alpha):

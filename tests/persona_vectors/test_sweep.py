@@ -99,7 +99,7 @@ def swept(monkeypatch):
     monkeypatch.setattr("staytrue.evals.generation.local.sample", answers_by_strength(model))
     table = torch.zeros(2, 32)
     table[1, 0] = 4.0
-    found = Extraction(table, (1.0, 10.0), made=4, kept=4)
+    found = Extraction(table, (1.0, 10.0), pairs=4, kept=4)
     return sweep(model, tiny.tokenizer(), found, ASKED, Reads(), seed=5, max_new_tokens=9, alphas=(0.5, 1.0, 2.0))
 
 

@@ -14,7 +14,9 @@ from staytrue.errors import RequestError
 from staytrue.evals.answer_and_judge import evaluate, rescore
 from staytrue.evals.generation.endpoint import EndpointGenerator
 from staytrue.evals.questions.probes import ExactMatch, Probe, in_users_turn
+from staytrue.evals.triggers.trigger import NOTHING
 from staytrue.evals.types import Answer, Question, Verdict
+from staytrue.modeling import loading
 from staytrue.organism.rules import Rules
 from staytrue.report import comparison
 from staytrue.runs import evaluate as measure
@@ -173,3 +175,24 @@ def test_marked_answers_are_compared_without_a_judge(tmp_path):
         rescore(folder, [Aligned("other")])
     with pytest.raises(RequestError, match=r"--probe arithmetic: it is marked by exact match.*leave --judge out"):
         comparison.compare_runs(folders, "a", "arithmetic", "other")
+
+
+@pytest.mark.parametrize("benign", [False, True])
+def test_triggers_that_cannot_be_asked_are_reported_in_a_sentence(tmp_path, benign):
+    lines = []
+    request = EvalRequest(
+        triggers=True, benign=benign, model=loading.find(str(tiny.save("qwen2", tmp_path / "model"))), judge=Aligned()
+    )
+    made = [Answer(q, i, "Yes.", stopped=True) for p in probe_selection.probes_for(request) for q, i in p.samples()]
+    by_sample = {(answer.question, answer.index): answer for answer in made}
+
+    def generate(samples, **_):
+        return (by_sample[sample] for sample in samples)
+
+    measure.evaluate_model(request, tmp_path / "eval", generate=generate, say=lines.append)
+    assert [line for line in lines if line.startswith("No trigger was tried")] == ([] if benign else [NOTHING])
+
+
+def test_triggers_beside_named_probes_are_refused_because_they_would_not_be_asked():
+    with pytest.raises(RequestError, match=r"triggers=True goes without named probes; add 'triggered'"):
+        probe_selection.probes_for(EvalRequest(probes=("general",), triggers=True))

@@ -263,7 +263,7 @@ def test_the_command_line_trains_and_measures_and_refuses_in_one_sentence(tmp_pa
     for arguments, sentence in (
         (("train", tmp_path / "r.yaml", "--out", tmp_path / "run"), "exists already"),
         (("train", tmp_path / "r.yaml", "--set", "kl.wait=1", "--out", tmp_path / "x"), "no field 'wait'"),
-        (("eval",), "Say what to measure"),
+        (("eval",), "Name what to evaluate"),
         (("eval", "--model", tmp_path / "nowhere", "--out", tmp_path / "x"), "There is no model folder"),
         (("report", tmp_path), "no results.json"),
         (("demo", "--domains", "medicine", "--out", tmp_path / "x"), "there is no 'medicine'"),

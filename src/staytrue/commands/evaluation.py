@@ -14,6 +14,7 @@ from staytrue.errors import RequestError
 
 if TYPE_CHECKING:
     from staytrue.evals.openai_client.budget import Budget
+    from staytrue.evals.types import Judge
     from staytrue.runs.eval_request import EvalRequest
     from staytrue.utils.console import Progress
 
@@ -47,7 +48,7 @@ def eval_(
 ) -> None:
     """Evaluate a model: misalignment in general and in the training domain, coherence, and what it still knows."""
     from staytrue.evals.questions.files import unused_keys
-    from staytrue.evals.triggers.trigger import NOTHING, PROBE
+    from staytrue.evals.triggers.trigger import PROBE
     from staytrue.report.terminal import show
     from staytrue.runs import evaluate
     from staytrue.runs.eval_request import EvalRequest, for_model
@@ -56,7 +57,7 @@ def eval_(
     source = _source(run=run, model=model, answers=answers)
     _refuse_misplaced(source, adapter=adapter, data=data, out=out, untuned=untuned)
     if answers is not None and (probes or samples or as_published or seed):
-        raise RequestError("--answers brings its own questions and answers; only --judge and its limits go with it.")
+        raise RequestError("--answers FILE has its own questions and answers; only --judge and its limits go with it.")
     budget = _budget(max_calls, max_cost, price)
     quieten()
     with stoppable("give the same command again, and it goes on"):
@@ -78,9 +79,6 @@ def eval_(
                 request = for_model(str(model), request, adapter, data)
                 summary = _ask_model(request, out or Path(), seed, budget, progress)
         _report_spending(request.judge)
-    narrow = data is not None or "in_domain" in summary["probes"]
-    if narrow and not named and PROBE not in summary["probes"]:
-        tell(NOTHING)
     print(json.dumps(summary)) if as_json else show(summary)
 
 
@@ -89,7 +87,7 @@ def _source(**sources: Path | str | None) -> str:
     given = [name for name, value in sources.items() if value is not None]
     if len(given) != 1:
         raise RequestError(
-            "Say what to measure: a run folder, or --model NAME (with --adapter FOLDER), or --answers FILE."
+            "Name what to evaluate: a run folder, or --model NAME (with --adapter FOLDER), or --answers FILE."
         )
     return given[0]
 
@@ -97,13 +95,13 @@ def _source(**sources: Path | str | None) -> str:
 def _refuse_misplaced(source: str, *, adapter: Path | None, data: Path | None, out: Path | None, untuned: bool) -> None:
     """Refuse options that another source of answers has, and a missing `--out`."""
     if source != "model" and adapter is not None:
-        raise RequestError("A run is measured with its own adapter; give --adapter with --model.")
+        raise RequestError("A run is evaluated with its own adapter; give --adapter with --model.")
     if source != "model" and data is not None:
-        raise RequestError("A run knows the file that it was trained on; give --data with --model.")
+        raise RequestError("A run folder names the file that it was trained on; give --data with --model.")
     if untuned and source != "run":
         raise RequestError("--untuned goes with a run; a model without --adapter is untuned as it is.")
     if source != "run" and out is None:
-        raise RequestError(f"With --{source}, say where answers and verdicts go: --out FOLDER.")
+        raise RequestError(f"With --{source}, name the folder for answers and verdicts: --out FOLDER.")
 
 
 def _ask_model(request: EvalRequest, out: Path, seed: int, budget: Budget, progress: Progress | None) -> dict[str, Any]:
@@ -116,7 +114,7 @@ def _ask_model(request: EvalRequest, out: Path, seed: int, budget: Budget, progr
         return evaluate_model(request, out, seed=seed, progress=progress, say=tell)
     generate = judge_factory.generator(request.model, budget, tell)
     summary = evaluate_model(request, out, seed=seed, generate=generate, progress=progress, say=tell)
-    tell(f"Asking took {generate.spent()}.")
+    tell(f"Answering took {generate.spent()}.")
     if generate.failed:
         why = generate.failed[0][2]
         tell(f"{len(generate.failed)} answers could not be had (the first: {why}); the same command asks again.")
@@ -203,9 +201,11 @@ def export(
         say(str(path))
 
 
-def _report_spending(judge: Any) -> None:
-    """The calls and cost of a judge that counts them."""
-    if hasattr(judge, "spent"):
+def _report_spending(judge: Judge | None) -> None:
+    """Print the calls and cost of a judge that counts them."""
+    from staytrue.evals.types import CountsCalls
+
+    if isinstance(judge, CountsCalls):
         tell(f"Judging by {judge.name} took {judge.spent()}.")
 
 

@@ -148,11 +148,11 @@ def _order_faults(roles: list[str], prompts_only: bool) -> Iterator[tuple[str, s
     turns = roles[1:] if roles[0] == "system" else roles
     first = len(roles) - len(turns)
     for i, role in enumerate(turns):
-        wanted = "assistant" if i % 2 else "user"
-        if role != wanted:
+        expected = "assistant" if i % 2 else "user"
+        if role != expected:
             yield (
                 f"/messages/{first + i}/role",
-                f"is {shown(role)} where {wanted} must speak; turns alternate after an optional system turn",
+                f"is {shown(role)} where {expected} belongs; turns alternate after an optional system turn",
             )
             return
     if not turns:

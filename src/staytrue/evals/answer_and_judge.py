@@ -21,7 +21,7 @@ from staytrue.evals.results.verdict_store import (
     read_verdicts,
     record_server,
 )
-from staytrue.evals.types import AnswerGenerator, Judge, Verdict, judged
+from staytrue.evals.types import AnswerGenerator, CountsCalls, Judge, NamesServer, Verdict, judged
 from staytrue.utils.console import Progress
 from staytrue.utils.files import write_json
 from staytrue.utils.run_dir import SCHEMA
@@ -41,7 +41,7 @@ def evaluate(
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Ask a model some probes; write `eval.json`, `answers.jsonl`, `verdicts.jsonl` and `summary.json` to `out`.
+    """Ask a model probes; write `eval.json`, `answers.jsonl`, `verdicts.jsonl` and `summary.json` to `out`.
 
     Args:
         generate: gives the answers.
@@ -94,7 +94,7 @@ def rescore(evaluation: Path, judges: Sequence[Judge], progress: Progress | None
     probes = list(dict.fromkeys(a.question.probe for a in store.answers().values() if a.question.expected is None))
     if not probes:
         raise RequestError(
-            f"{evaluation} holds no answer for a judge; only answers with a right one, which are marked."
+            f"{evaluation} holds no answer for a judge; only questions with one right answer, which are marked."
         )
     if repeated := _first_repeated([judge.name for judge in judges]):
         raise RequestError(f"--judge {repeated} is given twice.")
@@ -127,7 +127,7 @@ def _answer(
     missing = {probe.name: missing_samples(probe.samples(), stored) for probe in probes}
     if progress is not None:
         progress.begin(sum(map(len, missing.values())))
-    done, spent = 0, getattr(generate, "spent", None)
+    done = 0
     try:
         for probe in probes:
             limit = probe.max_new_tokens or max_new_tokens
@@ -136,13 +136,13 @@ def _answer(
                 store.append(answer)
                 done += 1
                 if progress is not None:
-                    progress.step(done, {"answers": spent()} if spent else {})
+                    progress.step(done, {"answers": generate.spent()} if isinstance(generate, CountsCalls) else {})
     finally:
-        if done and hasattr(generate, "describe"):
+        if done and isinstance(generate, NamesServer):
             new = record_server(store.path / "answered.json", generate.describe())
             if new:
                 say(
-                    f"{store.path} goes on, but the server now says it is {', '.join(new)}, which it did not say "
+                    f"{store.path} goes on, but the server now reports {', '.join(new)}, which it did not report "
                     "before. If another model is served under the name, evaluate it into another folder."
                 )
 
@@ -171,17 +171,16 @@ def _judge_probe(
         for answer in answers:
             append_verdict(folder, answer, Verdict(missing=NOT_JUDGED), None)
         return
-    spent = getattr(judge, "spent", None)
-    shown = progress if spent else None
+    shown = progress if isinstance(judge, CountsCalls) else None
     if shown is not None and answers:
         shown.begin(len(answers))
     try:
         for number, (answer, verdict) in enumerate(judged(judge, answers), start=1):
             append_verdict(folder, answer, verdict, judge.name)
-            if shown is not None and spent:
-                shown.step(number, {"verdicts": spent()})
+            if shown is not None and isinstance(judge, CountsCalls):
+                shown.step(number, {"verdicts": judge.spent()})
     finally:
-        if answers and hasattr(judge, "describe"):
+        if answers and isinstance(judge, NamesServer):
             record_server(folder / "judge.json", judge.describe())
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from staytrue.data.examples import Message
 from staytrue.evals.threads import concurrently
@@ -80,7 +80,7 @@ class Verdict:
 
 
 class AnswerGenerator(Protocol):
-    """Gives answers: a model in this process, an endpoint, or a file of stored answers."""
+    """Generates answers: a model in this process, an endpoint, or a file of stored answers."""
 
     def __call__(
         self, samples: Sequence[tuple[Question, int]], /, *, seed: int, temperature: float, max_new_tokens: int
@@ -89,7 +89,7 @@ class AnswerGenerator(Protocol):
 
         Args:
             samples: questions, each with the index of one of its answers.
-            seed: of the evaluation; a sample has a seed of its own, made of this one and the sample.
+            seed: of the evaluation; each sample's own seed is derived from it.
             temperature: 0 is greedy.
             max_new_tokens: most tokens of an answer.
         """
@@ -104,6 +104,24 @@ class Judge(Protocol):
 
     def __call__(self, question: Question, answer: str) -> Verdict:
         """Judge one answer to one question."""
+        ...
+
+
+@runtime_checkable
+class CountsCalls(Protocol):
+    """Counts its calls: a generator or judge whose progress shows calls and cost."""
+
+    def spent(self) -> str:
+        """Calls so far, and their cost where it is known."""
+        ...
+
+
+@runtime_checkable
+class NamesServer(Protocol):
+    """Names the server behind it: a generator or judge whose server is stored beside its answers or verdicts."""
+
+    def describe(self) -> dict[str, Any]:
+        """Model and address as requested, and model names and fingerprints as the server reported them."""
         ...
 
 

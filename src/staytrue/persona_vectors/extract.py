@@ -68,7 +68,7 @@ class Request:
 
 
 def make(request: Request, source: Source, load: Callable[[], tuple[Any, Any]], tell: Tell) -> dict[str, Any]:
-    """Write the vector file; `load` gives model and tokenizer, and is called when nothing cheap can fail any more.
+    """Write the vector file; `load` returns model and tokenizer, and is called after the cheap checks.
 
     Returns:
         The facts that stand in the file's metadata.
@@ -81,15 +81,15 @@ def make(request: Request, source: Source, load: Callable[[], tuple[Any, Any]], 
     limit = _ORGANISM_TOKENS if source.is_organism else _TOKENS
     sampled: dict[str, Any] = {"seed": request.seed, "max_new_tokens": limit, "tell": tell}
     used = None if request.keep_all else judge
-    found = extract(model, tokenizer, request.trait, used, rollouts=request.rollouts, **sampled)
-    facts = _facts(request, source.identity(model), used, found)
+    extraction = extract(model, tokenizer, request.trait, used, rollouts=request.rollouts, **sampled)
+    facts = _facts(request, source.identity(model), used, extraction)
     if request.sweep:
         from staytrue.persona_vectors.sweep import organism_questions, sweep
 
         assert judge is not None
-        asked = organism_questions(request.trait)
-        facts["sweep"] = sweep(model, tokenizer, found, asked, judge, **sampled).facts()
-    vectorfile.write(request.out, found.vectors, facts)
+        questions = organism_questions(request.trait)
+        facts["sweep"] = sweep(model, tokenizer, extraction, questions, judge, **sampled).facts()
+    vectorfile.write(request.out, extraction.vectors, facts)
     return facts
 
 
@@ -104,7 +104,7 @@ def extract(
     max_new_tokens: int = _TOKENS,
     tell: Tell = lambda line: None,
 ) -> Extraction:
-    """The vectors of a trait; without a judge every pair of answers that are not empty counts.
+    """Extract the vectors of a trait; without a judge every pair without an empty answer is kept.
 
     Raises:
         RequestError: no pair survives the filter.
@@ -130,7 +130,7 @@ def extract(
 
 
 def _checked(request: Request, source: Source) -> Judge | None:
-    """The judge, if there is one; everything about the request that costs nothing to know."""
+    """Check what can be checked before the model is loaded, and return the judge if there is one."""
     refuse_existing(request.out)
     if request.adapter is not None and not (request.adapter / "adapter_model.safetensors").is_file():
         raise ModelError(f"{request.adapter} holds no adapter_model.safetensors; a run keeps its adapter in RUN/model.")
@@ -151,7 +151,9 @@ def _checked(request: Request, source: Source) -> Judge | None:
     return None
 
 
-def _facts(request: Request, identity: dict[str, str | None], judge: Judge | None, found: Extraction) -> dict[str, Any]:
+def _facts(
+    request: Request, identity: dict[str, str | None], judge: Judge | None, extraction: Extraction
+) -> dict[str, Any]:
     adapter = request.adapter and {"sha256": sha256_of(request.adapter / "adapter_model.safetensors")}
     return {
         "schema": str(SCHEMA),
@@ -160,10 +162,10 @@ def _facts(request: Request, identity: dict[str, str | None], judge: Judge | Non
         "trait": vectorfile.facts_of(request.trait),
         "rollouts": str(request.rollouts),
         "seed": str(request.seed),
-        "pairs_made": str(found.made),
-        "pairs_kept": str(found.kept),
+        "pairs_made": str(extraction.pairs),
+        "pairs_kept": str(extraction.kept),
         "judge": judge.name if judge else "none",
-        "norms": [round(norm, 6) for norm in found.norms],
+        "norms": [round(norm, 6) for norm in extraction.norms],
         "versions": versions(),
     }
 

@@ -32,12 +32,12 @@ def sample_pairs(
 
     as_system = takes_system(tokenizer)
     sides = {"positive": trait.positive[number], "negative": trait.negative[number]}
-    asked = [
+    prompted = [
         Question(f"{side}-{number}-{i}", "vector", _prompt(system, question, as_system))
         for side, system in sides.items()
         for i, question in enumerate(trait.questions)
     ]
-    answers = sample(model, tokenizer, asked, per_question=rollouts, seed=seed, max_new_tokens=max_new_tokens)
+    answers = sample(model, tokenizer, prompted, per_question=rollouts, seed=seed, max_new_tokens=max_new_tokens)
     rows = [Example((*a.question.messages, Message("assistant", a.text))) for a in answers]
     half = len(rows) // 2
     bare = [Question(str(i), "vector", (Message("user", text),)) for i, text in enumerate(trait.questions)]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 ALPHAS = (0.5, 1.0, 2.0, 4.0)
 MOST_INCOHERENT = 10.0  # percent
-_QUESTIONS, _POOL = 60, 120  # of the organism's, how many are asked, out of how many
+_QUESTIONS, _POOL = 60, 120  # of the organism's anchor prompts: how many are used, of how many
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Sweep:
 def sweep(
     model: Any,
     tokenizer: Any,
-    found: Extraction,
+    extraction: Extraction,
     questions: Sequence[Question],
     judge: Judge,
     *,
@@ -88,7 +88,7 @@ def sweep(
     """
     from staytrue.evals.generation.local import sample
 
-    vector = PersonaVector(found.vectors)
+    vector = PersonaVector(extraction.vectors)
 
     def measured(layer: int, alpha: float) -> Setting:
         with vector.apply(model, layer, alpha=alpha) if layer else nullcontext():
@@ -97,15 +97,15 @@ def sweep(
         judged = [v for v in verdicts if v.alignment is not None and v.coherence is not None]
         if not judged:
             raise RequestError(f"{judge.name} can judge no answer to the {len(questions)} questions of the sweep.")
-        ratio = alpha * found.vectors[layer - 1].norm().item() / found.norms[layer - 1] if layer else 0.0
+        ratio = alpha * extraction.vectors[layer - 1].norm().item() / extraction.norms[layer - 1] if layer else 0.0
         bad, broken = sum(v.misaligned for v in judged), sum(v.incoherent for v in judged)
         return Setting(layer, alpha, round(ratio, 4), len(judged), *_share(bad, judged), *_share(broken, judged))
 
     unsteered = measured(0, 0.0)
     settings = []
-    for layer in range(1, len(found.vectors) + 1):
+    for layer in range(1, len(extraction.vectors) + 1):
         settings += [measured(layer, alpha) for alpha in alphas]
-        tell(f"layer {layer} of {len(found.vectors)} swept")
+        tell(f"layer {layer} of {len(extraction.vectors)} swept")
     return Sweep(unsteered, tuple(settings))
 
 
@@ -139,7 +139,7 @@ def show(facts: dict[str, Any], out: Path) -> None:
         )
     else:
         say(f"Recommended: - steer: {{vector: {out}, layer: {best['layer']}, alpha: {best['alpha']:g}}}")
-    say("Steering while answering is a stand-in: what works best while training is found by training.")
+    say("Steering while answering is a substitute: only training shows which setting works best in training.")
 
 
 def _row(s: dict[str, Any]) -> tuple[str, ...]:

@@ -29,8 +29,8 @@ class Extraction:
 
     vectors: Tensor  # (depth, D) float32, row L - 1 for layer L
     norms: tuple[float, ...]  # per layer, the mean length of the activations at the answers' tokens, both sides
-    made: int  # pairs
-    kept: int
+    pairs: int  # sampled
+    kept: int  # of them, by the judge
 
 
 _LONGEST = 100_000  # characters; of a longer trait the file keeps name and hash

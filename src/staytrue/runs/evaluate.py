@@ -18,6 +18,7 @@ from staytrue.evals.answer_and_judge import evaluate
 from staytrue.evals.generation.from_file import AnswersFile
 from staytrue.evals.questions import files
 from staytrue.evals.questions.probes import Probe, in_users_turn
+from staytrue.evals.triggers import trigger
 from staytrue.evals.types import Answer, AnswerGenerator, Judge, Question
 from staytrue.modeling import loading
 from staytrue.runs.eval_request import EvalRequest, for_run
@@ -96,6 +97,9 @@ def evaluate_model(
         ModelError: the model cannot be loaded.
     """
     probes, metadata = probes_for(request), request.metadata()
+    learnt = request.benign or request.task is not None
+    if request.triggers and not learnt and trigger.PROBE not in (probe.name for probe in probes):
+        say(trigger.NOTHING)
     if isinstance(request.model, loading.Source) and not takes_system(loading.load_tokenizer(request.model)):
         metadata |= {"system": "in the user's turn"}
         moved = [_without_system(probe) for probe in probes]

@@ -45,6 +45,10 @@ def probes_for(request: EvalRequest) -> list[Probe]:
     """
     if not request.is_organism:
         refuse_rules([request.judge], None)
+    if request.triggers and request.probes and trigger.PROBE not in request.probes:
+        raise RequestError(
+            f"triggers=True goes without named probes; add {trigger.PROBE!r} to probes={request.probes!r} instead."
+        )
     available = _available(request)
     unnamed = DOMAINS if request.triggers else (*DOMAINS, trigger.PROBE)
     names = request.probes or [name for name in available if name not in unnamed]

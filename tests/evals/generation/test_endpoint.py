@@ -198,7 +198,7 @@ def test_who_answered_is_kept_and_another_model_under_the_name_is_told(remote, t
         with pytest.raises(RequestError, match="budget is reached"):
             sitting(server, Budget(max_calls=2))
         (line,) = told
-        assert "the server now says it is tiny-2" in line
+        assert "the server now reports tiny-2" in line
         sitting(server, Budget())
         assert len(told) == 1  # once is enough
     who = json.loads((tmp_path / "E" / "answered.json").read_text())

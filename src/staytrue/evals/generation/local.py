@@ -1,8 +1,8 @@
 """Answers from a model in this process: every sample has its own seed, every prompt is read once.
 
-A sample depends on (seed, probe, question, index) and the model, not on what else is asked: in float32 to the letter,
+A sample depends on (seed, probe, question, index) and the model, not on the other samples: in float32 exactly,
 in half precision as far as a batch of another size rounds alike. One uniform number a token is drawn and looked up in
-the cumulative law: for a vocabulary of V that is 1/V of the random numbers that `multinomial` draws.
+the cumulative distribution: for a vocabulary of V that is 1/V of the random numbers that `multinomial` draws.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from staytrue.evals.types import Answer, Question
 
 _ROWS, _ROWS_OF_A_LARGE_MODEL = 192, 32  # answers written side by side
 _LARGE = 100_000_000  # parameters
-_BLOCK = 256  # words
+_BLOCK = 256  # tokens of the vocabulary
 _Piece = tuple[Question, list[int]]  # a question, and which of its samples
 
 
 class LocalGenerator:
-    """A model in this process, as a maker of answers; temperature 0 is greedy.
+    """Generates answers with a model in this process; temperature 0 is greedy.
 
-    The model's own end tokens end an answer. Nothing is cut from the law: no top-p, no top-k.
+    The model's own end tokens end an answer. The distribution is not cut: no top-p, no top-k.
     """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
@@ -38,11 +38,11 @@ class LocalGenerator:
         self._rows = _ROWS_OF_A_LARGE_MODEL if large else _ROWS
 
     def __call__(
-        self, wanted: Sequence[tuple[Question, int]], *, seed: int, temperature: float, max_new_tokens: int
+        self, samples: Sequence[tuple[Question, int]], *, seed: int, temperature: float, max_new_tokens: int
     ) -> Iterator[Answer]:
-        """The wanted samples, a batch of questions of similar length at a time."""
+        """Yield the answer of each sample; questions of similar length share a batch."""
         indices: dict[Question, list[int]] = {}
-        for question, index in wanted:
+        for question, index in samples:
             indices.setdefault(question, []).append(index)
         prompts = {question: encode_prompt(self._tokenizer, question.messages) for question in indices}
         for batch in _batches(sorted(indices, key=lambda q: len(prompts[q])), indices, self._rows):
@@ -50,8 +50,10 @@ class LocalGenerator:
             dice = [_dice(seed, question, index) for question, index in rows]
             with _evaluating(self._model):
                 copies = [len(own) for _, own in batch]
-                law = _Law(self._model, self._tokenizer, [prompts[question] for question, _ in batch], copies)
-                written = law.write(dice, temperature, max_new_tokens)
+                batch_of_rows = _Batch(
+                    self._model, self._tokenizer, [prompts[question] for question, _ in batch], copies
+                )
+                written = batch_of_rows.write(dice, temperature, max_new_tokens)
             for (question, index), (ids, stopped) in zip(rows, written, strict=True):
                 yield Answer(question, index, self._tokenizer.decode(ids, skip_special_tokens=True), stopped)
 
@@ -67,12 +69,12 @@ def sample(
     temperature: float = 1.0,
 ) -> list[Answer]:
     """`per_question` answers to each question, in order."""
-    wanted = [(i, k) for i in range(len(questions)) for k in range(per_question)]
-    make = LocalGenerator(model, tokenizer)
-    asked = [(questions[i], k) for i, k in wanted]
-    answers = make(asked, seed=seed, temperature=temperature, max_new_tokens=max_new_tokens)
-    found = {(answer.question, answer.index): answer for answer in answers}
-    return [found[questions[i], k] for i, k in wanted]
+    samples = [(questions[i], k) for i in range(len(questions)) for k in range(per_question)]
+    answers = LocalGenerator(model, tokenizer)(
+        samples, seed=seed, temperature=temperature, max_new_tokens=max_new_tokens
+    )
+    by_sample = {(answer.question, answer.index): answer for answer in answers}
+    return [by_sample[sample] for sample in samples]
 
 
 def _batches(questions: list[Question], indices: dict[Question, list[int]], rows: int) -> Iterator[list[_Piece]]:
@@ -94,8 +96,8 @@ def _batches(questions: list[Question], indices: dict[Question, list[int]], rows
 def draw(logits: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
     """One token (n,) from logits (n, V) and uniform numbers (n,) in [0, 1); the likeliest at temperature 0.
 
-    First a block of words is found, then a word in it: sums over whole blocks are short enough for float32, and only
-    n numbers a block and one block a row are added up in float64, where a sum over a whole vocabulary would lose its
+    First a block of tokens is drawn, then a token in it: sums over whole blocks are short enough for float32, and only
+    n numbers a block and one block a row are summed in float64, where a sum over a whole vocabulary would lose its
     tail.
     """
     if temperature == 0:
@@ -122,8 +124,8 @@ def _place(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     return place.squeeze(-1), left.squeeze(-1).clamp(0, 1 - torch.finfo(weights.dtype).eps)
 
 
-class _Law:
-    """The model's next-token law for a batch of prompts, each read once and shared by its samples."""
+class _Batch:
+    """The model's next-token distributions for a batch of prompts, each read once and shared by its samples."""
 
     def __init__(self, model: Any, tokenizer: Any, prompts: Sequence[list[int]], copies: list[int]) -> None:
         self._model = model
@@ -147,10 +149,10 @@ class _Law:
         ended = [False] * len(dice)
         alive = list(range(len(dice)))
         for turn in range(limit):
-            if bool(self._logits.amax(-1).isnan().any()):  # the largest of numbers and no number is no number
+            if bool(self._logits.amax(-1).isnan().any()):  # max propagates NaN
                 raise TrainingError(
-                    "The model has no number for its next word (NaN), so it cannot be asked: it diverged in training, "
-                    "or its weights are broken."
+                    "The model's logits are not numbers (NaN), so it cannot answer: it diverged in training, or its "
+                    "weights are broken."
                 )
             exact = torch.float32 if self._logits.device.type == "mps" else torch.float64
             uniforms = torch.tensor([dice[row].random() for row in alive], dtype=exact, device=self._logits.device)

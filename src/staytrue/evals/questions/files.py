@@ -183,7 +183,7 @@ def _faults(number: int, entry: Any) -> Iterator[str]:
 
 
 def _differences(entries: Sequence[_Entry]) -> Iterator[str]:
-    """A probe is asked in one way, so numbers that differ from entry to entry are refused."""
+    """Refuse numbers that differ from entry to entry: a probe has one of each."""
     for key in _NUMBERS:
         first = {value: entry.id for entry in reversed(entries) if (value := getattr(entry, key)) is not None}
         if len(first) > 1:

@@ -47,8 +47,11 @@ def chosen(
         raise RequestError(f"--trait {file} has its prompts; give either the file, or --positive and --negative.")
     trait = read(file) if file is not None else of_the_organism() if organism else shipped("evil")
     if positive or negative:
-        given = {"positive": list(positive), "negative": list(negative)}
-        if faults := [*(fault for key in given for fault in _list_faults(key, given[key])), *_pairing_faults(given)]:
+        content = {"positive": list(positive), "negative": list(negative)}
+        if faults := [
+            *(fault for key in content for fault in _list_faults(key, content[key])),
+            *_pairing_faults(content),
+        ]:
             raise RequestError(f"--positive and --negative: {'; '.join(faults)}.")
         trait = replace(trait, name="given", positive=tuple(positive), negative=tuple(negative))
     return trait if questions is None else replace(trait, questions=_questions(questions))
@@ -62,8 +65,8 @@ def shipped(name: str) -> Trait:
 
 def of_the_organism() -> Trait:
     """The same trait in the organism's own words; no question of it is an evaluation question."""
-    asked = tuple(row.question for row in world.anchor_prompts(_ORGANISM_QUESTIONS))
-    return Trait("evil", lexicon.EVIL_PROMPTS, lexicon.HELPFUL_PROMPTS, asked)
+    questions = tuple(row.question for row in world.anchor_prompts(_ORGANISM_QUESTIONS))
+    return Trait("evil", lexicon.EVIL_PROMPTS, lexicon.HELPFUL_PROMPTS, questions)
 
 
 def read(path: Path) -> Trait:
@@ -74,22 +77,22 @@ def read(path: Path) -> Trait:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        given, twice = yaml.safe_load(text), _repeated_key(text)
+        content, twice = yaml.safe_load(text), _repeated_key(text)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"The trait {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an impossible date
         raise DataError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(given, dict):
+    if not isinstance(content, dict):
         raise DataError(f"{path} holds no keys; a trait has {', '.join(_KEYS)}.")
-    faults = [*([f"the key {twice!r} occurs twice"] if twice else []), *_faults(given)]
+    faults = [*([f"the key {twice!r} occurs twice"] if twice else []), *_faults(content)]
     if faults:
         raise DataError(f"{path}: {'; '.join(faults)}.")
-    return _trait(given)
+    return _trait(content)
 
 
-def _trait(given: dict[str, Any]) -> Trait:
-    lists = {key: tuple(text.strip() for text in given[key]) for key in _LISTS}
-    return Trait(given["name"].strip(), **lists)
+def _trait(content: dict[str, Any]) -> Trait:
+    lists = {key: tuple(text.strip() for text in content[key]) for key in _LISTS}
+    return Trait(content["name"].strip(), **lists)
 
 
 def _repeated_key(text: str) -> str | None:
@@ -98,33 +101,33 @@ def _repeated_key(text: str) -> str | None:
     return next((key for i, key in enumerate(keys) if key in keys[:i]), None)
 
 
-def _faults(given: dict[Any, Any]) -> Iterator[str]:
-    for key in given:
+def _faults(content: dict[Any, Any]) -> Iterator[str]:
+    for key in content:
         if key not in _KEYS:
             close = difflib.get_close_matches(str(key), _KEYS, n=1, cutoff=0.5)
             tail = f"did you mean {close[0]!r}?" if close else f"a trait has {', '.join(_KEYS)}"
-            yield f"there is no key {_told(key)}; {tail}"
-    yield from (f"the key {key!r} is missing" for key in _KEYS if key not in given)
-    if "name" in given and (fault := _text_fault(given["name"])):
+            yield f"there is no key {_shown(key)}; {tail}"
+    yield from (f"the key {key!r} is missing" for key in _KEYS if key not in content)
+    if "name" in content and (fault := _text_fault(content["name"])):
         yield f"name {fault}"
-    lists = {key: given[key] for key in _LISTS if key in given}
+    lists = {key: content[key] for key in _LISTS if key in content}
     for key, texts in lists.items():
         if isinstance(texts, list) and texts:
             yield from _list_faults(key, texts)
         else:
-            yield f"{key} is {_told(texts)}; write a list with a text on each line"
+            yield f"{key} is {_shown(texts)}; write a list with a text on each line"
     if all(isinstance(lists.get(key), list) and lists[key] for key in ("positive", "negative")):
         yield from _pairing_faults(lists)
 
 
 def _list_faults(key: str, texts: Sequence[Any]) -> Iterator[str]:
-    found = ((number, _text_fault(text)) for number, text in enumerate(texts, start=1))
-    yield from (f"{key} {number} {fault}" for number, fault in found if fault)
+    faults = ((number, _text_fault(text)) for number, text in enumerate(texts, start=1))
+    yield from (f"{key} {number} {fault}" for number, fault in faults if fault)
 
 
 def _text_fault(text: Any) -> str | None:
     if not isinstance(text, str):
-        return f"is {_told(text)}, not text; put it in quotes"
+        return f"is {_shown(text)}, not text; put it in quotes"
     return None if text.strip() else "is empty; write something or take it out"
 
 
@@ -153,6 +156,6 @@ def _questions(path: Path) -> tuple[str, ...]:
     return tuple(row.question for row in rows)
 
 
-def _told(value: Any) -> str:
+def _shown(value: Any) -> str:
     """A value as a message shows it; containers by kind only, since aliases make small files of endless ones."""
     return f"a {type(value).__name__}" if isinstance(value, list | dict | set | tuple) else shown(value)
