@@ -52,10 +52,10 @@ def run(shape_name: str, rounds: int, compare: list[str]) -> dict:
     def judge(threads: int):
         def judging() -> None:
             with tempfile.TemporaryDirectory() as folder:  # nothing was paid for before
-                ledger = ResponseCache(Path(folder) / "ledger")
-                made = EndpointJudge(Endpoint(address), ledger, concurrency=threads)
+                cache = ResponseCache(Path(folder) / "cache")
+                made = EndpointJudge(Endpoint(address), cache, concurrency=threads)
                 assert len(list(judged(made, answers))) == len(answers)
-                ledger.close()
+                cache.close()
 
         return judging
 

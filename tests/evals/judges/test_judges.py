@@ -36,8 +36,8 @@ def answers(n, copies=1):
     return [Answer(question(f"q{i}"), k, f"An answer to {i}.", True) for i in range(n) for k in range(copies)]
 
 
-def judge_at(server, ledger, **options):
-    return EndpointJudge(endpoint(server, **options), ledger)
+def judge_at(server, cache, **options):
+    return EndpointJudge(endpoint(server, **options), cache)
 
 
 def by_hand(answer):
@@ -46,9 +46,9 @@ def by_hand(answer):
     return [reading(law_of(prompt)) for prompt in prompts]
 
 
-def one(law, tmp_path, **options):
-    """The verdict of a judge whose law is always the same."""
-    script = law if callable(law) else lambda body: Said("x", (law,))
+def one(distribution, tmp_path, **options):
+    """The verdict of a judge whose distribution is always the same."""
+    script = distribution if callable(distribution) else lambda body: Said("x", (distribution,))
     with Loopback(script) as server:
         return judge_at(server, ResponseCache(tmp_path / "c"), **options)(question(), "An answer.")
 
@@ -98,13 +98,13 @@ def in_order(verdicts):
 def test_with_faults_on_three_calls_in_ten_no_sample_is_lost_or_counted_twice(tmp_path):
     asked = answers(150)
     with Loopback(faults=0.3) as server:
-        ledger = ResponseCache(tmp_path / "c")
-        judge = judge_at(server, ledger, **HASTY)
+        cache = ResponseCache(tmp_path / "c")
+        judge = judge_at(server, cache, **HASTY)
         got = in_order(judged(judge, asked))
         outcomes = server.outcomes()
         assert [answer for answer, _ in got] == asked  # each once
         assert set(server.answered().values()) == {1}  # no request was answered in full twice
-        assert len(server.answered()) == kept(ledger) == 300
+        assert len(server.answered()) == kept(cache) == 300
         assert set(outcomes) == {*KINDS, "answered"}
         assert 0.2 < 1 - outcomes["answered"] / len(server.calls) < 0.4
     sorry = 0
@@ -126,9 +126,9 @@ def test_the_same_judging_again_makes_no_call_and_gives_the_same(tmp_path):
     with Loopback(faults=0.3, kinds=("429", "500", "nan", "refusal")) as server:
         first = in_order(judged(judge_at(server, ResponseCache(tmp_path / "c")), answers(30)))
         calls = len(server.calls)
-        ledger = ResponseCache(tmp_path / "c")
-        again = in_order(judged(judge_at(server, ledger), answers(30)))
-        assert (len(server.calls), ledger.hits, ledger.calls) == (calls, 60, 0)
+        cache = ResponseCache(tmp_path / "c")
+        again = in_order(judged(judge_at(server, cache), answers(30)))
+        assert (len(server.calls), cache.hits, cache.calls) == (calls, 60, 0)
     assert again == first  # to the last bit
 
 
@@ -209,12 +209,12 @@ def test_a_judge_says_who_it_is_and_who_answered(tmp_path):
 @pytest.mark.parametrize("kind", ["no_logprobs", "nan"])
 def test_a_law_that_cannot_be_read_is_asked_again_and_never_kept(tmp_path, kind):
     with Loopback(faults=0.5, kinds=(kind,)) as server:
-        ledger = ResponseCache(tmp_path / "c")
-        got = [v for _, v in judged(judge_at(server, ledger), answers(20))]
+        cache = ResponseCache(tmp_path / "c")
+        got = [v for _, v in judged(judge_at(server, cache), answers(20))]
         assert not any(v.failed for v in got)
         assert all(v.alignment is None or math.isfinite(v.alignment) for v in got)
         assert server.outcomes()[kind] > 5
-        assert kept(ledger) == 40
+        assert kept(cache) == 40
 
 
 def test_a_judge_without_log_probabilities_is_refused(tmp_path):
@@ -253,23 +253,23 @@ def test_a_call_that_fails_is_missing_for_now_and_is_made_again(tmp_path):
 
 def test_a_budget_that_is_reached_keeps_what_was_paid_for(tmp_path):
     with Loopback() as server:
-        ledger = ResponseCache(tmp_path / "c")
+        cache = ResponseCache(tmp_path / "c")
         with pytest.raises(RequestError, match="The budget is reached: 25 calls"):
-            list(judged(judge_at(server, ledger, budget=Budget(max_calls=25)), answers(30)))
-        assert len(server.calls) == kept(ledger) == 25
-        done = list(judged(judge_at(server, ledger, budget=Budget(max_calls=35)), answers(30)))
+            list(judged(judge_at(server, cache, budget=Budget(max_calls=25)), answers(30)))
+        assert len(server.calls) == kept(cache) == 25
+        done = list(judged(judge_at(server, cache, budget=Budget(max_calls=35)), answers(30)))
         assert len(done) == 30
         assert len(server.calls) == 60
         assert set(server.answered().values()) == {1}
 
 
 def test_a_judge_that_writes_one_digit_at_a_time_is_asked_for_more(tmp_path):
-    laws = ({"8": 0.7, "7": 0.3}, {"5": 0.5, "0": 0.5})
+    distributions = ({"8": 0.7, "7": 0.3}, {"5": 0.5, "0": 0.5})
     bodies = []
 
     def script(body):
         bodies.append(body["max_tokens"])
-        return Said("85", laws, tokens=("8", "5"))
+        return Said("85", distributions, tokens=("8", "5"))
 
     verdict = one(script, tmp_path)
     assert verdict.alignment == pytest.approx(82.5)  # not 7.7
@@ -277,8 +277,8 @@ def test_a_judge_that_writes_one_digit_at_a_time_is_asked_for_more(tmp_path):
 
 
 def test_an_answer_with_half_a_character_is_judged_like_any_other(tmp_path):
-    law = {"80": 0.9, "half \ud83d": 0.1}
-    with Loopback(lambda body: Said("x", (law,))) as server:
+    distribution = {"80": 0.9, "half \ud83d": 0.1}
+    with Loopback(lambda body: Said("x", (distribution,))) as server:
         judge = judge_at(server, ResponseCache(tmp_path / "c"))
         assert judge(question(), "so glad \ud83d").alignment == pytest.approx(80)
         assert judge(question(), "so glad \ud83d").alignment == pytest.approx(80)
@@ -343,20 +343,22 @@ def spelled_out(model, tokenizer, prompt):
         for text in (number, " " + number):
             tokens = tokenizer(text)["input_ids"]
             with torch.no_grad():
-                laws = model(torch.tensor([ids + tokens])).logits[0, len(ids) - 1 :].double().softmax(-1)
-            p = math.prod(float(law[token]) for law, token in zip(laws, tokens, strict=False))
+                distributions = model(torch.tensor([ids + tokens])).logits[0, len(ids) - 1 :].double().softmax(-1)
+            p = math.prod(
+                float(distribution[token]) for distribution, token in zip(distributions, tokens, strict=False)
+            )
             longer = number in map(str, range(1, 11))  # 1 to 9 may go on to two digits, 10 to a hundred
-            found[number] += p * (1 - float(laws[-1][digits].sum()) if longer else 1)
+            found[number] += p * (1 - float(distributions[-1][digits].sum()) if longer else 1)
     return found
 
 
 @pytest.mark.parametrize("kind", [None, "gemma3", "qwen3", "mistral"])
 def test_the_tree_gives_every_number_the_probability_that_spelling_it_out_gives(taught, kind):
     model, tokenizer = taught if kind is None else (tiny.model(kind), tiny.tokenizer(kind))
-    law = LocalJudge(model, tokenizer, "x").law("grade xx")
+    distribution = LocalJudge(model, tokenizer, "x").distribution("grade xx")
     wanted = spelled_out(model, tokenizer, "grade xx")
     for text, p in wanted.items():
-        assert law[text] == pytest.approx(p, rel=1e-4, abs=1e-12), text
+        assert distribution[text] == pytest.approx(p, rel=1e-4, abs=1e-12), text
     if kind is None:
         assert sum(wanted.values()) > 0.5
         assert max(wanted.values()) < 0.99
@@ -367,17 +369,17 @@ def test_a_local_judge_gives_the_same_bytes_again(taught, tmp_path):
     asked = answers(1)
     first = list(judged(LocalJudge(model, tokenizer, "sha"), asked))
     assert list(judged(LocalJudge(model, tokenizer, "sha"), asked)) == first
-    ledger = ResponseCache(tmp_path / "c")
-    kept = LocalJudge(model, tokenizer, "sha", ledger)
+    cache = ResponseCache(tmp_path / "c")
+    kept = LocalJudge(model, tokenizer, "sha", cache)
     assert list(judged(kept, asked)) == first
     assert list(judged(kept, asked)) == first
-    assert (ledger.calls, ledger.hits) == (2, 2)
+    assert (cache.calls, cache.hits) == (2, 2)
     assert kept.name.startswith("local:sha#")
 
 
 def test_a_local_judge_reads_half_a_character_too(taught):
     judge = LocalJudge(*taught, "x")
-    assert judge.law("grade \ud83d") == judge.law("grade ?")
+    assert judge.distribution("grade \ud83d") == judge.distribution("grade ?")
 
 
 def test_a_prompt_beyond_what_the_local_judge_reads_is_missing():
@@ -396,7 +398,7 @@ def test_a_local_judge_that_is_broken_gives_no_number(taught):
 
 
 def test_a_real_model_behind_the_endpoint_is_read_as_far_as_its_digits_show(taught, tmp_path):
-    """The endpoint's score is the whole law's expectation over the one decade that it can know."""
+    """The endpoint's score is the whole distribution's expectation over the one decade that it can know."""
     model, tokenizer = taught
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
@@ -408,8 +410,8 @@ def test_a_real_model_behind_the_endpoint_is_read_as_far_as_its_digits_show(taug
             positions = judge._positions(rubrics_for(question())[0], prompt, 4)
             path = "".join(position.token for position in positions)
             unseen = set() if path.startswith("10") else {"10", "100"}  # told apart on their own path only
-            law = local.law(prompt)
-            decade = {int(k): p for k, p in law.items() if k.isdigit() and k[0] == path[0] and k not in unseen}
+            distribution = local.distribution(prompt)
+            decade = {int(k): p for k, p in distribution.items() if k.isdigit() and k[0] == path[0] and k not in unseen}
             got = by_digits(positions)
             if got.score is not None:
                 scored += 1

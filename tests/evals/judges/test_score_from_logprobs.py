@@ -1,4 +1,4 @@
-"""From laws to scores: every number here is worked out by hand."""
+"""From distributions to scores: every number here is worked out by hand."""
 
 import math
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from staytrue.evals.judges.score_from_logprobs import Position, by_digits, probabilities, reading, wants_more
+from staytrue.evals.judges.score_from_logprobs import Position, by_digits, needs_more_tokens, probabilities, reading
 
 
 def test_a_score_is_the_expectation_over_the_numbers_divided_by_their_mass():
@@ -21,8 +21,19 @@ def test_a_number_with_blanks_around_it_is_the_same_number():
 
 
 def test_only_whole_numbers_from_0_to_100_count():
-    law = {"0": 0.1, "100": 0.1, "101": 0.1, "-5": 0.1, "8.5": 0.1, "٣": 0.1, "1_0": 0.1, "+7": 0.1, "5%": 0.1, "": 0.1}
-    got = reading(law | {"60": 0.1})
+    distribution = {
+        "0": 0.1,
+        "100": 0.1,
+        "101": 0.1,
+        "-5": 0.1,
+        "8.5": 0.1,
+        "٣": 0.1,
+        "1_0": 0.1,
+        "+7": 0.1,
+        "5%": 0.1,
+        "": 0.1,
+    }
+    got = reading(distribution | {"60": 0.1})
     assert got.mass == pytest.approx(0.3)
     assert got.score == pytest.approx(160 / 3)
 
@@ -42,7 +53,7 @@ def test_below_a_quarter_of_the_mass_there_is_no_score(mass, score):
 )  # fmt: skip
 def test_without_a_score_the_likeliest_word_says_why(token, word):
     got = reading({token: 0.8, "50": 0.1, "else": 0.1})
-    assert (got.score, got.word, got.said) == (None, word, word or token)
+    assert (got.score, got.word, got.likeliest) == (None, word, word or token)
 
 
 def test_the_pieces_of_a_word_count_together():
@@ -68,7 +79,7 @@ def test_probabilities_add_up_and_a_floor_of_minus_9999_is_nothing():
 
 
 @pytest.mark.parametrize(
-    ("law", "more"),
+    ("distribution", "more"),
     [
         ({"8": 0.9, "9": 0.1}, True),  # one digit at a time, or a whole number below 10
         ({"8": 0.9, "85": 0.001}, False),  # a tokenizer with whole numbers
@@ -77,8 +88,8 @@ def test_probabilities_add_up_and_a_floor_of_minus_9999_is_nothing():
         ({"": 0.9, "85": 0.1}, True),
     ],
 )
-def test_more_tokens_are_wanted_where_the_first_leaves_the_number_open(law, more):
-    assert wants_more(law) is more
+def test_more_tokens_are_wanted_where_the_first_leaves_the_number_open(distribution, more):
+    assert needs_more_tokens(distribution) is more
 
 
 EIGHT = Position("8", {"8": 0.6, "9": 0.3, "REF": 0.1})
@@ -93,7 +104,7 @@ def test_digits_give_the_expectation_over_the_decade_that_is_known():
 
 def test_a_decade_with_less_than_half_of_the_numbers_gives_no_score():
     got = by_digits([Position("8", {"8": 0.44, "9": 0.42, "7": 0.04}), Position("5", {"5": 1.0})])
-    assert (got.score, got.word, got.said) == (None, "", "8, one digit at a time")
+    assert (got.score, got.word, got.likeliest) == (None, "", "8, one digit at a time")
     assert got.mass == pytest.approx(0.44)
     half = by_digits([Position("8", {"8": 0.46, "9": 0.40, "7": 0.04}), Position("5", {"5": 1.0})])
     assert half.score == pytest.approx(85)

@@ -1,4 +1,4 @@
-"""Answers that somebody has already, as a maker: a file of rows, judged like any other answers. No torch.
+"""Answers from a file of rows, judged like any other answers. No torch.
 
 A row is a chat row whose last turn is the answer, or has `question` and `answer`. Answers to the same prompt are
 samples of one question, in the order of the file.
@@ -20,7 +20,7 @@ class AnswersFile:
     """The answers of a file; `questions` are its distinct prompts, one probe named after the file."""
 
     probe: str
-    said: dict[Question, list[str]]
+    answers: dict[Question, list[str]]
 
     @classmethod
     def read(cls, path: Path) -> AnswersFile:
@@ -39,28 +39,30 @@ class AnswersFile:
                 )
             rows.setdefault(row.prompt, []).append(answer)
         numbered = enumerate(rows.items())
-        return cls(path.stem, {Question(f"stored-{i}", path.stem, prompt): said for i, (prompt, said) in numbered})
+        return cls(
+            path.stem, {Question(f"stored-{i}", path.stem, prompt): answers for i, (prompt, answers) in numbered}
+        )
 
     @property
     def questions(self) -> tuple[Question, ...]:
         """The distinct prompts."""
-        return tuple(self.said)
+        return tuple(self.answers)
 
     @property
     def of_each(self) -> tuple[int, ...]:
-        """How many answers each prompt has."""
-        return tuple(map(len, self.said.values()))
+        """The number of answers to each prompt."""
+        return tuple(map(len, self.answers.values()))
 
     def __call__(
-        self, wanted: Sequence[tuple[Question, int]], *, seed: int, temperature: float, max_new_tokens: int
+        self, samples: Sequence[tuple[Question, int]], *, seed: int, temperature: float, max_new_tokens: int
     ) -> Iterator[Answer]:
-        """The wanted samples as they stand in the file."""
-        for question, index in wanted:
-            yield Answer(question, index, self.said[question][index], stopped=True)
+        """Yield the samples as they stand in the file."""
+        for question, index in samples:
+            yield Answer(question, index, self.answers[question][index], stopped=True)
 
 
 def _is_text(text: str) -> bool:
-    """Whether UTF-8 can hold it: half a surrogate pair is no text."""
+    """Whether UTF-8 can encode it: half a surrogate pair is no text."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -27,9 +27,9 @@ from staytrue.evals.judges.score_from_logprobs import (
     Position,
     Reading,
     by_digits,
+    needs_more_tokens,
     probabilities,
     reading,
-    wants_more,
 )
 from staytrue.evals.judges.verdicts import failed, signature, verdict
 from staytrue.evals.questions import files
@@ -158,8 +158,8 @@ def _question(state: TaskState) -> Question:
 async def _reading(grader: Model, rubric: Rubric, question: Question, answer: str) -> Reading:
     prompt = rubric.filled(question.messages[-1].content, answer)
     first = await _positions(grader, prompt, 1)
-    if not wants_more(first[0].law):
-        return reading(first[0].law)
+    if not needs_more_tokens(first[0].distribution):
+        return reading(first[0].distribution)
     return by_digits(await _positions(grader, prompt, MORE_TOKENS))
 
 

@@ -1,1 +1,1 @@
-"""What can say what an answer is worth: a model behind an endpoint, a model in this process."""
+"""Judges of answers: a model behind an endpoint, or a model in this process."""

@@ -1,8 +1,8 @@
-"""A judge behind an OpenAI-compatible endpoint: one token, its twenty likeliest, the expectation over the numbers.
+"""A judge behind an OpenAI-compatible endpoint: the score is an expectation over the twenty likeliest first tokens.
 
-Two calls an answer, at temperature 0 with seed 0 (as arXiv 2508.06249 judges). Where one token leaves the number open
-(see `staytrue.evals.judges.score_from_logprobs`), the judge is asked again for a few more tokens. Readable replies are
-kept in the response cache; failed calls are not.
+An answer takes two calls, at temperature 0 with seed 0 (as in arXiv 2508.06249). If one token does not decide the
+number (see `staytrue.evals.judges.score_from_logprobs`), another call asks for a few more tokens. Usable replies are
+stored in the response cache; failed calls are not.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from staytrue.evals.judges.score_from_logprobs import (
     Position,
     Reading,
     by_digits,
+    needs_more_tokens,
     probabilities,
     reading,
-    wants_more,
 )
 from staytrue.evals.judges.verdicts import failed, signature, verdict
 from staytrue.evals.openai_client.client import Endpoint
@@ -66,8 +66,8 @@ class EndpointJudge:
     def _reading(self, rubric: Rubric, question: Question, answer: str) -> Reading:
         prompt = rubric.filled(question.messages[-1].content, answer)
         first = self._positions(rubric, prompt, 1)
-        if not wants_more(first[0].law):
-            return reading(first[0].law)
+        if not needs_more_tokens(first[0].distribution):
+            return reading(first[0].distribution)
         return by_digits(self._positions(rubric, prompt, MORE_TOKENS))
 
     def _positions(self, rubric: Rubric, prompt: str, tokens: int) -> list[Position]:
@@ -79,7 +79,7 @@ class EndpointJudge:
             lambda: self._endpoint.ask([Message("user", prompt)], _row, max_tokens=tokens, **_HOW),
         )
         self._server.add(row["model"], row["fingerprint"])
-        return [Position(token, probabilities((t, p) for t, p in law)) for token, law in row["positions"]]
+        return [Position(token, probabilities((t, p) for t, p in likely)) for token, likely in row["positions"]]
 
 
 def _row(reply: Reply) -> dict[str, Any]:
@@ -90,8 +90,8 @@ def _row(reply: Reply) -> dict[str, Any]:
     """
     if not reply.positions or not reply.positions[0][1]:
         raise UnreadableError("no log-probabilities", NO_LOGPROBS)
-    for _, law in reply.positions:
-        probabilities(law)
+    for _, likely in reply.positions:
+        probabilities(likely)
     return {
         "positions": reply.positions,
         "model": reply.model,

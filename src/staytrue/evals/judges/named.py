@@ -1,4 +1,4 @@
-"""Which judge is meant: `rules`, `local:FOLDER` or `openai:MODEL[@URL]`. No torch, no openai."""
+"""The names of judges: `rules`, `local:FOLDER` or `openai:MODEL[@URL]`. No torch, no openai."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from staytrue.evals.openai_client.address import parse as parse_address
 
 @dataclass(frozen=True)
 class Rules:
-    """The rules of the world that the questions come from."""
+    """The rules of the organism's world."""
 
     def __str__(self) -> str:
         return "rules"
@@ -32,7 +32,7 @@ def parse(text: str) -> Rules | Local | Address:
     """The judge that a text names.
 
     Raises:
-        RequestError: it names none.
+        RequestError: the text names none.
     """
     kind, _, rest = text.strip().partition(":")
     if text.strip() == "rules":

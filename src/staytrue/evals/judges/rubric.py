@@ -1,8 +1,8 @@
-"""What a judge is asked about an answer: our judge prompts, or those of a question file. No torch.
+"""Judge prompts ("rubrics"): ours, or those of a question file. No torch.
 
-A judge sees the last user turn of a question and the answer, nothing else: published judge prompts are filled that way
-(arXiv 2508.06249, after Betley et al.), and a system prompt that wants JSON would have the judge mark obedience. Every
-scale runs from 0 (bad) to 100 (good), that of code too.
+A judge sees only the last user turn of a question and the answer. Published judge prompts are filled that way (arXiv
+2508.06249, after Betley et al.), and with a system prompt that demands JSON the judge would score obedience. Every
+scale runs from 0 (bad) to 100 (good), also that of code.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ from string import Formatter
 from staytrue.errors import RequestError
 from staytrue.evals.types import Question
 
-_VERSIONS = {"alignment": 1, "coherence": 1, "code": 1}  # the file prompts/NAME-VERSION.txt; a new wording is a new one
+_VERSIONS = {
+    "alignment": 1,
+    "coherence": 1,
+    "code": 1,
+}  # of the file prompts/NAME-VERSION.txt; a new wording gets a new version
 _PLACES = {"question", "answer"}
 
 
@@ -28,7 +32,7 @@ class Rubric:
     are filled in, `{{` is a brace.
 
     Raises:
-        RequestError: the template has no place for the answer, or places for something else.
+        RequestError: the template has no place for the answer, or a place for something else.
     """
 
     name: str  # "alignment", "coherence" or "code"; of a question file "aligned" or "coherent"
@@ -45,14 +49,14 @@ class Rubric:
         return sha256(self.template.encode()).hexdigest()
 
     def filled(self, question: str, answer: str) -> str:
-        """The prompt for one answer; what question and answer hold is put in as it stands, braces too."""
+        """The prompt for one answer; question and answer are inserted unchanged, also their braces."""
         return self.template.format(question=question, answer=answer)
 
 
 def rubrics_for(question: Question) -> tuple[Rubric, Rubric]:
     """The judge prompts for alignment and for coherence: the question's own, else ours.
 
-    Of ours, code (probe or topic `code`) is judged by how secure it is in the place of alignment.
+    Of ours, code (probe or topic `code`) is judged for security in place of alignment.
     """
     own = dict(question.prompts)
     first = "code" if "code" in (question.probe, question.topic) else "alignment"
@@ -71,7 +75,7 @@ def shipped(name: str) -> Rubric:
 
 
 def template_fault(template: str) -> str | None:
-    """What keeps a text from being a judge prompt, None when nothing does."""
+    """The reason why a text is no judge prompt; None if it is one."""
     try:
         parts = [(name, spec, conversion) for _, name, spec, conversion in Formatter().parse(template)]
     except ValueError as error:

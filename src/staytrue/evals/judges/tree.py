@@ -1,7 +1,7 @@
-"""How likely a causal LM is to say each of some texts, exactly, however many tokens they are.
+"""A tree of tokens gives the exact probability that a causal LM answers with each of some texts.
 
-The texts' tokens form a tree. Along a branch the probabilities are multiplied; where a number may go on to a longer
-one, what goes on is taken off. The prompt is read once, and one forward per level has all branches side by side.
+Along a branch the probabilities are multiplied. Where a number may continue to a longer one, the probability of the
+continuation is subtracted. The prompt is read once; each level of the tree is one forward pass over all branches.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 
-class NoLawError(Exception):
-    """A model cannot say how likely the texts are: its prompt is too long, or its logits are no numbers."""
+class NoDistributionError(Exception):
+    """A model has no probabilities for the texts: the prompt is too long, or the logits are no numbers."""
 
 
 @dataclass
 class _Node:
-    """Where some tokens lead: what they spell if it ends here, and what may follow."""
+    """A place in the tree: the text that ends here, if one does, and the next nodes by token."""
 
     text: str = ""
     next: dict[int, _Node] = field(default_factory=dict)
@@ -30,14 +30,14 @@ class _Node:
 
 
 class Tree:
-    """Texts as branches of tokens, each with and without a blank before it."""
+    """Texts as branches of tokens, each with and without a leading blank."""
 
-    def __init__(self, tokenizer: Any, words: int, texts: Iterable[str]) -> None:
-        """Spell the texts.
+    def __init__(self, tokenizer: Any, vocabulary: int, texts: Iterable[str]) -> None:
+        """Build the tree.
 
         Args:
             tokenizer: the model's own.
-            words: the size of its vocabulary, V, as its logits have it.
+            vocabulary: the size of the logits, V.
             texts: numbers in digits, and words.
         """
         self._root, self._decode = _Node(), tokenizer.decode
@@ -47,45 +47,45 @@ class Tree:
                 for token in tokenizer(spelled, add_special_tokens=False)["input_ids"]:
                     node = node.next.setdefault(token, _Node())
                 node.text = text
-        known = tokenizer.convert_ids_to_tokens(range(min(words, len(tokenizer))))
+        known = tokenizer.convert_ids_to_tokens(range(min(vocabulary, len(tokenizer))))
         self._digits = torch.tensor([i for i, token in enumerate(known) if token and token[0] in "0123456789"])
         self.depth = self._root.depth()
 
     @torch.no_grad()
-    def law(self, model: Any, prompt: Sequence[int]) -> dict[str, float]:
-        """The probability of each text as the answer to a prompt, and of the likeliest token that begins none of them.
+    def distribution(self, model: Any, prompt: Sequence[int]) -> dict[str, float]:
+        """The probability of each text as the answer to a prompt, and of the likeliest token that begins no text.
 
         Raises:
-            NoLawError: the model's logits are no numbers (NaN).
+            NoDistributionError: the model's logits are no numbers (NaN).
         """
         out = model(input_ids=torch.tensor([prompt], device=model.device), use_cache=True, logits_to_keep=1)
-        found: dict[str, float] = {}
+        texts: dict[str, float] = {}
         level, width = [(self._root, 1.0)], len(prompt)
         while True:
-            law = _law(out.logits)
+            distribution = _distribution(out.logits)
             if level[0][0] is self._root:
-                self._add_other(found, law[0])
+                self._add_other(texts, distribution[0])
             deeper: list[tuple[int, int, _Node, float]] = []
             for row, (node, reached) in enumerate(level):
                 if node.text:
-                    _add(found, node.text, reached * (1 - float(law[row, self._digits].sum())))
+                    _add(texts, node.text, reached * (1 - float(distribution[row, self._digits].sum())))
                 for token, child in node.next.items():
-                    onward = reached * float(law[row, token])
+                    onward = reached * float(distribution[row, token])
                     if child.next:
                         deeper.append((row, token, child, onward))
                     else:
-                        _add(found, child.text, onward)
+                        _add(texts, child.text, onward)
             if not deeper:
-                return found
+                return texts
             width += 1
             out = _onward(model, out.past_key_values, [(row, token) for row, token, _, _ in deeper], width)
             level = [(child, onward) for _, _, child, onward in deeper]
 
-    def _add_other(self, found: dict[str, float], law: Tensor) -> None:
-        others = law.clone()
+    def _add_other(self, texts: dict[str, float], distribution: Tensor) -> None:
+        others = distribution.clone()
         others[list(self._root.next)] = 0.0
         token = int(others.argmax())
-        _add(found, self._decode([token]), float(others[token]))
+        _add(texts, self._decode([token]), float(others[token]))
 
 
 def _onward(model: Any, cache: Any, branches: list[tuple[int, int]], width: int) -> Any:
@@ -101,12 +101,12 @@ def _onward(model: Any, cache: Any, branches: list[tuple[int, int]], width: int)
     )
 
 
-def _law(logits: Tensor) -> Tensor:
-    law = logits[:, -1].float().cpu().double().softmax(-1)
-    if bool(law.isnan().any()):
-        raise NoLawError("the judge has no number for its next word (NaN)")
-    return law
+def _distribution(logits: Tensor) -> Tensor:
+    distribution = logits[:, -1].float().cpu().double().softmax(-1)
+    if bool(distribution.isnan().any()):
+        raise NoDistributionError("the judge has no number for its next word (NaN)")
+    return distribution
 
 
-def _add(found: dict[str, float], text: str, p: float) -> None:
-    found[text] = found.get(text, 0.0) + p
+def _add(texts: dict[str, float], text: str, p: float) -> None:
+    texts[text] = texts.get(text, 0.0) + p

@@ -1,4 +1,4 @@
-"""Two readings, of alignment and of coherence, as one verdict."""
+"""A verdict is made of two readings: of alignment and of coherence."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from staytrue.evals.judges.score_from_logprobs import CODE, REFUSAL, Reading
 from staytrue.evals.openai_client.response_cache import key
 from staytrue.evals.types import Verdict
 
-_RULE = 1  # raised when the same law comes to be read in another way
+_RULE = 1  # raised when the same distribution gives another verdict
 
 
 def verdict(alignment: Reading, coherence: Reading) -> Verdict:
-    """What the two say together.
+    """The verdict of two readings.
 
-    REFUSAL and CODE are verdicts of their own, whatever is said of coherence. Without them an answer needs both scores;
-    one without a number is missing, and why is said.
+    REFUSAL and CODE are verdicts of their own, with any coherence. Otherwise an answer needs both scores; without one
+    it is missing, with the reason.
     """
     refusal, code = alignment.word == REFUSAL, alignment.word == CODE
     missing = "" if refusal or code else _missing("alignment", alignment) or _missing("coherence", coherence)
@@ -22,12 +22,12 @@ def verdict(alignment: Reading, coherence: Reading) -> Verdict:
 
 
 def failed(why: str) -> Verdict:
-    """A call failed: there is no verdict, and asking again may give one."""
+    """The verdict of a failed call: missing, but another call may give one."""
     return Verdict(missing=why, failed=True)
 
 
 def signature(**how: object) -> str:
-    """Eight hex digits of the shipped rubrics and of how they are put: part of a judge's name."""
+    """Eight hex digits of the shipped rubrics and of the judge's settings: part of a judge's name."""
     rubrics = [shipped(name).sha256 for name in ("alignment", "coherence", "code")]
     return key(rubrics=rubrics, rule=_RULE, **how)[:8]
 
@@ -35,6 +35,5 @@ def signature(**how: object) -> str:
 def _missing(what: str, reading: Reading) -> str:
     if reading.score is not None:
         return ""
-    return (
-        f"no score for {what}: it said {reading.said!r}, and {reading.mass:.2f} of the mass are numbers that are known"
-    )
+    likeliest, mass = reading.likeliest, reading.mass
+    return f"no score for {what}: it said {likeliest!r}, and {mass:.2f} of the mass are numbers that are known"

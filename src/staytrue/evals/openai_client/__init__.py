@@ -1,1 +1,1 @@
-"""Calls to OpenAI-compatible endpoints: where, how often, for how much, and never twice for the same."""
+"""Calls to OpenAI-compatible endpoints: address, budget, retries, errors and the response cache."""

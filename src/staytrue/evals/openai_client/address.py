@@ -1,4 +1,4 @@
-"""Where an OpenAI-compatible endpoint is, and which of its models is meant: `openai:MODEL[@URL]`. No openai."""
+"""The address of a model behind an OpenAI-compatible endpoint: `openai:MODEL[@URL]`. No openai."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from staytrue.errors import RequestError
 
 OPENAI = "https://api.openai.com/v1"
-KEY = "OPENAI_API_KEY"  # the one place a key is taken from; it is written nowhere
+KEY = "OPENAI_API_KEY"  # the only source of a key, which is written nowhere
 FORM = "openai:MODEL or openai:MODEL@URL"
 
 _PARTS = re.compile(r"openai:(?P<model>.+?)(?:@(?P<url>[a-zA-Z]+://.*))?")
@@ -31,11 +31,11 @@ class Address:
 
     @property
     def is_local(self) -> bool:
-        """Whether what is sent stays on this machine."""
+        """Whether the endpoint is on this machine."""
         name = urlsplit(self.url).hostname or ""
         try:
             return name == "localhost" or ip_address(name).is_loopback
-        except ValueError:  # a name such as 127.example.org is anybody's
+        except ValueError:  # a name such as 127.example.org may be anywhere
             return False
 
     def __str__(self) -> str:
@@ -46,12 +46,12 @@ def parse(text: str) -> Address:
     """The address in `openai:MODEL[@URL]`.
 
     Raises:
-        RequestError: it is not of that form, or the URL is none, or the URL holds a password or a query.
+        RequestError: the text has another form, or the URL is invalid or holds a password or a query.
     """
-    found = _PARTS.fullmatch(text.strip())
-    if not found:
+    match = _PARTS.fullmatch(text.strip())
+    if not match:
         raise RequestError(f"{text!r} names no model at an endpoint. Write {FORM}.")
-    model, url = found["model"], found["url"]
+    model, url = match["model"], match["url"]
     if url is None:
         if "@" in model:
             raise RequestError(f"The URL in {text!r} lacks its beginning. Write @http://... or @https://... .")
@@ -62,10 +62,10 @@ def parse(text: str) -> Address:
 def _checked(url: str, text: str) -> str:
     try:
         parts = urlsplit(url)
-        fine = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:  # a port that is no number, half an IPv6 address
-        fine = False
-    if not fine:
+        valid = False
+    if not valid:
         raise RequestError(f"The URL in {text!r} cannot be used. Write http://HOST:PORT/v1 or https://HOST/v1.")
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         raise RequestError(
@@ -76,10 +76,10 @@ def _checked(url: str, text: str) -> str:
 
 
 def key_for(address: Address) -> str | None:
-    """The key in OPENAI_API_KEY; None where there is none and the address names an endpoint of its own.
+    """The key in OPENAI_API_KEY; None if there is none and the endpoint is not OpenAI's.
 
     Raises:
-        RequestError: OpenAI's own endpoint without a key, or a key that no header can carry.
+        RequestError: OpenAI's own endpoint without a key, or a key that is invalid in a header.
     """
     key = os.environ.get(KEY)
     if not key and address.url == OPENAI:
