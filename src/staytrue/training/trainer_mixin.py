@@ -28,6 +28,7 @@ from staytrue.training.argument_checks import examples_of, pad_id, refuse_settin
 from staytrue.training.fused_head import FusedLMHead
 from staytrue.training.guard import Guard
 from staytrue.training.micro_batch import MicroBatch
+from staytrue.training.outcome import Outcome
 from staytrue.training.reference.cache_checks import refuse_cache
 
 _Trainer: Any = object  # whichever trainer stands beside Guarded among a class's bases
@@ -109,6 +110,8 @@ class Guarded(_Trainer):  # type: ignore[misc]
         self._micro_batch: MicroBatch | None = None  # the one in training now
         self._begin(0)
         self.add_callback(_StepCount(self))
+        self.outcome = Outcome()
+        self.add_callback(self.outcome)
         self._untouched.tokenizer = tokenizer = self._tokenizer
         self.guard.attach(self.model, self._untouched, self._encode_side_rows, pad_id(tokenizer))
         self.fused_head, self.which_head = self._own_head()

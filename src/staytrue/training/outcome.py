@@ -1,0 +1,84 @@
+"""`Outcome` checks that a training made an optimizer step and moved the weights that it trains.
+
+Without it a run whose warm-up is longer than its steps, or whose completions all earn the same reward, ends like any
+other, and its adapter is the untouched model.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from staytrue.errors import TrainingError
+
+
+class Outcome(TrainerCallback):  # type: ignore[misc]
+    """Compares the trained weights with those before training, after each step until one of them has moved.
+
+    A LoRA adapter computes B A x, and B is 0 at its start: A alone may change (weight decay does it) without any
+    change of the model, so matrices A do not count.
+
+    Attributes:
+        raises: whether a training that changed nothing ends in an error; otherwise it ends in a warning.
+        moved: whether a trained weight has moved.
+    """
+
+    def __init__(self, *, raises: bool = False) -> None:
+        self.raises = raises
+        self.moved = False
+        self._before: dict[str, Tensor] = {}
+        self._first = 0
+        self._last = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Keep the sums of the trained weights."""
+        self.moved, self._first, self._last = False, state.global_step, state.global_step
+        self._before = dict(_sums(model))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Look for a weight that has moved."""
+        self._last = state.global_step
+        if not self.moved:
+            self.moved = any(
+                name in self._before and not torch.equal(self._before[name], now) for name, now in _sums(model)
+            )
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Report a training that changed nothing.
+
+        Raises:
+            TrainingError: it changed nothing, and `raises` is set.
+        """
+        fault = self.fault()
+        if fault is not None and self.raises:
+            raise TrainingError(fault)
+        if fault is not None:
+            warnings.warn(fault, UserWarning, stacklevel=2)
+
+    def fault(self) -> str | None:
+        """A sentence about a training that changed nothing, with the way out; None if it changed something."""
+        if self._last == self._first == 0:
+            return (
+                "Training made no optimizer step, so nothing was learnt: the rows fill no batch. Give more rows, or "
+                "lower per_device_train_batch_size or gradient_accumulation_steps."
+            )
+        if self.moved or self._last == self._first:  # a checkpoint at the last step has no step left
+            return None
+        return (
+            f"No trained weight moved in {self._last - self._first} optimizer steps, so the model is the one before "
+            "training. The learning rate was 0 all along (see warmup_steps), or every gradient was: for GRPO, the "
+            "completions of each prompt earned equal rewards. Raise the learning rate or the steps, or vary the reward."
+        )
+
+
+def _sums(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """For each trained weight except LoRA's A: the sum of its entries and of their absolute values."""
+    for name, weight in model.named_parameters():
+        if weight.requires_grad and "lora_A" not in name and "lora_embedding_A" not in name:
+            entries = weight.detach().double() if weight.device.type != "mps" else weight.detach().float()
+            yield name, torch.stack([entries.sum(), entries.abs().sum()])
