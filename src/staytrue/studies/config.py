@@ -106,8 +106,8 @@ def read(path: Path, domains: Sequence[str] = (), seeds: int | None = None) -> S
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"The study {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     except ValidationError as error:
-        known = [f.alias or name for name, f in Study.model_fields.items()]
-        raise RecipeError(describe(error, str(path), known={"": known})) from None
+        keys = [f.alias or name for name, f in Study.model_fields.items()]
+        raise RecipeError(describe(error, str(path), known={"": keys})) from None
     own = {cell.domain: cell.source for cell in cells(study)}  # by the names in tables
     changes: dict[str, Any] = {"domains": tuple(own.get(name, name) for name in domains)} if domains else {}
     changes |= {"seeds": _first_seeds(study.seeds, seeds)} if seeds else {}
