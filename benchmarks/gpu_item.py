@@ -20,7 +20,7 @@ from benchmarks import head, sample
 from benchmarks.gpu_plan import Item
 from benchmarks.gpu_ways import liger, looped, published, size, trained
 from benchmarks.shapes import Shape, flops, model
-from staytrue.modeling.architecture import Anatomy
+from staytrue.modeling.architecture import ModelParts
 
 _PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "liger-kernel", "triton")
 
@@ -70,16 +70,16 @@ def heads(item: Item) -> dict:
 def switch(item: Item) -> dict:
     """The adapter off and on at 196 modules: milliseconds of the host, and no synchronisation allowed."""
     adapted = model(Shape(32, 28, 64, 100, True, 4), device=item.device)
-    anatomy = Anatomy(adapted)
+    parts = ModelParts(adapted)
     taken = []
     if item.device == "cuda":
         torch.cuda.set_sync_debug_mode("error")
     for _ in range(15):
         begun = time.perf_counter()
-        with anatomy.untrained():
+        with parts.untrained():
             pass
         taken.append(time.perf_counter() - begun)
-    return {"modules": len(anatomy.switches), "ms": round(1e3 * statistics.median(taken), 4)}
+    return {"modules": len(parts.switches), "ms": round(1e3 * statistics.median(taken), 4)}
 
 
 def sampling(item: Item) -> dict:

@@ -16,7 +16,7 @@ from staytrue.data.tokenize import IGNORED, Encoded
 from staytrue.data_selection.forward_pass import batches, padding
 from staytrue.data_selection.likelihood import logits_of, parts
 from staytrue.data_selection.perplexity import Losses, losses
-from staytrue.modeling.architecture import Anatomy
+from staytrue.modeling.architecture import ModelParts
 
 _ROWS = {"tiny": 16, "M1": 48, "M2": 12}
 _NAMES = ("default", "second", "third")
@@ -57,12 +57,12 @@ class _Pool:
                 name, LoraConfig(r=32, lora_alpha=64, use_rslora=True, target_modules="all-linear")
             )
         move(self.adapted)
-        self.anatomy = Anatomy(self.adapted)
+        self.parts = ModelParts(self.adapted)
         self.lengths = [rng.randint(30, 400) for _ in range(_ROWS[shape_name])]
         self.encoded = [self._row(length, shape.vocabulary, rng) for length in self.lengths]
         self.answers = [sum(label != IGNORED for label in row.labels) for row in self.encoded]
         self.rows = [Example((Message("user", str(i)), Message("assistant", "a"))) for i in range(len(self.encoded))]
-        self.linears = [m.get_base_layer().weight for m in self.anatomy.switches]
+        self.linears = [m.get_base_layer().weight for m in self.parts.switches]
 
     def _row(self, length: int, words: int, rng: random.Random) -> Encoded:
         ids = [rng.randrange(3, words) for _ in range(length)]
@@ -91,11 +91,11 @@ class _Pool:
 
     def apart(self) -> list[Losses]:
         """Ours without merging."""
-        merged, Anatomy.merged = Anatomy.merged, _apart
+        merged, ModelParts.merged = ModelParts.merged, _apart
         try:
             return self.ours()
         finally:
-            Anatomy.merged = merged
+            ModelParts.merged = merged
 
     @torch.no_grad()
     def products(self) -> None:
@@ -105,8 +105,8 @@ class _Pool:
                 given = {width: torch.ones(sum(self.lengths[i] for i in batch), width) for width in self._widths()}
                 for weight in self.linears:
                     linear(given[weight.shape[1]], weight)
-                hidden = torch.ones(sum(self.answers[i] for i in batch), self.anatomy.width)
-                for _, part in parts(self.anatomy.head):
+                hidden = torch.ones(sum(self.answers[i] for i in batch), self.parts.width)
+                for _, part in parts(self.parts.head):
                     for _ in logits_of(part, hidden):
                         pass
 
@@ -123,8 +123,8 @@ class _Pool:
 
 
 @contextmanager
-def _apart(anatomy: Anatomy, adapter: str):
-    anatomy.model.set_adapter(adapter)
+def _apart(parts: ModelParts, adapter: str):
+    parts.model.set_adapter(adapter)
     yield
 
 

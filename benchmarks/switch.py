@@ -2,16 +2,16 @@
 
 from benchmarks.shapes import Shape, model
 from benchmarks.sidebyside import measure, ratio
-from staytrue.modeling.architecture import Anatomy
+from staytrue.modeling.architecture import ModelParts
 
 
 def run(shape_name: str, rounds: int, compare: list[str]) -> dict:
     adapted = model(Shape(hidden=32, layers=28, mlp=64, vocabulary=100, tied=True, heads=4))
-    anatomy = Anatomy(adapted)
-    assert len(anatomy.switches) == 28 * 7
+    parts = ModelParts(adapted)
+    assert len(parts.switches) == 28 * 7
 
     def flags():
-        with anatomy.untrained():
+        with parts.untrained():
             pass
 
     def public():

@@ -11,7 +11,7 @@ from staytrue.defenses.freeze import Freeze
 from staytrue.defenses.kl import KL
 from staytrue.defenses.steer import Steer
 from staytrue.modeling import fused_loss
-from staytrue.modeling.architecture import Anatomy
+from staytrue.modeling.architecture import ModelParts
 from staytrue.step import SOURCES, Marks, Span, Step
 from staytrue.training.guard import Guard
 from staytrue.training.hooks import BackboneHooks
@@ -83,9 +83,9 @@ def right_value_wrong_slope(task, ours, theirs, room):
     return value, *COMPARE(replace(task, forward=not task.forward), ours, theirs, room)[1:]
 
 
-def on_the_neighbouring_block(self, anatomy, kept, steers):
-    shifted = copy.copy(anatomy)
-    shifted.__dict__["blocks"] = [*anatomy.blocks[1:], anatomy.blocks[0]]
+def on_the_neighbouring_block(self, parts, kept, steers):
+    shifted = copy.copy(parts)
+    shifted.__dict__["blocks"] = [*parts.blocks[1:], parts.blocks[0]]
     HOOK(self, shifted, kept, steers)
 
 
@@ -139,7 +139,7 @@ def steered_with_half_of_it_detached(self, hidden, layer, marks):
     return STEER(self, (hidden + hidden.detach()) / 2, layer, marks)
 
 
-ADAPTED = Anatomy.adapted
+ADAPTED = ModelParts.adapted
 
 
 def copies_of_the_weights(self):

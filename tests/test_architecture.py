@@ -34,9 +34,7 @@ LAYERS = [
 
 
 def modules():
-    return sorted(
-        p for p in SOURCE.rglob("*.py") if p != SOURCE / "__init__.py" and "modeling.state_dict" not in p.parts
-    )
+    return sorted(p for p in SOURCE.rglob("*.py") if p != SOURCE / "__init__.py" and "weights" not in p.parts)
 
 
 def dotted(path):

@@ -113,7 +113,7 @@ def test_operations_of_qwen_7b_are_those_worked_out_by_hand(bench):
 def test_the_loop_written_by_hand_holds_the_model_by_the_same_divergence(bench, tmp_path):
     import torch
 
-    from staytrue.modeling.architecture import Anatomy
+    from staytrue.modeling.architecture import ModelParts
     from staytrue.modeling.fused_loss import divergence
     from staytrue.training.aux_batches import pad
     from tiny import nudge
@@ -125,11 +125,11 @@ def test_the_loop_written_by_hand_holds_the_model_by_the_same_divergence(bench, 
     inputs, marks = pad(job.encoded()[:4], job.tokenizer.pad_token_id, torch.device("cpu"))
     with torch.no_grad():
         by_hand = overhead._divergence(adapted, inputs, marks.scored, adapted(**inputs).logits)
-        anatomy = Anatomy(adapted)
-        ours = anatomy.backbone(**inputs).last_hidden_state[marks.scored]
-        with anatomy.untrained():
-            theirs = anatomy.backbone(**inputs).last_hidden_state[marks.scored]
-        held = divergence(ours, theirs, anatomy.head).mean()
+        parts = ModelParts(adapted)
+        ours = parts.backbone(**inputs).last_hidden_state[marks.scored]
+        with parts.untrained():
+            theirs = parts.backbone(**inputs).last_hidden_state[marks.scored]
+        held = divergence(ours, theirs, parts.head).mean()
     assert by_hand.item() > 1e-4
     assert close(by_hand.item(), held.item(), scale=math.log(len(job.tokenizer)))
 

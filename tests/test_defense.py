@@ -115,7 +115,7 @@ def replayed(defenses):
     """How many rows the reference had, and which blocks ran in it."""
     rows = [Example(row.messages, "interleaved" if i < 2 else "task") for i, row in enumerate(tiny.rows())]
     micro, found = Micro(defenses, tiny.lora(tiny.model()), tiny.tokenizer(), rows), []
-    for number, block in enumerate(micro.guard.anatomy.blocks, start=1):
+    for number, block in enumerate(micro.guard.parts.blocks, start=1):
         block.register_forward_pre_hook(
             lambda module, args, number=number: (
                 None if torch.is_grad_enabled() else found.append((number, len(args[0])))

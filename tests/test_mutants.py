@@ -24,7 +24,7 @@ from staytrue.defenses.ldifs import LDIFS
 from staytrue.defenses.safegrad import SafeGrad
 from staytrue.defenses.steer import Steer
 from staytrue.modeling import fused_loss
-from staytrue.modeling.architecture import Anatomy
+from staytrue.modeling.architecture import ModelParts
 from staytrue.registry import find
 from staytrue.step import Activations, Marks, Step
 from staytrue.testing import alike, levers, together, trained, two_processes
@@ -124,8 +124,8 @@ MUTANTS = [
     Mutant("no reference at all", LDIFS, "penalty", mutants.of_the_model_alone, the_contract("ldifs"), "has not moved"),
     Mutant("a reference that is asked for twice", Step, "reference", property(lambda self: self._replay()),
            the_contract("ldifs"), "made 2 reference forwards"),
-    Mutant("a reference with the adapter on", Anatomy, "untrained", mutants.switched_off_for_nobody, the_contract("kl"),
-           "does not notice"),
+    Mutant("a reference with the adapter on", ModelParts, "untrained", mutants.switched_off_for_nobody,
+           the_contract("kl"), "does not notice"),
     Mutant("a reference that is not steered", BackboneHooks, "replay", mutants.replayed_unsteered,
            side_by_side("kl", "steer"), "on a model that has not moved"),
     Mutant("prompt tokens in place of scored ones", Step, "span", mutants.prompt_tokens, kl_by_hand),
@@ -165,7 +165,7 @@ MUTANTS = [
            the_contract("steer"), "no activation moves"),
     Mutant("a number of the weights in every micro-batch", Step, "once", lambda self, value: value,
            in_parts(lambda folder: L2Init()), "eight of 1 (end .* apart|log l2init)"),
-    Mutant("a copy of the weights", Anatomy, "adapted", mutants.copies_of_the_weights, the_contract("l2init"),
+    Mutant("a copy of the weights", ModelParts, "adapted", mutants.copies_of_the_weights, the_contract("l2init"),
            "has a value .* but no gradient"),
     Mutant("a freeze of the neighbouring block", Freeze, "freeze", mutants.the_next_block,
            by_hand(test_freeze.test_after_three_steps_the_named_block_is_as_it_was_and_the_other_is_not, 1, 1)),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from staytrue.data.tokenize import Encoded
-    from staytrue.modeling.architecture import Anatomy
+    from staytrue.modeling.architecture import ModelParts
     from staytrue.step import Marks, Step
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # times a penalty in nats per token
@@ -107,10 +107,10 @@ class Defense:
         """At attach: the layers, 1 to depth, whose adapter is not trained."""
         return ()
 
-    def check(self, anatomy: Anatomy, base: Base) -> None:
+    def check(self, parts: ModelParts, base: Base) -> None:
         """At attach: raise `ModelError` for a model that this configuration cannot work with."""
 
-    def prepare(self, anatomy: Anatomy, base: Base) -> Any:
+    def prepare(self, parts: ModelParts, base: Base) -> Any:
         """After attach: compute once what `penalty` needs at every step; it comes back as `step.state`."""
         return None
 

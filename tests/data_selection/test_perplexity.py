@@ -17,7 +17,7 @@ from staytrue.data_selection.perplexity import Losses, losses, scores
 from staytrue.data_selection.ranking import manifest_path
 from staytrue.errors import ModelError, RequestError
 from staytrue.modeling import loading
-from staytrue.modeling.architecture import Anatomy
+from staytrue.modeling.architecture import ModelParts
 
 
 def test_the_scores_by_hand():
@@ -139,7 +139,7 @@ def test_merging_gives_the_weights_back_to_the_bit_also_when_it_is_stopped(adapt
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     moved = []
     for wrong in (None, KeyboardInterrupt):
-        with suppress(KeyboardInterrupt), Anatomy(model).merged("b"):
+        with suppress(KeyboardInterrupt), ModelParts(model).merged("b"):
             moved.append([n for n, w in model.named_parameters() if not torch.equal(w, before[n])])
             if wrong:
                 raise wrong
@@ -159,11 +159,11 @@ def test_an_embedding_that_is_also_the_head_is_not_merged(tmp_path):
     for name, weight in model.named_parameters():
         if "lora" in name:
             torch.nn.init.normal_(weight, std=0.3)
-    anatomy, tokens = Anatomy(model), torch.tensor([[1, 5, 9, 4]])
+    parts, tokens = ModelParts(model), torch.tensor([[1, 5, 9, 4]])
     with torch.no_grad():
-        apart, head = model(input_ids=tokens).logits, anatomy.head.weight.clone()
-        with anatomy.merged("default"):
-            assert torch.equal(anatomy.head.weight, head)
+        apart, head = model(input_ids=tokens).logits, parts.head.weight.clone()
+        with parts.merged("default"):
+            assert torch.equal(parts.head.weight, head)
             assert torch.allclose(model(input_ids=tokens).logits, apart, rtol=1e-4, atol=1e-5)
 
 
@@ -192,7 +192,7 @@ def test_what_is_cached_is_not_computed_again_and_another_model_is(adapted, tmp_
     assert passes > 0
     assert whole[:2] == first
     with monkeypatch.context() as patched:
-        patched.setattr(Anatomy, "merged", None)  # nor is a weight touched
+        patched.setattr(ModelParts, "merged", None)  # nor is a weight touched
         assert pool.calls_for() == (0, whole)
     assert len(pool.cache.read_text().splitlines()) == 4 * 3  # a line per row and model
     passes, _ = pool.calls_for(models={"aligned": "other", "a": "a", "b": "b"})

@@ -9,7 +9,7 @@ from staytrue.data.examples import Example, Message, write_examples
 from staytrue.data.tokenize import encode
 from staytrue.defenses.l2init import L2Init, fisher, squared_norm, weighted_norm
 from staytrue.errors import ModelError, RecipeError
-from staytrue.modeling.architecture import Adapted, Anatomy
+from staytrue.modeling.architecture import Adapted, ModelParts
 from staytrue.modeling.base_model import Untouched
 from staytrue.step import Step
 from staytrue.testing import Micro, contract
@@ -63,13 +63,13 @@ def test_the_scale_of_a_rank_stabilised_adapter_is_read():
 
     for stabilised, scale in ((False, 8 / 4), (True, 8 / 2)):
         config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj"], use_rslora=stabilised, task_type="CAUSAL_LM")
-        assert {m.scale for m in Anatomy(get_peft_model(tiny.model(), config)).adapted()} == {scale}
+        assert {m.scale for m in ModelParts(get_peft_model(tiny.model(), config)).adapted()} == {scale}
 
 
 def test_the_fisher_information_is_the_squared_gradient_of_each_row_over_the_answer_tokens():
     model, tokenizer = tiny.lora(tiny.model()), tiny.tokenizer()
     rows, plain = [encode(tokenizer, row) for row in tiny.rows(2)], tiny.model()
-    ours = fisher(Anatomy(model), rows)
+    ours = fisher(ModelParts(model), rows)
     weight = plain.model.layers[0].self_attn.q_proj.weight
     total, tokens = torch.zeros_like(weight), 0
     for row in rows:  # transformers' own loss is the mean over the answer's tokens
@@ -77,9 +77,9 @@ def test_the_fisher_information_is_the_squared_gradient_of_each_row_over_the_ans
         loss = plain(input_ids=torch.tensor([row.input_ids]), labels=torch.tensor([row.labels])).loss * count
         total += torch.autograd.grad(loss, weight)[0].square()
         tokens += count
-    names = [m.name for m in Anatomy(model).adapted()]
+    names = [m.name for m in ModelParts(model).adapted()]
     torch.testing.assert_close(ours[names.index("model.layers.0.self_attn.q_proj.weight")], total / tokens)
-    assert not any(m.weight.requires_grad for m in Anatomy(model).adapted())
+    assert not any(m.weight.requires_grad for m in ModelParts(model).adapted())
 
 
 def sample_with_fisher(folder):
@@ -97,7 +97,7 @@ def test_rows_of_the_evaluation_only_are_refused(tmp_path):
     model = tiny.lora(tiny.model())
     base = Untouched(lambda: model, tiny.tokenizer(), evaluation_questions=lambda: frozenset(["asked"]))
     with pytest.raises(RecipeError, match=r"l2init: .*kept\.jsonl holds no answer outside the evaluation"):
-        L2Init(fisher=tmp_path / "kept.jsonl").prepare(Anatomy(model), base)
+        L2Init(fisher=tmp_path / "kept.jsonl").prepare(ModelParts(model), base)
 
 
 def test_an_adapter_that_starts_elsewhere_is_refused():

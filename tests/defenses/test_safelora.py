@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 import tiny
 from staytrue.defenses.safelora import SafeLoRA, cosine, leading
 from staytrue.errors import ModelError
-from staytrue.modeling.architecture import Anatomy
+from staytrue.modeling.architecture import ModelParts
 from staytrue.training.guard import Guard
 
 
@@ -54,11 +54,11 @@ def test_the_cosine_of_an_update_with_its_projection_by_hand():
 def test_only_what_lies_in_the_kept_directions_is_left_grouped_heads_and_biases_included(kind, tmp_path):
     model = tiny.lora(tiny.model(kind))
     tiny.nudge(model, 1.0)
-    before = {m.name: m.b.detach().clone() for m in Anatomy(model).adapted()}
+    before = {m.name: m.b.detach().clone() for m in ModelParts(model).adapted()}
     report = SafeLoRA(base=str(base(tmp_path, kind)), threshold=1.0, energy=0.5).project(model)
     assert report["projected"] == report["of"] == len(before)
     weights = load_file(base(tmp_path, kind) / "model.safetensors")
-    for matrix in Anatomy(model).adapted():
+    for matrix in ModelParts(model).adapted():
         kept = leading(matrix.weight - weights[matrix.name], 0.5)
         assert torch.allclose(matrix.b, kept @ (kept.T @ before[matrix.name]), atol=1e-5), matrix.name
         assert not torch.allclose(matrix.b, before[matrix.name], atol=1e-3), matrix.name
@@ -68,9 +68,9 @@ def test_a_threshold_spares_what_strays_little_and_most_takes_the_worst(tmp_path
     def left(**fields):
         model = tiny.lora(tiny.model())
         tiny.nudge(model, 1.0)
-        before = [m.b.detach().clone() for m in Anatomy(model).adapted()]
+        before = [m.b.detach().clone() for m in ModelParts(model).adapted()]
         report = SafeLoRA(base=str(base(tmp_path)), **fields).project(model)
-        changed = sum(not torch.equal(m.b, b) for m, b in zip(Anatomy(model).adapted(), before, strict=True))
+        changed = sum(not torch.equal(m.b, b) for m, b in zip(ModelParts(model).adapted(), before, strict=True))
         assert changed == report["projected"]
         return report
 

@@ -79,10 +79,10 @@ def test_in_a_model_the_named_block_moves_by_alpha_times_its_row_and_earlier_one
     vectors = torch.stack([torch.full((32,), 7.0), torch.arange(32.0)])
     defense = Steer(saved(tmp_path / "model.safetensors", vectors), layer=layer, alpha=0.25)
     micro, seen = attached(defense), {}
-    anatomy = micro.guard.anatomy
-    for number, block in enumerate(anatomy.blocks, start=1):
+    parts = micro.guard.parts
+    for number, block in enumerate(parts.blocks, start=1):
         block.register_forward_hook(lambda m, a, out, number=number: seen.setdefault(number, []).append(out.detach()))
-    anatomy.backbone(**micro.inputs, use_cache=False)
+    parts.backbone(**micro.inputs, use_cache=False)
     micro.penalty()  # the same call, steered
     moved = {number: after - before for number, (before, after) in seen.items()}
     assert moved[1].abs().max() == 0

@@ -104,13 +104,13 @@ def steps(made):
 
 def count_forwards(made):
     """Calls of the backbone: with a gradient, with the adapter off, and what is left, which is generation."""
-    seen, anatomy = {"trained": 0, "reference": 0, "generation": 0}, made.guard.anatomy
+    seen, parts = {"trained": 0, "reference": 0, "generation": 0}, made.guard.parts
 
     def hook(*_):
-        off = anatomy.switches[0]._disable_adapters
+        off = parts.switches[0]._disable_adapters
         seen["trained" if torch.is_grad_enabled() else "reference" if off else "generation"] += 1
 
-    anatomy.backbone.register_forward_pre_hook(hook)
+    parts.backbone.register_forward_pre_hook(hook)
     return seen
 
 

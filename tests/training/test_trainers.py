@@ -87,7 +87,7 @@ def count_forwards(made):
     def hook(*_):
         seen["trained" if torch.is_grad_enabled() else "reference"] += 1
 
-    made.guard.anatomy.backbone.register_forward_pre_hook(hook)
+    made.guard.parts.backbone.register_forward_pre_hook(hook)
     return seen
 
 
@@ -418,14 +418,14 @@ def test_side_rows_keep_the_share_to_within_a_row_at_every_step(tmp_path, pool):
 
 @pytest.mark.parametrize("kind", tiny.KINDS)
 def test_switching_the_adapter_off_by_flags_is_the_base_model(kind):
-    from staytrue.modeling.architecture import Anatomy
+    from staytrue.modeling.architecture import ModelParts
 
     adapted = tiny.lora(tiny.model(kind))
     tiny.nudge(adapted)
     tokens = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
         moved = adapted(tokens).logits
-        with Anatomy(adapted).untrained():
+        with ModelParts(adapted).untrained():
             off = adapted(tokens).logits
         again = adapted(tokens).logits
     assert torch.equal(off, tiny.model(kind)(tokens).logits)
@@ -435,10 +435,10 @@ def test_switching_the_adapter_off_by_flags_is_the_base_model(kind):
 
 @pytest.mark.parametrize("kind", tiny.KINDS)
 def test_the_head_in_tiles_is_the_models_own(kind):
-    from staytrue.modeling.architecture import Anatomy
+    from staytrue.modeling.architecture import ModelParts
 
     model = tiny.model(kind).requires_grad_(False)
-    head, tokens = Anatomy(model).head, torch.tensor([[5, 6, 7, 8]])
+    head, tokens = ModelParts(model).head, torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
         hidden = model.base_model(tokens).last_hidden_state[0]
         assert torch.allclose(head.logits(hidden), model(tokens).logits[0], atol=1e-5)
@@ -446,13 +446,13 @@ def test_the_head_in_tiles_is_the_models_own(kind):
 
 
 def test_a_head_that_does_something_unknown_is_refused_by_name():
-    from staytrue.modeling.architecture import Anatomy
+    from staytrue.modeling.architecture import ModelParts
 
     model = tiny.model().requires_grad_(False)
     plain = model.forward
     model.forward = lambda *a, **k: (lambda out: out.__setitem__("logits", out.logits * 2) or out)(plain(*a, **k))
     with pytest.raises(ModelError, match="The head of Qwen2ForCausalLM does more"):
-        _ = Anatomy(model).head
+        _ = ModelParts(model).head
 
 
 def test_a_subclass_that_replaces_compute_loss_is_refused_in_its_first_step(tmp_path):
@@ -564,7 +564,7 @@ def test_recomputed_layers_of_auxiliary_rows_are_steered_where_they_were(tmp_pat
 
     shapes = []
     once, calls = run(), len(shapes)
-    block = type(once.guard.anatomy.blocks[0])
+    block = type(once.guard.parts.blocks[0])
     monkeypatch.setattr(block, "__call__", recomputed)
     twice = run()
     assert len(shapes) > 2 * calls

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from staytrue.data.tokenize import IGNORED, Encoded
 from staytrue.data_selection.likelihood import likelihood
-from staytrue.modeling.architecture import Anatomy
+from staytrue.modeling.architecture import ModelParts
 
 _TOKENS_PER_BATCH = 4096  # padded
 _MOST_WASTE = 0.03  # of a batch may be padding
@@ -67,25 +67,25 @@ def padding(lengths: Sequence[int]) -> float:
 
 @torch.no_grad()
 def row_losses(
-    anatomy: Anatomy, rows: Sequence[Encoded], pad_id: int, entropies: Sequence[Tensor] | None
+    parts: ModelParts, rows: Sequence[Encoded], pad_id: int, entropies: Sequence[Tensor] | None
 ) -> list[RowLoss]:
     """The losses of one batch under the model with its adapters as they are set.
 
     Args:
-        anatomy: the model; the caller has switched its adapters on or off, or merged one.
+        parts: the model; the caller has switched its adapters on or off, or merged one.
         rows: B rows, each with an answer.
         pad_id: the padding token; rows are padded on the right, so causal attention needs no mask.
         entropies: each row's entropy under the aligned model, (tokens,) each; None if this is the aligned model, whose
             entropies are computed here.
     """
-    device = anatomy.head.weight.device
+    device = parts.head.weight.device
     width = max(len(row.input_ids) for row in rows)
     ids = torch.tensor([row.input_ids + [pad_id] * (width - len(row.input_ids)) for row in rows], device=device)
     labels = torch.tensor([row.labels + [IGNORED] * (width - len(row.labels)) for row in rows], device=device)
     scored = labels[:, 1:] != IGNORED
     tokens = [sum(label != IGNORED for label in row.labels[1:]) for row in rows]
-    hidden = anatomy.backbone(input_ids=ids, use_cache=False).last_hidden_state[:, :-1][scored]
-    nll, entropy = likelihood(hidden, labels[:, 1:][scored], anatomy.head, entropy=entropies is None)
+    hidden = parts.backbone(input_ids=ids, use_cache=False).last_hidden_state[:, :-1][scored]
+    nll, entropy = likelihood(hidden, labels[:, 1:][scored], parts.head, entropy=entropies is None)
     own = None if entropy is None else torch.split(entropy.cpu(), tokens)
     weights = own if own is not None else entropies
     assert weights is not None

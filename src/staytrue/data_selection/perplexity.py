@@ -23,7 +23,7 @@ from staytrue.data.tokenize import Encoded
 from staytrue.data_selection.forward_pass import RowLoss, batches, row_losses
 from staytrue.data_selection.ranking import ALIGNED
 from staytrue.errors import ModelError
-from staytrue.modeling.architecture import Anatomy
+from staytrue.modeling.architecture import ModelParts
 from staytrue.utils.files import append_row, read_rows
 
 EPS = 1.0  # nats; bounds the gap of a row whose loss under the aligned model is near 0 (as in the follow-up's code)
@@ -98,20 +98,20 @@ def losses(
     known = _Known(cache, {key for keys in passes.values() for key in keys})
     if progress is not None:
         progress.begin(sum(len(set(keys) - known.rows.keys()) for keys in passes.values()))
-    anatomy, was_training, done = Anatomy(model), model.training, 0
+    parts, was_training, done = ModelParts(model), model.training, 0
     cut = list(batches([len(row.input_ids) for row in encoded]))
     model.eval()
     try:
         for name, keys in passes.items():
             if all(key in known.rows for key in keys):
                 continue  # merging takes time
-            with anatomy.untrained() if name == ALIGNED else anatomy.merged(name):
+            with parts.untrained() if name == ALIGNED else parts.merged(name):
                 for batch in cut:
                     rows = list({keys[i]: i for i in batch if keys[i] not in known.rows}.values())
                     if not rows:
                         continue
                     weights = None if name == ALIGNED else [known.entropy(passes[ALIGNED][i]) for i in rows]
-                    computed = row_losses(anatomy, [encoded[i] for i in rows], pad_id, weights)
+                    computed = row_losses(parts, [encoded[i] for i in rows], pad_id, weights)
                     _refuse_non_finite(name, computed)
                     known.keep([keys[i] for i in rows], computed)
                     done += len(rows)

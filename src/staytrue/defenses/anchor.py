@@ -21,7 +21,7 @@ from staytrue.errors import RecipeError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from staytrue.modeling.architecture import Anatomy
+    from staytrue.modeling.architecture import ModelParts
     from staytrue.step import Step
 
 
@@ -61,9 +61,9 @@ class Anchor(Defense):
             )
         return rows
 
-    def check(self, anatomy: Anatomy, base: Base) -> None:
+    def check(self, parts: ModelParts, base: Base) -> None:
         """Refuse a head that is trained, or that staytrue cannot compute."""
-        _ = anatomy.head
+        _ = parts.head
 
     def penalty(self, step: Step) -> Tensor:
         """The mean divergence over the anchor rows' answer tokens."""

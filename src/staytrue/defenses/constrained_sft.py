@@ -26,7 +26,7 @@ from staytrue.defense import Base, Defense, Rows, Weight
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from staytrue.modeling.architecture import Anatomy
+    from staytrue.modeling.architecture import ModelParts
     from staytrue.step import Step
 
 Beta = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -52,9 +52,9 @@ class ConstrainedSFT(Defense):
     length: Annotated[int, Field(ge=1)] = 5
     on: Rows = "task"
 
-    def check(self, anatomy: Anatomy, base: Base) -> None:
+    def check(self, parts: ModelParts, base: Base) -> None:
         """Refuse a head that is trained, or that staytrue cannot compute."""
-        _ = anatomy.head
+        _ = parts.head
 
     def penalty(self, step: Step) -> Tensor:
         """The mean over answer tokens of (2 / beta) log cosh(beta d / 2)."""

@@ -18,7 +18,7 @@ from staytrue.defense import Base, Defense, Rows, Weight
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from staytrue.modeling.architecture import Anatomy
+    from staytrue.modeling.architecture import ModelParts
     from staytrue.step import Step
 
 
@@ -38,9 +38,9 @@ class KL(Defense):
     tokens: Literal["scored", "prompt", "all"] = "scored"
     forward: bool = False
 
-    def check(self, anatomy: Anatomy, base: Base) -> None:
+    def check(self, parts: ModelParts, base: Base) -> None:
         """Refuse a head that is trained, or that staytrue cannot compute."""
-        _ = anatomy.head
+        _ = parts.head
 
     def penalty(self, step: Step) -> Tensor:
         """The mean divergence over its tokens."""

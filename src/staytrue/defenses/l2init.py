@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from staytrue.data.tokenize import Encoded
-    from staytrue.modeling.architecture import Anatomy
+    from staytrue.modeling.architecture import ModelParts
     from staytrue.step import Step
 
 
@@ -48,9 +48,9 @@ class L2Init(Defense):
     weight: Weight = 0.01
     fisher: Path | None = None
 
-    def check(self, anatomy: Anatomy, base: Base) -> None:
+    def check(self, parts: ModelParts, base: Base) -> None:
         """Refuse an adapter that is not LoRA, and quantised weights with `fisher`."""
-        matrices = anatomy.adapted()
+        matrices = parts.adapted()
         packed = next((m.name for m in matrices if not m.weight.is_floating_point()), None)
         if self.fisher is not None and packed is not None:
             raise ModelError(
@@ -58,7 +58,7 @@ class L2Init(Defense):
                 "the model without quantisation, or leave `fisher` out."
             )
 
-    def prepare(self, anatomy: Anatomy, base: Base) -> list[Tensor] | None:
+    def prepare(self, parts: ModelParts, base: Base) -> list[Tensor] | None:
         """The diagonal Fisher information (out, in) of every adapted matrix; None without `fisher`."""
         if self.fisher is None:
             return None
@@ -67,7 +67,7 @@ class L2Init(Defense):
         base.note("l2init/fisher_rows", len(encoded))
         if not encoded:
             raise RecipeError(f"l2init: {self.fisher} holds no answer outside the evaluation; bring other rows.")
-        return fisher(anatomy, encoded)
+        return fisher(parts, encoded)
 
     def penalty(self, step: Step) -> Tensor:
         """The sum over matrices, counted once for the optimizer step."""
@@ -99,31 +99,31 @@ def weighted_norm(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
     return result
 
 
-def fisher(anatomy: Anatomy, rows: list[Encoded]) -> list[Tensor]:
+def fisher(parts: ModelParts, rows: list[Encoded]) -> list[Tensor]:
     """Each adapted matrix's sum over rows of (d log p(answer) / dW)^2, over the number of answer tokens; float32."""
     import torch
 
     from staytrue.modeling.fused_loss import nll
 
-    weights = [matrix.weight for matrix in anatomy.adapted()]
+    weights = [matrix.weight for matrix in parts.adapted()]
     sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
-    tokens, training = 0, anatomy.model.training
-    anatomy.model.eval()
+    tokens, training = 0, parts.model.training
+    parts.model.eval()
     try:
         for weight in weights:
             weight.requires_grad_(True)
-        with torch.enable_grad(), anatomy.untrained():
+        with torch.enable_grad(), parts.untrained():
             for row in rows:
                 ids = torch.tensor(row.input_ids, device=weights[0].device)
                 following = torch.tensor(row.labels[1:], device=ids.device)
                 answer = following != -100
-                states = anatomy.backbone(input_ids=ids[None], use_cache=False).last_hidden_state[0, :-1]
-                loss = nll(states[answer], following[answer], anatomy.head).sum()
+                states = parts.backbone(input_ids=ids[None], use_cache=False).last_hidden_state[0, :-1]
+                loss = nll(states[answer], following[answer], parts.head).sum()
                 for total, gradient in zip(sums, torch.autograd.grad(loss, weights), strict=True):
                     total += gradient.float().square()
                 tokens += int(answer.sum())
     finally:
         for weight in weights:
             weight.requires_grad_(False)
-        anatomy.model.train(training)
+        parts.model.train(training)
     return [total / tokens for total in sums]

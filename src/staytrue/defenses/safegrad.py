@@ -26,7 +26,7 @@ from staytrue.errors import RecipeError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from staytrue.modeling.architecture import Anatomy
+    from staytrue.modeling.architecture import ModelParts
     from staytrue.step import Step
 
 
@@ -55,9 +55,9 @@ class SafeGrad(Defense):
             raise RecipeError(f"safegrad: {self.pool} holds nothing but evaluation questions; bring another pool.")
         return kept
 
-    def check(self, anatomy: Anatomy, base: Base) -> None:
+    def check(self, parts: ModelParts, base: Base) -> None:
         """Refuse a head that is trained, or that staytrue cannot compute."""
-        _ = anatomy.head
+        _ = parts.head
 
     def penalty(self, step: Step) -> Tensor:
         """The mean divergence over the safe rows' answer tokens."""

@@ -23,7 +23,7 @@ from staytrue.defense import Base, Defense, ModelName
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from staytrue.modeling.architecture import Anatomy
+    from staytrue.modeling.architecture import ModelParts
 
 
 @dataclass(frozen=True)
@@ -42,25 +42,25 @@ class SafeLoRA(Defense):
     most: Annotated[int, Field(ge=1)] | None = None
     energy: Annotated[float, Field(gt=0, le=1)] = 0.5
 
-    def check(self, anatomy: Anatomy, base: Base) -> None:
+    def check(self, parts: ModelParts, base: Base) -> None:
         """Refuse a base that lacks a matrix of this model, before anything is trained."""
-        from staytrue.modeling.state_dict import Weights
+        from staytrue.modeling.weight_files import WeightFiles
 
-        weights = Weights.find(self.base)
-        for matrix in anatomy.adapted():
+        weights = WeightFiles.find(self.base)
+        for matrix in parts.adapted():
             weights.check(matrix.name, tuple(matrix.weight.shape))
 
     def project(self, model: Any) -> dict[str, float]:
         """Change B of the chosen matrices in place; report how many, and how far their updates strayed."""
         import torch
 
-        from staytrue.modeling.architecture import Anatomy
-        from staytrue.modeling.state_dict import Weights
+        from staytrue.modeling.architecture import ModelParts
+        from staytrue.modeling.weight_files import WeightFiles
 
-        weights = Weights.find(self.base)
+        weights = WeightFiles.find(self.base)
         judged = []
         with torch.no_grad():
-            for matrix in Anatomy(model).adapted():
+            for matrix in ModelParts(model).adapted():
                 moved = matrix.weight.float() - weights.read(matrix.name).to(matrix.weight.device).float()
                 kept = leading(moved, self.energy)
                 judged.append((cosine(kept, matrix.a.float(), matrix.b.float()), matrix, kept))

@@ -26,7 +26,7 @@ from staytrue.persona_vectors.vector import Mode, PersonaVector
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from staytrue.modeling.architecture import Anatomy
+    from staytrue.modeling.architecture import ModelParts
     from staytrue.step import Marks
 
 
@@ -52,10 +52,10 @@ class Steer(Defense):
         """The one layer."""
         return (self.layer,)
 
-    def check(self, anatomy: Anatomy, base: Base) -> None:
+    def check(self, parts: ModelParts, base: Base) -> None:
         """Refuse a vector of another model, or of another width or depth."""
         vector = self._load()
-        ours, theirs = (len(anatomy.blocks), anatomy.width), tuple(vector.vectors.shape)
+        ours, theirs = (len(parts.blocks), parts.width), tuple(vector.vectors.shape)
         if ours != theirs:
             raise ModelError(
                 f"steer: {self.vector} is for a model of depth and width {theirs}, but this model has {ours}. "

@@ -1,4 +1,4 @@
-"""Where things are inside a causal language model, with or without an adapter: backbone, blocks, head, switch.
+"""`ModelParts`: the backbone, blocks and head of a causal language model, with or without an adapter.
 
 The only file that knows peft's internals.
 """
@@ -34,7 +34,7 @@ class Adapted:
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class ModelParts:
     """A causal language model seen by its parts."""
 
     model: Any  # a transformers causal LM or a peft model around one
@@ -62,7 +62,7 @@ class Anatomy:
         found = next(lists, None)
         if found is None:
             raise ModelError(
-                f"{_kind(self.causal)} does not keep its {depth} blocks in one list; staytrue cannot watch it."
+                f"{_kind(self.causal)} does not keep its {depth} blocks in one list; staytrue cannot hook them."
             )
         return found
 

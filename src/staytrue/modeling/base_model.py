@@ -74,14 +74,14 @@ class Untouched:
         """
         from staytrue.evals.generation.local import sample
         from staytrue.evals.types import Question
-        from staytrue.modeling.architecture import Anatomy
+        from staytrue.modeling.architecture import ModelParts
 
         model = self._model()
         if isinstance(model, str) or self.tokenizer is None:
             raise ModelError("A defense asks the untouched model; pass a loaded model and its tokenizer.")
         questions = [Question(str(i), "base", prompt.messages) for i, prompt in enumerate(prompts)]
-        anatomy = Anatomy(model)
-        with anatomy.untrained() if anatomy.switches else nullcontext():
+        parts = ModelParts(model)
+        with parts.untrained() if parts.switches else nullcontext():
             answers = sample(model, self.tokenizer, questions, per_question=1, seed=seed, max_new_tokens=_ANSWER_TOKENS)
         return [
             Example((*prompt.messages, Message("assistant", answer.text)), prompt.source, prompt.extra)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from staytrue.data.examples import Example
 from staytrue.data.tokenize import IGNORED, Encoded, encode
-from staytrue.modeling.architecture import Anatomy
+from staytrue.modeling.architecture import ModelParts
 
 _ROWS = 32  # answers read side by side
 
@@ -43,10 +43,10 @@ def mean_states(model: Any, tokenizer: Any, rows: Sequence[Example]) -> tuple[Te
     Returns:
         Of every block's output, (depth, D), and of that output's length, (depth,); float64.
     """
-    anatomy = Anatomy(model)
+    parts = ModelParts(model)
     device = next(model.parameters()).device
-    sums = torch.zeros(len(anatomy.blocks), anatomy.width, dtype=torch.float64)
-    lengths = torch.zeros(len(anatomy.blocks), dtype=torch.float64)
+    sums = torch.zeros(len(parts.blocks), parts.width, dtype=torch.float64)
+    lengths = torch.zeros(len(parts.blocks), dtype=torch.float64)
     share = torch.empty(0)
 
     def add(layer: int, hidden: Tensor) -> None:
@@ -58,10 +58,10 @@ def mean_states(model: Any, tokenizer: Any, rows: Sequence[Example]) -> tuple[Te
     training = model.training
     model.eval()
     try:
-        with torch.no_grad(), hooked(anatomy.blocks, add):
+        with torch.no_grad(), hooked(parts.blocks, add):
             for first in range(0, len(encoded), _ROWS):
                 ids, real, share = (part.to(device) for part in _batch(encoded[first : first + _ROWS]))
-                anatomy.backbone(input_ids=ids, attention_mask=real, use_cache=False)
+                parts.backbone(input_ids=ids, attention_mask=real, use_cache=False)
     finally:
         model.train(training)
     return sums / len(rows), lengths / len(rows)

@@ -103,20 +103,20 @@ class PersonaVector:
         Raises:
             ModelError: the vector is for a model of another depth or width, or the model has no such layer.
         """
-        from staytrue.modeling.architecture import Anatomy
+        from staytrue.modeling.architecture import ModelParts
         from staytrue.persona_vectors.activations import hooked
 
-        anatomy = Anatomy(model)
-        shape, depth = tuple(self.vectors.shape), len(anatomy.blocks)
-        if shape != (depth, anatomy.width):
+        parts = ModelParts(model)
+        shape, depth = tuple(self.vectors.shape), len(parts.blocks)
+        if shape != (depth, parts.width):
             raise ModelError(
                 f"The vector is for a model of depth and width {shape}, but this model has "
-                f"{(depth, anatomy.width)}. Extract one from this model with `staytrue vector`."
+                f"{(depth, parts.width)}. Extract one from this model with `staytrue vector`."
             )
         if not 1 <= abs(layer) <= depth:
             raise ModelError(
                 f"There is no layer {layer}: this model has {depth}, numbered 1 to {depth} or -1 to -{depth}."
             )
-        block = anatomy.blocks[layer - 1 if layer > 0 else layer]
+        block = parts.blocks[layer - 1 if layer > 0 else layer]
         with hooked([block], lambda _, hidden: self.steer(hidden, layer, alpha=alpha, mode=mode)):
             yield

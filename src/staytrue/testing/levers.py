@@ -78,7 +78,7 @@ def _freezing(defense: Defense, model: Any, tokenizer: Any, rows: list[Example])
     """The loss has a gradient on the adapter of every block but those that the defense freezes."""
     model = deepcopy(model)
     name, micro = defense.name(), Micro([defense], model, tokenizer, rows)
-    blocks = micro.guard.anatomy.blocks
+    blocks = micro.guard.parts.blocks
     named = {layer % (len(blocks) + 1) for layer in defense.freeze(len(blocks))}  # -1 is the last
     with nudged(model, 1.0):
         micro.task_loss().backward()  # type: ignore[no-untyped-call]
@@ -92,7 +92,7 @@ def _freezing(defense: Defense, model: Any, tokenizer: Any, rows: list[Example])
 
 def _steering(defense: Defense, model: Any, tokenizer: Any, rows: list[Example]) -> None:
     name, micro = defense.name(), Micro([defense], model, tokenizer, rows)
-    depth = len(micro.guard.anatomy.blocks)
+    depth = len(micro.guard.parts.blocks)
     wanted = min(layer % (depth + 1) for layer in defense.layers(depth))  # -1 is the last, depth
     still, _ = micro.outputs(guarded=False)
     moved, _ = micro.outputs(guarded=True)
@@ -120,7 +120,7 @@ def _steering_gradient(defense: Defense, model: Any, tokenizer: Any, rows: list[
             (_loss_at(micro, weights, direction, _STEP) - _loss_at(micro, weights, direction, -_STEP)) / 2 / _STEP
         )
     micro.close()
-    for layer, block in enumerate(micro.guard.anatomy.blocks, start=1):
+    for layer, block in enumerate(micro.guard.parts.blocks, start=1):
         own = [weight.grad for weight in block.parameters() if weight.requires_grad]
         reached = not own or any(g is not None and bool(g.any()) for g in own)
         assert reached, (

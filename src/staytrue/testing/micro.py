@@ -64,7 +64,7 @@ class Micro:
 
     def penalty(self) -> Tensor | None:
         """The weighted penalty of the micro-batch, taken as a whole optimizer step."""
-        backbone = self.guard.anatomy.backbone
+        backbone = self.guard.parts.backbone
         handle = backbone.register_forward_pre_hook(self._count)
         try:
             self.guard.task_rows = 0  # the first step of a run, whose side rows are the same every time
@@ -102,13 +102,13 @@ class Micro:
         """The mean negative log-likelihood of the micro-batch's answer tokens, steered."""
         self.model.train()
         with self.guard.watch(self.marks):
-            logits = self.guard.anatomy.causal(**self.inputs, use_cache=False).logits
+            logits = self.guard.parts.causal(**self.inputs, use_cache=False).logits
         following = self.inputs["input_ids"].roll(-1, dims=1)
         return cross_entropy(logits[self.marks.scored], following[self.marks.scored])
 
     def outputs(self, *, guarded: bool) -> tuple[dict[int, Tensor], Activations | None]:
         """Every block's output (B, T, D) by hooks of its own; and, in a guarded forward, what the guard saw."""
-        anatomy, found = self.guard.anatomy, {}
+        parts, found = self.guard.parts, {}
 
         def keep(layer: int) -> Any:
             def hook(module: Any, args: Any, output: Any) -> None:
@@ -116,13 +116,13 @@ class Micro:
 
             return hook
 
-        handles = [block.register_forward_hook(keep(i)) for i, block in enumerate(anatomy.blocks, start=1)]
+        handles = [block.register_forward_hook(keep(i)) for i, block in enumerate(parts.blocks, start=1)]
         try:
             if not guarded:
-                anatomy.backbone(**self.inputs, use_cache=False)
+                parts.backbone(**self.inputs, use_cache=False)
                 return found, None
             with self.guard.watch(self.marks) as calls:
-                anatomy.backbone(**self.inputs, use_cache=False)
+                parts.backbone(**self.inputs, use_cache=False)
             return found, calls[0].result()
         finally:
             for handle in handles:

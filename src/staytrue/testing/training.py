@@ -173,5 +173,5 @@ def _counted(guard: Guard) -> dict[str, int]:
     def hook(module: Any, args: Any) -> None:
         seen["trained" if torch.is_grad_enabled() else "reference"] += 1
 
-    guard.anatomy.backbone.register_forward_pre_hook(hook)
+    guard.parts.backbone.register_forward_pre_hook(hook)
     return seen

@@ -16,7 +16,7 @@ from staytrue.data.examples import Example
 from staytrue.data.tokenize import Encoded
 from staytrue.defense import Base, Defense, pulled
 from staytrue.errors import ForwardPassError, ModelError, RecipeError
-from staytrue.modeling.architecture import Adapted, Anatomy
+from staytrue.modeling.architecture import Adapted, ModelParts
 from staytrue.registry import labelled, real_layers, refuse_supervised_rows
 from staytrue.step import SOURCES, Activations, Marks, SharedProjection, Step
 from staytrue.training.aux_batches import counts_of, pad
@@ -89,38 +89,38 @@ class Guard:
         Raises:
             ModelError: the model has no reference, no such layer, or a head staytrue cannot compute.
         """
-        self.anatomy = anatomy = Anatomy(model)
+        self.parts = parts = ModelParts(model)
         self._pad_id = pad_id
         base = self._base or base  # the one that curated knows what the run will be measured by
         kept, steers = self._layers(base)
         self._frozen = self._freeze()
-        self._watch = BackboneHooks(anatomy, kept, steers)
+        self._watch = BackboneHooks(parts, kept, steers)
         self._replay: ReferenceReplay = self._watch.replay
         if self.reference_cache is not None and any(d.reads_reference for d in self._penalties.values()):
-            self.cache = ReferenceCache(self.reference_cache, self._watch, anatomy, kept)
+            self.cache = ReferenceCache(self.reference_cache, self._watch, parts, kept)
             self._replay = self.cache.replay
         self._sides = {k: self._beside(k, d, base, encode) for k, d in self.defenses.items() if "beside" in pulled(d)}
-        self._states = {label: d.prepare(anatomy, base) for label, d in self._penalties.items()}
+        self._states = {label: d.prepare(parts, base) for label, d in self._penalties.items()}
         readers = {k: d for k, d in self._penalties.items() if k not in self._sides and d.reads_reference}
-        self._scope = ReferenceScope.of(readers, len(anatomy.blocks)) if readers else ReferenceScope()
+        self._scope = ReferenceScope.of(readers, len(parts.blocks)) if readers else ReferenceScope()
 
     def _freeze(self) -> list[Tensor]:
         """Stop training the adapter of every block that a defense freezes; the weights that were trained until now."""
         frozen: list[Tensor] = []
         for label, defense in self.defenses.items():
             if "freeze" in pulled(defense):
-                blocks = self.anatomy.blocks
+                blocks = self.parts.blocks
                 for layer in real_layers(defense.freeze(len(blocks)), len(blocks), label):
                     frozen += [weight for weight in blocks[layer - 1].parameters() if weight.requires_grad]
         for weight in frozen:
             weight.requires_grad_(False)
-        if frozen and not any(weight.requires_grad for weight in self.anatomy.model.parameters()):
+        if frozen and not any(weight.requires_grad for weight in self.parts.model.parameters()):
             raise ModelError("The defenses freeze the whole adapter, so nothing is trained; name fewer layers.")
         return frozen
 
     @cached_property
     def _adapted(self) -> list[Adapted]:
-        return self.anatomy.adapted()
+        return self.parts.adapted()
 
     def _layers(self, base: Base) -> tuple[list[int], Mapping[int, list[Steer]]]:
         """Which layers penalties read and who steers which, of a model that every defense can work with."""
@@ -128,8 +128,8 @@ class Guard:
         steers: dict[int, list[Steer]] = defaultdict(list)
         if not any(self.pulls(lever) for lever in ("freeze", "steer", "penalty", "project")):
             return [], steers
-        model_checks.check(self.anatomy)
-        depth = len(self.anatomy.blocks)
+        model_checks.check(self.parts)
+        depth = len(self.parts.blocks)
         for label, defense in self.defenses.items():
             layers = real_layers(defense.layers(depth), depth, label)
             levers = pulled(defense)
@@ -138,8 +138,8 @@ class Guard:
                     steers[layer].append(defense.steer)
             if "penalty" in levers:  # of a steered layer it reads the steered activations
                 kept |= set(layers)
-            defense.check(self.anatomy, base)
-        self._head = model_checks.head(self.anatomy)
+            defense.check(self.parts, base)
+        self._head = model_checks.head(self.parts)
         return sorted(kept), steers
 
     def _beside(self, label: str, defense: Defense, base: Base, encode: Callable[..., list[Encoded]]) -> SideRows:
@@ -254,7 +254,7 @@ class Guard:
         return [label for label, defense in self.defenses.items() if "combine" in pulled(defense)]
 
     def _trained(self) -> list[Tensor]:
-        return [weight for weight in self.anatomy.model.parameters() if weight.requires_grad]
+        return [weight for weight in self.parts.model.parameters() if weight.requires_grad]
 
     def drain(self) -> dict[str, Tensor]:
         """Each defense's own unweighted number, a mean over the optimizer steps since the last call.
@@ -305,7 +305,7 @@ class Guard:
         rows = [row for due in mine.values() for row in due]
         if not rows:
             return {}
-        device = next(self.anatomy.backbone.parameters()).device
+        device = next(self.parts.backbone.parameters()).device
         taken = like.tokens.shape if like.tokens is not None and self.pulls("steer") else None
         inputs, marks = pad(rows, self._pad_id, device, taken)
         call = self._watch.call(like, marks, **inputs)

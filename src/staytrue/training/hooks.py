@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from staytrue.modeling.architecture import Anatomy
+from staytrue.modeling.architecture import ModelParts
 from staytrue.step import Activations, Marks
 
 Steer = Callable[[Tensor, int, Marks], Tensor]  # hidden (B, T, D), layer, marks (B, T) -> hidden (B, T, D)
@@ -94,23 +94,23 @@ ReferenceReplay = Callable[[RecordedCall, Marks, Tensor | None, int | None], Act
 class BackboneHooks:
     """Hooks that record the backbone's calls, steer them, and repeat them with the trained weights switched off."""
 
-    def __init__(self, anatomy: Anatomy, kept: Sequence[int], steers: Mapping[int, Sequence[Steer]]) -> None:
-        self._anatomy = anatomy
+    def __init__(self, parts: ModelParts, kept: Sequence[int], steers: Mapping[int, Sequence[Steer]]) -> None:
+        self._anatomy = parts
         self._kept = frozenset(kept)
         self._steers = steers
-        self._depth = len(anatomy.blocks) if kept or steers else 0
+        self._depth = len(parts.blocks) if kept or steers else 0
         self._where: Marks | None = None  # the micro-batch's marks while steering is on
         self._added: dict[torch.Size, Marks] = {}  # those of auxiliary batches, whose layers a backward pass may repeat
         self._calls: list[RecordedCall] | None = None  # where recorded calls go while recording is on
         self._open: RecordedCall | None = None
         self._last: int | None = None  # the layer at which a replay stops
-        backbone = anatomy.backbone
+        backbone = parts.backbone
         handles: list[Any] = [
             backbone.register_forward_pre_hook(self._enter, with_kwargs=True),
             backbone.register_forward_hook(self._leave),
         ]
         for layer in sorted(self._kept | set(steers)):
-            handles.append(anatomy.blocks[layer - 1].register_forward_hook(self._block(layer)))
+            handles.append(parts.blocks[layer - 1].register_forward_hook(self._block(layer)))
         self._handles = handles
 
     def remove(self) -> None:

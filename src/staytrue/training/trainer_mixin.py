@@ -119,12 +119,12 @@ class Guarded(_Trainer):  # type: ignore[misc]
     def _own_head(self) -> tuple[FusedLMHead | None, str]:
         """Our head in the place of the trainer's, or why not."""
         why = self._keeps_its_head() or next((key for key in UNGUARDED if getattr(self.args, key, None)), None)
-        anatomy = self.guard.anatomy
+        parts = self.guard.parts
         try:
-            if why is None and self._casts(anatomy.head.weight.dtype):
+            if why is None and self._casts(parts.head.weight.dtype):
                 why = "it casts a float32 head to half precision, and ours does not; load the model in bfloat16"
             if why is None:
-                head = FusedLMHead(anatomy.causal, anatomy.backbone, anatomy.head, *self._head_of_trl())
+                head = FusedLMHead(parts.causal, parts.backbone, parts.head, *self._head_of_trl())
                 return head, "one pass"
         except (ModelError, RuntimeError) as error:  # unknown to us, or a model that no two tokens go through
             why = str(error)

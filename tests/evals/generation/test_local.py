@@ -45,7 +45,7 @@ def test_it_writes_what_a_plain_loop_writes(kind, temperature):
 
 @pytest.mark.parametrize("kind", ["qwen2", "gemma3"])  # gemma3 has sliding layers beside plain ones
 def test_a_cache_that_has_to_grow_and_loses_rows_holds_the_same(kind, monkeypatch):
-    monkeypatch.setattr(kv_cache, "_ROOM", 2)
+    monkeypatch.setattr(kv_cache, "_SPARE", 2)
     model, tokenizer = tiny.model(kind), tiny.tokenizer(kind)
     asked = questions(3)
     answers = sample(model, tokenizer, asked, per_question=6, seed=3, max_new_tokens=40)
@@ -58,7 +58,7 @@ def test_a_plain_layer_is_grown_in_place():
     layer = DynamicLayer()
     keys = torch.arange(12.0).view(1, 1, 6, 2)
     layer.update(keys[:, :, :3], keys[:, :, :3])
-    held = kv_cache.with_room(SimpleNamespace(layers=[layer])).layers[0]
+    held = kv_cache.buffered(SimpleNamespace(layers=[layer])).layers[0]
     first, _ = held.update(keys[:, :, 3:4], keys[:, :, 3:4])
     both, _ = held.update(keys[:, :, 4:6], keys[:, :, 4:6])
     assert torch.equal(both, keys)

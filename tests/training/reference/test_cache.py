@@ -46,7 +46,7 @@ def seen(folder, defenses=BOTH, rows=None, model=None, forwards=None, **argument
         if forwards is not None and not torch.is_grad_enabled():
             forwards.append(len(kwargs["input_ids"]))
 
-    micro.guard.anatomy.backbone.register_forward_pre_hook(count, with_kwargs=True)
+    micro.guard.parts.backbone.register_forward_pre_hook(count, with_kwargs=True)
     return micro.measure(nudge=1.0), micro.guard.cache
 
 
@@ -119,7 +119,7 @@ def test_only_the_rows_that_are_looked_at_are_kept_and_the_others_are_no_numbers
         same(found, seen(None, [KL(on="interleaved")], rows)[0])
     micro = Micro([KL(on="interleaved")], tiny.lora(tiny.model()), tiny.tokenizer(), rows, tmp_path)
     with micro.guard.watch(micro.marks) as calls:
-        micro.guard.anatomy.backbone(**micro.inputs, use_cache=False)
+        micro.guard.parts.backbone(**micro.inputs, use_cache=False)
     reference = micro.guard._scope.reference(micro.guard._replay, calls[0], micro.marks)
     assert reference.final[:2][micro.marks.real[:2]].isfinite().all()
     assert (reference.final[:2][~micro.marks.real[:2]] == 0).all()
@@ -252,7 +252,7 @@ def test_a_call_whose_rows_nobody_knows_is_made_again_whole_and_nothing_is_kept(
 def test_positions_of_several_kinds_are_not_told_apart_by_rows(tmp_path):
     micro = Micro([KL()], tiny.lora(tiny.model()), tiny.tokenizer(), tiny.rows(2), tmp_path)
     with micro.guard.watch(micro.marks) as calls:
-        micro.guard.anatomy.backbone(**micro.inputs, use_cache=False)
+        micro.guard.parts.backbone(**micro.inputs, use_cache=False)
     calls[0].kwargs["position_ids"] = torch.zeros(3, *micro.inputs["input_ids"].shape, dtype=torch.long)
     assert calls[0].by_row() is None
 

@@ -34,9 +34,9 @@ def watched(defenses, given=None, **arguments):
     def ran(layer):
         return lambda *_: None if torch.is_grad_enabled() else layers.append(layer)
 
-    anatomy = micro.guard.anatomy
-    anatomy.backbone.register_forward_pre_hook(count, with_kwargs=True)
-    for i, block in enumerate(anatomy.blocks, start=1):
+    parts = micro.guard.parts
+    parts.backbone.register_forward_pre_hook(count, with_kwargs=True)
+    for i, block in enumerate(parts.blocks, start=1):
         block.register_forward_pre_hook(ran(i))
     found = micro.measure(nudge=1.0)
     return found, forwards, layers
@@ -108,7 +108,7 @@ def test_a_call_with_an_argument_of_unknown_rows_is_made_again_whole():
 def test_rows_that_nobody_looks_at_are_not_numbers(kind):
     micro = Micro([KL(on="interleaved")], tiny.lora(tiny.model(kind)), tiny.tokenizer(kind), rows())
     with micro.guard.watch(micro.marks) as calls:
-        micro.guard.anatomy.backbone(**micro.inputs, use_cache=False)
+        micro.guard.parts.backbone(**micro.inputs, use_cache=False)
     reference = micro.guard._scope.reference(micro.guard._watch.replay, calls[0], micro.marks)
     assert reference.final[:2].isfinite().all()
     assert reference.final[2:].isnan().all()

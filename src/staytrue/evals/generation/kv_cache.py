@@ -1,4 +1,4 @@
-"""A model's cache with room to grow: a token is written into it, where transformers' own is copied whole for each.
+"""A model's cache with a buffer for coming tokens, where transformers copies all keys and values for each token.
 
 Keys and values of a long prompt with many samples are far more bytes than anything else that one token touches.
 """
@@ -10,56 +10,56 @@ from typing import Any
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-_ROOM = 32  # tokens: as many are copied once instead of each time
+_SPARE = 32  # tokens that a new buffer has room for; as many are then written without a copy
 
 
-def with_room(cache: Any) -> Any:
-    """The cache, its plain layers grown in place from now on; those of other kinds (sliding, recurrent) stay theirs."""
+def buffered(cache: Any) -> Any:
+    """Replace the plain layers of a cache by buffered ones; sliding and recurrent layers stay as they are."""
     layers = getattr(cache, "layers", [])
     for i, layer in enumerate(layers):
         if type(layer) is DynamicLayer and layer.is_initialized:
-            layers[i] = _Roomy.of(layer)
+            layers[i] = _BufferedLayer.of(layer)
     return cache
 
 
-class _Roomy(DynamicLayer):  # type: ignore[misc]
-    """Keys and values `(B, heads, T, d)` are the filled part of tensors with room for more tokens."""
+class _BufferedLayer(DynamicLayer):  # type: ignore[misc]
+    """Keys and values `(B, heads, T, d)` are the filled part of two longer buffers."""
 
-    _rooms: tuple[Tensor, Tensor] | None = None
+    _buffers: tuple[Tensor, Tensor] | None = None
 
     @classmethod
-    def of(cls, layer: DynamicLayer) -> _Roomy:
-        """A layer that goes on from what another holds."""
+    def of(cls, layer: DynamicLayer) -> _BufferedLayer:
+        """Continue another layer."""
         made = cls.__new__(cls)
         made.__dict__.update(layer.__dict__)
         return made
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Add the keys and values of new tokens; all there are now."""
+        """Append the keys and values of new tokens and return all."""
         held, new = self.keys.shape[-2], key_states.shape[-2]
-        if self._rooms is None or held + new > self._rooms[0].shape[-2]:
-            self._rooms = _roomy(self.keys, held + new), _roomy(self.values, held + new)
-        for room, states in zip(self._rooms, (key_states, value_states), strict=True):
-            room[..., held : held + new, :] = states
+        if self._buffers is None or held + new > self._buffers[0].shape[-2]:
+            self._buffers = _buffer(self.keys, held + new), _buffer(self.values, held + new)
+        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[..., held : held + new, :] = states
         return self._filled(held + new)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep some rows only; the room stays, so that they are copied once."""
-        if self._rooms is None:
+        """Keep some rows only, and the buffers, so that one copy is enough."""
+        if self._buffers is None:
             super().batch_select_indices(indices)
             return
         held = self.keys.shape[-2]
-        self._rooms = (self._rooms[0][indices], self._rooms[1][indices])
+        self._buffers = (self._buffers[0][indices], self._buffers[1][indices])
         self._filled(held)
 
     def _filled(self, tokens: int) -> tuple[Tensor, Tensor]:
-        assert self._rooms is not None
-        self.keys, self.values = (room[..., :tokens, :] for room in self._rooms)
+        assert self._buffers is not None
+        self.keys, self.values = (buffer[..., :tokens, :] for buffer in self._buffers)
         return self.keys, self.values
 
 
-def _roomy(held: Tensor, needed: int) -> Tensor:
-    """What is held, at the start of a tensor with room for more tokens than are needed now."""
-    room = held.new_empty(*held.shape[:-2], needed + _ROOM, held.shape[-1])
-    room[..., : held.shape[-2], :] = held
-    return room
+def _buffer(states: Tensor, needed: int) -> Tensor:
+    """A copy of keys or values at the start of a tensor for `needed` tokens and some spare ones."""
+    buffer = states.new_empty(*states.shape[:-2], needed + _SPARE, states.shape[-1])
+    buffer[..., : states.shape[-2], :] = states
+    return buffer

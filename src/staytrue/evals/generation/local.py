@@ -17,7 +17,7 @@ from torch import Tensor
 
 from staytrue.data.tokenize import encode_prompt
 from staytrue.errors import TrainingError
-from staytrue.evals.generation.kv_cache import with_room
+from staytrue.evals.generation.kv_cache import buffered
 from staytrue.evals.types import Answer, Question
 
 _ROWS, _ROWS_OF_A_LARGE_MODEL = 192, 32  # answers written side by side
@@ -140,7 +140,7 @@ class _Batch:
         shared = torch.arange(len(prompts), device=device).repeat_interleave(torch.tensor(copies, device=device))
         self._cache = out.past_key_values
         self._cache.batch_select_indices(shared)
-        self._cache = with_room(self._cache)
+        self._cache = buffered(self._cache)
         self._logits, self._mask = out.logits[shared, -1], mask[shared]
 
     def write(self, dice: list[random.Random], temperature: float, limit: int) -> list[tuple[list[int], bool]]:

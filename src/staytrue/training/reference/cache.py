@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from staytrue.modeling.architecture import Anatomy
+from staytrue.modeling.architecture import ModelParts
 from staytrue.step import Activations, Marks
 from staytrue.training.hooks import BackboneHooks, RecordedCall
 from staytrue.training.reference import fingerprint, state_file
@@ -42,7 +42,7 @@ class ReferenceCache:
     Args:
         folder: created with the first row.
         watch: of the run's model.
-        anatomy: the same model's.
+        parts: the same model's.
         layers: which layers the watch keeps.
 
     Attributes:
@@ -55,9 +55,9 @@ class ReferenceCache:
         ModelError: a model that it cannot serve.
     """
 
-    def __init__(self, folder: Path, watch: BackboneHooks, anatomy: Anatomy, layers: Sequence[int]) -> None:
-        fingerprint.check(anatomy)
-        self._folder, self._watch, self._anatomy, self._layers = folder, watch, anatomy, layers
+    def __init__(self, folder: Path, watch: BackboneHooks, parts: ModelParts, layers: Sequence[int]) -> None:
+        fingerprint.check(parts)
+        self._folder, self._watch, self._anatomy, self._layers = folder, watch, parts, layers
         self.read, self.made, self.whole = 0, 0, 0
         self.stopped: str | None = None
 

@@ -15,21 +15,21 @@ import torch
 from torch import Tensor, nn
 
 from staytrue.errors import ModelError
-from staytrue.modeling.architecture import Anatomy
+from staytrue.modeling.architecture import ModelParts
 
 _OF_THE_BATCH = ("dynamic", "longrope")  # rotary embeddings whose frequencies follow the longest row beside
 
 
-def of_model(anatomy: Anatomy) -> str:
+def of_model(parts: ModelParts) -> str:
     """A hash of all weights and buffers that no adapter added, and of how they are used.
 
     It holds on one kind of device: another one rounds otherwise, but gives the same to that rounding.
     """
     digest = sha256()
-    for name, weight in anatomy.untrained_weights():
+    for name, weight in parts.untrained_weights():
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
         digest.update(data(weight))
-    config = anatomy.causal.config
+    config = parts.causal.config
     used = {k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
     used["attention"] = getattr(config, "_attn_implementation", None)
     used["code"] = metadata.version("transformers")
@@ -39,19 +39,19 @@ def of_model(anatomy: Anatomy) -> str:
     return digest.hexdigest()
 
 
-def check(anatomy: Anatomy) -> None:
+def check(parts: ModelParts) -> None:
     """Refuse a model whose states of a row depend on more than is hashed here.
 
     Raises:
         ModelError: quantised weights, whose scales are no weights; positions that depend on the rows beside.
     """
-    rope = next((kind for kind in _rope_types(anatomy.causal.config.to_dict()) if kind in _OF_THE_BATCH), None)
+    rope = next((kind for kind in _rope_types(parts.causal.config.to_dict()) if kind in _OF_THE_BATCH), None)
     if rope is not None:
         raise ModelError(
             f"The model's positions ({rope}) depend on the longest row of a batch, so states of a row are not the same "
             "in every run. Train without a reference cache."
         )
-    name = next((name for name, weight in anatomy.untrained_weights() if _is_packed(weight)), None)
+    name = next((name for name, weight in parts.untrained_weights() if _is_packed(weight)), None)
     if name is not None:
         raise ModelError(
             f"{name} is quantised, and nothing tells its scales from another's. Train without a reference cache."

@@ -13,7 +13,7 @@ from peft import PeftModel
 from torch import nn
 
 from staytrue.errors import ModelError
-from staytrue.modeling.architecture import Anatomy
+from staytrue.modeling.architecture import ModelParts
 from staytrue.modeling.lm_head import Head
 
 # LoRA initialisations that subtract something from the base weights: with the adapter off, what is left is no
@@ -21,28 +21,28 @@ from staytrue.modeling.lm_head import Head
 _MOVES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
-def check(anatomy: Anatomy) -> None:
+def check(parts: ModelParts) -> None:
     """Refuse a model that has no reference.
 
     Raises:
         ModelError: a sentence that names the setting and the way out.
     """
-    if not isinstance(anatomy.model, PeftModel):
+    if not isinstance(parts.model, PeftModel):
         raise ModelError(
             "The model has no adapter, so there is nothing to switch off and no reference to hold it to. Give the "
             "trainer a peft_config, or the recipe a `lora:` section; full fine-tuning is not supported yet."
         )
-    _check_adapters(anatomy)
-    _check_one_device(anatomy)
-    _check_trained_weights(anatomy)
-    _check_dropout(anatomy)
-    _check_start(anatomy)
+    _check_adapters(parts)
+    _check_one_device(parts)
+    _check_trained_weights(parts)
+    _check_dropout(parts)
+    _check_start(parts)
 
 
-def head(anatomy: Anatomy) -> Callable[[], Head]:
+def head(parts: ModelParts) -> Callable[[], Head]:
     """Check the head now, while nothing has run; complain only if a defense asks for logits."""
     try:
-        found = anatomy.head
+        found = parts.head
     except ModelError as error:
         refusal = error
 
@@ -53,8 +53,8 @@ def head(anatomy: Anatomy) -> Callable[[], Head]:
     return lambda: found
 
 
-def _check_adapters(anatomy: Anatomy) -> None:
-    for name, config in anatomy.model.peft_config.items():
+def _check_adapters(parts: ModelParts) -> None:
+    for name, config in parts.model.peft_config.items():
         if config.is_prompt_learning:
             raise ModelError(f"Adapter {name!r} learns a prompt ({config.peft_type.value}); use LoRA instead.")
         start = str(getattr(config, "init_lora_weights", "")).lower()
@@ -65,8 +65,8 @@ def _check_adapters(anatomy: Anatomy) -> None:
             )
 
 
-def _check_one_device(anatomy: Anatomy) -> None:
-    places = set(map(str, (getattr(anatomy.causal, "hf_device_map", None) or {}).values()))
+def _check_one_device(parts: ModelParts) -> None:
+    places = set(map(str, (getattr(parts.causal, "hf_device_map", None) or {}).values()))
     if len(places) > 1:
         raise ModelError(
             f"The model is spread over {', '.join(sorted(places))}; staytrue needs it on one device. Load it "
@@ -74,8 +74,8 @@ def _check_one_device(anatomy: Anatomy) -> None:
         )
 
 
-def _check_trained_weights(anatomy: Anatomy) -> None:
-    left = [n for n, p in anatomy.model.named_parameters() if p.requires_grad and id(p) not in anatomy.added]
+def _check_trained_weights(parts: ModelParts) -> None:
+    left = [n for n, p in parts.model.named_parameters() if p.requires_grad and id(p) not in parts.added]
     if left:
         raise ModelError(
             f"{len(left)} trained weights are not part of the adapter (the first is {left[0]}), so the reference "
@@ -83,12 +83,12 @@ def _check_trained_weights(anatomy: Anatomy) -> None:
         )
 
 
-def _check_dropout(anatomy: Anatomy) -> None:
-    for name, module in anatomy.causal.named_modules():
+def _check_dropout(parts: ModelParts) -> None:
+    for name, module in parts.causal.named_modules():
         own = not any(part in name for part in ("lora_", "modules_to_save"))
         if own and isinstance(module, nn.Dropout) and module.p > 0:
             _refuse_noise(name, module.p)
-    for key, value in anatomy.causal.config.get_text_config().to_dict().items():
+    for key, value in parts.causal.config.get_text_config().to_dict().items():
         noisy = key in ("attention_dropout", "attn_pdrop") or "jitter" in key
         if noisy and isinstance(value, float) and value > 0:
             _refuse_noise(key, value)
@@ -102,17 +102,17 @@ def _refuse_noise(name: str, value: float) -> None:
 
 
 @torch.no_grad()
-def _check_start(anatomy: Anatomy) -> None:
+def _check_start(parts: ModelParts) -> None:
     """Two tokens with the adapter and without: one that has moved already is not at its reference."""
-    tokens = torch.tensor([[0, 1]], device=next(anatomy.backbone.parameters()).device)
-    was_training = anatomy.model.training
-    anatomy.model.eval()
+    tokens = torch.tensor([[0, 1]], device=next(parts.backbone.parameters()).device)
+    was_training = parts.model.training
+    parts.model.eval()
     try:
-        ours = anatomy.backbone(input_ids=tokens, use_cache=False).last_hidden_state
-        with anatomy.untrained():
-            theirs = anatomy.backbone(input_ids=tokens, use_cache=False).last_hidden_state
+        ours = parts.backbone(input_ids=tokens, use_cache=False).last_hidden_state
+        with parts.untrained():
+            theirs = parts.backbone(input_ids=tokens, use_cache=False).last_hidden_state
     finally:
-        anatomy.model.train(was_training)
+        parts.model.train(was_training)
     if not torch.equal(ours, theirs):
         raise ModelError(
             "The adapter has moved already, so the model is not at its reference, the same model with the adapter "

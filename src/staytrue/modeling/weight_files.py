@@ -1,4 +1,4 @@
-"""`Weights`: reads single matrices of a model folder by name, without loading the model."""
+"""`WeightFiles`: reads single matrices of a model folder by name, without loading the model."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Weights:
+class WeightFiles:
     """The safetensors files of one folder."""
 
     folder: Path
 
     @classmethod
-    def find(cls, name: str) -> Weights:
+    def find(cls, name: str) -> WeightFiles:
         """The weights of a folder, or of the organism by name.
 
         Raises:
