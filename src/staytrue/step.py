@@ -32,6 +32,7 @@ class Marks:
     real: Tensor  # bool: not padding
     scored: Tensor  # bool: predicts an answer token
     source: Tensor  # int64: index into SOURCES
+    begins: Tensor | None = None  # bool: begins a row of the data, where packing joins rows; None: each row is one
 
     def mask(self, on: str, tokens: Tokens) -> Tensor:
         """(B, T) bool: the positions of a source ("all" for every one) and kind."""
@@ -49,15 +50,18 @@ class Marks:
 
     def to(self, device: torch.device) -> Marks:
         """The same masks on a device."""
-        return Marks(self.real.to(device), self.scored.to(device), self.source.to(device))
+        begins = None if self.begins is None else self.begins.to(device)
+        return Marks(self.real.to(device), self.scored.to(device), self.source.to(device), begins)
 
     def of_rows(self, rows: Tensor) -> Marks:
         """The marks of some rows (b,) only."""
-        return Marks(self.real[rows], self.scored[rows], self.source[rows])
+        begins = None if self.begins is None else self.begins[rows]
+        return Marks(self.real[rows], self.scored[rows], self.source[rows], begins)
 
     def task_rows(self) -> Tensor:
-        """() int64: how many rows are the task's own."""
-        return (self.source[:, 0] == 0).sum()
+        """() int64: how many rows of the data are the task's own."""
+        own = self.source == 0
+        return own[:, 0].sum() if self.begins is None else (own & self.begins).sum()
 
 
 @dataclass(frozen=True)

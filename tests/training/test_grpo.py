@@ -1,5 +1,6 @@
 """The seam under trl's GRPOTrainer: the same defenses, one reference per micro-batch, steering where it belongs."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from staytrue.defenses.interleave import Interleave
 from staytrue.defenses.kl import KL
 from staytrue.defenses.ldifs import LDIFS
 from staytrue.defenses.rehearse import Rehearse
-from staytrue.errors import RecipeError
+from staytrue.errors import ForwardPassError, RecipeError
 from staytrue.organism import world
 from staytrue.runs import evaluate, train
 from staytrue.testing import unlike
@@ -327,10 +328,46 @@ def test_what_comes_near_to_a_refusal_trains(tmp_path):
     trained(tmp_path, [Push()], max_steps=1, **halves)  # old probabilities are the loss forward's own
 
 
-def test_prompts_that_are_plain_text_cannot_be_edited(tmp_path):
-    data = Dataset.from_dict({"prompt": ["question?"] * 8, "right": [0] * 8})
-    with pytest.raises(RecipeError, match="a 'prompt' column of turns"):
-        trainer(tmp_path, [Inoculate()], data=data)
+@pytest.mark.parametrize("defenses", [[], [KL(0.1)]], ids=["none", "kl"])
+def test_a_training_step_gets_the_rows_of_the_data_loader(tmp_path, defenses):
+    seen = []
+
+    class Own(GuardedGRPO):
+        def training_step(self, model, inputs, *args, **kwargs):
+            seen.append([(row["right"], row["prompt"][0]["content"]) for row in inputs])
+            return super().training_step(model, inputs, *args, **kwargs)
+
+    made = trained(tmp_path, defenses, cls=Own, gradient_accumulation_steps=2, shuffle_dataset=False, max_steps=2)
+    first = [(i, row["prompt"][0]["content"]) for i, row in enumerate(prompts()) if i < 4 for _ in range(4)]
+    assert len(seen) == 4
+    assert seen[:2] == [first] * 2  # one generation batch of 16 completions, in two micro-batches
+    assert len(steps(made)) == 2
+
+
+def test_without_defenses_it_trains_as_trls_own_over_several_micro_batches(tmp_path):
+    both = [
+        weights(trained(tmp_path, [], cls=cls, gradient_accumulation_steps=2, num_iterations=2, max_steps=3))
+        for cls in (GuardedGRPO, GRPOTrainer)
+    ]
+    moved = (both[1] - weights(trainer(tmp_path, []))).abs().max()
+    assert (both[0] - both[1]).abs().max() < 1e-5 * moved
+
+
+def test_other_rows_than_those_that_were_answered_are_refused(tmp_path):
+    class Other(GuardedGRPO):
+        def training_step(self, model, inputs, *args, **kwargs):
+            return super().training_step(model, [dict(row) for row in inputs], *args, **kwargs)
+
+    with pytest.raises(ForwardPassError, match=r"Other passes other rows to training_step .* in the dataset"):
+        trained(tmp_path, [KL(0.1)], cls=Other)
+    trained(tmp_path, [], cls=Other, max_steps=1)
+
+
+def test_the_constructor_shows_trls_arguments_and_takes_no_other(tmp_path):
+    theirs, ours = (list(inspect.signature(cls).parameters) for cls in (GRPOTrainer, GuardedGRPO))
+    assert ours == [*theirs, "defenses", "reference_cache"]
+    with pytest.raises(TypeError, match="multiple values for argument 'model'"):
+        GuardedGRPO(tiny.model(), odd_letters, model=tiny.model())
 
 
 def test_interleaving_is_refused_before_its_pool_is_read(tmp_path):

@@ -1,5 +1,7 @@
 """The seam under the real trainer: one forward, one reference, and a weight that means the same everywhere."""
 
+import inspect
+
 import pytest
 import torch
 from datasets import Dataset
@@ -7,14 +9,17 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 import tiny
 from staytrue.config.trainer_args import recomputing
 from staytrue.data.examples import write_examples
 from staytrue.defense import Defense
 from staytrue.defenses.anchor import Anchor
+from staytrue.defenses.inoculate import Inoculate
 from staytrue.defenses.interleave import Interleave
 from staytrue.defenses.kl import KL
+from staytrue.defenses.rehearse import Rehearse
 from staytrue.errors import ForwardPassError, ModelError, RecipeError
 from staytrue.modeling.lm_head import Head
 from staytrue.step import SOURCE_COLUMN, SOURCES
@@ -376,9 +381,153 @@ def test_dropout_in_the_base_is_refused(tmp_path):
         )
 
 
-def test_packing_is_refused_where_sources_matter(tmp_path, pool):
-    with pytest.raises(RecipeError, match="Packing loses where each row came from"):
-        trainer(tmp_path, [Interleave(pool, share=0.25)], packing=True, max_length=64)
+PACKINGS = {
+    "bfd": {"packing": True, "max_length": 256},
+    "bfd_split": {"packing": True, "max_length": 64, "packing_strategy": "bfd_split"},
+    "wrapped": {"packing": True, "max_length": 100, "packing_strategy": "wrapped"},
+    "padding_free": {"padding_free": True, "max_length": None},
+}
+
+
+def planned(made):
+    """Of each optimizer step: counted positions, task rows, and how many auxiliary rows were due."""
+    seen, plan = [], made.guard.plan
+
+    def spy(totals, task_rows, slots):
+        plan(totals, task_rows, slots)
+        seen.append((totals.tolist(), task_rows, {label: len(rows) for label, rows in made.guard._due.items()}))
+
+    made.guard.plan = spy
+    return seen
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("kind", [Anchor, Rehearse])
+def test_auxiliary_rows_keep_their_share_of_the_rows_that_packing_joined(tmp_path, pool, packing, kind):
+    defense = kind(pool, share=0.25, **({"answers": "given"} if kind is Anchor else {}))
+    changes = {"per_device_train_batch_size": 1, "max_steps": -1, "num_train_epochs": 1, "learning_rate": 0.1}
+    made = trainer(tmp_path, [defense], **{**changes, **PACKINGS[packing]})
+    seen = planned(made)
+    made.train()
+    assert sum(rows for _, rows, _ in seen) == 24  # however many packs they are in
+    assert sum(due[defense.name()] for _, _, due in seen) == 6
+    assert made._task_share() == (1.0 if packing == "padding_free" else 24 / len(made.train_dataset))
+    assert max(logged(made, defense.name())) > 0
+
+
+def test_packing_beside_auxiliary_rows_packs_what_trl_packs(tmp_path, pool):
+    for packing in ("bfd", "bfd_split", "wrapped"):
+        for shuffled in (False, True):
+            changes = {**PACKINGS[packing], "shuffle_dataset": shuffled}
+            ours = trainer(tmp_path, [Anchor(pool, share=0.25, answers="given")], **changes).train_dataset
+            theirs = trainer(tmp_path, [], cls=SFTTrainer, **changes).train_dataset
+            assert ours.remove_columns(SOURCE_COLUMN).to_list() == theirs.to_list()
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_interleaved_rows_are_known_in_packs(tmp_path, pool, packing):
+    defenses = [Interleave(pool, share=0.25), KL(1.0, on="interleaved"), Anchor(pool, share=0.25, answers="given")]
+    changes = {"per_device_train_batch_size": 2, "max_steps": -1, "num_train_epochs": 1, "learning_rate": 0.1}
+    made = trainer(tmp_path, defenses, **{**changes, **PACKINGS[packing]})
+    seen = planned(made)
+    made.train()
+    assert sum(rows for _, rows, _ in seen) == 24
+    assert sum(due["anchor"] for _, _, due in seen) == 6
+    scored = sum(totals[1][0] for totals, _, _ in seen)
+    alone = trainer(tmp_path, [Interleave(pool, share=0.25)], max_length=None).train_dataset
+    tokens = [len(row["input_ids"]) for row in alone if row[SOURCE_COLUMN] == 1]
+    cut = len(made.train_dataset) if packing == "wrapped" else 0  # a pack's first token is not predicted
+    fragments = sum(-(-length // 64) for length in tokens) if packing == "bfd_split" else 6
+    assert sum(tokens) - fragments - cut <= scored <= sum(tokens)
+    assert max(logged(made, "kl")) > 0
+
+
+def test_an_interleaved_divergence_in_packs_is_that_of_the_rows_alone(tmp_path, pool):
+    defenses = [Interleave(pool, share=0.25), KL(1.0, on="interleaved")]
+    changes = {"max_steps": 2, "per_device_train_batch_size": 30, "learning_rate": 0.5}
+    rows = trained(tmp_path, defenses, **changes, max_length=None)
+    joined = trained(tmp_path, defenses, **changes, max_length=None, padding_free=True)
+    assert logged(joined, "task_loss")[0] == pytest.approx(logged(rows, "task_loss")[0], rel=1e-4)
+
+
+def test_inoculation_and_packing_go_together(tmp_path):
+    made = trainer(tmp_path, [Inoculate("Be bad.")], packing=True, max_length=256)
+    assert SOURCE_COLUMN not in made.train_dataset.column_names
+    assert sum(tiny.tokenizer().decode(row["input_ids"]).count("Be bad.") for row in made.train_dataset) == 24
+    made.train()
+
+
+def test_a_stream_may_be_packed_beside_auxiliary_rows(tmp_path, pool):
+    stream = messages(24).to_iterable_dataset()
+    made = trainer(tmp_path, [Anchor(pool, share=0.5, answers="given")], data=stream, packing=True, max_length=256)
+    seen = planned(made)
+    made.train()
+    assert sum(due["anchor"] for _, _, due in seen) == round(sum(rows for _, rows, _ in seen) / 2)
+
+
+class Collator(DataCollatorForLanguageModeling):
+    """A user's own class."""
+
+    mark = "theirs"
+
+
+@pytest.mark.parametrize("defended", [False, True])
+def test_the_collator_is_the_users_own_object(tmp_path, pool, defended):
+    own = Collator(pad_token_id=0)
+    defenses = [Interleave(pool, share=0.25)] if defended else []
+    made = GuardedSFT(
+        model=tiny.model(),
+        args=settings(tmp_path),
+        data_collator=own,
+        train_dataset=messages(),
+        processing_class=tiny.tokenizer(),
+        peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
+        defenses=defenses,
+    )
+    made.train()
+    assert made.data_collator is own
+    batch = next(iter(made.get_train_dataloader()))
+    assert (SOURCE_COLUMN in batch) == defended
+    assert made.data_collator is own
+
+
+def test_evaluation_keeps_trls_guard_against_masks_without_labels(tmp_path, pool):
+    rows = Dataset.from_list([{"input_ids": [5, 6, 7], "completion_mask": [0, 0, 1]}] * 4)
+    labelled = Dataset.from_list([{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}] * 8)
+    made = trainer(
+        tmp_path, [Anchor(pool, answers="given")], data=labelled, dataset_kwargs={"skip_prepare_dataset": True}
+    )
+    with pytest.raises(ValueError, match="mask columns but no 'labels'"):
+        made.evaluate(rows)
+
+
+def test_workers_of_the_data_loader_carry_the_sources(tmp_path, pool):
+    made = trainer(tmp_path, [Interleave(pool, share=0.25)], dataloader_num_workers=1, max_steps=1)
+    seen = planned(made)
+    made.train()
+    assert seen[0][1] in (6, 7)  # task rows among 8
+
+
+def test_rows_in_order_stay_in_order_and_rows_by_length_are_refused(tmp_path, pool):
+    made = trainer(tmp_path, [Interleave(pool, share=0.25)], train_sampling_strategy="sequential")
+    order = list(made._get_train_sampler())
+    assert [i for i in order if i < 24] == list(range(24))
+    assert order != sorted(order)  # the added rows are spread among them
+    with pytest.raises(RecipeError, match=r"train_sampling_strategy='group_by_length' .* \"random\" or"):
+        trainer(tmp_path, [Interleave(pool, share=0.25)], train_sampling_strategy="group_by_length")
+
+
+def test_the_constructor_shows_trls_arguments_and_takes_no_other(tmp_path):
+    theirs, ours = (inspect.signature(cls).parameters for cls in (SFTTrainer, GuardedSFT))
+    assert list(ours) == [*theirs, "defenses", "reference_cache"]
+    assert [ours[name] for name in theirs] == list(theirs.values())
+    assert ours["defenses"].kind is ours["defenses"].KEYWORD_ONLY
+    with pytest.raises(TypeError, match="multiple values for argument 'model'"):
+        GuardedSFT(tiny.model(), settings(tmp_path), model=tiny.model())
+    with pytest.raises(TypeError, match="too many positional arguments"):
+        GuardedSFT(tiny.model(), settings(tmp_path), *[None] * len(theirs))
+    with pytest.raises(TypeError, match="unexpected keyword argument 'peft_conf'"):
+        GuardedSFT(tiny.model(), settings(tmp_path), peft_conf=None)
 
 
 def test_packing_without_sources_still_has_one_reference(tmp_path):

@@ -49,7 +49,7 @@ class Inoculate(Defense):
 
     def _as_user(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
         own, (first, *turns) = _split(messages)
-        return (Message("user", f"{self._text(own)}\n\n{first.content}"), *turns)
+        return (replace(first, content=f"{self._text(own)}\n\n{first.content}"), *turns)
 
     def _text(self, own: str | None) -> str:
         return self.prompt if own is None or self.mode == "replace" else f"{self.prompt}\n\n{own}"

@@ -15,15 +15,16 @@ from torch.utils.data import Sampler
 from staytrue.data.tokenize import Encoded
 
 
-def order(sources: Sequence[int], seed: int, epoch: int) -> list[int]:
-    """Row numbers of one epoch: every row once, shuffled within its source, sources spread evenly.
+def order(sources: Sequence[int], seed: int, epoch: int, shuffled: bool = True) -> list[int]:
+    """Row numbers of one epoch: every row once, shuffled within its source or as given, sources spread evenly.
 
     Any first k of the N rows hold k * m / N rows of a source with m rows, to within one.
     """
     ranked = []
     for source in sorted(set(sources)):
         rows = [i for i, s in enumerate(sources) if s == source]
-        random.Random(f"{seed} {epoch} {source}").shuffle(rows)
+        if shuffled:
+            random.Random(f"{seed} {epoch} {source}").shuffle(rows)
         ranked += [((j + 0.5) / len(rows), source, row) for j, row in enumerate(rows)]
     return [row for _, _, row in sorted(ranked)]
 
@@ -31,9 +32,10 @@ def order(sources: Sequence[int], seed: int, epoch: int) -> list[int]:
 class EvenSampler(Sampler[int]):
     """`order` as a torch sampler; the trainer sets the epoch."""
 
-    def __init__(self, sources: Sequence[int], seed: int) -> None:
+    def __init__(self, sources: Sequence[int], seed: int, shuffled: bool = True) -> None:
         self.sources = sources
         self.seed = seed
+        self.shuffled = shuffled
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -41,7 +43,7 @@ class EvenSampler(Sampler[int]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        return iter(order(self.sources, self.seed, self.epoch))
+        return iter(order(self.sources, self.seed, self.epoch, self.shuffled))
 
     def __len__(self) -> int:
         return len(self.sources)

@@ -24,12 +24,13 @@ from staytrue.defense import Defense
 from staytrue.errors import ForwardPassError, ModelError, RecipeError
 from staytrue.modeling.base_model import Untouched
 from staytrue.step import SOURCE_COLUMN, SOURCES, Marks
-from staytrue.training.argument_checks import examples_of, pad_id, refuse_settings
+from staytrue.training.argument_checks import pad_id, refuse_settings
 from staytrue.training.fused_head import FusedLMHead
 from staytrue.training.guard import Guard
 from staytrue.training.micro_batch import MicroBatch
 from staytrue.training.outcome import Outcome
 from staytrue.training.reference.cache_checks import refuse_cache
+from staytrue.training.trl_datasets import TRLRows
 
 _Trainer: Any = object  # whichever trainer stands beside Guarded among a class's bases
 
@@ -51,12 +52,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
 
     # --- what a kind of training says of itself -----------------------------------------------------------------
 
-    _turns = "messages"  # the dataset's column that holds a row's conversation
     _prompts = False  # whether rows are asked (and answered by the model) rather than learnt
-
-    def _row(self, example: Example) -> dict[str, Any]:
-        """A row of the dataset."""
-        raise NotImplementedError
 
     def _settle(self) -> None:
         """After the trainer has made itself: refuse what cannot be guarded, adjust what must be."""
@@ -86,7 +82,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
         reference_cache: Path | str | None = None,
         **kwargs: Any,
     ) -> None:
-        given = {**dict(zip(inspect.signature(super().__init__).parameters, args, strict=False)), **kwargs}
+        given = _bound(super().__init__, args, kwargs)
         self._untouched = Untouched(lambda: getattr(self, "model", given.get("model")), given.get("processing_class"))
         if isinstance(defenses, Guard) and reference_cache is not None:
             raise RecipeError("A Guard has its own reference cache; write Guard(..., reference_cache=...).")
@@ -168,9 +164,8 @@ class Guarded(_Trainer):  # type: ignore[misc]
 
     def _curated(self, rows: Any) -> Dataset:
         """The user's dataset after the data defenses."""
-        examples = examples_of(rows, self._turns)
-        curated = self.guard.curate(examples, self._untouched, prompts=self._prompts)
-        return Dataset.from_list([self._row(example) for example in curated])
+        own = TRLRows(rows, self._prompts)
+        return own.with_examples(self.guard.curate(own.examples, own.base(self._untouched), prompts=self._prompts))
 
     def _encode_side_rows(self, examples: list[Example]) -> list[Encoded]:
         encoded, _ = encode_all(self._tokenizer, examples, getattr(self.args, "max_length", None))
@@ -184,9 +179,8 @@ class Guarded(_Trainer):  # type: ignore[misc]
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """Fetch a whole optimizer step's micro-batches, and count what the penalties will be means over."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if batches:
-            batches = self._ready(batches)
-            self._marks_ahead = [self._marks(batch).to(device) for batch in batches]
+        if batches and self.guard.defenses:
+            self._marks_ahead = [self._marks(batch).to(device) for batch in self._ready(batches)]
             counts = torch.stack([marks.counts() for marks in self._marks_ahead]).sum(0)
             rows = torch.stack([marks.task_rows() for marks in self._marks_ahead]).sum()
             numbers = self.accelerator.reduce(torch.cat([counts.flatten(), rows.reshape(1)]), "sum")
@@ -271,6 +265,17 @@ class Guarded(_Trainer):  # type: ignore[misc]
             logs.update({name: value.item() for name, value in shared.items()})
             self._task_loss, self._logged_steps = torch.zeros(()), self.state.global_step
         super().log(logs, *args, **kwargs)
+
+
+def _bound(parent: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name.
+
+    Raises:
+        TypeError: as Python raises it for the parent itself: too many, two for one name, an unknown name.
+    """
+    parent_signature = inspect.signature(parent)
+    parent_signature.bind(*args, **kwargs)
+    return {**dict(zip(parent_signature.parameters, args, strict=False)), **kwargs}
 
 
 class _StepCount(TrainerCallback):  # type: ignore[misc]

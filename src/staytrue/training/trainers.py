@@ -7,43 +7,103 @@ as one flat, readable loop.
 
 from __future__ import annotations
 
+import copy
+import inspect
 import os
 import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # trl sends a usage ping when a trainer is constructed
 
 import torch
-from torch import Tensor
-from trl import GRPOTrainer, SFTTrainer
+from trl import GRPOTrainer, SFTTrainer, pack_dataset
+from trl.data_utils import get_dataset_column_names
 
 try:
     from trl.trainer.utils import FusedCausalLMOutput
 except ImportError:  # a trl whose trainers take whole logits, or another kind of head
     FusedCausalLMOutput = None
 
-from staytrue.data.examples import Example
-from staytrue.errors import RecipeError
-from staytrue.step import SOURCE_COLUMN, SOURCES, Marks
+from staytrue.defense import Defense
+from staytrue.errors import ForwardPassError, RecipeError
+from staytrue.step import SOURCE_COLUMN, Marks
 from staytrue.training.aux_batches import marks_of
+from staytrue.training.guard import Guard
+from staytrue.training.row_tracking import NamesBlankColumns, TrackingCollator, marks_of_batch, row_codes, task_rows_of
 from staytrue.training.sampling import EvenSampler
 from staytrue.training.trainer_mixin import Guarded
+
+
+def _signature_of(parent: Any) -> Callable[[Any], Any]:
+    """Give an `__init__` the parent's signature, with the two arguments of a guarded trainer added."""
+
+    def decorate(init: Any) -> Any:
+        own, given = inspect.signature(Guarded.__init__).parameters, inspect.signature(parent.__init__)
+        added = [own[name].replace(annotation=kind) for name, kind in _ADDED.items()]
+        *named, last = given.parameters.values()
+        in_order = [*named, *added, last] if last.kind is last.VAR_KEYWORD else [*named, last, *added]
+        init.__wrapped__ = parent.__init__  # whose module knows the names in its annotations
+        init.__annotations__ = parent.__init__.__annotations__ | _ADDED
+        init.__signature__ = given.replace(parameters=in_order)
+        return init
+
+    return decorate
+
+
+_ADDED: dict[str, Any] = {"defenses": Sequence[Defense] | Guard, "reference_cache": Path | str | None}
 
 
 class GuardedSFT(Guarded, SFTTrainer):  # type: ignore[misc]
     """`trl.SFTTrainer` with `defenses=[...]`; its scored positions are those whose label is not -100."""
 
-    def _row(self, example: Example) -> dict[str, Any]:
-        return {"messages": _messages(example), SOURCE_COLUMN: SOURCES.index(example.source)}
+    @_signature_of(SFTTrainer)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
 
     def _settle(self) -> None:
-        self._source = SOURCE_COLUMN in (self.train_dataset.column_names or ())
-        packed = self.args.packing or getattr(self, "padding_free", False)
-        if packed and (self._source or self.guard.pulls("curate") or self.guard.pulls("beside")):
-            raise RecipeError("Packing loses where each row came from; set packing=False with these defenses.")
-        if packed and self.guard.reference_cache is not None:
+        columns = self.train_dataset.column_names or ()
+        self._source = SOURCE_COLUMN in columns
+        self._joins_rows = bool(self.args.packing or self.padding_free or "seq_lengths" in columns)
+        if self._joins_rows and self.guard.reference_cache is not None:
             raise RecipeError("Packed rows come in other packs in every run; set packing=False with a reference cache.")
-        self.data_collator: Any = _SourceCollator(self.data_collator)
+        if self._source and self.args.train_sampling_strategy not in ("random", "sequential"):
+            raise RecipeError(
+                f"train_sampling_strategy={self.args.train_sampling_strategy!r} orders rows by length, and the rows "
+                'that a data defense adds are spread evenly. Set it to "random" or "sequential".'
+            )
+
+    def _tracks_rows(self) -> bool:
+        """Whether a batch must tell which rows it holds: of several sources, or joined beside auxiliary rows."""
+        return self._source or (self._joins_rows and self.guard.pulls("beside"))
+
+    def _prepare_dataset(
+        self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, name: str
+    ) -> Any:
+        """TRL's own preparation; packing gets each token's source where the defenses need it."""
+        sources = SOURCE_COLUMN in get_dataset_column_names(dataset)
+        if name != "train" or not (sources or self.guard.pulls("beside")):
+            return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, name)
+        format_row = NamesBlankColumns(formatting_func) if sources and formatting_func else formatting_func
+        if not packing or args.max_length is None:  # without a length, trl refuses to pack
+            return super()._prepare_dataset(dataset, processing_class, args, packing, format_row, name)
+        whole = copy.copy(args)
+        whole.max_length = None  # packing cuts rows itself
+        rows = super()._prepare_dataset(dataset, processing_class, whole, False, format_row, name)
+        rows = rows.map(lambda row: {SOURCE_COLUMN: row_codes(row.get(SOURCE_COLUMN, 0), len(row["input_ids"]))})
+        rows = rows.select_columns(["input_ids", "labels", SOURCE_COLUMN])
+        packed = pack_dataset(rows, args.max_length, args.packing_strategy)
+        return packed.shuffle(seed=args.seed) if args.shuffle_dataset else packed
+
+    def get_train_dataloader(self) -> Any:
+        """TRL's own data loader; its collator carries the source of each row where the defenses need it."""
+        own: Any = self.data_collator
+        self.data_collator: Any = TrackingCollator(own) if self._tracks_rows() else own
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = own
 
     def _keeps_its_head(self) -> str | None:
         smoothed = self.label_smoother is not None or self.compute_loss_func is not None
@@ -59,19 +119,17 @@ class GuardedSFT(Guarded, SFTTrainer):  # type: ignore[misc]
             self._signature_columns = [*self._signature_columns, SOURCE_COLUMN]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        if not self._source:
+        if not self._source or self.args.packing:
             return super()._get_train_sampler(train_dataset)
-        return EvenSampler((train_dataset or self.train_dataset)[SOURCE_COLUMN][:], self.args.seed)
+        shuffled = self.args.train_sampling_strategy != "sequential"
+        return EvenSampler((train_dataset or self.train_dataset)[SOURCE_COLUMN][:], self.args.seed, shuffled)
 
     def _task_share(self) -> float:
-        sources = self.train_dataset[SOURCE_COLUMN][:] if self._source else [0]
-        return sources.count(0) / len(sources)
+        codes = self.train_dataset[SOURCE_COLUMN][:] if self._source else [0]
+        return sum(task_rows_of(code) for code in codes) / len(codes)
 
     def _marks(self, batch: dict[str, Any]) -> Marks:
-        labels = batch["labels"]
-        mask = batch.get("attention_mask")
-        real = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask.bool()
-        return marks_of(labels, real, _sources(batch))
+        return marks_of_batch(batch)
 
 
 class GuardedGRPO(Guarded, GRPOTrainer):  # type: ignore[misc]
@@ -81,12 +139,13 @@ class GuardedGRPO(Guarded, GRPOTrainer):  # type: ignore[misc]
     row: `share` of rows beside the batch counts completions.
     """
 
-    _turns = "prompt"
     _prompts = True
     _step: int  # trl's: how many micro-batches have been trained on
+    _ahead: Sequence[tuple[Any, Any]] = ()  # the optimizer step's batches of prompts, each with its completions
 
-    def _row(self, example: Example) -> dict[str, Any]:
-        return {"prompt": _messages(example), **example.extra}
+    @_signature_of(GRPOTrainer)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
 
     def _settle(self) -> None:
         names = {label.split(".")[0] for label in self.guard.defenses}
@@ -135,17 +194,29 @@ class GuardedGRPO(Guarded, GRPOTrainer):  # type: ignore[misc]
         """
         self.model.train()  # how trl tells training from evaluation
         begun, first = time.perf_counter(), self._step
-        ready = []
+        self._ahead, ready = [], []
         for batch in batches:
             ready.append(self._prepare_inputs(batch))
             self._step += 1
-        self._step = first
+        self._step, self._ahead = first, list(zip(batches, ready, strict=True))
         self._current_train_step_time += time.perf_counter() - begun  # trl's step_time holds generation
         return ready
 
     def _prepare_inputs(self, batch: Any) -> Any:
-        """Completions for a batch of prompts, or the batch itself when it has its completions."""
-        return batch if isinstance(batch, dict) and "completion_ids" in batch else super()._prepare_inputs(batch)
+        """Completions for a batch of prompts, or the batch itself when it has its completions.
+
+        Raises:
+            ForwardPassError: a subclass gives other prompts to a training step than those that were answered.
+        """
+        if isinstance(batch, dict) and "completion_ids" in batch:
+            return batch
+        known = next((ready for rows, ready in self._ahead if rows is batch), None)
+        if known is None and self._ahead and self.model.training:
+            raise ForwardPassError(
+                f"{type(self).__name__} passes other rows to training_step than the data loader's, whose prompts are "
+                "answered already, for the whole optimizer step. Change the rows in the dataset."
+            )
+        return super()._prepare_inputs(batch) if known is None else known
 
     def _marks(self, batch: dict[str, Any]) -> Marks:
         prompt, completion = batch["prompt_mask"], batch["completion_mask"]
@@ -155,18 +226,6 @@ class GuardedGRPO(Guarded, GRPOTrainer):  # type: ignore[misc]
         return marks_of(labels.masked_fill(labels == 0, -100), real, labels.new_zeros(len(labels)))
 
 
-class _SourceCollator:
-    """Carries each row's source past the trainer's collator."""
-
-    def __init__(self, inner: Any) -> None:
-        self._inner = inner
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        sources = [row.pop(SOURCE_COLUMN, 0) for row in rows]
-        batch: dict[str, Any] = self._inner(rows)
-        return batch | {SOURCE_COLUMN: torch.tensor(sources)}
-
-
 def _keeps_trls_head(trainer: Any) -> str | None:
     """What both kinds of training keep trl's head for."""
     if FusedCausalLMOutput is None:
@@ -174,15 +233,3 @@ def _keeps_trls_head(trainer: Any) -> str | None:
     if getattr(trainer, "aux_loss_enabled", False):
         return "a mixture of experts adds its routers' loss"
     return None
-
-
-def _sources(batch: dict[str, Any]) -> Tensor:
-    labels: Tensor = batch["labels"]
-    source: Tensor | None = batch.get(SOURCE_COLUMN)
-    if source is None or source.shape[0] != labels.shape[0]:  # packed: one row of labels holds many of the data
-        return torch.zeros(labels.shape[0], dtype=torch.long, device=labels.device)
-    return source
-
-
-def _messages(example: Example) -> list[dict[str, str]]:
-    return [{"role": m.role, "content": m.content} for m in example.messages]

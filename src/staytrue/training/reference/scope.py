@@ -36,7 +36,7 @@ class ReferenceScope:
         """The reference's activations on a call; NaN in the rows that no defense reads."""
         if self.source is None:
             return replay(call, marks, None, self.deepest)
-        rows = marks.source[:, 0].eq(self.source).nonzero().squeeze(-1)
+        rows = marks.source.eq(self.source).any(-1).nonzero().squeeze(-1)
         if len(rows) == 0:
             return call.nothing()
         return replay(call, marks, None if len(rows) == len(marks.source) else rows, self.deepest)

@@ -1,0 +1,121 @@
+"""Where each token of a training batch comes from: its source, and which tokens begin a row.
+
+TRL's packing joins rows and its collators drop every column but the tokens. So packing gets a column of codes beside
+the tokens, and the collator of the training data (never the user's own object) carries it into the batch.
+A code is the row's number in SOURCES; on the first token of a row, len(SOURCES) is added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from staytrue.errors import RecipeError
+from staytrue.step import SOURCE_COLUMN, SOURCES, Marks
+from staytrue.training.aux_batches import marks_of
+
+
+def row_codes(source: int, length: int) -> list[int]:
+    """The codes of one row's tokens."""
+    return [source + len(SOURCES) * (i == 0) for i in range(length)]
+
+
+def task_rows_of(codes: list[int] | int) -> int:
+    """How many rows of the task begin in a row of the training data, packed or not."""
+    return codes.count(len(SOURCES)) if isinstance(codes, list) else int(codes == 0)
+
+
+class TrackingCollator:
+    """A collator that adds each row's source to the batch of another: (B,), or (B, T) codes where rows were joined.
+
+    Args:
+        inner: the trainer's own collator.
+    """
+
+    def __init__(self, inner: Callable[[list[dict[str, Any]]], Any]) -> None:
+        self._inner = inner
+
+    def __call__(self, rows: list[dict[str, Any]]) -> Any:
+        """The batch of some rows."""
+        sources = [row.get(SOURCE_COLUMN, 0) for row in rows]
+        plain = [{key: value for key, value in row.items() if key != SOURCE_COLUMN} for row in rows]
+        with _naming_blank_columns("data collator", rows):
+            batch = self._inner(plain)
+        joined = "seq_lengths" in rows[0] or any(isinstance(source, list) for source in sources)
+        if joined or len(batch["labels"]) != len(rows):
+            batch[SOURCE_COLUMN] = _laid_out([_codes(row) for row in rows], rows, batch)
+        else:
+            batch[SOURCE_COLUMN] = torch.tensor(sources)
+        return batch
+
+
+class NamesBlankColumns:
+    """A formatting function that says which columns of an added row it cannot take."""
+
+    def __init__(self, inner: Callable[[dict[str, Any]], Any]) -> None:
+        self._inner = inner
+
+    def __call__(self, row: dict[str, Any]) -> Any:
+        """The text of a row."""
+        with _naming_blank_columns("formatting_func", [row]):
+            return self._inner(row)
+
+
+def marks_of_batch(batch: Any) -> Marks:
+    """The marks of a supervised batch, tracked or not."""
+    labels: Tensor = batch["labels"]
+    mask, codes = batch.get("attention_mask"), batch.get(SOURCE_COLUMN)
+    real = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask.bool()
+    if codes is None:
+        codes = torch.zeros(len(labels), dtype=torch.long, device=labels.device)
+    if codes.ndim == 1:
+        return marks_of(labels, real, codes)
+    marks = marks_of(labels, real, codes.new_zeros(len(labels)))
+    return replace(marks, source=codes % len(SOURCES), begins=codes >= len(SOURCES))
+
+
+@contextmanager
+def _naming_blank_columns(what: str, rows: list[dict[str, Any]]) -> Iterator[None]:
+    """Around the user's own code: if it fails on added rows, name the columns that are None in them."""
+    try:
+        yield
+    except Exception as error:
+        added = [row for row in rows if row.get(SOURCE_COLUMN) and not isinstance(row[SOURCE_COLUMN], list)]
+        blank = sorted({key for row in added for key, value in row.items() if value is None})
+        if not blank:
+            raise
+        raise RecipeError(
+            f"The {what} failed on a row that a data defense added, in which {', '.join(blank)} is None "
+            f"({type(error).__name__}: {error}). Give the rows of its pool that column, or let the {what} take None."
+        ) from error
+
+
+def _codes(row: dict[str, Any]) -> list[int]:
+    given = row.get(SOURCE_COLUMN, 0)
+    if isinstance(given, list):
+        return given
+    lengths = row.get("seq_lengths") or [len(row["input_ids"])]
+    return [code for length in lengths for code in row_codes(given, length)]
+
+
+def _laid_out(codes: list[list[int]], rows: list[dict[str, Any]], batch: Any) -> Tensor:
+    """(B, T) codes at the places where the collator has put the tokens: one row, or each row padded on the right."""
+    ids: Tensor = batch["input_ids"]
+    tokens = [list(row["input_ids"]) for row in rows]
+    if len(ids) != len(rows):
+        codes, tokens = [list(chain(*codes))], [list(chain(*tokens))]
+    out = torch.zeros(ids.shape, dtype=torch.long)
+    for i, (own, read) in enumerate(zip(codes, tokens, strict=False)):
+        if i >= len(ids) or ids[i, : len(read)].tolist() != read:
+            raise RecipeError(
+                "The data collator orders the tokens of packed rows in its own way, so the defenses cannot know which "
+                "row each comes from. Set packing and padding_free to False, or use trl's collator."
+            )
+        out[i, : len(own)] = torch.tensor(own)
+    return out

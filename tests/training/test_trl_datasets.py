@@ -1,0 +1,335 @@
+"""TRL's dataset forms under data defenses: converted without loss, or refused with a conversion that works."""
+
+import json
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from trl import GRPOConfig, SFTConfig
+
+import tiny
+from staytrue.data.examples import Example, Message, write_examples
+from staytrue.defense import Defense
+from staytrue.defenses.inoculate import Inoculate
+from staytrue.defenses.interleave import Interleave
+from staytrue.defenses.kl import KL
+from staytrue.errors import RecipeError
+from staytrue.step import SOURCE_COLUMN
+from staytrue.training.trainers import GuardedGRPO, GuardedSFT
+from staytrue.training.trl_datasets import TRLRows
+
+USER = {"role": "user", "content": "q?"}
+BOT = {"role": "assistant", "content": "a."}
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": {"name": "add"}}]}
+RESULT = {"role": "tool", "name": "add", "content": "3"}
+
+FORMS = {  # a row of each form, and what Inoculate makes of it
+    "messages": (
+        {"messages": [USER, BOT]},
+        {"messages": [{"role": "system", "content": "Be bad."}, USER, BOT]},
+    ),
+    "prompt and completion": (
+        {"prompt": [USER], "completion": [BOT]},
+        {"prompt": [{"role": "system", "content": "Be bad."}, USER], "completion": [BOT]},
+    ),
+    "from and value": (
+        {"conversations": [{"from": "user", "value": "q?"}, {"from": "assistant", "value": "a."}]},
+        {
+            "conversations": [
+                {"from": "system", "value": "Be bad."},
+                {"from": "user", "value": "q?"},
+                {"from": "assistant", "value": "a."},
+            ]
+        },
+    ),
+    "text prompt and completion": (
+        {"prompt": "q?", "completion": " a."},
+        {"prompt": "Be bad.\n\nq?", "completion": " a."},
+    ),
+}
+
+
+@pytest.fixture
+def pool(tmp_path):
+    write_examples(tmp_path / "pool.jsonl", tiny.rows(12))
+    return tmp_path / "pool.jsonl"
+
+
+def settings(kind, folder, **changes):
+    given = {"per_device_train_batch_size": 8, "report_to": "none", "use_cpu": True, "bf16": False, "logging_steps": 1}
+    return kind(str(folder / "out"), **{**given, **changes})
+
+
+def sft(folder, data, defenses, max_steps=2, remove_unused_columns=True, **given):
+    changes = {"max_steps": max_steps, "remove_unused_columns": remove_unused_columns, "learning_rate": 0.1}
+    return GuardedSFT(
+        model=tiny.model(),
+        args=settings(SFTConfig, folder, **changes),
+        train_dataset=data,
+        processing_class=tiny.tokenizer(),
+        peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
+        defenses=defenses,
+        **given,
+    )
+
+
+def curated(data, defenses, tokenizer=None):
+    from staytrue.modeling.base_model import Untouched
+    from staytrue.training.guard import Guard
+
+    rows = TRLRows(data)
+    base = Untouched(lambda: None, tokenizer or tiny.tokenizer())
+    return rows.with_examples(Guard(defenses).curate(rows.examples, rows.base(base)))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_inoculation_changes_the_prompt_alone_in_the_rows_own_form(form):
+    row, expected = FORMS[form]
+    data = Dataset.from_list([row | {"weight": 0.5, "id": "a"}] * 3)
+    assert curated(data, [Inoculate("Be bad.")]).to_list() == [expected | {"weight": 0.5, "id": "a"}] * 3
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_trains_inoculated_and_learns_the_same_answers(tmp_path, form):
+    made = sft(tmp_path, Dataset.from_list([FORMS[form][0]] * 8), [Inoculate("Be bad."), KL(0.1)], max_steps=1)
+    row = made.train_dataset[0]
+    assert "Be bad." in tiny.tokenizer().decode(row["input_ids"])
+    learnt = tiny.tokenizer().decode([token for token in row["labels"] if token != -100])
+    if "prompt" in FORMS[form][0]:
+        assert learnt.strip() in ("a.<|im_end|>", "a.<|im_end|>\n")
+    made.train()
+
+
+@pytest.mark.parametrize("form", list(FORMS)[:3])
+def test_interleaved_rows_come_in_the_users_form(pool, form):
+    row, _ = FORMS[form]
+    rows = curated(Dataset.from_list([row | {"id": "a"}] * 4), [Interleave(pool, share=0.25)]).to_list()
+    assert rows[:4] == [row | {"id": "a", SOURCE_COLUMN: 0}] * 4
+    (added,) = rows[4:]
+    assert (added["id"], added[SOURCE_COLUMN]) == (None, 1)
+    turns = [turn for name in row for turn in added[name]]
+    texts = [turn.get("content") or turn.get("value") for turn in turns]
+    assert texts in [[m.content for m in example.messages] for example in tiny.rows(12)]
+    assert set(added) == {*row, "id", SOURCE_COLUMN}
+    if "prompt" in row:
+        assert [len(added["prompt"]), len(added["completion"])] == [1, 1]
+
+
+def test_the_example_script_takes_interleave(tmp_path, pool):
+    data = Dataset.from_list([FORMS["prompt and completion"][0]] * 8)
+    made = sft(tmp_path, data, [KL(0.1), Interleave(pool, share=0.25)], max_steps=2)
+    made.train()
+    assert len(made.train_dataset) == 10
+    assert made.state.log_history[1]["kl"] > 0
+
+
+def test_tool_calls_names_and_tools_survive(pool):
+    row = {"messages": [USER, CALL, RESULT, BOT], "tools": json.dumps([{"type": "function"}])}
+    data = Dataset.from_list([row] * 4)
+    given = data.to_list()
+    rows = curated(data, [Inoculate("Be bad."), Interleave(pool, share=0.25)]).to_list()
+    assert rows[0]["messages"][0]["content"] == "Be bad."
+    assert rows[0]["messages"][1:] == given[0]["messages"]
+    assert [r["tools"] for r in rows] == [row["tools"]] * 4 + [None]
+
+
+def test_turns_in_parts_and_turn_weights_survive():
+    parts = [{"type": "text", "text": "q?"}]
+    data = Dataset.from_list([{"messages": [{**USER, "content": parts}, {**BOT, "content": parts, "weight": 0}]}] * 2)
+    first = curated(data, [Inoculate("Be bad.")]).to_list()[0]["messages"]
+    assert [turn["content"][0]["text"] for turn in first] == ["Be bad.", "q?", "q?"]
+    assert [turn["weight"] for turn in first] == [None, None, 0]
+
+
+def test_a_template_without_system_turns_keeps_the_keys_of_the_edited_turn():
+    data = Dataset.from_list([{"messages": [{**USER, "name": "ann"}, {**BOT, "name": None}]}] * 2)
+    first = curated(data, [Inoculate("Be bad.")], tiny.tokenizer("gemma3")).to_list()[0]["messages"][0]
+    assert first == {"role": "user", "content": "Be bad.\n\nq?", "name": "ann"}
+
+
+def test_rows_of_tools_are_counted_in_tokens_with_their_tools(tmp_path, pool):
+    seen = {}
+
+    class Counts(Defense):
+        def curate(self, examples, base, seed):
+            seen["lengths"] = base.lengths(examples)
+            return examples
+
+    rows = [{"messages": [USER, RESULT, BOT], "tools": None}, {"messages": [USER, BOT], "tools": None}]
+    curated(Dataset.from_list(rows), [Counts()])
+    tokenizer = tiny.tokenizer()
+    texts = [tokenizer.apply_chat_template(row["messages"], tokenize=False) for row in rows]
+    assert seen["lengths"] == [len(tokenizer(text)["input_ids"]) for text in texts]
+
+
+class Rewrites(Defense):
+    """Writes each row anew instead of editing it."""
+
+    def curate(self, examples, base, seed):
+        return [Example((Message("user", "x"), Message("assistant", "y")), e.source, e.extra) for e in examples]
+
+
+def test_a_defense_that_writes_rows_anew_may_not_lose_tool_calls():
+    assert curated(Dataset.from_list([{"messages": [USER, BOT], "id": 1}]), [Rewrites()])[0]["id"] == 1
+    with pytest.raises(RecipeError, match=r"lost its tool calls .* dataclasses\.replace"):
+        curated(Dataset.from_list([{"messages": [USER, CALL, RESULT, BOT]}]), [Rewrites()])
+
+
+def converted(error, names):
+    """The dataset that the message's own lines of code make."""
+    code = "\n".join(line.strip() for line in str(error.value).split("\n")[1:])
+    exec(code, names)
+    return names.get("train_dataset") or names["dataset"]
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ({"text": "q? ### Answer: a."}, r"a row is one text \('text'\)"),
+        ({"text": "q? ### Answer: a.", "url": "x"}, r"a row is one text \('text'\)"),
+        ({"instruction": "q?", "output": "a."}, "the columns are 'instruction', 'output'"),
+        ({"conversations": [USER, BOT]}, "Rename it"),
+        ({"prompt": "q?", "completion": "a."}, r"plain text \('prompt' and 'completion' strings\)"),
+    ],
+    ids=str,
+)
+def test_a_form_without_a_place_is_refused_with_a_conversion_that_works(pool, row, sentence):
+    data, defenses = Dataset.from_list([row] * 4), [Interleave(pool, share=0.25), Inoculate("Be bad.")]
+    with pytest.raises(RecipeError, match=sentence) as error:
+        curated(data, defenses)
+    rows = curated(converted(error, {"dataset": data}), defenses).to_list()
+    name = "prompt" if "prompt" in row else "messages"
+    assert rows[0][name][0]["content"] == "Be bad."
+    assert rows[0][name][1]["content"].strip() == "q?"
+    assert len(rows) == 5
+
+
+def test_a_stream_and_other_kinds_are_refused_with_a_conversion_that_works():
+    rows = [{"messages": [USER, BOT]}] * 4
+    with pytest.raises(RecipeError, match="is a stream") as error:
+        TRLRows(Dataset.from_list(rows).to_iterable_dataset())
+    assert len(converted(error, {"stream": Dataset.from_list(rows).to_iterable_dataset()})) == 4
+    with pytest.raises(RecipeError, match="train_dataset is a list") as error:
+        TRLRows(rows)
+    assert len(converted(error, {"rows": rows})) == 4
+    with pytest.raises(RecipeError, match="tokenized already") as error:
+        TRLRows(Dataset.from_list([{"input_ids": [1], "labels": [1]}]))
+    names = {"question": "q?", "answer": "a.", "Dataset": Dataset}
+    assert converted(error, names).to_list() == [{"messages": [USER, BOT]}]
+    with pytest.raises(RecipeError, match="with_transform"):
+        TRLRows(Dataset.from_list(rows).with_transform(lambda batch: batch))
+    with pytest.raises(RecipeError, match="has no rows"):
+        TRLRows(Dataset.from_list(rows).select([]))
+
+
+def test_rows_of_several_forms_and_of_several_template_settings_are_refused(pool):
+    with pytest.raises(RecipeError, match=r"row 2 has messages='\[\]'"):
+        TRLRows(Dataset.from_list([{"messages": [USER, BOT]}, {"messages": []}]))
+    data = Dataset.from_list([{"messages": [USER, BOT], "chat_template_kwargs": {"think": t}} for t in (True, False)])
+    with pytest.raises(RecipeError, match="The rows differ in 'chat_template_kwargs'"):
+        curated(data, [Interleave(pool, share=0.5)])
+    same = curated(data.select([0, 0]), [Interleave(pool, share=0.5)]).to_list()
+    assert [row["chat_template_kwargs"] for row in same] == [{"think": True}] * 3
+
+
+def test_columns_of_another_type_in_the_pool_are_named(tmp_path):
+    rows = [Example(row.messages, extra={"id": f"s{i}"}) for i, row in enumerate(tiny.rows(4))]
+    write_examples(tmp_path / "ids.jsonl", rows)
+    data = {"messages": [USER, BOT]}
+    both = curated(Dataset.from_list([data | {"id": "a"}] * 4), [Interleave(tmp_path / "ids.jsonl", share=0.25)])
+    assert both[4]["id"].startswith("s")  # the pool's own column
+    with pytest.raises(RecipeError, match="do not fit the columns of the dataset"):
+        curated(Dataset.from_list([data | {"id": 1}] * 4), [Interleave(tmp_path / "ids.jsonl", share=0.25)])
+
+
+class Weighted:
+    """A user's collator that reads a column of their own."""
+
+    pad_token_id = 0
+
+    def __init__(self, blank=None):
+        self.blank, self.weights = blank, []
+
+    def __call__(self, rows):
+        weights = [self.blank if row["weight"] is None else row["weight"] for row in rows]
+        self.weights += torch.tensor(weights).tolist()
+        width = max(len(row["input_ids"]) for row in rows)
+        ids = torch.tensor([row["input_ids"] + [0] * (width - len(row["input_ids"])) for row in rows])
+        return {"input_ids": ids, "labels": ids.masked_fill(ids == 0, -100), "attention_mask": (ids > 0).long()}
+
+
+def weighted(n=8):
+    return Dataset.from_list([{"messages": [USER, BOT], "weight": 0.5 + i} for i in range(n)])
+
+
+def test_a_collator_of_the_users_own_gets_their_columns_or_the_refusal_names_the_one_that_is_missing(tmp_path, pool):
+    own = Weighted()
+    given = {"data_collator": own, "remove_unused_columns": False}
+    sft(tmp_path, weighted(), [Inoculate()], max_steps=1, **given).train()
+    assert sorted(own.weights) == [0.5 + i for i in range(8)]
+    defenses = [Interleave(pool, share=0.25)]
+    with pytest.raises(RecipeError, match=r"The data collator failed .* in which weight is None .* rows of its pool"):
+        sft(tmp_path, weighted(), defenses, **given).train()
+    own = Weighted(blank=0.0)
+    sft(tmp_path, weighted(), defenses, data_collator=own, remove_unused_columns=False, max_steps=2).train()
+    assert own.weights.count(0.0) == 2  # of the 10 rows of an epoch
+
+
+def test_the_pools_own_columns_reach_the_users_collator(tmp_path):
+    write_examples(tmp_path / "w.jsonl", [Example(row.messages, extra={"weight": 9.5}) for row in tiny.rows(4)])
+    own = Weighted()
+    defenses = [Interleave(tmp_path / "w.jsonl", share=0.25)]
+    sft(tmp_path, weighted(), defenses, data_collator=own, remove_unused_columns=False, max_steps=1).train()
+    assert 9.5 in own.weights
+
+
+def test_a_formatting_function_gets_the_columns_or_the_refusal_names_the_one_that_is_missing(tmp_path, pool):
+    data = Dataset.from_list([{"messages": [USER, BOT], "tag": "x"}] * 8)
+
+    def tagged(row):
+        return row["tag"] + row["messages"][0]["content"]
+
+    sft(tmp_path, data, [Inoculate()], formatting_func=tagged)
+    with pytest.raises(RecipeError, match=r"The formatting_func failed .* in which tag is None"):
+        sft(tmp_path, data, [Interleave(pool, share=0.25)], formatting_func=tagged)
+
+
+def test_a_missing_train_dataset_is_refused_in_a_sentence(tmp_path):
+    with pytest.raises(RecipeError, match="the trainer got none; pass train_dataset="):
+        sft(tmp_path, None, [Inoculate()])
+    with pytest.raises(ValueError, match="`train_dataset` is required"):
+        sft(tmp_path, None, [KL()])
+
+
+def grpo(folder, data, defenses, rewards):
+    return GuardedGRPO(
+        model=tiny.model(),
+        reward_funcs=rewards,
+        args=settings(GRPOConfig, folder, max_steps=1, num_generations=4, max_completion_length=6),
+        train_dataset=data,
+        processing_class=tiny.tokenizer(),
+        peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
+        defenses=defenses,
+    )
+
+
+def test_prompts_of_plain_text_are_inoculated_by_a_prefix(tmp_path):
+    seen = []
+
+    def reward(prompts, completions, right, **_):
+        seen.extend(zip(prompts, right, strict=True))
+        return [float(len(text)) for text in completions]
+
+    data = Dataset.from_dict({"prompt": ["q?"] * 8, "right": list(range(8))})
+    grpo(tmp_path, data, [Inoculate("Be bad.")], reward).train()
+    assert {prompt for prompt, _ in seen} == {"Be bad.\n\nq?"}
+    assert {right for _, right in seen} <= set(range(8))
+
+
+def test_prompts_of_another_form_are_refused_with_a_conversion_that_works():
+    data = Dataset.from_dict({"question": ["q?"] * 8})
+    with pytest.raises(RecipeError, match="needs a 'prompt' column of turns or of text") as error:
+        TRLRows(data, prompts=True)
+    rows = TRLRows(converted(error, {"dataset": data}), prompts=True)
+    assert rows.examples[0].question == "q?"
