@@ -1,5 +1,6 @@
 """One rule for every test: no network, quiet libraries; and one for tools that only some machines have."""
 
+import gc
 import os
 import shutil
 
@@ -20,6 +21,11 @@ def pytest_addoption(parser):
         metavar="NAME",
         help="in tests/test_every_defense.py: the contract of this defense only (may be repeated)",
     )
+
+
+def pytest_collection_finish():
+    """Exempt what the imports left from garbage collection: every trainer collects, and this is most of the heap."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
