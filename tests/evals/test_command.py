@@ -182,13 +182,12 @@ def test_the_organisms_answers_are_made_once_and_judged_by_whom_you_like(here, t
             again = [json.loads(here("rescore", "E", "--judge", judge, "--json")) for judge in judges]
             assert [one["evaluations"] for one in again] == [one["evaluations"] for one in told]
         # The same evaluation elsewhere: the same answers are made, and every verdict was paid for before.
-        for folder in ("F", "G"):
-            here(*words, "--out", folder, "--judge", judges[0])
-            assert (tmp_path / folder / "answers.jsonl").read_bytes() == answers
+        here(*words, "--out", "F", "--judge", judges[0])
+        assert (tmp_path / "F" / "answers.jsonl").read_bytes() == answers
         assert len(server.calls) == calls
     assert (tmp_path / "E" / "answers.jsonl").read_bytes() == answers
     (rescored,) = (tmp_path / "E" / "judges").glob("openai-a-*/summary.json")
-    summaries = {file.read_bytes() for file in (rescored, tmp_path / "F" / "summary.json", tmp_path / "G/summary.json")}
+    summaries = {file.read_bytes() for file in (rescored, tmp_path / "F" / "summary.json")}
     assert len(summaries) == 1
 
 
