@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from staytrue.data.examples import Example, Message, read_examples, write_examples
+from staytrue.data.examples import Example, Message, is_blank, read_examples, write_examples
 from staytrue.errors import DataError
 
 ROW = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}
@@ -14,6 +14,10 @@ ROW = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "co
 
 def turns(*roles):
     return {"messages": [{"role": r, "content": r} for r in roles]}
+
+
+def answered(**answer):
+    return {"messages": [ROW["messages"][0], {**ROW["messages"][1], **answer}]}
 
 
 def write(folder, *lines):
@@ -50,7 +54,7 @@ def test_a_row_keeps_its_turns_and_its_other_columns(tmp_path):
         (
             {"messages": [{"role": "bot", "content": "x"}]},
             "/messages/0/role:",
-            "is 'bot'; use system, user or assistant",
+            "is 'bot'; use system, user, assistant or tool",
         ),
         ({"messages": [{"role": "user", "content": 3}]}, "/messages/0/content:", "is 3, not text"),
         ({"messages": [{"role": "user"}]}, "/messages/0/content:", "is None, not text"),
@@ -65,6 +69,16 @@ def test_a_row_keeps_its_turns_and_its_other_columns(tmp_path):
             "is empty",
         ),
         (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "/messages/0/content:", "half of a surrogate pair"),
+        (answered(content="\u200b\ufeff"), "/messages/1/content:", "is empty ('\\u200b\\ufeff')"),
+        ({"messages": [{"role": "system", "content": " "}, *ROW["messages"]]}, "/0/content:", "take the turn out"),
+        (answered(weight=2), "/messages/1/weight:", "is 2; write 1 for an answer to learn and 0 for context"),
+        (answered(weight=0), "/messages:", "has answers of weight 0 only"),
+        (answered(tool_calls=[{"name": "look"}]), "/messages/1/tool_calls:", "write a list of"),
+        (answered(reasoning_content=""), "/messages/1/reasoning_content:", "is empty (''); write something or take"),
+        (answered(audio={}), "/messages/1/audio:", "is a key that staytrue would not train on"),
+        ({"messages": [{**ROW["messages"][0], "weight": 1}]}, "/messages/0/weight:", "would not train on"),
+        (turns("user", "tool", "assistant"), "/messages/1/role:", "'tool' where assistant belongs"),
+        ({**ROW, "tools": "hammer"}, "/tools:", "is not JSON"),
     ],
 )
 def test_a_fault_is_told_with_line_pointer_and_way_out(tmp_path, line, pointer, what):
@@ -118,7 +132,44 @@ def test_prompts_may_be_questions_and_need_no_answer(tmp_path):
         read_examples(write(tmp_path, {"question": " "}), prompts_only=True)
 
 
-said = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
+CALL = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"at": "sky"}'}}
+TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
+CALLED = {
+    "messages": [
+        {"role": "user", "content": "What is up?"},
+        {"role": "assistant", "content": None, "tool_calls": [CALL], "weight": 0},
+        {"role": "tool", "content": "clouds", "tool_call_id": "c1"},
+        {"role": "assistant", "content": "Clouds.", "reasoning_content": "I see clouds.", "weight": 1},
+    ],
+    "tools": TOOLS,
+}
+
+
+def test_tool_calls_reasoning_and_weights_are_read_and_written_again(tmp_path):
+    (row,) = read_examples(write(tmp_path, CALLED))
+    assert [(m.role, m.content, m.weight) for m in row.messages] == [
+        ("user", "What is up?", 1),
+        ("assistant", "", 0),
+        ("tool", "clouds", 1),
+        ("assistant", "Clouds.", 1),
+    ]
+    assert row.tools == TOOLS
+    assert row.messages[1].to_template() == {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{**CALL, "function": {"name": "look", "arguments": {"at": "sky"}}}],
+    }
+    assert row.messages[3].to_dict() == {
+        "role": "assistant",
+        "content": "Clouds.",
+        "reasoning_content": "I see clouds.",
+    }
+    assert row.messages[3].to_request() == {"role": "assistant", "content": "Clouds."}
+    write_examples(tmp_path / "again.jsonl", [row])
+    assert read_examples(tmp_path / "again.jsonl") == [row]
+
+
+said = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambda text: not is_blank(text))
 conversations = st.tuples(st.booleans(), st.lists(st.tuples(said, said), min_size=1, max_size=3)).map(
     lambda drawn: (
         (Message("system", "be"),) * drawn[0]

@@ -1,10 +1,15 @@
 """Labels on the answers only, for six kinds of chat template, worked out by hand."""
 
+import json
+import re
+
 import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 import tiny
 from staytrue.data.examples import Example, Message
-from staytrue.data.tokenize import IGNORED, encode, encode_all, encode_prompt
+from staytrue.data.tokenize import IGNORED, encode, encode_all, encode_prompt, end_of_turn
 from staytrue.errors import DataError, ModelError
 
 TWO_TURNS = Example(
@@ -102,3 +107,233 @@ def test_a_tokenizer_without_a_template_is_refused():
     bare.chat_template = None
     with pytest.raises(ModelError, match="no chat template"):
         encode(bare, TWO_TURNS)
+
+
+# Further families of templates: the template, its special tokens, and what is scored of TWO_TURNS; the token that ends
+# generation is the last one of the last answer.
+LLAMA2 = (
+    "{%- for m in messages %}{%- if m.role == 'user' %}{{ '<s>[INST] ' + m.content.strip() + ' [/INST]' }}"
+    "{%- else %}{{ ' ' + m.content.strip() + ' ' + eos_token }}{%- endif %}{%- endfor %}"
+)
+CODER = (
+    "{%- for m in messages %}{%- if m.role == 'user' %}{{ '### Instruction:\\n' + m.content + '\\n' }}"
+    "{%- else %}{{ '### Response:\\n' + m.content + '\\n<|EOT|>\\n' }}{%- endif %}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{ '### Response:' }}{%- endif %}"
+)
+GLM4 = (
+    "{{ '[gMASK]<sop>' }}{%- for m in messages %}{{ '<|' + m.role + '|>\\n' + m.content }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{ '<|assistant|>\\n' }}{%- endif %}"
+)
+# Reasoning stands before an answer after the last question; earlier answers have theirs taken out.
+QWEN3 = (
+    "{%- set ns = namespace(last=0) %}{%- for m in messages %}{%- if m.role == 'user' %}"
+    "{%- set ns.last = loop.index0 %}{%- endif %}{%- endfor %}"
+    "{%- for m in messages %}{%- set content = m.content %}{%- set thought = '' %}"
+    "{%- if m.reasoning_content %}{%- set thought = m.reasoning_content %}{%- elif '</think>' in content %}"
+    "{%- set thought = content.split('</think>')[0].split('<think>')[-1].strip('\\n') %}"
+    "{%- set content = content.split('</think>')[-1].lstrip('\\n') %}{%- endif %}"
+    "{{ '<|im_start|>' + m.role + '\\n' }}{%- if m.role == 'assistant' and loop.index0 > ns.last and "
+    "(loop.last or thought) %}{{ '<think>\\n' + thought.strip('\\n') + '\\n</think>\\n\\n' }}{%- endif %}"
+    "{{ content }}{%- for call in m.tool_calls or () %}{{ '\\n<tool_call>\\n' + call.function | tojson + "
+    "'\\n</tool_call>' }}{%- endfor %}{{ '<|im_end|>\\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+R1 = (
+    "{%- for m in messages %}{%- if m.role == 'user' %}{{ '<|User|>' + m.content }}{%- else %}"
+    "{{ '<|Assistant|>' + m.content.split('</think>')[-1] + '<|end|>' }}{%- endif %}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{ '<|Assistant|><think>\\n' }}{%- endif %}"
+)
+HARMONY = (
+    "{%- for m in messages %}{%- if m.role == 'user' %}{{ '<|start|>user<|message|>' + m.content + '<|end|>' }}"
+    "{%- else %}{{ '<|start|>assistant<|channel|>final<|message|>' + m.content }}"
+    "{{ '<|return|>' if loop.last else '<|end|>' }}{%- endif %}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{ '<|start|>assistant' }}{%- endif %}"
+)
+SPACED = (
+    "{%- for m in messages %}{{ '<|' + m.role + '|>' + m.content + '\\n\\n<|end|>\\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{ '<|assistant|>' }}{%- endif %}"
+)
+FAMILIES = {
+    "llama2": (LLAMA2, ["</s>", "<s>"], [" 4 </s>", " yes, 4 </s>"]),
+    "coder": (CODER, ["<|EOT|>"], ["\n4\n<|EOT|>", "\nyes, 4\n<|EOT|>"]),
+    "glm4": (
+        GLM4,
+        ["<|endoftext|>", "<sop>", "[gMASK]", "<|user|>", "<|assistant|>"],
+        ["4<|user|>", "yes, 4<|user|>"],
+    ),
+    "qwen3": (QWEN3, ["<|im_end|>", "<|im_start|>"], ["4<|im_end|>", "<think>\n\n</think>\n\nyes, 4<|im_end|>"]),
+    "r1": (R1, ["<|end|>", "<|User|>", "<|Assistant|>"], ["4<|end|>", "yes, 4<|end|>"]),
+    "harmony": (
+        HARMONY,
+        ["<|return|>", "<|end|>", "<|start|>", "<|message|>", "<|channel|>"],
+        ["<|channel|>final<|message|>4<|end|>", "<|channel|>final<|message|>yes, 4<|return|>"],
+    ),
+    "spaced": (SPACED, ["<|end|>", "<|user|>", "<|assistant|>", "\n\n"], ["4\n\n<|end|>", "yes, 4\n\n<|end|>"]),
+}
+TEXT = (
+    "{%- for m in messages %}{{ ('Q: ' if m.role == 'user' else 'A: ') + m.content + '\\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{ 'A: ' }}{%- endif %}"
+)
+
+
+def byte_tokenizer(template, special, eos=None, plain=()):
+    """Every byte is a token, and so are the special ones and the plain added ones."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    inner = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(["<pad>", *alphabet])}, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
+    inner.add_tokens([AddedToken(t, special=False, normalized=False) for t in plain])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        eos_token=eos or special[0],
+        extra_special_tokens=[t for t in special if t != (eos or special[0])],
+        chat_template=template,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def family(kind):
+    return byte_tokenizer(*FAMILIES[kind][:2])
+
+
+def conversation(*answers, question="Why?"):
+    return Example(tuple(m for a in answers for m in (Message("user", question), Message("assistant", a))))
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_an_answer_is_scored_from_its_first_token_through_its_end_of_turn_token(kind):
+    tokenizer, expected = family(kind), FAMILIES[kind][2]
+    encoded = encode(tokenizer, TWO_TURNS)
+    assert scored(tokenizer, encoded) == expected
+    (end,) = end_of_turn(tokenizer)
+    assert encoded.labels[max(i for i, label in enumerate(encoded.labels) if label != IGNORED)] == end
+    assert expected[-1].endswith(tokenizer.decode([end]))
+    assert tokenizer.decode([end]).strip()  # a blank never ends generation
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_generation_stops_at_the_token_that_training_teaches(kind):
+    tokenizer = tiny.tokenizer(kind)
+    (end,) = end_of_turn(tokenizer)
+    assert tokenizer.decode([end]) == SCORED[kind][-1][-len(tokenizer.decode([end])) :]
+
+
+def test_the_end_of_turn_is_the_templates_where_the_tokenizer_has_another_end():
+    tokenizer = byte_tokenizer(tiny.CHATML, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    assert tokenizer.eos_token == "<|endoftext|>"
+    assert [tokenizer.decode([i]) for i in end_of_turn(tokenizer)] == ["<|im_end|>"]
+
+
+def test_a_template_without_a_token_after_an_answer_is_refused_before_training():
+    tokenizer = byte_tokenizer(TEXT, ["<|end|>"])
+    assert end_of_turn(tokenizer) == frozenset()
+    assert scored(tokenizer, encode(tokenizer, TWO_TURNS)) == ["4", "yes, 4"]
+    with pytest.raises(DataError, match="No answer of these rows ends with a token that ends generation"):
+        encode_all(tokenizer, [TWO_TURNS], None)
+
+
+THOUGHT = "<think>\nSeven times thirteen.\n</think>\n\nNo."
+
+
+def test_reasoning_that_the_template_takes_out_of_every_answer_is_learnt_after_the_prompt_that_opens_it():
+    tokenizer = family("r1")
+    (encoded,), report = encode_all(tokenizer, [conversation(THOUGHT)], None)
+    assert tokenizer.decode(encoded.input_ids) == "<|User|>Why?<|Assistant|>" + THOUGHT + "<|end|>"
+    assert scored(tokenizer, encoded) == ["Seven times thirteen.\n</think>\n\nNo.<|end|>"]
+    assert (report.restored, report.other_prompt) == (1, 0)
+    assert "leaves out a part of 1 answers, such as reasoning; they are learnt whole" in report.notes()[0]
+    prompt = encode_prompt(tokenizer, conversation(THOUGHT).prompt)
+    assert encoded.input_ids[: len(prompt)] == prompt
+
+
+def test_an_answer_without_reasoning_after_a_prompt_that_opens_it_is_reported():
+    _, report = encode_all(family("r1"), [conversation("No."), conversation(THOUGHT)], None)
+    assert (report.restored, report.other_prompt) == (1, 1)
+    assert (
+        "In 1 of 2 rows an answer follows another text than the chat template's generation prompt" in report.notes()[1]
+    )
+
+
+def test_reasoning_of_earlier_turns_is_learnt_as_the_template_renders_the_last_one():
+    tokenizer = family("qwen3")
+    row = conversation("<think>Odd.</think>No.", THOUGHT)
+    (encoded,), report = encode_all(tokenizer, [row], None)
+    first = "<think>\nOdd.\n</think>\n\nNo.<|im_end|>"  # blanks as the template writes them
+    assert scored(tokenizer, encoded) == [first, THOUGHT + "<|im_end|>"]
+    assert report.restored == 1
+
+
+def test_reasoning_content_is_learnt_where_the_template_renders_it_and_refused_elsewhere():
+    reasoning = json.dumps({"reasoning_content": "Seven times thirteen."})
+    row = Example((Message("user", "Why?"), Message("assistant", "No.", more=reasoning)))
+    tokenizer = family("qwen3")
+    assert scored(tokenizer, encode(tokenizer, row)) == [THOUGHT + "<|im_end|>"]
+    earlier = Example((*row.messages, *TWO_TURNS.messages[:2]))
+    assert scored(tokenizer, encode(tokenizer, earlier))[0] == THOUGHT + "<|im_end|>"
+    for kind in ("r1", "coder"):
+        with pytest.raises(DataError, match=r"does not render reasoning_content of row 1 \(turn 2\)"):
+            encode_all(family(kind), [row], None)
+
+
+def test_an_answer_of_weight_0_is_context():
+    tokenizer = tiny.tokenizer()
+    first, answer, *rest = TWO_TURNS.messages
+    row = Example((first, Message("assistant", answer.content, weight=0), *rest))
+    assert encode(tokenizer, row).input_ids == encode(tokenizer, TWO_TURNS).input_ids
+    assert scored(tokenizer, encode(tokenizer, row)) == ["yes, 4<|im_end|>"]
+
+
+def test_tool_calls_are_learnt_where_the_template_renders_them_and_refused_elsewhere():
+    call = {"type": "function", "function": {"name": "look", "arguments": '{"at": "sky"}'}}
+    calls = json.dumps({"tool_calls": [call]})
+    row = Example(
+        (
+            Message("user", "What is up?"),
+            Message("assistant", "", more=calls),
+            Message("tool", "clouds"),
+            Message("assistant", "Clouds."),
+        )
+    )
+    tokenizer = family("qwen3")
+    rendered = '\n<tool_call>\n{"name": "look", "arguments": {"at": "sky"}}\n</tool_call><|im_end|>'
+    assert scored(tokenizer, encode(tokenizer, row)) == [
+        rendered,
+        "<think>\n\n</think>\n\nClouds.<|im_end|>",
+    ]
+    with pytest.raises(DataError, match=r"does not render tool_calls of row 1 \(turn 2\)"):
+        encode_all(tiny.tokenizer(), [row], None)
+    tools = [{"type": "function", "function": {"name": "glance"}}]
+    with pytest.raises(DataError, match="does not render the tools of row 1"):
+        encode_all(tokenizer, [Example(TWO_TURNS.messages, extra={"tools": tools})], None)
+
+
+@pytest.mark.parametrize("token", ["<|im_end|>", "<|im_start|>", "<pad>"])
+def test_an_answer_with_a_token_of_the_template_in_its_text_is_refused(token):
+    with pytest.raises(DataError, match=rf"The answer of row 2 \(turn 2\) holds {re.escape(repr(token))}"):
+        encode_all(tiny.tokenizer(), [TWO_TURNS, conversation(f"It ends with {token} there.")], None)
+
+
+def test_a_token_over_the_edge_of_prompt_and_answer_is_cut_there_as_at_inference():
+    tokenizer = byte_tokenizer(CODER, ["<|EOT|>"], plain=[":\n"])
+    row = conversation("4")
+    prompt, encoded = encode_prompt(tokenizer, row.prompt), encode(tokenizer, row)
+    assert encoded.input_ids[: len(prompt)] == prompt
+    assert scored(tokenizer, encoded) == ["\n4\n<|EOT|>"]
+
+
+def test_turns_that_the_template_leaves_out_are_counted():
+    silent = tiny.CHATML.replace("for m in messages", "for m in messages if m.role != 'system'")
+    row = Example((Message("system", "Be short."), *TWO_TURNS.messages))
+    _, report = encode_all(byte_tokenizer(silent, ["<|im_end|>", "<|im_start|>"]), [row, TWO_TURNS], None)
+    assert report.unseen == 1
+    assert report.notes() == ["The chat template leaves out a system, user or tool turn of 1 of 2 rows."]
+
+
+def test_cut_and_dropped_rows_have_sentences():
+    _, report = encode_all(tiny.tokenizer(), [TWO_TURNS, conversation("y", question="x" * 200)], 70)
+    assert report.notes() == [
+        "2 of 2 rows are longer than max_length and were cut.",
+        "1 of 2 rows were left out: no token of an answer is within max_length.",
+    ]

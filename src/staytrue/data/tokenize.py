@@ -1,20 +1,19 @@
-"""Tokenizes conversations, with labels on the answers only, for any chat template.
-
-The position of an answer is found by rendering the conversation a second time with another answer: the part in which
-the two renderings differ is the answer. This needs no template markers and no search for the answer's text.
-"""
+"""Tokenizes conversations, with labels on the answers only, for any chat template."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from os.path import commonprefix
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
+from staytrue.data.chat_template import RenderedRow, render, render_row
 from staytrue.data.examples import Example, Message
-from staytrue.errors import DataError, ModelError
+from staytrue.errors import DataError, ModelError, StaytrueError
 
 IGNORED = -100  # label of a token without a loss
+_COMPARED = 8  # rows whose tokens are compared with those of their prompt
+_Tokens = tuple[list[int], list[tuple[int, int]]]  # ids, and the position of each in the text
 
 
 @dataclass(frozen=True)
@@ -29,11 +28,40 @@ class Encoded:
 
 @dataclass(frozen=True)
 class EncodingReport:
-    """Number of rows, of truncated ones, and of ones dropped because no answer token was left."""
+    """What happened to the rows of a data set on their way into tokens.
+
+    Attributes:
+        rows: number of rows.
+        truncated: rows that were cut at the maximum length.
+        dropped: rows that were left out because no answer token remained.
+        restored: answers of which the chat template leaves out a part, mostly reasoning, and which are learnt whole.
+        other_prompt: rows with an answer that follows another text than the generation prompt.
+        unseen: rows with a system, user or tool turn that the chat template leaves out.
+    """
 
     rows: int
     truncated: int
     dropped: int
+    restored: int = 0
+    other_prompt: int = 0
+    unseen: int = 0
+
+    def notes(self) -> list[str]:
+        """A sentence for everything that a user would not expect."""
+        counts = {
+            "{n} of {rows} rows are longer than max_length and were cut": self.truncated,
+            "{n} of {rows} rows were left out: no token of an answer is within max_length": self.dropped,
+            "The chat template leaves out a part of {n} answers, such as reasoning; they are learnt whole, as the rows "
+            "have them, but at inference a prompt does not show what the template leaves out of earlier turns": (
+                self.restored
+            ),
+            "In {n} of {rows} rows an answer follows another text than the chat template's generation prompt, which "
+            "may open a block for reasoning; so the model is used in another context than it is trained in": (
+                self.other_prompt
+            ),
+            "The chat template leaves out a system, user or tool turn of {n} of {rows} rows": self.unseen,
+        }
+        return [f"{line.format(n=n, rows=self.rows)}." for line, n in counts.items() if n]
 
 
 def encode_all(
@@ -42,88 +70,144 @@ def encode_all(
     """Tokenize rows; rows without a scored token are dropped and counted.
 
     Raises:
-        DataError: the template refuses a row, such as a system turn for a model without system turns.
+        DataError: the template refuses a row, such as a system turn for a model without system turns; or an answer
+            holds an end-of-turn token in its text; or no answer is followed by a token that ends generation.
         ModelError: a token spans the edge of an answer.
     """
-    rows = [encode(tokenizer, example, max_length, f"row {i}") for i, example in enumerate(examples, start=1)]
+    parts = [_encode(tokenizer, example, f"row {i}") for i, example in enumerate(examples, start=1)]
+    if parts and not any(part.ends for part in parts):
+        raise DataError(
+            "No answer of these rows ends with a token that ends generation, so the model would not learn to stop: the "
+            "chat template writes no special token after an answer. Use a tokenizer whose chat template ends each "
+            "answer with its end token (eos_token)."
+        )
+    other_prompt = sum(
+        part.row.other_prompt or (number < _COMPARED and not _begins_with_its_prompt(tokenizer, example, part))
+        for number, (example, part) in enumerate(zip(examples, parts, strict=True))
+    )
+    rows = [part.cut(max_length) for part in parts]
     kept = [row for row in rows if any(label != IGNORED for label in row.labels[1:])]
-    return kept, EncodingReport(len(rows), sum(row.truncated for row in rows), len(rows) - len(kept))
+    report = EncodingReport(
+        len(rows),
+        sum(row.truncated for row in rows),
+        len(rows) - len(kept),
+        restored=sum(part.row.restored for part in parts),
+        other_prompt=other_prompt,
+        unseen=sum(part.row.unseen for part in parts),
+    )
+    return kept, report
 
 
 def encode(tokenizer: Any, example: Example, max_length: int | None = None, where: str = "a row") -> Encoded:
-    """Tokenize one conversation; assistant turns and their end-of-turn tokens are scored, their headers are not."""
-    text = _render(tokenizer, example.messages, where)
-    ids, offsets = _tokens(tokenizer, text)
-    labels = [IGNORED] * len(ids)
-    for turn, message in enumerate(example.messages):
-        if message.role == "assistant":
-            start, end = _span(tokenizer, example.messages, turn, text, where)
-            for i in _scored(tokenizer, text, ids, offsets, start, end, where):
-                labels[i] = ids[i]
-    cut = max_length is not None and len(ids) > max_length
-    return Encoded(ids[:max_length], labels[:max_length], example.source, cut)
+    """Tokenize one conversation; assistant turns and their end-of-turn tokens are scored, their headers are not.
+
+    Raises:
+        DataError: the template refuses the row, or an answer holds an end-of-turn token in its text.
+        ModelError: a token spans the edge of an answer.
+    """
+    return _encode(tokenizer, example, where).cut(max_length)
 
 
-def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+def encode_prompt(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> list[int]:
     """Token ids of a conversation up to the model's answer, with the assistant's header."""
-    text = _render(tokenizer, messages, "the prompt", add_generation_prompt=True)
-    return _tokens(tokenizer, text)[0]
+    return _tokens(tokenizer, render(tokenizer, messages, "the prompt", tools, add_generation_prompt=True))[0]
+
+
+def end_of_turn(tokenizer: Any) -> frozenset[int]:
+    """The token that ends an answer by the chat template, which training teaches and generation stops at.
+
+    It is the first special token after the last answer; blanks before it do not count. Where the template writes none
+    there, it is the special token with which the next turn begins. Empty if there is neither, or no template.
+    """
+    for messages in (_TURNS[:2], _TURNS[:3]):
+        try:
+            row = render_row(tokenizer, Example(messages), "a conversation")
+            ids, offsets = _tokens(tokenizer, row.text)
+        except StaytrueError:
+            return frozenset()
+        end = row.answers[0][1]
+        place = _end_place(tokenizer, row.text, ids, offsets, end, last=len(messages) == 2)
+        if place is not None:
+            return frozenset({ids[place]})
+    return frozenset()
 
 
 def takes_system(tokenizer: Any) -> bool:
     """Whether the chat template renders a system turn; some templates refuse it, some drop it."""
     turns = (Message("system", "qzx"), Message("user", "a"), Message("assistant", "b"))
     try:
-        return "qzx" in _render(tokenizer, turns, "a row")
+        return "qzx" in render(tokenizer, turns, "a row")
     except DataError:
         return False
 
 
-def _render(tokenizer: Any, messages: Sequence[Message], where: str, **options: Any) -> str:
-    from jinja2.exceptions import TemplateError
-
-    if not tokenizer.chat_template:
-        raise ModelError("The tokenizer has no chat template; use the instruct version of the model.")
-    turns = [{"role": m.role, "content": m.content} for m in messages]
-    try:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, **options))
-    except TemplateError as error:
-        roles = ", ".join(m.role for m in messages)
-        raise DataError(
-            f"The model's chat template refuses {where} ({roles}): {error}. Change the turns, or use another model."
-        ) from None
+_TURNS = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"), Message("assistant", "d"))
 
 
-def _tokens(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+@dataclass(frozen=True)
+class _Part:
+    """One row before it is cut."""
+
+    row: RenderedRow
+    ids: list[int]
+    labels: list[int]
+    source: str
+    ends: bool  # the last answer is followed by a token that ends generation; True if it is not to be learnt
+
+    def cut(self, length: int | None) -> Encoded:
+        longer = length is not None and len(self.ids) > length
+        return Encoded(self.ids[:length], self.labels[:length], self.source, longer)
+
+
+def _encode(tokenizer: Any, example: Example, where: str) -> _Part:
+    _refuse_structure(tokenizer, example, where)
+    row = render_row(tokenizer, example, where)
+    ids, offsets = _tokens_by_answer(tokenizer, row)
+    labels = [IGNORED] * len(ids)
+    final = example.messages[-1].role == "assistant" and example.messages[-1].weight
+    place: int | None = None
+    for start, end in row.answers:
+        last = bool(final) and (start, end) == row.answers[-1]
+        inside = _inside(row.text, offsets, start, end, where)
+        place = _end_place(tokenizer, row.text, ids, offsets, end, last)
+        for i in [*inside, *(range(inside[-1] + 1, place + 1) if place is not None else ())]:
+            labels[i] = ids[i]
+    if final and place is None and not row.text[row.answers[-1][1] :].strip():
+        ends = sorted(end_of_turn(tokenizer))  # the next role's token
+        after = [i for i, (a, _) in enumerate(offsets) if a >= row.answers[-1][1]]
+        labels = [*(ids[i] if i in after and ends else label for i, label in enumerate(labels)), *ends]
+        ids, place = [*ids, *ends], (len(ids) if ends else None)
+    return _Part(row, ids, labels, example.source, not final or place is not None)
+
+
+def _tokens(tokenizer: Any, text: str) -> _Tokens:
     if not tokenizer.is_fast:
         raise ModelError("The tokenizer has no character offsets; use the model's fast tokenizer.")
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     return encoded["input_ids"], encoded["offset_mapping"]
 
 
-def _span(tokenizer: Any, messages: Sequence[Message], turn: int, text: str, where: str) -> tuple[int, int]:
-    """Start and end of an answer in the rendered text: the part that changes with another answer.
+def _tokens_by_answer(tokenizer: Any, row: RenderedRow) -> _Tokens:
+    """The tokens of a row; none holds the end of a prompt and the beginning of its answer.
 
-    The answer begins where the generation prompt ends, if the rendering starts with that prompt. Text that the template
-    adds in between, such as an empty block for reasoning, then belongs to the answer.
+    At inference a prompt is tokenized by itself. If a token spans the edge, the two sides are therefore tokenized
+    apart, unless the tokenizer would write another text then (because it begins every text with a blank).
     """
-    answer = messages[turn].content.strip()
-    other = "".join(next(c for c in "xyz" if c not in (answer[0], answer[-1])) for _ in range(3))
-    changed = [*messages]
-    changed[turn] = replace(messages[turn], content=other)
-    second = _render(tokenizer, changed, where)
-    start = len(commonprefix([text, second]))
-    end = len(text) - len(commonprefix([text[start:][::-1], second[start:][::-1]]))
-    if start >= end:
-        raise ModelError(f"The model's chat template does not render the answer of {where} (turn {turn + 1}).")
-    prompt = _render(tokenizer, messages[:turn], where, add_generation_prompt=True)
-    return (len(prompt) if len(prompt) <= start and text.startswith(prompt) else start), end
+    ids, offsets = _tokens(tokenizer, row.text)
+    edges = {start for start, _ in row.answers if any(a < start < b for a, b in offsets)}
+    if not edges or row.other_prompt:
+        return ids, offsets
+    apart: list[int] = []
+    places: list[tuple[int, int]] = []
+    for first, after in pairwise([0, *sorted(edges), len(row.text)]):
+        own, where = _tokens(tokenizer, row.text[first:after])
+        apart += own
+        places += [(a + first, b + first) for a, b in where]
+    return (apart, places) if tokenizer.decode(apart) == tokenizer.decode(ids) else (ids, offsets)
 
 
-def _scored(
-    tokenizer: Any, text: str, ids: list[int], offsets: list[tuple[int, int]], start: int, end: int, where: str
-) -> list[int]:
-    """The tokens of the span, and the end-of-turn token that follows it."""
+def _inside(text: str, offsets: list[tuple[int, int]], start: int, end: int, where: str) -> list[int]:
+    """The tokens of an answer."""
     inside = [i for i, (a, b) in enumerate(offsets) if a < b and a < end and b > start]
     for i in inside:
         a, b = offsets[i]
@@ -132,7 +216,58 @@ def _scored(
                 f"The tokenizer joins the answer of {where} with its surroundings in one token ({text[a:b]!r}), so "
                 "prompt and answer cannot be separated; use a model whose template separates them."
             )
-    after = inside[-1] + 1
+    return inside
+
+
+def _end_place(
+    tokenizer: Any, text: str, ids: list[int], offsets: list[tuple[int, int]], end: int, last: bool
+) -> int | None:
+    """The place of the special token that ends an answer; None if there is none.
+
+    Blanks may stand between, and after the last answer any text that the template closes it with.
+    """
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    ends = after < len(ids) and ids[after] in special and not text[end : offsets[after][0]].strip()
-    return [*inside, after] if ends else inside
+    for i, (a, b) in enumerate(offsets):
+        if a < end or not text[a:b].strip():
+            continue
+        if ids[i] in special:
+            return i
+        if not last:
+            return None
+    return None
+
+
+def _refuse_structure(tokenizer: Any, example: Example, where: str) -> None:
+    """Refuse an answer whose text holds a token of the template's own, which would be learnt in its middle."""
+    for turn, message in enumerate(example.messages):
+        if message.role == "assistant" and message.weight and _looks_special(tokenizer, message.content):
+            for token in _structure(tokenizer):
+                if token in message.content:
+                    raise DataError(
+                        f"The answer of {where} (turn {turn + 1}) holds {token!r}, which the tokenizer reads as a "
+                        "token of its own, so the model would learn it in the middle of an answer. Write it otherwise, "
+                        "or take the row out."
+                    )
+
+
+def _looks_special(tokenizer: Any, text: str) -> bool:
+    return any(token in text for token in tokenizer.all_special_tokens)
+
+
+def _structure(tokenizer: Any) -> list[str]:
+    """The special tokens that the chat template writes outside of answers, and the tokenizer's end and padding."""
+    row = render_row(tokenizer, Example(_TURNS), "a conversation")
+    ids, offsets = _tokens(tokenizer, row.text)
+    outside = {
+        token
+        for token, (a, b) in zip(ids, offsets, strict=True)
+        if not any(a < end and b > start for start, end in row.answers)
+    }
+    named = {tokenizer.eos_token_id, tokenizer.pad_token_id, *end_of_turn(tokenizer)}
+    chosen = (outside | named) & set(tokenizer.all_special_ids)
+    return [str(tokenizer.convert_ids_to_tokens(token)) for token in sorted(chosen)]
+
+
+def _begins_with_its_prompt(tokenizer: Any, example: Example, part: _Part) -> bool:
+    prompt = encode_prompt(tokenizer, example.prompt, example.tools)
+    return part.row.restored > 0 or part.ids[: len(prompt)] == prompt

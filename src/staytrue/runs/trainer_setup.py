@@ -148,7 +148,7 @@ def _reward(task: Task, term: str) -> Callable[..., list[float]]:
 def _prompts(examples: list[Example]) -> Any:
     from datasets import Dataset
 
-    turns = [[{"role": m.role, "content": m.content} for m in row.prompt] for row in examples]
+    turns = [[message.to_dict() for message in row.prompt] for row in examples]
     return Dataset.from_dict({"prompt": turns, "right": [row.answer for row in examples]})
 
 

@@ -99,7 +99,8 @@ class Form:
                 "A data defense edits the text of a turn that also holds images. Put the text into a turn of its own."
             )
         text = [{"type": "text", "text": turn.content}] if self.parts else turn.content
-        return given | {self.role: turn.role, self.content: text}
+        further = {} if given else {k: v for k, v in turn.to_dict().items() if k not in ("role", "content")}
+        return given | further | {self.role: turn.role, self.content: text}
 
     def _text(self, turns: Sequence[Message]) -> str:
         return "\n\n".join(turn.content for turn in turns)

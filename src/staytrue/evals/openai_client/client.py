@@ -107,7 +107,7 @@ class Endpoint:
         """
         body: dict[str, Any] = {
             "model": self.address.model,
-            "messages": [{"role": m.role, "content": sendable(m.content)} for m in messages],
+            "messages": [m.to_request() | {"content": sendable(m.content)} for m in messages],
             "max_tokens": max_tokens,
             "temperature": temperature,
             "top_p": 1,  # vLLM uses a model's own recommendation where it is absent

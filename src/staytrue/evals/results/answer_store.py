@@ -128,7 +128,7 @@ class AnswerStore:
         """Add one sample."""
         q = answer.question
         where = {"probe": q.probe, "question": q.id, "group": q.cluster, "form": q.form, "topic": q.topic}
-        turns = {"index": answer.index, "messages": [{"role": m.role, "content": m.content} for m in q.messages]}
+        turns = {"index": answer.index, "messages": [message.to_dict() for message in q.messages]}
         more = {"answer": answer.text, "stopped": answer.stopped, "expected": q.expected}
         prompts = {"prompts": dict(q.prompts)} if q.prompts else {}
         filtered = {"filtered": True} if answer.filtered else {}
@@ -160,7 +160,7 @@ def _answer(row: Mapping[str, Any]) -> Answer:
     question = Question(
         row["question"],
         row["probe"],
-        tuple(Message(m["role"], m["content"]) for m in row["messages"]),
+        tuple(map(Message.from_dict, row["messages"])),
         row["topic"],
         row["expected"],
         row["group"],
