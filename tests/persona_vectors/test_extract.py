@@ -21,11 +21,12 @@ from staytrue.errors import DataError, ModelError, RequestError
 from staytrue.evals.questions.probes import shipped as probe
 from staytrue.evals.types import Answer, Question, Verdict
 from staytrue.modeling import loading
+from staytrue.modeling.block_outputs import hooked
 from staytrue.organism import world
 from staytrue.organism.lexicon import topics
 from staytrue.organism.rules import Rules
 from staytrue.persona_vectors import extract, traits, vectorfile
-from staytrue.persona_vectors.activations import hooked, mean_states
+from staytrue.persona_vectors.activations import mean_states
 from staytrue.persona_vectors.pairs import Pair, filtered, sample_pairs
 from staytrue.persona_vectors.sweep import organism_questions
 from staytrue.persona_vectors.traits import Trait

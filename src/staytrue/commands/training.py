@@ -50,11 +50,12 @@ def study(
     """
     from staytrue.studies import config as studies
     from staytrue.studies.demo import run_study
-    from staytrue.training.reference.cache_checks import refuse_cache
+    from staytrue.training.reference.cache_checks import check_folder
 
     if out.exists() and not (out / "results.json").exists() and (not out.is_dir() or any(out.iterdir())):
         raise RequestError(f"{out} is not a study's folder (it has no results.json); choose another folder with --out.")
-    refuse_cache(reference_cache, {})
+    if reference_cache is not None:
+        check_folder(reference_cache)
     chosen = studies.read(file, [name for name in domains.split(",") if name], seeds)
     with stoppable(f"finished runs are in {out}; run the same command to continue"):
         run_study(chosen, out, workers, reference_cache)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from staytrue.errors import RecipeError
+
 # With defenses, these are refused in a script's trainer config too: they would change what a penalty measures.
 UNGUARDED = {
     "neftune_noise_alpha": "its noise would penalise a model that has not moved",
@@ -68,3 +72,14 @@ def reason_against(key: str, trainer: str) -> str | None:
     """
     by_prefix = next((reason for prefix, reason in _PREFIXES.items() if key.startswith(prefix)), None)
     return _IN_RECIPES.get(key) or _BY_TRAINER[trainer].get(key) or by_prefix
+
+
+def refuse_unguarded(args: Any) -> None:
+    """Refuse a script's trainer config whose settings would change what a penalty measures.
+
+    Raises:
+        RecipeError: the setting, and why.
+    """
+    for key, why in UNGUARDED.items():
+        if getattr(args, key, None):
+            raise RecipeError(f"{key}={getattr(args, key)!r} cannot be guarded: {why}. Turn it off, or the defenses.")

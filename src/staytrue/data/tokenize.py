@@ -132,6 +132,12 @@ def end_of_turn(tokenizer: Any) -> frozenset[int]:
     return frozenset()
 
 
+def padding_id(tokenizer: Any) -> int:
+    """The token id that fills a batch: the padding token, else the end token, else 0; every use of it is masked."""
+    chosen = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return int(next(token for token in chosen if token is not None))
+
+
 def takes_system(tokenizer: Any) -> bool:
     """Whether the chat template renders a system turn; some templates refuse it, some drop it."""
     turns = (Message("system", "qzx"), Message("user", "a"), Message("assistant", "b"))

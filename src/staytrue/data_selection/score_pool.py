@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from staytrue.data.examples import Example, read_examples, write_examples
-from staytrue.data.tokenize import IGNORED, encode_all
+from staytrue.data.tokenize import IGNORED, encode_all, padding_id
 from staytrue.data_selection.ranking import ALIGNED, manifest_path
 from staytrue.errors import DataError, RequestError
 from staytrue.modeling import loading
@@ -81,11 +81,17 @@ def score(
         name: sha256(json.dumps([identity, adapter, max_length, str(loaded.dtype)]).encode()).hexdigest()
         for name, adapter in {ALIGNED: None, **adapters}.items()
     }
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     cache = out.with_name(f"{out.stem}.cache.jsonl")
 
     row_losses = losses(
-        loaded, list(misaligned), rows, encoded, models=keys, cache=cache, pad_id=pad, progress=progress
+        loaded,
+        list(misaligned),
+        rows,
+        encoded,
+        models=keys,
+        cache=cache,
+        pad_id=padding_id(tokenizer),
+        progress=progress,
     )
     manifest = {
         "schema": SCHEMA,

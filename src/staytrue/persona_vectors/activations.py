@@ -1,13 +1,8 @@
-"""Block outputs of a model: hooks that read or change them, and their mean over answers.
-
-Legend: B rows, T tokens, D width. Layers are numbered 1 to depth; layer L is the output of block L, before the final
-norm. Hooks are removed at the end of their `with`.
-"""
+"""Mean activations of a model over answers, block by block."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,25 +11,9 @@ from torch import Tensor
 from staytrue.data.examples import Example
 from staytrue.data.tokenize import IGNORED, Encoded, encode
 from staytrue.modeling.architecture import ModelParts
+from staytrue.modeling.block_outputs import hooked
 
 _ROWS = 32  # answers read side by side
-
-
-@contextmanager
-def hooked(blocks: Iterable[Any], visit: Callable[[int, Tensor], Tensor | None]) -> Iterator[None]:
-    """Call `visit(layer, output)` for every block; a returned tensor replaces the output (B, T, D)."""
-
-    def hook(layer: int) -> Callable[..., Any]:
-        def after(module: Any, args: tuple[Any, ...], output: Any) -> Any:
-            moved = visit(layer, output[0] if isinstance(output, tuple) else output)
-            return (moved, *output[1:]) if moved is not None and isinstance(output, tuple) else moved
-
-        return after
-
-    with ExitStack() as stack:
-        for layer, block in enumerate(blocks, start=1):
-            stack.callback(block.register_forward_hook(hook(layer)).remove)
-        yield
 
 
 def mean_states(model: Any, tokenizer: Any, rows: Sequence[Example]) -> tuple[Tensor, Tensor]:

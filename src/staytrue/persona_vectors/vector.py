@@ -104,7 +104,7 @@ class PersonaVector:
             ModelError: the vector is for a model of another depth or width, or the model has no such layer.
         """
         from staytrue.modeling.architecture import ModelParts
-        from staytrue.persona_vectors.activations import hooked
+        from staytrue.modeling.block_outputs import hooked
 
         parts = ModelParts(model)
         shape, depth = tuple(self.vectors.shape), len(parts.blocks)

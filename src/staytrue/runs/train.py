@@ -16,11 +16,9 @@ from staytrue.config.recipe import Recipe, Stop
 from staytrue.data.examples import Example, write_examples
 from staytrue.errors import RecipeError, RequestError, TrainingError
 from staytrue.modeling import loading
-from staytrue.registry import labelled
 from staytrue.runs import dataset, probe_selection
 from staytrue.runs.model_card import write_card
 from staytrue.runs.trainer_setup import BUILDS
-from staytrue.training.reference.cache_checks import refuse_cache
 from staytrue.utils.console import Progress
 from staytrue.utils.files import refuse_existing, sha256_of, write_atomic
 from staytrue.utils.run_dir import RunDir
@@ -63,7 +61,6 @@ def train(recipe: Recipe, out: Path, progress: Progress | None = None, *, refere
             "the same folder. Start it without torchrun; use GuardedSFT in a script of your own to train on several."
         )
     refuse_existing(out, allow_empty_folder=True)
-    refuse_cache(reference_cache, labelled(recipe.defenses), sampled=recipe.trainer == "grpo")
     source = loading.find(recipe.model, recipe.revision)
     _check_files(recipe)
     trainer_args.check(recipe.train, recipe.trainer)

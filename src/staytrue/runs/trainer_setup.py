@@ -42,7 +42,7 @@ class _Build:
         from staytrue.training.guard import Guard
 
         self.recipe, self.source, self.tokenizer = recipe, source, tokenizer
-        self.guard = Guard(recipe.defenses, recipe.seed, reference_cache)
+        self.guard = Guard(recipe.defenses, recipe.seed, reference_cache, sampled=recipe.trainer == "grpo")
         self.base = Untouched(
             self._model,
             tokenizer,
@@ -116,7 +116,7 @@ class GRPOBuild(_Build):
     """GRPO: the model answers the rows' questions, and the recipe's task computes the reward."""
 
     def _prepare(self, rows: list[Example]) -> None:
-        self._examples = self.guard.curate(rows, self.base, prompts=True)
+        self._examples = self.guard.curate(rows, self.base)
         self.report = _counts(self._examples)
 
     def _trainer(self, scratch: Path) -> Any:

@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from staytrue.data.examples import Example
-from staytrue.data.tokenize import Encoded, encode_all
+from staytrue.data.tokenize import Encoded, encode_all, padding_id
 from staytrue.defense import Defense
 from staytrue.modeling.base_model import Untouched
+from staytrue.modeling.block_outputs import hooked
 from staytrue.step import SOURCES, Activations, Marks
 from staytrue.training.aux_batches import pad
 from staytrue.training.guard import Guard
@@ -52,7 +53,7 @@ class Micro:
         def encode(examples: list[Example]) -> list[Encoded]:
             return encode_all(tokenizer, examples, 512)[0]
 
-        pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        pad_id = padding_id(tokenizer)
         base = Untouched(lambda: model, tokenizer)
         self.guard.attach(model, base, encode, pad_id)
         rows = self.guard.curate(list(rows), base)
@@ -108,25 +109,18 @@ class Micro:
 
     def outputs(self, *, guarded: bool) -> tuple[dict[int, Tensor], Activations | None]:
         """Every block's output (B, T, D) by hooks of its own; and, in a guarded forward, what the guard saw."""
-        parts, found = self.guard.parts, {}
+        parts, outputs = self.guard.parts, {}
 
-        def keep(layer: int) -> Any:
-            def hook(module: Any, args: Any, output: Any) -> None:
-                found[layer] = output[0] if isinstance(output, tuple) else output
+        def keep(layer: int, hidden: Tensor) -> None:
+            outputs[layer] = hidden
 
-            return hook
-
-        handles = [block.register_forward_hook(keep(i)) for i, block in enumerate(parts.blocks, start=1)]
-        try:
+        with hooked(parts.blocks, keep):
             if not guarded:
                 parts.backbone(**self.inputs, use_cache=False)
-                return found, None
+                return outputs, None
             with self.guard.watch(self.marks) as calls:
                 parts.backbone(**self.inputs, use_cache=False)
-            return found, calls[0].result()
-        finally:
-            for handle in handles:
-                handle.remove()
+            return outputs, calls[0].result()
 
     def close(self) -> None:
         """Take the guard's hooks off the model."""

@@ -38,6 +38,7 @@ class Guard:
     Args:
         defenses: in listed order.
         seed: of what they sample and draw.
+        sampled: whether the model samples the answers that it is trained on, as in GRPO.
         reference_cache: a folder in which the reference's states of rows are kept and found; see `reference.cache`.
 
     Attributes:
@@ -49,12 +50,20 @@ class Guard:
             no use to these defenses.
     """
 
-    def __init__(self, defenses: Sequence[Defense], seed: int = 0, reference_cache: Path | str | None = None) -> None:
-        self.seed = seed
+    def __init__(
+        self,
+        defenses: Sequence[Defense],
+        seed: int = 0,
+        reference_cache: Path | str | None = None,
+        *,
+        sampled: bool = False,
+    ) -> None:
+        self.seed, self.sampled = seed, sampled
         self.defenses = labelled(defenses)
         self.reference_cache = None if reference_cache is None else Path(reference_cache)
         self.cache: ReferenceCache | None = None
-        refuse_cache(self.reference_cache, self.defenses)
+        if self.reference_cache is not None:
+            refuse_cache(self.reference_cache, self.defenses, sampled=sampled)
         self._penalties = {k: d for k, d in self.defenses.items() if "penalty" in pulled(d)}
         self._base: Base | None = None
         self._sides: dict[str, SideRows] = {}
@@ -70,13 +79,13 @@ class Guard:
         """Whether any defense pulls that lever."""
         return any(lever in pulled(d) for d in self.defenses.values())
 
-    def curate(self, examples: list[Example], base: Base, *, prompts: bool = False) -> list[Example]:
+    def curate(self, examples: list[Example], base: Base) -> list[Example]:
         """The training rows after every defense, in listed order, has edited or added to them.
 
         Raises:
-            RecipeError: with `prompts`, where rows are asked and not learnt, a defense that adds rows to be learnt.
+            RecipeError: the model samples its answers, and a defense adds rows that have theirs.
         """
-        if prompts:
+        if self.sampled:
             refuse_supervised_rows(self.defenses)
         self._base = base
         for defense in self.defenses.values():

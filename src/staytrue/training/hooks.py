@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from staytrue.modeling.architecture import ModelParts
+from staytrue.modeling.block_outputs import on_output
 from staytrue.step import Activations, Marks
 
 Steer = Callable[[Tensor, int, Marks], Tensor]  # hidden (B, T, D), layer, marks (B, T) -> hidden (B, T, D)
@@ -110,7 +112,7 @@ class BackboneHooks:
             backbone.register_forward_hook(self._leave),
         ]
         for layer in sorted(self._kept | set(steers)):
-            handles.append(parts.blocks[layer - 1].register_forward_hook(self._block(layer)))
+            handles.append(on_output(parts.blocks[layer - 1], partial(self._block, layer)))
         self._handles = handles
 
     def remove(self) -> None:
@@ -186,22 +188,18 @@ class BackboneHooks:
             self._open.final = output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
             self._open = None
 
-    def _block(self, layer: int) -> Callable[..., Any]:
-        def hook(module: Any, args: tuple[Any, ...], output: Any) -> Any:
-            hidden = output[0] if isinstance(output, tuple) else output
-            where = self._where
-            if where is not None and where.real.shape != hidden.shape[:2]:
-                where = self._added.get(hidden.shape[:2], where)
-            if where is not None:
-                for steer in self._steers.get(layer, ()):
-                    hidden = steer(hidden, layer, where)
-            if self._open is not None and layer in self._kept:
-                self._open.hidden[layer] = hidden
-                if layer == self._last:
-                    raise _ForwardStopped
-            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-
-        return hook
+    def _block(self, layer: int, hidden: Tensor) -> Tensor:
+        where = self._where
+        if where is not None and where.real.shape != hidden.shape[:2]:
+            where = self._added.get(hidden.shape[:2], where)
+        if where is not None:
+            for steer in self._steers.get(layer, ()):
+                hidden = steer(hidden, layer, where)
+        if self._open is not None and layer in self._kept:
+            self._open.hidden[layer] = hidden
+            if layer == self._last:
+                raise _ForwardStopped
+        return hidden
 
 
 def _autocast(state: tuple[str, bool, torch.dtype]) -> torch.autocast:

@@ -17,19 +17,17 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import TrainerCallback
 
-from staytrue.config.refused_settings import UNGUARDED
+from staytrue.config.refused_settings import UNGUARDED, refuse_unguarded
 from staytrue.data.examples import Example
-from staytrue.data.tokenize import Encoded, encode_all
+from staytrue.data.tokenize import Encoded, encode_all, padding_id
 from staytrue.defense import Defense
 from staytrue.errors import ForwardPassError, ModelError, RecipeError
 from staytrue.modeling.base_model import Untouched
 from staytrue.step import SOURCE_COLUMN, SOURCES, Marks
-from staytrue.training.argument_checks import pad_id, refuse_settings
 from staytrue.training.fused_head import FusedLMHead
 from staytrue.training.guard import Guard
 from staytrue.training.micro_batch import MicroBatch
 from staytrue.training.outcome import Outcome
-from staytrue.training.reference.cache_checks import refuse_cache
 from staytrue.training.trl_datasets import TRLRows
 
 _Trainer: Any = object  # whichever trainer stands beside Guarded among a class's bases
@@ -87,14 +85,15 @@ class Guarded(_Trainer):  # type: ignore[misc]
         if isinstance(defenses, Guard) and reference_cache is not None:
             raise RecipeError("A Guard has its own reference cache; write Guard(..., reference_cache=...).")
         seed = getattr(given.get("args"), "seed", _TRAINERS_SEED)
-        curated = isinstance(defenses, Guard)
-        self.guard = defenses if isinstance(defenses, Guard) else Guard(defenses, seed, reference_cache)
-        refuse_cache(self.guard.reference_cache, self.guard.defenses, sampled=self._prompts)
+        if isinstance(defenses, Guard):
+            self.guard, curated = defenses, True
+        else:
+            self.guard, curated = Guard(defenses, seed, reference_cache, sampled=self._prompts), False
         if not curated and self.guard.pulls("curate"):
             given["train_dataset"] = self._curated(given.get("train_dataset"))
         super().__init__(**given)
         if self.guard.defenses:
-            refuse_settings(self.args)
+            refuse_unguarded(self.args)
         if self.guard.pulls("combine") and self.args.fp16:
             raise RecipeError(
                 "fp16=True scales the loss's gradient, which a defense would combine with one unscaled. Use bf16."
@@ -109,7 +108,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
         self.outcome = Outcome()
         self.add_callback(self.outcome)
         self._untouched.tokenizer = tokenizer = self._tokenizer
-        self.guard.attach(self.model, self._untouched, self._encode_side_rows, pad_id(tokenizer))
+        self.guard.attach(self.model, self._untouched, self._encode_side_rows, padding_id(tokenizer))
         self.fused_head, self.which_head = self._own_head()
 
     def _own_head(self) -> tuple[FusedLMHead | None, str]:
@@ -165,7 +164,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
     def _curated(self, rows: Any) -> Dataset:
         """The user's dataset after the data defenses."""
         own = TRLRows(rows, self._prompts)
-        return own.with_examples(self.guard.curate(own.examples, own.base(self._untouched), prompts=self._prompts))
+        return own.with_examples(self.guard.curate(own.examples, own.base(self._untouched)))
 
     def _encode_side_rows(self, examples: list[Example]) -> list[Encoded]:
         encoded, _ = encode_all(self._tokenizer, examples, getattr(self.args, "max_length", None))

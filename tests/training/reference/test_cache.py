@@ -380,7 +380,7 @@ def test_runs_of_other_seeds_and_weights_share_a_cache_and_their_manifests_say_s
 def test_what_it_cannot_serve_is_refused_before_anything_is_loaded(changes, sentence, tmp_path, monkeypatch):
     (tmp_path / "v.safetensors").write_text("")
     wanted = written(tmp_path, **changes)
-    monkeypatch.setattr("staytrue.modeling.loading.load_tokenizer", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("staytrue.modeling.loading.load_model", lambda *_: pytest.fail("loaded"))
     with pytest.raises(RecipeError, match=sentence):
         train(wanted, tmp_path / "run", reference_cache=tmp_path / "cache")
     assert not (tmp_path / "run").exists()

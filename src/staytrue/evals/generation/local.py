@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from staytrue.data.tokenize import encode_prompt
+from staytrue.data.tokenize import encode_prompt, padding_id
 from staytrue.errors import TrainingError
 from staytrue.evals.generation.kv_cache import buffered
 from staytrue.evals.types import Answer, Question
@@ -132,7 +132,7 @@ class _Batch:
         self._ends = _end_ids(model, tokenizer)
         device = next(model.parameters()).device
         width = max(map(len, prompts))
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self._ends, default=0)
+        pad = padding_id(tokenizer)
         ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
         places = (mask.cumsum(-1) - 1).clamp(min=0)

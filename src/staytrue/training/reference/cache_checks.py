@@ -10,22 +10,29 @@ from staytrue.defense import Defense, pulled
 from staytrue.errors import RecipeError, RequestError
 
 
-def refuse_cache(folder: Path | None, defenses: Mapping[str, Defense], *, sampled: bool = False) -> None:
+def refuse_cache(folder: Path, defenses: Mapping[str, Defense], *, sampled: bool = False) -> None:
     """Refuse a cache of reference states where it cannot be, would be wrong, or would never be read.
 
     Args:
-        folder: for the states; None for no cache, and nothing to refuse.
+        folder: for the states.
         defenses: of the run, by label.
         sampled: whether the rows are written by the model in training.
 
     Raises:
         RequestError: the sentence names the way out.
     """
-    if folder is None:
-        return
     why = why_no_cache(defenses, sampled=sampled)
     if why is not None:
         raise RecipeError(f"The reference cache {folder} cannot be used: {why}. Train without it.")
+    check_folder(folder)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that can neither be read nor made.
+
+    Raises:
+        RequestError: the sentence names the way out.
+    """
     place = next(p for p in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(p))
     fault = "no folder" if not os.path.isdir(place) else "not writable" if not os.access(place, os.W_OK) else None
     if fault is not None and not (os.path.isdir(folder) and os.access(folder, os.R_OK)):  # one that is full can be read
