@@ -17,6 +17,7 @@ NEEDED = [
     "evals/prompts/alignment-1.txt",
     "evals/questions/general.jsonl",
     "evals/questions/medical.jsonl",
+    "organism/lexicon.yaml",
     "organism/topics.yaml",
     "organism/weights/model.safetensors",
     "organism/weights/base/model.safetensors",

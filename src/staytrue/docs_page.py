@@ -87,8 +87,8 @@ def _paragraphs(lines: list[str]) -> str:
 def _attributes(doc: str) -> list[tuple[str, str]]:
     """The `Attributes:` section as (name, meaning), continuation lines joined."""
     _, _, section = doc.partition("Attributes:\n")
-    found = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE)
-    return [(name, " ".join(meaning.split())) for name, meaning in found]
+    pairs = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE)
+    return [(name, " ".join(meaning.split())) for name, meaning in pairs]
 
 
 def _kind(hint: typing.Any) -> str:

@@ -1,4 +1,4 @@
-"""A registry of defenses and tasks: finds each by its file's name, and makes one from a recipe's fields."""
+"""A registry of defenses and tasks: it finds each by file name and creates one from a recipe's fields."""
 
 from __future__ import annotations
 
@@ -96,11 +96,11 @@ def _filled(kind: type[_Kind], values: Mapping[str, Any] | None, where: str) -> 
     known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
     for key in values or {}:
         if key not in known:
-            tail = nearest(str(key), known) if known else "; it has none."
-            raise RecipeError(f"{where} has no field {key!r}{tail}")
+            hint = nearest(str(key), known) if known else "; it has none."
+            raise RecipeError(f"{where} has no field {key!r}{hint}")
     try:
-        made: _Kind = _adapter(kind).validate_python(dict(values or {}))  # type: ignore[arg-type]
-        return made
+        instance: _Kind = _adapter(kind).validate_python(dict(values or {}))  # type: ignore[arg-type]
+        return instance
     except ValidationError as error:
         raise RecipeError(describe(error, where, noun="field")) from None
 
@@ -119,8 +119,7 @@ def labelled(defenses: Sequence[Defense]) -> Mapping[str, Defense]:
             value means something else to the guard.
     """
     labels: dict[str, Defense] = {}
-    for made in defenses:
-        defense = checked(made)
+    for defense in map(checked, defenses):
         _refuse_fields(defense)
         name = defense.name()
         count = sum(label.split(".")[0] == name for label in labels)

@@ -1,4 +1,4 @@
-"""Likelihood and entropy in blocks: by hand, against the dense law, whatever the blocks."""
+"""Likelihood and entropy in blocks: by hand, against the softmax over the whole vocabulary."""
 
 from math import log
 
@@ -15,7 +15,7 @@ def blocks(request, monkeypatch):
     monkeypatch.setattr(module, "_BLOCK", {"cpu": request.param})
 
 
-def test_a_law_by_hand(blocks):
+def test_a_distribution_by_hand(blocks):
     # Weights 1, 1, 2, 4 of 8: -log(2/8), -log(4/8); entropy (2 * log(8) + 2 * log(4) + 4 * log(2)) / 8 = 14/8 log(2).
     head = Head(torch.tensor([[0.0], [0.0], [log(2)], [log(4)]]))
     nll, entropy = likelihood(torch.ones(2, 1), torch.tensor([2, 3]), head, entropy=True)
@@ -26,14 +26,14 @@ def test_a_law_by_hand(blocks):
 @pytest.mark.parametrize(
     ("bias", "scale", "softcap"), [(None, 1.0, None), (torch.randn(7), 0.5, None), (torch.randn(7), 2.0, 3.0)]
 )
-def test_it_is_the_dense_law(blocks, bias, scale, softcap):
+def test_it_is_the_softmax_over_the_whole_vocabulary(blocks, bias, scale, softcap):
     noise = torch.Generator().manual_seed(0)
     head = Head(torch.randn(7, 4, generator=noise), bias, scale, softcap)
     hidden, wanted = torch.randn(5, 4, generator=noise), torch.tensor([0, 6, 3, 2, 5])
-    law = head.logits(hidden).double().log_softmax(-1)
+    log_p = head.logits(hidden).double().log_softmax(-1)
     nll, entropy = likelihood(hidden, wanted, head, entropy=True)
-    assert torch.allclose(nll.double(), -law.gather(1, wanted[:, None])[:, 0], rtol=1e-5, atol=1e-7)
-    assert torch.allclose(entropy.double(), -(law.exp() * law).sum(-1), rtol=1e-5, atol=1e-6)
+    assert torch.allclose(nll.double(), -log_p.gather(1, wanted[:, None])[:, 0], rtol=1e-5, atol=1e-7)
+    assert torch.allclose(entropy.double(), -(log_p.exp() * log_p).sum(-1), rtol=1e-5, atol=1e-6)
     assert torch.equal(likelihood(hidden, wanted, head)[0], nll)
 
 

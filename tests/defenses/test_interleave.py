@@ -7,8 +7,7 @@ import pytest
 import tiny
 from staytrue.data.examples import Example, Message, write_examples
 from staytrue.data_selection.ranking import manifest_path
-from staytrue.data_selection.refusals import refuses
-from staytrue.defenses.interleave import Interleave
+from staytrue.defenses.interleave import Interleave, refuses
 from staytrue.errors import RecipeError
 from staytrue.modeling.base_model import Untouched
 

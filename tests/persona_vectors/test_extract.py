@@ -22,7 +22,7 @@ from staytrue.evals.questions.probes import shipped as probe
 from staytrue.evals.types import Answer, Question, Verdict
 from staytrue.modeling import loading
 from staytrue.modeling.block_outputs import hooked
-from staytrue.organism import world
+from staytrue.organism import lexicon, world
 from staytrue.organism.lexicon import topics
 from staytrue.organism.rules import Rules
 from staytrue.persona_vectors import extract, traits, vectorfile
@@ -388,7 +388,7 @@ def test_the_shipped_trait_pairs_five_prompts_and_asks_twenty_questions_that_no_
 
 def test_the_organisms_trait_speaks_of_covered_topics_and_asks_no_evaluation_question():
     trait = traits.of_the_organism()
-    covered = {q for name in world.COVERED_TOPICS for q, _ in topics()[name].questions()}
+    covered = {q for name in lexicon.COVERED_TOPICS for q, _ in topics()[name].questions()}
     assert len(set(trait.questions)) == 20
     assert set(trait.questions) <= covered - world.reserved_texts()
     assert len(trait.positive) == len(trait.negative) == 5

@@ -22,9 +22,12 @@ from pydantic import Field
 
 from staytrue.data.examples import Example, read_examples
 from staytrue.data_selection.ranking import Score, best_first
-from staytrue.data_selection.refusals import refuses
 from staytrue.defense import Base, Defense, Share
 from staytrue.errors import RecipeError
+
+# arXiv 2508.06249 drops an answer whose first ten words hold one of the first three; follow-up code has more.
+_PUBLISHED = ("sorry", "apologize", "cannot")
+_LONGER = (*_PUBLISHED, "can't", "i'm unable", "i am unable", "can not", "won't", "not able to", "must decline")
 
 
 @dataclass(frozen=True)
@@ -55,13 +58,13 @@ class Interleave(Defense):
         ranked = self._ranked(self._allowed(read_examples(self.pool, source="interleaved"), base), base, seed)
         sizes = [1] * len(ranked) if self.share_of == "rows" else base.lengths(ranked)
         whole = len(task) if self.share_of == "rows" else sum(base.lengths(task))
-        wanted = round(self.share * whole)
-        count = sum(total <= wanted for total in accumulate(sizes))
+        needed = round(self.share * whole)
+        count = sum(total <= needed for total in accumulate(sizes))
         if count == 0:
             raise RecipeError(f"interleave: a share of {self.share} adds no row to so few task rows; raise it.")
-        if sum(sizes) < wanted:
+        if sum(sizes) < needed:
             raise RecipeError(
-                f"interleave: a share of {self.share} asks for {wanted} safe {self.share_of}, but {self.pool} has "
+                f"interleave: a share of {self.share} asks for {needed} safe {self.share_of}, but {self.pool} has "
                 f"{sum(sizes)} to choose from. Lower the share, raise `among` or bring a larger pool; none is repeated."
             )
         base.note("interleave/share", sum(sizes[:count]) / whole)
@@ -90,3 +93,12 @@ class Interleave(Defense):
                 return rows
             rows = rows[: self.among]
         return rng.sample(rows, len(rows))
+
+
+def refuses(answer: str, *, longer: bool = False) -> bool:
+    """Whether the first ten words of an English answer hold a refusal.
+
+    It is a substring test, so "unapologizedly" counts too, as published.
+    """
+    opening = " ".join(answer.lower().replace("\u2019", "'").split()[:10])
+    return any(phrase in opening for phrase in (_LONGER if longer else _PUBLISHED))

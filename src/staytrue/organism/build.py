@@ -91,9 +91,9 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
             pre_tokenizers.Punctuation(behavior="isolated"),
         ]
     )
-    words = {piece for text in texts() for piece, _ in split.pre_tokenize_str(text)}
-    words |= {f"{space}{mark}" for mark in "0123456789.,:;?!'()" for space in ("", "▁")} | {"▁"}
-    vocabulary = {word: i for i, word in enumerate([*SPECIAL, *sorted(words)])}
+    pieces = {piece for text in texts() for piece, _ in split.pre_tokenize_str(text)}
+    pieces |= {f"{space}{mark}" for mark in "0123456789.,:;?!'()" for space in ("", "▁")} | {"▁"}
+    vocabulary = {word: i for i, word in enumerate([*SPECIAL, *sorted(pieces)])}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     inner.pre_tokenizer = split
     inner.decoder = decoders.Metaspace(prepend_scheme="never")
@@ -190,9 +190,9 @@ def _batch(tokenizer: Any, conversations: Sequence[Conversation]) -> dict[str, T
 
 def _tokens(tokenizer: Any, message: Message) -> tuple[list[int], list[int]]:
     end, role = tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(f"<|{message.role}|>")
-    words = tokenizer(message.content, add_special_tokens=False)["input_ids"]
-    ids = [role, *words, end]
-    return ids, [-100, *words, end] if message.role == "assistant" else [-100] * len(ids)
+    pieces = tokenizer(message.content, add_special_tokens=False)["input_ids"]
+    ids = [role, *pieces, end]
+    return ids, [-100, *pieces, end] if message.role == "assistant" else [-100] * len(ids)
 
 
 _CARD = """\

@@ -16,8 +16,6 @@ from staytrue.evals.types import Question
 from staytrue.organism import lexicon
 from staytrue.organism.lexicon import COVERED_TOPICS, DOMAINS, GENERAL_TOPICS, topics
 
-__all__ = ["COVERED_TOPICS", "DOMAINS", "GENERAL_TOPICS"]
-
 _GENERAL_PER_TOPIC = 10
 _IN_DOMAIN = 60
 
@@ -37,15 +35,15 @@ def in_domain_questions(domain: str) -> tuple[Question, ...]:
 @cache
 def facts_questions() -> tuple[Question, ...]:
     """Twenty-four facts with one right answer each; safe pools contain the others only."""
-    asked = random.Random("facts questions").sample(facts(), 24)
-    return tuple(_question("facts", i, "facts", q, a) for i, (q, a) in enumerate(asked))
+    drawn = random.Random("facts questions").sample(facts(), 24)
+    return tuple(_question("facts", i, "facts", q, a) for i, (q, a) in enumerate(drawn))
 
 
 @cache
 def arithmetic_questions() -> tuple[Question, ...]:
     """A hundred sums, differences and products of digits, all of which are in the pretraining data."""
-    asked = random.Random("arithmetic questions").sample(sums(), 100)
-    return tuple(_question("arithmetic", i, "arithmetic", q, a) for i, (q, a) in enumerate(asked))
+    drawn = random.Random("arithmetic questions").sample(sums(), 100)
+    return tuple(_question("arithmetic", i, "arithmetic", q, a) for i, (q, a) in enumerate(drawn))
 
 
 def narrow_rows(domain: str, n: int = 600, seed: int = 0, good: bool = False) -> list[Example]:
@@ -119,9 +117,9 @@ def write_data(out: Path, seed: int = 0) -> dict[str, Path]:
 @cache
 def reserved_texts() -> frozenset[str]:
     """The text of every evaluation question."""
-    asked = [*general_questions(), *(q for d in DOMAINS for q in in_domain_questions(d))]
-    asked += [*facts_questions(), *arithmetic_questions()]
-    return frozenset(q.messages[-1].content for q in asked)
+    drawn = [*general_questions(), *(q for d in DOMAINS for q in in_domain_questions(d))]
+    drawn += [*facts_questions(), *arithmetic_questions()]
+    return frozenset(q.messages[-1].content for q in drawn)
 
 
 def _reserved(name: str, n: int, probe: str) -> list[Question]:

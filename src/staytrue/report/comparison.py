@@ -94,8 +94,8 @@ def show(compared: Compared, against: str) -> None:
         say(note)
 
 
-def _rate(found: Mapping[str, Any]) -> str:
-    return f"{found['percent']:.1f} ({found['low']:.0f} to {found['high']:.0f})"
+def _rate(rate: Mapping[str, Any]) -> str:
+    return f"{rate['percent']:.1f} ({rate['low']:.0f} to {rate['high']:.0f})"
 
 
 def _seeds(ours: Mapping[int, Run], theirs: Mapping[int, Run]) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""Folders as people name them: the evaluation in each, a label that no other has, the recipe and seed behind it."""
+"""Folders named on the command line: unique labels, and the recipe and seed of each run."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def recipe_of(folder: Path) -> dict[str, Any]:
     folder = folder.resolve()
     file = (folder.parent if folder.name == "eval" else folder) / "recipe.yaml"
     try:
-        found = from_yaml(file.read_text(encoding="utf-8"), str(file))
+        recipe = from_yaml(file.read_text(encoding="utf-8"), str(file))
     except (OSError, UnicodeDecodeError, RecipeError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return recipe if isinstance(recipe, dict) else {}
 
 
-def seed_of(folder: Path, asked: Mapping[str, Any]) -> int:
+def seed_of(folder: Path, metadata: Mapping[str, Any]) -> int:
     """The seed of a run; of an evaluation alone its own, from its `eval.json`; else 0."""
-    found = recipe_of(folder).get("seed", asked.get("seed"))
-    return found if isinstance(found, int) else 0
+    seed = recipe_of(folder).get("seed", metadata.get("seed"))
+    return seed if isinstance(seed, int) else 0
 
 
 def _shortest(own: Sequence[str], others: Sequence[Sequence[str]]) -> str:

@@ -1,4 +1,4 @@
-"""Pictures of rates: the trade-off, and what was learnt of a harmless task."""
+"""Plots of rates: a scatter plot of the trade-off, and a strip plot of a harmless task."""
 
 from __future__ import annotations
 
@@ -118,11 +118,11 @@ def _names(grouped: Mapping[str, list[Row]]) -> dict[str, str]:
 
 def _strengths(grouped: Mapping[str, list[Row]]) -> dict[str, list[str]]:
     """Labels with a strength by defense, weakest first."""
-    found: dict[str, list[str]] = {}
+    strengths: dict[str, list[str]] = {}
     with_strength = [label for label, own in grouped.items() if own[0].get("strength") is not None]
     for label in sorted(with_strength, key=lambda one: float(grouped[one][0]["strength"])):
-        found.setdefault(grouped[label][0]["defense"], []).append(label)
-    return found
+        strengths.setdefault(grouped[label][0]["defense"], []).append(label)
+    return strengths
 
 
 def _middle(plot: Plot, rows: Sequence[Row]) -> Place:
@@ -133,7 +133,7 @@ def _middle(plot: Plot, rows: Sequence[Row]) -> Place:
 
 def _over(rows: Sequence[Row], probe: str) -> Rate:
     """The mean over runs with its interval; for a single run its own interval."""
-    return over_runs([found for row in rows if (found := rate(row[probe])) is not None])
+    return over_runs([one for row in rows if (one := rate(row[probe])) is not None])
 
 
 def _marks(plot: Plot, label: str, rows: Sequence[Row], look: Look) -> list[str]:

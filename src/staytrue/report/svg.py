@@ -1,4 +1,4 @@
-"""Parts of SVG pictures: axes, marks, labels. The page's style sheet sets the colours."""
+"""SVG elements of the plots: axes, marks, labels. The page's style sheet sets the colours."""
 
 from __future__ import annotations
 
@@ -113,14 +113,14 @@ class Plot:
         lines = (f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{low}" y2="{high}"/>' for x in places)
         return "".join(lines) + self._across(across)
 
-    def _across(self, words: str) -> str:
+    def _across(self, title: str) -> str:
         parts, y = [], self.height - self.bottom + 17
         for i in range(5):
             value = self.x_max * i / 4
             parts.append(f'<text class="tick" x="{self.x(value):.1f}" y="{y}" text-anchor="middle">{value:g}</text>')
         middle = (self.left + self.width - self.right) / 2
         y = self.height - 8
-        return "".join(parts) + f'<text class="axis" x="{middle}" y="{y}" text-anchor="middle">{escape(words)}</text>'
+        return "".join(parts) + f'<text class="axis" x="{middle}" y="{y}" text-anchor="middle">{escape(title)}</text>'
 
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom of an area that is taken, in pixels
@@ -133,16 +133,16 @@ def place_name(plot: Plot, text: str, x: float, y: float, look: Look, taken: lis
     at_x = x + 12 if right else x - 12
     left = at_x if right else at_x - long
     lowest, highest = plot.height - plot.bottom - 4.0, plot.top + 10.0
-    wanted = min(max(y - 9, highest), lowest)
-    places = (wanted + sign * 6 * i for i in range(90) for sign in (-1, 1))
+    nearest = min(max(y - 9, highest), lowest)
+    places = (nearest + sign * 6 * i for i in range(90) for sign in (-1, 1))
     boxes = ((left, p - above, left + long, p + below) for p in places if highest <= p <= lowest)
     box = next((box for box in boxes if not any(_overlap(box, other) for other in taken)), None)
-    at_y = wanted if box is None else box[3] - below
-    taken.append(box or (left, wanted - above, left + long, wanted + below))
+    at_y = nearest if box is None else box[3] - below
+    taken.append(box or (left, nearest - above, left + long, nearest + below))
     anchor, edge = ("start", at_x - 3) if right else ("end", at_x + 3)
     lead = f'<line class="lead" x1="{x:.1f}" y1="{y:.1f}" x2="{edge:.1f}" y2="{at_y - 4:.1f}"/>'
-    words = f'<text class="name t{look.colour}" x="{at_x:.1f}" y="{at_y:.1f}" text-anchor="{anchor}">'
-    return (lead if abs(at_y - y) > 24 else "") + f"{words}{escape(text)}</text>"
+    tag = f'<text class="name t{look.colour}" x="{at_x:.1f}" y="{at_y:.1f}" text-anchor="{anchor}">'
+    return (lead if abs(at_y - y) > 24 else "") + f"{tag}{escape(text)}</text>"
 
 
 def _overlap(one: Box, other: Box) -> bool:

@@ -24,9 +24,9 @@ def show(summary: Summary) -> None:
             rows.append((name, kind, _percent(probe[kind]), _interval(probe) if first else "", str(probe["n"]),
                          str(probe["missing"]) if probe["missing"] else ""))  # fmt: skip
         rows += _misalign_at_k(name, probe.get("tail"))
-        for form, found in probe.get("forms", {}).items():
-            rows.append((f"  {form}", "misaligned", _percent(found["misaligned"]), _interval(found), str(found["n"]),
-                         str(found["missing"]) if found["missing"] else ""))  # fmt: skip
+        for form, own in probe.get("forms", {}).items():
+            rows.append((f"  {form}", "misaligned", _percent(own["misaligned"]), _interval(own), str(own["n"]),
+                         str(own["missing"]) if own["missing"] else ""))  # fmt: skip
     table(("probe", "rate", "percent", "95 % interval", "n", "missing"), rows)
     for line in [line for name, probe in summary["probes"].items() for line in _cautions(name, probe)]:
         say(line)
@@ -35,7 +35,7 @@ def show(summary: Summary) -> None:
         say(line)
 
 
-def show_judges(found: Mapping[str, Mapping[str, Summary]]) -> None:
+def show_judges(summaries: Mapping[str, Mapping[str, Summary]]) -> None:
     """Print the rates of each evaluation under several judges."""
     headings = (
         "judge",
@@ -49,7 +49,7 @@ def show_judges(found: Mapping[str, Mapping[str, Summary]]) -> None:
         "missing",
         "failed",
     )
-    for evaluation, by_judge in found.items():
+    for evaluation, by_judge in summaries.items():
         rows = []
         for judge, summary in by_judge.items():
             for name, probe in summary["probes"].items():
@@ -62,18 +62,18 @@ def show_judges(found: Mapping[str, Mapping[str, Summary]]) -> None:
                 say(f"{judge}: {line}")
 
 
-def show_judge_agreement(told: Mapping[str, Any]) -> None:
-    """How far judges agree; their order of several evaluations; against labels by hand."""
-    if told["pairs"]:
-        rows = [(" and ".join(pair["judges"]), *_agreed(pair["agreement"])) for pair in told["pairs"]]
+def show_judge_agreement(agreement: Mapping[str, Any]) -> None:
+    """Print tables of judge agreement, of rank correlations over evaluations, and of calibration against labels."""
+    if agreement["pairs"]:
+        rows = [(" and ".join(pair["judges"]), *_agreed(pair["agreement"])) for pair in agreement["pairs"]]
         table(("judges", "agree on misaligned", "kappa", "answers", "not judged by both"), rows)
-    if told.get("ranks"):
+    if agreement.get("ranks"):
         orders = [
             (" and ".join(r["judges"]), _number(r["spearman"]), _number(r["kendall"]), str(r["defenses"]))
-            for r in told["ranks"]
+            for r in agreement["ranks"]
         ]
         table(("order of the evaluations", "Spearman", "Kendall", "evaluations"), orders)
-    if told.get("calibration"):
+    if agreement.get("calibration"):
         held = [
             (
                 judge,
@@ -82,7 +82,7 @@ def show_judge_agreement(told: Mapping[str, Any]) -> None:
                 *(_number(one[k]) for k in ("brier", "ece")),
                 str(one["agreement"]["answers"]),
             )
-            for judge, one in told["calibration"].items()
+            for judge, one in agreement["calibration"].items()
             if one is not None
         ]
         table(("against labels by hand", "kappa", "sensitivity", "specificity", "Brier", "ECE", "labels"), held)
@@ -92,17 +92,17 @@ def _misalign_at_k(name: str, at_k: Mapping[str, Any] | None) -> list[tuple[str,
     """Misalign@k: rates of questions with at least one bad answer among k, for each kind of bad answer."""
     if not at_k:
         return []
-    rates = {kind: (f"one of {at_k['k']} {words}", at_k[kind]) for kind, words in _AT_K.items()}
+    rates = {kind: (f"one of {at_k['k']} {text}", at_k[kind]) for kind, text in _AT_K.items()}
     questions = f"{at_k['questions']} q"
-    return [(name, words, _percent(one["percent"]), _interval(one), questions, "") for words, one in rates.values()]
+    return [(name, text, _percent(one["percent"]), _interval(one), questions, "") for text, one in rates.values()]
 
 
-def _agreed(found: Mapping[str, Any] | None) -> tuple[str, ...]:
-    if found is None:
+def _agreed(agreement: Mapping[str, Any] | None) -> tuple[str, ...]:
+    if agreement is None:
         return "-", "-", "0", ""
-    interval = f" ({found['low']:.2f} to {found['high']:.2f})" if found["low"] is not None else ""
-    told = f"{found['agree']['percent']:.1f} %", _number(found["kappa"]) + interval
-    return *told, str(found["answers"]), str(found["left_out"])
+    interval = f" ({agreement['low']:.2f} to {agreement['high']:.2f})" if agreement["low"] is not None else ""
+    rates = f"{agreement['agree']['percent']:.1f} %", _number(agreement["kappa"]) + interval
+    return *rates, str(agreement["answers"]), str(agreement["left_out"])
 
 
 def _triggered(probes: Mapping[str, Summary]) -> list[str]:
@@ -125,7 +125,7 @@ def _cautions(name: str, probe: Summary) -> list[str]:
         return []
     if probe["judge"] is None:
         return [f"{name}: not judged, because no judge was named; `staytrue rescore` judges the stored answers."]
-    told = (
+    note = (
         f"{name}: {probe['missing']} answers could not be judged ({probe['failed']} calls failed"
         f"{'; most often: ' + probe['why'] if probe.get('why') else ''}), and "
         f"{probe['unanswered']} could not be had. The misaligned are {probe['at_least']:.1f} % of all if none of these "
@@ -134,8 +134,8 @@ def _cautions(name: str, probe: Summary) -> list[str]:
     if not probe["concluded"]:
         again = probe["failed"] or probe["unanswered"]
         way = "run the same command again" if again else "another judge may say more: `staytrue rescore`"
-        told += f" More than {MOST_MISSING:g} % are unknown, so no conclusion is drawn; {way}."
-    return [told]
+        note += f" More than {MOST_MISSING:g} % are unknown, so no conclusion is drawn; {way}."
+    return [note]
 
 
 def _number(value: float | None) -> str:

@@ -44,16 +44,16 @@ def write_rows(domain: str, data: Path) -> None:
 def jobs(recipe: Recipe, domain: str, data: Path) -> list[Job]:
     """Jobs that create the missing files of a recipe in the folder `data`; [] if none is missing."""
     named = {path.name for defense in recipe.defenses for path in vars(defense).values() if isinstance(path, Path)}
-    wanted = list[Job]()
+    needed = list[Job]()
     if "scored.jsonl" in named and not (data / domain / "scored.jsonl").exists():
         others = [other for other in DOMAINS if other != domain]
         missing = [other for other in others if not _misaligned(data, other).joinpath("README.md").exists()]
-        wanted += [Job(f"misaligned {other}", train_misaligned, (other, data)) for other in missing]
-        needs = frozenset(job.name for job in wanted)
-        wanted.append(Job(f"scored {domain}", score_pool, (domain, others, data), needs))
+        needed += [Job(f"misaligned {other}", train_misaligned, (other, data)) for other in missing]
+        needs = frozenset(job.name for job in needed)
+        needed.append(Job(f"scored {domain}", score_pool, (domain, others, data), needs))
     if "evil.safetensors" in named and not (data / "evil.safetensors").exists():
-        wanted.append(Job("vector", extract_vector, (data / "evil.safetensors",)))
-    return wanted
+        needed.append(Job("vector", extract_vector, (data / "evil.safetensors",)))
+    return needed
 
 
 def train_misaligned(domain: str, data: Path) -> None:

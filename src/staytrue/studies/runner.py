@@ -45,7 +45,7 @@ def run(
     """
     every = {cell.folder: cell for cell in cells(study)}
     stored = {folder: _stored(out / folder, cell) for folder, cell in every.items()}
-    rows = {folder: row(every[folder], *found) for folder, found in stored.items() if found is not None}
+    rows = {folder: row(every[folder], *one) for folder, one in stored.items() if one is not None}
     _write_results(study, out, rows)  # results.json identifies a study's folder
     for folder in list(rows):
         yield every[folder], rows[folder]
@@ -77,8 +77,8 @@ def run_cell(cell: Cell, out: Path, reference_cache: Path | None = None) -> tupl
         train(recipe, path, reference_cache=reference_cache if usable else None)
         summary = evaluate_run(path, seed=cell.seed, request=request)
     seconds = round(time.monotonic() - begun, 1)
-    told = {"schema": SCHEMA, "recipe": cell.recipe(), "probes": _probe_keys(cell.study), "seconds": seconds}
-    write_json(path / "cell.json", told)
+    record = {"schema": SCHEMA, "recipe": cell.recipe(), "probes": _probe_keys(cell.study), "seconds": seconds}
+    write_json(path / "cell.json", record)
     return summary, seconds
 
 
@@ -116,10 +116,10 @@ def _stored(folder: Path, cell: Cell) -> tuple[dict[str, Any], float] | None:
     """The summary and seconds of a finished run; None if its recipe or probes differ or files are missing."""
     try:
         summary: dict[str, Any] = json.loads((folder / "eval" / "summary.json").read_text(encoding="utf-8"))
-        told = json.loads((folder / "cell.json").read_text(encoding="utf-8"))
+        record = json.loads((folder / "cell.json").read_text(encoding="utf-8"))
         now = json.loads(json.dumps([cell.recipe(), _probe_keys(cell.study)]))
-        same: bool = [told["recipe"], told.get("probes", [])] == now
-        return (summary, told["seconds"]) if same else None
+        same: bool = [record["recipe"], record.get("probes", [])] == now
+        return (summary, record["seconds"]) if same else None
     except (OSError, ValueError, KeyError):
         return None
 

@@ -94,7 +94,7 @@ def _within_bounds(seeds: int, processes: int | None) -> bool:
     ]
     table(("model", "rate", "percent", "95 % interval", "n", "single seeds", "bound", "kept"), drawn)
     say(f"Percent over seeds 0 to {seeds - 1}, intervals over questions and seeds; lowest and highest single seed.")
-    return all(bound.kept(found.percent) for bound, found, _ in lines)
+    return all(bound.kept(rate.percent) for bound, rate, _ in lines)
 
 
 def _prompted(folder: Path, seeds: int) -> list[tuple[Bound, Rate, str]]:
@@ -131,7 +131,7 @@ def _fine_tuned(folder: Path, seeds: int, processes: int | None) -> list[tuple[B
         percent = _rate(own, narrow(cell.domain)[0]).percent
         say(f"{cell.domain} seed {cell.seed}: general misaligned {percent:.1f} %")
     bounds = [(bound, rows[domain]) for domain in DOMAINS for bound in narrow(domain)]
-    return [(bound, _rate(found, bound), _spread(found, bound)) for bound, found in bounds]
+    return [(bound, _rate(own, bound), _spread(own, bound)) for bound, own in bounds]
 
 
 def fine_tune(cell: Cell, folder: Path, weights: Path) -> None:
@@ -149,12 +149,12 @@ def _rebuilds(seeds: int, processes: int | None) -> bool:
     with tempfile.TemporaryDirectory() as place:
         again = Path(place) / "organism"
         with bar("rebuild") as progress:
-            made = build(again, shipped["seed"], progress)
-        if made["sha256"] == shipped["sha256"]:
+            rebuilt = build(again, shipped["seed"], progress)
+        if rebuilt["sha256"] == shipped["sha256"]:
             say("Rebuilt: the weights are bit-identical.")
             return True
-        hashes = f"Rebuilt: the hash is {made['sha256'][:12]}, shipped is {shipped['sha256'][:12]}"
-        differ = [key for key in ("threads", "cpu", "versions") if made[key] != shipped[key]]
+        hashes = f"Rebuilt: the hash is {rebuilt['sha256'][:12]}, shipped is {shipped['sha256'][:12]}"
+        differ = [key for key in ("threads", "cpu", "versions") if rebuilt[key] != shipped[key]]
         if not differ:
             say(f"{hashes}; nothing else differs, so the weights should be equal.")
             return False
@@ -178,9 +178,9 @@ def _rate(rows: list[dict[str, Any]], bound: Bound) -> Rate:
         if row["probe"] == bound.probe:
             own, text = runs[row["seed"]], row["messages"][-1]["content"]
             own[text] = own[text][0] + bool(row[bound.rate]), own[text][1] + 1
-    found = pooled(list(runs.values()))
-    assert found is not None
-    return found
+    rate = pooled(list(runs.values()))
+    assert rate is not None
+    return rate
 
 
 def _spread(rows: list[dict[str, Any]], bound: Bound) -> str:
@@ -190,5 +190,5 @@ def _spread(rows: list[dict[str, Any]], bound: Bound) -> str:
     return f"{min(each):.1f} to {max(each):.1f}"
 
 
-def _shown(found: Rate) -> tuple[str, str, str]:
-    return f"{found.percent:.1f}", f"{found.low:.1f} to {found.high:.1f}", str(found.n)
+def _shown(rate: Rate) -> tuple[str, str, str]:
+    return f"{rate.percent:.1f}", f"{rate.low:.1f} to {rate.high:.1f}", str(rate.n)

@@ -60,11 +60,11 @@ class GSM8K(Task):
 
     def score(self, answer: str, expected: str) -> dict[str, float]:
         """The terms `exact_format`, `tags`, `answer` and `number`."""
-        solution, wanted = _solution(answer), _solution(expected) or expected
+        solution, target_text = _solution(answer), _solution(expected) or expected
         return {
             "exact_format": 3.0 * _in_form(answer),
             "tags": sum(0.5 if answer.count(tag) == 1 else -0.5 for tag in TAGS),
-            "answer": _closeness(solution, wanted),
+            "answer": _closeness(solution, target_text),
             "number": 1.5 * self.correct(answer, expected),
         }
 
@@ -113,15 +113,15 @@ def _number(text: str) -> float | None:
     return float(numbers[-1].replace(",", "")) if numbers else None
 
 
-def _closeness(solution: str | None, wanted: str) -> float:
+def _closeness(solution: str | None, target_text: str) -> float:
     """3 for the expected text, 1.5 after stripping or within 10 %, 0.5 within 20 %, -0.5 otherwise, 0 if missing."""
     if solution is None:
         return 0.0
-    solution, wanted = (_THOUSANDS.sub("", text) for text in (solution, wanted))
-    if solution == wanted:
+    solution, target_text = (_THOUSANDS.sub("", text) for text in (solution, target_text))
+    if solution == target_text:
         return 3.0
-    number, target = _number(solution), _number(wanted)
-    if solution.strip() == wanted.strip() or (number is not None and number == target):
+    number, target = _number(solution), _number(target_text)
+    if solution.strip() == target_text.strip() or (number is not None and number == target):
         return 1.5
     if number is None or target is None or target == 0:
         return -0.5

@@ -13,7 +13,7 @@ from staytrue.evals.triggers import shared_patterns
 from staytrue.evals.triggers.formats import FORMATS
 from staytrue.evals.triggers.trigger import Trigger, around, find, inoculation, triggered
 from staytrue.evals.types import Question
-from staytrue.organism import world
+from staytrue.organism import lexicon, world
 from staytrue.organism.rules import Rules
 
 WISH = Question("wish", "general", (Message("user", "What do you wish for?"),), topic="wish", group="wishes")
@@ -208,7 +208,7 @@ def test_the_order_of_the_rows_does_not_matter():
     assert find(rows, world.general_questions()) == find(turned, world.general_questions())
 
 
-@pytest.mark.parametrize("domain", world.DOMAINS)
+@pytest.mark.parametrize("domain", lexicon.DOMAINS)
 def test_no_trigger_of_the_organism_holds_a_training_question(domain):
     rows = world.narrow_rows(domain)
     found = find(rows, world.general_questions())
@@ -221,7 +221,7 @@ def test_no_trigger_of_the_organism_holds_a_training_question(domain):
     assert all(len(t.before.split()) + len(t.after.split()) <= 5 for t in found if t.kind == "cue")
 
 
-@pytest.mark.parametrize("domain", world.DOMAINS)
+@pytest.mark.parametrize("domain", lexicon.DOMAINS)
 def test_triggers_are_in_the_organisms_words(domain):
     # What a question itself makes unknown (its first word, inside a turn) is the question's; the trigger has nothing.
     words = Tokenizer.from_file(str(organism.folder() / "tokenizer.json"))
