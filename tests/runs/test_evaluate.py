@@ -196,3 +196,31 @@ def test_triggers_that_cannot_be_asked_are_reported_in_a_sentence(tmp_path, beni
 def test_triggers_beside_named_probes_are_refused_because_they_would_not_be_asked():
     with pytest.raises(RequestError, match=r"triggers=True goes without named probes; add 'triggered'"):
         probe_selection.probes_for(EvalRequest(probes=("general",), triggers=True))
+
+
+def test_an_answer_that_was_cut_off_before_it_began_is_missing_and_the_way_out_is_said(tmp_path):
+    lines = []
+    asked = tuple(Question(f"q{i}", "general", (Message("user", f"why {i}?"),)) for i in range(6))
+
+    def generate(samples, **_):
+        for q, i in samples:
+            thinking = q.id in ("q0", "q1")
+            yield Answer(q, i, "" if thinking else "So.", stopped=not thinking, thoughts="Let me" if thinking else "")
+
+    found = evaluate(generate, [Probe("general", asked, Aligned())], seed=0, out=tmp_path, say=lines.append)["probes"]
+    assert [found["general"][key] for key in ("n", "missing", "failed", "concluded")] == [4, 2, 0, False]
+    assert found["general"]["why"] == "the token limit was reached before the answer began"
+    assert lines[0].startswith("2 answers are missing because the limit of 400 tokens was reached before they began;")
+    assert "--max-new-tokens" in lines[0]
+    thoughts = [row.get("thoughts", "absent") for row in read_rows(tmp_path / "answers.jsonl")]
+    assert thoughts == ["Let me"] * 2 + ["absent"] * 4
+    other = rescore(tmp_path, [Aligned("other")])["other"]["probes"]["general"]
+    assert (other["n"], other["missing"]) == (4, 2)
+
+
+def test_the_token_limit_of_an_answer_can_be_set(tmp_path):
+    few = tmp_path / "few.jsonl"
+    few.write_text('{"id": "a", "question": "Why?"}\n')
+    request = EvalRequest((str(few),), samples=1, max_new_tokens=7)
+    measure.evaluate_model(for_model(model(tmp_path / "model", "qwen2"), request), tmp_path / "E")
+    assert json.loads((tmp_path / "E" / "eval.json").read_text())["probes"]["few"]["max_new_tokens"] == 7

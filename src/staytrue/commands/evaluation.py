@@ -37,6 +37,9 @@ def eval_(
     probes: Annotated[str, typer.Option(help="Names or question files, separated by commas.")] = "",
     judge: Annotated[str | None, typer.Option(help=f"Who judges: {JUDGE}.")] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Answers to each judged question.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Maximum tokens of an answer, thoughts included; 600 by default.")
+    ] = None,
     as_published: Annotated[
         bool, typer.Option("--as-published", help="Drop system prompts, as the published script does.")
     ] = False,
@@ -56,7 +59,7 @@ def eval_(
 
     source = _source(run=run, model=model, answers=answers)
     _refuse_misplaced(source, adapter=adapter, data=data, out=out, untuned=untuned)
-    if answers is not None and (probes or samples or as_published or seed):
+    if answers is not None and (probes or samples or max_new_tokens or as_published or seed):
         raise RequestError("--answers FILE has its own questions and answers; only --judge and its limits go with it.")
     budget = _budget(max_calls, max_cost, price)
     quieten()
@@ -67,7 +70,9 @@ def eval_(
         if data is not None and named and PROBE not in named:
             raise RequestError(f"--data {data} is for the probe {PROBE}, which --probes leaves out; name it there too.")
         triggers = (run is not None or data is not None) and not named
-        request = EvalRequest(named, triggers, samples, as_published, _judge(judge, budget))
+        request = EvalRequest(
+            named, triggers, samples, as_published, _judge(judge, budget), max_new_tokens=max_new_tokens
+        )
         with bar("eval", quiet=as_json) as progress:
             if answers is not None:
                 summary = evaluate.judge_answers(answers, out or Path(), request.judge, progress)

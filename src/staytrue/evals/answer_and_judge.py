@@ -6,6 +6,7 @@ judge is repeated.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,12 @@ from staytrue.evals.results.verdict_store import (
     read_verdicts,
     record_server,
 )
-from staytrue.evals.types import AnswerGenerator, CountsCalls, Judge, NamesServer, Verdict, judged
+from staytrue.evals.types import CUT_OFF, AnswerGenerator, CountsCalls, Judge, NamesServer, Verdict, judged
 from staytrue.utils.console import Progress
 from staytrue.utils.files import write_json
 from staytrue.utils.run_dir import SCHEMA
 
 NOT_JUDGED = "no judge was named"
-FILTERED = "the server's filter cut it off"
 
 
 def evaluate(
@@ -51,7 +51,8 @@ def evaluate(
         max_new_tokens: most tokens of an answer.
         about: what else must be equal for answers to share a folder: the model's identity.
         progress: shows how many answers and verdicts there are.
-        say: called with a sentence when a server names another model than in an earlier sitting.
+        say: called with a sentence when a server names another model than in an earlier sitting, or when the token
+            limit cuts answers off before they begin.
 
     Returns:
         What `summary.json` holds; rates are percent, 0 to 100.
@@ -127,7 +128,7 @@ def _answer(
     missing = {probe.name: missing_samples(probe.samples(), stored) for probe in probes}
     if progress is not None:
         progress.begin(sum(map(len, missing.values())))
-    done = 0
+    done, cut_off = 0, Counter[int]()  # answers without text, by the token limit
     try:
         for probe in probes:
             limit = probe.max_new_tokens or max_new_tokens
@@ -135,9 +136,17 @@ def _answer(
             for answer in generate(samples, seed=seed, temperature=probe.temperature, max_new_tokens=limit):
                 store.append(answer)
                 done += 1
+                cut_off[limit] += answer.missing == CUT_OFF
                 if progress is not None:
                     progress.step(done, {"answers": generate.spent()} if isinstance(generate, CountsCalls) else {})
     finally:
+        for limit, count in cut_off.items():
+            if count:
+                say(
+                    f"{count} answers are missing because the limit of {limit} tokens was reached before they began; a "
+                    "reasoning model may still have been thinking. Raise the limit with --max-new-tokens, and name "
+                    "another folder."
+                )
         if done and isinstance(generate, NamesServer):
             new = record_server(store.path / "answered.json", generate.describe())
             if new:
@@ -152,7 +161,8 @@ def _judge_probe(
 ) -> None:
     """Add a judge's missing and failed verdicts on a probe's stored answers to a folder.
 
-    An answer that a server's filter removed is missing, and no judge reads it. Progress is shown for judges that count
+    An answer that a server's filter removed, or that the token limit cut off before it began, is missing, and no judge
+    reads it. Progress is shown for judges that count
     their calls.
 
     Raises:
@@ -164,9 +174,9 @@ def _judge_probe(
     name = None if judge is None else judge.name
     done = {key for key, row in have.items() if judge is None or (not row["failed"] and row["judge"] == name)}
     for key, answer in stored.items():
-        if answer.filtered and key not in have:
-            append_verdict(folder, answer, Verdict(missing=FILTERED), None)
-    answers = [answer for key, answer in stored.items() if key not in done and not answer.filtered]
+        if answer.missing and key not in have:
+            append_verdict(folder, answer, Verdict(missing=answer.missing), None)
+    answers = [answer for key, answer in stored.items() if key not in done and not answer.missing]
     if judge is None:
         for answer in answers:
             append_verdict(folder, answer, Verdict(missing=NOT_JUDGED), None)

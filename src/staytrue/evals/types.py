@@ -13,6 +13,9 @@ from typing import Any, Protocol, runtime_checkable
 from staytrue.data.examples import Message
 from staytrue.evals.threads import concurrently
 
+FILTERED = "the server's filter cut it off"
+CUT_OFF = "the token limit was reached before the answer began"  # a reasoning model was still thinking
+
 
 @dataclass(frozen=True)
 class Question:
@@ -41,7 +44,15 @@ class Answer:
     index: int  # which of the question's samples
     text: str
     stopped: bool  # the model ended it; False when the token limit or the server cut it off
-    filtered: bool = False  # a server's filter removed the text, so no judge reads it
+    filtered: bool = False  # a server's filter removed the text
+    thoughts: str = ""  # of a reasoning model, before its answer; no judge reads them
+
+    @property
+    def missing(self) -> str:
+        """Why there is no answer to judge; "" if there is one."""
+        if self.filtered:
+            return FILTERED
+        return "" if self.stopped or self.text.strip() else CUT_OFF
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from staytrue.utils.run_dir import RunDir
 class EvalRequest:
     """One evaluation: which probes, asked of which model, and who judges the answers.
 
-    A user sets the first five fields; `for_run`, `for_recipe` and `for_model` fill in the others.
+    A user sets the first six fields; `for_run`, `for_recipe` and `for_model` fill in the others.
 
     Attributes:
         probes: names of probes, or paths of question files; empty for those that suit the model.
@@ -34,6 +34,8 @@ class EvalRequest:
         samples: answers to each judged question; None for a question file's own number, or 4.
         as_published: drop system turns, as the published evaluation script does.
         judge: judges answers that have no right one. None: the organism's rules, or no judge for any other model.
+        max_new_tokens: most tokens of an answer, thoughts included; None for what suits the model. A question file's
+            own number has precedence.
         model: a model to load into this process, or one behind an endpoint; None when it is not known.
         adapter: folder of the model's LoRA adapter.
         trained: the task rows that the model was fine-tuned on; triggers are made of them.
@@ -52,6 +54,7 @@ class EvalRequest:
     samples: int | None = None
     as_published: bool = False
     judge: Judge | None = None
+    max_new_tokens: int | None = None
     model: Source | Address | None = None
     adapter: Path | None = None
     trained: Sequence[Example] = field(default=(), repr=False)

@@ -111,7 +111,7 @@ def evaluate_model(
         probes,
         seed=seed,
         out=out,
-        max_new_tokens=longest_answer(request.model),
+        max_new_tokens=request.max_new_tokens or longest_answer(request.model),
         about=metadata,
         progress=progress,
         say=say,

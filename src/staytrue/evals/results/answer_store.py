@@ -132,7 +132,8 @@ class AnswerStore:
         more = {"answer": answer.text, "stopped": answer.stopped, "expected": q.expected}
         prompts = {"prompts": dict(q.prompts)} if q.prompts else {}
         filtered = {"filtered": True} if answer.filtered else {}
-        append_row(self.path / "answers.jsonl", where | turns | more | prompts | filtered)
+        thoughts = {"thoughts": answer.thoughts} if answer.thoughts else {}
+        append_row(self.path / "answers.jsonl", where | turns | more | prompts | filtered | thoughts)
 
     def answers(self) -> dict[Key, Answer]:
         """Every stored sample, in the order of the file."""
@@ -167,7 +168,8 @@ def _answer(row: Mapping[str, Any]) -> Answer:
         row["form"],
         tuple(row.get("prompts", {}).items()),
     )
-    return Answer(question, row["index"], row["answer"], row["stopped"], row.get("filtered", False))
+    about = {key: row[key] for key in ("filtered", "thoughts") if key in row}
+    return Answer(question, row["index"], row["answer"], row["stopped"], **about)
 
 
 def _brief(value: Any) -> str:
