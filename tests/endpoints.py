@@ -6,6 +6,7 @@ from openai import _base_client
 
 from staytrue.evals.openai_client.address import Address
 from staytrue.evals.openai_client.client import Endpoint
+from staytrue.evals.openai_client.parameters import parameters_of
 
 _base_client.INITIAL_RETRY_DELAY, _base_client.MAX_RETRY_DELAY = 0.002, 0.02  # seconds, of the official client
 QUICK = {"max_retries": 7, "timeout": 10}
@@ -24,6 +25,7 @@ def endpoint(server, model="tiny", **options):
 def close_all():
     while MADE:
         MADE.pop().close()
+    parameters_of.cache_clear()
 
 
 def kept(cache):

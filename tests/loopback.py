@@ -226,7 +226,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if fault == "refusal":
             said = Said(SORRY, ({"I": 0.99},))
-        whole = _completion(call.body, said, fault, loop.name)
+        written = not isinstance(said, Said)  # a script may write the body itself
+        whole = json.dumps(said).encode() if written else completion(call.body, said, fault, loop.name)
         if fault == "torn":
             self._send(200, whole[: len(whole) // 2], {"content-length": str(len(whole))})
             self.close_connection = True
@@ -244,7 +245,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
 
-def _completion(body, said, fault, name):
+def completion(body, said, fault, name):
     """A response's body, as the API writes it."""
     choice = {
         "index": 0,

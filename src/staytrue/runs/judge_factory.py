@@ -30,7 +30,7 @@ def judge(text: str, budget: Budget, say: Callable[[str], None]) -> Judge:
     if isinstance(named, Address):
         from staytrue.evals.judges.endpoint import EndpointJudge
 
-        remote = EndpointJudge(Endpoint(named, key_for(named), budget), response_cache())
+        remote = EndpointJudge(Endpoint(named, key_for(named), budget, say=say), response_cache())
         say(remote.notice())
         return remote
     if isinstance(named, Local):
@@ -42,7 +42,7 @@ def judge(text: str, budget: Budget, say: Callable[[str], None]) -> Judge:
 
 def generator(address: Address, budget: Budget, say: Callable[[str], None]) -> EndpointGenerator:
     """A generator of answers with an endpoint's model; `say` as for `judge`."""
-    remote = EndpointGenerator(Endpoint(address, key_for(address), budget))
+    remote = EndpointGenerator(Endpoint(address, key_for(address), budget, say=say))
     say(remote.notice())
     return remote
 

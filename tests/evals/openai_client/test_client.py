@@ -130,7 +130,7 @@ def test_a_call_sends_what_was_asked_and_reads_what_was_said():
         "seed": 3,
     }
     assert call.key == f"Bearer {KEY}"
-    assert (len(reply.text.split()), reply.finish, reply.model) == (3, "length", "tiny")
+    assert (len(reply.text.split()), reply.cut_off, reply.model) == (3, True, "tiny")
 
 
 @pytest.mark.parametrize("kind", ["429", "500", "timeout", "torn", "cut"])

@@ -11,7 +11,7 @@ from hashlib import sha256
 from typing import Any
 
 from staytrue.evals.openai_client.client import Endpoint
-from staytrue.evals.openai_client.errors import CallError
+from staytrue.evals.openai_client.errors import CallError, FilteredError
 from staytrue.evals.openai_client.reply import ServerIdentity
 from staytrue.evals.threads import concurrently
 from staytrue.evals.types import Answer, Question
@@ -63,12 +63,13 @@ class EndpointGenerator:
                     temperature=temperature,
                     seed=seed_of(seed, question, index),
                 )
+            except FilteredError:
+                return Answer(question, index, "", stopped=False, filtered=True)
             except CallError as error:
                 return str(error)
             self._server.add(reply.model, reply.fingerprint)
-            if reply.finish == "content_filter":
-                return Answer(question, index, "", stopped=False, filtered=True)
-            return Answer(question, index, reply.text, stopped=reply.finish != "length")
+            stopped = reply.has_answer and not reply.cut_off
+            return Answer(question, index, reply.text, stopped, thoughts=reply.thoughts)
 
         for (question, index), result in concurrently(answer, samples, self._concurrency):
             if isinstance(result, Answer):

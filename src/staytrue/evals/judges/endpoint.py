@@ -23,11 +23,12 @@ from staytrue.evals.judges.score_from_logprobs import (
 )
 from staytrue.evals.judges.verdicts import failed, signature, verdict
 from staytrue.evals.openai_client.client import Endpoint
-from staytrue.evals.openai_client.errors import NO_LOGPROBS, CallError, UnreadableError
+from staytrue.evals.openai_client.errors import NO_LOGPROBS, CallError, FilteredError, UnreadableError
 from staytrue.evals.openai_client.reply import Reply, ServerIdentity
 from staytrue.evals.openai_client.response_cache import ResponseCache, key
 from staytrue.evals.types import Question, Verdict
 
+_MUCH_UNSEEN = 1.0  # percent of the probability, above which it is reported
 _HOW = {"temperature": 0, "seed": 0, "top_logprobs": 20}
 
 
@@ -39,6 +40,7 @@ class EndpointJudge:
         address = endpoint.address
         self.name = f"{address}#{signature(**_HOW)}"
         self._server = ServerIdentity(address)
+        self._unseen: list[float] = []  # of each call, the probability outside of the likely tokens
 
     def __call__(self, question: Question, answer: str) -> Verdict:
         """Judge one answer.
@@ -48,6 +50,8 @@ class EndpointJudge:
         """
         try:
             return verdict(*(self._reading(rubric, question, answer) for rubric in rubrics_for(question)))
+        except FilteredError as error:
+            return Verdict(missing=f"the judge's server refused the prompt: {error}")
         except CallError as error:
             return failed(str(error))
 
@@ -57,7 +61,11 @@ class EndpointJudge:
 
     def spent(self) -> str:
         """Calls and their cost so far, and how many verdicts were paid for before."""
-        return f"{self._endpoint.budget.describe()}; {self._cache.hits:,} paid for before"
+        spent = f"{self._endpoint.budget.describe()}; {self._cache.hits:,} paid for before"
+        unseen = 100 * sum(self._unseen) / max(1, len(self._unseen))
+        if unseen < _MUCH_UNSEEN:
+            return spent
+        return f"{spent}; on average {unseen:.1f} % of the probability was outside of the likely tokens"
 
     def describe(self) -> dict[str, Any]:
         """The judge's name, the model that was asked for, and the models that the server named."""
@@ -79,7 +87,9 @@ class EndpointJudge:
             lambda: self._endpoint.ask([Message("user", prompt)], _row, max_tokens=tokens, **_HOW),
         )
         self._server.add(row["model"], row["fingerprint"])
-        return [Position(token, probabilities((t, p) for t, p in likely)) for token, likely in row["positions"]]
+        positions = [Position(token, probabilities((t, p) for t, p in likely)) for token, likely in row["positions"]]
+        self._unseen.append(max(0.0, 1 - sum(positions[0].distribution.values())))
+        return positions
 
 
 def _row(reply: Reply) -> dict[str, Any]:

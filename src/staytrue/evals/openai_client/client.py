@@ -16,8 +16,18 @@ from staytrue.data.examples import Message
 from staytrue.errors import RequestError
 from staytrue.evals.openai_client.address import KEY, OPENAI, Address
 from staytrue.evals.openai_client.budget import Budget
-from staytrue.evals.openai_client.errors import UNREACHABLE, CallError, failure, is_unsent
+from staytrue.evals.openai_client.errors import (
+    UNREACHABLE,
+    CallError,
+    EmbeddedError,
+    Failure,
+    FilteredError,
+    failure,
+    is_unsent,
+)
+from staytrue.evals.openai_client.parameters import parameters_of
 from staytrue.evals.openai_client.reply import Reply, sendable
+from staytrue.evals.types import FILTERED
 
 T = TypeVar("T")
 
@@ -41,6 +51,7 @@ class Endpoint:
         *,
         max_retries: int = 5,
         timeout: float = 120.0,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
         """Make the client; nothing is sent.
 
@@ -50,6 +61,7 @@ class Endpoint:
             budget: the command's; by default calls are only counted.
             max_retries: of one call; pauses are the official client's.
             timeout: seconds for one response.
+            say: called with a sentence when a refused parameter is changed or left out.
 
         Raises:
             RequestError: the openai package is not installed, or a limit in dollars has no price.
@@ -60,7 +72,8 @@ class Endpoint:
             raise RequestError(
                 "Endpoints need the openai package. Install it with: pip install 'staytrue[judge]'."
             ) from None
-        self.address, self._key = address, key
+        self.address, self._key, self._say = address, key, say
+        self._parameters = parameters_of(address)
         self.budget = (budget or Budget()).for_endpoint(address)
         self._client = openai.OpenAI(
             api_key=key or "none",  # servers without keys ignore it
@@ -102,6 +115,7 @@ class Endpoint:
             top_logprobs: how many likely tokens to return for each position; 0 for none.
 
         Raises:
+            FilteredError: the server's filter refused the prompt or removed the answer.
             CallError: this call failed, also when it was retried.
             RequestError: no call can succeed; everything paid for is kept.
         """
@@ -115,15 +129,20 @@ class Endpoint:
         }
         if top_logprobs:
             body |= {"logprobs": True, "top_logprobs": top_logprobs}
-        most_read = sum(len(m["content"].encode()) + 16 for m in body["messages"])  # a token has at least one byte
-        call = self._in_thread.call = _Call(read, most_read, max_tokens)
-        try:
-            self._client.chat.completions.with_raw_response.create(**body)
-        except RequestError as error:
-            raise self._end(str(error)) from None
-        except Exception as error:
-            raise self._failed(error, call) from None
-        return call.value  # type: ignore[return-value]
+        while True:
+            call = self._in_thread.call = _Call(read, self._parameters.adapt(body))
+            try:
+                self._client.chat.completions.with_raw_response.create(**call.body)
+            except RequestError as error:
+                raise self._end(str(error)) from None
+            except Exception as error:
+                failed = failure(error, self.address, self._key)
+                if not (failed.refusal and self._learn(body, call.body, failed.refusal)):
+                    raise self._failed(failed, call) from None
+            else:
+                if call.is_filtered:
+                    raise FilteredError(FILTERED)
+                return call.value  # type: ignore[return-value]
 
     def close(self) -> None:
         """Close the connections."""
@@ -163,8 +182,12 @@ class Endpoint:
             return
         try:
             reply = Reply.of(response.content)
-            call.usage = reply.usage
-            call.value = call.read(reply)
+            call.usage, call.is_filtered = reply.usage, reply.filtered
+            if not reply.filtered:
+                call.value = call.read(reply)
+        except EmbeddedError as error:
+            call.usage, response.status_code = {}, error.status
+            return
         except ValueError as error:
             call.fault, response.status_code = str(error), 502
             sentence = getattr(error, "sentence", "")
@@ -174,13 +197,22 @@ class Endpoint:
         with self._lock:
             self._has_answered, self._failed_in_a_row = True, 0
 
-    def _failed(self, error: Exception, call: _Call[Any]) -> Exception:
+    def _learn(self, body: dict[str, Any], sent: dict[str, Any], message: str) -> bool:
+        """Whether a refused request is to be sent again with other parameters."""
+        sentence = self._parameters.learn(body, sent, message)
+        if sentence:
+            self._say(sentence)
+        return sentence is not None
+
+    def _failed(self, failed: Failure, call: _Call[Any]) -> Exception:
         """The exception for a call that the client gave up."""
-        failed = failure(error, self.address, self._key)
         why = call.fault or failed.why
         if failed.fatal:
             return self._end(failed.fatal)
         with self._lock:
+            if failed.filtered:
+                self._has_answered, self._failed_in_a_row = True, 0
+                return FilteredError(why)
             if failed.retried or not self._has_answered:  # one refused request says nothing about the others
                 self._failed_in_a_row += 1
             down = self._failed_in_a_row >= _IN_A_ROW
@@ -203,12 +235,22 @@ class _Call(Generic[T]):
     """One call and its HTTP requests."""
 
     read: Callable[[Reply], T]
-    most_read: int  # tokens, at most: bytes, and a few for each role
-    most_written: int  # tokens, at most
+    body: dict[str, Any]
     usage: Mapping[str, Any] | None = None  # of the last response, see `Budget.end`
     attempts: int = 0
     fault: str = ""  # of the last response of status 200
+    is_filtered: bool = False
     value: T | None = None
+
+    @property
+    def most_read(self) -> int:
+        """Tokens, at most: a token has at least one byte, and a role a few tokens."""
+        return sum(len(message["content"].encode()) + 16 for message in self.body["messages"])
+
+    @property
+    def most_written(self) -> int:
+        """Tokens, at most."""
+        return int(self.body.get("max_tokens") or self.body["max_completion_tokens"])
 
 
 def _http_client(attempt: Callable[[Callable[[], Any]], Any]) -> Any:

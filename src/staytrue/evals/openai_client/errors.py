@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +18,39 @@ NO_CHAT = "{address} answers, but not with chat completions. Check the URL; it u
 UNREACHABLE = "{address} cannot be reached: {why}. Start it, or correct the URL."
 _RETRIED = (408, 409, 429)  # by the client, and every status from 500 up
 _LONGEST = 200  # characters of a server's message
-_MESSAGES = ("error", "message", "detail", "msg", "errors")  # keys that hold one
+_MESSAGES = ("error", "message", "detail", "msg", "errors", "base_resp", "status_msg", "choices")  # keys that hold one
+_CODES = ("code", "status", "status_code", "error_code", "type", "reason", "blockReason", "block_reason")
+
+# Names that servers give to their filters (Azure, Gemini, DashScope, OpenRouter, Anthropic), and their sentences.
+FILTER = re.compile(
+    r"content.?filter|content.?policy|data.?inspection|moderation|responsible.?ai|safety|prohibited|blocklist|"
+    r"sensitive|recitation|refusal|flagged.?input|spii",
+    re.I,
+)
+_FILTER_MESSAGE = re.compile(
+    r"content.?filter|content.?(management|usage)?.?policy|inappropriate content|safety (system|reasons)|requires "
+    r"moderation|(input|prompt|content|request) (was|is|has been) (flagged|blocked)",
+    re.I,
+)
+_STATUS_OF_CODE = (  # where an error has no number
+    (FILTER, 400),
+    (re.compile(r"rate.?limit|quota|too.?many|exhausted", re.I), 429),
+    (re.compile(r"api.?key|authent|unauthor", re.I), 401),
+    (re.compile(r"permission|forbidden", re.I), 403),
+    (re.compile(r"not.?found", re.I), 404),
+    (re.compile(r"invalid|bad.?request|unsupported|validation", re.I), 400),
+)
+
+
+_INTERRUPTED = ("error", "insufficient_system_resource")  # an answer that the server gave up
 
 
 class CallError(Exception):
     """One call failed, also when it was retried; other calls may succeed."""
+
+
+class FilteredError(CallError):
+    """The server's filter refused a prompt or removed the answer; another call would give the same."""
 
 
 class UnreadableError(ValueError):
@@ -38,6 +67,19 @@ class UnreadableError(ValueError):
         self.sentence = sentence
 
 
+class EmbeddedError(ValueError):
+    """A response of status 200 whose body is an error."""
+
+    def __init__(self, status: int) -> None:
+        """Make the error.
+
+        Args:
+            status: that the response should have had.
+        """
+        super().__init__(f"an error of status {status}")
+        self.status = status
+
+
 @dataclass(frozen=True)
 class Failure:
     """A call that failed."""
@@ -45,6 +87,8 @@ class Failure:
     why: str  # a few words
     fatal: str = ""  # the sentence, if no other call can succeed
     retried: bool = True  # by the client
+    filtered: bool = False  # by the server's filter
+    refusal: str = ""  # the server's message, if it may refuse a parameter
 
 
 def is_unsent(error: BaseException | None) -> bool:
@@ -66,9 +110,12 @@ def failure(error: Exception, address: Address, key: str | None) -> Failure:
 
 
 def _status_failure(error: Any, address: Address, key: str | None) -> Failure:
-    status, message = error.status_code, server_message(error.response.content, key)
+    status, body = error.status_code, error.response.content
+    message = server_message(body, key)
     why = f"HTTP {status}: {message}" if message else f"HTTP {status}"
     fatal = ""
+    if status in (400, 403, 422, 451) and is_filter(body):
+        return Failure(why, retried=False, filtered=True)
     if 300 <= status < 400:
         fatal = f"{address} redirects to {error.response.headers.get('location', 'nowhere')}. Name that URL itself."
     elif status == 401:  # the server's message may quote the key
@@ -79,12 +126,13 @@ def _status_failure(error: Any, address: Address, key: str | None) -> Failure:
         fatal = f"{address} does not allow this ({why}). Use a key or a model that is allowed."
     elif status == 404:
         fatal = f"{address} is not there ({why}). Check the model's name and the URL (.../v1)."
-    elif status == 402 or error.code == "insufficient_quota":
+    elif status == 402 or b"insufficient_quota" in body:
         fatal = f"The account at {address.host} has no credit left ({why}). Everything paid for is kept."
-    return Failure(why, fatal, retried=status in _RETRIED or status >= 500)
+    refusal = server_message(body, key, longest=2000) if status in (400, 422) else ""
+    return Failure(why, fatal, retried=status in _RETRIED or status >= 500, refusal=refusal)
 
 
-def server_message(body: bytes, key: str | None) -> str:
+def server_message(body: bytes, key: str | None = None, longest: int = _LONGEST) -> str:
     """The message in an error's body, in one line, without the key; "" if there is none."""
     try:
         message = _find_message(json.loads(body))
@@ -93,15 +141,72 @@ def server_message(body: bytes, key: str | None) -> str:
         message = "" if text.startswith("<") else text  # a page
     message = " ".join(message.split())
     message = message.replace(key, "[key]") if key else message
-    return message if len(message) <= _LONGEST else message[: _LONGEST - 3] + "..."
+    return message if len(message) <= longest else message[: longest - 3] + "..."
 
 
 def _find_message(value: Any) -> str:
-    """The message in a JSON value: of OpenAI `error.message`, of others a string, or a list of objects with `msg`."""
+    """The message in a JSON value: OpenAI's `error.message`, a string, or a list of objects with `loc` and `msg`."""
     if isinstance(value, str):
         return value
     if isinstance(value, list):
         return "; ".join(filter(None, map(_find_message, value)))
     if not isinstance(value, Mapping):
         return ""
-    return next(filter(None, (_find_message(value.get(name)) for name in _MESSAGES)), "")
+    message = next(filter(None, (_find_message(value.get(name)) for name in _MESSAGES)), "")
+    if isinstance(value.get("loc"), list) and message:
+        message = f"{'.'.join(map(str, value['loc']))}: {message}"
+    metadata = value.get("metadata")
+    more = [value.get("param"), metadata.get("raw") if isinstance(metadata, Mapping) else None]
+    for text in more:  # the parameter, and the words of a provider behind a router
+        if isinstance(text, str) and text and text not in message:
+            message = f"{message} ({text})".strip()
+    return message
+
+
+def is_filter(body: bytes) -> bool:
+    """Whether an error's body is that of a filter."""
+    try:
+        value = json.loads(body)
+    except ValueError:
+        return False
+    return filter_in(value) or _FILTER_MESSAGE.search(_find_message(value)) is not None
+
+
+def filter_in(value: Any) -> bool:
+    """Whether a JSON value names a filter in one of its codes, or a category with `filtered: true`."""
+    if isinstance(value, list):
+        return any(map(filter_in, value))
+    if not isinstance(value, Mapping):
+        return False
+    if value.get("filtered") is True or any(FILTER.search(str(name)) and value[name] is True for name in value):
+        return True
+    if any(isinstance(value.get(name), str) and FILTER.search(value[name]) for name in _CODES):
+        return True
+    if any(isinstance(value.get(name), list | str) and value[name] for name in ("contentFilter", "flagged_input")):
+        return True
+    return any(map(filter_in, value.values()))
+
+
+def error_status(whole: Any) -> int | None:
+    """The HTTP status that a body of status 200 stands for if it is an error; None if it is none."""
+    if isinstance(whole, list) and whole:
+        whole = whole[0]
+    if not isinstance(whole, Mapping):
+        return None
+    choices = whole.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], Mapping) else {}
+    error = whole.get("error") or choice.get("error")
+    places = [place for place in (error, whole, whole.get("base_resp")) if isinstance(place, Mapping)]
+    codes = [str(place[name]) for place in places for name in _CODES if place.get(name) is not None]
+    number = next((int(code) for code in codes if code.isdecimal() and 400 <= int(code) < 600), None)
+    marked = (
+        number or whole.get("object") == "error" or any(name in whole for name in ("detail", "errors", "base_resp"))
+    )
+    if not (error or choice.get("finish_reason") in _INTERRUPTED or (marked and not choice)):
+        return None
+    if number:
+        return number
+    if filter_in(whole):
+        return 400
+    texts = " ".join(codes)
+    return next((status for pattern, status in _STATUS_OF_CODE if pattern.search(texts)), 502)

@@ -3,55 +3,90 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from staytrue.evals.generation.thoughts import split_thoughts
 from staytrue.evals.openai_client.address import Address
-from staytrue.evals.openai_client.errors import NO_CHAT, UnreadableError
+from staytrue.evals.openai_client.errors import (
+    FILTER,
+    NO_CHAT,
+    EmbeddedError,
+    UnreadableError,
+    error_status,
+    filter_in,
+    server_message,
+)
 
 Tops = list[tuple[str, float]]  # the likely tokens of one position, with their log-probabilities
+
+
+_CUT_OFF = ("length", "max_tokens", "model_length")
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # fields of a message, and types of its parts
 
 
 @dataclass(frozen=True)
 class Reply:
     """The first choice of a response, and the server's account of it."""
 
-    text: str
-    finish: str  # "stop", "length", "content_filter", ...
+    text: str  # the answer, without thoughts
+    thoughts: str  # of a reasoning model
+    cut_off: bool  # the token limit was reached
+    filtered: bool  # the server's filter refused the prompt or removed the answer
     positions: tuple[tuple[str, Tops], ...]  # each token with the likely tokens of its position; () if there are none
     model: str  # as the server names it
     fingerprint: str
     usage: Mapping[str, Any] | None
+
+    @property
+    def has_answer(self) -> bool:
+        """Whether the model began its answer; False if it was cut off before, or everything it wrote is thoughts."""
+        return bool(self.text.strip()) or not (self.cut_off or self.thoughts)
 
     @classmethod
     def of(cls, body: bytes) -> Reply:
         """Read a response's body.
 
         Raises:
+            EmbeddedError: it is an error.
             UnreadableError: it is no JSON, or has not the form of a chat completion.
         """
         try:
             whole = json.loads(body)
-            choice = whole["choices"][0]
-            message = choice["message"]
-            text = message.get("content")
-            if text is None:  # a model that answers in a field of its own when it refuses
-                text = message.get("refusal") or ""
-            if not isinstance(text, str):
-                raise TypeError("content")
-            usage = whole.get("usage")
-            return cls(
-                sendable(text),
-                str(choice.get("finish_reason") or ""),
-                _positions(choice.get("logprobs")),
-                str(whole.get("model") or ""),
-                str(whole.get("system_fingerprint") or ""),
-                usage if isinstance(usage, Mapping) and usage else None,
-            )
+            if not _is_refused_prompt(whole) and (status := error_status(whole)) is not None:
+                raise EmbeddedError(status)
+            return cls._read(whole)
+        except EmbeddedError:
+            raise
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-            raise UnreadableError("a body that is no chat completion", NO_CHAT) from None
+            message = server_message(body) if body.lstrip().startswith(b"{") else ""
+            why = "a body that is no chat completion" + (f": {message}" if message else "")
+            raise UnreadableError(why, NO_CHAT) from None
+
+    @classmethod
+    def _read(cls, whole: Any) -> Reply:
+        refused = _is_refused_prompt(whole)
+        choice: Any = {"message": {}, "finish_reason": "content_filter"} if refused else whole["choices"][0]
+        message, finish, usage = choice["message"], str(choice.get("finish_reason") or ""), whole.get("usage")
+        content = message.get("content")
+        if content is None:  # some models refuse in a field of its own
+            content = message.get("refusal") or ""
+        fields = [_text(message.get(name), thoughts=True) for name in _THOUGHTS]
+        thoughts, text = split_thoughts(sendable(_text(content)))
+        apart = next(filter(None, [*fields, _text(content, thoughts=True) if isinstance(content, list) else ""]), "")
+        return cls(
+            text,
+            "\n\n".join(filter(None, (sendable(apart).strip(), thoughts))),
+            finish.lower() in _CUT_OFF,
+            bool(FILTER.search(f"{finish} {choice.get('native_finish_reason') or ''}")),
+            _positions(choice.get("logprobs")),
+            str(whole.get("model") or ""),
+            str(whole.get("system_fingerprint") or ""),
+            usage if isinstance(usage, Mapping) and usage else None,
+        )
 
 
 def sendable(text: str) -> str:
@@ -59,14 +94,51 @@ def sendable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
+def _is_refused_prompt(whole: Any) -> bool:
+    """Whether there is no choice because a filter refused the prompt (Gemini, Azure)."""
+    if not isinstance(whole, Mapping) or whole.get("choices") or whole.get("error"):
+        return False
+    return any(name in whole for name in ("promptFeedback", "prompt_feedback")) or filter_in(whole)
+
+
+def _text(content: Any, thoughts: bool = False) -> str:
+    """The text of a message's field, which may be a list of parts; with `thoughts` that of its thoughts."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if isinstance(content, Mapping):
+        return _text(next((content[k] for k in ("text", "content", *_THOUGHTS, "refusal") if content.get(k)), None))
+    if not isinstance(content, list):
+        raise TypeError("content")
+    parts = [part if isinstance(part, Mapping) else {"text": part} for part in content]
+    return "".join(_text(part) for part in parts if thoughts == _is_thought(part))
+
+
+def _is_thought(part: Mapping[str, Any]) -> bool:
+    return "reason" in str(part.get("type")) or "think" in str(part.get("type")) or any(k in part for k in _THOUGHTS)
+
+
 def _positions(logprobs: Any) -> tuple[tuple[str, Tops], ...]:
     """The log-probabilities of a choice; NaN is refused later, where a score is computed."""
-    if not logprobs or not logprobs.get("content"):
+    if not logprobs:
         return ()
+    if isinstance(logprobs.get("token_logprobs"), list):  # in the older form of completions
+        rows = zip(logprobs["tokens"], logprobs.get("top_logprobs") or [], strict=False)
+        return tuple((str(token), _likely((tops or {}).items())) for token, tops in rows)
     return tuple(
-        (str(place["token"]), [(str(top["token"]), float(top["logprob"])) for top in place["top_logprobs"]])
-        for place in logprobs["content"]
+        (_token(place), _likely((_token(top), top["logprob"]) for top in place.get("top_logprobs") or [place]))
+        for place in logprobs.get("content") or ()
     )
+
+
+def _likely(tops: Iterable[tuple[str, Any]]) -> Tops:
+    """Tokens with their log-probabilities; null and minus infinity are a probability of 0."""
+    return [(token, float(p)) for token, p in tops if p is not None and float(p) != -math.inf]
+
+
+def _token(top: Mapping[str, Any]) -> str:
+    """A token's text; some servers give only its bytes."""
+    token = top["token"] if top.get("token") is not None else top["bytes"]
+    return bytes(token).decode(errors="replace") if isinstance(token, list) else str(token)
 
 
 class ServerIdentity:

@@ -1,0 +1,337 @@
+"""Providers' habits, over real HTTP: refused parameters, filters, errors inside a 200, thoughts, log-probabilities."""
+
+import math
+
+import pytest
+
+import provider_habits as habits
+from endpoints import endpoint
+from staytrue.data.examples import Message
+from staytrue.errors import RequestError
+from staytrue.evals.generation.endpoint import EndpointGenerator
+from staytrue.evals.judges.endpoint import EndpointJudge
+from staytrue.evals.openai_client.budget import Budget, Price
+from staytrue.evals.openai_client.errors import CallError, FilteredError
+from staytrue.evals.openai_client.response_cache import ResponseCache
+from staytrue.evals.types import Question
+
+
+def ask(server, text="hello", temperature=1.0, tokens=20, **options):
+    point = endpoint(server, **options)
+    return point.ask([Message("user", text)], lambda reply: reply, max_tokens=tokens, temperature=temperature, seed=3)
+
+
+def judge(server, tmp_path, answer="An answer.", **options):
+    asker = EndpointJudge(endpoint(server, **options), ResponseCache(tmp_path / "cache"))
+    return asker, asker(Question("q", "general", (Message("user", "Why?"),)), answer)
+
+
+def generated(server, texts=("hello",)):
+    maker = EndpointGenerator(endpoint(server))
+    questions = [(Question(text, "general", (Message("user", text),)), 0) for text in texts]
+    return maker, list(maker(questions, seed=0, temperature=1.0, max_new_tokens=20))
+
+
+@pytest.mark.parametrize(
+    ("habit", "temperature", "changes", "sentence"),
+    [
+        (habits.NewTokenLimit, 1.0, {"max_tokens": None, "max_completion_tokens": 20}, "because it refuses max_tokens"),
+        (habits.TopPBelowOne, 1.0, {"top_p": None}, "refuses top_p 1, which is left out"),
+        (
+            habits.NoSeed,
+            1.0,
+            {"seed": None},
+            "refuses seed 3, which is left out from now on. Its answers cannot be rep",
+        ),
+        (habits.OneTemperature, 0, {"temperature": None}, "refuses temperature 0, which is left out"),
+        (habits.PositiveTemperature, 0, {"temperature": 0.01}, "refuses temperature 0 and gets 0.01 instead"),
+        (habits.OneOfTwo, 1.0, {"top_p": None}, "refuses top_p 1, which is left out"),
+    ],
+)
+def test_a_refused_parameter_is_changed_once_and_remembered(habit, temperature, changes, sentence):
+    lines = []
+    with habit() as server:
+        assert ask(server, temperature=temperature, say=lines.append).text == "A plain answer."
+        assert (
+            ask(server, temperature=temperature, say=lines.append).text == "A plain answer."
+        )  # another endpoint object
+        refused, first, second = (call.body for call in server.calls)
+    assert first == second
+    expected = {k: v for k, v in (refused | changes).items() if v is not None}
+    assert first == expected
+    (line,) = lines
+    assert sentence in line
+    assert "Its message: " in line
+
+
+def test_a_temperature_that_is_accepted_is_still_sent():
+    with habits.OneTemperature() as server:
+        ask(server, temperature=0)
+        ask(server, temperature=1.0)
+        assert server.calls[-1].body["temperature"] == 1.0
+
+
+def test_several_refused_parameters_are_changed_one_after_the_other():
+    lines = []
+    with habits.Strict() as server:
+        ask(server, say=lines.append)
+        assert len(server.calls) == len(lines) + 1 == 4
+        assert server.calls[-1].body.keys() == {"model", "messages", "max_completion_tokens", "temperature"}
+
+
+def test_a_server_that_refuses_everything_is_not_asked_for_ever():
+    with habits.RefusesAll() as server:
+        with pytest.raises(CallError, match="HTTP 400: One of max_completion_tokens, messages, model is wrong"):
+            ask(server)
+        assert len(server.calls) <= 5
+
+
+def test_a_prompt_that_is_too_long_changes_no_parameter():
+    with habits.ShortContext() as server:
+        with pytest.raises(CallError, match="The context length is 4096 tokens"):
+            ask(server)
+        assert len(server.calls) == 1
+
+
+def test_a_least_number_of_tokens_is_kept_and_charged(tmp_path):
+    with habits.LeastTokens() as server:
+        _, verdict = judge(server, tmp_path)
+        assert verdict.alignment == pytest.approx((90 * 0.7 + 80 * 0.2 + 95 * 0.05) / 0.95)
+        assert [call.body["max_tokens"] for call in server.calls] == [1, 16, 16]
+
+
+def test_a_changed_limit_is_charged_to_the_budget():
+    with habits.NewTokenLimit() as server:
+        budget = Budget(max_cost=100, price=Price(0, 1e6))  # a dollar a token that is written
+        with pytest.raises(RequestError, match="The budget is reached"):
+            ask(server, tokens=101, budget=budget)
+        assert server.calls == []
+        ask(server, tokens=99, budget=budget)
+        assert budget.describe() == "2 calls, about $3.0000"
+
+
+@pytest.mark.parametrize(
+    ("message", "most", "calls"),
+    [
+        ("'top_logprobs' may be {most} at most.", 5, 3),
+        ("top_logprobs must be between 0 and {most}, not {asked}", 8, 3),
+        ("Requested sample logprobs of {asked}, which is greater than max allowed: {most}", 5, 3),
+        ("The value of top_logprobs is too large.", 5, 5),  # 20, 10, 8, 5, and the second prompt
+        ("top_logprobs exceeds the limit", 1, 9),
+    ],
+)
+def test_fewer_likely_tokens_are_enough(tmp_path, message, most, calls):
+    lines = []
+    with habits.fewer_tops(most, message)() as server:
+        asker, verdict = judge(server, tmp_path, say=lines.append)
+        sent = [call.body["top_logprobs"] for call in server.calls]
+    seen = [(90, 0.7), (80, 0.2), (95, 0.05)][:most]
+    assert verdict.alignment == pytest.approx(sum(v * p for v, p in seen) / sum(p for _, p in seen))
+    assert (sent[-1], len(sent)) == (most, calls)
+    assert f"gives at most {most} likely tokens" in lines[-1]
+    unseen = 100 * (1 - sum(p for _, p in seen))
+    assert f"{unseen:.1f} % of the probability was outside of the likely tokens" in asker.spent()
+
+
+def test_a_server_without_log_probabilities_is_still_refused_at_once(tmp_path):
+    with habits.NoLogprobs() as server:
+        with pytest.raises(RequestError, match=r"gives no log-probabilities.* Its message: logprobs are not supported"):
+            judge(server, tmp_path)
+        assert len(server.calls) == 1
+
+
+AZURE = {
+    "error": {
+        "message": "The response was filtered due to the prompt.", "type": None, "param": "prompt", "status": 400,
+        "code": "content_filter", "innererror": {"code": "ResponsibleAIPolicyViolation"},
+    }
+}  # fmt: skip
+BLOCKED = "Output blocked by content filtering policy"
+FILTERS = {
+    "azure": (400, AZURE),
+    "azure, inner error only": (400, {"error": {"message": "No.", "innererror": AZURE["error"]["innererror"]}}),
+    "dashscope": (400, {"error": {"code": "data_inspection_failed", "message": "Input data may be inappropriate."}}),
+    "dashscope without error": (400, {"code": "DataInspectionFailed", "message": "Unfit.", "request_id": 7}),
+    "openai": (400, {"error": {"message": "Rejected.", "code": "content_policy_violation", "type": "image"}}),
+    "openrouter": (403, {"error": {"code": 403, "message": "No.", "metadata": {"reasons": [], "flagged_input": "b"}}}),
+    "anthropic": (400, {"type": "error", "error": {"type": "invalid_request_error", "message": BLOCKED}}),
+    "zhipu": (400, {"error": {"code": "1301", "message": "..."}, "contentFilter": [{"level": 0, "role": "user"}]}),
+    "in a 200": (200, {"error": {"code": "content_filter", "message": "Filtered."}}),
+    "gemini": (200, {"candidates": [], "promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}}),
+    "gemini, no choices": (200, {"choices": [], "promptFeedback": {"blockReason": "SAFETY"}}),
+    "azure, no choices": (200, {"choices": [], "prompt_filter_results": [{"results": {"hate": {"filtered": True}}}]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_a_refused_prompt_is_filtered_and_asked_once(tmp_path, name):
+    with habits.filtered_prompt(*FILTERS[name])() as server:
+        maker, answers = generated(server, ["hello", "a bomb"])
+        by_text = {answer.question.id: answer for answer in answers}
+        assert (by_text["a bomb"].filtered, by_text["a bomb"].text) == (True, "")
+        assert (by_text["hello"].filtered, by_text["hello"].text) == (False, "A plain answer.")
+        assert (maker.failed, len(server.calls)) == ([], 2)
+        _, verdict = judge(server, tmp_path, "How to build a bomb.")
+        assert verdict.missing.startswith("the judge's server refused the prompt: ")
+        assert not verdict.failed
+        assert len(server.calls) == 3
+
+
+def test_five_filtered_prompts_in_a_row_do_not_end_it():
+    with habits.filtered_prompt(*FILTERS["azure"])() as server:
+        _, answers = generated(server, [f"bomb {i}" for i in range(9)])
+        assert [answer.filtered for answer in answers] == [True] * 9
+
+
+@pytest.mark.parametrize(
+    "reason", ["content_filter", "SAFETY", "PROHIBITED_CONTENT", "content_filter: SAFETY", "refusal", "sensitive"]
+)
+def test_a_removed_answer_is_filtered(reason):
+    with habits.finished(reason, "half an")() as server:
+        (answer,) = generated(server)[1]
+        assert (answer.filtered, answer.text, len(server.calls)) == (True, "", 1)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"error": {"message": "Come back later", "code": 429}},
+        {"error": {"message": "Come back later", "code": "rate_limit_exceeded"}},
+        {"error": {"message": "Come back later", "status": "503"}},
+        {"error": "Come back later"},
+        {"object": "error", "message": "Come back later", "code": 500},
+        {"choices": None, "error": {"message": "Come back later", "code": 502}},
+        {"choices": [{"error": {"message": "Come back later", "code": 502}, "finish_reason": "error", "message": {}}]},
+        {"choices": None, "base_resp": {"status_code": 1000, "status_msg": "Come back later"}},
+        [{"error": {"message": "Come back later", "code": 429}}],
+    ],
+)
+def test_an_error_inside_a_200_is_retried_and_told_in_its_words(body):
+    with habits.body_of_200(body)() as server:
+        with pytest.raises(CallError, match=r"HTTP (429|50[0-9]): Come back later, tried 3 times"):
+            ask(server, max_retries=2)
+        assert len(server.calls) == 3
+
+
+def test_an_error_of_the_request_inside_a_200_is_not_retried():
+    server = habits.body_of_200({"error": {"message": "No such role", "code": 400}})
+    with server() as running, pytest.raises(CallError, match=r"HTTP 400: No such role, tried 1 time$"):
+        ask(running)
+    with habits.body_of_200({"error": {"message": "No such key", "code": 401}})() as server:
+        with pytest.raises(RequestError, match="refuses the key"):
+            ask(server)
+        assert len(server.calls) == 1
+
+
+def test_an_error_beside_an_answer_that_is_null_is_none():
+    with habits.changed(lambda whole: whole.update(error=None))() as server:
+        assert ask(server).text == "A plain answer."
+
+
+HI = {"type": "text", "text": "Hi."}
+
+
+@pytest.mark.parametrize(
+    ("server", "text", "thoughts"),
+    [
+        (habits.message(content="Hi.", reasoning_content="Let me"), "Hi.", "Let me"),
+        (habits.message(content="Hi.", reasoning="Let me"), "Hi.", "Let me"),
+        (habits.message(content="<think>Let me</think>\n\nHi."), "Hi.", "Let me"),
+        (habits.message(content="Let me\n</think>\n\nHi."), "Hi.", "Let me"),
+        (habits.message(content=[{"type": "text", "text": "Hi."}]), "Hi.", ""),
+        (habits.message(content=["Hi."]), "Hi.", ""),
+        (habits.message(content=[{"type": "thinking", "thinking": "Let me"}, HI]), "Hi.", "Let me"),
+        (habits.message(content=[{"type": "thinking", "thinking": [HI]}, HI]), "Hi.", "Hi."),
+        (habits.message(content="Hi.", reasoning_content=None, reasoning=""), "Hi.", ""),
+        (habits.message(content=None, refusal="I cannot."), "I cannot.", ""),
+    ],
+)  # fmt: skip
+def test_thoughts_are_kept_apart_from_the_answer(server, text, thoughts):
+    with server() as running:
+        (answer,) = generated(running)[1]
+    assert (answer.text, answer.thoughts, answer.stopped, answer.missing) == (text, thoughts, True, "")
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        habits.message("length", content=None, reasoning_content="Let me"),
+        habits.message("length", content="", reasoning="Let me"),
+        habits.message("length", content=None),
+        habits.message("length", content="<think>Let me"),
+        habits.message("max_tokens", content=[{"type": "thinking", "thinking": "Let me"}]),
+        habits.message("stop", content=None, reasoning_content="Let me"),
+    ],
+)
+def test_an_answer_that_was_cut_off_while_thinking_is_missing(server):
+    with server() as running:
+        (answer,) = generated(running)[1]
+    assert (answer.text, answer.stopped) == ("", False)
+    assert answer.missing == "the token limit was reached before the answer began"
+
+
+def add(**top):
+    def change(logprobs):
+        logprobs["content"][0]["top_logprobs"].append({"token": "x", "bytes": None, **top})
+        return logprobs
+
+    return change
+
+
+def own_only(logprobs):
+    return {"content": [{"token": "90", "logprob": math.log(0.7), "top_logprobs": None}]}
+
+
+def as_bytes(logprobs):
+    for top in logprobs["content"][0]["top_logprobs"]:
+        top["token"] = None
+    return logprobs
+
+
+def of_completions(logprobs):
+    tops = {top["token"]: top["logprob"] for top in logprobs["content"][0]["top_logprobs"]}
+    return {"tokens": ["90"], "token_logprobs": [tops["90"]], "top_logprobs": [tops]}
+
+
+THREE = (90 * 0.7 + 80 * 0.2 + 95 * 0.05) / 0.95
+
+
+@pytest.mark.parametrize(
+    ("change", "score"),
+    [
+        (add(logprob=None), THREE),
+        (add(logprob=-math.inf), THREE),
+        (add(logprob=-9999.0), THREE),
+        (own_only, 90),
+        (as_bytes, THREE),
+        (of_completions, THREE),
+        (lambda logprobs: {"content": logprobs["content"] * 3}, THREE),
+    ],
+)
+def test_log_probabilities_of_other_forms_are_read(tmp_path, change, score):
+    with habits.logprobs(change)() as server:
+        assert judge(server, tmp_path)[1].alignment == pytest.approx(score)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda _: None, lambda _: {}, lambda _: {"content": None}, lambda _: {"content": []}]
+)
+def test_absent_log_probabilities_are_said(tmp_path, change):
+    with habits.logprobs(change)() as server, pytest.raises(RequestError, match="gives no log-probabilities"):
+        judge(server, tmp_path)
+
+
+def test_other_fields_may_be_null_absent_or_of_another_type():
+    def change(whole):
+        whole.update(usage=None, created=None, id=7, model=None, system_fingerprint=None)
+        whole["choices"] *= 2
+        del whole["object"]
+
+    with habits.changed(change)() as server:
+        reply = ask(server)
+    assert (reply.text, reply.usage, reply.model, reply.fingerprint) == ("A plain answer.", None, "", "")
+
+
+def test_a_filter_is_an_error_of_its_own_for_who_asks():
+    with habits.finished("content_filter")() as server, pytest.raises(FilteredError, match="filter"):
+        ask(server)
