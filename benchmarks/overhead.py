@@ -25,8 +25,8 @@ from staytrue.runs.trainer_setup import BUILDS
 from staytrue.studies import prerequisites
 from staytrue.studies.config import cells
 from staytrue.studies.demo import preset
-from staytrue.training.aux_batches import pad
 from staytrue.training.callbacks import RunLog
+from staytrue.training.padded_batch import pad
 from staytrue.utils.console import quieten
 
 _DOMAIN, _WEIGHT = "medical", 0.1

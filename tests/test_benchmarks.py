@@ -115,7 +115,7 @@ def test_the_loop_written_by_hand_holds_the_model_by_the_same_divergence(bench, 
 
     from staytrue.modeling.architecture import ModelParts
     from staytrue.modeling.fused_loss import divergence
-    from staytrue.training.aux_batches import pad
+    from staytrue.training.padded_batch import pad
     from tiny import nudge
 
     overhead = bench("overhead")

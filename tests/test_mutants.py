@@ -28,12 +28,12 @@ from staytrue.modeling.architecture import ModelParts
 from staytrue.registry import find
 from staytrue.step import Activations, Marks, Step
 from staytrue.testing import alike, levers, together, trained, two_processes
-from staytrue.training import aux_batches
+from staytrue.training import padded_batch
 from staytrue.training.guard import Guard
 from staytrue.training.hooks import BackboneHooks
 from staytrue.training.trainers import GuardedSFT
 from test_every_defense import sample
-from training.test_aux_batches import (
+from training.test_padded_batch import (
     test_position_t_is_scored_when_token_t_plus_1_is_learnt_and_padding_never_is as marks_by_hand,
 )
 
@@ -130,7 +130,7 @@ MUTANTS = [
            side_by_side("kl", "steer"), "on a model that has not moved"),
     Mutant("prompt tokens in place of scored ones", Step, "span", mutants.prompt_tokens, kl_by_hand),
     Mutant("padding scored too", Marks, "mask", mutants.padding_too, kl_by_hand),
-    Mutant("labels that are not shifted", aux_batches, "marks_of", mutants.unshifted, by_hand(marks_by_hand)),
+    Mutant("labels that are not shifted", padded_batch, "marks_of", mutants.unshifted, by_hand(marks_by_hand)),
     Mutant("task rows where interleaved ones are asked for", Step, "span", mutants.every_source,
            interleaved_kl_by_hand),
     Mutant("a mean over all rows, not its own", Step, "span", mutants.mean_over_all_rows, interleaved_kl_by_hand),

@@ -12,7 +12,7 @@ from staytrue.data.tokenize import Encoded
 from staytrue.defenses.anchor import Anchor
 from staytrue.errors import RecipeError
 from staytrue.modeling.base_model import Untouched
-from staytrue.training.aux_batches import counts_of
+from staytrue.training.padded_batch import counts_of
 
 SMALL, LARGE = log(4 / 3) / 2, log(16 / 7) / 2  # against (1/4, 3/4) and (1/8, 7/8): see test_kl.py
 SMALL_FORWARD, LARGE_FORWARD = log(1 / 2) / 4 + log(3 / 2) * 3 / 4, log(1 / 4) / 8 + log(7 / 4) * 7 / 8
@@ -21,7 +21,7 @@ OWN = Encoded([7, 8, 9], [-100, 8, 9], "anchor")  # positions 0 and 1 predict it
 
 
 def side_rows():
-    """One forward for two defenses' side rows: the first row is the anchor's own, the second another defense's.
+    """One forward for two defenses' auxiliary rows: the first row is the anchor's own, the second another defense's.
 
     Divergences: small, large, none; and large three times.
     """

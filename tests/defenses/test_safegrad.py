@@ -13,7 +13,7 @@ from staytrue.errors import RecipeError
 from staytrue.modeling.base_model import Untouched
 from staytrue.testing import Micro
 from staytrue.testing.micro import adapter, nudged
-from staytrue.training.sampling import SideRows
+from staytrue.training.row_schedule import AuxiliaryRows
 from staytrue.training.trainers import GuardedSFT
 
 SAFE = SafeGrad("unread")
@@ -66,7 +66,7 @@ def test_its_gradient_is_kept_apart_from_the_loss_until_the_step(micro):
 
 
 def test_a_step_in_which_none_of_its_rows_is_due_leaves_the_gradient_as_it_is(micro, monkeypatch):
-    monkeypatch.setattr(SideRows, "due", lambda self, before, after: [])
+    monkeypatch.setattr(AuxiliaryRows, "due", lambda self, before, after: [])
     with nudged(micro.model, 1.0):
         (micro.task_loss() + micro.penalty()).backward()
         task = gradients(micro)

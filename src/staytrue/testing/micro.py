@@ -18,8 +18,8 @@ from staytrue.defense import Defense
 from staytrue.modeling.base_model import Untouched
 from staytrue.modeling.block_outputs import hooked
 from staytrue.step import SOURCES, Activations, Marks
-from staytrue.training.aux_batches import pad
 from staytrue.training.guard import Guard
+from staytrue.training.padded_batch import pad
 
 _NUDGE = 0.05  # the standard deviation of a whole move, on the entries of every B
 

@@ -19,13 +19,13 @@ from staytrue.errors import ForwardPassError, ModelError, RecipeError
 from staytrue.modeling.architecture import Adapted, ModelParts
 from staytrue.registry import labelled, real_layers, refuse_supervised_rows
 from staytrue.step import SOURCES, Activations, Marks, SharedProjection, Step
-from staytrue.training.aux_batches import counts_of, pad
 from staytrue.training.hooks import BackboneHooks, RecordedCall, ReferenceReplay, Steer
+from staytrue.training.padded_batch import counts_of, pad
 from staytrue.training.reference import model_checks
 from staytrue.training.reference.cache import ReferenceCache
 from staytrue.training.reference.cache_checks import refuse_cache
 from staytrue.training.reference.scope import ReferenceScope
-from staytrue.training.sampling import SideRows
+from staytrue.training.row_schedule import AuxiliaryRows
 
 
 class Guard:
@@ -66,7 +66,7 @@ class Guard:
             refuse_cache(self.reference_cache, self.defenses, sampled=sampled)
         self._penalties = {k: d for k, d in self.defenses.items() if "penalty" in pulled(d)}
         self._base: Base | None = None
-        self._sides: dict[str, SideRows] = {}
+        self._auxiliary: dict[str, AuxiliaryRows] = {}
         self._log: dict[str, Tensor] = {}
         self._steps_logged = 0
         self.task_rows = 0
@@ -108,9 +108,11 @@ class Guard:
         if self.reference_cache is not None and any(d.reads_reference for d in self._penalties.values()):
             self.cache = ReferenceCache(self.reference_cache, self._watch, parts, kept)
             self._replay = self.cache.replay
-        self._sides = {k: self._beside(k, d, base, encode) for k, d in self.defenses.items() if "beside" in pulled(d)}
+        self._auxiliary = {
+            k: self._beside(k, d, base, encode) for k, d in self.defenses.items() if "beside" in pulled(d)
+        }
         self._states = {label: d.prepare(parts, base) for label, d in self._penalties.items()}
-        readers = {k: d for k, d in self._penalties.items() if k not in self._sides and d.reads_reference}
+        readers = {k: d for k, d in self._penalties.items() if k not in self._auxiliary and d.reads_reference}
         self._scope = ReferenceScope.of(readers, len(parts.blocks)) if readers else ReferenceScope()
 
     def _freeze(self) -> list[Tensor]:
@@ -151,7 +153,7 @@ class Guard:
         self._head = model_checks.head(self.parts)
         return sorted(kept), steers
 
-    def _beside(self, label: str, defense: Defense, base: Base, encode: Callable[..., list[Encoded]]) -> SideRows:
+    def _beside(self, label: str, defense: Defense, base: Base, encode: Callable[..., list[Encoded]]) -> AuxiliaryRows:
         """The rows that a defense puts beside the batch."""
         asked = defense.beside(base, self.seed)
         rows = encode(asked)
@@ -159,7 +161,7 @@ class Guard:
         base.note(f"{label}/rows_without_answer", len(asked) - len(rows))
         if not rows:
             raise RecipeError(f"{label}: no row is left to put beside the batch; check its file.")
-        return SideRows(rows, defense.share, self.seed)
+        return AuxiliaryRows(rows, defense.share, self.seed)
 
     def begin(self, task_rows: int) -> None:
         """Training begins, or goes on after so many task rows; nothing is logged yet."""
@@ -167,15 +169,15 @@ class Guard:
         self._apart = {}
 
     def plan(self, totals: Tensor, task_rows: int, slots: int) -> None:
-        """An optimizer step begins: its counts over all micro-batches and processes, and its side rows.
+        """An optimizer step begins: its counts over all micro-batches and processes, and its auxiliary rows.
 
         Args:
             totals: (len(SOURCES), 2), the sum of `Marks.counts` over the whole step.
             task_rows: how many task rows the whole step holds.
-            slots: micro-batches times processes; side rows are dealt out to them in turn.
+            slots: micro-batches times processes; auxiliary rows are dealt out to them in turn.
         """
         before, self.task_rows = self.task_rows, self.task_rows + task_rows
-        self._due = {label: side.due(before, self.task_rows) for label, side in self._sides.items()}
+        self._due = {label: rows.due(before, self.task_rows) for label, rows in self._auxiliary.items()}
         self._totals, self._slots = totals, slots
         if (
             not self._apart
@@ -218,10 +220,10 @@ class Guard:
             return None
         totals = self._totals if slot is not None else marks.counts()
         step = self._step(call, marks, totals, partial(self._scope.reference, self._replay, call, marks), shared)
-        sides = {} if slot is None else self._side_steps(call, slot)
+        auxiliary = {} if slot is None else self._auxiliary_steps(call, slot)
         total = call.final.new_zeros((), dtype=torch.float32) if call.final is not None else torch.zeros(())
         for label, defense in self._penalties.items():
-            seen = sides.get(label) if label in self._sides else step
+            seen = auxiliary.get(label) if label in self._auxiliary else step
             if seen is None:  # no row of its own is due in this micro-batch
                 continue
             seen.state = self._states[label]
@@ -308,8 +310,8 @@ class Guard:
             adapted=lambda: self._adapted,
         )
 
-    def _side_steps(self, like: RecordedCall, slot: int) -> dict[str, Step]:
-        """One forward for all side rows due in this slot, then a step per defense that sees its own rows only."""
+    def _auxiliary_steps(self, like: RecordedCall, slot: int) -> dict[str, Step]:
+        """One forward for all auxiliary rows due in this slot, then a step per defense that sees its own rows only."""
         mine = {label: rows[slot :: self._slots] for label, rows in self._due.items()}
         rows = [row for due in mine.values() for row in due]
         if not rows:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from staytrue.errors import RecipeError
 from staytrue.step import SOURCE_COLUMN, SOURCES, Marks
-from staytrue.training.aux_batches import marks_of
+from staytrue.training.padded_batch import marks_of
 
 
 def row_codes(source: int, length: int) -> list[int]:

@@ -108,7 +108,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
         self.outcome = Outcome()
         self.add_callback(self.outcome)
         self._untouched.tokenizer = tokenizer = self._tokenizer
-        self.guard.attach(self.model, self._untouched, self._encode_side_rows, padding_id(tokenizer))
+        self.guard.attach(self.model, self._untouched, self._encode_auxiliary_rows, padding_id(tokenizer))
         self.fused_head, self.which_head = self._own_head()
 
     def _own_head(self) -> tuple[FusedLMHead | None, str]:
@@ -166,7 +166,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
         own = TRLRows(rows, self._prompts)
         return own.with_examples(self.guard.curate(own.examples, own.base(self._untouched)))
 
-    def _encode_side_rows(self, examples: list[Example]) -> list[Encoded]:
+    def _encode_auxiliary_rows(self, examples: list[Example]) -> list[Encoded]:
         encoded, _ = encode_all(self._tokenizer, examples, getattr(self.args, "max_length", None))
         shared = [encoded]
         if self.accelerator.num_processes > 1:  # answers sampled on several machines need not agree to the bit

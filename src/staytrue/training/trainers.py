@@ -29,10 +29,10 @@ except ImportError:  # a trl whose trainers take whole logits, or another kind o
 from staytrue.defense import Defense
 from staytrue.errors import ForwardPassError, RecipeError
 from staytrue.step import SOURCE_COLUMN, Marks
-from staytrue.training.aux_batches import marks_of
 from staytrue.training.guard import Guard
+from staytrue.training.padded_batch import marks_of
+from staytrue.training.row_schedule import EvenSampler
 from staytrue.training.row_tracking import NamesBlankColumns, TrackingCollator, marks_of_batch, row_codes, task_rows_of
-from staytrue.training.sampling import EvenSampler
 from staytrue.training.trainer_mixin import Guarded
 
 

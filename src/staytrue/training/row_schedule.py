@@ -1,6 +1,6 @@
-"""The rhythm of added rows: spread evenly, so that sampling luck is not a defense.
+"""The order of added rows: spread evenly over an epoch, so that no batch holds many or none by chance.
 
-`order` places interleaved rows among task rows; `SideRows` says which rows are due beside a batch.
+`order` places interleaved rows among task rows; `AuxiliaryRows` yields the rows that are due beside a batch.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class EvenSampler(Sampler[int]):
 
 
 @dataclass(frozen=True)
-class SideRows:
+class AuxiliaryRows:
     """Rows of a defense's own, fed beside the task rows at an exact share."""
 
     rows: Sequence[Encoded]
@@ -60,7 +60,7 @@ class SideRows:
     def due(self, before: int, after: int) -> list[Encoded]:
         """The rows due while the count of task rows seen goes from `before` to `after`.
 
-        After n task rows, share * n side rows have been given, to within half a row. The rows come in a shuffled
+        After n task rows, share * n auxiliary rows have been given, to within half a row. The rows come in a shuffled
         order, again and again, each once per round.
         """
         first, last = (floor(self.share * n + 0.5) for n in (before, after))

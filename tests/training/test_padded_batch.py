@@ -3,7 +3,7 @@
 import torch
 
 from staytrue.data.tokenize import Encoded
-from staytrue.training.aux_batches import counts_of, marks_of, pad
+from staytrue.training.padded_batch import counts_of, marks_of, pad
 
 ROWS = [
     Encoded([7, 8, 9, 10], [-100, -100, 9, 10], "anchor"),

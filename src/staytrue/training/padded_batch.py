@@ -1,4 +1,4 @@
-"""Side rows as a batch: padding, marks and counts."""
+"""A padded batch: rows as model inputs, the marks of their positions, and counts of what is scored."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def marks_of(labels: Tensor, real: Tensor, source: Tensor) -> Marks:
 
 
 def counts_of(rows: Sequence[Encoded]) -> Tensor:
-    """(len(SOURCES), 2): `Marks.counts` of side rows, which count as the first source."""
+    """(len(SOURCES), 2): `Marks.counts` of auxiliary rows, which count as the first source."""
     counts = torch.zeros(len(SOURCES), 2, dtype=torch.long)
     counts[0, 0] = sum(label != -100 for row in rows for label in row.labels[1:])
     counts[0, 1] = sum(len(row.input_ids) - 1 for row in rows)
