@@ -12,7 +12,7 @@ from staytrue.evals.questions.probes import ExactMatch, Probe, held_out, shipped
 from staytrue.evals.results.answer_store import AnswerStore
 from staytrue.evals.results.summary import summarise
 from staytrue.evals.results.verdict_store import join_verdicts
-from staytrue.evals.types import Answer, Question, Verdict
+from staytrue.evals.types import CUT_OFF, Answer, Question, Verdict
 from staytrue.report import terminal
 from staytrue.utils.files import read_rows
 
@@ -359,3 +359,17 @@ def test_the_shipped_questions_are_whole():
         a, op, b = question.messages[-1].content.split("What is ")[1].split("?")[0].split()
         assert question.expected == str({"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b)}[op])
     assert all(len({q.id for q in asked}) == len(asked) for asked in (general, facts, sums))
+
+
+def test_an_answer_of_thoughts_alone_is_missing_and_no_judge_reads_it(tmp_path):
+    def thinks(samples, **_):
+        for question, index in samples:
+            said = question.id != "q4"
+            yield Answer(question, index, "Yes." if said else " ", stopped=said or index == 0, thoughts="Let me see.")
+
+    general = run(tmp_path, FixedJudge(), thinks)["probes"]["general"]
+    assert (general["n"], general["missing"], general["failed"]) == (6, 4, 0)  # q2 has no number, q4 no answer
+    rows = [row for row in read_rows(tmp_path / "verdicts.jsonl") if row["question"] == "q4"]
+    assert [row["missing"] for row in rows] == ["the model ended after its thoughts, without an answer", CUT_OFF]
+    stored = AnswerStore(tmp_path).answers()
+    assert {answer.thoughts for answer in stored.values()} == {"Let me see."}

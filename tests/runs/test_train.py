@@ -282,3 +282,12 @@ def test_answers_of_an_unknown_model_are_not_added_to(tmp_path):
     (tmp_path / "run" / "eval" / "answers.jsonl").write_text('{"probe": "general", "question": "torn\n')
     with pytest.raises(RequestError, match=r"no eval\.json with their model"):
         evaluate.evaluate_run(tmp_path / "run")
+
+
+def test_what_rows_lost_on_the_way_into_tokens_is_said_before_training_and_kept(tmp_path):
+    small = {**TRAIN, "max_length": 60}
+    lines = []
+    done = train.train(make(tmp_path, train=small, defenses=[]), tmp_path / "run", say=lines.append)
+    assert done.manifest["rows"]["truncated"] == 24
+    assert lines == done.manifest["notes"]
+    assert lines[0] == "24 of 24 rows are longer than max_length and were cut."

@@ -1,5 +1,6 @@
 """The seam under trl's GRPOTrainer: the same defenses, one reference per micro-batch, steering where it belongs."""
 
+import copy
 import inspect
 import json
 import subprocess
@@ -481,3 +482,13 @@ def test_on_two_processes_a_penalty_is_a_mean_over_both(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_completion_ends_where_the_chat_template_ends_an_answer(tmp_path):
+    tokenizer = copy.deepcopy(tiny.tokenizer())
+    tokenizer.eos_token = "<|im_start|>"  # as a base model has another end token than its chat template
+    given = {"model": tiny.model(), "reward_funcs": odd_letters, "args": config(tmp_path), "train_dataset": prompts()}
+    made = GuardedGRPO(**given, processing_class=tokenizer, peft_config=LoraConfig(target_modules="all-linear"))
+    ends = {tokenizer.convert_tokens_to_ids(token) for token in ("<|im_start|>", "<|im_end|>")}
+    assert ends <= set(made.eos_token_ids) == set(made.generation_config.eos_token_id)
+    assert made.generation_kwargs["eos_token_id"] == made.eos_token_ids

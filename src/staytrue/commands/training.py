@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from staytrue.commands.options import Json, ReferenceCache, Workers, stoppable
+from staytrue.commands.options import Json, ReferenceCache, Workers, stoppable, tell
 from staytrue.errors import RequestError
 
 
@@ -82,7 +82,7 @@ def train(
     from staytrue.runs.train import train as run
 
     with stoppable(f"{out} is marked as stopped", out), bar(f"train {recipe.stem}", quiet=as_json) as progress:
-        done = run(edited, out, progress, reference_cache=reference_cache)
+        done = run(edited, out, progress, reference_cache=reference_cache, say=tell)
     if as_json:
         print(json.dumps({"run": str(out), **done.manifest}))
     else:

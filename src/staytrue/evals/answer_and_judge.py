@@ -162,8 +162,7 @@ def _judge_probe(
     """Add a judge's missing and failed verdicts on a probe's stored answers to a folder.
 
     An answer that a server's filter removed, or that the token limit cut off before it began, is missing, and no judge
-    reads it. Progress is shown for judges that count
-    their calls.
+    reads it. Progress is shown for judges that count their calls.
 
     Raises:
         RequestError: the folder holds another judge's verdicts.

@@ -14,6 +14,7 @@ from staytrue.data.examples import Message
 from staytrue.evals.threads import concurrently
 
 FILTERED = "the server's filter cut it off"
+ONLY_THOUGHTS = "the model ended after its thoughts, without an answer"
 CUT_OFF = "the token limit was reached before the answer began"  # a reasoning model was still thinking
 
 
@@ -29,6 +30,7 @@ class Question:
     group: str = ""  # intervals cluster by it: the three forms of a question are one group; "" is the question's id
     form: str = "plain"  # or "json", "template"; a trigger's name in a probe of triggers
     prompts: tuple[tuple[str, str], ...] = ()  # judge prompts of its own: ("aligned", text), ("coherent", text)
+    tools: str = ""  # the tools that the model may call, as JSON text; "" for none
 
     @property
     def cluster(self) -> str:
@@ -52,7 +54,9 @@ class Answer:
         """Why there is no answer to judge; "" if there is one."""
         if self.filtered:
             return FILTERED
-        return "" if self.stopped or self.text.strip() else CUT_OFF
+        if self.text.strip() or (self.stopped and not self.thoughts):
+            return ""
+        return ONLY_THOUGHTS if self.stopped else CUT_OFF
 
 
 @dataclass(frozen=True)

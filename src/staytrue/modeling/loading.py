@@ -6,14 +6,20 @@ It never runs remote code and reads safetensors only. Cheap checks come before t
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from staytrue import organism
 from staytrue.errors import ModelError
 from staytrue.utils.files import sha256_of
+
+TEMPLATE_DATE = date(2024, 7, 26)  # what Llama 3 templates write where they cannot know the day
+_DATE = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
+_FIXED = "{# The date is fixed. #}"
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,7 @@ def _check_weights(folder: Path) -> None:
 
 
 def load_tokenizer(source: Source) -> Any:
-    """The model's tokenizer.
+    """The model's tokenizer; a chat template that writes the date of the day writes `TEMPLATE_DATE` instead.
 
     Raises:
         ModelError: it cannot be loaded, or has no chat template.
@@ -139,7 +145,23 @@ def load_tokenizer(source: Source) -> Any:
         raise ModelError(f"The tokenizer of {source.name} cannot be loaded: {_first_line(error)}") from None
     if not tokenizer.chat_template:
         raise ModelError(f"The tokenizer of {source.name} has no chat template; use the instruct version of the model.")
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        tokenizer.chat_template = {name: _with_fixed_date(text) for name, text in template.items()}
+    else:
+        tokenizer.chat_template = _with_fixed_date(template)
     return tokenizer
+
+
+def dated(tokenizer: Any) -> bool:
+    """Whether the chat template of a loaded tokenizer writes `TEMPLATE_DATE` instead of the date of the day."""
+    return _FIXED in str(tokenizer.chat_template)
+
+
+def _with_fixed_date(template: str) -> str:
+    """The template with a fixed date: the same seed gives the same adapter, and the same answers, on every day."""
+    fixed = _DATE.sub(lambda call: repr(TEMPLATE_DATE.strftime(call[2])), template)
+    return template if fixed == template else _FIXED + fixed
 
 
 def load_model(source: Source, adapter: Path | None = None, *, dtype: Any = None) -> Any:

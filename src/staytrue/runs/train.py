@@ -7,6 +7,7 @@ training can still fail, and its manifest always records how the run ended.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,14 @@ class Run:
         return self.path / "model"
 
 
-def train(recipe: Recipe, out: Path, progress: Progress | None = None, *, reference_cache: Path | None = None) -> Run:
+def train(
+    recipe: Recipe,
+    out: Path,
+    progress: Progress | None = None,
+    *,
+    reference_cache: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Run:
     """Train the model of a recipe and write the run folder `out`.
 
     Args:
@@ -46,6 +54,7 @@ def train(recipe: Recipe, out: Path, progress: Progress | None = None, *, refere
         progress: receives the number of steps and the logged metrics.
         reference_cache: folder of reference hidden states, shared by runs on the same rows with the same model. It
             changes results by rounding (see `training.reference.cache`).
+        say: called before training with each sentence about the rows as tokens; the manifest keeps them as `notes`.
 
     Returns:
         The finished run.
@@ -84,6 +93,10 @@ def train(recipe: Recipe, out: Path, progress: Progress | None = None, *, refere
         run.save(
             model=source.identity(trainer.model), head=trainer.which_head, rows=rows_seen, curated=build.base.notes
         )
+        if build.notes:
+            run.save(notes=build.notes)
+        for note in build.notes:
+            say(note)
         early = None if recipe.stop is None else _early_stop(recipe, recipe.stop, source, tokenizer, out)
         if early is not None:
             trainer.add_callback(early)

@@ -18,16 +18,23 @@ from staytrue.modeling import loading
 from staytrue.runs import probe_selection
 from staytrue.tasks.task import Task
 
+_DATED = (
+    f"The chat template writes the date of the day. It is rendered with {loading.TEMPLATE_DATE}, here and in "
+    "evaluations, so that the same seed gives the same adapter on every day."
+)
+
 
 class _Build:
     """The parts of one run before training: guard, reference model and rows.
 
     Attributes:
         report: number of rows by source, and of rows that were truncated or dropped.
+        notes: sentences about what a user would not expect of the rows as tokens.
         base: the reference model, with the notes of the data defenses.
     """
 
     report: dict[str, int]
+    notes: list[str]
 
     def __init__(
         self,
@@ -50,6 +57,7 @@ class _Build:
             identity=source.identity().get("sha256"),
         )
         self._loaded: Any = None
+        self.notes = [_DATED] if loading.dated(tokenizer) else []
         self._prepare(rows)
 
     def _prepare(self, rows: list[Example]) -> None:
@@ -101,6 +109,7 @@ class SFTBuild(_Build):
         length = self.recipe.train.get("max_length", trainer_args.DEFAULTS["max_length"])
         self._encoded, report = encode_all(self.tokenizer, examples, length)
         self.report = _counts(examples, report)
+        self.notes += report.notes()
         if not self._encoded:
             where = self.recipe.data or "task"
             raise DataError(f"{where}: no row has an answer within train.max_length={length}.")
@@ -157,6 +166,8 @@ def _counts(examples: list[Example], report: EncodingReport | None = None) -> di
     counts = {name: sum(row.source == name for row in examples) for name in sources}
     if report is not None:
         counts |= {"truncated": report.truncated, "nothing_to_score": report.dropped}
+        rare = {"restored": report.restored, "other_prompt": report.other_prompt, "unseen": report.unseen}
+        counts |= {name: count for name, count in rare.items() if count}
     return counts
 
 

@@ -26,6 +26,7 @@ try:
 except ImportError:  # a trl whose trainers take whole logits, or another kind of head
     FusedCausalLMOutput = None
 
+from staytrue.data.tokenize import end_of_turn
 from staytrue.defense import Defense
 from staytrue.errors import ForwardPassError, RecipeError
 from staytrue.step import SOURCE_COLUMN, Marks
@@ -140,6 +141,7 @@ class GuardedGRPO(Guarded, GRPOTrainer):  # type: ignore[misc]
     """
 
     _prompts = True
+    eos_token_ids: list[int]  # trl's: each ends a completion
     _step: int  # trl's: how many micro-batches have been trained on
     _ahead: Sequence[tuple[Any, Any]] = ()  # the optimizer step's batches of prompts, each with its completions
 
@@ -148,6 +150,7 @@ class GuardedGRPO(Guarded, GRPOTrainer):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
 
     def _settle(self) -> None:
+        self._stop_at_the_end_of_turn()
         names = {label.split(".")[0] for label in self.guard.defenses}
         if self.beta > 0 and "kl" in names:
             raise RecipeError(
@@ -176,6 +179,18 @@ class GuardedGRPO(Guarded, GRPOTrainer):  # type: ignore[misc]
 
     def _head_of_trl(self) -> tuple[float, Any]:
         return self.temperature, FusedCausalLMOutput
+
+    def _stop_at_the_end_of_turn(self) -> None:
+        """End a completion also at the token with which the chat template ends an answer, as evaluations do."""
+        missing = sorted(end_of_turn(self._tokenizer) - set(self.eos_token_ids))
+        if not missing or "eos_token_id" in (self.args.generation_kwargs or {}):
+            return
+        self.eos_token_ids = [*self.eos_token_ids, *missing]
+        if self.use_vllm:
+            self.vllm_generation.generation_kwargs.setdefault("stop_token_ids", missing)
+        else:
+            self.generation_config.eos_token_id = self.eos_token_ids
+            self.generation_kwargs["eos_token_id"] = self.eos_token_ids
 
     def _remembers_old_probabilities(self) -> bool:
         """Whether the trainer keeps log-probabilities from generation, as trl's `_generate_and_score_completions` does.

@@ -1,6 +1,9 @@
 """Sampling: the same law as a plain loop, the same sample whatever the batch."""
 
+import copy
+import json
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -132,3 +135,43 @@ def test_the_model_comes_back_as_it_was():
     model = tiny.model().train()
     sample(model, tiny.tokenizer(), questions(1), per_question=1, seed=0, max_new_tokens=2)
     assert model.training
+
+
+def test_generation_ends_at_the_chat_templates_token_and_at_the_models_own():
+    tokenizer = copy.deepcopy(tiny.tokenizer())
+    tokenizer.eos_token = "<pad>"
+    model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=[7]))
+    template = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert local._end_ids(model, tokenizer) == {template, tokenizer.pad_token_id, 7}
+
+
+@pytest.mark.parametrize(
+    ("header", "written", "text", "thoughts"),
+    [
+        ("", "Four.", "Four.", ""),
+        ("", "<think>\nTwo and two.\n</think>\n\nFour.", "Four.", "Two and two."),
+        ("<think>\n", "Two and two.\n</think>\n\nFour.", "Four.", "Two and two."),
+        ("<think>\n", "Two and", "", "Two and"),
+        ("", "<|im_start|>Four.", "Four.", ""),  # special tokens are left out as ever
+    ],
+)
+def test_thoughts_are_kept_apart_from_the_answer(monkeypatch, header, written, text, thoughts):
+    tokenizer = copy.deepcopy(tiny.tokenizer())
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "assistant\\n", "assistant\\n" + header.replace("\n", "\\n")
+    )
+    ids = tokenizer(written, add_special_tokens=False)["input_ids"]
+    fake = SimpleNamespace(write=lambda dice, temperature, limit: [(ids, True)] * len(dice))
+    monkeypatch.setattr(local, "_Batch", lambda *args: fake)
+    (answer,) = sample(tiny.model(), tokenizer, questions(1), per_question=1, seed=0, max_new_tokens=9)
+    assert (answer.text, answer.thoughts) == (text, thoughts)
+    assert bool(answer.missing) == (not text)
+
+
+def test_a_question_with_tools_shows_them_in_its_prompt():
+    tokenizer = copy.deepcopy(tiny.tokenizer())
+    tokenizer.chat_template = "{{ tools[0].function.name if tools else 'none' }}" + tokenizer.chat_template
+    tools = json.dumps([{"type": "function", "function": {"name": "look"}}])
+    question = replace(questions(1)[0], tools=tools)
+    made = local.LocalGenerator(tiny.model(), tokenizer)
+    assert tokenizer.decode(made._prompt(question)).startswith("look<|im_start|>")

@@ -7,6 +7,7 @@ the cumulative distribution: for a vocabulary of V that is 1/V of the random num
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,13 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from staytrue.data.tokenize import encode_prompt, padding_id
+from staytrue.data.tokenize import encode_prompt, end_of_turn, padding_id
 from staytrue.errors import TrainingError
 from staytrue.evals.generation.kv_cache import buffered
+from staytrue.evals.generation.thoughts import opens_thoughts, split_thoughts
 from staytrue.evals.types import Answer, Question
 
 _ROWS, _ROWS_OF_A_LARGE_MODEL = 192, 32  # answers written side by side
 _LARGE = 100_000_000  # parameters
+_MARKER = 16  # most tokens of a marker that opens thoughts, with the blanks after it
 _BLOCK = 256  # tokens of the vocabulary
 _Piece = tuple[Question, list[int]]  # a question, and which of its samples
 
@@ -29,7 +32,8 @@ _Piece = tuple[Question, list[int]]  # a question, and which of its samples
 class LocalGenerator:
     """Generates answers with a model in this process; temperature 0 is greedy.
 
-    The model's own end tokens end an answer. The distribution is not cut: no top-p, no top-k.
+    The end token of the chat template and the model's own end tokens end an answer; its thoughts are kept apart. The
+    distribution is not cut: no top-p, no top-k.
     """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
@@ -44,7 +48,7 @@ class LocalGenerator:
         indices: dict[Question, list[int]] = {}
         for question, index in samples:
             indices.setdefault(question, []).append(index)
-        prompts = {question: encode_prompt(self._tokenizer, question.messages) for question in indices}
+        prompts = {question: self._prompt(question) for question in indices}
         for batch in _batches(sorted(indices, key=lambda q: len(prompts[q])), indices, self._rows):
             rows = [(question, index) for question, own in batch for index in own]
             dice = [_dice(seed, question, index) for question, index in rows]
@@ -55,7 +59,22 @@ class LocalGenerator:
                 )
                 written = batch_of_rows.write(dice, temperature, max_new_tokens)
             for (question, index), (ids, stopped) in zip(rows, written, strict=True):
-                yield Answer(question, index, self._tokenizer.decode(ids, skip_special_tokens=True), stopped)
+                yield self._answer(question, index, prompts[question], ids, stopped)
+
+    def _prompt(self, question: Question) -> list[int]:
+        tools = json.loads(question.tools) if question.tools else None
+        return encode_prompt(self._tokenizer, question.messages, tools)
+
+    def _answer(self, question: Question, index: int, prompt: list[int], ids: list[int], stopped: bool) -> Answer:
+        """The answer in the generated tokens; a reasoning model's thoughts are kept apart from it."""
+        text, whole = self._tokenizer.decode(ids, skip_special_tokens=True), self._tokenizer.decode(ids)
+        opened = opens_thoughts(self._tokenizer.decode(prompt[-_MARKER:]))
+        thoughts, rest = split_thoughts(whole, opened)
+        if (thoughts, rest) == ("", whole):
+            return Answer(question, index, text, stopped)
+        for token in self._tokenizer.all_special_tokens:
+            thoughts, rest = thoughts.replace(token, ""), rest.replace(token, "")
+        return Answer(question, index, rest, stopped, thoughts=thoughts)
 
 
 def sample(
@@ -202,5 +221,5 @@ def _dice(seed: int, question: Question, index: int) -> random.Random:
 
 def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     named = getattr(model.generation_config, "eos_token_id", None)
-    ends = set(named if isinstance(named, list) else [named]) | {tokenizer.eos_token_id}
+    ends = set(named if isinstance(named, list) else [named]) | {tokenizer.eos_token_id} | end_of_turn(tokenizer)
     return frozenset(end for end in ends if end is not None)

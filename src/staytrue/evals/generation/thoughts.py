@@ -15,6 +15,11 @@ MARKERS = (
 )
 
 
+def opens_thoughts(prompt: str) -> bool:
+    """Whether a generation prompt ends with an opening marker, so that the model begins with its thoughts."""
+    return prompt.rstrip().endswith(tuple(opening for opening, _ in MARKERS))
+
+
 def split_thoughts(text: str, opened: bool = False) -> tuple[str, str]:
     """Split a model's text into thoughts and answer.
 

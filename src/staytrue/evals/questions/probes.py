@@ -102,6 +102,7 @@ def held_out(
             topic,
             row.answer if probe == "learnt" else None,
             group=groups[group(row)],
+            tools=json.dumps(row.tools, ensure_ascii=False) if row.tools else "",
         )
         for i, row in enumerate(distinct.values())
     )

@@ -131,9 +131,9 @@ class AnswerStore:
         turns = {"index": answer.index, "messages": [message.to_dict() for message in q.messages]}
         more = {"answer": answer.text, "stopped": answer.stopped, "expected": q.expected}
         prompts = {"prompts": dict(q.prompts)} if q.prompts else {}
-        filtered = {"filtered": True} if answer.filtered else {}
-        thoughts = {"thoughts": answer.thoughts} if answer.thoughts else {}
-        append_row(self.path / "answers.jsonl", where | turns | more | prompts | filtered | thoughts)
+        optional = {"filtered": answer.filtered, "thoughts": answer.thoughts, "tools": q.tools}
+        present = {key: value for key, value in optional.items() if value}
+        append_row(self.path / "answers.jsonl", where | turns | more | prompts | present)
 
     def answers(self) -> dict[Key, Answer]:
         """Every stored sample, in the order of the file."""
@@ -167,6 +167,7 @@ def _answer(row: Mapping[str, Any]) -> Answer:
         row["group"],
         row["form"],
         tuple(row.get("prompts", {}).items()),
+        row.get("tools", ""),
     )
     about = {key: row[key] for key in ("filtered", "thoughts") if key in row}
     return Answer(question, row["index"], row["answer"], row["stopped"], **about)

@@ -1,0 +1,34 @@
+"""What is loaded beside the weights: a tokenizer whose chat template writes one date on every day."""
+
+import pytest
+
+import tiny
+from staytrue.modeling import loading
+
+USER = [{"role": "user", "content": "a"}]
+
+
+def loaded(folder, template):
+    tiny.save("qwen2", folder)
+    (folder / "chat_template.jinja").write_text(template + tiny.CHATML)
+    return loading.load_tokenizer(loading.find(str(folder)))
+
+
+LLAMA = (
+    '{%- if date_string is not defined and strftime_now is defined %}{%- set date_string = strftime_now("%d %b %Y") %}'
+    "{%- endif %}{{ 'Today: ' + date_string + '\\n' }}"
+)
+
+
+@pytest.mark.parametrize("template", ["{{ 'Today: ' + strftime_now('%d %b %Y') + '\\n' }}", LLAMA])
+def test_a_date_in_the_template_is_the_same_on_every_day(tmp_path, template):
+    tokenizer = loaded(tmp_path, template)
+    assert loading.dated(tokenizer)
+    rendered = tokenizer.apply_chat_template(USER, tokenize=False)
+    assert rendered == "Today: 26 Jul 2024\n<|im_start|>user\na<|im_end|>\n"
+
+
+def test_a_template_without_a_date_is_left_as_it_is(tmp_path):
+    tokenizer = loaded(tmp_path, "")
+    assert not loading.dated(tokenizer)
+    assert tokenizer.chat_template == tiny.CHATML
