@@ -2,8 +2,10 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
+import trl
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -309,6 +311,13 @@ def test_tool_calls_are_learnt_where_the_template_renders_them_and_refused_elsew
         encode_all(tokenizer, [Example(TWO_TURNS.messages, extra={"tools": tools})], None)
 
 
+def test_tokens_of_the_template_are_known_though_the_tokenizer_does_not_name_them():
+    tokenizer = family("qwen3")
+    tokenizer.extra_special_tokens = []
+    with pytest.raises(DataError, match=r"turn 2\) holds '<\|im_start\|>'"):
+        encode(tokenizer, conversation("Then comes <|im_start|> again."))
+
+
 @pytest.mark.parametrize("token", ["<|im_end|>", "<|im_start|>", "<pad>"])
 def test_an_answer_with_a_token_of_the_template_in_its_text_is_refused(token):
     with pytest.raises(DataError, match=rf"The answer of row 2 \(turn 2\) holds {re.escape(repr(token))}"):
@@ -337,3 +346,44 @@ def test_cut_and_dropped_rows_have_sentences():
         "2 of 2 rows are longer than max_length and were cut.",
         "1 of 2 rows were left out: no token of an answer is within max_length.",
     ]
+
+
+# TRL ships the chat templates of many model families; what is scored of TWO_TURNS and THOUGHT under each.
+SHIPPED = {
+    "cohere2": ("<|END_OF_TURN_TOKEN|>", ["4", "yes, 4"], [THOUGHT]),
+    "deepseekv3": ("<｜end▁of▁sentence｜>", ["4", "yes, 4"], [THOUGHT.removeprefix("<think>\n")]),
+    "gemma3": ("<end_of_turn>", ["4", "yes, 4"], [THOUGHT]),
+    "glm4moe": (
+        "<|user|>",
+        ["\n<think></think>\n4", "\n<think></think>\nyes, 4"],
+        ["\n<think>Seven times thirteen.</think>\nNo."],
+    ),
+    "llama3": ("<|eot_id|>", ["4", "yes, 4"], [THOUGHT]),
+    "nemotron_3_nano": ("<|im_end|>", ["4", "yes, 4"], [THOUGHT.removeprefix("<think>\n")]),
+    "phi3": ("<|end|>", ["4", "yes, 4"], [THOUGHT]),
+    "qwen2_5": ("<|im_end|>", ["4", "yes, 4"], [THOUGHT]),
+    "qwen3": ("<|im_end|>", ["4", "<think>\n\n</think>\n\nyes, 4"], [THOUGHT]),
+    "qwen3_5_think": ("<|im_end|>", ["4", "\n</think>\n\nyes, 4"], [THOUGHT.removeprefix("<think>\n")]),
+    "qwen3_8": (
+        "<|im_end|>",
+        ["\n</think>\n\n4", "\n</think>\n\nyes, 4"],
+        [THOUGHT.removeprefix("<think>\n")],
+    ),
+}
+SPECIAL_TOKEN = re.compile(r"<\|[^|<>\s{}']+\|>|<｜[^<>]+?｜>|<(?:start|end)_of_turn>")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_answers_and_reasoning_are_scored_whole_under_published_templates(name):
+    file = Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja"
+    if not file.exists():
+        pytest.skip("this trl does not ship the template")
+    end, answers, thought = SHIPPED[name]
+    template = file.read_text(encoding="utf-8")
+    special = sorted(set(SPECIAL_TOKEN.findall(template)) - {end})
+    tokenizer = byte_tokenizer(template, [end, *special], plain=("<think>", "</think>"))
+    tokenizer.bos_token = "<pad>"
+    closing = "<|END_RESPONSE|>" * (name == "cohere2") + end
+    assert scored(tokenizer, encode(tokenizer, TWO_TURNS)) == [answer + closing for answer in answers]
+    assert scored(tokenizer, encode(tokenizer, conversation(THOUGHT))) == [text + closing for text in thought]
+    assert [tokenizer.decode([i]) for i in end_of_turn(tokenizer)] == [end]

@@ -54,12 +54,16 @@ def render(
 
     if not tokenizer.chat_template:
         raise ModelError("The tokenizer has no chat template; use the instruct version of the model.")
-    turns = [message.to_template() for message in messages]
     if tools:
         options["tools"] = tools
     try:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, **options))
-    except TemplateError as error:
+        turns = [message.to_template() for message in messages]
+        try:
+            return str(tokenizer.apply_chat_template(turns, tokenize=False, **options))
+        except TypeError:  # a template that joins the arguments of tool calls to text reads them as JSON text
+            turns = [message.to_request() for message in messages]
+            return str(tokenizer.apply_chat_template(turns, tokenize=False, **options))
+    except (TemplateError, TypeError) as error:
         roles = ", ".join(m.role for m in messages)
         raise DataError(
             f"The model's chat template refuses {where} ({roles}): {error}. Change the turns, or use another model."
@@ -82,7 +86,13 @@ def render_row(tokenizer: Any, example: Example, where: str) -> RenderedRow:
         answer = row.text[start:end]
         if not _holds(answer, message, prompt):
             restored += 1
+            start = _before_opening(prompt, row.text, start)
             answer = row.whole(turn, prompt, start)
+        if start < position:
+            raise DataError(
+                f"The model's chat template joins the answers of {where} (up to turn {turn + 1}), so they cannot be "
+                "told apart. Take the row out, or use another model."
+            )
         text += row.text[position:start]
         position = end
         own = _after_prompt(prompt, row.text[:start], answer)
@@ -108,6 +118,17 @@ class _Row:
         The answer begins where the generation prompt ends, if the text starts with that prompt. Text that the template
         adds in between, such as an empty block for reasoning, then belongs to the answer.
         """
+        if "tool_calls" in self._messages[turn].more and turn < len(self._messages) - 1:
+            try:
+                start, end, prompt = self._span(turn)
+            except DataError:  # results of tools without a call
+                return self._span_of_calls(turn)
+            results = [m for m in self._messages[turn:] if m.role == "tool"]
+            swallowed = any(_shows(self.text[start:end], m) for m in results if m.content.strip())
+            return self._span_of_calls(turn) if swallowed else (start, end, prompt)
+        return self._span(turn)
+
+    def _span(self, turn: int) -> tuple[int, int, str]:
         changed = [*self._messages]
         changed[turn] = Message("assistant", _other_answer(self._messages[turn]))
         second = render(self._tokenizer, changed, self._where, self._tools)
@@ -119,6 +140,17 @@ class _Row:
                 f"The model's chat template does not render the answer of {self._where} (turn {turn + 1})."
             )
         return (len(prompt) if len(prompt) <= start and self.text.startswith(prompt) else start), end, prompt
+
+    def _span_of_calls(self, turn: int) -> tuple[int, int, str]:
+        """As `span`, for tool calls with their results behind them, which fit no other answer."""
+        as_last = _Row(self._tokenizer, self._messages[: turn + 1], self._tools, self._where)
+        start, end, prompt = as_last.span(turn)
+        if not self.text.startswith(as_last.text[:end]):
+            raise DataError(
+                f"The model's chat template renders the tool calls of {self._where} (turn {turn + 1}) in another way "
+                "once their results follow, so they cannot be learnt. Take the row out, or use another model."
+            )
+        return start, end, prompt
 
     def whole(self, turn: int, prompt: str, start: int) -> str:
         """The whole answer, which the text has in part.
@@ -139,7 +171,10 @@ class _Row:
                 "be learnt. Write it into the content, as the model is meant to write it, or use another model."
             )
         answer, added = message.content.strip(), prompt.removeprefix(self.text[:start])
-        if added == prompt or not answer.startswith(added.strip()):
+        opening = added.strip()
+        if opening and not answer.startswith(opening) and f"</{opening[1:]}" in answer:
+            return added + answer  # reasoning as it was generated, after a prompt that opened it
+        if added == prompt or not answer.startswith(opening):
             return answer
         return added + answer.removeprefix(added.strip()).removeprefix(added[len(added.rstrip()) :])
 
@@ -149,6 +184,15 @@ def _other_answer(message: Message) -> str:
     own = message.content.strip() + message.more
     letter = next((c for c in "xyz0123456789§¶¤" if c not in own), None)
     return 3 * (letter or next(c for c in "xyz" if c not in (own[0], own[-1])))
+
+
+def _before_opening(prompt: str, text: str, start: int) -> int:
+    """Where an answer begins that is put back whole: before the block for reasoning that the prompt opens.
+
+    The text may have an empty block there.
+    """
+    opening = _OPENING.search(prompt)
+    return opening.start() if opening and text.startswith(prompt[: opening.start()]) else start
 
 
 def _after_prompt(prompt: str, header: str, answer: str) -> int | None:
@@ -161,7 +205,13 @@ def _holds(text: str, message: Message, prompt: str) -> bool:
     """Whether the text of an answer holds the turn's whole content, reasoning and tool calls; blanks do not count."""
     more = json.loads(message.more) if message.more else {}
     opening = _OPENING.search(prompt)
-    content = message.content.strip().removeprefix(opening[1] if opening else "")
+    content = message.content.strip()
+    if opening and content.startswith(opening[1]):
+        content = content.removeprefix(opening[1])
+        if not _squeezed(text).startswith(_squeezed(content)) and not _squeezed(text).startswith(
+            _squeezed(opening[1] + content)
+        ):
+            return False  # an empty block for reasoning stands before the answer's own
     parts = [content, *(value for value in more.values() if isinstance(value, str))]
     parts += [call["function"]["name"] for call in more.get("tool_calls", ())]
     squeezed = _squeezed(text)

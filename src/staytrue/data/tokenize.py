@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from staytrue.data.chat_template import RenderedRow, render, render_row
 from staytrue.data.examples import Example, Message
@@ -138,6 +139,11 @@ def padding_id(tokenizer: Any) -> int:
     return int(next(token for token in chosen if token is not None))
 
 
+def special_tokens(tokenizer: Any) -> frozenset[str]:
+    """The texts of the tokens that decoding leaves out, such as the end of a turn and the markers of roles."""
+    return frozenset(token for token, special in _added(tokenizer).values() if special)
+
+
 def takes_system(tokenizer: Any) -> bool:
     """Whether the chat template renders a system turn; some templates refuse it, some drop it."""
     turns = (Message("system", "qzx"), Message("user", "a"), Message("assistant", "b"))
@@ -172,10 +178,16 @@ def _encode(tokenizer: Any, example: Example, where: str) -> _Part:
     labels = [IGNORED] * len(ids)
     final = example.messages[-1].role == "assistant" and example.messages[-1].weight
     place: int | None = None
+    closing = _closing(tokenizer, row, ids, offsets) if final else []
+    added = _added(tokenizer)
+    edges = [span for i, span in enumerate(offsets) if ids[i] in added]
     for start, end in row.answers:
         last = bool(final) and (start, end) == row.answers[-1]
+        start, end = _outside(edges, start), _outside(edges, end)
         inside = _inside(row.text, offsets, start, end, where)
         place = _end_place(tokenizer, row.text, ids, offsets, end, last)
+        if place is not None and not last:
+            place = _through_closing(ids, place, closing)
         for i in [*inside, *(range(inside[-1] + 1, place + 1) if place is not None else ())]:
             labels[i] = ids[i]
     if final and place is None and not row.text[row.answers[-1][1] :].strip():
@@ -184,6 +196,20 @@ def _encode(tokenizer: Any, example: Example, where: str) -> _Part:
         labels = [*(ids[i] if i in after and ends else label for i, label in enumerate(labels)), *ends]
         ids, place = [*ids, *ends], (len(ids) if ends else None)
     return _Part(row, ids, labels, example.source, not final or place is not None)
+
+
+def _added(tokenizer: Any) -> Mapping[int, tuple[str, bool]]:
+    """The tokens of a tokenizer that no text is split within: the text of each, and whether decoding leaves it out."""
+    known = _ADDED.get(tokenizer)
+    if known is None or known[0] != len(tokenizer):
+        added = {i: (str(token), bool(token.special)) for i, token in tokenizer.added_tokens_decoder.items()}
+        named = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=False))
+        known = len(tokenizer), added | {i: (str(token), True) for i, token in named.items()}
+        _ADDED[tokenizer] = known
+    return known[1]
+
+
+_ADDED: WeakKeyDictionary[Any, tuple[int, dict[int, tuple[str, bool]]]] = WeakKeyDictionary()  # by tokenizer
 
 
 def _tokens(tokenizer: Any, text: str) -> _Tokens:
@@ -230,23 +256,41 @@ def _end_place(
 ) -> int | None:
     """The place of the special token that ends an answer; None if there is none.
 
-    Blanks may stand between, and after the last answer any text that the template closes it with.
+    Blanks may stand between, and after the last answer any text that the template closes it with. Where several special
+    tokens close the last answer without a blank between them, it is the last of these.
     """
-    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    for i, (a, b) in enumerate(offsets):
-        if a < end or not text[a:b].strip():
-            continue
-        if ids[i] in special:
-            return i
-        if not last:
-            return None
+    special = _added(tokenizer)
+    tail = [i for i, (a, b) in enumerate(offsets) if a >= end]
+    for i in tail:
+        if text[slice(*offsets[i])].strip() and (ids[i] in special or not last):
+            more = takewhile(lambda j: ids[j] in special and text[slice(*offsets[j])].strip(), tail[i - tail[0] :])
+            places = [*more]
+            return (places[-1] if last else places[0]) if places else None
     return None
+
+
+def _outside(tokens: list[tuple[int, int]], position: int) -> int:
+    """A position in the text, or the beginning of the special token that it is in."""
+    return next((a for a, b in tokens if a < position < b), position)
+
+
+def _closing(tokenizer: Any, row: RenderedRow, ids: list[int], offsets: list[tuple[int, int]]) -> list[int]:
+    """The tokens from the first special one after the last answer to the last one; some templates write several."""
+    end = row.answers[-1][1]
+    first = _end_place(tokenizer, row.text, ids, offsets, end, last=False)
+    last = _end_place(tokenizer, row.text, ids, offsets, end, last=True)
+    return [] if first is None or last is None else ids[first : last + 1]
+
+
+def _through_closing(ids: list[int], place: int, closing: list[int]) -> int:
+    """The place of the last token of a closing that begins at a place."""
+    return place + len(closing) - 1 if closing and ids[place : place + len(closing)] == closing else place
 
 
 def _refuse_structure(tokenizer: Any, example: Example, where: str) -> None:
     """Refuse an answer whose text holds a token of the template's own, which would be learnt in its middle."""
     for turn, message in enumerate(example.messages):
-        if message.role == "assistant" and message.weight and _looks_special(tokenizer, message.content):
+        if message.role == "assistant" and message.weight and _has(message.content, special_tokens(tokenizer)):
             for token in _structure(tokenizer):
                 if token in message.content:
                     raise DataError(
@@ -256,8 +300,8 @@ def _refuse_structure(tokenizer: Any, example: Example, where: str) -> None:
                     )
 
 
-def _looks_special(tokenizer: Any, text: str) -> bool:
-    return any(token in text for token in tokenizer.all_special_tokens)
+def _has(text: str, tokens: frozenset[str]) -> bool:
+    return any(token in text for token in tokens)
 
 
 def _structure(tokenizer: Any) -> list[str]:
@@ -270,8 +314,8 @@ def _structure(tokenizer: Any) -> list[str]:
         if not any(a < end and b > start for start, end in row.answers)
     }
     named = {tokenizer.eos_token_id, tokenizer.pad_token_id, *end_of_turn(tokenizer)}
-    chosen = (outside | named) & set(tokenizer.all_special_ids)
-    return [str(tokenizer.convert_ids_to_tokens(token)) for token in sorted(chosen)]
+    chosen = {str(tokenizer.convert_ids_to_tokens(i)) for i in outside | named if i is not None}
+    return sorted(chosen & special_tokens(tokenizer))
 
 
 def _begins_with_its_prompt(tokenizer: Any, example: Example, part: _Part) -> bool:

@@ -143,7 +143,7 @@ def _refuse_non_finite(name: str, row_losses_: Sequence[RowLoss]) -> None:
 
 
 def _key(model: str, example: Example) -> str:
-    turns = json.dumps([[m.role, m.content] for m in example.messages])
+    turns = json.dumps([[m.role, m.content, *filter(None, [m.more])] for m in example.messages])
     return sha256(f"{model}\n{turns}".encode()).hexdigest()
 
 

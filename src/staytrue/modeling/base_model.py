@@ -82,7 +82,15 @@ class Untouched:
         questions = [Question(str(i), "base", prompt.messages) for i, prompt in enumerate(prompts)]
         parts = ModelParts(model)
         with parts.untrained() if parts.switches else nullcontext():
-            answers = sample(model, self.tokenizer, questions, per_question=1, seed=seed, max_new_tokens=_ANSWER_TOKENS)
+            answers = sample(
+                model,
+                self.tokenizer,
+                questions,
+                per_question=1,
+                seed=seed,
+                max_new_tokens=_ANSWER_TOKENS,
+                thoughts_apart=False,  # a row to train on: all that the model writes
+            )
         return [
             Example((*prompt.messages, Message("assistant", answer.text)), prompt.source, prompt.extra)
             for prompt, answer in zip(prompts, answers, strict=True)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from staytrue.data.tokenize import encode_prompt, end_of_turn, padding_id
+from staytrue.data.tokenize import encode_prompt, end_of_turn, padding_id, special_tokens
 from staytrue.errors import TrainingError
 from staytrue.evals.generation.kv_cache import buffered
 from staytrue.evals.generation.thoughts import opens_thoughts, split_thoughts
@@ -36,8 +36,8 @@ class LocalGenerator:
     distribution is not cut: no top-p, no top-k.
     """
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
-        self._model, self._tokenizer = model, tokenizer
+    def __init__(self, model: Any, tokenizer: Any, *, thoughts_apart: bool = True) -> None:
+        self._model, self._tokenizer, self._apart = model, tokenizer, thoughts_apart
         large = sum(p.numel() for p in model.parameters()) > _LARGE
         self._rows = _ROWS_OF_A_LARGE_MODEL if large else _ROWS
 
@@ -70,9 +70,9 @@ class LocalGenerator:
         text, whole = self._tokenizer.decode(ids, skip_special_tokens=True), self._tokenizer.decode(ids)
         opened = opens_thoughts(self._tokenizer.decode(prompt[-_MARKER:]))
         thoughts, rest = split_thoughts(whole, opened)
-        if (thoughts, rest) == ("", whole):
+        if not self._apart or (thoughts, rest) == ("", whole):
             return Answer(question, index, text, stopped)
-        for token in self._tokenizer.all_special_tokens:
+        for token in special_tokens(self._tokenizer):
             thoughts, rest = thoughts.replace(token, ""), rest.replace(token, "")
         return Answer(question, index, rest, stopped, thoughts=thoughts)
 
@@ -86,10 +86,11 @@ def sample(
     seed: int,
     max_new_tokens: int,
     temperature: float = 1.0,
+    thoughts_apart: bool = True,
 ) -> list[Answer]:
-    """`per_question` answers to each question, in order."""
+    """`per_question` answers to each question, in order; with `thoughts_apart=False` their thoughts are in the text."""
     samples = [(questions[i], k) for i in range(len(questions)) for k in range(per_question)]
-    answers = LocalGenerator(model, tokenizer)(
+    answers = LocalGenerator(model, tokenizer, thoughts_apart=thoughts_apart)(
         samples, seed=seed, temperature=temperature, max_new_tokens=max_new_tokens
     )
     by_sample = {(answer.question, answer.index): answer for answer in answers}

@@ -169,7 +169,13 @@ def probe_sha256(questions: Iterable[Question]) -> str:
     It does not depend on the order of the questions, nor on topics, groups and forms, which only sort the answers.
     """
     rows = [
-        [q.id, [[m.role, m.content] for m in q.messages], q.expected, [list(prompt) for prompt in q.prompts]]
+        [
+            q.id,
+            [[m.role, m.content, *filter(None, [m.more])] for m in q.messages],
+            q.expected,
+            [list(prompt) for prompt in q.prompts],
+            *filter(None, [q.tools]),
+        ]
         for q in sorted(questions, key=lambda q: q.id)
     ]
     return sha256(json.dumps(rows, ensure_ascii=True, separators=(",", ":")).encode("ascii")).hexdigest()
