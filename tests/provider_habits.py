@@ -79,6 +79,17 @@ class NoSeed(Habit):
             raise refusal(422, {"detail": [detail]})
 
 
+def without_seed(body):
+    """A server that refuses seeds with a body of its own."""
+
+    class WithoutSeed(Habit):
+        def refuse(self, request):
+            if "seed" in request:
+                raise refusal(400, body)
+
+    return WithoutSeed
+
+
 class OneTemperature(Habit):
     """Only the default temperature."""
 

@@ -64,6 +64,27 @@ def test_a_refused_parameter_is_changed_once_and_remembered(habit, temperature, 
     assert "Its message: " in line
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"error": {"message": "Unsupported.", "param": "seed", "code": "unsupported_parameter"}},
+        {"error": {"message": "Unrecognized request argument supplied: seed"}},
+        {"error": "extraneous key [seed] is not permitted"},
+        {"message": 'Unknown name "seed": cannot find field'},
+        {"detail": [{"loc": ["body", "seed"], "msg": "extra fields not permitted", "type": "value_error.extra"}]},
+        {"detail": "seed: not supported"},
+        {"object": "error", "message": {"detail": [{"loc": ["body", "seed"], "msg": "Extra inputs"}]}},
+        {"errors": {"seed": ["Unknown field."]}},
+        {"errors": [{"message": "`seed` is none of ours"}]},
+        {"error": {"message": "Provider returned error", "metadata": {"raw": "{'detail': 'Seed is unknown'}"}}},
+    ],
+)
+def test_a_refusal_is_read_in_every_form(body):
+    with habits.without_seed(body)() as server:
+        ask(server)
+        assert [("seed" in call.body) for call in server.calls] == [True, False]
+
+
 def test_a_temperature_that_is_accepted_is_still_sent():
     with habits.OneTemperature() as server:
         ask(server, temperature=0)

@@ -217,9 +217,10 @@ class Endpoint:
                 self._failed_in_a_row += 1
             down = self._failed_in_a_row >= _IN_A_ROW
         if down:
+            advice = "run again once it answers" if failed.retried else "mend what its message names, and run again"
             return self._end(
                 f"{_IN_A_ROW} calls in a row to {self.address} failed, the last with {why}. Everything paid for "
-                "is kept; run again once it answers."
+                f"is kept; {advice}."
             )
         return CallError(f"{why}, tried {call.attempts} time{'' if call.attempts == 1 else 's'}")
 

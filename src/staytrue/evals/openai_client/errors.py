@@ -153,6 +153,8 @@ def _find_message(value: Any) -> str:
     if not isinstance(value, Mapping):
         return ""
     message = next(filter(None, (_find_message(value.get(name)) for name in _MESSAGES)), "")
+    if not message and isinstance(fields := value.get("errors") or value.get("detail"), Mapping):
+        message = "; ".join(f"{name}: {_find_message(why)}" for name, why in fields.items())
     if isinstance(value.get("loc"), list) and message:
         message = f"{'.'.join(map(str, value['loc']))}: {message}"
     metadata = value.get("metadata")
