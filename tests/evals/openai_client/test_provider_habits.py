@@ -129,6 +129,9 @@ def test_a_changed_limit_is_charged_to_the_budget():
         assert server.calls == []
         ask(server, tokens=99, budget=budget)
         assert budget.describe() == "2 calls, about $3.0000"
+        with pytest.raises(RequestError, match="The budget is reached"):
+            ask(server, tokens=98, budget=budget)  # under the new name
+        assert len(server.calls) == 2
 
 
 @pytest.mark.parametrize(
