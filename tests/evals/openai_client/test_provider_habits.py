@@ -345,6 +345,13 @@ def test_absent_log_probabilities_are_said(tmp_path, change):
         judge(server, tmp_path)
 
 
+def test_a_judge_that_thinks_gives_no_score_and_the_way_out(tmp_path):
+    top = {"token": "<think>", "logprob": 0.0}
+    with habits.logprobs(lambda _: {"content": [{**top, "top_logprobs": [top]}]})() as server:
+        verdict = judge(server, tmp_path)[1]
+    assert verdict.missing.endswith("it thinks before it answers, so serve it without thinking")
+
+
 def test_other_fields_may_be_null_absent_or_of_another_type():
     def change(whole):
         whole.update(usage=None, created=None, id=7, model=None, system_fingerprint=None)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from staytrue.evals.generation.thoughts import MARKERS
 from staytrue.evals.judges.rubric import shipped
 from staytrue.evals.judges.score_from_logprobs import CODE, REFUSAL, Reading
 from staytrue.evals.openai_client.response_cache import key
 from staytrue.evals.types import Verdict
 
+_OPENINGS = [opening for opening, _ in MARKERS]
 _RULE = 1  # raised when the same distribution gives another verdict
 
 
@@ -36,4 +38,5 @@ def _missing(what: str, reading: Reading) -> str:
     if reading.score is not None:
         return ""
     likeliest, mass = reading.likeliest, reading.mass
-    return f"no score for {what}: it said {likeliest!r}, and {mass:.2f} of the mass are numbers that are known"
+    hint = "; it thinks before it answers, so serve it without thinking" if likeliest.strip() in _OPENINGS else ""
+    return f"no score for {what}: it said {likeliest!r}, and {mass:.2f} of the mass are numbers that are known{hint}"

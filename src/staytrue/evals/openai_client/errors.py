@@ -112,7 +112,7 @@ def failure(error: Exception, address: Address, key: str | None) -> Failure:
 def _status_failure(error: Any, address: Address, key: str | None) -> Failure:
     status, body = error.status_code, error.response.content
     message = server_message(body, key)
-    why = f"HTTP {status}: {message}" if message else f"HTTP {status}"
+    why = f"HTTP {status}: {message.rstrip('.')}" if message else f"HTTP {status}"
     fatal = ""
     if status in (400, 403, 422, 451) and is_filter(body):
         return Failure(why, retried=False, filtered=True)
