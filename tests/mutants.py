@@ -94,8 +94,8 @@ def next_layer(self, layer):
 
 
 @contextmanager
-def steering_for_good(self, where):
-    self._where = where or self._where
+def steering_for_good(self, marks):
+    self._marks = marks or self._marks
     yield
 
 

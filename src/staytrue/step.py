@@ -35,7 +35,15 @@ class Marks:
     begins: Tensor | None = None  # bool: begins a row of the data, where packing joins rows; None: each row is one
 
     def mask(self, on: str, tokens: Tokens) -> Tensor:
-        """(B, T) bool: the positions of a source ("all" for every one) and kind."""
+        """Select the positions of one source and kind.
+
+        Args:
+            on: a source in SOURCES, or "all".
+            tokens: "scored" for positions that predict an answer token, "prompt" for other ones that predict, or "all".
+
+        Returns:
+            (B, T) bool.
+        """
         predicts = self.real.clone()  # the last real position of a row predicts nothing
         predicts[:, :-1] &= self.real[:, 1:]
         predicts[:, -1] = False
@@ -74,7 +82,7 @@ class Activations:
 
     @property
     def final(self) -> Tensor:
-        """(B, T, D), after the last norm, before the head.
+        """Hidden states (B, T, D) after the last norm, before the head.
 
         Raises:
             ForwardPassError: the reference was stopped before.
@@ -87,7 +95,7 @@ class Activations:
         return self.end
 
     def at(self, layer: int) -> Tensor:
-        """(B, T, D): the output of a block; negative numbers count from the end."""
+        """Return the output (B, T, D) of a block, 1 to depth; negative numbers count from the end."""
         return self.hidden[layer if layer > 0 else self.depth + 1 + layer]
 
 
@@ -107,7 +115,7 @@ class SharedProjection(Protocol):
         ...
 
     def divergence(self, policy: Tensor, reference: Tensor, forward: bool) -> Tensor:
-        """(N,) the divergence at those positions."""
+        """Compute the divergence (N,) at those positions, in nats."""
         ...
 
 
@@ -203,7 +211,15 @@ class Step:
         return self.mean(span.mask.sum() * value, span)
 
     def divergence(self, span: Span, *, forward: bool = False) -> Tensor:
-        """(N,) KL(trained || reference) at the span's positions, in nats; the other direction with `forward`."""
+        """Compute KL(trained || reference) at each of the span's positions.
+
+        Args:
+            span: from `span`.
+            forward: compute KL(reference || trained) instead.
+
+        Returns:
+            (N,) in nats; without positions, no reference is computed.
+        """
         policy = self.policy.final[span.mask]
         if len(policy) == 0:  # no position is read here, so no reference is computed
             return policy.sum(-1)
@@ -213,11 +229,11 @@ class Step:
         return divergence(policy, reference, head, forward=forward)
 
     def nll(self, span: Span) -> Tensor:
-        """(N,) negative log-likelihood, in nats, of the token that follows each of the span's positions."""
+        """Compute the negative log-likelihood (N,), in nats, of the token that follows each of the span's positions."""
         return nll(self.policy.final[span.mask], self._following()[span.mask], self._head())
 
     def log_ratio(self, span: Span) -> Tensor:
-        """(N,) log p_trained - log p_reference, in nats, of the token that follows each of the span's positions."""
+        """Compute log p_trained - log p_reference (N,), in nats, of the token after each of the span's positions."""
         ours = -self.nll(span)
         if len(ours) == 0:
             return ours

@@ -47,10 +47,11 @@ def token_losses(
         metrics: whether to compute entropy and top-1, which read every logit once more.
 
     Returns:
-        The statistics. Their gradients with respect to the hidden states are computed in the same pass and kept. With
-        D x V multiplications a projection, that is 2 DV FLOPs each for the student's logits, the reference's logits and
-        each of the two gradients: 8 DV. Memory is three tiles of logits. A divergence is exactly 0 where the two hidden
-        states are equal.
+        The statistics. A divergence is exactly 0 where the two hidden states are equal.
+
+    The gradients with respect to the hidden states are computed in the same pass and kept. With D x V multiplications
+    for each projection, that is 2 DV FLOPs each for the trained model's logits, the reference's logits and each of the
+    two gradients: 8 DV. Memory is three tiles of logits.
     """
     frozen = None if reference is None else reference.detach()
     outputs: tuple[Tensor, ...] = _FusedLoss.apply(policy, frozen, tokens, head, forward, temperature, metrics)  # type: ignore[no-untyped-call]
@@ -65,14 +66,33 @@ def token_losses(
 
 
 def divergence(policy: Tensor, reference: Tensor, head: Head, *, forward: bool = False) -> Tensor:
-    """(N,) Kullback-Leibler divergence between next-token distributions, in nats; see `token_losses`."""
+    """Compute the Kullback-Leibler divergence between two next-token distributions at each position.
+
+    Args:
+        policy: (N, D) final hidden states of the model in training.
+        reference: (N, D) those of the reference, without gradient.
+        head: the frozen head.
+        forward: see `token_losses`.
+
+    Returns:
+        (N,) in nats.
+    """
     losses = token_losses(policy, None, head, reference=reference, forward=forward)
     assert losses.divergence is not None
     return losses.divergence
 
 
 def nll(policy: Tensor, tokens: Tensor, head: Head) -> Tensor:
-    """(N,) negative log-likelihood of the tokens that follow, in nats; see `token_losses`."""
+    """Compute the negative log-likelihood of the token that follows each position.
+
+    Args:
+        policy: (N, D) final hidden states of the model in training.
+        tokens: (N,) int64, the token that follows each position.
+        head: the frozen head.
+
+    Returns:
+        (N,) in nats.
+    """
     losses = token_losses(policy, tokens, head, metrics=False)
     assert losses.log_probs is not None
     return -losses.log_probs

@@ -79,7 +79,7 @@ def together(defenses: Sequence[Defense], model: Any, tokenizer: Any, rows: Sequ
 
 
 def cases(defense: Defense) -> dict[str, Defense]:
-    """The defense, and the same where only some of the training rows carry its penalty."""
+    """Return the defense by its name, and one whose penalty is on interleaved rows only, if it has a choice of rows."""
     name, made = defense.name(), _with_sides(defense)
     if "penalty" in pulled(defense) and "on" in vars(defense):
         return {name: made, f"{name} on interleaved rows": _changed(made, on="interleaved")}

@@ -32,7 +32,17 @@ class _ForwardStopped(Exception):  # noqa: N818
 
 @dataclass
 class RecordedCall:
-    """One call of the backbone: its arguments and the activations of it."""
+    """A record of one call of the backbone: its arguments and its activations.
+
+    Attributes:
+        args: the call's positional arguments.
+        kwargs: its keyword arguments.
+        autocast: device type, whether autocast was on, and its dtype.
+        hidden: by layer, the output (B, T, D) of each block that is kept.
+        final: (B, T, D) the last hidden states, after the final norm; None if the forward ended before.
+        depth: the number of blocks.
+        rows: (b,) which rows of the recorded call these are; None for all.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -40,21 +50,21 @@ class RecordedCall:
     hidden: dict[int, Tensor] = field(default_factory=dict)
     final: Tensor | None = None
     depth: int = 0
-    rows: Tensor | None = None  # (b,): which rows of the recorded call these are; None for all
+    rows: Tensor | None = None
 
     def again(self) -> RecordedCall:
-        """The same call, not run yet."""
+        """Return the same call, not run yet."""
         return RecordedCall(self.args, self.kwargs, self.autocast, depth=self.depth)
 
     def nothing(self) -> Activations:
-        """The activations of a call in which no row was computed: NaN everywhere."""
+        """Return the activations of a call in which no row was computed: NaN everywhere."""
         hidden = {layer: torch.full_like(found.detach(), torch.nan) for layer, found in self.hidden.items()}
         return Activations(
             hidden, None if self.final is None else torch.full_like(self.final.detach(), torch.nan), self.depth
         )
 
     def by_row(self) -> dict[str, Any] | None:
-        """The call's arguments if each is known to be per row or the same for all rows; else None."""
+        """Return the call's arguments if each is known to be per row or the same for all rows; else None."""
         known = all(key in _BY_ROW or not isinstance(value, Tensor) for key, value in self.kwargs.items())
         plain = all(value is None or isinstance(value, Tensor | bool | int) for value in self.kwargs.values())
         if self.args or not (known and plain) or self.tokens is None:
@@ -63,7 +73,7 @@ class RecordedCall:
         return None if isinstance(places, Tensor) and places.ndim > 2 else self.kwargs
 
     def of_rows(self, rows: Tensor) -> RecordedCall:
-        """The same call for some of its rows (b,); for all of them if an argument cannot be divided by rows."""
+        """Return the same call for some of its rows (b,), or for all if an argument cannot be divided by rows."""
         given, tokens = self.by_row(), self.tokens
         if given is None or tokens is None:
             return self.again()
@@ -72,7 +82,7 @@ class RecordedCall:
 
     @property
     def tokens(self) -> Tensor | None:
-        """The token ids (B, T) of the call; None if it was given embeddings."""
+        """Token ids (B, T) of the call; None if its input is embeddings."""
         given: Tensor | None = self.kwargs.get("input_ids", self.args[0] if self.args else None)
         return given
 
@@ -101,7 +111,7 @@ class BackboneHooks:
         self._kept = frozenset(kept)
         self._steers = steers
         self._depth = len(parts.blocks) if kept or steers else 0
-        self._where: Marks | None = None  # the micro-batch's marks while steering is on
+        self._marks: Marks | None = None  # the micro-batch's marks while steering is on
         self._added: dict[torch.Size, Marks] = {}  # those of auxiliary batches, whose layers a backward pass may repeat
         self._calls: list[RecordedCall] | None = None  # where recorded calls go while recording is on
         self._open: RecordedCall | None = None
@@ -131,30 +141,30 @@ class BackboneHooks:
             self._calls, self._open = before, None
 
     @contextmanager
-    def steering(self, where: Marks | None) -> Iterator[None]:
-        """Steer every call, with `where` as its masks; None steers none."""
-        self._where, before = where, self._where
+    def steering(self, marks: Marks | None) -> Iterator[None]:
+        """Steer every call, with `marks` as its masks; None steers none."""
+        self._marks, before = marks, self._marks
         try:
             yield
         finally:
-            self._where = before
+            self._marks = before
             if before is None:
                 self._added = {}
 
     def replay(
-        self, call: RecordedCall, where: Marks, rows: Tensor | None = None, deepest: int | None = None
+        self, call: RecordedCall, marks: Marks, rows: Tensor | None = None, deepest: int | None = None
     ) -> Activations:
         """The same call as the reference runs it: trained weights switched off, steering kept, no gradient.
 
         Args:
             call: what `recording` saw.
-            where: its marks.
+            marks: its masks (B, T).
             rows: (b,) the rows to compute, the others being NaN; None for all. A call whose arguments cannot be
                 divided by rows is repeated whole.
             deepest: the last layer to run; None for all, and the final norm.
         """
         again = call.again() if rows is None else call.of_rows(rows)
-        seen = where if again.rows is None else where.of_rows(again.rows)
+        seen = marks if again.rows is None else marks.of_rows(again.rows)
         with torch.no_grad(), self._anatomy.untrained(), self.steering(seen), _autocast(call.autocast):
             self._open, self._last = again, deepest
             try:
@@ -163,16 +173,16 @@ class BackboneHooks:
                 pass
             finally:
                 self._open, self._last = None, None
-        return again.result(len(where.real))
+        return again.result(len(marks.real))
 
-    def call(self, like: RecordedCall, where: Marks, **inputs: Tensor) -> RecordedCall:
+    def call(self, like: RecordedCall, marks: Marks, **inputs: Tensor) -> RecordedCall:
         """A new call with gradients, in the precision of another.
 
         Its marks stay known until steering ends: with gradient checkpointing the backward pass repeats its layers. They
         are found by their shape, so they must not have that of the micro-batch's.
         """
-        self._added[where.real.shape] = where
-        with self.recording() as calls, self.steering(where), _autocast(like.autocast):
+        self._added[marks.real.shape] = marks
+        with self.recording() as calls, self.steering(marks), _autocast(like.autocast):
             self._anatomy.backbone(**inputs, use_cache=False)
         return calls[0]
 
@@ -189,12 +199,12 @@ class BackboneHooks:
             self._open = None
 
     def _block(self, layer: int, hidden: Tensor) -> Tensor:
-        where = self._where
-        if where is not None and where.real.shape != hidden.shape[:2]:
-            where = self._added.get(hidden.shape[:2], where)
-        if where is not None:
+        marks = self._marks
+        if marks is not None and marks.real.shape != hidden.shape[:2]:
+            marks = self._added.get(hidden.shape[:2], marks)
+        if marks is not None:
             for steer in self._steers.get(layer, ()):
-                hidden = steer(hidden, layer, where)
+                hidden = steer(hidden, layer, marks)
         if self._open is not None and layer in self._kept:
             self._open.hidden[layer] = hidden
             if layer == self._last:
