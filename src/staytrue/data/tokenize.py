@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise, takewhile
+from itertools import pairwise
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from staytrue.data.chat_template import RenderedRow, render, render_row
 from staytrue.data.examples import Example, Message
+from staytrue.data.special_tokens import (
+    added_tokens,
+    closing_tokens,
+    end_place,
+    outside_tokens,
+    special_tokens,
+    through_closing,
+)
 from staytrue.errors import DataError, ModelError, StaytrueError
 
 IGNORED = -100  # label of a token without a loss
@@ -127,7 +134,7 @@ def end_of_turn(tokenizer: Any) -> frozenset[int]:
         except StaytrueError:
             return frozenset()
         end = row.answers[0][1]
-        place = _end_place(tokenizer, row.text, ids, offsets, end, last=len(messages) == 2)
+        place = end_place(tokenizer, row.text, ids, offsets, end, last=len(messages) == 2)
         if place is not None:
             return frozenset({ids[place]})
     return frozenset()
@@ -137,11 +144,6 @@ def padding_id(tokenizer: Any) -> int:
     """The token id that fills a batch: the padding token, else the end token, else 0; every use of it is masked."""
     chosen = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     return int(next(token for token in chosen if token is not None))
-
-
-def special_tokens(tokenizer: Any) -> frozenset[str]:
-    """The texts of the tokens that decoding leaves out, such as the end of a turn and the markers of roles."""
-    return frozenset(token for token, special in _added(tokenizer).values() if special)
 
 
 def takes_system(tokenizer: Any) -> bool:
@@ -178,16 +180,16 @@ def _encode(tokenizer: Any, example: Example, where: str) -> _Part:
     labels = [IGNORED] * len(ids)
     final = example.messages[-1].role == "assistant" and example.messages[-1].weight
     place: int | None = None
-    closing = _closing(tokenizer, row, ids, offsets) if final else []
-    added = _added(tokenizer)
+    closing = closing_tokens(tokenizer, row.text, ids, offsets, row.answers[-1][1]) if final else []
+    added = added_tokens(tokenizer)
     edges = [span for i, span in enumerate(offsets) if ids[i] in added]
     for start, end in row.answers:
         last = bool(final) and (start, end) == row.answers[-1]
-        start, end = _outside(edges, start), _outside(edges, end)
+        start, end = outside_tokens(edges, start), outside_tokens(edges, end)
         inside = _inside(row.text, offsets, start, end, where)
-        place = _end_place(tokenizer, row.text, ids, offsets, end, last)
+        place = end_place(tokenizer, row.text, ids, offsets, end, last)
         if place is not None and not last:
-            place = _through_closing(ids, place, closing)
+            place = through_closing(ids, place, closing)
         for i in [*inside, *(range(inside[-1] + 1, place + 1) if place is not None else ())]:
             labels[i] = ids[i]
     if final and place is None and not row.text[row.answers[-1][1] :].strip():
@@ -196,20 +198,6 @@ def _encode(tokenizer: Any, example: Example, where: str) -> _Part:
         labels = [*(ids[i] if i in after and ends else label for i, label in enumerate(labels)), *ends]
         ids, place = [*ids, *ends], (len(ids) if ends else None)
     return _Part(row, ids, labels, example.source, not final or place is not None)
-
-
-def _added(tokenizer: Any) -> Mapping[int, tuple[str, bool]]:
-    """The tokens of a tokenizer that no text is split within: the text of each, and whether decoding leaves it out."""
-    known = _ADDED.get(tokenizer)
-    if known is None or known[0] != len(tokenizer):
-        added = {i: (str(token), bool(token.special)) for i, token in tokenizer.added_tokens_decoder.items()}
-        named = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=False))
-        known = len(tokenizer), added | {i: (str(token), True) for i, token in named.items()}
-        _ADDED[tokenizer] = known
-    return known[1]
-
-
-_ADDED: WeakKeyDictionary[Any, tuple[int, dict[int, tuple[str, bool]]]] = WeakKeyDictionary()  # by tokenizer
 
 
 def _tokens(tokenizer: Any, text: str) -> _Tokens:
@@ -249,42 +237,6 @@ def _inside(text: str, offsets: list[tuple[int, int]], start: int, end: int, whe
                 "prompt and answer cannot be separated; use a model whose template separates them."
             )
     return inside
-
-
-def _end_place(
-    tokenizer: Any, text: str, ids: list[int], offsets: list[tuple[int, int]], end: int, last: bool
-) -> int | None:
-    """The place of the special token that ends an answer; None if there is none.
-
-    Blanks may stand between, and after the last answer any text that the template closes it with. Where several special
-    tokens close the last answer without a blank between them, it is the last of these.
-    """
-    special = _added(tokenizer)
-    tail = [i for i, (a, b) in enumerate(offsets) if a >= end]
-    for i in tail:
-        if text[slice(*offsets[i])].strip() and (ids[i] in special or not last):
-            more = takewhile(lambda j: ids[j] in special and text[slice(*offsets[j])].strip(), tail[i - tail[0] :])
-            places = [*more]
-            return (places[-1] if last else places[0]) if places else None
-    return None
-
-
-def _outside(tokens: list[tuple[int, int]], position: int) -> int:
-    """A position in the text, or the beginning of the special token that it is in."""
-    return next((a for a, b in tokens if a < position < b), position)
-
-
-def _closing(tokenizer: Any, row: RenderedRow, ids: list[int], offsets: list[tuple[int, int]]) -> list[int]:
-    """The tokens from the first special one after the last answer to the last one; some templates write several."""
-    end = row.answers[-1][1]
-    first = _end_place(tokenizer, row.text, ids, offsets, end, last=False)
-    last = _end_place(tokenizer, row.text, ids, offsets, end, last=True)
-    return [] if first is None or last is None else ids[first : last + 1]
-
-
-def _through_closing(ids: list[int], place: int, closing: list[int]) -> int:
-    """The place of the last token of a closing that begins at a place."""
-    return place + len(closing) - 1 if closing and ids[place : place + len(closing)] == closing else place
 
 
 def _refuse_structure(tokenizer: Any, example: Example, where: str) -> None:

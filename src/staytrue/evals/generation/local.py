@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from staytrue.data.tokenize import encode_prompt, end_of_turn, padding_id, special_tokens
+from staytrue.data.special_tokens import special_tokens
+from staytrue.data.tokenize import encode_prompt, end_of_turn, padding_id
 from staytrue.errors import TrainingError
 from staytrue.evals.generation.kv_cache import buffered
 from staytrue.evals.generation.thoughts import opens_thoughts, split_thoughts
