@@ -207,6 +207,18 @@ def test_five_filtered_prompts_in_a_row_do_not_end_it():
         assert [answer.filtered for answer in answers] == [True] * 9
 
 
+def test_a_filtered_prompt_is_an_answer_among_failures():
+    class Failing(habits.filtered_prompt(*FILTERS["azure"])):
+        def change(self, whole):
+            return {"error": {"message": "No.", "code": 400}}
+
+    with Failing() as server:
+        point = endpoint(server)
+        for text in ("a", "b", "c", "d", "a bomb", "e", "f"):  # never five failures in a row
+            with pytest.raises(CallError):
+                point.ask([Message("user", text)], str, max_tokens=5, temperature=1.0, seed=0)
+
+
 @pytest.mark.parametrize(
     "reason", ["content_filter", "SAFETY", "PROHIBITED_CONTENT", "content_filter: SAFETY", "refusal", "sensitive"]
 )

@@ -25,8 +25,8 @@ from staytrue.evals.openai_client.errors import (
     failure,
     is_unsent,
 )
-from staytrue.evals.openai_client.parameters import parameters_of
-from staytrue.evals.openai_client.reply import Reply, sendable
+from staytrue.evals.openai_client.parameters import parameters_of, request_body
+from staytrue.evals.openai_client.reply import Reply
 from staytrue.evals.types import FILTERED
 
 T = TypeVar("T")
@@ -119,16 +119,7 @@ class Endpoint:
             CallError: this call failed, also when it was retried.
             RequestError: no call can succeed; everything paid for is kept.
         """
-        body: dict[str, Any] = {
-            "model": self.address.model,
-            "messages": [m.to_request() | {"content": sendable(m.content)} for m in messages],
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-            "top_p": 1,  # vLLM uses a model's own recommendation where it is absent
-            "seed": seed,
-        }
-        if top_logprobs:
-            body |= {"logprobs": True, "top_logprobs": top_logprobs}
+        body = request_body(self.address.model, messages, max_tokens, temperature, seed, top_logprobs)
         while True:
             call = self._in_thread.call = _Call(read, self._parameters.adapt(body))
             try:
@@ -137,8 +128,11 @@ class Endpoint:
                 raise self._end(str(error)) from None
             except Exception as error:
                 failed = failure(error, self.address, self._key)
-                if not (failed.refusal and self._learn(body, call.body, failed.refusal)):
+                change = self._parameters.learn(body, call.body, failed.refusal) if failed.refusal else None
+                if change is None:
                     raise self._failed(failed, call) from None
+                if change:
+                    self._say(change)
             else:
                 if call.is_filtered:
                     raise FilteredError(FILTERED)
@@ -196,13 +190,6 @@ class Endpoint:
             return
         with self._lock:
             self._has_answered, self._failed_in_a_row = True, 0
-
-    def _learn(self, body: dict[str, Any], sent: dict[str, Any], message: str) -> bool:
-        """Whether a refused request is to be sent again with other parameters."""
-        sentence = self._parameters.learn(body, sent, message)
-        if sentence:
-            self._say(sentence)
-        return sentence is not None
 
     def _failed(self, failed: Failure, call: _Call[Any]) -> Exception:
         """The exception for a call that the client gave up."""

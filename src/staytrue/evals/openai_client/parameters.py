@@ -1,13 +1,16 @@
-"""The parameters that an endpoint refuses are renamed, changed or left out, for the rest of the process. No openai."""
+"""The body of a request; parameters that an endpoint refuses are renamed, changed or left out. No openai."""
 
 from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+from staytrue.data.examples import Message
 from staytrue.evals.openai_client.address import Address
+from staytrue.evals.openai_client.reply import sendable
 
 _EFFECT = {  # of a parameter that is left out; in the order in which they are given up
     "top_p": "The server's own top_p applies.",
@@ -24,6 +27,21 @@ _TOO_LONG = re.compile(r"context.{0,10}length|context.?window|too (long|large)|r
 _NUMBER = re.compile(r"(?<![\w.-])\d+(?![\w.]*\w)")
 _SIZE = re.compile(r"\b(most|max\w*|exceed\w*|range|between|less|greater|limit\w*|too|high\w*|larg\w*|up to)\b|<", re.I)
 _MINIMUM = re.compile(r"minimum|at least|>=|greater than or equal", re.I)
+
+
+def request_body(
+    model: str, messages: Sequence[Message], max_tokens: int, temperature: float, seed: int, top_logprobs: int
+) -> dict[str, Any]:
+    """The body of a request, before the endpoint's refusals change it; arguments as for `Endpoint.ask`."""
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [{"role": m.role, "content": sendable(m.content)} for m in messages],
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": 1,  # vLLM uses a model's own recommendation where it is absent
+        "seed": seed,
+    }
+    return body | ({"logprobs": True, "top_logprobs": top_logprobs} if top_logprobs else {})
 
 
 class Parameters:
