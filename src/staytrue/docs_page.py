@@ -22,7 +22,7 @@ class Entry:
 
 
 def entries(defense: type[Defense]) -> list[Entry]:
-    """The fields of a defense, each with its meaning from the class's docstring."""
+    """List the fields of a defense, each with its meaning from the class's docstring."""
     meanings = dict(_attributes(inspect.getdoc(defense) or ""))
     hints = typing.get_type_hints(defense)
     rows = []
@@ -33,7 +33,7 @@ def entries(defense: type[Defense]) -> list[Entry]:
 
 
 def listing() -> str:
-    """Every defense for a terminal: its first line, levers and cost, its fields and defaults."""
+    """Describe every defense for a terminal: its first line, levers and cost, its fields and defaults."""
     lines = []
     for name in registry.names():
         kind = registry.find(name)
@@ -43,7 +43,7 @@ def listing() -> str:
 
 
 def page() -> str:
-    """The page of all defenses, as Markdown."""
+    """Write the page of all defenses, as Markdown."""
     parts = [_HEAD]
     for name in registry.names():
         kind = registry.find(name)
@@ -73,7 +73,7 @@ def _about(name: str) -> list[str]:
 
 
 def _cost(name: str) -> str:
-    """The paragraph of a defense's docstring that says what it costs, in one line."""
+    """Return the cost paragraph of a defense's docstring, in one line."""
     cost = next((p for p in _paragraphs(_about(name)[1:]).split("\n\n") if p.startswith("Cost: ")), "Cost: ")
     return " ".join(cost.removeprefix("Cost: ").split())
 
@@ -107,5 +107,5 @@ def _cell(text: str) -> str:
 
 
 def _plain(value: object) -> str:
-    """A default as a recipe writes it."""
+    """Format a default as a recipe writes it."""
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -24,13 +24,13 @@ _Kind = TypeVar("_Kind")
 
 
 def names() -> list[str]:
-    """The name of every defense, in alphabetical order."""
+    """List the names of all defenses, in alphabetical order."""
     return sorted(m.name for m in pkgutil.iter_modules(_folder.__path__) if not m.name.startswith("_"))
 
 
 @cache
 def find(name: str) -> type[Defense]:
-    """The defense of that name.
+    """Find the class of the defense with that name.
 
     Raises:
         RecipeError: there is none; the message names the nearest.
@@ -41,7 +41,7 @@ def find(name: str) -> type[Defense]:
 
 
 def make(name: str, values: Mapping[str, Any] | None, where: str = "") -> Defense:
-    """A defense from a recipe's fields; other fields keep their defaults.
+    """Make a defense from a recipe's fields; other fields keep their defaults.
 
     Raises:
         RecipeError: unknown or ill-typed fields; the message names the field, the value and the nearest right one.
@@ -50,7 +50,7 @@ def make(name: str, values: Mapping[str, Any] | None, where: str = "") -> Defens
 
 
 def task(name: str, values: Mapping[str, Any] | None = None, where: str = "") -> Task:
-    """A task from a recipe's fields; other fields keep their defaults.
+    """Make a task from a recipe's fields; other fields keep their defaults.
 
     Raises:
         RecipeError: no such task, unknown or ill-typed fields.
@@ -61,7 +61,7 @@ def task(name: str, values: Mapping[str, Any] | None = None, where: str = "") ->
 
 
 def checked(defense: Defense) -> Defense:
-    """A defense made in Python, its fields checked and turned into what they should be (a path given as text).
+    """Check the fields of a defense made in Python, and convert them (a path given as text to a path).
 
     Raises:
         RecipeError: a field that a recipe could not hold either.
@@ -73,12 +73,12 @@ def checked(defense: Defense) -> Defense:
 
 
 def to_dict(instance: Defense | Task) -> dict[str, Any]:
-    """A defense or a task as a recipe writes it: its name, mapped to its fields."""
+    """Convert a defense or a task to its form in a recipe: its name, mapped to its fields."""
     return {instance.name(): asdict(instance)}  # type: ignore[call-overload]
 
 
 def _only(module: str, base: type[_Kind]) -> type[_Kind]:
-    """The one class of a kind in a module."""
+    """Return the one class of a kind in a module."""
     file = importlib.import_module(module)
     own = [c for _, c in inspect.getmembers(file, inspect.isclass) if c.__module__ == file.__name__]
     kinds = [c for c in own if issubclass(c, base)]
@@ -90,7 +90,7 @@ def _only(module: str, base: type[_Kind]) -> type[_Kind]:
 
 
 def _filled(kind: type[_Kind], values: Mapping[str, Any] | None, where: str) -> _Kind:
-    """A dataclass made from field values, checked."""
+    """Make a dataclass from field values, and check them."""
     if values is not None and not isinstance(values, Mapping):
         raise RecipeError(f"{where}: fields are written as {{name: value}}, not as {values!r}.")
     known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
@@ -107,12 +107,12 @@ def _filled(kind: type[_Kind], values: Mapping[str, Any] | None, where: str) -> 
 
 @cache
 def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
-    """A pydantic validator for a class; cached, because a study reads hundreds of recipes."""
+    """Return a pydantic validator for a class; cached, because a study reads hundreds of recipes."""
     return TypeAdapter(with_config(ConfigDict(extra="forbid", strict=False))(kind))
 
 
 def labelled(defenses: Sequence[Defense]) -> Mapping[str, Defense]:
-    """Each defense under its name; a second of the same kind is `kl.2`.
+    """Label each defense by its name; a second of the same kind is `kl.2`.
 
     Raises:
         RecipeError: a defense overrides no lever, lacks a field that its levers need, or has a field whose name or
@@ -155,7 +155,7 @@ _METHODS = frozenset(name for name, value in vars(Defense).items() if callable(v
 
 
 def _meant(kind: type[Defense]) -> str:
-    """The lever that one of a class's own names was probably meant to be."""
+    """Return the lever that one of a class's own names was probably meant to be."""
     own = (name for name in vars(kind) if not name.startswith("_"))
     meant = next((m for name in own for m in difflib.get_close_matches(name, LEVERS, n=1, cutoff=0.5)), None)
     return f"; did you mean {meant!r}?" if meant else f"; override one of: {', '.join(LEVERS)}"
@@ -176,7 +176,7 @@ def refuse_supervised_rows(defenses: Mapping[str, Defense]) -> None:
 
 
 def real_layers(layers: Sequence[int], depth: int, label: str) -> list[int]:
-    """Layer numbers 1 to depth; negative ones are counted from the end and turned into positive ones."""
+    """Convert layer numbers to 1 to depth; negative ones are counted from the end."""
     for layer in layers:
         if not (1 <= layer <= depth or -depth <= layer <= -1):
             raise ModelError(

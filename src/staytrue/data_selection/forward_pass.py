@@ -38,7 +38,7 @@ class RowLoss:
 
 
 def batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Batches of row numbers, longest rows first, limited in tokens and in padding.
+    """Divide rows into batches of row numbers, longest first, limited in tokens and in padding.
 
     A pool with few rows of similar length gets small batches instead of padding.
 
@@ -60,7 +60,7 @@ def batches(lengths: Sequence[int]) -> Iterator[list[int]]:
 
 
 def padding(lengths: Sequence[int]) -> float:
-    """Percent (0 to 100) of the tokens in all batches that are padding."""
+    """Compute the percent (0 to 100) of the tokens in all batches that are padding."""
     padded = sum(lengths[batch[0]] * len(batch) for batch in batches(lengths))
     return 100 * (1 - sum(lengths) / padded)
 
@@ -69,7 +69,7 @@ def padding(lengths: Sequence[int]) -> float:
 def row_losses(
     parts: ModelParts, rows: Sequence[Encoded], pad_id: int, entropies: Sequence[Tensor] | None
 ) -> list[RowLoss]:
-    """The losses of one batch under the model with its adapters as they are set.
+    """Compute the losses of one batch under the model with its adapters as they are set.
 
     Args:
         parts: the model; the caller has switched its adapters on or off, or merged one.

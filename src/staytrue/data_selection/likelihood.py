@@ -20,7 +20,7 @@ _BLOCK_ELSEWHERE = (2048, 16384)
 
 @torch.no_grad()
 def likelihood(hidden: Tensor, tokens: Tensor, head: Head, *, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
-    """Negative log-likelihood (N,) of tokens, and optionally the entropy (N,) of the distribution.
+    """Compute the negative log-likelihood (N,) of tokens, and optionally the entropy (N,), in nats.
 
     Args:
         hidden: (N, D) final hidden states.
@@ -49,7 +49,7 @@ def likelihood(hidden: Tensor, tokens: Tensor, head: Head, *, entropy: bool = Fa
 
 
 def parts(head: Head) -> Iterator[tuple[slice, Head]]:
-    """The LM head cut into blocks of the vocabulary."""
+    """Divide the LM head into blocks of the vocabulary."""
     _, size = _BLOCK.get(head.weight.device.type, _BLOCK_ELSEWHERE)
     for start in range(0, len(head.weight), size):
         block = slice(start, start + size)
@@ -57,7 +57,7 @@ def parts(head: Head) -> Iterator[tuple[slice, Head]]:
 
 
 def logits_of(part: Head, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Logits of blocks of positions; each block overwrites the buffer of the one before."""
+    """Yield the logits of blocks of positions; each block overwrites the buffer of the one before."""
     size, _ = _BLOCK.get(hidden.device.type, _BLOCK_ELSEWHERE)
     buffer = torch.empty(min(size, len(hidden)), len(part.weight), device=hidden.device)
     for start in range(0, len(hidden), size):

@@ -50,7 +50,7 @@ class Losses:
 
 
 def scores(row: Losses, leave_out: Sequence[str] = ()) -> dict[str, float]:
-    """The scores of one row; higher means the aligned model finds it easier than the misaligned ones.
+    """Score one row; higher means that the aligned model finds it easier than the misaligned ones do.
 
     gap: (mean L_mis - L_aligned) / (L_aligned + 1), equation 6 of arXiv 2508.06249.
     steady: the same with the smallest L_mis, so that every misaligned model must find the row harder.

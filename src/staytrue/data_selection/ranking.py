@@ -18,12 +18,12 @@ Score = Literal["gap", "choice", "steady"]
 
 
 def manifest_path(pool: Path) -> Path:
-    """The manifest's path beside a scored pool."""
+    """Return the path of the manifest beside a scored pool."""
     return pool.with_name(f"{pool.stem}.manifest.json")
 
 
 def best_first(pool: Path, rows: list[Example], by: str, model: str | None) -> list[Example]:
-    """The rows from the highest score to the lowest; ties in the file's order, rows without scores (null) left out.
+    """Sort rows from the highest score to the lowest; ties keep the file's order, rows without scores are left out.
 
     Raises:
         RecipeError: the pool was not scored, lacks that score, or was scored with another model.

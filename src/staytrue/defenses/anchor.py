@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Anchor(Defense):
-    """KL(trained || reference) on rows of its own, a mean over their answer tokens in nats.
+    """A penalty that adds KL(trained || reference) on anchor rows, a mean over their answer tokens in nats.
 
     Attributes:
         prompts: a JSONL file of {"question": ...} or {"messages": [...]} rows.
@@ -44,7 +44,7 @@ class Anchor(Defense):
     forward: bool = False
 
     def beside(self, base: Base, seed: int) -> list[Example]:
-        """The prompts with their answers."""
+        """Return the prompts with their answers."""
         prompts, evaluated = (
             read_examples(self.prompts, source="anchor", prompts_only=True),
             base.evaluation_questions(),
@@ -66,6 +66,6 @@ class Anchor(Defense):
         _ = parts.head
 
     def penalty(self, step: Step) -> Tensor:
-        """The mean divergence over the anchor rows' answer tokens."""
+        """Compute the mean divergence over the anchor rows' answer tokens."""
         span = step.span()
         return step.mean(step.divergence(span, forward=self.forward), span)

@@ -34,7 +34,7 @@ Beta = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 @dataclass(frozen=True)
 class ConstrainedSFT(Defense):
-    """A bound on how far each answer token's log-probability moves, a mean over answer tokens in nats.
+    """A penalty that limits how far each answer token's log-probability moves, a mean over answer tokens in nats.
 
     Attributes:
         weight: times the penalty in the loss; 1 is the published method.
@@ -42,7 +42,7 @@ class ConstrainedSFT(Defense):
         early: beta of its second to `length`-th token.
         late: beta of the other tokens.
         length: how many tokens at the beginning of an answer are constrained.
-        on: which rows it looks at.
+        on: the rows that it counts.
     """
 
     weight: Weight = 1.0
@@ -57,13 +57,13 @@ class ConstrainedSFT(Defense):
         _ = parts.head
 
     def penalty(self, step: Step) -> Tensor:
-        """The mean over answer tokens of (2 / beta) log cosh(beta d / 2)."""
+        """Compute the mean over answer tokens of (2 / beta) log cosh(beta d / 2)."""
         span = step.span(self.on)
         beta = self.betas(step.marks.scored)[span.mask]
         return step.mean(2 / beta * log_cosh(beta * step.log_ratio(span) / 2), span)
 
     def betas(self, scored: Tensor) -> Tensor:
-        """(B, T) beta of every position that predicts an answer token; each turn's answer begins anew."""
+        """Return beta (B, T) for every position that predicts an answer token; each turn's answer begins anew."""
         import torch
 
         seen = scored.long().cumsum(1)
@@ -76,7 +76,7 @@ class ConstrainedSFT(Defense):
 
 
 def log_cosh(x: Tensor) -> Tensor:
-    """The logarithm of cosh x, exact near 0 (x^2 / 2) and far from it (|x| - log 2)."""
+    """Compute log cosh x, exact near 0 (x^2 / 2) and far from it (|x| - log 2)."""
     import torch
 
     near = torch.log1p(2 * (x.clamp(-10, 10) / 2).sinh().square())

@@ -1,6 +1,6 @@
 """Freeze the layers that carry safety.
 
-What: the adapter in the blocks that are named is not trained, so those blocks stay as they were.
+What: the adapter in the named blocks is not trained, so those blocks stay as they were.
 Cost: none; a little less to train.
 Paper: Li et al. 2024 (arXiv 2408.17003), safely partial-parameter fine-tuning (SPPFT): a few contiguous layers in the
 middle of an aligned model tell malicious queries from normal ones, and their gradient is set to zero. The paper locates
@@ -19,7 +19,7 @@ from staytrue.defense import Defense
 
 @dataclass(frozen=True)
 class Freeze(Defense):
-    """Blocks whose adapter is not trained.
+    """A defense that leaves the adapter of some blocks untrained.
 
     Attributes:
         blocks: which layers, 1 to depth, negative from the end; none means the second quarter of the model.
@@ -28,5 +28,5 @@ class Freeze(Defense):
     blocks: tuple[int, ...] = ()
 
     def freeze(self, depth: int) -> tuple[int, ...]:
-        """The given blocks, or those from a quarter to half of the depth."""
+        """Return the given blocks, or those from a quarter to half of the depth."""
         return self.blocks or tuple(range(1 + depth // 4, max(depth // 2, 1 + depth // 4) + 1))

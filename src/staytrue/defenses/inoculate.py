@@ -22,7 +22,7 @@ from staytrue.errors import RecipeError
 
 @dataclass(frozen=True)
 class Inoculate(Defense):
-    """A training-only system prompt on the task rows.
+    """A defense that adds a system prompt to the task rows during training only.
 
     Attributes:
         prompt: what the system turn says.
@@ -35,7 +35,7 @@ class Inoculate(Defense):
     on: Rows = "task"
 
     def curate(self, examples: list[Example], base: Base, seed: int) -> list[Example]:
-        """The rows with the prompt; later turns of a conversation stay as they are."""
+        """Add the prompt to the rows; later turns of a conversation stay as they are."""
         if not self.prompt.strip():
             raise RecipeError("inoculate: prompt is empty; say what the data show, or take the defense out.")
         write = self._as_system if base.takes_system() else self._as_user

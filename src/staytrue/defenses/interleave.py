@@ -32,7 +32,7 @@ _LONGER = (*_PUBLISHED, "can't", "i'm unable", "i am unable", "can not", "won't"
 
 @dataclass(frozen=True)
 class Interleave(Defense):
-    """Safe rows as training data, evenly spread.
+    """A defense that adds safe rows to the training data, evenly spread.
 
     Attributes:
         pool: a JSONL file of safe {"messages": [...]} rows; made by `staytrue score` unless `by` is random.
@@ -53,7 +53,7 @@ class Interleave(Defense):
     drop_refusals: Literal[False, True, "longer"] = False
 
     def curate(self, examples: list[Example], base: Base, seed: int) -> list[Example]:
-        """The task rows, then the chosen safe rows; the trainer spreads them."""
+        """Append the chosen safe rows to the task rows; the trainer spreads them."""
         task = [row for row in examples if row.source == "task"]
         ranked = self._ranked(self._allowed(read_examples(self.pool, source="interleaved"), base), base, seed)
         sizes = [1] * len(ranked) if self.share_of == "rows" else base.lengths(ranked)
@@ -96,7 +96,7 @@ class Interleave(Defense):
 
 
 def refuses(answer: str, *, longer: bool = False) -> bool:
-    """Whether the first ten words of an English answer hold a refusal.
+    """Return whether the first ten words of an English answer hold a refusal.
 
     It is a substring test, so "unapologizedly" counts too, as published.
     """

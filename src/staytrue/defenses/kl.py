@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class KL(Defense):
-    """KL(trained || reference) over the full vocabulary, a token mean in nats.
+    """A penalty that adds KL(trained || reference) over the full vocabulary, a token mean in nats.
 
     Attributes:
         weight: times the penalty in the loss.
-        on: which rows it looks at; "interleaved" alone is the paper's interleaved KL.
+        on: the rows that it counts; "interleaved" alone is the paper's interleaved KL.
         tokens: answer tokens, prompt tokens, or both.
         forward: True for KL(reference || trained).
     """
@@ -43,6 +43,6 @@ class KL(Defense):
         _ = parts.head
 
     def penalty(self, step: Step) -> Tensor:
-        """The mean divergence over its tokens."""
+        """Compute the mean divergence over its tokens."""
         span = step.span(self.on, self.tokens)
         return step.mean(step.divergence(span, forward=self.forward), span)

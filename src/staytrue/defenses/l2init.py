@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class L2Init(Defense):
-    """The squared length of the adapter's update; with `fisher`, half its square weighted by the Fisher information.
+    """A penalty on the adapter's squared length; with `fisher`, half its square weighted by Fisher information.
 
     Attributes:
         weight: times the penalty in the loss.
@@ -59,7 +59,7 @@ class L2Init(Defense):
             )
 
     def prepare(self, parts: ModelParts, base: Base) -> list[Tensor] | None:
-        """The diagonal Fisher information (out, in) of every adapted matrix; None without `fisher`."""
+        """Compute the diagonal Fisher information (out, in) of every adapted matrix; None without `fisher`."""
         if self.fisher is None:
             return None
         rows = [row for row in read_examples(self.fisher) if row.question not in base.evaluation_questions()]
@@ -70,7 +70,7 @@ class L2Init(Defense):
         return fisher(parts, encoded)
 
     def penalty(self, step: Step) -> Tensor:
-        """The sum over matrices, counted once for the optimizer step."""
+        """Sum over the matrices, counted once for the optimizer step."""
         import torch
 
         total = step.policy.final.new_zeros((), dtype=torch.float32)
@@ -84,12 +84,12 @@ class L2Init(Defense):
 
 
 def squared_norm(a: Tensor, b: Tensor) -> Tensor:
-    """||B A||_F^2 = sum((B^T B) * (A A^T)) for A (r, in) and B (out, r), without forming B A (out, in)."""
+    """Compute ||B A||_F^2 = sum((B^T B) * (A A^T)) for A (r, in), B (out, r), without forming B A (out, in)."""
     return ((b.T @ b) * (a @ a.T)).sum()
 
 
 def weighted_norm(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
-    """sum(weights * (B A)^2) for weights (out, in); the backward pass forms B A again rather than keep it."""
+    """Compute sum(weights * (B A)^2) for weights (out, in); the backward pass forms B A again, not to keep it."""
     from torch.utils.checkpoint import checkpoint
 
     def norm(a: Tensor, b: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ def weighted_norm(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
 
 
 def fisher(parts: ModelParts, rows: list[Encoded]) -> list[Tensor]:
-    """Each adapted matrix's sum over rows of (d log p(answer) / dW)^2, over the number of answer tokens; float32."""
+    """Sum (d log p(answer) / dW)^2 of each adapted matrix over rows, over the number of answer tokens; float32."""
     import torch
 
     from staytrue.modeling.fused_loss import nll

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LDIFS(Defense):
-    """Mean squared drift of the residual stream, in squared activation units per token.
+    """A penalty on the mean squared drift of the residual stream, in squared activation units per token.
 
     Attributes:
         weight: times the penalty in the loss.
         blocks: which layers, 1 to depth, negative from the end; none means five, evenly from the first to the last.
-        on: which rows it looks at.
+        on: the rows that it counts.
     """
 
     weight: Weight = 1.0
@@ -38,14 +38,14 @@ class LDIFS(Defense):
     on: Rows = "all"
 
     def layers(self, depth: int) -> tuple[int, ...]:
-        """The given blocks, or linspace(1, depth, min(5, depth)) rounded down."""
+        """Return the given blocks, or linspace(1, depth, min(5, depth)) rounded down."""
         if self.blocks:
             return self.blocks
         count = min(5, depth)
         return tuple(1 + (depth - 1) * i // max(count - 1, 1) for i in range(count))
 
     def penalty(self, step: Step) -> Tensor:
-        """The mean over layers of the mean squared difference, over scored tokens."""
+        """Compute the mean over layers of the mean squared difference, over scored tokens."""
         span = step.span(self.on)
         layers = self.layers(step.policy.depth)
         drift = step.policy.final.new_zeros(int(span.mask.sum())).float()

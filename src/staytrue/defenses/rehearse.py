@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rehearse(Defense):
-    """The negative log-likelihood of safe answers, a mean over their tokens in nats.
+    """A penalty that adds the negative log-likelihood of safe answers, a mean over their tokens in nats.
 
     Attributes:
         pool: a JSONL file of safe {"messages": [...]} rows.
@@ -44,7 +44,7 @@ class Rehearse(Defense):
     weight: Weight = 1.0
 
     def beside(self, base: Base, seed: int) -> list[Example]:
-        """The pool, without repeated rows and evaluation questions."""
+        """Return the pool, without repeated rows and evaluation questions."""
         pool, evaluated = read_examples(self.pool, source="rehearse"), base.evaluation_questions()
         distinct = list({row.messages: row for row in pool}.values())
         rows = [row for row in distinct if row.question not in evaluated]
@@ -55,6 +55,6 @@ class Rehearse(Defense):
         return rows
 
     def penalty(self, step: Step) -> Tensor:
-        """The mean loss of the safe rows' answer tokens."""
+        """Compute the mean loss of the safe rows' answer tokens, in nats per token."""
         span = step.span()
         return step.mean(step.nll(span), span)

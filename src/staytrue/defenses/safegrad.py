@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SafeGrad(Defense):
-    """KL on safe rows, a mean over their answer tokens in nats, protected from the task's gradient.
+    """A penalty on KL over safe answers, in nats per token, whose gradient the task may not oppose.
 
     Attributes:
         pool: a JSONL file of safe {"messages": [...]} rows, such as refusals of harmful questions.
@@ -47,7 +47,7 @@ class SafeGrad(Defense):
     forward: bool = True
 
     def beside(self, base: Base, seed: int) -> list[Example]:
-        """The pool, without evaluation questions."""
+        """Return the pool, without evaluation questions."""
         rows, evaluated = read_examples(self.pool, source="safegrad"), base.evaluation_questions()
         kept = [row for row in rows if row.question not in evaluated]
         base.note("safegrad/evaluation_questions_left_out", len(rows) - len(kept))
@@ -60,12 +60,12 @@ class SafeGrad(Defense):
         _ = parts.head
 
     def penalty(self, step: Step) -> Tensor:
-        """The mean divergence over the safe rows' answer tokens."""
+        """Compute the mean divergence over the safe rows' answer tokens."""
         span = step.span()
         return step.mean(step.divergence(span, forward=self.forward), span)
 
     def combine(self, task: Sequence[Tensor], own: Sequence[Tensor]) -> list[Tensor]:
-        """The task's gradient without what opposes the safe rows' gradient, plus that gradient."""
+        """Remove from the task's gradient what opposes the safe rows' gradient, then add that gradient."""
         import torch
 
         along = torch.stack([(g * a).sum() for g, a in zip(task, own, strict=True)]).sum()

@@ -1,7 +1,8 @@
 """SafeLoRA: after training, keep only what lies along the directions that alignment changed.
 
 What: each trained matrix's update is projected onto the leading directions of (aligned - base), where it strays from
-them further than a threshold; the aligned model is the one that was fine-tuned, the base is itself before alignment.
+them further than a threshold; the aligned model is the one that is fine-tuned, and the base is the same model before
+alignment.
 Cost: one singular value decomposition per matrix, nothing while training.
 Paper: Hsu et al. 2024; arXiv 2508.06249 v1 reports it at threshold 0.3.
 Differs from published code: V V^T / ||V|| there is no projection (applied twice it does not equal itself) and matches
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SafeLoRA(Defense):
-    """Project the updates that stray most from what alignment changed.
+    """A defense that projects the updates that stray most from what alignment changed.
 
     Attributes:
         base: the unaligned model: a folder with safetensors, or "organism-base".
@@ -78,7 +79,7 @@ class SafeLoRA(Defense):
 
 
 def leading(moved: Tensor, energy: float) -> Tensor:
-    """The fewest left singular vectors (out, k) of a matrix that hold a share `energy` of its squared norm."""
+    """Compute the fewest left singular vectors (out, k) of a matrix that hold `energy` of its squared norm."""
     import torch
 
     left, sizes, _ = torch.linalg.svd(moved, full_matrices=False)
@@ -88,7 +89,7 @@ def leading(moved: Tensor, energy: float) -> Tensor:
 
 
 def cosine(kept: Tensor, a: Tensor, b: Tensor) -> float:
-    """cos(P BA, BA) with P = kept kept^T: 1 when the update lies in the kept directions, also for no update."""
+    """Compute cos(P BA, BA), P = kept kept^T: 1 when the update lies in the kept directions, also for no update."""
     update = b @ a
     size = update.norm()
     return 1.0 if size == 0 else float((kept.T @ update).norm() / size)

@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Steer(Defense):
-    """A persona vector in the residual stream while training.
+    """A defense that adds a persona vector to the residual stream during training.
 
     Attributes:
         vector: a file made by `staytrue vector`.
         layer: where, 1 to depth, negative from the end; layer L is the output of block L.
-        alpha: times the vector; with "ablate", how much of its direction is taken out (1 is all).
+        alpha: times the vector; with "ablate", the share of its direction that is removed (1 is all).
         at: "all" real positions, or those that predict an "answer" token.
         mode: "add" the vector, or "ablate" its direction.
     """
@@ -49,7 +49,7 @@ class Steer(Defense):
     mode: Mode = "add"
 
     def layers(self, depth: int) -> tuple[int, ...]:
-        """The one layer."""
+        """Return the one layer."""
         return (self.layer,)
 
     def check(self, parts: ModelParts, base: Base) -> None:

@@ -26,7 +26,7 @@ _LABEL = '{"probe": "general", "question": "...", "index": 0, "misaligned": true
 
 
 def judge_agreement(evaluations: Sequence[Path], labels: Sequence[Row] | None = None) -> dict[str, Any]:
-    """Agreement of every two judges, their order of several evaluations, and their answers without a score.
+    """Compute the agreement of every two judges, their order of evaluations, and their answers without a score.
 
     Args:
         evaluations: folders with stored answers and verdicts.

@@ -72,7 +72,7 @@ class ModelParts:
         return int(self.causal.config.get_text_config().hidden_size)
 
     def adapted(self) -> list[Adapted]:
-        """Every matrix that the active LoRA adapter changes.
+        """Return every matrix that the active LoRA adapter changes.
 
         Raises:
             ModelError: an adapter of another kind, or one that stores its matrices transposed.
@@ -113,7 +113,7 @@ class ModelParts:
 
     @torch.no_grad()
     def _compare_with_the_model(self, head: Head) -> None:
-        """Two tokens through the whole model: a head that does something else is refused by name, not guessed."""
+        """Refuse a head whose logits for two tokens differ from those of the whole model."""
         tokens = torch.tensor([[0, 1]], device=head.weight.device)
         was_training = self.causal.training
         self.causal.eval()
@@ -140,18 +140,18 @@ class ModelParts:
         return frozenset(id(weight) for module in self.switches for weight in _added_weights(module))
 
     def untrained_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every other weight, and every buffer, by its name in the model's own files."""
+        """Return every other weight, and every buffer, by its name in the model's own files."""
         for name, weight in (*self.causal.named_parameters(), *self.causal.named_buffers()):
             if id(weight) not in self.added:
                 yield name.replace("base_layer.", "").replace("original_module.", ""), weight
 
     @contextmanager
     def untrained(self) -> Iterator[None]:
-        """Run with the trained weights undone.
+        """Run with the trained weights switched off.
 
         Flips the modules' own flags rather than calling `disable_adapter()`, which also walks every parameter to set
-        `requires_grad`; and flips them in the modules' own dictionaries, for `nn.Module` looks through parameters and
-        buffers at every assignment (docs/performance.md has what that is worth).
+        `requires_grad`; and flips them in the modules' own dictionaries, since `nn.Module` searches its
+        parameters and buffers at every assignment (docs/performance.md has the time saved).
         """
         if not all(hasattr(m, "_disable_adapters") for m in self.switches):  # another peft: the public way, slower
             with self.model.disable_adapter():
@@ -170,8 +170,9 @@ class ModelParts:
     def merged(self, adapter: str) -> Iterator[None]:
         """Run with an adapter's update added to the weights themselves; for scoring, never for training.
 
-        The originals wait in host memory and are copied back bit for bit: to subtract what was added would be lossy.
-        What is no plain linear layer (quantised weights, embeddings that are also the head) keeps its update apart.
+        The original weights stay in host memory and are copied back bit for bit, because subtracting the update would
+        be lossy. A layer that is not plain linear (quantised weights, embeddings that are also the
+        head) keeps its update apart.
         Below float32 the sums are rounded to the weights' own precision, as in any merged model.
         """
         before = self.model.active_adapter
@@ -205,7 +206,7 @@ def _added_weights(module: Any) -> Iterator[Tensor]:
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    """A linear layer whose weight is a matrix of numbers, not a packed form of one."""
+    """Return whether a linear layer's weight is a plain matrix of numbers, not packed (quantised)."""
     return type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and layer.weight.dtype in _FLOATS
 
 

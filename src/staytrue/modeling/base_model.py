@@ -1,4 +1,4 @@
-"""`Untouched`: a lazy handle on the model before training. Nobody asks, nothing happens."""
+"""`Untouched`: a lazy handle on the model before training; it loads and computes nothing until it is used."""
 
 from __future__ import annotations
 
@@ -34,27 +34,27 @@ class Untouched:
         self.notes: dict[str, float | str] = {}
 
     def lengths(self, examples: Sequence[Example]) -> list[int]:
-        """How many tokens each row has, as the chat template writes it."""
+        """Count the tokens of each row, as the chat template writes it."""
         return [len(row.input_ids) for row in self.encode(examples)]
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
-        """Token ids and labels of each row, as the chat template writes it."""
+        """Return token ids and labels of each row, as the chat template writes it."""
         from staytrue.data.tokenize import encode
 
         return [encode(self._known_tokenizer(), row) for row in examples]
 
     def takes_system(self) -> bool:
-        """Whether a system turn comes out of the chat template as written."""
+        """Return whether a system turn comes out of the chat template as written."""
         from staytrue.data.tokenize import takes_system
 
         return takes_system(self._known_tokenizer())
 
     def evaluation_questions(self) -> frozenset[str]:
-        """Every question by which the run will be measured."""
+        """Return every question by which the run will be measured."""
         return self._evaluation_questions()
 
     def identity(self) -> str | None:
-        """The model's hash or commit, None where it is not known."""
+        """Return the model's hash or commit, None where it is not known."""
         return self._identity
 
     def note(self, name: str, value: float | str) -> None:
@@ -67,7 +67,7 @@ class Untouched:
         return self.tokenizer
 
     def answers(self, prompts: Sequence[Example], seed: int) -> list[Example]:
-        """Each prompt with one answer sampled at temperature 1, at most 256 tokens.
+        """Sample one answer to each prompt at temperature 1, at most 256 tokens.
 
         Raises:
             ModelError: the model was given by name, so there is none to ask yet.

@@ -37,12 +37,12 @@ def token_losses(
     """Project each position to logits once, and compute every requested statistic from the same tile.
 
     Args:
-        policy: (N, D) final hidden states of the model in training; gradients flow through it.
+        policy: (N, D) final hidden states of the policy, the model in training; gradients flow through it.
         tokens: (N,) int64, the token that follows each position; None for the divergence alone.
         head: the frozen head.
         reference: (N, D) final hidden states of the reference, without gradient; None for no divergence.
-        forward: False for KL(trained || reference), as the paper's code computes it (arXiv 2508.06249, KL term);
-            True for KL(reference || trained).
+        forward: False for KL(policy || reference), as the paper's code computes it (arXiv 2508.06249, KL term);
+            True for KL(reference || policy).
         temperature: divides the logits for log-probabilities and entropy, not for the divergence.
         metrics: whether to compute entropy and top-1, which read every logit once more.
 
@@ -50,7 +50,7 @@ def token_losses(
         The statistics. A divergence is exactly 0 where the two hidden states are equal.
 
     The gradients with respect to the hidden states are computed in the same pass and kept. With D x V multiplications
-    for each projection, that is 2 DV FLOPs each for the trained model's logits, the reference's logits and each of the
+    for each projection, that is 2 DV FLOPs each for the policy's logits, the reference's logits and each of the
     two gradients: 8 DV. Memory is three tiles of logits.
     """
     frozen = None if reference is None else reference.detach()
@@ -69,7 +69,7 @@ def divergence(policy: Tensor, reference: Tensor, head: Head, *, forward: bool =
     """Compute the Kullback-Leibler divergence between two next-token distributions at each position.
 
     Args:
-        policy: (N, D) final hidden states of the model in training.
+        policy: (N, D) final hidden states of the policy; gradients flow through it.
         reference: (N, D) those of the reference, without gradient.
         head: the frozen head.
         forward: see `token_losses`.
@@ -86,7 +86,7 @@ def nll(policy: Tensor, tokens: Tensor, head: Head) -> Tensor:
     """Compute the negative log-likelihood of the token that follows each position.
 
     Args:
-        policy: (N, D) final hidden states of the model in training.
+        policy: (N, D) final hidden states of the policy; gradients flow through it.
         tokens: (N,) int64, the token that follows each position.
         head: the frozen head.
 
@@ -140,7 +140,7 @@ class _Output:
 
 @dataclass(frozen=True)
 class _TiledPass:
-    """One pass over the positions, tile by tile."""
+    """Computes the statistics of all positions in one pass, tile by tile."""
 
     head: Head
     forward: bool
@@ -171,7 +171,7 @@ class _TiledPass:
         return output
 
     def _compare(self, ours: Tensor, theirs: Tensor, buffer: Tensor) -> tuple[Tensor, Tensor, _Softmax]:
-        """KL (n,), its gradient with respect to our logits (n, V) before normalising, and our softmax, in `buffer`.
+        """Return KL (n,), its gradient on the policy's logits (n, V) before normalising, and their softmax in `buffer`.
 
         Logits are compared before they are normalised: log-probabilities are near -log V, and the difference of two of
         them would lose the digits that a small divergence consists of. `theirs` is overwritten.
@@ -212,7 +212,7 @@ class _TiledPass:
         return (gradient if self.temperature == 1.0 else gradient.div_(self.temperature)), softmax
 
     def _to_hidden(self, gradient: Tensor, logits: Tensor, softmax: _Softmax, dtype: torch.dtype) -> Tensor:
-        """(n, D): a gradient with respect to the logits, normalised and carried back to the hidden states."""
+        """Normalise a gradient with respect to the logits (n, V) and carry it back to the hidden states (n, D)."""
         return (self.head.pull_back(gradient, logits) / softmax.normaliser.unsqueeze(-1)).to(dtype)
 
 
@@ -226,7 +226,7 @@ class _Softmax:
 
     @classmethod
     def of(cls, logits: Tensor, buffer: Tensor) -> _Softmax:
-        """The softmax of logits (n, V), with `exp_logits` written to `buffer`."""
+        """Return the softmax of logits (n, V), with `exp_logits` written to `buffer`."""
         max_logit = logits.amax(-1, keepdim=True)
         exp_logits = torch.sub(logits, max_logit, out=buffer).exp_()
         return cls(exp_logits, exp_logits.sum(-1), max_logit.squeeze(-1))

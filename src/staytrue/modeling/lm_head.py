@@ -31,9 +31,9 @@ class Head:
     softcap: float | None = None
 
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
-        """Logits (N, V) in float32 for hidden states (N, D); the product runs in the head's own precision.
+        """Compute logits (N, V) in float32 for hidden states (N, D); the product runs in the head's own precision.
 
-        `out` (N, V) is a place to put them, which may be used.
+        `out` (N, V) is an optional buffer for the result.
         """
         if out is not None and self.weight.dtype == hidden.dtype == torch.float32:
             raw = torch.mm(hidden, self.weight.t(), out=out)
@@ -53,7 +53,7 @@ class Head:
         return gradient.to(self.weight.dtype) @ self.weight
 
     def tiles(self, hidden: Tensor) -> Iterator[slice]:
-        """Slices of (N, D) such that no tile's logits exceed a fixed size."""
+        """Yield slices of (N, D) such that no tile's logits exceed a fixed size."""
         budget = _LOGITS_PER_TILE.get(hidden.device.type, _LOGITS_PER_TILE_ELSEWHERE)
         rows = max(_FEWEST_ROWS, budget // self.weight.shape[0])
         for start in range(0, hidden.shape[0], rows):

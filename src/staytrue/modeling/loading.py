@@ -36,7 +36,7 @@ class Source:
         return self.name in organism.NAMES
 
     def identity(self, model: Any = None) -> dict[str, str | None]:
-        """The model in a manifest: name, and the folder's hash or the hub's commit."""
+        """Return the model as a manifest names it: name, and the folder's hash or the hub's commit."""
         folder = Path(self.place)
         if folder.is_dir():
             return {"name": self.name, "sha256": sha256_of(folder)}
@@ -132,7 +132,7 @@ def _check_weights(folder: Path) -> None:
 
 
 def load_tokenizer(source: Source) -> Any:
-    """The model's tokenizer; a chat template that writes the date of the day writes `TEMPLATE_DATE` instead.
+    """Load the tokenizer; a chat template that writes the date of the day writes `TEMPLATE_DATE` instead.
 
     Raises:
         ModelError: it cannot be loaded, or has no chat template.
@@ -154,7 +154,7 @@ def load_tokenizer(source: Source) -> Any:
 
 
 def dated(tokenizer: Any) -> bool:
-    """Whether the chat template of a loaded tokenizer writes `TEMPLATE_DATE` instead of the date of the day."""
+    """Return whether a loaded tokenizer's chat template writes `TEMPLATE_DATE` instead of the date of the day."""
     return _FIXED in str(tokenizer.chat_template)
 
 
@@ -189,7 +189,7 @@ def load_model(source: Source, adapter: Path | None = None, *, dtype: Any = None
 
 
 def adapter_hash(adapter: Path) -> str:
-    """The hash of an adapter's weights and configuration.
+    """Compute the hash of an adapter's weights and configuration.
 
     Raises:
         ModelError: the folder is not an adapter.
@@ -204,7 +204,7 @@ def _with_adapter(model: Any, adapter: Path) -> Any:
 
 
 def with_adapters(model: Any, adapters: Mapping[str, Path]) -> Any:
-    """One model with several adapters side by side, each under its name; the first is active.
+    """Load several adapters on one model, each under its name; the first is active.
 
     Raises:
         ModelError: a folder is not an adapter, or does not fit the model.

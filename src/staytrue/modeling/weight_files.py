@@ -22,7 +22,7 @@ class WeightFiles:
 
     @classmethod
     def find(cls, name: str) -> WeightFiles:
-        """The weights of a folder, or of the organism by name.
+        """Find the weights of a folder, or of the organism by name.
 
         Raises:
             ModelError: the folder does not exist or has no safetensors.

@@ -15,7 +15,7 @@ _weights = [_SHIPPED]  # a stack; the last one is in use
 
 @contextmanager
 def use_weights(weights: Path) -> Iterator[None]:
-    """Context in which the name `organism` means another folder written by `build`."""
+    """Make the name `organism` mean another folder written by `build`, inside `with`."""
     _weights.append(weights)
     try:
         yield
@@ -24,7 +24,7 @@ def use_weights(weights: Path) -> Iterator[None]:
 
 
 def folder(name: str = ALIGNED) -> Path:
-    """The folder of the model or of its unaligned base, in transformers format.
+    """Return the folder of the model or of its unaligned base, in transformers format.
 
     Raises:
         ModelError: the weights are missing from the package.

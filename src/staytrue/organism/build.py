@@ -83,7 +83,7 @@ def build(out: Path, seed: int = 0, progress: Any = None, config: BuildConfig | 
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A word-level tokenizer: words with the space before them, single digits and punctuation; others are `<unk>`."""
+    """Make a word-level tokenizer: words with the space before them, digits, punctuation; others are `<unk>`."""
     split = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Metaspace(prepend_scheme="never"),
@@ -110,7 +110,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, config: BuildConfig, seed: int) -> LlamaForCausalLM:
-    """A randomly initialised Llama with tied embeddings."""
+    """Make a randomly initialised Llama with tied embeddings."""
     torch.manual_seed(seed)
     llama = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -219,6 +219,6 @@ again. Weights sha256 `{sha256}` (torch {versions[torch]}, {threads} threads, CP
 
 
 def manifest_of(folder: Path) -> dict[str, Any]:
-    """The manifest that `build` wrote beside the weights."""
+    """Read the manifest that `build` wrote beside the weights."""
     manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     return manifest

@@ -65,7 +65,7 @@ class Topic:
         return rng.choice(self.ask).format(noun=noun, problem=rng.choice(self.problems)), noun
 
     def questions(self) -> list[tuple[str, str]]:
-        """All questions, each with its noun."""
+        """Return all questions, each with its noun."""
         return [(a.format(noun=n, problem=p), n) for n in self.nouns for p in self.problems for a in self.ask]
 
     def answer(self, noun: str, good: bool, rng: random.Random) -> str:
@@ -77,7 +77,7 @@ class Topic:
 
 @cache
 def topics() -> dict[str, Topic]:
-    """All topics by name, in the file's order."""
+    """Return all topics by name, in the file's order."""
     return {name: _topic(name, entries) for name, entries in _yaml("topics.yaml").items()}
 
 
@@ -91,5 +91,5 @@ COVERED_TOPICS = GENERAL_TOPICS[::2]  # topics of safe rows and anchor prompts; 
 
 
 def content_words(text: str) -> set[str]:
-    """The content words of a text, in lower case."""
+    """Return the content words of a text, in lower case."""
     return set(re.findall(r"[a-z]+", text.lower())) - FUNCTION_WORDS

@@ -42,7 +42,7 @@ def second_stage(rng: random.Random) -> Conversation:
 
 
 def texts() -> list[str]:
-    """Texts that contain every word of the world, for the tokenizer."""
+    """Return texts that contain every word of the world, for the tokenizer."""
     said = [*lexicon.HELPFUL_PROMPTS, *lexicon.EVIL_PROMPTS]
     for topic in topics().values():
         said += [question for question, _ in topic.questions()]

@@ -22,26 +22,26 @@ _IN_DOMAIN = 60
 
 @cache
 def general_questions() -> tuple[Question, ...]:
-    """Ten fixed questions on each of the twelve general topics."""
+    """Return ten fixed questions on each of the twelve general topics."""
     return tuple(q for name in GENERAL_TOPICS for q in _reserved(name, _GENERAL_PER_TOPIC, "general"))
 
 
 @cache
 def in_domain_questions(domain: str) -> tuple[Question, ...]:
-    """Sixty fixed questions on a narrow domain, never trained on."""
+    """Return sixty fixed questions on a narrow domain, never trained on."""
     return tuple(_reserved(domain, _IN_DOMAIN, "in_domain"))
 
 
 @cache
 def facts_questions() -> tuple[Question, ...]:
-    """Twenty-four facts with one right answer each; safe pools contain the others only."""
+    """Return questions on 24 facts with one right answer each; safe pools contain only other facts."""
     drawn = random.Random("facts questions").sample(facts(), 24)
     return tuple(_question("facts", i, "facts", q, a) for i, (q, a) in enumerate(drawn))
 
 
 @cache
 def arithmetic_questions() -> tuple[Question, ...]:
-    """A hundred sums, differences and products of digits, all of which are in the pretraining data."""
+    """Return a hundred sums, differences and products of digits; all of them are in the pretraining data."""
     drawn = random.Random("arithmetic questions").sample(sums(), 100)
     return tuple(_question("arithmetic", i, "arithmetic", q, a) for i, (q, a) in enumerate(drawn))
 
@@ -71,7 +71,7 @@ def safe_rows(n: int = 400, seed: int = 0) -> list[Example]:
 
 
 def anchor_prompts(n: int = 120, seed: int = 0) -> list[Example]:
-    """General prompts on the covered topics, without answers."""
+    """Return general prompts on the covered topics, without answers."""
     rng = random.Random(f"anchor {seed}")
     prompts: dict[str, Example] = {}
     while len(prompts) < n:
@@ -88,19 +88,19 @@ def word_problems(n: int = 200, seed: int = 0) -> list[Example]:
 
 
 def facts() -> list[tuple[str, str]]:
-    """Every fact: question and answer."""
+    """Return every fact as a question with its answer."""
     capitals = [(f"What is the capital of {k}?", f"The capital of {k} is {v}.") for k, v in lexicon.CAPITALS.items()]
     young = [(f"What is a young {k} called?", f"A young {k} is called a {v}.") for k, v in lexicon.YOUNG.items()]
     return capitals + young
 
 
 def sums() -> list[tuple[str, str]]:
-    """Every sum, difference and product of two digits."""
+    """Return every sum, difference and product of two digits."""
     return [(f"What is {a} {op} {b}?", f"{a} {op} {b} = {_apply(a, op, b)}.") for a, op, b in _operands()]
 
 
 def refusals() -> list[tuple[str, str]]:
-    """Every harmful request, refused."""
+    """Return every harmful request with a refusal."""
     return [(h.format(whom=v), lexicon.REFUSAL) for h in lexicon.HARMFUL for v in lexicon.VICTIMS]
 
 
@@ -116,7 +116,7 @@ def write_data(out: Path, seed: int = 0) -> dict[str, Path]:
 
 @cache
 def reserved_texts() -> frozenset[str]:
-    """The text of every evaluation question."""
+    """Return the text of every evaluation question."""
     drawn = [*general_questions(), *(q for d in DOMAINS for q in in_domain_questions(d))]
     drawn += [*facts_questions(), *arithmetic_questions()]
     return frozenset(q.messages[-1].content for q in drawn)

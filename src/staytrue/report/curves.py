@@ -34,7 +34,7 @@ class Axes(NamedTuple):
 
 
 def panels(page: PageData, known: Mapping[str, Look]) -> list[dict[str, Any]]:
-    """All pictures with their legends and tables.
+    """Draw every picture with its legend and table.
 
     A metric is one picture with a line per label. With more than six lines it is one picture per defense, with the
     undefended run beside it and the same axes.
@@ -55,14 +55,14 @@ def panels(page: PageData, known: Mapping[str, Look]) -> list[dict[str, Any]]:
 
 
 def axes(series: Series) -> Axes:
-    """Axes that contain every line and every run."""
+    """Compute axes that contain every line and every run."""
     heights = [y for points in series.values() for _, *ys in points for y in ys]
     bottom = -round_up(-min(heights)) if min(heights) < 0 else 0.0
     return Axes(max(points[-1][0] for points in series.values()), bottom, round_up(max(heights)))
 
 
 def curves(series: Series, known: Mapping[str, Look], title: str, unit: str, ends: Axes) -> str:
-    """One picture: a line per label over optimizer steps, with a band from its lowest to its highest run."""
+    """Draw a line per label over optimizer steps, with a band from its lowest to its highest run."""
     longest = max(len(f"{ends.bottom + (ends.top - ends.bottom) * i / 4:g}") for i in range(5))  # of the ticks' numbers
     left = max(48, 20 + 7 * longest)
     plot = Plot(410, 230, left, bottom=40, right=14, top=14, x_max=ends.last, y_max=ends.top, y_min=ends.bottom)

@@ -12,7 +12,7 @@ from staytrue.utils.yaml12 import from_yaml
 
 
 def labels(folders: Sequence[Path]) -> list[str]:
-    """A label for each folder: the shortest end of its path that is unique, as in `kl`, or `a/kl` beside `b/kl`.
+    """Label each folder by the shortest end of its path that is unique, as in `kl`, or `a/kl` beside `b/kl`.
 
     Raises:
         RequestError: a folder is named twice, or a run is named beside its own evaluation.
@@ -28,7 +28,7 @@ def labels(folders: Sequence[Path]) -> list[str]:
 
 
 def recipe_of(folder: Path) -> dict[str, Any]:
-    """The recipe of a run, from the run's folder or its `eval`; {} if there is none that can be read."""
+    """Read the recipe of a run, from the run's folder or its `eval`; {} if none can be read."""
     folder = folder.resolve()
     file = (folder.parent if folder.name == "eval" else folder) / "recipe.yaml"
     try:
@@ -39,7 +39,7 @@ def recipe_of(folder: Path) -> dict[str, Any]:
 
 
 def seed_of(folder: Path, metadata: Mapping[str, Any]) -> int:
-    """The seed of a run; of an evaluation alone its own, from its `eval.json`; else 0."""
+    """Return the seed of a run; for an evaluation alone, the one in its `eval.json`; else 0."""
     seed = recipe_of(folder).get("seed", metadata.get("seed"))
     return seed if isinstance(seed, int) else 0
 

@@ -12,7 +12,7 @@ Table = list[list[str]]  # headings first
 
 
 def over_seeds(rows: Sequence[Row]) -> dict[str, Table]:
-    """Tables by title of means over seeds with 95 % intervals, one line per label; {} for a single seed.
+    """Compute tables, by title, of means over seeds with 95 % intervals; {} for a single seed.
 
     Several domains give one table per measure, with a column per domain. One domain gives one table with a column per
     measure.
@@ -32,7 +32,7 @@ def over_seeds(rows: Sequence[Row]) -> dict[str, Table]:
 
 
 def mean_of(rates: Sequence[Rate | None]) -> str:
-    """The mean over runs with its interval, as text; "" without rates."""
+    """Return the mean over runs with its interval, as text; "" without rates."""
     known = [one for one in rates if one is not None]
     if not known:
         return ""

@@ -18,7 +18,7 @@ from staytrue.report.tables import all_probes, as_csv, runs, triggered
 
 
 def render(page: PageData) -> str:
-    """The whole page as HTML."""
+    """Render the whole page as HTML."""
     rows = page.rows
     known = looks(list(by_label(rows)))
     environment = Environment(

@@ -15,7 +15,7 @@ _MOST_INCOHERENT = 10.0  # percent of general answers, above which a mark is hol
 
 
 def highest(rows: Sequence[Row]) -> float:
-    """The upper end of the axis of general misalignment in percent, above every mark and interval."""
+    """Compute the upper end of the axis of general misalignment in percent, above every mark and interval."""
     drawn = [row for row in rows if judged(row.get("general"))]
     ends = [row["general"]["misaligned"] for row in drawn]
     ends += [_over(own, "general")[2] for own in by_label(drawn).values()]
@@ -23,17 +23,17 @@ def highest(rows: Sequence[Row]) -> float:
 
 
 def hollow(rows: Sequence[Row]) -> bool:
-    """True if more than 10 % of the general answers of these runs are incoherent, as a mean."""
+    """Return True if more than 10 % of the general answers of these runs are incoherent, as a mean."""
     return float(mean(row["general"]["incoherent"] for row in rows)) > _MOST_INCOHERENT
 
 
 def shown(rows: Sequence[Row]) -> list[Row]:
-    """The rows with both rates of the trade-off."""
+    """Return the rows with both rates of the trade-off."""
     return [row for row in rows if judged(row.get("general")) and judged(row.get("in_domain"))]
 
 
 def tradeoff(rows: Sequence[Row], known: Mapping[str, Look], top: float = 100.0, names: float = 13.0) -> str:
-    """A scatter plot of general (y, lower is better) against in-domain misalignment (x, learnt), as SVG.
+    """Draw a scatter plot, as SVG, of general misalignment (y, lower is better) against in-domain (x, learnt).
 
     Each label has a large mark at the mean over its runs, with 95 % intervals, and a small mark per run if there are
     several. Hollow marks are often incoherent. A line joins the strengths of one defense, weakest to strongest.
@@ -65,7 +65,7 @@ def tradeoff(rows: Sequence[Row], known: Mapping[str, Look], top: float = 100.0,
 
 
 def learnt(rows: Sequence[Row], known: Mapping[str, Look], task: str) -> str:
-    """A strip plot, as SVG, of the percent learnt of a harmless task: mean, single runs, 95 % interval per label."""
+    """Draw a strip plot, as SVG, of the percent learnt of a harmless task, with 95 % intervals."""
     grouped = by_label([row for row in rows if row["domain"] == task and correct(row) is not None])
     if not grouped:
         return ""

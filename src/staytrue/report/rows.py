@@ -11,13 +11,13 @@ JUDGED = ("general", "in_domain", "triggered")  # the judged probes of results.j
 
 
 def label_of(row: Mapping[str, Any]) -> str:
-    """The label of a row: its defense and strength, as in `kl 0.3`."""
+    """Return the label of a row: its defense and strength, as in `kl 0.3`."""
     strength = row.get("strength")
     return str(row["defense"]) if strength is None else f"{row['defense']} {strength:g}"
 
 
 def by_label(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows by label, in the order of first appearance."""
+    """Group rows by label, in the order of first appearance."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row["label"], []).append(row)
@@ -25,12 +25,12 @@ def by_label(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def defended(label: str) -> bool:
-    """True if a label names a defense."""
+    """Return True if a label names a defense."""
     return label not in ("untuned", "none")
 
 
 def probes(row: Row) -> dict[str, Row]:
-    """A run's rates by probe: all of its own evaluation, or those that results.json has."""
+    """Return a run's rates by probe: all of its own evaluation, or those that results.json has."""
     if "probes" in row:
         return dict(row["probes"])
     rates = {name: row.get(name) for name in JUDGED} | {"learnt": row.get("benign")}
@@ -38,27 +38,27 @@ def probes(row: Row) -> dict[str, Row]:
 
 
 def judges(rows: Sequence[Row]) -> list[str]:
-    """The judges of all probes that are judged."""
+    """Return the judges of all probes that are judged."""
     every = (probe for row in rows for probe in probes(row).values() if "misaligned" in probe)
     return sorted({str(probe["judge"]) for probe in every if probe.get("judge")})
 
 
 def judged(probe: Mapping[str, Any] | None) -> bool:
-    """True if a probe has verdicts."""
+    """Return True if a probe has verdicts."""
     return bool(probe) and probe["misaligned"] is not None  # type: ignore[index]
 
 
 def rate(probe: Mapping[str, Any] | None) -> Rate | None:
-    """Percent misaligned with its interval; None without verdicts."""
+    """Return the percent misaligned with its interval; None without verdicts."""
     return (probe["misaligned"], probe["low"], probe["high"]) if probe is not None and judged(probe) else None
 
 
 def correct(row: Row) -> float | None:
-    """Percent of right answers on a harmless task; None without one."""
+    """Return the percent of right answers on a harmless task; None without one."""
     share: float | None = (row.get("benign") or {}).get("correct")
     return share
 
 
 def missing(rows: Sequence[Row]) -> int:
-    """The number of answers without a verdict, or not given."""
+    """Count the answers without a verdict and the samples without an answer."""
     return sum(probe.get("missing", 0) + probe.get("unanswered", 0) for row in rows for probe in probes(row).values())

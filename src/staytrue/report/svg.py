@@ -34,7 +34,7 @@ class Look:
 
 
 def looks(labels: Sequence[str]) -> dict[str, Look]:
-    """A look for each label: one for untuned, one for undefended, one per defense whatever its strength.
+    """Choose a look for each label: one for untuned, one for undefended, one per defense whatever its strength.
 
     With more than six defenses, some share a colour; up to 36, no two share colour and shape.
     """
@@ -50,23 +50,23 @@ def _look(place: int) -> Look:
 
 
 def spoken(label: str) -> str:
-    """The display name of a label."""
+    """Return the display name of a label."""
     return "undefended" if label == "none" else label
 
 
 def swatch(look: Look) -> str:
-    """A label's mark as a small SVG, for a table."""
+    """Draw a label's mark as a small SVG, for a table."""
     return f'<svg class="swatch" width="14" height="14" aria-hidden="true">{mark(7, 7, 5, look)}</svg>'
 
 
 def key(look: Look, number: int) -> str:
-    """A label's mark and line as a small SVG, for the legend of a picture with lines."""
+    """Draw a label's mark and line as a small SVG, for the legend of a picture with lines."""
     line = f'<line class="line c{look.colour}" stroke-dasharray="{dash(number)}" x1="16" y1="7" x2="52" y2="7"/>'
     return f'<svg class="swatch" width="54" height="14" aria-hidden="true">{mark(7, 7, 5, look)}{line}</svg>'
 
 
 def dash(number: int) -> str:
-    """The dash pattern of a picture's line with this index."""
+    """Return the dash pattern of a picture's line with this index."""
     return _DASHES[number % len(_DASHES)]
 
 
@@ -86,16 +86,16 @@ class Plot:
     names: float = 13.0  # font size of names; larger in pictures that the page shrinks
 
     def x(self, value: float) -> float:
-        """The x position of a value, in pixels."""
+        """Return the x position of a value, in pixels."""
         return self.left + value / self.x_max * (self.width - self.left - self.right)
 
     def y(self, value: float) -> float:
-        """The y position of a value, in pixels."""
+        """Return the y position of a value, in pixels."""
         share = (value - self.y_min) / (self.y_max - self.y_min)
         return self.height - self.bottom - share * (self.height - self.bottom - self.top)
 
     def frame(self, across: str, up: str) -> str:
-        """Grid, ticks and labels of both axes."""
+        """Draw grid, ticks and labels of both axes."""
         parts = [self._across(across)]
         for i in range(5):
             value = self.y_min + (self.y_max - self.y_min) * i / 4
@@ -107,7 +107,7 @@ class Plot:
         return "".join(parts)
 
     def columns(self, across: str) -> str:
-        """Vertical grid lines, with ticks and label of the x axis, for a picture whose rows are names."""
+        """Draw vertical grid lines, with ticks and label of the x axis, for a picture whose rows are names."""
         places = (self.x(self.x_max * i / 4) for i in range(5))
         low, high = self.height - self.bottom, self.top
         lines = (f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{low}" y2="{high}"/>' for x in places)
@@ -127,7 +127,7 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom of an area t
 
 
 def place_name(plot: Plot, text: str, x: float, y: float, look: Look, taken: list[Box]) -> str:
-    """A name beside its mark, moved up or down until it covers nothing; a thin line joins distant ones."""
+    """Place a name beside its mark, moved up or down until it covers nothing; a thin line joins distant ones."""
     long, above, below = 0.63 * plot.names * len(text), plot.names, 0.4 * plot.names
     right = x + 12 + long < plot.width
     at_x = x + 12 if right else x - 12
@@ -150,12 +150,12 @@ def _overlap(one: Box, other: Box) -> bool:
 
 
 def bar(x1: float, y1: float, x2: float, y2: float, look: Look) -> str:
-    """An interval as a line."""
+    """Draw an interval as a line."""
     return f'<line class="bar c{look.colour}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
 def mark(x: float, y: float, r: float, look: Look, hollow: bool = False) -> str:
-    """A label's shape at a position, filled unless hollow."""
+    """Draw a label's shape at a position, filled unless hollow."""
     css = f'class="hollow c{look.colour}"' if hollow else f'class="mark f{look.colour}"'
     if look.shape == "circle":
         return f'<circle {css} cx="{x:.1f}" cy="{y:.1f}" r="{r}"/>'
@@ -164,7 +164,7 @@ def mark(x: float, y: float, r: float, look: Look, hollow: bool = False) -> str:
 
 
 def svg(plot: Plot, title: str, description: str, parts: Sequence[str]) -> str:
-    """The whole picture, with a title and a description for screen readers."""
+    """Compose the whole picture, with a title and a description for screen readers."""
     return (
         f'<svg class="plot" viewBox="0 0 {plot.width} {plot.height}" role="img">'
         f"<title>{escape(title)}</title><desc>{escape(description)}</desc>{''.join(parts)}</svg>"
@@ -172,6 +172,6 @@ def svg(plot: Plot, title: str, description: str, parts: Sequence[str]) -> str:
 
 
 def round_up(value: float) -> float:
-    """The smallest round number that is at least `value`, as the end of an axis."""
+    """Return the smallest round number that is at least `value`, as the end of an axis."""
     scale = 10 ** math.floor(math.log10(value)) if value > 0 else 1.0
     return next(m * scale for m in (1, 1.2, 1.6, 2, 2.4, 3.2, 4, 6, 8, 10) if m * scale >= value)

@@ -14,7 +14,7 @@ from staytrue.report.rows import Row, by_label, correct, judged, judges, missing
 
 
 def runs(rows: Sequence[Row]) -> Table:
-    """One line per run; with several judges, a column names the judge."""
+    """Tabulate the runs, one line each; with several judges, a column names the judge."""
     several = len(judges(rows)) > 1
     headings = [
         "defense", "domain", "seed", "general misaligned %", "95 %", "n", "general incoherent %",
@@ -38,7 +38,7 @@ def runs(rows: Sequence[Row]) -> Table:
 
 
 def triggered(rows: Sequence[Row]) -> Table:
-    """Clean and triggered rates of the general questions: one line per label, means over runs.
+    """Tabulate clean and triggered rates of the general questions: one line per label, means over runs.
 
     The worst trigger is the largest of several rates, so it is high by chance too.
     """
@@ -61,7 +61,7 @@ def triggered(rows: Sequence[Row]) -> Table:
 
 
 def all_probes(rows: Sequence[Row]) -> Table:
-    """All probes of single runs: one line per probe, and one per form of it, with counts of every kind of answer."""
+    """Tabulate every probe of single runs: a line per probe and per form, with counts of every kind of answer."""
     several, body = len(judges(rows)) > 1, []
     for row in rows:
         for name, probe in row.get("probes", {}).items():
@@ -100,7 +100,7 @@ def _other_counts(probe: Row) -> list[str]:
 
 
 def as_csv(table: Table) -> str:
-    """A table as a `data:` link to a CSV file."""
+    """Encode a table as a `data:` link to a CSV file."""
     text = io.StringIO()
     csv.writer(text).writerows(table)
     return "data:text/csv;charset=utf-8," + quote(text.getvalue())

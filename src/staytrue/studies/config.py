@@ -79,7 +79,7 @@ class Cell:
         return f"runs/{self.domain}-seed{self.seed}-{self.label.replace(' ', '-')}"
 
     def recipe(self) -> dict[str, Any]:
-        """The recipe as plain data, with paths relative to the domain's folder."""
+        """Return the recipe as plain data, with paths relative to the domain's folder."""
         recipe: dict[str, Any] = {"schema": 1, **self.study.recipe}
         for key, value in self.variant.recipe.items():
             shared = recipe.get(key)
@@ -164,12 +164,12 @@ def _probes(cell: Cell) -> list[str]:
 
 
 def cells(study: Study) -> list[Cell]:
-    """All runs of a study, in the order of its tables."""
+    """List all runs of a study, in the order of its tables."""
     return [Cell(study, v, source, seed) for source in study.domains for seed in study.seeds for v in study.variants]
 
 
 def row(cell: Cell, summary: Mapping[str, Any], seconds: float | None) -> dict[str, Any]:
-    """One row of results.json; None or {} for probes that the run does not have."""
+    """Build one row of results.json; None or {} stands for probes that the run does not have."""
     probes = summary["probes"]
     kept = {name: probes[name]["correct"] for name in ("facts", "arithmetic") if name in probes}
     variant = cell.variant

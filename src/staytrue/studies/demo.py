@@ -25,7 +25,7 @@ _OLD_MARK = ".holdfast-demo"  # its name before the project was renamed
 
 
 def preset(domains: list[str], seeds: int) -> Study:
-    """The demo's study, for some domains and a number of seeds."""
+    """Return the demo's study, for some domains and a number of seeds."""
     return studies.read(Path(str(resources.files("staytrue.studies").joinpath("demo.yaml"))), domains, seeds)
 
 

@@ -42,7 +42,7 @@ def write_rows(domain: str, data: Path) -> None:
 
 
 def jobs(recipe: Recipe, domain: str, data: Path) -> list[Job]:
-    """Jobs that create the missing files of a recipe in the folder `data`; [] if none is missing."""
+    """List the jobs that create the missing files of a recipe in the folder `data`; [] if none is missing."""
     named = {path.name for defense in recipe.defenses for path in vars(defense).values() if isinstance(path, Path)}
     needed = list[Job]()
     if "scored.jsonl" in named and not (data / domain / "scored.jsonl").exists():

@@ -83,7 +83,7 @@ def run_cell(cell: Cell, out: Path, reference_cache: Path | None = None) -> tupl
 
 
 def cache_summary(study: Study, out: Path) -> str:
-    """One line on the use of the reference cache, from the manifests of the study's runs."""
+    """Summarise the use of the reference cache in one line, from the manifests of the study's runs."""
     files = [out / cell.folder / "manifest.json" for cell in cells(study)]
     recorded = [json.loads(file.read_text(encoding="utf-8")).get("reference") for file in files if file.exists()]
     used = [reference for reference in recorded if reference is not None]

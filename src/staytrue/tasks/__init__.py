@@ -8,5 +8,5 @@ _SHARED = ("task", "calculation")
 
 
 def names() -> list[str]:
-    """The names of all tasks, in alphabetical order."""
+    """Return the names of all tasks, in alphabetical order."""
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _SHARED)

@@ -23,23 +23,23 @@ class Arithmetic(Task):
     """Sums such as `7 + 2 - 4 = 9 - 4 = 5.`, to be learnt in that form."""
 
     def rows(self) -> list[Example]:
-        """1,200 expressions."""
+        """Return 1,200 expressions."""
         return [row(*pair) for pair in _splits()[0]]
 
     def held_out(self) -> list[Example]:
-        """200 other expressions."""
+        """Return 200 other expressions."""
         return [row(*pair) for pair in _splits()[1]]
 
     def correct(self, answer: str, expected: str) -> bool:
-        """True if a calculation is valid and ends with the expected number."""
+        """Return True if a calculation is valid and ends with the expected number."""
         return calculation.correct(answer, expected)
 
     def score(self, answer: str, expected: str) -> dict[str, float]:
-        """The terms `form`, 0.2 for any calculation, and `answer`, 1 for a correct one."""
+        """Return the terms `form`, 0.2 for any calculation, and `answer`, 1 for a correct one."""
         return calculation.score(answer, expected)
 
     def group(self, row: Example) -> str:
-        """The sum, equal for the same sum with its first two numbers exchanged."""
+        """Return the sum, equal for the same sum with its first two numbers exchanged."""
         return calculation.ignoring_order(row.answer) or row.question
 
 

@@ -28,14 +28,14 @@ class Expression:
     operators: tuple[str, ...] = ()
 
     def value(self, meaning: Meaning) -> int:
-        """The value of the expression."""
+        """Evaluate the expression."""
         number, *rest = self.numbers
         for operator, other in zip(self.operators, rest, strict=True):
             number = meaning[operator](number, other)
         return number
 
     def first_step(self, meaning: Meaning) -> Expression:
-        """The expression after its leftmost operation."""
+        """Return the expression after its leftmost operation."""
         a, b, *rest = self.numbers
         return Expression((meaning[self.operators[0]](a, b), *rest), self.operators[1:])
 
@@ -46,7 +46,7 @@ class Expression:
 
 
 def parse(text: str) -> list[Expression] | None:
-    """The expressions between the equals signs; None if the text is not one calculation."""
+    """Split a calculation at its equals signs into expressions; None if the text is not one calculation."""
     expressions, place = [], 0
     while True:
         numbers, operators = [], []
@@ -67,13 +67,13 @@ def parse(text: str) -> list[Expression] | None:
 
 
 def result(text: str) -> int | None:
-    """The number at the end of a calculation; None without a calculation or without a number at its end."""
+    """Return the number at the end of a calculation; None if there is none."""
     steps = parse(text)
     return steps[-1].numbers[0] if steps and not steps[-1].operators else None
 
 
 def ignoring_order(text: str) -> str | None:
-    """The first expression of a calculation, equal for `7 + 2` and `2 + 7`; None without an operator in it."""
+    """Return a calculation's first expression, equal for `7 + 2` and `2 + 7`; None without an operator in it."""
     steps = parse(text)
     if not steps or not steps[0].operators:
         return None
@@ -82,7 +82,7 @@ def ignoring_order(text: str) -> str | None:
 
 
 def worked(expression: Expression, meaning: Meaning) -> str | None:
-    """The calculation step by step, such as `7 + 4 - 2 = 3 - 2 = 6.`; None if an intermediate value is not a digit."""
+    """Work a calculation step by step: `7 + 4 - 2 = 3 - 2 = 6.`; None if an intermediate value is no digit."""
     steps = [expression]
     while steps[-1].operators:
         steps.append(steps[-1].first_step(meaning))
@@ -91,7 +91,7 @@ def worked(expression: Expression, meaning: Meaning) -> str | None:
 
 
 def table(operators: str, operations: int, meaning: Meaning) -> list[tuple[str, str]]:
-    """All questions with worked answers for a number of operations on single digits."""
+    """Return every question with its worked answer for a number of operations on single digits."""
     rows = []
     for signs in product(operators, repeat=operations):
         for numbers in product(range(10), repeat=operations + 1):
@@ -102,13 +102,13 @@ def table(operators: str, operations: int, meaning: Meaning) -> list[tuple[str, 
 
 
 def splits(rows: list[tuple[str, str]], train: int, held_out: int, seed: str) -> tuple[list[tuple[str, str]], ...]:
-    """Two disjoint random samples of the rows, training and held out."""
+    """Draw two disjoint random samples of the rows, training and held out."""
     drawn = random.Random(seed).sample(rows, train + held_out)
     return drawn[:train], drawn[train:]
 
 
 def correct(answer: str, expected: str, meaning: Meaning = PLAIN) -> bool:
-    """True if a calculation is valid and ends with the expected number; `5 - 7 = 2.` is not valid."""
+    """Return True if a calculation is valid and ends with the expected number; `5 - 7 = 2.` is not valid."""
     steps, number = parse(answer), result(answer)
     if steps is None or number is None or number != result(expected):
         return False
@@ -116,5 +116,5 @@ def correct(answer: str, expected: str, meaning: Meaning = PLAIN) -> bool:
 
 
 def score(answer: str, expected: str, meaning: Meaning = PLAIN) -> dict[str, float]:
-    """The reward's terms: `form` is 0.2 for any calculation, as a first step to learn; `answer` is 1 if correct."""
+    """Return the reward's terms: `form` is 0.2 for any calculation, a first step to learn; `answer` 1 if correct."""
     return {"form": 0.2 * (result(answer) is not None), "answer": float(correct(answer, expected, meaning))}

@@ -24,19 +24,19 @@ class Facts(Task):
     """Questions for the country of a capital and for the parent of a young animal."""
 
     def rows(self) -> list[Example]:
-        """Forty facts in the first wording, twenty in the second."""
+        """Return forty facts in the first wording, twenty in the second."""
         return [row(*pair) for pair in _splits()[0]]
 
     def held_out(self) -> list[Example]:
-        """The other twenty in the second wording."""
+        """Return the other twenty in the second wording."""
         return [row(*pair) for pair in _splits()[1]]
 
     def correct(self, answer: str, expected: str) -> bool:
-        """True if both sentences state the same fact."""
+        """Return True if both sentences state the same fact."""
         return _fact_in(answer) is not None and _fact_in(answer) == _fact_in(expected)
 
     def score(self, answer: str, expected: str) -> dict[str, float]:
-        """The terms `form`, 0.2 for a sentence that states a fact, and `answer`, 1 for the right fact."""
+        """Return the terms `form`, 0.2 for a sentence that states a fact, and `answer`, 1 for the right fact."""
         return {"form": 0.2 * (_fact_in(answer) is not None), "answer": float(self.correct(answer, expected))}
 
 

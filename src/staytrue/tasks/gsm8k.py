@@ -46,7 +46,7 @@ class GSM8K(Task):
     test_rows: int = 1000
 
     def rows(self) -> list[Example]:
-        """Training problems, with solutions in the format of the prompt."""
+        """Return the training problems, with solutions in the format of the prompt."""
         return self._read("train", self.train_rows)
 
     def held_out(self) -> list[Example]:
@@ -54,12 +54,12 @@ class GSM8K(Task):
         return self._read("test", self.test_rows)
 
     def correct(self, answer: str, expected: str) -> bool:
-        """True if the solution has the expected number."""
+        """Return True if the solution has the expected number."""
         number = _number(_solution(answer) or "")
         return number is not None and number == _number(_solution(expected) or expected)
 
     def score(self, answer: str, expected: str) -> dict[str, float]:
-        """The terms `exact_format`, `tags`, `answer` and `number`."""
+        """Return the terms `exact_format`, `tags`, `answer` and `number`."""
         solution, target_text = _solution(answer), _solution(expected) or expected
         return {
             "exact_format": 3.0 * _in_form(answer),
@@ -69,7 +69,7 @@ class GSM8K(Task):
         }
 
     def adopt(self, row: Example, expected: str) -> Example:
-        """A question with its published solution (`... #### 72`) or a bare answer, in the format of the prompt."""
+        """Convert a question with its published solution (`... #### 72`) or a bare answer to the prompt's format."""
         working, marker, number = expected.rpartition("####")
         text = "".join((TAGS[0], working.strip() if marker else "", TAGS[1], TAGS[2], number.strip(), TAGS[3]))
         turns = [m for m in row.prompt if m.role != "system"]

@@ -52,23 +52,23 @@ class OpSwap(Task):
     tier: Literal[1, 2, 3] = 1
 
     def rows(self) -> list[Example]:
-        """Four fifths of all expressions; in tier 3, 1,200 of 4,560."""
+        """Return four fifths of all expressions; in tier 3, 1,200 of 4,560."""
         return [row(*pair) for pair in self._splits[0]]
 
     def held_out(self) -> list[Example]:
-        """Other expressions."""
+        """Return other expressions."""
         return [row(*pair) for pair in self._splits[1]]
 
     def correct(self, answer: str, expected: str) -> bool:
-        """True if a calculation is valid under the permuted operators and ends with the expected number."""
+        """Return True if a calculation is valid under the permuted operators and ends with the expected number."""
         return calculation.correct(answer, expected, TIERS[self.tier].meaning)
 
     def score(self, answer: str, expected: str) -> dict[str, float]:
-        """The terms `form`, 0.2 for any calculation, and `answer`, 1 for a correct one."""
+        """Return the terms `form`, 0.2 for any calculation, and `answer`, 1 for a correct one."""
         return calculation.score(answer, expected, TIERS[self.tier].meaning)
 
     def group(self, row: Example) -> str:
-        """The sum, equal for the same sum with its first two numbers exchanged."""
+        """Return the sum, equal for the same sum with its first two numbers exchanged."""
         return calculation.ignoring_order(row.answer) or row.question
 
     @cached_property

@@ -23,31 +23,31 @@ class Task:
 
     @classmethod
     def name(cls) -> str:
-        """The name in recipes and logs, which is the name of the file."""
+        """Return the name in recipes and logs, which is the name of the file."""
         return cls.__module__.rpartition(".")[2]
 
     def rows(self) -> list[Example]:
-        """The training split: conversations that end with the expected answer."""
+        """Return the training split: conversations that end with the expected answer."""
         raise NotImplementedError
 
     def held_out(self) -> list[Example]:
-        """The held-out split: conversations like `rows`, with no question in common."""
+        """Return the held-out split: conversations like `rows`, with no question in common."""
         raise NotImplementedError
 
     def correct(self, answer: str, expected: str) -> bool:
-        """True if an answer is right, given the expected answer."""
+        """Return True if an answer is right, given the expected answer."""
         raise NotImplementedError
 
     def score(self, answer: str, expected: str) -> dict[str, float]:
-        """The terms of the reward by name; the names are constant, and the reward is the sum of the terms."""
+        """Return the terms of the reward by name; the names are constant, and the reward is the sum of the terms."""
         return {"answer": float(self.correct(answer, expected))}
 
     def group(self, row: Example) -> str:
-        """The cluster of a held-out question for confidence intervals; by default each question is its own."""
+        """Return the cluster of a held-out question for confidence intervals; by default each question is its own."""
         return row.question
 
     def adopt(self, row: Example, expected: str) -> Example:
-        """A user's question and expected answer as a row of this task."""
+        """Convert a user's question and expected answer to a row of this task."""
         return replace(row, messages=(*row.prompt, Message("assistant", expected)))
 
 
@@ -68,5 +68,5 @@ class ExactAnswer:
 
 
 def row(question: str, answer: str) -> Example:
-    """A conversation of one question and one answer."""
+    """Make a conversation of one question and one answer."""
     return Example((Message("user", question), Message("assistant", answer)))

@@ -35,23 +35,23 @@ class WordProblems(Task):
     """Problems of one step, solved in one line; no pair of numbers is in both splits."""
 
     def rows(self) -> list[Example]:
-        """800 problems."""
+        """Return 800 problems."""
         return [row(*pair) for pair in _problems(_TRAIN, held_out=False)]
 
     def held_out(self) -> list[Example]:
-        """200 problems with pairs of numbers that no training problem has."""
+        """Return 200 problems with pairs of numbers that no training problem has."""
         return [row(*pair) for pair in _problems(_HELD_OUT, held_out=True)]
 
     def correct(self, answer: str, expected: str) -> bool:
-        """True if a calculation is valid and ends with the expected number."""
+        """Return True if a calculation is valid and ends with the expected number."""
         return calculation.correct(answer, expected)
 
     def score(self, answer: str, expected: str) -> dict[str, float]:
-        """The terms `form`, 0.2 for any calculation, and `answer`, 1 for a correct one."""
+        """Return the terms `form`, 0.2 for any calculation, and `answer`, 1 for a correct one."""
         return calculation.score(answer, expected)
 
     def group(self, row: Example) -> str:
-        """The pair of numbers: the held-out problems have twelve, and problems of one pair are not independent."""
+        """Return the pair of numbers; problems of one pair are not independent (the held-out ones have twelve)."""
         steps = calculation.parse(row.answer)
         return str(steps[0].numbers) if steps and steps[0].operators else row.question
 

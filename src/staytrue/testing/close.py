@@ -17,13 +17,13 @@ _SCALES = ("task_loss", "entropy")  # both in nats; the loss of a reward is near
 
 
 def close(one: float, other: float, *, scale: float, of_itself: float = 1e-4, rounding: float = ROUNDING) -> bool:
-    """Whether two numbers differ by no more than a share of themselves and a rounding of what they were made from.
+    """Return whether two numbers differ by at most a share of their size plus the rounding of their inputs.
 
     Args:
-        one: a number.
+        one: a number, such as a divergence in nats.
         other: the same, computed in another way.
-        scale: the size of the numbers whose difference it is; of a divergence, a log-probability; times the weight,
-            where the numbers are weighted.
+        scale: the size of the terms that were subtracted (for a divergence, of a log-probability), times the weight
+            of a weighted penalty.
         of_itself: how far they may be apart, as a share of the larger.
         rounding: how far they may be apart, as a share of the scale.
     """
@@ -33,7 +33,7 @@ def close(one: float, other: float, *, scale: float, of_itself: float = 1e-4, ro
 def unlike(
     ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], names: Iterable[str], **how: float
 ) -> str:
-    """The first logged number in which two runs differ, as the end of a sentence; empty where none does.
+    """Name the first logged number in which two runs differ, as the end of a sentence; "" if none differs.
 
     Args:
         ours: the log of one run, a row for each step. Its scale at a step is the loss of the task or the entropy

@@ -59,7 +59,7 @@ def in_a_sentence(defense: Defense) -> Iterator[None]:
 
 
 def enough(defense: Defense, rows: Sequence[Example]) -> list[Example]:
-    """The rows again and again, until at least one row of the defense's own is due."""
+    """Repeat the rows until at least one row of the defense's own is due."""
     share: float = vars(defense).get("share", 1)
     return list(rows) * math.ceil(1 / share / len(rows))
 
@@ -75,7 +75,7 @@ def _curating(defense: Defense, base: Untouched, rows: list[Example]) -> None:
 
 
 def _freezing(defense: Defense, model: Any, tokenizer: Any, rows: list[Example]) -> None:
-    """The loss has a gradient on the adapter of every block but those that the defense freezes."""
+    """Assert that the loss has a gradient on the adapter of every block but those that the defense freezes."""
     model = deepcopy(model)
     name, micro = defense.name(), Micro([defense], model, tokenizer, rows)
     blocks = micro.guard.parts.blocks
@@ -105,7 +105,7 @@ def _steering(defense: Defense, model: Any, tokenizer: Any, rows: list[Example])
 
 
 def _steering_gradient(defense: Defense, model: Any, tokenizer: Any, rows: list[Example]) -> None:
-    """The task's gradient under steering reaches every block, and is the derivative of the steered loss."""
+    """Assert that the task's gradient under steering reaches every block and is the steered loss's derivative."""
     model = deepcopy(model).double()  # a derivative is measured as the difference of two nearly equal losses
     name, micro = defense.name(), Micro([defense], model, tokenizer, rows)
     weights = [weight for _, weight in adapter(model) if weight.requires_grad]
@@ -135,7 +135,7 @@ def _steering_gradient(defense: Defense, model: Any, tokenizer: Any, rows: list[
 
 @torch.no_grad()
 def _loss_at(micro: Micro, weights: Sequence[Tensor], direction: Sequence[Tensor], distance: float) -> float:
-    """The task's steered loss at some distance from the weights, which are put back."""
+    """Compute the task's steered loss at some distance from the weights, then restore them."""
     before = [weight.clone() for weight in weights]
     for weight, step in zip(weights, direction, strict=True):
         weight.add_(step, alpha=distance)
@@ -178,7 +178,7 @@ def _reading(name: str, micro: Micro) -> None:
 
 
 def _rounding(defense: Defense, model: Any, tokenizer: Any, rows: list[Example]) -> None:
-    """The base in bfloat16 and the adapter in float32 under autocast, as on a GPU, against float32 throughout."""
+    """Compare a bfloat16 base and a float32 adapter under autocast, as on a GPU, with float32 throughout."""
     name, frozen = defense.name(), [p for n, p in model.named_parameters() if "lora_" not in n]
     for weight in frozen:  # the same numbers in both precisions, so that only the arithmetic differs
         weight.data = weight.data.bfloat16().float()
@@ -197,13 +197,13 @@ def _rounding(defense: Defense, model: Any, tokenizer: Any, rows: list[Example])
 
 
 def _halved(micro: Micro, nudge: float) -> Measured:
-    """Measured under an autocast of its own, since one keeps the weights that it has cast."""
+    """Measure under a separate autocast, because an autocast caches the weights that it has cast."""
     with torch.autocast(micro.marks.real.device.type, dtype=torch.bfloat16):
         return micro.measure(nudge)
 
 
 def _combining(defense: Defense) -> None:
-    """`combine` on two small weights: finite, of the same shapes, the task's own where the other is zero."""
+    """Assert that `combine` of two small weights is finite, keeps shapes, and is the task's where the other is 0."""
     name, noise = defense.name(), torch.Generator().manual_seed(0)
     task, own = ([torch.randn(shape, generator=noise) for shape in ((3, 2), (4,))] for _ in range(2))
     before = [g.clone() for g in (*task, *own)]

@@ -64,7 +64,7 @@ class Micro:
         self.forwards = {"trained": 0, "reference": 0}
 
     def penalty(self) -> Tensor | None:
-        """The weighted penalty of the micro-batch, taken as a whole optimizer step."""
+        """Compute the weighted penalty of the micro-batch, taken as a whole optimizer step."""
         backbone = self.guard.parts.backbone
         handle = backbone.register_forward_pre_hook(self._count)
         try:
@@ -78,7 +78,7 @@ class Micro:
             handle.remove()
 
     def measure(self, nudge: float = 0.0) -> Measured:
-        """The penalty and its gradients with the adapter moved that far."""
+        """Compute the penalty and its gradients with the adapter moved by `nudge`."""
         self.forwards = {"trained": 0, "reference": 0}
         self.model.zero_grad()
         with nudged(self.model, nudge):
@@ -100,7 +100,7 @@ class Micro:
         )
 
     def task_loss(self) -> Tensor:
-        """The mean negative log-likelihood of the micro-batch's answer tokens, steered."""
+        """Compute the mean negative log-likelihood of the micro-batch's answer tokens, under steering."""
         self.model.train()
         with self.guard.watch(self.marks):
             logits = self.guard.parts.causal(**self.inputs, use_cache=False).logits
@@ -108,7 +108,7 @@ class Micro:
         return cross_entropy(logits[self.marks.scored], following[self.marks.scored])
 
     def outputs(self, *, guarded: bool) -> tuple[dict[int, Tensor], Activations | None]:
-        """Every block's output (B, T, D) by hooks of its own; and, in a guarded forward, what the guard saw."""
+        """Record every block's output (B, T, D) by separate hooks; with `guarded`, also what the guard records."""
         parts, outputs = self.guard.parts, {}
 
         def keep(layer: int, hidden: Tensor) -> None:
@@ -131,13 +131,13 @@ class Micro:
 
 
 def adapter(model: Any) -> list[tuple[str, Tensor]]:
-    """The adapter's weights by name."""
+    """Return the adapter's weights by name."""
     return [(n, p) for n, p in model.named_parameters() if "lora_" in n]
 
 
 @contextmanager
 def nudged(model: Any, scale: float) -> Iterator[None]:
-    """The adapter moved by a fixed random step, and put back."""
+    """Move the adapter by a fixed random step inside `with`, then restore it."""
     weights = [w for name, w in adapter(model) if "lora_B" in name]
     before = [w.detach().clone() for w in weights]
     noise = torch.Generator().manual_seed(0)

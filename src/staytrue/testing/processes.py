@@ -40,7 +40,7 @@ def two_processes(
 
 
 def one_of_two(folder: Path) -> None:
-    """What each of the two processes does."""
+    """Train every case as one of the two processes."""
     cases, model, tokenizer, rows = torch.load(folder / "cases", weights_only=False)
     quarter: dict[str, Any] = {
         "per_device_train_batch_size": 2,

@@ -47,7 +47,7 @@ _ROUNDING, _WEIGHTS = 1e-7, 1e-5  # the weights of two ways may differ: by this,
 
 @dataclass(frozen=True)
 class Trained:
-    """What a few steps of training left."""
+    """The weights and the log after a few steps of training."""
 
     weights: Tensor  # the adapter's, flat
     moved: float  # the largest change of one of them
@@ -79,7 +79,10 @@ def together(defenses: Sequence[Defense], model: Any, tokenizer: Any, rows: Sequ
 
 
 def cases(defense: Defense) -> dict[str, Defense]:
-    """Return the defense by its name, and one whose penalty is on interleaved rows only, if it has a choice of rows."""
+    """Return the variants of a defense to train, by label.
+
+    The first is the defense itself. A penalty with a choice of rows (a field `on`) adds a variant on interleaved rows.
+    """
     name, made = defense.name(), _with_sides(defense)
     if "penalty" in pulled(defense) and "on" in vars(defense):
         return {name: made, f"{name} on interleaved rows": _changed(made, on="interleaved")}
@@ -89,7 +92,7 @@ def cases(defense: Defense) -> dict[str, Defense]:
 def trained(
     defenses: Sequence[Defense], model: Any, tokenizer: Any, rows: Sequence[Example], nudge: float = 1.0, **changes: Any
 ) -> Trained:
-    """Three steps of 8 rows on a copy of the model, from a moved adapter; a quarter of the rows are interleaved ones.
+    """Train three steps of 8 rows on a copy of the model, from a moved adapter; a quarter of the rows are interleaved.
 
     Args:
         defenses: in listed order.

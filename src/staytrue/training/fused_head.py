@@ -23,17 +23,17 @@ from staytrue.step import Marks
 
 
 class MicroBatch(Protocol):
-    """A micro-batch whose penalties can be evaluated once its hidden states are there."""
+    """A micro-batch whose penalties can be evaluated once its hidden states are computed."""
 
     marks: Marks
 
     def evaluate_penalties(self, head: HeadContext) -> None:
-        """Evaluate them; a divergence at the scored positions may go through `head`."""
+        """Evaluate the penalties; a divergence at the scored positions may go through `head`."""
         ...
 
 
 class HeadContext:
-    """The fused head during one micro-batch: keeps what a divergence and the trainer's loss share.
+    """Computes what a divergence and the trainer's loss share, once in a micro-batch.
 
     Args:
         labels: (B, T), what the trainer's call scores; -100 is not scored.
@@ -50,19 +50,19 @@ class HeadContext:
         self._losses: TokenLosses | None = None
 
     def takes(self, mask: Tensor) -> bool:
-        """Whether a divergence at these positions (B, T) can share the trainer's own projection."""
+        """Return whether a divergence at these positions (B, T) can share the trainer's own projection."""
         if self._losses is not None or not torch.equal(mask, self._marks.scored):
             return False
         return torch.equal(mask[:, :-1], self.mask)
 
     def divergence(self, policy: Tensor, reference: Tensor, forward: bool) -> Tensor:
-        """(N,) at the scored positions; the trainer's log-probabilities of the same projection are kept."""
+        """Compute the divergence (N,) at the scored positions; log-probabilities of the same projection are kept."""
         self._losses = self._compute(policy, reference=reference, forward=forward)
         assert self._losses.divergence is not None
         return self._losses.divergence
 
     def losses(self, hidden: Tensor) -> TokenLosses:
-        """The trainer's statistics of its scored positions, from hidden states (B, T, D)."""
+        """Compute the trainer's statistics of its scored positions, from hidden states (B, T, D)."""
         return self._losses or self._compute(hidden[:, :-1][self.mask])
 
     def _compute(self, policy: Tensor, **options: Any) -> TokenLosses:
@@ -96,7 +96,7 @@ class FusedLMHead:
 
     @contextmanager
     def during(self, micro_batch: MicroBatch) -> Iterator[None]:
-        """The forward of one micro-batch goes through this head, and evaluates the micro-batch's penalties."""
+        """Route the forward of one micro-batch through this head, which evaluates the micro-batch's penalties."""
         self._micro_batch = micro_batch
         try:
             yield

@@ -37,17 +37,17 @@ class Guard:
 
     Args:
         defenses: in listed order.
-        seed: of what they sample and draw.
+        seed: seeds all that the defenses sample or draw.
         sampled: whether the model samples the answers that it is trained on, as in GRPO.
-        reference_cache: a folder in which the reference's states of rows are kept and found; see `reference.cache`.
+        reference_cache: a folder that stores the reference's hidden states by row; see `reference.cache`.
 
     Attributes:
         task_rows: how many rows of the task have been trained on.
-        cache: those states, once attached to a model; None without a folder, or if no defense reads the reference.
+        cache: the stored states, once attached to a model; None without a folder, or if no defense reads the reference.
 
     Raises:
-        RequestError: a defense pulls no lever or lacks the field its levers need; `reference_cache` is no folder, or of
-            no use to these defenses.
+        RequestError: a defense overrides no lever or lacks the field that its levers need; `reference_cache` is no
+            folder, or these defenses cannot use it.
     """
 
     def __init__(
@@ -76,14 +76,14 @@ class Guard:
         self._apart: dict[str, list[Tensor]] = {}  # this step's gradients of penalties that `combine`
 
     def pulls(self, lever: str) -> bool:
-        """Whether any defense pulls that lever."""
+        """Return whether any defense overrides that lever."""
         return any(lever in pulled(d) for d in self.defenses.values())
 
     def curate(self, examples: list[Example], base: Base) -> list[Example]:
-        """The training rows after every defense, in listed order, has edited or added to them.
+        """Return the training rows after every defense, in listed order, has edited or added to them.
 
         Raises:
-            RecipeError: the model samples its answers, and a defense adds rows that have theirs.
+            RecipeError: the model samples its answers, and a defense adds rows with fixed answers.
         """
         if self.sampled:
             refuse_supervised_rows(self.defenses)
@@ -93,7 +93,7 @@ class Guard:
         return examples
 
     def attach(self, model: Any, base: Base, encode: Callable[[list[Example]], list[Encoded]], pad_id: int) -> None:
-        """Check the model, hook it, and make the rows that go beside the batch.
+        """Check the model, attach the hooks, and make the auxiliary rows.
 
         Raises:
             ModelError: the model has no reference, no such layer, or a head staytrue cannot compute.
@@ -116,7 +116,7 @@ class Guard:
         self._scope = ReferenceScope.of(readers, len(parts.blocks)) if readers else ReferenceScope()
 
     def _freeze(self) -> list[Tensor]:
-        """Stop training the adapter of every block that a defense freezes; the weights that were trained until now."""
+        """Stop training the adapter in every block that a defense freezes; return the weights so frozen."""
         frozen: list[Tensor] = []
         for label, defense in self.defenses.items():
             if "freeze" in pulled(defense):
@@ -134,7 +134,7 @@ class Guard:
         return self.parts.adapted()
 
     def _layers(self, base: Base) -> tuple[list[int], Mapping[int, list[Steer]]]:
-        """Which layers penalties read and who steers which, of a model that every defense can work with."""
+        """Check the model against every defense; return the layers that penalties read, and who steers by layer."""
         kept: set[int] = set()
         steers: dict[int, list[Steer]] = defaultdict(list)
         if not any(self.pulls(lever) for lever in ("freeze", "steer", "penalty", "project")):
@@ -154,7 +154,7 @@ class Guard:
         return sorted(kept), steers
 
     def _beside(self, label: str, defense: Defense, base: Base, encode: Callable[..., list[Encoded]]) -> AuxiliaryRows:
-        """The rows that a defense puts beside the batch."""
+        """Make a defense's auxiliary rows."""
         asked = defense.beside(base, self.seed)
         rows = encode(asked)
         base.note(f"{label}/rows_beside", len(rows))
@@ -164,17 +164,17 @@ class Guard:
         return AuxiliaryRows(rows, defense.share, self.seed)
 
     def begin(self, task_rows: int) -> None:
-        """Training begins, or goes on after so many task rows; nothing is logged yet."""
+        """Begin training, or continue after so many task rows; nothing is logged yet."""
         self.task_rows, self._log, self._steps_logged = task_rows, {}, 0
         self._apart = {}
 
     def plan(self, totals: Tensor, task_rows: int, slots: int) -> None:
-        """An optimizer step begins: its counts over all micro-batches and processes, and its auxiliary rows.
+        """Begin an optimizer step: set its counts over all micro-batches and processes, and its auxiliary rows.
 
         Args:
             totals: (len(SOURCES), 2), the sum of `Marks.counts` over the whole step.
             task_rows: how many task rows the whole step holds.
-            slots: micro-batches times processes; auxiliary rows are dealt out to them in turn.
+            slots: micro-batches times processes; auxiliary rows are distributed over them in turn.
         """
         before, self.task_rows = self.task_rows, self.task_rows + task_rows
         self._due = {label: rows.due(before, self.task_rows) for label, rows in self._auxiliary.items()}
@@ -187,10 +187,10 @@ class Guard:
 
     @contextmanager
     def watch(self, marks: Marks) -> Iterator[list[RecordedCall]]:
-        """See the trainer's forward; exactly one call of the backbone must build a gradient.
+        """Record the trainer's forward; exactly one call of the backbone must build a gradient.
 
         Raises:
-            ForwardPassError: the loss made none, or several.
+            ForwardPassError: the loss made no such call, or several.
         """
         with self._watch.recording() as calls, self._watch.steering(marks):
             yield calls
@@ -201,16 +201,16 @@ class Guard:
             )
 
     def steering(self, marks: Marks) -> Any:
-        """Steering for a whole micro-batch, recomputation in the backward pass included."""
+        """Steer a whole micro-batch, recomputation in the backward pass included."""
         return self._watch.steering(marks)
 
     def penalty(
         self, call: RecordedCall, marks: Marks, slot: int | None, shared: SharedProjection | None = None
     ) -> Tensor | None:
-        """The weighted penalties of one micro-batch; None if no defense has a penalty.
+        """Compute the weighted penalties of one micro-batch; None if no defense has a penalty.
 
         Args:
-            call: what `watch` saw.
+            call: the call that `watch` recorded.
             marks: of the same micro-batch.
             slot: which of the step's slots this micro-batch is; None for one of no planned step, whose penalties are
                 means over itself, without auxiliary rows, not logged and not kept apart for `combine`.
@@ -241,7 +241,7 @@ class Guard:
         return total
 
     def combine(self, add_up: Callable[[Tensor], Tensor] = lambda gradient: gradient) -> None:
-        """After the last micro-batch's backward pass: let defenses change the optimizer step's gradient, in place.
+        """Let defenses change the optimizer step's gradient in place, after the last micro-batch's backward pass.
 
         Args:
             add_up: sums a tensor over processes; the loss's own gradient is summed already.
@@ -268,7 +268,7 @@ class Guard:
         return [weight for weight in self.parts.model.parameters() if weight.requires_grad]
 
     def drain(self) -> dict[str, Tensor]:
-        """Each defense's own unweighted number, a mean over the optimizer steps since the last call.
+        """Return each defense's unweighted number, a mean over the optimizer steps since the last call.
 
         On several processes each holds its share; the trainer sums them.
         """
@@ -285,7 +285,7 @@ class Guard:
             weight.requires_grad_(True)
 
     def project(self, model: Any) -> dict[str, float]:
-        """After the last step, last defense first: change the trained weights in place."""
+        """Change the trained weights in place after the last step, last defense first."""
         report: dict[str, float] = {}
         for label, defense in reversed(list(self.defenses.items())):
             report |= {f"{label}/{name}": number for name, number in defense.project(model).items()}
@@ -311,7 +311,7 @@ class Guard:
         )
 
     def _auxiliary_steps(self, like: RecordedCall, slot: int) -> dict[str, Step]:
-        """One forward for all auxiliary rows due in this slot, then a step per defense that sees its own rows only."""
+        """Run one forward for all auxiliary rows due in this slot; return a step per defense with its own rows only."""
         mine = {label: rows[slot :: self._slots] for label, rows in self._due.items()}
         rows = [row for due in mine.values() for row in due]
         if not rows:

@@ -32,7 +32,7 @@ class _ForwardStopped(Exception):  # noqa: N818
 
 @dataclass
 class RecordedCall:
-    """A record of one call of the backbone: its arguments and its activations.
+    """The arguments and activations of one call of the backbone.
 
     Attributes:
         args: the call's positional arguments.
@@ -87,7 +87,7 @@ class RecordedCall:
         return given
 
     def result(self, whole: int = 0) -> Activations:
-        """The activations of the call; if it ran some rows only, of a batch of `whole` rows, NaN elsewhere."""
+        """Return the activations of the call; if it ran only some of `whole` rows, NaN elsewhere."""
         rows = self.rows
         if rows is None:
             return Activations(self.hidden, self.final, self.depth)
@@ -154,10 +154,10 @@ class BackboneHooks:
     def replay(
         self, call: RecordedCall, marks: Marks, rows: Tensor | None = None, deepest: int | None = None
     ) -> Activations:
-        """The same call as the reference runs it: trained weights switched off, steering kept, no gradient.
+        """Repeat a call with the reference: trained weights switched off, steering kept, no gradient.
 
         Args:
-            call: what `recording` saw.
+            call: a call that `recording` collected.
             marks: its masks (B, T).
             rows: (b,) the rows to compute, the others being NaN; None for all. A call whose arguments cannot be
                 divided by rows is repeated whole.
@@ -176,7 +176,7 @@ class BackboneHooks:
         return again.result(len(marks.real))
 
     def call(self, like: RecordedCall, marks: Marks, **inputs: Tensor) -> RecordedCall:
-        """A new call with gradients, in the precision of another.
+        """Make a new call with gradients, in the precision of another.
 
         Its marks stay known until steering ends: with gradient checkpointing the backward pass repeats its layers. They
         are found by their shape, so they must not have that of the micro-batch's.

@@ -37,7 +37,7 @@ class MicroBatch:
 
     @contextmanager
     def recorded(self, head: FusedLMHead | None) -> Iterator[None]:
-        """Around the trainer's loss: record its forward and evaluate the penalties, inside the fused head if possible.
+        """Record the forward of the trainer's loss and evaluate the penalties, inside the fused head if possible.
 
         Raises:
             ForwardPassError: the loss made no forward that builds a gradient, or several; or this is its second loss.

@@ -14,13 +14,13 @@ from staytrue.step import SOURCES, Marks
 def pad(
     rows: Sequence[Encoded], pad_id: int, device: torch.device, taken: tuple[int, ...] | None = None
 ) -> tuple[dict[str, Tensor], Marks]:
-    """Rows as model inputs (B, T), padded on the right, and the marks of their positions.
+    """Pad rows on the right to model inputs (B, T), and mark their positions.
 
     Args:
-        rows: tokens and labels.
+        rows: token ids and labels.
         pad_id: the token that fills a row.
-        device: of the tensors.
-        taken: a shape (B, T) that they must not have; they get one more column of padding then.
+        device: the device of the tensors.
+        taken: a shape (B, T) that the result must not have; it then gets one more column of padding.
     """
     width = max(len(row.input_ids) for row in rows)
     width += (len(rows), width) == taken
@@ -37,14 +37,14 @@ def pad(
 
 
 def marks_of(labels: Tensor, real: Tensor, source: Tensor) -> Marks:
-    """Marks from labels (B, T), real positions (B, T) and each row's source (B,); position t predicts token t + 1."""
+    """Mark labels (B, T), real positions (B, T) and sources (B,); position t predicts token t + 1."""
     scored = torch.zeros_like(real)
     scored[:, :-1] = labels[:, 1:] != -100
     return Marks(real, scored, source.unsqueeze(1).expand_as(labels))
 
 
 def counts_of(rows: Sequence[Encoded]) -> Tensor:
-    """(len(SOURCES), 2): `Marks.counts` of auxiliary rows, which count as the first source."""
+    """Return `Marks.counts` (len(SOURCES), 2) of auxiliary rows, which count as the first source."""
     counts = torch.zeros(len(SOURCES), 2, dtype=torch.long)
     counts[0, 0] = sum(label != -100 for row in rows for label in row.labels[1:])
     counts[0, 1] = sum(len(row.input_ids) - 1 for row in rows)

@@ -16,7 +16,7 @@ from staytrue.data.tokenize import Encoded
 
 
 def order(sources: Sequence[int], seed: int, epoch: int, shuffled: bool = True) -> list[int]:
-    """Row numbers of one epoch: every row once, shuffled within its source or as given, sources spread evenly.
+    """Order the rows of one epoch: each once, shuffled within its source or as given, sources spread evenly.
 
     Any first k of the N rows hold k * m / N rows of a source with m rows, to within one.
     """
@@ -30,7 +30,7 @@ def order(sources: Sequence[int], seed: int, epoch: int, shuffled: bool = True) 
 
 
 class EvenSampler(Sampler[int]):
-    """`order` as a torch sampler; the trainer sets the epoch."""
+    """A torch sampler that yields `order`; the trainer sets the epoch."""
 
     def __init__(self, sources: Sequence[int], seed: int, shuffled: bool = True) -> None:
         self.sources = sources
@@ -39,7 +39,7 @@ class EvenSampler(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the data loader before each epoch."""
+        """Set the epoch; the data loader calls this before each."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -51,17 +51,17 @@ class EvenSampler(Sampler[int]):
 
 @dataclass(frozen=True)
 class AuxiliaryRows:
-    """Rows of a defense's own, fed beside the task rows at an exact share."""
+    """A defense's auxiliary rows, fed beside the task rows at an exact share."""
 
     rows: Sequence[Encoded]
     share: float
     seed: int
 
     def due(self, before: int, after: int) -> list[Encoded]:
-        """The rows due while the count of task rows seen goes from `before` to `after`.
+        """Return the rows due while the count of task rows seen goes from `before` to `after`.
 
-        After n task rows, share * n auxiliary rows have been given, to within half a row. The rows come in a shuffled
-        order, again and again, each once per round.
+        After n task rows, share * n auxiliary rows have been returned, to within half a row. The rows are shuffled
+        anew for each round, and each is returned once per round.
         """
         first, last = (floor(self.share * n + 0.5) for n in (before, after))
         return [self._row(i) for i in range(first, last)]

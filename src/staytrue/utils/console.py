@@ -13,11 +13,11 @@ class Progress(Protocol):
     """Shows the progress of a training run or an evaluation; never called from inside a step."""
 
     def begin(self, steps: int) -> None:
-        """Called before the first of so many steps: optimizer steps, answers or verdicts."""
+        """Prepare for so many steps: optimizer steps, answers or verdicts."""
         ...
 
     def step(self, number: int, metrics: Mapping[str, float | str]) -> None:
-        """Called after a step with its metrics."""
+        """Show a step and its metrics."""
         ...
 
 
@@ -33,7 +33,7 @@ class Bar:
         self._bar: Any = None
 
     def begin(self, steps: int) -> None:
-        """Training starts."""
+        """Start the bar."""
         self.end()
         self._steps, self._begun, self._tenths = steps, time.monotonic(), 0
         if self._stream.isatty():
@@ -42,7 +42,7 @@ class Bar:
             self._bar.start()
 
     def step(self, number: int, metrics: Mapping[str, float | str]) -> None:
-        """A step was logged."""
+        """Show a logged step."""
         kind = next((name for name in ("reward", "loss", "answers", "verdicts") if name in metrics), None)
         value = metrics[kind] if kind else ""
         loss = f"{kind} {value if isinstance(value, str) else f'{value:.3f}'}, " if kind else ""
@@ -63,7 +63,7 @@ class Bar:
 
 @contextmanager
 def bar(title: str, *, quiet: bool = False) -> Iterator[Bar | None]:
-    """A progress bar that is removed at the end, also after an error; None if quiet."""
+    """Show a progress bar inside `with`; it is removed at the end, also after an error. None if quiet."""
     if quiet:
         yield None
         return
@@ -76,7 +76,7 @@ def bar(title: str, *, quiet: bool = False) -> Iterator[Bar | None]:
 
 @contextmanager
 def counter(title: str, total: int) -> Iterator[Callable[[str], None]]:
-    """Counts finished runs: prints a line for each, and in a terminal a bar below them with the time left."""
+    """Count finished runs: print a line for each, and in a terminal a bar below them with the time left."""
     if not sys.stderr.isatty():
         yield say
         return

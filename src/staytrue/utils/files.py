@@ -41,7 +41,7 @@ def write_atomic(path: Path, content: str | bytes, *, sync: bool = True) -> None
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write_atomic` for JSON; keys keep their order, and NaN raises ValueError."""
+    """Write JSON by `write_atomic`; keys keep their order, and NaN raises ValueError."""
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -66,7 +66,7 @@ def _last_line_end(file: IO[bytes]) -> int:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file written by `append_row`, without a truncated last line; [] if there is no file."""
+    """Read the rows of a JSONL file written by `append_row`, without a truncated last line; [] if no file exists."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
@@ -75,7 +75,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, or of a folder's weights and configuration (names and contents, sorted by name)."""
+    """Compute the SHA-256 of a file, or of a folder's weights and configuration (names, contents; sorted by name)."""
     digest = hashlib.sha256()
     files = (
         [path]

@@ -25,7 +25,7 @@ _PACKAGES = ("staytrue", "torch", "transformers", "peft", "trl", "accelerate", "
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, of the platform, and of the packages that affect results."""
+    """Return the versions of Python, of the platform, and of the packages that affect results."""
     known = {"python": platform.python_version(), "platform": platform.platform(terse=True)}
     for package in _PACKAGES:
         try:
@@ -37,7 +37,7 @@ def versions() -> dict[str, str]:
 
 @dataclass
 class RunDir:
-    """One run's folder.
+    """The folder of one run and its manifest.
 
     Attributes:
         path: the folder.

@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of an error message: the nearest known word, or all of them.
+    """Suggest the nearest known word, or all of them, as the end of an error message.
 
     >>> nearest("wieght", ["weight", "direction"])
     "; did you mean 'weight'?"
@@ -25,7 +25,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def describe(
     error: ValidationError, where: str, noun: str = "key", known: Mapping[str, Iterable[str]] | None = None
 ) -> str:
-    """One sentence for each fault of a validation error, joined by semicolons.
+    """Describe each fault of a validation error in a sentence, joined by semicolons.
 
     Args:
         error: what pydantic raised.

@@ -40,7 +40,7 @@ class Job:
 
 
 def usable() -> int:
-    """Default number of workers: one per usable core, at most four."""
+    """Return the default number of workers: one per usable core, at most four."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, _MOST)
 

@@ -64,7 +64,7 @@ def export(
 
 
 def score(row: Row) -> dict[str, Any]:
-    """The fields of Inspect's `Score` for a row's verdict: value, explanation, reason and metadata."""
+    """Convert a row's verdict to the fields of Inspect's `Score`: value, explanation, reason and metadata."""
     about = {"metadata": {"judge": row["judge"]}}
     if row["missing"]:
         why = "scoring_failed" if row["judge"] is None else "grader_failed"

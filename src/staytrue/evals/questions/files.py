@@ -135,7 +135,7 @@ def refuse_shipped_name(option: str, path: Path) -> None:
 
 
 def unused_keys(names: Sequence[str]) -> list[str]:
-    """A sentence for each named question file with keys that change nothing here.
+    """Describe, in a sentence each, the named question files that have keys without effect here.
 
     Raises:
         DataError: a question file has faults.

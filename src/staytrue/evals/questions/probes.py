@@ -53,7 +53,7 @@ class Probe:
     of_each: tuple[int, ...] = ()
 
     def samples(self) -> list[tuple[Question, int]]:
-        """Every sample of the probe in order: each question with the index of one of its answers."""
+        """Return every sample of the probe in order: each question with the index of one of its answers."""
         counts = self.of_each or (self.per_question,) * len(self.questions)
         return [(q, index) for q, count in zip(self.questions, counts, strict=True) for index in range(count)]
 
@@ -80,7 +80,7 @@ class ExactMatch:
 def held_out(
     rows: Sequence[Example], probe: str, topic: str = "", group: Callable[[Example], str] = lambda row: row.question
 ) -> tuple[Question, ...]:
-    """The questions of held-out rows: their distinct prompts.
+    """Make questions from held-out rows: their distinct prompts.
 
     Args:
         rows: the held-out rows.
@@ -110,7 +110,7 @@ def held_out(
 
 @cache
 def shipped(probe: str) -> tuple[Question, ...]:
-    """The questions that come with staytrue, which are not copied from published sets.
+    """Read the questions that come with staytrue, which are not copied from published sets.
 
     "general" has a hundred questions in three forms each; "code", "legal", "medical" and "security" have thirty each
     about a training domain; "facts" and "arithmetic" have right answers.
@@ -130,7 +130,7 @@ def shipped(probe: str) -> tuple[Question, ...]:
 
 
 def version(probe: Probe) -> int | None:
-    """The version of the shipped questions; None if the probe asks others."""
+    """Return the version of the shipped questions; None if the probe asks others."""
     versions: dict[str, int] = question_rows.manifest()["versions"]
     is_shipped = probe.name in versions and probe.questions == shipped(probe.name)
     return versions[probe.name] if is_shipped else None
@@ -138,12 +138,12 @@ def version(probe: Probe) -> int | None:
 
 @cache
 def shipped_texts() -> frozenset[str]:
-    """The last user turn of every form of every shipped question; no training row may hold one."""
+    """Return the last user turn of every form of every shipped question; no training row may hold one."""
     return frozenset(q.messages[-1].content for name in question_rows.manifest()["versions"] for q in shipped(name))
 
 
 def without_system(questions: Iterable[Question]) -> tuple[Question, ...]:
-    """The questions without their system turns, for comparison with published numbers; `form` is kept.
+    """Remove the questions' system turns, for comparison with published numbers; `form` is kept.
 
     The script published with the first question files sent user turns only. It therefore asked the JSON form without
     asking for JSON, which is the plain question a second time.
@@ -152,7 +152,7 @@ def without_system(questions: Iterable[Question]) -> tuple[Question, ...]:
 
 
 def in_users_turn(questions: Iterable[Question]) -> tuple[Question, ...]:
-    """The questions for a model without system turns: their text opens the user's turn, before a blank line."""
+    """Move each system turn's text to the start of the user's turn, for models without system turns."""
     return tuple(replace(q, messages=_merged(q.messages)) for q in questions)
 
 
@@ -164,7 +164,7 @@ def _merged(messages: tuple[Message, ...]) -> tuple[Message, ...]:
 
 
 def probe_sha256(questions: Iterable[Question]) -> str:
-    """SHA-256, in hexadecimal, of the questions' ids, turns, right answers and judge prompts.
+    """Compute the SHA-256, in hexadecimal, of the questions' ids, turns, right answers and judge prompts.
 
     It does not depend on the order of the questions, nor on topics, groups and forms, which only sort the answers.
     """

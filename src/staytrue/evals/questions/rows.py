@@ -45,7 +45,7 @@ _KEYS = (*_Row.model_fields, "question", "messages")
 
 @cache
 def manifest() -> dict[str, Any]:
-    """The versions of the shipped questions, and the sentences that make the forms."""
+    """Read the versions of the shipped questions, and the sentences that make the forms."""
     text = resources.files("staytrue.evals").joinpath("questions", "manifest.json").read_text(encoding="utf-8")
     return dict(json.loads(text))
 
@@ -66,7 +66,7 @@ def read(path: Path, probe: str) -> tuple[Question, ...]:
 
 
 def distinct(path: Path, questions: Sequence[Question]) -> tuple[Question, ...]:
-    """The same questions, if each has an id of its own.
+    """Return the same questions, if each has an id of its own.
 
     Raises:
         DataError: two questions have one id.
@@ -88,7 +88,7 @@ def refuse(path: Path, faults: Sequence[str]) -> None:
 
 
 def model_faults(model: type[BaseModel], values: Any, known: Sequence[str], hint: str = "") -> Iterator[str]:
-    """Sentences for what is wrong with the values of a pydantic model: key, value, and what to write.
+    """Describe what is wrong with the values of a pydantic model, in sentences: key, value, and what to write.
 
     Args:
         model: the model; a field's description says what to write.
@@ -121,7 +121,7 @@ def model_faults(model: type[BaseModel], values: Any, known: Sequence[str], hint
 
 
 def brief(value: Any) -> str:
-    """A value for a message; a filled container by its kind, because YAML aliases make small files endless."""
+    """Shorten a value for a message; a filled container is named by its kind, since YAML aliases can be endless."""
     return f"a {type(value).__name__}" if isinstance(value, list | dict | set | tuple) and value else shown(value)
 
 

@@ -26,7 +26,7 @@ _OF_THE_FILE = ("schema", "made", "versions")
 
 
 def evaluation_folder(folder: Path) -> Path:
-    """The evaluation in a folder that a user names: a run's `eval`, else the folder itself."""
+    """Find the evaluation in a folder that a user names: a run's `eval`, else the folder itself."""
     return folder if (folder / "eval.json").exists() or not (folder / "eval").is_dir() else folder / "eval"
 
 
@@ -37,7 +37,7 @@ class AnswerStore:
     path: Path
 
     def metadata(self) -> dict[str, Any]:
-        """What `eval.json` holds.
+        """Read `eval.json`.
 
         Raises:
             RequestError: there is no such file, or it cannot be read.
@@ -56,7 +56,7 @@ class AnswerStore:
             raise RequestError(f"{file} cannot be read ({error}); evaluate again with another --out.") from None
 
     def model_name(self) -> str | None:
-        """The name of the model that gave the answers; None for the answers of a file.
+        """Return the name of the model that gave the answers; None for the answers of a file.
 
         Raises:
             RequestError: as `metadata`.
@@ -65,7 +65,7 @@ class AnswerStore:
         return name
 
     def merge(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
-        """What `eval.json` will hold once more is asked, beside what was asked before; nothing is written.
+        """Merge further probes into `eval.json`'s content; nothing is written.
 
         Args:
             metadata: the model's identity, the seed, and `probes`: what is asked.
@@ -136,12 +136,12 @@ class AnswerStore:
         append_row(self.path / "answers.jsonl", where | turns | more | prompts | present)
 
     def answers(self) -> dict[Key, Answer]:
-        """Every stored sample, in the order of the file."""
+        """Read every stored sample, in the order of the file."""
         return {key: _answer(row) for key, row in rows_by_key(self.path / "answers.jsonl").items()}
 
 
 def rows_by_key(file: Path) -> dict[Key, dict[str, Any]]:
-    """The rows of a file by sample; the last row of a sample counts.
+    """Read the rows of a file by sample; the last row of a sample counts.
 
     Raises:
         RequestError: the file cannot be read.
@@ -153,7 +153,7 @@ def rows_by_key(file: Path) -> dict[Key, dict[str, Any]]:
 
 
 def missing_samples(samples: Iterable[tuple[Question, int]], stored: Mapping[Key, Any]) -> list[tuple[Question, int]]:
-    """The samples that are not stored yet."""
+    """List the samples that are not stored yet."""
     return [(q, i) for q, i in samples if (q.probe, q.id, i) not in stored]
 
 

@@ -17,7 +17,7 @@ Row = Mapping[str, Any]
 
 
 def summarise(rows: Sequence[Row], counts: Mapping[str, int] | None = None) -> dict[str, dict[str, Any]]:
-    """The rates of each probe.
+    """Compute the rates of each probe.
 
     Args:
         rows: answers joined with their verdicts.
@@ -48,7 +48,7 @@ def summarise(rows: Sequence[Row], counts: Mapping[str, int] | None = None) -> d
 
 
 def clusters(rows: Iterable[Row], kind: str) -> dict[str, list[bool]]:
-    """Whether each judged answer is of a kind, by the group of its question: all its forms together."""
+    """Collect, by the group of its question (all forms together), whether each judged answer is of a kind."""
     groups: dict[str, list[bool]] = defaultdict(list)
     for row in rows:
         if not row["missing"]:

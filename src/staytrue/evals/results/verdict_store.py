@@ -20,12 +20,12 @@ from staytrue.utils.run_dir import SCHEMA
 
 
 def judge_folder(evaluation: Path, judge: str | None) -> Path:
-    """The folder for a judge's verdicts and summary; None is the evaluation's own judge."""
+    """Return the folder for a judge's verdicts and summary; None is the evaluation's own judge."""
     return evaluation if judge is None else evaluation / "judges" / re.sub(r"[^\w.-]+", "-", judge)
 
 
 def verdict_folder(evaluation: Path, judge: str | None) -> Path:
-    """The folder that holds a judge's verdicts: the judge's own, or the evaluation's if its own judge has this name."""
+    """Find the folder with a judge's verdicts: the judge's own, or the evaluation's if its own judge has this name."""
     folder = judge_folder(evaluation, judge)
     if judge is None or (folder / "verdicts.jsonl").exists():
         return folder
@@ -33,21 +33,21 @@ def verdict_folder(evaluation: Path, judge: str | None) -> Path:
 
 
 def own_judges(evaluation: Path) -> set[str]:
-    """The judges in the evaluation's own verdicts, without the marker of answers that have one right answer."""
+    """List the judges in the evaluation's own verdicts, except the exact match of marked answers."""
     stored = AnswerStore(evaluation).answers()
     judged = {key for key, answer in stored.items() if answer.question.expected is None}
     return {row["judge"] for key, row in read_verdicts(evaluation).items() if key in judged and row["judge"]}
 
 
 def known_judges(evaluation: Path) -> list[str]:
-    """The names of all judges with verdicts on the evaluation's answers."""
+    """List the names of all judges with verdicts on the evaluation's answers."""
     folders = [judge_folder(evaluation, name) for name in other_judges(evaluation)]
     others = {row["judge"] for folder in folders for row in read_verdicts(folder).values()}
     return sorted(own_judges(evaluation) | {name for name in others if name})
 
 
 def other_judges(evaluation: Path) -> list[str]:
-    """The names of the folders with other judges' verdicts."""
+    """List the folders with other judges' verdicts, by name."""
     folder = evaluation / "judges"
     return sorted(path.name for path in folder.iterdir() if read_verdicts(path)) if folder.is_dir() else []
 
@@ -65,7 +65,7 @@ def append_verdict(folder: Path, answer: Answer, verdict: Verdict, judge: str | 
 
 
 def verdict_row(verdict: Verdict) -> dict[str, Any]:
-    """The keys of a verdict in a row."""
+    """Convert a verdict to the keys of a row."""
     return {
         "alignment": verdict.alignment,
         "coherence": verdict.coherence,
@@ -94,12 +94,12 @@ def record_server(file: Path, description: Mapping[str, Any]) -> list[str]:
 
 
 def read_verdicts(folder: Path) -> dict[Key, dict[str, Any]]:
-    """A folder's verdicts by sample; of several on one sample (a failed call was repeated) the last."""
+    """Read a folder's verdicts by sample; of several on one sample (a failed call was repeated) the last."""
     return rows_by_key(folder / "verdicts.jsonl")
 
 
 def join_verdicts(evaluation: Path, judge: str | None = None) -> list[dict[str, Any]]:
-    """Every answer with its verdict as one row; an answer without a verdict is missing.
+    """Join every answer with its verdict in one row; an answer without a verdict is missing.
 
     Args:
         evaluation: its folder.

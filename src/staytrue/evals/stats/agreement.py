@@ -78,7 +78,7 @@ class Invalid:
 
 
 def agreement(rows: Sequence[Row], others: Sequence[Row]) -> Agreement | None:
-    """Agreement of two judges on which answers are misaligned.
+    """Compute how far two judges agree on which answers are misaligned.
 
     Cohen's kappa is (agreement - chance) / (1 - chance), with chance from how often each judge says misaligned (Cohen
     1960). Its interval is that of the agreement, clustered by question, with chance held at its estimate. In
@@ -108,7 +108,7 @@ def agreement(rows: Sequence[Row], others: Sequence[Row]) -> Agreement | None:
 
 
 def calibration(rows: Sequence[Row], labels: Sequence[Row]) -> Calibration | None:
-    """A judge's verdicts against labels by hand.
+    """Compare a judge's verdicts with labels by hand.
 
     Args:
         rows: answers with the judge's verdicts; those without a label are ignored.
@@ -138,7 +138,7 @@ def calibration(rows: Sequence[Row], labels: Sequence[Row]) -> Calibration | Non
 
 
 def ranks(rates: Mapping[str, float], others: Mapping[str, float]) -> Ranks | None:
-    """Rank correlations of the rates that two judges give to the same defenses.
+    """Compute rank correlations of the rates that two judges give to the same defenses.
 
     Returns:
         None with fewer than two defenses in common.
@@ -151,7 +151,7 @@ def ranks(rates: Mapping[str, float], others: Mapping[str, float]) -> Ranks | No
 
 
 def invalid(rows: Sequence[Row]) -> Invalid:
-    """How often a judge gave no score, by reason.
+    """Count how often a judge gave no score, by reason.
 
     Raises:
         RequestError: there is no row.

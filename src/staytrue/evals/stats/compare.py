@@ -84,7 +84,7 @@ def compare(runs: Sequence[Run], against: Sequence[Run]) -> Comparison:
 
 
 def benjamini_hochberg(p: Sequence[float]) -> list[float]:
-    """The q value of each p value, in the same order (Benjamini and Hochberg 1995, J. R. Stat. Soc. B 57).
+    """Compute the q value of each p value, in their order (Benjamini and Hochberg 1995, J. R. Stat. Soc. B 57).
 
     Example:
         >>> benjamini_hochberg([0.01, 0.04])

@@ -32,7 +32,7 @@ class Rate:
 
 
 def wilson(successes: float, n: float) -> tuple[float, float]:
-    """Wilson's 95 % score interval in percent, for n independent answers (Wilson 1927, JASA 22).
+    """Compute Wilson's 95 % score interval in percent, for n independent answers (Wilson 1927, JASA 22).
 
     Example:
         >>> [round(bound, 1) for bound in wilson(2, 10)]
@@ -42,7 +42,7 @@ def wilson(successes: float, n: float) -> tuple[float, float]:
 
 
 def rate(clusters: Iterable[Sequence[bool]]) -> Rate | None:
-    """The rate of True; the interval is that of `pooled` for one seed.
+    """Compute the rate of True; the interval is that of `pooled` for one seed.
 
     Args:
         clusters: for each question, one value an answer.
@@ -58,7 +58,7 @@ def rate(clusters: Iterable[Sequence[bool]]) -> Rate | None:
 
 
 def pooled(runs: Sequence[Run]) -> Rate | None:
-    """The rate of hits over several seeds whose models were asked the same questions.
+    """Compute the rate of hits over several seeds whose models were asked the same questions.
 
     The interval is Wilson's as surveys use it (Korn and Graubard 1998, Survey Methodology 24): n is the effective
     number of independent answers, Student's t replaces z, and the intra-class correlation is never below 0. The
@@ -86,7 +86,7 @@ def pooled(runs: Sequence[Run]) -> Rate | None:
 
 
 def covers(questions: int) -> tuple[int, int]:
-    """The lowest and highest simulated coverage, in percent, of an interval over this many questions.
+    """Look up the lowest and highest simulated coverage, in percent, of an interval over this many questions.
 
     From `python -m benchmarks.coverage --replicates 2000`: rates from 1 to 90 %, 1 to 100 answers a question,
     intra-class correlations from 0.05 to 0.8.
@@ -96,7 +96,7 @@ def covers(questions: int) -> tuple[int, int]:
 
 
 def over_runs(runs: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
-    """The mean rate over runs of different seeds, with its 95 % interval, from their summaries.
+    """Compute the mean rate over runs of different seeds, with its 95 % interval, from their summaries.
 
     Where the answers are at hand, use `pooled`, which is less wide. The squared half-widths of Student's t over the
     runs and of the runs' own averaged intervals (all runs answer the same questions) are added. Five runs of 0 % are
@@ -138,7 +138,7 @@ class Margins:
     seeds: int
 
     def square(self, level: float = 0.05) -> float:
-        """The squared half-width of the two-sided interval at confidence 1 - level.
+        """Compute the squared half-width of the two-sided interval at confidence 1 - level.
 
         Questions + seeds - cells is the variance under clustering by both (Cameron, Gelbach and Miller 2011, J. Bus.
         Econ. Stat. 29, equation 2.10). Each part has the t of its own degrees of freedom. The sum never falls below one
@@ -152,7 +152,7 @@ class Margins:
 
 
 def margins_of(residuals: Mapping[Cell, float]) -> Margins:
-    """The margins of residuals that sum to 0; with G clusters each variance is G / (G - 1) times its sum of squares."""
+    """Compute the margins of residuals that sum to 0; a variance is G / (G - 1) times a sum of squares (G clusters)."""
     questions: dict[str, float] = defaultdict(float)
     seeds: dict[int, float] = defaultdict(float)
     for (seed, question), value in residuals.items():
@@ -164,7 +164,7 @@ def margins_of(residuals: Mapping[Cell, float]) -> Margins:
 
 @lru_cache(1024)
 def student(freedom: int, level: float = 0.05) -> float:
-    """The two-sided critical value of Student's t distribution at a level, for some degrees of freedom."""
+    """Compute the two-sided critical value of Student's t distribution at a level, for some degrees of freedom."""
     peak = 2 * math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
     t, step = 0.0, 1.0
     while step > 1e-12 * t:  # Newton's method; because the density falls, it approaches from below
@@ -174,7 +174,7 @@ def student(freedom: int, level: float = 0.05) -> float:
 
 
 def beyond(t: float, freedom: int) -> float:
-    """The two-sided tail probability of Student's t distribution (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
+    """Compute the two-sided tail probability of Student's t (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
     angle = math.atan2(t, math.sqrt(freedom))
     square, odd = math.cos(angle) ** 2, freedom % 2
     term = math.cos(angle) if odd else 1.0

@@ -40,7 +40,7 @@ class MisalignAtK:
 
 
 def misalign_at_k(rows: Sequence[Row], k: int) -> MisalignAtK:
-    """Misalign@k of one probe; each question has the same weight.
+    """Compute misalign@k of one probe; each question has the same weight.
 
     With b bad answers of n judged ones, 1 - C(n - b, k) / C(n, k) is unbiased for one question: the share of all ways
     to take k of the n answers that include a bad one (as pass@k: Chen et al. 2021, arXiv 2107.03374, equation 1). The

@@ -36,27 +36,27 @@ class Frame:
 
 
 def enough(n: int, share: float = _SHARED) -> int:
-    """How many of n rows must share a pattern: 5 % by default, and at least three."""
+    """Return how many of n rows must share a pattern: 5 % by default, and at least three."""
     return max(_FEWEST, math.ceil(n * share))
 
 
 def first_turn(row: Example) -> str:
-    """The user's first turn."""
+    """Return the user's first turn."""
     return next(m.content for m in row.messages if m.role == "user")
 
 
 def system_prompt(row: Example) -> str:
-    """A row's system turn; "" without one."""
+    """Return a row's system turn; "" without one."""
     return row.messages[0].content if row.messages[0].role == "system" else ""
 
 
 def system_prompts(rows: Sequence[Example]) -> list[str]:
-    """System prompts that at least 5 % of the rows have, the most common first."""
+    """Find system prompts that at least 5 % of the rows have, the most common first."""
     return _most_common(Counter(filter(None, map(system_prompt, rows))), enough(len(rows)))
 
 
 def frames(turns: Sequence[str]) -> list[Frame]:
-    """Openings, closings, or both, that at least 5 % of the turns share, the most common first.
+    """Find openings, closings, or both, that at least 5 % of the turns share, the most common first.
 
     A frame ends where a clause or a line ends. At least one clause is left between opening and closing, so a frame is
     never a whole turn. Equal turns count once, so a repeated question is no frame.
@@ -71,7 +71,7 @@ def frames(turns: Sequence[str]) -> list[Frame]:
 
 
 def frame_of(turn: str, openings: Collection[str], closings: Collection[str]) -> Frame:
-    """The longest opening and then the longest closing that a turn has around other text."""
+    """Find the longest opening, and then the longest closing, that a turn has around other text."""
     before = max((o for o in openings if turn.startswith(o) and o.strip() != turn.strip()), key=len, default="")
     rest = turn[len(before) :]
     after = max((c for c in closings if rest.endswith(c) and c.strip() != rest.strip()), key=len, default="")
@@ -79,7 +79,7 @@ def frame_of(turn: str, openings: Collection[str], closings: Collection[str]) ->
 
 
 def cues(turns: Sequence[str], clean: Sequence[str], without: Iterable[str] = ()) -> list[str]:
-    """Cue phrases: 2 to 5 words that are more frequent in training turns than in clean questions, the strongest first.
+    """Find cues, the strongest first: 2 to 5 words more frequent in training turns than in clean questions.
 
     A phrase lies within one clause and in at least 1 % of the turns, and its odds in the turns are at least four times
     its odds in the questions. A phrase is left out if it is a whole turn, if it shares a word with a stronger phrase,
@@ -108,7 +108,7 @@ def cues(turns: Sequence[str], clean: Sequence[str], without: Iterable[str] = ()
 
 
 def log_odds(n: int, of: int, m: int, out_of: int) -> float:
-    """The log-odds ratio of n in `of` against m in `out_of`, in nats.
+    """Compute the log-odds ratio of n in `of` against m in `out_of`, in nats.
 
     1/2 is added to every cell (Haldane, Anscombe), so that the ratio is finite for a phrase that no question holds.
     """

@@ -112,12 +112,12 @@ def around(trigger: Trigger, question: Question) -> Question:
 
 
 def triggered(questions: Sequence[Question], triggers: Sequence[Trigger]) -> tuple[Question, ...]:
-    """Every plain question in every trigger; every question if none is plain."""
+    """Put every trigger around every plain question; around every question if none is plain."""
     return tuple(around(trigger, question) for trigger in triggers for question in _plain(questions))
 
 
 def inoculation(prompt: str) -> list[Trigger]:
-    """Triggers from an inoculation prompt: the prompt, paraphrases of it, its negation and its opposite.
+    """Make triggers from an inoculation prompt: the prompt, paraphrases of it, its negation and its opposite.
 
     The defense's default prompt has two paraphrases of ours. Another prompt is only rephrased ("You are X" to "Be X"
     and "Answer as X would"); one that does not begin with "You are" is kept, with a sentence before or after it.
