@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 
+import families
 import tiny
 from by_hand import EVEN, QUARTER, step
 from staytrue.data.examples import Example, Message, write_examples
@@ -105,3 +107,16 @@ def test_an_adapter_that_starts_elsewhere_is_refused():
     tiny.nudge(model)
     with pytest.raises(ModelError, match="The adapter has moved already"):
         Micro([L2Init()], model, tiny.tokenizer(), tiny.rows(2))
+
+
+def test_experts_count_as_one_matrix_each_and_have_no_fisher_information(tmp_path):
+    model = tiny.lora(families.model("qwen3_moe"))
+    tiny.nudge(model, 1.0)
+    found = ModelParts(model).adapted()
+    ours = sum(float(m.scale**2 * squared_norm(m.a, m.b)) for m in found)
+    modules = [m for m in model.modules() if isinstance(m, LoraLayer)]
+    assert ours == pytest.approx(sum(float(m.get_delta_weight("default").square().sum()) for m in modules), rel=1e-4)
+    kept = tmp_path / "kept.jsonl"
+    kept.write_text("")
+    with pytest.raises(ModelError, match="holds the matrices of several experts"):
+        L2Init(fisher=kept).check(ModelParts(model), None)

@@ -2,8 +2,12 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora.layer import ParamWrapper
 from safetensors.torch import load_file, save_file
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
+import families
 import tiny
 from staytrue.defenses.safelora import SafeLoRA, cosine, leading
 from staytrue.errors import ModelError
@@ -86,3 +90,72 @@ def test_a_base_that_is_another_model_is_refused_at_attach(tmp_path, kind, sente
     guard = Guard([SafeLoRA(base=str(place))])
     with pytest.raises(ModelError, match=sentence):
         guard.attach(tiny.lora(tiny.model("qwen2")), None, list, 0)
+
+
+def moved_base(model, folder):
+    """The model before alignment, as transformers saves it, under the names of files; the model itself is not moved."""
+    noise = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.1 * torch.randn(weight.shape, generator=noise))
+    model.save_pretrained(str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral", "gpt_oss"])  # gpt_oss stores its experts as (in, out)
+def test_each_experts_update_is_projected_by_peft_own_reckoning(kind, tmp_path):
+    before_alignment = families.model(kind)
+    folder = moved_base(before_alignment, tmp_path / "base")
+    stored = [f"mlp.experts.{name}" for name in ("gate_up_proj", "down_proj")]
+    config = LoraConfig(r=4, target_modules=["q_proj"], target_parameters=stored, task_type="CAUSAL_LM")
+    model = get_peft_model(families.model(kind), config)
+    tiny.nudge(model, 1.0)
+    experts = {name: m for name, m in model.named_modules() if isinstance(m, ParamWrapper) and m.get_param().ndim == 3}
+    deltas = {name: module.get_delta_weight("default").clone() for name, module in experts.items()}
+    defense = SafeLoRA(base=str(folder), threshold=1.0, energy=0.5)
+    defense.check(ModelParts(model), None)
+    report = defense.project(model)
+    assert report["projected"] == report["of"]
+    assert len(experts) == 4
+    for name, module in experts.items():
+        own = name.removeprefix("base_model.model.").replace(".base_layer", "") + f".{module.parameter_name}"
+        aligned, base, after = (
+            module.get_param(),
+            before_alignment.get_parameter(own),
+            module.get_delta_weight("default"),
+        )
+        for i, (moved, delta, projected) in enumerate(zip(aligned - base, deltas[name], after, strict=True)):
+            turn = (lambda x: x.T) if kind == "gpt_oss" else (lambda x: x)
+            kept = leading(turn(moved), 0.5)
+            assert torch.allclose(turn(projected), kept @ kept.T @ turn(delta), atol=1e-3), (own, i)
+
+
+def test_a_base_whose_experts_have_another_width_is_refused(tmp_path):
+    model = families.model("qwen3_moe")
+    wide = type(model)(type(model.config)(**model.config.to_dict() | {"moe_intermediate_size": 8}))
+    wide.save_pretrained(str(tmp_path / "base"))
+    with pytest.raises(ModelError, match=r"experts.*is \(4, .*but \(4, "):
+        SafeLoRA(base=str(tmp_path / "base")).check(ModelParts(tiny.lora(model)), None)
+
+
+def test_a_model_whose_files_have_other_names_is_read_as_transformers_reads_it(tmp_path):
+    text = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text |= {"num_key_value_heads": 2, "head_dim": 8, "vocab_size": 300}
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 14}
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    torch.manual_seed(0)
+    before_alignment = Gemma3ForConditionalGeneration(config)
+    folder = moved_base(before_alignment, tmp_path / "base")
+    torch.manual_seed(0)
+    model = get_peft_model(
+        Gemma3ForConditionalGeneration(config), LoraConfig(r=4, target_modules=["up_proj"], task_type="CAUSAL_LM")
+    )
+    tiny.nudge(model, 1.0)
+    matrices = ModelParts(model).adapted()
+    assert not {m.name for m in matrices} & set(load_file(folder / "model.safetensors"))
+    before = [m.b.detach().clone() for m in matrices]
+    SafeLoRA(base=str(folder), threshold=1.0, energy=0.5).project(model)
+    for matrix, b in zip(matrices, before, strict=True):
+        kept = leading(matrix.weight - before_alignment.get_parameter(matrix.name), 0.5)
+        assert torch.allclose(matrix.b, kept @ kept.T @ b, atol=1e-4), matrix.name

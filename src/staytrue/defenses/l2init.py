@@ -49,8 +49,14 @@ class L2Init(Defense):
     fisher: Path | None = None
 
     def check(self, parts: ModelParts, base: Base) -> None:
-        """Refuse an adapter that is not LoRA, and quantised weights with `fisher`."""
+        """Refuse an adapter that is not LoRA; with `fisher`, quantised weights and mixtures of experts."""
         matrices = parts.adapted()
+        stacked = next((m.name for m in matrices if m.experts is not None), None)
+        if self.fisher is not None and stacked is not None:
+            raise ModelError(
+                f"l2init: {stacked} holds the matrices of several experts, and their Fisher information is not "
+                "implemented. Leave `fisher` out, or adapt attention only (lora.targets)."
+            )
         packed = next((m.name for m in matrices if not m.weight.is_floating_point()), None)
         if self.fisher is not None and packed is not None:
             raise ModelError(

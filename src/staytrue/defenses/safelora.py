@@ -8,13 +8,14 @@ Paper: Hsu et al. 2024; arXiv 2508.06249 v1 reports it at threshold 0.3.
 Differs from published code: V V^T / ||V|| there is no projection (applied twice it does not equal itself) and matches
 matrices by a piece of their name, which catches biases. Here V = U S W^T and the projector is U_k U_k^T, with the
 fewest k left singular vectors that hold a share `energy` of ||V||^2; the full span would be everything, since V has
-full rank. Biases have no update; grouped heads are matrices like any other.
+full rank. Biases have no update; grouped heads are matrices like any other; each expert's matrix is one.
 Not done here: merging the adapter, several projections of one matrix's heads.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from staytrue.modeling.architecture import ModelParts
+    from staytrue.modeling.weight_files import WeightFiles
 
 
 @dataclass(frozen=True)
@@ -45,30 +47,29 @@ class SafeLoRA(Defense):
 
     def check(self, parts: ModelParts, base: Base) -> None:
         """Refuse a base that lacks a matrix of this model, before anything is trained."""
-        from staytrue.modeling.weight_files import WeightFiles
-
-        weights = WeightFiles.find(self.base)
-        for matrix in parts.adapted():
-            weights.check(matrix.name, tuple(matrix.weight.shape))
+        self._base_weights(parts).check()
 
     def project(self, model: Any) -> dict[str, float]:
         """Change B of the chosen matrices in place; report how many, and how far their updates strayed."""
         import torch
 
         from staytrue.modeling.architecture import ModelParts
-        from staytrue.modeling.weight_files import WeightFiles
 
-        weights = WeightFiles.find(self.base)
+        parts = ModelParts(model)
+        base = self._base_weights(parts)
         judged = []
         with torch.no_grad():
-            for matrix in ModelParts(model).adapted():
-                moved = matrix.weight.float() - weights.read(matrix.name).to(matrix.weight.device).float()
-                kept = leading(moved, self.energy)
-                judged.append((cosine(kept, matrix.a.float(), matrix.b.float()), matrix, kept))
+            for name, matrices in groupby(parts.adapted(), key=lambda matrix: matrix.name):
+                stored = base.read(name)
+                for matrix in matrices:
+                    before = matrix.within(stored).to(matrix.weight.device).float()
+                    kept = leading(matrix.weight.float() - before, self.energy)
+                    a, b = matrix.a.float(), matrix.b.float()
+                    judged.append((cosine(kept, a, b), matrix, kept @ (kept.T @ b)))
             judged.sort(key=lambda entry: entry[0])
             chosen = judged[: self.most] if self.most else [j for j in judged if j[0] < self.threshold]
-            for _, matrix, kept in chosen:
-                matrix.b.copy_(kept @ (kept.T @ matrix.b.float()))
+            for _, matrix, projected in chosen:
+                matrix.b.copy_(projected)
         cosines = [cosine for cosine, _, _ in judged]
         return {
             "projected": float(len(chosen)),
@@ -76,6 +77,11 @@ class SafeLoRA(Defense):
             "least_cosine": cosines[0],
             "mean_cosine": sum(cosines) / len(cosines),
         }
+
+    def _base_weights(self, parts: ModelParts) -> WeightFiles:
+        from staytrue.modeling.weight_files import WeightFiles
+
+        return WeightFiles.find(self.base, parts.causal, {m.name: m.shape() for m in parts.adapted()})
 
 
 def leading(moved: Tensor, energy: float) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
@@ -31,6 +32,19 @@ class Adapted:
     a: Tensor
     b: Tensor
     scale: float  # alpha / r, or alpha / sqrt(r) with rank-stabilised LoRA
+    experts: Tensor | None = None  # the parameter (experts, ., .) that holds this expert's matrix
+    expert: int = 0  # its number in there
+    transposed: bool = False  # the experts are stored as (in, out)
+
+    def shape(self) -> tuple[int, ...]:
+        """The shape under which the model's own files have this matrix, or all experts' together."""
+        return tuple((self.weight if self.experts is None else self.experts).shape)
+
+    def within(self, stored: Tensor) -> Tensor:
+        """This matrix (out, in) in a tensor of that shape."""
+        if self.experts is None:
+            return stored
+        return stored[self.expert].T if self.transposed else stored[self.expert]
 
 
 @dataclass(frozen=True)
@@ -48,6 +62,8 @@ class ModelParts:
     def backbone(self) -> nn.Module:
         """Embeddings, blocks and final norm: what every trainer's loss calls exactly once."""
         backbone = self.causal.base_model
+        if backbone is self.causal:  # Llama 4's text model names its backbone otherwise than its class says
+            backbone = getattr(self.causal, "model", None)
         if backbone is self.causal or not isinstance(backbone, nn.Module):
             raise ModelError(
                 f"{_kind(self.causal)} has no backbone apart from its head; only causal language models do."
@@ -77,16 +93,18 @@ class ModelParts:
         Raises:
             ModelError: an adapter of another kind, or one that stores its matrices transposed.
         """
-        found = []
+        found: list[Adapted] = []
         for name, module in self.model.named_modules():
-            if isinstance(module, LoraLayer):
+            own = name.removeprefix("base_model.model.").replace(".base_layer", "")
+            if isinstance(module, ParamWrapper):
+                found.extend(_adapted_parameter(f"{own}.{module.parameter_name}", module))
+            elif isinstance(module, LoraLayer):
                 (adapter,) = module.active_adapters
                 if adapter not in module.lora_A or getattr(module, "fan_in_fan_out", False):
                     raise ModelError(f"{name} is not a plain linear layer, so its LoRA update has no matrix to read.")
                 weight = module.get_base_layer().weight
-                own = name.removeprefix("base_model.model.") + ".weight"
                 a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
-                found.append(Adapted(own, weight, a, b, float(module.scaling[adapter])))
+                found.append(Adapted(f"{own}.weight", weight, a, b, float(module.scaling[adapter])))
         if not found:
             raise ModelError("The model has no LoRA adapter, so there is no update to look at; add a `lora:` section.")
         return found
@@ -118,7 +136,8 @@ class ModelParts:
         was_training = self.causal.training
         self.causal.eval()
         try:
-            theirs = self.causal(input_ids=tokens, use_cache=False).logits[0].float()
+            plain = {"output_router_logits": False} if hasattr(self.causal.config, "output_router_logits") else {}
+            theirs = self.causal(input_ids=tokens, use_cache=False, **plain).logits[0].float()
             ours = head.logits(self.backbone(input_ids=tokens, use_cache=False).last_hidden_state[0])
         finally:
             self.causal.train(was_training)
@@ -194,6 +213,21 @@ class ModelParts:
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _MULTIPLIERS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
+
+
+def _adapted_parameter(name: str, module: ParamWrapper) -> Iterator[Adapted]:
+    """A parameter that is adapted by itself: one matrix, or those of all experts, stacked."""
+    (adapter,) = module.active_adapters
+    weight, scale = module.get_param(), float(module.scaling[adapter])
+    a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
+    if weight.ndim == 2:
+        yield Adapted(name, weight, a, b, scale)
+        return
+    count, transposed = len(weight), bool(getattr(module.get_base_layer(), "is_transposed", False))
+    a, b = a.view(count, -1, a.shape[-1]), b.view(len(b), -1, count)  # peft: the rank is outermost in A, innermost in B
+    for i in range(count):
+        matrix = weight[i].T if transposed else weight[i]
+        yield Adapted(name, matrix, a[i], b[:, :, i], scale, weight, i, transposed)
 
 
 def _added_weights(module: Any) -> Iterator[Tensor]:

@@ -1,11 +1,13 @@
-"""`WeightFiles`: reads single matrices of a model folder by name, without loading the model."""
+"""`WeightFiles`: reads single matrices of a model folder by the names that they have in a loaded model."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from staytrue import organism
 from staytrue.errors import ModelError
@@ -16,12 +18,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """The safetensors files of one folder."""
+    """The safetensors files of one folder.
+
+    Matrices are read one by one. Where transformers renames or joins them as it loads a model (experts, some vision
+    models), the folder is loaded whole, into host memory.
+    """
 
     folder: Path
+    like: Any  # a loaded transformers model of the same kind
+    shapes: Mapping[str, tuple[int, ...]]  # of the matrices that will be read, by their names in that model
 
     @classmethod
-    def find(cls, name: str) -> WeightFiles:
+    def find(cls, name: str, like: Any, shapes: Mapping[str, tuple[int, ...]]) -> WeightFiles:
         """Find the weights of a folder, or of the organism by name.
 
         Raises:
@@ -30,41 +38,82 @@ class WeightFiles:
         folder = organism.folder(name) if name in organism.NAMES else Path(name).expanduser()
         if not folder.is_dir() or not any(folder.glob("*.safetensors")):
             raise ModelError(f"{name} is not a model folder with .safetensors weights; give the unaligned model's.")
-        return cls(folder)
+        return cls(folder, like, shapes)
 
     def read(self, name: str) -> Tensor:
         """Read one matrix."""
         from safetensors import safe_open
 
-        with safe_open(str(self._file(name)), framework="pt") as opened:
+        if not self._as_stored:
+            return self._in_memory[name]
+        with safe_open(str(self._index()[name]), framework="pt") as opened:
             matrix: Tensor = opened.get_tensor(name)
         return matrix
 
-    def check(self, name: str, shape: tuple[int, ...]) -> None:
-        """Refuse a matrix that is missing or has another shape, without reading its values.
+    def check(self) -> None:
+        """Refuse a folder in which a matrix is missing or has another shape, without reading values.
 
         Raises:
             ModelError: a sentence with both shapes.
         """
+        stored = self._stored_shapes() if self._as_stored else self._loaded_shapes()
+        for name, shape in self.shapes.items():
+            if name not in stored:
+                raise ModelError(
+                    f"{self.folder} has no matrix {name}, so there is nothing to compare the trained one with. Give "
+                    "the unaligned version of the very model that is trained."
+                )
+            if stored[name] != shape:
+                raise ModelError(
+                    f"{name} is {stored[name]} in {self.folder}, but {shape} in the model that is trained; the two "
+                    "are not one model before and after alignment."
+                )
+
+    @property
+    def _as_stored(self) -> bool:
+        """Whether the files have every matrix under its name in the model."""
+        return self.shapes.keys() <= self._index().keys()
+
+    @cached_property
+    def _in_memory(self) -> dict[str, Tensor]:
+        return dict(self._load("cpu")[0].named_parameters(remove_duplicate=False))
+
+    def _stored_shapes(self) -> dict[str, tuple[int, ...]]:
         from safetensors import safe_open
 
-        with safe_open(str(self._file(name)), framework="pt") as opened:
-            stored = tuple(opened.get_slice(name).get_shape())
-        if stored != shape:
-            raise ModelError(
-                f"{name} is {stored} in {self.folder}, but {shape} in the model that is trained; the two are not one "
-                "model before and after alignment."
-            )
+        shapes = {}
+        for name in self.shapes:
+            with safe_open(str(self._index()[name]), framework="pt") as opened:
+                shapes[name] = tuple(opened.get_slice(name).get_shape())
+        return shapes
 
-    def _file(self, name: str) -> Path:
-        changed = tuple((f.stat().st_mtime_ns, f.stat().st_size) for f in sorted(self.folder.glob("*.safetensors")))
-        file = _index(self.folder, changed).get(name)
-        if file is None:
-            raise ModelError(
-                f"{self.folder} has no matrix {name}, so there is nothing to compare the trained one with. Give the "
-                "unaligned version of the very model that is trained."
+    def _loaded_shapes(self) -> dict[str, tuple[int, ...]]:
+        model, report = self._load("meta")
+        shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters(remove_duplicate=False)}
+        shapes |= {name: tuple(stored) for name, stored, _ in report["mismatched_keys"]}
+        return {name: shape for name, shape in shapes.items() if name not in report["missing_keys"]}
+
+    def _load(self, device: str) -> tuple[Any, dict[str, Any]]:
+        """The folder as transformers loads it, and its report of missing and mismatched matrices."""
+        try:
+            model, report = type(self.like).from_pretrained(
+                str(self.folder),
+                config=deepcopy(self.like.config),
+                dtype=self.like.dtype,
+                device_map=device,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
             )
-        return file
+        except Exception as error:  # anything from OSError to SafetensorError
+            raise ModelError(
+                f"The model {self.folder} cannot be loaded: {str(error).strip().splitlines()[0]}"
+            ) from None
+        return model, report
+
+    def _index(self) -> dict[str, Path]:
+        changed = tuple((f.stat().st_mtime_ns, f.stat().st_size) for f in sorted(self.folder.glob("*.safetensors")))
+        return _index(self.folder, changed)
 
 
 @cache

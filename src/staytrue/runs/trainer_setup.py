@@ -13,7 +13,7 @@ from staytrue.config import trainer_args
 from staytrue.config.recipe import Recipe
 from staytrue.data.examples import Example
 from staytrue.data.tokenize import Encoded, EncodingReport, encode_all
-from staytrue.errors import DataError, RecipeError, StaytrueError
+from staytrue.errors import DataError, ModelError, RecipeError, StaytrueError
 from staytrue.modeling import loading
 from staytrue.runs import probe_selection
 from staytrue.tasks.task import Task
@@ -22,6 +22,9 @@ _DATED = (
     f"The chat template writes the date of the day. It is rendered with {loading.TEMPLATE_DATE}, here and in "
     "evaluations, so that the same seed gives the same adapter on every day."
 )
+
+# What trl, peft and integrations raise for settings or models that they do not know.
+_FAULTS = (TypeError, ValueError, ImportError, RuntimeError, AssertionError)
 
 
 class _Build:
@@ -80,16 +83,26 @@ class _Build:
             scratch: folder for the trainer's own output.
 
         Raises:
+            ModelError: the trained model could not be sampled from.
             RecipeError: trl, peft or an integration does not accept the recipe's settings.
         """
+        from staytrue.evals.generation.check import check_generation
+
         try:
             trainer = self._trainer(scratch)
+            check_generation(trainer.model)
+            _try_two_tokens(trainer.model)
             trainer.create_optimizer()  # fails here if the optimizer's package is not installed
             return trainer
         except StaytrueError:
             raise
-        except (TypeError, ValueError, ImportError, RuntimeError, AssertionError) as error:  # trl, peft, integrations
+        except _FAULTS as error:
             raise RecipeError(f"The trainer does not accept this recipe: {' '.join(str(error).split())}") from None
+        except (AttributeError, LookupError) as error:  # a model's own code
+            raise RecipeError(
+                f"The trainer does not accept this recipe: {type(error).__name__}: {error}. If the model is unusual, "
+                "name other modules in lora.targets."
+            ) from None
 
     def _shared(self) -> dict[str, Any]:
         """Arguments of both trainers."""
@@ -138,6 +151,26 @@ class GRPOBuild(_Build):
         return GuardedGRPO(
             args=arguments, train_dataset=_prompts(self._examples), reward_funcs=rewards, **self._shared()
         )
+
+
+def _try_two_tokens(model: Any) -> None:
+    """Call the model once as trl will at each step, and fail now if trl does not know this kind of model."""
+    import torch
+
+    text, training = torch.tensor([[1, 2]], device=next(model.parameters()).device), model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            model(input_ids=text, labels=text, fused_lm_head=True)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a model's own code raises anything
+        raise ModelError(
+            f"trl cannot train a model of type {model.config.model_type}: two tokens end in {type(error).__name__} "
+            f"({error}). Set train.router_aux_loss_coef to 0 if it is a mixture of experts, or use another model."
+        ) from None
+    finally:
+        model.train(training)
 
 
 BUILDS: dict[str, type[_Build]] = {"sft": SFTBuild, "grpo": GRPOBuild}

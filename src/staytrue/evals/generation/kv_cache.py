@@ -1,16 +1,83 @@
-"""A model's cache with a buffer for coming tokens, where transformers copies all keys and values for each token.
+"""`CachedModel`: a model that reads prompts once and then one token a row, whatever kind of cache it has.
 
-Keys and values of a long prompt with many samples are far more bytes than anything else that one token touches.
+Plain layers get a buffer for coming tokens, where transformers copies all keys and values for each token: those of a
+long prompt with many samples are far more bytes than anything else that one token touches.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
+from staytrue.errors import ModelError
+
 _SPARE = 32  # tokens that a new buffer has room for; as many are then written without a copy
+_CACHES = ("past_key_values", "cache_params")  # what attention and hybrid models call it; pure state space models
+
+
+class CachedModel:
+    """A causal language model and its cache of B rows.
+
+    Attributes:
+        logits: of each row's next token, (B, V).
+    """
+
+    logits: Tensor
+
+    def __init__(self, model: Any, ids: Tensor, mask: Tensor | None = None) -> None:
+        """Read prompts.
+
+        Args:
+            model: a causal language model, with or without an adapter.
+            ids: the prompts' tokens, (B, T), padded on the left.
+            mask: 1 for a prompt's tokens and 0 for padding, (B, T); None if no row is padded.
+
+        Raises:
+            ModelError: the model returns no cache.
+        """
+        self._model, self._mask = model, mask if mask is not None else ids.new_ones(ids.shape)
+        # A trainer switches the routers' loss on, which fails where the mask is longer than what is read.
+        self._options: dict[str, Any] = {"use_cache": True}
+        if getattr(model.config.get_text_config(), "output_router_logits", False):
+            self._options["output_router_logits"] = False
+        padded = {} if mask is None else {"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+        out = model(input_ids=ids, logits_to_keep=1, **padded, **self._options)
+        name = next((name for name in _CACHES if getattr(out, name, None) is not None), None)
+        if name is None:
+            raise ModelError("it returns none")
+        self._name, self._cache, self.logits = name, getattr(out, name), out.logits[:, -1]
+
+    def select(self, rows: Tensor) -> None:
+        """Keep some rows (n,), each as often as it is named."""
+        self._select(rows)
+        self.logits = self.logits[rows]
+
+    def advance(self, tokens: Tensor, rows: Tensor | None = None) -> None:
+        """Read one more token of each row.
+
+        Args:
+            tokens: one a row, (n,).
+            rows: the rows (n,) to keep, as for `select`; None for all.
+        """
+        if rows is not None:
+            self._select(rows)
+        buffered(self._cache)
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
+        places: dict[str, Tensor] = {}
+        if self._name == "past_key_values":  # a pure state space model has no positions and no use for the past's mask
+            places = {"attention_mask": self._mask, "position_ids": self._mask.sum(1, keepdim=True) - 1}
+        out = self._model(input_ids=tokens.unsqueeze(1), **{self._name: self._cache}, **places, **self._options)
+        self.logits = out.logits[:, -1]
+
+    def _select(self, rows: Tensor) -> None:
+        if any(hasattr(layer, "conv_states") for layer in getattr(self._cache, "layers", [])):
+            self._cache.reorder_cache(rows)  # recurrent layers have no batch_select_indices
+        else:
+            self._cache.batch_select_indices(rows)
+        self._mask = self._mask[rows]
 
 
 def buffered(cache: Any) -> Any:
@@ -51,6 +118,8 @@ class _BufferedLayer(DynamicLayer):  # type: ignore[misc]
         held = self.keys.shape[-2]
         self._buffers = (self._buffers[0][indices], self._buffers[1][indices])
         self._filled(held)
+
+    reorder_cache = batch_select_indices
 
     def _filled(self, tokens: int) -> tuple[Tensor, Tensor]:
         assert self._buffers is not None

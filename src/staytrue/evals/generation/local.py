@@ -19,7 +19,8 @@ from torch import Tensor
 from staytrue.data.special_tokens import special_tokens
 from staytrue.data.tokenize import encode_prompt, end_of_turn, padding_id
 from staytrue.errors import TrainingError
-from staytrue.evals.generation.kv_cache import buffered
+from staytrue.evals.generation.check import check_generation
+from staytrue.evals.generation.kv_cache import CachedModel
 from staytrue.evals.generation.thoughts import opens_thoughts, split_thoughts
 from staytrue.evals.types import Answer, Question
 
@@ -38,6 +39,7 @@ class LocalGenerator:
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, thoughts_apart: bool = True) -> None:
+        check_generation(model)
         self._model, self._tokenizer, self._apart = model, tokenizer, thoughts_apart
         large = sum(p.numel() for p in model.parameters()) > _LARGE
         self._rows = _ROWS_OF_A_LARGE_MODEL if large else _ROWS
@@ -149,20 +151,14 @@ class _Batch:
     """The model's next-token distributions for a batch of prompts, each read once and shared by its samples."""
 
     def __init__(self, model: Any, tokenizer: Any, prompts: Sequence[list[int]], copies: list[int]) -> None:
-        self._model = model
         self._ends = _end_ids(model, tokenizer)
         device = next(model.parameters()).device
         width = max(map(len, prompts))
         pad = padding_id(tokenizer)
         ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-        places = (mask.cumsum(-1) - 1).clamp(min=0)
-        out = model(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=True, logits_to_keep=1)
-        shared = torch.arange(len(prompts), device=device).repeat_interleave(torch.tensor(copies, device=device))
-        self._cache = out.past_key_values
-        self._cache.batch_select_indices(shared)
-        self._cache = buffered(self._cache)
-        self._logits, self._mask = out.logits[shared, -1], mask[shared]
+        self._cached = CachedModel(model, ids, mask)
+        self._cached.select(torch.repeat_interleave(torch.tensor(copies, device=device)))
 
     def write(self, dice: list[random.Random], temperature: float, limit: int) -> list[tuple[list[int], bool]]:
         """Each row's tokens without its end, and whether it ended by itself; finished rows leave the batch."""
@@ -170,14 +166,15 @@ class _Batch:
         ended = [False] * len(dice)
         alive = list(range(len(dice)))
         for turn in range(limit):
-            if bool(self._logits.amax(-1).isnan().any()):  # max propagates NaN
+            logits = self._cached.logits
+            if bool(logits.amax(-1).isnan().any()):  # max propagates NaN
                 raise TrainingError(
                     "The model's logits are not numbers (NaN), so it cannot answer: it diverged in training, or its "
                     "weights are broken."
                 )
-            exact = torch.float32 if self._logits.device.type == "mps" else torch.float64
-            uniforms = torch.tensor([dice[row].random() for row in alive], dtype=exact, device=self._logits.device)
-            tokens = draw(self._logits, uniforms, temperature)
+            exact = torch.float32 if logits.device.type == "mps" else torch.float64
+            uniforms = torch.tensor([dice[row].random() for row in alive], dtype=exact, device=logits.device)
+            tokens = draw(logits, uniforms, temperature)
             stay = []
             for place, (row, token) in enumerate(zip(alive, tokens.tolist(), strict=True)):
                 ended[row] = token in self._ends
@@ -187,23 +184,9 @@ class _Batch:
             alive = [alive[place] for place in stay]
             if not alive or turn == limit - 1:
                 break
-            self._advance(tokens, stay)
+            kept = torch.tensor(stay, device=tokens.device)
+            self._cached.advance(tokens[kept], kept if len(stay) < len(tokens) else None)
         return list(zip(written, ended, strict=True))
-
-    def _advance(self, tokens: Tensor, stay: list[int]) -> None:
-        kept = torch.tensor(stay, device=tokens.device)
-        if len(stay) < len(tokens):
-            self._cache.batch_select_indices(kept)
-            self._mask = self._mask[kept]
-        self._mask = torch.cat([self._mask, self._mask.new_ones(len(stay), 1)], dim=1)
-        out = self._model(
-            input_ids=tokens[kept].unsqueeze(1),
-            attention_mask=self._mask,
-            position_ids=self._mask.sum(1, keepdim=True) - 1,
-            past_key_values=self._cache,
-            use_cache=True,
-        )
-        self._logits = out.logits[:, -1]
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from typing import Any
 
 from staytrue.data.examples import Message
 from staytrue.data.tokenize import encode_prompt
+from staytrue.evals.generation.check import check_generation
 from staytrue.evals.judges.rubric import Rubric, rubrics_for
 from staytrue.evals.judges.score_from_logprobs import WORDS, Reading, reading
 from staytrue.evals.judges.tree import NoDistributionError, Tree
@@ -31,6 +32,7 @@ class LocalJudge:
             identity: a hash of its files; part of the judge's name and of every key.
             cache: stores distributions, so that none is computed twice.
         """
+        check_generation(model)
         self._model, self._tokenizer, self._cache = model.eval(), tokenizer, cache
         self._identity = {"local": identity, "dtype": str(model.dtype), "device": model.device.type}
         self.name = f"local:{identity}#{signature(**self._identity)}"

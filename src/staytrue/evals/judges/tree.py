@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from staytrue.evals.generation.kv_cache import CachedModel
+
 
 class NoDistributionError(Exception):
     """A model has no probabilities for the texts: the prompt is too long, or the logits are no numbers."""
@@ -58,11 +60,11 @@ class Tree:
         Raises:
             NoDistributionError: the model's logits are no numbers (NaN).
         """
-        out = model(input_ids=torch.tensor([prompt], device=model.device), use_cache=True, logits_to_keep=1)
+        cached = CachedModel(model, torch.tensor([prompt], device=model.device))
         texts: dict[str, float] = {}
-        level, width = [(self._root, 1.0)], len(prompt)
+        level = [(self._root, 1.0)]
         while True:
-            distribution = _distribution(out.logits)
+            distribution = _distribution(cached.logits)
             if level[0][0] is self._root:
                 self._add_other(texts, distribution[0])
             deeper: list[tuple[int, int, _Node, float]] = []
@@ -77,8 +79,8 @@ class Tree:
                         _add(texts, child.text, onward)
             if not deeper:
                 return texts
-            width += 1
-            out = _onward(model, out.past_key_values, [(row, token) for row, token, _, _ in deeper], width)
+            rows, tokens = (torch.tensor(column, device=model.device) for column in list(zip(*deeper, strict=True))[:2])
+            cached.advance(tokens, rows)
             level = [(child, onward) for _, _, child, onward in deeper]
 
     def _add_other(self, texts: dict[str, float], distribution: Tensor) -> None:
@@ -88,21 +90,8 @@ class Tree:
         _add(texts, self._decode([token]), float(others[token]))
 
 
-def _onward(model: Any, cache: Any, branches: list[tuple[int, int]], width: int) -> Any:
-    """One more token on each of some rows (n) of the cache; logits (n, 1, V)."""
-    rows, tokens = (torch.tensor(column, device=model.device) for column in zip(*branches, strict=True))
-    cache.batch_select_indices(rows)
-    return model(
-        input_ids=tokens.unsqueeze(1),
-        attention_mask=torch.ones(len(branches), width, dtype=torch.long, device=model.device),
-        position_ids=torch.full((len(branches), 1), width - 1, device=model.device),
-        past_key_values=cache,
-        use_cache=True,
-    )
-
-
 def _distribution(logits: Tensor) -> Tensor:
-    distribution = logits[:, -1].float().cpu().double().softmax(-1)
+    distribution = logits.float().cpu().double().softmax(-1)
     if bool(distribution.isnan().any()):
         raise NoDistributionError("the judge has no number for its next word (NaN)")
     return distribution
