@@ -501,6 +501,18 @@ def test_evaluation_keeps_trls_guard_against_masks_without_labels(tmp_path, pool
         made.evaluate(rows)
 
 
+def test_a_data_loader_of_its_own_is_refused_only_where_sources_matter(tmp_path, pool):
+    class Own(GuardedSFT):
+        def get_train_dataloader(self):
+            rows = self.train_dataset.select_columns(["input_ids", "labels"])
+            return torch.utils.data.DataLoader(rows, batch_size=4, collate_fn=self.data_collator)
+
+    trained(tmp_path, [Interleave(pool, share=0.25), KL()], cls=Own, max_steps=1)
+    for defense in (KL(on="task"), Anchor(pool, answers="given")):
+        with pytest.raises(ForwardPassError, match=r"Own makes a data loader of its own.* super\(\)"):
+            trained(tmp_path, [Interleave(pool, share=0.25), defense], cls=Own)
+
+
 def test_workers_of_the_data_loader_carry_the_sources(tmp_path, pool):
     made = trainer(tmp_path, [Interleave(pool, share=0.25)], dataloader_num_workers=1, max_steps=1)
     seen = planned(made)

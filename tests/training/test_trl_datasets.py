@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Json, List, Value
 from peft import LoraConfig
 from trl import GRPOConfig, SFTConfig
 
@@ -163,6 +163,18 @@ def test_rows_of_tools_are_counted_in_tokens_with_their_tools(tmp_path, pool):
     assert seen["lengths"] == [len(tokenizer(text)["input_ids"]) for text in texts]
 
 
+def test_columns_keep_their_types(pool):
+    calls = [{**CALL, "tool_calls": [{"function": {"name": "add", "arguments": {name: 1}}}]} for name in "ab"]
+    rows = [{"messages": [USER, call, RESULT, BOT], "kind": 1, "tools": [{"a": 1}]} for call in calls]
+    turn = {"role": Value("string"), "content": Value("string"), "name": Value("string"), "tool_calls": List(Json())}
+    features = {"messages": List(turn), "kind": ClassLabel(names=["x", "y"]), "tools": List(Json())}
+    data = Dataset.from_list(rows, Features(features))
+    made = curated(data, [Interleave(pool, share=0.5)])
+    assert made.features == data.features | {SOURCE_COLUMN: Value("int64")}
+    assert [row | {SOURCE_COLUMN: 0} for row in data] == list(made)[:2]
+    assert (made[2]["kind"], made[2]["tools"]) == (None, None)
+
+
 class Rewrites(Defense):
     """Writes each row anew instead of editing it."""
 
@@ -219,6 +231,9 @@ def test_a_stream_and_other_kinds_are_refused_with_a_conversion_that_works():
     assert converted(error, names).to_list() == [{"messages": [USER, BOT]}]
     with pytest.raises(RecipeError, match="with_transform"):
         TRLRows(Dataset.from_list(rows).with_transform(lambda batch: batch))
+    with pytest.raises(RecipeError, match="a DatasetDict of train, test") as error:
+        TRLRows(DatasetDict({"train": Dataset.from_list(rows), "test": Dataset.from_list(rows)}))
+    assert "dataset['train']" in str(error.value)
     with pytest.raises(RecipeError, match="has no rows"):
         TRLRows(Dataset.from_list(rows).select([]))
 

@@ -5,8 +5,9 @@ Cost: `share` more rows to train on, no reference; scoring a pool is done once, 
 Paper: arXiv 2508.06249. Interleaving: 5 % of the task rows, added (not replacing), drawn at random from a safe pool.
 Interleaving+: the rows with the largest perplexity gap (`by: gap`, equation 6). Interleaving++: refusals dropped first
 (`drop_refusals: true`). The two other scores are ours; docs/log.md has what each selects.
-The rows are spread evenly: any number of steps holds the exact share to within one row. GRPO has
-prompts and no answers to learn, so it is refused there; `rehearse` is its counterpart.
+The rows are spread evenly: any number of steps holds the exact share to within one row. Under TRL's packing the share
+holds over an epoch, and a pack may hold rows of both kinds. GRPO has prompts and no answers to learn, so it is refused
+there; `rehearse` is its counterpart.
 Not done here: replacing task rows, or repeating a pool that is too small (it is refused instead).
 """
 

@@ -27,7 +27,7 @@ except ImportError:  # a trl whose trainers take whole logits, or another kind o
     FusedCausalLMOutput = None
 
 from staytrue.data.tokenize import end_of_turn
-from staytrue.defense import Defense
+from staytrue.defense import Defense, pulled
 from staytrue.errors import ForwardPassError, RecipeError
 from staytrue.step import SOURCE_COLUMN, Marks
 from staytrue.training.guard import Guard
@@ -105,6 +105,17 @@ class GuardedSFT(Guarded, SFTTrainer):  # type: ignore[misc]
             return super().get_train_dataloader()
         finally:
             self.data_collator = own
+
+    def _ready(self, batches: list[Any]) -> list[Any]:
+        penalties = [d for d in self.guard.defenses.values() if "penalty" in pulled(d)]
+        if not (self.guard.pulls("beside") or any(d.on != "all" for d in penalties)) or not self._tracks_rows():
+            return batches
+        if any(SOURCE_COLUMN not in batch for batch in batches):
+            raise ForwardPassError(
+                f"{type(self).__name__} makes a data loader of its own, so the defenses cannot know where its rows "
+                "come from. Take the one of super().get_train_dataloader()."
+            )
+        return batches
 
     def _keeps_its_head(self) -> str | None:
         smoothed = self.label_smoother is not None or self.compute_loss_func is not None

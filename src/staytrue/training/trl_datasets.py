@@ -12,7 +12,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
-from datasets import Dataset, IterableDataset, Value
+from datasets import Dataset, DatasetDict, IterableDataset, Value
 
 from staytrue.data.examples import ROLES, Example, Message
 from staytrue.defense import Base
@@ -255,6 +255,11 @@ def _refuse_kind(dataset: Any) -> None:
             "Take as many rows as the run needs:\n"
             "    from datasets import Dataset\n"
             "    train_dataset = Dataset.from_list(list(stream.take(10_000)))"
+        )
+    if isinstance(dataset, DatasetDict):
+        raise RecipeError(
+            f"train_dataset is a DatasetDict of {', '.join(dataset)}. Pass one of them:\n"
+            f"    train_dataset = dataset[{next(iter(dataset), 'train')!r}]"
         )
     if not isinstance(dataset, Dataset):
         raise RecipeError(
