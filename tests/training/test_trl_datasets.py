@@ -175,6 +175,16 @@ def test_columns_keep_their_types(pool):
     assert (made[2]["kind"], made[2]["tools"]) == (None, None)
 
 
+def test_further_keys_of_the_pools_turns_are_kept_or_refused(tmp_path):
+    turns = (Message("user", "x"), Message("assistant", "y", more='{"reasoning_content": "hm"}'))
+    write_examples(tmp_path / "thinking.jsonl", [Example(turns)] * 4)
+    defense = Interleave(tmp_path / "thinking.jsonl", share=0.25)
+    with pytest.raises(RecipeError, match=r"'reasoning_content' in a turn, and the turns of .* 'messages' have no"):
+        curated(Dataset.from_list([{"messages": [USER, BOT]}] * 4), [defense])
+    data = Dataset.from_list([{"messages": [USER, {**BOT, "reasoning_content": "so"}]}] * 4)
+    assert curated(data, [defense])[4]["messages"][1]["reasoning_content"] == "hm"
+
+
 class Rewrites(Defense):
     """Writes each row anew instead of editing it."""
 

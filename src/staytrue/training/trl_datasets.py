@@ -150,6 +150,7 @@ class TRLRows:
             blank |= self._template_settings()
         rows = [self.form.row(example) | {SOURCE_COLUMN: SOURCES.index(example.source)} for example in examples]
         filled = [blank | row if new else row for row, new in zip(rows, added, strict=True)]
+        self._refuse_lost_keys([row for row, new in zip(rows, added, strict=True) if new])
         try:
             return Dataset.from_dict({name: [row[name] for row in filled] for name in features}, features)
         except (TypeError, ValueError) as error:  # as pyarrow raises them
@@ -169,6 +170,19 @@ class TRLRows:
                 "dataclasses.replace(turn, content=...), which keeps them."
             )
         return own is None
+
+    def _refuse_lost_keys(self, added: Sequence[Row]) -> None:
+        """Refuse added turns with keys, such as tool calls, that the dataset's turns do not have."""
+        for name in () if self.form.plain else self.form.columns:
+            kind: Any = self._dataset.features[name]
+            turn = kind[0] if isinstance(kind, list) else getattr(kind, "feature", kind)
+            keys = {key for row in added for turn in row[name] for key in turn}
+            lost = sorted(keys - set(turn)) if isinstance(turn, dict) else []
+            if lost:
+                raise RecipeError(
+                    f"A row that a data defense adds has {lost[0]!r} in a turn, and the turns of the dataset's column "
+                    f"{name!r} have no such key. Take such rows out of the pool, or add the key to your own turns."
+                )
 
     def _is_common(self) -> bool:
         plain = not self.form.plain and self.form.role == "role"
