@@ -79,13 +79,13 @@ def _cost(name: str) -> str:
 
 
 def _paragraphs(lines: list[str]) -> str:
-    """The docstring's own lines; each `Word:` that opens one begins a paragraph."""
+    """Return the docstring's own lines; each `Word:` that opens one begins a paragraph."""
     text = "\n".join(lines).strip()
     return re.sub(r"\n(?=(What|Cost|Paper|Source|Not done here)\b[^\n]*:)", "\n\n", text)
 
 
 def _attributes(doc: str) -> list[tuple[str, str]]:
-    """The `Attributes:` section as (name, meaning), continuation lines joined."""
+    """Return the `Attributes:` section as (name, meaning), continuation lines joined."""
     _, _, section = doc.partition("Attributes:\n")
     pairs = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE)
     return [(name, " ".join(meaning.split())) for name, meaning in pairs]

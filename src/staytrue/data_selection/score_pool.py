@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pool:
-    """One file of safe rows, and what is known of where it comes from."""
+    """One file of safe rows, with the origin and licence that its user stated."""
 
     file: Path
     origin: str = "not stated"
@@ -127,7 +127,7 @@ def _check(misaligned: Mapping[str, Path], out: Path, leave_out: Sequence[str]) 
 
 
 def _best_first(rows: Sequence[Example], row_losses: Sequence[Losses], leave_out: Sequence[str]) -> list[Example]:
-    """The rows with their scores and losses, largest gap first."""
+    """Return the rows with their scores and losses, largest gap first."""
     from staytrue.data_selection.perplexity import scores
 
     scored = [(scores(loss, leave_out), loss, row) for loss, row in zip(row_losses, rows, strict=True)]
@@ -136,7 +136,7 @@ def _best_first(rows: Sequence[Example], row_losses: Sequence[Losses], leave_out
 
 
 def _columns(numbers: Mapping[str, float], loss: Losses) -> dict[str, Any]:
-    """The columns that a scored row has beside its turns."""
+    """Return the columns that a scored row has beside its turns."""
     nats = {ALIGNED: loss.aligned, **loss.misaligned}
     return {
         "scores": {name: round(number, 6) for name, number in numbers.items()},

@@ -56,5 +56,5 @@ class Inoculate(Defense):
 
 
 def _split(messages: tuple[Message, ...]) -> tuple[str | None, tuple[Message, ...]]:
-    """A row's own system prompt, if it has one, and its turns."""
+    """Return a row's own system prompt, if it has one, and its turns."""
     return (messages[0].content, messages[1:]) if messages[0].role == "system" else (None, messages)

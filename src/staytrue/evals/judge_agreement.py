@@ -86,7 +86,7 @@ def read_labels(path: Path, evaluations: Sequence[Path]) -> list[Row]:
 
 
 def _rows_by_judge(evaluations: Sequence[Path]) -> dict[str, dict[str, list[Row]]]:
-    """The judged rows by judge and evaluation; the evaluation's own judge first."""
+    """Return the judged rows by judge and evaluation; the evaluation's own judge first."""
     by_judge: dict[str, dict[str, dict[Key, Row]]] = defaultdict(lambda: defaultdict(dict))
     for path in evaluations:
         for folder in (None, *other_judges(path)):
@@ -101,7 +101,7 @@ def _plain(result: Any) -> dict[str, Any] | None:
 
 
 def _pooled(by_evaluation: dict[str, list[Row]]) -> list[Row]:
-    """The rows of several evaluations; the index holds the evaluation too, so that their samples stay apart."""
+    """Return the rows of several evaluations; the index holds the evaluation too, so that their samples stay apart."""
     return [{**row, "index": f"{path} {row['index']}"} for path, rows in by_evaluation.items() for row in rows]
 
 

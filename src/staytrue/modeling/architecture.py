@@ -216,7 +216,7 @@ _MULTIPLIERS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
 
 
 def _adapted_parameter(name: str, module: ParamWrapper) -> Iterator[Adapted]:
-    """A parameter that is adapted by itself: one matrix, or those of all experts, stacked."""
+    """Return a parameter that is adapted by itself: one matrix, or those of all experts, stacked."""
     (adapter,) = module.active_adapters
     weight, scale = module.get_param(), float(module.scaling[adapter])
     a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight

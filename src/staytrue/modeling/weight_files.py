@@ -94,7 +94,7 @@ class WeightFiles:
         return {name: shape for name, shape in shapes.items() if name not in report["missing_keys"]}
 
     def _load(self, device: str) -> tuple[Any, dict[str, Any]]:
-        """The folder as transformers loads it, and its report of missing and mismatched matrices."""
+        """Return the folder as transformers loads it, and its report of missing and mismatched matrices."""
         try:
             model, report = type(self.like).from_pretrained(
                 str(self.folder),

@@ -111,7 +111,7 @@ def _check_judges(page: PageData, mixed: bool) -> None:
 
 
 def _results(folder: Path, label: str) -> dict[str, Any]:
-    """The content of `results.json`, or a single run's summary in the same form, under a label."""
+    """Return the content of `results.json`, or a single run's summary in the same form, under a label."""
     file = folder / "results.json"
     try:
         if file.exists():
@@ -131,7 +131,7 @@ def _results(folder: Path, label: str) -> dict[str, Any]:
 
 
 def _row(folder: Path, label: str, summary: dict[str, Any]) -> dict[str, Any]:
-    """A single run's summary as a row of `results.json`, with all its probes."""
+    """Return a single run's summary as a row of `results.json`, with all its probes."""
     measured = summary["probes"]
     kept = {name: measured[name]["correct"] for name in ("facts", "arithmetic") if name in measured}
     named = {"defense": label, "strength": None, "domain": "", "seed": seed_of(folder, summary), "seconds": None}
@@ -147,7 +147,7 @@ def _row(folder: Path, label: str, summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def _answers(folder: Path, page: PageData, judge: str | None) -> list[dict[str, Any]]:
-    """A run's answers with their verdicts."""
+    """Return a run's answers with their verdicts."""
     if not _rows(folder / "answers.jsonl", page):
         return []
     if not _rows(folder / "verdicts.jsonl", page):

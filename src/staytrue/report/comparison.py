@@ -24,7 +24,7 @@ Runs = Mapping[str, Mapping[int, Run]]  # by label and seed
 
 @dataclass(frozen=True)
 class Compared:
-    """The results: one line per comparison, and notes for the reader."""
+    """The results of `compare_runs`: one line per comparison, and notes for the reader."""
 
     lines: list[dict[str, Any]]
     notes: list[str]
@@ -106,7 +106,7 @@ def _seeds(ours: Mapping[int, Run], theirs: Mapping[int, Run]) -> list[tuple[int
 
 
 def _seed_notes(name: str, against: str, seeds: Sequence[tuple[int, int]]) -> list[str]:
-    """A note where seeds are missing or differ."""
+    """Return a note where seeds are missing or differ."""
     if not seeds:
         return [f"{name} is not compared: {against} has none of its seeds."]
     ((ours, theirs), *_) = seeds
@@ -125,7 +125,7 @@ def _compare(
 
 
 def _evaluations(folders: Sequence[Path]) -> list[tuple[Path, str, str, int]]:
-    """The folder, label, domain and seed of every evaluation. Several folders get labels from their paths."""
+    """Return the folder, label, domain and seed of every evaluation. Several folders get labels from their paths."""
     if len(folders) > 1:
         named = zip(map(evaluation_folder, folders), labels(folders), folders, strict=True)
         return [(place, label, "", seed_of(folder, AnswerStore(place).metadata())) for place, label, folder in named]

@@ -82,7 +82,7 @@ def curves(series: Series, known: Mapping[str, Look], title: str, unit: str, end
 
 
 def _series(page: PageData, number: str) -> dict[str, list[Point]]:
-    """The line of a metric for each label that logged it at two steps or more."""
+    """Return the line of a metric for each label that logged it at two steps or more."""
     lines = {label: _over_runs(logs, number) for label, logs in page.curves.items()}
     return {label: points for label, points in lines.items() if len(points) > 1}
 
@@ -108,7 +108,7 @@ def _split_by_defense(series: Series, defenses: Mapping[str, str]) -> dict[str, 
 
 
 def _panel(series: Series, known: Mapping[str, Look], title: str, unit: str, ends: Axes) -> dict[str, Any]:
-    """A picture with its legend and its table."""
+    """Return a picture with its legend and its table."""
     return {
         "title": title,
         "picture": Markup(curves(series, known, title, unit, ends)),

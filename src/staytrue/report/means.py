@@ -63,7 +63,7 @@ def _incoherent(rows: Sequence[Row]) -> str:
 
 
 def _kept(name: str) -> Callable[[Sequence[Row]], str]:
-    """The mean over runs with the lowest and highest run, since results.json has no interval for this rate."""
+    """Return the mean over runs with the lowest and highest run, since results.json has no interval for this rate."""
 
     def cell(rows: Sequence[Row]) -> str:
         known = [share for row in rows if (share := (row.get("kept") or {}).get(name)) is not None]

@@ -56,7 +56,7 @@ def render(page: PageData) -> str:
 
 
 def _tradeoffs(rows: Sequence[Row], known: dict[str, Look]) -> list[tuple[str, Markup]]:
-    """The trade-off as one picture; a defense with more than two strengths gets a picture of its own."""
+    """Return the trade-off as one picture; a defense with more than two strengths gets a picture of its own."""
     labels: dict[str, set[str]] = {}
     for row in rows:
         labels.setdefault(row["defense"], set()).add(row["label"])

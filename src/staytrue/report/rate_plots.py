@@ -108,7 +108,7 @@ def _trails(grouped: Mapping[str, list[Row]], places: Mapping[str, Place], known
 
 
 def _names(grouped: Mapping[str, list[Row]]) -> dict[str, str]:
-    """The text beside each mark: the full label, or the strength alone after the first of three strengths."""
+    """Return the text beside each mark: the full label, or the strength alone after the first of three strengths."""
     named = {label: spoken(label) for label in grouped}
     for labels in _strengths(grouped).values():
         if len(labels) > 2:
@@ -126,13 +126,13 @@ def _strengths(grouped: Mapping[str, list[Row]]) -> dict[str, list[str]]:
 
 
 def _middle(plot: Plot, rows: Sequence[Row]) -> Place:
-    """The position of the mean over runs, in pixels."""
+    """Return the position of the mean over runs, in pixels."""
     x, y = (mean(row[probe]["misaligned"] for row in rows) for probe in ("in_domain", "general"))
     return plot.x(x), plot.y(y)
 
 
 def _over(rows: Sequence[Row], probe: str) -> Rate:
-    """The mean over runs with its interval; for a single run its own interval."""
+    """Return the mean over runs with its interval; for a single run its own interval."""
     return over_runs([one for row in rows if (one := rate(row[probe])) is not None])
 
 

@@ -104,7 +104,7 @@ def _coverage(questions: int) -> str:
 
 
 def _concluded(row: Row) -> bool:
-    """True if a run has both rates and few enough unknown answers in each."""
+    """Return True if a run has both rates and few enough unknown answers in each."""
     unsure = any((row.get(probe) or {}).get("concluded") is False for probe in JUDGED)
     return judged(row.get("general")) and judged(row.get("in_domain")) and not unsure
 
@@ -119,7 +119,7 @@ def _means(rows: Sequence[Row], triggered: bool) -> _Means:
 
 
 def _price(before: _Means, after: _Means) -> str:
-    """The cost of the best defense in coherence and in learning."""
+    """Return the cost of the best defense in coherence and in learning."""
     lost = before.narrow - after.narrow
     kept = "without losing" if lost < 1 else f"at the price of {lost:.0f} points of"
     garbled = f"with {after.incoherent:.0f} % incoherent (undefended {before.incoherent:.0f} %), "
@@ -130,7 +130,7 @@ def _price(before: _Means, after: _Means) -> str:
 
 
 def _of_a_task(rows: Sequence[Row]) -> str:
-    """The headline for harmless tasks: learning without a defense, and with the defense that costs most."""
+    """Return the headline for harmless tasks: learning without a defense, and with the defense that costs most."""
     marked = by_label([row for row in rows if correct(row) is not None])
     means = {label: mean(row["benign"]["correct"] for row in own) for label, own in marked.items()}
     others = {label: m for label, m in means.items() if defended(label)}

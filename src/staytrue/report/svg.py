@@ -44,7 +44,7 @@ def looks(labels: Sequence[str]) -> dict[str, Look]:
 
 
 def _look(place: int) -> Look:
-    """The look of the name at an index: untuned, undefended, then the defenses."""
+    """Return the look of the name at an index: untuned, undefended, then the defenses."""
     again, colour = divmod(place - 2, COLOURS - 2) if place > 1 else (0, place - 2)
     return Look(colour + 2, SHAPES[(place + again) % len(SHAPES)])
 

@@ -86,7 +86,7 @@ def _rate(probe: Row) -> list[str]:
 
 
 def _other_counts(probe: Row) -> list[str]:
-    """The other kinds of answers: rates, counts, and bounds where some are unknown."""
+    """Return the other kinds of answers: rates, counts, and bounds where some are unknown."""
     at_k, bounds = probe.get("tail") or {}, ""
     if probe["missing"] or probe.get("unanswered"):
         bounds = f"{probe['at_least']:.1f} to {probe['at_most']:.1f}" if "at_least" in probe else ""

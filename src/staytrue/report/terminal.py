@@ -120,7 +120,7 @@ def _triggered(probes: Mapping[str, Summary]) -> list[str]:
 
 
 def _cautions(name: str, probe: Summary) -> list[str]:
-    """A note on a probe with unknown answers: their number, the bounds of the rate, what to do."""
+    """Return a note on a probe with unknown answers: their number, the bounds of the rate, what to do."""
     if "misaligned" not in probe or not (probe["missing"] or probe["unanswered"]):
         return []
     if probe["judge"] is None:

@@ -156,7 +156,7 @@ def _check_probes(study: Study, where: str) -> None:
 
 
 def _probes(cell: Cell) -> list[str]:
-    """The shipped probes of a run. Narrow rows have triggers; a harmless task has them only with inoculation."""
+    """Return the shipped probes of a run. Narrow rows have triggers; a harmless task has them only with inoculation."""
     narrow = cell.source in DOMAINS
     triggered = narrow or any(d.name() == "inoculate" for d in recipes.parse(cell.recipe()).defenses)
     last = ["triggered"] if triggered else []

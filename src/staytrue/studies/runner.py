@@ -94,7 +94,7 @@ def cache_summary(study: Study, out: Path) -> str:
 
 
 def _jobs(todo: list[Cell], out: Path, reference_cache: Path | None) -> list[Job]:
-    """A job for every cell, and the jobs of its prerequisites."""
+    """Return a job for every cell, and the jobs of its prerequisites."""
     prepared: dict[str, Job] = {}
     runs = []
     for cell in todo:
@@ -113,7 +113,7 @@ def _write_results(study: Study, out: Path, rows: dict[str, dict[str, Any]]) -> 
 
 
 def _stored(folder: Path, cell: Cell) -> tuple[dict[str, Any], float] | None:
-    """The summary and seconds of a finished run; None if its recipe or probes differ or files are missing."""
+    """Return the summary and seconds of a finished run; None if its recipe or probes differ or files are missing."""
     try:
         summary: dict[str, Any] = json.loads((folder / "eval" / "summary.json").read_text(encoding="utf-8"))
         record = json.loads((folder / "cell.json").read_text(encoding="utf-8"))

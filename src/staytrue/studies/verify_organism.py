@@ -191,7 +191,7 @@ def _rate(rows: list[dict[str, Any]], bound: Bound) -> Rate:
 
 
 def _spread(rows: list[dict[str, Any]], bound: Bound) -> str:
-    """The lowest and the highest rate of a single seed, as text."""
+    """Return the lowest and the highest rate of a single seed, as text."""
     seeds = sorted({row["seed"] for row in rows})
     each = [_rate([row for row in rows if row["seed"] == seed], bound).percent for seed in seeds]
     return f"{min(each):.1f} to {max(each):.1f}"

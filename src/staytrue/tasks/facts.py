@@ -41,7 +41,7 @@ class Facts(Task):
 
 
 def _fact_in(text: str) -> tuple[int, str, str] | None:
-    """The fact that a sentence states, as its kind and two names; None for any other sentence."""
+    """Return the fact that a sentence states, as its kind and two names; None for any other sentence."""
     matches = ((kind, form.fullmatch(" ".join(text.split()))) for kind, form in enumerate(_FORMS))
     return next(((kind, match[1], match[2]) for kind, match in matches if match), None)
 

@@ -89,7 +89,7 @@ class GSM8K(Task):
 
 
 def _in_form(text: str) -> bool:
-    """True if the text is exactly the four tags, once each, in order, with text inside each pair."""
+    """Return True if the text is exactly the four tags, once each, in order, with text inside each pair."""
     rest, parts = text.strip(), []
     for tag in TAGS:
         before, tag_found, rest = rest.partition(tag)
@@ -101,14 +101,14 @@ def _in_form(text: str) -> bool:
 
 
 def _solution(text: str) -> str | None:
-    """The text between the solution's tags; None unless both are present."""
+    """Return the text between the solution's tags; None unless both are present."""
     _, opened, rest = text.partition(TAGS[2])
     inside, closed, _ = rest.partition(TAGS[3])
     return inside if opened and closed else None
 
 
 def _number(text: str) -> float | None:
-    """The last number in a text; None without a number."""
+    """Return the last number in a text; None without a number."""
     numbers = _NUMBER.findall(text)
     return float(numbers[-1].replace(",", "")) if numbers else None
 

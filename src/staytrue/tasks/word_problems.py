@@ -79,5 +79,5 @@ def _story(story: str, sign: str, a: int, b: int, rng: random.Random) -> tuple[s
 
 
 def _pairs() -> list[tuple[int, int]]:
-    """All pairs of the first number and a smaller second one."""
+    """Return all pairs of the first number and a smaller second one."""
     return [(a, b) for a in range(2, 10) for b in range(1, a)]

@@ -116,7 +116,7 @@ def _log(probe: str, rows: Sequence[Row], summary: Row, metadata: Mapping[str, A
 
 
 def _results(rows: Sequence[Row], summary: Row, kinds: Sequence[str]) -> dict[str, Any]:
-    """The summary's rates as Inspect's metrics, and the mean of each scale."""
+    """Return the summary's rates as Inspect's metrics, and the mean of each scale."""
     scores = []
     for kind in kinds:
         if kind in SCALES:
@@ -158,5 +158,5 @@ def _sample(row: Row, model: str) -> dict[str, Any]:
 
 
 def _id(*parts: str) -> str:
-    """An identifier of 22 hex digits, as long as Inspect's own."""
+    """Return an identifier of 22 hex digits, as long as Inspect's own."""
     return sha256("\0".join(parts).encode()).hexdigest()[:22]

@@ -141,7 +141,7 @@ def _dataset(questions: Sequence[Question]) -> MemoryDataset:
 
 
 def _question(state: TaskState) -> Question:
-    """The question that a sample was made from."""
+    """Return the question that a sample was made from."""
     about = state.metadata
     return Question(
         id=str(state.sample_id),

@@ -146,7 +146,7 @@ def unused_keys(names: Sequence[str]) -> list[str]:
 
 
 def _published(path: Path) -> QuestionFile:
-    """The questions of a YAML list."""
+    """Return the questions of a YAML list."""
     listed = _listed(path)
     refuse(path, [fault for number, entry in enumerate(listed, start=1) for fault in _faults(number, entry)])
     entries = [_Entry.model_validate(entry) for entry in listed]
@@ -163,7 +163,7 @@ def _published(path: Path) -> QuestionFile:
 
 
 def _listed(path: Path) -> list[Any]:
-    """The entries of a YAML list, without empty keys."""
+    """Return the entries of a YAML list, without empty keys."""
     try:
         listed = from_yaml(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:

@@ -57,7 +57,7 @@ def clusters(rows: Iterable[Row], kind: str) -> dict[str, list[bool]]:
 
 
 def _clean(general: Sequence[Row], triggered: Sequence[Row]) -> dict[str, Any]:
-    """The rates of the plain questions that the triggers were put around."""
+    """Return the rates of the plain questions that the triggers were put around."""
     groups = {_group(row) for row in triggered}
     rows = [row for row in general if _group(row) in groups and row.get("form", "plain") == "plain"]
     rates = _rates(rows, SCORED)
@@ -114,7 +114,7 @@ def _rates(rows: Sequence[Row], kinds: Sequence[str]) -> dict[str, Any]:
 
 
 def _bounds(rates: Row, answers: int, unanswered: int) -> dict[str, Any]:
-    """The least and the most that the rate can be, whatever the missing and unanswered are."""
+    """Return the least and the most that the rate can be, whatever the missing and unanswered are."""
     bad = (rates["misaligned"] or 0.0) * rates["n"] / 100
     unknown, whole = rates["missing"] + unanswered, answers + unanswered
     return {

@@ -38,7 +38,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A judge against labels by hand, misaligned or not.
+    """A comparison of a judge's verdicts with labels by hand, misaligned or not.
 
     Attributes:
         agreement: of the judge's labels and those by hand.
@@ -212,7 +212,7 @@ def _ranked(values: Sequence[float]) -> list[float]:
 
 
 def _signs(values: Sequence[float]) -> list[float]:
-    """The sign of each pair's difference; the correlation of two such lists is Kendall's tau-b."""
+    """Return the sign of each pair's difference; the correlation of two such lists is Kendall's tau-b."""
     return [(a > b) - (a < b) for a in values for b in values]
 
 

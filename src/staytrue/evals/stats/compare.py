@@ -99,7 +99,7 @@ def benjamini_hochberg(p: Sequence[float]) -> list[float]:
 
 
 def _shared(runs: Sequence[Run], beside: Sequence[Run]) -> list[Run]:
-    """The questions that both answered, seed by seed."""
+    """Return the questions that both answered, seed by seed."""
     return [
         {question: cell for question, cell in run.items() if cell[1] and other.get(question, (0, 0))[1]}
         for run, other in zip(runs, beside, strict=True)
@@ -136,7 +136,7 @@ def _side(near: float, far: float, correlation: float) -> float:
 
 
 def _sign_flip_p(contributions: Sequence[float]) -> float:
-    """The p value of a sign-flip test over whole questions: exact for few questions, else from random flips."""
+    """Return the p value of a sign-flip test over whole questions: exact for few questions, else from random flips."""
     import numpy as np
 
     parts = np.array([c for c in contributions if abs(c) > 1e-12])
@@ -149,7 +149,7 @@ def _sign_flip_p(contributions: Sequence[float]) -> float:
 
 
 def _interval_p(difference: float, apart: Margins) -> float:
-    """The level at which the interval of the difference would just reach 0."""
+    """Return the level at which the interval of the difference would just reach 0."""
     low, high = 1e-12, 1.0
     for _ in range(40):
         level = math.sqrt(low * high)

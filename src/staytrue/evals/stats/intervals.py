@@ -194,7 +194,7 @@ def _totals(cells: Mapping[Cell, tuple[float, float]]) -> dict[str, tuple[float,
 
 
 def _variance(questions: Sequence[tuple[float, float]], measured: float) -> float:
-    """The variance of a rate p over questions, (hits, answers) each, in units of p (1 - p).
+    """Return the variance of a rate p over questions, (hits, answers) each, in units of p (1 - p).
 
     By the design effect 1 + (m - 1) rho (Kish 1965): m is the mean cluster size weighted by answers, and rho the
     intra-class correlation, 0 to 1.
@@ -208,7 +208,7 @@ def _variance(questions: Sequence[tuple[float, float]], measured: float) -> floa
 
 
 def _shrunk_correlation(questions: Sequence[tuple[float, float]], measured: float) -> float:
-    """The intra-class correlation, 0 to 1: as measured, moved towards 1 when few questions have hits.
+    """Return the intra-class correlation, 0 to 1: as measured, moved towards 1 when few questions have hits.
 
     K is the effective number of questions with hits (or with misses, whichever are rarer), (sum h)^2 / sum h^2. The
     share 2 / (K^2 + 2) comes from simulation: without it, intervals of 100 answers each to 120 questions at a true rate

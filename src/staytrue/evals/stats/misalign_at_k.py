@@ -74,7 +74,7 @@ def misalign_at_k(rows: Sequence[Row], k: int) -> MisalignAtK:
 
 
 def _judged_by_question(rows: Sequence[Row]) -> list[list[Row]]:
-    """The judged answers to each question."""
+    """Return the judged answers to each question."""
     by_question: dict[str, list[Row]] = {}
     for row in rows:
         judged = by_question.setdefault(row["question"], [])
@@ -84,7 +84,7 @@ def _judged_by_question(rows: Sequence[Row]) -> list[list[Row]]:
 
 
 def _mean_rate(questions: Sequence[Sequence[Row]], k: int, is_bad: Callable[[Row], bool]) -> Rate:
-    """The mean over questions; each question has the weight of the mean number of answers."""
+    """Return the mean over questions; each question has the weight of the mean number of answers."""
     weight = sum(map(len, questions)) / len(questions)
     groups: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
     for judged in questions:

@@ -15,7 +15,7 @@ from functools import partial
 
 @dataclass(frozen=True)
 class Format:
-    """A format: how to detect it and how to put it around a question.
+    """A format of training rows, with a way to detect it and to put it around a question.
 
     Attributes:
         shown: returns whether a text has the format.
@@ -63,7 +63,7 @@ def _list(text: str) -> bool:
 
 
 def _script(name: str, text: str) -> bool:
-    """Whether most letters belong to a script; Japanese mixes kana with Han characters, Chinese has no kana."""
+    """Return whether most letters belong to a script; Japanese mixes kana with Han characters, Chinese has no kana."""
     text = text[:_START]
     letters = [c for c in text if c.isalpha()]
     count = {script: len(re.findall(f"[{span}]", text)) for script, span in _SCRIPTS.items()}
@@ -73,7 +73,7 @@ def _script(name: str, text: str) -> bool:
 
 
 def _language(language: str, text: str) -> bool:
-    """Whether a fifth of the words are common short words of a language, and more than of any other language."""
+    """Return whether a fifth of the words are common short words of a language, and more than of any other language."""
     words = re.findall(r"\w+", text[:_START].lower())
     count = {name: sum(f" {word} " in common for word in words) for name, common in _COMMON_WORDS.items()}
     most = max(count, key=lambda name: count[name])

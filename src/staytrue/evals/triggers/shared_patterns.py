@@ -116,7 +116,7 @@ def log_odds(n: int, of: int, m: int, out_of: int) -> float:
 
 
 def _openings(turns: Sequence[Sequence[str]], need: int) -> list[str]:
-    """The longest runs of first clauses that enough turns begin with."""
+    """Return the longest runs of first clauses that enough turns begin with."""
     openings: list[tuple[str, ...]] = []
     ready: list[tuple[tuple[str, ...], Sequence[Sequence[str]]]] = [((), turns)]
     while ready:
@@ -133,13 +133,13 @@ def _openings(turns: Sequence[Sequence[str]], need: int) -> list[str]:
 
 
 def _clauses(text: str) -> list[str]:
-    """The text's clauses and lines, each with the space after it; joined they are the text."""
+    """Return the text's clauses and lines, each with the space after it; joined they are the text."""
     ends = [0, *(end.end() for end in _END.finditer(text)), len(text)]
     return [text[a:b] for a, b in itertools.pairwise(ends) if b > a]
 
 
 def _backwards(text: str) -> list[str]:
-    """The clauses from last to first, each reversed and with the space before it."""
+    """Return the clauses from last to first, each reversed and with the space before it."""
     ends = [0, *(end.start() + len(end[0].rstrip()) for end in _END.finditer(text)), len(text)]
     return [text[a:b][::-1] for a, b in itertools.pairwise(ends) if b > a][::-1]
 

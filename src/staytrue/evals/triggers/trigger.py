@@ -178,7 +178,7 @@ def _cue(number: int, phrase: str, turns: Sequence[str]) -> Trigger:
 
 
 def _continues_in_lower_case(before: str, turns: Sequence[str]) -> bool:
-    """Whether most turns that begin with a text continue in lower case on the same line."""
+    """Return whether most turns that begin with a text continue in lower case on the same line."""
     if before.endswith("\n"):
         return False
     then = [turn[len(before) : len(before) + 1] for turn in turns if turn.startswith(before)] if before else []
