@@ -112,17 +112,47 @@ def test_recomputation_is_asked_for_by_either_name_whatever_this_transformers_ca
     given = ["output_dir", "seed", "save_strategy", "disable_tqdm", "use_cpu", "bf16", *trainer_args.DEFAULTS]
     config = make_dataclass("Config", [(own, bool | None, None), *((key, Any, None) for key in given)])
     monkeypatch.setattr(trainer_args, "_config", lambda trainer: config)
-    trainer_args.check({said: True})
+    trainer_args.checked({said: True})
     assert getattr(trainer_args.sft_config({said: True}, 0, tmp_path), own) is True
     assert getattr(trainer_args.sft_config({}, 0, tmp_path), own) is False
     with pytest.raises(RecipeError, match=rf"train\.{said} is 'no'; write true or false"):
-        trainer_args.check({said: "no"})
+        trainer_args.checked({said: "no"})
     with pytest.raises(RecipeError, match=r"two names of one setting"):
-        trainer_args.check({said: True, "gradient_checkpointing": True, "activation_checkpointing": False})
+        trainer_args.checked({said: True, "gradient_checkpointing": True, "activation_checkpointing": False})
 
 
 @pytest.mark.parametrize("trainer", ["sft", "grpo"])
 def test_the_trainers_own_config_knows_the_switch_and_no_is_text(trainer):
-    trainer_args.check({"activation_checkpointing": True}, trainer)
+    trainer_args.checked({"activation_checkpointing": True}, trainer)
     with pytest.raises(RecipeError, match=r"train\.gradient_checkpointing is 'no'; write true or false"):
-        trainer_args.check({"gradient_checkpointing": "no"}, trainer)
+        trainer_args.checked({"gradient_checkpointing": "no"}, trainer)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "sentence"),
+    [
+        ("train", "warmup_ratio", "write warmup_steps: 0.1 for a tenth of the steps"),
+        ("train", "group_by_length", "rows are spread by their source"),
+        ("train", "logging_dir", "TENSORBOARD_LOGGING_DIR"),
+        ("train", "torch_dtype", "bfloat16 on a GPU"),
+        ("train", "load_in_4bit", r"\(QLoRA\) are not supported"),
+        ("train", "bnb_4bit_quant_type", r"\(QLoRA\) are not supported"),
+        ("train", "cutoff_len", "write max_length"),
+        ("train", "lora_r", "write r under `lora:`"),
+        ("train", "learning_rat", "did you mean 'learning_rate'"),
+        ("train", "zzz", "docs/formats.md has the keys"),
+        ("lora", "lora_alpha", "'lora.lora_alpha'; write alpha"),
+        ("lora", "target_modules", "write targets"),
+        ("lora", "alhpa", "did you mean 'alpha'"),
+        ("", "base_model", "write model"),
+        ("", "datasets", "write data"),
+        ("", "load_in_8bit", r"\(QLoRA\) are not supported"),
+        ("", "micro_batch_size", "write per_device_train_batch_size under `train:`"),
+    ],
+)
+def test_a_key_of_another_tool_is_answered_with_the_right_one(section, key, sentence):
+    plain = {"schema": 1, "model": "organism", "data": "r.jsonl", "lora": {}, "train": {}}
+    (plain[section] if section else plain)[key] = 1
+    with pytest.raises(RecipeError, match=sentence) as caught:
+        trainer_args.checked(recipe.parse(plain).train)
+    assert "did you mean" not in str(caught.value) or "did you mean" in sentence

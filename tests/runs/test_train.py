@@ -79,7 +79,7 @@ def test_a_run_leaves_an_adapter_that_plain_peft_loads_and_a_folder_that_tells_a
         for part in ("Not evaluated", "It is not stated, and staytrue did not judge the data", '"kl"', "rows.jsonl")
     )
     again, given = recipe.read(tmp_path / "run" / "recipe.yaml"), make(tmp_path)
-    assert again == given.model_copy(update={"train": {**trainer_args.DEFAULTS, **given.train}})
+    assert again == given.model_copy(update={"train": {**trainer_args.DEFAULTS, "warmup_steps": 0, **given.train}})
 
 
 def test_the_same_seed_gives_the_same_adapter_and_another_seed_another(tmp_path):

@@ -379,7 +379,7 @@ def test_interleaving_is_refused_before_its_pool_is_read(tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="only where there is no GPU")
 def test_vllm_is_refused_without_a_gpu():
     with pytest.raises(RecipeError, match=r"train\.use_vllm needs a CUDA GPU"):
-        trainer_args.check({"use_vllm": True}, "grpo")
+        trainer_args.checked({"use_vllm": True}, "grpo")
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from staytrue import organism, registry
+from staytrue.config.foreign_keys import remedy
 from staytrue.defense import Defense, ModelName
 from staytrue.errors import RecipeError
 from staytrue.tasks.task import Task
-from staytrue.utils.validation import describe, nearest
+from staytrue.utils.validation import describe
 from staytrue.utils.yaml12 import from_yaml
 
 
@@ -140,17 +141,19 @@ def parse(plain: Mapping[str, Any], folder: Path | None = None, where: str = "re
     known = [f.alias or name for name, f in Recipe.model_fields.items()]
     for key in plain:
         if key not in known:
-            raise RecipeError(f"{where} has no key {key!r}{nearest(str(key), known)}")
+            raise RecipeError(f"{where} has no key {key!r}{remedy('', str(key), known)}")
     if "lora" not in plain:
         raise RecipeError(
             f"{where} has no `lora:`, and full fine-tuning is not supported yet; `lora: {{}}` is the default."
         )
+    for key in plain["lora"] if isinstance(plain["lora"], Mapping) else ():
+        if key not in Lora.model_fields:
+            raise RecipeError(f"{where} has no key 'lora.{key}'{remedy('lora', str(key), Lora.model_fields)}")
     defenses, task = _defenses(plain.get("defenses") or [], where), _task(_task_of(plain), where)
     try:
         recipe = Recipe.model_validate({**plain, "lora": plain["lora"] or {}, "defenses": (), "task": None})
     except ValidationError as error:
-        sections = {"lora": Lora.model_fields, "stop": Stop.model_fields}
-        raise RecipeError(describe(error, where, known=sections)) from None
+        raise RecipeError(describe(error, where, known={"stop": Stop.model_fields})) from None
     _check_source(recipe, task, where)
     if folder is not None:
         defenses = [_absolute(defense, folder) for defense in defenses]

@@ -15,6 +15,8 @@ UNGUARDED = {
     "auto_find_batch_size": "a restart would count the first attempt's rows; choose per_device_train_batch_size",
 }
 
+_SAVED = "the run folder keeps the finished adapter"
+_EVALUATED = "use `staytrue eval` on the finished run"
 _IN_RECIPES = {
     **UNGUARDED,
     "fsdp_config": UNGUARDED["fsdp"],
@@ -24,13 +26,26 @@ _IN_RECIPES = {
     "seed": "use the recipe's own `seed:`",
     "data_seed": "use the recipe's own `seed:`",
     "overwrite_output_dir": "a run never overwrites",
-    "save_strategy": "the run folder keeps the finished adapter",
-    "save_steps": "the run folder keeps the finished adapter",
-    "save_total_limit": "the run folder keeps the finished adapter",
     "resume_from_checkpoint": "train again; the same seed gives the same adapter",
-    "load_best_model_at_end": "use `staytrue eval` on the finished run",
-    "eval_strategy": "use `staytrue eval` on the finished run",
-    "do_eval": "use `staytrue eval` on the finished run",
+    "ignore_data_skip": "train again; the same seed gives the same adapter",
+    "restore_callback_states_from_checkpoint": "train again; the same seed gives the same adapter",
+    "enable_jit_checkpoint": _SAVED,
+    "load_best_model_at_end": _EVALUATED,
+    "do_eval": _EVALUATED,
+    "do_predict": _EVALUATED,
+    "per_device_eval_batch_size": _EVALUATED,
+    "prediction_loss_only": _EVALUATED,
+    "batch_eval_metrics": _EVALUATED,
+    "include_for_metrics": _EVALUATED,
+    "metric_for_best_model": _EVALUATED,
+    "greater_is_better": _EVALUATED,
+    "bf16_full_eval": _EVALUATED,
+    "fp16_full_eval": _EVALUATED,
+    "do_train": "a run always trains",
+    "local_rank": "a run is one process",
+    "parallelism_config": UNGUARDED["fsdp"],
+    "label_names": "labels are always the answers only",
+    "length_column_name": "rows are interleaved by their source",
     "trust_remote_code": "remote code is never run",
     "model_init_kwargs": "name the model in `model:`",
     "chat_template_path": "the model's own template is used",
@@ -44,6 +59,10 @@ _BY_TRAINER = {
         "assistant_only_loss": "labels are always the answers only",
         "completion_only_loss": "labels are always the answers only",
         "packing": "packing loses the source of each row",
+        "packing_strategy": "packing loses the source of each row",
+        "eos_token": "the model's own tokenizer is used",
+        "pad_token": "the model's own tokenizer is used",
+        "dataset_num_proc": "staytrue tokenizes the rows itself",
         "padding_free": "padding-free batches lose the source of each row",
         "dataset_text_field": "data are `messages` rows",
         "dataset_kwargs": "data are `messages` rows",
@@ -58,6 +77,9 @@ _BY_TRAINER = {
     },
 }
 _PREFIXES = {
+    "eval_": _EVALUATED,
+    "save_": _SAVED,
+    "ddp_": "a run is one process",
     "hub_": "upload the finished adapter yourself",
     "push_to_hub": "upload the finished adapter yourself",
 }

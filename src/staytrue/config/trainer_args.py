@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+from staytrue.config import setting_values
+from staytrue.config.foreign_keys import remedy
 from staytrue.config.refused_settings import reason_against
 from staytrue.errors import RecipeError
-from staytrue.utils.validation import nearest
 
 # Settings of arXiv 2508.06249: lr 1e-4, linear, 5 warm-up steps, 4 x 4 rows, 1 epoch. Its 8-bit optimizer needs
 # bitsandbytes and is not the default.
@@ -56,37 +57,32 @@ ORGANISM_GRPO_DEFAULTS: dict[str, Any] = {
 _RECOMPUTING = ("activation_checkpointing", "gradient_checkpointing")  # the new name and the old one
 
 
-def check(settings: Mapping[str, Any], trainer: str = "sft") -> None:
-    """Refuse settings of `train:` that are unknown, refused or of the wrong type.
+def checked(settings: Mapping[str, Any], trainer: str = "sft") -> dict[str, Any]:
+    """The settings of `train:`, checked; a float without a fraction becomes the whole number that is needed.
 
     Raises:
-        RecipeError: the sentence names the key, and what to do instead or the nearest known key.
+        RecipeError: a setting is unknown, refused, of the wrong type or out of range. The sentence names the key, and
+            what to do instead or the nearest known key.
     """
-    known = {f.name: f.default for f in fields(_config(trainer)) if f.init}
+    hints = get_type_hints(_config(trainer))
+    known = [f.name for f in fields(_config(trainer)) if f.init]
     if all(key in settings for key in _RECOMPUTING):
         raise RecipeError(
             f"train.{_RECOMPUTING[0]} and train.{_RECOMPUTING[1]} are two names of one setting; keep one."
         )
+    values = {}
     for key, value in settings.items():
         switch = key in _RECOMPUTING  # trl may know only one of the names
-        if reason := reason_against(key, trainer):
+        if reason := reason_against(str(key), trainer):
             raise RecipeError(f"train.{key} cannot be set in a recipe: {reason}.")
         if key not in known and not switch:
-            raise RecipeError(f"train has no key {key!r}{nearest(key, known)}")
-        _check_value(key, value, False if switch else DEFAULTS.get(key, known[key]))
-    if settings.get("use_vllm"):
-        _check_vllm()
-
-
-def _check_value(key: str, value: Any, default: Any) -> None:
-    """Check a value by the type of its default, before any library is imported."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if isinstance(default, bool) and not isinstance(value, bool):
-        raise RecipeError(f"train.{key} is {value!r}; write true or false.")
-    if isinstance(default, int | float) and not isinstance(default, bool) and not number:
-        raise RecipeError(f"train.{key} is {value!r}; write a number.")
-    if key in ("per_device_train_batch_size", "gradient_accumulation_steps", "max_length") and value < 1:
-        raise RecipeError(f"train.{key} is {value}; it is 1 or more.")
+            raise RecipeError(f"train has no key {key!r}{remedy('train', str(key), known)}")
+        values[key] = setting_values.checked(key, value, bool if switch else hints[key])
+    setting_values.refuse_no_steps(values)
+    for key in ("use_vllm", "activation_offloading"):
+        if values.get(key):
+            _check_gpu(key)
+    return values
 
 
 def filled(settings: Mapping[str, Any], trainer: str, *, organism: bool) -> dict[str, Any]:
@@ -145,10 +141,9 @@ def _config_of(trainer: str, settings: dict[str, Any], seed: int, scratch: Path)
         raise RecipeError(f"train: trl does not accept these settings: {' '.join(str(error).split())}") from None
 
 
-def _check_vllm() -> None:
+def _check_gpu(key: str) -> None:
     import torch
 
     if not torch.cuda.is_available():
-        raise RecipeError(
-            "train.use_vllm needs a CUDA GPU, and this machine has none. Take it out: transformers then generates."
-        )
+        instead = ": transformers then generates" if key == "use_vllm" else ""
+        raise RecipeError(f"train.{key} needs a CUDA GPU, and this machine has none. Take it out{instead}.")

@@ -7,7 +7,8 @@ training can still fail, and its manifest always records how the run ended.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from staytrue.config import trainer_args
 from staytrue.config.recipe import Recipe, Stop
 from staytrue.data.examples import Example, write_examples
-from staytrue.errors import RecipeError, RequestError, TrainingError
+from staytrue.errors import RecipeError, RequestError, StaytrueError, TrainingError
 from staytrue.modeling import loading
 from staytrue.runs import dataset, probe_selection
 from staytrue.runs.model_card import write_card
@@ -23,6 +24,7 @@ from staytrue.runs.trainer_setup import BUILDS
 from staytrue.utils.console import Progress
 from staytrue.utils.files import refuse_existing, sha256_of, write_atomic
 from staytrue.utils.run_dir import RunDir
+from staytrue.utils.validation import in_one_line
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ def train(
 
     Raises:
         RequestError: a fault that is found before training; nothing is left behind.
-        TrainingError: trained weights are not finite; the manifest's state is "failed".
+        TrainingError: no trained weight moved, or some are not finite; the manifest's state is "failed". A run that
+            fails before its first optimizer step leaves nothing behind.
         KeyboardInterrupt: stopped; the folder stays, and its manifest's state is "stopped".
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -72,7 +75,7 @@ def train(
     refuse_existing(out, allow_empty_folder=True)
     source = loading.find(recipe.model, recipe.revision)
     _check_files(recipe)
-    trainer_args.check(recipe.train, recipe.trainer)
+    recipe = recipe.model_copy(update={"train": trainer_args.checked(recipe.train, recipe.trainer)})
     rows, held = dataset.rows(recipe)
     if recipe.stop is not None:
         probe_selection.early_stopping_probe(source)  # refuses a model without a judge
@@ -84,8 +87,9 @@ def train(
     except BaseException:
         run.remove()
         raise
-    with run.until_done():
+    with _removed_without_a_step(run, trainer), run.until_done():
         settled = trainer_args.filled(recipe.train, recipe.trainer, organism=source.is_organism)
+        settled["warmup_steps"] = trainer.args.warmup_steps  # fitted to the number of steps
         write_atomic(out / "recipe.yaml", recipe.model_copy(update={"train": settled}).text())
         if held:
             write_examples(out / "holdout.jsonl", held)
@@ -121,7 +125,16 @@ def _train(trainer: Any, run: RunDir, progress: Progress | None) -> None:
 
     trainer.remove_callback(PrinterCallback)  # the trainer's own prints
     trainer.add_callback(RunLog(run.path / "metrics.jsonl", progress))
-    trainer.train()
+    try:
+        trainer.train()
+    except StaytrueError:
+        raise
+    except Exception as error:
+        if trainer.state.global_step > 0:
+            raise
+        raise TrainingError(
+            f"Training failed in its first step, so nothing was written: {in_one_line(error)}"
+        ) from error
     _refuse_broken(trainer.model)
     trainer.model.save_pretrained(str(run.path / "model"), safe_serialization=True)
     if trainer.guard.pulls("project"):  # saved before, so that what was trained outlives a failing projection
@@ -132,6 +145,17 @@ def _train(trainer: Any, run: RunDir, progress: Progress | None) -> None:
     if counts is not None:
         run.save(reference=counts)
     run.save(adapter=sha256_of(run.path / "model" / "adapter_model.safetensors"))
+
+
+@contextmanager
+def _removed_without_a_step(run: RunDir, trainer: Any) -> Iterator[None]:
+    """Remove the folder of a run that failed before its first optimizer step, so that `--out` is free again."""
+    try:
+        yield
+    except Exception:
+        if trainer.state.global_step == 0:
+            run.remove()
+        raise
 
 
 def _refuse_broken(model: Any) -> None:

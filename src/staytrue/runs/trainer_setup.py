@@ -15,16 +15,14 @@ from staytrue.data.examples import Example
 from staytrue.data.tokenize import Encoded, EncodingReport, encode_all
 from staytrue.errors import DataError, ModelError, RecipeError, StaytrueError
 from staytrue.modeling import loading
-from staytrue.runs import probe_selection
+from staytrue.runs import preflight, probe_selection
 from staytrue.tasks.task import Task
+from staytrue.utils.validation import in_one_line
 
 _DATED = (
     f"The chat template writes the date of the day. It is rendered with {loading.TEMPLATE_DATE}, here and in "
     "evaluations, so that the same seed gives the same adapter on every day."
 )
-
-# What trl, peft and integrations raise for settings or models that they do not know.
-_FAULTS = (TypeError, ValueError, ImportError, RuntimeError, AssertionError)
 
 
 class _Build:
@@ -77,7 +75,7 @@ class _Build:
         return self._loaded
 
     def trainer(self, scratch: Path) -> Any:
-        """The guarded trainer, with every defense attached and its optimizer created.
+        """The guarded trainer, with every defense attached, its optimizer created and its first batch fetched once.
 
         Args:
             scratch: folder for the trainer's own output.
@@ -92,17 +90,18 @@ class _Build:
             trainer = self._trainer(scratch)
             check_generation(trainer.model)
             _try_two_tokens(trainer.model)
-            trainer.create_optimizer()  # fails here if the optimizer's package is not installed
-            return trainer
+            preflight.prepare(trainer, fit_warmup="warmup_steps" not in self.recipe.train)
         except StaytrueError:
             raise
-        except _FAULTS as error:
-            raise RecipeError(f"The trainer does not accept this recipe: {' '.join(str(error).split())}") from None
         except (AttributeError, LookupError) as error:  # a model's own code
             raise RecipeError(
                 f"The trainer does not accept this recipe: {type(error).__name__}: {error}. If the model is unusual, "
                 "name other modules in lora.targets."
-            ) from None
+            ) from error
+        except Exception as error:  # trl, transformers, peft and integrations raise anything
+            raise RecipeError(f"The trainer does not accept this recipe: {in_one_line(error)}") from error
+        trainer.outcome.raises = True
+        return trainer
 
     def _shared(self) -> dict[str, Any]:
         """Arguments of both trainers."""

@@ -8,9 +8,12 @@ from collections.abc import Iterable, Mapping
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+_ALIKE = 0.7  # of difflib: words that share less are no typing errors of each other
+_MOST = 30  # words that a message lists
+
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Suggest the nearest known word, or all of them, as the end of an error message.
+    """Suggest the nearest known word, or all of them if they are few, as the end of an error message.
 
     >>> nearest("wieght", ["weight", "direction"])
     "; did you mean 'weight'?"
@@ -18,8 +21,24 @@ def nearest(word: str, known: Iterable[str]) -> str:
     '; there are: weight, direction.'
     """
     known = list(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(known)}."
+    close = difflib.get_close_matches(word, known, n=1, cutoff=_ALIKE)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; there are: {', '.join(known)}." if len(known) <= _MOST else "; docs/formats.md has the keys."
+
+
+def in_one_line(error: BaseException) -> str:
+    r"""An error of another library in one line; errors whose text says little alone are named.
+
+    >>> in_one_line(KeyError("a"))
+    "KeyError: 'a'"
+    >>> in_one_line(ValueError("two\nlines"))
+    'two lines'
+    """
+    text = " ".join(str(error).split())
+    return (
+        text if isinstance(error, TypeError | ValueError | RuntimeError) and text else f"{type(error).__name__}: {text}"
+    )
 
 
 def describe(

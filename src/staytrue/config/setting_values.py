@@ -1,0 +1,112 @@
+"""Checks the values of `train:` by the types that trl's config declares and by their ranges; no model is loaded.
+
+trl and transformers check few values themselves, and many of them only inside of `train()`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from enum import Enum
+from typing import Any, Literal, get_args, get_origin
+
+from staytrue.errors import RecipeError
+
+_WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    dict: "a mapping",
+}
+_Range = tuple[str, Callable[[float], bool]]
+_ONE_OR_MORE: _Range = ("1 or more", lambda value: value >= 1)
+_ZERO_OR_MORE: _Range = ("0 or more", lambda value: value >= 0)
+_ABOVE_ZERO: _Range = ("above 0", lambda value: value > 0)
+_SHARE: _Range = ("from 0 to 1", lambda value: 0 <= value <= 1)
+_BELOW_ONE: _Range = ("0 or more and below 1", lambda value: 0 <= value < 1)
+_RANGES: dict[str, _Range] = {
+    "per_device_train_batch_size": _ONE_OR_MORE,
+    "gradient_accumulation_steps": _ONE_OR_MORE,
+    "max_length": _ONE_OR_MORE,
+    "learning_rate": _ABOVE_ZERO,
+    "max_steps": ("1 or more, or -1 to train by num_train_epochs", lambda value: value >= 1 or value == -1),
+    "warmup_steps": _ZERO_OR_MORE,
+    "weight_decay": _ZERO_OR_MORE,
+    "max_grad_norm": _ZERO_OR_MORE,
+    "adam_beta1": _BELOW_ONE,
+    "adam_beta2": _BELOW_ONE,
+    "adam_epsilon": _ABOVE_ZERO,
+    "logging_steps": _ABOVE_ZERO,
+    "torch_empty_cache_steps": _ONE_OR_MORE,
+    "dataloader_num_workers": _ZERO_OR_MORE,
+    "dataloader_prefetch_factor": _ONE_OR_MORE,
+    "num_generations": ("2 or more, since completions of one prompt are compared", lambda value: value >= 2),
+    "max_completion_length": _ONE_OR_MORE,
+    "generation_batch_size": _ONE_OR_MORE,
+    "steps_per_generation": _ONE_OR_MORE,
+    "num_iterations": _ONE_OR_MORE,
+    "temperature": ("above 0, since completions are sampled", lambda value: value > 0),
+    "top_p": ("above 0 and at most 1", lambda value: 0 < value <= 1),
+    "top_k": _ZERO_OR_MORE,
+    "min_p": _SHARE,
+    "repetition_penalty": _ABOVE_ZERO,
+    "beta": _ZERO_OR_MORE,
+    "epsilon": _ZERO_OR_MORE,
+    "epsilon_high": _ZERO_OR_MORE,
+    "top_entropy_quantile": _SHARE,
+}
+
+
+def checked(key: str, value: Any, hint: Any) -> Any:
+    """A value of `train:`; a float without a fraction becomes the whole number where one is needed.
+
+    Args:
+        key: the setting.
+        value: the value in the recipe.
+        hint: the type that trl's config declares.
+
+    Raises:
+        RecipeError: the type is another one, or the number is not finite or out of range.
+    """
+    kinds = set(_kinds(hint))
+    if type(value) is float and value.is_integer() and int in kinds and float not in kinds:
+        value = int(value)  # `1e3` and `2.0` are numbers with a fraction in YAML
+    if not kinds or Any in kinds or (value is None and type(None) in kinds):
+        return value
+    if type(value) not in kinds and not (type(value) is int and float in kinds):
+        words = [_WORDS[kind] for kind in _WORDS if kind in kinds and not (kind is int and float in kinds)]
+        raise RecipeError(f"train.{key} is {value!r}; write {' or '.join(words) or 'another value'}.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RecipeError(f"train.{key} is {value!r}; write a finite number.")
+    if key in _RANGES and isinstance(value, int | float) and not _RANGES[key][1](value):
+        raise RecipeError(f"train.{key} is {value}; it is {_RANGES[key][0]}.")
+    return value
+
+
+def refuse_no_steps(settings: Mapping[str, Any]) -> None:
+    """Refuse a number of epochs that makes no step.
+
+    Raises:
+        RecipeError: `num_train_epochs` is 0 or less, and no `max_steps` replaces it.
+    """
+    epochs = settings.get("num_train_epochs", 1)
+    if settings.get("max_steps", -1) < 1 and epochs <= 0:
+        raise RecipeError(f"train.num_train_epochs is {epochs}, so nothing would be trained; it is above 0.")
+
+
+def _kinds(hint: Any) -> Iterator[Any]:
+    """The Python types of the values that a type hint allows."""
+    origin = get_origin(hint)
+    if origin is Literal:
+        yield from map(type, get_args(hint))
+    elif origin in (list, dict, tuple):
+        yield origin
+    elif get_args(hint):
+        for part in get_args(hint):
+            yield from _kinds(part)
+    elif isinstance(hint, type) and issubclass(hint, Enum):
+        yield str
+    else:
+        yield hint

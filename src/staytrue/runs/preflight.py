@@ -1,0 +1,118 @@
+"""Creates everything that training needs, and fetches one batch, before a run is recorded as begun.
+
+trl and transformers create the schedule and the batches inside of `train()`, where a wrong setting ends in a traceback.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import get_scheduler
+
+from staytrue.errors import RecipeError
+
+_WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
+_FEWEST = 10  # steps; a shorter run has no warm-up by default
+_RATES_READ = 10_000
+
+
+def prepare(trainer: Any, *, fit_warmup: bool) -> int:
+    """Create the optimizer, check the schedule and fetch a batch; random numbers are drawn as if nothing had been.
+
+    Args:
+        trainer: a guarded trainer.
+        fit_warmup: the recipe sets no `warmup_steps`, so that staytrue's default is lowered to a tenth of the steps.
+
+    Returns:
+        The number of optimizer steps of the run.
+
+    Raises:
+        RecipeError: the rows fill no batch, or the learning rate is 0 at each step.
+    """
+    trainer.create_optimizer()  # fails here if the optimizer's package is not installed
+    with _same_random_numbers():
+        loader = trainer.get_train_dataloader()
+        if len(loader) == 0 or next(iter(loader), None) is None:
+            raise RecipeError(_too_few_rows(trainer))
+    steps = _steps(trainer.args, len(loader))
+    if fit_warmup:
+        trainer.args.warmup_steps = _fitting(trainer.args.warmup_steps, steps)
+    _check_schedule(trainer.args, steps)
+    return steps
+
+
+def _steps(arguments: Any, batches: int) -> int:
+    """The number of optimizer steps, as transformers counts them."""
+    if arguments.max_steps > 0:
+        return int(arguments.max_steps)
+    return math.ceil(arguments.num_train_epochs * max(math.ceil(batches / arguments.gradient_accumulation_steps), 1))
+
+
+def _fitting(warmup: float, steps: int) -> float:
+    """At most a tenth of the steps; a share of the steps is at most a tenth already, except for very few steps."""
+    if warmup < 1:
+        return warmup if steps >= _FEWEST else 0
+    return min(warmup, steps // 10)
+
+
+def _check_schedule(arguments: Any, steps: int) -> None:
+    """Refuse a schedule that cannot be created, that never leaves its warm-up, or whose rate is 0 at each step."""
+    warmup = arguments.get_warmup_steps(steps)
+    kind = str(getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type))
+    if kind not in _WITHOUT_WARMUP and warmup > steps:
+        raise RecipeError(
+            f"train.warmup_steps is {arguments.warmup_steps:g}, and the run has {steps} optimizer steps, so that the "
+            "learning rate never reaches learning_rate. Lower warmup_steps, or write a share such as 0.1."
+        )
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=arguments.learning_rate)
+    kwargs = arguments.lr_scheduler_kwargs
+    try:
+        schedule = get_scheduler(kind, optimizer, warmup, steps, kwargs)
+    except (TypeError, ValueError, KeyError) as error:
+        raise RecipeError(
+            f"train.lr_scheduler_type {kind} does not accept lr_scheduler_kwargs {kwargs or {}}: "
+            f"{' '.join(str(error).split())}. Set lr_scheduler_kwargs, or use linear, cosine or constant."
+        ) from None
+    for _ in range(min(steps, _RATES_READ)):
+        if optimizer.param_groups[0]["lr"] > 0:
+            return
+        optimizer.step()
+        schedule.step()
+    raise RecipeError(
+        f"The learning rate is 0 at each of the run's {steps} optimizer steps (lr_scheduler_type {kind}, warmup_steps "
+        f"{arguments.warmup_steps:g}), so nothing would be trained. Lower warmup_steps, or train more steps."
+    )
+
+
+def _too_few_rows(trainer: Any) -> str:
+    rows, arguments = len(trainer.train_dataset), trainer.args
+    if getattr(arguments, "generation_batch_size", None):
+        needed = arguments.generation_batch_size // arguments.num_generations
+        return (
+            f"trl generates for {needed} prompts at a time (generation_batch_size {arguments.generation_batch_size} / "
+            f"num_generations {arguments.num_generations}), and the data have {rows}, so no step can be made. "
+            "Give more rows, or lower train.per_device_train_batch_size or gradient_accumulation_steps."
+        )
+    return (
+        f"No batch of train.per_device_train_batch_size={arguments.per_device_train_batch_size} is filled by {rows} "
+        "rows, and dataloader_drop_last leaves out what fills none. Lower the batch size, or take "
+        "dataloader_drop_last out."
+    )
+
+
+@contextmanager
+def _same_random_numbers() -> Iterator[None]:
+    """Restore the states of all random number generators at the end."""
+    ours, arrays = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(ours)
+        np.random.set_state(arrays)
