@@ -51,7 +51,8 @@ def _steps(arguments: Any, batches: int) -> int:
     """The number of optimizer steps, as transformers counts them."""
     if arguments.max_steps > 0:
         return int(arguments.max_steps)
-    return math.ceil(arguments.num_train_epochs * max(math.ceil(batches / arguments.gradient_accumulation_steps), 1))
+    epochs: float = arguments.num_train_epochs
+    return math.ceil(epochs * max(math.ceil(batches / arguments.gradient_accumulation_steps), 1))
 
 
 def _fitting(warmup: float, steps: int) -> float:
