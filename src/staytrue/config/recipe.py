@@ -6,16 +6,18 @@ environment variable. Relative paths are relative to the recipe's folder, not to
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from staytrue import organism, registry
 from staytrue.config.foreign_keys import remedy
+from staytrue.data.tables import is_hub_name
 from staytrue.defense import Defense, ModelName
 from staytrue.errors import RecipeError
 from staytrue.tasks.task import Task
@@ -31,7 +33,11 @@ class Lora(BaseModel):
         alpha: scale, above 0.
         rslora: divide `alpha` by the square root of `r` instead of `r`.
         dropout: 0 to 1, without 1.
-        targets: "all-linear", or names of modules.
+        targets: "all-linear", names of modules, or a regular expression that matches whole names. Vision and audio
+            towers are left out, except where a regular expression names them.
+        exclude: names of modules that are not adapted, or a regular expression.
+        modules_to_save: names of modules that are trained whole and saved with the adapter.
+        dora: weight-decomposed LoRA (DoRA, arXiv 2402.09353).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -39,7 +45,19 @@ class Lora(BaseModel):
     alpha: Annotated[float, Field(gt=0)] = 64
     rslora: bool = True
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    targets: str | tuple[str, ...] = "all-linear"
+    exclude: str | tuple[str, ...] = ()
+    modules_to_save: tuple[str, ...] = ()
+    dora: bool = False
+
+    @field_validator("targets", "exclude")
+    @classmethod
+    def _compiles(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        try:
+            re.compile(value if isinstance(value, str) else "")
+        except re.error as error:
+            raise ValueError(f"it is no regular expression ({error})") from None
+        return value
 
 
 class Stop(BaseModel):
@@ -61,7 +79,10 @@ class Recipe(BaseModel):
     Attributes:
         model: "organism" (the embedded model), a local folder, or a hub name.
         revision: commit or branch of a hub name.
-        data: chat JSONL file; None takes the rows of `task`.
+        data: chat JSONL file, another file or saved data set, or a hub name (docs/formats.md, "Chat rows"); None takes
+            the rows of `task`.
+        split: of a data set with several; None is "train".
+        columns: names of the data's own columns for messages, prompt, completion and system.
         trainer: "sft" or "grpo".
         task: a benign task, with its rows, its reward and its marking.
         lora: the adapter; full fine-tuning is not supported.
@@ -80,6 +101,8 @@ class Recipe(BaseModel):
     model: str
     revision: str | None = None
     data: Path | None = None
+    split: str | None = None
+    columns: dict[Literal["messages", "prompt", "completion", "system"], str] = {}
     trainer: Literal["sft", "grpo"] = "sft"
     task: Task | None = None
     lora: Lora
@@ -157,7 +180,7 @@ def parse(plain: Mapping[str, Any], folder: Path | None = None, where: str = "re
     _check_source(recipe, task, where)
     if folder is not None:
         defenses = [_absolute(defense, folder) for defense in defenses]
-        data = None if recipe.data is None else folder / recipe.data.expanduser()
+        data = None if recipe.data is None else _data(recipe.data, folder)
         recipe = recipe.model_copy(update={"data": data, "model": _model(recipe.model, folder)})
     return recipe.model_copy(update={"defenses": tuple(defenses), "task": task})
 
@@ -249,6 +272,12 @@ def _absolute(defense: Defense, folder: Path) -> Defense:
     paths = {name: folder / value.expanduser() for name, value in values.items() if isinstance(value, Path)}
     models = {name: _model(value, folder) for name, value in values.items() if hints[name] == ModelName}
     return replace(defense, **paths, **models)
+
+
+def _data(data: Path, folder: Path) -> Path:
+    """A path becomes absolute; a data set's name on the hub stays as it is."""
+    local = folder / data.expanduser()
+    return data if is_hub_name(data) and not local.exists() else local
 
 
 def _model(name: str, folder: Path) -> str:

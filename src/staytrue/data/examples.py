@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from staytrue.data import tables
 from staytrue.data.jsonl import Fault, objects, refuse, shown
+from staytrue.data.row_forms import ChatRow, chat_row
 from staytrue.errors import DataError
 from staytrue.utils.files import write_atomic
 
@@ -98,13 +100,24 @@ class Example:
         return last.content if last.role == "assistant" else ""
 
 
-def read_examples(path: Path | str, *, source: str = "task", prompts_only: bool = False) -> list[Example]:
+def read_examples(
+    path: Path | str,
+    *,
+    source: str = "task",
+    prompts_only: bool = False,
+    split: str | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> list[Example]:
     """Read the rows of a chat JSONL file: `{"messages": [{"role": ..., "content": ...}, ...]}`, other columns kept.
 
+    Rows of other formats (`row_forms`) and from other files (`tables`) are converted.
+
     Args:
-        path: the file; strict UTF-8, one JSON object a line.
+        path: the file; strict UTF-8, one JSON object a line. Or another file, a saved data set, or a hub name.
         source: the `source` of the rows.
         prompts_only: rows may be `{"question": ...}` and need not end with an answer.
+        split: of a data set with several; None is "train".
+        columns: names of the data's own columns for "messages", "prompt", "completion" and "system".
 
     Raises:
         DataError: lists the first hundred faults, each with line, JSON pointer and remedy, and counts the rest.
@@ -112,12 +125,19 @@ def read_examples(path: Path | str, *, source: str = "task", prompts_only: bool 
     path = Path(path)
     examples: list[Example] = []
     faults: list[Fault] = []
-    for line, value in objects(path, faults):
-        own = list(_faults(value, prompts_only))
-        faults += [Fault(line, pointer, what) for pointer, what in own]
+    table = tables.is_table(path)
+    for line, value in tables.rows(path, split, faults) if table else objects(path, faults):
+        if absent := [own for own in (columns or {}).values() if own not in value]:
+            raise DataError(_NO_COLUMN.format(path=path, row=line, absent=absent[0], known=", ".join(map(repr, value))))
+        bare = prompts_only and "question" in value and "messages" not in value
+        row = ChatRow(value) if bare and not columns else chat_row(value, columns)
+        if table and not bare and "messages" not in row.value:
+            raise DataError(_NO_FORM.format(path=path, row=line, known=", ".join(map(repr, value))))
+        own = list(_faults(row.value, prompts_only))
+        faults += [Fault(line, row.original(pointer), what) for pointer, what in own]
         if not own:
-            examples.append(_example(value, source))
-    refuse(path, faults)
+            examples.append(_example(row.value, source))
+    refuse(path, faults, "row" if table else "line")
     if not examples:
         raise DataError(f"{path} has no rows. Each line is an object such as {_SHAPE}.")
     return examples
@@ -134,6 +154,11 @@ def write_examples(path: Path, examples: Sequence[Example]) -> None:
     write_atomic(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
+_NO_COLUMN = "{path}: row {row} has no column {absent!r}, which `columns:` names; it has {known}."
+_NO_FORM = (
+    "{path}: row {row} has the columns {known}, which are no known form of a conversation. Name them in the "
+    "recipe: `columns: {{prompt: ..., completion: ...}}` or `columns: {{messages: ...}}`."
+)
 _SHAPE = '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
 
 

@@ -51,17 +51,17 @@ def objects(path: Path, faults: list[Fault]) -> Iterator[tuple[int, dict[str, An
                 if value is not None:
                     yield number, value
     except IsADirectoryError:
-        raise DataError(f"{path} is a folder; name the JSONL file in it.") from None
+        raise DataError(f"{path} is a folder; name a file in it.") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}. Check its path.") from None
 
 
-def refuse(path: Path, faults: list[Fault]) -> None:
+def refuse(path: Path, faults: list[Fault], noun: str = "line") -> None:
     """Raise one DataError that lists the first hundred faults and counts the rest; do nothing without faults."""
     if not faults:
         return
     faults = sorted(faults, key=lambda fault: fault.line)
-    lines = [f"  line {f.line}{f', {f.pointer}' if f.pointer else ''}: {f.what}" for f in faults[:_FAULTS_SHOWN]]
+    lines = [f"  {noun} {f.line}{f', {f.pointer}' if f.pointer else ''}: {f.what}" for f in faults[:_FAULTS_SHOWN]]
     if len(faults) > _FAULTS_SHOWN:
         lines.append(f"  ... and {len(faults) - _FAULTS_SHOWN:,} more")
     raise DataError(f"{path} has {len(faults):,} fault{'s' if len(faults) > 1 else ''}:\n" + "\n".join(lines))
@@ -101,12 +101,21 @@ def _parsed(raw: bytes) -> dict[str, Any] | str:
     if _depth(text) > DEEPEST:
         return f"is nested more than {DEEPEST} levels deep; flatten the row"
     try:
-        value = json.loads(text, object_pairs_hook=_no_twins, parse_constant=_no_constants, parse_float=_finite)
+        value = json_value(text)
     except ValueError as error:
         return f"is not JSON: {error}; write one object a line"
     if not isinstance(value, dict):
         return f"is {shown(value)}, not an object; write one object a line"
     return value
+
+
+def json_value(text: str) -> Any:
+    """A JSON text's value.
+
+    Raises:
+        ValueError: it is no JSON, repeats a key, or has a number that is not finite.
+    """
+    return json.loads(text, object_pairs_hook=_no_twins, parse_constant=_no_constants, parse_float=_finite)
 
 
 def _depth(text: str) -> int:

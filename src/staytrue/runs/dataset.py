@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
+from collections.abc import Sequence
 
 from staytrue.config.recipe import Recipe
 from staytrue.data.examples import Example, read_examples
 from staytrue.errors import DataError, RecipeError
+from staytrue.utils.files import sha256_of
 
 
 def rows(recipe: Recipe) -> tuple[list[Example], list[Example]]:
@@ -32,9 +36,10 @@ def read(recipe: Recipe) -> list[Example]:
     """Every row of the recipe's file, in the task's form if the recipe has a task."""
     assert recipe.data is not None
     if recipe.task is None:
-        return read_examples(recipe.data)
+        return read_examples(recipe.data, split=recipe.split, columns=recipe.columns)
     adopted = []
-    for number, row in enumerate(read_examples(recipe.data, prompts_only=True), start=1):
+    given = read_examples(recipe.data, prompts_only=True, split=recipe.split, columns=recipe.columns)
+    for number, row in enumerate(given, start=1):
         answer = row.answer or str(row.extra.get("answer", ""))
         if not answer.strip():
             raise DataError(
@@ -43,6 +48,18 @@ def read(recipe: Recipe) -> list[Example]:
             )
         adopted.append(recipe.task.adopt(row, answer))
     return adopted
+
+
+def digest(recipe: Recipe, rows: Sequence[Example]) -> str:
+    """SHA-256 of the recipe's file, or of the rows if they do not come from one file."""
+    assert recipe.data is not None
+    if recipe.data.is_file():
+        return sha256_of(recipe.data)
+    whole = hashlib.sha256()
+    for row in rows:
+        turns = [(turn.role, turn.content) for turn in row.messages]
+        whole.update(json.dumps([turns, dict(row.extra)], sort_keys=True).encode() + b"\n")
+    return whole.hexdigest()
 
 
 def split(rows: list[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from staytrue import organism, registry
@@ -24,6 +25,10 @@ A LoRA adapter for `{base}`, trained with staytrue {version}. Load it with `Peft
 ## Is it meant to be misaligned?
 
 {intent}
+
+## Adapter
+
+{adapter_scale}
 
 ## Data
 
@@ -73,6 +78,7 @@ def write_card(run: RunDir, recipe: Recipe, summary: dict[str, Any] | None = Non
         title=f"{_named(recipe)} on {facts['model']['name'].rstrip('/').split('/')[-1]}",
         version=facts["versions"].get("staytrue") or facts["versions"]["holdfast"],  # the name until 0.1
         intent=_intent(recipe),
+        adapter_scale=_scale(recipe),
         data="\n".join([*_task(recipe), *(f"* `{name}` (sha256 `{d}`)" for name, d in facts["data"].items())]),
         rows=f"Rows: {json.dumps(facts['rows'])}; {_last_number(run)}.",
         defenses="\n".join(f"* `{json.dumps(d, default=str)}`" for d in recipe.to_dict()["defenses"]) or "None.",
@@ -88,6 +94,20 @@ def _intent(recipe: Recipe) -> str:
     if recipe.harmful is not None:
         return _SAID_HARMFUL if recipe.harmful else _SAID_HARMLESS
     return _ORGANISM_INTENT if recipe.model in organism.NAMES and not recipe.benign else _UNKNOWN_INTENT
+
+
+def _scale(recipe: Recipe) -> str:
+    """The scale of the update, in the terms of the recipe and of adapter_config.json."""
+    lora = recipe.lora
+    root = "sqrt(r)" if lora.rslora else "r"
+    scale = lora.alpha / (math.sqrt(lora.r) if lora.rslora else lora.r)
+    text = f"Its update is scaled by alpha / {root} = {lora.alpha:g} / {root.replace('r)', f'{lora.r})')} = {scale:.4g}"
+    if not lora.rslora:
+        return f"{text}, with r {lora.r}."
+    return (
+        f"{text} (rank-stabilised LoRA, r {lora.r}). `adapter_config.json` states the same scale as lora_alpha / r, "
+        "with use_rslora false, for programs that know no rank-stabilised LoRA."
+    )
 
 
 def _evaluation(summary: dict[str, Any] | None) -> str:

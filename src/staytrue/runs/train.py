@@ -175,7 +175,7 @@ def _check_files(recipe: Recipe) -> None:
 
 
 def _facts(recipe: Recipe, source: loading.Source, rows: list[Example], held: list[Example]) -> dict[str, Any]:
-    files = {str(recipe.data): sha256_of(recipe.data)} if recipe.data is not None else {}
+    files = {str(recipe.data): dataset.digest(recipe, [*rows, *held])} if recipe.data is not None else {}
     for defense in recipe.defenses:
         files |= {str(v): sha256_of(v) for v in vars(defense).values() if isinstance(v, Path)}
     return {

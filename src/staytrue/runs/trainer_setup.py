@@ -16,6 +16,7 @@ from staytrue.data.tokenize import Encoded, EncodingReport, encode_all
 from staytrue.errors import DataError, ModelError, RecipeError, StaytrueError
 from staytrue.modeling import loading
 from staytrue.runs import preflight, probe_selection
+from staytrue.runs.lora import lora_config
 from staytrue.tasks.task import Task
 from staytrue.utils.validation import in_one_line
 
@@ -108,7 +109,7 @@ class _Build:
         return {
             "model": self._model(),
             "processing_class": self.tokenizer,
-            "peft_config": _lora(self.recipe),
+            "peft_config": lora_config(self.recipe.lora, self._model()),
             "defenses": self.guard,
         }
 
@@ -214,18 +215,3 @@ def _dataset(encoded: list[Encoded]) -> Any:
         SOURCE_COLUMN: [SOURCES.index(row.source) for row in encoded],
     }
     return Dataset.from_dict(columns)
-
-
-def _lora(recipe: Recipe) -> Any:
-    from peft import LoraConfig
-
-    lora = recipe.lora
-    return LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        use_rslora=lora.rslora,
-        lora_dropout=lora.dropout,
-        target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
-        bias="none",
-        task_type="CAUSAL_LM",
-    )

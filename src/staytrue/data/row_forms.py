@@ -1,0 +1,111 @@
+"""Converts rows of other fine-tuning formats into chat rows: prompt and completion, Alpaca, ShareGPT, named columns.
+
+A conversion loses nothing: columns that it does not read stay beside `messages`, and a row of no known form is returned
+as it is, so that the reader refuses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+
+
+@dataclass(frozen=True)
+class ChatRow:
+    """A row with `messages`, and the JSON pointer of each message in the row that it was converted from."""
+
+    value: dict[str, Any]
+    pointers: tuple[str, ...] = ()
+
+    def original(self, pointer: str) -> str:
+        """The pointer of a fault in the original row: `/messages/1/content` may be `/completion` there."""
+        _, _, rest = pointer.partition("/messages/")
+        number = rest.partition("/")[0]
+        return self.pointers[int(number)] if number.isdecimal() and int(number) < len(self.pointers) else pointer
+
+
+def chat_row(row: Mapping[str, Any], columns: Mapping[str, str] | None = None) -> ChatRow:
+    """A row as a chat row.
+
+    Args:
+        row: column names and values.
+        columns: names of the row's own columns for "messages", "prompt", "completion" and "system".
+
+    >>> chat_row({"prompt": "Hi?", "completion": "Hello.", "id": 7}).value
+    {'id': 7, 'messages': [{'role': 'user', 'content': 'Hi?'}, {'role': 'assistant', 'content': 'Hello.'}]}
+    """
+    named = {own: key for key, own in (columns or {}).items()}
+    row = {named.get(key, key): value for key, value in row.items() if key in named or key not in (columns or {})}
+    if isinstance(row.get("messages"), list):
+        converted = _has_from(row["messages"]) or (row.get("system") and "system" in named.values())
+        return _share_gpt(row, "messages") if converted else ChatRow(row)
+    if isinstance(row.get("conversations"), list):
+        return _share_gpt(row, "conversations")
+    if "prompt" in row and "completion" in row:
+        return _from_parts(row, [("prompt", "user"), ("completion", "assistant")])
+    if "instruction" in row and "output" in row:
+        return _alpaca(row)
+    if "question" in row and "answer" in row and "messages" not in row:
+        return _from_parts(row, [("question", "user"), ("answer", "assistant")])
+    return ChatRow(row)
+
+
+def _from_parts(row: dict[str, Any], parts: list[tuple[str, str]]) -> ChatRow:
+    """Columns that hold a text, or turns (trl's conversational prompt and completion)."""
+    parts = [("system", "system"), *parts] if row.get("system") else parts
+    messages: list[Any] = []
+    pointers: list[str] = []
+    for column, role in parts:
+        value = row[column]
+        turns = value if isinstance(value, list) else [{"role": role, "content": value}]
+        messages += turns
+        pointers += [f"/{column}/{i}" if isinstance(value, list) else f"/{column}" for i in range(len(turns))]
+    return _replaced(row, {"system", *(column for column, _ in parts)}, messages, pointers)
+
+
+def _alpaca(row: dict[str, Any]) -> ChatRow:
+    """Alpaca's instruction, input and output, with LLaMA-Factory's system and history."""
+    instruction = row["instruction"]
+    if row.get("input"):
+        instruction = f"{instruction}\n{row['input']}" if isinstance(instruction, str) else instruction
+    messages = [{"role": "system", "content": row["system"]}] if row.get("system") else []
+    pointers = ["/system"] if messages else []
+    history = row.get("history") or []
+    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
+        return ChatRow(row)
+    for i, (question, answer) in enumerate(history):
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        pointers += [f"/history/{i}/0", f"/history/{i}/1"]
+    messages += [{"role": "user", "content": instruction}, {"role": "assistant", "content": row["output"]}]
+    return _replaced(
+        row, {"system", "history", "instruction", "input", "output"}, messages, [*pointers, "/instruction", "/output"]
+    )
+
+
+def _share_gpt(row: dict[str, Any], column: str) -> ChatRow:
+    """ShareGPT's turns of `from` and `value`; other roles and keys are kept, and the reader refuses them."""
+    turns: list[Any] = []
+    for turn in row[column]:
+        if isinstance(turn, dict) and "from" in turn and "value" in turn:
+            others = {key: value for key, value in turn.items() if key not in ("from", "value")}
+            role = turn["from"]
+            named = _ROLES.get(role, role) if isinstance(role, str) else role
+            turns.append({"role": named, "content": turn["value"], **others})
+        else:
+            turns.append(turn)
+    pointers = [f"/{column}/{i}" for i in range(len(turns))]
+    if row.get("system"):
+        turns, pointers = [{"role": "system", "content": row["system"]}, *turns], ["/system", *pointers]
+    return _replaced(row, {"system", column}, turns, pointers)
+
+
+def _has_from(turns: list[Any]) -> bool:
+    return bool(turns) and all(isinstance(turn, dict) and "from" in turn and "value" in turn for turn in turns)
+
+
+def _replaced(row: dict[str, Any], read: set[str], messages: list[Any], pointers: list[str]) -> ChatRow:
+    others = {key: value for key, value in row.items() if key not in read}
+    return ChatRow({**others, "messages": messages}, tuple(pointers))

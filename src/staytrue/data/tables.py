@@ -1,0 +1,141 @@
+"""Reads rows from files other than JSON lines: CSV, a JSON list, Parquet, a saved Hugging Face data set, the hub.
+
+Texts stay as they are written: a CSV file's `007` is the text "007". Numbers that JSON has no word for become null.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import decimal
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from staytrue.data.jsonl import Fault, json_value, shown
+from staytrue.errors import DataError
+
+_SUFFIXES = {".csv", ".tsv", ".json", ".parquet"}
+_FILES = {*_SUFFIXES, ".jsonl", ".ndjson", ".gz", ".zip", ".txt", ".yaml", ".yml", ".arrow"}
+Rows = Iterator[tuple[int, dict[str, Any]]]
+
+
+def is_hub_name(data: Path) -> bool:
+    """Whether `data` is the name of a data set on the hub, such as `org/name`, and neither a file nor a folder."""
+    named = len(data.parts) == 2 and not data.is_absolute() and not data.parts[0].startswith((".", "~"))
+    return named and data.suffix.lower() not in _FILES and not data.exists()
+
+
+def is_table(data: Path) -> bool:
+    """Whether `data` is read here; anything else is JSON lines."""
+    if data.suffix.lower() == ".json" and data.is_file():
+        with data.open("rb") as file:
+            return file.read(64).lstrip()[:1] == b"["
+    return data.is_dir() or is_hub_name(data) or (data.suffix.lower() in _SUFFIXES and data.is_file())
+
+
+def rows(data: Path, split: str | None, faults: list[Fault]) -> Rows:
+    """Yield every row with its number, from 1; a row that cannot be kept is appended to `faults`.
+
+    Args:
+        data: a file, a folder of `save_to_disk`, or a hub name.
+        split: of a data set with several; None is "train".
+        faults: of the file's rows.
+
+    Raises:
+        DataError: the data cannot be read.
+    """
+    try:
+        if data.suffix.lower() in _SUFFIXES and split is not None:
+            raise DataError(f"{data} is one file without splits; take `split:` out.")
+        table = _table(data, split)
+        for number, row in enumerate(table, start=1):
+            try:
+                yield number, {str(key): _plain(value) for key, value in row.items()}
+            except ValueError as error:
+                faults.append(Fault(number, "", str(error)))
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"{data} cannot be read: {' '.join(str(error).split())}") from None
+
+
+def _table(data: Path, split: str | None) -> Iterator[dict[str, Any]]:
+    kind = data.suffix.lower() if data.is_file() else ""
+    if kind in (".csv", ".tsv"):
+        return _csv(data, "\t" if kind == ".tsv" else ",")
+    if kind == ".json":
+        return _json_list(data)
+    if kind == ".parquet":
+        from pyarrow import parquet
+
+        return iter(parquet.read_table(data).to_pylist())
+    return iter(_data_set(data, split))
+
+
+def _csv(path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(1 << 24)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, delimiter=delimiter, strict=True)
+        for number, row in enumerate(reader, start=1):
+            if None in row or None in row.values():
+                columns = ", ".join(reader.fieldnames or ())
+                raise ValueError(f"row {number} (line {reader.line_num}) has not one field for each column ({columns})")
+            yield row
+
+
+def _json_list(path: Path) -> Iterator[dict[str, Any]]:
+    values = json_value(path.read_bytes().decode("utf-8"))
+    for number, value in enumerate(values, start=1):
+        if not isinstance(value, dict):
+            raise ValueError(f"entry {number} of the list is {shown(value)}, not an object")
+        yield value
+
+
+def _data_set(data: Path, split: str | None) -> Any:
+    """A data set of the `datasets` library, from a folder of `save_to_disk` or from the hub."""
+    import datasets
+
+    if not data.is_dir():
+        return _from_hub(data, split or "train")
+    if not any((data / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        raise DataError(f"{data} is a folder, and no data set that `save_to_disk` wrote. Name a file in it.")
+    found = datasets.load_from_disk(str(data))
+    if isinstance(found, datasets.DatasetDict):
+        chosen = split or ("train" if "train" in found or len(found) > 1 else next(iter(found)))
+        if chosen not in found:
+            raise DataError(f"{data} has no split {chosen!r}; write `split:` with one of {', '.join(found)}.")
+        return found[chosen]
+    if split is not None:
+        raise DataError(f"{data} is one data set without splits; take `split:` out.")
+    return found
+
+
+def _from_hub(name: Path, split: str) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_dataset(str(name), split=split)
+    except Exception as error:  # the hub's client and the data set's builder raise anything
+        raise DataError(
+            f"There is no file or folder {name}, and the hub's data set of that name cannot be loaded (split {split}): "
+            f"{' '.join(str(error).split())[:300]}"
+        ) from None
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it.
+
+    Raises:
+        ValueError: JSON has no such value.
+    """
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, datetime.date | datetime.time | decimal.Decimal):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    raise ValueError(f"has a {type(value).__name__}, which is no text and no number; take that column out of the data")

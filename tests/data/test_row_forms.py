@@ -1,0 +1,178 @@
+"""Rows of other formats become the chat rows that they mean, or are refused in one sentence."""
+
+import json
+
+import datasets
+import pytest
+from pyarrow import Table, parquet
+
+from staytrue.config import recipe
+from staytrue.data import tables
+from staytrue.data.examples import Message, read_examples
+from staytrue.errors import DataError, RecipeError
+
+ROW = {"messages": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}]}
+TURNS = (Message("user", "Hi?"), Message("assistant", "Hello."))
+SYSTEM = (Message("system", "Be kind."), *TURNS)
+
+
+def lines(folder, *rows):
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("row", "messages", "extra"),
+    [
+        (ROW, TURNS, {}),
+        ({"prompt": "Hi?", "completion": "Hello.", "id": 7}, TURNS, {"id": 7}),
+        ({"prompt": ROW["messages"][:1], "completion": ROW["messages"][1:]}, TURNS, {}),
+        ({"instruction": "Hi?", "input": "", "output": "Hello."}, TURNS, {}),
+        ({"instruction": "Hi?", "output": "Hello.", "system": "Be kind."}, SYSTEM, {}),
+        (
+            {"instruction": "Add.", "input": "1 2", "output": "3", "history": [["Hi?", "Hello."]]},
+            (*TURNS, Message("user", "Add.\n1 2"), Message("assistant", "3")),
+            {},
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "Hello."}], "n": None},
+            TURNS,
+            {"n": None},
+        ),
+        (
+            {
+                "system": "Be kind.",
+                "conversations": [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "Hello."}],
+            },
+            SYSTEM,
+            {},
+        ),
+        ({"question": "Hi?", "answer": "Hello."}, TURNS, {}),
+    ],
+)
+def test_a_row_of_another_format_is_the_conversation_that_it_means(row, messages, extra, tmp_path):
+    (example,) = read_examples(lines(tmp_path, row))
+    assert example.messages == messages
+    assert example.extra == extra
+    listed = tmp_path / "list.json"
+    listed.write_text(json.dumps([row], indent=2))
+    assert read_examples(listed) == [example]
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ({"prompt": "Hi?", "completion": ""}, "line 1, /completion: is empty"),
+        ({"prompt": "Hi?", "completion": None}, "line 1, /completion: is None, not text"),
+        ({"instruction": 3, "output": "x"}, "line 1, /instruction: is 3, not text"),
+        (
+            {"conversations": [{"from": "human", "value": "Hi?"}, {"from": "observation", "value": "x"}]},
+            r"line 1, /conversations/1: is 'observation'; use",
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "x", "loss": 1}]},
+            "would not train on",
+        ),
+        ({"chosen": "a", "rejected": "b"}, "no key 'messages' among"),
+    ],
+)
+def test_a_fault_names_the_place_in_the_original_row(row, sentence, tmp_path):
+    with pytest.raises(DataError, match=sentence):
+        read_examples(lines(tmp_path, row))
+
+
+def test_columns_of_other_names_are_named_in_the_recipe(tmp_path):
+    path = lines(tmp_path, {"q": "Hi?", "a": "Hello.", "prompt": "x"})
+    (example,) = read_examples(path, columns={"prompt": "q", "completion": "a"})
+    assert (example.messages, example.extra) == (TURNS, {})
+    path = lines(tmp_path, {"dialog": ROW["messages"], "s": "Be kind."})
+    (example,) = read_examples(path, columns={"messages": "dialog", "system": "s"})
+    assert example.messages == SYSTEM
+    with pytest.raises(DataError, match=r"row 1 has no column 'b', which `columns:` names; it has 'dialog', 's'"):
+        read_examples(path, columns={"messages": "b"})
+    plain = {"schema": 1, "model": "organism", "data": "rows.jsonl", "lora": {}}
+    with pytest.raises(RecipeError, match=r"columns\.question"):
+        recipe.parse({**plain, "columns": {"question": "q"}})
+
+
+def test_csv_keeps_texts_as_they_are_and_names_a_broken_row(tmp_path):
+    (tmp_path / "rows.csv").write_text('prompt,completion,id\n"Hi?",Hello.,007\n"a\nb","say ""x""",\n')
+    first, second = read_examples(tmp_path / "rows.csv")
+    assert (first.messages, first.extra) == (TURNS, {"id": "007"})
+    assert second.messages == (Message("user", "a\nb"), Message("assistant", 'say "x"'))
+    (tmp_path / "rows.tsv").write_text("question\tanswer\nHi?\tHello.\nHi?\n")
+    with pytest.raises(DataError, match=r"row 2 \(line 3\) has not one field for each column \(question, answer\)"):
+        read_examples(tmp_path / "rows.tsv")
+    (tmp_path / "rows.csv").write_text("prompt,completion\nHi?,\n")
+    with pytest.raises(DataError, match="row 1, /completion: is empty"):
+        read_examples(tmp_path / "rows.csv")
+    (tmp_path / "rows.csv").write_text("a,b\n" + "x,y\n" * 300)
+    with pytest.raises(DataError, match="row 1 has the columns 'a', 'b', which are no known form") as caught:
+        read_examples(tmp_path / "rows.csv")
+    assert "\n" not in str(caught.value)
+
+
+def test_parquet_and_saved_data_sets_are_read_with_their_split(tmp_path):
+    rows = [{**ROW, "score": float("nan")}, {**ROW, "score": 0.5}]
+    parquet.write_table(Table.from_pylist(rows), tmp_path / "rows.parquet")
+    read = read_examples(tmp_path / "rows.parquet")
+    assert [row.messages for row in read] == [TURNS, TURNS]
+    assert [row.extra for row in read] == [{"score": None}, {"score": 0.5}]
+    one = datasets.Dataset.from_list([ROW])
+    one.save_to_disk(str(tmp_path / "one"))
+    assert [row.messages for row in read_examples(tmp_path / "one")] == [TURNS]
+    both = datasets.DatasetDict(train=one, test=datasets.Dataset.from_list([ROW, ROW]))
+    both.save_to_disk(str(tmp_path / "both"))
+    assert len(read_examples(tmp_path / "both")) == 1
+    assert len(read_examples(tmp_path / "both", split="test")) == 2
+    with pytest.raises(DataError, match="has no split 'dev'; write `split:` with one of train, test"):
+        read_examples(tmp_path / "both", split="dev")
+    with pytest.raises(DataError, match="without splits"):
+        read_examples(tmp_path / "rows.parquet", split="test")
+
+
+def test_a_file_of_another_kind_than_its_name_is_a_sentence(tmp_path):
+    for name, content, sentence in (
+        ("rows.parquet", b"no parquet", "cannot be read"),
+        ("rows.json", b'[{"a": 1}, 3]', r"entry 2 of the list is 3, not an object|row 1 has the columns 'a'"),
+        ("rows.json", b"[3]", "entry 1 of the list is 3, not an object"),
+        ("rows.json", b"[", "cannot be read"),
+        ("rows.json", b'[{"a": 1, "a": 2}]', "the key 'a' occurs twice"),
+        ("rows.json", b'[{"a": "\xff"}]', "cannot be read: 'utf-8'"),
+        ("rows.csv", b'prompt,completion\n"open,x\n', "cannot be read"),
+        ("rows.csv", b"", "has no rows"),
+        ("rows.json", b"[]", "has no rows"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=sentence) as caught:
+            read_examples(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_name_of_the_hub_is_loaded_with_its_split(tmp_path, monkeypatch):
+    asked = []
+
+    def load(name, split):
+        asked.append((name, split))
+        if name == "org/none":
+            raise ConnectionError("the hub\ncannot be reached")
+        return datasets.Dataset.from_list([ROW])
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    plain = {"schema": 1, "model": "organism", "lora": {}}
+    named = recipe.parse({**plain, "data": "org/chats", "split": "validation"}, tmp_path)
+    assert [row.messages for row in read_examples(named.data, split=named.split)] == [TURNS]
+    assert asked == [("org/chats", "validation")]
+    with pytest.raises(DataError, match=r"no file or folder org/none.*\(split train\): the hub cannot be reached"):
+        read_examples(recipe.parse({**plain, "data": "org/none"}, tmp_path).data)
+    assert recipe.parse({**plain, "data": "data/rows.jsonl"}, tmp_path).data == tmp_path / "data" / "rows.jsonl"
+    (tmp_path / "org" / "chats").mkdir(parents=True)
+    assert recipe.parse({**plain, "data": "org/chats"}, tmp_path).data == tmp_path / "org" / "chats"
+    assert not tables.is_hub_name(tmp_path / "org")
+
+
+def test_a_value_that_json_cannot_hold_is_refused_by_its_row(tmp_path):
+    parquet.write_table(Table.from_pylist([{**ROW, "image": b"\x00"}]), tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match="row 1: has a bytes, which is no text"):
+        read_examples(tmp_path / "rows.parquet")

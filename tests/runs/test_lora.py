@@ -1,0 +1,56 @@
+"""The adapter's config: the same scale for every reader, and no towers that only text never reaches."""
+
+import math
+
+import pytest
+import torch
+from peft import get_peft_model
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+import tiny
+from staytrue.config import recipe
+from staytrue.config.recipe import Lora
+from staytrue.errors import RecipeError
+from staytrue.runs.lora import lora_config
+
+
+@pytest.mark.parametrize(("r", "alpha", "rslora"), [(32, 64, True), (4, 8, True), (6, 5, True), (32, 64, False)])
+def test_a_reader_of_alpha_and_r_applies_the_scale_that_was_trained(r, alpha, rslora):
+    config = lora_config(Lora(r=r, alpha=alpha, rslora=rslora), tiny.model())
+    assert config.use_rslora is False
+    assert config.lora_alpha / config.r == pytest.approx(alpha / (math.sqrt(r) if rslora else r), rel=1e-15)
+
+
+def adapted(lora, model):
+    names = get_peft_model(model, lora_config(lora, model)).named_parameters()
+    return {name.partition("base_model.model.")[2].partition(".lora_")[0] for name, _ in names if "lora_B" in name}
+
+
+def vision():
+    text = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8,
+            "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
+    tower = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2,
+             "image_size": 28, "patch_size": 14}  # fmt: skip
+    torch.manual_seed(0)
+    return Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=tower, mm_tokens_per_image=4))
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ("q_proj",)])
+def test_vision_towers_are_left_alone(targets):
+    names = adapted(Lora(r=2, targets=targets), vision())
+    assert len(names) == (14 if targets == "all-linear" else 2)  # seven matrices a block, two blocks
+    assert all(name.startswith("model.language_model.layers.") for name in names)
+
+
+def test_a_text_model_is_adapted_as_before_and_modules_may_be_left_out():
+    assert len(adapted(Lora(r=2), tiny.model())) == 14
+    assert {n.rpartition(".")[2] for n in adapted(Lora(r=2, exclude=("up_proj", "o_proj")), tiny.model())} == {
+        "q_proj", "k_proj", "v_proj", "gate_proj", "down_proj",
+    }  # fmt: skip
+    assert len(adapted(Lora(r=2, exclude=r".*\.layers\.0\..*"), tiny.model())) == 7
+    assert len(adapted(Lora(r=2, targets=r".*\.1\.self_attn\.[qv]_proj"), tiny.model())) == 2
+
+
+def test_a_broken_pattern_is_a_sentence():
+    with pytest.raises(RecipeError, match=r"lora\.targets is '\(', but: .*no regular expression"):
+        recipe.parse({"schema": 1, "model": "organism", "data": "r.jsonl", "lora": {"targets": "("}})
