@@ -96,7 +96,7 @@ def test_there_is_no_circle():
         ("trl", {"training.trainers", "config.trainer_args"}),
         (
             "peft",
-            {"modeling.architecture", "modeling.loading", "runs.trainer_setup", "training.reference.model_checks"},
+            {"modeling.architecture", "modeling.loading", "runs.lora", "training.reference.model_checks"},
         ),
         ("inspect_ai", {"evals.inspect.tasks"}),
         ("openai", {"evals.openai_client.client", "evals.openai_client.errors"}),
