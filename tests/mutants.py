@@ -15,6 +15,7 @@ from staytrue.modeling.architecture import ModelParts
 from staytrue.step import SOURCES, Marks, Span, Step
 from staytrue.training.guard import Guard
 from staytrue.training.hooks import BackboneHooks
+from staytrue.training.micro_batch import MicroBatch
 
 PENALTY, SPAN, ROWS = KL.penalty, Step.span, Step.rows
 NOTE = Guard._note
@@ -178,3 +179,17 @@ def combined_at_once(self, label, value):
 
 def without_signs(self, task, own):
     return [g.abs() + a for g, a in zip(task, own, strict=True)]
+
+
+RECORDED = MicroBatch.recorded
+
+
+@contextmanager
+def recorded_again(self, head):
+    self.evaluated = False
+    with RECORDED(self, head):
+        yield
+
+
+def nothing(self, *arguments):
+    """In place of a check: it refuses nothing."""

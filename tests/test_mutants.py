@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import pytest
+from trl import SFTTrainer
 
 import mutants
 import tiny
@@ -23,6 +24,7 @@ from staytrue.defenses.l2init import L2Init
 from staytrue.defenses.ldifs import LDIFS
 from staytrue.defenses.safegrad import SafeGrad
 from staytrue.defenses.steer import Steer
+from staytrue.errors import ForwardPassError
 from staytrue.modeling import fused_loss
 from staytrue.modeling.architecture import ModelParts
 from staytrue.registry import find
@@ -31,8 +33,12 @@ from staytrue.testing import alike, levers, together, trained, two_processes
 from staytrue.training import padded_batch
 from staytrue.training.guard import Guard
 from staytrue.training.hooks import BackboneHooks
+from staytrue.training.micro_batch import MicroBatch
+from staytrue.training.outcome import Outcome
+from staytrue.training.trainer_mixin import Guarded
 from staytrue.training.trainers import GuardedSFT
 from test_every_defense import sample
+from training import test_outcome, test_trainers
 from training.test_padded_batch import (
     test_position_t_is_scored_when_token_t_plus_1_is_learnt_and_padding_never_is as marks_by_hand,
 )
@@ -94,6 +100,19 @@ def by_hand(test, *arguments):
     return lambda folder: test(*arguments)
 
 
+def refused(cls):
+    """A subclass that trains past the defenses ends in an error."""
+
+    def check(folder):
+        try:
+            test_trainers.trainer(folder, [KL()], cls=cls).train()
+        except ForwardPassError:
+            return
+        raise AssertionError(f"{cls.__name__} trains undefended in silence")
+
+    return check
+
+
 kl_in_parts = in_parts(lambda folder: KL())
 kl_by_hand = by_hand(test_kl.test_it_is_the_mean_over_the_chosen_tokens_of_the_chosen_rows, "all", "scored",
                      (test_kl.LARGE + 0 + test_kl.SMALL) / 3)  # fmt: skip
@@ -123,7 +142,7 @@ MUTANTS = [
     Mutant("a square root by hand", LDIFS, "penalty", mutants.root, the_contract("ldifs"), "at step 0 is not finite"),
     Mutant("no reference at all", LDIFS, "penalty", mutants.of_the_model_alone, the_contract("ldifs"), "has not moved"),
     Mutant("a reference that is asked for twice", Step, "reference", property(lambda self: self._replay()),
-           the_contract("ldifs"), "made 2 reference forwards"),
+           the_contract("ldifs"), "caused 2 reference forwards"),
     Mutant("a reference with the adapter on", ModelParts, "untrained", mutants.switched_off_for_nobody,
            the_contract("kl"), "does not notice"),
     Mutant("a reference that is not steered", BackboneHooks, "replay", mutants.replayed_unsteered,
@@ -157,7 +176,7 @@ MUTANTS = [
     Mutant("a hook that reads the neighbouring block", BackboneHooks, "__init__", mutants.on_the_neighbouring_block,
            the_contract("ldifs"), r"reads as layer (\d) is not what block \1 gives"),
     Mutant("a hook that steers the neighbouring block", BackboneHooks, "__init__", mutants.on_the_neighbouring_block,
-           the_contract("steer"), "asks to steer layer 1, but layer 2 is the first that moves"),
+           the_contract("steer"), "names layer 1, but layer 2 is the first that moves"),
     Mutant("a defense that looks at the neighbouring block", Activations, "at", mutants.next_layer, ldifs_by_hand),
     Mutant("steering that stays on", BackboneHooks, "steering", mutants.steering_for_good, the_contract("steer"),
            "outside a training forward"),
@@ -191,6 +210,19 @@ MUTANTS = [
            "the steered loss has none; steer must not detach"),
     Mutant("a steering that detaches half", Steer, "steer", mutants.steered_with_half_of_it_detached,
            the_contract("steer"), "bends the gradient: along one direction .* but the loss changes by"),
+    Mutant("a loss without penalties", Guarded, "_end_micro_batch", mutants.nothing, refused(test_trainers.OwnLoss),
+           "OwnLoss trains undefended"),
+    Mutant("a training step that the defenses do not see", Guarded, "_end_step", mutants.nothing,
+           refused(test_trainers.OwnStep), "OwnStep trains undefended"),
+    Mutant("an optimizer step without a plan", Guarded, "_end_step", mutants.nothing,
+           refused(test_trainers.OwnBatches), "OwnBatches trains undefended"),
+    Mutant("two losses in one training step", MicroBatch, "recorded", mutants.recorded_again,
+           refused(test_trainers.TwoLosses), "TwoLosses trains undefended"),
+    Mutant("a script that leaves out the projection", Guarded, "train", lambda self: SFTTrainer.train(self),
+           test_trainers.test_a_script_projects_its_weights_after_training_and_a_guards_owner_does_it_for_itself),
+    Mutant("a training that moved nothing", Outcome, "fault", mutants.nothing,
+           by_hand(test_outcome.test_the_smallest_move_of_one_b_counts_and_of_every_a_does_not),
+           "DID NOT RAISE"),
     Mutant("prompts that stay as they are", find("inoculate"), "curate", lambda self, rows, base, seed: list(rows),
            the_contract("inoculate"), "the rows stay as they are"),
 ]  # fmt: skip
@@ -205,7 +237,7 @@ def test_the_mutant_is_caught(mutant, tmp_path, monkeypatch):
         mutant.check(tmp_path)
         PASSED.add(mutant.check)
     monkeypatch.setattr(mutant.place, mutant.name, mutant.broken)
-    with pytest.raises(AssertionError) as caught:
+    with pytest.raises((AssertionError, pytest.fail.Exception)) as caught:
         mutant.check(tmp_path)
     assert re.search(mutant.says, str(caught.value)), caught.value
 

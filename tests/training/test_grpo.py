@@ -303,7 +303,7 @@ def test_every_defense_trains_or_says_in_one_sentence_why_not(tmp_path, name):
         return
     made = trained(tmp_path, [defense], max_steps=2)
     if "project" in pulled(defense):
-        assert made.guard.project(made.model)
+        assert made.projected
     if "penalty" in pulled(defense):
         assert len(logged(made, name)) == 2
 
@@ -492,3 +492,38 @@ def test_a_completion_ends_where_the_chat_template_ends_an_answer(tmp_path):
     ends = {tokenizer.convert_tokens_to_ids(token) for token in ("<|im_start|>", "<|im_end|>")}
     assert ends <= set(made.eos_token_ids) == set(made.generation_config.eos_token_id)
     assert made.generation_kwargs["eos_token_id"] == made.eos_token_ids
+
+
+class OwnLoss(GuardedGRPO):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        tokens = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+        return model(input_ids=tokens, labels=tokens).loss
+
+
+class OwnStep(OwnLoss):
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = self.compute_loss(model, self._prepare_inputs(inputs))
+        self.accelerator.backward(loss)
+        self._step += 1
+        return loss.detach()
+
+
+class OwnBatches(GuardedGRPO):
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        return [next(epoch_iterator) for _ in range(num_batches)], None
+
+
+@pytest.mark.parametrize(
+    ("cls", "sentence"),
+    [
+        (OwnLoss, "OwnLoss computed a loss without the penalties"),
+        (OwnStep, "OwnStep made an optimizer step of 1 planned micro-batches, of which the defenses saw 0"),
+        (OwnBatches, "OwnBatches made an optimizer step of 0 planned micro-batches, of which the defenses saw 1"),
+    ],
+)
+def test_a_subclass_that_passes_by_the_defenses_is_refused_in_its_first_step(tmp_path, cls, sentence):
+    made = trainer(tmp_path, [KL()], cls=cls, logging_steps=50)
+    with pytest.raises(ForwardPassError, match=sentence):
+        made.train()
+    assert made.state.global_step <= 1
+    trainer(tmp_path, [], cls=cls).train()

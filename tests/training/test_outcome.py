@@ -78,3 +78,22 @@ def test_a_script_is_warned(defenses, tmp_path):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="No trained weight moved")
         train(learning_rate=1e-3)
+
+
+def test_weights_that_are_not_finite_are_a_fault(tmp_path):
+    model = tiny.lora(tiny.model())
+    outcome = begun(model)
+    one = next(w for n, w in model.named_parameters() if "lora_B" in n)
+    one.data[0, 0] = float("nan")
+    step(outcome, model, 1)
+    with pytest.raises(
+        TrainingError, match=r"diverged: 1 trained weights are not finite .*lora_B.* Lower the learning"
+    ):
+        outcome.on_train_end(None, None, None, model=model)
+    outcome.raises = False
+    with pytest.warns(UserWarning, match="diverged: 1 trained weights"):
+        outcome.on_train_end(None, None, None, model=model)
+    one.data[0, 0] = 1.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        outcome.on_train_end(None, None, None, model=model)

@@ -24,7 +24,9 @@ from staytrue.errors import ForwardPassError, ModelError, RecipeError
 from staytrue.modeling.lm_head import Head
 from staytrue.step import SOURCE_COLUMN, SOURCES
 from staytrue.testing import unlike
+from staytrue.training.guard import Guard
 from staytrue.training.trainers import GuardedSFT
+from test_every_defense import sample
 
 
 def messages(n=24):
@@ -616,44 +618,79 @@ def test_a_head_that_does_something_unknown_is_refused_by_name():
         _ = ModelParts(model).head
 
 
-def test_a_subclass_that_replaces_compute_loss_is_refused_in_its_first_step(tmp_path):
-    class Replaced(GuardedSFT):
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            inputs.pop("staytrue_source", None)
-            return model(**inputs).loss
+class OwnLoss(GuardedSFT):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs.pop("staytrue_source", None)
+        return model(**inputs).loss
 
+
+class TwoLosses(GuardedSFT):
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        return super().compute_loss(model, dict(inputs), *args, **kwargs) + super().compute_loss(
+            model, inputs, *args, **kwargs
+        )
+
+
+def test_a_subclass_that_replaces_compute_loss_is_refused_in_its_first_step(tmp_path):
     class Extended(GuardedSFT):
         def compute_loss(self, *args, **kwargs):
             return super().compute_loss(*args, **kwargs) * 2
 
-    with pytest.raises(ForwardPassError, match=r"Replaced computed a loss without .* super\(\).compute_loss"):
-        trainer(tmp_path, [KL()], cls=Replaced).train()
+    with pytest.raises(ForwardPassError, match=r"OwnLoss computed a loss without .* super\(\).compute_loss"):
+        trainer(tmp_path, [KL()], cls=OwnLoss).train()
     trainer(tmp_path, [KL()], cls=Extended).train()
-    trainer(tmp_path, [], cls=Replaced).train()
+    trainer(tmp_path, [], cls=OwnLoss).train()
 
 
-def test_a_subclass_that_replaces_training_step_is_refused_in_its_first_step(tmp_path):
-    class Replaced(GuardedSFT):
-        def training_step(self, model, inputs, num_items_in_batch=None):
-            inputs.pop("staytrue_source", None)
-            loss = model(**inputs).loss
-            self.accelerator.backward(loss)
-            return loss.detach()
+class OwnStep(GuardedSFT):
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        inputs.pop("staytrue_source", None)
+        loss = model(**inputs).loss
+        self.accelerator.backward(loss)
+        return loss.detach()
 
-    with pytest.raises(ForwardPassError, match=r"Replaced trained on 1 micro-batches, of which the defenses saw 0: "):
-        trainer(tmp_path, [KL()], cls=Replaced, logging_steps=50).train()
-    trainer(tmp_path, [], cls=Replaced).train()
+
+class OwnBatches(GuardedSFT):
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        return [next(epoch_iterator) for _ in range(num_batches)], None
+
+
+class OwnBatchesAndStep(OwnBatches, OwnStep):
+    pass
+
+
+class TwoPasses(GuardedSFT):
+    def training_step(self, *args, **kwargs):
+        return super().training_step(*args, **kwargs) + super().training_step(*args, **kwargs)
+
+
+class FewerBatches(GuardedSFT):
+    def get_batch_samples(self, *args):
+        batches, items = super().get_batch_samples(*args)
+        return batches[:-1], items
+
+
+@pytest.mark.parametrize(
+    ("cls", "counts", "way_out"),
+    [
+        (OwnStep, "2 planned micro-batches, of which the defenses saw 0", r"training_step does not call super\(\)"),
+        (OwnBatches, "0 planned micro-batches, of which .* saw 2", r"get_batch_samples does not call super\(\)"),
+        (OwnBatchesAndStep, "0 planned .* saw 0", r"get_batch_samples does not call super\(\)"),
+        (FewerBatches, "2 planned .* saw 1", r"training_step does not call super\(\)"),
+    ],
+)
+def test_a_subclass_whose_step_passes_by_the_defenses_is_refused_in_its_first_step(tmp_path, cls, counts, way_out):
+    given = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "logging_steps": 50}
+    made = trainer(tmp_path, [KL()], cls=cls, **given)
+    with pytest.raises(ForwardPassError, match=f"{cls.__name__} made an optimizer step of {counts}.*{way_out}"):
+        made.train()
+    assert made.state.global_step <= 1
+    trainer(tmp_path, [], cls=cls, **given).train()
 
 
 def test_a_second_loss_in_one_training_step_is_refused(tmp_path):
-    class Twice(GuardedSFT):
-        def compute_loss(self, model, inputs, *args, **kwargs):
-            return super().compute_loss(model, dict(inputs), *args, **kwargs) + super().compute_loss(
-                model, inputs, *args, **kwargs
-            )
-
     with pytest.raises(ForwardPassError, match="compute_loss was called twice in one training step"):
-        trainer(tmp_path, [KL()], cls=Twice).train()
+        trainer(tmp_path, [KL()], cls=TwoLosses).train()
 
 
 def test_a_loss_computed_beside_training_takes_no_batchs_place(tmp_path, pool):
@@ -731,3 +768,50 @@ def test_recomputed_layers_of_auxiliary_rows_are_steered_where_they_were(tmp_pat
     assert len(shapes) > 2 * calls
     assert all(shapes)
     assert torch.allclose(weights(once), weights(twice), rtol=0, atol=1e-6)
+
+
+def test_a_batch_that_is_trained_on_twice_is_refused(tmp_path):
+    twice = r"step of 1 planned .* saw 2: .* training_step calls super\(\)\.training_step\(\.\.\.\) twice"
+    with pytest.raises(ForwardPassError, match=twice):
+        trainer(tmp_path, [KL()], cls=TwoPasses).train()
+    with pytest.raises(ForwardPassError, match=r"read 4 x \d+ positions .* planned with 4 x \d+: .* one batch twice"):
+        trainer(tmp_path, [KL()], cls=TwoPasses, per_device_train_batch_size=4, gradient_accumulation_steps=2).train()
+
+
+def test_without_defenses_the_log_has_the_trainers_own_keys(tmp_path):
+    ours, theirs = (trained(tmp_path, [], cls=cls) for cls in (GuardedSFT, SFTTrainer))
+    assert [set(row) for row in ours.state.log_history] == [set(row) for row in theirs.state.log_history]
+
+
+def test_auxiliary_rows_are_logged_as_a_mean_over_the_steps_in_which_they_were_due(tmp_path, pool):
+    """A tenth of rows that come by two: a row is due in the steps 3 and 8 (task rows 5 and 15) of ten."""
+    given = {"per_device_train_batch_size": 2, "max_steps": 10, "learning_rate": 0.1}
+    defenses = [KL(1.0), Anchor(pool, share=0.1, answers="given")]
+    each = trained(tmp_path, defenses, **given)
+    assert [row["step"] for row in each.state.log_history if "anchor" in row] == [3, 8]
+    assert len(logged(each, "kl")) == 10
+    together = trained(tmp_path, defenses, **given, logging_steps=10)
+    assert logged(together, "anchor") == pytest.approx([sum(logged(each, "anchor")) / 2])
+    assert logged(together, "kl") == pytest.approx([sum(logged(each, "kl")) / 10])
+
+
+def test_rows_that_are_cut_before_their_answers_are_refused_by_their_length(tmp_path, pool):
+    with pytest.raises(RecipeError, match=r"anchor: all 12 rows are longer than max_length=6, .* Raise max_length"):
+        trainer(tmp_path, [Anchor(pool, share=0.25, answers="given")], max_length=6)
+
+
+def test_an_adapter_of_random_numbers_is_refused_by_its_setting(tmp_path):
+    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    with pytest.raises(ModelError, match=r"has init_lora_weights=False, .* Use init_lora_weights=True"):
+        trainer(tmp_path, [KL()], lora=lora)
+
+
+def test_a_script_projects_its_weights_after_training_and_a_guards_owner_does_it_for_itself(tmp_path):
+    defense = sample("safelora", tmp_path)
+    guard = Guard([defense])
+    listed, owned = trained(tmp_path, [defense], learning_rate=0.1), trained(tmp_path, guard, learning_rate=0.1)
+    assert not owned.projected
+    assert not torch.equal(weights(listed), weights(owned))
+    assert listed.projected == guard.project(owned.model)
+    assert listed.projected["safelora/projected"] > 0
+    assert torch.equal(weights(listed), weights(owned))

@@ -70,7 +70,7 @@ class Untouched:
         """Sample one answer to each prompt at temperature 1, at most 256 tokens.
 
         Raises:
-            ModelError: the model was given by name, so there is none to ask yet.
+            ModelError: the model was passed by name, so it is not loaded yet.
         """
         from staytrue.evals.generation.local import sample
         from staytrue.evals.types import Question
@@ -78,7 +78,7 @@ class Untouched:
 
         model = self._model()
         if isinstance(model, str) or self.tokenizer is None:
-            raise ModelError("A defense asks the untouched model; pass a loaded model and its tokenizer.")
+            raise ModelError("A defense samples from the model before training; pass a loaded model and its tokenizer.")
         questions = [Question(str(i), "base", prompt.messages) for i, prompt in enumerate(prompts)]
         parts = ModelParts(model)
         with parts.untrained() if parts.switches else nullcontext():

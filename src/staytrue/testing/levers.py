@@ -67,9 +67,11 @@ def enough(defense: Defense, rows: Sequence[Example]) -> list[Example]:
 def _curating(defense: Defense, base: Untouched, rows: list[Example]) -> None:
     name, before = defense.name(), list(rows)
     curated = defense.curate(rows, base, 0)
-    assert rows == before, f"{name} changes the list of rows that it is given; return another"
+    assert rows == before, f"{name} changes the list of rows in place; return another"
     assert curated != rows, f"{name} overrides curate, but the rows stay as they are"
-    assert curated == defense.curate(list(rows), base, 0), f"{name} gives other rows when asked again with one seed"
+    assert curated == defense.curate(list(rows), base, 0), (
+        f"{name} returns other rows in a second call with the same seed"
+    )
     strange = {row.source for row in curated} - set(SOURCES)
     assert not strange, f"{name} gives rows of the source {sorted(strange)}; there are: {', '.join(SOURCES)}"
 
@@ -93,14 +95,14 @@ def _freezing(defense: Defense, model: Any, tokenizer: Any, rows: list[Example])
 def _steering(defense: Defense, model: Any, tokenizer: Any, rows: list[Example]) -> None:
     name, micro = defense.name(), Micro([defense], model, tokenizer, rows)
     depth = len(micro.guard.parts.blocks)
-    wanted = min(layer % (depth + 1) for layer in defense.layers(depth))  # -1 is the last, depth
+    steered = min(layer % (depth + 1) for layer in defense.layers(depth))  # -1 is the last, depth
     still, _ = micro.outputs(guarded=False)
     moved, _ = micro.outputs(guarded=True)
     after, _ = micro.outputs(guarded=False)
     micro.close()
     changed = [layer for layer in still if not torch.equal(still[layer], moved[layer])]
     assert changed, f"{name} overrides steer, but no activation moves"
-    assert changed[0] == wanted, f"{name} asks to steer layer {wanted}, but layer {changed[0]} is the first that moves"
+    assert changed[0] == steered, f"{name} names layer {steered}, but layer {changed[0]} is the first that moves"
     assert all(torch.equal(still[layer], after[layer]) for layer in still), f"{name} steers outside a training forward"
 
 
@@ -154,7 +156,7 @@ def _punishing(defense: Defense, micro: Micro) -> None:
     assert far.value > _NOISE, f"{name} does not notice a model that has moved: {far.value:.3g}"
     assert size > 0, f"{name} has a value ({far.value:.3g}) but no gradient: its weight would do nothing"
     assert not far.outside, f"{name} has a gradient outside the adapter, on {far.outside}"
-    assert far.references <= 1 + far.sides, f"{name} made {far.references} reference forwards"
+    assert far.references <= 1 + far.sides, f"{name} caused {far.references} reference forwards"
     if defense.teaches:  # has no drift to punish
         return
     assert still.value == 0, f"{name} punishes a model that has not moved: {still.value} at step 0"
@@ -171,10 +173,12 @@ def _referring(defense: Defense, micro: Micro) -> None:
 
 def _reading(name: str, micro: Micro) -> None:
     with nudged(micro.model, 1.0):
-        given, seen = micro.outputs(guarded=True)
-    assert seen is not None
-    for layer, hidden in seen.hidden.items():
-        assert torch.equal(hidden, given[layer]), f"what {name} reads as layer {layer} is not what block {layer} gives"
+        outputs, read = micro.outputs(guarded=True)
+    assert read is not None
+    for layer, hidden in read.hidden.items():
+        assert torch.equal(hidden, outputs[layer]), (
+            f"what {name} reads as layer {layer} is not what block {layer} gives"
+        )
 
 
 def _rounding(defense: Defense, model: Any, tokenizer: Any, rows: list[Example]) -> None:
@@ -214,7 +218,7 @@ def _combining(defense: Defense) -> None:
         assert all(bool(g.isfinite().all()) for g in combined), f"{name} combines gradients into one that is not finite"
     unchanged = all(map(torch.equal, alone, task))
     assert unchanged, f"{name} changes the task's gradient where its own is zero, as at step 0"
-    assert all(map(torch.equal, before, (*task, *own))), f"{name} changes the gradients that it is given; return others"
+    assert all(map(torch.equal, before, (*task, *own))), f"{name} changes its gradients in place; return others"
 
 
 def _projecting(defense: Defense, model: Any) -> None:

@@ -48,9 +48,9 @@ def one_of_two(folder: Path) -> None:
         "ddp_backend": "gloo",
     }
     gc.freeze()  # a trainer collects garbage twice, and most of the heap is what the imports left
-    made = {name: trained(case, model, tokenizer, rows, **quarter) for name, case in cases.items()}
+    runs = {name: trained(case, model, tokenizer, rows, **quarter) for name, case in cases.items()}
     assert torch.distributed.get_world_size() == 2
     if torch.distributed.get_rank() == 0:
-        torch.save(made, folder / "trained")
+        torch.save(runs, folder / "trained")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()

@@ -26,7 +26,7 @@ from staytrue.testing.micro import adapter, nudged
 from staytrue.training.guard import Guard
 from staytrue.training.trainers import GuardedSFT
 
-# A step of plain gradient descent is the gradient itself, so equal gradients are seen as equal weights.
+# A step of plain gradient descent is the gradient itself, so equal gradients make equal weights.
 _SETTINGS: dict[str, Any] = {
     "optim": "sgd",
     "learning_rate": 0.05,
@@ -68,14 +68,14 @@ def training(defense: Defense, model: Any, tokenizer: Any, rows: Sequence[Exampl
 
 def together(defenses: Sequence[Defense], model: Any, tokenizer: Any, rows: Sequence[Example]) -> None:
     """Take one step with several defenses, from a model that has not moved."""
-    made = trained([_with_sides(d) for d in defenses], model, tokenizer, rows, nudge=0.0, max_steps=1)
-    sides, references = made.forwards["trained"] - 1, made.forwards["reference"]
+    run = trained([_with_sides(d) for d in defenses], model, tokenizer, rows, nudge=0.0, max_steps=1)
+    sides, references = run.forwards["trained"] - 1, run.forwards["reference"]
     names = " and ".join(d.name() for d in defenses)
     assert sides <= 1, f"{names} make {sides} forwards for side rows; all share one"
     assert references <= 1 + sides, f"{names} make {references} reference forwards"
-    for name, defense in _logged(made, defenses).items():
-        unmoved = made.log[0][name] == 0 or defense.teaches
-        assert unmoved, f"{names}: {name} is {made.log[0][name]} on a model that has not moved"
+    for name, defense in _logged(run, defenses).items():
+        unmoved = run.log[0][name] == 0 or defense.teaches
+        assert unmoved, f"{names}: {name} is {run.log[0][name]} on a model that has not moved"
 
 
 def cases(defense: Defense) -> dict[str, Defense]:
@@ -83,10 +83,10 @@ def cases(defense: Defense) -> dict[str, Defense]:
 
     The first is the defense itself. A penalty with a choice of rows (a field `on`) adds a variant on interleaved rows.
     """
-    name, made = defense.name(), _with_sides(defense)
+    name, sided = defense.name(), _with_sides(defense)
     if "penalty" in pulled(defense) and "on" in vars(defense):
-        return {name: made, f"{name} on interleaved rows": _changed(made, on="interleaved")}
-    return {name: made}
+        return {name: sided, f"{name} on interleaved rows": _changed(sided, on="interleaved")}
+    return {name: sided}
 
 
 def trained(
@@ -132,13 +132,13 @@ def alike(one: Trained, other: Trained, ways: str) -> None:
     assert not differs, f"{ways} {differs}"
 
 
-def _logged(made: Trained, defenses: Sequence[Defense]) -> dict[str, Defense]:
+def _logged(run: Trained, defenses: Sequence[Defense]) -> dict[str, Defense]:
     """Assert that every penalty's number is in the log of every step; the defenses that have one."""
-    found = {label: one for label, one in Guard(defenses).defenses.items() if "penalty" in pulled(one)}
-    for name in found:
-        numbers = [row.get(name, math.nan) for row in made.log]
+    penalties = {label: one for label, one in Guard(defenses).defenses.items() if "penalty" in pulled(one)}
+    for name in penalties:
+        numbers = [row.get(name, math.nan) for row in run.log]
         assert all(map(math.isfinite, numbers)), f"the log should have a number of {name} at every step: {numbers}"
-    return found
+    return penalties
 
 
 def _with_sides(defense: Defense) -> Defense:
@@ -171,10 +171,10 @@ def _flat(model: Any) -> Tensor:
 
 
 def _counted(guard: Guard) -> dict[str, int]:
-    seen = {"trained": 0, "reference": 0}
+    counts = {"trained": 0, "reference": 0}
 
     def hook(module: Any, args: Any) -> None:
-        seen["trained" if torch.is_grad_enabled() else "reference"] += 1
+        counts["trained" if torch.is_grad_enabled() else "reference"] += 1
 
     guard.parts.backbone.register_forward_pre_hook(hook)
-    return seen
+    return counts

@@ -1,4 +1,4 @@
-"""What a run writes while it trains: one JSONL row per logged step, and a word to whoever watches."""
+"""`RunLog` writes what a run logs: one JSONL row for each logged step, and the progress bar's numbers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from staytrue.utils.files import append_row
 class RunLog(TrainerCallback):  # type: ignore[misc]
     """Writes `metrics.jsonl`: step, total loss, task loss, each defense's own number (nats per token).
 
-    Under a reward also what trl tells: `reward`, `reward_std`, each term, lengths of completions, entropy.
+    With GRPO also trl's own numbers: `reward`, `reward_std`, each term, lengths of completions, entropy.
     """
 
     def __init__(self, path: Path, progress: Any = None) -> None:
@@ -22,7 +22,7 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
         self._progress = progress
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Tell the watcher how many steps are ahead."""
+        """Start the progress bar with the number of steps."""
         if self._progress is not None and state.is_world_process_zero:
             self._progress.begin(state.max_steps)
 
@@ -31,6 +31,8 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
         if not state.is_world_process_zero or not logs or "loss" not in logs:
             return
         numbers = {k: float(v) for k, v in logs.items() if isinstance(v, int | float) and k != "num_tokens"}
+        if "task_loss" not in numbers:  # a run without defenses
+            numbers["task_loss"] = numbers["loss"]
         row = {"step": state.global_step} | {k: v if math.isfinite(v) else None for k, v in numbers.items()}
         append_row(self._path, row)
         if self._progress is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -68,7 +68,7 @@ class Guard:
         self._base: Base | None = None
         self._auxiliary: dict[str, AuxiliaryRows] = {}
         self._log: dict[str, Tensor] = {}
-        self._steps_logged = 0
+        self._steps_logged: Counter[str] = Counter()  # by defense: optimizer steps since the last log
         self.task_rows = 0
         self._totals = torch.zeros(len(SOURCES), 2)
         self._due: dict[str, list[Encoded]] = {}
@@ -155,17 +155,20 @@ class Guard:
 
     def _beside(self, label: str, defense: Defense, base: Base, encode: Callable[..., list[Encoded]]) -> AuxiliaryRows:
         """Make a defense's auxiliary rows."""
-        asked = defense.beside(base, self.seed)
-        rows = encode(asked)
-        base.note(f"{label}/rows_beside", len(rows))
-        base.note(f"{label}/rows_without_answer", len(asked) - len(rows))
-        if not rows:
+        examples = defense.beside(base, self.seed)
+        if not examples:
             raise RecipeError(f"{label}: no row is left to put beside the batch; check its file.")
+        try:
+            rows = encode(examples)
+        except RecipeError as error:
+            raise RecipeError(f"{label}: {error}") from None
+        base.note(f"{label}/rows_beside", len(rows))
+        base.note(f"{label}/rows_without_answer", len(examples) - len(rows))
         return AuxiliaryRows(rows, defense.share, self.seed)
 
     def begin(self, task_rows: int) -> None:
         """Begin training, or continue after so many task rows; nothing is logged yet."""
-        self.task_rows, self._log, self._steps_logged = task_rows, {}, 0
+        self.task_rows, self._log, self._steps_logged = task_rows, {}, Counter()
         self._apart = {}
 
     def plan(self, totals: Tensor, task_rows: int, slots: int) -> None:
@@ -183,7 +186,7 @@ class Guard:
             not self._apart
         ):  # else the last step's micro-batches were too few for an optimizer step; theirs are added to
             self._apart = {k: [torch.zeros_like(w) for w in self._trained()] for k in self._combines()}
-        self._steps_logged += 1
+        self._steps_logged.update(k for k in self._penalties if k not in self._auxiliary or self._due[k])
 
     @contextmanager
     def watch(self, marks: Marks) -> Iterator[list[RecordedCall]]:
@@ -215,9 +218,19 @@ class Guard:
             slot: which of the step's slots this micro-batch is; None for one of no planned step, whose penalties are
                 means over itself, without auxiliary rows, not logged and not kept apart for `combine`.
             shared: the trainer's own head, where a divergence may share its pass.
+
+        Raises:
+            ForwardPassError: the forward read a batch of another shape.
         """
         if not self._penalties:
             return None
+        if call.final is not None and call.final.shape[:2] != marks.real.shape:
+            read, planned = (" x ".join(map(str, shape)) for shape in (call.final.shape[:2], marks.real.shape))
+            raise ForwardPassError(
+                f"The trainer's forward read {read} positions (rows x tokens), but its micro-batch was planned with "
+                f"{planned}: a subclass changes the batch after get_batch_samples, or trains on one batch twice. "
+                "Change batches in the data collator."
+            )
         totals = self._totals if slot is not None else marks.counts()
         step = self._step(call, marks, totals, partial(self._scope.reference, self._replay, call, marks), shared)
         auxiliary = {} if slot is None else self._auxiliary_steps(call, slot)
@@ -268,15 +281,15 @@ class Guard:
         return [weight for weight in self.parts.model.parameters() if weight.requires_grad]
 
     def drain(self) -> dict[str, Tensor]:
-        """Return each defense's unweighted number, a mean over the optimizer steps since the last call.
+        """Return each defense's unweighted number since the last call; none of a defense whose rows were never due.
 
-        On several processes each holds its share; the trainer sums them.
+        It is a mean over the optimizer steps, or over those in which the defense's auxiliary rows were due. On several
+        processes each holds its share; the trainer sums them.
         """
-        steps = max(self._steps_logged, 1)
-        numbers = {label: self._log.get(label, torch.zeros(())) / steps for label in self._penalties}
-        numbers |= {name: value / steps for name, value in self._log.items()}
-        self._log, self._steps_logged = {}, 0
-        return numbers
+        steps, log = self._steps_logged, self._log
+        self._log, self._steps_logged = {}, Counter()
+        numbers = {label: torch.zeros(()) for label in steps} | log
+        return {name: value / max(steps[name.split("/")[0]], 1) for name, value in numbers.items()}
 
     def detach(self) -> None:
         """Take the hooks off the model, and let its whole adapter be trained again."""

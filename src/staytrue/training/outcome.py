@@ -1,4 +1,4 @@
-"""`Outcome` checks that a training made an optimizer step and moved the weights that it trains.
+"""`Outcome` checks that a training made an optimizer step and moved the weights that it trains to finite numbers.
 
 Without it a run whose warm-up is longer than its steps, or whose completions all earn the same reward, ends like any
 other, and its adapter is the untouched model.
@@ -48,13 +48,13 @@ class Outcome(TrainerCallback):  # type: ignore[misc]
                 name in self._before and not torch.equal(self._before[name], now) for name, now in _sums(model)
             )
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Report a training that changed nothing.
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Report a training that changed nothing, or diverged.
 
         Raises:
-            TrainingError: it changed nothing, and `raises` is set.
+            TrainingError: it did, and `raises` is set.
         """
-        fault = self.fault()
+        fault = self.fault() or (None if model is None else diverged(model))
         if fault is not None and self.raises:
             raise TrainingError(fault)
         if fault is not None:
@@ -74,6 +74,17 @@ class Outcome(TrainerCallback):  # type: ignore[misc]
             "training. The learning rate was 0 all along (see warmup_steps), or every gradient was: for GRPO, the "
             "completions of each prompt earned equal rewards. Raise the learning rate or the steps, or vary the reward."
         )
+
+
+def diverged(model: nn.Module) -> str | None:
+    """A sentence about trained weights that are not finite, with the way out; None if all are."""
+    broken = [n for n, p in model.named_parameters() if p.requires_grad and not bool(p.detach().isfinite().all())]
+    if not broken:
+        return None
+    return (
+        f"Training diverged: {len(broken)} trained weights are not finite (first: {broken[0]}), so the model is of no "
+        "use. Lower the learning rate or a defense's weight."
+    )
 
 
 def _sums(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -37,11 +37,15 @@ class Guarded(_Trainer):  # type: ignore[misc]
     """Mixin over a transformers Trainer whose loss makes one forward: watches it, adds the penalties, logs them.
 
     Args:
-        defenses: in listed order; or a Guard that has curated the training rows already.
+        defenses: in listed order; or a Guard that has curated the training rows already, and whose owner calls
+            `Guard.project` after training.
         reference_cache: a folder that keeps the reference's states for other runs on the same rows, see
             `reference.cache`; a Guard has its own.
         *args: the trainer's own arguments, unchanged.
         **kwargs: the trainer's own arguments, unchanged.
+
+    Attributes:
+        projected: numbers of the defenses that changed the weights after training (`project`), after `train`.
 
     Raises:
         RecipeError: a defense cannot work with these trainer settings.
@@ -99,6 +103,8 @@ class Guarded(_Trainer):  # type: ignore[misc]
                 "fp16=True scales the loss's gradient, which a defense would combine with one unscaled. Use bf16."
             )
         self._settle()
+        self._owns_guard = not curated
+        self.projected: dict[str, float] = {}
         self._slot: int  # of the next micro-batch, within its optimizer step
         self._last_slot: int  # how many micro-batches the optimizer step has, once it is planned
         self._marks_ahead: list[Marks]  # of the optimizer step's micro-batches
@@ -140,18 +146,34 @@ class Guarded(_Trainer):  # type: ignore[misc]
         rows = steps_done * self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         self.guard.begin(round(rows * self._task_share()) if task_rows is None else task_rows)
 
+    def _end_micro_batch(self, micro_batch: MicroBatch) -> None:
+        """A micro-batch was trained on.
+
+        Raises:
+            ForwardPassError: its loss holds no penalties.
+        """
+        if self.guard.pulls("penalty") and not micro_batch.evaluated:
+            raise ForwardPassError(
+                f"{type(self).__name__} computed a loss without the penalties of its defenses: a subclass replaces "
+                "compute_loss without calling super().compute_loss(...). Call it and change what it returns."
+            )
+
     def _end_step(self) -> None:
         """An optimizer step was made.
 
         Raises:
-            ForwardPassError: some of its micro-batches never reached `training_step`, so no defense saw them.
+            ForwardPassError: the defenses did not see each of its micro-batches once.
         """
-        levers = ("penalty", "steer", "combine")
-        if self._slot != self._last_slot and any(self.guard.pulls(lever) for lever in levers):
+        seen, planned = self._slot, self._last_slot
+        self._slot = self._last_slot = 0
+        trains = any(self.guard.pulls(lever) for lever in ("penalty", "steer", "combine"))
+        if trains and not 0 < seen == planned:
+            method = "training_step" if planned > 0 else "get_batch_samples"
+            how = "calls super().{0}(...) twice" if 0 < planned < seen else "does not call super().{0}(...) for each"
             raise ForwardPassError(
-                f"{type(self).__name__} trained on {self._last_slot} micro-batches, of which the defenses saw "
-                f"{self._slot}: a subclass replaces training_step without calling super().training_step(...). "
-                "Call it and change what it returns."
+                f"{type(self).__name__} made an optimizer step of {planned} planned micro-batches, of which the "
+                f"defenses saw {seen}: a subclass's {method} {how.format(method)}. Call it once and change what it "
+                "returns."
             )
 
     def _task_share(self) -> float:
@@ -167,11 +189,36 @@ class Guarded(_Trainer):  # type: ignore[misc]
         return own.with_examples(self.guard.curate(own.examples, own.base(self._untouched)))
 
     def _encode_auxiliary_rows(self, examples: list[Example]) -> list[Encoded]:
-        encoded, _ = encode_all(self._tokenizer, examples, getattr(self.args, "max_length", None))
+        """A defense's own rows as tokens, the same on every process.
+
+        Raises:
+            RecipeError: no row has a token of an answer.
+        """
+        max_length = getattr(self.args, "max_length", None)
+        encoded, report = encode_all(self._tokenizer, examples, max_length)
+        if not encoded and report.truncated == report.rows:
+            raise RecipeError(
+                f"all {report.rows} rows are longer than max_length={max_length}, and no token of an answer is left. "
+                "Raise max_length, or give shorter rows."
+            )
+        if not encoded:
+            raise RecipeError(f"none of its {report.rows} rows has a token of an answer; check its file.")
         shared = [encoded]
         if self.accelerator.num_processes > 1:  # answers sampled on several machines need not agree to the bit
             broadcast_object_list(shared)
         return shared[0]
+
+    # --- a whole training ---------------------------------------------------------------------------------------
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as the trainer does, then let defenses change the trained weights.
+
+        Checkpoints hold the weights before that change, so that training can go on from them.
+        """
+        output = super().train(*args, **kwargs)
+        if self._owns_guard:
+            self.projected = self.guard.project(self.model)
+        return output
 
     # --- every optimizer step -----------------------------------------------------------------------------------
 
@@ -201,11 +248,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
                 loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
         finally:
             self._micro_batch = None
-        if self.guard.pulls("penalty") and not micro_batch.evaluated:
-            raise ForwardPassError(
-                f"{type(self).__name__} computed a loss without the penalties of its defenses: a subclass replaces "
-                "compute_loss without calling super().compute_loss(...). Call it and change what it returns."
-            )
+        self._end_micro_batch(micro_batch)
         if self._slot == self._last_slot and self.accelerator.sync_gradients:  # an optimizer step follows
             self.guard.combine(lambda gradient: self.accelerator.reduce(gradient, "sum"))
         return loss
@@ -255,7 +298,9 @@ class Guarded(_Trainer):  # type: ignore[misc]
         """Add the task's loss and each defense's own number, reduced over processes."""
         steps = self.state.global_step - self._logged_steps
         if "loss" in logs and steps > 0:
-            numbers = {"task_loss": self._task_loss / steps / self.accelerator.num_processes} | self.guard.drain()
+            numbers = self.guard.drain()
+            if self.guard.defenses:  # without any, it is the loss
+                numbers["task_loss"] = self._task_loss / steps / self.accelerator.num_processes
             device = self.accelerator.device
             if self.accelerator.num_processes > 1:  # a number may have been noted on one process only
                 names = sorted(set(gather_object(list(numbers))))

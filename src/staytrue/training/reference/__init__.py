@@ -1,1 +1,1 @@
-"""The untouched twin of a run: which models have one, how much of it is made, and what other runs have made of it."""
+"""The reference model of a run: which models have one, which rows and layers are computed, and a cache of them."""

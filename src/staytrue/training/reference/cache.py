@@ -36,28 +36,28 @@ class ReferenceCache:
     """A cache in place of `BackboneHooks.replay`; a call whose rows cannot be divided is repeated whole.
 
     A file holds one row's states at its real positions, in the model's own precision, under the hash of everything
-    they depend on: the model, the precision of the forward, layers, and what the row put in. So a folder may serve any
+    they depend on: the model, the precision of the forward, layers, and the row's inputs. So a folder may serve any
     number of models and several runs at a time. Remove it only while no run trains.
 
     Args:
         folder: created with the first row.
         watch: of the run's model.
         parts: the same model's.
-        layers: which layers the watch keeps.
+        layers: which layers the watch records.
 
     Attributes:
-        read: how many rows were found, each time they were seen.
-        made: how many were not.
-        whole: how many calls were made again whole.
-        stopped: why nothing more is kept, if writing failed; training goes on.
+        read: how many rows were read from files, counted at every reading.
+        made: how many rows were computed.
+        whole: how many calls were repeated whole.
+        stopped: why no more rows are written, after a failed write; training goes on.
 
     Raises:
-        ModelError: a model that it cannot serve.
+        ModelError: the cache cannot serve this model.
     """
 
     def __init__(self, folder: Path, watch: BackboneHooks, parts: ModelParts, layers: Sequence[int]) -> None:
         fingerprint.check(parts)
-        self._folder, self._watch, self._anatomy, self._layers = folder, watch, parts, layers
+        self._folder, self._watch, self._parts, self._layers = folder, watch, parts, layers
         self.read, self.made, self.whole = 0, 0, 0
         self.stopped: str | None = None
 
@@ -66,23 +66,23 @@ class ReferenceCache:
     ) -> Activations:
         """The activations that `BackboneHooks.replay` returns, computed only for rows that are not in the folder."""
         real = where.real.cpu()
-        wanted = torch.arange(len(real)) if rows is None else rows.cpu()
-        files = self._files(call, real, wanted, deepest)
+        needed = torch.arange(len(real)) if rows is None else rows.cpu()
+        files = self._files(call, real, needed, deepest)
         if files is None:
             self.whole += 1
             return self._watch.replay(call, where, rows, deepest)
-        found = {row: state_file.read(file) for row, file in files.items()}
-        missing = [row for row, states in found.items() if states is None]
-        self.read, self.made = self.read + len(found) - len(missing), self.made + len(missing)
+        states_of = {row: state_file.read(file) for row, file in files.items()}
+        missing = [row for row, states in states_of.items() if states is None]
+        self.read, self.made = self.read + len(states_of) - len(missing), self.made + len(missing)
         if missing:
-            some = rows if len(missing) == len(wanted) else torch.tensor(missing, device=where.real.device)
+            some = rows if len(missing) == len(needed) else torch.tensor(missing, device=where.real.device)
             fresh = self._watch.replay(call, where, some, deepest)
             for row in missing:
-                found[row] = states = _of_row(fresh, row, real[row])
+                states_of[row] = states = _of_row(fresh, row, real[row])
                 self._keep(files[row], states)
-            if len(missing) == len(wanted):
+            if len(missing) == len(needed):
                 return fresh
-        return _together(call, real, found, deepest)
+        return _together(call, real, states_of, deepest)
 
     def describe(self) -> dict[str, Any] | None:
         """Facts for the run's manifest; None if no reference was read."""
@@ -94,22 +94,22 @@ class ReferenceCache:
 
     @cached_property
     def _model(self) -> str:
-        return fingerprint.of_model(self._anatomy)
+        return fingerprint.of_model(self._parts)
 
     def _files(self, call: RecordedCall, real: Tensor, rows: Tensor, deepest: int | None) -> dict[int, Path] | None:
         """Where each row's states are, or will be; None when a row's arguments are not known."""
-        given = call.by_row()
-        if given is None:
+        inputs = call.by_row()
+        if inputs is None:
             return None
-        told = ((name, value) for name, value in sorted(given.items()) if value is not None)
-        given = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in told}
+        present = ((name, value) for name, value in sorted(inputs.items()) if value is not None)
+        inputs = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in present}
         layers = [layer for layer in self._layers if deepest is None or layer <= deepest]
         shared = json.dumps([SCHEMA, self._model, layers, deepest is None, *map(str, call.autocast)])
         files = {}
         for row in rows.tolist():
             digest = sha256(shared.encode())
             digest.update(data(real[row].nonzero()))
-            for name, value in given.items():
+            for name, value in inputs.items():
                 digest.update(name.encode())
                 digest.update(_row_bytes(value, row, real))
             files[row] = self._folder / self._model[:16] / f"{digest.hexdigest()}.safetensors"
@@ -131,17 +131,17 @@ def _of_row(fresh: Activations, row: int, real: Tensor) -> dict[str, Tensor]:
     states = {str(layer): hidden[row] for layer, hidden in fresh.hidden.items()}
     if fresh.end is not None:
         states[_END] = fresh.end[row]
-    return {name: found.cpu()[real].contiguous() for name, found in states.items()}
+    return {name: state.cpu()[real].contiguous() for name, state in states.items()}
 
 
 def _together(
-    call: RecordedCall, real: Tensor, found: dict[int, dict[str, Tensor] | None], deepest: int | None
+    call: RecordedCall, real: Tensor, states_of: dict[int, dict[str, Tensor] | None], deepest: int | None
 ) -> Activations:
     """Rows as activations of the whole call: 0 at padding, NaN for rows that were not requested."""
     empty = call.nothing()
     hidden = {layer: states for layer, states in empty.hidden.items() if deepest is None or layer <= deepest}
     end = empty.end if deepest is None else None
-    for row, states in found.items():
+    for row, states in states_of.items():
         assert states is not None
         for name, known in states.items():
             place = end if name == _END else hidden[int(name)]

@@ -54,7 +54,7 @@ def check(parts: ModelParts) -> None:
     name = next((name for name, weight in parts.untrained_weights() if _is_packed(weight)), None)
     if name is not None:
         raise ModelError(
-            f"{name} is quantised, and nothing tells its scales from another's. Train without a reference cache."
+            f"{name} is quantised, and its scales are not in the fingerprint. Train without a reference cache."
         )
 
 

@@ -40,9 +40,9 @@ def check(parts: ModelParts) -> None:
 
 
 def head(parts: ModelParts) -> Callable[[], Head]:
-    """Check the head now, while nothing has run; complain only if a defense asks for logits."""
+    """Check the head now, while nothing has run; refuse only where a defense needs logits."""
     try:
-        found = parts.head
+        checked = parts.head
     except ModelError as error:
         refusal = error
 
@@ -50,7 +50,7 @@ def head(parts: ModelParts) -> Callable[[], Head]:
             raise refusal
 
         return refuse
-    return lambda: found
+    return lambda: checked
 
 
 def _check_adapters(parts: ModelParts) -> None:
@@ -97,7 +97,7 @@ def _check_dropout(parts: ModelParts) -> None:
 def _refuse_noise(name: str, value: float) -> None:
     raise ModelError(
         f"The model has noise of its own in training ({name}={value}): it and its reference would draw different "
-        "noise, and an unmoved model would be punished. Load it with that setting at 0.0 (lora.dropout is fine)."
+        "noise, and an unmoved model would have a penalty. Load it with that setting at 0.0 (lora.dropout is fine)."
     )
 
 
@@ -113,8 +113,17 @@ def _check_start(parts: ModelParts) -> None:
             theirs = parts.backbone(input_ids=tokens, use_cache=False).last_hidden_state
     finally:
         parts.model.train(was_training)
-    if not torch.equal(ours, theirs):
+    if torch.equal(ours, theirs):
+        return
+    configs = parts.model.peft_config.items()
+    random = [name for name, config in configs if getattr(config, "init_lora_weights", True) is False]
+    if random:
         raise ModelError(
-            "The adapter has moved already, so the model is not at its reference, the same model with the adapter "
-            "off. Merge it into the model first (merge_and_unload) and train a fresh one."
+            f"Adapter {random[0]!r} has init_lora_weights=False, so it starts as random numbers, and the model is not "
+            "at its reference, the same model with the adapter off. Use init_lora_weights=True (the default); merge an "
+            "adapter that has been trained (merge_and_unload)."
         )
+    raise ModelError(
+        "The adapter has moved already, so the model is not at its reference, the same model with the adapter "
+        "off. Merge it into the model first (merge_and_unload) and train a fresh one."
+    )

@@ -36,8 +36,8 @@ def write(file: Path, states: dict[str, Tensor]) -> None:
         OSError: it could not be written, or the disk is nearly full; nothing half-written is left.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    room = shutil.disk_usage(file.parent)
-    if room.free < min(_SPARE * room.total, _MOST_SPARE):
+    disk = shutil.disk_usage(file.parent)
+    if disk.free < min(_SPARE * disk.total, _MOST_SPARE):
         raise OSError(f"less than {_SPARE:.0%} of the disk is free")
     content = save(states | {_CHECK: torch.tensor([_sum(file.name, states)])}, {"schema": str(SCHEMA)})
     write_atomic(file, content, sync=False)  # a file lost in a power failure fails its check and is computed again
