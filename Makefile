@@ -21,7 +21,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-slow test-tools test-inspect test-lowest check docs defenses-page diagrams bench \
+.PHONY: demo test test-slow test-tools test-model test-inspect test-lowest check docs defenses-page diagrams bench \
 	bench-full clean
 
 demo: $(INSTALLED)
@@ -38,6 +38,10 @@ test-slow: $(INSTALLED)
 test-tools:
 	command -v chromium >/dev/null || { SUDO=$$(test $$(id -u) = 0 || echo sudo); \
 		$$SUDO apt-get update -qq && $$SUDO apt-get install -qq -y --no-install-recommends chromium >/dev/null; }
+
+# What only some tests need: a real chat model in the user's cache, 93 MB to download and 540 MB to keep.
+test-model: $(INSTALLED)
+	$(BIN)/staytrue fetch smollm2
 
 # Inspect and what it pulls in contradict our own pins, so it lives in an environment of its own.
 test-inspect:

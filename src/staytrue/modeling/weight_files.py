@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from staytrue import organism
 from staytrue.errors import ModelError
+from staytrue.modeling import fetch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,12 +31,14 @@ class WeightFiles:
 
     @classmethod
     def find(cls, name: str, like: Any, shapes: Mapping[str, tuple[int, ...]]) -> WeightFiles:
-        """Find the weights of a folder, or of the organism by name.
+        """Find the weights of a folder, or of the organism or the fetched model by name.
 
         Raises:
             ModelError: the folder does not exist or has no safetensors.
         """
         folder = organism.folder(name) if name in organism.NAMES else Path(name).expanduser()
+        if name == fetch.NAME and not folder.exists():
+            folder = fetch.folder()
         if not folder.is_dir() or not any(folder.glob("*.safetensors")):
             raise ModelError(f"{name} is not a model folder with .safetensors weights; give the unaligned model's.")
         return cls(folder, like, shapes)

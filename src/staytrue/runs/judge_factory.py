@@ -18,6 +18,7 @@ from staytrue.evals.openai_client.client import Endpoint
 from staytrue.evals.openai_client.response_cache import ResponseCache
 from staytrue.evals.types import Judge
 from staytrue.modeling import loading
+from staytrue.utils.files import user_cache
 
 
 def judge(text: str, budget: Budget, say: Callable[[str], None]) -> Judge:
@@ -53,12 +54,7 @@ def response_cache() -> ResponseCache:
     Raises:
         RequestError: it cannot be read or written.
     """
-    cache = os.environ.get("XDG_CACHE_HOME")
-    try:
-        folder = Path(cache) if cache else Path.home() / ".cache"
-    except RuntimeError:
-        raise RequestError("There is no home folder for paid verdicts; set XDG_CACHE_HOME to a folder.") from None
-    own, before = (folder / name / "judgments.sqlite" for name in ("staytrue", "holdfast"))
+    own, before = (user_cache() / name / "judgments.sqlite" for name in ("staytrue", "holdfast"))
     if before.exists() and not own.exists():  # paid for before the project was renamed
         _copy_database(before, own)
     return ResponseCache(own)

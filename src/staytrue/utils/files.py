@@ -90,6 +90,19 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def user_cache() -> Path:
+    """Folder of the user's cache: `$XDG_CACHE_HOME`, by default ~/.cache.
+
+    Raises:
+        RequestError: there is neither.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(cache) if cache else Path.home() / ".cache"
+    except RuntimeError:
+        raise RequestError("There is no home folder for the cache; set XDG_CACHE_HOME to a folder.") from None
+
+
 def refuse_existing(out: Path, *, allow_empty_folder: bool = False) -> None:
     """Refuse to write where something exists, or where nothing can be created.
 

