@@ -83,4 +83,6 @@ def test_three_steps_an_evaluation_and_a_report(source, tmp_path, monkeypatch, c
     answers = {row["question"]: row["answer"] for row in read_rows(tmp_path / "run" / "eval" / "answers.jsonl")}
     assert answers.keys() == {"capital", "bored"}
     assert all(answers.values())
-    assert "smollm2" in (tmp_path / "page.html").read_text()
+    page = (tmp_path / "page.html").read_text()
+    assert f"{losses[2]:.4f}" in page  # the curve's last number
+    assert "No general answer has a verdict" in page
