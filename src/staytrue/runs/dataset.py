@@ -35,10 +35,11 @@ def rows(recipe: Recipe) -> tuple[list[Example], list[Example]]:
 def read(recipe: Recipe) -> list[Example]:
     """Every row of the recipe's file, in the task's form if the recipe has a task."""
     assert recipe.data is not None
+    columns = {str(part): name for part, name in recipe.columns.items()}
     if recipe.task is None:
-        return read_examples(recipe.data, split=recipe.split, columns=recipe.columns)
+        return read_examples(recipe.data, split=recipe.split, columns=columns)
     adopted = []
-    given = read_examples(recipe.data, prompts_only=True, split=recipe.split, columns=recipe.columns)
+    given = read_examples(recipe.data, prompts_only=True, split=recipe.split, columns=columns)
     for number, row in enumerate(given, start=1):
         answer = row.answer or str(row.extra.get("answer", ""))
         if not answer.strip():

@@ -51,8 +51,9 @@ def _steps(arguments: Any, batches: int) -> int:
     """The number of optimizer steps, as transformers counts them."""
     if arguments.max_steps > 0:
         return int(arguments.max_steps)
-    epochs: float = arguments.num_train_epochs
-    return math.ceil(epochs * max(math.ceil(batches / arguments.gradient_accumulation_steps), 1))
+    epochs = float(arguments.num_train_epochs)
+    accumulated = math.ceil(batches / int(arguments.gradient_accumulation_steps))
+    return math.ceil(epochs * max(accumulated, 1))
 
 
 def _fitting(warmup: float, steps: int) -> float:
