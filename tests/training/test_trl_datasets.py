@@ -185,6 +185,24 @@ def test_further_keys_of_the_pools_turns_are_kept_or_refused(tmp_path):
     assert curated(data, [defense])[4]["messages"][1]["reasoning_content"] == "hm"
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "kind"),
+    [
+        ("tools", json.dumps([{"type": "function", "function": {"name": "add"}}]), Value("string")),
+        ("chat_template_kwargs", {"think": True}, {"think": Value("bool")}),
+    ],
+)
+def test_tools_and_template_settings_of_the_pool_are_kept_or_refused(tmp_path, name, value, kind):
+    write_examples(tmp_path / "pool.jsonl", [Example(row.messages, extra={name: value}) for row in tiny.rows(4)])
+    defenses = [Interleave(tmp_path / "pool.jsonl", share=0.25)]
+    data = Dataset.from_list([{"messages": [USER, BOT]}] * 4)
+    with pytest.raises(RecipeError, match=f"has '{name}', .* Add the column to the dataset, with None in your own"):
+        curated(data, defenses)
+    data = data.add_column(name, [None] * 4).cast(Features(data.features | {name: kind}))
+    assert [row[name] for row in curated(data, defenses).to_list()][4] == value
+    assert len(curated(Dataset.from_list([{"messages": [USER, BOT]}] * 4), [Inoculate("Be bad.")])) == 4
+
+
 class Rewrites(Defense):
     """Writes each row anew instead of editing it."""
 

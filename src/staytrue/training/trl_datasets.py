@@ -138,7 +138,7 @@ class TRLRows:
         """The dataset after the data defenses; an added row's columns are those of its pool's row, else None.
 
         Raises:
-            RecipeError: the form or a column has no place for added rows, or a defense lost a part of a row.
+            RecipeError: the form or a column has no place for added rows or parts of them, or a defense lost one.
         """
         added = [self._is_added(example) for example in examples]
         if self.form.plain and any(added):
@@ -149,6 +149,7 @@ class TRLRows:
             features[SOURCE_COLUMN] = Value("int64")
             blank |= self._template_settings()
         rows = [self.form.row(example) | {SOURCE_COLUMN: SOURCES.index(example.source)} for example in examples]
+        self._refuse_lost_columns([row for row, new in zip(rows, added, strict=True) if new])
         filled = [blank | row if new else row for row, new in zip(rows, added, strict=True)]
         self._refuse_lost_keys([row for row, new in zip(rows, added, strict=True) if new])
         try:
@@ -170,6 +171,16 @@ class TRLRows:
                 "dataclasses.replace(turn, content=...), which keeps them."
             )
         return own is None
+
+    def _refuse_lost_columns(self, added: Sequence[Row]) -> None:
+        """Refuse added rows with tools or template settings, if the dataset has no column for them."""
+        for name in ("tools", _SETTINGS):
+            if name not in self._dataset.features and any(row.get(name) for row in added):
+                raise RecipeError(
+                    f"A row that a data defense adds has {name!r}, which its prompt is rendered with, and the dataset "
+                    "has no such column. Add the column to the dataset, with None in your own rows, or take such rows "
+                    "out of the pool."
+                )
 
     def _refuse_lost_keys(self, added: Sequence[Row]) -> None:
         """Refuse added turns with keys, such as tool calls, that the dataset's turns do not have."""
