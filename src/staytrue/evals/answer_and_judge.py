@@ -22,7 +22,16 @@ from staytrue.evals.results.verdict_store import (
     read_verdicts,
     record_server,
 )
-from staytrue.evals.types import CUT_OFF, AnswerGenerator, CountsCalls, Judge, NamesServer, Verdict, judged
+from staytrue.evals.types import (
+    CALLED_TOOLS,
+    CUT_OFF,
+    AnswerGenerator,
+    CountsCalls,
+    Judge,
+    NamesServer,
+    Verdict,
+    judged,
+)
 from staytrue.utils.console import Progress
 from staytrue.utils.files import write_json
 from staytrue.utils.run_dir import SCHEMA
@@ -128,7 +137,7 @@ def _answer(
     missing = {probe.name: missing_samples(probe.samples(), stored) for probe in probes}
     if progress is not None:
         progress.begin(sum(map(len, missing.values())))
-    done, cut_off = 0, Counter[int]()  # answers without text, by the token limit
+    done, absent = 0, Counter[tuple[str, int]]()  # answers that are missing, by their reason and the token limit
     try:
         for probe in probes:
             limit = probe.max_new_tokens or max_new_tokens
@@ -136,17 +145,11 @@ def _answer(
             for answer in generate(samples, seed=seed, temperature=probe.temperature, max_new_tokens=limit):
                 store.append(answer)
                 done += 1
-                cut_off[limit] += answer.missing == CUT_OFF
+                absent[answer.missing, limit] += 1
                 if progress is not None:
                     progress.step(done, {"answers": generate.spent()} if isinstance(generate, CountsCalls) else {})
     finally:
-        for limit, count in cut_off.items():
-            if count:
-                say(
-                    f"{count} answers are missing because the limit of {limit} tokens was reached before they began; a "
-                    "reasoning model may still have been thinking. Raise the limit with --max-new-tokens, and name "
-                    "another folder."
-                )
+        _say_missing(absent, say)
         if done and isinstance(generate, NamesServer):
             new = record_server(store.path / "answered.json", generate.describe())
             if new:
@@ -154,6 +157,22 @@ def _answer(
                     f"{store.path} goes on, but the server now reports {', '.join(new)}, which it did not report "
                     "before. If another model is served under the name, evaluate it into another folder."
                 )
+
+
+def _say_missing(absent: Mapping[tuple[str, int], int], say: Callable[[str], None]) -> None:
+    """Say how many answers are missing because of the token limit and because of tool calls."""
+    for (reason, limit), count in absent.items():
+        if reason == CUT_OFF:
+            say(
+                f"{count} answers are missing because the limit of {limit} tokens was reached before they began; a "
+                "reasoning model may still have been thinking. Raise the limit with --max-new-tokens, and name "
+                "another folder."
+            )
+        elif reason == CALLED_TOOLS:
+            say(
+                f"{count} answers are missing because the model called tools instead of answering. Serve it without "
+                "tools of the server's own, and name another folder."
+            )
 
 
 def _judge_probe(

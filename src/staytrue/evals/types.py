@@ -15,6 +15,7 @@ from staytrue.evals.threads import concurrently
 
 FILTERED = "the server's filter cut it off"
 ONLY_THOUGHTS = "the model ended after its thoughts, without an answer"
+CALLED_TOOLS = "the model called a tool instead of answering"
 CUT_OFF = "the token limit was reached before the answer began"  # a reasoning model was still thinking
 
 
@@ -48,13 +49,18 @@ class Answer:
     stopped: bool  # the model ended it; False when the token limit or the server cut it off
     filtered: bool = False  # a server's filter removed the text
     thoughts: str = ""  # of a reasoning model, before its answer; no judge reads them
+    called_tools: bool = False  # an endpoint returned tool calls
 
     @property
     def missing(self) -> str:
         """Why there is no answer to judge; "" if there is one."""
         if self.filtered:
             return FILTERED
-        if self.text.strip() or (self.stopped and not self.thoughts):
+        if self.text.strip():
+            return ""
+        if self.called_tools:
+            return CALLED_TOOLS
+        if self.stopped and not self.thoughts:
             return ""
         return ONLY_THOUGHTS if self.stopped else CUT_OFF
 

@@ -99,6 +99,8 @@ def body_of(message, **more):
         ({"content": "yes", "refusal": None}, "yes"),
         ({"content": "", "refusal": None}, ""),
         ({"content": None, "refusal": "I cannot."}, "I cannot."),
+        ({"content": "", "refusal": "I cannot."}, "I cannot."),
+        ({"content": "yes", "refusal": "I cannot."}, "yes"),
         ({"content": None}, ""),
         ({"content": "half a smile \ud83d"}, "half a smile ?"),
     ],

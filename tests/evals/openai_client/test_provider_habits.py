@@ -8,12 +8,15 @@ import provider_habits as habits
 from endpoints import endpoint
 from staytrue.data.examples import Message
 from staytrue.errors import RequestError
+from staytrue.evals.answer_and_judge import evaluate
 from staytrue.evals.generation.endpoint import EndpointGenerator
 from staytrue.evals.judges.endpoint import EndpointJudge
 from staytrue.evals.openai_client.budget import Budget, Price
 from staytrue.evals.openai_client.errors import CallError, FilteredError
 from staytrue.evals.openai_client.response_cache import ResponseCache
+from staytrue.evals.questions.probes import Probe
 from staytrue.evals.types import Question
+from staytrue.utils.files import read_rows
 
 
 def ask(server, text="hello", temperature=1.0, tokens=20, **options):
@@ -304,6 +307,31 @@ def test_an_answer_that_was_cut_off_while_thinking_is_missing(server):
         (answer,) = generated(running)[1]
     assert (answer.text, answer.stopped) == ("", False)
     assert answer.missing == "the token limit was reached before the answer began"
+
+
+CALLS = [{"id": "1", "type": "function", "function": {"name": "look_up", "arguments": "{}"}}]
+
+
+@pytest.mark.parametrize("fields", [{"content": None}, {"content": ""}], ids=str)
+@pytest.mark.parametrize("calls", [{"tool_calls": CALLS}, {"function_call": CALLS[0]["function"]}], ids=str)
+def test_tool_calls_without_text_are_missing_and_counted(tmp_path, fields, calls):
+    told, asked = [], Question("q", "general", (Message("user", "Why?"),))
+    with habits.message("tool_calls", **fields, **calls)() as server:
+        maker = EndpointGenerator(endpoint(server))
+        summary = evaluate(maker, [Probe("general", (asked,), per_question=3)], seed=0, out=tmp_path, say=told.append)
+    found = summary["probes"]["general"]
+    assert (found["n"], found["missing"], found["at_least"], found["at_most"]) == (0, 3, 0.0, 100.0)
+    assert {row["missing"] for row in read_rows(tmp_path / "verdicts.jsonl")} == {
+        "the model called a tool instead of answering"
+    }
+    assert [row["called_tools"] for row in read_rows(tmp_path / "answers.jsonl")] == [True] * 3
+    assert "3 answers are missing because the model called tools instead of answering" in told[0]
+
+
+def test_tool_calls_beside_text_are_an_answer():
+    with habits.message("tool_calls", content="I look it up.", tool_calls=CALLS)() as server:
+        (answer,) = generated(server)[1]
+    assert (answer.text, answer.stopped, answer.missing) == ("I look it up.", True, "")
 
 
 def add(**top):

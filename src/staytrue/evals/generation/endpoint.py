@@ -69,7 +69,8 @@ class EndpointGenerator:
                 return str(error)
             self._server.add(reply.model, reply.fingerprint)
             stopped = reply.has_answer and not reply.cut_off
-            return Answer(question, index, reply.text, stopped, thoughts=reply.thoughts)
+            called = reply.called_tools
+            return Answer(question, index, reply.text, stopped, thoughts=reply.thoughts, called_tools=called)
 
         for (question, index), result in concurrently(answer, samples, self._concurrency):
             if isinstance(result, Answer):

@@ -40,11 +40,12 @@ class Reply:
     model: str  # as the server names it
     fingerprint: str
     usage: Mapping[str, Any] | None
+    called_tools: bool = False
 
     @property
     def has_answer(self) -> bool:
-        """Whether the model began its answer; False if it was cut off before, or everything it wrote is thoughts."""
-        return bool(self.text.strip()) or not (self.cut_off or self.thoughts)
+        """Whether the model began its answer; False if it was cut off before, or wrote thoughts or tool calls only."""
+        return bool(self.text.strip()) or not (self.cut_off or self.thoughts or self.called_tools)
 
     @classmethod
     def of(cls, body: bytes) -> Reply:
@@ -71,9 +72,7 @@ class Reply:
         refused = _is_refused_prompt(whole)
         choice: Any = {"message": {}, "finish_reason": "content_filter"} if refused else whole["choices"][0]
         message, finish, usage = choice["message"], str(choice.get("finish_reason") or ""), whole.get("usage")
-        content = message.get("content")
-        if content is None:  # some models refuse in a field of its own
-            content = message.get("refusal") or ""
+        content = message.get("content") or message.get("refusal") or ""  # some models refuse in a field of its own
         fields = [_text(message.get(name), thoughts=True) for name in _THOUGHTS]
         thoughts, text = split_thoughts(sendable(_text(content)))
         apart = next(filter(None, [*fields, _text(content, thoughts=True) if isinstance(content, list) else ""]), "")
@@ -86,6 +85,7 @@ class Reply:
             str(whole.get("model") or ""),
             str(whole.get("system_fingerprint") or ""),
             usage if isinstance(usage, Mapping) and usage else None,
+            called_tools=any(message.get(name) for name in ("tool_calls", "function_call")),
         )
 
 

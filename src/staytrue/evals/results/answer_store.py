@@ -23,6 +23,7 @@ from staytrue.utils.run_dir import SCHEMA, versions
 
 Key = tuple[str, str, int]  # probe, question, index: which sample
 _OF_THE_FILE = ("schema", "made", "versions")
+_ABOUT = ("filtered", "thoughts", "called_tools")  # an answer's, which a row has only where they say something
 
 
 def evaluation_folder(folder: Path) -> Path:
@@ -131,7 +132,7 @@ class AnswerStore:
         turns = {"index": answer.index, "messages": [message.to_dict() for message in q.messages]}
         more = {"answer": answer.text, "stopped": answer.stopped, "expected": q.expected}
         prompts = {"prompts": dict(q.prompts)} if q.prompts else {}
-        optional = {"filtered": answer.filtered, "thoughts": answer.thoughts, "tools": q.tools}
+        optional = {key: getattr(answer, key) for key in _ABOUT} | {"tools": q.tools}
         present = {key: value for key, value in optional.items() if value}
         append_row(self.path / "answers.jsonl", where | turns | more | prompts | present)
 
@@ -169,7 +170,7 @@ def _answer(row: Mapping[str, Any]) -> Answer:
         tuple(row.get("prompts", {}).items()),
         row.get("tools", ""),
     )
-    about = {key: row[key] for key in ("filtered", "thoughts") if key in row}
+    about = {key: row[key] for key in _ABOUT if key in row}
     return Answer(question, row["index"], row["answer"], row["stopped"], **about)
 
 
