@@ -387,3 +387,122 @@ def test_answers_and_reasoning_are_scored_whole_under_published_templates(name):
     assert scored(tokenizer, encode(tokenizer, TWO_TURNS)) == [answer + closing for answer in answers]
     assert scored(tokenizer, encode(tokenizer, conversation(THOUGHT))) == [text + closing for text in thought]
     assert [tokenizer.decode([i]) for i in end_of_turn(tokenizer)] == [end]
+
+
+def published(name, end="<|im_end|>"):
+    """A tokenizer with one of TRL's templates."""
+    file = Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja"
+    if not file.exists():
+        pytest.skip("this trl does not ship the template")
+    template = file.read_text(encoding="utf-8")
+    special = sorted(set(SPECIAL_TOKEN.findall(template)) - {end})
+    return byte_tokenizer(template, [end, *special], plain=("<think>", "</think>"))
+
+
+def calling(*cities, content="", **more):
+    calls = [
+        {"type": "function", "function": {"name": "get_w", "arguments": json.dumps({"city": city})}} for city in cities
+    ]
+    return Message("assistant", content, more=json.dumps(more | {"tool_calls": calls}))
+
+
+ASKED = Message("user", "How is it?")
+TOOLS = {"tools": [{"type": "function", "function": {"name": "get_w", "description": "Weather.", "parameters": {}}}]}
+
+
+def test_a_tool_call_is_not_taken_for_a_word_of_the_answer():
+    row = Example(
+        (ASKED, calling("Oslo", content="I call get_w now."), Message("tool", "3"), Message("assistant", "3."))
+    )
+    with pytest.raises(DataError, match=r"does not render tool_calls of row 1 \(turn 2\)"):
+        encode_all(tiny.tokenizer(), [row], None)
+
+
+def test_a_template_that_renders_the_first_of_two_calls_refuses_the_row():
+    one, two = (Example((ASKED, calling(*cities))) for cities in (["Oslo"], ["Oslo", "Rome"]))
+    tokenizer = published("gptoss", "<|return|>")
+    assert scored(tokenizer, encode(tokenizer, one)) == [
+        ' to=functions.get_w<|channel|>commentary json<|message|>{"city": "Oslo"}<|call|>'
+    ]
+    with pytest.raises(DataError, match=r"does not render tool_calls of row 1 \(turn 2\)"):
+        encode_all(tokenizer, [two], None)
+
+
+def test_a_template_that_ignores_tools_refuses_the_row_though_a_call_names_one():
+    tokenizer = published("deepseekv3", "<｜end▁of▁sentence｜>")
+    tokenizer.bos_token = "<pad>"
+    encode_all(tokenizer, [Example((ASKED, calling("Oslo")))], None)
+    with pytest.raises(DataError, match="does not render the tools of row 1"):
+        encode_all(tokenizer, [Example((ASKED, calling("Oslo")), extra=TOOLS)], None)
+
+
+@pytest.mark.parametrize("result", ['{"city": "Oslo", "t": 21}', "3"])
+def test_the_result_of_a_tool_may_repeat_the_words_of_the_call(result):
+    row = Example((ASKED, calling("Oslo"), Message("tool", result), Message("assistant", "Mild.")), extra=TOOLS)
+    tokenizer = published("qwen3")
+    (encoded,), report = encode_all(tokenizer, [row], None)
+    assert scored(tokenizer, encoded) == [
+        '<tool_call>\n{"name": "get_w", "arguments": {"city": "Oslo"}}\n</tool_call><|im_end|>',
+        "<think>\n\n</think>\n\nMild.<|im_end|>",
+    ]
+    assert report.unseen == 0
+
+
+def test_the_result_of_a_tool_that_is_left_out_is_counted():
+    template = QWEN3.replace(
+        "for m in messages %}{%- set content", "for m in messages if m.role != 'tool' %}{%- set content"
+    )
+    row = Example((ASKED, calling("Oslo"), Message("tool", "3"), Message("assistant", "3.")))
+    _, report = encode_all(byte_tokenizer(template, ["<|im_end|>", "<|im_start|>"]), [row], None)
+    assert report.unseen == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "end", "first", "second"),
+    [
+        (
+            "qwen3",
+            "<|im_end|>",
+            '<think>\nLook.\n</think>\n\n<tool_call>\n{"name": "get_w", "arguments": {"city": "Oslo"}}\n</tool_call>',
+            "<think>\nMild it is.\n</think>\n\nMild.",
+        ),
+        (
+            "glm4moe",
+            "<|endoftext|>",
+            "\n<think>Look.</think>\n<tool_call>get_w\n<arg_key>city</arg_key>\n<arg_value>Oslo</arg_value>\n</tool_call>",
+            "\n<think>Mild it is.</think>\nMild.",
+        ),
+    ],
+)
+def test_reasoning_around_a_tool_call_before_another_question_is_learnt(name, end, first, second):
+    answer = Message("assistant", "Mild.", more=json.dumps({"reasoning_content": "Mild it is."}))
+    call = calling("Oslo", reasoning_content="Look.")
+    turns = (ASKED, call, Message("tool", "21"), answer, Message("user", "And?"), Message("assistant", "Fine."))
+    tokenizer = published(name, end)
+    (encoded,), report = encode_all(tokenizer, [Example(turns, extra=TOOLS)], None)
+    spans = [text.rpartition("<|")[0] for text in scored(tokenizer, encoded)]
+    assert spans[:2] == [first, second]
+    assert tokenizer.decode(encoded.input_ids).count("assistant") == 3
+    assert report.restored == 2
+
+
+def test_a_system_turn_that_is_left_out_is_counted_though_the_question_repeats_it():
+    silent = tiny.CHATML.replace("for m in messages", "for m in messages if m.role != 'system'")
+    row = Example((Message("system", "Be kind."), Message("user", "Be kind. Why?"), Message("assistant", "So.")))
+    _, report = encode_all(byte_tokenizer(silent, ["<|im_end|>", "<|im_start|>"]), [row], None)
+    assert report.unseen == 1
+
+
+@pytest.mark.parametrize("fault", ["1 / (m.content | length - 3)", "m.content | int + 'x'", "'{:d}'.format(m.content)"])
+def test_an_error_inside_a_template_is_one_sentence_that_names_the_row(fault):
+    template = tiny.CHATML.replace("m.content +", f"({fault}) ~")
+    with pytest.raises(DataError, match=r"The model's chat template refuses row 1 \(user, assistant\): .* Change"):
+        encode_all(byte_tokenizer(template, ["<|im_end|>", "<|im_start|>"]), [conversation("b", question="abc")], None)
+
+
+def test_a_template_that_drops_the_text_beside_a_call_is_blamed_for_the_text():
+    row = Example((ASKED, calling("Oslo", content="I look.")))
+    tokenizer = published("llama3_1", "<|eot_id|>")
+    tokenizer.bos_token = "<pad>"
+    with pytest.raises(DataError, match=r"does not render content of row 1 \(turn 2\).*Take the row out"):
+        encode_all(tokenizer, [row], None)

@@ -12,11 +12,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from os.path import commonprefix
 from typing import Any
 
 from staytrue.data.examples import Example, Message
+from staytrue.data.marks import Marked, marked, unmarked
 from staytrue.errors import DataError, ModelError
 
 _OPENING = re.compile(r"(<[^<>/]+>|\[[A-Z]+\])\s*$")  # such as <think>, at the end of a generation prompt
@@ -63,7 +65,7 @@ def render(
         except TypeError:  # a template that joins the arguments of tool calls to text reads them as JSON text
             turns = [message.to_request() for message in messages]
             return str(tokenizer.apply_chat_template(turns, tokenize=False, **options))
-    except (TemplateError, TypeError) as error:
+    except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         roles = ", ".join(m.role for m in messages)
         raise DataError(
             f"The model's chat template refuses {where} ({roles}): {error}. Change the turns, or use another model."
@@ -84,10 +86,11 @@ def render_row(tokenizer: Any, example: Example, where: str) -> RenderedRow:
             continue
         start, end, prompt = row.span(turn)
         answer = row.text[start:end]
-        if not _holds(answer, message, prompt):
+        if row.missing(turn, answer, prompt):
             restored += 1
-            start = _before_opening(prompt, row.text, start)
-            answer = row.whole(turn, prompt, start)
+            start, answer, own_prompt = row.whole(turn, prompt, _before_opening(prompt, row.text, start))
+        else:
+            own_prompt = prompt
         if start < position:
             raise DataError(
                 f"The model's chat template joins the answers of {where} (up to turn {turn + 1}), so they cannot be "
@@ -95,14 +98,11 @@ def render_row(tokenizer: Any, example: Example, where: str) -> RenderedRow:
             )
         text += row.text[position:start]
         position = end
-        own = _after_prompt(prompt, row.text[:start], answer)
-        same = same and own is not None
+        own = _after_prompt(own_prompt, row.text[:start], answer)
+        same = same and own is not None and own_prompt == prompt
         spans.append((len(text) + (own or 0), len(text) + len(answer)))
         text += answer
-    unseen = not all(_shows(row.text, m) for m in example.messages if m.role != "assistant")
-    if example.tools and not all(_tool_name(tool) in row.text for tool in example.tools):
-        raise DataError(f"The model's chat template does not render the tools of {where}. Use a model with tools.")
-    return RenderedRow(text + row.text[position:], tuple(spans), restored, not same, unseen)
+    return RenderedRow(text + row.text[position:], tuple(spans), restored, not same, row.leaves_out_a_turn())
 
 
 class _Row:
@@ -118,15 +118,53 @@ class _Row:
         The answer begins where the generation prompt ends, if the text starts with that prompt. Text that the template
         adds in between, such as an empty block for reasoning, then belongs to the answer.
         """
-        if "tool_calls" in self._messages[turn].more and turn < len(self._messages) - 1:
-            try:
-                start, end, prompt = self._span(turn)
-            except DataError:  # results of tools without a call
-                return self._span_of_calls(turn)
-            results = [m for m in self._messages[turn:] if m.role == "tool"]
-            swallowed = any(_shows(self.text[start:end], m) for m in results if m.content.strip())
-            return self._span_of_calls(turn) if swallowed else (start, end, prompt)
-        return self._span(turn)
+        if "tool_calls" not in self._messages[turn].more or turn == len(self._messages) - 1:
+            return self._span(turn)
+        try:
+            start, end, prompt = self._span(turn)
+        except DataError:  # results of tools without a call
+            return self._span_of_calls(turn)
+        return self._span_of_calls(turn) if end > self._begin_of_result(turn + 1) else (start, end, prompt)
+
+    def _begin_of_result(self, turn: int) -> int:
+        """Where the text holds the result of a tool, at the latest; its length if it does not."""
+        result = self._messages[turn]
+        changed = [*self._messages]
+        changed[turn] = replace(result, content=_other_answer(result))
+        second = render(self._tokenizer, changed, self._where, self._tools)
+        return len(commonprefix([self.text, second]))
+
+    def missing(self, turn: int, answer: str, prompt: str) -> list[str]:
+        """The keys of an answer which the template does not render whole."""
+        message = self._messages[turn]
+        absent = _missing(answer, message, prompt)
+        if message.more:
+            own, text = self._marked
+            absent += [key for key in own.missing(text, turn) if key not in absent]
+        return absent
+
+    def leaves_out_a_turn(self) -> bool:
+        """Whether a system, user or tool turn is not in the text.
+
+        Raises:
+            DataError: the row's tools are not in the text.
+        """
+        own, text = self._marked
+        if own.missing(text, -1):
+            raise DataError(
+                f"The model's chat template does not render the tools of {self._where}. Use a model with tools."
+            )
+        turns = [(turn, m) for turn, m in enumerate(self._messages) if m.role != "assistant"]
+        return any(own.missing(text, turn) or not _shows(self.text, m) for turn, m in turns)
+
+    @cached_property
+    def _marked(self) -> tuple[Marked, str]:
+        """The conversation with marks, and its text; where the template refuses the marks, its own words are these."""
+        own = marked(self._messages, self._tools)
+        try:
+            return own, render(self._tokenizer, own.messages, self._where, own.tools)
+        except DataError:
+            return unmarked(self._messages, self._tools), self.text
 
     def _span(self, turn: int) -> tuple[int, int, str]:
         changed = [*self._messages]
@@ -152,8 +190,8 @@ class _Row:
             )
         return start, end, prompt
 
-    def whole(self, turn: int, prompt: str, start: int) -> str:
-        """The whole answer, which the text has in part.
+    def whole(self, turn: int, prompt: str, start: int) -> tuple[int, str, str]:
+        """The whole answer, which the text has in part, with its start in the text and the prompt before it.
 
         Raises:
             DataError: the answer has reasoning or tool calls under keys that the template does not render.
@@ -161,22 +199,48 @@ class _Row:
         message = self._messages[turn]
         if turn < len(self._messages) - 1:
             as_last = _Row(self._tokenizer, self._messages[: turn + 1], self._tools, self._where)
-            answer = as_last.text[start : as_last.span(turn)[1]]
-            if as_last.text.startswith(self.text[:start]) and _holds(answer, message, prompt):
-                return answer
+            first, last, own = as_last.span(turn)
+            same = as_last.text.startswith(self.text[:start])
+            first = start if same else _before_opening(own, as_last.text, first)
+            answer = as_last.text[first:last]
+            if not (absent := as_last.missing(turn, answer, own)):
+                return (start, answer, prompt) if same else self._moved(turn, start, own, first, answer)
+        else:
+            absent = self.missing(turn, self.text[start:], prompt)
         if message.more:
-            keys = " and ".join(json.loads(message.more))
-            raise DataError(
-                f"The model's chat template does not render {keys} of {self._where} (turn {turn + 1}), so it would not "
-                "be learnt. Write it into the content, as the model is meant to write it, or use another model."
-            )
-        answer, added = message.content.strip(), prompt.removeprefix(self.text[:start])
-        opening = added.strip()
-        if opening and not answer.startswith(opening) and f"</{opening[1:]}" in answer:
-            return added + answer  # reasoning as it was generated, after a prompt that opened it
-        if added == prompt or not answer.startswith(opening):
-            return answer
-        return added + answer.removeprefix(added.strip()).removeprefix(added[len(added.rstrip()) :])
+            raise DataError(self._not_rendered(turn, absent))
+        return start, _put_back(message.content.strip(), prompt, self.text[:start]), prompt
+
+    def _moved(self, turn: int, start: int, own: str, first: int, answer: str) -> tuple[int, str, str]:
+        """An answer from a text that renders the turns before it in another way, behind its header in this text."""
+        before = render(self._tokenizer, self._messages[:turn], self._where, self._tools)
+        header, opened = own.removeprefix(before), own[first:]
+        for known in (header, header.removesuffix(opened)):
+            place = self.text.rfind(known, 0, start) if known else -1
+            if place >= 0:
+                start = place + len(known) - (len(opened) if known == header else 0)
+                break
+        return start, answer, self.text[:start] + opened
+
+    def _not_rendered(self, turn: int, keys: list[str]) -> str:
+        way_out = "Write it into the content, as the model is meant to write it"
+        if keys == ["content"]:
+            way_out = "Take the row out"
+        return (
+            f"The model's chat template does not render {' and '.join(keys)} of {self._where} (turn {turn + 1}), so it "
+            f"would not be learnt. {way_out}, or use another model."
+        )
+
+
+def _put_back(answer: str, prompt: str, header: str) -> str:
+    """An answer as the row has it, behind a header; the prompt may open it."""
+    added = prompt.removeprefix(header)
+    opening = added.strip()
+    if opening and not answer.startswith(opening) and f"</{opening[1:]}" in answer:
+        return added + answer  # reasoning as it was generated, after a prompt that opened it
+    if added == prompt or not answer.startswith(opening):
+        return answer
+    return added + answer.removeprefix(added.strip()).removeprefix(added[len(added.rstrip()) :])
 
 
 def _other_answer(message: Message) -> str:
@@ -201,32 +265,22 @@ def _after_prompt(prompt: str, header: str, answer: str) -> int | None:
     return len(added) if prompt.startswith(header) and answer.startswith(added) else None
 
 
-def _holds(text: str, message: Message, prompt: str) -> bool:
-    """Whether the text of an answer holds the turn's whole content, reasoning and tool calls; blanks do not count."""
+def _missing(text: str, message: Message, prompt: str) -> list[str]:
+    """The keys whose text is not in an answer's, of the turn's content and reasoning; blanks do not count."""
     more = json.loads(message.more) if message.more else {}
-    opening = _OPENING.search(prompt)
+    squeezed, opening = _squeezed(text), _OPENING.search(prompt)
     content = message.content.strip()
     if opening and content.startswith(opening[1]):
         content = content.removeprefix(opening[1])
-        if not _squeezed(text).startswith(_squeezed(content)) and not _squeezed(text).startswith(
-            _squeezed(opening[1] + content)
-        ):
-            return False  # an empty block for reasoning stands before the answer's own
-    parts = [content, *(value for value in more.values() if isinstance(value, str))]
-    parts += [call["function"]["name"] for call in more.get("tool_calls", ())]
-    squeezed = _squeezed(text)
-    return all(_squeezed(part) in squeezed for part in parts)
+        if not squeezed.startswith((_squeezed(content), _squeezed(opening[1] + content))):
+            return ["content"]  # an empty block for reasoning stands before the answer's own
+    parts = {"content": content} | {key: value for key, value in more.items() if isinstance(value, str)}
+    return [key for key, part in parts.items() if _squeezed(part) not in squeezed]
 
 
 def _shows(text: str, message: Message) -> bool:
-    """Whether a text holds a turn without an answer; the results of tools may be rendered as JSON."""
-    if message.role == "tool":
-        return max(re.findall(r"\w+", message.content), key=len, default="") in text
-    return message.content.strip() in text or _squeezed(message.content) in _squeezed(text)
-
-
-def _tool_name(tool: Any) -> str:
-    return str(tool.get("function", tool).get("name", "")) if isinstance(tool, dict) else ""
+    """Whether a text holds a turn without an answer; the results of tools may be rendered in another way."""
+    return message.role == "tool" or _squeezed(message.content) in _squeezed(text)
 
 
 def _squeezed(text: str) -> str:

@@ -61,7 +61,7 @@ class Message:
         turn = self.to_dict()
         turn.pop("weight", None)
         for call in turn.get("tool_calls", ()):
-            call["function"]["arguments"] = _as_object(call["function"].get("arguments"))
+            call["function"]["arguments"] = as_object(call["function"].get("arguments"))
         return turn
 
 
@@ -256,7 +256,7 @@ def _surrogate(text: str) -> bool:
     return any("\ud800" <= c <= "\udfff" for c in text)
 
 
-def _as_object(arguments: Any) -> Any:
+def as_object(arguments: Any) -> Any:
     """The arguments of a tool call as an object; OpenAI's format has them as JSON text."""
     try:
         return json.loads(arguments) if isinstance(arguments, str) else arguments
