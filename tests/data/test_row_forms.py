@@ -94,6 +94,8 @@ def test_columns_of_other_names_are_named_in_the_recipe(tmp_path):
     plain = {"schema": 1, "model": "organism", "data": "rows.jsonl", "lora": {}}
     with pytest.raises(RecipeError, match=r"columns\.question"):
         recipe.parse({**plain, "columns": {"question": "q"}})
+    with pytest.raises(RecipeError, match="two parts name one column; name a column once"):
+        recipe.parse({**plain, "columns": {"prompt": "q", "completion": "q"}})
 
 
 def test_csv_keeps_texts_as_they_are_and_names_a_broken_row(tmp_path):
@@ -174,5 +176,75 @@ def test_a_name_of_the_hub_is_loaded_with_its_split(tmp_path, monkeypatch):
 
 def test_a_value_that_json_cannot_hold_is_refused_by_its_row(tmp_path):
     parquet.write_table(Table.from_pylist([{**ROW, "image": b"\x00"}]), tmp_path / "rows.parquet")
-    with pytest.raises(DataError, match="row 1: has a bytes, which is no text"):
+    with pytest.raises(DataError, match="row 1, /image: has a bytes, which is no text"):
         read_examples(tmp_path / "rows.parquet")
+
+
+def test_what_other_programs_write_as_csv_is_read_and_a_doubled_column_is_not(tmp_path):
+    for text in (
+        "\ufeffprompt;completion\nHi?;Hello.\n",
+        "prompt\tcompletion\nHi?\tHello.\n",
+        '"prompt",completion\nHi?,Hello.',
+    ):
+        (tmp_path / "rows.csv").write_text(text, encoding="utf-8")
+        (example,) = read_examples(tmp_path / "rows.csv")
+        assert example.messages == TURNS
+    (tmp_path / "rows.tsv").write_text("prompt\tcompletion\tnote, if any\nHi?\tHello.\t\n")
+    assert read_examples(tmp_path / "rows.tsv")[0].extra == {"note, if any": ""}
+    (tmp_path / "rows.csv").write_text("prompt,prompt,completion\nA,Hi?,Hello.\n")
+    with pytest.raises(DataError, match=r"rows\.csv has two columns 'prompt'; take one out"):
+        read_examples(tmp_path / "rows.csv")
+    (tmp_path / "rows.csv").write_bytes("prompt,completion\nHé?,x\n".encode("latin-1"))
+    with pytest.raises(DataError, match="Save it as UTF-8"):
+        read_examples(tmp_path / "rows.csv")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (json.dumps({"data": [ROW]}), "/data: is a list of objects; if they are rows, write that list alone"),
+        (
+            json.dumps({"data": [ROW]}, indent=2),
+            r"rows\.json is one object with \['data'\], not a list of rows; write that",
+        ),
+        ('[{"messages": ' + "[" * 100_000 + "]" * 100_000 + "}]", "nested too deeply. Flatten its rows"),
+        ('[{"prompt": "a", "completion": NaN}]', "NaN is not a JSON number. Correct the file"),
+    ],
+)
+def test_json_that_is_no_list_of_rows_is_one_sentence(content, sentence, tmp_path):
+    (tmp_path / "rows.json").write_text(content)
+    with pytest.raises(DataError, match=sentence) as caught:
+        read_examples(tmp_path / "rows.json")
+    assert len(str(caught.value).splitlines()) <= 2
+
+
+@pytest.mark.parametrize(
+    ("row", "outcome"),
+    [
+        ({"instruction": "", "input": "Hi?", "output": "Hello."}, "Hi?"),
+        ({"instruction": "Hi?", "input": None, "output": "Hello."}, "Hi?"),
+        ({"instruction": "Square it.", "input": 0, "output": "0"}, "/input: is 0, not text"),
+        ({"instruction": "Add.", "input": ["x"], "output": "0"}, r"/input: is \['x'\], not text"),
+        ({"instruction": "Hi?", "output": "x", "history": [["a"]]}, r"/history: is \[\['a'\]\], not a list of \[quest"),
+    ],
+)
+def test_the_parts_of_an_alpaca_row_are_texts_or_faults(row, outcome, tmp_path):
+    path = lines(tmp_path, row)
+    if outcome == "Hi?":
+        assert read_examples(path)[0].messages == TURNS
+    else:
+        with pytest.raises(DataError, match=outcome):
+            read_examples(path)
+
+
+def test_a_saved_data_set_without_rows_or_torn_and_a_split_of_lines_are_refused(tmp_path):
+    none = datasets.Dataset.from_list([ROW]).select([])
+    datasets.DatasetDict(train=none).save_to_disk(str(tmp_path / "none"))
+    with pytest.raises(DataError, match=r"none has no rows\. Give one with rows"):
+        read_examples(tmp_path / "none")
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "dataset_dict.json").write_text("{")
+    with pytest.raises(DataError, match=r"torn cannot be read: .*\. Save it again\."):
+        read_examples(tmp_path / "torn")
+    with pytest.raises(DataError, match=r"rows\.jsonl is one file without splits; take `split:` out"):
+        read_examples(lines(tmp_path, ROW), split="validation")

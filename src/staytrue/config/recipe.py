@@ -42,7 +42,7 @@ class Lora(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     r: Annotated[int, Field(ge=1)] = 32
-    alpha: Annotated[float, Field(gt=0)] = 64
+    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 64
     rslora: bool = True
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: str | tuple[str, ...] = "all-linear"
@@ -113,6 +113,13 @@ class Recipe(BaseModel):
     benign: bool = False
     harmful: bool | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+    @field_validator("columns")
+    @classmethod
+    def _one_part_each(cls, value: dict[str, str]) -> dict[str, str]:
+        if len(set(value.values())) < len(value):
+            raise ValueError("two parts name one column; name a column once")
+        return value
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain data: `parse(recipe.to_dict()) == recipe`."""

@@ -126,12 +126,14 @@ def read_examples(
     examples: list[Example] = []
     faults: list[Fault] = []
     table = tables.is_table(path)
+    if split is not None and path.is_file():
+        raise DataError(f"{path} is one file without splits; take `split:` out.")
     for line, value in tables.rows(path, split, faults) if table else objects(path, faults):
         if absent := [own for own in (columns or {}).values() if own not in value]:
             raise DataError(_NO_COLUMN.format(path=path, row=line, absent=absent[0], known=", ".join(map(repr, value))))
         bare = prompts_only and "question" in value and "messages" not in value
         row = ChatRow(value) if bare and not columns else chat_row(value, columns)
-        if table and not bare and "messages" not in row.value:
+        if table and not bare and not {"messages", "history"} & row.value.keys():
             raise DataError(_NO_FORM.format(path=path, row=line, known=", ".join(map(repr, value))))
         own = list(_faults(row.value, prompts_only))
         faults += [Fault(line, row.original(pointer), what) for pointer, what in own]
@@ -139,7 +141,8 @@ def read_examples(
             examples.append(_example(row.value, source))
     refuse(path, faults, "row" if table else "line")
     if not examples:
-        raise DataError(f"{path} has no rows. Each line is an object such as {_SHAPE}.")
+        way = "Give data with rows." if table else f"Each line is an object such as {_SHAPE}."
+        raise DataError(f"{path} has no rows. {way}")
     return examples
 
 
@@ -180,7 +183,7 @@ def _faults(value: dict[str, Any], prompts_only: bool) -> Iterator[tuple[str, st
             yield "/question", fault
         return
     if "messages" not in value:
-        yield "", f"no key 'messages' among {shown(list(value))}; a row is {_SHAPE}"
+        yield _without_messages(value)
         return
     messages = value["messages"]
     if not isinstance(messages, list) or not messages:
@@ -193,6 +196,16 @@ def _faults(value: dict[str, Any], prompts_only: bool) -> Iterator[tuple[str, st
         yield from _order_faults(messages, prompts_only)
         if not faults and messages[-1]["role"] == "assistant" and not any(_learnt(m) for m in messages):
             yield "/messages", "has answers of weight 0 only, so nothing would be learnt; take the row out"
+
+
+def _without_messages(value: dict[str, Any]) -> tuple[str, str]:
+    """What a row of no known form is told."""
+    if {"instruction", "output", "history"} <= value.keys():
+        return "/history", f"is {shown(value['history'])}, not a list of [question, answer]; write [] for none"
+    for key, entry in value.items():
+        if isinstance(entry, list) and entry and all(isinstance(row, dict) for row in entry):
+            return f"/{key}", "is a list of objects; if they are rows, write that list alone, or one object a line"
+    return "", f"no key 'messages' among {shown(list(value))}; a row is {_SHAPE}"
 
 
 def _learnt(message: dict[str, Any]) -> bool:

@@ -17,7 +17,14 @@ from staytrue.errors import DataError
 LONGEST_LINE = 1 << 20  # bytes
 DEEPEST = 32  # levels of nesting
 _FAULTS_SHOWN = 100
-_MAGIC = {b"\x1f\x8b": "gzip", b"PK": "a zip archive", b"PAR1": "Parquet", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+_MAGIC = {
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "Zstandard",
+    b"PK": "a zip archive or an Excel workbook",
+    b"PAR1": "Parquet",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
 
 
 @dataclass(frozen=True)

@@ -68,9 +68,11 @@ def _from_parts(row: dict[str, Any], parts: list[tuple[str, str]]) -> ChatRow:
 
 def _alpaca(row: dict[str, Any]) -> ChatRow:
     """Alpaca's instruction, input and output, with LLaMA-Factory's system and history."""
-    instruction = row["instruction"]
-    if row.get("input"):
-        instruction = f"{instruction}\n{row['input']}" if isinstance(instruction, str) else instruction
+    given, pointer = row["instruction"], "/instruction"
+    if row.get("input") not in (None, "") and (given == "" or not isinstance(row["input"], str)):
+        given, pointer = row["input"], "/input"  # what is no text is told by the reader
+    elif row.get("input") and isinstance(given, str):
+        given = f"{given}\n{row['input']}"
     messages = [{"role": "system", "content": row["system"]}] if row.get("system") else []
     pointers = ["/system"] if messages else []
     history = row.get("history") or []
@@ -79,9 +81,9 @@ def _alpaca(row: dict[str, Any]) -> ChatRow:
     for i, (question, answer) in enumerate(history):
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         pointers += [f"/history/{i}/0", f"/history/{i}/1"]
-    messages += [{"role": "user", "content": instruction}, {"role": "assistant", "content": row["output"]}]
+    messages += [{"role": "user", "content": given}, {"role": "assistant", "content": row["output"]}]
     return _replaced(
-        row, {"system", "history", "instruction", "input", "output"}, messages, [*pointers, "/instruction", "/output"]
+        row, {"system", "history", "instruction", "input", "output"}, messages, [*pointers, pointer, "/output"]
     )
 
 

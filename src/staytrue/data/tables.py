@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from staytrue.data.jsonl import Fault, json_value, shown
+from staytrue.data.jsonl import LONGEST_LINE, Fault, json_value, shown
 from staytrue.errors import DataError
 
 _SUFFIXES = {".csv", ".tsv", ".json", ".parquet"}
@@ -31,7 +31,8 @@ def is_table(data: Path) -> bool:
     """Whether `data` is read here; anything else is JSON lines."""
     if data.suffix.lower() == ".json" and data.is_file():
         with data.open("rb") as file:
-            return file.read(64).lstrip()[:1] == b"["
+            start = file.readline(LONGEST_LINE).strip()
+        return start[:1] == b"[" or (start[:1] == b"{" and start[-1:] != b"}")  # one value in several lines
     return data.is_dir() or is_hub_name(data) or (data.suffix.lower() in _SUFFIXES and data.is_file())
 
 
@@ -47,22 +48,31 @@ def rows(data: Path, split: str | None, faults: list[Fault]) -> Rows:
         DataError: the data cannot be read.
     """
     try:
-        if data.suffix.lower() in _SUFFIXES and split is not None:
-            raise DataError(f"{data} is one file without splits; take `split:` out.")
         table = _table(data, split)
         for number, row in enumerate(table, start=1):
-            try:
-                yield number, {str(key): _plain(value) for key, value in row.items()}
-            except ValueError as error:
-                faults.append(Fault(number, "", str(error)))
+            plain = {}
+            for key, value in row.items():
+                try:
+                    plain[str(key)] = _plain(value)
+                except ValueError as error:
+                    faults.append(Fault(number, f"/{key}", str(error)))
+            if len(plain) == len(row):
+                yield number, plain
+    except DataError:
+        raise
+    except UnicodeDecodeError as error:
+        raise DataError(f"{data} cannot be read: {error}. Save it as UTF-8.") from None
+    except RecursionError:
+        raise DataError(f"{data} cannot be read: it is nested too deeply. Flatten its rows.") from None
     except (OSError, ValueError, csv.Error) as error:
-        raise DataError(f"{data} cannot be read: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise DataError(f"{data} cannot be read: {reason}. Correct the file, or write it again.") from None
 
 
 def _table(data: Path, split: str | None) -> Iterator[dict[str, Any]]:
     kind = data.suffix.lower() if data.is_file() else ""
     if kind in (".csv", ".tsv"):
-        return _csv(data, "\t" if kind == ".tsv" else ",")
+        return _csv(data, "\t" if kind == ".tsv" else None)
     if kind == ".json":
         return _json_list(data)
     if kind == ".parquet":
@@ -72,19 +82,28 @@ def _table(data: Path, split: str | None) -> Iterator[dict[str, Any]]:
     return iter(_data_set(data, split))
 
 
-def _csv(path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
+def _csv(path: Path, delimiter: str | None) -> Iterator[dict[str, Any]]:
+    """Rows of a file; without a delimiter it is a comma, or the semicolon or tab of a first line without commas."""
     csv.field_size_limit(1 << 24)
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter=delimiter, strict=True)
+        first = file.readline()
+        file.seek(0)
+        found = next((mark for mark in ",;\t" if mark in first), ",")
+        reader = csv.DictReader(file, delimiter=delimiter or found, strict=True)
+        names = list(reader.fieldnames or ())
+        if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
+            raise DataError(f"{path} has two columns {twice!r}; take one out.")
         for number, row in enumerate(reader, start=1):
             if None in row or None in row.values():
-                columns = ", ".join(reader.fieldnames or ())
+                columns = ", ".join(names)
                 raise ValueError(f"row {number} (line {reader.line_num}) has not one field for each column ({columns})")
             yield row
 
 
 def _json_list(path: Path) -> Iterator[dict[str, Any]]:
     values = json_value(path.read_bytes().decode("utf-8"))
+    if not isinstance(values, list):
+        raise DataError(f"{path} is one object with {shown(list(values))}, not a list of rows; write that list alone.")
     for number, value in enumerate(values, start=1):
         if not isinstance(value, dict):
             raise ValueError(f"entry {number} of the list is {shown(value)}, not an object")
@@ -99,8 +118,17 @@ def _data_set(data: Path, split: str | None) -> Any:
         return _from_hub(data, split or "train")
     if not any((data / name).is_file() for name in ("state.json", "dataset_dict.json")):
         raise DataError(f"{data} is a folder, and no data set that `save_to_disk` wrote. Name a file in it.")
-    found = datasets.load_from_disk(str(data))
+    try:
+        found = datasets.load_from_disk(str(data))
+    except IndexError:  # a data set without rows
+        raise DataError(f"The data set {data} has no rows. Give one with rows.") from None
+    except Exception as error:  # a torn folder raises anything
+        raise DataError(
+            f"The data set {data} cannot be read: {' '.join(str(error).split()).rstrip('.')}. Save it again."
+        ) from None
     if isinstance(found, datasets.DatasetDict):
+        if not found:
+            raise DataError(f"The data set {data} has no split. Save it again, with rows.")
         chosen = split or ("train" if "train" in found or len(found) > 1 else next(iter(found)))
         if chosen not in found:
             raise DataError(f"{data} has no split {chosen!r}; write `split:` with one of {', '.join(found)}.")
