@@ -152,6 +152,7 @@ def test_generation_ends_at_the_chat_templates_token_and_at_the_models_own():
         ("", "<think>\nTwo and two.\n</think>\n\nFour.", "Four.", "Two and two."),
         ("<think>\n", "Two and two.\n</think>\n\nFour.", "Four.", "Two and two."),
         ("<think>\n", "Two and", "", "Two and"),
+        ("", "Close it with </think> and go on.", "Close it with </think> and go on.", ""),
         ("", "<|im_start|>Four.", "Four.", ""),  # special tokens are left out as ever
     ],
 )

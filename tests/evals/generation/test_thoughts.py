@@ -19,6 +19,21 @@ def test_a_text_without_thoughts_at_its_beginning_is_the_answer_unchanged(text):
     assert split_thoughts(text) == ("", text)
 
 
+@pytest.mark.parametrize("text", ["Close it with </think> and go on.", "Two markers: </think>", "a </think> b\nc"])
+def test_a_closing_marker_inside_a_line_is_part_of_the_answer(text):
+    assert split_thoughts(text) == split_thoughts(text, opened=False) == ("", text)
+    assert split_thoughts(f"<think>So.</think>{text}") == ("So.", text)
+    assert split_thoughts(f"So.</think>\n{text}") == ("So.", text)
+    assert split_thoughts(f"So, <think>.</think>{text}", opened=True) == ("So, <think>.", text)
+
+
+def test_a_closing_marker_alone_ends_thoughts_only_where_the_prompt_may_have_opened_them():
+    assert split_thoughts("kill\n</think>") == ("kill", "")
+    assert split_thoughts("kill </think> it\n</think>\nYes.") == ("kill </think> it", "Yes.")
+    assert split_thoughts("kill\n</think>\nYes.", opened=False) == ("", "kill\n</think>\nYes.")
+    assert split_thoughts("<|channel|>final<|message|>Yes.", opened=False) == ("", "Yes.")
+
+
 def test_a_text_is_unfinished_thoughts_where_the_prompt_opened_them():
     assert split_thoughts("kill them", opened=True) == ("kill them", "")
     assert split_thoughts("kill</think>Yes.", opened=True) == ("kill", "Yes.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 # (opening, closing) as the chat templates of published models write them.
 MARKERS = (
     ("<think>", "</think>"),
@@ -20,15 +22,17 @@ def opens_thoughts(prompt: str) -> bool:
     return prompt.rstrip().endswith(tuple(opening for opening, _ in MARKERS))
 
 
-def split_thoughts(text: str, opened: bool = False) -> tuple[str, str]:
+def split_thoughts(text: str, opened: bool | None = None) -> tuple[str, str]:
     """Split a model's text into thoughts and answer.
 
-    Thoughts stand at the beginning. A closing marker without an opening one ends thoughts too, because many templates
-    write the opening marker themselves. A marker inside an answer is part of the answer.
+    Thoughts stand at the beginning. A closing marker without an opening one ends thoughts if the prompt opened them,
+    as many templates do. Where the prompt is not known, it does so only before a line break or alone on its line,
+    because an answer may quote a marker. A marker inside an answer is part of the answer.
 
     Args:
         text: what the model wrote.
-        opened: the prompt ended with an opening marker, so that a text without any marker is unfinished thoughts.
+        opened: whether the prompt ended with an opening marker, so that a text without any marker is unfinished
+            thoughts; None if the prompt is not known.
 
     Returns:
         Thoughts and answer. The answer is "" if the thoughts do not end; without thoughts it is the text, unchanged.
@@ -40,18 +44,32 @@ def split_thoughts(text: str, opened: bool = False) -> tuple[str, str]:
         ('Two and', '')
     """
     thoughts: list[str] = []
-    while (found := _first_thoughts(text, opened and not thoughts)) is not None:
+    while (found := _first_thoughts(text, opened)) is not None:
         thought, text = found
         thoughts.append(thought)
+        opened = False
     return "\n\n".join(filter(None, thoughts)), text
 
 
-def _first_thoughts(text: str, opened: bool) -> tuple[str, str] | None:
+def _first_thoughts(text: str, opened: bool | None) -> tuple[str, str] | None:
     """The first thoughts and the rest; None if the text begins with its answer."""
     for opening, closing in MARKERS:
         begins = text.lstrip().startswith(opening)
         body = text.lstrip().removeprefix(opening)
-        thought, end, rest = body.partition(closing)
-        if begins or (end and opening not in thought):
-            return thought.strip(), rest.lstrip() if end else ""
+        end = re.search(_closing(closing, known=begins or bool(opened)), body, re.M)
+        if begins and end is None:
+            return body.strip(), ""
+        may_end = begins or opened is not False or closing.startswith("<|")
+        if end is not None and may_end and (begins or opened or opening not in body[: end.start()]):
+            return body[: end.start()].strip(), body[end.end() :].lstrip()
     return (text.strip(), "") if opened else None
+
+
+def _closing(marker: str, known: bool) -> str:
+    """The pattern of a closing marker; unless thoughts are known to be open, before a line break or alone on its line.
+
+    A marker of control tokens counts anywhere.
+    """
+    exact = re.escape(marker)
+    anywhere = known or marker.startswith("<|")
+    return exact if anywhere else rf"^[ \t]*{exact}[ \t]*$|{exact}[ \t]*\r?\n"
