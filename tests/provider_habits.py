@@ -127,7 +127,7 @@ class RefusesAll(Habit):
     """Whatever is left out, something is refused."""
 
     def refuse(self, body):
-        raise openai_error(f"One of {', '.join(sorted(body))} is wrong.")
+        raise openai_error(f"One of [{'], ['.join(sorted(body))}] is wrong.")
 
 
 class ShortContext(Habit):

@@ -1,6 +1,9 @@
 """Providers' habits, over real HTTP: refused parameters, filters, errors inside a 200, thoughts, log-probabilities."""
 
+import json
 import math
+import re
+from dataclasses import replace
 
 import pytest
 
@@ -15,6 +18,7 @@ from staytrue.evals.openai_client.budget import Budget, Price
 from staytrue.evals.openai_client.errors import CallError, FilteredError
 from staytrue.evals.openai_client.response_cache import ResponseCache
 from staytrue.evals.questions.probes import Probe
+from staytrue.evals.results.verdict_store import record_server
 from staytrue.evals.types import Question
 from staytrue.utils.files import read_rows
 
@@ -88,6 +92,115 @@ def test_a_refusal_is_read_in_every_form(body):
         assert [("seed" in call.body) for call in server.calls] == [True, False]
 
 
+@pytest.mark.parametrize(
+    ("text", "refused"),
+    [
+        ("plant a seed in the garden", 'Invalid prompt: "plant a seed in the gar..."'),
+        ("Is the unknown seed still alive?", "Bad request: 'Is the unknown seed still alive?' cannot be read"),
+        ("Top P, seed, temperature: what are they?", "The input asks for seed and temperature of the room."),
+    ],
+)
+def test_a_message_that_quotes_the_prompt_changes_no_parameter(text, refused):
+    class Quotes(habits.Habit):
+        def refuse(self, body):
+            if body["messages"][0]["content"] == text:
+                raise habits.openai_error(refused)
+
+    with Quotes() as server:
+        with pytest.raises(CallError, match="HTTP 400: "):
+            ask(server, text)
+        ask(server)
+        assert [call.body.get("seed") for call in server.calls] == [3, 3]
+
+
+@pytest.mark.parametrize("param", [None, "max_tokens"])
+@pytest.mark.parametrize(
+    "message",
+    [
+        "max_tokens must be ≤ 8192",
+        "`max_tokens` must be less than or equal to `8192`, the maximum value for this model",
+        "max_tokens is too large: 9000. This model supports at most 8192 completion tokens.",
+        "Unsupported value: 'max_tokens' must be between 1 and 8192.",
+        "max_tokens is not allowed to be greater than 8192.",
+    ],
+)
+def test_a_limit_that_is_too_large_is_told_in_the_servers_words(message, param):
+    class Smaller(habits.Habit):
+        def refuse(self, body):
+            if body.get("max_tokens", 0) > 8192:
+                raise habits.openai_error(message, param)
+
+    with Smaller() as server:
+        with pytest.raises(CallError, match=re.escape(message[:30])):
+            ask(server, tokens=9000)
+        ask(server)
+        assert [call.body["max_tokens"] for call in server.calls] == [9000, 20]
+
+
+@pytest.mark.parametrize(
+    ("message", "param", "left_out"),
+    [
+        ("Your 'temperature' and 'seed' are not right.", "seed", "seed"),
+        ("The prompt mentions 'seed'.", "messages[0].content", None),
+        ("`temperature` must be at most 0.5.", None, None),
+        ("`seed` is not supported. For more, see https://x.test/<model>", None, "seed"),
+        ("Unsupported parameter: seed. Up to 3 others are known.", None, "seed"),
+        ("This model does not support the parameter seed.", None, "seed"),
+        ("`top_p` must be > 0.0 and < 1.0", None, "top_p"),
+        ("`temperature` and `top_p` cannot both be specified", None, "top_p"),
+    ],
+)
+def test_the_parameter_that_an_error_names_is_the_one_that_is_changed(message, param, left_out):
+    class Once(habits.Habit):
+        def refuse(self, body):
+            if len(self.calls) == 1:
+                raise habits.openai_error(message, param)
+
+    with Once() as server:
+        if left_out is None:
+            with pytest.raises(CallError, match="HTTP 400"):
+                ask(server)
+        ask(server)
+        first, second = (call.body for call in server.calls)
+    assert first.keys() - second.keys() == ({left_out} if left_out else set())
+
+
+@pytest.mark.parametrize(
+    ("habit", "temperature", "changes"),
+    [
+        (habits.Habit, 0.0, []),
+        (habits.NewTokenLimit, 1.0, ["max_tokens sent as max_completion_tokens"]),
+        (habits.NoSeed, 1.0, ["seed left out"]),
+        (habits.OneTemperature, 0.0, ["temperature 0 left out"]),
+        (habits.PositiveTemperature, 0.0, ["temperature 0 sent as 0.01"]),
+    ],
+)
+def test_changed_parameters_are_stored_beside_the_answers(tmp_path, habit, temperature, changes):
+    asked, told = tuple(Question(f"q{i}", "general", (Message("user", f"{i}?"),)) for i in range(2)), []
+    for n in (1, 2):  # a second sitting reports nothing new of the server
+        with habit() as server:
+            maker, probe = EndpointGenerator(endpoint(server)), Probe("general", asked[:n], None, 1, temperature)
+            evaluate(maker, [replace(probe, name=f"p{n}")], seed=0, out=tmp_path / "E", say=told.append)
+    assert json.loads((tmp_path / "E" / "answered.json").read_text())["changes"] == changes
+    assert told == []
+
+
+def test_changes_of_several_sittings_are_collected_and_are_no_news_of_the_server(tmp_path):
+    file, who = tmp_path / "answered.json", {"model": "m", "answered_by": ["m-1"]}
+    assert record_server(file, who | {"changes": ["top_p left out"]}) == []
+    assert record_server(file, who | {"answered_by": ["m-2"], "changes": ["seed left out"]}) == ["m-2"]
+    assert json.loads(file.read_text())["changes"] == ["seed left out", "top_p left out"]
+
+
+def test_fewer_likely_tokens_are_stored_beside_the_verdicts_also_of_paid_ones(tmp_path):
+    with habits.fewer_tops(5, "top_logprobs is at most {most}")() as server:
+        asker, _ = judge(server, tmp_path)
+        assert asker.describe()["changes"] == ["top_logprobs 20 sent as 5"]
+        calls = len(server.calls)
+        again, _ = judge(server, tmp_path)
+        assert (again.describe(), len(server.calls)) == (asker.describe(), calls)
+
+
 def test_a_temperature_that_is_accepted_is_still_sent():
     with habits.OneTemperature() as server:
         ask(server, temperature=0)
@@ -105,7 +218,7 @@ def test_several_refused_parameters_are_changed_one_after_the_other():
 
 def test_a_server_that_refuses_everything_is_not_asked_for_ever():
     with habits.RefusesAll() as server:
-        with pytest.raises(CallError, match="HTTP 400: One of max_completion_tokens, messages, model is wrong"):
+        with pytest.raises(CallError, match=r"400: One of \[max_completion_tokens\], \[messages\], \[model\] is wrong"):
             ask(server)
         assert len(server.calls) <= 5
 
@@ -268,6 +381,7 @@ def test_an_error_beside_an_answer_that_is_null_is_none():
 
 
 HI = {"type": "text", "text": "Hi."}
+QUOTES = "Close it with </think> and go on."
 
 
 @pytest.mark.parametrize(
@@ -277,6 +391,9 @@ HI = {"type": "text", "text": "Hi."}
         (habits.message(content="Hi.", reasoning="Let me"), "Hi.", "Let me"),
         (habits.message(content="<think>Let me</think>\n\nHi."), "Hi.", "Let me"),
         (habits.message(content="Let me\n</think>\n\nHi."), "Hi.", "Let me"),
+        (habits.message(content=QUOTES), QUOTES, ""),
+        (habits.message(content=QUOTES, reasoning_content="Let me"), QUOTES, "Let me"),
+        (habits.message(content="<think> opens\n</think>\nit.", reasoning="a"), "<think> opens\n</think>\nit.", "a"),
         (habits.message(content=[{"type": "text", "text": "Hi."}]), "Hi.", ""),
         (habits.message(content=["Hi."]), "Hi.", ""),
         (habits.message(content=[{"type": "thinking", "thinking": "Let me"}, HI]), "Hi.", "Let me"),

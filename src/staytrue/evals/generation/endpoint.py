@@ -41,7 +41,7 @@ class EndpointGenerator:
         return self._endpoint.budget.describe()
 
     def describe(self) -> dict[str, Any]:
-        """The model that was asked for, and the models that the server named."""
+        """The model that was asked for, the models that the server named, and the parameters that were changed."""
         return self._server.describe()
 
     def __call__(
@@ -67,7 +67,7 @@ class EndpointGenerator:
                 return Answer(question, index, "", stopped=False, filtered=True)
             except CallError as error:
                 return str(error)
-            self._server.add(reply.model, reply.fingerprint)
+            self._server.add(reply.model, reply.fingerprint, reply.changes)
             stopped = reply.has_answer and not reply.cut_off
             called = reply.called_tools
             return Answer(question, index, reply.text, stopped, thoughts=reply.thoughts, called_tools=called)

@@ -3,6 +3,9 @@
 An answer takes two calls, at temperature 0 with seed 0 (as in arXiv 2508.06249). If one token does not decide the
 number (see `staytrue.evals.judges.score_from_logprobs`), another call asks for a few more tokens. Usable replies are
 stored in the response cache; failed calls are not.
+
+A judge's name and the cache's keys are of what is asked for. An endpoint may refuse it: what it got instead, such as
+fewer likely tokens, is in each stored row and in `describe`.
 """
 
 from __future__ import annotations
@@ -68,7 +71,7 @@ class EndpointJudge:
         return f"{spent}; on average {unseen:.1f} % of the probability was outside of the likely tokens"
 
     def describe(self) -> dict[str, Any]:
-        """The judge's name, the model that was asked for, and the models that the server named."""
+        """The judge's name, the model asked for, the models that the server named, and the changed parameters."""
         return {"name": self.name, **self._server.describe()}
 
     def _reading(self, rubric: Rubric, question: Question, answer: str) -> Reading:
@@ -86,7 +89,7 @@ class EndpointJudge:
             ),
             lambda: self._endpoint.ask([Message("user", prompt)], _row, max_tokens=tokens, **_HOW),
         )
-        self._server.add(row["model"], row["fingerprint"])
+        self._server.add(row["model"], row["fingerprint"], row.get("changes", ()))
         positions = [Position(token, probabilities((t, p) for t, p in likely)) for token, likely in row["positions"]]
         self._unseen.append(max(0.0, 1 - sum(positions[0].distribution.values())))
         return positions
@@ -107,5 +110,6 @@ def _row(reply: Reply) -> dict[str, Any]:
         "model": reply.model,
         "fingerprint": reply.fingerprint,
         "usage": reply.usage,
+        "changes": reply.changes,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }

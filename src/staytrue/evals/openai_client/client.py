@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from staytrue.data.examples import Message
@@ -25,7 +25,7 @@ from staytrue.evals.openai_client.errors import (
     failure,
     is_unsent,
 )
-from staytrue.evals.openai_client.parameters import parameters_of, request_body
+from staytrue.evals.openai_client.parameters import changes, parameters_of, request_body
 from staytrue.evals.openai_client.reply import Reply
 from staytrue.evals.types import FILTERED
 
@@ -121,14 +121,15 @@ class Endpoint:
         """
         body = request_body(self.address.model, messages, max_tokens, temperature, seed, top_logprobs)
         while True:
-            call = self._in_thread.call = _Call(read, self._parameters.adapt(body))
+            sent = self._parameters.adapt(body)
+            call = self._in_thread.call = _Call(read, sent, changes(body, sent))
             try:
                 self._client.chat.completions.with_raw_response.create(**call.body)
             except RequestError as error:
                 raise self._end(str(error)) from None
             except Exception as error:
                 failed = failure(error, self.address, self._key)
-                change = self._parameters.learn(body, call.body, failed.refusal) if failed.refusal else None
+                change = self._parameters.learn(body, sent, failed.refusal, failed.fields) if failed.refusal else None
                 if change is None:
                     raise self._failed(failed, call) from None
                 if change:
@@ -175,7 +176,7 @@ class Endpoint:
                 response.headers["x-should-retry"] = "false"
             return
         try:
-            reply = Reply.of(response.content)
+            reply = replace(Reply.of(response.content), changes=call.changes)
             call.usage, call.is_filtered = reply.usage, reply.filtered
             if not reply.filtered:
                 call.value = call.read(reply)
@@ -224,6 +225,7 @@ class _Call(Generic[T]):
 
     read: Callable[[Reply], T]
     body: dict[str, Any]
+    changes: tuple[str, ...]  # of the parameters in the body
     usage: Mapping[str, Any] | None = None  # of the last response, see `Budget.end`
     attempts: int = 0
     fault: str = ""  # of the last response of status 200

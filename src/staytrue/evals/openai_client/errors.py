@@ -89,6 +89,7 @@ class Failure:
     retried: bool = True  # by the client
     filtered: bool = False  # by the server's filter
     refusal: str = ""  # the server's message, if it may refuse a parameter
+    fields: tuple[str, ...] = ()  # of the request, that the error names in a place of its own
 
 
 def is_unsent(error: BaseException | None) -> bool:
@@ -129,7 +130,32 @@ def _status_failure(error: Any, address: Address, key: str | None) -> Failure:
     elif status == 402 or b"insufficient_quota" in body:
         fatal = f"The account at {address.host} has no credit left ({why}). Everything paid for is kept."
     refusal = server_message(body, key, longest=2000) if status in (400, 422) else ""
-    return Failure(why, fatal, retried=status in _RETRIED or status >= 500, refusal=refusal)
+    retried, fields = status in _RETRIED or status >= 500, tuple(_fields_in(body)) if refusal else ()
+    return Failure(why, fatal, retried=retried, refusal=refusal, fields=fields)
+
+
+def _fields_in(body: bytes | str) -> list[str]:
+    """The names of the request's fields in an error's body."""
+    try:
+        return _find_fields(json.loads(body))
+    except ValueError:
+        return []
+
+
+def _find_fields(value: Any) -> list[str]:
+    """The names in a JSON value: parts of OpenAI's `param` and of FastAPI's `loc`, and keys of an object of errors."""
+    if isinstance(value, str):  # the body of a provider behind a router
+        return _fields_in(value) if value.lstrip().startswith("{") else []
+    if isinstance(value, list):
+        return [name for part in value for name in _find_fields(part)]
+    if not isinstance(value, Mapping):
+        return []
+    loc, by_field = value.get("loc"), value.get("errors") or value.get("detail")
+    paths = [value.get("param"), *(loc if isinstance(loc, list) else ())]
+    paths += list(by_field) if isinstance(by_field, Mapping) else []
+    names = [part for path in paths if isinstance(path, str) for part in re.findall(r"\w+", path)]
+    snakes = [re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower() for name in names]
+    return [*snakes, *(name for part in value.values() for name in _find_fields(part))]
 
 
 def server_message(body: bytes, key: str | None = None, longest: int = _LONGEST) -> str:

@@ -26,6 +26,22 @@ _FEWER = (10, 8, 5, 4, 3, 2, 1)  # likely tokens, where a refusal states no numb
 _TOO_LONG = re.compile(r"context.{0,10}length|context.?window|too (long|large)|reduce the length", re.I)
 _NUMBER = re.compile(r"(?<![\w.-])\d+(?![\w.]*\w)")
 _SIZE = re.compile(r"\b(most|max\w*|exceed\w*|range|between|less|greater|limit\w*|too|high\w*|larg\w*|up to)\b|<", re.I)
+_BOUND = re.compile(
+    r"\b((greater|more|larger|higher|less|lower|fewer|smaller) (than|or)|max(imum)?|min(imum)?|exceed\w*|"
+    r"at (most|least)|up to|between|range|too (high|low|big|small|large))\b|[<>]=? ?-?\d|[≤≥]",
+    re.I,
+)
+_REFUSED = (
+    r"(?:unsupported|unknown|unrecogni[sz]ed|unexpected|extra(?:neous)?|no such|forbidden|disallowed|deprecated|"
+    r"(?:not|n['’]t|never) (?:be )?(?:support(?:ed)?|permit(?:ted)?|allow(?:ed)?|accept(?:ed)?|recogni[sz]ed?|known|"
+    r"available|used|set|specified)\b|invalid (?=parameter|argument|field|key|name|option|property))"
+)
+_BETWEEN = (  # words and marks between a parameter's name and the refusal
+    r"(?:[\s:,;=\"'`()\[\]-]|\b(?:the|this|request|body|keyword|(?:argument|parameter|field|name|key|input|option|value|"
+    r"propert(?:y|ie))s?|supplied|provided|given|passed|got|found|is|are|was|were)\b)*"
+)
+_FOLLOWING = r"[\"'`\]]?\s+(?:must|should|has to|have to|needs? to|cannot|can not|can't|may not)\b"
+_QUOTED = 12  # characters of a turn, from which on its text in a message is a quotation
 _MINIMUM = re.compile(r"minimum|at least|>=|greater than or equal", re.I)
 
 
@@ -42,6 +58,26 @@ def request_body(
         "seed": seed,
     }
     return body | ({"logprobs": True, "top_logprobs": top_logprobs} if top_logprobs else {})
+
+
+def changes(body: dict[str, Any], sent: dict[str, Any]) -> tuple[str, ...]:
+    """The differences between a request as it was meant and as it was sent, each in a few words.
+
+    Example:
+        >>> changes({"max_tokens": 9, "temperature": 0, "seed": 3}, {"max_completion_tokens": 9, "temperature": 0.01})
+        ('max_tokens sent as max_completion_tokens', 'temperature 0 sent as 0.01', 'seed left out')
+    """
+    found = []
+    for name, value in body.items():
+        other = _LIMITS.get(name, "")
+        if name in sent:
+            found += [f"{name} {value:.10g} sent as {sent[name]:.10g}"] if sent[name] != value else []
+        elif other in sent:
+            same = sent[other] == value
+            found.append(f"{name} sent as {other}" if same else f"{name} {value} sent as {other} {sent[other]}")
+        else:
+            found.append(f"{name} {value:.10g} left out" if name in _BY_VALUE else f"{name} left out")
+    return tuple(found)
 
 
 class Parameters:
@@ -65,13 +101,15 @@ class Parameters:
             body.pop("logprobs", None)
         return body
 
-    def learn(self, body: dict[str, Any], sent: dict[str, Any], message: str) -> str | None:
+    def learn(self, body: dict[str, Any], sent: dict[str, Any], message: str, fields: Sequence[str] = ()) -> str | None:
         """Change later requests after a refusal.
 
         Args:
             body: the request as it was meant.
             sent: the request as it was sent, by `adapt`.
             message: the server's.
+            fields: names that the error has in a place of its own, such as `param`; the message's text counts
+                without any.
 
         Returns:
             A sentence about the change; "" if another thread has made it; None if nothing can be changed.
@@ -79,39 +117,37 @@ class Parameters:
         with self._lock:
             if self.adapt(body) != sent:
                 return ""
-            change = self._change(sent, message)
+            change = self._change(sent, _without_quotations(message, sent), fields)
             if change is None:
                 return None
             key, value, sentence = change
             self._changes[key] = value
             return f"{self._address} {sentence} Its message: {message}"
 
-    def _change(self, sent: dict[str, Any], message: str) -> tuple[Any, Any, str] | None:
+    def _change(self, sent: dict[str, Any], message: str, fields: Sequence[str]) -> tuple[Any, Any, str] | None:
         if "top_logprobs" in sent and "logprob" in message.lower():
             return _fewer_tops(sent["top_logprobs"], message)
         if _TOO_LONG.search(message):
             return None
-        named = [name for name in (*_EFFECT, *_LIMITS) if name in sent and _names(message, name)]
-        for name in named:
-            value = sent[name]
-            if name in _LIMITS:
-                return self._change_limit(name, value, message)
-            if (
-                name == "temperature"
-                and value == 0
-                and re.search(r"positive|> ?0|(greater|more|larger) than 0", message)
-            ):
-                return (name, 0), _POSITIVE, f"refuses temperature 0 and gets {_POSITIVE} instead."
-            key = (name, value) if name in _BY_VALUE else name
-            return key, None, f"refuses {name} {value}, which is left out from now on. {_EFFECT[name]}"
-        return None
+        name = _refused(sent, message, fields)
+        if name is None:
+            return None
+        value, is_bound = sent[name], _BOUND.search(message) is not None and not _is_unknown(message, name)
+        if name in _LIMITS:
+            return self._change_limit(name, value, message, is_bound)
+        if name == "temperature" and value == 0 and (is_bound or "positive" in message):
+            return (name, 0), _POSITIVE, f"refuses temperature 0 and gets {_POSITIVE} instead."
+        if is_bound and name != "top_p":  # another value is the user's to choose; top_p is none of theirs
+            return None
+        key = (name, value) if name in _BY_VALUE else name
+        return key, None, f"refuses {name} {value}, which is left out from now on. {_EFFECT[name]}"
 
-    def _change_limit(self, name: str, value: int, message: str) -> tuple[Any, Any, str] | None:
+    def _change_limit(self, name: str, value: int, message: str, is_bound: bool) -> tuple[Any, Any, str] | None:
         """Another name for the limit of tokens, once; or the least limit that the server accepts."""
         least = [n for n in map(int, _NUMBER.findall(message)) if value < n <= _LARGEST_MINIMUM]
         if least and _MINIMUM.search(message):
             return (name, value), least[0], f"refuses {name} {value} and gets {least[0]} instead."
-        if _LIMITS[name] in self._changes:  # this name came from a refusal of the other
+        if is_bound or _LIMITS[name] in self._changes:  # or this name came from a refusal of the other
             return None
         return name, _LIMITS[name], f"gets {_LIMITS[name]} from now on, because it refuses {name}."
 
@@ -128,9 +164,47 @@ def _fewer_tops(asked: int, message: str) -> tuple[Any, Any, str] | None:
     return ("top_logprobs", asked), fewer, f"gives at most {fewer} likely tokens, not {asked}. {effect}"
 
 
-def _names(message: str, name: str) -> bool:
-    """Whether a message names a parameter, in any spelling: top_p, topP, "top-p"."""
-    return re.search(rf"(?<![a-z_]){name.replace('_', '[_ -]?')}(?![a-z_])", message, re.I) is not None
+def _refused(sent: dict[str, Any], message: str, fields: Sequence[str]) -> str | None:
+    """The parameter that an error refuses; None if it is about something else."""
+    own, known = [name for name in sent if name in fields], (*_EFFECT, *_LIMITS)
+    if own:
+        return next((name for name in known if name in own), None)
+    return next((name for name in known if name in sent and _refuses(message, name)), None)
+
+
+def _refuses(message: str, name: str) -> bool:
+    """Whether a message has a parameter's name in quotes, or next to a word of refusal, as a prompt's words are not.
+
+    Any spelling counts: top_p, topP, "top-p".
+    """
+    spelled, whole = _spelled(name)
+    ways = (rf"[\"'`\[]{spelled}[\"'`\]]", *_unknown(whole), whole + _FOLLOWING)
+    return any(re.search(way, message, re.I) for way in ways)
+
+
+def _is_unknown(message: str, name: str) -> bool:
+    """Whether a message refuses a parameter as such, not its value."""
+    found = (match.group() for way in _unknown(_spelled(name)[1]) for match in re.finditer(way, message, re.I))
+    return any("value" not in text.lower() for text in found)
+
+
+def _spelled(name: str) -> tuple[str, str]:
+    """The patterns of a name's spellings, and of one as a whole word."""
+    spelled = name.replace("_", "[_ -]?")
+    return spelled, rf"(?<![\w-]){spelled}(?![\w-])"
+
+
+def _unknown(whole: str) -> tuple[str, str]:
+    """The patterns of a name after and before a word of refusal."""
+    return rf"{_REFUSED}{_BETWEEN}{whole}", rf"{whole}{_BETWEEN}{_REFUSED}(?! to\b)"
+
+
+def _without_quotations(message: str, sent: dict[str, Any]) -> str:
+    """The message without the texts of the request's turns."""
+    texts = [" ".join(turn["content"].split()) for turn in sent["messages"]]
+    for text in texts:
+        message = message.replace(text, "...") if len(text) >= _QUOTED else message
+    return message
 
 
 @cache

@@ -41,6 +41,7 @@ class Reply:
     fingerprint: str
     usage: Mapping[str, Any] | None
     called_tools: bool = False
+    changes: tuple[str, ...] = ()  # of the request's parameters, see `parameters.changes`
 
     @property
     def has_answer(self) -> bool:
@@ -74,11 +75,12 @@ class Reply:
         message, finish, usage = choice["message"], str(choice.get("finish_reason") or ""), whole.get("usage")
         content = message.get("content") or message.get("refusal") or ""  # some models refuse in a field of its own
         fields = [_text(message.get(name), thoughts=True) for name in _THOUGHTS]
-        thoughts, text = split_thoughts(sendable(_text(content)))
-        apart = next(filter(None, [*fields, _text(content, thoughts=True) if isinstance(content, list) else ""]), "")
+        fields += [_text(content, thoughts=True)] if isinstance(content, list) else []
+        apart, written = sendable(next(filter(None, fields), "")).strip(), sendable(_text(content))
+        thoughts, text = (apart, written) if apart else split_thoughts(written)
         return cls(
             text,
-            "\n\n".join(filter(None, (sendable(apart).strip(), thoughts))),
+            thoughts,
             finish.lower() in _CUT_OFF,
             bool(FILTER.search(f"{finish} {choice.get('native_finish_reason') or ''}")),
             _positions(choice.get("logprobs")),
@@ -142,18 +144,23 @@ def _token(top: Mapping[str, Any]) -> str:
 
 
 class ServerIdentity:
-    """The model that was asked for, and the models and fingerprints that responses named; several threads may add."""
+    """The model that was asked for, the models and fingerprints that responses named, and the requests' changes.
+
+    Several threads may add.
+    """
 
     def __init__(self, address: Address) -> None:
         self._address, self._lock = address, threading.Lock()
         self._models: set[str] = set()
         self._fingerprints: set[str] = set()
+        self._changes: set[str] = set()
 
-    def add(self, model: str, fingerprint: str) -> None:
-        """Add the names in one response; "" where it has none."""
+    def add(self, model: str, fingerprint: str, changes: Iterable[str] = ()) -> None:
+        """Add the names in one response, "" where it has none, and the changes of its request's parameters."""
         with self._lock:
             self._models |= {model} - {""}
             self._fingerprints |= {fingerprint} - {""}
+            self._changes |= set(changes)
 
     def describe(self) -> dict[str, Any]:
         """What is stored beside answers or verdicts."""
@@ -163,4 +170,5 @@ class ServerIdentity:
                 "url": self._address.url,
                 "answered_by": sorted(self._models),
                 "fingerprints": sorted(self._fingerprints),
+                "changes": sorted(self._changes),
             }

@@ -81,16 +81,17 @@ def verdict_row(verdict: Verdict) -> dict[str, Any]:
 
 
 def record_server(file: Path, description: Mapping[str, Any]) -> list[str]:
-    """Write which model was asked for and which models a server named; lists grow over several sittings.
+    """Write which model was asked for, which models a server named, and changes; lists grow over several sittings.
 
     Returns:
-        The names that are new since an earlier sitting; empty in the first.
+        The server's names that are new since an earlier sitting; empty in the first.
     """
     before: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     lists = {key: value for key, value in description.items() if isinstance(value, list)}
     grown = {key: sorted({*before.get(key, []), *value}) for key, value in lists.items()}
     write_json(file, {"schema": SCHEMA, **description, **grown})
-    return [name for key, value in lists.items() if before.get(key) for name in value if name not in before[key]]
+    names = [key for key in lists if key != "changes" and before.get(key)]
+    return [name for key in names for name in lists[key] if name not in before[key]]
 
 
 def read_verdicts(folder: Path) -> dict[Key, dict[str, Any]]:
