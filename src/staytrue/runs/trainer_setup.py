@@ -167,7 +167,7 @@ def _try_two_tokens(model: Any) -> None:
     except Exception as error:  # a model's own code raises anything
         raise ModelError(
             f"trl cannot train a model of type {model.config.model_type}: two tokens end in {type(error).__name__} "
-            f"({error}). Set train.router_aux_loss_coef to 0 if it is a mixture of experts, or use another model."
+            f"({error}). Set train.router_aux_loss_coef to 0.0 if it is a mixture of experts, or use another model."
         ) from None
     finally:
         model.train(training)

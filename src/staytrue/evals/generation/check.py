@@ -72,5 +72,5 @@ def _refusal(model: Any, fault: str) -> ModelError:
     routed = getattr(model.config.get_text_config(), "output_router_logits", False)
     return ModelError(
         f"A model of type {model.config.model_type} {fault}. Use another model or other modules in lora.targets"
-        + (", or set train.router_aux_loss_coef to 0." if routed else ".")
+        + (", or set train.router_aux_loss_coef to 0.0." if routed else ".")
     )
