@@ -135,7 +135,6 @@ def _train(trainer: Any, run: RunDir, progress: Progress | None) -> None:
         raise TrainingError(
             f"Training failed in its first step, so nothing was written: {in_one_line(error)}"
         ) from error
-    _refuse_broken(trainer.model)
     trainer.model.save_pretrained(str(run.path / "model"), safe_serialization=True)
     if trainer.guard.pulls("project"):  # saved before, so that what was trained outlives a failing projection
         run.save(projected=trainer.guard.project(trainer.model))
@@ -156,15 +155,6 @@ def _removed_without_a_step(run: RunDir, trainer: Any) -> Iterator[None]:
         if trainer.state.global_step == 0:
             run.remove()
         raise
-
-
-def _refuse_broken(model: Any) -> None:
-    broken = [n for n, p in model.named_parameters() if p.requires_grad and not bool(p.detach().isfinite().all())]
-    if broken:
-        raise TrainingError(
-            f"Training diverged: {len(broken)} trained weights are not finite (first: {broken[0]}), so no adapter "
-            "was saved. Lower train.learning_rate or a defense's weight."
-        )
 
 
 def _check_files(recipe: Recipe) -> None:

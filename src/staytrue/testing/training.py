@@ -41,6 +41,7 @@ _SETTINGS: dict[str, Any] = {
     "bf16": False,
 }
 _FEWEST_ROWS = 32
+_IN_PARTS = "; does a penalty read unscored positions, or statistics of the micro-batch?"
 _SIDE_SHARE = 0.25  # so that side rows are due in every step of 8 rows
 _ROUNDING, _WEIGHTS = 1e-7, 1e-5  # the weights of two ways may differ: by this, of the whole move
 
@@ -61,7 +62,7 @@ def training(defense: Defense, model: Any, tokenizer: Any, rows: Sequence[Exampl
         whole = trained([one], model, tokenizer, rows)
         _logged(whole, [one])
         parts = trained([one], model, tokenizer, rows, per_device_train_batch_size=1, gradient_accumulation_steps=8)
-        alike(whole, parts, f"{named}: one batch of 8 and eight of 1")
+        alike(whole, parts, f"{named}: one batch of 8 and eight of 1", _IN_PARTS)
         again = trained([one], model, tokenizer, rows, activation_checkpointing=True)
         alike(whole, again, f"{named}: activations kept and recomputed")
 
@@ -124,12 +125,20 @@ def trained(
     return Trained(after, float((after - before).abs().max()), log, forwards)
 
 
-def alike(one: Trained, other: Trained, ways: str) -> None:
-    """Assert that two ways to train, named by a sentence's beginning, end in the same weights and logged numbers."""
+def alike(one: Trained, other: Trained, ways: str, question: str = "") -> None:
+    """Assert that two ways to train end in the same weights and logged numbers.
+
+    Args:
+        one: the first way's outcome.
+        other: the second's.
+        ways: the beginning of the message, which names both.
+        question: the end of the message, about a likely cause.
+    """
     gap = float((one.weights - other.weights).abs().max())
-    assert gap <= _ROUNDING + _WEIGHTS * one.moved, f"{ways} end {gap:.2g} apart, after a move of {one.moved:.2g}"
+    allowed = _ROUNDING + _WEIGHTS * one.moved
+    assert gap <= allowed, f"{ways} end {gap:.2g} apart, after a move of {one.moved:.2g}{question}"
     differs = unlike(one.log, other.log, one.log[0])
-    assert not differs, f"{ways} {differs}"
+    assert not differs, f"{ways} {differs}{question}"
 
 
 def _logged(run: Trained, defenses: Sequence[Defense]) -> dict[str, Defense]:
