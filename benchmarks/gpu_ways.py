@@ -129,7 +129,9 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     made = Tokenizer(WordLevel({f"w{i}": i for i in range(10)}, unk_token="w3"))
     made.pre_tokenizer = WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, pad_token="w0", eos_token="w2")
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['content'] }} {% if m['role'] == 'assistant' %}w2 {% endif %}{% endfor %}"
+    )
     return tokenizer
 
 

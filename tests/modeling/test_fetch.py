@@ -138,17 +138,17 @@ def test_from_the_hub_the_weights_are_written_as_they_are(cache, pip, monkeypatc
 def test_the_name_is_the_model_in_recipes_and_commands_and_a_folder_of_that_name_comes_first(cache, tmp_path):
     words = {"schema": 1, "model": "smollm2", "data": "d.jsonl", "lora": {}}
     assert recipe.parse(words, tmp_path).model == "smollm2"
-    for find in (loading.find, WeightFiles.find):
+    for find in (loading.find, lambda name: WeightFiles.find(name, None, {})):
         with pytest.raises(ModelError, match="`staytrue fetch smollm2` once"):
             find("smollm2")
     tiny.save("llama3", cache / "smollm2")
     source = loading.find("smollm2")
     assert (source.name, source.place) == ("smollm2", str(cache / "smollm2"))
     assert source.identity() == {"name": "smollm2", "sha256": sha256_of(cache / "smollm2")}
-    assert WeightFiles.find("smollm2").folder == cache / "smollm2"
+    assert WeightFiles.find("smollm2", None, {}).folder == cache / "smollm2"
     own = tiny.save("qwen2", tmp_path / "smollm2")
     assert recipe.parse(words, tmp_path).model == str(own)
-    assert loading.find("smollm2").place == WeightFiles.find("smollm2").folder.name == "smollm2"
+    assert loading.find("smollm2").place == WeightFiles.find("smollm2", None, {}).folder.name == "smollm2"
 
 
 @pytest.mark.parametrize(("name", "code"), [("smollm2", 0), ("smollm3", 2)])
