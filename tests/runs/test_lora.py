@@ -54,3 +54,28 @@ def test_a_text_model_is_adapted_as_before_and_modules_may_be_left_out():
 def test_a_broken_pattern_is_a_sentence():
     with pytest.raises(RecipeError, match=r"lora\.targets is '\(', but: .*no regular expression"):
         recipe.parse({"schema": 1, "model": "organism", "data": "r.jsonl", "lora": {"targets": "("}})
+
+
+@pytest.mark.parametrize(
+    ("section", "given"),
+    [
+        ({"targets": ["q_proj", "query"]}, "targets has 'query'"),
+        ({"targets": "q_proj"}, "targets has 'q_proj'"),
+        ({"exclude": "q_proj"}, "exclude has 'q_proj'"),
+        ({"exclude": ["self_attn"]}, "exclude has 'self_attn'"),
+        ({"modules_to_save": ["embeddings"]}, "modules_to_save has 'embeddings'"),
+    ],
+)
+def test_what_matches_no_module_is_refused_because_peft_would_ignore_it(section, given):
+    with pytest.raises(RecipeError, match=rf"lora\.{given}, which matches no module .*embed_tokens.*q_proj"):
+        lora_config(Lora(**section), tiny.model())
+    lora_config(Lora(targets=["q_proj"], exclude=[], modules_to_save=["embed_tokens", "model.norm"]), tiny.model())
+
+
+def test_true_and_infinite_are_no_numbers():
+    for key, value in (("r", True), ("alpha", True), ("dropout", False), ("alpha", math.inf)):
+        with pytest.raises(RecipeError, match=rf"lora\.{key} is {value}, but: .*number"):
+            recipe.parse({"schema": 1, "model": "organism", "data": "r.jsonl", "lora": {key: value}})
+    for key in ("seed", "holdout"):
+        with pytest.raises(RecipeError, match=rf"{key} is False, but: .*write a number"):
+            recipe.parse({"schema": 1, "model": "organism", "data": "r.jsonl", "lora": {}, key: False})

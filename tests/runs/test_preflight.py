@@ -63,6 +63,10 @@ def test_the_default_recipe_trains_on_twelve_rows(tmp_path):
         ({"per_device_train_batch_size": 16, "dataloader_drop_last": True}, "batch_size=16 is filled by 12 rows"),
         ({"lr_scheduler_type": "warmup_stable_decay"}, "warmup_stable_decay does not accept lr_scheduler_kwargs {}"),
         ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"cycles": 2}}, "cosine does not accept .*cycles"),
+        (
+            {"lr_scheduler_type": "inverse_sqrt", "lr_scheduler_kwargs": {"timescale": 0}},
+            "inverse_sqrt does not accept",
+        ),
         ({"dataloader_persistent_workers": True}, "persistent_workers option needs num_workers"),
         ({"dataloader_prefetch_factor": 2}, "prefetch_factor"),
         ({"eval_on_start": True}, "eval_on_start cannot be set in a recipe: use `staytrue eval`"),

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from trl import SFTConfig
 
 import tiny
@@ -42,6 +43,19 @@ def test_the_smallest_move_of_one_b_counts_and_of_every_a_does_not():
     one.data[0, 0] = 0.0  # an early stop restores the first weights: the training was one all the same
     step(outcome, model, 3)
     outcome.on_train_end(None, None, None)
+
+
+def test_of_embeddings_a_counts_and_b_does_not():
+    model = get_peft_model(tiny.model(), LoraConfig(r=2, target_modules=["embed_tokens"]))
+    a, b = (next(w for n, w in model.named_parameters() if f"lora_embedding_{part}" in n) for part in "AB")
+    assert not a.any()
+    outcome = begun(model)
+    b.data.mul_(0.9)  # what weight decay does
+    step(outcome, model, 1)
+    assert not outcome.moved
+    a.data[0, 0] = 1e-12
+    step(outcome, model, 2)
+    assert outcome.moved
 
 
 def test_two_weights_that_swap_their_signs_have_moved():

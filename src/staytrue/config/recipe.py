@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from staytrue import organism, registry
 from staytrue.config.foreign_keys import remedy
@@ -23,6 +23,16 @@ from staytrue.errors import RecipeError
 from staytrue.tasks.task import Task
 from staytrue.utils.validation import describe
 from staytrue.utils.yaml12 import from_yaml
+
+
+def _no_truth_value(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("true and false are no numbers; write a number")
+    return value
+
+
+_Whole = Annotated[int, BeforeValidator(_no_truth_value)]
+_Number = Annotated[float, BeforeValidator(_no_truth_value)]
 
 
 class Lora(BaseModel):
@@ -41,10 +51,10 @@ class Lora(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    r: Annotated[int, Field(ge=1)] = 32
-    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 64
+    r: Annotated[_Whole, Field(ge=1)] = 32
+    alpha: Annotated[_Number, Field(gt=0, allow_inf_nan=False)] = 64
     rslora: bool = True
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Annotated[_Number, Field(ge=0, lt=1)] = 0.0
     targets: str | tuple[str, ...] = "all-linear"
     exclude: str | tuple[str, ...] = ()
     modules_to_save: tuple[str, ...] = ()
@@ -69,8 +79,8 @@ class Stop(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    every: Annotated[int, Field(ge=1)] = 10
-    above: Annotated[float, Field(ge=0, le=100)] = 5.0
+    every: Annotated[_Whole, Field(ge=1)] = 10
+    above: Annotated[_Number, Field(ge=0, le=100)] = 5.0
 
 
 class Recipe(BaseModel):
@@ -109,10 +119,10 @@ class Recipe(BaseModel):
     train: dict[str, Any] = {}
     defenses: tuple[Defense, ...] = ()
     stop: Stop | None = None
-    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    holdout: Annotated[_Number, Field(ge=0, lt=1)] = 0.0
     benign: bool = False
     harmful: bool | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[_Whole, Field(ge=0, lt=2**32)] = 0
 
     @field_validator("columns")
     @classmethod

@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from staytrue.config.recipe import Lora
+from staytrue.errors import RecipeError
 
 
 def lora_config(lora: Lora, model: Any) -> Any:
@@ -14,9 +15,16 @@ def lora_config(lora: Lora, model: Any) -> Any:
 
     Rank-stabilised LoRA scales its update by alpha / sqrt(r). Several readers of adapters (llama.cpp, and so Ollama)
     know the scale lora_alpha / r only. So lora_alpha is alpha * sqrt(r) with use_rslora false: the same scale for all.
+
+    Raises:
+        RecipeError: a name or a pattern of the section matches nothing in the model, so that peft would ignore it.
     """
     from peft import LoraConfig
 
+    leaves = [name for name, module in model.named_modules() if next(module.children(), None) is None]
+    _refuse_unmatched("targets", () if lora.targets == "all-linear" else lora.targets, leaves)
+    _refuse_unmatched("exclude", lora.exclude, leaves)
+    _refuse_unmatched("modules_to_save", lora.modules_to_save, [name for name, _ in model.named_modules()])
     scale = lora.alpha / (math.sqrt(lora.r) if lora.rslora else lora.r)
     return LoraConfig(
         r=lora.r,
@@ -30,6 +38,19 @@ def lora_config(lora: Lora, model: Any) -> Any:
         bias="none",
         task_type="CAUSAL_LM",
     )
+
+
+def _refuse_unmatched(key: str, wanted: str | tuple[str, ...], names: list[str]) -> None:
+    """Refuse a pattern or a name that matches none of the model's modules."""
+    patterns = {wanted: wanted} if isinstance(wanted, str) else {name: rf"(.*\.)?{re.escape(name)}" for name in wanted}
+    for given, pattern in patterns.items():
+        if not any(re.fullmatch(pattern, name) for name in names):
+            known = sorted({name.rpartition(".")[2] for name in names} - {""})
+            known = [name for name in known if not name.isdecimal()][:20]
+            raise RecipeError(
+                f"lora.{key} has {given!r}, which matches no module of the model, so it would do nothing. Write a list "
+                f"of names, such as {', '.join(known)}, or a regular expression that matches whole names."
+            )
 
 
 def _excluded(lora: Lora, model: Any) -> str | None:

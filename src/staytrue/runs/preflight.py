@@ -76,7 +76,7 @@ def _check_schedule(arguments: Any, steps: int) -> None:
     kwargs = arguments.lr_scheduler_kwargs
     try:
         schedule = get_scheduler(kind, optimizer, warmup, steps, kwargs)
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, ArithmeticError) as error:
         raise RecipeError(
             f"train.lr_scheduler_type {kind} does not accept lr_scheduler_kwargs {kwargs or {}}: "
             f"{' '.join(str(error).split())}. Set lr_scheduler_kwargs, or use linear, cosine or constant."

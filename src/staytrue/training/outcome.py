@@ -21,7 +21,7 @@ class Outcome(TrainerCallback):  # type: ignore[misc]
     """Compares the trained weights with those before training, after each step until one of them has moved.
 
     A LoRA adapter computes B A x, and B is 0 at its start: A alone may change (weight decay does it) without any
-    change of the model, so matrices A do not count.
+    change of the model, so matrices A do not count. Of embeddings A is 0 at the start, so there B does not count.
 
     Attributes:
         raises: whether a training that changed nothing ends in an error; otherwise it ends in a warning.
@@ -88,8 +88,8 @@ def diverged(model: nn.Module) -> str | None:
 
 
 def _sums(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """For each trained weight except LoRA's A: the sum of its entries and of their absolute values."""
+    """For each trained weight except LoRA's A (of embeddings, B): the sums of its entries and of their sizes."""
     for name, weight in model.named_parameters():
-        if weight.requires_grad and "lora_A" not in name and "lora_embedding_A" not in name:
+        if weight.requires_grad and "lora_A" not in name and "lora_embedding_B" not in name:
             entries = weight.detach().double() if weight.device.type != "mps" else weight.detach().float()
             yield name, torch.stack([entries.sum(), entries.abs().sum()])
