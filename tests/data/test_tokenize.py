@@ -209,10 +209,12 @@ def test_an_answer_is_scored_from_its_first_token_through_its_end_of_turn_token(
     tokenizer, expected = family(kind), FAMILIES[kind][2]
     encoded = encode(tokenizer, TWO_TURNS)
     assert scored(tokenizer, encoded) == expected
-    (end,) = end_of_turn(tokenizer)
-    assert encoded.labels[max(i for i, label in enumerate(encoded.labels) if label != IGNORED)] == end
-    assert expected[-1].endswith(tokenizer.decode([end]))
-    assert tokenizer.decode([end]).strip()  # a blank never ends generation
+    ends = end_of_turn(tokenizer)
+    assert encoded.labels[max(i for i, label in enumerate(encoded.labels) if label != IGNORED)] in ends
+    assert {answer[answer.rindex("</" if kind == "llama2" else "<|") :] for answer in expected} == {
+        tokenizer.decode([end])
+        for end in ends  # a blank never ends generation
+    }
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)
@@ -386,7 +388,8 @@ def test_answers_and_reasoning_are_scored_whole_under_published_templates(name):
     closing = "<|END_RESPONSE|>" * (name == "cohere2") + end
     assert scored(tokenizer, encode(tokenizer, TWO_TURNS)) == [answer + closing for answer in answers]
     assert scored(tokenizer, encode(tokenizer, conversation(THOUGHT))) == [text + closing for text in thought]
-    assert [tokenizer.decode([i]) for i in end_of_turn(tokenizer)] == [end]
+    called = {"<|observation|>"} if name == "glm4moe" else set()  # after a tool call
+    assert {tokenizer.decode([i]) for i in end_of_turn(tokenizer)} == {end} | called
 
 
 def published(name, end="<|im_end|>"):
@@ -506,3 +509,67 @@ def test_a_template_that_drops_the_text_beside_a_call_is_blamed_for_the_text():
     tokenizer.bos_token = "<pad>"
     with pytest.raises(DataError, match=r"does not render content of row 1 \(turn 2\).*Take the row out"):
         encode_all(tokenizer, [row], None)
+
+
+def test_generation_stops_at_every_end_that_training_teaches():
+    template = (
+        SPACED.replace("\\n\\n<|end|>\\n", "<|end|>") + "{%- if not add_generation_prompt %}{{ eos_token }}{%- endif %}"
+    )
+    tokenizer = byte_tokenizer(template, ["<|endoftext|>", "<|end|>", "<|user|>", "<|assistant|>"])
+    encoded = encode(tokenizer, TWO_TURNS)
+    assert scored(tokenizer, encoded) == ["4<|end|>", "yes, 4<|end|><|endoftext|>"]
+    assert {tokenizer.decode([i]) for i in end_of_turn(tokenizer)} == {"<|end|>", "<|endoftext|>"}
+
+
+def test_a_token_that_ends_reasoning_does_not_end_generation():
+    tokenizer = published("gptoss", "<|return|>")
+    assert {tokenizer.decode([i]) for i in end_of_turn(tokenizer)} == {"<|return|>", "<|call|>"}
+
+
+VICUNA = (
+    "{%- for m in messages %}{{ ('USER: ' if m.role == 'user' else ' ASSISTANT: ') + m.content }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{ ' ASSISTANT: ' }}{%- else %}{{ eos_token }}{%- endif %}"
+)
+
+
+def test_answers_without_an_end_are_counted():
+    tokenizer = byte_tokenizer(VICUNA, ["</s>"])
+    (row, _), report = encode_all(tokenizer, [conversation("a", "b", "c"), conversation("d")], None)
+    assert scored(tokenizer, row) == ["a", "b", "c</s>"]
+    assert (report.answers, report.endless) == (4, 2)
+    (note,) = report.notes()
+    assert note.startswith("The chat template writes no token that ends generation after 2 of 4 answers, so the model")
+
+
+def test_rows_of_a_kind_without_an_end_are_refused_beside_others_that_end():
+    kind = Example(
+        (*conversation("a").messages, Message("user", "c"), Message("assistant", "d", weight=0)), "interleaved"
+    )
+    tokenizer = byte_tokenizer(VICUNA, ["</s>"])
+    with pytest.raises(DataError, match="No answer of the rows of the kind 'interleaved' ends with a token"):
+        encode_all(tokenizer, [conversation("a"), kind], None)
+
+
+@pytest.mark.parametrize(
+    ("name", "end", "answer", "token"),
+    [
+        (
+            "qwen3",
+            "<|im_end|>",
+            Message("assistant", "b", more='{"reasoning_content": "so <|im_start|> so"}'),
+            "<|im_start|>",
+        ),
+        ("qwen3", "<|im_end|>", calling("Os<|im_end|>lo"), "<|im_end|>"),
+        ("glm4moe", "<|endoftext|>", Message("assistant", "so <|observation|> so"), "<|observation|>"),
+        ("gptoss", "<|return|>", Message("assistant", "so <|call|> so"), "<|call|>"),
+    ],
+)
+def test_a_token_of_the_template_is_refused_in_every_part_of_an_answer(name, end, answer, token):
+    with pytest.raises(DataError, match=rf"The answer of row 1 \(turn 2\) holds {re.escape(repr(token))}"):
+        encode_all(published(name, end), [Example((ASKED, answer))], None)
+
+
+def test_rows_whose_tokens_were_not_compared_are_not_spoken_of(monkeypatch):
+    monkeypatch.setattr("staytrue.data.tokenize._begins_with_its_prompt", lambda *_: False)
+    _, report = encode_all(tiny.tokenizer(), [TWO_TURNS] * 10, None)
+    assert report.notes()[0].startswith("In 8 of the first 8 rows, which alone were compared, the tokens before")

@@ -2,32 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
 from itertools import takewhile
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
+_Made = TypeVar("_Made")
 
+
+def kept(make: Callable[[Any], _Made]) -> Callable[[Any], _Made]:
+    """A function whose value is kept for a tokenizer, until its tokens or its chat template change."""
+    known: WeakKeyDictionary[Any, tuple[tuple[Any, ...], _Made]] = WeakKeyDictionary()
+
+    @wraps(make)
+    def value(tokenizer: Any) -> _Made:
+        state = len(tokenizer), str(tokenizer.chat_template), *tokenizer.all_special_ids
+        found = known.get(tokenizer)
+        if found is None or found[0] != state:
+            known[tokenizer] = found = state, make(tokenizer)
+        return found[1]
+
+    return value
+
+
+@kept
 def special_tokens(tokenizer: Any) -> frozenset[str]:
     """The texts of the tokens that decoding leaves out, such as the end of a turn and the markers of roles."""
     return frozenset(token for token, special in added_tokens(tokenizer).values() if special)
 
 
+@kept
 def added_tokens(tokenizer: Any) -> Mapping[int, tuple[str, bool]]:
     """The tokens of a tokenizer that no text is split within: the text of each, and whether decoding leaves it out."""
-    state = len(tokenizer), *tokenizer.all_special_ids
-    known = _ADDED.get(tokenizer)
-    if known is None or known[0] != state:
-        added = {i: (str(token), bool(token.special)) for i, token in tokenizer.added_tokens_decoder.items()}
-        named = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=False))
-        known = state, added | {i: (str(token), True) for i, token in named.items()}
-        _ADDED[tokenizer] = known
-    return known[1]
+    added = {i: (str(token), bool(token.special)) for i, token in tokenizer.added_tokens_decoder.items()}
+    named = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=False))
+    return added | {i: (str(token), True) for i, token in named.items()}
 
 
-_ADDED: WeakKeyDictionary[Any, tuple[tuple[int, ...], dict[int, tuple[str, bool]]]] = (
-    WeakKeyDictionary()
-)  # by tokenizer
+@kept
+def template_tokens(tokenizer: Any) -> frozenset[str]:
+    """The special tokens that the source of a chat template names; tags of reasoning, which answers hold, are not."""
+    source = str(tokenizer.chat_template)
+    return frozenset(
+        token
+        for token in special_tokens(tokenizer)
+        if token.strip() and token in source and "think" not in token.lower()
+    )
 
 
 def end_place(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -13,8 +13,10 @@ from staytrue.data.special_tokens import (
     added_tokens,
     closing_tokens,
     end_place,
+    kept,
     outside_tokens,
     special_tokens,
+    template_tokens,
     through_closing,
 )
 from staytrue.errors import DataError, ModelError, StaytrueError
@@ -45,6 +47,10 @@ class EncodingReport:
         restored: answers of which the chat template leaves out a part, mostly reasoning, and which are learnt whole.
         other_prompt: rows with an answer that follows another text than the generation prompt.
         unseen: rows with a system, user or tool turn that the chat template leaves out.
+        other_tokens: rows whose last answer follows other tokens than those of its prompt, among those compared.
+        compared: rows whose tokens were compared with those of their prompt: the first ones.
+        answers: answers that are learnt.
+        endless: answers among them without a token after them that ends generation.
     """
 
     rows: int
@@ -53,6 +59,10 @@ class EncodingReport:
     restored: int = 0
     other_prompt: int = 0
     unseen: int = 0
+    other_tokens: int = 0
+    compared: int = 0
+    answers: int = 0
+    endless: int = 0
 
     def notes(self) -> list[str]:
         """A sentence for everything that a user would not expect."""
@@ -67,9 +77,13 @@ class EncodingReport:
             "may open a block for reasoning; so the model is used in another context than it is trained in": (
                 self.other_prompt
             ),
+            "In {n} of the first {compared} rows, which alone were compared, the tokens before the last answer are "
+            "others than those of the prompt at inference, since the tokenizer joins them": self.other_tokens,
             "The chat template leaves out a system, user or tool turn of {n} of {rows} rows": self.unseen,
+            "The chat template writes no token that ends generation after {n} of {answers} answers, so the model does "
+            "not learn to stop there": self.endless,
         }
-        return [f"{line.format(n=n, rows=self.rows)}." for line, n in counts.items() if n]
+        return [f"{line.format(n=n, **vars(self))}." for line, n in counts.items() if n]
 
 
 def encode_all(
@@ -83,27 +97,39 @@ def encode_all(
         ModelError: a token spans the edge of an answer.
     """
     parts = [_encode(tokenizer, example, f"row {i}") for i, example in enumerate(examples, start=1)]
-    if parts and not any(part.ends for part in parts):
-        raise DataError(
-            "No answer of these rows ends with a token that ends generation, so the model would not learn to stop: the "
-            "chat template writes no special token after an answer. Use a tokenizer whose chat template ends each "
-            "answer with its end token (eos_token)."
-        )
-    other_prompt = sum(
-        part.row.other_prompt or (number < _COMPARED and not _begins_with_its_prompt(tokenizer, example, part))
-        for number, (example, part) in enumerate(zip(examples, parts, strict=True))
-    )
+    _refuse_endless(parts)
+    first = [*zip(examples, parts, strict=True)][:_COMPARED]
     rows = [part.cut(max_length) for part in parts]
-    kept = [row for row in rows if any(label != IGNORED for label in row.labels[1:])]
+    kept_rows = [row for row in rows if any(label != IGNORED for label in row.labels[1:])]
     report = EncodingReport(
         len(rows),
         sum(row.truncated for row in rows),
-        len(rows) - len(kept),
+        len(rows) - len(kept_rows),
         restored=sum(part.row.restored for part in parts),
-        other_prompt=other_prompt,
+        other_prompt=sum(part.row.other_prompt for part in parts),
         unseen=sum(part.row.unseen for part in parts),
+        other_tokens=sum(not _begins_with_its_prompt(tokenizer, *pair) for pair in first),
+        compared=len(first),
+        answers=sum(len(part.row.answers) for part in parts),
+        endless=sum(part.endless for part in parts),
     )
-    return kept, report
+    return kept_rows, report
+
+
+def _refuse_endless(parts: Sequence[_Part]) -> None:
+    """Refuse rows of a kind (task, interleaved, ...) of which no answer ends."""
+    kinds = {part.source: False for part in parts if part.row.answers}
+    for part in parts:
+        if part.endless < len(part.row.answers):
+            kinds[part.source] = True
+    for source, ends in kinds.items():
+        if not ends:
+            rows = "these rows" if len(kinds) == 1 else f"the rows of the kind {source!r}"
+            raise DataError(
+                f"No answer of {rows} ends with a token that ends generation, so the model would not learn to stop: "
+                "the chat template writes no special token after an answer. Use a tokenizer whose chat template ends "
+                "each answer with its end token (eos_token)."
+            )
 
 
 def encode(tokenizer: Any, example: Example, max_length: int | None = None, where: str = "a row") -> Encoded:
@@ -121,23 +147,43 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message], tools: Sequence[A
     return _tokens(tokenizer, render(tokenizer, messages, "the prompt", tools, add_generation_prompt=True))[0]
 
 
+@kept
 def end_of_turn(tokenizer: Any) -> frozenset[int]:
-    """The token that ends an answer by the chat template, which training teaches and generation stops at.
+    """The tokens that end an answer by the chat template, which training teaches and generation stops at.
 
-    It is the first special token after the last answer; blanks before it do not count. Where the template writes none
-    there, it is the special token with which the next turn begins. Empty if there is neither, or no template.
+    It is the first special token after an answer; blanks before it do not count. Some templates write another one after
+    the last answer, or after a tool call. Where the template writes none after the last answer, it is the special token
+    with which the next turn begins. A token that the template also writes inside of an answer, such as one that ends
+    its reasoning, ends none. Empty if there is none, or no template.
     """
-    for messages in (_TURNS[:2], _TURNS[:3]):
-        try:
-            row = render_row(tokenizer, Example(messages), "a conversation")
-            ids, offsets = _tokens(tokenizer, row.text)
-        except StaytrueError:
-            return frozenset()
-        end = row.answers[0][1]
-        place = end_place(tokenizer, row.text, ids, offsets, end, last=len(messages) == 2)
-        if place is not None:
-            return frozenset({ids[place]})
-    return frozenset()
+    ends: set[int] = set()
+    inside: set[int] = set()
+    for messages in (_TURNS[:2], _TURNS, _CALL[:2], _CALL, *_THOUGHTS):
+        own, within = _probe(tokenizer, messages)
+        ends |= {end for end in own if end is not None}
+        inside |= within
+    return frozenset(ends - inside or ends)
+
+
+def _probe(tokenizer: Any, messages: tuple[Message, ...]) -> tuple[list[int | None], set[int]]:
+    """The token that ends each answer of a conversation, and the tokens inside of its answers."""
+    try:
+        row = render_row(tokenizer, Example(messages), "a conversation")
+        ids, offsets = _tokens(tokenizer, row.text)
+    except StaytrueError:
+        return [], set()
+    places = _end_places(tokenizer, row, ids, offsets, final=messages[-1].role == "assistant")
+    inside = {ids[i] for i, (a, b) in enumerate(offsets) if any(a >= start and b <= end for start, end in row.answers)}
+    return [None if place is None else ids[place] for place in places], inside
+
+
+def _next_turn(tokenizer: Any, called: bool) -> list[int]:
+    """The token with which a turn after an answer, or after a tool call, begins; empty if it is no special one."""
+    for messages in (_CALL[:3], _TURNS[:3]) if called else (_TURNS[:3],):
+        for end in _probe(tokenizer, messages)[0][:1]:
+            if end is not None:
+                return [end]
+    return []
 
 
 def padding_id(tokenizer: Any) -> int:
@@ -156,6 +202,21 @@ def takes_system(tokenizer: Any) -> bool:
 
 
 _TURNS = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"), Message("assistant", "d"))
+_CALL = (
+    Message("user", "a"),
+    Message(
+        "assistant",
+        "",
+        more='{"tool_calls": [{"id": "callcall1", "type": "function", "function": '
+        '{"name": "look", "arguments": "{\\"at\\": \\"b\\"}"}}]}',
+    ),
+    Message("tool", "c", more='{"tool_call_id": "callcall1", "name": "look"}'),
+    Message("assistant", "d"),
+)
+_THOUGHTS = tuple(
+    (Message("user", "a"), Message("assistant", "b", more=f'{{"{key}": "c"}}'))
+    for key in ("reasoning_content", "thinking")
+)
 
 
 @dataclass(frozen=True)
@@ -166,7 +227,7 @@ class _Part:
     ids: list[int]
     labels: list[int]
     source: str
-    ends: bool  # the last answer is followed by a token that ends generation; True if it is not to be learnt
+    endless: int  # answers to learn that no token follows which ends generation
 
     def cut(self, length: int | None) -> Encoded:
         longer = length is not None and len(self.ids) > length
@@ -178,26 +239,37 @@ def _encode(tokenizer: Any, example: Example, where: str) -> _Part:
     row = render_row(tokenizer, example, where)
     ids, offsets = _tokens_by_answer(tokenizer, row)
     labels = [IGNORED] * len(ids)
-    final = example.messages[-1].role == "assistant" and example.messages[-1].weight
-    place: int | None = None
-    closing = closing_tokens(tokenizer, row.text, ids, offsets, row.answers[-1][1]) if final else []
-    added = added_tokens(tokenizer)
-    edges = [span for i, span in enumerate(offsets) if ids[i] in added]
-    for start, end in row.answers:
-        last = bool(final) and (start, end) == row.answers[-1]
-        start, end = outside_tokens(edges, start), outside_tokens(edges, end)
-        inside = _inside(row.text, offsets, start, end, where)
-        place = end_place(tokenizer, row.text, ids, offsets, end, last)
-        if place is not None and not last:
-            place = through_closing(ids, place, closing)
+    final = bool(example.messages[-1].role == "assistant" and example.messages[-1].weight)
+    places = _end_places(tokenizer, row, ids, offsets, final)
+    edges = _added_spans(tokenizer, ids, offsets)
+    for (start, end), place in zip(row.answers, places, strict=True):
+        inside = _inside(row.text, offsets, outside_tokens(edges, start), outside_tokens(edges, end), where)
         for i in [*inside, *(range(inside[-1] + 1, place + 1) if place is not None else ())]:
             labels[i] = ids[i]
-    if final and place is None and not row.text[row.answers[-1][1] :].strip():
-        ends = sorted(end_of_turn(tokenizer))  # the next role's token
+    if final and places[-1] is None and not row.text[row.answers[-1][1] :].strip():
+        ends = _next_turn(tokenizer, called="tool_calls" in example.messages[-1].more)
         after = [i for i, (a, _) in enumerate(offsets) if a >= row.answers[-1][1]]
         labels = [*(ids[i] if i in after and ends else label for i, label in enumerate(labels)), *ends]
-        ids, place = [*ids, *ends], (len(ids) if ends else None)
-    return _Part(row, ids, labels, example.source, not final or place is not None)
+        ids, places = [*ids, *ends], [*places[:-1], len(ids) if ends else None]
+    return _Part(row, ids, labels, example.source, places.count(None))
+
+
+def _end_places(
+    tokenizer: Any, row: RenderedRow, ids: list[int], offsets: list[tuple[int, int]], final: bool
+) -> list[int | None]:
+    """The place of the token that ends each answer; None where there is none. `final`: the last turn is an answer."""
+    edges, places = _added_spans(tokenizer, ids, offsets), []
+    closing = closing_tokens(tokenizer, row.text, ids, offsets, row.answers[-1][1]) if final else []
+    for number, (_, end) in enumerate(row.answers, start=1):
+        last = final and number == len(row.answers)
+        place = end_place(tokenizer, row.text, ids, offsets, outside_tokens(edges, end), last)
+        places.append(place if place is None or last else through_closing(ids, place, closing))
+    return places
+
+
+def _added_spans(tokenizer: Any, ids: list[int], offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    added = added_tokens(tokenizer)
+    return [span for i, span in enumerate(offsets) if ids[i] in added]
 
 
 def _tokens(tokenizer: Any, text: str) -> _Tokens:
@@ -241,10 +313,13 @@ def _inside(text: str, offsets: list[tuple[int, int]], start: int, end: int, whe
 
 def _refuse_structure(tokenizer: Any, example: Example, where: str) -> None:
     """Refuse an answer whose text holds a token of the template's own, which would be learnt in its middle."""
+    special = special_tokens(tokenizer)
     for turn, message in enumerate(example.messages):
-        if message.role == "assistant" and message.weight and _has(message.content, special_tokens(tokenizer)):
+        learnt = message.role == "assistant" and message.weight
+        texts = [*_strings(message.to_template())] if learnt else []
+        if any(token in text for token in special for text in texts):
             for token in _structure(tokenizer):
-                if token in message.content:
+                if any(token in text for text in texts):
                     raise DataError(
                         f"The answer of {where} (turn {turn + 1}) holds {token!r}, which the tokenizer reads as a "
                         "token of its own, so the model would learn it in the middle of an answer. Write it otherwise, "
@@ -252,12 +327,18 @@ def _refuse_structure(tokenizer: Any, example: Example, where: str) -> None:
                     )
 
 
-def _has(text: str, tokens: frozenset[str]) -> bool:
-    return any(token in text for token in tokens)
+def _strings(value: Any) -> Iterator[str]:
+    """Every text of a turn: content, reasoning, names and arguments of tool calls."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for own in value.values() if isinstance(value, dict) else value:
+            yield from _strings(own)
 
 
-def _structure(tokenizer: Any) -> list[str]:
-    """The special tokens that the chat template writes outside of answers, and the tokenizer's end and padding."""
+@kept
+def _structure(tokenizer: Any) -> tuple[str, ...]:
+    """The special tokens that the chat template names or writes outside of answers, and the end and padding tokens."""
     row = render_row(tokenizer, Example(_TURNS), "a conversation")
     ids, offsets = _tokens(tokenizer, row.text)
     outside = {
@@ -267,9 +348,12 @@ def _structure(tokenizer: Any) -> list[str]:
     }
     named = {tokenizer.eos_token_id, tokenizer.pad_token_id, *end_of_turn(tokenizer)}
     chosen = {str(tokenizer.convert_ids_to_tokens(i)) for i in outside | named if i is not None}
-    return sorted(chosen & special_tokens(tokenizer))
+    return tuple(sorted(chosen & special_tokens(tokenizer) | template_tokens(tokenizer)))
 
 
 def _begins_with_its_prompt(tokenizer: Any, example: Example, part: _Part) -> bool:
+    """Whether a row's tokens begin with its prompt's; True where its text does not, which is known without them."""
+    if part.row.restored or part.row.other_prompt:
+        return True
     prompt = encode_prompt(tokenizer, example.prompt, example.tools)
-    return part.row.restored > 0 or part.ids[: len(prompt)] == prompt
+    return part.ids[: len(prompt)] == prompt

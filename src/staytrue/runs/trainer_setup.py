@@ -199,8 +199,8 @@ def _counts(examples: list[Example], report: EncodingReport | None = None) -> di
     counts = {name: sum(row.source == name for row in examples) for name in sources}
     if report is not None:
         counts |= {"truncated": report.truncated, "nothing_to_score": report.dropped}
-        rare = {"restored": report.restored, "other_prompt": report.other_prompt, "unseen": report.unseen}
-        counts |= {name: count for name, count in rare.items() if count}
+        rare = ("restored", "other_prompt", "unseen", "endless")
+        counts |= {name: count for name in rare if (count := getattr(report, name))}
     return counts
 
 

@@ -7,6 +7,7 @@ a step's micro-batches are made, which of their tokens are scored, and whose hea
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,8 @@ class Guarded(_Trainer):  # type: ignore[misc]
             )
         if not encoded:
             raise RecipeError(f"none of its {report.rows} rows has a token of an answer; check its file.")
+        for note in report.notes() if self.accelerator.is_main_process else ():
+            warnings.warn(f"Rows that a defense feeds beside the batch: {note}", stacklevel=2)
         shared = [encoded]
         if self.accelerator.num_processes > 1:  # answers sampled on several machines need not agree to the bit
             broadcast_object_list(shared)
