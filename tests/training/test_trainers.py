@@ -417,6 +417,11 @@ def test_auxiliary_rows_keep_their_share_of_the_rows_that_packing_joined(tmp_pat
     assert max(logged(made, defense.name())) > 0
 
 
+def test_auxiliary_rows_that_are_cut_are_warned_of(tmp_path, pool):
+    with pytest.warns(UserWarning, match=r"feeds beside the batch: 8 of 12 rows are longer than max_length"):
+        trainer(tmp_path, [Anchor(pool, share=0.25, answers="given")], max_steps=1, **PACKINGS["bfd_split"]).train()
+
+
 def test_packing_beside_auxiliary_rows_packs_what_trl_packs(tmp_path, pool):
     for packing in ("bfd", "bfd_split", "wrapped"):
         for shuffled in (False, True):
