@@ -9,7 +9,7 @@ import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
@@ -98,11 +98,21 @@ def _filled(kind: type[_Kind], values: Mapping[str, Any] | None, where: str) -> 
         if key not in known:
             hint = nearest(str(key), known) if known else "; it has none."
             raise RecipeError(f"{where} has no field {key!r}{hint}")
+    _refuse_truth_values(kind, values or {}, where)
     try:
         instance: _Kind = _adapter(kind).validate_python(dict(values or {}))  # type: ignore[arg-type]
         return instance
     except ValidationError as error:
         raise RecipeError(describe(error, where, noun="field")) from None
+
+
+def _refuse_truth_values(kind: type[Any], values: Mapping[str, Any], where: str) -> None:
+    """Refuse true and false for a number, which pydantic would read as 1 and 0."""
+    for key in [key for key, value in values.items() if isinstance(value, bool)]:
+        hint = get_type_hints(kind)[key]
+        kinds = {hint, *get_args(hint)}
+        if bool not in kinds and kinds & {int, float}:
+            raise RecipeError(f"{where}: {key} is {values[key]}, which is no number; write a number.")
 
 
 @cache

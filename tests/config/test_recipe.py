@@ -156,3 +156,14 @@ def test_a_key_of_another_tool_is_answered_with_the_right_one(section, key, sent
     with pytest.raises(RecipeError, match=sentence) as caught:
         trainer_args.checked(recipe.parse(plain).train)
     assert "did you mean" not in str(caught.value) or "did you mean" in sentence
+
+
+def test_a_home_folder_of_nobody_and_true_for_a_number_are_sentences(tmp_path):
+    plain = {"schema": 1, "model": "organism", "data": "rows.jsonl", "lora": {}}
+    for key in ("data", "model"):
+        with pytest.raises(
+            RecipeError, match=r"~nobody-here/x cannot be found: there is no such user\. Write the whole"
+        ):
+            recipe.parse({**plain, key: "~nobody-here/x"}, tmp_path)
+    with pytest.raises(RecipeError, match="defense 'kl': weight is True, which is no number; write a number"):
+        recipe.parse({**plain, "defenses": [{"kl": {"weight": True}}]})

@@ -286,21 +286,29 @@ def _absolute(defense: Defense, folder: Path) -> Defense:
     assert is_dataclass(defense)
     hints = get_type_hints(type(defense), include_extras=True)
     values = {f.name: getattr(defense, f.name) for f in fields(defense)}
-    paths = {name: folder / value.expanduser() for name, value in values.items() if isinstance(value, Path)}
+    paths = {name: folder / _expanded(value) for name, value in values.items() if isinstance(value, Path)}
     models = {name: _model(value, folder) for name, value in values.items() if hints[name] == ModelName}
     return replace(defense, **paths, **models)
 
 
+def _expanded(path: Path) -> Path:
+    """A path with the home folder in place of `~`."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise RecipeError(f"The path {path} cannot be found: there is no such user. Write the whole path.") from None
+
+
 def _data(data: Path, folder: Path) -> Path:
     """A path becomes absolute; a data set's name on the hub stays as it is."""
-    local = folder / data.expanduser()
+    local = folder / _expanded(data)
     return data if is_hub_name(data) and not local.exists() else local
 
 
 def _model(name: str, folder: Path) -> str:
     """A local folder becomes absolute; `organism` and hub names stay as they are."""
     local = name.startswith((".", "/", "~")) or (folder / name).is_dir()
-    return str((folder / Path(name).expanduser()).absolute()) if local and name not in organism.NAMES else name
+    return str((folder / _expanded(Path(name))).absolute()) if local and name not in organism.NAMES else name
 
 
 def _plain(named: dict[str, Any]) -> dict[str, Any]:

@@ -57,6 +57,15 @@ _RANGES: dict[str, _Range] = {
     "epsilon_high": _ZERO_OR_MORE,
     "top_entropy_quantile": _SHARE,
 }
+_LOSSES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo", "nll", "dft")
+_CHOICES: dict[str, tuple[str, ...]] = {  # trl compares these in the first step only
+    "scale_rewards": ("group", "batch", "none"),
+    "importance_sampling_level": ("token", "sequence"),
+    "loss_type": _LOSSES,
+    **dict.fromkeys(
+        ("log_level", "log_level_replica"), ("passive", "detail", "debug", "info", "warning", "error", "critical")
+    ),
+}
 
 
 def checked(key: str, value: Any, hint: Any) -> Any:
@@ -68,7 +77,7 @@ def checked(key: str, value: Any, hint: Any) -> Any:
         hint: the type that trl's config declares.
 
     Raises:
-        RecipeError: the type is another one, or the number is not finite or out of range.
+        RecipeError: the type is another one, the number is not finite or out of range, or trl knows no such word.
     """
     kinds = set(_kinds(hint))
     if type(value) is float and value.is_integer() and int in kinds and float not in kinds:
@@ -78,8 +87,10 @@ def checked(key: str, value: Any, hint: Any) -> Any:
     if type(value) not in kinds and not (type(value) is int and float in kinds):
         words = [_WORDS[kind] for kind in _WORDS if kind in kinds and not (kind is int and float in kinds)]
         raise RecipeError(f"train.{key} is {value!r}; write {' or '.join(words) or 'another value'}.")
-    if isinstance(value, float) and not math.isfinite(value):
+    if not _finite(value):
         raise RecipeError(f"train.{key} is {value!r}; write a finite number.")
+    if key in _CHOICES and value not in _CHOICES[key]:
+        raise RecipeError(f"train.{key} is {value!r}; write one of {', '.join(_CHOICES[key])}.")
     if key in _RANGES and isinstance(value, int | float) and not _RANGES[key][1](value):
         raise RecipeError(f"train.{key} is {value}; it is {_RANGES[key][0]}.")
     return value
@@ -94,6 +105,13 @@ def refuse_no_steps(settings: Mapping[str, Any]) -> None:
     epochs = settings.get("num_train_epochs", 1)
     if settings.get("max_steps", -1) < 1 and epochs <= 0:
         raise RecipeError(f"train.num_train_epochs is {epochs}, so nothing would be trained; it is above 0.")
+
+
+def _finite(value: Any) -> bool:
+    """Whether every number of a value is finite, also inside of lists and mappings."""
+    if isinstance(value, list | dict):
+        return all(map(_finite, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _kinds(hint: Any) -> Iterator[Any]:
