@@ -573,3 +573,17 @@ def test_rows_whose_tokens_were_not_compared_are_not_spoken_of(monkeypatch):
     monkeypatch.setattr("staytrue.data.tokenize._begins_with_its_prompt", lambda *_: False)
     _, report = encode_all(tiny.tokenizer(), [TWO_TURNS] * 10, None)
     assert report.notes()[0].startswith("In 8 of the first 8 rows, which alone were compared, the tokens before")
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama3", "mistral", "gemma3", "phi3"])
+def test_the_answers_of_a_long_conversation_are_found_in_a_few_renderings(kind, monkeypatch):
+    tokenizer, rendered = tiny.tokenizer(kind), []
+    row = conversation(*(f"{i} it is" for i in range(40)))
+    end = SCORED[kind][0].strip()[1:]
+    assert [text.strip() for text in scored(tokenizer, encode(tokenizer, row))][:-1] == [
+        f"{i} it is{end}" for i in range(39)
+    ]
+    real = tokenizer.apply_chat_template
+    monkeypatch.setattr(tokenizer, "apply_chat_template", lambda *a, **k: rendered.append(0) or real(*a, **k))
+    encode(tokenizer, row)
+    assert len(rendered) <= 6

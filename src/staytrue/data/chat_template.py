@@ -18,7 +18,7 @@ from os.path import commonprefix
 from typing import Any
 
 from staytrue.data.examples import Example, Message
-from staytrue.data.marks import Marked, marked, unmarked
+from staytrue.data.marks import Marked, marked, places, unmarked
 from staytrue.errors import DataError, ModelError
 
 _OPENING = re.compile(r"(<[^<>/]+>|\[[A-Z]+\])\s*$")  # such as <think>, at the end of a generation prompt
@@ -111,6 +111,9 @@ class _Row:
     def __init__(self, tokenizer: Any, messages: Sequence[Message], tools: Sequence[Any] | None, where: str) -> None:
         self._tokenizer, self._messages, self._tools, self._where = tokenizer, messages, tools, where
         self.text = render(tokenizer, messages, where, tools)
+        self._prompts: dict[
+            tuple[str, str], tuple[int, str]
+        ] = {}  # what ends a prompt, by the text around its question
 
     def span(self, turn: int) -> tuple[int, int, str]:
         """Start and end of an answer in the text, and the generation prompt of the turns before it.
@@ -118,6 +121,10 @@ class _Row:
         The answer begins where the generation prompt ends, if the text starts with that prompt. Text that the template
         adds in between, such as an empty block for reasoning, then belongs to the answer.
         """
+        if self._places:
+            start, end = self._places[turn]
+            prompt = self._prompt(turn)
+            return (len(prompt) if len(prompt) <= start and self.text.startswith(prompt) else start), end, prompt
         if "tool_calls" not in self._messages[turn].more or turn == len(self._messages) - 1:
             return self._span(turn)
         try:
@@ -125,6 +132,31 @@ class _Row:
         except DataError:  # results of tools without a call
             return self._span_of_calls(turn)
         return self._span_of_calls(turn) if end > self._begin_of_result(turn + 1) else (start, end, prompt)
+
+    @cached_property
+    def _places(self) -> list[tuple[int, int]]:
+        """Start and end of every turn's content, where one text with marks shows them; else empty."""
+        if self._tools or any(message.more for message in self._messages):
+            return []
+        own = marked(self._messages, None, answers=True)
+        try:
+            text = render(self._tokenizer, own.messages, self._where)
+        except DataError:
+            return []
+        return places(self.text, text, [message.content for message in self._messages])
+
+    def _prompt(self, turn: int) -> str:
+        """The generation prompt before an answer; it ends as another one does whose question has the same around it."""
+        start, before = self._places[turn][0], self._places[turn - 1]
+        around = self.text[self._places[turn - 2][1] if turn > 1 else 0 : before[0]], self.text[before[1] : start]
+        if turn > 1 and around in self._prompts:
+            less, added = self._prompts[around]
+            return self.text[: start - less] + added
+        prompt = render(self._tokenizer, self._messages[:turn], self._where, self._tools, add_generation_prompt=True)
+        same = len(commonprefix([self.text[:start], prompt]))
+        if turn > 1 and same >= before[1]:
+            self._prompts[around] = start - same, prompt[same:]
+        return prompt
 
     def _begin_of_result(self, turn: int) -> int:
         """Where the text holds the result of a tool, at the latest; its length if it does not."""
@@ -149,6 +181,8 @@ class _Row:
         Raises:
             DataError: the row's tools are not in the text.
         """
+        if self._places:
+            return False
         own, text = self._marked
         if own.missing(text, -1):
             raise DataError(

@@ -37,13 +37,12 @@ def mark(*place: int) -> str:
     return f"qzx{'x'.join(map(str, place))}xzq"
 
 
-def marked(messages: Sequence[Message], tools: Sequence[Any] | None) -> Marked:
-    """Make a conversation with marks."""
+def marked(messages: Sequence[Message], tools: Sequence[Any] | None, answers: bool = False) -> Marked:
+    """Make a conversation with marks, also in its plain answers if asked for."""
     turns, keys = [], {}
     for turn, message in enumerate(messages):
-        changed, keys[turn] = (
-            _marked_turn(turn, message) if message.more or message.role != "assistant" else (message, {})
-        )
+        own_marks = answers or message.more or message.role != "assistant"
+        changed, keys[turn] = _marked_turn(turn, message) if own_marks else (message, {})
         turns.append(changed)
     own: list[Any] = []
     keys[-1] = {"tools": []}
@@ -52,6 +51,21 @@ def marked(messages: Sequence[Message], tools: Sequence[Any] | None) -> Marked:
         if own[-1] != tool:
             keys[-1]["tools"].append(mark(0, number, 0, 0))
     return Marked(turns, own, keys)
+
+
+def places(text: str, marked_text: str, contents: Sequence[str]) -> list[tuple[int, int]]:
+    """Start and end of every turn's content in a text, which else is the text with marks; empty where it is another."""
+    spans: list[tuple[int, int]] = []
+    position, rest = 0, marked_text
+    for turn, content in enumerate(contents):
+        before, found, rest = rest.partition(mark(turn))
+        start = position + len(before)
+        own = content if text.startswith(content, start) else content.strip()
+        if not found or mark(turn) in rest or text[position:start] != before or not text.startswith(own, start):
+            return []
+        position = start + len(own)
+        spans.append((start, position))
+    return spans if text[position:] == rest else []
 
 
 def unmarked(messages: Sequence[Message], tools: Sequence[Any] | None) -> Marked:
