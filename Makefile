@@ -3,7 +3,7 @@
 # make bench  ratios against named peers      make test-slow  minutes rather than seconds
 # make test-inspect  our probes and logs under Inspect, in an environment of its own
 # make test-lowest   the tests with the lowest versions that pyproject.toml declares, in an environment of its own
-# make docs   the documentation as a website in build/docs (warnings are errors)
+# make docs   the documentation as a website in build/docs (warnings are errors), and its tutorials executed
 # make defenses-page  docs/defenses.md, from the defenses' docstrings (make check and make docs do it first)
 # Each sets up what it needs in .venv; nothing else on the machine is touched.
 
@@ -29,7 +29,7 @@ demo: $(INSTALLED)
 
 # One thread a worker: two processes with one thread each do more than one with two, and never wait for each other.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -q -n logical --maxprocesses 4 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not docs" -q -n logical --maxprocesses 4 --dist worksteal
 
 test-slow: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -q -n logical --maxprocesses 4 --dist worksteal
@@ -61,6 +61,7 @@ defenses-page: $(INSTALLED)
 
 docs: defenses-page
 	$(BIN)/python -m sphinx -E -W --keep-going -q -b html docs build/docs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m docs -q -n logical --maxprocesses 4 tests/test_docs.py
 	@echo "Open build/docs/index.html"
 
 # The pages' mermaid diagrams as SVG, for the website; only after a diagram was edited. Needs npm and Chromium.
