@@ -94,7 +94,7 @@ def render_row(tokenizer: Any, example: Example, where: str) -> RenderedRow:
         if start < position:
             raise DataError(
                 f"The model's chat template joins the answers of {where} (up to turn {turn + 1}), so they cannot be "
-                "told apart. Take the row out, or use another model."
+                "separated. Take the row out, or use another model."
             )
         text += row.text[position:start]
         position = end

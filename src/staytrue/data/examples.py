@@ -199,7 +199,7 @@ def _faults(value: dict[str, Any], prompts_only: bool) -> Iterator[tuple[str, st
 
 
 def _without_messages(value: dict[str, Any]) -> tuple[str, str]:
-    """What a row of no known form is told."""
+    """Describe the fault of a row that has no known form."""
     if {"instruction", "output", "history"} <= value.keys():
         return "/history", f"is {shown(value['history'])}, not a list of [question, answer]; write [] for none"
     for key, entry in value.items():

@@ -70,7 +70,7 @@ def _alpaca(row: dict[str, Any]) -> ChatRow:
     """Alpaca's instruction, input and output, with LLaMA-Factory's system and history."""
     given, pointer = row["instruction"], "/instruction"
     if row.get("input") not in (None, "") and (given == "" or not isinstance(row["input"], str)):
-        given, pointer = row["input"], "/input"  # what is no text is told by the reader
+        given, pointer = row["input"], "/input"  # the reader refuses a value that is not text
     elif row.get("input") and isinstance(given, str):
         given = f"{given}\n{row['input']}"
     messages = [{"role": "system", "content": row["system"]}] if row.get("system") else []

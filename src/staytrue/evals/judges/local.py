@@ -66,7 +66,7 @@ class LocalJudge:
         prompt = rubric.filled(question.messages[-1].content, answer)
         if self._cache is None:
             return reading(self.distribution(prompt))
-        row = self._cache.once(
+        row = self._cache.once(  # "law" is the distribution's name in caches that exist
             key(judge=self._identity, rubric=rubric.sha256, prompt=prompt), lambda: {"law": self.distribution(prompt)}
         )
         return reading(row["law"])
