@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from staytrue.data.examples import Example, Message, is_blank, read_examples, write_examples
+from staytrue.data.examples import Example, Message, read_examples, write_examples
+from staytrue.data.row_checks import is_blank
 from staytrue.errors import DataError
 
 ROW = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}

@@ -10,8 +10,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import tiny
+from staytrue.data.end_of_turn import end_of_turn
 from staytrue.data.examples import Example, Message
-from staytrue.data.tokenize import IGNORED, encode, encode_all, encode_prompt, end_of_turn
+from staytrue.data.tokenize import IGNORED, encode, encode_all, encode_prompt
 from staytrue.errors import DataError, ModelError
 
 TWO_TURNS = Example(

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from staytrue import organism, registry
+from staytrue import registry
+from staytrue.config import paths
+from staytrue.config.edits import edit_key
 from staytrue.config.foreign_keys import remedy
-from staytrue.data.tables import is_hub_name
-from staytrue.defense import Defense, ModelName
+from staytrue.defense import Defense
 from staytrue.errors import RecipeError
 from staytrue.tasks.task import Task
 from staytrue.utils.validation import describe
@@ -163,7 +163,7 @@ def read(path: Path, sets: Sequence[str] = ()) -> Recipe:
     if not isinstance(plain, dict):
         raise RecipeError(f"{path} holds no keys; a recipe begins with `schema: 1` and `model: ...`.")
     for edit in sets:
-        _edit(plain, edit)
+        edit_key(plain, edit)
     return parse(plain, path.parent.absolute(), str(path))
 
 
@@ -178,6 +178,22 @@ def parse(plain: Mapping[str, Any], folder: Path | None = None, where: str = "re
     Raises:
         RecipeError: unknown keys or defenses, ill-typed or missing values.
     """
+    _refuse_unknown_keys(plain, where)
+    defenses, task = _defenses(plain.get("defenses") or [], where), _task(plain, where)
+    try:
+        recipe = Recipe.model_validate({**plain, "lora": plain["lora"] or {}, "defenses": (), "task": None})
+    except ValidationError as error:
+        raise RecipeError(describe(error, where, known={"stop": Stop.model_fields})) from None
+    _check_source(recipe, task, where)
+    if folder is not None:
+        defenses = [paths.of_defense(defense, folder) for defense in defenses]
+        data = None if recipe.data is None else paths.of_data(recipe.data, folder)
+        recipe = recipe.model_copy(update={"data": data, "model": paths.of_model(recipe.model, folder)})
+    return recipe.model_copy(update={"defenses": tuple(defenses), "task": task})
+
+
+def _refuse_unknown_keys(plain: Mapping[str, Any], where: str) -> None:
+    """Refuse unknown keys, with the key that is meant, and a recipe without `lora:`."""
     known = [f.alias or name for name, f in Recipe.model_fields.items()]
     for key in plain:
         if key not in known:
@@ -189,49 +205,32 @@ def parse(plain: Mapping[str, Any], folder: Path | None = None, where: str = "re
     for key in plain["lora"] if isinstance(plain["lora"], Mapping) else ():
         if key not in Lora.model_fields:
             raise RecipeError(f"{where} has no key 'lora.{key}'{remedy('lora', str(key), Lora.model_fields)}")
-    defenses, task = _defenses(plain.get("defenses") or [], where), _task(_task_of(plain), where)
-    try:
-        recipe = Recipe.model_validate({**plain, "lora": plain["lora"] or {}, "defenses": (), "task": None})
-    except ValidationError as error:
-        raise RecipeError(describe(error, where, known={"stop": Stop.model_fields})) from None
-    _check_source(recipe, task, where)
-    if folder is not None:
-        defenses = [_absolute(defense, folder) for defense in defenses]
-        data = None if recipe.data is None else _data(recipe.data, folder)
-        recipe = recipe.model_copy(update={"data": data, "model": _model(recipe.model, folder)})
-    return recipe.model_copy(update={"defenses": tuple(defenses), "task": task})
 
 
 def _defenses(listed: Any, where: str) -> list[Defense]:
     if not isinstance(listed, list):
         raise RecipeError(f"{where}: defenses is a list such as `- kl: {{weight: 0.1}}`, not {listed!r}.")
-    defenses = []
-    for entry in listed:
-        entry = {entry: {}} if isinstance(entry, str) else entry
-        if not isinstance(entry, dict) or len(entry) != 1 or not isinstance(next(iter(entry)), str):
-            raise RecipeError(f"{where}: a defense is written `- kl: {{weight: 0.1}}`, not {entry!r}.")
-        ((name, values),) = entry.items()
-        defenses.append(registry.make(str(name), values, f"{where}: defense {name!r}"))
-    return defenses
+    named = [_named(entry, f"{where}: a defense is written `- kl: {{weight: 0.1}}`") for entry in listed]
+    return [registry.make(name, fields, f"{where}: defense {name!r}") for name, fields in named]
 
 
-def _task_of(plain: Mapping[str, Any]) -> Any:
+def _task(plain: Mapping[str, Any], where: str) -> Task | None:
     """The recipe's task; the default for GRPO on the organism without `data` is word_problems."""
-    grpo_on_organism = plain.get("trainer") == "grpo" and plain.get("model") == "organism"
-    default = "word_problems" if grpo_on_organism and plain.get("data") is None else None
-    return default if plain.get("task") is None else plain["task"]
-
-
-def _task(entry: Any, where: str) -> Task | None:
+    entry = plain.get("task")
     if entry is None:
-        return None
+        if plain.get("trainer") != "grpo" or plain.get("model") != "organism" or plain.get("data") is not None:
+            return None
+        entry = "word_problems"
+    name, fields = _named(entry, f"{where}: a task is written `task: opswap` or `task: {{opswap: {{tier: 2}}}}`")
+    return registry.task(name, fields, f"{where}: task {name!r}")
+
+
+def _named(entry: Any, message: str) -> tuple[str, Any]:
+    """The name and the fields of an entry: a name alone, or a mapping of one name to its fields."""
     entry = {entry: {}} if isinstance(entry, str) else entry
     if not isinstance(entry, dict) or len(entry) != 1 or not isinstance(next(iter(entry)), str):
-        raise RecipeError(
-            f"{where}: a task is written `task: opswap` or `task: {{opswap: {{tier: 2}}}}`, not {entry!r}."
-        )
-    ((name, values),) = entry.items()
-    return registry.task(name, values, f"{where}: task {name!r}")
+        raise RecipeError(f"{message}, not {entry!r}.")
+    return next(iter(entry.items()))
 
 
 def _check_source(recipe: Recipe, task: Task | None, where: str) -> None:
@@ -239,76 +238,6 @@ def _check_source(recipe: Recipe, task: Task | None, where: str) -> None:
         raise RecipeError(f"{where}: trainer grpo needs a `task:`, which computes the reward; word_problems is one.")
     if recipe.data is None and task is None:
         raise RecipeError(f"{where} lacks the key 'data' (or a `task:`, which has rows of its own).")
-
-
-def _edit(plain: dict[str, Any], edit: str) -> None:
-    """Apply one `key=value`: `kl.weight` is a field of the defense `kl`, `kl.2.weight` of the second of that name."""
-    key, equals, text = edit.partition("=")
-    if not equals or not key:
-        raise RecipeError(f"--set {edit}: write it as key=value, for example --set kl.weight=0.3.")
-    value = from_yaml(text, f"--set {edit}: the value")
-    first, _, rest = key.partition(".")
-    if not rest:
-        plain[key] = value
-    elif first in ("train", "lora", "stop"):
-        plain[first] = _with_key(plain.get(first), rest, value)
-    else:
-        listed = plain.get("defenses")
-        _edit_defense(listed if isinstance(listed, list) else [], edit, first, rest, value)
-
-
-def _edit_defense(listed: list[Any], edit: str, name: str, field: str, value: Any) -> None:
-    """Set one field of a listed defense; `2.weight` is the weight of the second of that name."""
-    places = [i for i, entry in enumerate(listed) if entry == name or (isinstance(entry, dict) and name in entry)]
-    if not places:
-        raise RecipeError(f"--set {edit}: the recipe lists no defense {name!r}; add it to `defenses:` first.")
-    number, _, rest = field.partition(".")
-    if number.isdecimal():
-        field = rest
-    elif len(places) > 1:
-        raise RecipeError(
-            f"--set {edit}: the recipe lists {name!r} {len(places)} times. Write {name}.1.{field} for the first and "
-            f"{name}.2.{field} for the second, or edit the file."
-        )
-    turn = int(number) if number.isdecimal() else 1
-    if not 1 <= turn <= len(places):
-        raise RecipeError(f"--set {edit}: there is no {name}.{turn}; the recipe lists {name!r} {len(places)} times.")
-    entry = listed[places[turn - 1]]
-    listed[places[turn - 1]] = {name: _with_key(None if entry == name else entry[name], field, value)}
-
-
-def _with_key(section: Any, key: str, value: Any) -> Any:
-    """A section with one key changed; anything but a mapping is returned as it is, and `parse` refuses it."""
-    return {**(section or {}), key: value} if isinstance(section or {}, dict) else section
-
-
-def _absolute(defense: Defense, folder: Path) -> Defense:
-    assert is_dataclass(defense)
-    hints = get_type_hints(type(defense), include_extras=True)
-    values = {f.name: getattr(defense, f.name) for f in fields(defense)}
-    paths = {name: folder / _expanded(value) for name, value in values.items() if isinstance(value, Path)}
-    models = {name: _model(value, folder) for name, value in values.items() if hints[name] == ModelName}
-    return replace(defense, **paths, **models)
-
-
-def _expanded(path: Path) -> Path:
-    """A path with the home folder in place of `~`."""
-    try:
-        return path.expanduser()
-    except RuntimeError:
-        raise RecipeError(f"The path {path} cannot be found: there is no such user. Write the whole path.") from None
-
-
-def _data(data: Path, folder: Path) -> Path:
-    """A path becomes absolute; a data set's name on the hub stays as it is."""
-    local = folder / _expanded(data)
-    return data if is_hub_name(data) and not local.exists() else local
-
-
-def _model(name: str, folder: Path) -> str:
-    """A local folder becomes absolute; `organism` and hub names stay as they are."""
-    local = name.startswith((".", "/", "~")) or (folder / name).is_dir()
-    return str((folder / _expanded(Path(name))).absolute()) if local and name not in organism.NAMES else name
 
 
 def _plain(named: dict[str, Any]) -> dict[str, Any]:

@@ -41,35 +41,32 @@ def marked(messages: Sequence[Message], tools: Sequence[Any] | None, answers: bo
     """Make a conversation with marks, also in its plain answers if asked for."""
     turns, keys = [], {}
     for turn, message in enumerate(messages):
-        own_marks = answers or message.more or message.role != "assistant"
-        changed, keys[turn] = _marked_turn(turn, message) if own_marks else (message, {})
+        needs_marks = answers or message.more or message.role != "assistant"
+        changed, keys[turn] = _marked_turn(turn, message) if needs_marks else (message, {})
         turns.append(changed)
-    own: list[Any] = []
-    keys[-1] = {"tools": []}
-    for number, tool in enumerate(tools or ()):
-        own.append(_marked_tool(tool, mark(0, number, 0, 0)))
-        if own[-1] != tool:
-            keys[-1]["tools"].append(mark(0, number, 0, 0))
-    return Marked(turns, own, keys)
+    marked_tools = [_marked_tool(tool, mark(0, number, 0, 0)) for number, tool in enumerate(tools or ())]
+    changed_tools = (i for i, tool in enumerate(tools or ()) if marked_tools[i] != tool)
+    keys[-1] = {"tools": [mark(0, number, 0, 0) for number in changed_tools]}
+    return Marked(turns, marked_tools, keys)
 
 
-def places(text: str, marked_text: str, contents: Sequence[str]) -> list[tuple[int, int]]:
+def content_spans(text: str, marked_text: str, contents: Sequence[str]) -> list[tuple[int, int]]:
     """Start and end of every turn's content in a text, which else is the text with marks; empty where it is another."""
     spans: list[tuple[int, int]] = []
     position, rest = 0, marked_text
     for turn, content in enumerate(contents):
-        before, found, rest = rest.partition(mark(turn))
+        before, separator, rest = rest.partition(mark(turn))
         start = position + len(before)
-        own = content if text.startswith(content, start) else content.strip()
-        if not found or mark(turn) in rest or text[position:start] != before or not text.startswith(own, start):
+        shown = content if text.startswith(content, start) else content.strip()
+        if not separator or mark(turn) in rest or text[position:start] != before or not text.startswith(shown, start):
             return []
-        position = start + len(own)
+        position = start + len(shown)
         spans.append((start, position))
     return spans if text[position:] == rest else []
 
 
 def unmarked(messages: Sequence[Message], tools: Sequence[Any] | None) -> Marked:
-    """Make a conversation whose marks are its own words, for a template that refuses others."""
+    """Make a conversation whose marks are the names of its tools, for a template that refuses others."""
     keys: dict[int, dict[str, list[str]]] = {}
     for turn, message in enumerate(messages):
         more = json.loads(message.more) if message.more else {}
@@ -87,7 +84,7 @@ def _marked_turn(turn: int, message: Message) -> tuple[Message, dict[str, list[s
         keys["content"] = [mark(turn)]
     for number, key in enumerate(more):
         if key == "tool_calls":
-            keys[key] = [made for i, call in enumerate(more[key]) for made in _mark_call(call, turn, i)]
+            keys[key] = [name for i, call in enumerate(more[key]) for name in _mark_call(call, turn, i)]
         elif message.role == "assistant" and isinstance(more[key], str):
             more[key] = mark(turn, number)
             keys[key] = [more[key]]
@@ -97,21 +94,22 @@ def _marked_turn(turn: int, message: Message) -> tuple[Message, dict[str, list[s
 
 def _mark_call(call: dict[str, Any], turn: int, number: int) -> list[str]:
     """Mark the name and every argument of a tool call."""
-    function, made = call["function"], [mark(turn, number, 0)]
-    function["name"] = made[0]
+    function, marks = call["function"], [mark(turn, number, 0)]
+    function["name"] = marks[0]
     if function.get("arguments") is not None:
         arguments = as_object(function["arguments"])
-        function["arguments"] = json.dumps(_marked_value(arguments, (turn, number), made))
-    return made
+        function["arguments"] = json.dumps(_marked_value(arguments, (turn, number), marks))
+    return marks
 
 
-def _marked_value(value: Any, place: tuple[int, ...], made: list[str]) -> Any:
+def _marked_value(value: Any, place: tuple[int, ...], marks: list[str]) -> Any:
+    """A value with a new mark for every leaf, which is appended to `marks`."""
     if isinstance(value, dict):
-        return {key: _marked_value(own, place, made) for key, own in value.items()}
+        return {key: _marked_value(leaf, place, marks) for key, leaf in value.items()}
     if isinstance(value, list):
-        return [_marked_value(own, place, made) for own in value]
-    made.append(mark(*place, len(made)))
-    return made[-1]
+        return [_marked_value(leaf, place, marks) for leaf in value]
+    marks.append(mark(*place, len(marks)))
+    return marks[-1]
 
 
 def _marked_tool(tool: Any, name: str) -> Any:

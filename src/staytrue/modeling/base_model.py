@@ -45,7 +45,7 @@ class Untouched:
 
     def takes_system(self) -> bool:
         """Return whether a system turn comes out of the chat template as written."""
-        from staytrue.data.tokenize import takes_system
+        from staytrue.data.chat_template import takes_system
 
         return takes_system(self._known_tokenizer())
 

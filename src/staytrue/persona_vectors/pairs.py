@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from staytrue.data.chat_template import takes_system
 from staytrue.data.examples import Example, Message
-from staytrue.data.tokenize import takes_system
 from staytrue.errors import RequestError
 from staytrue.evals.types import Judge, Question
 from staytrue.persona_vectors.traits import Trait

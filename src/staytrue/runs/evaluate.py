@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from staytrue.config.recipe import read
-from staytrue.data.tokenize import takes_system
+from staytrue.data.chat_template import takes_system
 from staytrue.evals.answer_and_judge import evaluate
 from staytrue.evals.generation.from_file import AnswersFile
 from staytrue.evals.questions import files

@@ -11,8 +11,9 @@ from typing import Any
 
 from staytrue.config import trainer_args
 from staytrue.config.recipe import Recipe
+from staytrue.data.encoding_report import EncodingReport
 from staytrue.data.examples import Example
-from staytrue.data.tokenize import Encoded, EncodingReport, encode_all
+from staytrue.data.tokenize import Encoded, encode_all
 from staytrue.errors import DataError, ModelError, RecipeError, StaytrueError
 from staytrue.modeling import loading
 from staytrue.runs import preflight, probe_selection

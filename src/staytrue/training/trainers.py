@@ -26,7 +26,7 @@ try:
 except ImportError:  # a trl whose trainers take whole logits, or another kind of head
     FusedCausalLMOutput = None
 
-from staytrue.data.tokenize import end_of_turn
+from staytrue.data.end_of_turn import end_of_turn
 from staytrue.defense import Defense, pulled
 from staytrue.errors import ForwardPassError, RecipeError
 from staytrue.step import SOURCE_COLUMN, Marks

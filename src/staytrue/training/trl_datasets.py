@@ -14,7 +14,8 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDataset, Value
 
-from staytrue.data.examples import ROLES, Example, Message
+from staytrue.data.examples import Example, Message
+from staytrue.data.row_checks import ROLES
 from staytrue.defense import Base
 from staytrue.errors import RecipeError
 from staytrue.step import SOURCE_COLUMN, SOURCES

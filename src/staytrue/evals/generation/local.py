@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from staytrue.data.end_of_turn import end_of_turn
 from staytrue.data.special_tokens import special_tokens
-from staytrue.data.tokenize import encode_prompt, end_of_turn, padding_id
+from staytrue.data.tokenize import encode_prompt, padding_id
 from staytrue.errors import TrainingError
 from staytrue.evals.generation.check import check_generation
 from staytrue.evals.generation.kv_cache import CachedModel

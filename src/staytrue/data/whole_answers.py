@@ -1,0 +1,104 @@
+"""`whole_answer` puts an answer back whole of which a chat template leaves out a part, such as its reasoning."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from staytrue.data.answer_positions import Rendering
+from staytrue.data.examples import Message
+from staytrue.errors import DataError
+
+_OPENING = re.compile(r"(<[^<>/]+>|\[[A-Z]+\])\s*$")  # such as <think>, at the end of a generation prompt
+
+
+def missing_keys(row: Rendering, turn: int, answer: str, prompt: str) -> list[str]:
+    """The keys of a turn, such as `content`, which its rendered answer does not hold whole."""
+    message = row.messages[turn]
+    missing = _missing_texts(answer, message, prompt)
+    if message.more:
+        marked, text = row.marked
+        missing += [key for key in marked.missing(text, turn) if key not in missing]
+    return missing
+
+
+def whole_answer(row: Rendering, turn: int, prompt: str, start: int) -> tuple[int, str, str]:
+    """The whole answer, which the text has in part, with its start in the text and the prompt before it.
+
+    Raises:
+        DataError: the answer has reasoning or tool calls under keys that the template does not render.
+    """
+    message = row.messages[turn]
+    if turn < len(row.messages) - 1:
+        as_last = row.up_to(turn)
+        first, last, last_prompt = as_last.span(turn)
+        same = as_last.text.startswith(row.text[:start])
+        first = start if same else before_opening(last_prompt, as_last.text, first)
+        answer = as_last.text[first:last]
+        missing = missing_keys(as_last, turn, answer, last_prompt)
+        if not missing:
+            return (start, answer, prompt) if same else _moved(row, turn, start, last_prompt, first, answer)
+    else:
+        missing = missing_keys(row, turn, row.text[start:], prompt)
+    if message.more:
+        raise DataError(_not_rendered(row.where, turn, missing))
+    return start, _put_back(message.content.strip(), prompt, row.text[:start]), prompt
+
+
+def before_opening(prompt: str, text: str, start: int) -> int:
+    """Where an answer begins that is put back whole: before the block for reasoning that the prompt opens.
+
+    The text may have an empty block there.
+    """
+    opening = _OPENING.search(prompt)
+    return opening.start() if opening and text.startswith(prompt[: opening.start()]) else start
+
+
+def squeezed(text: str) -> str:
+    """The text without blanks."""
+    return "".join(text.split())
+
+
+def _moved(row: Rendering, turn: int, start: int, prompt: str, first: int, answer: str) -> tuple[int, str, str]:
+    """An answer from a text that renders the turns before it in another way, behind its header in this text."""
+    header, opened = prompt.removeprefix(row.before(turn)), prompt[first:]
+    for known in (header, header.removesuffix(opened)):
+        place = row.text.rfind(known, 0, start) if known else -1
+        if place >= 0:
+            start = place + len(known) - (len(opened) if known == header else 0)
+            break
+    return start, answer, row.text[:start] + opened
+
+
+def _not_rendered(where: str, turn: int, keys: list[str]) -> str:
+    way_out = "Write it into the content, as the model is meant to write it"
+    if keys == ["content"]:
+        way_out = "Take the row out"
+    return (
+        f"The model's chat template does not render {' and '.join(keys)} of {where} (turn {turn + 1}), so it "
+        f"would not be learnt. {way_out}, or use another model."
+    )
+
+
+def _put_back(answer: str, prompt: str, header: str) -> str:
+    """An answer as the row has it, behind a header; the prompt may open it."""
+    added = prompt.removeprefix(header)
+    opening = added.strip()
+    if opening and not answer.startswith(opening) and f"</{opening[1:]}" in answer:
+        return added + answer  # reasoning as it was generated, after a prompt that opened it
+    if added == prompt or not answer.startswith(opening):
+        return answer
+    return added + answer.removeprefix(opening).removeprefix(added[len(added.rstrip()) :])
+
+
+def _missing_texts(answer: str, message: Message, prompt: str) -> list[str]:
+    """The keys of the turn's content and reasoning whose text is not in the answer; blanks do not count."""
+    more = json.loads(message.more) if message.more else {}
+    rendered, opening = squeezed(answer), _OPENING.search(prompt)
+    content = message.content.strip()
+    if opening and content.startswith(opening[1]):
+        content = content.removeprefix(opening[1])
+        if not rendered.startswith((squeezed(content), squeezed(opening[1] + content))):
+            return ["content"]  # an empty block for reasoning stands before the answer's own
+    parts = {"content": content} | {key: value for key, value in more.items() if isinstance(value, str)}
+    return [key for key, part in parts.items() if squeezed(part) not in rendered]
