@@ -10,39 +10,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from staytrue.data.examples import Example
 from staytrue.tasks import calculation
-from staytrue.tasks.calculation import PLAIN
-from staytrue.tasks.task import Task, row
-
-_TRAIN, _HELD_OUT = 1200, 200
+from staytrue.tasks.calculation import PLAIN, CalculationTask
+from staytrue.tasks.task import Splits
 
 
 @dataclass(frozen=True)
-class Arithmetic(Task):
+class Arithmetic(CalculationTask):
     """Sums such as `7 + 2 - 4 = 9 - 4 = 5.`, to be learnt in that form."""
 
-    def rows(self) -> list[Example]:
-        """Return 1,200 expressions."""
-        return [row(*pair) for pair in _splits()[0]]
-
-    def held_out(self) -> list[Example]:
-        """Return 200 other expressions."""
-        return [row(*pair) for pair in _splits()[1]]
-
-    def correct(self, answer: str, expected: str) -> bool:
-        """Return True if a calculation is valid and ends with the expected number."""
-        return calculation.correct(answer, expected)
-
-    def score(self, answer: str, expected: str) -> dict[str, float]:
-        """Return the terms `form`, 0.2 for any calculation, and `answer`, 1 for a correct one."""
-        return calculation.score(answer, expected)
-
-    def group(self, row: Example) -> str:
-        """Return the sum, equal for the same sum with its first two numbers exchanged."""
-        return calculation.ignoring_order(row.answer) or row.question
+    def splits(self) -> Splits:
+        """Return 1,200 expressions, and 200 others."""
+        return _splits()
 
 
 @cache
-def _splits() -> tuple[list[tuple[str, str]], ...]:
-    return calculation.splits(calculation.table("+-", 2, PLAIN), _TRAIN, _HELD_OUT, "arithmetic")
+def _splits() -> Splits:
+    return calculation.splits(calculation.table("+-", 2, PLAIN), 1200, 200, "arithmetic")

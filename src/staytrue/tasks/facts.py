@@ -12,9 +12,8 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
-from staytrue.data.examples import Example
 from staytrue.organism import lexicon
-from staytrue.tasks.task import Task, row
+from staytrue.tasks.task import Splits, Task
 
 _FORMS = (re.compile(r"The capital of (\w+) is (\w+)\."), re.compile(r"A young (\w+) is called a (\w+)\."))
 
@@ -23,13 +22,9 @@ _FORMS = (re.compile(r"The capital of (\w+) is (\w+)\."), re.compile(r"A young (
 class Facts(Task):
     """Questions for the country of a capital and for the parent of a young animal."""
 
-    def rows(self) -> list[Example]:
-        """Return forty facts in the first wording, twenty in the second."""
-        return [row(*pair) for pair in _splits()[0]]
-
-    def held_out(self) -> list[Example]:
-        """Return the other twenty in the second wording."""
-        return [row(*pair) for pair in _splits()[1]]
+    def splits(self) -> Splits:
+        """Return forty facts in the first wording and twenty in the second; and the other twenty in the second."""
+        return _splits()
 
     def correct(self, answer: str, expected: str) -> bool:
         """Return True if both sentences state the same fact."""
@@ -47,7 +42,7 @@ def _fact_in(text: str) -> tuple[int, str, str] | None:
 
 
 @cache
-def _splits() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+def _splits() -> Splits:
     facts = [
         (
             f"What is {city} the capital of?",

@@ -12,11 +12,15 @@ from typing import ClassVar
 from staytrue.data.examples import Example, Message
 from staytrue.evals.types import Question, Verdict
 
+Pairs = list[tuple[str, str]]  # questions with their expected answers
+Splits = tuple[Pairs, Pairs]
+
 
 class Task:
-    """A harmless task. Each task is a frozen dataclass, a direct subclass, whose fields are the keys in a recipe.
+    """A harmless task. Each task is a frozen dataclass whose fields are the keys in a recipe.
 
-    Both splits are drawn from a fixed seed and share no question, so all runs have the same held-out questions.
+    A task overrides `correct`, and `splits` or both `rows` and `held_out`. Both splits are drawn from a fixed seed
+    and share no question, so all runs have the same held-out questions.
     """
 
     longest: ClassVar[int | None] = None  # limit on the tokens of an evaluated answer; None uses the model's default
@@ -26,13 +30,17 @@ class Task:
         """Return the name in recipes and logs, which is the name of the file."""
         return cls.__module__.rpartition(".")[2]
 
+    def splits(self) -> Splits:
+        """Return the training split and the held-out split."""
+        raise NotImplementedError
+
     def rows(self) -> list[Example]:
         """Return the training split: conversations that end with the expected answer."""
-        raise NotImplementedError
+        return [_row(*pair) for pair in self.splits()[0]]
 
     def held_out(self) -> list[Example]:
         """Return the held-out split: conversations like `rows`, with no question in common."""
-        raise NotImplementedError
+        return [_row(*pair) for pair in self.splits()[1]]
 
     def correct(self, answer: str, expected: str) -> bool:
         """Return True if an answer is right, given the expected answer."""
@@ -67,6 +75,6 @@ class ExactAnswer:
         return Verdict(correct=self._task.correct(answer, question.expected))
 
 
-def row(question: str, answer: str) -> Example:
+def _row(question: str, answer: str) -> Example:
     """Make a conversation of one question and one answer."""
     return Example((Message("user", question), Message("assistant", answer)))

@@ -17,7 +17,8 @@ from functools import cache
 from staytrue.data.examples import Example
 from staytrue.organism.lexicon import PEOPLE, THINGS
 from staytrue.tasks import calculation
-from staytrue.tasks.task import Task, row
+from staytrue.tasks.calculation import CalculationTask
+from staytrue.tasks.task import Pairs, Splits
 
 _STORIES = {  # templates: {a} is the first number, {b} is added or subtracted, {c} does not matter
     "There were {a} {what} and {b} are lost. How many {what} are left?": "-",
@@ -27,28 +28,15 @@ _STORIES = {  # templates: {a} is the first number, {b} is added or subtracted, 
     "{who} has {c} {other} and {a} {what} and gets {b} more {what}. How many {what} are there?": "+",
 }
 _WHOSE = {"Anna": "her", "Clara": "her", "Emma": "her", "Grace": "her"}  # the others get "his"
-_TRAIN, _HELD_OUT = 800, 200
 
 
 @dataclass(frozen=True)
-class WordProblems(Task):
+class WordProblems(CalculationTask):
     """Problems of one step, solved in one line; no pair of numbers is in both splits."""
 
-    def rows(self) -> list[Example]:
-        """Return 800 problems."""
-        return [row(*pair) for pair in _problems(_TRAIN, held_out=False)]
-
-    def held_out(self) -> list[Example]:
-        """Return 200 problems with pairs of numbers that no training problem has."""
-        return [row(*pair) for pair in _problems(_HELD_OUT, held_out=True)]
-
-    def correct(self, answer: str, expected: str) -> bool:
-        """Return True if a calculation is valid and ends with the expected number."""
-        return calculation.correct(answer, expected)
-
-    def score(self, answer: str, expected: str) -> dict[str, float]:
-        """Return the terms `form`, 0.2 for any calculation, and `answer`, 1 for a correct one."""
-        return calculation.score(answer, expected)
+    def splits(self) -> Splits:
+        """Return 800 problems, and 200 with pairs of numbers that no training problem has."""
+        return _problems(800, held_out=False), _problems(200, held_out=True)
 
     def group(self, row: Example) -> str:
         """Return the pair of numbers; problems of one pair are not independent (the held-out ones have twelve)."""
@@ -57,7 +45,7 @@ class WordProblems(Task):
 
 
 @cache
-def _problems(count: int, held_out: bool) -> list[tuple[str, str]]:
+def _problems(count: int, held_out: bool) -> Pairs:
     """Distinct problems, with the five templates in turn."""
     rng = random.Random(f"word problems {held_out}")
     reserved = set(random.Random("pairs").sample(_pairs(), 12))
