@@ -14,7 +14,7 @@ from staytrue.errors import RequestError
 from staytrue.evals.results.answer_store import evaluation_folder
 from staytrue.evals.results.verdict_store import join_verdicts, known_judges, verdict_folder
 from staytrue.report.folders import labels, recipe_of, seed_of
-from staytrue.report.rows import JUDGED, label_of, probes
+from staytrue.report.rows import JUDGED, from_summary, label_of, probes
 from staytrue.utils.files import read_rows
 
 _QUESTIONS_SHOWN = 5
@@ -132,18 +132,9 @@ def _results(folder: Path, label: str) -> dict[str, Any]:
 
 def _row(folder: Path, label: str, summary: dict[str, Any]) -> dict[str, Any]:
     """Return a single run's summary as a row of `results.json`, with all its probes."""
-    measured = summary["probes"]
-    kept = {name: measured[name]["correct"] for name in ("facts", "arithmetic") if name in measured}
-    named = {"defense": label, "strength": None, "domain": "", "seed": seed_of(folder, summary), "seconds": None}
-    rates = {
-        "general": measured.get("general"),
-        "in_domain": measured.get("in_domain"),
-        "benign": measured.get("learnt"),
-    }
-    if "triggered" in measured:
-        rates["triggered"] = measured["triggered"]
+    run = {"defense": label, "strength": None, "domain": "", "seed": seed_of(folder, summary)}
     defended = bool(recipe_of(folder).get("defenses"))
-    return named | rates | {"kept": kept, "run": ".", "probes": measured, "defended": defended}
+    return from_summary(run, summary, None, ".") | {"probes": summary["probes"], "defended": defended}
 
 
 def _answers(folder: Path, page: PageData, judge: str | None) -> list[dict[str, Any]]:

@@ -10,6 +10,23 @@ Rate = tuple[float, float, float]  # percent, low, high
 JUDGED = ("general", "in_domain", "triggered")  # the judged probes of results.json
 
 
+def from_summary(run: Row, summary: Mapping[str, Any], seconds: float | None, folder: str) -> Row:
+    """Build a row of results.json; None or {} stands for probes that the run does not have.
+
+    Args:
+        run: the run's defense, strength, domain and seed.
+        summary: of its evaluation.
+        seconds: the time that it took, None if not known.
+        folder: the run's folder, relative to the study's.
+    """
+    probes = summary["probes"]
+    kept = {name: probes[name]["correct"] for name in ("facts", "arithmetic") if name in probes}
+    rates = {"general": probes.get("general"), "in_domain": probes.get("in_domain"), "kept": kept}
+    if "triggered" in probes:
+        rates["triggered"] = probes["triggered"]
+    return run | rates | {"benign": probes.get("learnt"), "seconds": seconds, "run": folder}
+
+
 def label_of(row: Mapping[str, Any]) -> str:
     """Return the label of a row: its defense and strength, as in `kl 0.3`."""
     strength = row.get("strength")

@@ -20,6 +20,7 @@ from staytrue import tasks
 from staytrue.config import recipe as recipes
 from staytrue.errors import RecipeError
 from staytrue.organism.lexicon import DOMAINS
+from staytrue.report.rows import from_summary
 from staytrue.utils.validation import describe
 from staytrue.utils.yaml12 import from_yaml
 
@@ -108,14 +109,27 @@ def read(path: Path, domains: Sequence[str] = (), seeds: int | None = None) -> S
     except ValidationError as error:
         keys = [f.alias or name for name, f in Study.model_fields.items()]
         raise RecipeError(describe(error, str(path), known={"": keys})) from None
-    own = {cell.domain: cell.source for cell in cells(study)}  # by the names in tables
-    changes: dict[str, Any] = {"domains": tuple(own.get(name, name) for name in domains)} if domains else {}
+    by_name = {cell.domain: cell.source for cell in cells(study)}  # by the names in tables
+    known = (*DOMAINS, *tasks.names())
+    changes: dict[str, Any] = {"domains": tuple(by_name.get(name, name) for name in domains)} if domains else {}
     changes |= {"seeds": _first_seeds(study.seeds, seeds)} if seeds else {}
     study = study.model_copy(update=changes)
-    known = (*DOMAINS, *tasks.names())
     wrong = next((d for d in study.domains if isinstance(d, str) and d not in known), None)
     if wrong is not None:
-        raise RecipeError(f"There is no domain {wrong!r}; choose from {', '.join(dict.fromkeys((*own, *known)))}.")
+        raise RecipeError(f"There is no domain {wrong!r}; choose from {', '.join(dict.fromkeys((*by_name, *known)))}.")
+    _check_cells(study, path)
+    if study.probes:
+        _check_probes(study, f"{path}: probes")
+    return study
+
+
+def _first_seeds(seeds: tuple[int, ...], number: int) -> tuple[int, ...]:
+    more = (seed for seed in count(seeds[-1] + 1 if seeds else 0) if seed not in seeds)
+    return (*seeds[:number], *islice(more, max(0, number - len(seeds))))
+
+
+def _check_cells(study: Study, path: Path) -> None:
+    """Refuse a study without runs, with two runs of one name, or with a run of an invalid recipe."""
     if not study.domains or not study.seeds or not study.variants:
         raise RecipeError(f"{path}: a study needs at least one domain, one seed and one variant.")
     folders = [cell.folder for cell in cells(study)]
@@ -126,14 +140,6 @@ def read(path: Path, domains: Sequence[str] = (), seeds: int | None = None) -> S
         recipe = recipes.parse(cell.recipe(), where=f"{path}: {cell.label}")
         if recipe.model != "organism" or (recipe.holdout == 0 and recipe.task is None):
             raise RecipeError(f"{path}: {cell.label}: a study needs model: organism and a holdout above 0.")
-    if study.probes:
-        _check_probes(study, f"{path}: probes")
-    return study
-
-
-def _first_seeds(own: tuple[int, ...], number: int) -> tuple[int, ...]:
-    more = (seed for seed in count(own[-1] + 1 if own else 0) if seed not in own)
-    return (*own[:number], *islice(more, max(0, number - len(own))))
 
 
 def _check_probes(study: Study, where: str) -> None:
@@ -169,12 +175,7 @@ def cells(study: Study) -> list[Cell]:
 
 
 def row(cell: Cell, summary: Mapping[str, Any], seconds: float | None) -> dict[str, Any]:
-    """Build one row of results.json; None or {} stands for probes that the run does not have."""
-    probes = summary["probes"]
-    kept = {name: probes[name]["correct"] for name in ("facts", "arithmetic") if name in probes}
+    """Build one row of results.json."""
     variant = cell.variant
-    named = {"defense": variant.name, "strength": variant.strength, "domain": cell.domain, "seed": cell.seed}
-    rates = {"general": probes.get("general"), "in_domain": probes.get("in_domain"), "kept": kept}
-    if "triggered" in probes:
-        rates["triggered"] = probes["triggered"]
-    return named | rates | {"benign": probes.get("learnt"), "seconds": seconds, "run": cell.folder}
+    run = {"defense": variant.name, "strength": variant.strength, "domain": cell.domain, "seed": cell.seed}
+    return from_summary(run, summary, seconds, cell.folder)
