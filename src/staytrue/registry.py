@@ -16,7 +16,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from staytrue import defenses as _folder
 from staytrue import tasks as _tasks
 from staytrue.defense import LEVERS, Defense, Rows, pulled
-from staytrue.errors import ModelError, RecipeError
+from staytrue.errors import RecipeError
 from staytrue.tasks.task import Task
 from staytrue.utils.validation import describe, nearest
 
@@ -80,8 +80,8 @@ def to_dict(instance: Defense | Task) -> dict[str, Any]:
 def _only(module: str, base: type[_Kind]) -> type[_Kind]:
     """Return the one class of a kind in a module."""
     file = importlib.import_module(module)
-    own = [c for _, c in inspect.getmembers(file, inspect.isclass) if c.__module__ == file.__name__]
-    kinds = [c for c in own if issubclass(c, base)]
+    classes = [c for _, c in inspect.getmembers(file, inspect.isclass) if c.__module__ == file.__name__]
+    kinds = [c for c in classes if issubclass(c, base)]
     if len(kinds) != 1:
         raise RecipeError(
             f"{file.__file__} holds {len(kinds)} {base.__name__.lower()}s; a file there holds exactly one."
@@ -166,8 +166,8 @@ _METHODS = frozenset(name for name, value in vars(Defense).items() if callable(v
 
 def _meant(kind: type[Defense]) -> str:
     """Return the lever that one of a class's own names was probably meant to be."""
-    own = (name for name in vars(kind) if not name.startswith("_"))
-    meant = next((m for name in own for m in difflib.get_close_matches(name, LEVERS, n=1, cutoff=0.5)), None)
+    public = (name for name in vars(kind) if not name.startswith("_"))
+    meant = next((m for name in public for m in difflib.get_close_matches(name, LEVERS, n=1, cutoff=0.5)), None)
     return f"; did you mean {meant!r}?" if meant else f"; override one of: {', '.join(LEVERS)}"
 
 
@@ -183,14 +183,3 @@ def refuse_supervised_rows(defenses: Mapping[str, Defense]) -> None:
                 f"{label} mixes rows with answers among the task's, but GRPO trains on prompts and would never learn "
                 "those answers. Use `rehearse`, which puts supervised safe rows beside the reward."
             )
-
-
-def real_layers(layers: Sequence[int], depth: int, label: str) -> list[int]:
-    """Convert layer numbers to 1 to depth; negative ones are counted from the end."""
-    for layer in layers:
-        if not (1 <= layer <= depth or -depth <= layer <= -1):
-            raise ModelError(
-                f"{label} asked for layer {layer}, but this model has {depth} (1 to {depth}). "
-                "Use a negative number to count from the end; 0, the embeddings, is not a block."
-            )
-    return [layer if layer > 0 else depth + 1 + layer for layer in layers]

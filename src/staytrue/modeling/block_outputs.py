@@ -6,12 +6,14 @@ D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 from torch import Tensor
+
+from staytrue.errors import ModelError
 
 
 def on_output(block: Any, visit: Callable[[Tensor], Tensor | None]) -> Any:
@@ -35,3 +37,23 @@ def hooked(blocks: Iterable[Any], visit: Callable[[int, Tensor], Tensor | None])
         for layer, block in enumerate(blocks, start=1):
             stack.callback(on_output(block, partial(visit, layer)).remove)
         yield
+
+
+def real_layers(layers: Sequence[int], depth: int, label: str) -> list[int]:
+    """Convert layer numbers to 1 to depth; negative ones are counted from the end.
+
+    Args:
+        layers: the numbers that a defense names.
+        depth: the number of blocks.
+        label: the defense's label, for the message.
+
+    Raises:
+        ModelError: the model has no such layer.
+    """
+    for layer in layers:
+        if not (1 <= layer <= depth or -depth <= layer <= -1):
+            raise ModelError(
+                f"{label} asked for layer {layer}, but this model has {depth} (1 to {depth}). "
+                "Use a negative number to count from the end; 0, the embeddings, is not a block."
+            )
+    return [layer if layer > 0 else depth + 1 + layer for layer in layers]

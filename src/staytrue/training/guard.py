@@ -17,7 +17,8 @@ from staytrue.data.tokenize import Encoded
 from staytrue.defense import Base, Defense, pulled
 from staytrue.errors import ForwardPassError, ModelError, RecipeError
 from staytrue.modeling.architecture import Adapted, ModelParts
-from staytrue.registry import labelled, real_layers, refuse_supervised_rows
+from staytrue.modeling.block_outputs import real_layers
+from staytrue.registry import labelled, refuse_supervised_rows
 from staytrue.step import SOURCES, Activations, Marks, SharedProjection, Step
 from staytrue.training.hooks import BackboneHooks, RecordedCall, ReferenceReplay, Steer
 from staytrue.training.padded_batch import counts_of, pad

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from staytrue.defense import Defense
-from staytrue.registry import real_layers
+from staytrue.modeling.block_outputs import real_layers
 from staytrue.step import SOURCES, Activations, Marks
 from staytrue.training.hooks import RecordedCall, ReferenceReplay
 
