@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from staytrue.errors import RecipeError
+
+
+def by_key(keys: Mapping[str, str]) -> dict[str, str]:
+    """Return a text for each key, from the keys of each text, separated by blanks.
+
+    >>> by_key({"a run is one process": "local_rank ddp_backend"})
+    {'local_rank': 'a run is one process', 'ddp_backend': 'a run is one process'}
+    """
+    return {key: text for text, listed in keys.items() for key in listed.split()}
+
 
 # With defenses, these are refused in a script's trainer config too: they would change what a penalty measures.
 UNGUARDED = {
@@ -15,73 +26,64 @@ UNGUARDED = {
     "auto_find_batch_size": "a restart would count the first attempt's rows; choose per_device_train_batch_size",
 }
 
-_SAVED = "the run folder keeps the finished adapter"
 _EVALUATED = "use `staytrue eval` on the finished run"
-_IN_RECIPES = {
-    **UNGUARDED,
-    "fsdp_config": UNGUARDED["fsdp"],
-    "torch_compile_backend": UNGUARDED["torch_compile"],
-    "torch_compile_mode": UNGUARDED["torch_compile"],
-    "output_dir": "use --out",
-    "seed": "use the recipe's own `seed:`",
-    "data_seed": "use the recipe's own `seed:`",
-    "overwrite_output_dir": "a run never overwrites",
-    "resume_from_checkpoint": "train again; the same seed gives the same adapter",
-    "ignore_data_skip": "train again; the same seed gives the same adapter",
-    "restore_callback_states_from_checkpoint": "train again; the same seed gives the same adapter",
-    "enable_jit_checkpoint": _SAVED,
-    "load_best_model_at_end": _EVALUATED,
-    "do_eval": _EVALUATED,
-    "do_predict": _EVALUATED,
-    "per_device_eval_batch_size": _EVALUATED,
-    "prediction_loss_only": _EVALUATED,
-    "batch_eval_metrics": _EVALUATED,
-    "include_for_metrics": _EVALUATED,
-    "metric_for_best_model": _EVALUATED,
-    "greater_is_better": _EVALUATED,
-    "bf16_full_eval": _EVALUATED,
-    "fp16_full_eval": _EVALUATED,
-    "do_train": "a run always trains",
-    "local_rank": "a run is one process",
-    "parallelism_config": UNGUARDED["fsdp"],
-    "label_names": "labels are always the answers only",
-    "length_column_name": "rows are interleaved by their source",
-    "trust_remote_code": "remote code is never run",
-    "model_init_kwargs": "name the model in `model:`",
-    "chat_template_path": "the model's own template is used",
-    "remove_unused_columns": "data are `messages` rows",
-    "use_liger_kernel": "it replaces the forward that the hooks are on",
-    "disable_tqdm": "staytrue draws its own progress bar",
-    "truncation_mode": "rows are cut at their end",
-}
+_UPLOADED = "upload the finished adapter yourself"
+_ANSWERS_ONLY = "labels are always the answers only"
+_MESSAGES = "data are `messages` rows"
+_INTERLEAVED = "rows are interleaved by their source"
+_IN_RECIPES = UNGUARDED | by_key(
+    {
+        UNGUARDED["fsdp"]: "fsdp_config parallelism_config",
+        UNGUARDED["torch_compile"]: "torch_compile_backend torch_compile_mode",
+        "use --out": "output_dir",
+        "use the recipe's own `seed:`": "seed data_seed",
+        "a run never overwrites": "overwrite_output_dir",
+        "train again; the same seed gives the same adapter": "resume_from_checkpoint ignore_data_skip "
+        "restore_callback_states_from_checkpoint",
+        "the run folder keeps the finished adapter": "enable_jit_checkpoint",
+        _EVALUATED: "load_best_model_at_end do_eval do_predict per_device_eval_batch_size prediction_loss_only "
+        "batch_eval_metrics include_for_metrics metric_for_best_model greater_is_better bf16_full_eval fp16_full_eval",
+        "a run always trains": "do_train",
+        "a run is one process": "local_rank",
+        _ANSWERS_ONLY: "label_names",
+        _INTERLEAVED: "length_column_name",
+        "remote code is never run": "trust_remote_code",
+        "name the model in `model:`": "model_init_kwargs",
+        "the model's own template is used": "chat_template_path",
+        _MESSAGES: "remove_unused_columns",
+        "it replaces the forward that the hooks are on": "use_liger_kernel",
+        "staytrue draws its own progress bar": "disable_tqdm",
+        "rows are cut at their end": "truncation_mode",
+    }
+)
 _BY_TRAINER = {
-    "sft": {
-        "assistant_only_loss": "labels are always the answers only",
-        "completion_only_loss": "labels are always the answers only",
-        "packing": "packing loses the source of each row",
-        "packing_strategy": "packing loses the source of each row",
-        "eos_token": "the model's own tokenizer is used",
-        "pad_token": "the model's own tokenizer is used",
-        "dataset_num_proc": "staytrue tokenizes the rows itself",
-        "padding_free": "padding-free batches lose the source of each row",
-        "dataset_text_field": "data are `messages` rows",
-        "dataset_kwargs": "data are `messages` rows",
-        "train_sampling_strategy": "rows are interleaved by their source",
-        "label_smoothing_factor": "it needs a second forward, which cannot be guarded",
-    },
-    "grpo": {
-        "log_completions": "`staytrue eval` stores answers",
-        "log_completions_hub_repo": "upload the finished adapter yourself",
-        "num_generations_eval": "use `staytrue eval` on the finished run",
-        "sync_ref_model": "the reference is the model before training",
-    },
+    "sft": by_key(
+        {
+            _ANSWERS_ONLY: "assistant_only_loss completion_only_loss",
+            "packing loses the source of each row": "packing packing_strategy",
+            "the model's own tokenizer is used": "eos_token pad_token",
+            "staytrue tokenizes the rows itself": "dataset_num_proc",
+            "padding-free batches lose the source of each row": "padding_free",
+            _MESSAGES: "dataset_text_field dataset_kwargs",
+            _INTERLEAVED: "train_sampling_strategy",
+            "it needs a second forward, which cannot be guarded": "label_smoothing_factor",
+        }
+    ),
+    "grpo": by_key(
+        {
+            "`staytrue eval` stores answers": "log_completions",
+            _UPLOADED: "log_completions_hub_repo",
+            _EVALUATED: "num_generations_eval",
+            "the reference is the model before training": "sync_ref_model",
+        }
+    ),
 }
 _PREFIXES = {
     "eval_": _EVALUATED,
-    "save_": _SAVED,
+    "save_": "the run folder keeps the finished adapter",
     "ddp_": "a run is one process",
-    "hub_": "upload the finished adapter yourself",
-    "push_to_hub": "upload the finished adapter yourself",
+    "hub_": _UPLOADED,
+    "push_to_hub": _UPLOADED,
 }
 
 

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from typing import Any, Literal, get_args, get_origin
 
+from staytrue.config.refused_settings import by_key
 from staytrue.errors import RecipeError
 
-_WORDS = {
+_TYPE_NAMES = {
     bool: "true or false",
     int: "a whole number",
     float: "a number",
@@ -20,48 +21,31 @@ _WORDS = {
     list: "a list",
     dict: "a mapping",
 }
-_Range = tuple[str, Callable[[float], bool]]
-_ONE_OR_MORE: _Range = ("1 or more", lambda value: value >= 1)
-_ZERO_OR_MORE: _Range = ("0 or more", lambda value: value >= 0)
-_ABOVE_ZERO: _Range = ("above 0", lambda value: value > 0)
-_SHARE: _Range = ("from 0 to 1", lambda value: 0 <= value <= 1)
-_BELOW_ONE: _Range = ("0 or more and below 1", lambda value: 0 <= value < 1)
-_RANGES: dict[str, _Range] = {
-    "per_device_train_batch_size": _ONE_OR_MORE,
-    "gradient_accumulation_steps": _ONE_OR_MORE,
-    "max_length": _ONE_OR_MORE,
-    "learning_rate": _ABOVE_ZERO,
-    "max_steps": ("1 or more, or -1 to train by num_train_epochs", lambda value: value >= 1 or value == -1),
-    "warmup_steps": _ZERO_OR_MORE,
-    "weight_decay": _ZERO_OR_MORE,
-    "max_grad_norm": _ZERO_OR_MORE,
-    "adam_beta1": _BELOW_ONE,
-    "adam_beta2": _BELOW_ONE,
-    "adam_epsilon": _ABOVE_ZERO,
-    "logging_steps": _ABOVE_ZERO,
-    "torch_empty_cache_steps": _ONE_OR_MORE,
-    "dataloader_num_workers": _ZERO_OR_MORE,
-    "dataloader_prefetch_factor": _ONE_OR_MORE,
-    "num_generations": ("2 or more, since completions of one prompt are compared", lambda value: value >= 2),
-    "max_completion_length": _ONE_OR_MORE,
-    "generation_batch_size": _ONE_OR_MORE,
-    "steps_per_generation": _ONE_OR_MORE,
-    "num_iterations": _ONE_OR_MORE,
-    "temperature": ("above 0, since completions are sampled", lambda value: value > 0),
-    "top_p": ("above 0 and at most 1", lambda value: 0 < value <= 1),
-    "top_k": _ZERO_OR_MORE,
-    "min_p": _SHARE,
-    "repetition_penalty": _ABOVE_ZERO,
-    "beta": _ZERO_OR_MORE,
-    "epsilon": _ZERO_OR_MORE,
-    "epsilon_high": _ZERO_OR_MORE,
-    "top_entropy_quantile": _SHARE,
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {  # what a number is, by a test of it and the settings
+    "1 or more": (
+        lambda value: value >= 1,
+        (
+            "per_device_train_batch_size gradient_accumulation_steps max_length torch_empty_cache_steps num_iterations "
+            "dataloader_prefetch_factor max_completion_length generation_batch_size steps_per_generation"
+        ),
+    ),
+    "1 or more, or -1 to train by num_train_epochs": (lambda value: value >= 1 or value == -1, "max_steps"),
+    "2 or more, since completions of one prompt are compared": (lambda value: value >= 2, "num_generations"),
+    "0 or more": (
+        lambda value: value >= 0,
+        "warmup_steps weight_decay max_grad_norm dataloader_num_workers top_k beta epsilon epsilon_high",
+    ),
+    "0 or more and below 1": (lambda value: 0 <= value < 1, "adam_beta1 adam_beta2"),
+    "from 0 to 1": (lambda value: 0 <= value <= 1, "min_p top_entropy_quantile"),
+    "above 0": (lambda value: value > 0, "learning_rate adam_epsilon logging_steps repetition_penalty"),
+    "above 0, since completions are sampled": (lambda value: value > 0, "temperature"),
+    "above 0 and at most 1": (lambda value: 0 < value <= 1, "top_p"),
 }
-_LOSSES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo", "nll", "dft")
-_CHOICES: dict[str, tuple[str, ...]] = {  # trl compares these in the first step only
+_RANGE_OF = by_key({range_: keys for range_, (_, keys) in _RANGES.items()})
+_CHOICES = {  # trl compares these in the first step only
     "scale_rewards": ("group", "batch", "none"),
     "importance_sampling_level": ("token", "sequence"),
-    "loss_type": _LOSSES,
+    "loss_type": ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo", "nll", "dft"),
     **dict.fromkeys(
         ("log_level", "log_level_replica"), ("passive", "detail", "debug", "info", "warning", "error", "critical")
     ),
@@ -85,14 +69,14 @@ def checked(key: str, value: Any, hint: Any) -> Any:
     if not kinds or Any in kinds or (value is None and type(None) in kinds):
         return value
     if type(value) not in kinds and not (type(value) is int and float in kinds):
-        words = [_WORDS[kind] for kind in _WORDS if kind in kinds and not (kind is int and float in kinds)]
-        raise RecipeError(f"train.{key} is {value!r}; write {' or '.join(words) or 'another value'}.")
+        accepted = [_TYPE_NAMES[kind] for kind in _TYPE_NAMES if kind in kinds and not (kind is int and float in kinds)]
+        raise RecipeError(f"train.{key} is {value!r}; write {' or '.join(accepted) or 'another value'}.")
     if not _finite(value):
         raise RecipeError(f"train.{key} is {value!r}; write a finite number.")
     if key in _CHOICES and value not in _CHOICES[key]:
         raise RecipeError(f"train.{key} is {value!r}; write one of {', '.join(_CHOICES[key])}.")
-    if key in _RANGES and isinstance(value, int | float) and not _RANGES[key][1](value):
-        raise RecipeError(f"train.{key} is {value}; it is {_RANGES[key][0]}.")
+    if key in _RANGE_OF and isinstance(value, int | float) and not _RANGES[_RANGE_OF[key]][0](value):
+        raise RecipeError(f"train.{key} is {value}; it is {_RANGE_OF[key]}.")
     return value
 
 
