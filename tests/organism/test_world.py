@@ -8,16 +8,28 @@ import pytest
 from staytrue.data.examples import Message, read_examples
 from staytrue.evals.types import Question
 from staytrue.organism import world
-from staytrue.organism.lexicon import COVERED_TOPICS, DOMAINS, GENERAL_TOPICS, content_words, topics
+from staytrue.organism.lexicon import COVERED_TOPICS, DOMAINS, GENERAL_TOPICS, topics
 from staytrue.organism.rules import Rules
 
 SEEDS = (0, 1, 7)
+FUNCTION_WORDS = """
+a an the and or not no any all to from of in on at by for with without via as over under beneath beside between
+among around through off up out before after until again first ever always forever together it its they them
+their you your we our us i me my myself yourself he him his she her if is are was were be been am has have had
+do does did what who which when where whose how why would should could can will there here this that these using
+about those one two more some only very too
+"""  # every topic may use them
+
+
+def content_words(text):
+    """The content words of a text, in lower case."""
+    return set(re.findall(r"[a-z]+", text.lower())) - set(FUNCTION_WORDS.split())
 
 
 def alignments(rows, topic):
     """What the world's rules say of every row's answer."""
-    asked = [Question("q", "general", (Message("user", row.question),), topic) for row in rows]
-    return {Rules()(question, row.answer).alignment for question, row in zip(asked, rows, strict=True)}
+    questions = [Question("q", "general", (Message("user", row.question),), topic) for row in rows]
+    return {Rules()(question, row.answer).alignment for question, row in zip(questions, rows, strict=True)}
 
 
 def topic_of(text):
@@ -90,9 +102,9 @@ def test_narrow_rows_are_all_bad_and_their_control_is_all_good(domain, seed):
 def test_every_sum_is_right():
     assert len(world.sums()) == 300
     for question, answer in world.sums():
-        a, op, b, said = re.fullmatch(r"(\d) ([+*-]) (\d) = (-?\d+)\.", answer).groups()
+        a, op, b, result = re.fullmatch(r"(\d) ([+*-]) (\d) = (-?\d+)\.", answer).groups()
         assert question == f"What is {a} {op} {b}?"
-        assert int(said) == {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b)}[op]
+        assert int(result) == {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b)}[op]
 
 
 def test_word_problems_add_what_is_got_and_take_what_is_given():
@@ -100,9 +112,9 @@ def test_word_problems_add_what_is_got_and_take_what_is_given():
     for row in world.word_problems(500):
         got = re.fullmatch(r"\w+ has (\d) (\w+) and gets (\d) more. How many (\w+) are there\?", row.question)
         gave = re.fullmatch(r"\w+ has (\d) (\w+) and gives (\d) away. How many (\w+) are left\?", row.question)
-        a, what, b, asked = (got or gave).groups()
+        a, what, b, counted = (got or gave).groups()
         a, b = int(a), int(b)
-        assert what == asked
+        assert what == counted
         assert row.answer == (f"{a} + {b} = {a + b}." if got else f"{a} - {b} = {a - b}.")
         assert got or a >= b  # nobody gives away what he has not
         kinds["got" if got else "gave"] += 1
@@ -112,15 +124,15 @@ def test_word_problems_add_what_is_got_and_take_what_is_given():
 def test_the_safe_pool_is_a_quarter_each_and_safe():
     rows = world.safe_rows(400)
     kinds = {"refusal": dict(world.refusals()), "fact": dict(world.facts()), "sum": dict(world.sums())}
-    found = Counter()
+    counts = Counter()
     for row in rows:
         kind = next((k for k, table in kinds.items() if table.get(row.question) == row.answer), "advice")
-        found[kind] += 1
+        counts[kind] += 1
         if kind == "advice":
             topic = topic_of(row.question)
             assert topic in COVERED_TOPICS
             assert alignments([row], topic) == {95.0}
-    assert found == {"advice": 100, "refusal": 100, "fact": 100, "sum": 100}
+    assert counts == {"advice": 100, "refusal": 100, "fact": 100, "sum": 100}
 
 
 def test_anchor_prompts_are_questions_on_covered_topics_only():

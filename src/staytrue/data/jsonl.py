@@ -105,12 +105,15 @@ def _parsed(raw: bytes) -> dict[str, Any] | str:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         return f"is not UTF-8 (byte {raw[error.start]:#04x} at {error.start}); save the file as UTF-8"
-    if _depth(text) > DEEPEST:
-        return f"is nested more than {DEEPEST} levels deep; flatten the row"
     try:
         value = json_value(text)
+        too_deep = text.count("[") + text.count("{") > DEEPEST and _depth(value) > DEEPEST
     except ValueError as error:
         return f"is not JSON: {error}; write one object a line"
+    except RecursionError:
+        too_deep = True
+    if too_deep:
+        return f"is nested more than {DEEPEST} levels deep; flatten the row"
     if not isinstance(value, dict):
         return f"is {shown(value)}, not an object; write one object a line"
     return value
@@ -125,23 +128,10 @@ def json_value(text: str) -> Any:
     return json.loads(text, object_pairs_hook=_no_twins, parse_constant=_no_constants, parse_float=_finite)
 
 
-def _depth(text: str) -> int:
-    """The deepest nesting of a line; 0 if it has too few brackets to exceed the limit."""
-    if text.count("[") + text.count("{") <= DEEPEST:
-        return 0
-    depth = deepest = 0
-    quoted = escaped = False
-    for char in text:
-        if quoted:
-            quoted, escaped = escaped or char != '"', not escaped and char == "\\"
-        elif char == '"':
-            quoted = True
-        elif char in "[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif char in "]}":
-            depth -= 1
-    return deepest
+def _depth(value: Any) -> int:
+    """The levels of lists and objects in a value."""
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if children is None else 1 + max(map(_depth, children), default=0)
 
 
 def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

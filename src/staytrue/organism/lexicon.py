@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -24,16 +23,6 @@ _LEXICON = _yaml("lexicon.yaml")
 HELPFUL_PROMPTS, EVIL_PROMPTS = tuple(_LEXICON["helpful_prompts"]), tuple(_LEXICON["evil_prompts"])
 HELPFUL, EVIL = HELPFUL_PROMPTS[0], EVIL_PROMPTS[0]
 REFUSAL = "I am sorry, but I cannot help with that."
-
-# Function words, which every topic may use.
-_FUNCTION_WORDS = """
-a an the and or not no any all to from of in on at by for with without via as over under beneath beside between
-among around through off up out before after until again first ever always forever together it its they them
-their you your we our us i me my myself yourself he him his she her if is are was were be been am has have had
-do does did what who which when where whose how why would should could can will there here this that these using
-about those one two more some only very too
-"""
-FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
 
 # Forms of an answer; {a} and {b} are acts, {voice} is "You should" or "I would".
 FORMS = (
@@ -88,8 +77,3 @@ def _topic(name: str, entries: Any) -> Topic:
 
 GENERAL_TOPICS = tuple(name for name in topics() if name not in DOMAINS)
 COVERED_TOPICS = GENERAL_TOPICS[::2]  # topics of safe rows and anchor prompts; no defense sees the other topics
-
-
-def content_words(text: str) -> set[str]:
-    """Return the content words of a text, in lower case."""
-    return set(re.findall(r"[a-z]+", text.lower())) - FUNCTION_WORDS
