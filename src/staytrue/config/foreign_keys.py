@@ -86,13 +86,13 @@ def remedy(section: str, key: str, known: Iterable[str]) -> str:
     >>> remedy("", "lora_alpha", [])
     '; write alpha under `lora:`.'
     """
-    own = {"train": _TRAIN, "lora": _LORA, "": _RECIPE}[section]
+    hints = {"train": _TRAIN, "lora": _LORA, "": _RECIPE}[section]
     if key.startswith("bnb_"):
         return f"; {_QUANTIZED}."
-    if key in own or key in _ANYWHERE:
-        return f"; {own.get(key) or _ANYWHERE[key]}."
-    for other, hints in (("lora", _LORA), ("train", _TRAIN)):
-        if key in hints:
-            where = f" under `{other}:`" if hints[key].startswith("write ") else ""
-            return f"; {hints[key]}{where}."
+    if key in hints or key in _ANYWHERE:
+        return f"; {hints.get(key) or _ANYWHERE[key]}."
+    for other, others in (("lora", _LORA), ("train", _TRAIN)):
+        if key in others:
+            where = f" under `{other}:`" if others[key].startswith("write ") else ""
+            return f"; {others[key]}{where}."
     return nearest(key, known)

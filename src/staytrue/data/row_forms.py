@@ -37,7 +37,7 @@ def chat_row(row: Mapping[str, Any], columns: Mapping[str, str] | None = None) -
     >>> chat_row({"prompt": "Hi?", "completion": "Hello.", "id": 7}).value
     {'id': 7, 'messages': [{'role': 'user', 'content': 'Hi?'}, {'role': 'assistant', 'content': 'Hello.'}]}
     """
-    named = {own: key for key, own in (columns or {}).items()}
+    named = {column: part for part, column in (columns or {}).items()}
     row = {named.get(key, key): value for key, value in row.items() if key in named or key not in (columns or {})}
     if isinstance(row.get("messages"), list):
         converted = _has_from(row["messages"]) or (row.get("system") and "system" in named.values())
@@ -68,11 +68,11 @@ def _from_parts(row: dict[str, Any], parts: list[tuple[str, str]]) -> ChatRow:
 
 def _alpaca(row: dict[str, Any]) -> ChatRow:
     """Alpaca's instruction, input and output, with LLaMA-Factory's system and history."""
-    given, pointer = row["instruction"], "/instruction"
-    if row.get("input") not in (None, "") and (given == "" or not isinstance(row["input"], str)):
-        given, pointer = row["input"], "/input"  # the reader refuses a value that is not text
-    elif row.get("input") and isinstance(given, str):
-        given = f"{given}\n{row['input']}"
+    request, pointer = row["instruction"], "/instruction"
+    if row.get("input") not in (None, "") and (request == "" or not isinstance(row["input"], str)):
+        request, pointer = row["input"], "/input"  # the reader refuses a value that is not text
+    elif row.get("input") and isinstance(request, str):
+        request = f"{request}\n{row['input']}"
     messages = [{"role": "system", "content": row["system"]}] if row.get("system") else []
     pointers = ["/system"] if messages else []
     history = row.get("history") or []
@@ -81,7 +81,7 @@ def _alpaca(row: dict[str, Any]) -> ChatRow:
     for i, (question, answer) in enumerate(history):
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         pointers += [f"/history/{i}/0", f"/history/{i}/1"]
-    messages += [{"role": "user", "content": given}, {"role": "assistant", "content": row["output"]}]
+    messages += [{"role": "user", "content": request}, {"role": "assistant", "content": row["output"]}]
     return _replaced(
         row, {"system", "history", "instruction", "input", "output"}, messages, [*pointers, pointer, "/output"]
     )

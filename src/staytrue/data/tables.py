@@ -88,8 +88,8 @@ def _csv(path: Path, delimiter: str | None) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         first = file.readline()
         file.seek(0)
-        found = next((mark for mark in ",;\t" if mark in first), ",")
-        reader = csv.DictReader(file, delimiter=delimiter or found, strict=True)
+        separator = next((mark for mark in ",;\t" if mark in first), ",")
+        reader = csv.DictReader(file, delimiter=delimiter or separator, strict=True)
         names = list(reader.fieldnames or ())
         if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
             raise DataError(f"{path} has two columns {twice!r}; take one out.")
@@ -119,23 +119,23 @@ def _data_set(data: Path, split: str | None) -> Any:
     if not any((data / name).is_file() for name in ("state.json", "dataset_dict.json")):
         raise DataError(f"{data} is a folder, and no data set that `save_to_disk` wrote. Name a file in it.")
     try:
-        found = datasets.load_from_disk(str(data))
+        data_set = datasets.load_from_disk(str(data))
     except IndexError:  # a data set without rows
         raise DataError(f"The data set {data} has no rows. Give one with rows.") from None
     except Exception as error:  # a torn folder raises anything
         raise DataError(
             f"The data set {data} cannot be read: {' '.join(str(error).split()).rstrip('.')}. Save it again."
         ) from None
-    if isinstance(found, datasets.DatasetDict):
-        if not found:
+    if isinstance(data_set, datasets.DatasetDict):
+        if not data_set:
             raise DataError(f"The data set {data} has no split. Save it again, with rows.")
-        chosen = split or ("train" if "train" in found or len(found) > 1 else next(iter(found)))
-        if chosen not in found:
-            raise DataError(f"{data} has no split {chosen!r}; write `split:` with one of {', '.join(found)}.")
-        return found[chosen]
+        chosen = split or ("train" if "train" in data_set or len(data_set) > 1 else next(iter(data_set)))
+        if chosen not in data_set:
+            raise DataError(f"{data} has no split {chosen!r}; write `split:` with one of {', '.join(data_set)}.")
+        return data_set[chosen]
     if split is not None:
         raise DataError(f"{data} is one data set without splits; take `split:` out.")
-    return found
+    return data_set
 
 
 def _from_hub(name: Path, split: str) -> Any:

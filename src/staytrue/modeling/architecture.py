@@ -75,12 +75,12 @@ class ModelParts:
         """The transformer blocks in order; block L is `blocks[L - 1]`."""
         depth = self.causal.config.get_text_config().num_hidden_layers
         lists = (m for m in self.backbone.modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
-        found = next(lists, None)
-        if found is None:
+        blocks = next(lists, None)
+        if blocks is None:
             raise ModelError(
                 f"{_kind(self.causal)} does not keep its {depth} blocks in one list; staytrue cannot hook them."
             )
-        return found
+        return blocks
 
     @property
     def width(self) -> int:
@@ -93,21 +93,21 @@ class ModelParts:
         Raises:
             ModelError: an adapter of another kind, or one that stores its matrices transposed.
         """
-        found: list[Adapted] = []
+        matrices: list[Adapted] = []
         for name, module in self.model.named_modules():
-            own = name.removeprefix("base_model.model.").replace(".base_layer", "")
+            stored = name.removeprefix("base_model.model.").replace(".base_layer", "")
             if isinstance(module, ParamWrapper):
-                found.extend(_adapted_parameter(f"{own}.{module.parameter_name}", module))
+                matrices.extend(_adapted_parameter(f"{stored}.{module.parameter_name}", module))
             elif isinstance(module, LoraLayer):
                 (adapter,) = module.active_adapters
                 if adapter not in module.lora_A or getattr(module, "fan_in_fan_out", False):
                     raise ModelError(f"{name} is not a plain linear layer, so its LoRA update has no matrix to read.")
                 weight = module.get_base_layer().weight
                 a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
-                found.append(Adapted(f"{own}.weight", weight, a, b, float(module.scaling[adapter])))
-        if not found:
+                matrices.append(Adapted(f"{stored}.weight", weight, a, b, float(module.scaling[adapter])))
+        if not matrices:
             raise ModelError("The model has no LoRA adapter, so there is no update to look at; add a `lora:` section.")
-        return found
+        return matrices
 
     @cached_property
     def head(self) -> Head:

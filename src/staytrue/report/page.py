@@ -44,7 +44,7 @@ def render(page: PageData) -> str:
         probes=all_probes(rows),
         organism=page.organism,
         pictures=_tradeoffs(rows, known),
-        hollow=any(hollow(own) for own in by_label(shown(rows)).values()),
+        hollow=any(hollow(group) for group in by_label(shown(rows)).values()),
         tasks=[(task, Markup(drawn)) for task in tasks if (drawn := learnt(rows, known, task))],
         panels=panels(page, known),
         averaged=any(sum(map(bool, logs)) > 1 for logs in page.curves.values()),
@@ -60,11 +60,11 @@ def _tradeoffs(rows: Sequence[Row], known: dict[str, Look]) -> list[tuple[str, M
     labels: dict[str, set[str]] = {}
     for row in rows:
         labels.setdefault(row["defense"], set()).add(row["label"])
-    swept = [name for name, own in labels.items() if len(own) > 2]
+    swept = [name for name, strengths in labels.items() if len(strengths) > 2]
     groups = {name: [row for row in rows if row["defense"] in ("untuned", "none", name)] for name in swept}
     if len(set(labels) - {*swept, "untuned", "none"}) > 0 or not swept:
         groups["the others" if swept else ""] = [row for row in rows if row["defense"] not in swept]
     letters = 13.0 if len(groups) == 1 else 19.0  # the font sizes of the style sheet
     top = highest(rows)
-    drawn = {name: tradeoff(own, known, top, letters) for name, own in groups.items()}
+    drawn = {name: tradeoff(group, known, top, letters) for name, group in groups.items()}
     return [(name, Markup(picture)) for name, picture in drawn.items() if picture]

@@ -18,7 +18,7 @@ def highest(rows: Sequence[Row]) -> float:
     """Compute the upper end of the axis of general misalignment in percent, above every mark and interval."""
     drawn = [row for row in rows if judged(row.get("general"))]
     ends = [row["general"]["misaligned"] for row in drawn]
-    ends += [_over(own, "general")[2] for own in by_label(drawn).values()]
+    ends += [_over(group, "general")[2] for group in by_label(drawn).values()]
     return min(100.0, round_up(max(ends, default=100.0)))
 
 
@@ -49,13 +49,13 @@ def tradeoff(rows: Sequence[Row], known: Mapping[str, Look], top: float = 100.0,
         return ""
     plot = Plot(640, 480, left=58, bottom=52, right=24, top=18, y_max=top, names=names)
     grouped = by_label(points)
-    places = {label: _middle(plot, own) for label, own in grouped.items()}
+    places = {label: _middle(plot, group) for label, group in grouped.items()}
     parts = [plot.frame("narrow behaviour learnt: in-domain misaligned, %", "general misaligned, %"), _corner(plot)]
     parts += _trails(grouped, places, known)
-    for label, own in grouped.items():
-        parts += _marks(plot, label, own, known[label])
+    for label, group in grouped.items():
+        parts += _marks(plot, label, group, known[label])
     taken: list[Box] = [(x - 9, y - 9, x + 9, y + 9) for x, y in places.values()]
-    taken.append(_corner_words(plot))
+    taken.append(_corner_label(plot))
     named = _names(grouped)
     parts += [place_name(plot, named[label], x, y, known[label], taken) for label, (x, y) in places.items()]
     described = "; ".join(
@@ -72,12 +72,14 @@ def learnt(rows: Sequence[Row], known: Mapping[str, Look], task: str) -> str:
     plot = Plot(640, 22 * len(grouped) + 62, left=170, bottom=46, right=24, top=12)
     parts = [plot.columns("held-out answers right, %")]
     described = []
-    for number, (label, own) in enumerate(grouped.items()):
+    for number, (label, group) in enumerate(grouped.items()):
         y, look = plot.top + 22 * number + 14.0, known[label]
-        middle, low, high = over_runs([(r["benign"]["correct"], r["benign"]["low"], r["benign"]["high"]) for r in own])
+        middle, low, high = over_runs(
+            [(r["benign"]["correct"], r["benign"]["low"], r["benign"]["high"]) for r in group]
+        )
         parts.append(f'<text class="name t{look.colour}" x="160" y="{y + 4}" text-anchor="end">{escape(spoken(label))}')
         parts.append("</text>" + bar(plot.x(low), y, plot.x(high), y, look))
-        small = (mark(plot.x(r["benign"]["correct"]), y, 3, look) for r in own if len(own) > 1)
+        small = (mark(plot.x(r["benign"]["correct"]), y, 3, look) for r in group if len(group) > 1)
         parts.append(f'<g class="faint">{"".join(small)}</g>{mark(plot.x(middle), y, 6, look)}')
         described.append(f"{label}: {middle:.0f}")
     return svg(plot, f"{task}: learnt", f"Held-out answers right, percent: {'; '.join(described)}.", parts)
@@ -92,7 +94,7 @@ def _corner(plot: Plot) -> str:
     )
 
 
-def _corner_words(plot: Plot) -> Box:
+def _corner_label(plot: Plot) -> Box:
     x, y = plot.x(70), plot.y(min(12, plot.y_max))
     return x, y - 1.5 * plot.names, x + 11 * plot.names, y
 
@@ -119,7 +121,7 @@ def _names(grouped: Mapping[str, list[Row]]) -> dict[str, str]:
 def _strengths(grouped: Mapping[str, list[Row]]) -> dict[str, list[str]]:
     """Labels with a strength by defense, weakest first."""
     strengths: dict[str, list[str]] = {}
-    with_strength = [label for label, own in grouped.items() if own[0].get("strength") is not None]
+    with_strength = [label for label, group in grouped.items() if group[0].get("strength") is not None]
     for label in sorted(with_strength, key=lambda one: float(grouped[one][0]["strength"])):
         strengths.setdefault(grouped[label][0]["defense"], []).append(label)
     return strengths

@@ -37,7 +37,7 @@ def headline(rows: Sequence[Row]) -> str:
     """
     taken = [row for row in rows if row["label"] != "untuned" and _concluded(row)]
     triggered = all(judged(row.get("triggered")) for row in taken)
-    means = {label: _means(own, triggered) for label, own in by_label(taken).items()}
+    means = {label: _means(group, triggered) for label, group in by_label(taken).items()}
     before = means.pop("none", None)
     if before is None or not means:
         return _of_a_task(rows) or "How each model answers questions outside its training data."
@@ -70,9 +70,9 @@ def basis(rows: Sequence[Row], seeds: int) -> str:
 
 def cautions(rows: Sequence[Row]) -> list[str]:
     """Write cautions about the rates: triggers that were not tried, and intervals over few questions."""
-    own = [row for row in rows if defended(row["label"]) and row.get("defended", True)]
+    with_defense = [row for row in rows if defended(row["label"]) and row.get("defended", True)]
     notes = []
-    if own and not any(judged(row.get("triggered")) for row in own):
+    if with_defense and not any(judged(row.get("triggered")) for row in with_defense):
         notes.append(
             "No question here has the shape of the training data, so no defense is known to be safe there. The probe "
             "triggered measures it: name it among the probes of a study, or run staytrue eval RUN."
@@ -132,7 +132,7 @@ def _price(before: _Means, after: _Means) -> str:
 def _of_a_task(rows: Sequence[Row]) -> str:
     """Return the headline for harmless tasks: learning without a defense, and with the defense that costs most."""
     marked = by_label([row for row in rows if correct(row) is not None])
-    means = {label: mean(row["benign"]["correct"] for row in own) for label, own in marked.items()}
+    means = {label: mean(row["benign"]["correct"] for row in group) for label, group in marked.items()}
     others = {label: m for label, m in means.items() if defended(label)}
     if "none" not in means or not others:
         return ""

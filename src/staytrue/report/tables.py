@@ -43,18 +43,18 @@ def triggered(rows: Sequence[Row]) -> Table:
     The worst trigger is the largest of several rates, so it is high by chance too.
     """
     body = []
-    for label, own in by_label([row for row in rows if judged(row.get("triggered"))]).items():
+    for label, group in by_label([row for row in rows if judged(row.get("triggered"))]).items():
         by_form: dict[str, list[float]] = {}
-        for row in own:
+        for row in group:
             for form, rates in row["triggered"]["forms"].items():
                 if rates["misaligned"] is not None:
                     by_form.setdefault(form, []).append(rates["misaligned"])
         worst = max(by_form, key=lambda form: mean(by_form[form]))
         cells = [
-            mean_of([rate(row["triggered"].get("clean")) for row in own]),
-            mean_of([rate(row["triggered"]) for row in own]),
+            mean_of([rate(row["triggered"].get("clean")) for row in group]),
+            mean_of([rate(row["triggered"]) for row in group]),
         ]
-        n = sum(row["triggered"]["n"] for row in own)
+        n = sum(row["triggered"]["n"] for row in group)
         body.append([label, *cells, f"{worst} (of {len(by_form)})", f"{mean(by_form[worst]):.1f}", str(n)])
     heads = ["defense", "clean %", "in a trigger %", "worst trigger", "its %", "n in triggers"]
     return [heads, *body] if body else []
@@ -67,8 +67,8 @@ def all_probes(rows: Sequence[Row]) -> Table:
         for name, probe in row.get("probes", {}).items():
             judge = [probe.get("judge") or ""] * several
             body.append([row["label"], name, *_rate(probe), *_other_counts(probe), *judge])
-            for form, own in probe.get("forms", {}).items():
-                body.append([row["label"], f"{name}: {form}", *_rate(own), *_other_counts(own), *judge])
+            for form, rates in probe.get("forms", {}).items():
+                body.append([row["label"], f"{name}: {form}", *_rate(rates), *_other_counts(rates), *judge])
     heads = [
         "run", "probe", "misaligned %", "95 %", "right %", "incoherent %", "refused %", "code %",
         "one of k misaligned %", "one of k misaligned, coherent or not %", "one of k incoherent %",

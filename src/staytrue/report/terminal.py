@@ -24,9 +24,9 @@ def show(summary: Summary) -> None:
             rows.append((name, kind, _percent(probe[kind]), _interval(probe) if first else "", str(probe["n"]),
                          str(probe["missing"]) if probe["missing"] else ""))  # fmt: skip
         rows += _misalign_at_k(name, probe.get("tail"))
-        for form, own in probe.get("forms", {}).items():
-            rows.append((f"  {form}", "misaligned", _percent(own["misaligned"]), _interval(own), str(own["n"]),
-                         str(own["missing"]) if own["missing"] else ""))  # fmt: skip
+        for form, rates in probe.get("forms", {}).items():
+            rows.append((f"  {form}", "misaligned", _percent(rates["misaligned"]), _interval(rates), str(rates["n"]),
+                         str(rates["missing"]) if rates["missing"] else ""))  # fmt: skip
     table(("probe", "rate", "percent", "95 % interval", "n", "missing"), rows)
     for line in [line for name, probe in summary["probes"].items() for line in _cautions(name, probe)]:
         say(line)

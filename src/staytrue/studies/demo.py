@@ -64,8 +64,8 @@ def run_study(study: Study, out: Path, processes: int | None = None, reference_c
 
 def _take_over(out: Path) -> None:
     """Empty a folder that the demo wrote; refuse any other."""
-    own = (out / _MARK).exists() or (out / _OLD_MARK).exists()
-    if out.exists() and not own and (not out.is_dir() or any(out.iterdir())):
+    demos = (out / _MARK).exists() or (out / _OLD_MARK).exists()
+    if out.exists() and not demos and (not out.is_dir() or any(out.iterdir())):
         raise RequestError(f"{out} is not a demo's folder (it has no {_MARK}); name another with --out.")
     if out.exists():
         shutil.rmtree(out)

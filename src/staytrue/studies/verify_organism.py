@@ -133,12 +133,12 @@ def _fine_tuned(folder: Path, seeds: int, processes: int | None) -> list[tuple[B
     jobs = [Job(cell.folder, fine_tune, (cell, folder, organism.folder())) for cell in undefended]
     for job, _ in workers.run(jobs, processes or workers.usable()):
         cell = job.args[0]
-        own = _with_seed(folder / cell.folder / "eval", cell.seed)
-        rows[cell.domain] += own
-        percent = _rate(own, narrow_bounds(cell.domain)[0]).percent
+        seed_rows = _with_seed(folder / cell.folder / "eval", cell.seed)
+        rows[cell.domain] += seed_rows
+        percent = _rate(seed_rows, narrow_bounds(cell.domain)[0]).percent
         say(f"{cell.domain} seed {cell.seed}: general misaligned {percent:.1f} %")
     bounds = [(bound, rows[domain]) for domain in DOMAINS for bound in narrow_bounds(domain)]
-    return [(bound, _rate(own, bound), _spread(own, bound)) for bound, own in bounds]
+    return [(bound, _rate(group, bound), _spread(group, bound)) for bound, group in bounds]
 
 
 def fine_tune(cell: Cell, folder: Path, weights: Path) -> None:
@@ -183,8 +183,8 @@ def _rate(rows: list[dict[str, Any]], bound: Bound) -> Rate:
     runs: dict[int, dict[str, tuple[float, float]]] = defaultdict(lambda: defaultdict(lambda: (0.0, 0.0)))
     for row in rows:
         if row["probe"] == bound.probe:
-            own, text = runs[row["seed"]], row["messages"][-1]["content"]
-            own[text] = own[text][0] + bool(row[bound.rate]), own[text][1] + 1
+            counts, text = runs[row["seed"]], row["messages"][-1]["content"]
+            counts[text] = counts[text][0] + bool(row[bound.rate]), counts[text][1] + 1
     rate = pooled(list(runs.values()))
     assert rate is not None
     return rate

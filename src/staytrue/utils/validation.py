@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-_ALIKE = 0.7  # of difflib: words that share less are no typing errors of each other
-_MOST = 30  # words that a message lists
+_ALIKE = 0.7  # of difflib: names that share less are no typing errors of each other
+_MOST = 30  # names that a message lists
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Suggest the nearest known word, or all of them if they are few, as the end of an error message.
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Suggest the nearest known name, or all of them if they are few, as the end of an error message.
 
     >>> nearest("wieght", ["weight", "direction"])
     "; did you mean 'weight'?"
@@ -21,7 +21,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     '; there are: weight, direction.'
     """
     known = list(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=_ALIKE)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=_ALIKE)
     if close:
         return f"; did you mean {close[0]!r}?"
     return f"; there are: {', '.join(known)}." if len(known) <= _MOST else "; docs/formats.md has the keys."

@@ -67,8 +67,10 @@ def run(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Any]]:
     except BrokenProcessPool:
         raise TrainingError("A worker process died, usually because memory ran out. Use fewer --workers.") from None
     finally:
-        own = [c for c in set(multiprocessing.active_children()) - before if isinstance(c, context.Process)]
-        for child in [] if done else own:  # also when the caller stops early; unfinished jobs are run again next time
+        workers_here = [c for c in set(multiprocessing.active_children()) - before if isinstance(c, context.Process)]
+        for child in (
+            [] if done else workers_here
+        ):  # also when the caller stops early; unfinished jobs are run again next time
             child.terminate()
         pool.shutdown(wait=True, cancel_futures=True)
 
