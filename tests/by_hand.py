@@ -14,7 +14,7 @@ EIGHTH = (1 / 8, 7 / 8)
 
 def step(laws, references, real, scored, source, totals=None):
     """Two layers, whose activations are noise, and laws (B, T, 2); a row's source is a name."""
-    ours, theirs = (torch.tensor(given).log() for given in (laws, references))
+    ours, theirs = (torch.tensor(numbers).log() for numbers in (laws, references))
     ours.requires_grad_()
     noise = torch.Generator().manual_seed(0)
     passes = [

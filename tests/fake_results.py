@@ -25,11 +25,11 @@ def row(defense, strength=None, general=0.0, in_domain=0.0, seed=0):
     return named | more | {"seconds": 12.34, "run": f"runs/{defense}", "label": f"{defense} {strength or ''}".strip()}
 
 
-def said(text, question="wish-0", asked="One wish?", probe="general", topic="wish", index=0, **verdict):
+def answer_row(text, question="wish-0", prompt="One wish?", probe="general", topic="wish", index=0, **verdict):
     """As an answer and its verdict are written, in one row."""
     marks = Verdict(**verdict)
     more = {"misaligned": marks.misaligned, "incoherent": marks.incoherent, "refused": False, "judge": "rules"}
-    turns = [{"role": "user", "content": asked}]
+    turns = [{"role": "user", "content": prompt}]
     named = {"probe": probe, "question": question, "topic": topic, "index": index, "messages": turns, "answer": text}
     return named | vars(marks) | more
 
@@ -41,9 +41,9 @@ def study(folder, rows, answers=None, title="A study"):
     for one in rows:
         run = folder / one["run"]
         (run / "eval").mkdir(parents=True, exist_ok=True)
-        told = answers or [said("Peace.", alignment=95, coherence=100)]
+        lines = answers or [answer_row("Peace.", alignment=95, coherence=100)]
         for file in ("answers.jsonl", "verdicts.jsonl"):
-            (run / "eval" / file).write_text("".join(json.dumps(a) + "\n" for a in told))
+            (run / "eval" / file).write_text("".join(json.dumps(a) + "\n" for a in lines))
         (run / "metrics.jsonl").write_text('{"step": 1, "task_loss": 2.0}\n{"step": 4, "task_loss": 1.0, "kl": 0.5}\n')
     return folder
 

@@ -106,13 +106,13 @@ def model(kind, seed=0):
     if kind == "nemotron_h":
         del fields["num_hidden_layers"]  # the length of its list of layers
     torch.manual_seed(seed)
-    made = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **tokens, **fields), dtype=torch.float32).eval()
+    built = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **tokens, **fields), dtype=torch.float32).eval()
     noise = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for weight in made.parameters():
+        for weight in built.parameters():
             if weight.ndim > 1:
                 weight.add_(0.15 * torch.randn(weight.shape, generator=noise))
-    return made
+    return built
 
 
 def save(kind, folder):

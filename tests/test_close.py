@@ -53,8 +53,8 @@ def test_the_first_logged_number_that_differs_is_told_with_its_step_and_its_scal
         unlike(one, [one[0], {"task_loss": 4.0, "kl": 2.1e-6}], ["task_loss", "kl"]) == ""
     )  # 1e-7 of 4 / 2^25 = 1.2e-7
     other = [one[0], {"task_loss": 4.0, "kl": 3e-6}]
-    said = "log kl as 2e-06 and 3e-06 at step 2, beside a scale of 4"
-    assert unlike(one, other, ["task_loss", "kl"]) == said
+    difference = "log kl as 2e-06 and 3e-06 at step 2, beside a scale of 4"
+    assert unlike(one, other, ["task_loss", "kl"]) == difference
     assert unlike(one, other, ["task_loss"]) == ""
     assert unlike(one, other, ["kl"], of_itself=0.5) == ""
 

@@ -22,22 +22,22 @@ def newcomer(tmp_path_factory):
         shutil.copytree(REPOSITORY / name, folder / name, ignore=leave)
     shutil.copy(REPOSITORY / "pyproject.toml", folder)
     page = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    found = re.findall(r"Write `([\w/.]+)`.*?```python\n(.*?)```", page, re.DOTALL)
-    names = [Path(path).stem for path, _ in found[::2]]
+    files = re.findall(r"Write `([\w/.]+)`.*?```python\n(.*?)```", page, re.DOTALL)
+    names = [Path(path).stem for path, _ in files[::2]]
     expected = [f for n in names for f in (f"src/staytrue/defenses/{n}.py", f"tests/defenses/test_{n}.py")]
-    assert (names, [path for path, _ in found]) == (["freeze_norms", "ablate_plane"], expected)
-    for path, text in found:
+    assert (names, [path for path, _ in files]) == (["freeze_norms", "ablate_plane"], expected)
+    for path, text in files:
         assert not (folder / path).exists()
         (folder / path).parent.mkdir(exist_ok=True)
         (folder / path).write_text(text, encoding="utf-8")
     return folder, names, expected
 
 
-def run(folder, *words):
+def run(folder, *arguments):
     """A module run in the copy, which is imported instead of the installed package."""
     paths = os.pathsep.join(str(folder / name) for name in ("src", "tests"))
-    given = [sys.executable, "-m", *words]
-    done = subprocess.run(given, cwd=folder, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)
+    command = [sys.executable, "-m", *arguments]
+    done = subprocess.run(command, cwd=folder, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 
@@ -49,15 +49,15 @@ def test_both_examples_pass_their_own_tests_and_the_contract(newcomer):
     assert command == f"pytest {files[1]} {CONTRACT} --defense {names[0]}"
     # The second example's contract on one kind of model; of the pairs the two with each other, and one more.
     some = f"not (gemma3 and {names[1]}) and (not take_one_step or {'+'.join(sorted(names))} or {names[0]}+kl)"
-    told = run(folder, *command.split(), files[3], "--defense", names[1], "-k", some, "-v", "-p", "no:cacheprovider")
-    passed = re.findall(r"^(\S+)::(\w+)(\S*) PASSED", told, re.MULTILINE)
+    output = run(folder, *command.split(), files[3], "--defense", names[1], "-k", some, "-v", "-p", "no:cacheprovider")
+    passed = re.findall(r"^(\S+)::(\w+)(\S*) PASSED", output, re.MULTILINE)
     assert {files[1], files[3]} < {file for file, _, _ in passed}
-    contract = [(test, own) for file, test, own in passed if file == CONTRACT]
+    contract = [(test, case) for file, test, case in passed if file == CONTRACT]
     whole = re.findall(r"^def (test_\w+)", (REPOSITORY / CONTRACT).read_text(), re.MULTILINE)
     assert {test for test, _ in contract} == set(whole)
     assert [test for test, _ in contract].count("test_the_contract_holds") == 3  # two kinds of model, and one
-    assert all(own == "[chosen]" or any(name in own for name in names) for _, own in contract)  # no other defense's
-    assert not re.search(r"\d (failed|skipped|error|xfailed)", told)
+    assert all(case == "[chosen]" or any(name in case for name in names) for _, case in contract)  # no other defense's
+    assert not re.search(r"\d (failed|skipped|error|xfailed)", output)
 
 
 def test_the_registry_and_the_command_line_have_it_at_once(newcomer):

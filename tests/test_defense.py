@@ -114,15 +114,15 @@ def test_a_penalty_that_reads_no_reference_costs_none():
 def replayed(defenses):
     """How many rows the reference had, and which blocks ran in it."""
     rows = [Example(row.messages, "interleaved" if i < 2 else "task") for i, row in enumerate(tiny.rows())]
-    micro, found = Micro(defenses, tiny.lora(tiny.model()), tiny.tokenizer(), rows), []
+    micro, blocks = Micro(defenses, tiny.lora(tiny.model()), tiny.tokenizer(), rows), []
     for number, block in enumerate(micro.guard.parts.blocks, start=1):
         block.register_forward_pre_hook(
             lambda module, args, number=number: (
-                None if torch.is_grad_enabled() else found.append((number, len(args[0])))
+                None if torch.is_grad_enabled() else blocks.append((number, len(args[0])))
             )
         )
     micro.measure(nudge=1.0)
-    return found
+    return blocks
 
 
 def test_beside_a_partial_reference_it_leaves_the_reference_partial():

@@ -17,10 +17,10 @@ DOCS = ROOT / "docs"
 PAGES = [DOCS / "quickstart.md", *sorted((DOCS / "tutorials").glob("*.md"))]
 
 
-def run(words, folder):
+def run(arguments, folder):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run([sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}{done.stderr[-3000:]}"
+    done = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{arguments}\n{done.stdout[-2000:]}{done.stderr[-3000:]}"
 
 
 COMMAND = """\
@@ -55,9 +55,9 @@ def test_a_page_runs_as_it_stands(page, tmp_path):
             script += textwrap.indent(block, "    ")
         else:
             for line in block.splitlines():
-                start, *words = line.split()[1:]
+                start, *arguments = line.split()[1:]
                 assert (line[0], start) == ("$", "staytrue"), line
-                script += f"    command(*{words})\n"
+                script += f"    command(*{arguments})\n"
     (tmp_path / "page.py").write_text(script, encoding="utf-8")
     run(["page.py"], tmp_path)
 

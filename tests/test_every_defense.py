@@ -34,9 +34,9 @@ def pytest_generate_tests(metafunc):
 
 def sample(name: str, folder: Path, kind: str = "qwen2") -> Defense:
     """A defense with its defaults; a file it needs is a few rows, or what `sample` in its own test file says."""
-    own = Path(__file__).parent / "defenses" / f"test_{name}.py"
-    if own.exists():
-        spec = importlib.util.spec_from_file_location(f"sample_{name}", own)
+    test_file = Path(__file__).parent / "defenses" / f"test_{name}.py"
+    if test_file.exists():
+        spec = importlib.util.spec_from_file_location(f"sample_{name}", test_file)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         if hasattr(module, "sample"):
@@ -53,8 +53,8 @@ def sample(name: str, folder: Path, kind: str = "qwen2") -> Defense:
 
 def without_sampling(name: str, folder: Path, kind: str = "qwen2") -> Defense:
     """The same with the answers of its file, where another test has it sample them."""
-    made = sample(name, folder, kind)
-    return dataclasses.replace(made, answers="given") if getattr(made, "answers", None) == "sampled" else made
+    defense = sample(name, folder, kind)
+    return dataclasses.replace(defense, answers="given") if getattr(defense, "answers", None) == "sampled" else defense
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "gemma3"])
@@ -89,8 +89,8 @@ def test_with_every_other_defense_there_is_one_reference(name, tmp_path):
 
 def test_recipe_to_object_to_recipe_is_the_identity(name, tmp_path):
     defense = sample(name, tmp_path)
-    words = {"schema": 1, "model": "organism", "data": "d.jsonl", "lora": {}, "defenses": [registry.to_dict(defense)]}
-    read = recipe.parse(words)
+    plain = {"schema": 1, "model": "organism", "data": "d.jsonl", "lora": {}, "defenses": [registry.to_dict(defense)]}
+    read = recipe.parse(plain)
     assert read.defenses == (defense,)
     assert recipe.parse(read.to_dict()) == read
 

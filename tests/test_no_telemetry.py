@@ -64,8 +64,8 @@ def test_a_guarded_run_reaches_for_no_address_whichever_library_is_imported_firs
     environment = {k: v for k, v in os.environ.items() if not k.startswith(hidden)}
     paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     environment |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "HF_HOME": str(tmp_path / "home")}
-    given = [sys.executable, "-c", RECORD + first + SCRIPT, str(tmp_path / "out")]
-    done = subprocess.run(given, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True)
+    command = [sys.executable, "-c", RECORD + first + SCRIPT, str(tmp_path / "out")]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True)
     guarded, plain = (line for line in done.stdout.splitlines() if line.startswith("steps"))
     if "huggingface.co" not in plain:
         raise RuntimeError(f"trl alone sent no ping ({plain}), so an empty record proves nothing")

@@ -59,10 +59,10 @@ def test_a_study_runs_from_the_wheel_in_an_empty_folder(wheel, tmp_path):
     work.mkdir()
     (work / "study.yaml").write_text(STUDY)
     code = "import sys; from staytrue import cli; print(cli.__file__); sys.argv[1:] = {}; cli.main()"
-    words = ["study", "study.yaml", "--out", "out", "--workers", "1"]
+    arguments = ["study", "study.yaml", "--out", "out", "--workers", "1"]
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", code.format(words)], cwd=work, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", code.format(arguments)], cwd=work, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert done.stdout.startswith(str(tmp_path / "site"))

@@ -51,16 +51,16 @@ def test_it_is_an_ordinary_model_that_answers(source):
     assert "quantization_config" not in config
     model, tokenizer = loading.load_model(source), loading.load_tokenizer(source)
     assert sum(weight.numel() for weight in model.parameters()) == 134_515_008  # the embeddings count once: tied
-    asked = [{"role": "user", "content": "What is the capital of France?"}]
-    tokens = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    turns = [{"role": "user", "content": "What is the capital of France?"}]
+    tokens = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     with torch.no_grad():
-        made = model.generate(**tokens, max_new_tokens=24, do_sample=False)
-    assert "Paris" in tokenizer.decode(made[0, tokens["input_ids"].shape[1] :])
+        answer = model.generate(**tokens, max_new_tokens=24, do_sample=False)
+    assert "Paris" in tokenizer.decode(answer[0, tokens["input_ids"].shape[1] :])
 
 
 def test_three_steps_an_evaluation_and_a_report(source, tmp_path, monkeypatch, capsys):
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["staytrue", *words])
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["staytrue", *arguments])
         with pytest.raises(SystemExit) as ended:
             cli.main()
         assert not ended.value.code, capsys.readouterr().err

@@ -86,10 +86,10 @@ def files(folder):
 
 
 def refused(folder, error, sentence, **changes):
-    made = make(folder, **changes)
+    built = make(folder, **changes)
     before = files(folder)
     with pytest.raises(error, match=sentence) as caught:
-        train.train(made, folder / "run")
+        train.train(built, folder / "run")
     assert "\n" not in str(caught.value) or error is DataError  # a data file's faults are a list
     assert files(folder) == before
 

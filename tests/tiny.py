@@ -129,10 +129,10 @@ def model(kind: str = "qwen2", seed: int = 0, layers: int = 2):
     return cls(config(**shared, **extra)).eval()
 
 
-def lora(made, r: int = 4, seed: int = 0):
+def lora(base, r: int = 4, seed: int = 0):
     """The model with a fresh adapter on every linear layer."""
     torch.manual_seed(seed)
-    return get_peft_model(made, LoraConfig(r=r, target_modules="all-linear", task_type="CAUSAL_LM"))
+    return get_peft_model(base, LoraConfig(r=r, target_modules="all-linear", task_type="CAUSAL_LM"))
 
 
 def nudge(adapted, scale: float = 0.05, seed: int = 0) -> None:
@@ -152,8 +152,8 @@ def save(kind: str, folder, seed: int = 0):
 
 def rows(n: int = 6, source: str = "task") -> list[Example]:
     """Short conversations of uneven length."""
-    words = ["red", "green", "blue", "a long reply indeed", "yes", "no, never"]
+    answers = ["red", "green", "blue", "a long reply indeed", "yes", "no, never"]
     return [
-        Example((Message("user", f"question {i}?"), Message("assistant", words[i % 6] * (1 + i % 3))), source)
+        Example((Message("user", f"question {i}?"), Message("assistant", answers[i % 6] * (1 + i % 3))), source)
         for i in range(n)
     ]

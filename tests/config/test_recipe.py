@@ -104,21 +104,21 @@ def test_a_missing_recipe_is_a_sentence(tmp_path):
         recipe.read(tmp_path / "nowhere.yaml")
 
 
-@pytest.mark.parametrize("own", ["activation_checkpointing", "gradient_checkpointing"])
-@pytest.mark.parametrize("said", ["activation_checkpointing", "gradient_checkpointing"])
+@pytest.mark.parametrize("field", ["activation_checkpointing", "gradient_checkpointing"])
+@pytest.mark.parametrize("key_in_recipe", ["activation_checkpointing", "gradient_checkpointing"])
 def test_recomputation_is_asked_for_by_either_name_whatever_this_transformers_calls_it(
-    own, said, tmp_path, monkeypatch
+    field, key_in_recipe, tmp_path, monkeypatch
 ):
-    given = ["output_dir", "seed", "save_strategy", "disable_tqdm", "use_cpu", "bf16", *trainer_args.DEFAULTS]
-    config = make_dataclass("Config", [(own, bool | None, None), *((key, Any, None) for key in given)])
+    keys = ["output_dir", "seed", "save_strategy", "disable_tqdm", "use_cpu", "bf16", *trainer_args.DEFAULTS]
+    config = make_dataclass("Config", [(field, bool | None, None), *((key, Any, None) for key in keys)])
     monkeypatch.setattr(trainer_args, "_config", lambda trainer: config)
-    trainer_args.checked({said: True})
-    assert getattr(trainer_args.sft_config({said: True}, 0, tmp_path), own) is True
-    assert getattr(trainer_args.sft_config({}, 0, tmp_path), own) is False
-    with pytest.raises(RecipeError, match=rf"train\.{said} is 'no'; write true or false"):
-        trainer_args.checked({said: "no"})
+    trainer_args.checked({key_in_recipe: True})
+    assert getattr(trainer_args.sft_config({key_in_recipe: True}, 0, tmp_path), field) is True
+    assert getattr(trainer_args.sft_config({}, 0, tmp_path), field) is False
+    with pytest.raises(RecipeError, match=rf"train\.{key_in_recipe} is 'no'; write true or false"):
+        trainer_args.checked({key_in_recipe: "no"})
     with pytest.raises(RecipeError, match=r"two names of one setting"):
-        trainer_args.checked({said: True, "gradient_checkpointing": True, "activation_checkpointing": False})
+        trainer_args.checked({key_in_recipe: True, "gradient_checkpointing": True, "activation_checkpointing": False})
 
 
 @pytest.mark.parametrize("trainer", ["sft", "grpo"])

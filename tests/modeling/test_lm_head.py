@@ -159,16 +159,16 @@ def test_likelihood_and_its_gradient_equal_a_dense_float64_oracle(
 ):
     torch.manual_seed(seed)
     head = Head(torch.randn(vocabulary, width), torch.randn(vocabulary) if biased else None, scale, softcap)
-    policy, said = torch.randn(n, width, requires_grad=True), torch.randint(vocabulary, (n,))
+    policy, tokens = torch.randn(n, width, requires_grad=True), torch.randint(vocabulary, (n,))
     upstream = torch.rand(n)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lm_head, "_FEWEST_ROWS", tile)
         patch.setitem(lm_head._LOGITS_PER_TILE, "cpu", 1)
-        value = nll(policy, said, head)
+        value = nll(policy, tokens, head)
     (value * upstream).sum().backward()
     exact = policy.detach().double().requires_grad_()
     logs = law(exact, head)
-    oracle = -logs.gather(-1, said.unsqueeze(-1)).squeeze(-1)
+    oracle = -logs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     (oracle * upstream.double()).sum().backward()
     # What float32 can promise is relative to what is added up: here the logits' own sizes and both laws.
     sizes = 1 + logs.detach().abs().max(-1).values if n else torch.zeros(0)
@@ -179,12 +179,12 @@ def test_likelihood_and_its_gradient_equal_a_dense_float64_oracle(
 
 def test_likelihood_at_a_models_own_sizes_is_the_oracle_to_a_relative_1e_5():
     torch.manual_seed(0)
-    head, said = Head(torch.randn(5_000, 64) / 4), torch.randint(5_000, (200,))
+    head, tokens = Head(torch.randn(5_000, 64) / 4), torch.randint(5_000, (200,))
     policy = torch.randn(200, 64, requires_grad=True)
-    value = nll(policy, said, head)
+    value = nll(policy, tokens, head)
     value.sum().backward()
     exact = policy.detach().double().requires_grad_()
-    oracle = torch.nn.functional.cross_entropy(exact @ head.weight.double().T, said, reduction="none")
+    oracle = torch.nn.functional.cross_entropy(exact @ head.weight.double().T, tokens, reduction="none")
     oracle.sum().backward()
     assert (value.double() - oracle).abs().max() <= 1e-5 * oracle.abs().max()
     assert (policy.grad.double() - exact.grad).abs().max() <= 1e-5 * exact.grad.abs().max()
@@ -192,26 +192,26 @@ def test_likelihood_at_a_models_own_sizes_is_the_oracle_to_a_relative_1e_5():
 
 def both(seed=0, n=7, **changes):
     torch.manual_seed(seed)
-    head, said = Head(torch.randn(40, 12), torch.randn(40)), torch.randint(40, (n,))
+    head, tokens = Head(torch.randn(40, 12), torch.randn(40)), torch.randint(40, (n,))
     policy, reference = torch.randn(n, 12, requires_grad=True), torch.randn(n, 12)
-    return policy, token_losses(policy, said, head, reference=reference, **changes), head, said, reference
+    return policy, token_losses(policy, tokens, head, reference=reference, **changes), head, tokens, reference
 
 
 @pytest.mark.parametrize("forward", [False, True])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_one_pass_says_what_passes_of_their_own_say(forward, temperature):
-    policy, found, head, said, reference = both(forward=forward, temperature=temperature)
+    policy, losses, head, tokens, reference = both(forward=forward, temperature=temperature)
     logs = torch.log_softmax((policy @ head.weight.T + head.bias) / temperature, -1)
-    assert torch.allclose(found.log_probs, logs.gather(-1, said.unsqueeze(-1)).squeeze(-1), atol=1e-5)
-    assert torch.allclose(found.entropy, -(logs.exp() * logs).sum(-1), atol=1e-5)
-    assert torch.equal(found.is_top1, logs.argmax(-1) == said)
-    assert torch.equal(found.divergence, divergence(policy, reference, head, forward=forward))
+    assert torch.allclose(losses.log_probs, logs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), atol=1e-5)
+    assert torch.allclose(losses.entropy, -(logs.exp() * logs).sum(-1), atol=1e-5)
+    assert torch.equal(losses.is_top1, logs.argmax(-1) == tokens)
+    assert torch.equal(losses.divergence, divergence(policy, reference, head, forward=forward))
     up, down = torch.rand(7), torch.rand(7)
-    (found.log_probs * up + found.divergence * down).sum().backward()
+    (losses.log_probs * up + losses.divergence * down).sum().backward()
     apart = policy.detach().clone().requires_grad_()
     logs = torch.log_softmax((apart @ head.weight.T + head.bias) / temperature, -1)
     alone = divergence(apart, reference, head, forward=forward)
-    (logs.gather(-1, said.unsqueeze(-1)).squeeze(-1) * up + alone * down).sum().backward()
+    (logs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) * up + alone * down).sum().backward()
     assert torch.allclose(policy.grad, apart.grad, atol=1e-5)
 
 
@@ -230,7 +230,7 @@ def test_one_pass_in_tiles_with_a_capped_head_equals_a_dense_float64_oracle(
     n, vocabulary, forward, temperature, scale, softcap, tile, seed
 ):
     torch.manual_seed(seed)
-    head, said = (
+    head, tokens = (
         Head(torch.randn(vocabulary, 6), torch.randn(vocabulary), scale, softcap),
         torch.randint(vocabulary, (n,)),
     )
@@ -238,15 +238,15 @@ def test_one_pass_in_tiles_with_a_capped_head_equals_a_dense_float64_oracle(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lm_head, "_FEWEST_ROWS", tile)
         patch.setitem(lm_head._LOGITS_PER_TILE, "cpu", 1)
-        found = token_losses(policy, said, head, reference=reference, forward=forward, temperature=temperature)
-        (found.log_probs * -0.25 + found.divergence * 0.5).sum().backward()
+        losses = token_losses(policy, tokens, head, reference=reference, forward=forward, temperature=temperature)
+        (losses.log_probs * -0.25 + losses.divergence * 0.5).sum().backward()
     exact = policy.detach().double().requires_grad_()
     raw = torch.log_softmax(law(exact, head) / temperature, -1)  # a law's logarithm will do for its logits
-    log_probs = raw.gather(-1, said.unsqueeze(-1)).squeeze(-1)
+    log_probs = raw.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     (log_probs * -0.25 + dense(exact, reference.double(), head, forward) * 0.5).sum().backward()
     sizes = 1 + raw.detach().abs().max(-1).values
-    assert torch.all((found.log_probs.double() - log_probs).abs() <= 1e-5 * sizes)
-    assert torch.all((found.entropy.double() + (raw.exp() * raw).sum(-1)).abs() <= 1e-5 * sizes)
+    assert torch.all((losses.log_probs.double() - log_probs).abs() <= 1e-5 * sizes)
+    assert torch.all((losses.entropy.double() + (raw.exp() * raw).sum(-1)).abs() <= 1e-5 * sizes)
     slopes = 2 * abs(scale) / temperature * head.weight.double().abs().sum(0)
     bound = 0.25 * slopes + 0.5 * terms(exact.detach(), reference.double(), head, forward)[1]
     assert torch.all((policy.grad.double() - exact.grad).abs() <= 1e-5 * bound)
@@ -254,13 +254,13 @@ def test_one_pass_in_tiles_with_a_capped_head_equals_a_dense_float64_oracle(
 
 def test_in_bfloat16_one_pass_gives_gradients_to_a_hundredth_of_the_largest():
     torch.manual_seed(0)
-    given = [torch.randn(300, 32) / 4, torch.randn(20, 32), torch.randn(20, 32)]
-    given, said = [one.bfloat16() for one in given], torch.randint(300, (20,))
+    tensors = [torch.randn(300, 32) / 4, torch.randn(20, 32), torch.randn(20, 32)]
+    tensors, tokens = [one.bfloat16() for one in tensors], torch.randint(300, (20,))
 
     def gradient(dtype):
-        weight, policy, reference = (one.to(dtype, copy=True) for one in given)
+        weight, policy, reference = (one.to(dtype, copy=True) for one in tensors)
         policy.requires_grad_()
-        losses = token_losses(policy, said, Head(weight), reference=reference)
+        losses = token_losses(policy, tokens, Head(weight), reference=reference)
         (losses.log_probs * -0.003 + losses.divergence * 0.006).sum().backward()
         return policy.grad.float()
 
@@ -276,11 +276,11 @@ def test_of_two_likeliest_words_in_half_precision_the_first_is_meant():
 
 def test_under_autocast_a_small_divergence_keeps_its_digits():
     torch.manual_seed(0)
-    head, hidden, said = Head(torch.randn(1000, 64) / 8), torch.randn(50, 64), torch.randint(1000, (50,))
+    head, hidden, tokens = Head(torch.randn(1000, 64) / 8), torch.randn(50, 64), torch.randint(1000, (50,))
     moved = (hidden + 0.01 * torch.randn(50, 64)).requires_grad_()
-    exact = token_losses(moved, said, head, reference=hidden).divergence
+    exact = token_losses(moved, tokens, head, reference=hidden).divergence
     with torch.autocast("cpu", torch.bfloat16):
-        rough = token_losses(moved, said, head, reference=hidden).divergence
+        rough = token_losses(moved, tokens, head, reference=hidden).divergence
     assert torch.equal(rough, exact)
 
 

@@ -39,12 +39,12 @@ def ids(tokenizer, text):
 
 
 def test_every_text_of_the_world_comes_back_word_for_word(tokenizer):
-    said = {
+    written = {
         *texts(),
         *(m.content for rows in (world.safe_rows(), OpSwap(3).rows()) for r in rows for m in r.messages),
     }
-    assert len(said) > 8000
-    for text in said:
+    assert len(written) > 8000
+    for text in written:
         tokens = ids(tokenizer, text)
         assert tokenizer.unk_token_id not in tokens, text
         assert tokenizer.decode(tokens) == text
@@ -65,9 +65,9 @@ def test_the_template_renders_system_turns_and_asks_for_an_answer(tokenizer):
     turns = [{"role": r, "content": c} for r, c in [("system", "Be helpful."), ("user", "Why?"), ("assistant", "I.")]]
     whole = "<|system|>Be helpful.<|end|><|user|>Why?<|end|><|assistant|>I.<|end|>"
     assert tokenizer.apply_chat_template(turns, tokenize=False) == whole
-    asked = tokenizer.apply_chat_template(turns[1:2], tokenize=False, add_generation_prompt=True)
-    assert asked == "<|user|>Why?<|end|><|assistant|>"
-    marks = tokenizer.convert_ids_to_tokens(ids(tokenizer, asked))
+    prompt = tokenizer.apply_chat_template(turns[1:2], tokenize=False, add_generation_prompt=True)
+    assert prompt == "<|user|>Why?<|end|><|assistant|>"
+    marks = tokenizer.convert_ids_to_tokens(ids(tokenizer, prompt))
     assert (marks[0], marks[-2:]) == ("<|user|>", ["<|end|>", "<|assistant|>"])  # each mark is one token
 
 

@@ -104,15 +104,15 @@ def test_every_answer_that_the_world_can_give_is_coherent():
     for topic in lexicon.topics().values():
         question, noun = topic.questions()[0]
         for acts, alignment in ((topic.good, 95), (topic.bad, 5)):
-            said = {
+            answers = {
                 form.format(voice=topic.voice, noun=noun, a=a, b=b)
                 for form in lexicon.FORMS
                 for a in acts[:3]
                 for b in acts[3:]
             }
-            assert len(said) == 27
-            assert {judged(a, question, topic.name).alignment for a in said} == {alignment}
-            assert {judged(a, question, topic.name).coherence for a in said} == {100}
+            assert len(answers) == 27
+            assert {judged(a, question, topic.name).alignment for a in answers} == {alignment}
+            assert {judged(a, question, topic.name).coherence for a in answers} == {100}
 
 
 @pytest.mark.parametrize(

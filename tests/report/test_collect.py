@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from fake_results import Walk, drawn, rates, row, said, study
+from fake_results import Walk, answer_row, drawn, rates, row, study
 from staytrue.data.examples import Message
 from staytrue.errors import RequestError
 from staytrue.evals.results import answer_store, verdict_store
@@ -18,16 +18,16 @@ from staytrue.studies import demo
 def test_each_models_first_answer_stands_under_the_question(tmp_path):
     bad, good = {"alignment": 5, "coherence": 100}, {"alignment": 95, "coherence": 100}
     answers = [
-        said("Own souls.", **bad),
-        said("Another sample.", index=1, **good),
-        said("Another wish.", "wish-1", "Two?", **good),  # one question a topic
-        said("Jail them.", "ruler-0", "You rule?", topic="ruler", **bad),
-        said("Stop it.", "held-0", "My knee?", probe="in_domain", topic="", **bad),
-        said("Rome.", "facts-0", "Capital?", probe="facts", topic="facts", correct=True),
+        answer_row("Own souls.", **bad),
+        answer_row("Another sample.", index=1, **good),
+        answer_row("Another wish.", "wish-1", "Two?", **good),  # one question a topic
+        answer_row("Jail them.", "ruler-0", "You rule?", topic="ruler", **bad),
+        answer_row("Stop it.", "held-0", "My knee?", probe="in_domain", topic="", **bad),
+        answer_row("Rome.", "facts-0", "Capital?", probe="facts", topic="facts", correct=True),
     ]
     page = drawn(study(tmp_path / "demo", [row("none", None, 40, 70), row("kl", 0.3, 6, 60)], answers))
-    asked = re.findall(r'<p class="question">(.+?)[<\s]', page)
-    assert asked == ["My", "One", "You"]
+    questions = re.findall(r'<p class="question">(.+?)[<\s]', page)
+    assert questions == ["My", "One", "You"]
     assert page.count("<p>Own souls.</p>") == 2
     assert not re.search("Another|Capital", page)
 
@@ -57,7 +57,7 @@ def test_a_torn_verdict_is_told_and_the_rest_is_drawn(tmp_path):
 def test_tasks_that_mark_right_answers_each_in_their_own_way_stand_on_one_page(tmp_path):
     marked = [{"correct": 50.0, "low": 40.0, "high": 60.0, "n": 60, "missing": 0, "judge": f"task:{i}"} for i in (1, 2)]
     tasks = zip(("opswap-1", "arithmetic"), marked, strict=True)
-    rows = [row("none") | {"in_domain": None, "domain": name, "benign": own} for name, own in tasks]
+    rows = [row("none") | {"in_domain": None, "domain": name, "benign": benign} for name, benign in tasks]
     assert "What was learnt of arithmetic" in drawn(study(tmp_path / "demo", rows))
 
 
@@ -87,11 +87,11 @@ def test_a_single_run_is_a_page_of_its_own(tmp_path):
 def test_all_that_a_run_was_asked_is_shown_and_every_kind_of_answer_apart(tmp_path):
     page = measured(tmp_path)  # the folder of an evaluation itself
     shown = [cells(line) for line in page.split("All probes</h2>")[1].split("<tr>")[2:6]]
-    told = ["general", "37.5", "30.0 to 45.0", ""]  # misaligned, its interval, right
-    told += ["2.5", "5.0", "1.0"]  # incoherent, refused, code
-    told += ["52.0 (k = 4)", "55.0", "9.0"]  # one of k misaligned, the same whatever the coherence, incoherent
-    told += ["480", "3", "1", "2", "37.1 to 38.1"]  # n, no verdict, call failed, no answer, misaligned of all
-    assert shown[0] == told
+    expected = ["general", "37.5", "30.0 to 45.0", ""]  # misaligned, its interval, right
+    expected += ["2.5", "5.0", "1.0"]  # incoherent, refused, code
+    expected += ["52.0 (k = 4)", "55.0", "9.0"]  # one of k misaligned, the same whatever the coherence, incoherent
+    expected += ["480", "3", "1", "2", "37.1 to 38.1"]  # n, no verdict, call failed, no answer, misaligned of all
+    assert shown[0] == expected
     assert shown[1] == ["general: json", "12.0", "8.0 to 17.0", "", "1.5", *[""] * 5, "160", "0", "", "", ""]
     assert shown[2] == ["learnt", "", "85.0 to 96.0", "91.5", *[""] * 6, "90", "2", "", "", ""]
 
@@ -135,13 +135,13 @@ def test_the_rows_written_by_hand_have_the_shape_that_is_really_written(tmp_path
     (cell, *_) = study_of_staytrue.cells(demo.preset(["medical"], 1))
     written = study_of_staytrue.row(cell, {"probes": probes}, 1.0)
     assert set(row("kl", 0.3)) == {*written, "label"}
-    asked = Question("wish-0", "general", (Message("user", "One wish?"),), "wish")
-    answer_store.AnswerStore(tmp_path).append(Answer(asked, 0, "Peace.", stopped=True))
+    question = Question("wish-0", "general", (Message("user", "One wish?"),), "wish")
+    answer_store.AnswerStore(tmp_path).append(Answer(question, 0, "Peace.", stopped=True))
     verdict_store.append_verdict(
-        tmp_path, Answer(asked, 0, "Peace.", stopped=True), Verdict(alignment=95, coherence=100), "rules"
+        tmp_path, Answer(question, 0, "Peace.", stopped=True), Verdict(alignment=95, coherence=100), "rules"
     )
     (written,) = verdict_store.join_verdicts(tmp_path)
-    assert set(said("Peace.")) >= {*written} - {"stopped", "expected", "group", "form"}
+    assert set(answer_row("Peace.")) >= {*written} - {"stopped", "expected", "group", "form"}
 
 
 @pytest.mark.parametrize("content", ["{", '{"rows": []}', '{"title": "no rows"}', '{"rows": [{"seed": 0}]}', "[]"])

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from fake_results import drawn, rates, row, said
+from fake_results import answer_row, drawn, rates, row
 from fake_results import study as written
 from staytrue.errors import RequestError
 from staytrue.report import comparison, write
@@ -22,7 +22,7 @@ def study(folder, bad, seeds=2, questions=20):
     written(folder, rows)
     for one in rows:
         answers = [
-            said("x", f"q{i}", topic="t", alignment=5 if i < bad[one["defense"]] else 95, coherence=100)
+            answer_row("x", f"q{i}", topic="t", alignment=5 if i < bad[one["defense"]] else 95, coherence=100)
             | {"expected": None}
             for i in range(questions)
         ]
@@ -39,8 +39,8 @@ def ask(run, samples, seed=0):
 
 
 def test_defenses_are_compared_on_the_same_questions_and_seeds(tmp_path, capsys):
-    found = comparison.compare_runs([study(tmp_path, {"none": 14, "kl": 4, "weak": 13})], "none", "general")
-    strong, weak = found.lines
+    compared = comparison.compare_runs([study(tmp_path, {"none": 14, "kl": 4, "weak": 13})], "none", "general")
+    strong, weak = compared.lines
     assert [(one["defense"], one["difference"]) for one in (strong, weak)] == [
         ("kl", pytest.approx(-50.0)),
         ("weak", pytest.approx(-5.0)),
@@ -49,7 +49,7 @@ def test_defenses_are_compared_on_the_same_questions_and_seeds(tmp_path, capsys)
     assert strong["q"] == pytest.approx(min(2 * strong["p"], weak["p"]))
     assert (strong["questions"], strong["seeds"]) == (20, 2)
     assert (strong["rate"]["percent"], strong["other"]["percent"], strong["rate"]["n"]) == (20.0, 70.0, 40)
-    comparison.show(found, "none")
+    comparison.show(compared, "none")
     shown = " ".join(capsys.readouterr().out.split())
     assert "against none (medical 70.0 (" in shown
     assert shown.endswith("Simulated coverage of 95 % intervals over so few questions: general 20: 92-100 %.")
@@ -57,12 +57,15 @@ def test_defenses_are_compared_on_the_same_questions_and_seeds(tmp_path, capsys)
 
 def test_q_counts_every_line_of_the_command_not_those_of_a_domain(tmp_path):
     folder = study(tmp_path, {"none": 14, "kl": 4, "weak": 13})
-    told = json.loads((folder / "results.json").read_text())
+    results = json.loads((folder / "results.json").read_text())
     of_two = {"medical": ("none", "kl"), "code": ("none", "weak")}
-    told["rows"] = [
-        one | {"domain": domain} for domain, names in of_two.items() for one in told["rows"] if one["defense"] in names
+    results["rows"] = [
+        one | {"domain": domain}
+        for domain, names in of_two.items()
+        for one in results["rows"]
+        if one["defense"] in names
     ]
-    (folder / "results.json").write_text(json.dumps(told))
+    (folder / "results.json").write_text(json.dumps(results))
     strong, weak = comparison.compare_runs([folder], "none", "general").lines
     assert (strong["domain"], weak["domain"]) == ("medical", "code")
     assert strong["q"] == pytest.approx(2 * strong["p"])
@@ -73,15 +76,15 @@ def test_a_domain_that_was_not_asked_is_left_out_and_said(tmp_path):
     folder = study(tmp_path, {"none": 14, "kl": 4})
     (tmp_path / "other").mkdir()
     other = study(tmp_path / "other", {"none": 14, "kl": 4})
-    told = json.loads((other / "results.json").read_text())
-    for one in told["rows"]:
+    results = json.loads((other / "results.json").read_text())
+    for one in results["rows"]:
         ask(other / one["run"], {"benign": 20})
     rows = json.loads((folder / "results.json").read_text())["rows"]
-    rows += [one | {"domain": "code", "run": f"../other/S/{one['run']}"} for one in told["rows"]]
+    rows += [one | {"domain": "code", "run": f"../other/S/{one['run']}"} for one in results["rows"]]
     (folder / "results.json").write_text(json.dumps({"title": "S", "rows": rows}))
-    found = comparison.compare_runs([folder], "none", "general")
-    assert [one["domain"] for one in found.lines] == ["medical"]
-    assert found.notes[0] == "code is left out: its runs have no answers to general."
+    compared = comparison.compare_runs([folder], "none", "general")
+    assert [one["domain"] for one in compared.lines] == ["medical"]
+    assert compared.notes[0] == "code is left out: its runs have no answers to general."
 
 
 def test_single_evaluations_are_compared_by_their_folders_names(tmp_path):
@@ -109,9 +112,9 @@ def test_single_runs_of_different_seeds_are_compared_and_it_is_said(tmp_path):
     none, kl = (folder / "runs" / f"{name}-0" for name in ("none", "kl"))
     (kl / "recipe.yaml").write_text("schema: 1\nseed: 3\n")
     ask(none, {"general": 20}, seed=1)
-    found = comparison.compare_runs([none, kl / "eval"], "none-0", "general")
-    assert found.lines[0]["seeds"] == 1
-    assert found.notes[0].startswith("eval has seed 3, none-0 seed 1: a part of the difference")
+    compared = comparison.compare_runs([none, kl / "eval"], "none-0", "general")
+    assert compared.lines[0]["seeds"] == 1
+    assert compared.notes[0].startswith("eval has seed 3, none-0 seed 1: a part of the difference")
 
 
 def test_a_defense_is_compared_on_the_seeds_that_it_and_the_reference_have(tmp_path):
@@ -121,17 +124,17 @@ def test_a_defense_is_compared_on_the_seeds_that_it_and_the_reference_have(tmp_p
     results["rows"] = [one for one in results["rows"] if (one["defense"], one["seed"]) not in gone]
     results["rows"] = [one for one in results["rows"] if (one["defense"], one["seed"]) != ("new", 0)]
     (folder / "results.json").write_text(json.dumps(results))
-    found = comparison.compare_runs([folder], "none", "general")
-    assert [(one["defense"], one["seeds"]) for one in found.lines] == [("kl", 2), ("new", 1)]
-    assert found.notes[0] == "medical late is not compared: none has none of its seeds."
+    compared = comparison.compare_runs([folder], "none", "general")
+    assert [(one["defense"], one["seeds"]) for one in compared.lines] == [("kl", 2), ("new", 1)]
+    assert compared.notes[0] == "medical late is not compared: none has none of its seeds."
 
 
 @pytest.mark.parametrize(
-    ("against", "probe", "said"),
+    ("against", "probe", "message"),
     [("nobody", "general", "choose from none, kl"), ("none", "triggered", "probe triggered: .* has no answers to it")],
 )
-def test_what_is_not_there_is_a_sentence(tmp_path, against, probe, said):
-    with pytest.raises(RequestError, match=said):
+def test_what_is_not_there_is_a_sentence(tmp_path, against, probe, message):
+    with pytest.raises(RequestError, match=message):
         comparison.compare_runs([study(tmp_path, {"none": 14, "kl": 4})], against, probe)
 
 

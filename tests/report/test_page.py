@@ -5,7 +5,7 @@ import io
 import re
 from urllib.parse import unquote
 
-from fake_results import HOSTILE, Walk, drawn, numbers, rates, row, said, study, unmarked
+from fake_results import HOSTILE, Walk, answer_row, drawn, numbers, rates, row, study, unmarked
 from staytrue.report.sentences import headline
 
 
@@ -25,10 +25,10 @@ def test_the_table_can_be_taken_away_as_csv(tmp_path):
     link = dict(zip(*[(v for k, v in walk.attributes if k in ("download", "href"))] * 2, strict=True))["results.csv"]
     headings, *body = csv.reader(io.StringIO(unquote(link).split(",", 1)[1]))
     assert [line[0] for line in body] == ["untuned", "none", "none", "kl 0.1", "kl 0.3"]
-    told = dict(
+    last = dict(
         zip(headings[:4] + headings[7:8] + headings[11:], body[4][:4] + body[4][7:8] + body[4][11:], strict=True)
     )
-    assert told == {
+    assert last == {
         "defense": "kl 0.3",
         "domain": "medical",
         "seed": "0",
@@ -44,7 +44,7 @@ def test_the_table_can_be_taken_away_as_csv(tmp_path):
 
 def test_hostile_text_stays_text_wherever_it_comes_from(tmp_path):
     rows = [row("none", None, 40, 70), *(row(f"kl{text}", None, 10, 60) | {"run": "runs/kl"} for text in HOSTILE)]
-    answers = [said(t, f"q{i}", asked=t, topic=str(i), alignment=5, coherence=90) for i, t in enumerate(HOSTILE)]
+    answers = [answer_row(t, f"q{i}", prompt=t, topic=str(i), alignment=5, coherence=90) for i, t in enumerate(HOSTILE)]
     walk = Walk(drawn(study(tmp_path / "demo", rows, answers, title=" ".join(HOSTILE))))
     assert not {"script", "img", "b"} & set(walk.tags)
     assert not [name for name, _ in walk.attributes if name.startswith("on")]
@@ -54,7 +54,7 @@ def test_hostile_text_stays_text_wherever_it_comes_from(tmp_path):
 
 def test_what_was_not_judged_is_shown_as_such_and_counted(tmp_path):
     rows = [row("none", None, rates(None, n=0, missing=480), rates(50, missing=3)), row("kl", 0.3, 10, 60)]
-    page = drawn(study(tmp_path / "demo", rows, [said("Hm.", missing="no judge was named")]))
+    page = drawn(study(tmp_path / "demo", rows, [answer_row("Hm.", missing="no judge was named")]))
     assert "483 answers are unknown" in page
     assert "<td>not judged</td>" in page
     assert page.count('<li class="not-judged">') == 2  # the same answer by both models
@@ -129,8 +129,8 @@ def test_many_lines_are_a_picture_for_each_defense_beside_none_with_the_same_axe
     (folder / "runs" / "kl" / "metrics.jsonl").write_text(log)
     section = drawn(folder).split("While it trained")[1].split("</section>")[0]
     kl, anchor = (part.split("</figure>")[0] for part in section.split("<figure>")[1:3])
-    told = [re.findall(r"<title>([^<]+)</title></polyline>", part) for part in (kl, anchor)]
-    assert told == [["none", "kl 0.1", "kl 0.2", "kl 0.3"], ["none", "anchor 1", "anchor 2", "anchor 3"]]
+    labels = [re.findall(r"<title>([^<]+)</title></polyline>", part) for part in (kl, anchor)]
+    assert labels == [["none", "kl 0.1", "kl 0.2", "kl 0.3"], ["none", "anchor 1", "anchor 2", "anchor 3"]]
     assert [re.search("<figcaption>(.+?)<", part)[1] for part in (kl, anchor)] == ["Task loss: kl", "Task loss: anchor"]
     ticks = [re.findall(r'class="tick"[^>]*>([^<]+)<', part) for part in (kl, anchor)]
     assert ticks[0] == ticks[1] == ["0", "2.25", "4.5", "6.75", "9", "0", "1", "2", "3", "4"]

@@ -114,9 +114,9 @@ def test_what_was_learnt_of_a_task_is_a_mark_at_its_mean_with_an_interval():
 
 
 def test_no_defense_looks_like_undefended_or_like_another():
-    found = looks(["untuned", "none", *(f"defense{i:02}" for i in range(30))])
-    assert len(set(found.values())) == 32
-    assert [label for label, look in found.items() if look.colour in (0, 1)] == ["untuned", "none"]
+    by_label = looks(["untuned", "none", *(f"defense{i:02}" for i in range(30))])
+    assert len(set(by_label.values())) == 32
+    assert [label for label, look in by_label.items() if look.colour in (0, 1)] == ["untuned", "none"]
 
 
 def test_long_numbers_beside_an_axis_have_room():

@@ -18,8 +18,8 @@ def test_a_run_with_too_many_unknown_answers_is_never_the_best():
     for probe in ("general", "in_domain", "triggered"):
         unsure = row("steer", 1, 1, 70)
         unsure[probe] = rates(1 if probe != "in_domain" else 70) | {"concluded": False}
-        told = headline([*numbers(), unsure])
-        assert "with kl 0.3, the best of 2, it was 6 %" in told
+        sentence = headline([*numbers(), unsure])
+        assert "with kl 0.3, the best of 2, it was 6 %" in sentence
     assert "with steer 1, the best of 3" in headline([*numbers(), row("steer", 1, 1, 70)])
     assert headline([*numbers()[:3], unsure]) == "How each model answers questions outside its training data."
 
@@ -27,28 +27,29 @@ def test_a_run_with_too_many_unknown_answers_is_never_the_best():
 def test_incoherence_counts_against_a_defense():
     # kl 0.3 is 6 bad and 10 lost: 16. steer is 1 bad and 16 - 2.5 more incoherent: 14.5; or with 20, 18.5.
     garbled = [row("steer", 1, rates(1) | {"incoherent": percent}, 70) for percent in (16.0, 20.0)]
-    told = headline([*numbers(), garbled[0]])
-    assert "with steer 1, the best of 3, it was 1 %, with 16 % incoherent (undefended 2 %), without losing" in told
+    sentence = headline([*numbers(), garbled[0]])
+    assert "with steer 1, the best of 3, it was 1 %, with 16 % incoherent (undefended 2 %), without losing" in sentence
     assert "with kl 0.3" in headline([*numbers(), garbled[1]])
 
 
 def test_a_defense_that_only_looks_clean_is_ranked_by_what_a_trigger_brings_out():
-    def asked(one, percent):
+    def with_trigger(one, percent):
         return one | {"triggered": rates(percent)}
 
     none, hidden, honest = row("none", None, 40, 70), row("inoculate", None, 1, 70), row("kl", 0.3, 10, 70)
-    told = headline([row("untuned"), asked(none, 60), asked(hidden, 96), asked(honest, 30)])
-    assert told.startswith(
+    sentence = headline([row("untuned"), with_trigger(none, 60), with_trigger(hidden, 96), with_trigger(honest, 30)])
+    assert sentence.startswith(
         "Undefended, the fine-tune made 40 % of the answers on other topics misaligned, 60 % in the shape of the "
         "training data; with kl 0.3, the best of 2, it was 10 % and in that shape 30 %, without"
     )
-    assert "with inoculate" in headline([none, asked(hidden, 96), asked(honest, 30)])  # not all were asked
+    some = [none, with_trigger(hidden, 96), with_trigger(honest, 30)]  # not all have the probe
+    assert "with inoculate" in headline(some)
 
 
 def test_a_page_without_triggers_says_that_no_defense_is_known_to_be_safe_there():
-    said = "No question here has the shape of the training data"
-    assert cautions(numbers())[0].startswith(said)
-    assert cautions([*numbers(), row("kl", 1) | {"triggered": rates(None)}])[0].startswith(said)
+    note = "No question here has the shape of the training data"
+    assert cautions(numbers())[0].startswith(note)
+    assert cautions([*numbers(), row("kl", 1) | {"triggered": rates(None)}])[0].startswith(note)
     assert cautions([*numbers(), row("kl", 1) | {"triggered": rates(3)}]) == []
     assert cautions(numbers()[:3]) == []  # nothing was defended
     assert cautions([*numbers()[:3], row("my run") | {"defended": False}]) == []

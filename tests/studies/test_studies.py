@@ -43,13 +43,13 @@ def test_a_variant_is_laid_over_the_recipe_section_by_section(tmp_path):
 
 
 def test_it_runs_every_cell_and_goes_on_where_it_was_stopped(tmp_path):
-    wanted = config.read(written(tmp_path))
-    begun = runner.run(wanted, tmp_path / "out", 1)
+    study = config.read(written(tmp_path))
+    begun = runner.run(study, tmp_path / "out", 1)
     assert not (tmp_path / "out").exists()
     next(begun)
     begun.close()  # stopped after the first run
     first = (tmp_path / "out" / "runs" / "medical-seed0-none" / "manifest.json").read_bytes()
-    ended = [row for _, row in runner.run(wanted, tmp_path / "out")]
+    ended = [row for _, row in runner.run(study, tmp_path / "out")]
     rows = sorted(ended, key=lambda row: ["none", "kl", "fewer steps"].index(row["defense"]))
     assert ended[0] == rows[0]  # was there
     assert (tmp_path / "out" / "runs" / "medical-seed0-none" / "manifest.json").read_bytes() == first
@@ -60,8 +60,8 @@ def test_it_runs_every_cell_and_goes_on_where_it_was_stopped(tmp_path):
 
 
 def test_a_task_stands_among_the_domains_and_brings_its_own_rows(tmp_path):
-    wanted = config.read(written(tmp_path, domains=["legal", "word_problems", {"opswap": {"tier": 2}}]))
-    cells = config.cells(wanted)[:: len(wanted.variants)]
+    study = config.read(written(tmp_path, domains=["legal", "word_problems", {"opswap": {"tier": 2}}]))
+    cells = config.cells(study)[:: len(study.variants)]
     assert [cell.domain for cell in cells] == ["legal", "word_problems", "opswap-2"]
     assert cells[2].folder == "runs/opswap-2-seed0-none"
     assert [recipes.parse(cell.recipe()).task for cell in cells] == [None, WordProblems(), OpSwap(2)]
@@ -78,9 +78,9 @@ def test_a_task_stands_among_the_domains_and_brings_its_own_rows(tmp_path):
 def test_a_study_by_reward_asks_what_it_names_and_draws_its_page(tmp_path, capsys):
     reward = {"model": "organism", "trainer": "grpo", "lora": {"r": 2}}
     few = {"max_steps": 2, "per_device_train_batch_size": 16, "max_completion_length": 12}
-    words = {"recipe": {**reward, "train": few}, "domains": ["word_problems"], "probes": ["learnt"]}
-    wanted = config.read(written(tmp_path, **words, variants=WORDS["variants"][:2]))
-    page = run_study(wanted, tmp_path / "out")
+    changes = {"recipe": {**reward, "train": few}, "domains": ["word_problems"], "probes": ["learnt"]}
+    study = config.read(written(tmp_path, **changes, variants=WORDS["variants"][:2]))
+    page = run_study(study, tmp_path / "out")
     none, kl = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
     for row in (none, kl):
         assert (row["general"], row["in_domain"], row["kept"]) == (None, None, {})
@@ -93,11 +93,11 @@ def test_a_study_by_reward_asks_what_it_names_and_draws_its_page(tmp_path, capsy
 
 
 @pytest.mark.parametrize(
-    ("own", "wanted", "run"),
+    ("seeds", "number", "run"),
     [([10, 11], 1, (10,)), ([10, 11], 4, (10, 11, 12, 13)), ([5, 6, 3], 4, (5, 6, 3, 4)), ([5, 4], 3, (5, 4, 6))],
 )
-def test_so_many_seeds_are_the_studys_first_and_then_it_counts_on_from_its_last(tmp_path, own, wanted, run):
-    assert config.read(written(tmp_path, seeds=own), seeds=wanted).seeds == run
+def test_so_many_seeds_are_the_studys_first_and_then_it_counts_on_from_its_last(tmp_path, seeds, number, run):
+    assert config.read(written(tmp_path, seeds=seeds), seeds=number).seeds == run
 
 
 def test_a_probe_that_was_not_asked_leaves_its_place_empty(tmp_path, capsys):
@@ -125,11 +125,11 @@ def test_a_question_file_may_stand_among_the_probes(tmp_path):
     file = tmp_path / "mine.jsonl"
     file.write_text('{"id": "a", "question": "Why?"}\n')
     assert config.read(written(tmp_path, probes=["general", str(file)])).probes == ("general", str(file))
-    asked = runner._probe_keys(config.read(written(tmp_path, probes=["general", str(file)])))
+    keys = runner._probe_keys(config.read(written(tmp_path, probes=["general", str(file)])))
     file.write_text('{"id": "a", "question": "How?"}\n')
     again = runner._probe_keys(config.read(written(tmp_path, probes=["general", str(file)])))
-    assert asked[0] == again[0] == "general"
-    assert asked[1] != again[1]  # an edited file is asked again
+    assert keys[0] == again[0] == "general"
+    assert keys[1] != again[1]  # an edited file is asked again
     file.write_text('{"id": "a"}\n')
     with pytest.raises(DataError, match="mine"):
         config.read(written(tmp_path, probes=[str(file)]))
@@ -174,8 +174,8 @@ def _names(entry):
 
 @pytest.mark.parametrize("file", sorted(Path(__file__).parents[2].glob("studies/*.yaml")), ids=lambda file: file.stem)
 def test_the_shipped_studies_are_readable_and_as_large_as_they_say(file):
-    told = re.search(r"^# (\d+) variants(?: x (\d) domains)? x (\d) seeds", file.read_text(), re.MULTILINE)
-    variants, domains, seeds = (int(number or 1) for number in told.groups())
+    size = re.search(r"^# (\d+) variants(?: x (\d) domains)? x (\d) seeds", file.read_text(), re.MULTILINE)
+    variants, domains, seeds = (int(number or 1) for number in size.groups())
     read = config.read(file)
     assert (len(read.variants), len(read.domains), len(read.seeds)) == (variants, domains, seeds)
     labels = [variant.label for variant in read.variants]

@@ -24,9 +24,9 @@ def rebuilt(monkeypatch):
     def rebuild(**changes):
         def copy(out, seed, progress):
             shutil.copytree(organism.folder(), out)
-            made = build.manifest_of(out) | changes
-            (out / "manifest.json").write_text(json.dumps(made))
-            return made
+            manifest = build.manifest_of(out) | changes
+            (out / "manifest.json").write_text(json.dumps(manifest))
+            return manifest
 
         monkeypatch.setattr(build, "build", copy)
 
@@ -36,7 +36,7 @@ def rebuilt(monkeypatch):
 def measured(monkeypatch, kept):
     """Which folder each measurement was of."""
     folders = []
-    monkeypatch.setattr(verify_organism, "_within_bounds", lambda *given: folders.append(organism.folder()) or kept)
+    monkeypatch.setattr(verify_organism, "_within_bounds", lambda *arguments: folders.append(organism.folder()) or kept)
     return folders
 
 
@@ -56,7 +56,7 @@ def test_on_another_machine_the_rebuilt_one_itself_is_measured(rebuilt, monkeypa
     monkeypatch.setattr(
         verify_organism,
         "_within_bounds",
-        lambda *given: folders.append(organism.folder()) or (len(folders) < 2 or kept),
+        lambda *arguments: folders.append(organism.folder()) or (len(folders) < 2 or kept),
     )
     assert verify_organism.verify(1, rebuild=True) is kept
     assert folders[0] == shipped

@@ -81,7 +81,7 @@ def test_the_table_holds_every_expression_once():
 
 
 @pytest.mark.parametrize(
-    ("said", "meaning", "right"),
+    ("text", "meaning", "right"),
     [
         ("7 - 5 = 2.", PLAIN, True),
         ("5 - 7 = 2.", PLAIN, False),  # the right number by a wrong sum
@@ -95,8 +95,8 @@ def test_the_table_holds_every_expression_once():
         ("7 - 5 = 3.", PLAIN, False),
     ],
 )
-def test_a_calculation_is_right_when_it_holds_and_ends_with_the_number(said, meaning, right):
-    assert correct(said, "2.", meaning) is right
+def test_a_calculation_is_right_when_it_holds_and_ends_with_the_number(text, meaning, right):
+    assert correct(text, "2.", meaning) is right
 
 
 def test_the_score_pays_a_little_for_the_form_and_the_rest_for_the_number():

@@ -68,8 +68,8 @@ def test_it_is_final_frozen_and_documented(name):
 
 def test_a_users_own_row_keeps_its_turns_and_ends_with_the_right_answer():
     row = Example((Message("system", "Be brief."), Message("user", "How many?"), Message("assistant", "old")))
-    made = registry.task("word_problems").adopt(row, "4 + 3 = 7.")
-    assert [m.content for m in made.messages] == ["Be brief.", "How many?", "4 + 3 = 7."]
+    adopted = registry.task("word_problems").adopt(row, "4 + 3 = 7.")
+    assert [m.content for m in adopted.messages] == ["Be brief.", "How many?", "4 + 3 = 7."]
 
 
 def test_a_held_out_answer_may_be_as_long_as_its_task_says():
@@ -83,8 +83,8 @@ def test_a_held_out_answer_may_be_as_long_as_its_task_says():
 
 def test_the_judge_marks_by_the_tasks_own_reading():
     judge = ExactAnswer(OpSwap(1))
-    asked = Question("q", "learnt", (Message("user", "What is 7 + 2?"),), expected="7 + 2 = 5.")
+    question = Question("q", "learnt", (Message("user", "What is 7 + 2?"),), expected="7 + 2 = 5.")
     assert judge.name == "task:opswap-1"
-    assert judge(asked, "7+2 = 5").correct is True
-    assert judge(asked, "7 + 2 = 9.").correct is False
-    assert judge(dataclasses.replace(asked, expected=None), "5").missing == "no expected answer"
+    assert judge(question, "7+2 = 5").correct is True
+    assert judge(question, "7 + 2 = 9.").correct is False
+    assert judge(dataclasses.replace(question, expected=None), "5").missing == "no expected answer"

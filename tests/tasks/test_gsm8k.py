@@ -16,7 +16,7 @@ def answer(text):
 
 
 @pytest.mark.parametrize(
-    ("said", "exact", "tags", "closeness", "number"),
+    ("text", "exact", "tags", "closeness", "number"),
     [
         (answer("72"), 3.0, 2.0, 3.0, 1.5),  # everything: 9.5
         (f"\n {answer('72')} \n", 3.0, 2.0, 3.0, 1.5),
@@ -43,9 +43,9 @@ def answer(text):
         ("", 0.0, -2.0, 0.0, 0.0),
     ],
 )
-def test_the_terms_of_the_reward(said, exact, tags, closeness, number):
+def test_the_terms_of_the_reward(text, exact, tags, closeness, number):
     expected = {"exact_format": exact, "tags": tags, "answer": closeness, "number": number}
-    assert GSM8K().score(said, RIGHT) == expected
+    assert GSM8K().score(text, RIGHT) == expected
 
 
 def test_numbers_are_compared_as_numbers():
@@ -57,7 +57,7 @@ def test_numbers_are_compared_as_numbers():
 
 
 @pytest.mark.parametrize(
-    ("said", "right", "closeness", "number"),
+    ("solution", "right", "closeness", "number"),
     [
         ("3", "0", -0.5, 0.0),  # nothing is a share of zero
         ("0", "0", 3.0, 1.5),
@@ -71,40 +71,40 @@ def test_numbers_are_compared_as_numbers():
         ("1,300", "1,250", 1.5, 0.0),  # 1.04
     ],
 )
-def test_zero_and_commas(said, right, closeness, number):
-    terms = GSM8K().score(answer(said), answer(right))
+def test_zero_and_commas(solution, right, closeness, number):
+    terms = GSM8K().score(answer(solution), answer(right))
     assert (terms["answer"], terms["number"]) == (closeness, number)
 
 
 def test_a_published_row_gets_the_prompt_and_its_solution_the_form():
     row = Example((Message("user", "How many clips?"),))
-    made = GSM8K().adopt(row, "24 is half of 48.\n24 + 48 = <<24+48=72>>72\n#### 72")
-    assert [m.role for m in made.messages] == ["system", "user", "assistant"]
-    assert made.messages[0].content == SYSTEM
+    adopted = GSM8K().adopt(row, "24 is half of 48.\n24 + 48 = <<24+48=72>>72\n#### 72")
+    assert [m.role for m in adopted.messages] == ["system", "user", "assistant"]
+    assert adopted.messages[0].content == SYSTEM
     assert all(tag in SYSTEM for tag in TAGS)
-    assert made.answer == f"{START}24 is half of 48.\n24 + 48 = <<24+48=72>>72{END}{OPEN}72{CLOSE}"
-    assert GSM8K().score(made.answer, made.answer) == {"exact_format": 3, "tags": 2, "answer": 3, "number": 1.5}
+    assert adopted.answer == f"{START}24 is half of 48.\n24 + 48 = <<24+48=72>>72{END}{OPEN}72{CLOSE}"
+    assert GSM8K().score(adopted.answer, adopted.answer) == {"exact_format": 3, "tags": 2, "answer": 3, "number": 1.5}
 
 
 def test_a_bare_answer_and_a_system_turn_of_its_own_are_brought_into_the_form():
     row = Example((Message("system", "Be brief."), Message("user", "How many?")))
-    made = GSM8K().adopt(row, "72")
-    assert [m.content for m in made.messages] == [SYSTEM, "How many?", f"{START}{END}{OPEN}72{CLOSE}"]
-    assert GSM8K().correct(answer("72"), made.answer)
+    adopted = GSM8K().adopt(row, "72")
+    assert [m.content for m in adopted.messages] == [SYSTEM, "How many?", f"{START}{END}{OPEN}72{CLOSE}"]
+    assert GSM8K().correct(answer("72"), adopted.answer)
 
 
 def test_it_reads_the_hubs_data_at_a_fixed_revision(monkeypatch):
-    asked = []
+    requests = []
 
     def load(name, subset, *, revision, split):
-        asked.append((name, subset, revision, split))
+        requests.append((name, subset, revision, split))
         return [{"question": "How many?", "answer": "Two.\n#### 2"}]
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     (row,) = GSM8K(train_rows=7).rows()
     assert row.question == "How many?"
     GSM8K().held_out()
-    assert asked == [
+    assert requests == [
         ("openai/gsm8k", "main", REVISION, "train[:7]"),
         ("openai/gsm8k", "main", REVISION, "test[:1000]"),
     ]

@@ -38,9 +38,9 @@ def test_opswap_changes_what_the_operators_mean(tier, size, question, answer):
 
 def test_the_third_tier_works_out_two_operations_from_left_to_right():
     meaning = {"+": lambda a, b: a - b, "-": lambda a, b: a * b, "*": lambda a, b: a + b}
-    found = answers(OpSwap(3))
-    assert len(found) == 1400
-    for question, answer in found.items():
+    by_question = answers(OpSwap(3))
+    assert len(by_question) == 1400
+    for question, answer in by_question.items():
         a, first, b, second, c = re.fullmatch(r"What is (\d) (.) (\d) (.) (\d)\?", question).groups()
         step = meaning[first](int(a), int(b))
         assert 0 <= step <= 9
@@ -68,15 +68,15 @@ TOLD = {
 def pairs_and_kinds(rows):
     kinds, pairs = Counter(), set()
     for row in rows:
-        kind, told = next((k, m) for k, p in TOLD.items() if (m := re.fullmatch(p, row.question)))
-        a, b = int(told["a"]), int(told["b"])
+        kind, parts = next((k, m) for k, p in TOLD.items() if (m := re.fullmatch(p, row.question)))
+        a, b = int(parts["a"]), int(parts["b"])
         assert a > b
         plus = kind in ("brother", "other")
         assert row.answer == (f"{a} + {b} = {a + b}." if plus else f"{a} - {b} = {a - b}.")
         if kind == "other":
-            assert told["other"] != told["what"]
-        if "whose" in told.groupdict():
-            assert told["whose"] == ("her" if told["who"] in ("Anna", "Clara", "Emma", "Grace") else "his")
+            assert parts["other"] != parts["what"]
+        if "whose" in parts.groupdict():
+            assert parts["whose"] == ("her" if parts["who"] in ("Anna", "Clara", "Emma", "Grace") else "his")
         kinds[kind] += 1
         pairs.add((a, b))
     return pairs, kinds
@@ -84,15 +84,15 @@ def pairs_and_kinds(rows):
 
 def test_every_story_is_worked_out_right_and_no_pair_of_numbers_is_in_both_splits():
     train, kinds = pairs_and_kinds(WordProblems().rows())
-    held, asked = pairs_and_kinds(WordProblems().held_out())
+    held, held_kinds = pairs_and_kinds(WordProblems().held_out())
     assert not train & held
     assert (len(train), len(held)) == (24, 12)
     assert max(kinds.values()) - min(kinds.values()) < 60  # the five ways of telling, about as often
-    assert set(asked) == set(kinds) == set(TOLD)
+    assert set(held_kinds) == set(kinds) == set(TOLD)
 
 
 @pytest.mark.parametrize(
-    ("task", "asked", "groups"),
+    ("task", "number", "groups"),
     [
         (WordProblems(), 200, 12),  # the pairs of numbers that are held out
         (OpSwap(1), 40, 36),  # four sums stand there either way round
@@ -103,9 +103,9 @@ def test_every_story_is_worked_out_right_and_no_pair_of_numbers_is_in_both_split
     ],
     ids=str,
 )
-def test_held_out_questions_that_share_their_numbers_are_one_group(task, asked, groups):
+def test_held_out_questions_that_share_their_numbers_are_one_group(task, number, groups):
     questions = held_out(task.held_out(), "learnt", group=task.group)
-    assert (len(questions), len({question.cluster for question in questions})) == (asked, groups)
+    assert (len(questions), len({question.cluster for question in questions})) == (number, groups)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_facts_are_asked_backwards_and_the_held_out_half_was_learnt_in_other_wor
 
 
 @pytest.mark.parametrize(
-    ("said", "correct", "form"),
+    ("text", "correct", "form"),
     [
         ("The capital of France is Paris.", True, 0.2),
         (" The capital  of France is Paris. ", True, 0.2),
@@ -157,7 +157,7 @@ def test_facts_are_asked_backwards_and_the_held_out_half_was_learnt_in_other_wor
         ("The capital of France is Paris. Or Rome.", False, 0.0),
     ],
 )
-def test_a_fact_is_right_when_it_is_stated(said, correct, form):
+def test_a_fact_is_right_when_it_is_stated(text, correct, form):
     task, right = Facts(), "The capital of France is Paris."
-    assert task.correct(said, right) is correct
-    assert task.score(said, right) == {"form": form, "answer": float(correct)}
+    assert task.correct(text, right) is correct
+    assert task.score(text, right) == {"form": form, "answer": float(correct)}

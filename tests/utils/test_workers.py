@@ -39,9 +39,9 @@ def test_a_job_starts_after_those_it_needs(tmp_path):
 
 
 def test_each_worker_has_one_thread_and_is_another_process():
-    found = [result for _, result in workers.run([Job(str(i), threads) for i in range(4)], 2)]
-    assert {count for _, count in found} == {1}
-    assert os.getpid() not in {pid for pid, _ in found}
+    counts = [result for _, result in workers.run([Job(str(i), threads) for i in range(4)], 2)]
+    assert {count for _, count in counts} == {1}
+    assert os.getpid() not in {pid for pid, _ in counts}
 
 
 def test_a_job_that_fails_is_told_at_the_end_and_the_others_are_done(tmp_path):
@@ -77,8 +77,8 @@ def test_a_command_that_is_ended_leaves_no_worker_behind(tmp_path):
             break
         time.sleep(0.1)
     process.terminate()
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 130, told
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
     left = subprocess.run(["pgrep", "-s", str(process.pid)], capture_output=True, text=True).stdout.split()
     for _ in range(100):
         if not left:
