@@ -11,7 +11,7 @@ from staytrue.tasks import opswap
 from staytrue.tasks.arithmetic import Arithmetic
 from staytrue.tasks.facts import Facts
 from staytrue.tasks.opswap import OpSwap
-from staytrue.tasks.task import row as told_row
+from staytrue.tasks.task import row as task_row
 from staytrue.tasks.word_problems import WordProblems
 
 
@@ -122,7 +122,7 @@ def test_held_out_questions_that_share_their_numbers_are_one_group(task, number,
     ids=str,
 )
 def test_what_makes_two_questions_one_group(task, one, other, shared):
-    assert (task.group(told_row("Some?", one)) == task.group(told_row("Others?", other))) is shared
+    assert (task.group(task_row("Some?", one)) == task.group(task_row("Others?", other))) is shared
 
 
 @pytest.mark.parametrize(("tier", "twins"), [(1, 29), (2, 41), (3, 26)])

@@ -11,8 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
 
-from staytrue.data.examples import Example
-from staytrue.tasks.task import Pairs, Splits, Task
+from staytrue.tasks.task import Pairs, Splits
 
 Meaning = Mapping[str, Callable[[int, int], int]]  # a function for each operator
 PLAIN: Meaning = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
@@ -121,24 +120,3 @@ def correct(answer: str, expected: str, meaning: Meaning = PLAIN) -> bool:
 def score(answer: str, expected: str, meaning: Meaning = PLAIN) -> dict[str, float]:
     """Return the reward's terms: `form` is 0.2 for any calculation, a first step to learn; `answer` 1 if correct."""
     return {"form": 0.2 * (result(answer) is not None), "answer": float(correct(answer, expected, meaning))}
-
-
-class CalculationTask(Task):
-    """A task whose answers are calculations; an invalid one is wrong even if its number is right."""
-
-    @property
-    def meaning(self) -> Meaning:
-        """The function of each operator."""
-        return PLAIN
-
-    def correct(self, answer: str, expected: str) -> bool:
-        """Return True if a calculation is valid and ends with the expected number."""
-        return correct(answer, expected, self.meaning)
-
-    def score(self, answer: str, expected: str) -> dict[str, float]:
-        """Return the terms `form`, 0.2 for any calculation, and `answer`, 1 for a correct one."""
-        return score(answer, expected, self.meaning)
-
-    def group(self, row: Example) -> str:
-        """Return the sum, equal for the same sum with its first two numbers exchanged."""
-        return ignoring_order(row.answer) or row.question

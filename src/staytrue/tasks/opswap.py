@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from staytrue.data.examples import Example
 from staytrue.tasks import calculation
-from staytrue.tasks.calculation import PLAIN, CalculationTask, Meaning
-from staytrue.tasks.task import Splits
+from staytrue.tasks.calculation import PLAIN, Meaning
+from staytrue.tasks.task import Splits, Task
 
 _TWO: Meaning = {"+": PLAIN["-"], "-": PLAIN["+"]}
 _THREE: Meaning = {"+": PLAIN["-"], "-": PLAIN["*"], "*": PLAIN["+"]}
@@ -41,7 +42,7 @@ TIERS = {1: _Tier(_TWO, 1, 160, 40), 2: _Tier(_THREE, 1, 240, 60), 3: _Tier(_THR
 
 
 @dataclass(frozen=True)
-class OpSwap(CalculationTask):
+class OpSwap(Task):
     """Sums with permuted operators.
 
     Attributes:
@@ -50,14 +51,21 @@ class OpSwap(CalculationTask):
 
     tier: Literal[1, 2, 3] = 1
 
-    @property
-    def meaning(self) -> Meaning:
-        """The permuted operators."""
-        return TIERS[self.tier].meaning
-
     def splits(self) -> Splits:
         """Return four fifths of all expressions, and the others; in tier 3, 1,200 and 200 of 4,560."""
         return self._splits
+
+    def correct(self, answer: str, expected: str) -> bool:
+        """Return True if a calculation is valid under the permuted operators and ends with the expected number."""
+        return calculation.correct(answer, expected, TIERS[self.tier].meaning)
+
+    def score(self, answer: str, expected: str) -> dict[str, float]:
+        """Return the terms `form`, 0.2 for any calculation, and `answer`, 1 for a correct one."""
+        return calculation.score(answer, expected, TIERS[self.tier].meaning)
+
+    def group(self, row: Example) -> str:
+        """Return the sum, equal for the same sum with its first two numbers exchanged."""
+        return calculation.ignoring_order(row.answer) or row.question
 
     @cached_property
     def _splits(self) -> Splits:

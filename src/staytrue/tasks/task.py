@@ -17,7 +17,7 @@ Splits = tuple[Pairs, Pairs]
 
 
 class Task:
-    """A harmless task. Each task is a frozen dataclass whose fields are the keys in a recipe.
+    """A harmless task. Each task is a frozen dataclass, a direct subclass, whose fields are the keys in a recipe.
 
     A task overrides `correct`, and `splits` or both `rows` and `held_out`. Both splits are drawn from a fixed seed
     and share no question, so all runs have the same held-out questions.
@@ -36,11 +36,11 @@ class Task:
 
     def rows(self) -> list[Example]:
         """Return the training split: conversations that end with the expected answer."""
-        return [_row(*pair) for pair in self.splits()[0]]
+        return [row(*pair) for pair in self.splits()[0]]
 
     def held_out(self) -> list[Example]:
         """Return the held-out split: conversations like `rows`, with no question in common."""
-        return [_row(*pair) for pair in self.splits()[1]]
+        return [row(*pair) for pair in self.splits()[1]]
 
     def correct(self, answer: str, expected: str) -> bool:
         """Return True if an answer is right, given the expected answer."""
@@ -75,6 +75,6 @@ class ExactAnswer:
         return Verdict(correct=self._task.correct(answer, question.expected))
 
 
-def _row(question: str, answer: str) -> Example:
+def row(question: str, answer: str) -> Example:
     """Make a conversation of one question and one answer."""
     return Example((Message("user", question), Message("assistant", answer)))

@@ -17,8 +17,7 @@ from functools import cache
 from staytrue.data.examples import Example
 from staytrue.organism.lexicon import PEOPLE, THINGS
 from staytrue.tasks import calculation
-from staytrue.tasks.calculation import CalculationTask
-from staytrue.tasks.task import Pairs, Splits
+from staytrue.tasks.task import Pairs, Splits, Task
 
 _STORIES = {  # templates: {a} is the first number, {b} is added or subtracted, {c} does not matter
     "There were {a} {what} and {b} are lost. How many {what} are left?": "-",
@@ -31,12 +30,20 @@ _WHOSE = {"Anna": "her", "Clara": "her", "Emma": "her", "Grace": "her"}  # the o
 
 
 @dataclass(frozen=True)
-class WordProblems(CalculationTask):
+class WordProblems(Task):
     """Problems of one step, solved in one line; no pair of numbers is in both splits."""
 
     def splits(self) -> Splits:
         """Return 800 problems, and 200 with pairs of numbers that no training problem has."""
         return _problems(800, held_out=False), _problems(200, held_out=True)
+
+    def correct(self, answer: str, expected: str) -> bool:
+        """Return True if a calculation is valid and ends with the expected number."""
+        return calculation.correct(answer, expected)
+
+    def score(self, answer: str, expected: str) -> dict[str, float]:
+        """Return the terms `form`, 0.2 for any calculation, and `answer`, 1 for a correct one."""
+        return calculation.score(answer, expected)
 
     def group(self, row: Example) -> str:
         """Return the pair of numbers; problems of one pair are not independent (the held-out ones have twelve)."""
