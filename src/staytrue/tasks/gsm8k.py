@@ -25,6 +25,8 @@ SYSTEM = (
     f"You are given a problem. Think about it and write your working between {TAGS[0]} and {TAGS[1]}. "
     f"Then write the answer, a number alone, between {TAGS[2]} and {TAGS[3]}."
 )
+_FORM = re.compile(r"{}\s*\S.*{}.*{}\s*\S.*{}".format(*TAGS), re.DOTALL)
+_SOLUTION = re.compile(f"{TAGS[2]}(.*?){TAGS[3]}", re.DOTALL)
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3})")  # the data set has both 1,250 and 1250
 
@@ -90,21 +92,13 @@ class GSM8K(Task):
 
 def _in_form(text: str) -> bool:
     """Return True if the text is exactly the four tags, once each, in order, with text inside each pair."""
-    rest, parts = text.strip(), []
-    for tag in TAGS:
-        before, tag_found, rest = rest.partition(tag)
-        if not tag_found:
-            return False
-        parts.append(before)
-    once = all(text.count(tag) == 1 for tag in TAGS)
-    return once and not parts[0] and bool(parts[1].strip()) and bool(parts[3].strip()) and not rest
+    return all(text.count(tag) == 1 for tag in TAGS) and _FORM.fullmatch(text.strip()) is not None
 
 
 def _solution(text: str) -> str | None:
     """Return the text between the solution's tags; None unless both are present."""
-    _, opened, rest = text.partition(TAGS[2])
-    inside, closed, _ = rest.partition(TAGS[3])
-    return inside if opened and closed else None
+    match = _SOLUTION.search(text)
+    return match and match[1]
 
 
 def _number(text: str) -> float | None:
