@@ -14,7 +14,7 @@ from typing import Any
 
 from staytrue.data.chat_template import render
 from staytrue.data.examples import Message
-from staytrue.data.marks import Marked, content_spans, marked, unmarked
+from staytrue.data.placeholders import WithPlaceholders, content_spans, with_own_names, with_placeholders
 from staytrue.errors import DataError, ModelError
 
 Span = tuple[int, int, str]  # start and end of an answer in the text, and the generation prompt before it
@@ -62,24 +62,24 @@ class Rendering:
 
     @cached_property
     def content_spans(self) -> list[tuple[int, int]]:
-        """Start and end of every turn's content, where one text with marks shows them; else empty."""
+        """Start and end of every turn's content, where a rendering with placeholders shows them; else empty."""
         if self._tools or any(message.more for message in self.messages):
             return []
-        with_marks = marked(self.messages, None, answers=True)
+        replaced = with_placeholders(self.messages, None, answers=True)
         try:
-            text = self._render(with_marks.messages)
+            text = self._render(replaced.messages)
         except DataError:
             return []
         return content_spans(self.text, text, [message.content for message in self.messages])
 
     @cached_property
-    def marked(self) -> tuple[Marked, str]:
-        """The conversation with marks, and its text; where it refuses these, tools' names are the marks."""
-        with_marks = marked(self.messages, self._tools)
+    def placeholders(self) -> tuple[WithPlaceholders, str]:
+        """The conversation with placeholders, and its text; where the template refuses them, with names of its own."""
+        replaced = with_placeholders(self.messages, self._tools)
         try:
-            return with_marks, render(self._tokenizer, with_marks.messages, self.where, with_marks.tools)
+            return replaced, render(self._tokenizer, replaced.messages, self.where, replaced.tools)
         except DataError:
-            return unmarked(self.messages, self._tools), self.text
+            return with_own_names(self.messages, self._tools), self.text
 
     def _render(self, messages: Sequence[Message], **options: Any) -> str:
         return render(self._tokenizer, messages, self.where, self._tools, **options)

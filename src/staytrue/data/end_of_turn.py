@@ -9,7 +9,7 @@ from typing import Any
 from staytrue.data.examples import Example, Message
 from staytrue.data.rendered_row import RenderedRow, render_row
 from staytrue.data.special_tokens import added_tokens, cached_for_tokenizer
-from staytrue.data.tokens import Tokens
+from staytrue.data.token_offsets import Tokens
 from staytrue.errors import StaytrueError
 
 TURNS = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"), Message("assistant", "d"))

@@ -79,11 +79,11 @@ def _leaves_out_a_turn(row: Rendering) -> bool:
     """
     if row.content_spans:
         return False
-    marked, text = row.marked
-    if marked.missing(text, -1):
+    replaced, text = row.placeholders
+    if replaced.missing(text, -1):
         raise DataError(f"The model's chat template does not render the tools of {row.where}. Use a model with tools.")
     turns = [turn for turn, message in enumerate(row.messages) if message.role != "assistant"]
-    return any(marked.missing(text, turn) or not _shows(row, turn) for turn in turns)
+    return any(replaced.missing(text, turn) or not _shows(row, turn) for turn in turns)
 
 
 def _shows(row: Rendering, turn: int) -> bool:

@@ -9,7 +9,7 @@ from staytrue.data.end_of_turn import TURNS, end_of_turn
 from staytrue.data.examples import Example
 from staytrue.data.rendered_row import render_row
 from staytrue.data.special_tokens import cached_for_tokenizer, special_tokens, template_tokens
-from staytrue.data.tokens import Tokens
+from staytrue.data.token_offsets import Tokens
 from staytrue.errors import DataError
 
 

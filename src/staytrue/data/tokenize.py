@@ -12,7 +12,7 @@ from staytrue.data.end_of_turn import end_places, next_turn
 from staytrue.data.examples import Example, Message
 from staytrue.data.rendered_row import RenderedRow, render_row
 from staytrue.data.special_in_answers import refuse_special_tokens
-from staytrue.data.tokens import Tokens
+from staytrue.data.token_offsets import Tokens
 from staytrue.errors import DataError
 
 IGNORED = -100  # label of a token without a loss

@@ -17,8 +17,8 @@ def missing_keys(row: Rendering, turn: int, answer: str, prompt: str) -> list[st
     message = row.messages[turn]
     missing = _missing_texts(answer, message, prompt)
     if message.more:
-        marked, text = row.marked
-        missing += [key for key in marked.missing(text, turn) if key not in missing]
+        replaced, text = row.placeholders
+        missing += [key for key in replaced.missing(text, turn) if key not in missing]
     return missing
 
 
