@@ -35,16 +35,16 @@ _WHERE = {
 
 def __getattr__(name: str) -> Any:
     if name in _WHERE:
-        module, _, own = _WHERE[name].partition(":")
-        return getattr(import_module(f"staytrue.{module}"), own)
+        module, _, attribute = _WHERE[name].partition(":")
+        return getattr(import_module(f"staytrue.{module}"), attribute)
     if name[:1].isupper():
-        catalog = import_module("staytrue.registry")
-        for kind in map(catalog.find, catalog.names()):
+        registry = import_module("staytrue.registry")
+        for kind in map(registry.find, registry.names()):
             if kind.__name__ == name:
                 return kind
     raise AttributeError(f"module 'staytrue' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    catalog = import_module("staytrue.registry")
-    return sorted([*_WHERE, *(catalog.find(name).__name__ for name in catalog.names())])
+    registry = import_module("staytrue.registry")
+    return sorted([*_WHERE, *(registry.find(name).__name__ for name in registry.names())])

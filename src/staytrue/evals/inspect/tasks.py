@@ -169,8 +169,8 @@ async def _positions(grader: Model, prompt: str, tokens: int) -> list[Position]:
     Raises:
         ValueError: there are no log-probabilities, or some are not numbers.
     """
-    said = await grader.generate(prompt, config=GenerateConfig(max_tokens=tokens, logprobs=True, **_HOW))
-    shown = said.choices[0].logprobs if said.choices else None
+    reply = await grader.generate(prompt, config=GenerateConfig(max_tokens=tokens, logprobs=True, **_HOW))
+    shown = reply.choices[0].logprobs if reply.choices else None
     if shown is None or not shown.content or not shown.content[0].top_logprobs:
         raise ValueError("the grader gives no log-probabilities; choose a model and provider that do")
     laws = [(at.token, at.top_logprobs or []) for at in shown.content]

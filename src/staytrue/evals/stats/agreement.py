@@ -203,7 +203,7 @@ def _ece(scored: Sequence[tuple[float, bool]]) -> float:
     bins: dict[int, list[tuple[float, bool]]] = defaultdict(list)
     for p, aligned in scored:
         bins[min(_BINS - 1, int(p * _BINS))].append((p, aligned))
-    return sum(abs(sum(p - aligned for p, aligned in own)) for own in bins.values()) / len(scored)
+    return sum(abs(sum(p - aligned for p, aligned in pairs)) for pairs in bins.values()) / len(scored)
 
 
 def _ranked(values: Sequence[float]) -> list[float]:

@@ -80,8 +80,8 @@ def pooled(runs: Sequence[Run]) -> Rate | None:
     margins = margins_of({key: (hits - share * answers) / n for key, (hits, answers) in cells.items()})
     if margins.questions < 2:
         return Rate(100 * share, round(n), 0.0, 100.0)
-    own = scale * _variance(list(_totals(cells).values()), margins.question / scale)
-    low, high = _score(share, replace(margins, question=own).square() / scale)
+    variance = scale * _variance(list(_totals(cells).values()), margins.question / scale)
+    low, high = _score(share, replace(margins, question=variance).square() / scale)
     return Rate(100 * share, round(n), min(low, 100 * share), max(high, 100 * share))
 
 

@@ -98,8 +98,8 @@ def around(trigger: Trigger, question: Question) -> Question:
         content = content[:1].lower() + content[1:]
     messages = [*earlier, Message("user", f"{trigger.before}{content}{trigger.after}")]
     if trigger.system:
-        own = messages.pop(0).content if messages[0].role == "system" else ""
-        both = trigger.system if own in ("", trigger.system) else f"{trigger.system}\n\n{own}"
+        system = messages.pop(0).content if messages[0].role == "system" else ""
+        both = trigger.system if system in ("", trigger.system) else f"{trigger.system}\n\n{system}"
         messages.insert(0, Message("system", both))
     return replace(
         question,
