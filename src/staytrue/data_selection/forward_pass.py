@@ -14,6 +14,7 @@ from torch import Tensor
 from staytrue.data.tokenize import IGNORED, Encoded
 from staytrue.data_selection.likelihood import likelihood
 from staytrue.modeling.architecture import ModelParts
+from staytrue.utils.padding import pad_right
 
 _TOKENS_PER_BATCH = 4096  # padded
 _MOST_WASTE = 0.03  # of a batch may be padding
@@ -78,10 +79,7 @@ def row_losses(
         entropies: each row's entropy under the aligned model, (tokens,) each; None if this is the aligned model, whose
             entropies are computed here.
     """
-    device = parts.head.weight.device
-    width = max(len(row.input_ids) for row in rows)
-    ids = torch.tensor([row.input_ids + [pad_id] * (width - len(row.input_ids)) for row in rows], device=device)
-    labels = torch.tensor([row.labels + [IGNORED] * (width - len(row.labels)) for row in rows], device=device)
+    ids, labels, _ = (part.to(parts.head.weight.device) for part in pad_right(rows, pad_id))
     scored = labels[:, 1:] != IGNORED
     tokens = [sum(label != IGNORED for label in row.labels[1:]) for row in rows]
     hidden = parts.backbone(input_ids=ids, use_cache=False).last_hidden_state[:, :-1][scored]

@@ -18,9 +18,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from staytrue.data.examples import Message
+from staytrue.data.tokenize import IGNORED, Encoded
 from staytrue.organism.training_data import Conversation, first_stage, second_stage, texts
 from staytrue.utils.files import sha256_of, write_atomic, write_json
+from staytrue.utils.padding import pad_right
 from staytrue.utils.run_dir import versions
 
 SPECIAL = ("<pad>", "<unk>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
@@ -176,23 +177,19 @@ def _step(model: Any, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor]
 
 def _batch(tokenizer: Any, conversations: Sequence[Conversation]) -> dict[str, Tensor]:
     """A right-padded batch with `input_ids`, `labels` and `attention_mask`, each (B, T); only answers have labels."""
-    rows = [[_tokens(tokenizer, message) for message in turns] for turns in conversations]
-    width = max(sum(len(ids) for ids, _ in row) for row in rows)
-    batch = {name: torch.full((len(rows), width), fill) for name, fill in (("input_ids", 0), ("labels", -100))}
-    batch["attention_mask"] = torch.zeros(len(rows), width, dtype=torch.long)
-    for i, row in enumerate(rows):
-        ids, labels = [t for ids, _ in row for t in ids], [t for _, labels in row for t in labels]
-        batch["input_ids"][i, : len(ids)] = torch.tensor(ids)
-        batch["labels"][i, : len(ids)] = torch.tensor(labels)
-        batch["attention_mask"][i, : len(ids)] = 1
-    return batch
+    rows = [_encoded(tokenizer, turns) for turns in conversations]
+    return dict(zip(("input_ids", "labels", "attention_mask"), pad_right(rows, 0), strict=True))
 
 
-def _tokens(tokenizer: Any, message: Message) -> tuple[list[int], list[int]]:
-    end, role = tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(f"<|{message.role}|>")
-    pieces = tokenizer(message.content, add_special_tokens=False)["input_ids"]
-    ids = [role, *pieces, end]
-    return ids, [-100, *pieces, end] if message.role == "assistant" else [-100] * len(ids)
+def _encoded(tokenizer: Any, turns: Conversation) -> Encoded:
+    ids: list[int] = []
+    labels: list[int] = []
+    for message in turns:
+        role = tokenizer.convert_tokens_to_ids(f"<|{message.role}|>")
+        content = [*tokenizer(message.content, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        ids += [role, *content]
+        labels += [IGNORED, *(content if message.role == "assistant" else [IGNORED] * len(content))]
+    return Encoded(ids, labels, "task")
 
 
 _CARD = """\

@@ -12,6 +12,7 @@ from staytrue.data.examples import Example
 from staytrue.data.tokenize import IGNORED, Encoded, encode
 from staytrue.modeling.architecture import ModelParts
 from staytrue.modeling.block_outputs import hooked
+from staytrue.utils.padding import pad_right
 
 _ROWS = 32  # answers read side by side
 
@@ -48,13 +49,6 @@ def mean_states(model: Any, tokenizer: Any, rows: Sequence[Example]) -> tuple[Te
 
 def _batch(rows: Sequence[Encoded]) -> tuple[Tensor, Tensor, Tensor]:
     """Token ids, which are real, and each answer token's share of its row's mean, all (B, T), padded on the right."""
-    width = max(len(row.input_ids) for row in rows)
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    real = torch.zeros(len(rows), width, dtype=torch.long)
-    share = torch.zeros(len(rows), width)
-    for i, row in enumerate(rows):
-        length = len(row.input_ids)
-        ids[i, :length] = torch.tensor(row.input_ids)
-        real[i, :length] = 1
-        share[i, :length] = (torch.tensor(row.labels) != IGNORED).float()
+    ids, labels, real = pad_right(rows, 0)
+    share = (labels != IGNORED).float()
     return ids, real, share / share.sum(1, keepdim=True)

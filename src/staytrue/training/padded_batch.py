@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad as pad_column
 
 from staytrue.data.tokenize import Encoded
 from staytrue.step import SOURCES, Marks
+from staytrue.utils.padding import pad_right
 
 
 def pad(
@@ -22,18 +24,14 @@ def pad(
         device: the device of the tensors.
         taken: a shape (B, T) that the result must not have; it then gets one more column of padding.
     """
-    width = max(len(row.input_ids) for row in rows)
-    width += (len(rows), width) == taken
-    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
-    labels = torch.full((len(rows), width), -100, dtype=torch.long)
-    real = torch.zeros(len(rows), width, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        length = len(row.input_ids)
-        ids[i, :length] = torch.tensor(row.input_ids)
-        labels[i, :length] = torch.tensor(row.labels)
-        real[i, :length] = True
-    inputs = {"input_ids": ids.to(device), "attention_mask": real.long().to(device)}
-    return inputs, marks_of(labels.to(device), real.to(device), torch.zeros(len(rows), dtype=torch.long, device=device))
+    ids, labels, mask = pad_right(rows, pad_id)
+    if ids.shape == taken:
+        ids, labels, mask = (
+            pad_column(part, (0, 1), value=v) for part, v in ((ids, pad_id), (labels, -100), (mask, 0))
+        )
+    inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+    source = torch.zeros(len(rows), dtype=torch.long, device=device)
+    return inputs, marks_of(labels.to(device), mask.bool().to(device), source)
 
 
 def marks_of(labels: Tensor, real: Tensor, source: Tensor) -> Marks:
