@@ -39,8 +39,8 @@ def read(recipe: Recipe) -> list[Example]:
     if recipe.task is None:
         return read_examples(recipe.data, split=recipe.split, columns=columns)
     adopted = []
-    given = read_examples(recipe.data, prompts_only=True, split=recipe.split, columns=columns)
-    for number, row in enumerate(given, start=1):
+    examples = read_examples(recipe.data, prompts_only=True, split=recipe.split, columns=columns)
+    for number, row in enumerate(examples, start=1):
         answer = row.answer or str(row.extra.get("answer", ""))
         if not answer.strip():
             raise DataError(

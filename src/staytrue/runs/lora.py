@@ -40,15 +40,15 @@ def lora_config(lora: Lora, model: Any) -> Any:
     )
 
 
-def _refuse_unmatched(key: str, wanted: str | tuple[str, ...], names: list[str]) -> None:
+def _refuse_unmatched(key: str, setting: str | tuple[str, ...], names: list[str]) -> None:
     """Refuse a pattern or a name that matches none of the model's modules."""
-    patterns = {wanted: wanted} if isinstance(wanted, str) else {name: rf"(.*\.)?{re.escape(name)}" for name in wanted}
-    for given, pattern in patterns.items():
+    patterns = {setting: setting} if isinstance(setting, str) else {n: rf"(.*\.)?{re.escape(n)}" for n in setting}
+    for text, pattern in patterns.items():
         if not any(re.fullmatch(pattern, name) for name in names):
             known = sorted({name.rpartition(".")[2] for name in names} - {""})
             known = [name for name in known if not name.isdecimal()][:20]
             raise RecipeError(
-                f"lora.{key} has {given!r}, which matches no module of the model, so it would do nothing. Write a list "
+                f"lora.{key} has {text!r}, which matches no module of the model, so it would do nothing. Write a list "
                 f"of names, such as {', '.join(known)}, or a regular expression that matches whole names."
             )
 

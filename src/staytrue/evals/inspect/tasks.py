@@ -173,8 +173,10 @@ async def _positions(grader: Model, prompt: str, tokens: int) -> list[Position]:
     shown = reply.choices[0].logprobs if reply.choices else None
     if shown is None or not shown.content or not shown.content[0].top_logprobs:
         raise ValueError("the grader gives no log-probabilities; choose a model and provider that do")
-    laws = [(at.token, at.top_logprobs or []) for at in shown.content]
-    return [Position(token, probabilities((top.token, top.logprob) for top in law)) for token, law in laws]
+    return [
+        Position(at.token, probabilities((top.token, top.logprob) for top in at.top_logprobs or []))
+        for at in shown.content
+    ]
 
 
 def _score(verdict: Verdict, answer: str, judge: str) -> Score:
