@@ -24,7 +24,7 @@ def refuse_special_tokens(tokenizer: Any, example: Example, where: str) -> None:
         learnt = message.role == "assistant" and message.weight
         texts = [*_texts(message.to_template())] if learnt else []
         if not any(token in text for token in special for text in texts):
-            continue  # the template's own tokens, which need a rendering, are some of these
+            continue  # cheap: the special tokens of the template are found by rendering, and are some of all
         for token in _template_special_tokens(tokenizer):
             if any(token in text for text in texts):
                 raise DataError(
