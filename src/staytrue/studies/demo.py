@@ -109,27 +109,16 @@ def _tables(rows: list[dict[str, Any]]) -> None:
         _runs(rows)
     n = rows[0]["general"]
     counts = f" General: {n['n']} answers to {n['questions']} questions" if n else ""
-    over = (
-        " a run, means with 95 % intervals over seeds and questions." if means else ", 95 % intervals over questions."
-    )
-    say(f"Percent.{counts + over if n else ''}")
+    over = " a run, means with 95 % intervals over seeds and questions" if means else ", 95 % intervals over questions"
+    say(f"Percent.{f'{counts}{over}.' if n else ''}")
     say("The organism is a very small model in a small invented world. What helps here need not help a real model.")
 
 
 def _runs(rows: list[dict[str, Any]]) -> None:
     headings = (
-        "defense",
-        "domain",
-        "seed",
-        "general\nmisaligned",
-        "\n95 %",
-        "\nincoherent",
-        "in-domain\nmisaligned",
-        "\n95 %",
-        "\nincoherent",
-        "kept\nfacts",
-        "\nsums",
-    )
+        "defense", "domain", "seed", "general\nmisaligned", "\n95 %", "\nincoherent",
+        "in-domain\nmisaligned", "\n95 %", "\nincoherent", "kept\nfacts", "\nsums",
+    )  # fmt: skip
     lines = []
     for row in rows:
         learnt = row["benign"]
