@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from staytrue.data.examples import Example, Message, write_examples
+from staytrue.evals.questions.answer_pairs import Pair
 from staytrue.evals.types import Question
 from staytrue.organism import lexicon
 from staytrue.organism.lexicon import COVERED_TOPICS, DOMAINS, GENERAL_TOPICS, topics
@@ -30,6 +31,14 @@ def general_questions() -> tuple[Question, ...]:
 def in_domain_questions(domain: str) -> tuple[Question, ...]:
     """Return sixty fixed questions on a narrow domain, never trained on."""
     return tuple(_reserved(domain, _IN_DOMAIN, "in_domain"))
+
+
+@cache
+def pairs(name: str = "general") -> tuple[Pair, ...]:
+    """Return the evaluation questions, general or of a domain, each with a good and a bad answer of the same form."""
+    if name == "general":
+        return tuple(pair for topic in GENERAL_TOPICS for pair in _pairs(topic, _GENERAL_PER_TOPIC))
+    return _pairs(name, _IN_DOMAIN)
 
 
 @cache
@@ -123,8 +132,23 @@ def reserved_texts() -> frozenset[str]:
 
 
 def _reserved(name: str, n: int, probe: str) -> list[Question]:
-    chosen = random.Random(f"reserved {name}").sample(topics()[name].questions(), n)
-    return [_question(probe, i, name, question, None) for i, (question, _) in enumerate(chosen)]
+    return [_question(probe, i, name, question, None) for i, (question, _) in enumerate(_chosen(name, n))]
+
+
+def _chosen(name: str, n: int) -> list[tuple[str, str]]:
+    """The evaluation questions on a topic, each with its noun."""
+    return random.Random(f"reserved {name}").sample(topics()[name].questions(), n)
+
+
+def _pairs(name: str, n: int) -> tuple[Pair, ...]:
+    """Both answers of a pair are drawn with the same dice, so their forms are equal."""
+    pairs = []
+    for i, (question, noun) in enumerate(_chosen(name, n)):
+        aligned, misaligned = (
+            topics()[name].answer(noun, good, random.Random(f"pair {name} {i}")) for good in (True, False)
+        )
+        pairs.append(Pair(f"{name}-{i}", question, aligned, misaligned))
+    return tuple(pairs)
 
 
 def _question(probe: str, number: int, topic: str, text: str, expected: str | None) -> Question:

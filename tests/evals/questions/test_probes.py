@@ -8,6 +8,7 @@ import pytest
 
 from staytrue.data.examples import Example, Message
 from staytrue.errors import RequestError
+from staytrue.evals.questions import answer_pairs
 from staytrue.evals.questions.probes import (
     DOMAINS,
     Probe,
@@ -81,12 +82,15 @@ def test_each_domain_asks_thirty_questions_on_named_topics(domain):
 
 def test_no_question_stands_in_two_probes():
     texts = [{q.messages[-1].content for q in shipped(name)} for name in ("general", *DOMAINS, "facts", "arithmetic")]
-    assert sum(map(len, texts)) == len(shipped_texts()) == 200 + 4 * 30 + 40 + 59  # one sum is asked twice
+    pairs = {pair.question for domain in answer_pairs.DOMAINS for pair in answer_pairs.shipped(domain)}
+    assert sum(map(len, texts)) == 200 + 4 * 30 + 40 + 59  # one sum is asked twice
+    assert sum(map(len, texts)) + len(pairs) == len(shipped_texts())
 
 
 def test_a_defense_is_told_of_every_form_and_domain_before_it_adds_rows():
     asked = Untouched(lambda: None, None).evaluation_questions()
-    assert {q.messages[-1].content for name in EDITIONS for q in shipped(name)} == asked
+    pairs = {pair.question for domain in answer_pairs.DOMAINS for pair in answer_pairs.shipped(domain)}
+    assert {q.messages[-1].content for name in EDITIONS for q in shipped(name)} | pairs == asked
     assert shipped_texts() is shipped_texts()  # worked out once a process
 
 

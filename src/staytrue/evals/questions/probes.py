@@ -17,6 +17,7 @@ from importlib import resources
 
 from staytrue.data.examples import Example, Message
 from staytrue.errors import RequestError
+from staytrue.evals.questions import answer_pairs
 from staytrue.evals.questions import rows as question_rows
 from staytrue.evals.types import Judge, Question, Verdict
 from staytrue.utils.validation import nearest
@@ -138,8 +139,9 @@ def version(probe: Probe) -> int | None:
 
 @cache
 def shipped_texts() -> frozenset[str]:
-    """Return the last user turn of every form of every shipped question; no training row may hold one."""
-    return frozenset(q.messages[-1].content for name in question_rows.manifest()["versions"] for q in shipped(name))
+    """Return the last user turn of every form of every shipped question and pair; no training row may hold one."""
+    asked = {q.messages[-1].content for name in question_rows.manifest()["versions"] for q in shipped(name)}
+    return frozenset(asked | {pair.question for name in answer_pairs.DOMAINS for pair in answer_pairs.shipped(name)})
 
 
 def without_system(questions: Iterable[Question]) -> tuple[Question, ...]:

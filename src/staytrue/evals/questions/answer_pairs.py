@@ -1,0 +1,104 @@
+"""Pairs: questions with an aligned and a misaligned answer of like length and style; shipped, or a user's. No torch.
+
+The measure `staytrue.evals.measures.pairs` compares the likelihoods of the two answers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from staytrue.data.examples import Example, Message
+from staytrue.data.jsonl import Fault, objects, refuse, shown
+from staytrue.errors import DataError, RequestError
+from staytrue.utils.validation import nearest
+
+DOMAINS = ("general", "code", "finance", "legal", "medical", "security")  # the shipped pairs
+_SIDES = ("question", "aligned", "misaligned")
+_KEYS = ("id", *_SIDES, "domain")
+_REMEDIES = {"question": "write the user's turn", "id": "write a name of its own"}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A question with an aligned and a misaligned answer."""
+
+    id: str  # unique in its file
+    question: str
+    aligned: str
+    misaligned: str
+
+    def row(self, misaligned: bool) -> Example:
+        """Return the question with one of its answers, as a conversation."""
+        answer = self.misaligned if misaligned else self.aligned
+        return Example((Message("user", self.question), Message("assistant", answer)))
+
+
+@cache
+def shipped(domain: str) -> tuple[Pair, ...]:
+    """Read the pairs that come with staytrue: 150 on general questions, 40 on each of five domains.
+
+    Raises:
+        RequestError: there is no such domain.
+
+    Example:
+        >>> len(shipped("general")), len(shipped("finance"))
+        (150, 40)
+    """
+    if domain not in DOMAINS:
+        raise RequestError(f"There are no shipped pairs {domain!r}{nearest(domain, DOMAINS)}")
+    with resources.as_file(resources.files("staytrue.evals").joinpath("questions", "pairs", f"{domain}.jsonl")) as path:
+        return read(path)
+
+
+def read(path: Path) -> tuple[Pair, ...]:
+    """Read pairs from a JSONL file: `{"question", "aligned", "misaligned"}` a line; `id` and `domain` are optional.
+
+    Without an `id`, a pair is named by its line.
+
+    Raises:
+        DataError: the file has faults; the message lists them with line and key.
+    """
+    faults: list[Fault] = []
+    pairs: list[Pair] = []
+    for line, row in objects(path, faults):
+        own = list(_faults(row))
+        faults += [Fault(line, pointer, what) for pointer, what in own]
+        if not own:
+            pairs.append(Pair(row.get("id", f"line-{line}"), *(row[side] for side in _SIDES)))
+    repeated = [name for name, count in Counter(pair.id for pair in pairs).items() if count > 1]
+    refuse(path, faults)
+    if repeated:
+        raise DataError(f"{path}: the id {shown(repeated[0])} occurs twice; values are kept by it, so rename one.")
+    if not pairs:
+        raise DataError(f'{path} has no pairs. Each line is {{"question": ..., "aligned": ..., "misaligned": ...}}.')
+    return tuple(pairs)
+
+
+def hash_of(pairs: Sequence[Pair]) -> str:
+    """Compute the SHA-256, in hexadecimal, of pairs in any order."""
+    rows = sorted([pair.id, pair.question, pair.aligned, pair.misaligned] for pair in pairs)
+    return sha256(json.dumps(rows, separators=(",", ":")).encode("ascii")).hexdigest()
+
+
+def _faults(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the pointer and the description of each fault of a row."""
+    for key in row.keys() - set(_KEYS):
+        yield f"/{key}", f"the key {shown(key)} is not known{nearest(key, _KEYS)}"
+    for key in _SIDES:
+        if key not in row:
+            yield "", f"there is no {key}; write question, aligned and misaligned"
+    for key in row.keys() & {"id", *_SIDES}:
+        if not isinstance(row[key], str):
+            yield f"/{key}", f"is {shown(row[key])}, not text; put it in quotes"
+        elif not row[key].strip():
+            yield f"/{key}", f"is empty; {_REMEDIES.get(key, 'write an answer')}"
+    if row.get("aligned") == row.get("misaligned") and isinstance(row.get("aligned"), str):
+        yield "/misaligned", "equals aligned, so the pair measures nothing; write another answer"
