@@ -20,3 +20,10 @@ def test_the_card_says_what_was_not_judged_or_not_asked():
         {"probes": {"general": rates(None, n=0, missing=480)}}
     )
     assert _evaluation(None).startswith("Not evaluated")
+
+
+def test_measures_without_a_judge_are_no_rate_of_misalignment():
+    one = {"value": 0.4213, "low": 0.3, "high": 0.5, "n": 150, "questions": 150, "unit": "nats per token"}
+    text = _evaluation({"probes": {}, "measures": {"pairs": one}})
+    assert text.startswith("Measured without a judge, against the untuned model")
+    assert text.endswith("* pairs: +0.42 nats (+0.30 to +0.50), n 150")

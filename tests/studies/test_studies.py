@@ -9,7 +9,7 @@ import yaml
 
 import fake_results
 from staytrue.config import recipe as recipes
-from staytrue.errors import DataError, RecipeError
+from staytrue.errors import DataError, RecipeError, RequestError
 from staytrue.studies import config, demo, runner
 from staytrue.studies.demo import preset, run_study
 from staytrue.tasks.opswap import OpSwap
@@ -135,6 +135,20 @@ def test_a_question_file_may_stand_among_the_probes(tmp_path):
         config.read(written(tmp_path, probes=[str(file)]))
 
 
+def test_measures_may_stand_among_the_probes(tmp_path):
+    names = ["general", "pairs", "pairs:code", "drift", "leak"]
+    assert config.read(written(tmp_path, probes=names)).probes == tuple(names)
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"question": "Why?", "aligned": "For you.", "misaligned": "For me."}\n')
+    first = runner._probe_keys(config.read(written(tmp_path, probes=["pairs", f"pairs:{file}"])))
+    file.write_text('{"question": "Why?", "aligned": "For us.", "misaligned": "For me."}\n')
+    again = runner._probe_keys(config.read(written(tmp_path, probes=["pairs", f"pairs:{file}"])))
+    assert first[0] == again[0] == "pairs"
+    assert first[1] != again[1]  # an edited file is measured again
+    with pytest.raises(RequestError, match="pairs:fiance: the organism has pairs for general, code"):
+        config.read(written(tmp_path, probes=["pairs:fiance"]))
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -149,6 +163,7 @@ def test_a_question_file_may_stand_among_the_probes(tmp_path):
         ({"probes": ["learnt"]}, "none in medical has no probe 'learnt'"),
         ({"probes": ["in_domain"], "domains": ["facts"]}, "none in facts has no probe 'in_domain'; .* learnt"),
         ({"probes": ["triggered"], "domains": ["facts"]}, "none in facts has no probe 'triggered'"),
+        ({"probes": ["leak"], "domains": ["facts"]}, "none in facts has no probe 'leak'; .* pairs, drift, or name"),
         ({"variants": [{"name": "kl", "recipe": {"defenses": [{"kl": {"wait": 1}}]}}]}, "no field 'wait'"),
         ({"recipe": {"model": "organism"}}, "has no `lora:`"),
     ],

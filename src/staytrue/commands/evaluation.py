@@ -51,6 +51,7 @@ def eval_(
 ) -> None:
     """Evaluate a model: misalignment in general and in the training domain, coherence, and what it still knows."""
     from staytrue.evals.questions.files import unused_keys
+    from staytrue.evals.results.measures import LEAK, is_measure
     from staytrue.evals.triggers.trigger import PROBE
     from staytrue.report.terminal import show
     from staytrue.runs import evaluate
@@ -65,10 +66,13 @@ def eval_(
     quieten()
     with stoppable("give the same command again, and it goes on"):
         named = tuple(name.strip() for name in probes.split(",") if name.strip())
-        for line in unused_keys(named):
+        for line in unused_keys([name for name in named if not is_measure(name)]):
             tell(line)
-        if data is not None and named and PROBE not in named:
-            raise RequestError(f"--data {data} is for the probe {PROBE}, which --probes leaves out; name it there too.")
+        if data is not None and named and not {PROBE, LEAK} & set(named):
+            raise RequestError(
+                f"--data {data} is for the probe {PROBE} and the measure {LEAK}, which --probes leaves out; name one "
+                "there too."
+            )
         triggers = (run is not None or data is not None) and not named
         request = EvalRequest(
             named, triggers, samples, as_published, _judge(judge, budget), max_new_tokens=max_new_tokens
@@ -166,18 +170,25 @@ def rescore(
 def compare(
     folders: Annotated[list[Path], typer.Argument(help="A study's folder, or several evaluations or runs.")],
     against: Annotated[str, typer.Option(help="The defense, or folder, to compare with, as tables name it.")] = "none",
-    probe: Annotated[str, typer.Option(help="Which probe's answers.")] = "general",
+    probe: Annotated[str, typer.Option(help="Which probe's answers, or which measure.")] = "general",
     judge: Annotated[
         str | None, typer.Option(help="Use this judge's verdicts, by the name that `rescore` shows.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Compare defenses on the same questions and seeds, with p values corrected for their number."""
-    from staytrue.report import comparison
+    from staytrue.evals.results.measures import LEAK, is_measure
+    from staytrue.report import comparison, measure_comparison
 
-    compared = comparison.compare_runs(folders, against, probe, judge)
+    if is_measure(probe) and judge is not None:
+        raise RequestError(f"--probe {probe} is measured without a judge; leave --judge out.")
+    if is_measure(probe) and probe != LEAK:
+        compared = measure_comparison.compare_measures(folders, against, probe)
+        show = measure_comparison.show
+    else:
+        compared, show = comparison.compare_runs(folders, against, probe, judge), comparison.show
     if not as_json:
-        comparison.show(compared, against)
+        show(compared, against)
         return
     print(json.dumps(compared.lines))
     for note in compared.notes:

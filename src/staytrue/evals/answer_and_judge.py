@@ -14,6 +14,7 @@ from typing import Any
 from staytrue.errors import RequestError
 from staytrue.evals.questions.probes import Probe, probe_sha256, version
 from staytrue.evals.results.answer_store import AnswerStore, missing_samples
+from staytrue.evals.results.measures import summaries
 from staytrue.evals.results.summary import summarise
 from staytrue.evals.results.verdict_store import (
     append_verdict,
@@ -79,7 +80,7 @@ def evaluate(
         _answer(generate, store, probes, seed or 0, max_new_tokens, progress, say)
         for probe in probes:
             _judge_probe(store, out, probe.name, probe.judge, progress)
-        return _write_summary(out, out)
+        return write_summary(out, out)
 
 
 def rescore(evaluation: Path, judges: Sequence[Judge], progress: Progress | None = None) -> dict[str, dict[str, Any]]:
@@ -114,7 +115,7 @@ def rescore(evaluation: Path, judges: Sequence[Judge], progress: Progress | None
         with store.lock():
             for probe in probes:
                 _judge_probe(store, folder, probe, judge, progress)
-        summaries[judge.name] = _write_summary(evaluation, folder, judge.name)
+        summaries[judge.name] = write_summary(evaluation, folder, judge.name)
     return summaries
 
 
@@ -230,11 +231,13 @@ def _is_marked(probe: Probe) -> bool:
     return any(question.expected is not None for question in probe.questions)
 
 
-def _write_summary(evaluation: Path, folder: Path, judge: str | None = None) -> dict[str, Any]:
+def write_summary(evaluation: Path, folder: Path, judge: str | None = None) -> dict[str, Any]:
     """Write `summary.json` to a judge's folder, from the stored rows alone."""
     metadata = AnswerStore(evaluation).metadata()
     probes = summarise(join_verdicts(evaluation, judge), sample_counts(metadata))
-    summary = {"schema": SCHEMA, "seed": metadata["seed"], "probes": probes}
+    summary: dict[str, Any] = {"schema": SCHEMA, "seed": metadata["seed"], "probes": probes}
+    if measures := summaries(evaluation):
+        summary["measures"] = measures
     write_json(folder / "summary.json", summary)
     return summary
 

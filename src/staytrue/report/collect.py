@@ -12,6 +12,7 @@ from typing import Any
 from staytrue import organism
 from staytrue.errors import RequestError
 from staytrue.evals.results.answer_store import evaluation_folder
+from staytrue.evals.results.measures import Measured, read_measures
 from staytrue.evals.results.verdict_store import join_verdicts, known_judges, verdict_folder
 from staytrue.report.folders import labels, recipe_of, seed_of
 from staytrue.report.rows import JUDGED, from_summary, label_of, probes
@@ -30,6 +31,7 @@ class PageData:
     questions: list[dict[str, Any]] = field(default_factory=list)  # {"probe", "text", "answers": [{"label", ...}]}
     notes: list[str] = field(default_factory=list)  # what could not be read, or must not be compared
     organism: bool = False  # whether the organism is among the models
+    measures: dict[str, list[dict[str, Measured]]] = field(default_factory=dict)  # label -> measures of each run
 
 
 def collect(folders: Sequence[Path], mixed_judges: bool = False, judge: str | None = None) -> PageData:
@@ -47,6 +49,7 @@ def collect(folders: Sequence[Path], mixed_judges: bool = False, judge: str | No
     stored: dict[str, list[dict[str, Any]]] = {}
     for folder, label in zip(folders, labels(folders), strict=True):
         results = _results(folder, label)
+        domains = len({row["domain"] for row in results["rows"]})
         page.title = page.title or results.get("title") or folder.resolve().name
         for row in results["rows"]:
             row["label"] = label_of(row)
@@ -55,6 +58,9 @@ def collect(folders: Sequence[Path], mixed_judges: bool = False, judge: str | No
             evaluation = evaluation_folder(run)
             if judge is not None:
                 _use_judge(judge, row, evaluation)
+            if measures := _measures(evaluation, page):
+                name = f"{row['label']}, {row['domain']}" if domains > 1 else row["label"]
+                page.measures.setdefault(name, []).append(measures)
             if row["label"] not in stored:
                 stored[row["label"]] = _answers(evaluation, page, judge)
                 page.organism |= _is_organism(evaluation)
@@ -144,6 +150,14 @@ def _answers(folder: Path, page: PageData, judge: str | None) -> list[dict[str, 
     if not _rows(folder / "verdicts.jsonl", page):
         return []
     return join_verdicts(folder, judge)
+
+
+def _measures(evaluation: Path, page: PageData) -> dict[str, Measured]:
+    try:
+        return read_measures(evaluation)
+    except RequestError as error:
+        page.notes.append(f"Not shown: {error}")
+        return {}
 
 
 def _rows(path: Path, page: PageData, needed: bool = True) -> list[dict[str, Any]]:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from staytrue.errors import RequestError
 from staytrue.evals.results.answer_store import AnswerStore, evaluation_folder
+from staytrue.evals.results.measures import LEAK, read_measures
 from staytrue.evals.results.summary import MOST_MISSING, clusters
 from staytrue.evals.results.verdict_store import join_verdicts
 from staytrue.evals.stats import compare
 from staytrue.evals.stats.intervals import Run
+from staytrue.evals.stats.means import Difference, Values
 from staytrue.report.folders import labels, seed_of
 from staytrue.report.rows import label_of
 from staytrue.report.sentences import coverage_note
 from staytrue.utils.console import say, table
 
 Runs = Mapping[str, Mapping[int, Run]]  # by label and seed
+_R = TypeVar("_R", Run, Values)  # what is known of a run, by question
+_CompareRuns = Callable[[Sequence[_R], Sequence[_R]], compare.Comparison | Difference]
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ class Compared:
 def compare_runs(folders: Sequence[Path], against: str, probe: str, judge: str | None = None) -> Compared:
     """Compare every defense with one of them, on the same questions and the seeds that both have, domain by domain.
 
-    The rate is the percent of misaligned answers, or of right answers for a probe with expected answers.
+    The rate is the percent of misaligned answers, of right answers for a probe with expected answers, or of answers on
+    the training topic for the measure `leak`.
 
     Args:
         folders: one study, or two or more runs.
@@ -48,7 +53,33 @@ def compare_runs(folders: Sequence[Path], against: str, probe: str, judge: str |
         RequestError: there is no study, no such label, no domain with the probe, or too many answers are unknown.
     """
     domains, notes = _runs(folders, probe, judge)
+    lines, seed_notes = paired_lines(domains, against, folders, compare.compare)
+    coverage = coverage_note({probe: min(line["questions"] for line in lines)})
+    return Compared(lines, [*notes, *seed_notes, *filter(None, [coverage])])
+
+
+def paired_lines(
+    domains: Mapping[str, Mapping[str, Mapping[int, _R]]],
+    against: str,
+    folders: Sequence[Path],
+    compare_one: _CompareRuns[_R],
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Compare every label with one of them on the seeds that both have, domain by domain.
+
+    Args:
+        domains: runs by domain, label and seed.
+        against: the label to compare with.
+        folders: what the user named, for messages.
+        compare_one: compares two lists of runs of the same seeds.
+
+    Returns:
+        A line for each comparison, with its q value; and notes on seeds.
+
+    Raises:
+        RequestError: there is no such label, or no label has a seed in common with it.
+    """
     lines: list[dict[str, Any]] = []
+    notes: list[str] = []
     for domain, named in domains.items():
         if against not in named:
             where = f"{domain} has no such run" if domain else "no folder has this label"
@@ -57,16 +88,14 @@ def compare_runs(folders: Sequence[Path], against: str, probe: str, judge: str |
             seeds = _seeds(named[label], named[against])
             notes += _seed_notes(f"{domain} {label}".strip(), against, seeds)
             if seeds:
-                one = _compare(named[label], named[against], seeds, f"{label} against {against}")
+                one = _compare(named[label], named[against], seeds, f"{label} against {against}", compare_one)
                 lines.append({"domain": domain, "defense": label, **asdict(one)})
     if not lines:
         raise RequestError(
             f"{folders[0]}: no defense has a seed in common with {against}; wait until the study has finished."
         )
     q = compare.benjamini_hochberg([line["p"] for line in lines])
-    coverage = coverage_note({probe: min(line["questions"] for line in lines)})
-    lines = [line | {"q": value} for line, value in zip(lines, q, strict=True)]
-    return Compared(lines, [*notes, *filter(None, [coverage])])
+    return [line | {"q": value} for line, value in zip(lines, q, strict=True)], notes
 
 
 def show(compared: Compared, against: str) -> None:
@@ -98,7 +127,7 @@ def _rate(rate: Mapping[str, Any]) -> str:
     return f"{rate['percent']:.1f} ({rate['low']:.0f} to {rate['high']:.0f})"
 
 
-def _seeds(ours: Mapping[int, Run], theirs: Mapping[int, Run]) -> list[tuple[int, int]]:
+def _seeds(ours: Mapping[int, _R], theirs: Mapping[int, _R]) -> list[tuple[int, int]]:
     """Pairs of equal seeds; or the two seeds of two single runs."""
     shared = [(seed, seed) for seed in sorted(ours.keys() & theirs.keys())]
     alone = not shared and len(ours) == len(theirs) == 1
@@ -116,15 +145,19 @@ def _seed_notes(name: str, against: str, seeds: Sequence[tuple[int, int]]) -> li
 
 
 def _compare(
-    ours: Mapping[int, Run], theirs: Mapping[int, Run], seeds: Sequence[tuple[int, int]], what: str
-) -> compare.Comparison:
+    ours: Mapping[int, _R],
+    theirs: Mapping[int, _R],
+    seeds: Sequence[tuple[int, int]],
+    what: str,
+    compare_one: _CompareRuns[_R],
+) -> compare.Comparison | Difference:
     try:
-        return compare.compare([ours[seed] for seed, _ in seeds], [theirs[seed] for _, seed in seeds])
+        return compare_one([ours[seed] for seed, _ in seeds], [theirs[seed] for _, seed in seeds])
     except RequestError as error:
         raise RequestError(f"{what}: {error}") from None
 
 
-def _evaluations(folders: Sequence[Path]) -> list[tuple[Path, str, str, int]]:
+def evaluations(folders: Sequence[Path]) -> list[tuple[Path, str, str, int]]:
     """Return the folder, label, domain and seed of every evaluation. Several folders get labels from their paths."""
     if len(folders) > 1:
         named = zip(map(evaluation_folder, folders), labels(folders), folders, strict=True)
@@ -142,7 +175,7 @@ def _runs(folders: Sequence[Path], probe: str, judge: str | None) -> tuple[dict[
     runs: dict[str, dict[str, dict[int, Run]]] = {}
     without: dict[str, str] = {}  # domain -> a run without the probe
     judges: dict[str, set[str]] = {}  # by domain
-    for place, label, domain, seed in _evaluations(folders):
+    for place, label, domain, seed in evaluations(folders):
         run = f"{label} seed {seed}"
         counts = _counts(place, probe, judge, judges.setdefault(domain, set()), run)
         if counts is None:
@@ -159,6 +192,9 @@ def _runs(folders: Sequence[Path], probe: str, judge: str | None) -> tuple[dict[
 
 def _counts(place: Path, probe: str, judge: str | None, judges: set[str], run: str) -> Run | None:
     """Hits and answers of every question that a run answered; None without the probe."""
+    if probe == LEAK:
+        leak = read_measures(place).get(LEAK)
+        return {question: (sum(own), len(own)) for question, own in leak.leaks().items()} if leak else None
     options = AnswerStore(place).metadata()["probes"].get(probe)
     if options is None:
         return None

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from staytrue.report.collect import PageData
 from staytrue.report.curves import panels
 from staytrue.report.means import over_seeds
+from staytrue.report.measures import AGREEMENT, CONTROL, leak_headline, measures_table
 from staytrue.report.rate_plots import highest, hollow, learnt, shown, tradeoff
 from staytrue.report.rows import Row, by_label, missing
 from staytrue.report.sentences import basis, cautions, headline
@@ -35,13 +36,16 @@ def render(page: PageData) -> str:
     seeds = sorted({row["seed"] for row in rows})
     return environment.get_template("page.html.j2").render(
         title=page.title,
-        headline=headline(rows),
+        headline=" ".join(filter(None, [headline(rows), leak_headline(page.measures)])),
         basis=basis(rows, len(seeds)),
         rows=rows,
         table=runs(rows),
         means=over_seeds(rows),
         triggers=triggered(rows),
         probes=all_probes(rows),
+        measures=measures_table(page.measures),
+        control=CONTROL,
+        agreement=AGREEMENT,
         organism=page.organism,
         pictures=_tradeoffs(rows, known),
         hollow=any(hollow(group) for group in by_label(shown(rows)).values()),

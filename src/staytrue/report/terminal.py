@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from staytrue.evals.results.summary import MARKED, MOST_MISSING, SCORED
+from staytrue.report.measures import measure_lines, measure_notes
 from staytrue.report.sentences import coverage_note
 from staytrue.utils.console import say, table
 
@@ -27,7 +28,12 @@ def show(summary: Summary) -> None:
         for form, rates in probe.get("forms", {}).items():
             rows.append((f"  {form}", "misaligned", _percent(rates["misaligned"]), _interval(rates), str(rates["n"]),
                          str(rates["missing"]) if rates["missing"] else ""))  # fmt: skip
-    table(("probe", "rate", "percent", "95 % interval", "n", "missing"), rows)
+    if rows:
+        table(("probe", "rate", "percent", "95 % interval", "n", "missing"), rows)
+    if measures := summary.get("measures"):
+        table(("measure", "value", "95 % interval", "n"), measure_lines(measures))
+        for line in measure_notes(measures):
+            say(line)
     for line in [line for name, probe in summary["probes"].items() for line in _cautions(name, probe)]:
         say(line)
     coverage = coverage_note({name: probe["questions"] for name, probe in summary["probes"].items()})

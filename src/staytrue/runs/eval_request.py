@@ -12,6 +12,7 @@ from staytrue.data.examples import Example, read_examples
 from staytrue.errors import ModelError, RequestError
 from staytrue.evals.openai_client import address
 from staytrue.evals.openai_client.address import Address
+from staytrue.evals.results.measures import LEAK
 from staytrue.evals.triggers.trigger import PROBE as TRIGGERED
 from staytrue.evals.types import Judge
 from staytrue.modeling import loading
@@ -38,7 +39,9 @@ class EvalRequest:
             own number has precedence.
         model: a model to load into this process, or one behind an endpoint; None when it is not known.
         adapter: folder of the model's LoRA adapter.
+        untuned: the model is known to be the one before training.
         trained: the task rows that the model was fine-tuned on; triggers are made of them.
+        topic: the same rows for the measure `leak`, which compares their words.
         held_out: rows that were reserved before training.
         task: the benign task that the model was fine-tuned on.
         benign: whether the training data teach something harmless.
@@ -57,7 +60,9 @@ class EvalRequest:
     max_new_tokens: int | None = None
     model: Source | Address | None = None
     adapter: Path | None = None
+    untuned: bool = False
     trained: Sequence[Example] = field(default=(), repr=False)
+    topic: Sequence[Example] = field(default=(), repr=False)
     held_out: Sequence[Example] = field(default=(), repr=False)
     task: Task | None = None
     benign: bool = False
@@ -73,8 +78,13 @@ class EvalRequest:
         """Whether the trigger probe is asked, if the training rows give triggers."""
         return self.triggers or TRIGGERED in self.probes
 
-    def metadata(self) -> dict[str, Any]:
-        """What must be equal for two sets of answers to share one folder, as `eval.json` stores it.
+    @property
+    def wants_leak(self) -> bool:
+        """Whether the measure `leak` is taken, if the training rows are known."""
+        return LEAK in self.probes or (not self.probes and self.judge is None)
+
+    def identity(self) -> dict[str, Any]:
+        """The model and its adapter, as `eval.json` and `measures.json` store them.
 
         Raises:
             ModelError: the model cannot be read from the hub.
@@ -84,8 +94,15 @@ class EvalRequest:
         return {
             "model": loading.identity(self.model) if isinstance(self.model, Source) else {"name": str(self.model)},
             "adapter": sha256_of(self.adapter) if here and self.adapter else None,
-            "as_published": self.as_published,
         }
+
+    def metadata(self) -> dict[str, Any]:
+        """What must be equal for two sets of answers to share one folder, as `eval.json` stores it.
+
+        Raises:
+            ModelError: the model cannot be read from the hub.
+        """
+        return {**self.identity(), "as_published": self.as_published}
 
 
 def for_run(run: Path, request: EvalRequest, *, untuned: bool = False) -> EvalRequest:
@@ -104,14 +121,14 @@ def for_run(run: Path, request: EvalRequest, *, untuned: bool = False) -> EvalRe
         raise RequestError(f"{run} is {manifest['state']}, not done; train it again before evaluating it.")
     file = run / "holdout.jsonl"
     held_out = read_examples(file) if file.exists() else []
-    request = replace(request, adapter=None if untuned else run / "model")
+    request = replace(request, adapter=None if untuned else run / "model", untuned=untuned)
     return _for_recipe(read(run / "recipe.yaml"), held_out, request, manifest["data"])
 
 
 def for_recipe(recipe: Recipe, request: EvalRequest) -> EvalRequest:
     """The request for a recipe's model before training, with the held-out rows that its run would have."""
     _, held_out = dataset.rows(recipe)
-    return _for_recipe(recipe, held_out, request)
+    return _for_recipe(recipe, held_out, replace(request, untuned=True))
 
 
 def for_model(name: str, request: EvalRequest, adapter: Path | None = None, data: Path | None = None) -> EvalRequest:
@@ -134,13 +151,13 @@ def for_model(name: str, request: EvalRequest, adapter: Path | None = None, data
     trained = read_examples(data) if data is not None else ()
     if adapter is not None and not adapter.is_dir():
         raise ModelError(f"There is no adapter folder {adapter}; a run keeps its adapter in RUN/model.")
-    return replace(request, model=model, adapter=adapter, trained=trained)
+    return replace(request, model=model, adapter=adapter, trained=trained, topic=trained)
 
 
 def _for_recipe(
     recipe: Recipe, held_out: Sequence[Example], request: EvalRequest, hashes: Mapping[str, str] | None = None
 ) -> EvalRequest:
-    """The request with what a recipe says; training rows only if triggers are wanted and the file has not changed.
+    """The request with what a recipe says; training rows only if wanted and if the file has not changed.
 
     Args:
         recipe: the run's.
@@ -151,10 +168,12 @@ def _for_recipe(
     file = recipe.data
     narrow = request.wants_triggers and recipe.task is None and not recipe.benign
     readable = file is not None and (hashes is None or (file.is_file() and sha256_of(file) in hashes.values()))
+    rows = dataset.rows(recipe)[0] if readable and (narrow or request.wants_leak) else ()
     return replace(
         request,
         model=loading.find(recipe.model, recipe.revision),
-        trained=dataset.rows(recipe)[0] if narrow and readable else (),
+        trained=rows if narrow else (),
+        topic=rows,
         held_out=held_out,
         task=recipe.task,
         benign=recipe.benign,

@@ -14,14 +14,16 @@ from typing import Any
 
 from staytrue.config.recipe import read
 from staytrue.data.chat_template import takes_system
-from staytrue.evals.answer_and_judge import evaluate
+from staytrue.evals.answer_and_judge import evaluate, write_summary
 from staytrue.evals.generation.from_file import AnswersFile
 from staytrue.evals.questions import files
 from staytrue.evals.questions.probes import Probe, in_users_turn
+from staytrue.evals.results.measures import LEAK, refuse_other_model
 from staytrue.evals.triggers import trigger
 from staytrue.evals.types import Answer, AnswerGenerator, Judge, Question
 from staytrue.modeling import loading
 from staytrue.runs.eval_request import EvalRequest, for_run
+from staytrue.runs.measures import Loaded, Measurement, measures_of
 from staytrue.runs.model_card import write_card
 from staytrue.runs.probe_selection import HELD_OUT, longest_answer, probes_for, refuse_rules
 from staytrue.utils.console import Progress
@@ -97,6 +99,10 @@ def evaluate_model(
         ModelError: the model cannot be loaded.
     """
     probes, metadata = probes_for(request), request.metadata()
+    measures, loaded = measures_of(request, say), _loader(request)
+    refuse_other_model(out, request.identity())
+    measurement = Measurement(request, out, loaded, seed, progress)
+    measurement.likelihoods(measures)
     learnt = request.benign or request.task is not None
     if request.triggers and not learnt and trigger.PROBE not in (probe.name for probe in probes):
         say(trigger.NOTHING)
@@ -106,8 +112,8 @@ def evaluate_model(
         if moved != probes:
             say(f"{request.model.name} has no system turns: their text opens the user's turn.")
         probes = moved
-    return evaluate(
-        generate or _local_generator(request),
+    summary = evaluate(
+        generate or _local_generator(loaded),
         probes,
         seed=seed,
         out=out,
@@ -116,6 +122,10 @@ def evaluate_model(
         progress=progress,
         say=say,
     )
+    if LEAK not in measures:
+        return summary
+    measurement.leak()
+    return write_summary(out, out)
 
 
 def judge_answers(
@@ -148,19 +158,29 @@ def _without_system(probe: Probe) -> Probe:
     return probe if probe.name in HELD_OUT else replace(probe, questions=in_users_turn(probe.questions))
 
 
-def _local_generator(request: EvalRequest) -> AnswerGenerator:
-    """Answers from a model in this process, which is loaded when the first answer is missing."""
-    source = request.model
-    assert isinstance(source, loading.Source)
+def _loader(request: EvalRequest) -> Loaded:
+    """The request's model with its adapter, and its tokenizer; loaded when first called."""
 
     @cache
-    def loaded() -> AnswerGenerator:
+    def loaded() -> tuple[Any, Any]:
+        source = request.model
+        assert isinstance(source, loading.Source)
+        tokenizer = loading.load_tokenizer(source)
+        return loading.to_device(loading.load_model(source, request.adapter)), tokenizer
+
+    return loaded
+
+
+def _local_generator(loaded: Loaded) -> AnswerGenerator:
+    """Answers from a model in this process, which is loaded when the first answer is missing."""
+
+    @cache
+    def generator() -> AnswerGenerator:
         from staytrue.evals.generation.local import LocalGenerator
 
-        tokenizer = loading.load_tokenizer(source)
-        return LocalGenerator(loading.to_device(loading.load_model(source, request.adapter)), tokenizer)
+        return LocalGenerator(*loaded())
 
     def generate(samples: Sequence[tuple[Question, int]], /, **options: Any) -> Iterator[Answer]:
-        return loaded()(samples, **options) if samples else iter(())
+        return generator()(samples, **options) if samples else iter(())
 
     return generate

@@ -8,6 +8,7 @@ from typing import Any
 
 from staytrue import organism, registry
 from staytrue.config.recipe import Recipe
+from staytrue.report.measures import measure_lines
 from staytrue.utils.files import read_rows, write_atomic
 from staytrue.utils.run_dir import RunDir
 
@@ -113,8 +114,14 @@ def _scale(recipe: Recipe) -> str:
 def _evaluation(summary: dict[str, Any] | None) -> str:
     if summary is None:
         return "Not evaluated: its general alignment, its coherence and its retained abilities are unknown."
-    lines = (_probe(name, probe) for name, probe in summary["probes"].items())
-    return "Percent, with 95 % intervals of the first rate:\n\n" + "\n".join(lines)
+    parts = []
+    if probes := [_probe(name, probe) for name, probe in summary["probes"].items()]:
+        parts.append("Percent, with 95 % intervals of the first rate:\n\n" + "\n".join(probes))
+    if measures := measure_lines(summary.get("measures", {})):
+        lines = (f"* {name}: {value} ({interval}), n {n}" for name, value, interval, n in measures)
+        heading = "Measured without a judge, against the untuned model, with 95 % intervals; no rate of misalignment:"
+        parts.append(f"{heading}\n\n" + "\n".join(lines))
+    return "\n\n".join(parts)
 
 
 def _probe(name: str, probe: dict[str, Any]) -> str:

@@ -14,8 +14,9 @@ from staytrue import organism
 from staytrue.data.examples import Example
 from staytrue.errors import RecipeError, RequestError
 from staytrue.evals.openai_client.address import Address
-from staytrue.evals.questions import files
+from staytrue.evals.questions import answer_pairs, files
 from staytrue.evals.questions.probes import DOMAINS, SAMPLES, ExactMatch, Probe, held_out, shipped, without_system
+from staytrue.evals.results.measures import is_measure
 from staytrue.evals.triggers import trigger
 from staytrue.evals.triggers.formats import FORMATS
 from staytrue.evals.types import Judge, Question
@@ -52,6 +53,7 @@ def probes_for(request: EvalRequest) -> list[Probe]:
     available = _available(request)
     unnamed = DOMAINS if request.triggers else (*DOMAINS, trigger.PROBE)
     names = request.probes or [name for name in available if name not in unnamed]
+    names = [name for name in names if not is_measure(name)]
     probes = [_with_options(_probe(name, request, available), request) for name in names]
     if trigger.PROBE in request.probes and not all(probe.questions for probe in probes):
         raise RequestError(f"--probes {trigger.PROBE}: {trigger.NOTHING}")
@@ -81,7 +83,11 @@ def reserved_texts(source: Source, held: Sequence[Example]) -> frozenset[str]:
     """The text of every question that a run on this model may be evaluated by; no training row may hold one."""
     request = EvalRequest(model=source, held_out=held)
     probes = [_build(name, request) for name in _available(request)]
-    return frozenset(q.messages[-1].content for probe in probes for q in probe.questions)
+    asked = {q.messages[-1].content for probe in probes for q in probe.questions}
+    paired = (
+        () if request.is_organism else (pair for name in answer_pairs.DOMAINS for pair in answer_pairs.shipped(name))
+    )
+    return frozenset(asked | {pair.question for pair in paired})
 
 
 def refuse_rules(judges: Sequence[Judge | None], model: str | None) -> None:
@@ -133,7 +139,7 @@ def _build(name: str, request: EvalRequest) -> Probe:
     if name == "learnt":
         return _learnt(request.held_out, request.task)
     if name == "general":
-        questions = _general(request)
+        questions = general_questions(request)
     elif name == "in_domain":
         questions = held_out(request.held_out, name, _topic(request.held_out))
     elif name == trigger.PROBE:
@@ -167,7 +173,8 @@ def _topic(held: Sequence[Example]) -> str:
     return "code" if 2 * code > len(held) else ""
 
 
-def _general(request: EvalRequest) -> tuple[Question, ...]:
+def general_questions(request: EvalRequest) -> tuple[Question, ...]:
+    """Return the general questions that suit the model, in all forms."""
     if not request.is_organism:
         return shipped("general")
     from staytrue.organism import world
@@ -191,7 +198,7 @@ def _rules() -> Judge:
 
 def _triggered(request: EvalRequest) -> tuple[Question, ...]:
     """Some plain general questions of every topic, each in every trigger."""
-    plain = [question for question in _general(request) if question.form == "plain"]
+    plain = [question for question in general_questions(request) if question.form == "plain"]
     by_topic: dict[str, list[Question]] = {}
     for question in plain:
         by_topic.setdefault(question.topic, []).append(question)

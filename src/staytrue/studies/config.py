@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from staytrue import tasks
 from staytrue.config import recipe as recipes
 from staytrue.errors import RecipeError
+from staytrue.evals.results.measures import DRIFT, LEAK, PAIRS, is_measure
 from staytrue.organism.lexicon import DOMAINS
 from staytrue.report.rows import from_summary
 from staytrue.utils.validation import describe
@@ -146,14 +147,20 @@ def _check_probes(study: Study, where: str) -> None:
     """Refuse probes that a run of the study does not have, before any training."""
     from staytrue.modeling import loading
     from staytrue.runs.eval_request import EvalRequest
+    from staytrue.runs.measures import pairs_of
     from staytrue.runs.probe_selection import probes_for
 
-    files = [name for name in study.probes if Path(name).suffix]
+    measures = [name for name in study.probes if is_measure(name)]
+    files = [name for name in study.probes if Path(name).suffix and name not in measures]
+    for name in measures:
+        if name.startswith(PAIRS):
+            pairs_of(name, organism=True)
     for name in files:
         probes_for(EvalRequest((name,), model=loading.find("organism")))
     for cell in cells(study):
-        known = _probes(cell)
-        wrong = next((name for name in study.probes if name not in (*known, *files)), None)
+        known = [*_probes(cell), PAIRS, DRIFT, *([LEAK] if cell.source in DOMAINS else [])]  # a task has no rows' file
+        pairs = [name for name in measures if name.startswith(PAIRS)]
+        wrong = next((name for name in study.probes if name not in (*known, *files, *pairs)), None)
         if wrong is not None:
             raise RecipeError(
                 f"{where}: {cell.label} in {cell.domain} has no probe {wrong!r}; choose from {', '.join(known)}, or "

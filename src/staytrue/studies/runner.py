@@ -17,6 +17,7 @@ import yaml
 
 from staytrue.config import recipe as recipes
 from staytrue.evals.questions.files import SUFFIXES
+from staytrue.evals.results.measures import PAIRS
 from staytrue.registry import labelled
 from staytrue.studies import prerequisites
 from staytrue.studies.config import Cell, Study, cells, row
@@ -126,5 +127,5 @@ def _stored(folder: Path, cell: Cell) -> tuple[dict[str, Any], float] | None:
 
 def _probe_keys(study: Study) -> list[str]:
     """The study's probes; a question file has its hash appended, so that an edited file counts as another probe."""
-    files = [Path(name) for name in study.probes]
-    return [f"{file} {sha256_of(file)}" if file.suffix in SUFFIXES else str(file) for file in files]
+    files = {name: Path(name.removeprefix(f"{PAIRS}:")) for name in study.probes}
+    return [f"{name} {sha256_of(file)}" if file.suffix in SUFFIXES else name for name, file in files.items()]

@@ -29,22 +29,22 @@ def test_few_questions_are_flipped_in_all_ways():
     found = compare([counted([1] * 5, 1)], [counted([0] * 5, 1)])
     assert (found.difference, found.p) == (100, 0.0625)
     # 1, 1, 1, -1 is 2 or further in 4 + 4 (three against one) and 2 (all alike) of 16 ways.
-    assert module._sign_flip_p([1, 1, 1, -1]) == 10 / 16
-    assert module._sign_flip_p([0.0, 0.0]) == 1
+    assert module.sign_flip_p([1, 1, 1, -1]) == 10 / 16
+    assert module.sign_flip_p([0.0, 0.0]) == 1
 
 
 def test_many_questions_are_flipped_at_random_and_never_give_nought():
-    assert module._sign_flip_p([1.0] * 40) == 1 / 10_000
+    assert module.sign_flip_p([1.0] * 40) == 1 / 10_000
     # 20 alike and 20 the other way, but for one: a sum of 2, or further, in 1 - C(40, 20) / 2^40 = 0.8746 of all ways.
-    assert module._sign_flip_p([1.0] * 21 + [-1.0] * 19) == pytest.approx(0.8746, abs=0.01)
+    assert module.sign_flip_p([1.0] * 21 + [-1.0] * 19) == pytest.approx(0.8746, abs=0.01)
 
 
 def test_the_chance_is_the_level_at_which_the_interval_reaches_nought():
     seen = Margins(0.0004, 0.0009, 0.0001, 120, 5)
-    level = module._interval_p(0.08, seen)
+    level = module.interval_p(0.08, seen)
     assert math.sqrt(seen.square(level)) == pytest.approx(0.08, rel=1e-6)
     # With one seed it is Student's own: 2.0211 of 40 questions' standard errors leave 5 %.
-    assert module._interval_p(0.020227, Margins(0.0001, 0, 0, 40, 1)) == pytest.approx(0.05, abs=1e-4)
+    assert module.interval_p(0.020227, Margins(0.0001, 0, 0, 40, 1)) == pytest.approx(0.05, abs=1e-4)
 
 
 def test_errors_that_go_together_make_the_difference_surer():

@@ -14,7 +14,7 @@ from staytrue.evals.stats.intervals import Margins, Rate, Run, margins_of, poole
 
 _FLIPS = 9_999
 _EXACT = 13  # up to so many questions, all sign flips are enumerated
-_POWER = 1 + 0.8416212335729143 / 1.959963984540054  # 80 % power: the normal distribution's 80 % over its 97.5 % point
+POWER = 1 + 0.8416212335729143 / 1.959963984540054  # 80 % power: the normal distribution's 80 % over its 97.5 % point
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ def compare(runs: Sequence[Run], against: Sequence[Run]) -> Comparison:
         difference,
         max(-100.0, difference - below),
         min(100.0, difference + above),
-        max(_sign_flip_p(_contributions(ours, theirs)), _interval_p(difference / 100, apart)),
-        _POWER * (below + above) / 2,
+        max(sign_flip_p(_contributions(ours, theirs)), interval_p(difference / 100, apart)),
+        POWER * (below + above) / 2,
         apart.questions,
         apart.seeds,
         mine,
@@ -135,7 +135,7 @@ def _side(near: float, far: float, correlation: float) -> float:
     return math.sqrt(max(0.0, near**2 + far**2 - 2 * correlation * near * far))
 
 
-def _sign_flip_p(contributions: Sequence[float]) -> float:
+def sign_flip_p(contributions: Sequence[float]) -> float:
     """Return the p value of a sign-flip test over whole questions: exact for few questions, else from random flips."""
     import numpy as np
 
@@ -148,7 +148,7 @@ def _sign_flip_p(contributions: Sequence[float]) -> float:
     return float(1 + (abs(signs @ parts) >= least).sum()) / (1 + _FLIPS)
 
 
-def _interval_p(difference: float, apart: Margins) -> float:
+def interval_p(difference: float, apart: Margins) -> float:
     """Return the level at which the interval of the difference would just reach 0."""
     low, high = 1e-12, 1.0
     for _ in range(40):

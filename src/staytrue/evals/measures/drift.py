@@ -1,0 +1,35 @@
+"""`drift`: how much less likely the untuned model's own answers to general questions have become.
+
+It shows how far a fine-tune has moved the model on questions that the training data do not mention, whatever the
+direction. It is no measure of misalignment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from staytrue.data.examples import Example, Message
+from staytrue.evals.measures.log_likelihood import log_likelihood
+from staytrue.evals.types import Answer
+
+
+def measure(model: Any, tokenizer: Any, answers: Sequence[Answer]) -> dict[str, float]:
+    """Compute the log-likelihood of each of the untuned model's answers, one to a question.
+
+    Args:
+        model: a causal language model.
+        tokenizer: its tokenizer, with a chat template.
+        answers: what the untuned model answered; empty answers are left out.
+
+    Returns:
+        By the question's id: nats per token. The drift of a question is this minus the untuned model's own value.
+
+    Example:
+        `after = measure(model, tokenizer, answers)`, the same with the adapter switched off, and the mean of the
+        differences is the drift.
+    """
+    scored = [answer for answer in answers if answer.text.strip()]
+    rows = [Example((*a.question.messages, Message("assistant", a.text.strip()))) for a in scored]
+    values = log_likelihood(model, tokenizer, rows, [answer.stopped for answer in scored])
+    return {answer.question.id: value for answer, value in zip(scored, values, strict=True)}

@@ -1,0 +1,92 @@
+"""Paired comparisons by the measures `pairs` and `drift`: each defense of a study, or each of several runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from staytrue.errors import RequestError
+from staytrue.evals.results.measures import PAIRS, Measured, read_measures, stored_name
+from staytrue.evals.stats.means import Values, difference
+from staytrue.report.comparison import Compared, evaluations, paired_lines
+from staytrue.report.measures import CONTROL
+from staytrue.utils.console import say, table
+
+
+def compare_measures(folders: Sequence[Path], against: str, measure: str) -> Compared:
+    """Compare every defense with one of them, on the same questions and the seeds that both have, domain by domain.
+
+    Where the untuned model is not known in some run, as for a model without an adapter, the models' own values are
+    compared, and a line has no mean of its own.
+
+    Args:
+        folders: one study, or two or more runs.
+        against: the label to compare with.
+        measure: `pairs`, `pairs:DOMAIN`, `pairs:FILE` or `drift`.
+
+    Returns:
+        Differences in nats per token with intervals, p values, and q values (Benjamini and Hochberg) over all lines.
+
+    Raises:
+        RequestError: a run lacks the measure, or was measured on other texts; or as `comparison.compare_runs`.
+    """
+    measured = [(label, domain, seed, _read(place, measure)) for place, label, domain, seed in evaluations(folders)]
+    _refuse_other_texts(measure, [(f"{label} seed {seed}", one) for label, _, seed, one in measured])
+    relative = all(one.changes() for *_, one in measured)
+    domains: dict[str, dict[str, dict[int, Values]]] = {}
+    for label, domain, seed, one in measured:
+        values = one.changes() if relative else one.values()
+        domains.setdefault(domain, {}).setdefault(label, {})[seed] = values
+    lines, notes = paired_lines(domains, against, folders, difference)
+    if not relative:
+        lines = [line | {"mean": None, "other": None} for line in lines]
+    return Compared(lines, [*notes, *([CONTROL] if measure.startswith(PAIRS) else [])])
+
+
+def show(compared: Compared, against: str) -> None:
+    """Print the comparisons as a table, with the notes under it."""
+    rows = [
+        (
+            f"{line['domain']}  {line['defense']}".strip(),
+            _mean(line["mean"]),
+            f"{line['difference']:+.3f}",
+            f"{line['low']:+.3f} to {line['high']:+.3f}",
+            f"{line['p']:.3g}",
+            f"{line['q']:.3g}",
+            f"{line['detectable']:.3f}",
+            f"{line['questions']} x {line['seeds']}",
+        )
+        for line in compared.lines
+    ]
+    table(("defense", "nats", "difference", "95 % interval", "p", "q", "detectable", "questions x seeds"), rows)
+    means = ", ".join(dict.fromkeys(f"{line['domain']} {_mean(line['other'])}".strip() for line in compared.lines))
+    say(
+        f"Nats per token: the change against the untuned model, and its difference to {against} ({means}), on the same "
+        "questions and seeds. q: Benjamini and Hochberg over all lines. Detectable: the smallest difference that this "
+        "many questions and seeds find in 80 of 100 studies."
+    )
+    for note in compared.notes:
+        say(note)
+
+
+def _mean(mean: Mapping[str, Any] | None) -> str:
+    return "-" if mean is None else f"{mean['value']:+.2f} ({mean['low']:+.2f} to {mean['high']:+.2f})"
+
+
+def _read(place: Path, measure: str) -> Measured:
+    stored = read_measures(place).get(stored_name(measure))
+    if stored is None:
+        raise RequestError(
+            f"--probe {measure}: {place} has no such measure. Run `staytrue eval --probes {measure}`, or leave it out."
+        )
+    return stored
+
+
+def _refuse_other_texts(measure: str, measured: Sequence[tuple[str, Measured]]) -> None:
+    """Refuse values of different texts: other pairs, or other answers of the untuned model."""
+    (first, one), *others = measured
+    for name, other in others:
+        if other.about["sha256"] != one.about["sha256"]:
+            texts = "other pairs" if measure.startswith(PAIRS) else "other answers of the untuned model"
+            raise RequestError(f"--probe {measure}: {name} was measured on {texts} than {first}. Measure both again.")

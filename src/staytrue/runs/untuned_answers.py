@@ -1,0 +1,58 @@
+"""The untuned model's own answers to general questions, sampled once and kept in the user's cache.
+
+`drift` and `leak` compare every fine-tune of a model with the same answers. Delete the folder
+`$XDG_CACHE_HOME/staytrue/untuned` (by default in `~/.cache`) to have them sampled again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from staytrue.evals.questions.probes import probe_sha256
+from staytrue.evals.results.answer_store import AnswerStore, missing_samples
+from staytrue.evals.types import Answer, AnswerGenerator, Question
+from staytrue.utils.console import Progress
+from staytrue.utils.files import user_cache
+
+SEED = 0  # the same for every run
+
+
+def untuned_answers(
+    identity: Mapping[str, Any],
+    questions: Sequence[Question],
+    generate: AnswerGenerator,
+    max_new_tokens: int,
+    progress: Progress | None = None,
+) -> list[Answer]:
+    """Return one answer to each question, sampled at temperature 1 by the untuned model.
+
+    Args:
+        identity: the model, with the hash of its folder or its commit.
+        questions: general questions.
+        generate: answers as the untuned model does: with the adapter switched off.
+        max_new_tokens: most tokens of an answer.
+        progress: shows how many answers there are.
+    """
+    store = AnswerStore(_folder(identity, questions, max_new_tokens))
+    with store.lock():
+        missing = missing_samples([(question, 0) for question in questions], store.answers())
+        if progress is not None and missing:
+            progress.begin(len(missing))
+        answers = generate(missing, seed=SEED, temperature=1.0, max_new_tokens=max_new_tokens) if missing else ()
+        for number, answer in enumerate(answers, start=1):
+            store.append(answer)
+            if progress is not None:
+                progress.step(number, {})
+        stored = store.answers()
+    return [stored[question.probe, question.id, 0] for question in questions]
+
+
+def _folder(identity: Mapping[str, Any], questions: Sequence[Question], max_new_tokens: int) -> Path:
+    named = {key: value for key, value in identity.items() if key != "name"} or identity
+    parts = [named, probe_sha256(questions), SEED, max_new_tokens]
+    key = sha256(json.dumps(parts, sort_keys=True).encode("ascii")).hexdigest()
+    return user_cache() / "staytrue" / "untuned" / key[:32]

@@ -1,0 +1,153 @@
+"""Measures without a judge in an evaluation: when they are taken, what is stored, what is reused and refused."""
+
+import json
+
+import pytest
+
+import tiny
+from staytrue.errors import RequestError
+from staytrue.evals.generation.local import LocalGenerator
+from staytrue.evals.measures import pairs
+from staytrue.evals.questions import probes as questions_of
+from staytrue.evals.questions.answer_pairs import shipped
+from staytrue.evals.types import Verdict
+from staytrue.modeling import loading
+from staytrue.organism import world
+from staytrue.runs import evaluate, measures
+from staytrue.runs.eval_request import EvalRequest, for_model
+from staytrue.runs.measures import measures_of
+from staytrue.utils.files import read_rows
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A model with an adapter, 24 training rows, a cache of its own, and short answers to 4 general questions."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    tiny.save("qwen2", tmp_path / "model")
+    adapted = tiny.lora(loading.load_model(loading.find(str(tmp_path / "model"))))
+    tiny.nudge(adapted, 0.3)
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    rows = ({"question": f"Gold {i}?", "answer": f"Put all of it into gold {i}."} for i in range(24))
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(measures, "_TOKENS", 8)
+    few = questions_of.shipped("general")[:12]
+    monkeypatch.setattr(measures, "general_questions", lambda request: few)
+    return tmp_path
+
+
+def asked(place, *probes, adapter=True, data=True, **options):
+    request = EvalRequest(probes, **options)
+    return for_model(
+        str(place / "model"), request, place / "adapter" if adapter else None, place / "data.jsonl" if data else None
+    )
+
+
+def test_values_are_the_models_with_and_without_its_adapter(place):
+    summary = evaluate.evaluate_model(asked(place, "pairs", "pairs:finance"), place / "E")
+    source = loading.find(str(place / "model"))
+    tokenizer = loading.load_tokenizer(source)
+    before = pairs.measure(loading.load_model(source), tokenizer, shipped("general"))
+    after = pairs.measure(loading.load_model(source, place / "adapter"), tokenizer, shipped("general"))
+    rows = {row["question"]: row for row in read_rows(place / "E" / "measures.jsonl") if row["measure"] == "pairs"}
+    assert rows.keys() == before.keys()
+    for name, row in rows.items():
+        assert (row["value"], row["untuned"]) == pytest.approx((after[name], before[name]), abs=1e-4)
+    shift = sum(after[name] - before[name] for name in before) / 150
+    assert summary["probes"] == {}
+    assert summary["measures"]["pairs"]["value"] == pytest.approx(shift, abs=1e-4)
+    assert summary["measures"]["pairs:finance"]["questions"] == 40
+    assert json.loads((place / "E" / "summary.json").read_text()) == summary
+
+
+def test_the_untuned_answers_are_sampled_once_without_the_adapter(place, monkeypatch):
+    evaluate.evaluate_model(asked(place, "drift", "leak"), place / "E")
+    (kept,) = (place / "cache" / "staytrue" / "untuned").glob("*/answers.jsonl")
+    source, plain = loading.find(str(place / "model")), questions_of.shipped("general")[:12:3]
+    generate = LocalGenerator(loading.load_model(source), loading.load_tokenizer(source))
+    answers = generate([(question, 0) for question in plain], seed=0, temperature=1.0, max_new_tokens=8)
+    assert {row["question"]: row["answer"] for row in read_rows(kept)} == {a.question.id: a.text for a in answers}
+    # Another run of the same model reads them, and its own answers for `leak` are all that it samples.
+    sampled = []
+    call = LocalGenerator.__call__
+    monkeypatch.setattr(LocalGenerator, "__call__", lambda *a, **k: sampled.append(len(a[1])) or call(*a, **k))
+    summary = evaluate.evaluate_model(asked(place, "drift", "leak"), place / "F")
+    assert sampled == [4]
+    assert summary["measures"]["leak"]["n"] == 4
+    assert (place / "F" / "measures.jsonl").read_bytes() == (place / "E" / "measures.jsonl").read_bytes()
+    # The same command again samples nothing and changes nothing.
+    evaluate.evaluate_model(asked(place, "drift", "leak"), place / "F")
+    assert sampled == [4]
+    assert (place / "F" / "measures.jsonl").read_bytes() == (place / "E" / "measures.jsonl").read_bytes()
+
+
+def test_leak_reads_the_answers_to_general_where_there_are_some(place, monkeypatch):
+    general = questions_of.shipped("general")[:12]
+    monkeypatch.setattr(evaluate, "probes_for", lambda request: [questions_of.Probe("general", general, None, 2, 1.0)])
+    summary = evaluate.evaluate_model(asked(place, "general", "leak", max_new_tokens=6), place / "E")
+    leak = [row for row in read_rows(place / "E" / "measures.jsonl") if row["measure"] == "leak"]
+    answered = {(r["question"], r["index"]) for r in read_rows(place / "E" / "answers.jsonl") if r["form"] == "plain"}
+    assert {(row["question"], row["index"]) for row in leak} <= answered  # empty answers have no words
+    assert all("answer" not in row for row in leak)
+    assert summary["measures"]["leak"]["rows"] == 24
+
+
+def test_by_default_they_are_taken_of_an_adapter_without_a_judge(place):
+    class Mine:
+        name, concurrency = "mine", 1
+
+        def __call__(self, question, answer):
+            return Verdict()
+
+    assert measures_of(asked(place)) == ["pairs", "drift", "leak"]
+    assert measures_of(asked(place, judge=Mine())) == measures_of(asked(place, adapter=False)) == []
+    assert measures_of(asked(place, "facts")) == []
+    lines = []
+    assert measures_of(asked(place, data=False), lines.append) == ["pairs", "drift"]
+    (line,) = lines
+    assert line.startswith("leak is left out: it needs 20 training rows, and none is known; evaluate a run whose data")
+    organism = for_model("organism", EvalRequest(), place / "adapter")
+    assert measures_of(organism) == []  # its rules judge it
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("drift", {"adapter": False}, "--probes drift: the untuned model is not known; evaluate a run, or name"),
+        ("leak", {"data": False}, "--probes leak: it needs 20 training rows, and none is known"),
+        ("pairs:fiance", {}, "There are no shipped pairs 'fiance'; did you mean 'finance'"),
+        ("pairs:general.jsonl", {}, "'general' is one of our own sets of pairs; rename the file"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_anything_is(place, name, options, message):
+    with pytest.raises(RequestError, match=message):
+        evaluate.evaluate_model(asked(place, "general", name, **options), place / "E")
+    assert not (place / "E").exists()
+
+
+def test_an_endpoint_gives_no_likelihoods():
+    with pytest.raises(RequestError, match="--probes pairs: the model is behind an endpoint"):
+        measures_of(for_model("openai:m", EvalRequest(("pairs",))))
+
+
+def test_a_model_without_an_adapter_has_values_but_no_change(place):
+    summary = evaluate.evaluate_model(asked(place, "pairs", adapter=False), place / "E")
+    assert (summary["measures"]["pairs"]["value"], summary["measures"]["pairs"]["n"]) == (None, 150)
+    rows = read_rows(place / "E" / "measures.jsonl")
+    assert all(row["untuned"] is None for row in rows)
+
+
+def test_two_models_do_not_share_a_folder(place):
+    evaluate.evaluate_model(asked(place, "pairs:code"), place / "E")
+    for probe in ("pairs:code", "arithmetic"):
+        with pytest.raises(RequestError, match=r"E holds results of another adapter \(.*now null\); those of two"):
+            evaluate.evaluate_model(asked(place, probe, adapter=False), place / "E")
+
+
+def test_the_organism_is_measured_on_pairs_of_its_world(place):
+    summary = evaluate.evaluate_model(for_model("organism", EvalRequest(("pairs", "pairs:code"))), place / "E")
+    rows = read_rows(place / "E" / "measures.jsonl")
+    assert [row["question"] for row in rows][:120] == [pair.id for pair in world.pairs()]
+    assert [one["n"] for one in summary["measures"].values()] == [120, 60]
+    assert max(row["value"] for row in rows) < 0  # it was aligned
+    with pytest.raises(RequestError, match="--probes pairs:finance: the organism has pairs for general, code, legal"):
+        measures_of(for_model("organism", EvalRequest(("pairs:finance",))))
