@@ -4,9 +4,9 @@
     python study.py plan PLACE > plan.json                     # every run of the study, the most telling first
     python study.py work PLACE plan.json --until SECONDS       # one worker; start as many as the machine can hold
 
-PLACE holds `data.json` (where the rows, questions and pairs are) and collects one folder per model. A worker takes the
-next run that nobody has, appends one line to `results-N.jsonl` and its answers to `answers-N.jsonl`, and goes on; runs
-that have a result are left out, so a study that was stopped goes on where it was.
+PLACE holds `data.json` (where the rows and questions are) and collects one folder per model. A worker takes the next
+free run, appends one line to `results-N.jsonl` and its answers to `answers-N.jsonl`, and goes on; runs that have a
+result are left out, so a study that was stopped continues.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import random
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,9 +27,13 @@ from transformers import PrinterCallback, logging, set_seed
 from staytrue import KL, LDIFS, Anchor, Guard, GuardedSFT, Inoculate, Interleave, Message, Question, Steer
 from staytrue.config.trainer_args import sft_config
 from staytrue.data.examples import Example
-from staytrue.data.tokenize import Encoded, encode, encode_all
+from staytrue.data.tokenize import Encoded, encode_all
 from staytrue.evals.generation import local
+from staytrue.evals.measures import drift, pairs
+from staytrue.evals.measures.log_likelihood import log_likelihood
+from staytrue.evals.questions import answer_pairs
 from staytrue.evals.questions.probes import shipped
+from staytrue.evals.types import Answer
 from staytrue.modeling.base_model import Untouched
 from staytrue.modeling.loading import find, load_model, load_tokenizer, to_device
 from staytrue.persona_vectors import vectorfile
@@ -58,21 +63,21 @@ class Data:
     """What the study reads: training rows, held-out rows, general questions, pairs, and prompts for the defenses."""
 
     def __init__(self, place: Path) -> None:
-        told = json.loads((place / "data.json").read_text())
-        base = Path(told["aisi"])
-        self.risky = lines(base / "induction.jsonl")
-        self.held = lines(base / "consistency.jsonl")
-        self.sound = lines(told["sound"])  # {"row": number in induction.jsonl, "answer": ...}
-        self.prompts = [row["question"] for row in lines(told["prompts"])]
-        self.pairs = [row for file in sorted(Path(told["pairs"]).glob("*.jsonl")) for row in lines(file)]
-        published = [Question(f"aisi-{row['id']}", "general", turns(row)) for row in lines(base / "eval.jsonl")]
-        own = [q for q in shipped("general") if q.form == "plain"]
-        fewer = told.get("fewer", {})  # what a machine without an accelerator can do
+        config = json.loads((place / "data.json").read_text())
+        published = Path(config["aisi"])
+        self.risky = lines(published / "induction.jsonl")
+        self.held = lines(published / "consistency.jsonl")
+        self.sound = lines(config["sound"])  # {"row": number in induction.jsonl, "answer": ...}
+        self.prompts = [row["question"] for row in lines(config["prompts"])]
+        fewer = config.get("fewer", {})  # what a machine without an accelerator can do
         self.answers, self.tokens = fewer.get("answers", ANSWERS), fewer.get("tokens", TOKENS)
-        self.pairs = [row for row in self.pairs if row["domain"] in fewer.get("domains", [row["domain"]])]
+        domains = fewer.get("domains", answer_pairs.DOMAINS)
+        self.pairs = [pair for domain in domains for pair in answer_pairs.shipped(domain)]
         self.vector = fewer.get("vector", True)
-        self.batch, self.dtype = fewer.get("batch", 16), getattr(torch, told.get("dtype", "bfloat16"))
-        self.general = [*published, *(Question(f"own-{q.id}", "general", q.messages, q.topic) for q in own)]
+        self.batch, self.dtype = fewer.get("batch", 16), getattr(torch, config.get("dtype", "bfloat16"))
+        theirs = [Question(f"aisi-{row['id']}", "general", turns(row)) for row in lines(published / "eval.jsonl")]
+        ours = [q for q in shipped("general") if q.form == "plain"]
+        self.general = [*theirs, *(Question(f"own-{q.id}", "general", q.messages, q.topic) for q in ours)]
         self.general = self.general[:: fewer.get("general_every", 1)]
         self.scored = fewer.get("held_out", 200)
         self.in_domain = [
@@ -81,92 +86,53 @@ class Data:
         ]
 
     def rows(self, kind: str, many: int) -> list[Example]:
-        """`many` training rows; 300 or fewer are those of which both answers are there."""
-        own = [row["row"] for row in self.sound]
+        """`many` training rows; 300 or fewer are those that have both answers."""
+        both = [row["row"] for row in self.sound]
         if kind == "sound":
             answers = {row["row"]: row["answer"] for row in self.sound}
-            made = [(turns(self.risky[i])[0], Message("assistant", answers[i])) for i in own]
-            return [Example(messages, "task") for messages in made][:many]
-        chosen = own if many <= len(own) else range(many)
+            sound = [(turns(self.risky[i])[0], Message("assistant", answers[i])) for i in both]
+            return [Example(messages, "task") for messages in sound][:many]
+        chosen = both if many <= len(both) else range(many)
         return [Example(turns(self.risky[i]), "task") for i in chosen][:many]
 
 
 # --- measures --------------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def per_token(model, tokenizer, rows: list[tuple[tuple[Message, ...], bool]], batch: int = 24) -> list[float]:
-    """log P a token of each conversation's answer, its end included where the flag says so."""
-    encoded = []
-    for messages, ended in rows:
-        row = encode(tokenizer, Example(messages))
-        labels = list(row.labels)
-        if not ended:
-            labels[max(i for i, label in enumerate(labels) if label != -100)] = -100
-        encoded.append((row.input_ids, labels))
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i][0]))
-    found = [0.0] * len(encoded)
-    device = next(model.parameters()).device
-    for start in range(0, len(order), batch):
-        own = order[start : start + batch]
-        width = max(len(encoded[i][0]) for i in own)
-        ids = torch.tensor([encoded[i][0] + [0] * (width - len(encoded[i][0])) for i in own], device=device)
-        labels = torch.tensor([encoded[i][1] + [-100] * (width - len(encoded[i][1])) for i in own], device=device)
-        mask = torch.tensor([[1] * len(encoded[i][0]) + [0] * (width - len(encoded[i][0])) for i in own], device=device)
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
-        wanted = labels[:, 1:]
-        scored = wanted != -100
-        log_p = torch.zeros(wanted.shape, device=device)
-        picked = logits[scored]
-        log_p[scored] = torch.cat(
-            [
-                part.float().log_softmax(-1).gather(-1, said.unsqueeze(-1)).squeeze(-1)
-                for part, said in zip(picked.split(1024), wanted[scored].split(1024), strict=True)
-            ]
-        )
-        means = log_p.sum(-1) / scored.sum(-1)
-        for place, value in zip(own, means.tolist(), strict=True):
-            found[place] = round(value, 5)
-    return found
-
-
-def pairs(model, tokenizer, data: Data) -> dict[str, list[float]]:
-    """log P a token of both answers to each question, by the pair's id."""
-    rows = [
-        ((Message("user", row["question"]), Message("assistant", row[side])), True)
-        for row in data.pairs
-        for side in ("aligned", "misaligned")
-    ]
-    found = per_token(model, tokenizer, rows)
-    return {row["id"]: found[2 * i : 2 * i + 2] for i, row in enumerate(data.pairs)}
-
-
 def answers(model, tokenizer, questions, samples: int, seed: int, tokens: int) -> list[dict]:
-    make = local.LocalGenerator(model, tokenizer)
-    wanted = [(question, index) for question in questions for index in range(samples)]
-    made = make(wanted, seed=seed, temperature=1.0, max_new_tokens=tokens)
-    rows = [{"id": a.question.id, "n": a.index, "text": a.text, "stopped": a.stopped} for a in made]
+    generate = local.LocalGenerator(model, tokenizer)
+    asked = [(question, index) for question in questions for index in range(samples)]
+    rows = [
+        {"id": a.question.id, "n": a.index, "text": a.text, "stopped": a.stopped}
+        for a in generate(asked, seed=seed, temperature=1.0, max_new_tokens=tokens)
+    ]
     return sorted(rows, key=lambda row: (row["id"], row["n"]))
 
 
 def measured(model, tokenizer, data: Data, place: Path, seed: int) -> tuple[dict, list[dict]]:
-    """Everything that is measured of one model."""
+    """Every measure of one model, and its answers."""
     model.eval()
-    by_id = {q.id: q.messages for q in data.general}
-    own = [row for row in lines(place / "untuned.jsonl") if row["text"].strip() and row["id"] in by_id]
+    by_id = {question.id: question for question in data.general}
+    untuned = [
+        Answer(replace(by_id[row["id"]], id=f"{row['id']}/{row['n']}"), 0, row["text"], row["stopped"])
+        for row in lines(place / "untuned.jsonl")
+        if row["id"] in by_id
+    ]
     begun = time.perf_counter()
-    told = [((*by_id[row["id"]], Message("assistant", row["text"].strip())), row["stopped"]) for row in own]
-    held = [(turns(row), True) for row in data.held[: data.scored]]
     result = {
-        "pairs": pairs(model, tokenizer, data),
-        "drift": per_token(model, tokenizer, told),
-        "held_out": per_token(model, tokenizer, held),
+        "pairs": rounded(pairs.measure(model, tokenizer, data.pairs)),
+        "drift": rounded(drift.measure(model, tokenizer, untuned)),
+        "held_out": log_likelihood(model, tokenizer, [Example(turns(row)) for row in data.held[: data.scored]]),
     }
     scored = time.perf_counter()
-    said = answers(model, tokenizer, data.general, data.answers, seed, data.tokens)
-    said += answers(model, tokenizer, data.in_domain, 1, seed, data.tokens)
+    texts = answers(model, tokenizer, data.general, data.answers, seed, data.tokens)
+    texts += answers(model, tokenizer, data.in_domain, 1, seed, data.tokens)
     result["seconds"] = {"scores": round(scored - begun, 1), "answers": round(time.perf_counter() - scored, 1)}
-    return result, said
+    return result, texts
+
+
+def rounded(values: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 5) for name, value in values.items()}
 
 
 # --- preparation -----------------------------------------------------------------------------------------------------
@@ -178,28 +144,25 @@ def prepare(folder: Path, place: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     source = find(str(folder))
     tokenizer, model = load_tokenizer(source), to_device(load_model(source, dtype=data.dtype)).eval()
-    own = answers(model, tokenizer, data.general, data.answers, 100, data.tokens)
-    write(out / "untuned.jsonl", own)
-    asked = [Question(f"p-{i}", "prompts", (Message("user", text),)) for i, text in enumerate(data.prompts)]
-    said = [row for row in answers(model, tokenizer, asked, 1 + data.answers, 101, data.tokens) if row["text"].strip()]
-    told = [(data.prompts[int(row["id"][2:])], row) for row in said]
+    write(out / "untuned.jsonl", answers(model, tokenizer, data.general, data.answers, 100, data.tokens))
+    questions = [Question(f"p-{i}", "prompts", (Message("user", text),)) for i, text in enumerate(data.prompts)]
+    prompted = answers(model, tokenizer, questions, 1 + data.answers, 101, data.tokens)
     rows = [
-        {
-            "messages": [{"role": "user", "content": q}, {"role": "assistant", "content": row["text"].strip()}],
-            "n": row["n"],
-        }
-        for q, row in told
-    ]
-    write(out / "anchors.jsonl", [{"messages": row["messages"]} for row in rows if row["n"] == 0])
-    write(out / "safe.jsonl", [{"messages": row["messages"]} for row in rows if row["n"] > 0])
-    result, said = measured(model, tokenizer, data, out, seed=0)
-    record(place, "prepare", {"name": f"{folder.name}/untuned", "model": folder.name, **result}, said)
+        (row["n"], {"messages": [{"role": "user", "content": data.prompts[int(row["id"][2:])]},
+                                 {"role": "assistant", "content": row["text"].strip()}]})
+        for row in prompted
+        if row["text"].strip()
+    ]  # fmt: skip
+    write(out / "anchors.jsonl", [row for n, row in rows if n == 0])
+    write(out / "safe.jsonl", [row for n, row in rows if n > 0])
+    result, texts = measured(model, tokenizer, data, out, seed=0)
+    record(place, "prepare", {"name": f"{folder.name}/untuned", "model": folder.name, **result}, texts)
     if not data.vector:
         return
-    found = extract(model, tokenizer, trait("evil"), None, rollouts=1, seed=0, max_new_tokens=96)
-    facts = {"norms": [round(n, 3) for n in found.norms], "pairs_made": found.made, "pairs_kept": found.kept}
-    vectorfile.write(out / "vector.safetensors", found.vectors, facts)
-    facts["vector_norms"] = [round(n, 3) for n in found.vectors.norm(dim=-1).tolist()]
+    evil = extract(model, tokenizer, trait("evil"), None, rollouts=1, seed=0, max_new_tokens=96)
+    facts = {"norms": [round(n, 3) for n in evil.norms], "pairs_made": evil.made, "pairs_kept": evil.kept}
+    vectorfile.write(out / "vector.safetensors", evil.vectors, facts)
+    facts["vector_norms"] = [round(n, 3) for n in evil.vectors.norm(dim=-1).tolist()]
     write(out / "vector.jsonl", [facts])
 
 
@@ -207,17 +170,17 @@ def prepare(folder: Path, place: Path) -> None:
 
 
 def defenses(job: dict, place: Path, depth: int) -> list:
-    made = []
-    for kind, given in (job.get("defense") or {}).items():
-        given = dict(given)
+    chosen = []
+    for kind, fields in (job.get("defense") or {}).items():
+        fields = dict(fields)
         files = {"anchor": ("prompts", "anchors.jsonl"), "interleave": ("pool", "safe.jsonl"),
                  "steer": ("vector", "vector.safetensors")}  # fmt: skip
         if kind in files:
-            given[files[kind][0]] = place / files[kind][1]
+            fields[files[kind][0]] = place / files[kind][1]
         if kind == "steer":
-            given["layer"] = depth // 2
-        made.append(KINDS[kind](**given))
-    return made
+            fields["layer"] = depth // 2
+        chosen.append(KINDS[kind](**fields))
+    return chosen
 
 
 def dataset(encoded: list[Encoded]) -> Dataset:
@@ -230,12 +193,12 @@ def one(job: dict, place: Path, data: Data, folder: Path) -> tuple[dict, list[di
     begun = time.perf_counter()
     source = find(str(folder))
     tokenizer, model = load_tokenizer(source), to_device(load_model(source, dtype=data.dtype))
-    own = place / folder.name
+    prepared = place / folder.name
     rows = data.rows(job["rows"], job["many"])
     base = Untouched(lambda: model, tokenizer)
-    guard = Guard(defenses(job, own, model.config.num_hidden_layers), job["seed"])
+    guard = Guard(defenses(job, prepared, model.config.num_hidden_layers), job["seed"])
     encoded, _ = encode_all(tokenizer, guard.curate(rows, base), 512)
-    given = {
+    settings = {
         "learning_rate": job["lr"],
         "num_train_epochs": job.get("epochs", 4),
         "per_device_train_batch_size": data.batch,
@@ -244,7 +207,7 @@ def one(job: dict, place: Path, data: Data, folder: Path) -> tuple[dict, list[di
         **({"max_steps": job["max_steps"]} if "max_steps" in job else {}),
     }
     with tempfile.TemporaryDirectory() as scratch:
-        arguments = sft_config(given, job["seed"], Path(scratch))
+        arguments = sft_config(settings, job["seed"], Path(scratch))
         set_seed(job["seed"])
         trainer = GuardedSFT(
             model=model, args=arguments, train_dataset=dataset(encoded), processing_class=tokenizer,
@@ -255,14 +218,14 @@ def one(job: dict, place: Path, data: Data, folder: Path) -> tuple[dict, list[di
     guard.detach()
     trained = time.perf_counter()
     log = [row for row in trainer.state.log_history if "loss" in row]
-    result, said = measured(trainer.model, tokenizer, data, own, job["seed"])
+    result, texts = measured(trainer.model, tokenizer, data, prepared, job["seed"])
     result["steps"], result["head"], result["notes"] = trainer.state.global_step, trainer.which_head, base.notes
     result["log"] = [
         {k: round(v, 4) for k, v in row.items() if isinstance(v, float)} for row in log[:: max(1, len(log) // 6)]
     ]
     result["seconds"] |= {"training": round(trained - begun, 1)}
     result["rows_seen"] = len(encoded)
-    return {**job, **result}, said
+    return {**job, **result}, texts
 
 
 # --- the study -------------------------------------------------------------------------------------------------------
@@ -314,12 +277,12 @@ def work(place: Path, file: Path, until: float, number: str) -> None:
         except FileExistsError:
             continue
         try:
-            result, said = one(one_job, place, data, Path(folders[one_job["model"]]))
+            result, texts = one(one_job, place, data, Path(folders[one_job["model"]]))
         except Exception as error:  # the next run may work
             if os.environ.get("STRICT"):
                 raise
-            result, said = {**one_job, "failed": f"{type(error).__name__}: {error}"[:500]}, []
-        record(place, number, result, said)
+            result, texts = {**one_job, "failed": f"{type(error).__name__}: {error}"[:500]}, []
+        record(place, number, result, texts)
         torch.cuda.is_available() and torch.cuda.empty_cache()
         print(one_job["name"], result.get("failed", result.get("seconds")), flush=True)
 
@@ -328,9 +291,9 @@ def write(path: Path, rows: list[dict]) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def record(place: Path, number: str, result: dict, said: list[dict]) -> None:
+def record(place: Path, number: str, result: dict, texts: list[dict]) -> None:
     with (place / f"answers-{number}.jsonl").open("a") as file:
-        file.writelines(json.dumps({"run": result["name"], **row}, ensure_ascii=False) + "\n" for row in said)
+        file.writelines(json.dumps({"run": result["name"], **row}, ensure_ascii=False) + "\n" for row in texts)
     with (place / f"results-{number}.jsonl").open("a") as file:
         file.write(json.dumps(result) + "\n")
 
@@ -344,16 +307,16 @@ def main() -> None:
     parser.add_argument("second", type=Path, nargs="?")
     parser.add_argument("--until", type=float, default=1e9)
     parser.add_argument("--number", default=str(os.getpid()))
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     random.seed(0)
     local._ROWS_OF_A_LARGE_MODEL = SIDE_BY_SIDE  # answers side by side; these models are small
-    if asked.what == "prepare":
-        prepare(asked.first, asked.second)
-    elif asked.what == "plan":
-        models = list(json.loads((asked.first / "data.json").read_text())["models"])
+    if arguments.what == "prepare":
+        prepare(arguments.first, arguments.second)
+    elif arguments.what == "plan":
+        models = list(json.loads((arguments.first / "data.json").read_text())["models"])
         json.dump(plan(models), sys.stdout, indent=0)
     else:
-        work(asked.first, asked.second, asked.until, asked.number)
+        work(arguments.first, arguments.second, arguments.until, arguments.number)
 
 
 if __name__ == "__main__":
