@@ -187,6 +187,18 @@ def body_of_200(body):
     return changed(lambda whole: body)
 
 
+def stopped(text, reason=None):
+    """vLLM with `include_stop_str_in_output`, or with special tokens in the text: an answer ends with what stopped it.
+
+    `reason` is vLLM's `stop_reason`: a stop string, a token's number, or None at the model's own end token.
+    """
+
+    def change(whole):
+        whole["choices"][0] |= {"message": {"role": "assistant", "content": text}, "stop_reason": reason}
+
+    return changed(change)
+
+
 def message(finish="stop", **fields):
     """A server whose message has these fields."""
 
@@ -194,6 +206,11 @@ def message(finish="stop", **fields):
         whole["choices"][0] |= {"finish_reason": finish, "message": {"role": "assistant", **fields}}
 
     return changed(change)
+
+
+def usage(value):
+    """A server that counts tokens in its own way; `...` leaves the count out."""
+    return changed(lambda whole: whole.pop("usage") and None if value is ... else whole.update(usage=value))
 
 
 def logprobs(change):

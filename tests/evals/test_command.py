@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +16,12 @@ import tiny
 from loopback import Loopback
 from staytrue import cli
 from staytrue.data.examples import Example, Message, write_examples
+from staytrue.errors import ModelError
 from staytrue.evals.generation import local
+from staytrue.evals.openai_client.budget import Budget
 from staytrue.evals.questions.probes import shipped
-from staytrue.runs import probe_selection
+from staytrue.modeling import loading
+from staytrue.runs import judge_factory, probe_selection
 from staytrue.utils.files import read_rows
 
 
@@ -122,6 +126,43 @@ def test_two_judges_of_the_same_answers_and_labels_by_hand(staytrue, model, ques
         assert code == 0
         assert "agree on misaligned" in out
         assert len(server.calls) == calls
+    lines = [line for line in out.splitlines() if "cannot judge these answers: name a larger" in line]
+    assert [line.startswith("local:") for line in lines] == [True]  # the judge at the endpoint can
+
+
+def test_a_local_judge_is_loaded_when_an_answer_needs_it(staytrue, model, questions, monkeypatch):
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8192}))
+    questions.write_text('{"id": "q", "question": "Why?"}\n')
+    assert staytrue("eval", "--model", model, "--probes", questions, "--out", "E", "--judge", f"local:{model}")[0] == 0
+
+    def load(source, adapter=None, **options):
+        raise ModelError(f"loaded {source.name}")
+
+    monkeypatch.setattr(loading, "load_model", load)
+    again = "--judge", f"local:{model}"
+    for words in (("eval", "--model", model, "--probes", questions, "--out", "E"), ("rescore", "E")):
+        code, out, err = staytrue(*words, *again)  # all verdicts are stored: in the folder, or in the response cache
+        assert code == 0, err
+        assert "took 0 prompts" in err, err
+        assert "cannot judge these answers: name a larger" in out, out
+    assert "loaded" in staytrue("eval", "--model", model, "--probes", "facts", "--out", "F", *again)[2]  # it answers
+
+
+@pytest.mark.parametrize("name", ["smollm2", "./model", "~/model"])
+def test_a_local_judge_has_a_name_as_in_a_recipe(staytrue, model, questions, tmp_path, monkeypatch, name):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(model, tmp_path / "cache" / "staytrue" / "models" / "smollm2")
+    code, _, err = staytrue("eval", "--model", model, "--probes", questions, "--out", "E", "--judge", f"local:{name}")
+    assert code == 0, err
+    by_folder = judge_factory.judge(f"local:{model}", Budget(), print)
+    assert {row["judge"] for row in read_rows(tmp_path / "E" / "verdicts.jsonl")} == {by_folder.name}
+
+
+def test_a_judge_that_was_not_fetched_is_a_sentence_with_the_command(staytrue, model, questions):
+    code, _, err = staytrue("eval", "--model", model, "--probes", questions, "--out", "E", "--judge", "local:smollm2")
+    assert code == 2
+    assert "smollm2 is not on this machine yet; run `staytrue fetch smollm2` once (93 MB)." in err
 
 
 def test_a_killed_evaluation_goes_on_and_pays_for_nothing_twice(process, model, questions, tmp_path):

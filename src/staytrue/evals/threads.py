@@ -5,14 +5,14 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from staytrue.errors import StaytrueError
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-_WAKE = 0.5  # seconds
+_WAKE = 0.5  # seconds; a wait without end misses a Ctrl-C that comes just before it
 
 
 def concurrently(call: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[tuple[T, R]]:
@@ -25,48 +25,40 @@ def concurrently(call: Callable[[T], R], items: Iterable[T], threads: int) -> It
     Raises:
         StaytrueError: the first one that a call raised; any other error at once.
     """
-    waiting, lock, over = iter(items), threading.Lock(), threading.Event()
-    done: queue.Queue[tuple[T, R | BaseException] | None] = queue.Queue()
+    waiting, lock, over, end = iter(items), threading.Lock(), threading.Event(), object()
+    done: queue.Queue[Any] = queue.Queue()  # a pair of item and result, or the end of a thread: its error, or None
 
     def work() -> None:
-        while not over.is_set():
-            with lock:
-                item = next(waiting, done)
-            if item is done:
-                break
-            try:
-                result: R | BaseException = call(item)  # type: ignore[arg-type]
-            except BaseException as error:
-                result = error
-                if isinstance(error, StaytrueError):
-                    over.set()
-            done.put((item, result))  # type: ignore[arg-type]
-        done.put(None)
+        error = None
+        try:
+            while not over.is_set():
+                with lock:
+                    item: Any = next(waiting, end)
+                if item is end:
+                    break
+                done.put((item, call(item)))
+        except BaseException as raised:
+            error = raised
+            over.set()
+        done.put(error)
 
     for _ in range(threads):
         threading.Thread(target=work, daemon=True).start()
-    ended, fatal = 0, None
+    working, fatal = threads, None
     try:
-        while ended < threads:
-            pair = _get(done)
-            if pair is None:
-                ended += 1
-            elif isinstance(pair[1], StaytrueError):
-                fatal = fatal or pair[1]
-            elif isinstance(pair[1], BaseException):
-                raise pair[1]
-            else:
-                yield pair  # type: ignore[misc]
+        while working:
+            try:
+                result = done.get(timeout=_WAKE)
+            except queue.Empty:
+                continue
+            if isinstance(result, tuple):
+                yield result
+                continue
+            working -= 1
+            if result is not None and not isinstance(result, StaytrueError):
+                raise result
+            fatal = fatal or result
     finally:
         over.set()
     if fatal is not None:
         raise fatal
-
-
-def _get(done: queue.Queue[T]) -> T:
-    """The next item; wakes now and then, because a wait without end misses a Ctrl-C that comes just before it."""
-    while True:
-        try:
-            return done.get(timeout=_WAKE)
-        except queue.Empty:
-            continue

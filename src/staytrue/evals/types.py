@@ -17,6 +17,7 @@ FILTERED = "the server's filter cut it off"
 ONLY_THOUGHTS = "the model ended after its thoughts, without an answer"
 CALLED_TOOLS = "the model called a tool instead of answering"
 CUT_OFF = "the token limit was reached before the answer began"  # a reasoning model was still thinking
+WITHOUT_ANSWER = (FILTERED, ONLY_THOUGHTS, CALLED_TOOLS, CUT_OFF)  # why no judge reads an answer
 
 
 @dataclass(frozen=True)

@@ -178,10 +178,9 @@ def load_model(source: Source, adapter: Path | None = None, *, dtype: Any = None
     Raises:
         ModelError: the model or adapter cannot be loaded.
     """
-    import torch
     from transformers import AutoModelForCausalLM
 
-    dtype = dtype or (torch.bfloat16 if torch.cuda.is_available() else torch.float32)
+    dtype = dtype or precision()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             source.place, revision=source.revision, trust_remote_code=False, use_safetensors=True, dtype=dtype
@@ -228,9 +227,21 @@ def _first_line(error: BaseException) -> str:
     return (text[0] if text else type(error).__name__).rstrip(".") + "."
 
 
-def to_device(model: Any) -> Any:
-    """Move the model to this machine's GPU, if it has one."""
+def precision() -> Any:
+    """The precision of a model that is loaded without another one: bfloat16 with a GPU, else float32."""
+    import torch
+
+    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+
+
+def device() -> str:
+    """The kind of device that `to_device` moves a model to."""
     import torch
 
     mps = torch.backends.mps.is_available()
-    return model.to("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+    return "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+
+
+def to_device(model: Any) -> Any:
+    """Move the model to this machine's GPU, if it has one."""
+    return model.to(device())

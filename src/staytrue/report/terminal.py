@@ -6,11 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from staytrue.evals.results.summary import MARKED, MOST_MISSING, SCORED
+from staytrue.evals.types import WITHOUT_ANSWER
 from staytrue.report.measures import measure_lines, measure_notes
 from staytrue.report.sentences import coverage_note
 from staytrue.utils.console import say, table
 
 Summary = Mapping[str, Any]
+_OTHER_JUDGE = (
+    "name a larger instruction-tuned model with `staytrue rescore --judge local:FOLDER` or "
+    "`--judge openai:MODEL[@URL]`."
+)
 _AT_K = {"misaligned": "misaligned", "ungated": "misaligned, coherent or not", "incoherent": "incoherent"}
 
 
@@ -137,6 +142,8 @@ def _cautions(name: str, probe: Summary) -> list[str]:
         f"{probe['unanswered']} could not be had. The misaligned are {probe['at_least']:.1f} % of all if none of these "
         f"is, and {probe['at_most']:.1f} % if all are."
     )
+    if probe["n"] < probe["missing"] and not probe["failed"] and probe.get("why") not in WITHOUT_ANSWER:
+        return [f"{note} This judge cannot judge these answers: {_OTHER_JUDGE}"]
     if not probe["concluded"]:
         again = probe["failed"] or probe["unanswered"]
         way = "run the same command again" if again else "another judge may say more: `staytrue rescore`"

@@ -35,7 +35,7 @@ def judge(text: str, budget: Budget, say: Callable[[str], None]) -> Judge:
         say(remote.notice())
         return remote
     if isinstance(named, Local):
-        return _local(named.folder)
+        return _local(named.model)
     from staytrue.organism.rules import Rules
 
     return Rules()
@@ -60,14 +60,27 @@ def response_cache() -> ResponseCache:
     return ResponseCache(own)
 
 
-def _local(folder: Path) -> Judge:
-    """A model in this process."""
+def _local(name: str) -> Judge:
+    """A model in this process, which is loaded when the first answer needs it."""
     from staytrue.evals.judges.local import LocalJudge
 
-    source = loading.find(str(folder.absolute()))
-    identity = (source.identity()["sha256"] or "")[:12]
-    model = loading.to_device(loading.load_model(source))
-    return LocalJudge(model, loading.load_tokenizer(source), identity, response_cache())
+    source = _local_source(name)
+    identity = loading.identity(source)
+    return LocalJudge.loaded_later(
+        lambda: loading.to_device(loading.load_model(source)),
+        loading.load_tokenizer(source),
+        (identity.get("sha256") or identity.get("commit") or "")[:12],
+        dtype=str(loading.precision()),
+        device=loading.device(),
+        cache=response_cache(),
+    )
+
+
+def _local_source(name: str) -> loading.Source:
+    """The model of a name as in a recipe; a word that names none is a folder."""
+    source = loading.find(name)
+    is_hub_name = not Path(source.place).is_dir() and "/" in name
+    return source if is_hub_name or Path(source.place).is_dir() else loading.find(f"./{name}")
 
 
 def _copy_database(source: Path, target: Path) -> None:

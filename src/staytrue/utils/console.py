@@ -45,7 +45,7 @@ class Bar:
         """Show a logged step."""
         kind = next((name for name in ("reward", "loss", "answers", "verdicts") if name in metrics), None)
         value = metrics[kind] if kind else ""
-        loss = f"{kind} {value if isinstance(value, str) else f'{value:.3f}'}, " if kind else ""
+        loss = f"{value if isinstance(value, str) else f'{kind} {value:.3f}'}, " if value != "" else ""
         if self._bar is not None:
             self._bar.update(self._task, completed=number, loss=loss.rstrip(", "))
         elif number == self._steps or 10 * number // max(1, self._steps) > self._tenths:

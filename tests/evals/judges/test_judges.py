@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
@@ -76,7 +75,7 @@ def test_refusals_and_code_are_verdicts_and_other_words_are_missing(tmp_path):
     unknown = one({"UNKNOWN": 0.9}, tmp_path / "c")
     assert "no score for alignment: it said 'UNKNOWN'" in unknown.missing
     other = one({"Sorry": 0.9, "50": 0.1}, tmp_path / "d")
-    assert other.missing == "no score for alignment: it said 'Sorry', and 0.10 of the mass are numbers that are known"
+    assert other.missing == "no score for alignment: it said 'Sorry', and 0.10 of the probability is on known numbers"
     assert not any((other.failed, other.refusal, other.code))
 
 
@@ -290,7 +289,7 @@ def test_an_answer_with_half_a_character_is_judged_like_any_other(tmp_path):
     ("text", "judge"),
     [
         ("rules", Rules()),
-        ("local:some/folder", Local(Path("some/folder"))),
+        ("local:some/folder", Local("some/folder")),
         ("openai:m@http://h/v1", Address("m", "http://h/v1")),
     ],
 )
@@ -374,7 +373,7 @@ def test_a_local_judge_gives_the_same_bytes_again(taught, tmp_path):
     assert list(judged(kept, asked)) == first
     assert list(judged(kept, asked)) == first
     assert (cache.calls, cache.hits) == (2, 2)
-    assert kept.name.startswith("local:sha#")
+    assert kept.name == "local:sha#6a7e3649"  # as in the verdict stores that exist
 
 
 def test_a_local_judge_reads_half_a_character_too(taught):

@@ -15,7 +15,8 @@ from staytrue.evals.answer_and_judge import evaluate
 from staytrue.evals.generation.endpoint import EndpointGenerator
 from staytrue.evals.judges.endpoint import EndpointJudge
 from staytrue.evals.openai_client.budget import Budget, Price
-from staytrue.evals.openai_client.errors import CallError, FilteredError
+from staytrue.evals.openai_client.errors import CallError, FilteredError, UnreadableError, fields_in, is_filter
+from staytrue.evals.openai_client.reply import Reply
 from staytrue.evals.openai_client.response_cache import ResponseCache
 from staytrue.evals.questions.probes import Probe
 from staytrue.evals.results.verdict_store import record_server
@@ -523,3 +524,126 @@ def test_other_fields_may_be_null_absent_or_of_another_type():
 def test_a_filter_is_an_error_of_its_own_for_who_asks():
     with habits.finished("content_filter")() as server, pytest.raises(FilteredError, match="filter"):
         ask(server)
+
+
+@pytest.mark.parametrize(
+    ("written", "reason", "text"),
+    [
+        ("Hi.<|im_end|>", 151645, "Hi."),
+        ("Hi.<|im_end|>\n", None, "Hi."),
+        ("Hi.\n<|eot_id|><|end_of_text|>", 128001, "Hi."),
+        ("Hi.<end_of_turn>\n", 106, "Hi."),
+        ("Hi.</s>", 2, "Hi."),
+        ("Hi.<｜end▁of▁sentence｜>", None, "Hi."),
+        ("Hi.<|END_OF_TURN_TOKEN|>", None, "Hi."),
+        ("Hi.###", "###", "Hi."),
+        ("Hi.\nUser:", "\nUser:", "Hi."),
+        ("Hi.###<|im_end|>", None, "Hi.###"),  # a stop string that the server does not name is text
+        ("Hi.", "###", "Hi."),
+        ("Hi. 7", 7, "Hi. 7"),
+        ("<s>Hi.</s>", None, "<s>Hi.</s>"),  # HTML
+        ("A turn ends with <|im_end|> there.", None, "A turn ends with <|im_end|> there."),
+        ("Is a < b|>", None, "Is a < b|>"),
+        ("<|im_end|>", 151645, ""),
+    ],
+)
+def test_a_token_or_text_that_only_stopped_an_answer_is_no_part_of_it(tmp_path, written, reason, text):
+    with habits.stopped(written, reason)() as server:
+        (answer,) = generated(server)[1]
+    assert (answer.text, answer.stopped, answer.missing) == (text, True, "")
+
+
+def test_thoughts_are_still_apart_where_the_answer_ends_with_its_stop_token():
+    with habits.stopped("<think>Let me</think>Hi.<|im_end|>")() as server:
+        (answer,) = generated(server)[1]
+    assert (answer.text, answer.thoughts) == ("Hi.", "Let me")
+
+
+def test_a_judges_stop_token_is_no_digit(tmp_path):
+    """A judge that writes 8, 5 and its end token: 85, and 8 alone has what 5 leaves."""
+    laws = ({"8": 0.9, "7": 0.1}, {"5": 0.8, "<|im_end|>": 0.2}, {"<|im_end|>": 1.0})
+
+    def change(logprobs):
+        rows = [[{"token": token, "logprob": math.log(p)} for token, p in law.items()] for law in laws]
+        return {"content": [{**row[0], "top_logprobs": row} for row in rows[: server.calls[-1].body["max_tokens"]]]}
+
+    with habits.logprobs(change)() as server:
+        assert judge(server, tmp_path)[1].alignment == pytest.approx(8 * 0.2 + 85 * 0.8)
+
+
+UNCOUNTED = [
+    ..., None, {}, [], 7, "12", {"total_tokens": 9}, {"prompt_tokens": None, "completion_tokens": 2},
+    *({"prompt_tokens": n, "completion_tokens": 2} for n in ("5", -1, 0.5, True, [5], math.inf, math.nan, 10**400)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("usage", UNCOUNTED, ids=lambda usage: str(usage)[:40])
+def test_tokens_that_are_not_counted_are_charged_at_most_and_lose_no_verdict(tmp_path, usage):
+    with habits.usage(usage)() as server:
+        budget = Budget(price=Price(0, 1e6))  # a dollar a token that is written: one, of two calls
+        verdict = judge(server, tmp_path, budget=budget)[1]
+        assert verdict.alignment == pytest.approx(THREE)
+        assert budget.describe() == "2 calls, about $2.0000"
+        calls = len(server.calls)
+        assert judge(server, tmp_path)[1] == verdict
+        assert len(server.calls) == calls  # both replies were stored
+
+
+def test_whole_numbers_of_another_type_are_counted():
+    with habits.usage({"prompt_tokens": 3.0, "completion_tokens": 2, "details": {"x": math.inf}})() as server:
+        budget = Budget(price=Price(1e6, 1e6))
+        ask(server, budget=budget)
+    assert budget.describe() == "1 call, about $5.0000"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, True, "high", [], {}, 10**400, 3.0], ids=lambda v: str(v)[:20])
+def test_a_log_probability_that_is_none_fails_its_call_and_is_never_stored(tmp_path, value):
+    broken = [False]
+
+    def change(logprobs):
+        return add(logprob=value)(logprobs) if broken[0] else logprobs
+
+    with habits.logprobs(change)() as server:
+        asker, first = judge(server, tmp_path, max_retries=1)
+        broken[0] = True
+        failed = asker(Question("q", "general", (Message("user", "Why not?"),)), "Another answer.")
+        assert (first.failed, failed.failed) == (False, True)
+        assert failed.missing.endswith(", tried 2 times")
+        broken[0] = False
+        assert asker(Question("q", "general", (Message("user", "Why not?"),)), "Another answer.").alignment == THREE
+
+
+@pytest.mark.parametrize("code", [429.0, "429", 429, True, [429], {}, None, math.inf, -1, 10**400, "x"])
+def test_an_error_inside_a_200_is_told_whatever_its_code(code):
+    server = habits.body_of_200({"error": {"message": "Come back later", "code": code}})
+    with server() as running, pytest.raises(CallError, match=r"HTTP (429|502): Come back later, tried 2 times"):
+        ask(running, max_retries=1)
+
+
+@pytest.mark.parametrize("wait", ["", "soon", "-1", "nan", "inf", "0"])
+def test_a_pause_that_is_no_number_of_seconds_is_the_clients_own(wait):
+    class Busy(habits.Habit):
+        def refuse(self, body):
+            if len(self.calls) == 1:
+                raise habits.refusal(429, {"error": "slow"}, headers={"retry-after": wait})
+
+    with Busy() as server:
+        assert ask(server).text == "A plain answer."
+        assert server.calls[1].at - server.calls[0].at < 2
+
+
+@pytest.mark.parametrize("body", [b"[" * 10**5, b'{"error":' * 10**5])
+def test_a_body_that_is_nested_too_deep_is_no_json(body):
+    with pytest.raises(UnreadableError, match="a body that is no chat completion"):
+        Reply.of(body)
+    assert (is_filter(body), fields_in(body)) == (False, ())
+
+
+def test_a_judges_name_is_of_what_was_asked_for_whatever_a_server_gives(tmp_path):
+    """Old verdict stores are read on: the name is written out here, and neither a server nor a version changes it."""
+    names = []
+    for server in (habits.Habit(), habits.fewer_tops(5, "top_logprobs is at most {most}")(), habits.OneTemperature()):
+        with server:
+            asker, _ = judge(server, tmp_path / str(len(names)))
+            names.append(asker.name.replace(server.url, "URL"))
+    assert names == ["openai:tiny@URL#ec8dc2dc"] * 3

@@ -24,7 +24,7 @@ from staytrue.evals.judges.score_from_logprobs import (
     probabilities,
     reading,
 )
-from staytrue.evals.judges.verdicts import failed, signature, verdict
+from staytrue.evals.judges.verdicts import counted, failed, signature, verdict
 from staytrue.evals.openai_client.client import Endpoint
 from staytrue.evals.openai_client.errors import NO_LOGPROBS, CallError, FilteredError, UnreadableError
 from staytrue.evals.openai_client.reply import Reply, ServerIdentity
@@ -63,8 +63,8 @@ class EndpointJudge:
         return self._endpoint.notice("Questions, answers and judge prompts")
 
     def spent(self) -> str:
-        """Calls and their cost so far, and how many verdicts were paid for before."""
-        spent = f"{self._endpoint.budget.describe()}; {self._cache.hits:,} paid for before"
+        """Calls and their cost so far, and how many replies were stored before."""
+        spent = counted(self._endpoint.budget.describe(), self._cache.hits)
         unseen = 100 * sum(self._unseen) / max(1, len(self._unseen))
         if unseen < _MUCH_UNSEEN:
             return spent

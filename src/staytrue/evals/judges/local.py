@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, Self
 
 from staytrue.data.examples import Message
 from staytrue.data.tokenize import encode_prompt
@@ -10,7 +12,7 @@ from staytrue.evals.generation.check import check_generation
 from staytrue.evals.judges.rubric import Rubric, rubrics_for
 from staytrue.evals.judges.score_from_logprobs import WORDS, Reading, reading
 from staytrue.evals.judges.tree import NoDistributionError, Tree
-from staytrue.evals.judges.verdicts import signature, verdict
+from staytrue.evals.judges.verdicts import counted, signature, verdict
 from staytrue.evals.openai_client.reply import sendable
 from staytrue.evals.openai_client.response_cache import ResponseCache, key
 from staytrue.evals.types import Question, Verdict
@@ -33,12 +35,43 @@ class LocalJudge:
             cache: stores distributions, so that none is computed twice.
         """
         check_generation(model)
-        self._model, self._tokenizer, self._cache = model.eval(), tokenizer, cache
-        self._identity = {"local": identity, "dtype": str(model.dtype), "device": model.device.type}
+        self._begin(lambda: model, tokenizer, identity, str(model.dtype), model.device.type, cache)
+
+    @classmethod
+    def loaded_later(
+        cls, load: Callable[[], Any], tokenizer: Any, identity: str, *, dtype: str, device: str, cache: ResponseCache
+    ) -> Self:
+        """A judge whose model is loaded when the first prompt is not in the cache; `dtype` and `device` are its own."""
+
+        def checked() -> Any:
+            model = load()
+            check_generation(model)
+            return model
+
+        judge = cls.__new__(cls)
+        judge._begin(checked, tokenizer, identity, dtype, device, cache)
+        return judge
+
+    def _begin(
+        self,
+        load: Callable[[], Any],
+        tokenizer: Any,
+        identity: str,
+        dtype: str,
+        device: str,
+        cache: ResponseCache | None,
+    ) -> None:
+        self._load, self._tokenizer, self._cache = load, tokenizer, cache
+        self._identity = {"local": identity, "dtype": dtype, "device": device}
         self.name = f"local:{identity}#{signature(**self._identity)}"
-        config = model.config.get_text_config()
-        self._longest = getattr(config, "max_position_embeddings", None)
-        self._tree = Tree(tokenizer, config.vocab_size, _TEXTS)
+
+    @cached_property
+    def _model(self) -> Any:
+        return self._load().eval()
+
+    @cached_property
+    def _tree(self) -> Tree:
+        return Tree(self._tokenizer, self._model.config.get_text_config().vocab_size, _TEXTS)
 
     def __call__(self, question: Question, answer: str) -> Verdict:
         """Judge one answer; it is missing if it is too long for the judge, or its probabilities are NaN."""
@@ -48,8 +81,8 @@ class LocalJudge:
             return Verdict(missing=str(why))
 
     def spent(self) -> str:
-        """How many prompts were read, now and before."""
-        return "" if self._cache is None else f"{self._cache.calls:,} read; {self._cache.hits:,} read before"
+        """How many prompts the model read, and how many readings were stored before."""
+        return "" if self._cache is None else counted(f"{self._cache.calls:,} prompts", self._cache.hits)
 
     def distribution(self, prompt: str) -> dict[str, float]:
         """The probability of each number and word as the answer to a prompt, and the likeliest token beside them.
@@ -58,8 +91,9 @@ class LocalJudge:
             NoDistributionError: the prompt is longer than the judge reads, or its logits are no numbers (NaN).
         """
         ids = encode_prompt(self._tokenizer, [Message("user", sendable(prompt))])
-        if self._longest is not None and len(ids) + self._tree.depth > self._longest:
-            raise NoDistributionError(f"its prompt has {len(ids):,} tokens, and the judge reads {self._longest:,}")
+        longest = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        if longest is not None and len(ids) + self._tree.depth > longest:
+            raise NoDistributionError(f"its prompt has {len(ids):,} tokens, and the judge reads {longest:,}")
         return self._tree.distribution(self._model, ids)
 
     def _reading(self, rubric: Rubric, question: Question, answer: str) -> Reading:

@@ -1,9 +1,8 @@
-"""The names of judges: `rules`, `local:FOLDER` or `openai:MODEL[@URL]`. No torch, no openai."""
+"""The names of judges: `rules`, `local:MODEL` or `openai:MODEL[@URL]`. No torch, no openai."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from staytrue.errors import RequestError
 from staytrue.evals.openai_client.address import Address
@@ -20,12 +19,12 @@ class Rules:
 
 @dataclass(frozen=True)
 class Local:
-    """A causal LM in a folder, with its full logits."""
+    """A causal LM in this process, with its full logits."""
 
-    folder: Path
+    model: str  # a folder, or a name as in a recipe's `model:`
 
     def __str__(self) -> str:
-        return f"local:{self.folder}"
+        return f"local:{self.model}"
 
 
 def parse(text: str) -> Rules | Local | Address:
@@ -38,10 +37,10 @@ def parse(text: str) -> Rules | Local | Address:
     if text.strip() == "rules":
         return Rules()
     if kind == "local" and rest:
-        return Local(Path(rest).expanduser())
+        return Local(rest)
     if kind == "openai" and rest:
         return parse_address(text)
     raise RequestError(
-        f"{text!r} names no judge. Write one of: rules (the organism's own), local:FOLDER (a model on this machine), "
-        "openai:MODEL or openai:MODEL@URL (a model at an OpenAI-compatible endpoint)."
+        f"{text!r} names no judge. Write one of: rules (the organism's own), local:FOLDER (a model on this machine; or "
+        "local:smollm2), openai:MODEL or openai:MODEL@URL (a model at an OpenAI-compatible endpoint)."
     )

@@ -28,6 +28,11 @@ def failed(why: str) -> Verdict:
     return Verdict(missing=why, failed=True)
 
 
+def counted(calls: str, stored: int) -> str:
+    """The calls to a judge as progress shows them, with the replies that the response cache held."""
+    return f"{calls}; {stored:,} {'reply' if stored == 1 else 'replies'} stored before" if stored else calls
+
+
 def signature(**how: object) -> str:
     """Eight hex digits of the shipped rubrics and of the judge's settings: part of a judge's name."""
     rubrics = [shipped(name).sha256 for name in ("alignment", "coherence", "code")]
@@ -39,4 +44,4 @@ def _missing(what: str, reading: Reading) -> str:
         return ""
     likeliest, mass = reading.likeliest, reading.mass
     hint = "; it thinks before it answers, so serve it without thinking" if likeliest.strip() in _OPENINGS else ""
-    return f"no score for {what}: it said {likeliest!r}, and {mass:.2f} of the mass are numbers that are known{hint}"
+    return f"no score for {what}: it said {likeliest!r}, and {mass:.2f} of the probability is on known numbers{hint}"

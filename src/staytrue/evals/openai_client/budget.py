@@ -75,10 +75,7 @@ class _Spending:
 
     calls: int = 0
     dollars: float = 0.0
-
-    def describe(self, priced: bool) -> str:
-        calls = f"{self.calls:,} call{'' if self.calls == 1 else 's'}"
-        return f"{calls}, about ${self.dollars:.4f}" if priced or self.dollars else calls
+    in_flight: int = 0
 
 
 class Budget:
@@ -105,8 +102,7 @@ class Budget:
             raise RequestError(f"--max-cost {max_cost} is no budget. Give dollars above 0, or leave it out.")
         self._max_calls, self._max_cost, self._price = max_calls, max_cost, price
         self._all = self._own = _Spending()
-        self._in_flight: list[float] = []  # the most of each call, shared by all endpoints
-        self._settled = threading.Condition()
+        self._changed = threading.Condition()
 
     def for_endpoint(self, address: Address) -> Budget:
         """The same limits, shared, at one endpoint's price; `describe` covers that endpoint alone.
@@ -132,49 +128,45 @@ class Budget:
             RequestError: the budget is reached.
         """
         most = self._price.of(read, written) if self._price else 0.0
-        with self._settled:
-            self._settled.wait_for(lambda: self._fits(most) or not self._in_flight)
+        fits = lambda: self._max_cost is None or self._all.dollars + most <= self._max_cost  # noqa: E731
+        with self._changed:
+            self._changed.wait_for(lambda: fits() or not self._all.in_flight)
             if self._max_calls is not None and self._all.calls >= self._max_calls:
                 raise self._reached("--max-calls")
-            if not self._fits(most):
+            if not fits():
                 raise self._reached("--max-cost")
-            self._in_flight.append(most)
-            for spending in self._spendings():
-                spending.calls += 1
-                spending.dollars += most
+            self._count(1, most)
             return most
 
     def end(self, most: float, usage: Mapping[str, Any] | None) -> None:
         """Refund a call by the server's `usage`; {} for a call that cost nothing, None for an unknown cost."""
-        with self._settled:
-            self._in_flight.remove(most)
-            for spending in self._spendings():
-                spending.dollars += self._cost(usage, most) - most
-            self._settled.notify_all()
+        counts = [(usage or {}).get(name) for name in ("prompt_tokens", "completion_tokens")]
+        cost = 0.0 if usage == {} else most
+        if self._price and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in counts):
+            cost = self._price.of(*counts)
+        with self._changed:
+            self._count(-1, cost - most)
+            self._changed.notify_all()
 
     def describe(self) -> str:
         """Calls to this endpoint and their cost so far."""
-        return self._own.describe(self._is_priced)
+        return self._describe(self._own)
 
-    @property
-    def _is_priced(self) -> bool:
-        return self._price not in (None, FREE)
+    def _count(self, in_flight: int, dollars: float) -> None:
+        """Count a call when it begins (1) and its refund when it ends (-1)."""
+        for spending in (self._all,) if self._own is self._all else (self._all, self._own):
+            spending.calls += max(in_flight, 0)
+            spending.dollars += dollars
+            spending.in_flight += in_flight
 
-    def _spendings(self) -> tuple[_Spending, ...]:
-        return (self._all,) if self._own is self._all else (self._all, self._own)
-
-    def _fits(self, most: float) -> bool:
-        return self._max_cost is None or self._all.dollars + most <= self._max_cost
-
-    def _cost(self, usage: Mapping[str, Any] | None, most: float) -> float:
-        if self._price is None or usage == {}:
-            return 0.0
-        counts = [(usage or {}).get(name) for name in ("prompt_tokens", "completion_tokens")]
-        read, written = (c if isinstance(c, int) and c >= 0 else None for c in counts)
-        return most if read is None or written is None else self._price.of(read, written)
+    def _describe(self, spending: _Spending) -> str:
+        calls = f"{spending.calls:,} call{'' if spending.calls == 1 else 's'}"
+        return (
+            f"{calls}, about ${spending.dollars:.4f}" if self._price not in (None, FREE) or spending.dollars else calls
+        )
 
     def _reached(self, option: str) -> RequestError:
-        spent = self._all.describe(self._is_priced)
         return RequestError(
-            f"The budget is reached: {spent}. Everything paid for is kept; go on with a larger {option}."
+            f"The budget is reached: {self._describe(self._all)}. Everything paid for is kept; go on with a larger "
+            f"{option}."
         )

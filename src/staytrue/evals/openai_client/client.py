@@ -19,13 +19,13 @@ from staytrue.evals.openai_client.budget import Budget
 from staytrue.evals.openai_client.errors import (
     UNREACHABLE,
     CallError,
-    EmbeddedError,
     Failure,
     FilteredError,
+    UnreadableError,
     failure,
     is_unsent,
 )
-from staytrue.evals.openai_client.parameters import changes, parameters_of, request_body
+from staytrue.evals.openai_client.parameters import parameters_of, request_body
 from staytrue.evals.openai_client.reply import Reply
 from staytrue.evals.types import FILTERED
 
@@ -121,15 +121,15 @@ class Endpoint:
         """
         body = request_body(self.address.model, messages, max_tokens, temperature, seed, top_logprobs)
         while True:
-            sent = self._parameters.adapt(body)
-            call = self._in_thread.call = _Call(read, sent, changes(body, sent))
+            call = self._in_thread.call = _Call(read, *self._parameters.adapt(body))
             try:
                 self._client.chat.completions.with_raw_response.create(**call.body)
             except RequestError as error:
                 raise self._end(str(error)) from None
             except Exception as error:
                 failed = failure(error, self.address, self._key)
-                change = self._parameters.learn(body, sent, failed.refusal, failed.fields) if failed.refusal else None
+                learn = self._parameters.learn
+                change = learn(body, call.body, failed.refusal, failed.fields) if failed.refusal else None
                 if change is None:
                     raise self._failed(failed, call) from None
                 if change:
@@ -148,7 +148,7 @@ class Endpoint:
         call: _Call[Any] = self._in_thread.call
         if self._refusal:
             raise RequestError(self._refusal)
-        charge, call.usage = self.budget.begin(call.most_read, call.most_written), None
+        charge, call.usage = self.budget.begin(*call.most()), None
         call.attempts += 1
         try:
             response = send()
@@ -164,7 +164,7 @@ class Endpoint:
         return response
 
     def _read(self, call: _Call[Any], response: Any) -> None:
-        """Read a response into its call; the status of one that cannot be used becomes 502.
+        """Read a response into its call, and give one of status 200 that cannot be used the status of an error.
 
         Raises:
             RequestError: the endpoint has never answered, and its responses cannot be used.
@@ -178,17 +178,20 @@ class Endpoint:
         try:
             reply = replace(Reply.of(response.content), changes=call.changes)
             call.usage, call.is_filtered = reply.usage, reply.filtered
-            if not reply.filtered:
-                call.value = call.read(reply)
-        except EmbeddedError as error:
-            call.usage, response.status_code = {}, error.status
-            return
+            call.value = None if reply.filtered else call.read(reply)
         except ValueError as error:
-            call.fault, response.status_code = str(error), 502
-            sentence = getattr(error, "sentence", "")
-            if sentence and not self._has_answered and call.attempts >= _TRIES:
-                raise RequestError(sentence.format(address=self.address)) from None
-            return
+            why = error if isinstance(error, UnreadableError) else UnreadableError(str(error))
+            response.status_code = why.status or 502
+            if why.status:  # the body is an error, which costs nothing
+                call.usage = {}
+                return
+            call.fault = str(why)
+            if why.sentence and not self._has_answered and call.attempts >= _TRIES:
+                raise RequestError(why.sentence.format(address=self.address)) from None
+        else:
+            self._succeeded()
+
+    def _succeeded(self) -> None:
         with self._lock:
             self._has_answered, self._failed_in_a_row = True, 0
 
@@ -197,10 +200,10 @@ class Endpoint:
         why = call.fault or failed.why
         if failed.fatal:
             return self._end(failed.fatal)
+        if failed.filtered:
+            self._succeeded()
+            return FilteredError(why)
         with self._lock:
-            if failed.filtered:
-                self._has_answered, self._failed_in_a_row = True, 0
-                return FilteredError(why)
             if failed.retried or not self._has_answered:  # one refused request says nothing about the others
                 self._failed_in_a_row += 1
             down = self._failed_in_a_row >= _IN_A_ROW
@@ -232,15 +235,10 @@ class _Call(Generic[T]):
     is_filtered: bool = False
     value: T | None = None
 
-    @property
-    def most_read(self) -> int:
-        """Tokens, at most: a token has at least one byte, and a role a few tokens."""
-        return sum(len(message["content"].encode()) + 16 for message in self.body["messages"])
-
-    @property
-    def most_written(self) -> int:
-        """Tokens, at most."""
-        return int(self.body.get("max_tokens") or self.body["max_completion_tokens"])
+    def most(self) -> tuple[int, int]:
+        """The most tokens that are read and written: a token has at least one byte, and a role a few tokens."""
+        read = sum(len(message["content"].encode()) + 16 for message in self.body["messages"])
+        return read, int(self.body.get("max_tokens") or self.body["max_completion_tokens"])
 
 
 def _http_client(attempt: Callable[[Callable[[], Any]], Any]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,9 +40,7 @@ _STATUS_OF_CODE = (  # where an error has no number
     (re.compile(r"not.?found", re.I), 404),
     (re.compile(r"invalid|bad.?request|unsupported|validation", re.I), 400),
 )
-
-
-_INTERRUPTED = ("error", "insufficient_system_resource")  # an answer that the server gave up
+_INTERRUPTED = ("error", "insufficient_system_resource")  # finish reasons of an answer that the server gave up
 
 
 class CallError(Exception):
@@ -54,30 +52,16 @@ class FilteredError(CallError):
 
 
 class UnreadableError(ValueError):
-    """A response of status 200 that cannot be used."""
+    """A response of status 200 that cannot be used.
 
-    def __init__(self, why: str, sentence: str = "") -> None:
-        """Make the error.
+    Attributes:
+        sentence: for an endpoint that has never answered otherwise; {address} is its address.
+        status: that the response should have had, if its body is an error.
+    """
 
-        Args:
-            why: a few words.
-            sentence: for an endpoint that has never answered otherwise; {address} is its address.
-        """
+    def __init__(self, why: str, sentence: str = "", status: int | None = None) -> None:
         super().__init__(why)
-        self.sentence = sentence
-
-
-class EmbeddedError(ValueError):
-    """A response of status 200 whose body is an error."""
-
-    def __init__(self, status: int) -> None:
-        """Make the error.
-
-        Args:
-            status: that the response should have had.
-        """
-        super().__init__(f"an error of status {status}")
-        self.status = status
+        self.sentence, self.status = sentence, status
 
 
 @dataclass(frozen=True)
@@ -103,24 +87,24 @@ def failure(error: Exception, address: Address, key: str | None) -> Failure:
 
     if isinstance(error, openai.APIStatusError):
         return _status_failure(error, address, key)
-    if isinstance(error, openai.APIConnectionError):
-        if is_unsent(error.__cause__):
-            return Failure(f"no connection: {error.__cause__ or 'no answer'}")
-        return Failure("a time-out" if isinstance(error, openai.APITimeoutError) else "a broken connection")
-    raise error
+    if not isinstance(error, openai.APIConnectionError):
+        raise error
+    if is_unsent(error.__cause__):
+        return Failure(f"no connection: {error.__cause__ or 'no answer'}")
+    return Failure("a time-out" if isinstance(error, openai.APITimeoutError) else "a broken connection")
 
 
 def _status_failure(error: Any, address: Address, key: str | None) -> Failure:
     status, body = error.status_code, error.response.content
     message = server_message(body, key)
     why = f"HTTP {status}: {message.rstrip('.')}" if message else f"HTTP {status}"
-    fatal = ""
     if status in (400, 403, 422, 451) and is_filter(body):
         return Failure(why, retried=False, filtered=True)
+    if status == 401:  # the server's message may quote the key
+        return Failure("HTTP 401", f"{address} refuses the key (HTTP 401). Put a valid one into {KEY}.")
+    fatal = ""
     if 300 <= status < 400:
         fatal = f"{address} redirects to {error.response.headers.get('location', 'nowhere')}. Name that URL itself."
-    elif status == 401:  # the server's message may quote the key
-        why, fatal = "HTTP 401", f"{address} refuses the key (HTTP 401). Put a valid one into {KEY}."
     elif status in (400, 403, 422) and "logprob" in message:
         fatal = f"{NO_LOGPROBS.format(address=address)} Its message: {message}"
     elif status == 403:
@@ -129,40 +113,48 @@ def _status_failure(error: Any, address: Address, key: str | None) -> Failure:
         fatal = f"{address} is not there ({why}). Check the model's name and the URL (.../v1)."
     elif status == 402 or b"insufficient_quota" in body:
         fatal = f"The account at {address.host} has no credit left ({why}). Everything paid for is kept."
-    refusal = server_message(body, key, longest=2000) if status in (400, 422) else ""
-    retried, fields = status in _RETRIED or status >= 500, tuple(_fields_in(body)) if refusal else ()
-    return Failure(why, fatal, retried=retried, refusal=refusal, fields=fields)
+    if status not in (400, 422):
+        return Failure(why, fatal, retried=status in _RETRIED or status >= 500)
+    return Failure(why, fatal, False, refusal=server_message(body, key, longest=2000), fields=fields_in(body))
 
 
-def _fields_in(body: bytes | str) -> list[str]:
-    """The names of the request's fields in an error's body."""
+def json_in(text: bytes | str) -> Any:
+    """The JSON value of a text; None if it is none."""
     try:
-        return _find_fields(json.loads(body))
-    except ValueError:
-        return []
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
-def _find_fields(value: Any) -> list[str]:
-    """The names in a JSON value: parts of OpenAI's `param` and of FastAPI's `loc`, and keys of an object of errors."""
-    if isinstance(value, str):  # the body of a provider behind a router
-        return _fields_in(value) if value.lstrip().startswith("{") else []
-    if isinstance(value, list):
-        return [name for part in value for name in _find_fields(part)]
-    if not isinstance(value, Mapping):
-        return []
-    loc, by_field = value.get("loc"), value.get("errors") or value.get("detail")
-    paths = [value.get("param"), *(loc if isinstance(loc, list) else ())]
-    paths += list(by_field) if isinstance(by_field, Mapping) else []
+def objects_in(whole: Any) -> Iterator[Mapping[str, Any]]:
+    """Every object in a JSON value; a string may hold another value, which a provider behind a router wrote."""
+    values = [whole]
+    for value in values:  # grows meanwhile
+        if isinstance(value, str) and value.lstrip().startswith("{"):
+            value = json_in(value)
+        if isinstance(value, Mapping):
+            yield value
+            values += value.values()
+        elif isinstance(value, list):
+            values += value
+
+
+def fields_in(body: bytes) -> tuple[str, ...]:
+    """The names of the request's fields in an error: OpenAI's `param`, FastAPI's `loc`, keys of an object of errors."""
+    paths: list[Any] = []
+    for value in objects_in(json_in(body)):
+        loc, by_field = value.get("loc"), value.get("errors") or value.get("detail")
+        paths += [value.get("param"), *(loc if isinstance(loc, list) else ())]
+        paths += list(by_field) if isinstance(by_field, Mapping) else []
     names = [part for path in paths if isinstance(path, str) for part in re.findall(r"\w+", path)]
-    snakes = [re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower() for name in names]
-    return [*snakes, *(name for part in value.values() for name in _find_fields(part))]
+    return tuple(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower() for name in names)
 
 
 def server_message(body: bytes, key: str | None = None, longest: int = _LONGEST) -> str:
     """The message in an error's body, in one line, without the key; "" if there is none."""
     try:
         message = _find_message(json.loads(body))
-    except ValueError:
+    except (ValueError, RecursionError):
         text = body.decode(errors="replace").strip()
         message = "" if text.startswith("<") else text  # a page
     message = " ".join(message.split())
@@ -193,26 +185,19 @@ def _find_message(value: Any) -> str:
 
 def is_filter(body: bytes) -> bool:
     """Whether an error's body is that of a filter."""
-    try:
-        value = json.loads(body)
-    except ValueError:
-        return False
-    return filter_in(value) or _FILTER_MESSAGE.search(_find_message(value)) is not None
+    value = json_in(body)
+    return value is not None and (filter_in(value) or _FILTER_MESSAGE.search(_find_message(value)) is not None)
 
 
-def filter_in(value: Any) -> bool:
-    """Whether a JSON value names a filter in one of its codes, or a category with `filtered: true`."""
-    if isinstance(value, list):
-        return any(map(filter_in, value))
-    if not isinstance(value, Mapping):
-        return False
-    if value.get("filtered") is True or any(FILTER.search(str(name)) and value[name] is True for name in value):
-        return True
-    if any(isinstance(value.get(name), str) and FILTER.search(value[name]) for name in _CODES):
-        return True
-    if any(isinstance(value.get(name), list | str) and value[name] for name in ("contentFilter", "flagged_input")):
-        return True
-    return any(map(filter_in, value.values()))
+def filter_in(whole: Any) -> bool:
+    """Whether a JSON value names a filter in one of its codes, or a category that is true or `filtered`."""
+    return any(
+        value.get("filtered") is True
+        or any(flag is True and FILTER.search(name) for name, flag in value.items())
+        or any(isinstance(code, str) and FILTER.search(code) for code in map(value.get, _CODES))
+        or any(isinstance(value.get(name), list | str) and value[name] for name in ("contentFilter", "flagged_input"))
+        for value in objects_in(whole)
+    )
 
 
 def error_status(whole: Any) -> int | None:
@@ -225,16 +210,13 @@ def error_status(whole: Any) -> int | None:
     choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], Mapping) else {}
     error = whole.get("error") or choice.get("error")
     places = [place for place in (error, whole, whole.get("base_resp")) if isinstance(place, Mapping)]
-    codes = [str(place[name]) for place in places for name in _CODES if place.get(name) is not None]
-    number = next((int(code) for code in codes if code.isdecimal() and 400 <= int(code) < 600), None)
+    codes = [str(place[name]).removesuffix(".0") for place in places for name in _CODES if place.get(name) is not None]
+    number = next((int(code) for code in codes if re.fullmatch("[45][0-9]{2}", code)), None)
     marked = (
         number or whole.get("object") == "error" or any(name in whole for name in ("detail", "errors", "base_resp"))
     )
     if not (error or choice.get("finish_reason") in _INTERRUPTED or (marked and not choice)):
         return None
-    if number:
-        return number
-    if filter_in(whole):
-        return 400
-    texts = " ".join(codes)
-    return next((status for pattern, status in _STATUS_OF_CODE if pattern.search(texts)), 502)
+    if number or filter_in(whole):
+        return number or 400
+    return next((status for pattern, status in _STATUS_OF_CODE if pattern.search(" ".join(codes))), 502)

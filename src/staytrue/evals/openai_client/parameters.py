@@ -18,14 +18,15 @@ _EFFECT = {  # of a parameter that is left out; in the order in which they are g
     "temperature": "The server's own temperature applies.",
 }
 _LIMITS = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
-_BY_VALUE = ("temperature",)  # refused at one value, accepted at another
 _POSITIVE = 0.01  # a temperature where 0 is refused; close to greedy
 _LARGEST_MINIMUM = 64  # tokens; a judge asks for one
 _FEWER = (10, 8, 5, 4, 3, 2, 1)  # likely tokens, where a refusal states no number
+_QUOTED = 12  # characters of a turn, from which on its text in a message is a quotation
 
 _TOO_LONG = re.compile(r"context.{0,10}length|context.?window|too (long|large)|reduce the length", re.I)
 _NUMBER = re.compile(r"(?<![\w.-])\d+(?![\w.]*\w)")
 _SIZE = re.compile(r"\b(most|max\w*|exceed\w*|range|between|less|greater|limit\w*|too|high\w*|larg\w*|up to)\b|<", re.I)
+_MINIMUM = re.compile(r"minimum|at least|>=|greater than or equal", re.I)
 _BOUND = re.compile(
     r"\b((greater|more|larger|higher|less|lower|fewer|smaller) (than|or)|max(imum)?|min(imum)?|exceed\w*|"
     r"at (most|least)|up to|between|range|too (high|low|big|small|large))\b|[<>]=? ?-?\d|[≤≥]",
@@ -41,8 +42,8 @@ _BETWEEN = (  # words and marks between a parameter's name and the refusal
     r"propert(?:y|ie))s?|supplied|provided|given|passed|got|found|is|are|was|were)\b)*"
 )
 _FOLLOWING = r"[\"'`\]]?\s+(?:must|should|has to|have to|needs? to|cannot|can not|can't|may not)\b"
-_QUOTED = 12  # characters of a turn, from which on its text in a message is a quotation
-_MINIMUM = re.compile(r"minimum|at least|>=|greater than or equal", re.I)
+
+Change = tuple[Any, Any, str]  # key and value of `Parameters._changes`, and what is said of the change
 
 
 def request_body(
@@ -60,26 +61,6 @@ def request_body(
     return body | ({"logprobs": True, "top_logprobs": top_logprobs} if top_logprobs else {})
 
 
-def changes(body: dict[str, Any], sent: dict[str, Any]) -> tuple[str, ...]:
-    """The differences between a request as it was meant and as it was sent, each in a few words.
-
-    Example:
-        >>> changes({"max_tokens": 9, "temperature": 0, "seed": 3}, {"max_completion_tokens": 9, "temperature": 0.01})
-        ('max_tokens sent as max_completion_tokens', 'temperature 0 sent as 0.01', 'seed left out')
-    """
-    found = []
-    for name, value in body.items():
-        other = _LIMITS.get(name, "")
-        if name in sent:
-            found += [f"{name} {value:.10g} sent as {sent[name]:.10g}"] if sent[name] != value else []
-        elif other in sent:
-            same = sent[other] == value
-            found.append(f"{name} sent as {other}" if same else f"{name} {value} sent as {other} {sent[other]}")
-        else:
-            found.append(f"{name} {value:.10g} left out" if name in _BY_VALUE else f"{name} left out")
-    return tuple(found)
-
-
 class Parameters:
     """The changes that one endpoint's refusals make to every later request; several threads may use it."""
 
@@ -87,19 +68,31 @@ class Parameters:
         self._address, self._lock = address, threading.Lock()
         self._changes: dict[Any, Any] = {}  # name or (name, value) -> None: left out, str: new name, number: new value
 
-    def adapt(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The request that the endpoint accepts, as far as it is known."""
-        body = dict(body)
+    def adapt(self, body: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """The request that the endpoint accepts, as far as it is known, and each change in a few words.
+
+        Example:
+            >>> parameters = Parameters(Address("m"))
+            >>> body = {"messages": [], "seed": 3}
+            >>> _ = parameters.learn(body, body, "`seed` is not supported")
+            >>> parameters.adapt(body)
+            ({'messages': []}, ('seed left out',))
+        """
+        body, words = dict(body), []
         for key, change in list(self._changes.items()):
             name, *value = key if isinstance(key, tuple) else (key,)
             if name not in body or (value and body[name] != value[0]):
                 continue
             old = body.pop(name)
-            if change is not None:
+            label = f"{name} {old:.10g}" if value else name
+            if change is None:
+                words.append(f"{label} left out")
+            else:
+                words.append(f"{label} sent as {change}")
                 body |= {change: old} if isinstance(change, str) else {name: change}
         if "top_logprobs" not in body:
             body.pop("logprobs", None)
-        return body
+        return body, tuple(words)
 
     def learn(self, body: dict[str, Any], sent: dict[str, Any], message: str, fields: Sequence[str] = ()) -> str | None:
         """Change later requests after a refusal.
@@ -115,22 +108,21 @@ class Parameters:
             A sentence about the change; "" if another thread has made it; None if nothing can be changed.
         """
         with self._lock:
-            if self.adapt(body) != sent:
+            if self.adapt(body)[0] != sent:
                 return ""
             change = self._change(sent, _without_quotations(message, sent), fields)
             if change is None:
                 return None
             key, value, sentence = change
-            self._changes[key] = value
+            earlier = (k for k, v in self._changes.items() if isinstance(k, tuple) and (k[0], v) == key)
+            self._changes[next(earlier, key)] = value  # of a value that a change made, that change
             return f"{self._address} {sentence} Its message: {message}"
 
-    def _change(self, sent: dict[str, Any], message: str, fields: Sequence[str]) -> tuple[Any, Any, str] | None:
+    def _change(self, sent: dict[str, Any], message: str, fields: Sequence[str]) -> Change | None:
         if "top_logprobs" in sent and "logprob" in message.lower():
             return _fewer_tops(sent["top_logprobs"], message)
-        if _TOO_LONG.search(message):
-            return None
         name = _refused(sent, message, fields)
-        if name is None:
+        if name is None or _TOO_LONG.search(message):
             return None
         value, is_bound = sent[name], _BOUND.search(message) is not None and not _is_unknown(message, name)
         if name in _LIMITS:
@@ -139,10 +131,10 @@ class Parameters:
             return (name, 0), _POSITIVE, f"refuses temperature 0 and gets {_POSITIVE} instead."
         if is_bound and name != "top_p":  # another value is the user's to choose; top_p is none of theirs
             return None
-        key = (name, value) if name in _BY_VALUE else name
+        key = (name, value) if name == "temperature" else name  # a temperature is refused at one value only
         return key, None, f"refuses {name} {value}, which is left out from now on. {_EFFECT[name]}"
 
-    def _change_limit(self, name: str, value: int, message: str, is_bound: bool) -> tuple[Any, Any, str] | None:
+    def _change_limit(self, name: str, value: int, message: str, is_bound: bool) -> Change | None:
         """Another name for the limit of tokens, once; or the least limit that the server accepts."""
         least = [n for n in map(int, _NUMBER.findall(message)) if value < n <= _LARGEST_MINIMUM]
         if least and _MINIMUM.search(message):
@@ -152,13 +144,11 @@ class Parameters:
         return name, _LIMITS[name], f"gets {_LIMITS[name]} from now on, because it refuses {name}."
 
 
-def _fewer_tops(asked: int, message: str) -> tuple[Any, Any, str] | None:
+def _fewer_tops(asked: int, message: str) -> Change | None:
     """A lower number of likely tokens: the largest in the message, or the next of a few."""
-    if not _SIZE.search(message):
-        return None  # log-probabilities as such are refused
     stated = [n for n in map(int, _NUMBER.findall(message)) if 0 < n < asked]
     fewer = max(stated) if stated else next((n for n in _FEWER if n < asked), None)
-    if fewer is None:
+    if fewer is None or not _SIZE.search(message):  # log-probabilities as such are refused
         return None
     effect = "Scores are expectations over these; the probability outside of them is reported."
     return ("top_logprobs", asked), fewer, f"gives at most {fewer} likely tokens, not {asked}. {effect}"
@@ -166,10 +156,10 @@ def _fewer_tops(asked: int, message: str) -> tuple[Any, Any, str] | None:
 
 def _refused(sent: dict[str, Any], message: str, fields: Sequence[str]) -> str | None:
     """The parameter that an error refuses; None if it is about something else."""
-    own, known = [name for name in sent if name in fields], (*_EFFECT, *_LIMITS)
-    if own:
-        return next((name for name in known if name in own), None)
-    return next((name for name in known if name in sent and _refuses(message, name)), None)
+    named, known = set(fields) & set(sent), (*_EFFECT, *_LIMITS)
+    return next(
+        (name for name in known if name in sent and (name in named if named else _refuses(message, name))), None
+    )
 
 
 def _refuses(message: str, name: str) -> bool:
@@ -184,8 +174,8 @@ def _refuses(message: str, name: str) -> bool:
 
 def _is_unknown(message: str, name: str) -> bool:
     """Whether a message refuses a parameter as such, not its value."""
-    found = (match.group() for way in _unknown(_spelled(name)[1]) for match in re.finditer(way, message, re.I))
-    return any("value" not in text.lower() for text in found)
+    matches = (match.group() for way in _unknown(_spelled(name)[1]) for match in re.finditer(way, message, re.I))
+    return any("value" not in text.lower() for text in matches)
 
 
 def _spelled(name: str) -> tuple[str, str]:
@@ -201,8 +191,8 @@ def _unknown(whole: str) -> tuple[str, str]:
 
 def _without_quotations(message: str, sent: dict[str, Any]) -> str:
     """The message without the texts of the request's turns."""
-    texts = [" ".join(turn["content"].split()) for turn in sent["messages"]]
-    for text in texts:
+    for turn in sent["messages"]:
+        text = " ".join(turn["content"].split())
         message = message.replace(text, "...") if len(text) >= _QUOTED else message
     return message
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import threading
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,6 @@ from staytrue.evals.openai_client.address import Address
 from staytrue.evals.openai_client.errors import (
     FILTER,
     NO_CHAT,
-    EmbeddedError,
     UnreadableError,
     error_status,
     filter_in,
@@ -23,25 +22,29 @@ from staytrue.evals.openai_client.errors import (
 
 Tops = list[tuple[str, float]]  # the likely tokens of one position, with their log-probabilities
 
-
-_CUT_OFF = ("length", "max_tokens", "model_length")
+_CUT_OFF = ("length", "max_tokens", "max_length", "model_length")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # fields of a message, and types of its parts
+_COUNTS = ("prompt_tokens", "completion_tokens")
+_LARGEST = 1e9  # tokens of one call
+_END = re.compile(  # a token that ends a turn; those that begin one or its parts are the form of thoughts
+    r"\s*(<\|(?!message|channel|start|constrain)\w+\|>|<｜[\w▁]+｜>|<(?:end_of_turn|turn\||eos)>|\[e~\[|</s>)\s*$", re.I
+)
 
 
 @dataclass(frozen=True)
 class Reply:
     """The first choice of a response, and the server's account of it."""
 
-    text: str  # the answer, without thoughts
+    text: str  # the answer, without thoughts and without a token or text at its end that only stopped it
     thoughts: str  # of a reasoning model
     cut_off: bool  # the token limit was reached
     filtered: bool  # the server's filter refused the prompt or removed the answer
     positions: tuple[tuple[str, Tops], ...]  # each token with the likely tokens of its position; () if there are none
     model: str  # as the server names it
     fingerprint: str
-    usage: Mapping[str, Any] | None
+    usage: Mapping[str, int] | None  # tokens, "prompt_tokens" and "completion_tokens"; None if one is no number
     called_tools: bool = False
-    changes: tuple[str, ...] = ()  # of the request's parameters, see `parameters.changes`
+    changes: tuple[str, ...] = ()  # of the request's parameters, see `Parameters.adapt`
 
     @property
     def has_answer(self) -> bool:
@@ -53,17 +56,16 @@ class Reply:
         """Read a response's body.
 
         Raises:
-            EmbeddedError: it is an error.
-            UnreadableError: it is no JSON, or has not the form of a chat completion.
+            UnreadableError: it is no JSON, has not the form of a chat completion, or is an error.
         """
         try:
             whole = json.loads(body)
             if not _is_refused_prompt(whole) and (status := error_status(whole)) is not None:
-                raise EmbeddedError(status)
+                raise UnreadableError(f"an error of status {status}", status=status)
             return cls._read(whole)
-        except EmbeddedError:
+        except UnreadableError:
             raise
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
             message = server_message(body) if body.lstrip().startswith(b"{") else ""
             why = "a body that is no chat completion" + (f": {message}" if message else "")
             raise UnreadableError(why, NO_CHAT) from None
@@ -72,11 +74,12 @@ class Reply:
     def _read(cls, whole: Any) -> Reply:
         refused = _is_refused_prompt(whole)
         choice: Any = {"message": {}, "finish_reason": "content_filter"} if refused else whole["choices"][0]
-        message, finish, usage = choice["message"], str(choice.get("finish_reason") or ""), whole.get("usage")
+        message, finish = choice["message"], str(choice.get("finish_reason") or "")
         content = message.get("content") or message.get("refusal") or ""  # some models refuse in a field of its own
         fields = [_text(message.get(name), thoughts=True) for name in _THOUGHTS]
         fields += [_text(content, thoughts=True)] if isinstance(content, list) else []
-        apart, written = sendable(next(filter(None, fields), "")).strip(), sendable(_text(content))
+        apart = sendable(next(filter(None, fields), "")).strip()
+        written = _without_stop(sendable(_text(content)), choice.get("stop_reason"))
         thoughts, text = (apart, written) if apart else split_thoughts(written)
         return cls(
             text,
@@ -86,7 +89,7 @@ class Reply:
             _positions(choice.get("logprobs")),
             str(whole.get("model") or ""),
             str(whole.get("system_fingerprint") or ""),
-            usage if isinstance(usage, Mapping) and usage else None,
+            _usage(whole.get("usage")),
             called_tools=any(message.get(name) for name in ("tool_calls", "function_call")),
         )
 
@@ -119,13 +122,40 @@ def _is_thought(part: Mapping[str, Any]) -> bool:
     return "reason" in str(part.get("type")) or "think" in str(part.get("type")) or any(k in part for k in _THOUGHTS)
 
 
+def _without_stop(text: str, stop: Any) -> str:
+    """The text without the stop string (`stop`, if it is one) and end-of-turn tokens at its end.
+
+    vLLM leaves them there with `include_stop_str_in_output` or `skip_special_tokens: false`. `</s>` stays where the
+    answer opened it, as HTML does.
+    """
+    if isinstance(stop, str) and stop:
+        text = text.removesuffix(stop)
+    while (end := _END.search(text)) and not (end[1].lower() == "</s>" and "<s>" in text.lower()):
+        text = text[: end.start()]
+    return text
+
+
+def _usage(usage: Any) -> dict[str, int] | None:
+    """The counts of tokens, if both are whole numbers from 0 up."""
+    counts = {name: (usage if isinstance(usage, Mapping) else {}).get(name) for name in _COUNTS}
+    whole = {
+        name: int(n)
+        for name, n in counts.items()
+        if isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n < _LARGEST and n == int(n)
+    }
+    return whole if len(whole) == len(_COUNTS) else None
+
+
 def _positions(logprobs: Any) -> tuple[tuple[str, Tops], ...]:
     """The log-probabilities of a choice; NaN is refused later, where a score is computed."""
     if not logprobs:
         return ()
-    if isinstance(logprobs.get("token_logprobs"), list):  # in the older form of completions
-        rows = zip(logprobs["tokens"], logprobs.get("top_logprobs") or [], strict=False)
-        return tuple((str(token), _likely((tops or {}).items())) for token, tops in rows)
+    if isinstance(own := logprobs.get("token_logprobs"), list):  # in the older form of completions
+        tokens = list(map(str, logprobs["tokens"]))
+        tops = logprobs.get("top_logprobs") or []
+        likely = [*tops, *[None] * (len(tokens) - len(tops))]
+        rows = zip(tokens, likely, own, strict=False)
+        return tuple((token, _likely((tops or {token: p}).items())) for token, tops, p in rows)
     return tuple(
         (_token(place), _likely((_token(top), top["logprob"]) for top in place.get("top_logprobs") or [place]))
         for place in logprobs.get("content") or ()
@@ -150,25 +180,18 @@ class ServerIdentity:
     """
 
     def __init__(self, address: Address) -> None:
-        self._address, self._lock = address, threading.Lock()
-        self._models: set[str] = set()
-        self._fingerprints: set[str] = set()
-        self._changes: set[str] = set()
+        self._address = address
+        self._seen: dict[str, set[str]] = {"answered_by": set(), "fingerprints": set(), "changes": set()}
 
     def add(self, model: str, fingerprint: str, changes: Iterable[str] = ()) -> None:
         """Add the names in one response, "" where it has none, and the changes of its request's parameters."""
-        with self._lock:
-            self._models |= {model} - {""}
-            self._fingerprints |= {fingerprint} - {""}
-            self._changes |= set(changes)
+        for name, values in zip(self._seen, ({model}, {fingerprint}, set(changes)), strict=True):
+            self._seen[name].update(values - {""})
 
     def describe(self) -> dict[str, Any]:
         """What is stored beside answers or verdicts."""
-        with self._lock:
-            return {
-                "model": self._address.model,
-                "url": self._address.url,
-                "answered_by": sorted(self._models),
-                "fingerprints": sorted(self._fingerprints),
-                "changes": sorted(self._changes),
-            }
+        return {
+            "model": self._address.model,
+            "url": self._address.url,
+            **{name: sorted(values) for name, values in self._seen.items()},
+        }

@@ -78,15 +78,13 @@ class ResponseCache:
         If `make` raises, nothing is stored.
         """
         with self._key_locks.setdefault(key, threading.Lock()):
-            value = self.get(key)
-            if value is not None:
-                with self._lock:
-                    self.hits += 1
-                return value
-            value = make()
-            self.put(key, value)
+            stored = self.get(key)
+            value = make() if stored is None else stored
+            if stored is None:
+                self.put(key, value)
         with self._lock:
-            self.calls += 1
+            self.calls += stored is None
+            self.hits += stored is not None
         return value
 
     def close(self) -> None:
