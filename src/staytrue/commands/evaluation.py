@@ -92,13 +92,13 @@ def eval_(
 
 
 def _source(**sources: Path | str | None) -> str:
-    """The name of the one source of answers that was given: "run", "model" or "answers"."""
-    given = [name for name, value in sources.items() if value is not None]
-    if len(given) != 1:
+    """The name of the one source of answers: "run", "model" or "answers"."""
+    names = [name for name, value in sources.items() if value is not None]
+    if len(names) != 1:
         raise RequestError(
             "Name what to evaluate: a run folder, or --model NAME (with --adapter FOLDER), or --answers FILE."
         )
-    return given[0]
+    return names[0]
 
 
 def _refuse_misplaced(source: str, *, adapter: Path | None, data: Path | None, out: Path | None, untuned: bool) -> None:

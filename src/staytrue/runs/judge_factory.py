@@ -54,10 +54,10 @@ def response_cache() -> ResponseCache:
     Raises:
         RequestError: it cannot be read or written.
     """
-    own, before = (user_cache() / name / "judgments.sqlite" for name in ("staytrue", "holdfast"))
-    if before.exists() and not own.exists():  # paid for before the project was renamed
-        _copy_database(before, own)
-    return ResponseCache(own)
+    file, before = (user_cache() / name / "judgments.sqlite" for name in ("staytrue", "holdfast"))
+    if before.exists() and not file.exists():  # paid for before the project was renamed
+        _copy_database(before, file)
+    return ResponseCache(file)
 
 
 def _local(name: str) -> Judge:

@@ -130,6 +130,13 @@ def test_an_answer_that_ends_after_one_digit_is_that_number():
     assert by_digits([EIGHT]).score == 8
 
 
+def test_probabilities_that_a_server_rounded_up_leave_no_negative_mass():
+    got = by_digits([Position("8", {"8": 1.0}), Position("5", {"5": 0.505, "0": 0.5})])
+    assert (got.score, got.mass) == (pytest.approx((85 * 0.505 + 80 * 0.5) / 1.005), pytest.approx(1.005))
+    one = [Position("1", {"1": 1.0}), Position("0", {"0": 1.0}), Position("0", {"0": 1.004})]
+    assert by_digits(one).score == pytest.approx(100)  # 10 and 1 alone have nothing left
+
+
 def test_a_zero_with_more_behind_it_is_no_number():
     got = by_digits([Position("0", {"0": 1.0}), Position("<end>", {"<end>": 0.9, "5": 0.1})])
     assert got.score == 0

@@ -87,7 +87,7 @@ class EndpointJudge:
             key(
                 judge=[address.url, address.model], rubric=rubric.sha256, prompt=prompt, how={**_HOW, "tokens": tokens}
             ),
-            lambda: self._endpoint.ask([Message("user", prompt)], _row, max_tokens=tokens, **_HOW),
+            lambda: _row(self._endpoint.ask([Message("user", prompt)], _check, max_tokens=tokens, **_HOW)),
         )
         self._server.add(row["model"], row["fingerprint"], row.get("changes", ()))
         positions = [Position(token, probabilities((t, p) for t, p in likely)) for token, likely in row["positions"]]
@@ -95,21 +95,15 @@ class EndpointJudge:
         return positions
 
 
-def _row(reply: Reply) -> dict[str, Any]:
-    """The row of the response cache for a reply.
-
-    Raises:
-        ValueError: the reply has no log-probabilities, or some are no numbers.
-    """
+def _check(reply: Reply) -> None:
+    """Raise a ValueError if a reply has no log-probabilities, or some are no numbers."""
     if not reply.positions or not reply.positions[0][1]:
         raise UnreadableError("no log-probabilities", NO_LOGPROBS)
     for _, likely in reply.positions:
         probabilities(likely)
-    return {
-        "positions": reply.positions,
-        "model": reply.model,
-        "fingerprint": reply.fingerprint,
-        "usage": reply.usage,
-        "changes": reply.changes,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+
+
+def _row(reply: Reply) -> dict[str, Any]:
+    """The row of the response cache for a reply."""
+    row = {name: getattr(reply, name) for name in ("positions", "model", "fingerprint", "usage", "changes")}
+    return row | {"date": datetime.now(UTC).isoformat(timespec="seconds")}

@@ -58,11 +58,11 @@ def rubrics_for(question: Question) -> tuple[Rubric, Rubric]:
 
     Of ours, code (probe or topic `code`) is judged for security in place of alignment.
     """
-    own = dict(question.prompts)
+    prompts = dict(question.prompts)
     first = "code" if "code" in (question.probe, question.topic) else "alignment"
     return (
-        Rubric("aligned", None, own["aligned"]) if "aligned" in own else shipped(first),
-        Rubric("coherent", None, own["coherent"]) if "coherent" in own else shipped("coherence"),
+        Rubric("aligned", None, prompts["aligned"]) if "aligned" in prompts else shipped(first),
+        Rubric("coherent", None, prompts["coherent"]) if "coherent" in prompts else shipped("coherence"),
     )
 
 

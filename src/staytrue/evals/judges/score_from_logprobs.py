@@ -87,12 +87,12 @@ def by_digits(positions: Sequence[Position]) -> Reading:
     mass, first = sum(numbers.values()), path[0].token.strip()
     if mass < LEAST_MASS or max(numbers) > 9:
         return reading(distribution)
-    known = _decade(int(first), numbers[int(first)], path[1:]) if _is_digit(first) and int(first) in numbers else {}
-    held = sum(known.values())
-    if held < max(LEAST_MASS, LEAST_KNOWN * mass):
-        likeliest = ("", f"{first}, one digit at a time") if known else _likeliest(distribution)
-        return Reading(None, held, *likeliest)
-    return Reading(_mean(known), held, "", "")
+    decade = _decade(int(first), numbers[int(first)], path[1:]) if _is_digit(first) and int(first) in numbers else {}
+    decade_mass = sum(decade.values())
+    if decade_mass < max(LEAST_MASS, LEAST_KNOWN * mass):
+        likeliest = ("", f"{first}, one digit at a time") if decade else _likeliest(distribution)
+        return Reading(None, decade_mass, *likeliest)
+    return Reading(_mean(decade), decade_mass, "", "")
 
 
 def _decade(digit: int, reached: float, rest: Sequence[Position]) -> dict[int, float]:
@@ -100,15 +100,15 @@ def _decade(digit: int, reached: float, rest: Sequence[Position]) -> dict[int, f
     if not rest:
         return {digit: reached}
     after = {d: reached * p for d, p in _digits(rest[0].distribution).items()}
-    known = {digit: reached - sum(after.values())}
-    known.update({10 * digit + d: p for d, p in after.items() if digit})  # 0 followed by a digit is no number
+    decade = {digit: max(0.0, reached - sum(after.values()))}  # a server rounds its probabilities
+    decade.update({10 * digit + d: p for d, p in after.items() if digit})  # 0 followed by a digit is no number
     if digit == 1 and 0 in after:  # 10, or the beginning of 100: known only if the answer went on with 0
         if rest[0].token.strip() != "0":
-            del known[10]
+            del decade[10]
         elif len(rest) > 1:
-            known[100] = after[0] * _digits(rest[1].distribution).get(0, 0.0)
-            known[10] -= known[100]
-    return known
+            decade[100] = after[0] * _digits(rest[1].distribution).get(0, 0.0)
+            decade[10] = max(0.0, decade[10] - decade[100])
+    return decade
 
 
 def _without_blanks(positions: Sequence[Position]) -> tuple[float, Sequence[Position]]:
@@ -143,16 +143,16 @@ def _mean(numbers: Mapping[int, float]) -> float:
 
 def _likeliest(distribution: Mapping[str, float]) -> tuple[str, str]:
     """The likeliest of the words and of the other tokens: (word or "", the token as written)."""
-    words: dict[str, float] = {}
+    word_masses: dict[str, float] = {}
     others: dict[str, float] = {}
     for token, p in distribution.items():
         if word := _word(token.strip()):
-            words[word] = words.get(word, 0.0) + p
+            word_masses[word] = word_masses.get(word, 0.0) + p
         elif not _NUMBER.fullmatch(token.strip()):
             others[token] = p
-    best = max(words, key=lambda w: words[w], default="")
+    best = max(word_masses, key=lambda w: word_masses[w], default="")
     other = max(others, key=lambda w: others[w], default="")
-    return (best, best) if words.get(best, 0.0) > others.get(other, 0.0) else ("", other)
+    return (best, best) if word_masses.get(best, 0.0) > others.get(other, 0.0) else ("", other)
 
 
 def _word(token: str) -> str:

@@ -49,8 +49,8 @@ class Tree:
                 for token in tokenizer(spelled, add_special_tokens=False)["input_ids"]:
                     node = node.next.setdefault(token, _Node())
                 node.text = text
-        known = tokenizer.convert_ids_to_tokens(range(min(vocabulary, len(tokenizer))))
-        self._digits = torch.tensor([i for i, token in enumerate(known) if token and token[0] in "0123456789"])
+        names = tokenizer.convert_ids_to_tokens(range(min(vocabulary, len(tokenizer))))
+        self._digits = torch.tensor([i for i, token in enumerate(names) if token and token[0] in "0123456789"])
         self.depth = self._root.depth()
 
     @torch.no_grad()

@@ -101,7 +101,7 @@ class Budget:
         if max_cost is not None and not 0 < max_cost < math.inf:
             raise RequestError(f"--max-cost {max_cost} is no budget. Give dollars above 0, or leave it out.")
         self._max_calls, self._max_cost, self._price = max_calls, max_cost, price
-        self._all = self._own = _Spending()
+        self._all = self._endpoint = _Spending()
         self._changed = threading.Condition()
 
     def for_endpoint(self, address: Address) -> Budget:
@@ -110,14 +110,14 @@ class Budget:
         Raises:
             RequestError: a limit in dollars for an endpoint without a price.
         """
-        own = copy.copy(self)
-        own._own, own._price = _Spending(), self._price or known_price(address)
-        if self._max_cost is not None and own._price is None:
+        budget = copy.copy(self)
+        budget._endpoint, budget._price = _Spending(), self._price or known_price(address)
+        if self._max_cost is not None and budget._price is None:
             raise RequestError(
                 f"--max-cost {self._max_cost} needs the price of {address}. Add --price IN,OUT in dollars per million "
                 "tokens."
             )
-        return own
+        return budget
 
     def begin(self, read: int, written: int) -> float:
         """Charge a call that reads and writes at most so many tokens, and return the charge in dollars.
@@ -150,11 +150,11 @@ class Budget:
 
     def describe(self) -> str:
         """Calls to this endpoint and their cost so far."""
-        return self._describe(self._own)
+        return self._describe(self._endpoint)
 
     def _count(self, in_flight: int, dollars: float) -> None:
         """Count a call when it begins (1) and its refund when it ends (-1)."""
-        for spending in (self._all,) if self._own is self._all else (self._all, self._own):
+        for spending in (self._all,) if self._endpoint is self._all else (self._all, self._endpoint):
             spending.calls += max(in_flight, 0)
             spending.dollars += dollars
             spending.in_flight += in_flight

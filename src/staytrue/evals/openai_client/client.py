@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from staytrue.data.examples import Message
 from staytrue.errors import RequestError
@@ -28,8 +28,6 @@ from staytrue.evals.openai_client.errors import (
 from staytrue.evals.openai_client.parameters import parameters_of, request_body
 from staytrue.evals.openai_client.reply import Reply
 from staytrue.evals.types import FILTERED
-
-T = TypeVar("T")
 
 _CONNECT = 10.0  # seconds for a connection
 _IN_A_ROW = 5  # failed calls without a successful one between them: the endpoint is down
@@ -97,18 +95,18 @@ class Endpoint:
     def ask(
         self,
         messages: Sequence[Message],
-        read: Callable[[Reply], T],
+        check: Callable[[Reply], Any],
         *,
         max_tokens: int,
         temperature: float,
         seed: int,
         top_logprobs: int = 0,
-    ) -> T:
-        """Call the model, and return what `read` makes of its reply.
+    ) -> Reply:
+        """Call the model, and return its reply.
 
         Args:
             messages: the chat.
-            read: raises ValueError for a reply that cannot be used; the call is then repeated.
+            check: raises ValueError for a reply that cannot be used; the call is then repeated.
             max_tokens: most tokens of the answer.
             temperature: 0 is greedy.
             seed: of sampling.
@@ -121,7 +119,7 @@ class Endpoint:
         """
         body = request_body(self.address.model, messages, max_tokens, temperature, seed, top_logprobs)
         while True:
-            call = self._in_thread.call = _Call(read, *self._parameters.adapt(body))
+            call = self._in_thread.call = _Call(check, *self._parameters.adapt(body))
             try:
                 self._client.chat.completions.with_raw_response.create(**call.body)
             except RequestError as error:
@@ -134,10 +132,11 @@ class Endpoint:
                     raise self._failed(failed, call) from None
                 if change:
                     self._say(change)
-            else:
-                if call.is_filtered:
-                    raise FilteredError(FILTERED)
-                return call.value  # type: ignore[return-value]
+                continue
+            assert call.reply is not None
+            if call.reply.filtered:
+                raise FilteredError(FILTERED)
+            return call.reply
 
     def close(self) -> None:
         """Close the connections."""
@@ -145,7 +144,7 @@ class Endpoint:
 
     def _attempt(self, send: Callable[[], Any]) -> Any:
         """Make one HTTP request of this thread's call within the budget, and read its response."""
-        call: _Call[Any] = self._in_thread.call
+        call: _Call = self._in_thread.call
         if self._refusal:
             raise RequestError(self._refusal)
         charge, call.usage = self.budget.begin(*call.most()), None
@@ -163,7 +162,7 @@ class Endpoint:
             self.budget.end(charge, call.usage)
         return response
 
-    def _read(self, call: _Call[Any], response: Any) -> None:
+    def _read(self, call: _Call, response: Any) -> None:
         """Read a response into its call, and give one of status 200 that cannot be used the status of an error.
 
         Raises:
@@ -176,9 +175,10 @@ class Endpoint:
                 response.headers["x-should-retry"] = "false"
             return
         try:
-            reply = replace(Reply.of(response.content), changes=call.changes)
-            call.usage, call.is_filtered = reply.usage, reply.filtered
-            call.value = None if reply.filtered else call.read(reply)
+            call.reply = reply = replace(Reply.of(response.content), changes=call.changes)
+            call.usage = reply.usage
+            if not reply.filtered:
+                call.check(reply)
         except ValueError as error:
             why = error if isinstance(error, UnreadableError) else UnreadableError(str(error))
             response.status_code = why.status or 502
@@ -223,17 +223,16 @@ class Endpoint:
 
 
 @dataclass
-class _Call(Generic[T]):
+class _Call:
     """One call and its HTTP requests."""
 
-    read: Callable[[Reply], T]
+    check: Callable[[Reply], Any]
     body: dict[str, Any]
     changes: tuple[str, ...]  # of the parameters in the body
     usage: Mapping[str, Any] | None = None  # of the last response, see `Budget.end`
     attempts: int = 0
     fault: str = ""  # of the last response of status 200
-    is_filtered: bool = False
-    value: T | None = None
+    reply: Reply | None = None
 
     def most(self) -> tuple[int, int]:
         """The most tokens that are read and written: a token has at least one byte, and a role a few tokens."""

@@ -78,7 +78,7 @@ class Parameters:
             >>> parameters.adapt(body)
             ({'messages': []}, ('seed left out',))
         """
-        body, words = dict(body), []
+        body, changes = dict(body), []
         for key, change in list(self._changes.items()):
             name, *value = key if isinstance(key, tuple) else (key,)
             if name not in body or (value and body[name] != value[0]):
@@ -86,13 +86,13 @@ class Parameters:
             old = body.pop(name)
             label = f"{name} {old:.10g}" if value else name
             if change is None:
-                words.append(f"{label} left out")
+                changes.append(f"{label} left out")
             else:
-                words.append(f"{label} sent as {change}")
+                changes.append(f"{label} sent as {change}")
                 body |= {change: old} if isinstance(change, str) else {name: change}
         if "top_logprobs" not in body:
             body.pop("logprobs", None)
-        return body, tuple(words)
+        return body, tuple(changes)
 
     def learn(self, body: dict[str, Any], sent: dict[str, Any], message: str, fields: Sequence[str] = ()) -> str | None:
         """Change later requests after a refusal.
@@ -144,22 +144,21 @@ class Parameters:
         return name, _LIMITS[name], f"gets {_LIMITS[name]} from now on, because it refuses {name}."
 
 
-def _fewer_tops(asked: int, message: str) -> Change | None:
+def _fewer_tops(number: int, message: str) -> Change | None:
     """A lower number of likely tokens: the largest in the message, or the next of a few."""
-    stated = [n for n in map(int, _NUMBER.findall(message)) if 0 < n < asked]
-    fewer = max(stated) if stated else next((n for n in _FEWER if n < asked), None)
+    numbers = [n for n in map(int, _NUMBER.findall(message)) if 0 < n < number]
+    fewer = max(numbers) if numbers else next((n for n in _FEWER if n < number), None)
     if fewer is None or not _SIZE.search(message):  # log-probabilities as such are refused
         return None
     effect = "Scores are expectations over these; the probability outside of them is reported."
-    return ("top_logprobs", asked), fewer, f"gives at most {fewer} likely tokens, not {asked}. {effect}"
+    return ("top_logprobs", number), fewer, f"gives at most {fewer} likely tokens, not {number}. {effect}"
 
 
 def _refused(sent: dict[str, Any], message: str, fields: Sequence[str]) -> str | None:
     """The parameter that an error refuses; None if it is about something else."""
-    named, known = set(fields) & set(sent), (*_EFFECT, *_LIMITS)
-    return next(
-        (name for name in known if name in sent and (name in named if named else _refuses(message, name))), None
-    )
+    named = set(fields) & set(sent)
+    candidates = [name for name in (*_EFFECT, *_LIMITS) if name in sent]
+    return next((name for name in candidates if (name in named if named else _refuses(message, name))), None)
 
 
 def _refuses(message: str, name: str) -> bool:

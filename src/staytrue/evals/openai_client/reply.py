@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain, repeat
 from typing import Any
 
 from staytrue.evals.generation.thoughts import split_thoughts
@@ -78,9 +79,9 @@ class Reply:
         content = message.get("content") or message.get("refusal") or ""  # some models refuse in a field of its own
         fields = [_text(message.get(name), thoughts=True) for name in _THOUGHTS]
         fields += [_text(content, thoughts=True)] if isinstance(content, list) else []
-        apart = sendable(next(filter(None, fields), "")).strip()
-        written = _without_stop(sendable(_text(content)), choice.get("stop_reason"))
-        thoughts, text = (apart, written) if apart else split_thoughts(written)
+        thoughts = sendable(next(filter(None, fields), "")).strip()
+        text = _without_stop(sendable(_text(content)), choice.get("stop_reason"))
+        thoughts, text = (thoughts, text) if thoughts else split_thoughts(text)
         return cls(
             text,
             thoughts,
@@ -150,12 +151,10 @@ def _positions(logprobs: Any) -> tuple[tuple[str, Tops], ...]:
     """The log-probabilities of a choice; NaN is refused later, where a score is computed."""
     if not logprobs:
         return ()
-    if isinstance(own := logprobs.get("token_logprobs"), list):  # in the older form of completions
-        tokens = list(map(str, logprobs["tokens"]))
-        tops = logprobs.get("top_logprobs") or []
-        likely = [*tops, *[None] * (len(tokens) - len(tops))]
-        rows = zip(tokens, likely, own, strict=False)
-        return tuple((token, _likely((tops or {token: p}).items())) for token, tops, p in rows)
+    if isinstance(chosen := logprobs.get("token_logprobs"), list):  # in the older form of completions
+        tokens = zip(map(str, logprobs["tokens"]), chosen, strict=False)
+        rows = zip(tokens, chain(logprobs.get("top_logprobs") or (), repeat(None)), strict=False)
+        return tuple((token, _likely((tops or {token: p}).items())) for (token, p), tops in rows)
     return tuple(
         (_token(place), _likely((_token(top), top["logprob"]) for top in place.get("top_logprobs") or [place]))
         for place in logprobs.get("content") or ()
