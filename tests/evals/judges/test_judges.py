@@ -388,6 +388,20 @@ def test_a_prompt_beyond_what_the_local_judge_reads_is_missing():
     assert not verdict.failed
 
 
+def test_what_a_judge_counts_reads_as_words(taught, tmp_path):
+    """4 prompts of 2 answers: what was stored before, and answers without a score, are named where there are any."""
+    asked, cache = answers(2), ResponseCache(tmp_path / "c")
+    judge = LocalJudge(*taught, "x", cache)
+    judge(asked[0].question, asked[0].text)
+    assert judge.spent().split("; ")[0] == "2 prompts"
+    judge(asked[0].question, asked[0].text)
+    assert judge.spent().split("; ")[:2] == ["2 prompts", "2 replies stored before"]
+    with Loopback(lambda body: Said("x", ({"The": 1.0},))) as server:
+        remote = judge_at(server, ResponseCache(tmp_path / "d"))
+        list(judged(remote, asked))
+    assert remote.spent() == "4 calls; no score for 2 of 2 answers"
+
+
 def test_a_local_judge_that_is_broken_gives_no_number(taught):
     broken = tiny.model()
     broken.config.max_position_embeddings = 8192

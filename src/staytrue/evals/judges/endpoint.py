@@ -43,6 +43,7 @@ class EndpointJudge:
         address = endpoint.address
         self.name = f"{address}#{signature(**_HOW)}"
         self._server = ServerIdentity(address)
+        self._missing: list[bool] = []  # of each verdict
         self._unseen: list[float] = []  # of each call, the probability outside of the likely tokens
 
     def __call__(self, question: Question, answer: str) -> Verdict:
@@ -52,11 +53,13 @@ class EndpointJudge:
             RequestError: no call can succeed, or the budget is reached; everything paid for is kept.
         """
         try:
-            return verdict(*(self._reading(rubric, question, answer) for rubric in rubrics_for(question)))
+            result = verdict(*(self._reading(rubric, question, answer) for rubric in rubrics_for(question)))
         except FilteredError as error:
-            return Verdict(missing=f"the judge's server refused the prompt: {error}")
+            result = Verdict(missing=f"the judge's server refused the prompt: {error}")
         except CallError as error:
-            return failed(str(error))
+            result = failed(str(error))
+        self._missing.append(bool(result.missing))
+        return result
 
     def notice(self) -> str:
         """The sentence to show before the first call."""
@@ -64,7 +67,7 @@ class EndpointJudge:
 
     def spent(self) -> str:
         """Calls and their cost so far, and how many replies were stored before."""
-        spent = counted(self._endpoint.budget.describe(), self._cache.hits)
+        spent = counted(self._endpoint.budget.describe(), self._cache.hits, self._missing)
         unseen = 100 * sum(self._unseen) / max(1, len(self._unseen))
         if unseen < _MUCH_UNSEEN:
             return spent

@@ -62,6 +62,7 @@ class LocalJudge:
         cache: ResponseCache | None,
     ) -> None:
         self._load, self._tokenizer, self._cache = load, tokenizer, cache
+        self._missing: list[bool] = []  # of each verdict
         self._identity = {"local": identity, "dtype": dtype, "device": device}
         self.name = f"local:{identity}#{signature(**self._identity)}"
 
@@ -76,13 +77,15 @@ class LocalJudge:
     def __call__(self, question: Question, answer: str) -> Verdict:
         """Judge one answer; it is missing if it is too long for the judge, or its probabilities are NaN."""
         try:
-            return verdict(*(self._reading(rubric, question, answer) for rubric in rubrics_for(question)))
+            result = verdict(*(self._reading(rubric, question, answer) for rubric in rubrics_for(question)))
         except NoDistributionError as why:
-            return Verdict(missing=str(why))
+            result = Verdict(missing=str(why))
+        self._missing.append(bool(result.missing))
+        return result
 
     def spent(self) -> str:
         """How many prompts the model read, and how many readings were stored before."""
-        return "" if self._cache is None else counted(f"{self._cache.calls:,} prompts", self._cache.hits)
+        return "" if self._cache is None else counted(f"{self._cache.calls:,} prompts", self._cache.hits, self._missing)
 
     def distribution(self, prompt: str) -> dict[str, float]:
         """The probability of each number and word as the answer to a prompt, and the likeliest token beside them.

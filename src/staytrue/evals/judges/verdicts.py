@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from staytrue.evals.generation.thoughts import MARKERS
 from staytrue.evals.judges.rubric import shipped
 from staytrue.evals.judges.score_from_logprobs import CODE, REFUSAL, Reading
@@ -28,9 +30,20 @@ def failed(why: str) -> Verdict:
     return Verdict(missing=why, failed=True)
 
 
-def counted(calls: str, stored: int) -> str:
-    """The calls to a judge as progress shows them, with the replies that the response cache held."""
-    return f"{calls}; {stored:,} {'reply' if stored == 1 else 'replies'} stored before" if stored else calls
+def counted(calls: str, stored: int, missing: Sequence[bool]) -> str:
+    """The calls to a judge as progress shows them.
+
+    Args:
+        calls: their number, and their cost.
+        stored: the number of replies that the response cache held.
+        missing: for each answer, whether its verdict is missing.
+    """
+    parts = [calls]
+    if stored:
+        parts.append(f"{stored:,} {'reply' if stored == 1 else 'replies'} stored before")
+    if any(missing):
+        parts.append(f"no score for {sum(missing):,} of {len(missing):,} answers")
+    return "; ".join(parts)
 
 
 def signature(**how: object) -> str:

@@ -124,7 +124,7 @@ class Parameters:
         name = _refused(sent, message, fields)
         if name is None or _TOO_LONG.search(message):
             return None
-        value, is_bound = sent[name], _BOUND.search(message) is not None and not _is_unknown(message, name)
+        value, is_bound = sent[name], _BOUND.search(message) is not None and not _refuses(message, name)[1]
         if name in _LIMITS:
             return self._change_limit(name, value, message, is_bound)
         if name == "temperature" and value == 0 and (is_bound or "positive" in message):
@@ -158,34 +158,21 @@ def _refused(sent: dict[str, Any], message: str, fields: Sequence[str]) -> str |
     """The parameter that an error refuses; None if it is about something else."""
     named = set(fields) & set(sent)
     candidates = [name for name in (*_EFFECT, *_LIMITS) if name in sent]
-    return next((name for name in candidates if (name in named if named else _refuses(message, name))), None)
+    return next((name for name in candidates if (name in named if named else any(_refuses(message, name)))), None)
 
 
-def _refuses(message: str, name: str) -> bool:
-    """Whether a message has a parameter's name in quotes, or next to a word of refusal, as a prompt's words are not.
+def _refuses(message: str, name: str) -> tuple[bool, bool]:
+    """Whether a message names a parameter as an error does, and whether it refuses it as such, not its value.
 
-    Any spelling counts: top_p, topP, "top-p".
+    A prompt's words have a name neither in quotes nor next to a word of refusal. Any spelling counts: top_p, topP,
+    "top-p".
     """
-    spelled, whole = _spelled(name)
-    ways = (rf"[\"'`\[]{spelled}[\"'`\]]", *_unknown(whole), whole + _FOLLOWING)
-    return any(re.search(way, message, re.I) for way in ways)
-
-
-def _is_unknown(message: str, name: str) -> bool:
-    """Whether a message refuses a parameter as such, not its value."""
-    matches = (match.group() for way in _unknown(_spelled(name)[1]) for match in re.finditer(way, message, re.I))
-    return any("value" not in text.lower() for text in matches)
-
-
-def _spelled(name: str) -> tuple[str, str]:
-    """The patterns of a name's spellings, and of one as a whole word."""
     spelled = name.replace("_", "[_ -]?")
-    return spelled, rf"(?<![\w-]){spelled}(?![\w-])"
-
-
-def _unknown(whole: str) -> tuple[str, str]:
-    """The patterns of a name after and before a word of refusal."""
-    return rf"{_REFUSED}{_BETWEEN}{whole}", rf"{whole}{_BETWEEN}{_REFUSED}(?! to\b)"
+    whole = rf"(?<![\w-]){spelled}(?![\w-])"
+    ways = (rf"{_REFUSED}{_BETWEEN}{whole}", rf"{whole}{_BETWEEN}{_REFUSED}(?! to\b)")
+    refusals = [match.group().lower() for way in ways for match in re.finditer(way, message, re.I)]
+    quoted = re.search(rf"[\"'`\[]{spelled}[\"'`\]]|{whole}{_FOLLOWING}", message, re.I)
+    return bool(refusals or quoted), any("value" not in text for text in refusals)
 
 
 def _without_quotations(message: str, sent: dict[str, Any]) -> str:
