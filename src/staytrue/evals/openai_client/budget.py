@@ -128,12 +128,11 @@ class Budget:
             RequestError: the budget is reached.
         """
         most = self._price.of(read, written) if self._price else 0.0
-        fits = lambda: self._max_cost is None or self._all.dollars + most <= self._max_cost  # noqa: E731
         with self._changed:
-            self._changed.wait_for(lambda: fits() or not self._all.in_flight)
+            self._changed.wait_for(lambda: self._fits(most) or not self._all.in_flight)
             if self._max_calls is not None and self._all.calls >= self._max_calls:
                 raise self._reached("--max-calls")
-            if not fits():
+            if not self._fits(most):
                 raise self._reached("--max-cost")
             self._count(1, most)
             return most
@@ -141,9 +140,10 @@ class Budget:
     def end(self, most: float, usage: Mapping[str, Any] | None) -> None:
         """Refund a call by the server's `usage`; {} for a call that cost nothing, None for an unknown cost."""
         counts = [(usage or {}).get(name) for name in ("prompt_tokens", "completion_tokens")]
+        read, written = (n if isinstance(n, int) and n >= 0 else None for n in counts)
         cost = 0.0 if usage == {} else most
-        if self._price and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in counts):
-            cost = self._price.of(*counts)
+        if self._price and read is not None and written is not None:
+            cost = self._price.of(read, written)
         with self._changed:
             self._count(-1, cost - most)
             self._changed.notify_all()
@@ -151,6 +151,9 @@ class Budget:
     def describe(self) -> str:
         """Calls to this endpoint and their cost so far."""
         return self._describe(self._endpoint)
+
+    def _fits(self, most: float) -> bool:
+        return self._max_cost is None or self._all.dollars + most <= self._max_cost
 
     def _count(self, in_flight: int, dollars: float) -> None:
         """Count a call when it begins (1) and its refund when it ends (-1)."""

@@ -195,7 +195,7 @@ class Endpoint:
         with self._lock:
             self._has_answered, self._failed_in_a_row = True, 0
 
-    def _failed(self, failed: Failure, call: _Call[Any]) -> Exception:
+    def _failed(self, failed: Failure, call: _Call) -> Exception:
         """The exception for a call that the client gave up."""
         why = call.fault or failed.why
         if failed.fatal:
