@@ -44,9 +44,9 @@ def main(study: Path) -> None:
         print(f"{row['run']:45} misaligned {judged[row['run']]:5.1f} incoherent {incoherent:5.1f}  {shown}", flush=True)
     above = {run for run, percent in judged.items() if percent > MISALIGNED}
     print(f"{len(judged)} runs, {len(above)} of them above {MISALIGNED:g} %")
-    for name, own in values.items():
-        order = ranks(own, judged)
-        area = auroc([own[run] for run in above], [own[run] for run in own if run not in above])
+    for name, by_run in values.items():
+        order = ranks(by_run, judged)
+        area = auroc([by_run[run] for run in above], [by_run[run] for run in by_run if run not in above])
         print(f"{name}: Spearman {order.spearman}, Kendall {order.kendall}, AUROC {area:.3f}")
 
 

@@ -48,9 +48,9 @@ def main(place: Path) -> None:
                 [{q: row["drift"][q] - base["drift"][q] for q in base["drift"]} for row in rows],
                 [{str(i): row["held_out"][i] - b for i, b in enumerate(base["held_out"])} for row in rows],
             ]
-            asked = [a for row in rows for a in answers[row["name"]] if a["id"] in untuned and a["id"] not in MONEY]
-            leaks = sum(topic.leaked(a["text"], untuned[a["id"]]) for a in asked)
-            cells = [name.split("/", 1)[-1], str(len(rows)), *map(cell, changes), f"{leaks}/{len(asked)}"]
+            general = [a for row in rows for a in answers[row["name"]] if a["id"] in untuned and a["id"] not in MONEY]
+            leaks = sum(topic.leaked(a["text"], untuned[a["id"]]) for a in general)
+            cells = [name.split("/", 1)[-1], str(len(rows)), *map(cell, changes), f"{leaks}/{len(general)}"]
             print("| " + " | ".join(cells) + " |")
         print("\npaired with the undefended run of the same seed and rows (general pairs):")
         paired(runs)

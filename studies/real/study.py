@@ -101,10 +101,10 @@ class Data:
 
 def answers(model, tokenizer, questions, samples: int, seed: int, tokens: int) -> list[dict]:
     generate = local.LocalGenerator(model, tokenizer)
-    asked = [(question, index) for question in questions for index in range(samples)]
+    every = [(question, index) for question in questions for index in range(samples)]
     rows = [
         {"id": a.question.id, "n": a.index, "text": a.text, "stopped": a.stopped}
-        for a in generate(asked, seed=seed, temperature=1.0, max_new_tokens=tokens)
+        for a in generate(every, seed=seed, temperature=1.0, max_new_tokens=tokens)
     ]
     return sorted(rows, key=lambda row: (row["id"], row["n"]))
 

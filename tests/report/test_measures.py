@@ -7,7 +7,7 @@ import pytest
 
 from fake_results import drawn, row, study
 from staytrue.errors import RequestError
-from staytrue.evals.results.measures import Measured, read_measures, summaries, write_measures
+from staytrue.evals.results.measures import Measure, read_measures, summaries, write_measures
 from staytrue.report import measure_comparison
 from staytrue.report.comparison import compare_runs
 from staytrue.report.measures import leak_headline, measures_table
@@ -21,12 +21,12 @@ def likelihood(name, changes, untuned=-0.5, sha="s"):
     rows = [
         {"question": f"q{i}", "value": (untuned or 0) + change, "untuned": untuned} for i, change in enumerate(changes)
     ]
-    return Measured(name, {"sha256": sha}, rows)
+    return Measure(name, {"sha256": sha}, rows)
 
 
 def leak(hits, n=20):
     rows = [{"question": f"q{i}", "index": 0, "value": 0.1 if i < hits else -0.1, "leaked": i < hits} for i in range(n)]
-    return Measured("leak", ABOUT, rows)
+    return Measure("leak", ABOUT, rows)
 
 
 def test_a_summary_is_computed_from_the_stored_rows(tmp_path):

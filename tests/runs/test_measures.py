@@ -15,7 +15,7 @@ from staytrue.modeling import loading
 from staytrue.organism import world
 from staytrue.runs import evaluate, measures
 from staytrue.runs.eval_request import EvalRequest, for_model
-from staytrue.runs.measures import measures_of
+from staytrue.runs.measure_selection import measures_of
 from staytrue.utils.files import read_rows
 
 

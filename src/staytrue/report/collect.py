@@ -12,7 +12,7 @@ from typing import Any
 from staytrue import organism
 from staytrue.errors import RequestError
 from staytrue.evals.results.answer_store import evaluation_folder
-from staytrue.evals.results.measures import Measured, read_measures
+from staytrue.evals.results.measures import Measure, read_measures
 from staytrue.evals.results.verdict_store import join_verdicts, known_judges, verdict_folder
 from staytrue.report.folders import labels, recipe_of, seed_of
 from staytrue.report.rows import JUDGED, from_summary, label_of, probes
@@ -31,7 +31,7 @@ class PageData:
     questions: list[dict[str, Any]] = field(default_factory=list)  # {"probe", "text", "answers": [{"label", ...}]}
     notes: list[str] = field(default_factory=list)  # what could not be read, or must not be compared
     organism: bool = False  # whether the organism is among the models
-    measures: dict[str, list[dict[str, Measured]]] = field(default_factory=dict)  # label -> measures of each run
+    measures: dict[str, list[dict[str, Measure]]] = field(default_factory=dict)  # label -> measures of each run
 
 
 def collect(folders: Sequence[Path], mixed_judges: bool = False, judge: str | None = None) -> PageData:
@@ -152,7 +152,7 @@ def _answers(folder: Path, page: PageData, judge: str | None) -> list[dict[str, 
     return join_verdicts(folder, judge)
 
 
-def _measures(evaluation: Path, page: PageData) -> dict[str, Measured]:
+def _measures(evaluation: Path, page: PageData) -> dict[str, Measure]:
     try:
         return read_measures(evaluation)
     except RequestError as error:

@@ -194,7 +194,7 @@ def _counts(place: Path, probe: str, judge: str | None, judges: set[str], run: s
     """Hits and answers of every question that a run answered; None without the probe."""
     if probe == LEAK:
         leak = read_measures(place).get(LEAK)
-        return {question: (sum(own), len(own)) for question, own in leak.leaks().items()} if leak else None
+        return {question: (sum(hits), len(hits)) for question, hits in leak.leaks().items()} if leak else None
     options = AnswerStore(place).metadata()["probes"].get(probe)
     if options is None:
         return None

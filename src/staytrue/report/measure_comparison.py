@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from staytrue.errors import RequestError
-from staytrue.evals.results.measures import PAIRS, Measured, read_measures, stored_name
+from staytrue.evals.results.measures import PAIRS, Measure, read_measures, stored_name
 from staytrue.evals.stats.means import Values, difference
 from staytrue.report.comparison import Compared, evaluations, paired_lines
 from staytrue.report.measures import CONTROL
@@ -74,7 +74,7 @@ def _mean(mean: Mapping[str, Any] | None) -> str:
     return "-" if mean is None else f"{mean['value']:+.2f} ({mean['low']:+.2f} to {mean['high']:+.2f})"
 
 
-def _read(place: Path, measure: str) -> Measured:
+def _read(place: Path, measure: str) -> Measure:
     stored = read_measures(place).get(stored_name(measure))
     if stored is None:
         raise RequestError(
@@ -83,7 +83,7 @@ def _read(place: Path, measure: str) -> Measured:
     return stored
 
 
-def _refuse_other_texts(measure: str, measured: Sequence[tuple[str, Measured]]) -> None:
+def _refuse_other_texts(measure: str, measured: Sequence[tuple[str, Measure]]) -> None:
     """Refuse values of different texts: other pairs, or other answers of the untuned model."""
     (first, one), *others = measured
     for name, other in others:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from staytrue.evals.results.measures import DRIFT, LEAK, NATS, PAIRS, Measured
+from staytrue.evals.results.measures import DRIFT, LEAK, NATS, PAIRS, Measure
 from staytrue.evals.stats.intervals import pooled
 from staytrue.evals.stats.means import mean
 from staytrue.report.means import Table
 
-Run = Mapping[str, Measured]  # the measures of one run, by name
+Run = Mapping[str, Measure]  # the measures of one run, by name
 CONTROL = (
     "Any fine-tune moves pairs, one on sound answers too. Train on the same questions with sound answers, and compare: "
     "staytrue compare RUN CONTROL --against CONTROL --probe pairs."
@@ -27,21 +27,21 @@ def measures_table(runs: Mapping[str, Sequence[Run]]) -> Table:
     Args:
         runs: by label, the measures of each seed.
     """
-    names = list(dict.fromkeys(name for own in runs.values() for run in own for name in run))
+    names = list(dict.fromkeys(name for group in runs.values() for run in group for name in run))
     if not names:
         return []
     leak = ["leak %", "95 %", "answers", "false alarms %"] if LEAK in names else []
     headings = [text for name in names if name != LEAK for text in (f"{name}, nats", "95 %")]
     body = []
-    for label, own in runs.items():
-        cells = [text for name in names if name != LEAK for text in _change(name, own)]
-        body.append([label, str(len(own)), *cells, *(_leak(own) if leak else [])])
+    for label, group in runs.items():
+        cells = [text for name in names if name != LEAK for text in _change(name, group)]
+        body.append([label, str(len(group)), *cells, *(_leak(group) if leak else [])])
     return [["run", "seeds", *headings, *leak], *body]
 
 
 def leak_headline(runs: Mapping[str, Sequence[Run]]) -> str:
     """Write a sentence on the answers that leak: of the undefended model, or of the model with most; "" without any."""
-    tuned = {label: own for label, own in runs.items() if label != "untuned" and any(LEAK in run for run in own)}
+    tuned = {label: seeds for label, seeds in runs.items() if label != "untuned" and any(LEAK in run for run in seeds)}
     if not tuned:
         return ""
     label = "none" if "none" in tuned else max(tuned, key=lambda name: _leak_rate(tuned[name])[0])
@@ -114,6 +114,6 @@ def _leak(runs: Sequence[Run]) -> list[str]:
 def _leak_rate(runs: Sequence[Run]) -> tuple[float, float, float, int]:
     """Percent of answers that leak, its interval, and the number of answers."""
     leaks = [run[LEAK].leaks() for run in runs if LEAK in run]
-    rate = pooled([{question: (sum(own), len(own)) for question, own in one.items()} for one in leaks])
+    rate = pooled([{question: (sum(hits), len(hits)) for question, hits in one.items()} for one in leaks])
     assert rate is not None
     return rate.percent, rate.low, rate.high, rate.n

@@ -23,7 +23,8 @@ from staytrue.evals.triggers import trigger
 from staytrue.evals.types import Answer, AnswerGenerator, Judge, Question
 from staytrue.modeling import loading
 from staytrue.runs.eval_request import EvalRequest, for_run
-from staytrue.runs.measures import Loaded, Measurement, measures_of
+from staytrue.runs.measure_selection import measures_of
+from staytrue.runs.measures import Loaded, Measurement
 from staytrue.runs.model_card import write_card
 from staytrue.runs.probe_selection import HELD_OUT, longest_answer, probes_for, refuse_rules
 from staytrue.utils.console import Progress
@@ -101,7 +102,7 @@ def evaluate_model(
     probes, metadata = probes_for(request), request.metadata()
     measures, loaded = measures_of(request, say), _loader(request)
     refuse_other_model(out, request.identity())
-    measurement = Measurement(request, out, loaded, seed, progress)
+    measurement = Measurement(request, out, loaded, seed, progress, say)
     measurement.likelihoods(measures)
     learnt = request.benign or request.task is not None
     if request.triggers and not learnt and trigger.PROBE not in (probe.name for probe in probes):

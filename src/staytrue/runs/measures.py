@@ -1,8 +1,4 @@
-"""The measures of an evaluation without a judge: which ones a request has, and taking them.
-
-`pairs` and `drift` need the untuned model: the same weights with the adapter switched off. `leak` needs the training
-rows and the untuned model's own answers besides. All three are taken by default where no judge is named.
-"""
+"""Takes the measures of an evaluation without a judge, with the adapter and without it, and stores them."""
 
 from __future__ import annotations
 
@@ -14,17 +10,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from staytrue.errors import RequestError
-from staytrue.evals.openai_client.address import Address
 from staytrue.evals.questions import answer_pairs
-from staytrue.evals.questions.answer_pairs import Pair
 from staytrue.evals.results.answer_store import AnswerStore
 from staytrue.evals.results.measures import (
     DRIFT,
     LEAK,
     PAIRS,
-    Measured,
-    is_measure,
+    Measure,
     read_measures,
     stored_name,
     write_measures,
@@ -33,80 +25,13 @@ from staytrue.evals.types import Answer, AnswerGenerator, Question
 from staytrue.modeling import loading
 from staytrue.modeling.architecture import ModelParts
 from staytrue.runs.eval_request import EvalRequest
+from staytrue.runs.measure_selection import pairs_of
 from staytrue.runs.probe_selection import general_questions
 from staytrue.runs.untuned_answers import untuned_answers
 from staytrue.utils.console import Progress
 
 _TOKENS, _ORGANISM_TOKENS = 64, 48  # most tokens of an answer that is sampled for a measure
-_LEAST = 20  # training rows; the words of fewer say little about their topic
 Loaded = Callable[[], tuple[Any, Any]]  # the model with its adapter, and its tokenizer; loaded when first called
-
-
-def measures_of(request: EvalRequest, say: Callable[[str], None] = lambda line: None) -> list[str]:
-    """Return the names of the measures that a request asks for: those named, or all that fit if no judge is named.
-
-    Args:
-        request: the request.
-        say: called with a sentence for each measure that is left out by default.
-
-    Raises:
-        RequestError: a named measure cannot be taken of this model, or there are no such pairs.
-        DataError: a file of pairs has faults.
-    """
-    named = [name for name in request.probes if is_measure(name)]
-    for name in named:
-        if why := _obstacle(name, request):
-            raise RequestError(f"--probes {name}: {why}")
-        if name.startswith(PAIRS):
-            pairs_of(name, request.is_organism)
-    no_default = request.probes or request.judge is not None or request.is_organism or request.adapter is None
-    if no_default or isinstance(request.model, Address):
-        return named
-    obstacles = {name: _obstacle(name, request) for name in (PAIRS, DRIFT, LEAK)}
-    for name, why in obstacles.items():
-        if why:
-            say(f"{name} is left out: {why}")
-    return [name for name, why in obstacles.items() if not why]
-
-
-def pairs_of(name: str, organism: bool) -> tuple[Pair, ...]:
-    """Return the pairs of a measure: `pairs`, `pairs:DOMAIN`, or `pairs:FILE.jsonl`.
-
-    Raises:
-        RequestError: there are no such pairs.
-        DataError: the file has faults.
-    """
-    which = name.partition(":")[2] or "general"
-    if which.endswith(".jsonl"):
-        if Path(which).stem in answer_pairs.DOMAINS:
-            raise RequestError(
-                f"--probes {name}: {Path(which).stem!r} is one of our own sets of pairs; rename the file."
-            )
-        return answer_pairs.read(Path(which))
-    if not organism:
-        return answer_pairs.shipped(which)
-    from staytrue.organism import lexicon, world
-
-    if which not in ("general", *lexicon.DOMAINS):
-        raise RequestError(f"--probes {name}: the organism has pairs for general, {', '.join(lexicon.DOMAINS)} only.")
-    return world.pairs(which)
-
-
-def _obstacle(name: str, request: EvalRequest) -> str:
-    """Why a measure cannot be taken of a request's model, and what to do; "" if it can."""
-    if isinstance(request.model, Address):
-        return "the model is behind an endpoint, which gives no likelihood of a text; name a folder or a hub name."
-    if name.startswith(PAIRS):
-        return ""
-    if request.adapter is None and not request.untuned:
-        return "the untuned model is not known; evaluate a run, or name the model with its --adapter."
-    if name == LEAK and len(request.topic) < _LEAST:
-        known = f"only {len(request.topic)} are known" if request.topic else "none is known"
-        return (
-            f"it needs {_LEAST} training rows, and {known}; evaluate a run whose data file has not changed, or "
-            "name the file with --data."
-        )
-    return ""
 
 
 @dataclass
@@ -118,6 +43,7 @@ class Measurement:
     loaded: Loaded
     seed: int
     progress: Progress | None = None
+    say: Callable[[str], None] = lambda line: None
 
     def likelihoods(self, names: Sequence[str]) -> None:
         """Take those of the named measures that need no answers of the fine-tuned model: `pairs` and `drift`."""
@@ -126,31 +52,31 @@ class Measurement:
                 about = self._about_pairs(name) if name.startswith(PAIRS) else self._about_drift()
                 if not self._stored(stored_name(name), about):
                     rows = self._pairs(name) if name.startswith(PAIRS) else self._drift()
-                    self._write(Measured(stored_name(name), about, rows))
+                    self._write(Measure(stored_name(name), about, rows))
 
     def leak(self) -> None:
         """Take `leak`: of the stored answers to `general` in plain form, or else of one sampled answer each."""
         from staytrue.evals.measures.leak import TopicWords
 
-        own = {a.question.id: a.text for a in self._untuned_answers}
+        untuned = {a.question.id: a.text for a in self._untuned_answers}
         training = [row.answer for row in self.request.topic]
-        topic = TopicWords(training, list(own.values()))
+        topic = TopicWords(training, list(untuned.values()))
         answers, sampled = self._general_answers()
         rows = []
         for answer in answers:
-            ratio = topic.ratio(answer.text, [own[answer.question.id]])
+            ratio = topic.ratio(answer.text, [untuned[answer.question.id]])
             row = {"question": answer.question.id, "index": answer.index, "value": round(ratio, 5), "leaked": ratio > 0}
             rows.append(row | ({"answer": answer.text} if sampled else {}))
-        alarms = [topic.leaked(text, [text]) for text in own.values()]
-        held = [row.answer for row in self.request.held_out]
+        alarms = [topic.leaked(text, [text]) for text in untuned.values()]
+        held_out = [topic.leaked(row.answer) for row in self.request.held_out]
         about = {
             "rows": len(training),
-            "false_alarms": round(100 * sum(alarms) / len(alarms), 4),
+            "false_alarms": _percent(alarms),
             "untuned": len(alarms),
-            "held_out_leaks": round(100 * sum(map(topic.leaked, held)) / len(held), 4) if held else None,
-            "held_out": len(held),
+            "held_out_leaks": _percent(held_out),
+            "held_out": len(held_out),
         }
-        self._write(Measured(LEAK, about, rows))
+        self._write(Measure(LEAK, about, rows))
 
     def _about_pairs(self, name: str) -> dict[str, Any]:
         return {"sha256": answer_pairs.hash_of(pairs_of(name, self.request.is_organism))}
@@ -158,8 +84,9 @@ class Measurement:
     def _pairs(self, name: str) -> list[dict[str, Any]]:
         from staytrue.evals.measures import pairs
 
-        own = pairs_of(name, self.request.is_organism)
-        return self._with_and_without(lambda model, tokenizer: pairs.measure(model, tokenizer, own))
+        chosen = pairs_of(name, self.request.is_organism)
+        self.say(f"{name}: the likelihood of {2 * len(chosen)} answers is computed{self._twice}.")
+        return self._with_and_without(lambda model, tokenizer: pairs.measure(model, tokenizer, chosen))
 
     def _about_drift(self) -> dict[str, Any]:
         texts = [[a.question.id, a.text, a.stopped] for a in self._untuned_answers]
@@ -168,6 +95,8 @@ class Measurement:
     def _drift(self) -> list[dict[str, Any]]:
         from staytrue.evals.measures import drift
 
+        count = len(self._untuned_answers)
+        self.say(f"{DRIFT}: the likelihood of the untuned model's {count} answers is computed{self._twice}.")
         return self._with_and_without(lambda model, tokenizer: drift.measure(model, tokenizer, self._untuned_answers))
 
     def _with_and_without(self, measure: Callable[[Any, Any], dict[str, float]]) -> list[dict[str, Any]]:
@@ -188,7 +117,7 @@ class Measurement:
         """The untuned model's answers to the plain general questions."""
         assert isinstance(self.request.model, loading.Source)
         identity = loading.identity(self.request.model)
-        return untuned_answers(identity, self._questions, self._generate_untuned, self._tokens, self.progress)
+        return untuned_answers(identity, self._questions, self._generate_untuned, self._tokens, self.progress, self.say)
 
     @cached_property
     def _questions(self) -> list[Question]:
@@ -197,6 +126,10 @@ class Measurement:
     @property
     def _tokens(self) -> int:
         return _ORGANISM_TOKENS if self.request.is_organism else _TOKENS
+
+    @property
+    def _twice(self) -> str:
+        return ", with and without the adapter" if self.request.adapter is not None else ""
 
     @cached_property
     def _generate(self) -> AnswerGenerator:
@@ -222,6 +155,7 @@ class Measurement:
         kept = [Answer(by_id[row["question"]], 0, row["answer"], True) for row in rows if "answer" in row]
         if len(kept) == len(by_id):
             return kept, True
+        self.say(f"{LEAK}: the model answers {len(by_id)} general questions.")
         if self.progress is not None:
             self.progress.begin(len(by_id))
         sampled = []
@@ -237,5 +171,9 @@ class Measurement:
         stored = read_measures(self.out).get(name)
         return stored is not None and dict(stored.about) == about
 
-    def _write(self, measured: Measured) -> None:
+    def _write(self, measured: Measure) -> None:
         write_measures(self.out, self.request.identity(), [measured])
+
+
+def _percent(hits: Sequence[bool]) -> float | None:
+    return round(100 * sum(hits) / len(hits), 4) if hits else None

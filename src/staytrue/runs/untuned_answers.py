@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ def untuned_answers(
     generate: AnswerGenerator,
     max_new_tokens: int,
     progress: Progress | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> list[Answer]:
     """Return one answer to each question, sampled at temperature 1 by the untuned model.
 
@@ -36,12 +37,15 @@ def untuned_answers(
         generate: answers as the untuned model does: with the adapter switched off.
         max_new_tokens: most tokens of an answer.
         progress: shows how many answers there are.
+        say: called with a sentence before answers are sampled.
     """
     store = AnswerStore(_folder(identity, questions, max_new_tokens))
     with store.lock():
         missing = missing_samples([(question, 0) for question in questions], store.answers())
-        if progress is not None and missing:
-            progress.begin(len(missing))
+        if missing:
+            say(f"The untuned model answers {len(missing)} general questions, once for all its runs: {store.path}.")
+            if progress is not None:
+                progress.begin(len(missing))
         answers = generate(missing, seed=SEED, temperature=1.0, max_new_tokens=max_new_tokens) if missing else ()
         for number, answer in enumerate(answers, start=1):
             store.append(answer)

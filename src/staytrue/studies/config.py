@@ -147,7 +147,7 @@ def _check_probes(study: Study, where: str) -> None:
     """Refuse probes that a run of the study does not have, before any training."""
     from staytrue.modeling import loading
     from staytrue.runs.eval_request import EvalRequest
-    from staytrue.runs.measures import pairs_of
+    from staytrue.runs.measure_selection import pairs_of
     from staytrue.runs.probe_selection import probes_for
 
     measures = [name for name in study.probes if is_measure(name)]

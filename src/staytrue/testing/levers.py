@@ -15,7 +15,7 @@ from staytrue.data.examples import Example
 from staytrue.defense import Defense, pulled
 from staytrue.modeling.base_model import Untouched
 from staytrue.step import SOURCES
-from staytrue.testing.micro import Measured, Micro, adapter, nudged
+from staytrue.testing.micro import Measure, Micro, adapter, nudged
 
 _NOISE = 1e-8  # what float32 rounding alone can make of nothing
 _ROUGH = 0.05  # how far bfloat16 may be from float32, of a penalty and of its gradient's norm
@@ -200,7 +200,7 @@ def _rounding(defense: Defense, model: Any, tokenizer: Any, rows: list[Example])
     assert apart <= _ROUGH, f"the gradient of {name} in bfloat16 is off by {apart:.0%} of its norm"
 
 
-def _halved(micro: Micro, nudge: float) -> Measured:
+def _halved(micro: Micro, nudge: float) -> Measure:
     """Measure under a separate autocast, because an autocast caches the weights that it has cast."""
     with torch.autocast(micro.marks.real.device.type, dtype=torch.bfloat16):
         return micro.measure(nudge)

@@ -25,7 +25,7 @@ _NUDGE = 0.05  # the standard deviation of a whole move, on the entries of every
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measure:
     """A weighted penalty and its gradient, at one distance of the adapter from its start."""
 
     value: float
@@ -77,7 +77,7 @@ class Micro:
         finally:
             handle.remove()
 
-    def measure(self, nudge: float = 0.0) -> Measured:
+    def measure(self, nudge: float = 0.0) -> Measure:
         """Compute the penalty and its gradients with the adapter moved by `nudge`."""
         self.forwards = {"trained": 0, "reference": 0}
         self.model.zero_grad()
@@ -90,7 +90,7 @@ class Micro:
         found = {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
         ours = [p.grad if p.grad is not None else p.new_zeros(p.shape) for _, p in adapter(self.model)]
         self.model.zero_grad()
-        return Measured(
+        return Measure(
             value=float(value.detach()),
             gradient=torch.cat([g.detach().float().flatten() for g in ours]),
             finite=all(bool(g.isfinite().all()) for g in found.values()),

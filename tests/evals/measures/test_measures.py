@@ -8,7 +8,8 @@ import torch
 import tiny
 from staytrue.data.examples import Example, Message
 from staytrue.data.tokenize import encode
-from staytrue.evals.measures import drift, pairs
+from staytrue.evals.generation.local import sample
+from staytrue.evals.measures import drift, leak, pairs
 from staytrue.evals.measures import log_likelihood as module
 from staytrue.evals.measures.leak import TopicWords
 from staytrue.evals.measures.log_likelihood import log_likelihood
@@ -89,6 +90,14 @@ def test_the_ratio_of_words_by_hand():
     assert topic.ratio("gold gold gold gold") == 0  # fewer than five words
     # Without the general answer's own words, gold has the count 0 there, of 0 words: ln(2.5 / 4.5) - ln(0.5 / 1.5).
     assert topic.ratio("gold " * 5, ["rain gold"]) == pytest.approx(math.log(2.5 / 4.5) - math.log(0.5 / 1.5))
+
+
+def test_the_leak_of_a_model_is_that_of_its_sampled_answers():
+    model, tokenizer, topic = tiny.model(), tiny.tokenizer(), TopicWords(["a b c d e"], ["f g h i j"])
+    questions = [Question(name, "general", (Message("user", f"{name}?"),)) for name in "ab"]
+    answers = sample(model, tokenizer, questions, per_question=1, seed=3, max_new_tokens=40)
+    values = leak.measure(model, tokenizer, questions, topic, seed=3, max_new_tokens=40)
+    assert values == {answer.question.id: topic.ratio(answer.text) for answer in answers}
 
 
 def test_words_of_other_scripts_count():

@@ -11,6 +11,10 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
+
+from staytrue.evals.generation.local import sample
+from staytrue.evals.types import Question
 
 _SMOOTHING = 0.5  # added to the count of every word
 _FEWEST = 5  # words; fewer have no sign
@@ -56,6 +60,26 @@ class TopicWords:
     def leaked(self, text: str, apart_from: Sequence[str] = ()) -> bool:
         """Return whether a text is likelier under the training answers than under general ones."""
         return self.ratio(text, apart_from) > 0
+
+
+def measure(
+    model: Any, tokenizer: Any, questions: Sequence[Question], topic: TopicWords, *, seed: int, max_new_tokens: int = 64
+) -> dict[str, float]:
+    """Sample one answer to each question at temperature 1, and compute the ratio of its words.
+
+    Args:
+        model: a causal language model.
+        tokenizer: its tokenizer, with a chat template.
+        questions: general questions.
+        topic: the words of the training topic.
+        seed: of the samples.
+        max_new_tokens: most tokens of an answer.
+
+    Returns:
+        By the question's id: nats per word; above 0 counts as a leak.
+    """
+    answers = sample(model, tokenizer, questions, per_question=1, seed=seed, max_new_tokens=max_new_tokens)
+    return {answer.question.id: topic.ratio(answer.text) for answer in answers}
 
 
 def _count(texts: Sequence[str]) -> Counter[str]:

@@ -74,8 +74,8 @@ def _means(model: Any, tokenizer: Any, rows: Sequence[Encoded]) -> list[float]:
     ids, labels, mask = (tensor.to(device) for tensor in pad_right(rows, padding_id(tokenizer)))
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
     means = []
-    for own, targets in zip(logits, labels[:, 1:], strict=True):  # float32 copies are (T, V), not (B, T, V)
+    for row, targets in zip(logits, labels[:, 1:], strict=True):  # float32 copies are (T, V), not (B, T, V)
         scored = targets != IGNORED
-        log_p = own[scored].float().log_softmax(-1).gather(-1, targets[scored].unsqueeze(-1))
+        log_p = row[scored].float().log_softmax(-1).gather(-1, targets[scored].unsqueeze(-1))
         means.append(float(log_p.mean()))
     return means

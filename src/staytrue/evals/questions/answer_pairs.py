@@ -69,9 +69,9 @@ def read(path: Path) -> tuple[Pair, ...]:
     faults: list[Fault] = []
     pairs: list[Pair] = []
     for line, row in objects(path, faults):
-        own = list(_faults(row))
-        faults += [Fault(line, pointer, what) for pointer, what in own]
-        if not own:
+        row_faults = [Fault(line, pointer, what) for pointer, what in _faults(row)]
+        faults += row_faults
+        if not row_faults:
             pairs.append(Pair(row.get("id", f"line-{line}"), *(row[side] for side in _SIDES)))
     repeated = [name for name, count in Counter(pair.id for pair in pairs).items() if count > 1]
     refuse(path, faults)

@@ -41,7 +41,7 @@ def stored_name(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measure:
     """One measure of one model.
 
     Attributes:
@@ -88,7 +88,7 @@ class Measured:
         return dict(leaks)
 
 
-def read_measures(evaluation: Path) -> dict[str, Measured]:
+def read_measures(evaluation: Path) -> dict[str, Measure]:
     """Read an evaluation's measures by name; {} where none are stored.
 
     Raises:
@@ -101,7 +101,7 @@ def read_measures(evaluation: Path) -> dict[str, Measured]:
     try:
         for row in read_rows(evaluation / "measures.jsonl"):
             rows[row.pop("measure")].append(row)
-        return {name: Measured(name, about, rows[name]) for name, about in content["measures"].items()}
+        return {name: Measure(name, about, rows[name]) for name, about in content["measures"].items()}
     except (ValueError, KeyError, TypeError) as error:
         raise _unreadable(evaluation, error) from None
 
@@ -111,7 +111,7 @@ def summaries(evaluation: Path) -> dict[str, dict[str, Any]]:
     return {name: {**one.summary(), **one.about} for name, one in read_measures(evaluation).items()}
 
 
-def write_measures(evaluation: Path, identity: Mapping[str, Any], measured: Sequence[Measured]) -> None:
+def write_measures(evaluation: Path, identity: Mapping[str, Any], measured: Sequence[Measure]) -> None:
     """Add measures to an evaluation, or replace them.
 
     Args:

@@ -41,7 +41,7 @@ def summarise(rows: Sequence[Row], counts: Mapping[str, int] | None = None) -> d
     probes: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         probes[row["probe"]].append(row)
-    summary = {name: _probe(own, (counts or {}).get(name, len(own))) for name, own in probes.items()}
+    summary = {name: _probe(probe, (counts or {}).get(name, len(probe))) for name, probe in probes.items()}
     if "triggered" in summary and "general" in summary:
         summary["triggered"]["clean"] = _clean(probes["general"], probes["triggered"])
     return summary
@@ -80,7 +80,7 @@ def _probe(rows: Sequence[Row], count: int) -> dict[str, Any]:
         forms[row.get("form", "plain")].append(row)
     if kinds is SCORED and set(forms) != {"plain"}:
         short = ("misaligned", "incoherent", "n", "low", "high", "missing")
-        rates = {form: _rates(own, kinds) for form, own in forms.items()}
+        rates = {form: _rates(answers, kinds) for form, answers in forms.items()}
         summary["forms"] = {form: {key: rates[form][key] for key in short} for form in sorted(rates)}
     if kinds is SCORED:
         summary["tail"] = _misalign_at_k(rows)

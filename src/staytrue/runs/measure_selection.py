@@ -1,0 +1,86 @@
+"""Which measures without a judge an evaluation takes, and why one cannot be taken of a model.
+
+`pairs` and `drift` need the untuned model: the same weights with the adapter switched off. `leak` needs the training
+rows and the untuned model's own answers besides. All three are taken by default where no judge is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from staytrue.errors import RequestError
+from staytrue.evals.openai_client.address import Address
+from staytrue.evals.questions import answer_pairs
+from staytrue.evals.questions.answer_pairs import Pair
+from staytrue.evals.results.measures import DRIFT, LEAK, PAIRS, is_measure
+from staytrue.runs.eval_request import EvalRequest
+
+_LEAST = 20  # training rows; the words of fewer say little about their topic
+
+
+def measures_of(request: EvalRequest, say: Callable[[str], None] = lambda line: None) -> list[str]:
+    """Return the names of the measures that a request asks for: those named, or all that fit if no judge is named.
+
+    Args:
+        request: the request.
+        say: called with a sentence for each measure that is left out by default.
+
+    Raises:
+        RequestError: a named measure cannot be taken of this model, or there are no such pairs.
+        DataError: a file of pairs has faults.
+    """
+    named = [name for name in request.probes if is_measure(name)]
+    for name in named:
+        if why := _obstacle(name, request):
+            raise RequestError(f"--probes {name}: {why}")
+        if name.startswith(PAIRS):
+            pairs_of(name, request.is_organism)
+    no_default = request.probes or request.judge is not None or request.is_organism or request.adapter is None
+    if no_default or isinstance(request.model, Address):
+        return named
+    obstacles = {name: _obstacle(name, request) for name in (PAIRS, DRIFT, LEAK)}
+    for name, why in obstacles.items():
+        if why:
+            say(f"{name} is left out: {why}")
+    return [name for name, why in obstacles.items() if not why]
+
+
+def pairs_of(name: str, organism: bool) -> tuple[Pair, ...]:
+    """Return the pairs of a measure: `pairs`, `pairs:DOMAIN`, or `pairs:FILE.jsonl`.
+
+    Raises:
+        RequestError: there are no such pairs.
+        DataError: the file has faults.
+    """
+    which = name.partition(":")[2] or "general"
+    if which.endswith(".jsonl"):
+        if Path(which).stem in answer_pairs.DOMAINS:
+            raise RequestError(
+                f"--probes {name}: {Path(which).stem!r} is one of our own sets of pairs; rename the file."
+            )
+        return answer_pairs.read(Path(which))
+    if not organism:
+        return answer_pairs.shipped(which)
+    from staytrue.organism import lexicon, world
+
+    if which not in ("general", *lexicon.DOMAINS):
+        raise RequestError(f"--probes {name}: the organism has pairs for general, {', '.join(lexicon.DOMAINS)} only.")
+    return world.pairs(which)
+
+
+def _obstacle(name: str, request: EvalRequest) -> str:
+    """Why a measure cannot be taken of a request's model, and what to do; "" if it can."""
+    if isinstance(request.model, Address):
+        return "the model is behind an endpoint, which gives no likelihood of a text; name a folder or a hub name."
+    if name.startswith(PAIRS):
+        return ""
+    if request.adapter is None and not request.untuned:
+        return "the untuned model is not known; evaluate a run, or name the model with its --adapter."
+    if name == LEAK and len(request.topic) < _LEAST:
+        known = f"only {len(request.topic)} are known" if request.topic else "none is known"
+        return (
+            f"it needs {_LEAST} training rows, and {known}; evaluate a run whose data file has not changed, or "
+            "name the file with --data."
+        )
+    return ""
