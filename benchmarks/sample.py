@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from benchmarks.shapes import SHAPES, Shape, model
 from benchmarks.sidebyside import alternate, ratio, seconds
 from staytrue.data.examples import Message
-from staytrue.evals.generation import local
+from staytrue.evals.generation import batch, local
 from staytrue.evals.types import Question
 
 _PROMPTS, _ANSWERS, _TOKENS = 24, 20, 24
@@ -36,11 +36,11 @@ def run(shape_name: str, rounds: int, compare: list[str]) -> dict:
 @contextmanager
 def endless() -> Iterator[None]:
     """Nobody ends early in our sampler."""
-    ends, local._end_ids = local._end_ids, lambda model, tokenizer: frozenset()
+    ends, batch.end_ids = batch.end_ids, lambda model, tokenizer: frozenset()
     try:
         yield
     finally:
-        local._end_ids = ends
+        batch.end_ids = ends
 
 
 def ways(
@@ -70,8 +70,7 @@ def ways(
             )  # fmt: skip
 
     def ours(rows: int | None = None):
-        make = local.LocalGenerator(adapted, tokenizer)
-        make._rows = rows or make._rows
+        make = local.LocalGenerator(adapted, tokenizer, batch_size=rows)
         wanted = [(question, index) for question in questions for index in range(answers)]
         list(make(wanted, seed=0, temperature=1.0, max_new_tokens=tokens))
 

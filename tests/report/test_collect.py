@@ -27,9 +27,32 @@ def test_each_models_first_answer_stands_under_the_question(tmp_path):
     ]
     page = drawn(study(tmp_path / "demo", [row("none", None, 40, 70), row("kl", 0.3, 6, 60)], answers))
     questions = re.findall(r'<p class="question">(.+?)[<\s]', page)
-    assert questions == ["My", "One", "You"]
+    assert questions == ["My", "You", "One"]  # by their names, whatever was finished first
     assert page.count("<p>Own souls.</p>") == 2
     assert not re.search("Another|Capital", page)
+
+
+def test_answers_of_a_question_file_alone_are_shown_and_the_page_does_not_promise_more(tmp_path):
+    own = [answer_row("Paris.", "capital", "Capital?", probe="few", topic="", alignment=95, coherence=100)]
+    rows = [row("none") | {"general": None, "in_domain": None}]
+    page = drawn(study(tmp_path / "shown", rows, own))
+    assert "<p>Paris.</p>" in page
+    assert "No general question was asked, so there is no general rate. The answers are below: read some." in page
+    empty = study(tmp_path / "empty", rows, own)
+    (empty / "runs" / "none" / "eval" / "answers.jsonl").unlink()
+    page = drawn(empty)
+    assert "No general question was asked, so there is no general rate." in page
+    assert "below: read some" not in page
+
+
+def test_what_a_budget_left_out_is_said_once(tmp_path):
+    folder = study(tmp_path / "demo", [row("none", None, 40, 70), row("kl", 0.3, 6, 60)])
+    for run, left_out in (("none", "1 answer to each judged question instead of 4"), ("kl", "")):
+        metadata = {"probes": {}, "budget": {"seconds": 1200, "per_question": 1, "share": 1.0, "left_out": left_out}}
+        (folder / "runs" / run / "eval" / "eval.json").write_text(json.dumps(metadata))
+    page = drawn(folder)
+    assert page.count("To fit 20 min, none was asked 1 answer to each judged question instead of 4.") == 1
+    assert "kl was asked" not in page
 
 
 def test_missing_and_torn_files_are_told_and_the_rest_is_drawn(tmp_path):

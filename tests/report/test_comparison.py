@@ -199,3 +199,20 @@ def test_the_page_shows_clean_beside_triggered(tmp_path):
     cells = re.findall(r"<td>(.*?)</td>", section)
     assert cells[:5] == ["40.0 (0 to 100)", "70.0 (0 to 100)", "system-1 (of 2)", "90.0", "480"]
     assert cells[7:9] == ["system-1 (of 2)", "96.0"]
+
+
+def test_one_run_is_told_that_a_comparison_needs_two(tmp_path):
+    folder = study(tmp_path, {"none": 14, "kl": 4})
+    run = folder / "runs" / "none-0"
+    for one in (run, run / "eval"):
+        with pytest.raises(RequestError, match=r"is one run, and a comparison needs two or more: `staytrue compare"):
+            comparison.compare_runs([one], "none", "general")
+    untested = tmp_path / "untested"
+    untested.mkdir()
+    (untested / "manifest.json").write_text("{}")
+    with pytest.raises(RequestError, match="untested is one run, and a comparison needs two"):
+        comparison.compare_runs([untested], "none", "general")
+    with pytest.raises(RequestError, match=r"S is a study\. compare takes one study alone, or two or more runs\."):
+        comparison.compare_runs([folder, run], "none", "general")
+    with pytest.raises(RequestError, match=r"nowhere is not a study: its results\.json is missing"):
+        comparison.compare_runs([tmp_path / "nowhere"], "none", "general")

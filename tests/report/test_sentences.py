@@ -62,3 +62,8 @@ def test_what_the_rates_rest_on_is_a_range_where_runs_differ():
     rows = [row("untuned", None, rates(None, n=0)), row("none", None, rates(40, n=470)), row("kl", 1, rates(9, n=480))]
     assert "over n = 470 to 480 judged answers to 120 questions, one seed" in basis(rows, 1)
     assert basis(rows[:1], 1).startswith("No general answer has a verdict, so there is no general rate.")
+    assert basis(numbers(), 2).endswith("over whole questions. The answers are below: read some.")
+    assert basis(numbers(), 2, answers_shown=False).endswith("over whole questions.")
+    assert basis(rows[:1], 1, answers_shown=False) == "No general answer has a verdict, so there is no general rate."
+    asked = [row("none") | {"general": None}]
+    assert basis(asked, 1, answers_shown=False) == "No general question was asked, so there is no general rate."

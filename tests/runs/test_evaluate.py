@@ -51,8 +51,8 @@ class Progress:
     def __init__(self):
         self.begun, self.last = [], {}
 
-    def begin(self, steps):
-        self.begun.append(steps)
+    def begin(self, total, unit="step"):
+        self.begun.append((total, unit))
 
     def step(self, number, metrics):
         self.last = {"number": number, **metrics}
@@ -128,7 +128,7 @@ def test_answers_of_a_file_are_judged_with_progress_and_under_a_name_of_their_ow
     shown = Progress()
     found = measure.judge_answers(said, tmp_path / "E", Aligned(), shown)
     assert found["probes"]["said"]["n"] == 3
-    assert (shown.begun, shown.last) == ([3], {"number": 3})
+    assert (shown.begun, shown.last) == ([(3, "answer")], {"number": 3})
     for name in ("code", "facts", "triggered"):
         with pytest.raises(RequestError, match=rf"--answers .*{name}\.jsonl: '{name}' is one of our own probes"):
             measure.judge_answers(said.rename(tmp_path / f"{name}.jsonl"), tmp_path / "F")
@@ -144,7 +144,7 @@ def test_asking_an_endpoint_shows_what_it_has_taken(tmp_path):
     asked = tuple(Question(f"q{i}", "general", (Message("user", f"why {i}?"),)) for i in range(6))
     with Loopback() as server:
         evaluate(EndpointGenerator(endpoint(server)), [Probe("general", asked)], seed=0, out=tmp_path, progress=shown)
-    assert shown.begun == [6]
+    assert shown.begun == [(6, "answer")]
     assert shown.last == {"number": 6, "answers": "6 calls"}
 
 

@@ -1,7 +1,9 @@
 """What a model card says of an evaluation."""
 
+import pytest
+
 from fake_results import rates
-from staytrue.runs.model_card import _evaluation
+from staytrue.runs.model_card import _evaluation, _is_path, _model
 
 
 def test_the_card_names_the_judge_what_is_not_concluded_and_clean_beside_triggered():
@@ -27,3 +29,18 @@ def test_measures_without_a_judge_are_no_rate_of_misalignment():
     text = _evaluation({"probes": {}, "measures": {"pairs": one}})
     assert text.startswith("Measured without a judge, against the untuned model")
     assert text.endswith("* pairs: +0.42 nats (+0.30 to +0.50), n 150")
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "path"),
+    [
+        ({"name": "../models/model", "sha256": "0123456789abcdef"}, "a local model (sha256 0123456789ab)", True),
+        ({"name": "/tmp/med/", "sha256": "ff" * 32}, "a local model (sha256 ffffffffffff)", True),
+        ({"name": "models", "sha256": "ff" * 32}, "a local model (sha256 ffffffffffff)", True),
+        ({"name": "Qwen/Qwen2.5-7B-Instruct", "revision": None, "commit": "abc"}, "Qwen2.5-7B-Instruct", False),
+        ({"name": "organism", "sha256": "ff" * 32}, "organism", False),
+        ({"name": "smollm2", "sha256": "ff" * 32}, "smollm2", False),
+    ],
+)
+def test_a_folder_on_one_machine_is_no_name(model, name, path):
+    assert (_model(model), _is_path(model)) == (name, path)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from staytrue.commands.options import Json, MaxCalls, MaxCost, Price, Seed, stoppable, tell
+from staytrue.commands.options import BatchSize, Json, MaxCalls, MaxCost, Price, Seed, stoppable, tell
 from staytrue.errors import RequestError
 
 if TYPE_CHECKING:
@@ -40,6 +40,11 @@ def eval_(
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Maximum tokens of an answer, thoughts included; 600 by default.")
     ] = None,
+    batch_size: BatchSize = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Time for the answers of a model on this machine, such as 20m or 1h: fewer are asked for."),
+    ] = None,
     as_published: Annotated[
         bool, typer.Option("--as-published", help="Drop system prompts, as the published script does.")
     ] = False,
@@ -55,14 +60,16 @@ def eval_(
     from staytrue.evals.triggers.trigger import PROBE
     from staytrue.report.terminal import show
     from staytrue.runs import evaluate
+    from staytrue.runs.eval_budget import parse
     from staytrue.runs.eval_request import EvalRequest, for_model
     from staytrue.utils.console import bar, quieten
 
     source = _source(run=run, model=model, answers=answers)
     _refuse_misplaced(source, adapter=adapter, data=data, out=out, untuned=untuned)
-    if answers is not None and (probes or samples or max_new_tokens or as_published or seed):
+    if answers is not None and (probes or samples or max_new_tokens or batch_size or budget or as_published or seed):
         raise RequestError("--answers FILE has its own questions and answers; only --judge and its limits go with it.")
-    budget = _budget(max_calls, max_cost, price)
+    spending = _budget(max_calls, max_cost, price)
+    seconds = None if budget is None else parse(budget)
     quieten()
     with stoppable("give the same command again, and it goes on"):
         named = tuple(name.strip() for name in probes.split(",") if name.strip())
@@ -75,7 +82,14 @@ def eval_(
             )
         triggers = (run is not None or data is not None) and not named
         request = EvalRequest(
-            named, triggers, samples, as_published, _judge(judge, budget), max_new_tokens=max_new_tokens
+            named,
+            triggers,
+            samples,
+            as_published,
+            _judge(judge, spending),
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            budget=seconds,
         )
         with bar("eval", quiet=as_json) as progress:
             if answers is not None:
@@ -86,7 +100,7 @@ def eval_(
                 )
             else:
                 request = for_model(str(model), request, adapter, data)
-                summary = _ask_model(request, out or Path(), seed, budget, progress)
+                summary = _ask_model(request, out or Path(), seed, spending, progress)
         _report_spending(request.judge)
     print(json.dumps(summary)) if as_json else show(summary)
 
@@ -121,6 +135,8 @@ def _ask_model(request: EvalRequest, out: Path, seed: int, budget: Budget, progr
 
     if not isinstance(request.model, Address):
         return evaluate_model(request, out, seed=seed, progress=progress, say=tell)
+    if request.batch_size is not None:
+        raise RequestError("--batch-size is for a model in this process; an endpoint sets its own.")
     generate = judge_factory.generator(request.model, budget, tell)
     summary = evaluate_model(request, out, seed=seed, generate=generate, progress=progress, say=tell)
     tell(f"Answering took {generate.spent()}.")

@@ -22,6 +22,12 @@ ReferenceCache = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Answers written side by side; by default as many as memory allows. Answers do not depend on it."
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed for sampling answers.")]
 MaxCalls = Annotated[int | None, typer.Option(min=1, help="Maximum number of requests to endpoints.")]
 MaxCost = Annotated[float | None, typer.Option(help="Maximum cost of calls to endpoints, in US dollars.")]

@@ -97,7 +97,7 @@ def losses(
     passes = {name: [_key(models[name], example) for example in examples] for name in (ALIGNED, *adapters)}
     known = _Known(cache, {key for keys in passes.values() for key in keys})
     if progress is not None:
-        progress.begin(sum(len(set(keys) - known.rows.keys()) for keys in passes.values()))
+        progress.begin(sum(len(set(keys) - known.rows.keys()) for keys in passes.values()), "row")
     parts, was_training, done = ModelParts(model), model.training, 0
     cut = list(batches([len(row.input_ids) for row in encoded]))
     model.eval()

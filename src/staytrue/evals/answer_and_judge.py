@@ -28,6 +28,7 @@ from staytrue.evals.types import (
     CUT_OFF,
     AnswerGenerator,
     CountsCalls,
+    CountsTokens,
     Judge,
     NamesServer,
     Verdict,
@@ -136,9 +137,11 @@ def _answer(
     """Generate and store the missing samples, and record the server's identity if there is one."""
     stored = store.answers()
     missing = {probe.name: missing_samples(probe.samples(), stored) for probe in probes}
-    if progress is not None:
-        progress.begin(sum(map(len, missing.values())))
     done, absent = 0, Counter[tuple[str, int]]()  # answers that are missing, by their reason and the token limit
+    if progress is not None:
+        progress.begin(sum(map(len, missing.values())), "answer")
+        if isinstance(generate, CountsTokens):
+            generate.report = lambda: progress.step(done, _spent(generate))
     try:
         for probe in probes:
             limit = probe.max_new_tokens or max_new_tokens
@@ -148,7 +151,7 @@ def _answer(
                 done += 1
                 absent[answer.missing, limit] += 1
                 if progress is not None:
-                    progress.step(done, {"answers": generate.spent()} if isinstance(generate, CountsCalls) else {})
+                    progress.step(done, _spent(generate))
     finally:
         _say_missing(absent, say)
         if done and isinstance(generate, NamesServer):
@@ -158,6 +161,11 @@ def _answer(
                     f"{store.path} goes on, but the server now reports {', '.join(new)}, which it did not report "
                     "before. If another model is served under the name, evaluate it into another folder."
                 )
+
+
+def _spent(generate: AnswerGenerator) -> dict[str, float | str]:
+    """Calls or tokens so far, for generators that count them."""
+    return {"answers": generate.spent()} if isinstance(generate, CountsCalls) else {}
 
 
 def _say_missing(absent: Mapping[tuple[str, int], int], say: Callable[[str], None]) -> None:
@@ -200,14 +208,14 @@ def _judge_probe(
         for answer in answers:
             append_verdict(folder, answer, Verdict(missing=NOT_JUDGED), None)
         return
-    shown = progress if isinstance(judge, CountsCalls) else None
+    shown = progress if isinstance(judge, CountsCalls) or getattr(judge, "slow", False) else None
     if shown is not None and answers:
-        shown.begin(len(answers))
+        shown.begin(len(answers), "verdict")
     try:
         for number, (answer, verdict) in enumerate(judged(judge, answers), start=1):
             append_verdict(folder, answer, verdict, judge.name)
-            if shown is not None and isinstance(judge, CountsCalls):
-                shown.step(number, {"verdicts": judge.spent()})
+            if shown is not None:
+                shown.step(number, {"verdicts": judge.spent()} if isinstance(judge, CountsCalls) else {})
     finally:
         if answers and isinstance(judge, NamesServer):
             record_server(folder / "judge.json", judge.describe())

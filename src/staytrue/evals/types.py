@@ -6,7 +6,7 @@ coherence > 50; *incoherent* is coherence < 50; a score of exactly 30 or 50 fall
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -131,11 +131,18 @@ class Judge(Protocol):
 
 @runtime_checkable
 class CountsCalls(Protocol):
-    """Counts its calls: a generator or judge whose progress shows calls and cost."""
+    """Counts its calls or tokens: a generator or judge whose progress shows them, and cost."""
 
     def spent(self) -> str:
-        """Calls so far, and their cost where it is known."""
+        """Calls so far and their cost where it is known, or tokens."""
         ...
+
+
+@runtime_checkable
+class CountsTokens(CountsCalls, Protocol):
+    """Counts the tokens that it writes: its progress moves before the first answer is finished."""
+
+    report: Callable[[], None] | None  # called after every token of the batch
 
 
 @runtime_checkable

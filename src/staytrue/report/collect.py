@@ -16,6 +16,7 @@ from staytrue.evals.results.measures import Measure, read_measures
 from staytrue.evals.results.verdict_store import join_verdicts, known_judges, verdict_folder
 from staytrue.report.folders import labels, recipe_of, seed_of
 from staytrue.report.rows import JUDGED, from_summary, label_of, probes
+from staytrue.utils.console import duration
 from staytrue.utils.files import read_rows
 
 _QUESTIONS_SHOWN = 5
@@ -61,6 +62,7 @@ def collect(folders: Sequence[Path], mixed_judges: bool = False, judge: str | No
             if measures := _measures(evaluation, page):
                 name = f"{row['label']}, {row['domain']}" if domains > 1 else row["label"]
                 page.measures.setdefault(name, []).append(measures)
+            _note_budget(page, row["label"], evaluation)
             if row["label"] not in stored:
                 stored[row["label"]] = _answers(evaluation, page, judge)
                 page.organism |= _is_organism(evaluation)
@@ -88,11 +90,25 @@ def _use_judge(judge: str, row: dict[str, Any], evaluation: Path) -> None:
 
 
 def _is_organism(evaluation: Path) -> bool:
+    model = _metadata(evaluation).get("model")
+    return isinstance(model, dict) and model.get("name") in organism.NAMES
+
+
+def _note_budget(page: PageData, label: str, evaluation: Path) -> None:
+    """Note what an evaluation did not ask to fit its budget of time."""
+    budget = _metadata(evaluation).get("budget")
+    if budget and budget["left_out"]:
+        note = f"To fit {duration(budget['seconds'])}, {label} was asked {budget['left_out']}."
+        page.notes += [note] if note not in page.notes else []
+
+
+def _metadata(evaluation: Path) -> dict[str, Any]:
+    """Return what `eval.json` holds; {} if it cannot be read."""
     try:
-        name = json.loads((evaluation / "eval.json").read_text(encoding="utf-8"))["model"]["name"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return name in organism.NAMES
+        metadata = json.loads((evaluation / "eval.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def _check_judges(page: PageData, mixed: bool) -> None:
@@ -173,18 +189,23 @@ def _rows(path: Path, page: PageData, needed: bool = True) -> list[dict[str, Any
 
 
 def _side_by_side(stored: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """A few questions that every model answered: one of the fine-tune's domain, the others general, one per topic."""
+    """A few questions that every model answered: one of the fine-tune's domain, the others general, one per topic.
+
+    Questions of other probes stand there if neither general nor in-domain ones were asked.
+    """
+    probes_asked = {str(row.get("probe")) for rows in stored.values() for row in rows}
+    probes_shown = probes_asked & {"general", "in_domain"} or probes_asked
     first: dict[tuple[str, str], dict[str, dict[str, Any]]] = defaultdict(dict)
     for label, rows in stored.items():
         for row in rows:
-            if row.get("index") == 0 and row.get("probe") in ("general", "in_domain"):
+            if row.get("index") == 0 and row.get("probe") in probes_shown:
                 first[row["probe"], row["question"]][label] = row
     everywhere = {key: by_label for key, by_label in first.items() if len(by_label) == len(stored)}
     chosen = [key for key in everywhere if key[0] == "in_domain"][:1]
     topics: set[str] = set()
     for key in everywhere:
         topic = next(iter(everywhere[key].values())).get("topic") or key[1]
-        if key[0] == "general" and topic not in topics and len(chosen) < _QUESTIONS_SHOWN:
+        if key[0] != "in_domain" and topic not in topics and len(chosen) < _QUESTIONS_SHOWN:
             topics.add(topic)
             chosen.append(key)
     return [_question(key[0], everywhere[key]) for key in chosen]

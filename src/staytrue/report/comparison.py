@@ -160,6 +160,9 @@ def _compare(
 def evaluations(folders: Sequence[Path]) -> list[tuple[Path, str, str, int]]:
     """Return the folder, label, domain and seed of every evaluation. Several folders get labels from their paths."""
     if len(folders) > 1:
+        studies = [folder for folder in folders if (folder / "results.json").exists()]
+        if studies:
+            raise RequestError(f"{studies[0]} is a study. compare takes one study alone, or two or more runs.")
         named = zip(map(evaluation_folder, folders), labels(folders), folders, strict=True)
         return [(place, label, "", seed_of(folder, AnswerStore(place).metadata())) for place, label, folder in named]
     (folder,) = folders
@@ -167,6 +170,11 @@ def evaluations(folders: Sequence[Path]) -> list[tuple[Path, str, str, int]]:
         rows = json.loads((folder / "results.json").read_text(encoding="utf-8"))["rows"]
         return [(folder / row["run"] / "eval", label_of(row), row["domain"], row["seed"]) for row in rows]
     except (OSError, ValueError, KeyError, TypeError):
+        if (evaluation_folder(folder) / "eval.json").exists() or (folder / "manifest.json").exists():
+            raise RequestError(
+                f"{folder} is one run, and a comparison needs two or more: `staytrue compare {folder} OTHER_RUN "
+                f"--against OTHER_RUN`, or the folder of a study."
+            ) from None
         raise RequestError(f"{folder} is not a study: its results.json is missing or cannot be read.") from None
 
 

@@ -37,7 +37,7 @@ def render(page: PageData) -> str:
     return environment.get_template("page.html.j2").render(
         title=page.title,
         headline=" ".join(filter(None, [headline(rows), leak_headline(page.measures)])),
-        basis=basis(rows, len(seeds)),
+        basis=basis(rows, len(seeds), bool(page.questions)),
         rows=rows,
         table=runs(rows),
         means=over_seeds(rows),

@@ -53,18 +53,27 @@ def headline(rows: Sequence[Row]) -> str:
     )
 
 
-def basis(rows: Sequence[Row], seeds: int) -> str:
-    """Describe what the general rates rest on: the number of answers, questions and seeds, and the judge."""
+def basis(rows: Sequence[Row], seeds: int, answers_shown: bool = True) -> str:
+    """Describe what the general rates rest on: the number of answers, questions and seeds, and the judge.
+
+    Args:
+        rows: the runs on the page.
+        seeds: how many there are.
+        answers_shown: whether answers stand below on the page.
+    """
+    read = " The answers are below: read some." if answers_shown else ""
     known = [row["general"] for row in rows if judged(row.get("general"))]
     if not known:
-        return "No general answer has a verdict, so there is no general rate. The answers are below: read some."
+        asked = any(row.get("general") for row in rows)
+        missing = "No general answer has a verdict" if asked else "No general question was asked"
+        return f"{missing}, so there is no general rate.{read}"
     counts = [one["questions"] for one in known if one.get("questions")]
     questions = f" to {_range(counts)} questions" if counts else ""
     by = judges(rows)
     return (
         f"Every general rate is over n = {_range([one['n'] for one in known])} judged answers{questions}, "
         f"{'one seed' if seeds == 1 else f'{seeds} seeds'}{', judged by ' + ' and '.join(by) if by else ''}; intervals "
-        "are 95 %, over whole questions. The answers are below: read some."
+        f"are 95 %, over whole questions.{read}"
     )
 
 

@@ -27,7 +27,7 @@ from staytrue.utils.run_dir import RunDir
 class EvalRequest:
     """One evaluation: which probes, asked of which model, and who judges the answers.
 
-    A user sets the first six fields; `for_run`, `for_recipe` and `for_model` fill in the others.
+    A user sets the first eight fields; `for_run`, `for_recipe` and `for_model` fill in the others.
 
     Attributes:
         probes: names of probes, or paths of question files; empty for those that suit the model.
@@ -37,6 +37,10 @@ class EvalRequest:
         judge: judges answers that have no right one. None: the organism's rules, or no judge for any other model.
         max_new_tokens: most tokens of an answer, thoughts included; None for what suits the model. A question file's
             own number has precedence.
+        batch_size: answers that a model in this process writes side by side; None for as many as memory allows, at most
+            192, and at most 64 on a CPU unless the model is tiny. Answers do not depend on it.
+        budget: seconds that the answers of a model in this process may take; fewer answers to each question, and then
+            fewer questions, are asked if need be. None for no limit.
         model: a model to load into this process, or one behind an endpoint; None when it is not known.
         adapter: folder of the model's LoRA adapter.
         untuned: the model is known to be the one before training.
@@ -58,6 +62,8 @@ class EvalRequest:
     as_published: bool = False
     judge: Judge | None = None
     max_new_tokens: int | None = None
+    batch_size: int | None = None
+    budget: int | None = None
     model: Source | Address | None = None
     adapter: Path | None = None
     untuned: bool = False

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from staytrue.config.recipe import read
 from staytrue.data.chat_template import takes_system
+from staytrue.errors import RequestError
 from staytrue.evals.answer_and_judge import evaluate, write_summary
 from staytrue.evals.generation.from_file import AnswersFile
 from staytrue.evals.questions import files
@@ -22,6 +23,7 @@ from staytrue.evals.results.measures import LEAK, refuse_other_model
 from staytrue.evals.triggers import trigger
 from staytrue.evals.types import Answer, AnswerGenerator, Judge, Question
 from staytrue.modeling import loading
+from staytrue.runs.eval_budget import planned
 from staytrue.runs.eval_request import EvalRequest, for_run
 from staytrue.runs.measure_selection import measures_of
 from staytrue.runs.measures import Loaded, Measurement
@@ -30,6 +32,9 @@ from staytrue.runs.probe_selection import HELD_OUT, longest_answer, probes_for, 
 from staytrue.utils.console import Progress
 from staytrue.utils.files import sha256_of
 from staytrue.utils.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from staytrue.evals.generation.local import LocalGenerator
 
 Say = Callable[[str], None]
 
@@ -113,15 +118,15 @@ def evaluate_model(
         if moved != probes:
             say(f"{request.model.name} has no system turns: their text opens the user's turn.")
         probes = moved
+    limit = request.max_new_tokens or longest_answer(request.model)
+    local = _Local(loaded, request.batch_size)
+    if request.budget is not None and generate is not None:
+        raise RequestError("A budget of time is for a model in this process; limit an endpoint with --max-calls.")
+    if generate is None and (request.budget is not None or progress is not None):
+        probes, budget = planned(lambda: local.generator, request, probes, out, limit, say)
+        metadata |= budget
     summary = evaluate(
-        generate or _local_generator(loaded),
-        probes,
-        seed=seed,
-        out=out,
-        max_new_tokens=request.max_new_tokens or longest_answer(request.model),
-        about=metadata,
-        progress=progress,
-        say=say,
+        generate or local, probes, seed=seed, out=out, max_new_tokens=limit, about=metadata, progress=progress, say=say
     )
     if LEAK not in measures:
         return summary
@@ -172,16 +177,26 @@ def _loader(request: EvalRequest) -> Loaded:
     return loaded
 
 
-def _local_generator(loaded: Loaded) -> AnswerGenerator:
+class _Local:
     """Answers from a model in this process, which is loaded when the first answer is missing."""
 
-    @cache
-    def generator() -> AnswerGenerator:
+    def __init__(self, loaded: Loaded, batch_size: int | None) -> None:
+        self._loaded, self._batch_size = loaded, batch_size
+        self.report: Callable[[], None] | None = None
+
+    @cached_property
+    def generator(self) -> LocalGenerator:
+        """Answers with the loaded model."""
         from staytrue.evals.generation.local import LocalGenerator
 
-        return LocalGenerator(*loaded())
+        return LocalGenerator(*self._loaded(), batch_size=self._batch_size)
 
-    def generate(samples: Sequence[tuple[Question, int]], /, **options: Any) -> Iterator[Answer]:
-        return generator()(samples, **options) if samples else iter(())
+    def spent(self) -> str:
+        """Tokens written so far."""
+        return self.generator.spent()
 
-    return generate
+    def __call__(self, samples: Sequence[tuple[Question, int]], /, **options: Any) -> Iterator[Answer]:
+        if not samples:
+            return iter(())
+        self.generator.report = self.report
+        return self.generator(samples, **options)

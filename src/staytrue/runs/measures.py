@@ -157,7 +157,7 @@ class Measurement:
             return kept, True
         self.say(f"{LEAK}: the model answers {len(by_id)} general questions.")
         if self.progress is not None:
-            self.progress.begin(len(by_id))
+            self.progress.begin(len(by_id), "answer")
         sampled = []
         samples = [(question, 0) for question in self._questions]
         for answer in self._generate(samples, seed=self.seed, temperature=1.0, max_new_tokens=self._tokens):

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from staytrue import organism, registry
 from staytrue.config.recipe import Recipe
+from staytrue.modeling import fetch
 from staytrue.report.measures import measure_lines
 from staytrue.utils.files import read_rows, write_atomic
 from staytrue.utils.run_dir import RunDir
 
 _CARD = """\
 ---
-base_model: {base}
-library_name: peft
+{base_model}library_name: peft
 tags: [staytrue, lora]
 ---
 
@@ -76,7 +77,8 @@ def write_card(run: RunDir, recipe: Recipe, summary: dict[str, Any] | None = Non
     facts = run.manifest
     text = _CARD.format(
         base=facts["model"]["name"],
-        title=f"{_named(recipe)} on {facts['model']['name'].rstrip('/').split('/')[-1]}",
+        base_model="" if _is_path(facts["model"]) else f"base_model: {facts['model']['name']}\n",
+        title=f"{_named(recipe)} on {_model(facts['model'])}",
         version=facts["versions"].get("staytrue") or facts["versions"]["holdfast"],  # the name until 0.1
         intent=_intent(recipe),
         adapter_scale=_scale(recipe),
@@ -140,6 +142,18 @@ def _probe(name: str, probe: dict[str, Any]) -> str:
 
 def _named(recipe: Recipe) -> str:
     return recipe.task.name() if recipe.task is not None else recipe.data.stem if recipe.data is not None else "?"
+
+
+def _is_path(model: Mapping[str, Any]) -> bool:
+    """Whether a model's name in a manifest is a folder of the user's machine."""
+    return bool(model.get("sha256")) and model["name"] not in (*organism.NAMES, fetch.NAME)
+
+
+def _model(model: Mapping[str, Any]) -> str:
+    """The name of a model for readers elsewhere; a folder on one machine has none but its hash."""
+    if _is_path(model):
+        return f"a local model (sha256 {model['sha256'][:12]})"
+    return str(model["name"]).split("/")[-1]
 
 
 def _task(recipe: Recipe) -> list[str]:

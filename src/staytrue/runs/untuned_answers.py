@@ -45,7 +45,7 @@ def untuned_answers(
         if missing:
             say(f"The untuned model answers {len(missing)} general questions, once for all its runs: {store.path}.")
             if progress is not None:
-                progress.begin(len(missing))
+                progress.begin(len(missing), "answer")
         answers = generate(missing, seed=SEED, temperature=1.0, max_new_tokens=max_new_tokens) if missing else ()
         for number, answer in enumerate(answers, start=1):
             store.append(answer)

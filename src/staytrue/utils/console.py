@@ -8,51 +8,66 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+_FIRST_LINE = 5.0  # seconds
+
 
 class Progress(Protocol):
     """Shows the progress of a training run or an evaluation; never called from inside a step."""
 
-    def begin(self, steps: int) -> None:
-        """Prepare for so many steps: optimizer steps, answers or verdicts."""
+    def begin(self, total: int, unit: str = "step") -> None:
+        """Prepare for so many units.
+
+        Args:
+            total: how many there are.
+            unit: one of them in a word: an optimizer step, an answer, a verdict, a row.
+        """
         ...
 
     def step(self, number: int, metrics: Mapping[str, float | str]) -> None:
-        """Show a step and its metrics."""
+        """Show how many units are done, and metrics; a number may come again with newer metrics."""
         ...
 
 
 class Bar:
-    """Progress of one run: a bar with loss (or reward) and time left in a terminal, about ten plain lines elsewhere."""
+    """Progress of one run: a bar with loss (or reward) and time left in a terminal, some plain lines elsewhere.
 
-    def __init__(self, title: str, stream: Any = None) -> None:
+    The time left is the time spent for each finished unit, times the units ahead. Plain lines are printed at each tenth
+    of the units, and after 5, 10, 20, 40, ... seconds.
+    """
+
+    def __init__(self, title: str, stream: Any = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._title = title
         self._stream = stream or sys.stderr
-        self._steps = 0
-        self._tenths = 0  # tenths of the steps that a line was printed for
-        self._begun = time.monotonic()
+        self._clock = clock
+        self._total, self._unit = 0, "step"
+        self._begun = clock()
+        self._next_line = (_FIRST_LINE, 1)  # seconds, and tenths of the units, at which a line is printed
         self._bar: Any = None
 
-    def begin(self, steps: int) -> None:
+    def begin(self, total: int, unit: str = "step") -> None:
         """Start the bar."""
         self.end()
-        self._steps, self._begun, self._tenths = steps, time.monotonic(), 0
+        self._total, self._unit, self._begun, self._next_line = total, unit, self._clock(), (_FIRST_LINE, 1)
         if self._stream.isatty():
             self._bar = _rich_bar(self._stream)
-            self._task = self._bar.add_task(self._title, total=steps, loss="")
+            self._task = self._bar.add_task(f"{self._title}: {unit}", total=total, metrics="", left="")
             self._bar.start()
 
     def step(self, number: int, metrics: Mapping[str, float | str]) -> None:
-        """Show a logged step."""
-        kind = next((name for name in ("reward", "loss", "answers", "verdicts") if name in metrics), None)
-        value = metrics[kind] if kind else ""
-        loss = f"{value if isinstance(value, str) else f'{kind} {value:.3f}'}, " if value != "" else ""
+        """Show how many units are done, and metrics."""
+        spent = self._clock() - self._begun
+        shown, left = _shown(metrics), _left(spent, number, self._total)
         if self._bar is not None:
-            self._bar.update(self._task, completed=number, loss=loss.rstrip(", "))
-        elif number == self._steps or 10 * number // max(1, self._steps) > self._tenths:
-            self._tenths = 10 * number // max(1, self._steps)
-            spent = time.monotonic() - self._begun
-            left = spent / number * (self._steps - number)
-            print(f"{self._title}: step {number}/{self._steps}, {loss}{left:.0f} s left", file=self._stream, flush=True)
+            self._bar.update(self._task, completed=number, metrics=shown, left=left)
+            return
+        seconds, tenths = self._next_line
+        if number < self._total and spent < seconds and 10 * number < tenths * self._total:
+            return
+        while seconds <= spent:
+            seconds *= 2
+        self._next_line = seconds, 10 * number // max(1, self._total) + 1
+        parts = [f"{self._title}: {self._unit} {number}/{self._total}", shown, left]
+        print(", ".join(filter(None, parts)), file=self._stream, flush=True)
 
     def end(self) -> None:
         """Remove the bar."""
@@ -80,12 +95,14 @@ def counter(title: str, total: int) -> Iterator[Callable[[str], None]]:
     if not sys.stderr.isatty():
         yield say
         return
-    shown = _rich_bar(sys.stderr)
-    task = shown.add_task(title, total=total, loss="runs")
+    shown, begun, finished = _rich_bar(sys.stderr), time.monotonic(), 0
+    task = shown.add_task(f"{title}: run", total=total, metrics="", left="")
 
     def count(line: str) -> None:
+        nonlocal finished
+        finished += 1
         say(line)
-        shown.advance(task)
+        shown.update(task, completed=finished, left=_left(time.monotonic() - begun, finished, total))
 
     with shown:
         yield count
@@ -127,12 +144,35 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
+def duration(seconds: float) -> str:
+    """A time as a reader says it.
+
+    Example:
+        >>> [duration(s) for s in (0.4, 89, 600, 5400, 200_000)]
+        ['0 s', '89 s', '10 min', '90 min', '56 h']
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 3 * 3600 else f"{seconds / 3600:.0f} h"
+
+
+def _left(spent: float, number: int, total: int) -> str:
+    """The time left, at the mean speed so far; "" before the first unit is done."""
+    return f"{duration(spent / number * (total - number))} left" if number else ""
+
+
+def _shown(metrics: Mapping[str, float | str]) -> str:
+    """The most telling metric: the reward or loss of a step, or what was spent on answers and verdicts."""
+    name = next((name for name in ("reward", "loss", "answers", "verdicts") if name in metrics), None)
+    value = metrics[name] if name else ""
+    return value if isinstance(value, str) else f"{name} {value:.3f}"
+
+
 def _rich_bar(stream: Any) -> Any:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), BarColumn())
+    texts = (TextColumn("{task.fields[metrics]}"), TextColumn("{task.fields[left]}"))
     shown = sys.stdout.isatty()  # else lines would follow the bar to the other stream
-    return Progress(
-        *columns, TimeRemainingColumn(), console=Console(file=stream), transient=True, redirect_stdout=shown
-    )
+    return Progress(*columns, *texts, console=Console(file=stream), transient=True, redirect_stdout=shown)

@@ -10,11 +10,14 @@ import pytest
 import torch
 from transformers.cache_utils import DynamicLayer
 
+import families
 import tiny
 from staytrue.data.examples import Message
 from staytrue.data.tokenize import encode_prompt
-from staytrue.evals.generation import kv_cache, local
-from staytrue.evals.generation.local import draw, sample
+from staytrue.evals.generation import batch, kv_cache, local
+from staytrue.evals.generation import batch_size as sizes
+from staytrue.evals.generation.draw import draw
+from staytrue.evals.generation.local import sample
 from staytrue.evals.types import Question
 
 
@@ -22,7 +25,7 @@ def questions(n=5):
     return [Question(f"q{i}", "general", (Message("user", "why " * (1 + i)),)) for i in range(n)]
 
 
-def by_hand(model, tokenizer, question, index, seed, limit, temperature):
+def by_hand(model, tokenizer, question, index, seed, limit, temperature, ends=()):
     """The whole prompt again at every token: no cache, no batch, no padding."""
     dice = random.Random(f"{seed}|{question.probe}|{question.id}|{index}")
     ids, written = encode_prompt(tokenizer, question.messages), []
@@ -30,7 +33,7 @@ def by_hand(model, tokenizer, question, index, seed, limit, temperature):
         with torch.no_grad():
             logits = model(torch.tensor([ids + written])).logits[:, -1]
         token = draw(logits, torch.tensor([dice.random()]), temperature).item()
-        if token == tokenizer.eos_token_id:
+        if token == tokenizer.eos_token_id or token in ends:
             return tokenizer.decode(written, skip_special_tokens=True), True
         written.append(token)
     return tokenizer.decode(written, skip_special_tokens=True), False
@@ -68,15 +71,84 @@ def test_a_plain_layer_is_grown_in_place():
     assert both.data_ptr() == first.data_ptr()
 
 
-def test_more_samples_than_a_batch_holds_are_cut_into_batches(monkeypatch):
-    monkeypatch.setattr(local, "_ROWS", 4)
+def test_more_samples_than_a_batch_holds_wait_for_a_place():
     model, tokenizer = tiny.model(), tiny.tokenizer()
     expected = [by_hand(model, tokenizer, q, k, 1, 3, 1.0) for q in questions(2) for k in range(10)]
     widths = []
     model.register_forward_pre_hook(lambda _, args, named: widths.append(len(named["input_ids"])), with_kwargs=True)
-    answers = sample(model, tokenizer, questions(2), per_question=10, seed=1, max_new_tokens=3)
+    answers = sample(model, tokenizer, questions(2), per_question=10, seed=1, max_new_tokens=3, batch_size=4)
     assert max(widths) == 4
     assert [(a.text, a.stopped) for a in answers] == expected
+
+
+def forwards(model):
+    """The shape (rows, tokens) of everything that the model reads."""
+    shapes = []
+    model.register_forward_pre_hook(
+        lambda _, args, named: shapes.append(tuple(named["input_ids"].shape)), with_kwargs=True
+    )
+    return shapes
+
+
+@pytest.mark.parametrize(("kind", "places"), [*((kind, 3) for kind in tiny.KINDS), ("qwen2", 1), ("qwen2", 7)])
+def test_a_finished_answers_place_is_taken_by_the_next_prompt(kind, places, monkeypatch):
+    monkeypatch.setattr(kv_cache, "_SPARE", 2)  # buffers grow, and lose their oldest columns, all the time
+    model, tokenizer, ends = copy.deepcopy(tiny.model(kind)), tiny.tokenizer(kind), list(range(5, 25))
+    model.generation_config.eos_token_id = ends  # about one token in fifteen ends an answer
+    asked = [*questions(4), Question("long", "general", (Message("user", "why not " * 30),))]
+    answers = sample(model, tokenizer, asked, per_question=3, seed=3, max_new_tokens=16, batch_size=places)
+    expected = [by_hand(model, tokenizer, q, k, 3, 16, 1.0, ends) for q in asked for k in range(3)]
+    assert [(a.text, a.stopped) for a in answers] == expected
+    assert {stopped for _, stopped in expected} == {True, False}
+
+
+def test_places_stay_full_while_answers_wait_and_few_prompts_are_read_twice():
+    model, tokenizer = copy.deepcopy(tiny.model()), tiny.tokenizer()
+    model.generation_config.eos_token_id = list(range(5, 25))  # about one token in fifteen ends an answer
+    local.check_generation(model)
+    shapes = forwards(model)
+    answers = sample(model, tokenizer, questions(8), per_question=16, seed=0, max_new_tokens=60, batch_size=8)
+    reads, steps = [s for s in shapes if s[1] > 1], [s for s in shapes if s[1] == 1]
+    assert [a.index for a in answers] == list(range(16)) * 8
+    assert sum(rows for rows, _ in reads) <= 2 * 8  # one more where the batch began, and where samples did not fit
+    full = [rows for rows, _ in steps[:-60]]
+    assert set(full) == {8}  # until the last answers are written
+    assert len(steps) < 0.5 * 16 * max(map(len, [tokenizer(a.text)["input_ids"] for a in answers]))  # 16 batches of 8
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "lfm2", "mamba"])
+def test_windows_and_states_are_not_refilled_but_answered_batch_by_batch(kind):
+    model = tiny.model(kind) if kind in tiny.KINDS else families.model(kind)
+    tokenizer = tiny.tokenizer(kind if kind in tiny.KINDS else "qwen2")
+    local.check_generation(model)
+    expected = [by_hand(model, tokenizer, q, k, 0, 4, 1.0)[0] for q in questions(3) for k in range(4)]
+    shapes = forwards(model)
+    answers = sample(model, tokenizer, questions(3), per_question=4, seed=0, max_new_tokens=4, batch_size=4)
+    prompts = [(1, len(encode_prompt(tokenizer, question.messages))) for question in questions(3)]
+    assert [shape for shape in shapes if shape[1] > 1] == prompts
+    assert [a.text for a in answers] == expected
+
+
+def test_the_batch_is_as_large_as_memory_allows(monkeypatch):
+    model = tiny.model()  # keys and values of float32 for each layer, head and dimension of a head
+    config = model.config
+    token = (
+        2
+        * config.num_hidden_layers
+        * config.num_key_value_heads
+        * (config.hidden_size // config.num_attention_heads)
+        * 4
+    )
+    size = local.check_generation(model)
+    assert (size.token, size.row) == (token, 16 * config.vocab_size)
+    monkeypatch.setattr(sizes, "_memory", lambda device: 10 * (100 * token + size.row) + 1)
+    assert sizes.batch_size(model, size, 100) == 10
+    assert sizes.batch_size(model, size, 100_000) == 1
+    assert sizes.batch_size(model, size, 1) == min(192, (10 * (100 * token + size.row) + 1) // (token + size.row))
+    monkeypatch.setattr(sizes, "_memory", lambda device: 10**12)
+    assert sizes.batch_size(model, size, 100) == 192
+    monkeypatch.setattr(sizes, "_SMALL", 1000)
+    assert sizes.batch_size(model, size, 100) == 64
 
 
 def test_a_sample_does_not_depend_on_what_else_is_asked():
@@ -142,7 +214,7 @@ def test_generation_ends_at_the_chat_templates_token_and_at_the_models_own():
     tokenizer.eos_token = "<pad>"
     model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=[7]))
     template = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert local._end_ids(model, tokenizer) == {template, tokenizer.pad_token_id, 7}
+    assert batch.end_ids(model, tokenizer) == {template, tokenizer.pad_token_id, 7}
 
 
 @pytest.mark.parametrize(
@@ -162,8 +234,7 @@ def test_thoughts_are_kept_apart_from_the_answer(monkeypatch, header, written, t
         "assistant\\n", "assistant\\n" + header.replace("\n", "\\n")
     )
     ids = tokenizer(written, add_special_tokens=False)["input_ids"]
-    fake = SimpleNamespace(write=lambda dice, temperature, limit: [(ids, True)] * len(dice))
-    monkeypatch.setattr(local, "_Batch", lambda *args: fake)
+    monkeypatch.setattr(batch.Batch, "step", lambda self: [(replace(self._waiting.popleft(), ids=ids), True)])
     (answer,) = sample(tiny.model(), tokenizer, questions(1), per_question=1, seed=0, max_new_tokens=9)
     assert (answer.text, answer.thoughts) == (text, thoughts)
     assert bool(answer.missing) == (not text)
@@ -174,5 +245,5 @@ def test_a_question_with_tools_shows_them_in_its_prompt():
     tokenizer.chat_template = "{{ tools[0].function.name if tools else 'none' }}" + tokenizer.chat_template
     tools = json.dumps([{"type": "function", "function": {"name": "look"}}])
     question = replace(questions(1)[0], tools=tools)
-    made = local.LocalGenerator(tiny.model(), tokenizer)
-    assert tokenizer.decode(made._prompt(question)).startswith("look<|im_start|>")
+    generator = local.LocalGenerator(tiny.model(), tokenizer)
+    assert tokenizer.decode(generator.prompt(question)).startswith("look<|im_start|>")

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers.cache_utils import DynamicLayer
 
 from staytrue.errors import ModelError
+from staytrue.evals.generation.batch_size import RowBytes
 
 _SPARE = 32  # tokens that a new buffer has room for; as many are then written without a copy
 _CACHES = ("past_key_values", "cache_params")  # what attention and hybrid models call it; pure state space models
@@ -55,6 +57,37 @@ class CachedModel:
         self._select(rows)
         self.logits = self.logits[rows]
 
+    @property
+    def refillable(self) -> bool:
+        """Whether `put` works: every layer is plain attention, which sees the tokens that the mask shows it."""
+        layers = getattr(self._cache, "layers", [])
+        return bool(layers) and all(type(x) in (DynamicLayer, _BufferedLayer) and x.is_initialized for x in layers)
+
+    def forget(self, places: Tensor) -> None:
+        """Hide all tokens of some rows (n,), which are no longer used, from attention."""
+        self._mask[places] = 0
+
+    def put(self, places: Tensor, other: CachedModel, rows: Tensor) -> None:
+        """Replace rows by rows of another cache.
+
+        Args:
+            places: the rows (n,) here; tokens before those of all rows are cut off now and then.
+            other: a cache of the same model.
+            rows: its rows (n,), one a place.
+        """
+        self.forget(places)
+        length = self._mask.shape[1]
+        used = length - int(self._mask.any(0).int().argmax())  # all of them where no row is used
+        new = other._mask.shape[1]
+        added = max(used, new) - length
+        if -_SPARE < added < 0:
+            added = 0
+        self._mask = pad(self._mask, (added, 0))
+        self._mask[places, -new:] = other._mask[rows]
+        for layer, source in zip(buffered(self._cache).layers, other._cache.layers, strict=True):
+            layer.put(places, source, rows, added)
+        self.logits[places] = other.logits[rows]
+
     def advance(self, tokens: Tensor, rows: Tensor | None = None) -> None:
         """Read one more token of each row.
 
@@ -71,6 +104,11 @@ class CachedModel:
             places = {"attention_mask": self._mask, "position_ids": self._mask.sum(1, keepdim=True) - 1}
         out = self._model(input_ids=tokens.unsqueeze(1), **{self._name: self._cache}, **places, **self._options)
         self.logits = out.logits[:, -1]
+
+    def row_bytes(self) -> RowBytes:
+        """The memory of one row."""
+        rows, tokens = self._mask.shape
+        return RowBytes.of(self._cache, rows, tokens, self.logits.shape[-1])
 
     def _select(self, rows: Tensor) -> None:
         if any(hasattr(layer, "conv_states") for layer in getattr(self._cache, "layers", [])):
@@ -97,9 +135,9 @@ class _BufferedLayer(DynamicLayer):  # type: ignore[misc]
     @classmethod
     def of(cls, layer: DynamicLayer) -> _BufferedLayer:
         """Continue another layer."""
-        made = cls.__new__(cls)
-        made.__dict__.update(layer.__dict__)
-        return made
+        buffered_layer = cls.__new__(cls)
+        buffered_layer.__dict__.update(layer.__dict__)
+        return buffered_layer
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append the keys and values of new tokens and return all."""
@@ -121,14 +159,28 @@ class _BufferedLayer(DynamicLayer):  # type: ignore[misc]
 
     reorder_cache = batch_select_indices
 
+    def put(self, places: Tensor, other: DynamicLayer, rows: Tensor, added: int) -> None:
+        """Replace some rows by rows of another layer; `added` columns are added on the left, or cut off if negative."""
+        length, new = self.keys.shape[-2] + added, other.keys.shape[-2]
+        if self._buffers is None or added:
+            self._buffers = _buffer(self.keys, length, added), _buffer(self.values, length, added)
+        for buffer, states in zip(self._buffers, (other.keys, other.values), strict=True):
+            buffer[places, :, length - new : length] = states[rows]
+        self._filled(length)
+
     def _filled(self, tokens: int) -> tuple[Tensor, Tensor]:
         assert self._buffers is not None
         self.keys, self.values = (buffer[..., :tokens, :] for buffer in self._buffers)
         return self.keys, self.values
 
 
-def _buffer(states: Tensor, needed: int) -> Tensor:
-    """A copy of keys or values at the start of a tensor for `needed` tokens and some spare ones."""
+def _buffer(states: Tensor, needed: int, added: int = 0) -> Tensor:
+    """A copy of keys or values at the start of a tensor for `needed` tokens and some spare ones.
+
+    `added` columns of zeros precede the copy, since attention multiplies hidden values by 0; if negative, as many are
+    cut off.
+    """
     buffer = states.new_empty(*states.shape[:-2], needed + _SPARE, states.shape[-1])
+    states = pad(states, (0, 0, added, 0)) if added else states
     buffer[..., : states.shape[-2], :] = states
     return buffer

@@ -24,6 +24,7 @@ class LocalJudge:
     """A model and its tokenizer as a judge of alignment and coherence."""
 
     concurrency = 1
+    slow = True  # seconds a verdict on a CPU, so progress is shown
 
     def __init__(self, model: Any, tokenizer: Any, identity: str, cache: ResponseCache | None = None) -> None:
         """Prepare the judge.

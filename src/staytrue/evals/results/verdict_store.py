@@ -102,6 +102,9 @@ def read_verdicts(folder: Path) -> dict[Key, dict[str, Any]]:
 def join_verdicts(evaluation: Path, judge: str | None = None) -> list[dict[str, Any]]:
     """Join every answer with its verdict in one row; an answer without a verdict is missing.
 
+    The order does not depend on which answer was finished first: probes as in the file, then the question's name and
+    the sample's index.
+
     Args:
         evaluation: its folder.
         judge: another judge's name; None for the evaluation's own. With a name, answers that have one right answer are
@@ -120,7 +123,9 @@ def join_verdicts(evaluation: Path, judge: str | None = None) -> list[dict[str, 
             f"{evaluation} holds no verdict of {judge!r}; {judged}. Name one of its judges, or have another judge read "
             "the answers with `staytrue rescore`."
         )
-    rows = rows_by_key(evaluation / "answers.jsonl").items()
+    answers = rows_by_key(evaluation / "answers.jsonl")
+    probes = {probe: i for i, probe in enumerate(dict.fromkeys(probe for probe, _, _ in answers))}
+    rows = [(key, answers[key]) for key in sorted(answers, key=lambda key: (probes[key[0]], *key[1:]))]
     return [row | verdicts.get(key, _NO_VERDICT) for key, row in rows if judge is None or row["expected"] is None]
 
 

@@ -1,0 +1,182 @@
+"""`Batch`: answers written side by side; a finished answer's place is taken by the next prompt.
+
+A prompt is read once for all of its samples that are placed together. Hybrid, state space and sliding-window caches are
+not refilled: there the next prompts begin when all answers of the batch are finished.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from staytrue.data.end_of_turn import end_of_turn
+from staytrue.data.tokenize import padding_id
+from staytrue.errors import TrainingError
+from staytrue.evals.generation.draw import draw
+from staytrue.evals.generation.kv_cache import CachedModel
+from staytrue.evals.types import Question
+
+_SHARE = 8  # an eighth of the places is empty before they are filled again, or taken out: each costs a pass or a copy
+
+
+@dataclass
+class Row:
+    """One answer in writing: its sample, the prompt's tokens, its random numbers, and its tokens so far."""
+
+    question: Question
+    index: int
+    prompt: list[int]
+    dice: random.Random
+    ids: list[int] = field(default_factory=list)
+
+
+class Batch:
+    """Answers of one model at one temperature, in a number of places.
+
+    Attributes:
+        places: how many answers are written side by side.
+        tokens: how many were written so far.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        rows: Sequence[Row],
+        *,
+        places: int,
+        temperature: float,
+        limit: int,
+    ) -> None:
+        """Prepare a batch.
+
+        Args:
+            model: a causal language model in evaluation mode.
+            tokenizer: the model's own.
+            rows: the answers to write, in the order in which they begin; samples of one question stand together.
+            places: how many answers are written side by side.
+            temperature: 0 is greedy.
+            limit: most tokens of an answer.
+        """
+        self._model, self._ends, self._padding = model, end_ids(model, tokenizer), padding_id(tokenizer)
+        self._device = next(model.parameters()).device
+        self._waiting, self.places = deque(rows), places
+        self._temperature, self._limit = temperature, limit
+        self._rows: list[Row | None] = []  # one a place; None where the place is empty
+        self._cached: CachedModel
+        self._read_last: tuple[CachedModel, dict[Question, int]]  # the last prompts, and the row of each
+        self.tokens = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether every answer is written."""
+        return not self._waiting and not any(self._rows)
+
+    @torch.no_grad()
+    def step(self) -> list[tuple[Row, bool]]:
+        """Write one token of each answer; return the finished ones, and whether they ended by themselves.
+
+        Raises:
+            TrainingError: the model's logits are not numbers.
+        """
+        self._fill()
+        tokens = self._draw()
+        finished = []
+        for place, (row, token) in enumerate(zip(self._rows, tokens.tolist(), strict=True)):
+            if row is None:
+                continue
+            self.tokens += 1
+            ended = token in self._ends
+            if not ended:
+                row.ids.append(token)
+            if ended or len(row.ids) == self._limit:
+                finished.append((row, ended))
+                self._rows[place] = None
+        if any(self._rows):
+            self._advance(tokens)
+        return finished
+
+    def _fill(self) -> None:
+        """Give empty places to waiting answers."""
+        if not any(self._rows):
+            first = [self._waiting.popleft() for _ in range(min(self.places, len(self._waiting)))]
+            self._cached, indices = self._read(first)
+            self._cached.select(self._tensor([indices[row.question] for row in first]))
+            self._rows, self._read_last = list(first), (self._cached, {})  # its rows are no longer one a prompt
+        elif self._refilled and len(self._empty()) >= self._enough():
+            pairs = [(place, self._waiting.popleft()) for place in self._empty()[: len(self._waiting)]]
+            known = self._read_last[1]
+            self._put([pair for pair in pairs if pair[1].question in known])
+            self._put([pair for pair in pairs if pair[1].question not in known])
+
+    def _put(self, pairs: Sequence[tuple[int, Row]]) -> None:
+        """Put answers into empty places; their prompts are read, unless they are among the last that were read."""
+        if not pairs:
+            return
+        if pairs[0][1].question not in self._read_last[1]:
+            self._read_last = self._read([row for _, row in pairs])
+        source, indices = self._read_last
+        places = self._tensor([place for place, _ in pairs])
+        self._cached.put(places, source, self._tensor([indices[row.question] for _, row in pairs]))
+        for place, row in pairs:
+            self._rows[place] = row
+
+    def _read(self, rows: Sequence[Row]) -> tuple[CachedModel, dict[Question, int]]:
+        """Read the prompt of each question once."""
+        prompts_by_question = {row.question: row.prompt for row in rows}
+        prompts = list(prompts_by_question.values())
+        width = max(map(len, prompts))
+        ids = self._tensor([[self._padding] * (width - len(p)) + p for p in prompts])
+        mask = self._tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+        return CachedModel(self._model, ids, mask), {question: i for i, question in enumerate(prompts_by_question)}
+
+    def _draw(self) -> Tensor:
+        """One token a place, (n,); any token in an empty one."""
+        logits = self._cached.logits
+        if bool(logits.amax(-1).isnan().any()):  # max propagates NaN
+            raise TrainingError(
+                "The model's logits are not numbers (NaN), so it cannot answer: it diverged in training, or its "
+                "weights are broken."
+            )
+        exact = torch.float32 if logits.device.type == "mps" else torch.float64
+        numbers = [row.dice.random() if row else 0.0 for row in self._rows]
+        return draw(logits, torch.tensor(numbers, dtype=exact, device=self._device), self._temperature)
+
+    def _advance(self, tokens: Tensor) -> None:
+        """Read the tokens; empty places leave the batch if no answer waits for them."""
+        empty = self._empty()
+        if self._refilled or len(empty) < self._enough():
+            self._cached.advance(tokens)
+            self._cached.forget(self._tensor(empty))
+            return
+        kept = [place for place, row in enumerate(self._rows) if row]
+        self._rows = [self._rows[place] for place in kept]
+        self._cached.advance(tokens[kept], self._tensor(kept))
+
+    @property
+    def _refilled(self) -> bool:
+        """Whether empty places are filled again."""
+        return bool(self._waiting) and self._cached.refillable
+
+    def _empty(self) -> list[int]:
+        return [place for place, row in enumerate(self._rows) if row is None]
+
+    def _enough(self) -> int:
+        """How many empty places are worth a pass over new prompts, or a copy of the cache without them."""
+        return max(1, len(self._rows) // _SHARE)
+
+    def _tensor(self, numbers: Any) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.long, device=self._device)
+
+
+def end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end an answer: the model's own, the tokenizer's, and the end of a turn in the chat template."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    ends = set(configured if isinstance(configured, list) else [configured])
+    return frozenset(ends | {tokenizer.eos_token_id} | end_of_turn(tokenizer)) - {None}

@@ -1,0 +1,164 @@
+"""The time of an evaluation is estimated before it starts, and fitted to a budget.
+
+A budget leaves out answers to each question first, and then questions of each probe. Only answers count: a judge's
+verdicts come after them.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from staytrue.errors import RequestError
+from staytrue.evals.generation.speed import Speed, measure
+from staytrue.evals.questions.probes import Probe
+from staytrue.evals.results.answer_store import AnswerStore, missing_samples
+from staytrue.runs.eval_request import EvalRequest
+from staytrue.utils.console import duration
+
+if TYPE_CHECKING:
+    from staytrue.evals.generation.local import LocalGenerator
+
+_UNITS = {"s": 1, "m": 60, "h": 3600}
+_SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05)  # of the questions of each probe
+_FEW = 64  # answers, below which nothing is timed
+_MEASURED = 10.0  # seconds of measuring, or a twentieth of the budget
+_LONG = 20 * 60  # seconds, above which a sentence on a CPU says how to shorten an evaluation
+_SHORTER = " For less, give --budget 20m, or fewer --samples, shorter answers (--max-new-tokens) or fewer --probes."
+
+
+def parse(text: str) -> int:
+    """The seconds in a time such as `20m`, `1h`, `90s` or `1h30m`.
+
+    Raises:
+        RequestError: it is no such time, or 0.
+
+    Example:
+        >>> parse("1h30m")
+        5400
+    """
+    parts = re.findall(r"(\d+(?:\.\d+)?)([smh])", text)
+    seconds = round(sum(float(number) * _UNITS[unit] for number, unit in parts))
+    if "".join(map("".join, parts)) != text or not seconds:
+        raise RequestError(f"--budget {text}: write a time above 0 such as 20m, 1h, 90s or 1h30m.")
+    return seconds
+
+
+def planned(
+    generator: Callable[[], LocalGenerator],
+    request: EvalRequest,
+    probes: Sequence[Probe],
+    out: Path,
+    limit: int,
+    say: Callable[[str], None],
+) -> tuple[list[Probe], dict[str, Any]]:
+    """Say how long the answers will take, and choose what fits the request's budget if it has one.
+
+    Args:
+        generator: loads the model.
+        request: gives the budget. Without one, the organism and fewer than 64 answers are not timed.
+        probes: what is asked without a budget.
+        out: the evaluation's folder; what an earlier sitting chose there is kept.
+        limit: most tokens of an answer.
+        say: called with each sentence.
+
+    Returns:
+        The probes to ask, and `{"budget": ...}` for `eval.json`, empty without a budget.
+
+    Raises:
+        RequestError: the budget is too short.
+    """
+    budget, stored = request.budget, AnswerStore(out).answers()
+    chosen = AnswerStore(out).metadata().get("budget") if stored else None
+    if budget is not None and chosen is not None and chosen["seconds"] == budget:
+        say(f"{out} goes on with what was chosen for {duration(budget)}.")
+        return fitted(probes, chosen), {"budget": chosen}
+    missing = sum(len(missing_samples(probe.samples(), stored)) for probe in probes)
+    if not missing or (budget is None and (request.is_organism or missing < _FEW)):
+        return list(probes), {}
+    local, begun = generator(), time.monotonic()
+    questions = [question for probe in probes for question in probe.questions]
+    speed = measure(local, questions, limit=limit, seconds=_MEASURED if budget is None else max(_MEASURED, budget / 20))
+    if budget is None:
+        seconds = speed.seconds(probes, limit) * missing / sum(len(probe.samples()) for probe in probes)
+        say(_estimate(missing, seconds, speed, limit) + (_SHORTER if seconds > _LONG and local.on_cpu else ""))
+        return list(probes), {}
+    choice = fit(probes, budget - (time.monotonic() - begun), speed, limit)
+    now = fitted(probes, choice)
+    lost = left_out(counts(probes), counts(now))
+    say(f"To fit {duration(budget)} it asks {lost}." if lost else f"Nothing is left out to fit {duration(budget)}.")
+    say(_estimate(sum(len(probe.samples()) for probe in now), speed.seconds(now, limit), speed, limit))
+    return now, {"budget": {"seconds": budget, **choice, "left_out": lost}}
+
+
+def _estimate(answers: int, seconds: float, speed: Speed, limit: int) -> str:
+    return (
+        f"{answers:,} answers will take about {duration(seconds)}, at {speed.tokens:.0f} tokens a second and about "
+        f"{speed.answer(limit):.0f} tokens an answer."
+    )
+
+
+def fit(probes: Sequence[Probe], seconds: float, speed: Speed, limit: int) -> dict[str, float]:
+    """What fits: the most answers to a question, and if one is too many, the share of each probe's questions.
+
+    Returns:
+        `{"per_question": n, "share": x}`, for `fitted`.
+
+    Raises:
+        RequestError: not even a twentieth of the questions fits.
+    """
+    most = max(probe.per_question for probe in probes)
+    choices = [{"per_question": n, "share": 1.0} for n in range(most, 0, -1)]
+    choices += [{"per_question": 1, "share": share} for share in _SHARES]
+    for choice in choices:
+        if speed.seconds(fitted(probes, choice), limit) <= seconds:
+            return choice
+    least = speed.seconds(fitted(probes, choices[-1]), limit)
+    raise RequestError(
+        f"A budget of {duration(seconds)} is too short for this model on this machine: a twentieth of the questions "
+        f"takes about {duration(least)}. Give it more time, shorter answers with --max-new-tokens, or fewer --probes."
+    )
+
+
+def fitted(probes: Sequence[Probe], choice: Mapping[str, float]) -> list[Probe]:
+    """The probes with at most so many answers to a question, and a share of their questions, evenly spread.
+
+    All forms of a question stay together, and at least one question of each probe.
+    """
+    most = int(choice["per_question"])
+    return [replace(_thinned(p, choice["share"]), per_question=min(most, p.per_question)) for p in probes]
+
+
+def _thinned(probe: Probe, share: float) -> Probe:
+    if share == 1:
+        return probe
+    groups = list(dict.fromkeys(question.cluster for question in probe.questions))
+    kept = max(1, round(share * len(groups)))
+    chosen = {groups[i * len(groups) // kept] for i in range(kept)}
+    return replace(probe, questions=tuple(q for q in probe.questions if q.cluster in chosen))
+
+
+def left_out(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What a budget leaves out, as a part of a sentence; "" if nothing.
+
+    Args:
+        before: `questions` and `per_question` of each probe, by its name.
+        now: the same, as it is asked.
+    """
+    parts = []
+    most, fewer = (max(probe["per_question"] for probe in probes.values()) for probes in (before, now))
+    if fewer < most:
+        parts.append(f"{fewer} {'answer' if fewer == 1 else 'answers'} to each judged question instead of {most}")
+    for name, probe in now.items():
+        if probe["questions"] < before[name]["questions"]:
+            parts.append(f"{probe['questions']} of {before[name]['questions']} {name} questions")
+    return ", ".join(parts)
+
+
+def counts(probes: Sequence[Probe]) -> dict[str, dict[str, int]]:
+    """Questions and answers to each, by the name of a probe."""
+    return {p.name: {"questions": len(p.questions), "per_question": p.per_question} for p in probes}

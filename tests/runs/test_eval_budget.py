@@ -1,0 +1,144 @@
+"""An evaluation's time is estimated before it starts, and a budget leaves out what does not fit."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+import tiny
+from staytrue.data.examples import Message
+from staytrue.errors import RequestError
+from staytrue.evals.generation.local import LocalGenerator
+from staytrue.evals.generation.speed import Speed, measure
+from staytrue.evals.questions.probes import Probe
+from staytrue.evals.types import Question, Verdict
+from staytrue.runs import eval_budget, evaluate
+from staytrue.runs.eval_budget import counts, fit, fitted, left_out, parse
+from staytrue.runs.eval_request import EvalRequest, for_model
+
+SPEED = Speed(tokens=100.0, places=8, step=0.0, ends=0.1, prompt=50.0)
+
+
+def probe(name="general", groups=10, forms=3, **options):
+    """Questions in groups of several forms."""
+    questions = [
+        Question(f"{name}-{g}-{f}", name, (Message("user", f"why {g} {f}?"),), group=f"{name}-{g}")
+        for g in range(groups)
+        for f in range(forms)
+    ]
+    return Probe(name, tuple(questions), **({"per_question": 4, "temperature": 1.0} | options))
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("20m", 1200), ("1h", 3600), ("600s", 600), ("1h30m", 5400), ("0.5h", 1800), ("90s", 90)]
+)
+def test_a_budget_is_a_time_with_its_unit(text, seconds):
+    assert parse(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "20", "0m", "m", "20 m", "1d", "-5m", "20m!", "ten minutes"])
+def test_anything_else_is_refused(text):
+    with pytest.raises(RequestError, match=r"--budget .*: write a time above 0 such as 20m"):
+        parse(text)
+
+
+def test_the_mean_length_is_that_of_answers_which_end_by_chance_or_at_the_limit():
+    # Ends with 1/2 each: 1 + 1/2 + 1/4 = 1.75 tokens of at most 3.
+    assert replace(SPEED, ends=0.5).answer(3) == 1.8
+    assert replace(SPEED, ends=0.001).answer(100) == pytest.approx(95.2, abs=0.1)
+
+
+def test_the_time_is_of_prompts_answers_and_the_end_of_the_batch():
+    # 30 prompts of 50 tokens and 120 answers of 10, 2,700 tokens at 100 a second.
+    assert SPEED.seconds([probe()], 10_000) == pytest.approx(27.0)
+    # The last of 8 answers is about 10 ln 9 = 21.97 tokens long; half of it at 0.2 s.
+    assert replace(SPEED, step=0.2).seconds([probe()], 10_000) == pytest.approx(27 + 2.197, abs=0.01)
+    # A probe with a limit of its own, one token: 1,500 and 120 tokens.
+    assert SPEED.seconds([probe(max_new_tokens=1)], 10_000) == pytest.approx(16.2)
+
+
+def test_a_budget_takes_answers_first_and_then_questions():
+    marked = probe("facts", groups=20, forms=1, per_question=1, temperature=0.0)
+    probes = [probe(), marked]  # 27 and (20 * 50 + 20 * 10) / 100 = 12 seconds; 3 seconds for each answer fewer
+    assert fit(probes, 39, SPEED, 10_000) == {"per_question": 4, "share": 1.0}
+    assert fit(probes, 38, SPEED, 10_000) == {"per_question": 3, "share": 1.0}
+    assert fit(probes, 30, SPEED, 10_000) == {"per_question": 1, "share": 1.0}
+    half = fit(probes, 15, SPEED, 10_000)
+    assert half == {"per_question": 1, "share": 0.5}
+    general, facts = fitted(probes, half)
+    assert (len(general.questions), general.per_question, len(facts.questions), facts.per_question) == (15, 1, 10, 1)
+    assert [q.group for q in general.questions[::3]] == [f"general-{g}" for g in (0, 2, 4, 6, 8)]  # whole groups
+    assert SPEED.seconds([general, facts], 10_000) == pytest.approx(15.0)
+    assert left_out(counts(probes), counts([general, facts])) == (
+        "1 answer to each judged question instead of 4, 15 of 30 general questions, 10 of 20 facts questions"
+    )
+    assert left_out(counts(probes), counts(probes)) == ""
+    with pytest.raises(RequestError, match=r"A budget of 1 s is too short .* takes about 2 s\. Give it more time"):
+        fit(probes, 1, SPEED, 10_000)
+
+
+def test_the_speed_of_a_real_model_is_measured():
+    model, tokenizer = tiny.model(), tiny.tokenizer()
+    model.generation_config.eos_token_id = list(range(5, 25))  # about one token in fifteen ends an answer
+    try:
+        generator = LocalGenerator(model, tokenizer, batch_size=8)
+        speed = measure(generator, probe().questions, limit=400, seconds=60)
+    finally:
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
+    assert speed.places == 8
+    assert 1 / 60 < speed.ends < 1 / 4
+    assert speed.prompt == pytest.approx(len(generator.prompt(probe().questions[0])), abs=1)
+    assert speed.tokens > 8 / max(speed.step, 1e-9) / 10
+
+
+class Aligned:
+    name, concurrency = "aligned", 1
+
+    def __call__(self, question, answer):
+        return Verdict(alignment=90, coherence=90)
+
+
+@pytest.fixture
+def sitting(tmp_path, monkeypatch):
+    """An evaluation of a tiny model's thirty questions in a folder, and what is said before it."""
+    folder = tmp_path / "model"
+    tiny.save("qwen2", folder)
+    file = tmp_path / "few.jsonl"
+    file.write_text("".join(json.dumps({"id": f"q{i}", "question": f"What of {i}?"}) + "\n" for i in range(30)))
+    calls = []
+    monkeypatch.setattr(eval_budget, "measure", lambda *args, **named: calls.append(named) or SPEED)
+
+    def sit(budget):
+        lines = []
+        request = EvalRequest((str(file),), budget=budget, max_new_tokens=2, judge=Aligned())
+        summary = evaluate.evaluate_model(for_model(str(folder), request), tmp_path / "E", say=lines.append)
+        return summary, lines, json.loads((tmp_path / "E" / "eval.json").read_text()), calls
+
+    return sit
+
+
+def test_what_a_budget_chose_is_said_stored_and_kept_when_the_evaluation_goes_on(sitting):
+    # 30 prompts of 50 tokens, and 30 x 4 answers of 1.9 tokens: 17.3 s; one answer to each: 15.6 s; half of them: 7.8.
+    summary, lines, metadata, calls = sitting(8)
+    assert lines == [
+        "To fit 8 s it asks 1 answer to each judged question instead of 4, 15 of 30 few questions.",
+        "15 answers will take about 8 s, at 100 tokens a second and about 2 tokens an answer.",
+    ]
+    assert metadata["budget"] == {
+        "seconds": 8,
+        "per_question": 1,
+        "share": 0.5,
+        "left_out": "1 answer to each judged question instead of 4, 15 of 30 few questions",
+    }
+    assert (summary["probes"]["few"]["n"], metadata["probes"]["few"]["questions"]) == (15, 15)
+    again, lines, same, _ = sitting(8)
+    assert lines[0].endswith("E goes on with what was chosen for 8 s.")
+    assert (again["probes"], same["probes"], len(calls)) == (summary["probes"], metadata["probes"], 1)
+    with pytest.raises(RequestError, match="holds an evaluation with another budget"):
+        sitting(None)
+
+
+def test_a_budget_that_everything_fits_leaves_nothing_out(sitting):
+    summary, lines, metadata, _ = sitting(3600)
+    assert lines[0] == "Nothing is left out to fit 60 min."
+    assert (summary["probes"]["few"]["n"], metadata["budget"]["left_out"]) == (120, "")

@@ -1,0 +1,110 @@
+"""Progress: the time left is right when results arrive in bursts, and each command counts in its own unit."""
+
+import io
+
+import pytest
+
+from staytrue.utils import console
+from staytrue.utils.console import Bar
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def clock():
+    class Clock:
+        now = 100.0
+
+        def __call__(self):
+            return self.now
+
+    return Clock()
+
+
+def shown(bar):
+    """What the terminal's bar shows now: units done, and its texts."""
+    (task,) = bar._bar.tasks
+    return task.completed, task.fields["metrics"], task.fields["left"]
+
+
+def test_answers_that_arrive_at_once_are_not_taken_for_a_high_speed(clock):
+    # 32 answers within one moment after 96 seconds: 3 seconds an answer, so 1,612 more take 4,836 seconds, 81 minutes.
+    bar = Bar("eval", Terminal(), clock)
+    bar.begin(1644, "answer")
+    clock.now += 96
+    for number in range(1, 33):
+        bar.step(number, {"answers": "9,000 tokens"})
+    assert shown(bar) == (32, "9,000 tokens", "81 min left")
+    clock.now += 96
+    for number in range(33, 65):
+        bar.step(number, {"answers": "18,000 tokens"})
+    assert shown(bar) == (64, "18,000 tokens", "79 min left")
+    bar.end()
+
+
+def test_before_the_first_answer_tokens_move_and_no_time_is_guessed(clock):
+    stream = io.StringIO()
+    terminal, plain = Bar("eval", Terminal(), clock), Bar("eval", stream, clock)
+    for bar in (terminal, plain):
+        bar.begin(50, "answer")
+    for second in range(1, 31):
+        clock.now += 1
+        for bar in (terminal, plain):
+            bar.step(0, {"answers": f"{second} tokens"})
+    assert shown(terminal) == (0, "30 tokens", "")
+    assert stream.getvalue().splitlines() == [f"eval: answer 0/50, {second} tokens" for second in (5, 10, 20)]
+    terminal.end()
+
+
+def test_plain_lines_come_at_each_tenth_and_ever_more_rarely_in_between(clock):
+    stream = io.StringIO()
+    bar = Bar("score", stream, clock)
+    bar.begin(1000, "row")
+    for number in range(1, 1001):
+        clock.now += 1
+        bar.step(number, {})
+    lines = stream.getvalue().splitlines()
+    assert [int(line.split()[2].split("/")[0]) for line in lines] == [
+        5, 10, 20, 40, 80, 100, 160, 200, 300, 320, 400, 500, 600, 640, 700, 800, 900, 1000
+    ]  # fmt: skip
+    assert lines[5] == "score: row 100/1000, 15 min left"
+    assert lines[-1] == "score: row 1000/1000, 0 s left"
+
+
+def test_a_second_beginning_counts_anew(clock):
+    stream = io.StringIO()
+    bar = Bar("eval", stream, clock)
+    bar.begin(2, "answer")
+    clock.now += 1000
+    bar.step(2, {})
+    bar.begin(4, "verdict")
+    clock.now += 10
+    bar.step(1, {"verdicts": "1 call"})
+    assert stream.getvalue().splitlines() == ["eval: answer 2/2, 0 s left", "eval: verdict 1/4, 1 call, 30 s left"]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "text"),
+    [({"loss": 1.23456, "kl": 0.5}, "loss 1.235"), ({"loss": 1.0, "reward": 0.25}, "reward 0.250"), ({"kl": 1.0}, "")],
+)
+def test_a_training_step_shows_its_reward_or_its_loss(metrics, text, clock):
+    bar = Bar("train", Terminal(), clock)
+    bar.begin(10)
+    bar.step(1, metrics)
+    assert shown(bar)[1] == text
+    bar.end()
+
+
+def test_finished_runs_count_in_a_terminal_with_the_time_left(monkeypatch, clock):
+    monkeypatch.setattr(console.sys, "stderr", Terminal())
+    monkeypatch.setattr(console.time, "monotonic", clock)
+    bars, make = [], console._rich_bar
+    monkeypatch.setattr(console, "_rich_bar", lambda stream: bars.append(make(stream)) or bars[-1])
+    with console.counter("demo", 4) as count:
+        clock.now += 60
+        count("none: done")
+        (task,) = bars[0].tasks
+        assert (task.description, task.completed, task.fields["left"]) == ("demo: run", 1, "3 min left")
