@@ -40,7 +40,7 @@ def _measure() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("name", choices=(*QUICK, *ALONE, "gpu", "all"))
     parser.add_argument("--compare", default="", help="variants or parts to run, separated by commas")
-    parser.add_argument("--shape", default="M1", choices=("tiny", "M1", "M2"))
+    parser.add_argument("--shape", default="M1", choices=("tiny", "M1", "M2", "smollm2"))
     parser.add_argument("--rounds", type=int, help="default 7; `all` has fewer rounds and variants")
     parser.add_argument("--json", type=Path, default=Path("runs/bench/results.json"))
     options = parser.parse_args()

@@ -1,6 +1,11 @@
-"""Sampling: 20 answers of 24 tokens to each of 24 prompts; ours against `generate` with 20 sequences a prompt."""
+"""Sampling: 20 answers of 24 tokens to each of 24 prompts; ours against `generate` with 20 sequences a prompt.
+
+On the real model: 4 answers and 1 answer to each of 16 general questions, of at most 96 tokens, each until it ends by
+itself; time a token.
+"""
 
 import random
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,16 +17,22 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks.shapes import SHAPES, Shape, model
-from benchmarks.sidebyside import alternate, ratio, seconds
+from benchmarks.sidebyside import Timed, alternate, ratio, seconds
 from staytrue.data.examples import Message
 from staytrue.evals.generation import batch, local
+from staytrue.evals.questions.probes import shipped
 from staytrue.evals.types import Question
+from staytrue.modeling.fetch import NAME
+from staytrue.modeling.loading import find, load_tokenizer
 
 _PROMPTS, _ANSWERS, _TOKENS = 24, 20, 24
+_QUESTIONS, _LONGEST = 16, 96  # of the real model
 
 
 def run(shape_name: str, rounds: int, compare: list[str]) -> dict:
     shape = SHAPES[shape_name]
+    if shape.fetched:
+        return real(shape_name, rounds)
     found = ways(model(shape).eval(), shape, _PROMPTS, _ANSWERS, _TOKENS)
     with endless():
         for warm in found.values():
@@ -31,6 +42,49 @@ def run(shape_name: str, rounds: int, compare: list[str]) -> dict:
     for name, value in measured.items():
         print(f"sample {name:8s} {tokens / value['seconds']:9.0f} tokens/s")
     return {f"sample/{shape_name}/generate:ours": ratio(measured, "generate", "ours")}
+
+
+def real(shape_name: str, rounds: int) -> dict:
+    """Answers of the real model as they are: some end after a few tokens, some are cut."""
+    adapted, tokenizer = model(SHAPES[shape_name], moved=False).eval(), load_tokenizer(find(NAME))
+    questions = [question for question in shipped("general") if question.form == "plain"][:_QUESTIONS]
+    results = {}
+    for answers in (4, 1):
+        variants: Timed = {
+            "generate": partial(_generated, adapted, tokenizer, questions, answers, 1),
+            "generate-batched": partial(_generated, adapted, tokenizer, questions, answers, len(questions)),
+            "ours": partial(_ours, adapted, tokenizer, questions, answers),
+        }
+        measured = alternate(variants, min(rounds, 3))
+        for name, value in measured.items():
+            print(f"sample {answers} a question {name:16s} {1 / value['seconds']:7.1f} tokens/s")
+        for against in ("generate", "generate-batched"):
+            results[f"sample/{shape_name}/{against}-{answers}:ours"] = ratio(measured, against, "ours")
+    return results
+
+
+@torch.no_grad()
+def _generated(adapted, tokenizer, questions: list[Question], answers: int, batch: int) -> float:
+    """Seconds a token of `generate`, with `batch` questions at once."""
+    begun, tokens, padding = time.perf_counter(), 0, tokenizer.pad_token_id
+    for start in range(0, len(questions), batch):
+        turns = [[{"role": m.role, "content": m.content} for m in q.messages] for q in questions[start : start + batch]]
+        inputs = tokenizer.apply_chat_template(
+            turns, add_generation_prompt=True, padding=True, padding_side="left", return_tensors="pt", return_dict=True
+        )
+        made = adapted.generate(
+            **inputs, do_sample=True, top_k=0, num_return_sequences=answers, max_new_tokens=_LONGEST
+        )[:, inputs["input_ids"].shape[1] :]
+        tokens += int((made != padding).sum())
+    return (time.perf_counter() - begun) / tokens
+
+
+def _ours(adapted, tokenizer, questions: list[Question], answers: int) -> float:
+    begun = time.perf_counter()
+    wanted = [(question, index) for question in questions for index in range(answers)]
+    made = list(local.LocalGenerator(adapted, tokenizer)(wanted, seed=0, temperature=1.0, max_new_tokens=_LONGEST))
+    took = time.perf_counter() - begun
+    return took / sum(len(tokenizer(a.text)["input_ids"]) for a in made)
 
 
 @contextmanager

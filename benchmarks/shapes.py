@@ -1,6 +1,6 @@
 """The shapes that are measured: randomly initialised Qwen2 models with a LoRA of rank 32 on every projection.
 
-Random weights cost what trained ones cost.
+Random weights cost what trained ones cost. One shape has the weights of a real chat model: `staytrue fetch smollm2`.
 """
 
 from dataclasses import dataclass
@@ -9,6 +9,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Qwen2Config
 
+from staytrue.modeling.fetch import NAME
+from staytrue.modeling.loading import find, load_model
 from staytrue.step import SOURCE_COLUMN
 
 
@@ -25,12 +27,14 @@ class Shape:
     tokens: int = 256
     scored: float = 0.6  # share of positions that predict an answer token
     kv_heads: int | None = None  # as many as heads, if nothing is said
+    fetched: bool = False  # SmolLM2's own weights
 
 
 SHAPES = {
     "tiny": Shape(64, 2, 128, 1_000, False, 4, rows=4, tokens=64),
     "M1": Shape(256, 8, 1_024, 32_000, False, 4),
     "M2": Shape(512, 6, 2_048, 151_936, True, 8),
+    "smollm2": Shape(576, 30, 1_536, 49_152, True, 9, tokens=100, scored=0.5, kv_heads=3, fetched=True),
     # Qwen2.5's own, for a GPU
     "0.5B": Shape(896, 24, 4_864, 151_936, True, 14, tokens=2_048, kv_heads=2),
     "7B": Shape(3_584, 28, 18_944, 152_064, False, 28, tokens=2_048, kv_heads=4),
@@ -41,6 +45,15 @@ SIDE_SHARE, SIDE_TOKENS = 0.0625, 256  # of anchor: rows beside the batch per ro
 
 def model(shape: Shape, moved: bool = True, device: str = "cpu", dtype: torch.dtype = torch.float32):
     torch.manual_seed(0)
+    with torch.device(device):  # where 7B parameters are drawn in seconds
+        base = load_model(find(NAME)).to(device, dtype) if shape.fetched else _drawn(shape, dtype)
+    made = get_peft_model(base, LoraConfig(r=32, lora_alpha=64, use_rslora=True, target_modules="all-linear"))
+    if moved:
+        move(made)
+    return made
+
+
+def _drawn(shape: Shape, dtype: torch.dtype):
     config = Qwen2Config(
         vocab_size=shape.vocabulary,
         hidden_size=shape.hidden,
@@ -50,12 +63,7 @@ def model(shape: Shape, moved: bool = True, device: str = "cpu", dtype: torch.dt
         num_key_value_heads=shape.kv_heads or shape.heads,
         tie_word_embeddings=shape.tied,
     )
-    with torch.device(device):  # where 7B parameters are drawn in seconds
-        base = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    made = get_peft_model(base, LoraConfig(r=32, lora_alpha=64, use_rslora=True, target_modules="all-linear"))
-    if moved:
-        move(made)
-    return made
+    return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
 def move(adapted) -> None:
