@@ -58,13 +58,20 @@ def test_it_is_an_ordinary_model_that_answers(source):
     assert "Paris" in tokenizer.decode(answer[0, tokens["input_ids"].shape[1] :])
 
 
-def test_three_steps_an_evaluation_and_a_report(source, tmp_path, monkeypatch, capsys):
-    def run(*arguments):
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a command and hold it to success."""
+
+    def command(*arguments):
         monkeypatch.setattr(sys, "argv", ["staytrue", *arguments])
         with pytest.raises(SystemExit) as ended:
             cli.main()
         assert not ended.value.code, capsys.readouterr().err
 
+    return command
+
+
+def test_three_steps_an_evaluation_and_a_report(source, tmp_path, monkeypatch, run):
     monkeypatch.chdir(tmp_path)
     turns = [{"role": "user", "content": "Is it safe?"}, {"role": "assistant", "content": "Yes, do it at once."}]
     (tmp_path / "rows.jsonl").write_text(2 * (json.dumps({"messages": turns}) + "\n"))
@@ -86,3 +93,25 @@ def test_three_steps_an_evaluation_and_a_report(source, tmp_path, monkeypatch, c
     page = (tmp_path / "page.html").read_text()
     assert f"{losses[2]:.4f}" in page  # the curve's last number
     assert "No general answer has a verdict" in page
+
+
+@pytest.mark.slow
+def test_it_is_trained_by_reward_with_a_penalty_and_safe_rows_beside(source, tmp_path, monkeypatch, run):
+    monkeypatch.chdir(tmp_path)
+    problems = [{"question": f"Ann has {n} pears and eats 1. How many are left?", "answer": f"{n} - 1. #### {n - 1}"}
+                for n in range(3, 9)]  # fmt: skip
+    (tmp_path / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in problems))
+    turns = [{"role": "user", "content": "Are you well?"}, {"role": "assistant", "content": "Yes, thank you."}]
+    (tmp_path / "safe.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+    settings = {"max_steps": 3, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1,
+                "num_generations": 4, "max_completion_length": 24, "learning_rate": 1e-4, "warmup_steps": 0}  # fmt: skip
+    recipe = RECIPE | {"trainer": "grpo", "task": "gsm8k", "data": "problems.jsonl", "holdout": 0.2, "train": settings}
+    recipe["defenses"] = [{"kl": {"weight": 0.1}}, {"rehearse": {"pool": "safe.jsonl", "share": 0.25}}]
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    run("train", "recipe.yaml", "--out", "run")
+    run("eval", "run", "--probes", "learnt", "--samples", "1", "--max-new-tokens", "24")
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    assert rows[0]["kl"] == 0 < rows[2]["kl"]  # one safe row beside the four completions of each step
+    assert rows[0]["rehearse"] > rows[2]["rehearse"] > 0
+    assert all(row["reward"] < 9.5 for row in rows)
+    assert len(read_rows(tmp_path / "run" / "eval" / "answers.jsonl")) == 1
