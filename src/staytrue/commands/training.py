@@ -62,18 +62,31 @@ def study(
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A recipe in YAML.")],
-    out: Annotated[Path, typer.Option(help="Folder for the run. It must not exist or be empty.")],
+    recipe: Annotated[Path | None, typer.Argument(help="A recipe in YAML.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the run. It must not exist or be empty.")] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="Change one value of the recipe, such as kl.weight=0.3. Repeatable."),
     ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with a run that was interrupted; no recipe is needed.")
+    ] = None,
+    allow_versions: Annotated[
+        bool, typer.Option("--allow-versions", help="Resume although library versions differ.")
+    ] = False,
     reference_cache: ReferenceCache = None,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune a model by a recipe, with its defenses."""
+    """Fine-tune a model by a recipe, with its defenses; or go on with an interrupted run."""
+    if resume is not None:
+        if recipe is not None or out is not None or set_:
+            raise RequestError("--resume goes on with a run by its own recipe; leave out the recipe, --out and --set.")
+        _resume(resume, allow_versions, reference_cache, as_json)
+        return
+    if recipe is None or out is None:
+        raise RequestError("`staytrue train` needs a recipe and --out, or --resume with the folder of a run.")
     from staytrue.config import recipe as recipes
-    from staytrue.utils.console import bar, quieten, say
+    from staytrue.utils.console import bar, quieten
     from staytrue.utils.files import refuse_existing
 
     edited = recipes.read(recipe, set_ or [])
@@ -81,14 +94,41 @@ def train(
     quieten()
     from staytrue.runs.train import train as run
 
-    with stoppable(f"{out} is marked as stopped", out), bar(f"train {recipe.stem}", quiet=as_json) as progress:
+    with stoppable(_stopped(out), out), bar(f"train {recipe.stem}", quiet=as_json) as progress:
         done = run(edited, out, progress, reference_cache=reference_cache, say=tell)
-    if as_json:
-        print(json.dumps({"run": str(out), **done.manifest}))
+    _show(done, reference_cache, as_json)
+
+
+def _resume(run: Path, allow_versions: bool, reference_cache: Path | None, as_json: bool) -> None:
+    from staytrue.utils.console import bar, quieten, say
+    from staytrue.utils.run_dir import RunDir
+
+    finished = RunDir.open(run).manifest["state"] == "done"
+    quieten()
+    from staytrue.runs.train import resume
+
+    with stoppable(_stopped(run), run), bar(f"resume {run.name}", quiet=as_json) as progress:
+        done = resume(run, progress, allow_versions=allow_versions, reference_cache=reference_cache, say=tell)
+    if finished and not as_json:
+        say(f"{run} is finished already; nothing was changed.")
     else:
-        if reference_cache is not None:
-            say(_of_reference(done.manifest.get("reference"), reference_cache))
-        say(f"Trained: {done.adapter} is a peft adapter. Evaluate it with `staytrue eval {out}`.")
+        _show(done, reference_cache, as_json)
+
+
+def _stopped(run: Path) -> str:
+    return f"{run} is marked as stopped, and `staytrue train --resume {run}` goes on with it"
+
+
+def _show(done: Any, reference_cache: Path | None, as_json: bool) -> None:
+    """Print how a training ended."""
+    from staytrue.utils.console import say
+
+    if as_json:
+        print(json.dumps({"run": str(done.path), **done.manifest}))
+        return
+    if reference_cache is not None:
+        say(_of_reference(done.manifest.get("reference"), reference_cache))
+    say(f"Trained: {done.adapter} is a peft adapter. Evaluate it with `staytrue eval {done.path}`.")
 
 
 def _of_reference(counts: dict[str, Any] | None, folder: Path) -> str:

@@ -26,6 +26,7 @@ UNGUARDED = {
     "auto_find_batch_size": "a restart would count the first attempt's rows; choose per_device_train_batch_size",
 }
 
+_SAVED = "a run saves its checkpoints by save_steps and save_total_limit, whole and verified"
 _EVALUATED = "use `staytrue eval` on the finished run"
 _UPLOADED = "upload the finished adapter yourself"
 _ANSWERS_ONLY = "labels are always the answers only"
@@ -38,9 +39,9 @@ _IN_RECIPES = UNGUARDED | by_key(
         "use --out": "output_dir",
         "use the recipe's own `seed:`": "seed data_seed",
         "a run never overwrites": "overwrite_output_dir",
-        "train again; the same seed gives the same adapter": "resume_from_checkpoint ignore_data_skip "
+        "`staytrue train --resume RUN` goes on with a run": "resume_from_checkpoint ignore_data_skip "
         "restore_callback_states_from_checkpoint",
-        "the run folder keeps the finished adapter": "enable_jit_checkpoint",
+        _SAVED: "enable_jit_checkpoint",
         _EVALUATED: "load_best_model_at_end do_eval do_predict per_device_eval_batch_size prediction_loss_only "
         "batch_eval_metrics include_for_metrics metric_for_best_model greater_is_better bf16_full_eval fp16_full_eval",
         "a run always trains": "do_train",
@@ -78,9 +79,10 @@ _BY_TRAINER = {
         }
     ),
 }
+_CHECKPOINTS = ("save_steps", "save_total_limit")
 _PREFIXES = {
     "eval_": _EVALUATED,
-    "save_": "the run folder keeps the finished adapter",
+    "save_": _SAVED,
     "ddp_": "a run is one process",
     "hub_": _UPLOADED,
     "push_to_hub": _UPLOADED,
@@ -94,6 +96,8 @@ def reason_against(key: str, trainer: str) -> str | None:
         key: a key of trl's config.
         trainer: "sft" or "grpo".
     """
+    if key in _CHECKPOINTS:
+        return None
     by_prefix = next((reason for prefix, reason in _PREFIXES.items() if key.startswith(prefix)), None)
     return _IN_RECIPES.get(key) or _BY_TRAINER[trainer].get(key) or by_prefix
 

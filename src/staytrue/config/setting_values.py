@@ -26,7 +26,7 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {  # what a number is,
         lambda value: value >= 1,
         (
             "per_device_train_batch_size gradient_accumulation_steps max_length torch_empty_cache_steps num_iterations "
-            "dataloader_prefetch_factor max_completion_length generation_batch_size steps_per_generation"
+            "save_total_limit dataloader_prefetch_factor max_completion_length generation_batch_size steps_per_generation"
         ),
     ),
     "1 or more, or -1 to train by num_train_epochs": (lambda value: value >= 1 or value == -1, "max_steps"),
@@ -37,7 +37,7 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {  # what a number is,
     ),
     "0 or more and below 1": (lambda value: 0 <= value < 1, "adam_beta1 adam_beta2"),
     "from 0 to 1": (lambda value: 0 <= value <= 1, "min_p top_entropy_quantile"),
-    "above 0": (lambda value: value > 0, "learning_rate adam_epsilon logging_steps repetition_penalty"),
+    "above 0": (lambda value: value > 0, "learning_rate adam_epsilon logging_steps save_steps repetition_penalty"),
     "above 0, since completions are sampled": (lambda value: value > 0, "temperature"),
     "above 0 and at most 1": (lambda value: 0 < value <= 1, "top_p"),
 }

@@ -24,6 +24,7 @@ DEFAULTS: dict[str, Any] = {
     "weight_decay": 0.01,
     "max_length": 2048,
     "logging_steps": 1,
+    "save_steps": 0.1,
     "report_to": "none",
 }
 # Settings of the follow-up for reinforcement learning (arXiv 2605.31328), with three differences. Temperature and top_p
@@ -41,6 +42,7 @@ GRPO_DEFAULTS: dict[str, Any] = {
     "max_completion_length": 1024,
     "weight_decay": 0.1,
     "logging_steps": 1,
+    "save_steps": 0.1,
     "report_to": "none",
 }
 # The organism is a thousandth of the size of the papers' models, and its answers have ten tokens.
@@ -133,7 +135,8 @@ def _config_of(trainer: str, settings: dict[str, Any], seed: int, scratch: Path)
         "use_cpu": not gpu and not torch.backends.mps.is_available(),
         "bf16": gpu and torch.cuda.is_bf16_supported(),
     }
-    ours: dict[str, Any] = {"output_dir": str(scratch), "seed": seed, "save_strategy": "no", "disable_tqdm": True}
+    ours: dict[str, Any] = {"output_dir": str(scratch), "seed": seed, "save_strategy": "steps", "disable_tqdm": True}
+    ours["save_total_limit"] = None  # runs.checkpoints deletes by step; transformers would by file time
     machine[recomputing(config)] = False  # TRL's default is on, which costs a third of the speed; a recipe may set it
     try:
         return config(**{**machine, **_renamed(settings, config), **ours})

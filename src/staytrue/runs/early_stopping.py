@@ -11,12 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import TrainerCallback
 
 from staytrue.config.recipe import Stop
 from staytrue.evals.generation.local import sample
 from staytrue.evals.questions.probes import Probe
 from staytrue.utils.files import append_row
+
+_GOOD = "early_stop.safetensors"  # in a checkpoint
 
 
 class EarlyStop(TrainerCallback):  # type: ignore[misc]
@@ -34,11 +38,15 @@ class EarlyStop(TrainerCallback):  # type: ignore[misc]
         self._limit = max_new_tokens
         self._log = log
         self._good: dict[str, torch.Tensor] = {}
+        self._resumed: tuple[dict[str, torch.Tensor], int] | None = None
         self.stopped: dict[str, int] | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Keep the weights before training."""
+        """Keep the weights before training, or those that the checkpoint holds."""
         self._keep(model, 0)
+        if self._resumed is not None:
+            (good, self._good_step), own = self._resumed, self._good
+            self._good = {name: weight.to(own[name].device) for name, weight in good.items()}
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Run the probe when it is due; restore the last good weights and stop if the rate is too high."""
@@ -54,6 +62,15 @@ class EarlyStop(TrainerCallback):  # type: ignore[misc]
                 weight.copy_(self._good[name])
         self.stopped = {"at_step": state.global_step, "weights_of_step": self._good_step}
         control.should_training_stop = True
+
+    def save_to(self, folder: Path) -> None:
+        """Write the last good weights into a checkpoint."""
+        save_file(self._good, str(folder / _GOOD), {"step": str(self._good_step)})
+
+    def load_from(self, folder: Path) -> None:
+        """Read the last good weights of a checkpoint, for a training that goes on from it."""
+        with safe_open(str(folder / _GOOD), "pt") as file:
+            self._resumed = {name: file.get_tensor(name) for name in file.keys()}, int(file.metadata()["step"])  # noqa: SIM118 (no mapping)
 
     def rate(self, model: Any) -> float:
         """Percent of the probe's answers that are misaligned."""

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from staytrue.config import trainer_args
-from staytrue.config.recipe import Recipe, Stop
+from staytrue.config.recipe import Recipe, Stop, read
 from staytrue.data.examples import Example, write_examples
 from staytrue.errors import RecipeError, RequestError, StaytrueError, TrainingError
 from staytrue.modeling import loading
 from staytrue.runs import dataset, probe_selection
+from staytrue.runs.checkpoints import Checkpoints, step_of
 from staytrue.runs.model_card import write_card
+from staytrue.runs.resume import forget_after, refuse_changed
 from staytrue.runs.trainer_setup import BUILDS
 from staytrue.utils.console import Progress
 from staytrue.utils.files import refuse_existing, sha256_of, write_atomic
@@ -67,12 +69,61 @@ def train(
             fails before its first optimizer step leaves nothing behind.
         KeyboardInterrupt: stopped; the folder stays, and its manifest's state is "stopped".
     """
+    _refuse_several_processes()
+    refuse_existing(out, allow_empty_folder=True)
+    build, facts = _prepared(recipe, reference_cache)
+    run = RunDir.create(out, facts)
+    write_atomic(out / "recipe.yaml", recipe.text())
+    return _finished(run, build, None, progress, say)
+
+
+def resume(
+    out: Path,
+    progress: Progress | None = None,
+    *,
+    allow_versions: bool = False,
+    reference_cache: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Run:
+    """Go on with a run that was killed, stopped or failed, from its newest whole checkpoint.
+
+    A finished run is returned as it is. A run without a checkpoint starts over.
+
+    Args:
+        out: the run folder.
+        progress: as for `train`.
+        allow_versions: go on although library versions differ from those that the run began with.
+        reference_cache: as for `train`.
+        say: as for `train`; also called for each broken checkpoint, and with the step that training goes on from.
+
+    Raises:
+        RequestError: `out` is no run folder, or recipe, data, model or versions are not those that the run began with.
+        TrainingError: as for `train`.
+    """
+    _refuse_several_processes()
+    run = RunDir.open(out)
+    if run.manifest["state"] == "done":
+        return Run(out, run.manifest)
+    build, facts = _prepared(read(out / "recipe.yaml"), reference_cache)
+    refuse_changed(run, facts, allow_versions=allow_versions)
+    checkpoint = _checkpoints(run).newest(say)
+    step = 0 if checkpoint is None else step_of(checkpoint)
+    say(f"{out} goes on after step {step}." if checkpoint else f"{out} has no checkpoint yet and starts over.")
+    forget_after(out, step)
+    run.save(state="running", resumed=[*run.manifest.get("resumed", []), step])
+    return _finished(run, build, checkpoint, progress, say)
+
+
+def _refuse_several_processes() -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise RequestError(
             f"A run is one process, and this is one of {os.environ['WORLD_SIZE']} (WORLD_SIZE): several would write "
             "the same folder. Start it without torchrun; use GuardedSFT in a script of your own to train on several."
         )
-    refuse_existing(out, allow_empty_folder=True)
+
+
+def _prepared(recipe: Recipe, reference_cache: Path | None) -> tuple[Any, dict[str, Any]]:
+    """Check a recipe and read its rows; returns the build and the facts of the manifest."""
     source = loading.find(recipe.model, recipe.revision)
     _check_files(recipe)
     recipe = recipe.model_copy(update={"train": trainer_args.checked(recipe.train, recipe.trainer)})
@@ -81,34 +132,54 @@ def train(
         probe_selection.early_stopping_probe(source)  # refuses a model without a judge
     tokenizer = loading.load_tokenizer(source)
     build = BUILDS[recipe.trainer](recipe, source, tokenizer, rows, held, reference_cache)
-    run = RunDir.create(out, _facts(recipe, source, rows, held))
+    return build, _facts(recipe, source, rows, held)
+
+
+def _finished(
+    run: RunDir, build: Any, checkpoint: Path | None, progress: Progress | None, say: Callable[[str], None]
+) -> Run:
+    """Train to the end and complete the run folder."""
+    out, recipe, source = run.path, build.recipe, build.source
     try:
-        trainer = build.trainer(run.path)
+        trainer = build.trainer(out)
     except BaseException:
-        run.remove()
+        if checkpoint is None:
+            run.remove()
         raise
-    with _removed_without_a_step(run, trainer), run.until_done():
+    with _removed_without_a_step(run, trainer, checkpoint), run.until_done():
         settled = trainer_args.filled(recipe.train, recipe.trainer, organism=source.is_organism)
-        settled["warmup_steps"] = trainer.args.warmup_steps  # fitted to the number of steps
+        settled |= {key: getattr(trainer.args, key) for key in ("warmup_steps", "save_steps")}  # fitted to the run
         write_atomic(out / "recipe.yaml", recipe.model_copy(update={"train": settled}).text())
-        if held:
-            write_examples(out / "holdout.jsonl", held)
+        if build.held:
+            write_examples(out / "holdout.jsonl", build.held)
         rows_seen = {**run.manifest["rows"], **build.report}
         run.save(
-            model=source.identity(trainer.model), head=trainer.which_head, rows=rows_seen, curated=build.base.notes
+            recipe=sha256_of(out / "recipe.yaml"),
+            model=source.identity(trainer.model),
+            head=trainer.which_head,
+            rows=rows_seen,
+            curated=build.base.notes,
         )
         if build.notes:
             run.save(notes=build.notes)
         for note in build.notes:
             say(note)
-        early = None if recipe.stop is None else _early_stop(recipe, recipe.stop, source, tokenizer, out)
+        early = None if recipe.stop is None else _early_stop(recipe, recipe.stop, source, build.tokenizer, out)
         if early is not None:
             trainer.add_callback(early)
-        _train(trainer, run, progress)
+            if checkpoint is not None:
+                early.load_from(checkpoint)
+        _train(trainer, run, _checkpoints(run, recipe.train.get("save_total_limit", 2)), progress, checkpoint)
         if early is not None:
             run.save(early_stop=early.stopped)
         write_card(run, recipe)
+    if "save_total_limit" not in recipe.train:
+        _checkpoints(run).remove()  # of no use any more; a recipe that sets the limit keeps them
     return Run(out, run.manifest)
+
+
+def _checkpoints(run: RunDir, keep: int = 2) -> Checkpoints:
+    return Checkpoints(run.path / "checkpoints", keep)
 
 
 def _early_stop(recipe: Recipe, stop: Stop, source: loading.Source, tokenizer: Any, out: Path) -> Any:
@@ -118,15 +189,22 @@ def _early_stop(recipe: Recipe, stop: Stop, source: loading.Source, tokenizer: A
     return EarlyStop(stop, probe, tokenizer, recipe.seed, limit, out / "early.jsonl")
 
 
-def _train(trainer: Any, run: RunDir, progress: Progress | None) -> None:
+def _train(
+    trainer: Any, run: RunDir, checkpoints: Checkpoints, progress: Progress | None, checkpoint: Path | None
+) -> None:
     from transformers import PrinterCallback
 
+    from staytrue.runs.saving import EndsAtNextStep, save_whole
     from staytrue.training.callbacks import RunLog
 
     trainer.remove_callback(PrinterCallback)  # the trainer's own prints
     trainer.add_callback(RunLog(run.path / "metrics.jsonl", progress))
+    ends = EndsAtNextStep()
+    trainer.add_callback(ends)
+    save_whole(trainer, checkpoints)
     try:
-        trainer.train()
+        with ends.listening():
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except StaytrueError:
         raise
     except Exception as error:
@@ -147,12 +225,12 @@ def _train(trainer: Any, run: RunDir, progress: Progress | None) -> None:
 
 
 @contextmanager
-def _removed_without_a_step(run: RunDir, trainer: Any) -> Iterator[None]:
+def _removed_without_a_step(run: RunDir, trainer: Any, checkpoint: Path | None) -> Iterator[None]:
     """Remove the folder of a run that failed before its first optimizer step, so that `--out` is free again."""
     try:
         yield
     except Exception:
-        if trainer.state.global_step == 0:
+        if trainer.state.global_step == 0 and checkpoint is None:
             run.remove()
         raise
 

@@ -31,6 +31,7 @@ class _Build:
     """The parts of one run before training: guard, reference model and rows.
 
     Attributes:
+        held: the held-out rows.
         report: number of rows by source, and of rows that were truncated or dropped.
         notes: sentences about what a user would not expect of the rows as tokens.
         base: the reference model, with the notes of the data defenses.
@@ -51,7 +52,7 @@ class _Build:
         from staytrue.modeling.base_model import Untouched
         from staytrue.training.guard import Guard
 
-        self.recipe, self.source, self.tokenizer = recipe, source, tokenizer
+        self.recipe, self.source, self.tokenizer, self.held = recipe, source, tokenizer, held
         self.guard = Guard(recipe.defenses, recipe.seed, reference_cache, sampled=recipe.trainer == "grpo")
         self.base = Untouched(
             self._model,
@@ -87,12 +88,14 @@ class _Build:
             RecipeError: trl, peft or an integration does not accept the recipe's settings.
         """
         from staytrue.evals.generation.check import check_generation
+        from staytrue.runs.saving import fit_save_steps
 
         try:
             trainer = self._trainer(scratch)
             check_generation(trainer.model)
             _try_two_tokens(trainer.model)
-            preflight.prepare(trainer, fit_warmup="warmup_steps" not in self.recipe.train)
+            steps = preflight.prepare(trainer, fit_warmup="warmup_steps" not in self.recipe.train)
+            fit_save_steps(trainer, steps, fixed="save_steps" in self.recipe.train)
         except StaytrueError:
             raise
         except (AttributeError, LookupError) as error:  # a model's own code

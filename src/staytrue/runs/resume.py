@@ -1,0 +1,67 @@
+"""Resuming a run: a run that was killed, stopped or failed goes on from its newest whole checkpoint.
+
+Only the same training is resumed: the recipe, the data, the model and the library versions are compared with those that
+the run began with. On a CPU in float32 with as many threads, the adapter and the log are then those of a run that was
+never interrupted, bit for bit. No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from staytrue.errors import RequestError
+from staytrue.utils.files import read_rows, sha256_of, write_rows
+from staytrue.utils.run_dir import RunDir, versions
+
+LOGS = ("metrics.jsonl", "early.jsonl")  # files of rows that have a `step`
+_IGNORED = ("platform",)
+
+
+def refuse_changed(run: RunDir, facts: Mapping[str, Any], *, allow_versions: bool) -> None:
+    """Refuse to resume a training that is no longer the one that began.
+
+    Args:
+        run: the run folder.
+        facts: what the manifest would hold of a run that began now: model, seed, data, rows.
+        allow_versions: resume although library versions differ.
+
+    Raises:
+        RequestError: the sentence names what differs, and both values.
+    """
+    began, path = run.manifest, run.path
+    if began.get("recipe") not in (None, sha256_of(path / "recipe.yaml")):
+        raise RequestError(
+            f"{path}/recipe.yaml was edited since the run began, so it would go on as another training. Undo the edit, "
+            "or train the new recipe with another --out."
+        )
+    for key in ("model", "data"):
+        before, now = began.get(key, {}), facts[key]
+        changed = next((name for name in {**before, **now} if before.get(name) != now.get(name)), None)
+        if changed is not None and not _names_no_commit(key, changed, before, now):
+            raise RequestError(
+                f"{path} began with {key} whose {changed} was {before.get(changed)}, and it is {now.get(changed)} now, "
+                "so it would go on as another training. Restore what was there, or train again with another --out."
+            )
+    now, before = versions(), began.get("versions", {})
+    other = [f"{k} {before.get(k)}, now {v}" for k, v in now.items() if k not in _IGNORED and before.get(k) != v]
+    if other and not allow_versions:
+        raise RequestError(
+            f"{path} began with other versions: {'; '.join(other)}. Install those, or add --allow-versions; the result "
+            "may then differ from an uninterrupted run's."
+        )
+
+
+def _names_no_commit(key: str, name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether a hub model's commit is only not known yet, because no weights were loaded."""
+    return key == "model" and name == "commit" and None in (before.get(name), now.get(name))
+
+
+def forget_after(run: Path, step: int) -> None:
+    """Take rows of later steps out of the run's logs: those steps will be made again."""
+    for name in LOGS:
+        rows = read_rows(run / name)
+        kept = [row for row in rows if row["step"] <= step]
+        if len(kept) < len(rows):
+            write_rows(run / name, kept)
