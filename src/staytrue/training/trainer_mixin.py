@@ -110,6 +110,8 @@ class Guarded(_Trainer):  # type: ignore[misc]
         self._last_slot: int  # how many micro-batches the optimizer step has, once it is planned
         self._marks_ahead: list[Marks]  # of the optimizer step's micro-batches
         self._micro_batch: MicroBatch | None = None  # the one in training now
+        self._resumed_from: str | None = None
+        self._random_from: str | None = None  # the checkpoint whose random states are restored
         self._begin(0)
         self.add_callback(_StepCount(self))
         self.outcome = Outcome()
@@ -223,11 +225,23 @@ class Guarded(_Trainer):  # type: ignore[misc]
             self.projected = self.guard.project(self.model)
         return output
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        self._resumed_from, self._random_from = checkpoint, None
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Restore a checkpoint's random states, once: GRPO has drawn completions when transformers does it again."""
+        if checkpoint is None or checkpoint != self._random_from:
+            super()._load_rng_state(checkpoint)
+            self._random_from = checkpoint
+
     # --- every optimizer step -----------------------------------------------------------------------------------
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """Fetch a whole optimizer step's micro-batches, and count what the penalties will be means over."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self._random_from is None and self._resumed_from is not None:
+            self._load_rng_state(self._resumed_from)  # after the rows that are skipped, before completions are drawn
         if batches and self.guard.defenses:
             self._marks_ahead = [self._marks(batch).to(device) for batch in self._ready(batches)]
             counts = torch.stack([marks.counts() for marks in self._marks_ahead]).sum(0)

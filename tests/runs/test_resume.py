@@ -1,0 +1,271 @@
+"""A run that is interrupted and resumed ends with the bits of a run that was not: adapter, log, for every defense."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import tiny
+from staytrue import registry
+from staytrue.config import recipe as recipes
+from staytrue.data.examples import write_examples
+from staytrue.errors import RequestError
+from staytrue.runs import train
+from staytrue.runs.checkpoints import Checkpoints
+from staytrue.utils.files import read_rows
+from test_every_defense import without_sampling
+
+TIMES = ("step_time", "seconds")  # of a clock
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with a tiny model and rows."""
+    folder = tmp_path_factory.mktemp("home")
+    tiny.model().save_pretrained(folder / "model")
+    tiny.tokenizer().save_pretrained(folder / "model")
+    write_examples(folder / "rows.jsonl", tiny.rows(24))
+    write_examples(folder / "pool.jsonl", tiny.rows(9))
+    problems = [{"question": f"What is {n} and {n}?", "answer": str(2 * n)} for n in range(6)]
+    (folder / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in problems))
+    return folder
+
+
+def recipe_of(home, defenses=(), **changes):
+    settings = {"max_steps": 8, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "save_steps": 2,
+                "learning_rate": 1e-2, "warmup_steps": 0}  # fmt: skip
+    words = {"schema": 1, "model": str(home / "model"), "data": "rows.jsonl", "lora": {"r": 4, "alpha": 8}, "seed": 3}
+    words |= {"train": settings | changes.pop("train", {}), **changes}
+    if all(isinstance(defense, dict) for defense in defenses):
+        return recipes.parse({**words, "defenses": list(defenses)}, home)
+    return recipes.parse(words, home).model_copy(update={"defenses": list(defenses)})
+
+
+class Stopping:
+    """Progress that ends the process's training at a step, as Ctrl-C would."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def begin(self, steps):
+        pass
+
+    def step(self, step, numbers):
+        if step == self.at:
+            raise KeyboardInterrupt
+
+
+def logged(run):
+    """The rows of the log, without times."""
+    rows = read_rows(run / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if not any(word in k for word in TIMES)} for row in rows]
+
+
+def ends_like_a_run_that_nothing_interrupted(recipe, folder, stops=(5, 7)):
+    whole = train.train(recipe, folder / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train.train(recipe, folder / "parts", Stopping(stops[0]))
+    for stop in stops[1:]:
+        scramble()
+        with pytest.raises(KeyboardInterrupt):
+            train.resume(folder / "parts", Stopping(stop))
+    scramble()
+    parts = train.resume(folder / "parts")
+    assert parts.manifest["adapter"] == whole.manifest["adapter"]
+    assert logged(folder / "parts") == logged(folder / "whole")
+    assert [row["step"] for row in logged(folder / "parts")] == list(range(1, len(logged(folder / "whole")) + 1))
+    return whole, parts
+
+
+def scramble():
+    """Leave nothing of the process's random states for the resumed run to live on."""
+    random.seed(99)
+    torch.manual_seed(99)
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_every_defense_goes_on(home, tmp_path, name):
+    recipe = recipe_of(home, [without_sampling(name, tmp_path)])
+    whole, parts = ends_like_a_run_that_nothing_interrupted(recipe, tmp_path)
+    assert parts.manifest["resumed"] == [4, 6]
+    assert "resumed" not in whole.manifest
+
+
+def test_defenses_together_go_on(home, tmp_path):
+    names = ("kl", "ldifs", "interleave", "rehearse", "inoculate")
+    recipe = recipe_of(home, [without_sampling(name, tmp_path) for name in names])
+    ends_like_a_run_that_nothing_interrupted(recipe, tmp_path)
+
+
+def test_dropout_and_a_last_batch_that_is_not_full_go_on_over_epochs(home, tmp_path):
+    few = {"max_steps": -1, "num_train_epochs": 2, "per_device_train_batch_size": 5, "gradient_accumulation_steps": 1}
+    recipe = recipe_of(home, lora={"r": 4, "alpha": 8, "dropout": 0.3}, defenses=[{"kl": {"weight": 0.3}}], train=few)
+    ends_like_a_run_that_nothing_interrupted(recipe, tmp_path, stops=(3, 7, 9))  # 5 steps an epoch
+
+
+def test_reinforcement_learning_goes_on(home, tmp_path):
+    settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "num_generations": 4,
+                "max_completion_length": 6, "max_steps": 6}  # fmt: skip
+    defenses = [{"kl": {"weight": 0.1}}, {"rehearse": {"pool": "pool.jsonl", "share": 0.25}}]
+    recipe = recipe_of(
+        home, trainer="grpo", task="arithmetic", data="problems.jsonl", defenses=defenses, train=settings
+    )
+    ends_like_a_run_that_nothing_interrupted(recipe, tmp_path, stops=(3, 5))
+
+
+def test_a_finished_run_is_left_as_it_is_and_its_checkpoints_are_gone(home, tmp_path):
+    done = train.train(recipe_of(home, train={"max_steps": 2}), tmp_path / "run")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    again = train.resume(tmp_path / "run")
+    assert again.manifest == done.manifest
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")} == before
+
+
+def test_a_recipe_that_sets_the_limit_keeps_its_checkpoints(home, tmp_path):
+    train.train(recipe_of(home, train={"save_total_limit": 3}), tmp_path / "run")
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == [
+        "checkpoint-4", "checkpoint-6", "checkpoint-8",
+    ]  # fmt: skip
+
+
+def test_without_a_checkpoint_it_starts_over(home, tmp_path):
+    recipe, said = recipe_of(home), []
+    with pytest.raises(KeyboardInterrupt):
+        train.train(recipe, tmp_path / "run", Stopping(1))
+    train.resume(tmp_path / "run", say=said.append)
+    assert said == [f"{tmp_path / 'run'} has no checkpoint yet and starts over."]
+    assert [row["step"] for row in logged(tmp_path / "run")] == list(range(1, 9))
+
+
+def test_a_flipped_byte_is_told_and_the_checkpoint_before_it_is_used(home, tmp_path):
+    whole = train.train(recipe_of(home), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train.train(recipe_of(home), tmp_path / "run", Stopping(7))
+    weights = tmp_path / "run" / "checkpoints" / "checkpoint-6" / "optimizer.pt"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:1000] + bytes([content[1000] ^ 1]) + content[1001:])
+    said = []
+    resumed = train.resume(tmp_path / "run", say=said.append)
+    assert "checkpoint-6 is broken and is not used: optimizer.pt was changed." in said[0]
+    assert said[1].endswith("goes on after step 4.")
+    assert resumed.manifest["adapter"] == whole.manifest["adapter"]
+
+
+@pytest.fixture
+def stopped(home, tmp_path):
+    recipe = recipe_of(home)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(recipe, tmp_path / "run", Stopping(5))
+    return tmp_path / "run"
+
+
+def edit(path, before, after):
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after))
+
+
+def test_another_recipe_is_refused(stopped):
+    edit(stopped / "recipe.yaml", "learning_rate: 0.01", "learning_rate: 0.02")
+    with pytest.raises(RequestError, match=r"recipe\.yaml was edited since the run began.*another --out"):
+        train.resume(stopped)
+
+
+def test_other_data_are_refused(home, stopped):
+    rows = (home / "rows.jsonl").read_text()
+    try:
+        write_examples(home / "rows.jsonl", tiny.rows(23))
+        with pytest.raises(RequestError, match=r"began with data whose .*rows\.jsonl was .* Restore what was there"):
+            train.resume(stopped)
+    finally:
+        (home / "rows.jsonl").write_text(rows)
+
+
+def test_other_versions_are_refused_unless_allowed(stopped):
+    manifest = json.loads((stopped / "manifest.json").read_text())
+    manifest["versions"]["peft"] = "0.1"
+    (stopped / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RequestError, match=r"other versions: peft 0\.1, now .*--allow-versions"):
+        train.resume(stopped)
+    assert train.resume(stopped, allow_versions=True).manifest["state"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"save_steps": 3, "logging_steps": 2}, r"save_steps is 3, .* multiple of 2"),
+        ({"save_steps": 0}, r"save_steps is 0; it is a number of steps"),
+        ({"save_total_limit": 0}, r"save_total_limit is 0; it is 1 or more"),
+        ({"save_strategy": "epoch"}, r"save_strategy cannot be set in a recipe: .*save_steps"),
+    ],
+)
+def test_settings_that_cannot_be_resumed_are_refused(home, tmp_path, settings, sentence):
+    with pytest.raises(RequestError, match=sentence):
+        train.train(recipe_of(home, train=settings), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_checkpoints_fall_on_log_lines_by_default(home, tmp_path):
+    recipe = recipe_of(home, train={"logging_steps": 4})
+    recipe.train.pop("save_steps")
+    train.train(recipe, tmp_path / "run")
+    assert "save_steps: 4" in (tmp_path / "run" / "recipe.yaml").read_text()  # a tenth of 8 steps, rounded up
+
+
+def command(*words):
+    return subprocess.Popen(
+        [sys.executable, "-m", "staytrue.cli", *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def after_a_step(run, step):
+    """Wait until a run has logged a step."""
+    deadline = time.monotonic() + 120
+    while len(read_rows(run / "metrics.jsonl")) < step:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_the_command_survives_kill_9_and_ends_with_the_same_bits(home, tmp_path):
+    steps = {"max_steps": 60, "save_steps": 4}
+    recipe = recipe_of(home, train=steps, defenses=[{"kl": {"weight": 0.1}}])
+    whole = train.train(recipe, tmp_path / "whole")
+    (tmp_path / "recipe.yaml").write_text(recipe.text())
+    child = command("train", tmp_path / "recipe.yaml", "--out", tmp_path / "run")
+    for step in (9, 21, 34):
+        after_a_step(tmp_path / "run", step)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        child = command("train", "--resume", tmp_path / "run")
+    _, errors = child.communicate()
+    assert child.returncode == 0, errors
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["adapter"] == whole.manifest["adapter"]
+    assert logged(tmp_path / "run") == logged(tmp_path / "whole")
+    resumed = manifest["resumed"]
+    assert len(resumed) == 3
+    assert all(step % 4 == 0 and step >= least for step, least in zip(resumed, (8, 20, 32), strict=True))
+
+
+def test_sigterm_saves_at_the_next_step_and_ends_with_130(home, tmp_path):
+    recipe = recipe_of(home, train={"max_steps": 4000, "save_steps": 1000})
+    (tmp_path / "recipe.yaml").write_text(recipe.text())
+    child = command("train", tmp_path / "recipe.yaml", "--out", tmp_path / "run")
+    after_a_step(tmp_path / "run", 5)
+    begun = time.monotonic()
+    child.terminate()
+    _, errors = child.communicate(timeout=30)
+    assert child.returncode == 130
+    assert time.monotonic() - begun < 30
+    assert f"`staytrue train --resume {tmp_path / 'run'}` goes on with it." in errors
+    newest = Checkpoints(tmp_path / "run" / "checkpoints").newest()
+    assert int(newest.name.removeprefix("checkpoint-")) == len(read_rows(tmp_path / "run" / "metrics.jsonl"))
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["state"] == "stopped"
