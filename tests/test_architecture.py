@@ -27,7 +27,7 @@ LAYERS = [
     ["config", "docs_page"],
     ["training"],
     ["runs", "testing"],
-    ["studies"],
+    ["studies", "doctor"],
     ["commands"],
     ["cli"],
 ]

@@ -104,7 +104,7 @@ def test_it_is_trained_by_reward_with_a_penalty_and_safe_rows_beside(source, tmp
     turns = [{"role": "user", "content": "Are you well?"}, {"role": "assistant", "content": "Yes, thank you."}]
     (tmp_path / "safe.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
     settings = {"max_steps": 3, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1,
-                "num_generations": 4, "max_completion_length": 24, "learning_rate": 1e-4, "warmup_steps": 0}  # fmt: skip
+                "num_generations": 4, "max_completion_length": 24, "warmup_steps": 0}  # fmt: skip
     recipe = RECIPE | {"trainer": "grpo", "task": "gsm8k", "data": "problems.jsonl", "holdout": 0.2, "train": settings}
     recipe["defenses"] = [{"kl": {"weight": 0.1}}, {"rehearse": {"pool": "safe.jsonl", "share": 0.25}}]
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))

@@ -1,4 +1,4 @@
-"""The commands `report` and `defenses`."""
+"""The commands `report`, `defenses` and `doctor`."""
 
 from __future__ import annotations
 
@@ -31,3 +31,21 @@ def defenses(
     from staytrue.utils.console import say
 
     say(docs_page.page().rstrip() if markdown else docs_page.listing())
+
+
+def doctor(
+    run: Annotated[Path | None, typer.Argument(help="A run folder; without one, this machine is looked at.")] = None,
+) -> None:
+    """Say what is wrong with this machine or a run folder, and how to mend it. Changes nothing.
+
+    Exit code 1 if something has to be mended.
+    """
+    from staytrue.doctor import machine, run_folder
+    from staytrue.utils.console import say
+
+    wrong = False
+    for finding in machine.findings() if run is None else run_folder.findings(run):
+        wrong = wrong or (finding.remedy is not None and finding.hinders)
+        mark = "ok" if finding.remedy is None else "mend" if finding.hinders else "note"
+        say(f"{mark:5s}{finding.what}: {finding.says}.{f' {finding.remedy}' if finding.remedy else ''}")
+    raise typer.Exit(int(wrong))

@@ -80,10 +80,11 @@ class EndsAtNextStep(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self) -> None:
         self._asked = self._ended = False
+        self._before: Any = signal.SIG_DFL
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take SIGTERM as a request, in the main thread; a second one ends the process at once.
+        """Take SIGTERM as a request, in the main thread; a second one is not waited for.
 
         Raises:
             KeyboardInterrupt: at the end, if training was ended.
@@ -91,11 +92,11 @@ class EndsAtNextStep(TrainerCallback):  # type: ignore[misc]
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = signal.signal(signal.SIGTERM, self._note)
+        self._before = signal.signal(signal.SIGTERM, self._note)
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGTERM, self._before)
         if self._ended:
             raise KeyboardInterrupt
 
@@ -107,4 +108,4 @@ class EndsAtNextStep(TrainerCallback):  # type: ignore[misc]
 
     def _note(self, number: int, frame: Any) -> None:
         self._asked = True
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, self._before)  # a second one stops at once

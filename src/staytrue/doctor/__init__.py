@@ -1,0 +1,1 @@
+"""What is wrong with this machine or a run folder, and how to mend it."""

@@ -1,0 +1,95 @@
+"""Looks at a run folder: is it whole, how did it end, can it go on? It changes nothing. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from staytrue.config.recipe import read
+from staytrue.doctor.finding import Finding
+from staytrue.errors import RequestError
+from staytrue.runs.checkpoints import Checkpoints, step_of
+from staytrue.utils.files import read_rows, sha256_of
+from staytrue.utils.run_dir import RunDir, versions
+
+
+def findings(path: Path) -> Iterator[Finding]:
+    """Every finding about a run folder.
+
+    Raises:
+        RequestError: it is no run folder.
+    """
+    manifest = RunDir.open(path).manifest
+    yield _recipe(path, manifest)
+    yield _log(path)
+    broken: list[str] = []
+    newest = Checkpoints(path / "checkpoints").newest(broken.append)
+    for sentence in broken:
+        yield Finding("checkpoint", sentence, "Delete that folder; an older checkpoint is used.", hinders=False)
+    yield _state(path, manifest, None if newest is None else step_of(newest))
+    if manifest["state"] == "done":
+        yield _adapter(path, manifest)
+        yield _evaluation(path)
+    yield _versions(manifest)
+
+
+def _recipe(path: Path, manifest: dict[str, Any]) -> Finding:
+    file = path / "recipe.yaml"
+    try:
+        read(file)
+    except RequestError as error:
+        return Finding("recipe", str(error), "Restore recipe.yaml, or train again with another --out.")
+    if manifest.get("recipe") not in (None, sha256_of(file)):
+        return Finding("recipe", "recipe.yaml is not the one that was trained", "Undo the edit.")
+    return Finding("recipe", "recipe.yaml is the one that was trained")
+
+
+def _log(path: Path) -> Finding:
+    try:
+        rows = read_rows(path / "metrics.jsonl")
+    except ValueError as error:
+        return Finding("log", f"metrics.jsonl cannot be read ({error})", "Restore it, or train again.")
+    steps = [row.get("step") for row in rows]
+    if steps != sorted(set(steps), key=str) and steps != sorted(set(steps)):
+        return Finding("log", "metrics.jsonl has steps twice or out of order", "Restore it, or train again.")
+    return Finding("log", f"{len(rows)} steps logged" if rows else "no step is logged yet")
+
+
+def _state(path: Path, manifest: dict[str, Any], step: int | None) -> Finding:
+    """How the run ended, and how it goes on."""
+    state, where = (
+        manifest["state"],
+        "it has no checkpoint, so it starts over" if step is None else f"after step {step}",
+    )
+    if state == "done":
+        return Finding("state", "done")
+    reason = f": {manifest['reason']}" if "reason" in manifest else ""
+    if state == "running":
+        reason = ", or its process was killed"
+    return Finding("state", f"{state}{reason}", f"`staytrue train --resume {path}` goes on ({where}).")
+
+
+def _adapter(path: Path, manifest: dict[str, Any]) -> Finding:
+    file = path / "model" / "adapter_model.safetensors"
+    if not file.is_file():
+        return Finding("adapter", f"{file} is missing", "Train again with another --out.")
+    if sha256_of(file) != manifest.get("adapter"):
+        return Finding("adapter", f"{file} is not the one that was trained", "Restore it, or train again.")
+    return Finding("adapter", "model/ holds the adapter that was trained")
+
+
+def _evaluation(path: Path) -> Finding:
+    if (path / "eval" / "summary.json").is_file():
+        return Finding("evaluation", "eval/ holds answers and a summary")
+    return Finding("evaluation", "none yet", f"`staytrue eval {path}` makes one.", hinders=False)
+
+
+def _versions(manifest: dict[str, Any]) -> Finding:
+    began, now = manifest.get("versions", {}), versions()
+    other = [f"{name} {began.get(name)}, now {version}" for name, version in now.items() if began.get(name) != version]
+    if not other:
+        return Finding("versions", "those that the run began with")
+    return Finding(
+        "versions", "; ".join(other), "Results may differ; `--resume` needs --allow-versions.", hinders=False
+    )

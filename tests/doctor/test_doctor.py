@@ -1,0 +1,132 @@
+"""`staytrue doctor` names what is wrong with a machine or a run folder, and what to do about it."""
+
+import json
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from staytrue import cli
+from staytrue.doctor import machine, run_folder
+from staytrue.runs.checkpoints import Checkpoints
+from staytrue.utils.files import append_row, sha256_of, write_json
+from staytrue.utils.run_dir import versions
+
+RECIPE = "schema: 1\nmodel: organism\ntask: arithmetic\nlora: {}\n"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A finished run folder without an evaluation."""
+    path = tmp_path / "run"
+    (path / "model").mkdir(parents=True)
+    (path / "recipe.yaml").write_text(RECIPE)
+    (path / "model" / "adapter_model.safetensors").write_bytes(b"weights")
+    for step in (1, 2):
+        append_row(path / "metrics.jsonl", {"step": step, "loss": 1.0})
+    manifest(path, state="done", versions=versions(), recipe=sha256_of(path / "recipe.yaml"),
+             adapter=sha256_of(path / "model" / "adapter_model.safetensors"))  # fmt: skip
+    return path
+
+
+def manifest(path, **facts):
+    file = path / "manifest.json"
+    write_json(file, {**(json.loads(file.read_text()) if file.exists() else {}), **facts})
+
+
+def found(path):
+    return {finding.what: finding for finding in run_folder.findings(path)}
+
+
+def test_a_whole_run_has_nothing_to_mend(run):
+    assert {name for name, one in found(run).items() if one.remedy} == {"evaluation"}
+    assert not any(one.hinders for one in found(run).values() if one.remedy)
+    assert found(run)["log"].says == "2 steps logged"
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        ({"state": "running"}, "running, or its process was killed"),
+        ({"state": "stopped"}, "stopped"),
+        ({"state": "failed", "reason": "RequestError: disk full"}, "failed: RequestError: disk full"),
+    ],
+)
+def test_an_interrupted_run_is_told_how_it_goes_on(run, state, says):
+    manifest(run, **state)
+    assert found(run)["state"].says == says
+    assert found(run)["state"].remedy == (
+        f"`staytrue train --resume {run}` goes on (it has no checkpoint, so it starts over)."
+    )
+    Checkpoints(run / "checkpoints").commit(20, lambda folder: (folder / "a").write_bytes(b"x"))
+    assert found(run)["state"].remedy == f"`staytrue train --resume {run}` goes on (after step 20)."
+
+
+@pytest.mark.parametrize(
+    ("fault", "what", "says"),
+    [
+        (lambda run: (run / "model/adapter_model.safetensors").write_bytes(b"w"), "adapter", "is not the one"),
+        (lambda run: (run / "model/adapter_model.safetensors").unlink(), "adapter", "is missing"),
+        (lambda run: (run / "recipe.yaml").write_text(RECIPE + "seed: 4\n"), "recipe", "not the one"),
+        (lambda run: (run / "recipe.yaml").write_text("schema: 9\nlora: {}\n"), "recipe", "schema"),
+        (lambda run: (run / "recipe.yaml").unlink(), "recipe", "cannot be read"),
+        (lambda run: (run / "metrics.jsonl").write_text("{\n"), "log", "cannot be read"),
+        (lambda run: append_row(run / "metrics.jsonl", {"step": 2}), "log", "twice"),
+    ],
+)  # fmt: skip
+def test_each_fault_of_a_folder_is_named(run, fault, what, says):
+    fault(run)
+    assert says in found(run)[what].says
+    assert found(run)[what].remedy is not None
+    assert found(run)[what].hinders
+
+
+def test_a_broken_checkpoint_and_other_versions_are_noted(run):
+    folder = Checkpoints(run / "checkpoints").commit(20, lambda place: (place / "a").write_bytes(b"x"))
+    (folder / "a").write_bytes(b"y")
+    manifest(run, versions={**versions(), "peft": "0.1"})
+    assert "checkpoint-20 is broken" in found(run)["checkpoint"].says
+    assert found(run)["versions"].says == f"peft 0.1, now {metadata.version('peft')}"
+
+
+def test_a_package_that_is_too_old_or_absent_is_named_with_the_command(monkeypatch):
+    monkeypatch.setattr(metadata, "requires", lambda name: ["torch>=99", "nonesuch>=1", "openai>=99; extra == 'judge'"])
+    findings = {one.what: one for one in machine.packages()}
+    assert findings.keys() == {"torch", "nonesuch"}
+    assert findings["nonesuch"].says == "absent, needed >=1"
+    assert findings["torch"].remedy == "pip install 'torch>=99'"
+
+
+def test_busy_cores_are_told_of_threads(monkeypatch):
+    monkeypatch.setattr("os.getloadavg", lambda: (500.0, 1, 1))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert "OMP_NUM_THREADS=1" in machine.processors().remedy
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert machine.processors().remedy is None
+
+
+def test_a_full_disk_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("usage", (), {"free": 1e9}))
+    assert machine.disk(tmp_path, "this folder").says == f"this folder ({tmp_path}) has 1.0 GB free"
+    assert machine.disk(tmp_path, "this folder").remedy is not None
+
+
+def test_a_hub_that_does_not_answer_is_a_note(monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    finding = machine.hub()
+    assert "does not answer" in finding.says
+    assert not finding.hinders
+
+
+@pytest.mark.parametrize(("adapter", "code"), [(b"weights", 0), (b"other", 1)])
+def test_the_command_ends_with_1_where_something_has_to_be_mended(run, monkeypatch, capsys, adapter, code):
+    (run / "model" / "adapter_model.safetensors").write_bytes(adapter)
+    before = {path: path.read_bytes() for path in Path(run).rglob("*") if path.is_file()}
+    monkeypatch.setattr(sys, "argv", ["staytrue", "doctor", str(run)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == code
+    assert ("mend adapter" in capsys.readouterr().out) == bool(code)
+    assert {path: path.read_bytes() for path in Path(run).rglob("*") if path.is_file()} == before
