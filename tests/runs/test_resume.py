@@ -201,7 +201,7 @@ def test_other_versions_are_refused_unless_allowed(stopped):
     ("settings", "sentence"),
     [
         ({"save_steps": 3, "logging_steps": 2}, r"save_steps is 3, .* multiple of 2"),
-        ({"save_steps": 0}, r"save_steps is 0; it is a number of steps"),
+        ({"save_steps": 0}, r"save_steps is 0; it is above 0"),
         ({"save_total_limit": 0}, r"save_total_limit is 0; it is 1 or more"),
         ({"save_strategy": "epoch"}, r"save_strategy cannot be set in a recipe: .*save_steps"),
     ],
@@ -212,11 +212,11 @@ def test_settings_that_cannot_be_resumed_are_refused(home, tmp_path, settings, s
     assert not (tmp_path / "run").exists()
 
 
-def test_checkpoints_fall_on_log_lines_by_default(home, tmp_path):
-    recipe = recipe_of(home, train={"logging_steps": 4})
-    recipe.train.pop("save_steps")
+def test_a_share_of_the_steps_is_rounded_up_to_log_lines(home, tmp_path):
+    recipe = recipe_of(home, train={"logging_steps": 4, "save_steps": 0.1, "save_total_limit": 9})
     train.train(recipe, tmp_path / "run")
-    assert "save_steps: 4" in (tmp_path / "run" / "recipe.yaml").read_text()  # a tenth of 8 steps, rounded up
+    names = {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert names == {"checkpoint-4", "checkpoint-8"}  # a tenth of 8 steps is 1
 
 
 def command(*words):

@@ -26,7 +26,8 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {  # what a number is,
         lambda value: value >= 1,
         (
             "per_device_train_batch_size gradient_accumulation_steps max_length torch_empty_cache_steps num_iterations "
-            "save_total_limit dataloader_prefetch_factor max_completion_length generation_batch_size steps_per_generation"
+            "dataloader_prefetch_factor max_completion_length generation_batch_size steps_per_generation "
+            "save_total_limit"
         ),
     ),
     "1 or more, or -1 to train by num_train_epochs": (lambda value: value >= 1 or value == -1, "max_steps"),

@@ -50,8 +50,8 @@ def _log(path: Path) -> Finding:
         rows = read_rows(path / "metrics.jsonl")
     except ValueError as error:
         return Finding("log", f"metrics.jsonl cannot be read ({error})", "Restore it, or train again.")
-    steps = [row.get("step") for row in rows]
-    if steps != sorted(set(steps), key=str) and steps != sorted(set(steps)):
+    steps = [int(row.get("step", 0)) for row in rows]
+    if steps != sorted(set(steps)):
         return Finding("log", "metrics.jsonl has steps twice or out of order", "Restore it, or train again.")
     return Finding("log", f"{len(rows)} steps logged" if rows else "no step is logged yet")
 

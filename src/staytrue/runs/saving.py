@@ -20,7 +20,7 @@ from staytrue.runs.checkpoints import Checkpoints
 _UNREAD = ("training_args.bin", "README.md")  # a pickle and a model card, which nothing reads
 
 
-def fit_save_steps(trainer: Any, steps: int, *, fixed: bool) -> None:
+def fit_save_steps(trainer: Any, steps: int) -> None:
     """Let every checkpoint come after a whole log line, and in GRPO after a whole round of generated completions.
 
     trl keeps the numbers since the last log line, and the completions that are still to be trained on, in memory only.
@@ -28,10 +28,9 @@ def fit_save_steps(trainer: Any, steps: int, *, fixed: bool) -> None:
     Args:
         trainer: a guarded trainer.
         steps: the optimizer steps of the run.
-        fixed: the recipe sets `save_steps`, so that it is refused rather than rounded up.
 
     Raises:
-        RecipeError: checkpoints would come between.
+        RecipeError: `save_steps` is a number of steps (a share is rounded up), and checkpoints would come between.
     """
     arguments = trainer.args
     every = arguments.save_steps if arguments.save_steps >= 1 else max(math.ceil(steps * arguments.save_steps), 1)
@@ -39,7 +38,7 @@ def fit_save_steps(trainer: Any, steps: int, *, fixed: bool) -> None:
     accumulated = arguments.gradient_accumulation_steps
     round_ = (getattr(arguments, "steps_per_generation", None) or accumulated) * getattr(arguments, "num_iterations", 1)
     whole = math.lcm(int(logged), math.lcm(round_, accumulated) // accumulated)
-    if fixed and every % whole:
+    if arguments.save_steps >= 1 and every % whole:
         raise RecipeError(
             f"train.save_steps is {arguments.save_steps:g}, so that checkpoints would come between log lines or rounds "
             f"of completions, which trl keeps in memory only. Set it to a multiple of {whole}."

@@ -148,7 +148,7 @@ def _finished(
         raise
     with _removed_without_a_step(run, trainer, checkpoint), run.until_done():
         settled = trainer_args.filled(recipe.train, recipe.trainer, organism=source.is_organism)
-        settled |= {key: getattr(trainer.args, key) for key in ("warmup_steps", "save_steps")}  # fitted to the run
+        settled["warmup_steps"] = trainer.args.warmup_steps  # fitted to the number of steps
         write_atomic(out / "recipe.yaml", recipe.model_copy(update={"train": settled}).text())
         if build.held:
             write_examples(out / "holdout.jsonl", build.held)

@@ -95,7 +95,7 @@ class _Build:
             check_generation(trainer.model)
             _try_two_tokens(trainer.model)
             steps = preflight.prepare(trainer, fit_warmup="warmup_steps" not in self.recipe.train)
-            fit_save_steps(trainer, steps, fixed="save_steps" in self.recipe.train)
+            fit_save_steps(trainer, steps)
         except StaytrueError:
             raise
         except (AttributeError, LookupError) as error:  # a model's own code
