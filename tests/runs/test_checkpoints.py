@@ -11,7 +11,7 @@ import textwrap
 
 import pytest
 
-from staytrue.errors import RequestError
+from staytrue.errors import TrainingError
 from staytrue.runs.checkpoints import MANIFEST, Checkpoints, fault_in
 
 
@@ -115,7 +115,7 @@ def test_a_disk_that_cannot_be_written_leaves_the_older_checkpoint_and_nothing_h
         (folder / "0.bin").write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(RequestError, match=r"step 2 cannot be written .* No space left on device.* --resume"):
+    with pytest.raises(TrainingError, match=r"step 2 cannot be written .* No space left on device.* --resume"):
         made.commit(2, full)
     assert names(made) == ["checkpoint-1"]
     assert made.newest() == tmp_path / "checkpoint-1"

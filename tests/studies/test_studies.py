@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import yaml
 import fake_results
 from staytrue.config import recipe as recipes
 from staytrue.errors import DataError, RecipeError, RequestError
+from staytrue.runs import train
 from staytrue.studies import config, demo, runner
 from staytrue.studies.demo import preset, run_study
 from staytrue.tasks.opswap import OpSwap
@@ -57,6 +59,35 @@ def test_it_runs_every_cell_and_goes_on_where_it_was_stopped(tmp_path):
     assert results["rows"] == rows
     assert results["title"] == "two steps"
     assert all(row["general"]["n"] == 480 and row["seconds"] > 0 for row in rows)
+
+
+def test_a_run_that_was_killed_goes_on_from_its_checkpoint_and_one_of_another_recipe_starts_over(tmp_path):
+    study = config.read(written(tmp_path, variants=[{"name": "none"}]))
+    [(cell, whole)] = runner.run(study, tmp_path / "whole", 1)
+    [first] = [next(runner.run(study, tmp_path / "out", 1))]
+    run = tmp_path / "out" / cell.folder
+
+    def killed(checkpoint):
+        """The folder as if the run's process had been killed after its first step."""
+        (run / "cell.json").unlink()
+        manifest = json.loads((run / "manifest.json").read_text())
+        manifest.pop("resumed", None)
+        (run / "manifest.json").write_text(json.dumps(manifest | {"state": "running"}))
+        shutil.rmtree(run / "model")
+        shutil.copytree(checkpoint, run / "checkpoints" / checkpoint.name)
+
+    recipe = recipes.parse(cell.recipe(), tmp_path / "out" / "data" / "medical")
+    kept = recipe.model_copy(update={"train": {**recipe.train, "save_total_limit": 2}})
+    train.train(kept, tmp_path / "kept")
+    killed(tmp_path / "kept" / "checkpoints" / "checkpoint-1")
+    [(_, row)] = runner.run(study, tmp_path / "out", 1)
+    assert json.loads((run / "manifest.json").read_text())["resumed"] == [1]
+    for key in ("general", "in_domain"):
+        assert row[key] == whole[key] == first[1][key]
+    killed(tmp_path / "kept" / "checkpoints" / "checkpoint-1")
+    run.with_name(f"{run.name}.yaml").write_text("another: recipe\n")
+    assert [row[key] for _, row in runner.run(study, tmp_path / "out", 1) for key in ["general"]] == [whole["general"]]
+    assert "resumed" not in json.loads((run / "manifest.json").read_text())
 
 
 def test_a_task_stands_among_the_domains_and_brings_its_own_rows(tmp_path):

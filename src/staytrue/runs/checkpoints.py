@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from staytrue.errors import RequestError
+from staytrue.errors import RequestError, TrainingError
 from staytrue.utils.files import sha256_of, write_atomic
 
 SCHEMA = 1
@@ -52,7 +52,7 @@ class Checkpoints:
             write: writes the checkpoint's files into the folder that it is given.
 
         Raises:
-            RequestError: the disk is full or cannot be written; older checkpoints are kept.
+            TrainingError: the disk is full or cannot be written; older checkpoints are kept.
         """
         unfinished, final = self.folder / _UNFINISHED, self.folder / f"checkpoint-{step}"
         try:
@@ -65,7 +65,7 @@ class Checkpoints:
             _flush(self.folder)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
             shutil.rmtree(unfinished, ignore_errors=True)
-            raise RequestError(
+            raise TrainingError(
                 f"The checkpoint of step {step} cannot be written to {self.folder}: {error}. Free some space; "
                 "`staytrue train --resume` goes on from the checkpoint before it."
             ) from error

@@ -10,12 +10,15 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from staytrue.config import recipe as recipes
+from staytrue.config.recipe import Recipe
+from staytrue.errors import RequestError
 from staytrue.evals.questions.files import SUFFIXES
 from staytrue.evals.results.measures import PAIRS
 from staytrue.registry import labelled
@@ -64,23 +67,37 @@ def run_cell(cell: Cell, out: Path, reference_cache: Path | None = None) -> tupl
     """Train and evaluate one cell; returns the summary and the time in seconds."""
     from staytrue.runs.eval_request import EvalRequest, for_recipe
     from staytrue.runs.evaluate import evaluate_model, evaluate_run
-    from staytrue.runs.train import train
 
     begun, request = time.monotonic(), EvalRequest(cell.study.probes)
     recipe = recipes.parse(cell.recipe(), (out / "data" / cell.domain).absolute(), cell.label)
     path = out / cell.folder
-    shutil.rmtree(path, ignore_errors=True)  # left by an interrupted run
-    write_atomic(out / f"{cell.folder}.yaml", yaml.safe_dump(cell.recipe(), sort_keys=False))
+    file, text = path.with_name(f"{path.name}.yaml"), yaml.safe_dump(cell.recipe(), sort_keys=False)
+    same = file.exists() and file.read_text(encoding="utf-8") == text
+    if not (same and (path / "checkpoints").is_dir()):
+        shutil.rmtree(path, ignore_errors=True)  # left by an interrupted run that cannot go on
+        write_atomic(file, text)
     if cell.variant.name == "untuned":
         summary = evaluate_model(for_recipe(recipe, request), path / "eval", seed=recipe.seed)
     else:
         usable = why_no_cache(labelled(recipe.defenses), sampled=recipe.trainer == "grpo") is None
-        train(recipe, path, reference_cache=reference_cache if usable else None)
+        _train(recipe, path, reference_cache if usable else None)
         summary = evaluate_run(path, seed=cell.seed, request=request)
     seconds = round(time.monotonic() - begun, 1)
     record = {"schema": SCHEMA, "recipe": cell.recipe(), "probes": _probe_keys(cell.study), "seconds": seconds}
     write_json(path / "cell.json", record)
     return summary, seconds
+
+
+def _train(recipe: Recipe, path: Path, reference_cache: Path | None) -> None:
+    """Train a cell's run; one that was interrupted goes on if nothing has changed since."""
+    from staytrue.runs.train import resume, train
+
+    if path.exists():
+        with suppress(RequestError):  # other data or versions than it began with
+            resume(path, reference_cache=reference_cache)
+            return
+        shutil.rmtree(path)
+    train(recipe, path, reference_cache=reference_cache)
 
 
 def cache_summary(study: Study, out: Path) -> str:
