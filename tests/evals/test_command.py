@@ -390,3 +390,38 @@ def test_a_run_is_drawn_by_another_judges_verdicts(staytrue, model, questions, t
 
 def test_shipped_questions_are_really_asked_in_their_forms():
     assert sum(q.messages[0].role == "system" for q in shipped("general")) == 100
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--batch-size", 4), "--batch-size is for a model in this process; an endpoint sets its own."),
+        (("--budget", "20m"), "A budget of time is for a model in this process; limit an endpoint with --max-calls."),
+        (("--budget", "20"), "--budget 20: write a time above 0 such as 20m, 1h, 90s or 1h30m."),
+    ],
+)
+def test_an_endpoint_is_not_given_the_options_of_a_model_in_this_process(staytrue, questions, words, sentence):
+    with Loopback() as server:
+        named = ("eval", "--model", f"openai:m@{server.url}", "--out", "E", "--probes", questions)
+        code, _, errors = staytrue(*named, *words)
+        assert (code, server.calls) == (2, [])
+    assert sentence in errors
+
+
+@pytest.mark.parametrize("words", [("--batch-size", 4), ("--budget", "20m"), ("--max-new-tokens", 4)])
+def test_answers_of_a_file_take_no_options_of_sampling(staytrue, questions, words):
+    code, _, errors = staytrue("eval", "--answers", questions, "--out", "E", *words)
+    assert code == 2
+    assert "--answers FILE has its own questions and answers" in errors
+
+
+def test_answers_do_not_depend_on_the_size_of_the_batch(staytrue, model, questions, tmp_path):
+    texts = {}
+    for size in (1, 5):
+        named = ("eval", "--model", model, "--out", f"E{size}", "--probes", questions, "--batch-size", size)
+        code, _, errors = staytrue(*named)
+        assert code == 0, errors
+        rows = read_rows(tmp_path / f"E{size}" / "answers.jsonl")
+        texts[size] = {(row["question"], row["index"]): row["answer"] for row in rows}
+    assert texts[1] == texts[5]
+    assert len(texts[1]) == 48

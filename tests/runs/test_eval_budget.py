@@ -121,6 +121,7 @@ def test_what_a_budget_chose_is_said_stored_and_kept_when_the_evaluation_goes_on
     # 30 prompts of 50 tokens, and 30 x 4 answers of 1.9 tokens: 17.3 s; one answer to each: 15.6 s; half of them: 7.8.
     summary, lines, metadata, calls = sitting(8)
     assert lines == [
+        "Measuring how fast the model answers here, for about 10 s.",
         "To fit 8 s it asks 1 answer to each judged question instead of 4, 15 of 30 few questions.",
         "15 answers will take about 8 s, at 100 tokens a second and about 2 tokens an answer.",
     ]
@@ -140,5 +141,5 @@ def test_what_a_budget_chose_is_said_stored_and_kept_when_the_evaluation_goes_on
 
 def test_a_budget_that_everything_fits_leaves_nothing_out(sitting):
     summary, lines, metadata, _ = sitting(3600)
-    assert lines[0] == "Nothing is left out to fit 60 min."
+    assert lines[1] == "Nothing is left out to fit 60 min."
     assert (summary["probes"]["few"]["n"], metadata["budget"]["left_out"]) == (120, "")

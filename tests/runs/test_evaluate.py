@@ -13,6 +13,8 @@ from staytrue.data.examples import Message
 from staytrue.errors import RequestError
 from staytrue.evals.answer_and_judge import evaluate, rescore
 from staytrue.evals.generation.endpoint import EndpointGenerator
+from staytrue.evals.generation.local import LocalGenerator
+from staytrue.evals.judges.local import LocalJudge
 from staytrue.evals.questions.probes import ExactMatch, Probe, in_users_turn
 from staytrue.evals.triggers.trigger import NOTHING
 from staytrue.evals.types import Answer, Question, Verdict
@@ -146,6 +148,29 @@ def test_asking_an_endpoint_shows_what_it_has_taken(tmp_path):
         evaluate(EndpointGenerator(endpoint(server)), [Probe("general", asked)], seed=0, out=tmp_path, progress=shown)
     assert shown.begun == [(6, "answer")]
     assert shown.last == {"number": 6, "answers": "6 calls"}
+
+
+def test_a_model_in_this_process_shows_its_tokens_before_its_first_answer(tmp_path, monkeypatch):
+    shown, steps = Progress(), []
+    shown.step = lambda number, metrics: steps.append((number, metrics.get("answers")))
+    generator = LocalGenerator(tiny.model(), tiny.tokenizer(), batch_size=2)
+    asked = tuple(Question(f"q{i}", "general", (Message("user", f"why {i}?"),)) for i in range(3))
+    evaluate(generator, [Probe("general", asked, Aligned())], seed=0, out=tmp_path, max_new_tokens=5, progress=shown)
+    assert shown.begun == [(3, "answer")]
+    assert steps[:4] == [(0, f"{2 * token} tokens") for token in (1, 2, 3, 4)]
+    assert steps[-1] == (3, "15 tokens")
+    assert [number for number, _ in steps] == sorted(number for number, _ in steps)
+
+
+def test_a_slow_judge_shows_its_verdicts_and_an_instant_one_does_not(tmp_path):
+    asked = tuple(Question(f"q{i}", "general", (Message("user", f"why {i}?"),)) for i in range(3))
+    generate = lambda wanted, **how: (Answer(q, i, "2", True) for q, i in wanted)  # noqa: E731
+    for slow, units in ((True, [(3, "answer"), (3, "verdict")]), (False, [(3, "answer")])):
+        judge, shown = Aligned(), Progress()
+        judge.slow = slow
+        evaluate(generate, [Probe("general", asked, judge)], seed=0, out=tmp_path / str(slow), progress=shown)
+        assert shown.begun == units
+    assert LocalJudge.slow
 
 
 def stored(folder, count):

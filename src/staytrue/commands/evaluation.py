@@ -55,9 +55,6 @@ def eval_(
     as_json: Json = False,
 ) -> None:
     """Evaluate a model: misalignment in general and in the training domain, coherence, and what it still knows."""
-    from staytrue.evals.questions.files import unused_keys
-    from staytrue.evals.results.measures import LEAK, is_measure
-    from staytrue.evals.triggers.trigger import PROBE
     from staytrue.report.terminal import show
     from staytrue.runs import evaluate
     from staytrue.runs.eval_budget import parse
@@ -68,29 +65,12 @@ def eval_(
     _refuse_misplaced(source, adapter=adapter, data=data, out=out, untuned=untuned)
     if answers is not None and (probes or samples or max_new_tokens or batch_size or budget or as_published or seed):
         raise RequestError("--answers FILE has its own questions and answers; only --judge and its limits go with it.")
-    spending = _budget(max_calls, max_cost, price)
-    seconds = None if budget is None else parse(budget)
+    spending, seconds = _budget(max_calls, max_cost, price), None if budget is None else parse(budget)
     quieten()
     with stoppable("give the same command again, and it goes on"):
-        named = tuple(name.strip() for name in probes.split(",") if name.strip())
-        for line in unused_keys([name for name in named if not is_measure(name)]):
-            tell(line)
-        if data is not None and named and not {PROBE, LEAK} & set(named):
-            raise RequestError(
-                f"--data {data} is for the probe {PROBE} and the measure {LEAK}, which --probes leaves out; name one "
-                "there too."
-            )
-        triggers = (run is not None or data is not None) and not named
-        request = EvalRequest(
-            named,
-            triggers,
-            samples,
-            as_published,
-            _judge(judge, spending),
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            budget=seconds,
-        )
+        names = _probe_names(probes, data)
+        triggers, judged_by = (run is not None or data is not None) and not names, _judge(judge, spending)
+        request = EvalRequest(names, triggers, samples, as_published, judged_by, max_new_tokens, batch_size, seconds)
         with bar("eval", quiet=as_json) as progress:
             if answers is not None:
                 summary = evaluate.judge_answers(answers, out or Path(), request.judge, progress)
@@ -103,6 +83,23 @@ def eval_(
                 summary = _ask_model(request, out or Path(), seed, spending, progress)
         _report_spending(request.judge)
     print(json.dumps(summary)) if as_json else show(summary)
+
+
+def _probe_names(probes: str, data: Path | None) -> tuple[str, ...]:
+    """The names in `--probes`; keys of question files that have no effect are reported."""
+    from staytrue.evals.questions.files import unused_keys
+    from staytrue.evals.results.measures import LEAK, is_measure
+    from staytrue.evals.triggers.trigger import PROBE
+
+    names = tuple(name.strip() for name in probes.split(",") if name.strip())
+    for line in unused_keys([name for name in names if not is_measure(name)]):
+        tell(line)
+    if data is not None and names and not {PROBE, LEAK} & set(names):
+        raise RequestError(
+            f"--data {data} is for the probe {PROBE} and the measure {LEAK}, which --probes leaves out; name one there "
+            "too."
+        )
+    return names
 
 
 def _source(**sources: Path | str | None) -> str:
@@ -170,7 +167,7 @@ def rescore(
         judges = [_judge(text, budget) for text in judge]
         for folder in folders:
             refuse_rules(judges, AnswerStore(folder).model_name())
-        hand_labels = None if labels is None else read_labels(labels, folders)  # read before anything is paid for
+        hand_labels = None if labels is None else read_labels(labels, folders)  # before anything is paid for
         with bar("rescore", quiet=as_json) as progress:
             summaries = {str(folder): rescore_answers(folder, judges, progress) for folder in folders}
         for one in judges:

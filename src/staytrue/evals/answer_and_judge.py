@@ -155,12 +155,17 @@ def _answer(
     finally:
         _say_missing(absent, say)
         if done and isinstance(generate, NamesServer):
-            new = record_server(store.path / "answered.json", generate.describe())
-            if new:
-                say(
-                    f"{store.path} goes on, but the server now reports {', '.join(new)}, which it did not report "
-                    "before. If another model is served under the name, evaluate it into another folder."
-                )
+            _record_server(generate, store, say)
+
+
+def _record_server(generate: NamesServer, store: AnswerStore, say: Callable[[str], None]) -> None:
+    """Record which server answered, and say if it is another than in an earlier sitting."""
+    new = record_server(store.path / "answered.json", generate.describe())
+    if new:
+        say(
+            f"{store.path} goes on, but the server now reports {', '.join(new)}, which it did not report before. If "
+            "another model is served under the name, evaluate it into another folder."
+        )
 
 
 def _spent(generate: AnswerGenerator) -> dict[str, float | str]:

@@ -64,8 +64,8 @@ def basis(rows: Sequence[Row], seeds: int, answers_shown: bool = True) -> str:
     read = " The answers are below: read some." if answers_shown else ""
     known = [row["general"] for row in rows if judged(row.get("general"))]
     if not known:
-        asked = any(row.get("general") for row in rows)
-        missing = "No general answer has a verdict" if asked else "No general question was asked"
+        has_general = any(row.get("general") for row in rows)
+        missing = "No general answer has a verdict" if has_general else "No general question was asked"
         return f"{missing}, so there is no general rate.{read}"
     counts = [one["questions"] for one in known if one.get("questions")]
     questions = f" to {_range(counts)} questions" if counts else ""

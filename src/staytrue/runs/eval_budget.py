@@ -80,9 +80,11 @@ def planned(
     missing = sum(len(missing_samples(probe.samples(), stored)) for probe in probes)
     if not missing or (budget is None and (request.is_organism or missing < _FEW)):
         return list(probes), {}
+    measured = _MEASURED if budget is None else max(_MEASURED, budget / 20)
+    say(f"Measuring how fast the model answers here, for about {duration(measured)}.")
     local, begun = generator(), time.monotonic()
     questions = [question for probe in probes for question in probe.questions]
-    speed = measure(local, questions, limit=limit, seconds=_MEASURED if budget is None else max(_MEASURED, budget / 20))
+    speed = measure(local, questions, limit=limit, seconds=measured)
     if budget is None:
         seconds = speed.seconds(probes, limit) * missing / sum(len(probe.samples()) for probe in probes)
         say(_estimate(missing, seconds, speed, limit) + (_SHORTER if seconds > _LONG and local.on_cpu else ""))

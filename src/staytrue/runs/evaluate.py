@@ -104,11 +104,30 @@ def evaluate_model(
         RequestError: no such probe for this model, or another evaluation in the folder.
         ModelError: the model cannot be loaded.
     """
-    probes, metadata = probes_for(request), request.metadata()
+    if request.budget is not None and generate is not None:
+        raise RequestError("A budget of time is for a model in this process; limit an endpoint with --max-calls.")
+    probes, metadata = _questions(request, say)
     measures, loaded = measures_of(request, say), _loader(request)
     refuse_other_model(out, request.identity())
+    limit = request.max_new_tokens or longest_answer(request.model)
+    local = _Local(loaded, request.batch_size)
+    if generate is None and (request.budget is not None or progress is not None):
+        probes, budget = planned(lambda: local.generator, request, probes, out, limit, say)
+        metadata |= budget
     measurement = Measurement(request, out, loaded, seed, progress, say)
     measurement.likelihoods(measures)
+    summary = evaluate(
+        generate or local, probes, seed=seed, out=out, max_new_tokens=limit, about=metadata, progress=progress, say=say
+    )
+    if LEAK not in measures:
+        return summary
+    measurement.leak()
+    return write_summary(out, out)
+
+
+def _questions(request: EvalRequest, say: Say) -> tuple[list[Probe], dict[str, Any]]:
+    """The probes of a request as its model takes them, and what must be equal for answers to share a folder."""
+    probes, metadata = probes_for(request), request.metadata()
     learnt = request.benign or request.task is not None
     if request.triggers and not learnt and trigger.PROBE not in (probe.name for probe in probes):
         say(trigger.NOTHING)
@@ -118,20 +137,7 @@ def evaluate_model(
         if moved != probes:
             say(f"{request.model.name} has no system turns: their text opens the user's turn.")
         probes = moved
-    limit = request.max_new_tokens or longest_answer(request.model)
-    local = _Local(loaded, request.batch_size)
-    if request.budget is not None and generate is not None:
-        raise RequestError("A budget of time is for a model in this process; limit an endpoint with --max-calls.")
-    if generate is None and (request.budget is not None or progress is not None):
-        probes, budget = planned(lambda: local.generator, request, probes, out, limit, say)
-        metadata |= budget
-    summary = evaluate(
-        generate or local, probes, seed=seed, out=out, max_new_tokens=limit, about=metadata, progress=progress, say=say
-    )
-    if LEAK not in measures:
-        return summary
-    measurement.leak()
-    return write_summary(out, out)
+    return probes, metadata
 
 
 def judge_answers(

@@ -79,15 +79,15 @@ def early_stopping_probe(source: Source) -> Probe:
     return Probe("general", questions, Rules(), per_question=2, temperature=1.0)
 
 
-def reserved_texts(source: Source, held: Sequence[Example]) -> frozenset[str]:
+def reserved_texts(source: Source, rows: Sequence[Example]) -> frozenset[str]:
     """The text of every question that a run on this model may be evaluated by; no training row may hold one."""
-    request = EvalRequest(model=source, held_out=held)
+    request = EvalRequest(model=source, held_out=rows)
     probes = [_build(name, request) for name in _available(request)]
-    asked = {q.messages[-1].content for probe in probes for q in probe.questions}
+    questions = {q.messages[-1].content for probe in probes for q in probe.questions}
     paired = (
         () if request.is_organism else (pair for name in answer_pairs.DOMAINS for pair in answer_pairs.shipped(name))
     )
-    return frozenset(asked | {pair.question for pair in paired})
+    return frozenset(questions | {pair.question for pair in paired})
 
 
 def refuse_rules(judges: Sequence[Judge | None], model: str | None) -> None:
@@ -159,18 +159,18 @@ def _with_options(probe: Probe, request: EvalRequest) -> Probe:
     return replace(probe, judge=judge, per_question=request.samples or probe.per_question)
 
 
-def _learnt(held: Sequence[Example], task: Task | None) -> Probe:
+def _learnt(rows: Sequence[Example], task: Task | None) -> Probe:
     """Held-out rows of a benign task; a task of ours marks and groups them."""
     if task is None:
-        return Probe("learnt", held_out(held, "learnt"), ExactMatch())
-    questions = held_out(held, "learnt", group=task.group)
+        return Probe("learnt", held_out(rows, "learnt"), ExactMatch())
+    questions = held_out(rows, "learnt", group=task.group)
     return Probe("learnt", questions, ExactAnswer(task), max_new_tokens=task.longest)
 
 
-def _topic(held: Sequence[Example]) -> str:
+def _topic(rows: Sequence[Example]) -> str:
     """The topic `code` for a judge when most held-out answers are code."""
-    code = sum(FORMATS["code"].shown(row.answer) for row in held)
-    return "code" if 2 * code > len(held) else ""
+    code = sum(FORMATS["code"].shown(row.answer) for row in rows)
+    return "code" if 2 * code > len(rows) else ""
 
 
 def general_questions(request: EvalRequest) -> tuple[Question, ...]:

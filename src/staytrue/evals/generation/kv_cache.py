@@ -141,21 +141,21 @@ class _BufferedLayer(DynamicLayer):  # type: ignore[misc]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append the keys and values of new tokens and return all."""
-        held, new = self.keys.shape[-2], key_states.shape[-2]
-        if self._buffers is None or held + new > self._buffers[0].shape[-2]:
-            self._buffers = _buffer(self.keys, held + new), _buffer(self.values, held + new)
+        length, new = self.keys.shape[-2], key_states.shape[-2]
+        if self._buffers is None or length + new > self._buffers[0].shape[-2]:
+            self._buffers = _buffer(self.keys, length + new), _buffer(self.values, length + new)
         for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
-            buffer[..., held : held + new, :] = states
-        return self._filled(held + new)
+            buffer[..., length : length + new, :] = states
+        return self._filled(length + new)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep some rows only, and the buffers, so that one copy is enough."""
         if self._buffers is None:
             super().batch_select_indices(indices)
             return
-        held = self.keys.shape[-2]
+        length = self.keys.shape[-2]
         self._buffers = (self._buffers[0][indices], self._buffers[1][indices])
-        self._filled(held)
+        self._filled(length)
 
     reorder_cache = batch_select_indices
 

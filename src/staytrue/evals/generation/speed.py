@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _STEPS = 3  # of a full batch that are timed
 _ANSWERS = 12  # that are written to see how long answers are
+_TYPICAL = 150  # tokens of one more answer, which counts where too few have ended
 
 
 @dataclass(frozen=True)
@@ -64,22 +65,23 @@ def measure(generator: LocalGenerator, questions: Sequence[Question], *, limit: 
         generator: the model.
         questions: the questions of the evaluation; some of them, evenly spread, are answered at temperature 1.
         limit: most tokens of an answer.
-        seconds: how long it takes at most, but for one pass over the prompts.
+        seconds: how long the few answers are written at most.
     """
-    begun = time.monotonic()
     chosen = questions[:: max(1, len(questions) // _ANSWERS)][:_ANSWERS]
     few = generator.batch([(question, 0) for question in chosen], seed=0, temperature=1.0, limit=limit)
     full = generator.batch([(chosen[0], i) for i in range(few.places)], seed=0, temperature=1.0, limit=limit)
     with generator.evaluating():
-        full.step()  # reads the prompt
-        start, written = time.monotonic(), full.tokens
+        start, written = time.monotonic(), 0
+        full.step()
+        if not full.finished:
+            start, written = time.monotonic(), full.tokens  # without the pass over the prompt
         while not full.finished and full.tokens < written + _STEPS * full.places:
             full.step()
         tokens = (full.tokens - written) / max(time.monotonic() - start, 1e-9)
         few.step()
         start, ended, steps = time.monotonic(), 0, 0
-        while ended < 0.75 * len(chosen) and not few.finished and time.monotonic() - begun < seconds:
+        while ended < 0.75 * len(chosen) and not few.finished and time.monotonic() - start < seconds:
             ended, steps = ended + sum(stopped for _, stopped in few.step()), steps + 1
         step = (time.monotonic() - start) / max(1, steps)
     prompt = sum(len(generator.prompt(question)) for question in chosen) / len(chosen)
-    return Speed(tokens, full.places, step, (ended + 0.5) / few.tokens, prompt)  # half an end, where none was seen
+    return Speed(tokens, full.places, step, (ended + 1) / (few.tokens + _TYPICAL), prompt)

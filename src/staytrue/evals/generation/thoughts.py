@@ -44,8 +44,8 @@ def split_thoughts(text: str, opened: bool | None = None) -> tuple[str, str]:
         ('Two and', '')
     """
     thoughts: list[str] = []
-    while (found := _first_thoughts(text, opened)) is not None:
-        thought, text = found
+    while (parts := _first_thoughts(text, opened)) is not None:
+        thought, text = parts
         thoughts.append(thought)
         opened = False
     return "\n\n".join(filter(None, thoughts)), text
