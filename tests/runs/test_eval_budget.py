@@ -44,7 +44,7 @@ def test_anything_else_is_refused(text):
 
 def test_the_mean_length_is_that_of_answers_which_end_by_chance_or_at_the_limit():
     # Ends with 1/2 each: 1 + 1/2 + 1/4 = 1.75 tokens of at most 3.
-    assert replace(SPEED, ends=0.5).answer(3) == 1.8
+    assert replace(SPEED, ends=0.5).answer(3) == 1.75
     assert replace(SPEED, ends=0.001).answer(100) == pytest.approx(95.2, abs=0.1)
 
 

@@ -59,6 +59,16 @@ def test_before_the_first_answer_tokens_move_and_no_time_is_guessed(clock):
     terminal.end()
 
 
+def test_parts_of_unfinished_answers_count_for_the_time_left(clock):
+    # 30 seconds for the work of 7.5 of 50 answers: 4 seconds each, and 42.5 ahead.
+    bar = Bar("eval", Terminal(), clock)
+    bar.begin(50, "answer")
+    clock.now += 30
+    bar.step(2, {"answers": "900 tokens", "work": 7.5})
+    assert shown(bar) == (2, "900 tokens", "3 min left")  # 170 s
+    bar.end()
+
+
 def test_plain_lines_come_at_each_tenth_and_ever_more_rarely_in_between(clock):
     stream = io.StringIO()
     bar = Bar("score", stream, clock)

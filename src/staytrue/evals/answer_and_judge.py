@@ -137,21 +137,27 @@ def _answer(
     """Generate and store the missing samples, and record the server's identity if there is one."""
     stored = store.answers()
     missing = {probe.name: missing_samples(probe.samples(), stored) for probe in probes}
-    done, absent = 0, Counter[tuple[str, int]]()  # answers that are missing, by their reason and the token limit
+    done, before, absent = (
+        0,
+        0,
+        Counter[tuple[str, int]](),
+    )  # answers that are missing, by their reason and the token limit
     if progress is not None:
         progress.begin(sum(map(len, missing.values())), "answer")
         if isinstance(generate, CountsTokens):
-            generate.report = lambda: progress.step(done, _spent(generate))
+            generate.report = lambda: progress.step(done, _spent(generate) | {"work": before + generate.work})
     try:
         for probe in probes:
             limit = probe.max_new_tokens or max_new_tokens
-            samples = missing[probe.name]
+            samples, before = missing[probe.name], done
             for answer in generate(samples, seed=seed, temperature=probe.temperature, max_new_tokens=limit):
                 store.append(answer)
                 done += 1
                 absent[answer.missing, limit] += 1
-                if progress is not None:
+                if progress is not None and not isinstance(generate, CountsTokens):
                     progress.step(done, _spent(generate))
+        if progress is not None:
+            progress.step(done, _spent(generate))
     finally:
         _say_missing(absent, say)
         if done and isinstance(generate, NamesServer):

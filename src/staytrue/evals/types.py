@@ -143,6 +143,7 @@ class CountsTokens(CountsCalls, Protocol):
     """Counts the tokens that it writes: its progress moves before the first answer is finished."""
 
     report: Callable[[], None] | None  # called after every token of the batch
+    work: float  # the part of this call's answers that is done, by their tokens: 0 to the number of samples
 
 
 @runtime_checkable

@@ -197,6 +197,11 @@ class _Local:
 
         return LocalGenerator(*self._loaded(), batch_size=self._batch_size)
 
+    @property
+    def work(self) -> float:
+        """The part of the present call's answers that is done."""
+        return self.generator.work
+
     def spent(self) -> str:
         """Tokens written so far."""
         return self.generator.spent()

@@ -24,14 +24,17 @@ class Progress(Protocol):
         ...
 
     def step(self, number: int, metrics: Mapping[str, float | str]) -> None:
-        """Show how many units are done, and metrics; a number may come again with newer metrics."""
+        """Show how many units are done, and metrics; a number may come again with newer metrics.
+
+        The metric `work` counts the parts of unfinished units too; the time left is computed from it.
+        """
         ...
 
 
 class Bar:
     """Progress of one run: a bar with loss (or reward) and time left in a terminal, some plain lines elsewhere.
 
-    The time left is the time spent for each finished unit, times the units ahead. Plain lines are printed at each tenth
+    The time left is the time spent on each unit so far, times the units ahead. Plain lines are printed at each tenth
     of the units, and after 5, 10, 20, 40, ... seconds.
     """
 
@@ -56,7 +59,7 @@ class Bar:
     def step(self, number: int, metrics: Mapping[str, float | str]) -> None:
         """Show how many units are done, and metrics."""
         spent = self._clock() - self._begun
-        shown, left = _shown(metrics), _left(spent, number, self._total)
+        shown, left = _shown(metrics), _left(spent, float(metrics.get("work", number)), self._total)
         if self._bar is not None:
             self._bar.update(self._task, completed=number, metrics=shown, left=left)
             return
@@ -156,9 +159,9 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 3 * 3600 else f"{seconds / 3600:.0f} h"
 
 
-def _left(spent: float, number: int, total: int) -> str:
-    """The time left, at the mean speed so far; "" before the first unit is done."""
-    return f"{duration(spent / number * (total - number))} left" if number else ""
+def _left(spent: float, done: float, total: int) -> str:
+    """The time left, at the mean speed so far; "" before anything is done."""
+    return f"{duration(spent / done * (total - done))} left" if done else ""
 
 
 def _shown(metrics: Mapping[str, float | str]) -> str:

@@ -116,6 +116,24 @@ def test_places_stay_full_while_answers_wait_and_few_prompts_are_read_twice():
     assert len(steps) < 0.5 * 16 * max(map(len, [tokenizer(a.text)["input_ids"] for a in answers]))  # 16 batches of 8
 
 
+def test_the_share_that_is_done_counts_tokens_of_unfinished_answers_too():
+    # Six answers of 10 tokens in two places; none ends, and one of 150 tokens counts besides.
+    generator = local.LocalGenerator(tiny.model(), tiny.tokenizer(), batch_size=2)
+    answers = generator.batch([(q, k) for q in questions(3) for k in range(2)], seed=0, temperature=0.0, limit=10)
+    answers._ends = frozenset()
+    shares = []
+    with generator.evaluating():
+        while not answers.finished:
+            answers.step()
+            shares.append(answers.share)
+    ends = 1 / (150 + 2)
+    ahead = 2 * (1 - (1 - ends) ** 9) / ends + 4 * (1 - (1 - ends) ** 10) / ends
+    assert shares[0] == pytest.approx(2 / (2 + ahead))
+    assert shares == sorted(shares)
+    assert shares[14] == pytest.approx(0.5, abs=0.02)
+    assert (len(shares), shares[-1]) == (30, 1.0)
+
+
 @pytest.mark.parametrize("kind", ["gemma3", "lfm2", "mamba"])
 def test_windows_and_states_are_not_refilled_but_answered_batch_by_batch(kind):
     model = tiny.model(kind) if kind in tiny.KINDS else families.model(kind)

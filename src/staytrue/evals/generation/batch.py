@@ -20,8 +20,10 @@ from staytrue.data.tokenize import padding_id
 from staytrue.errors import TrainingError
 from staytrue.evals.generation.draw import draw
 from staytrue.evals.generation.kv_cache import CachedModel
+from staytrue.evals.generation.speed import chance_of_end, tokens_ahead
 from staytrue.evals.types import Question
 
+_MOST_READ, _MOST_READ_ON_A_CPU = 16_384, 1024  # tokens of prompts in one pass: bounds its memory, and its silence
 _SHARE = 8  # an eighth of the places is empty before they are filled again, or taken out: each costs a pass or a copy
 
 
@@ -70,8 +72,18 @@ class Batch:
         self._temperature, self._limit = temperature, limit
         self._rows: list[Row | None] = []  # one a place; None where the place is empty
         self._cached: CachedModel
-        self._read_last: tuple[CachedModel, dict[Question, int]]  # the last prompts, and the row of each
-        self.tokens = 0
+        self._prompts: CachedModel  # the last prompts that were read, while samples of them may be waiting
+        self._indices: dict[Question, int] = {}  # the row of each
+        self._most_read = _MOST_READ_ON_A_CPU if self._device.type == "cpu" else _MOST_READ
+        self.tokens = self._ended = 0
+
+    @property
+    def share(self) -> float:
+        """The share of all tokens that is written, if answers go on to end with the chance seen so far."""
+        ends = chance_of_end(self._ended, self.tokens)
+        ahead = sum(tokens_ahead(ends, self._limit - len(row.ids)) for row in self._rows if row)
+        ahead += len(self._waiting) * tokens_ahead(ends, self._limit)
+        return self.tokens / max(1.0, self.tokens + ahead)
 
     @property
     def finished(self) -> bool:
@@ -93,6 +105,7 @@ class Batch:
                 continue
             self.tokens += 1
             ended = token in self._ends
+            self._ended += ended
             if not ended:
                 row.ids.append(token)
             if ended or len(row.ids) == self._limit:
@@ -105,25 +118,47 @@ class Batch:
     def _fill(self) -> None:
         """Give empty places to waiting answers."""
         if not any(self._rows):
-            first = [self._waiting.popleft() for _ in range(min(self.places, len(self._waiting)))]
-            self._cached, indices = self._read(first)
-            self._cached.select(self._tensor([indices[row.question] for row in first]))
-            self._rows, self._read_last = list(first), (self._cached, {})  # its rows are no longer one a prompt
+            self._begin()
         elif self._refilled and len(self._empty()) >= self._enough():
-            pairs = [(place, self._waiting.popleft()) for place in self._empty()[: len(self._waiting)]]
-            known = self._read_last[1]
+            pairs = list(zip(self._empty(), self._next(len(self._empty())), strict=False))
+            known = self._indices
             self._put([pair for pair in pairs if pair[1].question in known])
             self._put([pair for pair in pairs if pair[1].question not in known])
+
+    def _begin(self) -> None:
+        """Start a batch with the first prompts; the others follow, or are read now if it cannot be refilled."""
+        places, self._indices = min(self.places, len(self._waiting)), {}
+        first = self._next(places)
+        cached, indices = self._read(first)
+        if not cached.refillable and len(first) < places:
+            first += [self._waiting.popleft() for _ in range(places - len(first))]
+            cached, indices = self._read(first)
+        empty = places - len(first)
+        cached.select(self._tensor([indices[row.question] for row in first] + [0] * empty))
+        cached.forget(self._tensor(range(len(first), places)))
+        self._cached, self._rows = cached, [*first, *[None] * empty]
+
+    def _next(self, most: int) -> list[Row]:
+        """Take waiting answers, at most so many, until their new prompts are too long to be read at once."""
+        rows: list[Row] = []
+        questions, tokens = set(self._indices), 0
+        while self._waiting and len(rows) < most:
+            row = self._waiting[0]
+            tokens += 0 if row.question in questions else len(row.prompt)
+            if rows and tokens > self._most_read:
+                break
+            questions.add(row.question)
+            rows.append(self._waiting.popleft())
+        return rows
 
     def _put(self, pairs: Sequence[tuple[int, Row]]) -> None:
         """Put answers into empty places; their prompts are read, unless they are among the last that were read."""
         if not pairs:
             return
-        if pairs[0][1].question not in self._read_last[1]:
-            self._read_last = self._read([row for _, row in pairs])
-        source, indices = self._read_last
-        places = self._tensor([place for place, _ in pairs])
-        self._cached.put(places, source, self._tensor([indices[row.question] for _, row in pairs]))
+        if pairs[0][1].question not in self._indices:
+            self._prompts, self._indices = self._read([row for _, row in pairs])
+        rows = self._tensor([self._indices[row.question] for _, row in pairs])
+        self._cached.put(self._tensor([place for place, _ in pairs]), self._prompts, rows)
         for place, row in pairs:
             self._rows[place] = row
 

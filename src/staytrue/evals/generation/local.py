@@ -31,6 +31,7 @@ class LocalGenerator:
 
     Attributes:
         report: called after every token of the batch.
+        work: the part of the answers of this call that is done, by their tokens: 0 to the number of samples.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class LocalGenerator:
         self._row_bytes = check_generation(model)
         self._model, self._tokenizer, self._apart, self._batch_size = model, tokenizer, thoughts_apart, batch_size
         self._tokens = 0
+        self.work = 0.0
         self.report: Callable[[], None] | None = None
 
     def __call__(
@@ -64,6 +66,7 @@ class LocalGenerator:
                 before, finished = batch.tokens, batch.step()
                 self._tokens += batch.tokens - before
                 if self.report is not None:
+                    self.work = len(samples) * batch.share
                     self.report()
                 for row, stopped in finished:
                     yield self._answer(row, stopped)

@@ -16,7 +16,22 @@ if TYPE_CHECKING:
 
 _STEPS = 3  # of a full batch that are timed
 _ANSWERS = 12  # that are written to see how long answers are
-_TYPICAL = 150  # tokens of one more answer, which counts where too few have ended
+_TYPICAL = 150  # tokens of one more answer, which counts while few have ended
+
+
+def chance_of_end(ended: int, tokens: int) -> float:
+    """The chance that a token ends its answer, from the answers that ended among so many tokens."""
+    return (ended + 1) / (tokens + _TYPICAL)
+
+
+def tokens_ahead(ends: float, limit: int) -> float:
+    """Mean tokens that an answer still takes, at most `limit`, if each token ends it with the same chance.
+
+    Example:
+        >>> round(tokens_ahead(0.01, 100), 1)
+        63.4
+    """
+    return (1 - (1 - ends) ** limit) / ends
 
 
 @dataclass(frozen=True)
@@ -38,13 +53,8 @@ class Speed:
     prompt: float
 
     def answer(self, limit: int) -> float:
-        """Mean tokens of an answer of at most `limit`.
-
-        Example:
-            >>> Speed(100.0, 8, 0.1, ends=0.01, prompt=50.0).answer(100)
-            63.4
-        """
-        return round((1 - (1 - self.ends) ** limit) / self.ends, 1)
+        """Mean tokens of an answer of at most `limit`."""
+        return tokens_ahead(self.ends, limit)
 
     def seconds(self, probes: Sequence[Probe], limit: int) -> float:
         """Seconds for all answers to these probes: prompts, answers, and the end of each probe's batch."""
@@ -84,4 +94,4 @@ def measure(generator: LocalGenerator, questions: Sequence[Question], *, limit: 
             ended, steps = ended + sum(stopped for _, stopped in few.step()), steps + 1
         step = (time.monotonic() - start) / max(1, steps)
     prompt = sum(len(generator.prompt(question)) for question in chosen) / len(chosen)
-    return Speed(tokens, full.places, step, (ended + 1) / (few.tokens + _TYPICAL), prompt)
+    return Speed(tokens, full.places, step, chance_of_end(ended, few.tokens), prompt)
