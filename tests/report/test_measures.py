@@ -33,12 +33,12 @@ def test_a_summary_is_computed_from_the_stored_rows(tmp_path):
     write_measures(tmp_path, IDENTITY, [likelihood("pairs", [0.1, 0.3, 0.2]), leak(5)])
     write_measures(tmp_path, IDENTITY, [likelihood("drift", [-1.0, -3.0])])
     assert list(read_measures(tmp_path)) == ["pairs", "leak", "drift"]
-    found = summaries(tmp_path)
-    assert (found["pairs"]["value"], found["pairs"]["n"], found["pairs"]["unit"]) == (0.2, 3, "nats per token")
+    stored = summaries(tmp_path)
+    assert (stored["pairs"]["value"], stored["pairs"]["n"], stored["pairs"]["unit"]) == (0.2, 3, "nats per token")
     # Student's t of 2 degrees of freedom is 4.3027, the standard error 0.1 / sqrt(3).
-    assert found["pairs"]["high"] == pytest.approx(0.2 + 4.3027 * 0.1 / 3**0.5, abs=1e-3)
-    assert (found["leak"]["value"], found["leak"]["n"], found["leak"]["unit"]) == (25.0, 20, "percent")
-    assert found["drift"]["value"] == -2.0
+    assert stored["pairs"]["high"] == pytest.approx(0.2 + 4.3027 * 0.1 / 3**0.5, abs=1e-3)
+    assert (stored["leak"]["value"], stored["leak"]["n"], stored["leak"]["unit"]) == (25.0, 20, "percent")
+    assert stored["drift"]["value"] == -2.0
 
 
 def test_damaged_measures_are_refused_in_a_sentence(tmp_path):
@@ -107,8 +107,13 @@ def test_without_measures_the_page_is_as_before(tmp_path):
 
 def test_the_headline_names_the_run_with_most_leaks_where_none_is_undefended():
     assert leak_headline({}) == leak_headline({"untuned": [{"leak": leak(3)}]}) == ""
-    found = leak_headline({"a": [{"leak": leak(3)}], "b": [{"leak": leak(18)}], "untuned": [{"leak": leak(20)}]})
-    assert found.startswith("Of the answers of b to general questions, 90 % are on its training topic (95 % interval ")
+    headline = leak_headline({"a": [{"leak": leak(3)}], "b": [{"leak": leak(18)}], "untuned": [{"leak": leak(20)}]})
+    assert "the undefended model to general questions, 15 %" in leak_headline(
+        {"none": [{"leak": leak(3)}], "kl": [{"leak": leak(9)}]}
+    )
+    assert headline.startswith(
+        "Of the answers of b to general questions, 90 % are on its training topic (95 % interval "
+    )
 
 
 def test_a_run_that_lacks_a_measure_has_empty_cells():

@@ -35,15 +35,15 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def asked(place, *probes, adapter=True, data=True, **options):
+def request_for(place, *probes, adapter=True, data=True, **options):
     request = EvalRequest(probes, **options)
     return for_model(
         str(place / "model"), request, place / "adapter" if adapter else None, place / "data.jsonl" if data else None
     )
 
 
-def test_values_are_the_models_with_and_without_its_adapter(place):
-    summary = evaluate.evaluate_model(asked(place, "pairs", "pairs:finance"), place / "E")
+def test_values_are_the_models_with_and_without_its_adapter(place, monkeypatch):
+    summary = evaluate.evaluate_model(request_for(place, "pairs", "pairs:finance"), place / "E")
     source = loading.find(str(place / "model"))
     tokenizer = loading.load_tokenizer(source)
     before = pairs.measure(loading.load_model(source), tokenizer, shipped("general"))
@@ -57,10 +57,12 @@ def test_values_are_the_models_with_and_without_its_adapter(place):
     assert summary["measures"]["pairs"]["value"] == pytest.approx(shift, abs=1e-4)
     assert summary["measures"]["pairs:finance"]["questions"] == 40
     assert json.loads((place / "E" / "summary.json").read_text()) == summary
+    monkeypatch.setattr(loading, "load_model", None)  # the same command again reads what is stored
+    assert evaluate.evaluate_model(request_for(place, "pairs", "pairs:finance"), place / "E") == summary
 
 
 def test_the_untuned_answers_are_sampled_once_without_the_adapter(place, monkeypatch):
-    evaluate.evaluate_model(asked(place, "drift", "leak"), place / "E")
+    evaluate.evaluate_model(request_for(place, "drift", "leak"), place / "E")
     (kept,) = (place / "cache" / "staytrue" / "untuned").glob("*/answers.jsonl")
     source, plain = loading.find(str(place / "model")), questions_of.shipped("general")[:12:3]
     generate = LocalGenerator(loading.load_model(source), loading.load_tokenizer(source))
@@ -70,12 +72,12 @@ def test_the_untuned_answers_are_sampled_once_without_the_adapter(place, monkeyp
     sampled = []
     call = LocalGenerator.__call__
     monkeypatch.setattr(LocalGenerator, "__call__", lambda *a, **k: sampled.append(len(a[1])) or call(*a, **k))
-    summary = evaluate.evaluate_model(asked(place, "drift", "leak"), place / "F")
+    summary = evaluate.evaluate_model(request_for(place, "drift", "leak"), place / "F")
     assert sampled == [4]
     assert summary["measures"]["leak"]["n"] == 4
     assert (place / "F" / "measures.jsonl").read_bytes() == (place / "E" / "measures.jsonl").read_bytes()
     # The same command again samples nothing and changes nothing.
-    evaluate.evaluate_model(asked(place, "drift", "leak"), place / "F")
+    evaluate.evaluate_model(request_for(place, "drift", "leak"), place / "F")
     assert sampled == [4]
     assert (place / "F" / "measures.jsonl").read_bytes() == (place / "E" / "measures.jsonl").read_bytes()
 
@@ -83,7 +85,7 @@ def test_the_untuned_answers_are_sampled_once_without_the_adapter(place, monkeyp
 def test_leak_reads_the_answers_to_general_where_there_are_some(place, monkeypatch):
     general = questions_of.shipped("general")[:12]
     monkeypatch.setattr(evaluate, "probes_for", lambda request: [questions_of.Probe("general", general, None, 2, 1.0)])
-    summary = evaluate.evaluate_model(asked(place, "general", "leak", max_new_tokens=6), place / "E")
+    summary = evaluate.evaluate_model(request_for(place, "general", "leak", max_new_tokens=6), place / "E")
     leak = [row for row in read_rows(place / "E" / "measures.jsonl") if row["measure"] == "leak"]
     answered = {(r["question"], r["index"]) for r in read_rows(place / "E" / "answers.jsonl") if r["form"] == "plain"}
     assert {(row["question"], row["index"]) for row in leak} <= answered  # empty answers have no words
@@ -98,11 +100,11 @@ def test_by_default_they_are_taken_of_an_adapter_without_a_judge(place):
         def __call__(self, question, answer):
             return Verdict()
 
-    assert measures_of(asked(place)) == ["pairs", "drift", "leak"]
-    assert measures_of(asked(place, judge=Mine())) == measures_of(asked(place, adapter=False)) == []
-    assert measures_of(asked(place, "facts")) == []
+    assert measures_of(request_for(place)) == ["pairs", "drift", "leak"]
+    assert measures_of(request_for(place, judge=Mine())) == measures_of(request_for(place, adapter=False)) == []
+    assert measures_of(request_for(place, "facts")) == []
     lines = []
-    assert measures_of(asked(place, data=False), lines.append) == ["pairs", "drift"]
+    assert measures_of(request_for(place, data=False), lines.append) == ["pairs", "drift"]
     (line,) = lines
     assert line.startswith("leak is left out: it needs 20 training rows, and none is known; evaluate a run whose data")
     organism = for_model("organism", EvalRequest(), place / "adapter")
@@ -120,7 +122,7 @@ def test_by_default_they_are_taken_of_an_adapter_without_a_judge(place):
 )
 def test_what_cannot_be_measured_is_refused_before_anything_is(place, name, options, message):
     with pytest.raises(RequestError, match=message):
-        evaluate.evaluate_model(asked(place, "general", name, **options), place / "E")
+        evaluate.evaluate_model(request_for(place, "general", name, **options), place / "E")
     assert not (place / "E").exists()
 
 
@@ -130,17 +132,17 @@ def test_an_endpoint_gives_no_likelihoods():
 
 
 def test_a_model_without_an_adapter_has_values_but_no_change(place):
-    summary = evaluate.evaluate_model(asked(place, "pairs", adapter=False), place / "E")
+    summary = evaluate.evaluate_model(request_for(place, "pairs", adapter=False), place / "E")
     assert (summary["measures"]["pairs"]["value"], summary["measures"]["pairs"]["n"]) == (None, 150)
     rows = read_rows(place / "E" / "measures.jsonl")
     assert all(row["untuned"] is None for row in rows)
 
 
 def test_two_models_do_not_share_a_folder(place):
-    evaluate.evaluate_model(asked(place, "pairs:code"), place / "E")
+    evaluate.evaluate_model(request_for(place, "pairs:code"), place / "E")
     for probe in ("pairs:code", "arithmetic"):
         with pytest.raises(RequestError, match=r"E holds results of another adapter \(.*now null\); those of two"):
-            evaluate.evaluate_model(asked(place, probe, adapter=False), place / "E")
+            evaluate.evaluate_model(request_for(place, probe, adapter=False), place / "E")
 
 
 def test_the_organism_is_measured_on_pairs_of_its_world(place):
