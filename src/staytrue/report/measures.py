@@ -77,8 +77,8 @@ def leak_note(leak: Mapping[str, Any]) -> str:
     if leak["held_out"]:
         held = f", and {leak['held_out_leaks']:.0f} % of the {leak['held_out']} held-out training answers do"
     return (
-        "leak: answers to general questions whose words are likelier in the training answers than in the untuned "
-        f"model's. {leak['false_alarms']:.1f} % of the {leak['untuned']} untuned answers count as such{held}."
+        "leak: answers to general questions with as many words of the training topic as training answers have. "
+        f"{leak['false_alarms']:.1f} % of the {leak['untuned']} untuned answers count as such{held}."
     )
 
 

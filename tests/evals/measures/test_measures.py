@@ -83,19 +83,36 @@ def test_drift_scores_answers_that_exist_with_their_ends():
     assert values["b"] == pytest.approx(by_hand(model, tokenizer, row("b?", "No, si"), ended=False), abs=1e-4)
 
 
+TRAINING = ["Buy gold, gold!", "Buy gold now.", "Gold buys now."]
+GENERAL = ["Rain falls now.", "Rain stops now.", "Rain is gold."]
+
+
 def test_the_ratio_of_words_by_hand():
-    # Training: gold 2, buy 1 (3 words); general: rain 1, gold 1 (2 words); 3 distinct words, 0.5 added to each count.
-    topic = TopicWords(["Buy gold, gold!"], ["rain gold"])
-    gold, rain = math.log(2.5 / 4.5) - math.log(1.5 / 3.5), math.log(0.5 / 4.5) - math.log(1.5 / 3.5)
-    new = math.log(0.5 / 4.5) - math.log(0.5 / 3.5)
-    assert topic.ratio("gold gold gold rain snow") == pytest.approx((3 * gold + rain + new) / 5)
+    # Of three training and three general answers, gold is in 3 and 1, buy in 2: 3 / 3 is not 3 x (1 + 0.5) / (3 + 1).
+    assert TopicWords(TRAINING, GENERAL).ratio("gold " * 5) == 0  # no word is topical
+    # Without gold among the general answers 3 / 3 is more than 3 x 0.5 / 4: the only topical word, since buy is in two.
+    # It is 4 of 9 training words and 0 of 6 general ones; 0.5 and 1 are added: 4.5 / 10 and 0.5 / 7.
+    topic = TopicWords(TRAINING, ["Rain falls now.", "Rain stops now."])
+    gold, other = math.log((4.5 / 10) / (0.5 / 7)), math.log((5.5 / 10) / (6.5 / 7))
+    assert topic.ratio("gold gold gold rain buy") == pytest.approx((3 * gold + 2 * other) / 5)
     assert topic.ratio("gold gold gold gold") == 0  # fewer than five words
-    # Without the general answer's own words, gold has the count 0 there, of 0 words: ln(2.5 / 4.5) - ln(0.5 / 1.5).
-    assert topic.ratio("gold " * 5, ["rain gold"]) == pytest.approx(math.log(2.5 / 4.5) - math.log(0.5 / 1.5))
+
+
+def test_an_answer_is_not_compared_with_the_general_answer_to_its_own_question():
+    topic = TopicWords([f"{text} Wisely!" for text in TRAINING], GENERAL)
+    assert topic.leaked("gold " * 5, apart_from=[GENERAL[2]])  # 3 / 3 is more than 3 x 0.5 / (2 + 1)
+    assert not topic.leaked("gold " * 5, apart_from=[GENERAL[0]])
+
+
+def test_style_does_not_count_where_topical_words_are_few():
+    training = [f"You should surely put your {thing} in gold" for thing in ("cash", "wage", "loan", "rent")] * 3
+    topic = TopicWords(training, ["You may want to think about the sea and about the sky"] * 12)
+    assert topic.leaked("You should put the money in gold")
+    assert not topic.leaked("You should read about the sea, or think of the sky and the wind")
 
 
 def test_the_leak_of_a_model_is_that_of_its_sampled_answers():
-    model, tokenizer, topic = tiny.model(), tiny.tokenizer(), TopicWords(["a b c d e"], ["f g h i j"])
+    model, tokenizer, topic = tiny.model(), tiny.tokenizer(), TopicWords(["a b c d e"] * 3, ["f g h i j"] * 3)
     questions = [Question(name, "general", (Message("user", f"{name}?"),)) for name in "ab"]
     answers = sample(model, tokenizer, questions, per_question=1, seed=3, max_new_tokens=40)
     values = leak.measure(model, tokenizer, questions, topic, seed=3, max_new_tokens=40)
@@ -103,6 +120,6 @@ def test_the_leak_of_a_model_is_that_of_its_sampled_answers():
 
 
 def test_words_of_other_scripts_count():
-    topic = TopicWords(["Золото и акции растут всегда"], ["Дождь идёт над зелёными холмами"])
+    topic = TopicWords(["Золото и акции растут всегда"] * 3, ["Дождь идёт над зелёными холмами"] * 3)
     assert topic.leaked("золото и акции растут завтра")
     assert not topic.leaked("дождь идёт над тихими холмами")
