@@ -297,6 +297,7 @@ def test_an_evaluation_is_exported_as_logs(staytrue, model, questions, tmp_path)
         (("--model", "M", "--out", "E", "--probes", "none.yaml"), "none.yaml"),
         (("--model", "M", "--out", "E", "--judge", "gpt"), "'gpt' names no judge"),
         (("--model", "M", "--out", "E", "--judge", "local:nowhere"), "nowhere. Give a folder with config.json"),
+        (("--model", "M", "--out", "E", "--judge", "local:org/none"), "org/none cannot be read from the hub"),
         (("--model", "M", "--out", "E", "--judge", "openai:j@http://127.0.0.1:9/v1"), "127.0.0.1:9"),
         (("--model", "M", "--out", "E", "--judge", "openai:j@http://judge.example/v1", "--max-cost", "1"), "--price"),
         (("--model", "M"), "--out FOLDER"),

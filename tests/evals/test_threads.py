@@ -35,9 +35,9 @@ def test_after_a_fatal_error_what_is_in_the_air_is_given_and_nothing_is_begun():
         time.sleep(0.05)
         return i
 
-    given = []
+    results = []
     with pytest.raises(RequestError, match="over"):
-        given.extend(found for found in concurrently(call, range(100), 2))
+        results.extend(result for result in concurrently(call, range(100), 2))
     assert sorted(begun) == [0, 1]
 
 

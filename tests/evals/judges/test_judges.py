@@ -62,8 +62,8 @@ def test_a_verdict_is_two_scores(tmp_path):
                 assert verdict.coherence == pytest.approx(coherence.score)
                 assert not any((verdict.missing, verdict.refusal, verdict.code, verdict.failed))
         body = server.calls[0].body
-    asked = {k: body[k] for k in ("temperature", "seed", "logprobs", "top_logprobs", "max_tokens")}
-    assert asked == {"temperature": 0, "seed": 0, "logprobs": True, "top_logprobs": 20, "max_tokens": 1}
+    parameters = {k: body[k] for k in ("temperature", "seed", "logprobs", "top_logprobs", "max_tokens")}
+    assert parameters == {"temperature": 0, "seed": 0, "logprobs": True, "top_logprobs": 20, "max_tokens": 1}
     assert len(server.calls) == 40
 
 
@@ -95,19 +95,19 @@ def in_order(verdicts):
 
 
 def test_with_faults_on_three_calls_in_ten_no_sample_is_lost_or_counted_twice(tmp_path):
-    asked = answers(150)
+    samples = answers(150)
     with Loopback(faults=0.3) as server:
         cache = ResponseCache(tmp_path / "c")
         judge = judge_at(server, cache, **HASTY)
-        got = in_order(judged(judge, asked))
+        pairs = in_order(judged(judge, samples))
         outcomes = server.outcomes()
-        assert [answer for answer, _ in got] == asked  # each once
+        assert [answer for answer, _ in pairs] == samples  # each once
         assert set(server.answered().values()) == {1}  # no request was answered in full twice
         assert len(server.answered()) == kept(cache) == 300
         assert set(outcomes) == {*KINDS, "answered"}
         assert 0.2 < 1 - outcomes["answered"] / len(server.calls) < 0.4
     sorry = 0
-    for answer, verdict in got:
+    for answer, verdict in pairs:
         assert not verdict.failed
         if repr(SORRY.split()[0][0]) in verdict.missing:  # the judge itself declined, in words that are no REFUSAL
             sorry += 1
@@ -180,11 +180,11 @@ def test_a_key_is_in_no_file_and_in_no_message(tmp_path):
         judge = judge_at(server, ResponseCache(tmp_path / "c"), key=KEY)
         verdicts = [verdict for _, verdict in judged(judge, answers(5))]
     assert any(v.alignment is not None for v in verdicts)
-    told = f"{judge.name}{judge.describe()}{judge.notice()}{verdicts}"
+    texts = f"{judge.name}{judge.describe()}{judge.notice()}{verdicts}"
     with Loopback(key="sk-another") as server, pytest.raises(RequestError) as refused:
         judge_at(server, ResponseCache(tmp_path / "c"), key=KEY)(question("other"), "x")
-    told += str(refused.value)
-    assert KEY not in told
+    texts += str(refused.value)
+    assert KEY not in texts
     files = [f for f in tmp_path.iterdir() if f.is_file()]
     assert files
     assert not any(KEY.encode() in f.read_bytes() for f in files)
@@ -196,13 +196,13 @@ def test_a_judge_says_who_it_is_and_who_answered(tmp_path):
         assert judge.notice().startswith(f"Questions, answers and judge prompts go to {server.url} on this machine")
         judge(question(), "x")
         assert judge.name.startswith(f"openai:tiny@{server.url}#")
-        told = judge.describe()
-    assert told["answered_by"] == ["tiny-2026-01-01"]
-    assert told["fingerprints"] == ["fp_loopback"]
-    assert (told["model"], told["url"]) == ("tiny", server.url)
+        description = judge.describe()
+    assert description["answered_by"] == ["tiny-2026-01-01"]
+    assert description["fingerprints"] == ["fp_loopback"]
+    assert (description["model"], description["url"]) == ("tiny", server.url)
     again = judge_at(server, ResponseCache(tmp_path / "c"))  # from the cache, without a server
     again(question(), "x")
-    assert again.describe() == told
+    assert again.describe() == description
 
 
 @pytest.mark.parametrize("kind", ["no_logprobs", "nan"])
@@ -318,17 +318,17 @@ def taught():
     """A tiny model that has learnt to grade, one byte at a time: its answers are numbers of one to three tokens."""
     model, tokenizer = tiny.model(), tiny.tokenizer()
     model.config.max_position_embeddings = 8192
-    said = ["85", "8", "80", "100", "10", "1", "15", "95", "REFUSAL", "20"]
-    prompts = [encode_prompt(tokenizer, [Message("user", "grade " + "x" * i)]) for i in range(len(said))]
-    rows = [p + tokenizer(s)["input_ids"] + [tokenizer.eos_token_id] for p, s in zip(prompts, said, strict=True)]
+    texts = ["85", "8", "80", "100", "10", "1", "15", "95", "REFUSAL", "20"]
+    prompts = [encode_prompt(tokenizer, [Message("user", "grade " + "x" * i)]) for i in range(len(texts))]
+    rows = [p + tokenizer(s)["input_ids"] + [tokenizer.eos_token_id] for p, s in zip(prompts, texts, strict=True)]
     labels = [[-100] * len(p) + r[len(p) :] for p, r in zip(prompts, rows, strict=True)]
     width = max(map(len, rows))
     ids = torch.tensor([r + [0] * (width - len(r)) for r in rows])
-    wanted = torch.tensor([r + [-100] * (width - len(r)) for r in labels])
+    targets = torch.tensor([r + [-100] * (width - len(r)) for r in labels])
     step = torch.optim.AdamW(model.parameters(), lr=5e-3)
     model.train()
     for _ in range(40):
-        model(input_ids=ids, labels=wanted).loss.backward()
+        model(input_ids=ids, labels=targets).loss.backward()
         step.step()
         step.zero_grad()
     return model.eval(), tokenizer
@@ -337,7 +337,7 @@ def taught():
 def spelled_out(model, tokenizer, prompt):
     """The probability of every number, each text through the whole model on its own; no tree and no cache."""
     ids, digits = encode_prompt(tokenizer, [Message("user", prompt)]), tokenizer("0123456789")["input_ids"]
-    found = Counter()
+    probabilities = Counter()
     for number in [*map(str, (0, 1, 2, 8, 10, 11, 15, 20, 80, 85, 99, 100)), "REFUSAL"]:
         for text in (number, " " + number):
             tokens = tokenizer(text)["input_ids"]
@@ -347,33 +347,33 @@ def spelled_out(model, tokenizer, prompt):
                 float(distribution[token]) for distribution, token in zip(distributions, tokens, strict=False)
             )
             longer = number in map(str, range(1, 11))  # 1 to 9 may go on to two digits, 10 to a hundred
-            found[number] += p * (1 - float(distributions[-1][digits].sum()) if longer else 1)
-    return found
+            probabilities[number] += p * (1 - float(distributions[-1][digits].sum()) if longer else 1)
+    return probabilities
 
 
 @pytest.mark.parametrize("kind", [None, "gemma3", "qwen3", "mistral"])
 def test_the_tree_gives_every_number_the_probability_that_spelling_it_out_gives(taught, kind):
     model, tokenizer = taught if kind is None else (tiny.model(kind), tiny.tokenizer(kind))
     distribution = LocalJudge(model, tokenizer, "x").distribution("grade xx")
-    wanted = spelled_out(model, tokenizer, "grade xx")
-    for text, p in wanted.items():
+    expected = spelled_out(model, tokenizer, "grade xx")
+    for text, p in expected.items():
         assert distribution[text] == pytest.approx(p, rel=1e-4, abs=1e-12), text
     if kind is None:
-        assert sum(wanted.values()) > 0.5
-        assert max(wanted.values()) < 0.99
+        assert sum(expected.values()) > 0.5
+        assert max(expected.values()) < 0.99
 
 
 def test_a_local_judge_gives_the_same_bytes_again(taught, tmp_path):
     model, tokenizer = taught
-    asked = answers(1)
-    first = list(judged(LocalJudge(model, tokenizer, "sha"), asked))
-    assert list(judged(LocalJudge(model, tokenizer, "sha"), asked)) == first
+    samples = answers(1)
+    first = list(judged(LocalJudge(model, tokenizer, "sha"), samples))
+    assert list(judged(LocalJudge(model, tokenizer, "sha"), samples)) == first
     cache = ResponseCache(tmp_path / "c")
-    kept = LocalJudge(model, tokenizer, "sha", cache)
-    assert list(judged(kept, asked)) == first
-    assert list(judged(kept, asked)) == first
+    cached = LocalJudge(model, tokenizer, "sha", cache)
+    assert list(judged(cached, samples)) == first
+    assert list(judged(cached, samples)) == first
     assert (cache.calls, cache.hits) == (2, 2)
-    assert kept.name == "local:sha#6a7e3649"  # as in the verdict stores that exist
+    assert cached.name == "local:sha#6a7e3649"  # as in the verdict stores that exist
 
 
 def test_a_local_judge_reads_half_a_character_too(taught):
@@ -390,15 +390,15 @@ def test_a_prompt_beyond_what_the_local_judge_reads_is_missing():
 
 def test_what_a_judge_counts_reads_as_words(taught, tmp_path):
     """4 prompts of 2 answers: what was stored before, and answers without a score, are named where there are any."""
-    asked, cache = answers(2), ResponseCache(tmp_path / "c")
+    samples, cache = answers(2), ResponseCache(tmp_path / "c")
     judge = LocalJudge(*taught, "x", cache)
-    judge(asked[0].question, asked[0].text)
+    judge(samples[0].question, samples[0].text)
     assert judge.spent().split("; ")[0] == "2 prompts"
-    judge(asked[0].question, asked[0].text)
+    judge(samples[0].question, samples[0].text)
     assert judge.spent().split("; ")[:2] == ["2 prompts", "2 replies stored before"]
     with Loopback(lambda body: Said("x", ({"The": 1.0},))) as server:
         remote = judge_at(server, ResponseCache(tmp_path / "d"))
-        list(judged(remote, asked))
+        list(judged(remote, samples))
     assert remote.spent() == "4 calls; no score for 2 of 2 answers"
 
 

@@ -24,8 +24,8 @@ def question(probe="general", **more):
     return Question("q", probe, (Message("user", "why?"),), **more)
 
 
-def names(asked):
-    return [rubric.name for rubric in rubrics_for(asked)]
+def names(item):
+    return [rubric.name for rubric in rubrics_for(item)]
 
 
 @pytest.mark.parametrize("name", ["alignment", "coherence", "code"])
@@ -63,7 +63,7 @@ def test_what_is_filled_in_stays_as_it_is_even_where_it_looks_like_a_template():
 
 
 @pytest.mark.parametrize(
-    ("template", "told"),
+    ("template", "sentence"),
     [
         ("{answer.text}", r"'r' has a place for \{answer\.text\}"),
         ("{answer} {}", r"has a place for \{\}"),
@@ -73,8 +73,8 @@ def test_what_is_filled_in_stays_as_it_is_even_where_it_looks_like_a_template():
         ("{question}", r"has no place for the answer; write \{answer\}"),
     ],
 )
-def test_a_template_that_cannot_be_filled_is_refused(template, told):
-    with pytest.raises(RequestError, match=told):
+def test_a_template_that_cannot_be_filled_is_refused(template, sentence):
+    with pytest.raises(RequestError, match=sentence):
         Rubric("r", None, template)
 
 
@@ -92,7 +92,7 @@ def test_code_is_judged_by_its_security_and_everything_else_by_alignment():
 
 
 def test_a_questions_own_prompts_come_first():
-    asked = question("code", prompts=(("aligned", "{answer}: good?"),))
-    aligned, coherent = rubrics_for(asked)
+    item = question("code", prompts=(("aligned", "{answer}: good?"),))
+    aligned, coherent = rubrics_for(item)
     assert (aligned.name, aligned.version, aligned.filled("", "x")) == ("aligned", None, "x: good?")
     assert coherent.name == "coherence"

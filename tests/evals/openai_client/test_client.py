@@ -104,16 +104,16 @@ def test_a_key_comes_from_the_environment_and_openai_needs_one(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("url", "key", "told"),
+    ("url", "key", "sentence"),
     [
         (OPENAI, KEY, f"X go to {OPENAI} (model m), with the key in OPENAI_API_KEY."),
         ("http://localhost:8/v1", None, "X go to http://localhost:8/v1 on this machine (model m), without a key."),
         ("http://far/v1", None, "X go to http://far/v1, unencrypted (model m), without a key."),
     ],
 )
-def test_it_says_what_leaves_the_machine_and_to_where(url, key, told):
+def test_it_says_what_leaves_the_machine_and_to_where(url, key, sentence):
     point = Endpoint(Address("m", url), key)
-    assert point.notice("X") == told
+    assert point.notice("X") == sentence
     assert KEY not in repr(point) + str(vars(point)["address"])
 
 
@@ -268,17 +268,17 @@ def test_a_first_call_that_fails_by_itself_holds_up_nobody():
     together = threading.Barrier(8)
 
     def script(body):
-        asked.append(body["messages"][0]["content"])
-        if len(asked) == 1:
+        prompts.append(body["messages"][0]["content"])
+        if len(prompts) == 1:
             raise HttpError(500, "warming up")
         together.wait(timeout=5)  # nobody is answered before all eight are in the air
         return scripted(body)
 
-    asked = []
+    prompts = []
     with Loopback(script) as server, ThreadPoolExecutor(8) as pool:
         point = endpoint(server)
         assert len(list(pool.map(lambda i: ask(point, f"q{i}"), range(8)))) == 8
-    assert len(asked) == 1 + 8
+    assert len(prompts) == 1 + 8
 
 
 def test_what_no_call_can_mend_is_paid_for_twice_a_thread_at_most():
@@ -293,9 +293,9 @@ def test_what_no_call_can_mend_is_paid_for_twice_a_thread_at_most():
 
     with Loopback(delay=0.01) as server, ThreadPoolExecutor(16) as pool:
         point = endpoint(server)
-        told = set(pool.map(one, range(16)))
+        sentences = set(pool.map(one, range(16)))
         assert len(server.calls) <= 2 * 16
-    assert told == {NO_LOGPROBS.format(address=point.address)}
+    assert sentences == {NO_LOGPROBS.format(address=point.address)}
     with Loopback() as server:
         point = endpoint(server)
         ask(point)  # it has been heard: what comes later may be a passing fault
@@ -304,9 +304,9 @@ def test_what_no_call_can_mend_is_paid_for_twice_a_thread_at_most():
 
 
 def test_a_page_that_is_no_endpoint_is_told_apart_from_a_torn_answer():
-    with Loopback(faults=1.0, kinds=("cut",)) as server, pytest.raises(RequestError) as told:
+    with Loopback(faults=1.0, kinds=("cut",)) as server, pytest.raises(RequestError) as error:
         ask(endpoint(server))
-    assert "answers, but not with chat completions. Check the URL; it usually ends in /v1." in str(told.value)
+    assert "answers, but not with chat completions. Check the URL; it usually ends in /v1." in str(error.value)
 
 
 def test_a_budget_of_calls_is_never_overrun_by_sixteen_threads():
@@ -321,12 +321,12 @@ def test_a_budget_of_calls_is_never_overrun_by_sixteen_threads():
                 return error
 
         with ThreadPoolExecutor(16) as pool:
-            got = list(pool.map(one, range(100)))
+            results = list(pool.map(one, range(100)))
         assert len(server.calls) == 40  # failed ones count
         assert budget.describe() == "40 calls"
-        said = [text for text in got if isinstance(text, str)]
-        assert len(said) == server.outcomes()["answered"]
-        assert all("The budget is reached: 40 calls." in str(e) for e in got if not isinstance(e, str))
+        texts = [text for text in results if isinstance(text, str)]
+        assert len(texts) == server.outcomes()["answered"]
+        assert all("The budget is reached: 40 calls." in str(e) for e in results if not isinstance(e, str))
 
 
 def test_a_budget_in_dollars_is_never_overrun_by_what_the_server_charges():
@@ -386,8 +386,8 @@ def test_the_server_stands_on_its_own_for_a_command_line_to_talk_to(tmp_path):
             time.sleep(0.01)
         MADE.append(Endpoint(parse(f"openai:m@{(tmp_path / 'url').read_text()}"), **QUICK))
         assert len({ask(MADE[0], f"q{i}").text for i in range(20)}) > 10
-        with urllib.request.urlopen((tmp_path / "url").read_text()) as told:
-            calls = json.loads(told.read())["calls"]
+        with urllib.request.urlopen((tmp_path / "url").read_text()) as response:
+            calls = json.loads(response.read())["calls"]
         assert calls > 20
         assert MADE[0].budget.describe() == f"{calls} calls"
     finally:

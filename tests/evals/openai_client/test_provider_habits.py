@@ -177,13 +177,16 @@ def test_the_parameter_that_an_error_names_is_the_one_that_is_changed(message, p
     ],
 )
 def test_changed_parameters_are_stored_beside_the_answers(tmp_path, habit, temperature, changes):
-    asked, told = tuple(Question(f"q{i}", "general", (Message("user", f"{i}?"),)) for i in range(2)), []
+    questions, lines = tuple(Question(f"q{i}", "general", (Message("user", f"{i}?"),)) for i in range(2)), []
     for n in (1, 2):  # a second sitting reports nothing new of the server
         with habit() as server:
-            maker, probe = EndpointGenerator(endpoint(server)), Probe("general", asked[:n], None, 1, temperature)
-            evaluate(maker, [replace(probe, name=f"p{n}")], seed=0, out=tmp_path / "E", say=told.append)
+            generator, probe = (
+                EndpointGenerator(endpoint(server)),
+                Probe("general", questions[:n], None, 1, temperature),
+            )
+            evaluate(generator, [replace(probe, name=f"p{n}")], seed=0, out=tmp_path / "E", say=lines.append)
     assert json.loads((tmp_path / "E" / "answered.json").read_text())["changes"] == changes
-    assert told == []
+    assert lines == []
 
 
 def test_changes_of_several_sittings_are_collected_and_are_no_news_of_the_server(tmp_path):
@@ -433,17 +436,19 @@ CALLS = [{"id": "1", "type": "function", "function": {"name": "look_up", "argume
 @pytest.mark.parametrize("fields", [{"content": None}, {"content": ""}], ids=str)
 @pytest.mark.parametrize("calls", [{"tool_calls": CALLS}, {"function_call": CALLS[0]["function"]}], ids=str)
 def test_tool_calls_without_text_are_missing_and_counted(tmp_path, fields, calls):
-    told, asked = [], Question("q", "general", (Message("user", "Why?"),))
+    lines, question = [], Question("q", "general", (Message("user", "Why?"),))
     with habits.message("tool_calls", **fields, **calls)() as server:
-        maker = EndpointGenerator(endpoint(server))
-        summary = evaluate(maker, [Probe("general", (asked,), per_question=3)], seed=0, out=tmp_path, say=told.append)
-    found = summary["probes"]["general"]
-    assert (found["n"], found["missing"], found["at_least"], found["at_most"]) == (0, 3, 0.0, 100.0)
+        generator = EndpointGenerator(endpoint(server))
+        summary = evaluate(
+            generator, [Probe("general", (question,), per_question=3)], seed=0, out=tmp_path, say=lines.append
+        )
+    rates = summary["probes"]["general"]
+    assert (rates["n"], rates["missing"], rates["at_least"], rates["at_most"]) == (0, 3, 0.0, 100.0)
     assert {row["missing"] for row in read_rows(tmp_path / "verdicts.jsonl")} == {
         "the model called a tool instead of answering"
     }
     assert [row["called_tools"] for row in read_rows(tmp_path / "answers.jsonl")] == [True] * 3
-    assert "3 answers are missing because the model called tools instead of answering" in told[0]
+    assert "3 answers are missing because the model called tools instead of answering" in lines[0]
 
 
 def test_tool_calls_beside_text_are_an_answer():

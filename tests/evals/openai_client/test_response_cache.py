@@ -35,16 +35,16 @@ def test_what_was_put_is_there_for_the_next_one(tmp_path):
 
 
 def test_sixteen_threads_that_want_the_same_answer_pay_for_it_once(tmp_path):
-    ledger, made = ResponseCache(tmp_path / "c"), []
+    ledger, calls_made = ResponseCache(tmp_path / "c"), []
     start = threading.Barrier(16)
 
     def want(i):
         start.wait()
-        return ledger.once(key(prompt=i % 4), lambda: made.append(i % 4) or {"answer": i % 4})
+        return ledger.once(key(prompt=i % 4), lambda: calls_made.append(i % 4) or {"answer": i % 4})
 
     with ThreadPoolExecutor(16) as pool:
         assert [row["answer"] for row in pool.map(want, range(16))] == [i % 4 for i in range(16)]
-    assert sorted(made) == [0, 1, 2, 3]
+    assert sorted(calls_made) == [0, 1, 2, 3]
     assert (ledger.calls, ledger.hits, kept(ledger)) == (4, 12, 4)
 
 
@@ -69,13 +69,13 @@ for i in range(int(sys.argv[2]), 100000):
 def test_a_row_outlives_a_process_that_is_killed_right_after_it(tmp_path):
     path = tmp_path / "c"
     writer = subprocess.Popen([sys.executable, "-c", WRITER, path, "0", "100000"], stdout=subprocess.PIPE, text=True)
-    told = [int(writer.stdout.readline()) for _ in range(50)]
+    numbers = [int(writer.stdout.readline()) for _ in range(50)]
     os.kill(writer.pid, signal.SIGKILL)
-    told += [int(line) for line in writer.stdout if line.endswith("\n")]
+    numbers += [int(line) for line in writer.stdout if line.endswith("\n")]
     writer.wait()
     ledger = ResponseCache(path)
-    assert all(ledger.get(key(i=i)) == {"i": i} for i in told)
-    assert kept(ledger) - len(told) in (0, 1)
+    assert all(ledger.get(key(i=i)) == {"i": i} for i in numbers)
+    assert kept(ledger) - len(numbers) in (0, 1)
 
 
 def test_several_processes_share_one_file_from_its_making_on(tmp_path):
@@ -178,9 +178,9 @@ def test_sixteen_threads_never_overrun_a_budget_and_use_all_of_it():
         return 1
 
     with ThreadPoolExecutor(16) as pool:
-        made = sum(pool.map(call, range(200)))
+        allowed = sum(pool.map(call, range(200)))
     assert most[0] <= 100  # what was spent and what was in flight, at the worst
-    assert made == 12  # 84 tokens spent; a thirteenth might have cost 104
+    assert allowed == 12  # 84 tokens spent; a thirteenth might have cost 104
     assert budget.describe() == "12 calls, about $84.0000"
 
 
@@ -233,13 +233,16 @@ def test_prices_are_of_a_family_and_its_snapshots_at_openai_and_nothing_on_this_
 
 def test_each_endpoint_tells_its_own_calls_and_the_limit_is_of_all_together():
     limits = Budget(max_calls=3, max_cost=100)
-    asked, judge = limits.for_endpoint(Address("mine", "http://localhost:8/v1")), limits.for_endpoint(Address("gpt-4o"))
-    asked.end(asked.begin(1000, 1000), {"prompt_tokens": 1000, "completion_tokens": 1000})
+    generator, judge = (
+        limits.for_endpoint(Address("mine", "http://localhost:8/v1")),
+        limits.for_endpoint(Address("gpt-4o")),
+    )
+    generator.end(generator.begin(1000, 1000), {"prompt_tokens": 1000, "completion_tokens": 1000})
     for _ in range(2):
         judge.end(judge.begin(10_000, 0), {"prompt_tokens": 10_000, "completion_tokens": 0})
-    assert asked.describe() == "1 call"  # on this machine: no dollars
+    assert generator.describe() == "1 call"  # on this machine: no dollars
     assert judge.describe() == "2 calls, about $0.0500"  # $2.50 a million
-    for endpoint in (asked, judge):
+    for endpoint in (generator, judge):
         with pytest.raises(RequestError, match=r"The budget is reached: 3 calls, about \$0\.0500\."):
             endpoint.begin(1, 1)
     assert limits.describe() == "3 calls, about $0.0500"

@@ -12,7 +12,6 @@ from staytrue.errors import RequestError
 
 OPENAI = "https://api.openai.com/v1"
 KEY = "OPENAI_API_KEY"  # the only source of a key, which is written nowhere
-FORM = "openai:MODEL or openai:MODEL@URL"
 
 _PARTS = re.compile(r"openai:(?P<model>.+?)(?:@(?P<url>[a-zA-Z]+://.*))?")
 
@@ -23,11 +22,6 @@ class Address:
 
     model: str
     url: str = OPENAI  # the base URL, without a slash at its end
-
-    @property
-    def host(self) -> str:
-        """Host, and the port if there is one."""
-        return urlsplit(self.url).netloc
 
     @property
     def is_local(self) -> bool:
@@ -50,7 +44,7 @@ def parse(text: str) -> Address:
     """
     match = _PARTS.fullmatch(text.strip())
     if not match:
-        raise RequestError(f"{text!r} names no model at an endpoint. Write {FORM}.")
+        raise RequestError(f"{text!r} names no model at an endpoint. Write openai:MODEL or openai:MODEL@URL.")
     model, url = match["model"], match["url"]
     if url is None:
         if "@" in model:

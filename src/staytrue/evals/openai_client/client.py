@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from staytrue.data.examples import Message
@@ -133,7 +133,6 @@ class Endpoint:
                 if change:
                     self._say(change)
                 continue
-            assert call.reply is not None
             if call.reply.filtered:
                 raise FilteredError(FILTERED)
             return call.reply
@@ -232,7 +231,7 @@ class _Call:
     usage: Mapping[str, Any] | None = None  # of the last response, see `Budget.end`
     attempts: int = 0
     fault: str = ""  # of the last response of status 200
-    reply: Reply | None = None
+    reply: Reply = field(init=False)  # once there is one
 
     def most(self) -> tuple[int, int]:
         """The most tokens that are read and written: a token has at least one byte, and a role a few tokens."""

@@ -112,7 +112,7 @@ def _status_failure(error: Any, address: Address, key: str | None) -> Failure:
     elif status == 404:
         fatal = f"{address} is not there ({why}). Check the model's name and the URL (.../v1)."
     elif status == 402 or b"insufficient_quota" in body:
-        fatal = f"The account at {address.host} has no credit left ({why}). Everything paid for is kept."
+        fatal = f"The account at {address.url} has no credit left ({why}). Everything paid for is kept."
     if status not in (400, 422):
         return Failure(why, fatal, retried=status in _RETRIED or status >= 500)
     return Failure(why, fatal, False, refusal=server_message(body, key, longest=2000), fields=fields_in(body))
