@@ -43,14 +43,8 @@ class LocalJudge:
         cls, load: Callable[[], Any], tokenizer: Any, identity: str, *, dtype: str, device: str, cache: ResponseCache
     ) -> Self:
         """A judge whose model is loaded when the first prompt is not in the cache; `dtype` and `device` are its own."""
-
-        def checked() -> Any:
-            model = load()
-            check_generation(model)
-            return model
-
         judge = cls.__new__(cls)
-        judge._begin(checked, tokenizer, identity, dtype, device, cache)
+        judge._begin(load, tokenizer, identity, dtype, device, cache)
         return judge
 
     def _begin(
@@ -69,7 +63,9 @@ class LocalJudge:
 
     @cached_property
     def _model(self) -> Any:
-        return self._load().eval()
+        model = self._load().eval()
+        check_generation(model)
+        return model
 
     @cached_property
     def _tree(self) -> Tree:
