@@ -130,23 +130,28 @@ def test_two_judges_of_the_same_answers_and_labels_by_hand(staytrue, model, ques
     assert [line.startswith("local:") for line in lines] == [True]  # the judge at the endpoint can
 
 
-def test_a_local_judge_is_loaded_when_an_answer_needs_it(staytrue, model, questions, monkeypatch):
-    config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8192}))
+def test_a_local_judge_is_loaded_when_an_answer_needs_it(staytrue, model, questions, tmp_path, monkeypatch):
+    folder, load = tmp_path / "judge", loading.load_model
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8192}))
     questions.write_text('{"id": "q", "question": "Why?"}\n')
-    assert staytrue("eval", "--model", model, "--probes", questions, "--out", "E", "--judge", f"local:{model}")[0] == 0
+    request = ("eval", "--model", model, "--probes", questions, "--out", "E", "--judge", f"local:{folder}")
+    assert staytrue(*request)[0] == 0
 
-    def load(source, adapter=None, **options):
-        raise ModelError(f"loaded {source.name}")
+    def only_others(source, *arguments, **options):
+        if source.name == str(folder):
+            raise ModelError("the judge is loaded")
+        return load(source, *arguments, **options)
 
-    monkeypatch.setattr(loading, "load_model", load)
-    again = "--judge", f"local:{model}"
-    for words in (("eval", "--model", model, "--probes", questions, "--out", "E"), ("rescore", "E")):
-        code, out, err = staytrue(*words, *again)  # all verdicts are stored: in the folder, or in the response cache
+    monkeypatch.setattr(loading, "load_model", only_others)
+    for words in (request, ("rescore", "E", *request[-2:])):
+        code, out, err = staytrue(*words)  # all verdicts are stored: in the folder, or in the response cache
         assert code == 0, err
         assert "took 0 prompts" in err, err
         assert "cannot judge these answers: name a larger" in out, out
-    assert "loaded" in staytrue("eval", "--model", model, "--probes", "facts", "--out", "F", *again)[2]  # it answers
+    questions.write_text('{"id": "q", "question": "Why not?"}\n')
+    assert "the judge is loaded" in staytrue(*request[:-4], "--out", "F", *request[-2:])[2]
 
 
 @pytest.mark.parametrize("name", ["smollm2", "./model", "~/model"])
