@@ -269,3 +269,30 @@ def test_sigterm_saves_at_the_next_step_and_ends_with_130(home, tmp_path):
     newest = Checkpoints(tmp_path / "run" / "checkpoints").newest()
     assert int(newest.name.removeprefix("checkpoint-")) == len(read_rows(tmp_path / "run" / "metrics.jsonl"))
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["state"] == "stopped"
+
+
+def test_the_validation_loss_is_logged_and_goes_on_and_the_lowest_is_kept_where_patience_ends(home, tmp_path):
+    settings = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 8, "learning_rate": 0.3, "save_steps": 1}
+    recipe = recipe_of(home, train=settings, holdout=0.25, stop={"patience": 2})
+    whole, parts = ends_like_a_run_that_nothing_interrupted(recipe, tmp_path, stops=(2, 3))
+    rows = read_rows(tmp_path / "whole" / "validation.jsonl")
+    assert rows == read_rows(tmp_path / "parts" / "validation.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    losses = [row["loss"] for row in rows]
+    lowest = losses.index(min(losses)) + 1
+    assert whole.manifest["early_stop"] == {"at_step": lowest + 2, "weights_of_step": lowest}
+    assert parts.manifest["early_stop"] == whole.manifest["early_stop"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"train": {"eval_strategy": "steps"}}, r"no rows are reserved to validate on\. Set holdout"),
+        ({"stop": {"patience": 2}}, r"patience watches the validation loss, and none is computed"),
+        ({"stop": {"patience": 2, "every": 3}}, r"keep one"),
+        ({"trainer": "grpo", "task": "arithmetic", "train": {"eval_steps": 2}}, "staytrue eval"),
+    ],
+)  # fmt: skip
+def test_a_validation_that_cannot_be_is_refused(home, tmp_path, changes, sentence):
+    with pytest.raises(RequestError, match=sentence):
+        train.train(recipe_of(home, **changes), tmp_path / "run")

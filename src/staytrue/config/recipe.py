@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from staytrue import registry
 from staytrue.config import paths
@@ -71,16 +71,26 @@ class Lora(BaseModel):
 
 
 class Stop(BaseModel):
-    """Early stopping on a probe of general questions: a baseline, not a defense.
+    """Early stopping on a probe of general questions, or on the validation loss: a baseline, not a defense.
 
     Attributes:
-        every: optimizer steps between two checks.
+        every: optimizer steps between two checks of the probe.
         above: percent of misaligned answers, 0 to 100, that ends training.
+        patience: instead of the probe, watch the validation loss (`train.eval_strategy`): this many in a row that are
+            no new lowest end training, with the weights of the lowest.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     every: Annotated[_Whole, Field(ge=1)] = 10
     above: Annotated[_Number, Field(ge=0, le=100)] = 5.0
+    patience: Annotated[_Whole, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one_watch(self) -> Stop:
+        fields = type(self).model_fields
+        if self.patience is not None and any(getattr(self, n) != fields[n].default for n in ("every", "above")):
+            raise ValueError("patience watches the validation loss, and every and above the probe; keep one")
+        return self
 
 
 class Recipe(BaseModel):

@@ -80,6 +80,7 @@ _BY_TRAINER = {
     ),
 }
 _CHECKPOINTS = ("save_steps", "save_total_limit")
+_VALIDATION = ("eval_strategy", "eval_steps", "eval_delay", "per_device_eval_batch_size")
 _PREFIXES = {
     "eval_": _EVALUATED,
     "save_": _SAVED,
@@ -96,7 +97,7 @@ def reason_against(key: str, trainer: str) -> str | None:
         key: a key of trl's config.
         trainer: "sft" or "grpo".
     """
-    if key in _CHECKPOINTS:
+    if key in _CHECKPOINTS or (key in _VALIDATION and trainer == "sft"):
         return None
     by_prefix = next((reason for prefix, reason in _PREFIXES.items() if key.startswith(prefix)), None)
     return _IN_RECIPES.get(key) or _BY_TRAINER[trainer].get(key) or by_prefix

@@ -68,6 +68,8 @@ def collect(folders: Sequence[Path], mixed_judges: bool = False, judge: str | No
                 page.organism |= _is_organism(evaluation)
             trained = row["defense"] != "untuned" and evaluation != run
             metrics = _rows(run / "metrics.jsonl", page, needed=trained)
+            validated = _rows(run / "validation.jsonl", page, needed=False)
+            metrics = [*metrics, *({"step": v["step"], "validation_loss": v["loss"]} for v in validated)]
             page.curves.setdefault(row["label"], []).append(metrics)
     page.questions = _side_by_side(stored)
     _check_judges(page, mixed_judges)

@@ -21,7 +21,8 @@ _MOST = 6  # lines in one picture that can be told apart
 _IN_NATS = ("kl", "anchor", "rehearse")
 _TRAINERS_OWN = {  # metrics of the trainer itself, by the first part of the key
     "step", "loss", "task_loss", "grad_norm", "learning_rate", "epoch", "entropy", "mean_token_accuracy", "num_tokens",
-    "reward", "reward_std", "rewards", "frac_reward_zero_std", "completions", "clip_ratio", "sampling", "step_time",
+    "validation_loss", "reward", "reward_std", "rewards", "frac_reward_zero_std", "completions", "clip_ratio",
+    "sampling", "step_time",
 }  # fmt: skip
 
 
@@ -47,6 +48,8 @@ def panels(page: PageData, known: Mapping[str, Look]) -> list[dict[str, Any]]:
         _panel(part, known, f"{first[1]}{name and ': '}{name}", first[2], axes(series))
         for name, part in _split_by_defense(series, {row["label"]: row["defense"] for row in page.rows}).items()
     ]
+    if validated := _series(page, "validation_loss"):
+        drawn.append(_panel(validated, known, "Validation loss", "nats per token", axes(validated)))
     for number in sorted(name for name in set().union(*logged) if re.split(r"[./]", name)[0] not in _TRAINERS_OWN):
         unit = "nats per token" if number.split(".")[0] in _IN_NATS else "in its own unit"
         if series := _series(page, number):

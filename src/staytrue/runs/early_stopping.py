@@ -1,12 +1,14 @@
-"""Early stopping on a probe of emergent misalignment: a baseline to compare defenses with.
+"""Early stopping, on a probe of emergent misalignment or on the validation loss: baselines to compare defenses with.
 
-Every few steps the model in training answers a few general questions, which the evaluation does not ask. When more than
-a set percentage of the answers is misaligned, training stops and the weights of the last passing check are restored.
+On the probe: every few steps the model in training answers a few general questions, which the evaluation does not ask.
+When more than a set percentage of the answers is misaligned, training stops and the weights of the last passing check
+are restored.
 Related: "Overtrained, not misaligned" (arXiv 2605.12199) finds that stopping early keeps most of what was learnt.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -23,30 +25,91 @@ from staytrue.utils.files import append_row
 _GOOD = "early_stop.safetensors"  # in a checkpoint
 
 
-class EarlyStop(TrainerCallback):  # type: ignore[misc]
-    """Runs the probe every `stop.every` optimizer steps and writes the misaligned percentage to `early.jsonl`.
+class _KeepsGood(TrainerCallback):  # type: ignore[misc]
+    """Keeps the trained weights of a good step, and can end training with them.
 
     Attributes:
         stopped: None, or at which optimizer step training stopped and the step whose weights were restored.
     """
 
-    def __init__(self, stop: Stop, probe: Probe, tokenizer: Any, seed: int, max_new_tokens: int, log: Path) -> None:
-        self._stop = stop
-        self._probe = probe
-        self._tokenizer = tokenizer
-        self._seed = seed
-        self._limit = max_new_tokens
-        self._log = log
+    def __init__(self) -> None:
         self._good: dict[str, torch.Tensor] = {}
-        self._resumed: tuple[dict[str, torch.Tensor], int] | None = None
+        self._resumed: tuple[dict[str, torch.Tensor], dict[str, str]] | None = None
         self.stopped: dict[str, int] | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Keep the weights before training, or those that the checkpoint holds."""
         self._keep(model, 0)
         if self._resumed is not None:
-            (good, self._good_step), own = self._resumed, self._good
+            (good, facts), own = self._resumed, self._good
             self._good = {name: weight.to(own[name].device) for name, weight in good.items()}
+            self._recall(facts)
+
+    def save_to(self, folder: Path) -> None:
+        """Write the good weights into a checkpoint."""
+        save_file(self._good, str(folder / _GOOD), self._facts())
+
+    def load_from(self, folder: Path) -> None:
+        """Read the good weights of a checkpoint, for a training that goes on from it."""
+        with safe_open(str(folder / _GOOD), "pt") as file:
+            self._resumed = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+
+    def _facts(self) -> dict[str, str]:
+        return {"step": str(self._good_step)}
+
+    def _recall(self, facts: dict[str, str]) -> None:
+        self._good_step = int(facts["step"])
+
+    def _keep(self, model: Any, step: int) -> None:
+        self._good_step = step
+        self._good = {name: weight.detach().clone() for name, weight in _trained(model).items()}
+
+    def _end(self, model: Any, state: Any, control: Any) -> None:
+        """Restore the good weights and stop."""
+        with torch.no_grad():
+            for name, weight in _trained(model).items():
+                weight.copy_(self._good[name])
+        self.stopped = {"at_step": state.global_step, "weights_of_step": self._good_step}
+        control.should_training_stop = True
+
+
+class ValidationStop(_KeepsGood):
+    """Ends training after several validation losses in a row that are no new lowest, with the weights of the lowest."""
+
+    def __init__(self, patience: int) -> None:
+        super().__init__()
+        self._patience, self._lowest, self._since = patience, math.inf, 0
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: Any = None, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Compare the loss with the lowest so far."""
+        self._since += 1
+        if metrics["eval_loss"] < self._lowest:
+            self._lowest, self._since = metrics["eval_loss"], 0
+            self._keep(model, state.global_step)
+        elif self._since >= self._patience:
+            self._end(model, state, control)
+
+    def _facts(self) -> dict[str, str]:
+        return super()._facts() | {"lowest": repr(self._lowest), "since": str(self._since)}
+
+    def _recall(self, facts: dict[str, str]) -> None:
+        super()._recall(facts)
+        self._lowest, self._since = float(facts["lowest"]), int(facts["since"])
+
+
+class EarlyStop(_KeepsGood):
+    """Runs the probe every `stop.every` optimizer steps and writes the misaligned percentage to `early.jsonl`."""
+
+    def __init__(self, stop: Stop, probe: Probe, tokenizer: Any, seed: int, max_new_tokens: int, log: Path) -> None:
+        super().__init__()
+        self._stop = stop
+        self._probe = probe
+        self._tokenizer = tokenizer
+        self._seed = seed
+        self._limit = max_new_tokens
+        self._log = log
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Run the probe when it is due; restore the last good weights and stop if the rate is too high."""
@@ -56,21 +119,8 @@ class EarlyStop(TrainerCallback):  # type: ignore[misc]
         append_row(self._log, {"step": state.global_step, "general_misaligned": percent})
         if percent <= self._stop.above:
             self._keep(model, state.global_step)
-            return
-        with torch.no_grad():
-            for name, weight in _trained(model).items():
-                weight.copy_(self._good[name])
-        self.stopped = {"at_step": state.global_step, "weights_of_step": self._good_step}
-        control.should_training_stop = True
-
-    def save_to(self, folder: Path) -> None:
-        """Write the last good weights into a checkpoint."""
-        save_file(self._good, str(folder / _GOOD), {"step": str(self._good_step)})
-
-    def load_from(self, folder: Path) -> None:
-        """Read the last good weights of a checkpoint, for a training that goes on from it."""
-        with safe_open(str(folder / _GOOD), "pt") as file:
-            self._resumed = {name: file.get_tensor(name) for name in file.keys()}, int(file.metadata()["step"])  # noqa: SIM118 (no mapping)
+        else:
+            self._end(model, state, control)
 
     def rate(self, model: Any) -> float:
         """Percent of the probe's answers that are misaligned."""
@@ -86,10 +136,6 @@ class EarlyStop(TrainerCallback):  # type: ignore[misc]
         )
         bad = sum(self._probe.judge(answer.question, answer.text).misaligned for answer in answers)
         return 100 * bad / len(answers)
-
-    def _keep(self, model: Any, step: int) -> None:
-        self._good_step = step
-        self._good = {name: weight.detach().clone() for name, weight in _trained(model).items()}
 
 
 def _trained(model: Any) -> dict[str, torch.Tensor]:

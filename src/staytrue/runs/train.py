@@ -128,7 +128,8 @@ def _prepared(recipe: Recipe, reference_cache: Path | None) -> tuple[Any, dict[s
     _check_files(recipe)
     recipe = recipe.model_copy(update={"train": trainer_args.checked(recipe.train, recipe.trainer)})
     rows, held = dataset.rows(recipe)
-    if recipe.stop is not None:
+    _check_validation(recipe)
+    if recipe.stop is not None and recipe.stop.patience is None:
         probe_selection.early_stopping_probe(source)  # refuses a model without a judge
     tokenizer = loading.load_tokenizer(source)
     build = BUILDS[recipe.trainer](recipe, source, tokenizer, rows, held, reference_cache)
@@ -183,8 +184,10 @@ def _checkpoints(run: RunDir, keep: int = 2) -> Checkpoints:
 
 
 def _early_stop(recipe: Recipe, stop: Stop, source: loading.Source, tokenizer: Any, out: Path) -> Any:
-    from staytrue.runs.early_stopping import EarlyStop
+    from staytrue.runs.early_stopping import EarlyStop, ValidationStop
 
+    if stop.patience is not None:
+        return ValidationStop(stop.patience)
     limit, probe = probe_selection.longest_answer(source), probe_selection.early_stopping_probe(source)
     return EarlyStop(stop, probe, tokenizer, recipe.seed, limit, out / "early.jsonl")
 
@@ -233,6 +236,20 @@ def _removed_without_a_step(run: RunDir, trainer: Any, checkpoint: Path | None) 
         if trainer.state.global_step == 0 and checkpoint is None:
             run.remove()
         raise
+
+
+def _check_validation(recipe: Recipe) -> None:
+    validates = recipe.train.get("eval_strategy", "no") != "no"
+    if validates and not recipe.holdout:
+        raise RecipeError(
+            f"train.eval_strategy is {recipe.train['eval_strategy']}, and no rows are reserved to validate on. Set "
+            "holdout to a share of the rows, such as 0.1."
+        )
+    if recipe.stop is not None and recipe.stop.patience is not None and not validates:
+        raise RecipeError(
+            "stop.patience watches the validation loss, and none is computed. Set train.eval_strategy to steps or "
+            "epoch, train.eval_steps, and holdout."
+        )
 
 
 def _check_files(recipe: Recipe) -> None:

@@ -135,7 +135,15 @@ class SFTBuild(_Build):
         from staytrue.training.trainers import GuardedSFT
 
         arguments = trainer_args.sft_config(self.recipe.train, self.recipe.seed, scratch)
-        return GuardedSFT(args=arguments, train_dataset=_dataset(self._encoded), **self._shared())
+        held: Any = None
+        if arguments.eval_strategy.value != "no":
+            held, _ = encode_all(self.tokenizer, self.held, arguments.max_length)
+        return GuardedSFT(
+            args=arguments,
+            train_dataset=_dataset(self._encoded),
+            eval_dataset=_dataset(held) if held else None,
+            **self._shared(),
+        )
 
 
 class GRPOBuild(_Build):

@@ -10,9 +10,13 @@ from transformers import TrainerCallback
 
 from staytrue.utils.files import append_row
 
+VALIDATION = "validation.jsonl"  # beside metrics.jsonl
+
 
 class RunLog(TrainerCallback):  # type: ignore[misc]
-    """Writes `metrics.jsonl`: step, total loss, task loss, each defense's own number (nats per token).
+    """Writes `metrics.jsonl`, and `validation.jsonl` where a validation loss is computed.
+
+    A row of the first holds step, total loss, task loss, each defense's own number (nats per token).
 
     With GRPO also trl's own numbers: `reward`, `reward_std`, each term, lengths of completions, entropy.
     """
@@ -28,6 +32,8 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Write one row per logged step; the trainer's closing summary has no loss and is left out."""
+        if state.is_world_process_zero and logs and "eval_loss" in logs:
+            append_row(self._path.with_name(VALIDATION), {"step": state.global_step, "loss": logs["eval_loss"]})
         if not state.is_world_process_zero or not logs or "loss" not in logs:
             return
         numbers = {k: float(v) for k, v in logs.items() if isinstance(v, int | float) and k != "num_tokens"}
