@@ -1,6 +1,7 @@
 """The seam under the real trainer: one forward, one reference, and a weight that means the same everywhere."""
 
 import inspect
+import shutil
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 import tiny
+from staytrue import registry
 from staytrue.config.trainer_args import recomputing
 from staytrue.data.examples import write_examples
 from staytrue.defense import Defense
@@ -26,7 +28,7 @@ from staytrue.step import SOURCE_COLUMN, SOURCES
 from staytrue.testing import unlike
 from staytrue.training.guard import Guard
 from staytrue.training.trainers import GuardedSFT
-from test_every_defense import sample
+from test_every_defense import sample, without_sampling
 
 
 def messages(n=24):
@@ -745,6 +747,20 @@ def test_auxiliary_rows_are_due_after_a_resume_as_without(tmp_path, pool):
     again.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-4"))
     assert again.guard.task_rows == whole.guard.task_rows == 30
     assert torch.equal(weights(whole), weights(again))
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_a_script_goes_on_from_trls_own_checkpoint_with_every_defense(tmp_path, name):
+    given = {"max_steps": 5, "save_strategy": "steps", "save_steps": 3, "learning_rate": 0.05, "optim": "adamw_torch"}
+    defenses = [without_sampling(name, tmp_path)]
+    whole = trained(tmp_path, defenses, **given)
+    shutil.rmtree(tmp_path / "out" / "checkpoint-5")
+    torch.manual_seed(99)
+    again = trainer(tmp_path, defenses, **given)
+    again.train(resume_from_checkpoint=True)
+    assert torch.equal(weights(whole), weights(again))
+    for key in ("loss", "task_loss", name):
+        assert logged(again, key) == logged(whole, key)
 
 
 def test_recomputed_layers_of_auxiliary_rows_are_steered_where_they_were(tmp_path, pool, monkeypatch):
