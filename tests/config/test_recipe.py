@@ -109,7 +109,16 @@ def test_a_missing_recipe_is_a_sentence(tmp_path):
 def test_recomputation_is_asked_for_by_either_name_whatever_this_transformers_calls_it(
     field, key_in_recipe, tmp_path, monkeypatch
 ):
-    keys = ["output_dir", "seed", "save_strategy", "disable_tqdm", "use_cpu", "bf16", *trainer_args.DEFAULTS]
+    keys = [
+        "output_dir",
+        "seed",
+        "save_strategy",
+        "save_total_limit",
+        "disable_tqdm",
+        "use_cpu",
+        "bf16",
+        *trainer_args.DEFAULTS,
+    ]
     config = make_dataclass("Config", [(field, bool | None, None), *((key, Any, None) for key in keys)])
     monkeypatch.setattr(trainer_args, "_config", lambda trainer: config)
     trainer_args.checked({key_in_recipe: True})
