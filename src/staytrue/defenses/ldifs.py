@@ -3,11 +3,12 @@
 What: the residual stream at a few blocks is held to the reference's, on the tokens the model is trained on.
 Cost: one forward of the reference, shared with other defenses; no head.
 Paper: arXiv 2508.06249, L = L_CE + lambda * ||x - x_0||^2 over residual-stream features, after Mukhoti et al. 2024.
-Differs from the published equation: per token the mean over the width of the squared difference, then the mean over
-layers and over scored tokens, so neither width, depth, length nor padding changes what a weight means; published code
-flattens tokens into one vector, scales it to length 1 and counts padding. Differs from published code: it has a
-gradient; there the features are detached and the weight does nothing, so numbers cannot match.
-Not done here: normalised features, a learnt weighting of layers, comparing attention or MLP outputs.
+Differs from the published equation: the squared difference of a token is divided by the squared length of the
+reference's own activation at that token and layer, then averaged over layers and scored tokens. So the penalty is a
+relative squared drift, and width, depth, length, padding and the size of a model's activations do not change what a
+weight means. Published code flattens tokens into one vector, scales it to length 1 and counts padding. Differs from
+published code: it has a gradient; there the features are detached and the weight does nothing, so numbers cannot match.
+Not done here: a learnt weighting of layers, comparing attention or MLP outputs.
 """
 
 from __future__ import annotations
@@ -23,9 +24,14 @@ if TYPE_CHECKING:
     from staytrue.step import Step
 
 
+_LEAST = 1e-12  # mean square of an activation; a smaller one counts as this, so that the quotient stays finite
+
+
 @dataclass(frozen=True)
 class LDIFS(Defense):
-    """A penalty on the mean squared drift of the residual stream, in squared activation units per token.
+    """A penalty on the mean relative squared drift of the residual stream, `|x - x0|^2 / |x0|^2` per token.
+
+    0.01 is a drift of a tenth of the activation's length. It is no divergence, so it is not in nats.
 
     Attributes:
         weight: times the penalty in the loss.
@@ -45,11 +51,11 @@ class LDIFS(Defense):
         return tuple(1 + (depth - 1) * i // max(count - 1, 1) for i in range(count))
 
     def penalty(self, step: Step) -> Tensor:
-        """Compute the mean over layers of the mean squared difference, over scored tokens."""
+        """Compute the mean over layers of the relative squared difference, over scored tokens, in float32."""
         span = step.span(self.on)
         layers = self.layers(step.policy.depth)
         drift = step.policy.final.new_zeros(int(span.mask.sum())).float()
         for layer in layers:
-            ours, theirs = step.policy.at(layer)[span.mask], step.reference.at(layer)[span.mask]
-            drift = drift + (ours.float() - theirs.float()).square().mean(-1)
+            ours, theirs = step.policy.at(layer)[span.mask].float(), step.reference.at(layer)[span.mask].float()
+            drift = drift + (ours - theirs).square().mean(-1) / theirs.square().mean(-1).clamp(min=_LEAST)
         return step.mean(drift / len(layers), span)
