@@ -23,7 +23,7 @@ class Entry:
 
 def entries(defense: type[Defense]) -> list[Entry]:
     """List the fields of a defense, each with its meaning from the class's docstring."""
-    meanings = dict(_attributes(inspect.getdoc(defense) or ""))
+    meanings = registry.meanings(defense)
     hints = typing.get_type_hints(defense)
     rows = []
     for field in fields(defense):  # type: ignore[arg-type]
@@ -63,7 +63,10 @@ _HEAD = """\
 One file each in `src/staytrue/defenses/`; this page is made from their docstrings by `make docs`. A recipe lists them
 as `- name: {field: value}`; in a script they are dataclasses, `staytrue.KL(weight=0.3)`. Losses are nats per token, and
 a penalty is the mean over its own tokens in the whole optimizer step, so a weight means the same for every batch size,
-accumulation and number of processes. The organism's figures for each stand in [the log](log.md).
+accumulation and number of processes. Where the rows beside the batch (`anchor`, `rehearse`, `safegrad`) are so few that
+only every fourth step has one, their penalty counts four times in that step, so its mean over the steps, too, does not
+depend on the batch size; clipping of large gradients (`max_grad_norm`, 1 by default) can weaken it there. The
+organism's figures for each stand in [the log](log.md).
 """
 _TABLE = "| field | is | default | meaning |\n| --- | --- | --- | --- |\n"
 
@@ -82,13 +85,6 @@ def _paragraphs(lines: list[str]) -> str:
     """Return the docstring's own lines; each `Word:` that opens one begins a paragraph."""
     text = "\n".join(lines).strip()
     return re.sub(r"\n(?=(What|Cost|Paper|Source|Not done here)\b[^\n]*:)", "\n\n", text)
-
-
-def _attributes(doc: str) -> list[tuple[str, str]]:
-    """Return the `Attributes:` section as (name, meaning), continuation lines joined."""
-    _, _, section = doc.partition("Attributes:\n")
-    pairs = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE)
-    return [(name, " ".join(meaning.split())) for name, meaning in pairs]
 
 
 def _kind(hint: typing.Any) -> str:

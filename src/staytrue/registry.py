@@ -6,6 +6,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
@@ -103,7 +104,14 @@ def _filled(kind: type[_Kind], values: Mapping[str, Any] | None, where: str) -> 
         instance: _Kind = _adapter(kind).validate_python(dict(values or {}))  # type: ignore[arg-type]
         return instance
     except ValidationError as error:
-        raise RecipeError(describe(error, where, noun="field")) from None
+        raise RecipeError(describe(error, where, noun="field", meanings=meanings(kind))) from None
+
+
+def meanings(kind: type[Any]) -> dict[str, str]:
+    """Return what each field of a defense or a task means: the `Attributes:` section of its docstring."""
+    _, _, section = (inspect.getdoc(kind) or "").partition("Attributes:\n")
+    pairs = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE)
+    return {name: " ".join(meaning.split()) for name, meaning in pairs}
 
 
 def _refuse_truth_values(kind: type[Any], values: Mapping[str, Any], where: str) -> None:

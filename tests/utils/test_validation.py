@@ -18,9 +18,18 @@ def test_the_examples_in_the_docstring_are_true():
     assert doctest.testmod(validation).failed == 0
 
 
-def test_a_missing_field_is_called_missing_and_its_input_is_not_shown():
-    with pytest.raises(RecipeError, match=r"^defense 'anchor' lacks the field 'prompts', which has no default$"):
-        registry.make("anchor", {})
+@pytest.mark.parametrize(
+    ("name", "field", "meaning"),
+    [
+        ("anchor", "prompts", r'a JSONL file of {"question": ...} or {"messages": [...]} rows.'),
+        ("safelora", "base", ('the model before alignment: a folder with safetensors, a hub name, or '
+         '"organism-base"; without such a model leave safelora out.')),
+    ],
+)  # fmt: skip
+def test_a_missing_field_is_called_missing_with_its_meaning_and_its_input_is_not_shown(name, field, meaning):
+    with pytest.raises(RecipeError) as refused:
+        registry.make(name, {})
+    assert str(refused.value) == f"defense {name!r} lacks the field {field!r}, which has no default: {meaning}"
 
 
 def test_a_missing_key_of_a_recipe_is_called_missing():

@@ -42,7 +42,11 @@ def in_one_line(error: BaseException) -> str:
 
 
 def describe(
-    error: ValidationError, where: str, noun: str = "key", known: Mapping[str, Iterable[str]] | None = None
+    error: ValidationError,
+    where: str,
+    noun: str = "key",
+    known: Mapping[str, Iterable[str]] | None = None,
+    meanings: Mapping[str, str] | None = None,
 ) -> str:
     """Describe each fault of a validation error in a sentence, joined by semicolons.
 
@@ -51,16 +55,20 @@ def describe(
         where: the file, section or defense, the beginning of each sentence.
         noun: what a recipe calls the values: "key" or "field".
         known: names of the keys of each section, by the section's name; for unknown keys.
+        meanings: what each key means; for missing keys.
     """
-    known = known or {}
-    return "; ".join(_sentence(fault, where, noun, known) for fault in error.errors(include_url=False))
+    known, meanings = known or {}, meanings or {}
+    return "; ".join(_sentence(fault, where, noun, known, meanings) for fault in error.errors(include_url=False))
 
 
-def _sentence(fault: ErrorDetails, where: str, noun: str, known: Mapping[str, Iterable[str]]) -> str:
+def _sentence(
+    fault: ErrorDetails, where: str, noun: str, known: Mapping[str, Iterable[str]], meanings: Mapping[str, str]
+) -> str:
     path = [str(part) for part in fault["loc"]]
     key = ".".join(path)
     if fault["type"] == "missing":
-        return f"{where} lacks the {noun} {key!r}, which has no default"
+        meaning = f": {meanings[key]}" if key in meanings else ""
+        return f"{where} lacks the {noun} {key!r}, which has no default{meaning}"
     if fault["type"] == "extra_forbidden":
         return f"{where} has no {noun} {key!r}{nearest(path[-1], known.get('.'.join(path[:-1]), ()))}"
     reason = fault["msg"]
