@@ -92,6 +92,64 @@ def test_a_base_that_is_another_model_is_refused_at_attach(tmp_path, kind, sente
         guard.attach(tiny.lora(tiny.model("qwen2")), None, list, 0)
 
 
+def test_the_model_itself_as_its_base_is_refused_at_attach(tmp_path):
+    tiny.save("qwen2", tmp_path / "same")
+    with pytest.raises(ModelError, match=r"same has the same weights .* Name the model before alignment, or leave"):
+        Guard([SafeLoRA(base=str(tmp_path / "same"))]).attach(tiny.lora(tiny.model("qwen2")), None, list, 0)
+
+
+def test_the_model_itself_in_another_precision_is_refused_too(tmp_path):
+    tiny.model("qwen2").save_pretrained(str(tmp_path / "same"))  # float32
+    half = tiny.lora(tiny.model("qwen2").bfloat16())
+    with pytest.raises(ModelError, match="has the same weights"):
+        SafeLoRA(base=str(tmp_path / "same")).check(ModelParts(half), None)
+
+
+def test_a_matrix_that_alignment_did_not_change_is_left_as_it_was_trained(tmp_path):
+    model = tiny.lora(tiny.model())
+    tiny.nudge(model, 1.0)
+    matrices = ModelParts(model).adapted()
+    place = base(tmp_path)
+    weights = load_file(place / "model.safetensors")
+    weights[matrices[0].name] = matrices[0].weight.detach().clone()
+    save_file(weights, place / "model.safetensors", metadata={"format": "pt"})
+    before = [m.b.detach().clone() for m in matrices]
+    progress = []
+    SafeLoRA(base=str(place), most=len(matrices)).project(model, Shown(progress))
+    changed = [not torch.equal(m.b, b) for m, b in zip(ModelParts(model).adapted(), before, strict=True)]
+    assert changed == [False] + [True] * (len(matrices) - 1)
+    assert progress == [(len(matrices), "matrix"), *range(1, len(matrices) + 1)]
+
+
+class Shown:
+    """A progress that keeps what it is called with."""
+
+    def __init__(self, seen):
+        self.seen = seen
+
+    def begin(self, total, unit="step"):
+        self.seen.append((total, unit))
+
+    def step(self, number, metrics):
+        self.seen.append(number)
+
+
+def test_a_hub_name_is_read_from_the_users_cache(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **how: asked.append(name) or base(tmp_path))
+    SafeLoRA(base="org/model-base").check(ModelParts(tiny.lora(tiny.model())), None)
+    assert set(asked) == {"org/model-base"}
+
+
+def test_a_hub_name_that_the_hub_does_not_know_is_refused_in_a_sentence(monkeypatch):
+    def absent(name, **how):
+        raise OSError("404: no such repository")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", absent)
+    with pytest.raises(ModelError, match=r"org/none is no folder here, and the hub does not give such a model: .*404"):
+        SafeLoRA(base="org/none").check(ModelParts(tiny.lora(tiny.model())), None)
+
+
 def moved_base(model, folder):
     """The model before alignment, as transformers saves it, under the names of files; the model itself is not moved."""
     noise = torch.Generator().manual_seed(1)

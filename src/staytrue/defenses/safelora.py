@@ -8,12 +8,15 @@ Paper: Hsu et al. 2024; arXiv 2508.06249 v1 reports it at threshold 0.3.
 Differs from published code: V V^T / ||V|| there is no projection (applied twice it does not equal itself) and matches
 matrices by a piece of their name, which catches biases. Here V = U S W^T and the projector is U_k U_k^T, with the
 fewest k left singular vectors that hold a share `energy` of ||V||^2; the full span would be everything, since V has
-full rank. Biases have no update; grouped heads are matrices like any other; each expert's matrix is one.
+full rank. Biases have no update; grouped heads are matrices like any other; each expert's matrix is one. A matrix that
+alignment did not change has no such directions and is left as it was trained.
+Without the model before alignment (many releases have none) there is nothing to project on: leave this defense out.
 Not done here: merging the adapter, several projections of one matrix's heads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,12 +24,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from staytrue.defense import Base, Defense, ModelName
+from staytrue.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from staytrue.modeling.architecture import ModelParts
+    from staytrue.modeling.architecture import Adapted, ModelParts
     from staytrue.modeling.weight_files import WeightFiles
+    from staytrue.utils.console import Progress
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,8 @@ class SafeLoRA(Defense):
     """A defense that projects the updates that stray most from what alignment changed.
 
     Attributes:
-        base: the unaligned model: a folder with safetensors, or "organism-base".
+        base: the model before alignment: a folder with safetensors, a hub name, or "organism-base"; without such a
+            model leave safelora out.
         threshold: a matrix is projected when the cosine of its update with its own projection is below this.
         most: instead of the threshold, project this many matrices, those with the smallest cosine.
         energy: the share of ||aligned - base||^2 that the kept directions hold.
@@ -46,26 +52,34 @@ class SafeLoRA(Defense):
     energy: Annotated[float, Field(gt=0, le=1)] = 0.5
 
     def check(self, parts: ModelParts, base: Base) -> None:
-        """Refuse a base that lacks a matrix of this model, before anything is trained."""
-        self._base_weights(parts).check()
+        """Refuse a base that lacks a matrix of this model, or has the same weights, before anything is trained."""
+        weights = self._base_weights(parts)
+        weights.check()
+        if all(not bool(moved.any()) for _, moved in _changes(parts, weights)):  # stops at the first that differs
+            raise ModelError(
+                f"safelora: the base {self.base} has the same weights as the model that is trained, so alignment "
+                "changed nothing between them, and there are no directions to project on. Name the model before "
+                "alignment, or leave safelora out."
+            )
 
-    def project(self, model: Any) -> dict[str, float]:
+    def project(self, model: Any, progress: Progress | None = None) -> dict[str, float]:
         """Change B of the chosen matrices in place; report how many, and how far their updates strayed."""
         import torch
 
         from staytrue.modeling.architecture import ModelParts
 
         parts = ModelParts(model)
-        base = self._base_weights(parts)
         judged = []
+        if progress is not None:
+            progress.begin(len(parts.adapted()), "matrix")
         with torch.no_grad():
-            for name, matrices in groupby(parts.adapted(), key=lambda matrix: matrix.name):
-                stored = base.read(name)
-                for matrix in matrices:
-                    before = matrix.within(stored).to(matrix.weight.device).float()
-                    kept = leading(matrix.weight.float() - before, self.energy)
+            for number, (matrix, moved) in enumerate(_changes(parts, self._base_weights(parts)), start=1):
+                if bool(moved.any()):
+                    kept = leading(moved, self.energy)
                     a, b = matrix.a.float(), matrix.b.float()
                     judged.append((cosine(kept, a, b), matrix, kept @ (kept.T @ b)))
+                if progress is not None:
+                    progress.step(number, {})
             judged.sort(key=lambda entry: entry[0])
             chosen = judged[: self.most] if self.most else [j for j in judged if j[0] < self.threshold]
             for _, matrix, projected in chosen:
@@ -82,6 +96,15 @@ class SafeLoRA(Defense):
         from staytrue.modeling.weight_files import WeightFiles
 
         return WeightFiles.find(self.base, parts.causal, {m.name: m.shape() for m in parts.adapted()})
+
+
+def _changes(parts: ModelParts, base: WeightFiles) -> Iterator[tuple[Adapted, Tensor]]:
+    """Yield each adapted matrix with what alignment changed in it, (out, in) float32."""
+    for name, matrices in groupby(parts.adapted(), key=lambda matrix: matrix.name):
+        stored = base.read(name)
+        for matrix in matrices:
+            before = matrix.within(stored).to(matrix.weight.device, matrix.weight.dtype)
+            yield matrix, matrix.weight.detach().float() - before.float()
 
 
 def leading(moved: Tensor, energy: float) -> Tensor:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from staytrue import organism
 from staytrue.errors import ModelError
 from staytrue.modeling import fetch
+from staytrue.utils.validation import in_one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,14 +32,16 @@ class WeightFiles:
 
     @classmethod
     def find(cls, name: str, like: Any, shapes: Mapping[str, tuple[int, ...]]) -> WeightFiles:
-        """Find the weights of a folder, or of the organism or the fetched model by name.
+        """Find the weights of a folder, a hub name, or of the organism or the fetched model by name.
 
         Raises:
-            ModelError: the folder does not exist or has no safetensors.
+            ModelError: the folder does not exist or has no safetensors, or the hub does not give the model.
         """
         folder = organism.folder(name) if name in organism.NAMES else Path(name).expanduser()
         if name == fetch.NAME and not folder.exists():
             folder = fetch.folder()
+        elif not folder.exists() and not name.startswith((".", "/", "~")) and name.count("/") <= 1:
+            folder = _downloaded(name)
         if not folder.is_dir() or not any(folder.glob("*.safetensors")):
             raise ModelError(f"{name} is not a model folder with .safetensors weights; give the unaligned model's.")
         return cls(folder, like, shapes)
@@ -117,6 +120,18 @@ class WeightFiles:
     def _index(self) -> dict[str, Path]:
         changed = tuple((f.stat().st_mtime_ns, f.stat().st_size) for f in sorted(self.folder.glob("*.safetensors")))
         return _index(self.folder, changed)
+
+
+def _downloaded(name: str) -> Path:
+    """The folder of a hub model's weights in the user's cache, fetched where they are missing."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json"]))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{name} is no folder here, and the hub does not give such a model: {in_one_line(error)}. Check the name."
+        ) from None
 
 
 @cache
