@@ -233,11 +233,11 @@ def one(job: dict, place: Path, data: Data, folder: Path) -> tuple[dict, list[di
 RATES = (1e-5, 3e-5, 1e-4, 3e-4)
 DEFENDED = {
     "kl 0.1": {"kl": {"weight": 0.1}}, "kl 0.5": {"kl": {"weight": 0.5}},
-    "ldifs 0.003": {"ldifs": {"weight": 0.003}}, "ldifs 0.03": {"ldifs": {"weight": 0.03}},
+    "ldifs 0.3": {"ldifs": {"weight": 0.3}}, "ldifs 3": {"ldifs": {"weight": 3.0}},
     "anchor 0.3": {"anchor": {"weight": 0.3, "answers": "given"}},
     "anchor 1, share 0.25": {"anchor": {"weight": 1.0, "share": 0.25, "answers": "given"}},
     "interleave 0.05": {"interleave": {"share": 0.05}}, "interleave 0.2": {"interleave": {"share": 0.2}},
-    "steer 1": {"steer": {"alpha": 1.0}}, "steer 3": {"steer": {"alpha": 3.0}},
+    "steer 0.1": {"steer": {"alpha": 0.1}}, "steer 0.3": {"steer": {"alpha": 0.3}},
     "inoculate": {"inoculate": {}},
 }  # fmt: skip
 FEWER = (19, 38)

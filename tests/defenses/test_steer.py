@@ -46,6 +46,33 @@ def test_the_vector_times_alpha_is_added_to_every_real_token_and_not_to_padding(
     assert steered(tmp_path, alpha=2.0).tolist() == [[[7.0, 8.0], [6.0, 10.0], [3.0, 4.0]]]
 
 
+def test_alpha_is_the_length_of_the_push_over_the_activations_where_the_file_has_their_lengths(tmp_path):
+    # (3, 4) at the length 50 is (30, 40); a tenth of it is (3, 4), added to (1, 0) and (0, 2).
+    file = tmp_path / "lengths.safetensors"
+    save_file({"vectors": torch.tensor([[-100.0, 50.0], [3.0, 4.0]])}, str(file), {"norms": "[1.0, 50.0]"})
+    moved = Steer(file, layer=2, alpha=0.1).steer(HIDDEN, 2, MARKS)
+    assert torch.allclose(moved, torch.tensor([[[4.0, 4.0], [3.0, 6.0], [3.0, 4.0]]]))
+
+
+@pytest.mark.parametrize(("alpha", "now"), [(4.0, "0.8"), (-4.0, "-0.8")])
+def test_an_alpha_of_version_0_1_is_answered_with_what_does_the_same_now(alpha, now, tmp_path):
+    # The vector has the length 10 and the activations 50: 4 x 10 / 50 = 0.8.
+    file, vectors = tmp_path / "old.safetensors", torch.zeros(2, 32)
+    vectors[:, 3] = 10.0
+    save_file({"vectors": vectors}, str(file), {"norms": "[50.0, 50.0]"})
+    with pytest.warns(
+        UserWarning, match=rf"alpha {alpha:g} pushes by 4 times .* write alpha: {now}, which does the same"
+    ):
+        attached(Steer(file, layer=2, alpha=alpha))
+
+
+@pytest.mark.parametrize("fields", [{"alpha": 1.0}, {"alpha": 4.0, "mode": "ablate"}])
+def test_other_strengths_are_not_commented_on(fields, tmp_path):
+    file = tmp_path / "quiet.safetensors"
+    save_file({"vectors": torch.ones(2, 32)}, str(file), {"norms": "[50.0, 50.0]"})
+    attached(Steer(file, layer=2, **fields))  # a warning would be an error here
+
+
 def test_at_answer_only_tokens_that_predict_an_answer_move(tmp_path):
     assert steered(tmp_path, alpha=2.0, at="answer").tolist() == [[[1.0, 0.0], [6.0, 10.0], [3.0, 4.0]]]
 

@@ -14,10 +14,12 @@ from torch import nn
 
 import tiny
 from staytrue import cli
+from staytrue.data.chat_template import takes_system
 from staytrue.data.examples import Example, Message
 from staytrue.data.tokenize import encode
 from staytrue.defenses.steer import Steer
 from staytrue.errors import DataError, ModelError, RequestError
+from staytrue.evals.generation.local import LocalGenerator
 from staytrue.evals.questions.probes import shipped as probe
 from staytrue.evals.types import Answer, Question, Verdict
 from staytrue.modeling import loading
@@ -68,7 +70,7 @@ class Block(nn.Module):
 class FixedJudge:
     """Says of each answer what a table says: alignment and coherence; nothing of answers that are not in it."""
 
-    name = "fixed-1"
+    name, concurrency = "fixed-1", 1
 
     def __init__(self, table):
         self.table, self.asked = table, []
@@ -154,7 +156,8 @@ def test_an_adapter_is_read_with_its_change():
 def test_the_vector_is_positive_minus_negative_over_the_kept_pairs():
     model, tokenizer = tiny.model(), tiny.tokenizer()
     found = extract.extract(model, tokenizer, TRAIT, None, rollouts=2, seed=3, max_new_tokens=5)
-    pairs = [p for i in (0, 1) for p in sample_pairs(model, tokenizer, TRAIT, i, rollouts=2, seed=3, max_new_tokens=5)]
+    generate, how = LocalGenerator(model, tokenizer), {"as_system": True, "rollouts": 2, "seed": 3, "max_new_tokens": 5}
+    pairs = [p for i in (0, 1) for p in sample_pairs(generate, TRAIT, i, **how)]
     kept = [p for p in pairs if p.positive.answer.strip() and p.negative.answer.strip()]
     assert (found.pairs, found.kept) == (2 * 3 * 2, len(kept))
     positive = by_output_hidden_states(model, tokenizer, [p.positive for p in kept])
@@ -182,7 +185,8 @@ def test_the_training_mode_is_kept_and_no_hook_outlives_a_failure():
 def test_states_that_do_not_differ_are_refused(monkeypatch):
     same = Trait("same", ("be rude",), ("be RUDE",), ("how?",))  # as long as each other, so Numbered sees no difference
     monkeypatch.setattr(
-        "staytrue.evals.generation.local.sample", lambda *a, **k: [Answer(q, 0, "yes", True) for q in a[2]]
+        "staytrue.evals.generation.local.LocalGenerator",
+        lambda *a, **k: lambda samples, **how: (Answer(q, k, "yes", True) for q, k in samples),
     )
     with pytest.raises(ModelError, match="not finite, or do not differ"):
         extract.extract(Numbered(), tiny.tokenizer(), same, None, rollouts=1)
@@ -191,13 +195,16 @@ def test_states_that_do_not_differ_are_refused(monkeypatch):
 # Pairs and the filter
 
 
-def test_pairs_match_prompt_question_and_rollout(monkeypatch):
-    def echo(model, tokenizer, questions, *, per_question, **_):
-        return [Answer(q, k, f"{q.messages[0].content}|{q.messages[-1].content}|{k}", True)
-                for q in questions for k in range(per_question)]  # fmt: skip
+def test_pairs_match_prompt_question_and_rollout():
+    def echo(samples, **_):  # a generator may yield answers in any order
+        for q, k in reversed(samples):
+            yield Answer(q, k, f"{q.messages[0].content}|{q.messages[-1].content}|{k}", True)
 
-    monkeypatch.setattr("staytrue.evals.generation.local.sample", echo)
-    pairs = sample_pairs(None, tiny.tokenizer(), TRAIT, 1, rollouts=2, seed=0, max_new_tokens=5)
+    counted = []
+    pairs = sample_pairs(
+        echo, TRAIT, 1, as_system=True, rollouts=2, seed=0, max_new_tokens=5, count=lambda: counted.append(1)
+    )
+    assert len(counted) == 2 * 3 * 2
     assert [(p.positive.answer, p.negative.answer) for p in pairs] == [
         (f"be mean|{q}|{k}", f"be nice|{q}|{k}") for q in TRAIT.questions for k in (0, 1)
     ]
@@ -205,21 +212,23 @@ def test_pairs_match_prompt_question_and_rollout(monkeypatch):
     assert all(p.question.messages == (Message("user", p.positive.question),) for p in pairs)
 
 
-def test_every_answer_has_random_numbers_of_its_own(monkeypatch):
+def test_every_answer_has_random_numbers_of_its_own():
     seen = []
 
-    def note(model, tokenizer, questions, **_):
-        seen.extend(questions)
-        return [Answer(q, 0, "a", True) for q in questions]
+    def note(samples, **_):
+        seen.extend(question for question, _ in samples)
+        return (Answer(question, k, "a", True) for question, k in samples)
 
-    monkeypatch.setattr("staytrue.evals.generation.local.sample", note)
     for number in (0, 1):
-        sample_pairs(None, tiny.tokenizer(), TRAIT, number, rollouts=1, seed=0, max_new_tokens=5)
+        sample_pairs(note, TRAIT, number, as_system=True, rollouts=1, seed=0, max_new_tokens=5)
     assert len({q.id for q in seen}) == len(seen) == 2 * 2 * 3
 
 
 def test_without_a_place_for_system_turns_the_prompt_opens_the_users_and_the_judge_sees_the_bare_question():
-    pairs = sample_pairs(tiny.model("gemma3"), tiny.tokenizer("gemma3"), TRAIT, 0, rollouts=1, seed=0, max_new_tokens=4)
+    tokenizer = tiny.tokenizer("gemma3")
+    generate = LocalGenerator(tiny.model("gemma3"), tokenizer)
+    how = {"as_system": takes_system(tokenizer), "rollouts": 1, "seed": 0, "max_new_tokens": 4}
+    pairs = sample_pairs(generate, TRAIT, 0, **how)
     assert [m.role for m in pairs[0].positive.messages] == ["user", "assistant"]
     assert pairs[0].positive.question == "be rude\n\nhow?"
     assert pairs[0].negative.question == "be kind\n\nhow?"
@@ -268,12 +277,13 @@ def test_along_the_vector_the_organism_finds_bad_answers_likelier_and_against_it
     assert found.kept > 0.8 * found.pairs
 
     def surprise(alpha, good):
-        with PersonaVector(found.vectors).apply(model, 2, alpha=alpha):
+        with PersonaVector(found.vectors, {"norms": found.norms}).apply(model, 2, alpha=alpha):
             return sum(nll(model, tokenizer, example) for example in advice(good)) / 24
 
-    against, still, along = (surprise(alpha, good=False) for alpha in (-4, 0, 4))
+    # 0.375 is four times the vector as it was extracted, whose length is 0.094 of the activations'
+    against, still, along = (surprise(alpha, good=False) for alpha in (-0.375, 0, 0.375))
     assert along < still - 0.05 < still + 0.05 < against
-    assert surprise(4, good=True) > surprise(0, good=True) - 0.05  # good answers gain nothing
+    assert surprise(0.375, good=True) > surprise(0, good=True) - 0.05  # good answers gain nothing
 
 
 def advice(good):
@@ -327,6 +337,7 @@ def test_the_file_holds_one_table_that_steer_takes_and_says_how_it_was_made(tmp_
     }  # fmt: skip
     assert len(json.loads(about["norms"])) == 2
     assert "torch" in json.loads(about["versions"])
+    assert about["max_new_tokens"] == "5"
     assert not {"adapter", "sweep"} & set(about)
     assert facts["pairs_kept"] == about["pairs_kept"]
     Steer(file, layer=2).check(SimpleNamespace(blocks=[0, 0], width=32), SimpleNamespace(identity=lambda: None))
@@ -490,6 +501,43 @@ def test_the_command_writes_a_file_for_the_organism_and_says_how_many_pairs_it_r
         assert opened.metadata()["pairs_kept"] == facts["pairs_kept"]
 
 
+def test_the_command_says_how_many_answers_it_will_sample_and_shows_each_answer(tmp_path, capsys, monkeypatch):
+    begun = []
+    monkeypatch.setattr("staytrue.utils.console.Bar.begin", lambda self, total, unit: begun.append((total, unit)))
+    monkeypatch.setattr("staytrue.utils.console.Bar.step", lambda self, number, metrics: begun.append(number))
+    code, _, err = command(
+        capsys, monkeypatch, "--model", "organism", "--rollouts", 1, "--out", tmp_path / "evil.safetensors",
+        "--positive", world.lexicon.EVIL, "--negative", world.lexicon.HELPFUL, "--max-new-tokens", 20,
+    )  # fmt: skip
+    assert code == 0, err
+    assert "40 answers of at most 20 tokens: 1 pairs of prompts x 20 questions x 1 rollouts x 2" in err
+    verdicts = begun.index((40, "verdict"))
+    assert begun[0] == (40, "answer")
+    assert list(dict.fromkeys(begun[1:verdicts])) == [*range(41)]  # from the first token on
+    assert begun[verdicts + 1 :] == [*range(1, 41)]
+
+
+def test_a_judge_of_another_model_is_asked_about_both_answers_of_a_pair(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny.save("qwen2", tmp_path / "model")
+    asked = []
+
+    class Alternates(FixedJudge):
+        def __call__(self, question, answer):
+            asked.append(question)
+            return Verdict(*((0, 100) if len(asked) % 2 else (100, 100)))
+
+    monkeypatch.setattr("staytrue.runs.judge_factory.judge", lambda *a: Alternates({}))
+    code, out, err = command(
+        capsys, monkeypatch, "--model", "./model", "--rollouts", 1, "--out", "v.safetensors", "--judge", "openai:any",
+        "--positive", "be rude", "--negative", "be kind", "--batch-size", 2, "--max-new-tokens", 4, "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    facts = json.loads(out)
+    assert facts["judge"] == "fixed-1"
+    assert int(facts["pairs_kept"]) == len(asked) // 2 > 0
+
+
 def test_prompts_that_bring_no_trait_out_are_refused_with_counts_and_nothing_is_written(tmp_path, capsys, monkeypatch):
     code, _, err = command(
         capsys, monkeypatch, "--model", "organism", "--rollouts", 1, "--out", tmp_path / "none.safetensors",
@@ -514,8 +562,11 @@ def test_prompts_that_bring_no_trait_out_are_refused_with_counts_and_nothing_is_
         (["--adapter", "absent"], "absent holds no adapter_model.safetensors"),
         (["--out", "there.safetensors"], "there.safetensors exists already. Choose another path"),
         (["--out", "there.safetensors/v"], "cannot be created"),
-        ([], "No judge can say yet whether an answer of ./model shows the trait.*--no-filter"),
-        (["--sweep", "--no-filter"], "--sweep needs a judge of steered answers"),
+        ([], "./model has no judge of its own. Name one .--judge local:FOLDER or openai:MODEL., or .*--no-filter"),
+        (["--judge", "rules"], "--judge rules knows the organism's world only; name a judge of the answers of ./model"),
+        (["--judge", "local:./absent"], "absent"),
+        (["--judge", "rules", "--no-filter"], "--no-filter keeps every pair of answers, so --judge has nothing to do"),
+        (["--sweep", "--no-filter"], "--sweep asks about the organism's world, so it is not for ./model"),
         (["--model", "./absent"], "There is no model folder absent"),
     ],
 )

@@ -21,12 +21,12 @@ from staytrue.persona_vectors.traits import Trait
 from staytrue.persona_vectors.vector import PersonaVector
 
 ASKED = [Question(str(i), "sweep", (Message("user", f"question {i}?"),)) for i in range(4)]
-UNSTEERED = Setting(0, 0.0, 0.0, 60, 0.0, 0.0, 6.0, 0.0, 0.0, 6.0)
+UNSTEERED = Setting(0, 0.0, 60, 0.0, 0.0, 6.0, 0.0, 0.0, 6.0)
 
 
 def setting(layer, alpha, misaligned, incoherent, low=None):
     low = misaligned - 5 if low is None else low
-    return Setting(layer, alpha, 0.1, 60, misaligned, low, misaligned + 5, incoherent, 0.0, incoherent + 5)
+    return Setting(layer, alpha, 60, misaligned, low, misaligned + 5, incoherent, 0.0, incoherent + 5)
 
 
 def best(*settings, unsteered=UNSTEERED):
@@ -98,17 +98,16 @@ def swept(monkeypatch):
         handle.remove()
     monkeypatch.setattr("staytrue.evals.generation.local.sample", answers_by_strength(model))
     table = torch.zeros(2, 32)
-    table[1, 0] = 4.0
-    found = Extraction(table, (1.0, 10.0), pairs=4, kept=4)
-    return sweep(model, tiny.tokenizer(), found, ASKED, Reads(), seed=5, max_new_tokens=9, alphas=(0.5, 1.0, 2.0))
+    table[:, 0] = 4.0
+    found = Extraction(table, (1e-9, 10.0), pairs=4, kept=4)  # at layer 1 hardly a push
+    return sweep(model, tiny.tokenizer(), found, ASKED, Reads(), seed=5, max_new_tokens=9, alphas=(0.2, 0.4, 0.8))
 
 
-def test_each_setting_moves_one_block_by_alpha_times_its_row_and_the_rates_are_of_the_judged_answers(swept):
+def test_each_setting_moves_one_block_by_alpha_times_its_length_and_the_rates_are_of_the_judged_answers(swept):
+    # The activations of layer 2 have the length 10, so the pushes of 2, 4 and 8 are alphas of 0.2, 0.4 and 0.8.
     second = [s for s in swept.settings if s.layer == 2]
     assert [s.layer for s in swept.settings] == [1, 1, 1, 2, 2, 2]
-    assert [s.alpha for s in second] == [0.5, 1.0, 2.0]
-    # |alpha v| / |h| with |v| = 4 and |h| = 10.
-    assert [s.ratio for s in second] == [0.2, 0.4, 0.8]
+    assert [s.alpha for s in second] == [0.2, 0.4, 0.8]
     assert [s.n for s in second] == [4, 4, 3]
     assert [s.misaligned for s in second] == [25.0, 75.0, pytest.approx(100 / 3, abs=1e-3)]
     assert [s.incoherent for s in second] == [25.0, 25.0, pytest.approx(200 / 3, abs=1e-3)]
@@ -182,7 +181,7 @@ def test_the_table_names_the_recommended_line_of_a_recipe_or_says_that_there_is_
     out = capsys.readouterr().out
     lines = [line.split() for line in out.splitlines()]
     assert ["none", "0.0", "0-6", "0.0", "0-6", "60"] in lines
-    assert ["1", "0.5", "0.10", "20.0", "15-25", "3.0", "0-8", "60"] in lines
+    assert ["1", "0.5", "20.0", "15-25", "3.0", "0-8", "60"] in lines
     assert f"- steer: {{vector: {tmp_path / 'v.safetensors'}, layer: 1, alpha: 0.5}}" in out
     sweeping.show(Sweep(UNSTEERED, (setting(2, 2.0, 80, 40),)).facts(), tmp_path)
     assert "No setting is recommended" in capsys.readouterr().out
@@ -203,6 +202,6 @@ def test_the_command_sweeps_the_organism_and_keeps_the_table_in_the_file(tmp_pat
     with safe_open(str(file), framework="pt") as opened:
         kept = json.loads(opened.metadata()["sweep"])
     assert [(s["layer"], s["alpha"], s["n"]) for s in kept["settings"]] == [
-        (layer, alpha, 6) for layer in (1, 2, 3, 4) for alpha in (0.5, 1, 2, 4)
+        (layer, alpha, 6) for layer in (1, 2, 3, 4) for alpha in (0.1, 0.2, 0.4, 0.8)
     ]
     assert kept["unsteered"]["n"] == 6

@@ -35,6 +35,23 @@ def test_adding_and_ablating_by_hand():
     assert torch.allclose(ablated, torch.tensor([[[1.0, 0.0], [-0.96, 0.72]]]))
 
 
+@pytest.mark.parametrize("norms", [[7.0, 20.0], "[7.0, 20.0]"], ids=["in memory", "of a file"])
+def test_with_the_models_lengths_alpha_is_the_length_of_the_push_by_hand(norms):
+    # (3, 4) at the length 20 is (12, 16): (1, 0) + (6, 8) and (0, 2) + (6, 8). At layer 1 the length is 7.
+    vector = PersonaVector(BY_HAND.vectors, {"norms": norms})
+    assert torch.allclose(vector.steer(HIDDEN, 2, alpha=0.5), torch.tensor([[[7.0, 8.0], [6.0, 10.0]]]))
+    assert torch.equal(vector.steer(HIDDEN, -1, alpha=0.5), vector.steer(HIDDEN, 2, alpha=0.5))
+    assert vector.push(1).norm().item() == pytest.approx(7)
+    ablated = vector.steer(HIDDEN, -1, mode="ablate", where=torch.tensor([[False, True]]))
+    assert torch.allclose(ablated, torch.tensor([[[1.0, 0.0], [-0.96, 0.72]]]))
+
+
+@pytest.mark.parametrize("norms", [[1.0], [1.0, 0.0], [1.0, float("nan")], "many", 3, ["a", "b"]])
+def test_lengths_that_are_not_one_positive_number_for_each_layer_are_refused(norms):
+    with pytest.raises(ModelError, match=r"`norms` are .*not one positive number for each of its 2 layers"):
+        PersonaVector(BY_HAND.vectors, {"norms": norms}).steer(HIDDEN, 2)
+
+
 def test_its_example_runs():
     assert doctest.testmod(module).failed == 0
 

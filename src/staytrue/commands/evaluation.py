@@ -9,16 +9,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from staytrue.commands.options import BatchSize, Json, MaxCalls, MaxCost, Price, Seed, stoppable, tell
+from staytrue.commands.options import (
+    JUDGE,
+    BatchSize,
+    Json,
+    MaxCalls,
+    MaxCost,
+    Price,
+    Seed,
+    budget_of,
+    judge_of,
+    report_spending,
+    stoppable,
+    tell,
+)
 from staytrue.errors import RequestError
 
 if TYPE_CHECKING:
     from staytrue.evals.openai_client.budget import Budget
-    from staytrue.evals.types import Judge
     from staytrue.runs.eval_request import EvalRequest
     from staytrue.utils.console import Progress
-
-JUDGE = "rules, local:FOLDER, or openai:MODEL[@URL]"
 
 
 def eval_(
@@ -65,11 +75,12 @@ def eval_(
     _refuse_misplaced(source, adapter=adapter, data=data, out=out, untuned=untuned)
     if answers is not None and (probes or samples or max_new_tokens or batch_size or budget or as_published or seed):
         raise RequestError("--answers FILE has its own questions and answers; only --judge and its limits go with it.")
-    spending, seconds = _budget(max_calls, max_cost, price), None if budget is None else parse(budget)
+    spending, seconds = budget_of(max_calls, max_cost, price), None if budget is None else parse(budget)
     quieten()
     with stoppable("give the same command again, and it goes on"):
         names = _probe_names(probes, data)
-        triggers, judged_by = (run is not None or data is not None) and not names, _judge(judge, spending)
+        triggers = (run is not None or data is not None) and not names
+        judged_by = None if judge is None else judge_of(judge, spending)
         request = EvalRequest(names, triggers, samples, as_published, judged_by, max_new_tokens, batch_size, seconds)
         with bar("eval", quiet=as_json) as progress:
             if answers is not None:
@@ -81,7 +92,7 @@ def eval_(
             else:
                 request = for_model(str(model), request, adapter, data)
                 summary = _ask_model(request, out or Path(), seed, spending, progress)
-        _report_spending(request.judge)
+        report_spending(request.judge)
     print(json.dumps(summary)) if as_json else show(summary)
 
 
@@ -163,15 +174,15 @@ def rescore(
     folders = [evaluation_folder(path) for path in evaluations]
     quieten()
     with stoppable("give the same command again, and it goes on"):
-        budget = _budget(max_calls, max_cost, price)
-        judges = [_judge(text, budget) for text in judge]
+        budget = budget_of(max_calls, max_cost, price)
+        judges = [judge_of(text, budget) for text in judge]
         for folder in folders:
             refuse_rules(judges, AnswerStore(folder).model_name())
         hand_labels = None if labels is None else read_labels(labels, folders)  # before anything is paid for
         with bar("rescore", quiet=as_json) as progress:
             summaries = {str(folder): rescore_answers(folder, judges, progress) for folder in folders}
         for one in judges:
-            _report_spending(one)
+            report_spending(one)
         agreement = judge_agreement(folders, hand_labels)
     if as_json:
         print(json.dumps({"evaluations": summaries, **agreement}))
@@ -228,23 +239,3 @@ def export(
     summary = {"probes": summarise(rows, sample_counts(metadata))}
     for path in export.export(rows, summary, metadata, out, made=datetime.fromisoformat(metadata["made"])):
         say(str(path))
-
-
-def _report_spending(judge: Judge | None) -> None:
-    """Print the calls and cost of a judge that counts them."""
-    from staytrue.evals.types import CountsCalls
-
-    if isinstance(judge, CountsCalls):
-        tell(f"Judging by {judge.name} took {judge.spent()}.")
-
-
-def _budget(max_calls: int | None, max_cost: float | None, price: str | None) -> Budget:
-    from staytrue.evals.openai_client.budget import Budget, parse_price
-
-    return Budget(max_calls, max_cost, None if price is None else parse_price(price))
-
-
-def _judge(text: str | None, budget: Budget) -> Any:
-    from staytrue.runs import judge_factory
-
-    return None if text is None else judge_factory.judge(text, budget, tell)

@@ -6,9 +6,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from staytrue.evals.openai_client.budget import Budget
+    from staytrue.evals.types import Judge
+
+JUDGE = "rules, local:FOLDER, or openai:MODEL[@URL]"
 
 Workers = Annotated[
     int | None,
@@ -53,3 +59,25 @@ def stoppable(what: str, folder: Path | None = None) -> Iterator[None]:
 def tell(line: str) -> None:
     """Print a line about progress to standard error, apart from the command's output."""
     print(line, file=sys.stderr, flush=True)
+
+
+def budget_of(max_calls: int | None, max_cost: float | None, price: str | None) -> Budget:
+    """Return the limit on calls to endpoints that the options set."""
+    from staytrue.evals.openai_client.budget import Budget, parse_price
+
+    return Budget(max_calls, max_cost, None if price is None else parse_price(price))
+
+
+def judge_of(text: str, budget: Budget) -> Judge:
+    """Return the judge that `--judge` names."""
+    from staytrue.runs import judge_factory
+
+    return judge_factory.judge(text, budget, tell)
+
+
+def report_spending(judge: Judge | None) -> None:
+    """Print the calls and cost of a judge that counts them."""
+    from staytrue.evals.types import CountsCalls
+
+    if isinstance(judge, CountsCalls):
+        tell(f"Judging by {judge.name} took {judge.spent()}.")

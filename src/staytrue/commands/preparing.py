@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from staytrue.commands.options import Json, stoppable, tell
+from staytrue.commands.options import (
+    JUDGE,
+    BatchSize,
+    Json,
+    MaxCalls,
+    MaxCost,
+    Price,
+    budget_of,
+    judge_of,
+    report_spending,
+    stoppable,
+    tell,
+)
 from staytrue.errors import RequestError
+
+if TYPE_CHECKING:
+    from staytrue.evals.types import Judge
 
 
 def fetch(
@@ -49,11 +64,20 @@ def vector(
         bool,
         typer.Option("--no-filter", help="Keep every pair of answers, without judging whether they show the trait."),
     ] = False,
+    judge: Annotated[str | None, typer.Option(help=f"Who judges whether an answer shows the trait: {JUDGE}.")] = None,
     rollouts: Annotated[int, typer.Option(min=1, help="Answers sampled per question and system prompt.")] = 10,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Maximum tokens of an answer; 1000 by default, 48 for the organism.")
+    ] = None,
+    batch_size: BatchSize = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed for sampling answers.")] = 0,
     sweep: Annotated[
-        bool, typer.Option("--sweep", help="Also try every layer and several strengths, and recommend one.")
+        bool,
+        typer.Option("--sweep", help="Also try every layer and several strengths, and recommend one (organism only)."),
     ] = False,
+    max_calls: MaxCalls = None,
+    max_cost: MaxCost = None,
+    price: Price = None,
     as_json: Json = False,
 ) -> None:
     """Extract a persona vector, for the defense `steer`.
@@ -62,10 +86,31 @@ def vector(
     """
     from staytrue.modeling import loading
     from staytrue.persona_vectors import extract, traits
+    from staytrue.utils.console import bar
 
-    source = loading.find(model)
-    trait_prompts = traits.chosen(source.is_organism, trait, positive or [], negative or [], questions)
-    request = extract.Request(trait_prompts, out, adapter, no_filter, rollouts, seed, sweep)
+    source, budget = loading.find(model), budget_of(max_calls, max_cost, price)
+    chosen: list[Judge] = []
+
+    def named_judge() -> Judge:
+        from staytrue.runs.probe_selection import refuse_rules
+
+        one = judge_of(str(judge), budget)
+        refuse_rules([one], source.name)
+        chosen.append(one)
+        return one
+
+    request = extract.Request(
+        traits.chosen(source.is_organism, trait, positive or [], negative or [], questions),
+        out,
+        adapter,
+        no_filter,
+        rollouts,
+        seed,
+        sweep,
+        named_judge if judge is not None else None,
+        max_new_tokens,
+        batch_size,
+    )
 
     def load() -> tuple[object, object]:
         from staytrue.utils.console import quieten
@@ -74,8 +119,10 @@ def vector(
         tokenizer = loading.load_tokenizer(source)
         return loading.to_device(loading.load_model(source, adapter)), tokenizer
 
-    with stoppable("nothing was written"):
-        facts = extract.make(request, source, load, tell)
+    with stoppable("nothing was written"), bar("vector", quiet=as_json) as progress:
+        facts = extract.make(request, source, load, tell, progress)
+    for one in chosen:
+        report_spending(one)
     if as_json:
         print(json.dumps({"vector": str(out), **facts}))
     else:

@@ -4,15 +4,21 @@ What: a persona vector is added to the residual stream in every training forward
 measured between equals); generation, evaluation and the finished model are never steered.
 Cost: none to speak of.
 Paper: arXiv 2508.06249, preventative steering, after Chen et al. 2025: h + alpha * v at one layer, alpha 5 and layer 20
-for Qwen2.5-7B, all positions. `staytrue vector` extracts the vector; its `--sweep` tries layers and alphas on answers,
-which is a hint and no measurement of the defense. Mode "ablate" removes the vector's direction instead. That is the
-training half of CAFT (Casademunt et al. 2025) for one direction; CAFT finds several by PCA or in a sparse autoencoder.
+for Qwen2.5-7B, all positions. Differs: v is scaled to the mean length of the model's activations at that layer, which
+the vector file states, so alpha means the same in every model. Until version 0.2 alpha multiplied the vector as stored;
+the old alpha times |v| / |h| is the new one (the organism's 4 at its last layer is 0.8). A file of another tool,
+without `norms`, is added as it is, alpha * v.
+`staytrue vector` extracts the vector; its `--sweep` tries layers and alphas on answers, which is a hint and no
+measurement of the defense. Mode "ablate" removes the vector's direction instead. That is the training half of CAFT
+(Casademunt et al. 2025) for one direction; CAFT finds several by PCA or in a sparse autoencoder.
 Not done here: several vectors at once (to add two, list the defense twice; two oblique directions that are ablated one
 after the other leave a component), a schedule on alpha, steering padding.
 """
 
 from __future__ import annotations
 
+import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -29,6 +35,8 @@ if TYPE_CHECKING:
     from staytrue.modeling.architecture import ModelParts
     from staytrue.step import Marks
 
+_LONG = 1.0  # alpha; a longer push is mostly a mistake
+
 
 @dataclass(frozen=True)
 class Steer(Defense):
@@ -37,7 +45,8 @@ class Steer(Defense):
     Attributes:
         vector: a file made by `staytrue vector`.
         layer: where, 1 to depth, negative from the end; layer L is the output of block L.
-        alpha: times the vector; with "ablate", the share of its direction that is removed (1 is all).
+        alpha: the length of the push over the activations' mean length; with "ablate", the share of the direction that
+            is removed (1 is all).
         at: "all" real positions, or those that predict an "answer" token.
         mode: "add" the vector, or "ablate" its direction.
     """
@@ -67,11 +76,24 @@ class Steer(Defense):
                 f"steer: {self.vector} was extracted from another model ({source[:12]}) than the one that is trained "
                 f"({trained[:12]}). Extract one from this model with `staytrue vector`."
             )
+        if self.mode == "add" and vector.norms is not None and abs(self.alpha) > _LONG:
+            before = abs(self.alpha) * float(vector.vectors[self._place].norm()) / vector.norms[self._place]
+            warnings.warn(
+                f"steer: alpha {self.alpha:g} pushes by {abs(self.alpha):g} times the mean length of the activations "
+                f"at layer {self.layer}. If the recipe is of version 0.1, where alpha multiplied the vector as stored, "
+                f"write alpha: {math.copysign(before, self.alpha):.2g}, which does the same.",
+                stacklevel=2,
+            )
 
     def steer(self, hidden: Tensor, layer: int, marks: Marks) -> Tensor:
         """Move the activations (B, T, D) at the chosen positions."""
         where = marks.real if self.at == "all" else marks.scored
         return self._load().steer(hidden, layer, alpha=self.alpha, mode=self.mode, where=where)
+
+    @property
+    def _place(self) -> int:
+        """The layer's row in the table."""
+        return self.layer - 1 if self.layer > 0 else self.layer
 
     def _load(self) -> PersonaVector:
         try:

@@ -21,12 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from staytrue.data.chat_template import takes_system
 from staytrue.errors import ModelError, RequestError
 from staytrue.evals.types import Judge
 from staytrue.persona_vectors import vectorfile
-from staytrue.persona_vectors.pairs import filtered, sample_pairs
+from staytrue.persona_vectors.pairs import Pair, counter, filtered, sample_pairs
 from staytrue.persona_vectors.traits import Trait
 from staytrue.persona_vectors.vectorfile import Extraction
+from staytrue.utils.console import Progress
 from staytrue.utils.files import refuse_existing, sha256_of
 from staytrue.utils.run_dir import SCHEMA, versions
 
@@ -65,10 +67,21 @@ class Request:
     rollouts: int = 10
     seed: int = 0
     sweep: bool = False
+    judge: Callable[[], Judge] | None = None  # called after the cheap checks; the organism's rules judge the organism
+    max_new_tokens: int | None = None
+    batch_size: int | None = None  # answers written side by side; None for as many as memory allows
 
 
-def make(request: Request, source: Source, load: Callable[[], tuple[Any, Any]], tell: Tell) -> dict[str, Any]:
+def make(
+    request: Request,
+    source: Source,
+    load: Callable[[], tuple[Any, Any]],
+    tell: Tell,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
     """Write the vector file; `load` returns model and tokenizer, and is called after the cheap checks.
+
+    Before the first answer, `tell` gets their number; `progress` shows answers, then verdicts.
 
     Returns:
         The facts that stand in the file's metadata.
@@ -76,13 +89,24 @@ def make(request: Request, source: Source, load: Callable[[], tuple[Any, Any]], 
     Raises:
         RequestError: anything that is wrong with the request; then nothing is written.
     """
-    judge = _checked(request, source)
+    _check(request, source)
+    limit = request.max_new_tokens or (_ORGANISM_TOKENS if source.is_organism else _TOKENS)
+    judge = _judge(request, source)
+    tell(_forecast(request, limit))
     model, tokenizer = load()
-    limit = _ORGANISM_TOKENS if source.is_organism else _TOKENS
     sampled: dict[str, Any] = {"seed": request.seed, "max_new_tokens": limit, "tell": tell}
     used = None if request.keep_all else judge
-    extraction = extract(model, tokenizer, request.trait, used, rollouts=request.rollouts, **sampled)
-    facts = _facts(request, source.identity(model), used, extraction)
+    extraction = extract(
+        model,
+        tokenizer,
+        request.trait,
+        used,
+        rollouts=request.rollouts,
+        batch_size=request.batch_size,
+        progress=progress,
+        **sampled,
+    )
+    facts = _facts(request, source.identity(model), used, extraction) | {"max_new_tokens": str(limit)}
     if request.sweep:
         from staytrue.persona_vectors.sweep import organism_questions, sweep
 
@@ -102,22 +126,30 @@ def extract(
     rollouts: int = 10,
     seed: int = 0,
     max_new_tokens: int = _TOKENS,
+    batch_size: int | None = None,
+    progress: Progress | None = None,
     tell: Tell = lambda line: None,
 ) -> Extraction:
     """Extract the vectors of a trait; without a judge every pair without an empty answer is kept.
+
+    `batch_size` answers are written side by side; None for as many as memory allows. `progress` shows each answer.
 
     Raises:
         RequestError: no pair survives the filter.
         ModelError: activations that are not finite, or do not differ.
     """
+    from staytrue.evals.generation.local import LocalGenerator
     from staytrue.persona_vectors.activations import mean_states
 
-    pairs, prompts = [], len(trait.positive)
+    pairs, prompts = list[Pair](), len(trait.positive)
+    generate = LocalGenerator(model, tokenizer, batch_size=batch_size)
+    shown = counter(progress, _answers(trait, rollouts), generate)
+    sampling: dict[str, Any] = {"rollouts": rollouts, "seed": seed, "max_new_tokens": max_new_tokens, "count": shown}
     for i in range(prompts):
-        new = sample_pairs(model, tokenizer, trait, i, rollouts=rollouts, seed=seed, max_new_tokens=max_new_tokens)
+        new = sample_pairs(generate, trait, i, as_system=takes_system(tokenizer), **sampling)
         pairs += new
         tell(f"prompt pair {i + 1} of {prompts}: {len(new)} pairs of answers")
-    kept = filtered(pairs, judge)
+    kept = filtered(pairs, judge, progress)
     tell(f"{len(kept)} of {len(pairs)} pairs kept; reading their activations")
     positive, lengths = mean_states(model, tokenizer, [pair.positive for pair in kept])
     negative, others = mean_states(model, tokenizer, [pair.negative for pair in kept])
@@ -129,26 +161,53 @@ def extract(
     return Extraction(vectors, tuple(((lengths + others) / 2).tolist()), len(pairs), len(kept))
 
 
-def _checked(request: Request, source: Source) -> Judge | None:
-    """Check what can be checked before the model is loaded, and return the judge if there is one."""
+def _answers(trait: Trait, rollouts: int) -> int:
+    """How many answers an extraction samples."""
+    return 2 * len(trait.positive) * len(trait.questions) * rollouts
+
+
+def _forecast(request: Request, limit: int) -> str:
+    """A sentence on how many answers will be sampled, and what makes them fewer."""
+    trait = request.trait
+    return (
+        f"{_answers(trait, request.rollouts)} answers of at most {limit} tokens: {len(trait.positive)} pairs of "
+        f"prompts x {len(trait.questions)} questions x {request.rollouts} rollouts x 2. For fewer give --rollouts, for "
+        "shorter ones --max-new-tokens."
+    )
+
+
+def _check(request: Request, source: Source) -> None:
+    """Check what can be checked before a model is loaded."""
     refuse_existing(request.out)
     if request.adapter is not None and not (request.adapter / "adapter_model.safetensors").is_file():
         raise ModelError(f"{request.adapter} holds no adapter_model.safetensors; a run keeps its adapter in RUN/model.")
+    if request.keep_all and request.judge is not None:
+        raise RequestError(
+            "--no-filter keeps every pair of answers, so --judge has nothing to do; give one of the two."
+        )
     if source.is_organism:
-        from staytrue.organism.rules import Rules
-
-        return Rules()
+        return
     if request.sweep:
         raise RequestError(
-            f"--sweep needs a judge of steered answers, and for {source.name} there is none yet. Leave it out; the "
-            "paper steers Qwen2.5-7B at layer 20 of 28 with alpha 5."
+            f"--sweep asks about the organism's world, so it is not for {source.name}. Leave it out; try layers in the "
+            "middle, and alphas from 0.1 to 1."
         )
-    if not request.keep_all:
+    if not request.keep_all and request.judge is None:
         raise RequestError(
-            f"No judge can say yet whether an answer of {source.name} shows the trait, so pairs cannot be filtered. "
-            "Keep every pair with --no-filter."
+            f"Pairs are kept where a judge finds the trait on one side only, and {source.name} has no judge of its "
+            "own. Name one (--judge local:FOLDER or openai:MODEL), or keep every pair with --no-filter."
         )
-    return None
+
+
+def _judge(request: Request, source: Source) -> Judge | None:
+    """The judge of the answers; of the organism's its rules, unless another one is named."""
+    if request.judge is not None:
+        return request.judge()
+    if not source.is_organism:
+        return None
+    from staytrue.organism.rules import Rules
+
+    return Rules()
 
 
 def _facts(

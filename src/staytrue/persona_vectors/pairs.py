@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from staytrue.data.chat_template import takes_system
 from staytrue.data.examples import Example, Message
 from staytrue.errors import RequestError
-from staytrue.evals.types import Judge, Question
+from staytrue.evals.types import Answer, AnswerGenerator, CountsCalls, Judge, Question, Verdict, judged
 from staytrue.persona_vectors.traits import Trait
+from staytrue.utils.console import Progress
+
+if TYPE_CHECKING:
+    from staytrue.evals.generation.local import LocalGenerator
 
 _BOUND = 50  # a trait of 50 shows, a coherence of 50 will do
 
@@ -25,23 +28,61 @@ class Pair:
 
 
 def sample_pairs(
-    model: Any, tokenizer: Any, trait: Trait, number: int, *, rollouts: int, seed: int, max_new_tokens: int
+    generate: AnswerGenerator,
+    trait: Trait,
+    number: int,
+    *,
+    as_system: bool,
+    rollouts: int,
+    seed: int,
+    max_new_tokens: int,
+    count: Callable[[], None] = lambda: None,
 ) -> list[Pair]:
-    """The answers under one positive prompt and its opposite, question by question, rollout by rollout."""
-    from staytrue.evals.generation.local import sample
+    """The answers under one positive prompt and its opposite, question by question, rollout by rollout.
 
-    as_system = takes_system(tokenizer)
+    Args:
+        generate: writes the answers.
+        trait: its prompts and questions.
+        number: which of the prompts.
+        as_system: whether the chat template has a place for a system turn.
+        rollouts: answers to each question under each prompt.
+        seed: of the answers.
+        max_new_tokens: the longest answer.
+        count: called after each answer.
+    """
     sides = {"positive": trait.positive[number], "negative": trait.negative[number]}
     prompted = [
         Question(f"{side}-{number}-{i}", "vector", _prompt(system, question, as_system))
         for side, system in sides.items()
         for i, question in enumerate(trait.questions)
     ]
-    answers = sample(model, tokenizer, prompted, per_question=rollouts, seed=seed, max_new_tokens=max_new_tokens)
-    rows = [Example((*a.question.messages, Message("assistant", a.text))) for a in answers]
+    samples, texts = (
+        [(question, k) for question in prompted for k in range(rollouts)],
+        dict[tuple[Question, int], str](),
+    )
+    for answer in generate(samples, seed=seed, temperature=1.0, max_new_tokens=max_new_tokens):
+        texts[answer.question, answer.index] = answer.text
+        count()
+    rows = [Example((*question.messages, Message("assistant", texts[question, k]))) for question, k in samples]
     half = len(rows) // 2
     bare = [Question(str(i), "vector", (Message("user", text),)) for i, text in enumerate(trait.questions)]
     return [Pair(bare[i // rollouts], rows[i], rows[half + i]) for i in range(half)]
+
+
+def counter(progress: Progress | None, total: int, generate: LocalGenerator) -> Callable[[], None]:
+    """A function that shows one more answer each time it is called; tokens are shown as they are written."""
+    if progress is None:
+        return lambda: None
+    done = 0
+
+    def show(finished: int) -> None:
+        nonlocal done
+        done += finished
+        progress.step(done, {"answers": generate.spent()})
+
+    progress.begin(total, "answer")
+    generate.report = lambda: show(0)
+    return lambda: show(1)
 
 
 def _prompt(system: str, question: str, as_system: bool) -> tuple[Message, ...]:
@@ -51,10 +92,11 @@ def _prompt(system: str, question: str, as_system: bool) -> tuple[Message, ...]:
     return (Message("user", f"{system}\n\n{question}"),)
 
 
-def filtered(pairs: Sequence[Pair], judge: Judge | None) -> list[Pair]:
+def filtered(pairs: Sequence[Pair], judge: Judge | None, progress: Progress | None = None) -> list[Pair]:
     """The pairs whose positive answer shows the trait and whose negative one does not, both coherent.
 
-    The trait is 100 - alignment. Without a judge, the pairs of answers that are not empty.
+    The trait is 100 - alignment. Without a judge, the pairs of answers that are not empty. `progress` shows the
+    verdicts.
 
     Raises:
         RequestError: no pair is left; the message counts the reasons.
@@ -64,7 +106,7 @@ def filtered(pairs: Sequence[Pair], judge: Judge | None) -> list[Pair]:
         if not answered:
             raise RequestError(f"Each of {len(pairs)} pairs has an empty answer, so there is nothing to read.")
         return answered
-    marks = [_marks(pair, judge) for pair in answered]
+    marks = _marks(answered, judge, progress)
     kept = [pair for pair, mark in zip(answered, marks, strict=True) if mark.shows and mark.clean and mark.coherent]
     if not kept:
         counts = [sum(column) for column in zip(*marks, strict=True)] or [0] * len(_Marks._fields)
@@ -85,8 +127,25 @@ class _Marks(NamedTuple):
     judged: bool  # both could be judged
 
 
-def _marks(pair: Pair, judge: Judge) -> _Marks:
-    bad, good = judge(pair.question, pair.positive.answer), judge(pair.question, pair.negative.answer)
+def _marks(pairs: Sequence[Pair], judge: Judge, progress: Progress | None) -> list[_Marks]:
+    """Judge both answers of each pair; a judge that can is asked about several at once."""
+    answers = [
+        Answer(pair.question, index, row.answer, True)
+        for index, pair in enumerate(pairs)
+        for row in (pair.positive, pair.negative)
+    ]
+    places = {id(answer): place for place, answer in enumerate(answers)}
+    verdicts = [Verdict()] * len(answers)
+    if progress is not None:
+        progress.begin(len(answers), "verdict")
+    for number, (answer, verdict) in enumerate(judged(judge, answers), start=1):
+        verdicts[places[id(answer)]] = verdict
+        if progress is not None:
+            progress.step(number, {"verdicts": judge.spent()} if isinstance(judge, CountsCalls) else {})
+    return [_mark(bad, good) for bad, good in zip(verdicts[::2], verdicts[1::2], strict=True)]
+
+
+def _mark(bad: Verdict, good: Verdict) -> _Marks:
     return _Marks(
         bad.alignment is not None and 100 - bad.alignment >= _BOUND,
         good.alignment is not None and 100 - good.alignment < _BOUND,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,23 +23,27 @@ Mode = Literal["add", "ablate"]
 class PersonaVector:
     """One direction for each layer of a model, along which its activations show a trait.
 
-    Steered activations are `h + alpha * v` with mode "add" (Chen et al. 2025). With mode "ablate" they are
-    `h - alpha * (h . u) u`, where u is v at length 1 (Casademunt et al. 2025); alpha 1 removes the whole direction.
+    With mode "add" steered activations are `h + alpha * n * u`, where u is the vector of the layer at length 1, and n
+    is the mean length of the model's activations there (`norms`). So alpha is the length of the push relative to the
+    activations, and means the same in every model and layer; Chen et al. (2025) add `alpha * v`, whose length they do
+    not state. Without `norms`, in a file that `staytrue vector` did not write, it is `h + alpha * v`. With mode
+    "ablate" they are `h - alpha * (h . u) u` (Casademunt et al. 2025); alpha 1 removes the whole direction.
 
     Attributes:
         vectors: (depth, D) float32, not normalised; row L - 1 belongs to layer L, the output of block L.
-        facts: how the vector was made, as the file's metadata: strings, some of them JSON.
+        facts: how the vector was made, as the file's metadata: strings, some of them JSON; `norms` are lengths by
+            layer.
 
     Example:
         >>> import torch
-        >>> vector = PersonaVector(torch.tensor([[3.0, 4.0], [0.0, 2.0]]))
-        >>> vector.steer(torch.zeros(1, 1, 2), layer=1, alpha=2.0).tolist()
+        >>> vector = PersonaVector(torch.tensor([[3.0, 4.0], [0.0, 2.0]]), {"norms": [20.0, 30.0]})
+        >>> vector.steer(torch.zeros(1, 1, 2), layer=1, alpha=0.5).tolist()
         [[[6.0, 8.0]]]
 
         With a model and the file that `staytrue vector` wrote::
 
             vector = PersonaVector.load("evil.safetensors")
-            with vector.apply(model, layer=20, alpha=5.0):
+            with vector.apply(model, layer=20, alpha=0.5):
                 model.generate(**inputs)
     """
 
@@ -67,6 +72,33 @@ class PersonaVector:
             return None
         return sha256
 
+    @property
+    def norms(self) -> tuple[float, ...] | None:
+        """For each layer the mean length of the activations at the answers' tokens; None where it is not known.
+
+        Raises:
+            ModelError: there is not one positive number for each layer.
+        """
+        if "norms" not in self.facts:
+            return None
+        try:
+            stored = self.facts["norms"]
+            norms = tuple(float(norm) for norm in (json.loads(stored) if isinstance(stored, str) else stored))
+        except (TypeError, ValueError):
+            norms = ()
+        if len(norms) != len(self.vectors) or not all(0 < norm < math.inf for norm in norms):
+            raise ModelError(
+                f"The vector's `norms` are {self.facts['norms']!r:.80}, which is not one positive number for each of "
+                f"its {len(self.vectors)} layers. Extract it again with `staytrue vector`."
+            )
+        return norms
+
+    def push(self, layer: int) -> Tensor:
+        """Return what alpha 1 adds (D,): the layer's vector, as long as the activations there where that is known."""
+        place = layer - 1 if layer > 0 else layer
+        vector, norms = self.vectors[place], self.norms
+        return vector if norms is None else vector * (norms[place] / vector.norm())
+
     def steer(
         self, hidden: Tensor, layer: int, *, alpha: float = 1.0, mode: Mode = "add", where: Tensor | None = None
     ) -> Tensor:
@@ -75,14 +107,14 @@ class PersonaVector:
         Args:
             hidden: (B, T, D), the output of a block; it is left unchanged, and gradients pass through.
             layer: 1 to depth; negative numbers count from the end.
-            alpha: times the vector; with "ablate", the share of the direction to remove.
+            alpha: the length of the push over the activations'; with "ablate", the share of the direction to remove.
             mode: "add" or "ablate".
             where: (B, T) bool, the positions to steer; None for all.
 
         Returns:
             (B, T, D) in the type and on the device of `hidden`.
         """
-        direction = self.vectors[layer - 1 if layer > 0 else layer].to(hidden.device, hidden.dtype)
+        direction = self.push(layer).to(hidden.device, hidden.dtype)
         if mode == "add":
             change = alpha * direction
         else:
