@@ -9,7 +9,7 @@ defense that adds rows to be learnt (`teaches`) has no drift to punish.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import Field
@@ -30,10 +30,32 @@ Rows = Literal["task", "interleaved", "all"]  # training rows by their source
 
 
 class Base(Protocol):
-    """The untouched model and facts about the run, loaded when first used."""
+    """The untouched model and facts about the run, loaded when first used.
 
-    def answers(self, prompts: Sequence[Example], seed: int) -> list[Example]:
-        """Each prompt with one answer sampled from the untouched model at temperature 1."""
+    Attributes:
+        task_rows: how many task rows the run trains on, counting repeats; None where that is not known.
+    """
+
+    task_rows: int | None
+
+    def answers(
+        self, prompts: Sequence[Example], seed: int, max_new_tokens: int = 256, only: Sequence[int] | None = None
+    ) -> list[Example]:
+        """Prompts with one answer each, sampled from the untouched model at temperature 1.
+
+        Args:
+            prompts: conversations that end before an answer.
+            seed: an answer depends on it, on the prompt and on the prompt's number alone.
+            max_new_tokens: the longest answer.
+            only: numbers of the prompts to answer, in the order wanted back; None for all.
+
+        Returns:
+            The answered prompts, without those whose answer is empty.
+        """
+        ...
+
+    def keep(self, name: str, make: Callable[[], list[Example]]) -> list[Example]:
+        """Rows that are made once a run: kept as `NAME.jsonl` in its folder, and read there when the run goes on."""
         ...
 
     def lengths(self, examples: Sequence[Example]) -> list[int]:
@@ -139,7 +161,10 @@ class Defense:
         return [g + a for g, a in zip(task, own, strict=True)]
 
     def project(self, model: Any) -> dict[str, float]:
-        """After the last step: change the trained weights in place; return numbers to report."""
+        """After the last step: change the trained weights in place; return numbers to report.
+
+        An override that takes long may have a second parameter, `progress`: a `Progress` of `utils.console`, or None.
+        """
         return {}
 
 

@@ -12,6 +12,7 @@ from staytrue.data.tokenize import Encoded
 from staytrue.defenses.anchor import Anchor
 from staytrue.errors import RecipeError
 from staytrue.modeling.base_model import Untouched
+from staytrue.testing import Micro
 from staytrue.training.padded_batch import counts_of
 
 SMALL, LARGE = log(4 / 3) / 2, log(16 / 7) / 2  # against (1/4, 3/4) and (1/8, 7/8): see test_kl.py
@@ -86,6 +87,97 @@ def test_sampled_answers_are_the_untouched_models_whatever_the_adapter_has_learn
     assert rows[0] == rows[1]
     assert [row.question for row in rows[0]] == ["one", "two"]
     assert all(row.answer not in ("", "never read") for row in rows[0])
+
+
+def many(folder, count=30):
+    return prompts(folder, *(asks(f"question {i}") for i in range(count)))
+
+
+def test_only_the_prompts_that_the_run_will_use_are_answered_and_they_are_kept_for_a_rerun(tmp_path, monkeypatch):
+    # 30 task rows at a share of 1/10 are 3 anchor rows.
+    file, base = many(tmp_path), Untouched(lambda: tiny.lora(tiny.model()), tiny.tokenizer())
+    base.task_rows, base.folder, base.progress = 30, tmp_path / "run", Shown()
+    rows = Anchor(file, share=0.1).beside(base, 0)
+    assert (len(rows), base.notes["anchor/prompts_unused"]) == (3, 27)
+    (begun, *numbers) = base.progress.seen
+    assert begun == (3, "answer of the untouched model")
+    assert sorted(set(numbers)) == [0, 1, 2, 3]  # from the first token on
+    kept = tmp_path / "run" / "anchor.jsonl"
+    monkeypatch.setattr(Untouched, "answers", None)  # nothing is sampled again
+    again = Anchor(kept, share=0.1, answers="given").beside(Untouched(lambda: None, tiny.tokenizer()), 0)
+    assert [row.messages for row in again] == [row.messages for row in rows]
+    resumed = Untouched(lambda: None, tiny.tokenizer())
+    resumed.task_rows, resumed.folder = 30, base.folder
+    assert Anchor(file, share=0.1).beside(resumed, 0) == rows
+
+
+class Shown:
+    """A progress that keeps what it is called with."""
+
+    def __init__(self):
+        self.seen = []
+
+    def begin(self, total, unit="step"):
+        self.seen.append((total, unit))
+
+    def step(self, number, metrics):
+        self.seen.append(number)
+
+
+def test_an_answer_depends_on_its_prompt_and_not_on_how_many_are_answered(tmp_path):
+    file, bases = many(tmp_path), [Untouched(lambda: tiny.lora(tiny.model()), tiny.tokenizer()) for _ in range(2)]
+    bases[0].task_rows = 80  # 5 anchor rows
+    few, everything = (Anchor(file).beside(base, 0) for base in bases)
+    assert (len(few), len(everything)) == (5, 30)
+    assert {row.question: row.answer for row in few}.items() <= {row.question: row.answer for row in everything}.items()
+
+
+def test_a_second_anchor_keeps_its_rows_beside_the_first_ones(tmp_path):
+    base = Untouched(lambda: tiny.lora(tiny.model()), tiny.tokenizer())
+    base.folder, base.task_rows = tmp_path / "run", 16
+    for _ in range(2):
+        Anchor(many(tmp_path)).beside(base, 0)
+    assert sorted(file.name for file in base.folder.iterdir()) == ["anchor.2.jsonl", "anchor.jsonl"]
+
+
+def test_sampled_answers_are_no_longer_than_asked(tmp_path):
+    base = Untouched(lambda: tiny.lora(tiny.model()), tiny.tokenizer())
+    rows = Anchor(many(tmp_path, 4), max_new_tokens=3).beside(base, 0)
+    assert rows
+    assert all(len(row.answer) <= 3 for row in rows)  # a token of the tiny model is a byte
+
+
+@pytest.mark.parametrize("answers", ["sampled", "given"])
+def test_a_file_of_the_runs_own_evaluation_questions_is_refused_with_the_reason(answers, tmp_path):
+    base = Untouched(lambda: None, tiny.tokenizer(), evaluation_questions=lambda: frozenset(["one", "two"]))
+    with pytest.raises(RecipeError, match=r"prompts.jsonl holds nothing but questions of the run's own evaluation"):
+        Anchor(prompts(tmp_path, asks("one", "1"), asks("two", "2")), answers=answers).beside(base, 0)
+
+
+def test_prompts_that_the_model_answers_with_nothing_are_refused_with_the_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr(Untouched, "answers", lambda *args: [])
+    with pytest.raises(RecipeError, match=r"answers none of the 4 prompts of .*: every answer is empty"):
+        Anchor(many(tmp_path, 4)).beside(Untouched(lambda: None, tiny.tokenizer()), 0)
+
+
+def test_its_pull_over_four_steps_of_four_rows_is_that_of_one_step_of_sixteen(tmp_path):
+    # At a share of 1/16 one anchor row is due in 16 task rows: in the step of 16, and in one of four steps of 4.
+    file = prompts(tmp_path, *(asks(f"question {i}", "the same answer") for i in range(4)))
+    defense = Anchor(file, share=0.0625, weight=1.0, answers="given")
+    micro = Micro([defense], tiny.lora(tiny.model()), tiny.tokenizer(), tiny.rows(16))
+    tiny.nudge(micro.model, 1.0)
+    guard, means = micro.guard, {}
+    for rows in (16, 4):
+        guard.begin(0)
+        pulls = []
+        for _ in range(16 // rows):
+            guard.plan(micro.marks.counts(), rows, slots=1)
+            with guard.watch(micro.marks) as calls:
+                guard.parts.backbone(**micro.inputs, use_cache=False)
+            pulls.append(float(guard.penalty(calls[0], micro.marks, slot=0).detach()))
+        assert sum(pull > 0 for pull in pulls) == 1
+        means[rows] = sum(pulls) / len(pulls)
+    assert means[4] == pytest.approx(means[16], rel=1e-6)
 
 
 def test_given_answers_that_are_missing_are_refused_with_the_row(tmp_path):

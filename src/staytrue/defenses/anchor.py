@@ -2,7 +2,10 @@
 
 What: beside every batch a few general prompts with answers from the untouched model, on which only the divergence
 from it counts. Nothing is taught there, so what the model says elsewhere stays, and the narrow rows stay free.
-Cost: `share` of a training row and of a reference row per task row.
+Cost: `share` of a training row and of a reference row per task row; with `answers: sampled` also one answer, written
+before training, to each prompt that the run will use: `share` x the task rows that it trains on, at most all prompts.
+The prompts are taken in a random order that depends on the seed. The rows are kept as `anchor.jsonl` in the run's
+folder; another run reads them with `prompts: RUN/anchor.jsonl` and `answers: given`, and samples nothing.
 Source: KL on data outside the narrow domain, related to Soligo et al. (arXiv 2602.07852) and to selective
 generalisation (Azarbal et al.); not one of the paper's methods.
 Not done here: choosing prompts by what the fine-tune moves most.
@@ -11,9 +14,13 @@ Not done here: choosing prompts by what the fine-tune moves most.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
+from pydantic import Field
+
+from staytrue.data.due_order import first_due
 from staytrue.data.examples import Example, read_examples
 from staytrue.defense import Base, Defense, Share, Weight
 from staytrue.errors import RecipeError
@@ -34,6 +41,7 @@ class Anchor(Defense):
         share: anchor rows per task row, on top of the batch, evenly spread.
         weight: times the penalty in the loss.
         answers: "sampled" from the untouched model before training, or "given" in the file.
+        max_new_tokens: the longest sampled answer.
         forward: True for KL(reference || trained).
     """
 
@@ -42,22 +50,43 @@ class Anchor(Defense):
     weight: Weight = 0.3
     answers: Literal["sampled", "given"] = "sampled"
     forward: bool = False
+    max_new_tokens: Annotated[int, Field(ge=1)] = 256  # an ordinary answer; its opening matters more than its end
 
     def beside(self, base: Base, seed: int) -> list[Example]:
-        """Return the prompts with their answers."""
+        """Return the prompts with their answers; of sampled ones only those that the run will use."""
         prompts, evaluated = (
             read_examples(self.prompts, source="anchor", prompts_only=True),
             base.evaluation_questions(),
         )
         rows = [row for row in prompts if row.question not in evaluated]
         base.note("anchor/evaluation_questions_left_out", len(prompts) - len(rows))
-        if self.answers == "sampled":
-            return base.answers([Example(row.prompt, row.source, row.extra) for row in rows], seed)
-        bare = next((i for i, row in enumerate(prompts, start=1) if not row.answer), None)
-        if bare is not None:
+        if not rows:
             raise RecipeError(
-                f"anchor: answers is 'given', but row {bare} of {self.prompts} ends without an answer. "
+                f"anchor: {self.prompts} holds nothing but questions of the run's own evaluation, and the model must "
+                "not be held on what it is measured by. Bring other prompts."
+            )
+        if self.answers == "sampled":
+            bare = [Example(row.prompt, row.source, row.extra) for row in rows]
+            return base.keep("anchor", lambda: self._sampled(bare, base, seed))
+        unanswered = next((i for i, row in enumerate(prompts, start=1) if not row.answer), None)
+        if unanswered is not None:
+            raise RecipeError(
+                f"anchor: answers is 'given', but row {unanswered} of {self.prompts} ends without an answer. "
                 "Add one, or set answers: sampled."
+            )
+        return rows
+
+    def _sampled(self, prompts: list[Example], base: Base, seed: int) -> list[Example]:
+        """Sample answers to the prompts that are due first."""
+        needed = None if base.task_rows is None else max(1, ceil(self.share * base.task_rows))
+        chosen = first_due(len(prompts), needed, seed)
+        rows = base.answers(prompts, seed, self.max_new_tokens, chosen)
+        base.note("anchor/prompts_unused", len(prompts) - len(chosen))
+        base.note("anchor/empty_answers_left_out", len(chosen) - len(rows))
+        if not rows:
+            raise RecipeError(
+                f"anchor: the untouched model answers none of the {len(chosen)} prompts of {self.prompts}: every "
+                "answer is empty. Ask other questions, or give answers in the file with answers: given."
             )
         return rows
 

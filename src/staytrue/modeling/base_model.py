@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from staytrue.data.examples import Example, Message
+from staytrue.data.examples import Example, Message, read_examples, write_examples
 from staytrue.errors import ModelError
 from staytrue.evals.questions.probes import shipped_texts
 
 if TYPE_CHECKING:
     from staytrue.data.tokenize import Encoded
-
-_ANSWER_TOKENS = 256  # long enough for an ordinary answer; anchors need openings rather than endings
+    from staytrue.utils.console import Progress
 
 
 class Untouched:
-    """The model that training starts from, its adapter switched off."""
+    """The model that training starts from, its adapter switched off.
+
+    Attributes:
+        task_rows: how many task rows the run trains on, counting repeats; None where that is not known.
+        folder: where `keep` writes; None keeps nothing.
+        progress: shows how many answers are sampled.
+    """
 
     def __init__(
         self,
@@ -32,6 +39,10 @@ class Untouched:
         self._evaluation_questions = evaluation_questions
         self._identity = identity
         self.notes: dict[str, float | str] = {}
+        self.task_rows: int | None = None
+        self.folder: Path | None = None
+        self.progress: Progress | None = None
+        self._names: Counter[str] = Counter()  # of the files that this run has kept
 
     def lengths(self, examples: Sequence[Example]) -> list[int]:
         """Count the tokens of each row, as the chat template writes it."""
@@ -66,33 +77,52 @@ class Untouched:
             raise ModelError("A defense needs the model's tokenizer; pass it as processing_class.")
         return self.tokenizer
 
-    def answers(self, prompts: Sequence[Example], seed: int) -> list[Example]:
-        """Sample one answer to each prompt at temperature 1, at most 256 tokens.
+    def keep(self, name: str, make: Callable[[], list[Example]]) -> list[Example]:
+        """Return rows that are made once a run: kept in its folder, and read there when the run goes on.
+
+        The file is `NAME.jsonl`, a second one of the name `NAME.2.jsonl`. Without a folder they are only made.
+        """
+        self._names[name] += 1
+        if self.folder is None:
+            return make()
+        file = self.folder / f"{name}{f'.{self._names[name]}' if self._names[name] > 1 else ''}.jsonl"
+        if file.exists():
+            return read_examples(file, source=name)
+        rows = make()
+        write_examples(file, rows)
+        return rows
+
+    def answers(
+        self, prompts: Sequence[Example], seed: int, max_new_tokens: int = 256, only: Sequence[int] | None = None
+    ) -> list[Example]:
+        """Sample one answer to each prompt at temperature 1, or to some of them only.
 
         Raises:
             ModelError: the model was passed by name, so it is not loaded yet.
         """
-        from staytrue.evals.generation.local import sample
+        from staytrue.evals.generation.local import LocalGenerator
         from staytrue.evals.types import Question
         from staytrue.modeling.architecture import ModelParts
 
         model = self._model()
         if isinstance(model, str) or self.tokenizer is None:
             raise ModelError("A defense samples from the model before training; pass a loaded model and its tokenizer.")
-        questions = [Question(str(i), "base", prompt.messages) for i, prompt in enumerate(prompts)]
-        parts = ModelParts(model)
+        numbers = range(len(prompts)) if only is None else only
+        questions = {Question(str(i), "base", prompts[i].messages): i for i in numbers}
+        # what follows is a row to train on, so it holds all that the model writes, thoughts included
+        generate = LocalGenerator(model, self.tokenizer, thoughts_apart=False)
+        samples = [(question, 0) for question in questions]
+        parts, texts = ModelParts(model), dict[int, str]()
         with parts.untrained() if parts.switches else nullcontext():
-            answers = sample(
-                model,
-                self.tokenizer,
-                questions,
-                per_question=1,
-                seed=seed,
-                max_new_tokens=_ANSWER_TOKENS,
-                thoughts_apart=False,  # a row to train on: all that the model writes
-            )
+            if (progress := self.progress) is not None:
+                progress.begin(len(samples), "answer of the untouched model")
+                generate.report = lambda: progress.step(len(texts), {"answers": generate.spent()})
+            for answer in generate(samples, seed=seed, temperature=1.0, max_new_tokens=max_new_tokens):
+                texts[questions[answer.question]] = answer.text
+                if progress is not None:
+                    progress.step(len(texts), {"answers": generate.spent()})
         return [
-            Example((*prompt.messages, Message("assistant", answer.text)), prompt.source, prompt.extra)
-            for prompt, answer in zip(prompts, answers, strict=True)
-            if answer.text.strip()
+            Example((*prompts[i].messages, Message("assistant", texts[i])), prompts[i].source, prompts[i].extra)
+            for i in numbers
+            if texts[i].strip()
         ]

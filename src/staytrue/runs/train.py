@@ -142,7 +142,7 @@ def _finished(
     """Train to the end and complete the run folder."""
     out, recipe, source = run.path, build.recipe, build.source
     try:
-        trainer = build.trainer(out)
+        trainer = build.trainer(out, progress)
     except BaseException:
         if checkpoint is None:
             run.remove()
@@ -218,7 +218,7 @@ def _train(
         ) from error
     trainer.model.save_pretrained(str(run.path / "model"), safe_serialization=True)
     if trainer.guard.pulls("project"):  # saved before, so that what was trained outlives a failing projection
-        run.save(projected=trainer.guard.project(trainer.model))
+        run.save(projected=trainer.guard.project(trainer.model, progress))
         trainer.model.save_pretrained(str(run.path / "model"), safe_serialization=True)
     trainer.guard.detach()
     counts = None if trainer.guard.cache is None else trainer.guard.cache.describe()

@@ -5,7 +5,7 @@ Rows are tokenized before the model is loaded, so that cheap failures come first
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from staytrue.modeling import loading
 from staytrue.runs import preflight, probe_selection
 from staytrue.runs.lora import lora_config
 from staytrue.tasks.task import Task
+from staytrue.utils.console import Progress
 from staytrue.utils.validation import in_one_line
 
 _DATED = (
@@ -77,11 +78,12 @@ class _Build:
             self._loaded = loading.load_model(self.source)
         return self._loaded
 
-    def trainer(self, scratch: Path) -> Any:
+    def trainer(self, scratch: Path, progress: Progress | None = None) -> Any:
         """The guarded trainer, with every defense attached, its optimizer created and its first batch fetched once.
 
         Args:
-            scratch: folder for the trainer's own output.
+            scratch: folder for the trainer's own output, and for the answers that a defense samples.
+            progress: shows how many answers a defense has sampled.
 
         Raises:
             ModelError: the trained model could not be sampled from.
@@ -90,6 +92,7 @@ class _Build:
         from staytrue.evals.generation.check import check_generation
         from staytrue.runs.saving import fit_save_steps
 
+        self.base.folder, self.base.progress = scratch, progress
         try:
             trainer = self._trainer(scratch)
             check_generation(trainer.model)
@@ -106,6 +109,7 @@ class _Build:
         except Exception as error:  # trl, transformers, peft and integrations raise anything
             raise RecipeError(f"The trainer does not accept this recipe: {in_one_line(error)}") from error
         trainer.outcome.raises = True
+        self.notes += _left_out(self.base.notes)
         return trainer
 
     def _shared(self) -> dict[str, Any]:
@@ -204,6 +208,17 @@ def _prompts(examples: list[Example]) -> Any:
 
     turns = [[message.to_dict() for message in row.prompt] for row in examples]
     return Dataset.from_dict({"prompt": turns, "right": [row.answer for row in examples]})
+
+
+def _left_out(facts: Mapping[str, float | str]) -> list[str]:
+    """One sentence for each defense whose file holds questions of the run's own evaluation."""
+    ending = "/evaluation_questions_left_out"
+    return [
+        f"{name.removesuffix(ending)}: {count:g} rows of its file are left out, because the run's own evaluation asks "
+        "their questions."
+        for name, count in facts.items()
+        if name.endswith(ending) and isinstance(count, int | float) and count
+    ]
 
 
 def _counts(examples: list[Example], report: EncodingReport | None = None) -> dict[str, int]:

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from staytrue.training.reference.cache import ReferenceCache
 from staytrue.training.reference.cache_checks import refuse_cache
 from staytrue.training.reference.scope import ReferenceScope
 from staytrue.training.row_schedule import AuxiliaryRows
+from staytrue.utils.console import Progress
 
 
 class Guard:
@@ -73,6 +75,7 @@ class Guard:
         self.task_rows = 0
         self._totals = torch.zeros(len(SOURCES), 2)
         self._due: dict[str, list[Encoded]] = {}
+        self._rarity: dict[str, float] = {}  # what makes up for steps in which no row is due
         self._slots = 1
         self._apart: dict[str, list[Tensor]] = {}  # this step's gradients of penalties that `combine`
 
@@ -93,8 +96,22 @@ class Guard:
             examples = defense.curate(examples, base, self.seed)
         return examples
 
-    def attach(self, model: Any, base: Base, encode: Callable[[list[Example]], list[Encoded]], pad_id: int) -> None:
+    def attach(
+        self,
+        model: Any,
+        base: Base,
+        encode: Callable[[list[Example]], list[Encoded]],
+        pad_id: int,
+        task_rows: int | None = None,
+    ) -> None:
         """Check the model, attach the hooks, and make the auxiliary rows.
+
+        Args:
+            model: the model with its adapter.
+            base: the untouched model, unless another one has curated the training rows.
+            encode: makes tokens of auxiliary rows.
+            pad_id: the token that they are padded with.
+            task_rows: how many task rows the run trains on, counting repeats; None where that is not known.
 
         Raises:
             ModelError: the model has no reference, no such layer, or a head staytrue cannot compute.
@@ -102,6 +119,8 @@ class Guard:
         self.parts = parts = ModelParts(model)
         self._pad_id = pad_id
         base = self._base or base  # the one that curated knows what the run will be measured by
+        if task_rows is not None:
+            base.task_rows = task_rows
         kept, steers = self._layers(base)
         self._frozen = self._freeze()
         self._watch = BackboneHooks(parts, kept, steers)
@@ -182,6 +201,7 @@ class Guard:
         """
         before, self.task_rows = self.task_rows, self.task_rows + task_rows
         self._due = {label: rows.due(before, self.task_rows) for label, rows in self._auxiliary.items()}
+        self._rarity = {label: rows.rarity(task_rows) for label, rows in self._auxiliary.items()}
         self._totals, self._slots = totals, slots
         if (
             not self._apart
@@ -242,7 +262,7 @@ class Guard:
                 continue
             seen.state = self._states[label]
             value = defense.penalty(seen)
-            weighted = defense.weight * value
+            weighted = defense.weight * self._rarity.get(label, 1.0) * value
             notes = {label: value} | {f"{label}/{name}": number for name, number in seen.notes.items()}
             seen.notes.clear()
             if slot is not None:
@@ -298,11 +318,12 @@ class Guard:
         for weight in self._frozen:
             weight.requires_grad_(True)
 
-    def project(self, model: Any) -> dict[str, float]:
-        """Change the trained weights in place after the last step, last defense first."""
+    def project(self, model: Any, progress: Progress | None = None) -> dict[str, float]:
+        """Change the trained weights in place after the last step, last defense first; `progress` shows how far."""
         report: dict[str, float] = {}
         for label, defense in reversed(list(self.defenses.items())):
-            report |= {f"{label}/{name}": number for name, number in defense.project(model).items()}
+            shown = {"progress": progress} if "progress" in signature(defense.project).parameters else {}
+            report |= {f"{label}/{name}": number for name, number in defense.project(model, **shown).items()}
         return report
 
     def _step(

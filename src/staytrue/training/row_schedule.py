@@ -12,6 +12,7 @@ from math import floor
 
 from torch.utils.data import Sampler
 
+from staytrue.data.due_order import shuffled
 from staytrue.data.tokenize import Encoded
 
 
@@ -66,8 +67,14 @@ class AuxiliaryRows:
         first, last = (floor(self.share * n + 0.5) for n in (before, after))
         return [self._row(i) for i in range(first, last)]
 
+    def rarity(self, task_rows: int) -> float:
+        """Return the number of steps for each row, in steps of so many task rows; 1 where every step has a row.
+
+        A penalty on rows that are due in every fourth step is counted four times there, so that its mean over the
+        steps, and with it what a weight means, does not depend on the number of task rows in a step.
+        """
+        return max(1.0, 1 / (self.share * task_rows)) if task_rows else 1.0
+
     def _row(self, index: int) -> Encoded:
         turn, place = divmod(index, len(self.rows))
-        numbers = list(range(len(self.rows)))
-        random.Random(f"{self.seed} {turn}").shuffle(numbers)
-        return self.rows[numbers[place]]
+        return self.rows[shuffled(len(self.rows), self.seed, turn)[place]]

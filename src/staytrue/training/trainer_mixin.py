@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from staytrue.training.guard import Guard
 from staytrue.training.micro_batch import MicroBatch
 from staytrue.training.outcome import Outcome
 from staytrue.training.trl_datasets import TRLRows
+from staytrue.utils.console import bar
 
 _Trainer: Any = object  # whichever trainer stands beside Guarded among a class's bases
 
@@ -117,7 +119,9 @@ class Guarded(_Trainer):  # type: ignore[misc]
         self.outcome = Outcome()
         self.add_callback(self.outcome)
         self._untouched.tokenizer = tokenizer = self._tokenizer
-        self.guard.attach(self.model, self._untouched, self._encode_auxiliary_rows, padding_id(tokenizer))
+        main, ahead = self.accelerator.is_main_process, self._task_rows_ahead()
+        with bar("answers", quiet=self.args.disable_tqdm or not main) as self._untouched.progress:
+            self.guard.attach(self.model, self._untouched, self._encode_auxiliary_rows, padding_id(tokenizer), ahead)
         self.fused_head, self.which_head = self._own_head()
 
     def _own_head(self) -> tuple[FusedLMHead | None, str]:
@@ -183,6 +187,16 @@ class Guarded(_Trainer):  # type: ignore[misc]
         """Which share of the rows are the task's own."""
         return 1.0
 
+    def _task_rows_ahead(self) -> int | None:
+        """How many task rows this run trains on; None if the trainer joins rows, or does not know how many it has."""
+        args, dataset = self.args, self.train_dataset
+        if getattr(args, "packing", False) or (args.max_steps <= 0 and not isinstance(dataset, Sized)):
+            return None
+        step: int = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        copies = args.num_generations if self._prompts else 1
+        rows: int = step * args.max_steps if args.max_steps > 0 else ceil(args.num_train_epochs * len(dataset) * copies)
+        return ceil(rows * self._task_share())
+
     def _send_telemetry(self) -> None:
         """Send no usage ping; trl's would go out, since its environment variable is read before this file is."""
 
@@ -222,7 +236,8 @@ class Guarded(_Trainer):  # type: ignore[misc]
         """
         output = super().train(*args, **kwargs)
         if self._owns_guard:
-            self.projected = self.guard.project(self.model)
+            with bar("projection", quiet=self.args.disable_tqdm or not self.accelerator.is_main_process) as progress:
+                self.projected = self.guard.project(self.model, progress)
         return output
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
