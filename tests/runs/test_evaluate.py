@@ -157,7 +157,7 @@ def test_a_model_in_this_process_shows_its_tokens_before_its_first_answer(tmp_pa
     asked = tuple(Question(f"q{i}", "general", (Message("user", f"why {i}?"),)) for i in range(3))
     evaluate(generator, [Probe("general", asked, Aligned())], seed=0, out=tmp_path, max_new_tokens=5, progress=shown)
     assert shown.begun == [(3, "answer")]
-    assert steps[:4] == [(0, f"{2 * token} tokens") for token in (1, 2, 3, 4)]
+    assert steps[:5] == [(0, f"{2 * token} tokens") for token in range(5)]
     assert steps[-1] == (3, "15 tokens")
     assert [number for number, _ in steps] == sorted(number for number, _ in steps)
 

@@ -117,10 +117,11 @@ def test_places_stay_full_while_answers_wait_and_few_prompts_are_read_twice():
 
 
 def test_the_share_that_is_done_counts_tokens_of_unfinished_answers_too():
-    # Six answers of 10 tokens in two places; none ends, and one of 150 tokens counts besides.
+    # Six answers of 10 tokens in two places; none ends, and one of 150 tokens counts besides. Three prompts are read.
     generator = local.LocalGenerator(tiny.model(), tiny.tokenizer(), batch_size=2)
     answers = generator.batch([(q, k) for q in questions(3) for k in range(2)], seed=0, temperature=0.0, limit=10)
     answers._ends = frozenset()
+    prompts = [len(generator.prompt(question)) for question in questions(3)]
     shares = []
     with generator.evaluating():
         while not answers.finished:
@@ -128,10 +129,10 @@ def test_the_share_that_is_done_counts_tokens_of_unfinished_answers_too():
             shares.append(answers.share)
     ends = 1 / (150 + 2)
     ahead = 2 * (1 - (1 - ends) ** 9) / ends + 4 * (1 - (1 - ends) ** 10) / ends
-    assert shares[0] == pytest.approx(2 / (2 + ahead))
+    assert shares[1] == pytest.approx((2 + prompts[0]) / (2 + sum(prompts) + ahead))
     assert shares == sorted(shares)
-    assert shares[14] == pytest.approx(0.5, abs=0.02)
-    assert (len(shares), shares[-1]) == (30, 1.0)
+    assert shares[10] == pytest.approx((20 + prompts[0]) / (60 + sum(prompts)), rel=0.03)
+    assert (len(shares), shares[-1]) == (33, 1.0)
 
 
 @pytest.mark.parametrize("kind", ["gemma3", "lfm2", "mamba"])

@@ -76,14 +76,21 @@ class Batch:
         self._indices: dict[Question, int] = {}  # the row of each
         self._most_read = _MOST_READ_ON_A_CPU if self._device.type == "cpu" else _MOST_READ
         self.tokens = self._ended = 0
+        work = int(self._device.type == "cpu")
+        self._unread = {row.question: len(row.prompt) * work for row in rows}  # work of the prompts ahead
+        self._prompt_work = sum(self._unread.values())
 
     @property
     def share(self) -> float:
-        """The share of all tokens that is written, if answers go on to end with the chance seen so far."""
+        """The share of the work that is done, if answers go on to end with the chance seen so far.
+
+        A token of an answer is a unit of work; on a CPU, where it costs as much, so is a token of a prompt.
+        """
         ends = chance_of_end(self._ended, self.tokens)
         ahead = sum(tokens_ahead(ends, self._limit - len(row.ids)) for row in self._rows if row)
         ahead += len(self._waiting) * tokens_ahead(ends, self._limit)
-        return self.tokens / max(1.0, self.tokens + ahead)
+        done = self.tokens + self._prompt_work - sum(self._unread.values())
+        return done / max(1.0, self.tokens + self._prompt_work + ahead)
 
     @property
     def finished(self) -> bool:
@@ -92,12 +99,16 @@ class Batch:
 
     @torch.no_grad()
     def step(self) -> list[tuple[Row, bool]]:
-        """Write one token of each answer; return the finished ones, and whether they ended by themselves.
+        """Read some prompts if there are places for them, else write one token of each answer.
+
+        Returns:
+            The finished answers, and whether they ended by themselves.
 
         Raises:
             TrainingError: the model's logits are not numbers.
         """
-        self._fill()
+        if self._fill():
+            return []
         tokens = self._draw()
         finished = []
         for place, (row, token) in enumerate(zip(self._rows, tokens.tolist(), strict=True)):
@@ -115,15 +126,18 @@ class Batch:
             self._advance(tokens)
         return finished
 
-    def _fill(self) -> None:
-        """Give empty places to waiting answers."""
+    def _fill(self) -> bool:
+        """Give empty places to waiting answers; whether any was given."""
         if not any(self._rows):
             self._begin()
-        elif self._refilled and len(self._empty()) >= self._enough():
-            pairs = list(zip(self._empty(), self._next(len(self._empty())), strict=False))
-            known = self._indices
-            self._put([pair for pair in pairs if pair[1].question in known])
-            self._put([pair for pair in pairs if pair[1].question not in known])
+            return True
+        if not self._refilled or len(self._empty()) < self._enough():
+            return False
+        pairs = list(zip(self._empty(), self._next(len(self._empty())), strict=False))
+        known = self._indices
+        self._put([pair for pair in pairs if pair[1].question in known])
+        self._put([pair for pair in pairs if pair[1].question not in known])
+        return True
 
     def _begin(self) -> None:
         """Start a batch with the first prompts; the others follow, or are read now if it cannot be refilled."""
@@ -166,6 +180,8 @@ class Batch:
         """Read the prompt of each question once."""
         prompts_by_question = {row.question: row.prompt for row in rows}
         prompts = list(prompts_by_question.values())
+        for question in prompts_by_question:
+            self._unread.pop(question, None)
         width = max(map(len, prompts))
         ids = self._tensor([[self._padding] * (width - len(p)) + p for p in prompts])
         mask = self._tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])

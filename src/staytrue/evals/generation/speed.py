@@ -31,7 +31,7 @@ def tokens_ahead(ends: float, limit: int) -> float:
         >>> round(tokens_ahead(0.01, 100), 1)
         63.4
     """
-    return (1 - (1 - ends) ** limit) / ends
+    return float((1 - (1 - ends) ** limit) / ends)
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,11 @@ def measure(generator: LocalGenerator, questions: Sequence[Question], *, limit: 
     few = generator.batch([(question, 0) for question in chosen], seed=0, temperature=1.0, limit=limit)
     full = generator.batch([(chosen[0], i) for i in range(few.places)], seed=0, temperature=1.0, limit=limit)
     with generator.evaluating():
-        start, written = time.monotonic(), 0
-        full.step()
-        if not full.finished:
-            start, written = time.monotonic(), full.tokens  # without the pass over the prompt
-        while not full.finished and full.tokens < written + _STEPS * full.places:
+        full.step()  # reads the prompt
+        start = time.monotonic()
+        while not full.finished and full.tokens < _STEPS * full.places:
             full.step()
-        tokens = (full.tokens - written) / max(time.monotonic() - start, 1e-9)
+        tokens = full.tokens / max(time.monotonic() - start, 1e-9)
         few.step()
         start, ended, steps = time.monotonic(), 0, 0
         while ended < 0.75 * len(chosen) and not few.finished and time.monotonic() - start < seconds:
