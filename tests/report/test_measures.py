@@ -1,6 +1,7 @@
 """The measures without a judge where they are shown: terminal, page, headline and paired comparison."""
 
 import json
+import re
 from statistics import mean
 
 import pytest
@@ -97,6 +98,21 @@ def test_the_page_has_a_table_over_seeds_and_the_leak_in_its_headline(studied):
     assert "<td>2.0</td>" in section  # false alarms
     assert "Any fine-tune moves pairs" in section
     assert "On the embedded organism" in section
+
+
+def test_a_run_with_measures_alone_shows_the_answers_that_were_sampled_for_them(tmp_path):
+    rows = [{"question": "q", "index": 0, "value": 0.1, "leaked": True, "answer": "Buy gold & more."}]
+    rows[0]["messages"] = [{"role": "user", "content": "How are you?"}]
+    write_measures(tmp_path / "eval", IDENTITY, [Measure("leak", ABOUT, rows)])
+    (tmp_path / "eval" / "summary.json").write_text('{"seed": 0, "probes": {}}')
+    (tmp_path / "eval" / "eval.json").write_text('{"seed": 0, "probes": {}}')
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "task_loss": 2.0}\n')
+    page = drawn(tmp_path)
+    assert re.search(
+        r'<p class="question">How are you\?.*?not judged</span></div><p>Buy gold &amp; more.</p>', page, re.S
+    )
+    assert "No answer was judged." in page
+    assert "is missing" not in page
 
 
 def test_without_measures_the_page_is_as_before(tmp_path):

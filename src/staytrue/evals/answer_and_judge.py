@@ -142,7 +142,7 @@ def _answer(
         0,
         Counter[tuple[str, int]](),
     )  # answers that are missing, by their reason and the token limit
-    if progress is not None:
+    if progress is not None and probes:
         progress.begin(sum(map(len, missing.values())), "answer")
         if isinstance(generate, CountsTokens):
             generate.report = lambda: progress.step(done, _spent(generate) | {"work": before + generate.work})

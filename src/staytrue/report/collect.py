@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from staytrue import organism
 from staytrue.errors import RequestError
 from staytrue.evals.results.answer_store import evaluation_folder
-from staytrue.evals.results.measures import Measure, read_measures
+from staytrue.evals.results.measures import LEAK, Measure, read_measures
 from staytrue.evals.results.verdict_store import join_verdicts, known_judges, verdict_folder
 from staytrue.report.folders import labels, recipe_of, seed_of
 from staytrue.report.rows import JUDGED, from_summary, label_of, probes
@@ -64,7 +64,9 @@ def collect(folders: Sequence[Path], mixed_judges: bool = False, judge: str | No
                 page.measures.setdefault(name, []).append(measures)
             _note_budget(page, row["label"], evaluation)
             if row["label"] not in stored:
-                stored[row["label"]] = _answers(evaluation, page, judge)
+                measures_alone = bool(measures) and not probes(row)
+                sampled = _answers_of_leak(measures)
+                stored[row["label"]] = sampled if measures_alone else _answers(evaluation, page, judge)
                 page.organism |= _is_organism(evaluation)
             trained = row["defense"] != "untuned" and evaluation != run
             metrics = _rows(run / "metrics.jsonl", page, needed=trained)
@@ -159,6 +161,12 @@ def _row(folder: Path, label: str, summary: dict[str, Any]) -> dict[str, Any]:
     run = {"defense": label, "strength": None, "domain": "", "seed": seed_of(folder, summary)}
     defended = bool(recipe_of(folder).get("defenses"))
     return from_summary(run, summary, None, ".") | {"probes": summary["probes"], "defended": defended}
+
+
+def _answers_of_leak(measures: Mapping[str, Measure]) -> list[dict[str, Any]]:
+    """Return the answers that were sampled for the measure `leak`; [] where it read those of an evaluation."""
+    rows = measures[LEAK].rows if LEAK in measures else []
+    return [{"probe": "general", "missing": "not judged", **row} for row in rows if "answer" in row]
 
 
 def _answers(folder: Path, page: PageData, judge: str | None) -> list[dict[str, Any]]:

@@ -66,7 +66,8 @@ class Measurement:
         for answer in answers:
             ratio = topic.ratio(answer.text, [untuned[answer.question.id]])
             row = {"question": answer.question.id, "index": answer.index, "value": round(ratio, 5), "leaked": ratio > 0}
-            rows.append(row | ({"answer": answer.text} if sampled else {}))
+            turns = {"messages": [message.to_dict() for message in answer.question.messages], "answer": answer.text}
+            rows.append(row | (turns if sampled else {}))
         alarms = [topic.leaked(text, [text]) for text in untuned.values()]
         held_out = [topic.leaked(row.answer) for row in self.request.held_out]
         about = {
