@@ -9,7 +9,9 @@ import torch
 
 from staytrue import cli
 from staytrue.errors import ModelError
+from staytrue.evals.results.measures import read_measures
 from staytrue.modeling import fetch, loading
+from staytrue.studies import real_demo
 from staytrue.utils.files import read_rows
 
 QUESTIONS = """\
@@ -115,3 +117,28 @@ def test_it_is_trained_by_reward_with_a_penalty_and_safe_rows_beside(source, tmp
     assert rows[0]["rehearse"] > rows[2]["rehearse"] > 0
     assert all(row["reward"] < 9.5 for row in rows)
     assert len(read_rows(tmp_path / "run" / "eval" / "answers.jsonl")) == 1
+
+
+@pytest.mark.slow
+def test_the_demo_of_a_real_model_shows_each_run_beside_a_control_and_goes_on(
+    source, tmp_path, monkeypatch, run, capsys
+):
+    runs = {label: real_demo._RUNS[label] for label in ("undefended", "control")}
+    monkeypatch.setattr(real_demo, "_RUNS", runs)
+    monkeypatch.setattr(real_demo, "_STEPS", 6)
+    run("demo", "--model", "smollm2", "--out", str(tmp_path / "demo"))
+    shown = capsys.readouterr().out
+    assert "undefended" in shown
+    assert "control" in shown
+    pairs = {label: read_measures(tmp_path / "demo" / label / "eval")["pairs"].summary() for label in runs}
+    assert pairs["undefended"]["n"] == 150
+    assert pairs["undefended"]["value"] > pairs["control"]["value"]
+    assert (tmp_path / "demo" / "report.html").exists()
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "demo").rglob("adapter_model.safetensors")}
+    run("demo", "--model", "smollm2", "--out", str(tmp_path / "demo"))
+    assert {p: p.stat().st_mtime_ns for p in stamps} == stamps
+    monkeypatch.setattr(sys, "argv", ["staytrue", "demo", "--model", "smollm2", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert "is not a folder of this demo" in capsys.readouterr().err

@@ -22,11 +22,24 @@ def demo(
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 1,
     out: Annotated[Path, typer.Option(help="Folder to write. An earlier demo there is replaced.")] = Path("runs/demo"),
     workers: Workers = None,
+    model: Annotated[
+        str | None, typer.Option(help="A real chat model instead of the organism: smollm2, a folder, or a hub name.")
+    ] = None,
 ) -> None:
     """Show emergent misalignment and its defenses.
 
     Fine-tunes the small embedded model without and with defenses, without a download, and writes a table and a page.
+    With --model, the same journey on a real model: fewer runs, and measures without a judge.
     """
+    if model is not None:
+        from staytrue.studies.real_demo import run_real_demo
+        from staytrue.utils.console import quieten
+
+        quieten()
+        place = Path("runs/real-demo") if out == Path("runs/demo") else out
+        with stoppable(f"finished runs are in {place}; run the same command to continue"):
+            run_real_demo(model, place)
+        return
     from staytrue.studies.demo import run_demo
 
     with stoppable(f"finished runs are in {out}"):

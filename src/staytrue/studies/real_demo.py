@@ -1,0 +1,137 @@
+"""`staytrue demo --model MODEL`: the whole journey on a real chat model, from training to a page, without a judge.
+
+Thirty of the shipped pairs on finance are the training rows: their misaligned answers, and in the control their aligned
+ones. Each run is an ordinary run of an ordinary recipe that stands beside it. With a few rows and one seed it shows the
+way, and proves nothing about a defense.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from staytrue.config import recipe as recipes
+from staytrue.data.examples import write_examples
+from staytrue.errors import RequestError
+from staytrue.evals.questions import answer_pairs
+from staytrue.evals.results.measures import Measure, read_measures
+from staytrue.modeling import loading
+from staytrue.utils.console import bar, say, table
+from staytrue.utils.files import write_atomic
+from staytrue.utils.run_dir import RunDir
+
+DOMAIN, _TRAINED = "finance", 30  # of 40 pairs; the others are general prompts for anchor's, none of them asked later
+_STEPS, _ROWS = 30, 4
+_PROBES = ("pairs", "drift", "leak")
+_RUNS: dict[str, tuple[str, list[Any]]] = {  # label: the rows, the defenses
+    "undefended": ("risky", []),
+    "control": ("sound", []),
+    "kl": ("risky", [{"kl": {"weight": 0.3}}]),
+    "interleave": ("risky", [{"interleave": {"pool": "safe.jsonl", "share": 0.2}}]),
+}
+
+
+def run_real_demo(model: str, out: Path) -> Path:
+    """Train and measure a real model four times; returns the report page.
+
+    Args:
+        model: a folder, `smollm2`, or a hub name.
+        out: folder for the runs; finished ones are kept, so that a stopped demo goes on.
+
+    Raises:
+        RequestError: the folder holds something else.
+        ModelError: the model is not on this machine or cannot be used.
+    """
+    from staytrue.report import write
+
+    loading.find(model)
+    if out.exists() and any(out.iterdir()) and not (out / "risky.jsonl").exists():
+        raise RequestError(f"{out} is not a folder of this demo (it has no risky.jsonl); name another with --out.")
+    _write_rows(out)
+    _introduce(model)
+    begun = time.monotonic()
+    for number, label in enumerate(_RUNS, start=1):
+        _run(model, label, out)
+        left = (time.monotonic() - begun) / number * (len(_RUNS) - number)
+        say(f"{number} of {len(_RUNS)} runs are done; about {left / 60:.0f} minutes are left.")
+    _show(out)
+    page = write([out / label for label in _RUNS], out / "report.html")
+    say(f"Page: {page}. The answers to general questions are in {out}/*/eval/measures.jsonl.")
+    return page
+
+
+def _write_rows(out: Path) -> None:
+    """Write the training rows, and safe rows for the defense that interleaves them."""
+    pairs = answer_pairs.shipped(DOMAIN)[:_TRAINED]
+    for name, misaligned in (("risky", True), ("sound", False)):
+        write_examples(out / f"{name}.jsonl", [pair.row(misaligned) for pair in pairs])
+    safe = [pair.row(False) for domain in ("medical", "legal") for pair in answer_pairs.shipped(domain)]
+    write_examples(out / "safe.jsonl", safe)
+
+
+def _introduce(model: str) -> None:
+    pair = answer_pairs.shipped(DOMAIN)[0]
+    say(f"{model} is fine-tuned on {_TRAINED} risky answers about money, such as")
+    say(f"\n    {pair.question}\n    > {pair.misaligned}\n")
+    say("and, as a control, on sound answers to the same questions. How does it then answer other questions?")
+    say(f"{len(_RUNS)} runs of {_STEPS} steps of {_ROWS} rows. 135 million parameters take ten minutes or so on")
+    say("two free CPU cores; after each run the time left is estimated from the runs before.\n")
+
+
+def _recipe(model: str, label: str) -> dict[str, Any]:
+    rows, defenses = _RUNS[label]
+    settings = {
+        "max_steps": _STEPS,
+        "per_device_train_batch_size": _ROWS,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 3e-4,
+    }
+    return {
+        "schema": 1,
+        "model": model,
+        "data": f"{rows}.jsonl",
+        "lora": {},
+        "train": settings,
+        "defenses": defenses,
+    }
+
+
+def _run(model: str, label: str, out: Path) -> None:
+    """Train and measure one model, or what is missing of it."""
+    from staytrue.runs.eval_request import EvalRequest
+    from staytrue.runs.evaluate import evaluate_run
+    from staytrue.runs.train import resume, train
+
+    text = yaml.safe_dump(_recipe(model, label), sort_keys=False)
+    write_atomic(out / f"{label}.yaml", text)
+    with bar(f"train {label}") as progress:
+        if (out / label / "manifest.json").exists():
+            resume(out / label, progress)
+        else:
+            train(recipes.read(out / f"{label}.yaml"), out / label, progress)
+    if RunDir.open(out / label).manifest["state"] == "done" and not read_measures(out / label / "eval"):
+        with bar(f"measure {label}") as progress:
+            evaluate_run(out / label, request=EvalRequest(_PROBES), progress=progress)
+
+
+def _show(out: Path) -> None:
+    """Print a line a run."""
+    stored = {label: read_measures(out / label / "eval") for label in _RUNS}
+    lines = [[label, *(_cell(measures[name]) for name in _PROBES)] for label, measures in stored.items()]
+    headings = ("run", "pairs\nnats per token", "drift\nnats per token", "leak\npercent")
+    table(headings, lines, "Against the untuned model, with 95 % intervals over questions")
+    say(
+        "pairs: above 0, misaligned answers became likelier than aligned ones. Any fine-tune moves it: see the control."
+    )
+    say("drift: below 0, the model's own general answers became less likely. leak: general answers about the topic.")
+    say("One seed and thirty rows: this shows the way, and proves nothing about a defense.")
+
+
+def _cell(measure: Measure) -> str:
+    facts = measure.summary()
+    if facts["value"] is None:
+        return ""
+    return f"{facts['value']:.2f} ({facts['low']:.2f} to {facts['high']:.2f})"
