@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from contextlib import suppress
 
 import pytest
 
@@ -119,6 +120,32 @@ def test_a_disk_that_cannot_be_written_leaves_the_older_checkpoint_and_nothing_h
         made.commit(2, full)
     assert names(made) == ["checkpoint-1"]
     assert made.newest() == tmp_path / "checkpoint-1"
+
+
+def test_a_disk_that_is_full_at_any_call_of_a_commit_leaves_a_whole_checkpoint(tmp_path, monkeypatch):
+    """Each call that writes fails once; the older checkpoint is whole, or the new one if only the last flush failed."""
+    for number in itertools.count(1):
+        made, calls = Checkpoints(tmp_path / str(number), keep=1), itertools.count(1)
+        made.commit(1, files(b"one"))
+
+        def failing(real, number=number, calls=calls):
+            def call(*args, **kwargs):
+                if next(calls) == number:
+                    raise OSError(28, "No space left on device")
+                return real(*args, **kwargs)
+
+            return call
+
+        with monkeypatch.context() as patched:
+            for name in ("fsync", "rename", "replace", "open", "mkdir"):
+                patched.setattr(os, name, failing(getattr(os, name)))
+            with suppress(TrainingError):  # a removal that fails is not needed
+                made.commit(2, files(b"two"))
+        assert set(names(made)) <= {"checkpoint-1", "checkpoint-2"}
+        assert made.newest() is not None
+        if next(calls) <= number:  # every call has failed once
+            break
+    assert number > 12
 
 
 CHILD = """
