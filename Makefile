@@ -5,6 +5,7 @@
 # make test-lowest   the tests with the lowest versions that pyproject.toml declares, in an environment of its own
 # make docs   the documentation as a website in build/docs (warnings are errors), and its tutorials executed
 # make defenses-page  docs/defenses.md, from the defenses' docstrings (make check and make docs do it first)
+# make soak   crash tests of an hour: hundreds of kills and thousands of flipped bytes; writes docs/reliability.md
 # Each sets up what it needs in .venv; nothing else on the machine is touched.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -21,7 +22,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-slow test-tools test-model test-inspect test-lowest check docs defenses-page diagrams bench \
+.PHONY: demo test test-slow soak test-tools test-model test-inspect test-lowest check docs defenses-page diagrams bench \
 	bench-full clean
 
 demo: $(INSTALLED)
@@ -33,6 +34,9 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -q -n logical --maxprocesses 4 --dist worksteal
+
+soak: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py
 
 # What only some tests need: a browser that opens the report page. Debian and Ubuntu; as root or through sudo.
 test-tools:
