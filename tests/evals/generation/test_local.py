@@ -105,15 +105,44 @@ def test_a_finished_answers_place_is_taken_by_the_next_prompt(kind, places, monk
 def test_places_stay_full_while_answers_wait_and_few_prompts_are_read_twice():
     model, tokenizer = copy.deepcopy(tiny.model()), tiny.tokenizer()
     model.generation_config.eos_token_id = list(range(5, 25))  # about one token in fifteen ends an answer
-    local.check_generation(model)
-    shapes = forwards(model)
-    answers = sample(model, tokenizer, questions(8), per_question=16, seed=0, max_new_tokens=60, batch_size=8)
-    reads, steps = [s for s in shapes if s[1] > 1], [s for s in shapes if s[1] == 1]
-    assert [a.index for a in answers] == list(range(16)) * 8
-    assert sum(rows for rows, _ in reads) <= 2 * 8  # one more where the batch began, and where samples did not fit
-    full = [rows for rows, _ in steps[:-60]]
-    assert set(full) == {8}  # until the last answers are written
-    assert len(steps) < 0.5 * 16 * max(map(len, [tokenizer(a.text)["input_ids"] for a in answers]))  # 16 batches of 8
+    generator = local.LocalGenerator(model, tokenizer, batch_size=8)
+    shapes, finished = forwards(model), []
+    answers = generator.batch([(q, k) for q in questions(8) for k in range(16)], seed=0, temperature=1.0, limit=60)
+    with generator.evaluating():
+        while not answers.finished:
+            finished += [(row.question.id, row.index) for row, _ in answers.step()]
+    reads, steps = [rows for rows, width in shapes if width > 1], [rows for rows, width in shapes if width == 1]
+    assert sorted(finished) == sorted((q.id, k) for q in questions(8) for k in range(16))
+    assert sum(reads) <= 2 * 8  # once more where samples of a question did not fit beside the others
+    assert set(steps[:-60]) == {8}  # until the last answers are written
+    assert len(steps) < 1.1 * answers.tokens / 8 + 60  # batch by batch, it takes the longest of each eight
+
+
+def cache_of(model, texts):
+    """A cache that has read texts, padded on the left."""
+    width = max(map(len, texts))
+    ids = torch.tensor([[0] * (width - len(text)) + text for text in texts])
+    return kv_cache.CachedModel(model, ids, torch.tensor([[0] * (width - len(t)) + [1] * len(t) for t in texts]))
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama3"])  # the others have sliding windows
+@pytest.mark.parametrize("spare", [2, 32])
+@torch.no_grad()
+def test_rows_that_are_put_into_a_cache_have_the_logits_of_their_text_alone(kind, spare, monkeypatch):
+    monkeypatch.setattr(kv_cache, "_SPARE", spare)
+    model, tensor = tiny.model(kind), torch.tensor
+    texts = [[9, 8, 7], [6, 5, 4, 3, 2], [3, 1]]
+    cached = cache_of(model, texts)
+    for others in ([[7], [2, 4, 6, 8, 10, 12, 14, 16, 18]], [[11, 12], [13]], [[5, 6, 7], [8, 9]]):
+        assert cached.refillable
+        cached.put(tensor([2, 0]), cache_of(model, others), tensor([1, 0]))  # longer and shorter than what is there
+        texts[2], texts[0] = others[1], others[0]
+        for token in (21, 22, 23):
+            cached.advance(tensor([token, token + 10, token + 20]))
+            texts = [[*text, token + 10 * i] for i, text in enumerate(texts)]
+            alone = torch.cat([model(tensor([text])).logits[:, -1] for text in texts])
+            assert torch.allclose(cached.logits, alone, atol=1e-4)
+    assert cached._mask.shape[1] <= max(map(len, texts)) + spare  # unused columns are cut off
 
 
 def test_the_share_that_is_done_counts_tokens_of_unfinished_answers_too():
