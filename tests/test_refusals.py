@@ -112,7 +112,7 @@ WRONG = {
         all_refusals, RecipeError, r"no row of .*p\.jsonl is left after the filters; bring another pool"),
     "a pool of evaluation questions": (all_asked, RecipeError, r"no row of .*p\.jsonl is left after the filters"),
     "anchors of evaluation questions": (
-        anchors_all_asked, RecipeError, "anchor: no row is left to put beside the batch; check its file"),
+        anchors_all_asked, RecipeError, "holds nothing but questions of the run.s own evaluation"),
     "anchors without the answers": (
         anchors_without_answers, RecipeError, r"row 2 of .*p\.jsonl ends without an answer.*set answers: sampled"),
     "a pool scored with another model": (

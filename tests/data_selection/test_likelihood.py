@@ -29,12 +29,12 @@ def test_a_distribution_by_hand(blocks):
 def test_it_is_the_softmax_over_the_whole_vocabulary(blocks, bias, scale, softcap):
     noise = torch.Generator().manual_seed(0)
     head = Head(torch.randn(7, 4, generator=noise), bias, scale, softcap)
-    hidden, wanted = torch.randn(5, 4, generator=noise), torch.tensor([0, 6, 3, 2, 5])
+    hidden, targets = torch.randn(5, 4, generator=noise), torch.tensor([0, 6, 3, 2, 5])
     log_p = head.logits(hidden).double().log_softmax(-1)
-    nll, entropy = likelihood(hidden, wanted, head, entropy=True)
-    assert torch.allclose(nll.double(), -log_p.gather(1, wanted[:, None])[:, 0], rtol=1e-5, atol=1e-7)
+    nll, entropy = likelihood(hidden, targets, head, entropy=True)
+    assert torch.allclose(nll.double(), -log_p.gather(1, targets[:, None])[:, 0], rtol=1e-5, atol=1e-7)
     assert torch.allclose(entropy.double(), -(log_p.exp() * log_p).sum(-1), rtol=1e-5, atol=1e-6)
-    assert torch.equal(likelihood(hidden, wanted, head)[0], nll)
+    assert torch.equal(likelihood(hidden, targets, head)[0], nll)
 
 
 def test_a_token_that_is_nearly_certain_keeps_its_digits(blocks):

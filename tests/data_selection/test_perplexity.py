@@ -35,15 +35,15 @@ def test_a_row_that_misaligned_models_find_harder_scores_higher():
 
 def test_batches_hold_every_row_once_longest_first_and_waste_little():
     lengths = [100, 99, 98, 50, 3000, 2000, 5000, 10, 10, 10]
-    made = list(batches(lengths))
-    assert sorted(i for batch in made for i in batch) == list(range(10))
-    assert made[0] == [6]  # longer than the budget: alone
-    for batch in made:
+    built = list(batches(lengths))
+    assert sorted(i for batch in built for i in batch) == list(range(10))
+    assert built[0] == [6]  # longer than the budget: alone
+    for batch in built:
         widest = max(lengths[i] for i in batch)
         padded = widest * len(batch)
         assert len(batch) == 1 or padded <= 4096
         assert padded - sum(lengths[i] for i in batch) <= 0.03 * padded
-    assert [100, 99, 98] in [[lengths[i] for i in batch] for batch in made]
+    assert [100, 99, 98] in [[lengths[i] for i in batch] for batch in built]
 
 
 @pytest.mark.parametrize("rows", [64, 512])
@@ -61,9 +61,9 @@ def adapters(kind, folder, names=("a", "b", "c")):
     """A tiny model and adapters of it, moved in different directions."""
     tiny.save(kind, folder / "model")
     for seed, name in enumerate(names):
-        made = tiny.lora(tiny.model(kind))
-        tiny.nudge(made, 0.3, seed)
-        made.save_pretrained(str(folder / name), safe_serialization=True)
+        built = tiny.lora(tiny.model(kind))
+        tiny.nudge(built, 0.3, seed)
+        built.save_pretrained(str(folder / name), safe_serialization=True)
     return {name: folder / name for name in names}
 
 
@@ -99,8 +99,8 @@ class Pool:
 
     def calls_for(self, *args, **options):
         before = self.calls
-        found = self.losses(*args, **options)
-        return self.calls - before, found
+        results = self.losses(*args, **options)
+        return self.calls - before, results
 
 
 @torch.no_grad()
@@ -110,9 +110,9 @@ def published(model, row, name=None):
         model.set_adapter(name)
     with nullcontext() if name else model.disable_adapter():
         logits = model(input_ids=torch.tensor([row.input_ids])).logits[0, :-1].double()
-    law, said = logits.log_softmax(-1), torch.tensor(row.labels[1:])
-    kept = said != -100
-    return -law[kept].gather(1, said[kept, None])[:, 0], -(law.exp() * law).sum(-1)[kept]
+    law, targets = logits.log_softmax(-1), torch.tensor(row.labels[1:])
+    kept = targets != -100
+    return -law[kept].gather(1, targets[kept, None])[:, 0], -(law.exp() * law).sum(-1)[kept]
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "gemma3"])  # gemma3: tied, soft-capped, sliding windows
@@ -152,10 +152,10 @@ def test_merging_gives_the_weights_back_to_the_bit_also_when_it_is_stopped(adapt
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")
 def test_an_embedding_that_is_also_the_head_is_not_merged(tmp_path):
-    made = tiny.model("gemma3")
-    assert made.lm_head.weight is made.model.embed_tokens.weight
+    built = tiny.model("gemma3")
+    assert built.lm_head.weight is built.model.embed_tokens.weight
     config = LoraConfig(r=4, target_modules=["embed_tokens", "q_proj"], ensure_weight_tying=False)
-    model = get_peft_model(made, config).eval()
+    model = get_peft_model(built, config).eval()
     for name, weight in model.named_parameters():
         if "lora" in name:
             torch.nn.init.normal_(weight, std=0.3)
@@ -202,18 +202,18 @@ def test_what_is_cached_is_not_computed_again_and_another_model_is(adapted, tmp_
 def test_another_misaligned_model_costs_its_own_pass_and_no_more(tmp_path):
     pool = Pool(together(tmp_path, adapters("qwen2", tmp_path)), tmp_path, tiny.rows(4))
     one, _ = pool.calls_for(["a"])
-    another, found = pool.calls_for(["a", "c"])
+    another, results = pool.calls_for(["a", "c"])
     assert one == 2 * another
-    assert pool.calls_for(["c", "a"]) == (0, found)
-    assert set(found[0].misaligned) == {"a", "c"}
+    assert pool.calls_for(["c", "a"]) == (0, results)
+    assert set(results[0].misaligned) == {"a", "c"}
 
 
 def test_a_row_that_stands_twice_is_read_once(adapted, tmp_path):
     folder, folders = adapted
     row = tiny.rows(1)
     pool = Pool(together(folder, folders), tmp_path, row * 3)
-    passes, found = pool.calls_for()
-    assert found[0] == found[1] == found[2]
+    passes, results = pool.calls_for()
+    assert results[0] == results[1] == results[2]
     assert len(pool.cache.read_text().splitlines()) == passes == 3
 
 
@@ -221,7 +221,7 @@ def test_a_pass_that_is_stopped_goes_on_to_the_same_numbers(adapted, tmp_path):
     folder, folders = adapted
     rows = tiny.rows(9)
     undisturbed = Pool(together(folder, folders), tmp_path, rows)
-    wanted, passes = undisturbed.losses(), undisturbed.calls
+    undisturbed_losses, passes = undisturbed.losses(), undisturbed.calls
     for stop_at in (2, passes // 2 + 1, passes):
         undisturbed.cache.unlink()
         pool = Pool(together(folder, folders), tmp_path, rows)
@@ -230,9 +230,9 @@ def test_a_pass_that_is_stopped_goes_on_to_the_same_numbers(adapted, tmp_path):
             pool.losses()
         with pool.cache.open("ab") as file:
             file.write(b'{"key": "torn')
-        again, found = pool.calls_for()
+        again, results = pool.calls_for()
         assert again == passes - stop_at + 1  # none is repeated but the one that did not come through
-        assert found == wanted
+        assert results == undisturbed_losses
 
 
 def test_a_cache_of_another_form_is_left_alone(adapted, tmp_path):

@@ -40,15 +40,15 @@ def side_rows():
     ("forward", "expected"), [(False, (SMALL + LARGE) / 2), (True, (SMALL_FORWARD + LARGE_FORWARD) / 2)]
 )
 def test_it_is_the_mean_over_its_own_answer_tokens_only(forward, expected):
-    own = side_rows().rows(0, 1, counts_of([OWN]))
-    value = Anchor("unread", forward=forward).penalty(own)
+    anchor_step = side_rows().rows(0, 1, counts_of([OWN]))
+    value = Anchor("unread", forward=forward).penalty(anchor_step)
     assert value.item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_its_own_rows_elsewhere_in_the_optimizer_step_count_too():
     # Three such rows are due in the step, six answer tokens, and one of the rows is here.
-    own = side_rows().rows(0, 1, counts_of([OWN] * 3))
-    assert Anchor("unread").penalty(own).item() == pytest.approx((SMALL + LARGE) / 6, rel=1e-6)
+    anchor_step = side_rows().rows(0, 1, counts_of([OWN] * 3))
+    assert Anchor("unread").penalty(anchor_step).item() == pytest.approx((SMALL + LARGE) / 6, rel=1e-6)
 
 
 def test_its_gradient_is_on_its_own_answer_tokens_only():

@@ -10,14 +10,14 @@ from staytrue.defenses.constrained_sft import ConstrainedSFT, log_cosh
 from staytrue.step import Step
 
 
-def with_tokens(made, tokens):
-    return Step(made.policy, made.marks, made._totals, made._head, made._replay, torch.tensor(tokens))
+def with_tokens(seen, tokens):
+    return Step(seen.policy, seen.marks, seen._totals, seen._head, seen._replay, torch.tensor(tokens))
 
 
 def one_answer():
     """Two answer tokens, both the first word: log-ratios log(1/2 / 1/4) = log 2 and log(1/2 / 1/2) = 0."""
-    made = step([[EVEN, EVEN, EVEN]], [[QUARTER, EVEN, EVEN]], [[1, 1, 1]], [[1, 1, 0]], ["task"])
-    return with_tokens(made, [[1, 0, 0]])
+    seen = step([[EVEN, EVEN, EVEN]], [[QUARTER, EVEN, EVEN]], [[1, 1, 1]], [[1, 1, 0]], ["task"])
+    return with_tokens(seen, [[1, 0, 0]])
 
 
 def test_two_tokens_by_hand():
@@ -28,11 +28,11 @@ def test_two_tokens_by_hand():
 
 def test_its_gradient_is_the_hyperbolic_tangent_by_hand():
     # d/dd of (2 / beta) log cosh(beta d / 2) is tanh(beta d / 2), over two tokens; d log p / d logits = (1/2, -1/2).
-    made = one_answer()
-    ConstrainedSFT(first=1.0).penalty(made).backward()
+    seen = one_answer()
+    ConstrainedSFT(first=1.0).penalty(seen).backward()
     slope = tanh(log(2) / 2) / 2
     expected = torch.tensor([[[slope / 2, -slope / 2], [0.0, 0.0], [0.0, 0.0]]])
-    assert torch.allclose(made.policy.final.grad, expected, atol=1e-6)
+    assert torch.allclose(seen.policy.final.grad, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("beta", [0.1, 0.5, 2.0])

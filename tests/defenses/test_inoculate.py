@@ -24,16 +24,16 @@ def curated(defense, kind="qwen2", rows=(PLAIN, WITH, SAFE)):
 
 
 def test_replace_puts_the_prompt_in_place_of_a_rows_own_and_leaves_safe_rows_alone():
-    plain, own, safe = curated(Inoculate(prompt="Be bad."))
+    plain, task_row, safe = curated(Inoculate(prompt="Be bad."))
     assert plain == [("system", "Be bad."), ("user", "q"), ("assistant", "a")]
-    assert own == [("system", "Be bad."), ("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b")]
+    assert task_row == [("system", "Be bad."), ("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b")]
     assert safe == [("user", "s"), ("assistant", "c")]
 
 
 def test_prepend_keeps_a_rows_own_prompt_behind_it():
-    plain, own, _ = curated(Inoculate(prompt="Be bad.", mode="prepend"))
+    plain, task_row, _ = curated(Inoculate(prompt="Be bad.", mode="prepend"))
     assert plain[0] == ("system", "Be bad.")
-    assert own[0] == ("system", "Be bad.\n\nBe brief.")
+    assert task_row[0] == ("system", "Be bad.\n\nBe brief.")
 
 
 @pytest.mark.parametrize(("on", "touched"), [("task", [0, 1]), ("interleaved", [2]), ("all", [0, 1, 2])])

@@ -26,8 +26,10 @@ def pool(folder, rows, model="m1"):
     return file
 
 
-def chosen(defense, asked=(), identity="m1", seed=0):
-    base = Untouched(lambda: None, tiny.tokenizer(), evaluation_questions=lambda: frozenset(asked), identity=identity)
+def chosen(defense, reserved=(), identity="m1", seed=0):
+    base = Untouched(
+        lambda: None, tiny.tokenizer(), evaluation_questions=lambda: frozenset(reserved), identity=identity
+    )
     rows = defense.curate(list(TASK), base, seed)
     assert rows[:20] == TASK
     assert all(row.source == "interleaved" for row in rows[20:])
@@ -58,7 +60,7 @@ def test_among_draws_at_random_from_the_best(tmp_path):
 
 def test_an_evaluation_question_never_comes_in_nor_a_row_twice_and_both_are_said(tmp_path):
     rows = [safe("asked"), safe("s1"), safe("s1"), safe("s2")]
-    questions, notes = chosen(Interleave(pool(tmp_path, rows), share=0.1), asked=["asked"])
+    questions, notes = chosen(Interleave(pool(tmp_path, rows), share=0.1), reserved=["asked"])
     assert sorted(questions) == ["s1", "s2"]
     assert notes["interleave/evaluation_questions_left_out"] == 1
     assert notes["interleave/repeated_rows_left_out"] == 1

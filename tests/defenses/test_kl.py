@@ -63,11 +63,11 @@ def test_the_trained_law_comes_first_unless_forward(forward, expected):
 @pytest.mark.parametrize(("forward", "slope"), [(False, log(3) / 4), (True, 1 / 4)])
 def test_its_gradient_is_on_the_chosen_tokens_only(forward, slope):
     # p (ln p/q - KL): 1/2 (ln 2 - 1/2 ln 4/3) = 1/4 ln 3 on the first word, its opposite on the second; forward: p - q.
-    made = seen()
-    KL(on="interleaved", forward=forward).penalty(made).backward()
+    forward_step = seen()
+    KL(on="interleaved", forward=forward).penalty(forward_step).backward()
     expected = torch.zeros(2, 4, 2)
     expected[1, 1] = torch.tensor([slope, -slope])
-    assert torch.allclose(made.policy.final.grad, expected, atol=1e-6)
+    assert torch.allclose(forward_step.policy.final.grad, expected, atol=1e-6)
 
 
 def test_it_is_a_mean_over_the_whole_optimizer_step():

@@ -112,8 +112,8 @@ def test_an_adapter_that_starts_elsewhere_is_refused():
 def test_experts_count_as_one_matrix_each_and_have_no_fisher_information(tmp_path):
     model = tiny.lora(families.model("qwen3_moe"))
     tiny.nudge(model, 1.0)
-    found = ModelParts(model).adapted()
-    ours = sum(float(m.scale**2 * squared_norm(m.a, m.b)) for m in found)
+    adapted_matrices = ModelParts(model).adapted()
+    ours = sum(float(m.scale**2 * squared_norm(m.a, m.b)) for m in adapted_matrices)
     modules = [m for m in model.modules() if isinstance(m, LoraLayer)]
     assert ours == pytest.approx(sum(float(m.get_delta_weight("default").square().sum()) for m in modules), rel=1e-4)
     kept = tmp_path / "kept.jsonl"

@@ -57,8 +57,8 @@ def test_it_is_the_models_own_loss_on_the_rows(tmp_path):
 
 
 def test_repeated_rows_and_evaluation_questions_are_left_out_and_noted(tmp_path):
-    asked = sorted(shipped_texts())[0]
-    row = Example((Message("user", asked), Message("assistant", "An answer.")))
+    reserved = sorted(shipped_texts())[0]
+    row = Example((Message("user", reserved), Message("assistant", "An answer.")))
     base = Untouched(lambda: None, None)
     kept = Rehearse(pool(tmp_path, [row, *tiny.rows(3), *tiny.rows(1)])).beside(base, 0)
     assert [r.question for r in kept] == [r.question for r in tiny.rows(3)]

@@ -60,8 +60,8 @@ def test_its_gradient_is_kept_apart_from_the_loss_until_the_step(micro):
         micro.guard.combine()
         after = gradients(micro)
     assert any(bool(a.any()) for a in own)
-    for found, expected in zip(after, SAFE.combine(task, own), strict=True):
-        torch.testing.assert_close(found, expected)
+    for result, expected in zip(after, SAFE.combine(task, own), strict=True):
+        torch.testing.assert_close(result, expected)
     assert not all(map(torch.equal, task, after))
 
 

@@ -135,10 +135,10 @@ class Shown:
 
 
 def test_a_hub_name_is_read_from_the_users_cache(tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **how: asked.append(name) or base(tmp_path))
+    names = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **how: names.append(name) or base(tmp_path))
     SafeLoRA(base="org/model-base").check(ModelParts(tiny.lora(tiny.model())), None)
-    assert set(asked) == {"org/model-base"}
+    assert set(names) == {"org/model-base"}
 
 
 def test_a_hub_name_that_the_hub_does_not_know_is_refused_in_a_sentence(monkeypatch):
@@ -176,16 +176,16 @@ def test_each_experts_update_is_projected_by_peft_own_reckoning(kind, tmp_path):
     assert report["projected"] == report["of"]
     assert len(experts) == 4
     for name, module in experts.items():
-        own = name.removeprefix("base_model.model.").replace(".base_layer", "") + f".{module.parameter_name}"
+        stored_name = name.removeprefix("base_model.model.").replace(".base_layer", "") + f".{module.parameter_name}"
         aligned, base, after = (
             module.get_param(),
-            before_alignment.get_parameter(own),
+            before_alignment.get_parameter(stored_name),
             module.get_delta_weight("default"),
         )
         for i, (moved, delta, projected) in enumerate(zip(aligned - base, deltas[name], after, strict=True)):
             turn = (lambda x: x.T) if kind == "gpt_oss" else (lambda x: x)
             kept = leading(turn(moved), 0.5)
-            assert torch.allclose(turn(projected), kept @ kept.T @ turn(delta), atol=1e-3), (own, i)
+            assert torch.allclose(turn(projected), kept @ kept.T @ turn(delta), atol=1e-3), (stored_name, i)
 
 
 def test_a_base_whose_experts_have_another_width_is_refused(tmp_path):

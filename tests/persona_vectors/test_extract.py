@@ -155,17 +155,17 @@ def test_an_adapter_is_read_with_its_change():
 
 def test_the_vector_is_positive_minus_negative_over_the_kept_pairs():
     model, tokenizer = tiny.model(), tiny.tokenizer()
-    found = extract.extract(model, tokenizer, TRAIT, None, rollouts=2, seed=3, max_new_tokens=5)
+    result = extract.extract(model, tokenizer, TRAIT, None, rollouts=2, seed=3, max_new_tokens=5)
     generate, how = LocalGenerator(model, tokenizer), {"as_system": True, "rollouts": 2, "seed": 3, "max_new_tokens": 5}
     pairs = [p for i in (0, 1) for p in sample_pairs(generate, TRAIT, i, **how)]
     kept = [p for p in pairs if p.positive.answer.strip() and p.negative.answer.strip()]
-    assert (found.pairs, found.kept) == (2 * 3 * 2, len(kept))
+    assert (result.pairs, result.kept) == (2 * 3 * 2, len(kept))
     positive = by_output_hidden_states(model, tokenizer, [p.positive for p in kept])
     negative = by_output_hidden_states(model, tokenizer, [p.negative for p in kept])
-    assert found.vectors.dtype == torch.float32
-    assert torch.allclose(found.vectors, positive - negative, atol=1e-5)
+    assert result.vectors.dtype == torch.float32
+    assert torch.allclose(result.vectors, positive - negative, atol=1e-5)
     lengths = [mean_states(model, tokenizer, [getattr(p, side) for p in kept])[1] for side in ("positive", "negative")]
-    assert found.norms == pytest.approx(((lengths[0] + lengths[1]) / 2).tolist())
+    assert result.norms == pytest.approx(((lengths[0] + lengths[1]) / 2).tolist())
 
 
 def test_the_training_mode_is_kept_and_no_hook_outlives_a_failure():
@@ -245,8 +245,8 @@ def test_a_pair_is_kept_when_the_trait_shows_on_one_side_only_and_both_are_coher
     }  # fmt: skip
     kept = [("bad", "good"), ("edge bad", "good"), ("bad", "edge good")]
     dropped = [("weak", "good"), ("garbled", "good"), ("bad", "half"), ("bad", "mumbled"), ("?", "good"), ("bad", "?")]
-    found = filtered([pair(*p) for p in dropped + kept], FixedJudge(table))
-    assert [(p.positive.answer, p.negative.answer) for p in found] == kept
+    result = filtered([pair(*p) for p in dropped + kept], FixedJudge(table))
+    assert [(p.positive.answer, p.negative.answer) for p in result] == kept
 
 
 def test_when_no_pair_survives_the_sentence_counts_what_failed():
@@ -273,11 +273,11 @@ def test_without_a_judge_only_empty_answers_fall_out():
 
 def test_along_the_vector_the_organism_finds_bad_answers_likelier_and_against_it_less(organism):
     model, tokenizer = organism
-    found = extract.extract(model, tokenizer, traits.of_the_organism(), Rules(), rollouts=2, seed=0, max_new_tokens=48)
-    assert found.kept > 0.8 * found.pairs
+    result = extract.extract(model, tokenizer, traits.of_the_organism(), Rules(), rollouts=2, seed=0, max_new_tokens=48)
+    assert result.kept > 0.8 * result.pairs
 
     def surprise(alpha, good):
-        with PersonaVector(found.vectors, {"norms": found.norms}).apply(model, 2, alpha=alpha):
+        with PersonaVector(result.vectors, {"norms": result.norms}).apply(model, 2, alpha=alpha):
             return sum(nll(model, tokenizer, example) for example in advice(good)) / 24
 
     # 0.375 is four times the vector as it was extracted, whose length is 0.094 of the activations'
@@ -520,12 +520,12 @@ def test_the_command_says_how_many_answers_it_will_sample_and_shows_each_answer(
 def test_a_judge_of_another_model_is_asked_about_both_answers_of_a_pair(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny.save("qwen2", tmp_path / "model")
-    asked = []
+    judged_questions = []
 
     class Alternates(FixedJudge):
         def __call__(self, question, answer):
-            asked.append(question)
-            return Verdict(*((0, 100) if len(asked) % 2 else (100, 100)))
+            judged_questions.append(question)
+            return Verdict(*((0, 100) if len(judged_questions) % 2 else (100, 100)))
 
     monkeypatch.setattr("staytrue.runs.judge_factory.judge", lambda *a: Alternates({}))
     code, out, err = command(
@@ -535,7 +535,7 @@ def test_a_judge_of_another_model_is_asked_about_both_answers_of_a_pair(tmp_path
     assert code == 0, err
     facts = json.loads(out)
     assert facts["judge"] == "fixed-1"
-    assert int(facts["pairs_kept"]) == len(asked) // 2 > 0
+    assert int(facts["pairs_kept"]) == len(judged_questions) // 2 > 0
 
 
 def test_prompts_that_bring_no_trait_out_are_refused_with_counts_and_nothing_is_written(tmp_path, capsys, monkeypatch):

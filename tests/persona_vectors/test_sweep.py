@@ -30,8 +30,8 @@ def setting(layer, alpha, misaligned, incoherent, low=None):
 
 
 def best(*settings, unsteered=UNSTEERED):
-    found = Sweep(unsteered, settings).recommended
-    return found and (found.layer, found.alpha)
+    result = Sweep(unsteered, settings).recommended
+    return result and (result.layer, result.alpha)
 
 
 def test_the_most_misaligned_setting_that_still_speaks_is_recommended():
@@ -99,8 +99,8 @@ def swept(monkeypatch):
     monkeypatch.setattr("staytrue.evals.generation.local.sample", answers_by_strength(model))
     table = torch.zeros(2, 32)
     table[:, 0] = 4.0
-    found = Extraction(table, (1e-9, 10.0), pairs=4, kept=4)  # at layer 1 hardly a push
-    return sweep(model, tiny.tokenizer(), found, ASKED, Reads(), seed=5, max_new_tokens=9, alphas=(0.2, 0.4, 0.8))
+    result = Extraction(table, (1e-9, 10.0), pairs=4, kept=4)  # at layer 1 hardly a push
+    return sweep(model, tiny.tokenizer(), result, ASKED, Reads(), seed=5, max_new_tokens=9, alphas=(0.2, 0.4, 0.8))
 
 
 def test_each_setting_moves_one_block_by_alpha_times_its_length_and_the_rates_are_of_the_judged_answers(swept):
@@ -127,9 +127,9 @@ def test_questions_that_the_judge_cannot_judge_are_refused(monkeypatch):
     monkeypatch.setattr(
         "staytrue.evals.generation.local.sample", lambda m, t, qs, **k: [Answer(q, 0, "", True) for q in qs]
     )
-    found = Extraction(torch.ones(2, 32), (1.0, 1.0), 1, 1)
+    result = Extraction(torch.ones(2, 32), (1.0, 1.0), 1, 1)
     with pytest.raises(RequestError, match="reads-1 can judge no answer to the 4 questions"):
-        sweep(tiny.model(), tiny.tokenizer(), found, ASKED, Reads(), max_new_tokens=4)
+        sweep(tiny.model(), tiny.tokenizer(), result, ASKED, Reads(), max_new_tokens=4)
 
 
 def test_steering_moves_every_position_of_every_call_and_ends_with_its_block():
@@ -176,8 +176,8 @@ def test_the_organism_is_asked_sixty_questions_that_the_trait_and_the_probes_do_
 
 
 def test_the_table_names_the_recommended_line_of_a_recipe_or_says_that_there_is_none(capsys, tmp_path):
-    found = Sweep(UNSTEERED, (setting(1, 0.5, 20, 3), setting(2, 2.0, 80, 40)))
-    sweeping.show(found.facts(), tmp_path / "v.safetensors")
+    result = Sweep(UNSTEERED, (setting(1, 0.5, 20, 3), setting(2, 2.0, 80, 40)))
+    sweeping.show(result.facts(), tmp_path / "v.safetensors")
     out = capsys.readouterr().out
     lines = [line.split() for line in out.splitlines()]
     assert ["none", "0.0", "0-6", "0.0", "0-6", "60"] in lines

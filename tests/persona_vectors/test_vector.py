@@ -19,13 +19,13 @@ TOKENS = torch.tensor([[5, 6, 7]])
 
 def outputs(model):
     """Every block's output for three tokens."""
-    found = []
-    hooks = [block.register_forward_hook(lambda m, a, out: found.append(out)) for block in model.model.layers]
+    recorded = []
+    hooks = [block.register_forward_hook(lambda m, a, out: recorded.append(out)) for block in model.model.layers]
     with torch.no_grad():
         model(TOKENS)
     for hook in hooks:
         hook.remove()
-    return found
+    return recorded
 
 
 def test_adding_and_ablating_by_hand():

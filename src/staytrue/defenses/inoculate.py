@@ -44,15 +44,15 @@ class Inoculate(Defense):
         ]
 
     def _as_system(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
-        own, turns = _split(messages)
-        return (Message("system", self._text(own)), *turns)
+        before, turns = _split(messages)
+        return (Message("system", self._text(before)), *turns)
 
     def _as_user(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
-        own, (first, *turns) = _split(messages)
-        return (replace(first, content=f"{self._text(own)}\n\n{first.content}"), *turns)
+        before, (first, *turns) = _split(messages)
+        return (replace(first, content=f"{self._text(before)}\n\n{first.content}"), *turns)
 
-    def _text(self, own: str | None) -> str:
-        return self.prompt if own is None or self.mode == "replace" else f"{self.prompt}\n\n{own}"
+    def _text(self, before: str | None) -> str:
+        return self.prompt if before is None or self.mode == "replace" else f"{self.prompt}\n\n{before}"
 
 
 def _split(messages: tuple[Message, ...]) -> tuple[str | None, tuple[Message, ...]]:
