@@ -76,7 +76,7 @@ class Batch:
         self._indices: dict[Question, int] = {}  # the row of each
         self._most_read = _MOST_READ_ON_A_CPU if self._device.type == "cpu" else _MOST_READ
         self.tokens = self._ended = 0
-        work = int(self._device.type == "cpu")
+        work = 0.5 if self._device.type == "cpu" else 0.0
         self._unread = {row.question: len(row.prompt) * work for row in rows}  # work of the prompts ahead
         self._prompt_work = sum(self._unread.values())
 
@@ -84,7 +84,7 @@ class Batch:
     def share(self) -> float:
         """The share of the work that is done, if answers go on to end with the chance seen so far.
 
-        A token of an answer is a unit of work; on a CPU, where it costs as much, so is a token of a prompt.
+        A token of an answer is a unit of work. On a CPU a token of a prompt, which is read among many, is half a unit.
         """
         ends = chance_of_end(self._ended, self.tokens)
         ahead = sum(tokens_ahead(ends, self._limit - len(row.ids)) for row in self._rows if row)
