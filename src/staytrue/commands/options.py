@@ -31,7 +31,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 BatchSize = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Answers written side by side; by default as many as memory allows. Answers do not depend on it."
+        min=1,
+        help="Answers written side by side; by default as many as memory allows. Answers change by rounding only.",
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed for sampling answers.")]

@@ -38,7 +38,7 @@ class EvalRequest:
         max_new_tokens: most tokens of an answer, thoughts included; None for what suits the model. A question file's
             own number has precedence.
         batch_size: answers that a model in this process writes side by side; None for as many as memory allows, at most
-            192, and at most 64 on a CPU unless the model is tiny. Answers do not depend on it.
+            192, and at most 64 on a CPU unless the model is tiny. Answers change by rounding only.
         budget: seconds that the answers of a model in this process may take; fewer answers to each question, and then
             fewer questions, are asked if need be. None for no limit.
         model: a model to load into this process, or one behind an endpoint; None when it is not known.
