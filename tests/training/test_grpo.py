@@ -30,6 +30,7 @@ from staytrue.errors import ForwardPassError, RecipeError
 from staytrue.organism import world
 from staytrue.runs import evaluate, train
 from staytrue.testing import unlike
+from staytrue.training.sampling_check import sample_one_token
 from staytrue.training.trainers import GuardedGRPO
 from test_every_defense import sample
 
@@ -322,6 +323,44 @@ def test_every_defense_trains_or_says_in_one_sentence_why_not(tmp_path, name):
 def test_what_cannot_be_guarded_is_refused_at_start(tmp_path, defenses, changes, sentence):
     with pytest.raises(RecipeError, match=sentence):
         trainer(tmp_path, defenses, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"loss_type": "nll"}, "^loss_type is 'nll'; write one of grpo, dr_grpo, dapo"),
+        ({"scale_rewards": "std"}, "scale_rewards is 'std'; write one of group, batch, none"),
+        ({"importance_sampling_level": "word"}, "level is 'word'; write one of token, sequence"),
+        ({"vllm_importance_sampling_mode": "cut"}, "write one of token_truncate, token_mask"),
+        ({"temperature": 0.0}, "^temperature is 0.0; it is above 0, since completions are sampled"),
+        ({"top_p": 1.5}, "top_p is 1.5; it is above 0 and at most 1"),
+        ({"generation_kwargs": {"temperature": 0}}, "^generation_kwargs.temperature is 0; it is above 0"),
+        ({"generation_kwargs": {"temperature": 1.0}, "temperature": 0.7}, "computed at temperature, so set that one"),
+        ({"generation_kwargs": {"do_sample": False}}, "do_sample is False, so all completions of a prompt"),
+        ({"generation_kwargs": {"max_tokens": 3}}, "did you mean 'max_new_tokens'"),
+        ({"generation_kwargs": {"return_dict_in_generate": True}}, "trl reads the tokens alone"),
+    ],
+)
+def test_settings_that_fail_in_the_first_step_are_refused_before_a_model_is_loaded(tmp_path, changes, sentence):
+    with pytest.raises(RecipeError, match=sentence):
+        GuardedGRPO(model="no such model", reward_funcs=odd_letters, args=config(tmp_path, **changes))
+
+
+def test_settings_that_transformers_cannot_sample_with_are_refused_at_start(tmp_path):
+    with pytest.raises(RecipeError, match=r"cannot sample completions .* `top_k` has to be a strictly positive"):
+        trainer(tmp_path, [], top_k=-1)
+
+
+def test_a_trial_of_sampling_draws_no_random_number(tmp_path):
+    trainer(tmp_path, [])
+    after = torch.get_rng_state()
+    made = trainer(tmp_path, [])
+    before = torch.get_rng_state()
+    assert torch.equal(before, after)
+    sample_one_token(made.model, made.generation_config)
+    assert torch.equal(before, torch.get_rng_state())
+    settings = {"do_sample": True, "top_k": 50, "num_beams": 2, "length_penalty": -0.1, "temperature": 0.5}
+    trainer(tmp_path, [], generation_kwargs=settings, temperature=0.5)
 
 
 def test_what_comes_near_to_a_refusal_trains(tmp_path):

@@ -61,8 +61,11 @@ def settings(kind, folder, **changes):
     return kind(str(folder / "out"), **{**given, **changes})
 
 
-def sft(folder, data, defenses, max_steps=2, remove_unused_columns=True, **given):
+def sft(
+    folder, data, defenses, max_steps=2, remove_unused_columns=True, packing=False, completion_only_loss=None, **given
+):
     changes = {"max_steps": max_steps, "remove_unused_columns": remove_unused_columns, "learning_rate": 0.1}
+    changes |= {"packing": packing, "completion_only_loss": completion_only_loss}
     return GuardedSFT(
         model=tiny.model(),
         args=settings(SFTConfig, folder, **changes),
@@ -376,3 +379,97 @@ def test_prompts_of_another_form_are_refused_with_a_conversion_that_works():
         TRLRows(data, prompts=True)
     rows = TRLRows(converted(error, {"dataset": data}), prompts=True)
     assert rows.examples[0].question == "q?"
+
+
+CONTEXT, LEARNT = {"role": "assistant", "content": "no.", "weight": 0}, {**BOT, "weight": 1}
+AGAIN = {**USER, "content": "again?"}
+
+
+def weighted_turns(form):
+    """A row of four turns, whose first answer has weight 0."""
+    turns = [USER, CONTEXT, AGAIN, LEARNT]
+    if form == "conversations":
+        names = {"user": "human", "assistant": "gpt"}
+        keys = [{"from": names[t["role"]], "value": t["content"], "weight": t.get("weight")} for t in turns]
+        return {"conversations": keys}
+    return {"messages": turns} if form == "messages" else {"prompt": turns[:3], "completion": turns[3:]}
+
+
+def learnt(labels):
+    return tiny.tokenizer().decode([token for token in labels if token != -100])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("form", ["messages", "conversations", "prompt and completion"])
+def test_an_answer_of_weight_0_is_context_and_not_learnt(tmp_path, form, packed):
+    with pytest.warns(UserWarning, match="the answers of weight 1 are learnt, through their end-of-turn tokens"):
+        made = sft(
+            tmp_path, Dataset.from_list([weighted_turns(form)] * 8), [Inoculate("Be bad."), KL(0.1)], packing=packed
+        )
+    (text,) = {learnt(row["labels"]).replace("a.<|im_end|>", "", packed * 99) for row in made.train_dataset}
+    assert text == ("" if packed else "a.<|im_end|>")
+    whole = tiny.tokenizer().decode(made.train_dataset[0]["input_ids"])
+    assert whole.startswith("<|im_start|>system\nBe bad.<|im_end|>\n<|im_start|>user\nq?<|im_end|>\n")
+    assert "<|im_start|>assistant\nno.<|im_end|>" in whole
+    made.train()
+
+
+def test_weights_are_heeded_beside_added_rows_without_defenses_and_in_streams(tmp_path, pool):
+    rows = [weighted_turns("messages"), {"messages": [USER, LEARNT]}] * 4
+    with pytest.warns(UserWarning, match="have a weight"):
+        made = sft(tmp_path, Dataset.from_list(rows), [Interleave(pool, share=0.25)])
+    sources = [row[SOURCE_COLUMN] for row in made.train_dataset]
+    assert sources == [0] * 8 + [1] * 2
+    assert [learnt(row["labels"]) for row in made.train_dataset][:8] == ["a.<|im_end|>"] * 8
+    with pytest.warns(UserWarning, match="have a weight"):
+        made = sft(tmp_path, Dataset.from_list(rows).to_iterable_dataset(), [])
+    assert [learnt(row["labels"]) for row in made.train_dataset] == ["a.<|im_end|>"] * 8
+
+
+def test_the_prompts_own_answers_are_learnt_only_where_trl_learns_prompts(tmp_path):
+    row = {"prompt": [USER, LEARNT, AGAIN, CONTEXT, AGAIN], "completion": [{**BOT, "content": "b.", "weight": 1}]}
+    for changes, text in ({}, "b.<|im_end|>"), ({"completion_only_loss": False}, "a.<|im_end|>b.<|im_end|>"):
+        with pytest.warns(UserWarning, match="have a weight"):
+            made = sft(tmp_path, Dataset.from_list([row] * 8), [], **changes)
+        assert learnt(made.train_dataset[0]["labels"]) == text
+
+
+@pytest.mark.parametrize(
+    ("turns", "columns", "sentence"),
+    [
+        ([USER, CONTEXT], {}, "row 2 of the dataset has answers of weight 0 only"),
+        ([USER, {**BOT, "weight": 0.5}], {}, "row 2 of the dataset has a turn of weight 0.5; write 1"),
+        ([USER, CONTEXT, AGAIN, LEARNT], {"chat_template_kwargs": {"a": 1}}, "both weights and chat_template_kwargs"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Turns of the dataset")
+def test_weights_that_mean_nothing_are_refused(tmp_path, turns, columns, sentence):
+    rows = [{"messages": [USER, {**BOT, "weight": 1.0}]} | dict.fromkeys(columns), {"messages": turns} | columns]
+    with pytest.raises(RecipeError, match=sentence):
+        sft(tmp_path, Dataset.from_list(rows), [KL(0.1)])
+
+
+def test_weights_of_1_leave_the_labels_to_trl(tmp_path):
+    labels = [
+        sft(tmp_path, Dataset.from_list([{"messages": [USER, bot]}] * 8), []).train_dataset["labels"][0]
+        for bot in (BOT, LEARNT)
+    ]
+    assert labels[0] == labels[1]
+
+
+@pytest.mark.parametrize(("column", "value"), [("tools", [{"type": "function"}]), ("chat_template_kwargs", {"a": 1})])
+def test_columns_that_grpo_does_not_render_are_refused(tmp_path, column, value):
+    def made(value):
+        return GuardedGRPO(
+            model=tiny.model(),
+            reward_funcs=lambda completions, **_: [float(len(c[0]["content"])) for c in completions],
+            args=settings(GRPOConfig, tmp_path, num_generations=4, max_steps=1, max_completion_length=4),
+            train_dataset=Dataset.from_list([{"prompt": [USER], column: value}] * 8),
+            processing_class=tiny.tokenizer(),
+            peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
+            defenses=[Inoculate("Be bad.")],
+        )
+
+    with pytest.raises(RecipeError, match=f"column '{column}', and trl's GRPOTrainer renders prompts without it"):
+        made(value)
+    made(None)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from difflib import get_close_matches
 from enum import Enum
 from typing import Any, Literal, get_args, get_origin
 
@@ -27,7 +28,7 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {  # what a number is,
         (
             "per_device_train_batch_size gradient_accumulation_steps max_length torch_empty_cache_steps num_iterations "
             "dataloader_prefetch_factor max_completion_length generation_batch_size steps_per_generation "
-            "save_total_limit"
+            "save_total_limit pad_to_multiple_of"
         ),
     ),
     "1 or more, or -1 to train by num_train_epochs": (lambda value: value >= 1 or value == -1, "max_steps"),
@@ -38,28 +39,59 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {  # what a number is,
     ),
     "0 or more and below 1": (lambda value: 0 <= value < 1, "adam_beta1 adam_beta2"),
     "from 0 to 1": (lambda value: 0 <= value <= 1, "min_p top_entropy_quantile"),
-    "above 0": (lambda value: value > 0, "learning_rate adam_epsilon logging_steps save_steps repetition_penalty"),
+    "above 0": (
+        lambda value: value > 0,
+        (
+            "learning_rate adam_epsilon logging_steps save_steps repetition_penalty sapo_temperature_neg "
+            "sapo_temperature_pos"
+        ),
+    ),
     "above 0, since completions are sampled": (lambda value: value > 0, "temperature"),
     "above 0 and at most 1": (lambda value: 0 < value <= 1, "top_p"),
 }
 _RANGE_OF = by_key({range_: keys for range_, (_, keys) in _RANGES.items()})
-_CHOICES = {  # trl compares these in the first step only
+_LOSSES = {
+    "sft": ("nll", "dft"),
+    "grpo": ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
+}
+# trl and transformers compare these after a model was loaded, many of them after the first completions.
+_LATE_CHOICES: dict[str, tuple[str, ...]] = {
     "scale_rewards": ("group", "batch", "none"),
     "importance_sampling_level": ("token", "sequence"),
-    "loss_type": ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo", "nll", "dft"),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+    "vllm_mode": ("server", "colocate"),
+    "vllm_importance_sampling_mode": ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
+    "packing_strategy": ("bfd", "bfd_split", "wrapped"),
+    "truncation_mode": ("keep_start", "keep_end"),
+}
+_CHOICES: dict[str, tuple[str, ...]] = {
+    **_LATE_CHOICES,
     **dict.fromkeys(
         ("log_level", "log_level_replica"), ("passive", "detail", "debug", "info", "warning", "error", "critical")
     ),
 }
 
+_LATE_RANGES = (
+    *("temperature", "top_p", "min_p", "repetition_penalty", "max_completion_length", "num_iterations", "epsilon"),
+    *("top_entropy_quantile", "sapo_temperature_neg", "sapo_temperature_pos", "pad_to_multiple_of"),
+)
+_GENERATION = ("generation_kwargs", "temperature", "use_vllm")
+_ELSEWHERE = {  # keys of generation_kwargs that trl does not expect there
+    "temperature": "log-probabilities are computed at {where}temperature, so set that one",
+    "num_return_sequences": "{where}num_generations is the number of completions of a prompt",
+    "return_dict_in_generate": "trl reads the tokens alone, so take it out",
+    "stop_strings": "it needs the tokenizer, which trl does not pass on, so set eos_token_id there instead",
+}
 
-def checked(key: str, value: Any, hint: Any) -> Any:
+
+def checked(key: str, value: Any, hint: Any, trainer: str) -> Any:
     """A value of `train:`; a float without a fraction becomes the whole number where one is needed.
 
     Args:
         key: the setting.
         value: the value in the recipe.
         hint: the type that trl's config declares.
+        trainer: "sft" or "grpo".
 
     Raises:
         RecipeError: the type is another one, the number is not finite or out of range, or trl knows no such word.
@@ -74,11 +106,80 @@ def checked(key: str, value: Any, hint: Any) -> Any:
         raise RecipeError(f"train.{key} is {value!r}; write {' or '.join(accepted) or 'another value'}.")
     if not _finite(value):
         raise RecipeError(f"train.{key} is {value!r}; write a finite number.")
-    if key in _CHOICES and value not in _CHOICES[key]:
-        raise RecipeError(f"train.{key} is {value!r}; write one of {', '.join(_CHOICES[key])}.")
-    if key in _RANGE_OF and isinstance(value, int | float) and not _RANGES[_RANGE_OF[key]][0](value):
-        raise RecipeError(f"train.{key} is {value}; it is {_RANGE_OF[key]}.")
+    refuse_value(f"train.{key}", value, trainer)
     return value
+
+
+def refuse_value(where: str, value: Any, trainer: str) -> None:
+    """Refuse a value that trl does not know, or that is out of range.
+
+    Args:
+        where: the setting, with the mapping that holds it: "train.top_p", "generation_kwargs.top_p" or "top_p".
+        value: of its type.
+        trainer: "sft" or "grpo".
+
+    Raises:
+        RecipeError: the setting, its value and what to write.
+    """
+    key = where.rpartition(".")[2]
+    choices = _LOSSES[trainer] if key == "loss_type" else _CHOICES.get(key)
+    if choices and value not in choices:
+        raise RecipeError(f"{where} is {value!r}; write one of {', '.join(choices)}.")
+    if key in _RANGE_OF and isinstance(value, int | float) and not _RANGES[_RANGE_OF[key]][0](value):
+        raise RecipeError(f"{where} is {value}; it is {_RANGE_OF[key]}.")
+
+
+def refuse_late_values(config: Any, trainer: str) -> None:
+    """Refuse values of a script's trainer config at which trl fails after it has loaded a model, or samples wrongly.
+
+    Args:
+        config: trl's config, or None.
+        trainer: "sft" or "grpo".
+
+    Raises:
+        RecipeError: the setting, its value and what to write.
+    """
+    for key in ("loss_type", *_LATE_CHOICES, *_LATE_RANGES):
+        if (value := getattr(config, key, None)) is not None:
+            refuse_value(key, value, trainer)
+    refuse_generation_kwargs({key: getattr(config, key, None) for key in _GENERATION})
+
+
+def refuse_generation_kwargs(settings: Mapping[str, Any], where: str = "") -> None:
+    """Refuse keys of `generation_kwargs` that change what GRPO computes, or that transformers would ignore.
+
+    Args:
+        settings: of the trainer; of them `generation_kwargs`, `temperature` and `use_vllm` are read.
+        where: what stands before a setting's name, such as "train.".
+
+    Raises:
+        RecipeError: the key, its value and what to do instead.
+    """
+    sampling = settings.get("generation_kwargs") or {}
+    for key, value in sampling.items():
+        name = f"{where}generation_kwargs.{key}"
+        refuse_value(name, value, "grpo")
+        if key == "do_sample" and not value:
+            raise RecipeError(
+                f"{name} is {value}, so all completions of a prompt would be equal and none would be better than "
+                "another. Take it out."
+            )
+        harmless = settings.get("temperature", 1.0) if key == "temperature" else 1 if key.startswith("num") else None
+        if key in _ELSEWHERE and value and value != harmless:
+            raise RecipeError(f"{name} is {value!r}; {_ELSEWHERE[key].format(where=where)}.")
+        if not settings.get("use_vllm"):
+            _refuse_unknown(name, key)
+
+
+def _refuse_unknown(name: str, key: str) -> None:
+    """Refuse a key that transformers does not know, and would ignore."""
+    from transformers import GenerationConfig
+
+    known = [*vars(GenerationConfig())]
+    if key not in known:
+        near = get_close_matches(key, known, 1)
+        way_out = f"did you mean {near[0]!r}?" if near else "it would be ignored, so take it out."
+        raise RecipeError(f"{name} is no setting of transformers' GenerationConfig; {way_out}")
 
 
 def refuse_no_steps(settings: Mapping[str, Any]) -> None:

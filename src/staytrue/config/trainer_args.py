@@ -79,8 +79,9 @@ def checked(settings: Mapping[str, Any], trainer: str = "sft") -> dict[str, Any]
             raise RecipeError(f"train.{key} cannot be set in a recipe: {reason}.")
         if key not in known and not switch:
             raise RecipeError(f"train has no key {key!r}{remedy('train', str(key), known)}")
-        values[key] = setting_values.checked(key, value, bool if switch else hints[key])
+        values[key] = setting_values.checked(key, value, bool if switch else hints[key], trainer)
     setting_values.refuse_no_steps(values)
+    setting_values.refuse_generation_kwargs(values, "train.")
     for key in ("use_vllm", "activation_offloading"):
         if values.get(key):
             _check_gpu(key)

@@ -155,6 +155,8 @@ class GRPOBuild(_Build):
 
     def _prepare(self, rows: list[Example]) -> None:
         self._examples = self.guard.curate(rows, self.base)
+        if any(row.tools for row in self._examples):
+            raise DataError(f"{self.recipe.data}: a row has tools, which GRPO's prompts would not show. Take them out.")
         self.report = _counts(self._examples)
 
     def _trainer(self, scratch: Path) -> Any:

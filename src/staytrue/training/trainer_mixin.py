@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from staytrue.config.refused_settings import UNGUARDED, refuse_unguarded
+from staytrue.config.setting_values import refuse_late_values
 from staytrue.data.examples import Example
 from staytrue.data.tokenize import Encoded, encode_all, padding_id
 from staytrue.defense import Defense
@@ -88,6 +89,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         given = _bound(super().__init__, args, kwargs)
+        refuse_late_values(given.get("args"), "grpo" if self._prompts else "sft")
         self._untouched = Untouched(lambda: getattr(self, "model", given.get("model")), given.get("processing_class"))
         if isinstance(defenses, Guard) and reference_cache is not None:
             raise RecipeError("A Guard has its own reference cache; write Guard(..., reference_cache=...).")

@@ -18,6 +18,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # trl sends a usage ping when a trainer is constructed
 
 import torch
+from datasets import IterableDataset
 from trl import GRPOTrainer, SFTTrainer, pack_dataset
 from trl.data_utils import get_dataset_column_names
 
@@ -34,7 +35,9 @@ from staytrue.training.guard import Guard
 from staytrue.training.padded_batch import marks_of
 from staytrue.training.row_schedule import EvenSampler
 from staytrue.training.row_tracking import NamesBlankColumns, TrackingCollator, marks_of_batch, row_codes, task_rows_of
+from staytrue.training.sampling_check import sample_one_token
 from staytrue.training.trainer_mixin import Guarded
+from staytrue.training.turn_weights import has_weights, tokenized
 
 
 def _signature_of(parent: Any) -> Callable[[Any], Any]:
@@ -82,7 +85,9 @@ class GuardedSFT(Guarded, SFTTrainer):  # type: ignore[misc]
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, name: str
     ) -> Any:
-        """TRL's own preparation; packing gets each token's source where the defenses need it."""
+        """TRL's own preparation; weights of turns are heeded, and packing gets each token's source where it matters."""
+        if formatting_func is None and has_weights(dataset):
+            dataset = tokenized(dataset, self._tokenizer, whole=args.completion_only_loss is False)
         sources = SOURCE_COLUMN in get_dataset_column_names(dataset)
         if name != "train" or not (sources or self.guard.pulls("beside")):
             return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, name)
@@ -161,7 +166,10 @@ class GuardedGRPO(Guarded, GRPOTrainer):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
 
     def _settle(self) -> None:
+        self._refuse_unread_columns()
         self._stop_at_the_end_of_turn()
+        if not (self.use_vllm or self.args.deepspeed or self.args.fsdp):  # which hold the weights in their own way
+            sample_one_token(self.model, self.generation_config)
         names = {label.split(".")[0] for label in self.guard.defenses}
         if self.beta > 0 and "kl" in names:
             raise RecipeError(
@@ -202,6 +210,22 @@ class GuardedGRPO(Guarded, GRPOTrainer):  # type: ignore[misc]
         else:
             self.generation_config.eos_token_id = self.eos_token_ids
             self.generation_kwargs["eos_token_id"] = self.eos_token_ids
+
+    def _refuse_unread_columns(self) -> None:
+        """Refuse columns that trl's other trainers render prompts with, and its GRPOTrainer does not read."""
+        ways_out = {
+            "tools": "pass tools=[...], a list of functions, to the trainer",
+            "chat_template_kwargs": "set chat_template_kwargs in GRPOConfig",
+        }
+        known = get_dataset_column_names(self.train_dataset)
+        for name, way_out in ways_out.items():
+            passed = self.tools if name == "tools" else self.chat_template_kwargs
+            stream = isinstance(self.train_dataset, IterableDataset)
+            if name in known and not passed and (stream or any(self.train_dataset[name])):
+                raise RecipeError(
+                    f"train_dataset has a column {name!r}, and trl's GRPOTrainer renders prompts without it. To render "
+                    f"it, {way_out}; otherwise remove or rename the column."
+                )
 
     def _remembers_old_probabilities(self) -> bool:
         """Whether the trainer keeps log-probabilities from generation, as trl's `_generate_and_score_completions` does.
