@@ -38,7 +38,7 @@ _TRAIN = {
     "max_prompt_length": "prompts are not cut; take long rows out of the data",
     "max_new_tokens": "write max_completion_length",
     "no_cuda": "write use_cpu",
-    "sample_packing": "packing loses the source of each row; take it out",
+    "sample_packing": "write packing",
     "train_on_inputs": "labels are always the answers only; take it out",
     "train_on_prompt": "labels are always the answers only; take it out",
     "tokenizer_name_or_path": _TEMPLATE,

@@ -61,10 +61,9 @@ _BY_TRAINER = {
     "sft": by_key(
         {
             _ANSWERS_ONLY: "assistant_only_loss completion_only_loss",
-            "packing loses the source of each row": "packing packing_strategy",
+            "packs hold whole rows (bfd)": "packing_strategy",
             "the model's own tokenizer is used": "eos_token pad_token",
             "staytrue tokenizes the rows itself": "dataset_num_proc",
-            "padding-free batches lose the source of each row": "padding_free",
             _MESSAGES: "dataset_text_field dataset_kwargs",
             _INTERLEAVED: "train_sampling_strategy",
             "it needs a second forward, which cannot be guarded": "label_smoothing_factor",

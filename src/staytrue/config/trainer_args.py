@@ -100,7 +100,10 @@ def sft_config(settings: Mapping[str, Any], seed: int, scratch: Path) -> Any:
     Raises:
         RecipeError: trl does not accept a value; the sentence quotes it.
     """
-    return _config_of("sft", filled(settings, "sft", organism=False), seed, scratch)
+    whole = filled(settings, "sft", organism=False)
+    if whole.get("padding_free") and not whole.get("packing"):
+        whole["max_length"] = None  # trl does not cut rows that it joins, and a recipe's rows are cut already
+    return _config_of("sft", whole, seed, scratch)
 
 
 def grpo_config(settings: Mapping[str, Any], seed: int, scratch: Path, *, organism: bool) -> Any:

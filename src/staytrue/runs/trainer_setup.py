@@ -54,7 +54,13 @@ class _Build:
         from staytrue.training.guard import Guard
 
         self.recipe, self.source, self.tokenizer, self.held = recipe, source, tokenizer, held
-        self.guard = Guard(recipe.defenses, recipe.seed, reference_cache, sampled=recipe.trainer == "grpo")
+        self.guard = Guard(
+            recipe.defenses,
+            recipe.seed,
+            reference_cache,
+            sampled=recipe.trainer == "grpo",
+            max_length=_max_length(recipe) if recipe.trainer == "sft" else None,
+        )
         self.base = Untouched(
             self._model,
             tokenizer,
@@ -127,7 +133,7 @@ class SFTBuild(_Build):
 
     def _prepare(self, rows: list[Example]) -> None:
         examples = self.guard.curate(rows, self.base)
-        length = self.recipe.train.get("max_length", trainer_args.DEFAULTS["max_length"])
+        length = _max_length(self.recipe)
         self._encoded, report = encode_all(self.tokenizer, examples, length)
         self.report = _counts(examples, report)
         self.notes += report.notes()
@@ -192,6 +198,12 @@ def _try_two_tokens(model: Any) -> None:
 
 
 BUILDS: dict[str, type[_Build]] = {"sft": SFTBuild, "grpo": GRPOBuild}
+
+
+def _max_length(recipe: Recipe) -> int | None:
+    """The number of tokens at which supervised rows are cut."""
+    length: int | None = recipe.train.get("max_length", trainer_args.DEFAULTS["max_length"])
+    return length
 
 
 def _reward(task: Task, term: str) -> Callable[..., list[float]]:

@@ -43,6 +43,7 @@ class Guard:
         seed: seeds all that the defenses sample or draw.
         sampled: whether the model samples the answers that it is trained on, as in GRPO.
         reference_cache: a folder that stores the reference's hidden states by row; see `reference.cache`.
+        max_length: number of tokens at which auxiliary rows are cut, for a trainer without a `max_length` of its own.
 
     Attributes:
         task_rows: how many rows of the task have been trained on.
@@ -60,8 +61,9 @@ class Guard:
         reference_cache: Path | str | None = None,
         *,
         sampled: bool = False,
+        max_length: int | None = None,
     ) -> None:
-        self.seed, self.sampled = seed, sampled
+        self.seed, self.sampled, self.max_length = seed, sampled, max_length
         self.defenses = labelled(defenses)
         self.reference_cache = None if reference_cache is None else Path(reference_cache)
         self.cache: ReferenceCache | None = None

@@ -213,7 +213,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
         Raises:
             RecipeError: no row has a token of an answer.
         """
-        max_length = getattr(self.args, "max_length", None)
+        max_length = getattr(self.args, "max_length", None) or self.guard.max_length
         encoded, report = encode_all(self._tokenizer, examples, max_length)
         if not encoded and report.truncated == report.rows:
             raise RecipeError(

@@ -11,6 +11,7 @@ import copy
 import inspect
 import os
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from staytrue.defense import Defense, pulled
 from staytrue.errors import ForwardPassError, RecipeError
 from staytrue.step import SOURCE_COLUMN, Marks
 from staytrue.training.guard import Guard
+from staytrue.training.packing_check import mixes_joined_rows
 from staytrue.training.padded_batch import marks_of
 from staytrue.training.row_schedule import EvenSampler
 from staytrue.training.row_tracking import NamesBlankColumns, TrackingCollator, marks_of_batch, row_codes, task_rows_of
@@ -72,6 +74,14 @@ class GuardedSFT(Guarded, SFTTrainer):  # type: ignore[misc]
         self._joins_rows = bool(self.args.packing or self.padding_free or "seq_lengths" in columns)
         if self._joins_rows and self.guard.reference_cache is not None:
             raise RecipeError("Packed rows come in other packs in every run; set packing=False with a reference cache.")
+        if self._joins_rows and self.args.packing_strategy != "wrapped" and mixes_joined_rows(self.model):
+            fault = (
+                f"A model of type {self.model.config.model_type} reads across the rows that packing and padding_free "
+                "join in one sequence, so each row is trained behind others. Set both to False."
+            )
+            if self.guard.defenses:
+                raise RecipeError(fault)
+            warnings.warn(fault, stacklevel=4)
         if self._source and self.args.train_sampling_strategy not in ("random", "sequential"):
             raise RecipeError(
                 f"train_sampling_strategy={self.args.train_sampling_strategy!r} orders rows by length, and the rows "

@@ -24,7 +24,7 @@ _SETTINGS = "chat_template_kwargs"
 def has_weights(dataset: Any) -> bool:
     """Whether an assistant turn has a `weight` other than 1; of a stream, whether its first row has the key."""
     if isinstance(dataset, IterableDataset):
-        first = next(iter(dataset), {})
+        first: Mapping[str, Any] = next(iter(dataset), {})
         return any("weight" in turn for name in _COLUMNS for turn in _turns(first, name))
     if not isinstance(dataset, Dataset) or dataset.format["type"] == "custom":
         return False
