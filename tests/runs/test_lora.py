@@ -21,6 +21,38 @@ def test_a_reader_of_alpha_and_r_applies_the_scale_that_was_trained(r, alpha, rs
     assert config.lora_alpha / config.r == pytest.approx(alpha / (math.sqrt(r) if rslora else r), rel=1e-15)
 
 
+def scales(lora):
+    """Rank and scale of every adapted module, as peft applies them."""
+    model = get_peft_model(tiny.model(), lora_config(lora, tiny.model()))
+    modules = {n.partition("layers.")[2]: m for n, m in model.named_modules() if hasattr(m, "scaling")}
+    return {name: (module.r["default"], module.scaling["default"]) for name, module in modules.items()}
+
+
+@pytest.mark.parametrize("rslora", [True, False])
+def test_a_pattern_changes_rank_and_scale_of_the_modules_it_names_alone(rslora):
+    ranks, alphas = {"q_proj": 16, r"1\.mlp\..*": 1}, {"k_proj": 12, r"1\.mlp\.up_proj": 3}
+    seen = scales(Lora(r=4, alpha=8, rslora=rslora, rank_pattern=ranks, alpha_pattern=alphas))
+    plain = (4, 4.0 if rslora else 2.0)
+    for layer in "01":
+        assert seen.pop(f"{layer}.self_attn.q_proj") == (16, 2.0 if rslora else 0.5)  # 8 / sqrt(16) or 8 / 16
+        assert seen.pop(f"{layer}.self_attn.k_proj") == (4, 6.0 if rslora else 3.0)
+    assert seen.pop("1.mlp.up_proj") == (1, 3.0)
+    assert {seen.pop(f"1.mlp.{name}_proj") for name in ("gate", "down")} == {(1, 8.0)}
+    assert len(seen) == 7
+    assert set(seen.values()) == {plain}
+
+
+@pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
+def test_a_pattern_that_matches_nothing_or_is_broken_is_a_sentence(key):
+    with pytest.raises(RecipeError, match=rf"lora\.{key} has 'q_pro', which matches no module of the model"):
+        lora_config(Lora(**{key: {"q_pro": 4}}), tiny.model())
+    words = {"schema": 1, "model": "organism", "data": "r.jsonl"}
+    with pytest.raises(RecipeError, match=rf"lora\.{key} is .*no regular expression"):
+        recipe.parse({**words, "lora": {key: {"(": 4}}})
+    with pytest.raises(RecipeError, match=rf"lora\.{key}"):
+        recipe.parse({**words, "lora": {key: {"q_proj": 0}}})
+
+
 def adapted(lora, model):
     names = get_peft_model(model, lora_config(lora, model)).named_parameters()
     return {name.partition("base_model.model.")[2].partition(".lora_")[0] for name, _ in names if "lora_B" in name}

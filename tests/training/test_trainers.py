@@ -9,7 +9,7 @@ from datasets import Dataset
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from transformers import PrinterCallback
-from trl import SFTConfig, SFTTrainer
+from trl import GRPOTrainer, SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 import tiny
@@ -26,6 +26,7 @@ from staytrue.errors import ForwardPassError, ModelError, RecipeError
 from staytrue.modeling.lm_head import Head
 from staytrue.step import SOURCE_COLUMN, SOURCES
 from staytrue.testing import unlike
+from staytrue.training import signatures
 from staytrue.training.guard import Guard
 from staytrue.training.trainers import GuardedSFT
 from test_every_defense import sample, without_sampling
@@ -549,6 +550,13 @@ def test_the_constructor_shows_trls_arguments_and_takes_no_other(tmp_path):
         GuardedSFT(tiny.model(), settings(tmp_path), *[None] * len(theirs))
     with pytest.raises(TypeError, match="unexpected keyword argument 'peft_conf'"):
         GuardedSFT(tiny.model(), settings(tmp_path), peft_conf=None)
+
+
+@pytest.mark.parametrize(("trainer_class", "shown"), [(SFTTrainer, signatures.sft), (GRPOTrainer, signatures.grpo)])
+def test_type_checkers_see_the_parameters_of_the_installed_trl(trainer_class, shown):
+    theirs, ours = (list(inspect.signature(init).parameters.values()) for init in (trainer_class.__init__, shown))
+    assert [p.name for p in ours] == [*(p.name for p in theirs), "defenses", "reference_cache"]
+    assert [(p.kind, p.default) for p in ours[: len(theirs)]] == [(p.kind, p.default) for p in theirs]
 
 
 def test_packing_without_sources_still_has_one_reference(tmp_path):

@@ -46,6 +46,8 @@ class Lora(BaseModel):
         targets: "all-linear", names of modules, or a regular expression that matches whole names. Vision and audio
             towers are left out, except where a regular expression names them.
         exclude: names of modules that are not adapted, or a regular expression.
+        rank_pattern: another rank for the modules whose names end with a name or match a regular expression.
+        alpha_pattern: another scale for such modules; with `rslora` it is divided by the square root of their rank.
         modules_to_save: names of modules that are trained whole and saved with the adapter.
         dora: weight-decomposed LoRA (DoRA, arXiv 2402.09353).
     """
@@ -57,14 +59,17 @@ class Lora(BaseModel):
     dropout: Annotated[_Number, Field(ge=0, lt=1)] = 0.0
     targets: str | tuple[str, ...] = "all-linear"
     exclude: str | tuple[str, ...] = ()
+    rank_pattern: dict[str, Annotated[_Whole, Field(ge=1)]] = Field(default_factory=dict)
+    alpha_pattern: dict[str, Annotated[_Number, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
     modules_to_save: tuple[str, ...] = ()
     dora: bool = False
 
-    @field_validator("targets", "exclude")
+    @field_validator("targets", "exclude", "rank_pattern", "alpha_pattern")
     @classmethod
-    def _compiles(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    def _compiles(cls, value: Any) -> Any:
         try:
-            re.compile(value if isinstance(value, str) else "")
+            for pattern in (value,) if isinstance(value, str) else value if isinstance(value, dict) else ():
+                re.compile(pattern)
         except re.error as error:
             raise ValueError(f"it is no regular expression ({error})") from None
         return value

@@ -25,10 +25,14 @@ def lora_config(lora: Lora, model: Any) -> Any:
     _refuse_unmatched("targets", () if lora.targets == "all-linear" else lora.targets, leaves)
     _refuse_unmatched("exclude", lora.exclude, leaves)
     _refuse_unmatched("modules_to_save", lora.modules_to_save, [name for name, _ in model.named_modules()])
-    scale = lora.alpha / (math.sqrt(lora.r) if lora.rslora else lora.r)
+    for key, pattern in (("rank_pattern", lora.rank_pattern), ("alpha_pattern", lora.alpha_pattern)):
+        _refuse_unmatched(key, {name: rf"(.*\.)?({name})" for name in pattern}, leaves)
+    ranks, alphas = _by_module(lora, leaves)
     return LoraConfig(
         r=lora.r,
-        lora_alpha=scale * lora.r,
+        lora_alpha=_alpha(lora, lora.r, lora.alpha),
+        rank_pattern=ranks,
+        alpha_pattern=alphas,
         use_rslora=False,
         use_dora=lora.dora,
         lora_dropout=lora.dropout,
@@ -40,9 +44,37 @@ def lora_config(lora: Lora, model: Any) -> Any:
     )
 
 
-def _refuse_unmatched(key: str, setting: str | tuple[str, ...], names: list[str]) -> None:
-    """Refuse a pattern or a name that matches none of the model's modules."""
-    patterns = {setting: setting} if isinstance(setting, str) else {n: rf"(.*\.)?{re.escape(n)}" for n in setting}
+def _alpha(lora: Lora, r: int, alpha: float) -> float:
+    """Peft's lora_alpha without rank stabilisation, for a module of rank `r` and scale `alpha`."""
+    return alpha / (math.sqrt(r) if lora.rslora else r) * r
+
+
+def _by_module(lora: Lora, names: list[str]) -> tuple[dict[str, int], dict[str, float]]:
+    """Rank and lora_alpha of each module that a pattern names, by the whole name of the module.
+
+    A rank changes the scale too, so peft gets both for each of these modules.
+    """
+    from peft.utils.other import get_pattern_key
+
+    ranks: dict[str, int] = {}
+    alphas: dict[str, float] = {}
+    for name in names:
+        rank_key, alpha_key = get_pattern_key(lora.rank_pattern, name), get_pattern_key(lora.alpha_pattern, name)
+        if rank_key in lora.rank_pattern or alpha_key in lora.alpha_pattern:
+            whole, r = re.escape(name), lora.rank_pattern.get(rank_key, lora.r)
+            ranks[whole] = r
+            alphas[whole] = _alpha(lora, r, lora.alpha_pattern.get(alpha_key, lora.alpha))
+    return ranks, alphas
+
+
+def _refuse_unmatched(key: str, setting: str | tuple[str, ...] | dict[str, str], names: list[str]) -> None:
+    """Refuse a pattern or a name that matches none of the model's modules; a dict has the pattern of each name."""
+    if isinstance(setting, str):
+        patterns = {setting: setting}
+    elif isinstance(setting, tuple):
+        patterns = {name: rf"(.*\.)?{re.escape(name)}" for name in setting}
+    else:
+        patterns = setting
     for text, pattern in patterns.items():
         if not any(re.fullmatch(pattern, name) for name in names):
             known = sorted({name.rpartition(".")[2] for name in names} - {""})

@@ -32,12 +32,14 @@ from staytrue.data.end_of_turn import end_of_turn
 from staytrue.defense import Defense, pulled
 from staytrue.errors import ForwardPassError, RecipeError
 from staytrue.step import SOURCE_COLUMN, Marks
+from staytrue.training import signatures
 from staytrue.training.guard import Guard
 from staytrue.training.packing_check import mixes_joined_rows
 from staytrue.training.padded_batch import marks_of
 from staytrue.training.row_schedule import EvenSampler
 from staytrue.training.row_tracking import NamesBlankColumns, TrackingCollator, marks_of_batch, row_codes, task_rows_of
 from staytrue.training.sampling_check import sample_one_token
+from staytrue.training.signatures import shown_as
 from staytrue.training.trainer_mixin import Guarded
 from staytrue.training.turn_weights import has_weights, tokenized
 
@@ -64,6 +66,7 @@ _ADDED: dict[str, Any] = {"defenses": Sequence[Defense] | Guard, "reference_cach
 class GuardedSFT(Guarded, SFTTrainer):  # type: ignore[misc]
     """`trl.SFTTrainer` with `defenses=[...]`; its scored positions are those whose label is not -100."""
 
+    @shown_as(signatures.sft)
     @_signature_of(SFTTrainer)
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -171,6 +174,7 @@ class GuardedGRPO(Guarded, GRPOTrainer):  # type: ignore[misc]
     _step: int  # trl's: how many micro-batches have been trained on
     _ahead: Sequence[tuple[Any, Any]] = ()  # the optimizer step's batches of prompts, each with its completions
 
+    @shown_as(signatures.grpo)
     @_signature_of(GRPOTrainer)
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

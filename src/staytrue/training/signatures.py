@@ -1,0 +1,84 @@
+"""The constructors' parameters of guarded trainers, written out for editors and type checkers.
+
+At run time `trainers.py` takes the signature of the installed trl instead; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+from staytrue.defense import Defense
+from staytrue.training.guard import Guard
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict, IterableDataset
+    from peft import PeftConfig
+    from transformers import (
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        ProcessorMixin,
+        TrainerCallback,
+        TrainingArguments,
+    )
+    from trl import GRPOConfig, SFTConfig
+
+    _Rows = Dataset | IterableDataset | None
+    _EvalRows = Dataset | IterableDataset | DatasetDict | dict[str, Dataset | IterableDataset] | None
+    _Processing = PreTrainedTokenizerBase | ProcessorMixin | None
+    _Reward = str | PreTrainedModel | Callable[..., Any]
+
+_P = ParamSpec("_P")
+
+
+def shown_as(parameters: Callable[_P, None]) -> Callable[[Callable[..., None]], Callable[_P, None]]:
+    """Give an `__init__` the parameters of another function, for type checkers alone."""
+    return lambda init: init
+
+
+def sft(
+    self: Any,
+    model: str | PreTrainedModel,
+    args: SFTConfig | TrainingArguments | None = None,
+    data_collator: Callable[[list[Any]], Any] | None = None,
+    train_dataset: _Rows = None,
+    eval_dataset: _EvalRows = None,
+    processing_class: _Processing = None,
+    compute_loss_func: Callable[..., Any] | None = None,
+    compute_metrics: Callable[[Any], dict[str, Any]] | None = None,
+    callbacks: list[TrainerCallback] | None = None,
+    optimizers: tuple[Any, Any] = (None, None),
+    optimizer_cls_and_kwargs: tuple[type[Any], dict[str, Any]] | None = None,
+    preprocess_logits_for_metrics: Callable[..., Any] | None = None,
+    quantization_config: Any = None,
+    peft_config: PeftConfig | None = None,
+    formatting_func: Callable[[dict[str, Any]], str] | None = None,
+    *,
+    defenses: Sequence[Defense] | Guard = (),
+    reference_cache: Path | str | None = None,
+) -> None:
+    """The parameters of trl's SFTTrainer, with the two of a guarded trainer."""
+
+
+def grpo(
+    self: Any,
+    model: str | PreTrainedModel,
+    reward_funcs: _Reward | list[_Reward] | None = None,
+    args: GRPOConfig | None = None,
+    train_dataset: _Rows = None,
+    eval_dataset: _EvalRows = None,
+    processing_class: _Processing = None,
+    reward_processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase] | None = None,
+    callbacks: list[TrainerCallback] | None = None,
+    optimizers: tuple[Any, Any] = (None, None),
+    quantization_config: Any = None,
+    peft_config: PeftConfig | None = None,
+    tools: list[Callable[..., Any]] | None = None,
+    rollout_func: Callable[..., Any] | None = None,
+    environment_factory: Any = None,
+    *,
+    defenses: Sequence[Defense] | Guard = (),
+    reference_cache: Path | str | None = None,
+) -> None:
+    """The parameters of trl's GRPOTrainer, with the two of a guarded trainer."""
