@@ -1,5 +1,6 @@
 """Labels on the answers only, for six kinds of chat template, worked out by hand."""
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -588,3 +589,30 @@ def test_the_answers_of_a_long_conversation_are_found_in_a_few_renderings(kind, 
     monkeypatch.setattr(tokenizer, "apply_chat_template", lambda *a, **k: rendered.append(0) or real(*a, **k))
     encode(tokenizer, row)
     assert len(rendered) <= 6
+
+
+@pytest.mark.parametrize("arguments", ['{"at":"sky"}', {"at": "sky"}], ids=["text", "object"])
+@pytest.mark.parametrize(("operator", "reads"), [("+ ", "text"), ("~ ", "text"), ("| tojson ~ ", "object")])
+def test_arguments_of_tool_calls_are_json_under_templates_that_want_either_kind(arguments, operator, reads):
+    call = {"type": "function", "function": {"name": "look", "arguments": arguments}}
+    more = json.dumps({"tool_calls": [call], "reasoning_content": "Hm."})
+    tokenizer = copy.deepcopy(tiny.tokenizer())
+    tokenizer.chat_template = (
+        "{%- for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + (m.reasoning_content or '') + m.content }}"
+        "{%- for c in m.tool_calls or [] %}{{ '[' + c.function.name + ' ' }}{{ c.function.arguments "
+        + operator
+        + "']' }}{%- endfor %}{{ '<|im_end|>\\n' }}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{%- endif %}"
+    )
+    row = Example((Message("user", "What is up?"), Message("assistant", "", more=more)))
+    json_text = arguments if reads == "text" and isinstance(arguments, str) else '{"at": "sky"}'
+    assert scored(tokenizer, encode(tokenizer, row)) == [f"Hm.[look {json_text}]<|im_end|>"]
+
+
+@pytest.mark.parametrize("arguments", ['{"at": "sky"}', {"at": "sky"}], ids=["text", "object"])
+def test_tool_calls_are_learnt_under_deepseeks_template_in_either_form(arguments):
+    call = {"id": "a", "type": "function", "function": {"name": "look", "arguments": arguments}}
+    turns = (Message("user", "What is up?"), Message("assistant", "", more=json.dumps({"tool_calls": [call]})))
+    tokenizer = published("deepseekv3", "<｜end▁of▁sentence｜>")
+    (answer,) = scored(tokenizer, encode(tokenizer, Example(turns)))
+    assert 'look\n```json\n{"at": "sky"}\n```' in answer

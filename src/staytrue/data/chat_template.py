@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from staytrue.data.examples import Message
@@ -27,15 +27,27 @@ def render(
     try:
         turns = [message.to_template() for message in messages]
         try:
-            return str(tokenizer.apply_chat_template(turns, tokenize=False, **options))
-        except TypeError:  # a template that joins the arguments of tool calls to text reads them as JSON text
-            turns = [message.to_request() for message in messages]
-            return str(tokenizer.apply_chat_template(turns, tokenize=False, **options))
+            text = str(tokenizer.apply_chat_template(turns, tokenize=False, **options))
+            if not any(written in text for written in _as_python_writes_them(turns)):
+                return text
+        except TypeError:  # a template that joins the arguments of tool calls to text
+            pass
+        turns = [message.to_template(arguments_as_text=True) for message in messages]
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, **options))
     except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         roles = ", ".join(m.role for m in messages)
         raise DataError(
             f"The model's chat template refuses {where} ({roles}): {error}. Change the turns, or use another model."
         ) from None
+
+
+def _as_python_writes_them(turns: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """The arguments of tool calls as a template writes them that takes them for JSON text, such as {'at': 'sky'}."""
+    for turn in turns:
+        for call in turn.get("tool_calls", ()):
+            arguments = call["function"]["arguments"]
+            if arguments and isinstance(arguments, dict):
+                yield str(arguments)
 
 
 def takes_system(tokenizer: Any) -> bool:

@@ -52,12 +52,14 @@ class Message:
         """The turn for a chat server: as `to_dict`, without `weight` and without reasoning, which servers refuse."""
         return {key: value for key, value in self.to_dict().items() if key not in ("weight", *REASONING)}
 
-    def to_template(self) -> dict[str, Any]:
-        """The turn for a chat template: as `to_dict`, without `weight`, with the arguments of tool calls as objects."""
+    def to_template(self, *, arguments_as_text: bool = False) -> dict[str, Any]:
+        """The turn for a chat template: as `to_dict`, without `weight`; arguments of tool calls as objects or JSON."""
         turn = self.to_dict()
         turn.pop("weight", None)
         for call in turn.get("tool_calls", ()):
-            call["function"]["arguments"] = as_object(call["function"].get("arguments"))
+            arguments = call["function"].get("arguments")
+            as_text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+            call["function"]["arguments"] = as_text if arguments_as_text else as_object(arguments)
         return turn
 
 
