@@ -7,10 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import families
 import tiny
 from staytrue.config import recipe
 from staytrue.data.examples import Example, Message, write_examples
-from staytrue.errors import RecipeError, TrainingError
+from staytrue.errors import ModelError, RecipeError, TrainingError
 from staytrue.runs import preflight, train
 
 
@@ -192,3 +193,20 @@ def test_random_numbers_are_drawn_as_if_no_batch_had_been_fetched():
     trainer = SimpleNamespace(args=arguments, create_optimizer=lambda: None, get_train_dataloader=loader)
     assert preflight.prepare(trainer, fit_warmup=False) == 4
     assert torch.equal(torch.rand(2), expected)
+
+
+def test_llama_4_trains_through_our_head_where_trls_fails_and_is_refused_with_the_way_out_elsewhere(tmp_path):
+    make(tmp_path)
+    families.save("llama4_text", tmp_path / "llama4")
+    settings = {"max_steps": 2, "gradient_accumulation_steps": 1, "learning_rate": 1e-2}
+    changes = {
+        "model": "llama4",
+        "defenses": [{"kl": {}}],
+        "lora": {"r": 4, "alpha": 8, "targets": ["q_proj", "v_proj"]},
+    }
+    with pytest.raises(ModelError, match=r"type llama4_text: two tokens .* Set train.router_aux_loss_coef to 0.0"):
+        train.train(make(tmp_path, train=settings, **changes), tmp_path / "run")
+    train.train(make(tmp_path, train={**settings, "router_aux_loss_coef": 0.0}, **changes), tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["kl"] == 0
+    assert rows[1]["kl"] > 0

@@ -102,7 +102,8 @@ class _Build:
         try:
             trainer = self._trainer(scratch)
             check_generation(trainer.model)
-            _try_two_tokens(trainer.model)
+            if trainer.fused_head is None:  # trl's head then, which knows fewer kinds of models
+                _try_two_tokens(trainer.model)
             steps = preflight.prepare(trainer, fit_warmup="warmup_steps" not in self.recipe.train)
             fit_save_steps(trainer, steps)
         except StaytrueError:
