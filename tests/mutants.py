@@ -16,6 +16,7 @@ from staytrue.step import SOURCES, Marks, Span, Step
 from staytrue.training.guard import Guard
 from staytrue.training.hooks import BackboneHooks
 from staytrue.training.micro_batch import MicroBatch
+from staytrue.training.separate_gradients import SeparateGradients
 
 PENALTY, SPAN, ROWS = KL.penalty, Step.span, Step.rows
 NOTE = Guard._note
@@ -154,7 +155,7 @@ def the_next_block(self, depth):
     return tuple(layer % depth + 1 for layer in FREEZE(self, depth))
 
 
-KEEP_APART = Guard._keep_apart
+KEEP = SeparateGradients.keep
 
 
 def divided_by_nothing(self, task, own):
@@ -163,18 +164,18 @@ def divided_by_nothing(self, task, own):
     return [g + (1 - along.clamp(max=0) / size) * a for g, a in zip(task, own, strict=True)]
 
 
-def the_last_gradient_alone(self, label, value):
-    for gradient in self._apart[label]:
+def the_last_gradient_alone(self, label, penalty):
+    for gradient in self._buffers.get(label, ()):
         gradient.zero_()
-    KEEP_APART(self, label, value)
+    return KEEP(self, label, penalty)
 
 
-def combined_at_once(self, label, value):
+def combined_at_once(self, label, penalty):
     """As if each micro-batch were a step: its own gradient is combined with the one that has gathered until then."""
-    KEEP_APART(self, label, value)
-    kept = self._apart
-    self.combine()
-    self._apart = {name: [torch.zeros_like(g) for g in gradients] for name, gradients in kept.items()}
+    value, kept = KEEP(self, label, penalty), self._buffers
+    self.combine(lambda gradient: gradient)
+    self._buffers = {name: [torch.zeros_like(g) for g in gradients] for name, gradients in kept.items()}
+    return value
 
 
 def without_signs(self, task, own):

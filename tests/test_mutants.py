@@ -30,11 +30,12 @@ from staytrue.modeling.architecture import ModelParts
 from staytrue.registry import find
 from staytrue.step import Activations, Marks, Step
 from staytrue.testing import alike, levers, together, trained, two_processes
-from staytrue.training import padded_batch
+from staytrue.training import guard, padded_batch
 from staytrue.training.guard import Guard
 from staytrue.training.hooks import BackboneHooks
 from staytrue.training.micro_batch import MicroBatch
 from staytrue.training.outcome import Outcome
+from staytrue.training.separate_gradients import SeparateGradients
 from staytrue.training.trainer_mixin import Guarded
 from staytrue.training.trainers import GuardedSFT
 from test_every_defense import sample
@@ -188,7 +189,7 @@ MUTANTS = [
            "has a value .* but no gradient"),
     Mutant("a freeze of the neighbouring block", Freeze, "freeze", mutants.the_next_block,
            by_hand(test_freeze.test_after_three_steps_the_named_block_is_as_it_was_and_the_other_is_not, 1, 1)),
-    Mutant("a freeze that freezes nothing", Guard, "_freeze", lambda self: [], the_contract("freeze"),
+    Mutant("a freeze that freezes nothing", guard, "freeze_blocks", lambda parts, defenses: [], the_contract("freeze"),
            r"freeze names \[1\], but layer 1 is frozen: False"),
     Mutant("a freeze that outlives the run", Guard, "detach", lambda self: self._watch.remove(),
            the_contract("freeze"), "after the run .* is still frozen"),
@@ -198,9 +199,9 @@ MUTANTS = [
            the_contract("safegrad"), "the gradient of safegrad at step 0 is not finite"),
     Mutant("surgery where there is nothing to protect", SafeGrad, "combine", mutants.without_signs,
            the_contract("safegrad"), "changes the task's gradient where its own is zero"),
-    Mutant("surgery with the last micro-batch's gradient", Guard, "_keep_apart", mutants.the_last_gradient_alone,
+    Mutant("surgery with the last micro-batch's gradient", SeparateGradients, "keep", mutants.the_last_gradient_alone,
            in_parts(safegrad), "eight of 1 end .* apart"),
-    Mutant("surgery in every micro-batch", Guard, "_keep_apart", mutants.combined_at_once,
+    Mutant("surgery in every micro-batch", SeparateGradients, "keep", mutants.combined_at_once,
            in_parts(safegrad), "eight of 1 end .* apart"),
     Mutant("a steering that detaches, below the last layer", Steer, "steer", mutants.steered_after_detaching,
            steering_at(1), "does not reach the adapter in block 1; steer must not detach"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -16,18 +16,21 @@ from torch import Tensor
 from staytrue.data.examples import Example
 from staytrue.data.tokenize import Encoded
 from staytrue.defense import Base, Defense, pulled
-from staytrue.errors import ForwardPassError, ModelError, RecipeError
+from staytrue.errors import ForwardPassError, RecipeError
 from staytrue.modeling.architecture import Adapted, ModelParts
 from staytrue.modeling.block_outputs import real_layers
 from staytrue.registry import labelled, refuse_supervised_rows
 from staytrue.step import SOURCES, Activations, Marks, SharedProjection, Step
+from staytrue.training.frozen_blocks import freeze_blocks
 from staytrue.training.hooks import BackboneHooks, RecordedCall, ReferenceReplay, Steer
 from staytrue.training.padded_batch import counts_of, pad
+from staytrue.training.penalty_log import PenaltyLog
 from staytrue.training.reference import model_checks
 from staytrue.training.reference.cache import ReferenceCache
 from staytrue.training.reference.cache_checks import refuse_cache
 from staytrue.training.reference.scope import ReferenceScope
 from staytrue.training.row_schedule import AuxiliaryRows
+from staytrue.training.separate_gradients import SeparateGradients
 from staytrue.utils.console import Progress
 
 
@@ -72,14 +75,13 @@ class Guard:
         self._penalties = {k: d for k, d in self.defenses.items() if "penalty" in pulled(d)}
         self._base: Base | None = None
         self._auxiliary: dict[str, AuxiliaryRows] = {}
-        self._log: dict[str, Tensor] = {}
-        self._steps_logged: Counter[str] = Counter()  # by defense: optimizer steps since the last log
+        self._log = PenaltyLog()
         self.task_rows = 0
         self._totals = torch.zeros(len(SOURCES), 2)
         self._due: dict[str, list[Encoded]] = {}
         self._rarity: dict[str, float] = {}  # what makes up for steps in which no row is due
         self._slots = 1
-        self._apart: dict[str, list[Tensor]] = {}  # this step's gradients of penalties that `combine`
+        self._separate = SeparateGradients(self.defenses, self._trained)
 
     def pulls(self, lever: str) -> bool:
         """Return whether any defense overrides that lever."""
@@ -124,7 +126,7 @@ class Guard:
         if task_rows is not None:
             base.task_rows = task_rows
         kept, steers = self._layers(base)
-        self._frozen = self._freeze()
+        self._frozen = freeze_blocks(parts, self.defenses)
         self._watch = BackboneHooks(parts, kept, steers)
         self._replay: ReferenceReplay = self._watch.replay
         if self.reference_cache is not None and any(d.reads_reference for d in self._penalties.values()):
@@ -136,20 +138,6 @@ class Guard:
         self._states = {label: d.prepare(parts, base) for label, d in self._penalties.items()}
         readers = {k: d for k, d in self._penalties.items() if k not in self._auxiliary and d.reads_reference}
         self._scope = ReferenceScope.of(readers, len(parts.blocks)) if readers else ReferenceScope()
-
-    def _freeze(self) -> list[Tensor]:
-        """Stop training the adapter in every block that a defense freezes; return the weights so frozen."""
-        frozen: list[Tensor] = []
-        for label, defense in self.defenses.items():
-            if "freeze" in pulled(defense):
-                blocks = self.parts.blocks
-                for layer in real_layers(defense.freeze(len(blocks)), len(blocks), label):
-                    frozen += [weight for weight in blocks[layer - 1].parameters() if weight.requires_grad]
-        for weight in frozen:
-            weight.requires_grad_(False)
-        if frozen and not any(weight.requires_grad for weight in self.parts.model.parameters()):
-            raise ModelError("The defenses freeze the whole adapter, so nothing is trained; name fewer layers.")
-        return frozen
 
     @cached_property
     def _adapted(self) -> list[Adapted]:
@@ -190,8 +178,8 @@ class Guard:
 
     def begin(self, task_rows: int) -> None:
         """Begin training, or continue after so many task rows; nothing is logged yet."""
-        self.task_rows, self._log, self._steps_logged = task_rows, {}, Counter()
-        self._apart = {}
+        self.task_rows, self._log = task_rows, PenaltyLog()
+        self._separate.clear()
 
     def plan(self, totals: Tensor, task_rows: int, slots: int) -> None:
         """Begin an optimizer step: set its counts over all micro-batches and processes, and its auxiliary rows.
@@ -205,11 +193,8 @@ class Guard:
         self._due = {label: rows.due(before, self.task_rows) for label, rows in self._auxiliary.items()}
         self._rarity = {label: rows.rarity(task_rows) for label, rows in self._auxiliary.items()}
         self._totals, self._slots = totals, slots
-        if (
-            not self._apart
-        ):  # else the last step's micro-batches were too few for an optimizer step; theirs are added to
-            self._apart = {k: [torch.zeros_like(w) for w in self._trained()] for k in self._combines()}
-        self._steps_logged.update(k for k in self._penalties if k not in self._auxiliary or self._due[k])
+        self._separate.begin_step()
+        self._log.begin_step(k for k in self._penalties if k not in self._auxiliary or self._due[k])
 
     @contextmanager
     def watch(self, marks: Marks) -> Iterator[list[RecordedCall]]:
@@ -270,9 +255,7 @@ class Guard:
             if slot is not None:
                 for name, number in notes.items():
                     self._note(name, number)
-                if label in self._apart:
-                    self._keep_apart(label, weighted)
-                    weighted = weighted.detach()
+                weighted = self._separate.keep(label, weighted)
             total = total + weighted
         return total
 
@@ -282,23 +265,7 @@ class Guard:
         Args:
             add_up: sums a tensor over processes; the loss's own gradient is summed already.
         """
-        for label, own in self._apart.items():
-            weights = self._trained()
-            task = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
-            for weight, gradient in zip(weights, self.defenses[label].combine(task, [*map(add_up, own)]), strict=True):
-                weight.grad = gradient if weight.grad is None else weight.grad.copy_(gradient)
-        self._apart = {}
-
-    def _keep_apart(self, label: str, value: Tensor) -> None:
-        """Add the gradient of a penalty to a buffer of its own instead of the loss's."""
-        own = self._apart[label]
-        gradients = torch.autograd.grad(value, self._trained(), retain_graph=True, allow_unused=True)
-        for total, gradient in zip(own, gradients, strict=True):
-            if gradient is not None:
-                total += gradient
-
-    def _combines(self) -> list[str]:
-        return [label for label, defense in self.defenses.items() if "combine" in pulled(defense)]
+        self._separate.combine(add_up)
 
     def _trained(self) -> list[Tensor]:
         return [weight for weight in self.parts.model.parameters() if weight.requires_grad]
@@ -309,10 +276,7 @@ class Guard:
         It is a mean over the optimizer steps, or over those in which the defense's auxiliary rows were due. On several
         processes each holds its share; the trainer sums them.
         """
-        steps, log = self._steps_logged, self._log
-        self._log, self._steps_logged = {}, Counter()
-        numbers = {label: torch.zeros(()) for label in steps} | log
-        return {name: value / max(steps[name.split("/")[0]], 1) for name, value in numbers.items()}
+        return self._log.drain()
 
     def detach(self) -> None:
         """Take the hooks off the model, and let its whole adapter be trained again."""
@@ -366,4 +330,4 @@ class Guard:
         return steps
 
     def _note(self, name: str, value: Tensor) -> None:
-        self._log[name] = self._log.get(name, torch.zeros((), device=value.device)) + value.detach()
+        self._log.add(name, value)

@@ -5,6 +5,7 @@ At run time `trainers.py` takes the signature of the installed trl instead; a te
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
@@ -35,6 +36,17 @@ _P = ParamSpec("_P")
 def shown_as(parameters: Callable[_P, None]) -> Callable[[Callable[..., None]], Callable[_P, None]]:
     """Give an `__init__` the parameters of another function, for type checkers alone."""
     return lambda init: init
+
+
+def by_name(parent: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name.
+
+    Raises:
+        TypeError: as Python raises it for the parent itself: too many, two for one name, an unknown name.
+    """
+    parent_signature = inspect.signature(parent)
+    parent_signature.bind(*args, **kwargs)
+    return {**dict(zip(parent_signature.parameters, args, strict=False)), **kwargs}
 
 
 def sft(

@@ -6,7 +6,6 @@ a step's micro-batches are made, which of their tokens are scored, and whose hea
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Sequence, Sized
 from math import ceil
@@ -31,6 +30,8 @@ from staytrue.training.fused_head import FusedLMHead
 from staytrue.training.guard import Guard
 from staytrue.training.micro_batch import MicroBatch
 from staytrue.training.outcome import Outcome
+from staytrue.training.signatures import by_name
+from staytrue.training.step_plan import StepPlan
 from staytrue.training.trl_datasets import TRLRows
 from staytrue.utils.console import bar
 
@@ -88,19 +89,21 @@ class Guarded(_Trainer):  # type: ignore[misc]
         reference_cache: Path | str | None = None,
         **kwargs: Any,
     ) -> None:
-        given = _bound(super().__init__, args, kwargs)
-        refuse_late_values(given.get("args"), "grpo" if self._prompts else "sft")
-        self._untouched = Untouched(lambda: getattr(self, "model", given.get("model")), given.get("processing_class"))
+        arguments = by_name(super().__init__, args, kwargs)
+        refuse_late_values(arguments.get("args"), "grpo" if self._prompts else "sft")
+        self._untouched = Untouched(
+            lambda: getattr(self, "model", arguments.get("model")), arguments.get("processing_class")
+        )
         if isinstance(defenses, Guard) and reference_cache is not None:
             raise RecipeError("A Guard has its own reference cache; write Guard(..., reference_cache=...).")
-        seed = getattr(given.get("args"), "seed", _TRAINERS_SEED)
+        seed = getattr(arguments.get("args"), "seed", _TRAINERS_SEED)
         if isinstance(defenses, Guard):
             self.guard, curated = defenses, True
         else:
             self.guard, curated = Guard(defenses, seed, reference_cache, sampled=self._prompts), False
         if not curated and self.guard.pulls("curate"):
-            given["train_dataset"] = self._curated(given.get("train_dataset"))
-        super().__init__(**given)
+            arguments["train_dataset"] = self._curated(arguments.get("train_dataset"))
+        super().__init__(**arguments)
         if self.guard.defenses:
             refuse_unguarded(self.args)
         if self.guard.pulls("combine") and self.args.fp16:
@@ -110,9 +113,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
         self._settle()
         self._owns_guard = not curated
         self.projected: dict[str, float] = {}
-        self._slot: int  # of the next micro-batch, within its optimizer step
-        self._last_slot: int  # how many micro-batches the optimizer step has, once it is planned
-        self._marks_ahead: list[Marks]  # of the optimizer step's micro-batches
+        self._step_plan: StepPlan  # of the optimizer step
         self._micro_batch: MicroBatch | None = None  # the one in training now
         self._resumed_from: str | None = None
         self._random_from: str | None = None  # the checkpoint whose random states are restored
@@ -151,7 +152,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
         """Training begins, or goes on after so many optimizer steps and task rows (None: full batches)."""
         self._task_loss = torch.zeros(())
         self._logged_steps = steps_done
-        self._slot, self._last_slot, self._marks_ahead = 0, 0, []
+        self._step_plan = StepPlan()
         rows = steps_done * self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         self.guard.begin(round(rows * self._task_share()) if task_rows is None else task_rows)
 
@@ -173,17 +174,9 @@ class Guarded(_Trainer):  # type: ignore[misc]
         Raises:
             ForwardPassError: the defenses did not see each of its micro-batches once.
         """
-        seen, planned = self._slot, self._last_slot
-        self._slot = self._last_slot = 0
-        trains = any(self.guard.pulls(lever) for lever in ("penalty", "steer", "combine"))
-        if trains and not 0 < seen == planned:
-            method = "training_step" if planned > 0 else "get_batch_samples"
-            how = "calls super().{0}(...) twice" if 0 < planned < seen else "does not call super().{0}(...) for each"
-            raise ForwardPassError(
-                f"{type(self).__name__} made an optimizer step of {planned} planned micro-batches, of which the "
-                f"defenses saw {seen}: a subclass's {method} {how.format(method)}. Call it once and change what it "
-                "returns."
-            )
+        plan, self._step_plan = self._step_plan, StepPlan()
+        if any(self.guard.pulls(lever) for lever in ("penalty", "steer", "combine")):
+            plan.check_complete(type(self).__name__)
 
     def _task_share(self) -> float:
         """Which share of the rows are the task's own."""
@@ -204,8 +197,8 @@ class Guarded(_Trainer):  # type: ignore[misc]
 
     def _curated(self, rows: Any) -> Dataset:
         """The user's dataset after the data defenses."""
-        own = TRLRows(rows, self._prompts)
-        return own.with_examples(self.guard.curate(own.examples, own.base(self._untouched)))
+        dataset = TRLRows(rows, self._prompts)
+        return dataset.with_examples(self.guard.curate(dataset.examples, dataset.base(self._untouched)))
 
     def _encode_auxiliary_rows(self, examples: list[Example]) -> list[Encoded]:
         """A defense's own rows as tokens, the same on every process.
@@ -260,13 +253,12 @@ class Guarded(_Trainer):  # type: ignore[misc]
         if self._random_from is None and self._resumed_from is not None:
             self._load_rng_state(self._resumed_from)  # after the rows that are skipped, before completions are drawn
         if batches and self.guard.defenses:
-            self._marks_ahead = [self._marks(batch).to(device) for batch in self._ready(batches)]
-            counts = torch.stack([marks.counts() for marks in self._marks_ahead]).sum(0)
-            rows = torch.stack([marks.task_rows() for marks in self._marks_ahead]).sum()
+            self._step_plan = StepPlan([self._marks(batch).to(device) for batch in self._ready(batches)])
+            counts = torch.stack([marks.counts() for marks in self._step_plan.marks]).sum(0)
+            rows = torch.stack([marks.task_rows() for marks in self._step_plan.marks]).sum()
             numbers = self.accelerator.reduce(torch.cat([counts.flatten(), rows.reshape(1)]), "sum")
             slots = len(batches) * self.accelerator.num_processes
             self.guard.plan(numbers[:-1].view(len(SOURCES), 2), int(numbers[-1]), slots)
-            self._slot, self._last_slot = 0, len(batches)
         return batches, items
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -283,7 +275,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
         finally:
             self._micro_batch = None
         self._end_micro_batch(micro_batch)
-        if self._slot == self._last_slot and self.accelerator.sync_gradients:  # an optimizer step follows
+        if self._step_plan.is_complete and self.accelerator.sync_gradients:  # an optimizer step follows
             self.guard.combine(lambda gradient: self.accelerator.reduce(gradient, "sum"))
         return loss
 
@@ -317,10 +309,9 @@ class Guarded(_Trainer):  # type: ignore[misc]
 
     def _next_micro_batch(self, inputs: Any) -> MicroBatch:
         """The micro-batch of the next slot, with the masks that were computed when its step was planned."""
-        marks = self._marks_ahead[self._slot] if self._slot < len(self._marks_ahead) else self._marks(inputs)
-        slot = self._slot * self.accelerator.num_processes + self.accelerator.process_index
-        self._slot += 1
-        return MicroBatch(self.guard, marks, slot)
+        number, marks = self._step_plan.next()
+        slot = number * self.accelerator.num_processes + self.accelerator.process_index
+        return MicroBatch(self.guard, marks or self._marks(inputs), slot)
 
     def _later_division(self, num_items_in_batch: Any) -> int:
         scaled = getattr(self, "loss_is_scaled_for_ga", None)  # absent before transformers 5.18
@@ -343,17 +334,6 @@ class Guarded(_Trainer):  # type: ignore[misc]
             logs.update({name: value.item() for name, value in shared.items()})
             self._task_loss, self._logged_steps = torch.zeros(()), self.state.global_step
         super().log(logs, *args, **kwargs)
-
-
-def _bound(parent: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a call by name.
-
-    Raises:
-        TypeError: as Python raises it for the parent itself: too many, two for one name, an unknown name.
-    """
-    parent_signature = inspect.signature(parent)
-    parent_signature.bind(*args, **kwargs)
-    return {**dict(zip(parent_signature.parameters, args, strict=False)), **kwargs}
 
 
 class _StepCount(TrainerCallback):  # type: ignore[misc]

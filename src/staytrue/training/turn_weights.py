@@ -15,7 +15,7 @@ from datasets import Dataset, IterableDataset
 from staytrue.data.examples import Example, Message
 from staytrue.data.tokenize import encode
 from staytrue.errors import RecipeError
-from staytrue.training.trl_datasets import Form, Turn
+from staytrue.training.trl_forms import Form, Turn
 
 _COLUMNS = ("messages", "conversations", "prompt", "completion")
 _SETTINGS = "chat_template_kwargs"
@@ -69,10 +69,10 @@ def tokenized(dataset: Any, tokenizer: Any, *, whole: bool) -> Any:
 
 def _message(turn: Turn, where: str, whole: bool) -> Message:
     """A turn of a user's row, with its weight."""
-    weight = turn.given.get("weight")
+    weight = turn.original.get("weight")
     if weight not in (None, 0, 1):
         raise RecipeError(f"{where} has a turn of weight {weight!r}; write 1 for an answer to learn and 0 for context.")
-    more = {key: value for key, value in turn.given.items() if key not in ("from", "value")}
+    more = {key: value for key, value in turn.original.items() if key not in ("from", "value")}
     role = {"human": "user", "gpt": "assistant"}.get(turn.role, turn.role)
     message = Message.from_dict({**more, "role": role, "content": turn.content})
     return replace(message, weight=0) if turn.column == "prompt" and not whole else message

@@ -1,0 +1,34 @@
+"""`freeze_blocks` stops training the adapter in the blocks that defenses freeze."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from staytrue.defense import Defense, pulled
+from staytrue.errors import ModelError
+from staytrue.modeling.architecture import ModelParts
+from staytrue.modeling.block_outputs import real_layers
+
+
+def freeze_blocks(parts: ModelParts, defenses: Mapping[str, Defense]) -> list[Tensor]:
+    """Stop training the adapter in every block that a defense freezes.
+
+    Returns:
+        The weights so frozen.
+
+    Raises:
+        ModelError: no trained weight is left.
+    """
+    frozen: list[Tensor] = []
+    blocks = parts.blocks if any("freeze" in pulled(defense) for defense in defenses.values()) else []
+    for label, defense in defenses.items():
+        if "freeze" in pulled(defense):
+            for layer in real_layers(defense.freeze(len(blocks)), len(blocks), label):
+                frozen += [weight for weight in blocks[layer - 1].parameters() if weight.requires_grad]
+    for weight in frozen:
+        weight.requires_grad_(False)
+    if frozen and not any(weight.requires_grad for weight in parts.model.parameters()):
+        raise ModelError("The defenses freeze the whole adapter, so nothing is trained; name fewer layers.")
+    return frozen

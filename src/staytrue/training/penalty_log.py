@@ -1,0 +1,32 @@
+"""`PenaltyLog` sums each defense's numbers over the micro-batches until they are logged."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+class PenaltyLog:
+    """Numbers of defenses since they were last logged: means over the optimizer steps in which a defense had rows."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._steps: Counter[str] = Counter()
+
+    def begin_step(self, labels: Iterable[str]) -> None:
+        """Count an optimizer step for the defenses that have rows in it."""
+        self._steps.update(labels)
+
+    def add(self, name: str, value: Tensor) -> None:
+        """Add a micro-batch's share of a number; a name is a defense's label, or begins with it and a slash."""
+        self._sums[name] = self._sums.get(name, torch.zeros((), device=value.device)) + value.detach()
+
+    def drain(self) -> dict[str, Tensor]:
+        """Return the mean of each number, and start anew; none of a defense that had no rows."""
+        numbers = {label: torch.zeros(()) for label in self._steps} | self._sums
+        means = {name: value / max(self._steps[name.split("/")[0]], 1) for name, value in numbers.items()}
+        self._sums, self._steps = {}, Counter()
+        return means

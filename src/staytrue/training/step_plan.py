@@ -1,0 +1,49 @@
+"""`StepPlan` holds the masks of an optimizer step's micro-batches, and which of them were trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from staytrue.errors import ForwardPassError
+from staytrue.step import Marks
+
+
+class StepPlan:
+    """One optimizer step; without marks it was never planned.
+
+    Args:
+        marks: (B, T) masks of each micro-batch, in order.
+    """
+
+    def __init__(self, marks: Sequence[Marks] = ()) -> None:
+        self.marks = marks
+        self._trained = 0
+
+    def next(self) -> tuple[int, Marks | None]:
+        """Return the number of the next micro-batch and its masks; None if the step has no further one planned."""
+        number, self._trained = self._trained, self._trained + 1
+        return number, self.marks[number] if number < len(self.marks) else None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether as many micro-batches were trained on as were planned."""
+        return self._trained == len(self.marks)
+
+    def check_complete(self, trainer: str) -> None:
+        """Check, once the step is over, that it trained on each of its micro-batches once.
+
+        Args:
+            trainer: the name of the trainer's class.
+
+        Raises:
+            ForwardPassError: the defenses did not see each micro-batch once.
+        """
+        seen, planned = self._trained, len(self.marks)
+        if 0 < seen == planned:
+            return
+        method = "training_step" if planned > 0 else "get_batch_samples"
+        how = "calls super().{0}(...) twice" if 0 < planned < seen else "does not call super().{0}(...) for each"
+        raise ForwardPassError(
+            f"{trainer} made an optimizer step of {planned} planned micro-batches, of which the defenses saw {seen}: a "
+            f"subclass's {method} {how.format(method)}. Call it once and change what it returns."
+        )
