@@ -68,8 +68,8 @@ class Marks:
 
     def task_rows(self) -> Tensor:
         """() int64: how many rows of the data are the task's own."""
-        own = self.source == 0
-        return own[:, 0].sum() if self.begins is None else (own & self.begins).sum()
+        task = self.source == 0
+        return task[:, 0].sum() if self.begins is None else (task & self.begins).sum()
 
 
 @dataclass(frozen=True)

@@ -123,8 +123,8 @@ def _steering_gradient(defense: Defense, model: Any, tokenizer: Any, rows: list[
         )
     micro.close()
     for layer, block in enumerate(micro.guard.parts.blocks, start=1):
-        own = [weight.grad for weight in block.parameters() if weight.requires_grad]
-        reached = not own or any(g is not None and bool(g.any()) for g in own)
+        gradients = [weight.grad for weight in block.parameters() if weight.requires_grad]
+        reached = not gradients or any(g is not None and bool(g.any()) for g in gradients)
         assert reached, (
             f"{name} cuts the gradient: it does not reach the adapter in block {layer}; steer must not detach"
         )

@@ -87,14 +87,14 @@ class Micro:
             if value.requires_grad:
                 value.backward()  # type: ignore[no-untyped-call]
             self.guard.combine()
-        found = {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
+        gradients = {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
         ours = [p.grad if p.grad is not None else p.new_zeros(p.shape) for _, p in adapter(self.model)]
         self.model.zero_grad()
         return Measure(
             value=float(value.detach()),
             gradient=torch.cat([g.detach().float().flatten() for g in ours]),
-            finite=all(bool(g.isfinite().all()) for g in found.values()),
-            outside=[n for n, g in found.items() if "lora_" not in n and g.abs().sum() > 0],
+            finite=all(bool(g.isfinite().all()) for g in gradients.values()),
+            outside=[n for n, g in gradients.items() if "lora_" not in n and g.abs().sum() > 0],
             references=self.forwards["reference"],
             sides=self.forwards["trained"] - 1,
         )

@@ -58,7 +58,7 @@ class RecordedCall:
 
     def nothing(self) -> Activations:
         """Return the activations of a call in which no row was computed: NaN everywhere."""
-        hidden = {layer: torch.full_like(found.detach(), torch.nan) for layer, found in self.hidden.items()}
+        hidden = {layer: torch.full_like(output.detach(), torch.nan) for layer, output in self.hidden.items()}
         return Activations(
             hidden, None if self.final is None else torch.full_like(self.final.detach(), torch.nan), self.depth
         )
@@ -74,17 +74,17 @@ class RecordedCall:
 
     def of_rows(self, rows: Tensor) -> RecordedCall:
         """Return the same call for some of its rows (b,), or for all if an argument cannot be divided by rows."""
-        given, tokens = self.by_row(), self.tokens
-        if given is None or tokens is None:
+        arguments, tokens = self.by_row(), self.tokens
+        if arguments is None or tokens is None:
             return self.again()
-        chosen = {k: v[rows] if isinstance(v, Tensor) and len(v) == len(tokens) else v for k, v in given.items()}
+        chosen = {k: v[rows] if isinstance(v, Tensor) and len(v) == len(tokens) else v for k, v in arguments.items()}
         return RecordedCall((), chosen, self.autocast, depth=self.depth, rows=rows)
 
     @property
     def tokens(self) -> Tensor | None:
         """Token ids (B, T) of the call; None if its input is embeddings."""
-        given: Tensor | None = self.kwargs.get("input_ids", self.args[0] if self.args else None)
-        return given
+        ids: Tensor | None = self.kwargs.get("input_ids", self.args[0] if self.args else None)
+        return ids
 
     def result(self, whole: int = 0) -> Activations:
         """Return the activations of the call; if it ran only some of `whole` rows, NaN elsewhere."""
@@ -92,8 +92,8 @@ class RecordedCall:
         if rows is None:
             return Activations(self.hidden, self.final, self.depth)
 
-        def spread(found: Tensor) -> Tensor:
-            return found.new_full((whole, *found.shape[1:]), torch.nan).index_copy_(0, rows, found)
+        def spread(hidden: Tensor) -> Tensor:
+            return hidden.new_full((whole, *hidden.shape[1:]), torch.nan).index_copy_(0, rows, hidden)
 
         final = None if self.final is None else spread(self.final)
         return Activations({layer: spread(hidden) for layer, hidden in self.hidden.items()}, final, self.depth)

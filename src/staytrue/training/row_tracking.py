@@ -97,11 +97,11 @@ def _naming_blank_columns(what: str, rows: list[dict[str, Any]]) -> Iterator[Non
 
 
 def _codes(row: dict[str, Any]) -> list[int]:
-    given = row.get(SOURCE_COLUMN, 0)
-    if isinstance(given, list):
-        return given
+    source = row.get(SOURCE_COLUMN, 0)
+    if isinstance(source, list):
+        return source
     lengths = row.get("seq_lengths") or [len(row["input_ids"])]
-    return [code for length in lengths for code in row_codes(given, length)]
+    return [code for length in lengths for code in row_codes(source, length)]
 
 
 def _laid_out(codes: list[list[int]], rows: list[dict[str, Any]], batch: Any) -> Tensor:
@@ -111,11 +111,11 @@ def _laid_out(codes: list[list[int]], rows: list[dict[str, Any]], batch: Any) ->
     if len(ids) != len(rows):
         codes, tokens = [list(chain(*codes))], [list(chain(*tokens))]
     out = torch.zeros(ids.shape, dtype=torch.long)
-    for i, (own, read) in enumerate(zip(codes, tokens, strict=False)):
-        if i >= len(ids) or ids[i, : len(read)].tolist() != read:
+    for i, (row, row_tokens) in enumerate(zip(codes, tokens, strict=False)):
+        if i >= len(ids) or ids[i, : len(row_tokens)].tolist() != row_tokens:
             raise RecipeError(
                 "The data collator orders the tokens of packed rows in its own way, so the defenses cannot know which "
                 "row each comes from. Set packing and padding_free to False, or use trl's collator."
             )
-        out[i, : len(own)] = torch.tensor(own)
+        out[i, : len(row)] = torch.tensor(row)
     return out

@@ -48,13 +48,13 @@ def _signature_of(parent: Any) -> Callable[[Any], Any]:
     """Give an `__init__` the parent's signature, with the two arguments of a guarded trainer added."""
 
     def decorate(init: Any) -> Any:
-        own, given = inspect.signature(Guarded.__init__).parameters, inspect.signature(parent.__init__)
-        added = [own[name].replace(annotation=kind) for name, kind in _ADDED.items()]
-        *named, last = given.parameters.values()
+        guarded, trls = inspect.signature(Guarded.__init__).parameters, inspect.signature(parent.__init__)
+        added = [guarded[name].replace(annotation=kind) for name, kind in _ADDED.items()]
+        *named, last = trls.parameters.values()
         in_order = [*named, *added, last] if last.kind is last.VAR_KEYWORD else [*named, last, *added]
         init.__wrapped__ = parent.__init__  # whose module knows the names in its annotations
         init.__annotations__ = parent.__init__.__annotations__ | _ADDED
-        init.__signature__ = given.replace(parameters=in_order)
+        init.__signature__ = trls.replace(parameters=in_order)
         return init
 
     return decorate
@@ -117,12 +117,12 @@ class GuardedSFT(Guarded, SFTTrainer):  # type: ignore[misc]
 
     def get_train_dataloader(self) -> Any:
         """TRL's own data loader; its collator carries the source of each row where the defenses need it."""
-        own: Any = self.data_collator
-        self.data_collator: Any = TrackingCollator(own) if self._tracks_rows() else own
+        collator: Any = self.data_collator
+        self.data_collator: Any = TrackingCollator(collator) if self._tracks_rows() else collator
         try:
             return super().get_train_dataloader()
         finally:
-            self.data_collator = own
+            self.data_collator = collator
 
     def _ready(self, batches: list[Any]) -> list[Any]:
         penalties = [d for d in self.guard.defenses.values() if "penalty" in pulled(d)]

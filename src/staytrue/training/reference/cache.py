@@ -156,5 +156,5 @@ def _row_bytes(value: Any, row: int, real: Tensor) -> Any:
     """An argument's bytes for one row, at its real positions; real is (B, T)."""
     if not isinstance(value, Tensor):
         return repr(value).encode()
-    own = value[row] if len(value) == len(real) else value[0]
-    return data(own[..., real[row]] if own.shape[-1:] == real[row].shape else own)
+    entry = value[row] if len(value) == len(real) else value[0]
+    return data(entry[..., real[row]] if entry.shape[-1:] == real[row].shape else entry)

@@ -85,8 +85,8 @@ def _check_trained_weights(parts: ModelParts) -> None:
 
 def _check_dropout(parts: ModelParts) -> None:
     for name, module in parts.causal.named_modules():
-        own = not any(part in name for part in ("lora_", "modules_to_save"))
-        if own and isinstance(module, nn.Dropout) and module.p > 0:
+        of_base = not any(part in name for part in ("lora_", "modules_to_save"))
+        if of_base and isinstance(module, nn.Dropout) and module.p > 0:
             _refuse_noise(name, module.p)
     for key, value in parts.causal.config.get_text_config().to_dict().items():
         noisy = key in ("attention_dropout", "attn_pdrop") or "jitter" in key

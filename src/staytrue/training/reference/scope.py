@@ -29,7 +29,7 @@ class ReferenceScope:
         sources = {defense.on for defense in penalties.values()}
         one = SOURCES.index(sources.pop()) if len(sources) == 1 and "all" not in sources else None
         layers = [real_layers(d.layers(depth), depth, label) for label, d in penalties.items()]
-        deepest = max((max(own) for own in layers if own), default=depth)
+        deepest = max((max(names) for names in layers if names), default=depth)
         return cls(one, deepest if all(layers) and deepest < depth else None)
 
     def reference(self, replay: ReferenceReplay, call: RecordedCall, marks: Marks) -> Activations:
