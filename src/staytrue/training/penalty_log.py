@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 
 
@@ -30,3 +32,12 @@ class PenaltyLog:
         means = {name: value / max(self._steps[name.split("/")[0]], 1) for name, value in numbers.items()}
         self._sums, self._steps = {}, Counter()
         return means
+
+
+def summed(accelerator: Any, numbers: Mapping[str, Tensor]) -> dict[str, float]:
+    """Each number () summed over the processes; a number may be absent on some of them."""
+    if accelerator.num_processes > 1:
+        names = sorted(set(gather_object(list(numbers))))
+        numbers = {name: numbers.get(name, torch.zeros(())) for name in names}
+    on_device = {name: value.float().to(accelerator.device) for name, value in numbers.items()}
+    return {name: value.item() for name, value in accelerator.reduce(on_device, "sum").items()}

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from torch import Tensor
-from transformers import TrainerCallback
 
 from staytrue.config.refused_settings import UNGUARDED, refuse_unguarded
 from staytrue.config.setting_values import refuse_late_values
@@ -30,7 +29,9 @@ from staytrue.training.fused_head import FusedLMHead
 from staytrue.training.guard import Guard
 from staytrue.training.micro_batch import MicroBatch
 from staytrue.training.outcome import Outcome
+from staytrue.training.penalty_log import summed
 from staytrue.training.signatures import by_name
+from staytrue.training.step_count import StepCount
 from staytrue.training.step_plan import StepPlan
 from staytrue.training.trl_datasets import TRLRows
 from staytrue.utils.console import bar
@@ -118,7 +119,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
         self._resumed_from: str | None = None
         self._random_from: str | None = None  # the checkpoint whose random states are restored
         self._begin(0)
-        self.add_callback(_StepCount(self))
+        self.add_callback(StepCount(self))
         self.outcome = Outcome()
         self.add_callback(self.outcome)
         self._untouched.tokenizer = tokenizer = self._tokenizer
@@ -326,33 +327,9 @@ class Guarded(_Trainer):  # type: ignore[misc]
             numbers = self.guard.drain()
             if self.guard.defenses:  # without any, it is the loss
                 numbers["task_loss"] = self._task_loss / steps / self.accelerator.num_processes
-            device = self.accelerator.device
-            if self.accelerator.num_processes > 1:  # a number may have been noted on one process only
-                names = sorted(set(gather_object(list(numbers))))
-                numbers = {name: numbers.get(name, torch.zeros(())) for name in names}
-            shared = self.accelerator.reduce({k: v.float().to(device) for k, v in numbers.items()}, "sum")
-            logs.update({name: value.item() for name, value in shared.items()})
+            logs.update(summed(self.accelerator, numbers))
             self._task_loss, self._logged_steps = torch.zeros(()), self.state.global_step
         super().log(logs, *args, **kwargs)
-
-
-class _StepCount(TrainerCallback):  # type: ignore[misc]
-    """Tells a guarded trainer where training begins, and when an optimizer step is over.
-
-    The count of task rows goes into the trainer's state, and with it into checkpoints.
-    """
-
-    def __init__(self, trainer: Guarded) -> None:
-        self._trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the counts where the trainer starts: at 0, or after a checkpoint's steps."""
-        self._trainer._begin(state.global_step, state.stateful_callbacks.get("staytrue", {}).get("task_rows"))
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Check that the defenses saw the whole step, and keep its count of rows."""
-        self._trainer._end_step()
-        state.stateful_callbacks["staytrue"] = {"task_rows": self._trainer.guard.task_rows}
 
 
 _TRAINERS_SEED = 42  # transformers' own, for a trainer without args
