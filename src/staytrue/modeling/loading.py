@@ -5,7 +5,6 @@ It never runs remote code and reads safetensors only. Cheap checks come before t
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,11 +14,13 @@ from typing import Any
 
 from staytrue import organism
 from staytrue.errors import ModelError
-from staytrue.modeling import fetch
+from staytrue.modeling import fetch, model_folder
+from staytrue.modeling.adapter_folder import check_adapter_folder
+from staytrue.modeling.template_trial import try_template
 from staytrue.utils.files import sha256_of
 
 TEMPLATE_DATE = date(2024, 7, 26)  # what Llama 3 templates write where they cannot know the day
-_DATE = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
+_DATE = re.compile(r"""strftime_now\(\s{0,9}(['"])([^'"]{0,99})\1\s{0,9}\)""")  # bounded: a template may be hostile
 _FIXED = "{# The date is fixed. #}"
 
 
@@ -52,6 +53,7 @@ def identity(source: Source) -> dict[str, str | None]:
     from transformers import AutoConfig
 
     try:
+        _check_hub(source)
         config = AutoConfig.from_pretrained(source.place, revision=source.revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(f"{source.name} cannot be read from the hub: {str(error).splitlines()[0]}") from None
@@ -71,67 +73,41 @@ def find(name: str, revision: str | None = None) -> Source:
     except RuntimeError:
         raise ModelError(f"The folder {name} cannot be found: there is no such user. Write the whole path.") from None
     if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        _check_folder(folder)
+        model_folder.check_model_folder(folder)
         return Source(name, str(folder), None)
     if name == fetch.NAME:
         return Source(name, str(fetch.folder()))
     return Source(name, name, revision)
 
 
-def _check_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        raise ModelError(
-            f"There is no model folder {folder}. Give a folder with config.json, or a hub name like org/name."
-        )
-    config = folder / "config.json"
-    if not config.is_file():
-        raise ModelError(
-            f"{folder} has no config.json, so it is not a transformers model. Is it an adapter or a parent folder?"
-        )
-    try:
-        settings = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{config} is not JSON ({error}). Copy the model again.") from None
-    if not isinstance(settings, dict) or "model_type" not in settings:
-        raise ModelError(f"{config} names no model_type, so transformers cannot load it. Copy the model again.")
-    if "auto_map" in settings and not _native(settings["model_type"]):
-        raise ModelError(
-            f"{config} needs code of its own (auto_map), and staytrue never runs remote code. Use a model "
-            "that transformers supports."
-        )
-    _check_weights(folder)
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
-        raise ModelError(f"{folder} has no tokenizer.json. Save the tokenizer beside the model.")
+def _check_hub(source: Source) -> None:
+    """Check the small files of a model on the hub before a loader reads them; a folder was checked when it was found.
 
+    `auto_map` passes: transformers has its own code for the model, or refuses to run the hub's.
+    """
+    if Path(source.place).is_dir():
+        return
+    from transformers.utils.hub import cached_file
 
-def _native(model_type: str) -> bool:
-    """Whether transformers supports this kind of model, so that the code in its folder is not needed, nor run."""
-    from transformers import CONFIG_MAPPING
-
-    return model_type in CONFIG_MAPPING
-
-
-def _check_weights(folder: Path) -> None:
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        old = next(folder.glob("*.bin"), None)
-        pickle = f"; {old.name} is a pickle, which staytrue does not load" if old else ""
-        raise ModelError(f"{folder} has no .safetensors weights{pickle}. Save it with safe_serialization=True.")
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
+    for name in (*model_folder.SETTINGS, "adapter_config.json"):
         try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise ModelError(f"{index} is not an index of weight files. Copy the model again.") from None
-        missing = sorted(names - {w.name for w in weights})
-        if missing:
-            raise ModelError(f"{folder} lacks {len(missing)} of its weight files (first: {missing[0]}). Copy them too.")
-    for file in weights:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            header = int.from_bytes(stream.read(8), "little")
-        if size < 8 or header > size - 8:
-            raise ModelError(f"{file} is cut short ({size} bytes). Copy it again.")
+            found = cached_file(source.place, name, revision=source.revision)
+        except (OSError, ValueError):  # there is no such file, or no way to it, as the loader will say
+            continue
+        if name == "adapter_config.json":
+            raise ModelError(f"{source.name} is an adapter, not a model. Name the model that it was trained on.")
+        file = Path(str(found))
+        model_folder.check_keys(file, model_folder.read_settings(file), but=frozenset({"auto_map"}))
+
+
+def _try_templates(source: Source, tokenizer: Any) -> None:
+    """Render a foreign model's chat templates once in a child process; those of the shipped models are known."""
+    if source.is_organism or source.name == fetch.NAME:
+        return
+    special = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    templates = tokenizer.chat_template
+    for template in templates.values() if isinstance(templates, dict) else [templates]:
+        try_template(template, tuple(sorted(special.items())), source.name)
 
 
 def load_tokenizer(source: Source) -> Any:
@@ -142,12 +118,14 @@ def load_tokenizer(source: Source) -> Any:
     """
     from transformers import AutoTokenizer
 
+    _check_hub(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.place, revision=source.revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(f"The tokenizer of {source.name} cannot be loaded: {_first_line(error)}") from None
     if not tokenizer.chat_template:
         raise ModelError(f"The tokenizer of {source.name} has no chat template; use the instruct version of the model.")
+    _try_templates(source, tokenizer)
     template = tokenizer.chat_template
     if isinstance(template, dict):
         tokenizer.chat_template = {name: _with_fixed_date(text) for name, text in template.items()}
@@ -180,6 +158,7 @@ def load_model(source: Source, adapter: Path | None = None, *, dtype: Any = None
     """
     from transformers import AutoModelForCausalLM
 
+    _check_hub(source)
     dtype = dtype or precision()
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -191,13 +170,12 @@ def load_model(source: Source, adapter: Path | None = None, *, dtype: Any = None
 
 
 def adapter_hash(adapter: Path) -> str:
-    """Compute the hash of an adapter's weights and configuration.
+    """Check an adapter's folder, and compute the hash of its weights and configuration.
 
     Raises:
-        ModelError: the folder is not an adapter.
+        ModelError: the folder is not an adapter, or one that staytrue refuses.
     """
-    if not (adapter / "adapter_config.json").is_file() or not (adapter / "adapter_model.safetensors").is_file():
-        raise ModelError(f"{adapter} is not an adapter: it lacks adapter_config.json or adapter_model.safetensors.")
+    check_adapter_folder(adapter)
     return sha256_of(adapter)
 
 
@@ -211,7 +189,7 @@ def with_adapters(model: Any, adapters: Mapping[str, Path]) -> Any:
 
     adapted = None
     for name, adapter in adapters.items():
-        adapter_hash(adapter)
+        check_adapter_folder(adapter)
         try:
             if adapted is None:
                 adapted = PeftModel.from_pretrained(model, str(adapter), adapter_name=name)

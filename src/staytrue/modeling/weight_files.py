@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from staytrue import organism
 from staytrue.errors import ModelError
 from staytrue.modeling import fetch
+from staytrue.modeling.model_folder import FROM_HUB, check_weights_folder
 from staytrue.utils.validation import in_one_line
 
 if TYPE_CHECKING:
@@ -35,15 +36,19 @@ class WeightFiles:
         """Find the weights of a folder, a hub name, or of the organism or the fetched model by name.
 
         Raises:
-            ModelError: the folder does not exist or has no safetensors, or the hub does not give the model.
+            ModelError: the folder does not exist, has no safetensors, or is refused; or the hub does not give the
+                model.
         """
         folder = organism.folder(name) if name in organism.NAMES else Path(name).expanduser()
+        passing = frozenset[str]()
         if name == fetch.NAME and not folder.exists():
             folder = fetch.folder()
         elif not folder.exists() and not name.startswith((".", "/", "~")) and name.count("/") <= 1:
-            folder = _downloaded(name)
+            folder, passing = _downloaded(name), FROM_HUB
         if not folder.is_dir() or not any(folder.glob("*.safetensors")):
             raise ModelError(f"{name} is not a model folder with .safetensors weights; give the unaligned model's.")
+        if name not in organism.NAMES:
+            check_weights_folder(folder, but=passing)
         return cls(folder, like, shapes)
 
     def read(self, name: str) -> Tensor:
