@@ -57,7 +57,7 @@ def no_loader(monkeypatch):
 
 
 def keys(file="config.json", **changes):
-    """Change settings of a JSON file; nested keys are joined by two underscores and a dot is kept."""
+    """Change settings of a JSON file."""
 
     def edit(folder):
         path = folder / file
@@ -239,7 +239,7 @@ MODELS = {
         link("config.json", "../other.json", keep="../other.json"), r"config\.json is a link out"),
     "tokenizer by a link": (link("tokenizer.json", "/etc/passwd"), r"tokenizer\.json is a link out of its folder, to"),
     "a link to nothing": (link("tokenizer.json", "nothing.json"), "which does not exist"),
-    "a link to itself": (link("tokenizer.json", "tokenizer.json"), "tokenizer.json"),
+    "a link to itself": (link("tokenizer.json", "tokenizer.json"), "a link in a circle|which does not exist"),
     "a template's folder by a link": (link("additional_chat_templates", "/etc"), "is a link out of its folder"),
     "weights that are a pipe": (pipe("model.safetensors"), "neither a file nor a folder"),
     "a header of 2^63 bytes": (header(dict, length=1 << 63), "a header of 9,223,372,036,854,775,808 bytes"),
@@ -275,7 +275,7 @@ ADAPTERS = {
         config(auto_mapping={"base_model_class": "M", "parent_library": "transformers.models.x", "y": 1}),
         "`auto_mapping`",
     ),
-    "megatron_core": (config(megatron_core="evil", megatron_config={"a": 1}), "`megatron_core` .'evil'"),
+    "megatron_core": (config(megatron_core="evil"), "`megatron_core` .'evil'"),
     "megatron_config": (config(megatron_config={"a": 1}), "`megatron_config`"),
     "a cache of corda": (
         config(init_lora_weights="corda", corda_config={"cache_file": "x.pt"}), r"`corda_config` .*read a file"),
@@ -360,7 +360,7 @@ def test_what_honest_folders_hold_is_accepted(tmp_path, originals):
     for file in list(folder.iterdir()):
         shutil.move(file, hub / "blobs" / file.name)
         file.symlink_to(f"../../blobs/{file.name}")
-    keys(trust_remote_code=False, auto_map=None, attn_implementation="sdpa", _attn_implementation="eager")(folder)
+    keys(trust_remote_code=False, attn_implementation="sdpa", _attn_implementation="eager")(folder)
     (folder / "tokenizer.model").symlink_to("tokenizer.json")
     (folder / "training_args.bin").write_bytes(pickle.dumps(Bomb(tmp_path / "canary")))
     adapter = shutil.copytree(originals / "adapter", tmp_path / "adapter")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from staytrue.data import tables
-from staytrue.data.jsonl import Fault, objects, refuse
+from staytrue.data.jsonl import Faults, objects, refuse, shown
 from staytrue.data.row_checks import REASONING, ROW_SHAPE, row_faults
 from staytrue.data.row_forms import ChatRow, chat_row
 from staytrue.errors import DataError
@@ -118,24 +118,27 @@ def read_examples(
         columns: names of the data's own columns for "messages", "prompt", "completion" and "system".
 
     Raises:
-        DataError: lists the first hundred faults, each with line, JSON pointer and remedy, and counts the rest.
+        DataError: lists the first hundred faults, each with line, JSON pointer and remedy, and counts the rest,
+            up to ten thousand.
     """
     path = Path(path)
     examples: list[Example] = []
-    faults: list[Fault] = []
+    faults = Faults()
     table = tables.is_table(path)
     if split is not None and path.is_file():
         raise DataError(f"{path} is one file without splits; take `split:` out.")
     for line, value in tables.rows(path, split, faults) if table else objects(path, faults):
         if absent := [column for column in (columns or {}).values() if column not in value]:
-            raise DataError(_NO_COLUMN.format(path=path, row=line, absent=absent[0], known=", ".join(map(repr, value))))
+            raise DataError(_NO_COLUMN.format(path=path, row=line, absent=absent[0], known=shown(list(value))[1:-1]))
         bare = prompts_only and "question" in value and "messages" not in value
         row = ChatRow(value) if bare and not columns else chat_row(value, columns)
         if table and not bare and not {"messages", "history"} & row.value.keys():
-            raise DataError(_NO_FORM.format(path=path, row=line, known=", ".join(map(repr, value))))
-        new = [Fault(line, row.original(pointer), what) for pointer, what in row_faults(row.value, prompts_only)]
-        faults += new
-        if not new:
+            raise DataError(_NO_FORM.format(path=path, row=line, known=shown(list(value))[1:-1]))
+        for pointer, what in row_faults(row.value, prompts_only):
+            faults.append(line, row.original(pointer), what)
+            if faults.full:
+                break
+        if not faults.count:
             examples.append(_example(row.value, source))
     refuse(path, faults, "row" if table else "line")
     if not examples:

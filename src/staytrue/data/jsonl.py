@@ -7,7 +7,7 @@ repeated keys, NaN and infinities.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,23 @@ from staytrue.errors import DataError
 
 LONGEST_LINE = 1 << 20  # bytes
 DEEPEST = 32  # levels of nesting
+TOO_LONG = f"is longer than {LONGEST_LINE:,} bytes; split or shorten the row"
+TOO_DEEP = f"is nested more than {DEEPEST} levels deep; flatten the row"
 _FAULTS_SHOWN = 100
+_FAULTS_COUNTED = 10_000  # after so many the file is not read on
 _MAGIC = {
     b"\x1f\x8b": "gzip",
     b"\x28\xb5\x2f\xfd": "Zstandard",
     b"PK": "a zip archive or an Excel workbook",
     b"PAR1": "Parquet",
+    b"BZh": "bzip2",
+    b"\xfd7zX": "xz",
+    b"7z\xbc\xaf": "a 7-Zip archive",
+    b"ARRO": "Arrow",
+    b"\x80\x04": "a pickle",
+    b"\x80\x05": "a pickle",
+    b"\xff\xfe\0\0": "UTF-32",
+    b"\0\0\xfe\xff": "UTF-32",
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
 }
@@ -36,7 +47,26 @@ class Fault:
     what: str
 
 
-def objects(path: Path, faults: list[Fault]) -> Iterator[tuple[int, dict[str, Any]]]:
+class Faults:
+    """The faults of one file: the first hundred, and the number of all up to ten thousand."""
+
+    def __init__(self) -> None:
+        self.first: list[Fault] = []
+        self.count = 0
+
+    def append(self, line: int, pointer: str, what: str) -> None:
+        """Add a fault."""
+        self.count += 1
+        if len(self.first) < _FAULTS_SHOWN:
+            self.first.append(Fault(line, pointer, what))
+
+    @property
+    def full(self) -> bool:
+        """Whether so many faults are counted that the file need not be read on."""
+        return self.count >= _FAULTS_COUNTED
+
+
+def objects(path: Path, faults: Faults) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield every JSON object with its line number; faults of other lines are appended to `faults`.
 
     Raises:
@@ -47,10 +77,10 @@ def objects(path: Path, faults: list[Fault]) -> Iterator[tuple[int, dict[str, An
             _refuse_other_kinds(path, file.read(4))
             file.seek(0)
             number = 0
-            while raw := file.readline(LONGEST_LINE + 1):
+            while not faults.full and (raw := file.readline(LONGEST_LINE + 1)):
                 number += 1
                 if len(raw) > LONGEST_LINE:
-                    faults.append(Fault(number, "", f"is longer than {LONGEST_LINE:,} bytes; split or shorten the row"))
+                    faults.append(number, "", TOO_LONG)
                     while raw and not raw.endswith(b"\n"):
                         raw = file.readline(LONGEST_LINE)
                     continue
@@ -63,15 +93,16 @@ def objects(path: Path, faults: list[Fault]) -> Iterator[tuple[int, dict[str, An
         raise DataError(f"{path} cannot be read: {error.strerror}. Check its path.") from None
 
 
-def refuse(path: Path, faults: list[Fault], noun: str = "line") -> None:
+def refuse(path: Path, faults: Faults, noun: str = "line") -> None:
     """Raise one DataError that lists the first hundred faults and counts the rest; do nothing without faults."""
-    if not faults:
+    if not faults.count:
         return
-    faults = sorted(faults, key=lambda fault: fault.line)
-    lines = [f"  {noun} {f.line}{f', {f.pointer}' if f.pointer else ''}: {f.what}" for f in faults[:_FAULTS_SHOWN]]
-    if len(faults) > _FAULTS_SHOWN:
-        lines.append(f"  ... and {len(faults) - _FAULTS_SHOWN:,} more")
-    raise DataError(f"{path} has {len(faults):,} fault{'s' if len(faults) > 1 else ''}:\n" + "\n".join(lines))
+    first = sorted(faults.first, key=lambda fault: fault.line)
+    lines = [f"  {noun} {f.line}{f', {f.pointer}' if f.pointer else ''}: {f.what}" for f in first]
+    if faults.count > len(first):
+        lines.append(f"  ... and {faults.count - len(first):,} more")
+    many = f"{faults.count:,} fault{'s' if faults.count > 1 else ''}{' or more' if faults.full else ''}"
+    raise DataError(f"{path} has {many}:\n" + "\n".join(lines))
 
 
 def shown(value: Any) -> str:
@@ -80,22 +111,40 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def pointer_to(key: str) -> str:
+    """The part of a JSON pointer that names a key, cut to sixty characters; what a terminal may obey is escaped."""
+    visible = "".join(c if c.isprintable() else repr(c)[1:-1] for c in key[:61])
+    return "/" + (visible if len(visible) <= 60 else visible[:57] + "...").replace("~", "~0").replace("/", "~1")
+
+
+def repeated(names: Iterable[str]) -> str | None:
+    """The first name that occurs again; None if each occurs once."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
+
+
 def _refuse_other_kinds(path: Path, start: bytes) -> None:
     kind = next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)
+    if kind is None and b"\0" in start:
+        kind = "UTF-16, UTF-32 or no text"
     if kind is not None:
         raise DataError(f"{path} is {kind}, not JSON lines in UTF-8. Unpack or convert it first.")
     if start.startswith(b"\xef\xbb\xbf"):
         raise DataError(f"{path} begins with a byte-order mark. Save it as plain UTF-8.")
 
 
-def _value(raw: bytes, number: int, faults: list[Fault]) -> dict[str, Any] | None:
+def _value(raw: bytes, number: int, faults: Faults) -> dict[str, Any] | None:
     """The object on one line; None for a blank line, or for a fault, which is appended."""
     if not raw.strip():
         return None
     parsed = _parsed(raw)
     if isinstance(parsed, dict):
         return parsed
-    faults.append(Fault(number, "", parsed))
+    faults.append(number, "", parsed)
     return None
 
 
@@ -107,13 +156,15 @@ def _parsed(raw: bytes) -> dict[str, Any] | str:
         return f"is not UTF-8 (byte {raw[error.start]:#04x} at {error.start}); save the file as UTF-8"
     try:
         value = json_value(text)
-        too_deep = text.count("[") + text.count("{") > DEEPEST and _depth(value) > DEEPEST
+        too_deep = text.count("[") + text.count("{") > DEEPEST and depth(value) > DEEPEST
+    except json.JSONDecodeError as error:  # its own message says "line 1", which is not the file's
+        return f"is not JSON: {error.msg} at column {error.colno}; write one object a line"
     except ValueError as error:
         return f"is not JSON: {error}; write one object a line"
     except RecursionError:
         too_deep = True
     if too_deep:
-        return f"is nested more than {DEEPEST} levels deep; flatten the row"
+        return TOO_DEEP
     if not isinstance(value, dict):
         return f"is {shown(value)}, not an object; write one object a line"
     return value
@@ -125,21 +176,21 @@ def json_value(text: str) -> Any:
     Raises:
         ValueError: it is no JSON, repeats a key, or has a number that is not finite.
     """
-    return json.loads(text, object_pairs_hook=_no_twins, parse_constant=_no_constants, parse_float=_finite)
+    if text.startswith("\ufeff"):
+        raise ValueError("it begins with a byte-order mark")
+    return DECODER.decode(text)
 
 
-def _depth(value: Any) -> int:
+def depth(value: Any) -> int:
     """The levels of lists and objects in a value."""
     children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
-    return 0 if children is None else 1 + max(map(_depth, children), default=0)
+    return 0 if children is None else 1 + max(map(depth, children), default=0)
 
 
 def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for i, key in enumerate(keys) if key in keys[:i])
-        raise ValueError(f"the key {twice!r} occurs twice in one object")
+        raise ValueError(f"the key {shown(repeated(key for key, _ in pairs))} occurs twice in one object")
     return value
 
 
@@ -152,3 +203,15 @@ def _finite(text: str) -> float:
     if number in (float("inf"), float("-inf")):
         raise ValueError(f"{shown(text)} is too large for a number")
     return number
+
+
+def _whole(text: str) -> int:
+    """A whole number that a float can hold too; other programs read every number as a float."""
+    if len(text) > 300:
+        _finite(text)
+    return int(text)
+
+
+DECODER = json.JSONDecoder(
+    object_pairs_hook=_no_twins, parse_constant=_no_constants, parse_float=_finite, parse_int=_whole
+)

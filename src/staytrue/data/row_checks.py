@@ -7,17 +7,19 @@ import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
-from staytrue.data.jsonl import shown
+from staytrue.data.jsonl import pointer_to, shown
 
 ROLES = ("system", "user", "assistant", "tool")
 REASONING = ("reasoning_content", "thinking")  # keys of an assistant turn that chat templates render
 ROW_SHAPE = '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
 _CALL = '{"type": "function", "function": {"name": "...", "arguments": "..."}}'
+_HALF = "holds half of a surrogate pair, which no tokenizer can read; write the whole character"
 _FURTHER = {"assistant": (*REASONING, "tool_calls", "weight"), "tool": ("tool_call_id", "name")}
 
 
 def row_faults(value: dict[str, Any], prompts_only: bool) -> Iterator[tuple[str, str]]:
     """Every fault of one row: its JSON pointer, and a description with the remedy."""
+    yield from _other_faults(value)
     if "messages" not in value and prompts_only and "question" in value:
         if fault := _text_fault(value["question"]):
             yield "/question", fault
@@ -29,12 +31,15 @@ def row_faults(value: dict[str, Any], prompts_only: bool) -> Iterator[tuple[str,
     if not isinstance(messages, list) or not messages:
         yield "/messages", f"is {shown(messages)}, not a list of turns; a row is {ROW_SHAPE}"
         return
-    faults = [(f"/messages/{i}{at}", what) for i, turn in enumerate(messages) for at, what in _message_faults(turn)]
-    yield from faults
+    whole = True
+    for i, turn in enumerate(messages):
+        for at, what in _message_faults(turn):
+            whole = False
+            yield f"/messages/{i}{at}", what
     yield from _tools_faults(value.get("tools"))
     if all(isinstance(m, dict) and m.get("role") in ROLES for m in messages):
         yield from _order_faults(messages, prompts_only)
-        if not faults and messages[-1]["role"] == "assistant" and not any(_learnt(m) for m in messages):
+        if whole and messages[-1]["role"] == "assistant" and not any(_learnt(m) for m in messages):
             yield "/messages", "has answers of weight 0 only, so nothing would be learnt; take the row out"
 
 
@@ -43,13 +48,22 @@ def is_blank(text: str) -> bool:
     return all(c.isspace() or unicodedata.category(c) == "Cf" for c in text)
 
 
+def _other_faults(value: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Columns that are kept beside the turns, and could not be written again."""
+    for key, entry in value.items():
+        if key not in ("messages", "question") and _surrogate(json.dumps({key: entry}, ensure_ascii=False)):
+            yield pointer_to(key), _HALF
+
+
 def _without_messages(value: dict[str, Any]) -> tuple[str, str]:
     """Describe the fault of a row that has no known form."""
     if {"instruction", "output", "history"} <= value.keys():
         return "/history", f"is {shown(value['history'])}, not a list of [question, answer]; write [] for none"
     for key, entry in value.items():
         if isinstance(entry, list) and entry and all(isinstance(row, dict) for row in entry):
-            return f"/{key}", "is a list of objects; if they are rows, write that list alone, or one object a line"
+            return pointer_to(
+                key
+            ), "is a list of objects; if they are rows, write that list alone, or one object a line"
     return "", f"no key 'messages' among {shown(list(value))}; a row is {ROW_SHAPE}"
 
 
@@ -65,7 +79,10 @@ def _message_faults(message: Any) -> Iterator[tuple[str, str]]:
     further = _FURTHER.get(role, ()) if isinstance(role, str) else ()
     others = [key for key, value in message.items() if key not in ("role", "content", *further) and value is not None]
     if others:
-        yield f"/{others[0]}", "is a key that staytrue would not train on; a turn has role and content, take it out"
+        yield (
+            pointer_to(others[0]),
+            "is a key that staytrue would not train on; a turn has role and content, take it out",
+        )
     if role not in ROLES:
         yield "/role", f"is {shown(role)}; use system, user, assistant or tool"
     empty = message.get("content") in (None, "") and (role == "tool" or (role == "assistant" and calls))
@@ -104,14 +121,18 @@ def _text_fault(text: Any, what: str = "row") -> str | None:
     if not isinstance(text, str):
         return f"is {shown(text)}, not text; write a string"
     if _surrogate(text):
-        return "holds half of a surrogate pair, which no tokenizer can read; write the whole character"
+        return _HALF
     if is_blank(text):
         return f"is empty ({shown(text)}); write something or take the {what} out"
     return None
 
 
 def _surrogate(text: str) -> bool:
-    return any("\ud800" <= c <= "\udfff" for c in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _order_faults(messages: list[dict[str, Any]], prompts_only: bool) -> Iterator[tuple[str, str]]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import csv
 import datetime
 import decimal
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from staytrue.data.jsonl import LONGEST_LINE, Fault, json_value, shown
+from staytrue.data.json_list import json_list
+from staytrue.data.jsonl import DEEPEST, LONGEST_LINE, TOO_DEEP, TOO_LONG, Faults, depth, pointer_to, repeated, shown
 from staytrue.errors import DataError
 
 _SUFFIXES = {".csv", ".tsv", ".json", ".parquet"}
@@ -36,7 +38,7 @@ def is_table(data: Path) -> bool:
     return data.is_dir() or is_hub_name(data) or (data.suffix.lower() in _SUFFIXES and data.is_file())
 
 
-def rows(data: Path, split: str | None, faults: list[Fault]) -> Rows:
+def rows(data: Path, split: str | None, faults: Faults) -> Rows:
     """Yield every row with its number, from 1; a row that cannot be kept is appended to `faults`.
 
     Args:
@@ -50,13 +52,19 @@ def rows(data: Path, split: str | None, faults: list[Fault]) -> Rows:
     try:
         table = _table(data, split)
         for number, row in enumerate(table, start=1):
-            plain = {}
+            if faults.full:
+                return
+            before, plain = faults.count, {}
             for key, value in row.items():
                 try:
                     plain[str(key)] = _plain(value)
                 except ValueError as error:
-                    faults.append(Fault(number, f"/{key}", str(error)))
-            if len(plain) == len(row):
+                    faults.append(number, pointer_to(str(key)), str(error))
+            if depth(plain) > DEEPEST:
+                faults.append(number, "", TOO_DEEP)
+            elif len(json.dumps(plain)) > LONGEST_LINE:
+                faults.append(number, "", TOO_LONG)
+            if faults.count == before:
                 yield number, plain
     except DataError:
         raise
@@ -74,40 +82,41 @@ def _table(data: Path, split: str | None) -> Iterator[dict[str, Any]]:
     if kind in (".csv", ".tsv"):
         return _csv(data, "\t" if kind == ".tsv" else None)
     if kind == ".json":
-        return _json_list(data)
+        return json_list(data)
     if kind == ".parquet":
         from pyarrow import parquet
 
-        return iter(parquet.read_table(data).to_pylist())
+        batches = parquet.ParquetFile(data).iter_batches(batch_size=64)
+        return (row for batch in batches for row in batch.to_pylist())
     return iter(_data_set(data, split))
 
 
 def _csv(path: Path, delimiter: str | None) -> Iterator[dict[str, Any]]:
     """Rows of a file; without a delimiter it is a comma, or the semicolon or tab of a first line without commas."""
-    csv.field_size_limit(1 << 24)
+    csv.field_size_limit(LONGEST_LINE)
     with path.open(encoding="utf-8-sig", newline="") as file:
-        first = file.readline()
+        first = file.readline(LONGEST_LINE)
         file.seek(0)
         separator = next((mark for mark in ",;\t" if mark in first), ",")
-        reader = csv.DictReader(file, delimiter=delimiter or separator, strict=True)
+        reader = csv.DictReader(_lines(file), delimiter=delimiter or separator, strict=True)
         names = list(reader.fieldnames or ())
-        if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
-            raise DataError(f"{path} has two columns {twice!r}; take one out.")
+        if (twice := repeated(names)) is not None:
+            raise DataError(f"{path} has two columns {shown(twice)}; take one out.")
         for number, row in enumerate(reader, start=1):
             if None in row or None in row.values():
-                columns = ", ".join(names)
+                columns = ", ".join(names)[:200]
                 raise ValueError(f"row {number} (line {reader.line_num}) has not one field for each column ({columns})")
             yield row
 
 
-def _json_list(path: Path) -> Iterator[dict[str, Any]]:
-    values = json_value(path.read_bytes().decode("utf-8"))
-    if not isinstance(values, list):
-        raise DataError(f"{path} is one object with {shown(list(values))}, not a list of rows; write that list alone.")
-    for number, value in enumerate(values, start=1):
-        if not isinstance(value, dict):
-            raise ValueError(f"entry {number} of the list is {shown(value)}, not an object")
-        yield value
+def _lines(file: IO[str]) -> Iterator[str]:
+    """The lines of a file, none of which may be as long as memory."""
+    number = 0
+    while line := file.readline(LONGEST_LINE + 1):
+        number += 1
+        if len(line) > LONGEST_LINE:
+            raise ValueError(f"line {number} {TOO_LONG}")
+        yield line
 
 
 def _data_set(data: Path, split: str | None) -> Any:

@@ -13,7 +13,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from staytrue.data.jsonl import Fault, objects, refuse, shown
+from staytrue.data.jsonl import Faults, objects, refuse, shown
 from staytrue.errors import DataError, RequestError
 from staytrue.evals.results.answer_store import AnswerStore, Key
 from staytrue.evals.results.summary import clusters
@@ -67,16 +67,16 @@ def read_labels(path: Path, evaluations: Sequence[Path]) -> list[Row]:
     """
     if len(evaluations) > 1:
         raise RequestError("--labels belong to the answers of one evaluation; name one.")
-    faults: list[Fault] = []
+    faults = Faults()
     rows, evaluation = [], evaluations[0]
     stored = AnswerStore(evaluation).answers()
     types = {"probe": str, "question": str, "index": int, "misaligned": bool}
     for line, value in objects(path, faults):
         if not all(isinstance(value.get(key), kind) for key, kind in types.items()):
-            faults.append(Fault(line, "", f"names no sample and its label; a row is {_LABEL}"))
+            faults.append(line, "", f"names no sample and its label; a row is {_LABEL}")
         elif (value["probe"], value["question"], value["index"]) not in stored:
             sample = f"answer {value['index']} to {shown(value['question'])} of the probe {shown(value['probe'])}"
-            faults.append(Fault(line, "", f"{evaluation} holds no {sample}"))
+            faults.append(line, "", f"{evaluation} holds no {sample}")
         else:
             rows.append(value)
     refuse(path, faults)

@@ -82,7 +82,10 @@ def check_links(folder: Path) -> None:
     if folder.resolve().parent.name == "snapshots":  # of the hub's cache, which keeps the files in `blobs`
         inside.append(folder.resolve().parents[1] / "blobs")
     for entry in _entries(folder):
-        target = entry.resolve()
+        try:
+            target = entry.resolve()
+        except (OSError, RuntimeError):
+            raise ModelError(f"{entry} is a link in a circle. Copy the model again.") from None
         if not any(target.is_relative_to(place) for place in inside):
             raise ModelError(
                 f"{entry} is a link out of its folder, to {target}. Copy the file that you want read into the folder."

@@ -13,6 +13,7 @@ from staytrue.config import trainer_args
 from staytrue.config.recipe import Recipe
 from staytrue.data.encoding_report import EncodingReport
 from staytrue.data.examples import Example
+from staytrue.data.row_notes import row_notes
 from staytrue.data.tokenize import Encoded, encode_all
 from staytrue.errors import DataError, ModelError, RecipeError, StaytrueError
 from staytrue.modeling import loading
@@ -69,6 +70,7 @@ class _Build:
         )
         self._loaded: Any = None
         self.notes = [_DATED] if loading.dated(tokenizer) else []
+        self.notes += row_notes(rows)
         self._prepare(rows)
 
     def _prepare(self, rows: list[Example]) -> None:
