@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -175,7 +176,7 @@ CASES = {
     # types and roles
     "mixed types": (
         lambda: lines(turns(("user", 3)), turns(("user", ["a"])), turns((3, "a")), b"null"),
-        r"line 1, /messages/0/content: is 3, not text(.|\n)*line 2, .*: is \['a'\](.|\n)*line 3, .*/role: is 3(.|\n)*line 4"),
+        r"line 1, /\S*content: is 3, not text(.|\n)*line 2, .* is \['a'\](.|\n)*line 3, .*role: is 3(.|\n)*e 4"),
     "NaN and mixed types": (lambda: lines(b'{"messages": [NaN, 3]}'), "NaN is not a JSON number"),
     "a role of an unknown name": (lambda: lines(turns(("root", "a"))), "/messages/0/role: is 'root'; use system, user"),
     "a role in capitals": (lambda: lines(turns(("User", "a"), ("assistant", "b"))), "/messages/0/role: is 'User'"),
@@ -241,6 +242,7 @@ def verdicts(tmp_path_factory):
         [sys.executable, script, *(folder / file for file in NAMES.values())],
         env=os.environ | {"PYTHONPATH": str(source)}, capture_output=True, text=True, check=True,
     )  # fmt: skip
+    shutil.rmtree(folder)  # 400 MB
     return dict(zip(NAMES, map(json.loads, done.stdout.splitlines()), strict=True)), folder
 
 
@@ -330,6 +332,7 @@ def test_whatever_the_lines_are_the_answer_is_whole_rows_or_a_sentence(tmp_path_
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @settings(max_examples=20_000, deadline=None)
 @given(files, st.sampled_from([".jsonl", ".json", ".csv"]))
 def test_twenty_thousand_files(tmp_path_factory, drawn, suffix):

@@ -97,7 +97,7 @@ def _check_hub(source: Source) -> None:
         if name == "adapter_config.json":
             raise ModelError(f"{source.name} is an adapter, not a model. Name the model that it was trained on.")
         file = Path(str(found))
-        model_folder.check_keys(file, model_folder.read_settings(file), but=frozenset({"auto_map"}))
+        model_folder.check_keys(file, model_folder.read_settings(file), but=model_folder.FROM_HUB)
 
 
 def _try_templates(source: Source, tokenizer: Any) -> None:
