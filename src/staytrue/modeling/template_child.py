@@ -32,7 +32,7 @@ def fault(template: str, conversations: list[dict[str, Any]], output: int) -> st
     class Generation(Extension):
         """The block `generation` of transformers, which marks answers."""
 
-        tags = frozenset({"generation"})
+        tags = {"generation"}  # noqa: RUF012
 
         def parse(self, parser: Any) -> Any:
             line = next(parser.stream).lineno

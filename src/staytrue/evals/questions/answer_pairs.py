@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from staytrue.data.examples import Example, Message
-from staytrue.data.jsonl import Fault, objects, refuse, shown
+from staytrue.data.jsonl import Faults, objects, refuse, shown
 from staytrue.errors import DataError, RequestError
 from staytrue.utils.validation import nearest
 
@@ -66,12 +66,12 @@ def read(path: Path) -> tuple[Pair, ...]:
     Raises:
         DataError: the file has faults; the message lists them with line and key.
     """
-    faults: list[Fault] = []
+    faults = Faults()
     pairs: list[Pair] = []
     for line, row in objects(path, faults):
-        row_faults = [Fault(line, pointer, what) for pointer, what in _faults(row)]
-        faults += row_faults
-        if not row_faults:
+        for pointer, what in _faults(row):
+            faults.append(line, pointer, what)
+        if not faults.count:
             pairs.append(Pair(row.get("id", f"line-{line}"), *(row[side] for side in _SIDES)))
     repeated = [name for name, count in Counter(pair.id for pair in pairs).items() if count > 1]
     refuse(path, faults)
