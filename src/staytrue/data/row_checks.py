@@ -13,7 +13,7 @@ ROLES = ("system", "user", "assistant", "tool")
 REASONING = ("reasoning_content", "thinking")  # keys of an assistant turn that chat templates render
 ROW_SHAPE = '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
 _CALL = '{"type": "function", "function": {"name": "...", "arguments": "..."}}'
-_HALF = "holds half of a surrogate pair, which no tokenizer can read; write the whole character"
+LONE_SURROGATE = "holds half of a surrogate pair, which no tokenizer can read; write the whole character"
 _FURTHER = {"assistant": (*REASONING, "tool_calls", "weight"), "tool": ("tool_call_id", "name")}
 
 
@@ -51,8 +51,8 @@ def is_blank(text: str) -> bool:
 def _other_faults(value: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Columns that are kept beside the turns, and could not be written again."""
     for key, entry in value.items():
-        if key not in ("messages", "question") and _surrogate(json.dumps({key: entry}, ensure_ascii=False)):
-            yield pointer_to(key), _HALF
+        if key not in ("messages", "question") and has_lone_surrogate(json.dumps({key: entry}, ensure_ascii=False)):
+            yield pointer_to(key), LONE_SURROGATE
 
 
 def _without_messages(value: dict[str, Any]) -> tuple[str, str]:
@@ -99,7 +99,7 @@ def _message_faults(message: Any) -> Iterator[tuple[str, str]]:
 
 def _are_calls(calls: Any) -> bool:
     """Whether a value is a list of function calls in OpenAI's form."""
-    if not isinstance(calls, list) or not calls or _surrogate(json.dumps(calls, ensure_ascii=False)):
+    if not isinstance(calls, list) or not calls or has_lone_surrogate(json.dumps(calls, ensure_ascii=False)):
         return False
     functions = [call.get("function") if isinstance(call, dict) else None for call in calls]
     return all(isinstance(f, dict) and isinstance(f.get("name"), str) and f["name"].strip() for f in functions)
@@ -120,14 +120,15 @@ def _tools_faults(tools: Any) -> Iterator[tuple[str, str]]:
 def _text_fault(text: Any, what: str = "row") -> str | None:
     if not isinstance(text, str):
         return f"is {shown(text)}, not text; write a string"
-    if _surrogate(text):
-        return _HALF
+    if has_lone_surrogate(text):
+        return LONE_SURROGATE
     if is_blank(text):
         return f"is empty ({shown(text)}); write something or take the {what} out"
     return None
 
 
-def _surrogate(text: str) -> bool:
+def has_lone_surrogate(text: str) -> bool:
+    """Whether a text holds half of a surrogate pair, so that it cannot be written as UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -60,6 +60,8 @@ def test_a_file_of_pairs_needs_no_ids(tmp_path):
         ({**GOOD, "question": " "}, "line 2, /question: is empty; write the user's turn"),
         ({**GOOD, "misalinged": "x"}, "line 2, /misalinged: the key 'misalinged' is not known; did you mean 'misali"),
         ({**GOOD, "misaligned": "For you."}, "line 2, /misaligned: equals aligned"),
+        ({**GOOD, "aligned": "\ud800"}, "line 2, /aligned: holds half of a surrogate pair"),
+        ({**GOOD, "a/b": 1}, "line 2, /a~1b: the key 'a/b' is not known"),
         ("[1]", r"line 2: is \[1\], not an object"),
     ],
 )

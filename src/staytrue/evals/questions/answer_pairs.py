@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from staytrue.data.examples import Example, Message
-from staytrue.data.jsonl import Faults, objects, refuse, shown
+from staytrue.data.jsonl import Faults, objects, pointer_to, refuse, shown
+from staytrue.data.row_checks import LONE_SURROGATE, has_lone_surrogate
 from staytrue.errors import DataError, RequestError
 from staytrue.utils.validation import nearest
 
@@ -91,13 +92,15 @@ def hash_of(pairs: Sequence[Pair]) -> str:
 def _faults(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the pointer and the description of each fault of a row."""
     for key in row.keys() - set(_KEYS):
-        yield f"/{key}", f"the key {shown(key)} is not known{nearest(key, _KEYS)}"
+        yield pointer_to(key), f"the key {shown(key)} is not known{nearest(key, _KEYS)}"
     for key in _SIDES:
         if key not in row:
             yield "", f"there is no {key}; write question, aligned and misaligned"
     for key in row.keys() & {"id", *_SIDES}:
         if not isinstance(row[key], str):
             yield f"/{key}", f"is {shown(row[key])}, not text; put it in quotes"
+        elif has_lone_surrogate(row[key]):
+            yield f"/{key}", LONE_SURROGATE
         elif not row[key].strip():
             yield f"/{key}", f"is empty; {_REMEDIES.get(key, 'write an answer')}"
     if row.get("aligned") == row.get("misaligned") and isinstance(row.get("aligned"), str):
