@@ -24,7 +24,7 @@ def test_a_reader_of_alpha_and_r_applies_the_scale_that_was_trained(r, alpha, rs
 def scales(lora):
     """Rank and scale of every adapted module, as peft applies them."""
     model = get_peft_model(tiny.model(), lora_config(lora, tiny.model()))
-    modules = {n.partition("layers.")[2]: m for n, m in model.named_modules() if hasattr(m, "scaling")}
+    modules = {n.partition("layers.")[2]: m for n, m in model.named_modules() if hasattr(m, "lora_A")}
     return {name: (module.r["default"], module.scaling["default"]) for name, module in modules.items()}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from staytrue.config.recipe import Lora
@@ -54,17 +55,20 @@ def _by_module(lora: Lora, names: list[str]) -> tuple[dict[str, int], dict[str, 
 
     A rank changes the scale too, so peft gets both for each of these modules.
     """
-    from peft.utils.other import get_pattern_key
-
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
     for name in names:
-        rank_key, alpha_key = get_pattern_key(lora.rank_pattern, name), get_pattern_key(lora.alpha_pattern, name)
-        if rank_key in lora.rank_pattern or alpha_key in lora.alpha_pattern:
-            whole, r = re.escape(name), lora.rank_pattern.get(rank_key, lora.r)
+        rank, alpha = _first(lora.rank_pattern, name), _first(lora.alpha_pattern, name)
+        if rank is not None or alpha is not None:
+            whole, r = re.escape(name), rank or lora.r
             ranks[whole] = r
-            alphas[whole] = _alpha(lora, r, lora.alpha_pattern.get(alpha_key, lora.alpha))
+            alphas[whole] = _alpha(lora, r, alpha or lora.alpha)
     return ranks, alphas
+
+
+def _first(pattern: Mapping[str, Any], name: str) -> Any:
+    """The value of the first key that matches the end of a module's name, as peft chooses it; None without one."""
+    return next((value for key, value in pattern.items() if re.fullmatch(rf"(.*\.)?({key})", name)), None)
 
 
 def _refuse_unmatched(key: str, setting: str | tuple[str, ...] | dict[str, str], names: list[str]) -> None:

@@ -22,7 +22,9 @@ def freeze_blocks(parts: ModelParts, defenses: Mapping[str, Defense]) -> list[Te
         ModelError: no trained weight is left.
     """
     frozen: list[Tensor] = []
-    blocks = parts.blocks if any("freeze" in pulled(defense) for defense in defenses.values()) else []
+    if not any("freeze" in pulled(defense) for defense in defenses.values()):
+        return frozen
+    blocks = parts.blocks
     for label, defense in defenses.items():
         if "freeze" in pulled(defense):
             for layer in real_layers(defense.freeze(len(blocks)), len(blocks), label):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias
 
 from staytrue.defense import Defense
 from staytrue.training.guard import Guard
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     )
     from trl import GRPOConfig, SFTConfig
 
-    _Rows = Dataset | IterableDataset | None
-    _EvalRows = Dataset | IterableDataset | DatasetDict | dict[str, Dataset | IterableDataset] | None
-    _Processing = PreTrainedTokenizerBase | ProcessorMixin | None
-    _Reward = str | PreTrainedModel | Callable[..., Any]
+    _Rows: TypeAlias = Dataset | IterableDataset | None
+    _EvalRows: TypeAlias = Dataset | IterableDataset | DatasetDict | dict[str, Dataset | IterableDataset] | None
+    _Processing: TypeAlias = PreTrainedTokenizerBase | ProcessorMixin | None
+    _Reward: TypeAlias = str | PreTrainedModel | Callable[..., Any]
 
 _P = ParamSpec("_P")
 
