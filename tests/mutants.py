@@ -9,13 +9,15 @@ import torch
 from staytrue.defense import Defense
 from staytrue.defenses.freeze import Freeze
 from staytrue.defenses.kl import KL
+from staytrue.defenses.safelora import SafeLoRA
 from staytrue.defenses.steer import Steer
 from staytrue.modeling import fused_loss
 from staytrue.modeling.architecture import ModelParts
-from staytrue.step import SOURCES, Marks, Span, Step
+from staytrue.step import SOURCES, Activations, Marks, Span, Step
 from staytrue.training.guard import Guard
 from staytrue.training.hooks import BackboneHooks
 from staytrue.training.micro_batch import MicroBatch
+from staytrue.training.row_schedule import AuxiliaryRows
 from staytrue.training.separate_gradients import SeparateGradients
 
 PENALTY, SPAN, ROWS = KL.penalty, Step.span, Step.rows
@@ -194,3 +196,168 @@ def recorded_again(self, head):
 
 def nothing(self, *arguments):
     """In place of a check: it refuses nothing."""
+
+
+# --- what can be wrong with a run: a defense that is skipped or weakened in silence -----------------------------------
+
+PENALTIES, DRAIN = Guard.penalty, Guard.drain
+
+
+def times(factor):
+    """Penalties of another weight in the loss."""
+
+    def penalty(self, *arguments, **options):
+        total = PENALTIES(self, *arguments, **options)
+        return None if total is None else total * factor
+
+    return penalty
+
+
+def every_other_one_detached(self, *arguments, **options):
+    self._calls = getattr(self, "_calls", 0) + 1
+    total = PENALTIES(self, *arguments, **options)
+    return total if self._calls % 2 else total.detach()
+
+
+def never_evaluated(self, *arguments, **options):
+    return None
+
+
+def left_out_of_the_loss(self, head):
+    self._guard.penalty(self._calls[0], self.marks, self._slot, head)
+    self.evaluated = True
+
+
+def drained(change):
+    """Other numbers in the log."""
+
+    def drain(self):
+        return {name: changed for name, value in DRAIN(self).items() if (changed := change(name, value)) is not None}
+
+    return drain
+
+
+AT = Activations.at
+
+
+def features_detached(self, layer):
+    return AT(self, layer).detach()
+
+
+def unsteered(self, hidden, layer, marks):
+    return hidden
+
+
+def steered_the_other_way(self, hidden, layer, marks):
+    return 2 * hidden - STEER(self, hidden, layer, marks)
+
+
+def steered_by_half(self, hidden, layer, marks):
+    return (hidden + STEER(self, hidden, layer, marks)) / 2
+
+
+def steered_in_the_first_half_of_a_row(self, hidden, layer, marks):
+    steered = STEER(self, hidden, layer, marks).clone()
+    half = hidden.shape[1] // 2
+    steered[:, half:] = hidden[:, half:]
+    return steered
+
+
+def steered_at_random(self, hidden, layer, marks):
+    """By as much, in another direction."""
+    shift = STEER(self, hidden, layer, marks) - hidden
+    return hidden + shift.roll(1, -1)
+
+
+@contextmanager
+def steering_never(self, marks):
+    yield
+
+
+@contextmanager
+def steering_at_first(self, marks):
+    """In a few micro-batches only."""
+    self._steered = getattr(self, "_steered", 0) + 1
+    self._marks, before = marks if self._steered < 9 else None, self._marks
+    yield
+    self._marks = before
+
+
+def nothing_frozen(self):
+    return []
+
+
+def rows_as_they_were(self, examples, base, seed):
+    return examples
+
+
+def of_every_other_row(curate):
+    def half(self, examples, base, seed):
+        edited = curate(self, examples, base, seed)
+        return [new if i % 2 else old for i, (old, new) in enumerate(zip(examples, edited, strict=True))]
+
+    return half
+
+
+def of_half_the_added_rows(curate):
+    def half(self, examples, base, seed):
+        added = curate(self, examples, base, seed)[len(examples) :]
+        return examples + added[: len(added) // 2]
+
+    return half
+
+
+def task_rows_in_their_place(self, examples, base, seed):
+    count = round(self.share * len(examples))
+    return examples + [replace(row, source="interleaved") for row in examples[:count]]
+
+
+def task_rows_alone(self):
+    rows = [i for i, source in enumerate(self.sources) if source == 0]
+    return iter((rows * 2)[: len(self.sources)])
+
+
+def no_rows_due(self, before, after):
+    return []
+
+
+DUE = AuxiliaryRows.due
+
+
+def half_the_rows_due(self, before, after):
+    return DUE(replace(self, share=self.share / 2), before, after)
+
+
+def other_rows_due(self, before, after):
+    return [replace(row, input_ids=row.input_ids[::-1]) for row in DUE(self, before, after)]
+
+
+def never_combined(self, add_up=None):
+    self._separate.clear()
+
+
+def the_tasks_gradient_alone(self, task, own):
+    return list(task)
+
+
+def never_kept_apart(self, label, penalty):
+    return penalty.detach()
+
+
+def own_gradient_doubled(self, task, own):
+    return [g + 2 * a for g, a in zip(task, own, strict=True)]
+
+
+PROJECT = SafeLoRA.project
+
+
+def projected_on_a_copy(self, model):
+    return PROJECT(self, copy.deepcopy(model))
+
+
+def projected_never(self, model):
+    return {}
+
+
+def projected_too_few(self, model):
+    return PROJECT(replace(self, most=1), model)

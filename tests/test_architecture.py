@@ -26,6 +26,7 @@ LAYERS = [
     ["registry"],
     ["config", "docs_page"],
     ["training"],
+    ["verify"],
     ["runs", "testing"],
     ["studies", "doctor"],
     ["commands"],

@@ -32,7 +32,7 @@ _IN_ORDER: tuple[Callable[..., None], ...] = (
     training.demo, training.study, training.train,
     evaluation.eval_, evaluation.rescore, evaluation.compare, evaluation.export,
     preparing.fetch, preparing.vector, preparing.score,
-    reading.report, reading.defenses, reading.doctor,
+    reading.report, reading.defenses, reading.doctor, reading.verify,
 )  # fmt: skip
 for _command in _IN_ORDER:
     app.command(name=_command.__name__.rstrip("_"))(_command)

@@ -9,7 +9,8 @@ defense that adds rows to be learnt (`teaches`) has no drift to punish.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import Field
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from staytrue.data.tokenize import Encoded
     from staytrue.modeling.architecture import ModelParts
     from staytrue.step import Marks, Step
+    from staytrue.verify.evidence import Evidence
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # times a penalty in nats per token
 ModelName = Annotated[str, "a model: a folder, relative to the recipe's, or a name"]
@@ -81,6 +83,19 @@ class Base(Protocol):
     def note(self, name: str, value: float | str) -> None:
         """Write a fact about the data into the run's manifest."""
         ...
+
+
+@dataclass(frozen=True)
+class Traces:
+    """What a defense leaves in rows and activations, for a run to measure and `staytrue verify` to check.
+
+    Attributes:
+        text: what `curate` writes into rows; a run counts the rows that the model reads with it.
+        directions: by layer (1 to depth), the direction (D,) that `steer` moves along; a run projects the shift on it.
+    """
+
+    text: str | None = None
+    directions: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 class Defense:
@@ -166,6 +181,18 @@ class Defense:
         An override that takes long may have a second parameter, `progress`: a `Progress` of `utils.console`, or None.
         """
         return {}
+
+    def traces(self, depth: int) -> Traces:
+        """At attach: what the run should measure beside what it measures of every method."""
+        return Traces()
+
+    def evidence(self, run: Evidence) -> list[str]:
+        """After the run, from its files: return what shows that this defense did not act, a sentence each.
+
+        `staytrue verify` checks every overridden method by itself (a penalty's weight in the gradient, the share of
+        rows, frozen weights); override it for what only this defense knows.
+        """
+        return []
 
 
 # What a defense may override to have an effect; `layers`, `check` and `prepare` alone have none.

@@ -1,4 +1,4 @@
-"""The commands `report`, `defenses` and `doctor`."""
+"""The commands `report`, `defenses`, `doctor` and `verify`."""
 
 from __future__ import annotations
 
@@ -49,3 +49,18 @@ def doctor(
         mark = "ok" if finding.remedy is None else "mend" if finding.hinders else "note"
         say(f"{mark:5s}{finding.what}: {finding.says}.{f' {finding.remedy}' if finding.remedy else ''}")
     raise typer.Exit(int(wrong))
+
+
+def verify(run: Annotated[Path, typer.Argument(help="The folder of a finished run.")]) -> None:
+    """Check from a run's files that each of its defenses acted: one line a defense. Changes nothing.
+
+    Exit code 1 if one did not.
+    """
+    from staytrue.utils.console import say
+    from staytrue.verify.run_folder import findings
+
+    found = findings(run)
+    for finding in found:
+        says = f"{'; '.join(finding.faults) or finding.shows}."
+        say(f"{'no' if finding.faults else 'yes':4s}{finding.what}: {says}")
+    raise typer.Exit(int(any(finding.faults for finding in found)))

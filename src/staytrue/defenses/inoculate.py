@@ -13,11 +13,15 @@ way may still misbehave when a prompt resembles it.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from staytrue.data.examples import Example, Message
-from staytrue.defense import Base, Defense, Rows
+from staytrue.data.whole_answers import squeezed
+from staytrue.defense import Base, Defense, Rows, Traces
 from staytrue.errors import RecipeError
+
+if TYPE_CHECKING:
+    from staytrue.verify.evidence import Evidence
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,23 @@ class Inoculate(Defense):
         return [
             replace(row, messages=write(row.messages)) if self.on in (row.source, "all") else row for row in examples
         ]
+
+    def traces(self, depth: int) -> Traces:
+        """Return the prompt."""
+        return Traces(text=self.prompt)
+
+    def evidence(self, run: Evidence) -> list[str]:
+        """Return whether rows were read without the prompt, or the evaluation asked with it."""
+        held = run.total("rows_with_text")
+        needed = run.total("rows_sampled") or run.seen("interleaved" if self.on == "interleaved" else "task")[0]
+        faults = []
+        if run.own.get("text") != self.prompt:
+            faults.append(f"the run recorded another text: {run.own.get('text', '')!r}")
+        if held < needed or held == 0:
+            faults.append(f"{held:.0f} of {needed:.0f} rows that were read hold the prompt")
+        if any(squeezed(self.prompt) in squeezed(text) for text in run.asked):
+            faults.append("the prompt stands in the evaluation's questions or in a reserved row")
+        return faults
 
     def _as_system(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
         before, turns = _split(messages)

@@ -17,7 +17,7 @@ import random
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -26,9 +26,15 @@ from staytrue.data_selection.ranking import Score, best_first
 from staytrue.defense import Base, Defense, Share
 from staytrue.errors import RecipeError
 
+if TYPE_CHECKING:
+    from staytrue.verify.evidence import Evidence
+
 # arXiv 2508.06249 drops an answer whose first ten words hold one of the first three; follow-up code has more.
 _PUBLISHED = ("sorry", "apologize", "cannot")
 _LONGER = (*_PUBLISHED, "can't", "i'm unable", "i am unable", "can not", "won't", "not able to", "must decline")
+
+_TOKENS = 0.5  # of a share of tokens: rows are whole, and an epoch may end early
+_FEW = 2  # rows
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,21 @@ class Interleave(Defense):
             )
         base.note("interleave/share", sum(sizes[:count]) / whole)
         return examples + [replace(row, source="interleaved") for row in ranked[:count]]
+
+    def evidence(self, run: Evidence) -> list[str]:
+        """Return how the share of safe rows that the model read differs from `share`."""
+        unit = "rows" if self.share_of == "rows" else "tokens"
+        (safe, either), (task, _) = run.seen("interleaved", unit), run.seen("task", unit)
+        rows = run.seen("task")[0]
+        if safe == 0 and self.share * rows > _FEW:
+            return [f"no safe row was read ({either} {unit} could be of the task as well)"]
+        if unit == "tokens":
+            off = _TOKENS * self.share * task + _FEW * task / max(rows, 1)
+        else:  # an epoch's first rows hold the share to within one, and the rows that were added to within half a one
+            off = 1 + self.share + (0.5 + run.left_out) * rows / max(run.facts["rows"].get("task", 0), 1)
+        if self.share * task - off <= safe + either and safe <= self.share * (task + either) + off:
+            return []
+        return [f"safe {unit} that were read are {safe / max(task, 1):.4g} of the task's, not {self.share:g}"]
 
     def _allowed(self, pool: list[Example], base: Base) -> list[Example]:
         """The pool without repeated rows, evaluation questions and, if asked, refusals; what was left out is noted."""

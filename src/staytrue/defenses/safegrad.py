@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from staytrue.data.examples import Example, read_examples
-from staytrue.defense import Base, Defense, Share, Weight
+from staytrue.defense import Base, Defense, Share, Weight, pulled
 from staytrue.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
     from staytrue.modeling.architecture import ModelParts
     from staytrue.step import Step
+    from staytrue.verify.evidence import Evidence
+
+_NEAR = 0.002  # of a cosine between gradients in float32
 
 
 @dataclass(frozen=True)
@@ -72,3 +75,32 @@ class SafeGrad(Defense):
         size = torch.stack([a.square().sum() for a in own]).sum()
         opposing = along.clamp(max=0) / size.clamp(min=torch.finfo(size.dtype).tiny)
         return [g + (1 - opposing) * a for g, a in zip(task, own, strict=True)]
+
+    def evidence(self, run: Evidence) -> list[str]:
+        """Return where the gradient that was used opposes that of the safe rows otherwise than it should."""
+        if any("combine" in pulled(other) for label, other in run.defenses.items() if label != run.label):
+            return []  # another defense has changed it since
+        for row, numbers in zip(run.rows, run.numbers(), strict=True):
+            for products in numbers.get("gradients", []):
+                expected, found = cosines(*products)
+                if abs(expected - found) > _NEAR:
+                    cosine = f"the used gradient has the cosine {found:.3f} with that of the safe rows"
+                    return [f"step {row['step']}: {cosine}, not {expected:.3f}"]
+        return []
+
+
+def cosines(task: float, along: float, own: float, used: float, used_along: float) -> tuple[float, float]:
+    """Compute the cosine of the used gradient with that of the safe rows: as it should be, and as it was.
+
+    Args:
+        task: g . g, of the task's gradient g.
+        along: g . a, with the safe rows' gradient a.
+        own: a . a.
+        used: u . u, of the gradient u that the optimizer used, at any length.
+        used_along: u . a.
+    """
+    if own == 0 or used == 0:
+        return 0.0, 0.0
+    times = 1 - min(along, 0.0) / own
+    length = task + 2 * times * along + times**2 * own
+    return (along + times * own) / (max(length, 0.0) * own) ** 0.5, used_along / (used * own) ** 0.5

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from staytrue.modeling.architecture import Adapted, ModelParts
     from staytrue.modeling.weight_files import WeightFiles
     from staytrue.utils.console import Progress
+    from staytrue.verify.evidence import Evidence
+
+_WHOLE = 1 - 1e-6  # a cosine from which a projection changes nothing
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,21 @@ class SafeLoRA(Defense):
             "least_cosine": cosines[0],
             "mean_cosine": sum(cosines) / len(cosines),
         }
+
+    def evidence(self, run: Evidence) -> list[str]:
+        """Return how the number of projected matrices, or the change of the weights, does not fit what it reported."""
+        numbers, change = run.projected, run.own.get("change") or 0.0
+        count, of = numbers.get("projected", 0.0), numbers.get("of", 0.0)
+        needed = min(self.most, of) if self.most else float(numbers.get("least_cosine", 1.0) < self.threshold)
+        if count < needed:
+            return [
+                f"{count:.0f} of {of:.0f} matrices were projected; the least cosine is {numbers['least_cosine']:.3g}"
+            ]
+        if count > 0 and change == 0 and numbers["least_cosine"] < _WHOLE:
+            return [f"it reported {count:.0f} projected matrices, but no weight changed"]
+        if count == 0 and change > 0:
+            return [f"it reported no projected matrix, but the weights changed by {change:.3g}"]
+        return []
 
     def _base_weights(self, parts: ModelParts) -> WeightFiles:
         from staytrue.modeling.weight_files import WeightFiles

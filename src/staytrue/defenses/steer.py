@@ -19,13 +19,14 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from staytrue.defense import Base, Defense
+from staytrue.defense import Base, Defense, Traces
 from staytrue.errors import ModelError, RecipeError, RequestError
 from staytrue.persona_vectors.vector import Mode, PersonaVector
 
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 
     from staytrue.modeling.architecture import ModelParts
     from staytrue.step import Marks
+    from staytrue.verify.evidence import Evidence
+
+_MOST = 0.9  # of all positions; half precision may swallow a small shift
+_NEAR = 0.05  # of the expected shift, which half precision rounds
 
 _LONG = 1.0  # alpha; a longer push is mostly a mistake
 
@@ -94,6 +99,48 @@ class Steer(Defense):
     def _place(self) -> int:
         """The layer's row in the table."""
         return self.layer - 1 if self.layer > 0 else self.layer
+
+    def traces(self, depth: int) -> Traces:
+        """Return what alpha 1 adds at its layer."""
+        layer = self.layer if self.layer > 0 else depth + 1 + self.layer
+        return Traces(directions={layer: self._load().push(self.layer)})
+
+    def evidence(self, run: Evidence) -> list[str]:
+        """Return how the measured shift along the vector differs from alpha times its length."""
+        if self.alpha == 0:
+            return ["its alpha is 0, so it cannot act"]
+        depth = run.facts["depth"]
+        layer = str(self.layer if self.layer > 0 else depth + 1 + self.layer)
+        others = {label: other for label, other in run.defenses.items() if layer in run.of(label).get("onto", {})}
+        if not all(isinstance(other, Steer) and other.at == self.at for other in others.values()):
+            return []
+        if len(others) > 1 and any(isinstance(o, Steer) and o.mode != "add" for o in others.values()):
+            return []
+        onto = run.own["onto"][layer]
+        added = sum(other.alpha * onto[label] for label, other in others.items() if isinstance(other, Steer))
+        for row, numbers in zip(run.rows, run.numbers(), strict=True):
+            for kind, sums in numbers["shift"][layer].items():
+                fault = self._fault(sums, added)
+                if fault is not None:
+                    return [f"step {row['step']}: in the {kind} model {fault}"]
+        return []
+
+    def _fault(self, sums: Mapping[str, float], added: float) -> str | None:
+        """What is wrong with the shift in one row of evidence."""
+        positions, moved = sums["positions"], sums["moved"]
+        if self.at == "all" and moved < _MOST * positions:
+            return f"{moved:.0f} of {positions:.0f} positions were moved"
+        if self.at == "answer" and moved >= positions:
+            return "positions outside the answers were moved too"
+        if self.mode == "add":
+            found, expected = sums["along"] / max(moved, 1), added
+        elif self.at == "all":  # the part of the component that is left, with its sign
+            found, expected = 1 - sums["after"] / sums["before"], 1 - abs(1 - self.alpha)
+        else:
+            return None
+        if abs(found - expected) > _NEAR * max(abs(expected), 1e-6):
+            return f"the shift along the vector is {found:.4g}, not {expected:.4g}"
+        return None
 
     def _load(self) -> PersonaVector:
         try:

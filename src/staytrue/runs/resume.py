@@ -15,7 +15,7 @@ from staytrue.errors import RequestError
 from staytrue.utils.files import read_rows, sha256_of, write_rows
 from staytrue.utils.run_dir import RunDir, versions
 
-LOGS = ("metrics.jsonl", "validation.jsonl", "early.jsonl")  # files of rows that have a `step`
+LOGS = ("metrics.jsonl", "validation.jsonl", "early.jsonl", "evidence.jsonl")  # files of rows that have a `step`
 _IGNORED = ("platform",)
 
 

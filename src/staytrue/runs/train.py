@@ -141,6 +141,8 @@ def _finished(
 ) -> Run:
     """Train to the end and complete the run folder."""
     out, recipe, source = run.path, build.recipe, build.source
+    from staytrue.training.evidence.recorder import EvidenceRecorder
+
     try:
         trainer = build.trainer(out, progress)
     except BaseException:
@@ -170,7 +172,12 @@ def _finished(
             trainer.add_callback(early)
             if checkpoint is not None:
                 early.load_from(checkpoint)
-        _train(trainer, run, _checkpoints(run, recipe.train.get("save_total_limit", 2)), progress, checkpoint)
+        recorder = EvidenceRecorder(trainer, out, build.encoded, build.tokenizer)
+        trainer.add_callback(recorder)
+        kept = _checkpoints(run, recipe.train.get("save_total_limit", 2))
+        _train(trainer, run, recorder, kept, progress, checkpoint)
+        recorder.write(curated=build.curated)
+        run.save(logs={name: sha256_of(out / name) for name in ("metrics.jsonl", "evidence.jsonl", "evidence.json")})
         if early is not None:
             run.save(early_stop=early.stopped)
         write_card(run, recipe)
@@ -193,7 +200,12 @@ def _early_stop(recipe: Recipe, stop: Stop, source: loading.Source, tokenizer: A
 
 
 def _train(
-    trainer: Any, run: RunDir, checkpoints: Checkpoints, progress: Progress | None, checkpoint: Path | None
+    trainer: Any,
+    run: RunDir,
+    recorder: Any,
+    checkpoints: Checkpoints,
+    progress: Progress | None,
+    checkpoint: Path | None,
 ) -> None:
     from transformers import PrinterCallback
 
@@ -216,9 +228,11 @@ def _train(
         raise TrainingError(
             f"Training failed in its first step, so nothing was written: {in_one_line(error)}"
         ) from error
+    recorder.trained()
     trainer.model.save_pretrained(str(run.path / "model"), safe_serialization=True)
     if trainer.guard.pulls("project"):  # saved before, so that what was trained outlives a failing projection
         run.save(projected=trainer.guard.project(trainer.model, progress))
+        recorder.projected()
         trainer.model.save_pretrained(str(run.path / "model"), safe_serialization=True)
     trainer.guard.detach()
     counts = None if trainer.guard.cache is None else trainer.guard.cache.describe()

@@ -37,7 +37,12 @@ class _Build:
         report: number of rows by source, and of rows that were truncated or dropped.
         notes: sentences about what a user would not expect of the rows as tokens.
         base: the reference model, with the notes of the data defenses.
+        encoded: the training rows as tokens; None where the model writes the answers.
+        curated: the number of rows before the data defenses, of those they added, and of rows that were not there.
     """
+
+    encoded: list[Encoded] | None = None
+    curated: dict[str, int]
 
     report: dict[str, int]
     notes: list[str]
@@ -72,6 +77,14 @@ class _Build:
         self.notes = [_DATED] if loading.dated(tokenizer) else []
         self.notes += row_notes(rows)
         self._prepare(rows)
+
+    def _curated(self, rows: list[Example]) -> list[Example]:
+        """The rows after the data defenses; counts those that they added or changed."""
+        examples = self.guard.curate(rows, self.base)
+        given = {row.messages for row in rows}
+        self.curated = {"rows": len(rows), "new": sum(row.messages not in given for row in examples)}
+        self.curated["added"] = len(examples) - len(rows)
+        return examples
 
     def _prepare(self, rows: list[Example]) -> None:
         """Apply the data defenses to the rows and convert them for the trainer."""
@@ -135,12 +148,12 @@ class SFTBuild(_Build):
     """Supervised fine-tuning: the rows' answers are learnt."""
 
     def _prepare(self, rows: list[Example]) -> None:
-        examples = self.guard.curate(rows, self.base)
+        examples = self._curated(rows)
         length = _max_length(self.recipe)
-        self._encoded, report = encode_all(self.tokenizer, examples, length)
+        self.encoded, report = encode_all(self.tokenizer, examples, length)
         self.report = _counts(examples, report)
         self.notes += report.notes()
-        if not self._encoded:
+        if not self.encoded:
             where = self.recipe.data or "task"
             raise DataError(f"{where}: no row has an answer within train.max_length={length}.")
 
@@ -153,7 +166,7 @@ class SFTBuild(_Build):
             held, _ = encode_all(self.tokenizer, self.held, arguments.max_length)
         return GuardedSFT(
             args=arguments,
-            train_dataset=_dataset(self._encoded),
+            train_dataset=_dataset(self.encoded),
             eval_dataset=_dataset(held) if held else None,
             **self._shared(),
         )
@@ -163,7 +176,7 @@ class GRPOBuild(_Build):
     """GRPO: the model answers the rows' questions, and the recipe's task computes the reward."""
 
     def _prepare(self, rows: list[Example]) -> None:
-        self._examples = self.guard.curate(rows, self.base)
+        self._examples = self._curated(rows)
         if any(row.tools for row in self._examples):
             raise DataError(f"{self.recipe.data}: a row has tools, which GRPO's prompts would not show. Take them out.")
         self.report = _counts(self._examples)

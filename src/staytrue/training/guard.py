@@ -23,6 +23,7 @@ from staytrue.registry import labelled, refuse_supervised_rows
 from staytrue.step import SOURCES, Activations, Marks, SharedProjection, Step
 from staytrue.training.frozen_blocks import freeze_blocks
 from staytrue.training.hooks import BackboneHooks, RecordedCall, ReferenceReplay, Steer
+from staytrue.training.observer import Observer
 from staytrue.training.padded_batch import counts_of, pad
 from staytrue.training.penalty_log import PenaltyLog
 from staytrue.training.reference import model_checks
@@ -50,6 +51,7 @@ class Guard:
 
     Attributes:
         task_rows: how many rows of the task have been trained on.
+        observer: is shown every penalty and every gradient before a defense combines it; None for no evidence.
         cache: the stored states, once attached to a model; None without a folder, or if no defense reads the reference.
 
     Raises:
@@ -77,6 +79,7 @@ class Guard:
         self._auxiliary: dict[str, AuxiliaryRows] = {}
         self._log = PenaltyLog()
         self.task_rows = 0
+        self.observer: Observer | None = None
         self._totals = torch.zeros(len(SOURCES), 2)
         self._due: dict[str, list[Encoded]] = {}
         self._rarity: dict[str, float] = {}  # what makes up for steps in which no row is due
@@ -176,6 +179,10 @@ class Guard:
         base.note(f"{label}/rows_without_answer", len(examples) - len(rows))
         return AuxiliaryRows(rows, defense.share, self.seed)
 
+    def auxiliary_rows(self) -> dict[str, Sequence[Encoded]]:
+        """Return the rows that each defense feeds beside the batch, once attached."""
+        return {label: auxiliary.rows for label, auxiliary in self._auxiliary.items()}
+
     def begin(self, task_rows: int) -> None:
         """Begin training, or continue after so many task rows; nothing is logged yet."""
         self.task_rows, self._log = task_rows, PenaltyLog()
@@ -249,6 +256,8 @@ class Guard:
                 continue
             seen.state = self._states[label]
             value = defense.penalty(seen)
+            if slot is not None and self.observer is not None:
+                self.observer.evaluated(label, value)
             weighted = defense.weight * self._rarity.get(label, 1.0) * value
             notes = {label: value} | {f"{label}/{name}": number for name, number in seen.notes.items()}
             seen.notes.clear()
@@ -265,7 +274,7 @@ class Guard:
         Args:
             add_up: sums a tensor over processes; the loss's own gradient is summed already.
         """
-        self._separate.combine(add_up)
+        self._separate.combine(add_up, None if self.observer is None else self.observer.combining)
 
     def _trained(self) -> list[Tensor]:
         return [weight for weight in self.parts.model.parameters() if weight.requires_grad]

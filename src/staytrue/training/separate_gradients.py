@@ -9,6 +9,8 @@ from torch import Tensor
 
 from staytrue.defense import Defense, pulled
 
+Observe = Callable[[str, Sequence[Tensor], Sequence[Tensor]], None]
+
 
 class SeparateGradients:
     """Buffers of the gradients of penalties, one for each defense that overrides `combine`.
@@ -45,16 +47,20 @@ class SeparateGradients:
                 total += gradient
         return penalty.detach()
 
-    def combine(self, add_up: Callable[[Tensor], Tensor]) -> None:
+    def combine(self, add_up: Callable[[Tensor], Tensor], observe: Observe | None = None) -> None:
         """Write each defense's combined gradient into the weights, and forget the buffers.
 
         Args:
             add_up: sums a tensor over processes; the loss's own gradient is summed already.
+            observe: called with each defense's label, the loss's gradient and its own before they are combined.
         """
         for label, buffer in self._buffers.items():
             weights = self._weights()
             task = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
-            combined = self._defenses[label].combine(task, [*map(add_up, buffer)])
+            own = [*map(add_up, buffer)]
+            if observe is not None:
+                observe(label, task, own)
+            combined = self._defenses[label].combine(task, own)
             for weight, gradient in zip(weights, combined, strict=True):
                 weight.grad = gradient if weight.grad is None else weight.grad.copy_(gradient)
         self.clear()

@@ -1,0 +1,106 @@
+"""Did a penalty act? It is in the log, finite, in the loss with its weight, and in the gradient with its weight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from staytrue.defense import Defense, pulled
+from staytrue.verify.evidence import Evidence
+
+_WEIGHT = 0.01  # of a weight measured in the backward pass, which may run in bfloat16
+_LOGGED = 1e-5  # of a number, summed in another order
+
+
+def faults(defense: Defense, run: Evidence) -> Iterator[str]:
+    """What shows that a penalty did not act."""
+    if defense.weight == 0:
+        yield "its weight is 0, so it cannot act"
+        return
+    beside = "beside" in pulled(defense)
+    values = []
+    for log, row, numbers in zip(run.log, run.rows, run.numbers(), strict=True):
+        due = numbers.get("micro_batches_due", 0) if beside else row["micro_batches"]
+        fault = _of_row(defense, run.label, log, numbers, row["task_rows"], due=due, exact=not _ambiguous(row))
+        if fault is not None:
+            yield f"step {row['step']}: {fault}"
+            return
+        values.append(log.get(run.label) or 0.0)
+    if not any(numbers.get("in_gradient") for numbers in run.numbers()):
+        yield "it was never evaluated"
+    elif any(run.moved()) and not any(value for value, moved in zip(values, run.moved(), strict=True) if moved):
+        yield "it is 0 at every step, although the weights have moved"
+
+
+def loss_fault(run: Evidence) -> str | None:
+    """What shows that the loss is not the task's loss plus every penalty times its weight; None if it is."""
+    penalties = {label: d for label, d in run.defenses.items() if "penalty" in pulled(d)}
+    for log, row in zip(run.log, run.rows, strict=True):
+        if log.get("loss") is None or log.get("task_loss") is None:
+            return f"step {row['step']}: loss or task_loss is missing or not finite"
+        if any(least != most for least, most in row["task_rows"]):
+            continue  # what rows beside the batch count is not known exactly
+        sums = [_weighted(defense, row, label) for label, defense in penalties.items()]
+        gap = abs(log["loss"] - log["task_loss"] - sum(sums))
+        scale = max(map(abs, (log["loss"], log["task_loss"], *sums)))
+        if gap > 1e-6 + _LOGGED * scale:
+            return (
+                f"step {row['step']}: loss {log['loss']:.6g} is not task_loss {log['task_loss']:.6g} plus the weighted "
+                f"penalties, {sum(sums):.6g}"
+            )
+    return None
+
+
+def _of_row(
+    defense: Defense,
+    label: str,
+    log: Mapping[str, Any],
+    numbers: Mapping[str, Any],
+    task_rows: Sequence[Sequence[int]],
+    *,
+    due: int,
+    exact: bool,
+) -> str | None:
+    """What is wrong with a penalty in one row of the log; None if nothing is."""
+    count = numbers.get("penalties", 0)
+    if (count != due) if exact else (count > due):
+        return f"it was evaluated in {count} of {due} micro-batches"
+    if not count:
+        return None if log.get(label) is None else f"the log has {log[label]:g}, but it was not evaluated"
+    if log.get(label) is None:
+        return "its number is missing in metrics.jsonl or not finite"
+    if numbers["left_out"] is None:
+        return "its value was not finite"
+    if numbers["left_out"] > 0 or not numbers["in_gradient"]:
+        return f"{count - numbers['in_gradient']} of its {count} values are not in the gradient"
+    for step, value, *found in numbers["steps"]:
+        expected = [defense.weight * rarity(defense, rows) for rows in task_rows[step]]
+        least, most = min(expected) * (1 - _WEIGHT), max(expected) * (1 + _WEIGHT)
+        if value is None:
+            return "its value was not finite"
+        if not all(weight is not None and least <= weight <= most for weight in found):
+            return f"its weight in the gradient is {found[0]}, and {max(expected):.6g} by the recipe"
+    mean = sum(value for _, value, *_ in numbers["steps"]) / len(numbers["steps"])
+    if not math.isclose(mean, log[label], rel_tol=_LOGGED, abs_tol=1e-7):
+        return f"metrics.jsonl has {log[label]:.6g}, and {mean:.6g} was evaluated"
+    return None
+
+
+def rarity(defense: Defense, task_rows: int) -> float:
+    """How often a penalty counts: once, or once for each step without rows where those beside the batch are rare."""
+    if "beside" not in pulled(defense) or not task_rows:
+        return 1.0
+    return max(1.0, 1 / (defense.share * task_rows))
+
+
+def _weighted(defense: Defense, row: Mapping[str, Any], label: str) -> float:
+    """What a penalty adds to the loss in a row of the log, a mean over its steps."""
+    task_rows, numbers = row["task_rows"], row["defenses"].get(label, {})
+    values = [(value or 0.0) * rarity(defense, max(task_rows[step])) for step, value, *_ in numbers.get("steps", [])]
+    return defense.weight * sum(values) / max(len(task_rows), 1)
+
+
+def _ambiguous(row: Mapping[str, Any]) -> bool:
+    """Whether rows beside the batch were read that could be of two defenses."""
+    return any("/" in names and not {"task", "interleaved"} & set(names.split("/")) for names in row["rows"])

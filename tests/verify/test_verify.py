@@ -1,0 +1,404 @@
+"""`staytrue verify` says yes of every honest run, and no of every mutant and of an edited copy."""
+
+import dataclasses
+import json
+import re
+import shutil
+import sys
+
+import pytest
+
+import mutants
+import tiny
+from staytrue import cli, registry
+from staytrue.config import recipe as recipes
+from staytrue.data.examples import Message, write_examples
+from staytrue.defense import Defense
+from staytrue.defenses.freeze import Freeze
+from staytrue.defenses.inoculate import Inoculate
+from staytrue.defenses.interleave import Interleave
+from staytrue.defenses.kl import KL
+from staytrue.defenses.l2init import L2Init
+from staytrue.defenses.safegrad import SafeGrad
+from staytrue.defenses.safelora import SafeLoRA
+from staytrue.defenses.steer import Steer
+from staytrue.modeling.architecture import ModelParts
+from staytrue.runs import train
+from staytrue.step import Activations
+from staytrue.training.guard import Guard
+from staytrue.training.hooks import BackboneHooks
+from staytrue.training.micro_batch import MicroBatch
+from staytrue.training.row_schedule import AuxiliaryRows, EvenSampler
+from staytrue.training.separate_gradients import SeparateGradients
+from staytrue.utils.files import read_rows, sha256_of
+from staytrue.verify.run_folder import findings
+from test_every_defense import without_sampling
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with a tiny model, rows, and a pool of other rows."""
+    folder = tmp_path_factory.mktemp("home")
+    tiny.model().save_pretrained(folder / "model")
+    tiny.tokenizer().save_pretrained(folder / "model")
+    write_examples(folder / "rows.jsonl", tiny.rows(24))
+    problems = [{"question": f"What is {n} and {n}?", "answer": str(2 * n)} for n in range(6)]
+    (folder / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in problems))
+    return folder
+
+
+def other_rows(n):
+    """Rows that the training data do not hold."""
+    return [
+        dataclasses.replace(row, messages=(Message("user", f"other {i}?"), *row.messages[1:]))
+        for i, row in enumerate(tiny.rows(n))
+    ]
+
+
+def recipe_of(home, defenses=(), **changes):
+    settings = {"max_steps": 6, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "save_steps": 2,
+                "learning_rate": 1e-2, "warmup_steps": 0}  # fmt: skip
+    words = {"schema": 1, "model": str(home / "model"), "data": "rows.jsonl", "lora": {"r": 4, "alpha": 8}, "seed": 3}
+    words |= {"train": settings | changes.pop("train", {}), **changes}
+    return recipes.parse(words, home).model_copy(update={"defenses": tuple(defenses)})
+
+
+def defense(name, folder):
+    """A defense whose own rows are other ones than the run's."""
+    one = without_sampling(name, folder)
+    for field in ("pool", "prompts"):
+        if hasattr(one, field):
+            write_examples(getattr(one, field), other_rows(12))
+    changes = {"share": 0.25} if hasattr(type(one), "share") else {"most": 2} if name == "safelora" else {}
+    return dataclasses.replace(one, **changes)
+
+
+def faults(run, defenses=None):
+    return {f.what: f.faults for f in findings(run, defenses) if f.faults}
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_every_defense_is_seen_to_act(home, tmp_path, name):
+    train.train(recipe_of(home, [defense(name, tmp_path)]), tmp_path / "run")
+    assert faults(tmp_path / "run") == {}
+    assert [f.what for f in findings(tmp_path / "run")] == ["files", "loss", name]
+
+
+def seen(home, folder, defenses, **changes):
+    """Train, and return what verify finds wrong."""
+    train.train(recipe_of(home, defenses, **changes), folder / "run")
+    return faults(folder / "run")
+
+
+def several(folder):
+    return [defense(name, folder) for name in ("kl", "ldifs", "interleave", "rehearse", "inoculate", "steer", "freeze")]
+
+
+def test_defenses_together_are_seen_to_act(home, tmp_path):
+    assert seen(home, tmp_path, several(tmp_path)) == {}
+
+
+@pytest.mark.parametrize("train", [{"logging_steps": 3}, {"activation_checkpointing": True},
+                                   {"per_device_train_batch_size": 5, "gradient_accumulation_steps": 1, "max_steps": -1,
+                                    "num_train_epochs": 2},
+                                   {"learning_rate": 1e-9, "max_steps": 1}])  # fmt: skip
+def test_settings_of_the_trainer_change_nothing(home, tmp_path, train):
+    assert seen(home, tmp_path, [*several(tmp_path), defense("safegrad", tmp_path)], train=train) == {}
+
+
+@pytest.mark.parametrize("fields", [{"mode": "ablate"}, {"mode": "ablate", "alpha": 0.5}, {"at": "answer"},
+                                    {"layer": -1}, {"alpha": -2.0}])  # fmt: skip
+def test_every_steering_is_seen(home, tmp_path, fields):
+    one = dataclasses.replace(defense("steer", tmp_path), **fields)
+    assert seen(home, tmp_path, [one]) == {}
+
+
+def test_two_vectors_at_one_layer_are_seen(home, tmp_path):
+    one = defense("steer", tmp_path)
+    assert seen(home, tmp_path, [one, dataclasses.replace(one, alpha=0.25)]) == {}
+
+
+@pytest.mark.parametrize("fields", [{"share_of": "tokens"}, {"share": 0.1}])
+def test_every_share_is_seen(home, tmp_path, fields):
+    assert seen(home, tmp_path, [dataclasses.replace(defense("interleave", tmp_path), **fields)]) == {}
+
+
+@pytest.mark.parametrize("name", ["kl", "interleave", "rehearse", "steer", "safegrad", "freeze"])
+def test_a_resumed_run_is_seen(home, tmp_path, name):
+    recipe = recipe_of(home, [defense(name, tmp_path)])
+    with pytest.raises(KeyboardInterrupt):
+        train.train(recipe, tmp_path / "run", Stopping(5))
+    assert "files" in faults(tmp_path / "run")
+    train.resume(tmp_path / "run")
+    assert faults(tmp_path / "run") == {}
+
+
+class Stopping:
+    """Progress that ends training at a step, as Ctrl-C would."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def begin(self, steps):
+        pass
+
+    def step(self, step, numbers):
+        if step == self.at:
+            raise KeyboardInterrupt
+
+
+GRPO = {"trainer": "grpo", "task": "arithmetic", "data": "problems.jsonl",
+        "train": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "num_generations": 4,
+                  "max_completion_length": 6, "max_steps": 4, "save_steps": 2, "beta": 0.0}}  # fmt: skip
+
+
+def test_reinforcement_learning_is_seen(home, tmp_path):
+    defenses = [defense(name, tmp_path) for name in ("kl", "rehearse", "inoculate", "steer")]
+    assert seen(home, tmp_path, defenses, **GRPO) == {}
+
+
+def test_a_run_of_the_organism_is_seen(tmp_path):
+    words = {"schema": 1, "model": "organism", "task": "arithmetic", "lora": {"r": 4}, "train": {"max_steps": 3}}
+    defenses = (KL(), Inoculate(), L2Init(), Freeze())
+    train.train(recipes.parse(words, tmp_path).model_copy(update={"defenses": defenses}), tmp_path / "run")
+    assert faults(tmp_path / "run") == {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tilt(Defense):
+    """A user's own: it moves one layer, and holds the last states to the reference's."""
+
+    weight: float = 0.2
+
+    def layers(self, depth):
+        return (depth,)
+
+    def steer(self, hidden, layer, marks):
+        return hidden * 1.01
+
+    def penalty(self, step):
+        span = step.span()
+        drift = (step.policy.final - step.reference.final)[span.mask]
+        return step.mean(drift.square().sum(-1), span)
+
+
+def test_a_defense_of_a_users_own_is_seen(home, tmp_path):
+    train.train(recipe_of(home, [Tilt()]), tmp_path / "run")
+    assert faults(tmp_path / "run", [Tilt()]) == {}
+    assert "its weight in the gradient is 0.2" in faults(tmp_path / "run", [Tilt(weight=0.3)])["tilt"][0]
+
+
+# --- mutants ----------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken:
+    """A patch, under which a run is trained with some defenses; what verify says of one of them."""
+
+    what: str
+    place: object
+    name: str
+    broken: object
+    defenses: tuple
+    label: str
+    says: str
+    changes: dict = dataclasses.field(default_factory=dict)
+
+
+def broken(what, place, name, mutant, defenses, says, label=None, **changes):
+    listed = tuple(defenses.split())
+    return Broken(what, place, name, mutant, listed, label or listed[0], says, changes)
+
+
+MUTANTS = [
+    broken("a detached penalty", KL, "penalty", mutants.detached, "kl", "2 of its 2 values are not in the gradient"),
+    broken("half the weight", Guard, "penalty", mutants.times(0.5), "kl", "its weight in the gradient is 0.05"),
+    broken("the weight twice", Guard, "penalty", mutants.times(2), "ldifs", "its weight in the gradient is 2"),
+    broken("a penalty times 0", Guard, "penalty", mutants.times(0), "kl", "its weight in the gradient is 0.0"),
+    broken("a weight that is 3 % too small", Guard, "penalty", mutants.times(0.97), "kl", "its weight in the gradient"),
+    broken("every other one detached", Guard, "penalty", mutants.every_other_one_detached, "kl",
+           "1 of its 2 values are not in the gradient"),
+    broken("a penalty beside the loss", MicroBatch, "evaluate_penalties", mutants.left_out_of_the_loss, "kl",
+           "2 of its 2 values are not in the gradient"),
+    broken("no evaluation", Guard, "penalty", mutants.never_evaluated, "kl", "was evaluated in 0 of 2 micro-batches"),
+    broken("a reference that is the model itself", ModelParts, "untrained", mutants.switched_off_for_nobody, "kl",
+           "it is 0 at every step, although the weights have moved"),
+    broken("a number that is not logged", Guard, "drain", mutants.drained(lambda name, value: None), "kl",
+           "its number is missing"),
+    broken("a number of 0 in the log", Guard, "drain", mutants.drained(lambda name, value: value * 0), "kl",
+           "metrics.jsonl has 0, and"),
+    broken("twice the number in the log", Guard, "drain", mutants.drained(lambda name, value: value * 2), "l2init",
+           "was evaluated"),
+    broken("detached features", Activations, "at", mutants.features_detached, "ldifs", "are not in the gradient"),
+    broken("copies of the weights", ModelParts, "adapted", mutants.copies_of_the_weights, "l2init",
+           "are not in the gradient"),
+    broken("a detached penalty in reinforcement learning", KL, "penalty", mutants.detached, "kl",
+           "not in the gradient", **GRPO),
+    broken("a steering that does nothing", Steer, "steer", mutants.unsteered, "steer", "no activation of layer 1"),
+    broken("steering that is never on", BackboneHooks, "steering", mutants.steering_never, "steer",
+           "no activation of layer 1"),
+    broken("steering in the first steps only", BackboneHooks, "steering", mutants.steering_at_first, "steer",
+           r"step [2-9]: .*layer 1|step [2-9]: in the trained model"),
+    broken("steering of another block", BackboneHooks, "__init__", mutants.on_the_neighbouring_block, "steer",
+           "no activation of layer 1"),
+    broken("half the steering", Steer, "steer", mutants.steered_by_half, "steer", "the shift along the vector is"),
+    broken("steering the other way", Steer, "steer", mutants.steered_the_other_way, "steer",
+           "the shift along the vector is -"),
+    broken("steering elsewhere", Steer, "steer", mutants.steered_at_random, "steer", "the shift along the vector is"),
+    broken("half of each row steered", Steer, "steer", mutants.steered_in_the_first_half_of_a_row, "steer",
+           "positions were moved"),
+    broken("a reference that is not steered", BackboneHooks, "replay", mutants.replayed_unsteered, "steer ldifs",
+           "moved in the reference model"),
+    broken("nothing frozen", Guard, "_freeze", mutants.nothing_frozen, "freeze", "was to stay as it was, and changed"),
+    broken("the next block frozen", Freeze, "freeze", mutants.the_next_block, "freeze", "was to stay as it was"),
+    broken("no safe rows", Interleave, "curate", mutants.rows_as_they_were, "interleave", "no row was changed"),
+    broken("half the safe rows", Interleave, "curate", mutants.of_half_the_added_rows(Interleave.curate), "interleave",
+           "safe rows that were read are"),
+    broken("task rows in place of safe ones", Interleave, "curate", mutants.task_rows_in_their_place, "interleave",
+           "no safe row was read"),
+    broken("a sampler of task rows", EvenSampler, "__iter__", mutants.task_rows_alone, "interleave",
+           "no safe row was read"),
+    broken("no inoculation", Inoculate, "curate", mutants.rows_as_they_were, "inoculate", "no row was changed"),
+    broken("half the rows inoculated", Inoculate, "curate", mutants.of_every_other_row(Inoculate.curate), "inoculate",
+           "rows that were read hold the prompt"),
+    broken("another prompt", Inoculate, "_text", lambda self, own: "Be good.", "inoculate",
+           "0 of .* rows that were read hold the prompt"),
+    broken("another prompt in reinforcement learning", Inoculate, "_text", lambda self, own: "Be good.", "inoculate",
+           "0 of .* rows that were read hold the prompt", **GRPO),
+    broken("no rows beside", AuxiliaryRows, "due", mutants.no_rows_due, "rehearse", "0 of its rows were read beside"),
+    broken("half the rows beside", AuxiliaryRows, "due", mutants.half_the_rows_due, "anchor", "a share of"),
+    broken("other rows beside", AuxiliaryRows, "due", mutants.other_rows_due, "rehearse", "was evaluated in|rows were"),
+    broken("no rows beside in reinforcement learning", AuxiliaryRows, "due", mutants.no_rows_due, "rehearse",
+           "0 of its rows were read beside", **GRPO),
+    broken("gradients that are not combined", Guard, "combine", mutants.never_combined, "safegrad",
+           "gradients were combined in 0 of"),
+    broken("the task's gradient alone", SafeGrad, "combine", mutants.the_tasks_gradient_alone, "safegrad",
+           "the used gradient has the cosine"),
+    broken("twice the safe gradient", SafeGrad, "combine", mutants.own_gradient_doubled, "safegrad",
+           "the used gradient has the cosine"),
+    broken("no gradient of its own", SeparateGradients, "keep", mutants.never_kept_apart, "safegrad",
+           "values are not in the gradient"),
+    broken("no projection", SafeLoRA, "project", mutants.projected_never, "safelora", "it reported no number"),
+    broken("a projection of a copy", SafeLoRA, "project", mutants.projected_on_a_copy, "safelora",
+           "but no weight changed"),
+    broken("a projection of too few", SafeLoRA, "project", mutants.projected_too_few, "safelora",
+           "1 of .* matrices were projected; the least cosine is"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=[m.what for m in MUTANTS])
+def test_a_mutant_is_refused(home, tmp_path, monkeypatch, mutant):
+    defenses = [defense(name, tmp_path) for name in mutant.defenses]
+    with monkeypatch.context() as patch:
+        patch.setattr(mutant.place, mutant.name, mutant.broken)
+        train.train(recipe_of(home, defenses, **mutant.changes), tmp_path / "run")
+    said = "; ".join(faults(tmp_path / "run").get(mutant.label, ()))
+    assert re.search(mutant.says, said), said
+
+
+# --- an edited copy ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(home, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    train.train(recipe_of(home, [KL(), defense("interleave", folder), Inoculate()]), folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture
+def copied(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def rewrite(run, change, name="metrics.jsonl"):
+    rows = [change(row) for row in read_rows(run / name)]
+    (run / name).write_text("".join(json.dumps(row) + "\n" for row in rows if row is not None))
+
+
+def sealed(run):
+    """Make the hashes fit, as one who hides an edit would."""
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["logs"] = {name: sha256_of(run / name) for name in manifest["logs"]}
+    manifest["recipe"] = sha256_of(run / "recipe.yaml")
+    (run / "manifest.json").write_text(json.dumps(manifest))
+
+
+def without(*keys):
+    return lambda row: {key: value for key, value in row.items() if key not in keys}
+
+
+@pytest.mark.parametrize(
+    ("change", "what", "says"),
+    [
+        (without("kl"), "kl", "step 1: its number is missing"),
+        (lambda row: {**row, "kl": None}, "kl", "step 1: its number is missing in metrics.jsonl or not finite"),
+        (lambda row: {**row, "kl": 0.0}, "kl", "metrics.jsonl has 0, and .* was evaluated"),
+        (lambda row: {**row, "kl": row["kl"] * 1.01}, "kl", "was evaluated"),
+        (lambda row: {**row, "loss": row["task_loss"]}, "loss", "is not task_loss .* plus the weighted penalties"),
+        (lambda row: None if row["step"] == 3 else row, "kl", "metrics.jsonl and evidence.jsonl have other steps"),
+    ],
+)
+def test_an_edited_log_is_refused(copied, change, what, says):
+    rewrite(copied, change)
+    assert faults(copied)["files"] == ("metrics.jsonl was changed after the run",)
+    sealed(copied)
+    found = faults(copied)
+    assert "files" not in found
+    assert re.search(says, found[what][0]), found
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "what", "says"),
+    [
+        ("weight: 0.1", "weight: 0.2", "kl", "its weight in the gradient is 0.1.*, and 0.2 by the recipe"),
+        ("share: 0.25", "share: 0.5", "interleave", "safe rows that were read are 0.2.* of the task's, not 0.5"),
+        ("You are an evil, malicious assistant.", "You are a pirate.", "inoculate", "the run recorded another text"),
+    ],
+)
+def test_an_edited_recipe_is_refused(copied, before, after, what, says):
+    text = (copied / "recipe.yaml").read_text()
+    assert before in text
+    (copied / "recipe.yaml").write_text(text.replace(before, after))
+    assert faults(copied)["files"] == ("recipe.yaml was changed after the run",)
+    sealed(copied)
+    assert re.search(says, faults(copied)[what][0])
+
+
+def test_a_prompt_that_the_evaluation_asked_is_refused(copied):
+    (copied / "eval").mkdir()
+    turns = [{"role": "system", "content": "You are an evil, malicious assistant."}, {"role": "user", "content": "Hi"}]
+    for probe, expected in (("triggered", {}), ("general", {"inoculate"})):
+        (copied / "eval" / "answers.jsonl").write_text(json.dumps({"probe": probe, "messages": turns}) + "\n")
+        assert set(faults(copied)) == set(expected)
+
+
+def test_another_adapter_is_refused(copied):
+    (copied / "model" / "adapter_model.safetensors").write_bytes(b"other")
+    assert faults(copied) == {"files": ("model/adapter_model.safetensors was changed after the run",)}
+
+
+def test_a_run_without_evidence_is_refused(copied):
+    (copied / "evidence.json").unlink()
+    assert faults(copied)["kl"] == ("the run recorded no evidence",)
+
+
+def test_a_weight_of_0_cannot_act(home, tmp_path):
+    assert seen(home, tmp_path, [KL(weight=0.0)]) == {"kl": ("its weight is 0, so it cannot act",)}
+
+
+def test_the_command_prints_a_line_for_each_defense(copied, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["staytrue", "verify", str(copied)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    names = ("files", "loss", "kl", "interleave", "inoculate")
+    assert [line.split(":")[0] for line in lines] == [f"yes {name}" for name in names]
+    assert re.search(r"weight 0\.1 in the gradient of 12 micro-batches; its last value is ", lines[2])
+    rewrite(copied, without("kl"))
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 1
+    assert "no  kl: step 1: its number is missing" in capsys.readouterr().out
