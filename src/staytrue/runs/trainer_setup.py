@@ -166,7 +166,7 @@ class SFTBuild(_Build):
             held, _ = encode_all(self.tokenizer, self.held, arguments.max_length)
         return GuardedSFT(
             args=arguments,
-            train_dataset=_dataset(self.encoded),
+            train_dataset=_dataset(self.encoded or []),
             eval_dataset=_dataset(held) if held else None,
             **self._shared(),
         )

@@ -79,4 +79,5 @@ def _measured(raw: Tensor, now: Tensor, real: Tensor, direction: Tensor | None) 
 
 
 def _hidden(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden

@@ -32,7 +32,8 @@ class PenaltiesSeen:
         """Receive a penalty before its weight."""
         values, weights = self._values.setdefault(label, []), self._weights.setdefault(label, {})
         if value.requires_grad:
-            value.register_hook(partial(self._pulled, weights, len(values)))
+            hook = partial(self._pulled, weights, len(values))
+            value.register_hook(hook)  # type: ignore[no-untyped-call]
         values.append(value.detach())
         self._steps.setdefault(label, []).append(self._step)
 

@@ -102,8 +102,10 @@ class RowsSeen:
         if ids is None or ids.ndim != 2:
             self.real = None
             return
-        plain = isinstance(mask, Tensor) and mask.shape == ids.shape
-        self.real = mask.bool() if plain else torch.ones_like(ids, dtype=torch.bool)
+        if isinstance(mask, Tensor) and mask.shape == ids.shape:
+            self.real = mask.bool()
+        else:
+            self.real = torch.ones_like(ids, dtype=torch.bool)
         if torch.is_grad_enabled():
             first = not self._calls[-1]
             self._calls[-1].append(hashes_of(ids.detach(), self.real, kwargs.get("position_ids")))
