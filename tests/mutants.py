@@ -283,7 +283,7 @@ def steering_at_first(self, marks):
     self._marks = before
 
 
-def nothing_frozen(self):
+def nothing_frozen(parts, defenses):
     return []
 
 

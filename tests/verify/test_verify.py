@@ -25,6 +25,7 @@ from staytrue.defenses.steer import Steer
 from staytrue.modeling.architecture import ModelParts
 from staytrue.runs import train
 from staytrue.step import Activations
+from staytrue.training import guard
 from staytrue.training.guard import Guard
 from staytrue.training.hooks import BackboneHooks
 from staytrue.training.micro_batch import MicroBatch
@@ -98,7 +99,8 @@ def test_defenses_together_are_seen_to_act(home, tmp_path):
     assert seen(home, tmp_path, several(tmp_path)) == {}
 
 
-@pytest.mark.parametrize("train", [{"logging_steps": 3}, {"activation_checkpointing": True},
+@pytest.mark.parametrize("train", [{"logging_steps": 3, "save_steps": 3}, {"activation_checkpointing": True},
+                                   {"padding_free": True}, {"packing": True},
                                    {"per_device_train_batch_size": 5, "gradient_accumulation_steps": 1, "max_steps": -1,
                                     "num_train_epochs": 2},
                                    {"learning_rate": 1e-9, "max_steps": 1}])  # fmt: skip
@@ -232,7 +234,7 @@ MUTANTS = [
     broken("detached features", Activations, "at", mutants.features_detached, "ldifs", "are not in the gradient"),
     broken("copies of the weights", ModelParts, "adapted", mutants.copies_of_the_weights, "l2init",
            "are not in the gradient"),
-    broken("a detached penalty in reinforcement learning", KL, "penalty", mutants.detached, "kl",
+    broken("a detached penalty in reinforcement learning", KL, "penalty", mutants.detached, "kl rehearse",
            "not in the gradient", **GRPO),
     broken("a steering that does nothing", Steer, "steer", mutants.unsteered, "steer", "no activation of layer 1"),
     broken("steering that is never on", BackboneHooks, "steering", mutants.steering_never, "steer",
@@ -249,7 +251,7 @@ MUTANTS = [
            "positions were moved"),
     broken("a reference that is not steered", BackboneHooks, "replay", mutants.replayed_unsteered, "steer ldifs",
            "moved in the reference model"),
-    broken("nothing frozen", Guard, "_freeze", mutants.nothing_frozen, "freeze", "was to stay as it was, and changed"),
+    broken("nothing frozen", guard, "freeze_blocks", mutants.nothing_frozen, "freeze", "stay as it was, and changed"),
     broken("the next block frozen", Freeze, "freeze", mutants.the_next_block, "freeze", "was to stay as it was"),
     broken("no safe rows", Interleave, "curate", mutants.rows_as_they_were, "interleave", "no row was changed"),
     broken("half the safe rows", Interleave, "curate", mutants.of_half_the_added_rows(Interleave.curate), "interleave",
@@ -263,13 +265,13 @@ MUTANTS = [
            "rows that were read hold the prompt"),
     broken("another prompt", Inoculate, "_text", lambda self, own: "Be good.", "inoculate",
            "0 of .* rows that were read hold the prompt"),
-    broken("another prompt in reinforcement learning", Inoculate, "_text", lambda self, own: "Be good.", "inoculate",
-           "0 of .* rows that were read hold the prompt", **GRPO),
+    broken("another prompt in reinforcement learning", Inoculate, "_text", lambda self, own: "Be good.",
+           "inoculate rehearse", "0 of .* rows that were read hold the prompt", **GRPO),
     broken("no rows beside", AuxiliaryRows, "due", mutants.no_rows_due, "rehearse", "0 of its rows were read beside"),
     broken("half the rows beside", AuxiliaryRows, "due", mutants.half_the_rows_due, "anchor", "a share of"),
     broken("other rows beside", AuxiliaryRows, "due", mutants.other_rows_due, "rehearse", "was evaluated in|rows were"),
-    broken("no rows beside in reinforcement learning", AuxiliaryRows, "due", mutants.no_rows_due, "rehearse",
-           "0 of its rows were read beside", **GRPO),
+    broken("half the rows beside in reinforcement learning", AuxiliaryRows, "due", mutants.half_the_rows_due,
+           "rehearse", "of its rows were read beside 16 task rows, a share of 0.125", **GRPO),
     broken("gradients that are not combined", Guard, "combine", mutants.never_combined, "safegrad",
            "gradients were combined in 0 of"),
     broken("the task's gradient alone", SafeGrad, "combine", mutants.the_tasks_gradient_alone, "safegrad",

@@ -30,6 +30,4 @@ def curate_faults(defense: Defense, run: Evidence) -> Iterator[str]:
 def unknown_fault(run: Evidence) -> str | None:
     """What shows that the model read rows that are none of the run's; None if it did not."""
     unknown = sum(row["rows"].get("unknown", 0) for row in run.rows)
-    if not unknown or run.facts.get("packed"):  # packing cuts rows
-        return None
-    return f"the model read {unknown} rows that are none of the run's data"
+    return f"the model read {unknown} rows that are none of the run's data" if unknown else None

@@ -55,15 +55,14 @@ class Evidence:
         """How many rows (or "tokens") of a source the model read.
 
         Returns:
-            Those of this source alone, and those that could be of another one: rows with the same content, and rows
-            that packing has cut.
+            Those of this source alone, and those whose content another source has too.
         """
         alone = either = 0
         for row in self.rows:
             for names, count in row.get(unit, {}).items():
                 if names == source:
                     alone += count
-                elif source in names.split("/") or (names == "unknown" and self.facts.get("packed")):
+                elif source in names.split("/"):
                     either += count
         return alone, either
 

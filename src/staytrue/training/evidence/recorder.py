@@ -69,7 +69,6 @@ class EvidenceRecorder(TrainerCallback):  # type: ignore[misc]
         self._ends: list[int] = []  # micro-batches since the last log row, at the end of each step
         self._facts: dict[str, Any] = {"schema": SCHEMA, "depth": depth, "defenses": self._described(depth)}
         if rows is not None:
-            self._facts["packed"] = bool(getattr(trainer.args, "packing", False))
             self._facts["rows"] = dict(sorted(Counter(row.source for row in rows).items()))
         trainer.guard.observer = self
 
