@@ -58,7 +58,7 @@ class Job:
         return BUILDS["sft"](self.recipes[name], self.source, self.tokenizer, self.rows, self.held, cache)
 
     def encoded(self) -> list[Encoded]:
-        return self.plan("sft")._encoded
+        return self.plan("sft").encoded
 
     def adapted(self):
         lora = LoraConfig(r=32, lora_alpha=64, use_rslora=True, target_modules="all-linear")
