@@ -94,7 +94,7 @@ def test_three_steps_an_evaluation_and_a_report(source, tmp_path, monkeypatch, r
     assert all(answers.values())
     page = (tmp_path / "page.html").read_text()
     assert f"{losses[2]:.4f}" in page  # the curve's last number
-    assert "No general answer has a verdict" in page
+    assert "No general question was asked, so there is no general rate" in page
 
 
 @pytest.mark.slow
