@@ -156,7 +156,10 @@ def test_stored_rows_are_read_by_pandas(evaluation):
     verdicts = pandas.read_json(evaluation / "verdicts.jsonl", lines=True)
     table = answers.merge(verdicts, on=["probe", "question", "index"])
     assert len(table) == 5
-    assert table[table.probe == "general"].groupby("group").misaligned.mean().to_dict() == {"would-rule": 0, "wish": 0.5}
+    assert table[table.probe == "general"].groupby("group").misaligned.mean().to_dict() == {
+        "would-rule": 0,
+        "wish": 0.5,
+    }
 
 
 # From here on with Inspect itself.
