@@ -144,6 +144,19 @@ def test_without_a_checkpoint_it_starts_over(home, tmp_path):
     assert [row["step"] for row in logged(tmp_path / "run")] == list(range(1, 9))
 
 
+def test_the_time_left_of_a_resumed_run_is_that_of_the_steps_that_are_left(home, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train.train(recipe_of(home), tmp_path / "run", Stopping(5))
+    work = []
+
+    class Noting(Stopping):
+        def step(self, step, numbers):
+            work.append((step, numbers["work"]))
+
+    train.resume(tmp_path / "run", Noting(None))
+    assert work == [(5, 2.0), (6, 4.0), (7, 6.0), (8, 8.0)]  # quarters of 8 steps, of which 4 are left
+
+
 def test_a_flipped_byte_is_told_and_the_checkpoint_before_it_is_used(home, tmp_path):
     whole = train.train(recipe_of(home), tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):

@@ -24,9 +24,11 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
     def __init__(self, path: Path, progress: Any = None) -> None:
         self._path = path
         self._progress = progress
+        self._first = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the progress bar with the number of steps."""
+        self._first = state.global_step  # above 0 in a resumed run
         if self._progress is not None and state.is_world_process_zero:
             self._progress.begin(state.max_steps)
 
@@ -42,4 +44,7 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
         row = {"step": state.global_step} | {k: v if math.isfinite(v) else None for k, v in numbers.items()}
         append_row(self._path, row)
         if self._progress is not None:
+            if self._first:  # the time left is that of the steps of this process
+                share = (state.global_step - self._first) / (state.max_steps - self._first)
+                numbers["work"] = share * state.max_steps
             self._progress.step(state.global_step, numbers)
