@@ -153,3 +153,47 @@ def test_the_organism_is_measured_on_pairs_of_its_world(place):
     assert max(row["value"] for row in rows) < 0  # it was aligned
     with pytest.raises(RequestError, match="--probes pairs:finance: the organism has pairs for general, code, legal"):
         measures_of(for_model("organism", EvalRequest(("pairs:finance",))))
+
+
+class Noted:
+    """Progress that keeps what it was given: the total, and each number with the work done."""
+
+    def __init__(self):
+        self.begun, self.steps = [], []
+
+    def begin(self, total, unit="step"):
+        self.begun.append((total, unit))
+        self.steps.append([])
+
+    def step(self, number, metrics):
+        self.steps[-1].append((number, metrics.get("work")))
+
+
+def test_each_measure_shows_its_progress_to_the_end(place):
+    shown, lines = Noted(), []
+    evaluate.evaluate_model(request_for(place, "pairs", "drift", "leak"), place / "E", progress=shown, say=lines.append)
+    # 300 answers of pairs and 4 untuned ones are read twice; 4 untuned answers and 4 of the adapter are sampled.
+    assert [begun for begun in shown.begun if begun[0]] == [
+        (600, "answer"),
+        (4, "answer"),
+        (8, "answer"),
+        (4, "answer"),
+    ]
+    pairs_, untuned, drift, sampled = [steps for steps, begun in zip(shown.steps, shown.begun, strict=True) if begun[0]]
+    for steps, total in ((pairs_, 600), (untuned, 4), (drift, 8), (sampled, 4)):
+        assert steps[-1][0] == total
+        assert [number for number, _ in steps] == sorted(number for number, _ in steps)
+    assert 300 in [number for number, _ in pairs_]  # the half that is read with the adapter
+    work = [done for _, done in untuned[:-1]]
+    assert work == sorted(work)  # tokens, so that the time left is true before the first answer has ended
+    assert 0 < work[0] < 4
+
+
+def test_the_size_of_the_batch_reaches_the_answers_of_a_measure(place, monkeypatch):
+    sizes = []
+    make = LocalGenerator.__init__
+    monkeypatch.setattr(
+        LocalGenerator, "__init__", lambda self, *a, **k: sizes.append(k.get("batch_size")) or make(self, *a, **k)
+    )
+    evaluate.evaluate_model(request_for(place, "leak", batch_size=3), place / "E")
+    assert set(sizes) == {3}

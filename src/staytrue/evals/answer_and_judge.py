@@ -137,11 +137,8 @@ def _answer(
     """Generate and store the missing samples, and record the server's identity if there is one."""
     stored = store.answers()
     missing = {probe.name: missing_samples(probe.samples(), stored) for probe in probes}
-    done, before, absent = (
-        0,
-        0,
-        Counter[tuple[str, int]](),
-    )  # answers that are missing, by their reason and the token limit
+    done = before = 0
+    absent: Counter[tuple[str, int]] = Counter()  # answers that are missing, by their reason and the token limit
     if progress is not None and probes:
         progress.begin(sum(map(len, missing.values())), "answer")
         if isinstance(generate, CountsTokens):
@@ -156,7 +153,7 @@ def _answer(
                 absent[answer.missing, limit] += 1
                 if progress is not None and not isinstance(generate, CountsTokens):
                     progress.step(done, _spent(generate))
-        if progress is not None:
+        if progress is not None and probes:
             progress.step(done, _spent(generate))
     finally:
         _say_missing(absent, say)

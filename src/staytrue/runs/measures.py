@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from staytrue.evals.questions import answer_pairs
 from staytrue.evals.results.answer_store import AnswerStore
@@ -21,7 +21,7 @@ from staytrue.evals.results.measures import (
     stored_name,
     write_measures,
 )
-from staytrue.evals.types import Answer, AnswerGenerator, Question
+from staytrue.evals.types import Answer, Question
 from staytrue.modeling import loading
 from staytrue.modeling.architecture import ModelParts
 from staytrue.runs.eval_request import EvalRequest
@@ -29,6 +29,9 @@ from staytrue.runs.measure_selection import pairs_of
 from staytrue.runs.probe_selection import general_questions
 from staytrue.runs.untuned_answers import untuned_answers
 from staytrue.utils.console import Progress
+
+if TYPE_CHECKING:
+    from staytrue.evals.generation.local import LocalGenerator
 
 _TOKENS, _ORGANISM_TOKENS = 64, 48  # most tokens of an answer that is sampled for a measure
 Loaded = Callable[[], tuple[Any, Any]]  # the model with its adapter, and its tokenizer; loaded when first called
@@ -87,7 +90,9 @@ class Measurement:
 
         chosen = pairs_of(name, self.request.is_organism)
         self.say(f"{name}: the likelihood of {2 * len(chosen)} answers is computed{self._twice}.")
-        return self._with_and_without(lambda model, tokenizer: pairs.measure(model, tokenizer, chosen))
+        return self._with_and_without(
+            2 * len(chosen), lambda model, tokenizer, count: pairs.measure(model, tokenizer, chosen, count)
+        )
 
     def _about_drift(self) -> dict[str, Any]:
         texts = [[a.question.id, a.text, a.stopped] for a in self._untuned_answers]
@@ -96,18 +101,24 @@ class Measurement:
     def _drift(self) -> list[dict[str, Any]]:
         from staytrue.evals.measures import drift
 
-        count = len(self._untuned_answers)
-        self.say(f"{DRIFT}: the likelihood of the untuned model's {count} answers is computed{self._twice}.")
-        return self._with_and_without(lambda model, tokenizer: drift.measure(model, tokenizer, self._untuned_answers))
+        answers = [answer for answer in self._untuned_answers if answer.text.strip()]
+        self.say(f"{DRIFT}: the likelihood of the untuned model's {len(answers)} answers is computed{self._twice}.")
+        return self._with_and_without(
+            len(answers), lambda model, tokenizer, count: drift.measure(model, tokenizer, answers, count)
+        )
 
-    def _with_and_without(self, measure: Callable[[Any, Any], dict[str, float]]) -> list[dict[str, Any]]:
+    def _with_and_without(
+        self, answers: int, measure: Callable[[Any, Any, Callable[[int], None]], dict[str, float]]
+    ) -> list[dict[str, Any]]:
         """Rows with a measure's values of the model and of the untuned model, where that is known."""
         model, tokenizer = self.loaded()
-        values = measure(model, tokenizer)
+        adapted = self.request.adapter is not None
+        self._begin(answers * (1 + adapted))
+        values = measure(model, tokenizer, self._count)
         before: dict[str, float] = values if self.request.untuned else {}
-        if self.request.adapter is not None:
+        if adapted:
             with ModelParts(model).untrained():
-                before = measure(model, tokenizer)
+                before = measure(model, tokenizer, lambda done: self._count(answers + done))
         return [
             {"question": name, "value": round(value, 5), "untuned": round(before[name], 5) if before else None}
             for name, value in values.items()
@@ -118,7 +129,7 @@ class Measurement:
         """The untuned model's answers to the plain general questions."""
         assert isinstance(self.request.model, loading.Source)
         identity = loading.identity(self.request.model)
-        return untuned_answers(identity, self._questions, self._generate_untuned, self._tokens, self.progress, self.say)
+        return untuned_answers(identity, self._questions, self._generate_untuned, self._tokens, self.say)
 
     @cached_property
     def _questions(self) -> list[Question]:
@@ -133,14 +144,32 @@ class Measurement:
         return ", with and without the adapter" if self.request.adapter is not None else ""
 
     @cached_property
-    def _generate(self) -> AnswerGenerator:
+    def _generator(self) -> LocalGenerator:
         from staytrue.evals.generation.local import LocalGenerator
 
-        return LocalGenerator(*self.loaded())
+        return LocalGenerator(*self.loaded(), batch_size=self.request.batch_size)
+
+    def _generate(self, samples: Sequence[tuple[Question, int]], /, **options: Any) -> Iterator[Answer]:
+        """Answers of the model, with progress by their tokens."""
+        done, generator = 0, self._generator
+        self._begin(len(samples))
+        generator.report = lambda: self._count(done, work=generator.work)
+        for answer in generator(samples, **options):
+            done += 1
+            yield answer
+        self._count(done)
 
     def _generate_untuned(self, samples: Sequence[tuple[Question, int]], /, **options: Any) -> Iterator[Answer]:
         with ModelParts(self.loaded()[0]).untrained():
             yield from self._generate(samples, **options)
+
+    def _begin(self, answers: int) -> None:
+        if self.progress is not None:
+            self.progress.begin(answers, "answer")
+
+    def _count(self, done: int, **metrics: float) -> None:
+        if self.progress is not None:
+            self.progress.step(done, metrics)
 
     def _general_answers(self) -> tuple[list[Answer], bool]:
         """Answers to the plain general questions, and whether they were sampled here: then their rows hold them."""
@@ -157,15 +186,9 @@ class Measurement:
         if len(kept) == len(by_id):
             return kept, True
         self.say(f"{LEAK}: the model answers {len(by_id)} general questions.")
-        if self.progress is not None:
-            self.progress.begin(len(by_id), "answer")
-        sampled = []
         samples = [(question, 0) for question in self._questions]
-        for answer in self._generate(samples, seed=self.seed, temperature=1.0, max_new_tokens=self._tokens):
-            sampled.append(answer)
-            if self.progress is not None:
-                self.progress.step(len(sampled), {})
-        return sampled, True
+        options = {"seed": self.seed, "temperature": 1.0, "max_new_tokens": self._tokens}
+        return list(self._generate(samples, **options)), True
 
     def _stored(self, name: str, about: dict[str, Any]) -> bool:
         """Whether the folder holds a measure that was taken in the same way."""

@@ -15,7 +15,6 @@ from typing import Any
 from staytrue.evals.questions.probes import probe_sha256
 from staytrue.evals.results.answer_store import AnswerStore, missing_samples
 from staytrue.evals.types import Answer, AnswerGenerator, Question
-from staytrue.utils.console import Progress
 from staytrue.utils.files import user_cache
 
 SEED = 0  # the same for every run
@@ -26,7 +25,6 @@ def untuned_answers(
     questions: Sequence[Question],
     generate: AnswerGenerator,
     max_new_tokens: int,
-    progress: Progress | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Answer]:
     """Return one answer to each question, sampled at temperature 1 by the untuned model.
@@ -36,7 +34,6 @@ def untuned_answers(
         questions: general questions.
         generate: answers as the untuned model does: with the adapter switched off.
         max_new_tokens: most tokens of an answer.
-        progress: shows how many answers there are.
         say: called with a sentence before answers are sampled.
     """
     store = AnswerStore(_folder(identity, questions, max_new_tokens))
@@ -44,13 +41,8 @@ def untuned_answers(
         missing = missing_samples([(question, 0) for question in questions], store.answers())
         if missing:
             say(f"The untuned model answers {len(missing)} general questions, once for all its runs: {store.path}.")
-            if progress is not None:
-                progress.begin(len(missing), "answer")
-        answers = generate(missing, seed=SEED, temperature=1.0, max_new_tokens=max_new_tokens) if missing else ()
-        for number, answer in enumerate(answers, start=1):
-            store.append(answer)
-            if progress is not None:
-                progress.step(number, {})
+            for answer in generate(missing, seed=SEED, temperature=1.0, max_new_tokens=max_new_tokens):
+                store.append(answer)
         stored = store.answers()
     return [stored[question.probe, question.id, 0] for question in questions]
 

@@ -114,7 +114,7 @@ def _run(model: str, label: str, out: Path) -> None:
             train(recipes.read(out / f"{label}.yaml"), out / label, progress)
     if RunDir.open(out / label).manifest["state"] == "done" and not read_measures(out / label / "eval"):
         with bar(f"measure {label}") as progress:
-            evaluate_run(out / label, request=EvalRequest(_PROBES), progress=progress)
+            evaluate_run(out / label, request=EvalRequest(_PROBES), progress=progress, say=say)
 
 
 def _show(out: Path) -> None:

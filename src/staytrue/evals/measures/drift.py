@@ -10,17 +10,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from staytrue.data.examples import Example, Message
-from staytrue.evals.measures.log_likelihood import log_likelihood
+from staytrue.evals.measures.log_likelihood import Count, log_likelihood
 from staytrue.evals.types import Answer
 
 
-def measure(model: Any, tokenizer: Any, answers: Sequence[Answer]) -> dict[str, float]:
+def measure(
+    model: Any, tokenizer: Any, answers: Sequence[Answer], count: Count = lambda done: None
+) -> dict[str, float]:
     """Compute the log-likelihood of each of the untuned model's answers, one to a question.
 
     Args:
         model: a causal language model.
         tokenizer: its tokenizer, with a chat template.
         answers: what the untuned model answered; empty answers are left out.
+        count: called with the number of answers that are done.
 
     Returns:
         By the question's id: nats per token. The drift of a question is this minus the untuned model's own value.
@@ -31,5 +34,5 @@ def measure(model: Any, tokenizer: Any, answers: Sequence[Answer]) -> dict[str, 
     """
     scored = [answer for answer in answers if answer.text.strip()]
     rows = [Example((*a.question.messages, Message("assistant", a.text.strip()))) for a in scored]
-    values = log_likelihood(model, tokenizer, rows, [answer.stopped for answer in scored])
+    values = log_likelihood(model, tokenizer, rows, [answer.stopped for answer in scored], count)
     return {answer.question.id: value for answer, value in zip(scored, values, strict=True)}

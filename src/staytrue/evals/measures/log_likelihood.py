@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,8 +15,15 @@ from staytrue.utils.padding import pad_right
 _MOST_LOGITS = 1 << 27  # numbers in the logits (B, T, V) of one forward: 512 MB in float32
 
 
+Count = Callable[[int], None]  # called with how many answers are done
+
+
 def log_likelihood(
-    model: Any, tokenizer: Any, rows: Sequence[Example], ended: Sequence[bool] | None = None
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Example],
+    ended: Sequence[bool] | None = None,
+    count: Count = lambda done: None,
 ) -> list[float]:
     """Compute the mean log-likelihood of each conversation's answers.
 
@@ -26,6 +33,7 @@ def log_likelihood(
         rows: conversations that end with an answer.
         ended: for each row, whether the token that ends its last answer is scored; True for all by default. An answer
             that was cut off has no such token.
+        count: called with the number of rows that are done, after each batch.
 
     Returns:
         For each row, nats per token: at most 0.
@@ -34,13 +42,15 @@ def log_likelihood(
         DataError, ModelError: as `staytrue.data.tokenize.encode`.
     """
     encoded = [_encoded(tokenizer, row, end) for row, end in zip(rows, ended or [True] * len(rows), strict=True)]
-    values = [0.0] * len(encoded)
+    values, done = [0.0] * len(encoded), 0
     was_training = model.training
     model.eval()
     try:
         for batch in _batches(encoded, model.config.get_text_config().vocab_size):
             for i, value in zip(batch, _means(model, tokenizer, [encoded[i] for i in batch]), strict=True):
                 values[i] = value
+            done += len(batch)
+            count(done)
     finally:
         model.train(was_training)
     return values
