@@ -400,7 +400,8 @@ def planned(made):
 
     def spy(totals, task_rows, slots):
         plan(totals, task_rows, slots)
-        seen.append((totals.tolist(), task_rows, {label: len(rows) for label, rows in made.guard._due.items()}))
+        due = {label: len(made.guard._auxiliary.due(label)) for label in made.guard.auxiliary_rows()}
+        seen.append((totals.tolist(), task_rows, due))
 
     made.guard.plan = spy
     return seen
@@ -589,7 +590,7 @@ def test_side_rows_keep_the_share_to_within_a_row_at_every_step(tmp_path, pool):
     made = trainer(tmp_path, [Anchor(pool, share=0.0625, answers="given")], per_device_train_batch_size=8, max_steps=6)
     given = []
     plan = made.guard.plan
-    made.guard.plan = lambda *a: plan(*a) or given.append(len(made.guard._due["anchor"]))
+    made.guard.plan = lambda *a: plan(*a) or given.append(len(made.guard._auxiliary.due("anchor")))
     made.train()
     assert all(abs(sum(given[: k + 1]) - 0.5 * (k + 1)) <= 0.5 for k in range(6))  # 8 rows at 1/16: half a row a step
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -16,21 +15,20 @@ from torch import Tensor
 from staytrue.data.examples import Example
 from staytrue.data.tokenize import Encoded
 from staytrue.defense import Base, Defense, pulled
-from staytrue.errors import ForwardPassError, RecipeError
+from staytrue.errors import ForwardPassError
 from staytrue.modeling.architecture import Adapted, ModelParts
-from staytrue.modeling.block_outputs import real_layers
 from staytrue.registry import labelled, refuse_supervised_rows
 from staytrue.step import SOURCES, Activations, Marks, SharedProjection, Step
+from staytrue.training.auxiliary_batches import AuxiliaryBatches, Encode, make_rows
 from staytrue.training.frozen_blocks import freeze_blocks
 from staytrue.training.hooks import BackboneHooks, RecordedCall, ReferenceReplay, Steer
+from staytrue.training.layers import read_and_steered
 from staytrue.training.observer import Observer
-from staytrue.training.padded_batch import counts_of, pad
 from staytrue.training.penalty_log import PenaltyLog
 from staytrue.training.reference import model_checks
 from staytrue.training.reference.cache import ReferenceCache
 from staytrue.training.reference.cache_checks import refuse_cache
 from staytrue.training.reference.scope import ReferenceScope
-from staytrue.training.row_schedule import AuxiliaryRows
 from staytrue.training.separate_gradients import SeparateGradients
 from staytrue.utils.console import Progress
 
@@ -76,14 +74,11 @@ class Guard:
             refuse_cache(self.reference_cache, self.defenses, sampled=sampled)
         self._penalties = {k: d for k, d in self.defenses.items() if "penalty" in pulled(d)}
         self._base: Base | None = None
-        self._auxiliary: dict[str, AuxiliaryRows] = {}
+        self._auxiliary = AuxiliaryBatches({}, 0)
         self._log = PenaltyLog()
         self.task_rows = 0
         self.observer: Observer | None = None
         self._totals = torch.zeros(len(SOURCES), 2)
-        self._due: dict[str, list[Encoded]] = {}
-        self._rarity: dict[str, float] = {}  # what makes up for steps in which no row is due
-        self._slots = 1
         self._separate = SeparateGradients(self.defenses, self._trained)
 
     def pulls(self, lever: str) -> bool:
@@ -107,7 +102,7 @@ class Guard:
         self,
         model: Any,
         base: Base,
-        encode: Callable[[list[Example]], list[Encoded]],
+        encode: Encode,
         pad_id: int,
         task_rows: int | None = None,
     ) -> None:
@@ -124,20 +119,17 @@ class Guard:
             ModelError: the model has no reference, no such layer, or a head staytrue cannot compute.
         """
         self.parts = parts = ModelParts(model)
-        self._pad_id = pad_id
         base = self._base or base  # the one that curated knows what the run will be measured by
         if task_rows is not None:
             base.task_rows = task_rows
-        kept, steers = self._layers(base)
+        kept, steers = self._checked_layers(base)
         self._frozen = freeze_blocks(parts, self.defenses)
         self._watch = BackboneHooks(parts, kept, steers)
         self._replay: ReferenceReplay = self._watch.replay
         if self.reference_cache is not None and any(d.reads_reference for d in self._penalties.values()):
             self.cache = ReferenceCache(self.reference_cache, self._watch, parts, kept)
             self._replay = self.cache.replay
-        self._auxiliary = {
-            k: self._beside(k, d, base, encode) for k, d in self.defenses.items() if "beside" in pulled(d)
-        }
+        self._auxiliary = AuxiliaryBatches(make_rows(self.defenses, base, encode, self.seed), pad_id)
         self._states = {label: d.prepare(parts, base) for label, d in self._penalties.items()}
         readers = {k: d for k, d in self._penalties.items() if k not in self._auxiliary and d.reads_reference}
         self._scope = ReferenceScope.of(readers, len(parts.blocks)) if readers else ReferenceScope()
@@ -146,42 +138,20 @@ class Guard:
     def _adapted(self) -> list[Adapted]:
         return self.parts.adapted()
 
-    def _layers(self, base: Base) -> tuple[list[int], Mapping[int, list[Steer]]]:
-        """Check the model against every defense; return the layers that penalties read, and who steers by layer."""
-        kept: set[int] = set()
-        steers: dict[int, list[Steer]] = defaultdict(list)
+    def _checked_layers(self, base: Base) -> tuple[list[int], Mapping[int, list[Steer]]]:
+        """Check the model against every defense; return the layers that are read, and who steers by layer."""
         if not any(self.pulls(lever) for lever in ("freeze", "steer", "penalty", "project")):
-            return [], steers
+            return [], {}
         model_checks.check(self.parts)
-        depth = len(self.parts.blocks)
-        for label, defense in self.defenses.items():
-            layers = real_layers(defense.layers(depth), depth, label)
-            levers = pulled(defense)
-            if "steer" in levers:
-                for layer in layers:
-                    steers[layer].append(defense.steer)
-            if "penalty" in levers:  # of a steered layer it reads the steered activations
-                kept |= set(layers)
+        layers = read_and_steered(self.defenses, len(self.parts.blocks))
+        for defense in self.defenses.values():
             defense.check(self.parts, base)
         self._head = model_checks.head(self.parts)
-        return sorted(kept), steers
-
-    def _beside(self, label: str, defense: Defense, base: Base, encode: Callable[..., list[Encoded]]) -> AuxiliaryRows:
-        """Make a defense's auxiliary rows."""
-        examples = defense.beside(base, self.seed)
-        if not examples:
-            raise RecipeError(f"{label}: no row is left to put beside the batch; check its file.")
-        try:
-            rows = encode(examples)
-        except RecipeError as error:
-            raise RecipeError(f"{label}: {error}") from None
-        base.note(f"{label}/rows_beside", len(rows))
-        base.note(f"{label}/rows_without_answer", len(examples) - len(rows))
-        return AuxiliaryRows(rows, defense.share, self.seed)
+        return layers
 
     def auxiliary_rows(self) -> dict[str, Sequence[Encoded]]:
         """Return the rows that each defense feeds beside the batch, once attached."""
-        return {label: auxiliary.rows for label, auxiliary in self._auxiliary.items()}
+        return self._auxiliary.rows()
 
     def begin(self, task_rows: int) -> None:
         """Begin training, or continue after so many task rows; nothing is logged yet."""
@@ -197,11 +167,10 @@ class Guard:
             slots: micro-batches times processes; auxiliary rows are distributed over them in turn.
         """
         before, self.task_rows = self.task_rows, self.task_rows + task_rows
-        self._due = {label: rows.due(before, self.task_rows) for label, rows in self._auxiliary.items()}
-        self._rarity = {label: rows.rarity(task_rows) for label, rows in self._auxiliary.items()}
-        self._totals, self._slots = totals, slots
+        self._auxiliary.plan(before, self.task_rows, slots)
+        self._totals = totals
         self._separate.begin_step()
-        self._log.begin_step(k for k in self._penalties if k not in self._auxiliary or self._due[k])
+        self._log.begin_step(k for k in self._penalties if k not in self._auxiliary or self._auxiliary.due(k))
 
     @contextmanager
     def watch(self, marks: Marks) -> Iterator[list[RecordedCall]]:
@@ -239,34 +208,31 @@ class Guard:
         """
         if not self._penalties:
             return None
-        if call.final is not None and call.final.shape[:2] != marks.real.shape:
-            read, planned = (" x ".join(map(str, shape)) for shape in (call.final.shape[:2], marks.real.shape))
-            raise ForwardPassError(
-                f"The trainer's forward read {read} positions (rows x tokens), but its micro-batch was planned with "
-                f"{planned}: a subclass changes the batch after get_batch_samples, or trains on one batch twice. "
-                "Change batches in the data collator."
-            )
+        call.check_shape(marks)
         totals = self._totals if slot is not None else marks.counts()
         step = self._step(call, marks, totals, partial(self._scope.reference, self._replay, call, marks), shared)
         auxiliary = {} if slot is None else self._auxiliary_steps(call, slot)
         total = call.final.new_zeros((), dtype=torch.float32) if call.final is not None else torch.zeros(())
         for label, defense in self._penalties.items():
             seen = auxiliary.get(label) if label in self._auxiliary else step
-            if seen is None:  # no row of its own is due in this micro-batch
-                continue
-            seen.state = self._states[label]
-            value = defense.penalty(seen)
-            if slot is not None and self.observer is not None:
-                self.observer.evaluated(label, value)
-            weighted = defense.weight * self._rarity.get(label, 1.0) * value
-            notes = {label: value} | {f"{label}/{name}": number for name, number in seen.notes.items()}
-            seen.notes.clear()
-            if slot is not None:
-                for name, number in notes.items():
-                    self._note(name, number)
-                weighted = self._separate.keep(label, weighted)
-            total = total + weighted
+            if seen is not None:  # else no row of its own is due in this micro-batch
+                total = total + self._weighted(label, defense, seen, planned=slot is not None)
         return total
+
+    def _weighted(self, label: str, defense: Defense, step: Step, *, planned: bool) -> Tensor:
+        """Compute one defense's weighted penalty; of a planned step also log it, and keep it apart for `combine`."""
+        step.state = self._states[label]
+        value = defense.penalty(step)
+        notes = {f"{label}/{name}": number for name, number in step.notes.items()}
+        step.notes.clear()
+        weighted = defense.weight * self._auxiliary.rarity(label) * value
+        if not planned:
+            return weighted
+        if self.observer is not None:
+            self.observer.evaluated(label, value)
+        for name, number in {label: value, **notes}.items():
+            self._log.add(name, number)
+        return self._separate.keep(label, weighted)
 
     def combine(self, add_up: Callable[[Tensor], Tensor] = lambda gradient: gradient) -> None:
         """Let defenses change the optimizer step's gradient in place, after the last micro-batch's backward pass.
@@ -322,21 +288,11 @@ class Guard:
 
     def _auxiliary_steps(self, like: RecordedCall, slot: int) -> dict[str, Step]:
         """Run one forward for all auxiliary rows due in this slot; return a step per defense with its own rows only."""
-        mine = {label: rows[slot :: self._slots] for label, rows in self._due.items()}
-        rows = [row for due in mine.values() for row in due]
-        if not rows:
-            return {}
         device = next(self.parts.backbone.parameters()).device
         taken = like.tokens.shape if like.tokens is not None and self.pulls("steer") else None
-        inputs, marks = pad(rows, self._pad_id, device, taken)
-        call = self._watch.call(like, marks, **inputs)
-        whole = self._step(call, marks, self._totals, partial(self._replay, call, marks, None, None))
-        steps, first = {}, 0
-        for label, due in mine.items():
-            if due:
-                steps[label] = whole.rows(first, first + len(due), counts_of(self._due[label]))
-            first += len(due)
-        return steps
-
-    def _note(self, name: str, value: Tensor) -> None:
-        self._log.add(name, value)
+        batch = self._auxiliary.batch(slot, device, taken)
+        if batch is None:
+            return {}
+        call = self._watch.call(like, batch.marks, **batch.inputs)
+        whole = self._step(call, batch.marks, self._totals, partial(self._replay, call, batch.marks, None, None))
+        return {label: whole.rows(first, last, totals) for label, first, last, totals in batch.slices}

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from staytrue.errors import ForwardPassError
 from staytrue.modeling.architecture import ModelParts
 from staytrue.modeling.block_outputs import on_output
 from staytrue.step import Activations, Marks
@@ -62,6 +63,20 @@ class RecordedCall:
         return Activations(
             hidden, None if self.final is None else torch.full_like(self.final.detach(), torch.nan), self.depth
         )
+
+    def check_shape(self, marks: Marks) -> None:
+        """Refuse a call that read other rows or tokens than its micro-batch was planned with.
+
+        Raises:
+            ForwardPassError: the shapes differ.
+        """
+        if self.final is not None and self.final.shape[:2] != marks.real.shape:
+            read, planned = (" x ".join(map(str, shape)) for shape in (self.final.shape[:2], marks.real.shape))
+            raise ForwardPassError(
+                f"The trainer's forward read {read} positions (rows x tokens), but its micro-batch was planned with "
+                f"{planned}: a subclass changes the batch after get_batch_samples, or trains on one batch twice. "
+                "Change batches in the data collator."
+            )
 
     def by_row(self) -> dict[str, Any] | None:
         """Return the call's arguments if each is known to be per row or the same for all rows; else None."""

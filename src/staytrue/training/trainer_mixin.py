@@ -6,27 +6,26 @@ a step's micro-batches are made, which of their tokens are scored, and whose hea
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence, Sized
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from torch import Tensor
 
-from staytrue.config.refused_settings import UNGUARDED, refuse_unguarded
+from staytrue.config.refused_settings import refuse_unguarded
 from staytrue.config.setting_values import refuse_late_values
 from staytrue.data.examples import Example
-from staytrue.data.tokenize import Encoded, encode_all, padding_id
+from staytrue.data.tokenize import Encoded, padding_id
 from staytrue.defense import Defense
-from staytrue.errors import ForwardPassError, ModelError, RecipeError
+from staytrue.errors import ForwardPassError, RecipeError
 from staytrue.modeling.base_model import Untouched
 from staytrue.step import SOURCE_COLUMN, SOURCES, Marks
-from staytrue.training.fused_head import FusedLMHead
+from staytrue.training.auxiliary_batches import encode_rows
 from staytrue.training.guard import Guard
+from staytrue.training.head_choice import choose_head
 from staytrue.training.micro_batch import MicroBatch
 from staytrue.training.outcome import Outcome
 from staytrue.training.penalty_log import summed
@@ -126,28 +125,9 @@ class Guarded(_Trainer):  # type: ignore[misc]
         main, ahead = self.accelerator.is_main_process, self._task_rows_ahead()
         with bar("answers", quiet=self.args.disable_tqdm or not main) as self._untouched.progress:
             self.guard.attach(self.model, self._untouched, self._encode_auxiliary_rows, padding_id(tokenizer), ahead)
-        self.fused_head, self.which_head = self._own_head()
-
-    def _own_head(self) -> tuple[FusedLMHead | None, str]:
-        """Our head in the place of the trainer's, or why not."""
-        why = self._keeps_its_head() or next((key for key in UNGUARDED if getattr(self.args, key, None)), None)
-        parts = self.guard.parts
-        try:
-            if why is None and self._casts(parts.head.weight.dtype):
-                why = "it casts a float32 head to half precision, and ours does not; load the model in bfloat16"
-            if why is None:
-                head = FusedLMHead(parts.causal, parts.backbone, parts.head, *self._head_of_trl())
-                return head, "one pass"
-        except (ModelError, RuntimeError) as error:  # unknown to us, or a model that no two tokens go through
-            why = str(error)
-        return None, f"trl's: {why}"
-
-    def _casts(self, dtype: torch.dtype) -> bool:
-        """Whether the trainer's head works in half precision where the weights do not.
-
-        Ours would be slower there, and in GRPO more exact than the old probabilities that it is held against.
-        """
-        return dtype == torch.float32 and bool(self.args.bf16 or self.args.fp16)
+        self.fused_head, self.which_head = choose_head(
+            self.guard.parts, self.args, self._keeps_its_head(), *self._head_of_trl()
+        )
 
     def _begin(self, steps_done: int, task_rows: int | None = None) -> None:
         """Training begins, or goes on after so many optimizer steps and task rows (None: full batches)."""
@@ -202,26 +182,9 @@ class Guarded(_Trainer):  # type: ignore[misc]
         return dataset.with_examples(self.guard.curate(dataset.examples, dataset.base(self._untouched)))
 
     def _encode_auxiliary_rows(self, examples: list[Example]) -> list[Encoded]:
-        """A defense's own rows as tokens, the same on every process.
-
-        Raises:
-            RecipeError: no row has a token of an answer.
-        """
+        """Encode a defense's own rows at the trainer's length, or the guard's where the trainer has none."""
         max_length = getattr(self.args, "max_length", None) or self.guard.max_length
-        encoded, report = encode_all(self._tokenizer, examples, max_length)
-        if not encoded and report.truncated == report.rows:
-            raise RecipeError(
-                f"all {report.rows} rows are longer than max_length={max_length}, and no token of an answer is left. "
-                "Raise max_length, or give shorter rows."
-            )
-        if not encoded:
-            raise RecipeError(f"none of its {report.rows} rows has a token of an answer; check its file.")
-        for note in report.notes() if self.accelerator.is_main_process else ():
-            warnings.warn(f"Rows that a defense feeds beside the batch: {note}", stacklevel=2)
-        shared = [encoded]
-        if self.accelerator.num_processes > 1:  # answers sampled on several machines need not agree to the bit
-            broadcast_object_list(shared)
-        return shared[0]
+        return encode_rows(self._tokenizer, examples, max_length, self.accelerator)
 
     # --- a whole training ---------------------------------------------------------------------------------------
 

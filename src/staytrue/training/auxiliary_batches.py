@@ -1,0 +1,134 @@
+"""Auxiliary batches: the rows that defenses feed beside the task's batches, from their examples to one padded batch."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+
+from staytrue.data.examples import Example
+from staytrue.data.tokenize import Encoded, encode_all
+from staytrue.defense import Base, Defense, pulled
+from staytrue.errors import RecipeError
+from staytrue.step import Marks
+from staytrue.training.padded_batch import counts_of, pad
+from staytrue.training.row_schedule import AuxiliaryRows
+
+Encode = Callable[[list[Example]], list[Encoded]]
+
+
+def make_rows(defenses: Mapping[str, Defense], base: Base, encode: Encode, seed: int) -> dict[str, AuxiliaryRows]:
+    """Make the auxiliary rows of each defense that has any, by label.
+
+    Raises:
+        RecipeError: no row of a defense is left, or none has a token of an answer.
+    """
+    return {
+        k: _rows_of(k, defense, base, encode, seed) for k, defense in defenses.items() if "beside" in pulled(defense)
+    }
+
+
+def _rows_of(label: str, defense: Defense, base: Base, encode: Encode, seed: int) -> AuxiliaryRows:
+    examples = defense.beside(base, seed)
+    if not examples:
+        raise RecipeError(f"{label}: no row is left to put beside the batch; check its file.")
+    try:
+        rows = encode(examples)
+    except RecipeError as error:
+        raise RecipeError(f"{label}: {error}") from None
+    base.note(f"{label}/rows_beside", len(rows))
+    base.note(f"{label}/rows_without_answer", len(examples) - len(rows))
+    return AuxiliaryRows(rows, defense.share, seed)
+
+
+def encode_rows(tokenizer: Any, examples: list[Example], max_length: int | None, accelerator: Any) -> list[Encoded]:
+    """Encode a defense's auxiliary rows, the same ones on every process.
+
+    Raises:
+        RecipeError: no row has a token of an answer.
+    """
+    encoded, report = encode_all(tokenizer, examples, max_length)
+    if not encoded and report.truncated == report.rows:
+        raise RecipeError(
+            f"all {report.rows} rows are longer than max_length={max_length}, and no token of an answer is left. "
+            "Raise max_length, or give shorter rows."
+        )
+    if not encoded:
+        raise RecipeError(f"none of its {report.rows} rows has a token of an answer; check its file.")
+    for note in report.notes() if accelerator.is_main_process else ():
+        warnings.warn(f"Rows that a defense feeds beside the batch: {note}", stacklevel=2)
+    shared = [encoded]
+    if accelerator.num_processes > 1:  # answers sampled on several machines need not agree to the bit
+        broadcast_object_list(shared)
+    return shared[0]
+
+
+class Slice(NamedTuple):
+    """The rows of one defense in an auxiliary batch."""
+
+    label: str
+    first: int
+    last: int  # exclusive
+    totals: Tensor  # (len(SOURCES), 2), the `Marks.counts` of the defense's rows in the whole optimizer step
+
+
+class AuxiliaryBatch(NamedTuple):
+    """All auxiliary rows of one micro-batch, padded to one batch (B, T)."""
+
+    inputs: dict[str, Any]
+    marks: Marks
+    slices: list[Slice]
+
+
+class AuxiliaryBatches:
+    """The auxiliary rows of every defense, planned for one optimizer step after another.
+
+    Args:
+        rows: each defense's rows and their share, by label.
+        pad_id: the token that rows are padded with.
+    """
+
+    def __init__(self, rows: Mapping[str, AuxiliaryRows], pad_id: int) -> None:
+        self._rows, self._pad_id = rows, pad_id
+        self._due: dict[str, list[Encoded]] = {}
+        self._rarity: dict[str, float] = {}
+        self._slots = 1
+
+    def __contains__(self, label: object) -> bool:
+        return label in self._rows
+
+    def rows(self) -> dict[str, Sequence[Encoded]]:
+        """Return all rows of each defense."""
+        return {label: auxiliary.rows for label, auxiliary in self._rows.items()}
+
+    def plan(self, before: int, after: int, slots: int) -> None:
+        """Begin an optimizer step that takes the count of task rows from `before` to `after`, in so many slots."""
+        self._due = {label: rows.due(before, after) for label, rows in self._rows.items()}
+        self._rarity = {label: rows.rarity(after - before) for label, rows in self._rows.items()}
+        self._slots = slots
+
+    def due(self, label: str) -> list[Encoded]:
+        """Return the rows of one defense that are due in this optimizer step, over all slots."""
+        return self._due.get(label, [])
+
+    def rarity(self, label: str) -> float:
+        """Return what makes up for steps in which no row of this defense is due; 1 without rows of its own."""
+        return self._rarity.get(label, 1.0)
+
+    def batch(self, slot: int, device: torch.device, taken: tuple[int, ...] | None) -> AuxiliaryBatch | None:
+        """Return the rows due in one slot as one padded batch; None if none is due. `taken` as in `pad`."""
+        mine = {label: rows[slot :: self._slots] for label, rows in self._due.items()}
+        rows = [row for due in mine.values() for row in due]
+        if not rows:
+            return None
+        inputs, marks = pad(rows, self._pad_id, device, taken)
+        slices, first = [], 0
+        for label, due in mine.items():
+            if due:
+                slices.append(Slice(label, first, first + len(due), counts_of(self._due[label])))
+            first += len(due)
+        return AuxiliaryBatch(inputs, marks, slices)
