@@ -42,6 +42,8 @@ VARIANTS: dict[str, tuple[type, Callable[[Shape], list]]] = {
     "sft": (GuardedSFT, lambda shape: []),
     "trl-sft": (SFTTrainer, lambda shape: []),
     "kl": (GuardedSFT, lambda shape: [KL(0.1)]),
+    "sft-bf16": (GuardedSFT, lambda shape: []),
+    "kl-bf16": (GuardedSFT, lambda shape: [KL(0.1)]),
     "kl-trl-head": (_TheirHead, lambda shape: [KL(0.1)]),
     "ldifs": (GuardedSFT, lambda shape: [LDIFS(1.0)]),
     "steer": (GuardedSFT, lambda shape: [_steer(shape)]),
@@ -51,11 +53,13 @@ VARIANTS: dict[str, tuple[type, Callable[[Shape], list]]] = {
     "kl-rows": (GuardedSFT, lambda shape: [KL(0.1, on="interleaved")]),
 }
 CACHED = "kl-cached"  # the rows are known from another run, which the first step stands for
+BFLOAT16 = ("sft-bf16", "kl-bf16")  # weights in bfloat16: `dtype` in a recipe
 TWENTY_ROWS = ("sft-20", "kl-rows")  # of which one is interleaved: 5 %
 PUBLISHED = "published"  # no trainer
 COMPARED = [  # variant, against what, which limit
     ("kl", "sft"), ("ldifs", "sft"), ("steer", "sft"), ("all", "kl"), ("kl", "trl-sft"), ("sft", "trl-sft"),
     ("published", "kl"), ("kl-trl-head", "kl"), ("kl-rows", "sft-20"), ("kl-cached", "sft"),
+    ("sft-bf16", "sft"), ("kl-bf16", "kl"),
 ]  # fmt: skip
 
 
@@ -120,6 +124,7 @@ def trainer(name: str, shape: Shape):
     given = {"defenses": defenses(shape)} if issubclass(kind, GuardedSFT) else {}
     given |= {"reference_cache": Path(tempfile.mkdtemp())} if name == CACHED else {}
     # The adapter must start where its reference is; moved afterwards, as it is in all but the first step.
-    made = kind(model=model(shape, moved=False), args=args, train_dataset=rows, processing_class=tokenizer, **given)
+    weights = model(shape, moved=False, dtype=torch.bfloat16 if name in BFLOAT16 else torch.float32)
+    made = kind(model=weights, args=args, train_dataset=rows, processing_class=tokenizer, **given)
     move(made.model)
     return made

@@ -42,7 +42,6 @@ from staytrue.persona_vectors.traits import shipped as trait
 from staytrue.step import SOURCE_COLUMN, SOURCES
 
 TOKENS = 160  # of an answer, at most
-SIDE_BY_SIDE = 320  # answers
 ANSWERS = 2  # to each general question
 LORA = {"r": 32, "lora_alpha": 64, "use_rslora": True, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 KINDS = {"kl": KL, "ldifs": LDIFS, "anchor": Anchor, "interleave": Interleave, "steer": Steer, "inoculate": Inoculate}
@@ -160,7 +159,7 @@ def prepare(folder: Path, place: Path) -> None:
     if not data.vector:
         return
     evil = extract(model, tokenizer, trait("evil"), None, rollouts=1, seed=0, max_new_tokens=96)
-    facts = {"norms": [round(n, 3) for n in evil.norms], "pairs_made": evil.made, "pairs_kept": evil.kept}
+    facts = {"norms": [round(n, 3) for n in evil.norms], "pairs": evil.pairs, "pairs_kept": evil.kept}
     vectorfile.write(out / "vector.safetensors", evil.vectors, facts)
     facts["vector_norms"] = [round(n, 3) for n in evil.vectors.norm(dim=-1).tolist()]
     write(out / "vector.jsonl", [facts])
@@ -309,7 +308,6 @@ def main() -> None:
     parser.add_argument("--number", default=str(os.getpid()))
     arguments = parser.parse_args()
     random.seed(0)
-    local._ROWS_OF_A_LARGE_MODEL = SIDE_BY_SIDE  # answers side by side; these models are small
     if arguments.what == "prepare":
         prepare(arguments.first, arguments.second)
     elif arguments.what == "plan":

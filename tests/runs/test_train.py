@@ -18,6 +18,7 @@ from staytrue import cli
 from staytrue.config import recipe, trainer_args
 from staytrue.data.examples import Example, Message, write_examples
 from staytrue.errors import DataError, ModelError, RecipeError, RequestError, StaytrueError
+from staytrue.modeling import loading
 from staytrue.organism import world
 from staytrue.report import terminal
 from staytrue.runs import dataset, evaluate, probe_selection, train
@@ -57,9 +58,30 @@ def short_answers(monkeypatch):
     monkeypatch.setattr(probe_selection, "_TOKENS", 6)
 
 
+@pytest.mark.parametrize(("dtype", "weights"), [("bfloat16", torch.bfloat16), ("float32", torch.float32)])
+def test_a_recipe_sets_the_precision_of_the_weights_in_training_and_in_evaluation(
+    tmp_path, monkeypatch, dtype, weights
+):
+    loaded, load = [], loading.load_model
+    monkeypatch.setattr(loading, "load_model", lambda *a, **k: loaded.append(load(*a, **k)) or loaded[-1])
+    run = train.train(make(tmp_path, dtype=dtype, defenses=[{"kl": {"weight": 0.5}}]), tmp_path / "run")
+    evaluate.evaluate_run(tmp_path / "run", request=EvalRequest(probes=("pairs",)))
+    assert [model.lm_head.weight.dtype for model in loaded] == [weights, weights]
+    adapter = load_file(str(run.adapter / "adapter_model.safetensors"))
+    assert {value.dtype for value in adapter.values()} == {torch.float32}
+    assert run.manifest["model"]["dtype"] == dtype
+    assert recipe.read(tmp_path / "run" / "recipe.yaml").dtype == dtype
+
+
+def test_another_precision_is_refused_and_without_one_no_manifest_names_it(tmp_path):
+    with pytest.raises(RecipeError, match=r"dtype.*float16.*float32.*bfloat16"):
+        make(tmp_path, dtype="float16")
+    assert "dtype" not in train.train(make(tmp_path), tmp_path / "run").manifest["model"]
+
+
 @pytest.mark.parametrize("kind", tiny.KINDS)
 def test_a_run_leaves_an_adapter_that_plain_peft_loads_and_a_folder_that_tells_all(kind, tmp_path):
-    done = train.train(make(tmp_path, kind), tmp_path / "run")
+    done = train.train.train(make(tmp_path, kind), tmp_path / "run")
     assert done.manifest["state"] == "done"
     assert done.manifest["rows"] == {"task": 24, "held_out": 6, "interleaved": 5, "truncated": 0, "nothing_to_score": 0}
     rows = metrics(tmp_path / "run")

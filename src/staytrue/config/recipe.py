@@ -98,12 +98,17 @@ class Stop(BaseModel):
         return self
 
 
+Dtype = Literal["float32", "bfloat16"]
+
+
 class Recipe(BaseModel):
     """One run: model, data, adapter, trainer settings and defenses.
 
     Attributes:
         model: "organism" (the embedded model), a local folder, or a hub name.
         revision: commit or branch of a hub name.
+        dtype: precision of the weights, "float32" or "bfloat16"; None is bfloat16 with a GPU, else float32. The adapter
+            is trained in float32 in any case.
         data: chat JSONL file, another file or saved data set, or a hub name (docs/formats.md, "Chat rows"); None takes
             the rows of `task`.
         split: of a data set with several; None is "train".
@@ -125,6 +130,7 @@ class Recipe(BaseModel):
     schema_: Annotated[Literal[1], Field(alias="schema")] = 1
     model: str
     revision: str | None = None
+    dtype: Dtype | None = None
     data: Path | None = None
     split: str | None = None
     columns: dict[Literal["messages", "prompt", "completion", "system"], str] = {}

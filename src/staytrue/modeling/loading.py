@@ -31,6 +31,7 @@ class Source:
     name: str  # as in the recipe
     place: str  # the argument of `from_pretrained`
     revision: str | None = None
+    dtype: str | None = None  # of the weights: "float32" or "bfloat16"; None leaves it to `precision`
 
     @property
     def is_organism(self) -> bool:
@@ -38,12 +39,18 @@ class Source:
         return self.name in organism.NAMES
 
     def identity(self, model: Any = None) -> dict[str, str | None]:
-        """Return the model as a manifest names it: name, and the folder's hash or the hub's commit."""
+        """Return the model as a manifest names it: name, the folder's hash or the hub's commit, and a set precision."""
         folder = Path(self.place)
         if folder.is_dir():
-            return {"name": self.name, "sha256": sha256_of(folder)}
-        commit = getattr(getattr(model, "config", None), "_commit_hash", None)
-        return {"name": self.name, "revision": self.revision, "commit": commit}
+            return {"name": self.name, "sha256": sha256_of(folder), **self._set_dtype()}
+        return self._on_hub(getattr(model, "config", None))
+
+    def _on_hub(self, config: Any) -> dict[str, str | None]:
+        commit = getattr(config, "_commit_hash", None)
+        return {"name": self.name, "revision": self.revision, "commit": commit, **self._set_dtype()}
+
+    def _set_dtype(self) -> dict[str, str]:
+        return {} if self.dtype is None else {"dtype": self.dtype}
 
 
 def identity(source: Source) -> dict[str, str | None]:
@@ -57,27 +64,32 @@ def identity(source: Source) -> dict[str, str | None]:
         config = AutoConfig.from_pretrained(source.place, revision=source.revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(f"{source.name} cannot be read from the hub: {str(error).splitlines()[0]}") from None
-    return {"name": source.name, "revision": source.revision, "commit": getattr(config, "_commit_hash", None)}
+    return source._on_hub(config)
 
 
-def find(name: str, revision: str | None = None) -> Source:
+def find(name: str, revision: str | None = None, dtype: str | None = None) -> Source:
     """Check a model's name without loading it; torch is not imported.
+
+    Args:
+        name: `organism`, `smollm2`, a folder, or a hub name.
+        revision: commit or branch of a hub name.
+        dtype: precision of the weights, "float32" or "bfloat16".
 
     Raises:
         ModelError: the folder does not exist or is not a safetensors model; the sentence names the file.
     """
     if name in organism.NAMES:
-        return Source(name, str(organism.folder(name)))
+        return Source(name, str(organism.folder(name)), dtype=dtype)
     try:
         folder = Path(name).expanduser()
     except RuntimeError:
         raise ModelError(f"The folder {name} cannot be found: there is no such user. Write the whole path.") from None
     if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         model_folder.check_model_folder(folder)
-        return Source(name, str(folder), None)
+        return Source(name, str(folder), dtype=dtype)
     if name == fetch.NAME:
-        return Source(name, str(fetch.folder()))
-    return Source(name, name, revision)
+        return Source(name, str(fetch.folder()), dtype=dtype)
+    return Source(name, name, revision, dtype)
 
 
 def _check_hub(source: Source) -> None:
@@ -146,7 +158,7 @@ def _with_fixed_date(template: str) -> str:
 
 
 def load_model(source: Source, adapter: Path | None = None, *, dtype: Any = None) -> Any:
-    """Load the model, in float32 without a GPU and bfloat16 with one.
+    """Load the model, in its source's precision: by default bfloat16 with a GPU and float32 without one.
 
     Args:
         source: the model.
@@ -159,7 +171,7 @@ def load_model(source: Source, adapter: Path | None = None, *, dtype: Any = None
     from transformers import AutoModelForCausalLM
 
     _check_hub(source)
-    dtype = dtype or precision()
+    dtype = dtype or precision(source.dtype)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             source.place, revision=source.revision, trust_remote_code=False, use_safetensors=True, dtype=dtype
@@ -205,10 +217,12 @@ def _first_line(error: BaseException) -> str:
     return (text[0] if text else type(error).__name__).rstrip(".") + "."
 
 
-def precision() -> Any:
-    """The precision of a model that is loaded without another one: bfloat16 with a GPU, else float32."""
+def precision(name: str | None = None) -> Any:
+    """The precision of that name, "float32" or "bfloat16"; of None, bfloat16 with a GPU and float32 without one."""
     import torch
 
+    if name is not None:
+        return getattr(torch, name)
     return torch.bfloat16 if torch.cuda.is_available() else torch.float32
 
 

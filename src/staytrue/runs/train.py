@@ -124,7 +124,7 @@ def _refuse_several_processes() -> None:
 
 def _prepared(recipe: Recipe, reference_cache: Path | None) -> tuple[Any, dict[str, Any]]:
     """Check a recipe and read its rows; returns the build and the facts of the manifest."""
-    source = loading.find(recipe.model, recipe.revision)
+    source = loading.find(recipe.model, recipe.revision, recipe.dtype)
     _check_files(recipe)
     recipe = recipe.model_copy(update={"train": trainer_args.checked(recipe.train, recipe.trainer)})
     rows, held = dataset.rows(recipe)
