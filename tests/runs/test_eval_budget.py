@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -137,6 +138,14 @@ def test_what_a_budget_chose_is_said_stored_and_kept_when_the_evaluation_goes_on
     assert (again["probes"], same["probes"], len(calls)) == (summary["probes"], metadata["probes"], 1)
     with pytest.raises(RequestError, match="holds an evaluation with another budget"):
         sitting(None)
+
+
+def test_likelihoods_are_computed_first_and_their_time_is_part_of_the_budget(sitting, monkeypatch):
+    clock = iter([1000.0, 1060.0])
+    monkeypatch.setattr(evaluate, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    summary, lines, metadata, _ = sitting(68)  # of which 60 are over; see above for 8
+    assert lines[1] == "The likelihoods took 60 s of the 68 s; they are stored."
+    assert (summary["probes"]["few"]["n"], metadata["budget"]["seconds"]) == (15, 68)
 
 
 def test_a_budget_that_everything_fits_leaves_nothing_out(sitting):

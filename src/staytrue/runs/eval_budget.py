@@ -1,7 +1,7 @@
 """The time of an evaluation is estimated before it starts, and fitted to a budget.
 
-A budget leaves out answers to each question first, and then questions of each probe. Only answers count: a judge's
-verdicts come after them.
+A budget leaves out answers to each question first, and then questions of each probe. The likelihoods of `pairs` and
+`drift` are computed before and count; a judge's verdicts come after the answers and do not.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ def planned(
     out: Path,
     limit: int,
     say: Callable[[str], None],
+    spent: float = 0.0,
 ) -> tuple[list[Probe], dict[str, Any]]:
     """Say how long the answers will take, and choose what fits the request's budget if it has one.
 
@@ -65,6 +66,7 @@ def planned(
         out: the evaluation's folder; what an earlier sitting chose there is kept.
         limit: most tokens of an answer.
         say: called with each sentence.
+        spent: seconds of the budget that are over already.
 
     Returns:
         The probes to ask, and `{"budget": ...}` for `eval.json`, empty without a budget.
@@ -89,7 +91,9 @@ def planned(
         seconds = speed.seconds(probes, limit) * missing / sum(len(probe.samples()) for probe in probes)
         say(_estimate(missing, seconds, speed, limit) + (_SHORTER if seconds > _LONG and local.on_cpu else ""))
         return list(probes), {}
-    choice = fit(probes, budget - (time.monotonic() - begun), speed, limit)
+    if spent > 1:
+        say(f"The likelihoods took {duration(spent)} of the {duration(budget)}; they are stored.")
+    choice = fit(probes, max(0.0, budget - spent - (time.monotonic() - begun)), speed, limit)
     now = fitted(probes, choice)
     lost = left_out(counts(probes), counts(now))
     say(f"To fit {duration(budget)} it asks {lost}." if lost else f"Nothing is left out to fit {duration(budget)}.")

@@ -6,6 +6,7 @@ answers are stored and shown as *not judged* until a judge is named.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
@@ -110,12 +111,13 @@ def evaluate_model(
     measures, loaded = measures_of(request, say), _loader(request)
     refuse_other_model(out, request.identity())
     limit = request.max_new_tokens or longest_answer(request.model)
-    local = _Local(loaded, request.batch_size)
-    if generate is None and (request.budget is not None or progress is not None):
-        probes, budget = planned(lambda: local.generator, request, probes, out, limit, say)
-        metadata |= budget
+    local, begun = _Local(loaded, request.batch_size), time.monotonic()
     measurement = Measurement(request, out, loaded, seed, progress, say)
     measurement.likelihoods(measures)
+    if generate is None and (request.budget is not None or progress is not None):
+        spent = time.monotonic() - begun
+        probes, budget = planned(lambda: local.generator, request, probes, out, limit, say, spent)
+        metadata |= budget
     summary = evaluate(
         generate or local, probes, seed=seed, out=out, max_new_tokens=limit, about=metadata, progress=progress, say=say
     )
