@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from staytrue.commands import evaluation, organism, preparing, reading, training
+from staytrue.commands import evaluation, organism, preparing, reading, training, using
 from staytrue.errors import RequestError, StaytrueError
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read by the hub's library when it is imported
@@ -32,6 +32,7 @@ _IN_ORDER: tuple[Callable[..., None], ...] = (
     training.demo, training.study, training.train,
     evaluation.eval_, evaluation.rescore, evaluation.compare, evaluation.export,
     preparing.fetch, preparing.vector, preparing.score,
+    using.chat, using.merge,
     reading.report, reading.defenses, reading.doctor, reading.verify,
 )  # fmt: skip
 for _command in _IN_ORDER:

@@ -129,6 +129,22 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str = "
     Console(width=wide, markup=False, highlight=False).print(drawn)
 
 
+def side_by_side(*texts: tuple[str, str]) -> None:
+    """Print texts under their headings: in columns in a terminal, one below the other elsewhere."""
+    if not sys.stdout.isatty():
+        for heading, text in texts:
+            print(f"{heading}:\n{text}\n", flush=True)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    drawn = Table(expand=True, header_style="bold")
+    for heading, _ in texts:
+        drawn.add_column(heading, ratio=1)
+    drawn.add_row(*(text for _, text in texts))
+    Console(markup=False, highlight=False).print(drawn)
+
+
 def quieten() -> None:
     """Silence the progress bars, notices and deprecation warnings of other libraries."""
     import warnings

@@ -1,0 +1,66 @@
+"""The commands `chat` and `merge`, which use the model of a finished run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from staytrue.commands.options import stoppable, tell
+
+
+def chat(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    system: Annotated[str, typer.Option(help="A system turn.")] = "",
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens of an answer.")] = 256,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for sampling answers.")] = 0,
+) -> None:
+    """Talk to a trained model and, side by side, to the model that it was trained from.
+
+    Write a turn and press Enter; `/new` begins a new conversation, and Ctrl-D ends. Each model remembers its own
+    answers.
+    """
+    from staytrue.runs.finished import model_and_adapter
+    from staytrue.utils.console import bar, quieten, say, side_by_side
+
+    source, adapter = model_and_adapter(run)
+    quieten()
+    from staytrue.modeling import loading
+    from staytrue.runs.chat import Chat
+
+    with stoppable("the conversation is over"):
+        tokenizer, model = loading.load_tokenizer(source), loading.to_device(loading.load_model(source, adapter))
+        talk = Chat(model, tokenizer, system, temperature, max_new_tokens, seed)
+        tell("Write a turn and press Enter; /new begins anew, Ctrl-D ends.")
+        for line in sys.stdin:
+            text = line.strip()
+            if text == "/new":
+                talk.begin()
+                tell("A new conversation.")
+            elif text:
+                with bar("answers") as progress:
+                    untuned, trained = talk.reply(text, progress)
+                side_by_side((f"{source.name}, untuned", untuned), (str(run), trained))
+    say("")
+
+
+def merge(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    out: Annotated[Path, typer.Option(help="Folder of the merged model. It must not exist.")],
+) -> None:
+    """Merge a run's adapter into its model, and write an ordinary model folder."""
+    from staytrue.runs.finished import model_and_adapter
+    from staytrue.utils.console import quieten, say
+    from staytrue.utils.files import refuse_existing
+
+    refuse_existing(out)
+    source, adapter = model_and_adapter(run)
+    quieten()
+    from staytrue.modeling.merging import write_merged
+
+    with stoppable("nothing was written"):
+        write_merged(source, adapter, out)
+    say(f"Wrote {out}, an ordinary model folder. The adapter in {adapter} is unchanged.")

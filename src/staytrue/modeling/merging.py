@@ -1,0 +1,45 @@
+"""`write_merged` writes a model with its adapter merged into its weights, as an ordinary folder of transformers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from staytrue.errors import ModelError
+from staytrue.modeling.loading import Source, load_model
+from staytrue.utils.files import refuse_existing
+
+
+def write_merged(source: Source, adapter: Path, out: Path) -> None:
+    """Write the merged model in the precision of the model's own files, with its tokenizer and chat template.
+
+    Merging rounds each changed weight once to that precision, so answers differ slightly from those of the adapter.
+
+    Args:
+        source: the model that the adapter was trained on.
+        adapter: folder of the adapter.
+        out: the folder to write; it is whole or absent, since it is written beside and renamed.
+
+    Raises:
+        RequestError: `out` exists, or cannot be created.
+        ModelError: the model or adapter cannot be loaded, or merged weights are not finite.
+    """
+    from transformers import AutoTokenizer
+
+    refuse_existing(out)
+    model = load_model(source, adapter, dtype="auto")
+    try:
+        merged = model.merge_and_unload(safe_merge=True)
+    except ValueError as error:
+        raise ModelError(f"The adapter {adapter} cannot be merged: {str(error).splitlines()[0]}") from None
+    tokenizer = AutoTokenizer.from_pretrained(source.place, revision=source.revision, trust_remote_code=False)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+        ready = Path(scratch) / "model"
+        merged.save_pretrained(str(ready))
+        tokenizer.save_pretrained(str(ready))
+        for file in ready.iterdir():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())  # the rename must not reach the disk before the weights
+        ready.rename(out)

@@ -1,0 +1,114 @@
+"""`staytrue chat` and `staytrue merge` on finished runs."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import tiny
+from staytrue import cli
+from staytrue.config import recipe
+from staytrue.data.examples import Message, write_examples
+from staytrue.errors import RequestError
+from staytrue.modeling import loading
+from staytrue.modeling.merging import write_merged
+from staytrue.runs import train
+from staytrue.runs.chat import Chat
+
+TRAIN = {"max_steps": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "learning_rate": 1e-2}
+
+
+def trained(folder, kind="qwen2", **lora):
+    """A finished run of a tiny model."""
+    tiny.save(kind, folder / "model")
+    write_examples(folder / "rows.jsonl", tiny.rows(12))
+    written = {"schema": 1, "model": "model", "data": "rows.jsonl", "lora": {"r": 4, **lora}, "train": TRAIN}
+    return train.train(recipe.parse(written, folder), folder / "run")
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([[5, 6, 7, 8]])).logits
+
+
+@pytest.mark.parametrize("lora", [{}, {"dora": True}, {"modules_to_save": ["lm_head"]}], ids=str)
+def test_a_merged_model_computes_what_model_and_adapter_do_in_plain_transformers(tmp_path, lora):
+    run = trained(tmp_path, **lora)
+    cli.app(["merge", str(run.path), "--out", str(tmp_path / "merged")], standalone_mode=False)
+    merged = AutoModelForCausalLM.from_pretrained(str(tmp_path / "merged"))
+    untuned = AutoModelForCausalLM.from_pretrained(str(tmp_path / "model"))
+    moved = logits(merged) - logits(untuned)
+    adapted = PeftModel.from_pretrained(untuned, str(run.adapter))
+    assert (logits(merged) - logits(adapted)).abs().max() < 1e-4 * moved.abs().max()
+    written, own = (AutoTokenizer.from_pretrained(str(tmp_path / name)) for name in ("merged", "model"))
+    assert written.chat_template == own.chat_template
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["merged", "model", "rows.jsonl", "run"]  # no scratch is left
+
+
+def test_a_merged_model_has_the_precision_of_the_models_own_files(tmp_path):
+    folder = tiny.save("qwen2", tmp_path / "model")
+    AutoModelForCausalLM.from_pretrained(str(folder)).to(torch.bfloat16).save_pretrained(str(folder))
+    adapter = tiny.lora(AutoModelForCausalLM.from_pretrained(str(folder)))
+    adapter.save_pretrained(str(tmp_path / "adapter"))
+    write_merged(loading.find(str(folder)), tmp_path / "adapter", tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(str(tmp_path / "merged"), dtype="auto")
+    assert {weight.dtype for weight in merged.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("command", [["chat"], ["merge", "--out", "merged"]], ids=lambda words: words[0])
+def test_an_unfinished_run_and_a_changed_model_are_refused(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    run = trained(tmp_path)
+    words = [command[0], str(run.path), *command[1:]]
+    manifest = run.path / "manifest.json"
+    done = manifest.read_text()
+    manifest.write_text(done.replace('"state": "done"', '"state": "stopped"'))
+    with pytest.raises(RequestError, match=r"is stopped, not done.*staytrue train --resume"):
+        cli.app(words, standalone_mode=False)
+    manifest.write_text(done)
+    tiny.model("qwen2").to(torch.bfloat16).save_pretrained(str(tmp_path / "model"))
+    with pytest.raises(RequestError, match=r"have changed since .* was trained"):
+        cli.app(words, standalone_mode=False)
+    assert not (tmp_path / "merged").exists()
+
+
+def test_each_side_of_a_chat_answers_as_its_model_and_remembers_its_own_answers(tmp_path):
+    run = trained(tmp_path)
+    source = loading.find(str(tmp_path / "model"))
+    tokenizer = loading.load_tokenizer(source)
+    models = loading.load_model(source), loading.load_model(source, run.adapter)
+    chat = Chat(loading.load_model(source, run.adapter), tokenizer, "be kind", temperature=0, max_new_tokens=5)
+    histories = [[Message("system", "be kind")], [Message("system", "be kind")]]
+    for text in ("question 1?", "and question 2?"):
+        answers = chat.reply(text)
+        for model, history, answer in zip(models, histories, answers, strict=True):
+            history.append(Message("user", text))
+            assert greedy(model, tokenizer, history) == answer
+            history.append(Message("assistant", answer))
+    assert histories[0] != histories[1]  # the adapter changes what is said
+    chat.begin()
+    assert chat.reply("question 1?") == (histories[0][2].content, histories[1][2].content)
+
+
+def greedy(model, tokenizer, messages):
+    turns = [message.to_dict() for message in messages]
+    prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    written = model.generate(**prompt, do_sample=False, max_new_tokens=5)[0, prompt["input_ids"].shape[1] :]
+    return tokenizer.decode(written, skip_special_tokens=True)
+
+
+def test_the_command_reads_turns_until_the_end_of_its_input(tmp_path):
+    run = trained(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "staytrue.cli", "chat", str(run.path), "--max-new-tokens", "4"],
+        input="question 1?\n\n/new\nquestion 2?\n",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.count("untuned:") == 2
+    assert done.stdout.count(f"{run.path}:") == 2
+    assert "A new conversation." in done.stderr
