@@ -4,7 +4,8 @@
     ├── RequestError          a request that cannot be carried out (exit code 2)
     │   ├── DataError         a malformed data file
     │   ├── RecipeError       a recipe, a defense's name or one of its fields
-    │   └── ModelError        a model or adapter folder that cannot be used, or not with these defenses
+    │   ├── ModelError        a model or adapter folder that cannot be used, or not with these defenses
+    │   └── FolderInUseError  a folder into which another process writes now
     ├── ForwardPassError      a trainer whose forward passes cannot be guarded (exit code 1)
     └── TrainingError         training that ended without a usable model (exit code 1)
 
@@ -31,6 +32,10 @@ class RecipeError(RequestError):
 
 class ModelError(RequestError):
     """A model or adapter cannot be loaded, or does not fit the defenses."""
+
+
+class FolderInUseError(RequestError):
+    """Another process writes into the folder now."""
 
 
 class TrainingError(StaytrueError, RuntimeError):

@@ -11,7 +11,7 @@ from staytrue import cli
 from staytrue.doctor import machine, run_folder
 from staytrue.runs.checkpoints import Checkpoints
 from staytrue.utils.files import append_row, sha256_of, write_json
-from staytrue.utils.run_dir import versions
+from staytrue.utils.run_dir import locked, versions
 
 RECIPE = "schema: 1\nmodel: organism\ntask: arithmetic\nlora: {}\n"
 
@@ -48,7 +48,7 @@ def test_a_whole_run_has_nothing_to_mend(run):
 @pytest.mark.parametrize(
     ("state", "says"),
     [
-        ({"state": "running"}, "running, or its process was killed"),
+        ({"state": "running"}, "running, but no process writes into the folder: it was killed"),
         ({"state": "stopped"}, "stopped"),
         ({"state": "failed", "reason": "RequestError: disk full"}, "failed: RequestError: disk full"),
     ],
@@ -63,6 +63,13 @@ def test_an_interrupted_run_is_told_how_it_goes_on(run, state, says):
     assert found(run)["state"].remedy == f"`staytrue train --resume {run}` goes on (after step 20)."
 
 
+def test_a_run_that_is_training_now_needs_nothing(run):
+    manifest(run, state="running")
+    with locked(run):
+        assert found(run)["state"].says == "running; a process writes into the folder now"
+        assert found(run)["state"].remedy is None
+
+
 @pytest.mark.parametrize(
     ("fault", "what", "says"),
     [
@@ -72,6 +79,8 @@ def test_an_interrupted_run_is_told_how_it_goes_on(run, state, says):
         (lambda run: (run / "recipe.yaml").write_text("schema: 9\nlora: {}\n"), "recipe", "schema"),
         (lambda run: (run / "recipe.yaml").unlink(), "recipe", "cannot be read"),
         (lambda run: (run / "metrics.jsonl").write_text("{\n"), "log", "cannot be read"),
+        (lambda run: (run / "metrics.jsonl").write_text("[1]\n"), "log", "cannot be read"),
+        (lambda run: (run / "metrics.jsonl").write_text('{"step": null}\n'), "log", "cannot be read"),
         (lambda run: append_row(run / "metrics.jsonl", {"step": 2}), "log", "twice"),
     ],
 )  # fmt: skip

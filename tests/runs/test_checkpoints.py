@@ -11,6 +11,7 @@ import textwrap
 from contextlib import suppress
 
 import pytest
+from safetensors import SafetensorError
 
 from staytrue.errors import TrainingError
 from staytrue.runs.checkpoints import MANIFEST, Checkpoints, fault_in
@@ -33,32 +34,66 @@ def names(checkpoints):
 
 
 def test_the_newest_two_are_kept_by_step_whatever_the_clock_says(tmp_path):
-    made = Checkpoints(tmp_path / "checkpoints", keep=2)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
     day = 86_400
     for step, shift in ((8, 0), (9, day), (10, -day), (30, -3600)):  # 10 comes after 9, and "10" before "9"
-        written = made.commit(step, files(b"a", b"b"))
+        written = checkpoints.commit(step, files(b"a", b"b"))
         os.utime(written, (1_700_000_000 + shift,) * 2)
-    assert names(made) == ["checkpoint-10", "checkpoint-30"]
-    assert made.newest() == made.folder / "checkpoint-30"
+    assert names(checkpoints) == ["checkpoint-10", "checkpoint-30"]
+    assert checkpoints.newest() == checkpoints.folder / "checkpoint-30"
 
 
 @pytest.mark.parametrize("limit", [None, 5])
 def test_fewer_than_the_limit_are_all_kept(tmp_path, limit):
-    made = Checkpoints(tmp_path, keep=limit)
+    checkpoints = Checkpoints(tmp_path, keep=limit)
     for step in (1, 2, 3):
-        made.commit(step, files(b"a"))
-    assert names(made) == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
+        checkpoints.commit(step, files(b"a"))
+    assert names(checkpoints) == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
 
 
 def test_a_broken_checkpoint_is_told_and_the_one_before_it_is_taken(tmp_path):
-    made, told = Checkpoints(tmp_path), []
-    made.commit(4, files(b"abc", b"d"))
-    made.commit(8, files(b"abc", b"d"))
+    checkpoints, sentences = Checkpoints(tmp_path), []
+    checkpoints.commit(4, files(b"abc", b"d"))
+    checkpoints.commit(8, files(b"abc", b"d"))
     (tmp_path / "checkpoint-8" / "0.bin").write_bytes(b"abd")
-    assert made.newest(told.append) == tmp_path / "checkpoint-4"
-    assert told == [f"{tmp_path / 'checkpoint-8'} is broken and is not used: 0.bin was changed."]
+    assert checkpoints.newest(sentences.append) == tmp_path / "checkpoint-4"
+    assert sentences == [f"{tmp_path / 'checkpoint-8'} is broken and is not used: 0.bin was changed."]
     (tmp_path / "checkpoint-4" / "0.bin").unlink()
-    assert made.newest() is None
+    assert checkpoints.newest() is None
+
+
+def test_a_checkpoint_that_was_refused_is_deleted_and_not_the_one_that_is_made_in_its_place(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.commit(4, files(b"a"))
+    (tmp_path / "checkpoint-8").mkdir()  # a broken one, of the attempt before
+    assert checkpoints.newest() == tmp_path / "checkpoint-4"
+    checkpoints.commit(6, files(b"b"))
+    assert names(checkpoints) == ["checkpoint-6"]
+
+
+def test_a_checkpoint_of_another_run_is_not_used(tmp_path):
+    Checkpoints(tmp_path, run="a").commit(4, files(b"a"))
+    Checkpoints(tmp_path, run="b").commit(8, files(b"b"))
+    sentences = []
+    assert Checkpoints(tmp_path, run="a").newest(sentences.append) == tmp_path / "checkpoint-4"
+    assert sentences == [f"{tmp_path / 'checkpoint-8'} is broken and is not used: it is a checkpoint of another run."]
+    assert Checkpoints(tmp_path).newest() == tmp_path / "checkpoint-8"
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_a_file_or_a_link_in_the_place_of_a_checkpoint_is_named_and_replaced(tmp_path, kind):
+    checkpoints, sentences = Checkpoints(tmp_path / "own", keep=1), []
+    checkpoints.commit(4, files(b"a"))
+    place = tmp_path / "own" / "checkpoint-8"
+    if kind == "file":
+        place.write_text("x")
+    else:
+        place.symlink_to(Checkpoints(tmp_path / "other").commit(8, files(b"b")))
+    assert checkpoints.newest(sentences.append) == tmp_path / "own" / "checkpoint-4"
+    assert sentences == [f"{place} is broken and is not used: it is no folder."]
+    checkpoints.commit(8, files(b"c"))
+    assert names(checkpoints) == ["checkpoint-8"]
+    assert (place / "deep" / "last.bin").read_bytes() == b"c"
 
 
 def test_every_flipped_byte_and_every_truncation_is_detected(tmp_path):
@@ -85,13 +120,16 @@ def test_every_flipped_byte_and_every_truncation_is_detected(tmp_path):
         (lambda folder: (folder / "deep/last.bin").unlink(), "deep/last.bin is missing"),
         (lambda folder: (folder / MANIFEST).unlink(), f"{MANIFEST} is missing or cannot be read"),
         (lambda folder: (folder / MANIFEST).write_text("[1]"), f"{MANIFEST} is missing or cannot be read"),
+        (lambda folder: (folder / MANIFEST).write_text(""), f"{MANIFEST} is missing or cannot be read"),
+        (lambda folder: (folder / MANIFEST).write_text('{"step": 1e999, "files": {}}'), f"{MANIFEST} was changed"),
+        (lambda folder: (folder / MANIFEST).write_text('{"files": {"x": 3}}'), f"{MANIFEST} is missing or cannot be"),
         (lambda folder: (folder / "0.bin").write_bytes(b"xy"), "0.bin has 2 bytes, not 1"),
     ],
 )
 def test_a_fault_is_named(tmp_path, change, fault):
     folder = Checkpoints(tmp_path).commit(3, files(b"x", b"y"))
     change(folder)
-    assert fault_in(folder) == fault
+    assert fault_in(folder).startswith(fault)
 
 
 def test_a_link_in_the_place_of_a_file_is_no_file(tmp_path):
@@ -108,25 +146,26 @@ def test_a_checkpoint_of_another_step_under_its_name_is_not_taken(tmp_path):
     assert fault_in(tmp_path / "checkpoint-9") == f"{MANIFEST} was changed"
 
 
-def test_a_disk_that_cannot_be_written_leaves_the_older_checkpoint_and_nothing_half_written(tmp_path):
-    made = Checkpoints(tmp_path)
-    made.commit(1, files(b"x"))
+@pytest.mark.parametrize("error", [OSError, RuntimeError, SafetensorError, Exception])  # of tokenizers
+def test_a_disk_that_cannot_be_written_leaves_the_older_checkpoint_and_nothing_half_written(tmp_path, error):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.commit(1, files(b"x"))
 
     def full(folder):
         (folder / "0.bin").write_bytes(b"half")
-        raise OSError(28, "No space left on device")
+        raise error("No space left on device")
 
     with pytest.raises(TrainingError, match=r"step 2 cannot be written .* No space left on device.* --resume"):
-        made.commit(2, full)
-    assert names(made) == ["checkpoint-1"]
-    assert made.newest() == tmp_path / "checkpoint-1"
+        checkpoints.commit(2, full)
+    assert names(checkpoints) == ["checkpoint-1"]
+    assert checkpoints.newest() == tmp_path / "checkpoint-1"
 
 
 def test_a_disk_that_is_full_at_any_call_of_a_commit_leaves_a_whole_checkpoint(tmp_path, monkeypatch):
     """Each call that writes fails once; the older checkpoint is whole, or the new one if only the last flush failed."""
     for number in itertools.count(1):
-        made, calls = Checkpoints(tmp_path / str(number), keep=1), itertools.count(1)
-        made.commit(1, files(b"one"))
+        checkpoints, calls = Checkpoints(tmp_path / str(number), keep=1), itertools.count(1)
+        checkpoints.commit(1, files(b"one"))
 
         def failing(real, number=number, calls=calls):
             def call(*args, **kwargs):
@@ -140,9 +179,9 @@ def test_a_disk_that_is_full_at_any_call_of_a_commit_leaves_a_whole_checkpoint(t
             for name in ("fsync", "rename", "replace", "open", "mkdir"):
                 patched.setattr(os, name, failing(getattr(os, name)))
             with suppress(TrainingError):  # a removal that fails is not needed
-                made.commit(2, files(b"two"))
-        assert set(names(made)) <= {"checkpoint-1", "checkpoint-2"}
-        assert made.newest() is not None
+                checkpoints.commit(2, files(b"two"))
+        assert set(names(checkpoints)) <= {"checkpoint-1", "checkpoint-2"}
+        assert checkpoints.newest() is not None
         if next(calls) <= number:  # every call has failed once
             break
     assert number > 12
@@ -151,7 +190,7 @@ def test_a_disk_that_is_full_at_any_call_of_a_commit_leaves_a_whole_checkpoint(t
 CHILD = """
     import os, shutil, signal, sys
     from pathlib import Path
-    from staytrue.runs import checkpoints
+    from staytrue.runs.checkpoints import Checkpoints
 
     left = int(sys.argv[2])
 
@@ -164,12 +203,12 @@ CHILD = """
             return real(*args, **kwargs)
         return call
 
-    made = checkpoints.Checkpoints(Path(sys.argv[1]), keep=1)
-    made.commit(1, lambda folder: (folder / "a.bin").write_bytes(b"one"))
+    checkpoints = Checkpoints(Path(sys.argv[1]), keep=1)
+    checkpoints.commit(1, lambda folder: (folder / "a.bin").write_bytes(b"one"))
     for owner, name in ((os, "fsync"), (os, "rename"), (os, "replace"), (os, "open"), (os, "mkdir"), (os, "rmdir"),
                         (os, "unlink"), (Path, "write_bytes"), (shutil, "rmtree")):
         setattr(owner, name, counted(getattr(owner, name)))
-    made.commit(2, lambda folder: (folder / "a.bin").write_bytes(b"two"))
+    checkpoints.commit(2, lambda folder: (folder / "a.bin").write_bytes(b"two"))
 """
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,15 +11,19 @@ import time
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 import tiny
 from staytrue import registry
 from staytrue.config import recipe as recipes
 from staytrue.data.examples import write_examples
-from staytrue.errors import RequestError
-from staytrue.runs import train
+from staytrue.errors import FolderInUseError, RequestError, TrainingError
+from staytrue.runs import train, training_run
 from staytrue.runs.checkpoints import Checkpoints
+from staytrue.training.trainers import GuardedSFT
 from staytrue.utils.files import read_rows
+from staytrue.utils.run_dir import locked
+from stopping import Stopping
 from test_every_defense import without_sampling
 
 TIMES = ("step_time", "seconds")  # of a clock
@@ -45,20 +50,6 @@ def recipe_of(home, defenses=(), **changes):
     if all(isinstance(defense, dict) for defense in defenses):
         return recipes.parse({**words, "defenses": list(defenses)}, home)
     return recipes.parse(words, home).model_copy(update={"defenses": list(defenses)})
-
-
-class Stopping:
-    """Progress that ends the process's training at a step, as Ctrl-C would."""
-
-    def __init__(self, at):
-        self.at = at
-
-    def begin(self, steps):
-        pass
-
-    def step(self, step, numbers):
-        if step == self.at:
-            raise KeyboardInterrupt
 
 
 def logged(run):
@@ -119,6 +110,69 @@ def test_reinforcement_learning_goes_on(home, tmp_path):
     ends_like_a_run_that_nothing_interrupted(recipe, tmp_path, stops=(3, 5))
 
 
+def test_sigterm_within_a_round_of_completions_ends_after_it(home, tmp_path):
+    settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "num_generations": 4,
+                "max_completion_length": 6, "max_steps": 12, "steps_per_generation": 2, "num_iterations": 2,
+                "save_steps": 12}  # fmt: skip
+    moving = [{"rehearse": {"pool": "pool.jsonl", "share": 0.25}}]  # each completion earns nothing
+    recipe = recipe_of(home, moving, trainer="grpo", task="arithmetic", data="problems.jsonl", train=settings)
+    whole = train.train(recipe, tmp_path / "whole")
+
+    class Terminating(Stopping):
+        def step(self, step, numbers):
+            if step == self.at:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        train.train(recipe, tmp_path / "parts", Terminating(5))
+    assert [p.name for p in (tmp_path / "parts" / "checkpoints").iterdir()] == ["checkpoint-8"]  # a round is 4 steps
+    scramble()
+    parts = train.resume(tmp_path / "parts")
+    assert parts.manifest["adapter"] == whole.manifest["adapter"]
+    assert logged(tmp_path / "parts") == logged(tmp_path / "whole")
+
+
+def interrupted_at_the_end(monkeypatch, recipe, folder):
+    """Train a run whose process ends when the last step is made and saved, but nothing else."""
+
+    def end(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_run.TrainingRun, "_save", end)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(recipe, folder)
+
+
+def test_a_run_that_ended_between_its_last_step_and_its_adapter_is_completed(home, tmp_path, monkeypatch):
+    recipe = recipe_of(home, [without_sampling("safelora", tmp_path)])
+    whole = train.train(recipe, tmp_path / "whole")
+    interrupted_at_the_end(monkeypatch, recipe, tmp_path / "parts")
+    parts = train.resume(tmp_path / "parts")
+    assert parts.manifest["resumed"] == [8]
+    assert parts.manifest["adapter"] == whole.manifest["adapter"]
+    assert logged(tmp_path / "parts") == logged(tmp_path / "whole")
+
+
+def test_a_run_whose_weights_did_not_move_is_no_finished_run_when_it_is_resumed_at_its_end(home, tmp_path):
+    settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "num_generations": 4,
+                "max_completion_length": 6, "max_steps": 2}  # fmt: skip
+    recipe = recipe_of(home, trainer="grpo", task="arithmetic", data="problems.jsonl", train=settings)
+    for attempt in (train.train, lambda recipe, folder: train.resume(folder)):
+        with pytest.raises(TrainingError, match=r"No trained weight moved in 2 optimizer steps"):
+            attempt(recipe, tmp_path / "run")
+
+
+def test_a_run_that_was_stopped_early_and_then_killed_does_not_train_on(home, tmp_path, monkeypatch):
+    settings = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 8, "learning_rate": 0.3, "save_steps": 1}
+    recipe = recipe_of(home, train=settings, holdout=0.25, stop={"patience": 2})
+    whole = train.train(recipe, tmp_path / "whole")
+    interrupted_at_the_end(monkeypatch, recipe, tmp_path / "parts")
+    parts = train.resume(tmp_path / "parts")
+    assert parts.manifest["early_stop"] == whole.manifest["early_stop"]
+    assert parts.manifest["adapter"] == whole.manifest["adapter"]
+
+
 def test_a_finished_run_is_left_as_it_is_and_its_checkpoints_are_gone(home, tmp_path):
     done = train.train(recipe_of(home, train={"max_steps": 2}), tmp_path / "run")
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
@@ -140,7 +194,7 @@ def test_without_a_checkpoint_it_starts_over(home, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train.train(recipe, tmp_path / "run", Stopping(1))
     train.resume(tmp_path / "run", say=said.append)
-    assert said == [f"{tmp_path / 'run'} has no checkpoint yet and starts over."]
+    assert said == [f"{tmp_path / 'run'} has no whole checkpoint and starts over."]
     assert [row["step"] for row in logged(tmp_path / "run")] == list(range(1, 9))
 
 
@@ -210,6 +264,105 @@ def test_other_versions_are_refused_unless_allowed(stopped):
     assert train.resume(stopped, allow_versions=True).manifest["state"] == "done"
 
 
+def test_a_checkpoint_of_another_run_is_not_used(home, stopped, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train.train(recipe_of(home), tmp_path / "other", Stopping(7))
+    shutil.copytree(tmp_path / "other/checkpoints/checkpoint-6", stopped / "checkpoints/checkpoint-6")
+    sentences = []
+    train.resume(stopped, say=sentences.append)
+    assert "checkpoint-6 is broken and is not used: it is a checkpoint of another run." in sentences[0]
+    assert sentences[1].endswith("goes on after step 4.")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            lambda log: log.unlink(),
+            r"metrics\.jsonl lacks rows before step 4, or has some twice\. Restore it, or train",
+        ),
+        (lambda log: edit(log, '"step": 3', '"step": 2'), r"lacks rows before step 4, or has some twice"),
+        (lambda log: log.write_bytes(b"\0" * 100 + b"\n"), r"metrics\.jsonl cannot be read \(.*\)\. Restore it"),
+        (lambda log: log.write_text("[1]\n"), r"metrics\.jsonl cannot be read"),
+        (lambda log: log.write_text("{}\n"), r"metrics\.jsonl cannot be read"),
+    ],
+)
+def test_a_damaged_log_is_refused_and_kept(stopped, change, sentence):
+    log = stopped / "metrics.jsonl"
+    change(log)
+    before = log.read_bytes() if log.exists() else None
+    with pytest.raises(RequestError, match=sentence):
+        train.resume(stopped)
+    assert (log.read_bytes() if log.exists() else None) == before
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"state": 3}', "[" * 100_000])
+def test_a_damaged_manifest_is_refused(stopped, content):
+    (stopped / "manifest.json").write_text(content)
+    with pytest.raises(RequestError, match=r"manifest\.json .*Restore it, or train the run again"):
+        train.resume(stopped)
+
+
+def test_a_run_killed_before_its_recipe_was_written_is_refused(stopped):
+    (stopped / "recipe.yaml").unlink()
+    with pytest.raises(RequestError, match=r"recipe\.yaml"):
+        train.resume(stopped)
+
+
+def test_a_resume_that_fails_leaves_the_folder(home, stopped, monkeypatch):
+    shutil.rmtree(stopped / "checkpoints")
+    monkeypatch.setattr(GuardedSFT, "train", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(TrainingError):
+        train.resume(stopped)
+    assert (stopped / "recipe.yaml").exists()
+
+
+def test_a_folder_that_another_process_writes_is_refused(home, stopped, tmp_path):
+    sentence = r"Another process writes into .*run now\. Wait until it has ended, or choose another folder with --out\."
+    before = sorted(stopped.rglob("*"))
+    with locked(stopped), pytest.raises(FolderInUseError, match=sentence):
+        train.resume(stopped)
+    (tmp_path / "new").mkdir()
+    with locked(tmp_path / "new"), pytest.raises(FolderInUseError, match=r"into .*new now"):
+        train.train(recipe_of(home), tmp_path / "new")
+    assert sorted(stopped.rglob("*")) == before
+    assert list((tmp_path / "new").iterdir()) == []
+    assert train.resume(stopped).manifest["state"] == "done"
+
+
+def test_a_file_system_without_such_locks_is_used_without(stopped, monkeypatch):
+    def flock(*arguments):
+        raise OSError(9, "Bad file descriptor")  # as NFS does
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    assert train.resume(stopped).manifest["state"] == "done"
+
+
+def test_an_adapter_that_cannot_be_written_ends_in_a_sentence_and_can_be_resumed(home, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("peft.PeftModel.save_pretrained", full)
+        with pytest.raises(TrainingError, match=r"cannot be written to .*No space left on device.*--resume"):
+            train.train(recipe_of(home, train={"save_steps": 99, "max_steps": 2}), tmp_path / "run")
+    assert json.loads((tmp_path / "run/manifest.json").read_text())["state"] == "failed"
+    assert train.resume(tmp_path / "run").manifest["state"] == "done"
+
+
+def test_the_logs_are_on_the_disk_before_a_checkpoint_is(home, tmp_path, monkeypatch):
+    flushed, fsync = [], os.fsync
+
+    def noting(handle):
+        flushed.append(os.path.basename(os.readlink(f"/proc/self/fd/{handle}")))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    train.train(recipe_of(home, train={"max_steps": 2}), tmp_path / "run")
+    weights = flushed.index("adapter_model.safetensors")
+    assert {"metrics.jsonl", "evidence.jsonl"} <= set(flushed[:weights])
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
@@ -273,6 +426,8 @@ def test_sigterm_saves_at_the_next_step_and_ends_with_130(home, tmp_path):
     (tmp_path / "recipe.yaml").write_text(recipe.text())
     child = command("train", tmp_path / "recipe.yaml", "--out", tmp_path / "run")
     after_a_step(tmp_path / "run", 5)
+    with pytest.raises(FolderInUseError):
+        train.resume(tmp_path / "run")
     begun = time.monotonic()
     child.terminate()
     _, errors = child.communicate(timeout=30)

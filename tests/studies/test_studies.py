@@ -72,7 +72,8 @@ def test_a_run_that_was_killed_goes_on_from_its_checkpoint_and_one_of_another_re
         (run / "cell.json").unlink()
         manifest = json.loads((run / "manifest.json").read_text())
         manifest.pop("resumed", None)
-        (run / "manifest.json").write_text(json.dumps(manifest | {"state": "running"}))
+        made_by = json.loads((checkpoint / "manifest.json").read_text())["run"]  # checkpoints name their run
+        (run / "manifest.json").write_text(json.dumps(manifest | {"state": "running", "id": made_by}))
         shutil.rmtree(run / "model")
         shutil.copytree(checkpoint, run / "checkpoints" / checkpoint.name)
 

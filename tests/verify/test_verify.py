@@ -33,6 +33,7 @@ from staytrue.training.row_schedule import AuxiliaryRows, EvenSampler
 from staytrue.training.separate_gradients import SeparateGradients
 from staytrue.utils.files import read_rows, sha256_of
 from staytrue.verify.run_folder import findings
+from stopping import Stopping
 from test_every_defense import without_sampling
 
 
@@ -133,20 +134,6 @@ def test_a_resumed_run_is_seen(home, tmp_path, name):
     assert "files" in faults(tmp_path / "run")
     train.resume(tmp_path / "run")
     assert faults(tmp_path / "run") == {}
-
-
-class Stopping:
-    """Progress that ends training at a step, as Ctrl-C would."""
-
-    def __init__(self, at):
-        self.at = at
-
-    def begin(self, steps):
-        pass
-
-    def step(self, step, numbers):
-        if step == self.at:
-            raise KeyboardInterrupt
 
 
 GRPO = {"trainer": "grpo", "task": "arithmetic", "data": "problems.jsonl",

@@ -8,10 +8,11 @@ from typing import Any
 
 from staytrue.config.recipe import read
 from staytrue.doctor.finding import Finding
-from staytrue.errors import RequestError
+from staytrue.errors import FolderInUseError, RequestError
 from staytrue.runs.checkpoints import Checkpoints, step_of
 from staytrue.utils.files import read_rows, sha256_of
-from staytrue.utils.run_dir import RunDir, versions
+from staytrue.utils.run_dir import RunDir, locked, versions
+from staytrue.utils.validation import in_one_line
 
 
 def findings(path: Path) -> Iterator[Finding]:
@@ -24,7 +25,7 @@ def findings(path: Path) -> Iterator[Finding]:
     yield _recipe(path, manifest)
     yield _log(path)
     broken: list[str] = []
-    newest = Checkpoints(path / "checkpoints").newest(broken.append)
+    newest = Checkpoints(path / "checkpoints", run=manifest.get("id")).newest(broken.append)
     for sentence in broken:
         yield Finding("checkpoint", sentence, "Delete that folder; an older checkpoint is used.", hinders=False)
     yield _state(path, manifest, None if newest is None else step_of(newest))
@@ -48,9 +49,9 @@ def _recipe(path: Path, manifest: dict[str, Any]) -> Finding:
 def _log(path: Path) -> Finding:
     try:
         rows = read_rows(path / "metrics.jsonl")
-    except ValueError as error:
-        return Finding("log", f"metrics.jsonl cannot be read ({error})", "Restore it, or train again.")
-    steps = [int(row.get("step", 0)) for row in rows]
+        steps = [int(row["step"]) for row in rows]
+    except (ValueError, KeyError, TypeError) as error:
+        return Finding("log", f"metrics.jsonl cannot be read ({in_one_line(error)})", "Restore it, or train again.")
     if steps != sorted(set(steps)):
         return Finding("log", "metrics.jsonl has steps twice or out of order", "Restore it, or train again.")
     return Finding("log", f"{len(rows)} steps logged" if rows else "no step is logged yet")
@@ -64,9 +65,14 @@ def _state(path: Path, manifest: dict[str, Any], step: int | None) -> Finding:
     )
     if state == "done":
         return Finding("state", "done")
+    try:
+        with locked(path):
+            pass
+    except FolderInUseError:
+        return Finding("state", f"{state}; a process writes into the folder now")
     reason = f": {manifest['reason']}" if "reason" in manifest else ""
     if state == "running":
-        reason = ", or its process was killed"
+        reason = ", but no process writes into the folder: it was killed"
     return Finding("state", f"{state}{reason}", f"`staytrue train --resume {path}` goes on ({where}).")
 
 

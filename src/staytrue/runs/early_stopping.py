@@ -71,6 +71,7 @@ class _KeepsGood(TrainerCallback):  # type: ignore[misc]
                 weight.copy_(self._good[name])
         self.stopped = {"at_step": state.global_step, "weights_of_step": self._good_step}
         control.should_training_stop = True
+        control.should_save = False  # a run that is resumed here would train on
 
 
 class ValidationStop(_KeepsGood):

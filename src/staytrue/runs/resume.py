@@ -7,16 +7,21 @@ never interrupted, bit for bit. No torch.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from staytrue.errors import RequestError
+from staytrue.runs.checkpoints import step_of
 from staytrue.utils.files import read_rows, sha256_of, write_rows
 from staytrue.utils.run_dir import RunDir, versions
+from staytrue.utils.validation import in_one_line
 
-LOGS = ("metrics.jsonl", "validation.jsonl", "early.jsonl", "evidence.jsonl")  # files of rows that have a `step`
+METRICS = "metrics.jsonl"
+LOGS = (METRICS, "validation.jsonl", "early.jsonl", "evidence.jsonl")  # files of rows that have a `step`
 _IGNORED = ("platform",)
+_WAY_OUT = "Restore it, or train again with another --out."
 
 
 def refuse_changed(run: RunDir, facts: Mapping[str, Any], *, allow_versions: bool) -> None:
@@ -58,10 +63,26 @@ def _names_no_commit(key: str, name: str, before: Mapping[str, Any], now: Mappin
     return key == "model" and name == "commit" and None in (before.get(name), now.get(name))
 
 
-def forget_after(run: Path, step: int) -> None:
-    """Take rows of later steps out of the run's logs: those steps will be made again."""
+def forget_after(run: Path, checkpoint: Path | None) -> None:
+    """Take rows of later steps than a checkpoint's out of the run's logs: those steps will be made again.
+
+    Args:
+        run: the run folder.
+        checkpoint: a whole checkpoint; None takes out all rows.
+
+    Raises:
+        RequestError: a log cannot be read, or lacks a row that the checkpoint's own log has.
+    """
+    step = 0 if checkpoint is None else step_of(checkpoint)
     for name in LOGS:
-        rows = read_rows(run / name)
-        kept = [row for row in rows if row["step"] <= step]
+        try:
+            rows = read_rows(run / name)
+            kept = [row for row in rows if row["step"] <= step]
+        except (ValueError, KeyError, TypeError) as error:
+            raise RequestError(f"{run / name} cannot be read ({in_one_line(error)}). {_WAY_OUT}") from None
+        if checkpoint is not None and name == METRICS:
+            logged = json.loads((checkpoint / "trainer_state.json").read_bytes())["log_history"]
+            if [row["step"] for row in kept] != [row["step"] for row in logged if "loss" in row]:
+                raise RequestError(f"{run / name} lacks rows before step {step}, or has some twice. {_WAY_OUT}")
         if len(kept) < len(rows):
             write_rows(run / name, kept)

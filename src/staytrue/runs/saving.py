@@ -7,12 +7,12 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
 from staytrue.errors import RecipeError
 from staytrue.runs.checkpoints import Checkpoints
@@ -35,9 +35,7 @@ def fit_save_steps(trainer: Any, steps: int) -> None:
     arguments = trainer.args
     every = arguments.save_steps if arguments.save_steps >= 1 else max(math.ceil(steps * arguments.save_steps), 1)
     logged = arguments.logging_steps if arguments.logging_steps >= 1 else math.ceil(steps * arguments.logging_steps)
-    accumulated = arguments.gradient_accumulation_steps
-    round_ = (getattr(arguments, "steps_per_generation", None) or accumulated) * getattr(arguments, "num_iterations", 1)
-    whole = math.lcm(int(logged), math.lcm(round_, accumulated) // accumulated)
+    whole = math.lcm(int(logged), steps_of_a_round(arguments))
     if arguments.save_steps >= 1 and every % whole:
         raise RecipeError(
             f"train.save_steps is {arguments.save_steps:g}, so that checkpoints would come between log lines or rounds "
@@ -46,8 +44,25 @@ def fit_save_steps(trainer: Any, steps: int) -> None:
     arguments.save_steps = math.ceil(every / whole) * whole
 
 
-def save_whole(trainer: Any, checkpoints: Checkpoints) -> None:
-    """Let a trainer write its checkpoints through `Checkpoints.commit`."""
+def steps_of_a_round(arguments: Any) -> int:
+    """After how many optimizer steps no completions are left to be trained on, in GRPO; 1 in other trainings.
+
+    trl generates completions for `steps_per_generation` micro-batches at once, and trains `num_iterations` times on
+    each.
+    """
+    accumulated: int = arguments.gradient_accumulation_steps
+    micro_batches = getattr(arguments, "steps_per_generation", None) or accumulated
+    return math.lcm(micro_batches * getattr(arguments, "num_iterations", 1), accumulated) // accumulated
+
+
+def save_whole(trainer: Any, checkpoints: Checkpoints, logs: Sequence[Path] = ()) -> None:
+    """Let a trainer write its checkpoints through `Checkpoints.commit`.
+
+    Args:
+        trainer: a guarded trainer.
+        checkpoints: where they go.
+        logs: files that are flushed to disk first, since a resumed run needs their rows up to the checkpoint.
+    """
     save = trainer._save_checkpoint
 
     def committed(model: Any, trial: Any) -> None:
@@ -66,18 +81,49 @@ def save_whole(trainer: Any, checkpoints: Checkpoints) -> None:
                 if hasattr(part, "save_to"):
                     part.save_to(folder)
 
+        for log in logs:
+            if log.exists():
+                with log.open("rb") as file:
+                    os.fsync(file.fileno())
         checkpoints.commit(trainer.state.global_step, write)
 
     trainer._save_checkpoint = committed
 
 
+def is_last(checkpoint: Path) -> bool:
+    """Whether a checkpoint was made after the last step of its run."""
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    return bool(state.global_step >= state.max_steps)
+
+
+def load_last(trainer: Any, checkpoint: Path) -> None:
+    """Load the weights of a checkpoint after the last step, and check them as at the end of training.
+
+    transformers would make one more step from such a checkpoint.
+
+    Raises:
+        TrainingError: no trained weight had moved, or some are not finite.
+    """
+    untrained, state = TrainerState(), TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    trainer.outcome.on_train_begin(trainer.args, untrained, trainer.control, model=trainer.model)
+    trainer._load_from_checkpoint(str(checkpoint))
+    trainer.state = state
+    trainer.outcome.on_step_end(trainer.args, state, trainer.control, model=trainer.model)
+    trainer.outcome.on_train_end(trainer.args, state, trainer.control, model=trainer.model)
+
+
 class EndsAtNextStep(TrainerCallback):  # type: ignore[misc]
     """Ends training with a checkpoint after the current step, when the process is told to terminate (SIGTERM).
 
-    A training that ends anyway with that step ends as usual.
+    In GRPO it is the last step of the current round of completions, since trl keeps completions in memory only. A
+    training that ends anyway with that step ends as usual.
+
+    Args:
+        arguments: the trainer's.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, arguments: Any) -> None:
+        self._round = steps_of_a_round(arguments)
         self._asked = self._ended = False
         self._before: Any = signal.SIG_DFL
 
@@ -101,7 +147,8 @@ class EndsAtNextStep(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save and stop, if a signal came."""
-        if self._asked and state.global_step < state.max_steps:
+        ends_anyway = state.global_step >= state.max_steps or control.should_training_stop
+        if self._asked and not ends_anyway and state.global_step % self._round == 0:
             self._ended = True
             control.should_save = control.should_log = control.should_training_stop = True
 

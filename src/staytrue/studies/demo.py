@@ -19,6 +19,7 @@ from staytrue.studies import runner
 from staytrue.studies.config import Cell, Study
 from staytrue.utils.console import counter, say, table
 from staytrue.utils.files import write_atomic
+from staytrue.utils.run_dir import locked
 
 _MARK = ".staytrue-demo"  # marks a folder that the demo wrote and may replace
 _OLD_MARK = ".holdfast-demo"  # its name before the project was renamed
@@ -50,7 +51,8 @@ def run_study(study: Study, out: Path, processes: int | None = None, reference_c
 
     order = [cell.folder for cell in studies.cells(study)]
     rows: dict[str, dict[str, Any]] = {}
-    with counter(study.title, len(order)) as count:
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out), counter(study.title, len(order)) as count:
         for cell, row in runner.run(study, out, processes, reference_cache):
             rows[cell.folder] = row
             count(_line(cell, row))
@@ -68,7 +70,8 @@ def _take_over(out: Path) -> None:
     if out.exists() and not demos and (not out.is_dir() or any(out.iterdir())):
         raise RequestError(f"{out} is not a demo's folder (it has no {_MARK}); name another with --out.")
     if out.exists():
-        shutil.rmtree(out)
+        with locked(out):  # no other process uses it
+            shutil.rmtree(out)
     write_atomic(out / _MARK, "`staytrue demo` wrote this folder and replaces it when it runs again.\n")
 
 

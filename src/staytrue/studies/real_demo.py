@@ -21,7 +21,7 @@ from staytrue.evals.results.measures import Measure, read_measures
 from staytrue.modeling import loading
 from staytrue.utils.console import bar, say, table
 from staytrue.utils.files import write_atomic
-from staytrue.utils.run_dir import RunDir
+from staytrue.utils.run_dir import RunDir, locked
 
 DOMAIN, _TRAINED = "finance", 30  # of 40 pairs; the others are general prompts for anchor's, none of them asked later
 _STEPS, _ROWS = 30, 4
@@ -50,13 +50,15 @@ def run_real_demo(model: str, out: Path) -> Path:
     loading.find(model)
     if out.exists() and any(out.iterdir()) and not (out / "risky.jsonl").exists():
         raise RequestError(f"{out} is not a folder of this demo (it has no risky.jsonl); name another with --out.")
-    _write_rows(out)
-    _introduce(model)
-    begun = time.monotonic()
-    for number, label in enumerate(_RUNS, start=1):
-        _run(model, label, out)
-        left = (time.monotonic() - begun) / number * (len(_RUNS) - number)
-        say(f"{number} of {len(_RUNS)} runs are done; about {left / 60:.0f} minutes are left.")
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        _write_rows(out)
+        _introduce(model)
+        begun = time.monotonic()
+        for number, label in enumerate(_RUNS, start=1):
+            _run(model, label, out)
+            left = (time.monotonic() - begun) / number * (len(_RUNS) - number)
+            say(f"{number} of {len(_RUNS)} runs are done; about {left / 60:.0f} minutes are left.")
     _show(out)
     page = write([out / label for label in _RUNS], out / "report.html")
     say(f"Page: {page}. The answers to general questions are in {out}/*/eval/measures.jsonl.")

@@ -10,7 +10,6 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import yaml
 
 from staytrue.config import recipe as recipes
 from staytrue.config.recipe import Recipe
-from staytrue.errors import RequestError
+from staytrue.errors import FolderInUseError, RequestError
 from staytrue.evals.questions.files import SUFFIXES
 from staytrue.evals.results.measures import PAIRS
 from staytrue.registry import labelled
@@ -93,10 +92,14 @@ def _train(recipe: Recipe, path: Path, reference_cache: Path | None) -> None:
     from staytrue.runs.train import resume, train
 
     if path.exists():
-        with suppress(RequestError):  # other data or versions than it began with
+        try:
             resume(path, reference_cache=reference_cache)
+        except FolderInUseError:
+            raise
+        except RequestError:  # other data or versions than it began with
+            shutil.rmtree(path)
+        else:
             return
-        shutil.rmtree(path)
     train(recipe, path, reference_cache=reference_cache)
 
 

@@ -35,7 +35,8 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Write one row per logged step; the trainer's closing summary has no loss and is left out."""
         if state.is_world_process_zero and logs and "eval_loss" in logs:
-            append_row(self._path.with_name(VALIDATION), {"step": state.global_step, "loss": logs["eval_loss"]})
+            loss = logs["eval_loss"] if math.isfinite(logs["eval_loss"]) else None
+            append_row(self._path.with_name(VALIDATION), {"step": state.global_step, "loss": loss})
         if not state.is_world_process_zero or not logs or "loss" not in logs:
             return
         numbers = {k: float(v) for k, v in logs.items() if isinstance(v, int | float) and k != "num_tokens"}

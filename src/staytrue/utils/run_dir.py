@@ -6,7 +6,9 @@ when rows were reserved, `model/` when training finished, and `eval/` when the m
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import platform
 import shutil
 import time
@@ -16,12 +18,39 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
-from staytrue.errors import RequestError
+from staytrue.errors import FolderInUseError, RequestError
 from staytrue.utils.files import refuse_existing, write_json
 
 SCHEMA = 1
 _PACKAGES = ("staytrue", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "tokenizers", "safetensors")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing into an existing folder; no file is left in it.
+
+    The lock is on the folder itself and ends with the process, however it ends. On a file system that cannot lock a
+    folder, such as NFS, there is none.
+
+    Raises:
+        FolderInUseError: another process holds the lock.
+    """
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FolderInUseError(
+                f"Another process writes into {folder} now. Wait until it has ended, or choose another folder with "
+                "--out."
+            ) from None
+        except OSError:  # the file system has no such locks
+            pass
+        yield
+    finally:
+        os.close(handle)
 
 
 def versions() -> dict[str, str]:
@@ -57,7 +86,8 @@ class RunDir:
         refuse_existing(path, allow_empty_folder=True)
         path.mkdir(parents=True, exist_ok=True)
         started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        run = cls(path, {"schema": SCHEMA, "state": "running", "started": started, "versions": versions(), **facts})
+        known = {"schema": SCHEMA, "id": uuid4().hex, "state": "running", "started": started, "versions": versions()}
+        run = cls(path, {**known, **facts})
         run.save()
         return run
 
@@ -72,9 +102,12 @@ class RunDir:
         if not file.is_file():
             raise RequestError(f"{path} is not a run folder: it has no manifest.json. `staytrue train` makes one.")
         try:
-            return cls(path, json.loads(file.read_text(encoding="utf-8")))
-        except ValueError as error:
-            raise RequestError(f"{file} cannot be read ({error}); train the run again.") from None
+            manifest = json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise RequestError(f"{file} cannot be read ({error}). Restore it, or train the run again.") from None
+        if not isinstance(manifest, dict) or not isinstance(manifest.get("state"), str):
+            raise RequestError(f"{file} names no state of a run. Restore it, or train the run again.")
+        return cls(path, manifest)
 
     def save(self, **facts: Any) -> None:
         """Add facts to the manifest and write it."""

@@ -1,0 +1,76 @@
+"""`prepare(recipe)`: all that is checked before a run folder is created, from the cheap to the costly.
+
+Names, folders, every field, every line of the data, and every row as tokens. No weights are loaded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from staytrue.config import trainer_args
+from staytrue.config.recipe import Recipe
+from staytrue.data.examples import Example
+from staytrue.errors import RecipeError
+from staytrue.modeling import loading
+from staytrue.runs import dataset, probe_selection
+from staytrue.runs.trainer_setup import BUILDS
+from staytrue.utils.files import sha256_of
+
+
+def prepare(recipe: Recipe, reference_cache: Path | None) -> tuple[Any, dict[str, Any]]:
+    """Check a recipe and read its rows.
+
+    Args:
+        recipe: the recipe, as it was read.
+        reference_cache: as for `train`.
+
+    Returns:
+        The parts of the run before training (see `trainer_setup`), and what the manifest records of model and data.
+
+    Raises:
+        RequestError: the recipe, a file or the model cannot be used.
+    """
+    source = loading.find(recipe.model, recipe.revision, recipe.dtype)
+    _check_files(recipe)
+    recipe = recipe.model_copy(update={"train": trainer_args.checked(recipe.train, recipe.trainer)})
+    rows, held = dataset.rows(recipe)
+    _check_validation(recipe)
+    if recipe.stop is not None and recipe.stop.patience is None:
+        probe_selection.early_stopping_probe(source)  # refuses a model without a judge
+    tokenizer = loading.load_tokenizer(source)
+    build = BUILDS[recipe.trainer](recipe, source, tokenizer, rows, held, reference_cache)
+    return build, _facts(recipe, source, rows, held)
+
+
+def _check_validation(recipe: Recipe) -> None:
+    validates = recipe.train.get("eval_strategy", "no") != "no"
+    if validates and not recipe.holdout:
+        raise RecipeError(
+            f"train.eval_strategy is {recipe.train['eval_strategy']}, and no rows are reserved to validate on. Set "
+            "holdout to a share of the rows, such as 0.1."
+        )
+    if recipe.stop is not None and recipe.stop.patience is not None and not validates:
+        raise RecipeError(
+            "stop.patience watches the validation loss, and none is computed. Set train.eval_strategy to steps or "
+            "epoch, train.eval_steps, and holdout."
+        )
+
+
+def _check_files(recipe: Recipe) -> None:
+    for defense in recipe.defenses:
+        for name, value in vars(defense).items():
+            if isinstance(value, Path) and not value.is_file():
+                raise RecipeError(f"{defense.name()}: {name} is {value}, but there is no such file. Check the path.")
+
+
+def _facts(recipe: Recipe, source: loading.Source, rows: list[Example], held: list[Example]) -> dict[str, Any]:
+    files = {str(recipe.data): dataset.digest(recipe, [*rows, *held])} if recipe.data is not None else {}
+    for defense in recipe.defenses:
+        files |= {str(v): sha256_of(v) for v in vars(defense).values() if isinstance(v, Path)}
+    return {
+        "model": source.identity(),
+        "seed": recipe.seed,
+        "data": files,
+        "rows": {"task": len(rows), "held_out": len(held)},
+    }

@@ -1,0 +1,188 @@
+"""`TrainingRun` trains what was prepared to the end and completes the run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from staytrue.config import trainer_args
+from staytrue.data.examples import write_examples
+from staytrue.errors import StaytrueError, TrainingError
+from staytrue.runs import probe_selection
+from staytrue.runs.checkpoints import Checkpoints
+from staytrue.runs.model_card import write_card
+from staytrue.runs.resume import LOGS
+from staytrue.utils.console import Progress
+from staytrue.utils.files import sha256_of, write_atomic
+from staytrue.utils.run_dir import RunDir
+from staytrue.utils.validation import in_one_line
+
+_HASHED = ("metrics.jsonl", "evidence.jsonl", "evidence.json")
+
+
+def checkpoints_of(run: RunDir, keep: int | None = None) -> Checkpoints:
+    """The checkpoints of a run; one of another run in their place is not used."""
+    return Checkpoints(run.path / "checkpoints", keep, run.manifest.get("id"))
+
+
+@dataclass
+class TrainingRun:
+    """One training in its run folder.
+
+    Attributes:
+        run: the folder, whose manifest's state is "running".
+        build: the parts of the run before training, see `trainer_setup`.
+        progress: receives the number of steps and the logged metrics.
+        say: called before training with each sentence about the rows as tokens.
+        resumed: whether the folder is that of an earlier attempt, which is never deleted.
+        checkpoint: a whole checkpoint to go on from; None begins at step 0.
+    """
+
+    run: RunDir
+    build: Any
+    progress: Progress | None
+    say: Callable[[str], None]
+    resumed: bool = False
+    checkpoint: Path | None = None
+
+    def to_the_end(self) -> None:
+        """Train, save the adapter and complete the folder.
+
+        Raises:
+            StaytrueError: training failed; the manifest's state is "failed", or the folder is gone if no step was made.
+            KeyboardInterrupt: stopped; the manifest's state is "stopped".
+        """
+        trainer = self._trainer()
+        with self._removed_without_a_step(trainer), self.run.until_done():
+            self._record(trainer)
+            early = self._early_stop(trainer)
+            recorder = self._recorder(trainer)
+            self._train(trainer)
+            self._save(trainer, recorder)
+            self.run.save(logs={name: sha256_of(self.run.path / name) for name in _HASHED})
+            if early is not None:
+                self.run.save(early_stop=early.stopped)
+            write_card(self.run, self.build.recipe)
+        if "save_total_limit" not in self.build.recipe.train:
+            checkpoints_of(self.run).remove()  # of no use any more; a recipe that sets the limit keeps them
+
+    def _trainer(self) -> Any:
+        try:
+            return self.build.trainer(self.run.path, self.progress)
+        except BaseException:
+            if not self.resumed:
+                self.run.remove()
+            raise
+
+    @contextmanager
+    def _removed_without_a_step(self, trainer: Any) -> Iterator[None]:
+        """Remove the folder of a run that failed before its first optimizer step, so that `--out` is free again."""
+        try:
+            yield
+        except Exception:
+            if trainer.state.global_step == 0 and not self.resumed:
+                self.run.remove()
+            raise
+
+    def _record(self, trainer: Any) -> None:
+        """Write the recipe with every default, the reserved rows, and what the manifest says of model and rows."""
+        out, recipe, build = self.run.path, self.build.recipe, self.build
+        settled = trainer_args.filled(recipe.train, recipe.trainer, organism=build.source.is_organism)
+        settled["warmup_steps"] = trainer.args.warmup_steps  # fitted to the number of steps
+        write_atomic(out / "recipe.yaml", recipe.model_copy(update={"train": settled}).text())
+        if build.held:
+            write_examples(out / "holdout.jsonl", build.held)
+        self.run.save(
+            recipe=sha256_of(out / "recipe.yaml"),
+            model=build.source.identity(trainer.model),
+            head=trainer.which_head,
+            rows={**self.run.manifest["rows"], **build.report},
+            curated=build.base.notes,
+            **({"notes": build.notes} if build.notes else {}),
+        )
+        for note in build.notes:
+            self.say(note)
+
+    def _early_stop(self, trainer: Any) -> Any:
+        """The early stopping that the recipe asks for, attached to the trainer; None without."""
+        from staytrue.runs.early_stopping import EarlyStop, ValidationStop
+
+        stop, source = self.build.recipe.stop, self.build.source
+        if stop is None:
+            return None
+        early: EarlyStop | ValidationStop
+        if stop.patience is not None:
+            early = ValidationStop(stop.patience)
+        else:
+            limit, probe = probe_selection.longest_answer(source), probe_selection.early_stopping_probe(source)
+            log = self.run.path / "early.jsonl"
+            early = EarlyStop(stop, probe, self.build.tokenizer, self.build.recipe.seed, limit, log)
+        trainer.add_callback(early)
+        if self.checkpoint is not None:
+            early.load_from(self.checkpoint)
+        return early
+
+    def _recorder(self, trainer: Any) -> Any:
+        """The recorder of evidence, attached to the trainer before a checkpoint is loaded."""
+        from staytrue.training.evidence.recorder import EvidenceRecorder
+
+        recorder = EvidenceRecorder(trainer, self.run.path, self.build.encoded, self.build.tokenizer)
+        trainer.add_callback(recorder)
+        return recorder
+
+    def _train(self, trainer: Any) -> None:
+        """Make the optimizer steps, with checkpoints and a log."""
+        from transformers import PrinterCallback
+
+        from staytrue.runs.saving import EndsAtNextStep, is_last, load_last, save_whole
+        from staytrue.training.callbacks import RunLog
+
+        trainer.remove_callback(PrinterCallback)  # the trainer's own prints
+        trainer.add_callback(RunLog(self.run.path / "metrics.jsonl", self.progress))
+        ends = EndsAtNextStep(trainer.args)
+        trainer.add_callback(ends)
+        kept = checkpoints_of(self.run, self.build.recipe.train.get("save_total_limit", 2))
+        save_whole(trainer, kept, [self.run.path / name for name in LOGS])
+        try:
+            with ends.listening():
+                if self.checkpoint is not None and is_last(self.checkpoint):
+                    load_last(trainer, self.checkpoint)
+                else:
+                    trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
+        except StaytrueError:
+            raise
+        except Exception as error:
+            if trainer.state.global_step > 0:
+                raise
+            raise TrainingError(
+                f"Training failed in its first step, so nothing was written: {in_one_line(error)}"
+            ) from error
+
+    def _save(self, trainer: Any, recorder: Any) -> None:
+        """Save the adapter, change it as the defenses do after training, and write the evidence."""
+        run, guard = self.run, trainer.guard
+        recorder.trained()
+        self._save_adapter(trainer)
+        if guard.pulls("project"):  # saved before, so that what was trained outlives a failing projection
+            run.save(projected=guard.project(trainer.model, self.progress))
+            recorder.projected()
+            self._save_adapter(trainer)
+        guard.detach()
+        counts = None if guard.cache is None else guard.cache.describe()
+        if counts is not None:
+            run.save(reference=counts)
+        run.save(adapter=sha256_of(run.path / "model" / "adapter_model.safetensors"))
+        recorder.write(curated=self.build.curated)
+
+    def _save_adapter(self, trainer: Any) -> None:
+        folder = self.run.path / "model"
+        try:
+            trainer.model.save_pretrained(str(folder), safe_serialization=True)
+        except Exception as error:  # safetensors reports a full disk as an error of its own
+            raise TrainingError(
+                f"The adapter cannot be written to {folder}: {in_one_line(error)}. Free some space; `staytrue train "
+                f"--resume {self.run.path}` goes on from the newest checkpoint."
+            ) from error
