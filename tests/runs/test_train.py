@@ -81,7 +81,7 @@ def test_another_precision_is_refused_and_without_one_no_manifest_names_it(tmp_p
 
 @pytest.mark.parametrize("kind", tiny.KINDS)
 def test_a_run_leaves_an_adapter_that_plain_peft_loads_and_a_folder_that_tells_all(kind, tmp_path):
-    done = train.train.train(make(tmp_path, kind), tmp_path / "run")
+    done = train.train(make(tmp_path, kind), tmp_path / "run")
     assert done.manifest["state"] == "done"
     assert done.manifest["rows"] == {"task": 24, "held_out": 6, "interleaved": 5, "truncated": 0, "nothing_to_score": 0}
     rows = metrics(tmp_path / "run")
