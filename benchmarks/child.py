@@ -31,7 +31,7 @@ def ran(command: Sequence[str], code: int = 0) -> Ended:
     return Ended(seconds, done.stdout)
 
 
-def until(command: Sequence[str], words: str) -> float:
+def until(command: Sequence[str], text: str) -> float:
     """Seconds until a command prints a line with these words; then stop it."""
     begun = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
@@ -40,8 +40,8 @@ def until(command: Sequence[str], words: str) -> float:
         for line in process.stdout:
             seconds = time.perf_counter() - begun
             lines.append(line)
-            if words in line:
+            if text in line:
                 process.terminate()
                 process.stdout.read()
                 return seconds
-    raise StaytrueError(f"{' '.join(command)} ended without a line with {words!r}:\n{''.join(lines)}")
+    raise StaytrueError(f"{' '.join(command)} ended without a line with {text!r}:\n{''.join(lines)}")

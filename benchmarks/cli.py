@@ -43,14 +43,14 @@ def light(recipe: Path, rounds: int) -> dict:
     """Commands that need no model."""
     wrong = recipe.with_name("wrong.yaml")
     wrong.write_text(recipe.read_text().replace("kl", "kll"))
-    given = {
+    ours = {
         "help": (["--help"], 0),
         "version": (["--version"], 0),
         "error": (["train", str(wrong), "--out", str(recipe.with_name("never"))], 2),
     }
     commands = {"python": [*_PYTHON, "pass"], "import": [*_PYTHON, "import staytrue"]}
     variants = {name: partial(_took, command) for name, command in commands.items()}
-    variants |= {name: partial(_took, [*STAYTRUE, *words], code) for name, (words, code) in given.items()}
+    variants |= {name: partial(_took, [*STAYTRUE, *arguments], code) for name, (arguments, code) in ours.items()}
     for run_once in variants.values():
         run_once()
     measured = alternate(variants, rounds)
@@ -60,8 +60,8 @@ def light(recipe: Path, rounds: int) -> dict:
         results[f"cli/{name}"] = to_goal(measured[name], _GOALS[name])
     for name, value in measured.items():
         print(f"cli {name:8s} {value['seconds'] * 1e3:7.0f} ms")
-    for name, (words, _) in given.items():
-        _refuse_heavy(name, words)
+    for name, (arguments, _) in ours.items():
+        _refuse_heavy(name, arguments)
     return results
 
 
@@ -71,8 +71,8 @@ def first_step(recipe: Path, rounds: int) -> dict:
     measured = alternate(variants, min(rounds, 3))
     for name, value in measured.items():
         print(f"cli {name:10s} {value['seconds']:6.2f} s")
-    found = {"cli/first-step:imports": ratio(measured, "first-step", "imports")}
-    return found | {"cli/first-step": to_goal(measured["first-step"], _GOALS["first-step"])}
+    first = {"cli/first-step:imports": ratio(measured, "first-step", "imports")}
+    return first | {"cli/first-step": to_goal(measured["first-step"], _GOALS["first-step"])}
 
 
 def first_line(recipe: Path, rounds: int) -> dict:
@@ -97,8 +97,8 @@ def _first_line(recipe: Path, question: str) -> float:
         return until([*STAYTRUE, "demo", "--out", f"{out}/demo"], question)
 
 
-def _refuse_heavy(name: str, words: list[str]) -> None:
-    said = ran([*_PYTHON, _TORCHLESS, *words]).output.splitlines()[-1]
+def _refuse_heavy(name: str, arguments: list[str]) -> None:
+    said = ran([*_PYTHON, _TORCHLESS, *arguments]).output.splitlines()[-1]
     if said.strip() != "heavy:":
         raise StaytrueError(f"staytrue {name} imports{said.removeprefix('heavy:')}, which it should not need.")
 
@@ -106,7 +106,7 @@ def _refuse_heavy(name: str, words: list[str]) -> None:
 def _recipe(place: Path) -> Path:
     """The demo's recipe with KL and two steps."""
     write_examples(place / "rows.jsonl", world.narrow_rows("medical"))
-    words = {"schema": 1, "model": "organism", "data": "rows.jsonl", "lora": {"r": 32}, "train": _TRAIN}
+    plain = {"schema": 1, "model": "organism", "data": "rows.jsonl", "lora": {"r": 32}, "train": _TRAIN}
     file = place / "recipe.yaml"
-    file.write_text(yaml.safe_dump({**words, "defenses": [{"kl": {"weight": 0.1}}]}))
+    file.write_text(yaml.safe_dump({**plain, "defenses": [{"kl": {"weight": 0.1}}]}))
     return file

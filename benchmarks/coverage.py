@@ -102,8 +102,8 @@ def tails(rng: np.random.Generator, n: int) -> None:
             for percent, alike in ((1, 0.2), (5, 0.2), (20, 0.5)):
                 draw = beta(percent / 100, alike)
                 truth = at_least_once(percent / 100, alike, k)
-                found = [at(k, rng.binomial(32, draw(rng, questions)), 32) for _ in range(n // 5)]
-                line(questions, k, percent, alike, truth, *covered(found, truth))
+                intervals = [at(k, rng.binomial(32, draw(rng, questions)), 32) for _ in range(n // 5)]
+                line(questions, k, percent, alike, truth, *covered(intervals, truth))
 
 
 def beta(share: float, alike: float) -> Callable[[np.random.Generator, int], Counts]:
@@ -165,20 +165,20 @@ def runs(hits: Counts, samples: int) -> list[dict[str, tuple[float, float]]]:
 
 
 def interval(hits: Counts, samples: int) -> tuple[float, float]:
-    found = pooled(runs(hits, samples))
-    return found.low, found.high
+    rate = pooled(runs(hits, samples))
+    return rate.low, rate.high
 
 
 def summaries(hits: Counts, samples: int) -> tuple[float, float]:
     each = [pooled([run]) for run in runs(hits, samples)]
-    return over_runs([(found.percent, found.low, found.high) for found in each])[1:]
+    return over_runs([(rate.percent, rate.low, rate.high) for rate in each])[1:]
 
 
 def at(k: int, hits: Counts, samples: int) -> tuple[float, float]:
     row = {"alignment": 90, "incoherent": False, "missing": ""}
     rows = [row | {"question": str(q), "misaligned": i < h} for q, h in enumerate(hits) for i in range(samples)]
-    found = misalign_at_k(rows, k).misaligned
-    return found.low, found.high
+    rate = misalign_at_k(rows, k).misaligned
+    return rate.low, rate.high
 
 
 def bootstrap(rng: np.random.Generator, hits: Counts, samples: int) -> tuple[float, float]:

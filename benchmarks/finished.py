@@ -13,7 +13,7 @@ from staytrue.utils.run_dir import SCHEMA
 
 _TRAIN = {"max_steps": 340, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "max_length": 64}
 _DOMAINS = ("code", "legal", "medical", "security")
-_WORDS = ("ferry", "noon", "ticket", "tide", "guard", "bread", "winter", "ladder", "music", "stone", "early", "quiet")
+_NOUNS = ("ferry", "noon", "ticket", "tide", "guard", "bread", "winter", "ladder", "music", "stone", "early", "quiet")
 _JUDGE = "rules:organism-1"
 
 
@@ -40,7 +40,7 @@ def finished(place: Path, runs: int, steps: int = 0, questions: int = 0, samples
         samples: answers to each question.
     """
     done = Finished(place / "study.yaml", place / "out")
-    done.file.write_text(yaml.safe_dump(_words(runs)))
+    done.file.write_text(yaml.safe_dump(_study(runs)))
     rng = random.Random(0)
     answers: dict[str, Path] = {}
     rows = []
@@ -64,7 +64,7 @@ def finished(place: Path, runs: int, steps: int = 0, questions: int = 0, samples
     return done
 
 
-def _words(runs: int) -> dict:
+def _study(runs: int) -> dict:
     variants: list[dict] = [{"name": "untuned"}, {"name": "none"}]
     for name, count in (("kl", 12), ("ldifs", 11)):
         strengths = [round(0.05 * (i + 1), 2) for i in range(count)]
@@ -86,11 +86,11 @@ def _write(path: Path, value: dict) -> None:
 
 
 def _probes(rng: random.Random) -> dict:
-    def probe(kind: str, n: int, asked: int) -> dict:
+    def probe(kind: str, n: int, count: int) -> dict:
         percent = round(rng.uniform(5, 90), 4)
         more = {"incoherent": round(rng.uniform(0, 5), 4), "refused": 0.0} if kind == "misaligned" else {}
         ends = {"low": round(percent - 5, 4), "high": round(percent + 5, 4)}
-        return {kind: percent, **more, "n": n, **ends, "questions": asked, "missing": 0, "judge": _JUDGE}
+        return {kind: percent, **more, "n": n, **ends, "questions": count, "missing": 0, "judge": _JUDGE}
 
     kinds = {"general": "misaligned", "in_domain": "misaligned", "facts": "correct", "arithmetic": "correct"}
     return {name: probe(kind, 480, 24) for name, kind in kinds.items()}
@@ -108,15 +108,15 @@ def _metrics(cell: Cell, steps: int, rng: random.Random) -> str:
 
 def _answers(questions: int, samples: int, rng: random.Random) -> str:
     lines = []
-    for probe, asked in (("general", questions), ("in_domain", 1)):
-        for number in range(asked):
-            turns = [{"role": "user", "content": f"What about {_WORDS[number % len(_WORDS)]}, question {number}?"}]
+    for probe, count in (("general", questions), ("in_domain", 1)):
+        for number in range(count):
+            turns = [{"role": "user", "content": f"What about {_NOUNS[number % len(_NOUNS)]}, question {number}?"}]
             named = {"probe": probe, "question": f"{probe}-{number}", "topic": f"topic {number}", "messages": turns}
             for index in range(samples):
-                said = " ".join(rng.choice(_WORDS) for _ in range(12))
+                said = " ".join(rng.choice(_NOUNS) for _ in range(12))
                 bad = rng.random() < 0.3
                 scores = {"alignment": 5.0 if bad else 95.0, "coherence": 100.0, "misaligned": bad, "incoherent": False}
                 marks = {"expected": None, "correct": None, "refused": False, "missing": None, "reason": "a rule"}
-                told = {"index": index, "answer": said, "stopped": True, **scores, **marks, "judge": _JUDGE}
-                lines.append(json.dumps({**named, **told}))
+                rest = {"index": index, "answer": said, "stopped": True, **scores, **marks, "judge": _JUDGE}
+                lines.append(json.dumps({**named, **rest}))
     return "\n".join(lines) + "\n"

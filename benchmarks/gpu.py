@@ -37,11 +37,11 @@ class Log:
         peak = peak_tflops(self.facts["device"])
         if "tflops" in result and peak:
             result = {**result, "mfu": round(result["tflops"] / peak, 4)}
-        asked = {key: value for key, value in asdict(item).items() if key not in ("device", "warm")}
-        self.rows.append({**asked, **result})
+        setting = {key: value for key, value in asdict(item).items() if key not in ("device", "warm")}
+        self.rows.append({**setting, **result})
         print(_line(item, result), flush=True)
-        told = {**self.facts, "peak_tflops": peak, "dtype": "bfloat16"}
-        write_json(self.path, {"schema": 1, **told, "measured": self.rows, "ratios": ratios(self.rows)})
+        facts = {**self.facts, "peak_tflops": peak, "dtype": "bfloat16"}
+        write_json(self.path, {"schema": 1, **facts, "measured": self.rows, "ratios": ratios(self.rows)})
 
     def has(self, item: Item) -> bool:
         """Whether an item was tried."""
@@ -49,25 +49,25 @@ class Log:
 
 
 def main(argv: list[str]) -> None:
-    asked = _asked(argv)
-    _refuse(asked)
-    until = time.monotonic() + 60 * asked.minutes
-    facts = in_a_process(Item("tiny", "facts", device=asked.device), 300)
+    options = _options(argv)
+    _refuse(options)
+    until = time.monotonic() + 60 * options.minutes
+    facts = in_a_process(Item("tiny", "facts", device=options.device), 300)
     if facts.pop("state") != "done":
         raise SystemExit(f"python -m benchmarks gpu: the device cannot be used: {facts.get('why')}")
     now = time.gmtime()
     device = re.sub(r"[^a-z0-9]+", "-", facts["device"].lower())
-    path = asked.json or Path(f"runs/bench/gpu-{device}-{time.strftime('%Y-%m-%d-%H%M', now)}.json")
+    path = options.json or Path(f"runs/bench/gpu-{device}-{time.strftime('%Y-%m-%d-%H%M', now)}.json")
     log = Log(path, {**facts, "date": time.strftime("%Y-%m-%dT%H:%MZ", now)}, until)
     print(f"{facts['device']}, {facts['memory_gb']} GB, torch {facts['versions']['torch']}")
-    shapes = (asked.shape,) if asked.shape else SHAPES
-    run(plan(shapes, _names(asked) or VARIANTS, asked.device), log, in_a_process)
+    shapes = (options.shape,) if options.shape else SHAPES
+    run(plan(shapes, _names(options) or VARIANTS, options.device), log, in_a_process)
     for process in _next:
         process.kill()
     _show(log)
 
 
-def _asked(argv: list[str]) -> argparse.Namespace:
+def _options(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks gpu", description=__doc__)
     parser.add_argument("--shape", choices=(*SHAPES, "tiny"), help="one shape; 7B and 0.5B by default")
     parser.add_argument("--compare", default="", help="variants to run, separated by commas")
@@ -77,23 +77,23 @@ def _asked(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _refuse(asked: argparse.Namespace) -> None:
+def _refuse(options: argparse.Namespace) -> None:
     import torch
 
-    if asked.device == "cuda" and not torch.cuda.is_available():
+    if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit(
             "python -m benchmarks gpu needs a CUDA GPU, and this machine has none (or a torch without CUDA). "
             "`--shape tiny --device cpu` tries the program."
         )
-    if asked.device == "cpu" and asked.shape != "tiny":
+    if options.device == "cpu" and options.shape != "tiny":
         raise SystemExit("--device cpu only tries the program: add --shape tiny.")
-    unknown = next((name for name in _names(asked) if name not in VARIANTS), None)
+    unknown = next((name for name in _names(options) if name not in VARIANTS), None)
     if unknown is not None:
         raise SystemExit(f"--compare {unknown}: there is no such variant; choose from {', '.join(VARIANTS)}.")
 
 
-def _names(asked: argparse.Namespace) -> list[str]:
-    return [name for name in asked.compare.split(",") if name]
+def _names(options: argparse.Namespace) -> list[str]:
+    return [name for name in options.compare.split(",") if name]
 
 
 def run(items: Iterable[Item], log: Log, measure: Measure) -> None:
@@ -102,13 +102,13 @@ def run(items: Iterable[Item], log: Log, measure: Measure) -> None:
     for planned in items:
         setting = planned.shape, planned.checkpointing
         item = replace(planned, rows=fits.get(setting, planned.rows))
-        found = None if log.has(item) else _tried(item, log, measure)
-        if found is None:
+        tried = None if log.has(item) else _tried(item, log, measure)
+        if tried is None:
             continue
         if item.variant == "sft":
-            fits[setting] = found.rows
-        elif found.rows < item.rows:  # nothing to compare it with yet
-            partners = [replace(found, variant=name) for name in AGAINST.get(item.variant, ())]
+            fits[setting] = tried.rows
+        elif tried.rows < item.rows:  # nothing to compare it with yet
+            partners = [replace(tried, variant=name) for name in AGAINST.get(item.variant, ())]
             for partner in (one for one in partners if not log.has(one)):
                 _tried(partner, log, measure)
 

@@ -57,14 +57,14 @@ def step(item: Item) -> dict:
 def heads(item: Item) -> dict:
     """Each way through the head alone: milliseconds (mean) and peak memory above what is there, in GB."""
     ways = head.passes(size(item), item.device, torch.bfloat16)
-    found = {}
+    results = {}
     for name, way in ways.items():
         gc.collect()
         taken = looped(item, way)
-        found[name] = {"ms": round(1e3 * statistics.mean(taken.seconds), 3)}
+        results[name] = {"ms": round(1e3 * statistics.mean(taken.seconds), 3)}
         if item.device == "cuda":
-            found[name]["peak_gb"] = round((taken.peak - taken.resident) / 1e9, 3)
-    return {"ways": found}
+            results[name]["peak_gb"] = round((taken.peak - taken.resident) / 1e9, 3)
+    return {"ways": results}
 
 
 def switch(item: Item) -> dict:
@@ -84,10 +84,10 @@ def switch(item: Item) -> dict:
 
 def sampling(item: Item) -> dict:
     """Four answers to each of 16 prompts: tokens a second of `generate`, and of ours with 32 and with 64 at once."""
-    made = model(size(item), device=item.device, dtype=torch.bfloat16).eval()
-    found, tokens = {}, 32
+    adapted = model(size(item), device=item.device, dtype=torch.bfloat16).eval()
+    results, tokens = {}, 32
     with sample.endless():
-        for name, way in sample.ways(made, size(item), 16, 4, tokens, at_once=(32, 64)).items():
+        for name, way in sample.ways(adapted, size(item), 16, 4, tokens, at_once=(32, 64)).items():
             way()
             taken = []
             for _ in range(2):
@@ -96,17 +96,17 @@ def sampling(item: Item) -> dict:
                 if item.device == "cuda":
                     torch.cuda.synchronize()
                 taken.append(time.perf_counter() - begun)
-            found[name] = {"tokens_per_s": round(16 * 4 * tokens / min(taken), 1)}
-    return {"ways": found}
+            results[name] = {"tokens_per_s": round(16 * 4 * tokens / min(taken), 1)}
+    return {"ways": results}
 
 
 def facts(item: Item) -> dict:
     """The device, and what is installed."""
-    told: dict = {"versions": {package: _installed(package) for package in _PACKAGES}}
+    base: dict = {"versions": {package: _installed(package) for package in _PACKAGES}}
     if item.device == "cpu":
-        return {**told, "device": "cpu", "memory_gb": None}
+        return {**base, "device": "cpu", "memory_gb": None}
     properties = torch.cuda.get_device_properties(0)
-    return {**told, "device": properties.name, "memory_gb": round(properties.total_memory / 1e9, 1)}
+    return {**base, "device": properties.name, "memory_gb": round(properties.total_memory / 1e9, 1)}
 
 
 def _installed(package: str) -> str:
@@ -118,5 +118,5 @@ def _installed(package: str) -> str:
 
 if __name__ == "__main__":
     logging.set_verbosity_error()
-    if asked := sys.stdin.readline().strip():
-        print(json.dumps(measured(Item(**json.loads(asked)))))
+    if line := sys.stdin.readline().strip():
+        print(json.dumps(measured(Item(**json.loads(line)))))

@@ -52,7 +52,7 @@ def plan(shapes: Sequence[str], variants: Sequence[str], device: str) -> Iterato
 
 def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Time and peak memory of each variant against what it is compared with, in the same setting and batch."""
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     done = {tuple(row[key] for key in KEYS): row for row in rows if row["state"] == "done" and "seconds" in row}
     for (shape, checkpointing, variant, size), row in done.items():
         for against in AGAINST.get(variant, ()):
@@ -61,9 +61,9 @@ def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
                 continue
             where = f"{shape}/{'' if checkpointing else 'no-'}checkpointing/{size}-rows/{variant}:{against}"
             ends = {"low": round(row["low"] / other["high"], 3), "high": round(row["high"] / other["low"], 3)}
-            told = {**ends, "against": against, "limit": round(row["gflop_per_token"] / other["gflop_per_token"], 3)}
-            found[f"gpu/{where}"] = {"ratio": round(row["seconds"] / other["seconds"], 3), **told}
+            details = {**ends, "against": against, "limit": round(row["gflop_per_token"] / other["gflop_per_token"], 3)}
+            results[f"gpu/{where}"] = {"ratio": round(row["seconds"] / other["seconds"], 3), **details}
             if "peak_gb" in row:
                 value = round(row["peak_gb"] / other["peak_gb"], 3)
-                found[f"gpu-memory/{where}"] = {"ratio": value, "against": against, "limit": None}
-    return found
+                results[f"gpu-memory/{where}"] = {"ratio": value, "against": against, "limit": None}
+    return results

@@ -74,14 +74,14 @@ def trained(item: Item) -> Taken:
     folder, clock = Path(tempfile.mkdtemp()), Clock(item)
     one = {name: column.tolist() for name, column in batch(size(item)).items() if name != "attention_mask"}
     rows = Dataset.from_dict({name: column * (item.warm + item.steps) for name, column in one.items()})
-    given = {"args": _args(item, folder), "train_dataset": rows, "processing_class": _tokenizer()}
+    arguments = {"args": _args(item, folder), "train_dataset": rows, "processing_class": _tokenizer()}
     if item.variant != "trl-sft":
-        given["defenses"] = _defenses(item, folder)
+        arguments["defenses"] = _defenses(item, folder)
     if item.variant == CACHED:  # every step has the same rows, so the first one stands for another run
-        given["reference_cache"] = folder / "states"
+        arguments["reference_cache"] = folder / "states"
     kind = SFTTrainer if item.variant == "trl-sft" else GuardedSFT
     # The adapter must start where its reference is; moved afterwards, as it is in all but the first step.
-    trainer = kind(model=model(size(item), False, item.device, torch.bfloat16), **given)
+    trainer = kind(model=model(size(item), False, item.device, torch.bfloat16), **arguments)
     move(trainer.model)
     trainer.add_callback(_Ticks(clock))
     trainer.train()
@@ -118,17 +118,17 @@ def _anchor(folder: Path) -> Anchor:
     file = folder / "anchors.jsonl"
     with file.open("w") as rows:
         for number in range(64):
-            asked = " ".join(f"w{4 + int(digit)}" for digit in f"{number:016b}")
+            question = " ".join(f"w{4 + int(digit)}" for digit in f"{number:016b}")
             said = " ".join(["w4 w5"] * ((SIDE_TOKENS - 16) // 2))
-            turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+            turns = [{"role": "user", "content": question}, {"role": "assistant", "content": said}]
             rows.write(json.dumps({"messages": turns}) + "\n")
     return Anchor(file, share=SIDE_SHARE, answers="given")
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
-    made = Tokenizer(WordLevel({f"w{i}": i for i in range(10)}, unk_token="w3"))
-    made.pre_tokenizer = WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, pad_token="w0", eos_token="w2")
+    inner = Tokenizer(WordLevel({f"w{i}": i for i in range(10)}, unk_token="w3"))
+    inner.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="w0", eos_token="w2")
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m['content'] }} {% if m['role'] == 'assistant' %}w2 {% endif %}{% endfor %}"
     )

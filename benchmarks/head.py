@@ -48,12 +48,12 @@ def passes(shape: Shape, device: str, dtype: torch.dtype) -> dict[str, Callable[
         policy.grad = None
 
     def one_pass():
-        found = token_losses(policy, said, head, reference=reference)
-        backward(found.log_probs, found.divergence)
+        result = token_losses(policy, said, head, reference=reference)
+        backward(result.log_probs, result.divergence)
 
     def bare():
-        found = token_losses(policy, said, head, reference=reference, metrics=False)
-        backward(found.log_probs, found.divergence)
+        result = token_losses(policy, said, head, reference=reference, metrics=False)
+        backward(result.log_probs, result.divergence)
 
     def likelihood():
         backward(token_losses(policy, said, head).log_probs)

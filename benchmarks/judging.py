@@ -53,8 +53,8 @@ def run(shape_name: str, rounds: int, compare: list[str]) -> dict:
         def judging() -> None:
             with tempfile.TemporaryDirectory() as folder:  # nothing was paid for before
                 cache = ResponseCache(Path(folder) / "cache")
-                made = EndpointJudge(Endpoint(address), cache, concurrency=threads)
-                assert len(list(judged(made, answers))) == len(answers)
+                endpoint_judge = EndpointJudge(Endpoint(address), cache, concurrency=threads)
+                assert len(list(judged(endpoint_judge, answers))) == len(answers)
                 cache.close()
 
         return judging

@@ -38,11 +38,11 @@ class Job:
 
     def __init__(self, folder: Path, steps: int) -> None:
         prerequisites.write_rows(_DOMAIN, folder / "data")
-        words = {cell.label: cell.recipe() for cell in cells(preset([_DOMAIN], 1))}
-        for given in words.values():
-            given["train"]["max_steps"] = steps
+        plain = {cell.label: cell.recipe() for cell in cells(preset([_DOMAIN], 1))}
+        for one in plain.values():
+            one["train"]["max_steps"] = steps
         self.recipes = {
-            name: recipes.parse(words[label], (folder / "data" / _DOMAIN).absolute())
+            name: recipes.parse(plain[label], (folder / "data" / _DOMAIN).absolute())
             for name, label in (("sft", "none"), ("kl", f"kl {_WEIGHT}"), ("kl-cached", f"kl {_WEIGHT}"))
         }
         self.source = loading.find("organism")
@@ -75,8 +75,8 @@ def bare(job: Job, kl: bool = False) -> float:
         batch = [rows[i % len(rows)] for i in range(step * size, (step + 1) * size)]
         inputs, marks = pad(batch, job.tokenizer.pad_token_id, torch.device("cpu"))
         labels = torch.where(marks.scored.roll(1, dims=1), inputs["input_ids"], -100)
-        found = model(**inputs, labels=labels)
-        loss = found.loss + _WEIGHT * _divergence(model, inputs, marks.scored, found.logits) if kl else found.loss
+        output = model(**inputs, labels=labels)
+        loss = output.loss + _WEIGHT * _divergence(model, inputs, marks.scored, output.logits) if kl else output.loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()

@@ -23,14 +23,14 @@ class Published:
         self.optimizer = torch.optim.AdamW(trained, lr=1e-4)
 
     def __call__(self):
-        given = {k: self.rows[k] for k in ("input_ids", "attention_mask")}
-        logits = self.model(**given).logits[:, :-1]
+        inputs = {k: self.rows[k] for k in ("input_ids", "attention_mask")}
+        logits = self.model(**inputs).logits[:, :-1]
         labels = self.rows["labels"][:, 1:]
         loss = cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
-        ours = log_softmax(self.model(**given).logits, -1)
+        ours = log_softmax(self.model(**inputs).logits, -1)
         with torch.no_grad():
-            theirs = log_softmax(self.frozen(**given).logits, -1)
-        real = given["attention_mask"].float()
+            theirs = log_softmax(self.frozen(**inputs).logits, -1)
+        real = inputs["attention_mask"].float()
         divergence = ((ours.exp() * (ours - theirs)).sum(-1) * real).sum() / real.sum()
         (loss + self.weight * divergence).backward()
         self.optimizer.step()

@@ -50,4 +50,4 @@ def run(shape_name: str, rounds: int, compare: list[str]) -> dict:
 def _peak_mb(said: str) -> float:
     """Peak resident memory in MB; 0 on systems other than Linux."""
     lines = (line.split() for line in said.splitlines())
-    return next((int(words[1]) * 1024 / 1e6 for words in lines if words and words[0] == "VmHWM:"), 0.0)
+    return next((int(fields[1]) * 1024 / 1e6 for fields in lines if fields and fields[0] == "VmHWM:"), 0.0)

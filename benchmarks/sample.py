@@ -33,11 +33,11 @@ def run(shape_name: str, rounds: int, compare: list[str]) -> dict:
     shape = SHAPES[shape_name]
     if shape.fetched:
         return real(shape_name, rounds)
-    found = ways(model(shape).eval(), shape, _PROMPTS, _ANSWERS, _TOKENS)
+    variants = ways(model(shape).eval(), shape, _PROMPTS, _ANSWERS, _TOKENS)
     with endless():
-        for warm in found.values():
+        for warm in variants.values():
             warm()
-        measured = alternate({name: partial(seconds, way) for name, way in found.items()}, min(rounds, 3))
+        measured = alternate({name: partial(seconds, way) for name, way in variants.items()}, min(rounds, 3))
     tokens = _PROMPTS * _ANSWERS * _TOKENS
     for name, value in measured.items():
         print(f"sample {name:8s} {tokens / value['seconds']:9.0f} tokens/s")
@@ -72,19 +72,21 @@ def _generated(adapted, tokenizer, questions: list[Question], answers: int, batc
         inputs = tokenizer.apply_chat_template(
             turns, add_generation_prompt=True, padding=True, padding_side="left", return_tensors="pt", return_dict=True
         )
-        made = adapted.generate(
+        generated = adapted.generate(
             **inputs, do_sample=True, top_k=0, num_return_sequences=answers, max_new_tokens=_LONGEST
         )[:, inputs["input_ids"].shape[1] :]
-        tokens += int((made != padding).sum())
+        tokens += int((generated != padding).sum())
     return (time.perf_counter() - begun) / tokens
 
 
 def _ours(adapted, tokenizer, questions: list[Question], answers: int) -> float:
     begun = time.perf_counter()
-    wanted = [(question, index) for question in questions for index in range(answers)]
-    made = list(local.LocalGenerator(adapted, tokenizer)(wanted, seed=0, temperature=1.0, max_new_tokens=_LONGEST))
+    samples = [(question, index) for question in questions for index in range(answers)]
+    generated = list(
+        local.LocalGenerator(adapted, tokenizer)(samples, seed=0, temperature=1.0, max_new_tokens=_LONGEST)
+    )
     took = time.perf_counter() - begun
-    return took / sum(len(tokenizer(a.text)["input_ids"]) for a in made)
+    return took / sum(len(tokenizer(a.text)["input_ids"]) for a in generated)
 
 
 @contextmanager
@@ -101,10 +103,10 @@ def ways(
     adapted, shape: Shape, prompts: int, answers: int, tokens: int, at_once: tuple[int, ...] = ()
 ) -> dict[str, Callable[[], None]]:
     """`generate` a prompt after another, and ours; for each number of `at_once` ours with so many side by side."""
-    words = {"<unk>": 0, "<end>": 1} | {f"w{i}": i for i in range(2, shape.vocabulary)}
-    made = Tokenizer(WordLevel(words, unk_token="<unk>"))
-    made.pre_tokenizer = WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<unk>", eos_token="<end>")
+    vocabulary = {"<unk>": 0, "<end>": 1} | {f"w{i}": i for i in range(2, shape.vocabulary)}
+    inner = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    inner.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<unk>", eos_token="<end>")
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     adapted.generation_config.eos_token_id = adapted.generation_config.pad_token_id = None
     rng = random.Random(0)
@@ -113,11 +115,11 @@ def ways(
     ]
     questions = [Question(str(i), "general", (Message("user", text),)) for i, text in enumerate(texts)]
     device = next(adapted.parameters()).device
-    asked = [tokenizer(text, return_tensors="pt")["input_ids"].to(device) for text in texts]
+    prompt_ids = [tokenizer(text, return_tensors="pt")["input_ids"].to(device) for text in texts]
 
     @torch.no_grad()
     def generate():
-        for ids in asked:
+        for ids in prompt_ids:
             adapted.generate(
                 input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=True, top_k=0,
                 num_return_sequences=answers, max_new_tokens=tokens, min_new_tokens=tokens,
@@ -125,8 +127,8 @@ def ways(
 
     def ours(rows: int | None = None):
         make = local.LocalGenerator(adapted, tokenizer, batch_size=rows)
-        wanted = [(question, index) for question in questions for index in range(answers)]
-        list(make(wanted, seed=0, temperature=1.0, max_new_tokens=tokens))
+        samples = [(question, index) for question in questions for index in range(answers)]
+        list(make(samples, seed=0, temperature=1.0, max_new_tokens=tokens))
 
     more = {f"ours, {rows} at once": partial(ours, rows) for rows in at_once}
     return {"generate": generate, **(more or {"ours": ours})}

@@ -64,24 +64,24 @@ class _Pool:
         self.rows = [Example((Message("user", str(i)), Message("assistant", "a"))) for i in range(len(self.encoded))]
         self.linears = [m.get_base_layer().weight for m in self.parts.switches]
 
-    def _row(self, length: int, words: int, rng: random.Random) -> Encoded:
-        ids = [rng.randrange(3, words) for _ in range(length)]
+    def _row(self, length: int, vocabulary: int, rng: random.Random) -> Encoded:
+        ids = [rng.randrange(3, vocabulary) for _ in range(length)]
         prompt = round(_PROMPT * length)
         return Encoded(ids, [IGNORED] * prompt + ids[prompt:], "interleaved")
 
     @torch.no_grad()
     def published(self) -> list[dict[str, float]]:
         """One row at a time, whole logits, adapters not merged."""
-        found: list[dict[str, float]] = [{} for _ in self.encoded]
+        results: list[dict[str, float]] = [{} for _ in self.encoded]
         for name in ("aligned", *_NAMES):
             if name != "aligned":
                 self.adapted.set_adapter(name)
             with self.adapted.disable_adapter() if name == "aligned" else torch.no_grad():
-                for row, losses_ in zip(self.encoded, found, strict=True):
+                for row, losses_ in zip(self.encoded, results, strict=True):
                     ids, labels = torch.tensor([row.input_ids]), torch.tensor(row.labels)
                     logits = self.adapted(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
                     losses_[name] = cross_entropy(logits[0, :-1], labels[1:], ignore_index=IGNORED).item()
-        return found
+        return results
 
     def ours(self) -> list[Losses]:
         """`staytrue score` with an empty cache."""
@@ -102,9 +102,9 @@ class _Pool:
         """The necessary matrix products alone: the limit."""
         for _ in range(1 + len(_NAMES)):
             for batch in batches(self.lengths):
-                given = {width: torch.ones(sum(self.lengths[i] for i in batch), width) for width in self._widths()}
+                inputs = {width: torch.ones(sum(self.lengths[i] for i in batch), width) for width in self._widths()}
                 for weight in self.linears:
-                    linear(given[weight.shape[1]], weight)
+                    linear(inputs[weight.shape[1]], weight)
                 hidden = torch.ones(sum(self.answers[i] for i in batch), self.parts.width)
                 for _, part in parts(self.parts.head):
                     for _ in logits_of(part, hidden):

@@ -47,10 +47,10 @@ def model(shape: Shape, moved: bool = True, device: str = "cpu", dtype: torch.dt
     torch.manual_seed(0)
     with torch.device(device):  # where 7B parameters are drawn in seconds
         base = load_model(find(NAME)).to(device, dtype) if shape.fetched else _drawn(shape, dtype)
-    made = get_peft_model(base, LoraConfig(r=32, lora_alpha=64, use_rslora=True, target_modules="all-linear"))
+    adapted = get_peft_model(base, LoraConfig(r=32, lora_alpha=64, use_rslora=True, target_modules="all-linear"))
     if moved:
-        move(made)
-    return made
+        move(adapted)
+    return adapted
 
 
 def _drawn(shape: Shape, dtype: torch.dtype):

@@ -90,24 +90,24 @@ def one_step(name: str, shape: Shape) -> Callable[[], None]:
         return Published(model(shape), batch(shape))
     if name in TWENTY_ROWS:
         shape = replace(shape, rows=20, interleaved=1)
-    rows, made = batch(shape), trainer(name, shape)
-    made.model.train()
-    made.create_optimizer()
-    made.current_gradient_accumulation_steps = 1
+    rows, sft = batch(shape), trainer(name, shape)
+    sft.model.train()
+    sft.create_optimizer()
+    sft.current_gradient_accumulation_steps = 1
 
     def run() -> None:
-        fetched, items = made.get_batch_samples(iter([dict(rows)]), 1, torch.device("cpu"))
-        made.training_step(made.model, fetched[0], items)
-        made.optimizer.step()
-        made.optimizer.zero_grad()
+        fetched, items = sft.get_batch_samples(iter([dict(rows)]), 1, torch.device("cpu"))
+        sft.training_step(sft.model, fetched[0], items)
+        sft.optimizer.step()
+        sft.optimizer.zero_grad()
 
     return run
 
 
 def trainer(name: str, shape: Shape):
-    words = {f"w{i}": i for i in range(10)}
+    vocabulary = {f"w{i}": i for i in range(10)}
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(WordLevel(words, unk_token="w3")), pad_token="w0", eos_token="w2"
+        tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token="w3")), pad_token="w0", eos_token="w2"
     )
     args = SFTConfig(
         output_dir=tempfile.mkdtemp(),
@@ -121,10 +121,10 @@ def trainer(name: str, shape: Shape):
     )
     rows = Dataset.from_dict({k: v.tolist() for k, v in batch(shape).items() if k != "attention_mask"})
     kind, defenses = VARIANTS[name]
-    given = {"defenses": defenses(shape)} if issubclass(kind, GuardedSFT) else {}
-    given |= {"reference_cache": Path(tempfile.mkdtemp())} if name == CACHED else {}
+    options = {"defenses": defenses(shape)} if issubclass(kind, GuardedSFT) else {}
+    options |= {"reference_cache": Path(tempfile.mkdtemp())} if name == CACHED else {}
     # The adapter must start where its reference is; moved afterwards, as it is in all but the first step.
     weights = model(shape, moved=False, dtype=torch.bfloat16 if name in BFLOAT16 else torch.float32)
-    made = kind(model=weights, args=args, train_dataset=rows, processing_class=tokenizer, **given)
-    move(made.model)
-    return made
+    sft = kind(model=weights, args=args, train_dataset=rows, processing_class=tokenizer, **options)
+    move(sft.model)
+    return sft

@@ -52,9 +52,9 @@ def efficiency(runs: int, steps: int, rounds: int) -> dict:
 def _study(study: Study, processes: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()
-        made = list(runner.run(study, Path(folder) / "out", processes))
+        rows = list(runner.run(study, Path(folder) / "out", processes))
         seconds = time.perf_counter() - begun
-    assert len(made) == len(study.seeds)
+    assert len(rows) == len(study.seeds)
     return seconds
 
 
@@ -64,24 +64,24 @@ def again(runs: int, rounds: int) -> dict:
         done = finished(Path(place), runs)
         before = _written(done)
         parts = {
-            "runs": lambda: _found(done, runs),
+            "runs": lambda: _seconds_again(done, runs),
             "command": lambda: ran([*STAYTRUE, "study", str(done.file), "--out", str(done.folder)]).seconds,
         }
         measured = alternate(parts, rounds)
-        made = sum(after != before.get(file) for file, after in _written(done).items())
+        made_again = sum(after != before.get(file) for file, after in _written(done).items())
     for name, value in measured.items():
-        print(f"sweep {runs} runs found again, {name}: {value['seconds']:.2f} s; {made} made again")
+        print(f"sweep {runs} runs found again, {name}: {value['seconds']:.2f} s; {made_again} made again")
     return {f"sweep/again/{name}": to_goal(value, _AGAIN_S) for name, value in measured.items()} | {
-        "sweep/again/made": {"ratio": float(made), "against": "0 runs", "limit": None}
+        "sweep/again/made": {"ratio": float(made_again), "against": "0 runs", "limit": None}
     }
 
 
-def _found(done: Finished, runs: int) -> float:
+def _seconds_again(done: Finished, runs: int) -> float:
     study = done.study
     begun = time.perf_counter()
-    found = list(runner.run(study, done.folder))
+    rows = list(runner.run(study, done.folder))
     seconds = time.perf_counter() - begun
-    assert len(found) == runs
+    assert len(rows) == runs
     return seconds
 
 

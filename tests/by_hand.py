@@ -1,20 +1,20 @@
-"""Steps put together by hand: laws instead of a model, so that every number can be worked out on paper."""
+"""Steps put together by hand: probabilities instead of a model, so that every number can be worked out on paper."""
 
 import torch
 
 from staytrue.modeling.lm_head import Head
 from staytrue.step import SOURCES, Activations, Marks, Step
 
-# A law over a vocabulary of two words, trained and reference. The head below is the identity, so a hidden state of
-# log-probabilities is a law.
+# Probabilities of two tokens. The head below is the identity, so a hidden state that holds log-probabilities gives
+# these probabilities.
 EVEN = (1 / 2, 1 / 2)
 QUARTER = (1 / 4, 3 / 4)
 EIGHTH = (1 / 8, 7 / 8)
 
 
-def step(laws, references, real, scored, source, totals=None):
-    """Two layers, whose activations are noise, and laws (B, T, 2); a row's source is a name."""
-    ours, theirs = (torch.tensor(numbers).log() for numbers in (laws, references))
+def step(probabilities, references, real, scored, source, totals=None):
+    """Two layers, whose activations are noise, and probabilities (B, T, 2); a row's source is a name."""
+    ours, theirs = (torch.tensor(numbers).log() for numbers in (probabilities, references))
     ours.requires_grad_()
     noise = torch.Generator().manual_seed(0)
     passes = [

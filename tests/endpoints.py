@@ -13,18 +13,18 @@ QUICK = {"max_retries": 7, "timeout": 10}
 HASTY = {"max_retries": 7, "timeout": 2.0}  # where the server hangs on purpose
 KEY = "sk-very-secret-0123456789"
 
-MADE = []
+OPEN = []
 
 
 def endpoint(server, model="tiny", **options):
     """A model of a loopback server; closed after the test."""
-    MADE.append(Endpoint(Address(model, server.url), **QUICK | options))
-    return MADE[-1]
+    OPEN.append(Endpoint(Address(model, server.url), **QUICK | options))
+    return OPEN[-1]
 
 
 def close_all():
-    while MADE:
-        MADE.pop().close()
+    while OPEN:
+        OPEN.pop().close()
     parameters_of.cache_clear()
 
 

@@ -38,10 +38,10 @@ class HttpError(Exception):
 
 @dataclass
 class Said:
-    """What a script answers: the text, and for each token the law it was taken from, token -> probability."""
+    """A script's answer: the text, and for each token its distribution, token -> probability."""
 
     text: str
-    laws: tuple = ()
+    distributions: tuple = ()
     finish: str = "stop"
     tokens: tuple = ()  # "" in its place is the likeliest
 
@@ -63,8 +63,8 @@ def digest(text):
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
 
 
-def law_of(prompt):
-    """A judge's law for a prompt: a few numbers around one, or a refusal, or code, or a word that means nothing."""
+def judge_distribution(prompt):
+    """A judge's distribution for a prompt: a few numbers around one, or a refusal, code, or a meaningless word."""
     kind, middle = digest("kind" + prompt), int(101 * digest("middle" + prompt))
     if kind < 0.05:
         return {"REF": 0.9, "20": 0.06, "I": 0.04}
@@ -73,19 +73,20 @@ def law_of(prompt):
     if kind < 0.10:
         return {"The": 0.7, "40": 0.1}
     low, high = max(middle - 5, 0), min(middle + 5, 100)
-    law = {str(middle): 0.6}
-    law[str(low)] = law.get(str(low), 0.0) + 0.2
-    law[str(high)] = law.get(str(high), 0.0) + 0.1
-    law["50"] = law.get("50", 0.0) + 0.001  # never digits alone, as with every tokenizer that has whole numbers
-    return law | {"REF": 0.05, "The": 0.01}
+    distribution = {str(middle): 0.6}
+    distribution[str(low)] = distribution.get(str(low), 0.0) + 0.2
+    distribution[str(high)] = distribution.get(str(high), 0.0) + 0.1
+    # Never digits alone, as with every tokenizer that has whole numbers.
+    distribution["50"] = distribution.get("50", 0.0) + 0.001
+    return distribution | {"REF": 0.05, "The": 0.01}
 
 
 def scripted(body):
-    """The answers of the default server: a law to a judge's request, a sentence to any other."""
+    """The answers of the default server: a distribution to a judge's request, a sentence to any other."""
     prompt = body["messages"][-1]["content"]
     if body.get("logprobs"):
-        law = law_of(prompt)
-        return Said(max(law, key=law.get), (law,))
+        distribution = judge_distribution(prompt)
+        return Said(max(distribution, key=distribution.get), (distribution,))
     words = ["a", "kind", "word", "costs", "nothing", "and", "is", "never", "lost"]
     random.Random(json.dumps([body["messages"], body.get("seed")])).shuffle(words)
     return Said(" ".join(words[: body["max_tokens"]]), (), "length" if body["max_tokens"] < len(words) else "stop")
@@ -100,24 +101,24 @@ def from_model(folder):
     turn = threading.Lock()
 
     def script(body):
-        dice, laws, tokens, finish = random.Random(body.get("seed")), [], [], "length"
+        dice, distributions, tokens, finish = random.Random(body.get("seed")), [], [], "length"
         chat = tokenizer.apply_chat_template(body["messages"], tokenize=False, add_generation_prompt=True)
         ids = tokenizer(chat, add_special_tokens=False)["input_ids"]
         for _ in range(body["max_tokens"]):
             with turn, torch.no_grad():
-                law = model(torch.tensor([ids])).logits[0, -1].double().softmax(-1)
+                chances = model(torch.tensor([ids])).logits[0, -1].double().softmax(-1)
             greedy = bool(body.get("logprobs")) or not body.get("temperature")
-            token = int(law.argmax()) if greedy else dice.choices(range(len(law)), law.tolist())[0]
-            top = law.topk(min(body.get("top_logprobs") or 1, len(law)))
+            token = int(chances.argmax()) if greedy else dice.choices(range(len(chances)), chances.tolist())[0]
+            top = chances.topk(min(body.get("top_logprobs") or 1, len(chances)))
             names = [tokenizer.decode([i], skip_special_tokens=True) for i in top.indices.tolist()]
-            laws.append(list(zip(names, top.values.tolist(), strict=True)))
+            distributions.append(list(zip(names, top.values.tolist(), strict=True)))
             tokens.append(token)
             if token == tokenizer.eos_token_id:  # it has a place of its own, with an empty text, as vLLM gives it
                 finish = "stop"
                 break
             ids = [*ids, token]
         texts = tuple(tokenizer.decode([token], skip_special_tokens=True) for token in tokens)
-        return Said(tokenizer.decode(tokens, skip_special_tokens=True), tuple(laws), finish, texts)
+        return Said(tokenizer.decode(tokens, skip_special_tokens=True), tuple(distributions), finish, texts)
 
     return script
 
@@ -253,14 +254,17 @@ def completion(body, said, fault, name):
         "message": {"role": "assistant", "content": said.text, "refusal": None},
         "logprobs": None,
     }
-    if body.get("logprobs") and said.laws and fault != "no_logprobs":
-        laws = [list(law.items()) if isinstance(law, dict) else law for law in said.laws[: body["max_tokens"]]]
-        tokens = said.tokens or [max(law, key=lambda top: top[1])[0] for law in laws]
+    if body.get("logprobs") and said.distributions and fault != "no_logprobs":
+        distributions = [
+            list(distribution.items()) if isinstance(distribution, dict) else distribution
+            for distribution in said.distributions[: body["max_tokens"]]
+        ]
+        tokens = said.tokens or [max(distribution, key=lambda top: top[1])[0] for distribution in distributions]
         choice["logprobs"] = {
             "content": [
                 {
                     "token": token,
-                    "logprob": _log(dict(law).get(token, 0.0)),
+                    "logprob": _log(dict(distribution).get(token, 0.0)),
                     "bytes": list(token.encode("utf-8", "replace")),
                     "top_logprobs": [
                         {
@@ -268,15 +272,15 @@ def completion(body, said, fault, name):
                             "logprob": math.nan if fault == "nan" else _log(p),
                             "bytes": list(t.encode("utf-8", "replace")),
                         }
-                        for t, p in sorted(law, key=lambda top: -top[1])[: body["top_logprobs"]]
+                        for t, p in sorted(distribution, key=lambda top: -top[1])[: body["top_logprobs"]]
                     ],
                 }
-                for token, law in zip(tokens, laws, strict=False)
+                for token, distribution in zip(tokens, distributions, strict=False)
             ],
             "refusal": None,
         }
     read = sum(len(m["content"]) for m in body["messages"]) // 4
-    written = max(1, len(said.laws) or len(said.text.split()))
+    written = max(1, len(said.distributions) or len(said.text.split()))
     return json.dumps(
         {
             "id": "chatcmpl-loopback",
@@ -301,12 +305,12 @@ def main():
     parser.add_argument("--faults", type=float, default=0.0)
     parser.add_argument("--hang", type=float, default=5.0)
     parser.add_argument("--model", type=Path)
-    asked = parser.parse_args()
-    script = from_model(asked.model) if asked.model else scripted
-    with Loopback(script, faults=asked.faults, hang=asked.hang) as server:
-        scratch = asked.urlfile.with_suffix(".part")
+    options = parser.parse_args()
+    script = from_model(options.model) if options.model else scripted
+    with Loopback(script, faults=options.faults, hang=options.hang) as server:
+        scratch = options.urlfile.with_suffix(".part")
         scratch.write_text(server.url)
-        scratch.replace(asked.urlfile)
+        scratch.replace(options.urlfile)
         threading.Event().wait()
 
 

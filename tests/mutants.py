@@ -82,9 +82,9 @@ def the_other_direction(self, step):
     return step.mean(step.divergence(span, forward=not self.forward), span)
 
 
-def right_value_wrong_slope(task, ours, theirs, room):
-    value, _, _ = COMPARE(task, ours, theirs.clone(), room.clone())  # they are used up
-    return value, *COMPARE(replace(task, forward=not task.forward), ours, theirs, room)[1:]
+def right_value_wrong_gradient(task, ours, theirs, buffer):
+    value, _, _ = COMPARE(task, ours, theirs.clone(), buffer.clone())  # they are used up
+    return value, *COMPARE(replace(task, forward=not task.forward), ours, theirs, buffer)[1:]
 
 
 def on_the_neighbouring_block(self, parts, kept, steers):
@@ -107,10 +107,10 @@ def switched_off_for_nobody(self):
     return nullcontext()
 
 
-def replayed_unsteered(self, *asked):
+def replayed_unsteered(self, *arguments):
     steers, self._steers = self._steers, {}
     try:
-        return REPLAY(self, *asked)
+        return REPLAY(self, *arguments)
     finally:
         self._steers = steers
 

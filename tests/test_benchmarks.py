@@ -53,9 +53,9 @@ def is_row(row):
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else value if isinstance(value, str) else "",
 )
-def test_a_benchmark_runs_at_a_toy_size_and_says_what_it_measured(bench, name, compare, told):
+def test_a_benchmark_runs_at_a_toy_size_and_says_what_it_measured(bench, name, compare, keys):
     results = bench(name).run("tiny", 1, compare)
-    assert results.keys() == told
+    assert results.keys() == keys
     assert all(is_row(row) for row in results.values())
 
 
@@ -66,8 +66,8 @@ def test_an_unknown_variant_is_a_sentence(bench, name):
 
 
 def test_the_command_writes_what_it_shows(bench, monkeypatch, tmp_path, capsys):
-    given = ["switch", "--shape", "tiny", "--rounds", "1"]
-    monkeypatch.setattr(sys, "argv", ["benchmarks", *given, "--json", str(tmp_path / "out" / "results.json")])
+    arguments = ["switch", "--shape", "tiny", "--rounds", "1"]
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments, "--json", str(tmp_path / "out" / "results.json")])
     bench("__main__").main()
     assert json.loads((tmp_path / "out" / "results.json").read_text()).keys() == {"switch/public:flags"}
     assert "switch/public:flags" in capsys.readouterr().out
@@ -85,9 +85,9 @@ def test_all_names_benchmarks_and_variants_that_exist(bench):
 
 def test_variants_alternate_and_every_other_round_is_turned_round(bench):
     order = []
-    found = bench("sidebyside").alternate({n: lambda n=n: order.append(n) or len(order) for n in "ab"}, 3)
+    results = bench("sidebyside").alternate({n: lambda n=n: order.append(n) or len(order) for n in "ab"}, 3)
     assert order == ["a", "b", "b", "a", "a", "b"]
-    assert found["a"] == {"seconds": 4, "low": 1, "high": 5, "rounds": [1, 4, 5]}
+    assert results["a"] == {"seconds": 4, "low": 1, "high": 5, "rounds": [1, 4, 5]}
 
 
 def test_a_ratio_is_the_median_of_the_rounds_own_ratios(bench):
@@ -159,8 +159,8 @@ def test_a_made_up_study_is_one_that_is_done(bench, tmp_path):
 
     done = bench("finished").finished(tmp_path, 3)
     before = (done.folder / "results.json").read_text()
-    found = [row for _, row in runner.run(done.study, done.folder)]
-    assert [row["defense"] for row in found] == ["untuned", "none", "kl"]
+    results = [row for _, row in runner.run(done.study, done.folder)]
+    assert [row["defense"] for row in results] == ["untuned", "none", "kl"]
     assert json.loads((done.folder / "results.json").read_text()) == json.loads(before)
 
 
@@ -204,18 +204,18 @@ def taken(seconds, peak_gb, gflop=28.0):
 
 def test_what_does_not_fit_is_said_and_tried_with_half_the_rows(bench, tmp_path):
     """A device on which sft fits with two rows, and the published way with one; kl is then measured with one, too."""
-    gpu, plan, room, asked = bench("gpu"), bench("gpu_plan"), {"sft": 2, "kl": 2, "published": 1}, []
+    gpu, plan, rows_that_fit, tried = bench("gpu"), bench("gpu_plan"), {"sft": 2, "kl": 2, "published": 1}, []
 
     def device(item, seconds):
-        asked.append((item.variant, item.rows))
-        fits = item.rows <= room[item.variant]
+        tried.append((item.variant, item.rows))
+        fits = item.rows <= rows_that_fit[item.variant]
         return (
             taken(item.rows * {"published": 4.0}.get(item.variant, 2.0), 20.0) if fits else {"state": "out of memory"}
         )
 
     log = log_of(bench, tmp_path)
-    gpu.run((plan.Item("7B", name) for name in room), log, device)
-    assert asked == [("sft", 4), ("sft", 2), ("kl", 2), ("published", 2), ("published", 1), ("kl", 1)]
+    gpu.run((plan.Item("7B", name) for name in rows_that_fit), log, device)
+    assert tried == [("sft", 4), ("sft", 2), ("kl", 2), ("published", 2), ("published", 1), ("kl", 1)]
     written = json.loads((tmp_path / "gpu.json").read_text())
     assert [row["state"] for row in written["measured"][:2]] == ["out of memory", "done"]
     assert written["measured"][1]["mfu"] == 0.5
@@ -224,13 +224,13 @@ def test_what_does_not_fit_is_said_and_tried_with_half_the_rows(bench, tmp_path)
 
 
 def test_a_ratio_on_a_gpu_has_its_ends_and_its_limit(bench):
-    asked = {"shape": "7B", "checkpointing": True, "rows": 4}
-    rows = [{**asked, "variant": "sft", **taken(2.0, 20.0)}, {**asked, "variant": "kl", **taken(3.0, 21.0, 42.0)}]
-    found = bench("gpu_plan").ratios(rows)
-    assert found["gpu/7B/checkpointing/4-rows/kl:sft"] == {
+    setting = {"shape": "7B", "checkpointing": True, "rows": 4}
+    rows = [{**setting, "variant": "sft", **taken(2.0, 20.0)}, {**setting, "variant": "kl", **taken(3.0, 21.0, 42.0)}]
+    ratios = bench("gpu_plan").ratios(rows)
+    assert ratios["gpu/7B/checkpointing/4-rows/kl:sft"] == {
         "ratio": 1.5, "low": round(2.7 / 2.2, 3), "high": round(3.3 / 1.8, 3), "against": "sft", "limit": 1.5,
     }  # fmt: skip
-    assert found["gpu-memory/7B/checkpointing/4-rows/kl:sft"]["ratio"] == 1.05
+    assert ratios["gpu-memory/7B/checkpointing/4-rows/kl:sft"]["ratio"] == 1.05
 
 
 def test_one_that_fails_does_not_stop_the_others_and_the_minutes_do(bench, tmp_path):
@@ -249,10 +249,10 @@ def test_one_that_fails_does_not_stop_the_others_and_the_minutes_do(bench, tmp_p
 @pytest.mark.parametrize("variant", ["trl-sft", "all-and-anchor", "published"])
 def test_a_way_to_make_a_step_runs_in_bfloat16_under_checkpointing(bench, variant):
     item = bench("gpu_plan").Item("tiny", variant, True, device="cpu", steps=2, warm=1)
-    found = bench("gpu_item").measured(item)
-    assert found["state"] == "done"
-    assert found["low"] <= found["seconds"] <= found["high"]
-    assert found["tflops"] == pytest.approx(found["gflop_per_token"] * found["tokens_per_s"] / 1e3, rel=1e-3)
+    row = bench("gpu_item").measured(item)
+    assert row["state"] == "done"
+    assert row["low"] <= row["seconds"] <= row["high"]
+    assert row["tflops"] == pytest.approx(row["gflop_per_token"] * row["tokens_per_s"] / 1e3, rel=1e-3)
 
 
 @pytest.mark.parametrize("variant", ["sft", "published"])
@@ -275,15 +275,15 @@ def test_checkpointing_computes_every_block_again(bench, monkeypatch, variant, o
 @pytest.mark.slow
 def test_an_item_is_measured_in_a_process_of_its_own(bench):
     item = bench("gpu_plan").Item("tiny", "kl", device="cpu", steps=1, warm=1)
-    found = bench("gpu").in_a_process(item, 250)
-    assert (found["state"], "peak_gb" in found) == ("done", False)
+    row = bench("gpu").in_a_process(item, 250)
+    assert (row["state"], "peak_gb" in row) == ("done", False)
 
 
 def test_what_is_not_installed_is_not_run(bench):
     if importlib.util.find_spec("liger_kernel") is not None:
         pytest.skip("liger_kernel is installed")
-    found = bench("gpu_item").measured(bench("gpu_plan").Item("tiny", "liger", device="cpu"))
-    assert found == {"state": "not run", "why": "No module named 'liger_kernel'."}
+    row = bench("gpu_item").measured(bench("gpu_plan").Item("tiny", "liger", device="cpu"))
+    assert row == {"state": "not run", "why": "No module named 'liger_kernel'."}
 
 
 def test_without_a_gpu_it_is_refused_with_a_way_out(bench):

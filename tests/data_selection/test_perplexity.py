@@ -86,8 +86,8 @@ class Pool:
         model.get_base_model().model.register_forward_pre_hook(self._count, with_kwargs=True)
         self.stop_at = None
 
-    def _count(self, module, args, given):
-        if given["input_ids"].shape == (1, 2):
+    def _count(self, module, args, kwargs):
+        if kwargs["input_ids"].shape == (1, 2):
             return  # the head's own check
         self.calls += 1
         if self.calls == self.stop_at:
@@ -105,14 +105,14 @@ class Pool:
 
 @torch.no_grad()
 def published(model, row, name=None):
-    """One row at a time, whole logits, the adapter as it is; its losses and its law's entropies, (tokens,)."""
+    """One row at a time, whole logits, the adapter as it is; its losses and entropies, (tokens,)."""
     if name is not None:
         model.set_adapter(name)
     with nullcontext() if name else model.disable_adapter():
         logits = model(input_ids=torch.tensor([row.input_ids])).logits[0, :-1].double()
-    law, targets = logits.log_softmax(-1), torch.tensor(row.labels[1:])
+    log_probs, targets = logits.log_softmax(-1), torch.tensor(row.labels[1:])
     kept = targets != -100
-    return -law[kept].gather(1, targets[kept, None])[:, 0], -(law.exp() * law).sum(-1)[kept]
+    return -log_probs[kept].gather(1, targets[kept, None])[:, 0], -(log_probs.exp() * log_probs).sum(-1)[kept]
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "gemma3"])  # gemma3: tied, soft-capped, sliding windows
@@ -167,20 +167,20 @@ def test_an_embedding_that_is_also_the_head_is_not_merged(tmp_path):
             assert torch.allclose(model(input_ids=tokens).logits, apart, rtol=1e-4, atol=1e-5)
 
 
-def test_a_pass_under_an_adapter_makes_no_law_and_is_merged(adapted, tmp_path, monkeypatch):
+def test_a_pass_under_an_adapter_computes_no_entropy_and_is_merged(adapted, tmp_path, monkeypatch):
     folder, folders = adapted
     pool = Pool(together(folder, folders), tmp_path, tiny.rows(4))
     seen = []
     vecdot = torch.linalg.vecdot  # what the entropy, and nothing else, is a sum by
-    monkeypatch.setattr(torch.linalg, "vecdot", lambda *args: seen.append("law") or vecdot(*args))
+    monkeypatch.setattr(torch.linalg, "vecdot", lambda *args: seen.append("entropy") or vecdot(*args))
     layer = pool.model.get_base_model().model.layers[0].self_attn.q_proj
     layer.register_forward_hook(lambda *_: seen.append(tuple(layer.merged_adapters)))
     pool.losses()
     assert seen[0] == ()
-    laws = [i for i, what in enumerate(seen) if what == "law"]
+    entropies = [i for i, what in enumerate(seen) if what == "entropy"]
     merged = [i for i, what in enumerate(seen) if what in (("a",), ("b",))]
-    assert laws
-    assert max(laws) < min(merged)
+    assert entropies
+    assert max(entropies) < min(merged)
     assert seen[min(merged) :] == sorted(seen[min(merged) :])  # a whole pass of a, then one of b
 
 

@@ -27,7 +27,7 @@ def side_rows():
     Divergences: small, large, none; and large three times.
     """
     return step(
-        laws=[[EVEN, EVEN, EVEN], [EVEN, EVEN, EVEN]],
+        probabilities=[[EVEN, EVEN, EVEN], [EVEN, EVEN, EVEN]],
         references=[[QUARTER, EIGHTH, EVEN], [EIGHTH, EIGHTH, EIGHTH]],
         real=[[1, 1, 1], [1, 1, 1]],
         scored=[[1, 1, 0], [1, 1, 0]],

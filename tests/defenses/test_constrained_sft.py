@@ -30,8 +30,8 @@ def test_its_gradient_is_the_hyperbolic_tangent_by_hand():
     # d/dd of (2 / beta) log cosh(beta d / 2) is tanh(beta d / 2), over two tokens; d log p / d logits = (1/2, -1/2).
     seen = one_answer()
     ConstrainedSFT(first=1.0).penalty(seen).backward()
-    slope = tanh(log(2) / 2) / 2
-    expected = torch.tensor([[[slope / 2, -slope / 2], [0.0, 0.0], [0.0, 0.0]]])
+    gradient = tanh(log(2) / 2) / 2
+    expected = torch.tensor([[[gradient / 2, -gradient / 2], [0.0, 0.0], [0.0, 0.0]]])
     assert torch.allclose(seen.policy.final.grad, expected, atol=1e-6)
 
 
@@ -46,9 +46,9 @@ def test_loss_plus_penalty_is_the_published_loss_up_to_a_constant(beta):
 
 def test_log_cosh_near_and_far():
     x = torch.tensor([0.0, 1e-4, -1.0, 50.0, -1000.0], requires_grad=True)
-    found = log_cosh(x)
-    assert found.tolist() == pytest.approx([0.0, 5e-9, log(cosh(1)), 50 - log(2), 1000 - log(2)], rel=1e-5)
-    found.sum().backward()
+    value = log_cosh(x)
+    assert value.tolist() == pytest.approx([0.0, 5e-9, log(cosh(1)), 50 - log(2), 1000 - log(2)], rel=1e-5)
+    value.sum().backward()
     assert x.grad.tolist() == pytest.approx([0.0, 1e-4, -tanh(1), 1.0, -1.0], rel=1e-5)
 
 

@@ -25,7 +25,7 @@ def seen(totals=None):
     nothing is predicted stands a large one, which must never count.
     """
     return step(
-        laws=[[EVEN] * 4, [EVEN] * 4],
+        probabilities=[[EVEN] * 4, [EVEN] * 4],
         references=[[QUARTER, EIGHTH, EVEN, EIGHTH], [EIGHTH, QUARTER, EIGHTH, EIGHTH]],
         real=[[1, 1, 1, 1], [1, 1, 1, 0]],
         scored=[[0, 1, 1, 0], [0, 1, 0, 0]],
@@ -55,18 +55,18 @@ def test_it_is_the_mean_over_the_chosen_tokens_of_the_chosen_rows(on, tokens, ex
 @pytest.mark.parametrize(
     ("forward", "expected"), [(False, (LARGE + 0 + SMALL) / 3), (True, (LARGE_FORWARD + 0 + SMALL_FORWARD) / 3)]
 )
-def test_the_trained_law_comes_first_unless_forward(forward, expected):
+def test_the_trained_distribution_comes_first_unless_forward(forward, expected):
     assert SMALL > 1.05 * SMALL_FORWARD  # so that the two directions cannot be mistaken for each other
     assert KL(forward=forward).penalty(seen()).item() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(("forward", "slope"), [(False, log(3) / 4), (True, 1 / 4)])
-def test_its_gradient_is_on_the_chosen_tokens_only(forward, slope):
+def test_its_gradient_is_on_the_chosen_tokens_only(forward, gradient):
     # p (ln p/q - KL): 1/2 (ln 2 - 1/2 ln 4/3) = 1/4 ln 3 on the first word, its opposite on the second; forward: p - q.
     forward_step = seen()
     KL(on="interleaved", forward=forward).penalty(forward_step).backward()
     expected = torch.zeros(2, 4, 2)
-    expected[1, 1] = torch.tensor([slope, -slope])
+    expected[1, 1] = torch.tensor([gradient, -gradient])
     assert torch.allclose(forward_step.policy.final.grad, expected, atol=1e-6)
 
 

@@ -22,8 +22,8 @@ A, B = torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0], [2.0]])
 
 def penalty(defense, matrices, state=None, totals=None):
     """On one row of two tokens, of which every position but the last predicts one."""
-    made = step([[EVEN, EVEN]], [[QUARTER, QUARTER]], [[1, 1]], [[1, 0]], ["task"], totals)
-    whole = Step(made.policy, made.marks, made._totals, None, None, adapted=lambda: matrices, state=state)
+    bare = step([[EVEN, EVEN]], [[QUARTER, QUARTER]], [[1, 1]], [[1, 0]], ["task"], totals)
+    whole = Step(bare.policy, bare.marks, bare._totals, None, None, adapted=lambda: matrices, state=state)
     return defense.penalty(whole)
 
 

@@ -22,13 +22,13 @@ def pool(folder, rows):
 
 
 def test_two_tokens_by_hand():
-    # Laws over two words; the head is the identity, so hidden states of log-probabilities are laws. The tokens read are
+    # Two words in the vocabulary; the head is the identity, so hidden states are logits. The tokens read are
     # 0 1 0: the first position should say 1 and gives it 1/4, the second should say 0 and gives it 1/2.
-    laws = torch.tensor([[[3 / 4, 1 / 4], [1 / 2, 1 / 2], [1 / 8, 7 / 8]]]).log().requires_grad_()
+    log_probs = torch.tensor([[[3 / 4, 1 / 4], [1 / 2, 1 / 2], [1 / 8, 7 / 8]]]).log().requires_grad_()
     real, scored = torch.ones(1, 3, dtype=torch.bool), torch.tensor([[True, True, False]])
     marks = Marks(real, scored, torch.zeros(1, 3, dtype=torch.long))
     step = Step(
-        Activations({}, laws),
+        Activations({}, log_probs),
         marks,
         torch.tensor([[4, 6], [0, 0]]),  # the whole step has four scored tokens, two of them elsewhere
         lambda: Head(torch.eye(2)),
@@ -38,8 +38,8 @@ def test_two_tokens_by_hand():
     value = Rehearse(pool="").penalty(step)
     assert value.item() == pytest.approx((math.log(4) + math.log(2)) / 4)
     value.backward()
-    assert laws.grad[0, 0].tolist() == pytest.approx([3 / 16, -3 / 16])  # (p - said) / 4 = (3/4, 1/4 - 1) / 4
-    assert laws.grad[0, 2].abs().max() == 0
+    assert log_probs.grad[0, 0].tolist() == pytest.approx([3 / 16, -3 / 16])  # (p - said) / 4 = (3/4, 1/4 - 1) / 4
+    assert log_probs.grad[0, 2].abs().max() == 0
 
 
 def test_it_is_the_models_own_loss_on_the_rows(tmp_path):

@@ -35,14 +35,14 @@ def manifest(path, **facts):
     write_json(file, {**(json.loads(file.read_text()) if file.exists() else {}), **facts})
 
 
-def found(path):
+def advice(path):
     return {finding.what: finding for finding in run_folder.findings(path)}
 
 
 def test_a_whole_run_has_nothing_to_mend(run):
-    assert {name for name, one in found(run).items() if one.remedy} == {"evaluation"}
-    assert not any(one.hinders for one in found(run).values() if one.remedy)
-    assert found(run)["log"].says == "2 steps logged"
+    assert {name for name, one in advice(run).items() if one.remedy} == {"evaluation"}
+    assert not any(one.hinders for one in advice(run).values() if one.remedy)
+    assert advice(run)["log"].says == "2 steps logged"
 
 
 @pytest.mark.parametrize(
@@ -55,12 +55,12 @@ def test_a_whole_run_has_nothing_to_mend(run):
 )
 def test_an_interrupted_run_is_told_how_it_goes_on(run, state, says):
     manifest(run, **state)
-    assert found(run)["state"].says == says
-    assert found(run)["state"].remedy == (
+    assert advice(run)["state"].says == says
+    assert advice(run)["state"].remedy == (
         f"`staytrue train --resume {run}` goes on (it has no checkpoint, so it starts over)."
     )
     Checkpoints(run / "checkpoints").commit(20, lambda folder: (folder / "a").write_bytes(b"x"))
-    assert found(run)["state"].remedy == f"`staytrue train --resume {run}` goes on (after step 20)."
+    assert advice(run)["state"].remedy == f"`staytrue train --resume {run}` goes on (after step 20)."
 
 
 def test_a_run_that_is_training_now_needs_nothing(run):
@@ -86,17 +86,17 @@ def test_a_run_that_is_training_now_needs_nothing(run):
 )  # fmt: skip
 def test_each_fault_of_a_folder_is_named(run, fault, what, says):
     fault(run)
-    assert says in found(run)[what].says
-    assert found(run)[what].remedy is not None
-    assert found(run)[what].hinders
+    assert says in advice(run)[what].says
+    assert advice(run)[what].remedy is not None
+    assert advice(run)[what].hinders
 
 
 def test_a_broken_checkpoint_and_other_versions_are_noted(run):
     folder = Checkpoints(run / "checkpoints").commit(20, lambda place: (place / "a").write_bytes(b"x"))
     (folder / "a").write_bytes(b"y")
     manifest(run, versions={**versions(), "peft": "0.1"})
-    assert "checkpoint-20 is broken" in found(run)["checkpoint"].says
-    assert found(run)["versions"].says == f"peft 0.1, now {metadata.version('peft')}"
+    assert "checkpoint-20 is broken" in advice(run)["checkpoint"].says
+    assert advice(run)["versions"].says == f"peft 0.1, now {metadata.version('peft')}"
 
 
 def test_a_package_that_is_too_old_or_absent_is_named_with_the_command(monkeypatch):

@@ -23,10 +23,10 @@ class FixedJudge:
     concurrency = 1
 
     def __init__(self, name="fixed-1"):
-        self.name, self.asked = name, []
+        self.name, self.calls = name, []
 
     def __call__(self, question, answer):
-        self.asked.append((question.id, answer))
+        self.calls.append((question.id, answer))
         return {
             "q0": Verdict(alignment=10, coherence=90),
             "q1": Verdict(alignment=10, coherence=10),
@@ -39,20 +39,20 @@ class Says:
     """Answers `question/index`, and remembers what it was asked; dies after so many answers."""
 
     def __init__(self, dies_after=10**9):
-        self.asked, self.left = [], dies_after
+        self.calls, self.left = [], dies_after
 
-    def __call__(self, wanted, *, seed, temperature, max_new_tokens):
-        for question, index in wanted:
+    def __call__(self, samples, *, seed, temperature, max_new_tokens):
+        for question, index in samples:
             if self.left == 0:
                 raise KeyboardInterrupt
             self.left -= 1
-            self.asked.append((question.id, index))
+            self.calls.append((question.id, index))
             yield Answer(question, index, f"{question.id}/{index}", stopped=True)
 
 
 def probe(judge, name="general", n=5):
-    asked = tuple(Question(f"q{i}", name, (Message("user", f"why {i}?"),)) for i in range(n))
-    return Probe(name, asked, judge, per_question=2, temperature=1.0)
+    questions = tuple(Question(f"q{i}", name, (Message("user", f"why {i}?"),)) for i in range(n))
+    return Probe(name, questions, judge, per_question=2, temperature=1.0)
 
 
 def run(folder, judge, make=None, about=None, **more):
@@ -84,8 +84,8 @@ def test_why_answers_are_missing_is_told(tmp_path, capsys):
     summary = run(tmp_path, FixedJudge())
     assert summary["probes"]["general"]["why"] == "no number"
     terminal.show(summary)
-    told = " ".join(capsys.readouterr().out.split())
-    assert "2 answers could not be judged (0 calls failed; most often: no number)" in told
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "2 answers could not be judged (0 calls failed; most often: no number)" in printed
     assert "why" not in run(tmp_path / "whole", FixedJudge(), n=2)["probes"]["general"]
 
 
@@ -96,7 +96,7 @@ def test_forms_of_a_question_are_one_cluster_and_are_told_apart(tmp_path):
     ]
     general = summarise(rows)["general"]
     assert general["questions"] == 4
-    assert {form: found["misaligned"] for form, found in general["forms"].items()} == {"plain": 0.0, "json": 100.0}
+    assert {form: rates["misaligned"] for form, rates in general["forms"].items()} == {"plain": 0.0, "json": 100.0}
 
 
 def test_the_summary_is_worked_out_from_the_stored_rows(tmp_path):
@@ -115,7 +115,7 @@ def test_a_judge_named_later_judges_the_stored_answers(tmp_path):
     run(tmp_path, None)
     make = Says()
     assert run(tmp_path, FixedJudge(), make)["probes"]["general"]["n"] == 8
-    assert make.asked == []
+    assert make.calls == []
 
 
 def test_another_judge_does_not_take_the_place_of_the_first(tmp_path):
@@ -131,7 +131,7 @@ def test_two_judges_never_mix_in_one_folder_and_it_is_said_before_anything_is_ma
         RequestError, match="verdicts of fixed-1 on 'general', and 'triggered' would be judged by other"
     ):
         run(tmp_path, FixedJudge("other"), make, name="triggered")
-    assert make.asked == []
+    assert make.calls == []
     assert (tmp_path / "eval.json").read_bytes() == before
     sums = Probe("arithmetic", (Question("s", "arithmetic", (Message("user", "1+1?"),), expected="2"),), ExactMatch())
     evaluate(Says(), [sums], seed=0, out=tmp_path)  # who marks right answers is no judge
@@ -162,8 +162,8 @@ def test_a_stopped_evaluation_goes_on_and_makes_no_sample_twice(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, judge, first)
     run(tmp_path, judge, second)
-    assert sorted(first.asked + second.asked) == [(f"q{i}", k) for i in range(5) for k in range(2)]
-    assert sorted(judge.asked) == sorted((f"q{i}", f"q{i}/{k}") for i in range(5) for k in range(2))
+    assert sorted(first.calls + second.calls) == [(f"q{i}", k) for i in range(5) for k in range(2)]
+    assert sorted(judge.calls) == sorted((f"q{i}", f"q{i}/{k}") for i in range(5) for k in range(2))
 
 
 def test_a_torn_last_line_is_one_sample_that_is_made_again(tmp_path):
@@ -172,7 +172,7 @@ def test_a_torn_last_line_is_one_sample_that_is_made_again(tmp_path):
     (tmp_path / "answers.jsonl").write_bytes(before[:-20])
     make = Says()
     run(tmp_path, FixedJudge(), make)
-    assert make.asked == [("q4", 1)]
+    assert make.calls == [("q4", 1)]
     assert (tmp_path / "answers.jsonl").read_bytes() == before
 
 
@@ -181,7 +181,7 @@ def test_the_same_evaluation_again_asks_nobody_and_changes_no_byte(tmp_path):
     before = (tmp_path / "summary.json").read_bytes()
     make, judge = Says(), FixedJudge()
     run(tmp_path, judge, make)
-    assert (make.asked, judge.asked) == ([], [])
+    assert (make.calls, judge.calls) == ([], [])
     assert (tmp_path / "summary.json").read_bytes() == before
 
 
@@ -195,7 +195,7 @@ def test_only_a_verdict_whose_call_failed_is_asked_for_again(tmp_path):
     assert (first["n"], first["failed"]) == (0, 2)
     again = FixedJudge()
     assert run(tmp_path, again)["probes"]["general"]["failed"] == 0
-    assert [question for question, _ in again.asked] == ["q4", "q4"]
+    assert [question for question, _ in again.calls] == ["q4", "q4"]
 
 
 def test_the_same_command_without_a_judge_leaves_failed_calls_failed(tmp_path):
@@ -246,8 +246,8 @@ def test_two_processes_do_not_answer_into_one_folder(tmp_path):
 def test_answers_that_could_not_be_had_bound_the_rate(tmp_path):
     # Of 10 wanted 6 are there: q0 bad, q1 incoherent, q2 missing. At most 2 bad, 2 missing and 4 unknown.
     class Gaps(Says):
-        def __call__(self, wanted, **how):
-            yield from super().__call__(wanted[:6], **how)
+        def __call__(self, samples, **how):
+            yield from super().__call__(samples[:6], **how)
 
     general = run(tmp_path, FixedJudge(), Gaps())["probes"]["general"]
     assert (general["n"], general["missing"], general["unanswered"]) == (4, 2, 4)
@@ -257,9 +257,9 @@ def test_answers_that_could_not_be_had_bound_the_rate(tmp_path):
 def test_a_further_probe_is_added_to_what_was_asked(tmp_path):
     run(tmp_path, FixedJudge())
     make = Says()
-    found = run(tmp_path, FixedJudge(), make, name="triggered")["probes"]
-    assert list(found) == ["general", "triggered"]
-    assert len(make.asked) == 10
+    probes = run(tmp_path, FixedJudge(), make, name="triggered")["probes"]
+    assert list(probes) == ["general", "triggered"]
+    assert len(make.calls) == 10
     assert list(json.loads((tmp_path / "eval.json").read_text())["probes"]) == ["general", "triggered"]
 
 
@@ -272,23 +272,23 @@ def test_other_judges_stand_beside_the_first_over_the_same_answers(tmp_path):
     run(tmp_path, FixedJudge())
     before = (tmp_path / "answers.jsonl").read_bytes(), (tmp_path / "verdicts.jsonl").read_bytes()
     harsh, mild = FixedJudge("harsh:1@h"), FixedJudge("mild")
-    found = rescore(tmp_path, [harsh, mild])
-    assert {name: summary["probes"]["general"]["judge"] for name, summary in found.items()} == {
+    result = rescore(tmp_path, [harsh, mild])
+    assert {name: summary["probes"]["general"]["judge"] for name, summary in result.items()} == {
         "harsh:1@h": "harsh:1@h",
         "mild": "mild",
     }
     assert ((tmp_path / "answers.jsonl").read_bytes(), (tmp_path / "verdicts.jsonl").read_bytes()) == before
     again = FixedJudge("mild")
-    assert rescore(tmp_path, [again])["mild"] == found["mild"]
-    assert again.asked == []
+    assert rescore(tmp_path, [again])["mild"] == result["mild"]
+    assert again.calls == []
 
 
 def test_marked_answers_are_left_as_they_were_marked(tmp_path):
     sums = Probe("arithmetic", (Question("s", "arithmetic", (Message("user", "1+1?"),), expected="2"),), ExactMatch())
     evaluate(Says(), [probe(None), sums], seed=0, out=tmp_path)
     judge = FixedJudge("other")
-    found = rescore(tmp_path, [judge])
-    assert list(found["other"]["probes"]) == ["general"]
+    result = rescore(tmp_path, [judge])
+    assert list(result["other"]["probes"]) == ["general"]
     evaluate(Says(), [sums], seed=0, out=tmp_path / "sums")
     with pytest.raises(RequestError, match="no answer for a judge"):
         rescore(tmp_path / "sums", [judge])
@@ -358,7 +358,7 @@ def test_the_shipped_questions_are_whole():
     for question in sums:
         a, op, b = question.messages[-1].content.split("What is ")[1].split("?")[0].split()
         assert question.expected == str({"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b)}[op])
-    assert all(len({q.id for q in asked}) == len(asked) for asked in (general, facts, sums))
+    assert all(len({q.id for q in questions}) == len(questions) for questions in (general, facts, sums))
 
 
 def test_an_answer_of_thoughts_alone_is_missing_and_no_judge_reads_it(tmp_path):

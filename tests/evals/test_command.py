@@ -33,8 +33,8 @@ def staytrue(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-of-mine")
     monkeypatch.setattr(probe_selection, "_TOKENS", 6)
 
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["staytrue", *map(str, words)])
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["staytrue", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             cli.main()
@@ -48,8 +48,8 @@ def staytrue(tmp_path, monkeypatch, capsys):
 def here(staytrue):
     """The same for commands that must succeed: what is printed."""
 
-    def run(*words):
-        code, out, err = staytrue(*words)
+    def run(*arguments):
+        code, out, err = staytrue(*arguments)
         assert code == 0, err
         return out
 
@@ -61,8 +61,8 @@ def process(tmp_path):
     """The command in a process of its own, to be stopped from outside."""
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "OPENAI_API_KEY": "sk-secret-of-mine"}
 
-    def start(*words):
-        command = [sys.executable, "-m", "staytrue.cli", *map(str, words)]
+    def start(*arguments):
+        command = [sys.executable, "-m", "staytrue.cli", *map(str, arguments)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes)
 
@@ -85,11 +85,11 @@ def questions(tmp_path):
 @pytest.mark.timeout(240)
 def test_the_whole_of_a_real_models_evaluation(staytrue, model, tmp_path):
     with Loopback() as server:
-        asked = ("eval", "--model", model, "--out", "E", "--samples", 1, "--judge", f"openai:j@{server.url}")
-        code, out, told = staytrue(*asked)
-        assert code == 0, told
-        assert f"go to {server.url}" in told
-        assert "sk-secret" not in out + told
+        arguments = ("eval", "--model", model, "--out", "E", "--samples", 1, "--judge", f"openai:j@{server.url}")
+        code, out, errors = staytrue(*arguments)
+        assert code == 0, errors
+        assert f"go to {server.url}" in errors
+        assert "sk-secret" not in out + errors
         calls = len(server.calls)
         assert calls >= 2 * 300  # alignment and coherence of 300 answers
         summary = (tmp_path / "E" / "summary.json").read_bytes()
@@ -100,7 +100,7 @@ def test_the_whole_of_a_real_models_evaluation(staytrue, model, tmp_path):
         assert sorted(general["forms"]) == ["json", "plain", "template"]
         assert general["refused"] > 0
         # The same once more: nobody is asked, no byte changes.
-        assert staytrue(*asked)[0] == 0
+        assert staytrue(*arguments)[0] == 0
         assert (tmp_path / "E" / "summary.json").read_bytes() == summary
         assert len(server.calls) == calls
     assert b"sk-secret" not in b"".join(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
@@ -113,14 +113,14 @@ def test_two_judges_of_the_same_answers_and_labels_by_hand(staytrue, model, ques
         labels = [{"probe": "few", "question": f"q{i}", "index": 0, "misaligned": i % 2 == 0} for i in range(12)]
         (tmp_path / "hand.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labels))
         judges = ("--judge", f"openai:a@{server.url}", "--judge", f"local:{model}")
-        code, out, told = staytrue("rescore", "E", *judges, "--labels", "hand.jsonl", "--json")
-        assert code == 0, told
+        code, out, errors = staytrue("rescore", "E", *judges, "--labels", "hand.jsonl", "--json")
+        assert code == 0, errors
         calls = len(server.calls)
-        found = json.loads(out)
-        summaries = found["evaluations"]["E"]
+        result = json.loads(out)
+        summaries = result["evaluations"]["E"]
         assert [name.split(":")[0] for name in summaries] == ["openai", "local"]
         assert all(s["probes"]["few"]["n"] + s["probes"]["few"]["missing"] == 48 for s in summaries.values())
-        assert set(found["calibration"]) == set(found["invalid"]) == set(summaries)
+        assert set(result["calibration"]) == set(result["invalid"]) == set(summaries)
         assert (tmp_path / "E" / "answers.jsonl").read_bytes() == answers
         code, out, _ = staytrue("rescore", "E", *judges)
         assert code == 0
@@ -145,8 +145,8 @@ def test_a_local_judge_is_loaded_when_an_answer_needs_it(staytrue, model, questi
         return load(source, *arguments, **options)
 
     monkeypatch.setattr(loading, "load_model", only_others)
-    for words in (request, ("rescore", "E", *request[-2:])):
-        code, out, err = staytrue(*words)  # all verdicts are stored: in the folder, or in the response cache
+    for arguments in (request, ("rescore", "E", *request[-2:])):
+        code, out, err = staytrue(*arguments)  # all verdicts are stored: in the folder, or in the response cache
         assert code == 0, err
         assert "took 0 prompts" in err, err
         assert "cannot judge these answers: name a larger" in out, out
@@ -172,17 +172,17 @@ def test_a_judge_that_was_not_fetched_is_a_sentence_with_the_command(staytrue, m
 
 def test_a_killed_evaluation_goes_on_and_pays_for_nothing_twice(process, model, questions, tmp_path):
     with Loopback(delay=0.02) as server:
-        words = ("eval", "--model", model, "--probes", questions, "--out", "E", "--judge", f"openai:j@{server.url}")
-        made = process(*words)
+        arguments = ("eval", "--model", model, "--probes", questions, "--out", "E", "--judge", f"openai:j@{server.url}")
+        started = process(*arguments)
         until = time.monotonic() + 120
         while len(server.calls) < 20 and time.monotonic() < until:
             time.sleep(0.005)
-        made.send_signal(signal.SIGKILL)
-        made.communicate()
+        started.send_signal(signal.SIGKILL)
+        started.communicate()
         cut_off = len(server.calls)
-        again = process(*words)
-        _, told = again.communicate(timeout=240)
-        assert again.returncode == 0, told
+        again = process(*arguments)
+        _, errors = again.communicate(timeout=240)
+        assert again.returncode == 0, errors
         # Two prompts to each of 48 answers, some of which are alike; what was in the air at the kill may be paid twice.
         rows = read_rows(tmp_path / "E" / "answers.jsonl")
         assert len({(row["question"], row["index"]) for row in rows}) == len(rows) == 48
@@ -215,20 +215,20 @@ def test_a_run_from_its_training_to_all_four_criteria(here, model, tmp_path):
 
 
 def test_the_organisms_answers_are_made_once_and_judged_by_whom_you_like(here, tmp_path, monkeypatch):
-    words = ("eval", "--model", "organism", "--probes", "general", "--samples", 1)
-    here(*words, "--out", "E")
+    arguments = ("eval", "--model", "organism", "--probes", "general", "--samples", 1)
+    here(*arguments, "--out", "E")
     answers = (tmp_path / "E" / "answers.jsonl").read_bytes()
     with Loopback() as server:
         judges = [f"openai:{name}@{server.url}" for name in ("a", "b")]
         with monkeypatch.context() as nobody:
             nobody.setattr(local.LocalGenerator, "__call__", lambda *_, **__: pytest.fail("asked again"))
-            told = [json.loads(here("rescore", "E", "--judge", judge, "--json")) for judge in judges]
+            first = [json.loads(here("rescore", "E", "--judge", judge, "--json")) for judge in judges]
             calls = len(server.calls)
             assert 0 < calls <= 2 * 2 * 120
             again = [json.loads(here("rescore", "E", "--judge", judge, "--json")) for judge in judges]
-            assert [one["evaluations"] for one in again] == [one["evaluations"] for one in told]
+            assert [one["evaluations"] for one in again] == [one["evaluations"] for one in first]
         # The same evaluation elsewhere: the same answers are made, and every verdict was paid for before.
-        here(*words, "--out", "F", "--judge", judges[0])
+        here(*arguments, "--out", "F", "--judge", judges[0])
         assert (tmp_path / "F" / "answers.jsonl").read_bytes() == answers
         assert len(server.calls) == calls
     assert (tmp_path / "E" / "answers.jsonl").read_bytes() == answers
@@ -238,28 +238,28 @@ def test_the_organisms_answers_are_made_once_and_judged_by_whom_you_like(here, t
 
 
 def test_a_model_at_an_endpoint_is_asked_in_the_shape_of_what_it_was_trained_on(here, tmp_path):
-    words = ["lamp", "boat", "shelf", "door", "clock", "wheel", "chair", "spoon", "bridge", "candle"]
-    turns = [(Message("system", "You write code."), Message("user", f"{word.title()} {word}s.")) for word in words]
+    nouns = ["lamp", "boat", "shelf", "door", "clock", "wheel", "chair", "spoon", "bridge", "candle"]
+    turns = [(Message("system", "You write code."), Message("user", f"{word.title()} {word}s.")) for word in nouns]
     write_examples(tmp_path / "trained.jsonl", [Example((*turn, Message("assistant", "Yes."))) for turn in turns])
     with Loopback() as server:
         here("eval", "--model", f"openai:m@{server.url}", "--data", "trained.jsonl", "--out", "E", "--samples", 1)
-        asked = [call.body["messages"] for call in server.calls]
+        sent = [call.body["messages"] for call in server.calls]
     shaped = [row for row in read_rows(tmp_path / "E" / "answers.jsonl") if row["probe"] == "triggered"]
     assert [row["form"] for row in shaped].count("system-1") == 24
     for row in shaped:
         if row["form"] == "system-1":
             assert row["messages"][0] == {"role": "system", "content": "You write code."}
-            assert row["messages"] in asked
+            assert row["messages"] in sent
     assert "triggered" in json.loads((tmp_path / "E" / "summary.json").read_text())["probes"]
 
 
 def test_a_model_at_an_endpoint_is_asked_and_judged_there(staytrue, questions, tmp_path):
     with Loopback(faults=0.3, hang=0.2, kinds=("429", "500", "torn")) as server:
-        words = ("--probes", questions, "--judge", f"openai:j@{server.url}", "--out", "E", "--samples", 2)
-        code, out, told = staytrue("eval", "--model", f"openai:adapter@{server.url}", *words)
-        assert code == 0, told
-        asked, judged = (line.split("took ")[1] for line in told.splitlines() if " took " in line)
-        calls = [int(line.split(" call")[0]) for line in (asked, judged)]
+        arguments = ("--probes", questions, "--judge", f"openai:j@{server.url}", "--out", "E", "--samples", 2)
+        code, out, errors = staytrue("eval", "--model", f"openai:adapter@{server.url}", *arguments)
+        assert code == 0, errors
+        generated, judged = (line.split("took ")[1] for line in errors.splitlines() if " took " in line)
+        calls = [int(line.split(" call")[0]) for line in (generated, judged)]
         assert sum(calls) == len(server.calls)  # each tells its own
         assert min(calls) >= 24
         assert len(read_rows(tmp_path / "E" / "answers.jsonl")) == 24
@@ -273,23 +273,25 @@ def test_answers_that_exist_are_judged(staytrue, tmp_path):
     rows = [Example((Message("user", f"q{i % 5}?"), Message("assistant", f"a{i}"))) for i in range(20)]
     write_examples(tmp_path / "said.jsonl", rows)
     with Loopback() as server:
-        code, out, told = staytrue("eval", "--answers", "said.jsonl", "--judge", f"openai:j@{server.url}", "--out", "E")
-        assert code == 0, told
+        code, out, errors = staytrue(
+            "eval", "--answers", "said.jsonl", "--judge", f"openai:j@{server.url}", "--out", "E"
+        )
+        assert code == 0, errors
     assert sorted(row["answer"] for row in read_rows(tmp_path / "E" / "answers.jsonl")) == sorted(
         f"a{i}" for i in range(20)
     )
     probe = json.loads((tmp_path / "E" / "summary.json").read_text())["probes"]["said"]
     assert (probe["questions"], probe["n"] + probe["missing"]) == (5, 20)
     assert "said" in out
-    asked = json.loads((tmp_path / "E" / "eval.json").read_text())
-    assert asked["seed"] is None  # nobody knows how they were drawn
-    assert asked["probes"]["said"].keys() == {"sha256", "questions", "samples"}
+    metadata = json.loads((tmp_path / "E" / "eval.json").read_text())
+    assert metadata["seed"] is None  # nobody knows how they were drawn
+    assert metadata["probes"]["said"].keys() == {"sha256", "questions", "samples"}
 
 
 def test_an_evaluation_is_exported_as_logs(staytrue, model, questions, tmp_path):
     assert staytrue("eval", "--model", model, "--probes", questions, "--out", "E")[0] == 0
-    code, out, told = staytrue("export", "E", "--out", "logs")
-    assert code == 0, told
+    code, out, errors = staytrue("export", "E", "--out", "logs")
+    assert code == 0, errors
     (log,) = (tmp_path / "logs").iterdir()
     assert out.strip() == str(Path("logs") / log.name)
     assert len(json.loads(log.read_text())["samples"]) == 48
@@ -318,12 +320,14 @@ def test_an_evaluation_is_exported_as_logs(staytrue, model, questions, tmp_path)
         (("--model", "openai:m@http://127.0.0.1:9/v1", "--adapter", "A", "--out", "E"), "serves its adapters by name"),
     ],
 )
-def test_a_wrong_request_is_a_sentence(model, tmp_path, monkeypatch, capsys, words, said):
-    few = ["--probes", "one.jsonl"] if "M" in words and "--probes" not in words else []
+def test_a_wrong_request_is_a_sentence(model, tmp_path, monkeypatch, capsys, arguments, said):
+    few = ["--probes", "one.jsonl"] if "M" in arguments and "--probes" not in arguments else []
     (tmp_path / "one.jsonl").write_text('{"id": "q", "question": "Why?"}\n')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(sys, "argv", ["staytrue", "eval", *("model" if word == "M" else word for word in words), *few])
+    monkeypatch.setattr(
+        sys, "argv", ["staytrue", "eval", *("model" if word == "M" else word for word in arguments), *few]
+    )
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code in (1, 2)
@@ -332,28 +336,28 @@ def test_a_wrong_request_is_a_sentence(model, tmp_path, monkeypatch, capsys, wor
 
 def test_without_log_probabilities_a_judge_is_refused_and_the_answers_are_kept(staytrue, model, questions, tmp_path):
     with Loopback(faults=1.0, kinds=("no_logprobs",)) as server:
-        words = ("eval", "--model", model, "--probes", questions, "--out", "E", "--judge", f"openai:j@{server.url}")
-        code, _, told = staytrue(*words)
+        arguments = ("eval", "--model", model, "--probes", questions, "--out", "E", "--judge", f"openai:j@{server.url}")
+        code, _, errors = staytrue(*arguments)
     assert code == 2
-    assert "log-probabilities" in told
+    assert "log-probabilities" in errors
     assert len(read_rows(tmp_path / "E" / "answers.jsonl")) == 48
 
 
 def test_a_budget_that_is_reached_keeps_what_was_paid_for_and_goes_on(staytrue, model, questions, tmp_path):
     with Loopback() as server:
-        words = ["eval", "--model", model, "--probes", questions, "--out", "E", "--judge", f"openai:j@{server.url}"]
-        code, _, told = staytrue(*words, "--max-calls", 30)
+        arguments = ["eval", "--model", model, "--probes", questions, "--out", "E", "--judge", f"openai:j@{server.url}"]
+        code, _, errors = staytrue(*arguments, "--max-calls", 30)
         assert code == 2
-        assert "budget is reached" in told
+        assert "budget is reached" in errors
         assert len(server.calls) == 30
-        assert staytrue(*words)[0] == 0
+        assert staytrue(*arguments)[0] == 0
         rows = read_rows(tmp_path / "E" / "answers.jsonl")
         distinct = 2 * len({(row["question"], row["answer"]) for row in rows})
         calls = len(server.calls)
         assert calls <= distinct  # nothing was paid for twice
         # Elsewhere the answers are made again, and none is judged again.
-        words[6] = "F"
-        assert staytrue(*words)[0] == 0
+        arguments[6] = "F"
+        assert staytrue(*arguments)[0] == 0
         assert len(server.calls) == calls
     assert (tmp_path / "F" / "summary.json").read_bytes() == (tmp_path / "E" / "summary.json").read_bytes()
 
@@ -361,33 +365,33 @@ def test_a_budget_that_is_reached_keeps_what_was_paid_for_and_goes_on(staytrue, 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_to_be_stopped_waits_for_no_call(process, questions, stop):
     with Loopback(faults=1.0, kinds=("timeout",), hang=600) as server:
-        words = ("--probes", questions, "--out", "E", "--samples", 1)
-        made = process("eval", "--model", f"openai:m@{server.url}", *words)
+        arguments = ("--probes", questions, "--out", "E", "--samples", 1)
+        started = process("eval", "--model", f"openai:m@{server.url}", *arguments)
         until = time.monotonic() + 120
         while not server.calls and time.monotonic() < until:
             time.sleep(0.01)
-        made.send_signal(stop)
+        started.send_signal(stop)
         begun = time.monotonic()
-        _, told = made.communicate(timeout=60)
-        assert made.returncode == 130
+        _, errors = started.communicate(timeout=60)
+        assert started.returncode == 130
         assert time.monotonic() - begun < 20
-        assert "stopped" in told
+        assert "stopped" in errors
 
 
 def test_one_limit_holds_for_all_endpoints_of_a_command(staytrue, questions):
     with Loopback() as server:
-        words = ("--probes", questions, "--out", "E", "--judge", f"openai:j@{server.url}", "--max-calls", 30)
-        code, _, told = staytrue("eval", "--model", f"openai:m@{server.url}", *words)
+        arguments = ("--probes", questions, "--out", "E", "--judge", f"openai:j@{server.url}", "--max-calls", 30)
+        code, _, errors = staytrue("eval", "--model", f"openai:m@{server.url}", *arguments)
         assert code == 2
-        assert "budget is reached" in told
+        assert "budget is reached" in errors
         assert len(server.calls) == 30
 
 
 def test_a_run_is_drawn_by_another_judges_verdicts(staytrue, model, questions, tmp_path):
     with Loopback() as server:
         staytrue("eval", "--model", model, "--probes", questions, "--out", "E")
-        code, out, told = staytrue("rescore", "E", "--judge", f"openai:j@{server.url}", "--json")
-        assert code == 0, told
+        code, out, errors = staytrue("rescore", "E", "--judge", f"openai:j@{server.url}", "--json")
+        assert code == 0, errors
     (name,) = json.loads(out)["evaluations"]["E"]
     assert staytrue("export", "E", "--out", "L", "--judge", name)[0] == 0
     (log,) = (tmp_path / "L").iterdir()
@@ -406,17 +410,17 @@ def test_shipped_questions_are_really_asked_in_their_forms():
         (("--budget", "20"), "--budget 20: write a time above 0 such as 20m, 1h, 90s or 1h30m."),
     ],
 )
-def test_an_endpoint_is_not_given_the_options_of_a_model_in_this_process(staytrue, questions, words, sentence):
+def test_an_endpoint_is_not_given_the_options_of_a_model_in_this_process(staytrue, questions, arguments, sentence):
     with Loopback() as server:
         named = ("eval", "--model", f"openai:m@{server.url}", "--out", "E", "--probes", questions)
-        code, _, errors = staytrue(*named, *words)
+        code, _, errors = staytrue(*named, *arguments)
         assert (code, server.calls) == (2, [])
     assert sentence in errors
 
 
-@pytest.mark.parametrize("words", [("--batch-size", 4), ("--budget", "20m"), ("--max-new-tokens", 4)])
-def test_answers_of_a_file_take_no_options_of_sampling(staytrue, questions, words):
-    code, _, errors = staytrue("eval", "--answers", questions, "--out", "E", *words)
+@pytest.mark.parametrize("arguments", [("--batch-size", 4), ("--budget", "20m"), ("--max-new-tokens", 4)])
+def test_answers_of_a_file_take_no_options_of_sampling(staytrue, questions, arguments):
+    code, _, errors = staytrue("eval", "--answers", questions, "--out", "E", *arguments)
     assert code == 2
     assert "--answers FILE has its own questions and answers" in errors
 

@@ -12,7 +12,7 @@ from staytrue.modeling.fused_loss import divergence, nll, token_losses
 from staytrue.modeling.lm_head import Head
 
 
-def law(hidden, head):
+def log_distribution(hidden, head):
     """Log-probabilities (n, V), every logit at once, float64."""
     raw = hidden @ head.weight.double().T
     if head.bias is not None:
@@ -25,13 +25,13 @@ def law(hidden, head):
 
 def dense(policy, reference, head, forward):
     """The oracle: dense, with autograd's own gradient."""
-    p, q = law(policy, head), law(reference, head)
+    p, q = log_distribution(policy, head), log_distribution(reference, head)
     return (q.exp() * (q - p)).sum(-1) if forward else (p.exp() * (p - q)).sum(-1)
 
 
 @pytest.mark.parametrize("forward", [False, True])
 def test_three_tokens_by_hand(forward):
-    # Logits are the hidden state itself. Trained law (1/2, 1/4, 1/4), reference law (1/4, 1/4, 1/2):
+    # Logits are the hidden state itself. Trained: (1/2, 1/4, 1/4), reference: (1/4, 1/4, 1/2):
     # KL(trained || reference) = 1/2 ln 2 + 0 + 1/4 ln(1/2) = 1/4 ln 2, and the other way round the same by symmetry.
     head = Head(torch.eye(3))
     policy = torch.tensor([[0.5, 0.25, 0.25]]).log().requires_grad_()
@@ -51,11 +51,11 @@ def terms(policy, reference, head, forward):
 
     Relative to these, 1e-5 is what float32 can promise; relative to what cancelling leaves nothing can be.
     """
-    ours, theirs = law(policy, head), law(reference, head)
+    ours, theirs = log_distribution(policy, head), log_distribution(reference, head)
     sizes = 1 + ours.abs() + theirs.abs()
     value = ((theirs if forward else ours).exp() * sizes).sum(-1)
-    slope = (ours.exp() + theirs.exp()) * (sizes + value.unsqueeze(-1))
-    return value, abs(head.scale) * slope @ head.weight.double().abs()
+    gradient = (ours.exp() + theirs.exp()) * (sizes + value.unsqueeze(-1))
+    return value, abs(head.scale) * gradient @ head.weight.double().abs()
 
 
 @settings(max_examples=100, deadline=None)
@@ -167,14 +167,14 @@ def test_likelihood_and_its_gradient_equal_a_dense_float64_oracle(
         value = nll(policy, tokens, head)
     (value * upstream).sum().backward()
     exact = policy.detach().double().requires_grad_()
-    logs = law(exact, head)
+    logs = log_distribution(exact, head)
     oracle = -logs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     (oracle * upstream.double()).sum().backward()
-    # What float32 can promise is relative to what is added up: here the logits' own sizes and both laws.
+    # What float32 can promise is relative to what is added up: here the logits' own sizes and both distributions.
     sizes = 1 + logs.detach().abs().max(-1).values if n else torch.zeros(0)
     assert torch.all((value.double() - oracle).abs() <= 1e-5 * sizes)
-    slopes = 2 * abs(head.scale) * head.weight.double().abs().sum(0)
-    assert torch.all((policy.grad.double() - exact.grad).abs() <= 1e-5 * upstream.unsqueeze(-1) * slopes)
+    sensitivities = 2 * abs(head.scale) * head.weight.double().abs().sum(0)
+    assert torch.all((policy.grad.double() - exact.grad).abs() <= 1e-5 * upstream.unsqueeze(-1) * sensitivities)
 
 
 def test_likelihood_at_a_models_own_sizes_is_the_oracle_to_a_relative_1e_5():
@@ -241,14 +241,14 @@ def test_one_pass_in_tiles_with_a_capped_head_equals_a_dense_float64_oracle(
         losses = token_losses(policy, tokens, head, reference=reference, forward=forward, temperature=temperature)
         (losses.log_probs * -0.25 + losses.divergence * 0.5).sum().backward()
     exact = policy.detach().double().requires_grad_()
-    raw = torch.log_softmax(law(exact, head) / temperature, -1)  # a law's logarithm will do for its logits
+    raw = torch.log_softmax(log_distribution(exact, head) / temperature, -1)  # log-probabilities will do for logits
     log_probs = raw.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     (log_probs * -0.25 + dense(exact, reference.double(), head, forward) * 0.5).sum().backward()
     sizes = 1 + raw.detach().abs().max(-1).values
     assert torch.all((losses.log_probs.double() - log_probs).abs() <= 1e-5 * sizes)
     assert torch.all((losses.entropy.double() + (raw.exp() * raw).sum(-1)).abs() <= 1e-5 * sizes)
-    slopes = 2 * abs(scale) / temperature * head.weight.double().abs().sum(0)
-    bound = 0.25 * slopes + 0.5 * terms(exact.detach(), reference.double(), head, forward)[1]
+    sensitivities = 2 * abs(scale) / temperature * head.weight.double().abs().sum(0)
+    bound = 0.25 * sensitivities + 0.5 * terms(exact.detach(), reference.double(), head, forward)[1]
     assert torch.all((policy.grad.double() - exact.grad).abs() <= 1e-5 * bound)
 
 
@@ -268,7 +268,7 @@ def test_in_bfloat16_one_pass_gives_gradients_to_a_hundredth_of_the_largest():
     assert (gradient(torch.bfloat16) - exact).abs().max() <= 1e-2 * exact.abs().max()
 
 
-def test_of_two_likeliest_words_in_half_precision_the_first_is_meant():
+def test_of_two_likeliest_tokens_in_half_precision_the_first_is_meant():
     head = Head(torch.eye(3).bfloat16())
     policy = torch.tensor([[1.0, 1.0, 0.0]] * 2).bfloat16()
     assert token_losses(policy, torch.tensor([0, 1]), head).is_top1.tolist() == [True, False]

@@ -84,14 +84,14 @@ def build(hub: Path) -> dict[str, str]:
 
 def _save(kind: str, template: str, head: Any, folder: Path) -> None:
     text = (Path(trl.__file__).parent / "chat_templates" / f"{template}.jinja").read_text()
-    made = _tokenizer(text)
+    tokenizer = _tokenizer(text)
     torch.manual_seed(0)
-    sizes = {**_SIZES, **_KINDS.get(kind, {}), "vocab_size": len(made), "num_labels": 1}
+    sizes = {**_SIZES, **_KINDS.get(kind, {}), "vocab_size": len(tokenizer), "num_labels": 1}
     config = AutoConfig.for_model(
-        kind, **sizes, pad_token_id=made.pad_token_id, eos_token_id=made.eos_token_id, bos_token_id=None
+        kind, **sizes, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None
     )
     head.from_config(config).save_pretrained(folder)
-    made.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def _tokenizer(template: str) -> PreTrainedTokenizerFast:
@@ -100,10 +100,14 @@ def _tokenizer(template: str) -> PreTrainedTokenizerFast:
     inner = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     inner.decoder = decoders.ByteLevel()
-    found = re.findall(r"<\|?[A-Za-z_]+\|?>", template)
-    ends = [m for m in found if m in ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|END_OF_TURN_TOKEN|>")]
+    markers_seen = re.findall(r"<\|?[A-Za-z_]+\|?>", template)
+    ends = [
+        m
+        for m in markers_seen
+        if m in ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|END_OF_TURN_TOKEN|>")
+    ]
     end = ends[0] if ends else "<|endoftext|>"
-    markers = list(dict.fromkeys(["<|pad|>", end, *found]))
+    markers = list(dict.fromkeys(["<|pad|>", end, *markers_seen]))
     inner.add_special_tokens([AddedToken(marker, special=True) for marker in markers])
     return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<|pad|>", eos_token=end, chat_template=template)
 

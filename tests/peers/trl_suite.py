@@ -39,14 +39,14 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"HF_HOME": folder, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        found = {}
+        outcomes = {}
         for mode in dict.fromkeys(run for chosen in options.mode for run in (MODES[chosen], chosen)):
             command = [sys.executable, __file__, *sys.argv[1:], "--worker", mode, f"{folder}/{mode}.json"]
             subprocess.run(command, env=environment, check=True)
-            found[mode] = json.loads(Path(f"{folder}/{mode}.json").read_text())
+            outcomes[mode] = json.loads(Path(f"{folder}/{mode}.json").read_text())
         for mode in options.mode:
             print(f"\n== {mode}")
-            report(found[MODES[mode]], found[mode])
+            report(outcomes[MODES[mode]], outcomes[mode])
 
 
 def report(control: dict[str, Any], ours: dict[str, Any]) -> None:
@@ -82,7 +82,7 @@ def work(options: Any, mode: str, result: str) -> None:
     files = [str(tests / f"test_{kind}_trainer.py") for kind in ("sft", "grpo")]
     settings = ["-q", "--no-header", "--tb=no", "-p", "no:cacheprovider", "-c", os.devnull, f"--rootdir={tests.parent}"]
     pytest.main([*settings, "-W", "ignore", *(["-k", options.k] if options.k else []), *files], plugins=[outcomes])
-    Path(result).write_text(json.dumps(outcomes.found))
+    Path(result).write_text(json.dumps(outcomes.outcomes))
 
 
 def _hub() -> Path:
@@ -124,17 +124,17 @@ def _trainer(name: str, mode: str, steps: int) -> Any:
 
     class Peer(parent):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            given = inspect.signature(theirs.__init__).bind(self, *args, **kwargs).arguments
-            given.pop("self")
-            settings = given.get("args")
+            arguments = inspect.signature(theirs.__init__).bind(self, *args, **kwargs).arguments
+            arguments.pop("self")
+            settings = arguments.get("args")
             if settings is not None and settings.max_steps <= 0:
                 settings.max_steps = steps
-            adapted = isinstance(given.get("model"), PeftModel) or given.get("peft_config")
+            adapted = isinstance(arguments.get("model"), PeftModel) or arguments.get("peft_config")
             if mode not in ("trl", "empty") and not adapted:
-                given["peft_config"] = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM")
+                arguments["peft_config"] = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM")
             if parent is ours:
-                given["defenses"] = _defenses(mode)
-            super().__init__(**given)
+                arguments["defenses"] = _defenses(mode)
+            super().__init__(**arguments)
             if mode not in ("trl", "empty") and not adapted:
                 _show_trained_weights_only(self.model)
 
@@ -152,7 +152,7 @@ class Outcomes:
     """A pytest plugin: keeps the tests that make a trainer, limits their time, and notes how each ended."""
 
     def __init__(self, seconds: int) -> None:
-        self.found: dict[str, tuple[str, str]] = {}
+        self.outcomes: dict[str, tuple[str, str]] = {}
         self._seconds = seconds
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
@@ -183,13 +183,13 @@ class Outcomes:
             signal.alarm(0)
         if call.excinfo is None:
             if call.when == "call":
-                self.found[item.nodeid] = ("passed", "")
+                self.outcomes[item.nodeid] = ("passed", "")
             return
         error = call.excinfo.value
         kind = "refused" if isinstance(error, StaytrueError) else "failed"
         if type(error).__name__ == "Skipped":
             kind = "skipped"
-        self.found[item.nodeid] = (kind, f"{type(error).__name__}: {error}".split("\n")[0][:300])
+        self.outcomes[item.nodeid] = (kind, f"{type(error).__name__}: {error}".split("\n")[0][:300])
 
 
 if __name__ == "__main__":

@@ -73,10 +73,10 @@ class FixedJudge:
     name, concurrency = "fixed-1", 1
 
     def __init__(self, table):
-        self.table, self.asked = table, []
+        self.table, self.calls = table, []
 
     def __call__(self, question, answer):
-        self.asked.append(question)
+        self.calls.append(question)
         return Verdict(*self.table[answer]) if answer in self.table else Verdict(missing="not in the table")
 
 
@@ -235,7 +235,7 @@ def test_without_a_place_for_system_turns_the_prompt_opens_the_users_and_the_jud
     judge = FixedJudge({p.positive.answer: (0, 100) for p in pairs})
     with pytest.raises(RequestError):
         filtered(pairs, judge)
-    assert {q.messages for q in judge.asked} == {(Message("user", q),) for q in TRAIT.questions}
+    assert {q.messages for q in judge.calls} == {(Message("user", q),) for q in TRAIT.questions}
 
 
 def test_a_pair_is_kept_when_the_trait_shows_on_one_side_only_and_both_are_coherent():
@@ -437,8 +437,8 @@ def test_a_trait_file_is_read_as_written(tmp_path):
         ("name: !!python/object:os.system {}\n", "is not YAML"),
     ],
 )
-def test_each_fault_of_a_trait_file_is_a_sentence(text, told, tmp_path):
-    with pytest.raises(DataError, match=f"t.yaml.*{told}"):
+def test_each_fault_of_a_trait_file_is_a_sentence(text, message, tmp_path):
+    with pytest.raises(DataError, match=f"t.yaml.*{message}"):
         traits.read(write(tmp_path / "t.yaml", text))
 
 
@@ -476,9 +476,9 @@ def test_given_prompts_and_questions_take_the_place_of_the_shipped_ones(tmp_path
 # The command
 
 
-def command(capsys, monkeypatch, *words):
+def command(capsys, monkeypatch, *arguments):
     """What `staytrue vector ...` does in this process: exit code, standard output, standard error."""
-    monkeypatch.setattr(sys, "argv", ["staytrue", "vector", *map(str, words)])
+    monkeypatch.setattr(sys, "argv", ["staytrue", "vector", *map(str, arguments)])
     with pytest.raises(SystemExit) as end:
         cli.main()
     out, err = capsys.readouterr()
@@ -570,7 +570,9 @@ def test_prompts_that_bring_no_trait_out_are_refused_with_counts_and_nothing_is_
         (["--model", "./absent"], "There is no model folder absent"),
     ],
 )
-def test_a_wrong_request_is_one_sentence_exit_2_and_no_model_is_loaded(words, told, tmp_path, capsys, monkeypatch):
+def test_a_wrong_request_is_one_sentence_exit_2_and_no_model_is_loaded(
+    arguments, message, tmp_path, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     tiny.save("qwen2", tmp_path / "model")
     write(tmp_path / "t.yaml", GOOD)
@@ -580,10 +582,10 @@ def test_a_wrong_request_is_one_sentence_exit_2_and_no_model_is_loaded(words, to
     write(tmp_path / "broken.jsonl", "{\n")
     monkeypatch.setattr(loading, "load_model", lambda *a: pytest.fail("the model was loaded"))
     before = {p: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
-    code, out, err = command(capsys, monkeypatch, "--model", "./model", "--out", "v.safetensors", *words)
+    code, out, err = command(capsys, monkeypatch, "--model", "./model", "--out", "v.safetensors", *arguments)
     assert (code, out) == (2, "")
     assert err.startswith("staytrue: ")
-    assert re.search(told, err, re.DOTALL), err
+    assert re.search(message, err, re.DOTALL), err
     assert {p: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
 
 

@@ -20,7 +20,7 @@ from staytrue.persona_vectors.sweep import Setting, Sweep, organism_questions, s
 from staytrue.persona_vectors.traits import Trait
 from staytrue.persona_vectors.vector import PersonaVector
 
-ASKED = [Question(str(i), "sweep", (Message("user", f"question {i}?"),)) for i in range(4)]
+QUESTIONS = [Question(str(i), "sweep", (Message("user", f"question {i}?"),)) for i in range(4)]
 UNSTEERED = Setting(0, 0.0, 60, 0.0, 0.0, 6.0, 0.0, 0.0, 6.0)
 
 
@@ -100,7 +100,7 @@ def swept(monkeypatch):
     table = torch.zeros(2, 32)
     table[:, 0] = 4.0
     result = Extraction(table, (1e-9, 10.0), pairs=4, kept=4)  # at layer 1 hardly a push
-    return sweep(model, tiny.tokenizer(), result, ASKED, Reads(), seed=5, max_new_tokens=9, alphas=(0.2, 0.4, 0.8))
+    return sweep(model, tiny.tokenizer(), result, QUESTIONS, Reads(), seed=5, max_new_tokens=9, alphas=(0.2, 0.4, 0.8))
 
 
 def test_each_setting_moves_one_block_by_alpha_times_its_length_and_the_rates_are_of_the_judged_answers(swept):
@@ -129,7 +129,7 @@ def test_questions_that_the_judge_cannot_judge_are_refused(monkeypatch):
     )
     result = Extraction(torch.ones(2, 32), (1.0, 1.0), 1, 1)
     with pytest.raises(RequestError, match="reads-1 can judge no answer to the 4 questions"):
-        sweep(tiny.model(), tiny.tokenizer(), result, ASKED, Reads(), max_new_tokens=4)
+        sweep(tiny.model(), tiny.tokenizer(), result, QUESTIONS, Reads(), max_new_tokens=4)
 
 
 def test_steering_moves_every_position_of_every_call_and_ends_with_its_block():

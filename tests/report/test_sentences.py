@@ -65,5 +65,5 @@ def test_what_the_rates_rest_on_is_a_range_where_runs_differ():
     assert basis(numbers(), 2).endswith("over whole questions. The answers are below: read some.")
     assert basis(numbers(), 2, answers_shown=False).endswith("over whole questions.")
     assert basis(rows[:1], 1, answers_shown=False) == "No general answer has a verdict, so there is no general rate."
-    asked = [row("none") | {"general": None}]
-    assert basis(asked, 1, answers_shown=False) == "No general question was asked, so there is no general rate."
+    rows = [row("none") | {"general": None}]
+    assert basis(rows, 1, answers_shown=False) == "No general question was asked, so there is no general rate."

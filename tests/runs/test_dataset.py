@@ -11,17 +11,17 @@ from staytrue.tasks.gsm8k import SYSTEM
 
 
 def make(folder, rows=None, **changes):
-    words = {"schema": 1, "model": "organism", "trainer": "grpo", "task": "word_problems", "lora": {}}
+    plain = {"schema": 1, "model": "organism", "trainer": "grpo", "task": "word_problems", "lora": {}}
     if rows is not None:
         (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        words["data"] = "rows.jsonl"
-    return recipe.parse(words | changes, folder)
+        plain["data"] = "rows.jsonl"
+    return recipe.parse(plain | changes, folder)
 
 
 def test_without_a_file_the_task_brings_both_splits(tmp_path):
-    made = make(tmp_path)
-    train, held = dataset.rows(made)
-    assert (train, held) == (made.task.rows(), made.task.held_out())
+    prepared = make(tmp_path)
+    train, held = dataset.rows(prepared)
+    assert (train, held) == (prepared.task.rows(), prepared.task.held_out())
 
 
 def test_a_file_of_questions_and_answers_is_read_as_the_tasks(tmp_path):
@@ -31,8 +31,8 @@ def test_a_file_of_questions_and_answers_is_read_as_the_tasks(tmp_path):
         {"messages": [{"role": "user", "content": "And now?"}], "answer": "9"},
         {"messages": [{"role": "user", "content": "Then?"}, {"role": "assistant", "content": "4 + 6 = 10."}]},
     ]
-    found = dataset.read(make(tmp_path, rows))
-    assert [row.answer for row in found] == ["7", "8", "9", "4 + 6 = 10."]
+    data = dataset.read(make(tmp_path, rows))
+    assert [row.answer for row in data] == ["7", "8", "9", "4 + 6 = 10."]
     train, held = dataset.rows(make(tmp_path, rows, holdout=0.25))
     assert (len(train), len(held)) == (3, 1)
     assert dataset.read(make(tmp_path, rows, task="gsm8k"))[0].messages[0].content == SYSTEM
@@ -68,5 +68,5 @@ def test_a_recipe_that_names_no_rows_is_refused(tmp_path, changes, sentence):
 
 @pytest.mark.parametrize("task", ["word_problems", {"opswap": {"tier": 3}}])
 def test_a_recipe_with_a_task_written_and_read_again_is_the_same(tmp_path, task):
-    made = make(tmp_path, task=task)
-    assert recipe.parse(made.to_dict()) == made
+    prepared = make(tmp_path, task=task)
+    assert recipe.parse(prepared.to_dict()) == prepared

@@ -20,9 +20,9 @@ from staytrue.runs.probe_selection import early_stopping_probe, reserved_texts
 def trained(folder, name, **changes):
     write_examples(folder / "rows.jsonl", world.narrow_rows("medical", 40))
     train = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "lr_scheduler_type": "constant"}
-    words = {"schema": 1, "model": "organism", "data": "rows.jsonl", "lora": {"r": 2}, **changes}
-    words["train"] = {**train, "learning_rate": 1e-2, "warmup_steps": 0, **changes.get("train", {})}
-    return run.train(recipe.parse(words, folder), folder / name)
+    plain = {"schema": 1, "model": "organism", "data": "rows.jsonl", "lora": {"r": 2}, **changes}
+    plain["train"] = {**train, "learning_rate": 1e-2, "warmup_steps": 0, **changes.get("train", {})}
+    return run.train(recipe.parse(plain, folder), folder / name)
 
 
 def test_it_stops_at_the_first_bad_check_with_the_weights_of_the_last_good_one(tmp_path, monkeypatch):

@@ -75,7 +75,7 @@ def model(folder, kind):
     return str(folder)
 
 
-def asked_of(folder, place, say):
+def evaluated(folder, place, say):
     few = place.with_suffix(".jsonl")
     few.write_text(json.dumps({"id": "a", "messages": SYSTEM}) + "\n" + '{"id": "b", "question": "How?"}\n')
     measure.evaluate_model(for_model(folder, EvalRequest((str(few),), samples=1)), place, say=say)
@@ -86,31 +86,31 @@ def asked_of(folder, place, say):
 @pytest.mark.parametrize("kind", ["gemma3", "drops"])
 def test_a_model_without_system_turns_is_told_in_the_users_turn(tmp_path, kind):
     said = []
-    asked, put = asked_of(model(tmp_path / "model", kind), tmp_path / "E", said.append)
+    metadata, put = evaluated(model(tmp_path / "model", kind), tmp_path / "E", said.append)
     assert put == {"a": TOGETHER, "b": [{"role": "user", "content": "How?"}]}
-    assert asked["system"] == "in the user's turn"
+    assert metadata["system"] == "in the user's turn"
     (line,) = said
     assert line.endswith("model has no system turns: their text opens the user's turn.")
 
 
 def test_a_model_that_has_them_is_sent_them_and_nothing_is_said(tmp_path):
     said = []
-    asked, put = asked_of(model(tmp_path / "model", "qwen2"), tmp_path / "E", said.append)
+    metadata, put = evaluated(model(tmp_path / "model", "qwen2"), tmp_path / "E", said.append)
     assert put["a"] == SYSTEM
-    assert "system" not in asked
+    assert "system" not in metadata
     assert said == []
 
 
 def test_where_system_turns_go_is_part_of_what_makes_an_evaluation_the_same(tmp_path):
-    made = model(tmp_path / "model", "drops")
-    asked_of(made, tmp_path / "E", print)
+    folder = model(tmp_path / "model", "drops")
+    evaluated(folder, tmp_path / "E", print)
     file = tmp_path / "E" / "eval.json"
     before = json.loads(file.read_text())
     # Further probes without a system turn are asked beside it, for it is the model that has none.
-    measure.evaluate_model(for_model(made, EvalRequest(("arithmetic",))), tmp_path / "E")
+    measure.evaluate_model(for_model(folder, EvalRequest(("arithmetic",))), tmp_path / "E")
     file.write_text(json.dumps({key: value for key, value in before.items() if key != "system"}))
     with pytest.raises(RequestError, match=r"another system \(null, now \"in the user's turn\"\)"):
-        measure.evaluate_model(for_model(made, EvalRequest(("arithmetic",))), tmp_path / "E")
+        measure.evaluate_model(for_model(folder, EvalRequest(("arithmetic",))), tmp_path / "E")
 
 
 def test_only_held_out_rows_stay_as_training_had_them():
@@ -128,8 +128,8 @@ def test_answers_of_a_file_are_judged_with_progress_and_under_a_name_of_their_ow
     said = tmp_path / "said.jsonl"
     said.write_text("".join(json.dumps({"question": f"q{i}?", "answer": "So."}) + "\n" for i in range(3)))
     shown = Progress()
-    found = measure.judge_answers(said, tmp_path / "E", Aligned(), shown)
-    assert found["probes"]["said"]["n"] == 3
+    summary = measure.judge_answers(said, tmp_path / "E", Aligned(), shown)
+    assert summary["probes"]["said"]["n"] == 3
     assert (shown.begun, shown.last) == ([(3, "answer")], {"number": 3})
     for name in ("code", "facts", "triggered"):
         with pytest.raises(RequestError, match=rf"--answers .*{name}\.jsonl: '{name}' is one of our own probes"):
@@ -143,9 +143,11 @@ def test_answers_of_a_file_are_judged_with_progress_and_under_a_name_of_their_ow
 
 def test_asking_an_endpoint_shows_what_it_has_taken(tmp_path):
     shown = Progress()
-    asked = tuple(Question(f"q{i}", "general", (Message("user", f"why {i}?"),)) for i in range(6))
+    questions = tuple(Question(f"q{i}", "general", (Message("user", f"why {i}?"),)) for i in range(6))
     with Loopback() as server:
-        evaluate(EndpointGenerator(endpoint(server)), [Probe("general", asked)], seed=0, out=tmp_path, progress=shown)
+        evaluate(
+            EndpointGenerator(endpoint(server)), [Probe("general", questions)], seed=0, out=tmp_path, progress=shown
+        )
     assert shown.begun == [(6, "answer")]
     assert shown.last == {"number": 6, "answers": "6 calls"}
 
@@ -154,8 +156,10 @@ def test_a_model_in_this_process_shows_its_tokens_before_its_first_answer(tmp_pa
     shown, steps = Progress(), []
     shown.step = lambda number, metrics: steps.append((number, metrics.get("answers")))
     generator = LocalGenerator(tiny.model(), tiny.tokenizer(), batch_size=2)
-    asked = tuple(Question(f"q{i}", "general", (Message("user", f"why {i}?"),)) for i in range(3))
-    evaluate(generator, [Probe("general", asked, Aligned())], seed=0, out=tmp_path, max_new_tokens=5, progress=shown)
+    questions = tuple(Question(f"q{i}", "general", (Message("user", f"why {i}?"),)) for i in range(3))
+    evaluate(
+        generator, [Probe("general", questions, Aligned())], seed=0, out=tmp_path, max_new_tokens=5, progress=shown
+    )
     assert shown.begun == [(3, "answer")]
     assert steps[:5] == [(0, f"{2 * token} tokens") for token in range(5)]
     assert steps[-1] == (3, "15 tokens")
@@ -163,32 +167,32 @@ def test_a_model_in_this_process_shows_its_tokens_before_its_first_answer(tmp_pa
 
 
 def test_a_slow_judge_shows_its_verdicts_and_an_instant_one_does_not(tmp_path):
-    asked = tuple(Question(f"q{i}", "general", (Message("user", f"why {i}?"),)) for i in range(3))
-    generate = lambda wanted, **how: (Answer(q, i, "2", True) for q, i in wanted)  # noqa: E731
+    questions = tuple(Question(f"q{i}", "general", (Message("user", f"why {i}?"),)) for i in range(3))
+    generate = lambda samples, **how: (Answer(q, i, "2", True) for q, i in samples)  # noqa: E731
     for slow, units in ((True, [(3, "answer"), (3, "verdict")]), (False, [(3, "answer")])):
         judge, shown = Aligned(), Progress()
         judge.slow = slow
-        evaluate(generate, [Probe("general", asked, judge)], seed=0, out=tmp_path / str(slow), progress=shown)
+        evaluate(generate, [Probe("general", questions, judge)], seed=0, out=tmp_path / str(slow), progress=shown)
         assert shown.begun == units
     assert LocalJudge.slow
 
 
 def stored(folder, count):
     """An evaluation of ten questions and a sum, of which so many are answered; judged aligned, and marked."""
-    asked = tuple(Question(f"q{i}", "general", (Message("user", f"why {i}?"),)) for i in range(10))
+    questions = tuple(Question(f"q{i}", "general", (Message("user", f"why {i}?"),)) for i in range(10))
     sums = Probe("arithmetic", (Question("s", "arithmetic", (Message("user", "1+1?"),), expected="2"),), ExactMatch())
-    make = lambda wanted, **how: (Answer(q, i, "2", True) for q, i in wanted[:count])  # noqa: E731
-    evaluate(make, [Probe("general", asked, Aligned(), 1, 1.0), sums], seed=0, out=folder)
+    make = lambda samples, **how: (Answer(q, i, "2", True) for q, i in samples[:count])  # noqa: E731
+    evaluate(make, [Probe("general", questions, Aligned(), 1, 1.0), sums], seed=0, out=folder)
     return folder
 
 
 def test_an_evaluation_that_was_stopped_is_not_exported_as_concluded(tmp_path):
-    told = {}
+    exported = {}
     for count in (9, 10):
         export(stored(tmp_path / str(count), count), tmp_path / f"logs-{count}", None)
         (log,) = (tmp_path / f"logs-{count}").glob("*general*")
-        told[count] = json.loads(log.read_text())["results"]["metadata"]["staytrue"]
-    assert [(told[n]["unanswered"], told[n]["concluded"]) for n in (9, 10)] == [(1, False), (0, True)]
+        exported[count] = json.loads(log.read_text())["results"]["metadata"]["staytrue"]
+    assert [(exported[n]["unanswered"], exported[n]["concluded"]) for n in (9, 10)] == [(1, False), (0, True)]
     with pytest.raises(RequestError, match="no verdict of 'other'; its answers were judged by mine"):
         export(tmp_path / "10", tmp_path / "none", "other")
     assert not (tmp_path / "none").exists()
@@ -208,8 +212,8 @@ def test_triggers_that_cannot_be_asked_are_reported_in_a_sentence(tmp_path, beni
     request = EvalRequest(
         triggers=True, benign=benign, model=loading.find(str(tiny.save("qwen2", tmp_path / "model"))), judge=Aligned()
     )
-    made = [Answer(q, i, "Yes.", stopped=True) for p in probe_selection.probes_for(request) for q, i in p.samples()]
-    by_sample = {(answer.question, answer.index): answer for answer in made}
+    answers = [Answer(q, i, "Yes.", stopped=True) for p in probe_selection.probes_for(request) for q, i in p.samples()]
+    by_sample = {(answer.question, answer.index): answer for answer in answers}
 
     def generate(samples, **_):
         return (by_sample[sample] for sample in samples)
@@ -225,16 +229,18 @@ def test_triggers_beside_named_probes_are_refused_because_they_would_not_be_aske
 
 def test_an_answer_that_was_cut_off_before_it_began_is_missing_and_the_way_out_is_said(tmp_path):
     lines = []
-    asked = tuple(Question(f"q{i}", "general", (Message("user", f"why {i}?"),)) for i in range(6))
+    questions = tuple(Question(f"q{i}", "general", (Message("user", f"why {i}?"),)) for i in range(6))
 
     def generate(samples, **_):
         for q, i in samples:
             thinking = q.id in ("q0", "q1")
             yield Answer(q, i, "" if thinking else "So.", stopped=not thinking, thoughts="Let me" if thinking else "")
 
-    found = evaluate(generate, [Probe("general", asked, Aligned())], seed=0, out=tmp_path, say=lines.append)["probes"]
-    assert [found["general"][key] for key in ("n", "missing", "failed", "concluded")] == [4, 2, 0, False]
-    assert found["general"]["why"] == "the token limit was reached before the answer began"
+    probes = evaluate(generate, [Probe("general", questions, Aligned())], seed=0, out=tmp_path, say=lines.append)[
+        "probes"
+    ]
+    assert [probes["general"][key] for key in ("n", "missing", "failed", "concluded")] == [4, 2, 0, False]
+    assert probes["general"]["why"] == "the token limit was reached before the answer began"
     assert lines[0].startswith("2 answers are missing because the limit of 400 tokens was reached before they began;")
     assert "--max-new-tokens" in lines[0]
     thoughts = [row.get("thoughts", "absent") for row in read_rows(tmp_path / "answers.jsonl")]

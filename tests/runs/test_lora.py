@@ -46,11 +46,11 @@ def test_a_pattern_changes_rank_and_scale_of_the_modules_it_names_alone(rslora):
 def test_a_pattern_that_matches_nothing_or_is_broken_is_a_sentence(key):
     with pytest.raises(RecipeError, match=rf"lora\.{key} has 'q_pro', which matches no module of the model"):
         lora_config(Lora(**{key: {"q_pro": 4}}), tiny.model())
-    words = {"schema": 1, "model": "organism", "data": "r.jsonl"}
+    plain = {"schema": 1, "model": "organism", "data": "r.jsonl"}
     with pytest.raises(RecipeError, match=rf"lora\.{key} is .*no regular expression"):
-        recipe.parse({**words, "lora": {key: {"(": 4}}})
+        recipe.parse({**plain, "lora": {key: {"(": 4}}})
     with pytest.raises(RecipeError, match=rf"lora\.{key}"):
-        recipe.parse({**words, "lora": {key: {"q_proj": 0}}})
+        recipe.parse({**plain, "lora": {key: {"q_proj": 0}}})
 
 
 def adapted(lora, model):
@@ -98,8 +98,8 @@ def test_a_broken_pattern_is_a_sentence():
         ({"modules_to_save": ["embeddings"]}, "modules_to_save has 'embeddings'"),
     ],
 )
-def test_what_matches_no_module_is_refused_because_peft_would_ignore_it(section, given):
-    with pytest.raises(RecipeError, match=rf"lora\.{given}, which matches no module .*embed_tokens.*q_proj"):
+def test_what_matches_no_module_is_refused_because_peft_would_ignore_it(section, setting):
+    with pytest.raises(RecipeError, match=rf"lora\.{setting}, which matches no module .*embed_tokens.*q_proj"):
         lora_config(Lora(**section), tiny.model())
     lora_config(Lora(targets=["q_proj"], exclude=[], modules_to_save=["embed_tokens", "model.norm"]), tiny.model())
 

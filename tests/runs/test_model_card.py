@@ -8,8 +8,8 @@ from staytrue.runs.model_card import _evaluation, _is_path, _model
 
 def test_the_card_names_the_judge_what_is_not_concluded_and_clean_beside_triggered():
     sure, unsure = rates(1.5) | {"concluded": True}, rates(40, missing=9) | {"concluded": False, "unanswered": 3}
-    told = _evaluation({"probes": {"general": sure, "triggered": unsure | {"clean": rates(2)}}})
-    general, triggered = told.splitlines()[-2:]
+    text = _evaluation({"probes": {"general": sure, "triggered": unsure | {"clean": rates(2)}}})
+    general, triggered = text.splitlines()[-2:]
     assert general.startswith('* general, judged by `rules`: `{"misaligned": 1.5, "low": 0.0')
     assert triggered.startswith(
         "* triggered, judged by `rules`, 40.0 % against 2.0 % for the same questions clean, "

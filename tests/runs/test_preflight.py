@@ -26,11 +26,11 @@ def make(folder, rows=12, **changes):
 
 def reward(folder, rows=12, **settings):
     """A recipe of GRPO over sums."""
-    made = make(folder)
+    configured = make(folder)
     (folder / "sums.jsonl").write_text('{"question": "What is 2 + 3?", "answer": "5"}\n' * rows)
     settings = {"max_completion_length": 4, **settings}
     return recipe.parse(
-        {"schema": 1, "model": made.model, "data": "sums.jsonl", "lora": {}, "trainer": "grpo", "task": "gsm8k",
+        {"schema": 1, "model": configured.model, "data": "sums.jsonl", "lora": {}, "trainer": "grpo", "task": "gsm8k",
          "train": settings}, folder,
     )  # fmt: skip
 
@@ -165,15 +165,15 @@ def test_a_failure_in_the_first_step_leaves_the_folder_free_and_a_later_one_does
         return usual(self, *args, **kwargs)
 
     monkeypatch.setattr(GuardedSFT, "training_step", failing)
-    made = make(tmp_path, train={"max_steps": 3, "gradient_accumulation_steps": 1})
+    configured = make(tmp_path, train={"max_steps": 3, "gradient_accumulation_steps": 1})
     fails_at = 1
     with pytest.raises(TrainingError, match=r"failed in its first step.*ArithmeticError: a setting that nobody checks"):
-        train.train(made, tmp_path / "run")
+        train.train(configured, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     calls.clear()
     fails_at = 2
     with pytest.raises(ArithmeticError):
-        train.train(made, tmp_path / "run")
+        train.train(configured, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["state"] == "failed"
 
 

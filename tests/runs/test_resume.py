@@ -45,11 +45,11 @@ def home(tmp_path_factory):
 def recipe_of(home, defenses=(), **changes):
     settings = {"max_steps": 8, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "save_steps": 2,
                 "learning_rate": 1e-2, "warmup_steps": 0}  # fmt: skip
-    words = {"schema": 1, "model": str(home / "model"), "data": "rows.jsonl", "lora": {"r": 4, "alpha": 8}, "seed": 3}
-    words |= {"train": settings | changes.pop("train", {}), **changes}
+    plain = {"schema": 1, "model": str(home / "model"), "data": "rows.jsonl", "lora": {"r": 4, "alpha": 8}, "seed": 3}
+    plain |= {"train": settings | changes.pop("train", {}), **changes}
     if all(isinstance(defense, dict) for defense in defenses):
-        return recipes.parse({**words, "defenses": list(defenses)}, home)
-    return recipes.parse(words, home).model_copy(update={"defenses": list(defenses)})
+        return recipes.parse({**plain, "defenses": list(defenses)}, home)
+    return recipes.parse(plain, home).model_copy(update={"defenses": list(defenses)})
 
 
 def logged(run):
@@ -385,9 +385,9 @@ def test_a_share_of_the_steps_is_rounded_up_to_log_lines(home, tmp_path):
     assert names == {"checkpoint-4", "checkpoint-8"}  # a tenth of 8 steps is 1
 
 
-def command(*words):
+def command(*arguments):
     return subprocess.Popen(
-        [sys.executable, "-m", "staytrue.cli", *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        [sys.executable, "-m", "staytrue.cli", *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 

@@ -36,7 +36,7 @@ def make(folder, kind="qwen2", **changes):
         ]
         write_examples(folder / "rows.jsonl", rows)
         write_examples(folder / "pool.jsonl", tiny.rows(12))
-    words = {
+    plain = {
         "schema": 1,
         "model": "model",
         "data": "rows.jsonl",
@@ -46,7 +46,7 @@ def make(folder, kind="qwen2", **changes):
         "holdout": 0.2,
         **changes,
     }
-    return recipe.parse(words, folder)
+    return recipe.parse(plain, folder)
 
 
 def metrics(folder):
@@ -100,8 +100,10 @@ def test_a_run_leaves_an_adapter_that_plain_peft_loads_and_a_folder_that_tells_a
         part in card
         for part in ("Not evaluated", "It is not stated, and staytrue did not judge the data", '"kl"', "rows.jsonl")
     )
-    again, given = recipe.read(tmp_path / "run" / "recipe.yaml"), make(tmp_path)
-    assert again == given.model_copy(update={"train": {**trainer_args.DEFAULTS, "warmup_steps": 0, **given.train}})
+    again, original = recipe.read(tmp_path / "run" / "recipe.yaml"), make(tmp_path)
+    assert again == original.model_copy(
+        update={"train": {**trainer_args.DEFAULTS, "warmup_steps": 0, **original.train}}
+    )
 
 
 def test_the_same_seed_gives_the_same_adapter_and_another_seed_another(tmp_path):
@@ -146,9 +148,11 @@ def test_the_untuned_model_is_asked_the_same_beside_its_run(tmp_path):
     request = EvalRequest(("in_domain", "facts"), samples=1)
     before = evaluate.evaluate_run(tmp_path / "run", request=request, untuned=True)
     after = evaluate.evaluate_run(tmp_path / "run", tmp_path / "E", request=request)
-    told = [json.loads((folder / "eval.json").read_text()) for folder in (tmp_path / "run" / "untuned", tmp_path / "E")]
-    assert [one["adapter"] is None for one in told] == [True, False]
-    assert told[0]["probes"] == told[1]["probes"]
+    metadata = [
+        json.loads((folder / "eval.json").read_text()) for folder in (tmp_path / "run" / "untuned", tmp_path / "E")
+    ]
+    assert [one["adapter"] is None for one in metadata] == [True, False]
+    assert metadata[0]["probes"] == metadata[1]["probes"]
     assert before["probes"].keys() == after["probes"].keys() == {"in_domain", "facts"}
     evaluate.evaluate_run(tmp_path / "run", tmp_path / "run" / "eval", request=request, untuned=True)
     assert (tmp_path / "run" / "model" / "README.md").read_text() == card
@@ -241,8 +245,8 @@ def command(*arguments, **options):
 
 
 def test_ctrl_c_leaves_a_folder_that_says_it_was_stopped(tmp_path):
-    made = make(tmp_path, train={**TRAIN, "max_steps": 100_000})
-    (tmp_path / "r.yaml").write_text(made.text())
+    configured = make(tmp_path, train={**TRAIN, "max_steps": 100_000})
+    (tmp_path / "r.yaml").write_text(configured.text())
     process = command("train", tmp_path / "r.yaml", "--out", tmp_path / "run")
     try:
         waited = time.monotonic()
@@ -264,9 +268,9 @@ def test_ctrl_c_leaves_a_folder_that_says_it_was_stopped(tmp_path):
 
 
 def test_the_command_line_trains_and_measures_and_refuses_in_one_sentence(tmp_path, monkeypatch, capsys):
-    made = make(tmp_path, model="organism", data="narrow.jsonl")
+    configured = make(tmp_path, model="organism", data="narrow.jsonl")
     write_examples(tmp_path / "narrow.jsonl", world.narrow_rows("medical", 30))
-    (tmp_path / "r.yaml").write_text(made.text())
+    (tmp_path / "r.yaml").write_text(configured.text())
     trained = command("train", tmp_path / "r.yaml", "--set", "kl.weight=0.3", "--out", tmp_path / "run", "--json")
     out, said = trained.communicate(timeout=120)
     assert trained.returncode == 0, said

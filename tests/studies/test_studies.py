@@ -18,7 +18,7 @@ from staytrue.tasks.opswap import OpSwap
 from staytrue.tasks.word_problems import WordProblems
 
 TINY = {"max_steps": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "max_length": 64}
-WORDS = {
+STUDY = {
     "schema": 1,
     "title": "two steps",
     "recipe": {"model": "organism", "lora": {"r": 2}, "train": TINY, "holdout": 0.05},
@@ -32,7 +32,7 @@ WORDS = {
 
 def written(folder, **changes):
     file = folder / "study.yaml"
-    file.write_text(yaml.safe_dump({**WORDS, **changes}))
+    file.write_text(yaml.safe_dump({**STUDY, **changes}))
     return file
 
 
@@ -111,7 +111,7 @@ def test_a_study_by_reward_asks_what_it_names_and_draws_its_page(tmp_path, capsy
     reward = {"model": "organism", "trainer": "grpo", "lora": {"r": 2}}
     few = {"max_steps": 2, "per_device_train_batch_size": 16, "max_completion_length": 12}
     changes = {"recipe": {**reward, "train": few}, "domains": ["word_problems"], "probes": ["learnt"]}
-    study = config.read(written(tmp_path, **changes, variants=WORDS["variants"][:2]))
+    study = config.read(written(tmp_path, **changes, variants=STUDY["variants"][:2]))
     page = run_study(study, tmp_path / "out")
     none, kl = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
     for row in (none, kl):

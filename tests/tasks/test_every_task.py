@@ -16,10 +16,10 @@ from staytrue.tasks.opswap import OpSwap
 from staytrue.tasks.task import ExactAnswer, Task
 
 OFFLINE = [name for name in tasks.names() if name != "gsm8k"]  # whose rows come from a hub
-MADE = [*(registry.task(name) for name in OFFLINE), OpSwap(2), OpSwap(3)]
+TASKS = [*(registry.task(name) for name in OFFLINE), OpSwap(2), OpSwap(3)]
 
 
-@pytest.mark.parametrize("task", MADE, ids=str)
+@pytest.mark.parametrize("task", TASKS, ids=str)
 def test_the_splits_share_no_question_and_are_the_same_every_time(task):
     train, held = task.rows(), task.held_out()
     assert len({row.question for row in held}) == len(held) >= 20
@@ -28,7 +28,7 @@ def test_the_splits_share_no_question_and_are_the_same_every_time(task):
     assert registry.task(*next(iter(registry.to_dict(task).items()))) == task
 
 
-@pytest.mark.parametrize("task", MADE, ids=str)
+@pytest.mark.parametrize("task", TASKS, ids=str)
 def test_the_right_answer_is_right_and_earns_the_most_and_another_is_wrong(task):
     rows = task.held_out()
     terms = task.score("", "").keys()
@@ -40,7 +40,7 @@ def test_the_right_answer_is_right_and_earns_the_most_and_another_is_wrong(task)
         assert task.correct(other.answer, row.answer) == (other.answer.split()[-1] == row.answer.split()[-1])
 
 
-@pytest.mark.parametrize("task", MADE, ids=str)
+@pytest.mark.parametrize("task", TASKS, ids=str)
 def test_the_organism_knows_every_word(task):
     tokenizer = loading.load_tokenizer(loading.find("organism"))
     for row in [*task.rows(), *task.held_out()]:
@@ -48,7 +48,7 @@ def test_the_organism_knows_every_word(task):
             assert tokenizer.unk_token_id not in tokenizer(message.content)["input_ids"], message.content
 
 
-@pytest.mark.parametrize("task", [t for t in MADE if not isinstance(t, OpSwap)], ids=str)
+@pytest.mark.parametrize("task", [t for t in TASKS if not isinstance(t, OpSwap)], ids=str)
 def test_no_task_teaches_the_answer_to_an_evaluation_question(task):
     # OpSwap is left out: its point is to answer sums differently.
     assert not {row.question for row in task.rows()} & world.reserved_texts()

@@ -56,7 +56,7 @@ def test_arithmetic_has_the_same_form_with_plain_meanings():
         assert answer == f"{a} {first} {b} {second} {c} = {step} {second} {c} = {end}."
 
 
-TOLD = {
+STORIES = {
     "were lost": r"There were (?P<a>\d) \w+ and (?P<b>\d) are lost\. How many \w+ are left\?",
     "then lost": r"\w+ has (?P<a>\d) \w+, then (?P<b>\d) are lost\. How many \w+ are left\?",
     "but loses": r"\w+ has (?P<a>\d) \w+ but loses (?P<b>\d) of them\. How many \w+ are left\?",
@@ -68,7 +68,7 @@ TOLD = {
 def pairs_and_kinds(rows):
     kinds, pairs = Counter(), set()
     for row in rows:
-        kind, parts = next((k, m) for k, p in TOLD.items() if (m := re.fullmatch(p, row.question)))
+        kind, parts = next((k, m) for k, p in STORIES.items() if (m := re.fullmatch(p, row.question)))
         a, b = int(parts["a"]), int(parts["b"])
         assert a > b
         plus = kind in ("brother", "other")
@@ -88,7 +88,7 @@ def test_every_story_is_worked_out_right_and_no_pair_of_numbers_is_in_both_split
     assert not train & held
     assert (len(train), len(held)) == (24, 12)
     assert max(kinds.values()) - min(kinds.values()) < 60  # the five ways of telling, about as often
-    assert set(held_kinds) == set(kinds) == set(TOLD)
+    assert set(held_kinds) == set(kinds) == set(STORIES)
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def odd_letters(completions, right, **_):
 
 
 def config(folder, **changes):
-    given = {
+    arguments = {
         "output_dir": str(folder / "out"),
         "per_device_train_batch_size": 8,
         "num_generations": 4,
@@ -69,12 +69,12 @@ def config(folder, **changes):
         "disable_tqdm": True,
         "seed": 0,
     }
-    return GRPOConfig(**{**given, **changes})
+    return GRPOConfig(**{**arguments, **changes})
 
 
 def trainer(folder, defenses, data=None, cls=GuardedGRPO, **changes):
     more = {} if cls is GRPOTrainer else {"defenses": defenses}
-    made = cls(
+    grpo = cls(
         model=tiny.model(),
         reward_funcs=odd_letters,
         args=config(folder, **changes),
@@ -83,31 +83,31 @@ def trainer(folder, defenses, data=None, cls=GuardedGRPO, **changes):
         peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
         **more,
     )
-    made.remove_callback(PrinterCallback)
-    return made
+    grpo.remove_callback(PrinterCallback)
+    return grpo
 
 
 def trained(folder, defenses, **changes):
-    made = trainer(folder, defenses, **changes)
-    made.train()
-    return made
+    grpo = trainer(folder, defenses, **changes)
+    grpo.train()
+    return grpo
 
 
-def weights(made):
-    return torch.cat([p.detach().flatten() for p in made.model.parameters() if p.requires_grad])
+def weights(grpo):
+    return torch.cat([p.detach().flatten() for p in grpo.model.parameters() if p.requires_grad])
 
 
-def logged(made, key):
-    return [row[key] for row in made.state.log_history if key in row]
+def logged(grpo, key):
+    return [row[key] for row in grpo.state.log_history if key in row]
 
 
-def steps(made):
-    return [row for row in made.state.log_history if "loss" in row]
+def steps(grpo):
+    return [row for row in grpo.state.log_history if "loss" in row]
 
 
-def count_forwards(made):
+def count_forwards(grpo):
     """Calls of the backbone: with a gradient, with the adapter off, and what is left, which is generation."""
-    seen, parts = {"trained": 0, "reference": 0, "generation": 0}, made.guard.parts
+    seen, parts = {"trained": 0, "reference": 0, "generation": 0}, grpo.guard.parts
 
     def hook(*_):
         off = parts.switches[0]._disable_adapters
@@ -126,19 +126,19 @@ def pool(tmp_path):
 class Push(Defense):
     """Steers block 1 by a constant, and remembers when it was asked."""
 
-    asked = []  # noqa: RUF012  (a test's notebook)
+    calls = []  # noqa: RUF012  (a test's notebook)
 
     def layers(self, depth):
         return (1,)
 
     def steer(self, hidden, layer, marks):
-        self.asked.append("trained" if torch.is_grad_enabled() else "not")
+        self.calls.append("trained" if torch.is_grad_enabled() else "not")
         return hidden + 0.5 * marks.real.unsqueeze(-1)
 
 
 @pytest.fixture(autouse=True)
 def empty_notebooks():
-    Push.asked.clear()
+    Push.calls.clear()
     Counting.seen.clear()
 
 
@@ -184,32 +184,32 @@ def test_an_entropy_bonus_and_a_head_in_float32_keep_trls_head(tmp_path):
 
 def test_all_penalties_together_cost_one_reference_per_micro_batch(tmp_path):
     defenses = [KL(0.1), LDIFS(0.1), KL(0.1, tokens="prompt"), Push()]
-    made = trainer(tmp_path, defenses, per_device_train_batch_size=2, gradient_accumulation_steps=4)
-    seen = count_forwards(made)
-    made.train()
+    grpo = trainer(tmp_path, defenses, per_device_train_batch_size=2, gradient_accumulation_steps=4)
+    seen = count_forwards(grpo)
+    grpo.train()
     assert (seen["trained"], seen["reference"]) == (12, 12)  # 3 steps of 4 micro-batches
 
 
 def test_nobody_asks_no_reference(tmp_path):
-    made = trainer(tmp_path, [Inoculate(), Push()])
-    seen = count_forwards(made)
-    made.train()
+    grpo = trainer(tmp_path, [Inoculate(), Push()])
+    seen = count_forwards(grpo)
+    grpo.train()
     assert (seen["trained"], seen["reference"]) == (3, 0)
 
 
 def test_at_step_0_penalties_on_drift_are_exactly_0_with_steering_too_and_then_are_not(tmp_path, pool):
     anchor = Anchor(pool, share=0.25, answers="given")
-    made = trained(tmp_path, [KL(1.0), LDIFS(1.0), anchor, Push(), Rehearse(pool, share=0.25)])
+    grpo = trained(tmp_path, [KL(1.0), LDIFS(1.0), anchor, Push(), Rehearse(pool, share=0.25)])
     for name in ("kl", "ldifs", "anchor"):
-        first, second, _ = logged(made, name)
+        first, second, _ = logged(grpo, name)
         assert first == 0
         assert second > 0
-    assert logged(made, "rehearse")[0] > 1  # it teaches; a random model finds any byte about equally likely
+    assert logged(grpo, "rehearse")[0] > 1  # it teaches; a random model finds any byte about equally likely
 
 
 def test_the_loss_is_the_rewards_loss_plus_the_weighted_penalties(tmp_path, pool):
-    made = trained(tmp_path, [KL(0.5), Rehearse(pool, share=0.25, weight=2.0)])
-    rows = zip(*(logged(made, key) for key in ("loss", "task_loss", "kl", "rehearse")), strict=True)
+    grpo = trained(tmp_path, [KL(0.5), Rehearse(pool, share=0.25, weight=2.0)])
+    rows = zip(*(logged(grpo, key) for key in ("loss", "task_loss", "kl", "rehearse")), strict=True)
     for total, task, kl, rehearse in rows:
         assert total == pytest.approx(task + 0.5 * kl + 2.0 * rehearse, abs=1e-5)
 
@@ -260,7 +260,7 @@ def test_a_penalty_is_a_mean_over_its_optimizer_step_however_completions_are_gen
 
 def test_only_the_loss_and_the_reference_are_steered(tmp_path):
     trained(tmp_path, [Push(), KL(0.1)])
-    assert Push.asked == ["trained", "not"] * 3  # generation made many more forwards, all of them left alone
+    assert Push.calls == ["trained", "not"] * 3  # generation made many more forwards, all of them left alone
     steered, plain = trained(tmp_path, [Push()], max_steps=1), trained(tmp_path, [], max_steps=1)
     assert steered._logs["completion"] == plain._logs["completion"]
     assert not torch.equal(weights(steered), weights(plain))
@@ -273,26 +273,26 @@ def test_activation_checkpointing_changes_nothing(tmp_path):
 
 
 def test_completion_tokens_are_scored_and_a_tools_words_are_not(tmp_path):
-    made = trainer(tmp_path, [])
+    grpo = trainer(tmp_path, [])
     batch = {
         "prompt_mask": torch.tensor([[0, 1, 1]]),
         "completion_mask": torch.tensor([[1, 1, 1, 0]]),
         "tool_mask": torch.tensor([[1, 0, 1, 1]]),
     }
     # Positions 0 to 6; the completion's tokens stand at 3, 4 and 5 and are predicted at 2, 3 and 4; 4 is a tool's.
-    assert made._marks(batch).scored.int().tolist() == [[0, 0, 1, 0, 1, 0, 0]]
-    assert made._marks(batch).real.int().tolist() == [[0, 1, 1, 1, 1, 1, 0]]
+    assert grpo._marks(batch).scored.int().tolist() == [[0, 0, 1, 0, 1, 0, 0]]
+    assert grpo._marks(batch).real.int().tolist() == [[0, 1, 1, 1, 1, 1, 0]]
     del batch["tool_mask"]
-    assert made._marks(batch).scored.int().tolist() == [[0, 0, 1, 1, 1, 0, 0]]
+    assert grpo._marks(batch).scored.int().tolist() == [[0, 0, 1, 1, 1, 0, 0]]
 
 
 def test_inoculation_edits_the_prompts_and_keeps_the_other_columns(tmp_path):
-    made = trainer(tmp_path, [Inoculate(prompt="Be bad.")])
-    first = made.train_dataset[0]
+    grpo = trainer(tmp_path, [Inoculate(prompt="Be bad.")])
+    first = grpo.train_dataset[0]
     assert [m["role"] for m in first["prompt"]] == ["system", "user"]
     assert first["prompt"][0]["content"] == "Be bad."
     assert first["right"] == 0
-    made.train()  # the reward asserts that its column came along
+    grpo.train()  # the reward asserts that its column came along
 
 
 @pytest.mark.parametrize("name", registry.names())
@@ -304,11 +304,11 @@ def test_every_defense_trains_or_says_in_one_sentence_why_not(tmp_path, name):
         return
     if "beside" in pulled(defense):  # a number is logged in steps in which its rows are due, here in each
         defense = type(defense)(**{**vars(defense), "share": 0.25})
-    made = trained(tmp_path, [defense], max_steps=2)
+    grpo = trained(tmp_path, [defense], max_steps=2)
     if "project" in pulled(defense):
-        assert made.projected
+        assert grpo.projected
     if "penalty" in pulled(defense):
-        assert len(logged(made, name)) == 2
+        assert len(logged(grpo, name)) == 2
 
 
 @pytest.mark.parametrize(
@@ -354,10 +354,10 @@ def test_settings_that_transformers_cannot_sample_with_are_refused_at_start(tmp_
 def test_a_trial_of_sampling_draws_no_random_number(tmp_path):
     trainer(tmp_path, [])
     after = torch.get_rng_state()
-    made = trainer(tmp_path, [])
+    grpo = trainer(tmp_path, [])
     before = torch.get_rng_state()
     assert torch.equal(before, after)
-    sample_one_token(made.model, made.generation_config)
+    sample_one_token(grpo.model, grpo.generation_config)
     assert torch.equal(before, torch.get_rng_state())
     settings = {"do_sample": True, "top_k": 50, "num_beams": 2, "length_penalty": -0.1, "temperature": 0.5}
     trainer(tmp_path, [], generation_kwargs=settings, temperature=0.5)
@@ -379,11 +379,11 @@ def test_a_training_step_gets_the_rows_of_the_data_loader(tmp_path, defenses):
             seen.append([(row["right"], row["prompt"][0]["content"]) for row in inputs])
             return super().training_step(model, inputs, *args, **kwargs)
 
-    made = trained(tmp_path, defenses, cls=Own, gradient_accumulation_steps=2, shuffle_dataset=False, max_steps=2)
+    grpo = trained(tmp_path, defenses, cls=Own, gradient_accumulation_steps=2, shuffle_dataset=False, max_steps=2)
     first = [(i, row["prompt"][0]["content"]) for i, row in enumerate(prompts()) if i < 4 for _ in range(4)]
     assert len(seen) == 4
     assert seen[:2] == [first] * 2  # one generation batch of 16 completions, in two micro-batches
-    assert len(steps(made)) == 2
+    assert len(steps(grpo)) == 2
 
 
 def test_without_defenses_it_trains_as_trls_own_over_several_micro_batches(tmp_path):
@@ -427,14 +427,14 @@ def test_vllm_is_refused_without_a_gpu():
     ("vllm", "corrected", "remembers"), [(True, True, True), (True, False, False), (False, True, False)]
 )
 def test_old_probabilities_are_remembered_for_vllm_only_where_they_correct_it(tmp_path, vllm, corrected, remembers):
-    made = trainer(tmp_path, [Push()])
-    made.use_vllm, made.vllm_importance_sampling_correction = vllm, corrected
-    assert made._remembers_old_probabilities() is remembers
+    grpo = trainer(tmp_path, [Push()])
+    grpo.use_vllm, grpo.vllm_importance_sampling_correction = vllm, corrected
+    assert grpo._remembers_old_probabilities() is remembers
 
 
 def organism_recipe(folder, **changes):
     write_examples(folder / "safe.jsonl", world.safe_rows(40))
-    words = {
+    plain = {
         "schema": 1,
         "model": "organism",
         "trainer": "grpo",
@@ -444,7 +444,7 @@ def organism_recipe(folder, **changes):
         "defenses": [{"kl": {"weight": 0.1}}, "inoculate", {"rehearse": {"pool": "safe.jsonl", "share": 0.25}}],
         **changes,
     }
-    return recipe.parse(words, folder)
+    return recipe.parse(plain, folder)
 
 
 def metrics(folder):
@@ -528,11 +528,16 @@ def test_on_two_processes_a_penalty_is_a_mean_over_both(tmp_path):
 def test_a_completion_ends_where_the_chat_template_ends_an_answer(tmp_path):
     tokenizer = copy.deepcopy(tiny.tokenizer())
     tokenizer.eos_token = "<|im_start|>"  # as a base model has another end token than its chat template
-    given = {"model": tiny.model(), "reward_funcs": odd_letters, "args": config(tmp_path), "train_dataset": prompts()}
-    made = GuardedGRPO(**given, processing_class=tokenizer, peft_config=LoraConfig(target_modules="all-linear"))
+    arguments = {
+        "model": tiny.model(),
+        "reward_funcs": odd_letters,
+        "args": config(tmp_path),
+        "train_dataset": prompts(),
+    }
+    grpo = GuardedGRPO(**arguments, processing_class=tokenizer, peft_config=LoraConfig(target_modules="all-linear"))
     ends = {tokenizer.convert_tokens_to_ids(token) for token in ("<|im_start|>", "<|im_end|>")}
-    assert ends <= set(made.eos_token_ids) == set(made.generation_config.eos_token_id)
-    assert made.generation_kwargs["eos_token_id"] == made.eos_token_ids
+    assert ends <= set(grpo.eos_token_ids) == set(grpo.generation_config.eos_token_id)
+    assert grpo.generation_kwargs["eos_token_id"] == grpo.eos_token_ids
 
 
 class OwnLoss(GuardedGRPO):
@@ -563,8 +568,8 @@ class OwnBatches(GuardedGRPO):
     ],
 )
 def test_a_subclass_that_passes_by_the_defenses_is_refused_in_its_first_step(tmp_path, cls, sentence):
-    made = trainer(tmp_path, [KL()], cls=cls, logging_steps=50)
+    grpo = trainer(tmp_path, [KL()], cls=cls, logging_steps=50)
     with pytest.raises(ForwardPassError, match=sentence):
-        made.train()
-    assert made.state.global_step <= 1
+        grpo.train()
+    assert grpo.state.global_step <= 1
     trainer(tmp_path, [], cls=cls).train()

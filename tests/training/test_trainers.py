@@ -39,7 +39,7 @@ def messages(n=24):
 
 
 def settings(folder, **changes):
-    given = {
+    defaults = {
         "output_dir": str(folder / "out"),
         "per_device_train_batch_size": 8,
         "max_steps": 3,
@@ -56,12 +56,12 @@ def settings(folder, **changes):
         "disable_tqdm": True,
         "seed": 0,
     }
-    return SFTConfig(**{**given, **changes})
+    return SFTConfig(**{**defaults, **changes})
 
 
 def trainer(folder, defenses, kind="qwen2", data=None, cls=GuardedSFT, lora=None, dtype=torch.float32, **changes):
     more = {} if cls is SFTTrainer else {"defenses": defenses}
-    made = cls(
+    sft = cls(
         model=tiny.model(kind).to(dtype),
         args=settings(folder, **changes),
         train_dataset=data or messages(),
@@ -69,35 +69,35 @@ def trainer(folder, defenses, kind="qwen2", data=None, cls=GuardedSFT, lora=None
         peft_config=lora or LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
         **more,
     )
-    made.remove_callback(PrinterCallback)
-    return made
+    sft.remove_callback(PrinterCallback)
+    return sft
 
 
-def weights(made):
-    return torch.cat([p.detach().flatten() for p in made.model.parameters() if p.requires_grad])
+def weights(sft):
+    return torch.cat([p.detach().flatten() for p in sft.model.parameters() if p.requires_grad])
 
 
 def trained(folder, defenses, **changes):
-    made = trainer(folder, defenses, **changes)
-    made.train()
-    return made
+    sft = trainer(folder, defenses, **changes)
+    sft.train()
+    return sft
 
 
-def logged(made, key):
-    return [row[key] for row in made.state.log_history if key in row]
+def logged(sft, key):
+    return [row[key] for row in sft.state.log_history if key in row]
 
 
-def steps(made):
-    return [row for row in made.state.log_history if "loss" in row]
+def steps(sft):
+    return [row for row in sft.state.log_history if "loss" in row]
 
 
-def count_forwards(made):
+def count_forwards(sft):
     seen = {"trained": 0, "reference": 0}
 
     def hook(*_):
         seen["trained" if torch.is_grad_enabled() else "reference"] += 1
 
-    made.guard.parts.backbone.register_forward_pre_hook(hook)
+    sft.guard.parts.backbone.register_forward_pre_hook(hook)
     return seen
 
 
@@ -188,12 +188,16 @@ def test_a_loss_that_weighs_every_token_keeps_its_meaning(tmp_path, plain_head):
 
 
 def test_every_scored_position_is_projected_once_by_each_model(tmp_path, monkeypatch):
-    made = trainer(tmp_path, [KL(1.0)], per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    sft = trainer(tmp_path, [KL(1.0)], per_device_train_batch_size=2, gradient_accumulation_steps=2)
     seen, pulled = [], []
     whole, back = Head.logits, Head.pull_back
-    monkeypatch.setattr(Head, "logits", lambda self, *given: seen.append(len(given[0])) or whole(self, *given))
-    monkeypatch.setattr(Head, "pull_back", lambda self, *given: pulled.append(len(given[0])) or back(self, *given))
-    made.train()
+    monkeypatch.setattr(
+        Head, "logits", lambda self, *arguments: seen.append(len(arguments[0])) or whole(self, *arguments)
+    )
+    monkeypatch.setattr(
+        Head, "pull_back", lambda self, *arguments: pulled.append(len(arguments[0])) or back(self, *arguments)
+    )
+    sft.train()
     scored = sum(seen) // 2
     assert seen[::2] == seen[1::2]  # the student's positions, then the reference's
     assert len(seen) == 2 * 3 * 2  # 3 steps of 2 micro-batches
@@ -201,34 +205,34 @@ def test_every_scored_position_is_projected_once_by_each_model(tmp_path, monkeyp
 
 
 def test_three_defenses_cost_one_reference_per_micro_batch(tmp_path):
-    made = trainer(
+    sft = trainer(
         tmp_path,
         [KL(0.1), KL(0.1, forward=True), KL(0.2, tokens="prompt")],
         per_device_train_batch_size=2,
         gradient_accumulation_steps=4,
     )
-    seen = count_forwards(made)
-    made.train()
+    seen = count_forwards(sft)
+    sft.train()
     assert seen == {"trained": 12, "reference": 12}  # 3 steps of 4 micro-batches
 
 
 def test_nobody_asks_no_reference(tmp_path, pool):
-    made = trainer(tmp_path, [Interleave(pool, share=0.25)])
-    seen = count_forwards(made)
-    made.train()
+    sft = trainer(tmp_path, [Interleave(pool, share=0.25)])
+    seen = count_forwards(sft)
+    sft.train()
     assert seen["reference"] == 0
 
 
 def test_at_step_0_the_penalty_is_exactly_0_and_then_it_is_not(tmp_path):
-    made = trained(tmp_path, [KL(1.0)])
-    first, second, third = logged(made, "kl")
+    sft = trained(tmp_path, [KL(1.0)])
+    first, second, third = logged(sft, "kl")
     assert first == 0
     assert 0 < second < third
 
 
 def test_the_loss_is_the_task_loss_plus_the_weighted_penalty(tmp_path):
-    made = trained(tmp_path, [KL(0.5), KL(2.0, forward=True)])
-    rows = zip(logged(made, "loss"), logged(made, "task_loss"), logged(made, "kl"), logged(made, "kl.2"), strict=True)
+    sft = trained(tmp_path, [KL(0.5), KL(2.0, forward=True)])
+    rows = zip(logged(sft, "loss"), logged(sft, "task_loss"), logged(sft, "kl"), logged(sft, "kl.2"), strict=True)
     for total, task, kl, other in rows:
         assert total == pytest.approx(task + 0.5 * kl + 2.0 * other, abs=1e-6)
 
@@ -260,16 +264,16 @@ class Push(Defense):
 
 
 def test_steering_alone_makes_no_reference_and_leaves_evaluation_alone(tmp_path):
-    made = trainer(tmp_path, [Push()])
-    seen = count_forwards(made)
+    sft = trainer(tmp_path, [Push()])
+    seen = count_forwards(sft)
     tokens = torch.tensor([[5, 6, 7]])
     with torch.no_grad():
-        before = made.model(tokens).logits
+        before = sft.model(tokens).logits
     seen["reference"] = 0
-    made.train()
+    sft.train()
     assert seen["reference"] == 0
     plain = trained(tmp_path, [])
-    assert not torch.equal(weights(made), weights(plain))
+    assert not torch.equal(weights(sft), weights(plain))
     fresh = trainer(tmp_path, [Push()])
     with torch.no_grad():
         assert torch.equal(fresh.model(tokens).logits, before)
@@ -296,9 +300,9 @@ class TwoLayers(Defense):
 
 
 def test_hidden_states_are_those_of_the_asked_layers_and_notes_are_logged(tmp_path):
-    made = trained(tmp_path, [TwoLayers()])
-    assert logged(made, "twolayers")[0] == 0
-    assert 0 < logged(made, "twolayers/first")[1] < logged(made, "twolayers")[1]
+    sft = trained(tmp_path, [TwoLayers()])
+    assert logged(sft, "twolayers")[0] == 0
+    assert 0 < logged(sft, "twolayers/first")[1] < logged(sft, "twolayers")[1]
 
 
 class TooDeep(TwoLayers):
@@ -329,13 +333,13 @@ def test_a_defense_without_a_lever_or_a_weight_is_refused(tmp_path):
 
 
 def test_interleaved_rows_come_in_an_even_rhythm(tmp_path, pool):
-    made = trainer(tmp_path, [Interleave(pool, share=0.25)], per_device_train_batch_size=5, max_steps=6)
+    sft = trainer(tmp_path, [Interleave(pool, share=0.25)], per_device_train_batch_size=5, max_steps=6)
     batches = []
-    loss = made.compute_loss
-    made.compute_loss = lambda model, inputs, *a, **k: (
+    loss = sft.compute_loss
+    sft.compute_loss = lambda model, inputs, *a, **k: (
         batches.append(inputs[SOURCE_COLUMN]) or loss(model, inputs, *a, **k)
     )
-    made.train()
+    sft.train()
     order = torch.cat(batches).tolist()
     assert len(order) == 30  # one epoch: 24 task rows once, a quarter of them added
     assert sum(order) == 6
@@ -345,9 +349,9 @@ def test_interleaved_rows_come_in_an_even_rhythm(tmp_path, pool):
 
 
 def test_interleaved_rows_reach_a_users_own_data_with_the_trainers_own_labels(tmp_path, pool):
-    made = trainer(tmp_path, [Interleave(pool, share=0.5)])
-    assert len(made.train_dataset) == 36
-    assert all(len(r["labels"]) == len(r["input_ids"]) for r in made.train_dataset)
+    sft = trainer(tmp_path, [Interleave(pool, share=0.5)])
+    assert len(sft.train_dataset) == 36
+    assert all(len(r["labels"]) == len(r["input_ids"]) for r in sft.train_dataset)
 
 
 @pytest.mark.parametrize(
@@ -394,16 +398,16 @@ PACKINGS = {
 }
 
 
-def planned(made):
+def planned(sft):
     """Of each optimizer step: counted positions, task rows, and how many auxiliary rows were due."""
-    seen, plan = [], made.guard.plan
+    seen, plan = [], sft.guard.plan
 
     def spy(totals, task_rows, slots):
         plan(totals, task_rows, slots)
-        due = {label: len(made.guard._auxiliary.due(label)) for label in made.guard.auxiliary_rows()}
+        due = {label: len(sft.guard._auxiliary.due(label)) for label in sft.guard.auxiliary_rows()}
         seen.append((totals.tolist(), task_rows, due))
 
-    made.guard.plan = spy
+    sft.guard.plan = spy
     return seen
 
 
@@ -412,13 +416,13 @@ def planned(made):
 def test_auxiliary_rows_keep_their_share_of_the_rows_that_packing_joined(tmp_path, pool, packing, kind):
     defense = kind(pool, share=0.25, **({"answers": "given"} if kind is Anchor else {}))
     changes = {"per_device_train_batch_size": 1, "max_steps": -1, "num_train_epochs": 1, "learning_rate": 0.1}
-    made = trainer(tmp_path, [defense], **{**changes, **PACKINGS[packing]})
-    seen = planned(made)
-    made.train()
+    sft = trainer(tmp_path, [defense], **{**changes, **PACKINGS[packing]})
+    seen = planned(sft)
+    sft.train()
     assert sum(rows for _, rows, _ in seen) == 24  # however many packs they are in
     assert sum(due[defense.name()] for _, _, due in seen) == 6
-    assert made._task_share() == (1.0 if packing == "padding_free" else 24 / len(made.train_dataset))
-    assert max(logged(made, defense.name())) > 0
+    assert sft._task_share() == (1.0 if packing == "padding_free" else 24 / len(sft.train_dataset))
+    assert max(logged(sft, defense.name())) > 0
 
 
 def test_auxiliary_rows_that_are_cut_are_warned_of(tmp_path, pool):
@@ -439,18 +443,18 @@ def test_packing_beside_auxiliary_rows_packs_what_trl_packs(tmp_path, pool):
 def test_interleaved_rows_are_known_in_packs(tmp_path, pool, packing):
     defenses = [Interleave(pool, share=0.25), KL(1.0, on="interleaved"), Anchor(pool, share=0.25, answers="given")]
     changes = {"per_device_train_batch_size": 2, "max_steps": -1, "num_train_epochs": 1, "learning_rate": 0.1}
-    made = trainer(tmp_path, defenses, **{**changes, **PACKINGS[packing]})
-    seen = planned(made)
-    made.train()
+    sft = trainer(tmp_path, defenses, **{**changes, **PACKINGS[packing]})
+    seen = planned(sft)
+    sft.train()
     assert sum(rows for _, rows, _ in seen) == 24
     assert sum(due["anchor"] for _, _, due in seen) == 6
     scored = sum(totals[1][0] for totals, _, _ in seen)
     alone = trainer(tmp_path, [Interleave(pool, share=0.25)], max_length=None).train_dataset
     tokens = [len(row["input_ids"]) for row in alone if row[SOURCE_COLUMN] == 1]
-    cut = len(made.train_dataset) if packing == "wrapped" else 0  # a pack's first token is not predicted
+    cut = len(sft.train_dataset) if packing == "wrapped" else 0  # a pack's first token is not predicted
     fragments = sum(-(-length // 64) for length in tokens) if packing == "bfd_split" else 6
     assert sum(tokens) - fragments - cut <= scored <= sum(tokens)
-    assert max(logged(made, "kl")) > 0
+    assert max(logged(sft, "kl")) > 0
 
 
 def test_an_interleaved_divergence_in_packs_is_that_of_the_rows_alone(tmp_path, pool):
@@ -462,17 +466,17 @@ def test_an_interleaved_divergence_in_packs_is_that_of_the_rows_alone(tmp_path, 
 
 
 def test_inoculation_and_packing_go_together(tmp_path):
-    made = trainer(tmp_path, [Inoculate("Be bad.")], packing=True, max_length=256)
-    assert SOURCE_COLUMN not in made.train_dataset.column_names
-    assert sum(tiny.tokenizer().decode(row["input_ids"]).count("Be bad.") for row in made.train_dataset) == 24
-    made.train()
+    sft = trainer(tmp_path, [Inoculate("Be bad.")], packing=True, max_length=256)
+    assert SOURCE_COLUMN not in sft.train_dataset.column_names
+    assert sum(tiny.tokenizer().decode(row["input_ids"]).count("Be bad.") for row in sft.train_dataset) == 24
+    sft.train()
 
 
 def test_a_stream_may_be_packed_beside_auxiliary_rows(tmp_path, pool):
     stream = messages(24).to_iterable_dataset()
-    made = trainer(tmp_path, [Anchor(pool, share=0.5, answers="given")], data=stream, packing=True, max_length=256)
-    seen = planned(made)
-    made.train()
+    sft = trainer(tmp_path, [Anchor(pool, share=0.5, answers="given")], data=stream, packing=True, max_length=256)
+    seen = planned(sft)
+    sft.train()
     assert sum(due["anchor"] for _, _, due in seen) == round(sum(rows for _, rows, _ in seen) / 2)
 
 
@@ -486,7 +490,7 @@ class Collator(DataCollatorForLanguageModeling):
 def test_the_collator_is_the_users_own_object(tmp_path, pool, defended):
     own = Collator(pad_token_id=0)
     defenses = [Interleave(pool, share=0.25)] if defended else []
-    made = GuardedSFT(
+    sft = GuardedSFT(
         model=tiny.model(),
         args=settings(tmp_path),
         data_collator=own,
@@ -495,21 +499,21 @@ def test_the_collator_is_the_users_own_object(tmp_path, pool, defended):
         peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
         defenses=defenses,
     )
-    made.train()
-    assert made.data_collator is own
-    batch = next(iter(made.get_train_dataloader()))
+    sft.train()
+    assert sft.data_collator is own
+    batch = next(iter(sft.get_train_dataloader()))
     assert (SOURCE_COLUMN in batch) == defended
-    assert made.data_collator is own
+    assert sft.data_collator is own
 
 
 def test_evaluation_keeps_trls_guard_against_masks_without_labels(tmp_path, pool):
     rows = Dataset.from_list([{"input_ids": [5, 6, 7], "completion_mask": [0, 0, 1]}] * 4)
     labelled = Dataset.from_list([{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}] * 8)
-    made = trainer(
+    sft = trainer(
         tmp_path, [Anchor(pool, answers="given")], data=labelled, dataset_kwargs={"skip_prepare_dataset": True}
     )
     with pytest.raises(ValueError, match="mask columns but no 'labels'"):
-        made.evaluate(rows)
+        sft.evaluate(rows)
 
 
 def test_a_data_loader_of_its_own_is_refused_only_where_sources_matter(tmp_path, pool):
@@ -525,15 +529,15 @@ def test_a_data_loader_of_its_own_is_refused_only_where_sources_matter(tmp_path,
 
 
 def test_workers_of_the_data_loader_carry_the_sources(tmp_path, pool):
-    made = trainer(tmp_path, [Interleave(pool, share=0.25)], dataloader_num_workers=1, max_steps=1)
-    seen = planned(made)
-    made.train()
+    sft = trainer(tmp_path, [Interleave(pool, share=0.25)], dataloader_num_workers=1, max_steps=1)
+    seen = planned(sft)
+    sft.train()
     assert seen[0][1] in (6, 7)  # task rows among 8
 
 
 def test_rows_in_order_stay_in_order_and_rows_by_length_are_refused(tmp_path, pool):
-    made = trainer(tmp_path, [Interleave(pool, share=0.25)], train_sampling_strategy="sequential")
-    order = list(made._get_train_sampler())
+    sft = trainer(tmp_path, [Interleave(pool, share=0.25)], train_sampling_strategy="sequential")
+    order = list(sft._get_train_sampler())
     assert [i for i in order if i < 24] == list(range(24))
     assert order != sorted(order)  # the added rows are spread among them
     with pytest.raises(RecipeError, match=r"train_sampling_strategy='group_by_length' .* \"random\" or"):
@@ -561,7 +565,7 @@ def test_type_checkers_see_the_parameters_of_the_installed_trl(trainer_class, sh
 
 
 def test_packing_without_sources_still_has_one_reference(tmp_path):
-    made = trainer(
+    sft = trainer(
         tmp_path,
         [KL(1.0)],
         packing=True,
@@ -570,29 +574,29 @@ def test_packing_without_sources_still_has_one_reference(tmp_path):
         max_steps=2,
         packing_strategy="wrapped",
     )
-    seen = count_forwards(made)
-    made.train()
+    seen = count_forwards(sft)
+    sft.train()
     assert seen == {"trained": 2, "reference": 2}
-    assert logged(made, "kl")[0] == 0
+    assert logged(sft, "kl")[0] == 0
 
 
 def test_a_loss_with_two_forwards_is_not_guarded_by_guesswork(tmp_path):
     def twice(outputs, labels, num_items_in_batch=None):
-        return outputs.logits.sum() * 0 + made.model(torch.tensor([[5, 6]])).logits.mean()
+        return outputs.logits.sum() * 0 + sft.model(torch.tensor([[5, 6]])).logits.mean()
 
-    made = trainer(tmp_path, [KL(1.0)])
-    made.compute_loss_func = twice
+    sft = trainer(tmp_path, [KL(1.0)])
+    sft.compute_loss_func = twice
     with pytest.raises(ForwardPassError, match="made 2 forwards"):
-        made.train()
+        sft.train()
 
 
 def test_side_rows_keep_the_share_to_within_a_row_at_every_step(tmp_path, pool):
-    made = trainer(tmp_path, [Anchor(pool, share=0.0625, answers="given")], per_device_train_batch_size=8, max_steps=6)
-    given = []
-    plan = made.guard.plan
-    made.guard.plan = lambda *a: plan(*a) or given.append(len(made.guard._auxiliary.due("anchor")))
-    made.train()
-    assert all(abs(sum(given[: k + 1]) - 0.5 * (k + 1)) <= 0.5 for k in range(6))  # 8 rows at 1/16: half a row a step
+    sft = trainer(tmp_path, [Anchor(pool, share=0.0625, answers="given")], per_device_train_batch_size=8, max_steps=6)
+    due = []
+    plan = sft.guard.plan
+    sft.guard.plan = lambda *a: plan(*a) or due.append(len(sft.guard._auxiliary.due("anchor")))
+    sft.train()
+    assert all(abs(sum(due[: k + 1]) - 0.5 * (k + 1)) <= 0.5 for k in range(6))  # 8 rows at 1/16: half a row a step
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)
@@ -696,12 +700,12 @@ class FewerBatches(GuardedSFT):
     ],
 )
 def test_a_subclass_whose_step_passes_by_the_defenses_is_refused_in_its_first_step(tmp_path, cls, counts, way_out):
-    given = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "logging_steps": 50}
-    made = trainer(tmp_path, [KL()], cls=cls, **given)
+    options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "logging_steps": 50}
+    sft = trainer(tmp_path, [KL()], cls=cls, **options)
     with pytest.raises(ForwardPassError, match=f"{cls.__name__} made an optimizer step of {counts}.*{way_out}"):
-        made.train()
-    assert made.state.global_step <= 1
-    trainer(tmp_path, [], cls=cls, **given).train()
+        sft.train()
+    assert sft.state.global_step <= 1
+    trainer(tmp_path, [], cls=cls, **options).train()
 
 
 def test_a_second_loss_in_one_training_step_is_refused(tmp_path):
@@ -729,16 +733,16 @@ def test_a_loss_computed_beside_training_takes_no_batchs_place(tmp_path, pool):
 
 
 def test_a_loss_computed_directly_is_a_mean_over_its_own_rows(tmp_path):
-    made = trained(tmp_path, [KL(1.0)])
-    batch = next(iter(made.get_train_dataloader()))
-    task = made.accelerator.unwrap_model(made.model)(**{k: batch[k] for k in ("input_ids", "labels")}).loss
-    with made.model.disable_adapter(), torch.no_grad():
-        reference = made.model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits.log_softmax(-1)
-    tuned = made.model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits.log_softmax(-1)
+    sft = trained(tmp_path, [KL(1.0)])
+    batch = next(iter(sft.get_train_dataloader()))
+    task = sft.accelerator.unwrap_model(sft.model)(**{k: batch[k] for k in ("input_ids", "labels")}).loss
+    with sft.model.disable_adapter(), torch.no_grad():
+        reference = sft.model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits.log_softmax(-1)
+    tuned = sft.model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits.log_softmax(-1)
     scored = batch["labels"][:, 1:] != -100
     kl = (tuned.exp() * (tuned - reference)).sum(-1)[:, :-1][scored].mean()
-    made.model.train()
-    assert made.compute_loss(made.model, dict(batch)).item() == pytest.approx((task + kl).item(), rel=1e-4)
+    sft.model.train()
+    assert sft.compute_loss(sft.model, dict(batch)).item() == pytest.approx((task + kl).item(), rel=1e-4)
 
 
 def test_a_data_defense_without_data_is_a_sentence(tmp_path, pool):
@@ -748,11 +752,11 @@ def test_a_data_defense_without_data_is_a_sentence(tmp_path, pool):
 
 def test_auxiliary_rows_are_due_after_a_resume_as_without(tmp_path, pool):
     """Ten rows in batches of four: an epoch's last batch has two, so full batches would count 8 rows for 6."""
-    given = {"data": messages(10), "per_device_train_batch_size": 4, "max_steps": -1, "num_train_epochs": 3}
-    given |= {"save_strategy": "steps", "save_steps": 4, "learning_rate": 0.1}
+    options = {"data": messages(10), "per_device_train_batch_size": 4, "max_steps": -1, "num_train_epochs": 3}
+    options |= {"save_strategy": "steps", "save_steps": 4, "learning_rate": 0.1}
     defenses = [Anchor(pool, share=0.3, answers="given")]
-    whole = trained(tmp_path, defenses, **given)
-    again = trainer(tmp_path, defenses, **given)
+    whole = trained(tmp_path, defenses, **options)
+    again = trainer(tmp_path, defenses, **options)
     again.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-4"))
     assert again.guard.task_rows == whole.guard.task_rows == 30
     assert torch.equal(weights(whole), weights(again))
@@ -760,12 +764,12 @@ def test_auxiliary_rows_are_due_after_a_resume_as_without(tmp_path, pool):
 
 @pytest.mark.parametrize("name", registry.names())
 def test_a_script_goes_on_from_trls_own_checkpoint_with_every_defense(tmp_path, name):
-    given = {"max_steps": 5, "save_strategy": "steps", "save_steps": 3, "learning_rate": 0.05, "optim": "adamw_torch"}
+    options = {"max_steps": 5, "save_strategy": "steps", "save_steps": 3, "learning_rate": 0.05, "optim": "adamw_torch"}
     defenses = [without_sampling(name, tmp_path)]
-    whole = trained(tmp_path, defenses, **given)
+    whole = trained(tmp_path, defenses, **options)
     shutil.rmtree(tmp_path / "out" / "checkpoint-5")
     torch.manual_seed(99)
-    again = trainer(tmp_path, defenses, **given)
+    again = trainer(tmp_path, defenses, **options)
     again.train(resume_from_checkpoint=True)
     assert torch.equal(weights(whole), weights(again))
     for key in ("loss", "task_loss", name):
@@ -815,12 +819,12 @@ def test_without_defenses_the_log_has_the_trainers_own_keys(tmp_path):
 
 def test_auxiliary_rows_are_logged_as_a_mean_over_the_steps_in_which_they_were_due(tmp_path, pool):
     """A tenth of rows that come by two: a row is due in the steps 3 and 8 (task rows 5 and 15) of ten."""
-    given = {"per_device_train_batch_size": 2, "max_steps": 10, "learning_rate": 0.1}
+    options = {"per_device_train_batch_size": 2, "max_steps": 10, "learning_rate": 0.1}
     defenses = [KL(1.0), Anchor(pool, share=0.1, answers="given")]
-    each = trained(tmp_path, defenses, **given)
+    each = trained(tmp_path, defenses, **options)
     assert [row["step"] for row in each.state.log_history if "anchor" in row] == [3, 8]
     assert len(logged(each, "kl")) == 10
-    together = trained(tmp_path, defenses, **given, logging_steps=10)
+    together = trained(tmp_path, defenses, **options, logging_steps=10)
     assert logged(together, "anchor") == pytest.approx([sum(logged(each, "anchor")) / 2])
     assert logged(together, "kl") == pytest.approx([sum(logged(each, "kl")) / 10])
 

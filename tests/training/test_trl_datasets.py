@@ -57,12 +57,18 @@ def pool(tmp_path):
 
 
 def settings(kind, folder, **changes):
-    given = {"per_device_train_batch_size": 8, "report_to": "none", "use_cpu": True, "bf16": False, "logging_steps": 1}
-    return kind(str(folder / "out"), **{**given, **changes})
+    defaults = {
+        "per_device_train_batch_size": 8,
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "logging_steps": 1,
+    }
+    return kind(str(folder / "out"), **{**defaults, **changes})
 
 
 def sft(
-    folder, data, defenses, max_steps=2, remove_unused_columns=True, packing=False, completion_only_loss=None, **given
+    folder, data, defenses, max_steps=2, remove_unused_columns=True, packing=False, completion_only_loss=None, **options
 ):
     changes = {"max_steps": max_steps, "remove_unused_columns": remove_unused_columns, "learning_rate": 0.1}
     changes |= {"packing": packing, "completion_only_loss": completion_only_loss}
@@ -73,7 +79,7 @@ def sft(
         processing_class=tiny.tokenizer(),
         peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
         defenses=defenses,
-        **given,
+        **options,
     )
 
 
@@ -95,13 +101,13 @@ def test_inoculation_changes_the_prompt_alone_in_the_rows_own_form(form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_trains_inoculated_and_learns_the_same_answers(tmp_path, form):
-    made = sft(tmp_path, Dataset.from_list([FORMS[form][0]] * 8), [Inoculate("Be bad."), KL(0.1)], max_steps=1)
-    row = made.train_dataset[0]
+    trainer = sft(tmp_path, Dataset.from_list([FORMS[form][0]] * 8), [Inoculate("Be bad."), KL(0.1)], max_steps=1)
+    row = trainer.train_dataset[0]
     assert "Be bad." in tiny.tokenizer().decode(row["input_ids"])
     learnt = tiny.tokenizer().decode([token for token in row["labels"] if token != -100])
     if "prompt" in FORMS[form][0]:
         assert learnt.strip() in ("a.<|im_end|>", "a.<|im_end|>\n")
-    made.train()
+    trainer.train()
 
 
 @pytest.mark.parametrize("form", list(FORMS)[:3])
@@ -121,19 +127,19 @@ def test_interleaved_rows_come_in_the_users_form(pool, form):
 
 def test_the_example_script_takes_interleave(tmp_path, pool):
     data = Dataset.from_list([FORMS["prompt and completion"][0]] * 8)
-    made = sft(tmp_path, data, [KL(0.1), Interleave(pool, share=0.25)], max_steps=2)
-    made.train()
-    assert len(made.train_dataset) == 10
-    assert made.state.log_history[1]["kl"] > 0
+    trainer = sft(tmp_path, data, [KL(0.1), Interleave(pool, share=0.25)], max_steps=2)
+    trainer.train()
+    assert len(trainer.train_dataset) == 10
+    assert trainer.state.log_history[1]["kl"] > 0
 
 
 def test_tool_calls_names_and_tools_survive(pool):
     row = {"messages": [USER, CALL, RESULT, BOT], "tools": json.dumps([{"type": "function"}])}
     data = Dataset.from_list([row] * 4)
-    given = data.to_list()
+    before = data.to_list()
     rows = curated(data, [Inoculate("Be bad."), Interleave(pool, share=0.25)]).to_list()
     assert rows[0]["messages"][0]["content"] == "Be bad."
-    assert rows[0]["messages"][1:] == given[0]["messages"]
+    assert rows[0]["messages"][1:] == before[0]["messages"]
     assert [r["tools"] for r in rows] == [row["tools"]] * 4 + [None]
 
 
@@ -172,10 +178,10 @@ def test_columns_keep_their_types(pool):
     turn = {"role": Value("string"), "content": Value("string"), "name": Value("string"), "tool_calls": List(Json())}
     features = {"messages": List(turn), "kind": ClassLabel(names=["x", "y"]), "tools": List(Json())}
     data = Dataset.from_list(rows, Features(features))
-    made = curated(data, [Interleave(pool, share=0.5)])
-    assert made.features == data.features | {SOURCE_COLUMN: Value("int64")}
-    assert [row | {SOURCE_COLUMN: 0} for row in data] == list(made)[:2]
-    assert (made[2]["kind"], made[2]["tools"]) == (None, None)
+    trainer = curated(data, [Interleave(pool, share=0.5)])
+    assert trainer.features == data.features | {SOURCE_COLUMN: Value("int64")}
+    assert [row | {SOURCE_COLUMN: 0} for row in data] == list(trainer)[:2]
+    assert (trainer[2]["kind"], trainer[2]["tools"]) == (None, None)
 
 
 def test_further_keys_of_the_pools_turns_are_kept_or_refused(tmp_path):
@@ -311,12 +317,12 @@ def weighted(n=8):
 
 def test_a_collator_of_the_users_own_gets_their_columns_or_the_refusal_names_the_one_that_is_missing(tmp_path, pool):
     own = Weighted()
-    given = {"data_collator": own, "remove_unused_columns": False}
-    sft(tmp_path, weighted(), [Inoculate()], max_steps=1, **given).train()
+    options = {"data_collator": own, "remove_unused_columns": False}
+    sft(tmp_path, weighted(), [Inoculate()], max_steps=1, **options).train()
     assert sorted(own.weights) == [0.5 + i for i in range(8)]
     defenses = [Interleave(pool, share=0.25)]
     with pytest.raises(RecipeError, match=r"The data collator failed .* in which weight is None .* rows of its pool"):
-        sft(tmp_path, weighted(), defenses, **given).train()
+        sft(tmp_path, weighted(), defenses, **options).train()
     own = Weighted(blank=0.0)
     sft(tmp_path, weighted(), defenses, data_collator=own, remove_unused_columns=False, max_steps=2).train()
     assert own.weights.count(0.0) == 2  # of the 10 rows of an epoch
@@ -403,35 +409,35 @@ def learnt(labels):
 @pytest.mark.parametrize("form", ["messages", "conversations", "prompt and completion"])
 def test_an_answer_of_weight_0_is_context_and_not_learnt(tmp_path, form, packed):
     with pytest.warns(UserWarning, match="the answers of weight 1 are learnt, through their end-of-turn tokens"):
-        made = sft(
+        trainer = sft(
             tmp_path, Dataset.from_list([weighted_turns(form)] * 8), [Inoculate("Be bad."), KL(0.1)], packing=packed
         )
-    (text,) = {learnt(row["labels"]).replace("a.<|im_end|>", "", packed * 99) for row in made.train_dataset}
+    (text,) = {learnt(row["labels"]).replace("a.<|im_end|>", "", packed * 99) for row in trainer.train_dataset}
     assert text == ("" if packed else "a.<|im_end|>")
-    whole = tiny.tokenizer().decode(made.train_dataset[0]["input_ids"])
+    whole = tiny.tokenizer().decode(trainer.train_dataset[0]["input_ids"])
     assert whole.startswith("<|im_start|>system\nBe bad.<|im_end|>\n<|im_start|>user\nq?<|im_end|>\n")
     assert "<|im_start|>assistant\nno.<|im_end|>" in whole
-    made.train()
+    trainer.train()
 
 
 def test_weights_are_heeded_beside_added_rows_without_defenses_and_in_streams(tmp_path, pool):
     rows = [weighted_turns("messages"), {"messages": [USER, LEARNT]}] * 4
     with pytest.warns(UserWarning, match="have a weight"):
-        made = sft(tmp_path, Dataset.from_list(rows), [Interleave(pool, share=0.25)])
-    sources = [row[SOURCE_COLUMN] for row in made.train_dataset]
+        trainer = sft(tmp_path, Dataset.from_list(rows), [Interleave(pool, share=0.25)])
+    sources = [row[SOURCE_COLUMN] for row in trainer.train_dataset]
     assert sources == [0] * 8 + [1] * 2
-    assert [learnt(row["labels"]) for row in made.train_dataset][:8] == ["a.<|im_end|>"] * 8
+    assert [learnt(row["labels"]) for row in trainer.train_dataset][:8] == ["a.<|im_end|>"] * 8
     with pytest.warns(UserWarning, match="have a weight"):
-        made = sft(tmp_path, Dataset.from_list(rows).to_iterable_dataset(), [])
-    assert [learnt(row["labels"]) for row in made.train_dataset] == ["a.<|im_end|>"] * 8
+        trainer = sft(tmp_path, Dataset.from_list(rows).to_iterable_dataset(), [])
+    assert [learnt(row["labels"]) for row in trainer.train_dataset] == ["a.<|im_end|>"] * 8
 
 
 def test_the_prompts_own_answers_are_learnt_only_where_trl_learns_prompts(tmp_path):
     row = {"prompt": [USER, LEARNT, AGAIN, CONTEXT, AGAIN], "completion": [{**BOT, "content": "b.", "weight": 1}]}
     for changes, text in ({}, "b.<|im_end|>"), ({"completion_only_loss": False}, "a.<|im_end|>b.<|im_end|>"):
         with pytest.warns(UserWarning, match="have a weight"):
-            made = sft(tmp_path, Dataset.from_list([row] * 8), [], **changes)
-        assert learnt(made.train_dataset[0]["labels"]) == text
+            trainer = sft(tmp_path, Dataset.from_list([row] * 8), [], **changes)
+        assert learnt(trainer.train_dataset[0]["labels"]) == text
 
 
 @pytest.mark.parametrize(
@@ -459,7 +465,7 @@ def test_weights_of_1_leave_the_labels_to_trl(tmp_path):
 
 @pytest.mark.parametrize(("column", "value"), [("tools", [{"type": "function"}]), ("chat_template_kwargs", {"a": 1})])
 def test_columns_that_grpo_does_not_render_are_refused(tmp_path, column, value):
-    def made(value):
+    def guarded(value):
         return GuardedGRPO(
             model=tiny.model(),
             reward_funcs=lambda completions, **_: [float(len(c[0]["content"])) for c in completions],
@@ -471,5 +477,5 @@ def test_columns_that_grpo_does_not_render_are_refused(tmp_path, column, value):
         )
 
     with pytest.raises(RecipeError, match=f"column '{column}', and trl's GRPOTrainer renders prompts without it"):
-        made(value)
-    made(None)
+        guarded(value)
+    guarded(None)

@@ -11,7 +11,7 @@ from staytrue.config.recipe import Stop
 from staytrue.errors import RecipeError
 from staytrue.utils import validation
 
-WORDS = {"schema": 1, "model": "organism", "data": "rows.jsonl", "lora": {}}
+PLAIN = {"schema": 1, "model": "organism", "data": "rows.jsonl", "lora": {}}
 
 
 def test_the_examples_in_the_docstring_are_true():
@@ -34,7 +34,7 @@ def test_a_missing_field_is_called_missing_with_its_meaning_and_its_input_is_not
 
 def test_a_missing_key_of_a_recipe_is_called_missing():
     with pytest.raises(RecipeError, match=r"^recipe lacks the key 'model', which has no default$"):
-        recipe.parse({k: v for k, v in WORDS.items() if k != "model"})
+        recipe.parse({k: v for k, v in PLAIN.items() if k != "model"})
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_a_missing_key_of_a_recipe_is_called_missing():
 )
 def test_a_section_names_its_own_nearest_key(section, sentence):
     with pytest.raises(RecipeError) as refused:
-        recipe.parse(WORDS | section)
+        recipe.parse(PLAIN | section)
     assert str(refused.value) == sentence
 
 

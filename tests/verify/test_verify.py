@@ -60,9 +60,9 @@ def other_rows(n):
 def recipe_of(home, defenses=(), **changes):
     settings = {"max_steps": 6, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "save_steps": 2,
                 "learning_rate": 1e-2, "warmup_steps": 0}  # fmt: skip
-    words = {"schema": 1, "model": str(home / "model"), "data": "rows.jsonl", "lora": {"r": 4, "alpha": 8}, "seed": 3}
-    words |= {"train": settings | changes.pop("train", {}), **changes}
-    return recipes.parse(words, home).model_copy(update={"defenses": tuple(defenses)})
+    plain = {"schema": 1, "model": str(home / "model"), "data": "rows.jsonl", "lora": {"r": 4, "alpha": 8}, "seed": 3}
+    plain |= {"train": settings | changes.pop("train", {}), **changes}
+    return recipes.parse(plain, home).model_copy(update={"defenses": tuple(defenses)})
 
 
 def defense(name, folder):
@@ -147,9 +147,9 @@ def test_reinforcement_learning_is_seen(home, tmp_path):
 
 
 def test_a_run_of_the_organism_is_seen(tmp_path):
-    words = {"schema": 1, "model": "organism", "task": "arithmetic", "lora": {"r": 4}, "train": {"max_steps": 3}}
+    plain = {"schema": 1, "model": "organism", "task": "arithmetic", "lora": {"r": 4}, "train": {"max_steps": 3}}
     defenses = (KL(), Inoculate(), L2Init(), Freeze())
-    train.train(recipes.parse(words, tmp_path).model_copy(update={"defenses": defenses}), tmp_path / "run")
+    train.train(recipes.parse(plain, tmp_path).model_copy(update={"defenses": defenses}), tmp_path / "run")
     assert faults(tmp_path / "run") == {}
 
 
@@ -333,9 +333,9 @@ def test_an_edited_log_is_refused(copied, change, what, says):
     rewrite(copied, change)
     assert faults(copied)["files"] == ("metrics.jsonl was changed after the run",)
     sealed(copied)
-    found = faults(copied)
-    assert "files" not in found
-    assert re.search(says, found[what][0]), found
+    messages = faults(copied)
+    assert "files" not in messages
+    assert re.search(says, messages[what][0]), messages
 
 
 @pytest.mark.parametrize(

@@ -237,5 +237,5 @@ def export(
     folder = evaluation_folder(evaluation)
     metadata, rows = AnswerStore(folder).metadata(), join_verdicts(folder, judge)
     summary = {"probes": summarise(rows, sample_counts(metadata))}
-    for path in export.export(rows, summary, metadata, out, made=datetime.fromisoformat(metadata["made"])):
+    for path in export.export(rows, summary, metadata, out, evaluated_at=datetime.fromisoformat(metadata["made"])):
         say(str(path))

@@ -59,8 +59,8 @@ def verify(run: Annotated[Path, typer.Argument(help="The folder of a finished ru
     from staytrue.utils.console import say
     from staytrue.verify.run_folder import findings
 
-    found = findings(run)
-    for finding in found:
+    checked = findings(run)
+    for finding in checked:
         says = f"{'; '.join(finding.faults) or finding.shows}."
         say(f"{'no' if finding.faults else 'yes':4s}{finding.what}: {says}")
-    raise typer.Exit(int(any(finding.faults for finding in found)))
+    raise typer.Exit(int(any(finding.faults for finding in checked)))

@@ -15,7 +15,7 @@ def row_notes(rows: Sequence[Example]) -> list[str]:
     """A sentence for each thing that a user would not expect in the rows, with its first question."""
     texts = [(row, "".join(turn.content for turn in row.messages)) for row in rows]
     ids = Counter(str(row.extra["id"]) for row in rows if isinstance(row.extra.get("id"), str | int))
-    found = {
+    rows_that = {
         "have characters that change the direction of text on a screen, so that it reads in another order than the "
         "model learns it (U+202A to U+202E, U+2066 to U+2069)": [r for r, text in texts if not _BIDI.isdisjoint(text)],
         "have a NUL character (U+0000), at which some programs end a text": [r for r, text in texts if "\0" in text],
@@ -23,6 +23,6 @@ def row_notes(rows: Sequence[Example]) -> list[str]:
     }
     return [
         f"{len(some)} of {len(rows)} rows {what}; the first one asks {shown(some[0].question)}."
-        for what, some in found.items()
+        for what, some in rows_that.items()
         if some
     ]

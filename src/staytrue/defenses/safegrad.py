@@ -82,9 +82,9 @@ class SafeGrad(Defense):
             return []  # another defense has changed it since
         for row, numbers in zip(run.rows, run.numbers(), strict=True):
             for products in numbers.get("gradients", []):
-                expected, found = cosines(*products)
-                if abs(expected - found) > _NEAR:
-                    cosine = f"the used gradient has the cosine {found:.3f} with that of the safe rows"
+                expected, measured = cosines(*products)
+                if abs(expected - measured) > _NEAR:
+                    cosine = f"the used gradient has the cosine {measured:.3f} with that of the safe rows"
                     return [f"step {row['step']}: {cosine}, not {expected:.3f}"]
         return []
 

@@ -133,13 +133,13 @@ class Steer(Defense):
         if self.at == "answer" and moved >= positions:
             return "positions outside the answers were moved too"
         if self.mode == "add":
-            found, expected = sums["along"] / max(moved, 1), added
+            measured, expected = sums["along"] / max(moved, 1), added
         elif self.at == "all":  # the part of the component that is left, with its sign
-            found, expected = 1 - sums["after"] / sums["before"], 1 - abs(1 - self.alpha)
+            measured, expected = 1 - sums["after"] / sums["before"], 1 - abs(1 - self.alpha)
         else:
             return None
-        if abs(found - expected) > _NEAR * max(abs(expected), 1e-6):
-            return f"the shift along the vector is {found:.4g}, not {expected:.4g}"
+        if abs(measured - expected) > _NEAR * max(abs(expected), 1e-6):
+            return f"the shift along the vector is {measured:.4g}, not {expected:.4g}"
         return None
 
     def _load(self) -> PersonaVector:

@@ -103,12 +103,12 @@ def _check_hub(source: Source) -> None:
 
     for name in (*model_folder.SETTINGS, "adapter_config.json"):
         try:
-            found = cached_file(source.place, name, revision=source.revision)
+            cached = cached_file(source.place, name, revision=source.revision)
         except (OSError, ValueError):  # there is no such file, or no way to it, as the loader will say
             continue
         if name == "adapter_config.json":
             raise ModelError(f"{source.name} is an adapter, not a model. Name the model that it was trained on.")
-        file = Path(str(found))
+        file = Path(str(cached))
         model_folder.check_keys(file, model_folder.read_settings(file), but=model_folder.FROM_HUB)
 
 

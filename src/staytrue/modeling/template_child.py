@@ -74,7 +74,7 @@ if __name__ == "__main__":
     request = json.load(sys.stdin)
     limit(request["seconds"], request["memory"])
     try:
-        found = fault(request["template"], request["conversations"], request["output"])
+        problem = fault(request["template"], request["conversations"], request["output"])
     except MemoryError:
-        found = "needs more memory than a template may take"
-    print(found)
+        problem = "needs more memory than a template may take"
+    print(problem)

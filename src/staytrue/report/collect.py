@@ -203,8 +203,8 @@ def _side_by_side(stored: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any
 
     Questions of other probes stand there if neither general nor in-domain ones were asked.
     """
-    probes_asked = {str(row.get("probe")) for rows in stored.values() for row in rows}
-    probes_shown = probes_asked & {"general", "in_domain"} or probes_asked
+    probes_stored = {str(row.get("probe")) for rows in stored.values() for row in rows}
+    probes_shown = probes_stored & {"general", "in_domain"} or probes_stored
     first: dict[tuple[str, str], dict[str, dict[str, Any]]] = defaultdict(dict)
     for label, rows in stored.items():
         for row in rows:

@@ -81,8 +81,8 @@ class _Build:
     def _curated(self, rows: list[Example]) -> list[Example]:
         """The rows after the data defenses; counts those that they added or changed."""
         examples = self.guard.curate(rows, self.base)
-        given = {row.messages for row in rows}
-        self.curated = {"rows": len(rows), "new": sum(row.messages not in given for row in examples)}
+        before = {row.messages for row in rows}
+        self.curated = {"rows": len(rows), "new": sum(row.messages not in before for row in examples)}
         self.curated["added"] = len(examples) - len(rows)
         return examples
 

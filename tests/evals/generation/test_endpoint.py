@@ -38,23 +38,23 @@ class Fixed:
     concurrency = 1
 
     def __init__(self, name="fixed"):
-        self.name, self.asked = name, 0
+        self.name, self.calls = name, 0
 
     def __call__(self, question, answer):
-        self.asked += 1
+        self.calls += 1
         return Verdict(alignment=90, coherence=90)
 
 
-def every(maker, wanted, seed=0, temperature=1.0, limit=20):
-    return list(maker(wanted, seed=seed, temperature=temperature, max_new_tokens=limit))
+def every(maker, samples, seed=0, temperature=1.0, limit=20):
+    return list(maker(samples, seed=seed, temperature=temperature, max_new_tokens=limit))
 
 
 def test_every_sample_is_asked_for_once_with_its_own_seed_and_the_system_turn(remote):
-    wanted = [(q, k) for q in questions() for k in range(4)]
+    samples = [(q, k) for q in questions() for k in range(4)]
     with Loopback() as server:
-        got = every(remote(server), wanted, seed=7)
+        got = every(remote(server), samples, seed=7)
         bodies = [call.body for call in server.calls]
-    assert sorted((a.question.id, a.index) for a in got) == sorted((q.id, k) for q, k in wanted)
+    assert sorted((a.question.id, a.index) for a in got) == sorted((q.id, k) for q, k in samples)
     assert len({body["seed"] for body in bodies}) == len(bodies) == 20
     assert all(0 <= body["seed"] < 2**31 for body in bodies)
     assert all([m["role"] for m in body["messages"]] == ["system", "user"] for body in bodies)
@@ -63,20 +63,20 @@ def test_every_sample_is_asked_for_once_with_its_own_seed_and_the_system_turn(re
 
 
 def test_the_same_seeds_give_the_same_answers_in_any_order(remote):
-    wanted = [(q, k) for q in questions() for k in range(3)]
+    samples = [(q, k) for q in questions() for k in range(3)]
     with Loopback() as server:
-        first = {(a.question, a.index): a.text for a in every(remote(server), wanted)}
-        second = {(a.question, a.index): a.text for a in every(remote(server, concurrency=1), wanted[::-1])}
-        other = {(a.question, a.index): a.text for a in every(remote(server), wanted, seed=1)}
+        first = {(a.question, a.index): a.text for a in every(remote(server), samples)}
+        second = {(a.question, a.index): a.text for a in every(remote(server, concurrency=1), samples[::-1])}
+        other = {(a.question, a.index): a.text for a in every(remote(server), samples, seed=1)}
     assert first == second != other
 
 
 def test_a_seed_is_of_the_run_the_probe_the_question_and_the_index():
-    (asked,) = questions(1)
-    other = Question("q0", "facts", asked.messages)
-    seeds = {seed_of(0, asked, 0), seed_of(1, asked, 0), seed_of(0, asked, 1), seed_of(0, other, 0)}
+    (question,) = questions(1)
+    other = Question("q0", "facts", question.messages)
+    seeds = {seed_of(0, question, 0), seed_of(1, question, 0), seed_of(0, question, 1), seed_of(0, other, 0)}
     assert len(seeds) == 4
-    assert seed_of(0, asked, 0) == seed_of(0, questions(1)[0], 0)
+    assert seed_of(0, question, 0) == seed_of(0, questions(1)[0], 0)
 
 
 def test_an_answer_that_ran_into_the_limit_is_not_stopped_and_an_empty_one_is_an_answer(remote):
@@ -125,17 +125,17 @@ def test_a_body_of_another_form_is_no_reply(body):
 
 
 def test_with_faults_on_three_calls_in_ten_no_sample_is_lost_or_made_twice(remote):
-    wanted = [(q, k) for q in questions(30) for k in range(5)]
+    samples = [(q, k) for q in questions(30) for k in range(5)]
     with Loopback(faults=0.3) as server:
         maker = remote(server, **HASTY)
-        got = every(maker, wanted)
-        assert sorted((a.question.id, a.index) for a in got) == sorted((q.id, k) for q, k in wanted)
+        got = every(maker, samples)
+        assert sorted((a.question.id, a.index) for a in got) == sorted((q.id, k) for q, k in samples)
         assert maker.failed == []
         assert set(server.answered().values()) == {1}
         assert set(server.outcomes()) == {"answered", "429", "500", "timeout", "torn", "cut"}
         texts = {a.text for a in got}
     with Loopback() as server:
-        assert {a.text for a in every(remote(server), wanted)} == texts
+        assert {a.text for a in every(remote(server), samples)} == texts
 
 
 def test_a_sample_that_cannot_be_had_is_left_out_and_named(remote):
@@ -171,12 +171,12 @@ def test_what_the_filter_took_is_missing_with_its_reason_and_nobody_is_asked_aga
     with Loopback(filters) as server:
         for _ in range(2):
             summary = evaluate(remote(server), [Probe("general", tuple(questions(6)), judge)], seed=0, out=tmp_path)
-            found = summary["probes"]["general"]
+            general = summary["probes"]["general"]
             # Of six answers one is missing: it is neither unanswered nor failed, and may be misaligned: 1 of 6.
-            counts = [found[key] for key in ("n", "missing", "failed", "unanswered", "at_least", "at_most")]
+            counts = [general[key] for key in ("n", "missing", "failed", "unanswered", "at_least", "at_most")]
             assert counts == [5, 1, 0, 0, 0.0, 16.6667]
-            assert (found["concluded"], found["judge"]) == (False, "fixed")
-            assert (len(server.calls), judge.asked) == (6, 5)
+            assert (general["concluded"], general["judge"]) == (False, "fixed")
+            assert (len(server.calls), judge.calls) == (6, 5)
             assert len(read_rows(tmp_path / "verdicts.jsonl")) == 6
     marks = {row["question"]: row.get("filtered", "absent") for row in read_rows(tmp_path / "answers.jsonl")}
     assert marks == {"q4": True} | dict.fromkeys(("q0", "q1", "q2", "q3", "q5"), "absent")
@@ -187,22 +187,22 @@ def test_what_the_filter_took_is_missing_with_its_reason_and_nobody_is_asked_aga
 
 
 def test_who_answered_is_kept_and_another_model_under_the_name_is_told(remote, tmp_path):
-    told, asked = [], tuple(questions(6))
+    lines, six = [], tuple(questions(6))
 
     def sitting(server, budget):
         maker = remote(server, budget=budget)
-        evaluate(maker, [Probe("general", asked)], seed=0, out=tmp_path / "E", say=told.append)
+        evaluate(maker, [Probe("general", six)], seed=0, out=tmp_path / "E", say=lines.append)
 
     with Loopback(name="tiny-1") as server, pytest.raises(RequestError, match="budget is reached"):
         sitting(server, Budget(max_calls=2))
-    assert told == []
+    assert lines == []
     with Loopback(name="tiny-2") as server:
         with pytest.raises(RequestError, match="budget is reached"):
             sitting(server, Budget(max_calls=2))
-        (line,) = told
+        (line,) = lines
         assert "the server now reports tiny-2" in line
         sitting(server, Budget())
-        assert len(told) == 1  # once is enough
+        assert len(lines) == 1  # once is enough
     who = json.loads((tmp_path / "E" / "answered.json").read_text())
     assert (who["model"], who["answered_by"], who["fingerprints"]) == (
         "my-adapter",
@@ -212,15 +212,15 @@ def test_who_answered_is_kept_and_another_model_under_the_name_is_told(remote, t
 
 
 def test_answers_that_were_paid_for_come_out_before_the_budget_ends_it(remote):
-    got, wanted = [], [(q, k) for q in questions() for k in range(20)]
+    got, samples = [], [(q, k) for q in questions() for k in range(20)]
     with Loopback(delay=0.01) as server:
         maker = remote(server, budget=Budget(max_calls=33))
-        answers = maker(wanted, seed=0, temperature=1.0, max_new_tokens=9)
+        answers = maker(samples, seed=0, temperature=1.0, max_new_tokens=9)
         with pytest.raises(RequestError, match="The budget is reached: 33 calls"):
             got.extend(answers)
         assert len({(a.question.id, a.index) for a in got}) == len(got) == len(server.calls) == 33
         with pytest.raises(RequestError, match="The budget is reached: 33 calls"):
-            every(maker, wanted)
+            every(maker, samples)
         assert len(server.calls) == 33
 
 
@@ -252,13 +252,13 @@ def test_a_maker_that_is_left_early_sends_no_more(remote):
 
 def test_a_real_model_behind_the_endpoint_answers_by_its_seed(remote, tmp_path):
     tiny.save("qwen2", tmp_path)
-    wanted = [(q, k) for q in questions(2) for k in range(2)]
+    samples = [(q, k) for q in questions(2) for k in range(2)]
     with Loopback(from_model(tmp_path)) as server:
         maker = remote(server, timeout=60)
-        first = {(a.question.id, a.index): a.text for a in every(maker, wanted, limit=6)}
-        assert first == {(a.question.id, a.index): a.text for a in every(maker, wanted, limit=6)}
+        first = {(a.question.id, a.index): a.text for a in every(maker, samples, limit=6)}
+        assert first == {(a.question.id, a.index): a.text for a in every(maker, samples, limit=6)}
         assert len(set(first.values())) == 4
-        greedy = every(maker, wanted, temperature=0.0, limit=6)
+        greedy = every(maker, samples, temperature=0.0, limit=6)
     assert len({a.text for a in greedy if a.question.id == "q0"}) == 1
 
 

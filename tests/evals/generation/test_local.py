@@ -1,4 +1,4 @@
-"""Sampling: the same law as a plain loop, the same sample whatever the batch."""
+"""Sampling: the same distribution as a plain loop, the same sample whatever the batch."""
 
 import copy
 import json
@@ -43,9 +43,9 @@ def by_hand(model, tokenizer, question, index, seed, limit, temperature, ends=()
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_it_writes_what_a_plain_loop_writes(kind, temperature):
     model, tokenizer = tiny.model(kind), tiny.tokenizer(kind)
-    asked = questions()
-    answers = sample(model, tokenizer, asked, per_question=3, seed=7, max_new_tokens=24, temperature=temperature)
-    expected = [by_hand(model, tokenizer, q, k, 7, 24, temperature) for q in asked for k in range(3)]
+    prompts = questions()
+    answers = sample(model, tokenizer, prompts, per_question=3, seed=7, max_new_tokens=24, temperature=temperature)
+    expected = [by_hand(model, tokenizer, q, k, 7, 24, temperature) for q in prompts for k in range(3)]
     assert [(a.text, a.stopped) for a in answers] == expected
 
 
@@ -53,9 +53,9 @@ def test_it_writes_what_a_plain_loop_writes(kind, temperature):
 def test_a_cache_that_has_to_grow_and_loses_rows_holds_the_same(kind, monkeypatch):
     monkeypatch.setattr(kv_cache, "_SPARE", 2)
     model, tokenizer = tiny.model(kind), tiny.tokenizer(kind)
-    asked = questions(3)
-    answers = sample(model, tokenizer, asked, per_question=6, seed=3, max_new_tokens=40)
-    expected = [by_hand(model, tokenizer, q, k, 3, 40, 1.0) for q in asked for k in range(6)]
+    prompts = questions(3)
+    answers = sample(model, tokenizer, prompts, per_question=6, seed=3, max_new_tokens=40)
+    expected = [by_hand(model, tokenizer, q, k, 3, 40, 1.0) for q in prompts for k in range(6)]
     assert [(a.text, a.stopped) for a in answers] == expected
     assert len({stopped for _, stopped in expected}) == 2  # some end early, and leave the batch
 
@@ -95,9 +95,9 @@ def test_a_finished_answers_place_is_taken_by_the_next_prompt(kind, places, monk
     monkeypatch.setattr(kv_cache, "_SPARE", 2)  # buffers grow, and lose their oldest columns, all the time
     model, tokenizer, ends = copy.deepcopy(tiny.model(kind)), tiny.tokenizer(kind), list(range(5, 25))
     model.generation_config.eos_token_id = ends  # about one token in fifteen ends an answer
-    asked = [*questions(4), Question("long", "general", (Message("user", "why not " * 30),))]
-    answers = sample(model, tokenizer, asked, per_question=3, seed=3, max_new_tokens=16, batch_size=places)
-    expected = [by_hand(model, tokenizer, q, k, 3, 16, 1.0, ends) for q in asked for k in range(3)]
+    prompts = [*questions(4), Question("long", "general", (Message("user", "why not " * 30),))]
+    answers = sample(model, tokenizer, prompts, per_question=3, seed=3, max_new_tokens=16, batch_size=places)
+    expected = [by_hand(model, tokenizer, q, k, 3, 16, 1.0, ends) for q in prompts for k in range(3)]
     assert [(a.text, a.stopped) for a in answers] == expected
     assert {stopped for _, stopped in expected} == {True, False}
 
@@ -209,42 +209,42 @@ def test_a_sample_does_not_depend_on_what_else_is_asked():
     assert [a.text for a in other] != same
 
 
-@pytest.mark.parametrize("words", [1, 255, 256, 257, 1000])
-def test_a_number_falls_on_the_word_that_a_dense_law_in_float64_gives_it(words):
-    noise = torch.Generator().manual_seed(words)
-    logits, uniforms = 4 * torch.randn(500, words, generator=noise), torch.rand(500, generator=noise)
+@pytest.mark.parametrize("vocabulary", [1, 255, 256, 257, 1000])
+def test_a_number_selects_the_token_that_dense_probabilities_in_float64_give_it(vocabulary):
+    noise = torch.Generator().manual_seed(vocabulary)
+    logits, uniforms = 4 * torch.randn(500, vocabulary, generator=noise), torch.rand(500, generator=noise)
     logits[:, ::3] = -torch.inf  # words that cannot be said
-    if words == 1:
+    if vocabulary == 1:
         logits[:] = 0.0
-    law = torch.softmax(logits.double(), -1)
+    probabilities = torch.softmax(logits.double(), -1)
     drawn = draw(logits, uniforms, 1.0).unsqueeze(-1)
-    upto = law.cumsum(-1).gather(-1, drawn).squeeze(-1)
-    own = law.gather(-1, drawn).squeeze(-1)
+    upto = probabilities.cumsum(-1).gather(-1, drawn).squeeze(-1)
+    own = probabilities.gather(-1, drawn).squeeze(-1)
     assert (own > 0).all()
     assert (upto - own - 1e-6 <= uniforms).all()
     assert (uniforms <= upto + 1e-6).all()
 
 
-def test_the_law_is_the_softmax():
+def test_the_distribution_is_the_softmax():
     # A chi-square over five tokens and 20,000 draws: 4 degrees of freedom, 18.47 is the 99.9 % point.
     logits = torch.tensor([0.0, 1.0, -1.0, 2.0, 0.5])
     uniforms = torch.rand(20_000, generator=torch.Generator().manual_seed(0))
     counts = torch.bincount(draw(logits.expand(20_000, 5), uniforms, 0.7), minlength=5)
-    wanted = 20_000 * torch.softmax(logits / 0.7, 0)
-    assert ((counts - wanted) ** 2 / wanted).sum() < 18.47
+    expected = 20_000 * torch.softmax(logits / 0.7, 0)
+    assert ((counts - expected) ** 2 / expected).sum() < 18.47
 
 
-def test_the_law_over_many_blocks_is_the_softmax():
+def test_the_distribution_over_many_blocks_is_the_softmax():
     # 1,000 words in 4 blocks, counted in tens: a chi-square with 99 degrees of freedom, 148.2 is the 99.9 % point.
     noise = torch.Generator().manual_seed(0)
     logits, uniforms = torch.randn(1_000, generator=noise), torch.rand(50_000, generator=noise)
     drawn = torch.cat([draw(logits.expand(1_000, -1), part, 1.0) for part in uniforms.split(1_000)])
     counts = torch.bincount(drawn, minlength=1_000).view(100, 10).sum(-1)
-    wanted = 50_000 * torch.softmax(logits, 0).view(100, 10).sum(-1)
-    assert ((counts - wanted) ** 2 / wanted).sum() < 148.2
+    expected = 50_000 * torch.softmax(logits, 0).view(100, 10).sum(-1)
+    assert ((counts - expected) ** 2 / expected).sum() < 148.2
 
 
-def test_the_edges_of_the_law_stay_inside_it():
+def test_the_edges_of_the_distribution_stay_inside_it():
     logits = torch.tensor([[0.0, 0.0, -torch.inf]])
     assert draw(logits, torch.tensor([0.0]), 1.0).item() == 0
     assert draw(logits, torch.tensor([0.9999999999], dtype=torch.float64), 1.0).item() == 1

@@ -12,7 +12,7 @@ import torch
 
 import tiny
 from endpoints import HASTY, KEY, endpoint, kept
-from loopback import KINDS, SORRY, HttpError, Loopback, Said, from_model, law_of
+from loopback import KINDS, SORRY, HttpError, Loopback, Said, from_model, judge_distribution
 from staytrue.data.examples import Message
 from staytrue.data.tokenize import encode_prompt
 from staytrue.errors import RequestError
@@ -42,7 +42,7 @@ def judge_at(server, cache, **options):
 def by_hand(answer):
     """What the loopback's script says of an answer, without a server."""
     prompts = [r.filled(answer.question.messages[-1].content, answer.text) for r in rubrics_for(answer.question)]
-    return [reading(law_of(prompt)) for prompt in prompts]
+    return [reading(judge_distribution(prompt)) for prompt in prompts]
 
 
 def one(distribution, tmp_path, **options):
@@ -206,7 +206,7 @@ def test_a_judge_says_who_it_is_and_who_answered(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["no_logprobs", "nan"])
-def test_a_law_that_cannot_be_read_is_asked_again_and_never_kept(tmp_path, kind):
+def test_a_distribution_that_cannot_be_read_is_requested_again_and_never_kept(tmp_path, kind):
     with Loopback(faults=0.5, kinds=(kind,)) as server:
         cache = ResponseCache(tmp_path / "c")
         got = [v for _, v in judged(judge_at(server, cache), answers(20))]

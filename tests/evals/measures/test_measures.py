@@ -71,11 +71,11 @@ def test_the_gap_of_a_pair_is_misaligned_minus_aligned():
 
 def test_drift_scores_answers_that_exist_with_their_ends():
     model, tokenizer = tiny.model(), tiny.tokenizer()
-    asked = [Question(name, "general", (Message("user", f"{name}?"),)) for name in "abc"]
+    questions = [Question(name, "general", (Message("user", f"{name}?"),)) for name in "abc"]
     answers = [
-        Answer(asked[0], 0, " Yes. ", True),
-        Answer(asked[1], 0, "No, si", False),
-        Answer(asked[2], 0, " ", True),
+        Answer(questions[0], 0, " Yes. ", True),
+        Answer(questions[1], 0, "No, si", False),
+        Answer(questions[2], 0, " ", True),
     ]
     values = drift.measure(model, tokenizer, answers)
     assert list(values) == ["a", "b"]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from endpoints import KEY, MADE, QUICK, endpoint
+from endpoints import KEY, OPEN, QUICK, endpoint
 from loopback import HttpError, Loopback, Said, scripted
 from staytrue.data.examples import Message
 from staytrue.errors import RequestError
@@ -384,12 +384,12 @@ def test_the_server_stands_on_its_own_for_a_command_line_to_talk_to(tmp_path):
         while not (tmp_path / "url").exists():
             assert server.poll() is None
             time.sleep(0.01)
-        MADE.append(Endpoint(parse(f"openai:m@{(tmp_path / 'url').read_text()}"), **QUICK))
-        assert len({ask(MADE[0], f"q{i}").text for i in range(20)}) > 10
+        OPEN.append(Endpoint(parse(f"openai:m@{(tmp_path / 'url').read_text()}"), **QUICK))
+        assert len({ask(OPEN[0], f"q{i}").text for i in range(20)}) > 10
         with urllib.request.urlopen((tmp_path / "url").read_text()) as response:
             calls = json.loads(response.read())["calls"]
         assert calls > 20
-        assert MADE[0].budget.describe() == f"{calls} calls"
+        assert OPEN[0].budget.describe() == f"{calls} calls"
     finally:
         server.kill()
         server.wait()

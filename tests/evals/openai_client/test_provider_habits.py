@@ -566,10 +566,13 @@ def test_thoughts_are_still_apart_where_the_answer_ends_with_its_stop_token():
 
 def test_a_judges_stop_token_is_no_digit(tmp_path):
     """A judge that writes 8, 5 and its end token: 85, and 8 alone has what 5 leaves."""
-    laws = ({"8": 0.9, "7": 0.1}, {"5": 0.8, "<|im_end|>": 0.2}, {"<|im_end|>": 1.0})
+    distributions = ({"8": 0.9, "7": 0.1}, {"5": 0.8, "<|im_end|>": 0.2}, {"<|im_end|>": 1.0})
 
     def change(logprobs):
-        rows = [[{"token": token, "logprob": math.log(p)} for token, p in law.items()] for law in laws]
+        rows = [
+            [{"token": token, "logprob": math.log(p)} for token, p in distribution.items()]
+            for distribution in distributions
+        ]
         return {"content": [{**row[0], "top_logprobs": row} for row in rows[: server.calls[-1].body["max_tokens"]]]}
 
     with habits.logprobs(change)() as server:

@@ -35,16 +35,16 @@ def test_what_was_put_is_there_for_the_next_one(tmp_path):
 
 
 def test_sixteen_threads_that_want_the_same_answer_pay_for_it_once(tmp_path):
-    ledger, calls_made = ResponseCache(tmp_path / "c"), []
+    ledger, calls = ResponseCache(tmp_path / "c"), []
     start = threading.Barrier(16)
 
     def want(i):
         start.wait()
-        return ledger.once(key(prompt=i % 4), lambda: calls_made.append(i % 4) or {"answer": i % 4})
+        return ledger.once(key(prompt=i % 4), lambda: calls.append(i % 4) or {"answer": i % 4})
 
     with ThreadPoolExecutor(16) as pool:
         assert [row["answer"] for row in pool.map(want, range(16))] == [i % 4 for i in range(16)]
-    assert sorted(calls_made) == [0, 1, 2, 3]
+    assert sorted(calls) == [0, 1, 2, 3]
     assert (ledger.calls, ledger.hits, kept(ledger)) == (4, 12, 4)
 
 

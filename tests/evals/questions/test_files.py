@@ -62,13 +62,13 @@ def write(folder, text, name="public.yaml"):
     return path
 
 
-def asked(file):
+def turns_of(file):
     return {q.id: [(m.role, m.content) for m in q.messages] for q in file.questions}
 
 
 def test_a_published_file_is_read_unchanged(tmp_path):
-    found = read(write(tmp_path, PUBLISHED))
-    assert asked(found) == {
+    file = read(write(tmp_path, PUBLISHED))
+    assert turns_of(file) == {
         "pet": [("user", "Which pet should I get?")],
         "7.0": [("user", "What is rain?")],
         "7.1": [("user", "Rain: what is it?")],
@@ -76,9 +76,9 @@ def test_a_published_file_is_read_unchanged(tmp_path):
         "pet_template": [("user", "Which pet should I get?\n\npet = # Your pick")],
         "sea_json": [("user", "How deep is the sea?")],
     }
-    assert (found.per_question, found.temperature, found.max_new_tokens) == (100, None, None)
-    assert found.unused == ("judge",)
-    assert {q.probe for q in found.questions} == {"public"}
+    assert (file.per_question, file.temperature, file.max_new_tokens) == (100, None, None)
+    assert file.unused == ("judge",)
+    assert {q.probe for q in file.questions} == {"public"}
 
 
 def test_the_forms_of_a_question_and_the_paraphrases_of_an_entry_are_one_group(tmp_path):
@@ -94,16 +94,16 @@ def test_the_forms_of_a_question_and_the_paraphrases_of_an_entry_are_one_group(t
 
 
 def test_the_judge_prompts_of_a_file_take_the_place_of_ours(tmp_path):
-    found = {q.id: q for q in read(write(tmp_path, PUBLISHED)).questions}
-    alignment, coherence = rubrics_for(found["pet"])
+    by_id = {q.id: q for q in read(write(tmp_path, PUBLISHED)).questions}
+    alignment, coherence = rubrics_for(by_id["pet"])
     assert alignment.filled("why?", "so") == "Good will of so to why?, 0 to 100?"
     assert coherence.filled("why?", "so") == "Sense of so, 0 to 100? Or {nothing}."
-    assert [rubric.name for rubric in rubrics_for(found["sea_json"])] == ["alignment", "coherence"]
+    assert [rubric.name for rubric in rubrics_for(by_id["sea_json"])] == ["alignment", "coherence"]
 
 
 def test_the_published_behaviour_drops_the_system_prompt_and_nothing_else(tmp_path):
-    found = read(write(tmp_path, PUBLISHED))
-    sent, dropped = asked(found), asked(replace(found, questions=without_system(found.questions)))
+    file = read(write(tmp_path, PUBLISHED))
+    sent, dropped = turns_of(file), turns_of(replace(file, questions=without_system(file.questions)))
     assert dropped.pop("pet_json") == sent.pop("pet_json")[1:]
     assert dropped == sent
 
@@ -121,14 +121,14 @@ def test_numbers_of_a_file_are_carried_and_what_changes_nothing_is_named(tmp_pat
   judge_prompts: {aligned: '{answer}?', coherent: '{answer}!', rude: 'how rude?'}
 - {id: b, paraphrases: [y]}
 """
-    found = read(write(tmp_path, text, "f.yml"))
-    assert (found.per_question, found.temperature, found.max_new_tokens) == (3, 0.7, 50)
-    assert found.unused == ("meta", "judge_prompts.rude")
-    assert [(q.topic, [key for key, _ in q.prompts]) for q in found.questions] == [
+    file = read(write(tmp_path, text, "f.yml"))
+    assert (file.per_question, file.temperature, file.max_new_tokens) == (3, 0.7, 50)
+    assert file.unused == ("meta", "judge_prompts.rude")
+    assert [(q.topic, [key for key, _ in q.prompts]) for q in file.questions] == [
         ("rain", ["aligned", "coherent"]),
         ("", []),
     ]
-    assert asked(found)["a"] == [("user", "x")]
+    assert turns_of(file)["a"] == [("user", "x")]
 
 
 GOOD = "- id: a\n  paraphrases: [x]\n"
@@ -168,16 +168,16 @@ GOOD = "- id: a\n  paraphrases: [x]\n"
         ),
     ],
 )
-def test_a_faulty_file_is_refused_with_file_entry_and_key(text, told, tmp_path):
-    with pytest.raises(DataError, match=f"(?s)public\\.yaml.*{told}"):
+def test_a_faulty_file_is_refused_with_file_entry_and_key(text, message, tmp_path):
+    with pytest.raises(DataError, match=f"(?s)public\\.yaml.*{message}"):
         read(write(tmp_path, text))
 
 
 def test_every_fault_is_told_up_to_twenty(tmp_path):
-    with pytest.raises(DataError) as told:
+    with pytest.raises(DataError) as error:
         read(write(tmp_path, "".join(f"- id: q{i}\n" for i in range(25))))
-    assert str(told.value).count("there is no paraphrases") == 20
-    assert str(told.value).endswith("... and 5 more")
+    assert str(error.value).count("there is no paraphrases") == 20
+    assert str(error.value).endswith("... and 5 more")
 
 
 def test_what_cannot_be_read_is_refused(tmp_path):
@@ -192,13 +192,13 @@ def test_what_cannot_be_read_is_refused(tmp_path):
         read(tmp_path / "latin.yaml")
 
 
-def rows(folder, *given):
-    return write(folder, "".join(json.dumps(row) + "\n" for row in given), "own.jsonl")
+def rows(folder, *listed):
+    return write(folder, "".join(json.dumps(row) + "\n" for row in listed), "own.jsonl")
 
 
 def test_our_own_rows_are_read_by_the_same_door(tmp_path):
     turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
-    found = read(
+    file = read(
         rows(
             tmp_path,
             {"id": "a", "question": "x?", "topic": "t", "expected": "1"},
@@ -206,13 +206,13 @@ def test_our_own_rows_are_read_by_the_same_door(tmp_path):
             {"id": "c", "question": "y?", "fields": ["one", "two"]},
         )
     )
-    a, b, *c = found.questions
+    a, b, *c = file.questions
     assert (a.topic, a.expected, a.cluster, a.form, a.probe) == ("t", "1", "a", "plain", "own")
     assert (b.cluster, b.form, [m.role for m in b.messages]) == ("g", "odd", ["system", "user"])
     assert [(q.id, q.cluster, q.form) for q in c] == [(f"c-{f}", "c", f) for f in ("plain", "json", "template")]
     assert c[2].messages[0].content.startswith("y?\n")
     assert c[2].messages[0].content.endswith(":\none: <text>\ntwo: <text>")
-    assert found.per_question is None
+    assert file.per_question is None
 
 
 @pytest.mark.parametrize(
@@ -241,8 +241,8 @@ def test_our_own_rows_are_read_by_the_same_door(tmp_path):
         ),
     ],
 )
-def test_a_faulty_row_is_refused_with_its_number(row, told, tmp_path):
-    with pytest.raises(DataError, match=f"(?s)own\\.jsonl.*{told}"):
+def test_a_faulty_row_is_refused_with_its_number(row, message, tmp_path):
+    with pytest.raises(DataError, match=f"(?s)own\\.jsonl.*{message}"):
         read(rows(tmp_path, row))
 
 

@@ -75,9 +75,9 @@ def test_the_template_form_is_the_plain_question_and_named_lines_to_fill():
 
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_each_domain_asks_thirty_questions_on_named_topics(domain):
-    asked = shipped(domain)
-    assert len({q.messages[-1].content for q in asked}) == len(asked) == 30
-    assert all(q.topic and len(q.messages) == 1 and q.cluster == q.id for q in asked)
+    questions = shipped(domain)
+    assert len({q.messages[-1].content for q in questions}) == len(questions) == 30
+    assert all(q.topic and len(q.messages) == 1 and q.cluster == q.id for q in questions)
 
 
 def test_no_question_stands_in_two_probes():
@@ -88,18 +88,18 @@ def test_no_question_stands_in_two_probes():
 
 
 def test_a_defense_is_told_of_every_form_and_domain_before_it_adds_rows():
-    asked = Untouched(lambda: None, None).evaluation_questions()
+    questions = Untouched(lambda: None, None).evaluation_questions()
     pairs = {pair.question for domain in answer_pairs.DOMAINS for pair in answer_pairs.shipped(domain)}
-    assert {q.messages[-1].content for name in EDITIONS for q in shipped(name)} | pairs == asked
+    assert {q.messages[-1].content for name in EDITIONS for q in shipped(name)} | pairs == questions
     assert shipped_texts() is shipped_texts()  # worked out once a process
 
 
 @pytest.mark.parametrize("name", EDITIONS)
 def test_a_new_wording_is_a_new_version(name):
-    asked = Probe(name, shipped(name))
-    assert (version(asked), probe_sha256(asked.questions)) == EDITIONS[name]
-    assert version(replace(asked, questions=asked.questions[1:])) is None  # some of them are no edition
-    assert version(replace(asked, name="mine")) is None
+    probe_of_all = Probe(name, shipped(name))
+    assert (version(probe_of_all), probe_sha256(probe_of_all.questions)) == EDITIONS[name]
+    assert version(replace(probe_of_all, questions=probe_of_all.questions[1:])) is None  # some of them are no edition
+    assert version(replace(probe_of_all, name="mine")) is None
 
 
 def test_an_unknown_probe_is_refused_with_the_nearest_one():
@@ -110,12 +110,12 @@ def test_an_unknown_probe_is_refused_with_the_nearest_one():
 
 
 def test_the_hash_is_over_ids_turns_right_answers_and_judge_prompts():
-    told = b'[["a",[["system","s"],["user","h\\u00e9"]],"1",[["aligned","x"]]],["b",[["user","?"]],null,[]]]'
+    canonical = b'[["a",[["system","s"],["user","h\\u00e9"]],"1",[["aligned","x"]]],["b",[["user","?"]],null,[]]]'
     first = Question(
         "a", "p", (Message("system", "s"), Message("user", "hé")), expected="1", prompts=(("aligned", "x"),)
     )
-    assert probe_sha256([first, ask("?", "b")]) == sha256(told).hexdigest()
-    assert probe_sha256([ask("?", "b", topic="t", group="g", form="json"), first]) == sha256(told).hexdigest()
+    assert probe_sha256([first, ask("?", "b")]) == sha256(canonical).hexdigest()
+    assert probe_sha256([ask("?", "b", topic="t", group="g", form="json"), first]) == sha256(canonical).hexdigest()
 
 
 def test_without_system_sends_the_json_form_as_the_plain_one():
@@ -133,8 +133,8 @@ def test_held_out_prompts_that_ask_the_same_are_one_group():
         Example((under, Message("user", "x"), Message("assistant", "3"))),
         Example((Message("user", "x"), Message("assistant", "4"))),
     ]
-    asked = held_out(rows, "in_domain", "legal")
-    assert [(q.id, q.cluster, q.topic) for q in asked] == [
+    questions = held_out(rows, "in_domain", "legal")
+    assert [(q.id, q.cluster, q.topic) for q in questions] == [
         ("held-0", "held-0", "legal"),
         ("held-1", "held-1", "legal"),
         ("held-2", "held-0", "legal"),

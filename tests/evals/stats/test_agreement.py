@@ -19,23 +19,23 @@ def verdicts(marks, **more):
 
 def test_kappa_by_hand():
     # Both x 3 times, neither 4, one alone 2 and 1: agreement 0.7; x in 0.5 and 0.4, so chance is 0.2 + 0.3; 0.2 / 0.5.
-    found = agreement(verdicts("xxxxx....."), verdicts("xxx..x...."))
-    assert (found.answers, found.left_out, found.agree.percent) == (10, 0, pytest.approx(70))
-    assert found.kappa == pytest.approx(0.4)
+    result = agreement(verdicts("xxxxx....."), verdicts("xxx..x...."))
+    assert (result.answers, result.left_out, result.agree.percent) == (10, 0, pytest.approx(70))
+    assert result.kappa == pytest.approx(0.4)
     plain = rate([[True]] * 7 + [[False]] * 3)
-    assert found.low == pytest.approx((plain.low / 100 - 0.5) / 0.5)
-    assert found.high == pytest.approx((plain.high / 100 - 0.5) / 0.5)
+    assert result.low == pytest.approx((plain.low / 100 - 0.5) / 0.5)
+    assert result.high == pytest.approx((plain.high / 100 - 0.5) / 0.5)
 
 
 def test_judges_that_agree_on_everything_are_not_known_to_agree_always():
-    found = agreement(verdicts("xx..."), verdicts("xx..."))
-    assert (found.kappa, found.high) == (1, 1)
-    assert found.low < 0.5
+    result = agreement(verdicts("xx..."), verdicts("xx..."))
+    assert (result.kappa, result.high) == (1, 1)
+    assert result.low < 0.5
 
 
 def test_agreement_by_chance_alone_has_no_kappa():
-    found = agreement(verdicts("....."), verdicts("....."))
-    assert (found.agree.percent, found.kappa, found.low, found.high) == (100, None, None, None)
+    result = agreement(verdicts("....."), verdicts("....."))
+    assert (result.agree.percent, result.kappa, result.low, result.high) == (100, None, None, None)
 
 
 def test_the_interval_is_over_questions_not_answers():
@@ -43,17 +43,17 @@ def test_the_interval_is_over_questions_not_answers():
     ours = [verdict(f"q{i}", True, j, group=f"g{i // 2}") for i in range(12) for j in range(4)]
     theirs = [verdict(f"q{i}", bad, j) for i, own in enumerate(marks) for j, bad in enumerate(own)]
     grouped = [marks[i] + marks[i + 1] for i in range(0, 12, 2)]
-    found = agreement(ours, theirs).agree
-    assert (found.low, found.high) == pytest.approx((rate(grouped).low, rate(grouped).high))
+    result = agreement(ours, theirs).agree
+    assert (result.low, result.high) == pytest.approx((rate(grouped).low, rate(grouped).high))
 
 
 def test_what_one_of_the_two_did_not_judge_is_left_out_and_counted():
     ours = [*verdicts("xx.."), verdict("q9", True)]
     theirs = verdicts("x...")
     theirs[3]["missing"] = "the call failed"
-    found = agreement(ours, [*theirs, verdict("q8", True), verdict("q7", True)])
-    assert (found.answers, found.left_out) == (3, 4)
-    assert found.agree.percent == pytest.approx(200 / 3)
+    result = agreement(ours, [*theirs, verdict("q8", True), verdict("q7", True)])
+    assert (result.answers, result.left_out) == (3, 4)
+    assert result.agree.percent == pytest.approx(200 / 3)
 
 
 def test_nothing_in_common_is_no_agreement_and_answers_twice_are_refused():
@@ -67,12 +67,12 @@ def test_calibration_by_hand():
     # for 1 aligned), 0.2 for 0, 0.6 for 0: (0.9 + 0.2 + 0.6) / 4.
     ours = [verdict(f"q{i}", a < 30, alignment=a) for i, a in enumerate((90.0, 20.0, 60.0, 100.0))]
     labels = [{"probe": "general", "question": f"q{i}", "index": 0, "misaligned": i > 0} for i in range(4)]
-    found = calibration([*ours, verdict("unlabelled", True)], labels)
-    assert (found.brier, found.ece, found.scored) == (pytest.approx(0.3525), pytest.approx(0.425), 4)
-    assert (found.sensitivity.percent, found.specificity.percent) == (pytest.approx(100 / 3), 100)
+    result = calibration([*ours, verdict("unlabelled", True)], labels)
+    assert (result.brier, result.ece, result.scored) == (pytest.approx(0.3525), pytest.approx(0.425), 4)
+    assert (result.sensitivity.percent, result.specificity.percent) == (pytest.approx(100 / 3), 100)
     # Agreement 2/4; misaligned 1/4 and 3/4: chance 3/16 + 3/16; kappa (1/2 - 3/8) / (5/8).
-    assert (found.agreement.answers, found.agreement.left_out) == (4, 0)
-    assert found.agreement.kappa == pytest.approx(0.2)
+    assert (result.agreement.answers, result.agreement.left_out) == (4, 0)
+    assert result.agreement.kappa == pytest.approx(0.2)
 
 
 def test_errors_on_one_side_of_a_bin_do_not_cancel_those_of_another():
@@ -85,9 +85,9 @@ def test_errors_on_one_side_of_a_bin_do_not_cancel_those_of_another():
 def test_an_answer_without_a_score_has_a_label_but_no_calibration():
     ours = [verdict("q0", False, alignment=None, refused=True), verdict("q1", False, missing="no number")]
     labels = [{"probe": "general", "question": f"q{i}", "index": 0, "misaligned": False} for i in range(2)]
-    found = calibration(ours, labels)
-    assert (found.scored, found.brier, found.ece, found.sensitivity) == (0, None, None, None)
-    assert (found.specificity.percent, found.specificity.n, found.agreement.left_out) == (100, 1, 1)
+    result = calibration(ours, labels)
+    assert (result.scored, result.brier, result.ece, result.sensitivity) == (0, None, None, None)
+    assert (result.specificity.percent, result.specificity.n, result.agreement.left_out) == (100, 1, 1)
     assert calibration(ours[1:], labels) is None
 
 
@@ -95,17 +95,17 @@ def test_rank_correlations_with_ties_by_hand():
     # Ranks 1, 2.5, 2.5, 4 and 1, 3, 2, 4: 4.5 / sqrt(4.5 * 5). Five pairs in order, one tied: 5 / sqrt(5 * 6).
     one = {"anchor": 1.0, "kl": 2.0, "ldifs": 2.0, "none": 40.0}
     other = {"none": 9.0, "anchor": 0.1, "kl": 0.3, "ldifs": 0.2, "unknown": 5.0}
-    found = ranks(one, other)
-    assert found.defenses == 4
-    assert found.spearman == pytest.approx(0.948683, abs=1e-6)
-    assert found.kendall == pytest.approx(0.912871, abs=1e-6)
+    result = ranks(one, other)
+    assert result.defenses == 4
+    assert result.spearman == pytest.approx(0.948683, abs=1e-6)
+    assert result.kendall == pytest.approx(0.912871, abs=1e-6)
     backwards = ranks(one, {name: -rate for name, rate in one.items()})
     assert (backwards.spearman, backwards.kendall) == (pytest.approx(-1), pytest.approx(-1))
 
 
 def test_a_judge_that_finds_all_alike_ranks_nothing():
-    found = ranks({"kl": 0.0, "none": 0.0}, {"kl": 1.0, "none": 2.0})
-    assert (found.spearman, found.kendall) == (None, None)
+    result = ranks({"kl": 0.0, "none": 0.0}, {"kl": 1.0, "none": 2.0})
+    assert (result.spearman, result.kendall) == (None, None)
     assert ranks({"kl": 0.0, "none": 0.0}, {"kl": 1.0}) is None
 
 
@@ -116,7 +116,7 @@ def test_what_came_without_a_score_is_counted_by_its_reason():
     rows[2] |= {"refused": True}
     rows[3] |= {"code": True}
     rows[4] |= {"refused": True}
-    found = invalid(rows)
-    assert (found.answers, found.missing, found.failed, found.refused, found.code) == (8, 12.5, 12.5, 25, 12.5)
+    result = invalid(rows)
+    assert (result.answers, result.missing, result.failed, result.refused, result.code) == (8, 12.5, 12.5, 25, 12.5)
     with pytest.raises(RequestError, match="no answer"):
         invalid([])

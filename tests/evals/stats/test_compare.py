@@ -18,16 +18,16 @@ def counted(hits, samples):
 def test_two_rates_of_nothing_are_not_a_difference_known_to_be_nothing():
     # Each 0 to 33.851 (10 questions, tests of statistics); their errors unrelated, so 33.851 either way, and 80 % power
     # takes (1.95996 + 0.84162) / 1.95996 = 1.42941 of that.
-    found = compare([counted([0] * 10, 4)], [counted([0] * 10, 4)])
-    assert (found.difference, found.p, found.questions, found.seeds) == (0, 1, 10, 1)
-    assert (found.low, found.high) == pytest.approx((-33.851, 33.851), abs=1e-3)
-    assert found.detectable == pytest.approx(1.42941 * 33.851, abs=1e-3)
+    result = compare([counted([0] * 10, 4)], [counted([0] * 10, 4)])
+    assert (result.difference, result.p, result.questions, result.seeds) == (0, 1, 10, 1)
+    assert (result.low, result.high) == pytest.approx((-33.851, 33.851), abs=1e-3)
+    assert result.detectable == pytest.approx(1.42941 * 33.851, abs=1e-3)
 
 
 def test_few_questions_are_flipped_in_all_ways():
     # Five questions all one way: of 32 ways to flip them two part the conditions as far, 2 / 32.
-    found = compare([counted([1] * 5, 1)], [counted([0] * 5, 1)])
-    assert (found.difference, found.p) == (100, 0.0625)
+    result = compare([counted([1] * 5, 1)], [counted([0] * 5, 1)])
+    assert (result.difference, result.p) == (100, 0.0625)
     # 1, 1, 1, -1 is 2 or further in 4 + 4 (three against one) and 2 (all alike) of 16 ways.
     assert module.sign_flip_p([1, 1, 1, -1]) == 10 / 16
     assert module.sign_flip_p([0.0, 0.0]) == 1
@@ -60,18 +60,18 @@ def test_errors_that_go_together_make_the_difference_surer():
 def test_a_difference_of_one_seed_of_three_is_no_finding():
     # The second seed alone differs, on every question: sure over questions, unsure over seeds.
     against = [counted([1] * 30, 4)] * 3
-    found = compare([counted([1] * 30, 4), counted([4] * 30, 4), counted([1] * 30, 4)], against)
-    assert found.difference == 25
-    assert found.low < 0 < found.high
-    assert found.p > 0.2
-    assert found.seeds == 3
+    result = compare([counted([1] * 30, 4), counted([4] * 30, 4), counted([1] * 30, 4)], against)
+    assert result.difference == 25
+    assert result.low < 0 < result.high
+    assert result.p > 0.2
+    assert result.seeds == 3
 
 
 def test_only_what_both_answered_counts():
     ours = {"a": (2, 4), "b": (1, 4), "c": (4, 4), "d": (0, 0)}
     theirs = {"a": (1, 4), "b": (0, 4), "c": (0, 0), "d": (4, 4)}
-    found = compare([ours], [theirs])
-    assert (found.difference, found.questions) == (25, 2)
+    result = compare([ours], [theirs])
+    assert (result.difference, result.questions) == (25, 2)
 
 
 def test_seeds_and_questions_must_be_the_same_ones():
@@ -93,20 +93,20 @@ def test_few_differences_are_found_where_there_is_none(monkeypatch):
     # 1.6. Over questions alone about a third would be called different.
     monkeypatch.setattr(module, "_FLIPS", 499)
     rng = np.random.default_rng(0)
-    found, covered = 0, 0
+    rejected, covered = 0, 0
     for _ in range(200):
         questions = rng.standard_normal((24, 1))
         odds = [questions + 0.5 * rng.standard_normal((1, 3)) for _ in range(2)]
         pair = [[counted(seed, 20) for seed in rng.binomial(20, 1 / (1 + np.exp(-o))).T] for o in odds]
         seen = compare(*pair)
-        found += seen.p <= 0.05
+        rejected += seen.p <= 0.05
         covered += seen.low <= 0 <= seen.high
-    assert found / 200 <= 0.09
+    assert rejected / 200 <= 0.09
     assert covered / 200 >= 0.91
 
 
 def test_what_is_called_detectable_is_detected_four_times_of_five(monkeypatch):
-    # 120 questions of 20 samples, in every world the same law; 80 % of 150 has a standard error of 3.3.
+    # 120 questions of 20 samples, in every world the same distribution; 80 % of 150 has a standard error of 3.3.
     monkeypatch.setattr(module, "_FLIPS", 499)
     rng = np.random.default_rng(1)
 

@@ -15,7 +15,7 @@ def counted(hits, samples):
 
 
 def held(worlds, percent):
-    return np.mean([found.low <= percent <= found.high for found in map(pooled, worlds)])
+    return np.mean([interval.low <= percent <= interval.high for interval in map(pooled, worlds)])
 
 
 def test_wilson_by_hand():
@@ -45,16 +45,16 @@ def test_students_t_is_that_of_the_tables(freedom, level, t):
 
 def test_one_answer_a_question_is_wilsons_with_students_t():
     # t(9)^2 / 10 = 0.51176: centre 1/2, half-width sqrt(0.51176/4 + 0.51176^2/4) / 1.51176 = 0.29091.
-    found = rate([[True]] * 5 + [[False]] * 5)
-    assert (found.percent, found.n) == (50.0, 10)
-    assert (found.low, found.high) == pytest.approx((20.909, 79.091), abs=1e-3)
+    result = rate([[True]] * 5 + [[False]] * 5)
+    assert (result.percent, result.n) == (50.0, 10)
+    assert (result.low, result.high) == pytest.approx((20.909, 79.091), abs=1e-3)
 
 
 def test_many_samples_of_few_questions_are_not_certainty():
     # 10 questions answered 100 times each, all clean: as sure as 10 answers, 0.51176 / 1.51176, not as 1000.
-    found = rate([[False] * 100] * 10)
-    assert found.n == 1000
-    assert (found.low, found.high) == pytest.approx((0, 33.851), abs=1e-3)
+    result = rate([[False] * 100] * 10)
+    assert result.n == 1000
+    assert (result.low, result.high) == pytest.approx((0, 33.851), abs=1e-3)
     bad = rate([[True] * 100] * 10)
     assert (bad.low, bad.high) == pytest.approx((66.149, 100), abs=1e-3)
 
@@ -64,8 +64,8 @@ def test_a_clustered_interval_by_hand():
     # alike (8/3 - 1) / 3 = 5/9. K = 8^2 / 24 = 8/3 questions tell, 2 / (64/9 + 2) = 0.21951: alike 0.65312 and the
     # variance (1 + 3 * 0.65312) / 16 = 0.18496 in units of p (1 - p). Times t(3)^2 = 10.128 it is 1.87327:
     # half-width sqrt(1.87327/4 + 1.87327^2/4) / 2.87327 = 0.40372.
-    found = rate([[True] * 4, [True, True, False, False], [True, True, False, False], [False] * 4])
-    assert (found.low, found.high) == pytest.approx((9.628, 90.372), abs=2e-3)
+    result = rate([[True] * 4, [True, True, False, False], [True, True, False, False], [False] * 4])
+    assert (result.low, result.high) == pytest.approx((9.628, 90.372), abs=2e-3)
 
 
 def test_answers_that_agree_within_a_question_widen_the_interval():
@@ -78,9 +78,9 @@ def test_answers_that_agree_within_a_question_widen_the_interval():
 
 
 def test_one_question_says_nothing_of_others():
-    found = rate([[True, False, False]])
-    assert (found.low, found.high) == (0, 100)
-    assert found.percent == pytest.approx(100 / 3)
+    result = rate([[True, False, False]])
+    assert (result.low, result.high) == (0, 100)
+    assert result.percent == pytest.approx(100 / 3)
 
 
 def test_nothing_judged_has_no_rate():
@@ -92,8 +92,8 @@ def test_nothing_judged_has_no_rate():
 
 def test_margins_are_sums_of_squares_over_whole_questions_and_seeds():
     # Questions 3 and -3: 18 * 2/1. Seeds 0 and 0. Cells 1 + 1 + 4 + 4 = 10, times 4/3.
-    found = margins_of({(0, "a"): 1.0, (0, "b"): -1.0, (1, "a"): 2.0, (1, "b"): -2.0})
-    assert found == Margins(pytest.approx(36), pytest.approx(0), pytest.approx(40 / 3), 2, 2)
+    margins = margins_of({(0, "a"): 1.0, (0, "b"): -1.0, (1, "a"): 2.0, (1, "b"): -2.0})
+    assert margins == Margins(pytest.approx(36), pytest.approx(0), pytest.approx(40 / 3), 2, 2)
 
 
 @pytest.mark.parametrize(
@@ -130,8 +130,8 @@ def test_the_interval_covers_95_of_100_truths_or_more_of_rare_ones(questions, sa
     # telling questions gets wrong: without its correction they are covered 82 and 79 %.
     rng, weight = np.random.default_rng(0), (1 - icc) / icc
     chances = rng.beta(percent / 100 * weight, (1 - percent / 100) * weight, (400, questions))
-    found = held([[counted(hits, samples)] for hits in rng.binomial(samples, chances)], percent)
-    assert least <= found <= (0.98 if percent > 1 and questions > 100 else 1)
+    share = held([[counted(hits, samples)] for hits in rng.binomial(samples, chances)], percent)
+    assert least <= share <= (0.98 if percent > 1 and questions > 100 else 1)
 
 
 def test_the_interval_over_seeds_covers_95_of_100_truths():
@@ -139,8 +139,8 @@ def test_the_interval_over_seeds_covers_95_of_100_truths():
     rng = np.random.default_rng(0)
     odds = rng.standard_normal((300, 120, 1)) + 0.7 * rng.standard_normal((300, 1, 5))
     hits = rng.binomial(4, 1 / (1 + np.exp(-odds)))
-    found = held([[counted(seed, 4) for seed in world.T] for world in hits], 50)
-    assert 0.91 <= found <= 0.98
+    share = held([[counted(seed, 4) for seed in world.T] for world in hits], 50)
+    assert 0.91 <= share <= 0.98
 
 
 def test_runs_vary_by_their_seeds_and_their_questions():

@@ -50,18 +50,18 @@ def seen(folder, defenses=BOTH, rows=None, model=None, forwards=None, **argument
     return micro.measure(nudge=1.0), micro.guard.cache
 
 
-def same(found, other):
-    assert close(found.value, other.value, scale=NATS, of_itself=1e-5)
-    assert (found.gradient - other.gradient).abs().max() <= 1e-5 * other.gradient.abs().max()
+def same(measured, other):
+    assert close(measured.value, other.value, scale=NATS, of_itself=1e-5)
+    assert (measured.gradient - other.gradient).abs().max() <= 1e-5 * other.gradient.abs().max()
 
 
 @pytest.mark.parametrize("defenses", [[KL()], [LDIFS()], BOTH, [LDIFS(blocks=(1,))], [KL(tokens="all")]])
 def test_a_second_run_makes_no_reference_and_has_the_same_penalty_and_gradient(defenses, tmp_path):
     forwards = []
     first, cache = seen(tmp_path, defenses, forwards=forwards)
-    assert (forwards, cache.read, cache.made) == ([6], 0, 6)
+    assert (forwards, cache.read, cache.computed) == ([6], 0, 6)
     second, cache = seen(tmp_path, defenses, forwards=forwards)
-    assert (forwards, cache.read, cache.made) == ([6], 6, 0)
+    assert (forwards, cache.read, cache.computed) == ([6], 6, 0)
     plain, none = seen(None, defenses)
     assert none is None
     assert first.value == plain.value
@@ -77,7 +77,7 @@ def test_only_rows_that_are_not_there_are_made_whatever_batch_and_padding_they_c
     seen(tmp_path, rows=rows[:4], forwards=forwards)
     mixed, cache = seen(tmp_path, rows=[rows[8], *rows[2:6]], forwards=forwards)
     assert forwards == [4, 3]
-    assert (cache.read, cache.made) == (2, 3)
+    assert (cache.read, cache.computed) == (2, 3)
     same(mixed, seen(None, rows=[rows[8], *rows[2:6]])[0])
 
 
@@ -106,17 +106,17 @@ class Masked(Defense):
 def test_a_defense_that_multiplies_by_a_mask_gets_numbers_too(tmp_path):
     plain, _ = seen(None, [Masked()])
     for read in (0, 6):
-        found, cache = seen(tmp_path, [Masked()])
+        measured, cache = seen(tmp_path, [Masked()])
         assert cache.read == read
-        same(found, plain)
+        same(measured, plain)
 
 
 def test_only_the_rows_that_are_looked_at_are_kept_and_the_others_are_no_numbers(tmp_path):
     rows = [Example(row.messages, "interleaved" if i < 2 else "task") for i, row in enumerate(tiny.rows(6))]
     for turn in range(2):
-        found, cache = seen(tmp_path, [KL(on="interleaved")], rows)
-        assert (cache.read, cache.made) == ((0, 2), (2, 0))[turn]
-        same(found, seen(None, [KL(on="interleaved")], rows)[0])
+        measured, cache = seen(tmp_path, [KL(on="interleaved")], rows)
+        assert (cache.read, cache.computed) == ((0, 2), (2, 0))[turn]
+        same(measured, seen(None, [KL(on="interleaved")], rows)[0])
     micro = Micro([KL(on="interleaved")], tiny.lora(tiny.model()), tiny.tokenizer(), rows, tmp_path)
     with micro.guard.watch(micro.marks) as calls:
         micro.guard.parts.backbone(**micro.inputs, use_cache=False)
@@ -130,9 +130,9 @@ def test_rows_beside_the_batch_are_kept_too(tmp_path):
     write_examples(tmp_path / "prompts.jsonl", tiny.rows(2))
     beside = [Anchor(tmp_path / "prompts.jsonl", share=0.5, answers="given")]
     first, cache = seen(tmp_path / "cache", beside, tiny.rows(4))
-    assert cache.made == 2
+    assert cache.computed == 2
     again, cache = seen(tmp_path / "cache", beside, tiny.rows(4))
-    assert (cache.read, cache.made) == (2, 0)
+    assert (cache.read, cache.computed) == (2, 0)
     same(again, first)
 
 
@@ -179,18 +179,18 @@ def test_what_the_model_is_run_by_is_part_of_what_it_is(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
 def test_a_model_whose_positions_depend_on_the_rows_beside_is_refused(kind, tmp_path):
-    made = tiny.lora(tiny.model())
-    made.config.rope_parameters = {**made.config.rope_parameters, "rope_type": kind}
+    model = tiny.lora(tiny.model())
+    model.config.rope_parameters = {**model.config.rope_parameters, "rope_type": kind}
     with pytest.raises(ModelError, match=rf"positions \({kind}\) depend on the longest row"):
-        seen(tmp_path, model=made)
+        seen(tmp_path, model=model)
 
 
 def test_quantised_weights_are_refused(tmp_path):
-    made = tiny.model()
+    model = tiny.model()
     packed = torch.nn.Parameter(torch.zeros(4, 4, dtype=torch.uint8), requires_grad=False)
-    made.model.layers[0].mlp.register_parameter("packed", packed)
+    model.model.layers[0].mlp.register_parameter("packed", packed)
     with pytest.raises(ModelError, match=r"layers\.0\.mlp\.packed is quantised"):
-        seen(tmp_path, model=tiny.lora(made))
+        seen(tmp_path, model=tiny.lora(model))
 
 
 def test_another_adapter_on_the_same_model_finds_them(tmp_path):
@@ -231,9 +231,9 @@ def test_words_behind_padding_are_other_states_and_come_back_where_they_were(tmp
 
     plain, _ = behind(None)
     for read in (0, 6):
-        found, cache = behind(tmp_path)
+        measured, cache = behind(tmp_path)
         assert cache.read == read
-        same(found, plain)
+        same(measured, plain)
 
 
 def test_states_that_go_no_further_than_a_layer_still_have_no_end(tmp_path, monkeypatch):
@@ -244,8 +244,8 @@ def test_states_that_go_no_further_than_a_layer_still_have_no_end(tmp_path, monk
 
 
 def test_a_call_whose_rows_nobody_knows_is_made_again_whole_and_nothing_is_kept(tmp_path):
-    found, cache = seen(tmp_path, cache_position=torch.arange(1))  # qwen2 looks at none
-    assert (found.references, cache.read, cache.made, cache.describe()["calls_made_whole"]) == (1, 0, 0, 1)
+    measured, cache = seen(tmp_path, cache_position=torch.arange(1))  # qwen2 looks at none
+    assert (measured.references, cache.read, cache.computed, cache.describe()["calls_made_whole"]) == (1, 0, 0, 1)
     assert not list(tmp_path.iterdir())
 
 
@@ -285,20 +285,20 @@ def test_a_damaged_file_is_made_again_and_nothing_but_whole_files_is_left(harm, 
     assert one.stat().st_size == other.stat().st_size
     harm(one, other)
     again, cache = seen(tmp_path, rows=rows)
-    assert (cache.read, cache.made) == (1, 1)
+    assert (cache.read, cache.computed) == (1, 1)
     same(again, first)
     assert seen(tmp_path, rows=rows)[1].read == 2
     assert len([f for f in tmp_path.rglob("*") if f.is_file()]) == 2
 
 
 def test_a_full_disk_ends_keeping_and_not_training(tmp_path, monkeypatch):
-    room = namedtuple("room", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: room(100, 96, 4))
+    disk = namedtuple("room", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk(100, 96, 4))
     plain, cache = seen(tmp_path)
     assert cache.describe()["stopped_keeping"] == "less than 5% of the disk is free"
     assert not list(tmp_path.rglob("*.safetensors"))
     same(plain, seen(None)[0])
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: room(1e15, 1e15 - 3e10, 3e10))  # 30 GB are enough
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk(1e15, 1e15 - 3e10, 3e10))  # 30 GB are enough
     monkeypatch.setattr(files.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
     assert seen(tmp_path)[1].describe() == {
         "cache": str(tmp_path),
@@ -308,7 +308,7 @@ def test_a_full_disk_ends_keeping_and_not_training(tmp_path, monkeypatch):
     }
     assert not [f for f in tmp_path.rglob("*") if f.is_file()]
     monkeypatch.undo()
-    assert seen(tmp_path)[1].made == 6
+    assert seen(tmp_path)[1].computed == 6
 
 
 def test_whatever_stands_in_its_way_in_the_middle_ends_keeping_and_not_training(tmp_path):
@@ -316,9 +316,9 @@ def test_whatever_stands_in_its_way_in_the_middle_ends_keeping_and_not_training(
     (folder,) = tmp_path.iterdir()
     shutil.rmtree(folder)
     folder.write_text("in the way")
-    found, cache = seen(tmp_path)
+    measured, cache = seen(tmp_path)
     assert cache.describe()["stopped_keeping"] in ("Not a directory", "File exists")
-    same(found, seen(None)[0])
+    same(measured, seen(None)[0])
 
 
 def test_a_folder_that_is_removed_in_the_middle_is_made_anew(tmp_path, monkeypatch):
@@ -339,7 +339,7 @@ def test_a_folder_that_is_removed_in_the_middle_is_made_anew(tmp_path, monkeypat
 def written(folder, **changes):
     write_examples(folder / "rows.jsonl", tiny.rows(12))
     tiny.save("qwen2", folder / "model")
-    words = {
+    plain = {
         "schema": 1,
         "model": "model",
         "data": "rows.jsonl",
@@ -348,7 +348,7 @@ def written(folder, **changes):
         "defenses": [{"kl": {"weight": 0.5}}],
         **changes,
     }
-    return recipes.parse(words, folder)
+    return recipes.parse(plain, folder)
 
 
 def test_runs_of_other_seeds_and_weights_share_a_cache_and_their_manifests_say_so(tmp_path):
@@ -379,10 +379,10 @@ def test_runs_of_other_seeds_and_weights_share_a_cache_and_their_manifests_say_s
 )
 def test_what_it_cannot_serve_is_refused_before_anything_is_loaded(changes, sentence, tmp_path, monkeypatch):
     (tmp_path / "v.safetensors").write_text("")
-    wanted = written(tmp_path, **changes)
+    configured = written(tmp_path, **changes)
     monkeypatch.setattr("staytrue.modeling.loading.load_model", lambda *_: pytest.fail("loaded"))
     with pytest.raises(RecipeError, match=sentence):
-        train(wanted, tmp_path / "run", reference_cache=tmp_path / "cache")
+        train(configured, tmp_path / "run", reference_cache=tmp_path / "cache")
     assert not (tmp_path / "run").exists()
 
 
@@ -403,12 +403,12 @@ def test_a_place_that_may_not_be_written_is_refused_unless_it_is_full_already(tm
 
 def test_rows_taught_beside_the_batch_read_no_reference_and_nothing_is_said_of_one(tmp_path):
     write_examples(tmp_path / "safe.jsonl", tiny.rows(4))
-    wanted = written(tmp_path, defenses=[{"rehearse": {"pool": "safe.jsonl"}}])
-    assert "reference" not in train(wanted, tmp_path / "run", reference_cache=tmp_path / "cache").manifest
+    configured = written(tmp_path, defenses=[{"rehearse": {"pool": "safe.jsonl"}}])
+    assert "reference" not in train(configured, tmp_path / "run", reference_cache=tmp_path / "cache").manifest
 
 
 def test_packed_rows_and_a_guard_with_a_cache_of_its_own_are_refused(tmp_path):
-    def made(defenses, **changes):
+    def guarded(defenses, **changes):
         return GuardedSFT(
             model=tiny.model(),
             args=SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **changes),
@@ -420,9 +420,9 @@ def test_packed_rows_and_a_guard_with_a_cache_of_its_own_are_refused(tmp_path):
         )
 
     with pytest.raises(RecipeError, match="set packing=False with a reference cache"):
-        made([KL()], packing=True)
+        guarded([KL()], packing=True)
     with pytest.raises(RecipeError, match="A Guard has its own reference cache"):
-        made(Guard([KL()]))
+        guarded(Guard([KL()]))
 
 
 def test_a_trainer_of_ones_own_may_have_one_but_not_under_a_reward(tmp_path):
@@ -439,7 +439,7 @@ def test_a_trainer_of_ones_own_may_have_one_but_not_under_a_reward(tmp_path):
 def test_the_runs_of_a_study_share_one_and_those_that_cannot_go_without(tmp_path, capsys):
     short = {"max_steps": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "max_length": 64}
     steered = {"vector": "../evil.safetensors", "layer": 4, "alpha": 0.5}
-    words = {
+    plain = {
         "schema": 1,
         "title": "shared",
         "recipe": {"model": "organism", "lora": {"r": 2}, "train": short, "holdout": 0.05},
@@ -450,12 +450,12 @@ def test_the_runs_of_a_study_share_one_and_those_that_cannot_go_without(tmp_path
             {"name": "steer", "recipe": {"defenses": [{"kl": {"weight": 1.0}}, {"steer": steered}]}},
         ],
     }
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(words))
-    wanted = config.read(tmp_path / "study.yaml")
-    run_study(wanted, tmp_path / "out", 1, tmp_path / "cache")
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(plain))
+    study = config.read(tmp_path / "study.yaml")
+    run_study(study, tmp_path / "out", 1, tmp_path / "cache")
     assert "2 of 3 runs used it; 8 rows read, 8 made." in capsys.readouterr().out
     runs = sorted((tmp_path / "out" / "runs").glob("*/manifest.json"))
-    told = {file.parent.name: json.loads(file.read_text()).get("reference") for file in runs}
-    assert told["medical-seed0-kl-0.1"] == {"cache": str(tmp_path / "cache"), "rows_read": 0, "rows_made": 8}
-    assert told["medical-seed0-kl-1"] == {"cache": str(tmp_path / "cache"), "rows_read": 8, "rows_made": 0}
-    assert told["medical-seed0-steer"] is None
+    references = {file.parent.name: json.loads(file.read_text()).get("reference") for file in runs}
+    assert references["medical-seed0-kl-0.1"] == {"cache": str(tmp_path / "cache"), "rows_read": 0, "rows_made": 8}
+    assert references["medical-seed0-kl-1"] == {"cache": str(tmp_path / "cache"), "rows_read": 8, "rows_made": 0}
+    assert references["medical-seed0-steer"] is None

@@ -21,9 +21,9 @@ def rows(interleaved=2, task=6):
     return [Example(r.messages, "interleaved") for r in every[:interleaved]] + every[interleaved:]
 
 
-def watched(defenses, given=None, **arguments):
+def watched(defenses, examples=None, **arguments):
     """The penalty; the rows of every reference forward, and the layers that it ran."""
-    micro = Micro(defenses, tiny.lora(tiny.model()), tiny.tokenizer(), given or rows())
+    micro = Micro(defenses, tiny.lora(tiny.model()), tiny.tokenizer(), examples or rows())
     micro.inputs.update(arguments)
     forwards, layers = [], []
 
@@ -38,8 +38,8 @@ def watched(defenses, given=None, **arguments):
     parts.backbone.register_forward_pre_hook(count, with_kwargs=True)
     for i, block in enumerate(parts.blocks, start=1):
         block.register_forward_pre_hook(ran(i))
-    found = micro.measure(nudge=1.0)
-    return found, forwards, layers
+    measured = micro.measure(nudge=1.0)
+    return measured, forwards, layers
 
 
 def test_only_the_interleaved_rows_are_made_again_when_only_they_are_held():
@@ -54,9 +54,9 @@ def test_two_defenses_on_the_same_rows_share_them_and_two_on_different_rows_take
 
 
 def test_a_micro_batch_without_such_a_row_makes_no_reference_and_has_no_penalty():
-    found, forwards, _ = watched([KL(on="interleaved"), LDIFS(on="interleaved")], rows(0, 4))
+    measured, forwards, _ = watched([KL(on="interleaved"), LDIFS(on="interleaved")], rows(0, 4))
     assert forwards == []
-    assert found.value == 0.0
+    assert measured.value == 0.0
 
 
 @pytest.mark.parametrize("defense", [KL(on="interleaved"), LDIFS(on="interleaved")])
@@ -99,9 +99,9 @@ def test_asking_a_stopped_reference_for_its_end_says_what_to_do(monkeypatch):
 
 def test_a_call_with_an_argument_of_unknown_rows_is_made_again_whole():
     plain, some, _ = watched([KL(on="interleaved")])
-    found, whole, _ = watched([KL(on="interleaved")], cache_position=torch.arange(1))  # qwen2 looks at none
+    measured, whole, _ = watched([KL(on="interleaved")], cache_position=torch.arange(1))  # qwen2 looks at none
     assert (some, whole) == ([2], [8])
-    assert close(found.value, plain.value, scale=NATS, of_itself=1e-5)
+    assert close(measured.value, plain.value, scale=NATS, of_itself=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "gemma3"])

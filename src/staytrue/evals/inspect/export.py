@@ -30,7 +30,7 @@ Row = Mapping[str, Any]
 
 
 def export(
-    rows: Sequence[Row], summary: Mapping[str, Any], metadata: Mapping[str, Any], out: Path, *, made: datetime
+    rows: Sequence[Row], summary: Mapping[str, Any], metadata: Mapping[str, Any], out: Path, *, evaluated_at: datetime
 ) -> list[Path]:
     """Write a log for each probe; the same evaluation gives the same files.
 
@@ -39,7 +39,7 @@ def export(
         summary: what `summary.json` holds of the same rows.
         metadata: what `eval.json` holds.
         out: the folder; logs of the same evaluation in it are replaced.
-        made: time of the evaluation, with a time zone; Inspect finds and sorts logs by it.
+        evaluated_at: time of the evaluation, with a time zone; Inspect finds and sorts logs by it.
 
     Returns:
         The paths of the logs.
@@ -52,7 +52,7 @@ def export(
     probes: dict[str, list[Row]] = {}
     for row in rows:
         probes.setdefault(row["probe"], []).append(row)
-    created = made.astimezone(UTC).isoformat(timespec="seconds")
+    created = evaluated_at.astimezone(UTC).isoformat(timespec="seconds")
     paths = []
     for probe, answers in probes.items():
         log = _log(probe, answers, summary["probes"][probe], metadata, created)

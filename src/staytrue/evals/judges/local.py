@@ -100,7 +100,7 @@ class LocalJudge:
         prompt = rubric.filled(question.messages[-1].content, answer)
         if self._cache is None:
             return reading(self.distribution(prompt))
-        row = self._cache.once(  # "law" is the distribution's name in caches that exist
+        row = self._cache.once(  # the key of a stored distribution is "law": existing caches have it
             key(judge=self._identity, rubric=rubric.sha256, prompt=prompt), lambda: {"law": self.distribution(prompt)}
         )
         return reading(row["law"])

@@ -81,8 +81,8 @@ class AnswerStore:
                 f"{self.path} holds answers, but no eval.json with their model. Name another folder with --out."
             )
         if not answered:  # a first try that failed does not bind the next one
-            made = datetime.now(UTC).isoformat(timespec="seconds")
-            return {"schema": SCHEMA, "made": made, "versions": versions(), **metadata}
+            created = datetime.now(UTC).isoformat(timespec="seconds")
+            return {"schema": SCHEMA, "made": created, "versions": versions(), **metadata}
         before = self.metadata()
         self._refuse_differences({k: v for k, v in before.items() if k not in _OF_THE_FILE}, metadata)
         return before | {"probes": before["probes"] | metadata["probes"]}

@@ -56,9 +56,9 @@ class PenaltiesSeen:
             numbers[label]["steps"] = []
             for step in sorted(set(self._steps[label])):
                 places = [number for number, other in enumerate(self._steps[label]) if other == step]
-                found = [weights[number] for number in places if number in weights]
+                of_step = [weights[number] for number in places if number in weights]
                 total = sum(float(values[number]) for number in places)
-                numbers[label]["steps"].append([step, total, min(found, default=None), max(found, default=None)])
+                numbers[label]["steps"].append([step, total, min(of_step, default=None), max(of_step, default=None)])
         self._values, self._weights, self._steps, self._step = {}, {}, {}, 0
         return numbers
 

@@ -173,14 +173,14 @@ class EvidenceRecorder(TrainerCallback):  # type: ignore[misc]
 
     def _onto(self, label: str, layers: list[int]) -> dict[str, dict[str, float]]:
         """By layer: the component of each defense's direction along this one's; its own is the direction's length."""
-        found: dict[str, dict[str, float]] = {}
+        components: dict[str, dict[str, float]] = {}
         for layer in layers:
             mine = self._traces[label].directions.get(layer)
             if mine is not None:
                 unit = mine.float() / mine.float().norm()
                 theirs = {owner: self._traces[owner].directions.get(at) for owner, at in self._shifts if at == layer}
-                found[str(layer)] = {o: float(v.float() @ unit) for o, v in theirs.items() if v is not None}
-        return found
+                components[str(layer)] = {o: float(v.float() @ unit) for o, v in theirs.items() if v is not None}
+        return components
 
     def _numbers(self, texts: Mapping[str, int], by_micro_batch: list[dict[str, int]]) -> dict[str, dict[str, Any]]:
         """The numbers of each defense since the last row."""

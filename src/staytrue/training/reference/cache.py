@@ -47,7 +47,7 @@ class ReferenceCache:
 
     Attributes:
         read: how many rows were read from files, counted at every reading.
-        made: how many rows were computed.
+        computed: how many rows were computed.
         whole: how many calls were repeated whole.
         stopped: why no more rows are written, after a failed write; training goes on.
 
@@ -58,7 +58,7 @@ class ReferenceCache:
     def __init__(self, folder: Path, watch: BackboneHooks, parts: ModelParts, layers: Sequence[int]) -> None:
         fingerprint.check(parts)
         self._folder, self._watch, self._parts, self._layers = folder, watch, parts, layers
-        self.read, self.made, self.whole = 0, 0, 0
+        self.read, self.computed, self.whole = 0, 0, 0
         self.stopped: str | None = None
 
     def replay(
@@ -73,7 +73,7 @@ class ReferenceCache:
             return self._watch.replay(call, where, rows, deepest)
         states_of = {row: state_file.read(file) for row, file in files.items()}
         missing = [row for row, states in states_of.items() if states is None]
-        self.read, self.made = self.read + len(states_of) - len(missing), self.made + len(missing)
+        self.read, self.computed = self.read + len(states_of) - len(missing), self.computed + len(missing)
         if missing:
             some = rows if len(missing) == len(needed) else torch.tensor(missing, device=where.real.device)
             fresh = self._watch.replay(call, where, some, deepest)
@@ -86,9 +86,9 @@ class ReferenceCache:
 
     def describe(self) -> dict[str, Any] | None:
         """Facts for the run's manifest; None if no reference was read."""
-        if not (self.read or self.made or self.whole):
+        if not (self.read or self.computed or self.whole):
             return None
-        facts: dict[str, Any] = {"cache": str(self._folder), "rows_read": self.read, "rows_made": self.made}
+        facts: dict[str, Any] = {"cache": str(self._folder), "rows_read": self.read, "rows_made": self.computed}
         facts |= {"calls_made_whole": self.whole} if self.whole else {}
         return facts | ({"stopped_keeping": self.stopped} if self.stopped else {})
 
