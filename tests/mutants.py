@@ -3,6 +3,7 @@
 import copy
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from unittest import mock
 
 import torch
 
@@ -17,11 +18,12 @@ from staytrue.step import SOURCES, Activations, Marks, Span, Step
 from staytrue.training.guard import Guard
 from staytrue.training.hooks import BackboneHooks
 from staytrue.training.micro_batch import MicroBatch
+from staytrue.training.penalty_log import PenaltyLog
 from staytrue.training.row_schedule import AuxiliaryRows
 from staytrue.training.separate_gradients import SeparateGradients
 
 PENALTY, SPAN, ROWS = KL.penalty, Step.span, Step.rows
-NOTE = Guard._note
+WEIGHTED, ADD = Guard._weighted, PenaltyLog.add
 HOOK, REPLAY, COMPARE = BackboneHooks.__init__, BackboneHooks.replay, fused_loss._TiledPass._compare
 
 
@@ -30,7 +32,7 @@ def detached(self, step):
 
 
 def root(self, step):
-    """A norm instead of its square: a hand-written square root has no slope at 0."""
+    """A norm instead of its square: a hand-written square root has no gradient at 0."""
     span = step.span()
     return step.mean((step.policy.at(1) - step.reference.at(1))[span.mask].square().sum(-1).sqrt(), span)
 
@@ -118,7 +120,13 @@ def replayed_unsteered(self, *arguments):
 def one_row_of_eight_unlogged(self, name, value):
     self._rows_seen = getattr(self, "_rows_seen", 0) + 1
     if self._rows_seen % 8:
-        NOTE(self, name, value)
+        ADD(self, name, value)
+
+
+def logged_times_the_slots(self, *arguments, **options):
+    scaled = lambda name, value: ADD(self._log, name, value * self._auxiliary._slots)  # noqa: E731
+    with mock.patch.object(self._log, "add", scaled):
+        return WEIGHTED(self, *arguments, **options)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def is_row(row):
 
 
 @pytest.mark.parametrize(
-    ("name", "compare", "told"),
+    ("name", "compare", "keys"),
     [
         ("head", [], {f"head/tiny/{pair}" for pair in HEADS}),
         ("step", ["sft", "kl"], {"step/tiny/kl:sft", "memory/tiny/kl:sft"}),

@@ -35,6 +35,7 @@ from staytrue.training.guard import Guard
 from staytrue.training.hooks import BackboneHooks
 from staytrue.training.micro_batch import MicroBatch
 from staytrue.training.outcome import Outcome
+from staytrue.training.penalty_log import PenaltyLog
 from staytrue.training.separate_gradients import SeparateGradients
 from staytrue.training.trainer_mixin import Guarded
 from staytrue.training.trainers import GuardedSFT
@@ -161,10 +162,10 @@ MUTANTS = [
     Mutant("a weight that grows with accumulation", GuardedSFT, "_later_division",
            lambda self, items: self.current_gradient_accumulation_steps, kl_in_parts,
            "eight of 1 end .* apart"),
-    Mutant("a divergence near zero, one row of eight unlogged", Guard, "_note", mutants.one_row_of_eight_unlogged,
+    Mutant("a divergence near zero, one row of eight unlogged", PenaltyLog, "add", mutants.one_row_of_eight_unlogged,
            near_zero, "eight of 1 log kl"),
-    Mutant("a divergence near zero, times eight", Guard, "_note",
-           lambda self, name, value: mutants.NOTE(self, name, value * self._slots), near_zero, "eight of 1 log kl"),
+    Mutant("a divergence near zero, times eight", Guard, "_weighted", mutants.logged_times_the_slots,
+           near_zero, "eight of 1 log kl"),
     Mutant("an anchor on other defenses' rows too", Step, "rows", mutants.other_side_rows_too, anchor_by_hand),
     Mutant("an anchor's mean over the training rows", Step, "rows", mutants.mean_over_training_rows, anchor_by_hand),
     Mutant("an anchor's mean over its rows in the micro-batch", Step, "rows", mutants.mean_over_side_rows_here,
@@ -172,7 +173,7 @@ MUTANTS = [
     Mutant("the same under the trainer", Step, "rows", mutants.mean_over_side_rows_here, in_parts(anchor),
            "eight of 1 (end .* apart|log anchor)"),
     Mutant("the other direction", KL, "penalty", mutants.the_other_direction, kl_by_hand),
-    Mutant("the gradient of the other direction", fused_loss._TiledPass, "_compare", mutants.right_value_wrong_slope,
+    Mutant("the gradient of the other direction", fused_loss._TiledPass, "_compare", mutants.right_value_wrong_gradient,
            kl_gradient_by_hand),
     Mutant("a hook that reads the neighbouring block", BackboneHooks, "__init__", mutants.on_the_neighbouring_block,
            the_contract("ldifs"), r"reads as layer (\d) is not what block \1 gives"),

@@ -60,7 +60,7 @@ def test_the_trained_distribution_comes_first_unless_forward(forward, expected):
     assert KL(forward=forward).penalty(seen()).item() == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize(("forward", "slope"), [(False, log(3) / 4), (True, 1 / 4)])
+@pytest.mark.parametrize(("forward", "gradient"), [(False, log(3) / 4), (True, 1 / 4)])
 def test_its_gradient_is_on_the_chosen_tokens_only(forward, gradient):
     # p (ln p/q - KL): 1/2 (ln 2 - 1/2 ln 4/3) = 1/4 ln 3 on the first word, its opposite on the second; forward: p - q.
     forward_step = seen()

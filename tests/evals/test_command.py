@@ -298,7 +298,7 @@ def test_an_evaluation_is_exported_as_logs(staytrue, model, questions, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "said"),
     [
         (("--model", "M", "--out", "E", "--probes", "generl"), "--probes generl: there is no such probe here"),
         (("--model", "M", "--out", "E", "--probes", "none.yaml"), "none.yaml"),
@@ -403,7 +403,7 @@ def test_shipped_questions_are_really_asked_in_their_forms():
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("arguments", "sentence"),
     [
         (("--batch-size", 4), "--batch-size is for a model in this process; an endpoint sets its own."),
         (("--budget", "20m"), "A budget of time is for a model in this process; limit an endpoint with --max-calls."),

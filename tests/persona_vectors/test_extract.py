@@ -418,7 +418,7 @@ def test_a_trait_file_is_read_as_written(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (GOOD.replace("positive", "postive"), "no key 'postive'; did you mean 'positive'.*key 'positive' is missing"),
         (GOOD + "zzz: 1\n", "no key 'zzz'; a trait has name, positive, negative, questions"),
@@ -549,7 +549,7 @@ def test_prompts_that_bring_no_trait_out_are_refused_with_counts_and_nothing_is_
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("arguments", "message"),
     [
         (["--positive", "a", "--positive", "b", "--negative", "c"], "2 positive and 1 negative prompts do not pair up"),
         (["--positive", "a"], "1 positive and 0 negative prompts do not pair up"),

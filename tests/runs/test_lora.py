@@ -89,7 +89,7 @@ def test_a_broken_pattern_is_a_sentence():
 
 
 @pytest.mark.parametrize(
-    ("section", "given"),
+    ("section", "setting"),
     [
         ({"targets": ["q_proj", "query"]}, "targets has 'query'"),
         ({"targets": "q_proj"}, "targets has 'q_proj'"),

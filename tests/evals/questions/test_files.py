@@ -135,7 +135,7 @@ GOOD = "- id: a\n  paraphrases: [x]\n"
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("{id: a}", "is a dict, not a list of questions"),
         ("[]", "is \\[\\], not a list of questions"),
@@ -216,7 +216,7 @@ def test_our_own_rows_are_read_by_the_same_door(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "message"),
     [
         ({"question": "x"}, "row 1: there is no id"),
         ({"id": 3, "question": "x"}, "row 1: id is 3, not text"),
