@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from staytrue.commands import evaluation, organism, preparing, reading, training, using
+from staytrue.commands import evaluation, organism, preparing, reading, stored_answers, training, using
 from staytrue.errors import RequestError, StaytrueError
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read by the hub's library when it is imported
@@ -30,7 +30,7 @@ _organism = typer.Typer(help="Build, check and export the small model that comes
 
 _IN_ORDER: tuple[Callable[..., None], ...] = (
     training.demo, training.study, training.train,
-    evaluation.eval_, evaluation.rescore, evaluation.compare, evaluation.export,
+    evaluation.eval_, stored_answers.rescore, stored_answers.compare, stored_answers.export,
     preparing.fetch, preparing.vector, preparing.score,
     using.chat, using.merge,
     reading.report, reading.defenses, reading.doctor, reading.verify,

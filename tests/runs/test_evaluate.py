@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 import tiny
 from endpoints import endpoint
 from loopback import Loopback
-from staytrue.commands.evaluation import export
+from staytrue.commands.stored_answers import export
 from staytrue.data.examples import Message
 from staytrue.errors import RequestError
 from staytrue.evals.answer_and_judge import evaluate, rescore

@@ -1,9 +1,8 @@
-"""The commands `eval`, `rescore`, `compare` and `export`: evaluate a model, and use its stored answers."""
+"""The command `eval`: a run, a model, an endpoint or a file of answers is evaluated."""
 
 from __future__ import annotations
 
 import json
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,14 +65,15 @@ def eval_(
 ) -> None:
     """Evaluate a model: misalignment in general and in the training domain, coherence, and what it still knows."""
     from staytrue.report.terminal import show
-    from staytrue.runs import evaluate
     from staytrue.runs.eval_budget import parse
     from staytrue.runs.eval_request import EvalRequest, for_model
+    from staytrue.runs.evaluate import evaluate_run, judge_answers
     from staytrue.utils.console import bar, quieten
 
     source = _source(run=run, model=model, answers=answers)
     _refuse_misplaced(source, adapter=adapter, data=data, out=out, untuned=untuned)
-    if answers is not None and (probes or samples or max_new_tokens or batch_size or budget or as_published or seed):
+    sampling = (probes, samples, max_new_tokens, batch_size, budget, as_published, seed)
+    if answers is not None and any(sampling):
         raise RequestError("--answers FILE has its own questions and answers; only --judge and its limits go with it.")
     spending, seconds = budget_of(max_calls, max_cost, price), None if budget is None else parse(budget)
     quieten()
@@ -84,15 +84,15 @@ def eval_(
         request = EvalRequest(names, triggers, samples, as_published, judged_by, max_new_tokens, batch_size, seconds)
         with bar("eval", quiet=as_json) as progress:
             if answers is not None:
-                summary = evaluate.judge_answers(answers, out or Path(), request.judge, progress)
+                summary = judge_answers(answers, out or Path(), judged_by, progress)
             elif run is not None:
-                summary = evaluate.evaluate_run(
+                summary = evaluate_run(
                     run, out, seed=seed, request=request, untuned=untuned, progress=progress, say=tell
                 )
             else:
                 request = for_model(str(model), request, adapter, data)
                 summary = _ask_model(request, out or Path(), seed, spending, progress)
-        report_spending(request.judge)
+        report_spending(judged_by)
     print(json.dumps(summary)) if as_json else show(summary)
 
 
@@ -152,90 +152,3 @@ def _ask_model(request: EvalRequest, out: Path, seed: int, budget: Budget, progr
         why = generate.failed[0][2]
         tell(f"{len(generate.failed)} answers could not be had (the first: {why}); the same command asks again.")
     return summary
-
-
-def rescore(
-    evaluations: Annotated[list[Path], typer.Argument(help="Folders of answers made by `staytrue eval`, or runs.")],
-    judge: Annotated[list[str], typer.Option(help=f"{JUDGE}; several.")],
-    labels: Annotated[Path | None, typer.Option(help="JSONL of labels by hand, to compare the judges with.")] = None,
-    max_calls: MaxCalls = None,
-    max_cost: MaxCost = None,
-    price: Price = None,
-    as_json: Json = False,
-) -> None:
-    """Judge stored answers again, and compare the judges with each other and with labels by hand."""
-    from staytrue.evals.answer_and_judge import rescore as rescore_answers
-    from staytrue.evals.judge_agreement import judge_agreement, read_labels
-    from staytrue.evals.results.answer_store import AnswerStore, evaluation_folder
-    from staytrue.report.terminal import show_judge_agreement, show_judges
-    from staytrue.runs.probe_selection import refuse_rules
-    from staytrue.utils.console import bar, quieten
-
-    folders = [evaluation_folder(path) for path in evaluations]
-    quieten()
-    with stoppable("give the same command again, and it goes on"):
-        budget = budget_of(max_calls, max_cost, price)
-        judges = [judge_of(text, budget) for text in judge]
-        for folder in folders:
-            refuse_rules(judges, AnswerStore(folder).model_name())
-        hand_labels = None if labels is None else read_labels(labels, folders)  # before anything is paid for
-        with bar("rescore", quiet=as_json) as progress:
-            summaries = {str(folder): rescore_answers(folder, judges, progress) for folder in folders}
-        for one in judges:
-            report_spending(one)
-        agreement = judge_agreement(folders, hand_labels)
-    if as_json:
-        print(json.dumps({"evaluations": summaries, **agreement}))
-        return
-    show_judges(summaries)
-    show_judge_agreement(agreement)
-
-
-def compare(
-    folders: Annotated[list[Path], typer.Argument(help="A study's folder, or several evaluations or runs.")],
-    against: Annotated[str, typer.Option(help="The defense, or folder, to compare with, as tables name it.")] = "none",
-    probe: Annotated[str, typer.Option(help="Which probe's answers, or which measure.")] = "general",
-    judge: Annotated[
-        str | None, typer.Option(help="Use this judge's verdicts, by the name that `rescore` shows.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Compare defenses on the same questions and seeds, with p values corrected for their number."""
-    from staytrue.evals.results.measures import LEAK, is_measure
-    from staytrue.report import comparison, measure_comparison
-
-    if is_measure(probe) and judge is not None:
-        raise RequestError(f"--probe {probe} is measured without a judge; leave --judge out.")
-    if is_measure(probe) and probe != LEAK:
-        compared = measure_comparison.compare_measures(folders, against, probe)
-        show = measure_comparison.show
-    else:
-        compared, show = comparison.compare_runs(folders, against, probe, judge), comparison.show
-    if not as_json:
-        show(compared, against)
-        return
-    print(json.dumps(compared.lines))
-    for note in compared.notes:
-        tell(note)
-
-
-def export(
-    evaluation: Annotated[Path, typer.Argument(help="A folder of answers made by `staytrue eval`, or a run.")],
-    out: Annotated[Path, typer.Option(help="Folder for the logs, one a probe.")],
-    judge: Annotated[
-        str | None, typer.Option(help="Use this judge's verdicts, by the name that `rescore` shows.")
-    ] = None,
-) -> None:
-    """Write an evaluation as Inspect logs."""
-    from staytrue.evals.answer_and_judge import sample_counts
-    from staytrue.evals.inspect import export
-    from staytrue.evals.results.answer_store import AnswerStore, evaluation_folder
-    from staytrue.evals.results.summary import summarise
-    from staytrue.evals.results.verdict_store import join_verdicts
-    from staytrue.utils.console import say
-
-    folder = evaluation_folder(evaluation)
-    metadata, rows = AnswerStore(folder).metadata(), join_verdicts(folder, judge)
-    summary = {"probes": summarise(rows, sample_counts(metadata))}
-    for path in export.export(rows, summary, metadata, out, evaluated_at=datetime.fromisoformat(metadata["made"])):
-        say(str(path))

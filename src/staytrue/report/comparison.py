@@ -16,10 +16,10 @@ from staytrue.evals.results.verdict_store import join_verdicts
 from staytrue.evals.stats import compare
 from staytrue.evals.stats.intervals import Run
 from staytrue.evals.stats.means import Difference, Values
+from staytrue.report.comparison_table import Unit, show_table
 from staytrue.report.folders import labels, seed_of
 from staytrue.report.rows import label_of
 from staytrue.report.sentences import coverage_note
-from staytrue.utils.console import say, table
 
 Runs = Mapping[str, Mapping[int, Run]]  # by label and seed
 _R = TypeVar("_R", Run, Values)  # what is known of a run, by question
@@ -100,27 +100,8 @@ def paired_lines(
 
 def show(compared: Compared, against: str) -> None:
     """Print the comparisons as a table, with the notes under it."""
-    rows = [
-        (
-            f"{line['domain']}  {line['defense']}".strip(),
-            _rate(line["rate"]),
-            f"{line['difference']:+.1f}",
-            f"{line['low']:+.1f} to {line['high']:+.1f}",
-            f"{line['p']:.3g}",
-            f"{line['q']:.3g}",
-            f"{line['detectable']:.1f}",
-            f"{line['questions']} x {line['seeds']}",
-        )
-        for line in compared.lines
-    ]
-    table(("defense", "percent", "points", "95 % interval", "p", "q", "detectable", "questions x seeds"), rows)
-    held = ", ".join(dict.fromkeys(f"{line['domain']} {_rate(line['other'])}".strip() for line in compared.lines))
-    say(
-        f"Percentage points against {against} ({held}), the same questions and seeds. q: Benjamini and Hochberg over "
-        "all lines. Detectable: the smallest difference that this many questions and seeds find in 80 of 100 studies."
-    )
-    for note in compared.notes:
-        say(note)
+    unit = Unit("percent", "points", "rate", 1, _rate)
+    show_table(compared, unit, f"Percentage points against {against}", ", the same questions and seeds.")
 
 
 def _rate(rate: Mapping[str, Any]) -> str:

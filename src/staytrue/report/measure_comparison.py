@@ -10,8 +10,8 @@ from staytrue.errors import RequestError
 from staytrue.evals.results.measures import PAIRS, Measure, read_measures, stored_name
 from staytrue.evals.stats.means import Values, difference
 from staytrue.report.comparison import Compared, evaluations, paired_lines
+from staytrue.report.comparison_table import Unit, show_table
 from staytrue.report.measures import CONTROL
-from staytrue.utils.console import say, table
 
 
 def compare_measures(folders: Sequence[Path], against: str, measure: str) -> Compared:
@@ -46,28 +46,9 @@ def compare_measures(folders: Sequence[Path], against: str, measure: str) -> Com
 
 def show(compared: Compared, against: str) -> None:
     """Print the comparisons as a table, with the notes under it."""
-    rows = [
-        (
-            f"{line['domain']}  {line['defense']}".strip(),
-            _mean(line["mean"]),
-            f"{line['difference']:+.3f}",
-            f"{line['low']:+.3f} to {line['high']:+.3f}",
-            f"{line['p']:.3g}",
-            f"{line['q']:.3g}",
-            f"{line['detectable']:.3f}",
-            f"{line['questions']} x {line['seeds']}",
-        )
-        for line in compared.lines
-    ]
-    table(("defense", "nats", "difference", "95 % interval", "p", "q", "detectable", "questions x seeds"), rows)
-    means = ", ".join(dict.fromkeys(f"{line['domain']} {_mean(line['other'])}".strip() for line in compared.lines))
-    say(
-        f"Nats per token: the change against the untuned model, and its difference to {against} ({means}), on the same "
-        "questions and seeds. q: Benjamini and Hochberg over all lines. Detectable: the smallest difference that this "
-        "many questions and seeds find in 80 of 100 studies."
-    )
-    for note in compared.notes:
-        say(note)
+    unit = Unit("nats", "difference", "mean", 3, _mean)
+    what = f"Nats per token: the change against the untuned model, and its difference to {against}"
+    show_table(compared, unit, what, ", on the same questions and seeds.")
 
 
 def _mean(mean: Mapping[str, Any] | None) -> str:
