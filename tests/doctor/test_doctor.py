@@ -66,8 +66,8 @@ def test_an_interrupted_run_is_told_how_it_goes_on(run, state, says):
 def test_a_run_that_is_training_now_needs_nothing(run):
     manifest(run, state="running")
     with locked(run):
-        assert found(run)["state"].says == "running; a process writes into the folder now"
-        assert found(run)["state"].remedy is None
+        assert advice(run)["state"].says == "running; a process writes into the folder now"
+        assert advice(run)["state"].remedy is None
 
 
 @pytest.mark.parametrize(
