@@ -143,7 +143,7 @@ def test_the_trainers_own_config_knows_the_switch_and_no_is_text(trainer):
         ("train", "warmup_ratio", "write warmup_steps: 0.1 for a tenth of the steps"),
         ("train", "group_by_length", "rows are spread by their source"),
         ("train", "logging_dir", "TENSORBOARD_LOGGING_DIR"),
-        ("train", "torch_dtype", "bfloat16 on a GPU"),
+        ("train", "torch_dtype", r"set the recipe's own `dtype:`, float32 or bfloat16, beside `model:`"),
         ("train", "load_in_4bit", r"\(QLoRA\) are not supported"),
         ("train", "bnb_4bit_quant_type", r"\(QLoRA\) are not supported"),
         ("train", "cutoff_len", "write max_length"),
