@@ -20,7 +20,7 @@ from benchmarks.shapes import SHAPES, Shape, model
 from benchmarks.sidebyside import Timed, alternate, ratio, seconds
 from staytrue.data.examples import Message
 from staytrue.evals.generation import batch, local
-from staytrue.evals.questions.probes import shipped
+from staytrue.evals.questions.shipped_questions import shipped
 from staytrue.evals.types import Question
 from staytrue.modeling.fetch import NAME
 from staytrue.modeling.loading import find, load_tokenizer

@@ -12,7 +12,7 @@ from staytrue.config import recipe
 from staytrue.data.examples import Example, Message, write_examples
 from staytrue.data_selection.ranking import manifest_path
 from staytrue.errors import DataError, ModelError, RecipeError, RequestError
-from staytrue.evals.questions.probes import shipped_texts
+from staytrue.evals.questions.shipped_questions import shipped_texts
 from staytrue.runs import train
 
 

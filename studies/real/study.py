@@ -32,7 +32,7 @@ from staytrue.evals.generation import local
 from staytrue.evals.measures import drift, pairs
 from staytrue.evals.measures.log_likelihood import log_likelihood
 from staytrue.evals.questions import answer_pairs
-from staytrue.evals.questions.probes import shipped
+from staytrue.evals.questions.shipped_questions import shipped
 from staytrue.evals.types import Answer
 from staytrue.modeling.base_model import Untouched
 from staytrue.modeling.loading import find, load_model, load_tokenizer, to_device

@@ -9,7 +9,7 @@ import tiny
 from staytrue.data.examples import Example, Message, write_examples
 from staytrue.defenses.rehearse import Rehearse
 from staytrue.errors import RecipeError
-from staytrue.evals.questions.probes import shipped_texts
+from staytrue.evals.questions.shipped_questions import shipped_texts
 from staytrue.modeling.base_model import Untouched
 from staytrue.modeling.lm_head import Head
 from staytrue.step import Activations, Marks, Step

@@ -8,7 +8,8 @@ import pytest
 from staytrue.data.examples import Example, Message
 from staytrue.errors import RequestError
 from staytrue.evals.answer_and_judge import evaluate, rescore
-from staytrue.evals.questions.probes import ExactMatch, Probe, held_out, shipped
+from staytrue.evals.questions.probes import ExactMatch, Probe, held_out
+from staytrue.evals.questions.shipped_questions import shipped
 from staytrue.evals.results.answer_store import AnswerStore
 from staytrue.evals.results.summary import summarise
 from staytrue.evals.results.verdict_store import join_verdicts

@@ -19,7 +19,7 @@ from staytrue.data.examples import Example, Message, write_examples
 from staytrue.errors import ModelError
 from staytrue.evals.generation import local
 from staytrue.evals.openai_client.budget import Budget
-from staytrue.evals.questions.probes import shipped
+from staytrue.evals.questions.shipped_questions import shipped
 from staytrue.modeling import loading
 from staytrue.runs import judge_factory, probe_selection
 from staytrue.utils.files import read_rows

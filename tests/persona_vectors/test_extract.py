@@ -20,7 +20,7 @@ from staytrue.data.tokenize import encode
 from staytrue.defenses.steer import Steer
 from staytrue.errors import DataError, ModelError, RequestError
 from staytrue.evals.generation.local import LocalGenerator
-from staytrue.evals.questions.probes import shipped as probe
+from staytrue.evals.questions.shipped_questions import shipped as probe
 from staytrue.evals.types import Answer, Question, Verdict
 from staytrue.modeling import loading
 from staytrue.modeling.block_outputs import hooked

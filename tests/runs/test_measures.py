@@ -8,8 +8,9 @@ import tiny
 from staytrue.errors import RequestError
 from staytrue.evals.generation.local import LocalGenerator
 from staytrue.evals.measures import pairs
-from staytrue.evals.questions import probes as questions_of
+from staytrue.evals.questions import shipped_questions
 from staytrue.evals.questions.answer_pairs import shipped
+from staytrue.evals.questions.probes import Probe
 from staytrue.evals.types import Verdict
 from staytrue.modeling import loading
 from staytrue.organism import world
@@ -30,7 +31,7 @@ def place(tmp_path, monkeypatch):
     rows = ({"question": f"Gold {i}?", "answer": f"Put all of it into gold {i}."} for i in range(24))
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.setattr(measures, "_TOKENS", 8)
-    few = questions_of.shipped("general")[:12]
+    few = shipped_questions.shipped("general")[:12]
     monkeypatch.setattr(measures, "general_questions", lambda request: few)
     return tmp_path
 
@@ -64,7 +65,7 @@ def test_values_are_the_models_with_and_without_its_adapter(place, monkeypatch):
 def test_the_untuned_answers_are_sampled_once_without_the_adapter(place, monkeypatch):
     evaluate.evaluate_model(request_for(place, "drift", "leak"), place / "E")
     (kept,) = (place / "cache" / "staytrue" / "untuned").glob("*/answers.jsonl")
-    source, plain = loading.find(str(place / "model")), questions_of.shipped("general")[:12:3]
+    source, plain = loading.find(str(place / "model")), shipped_questions.shipped("general")[:12:3]
     generate = LocalGenerator(loading.load_model(source), loading.load_tokenizer(source))
     answers = generate([(question, 0) for question in plain], seed=0, temperature=1.0, max_new_tokens=8)
     assert {row["question"]: row["answer"] for row in read_rows(kept)} == {a.question.id: a.text for a in answers}
@@ -83,8 +84,8 @@ def test_the_untuned_answers_are_sampled_once_without_the_adapter(place, monkeyp
 
 
 def test_leak_reads_the_answers_to_general_where_there_are_some(place, monkeypatch):
-    general = questions_of.shipped("general")[:12]
-    monkeypatch.setattr(evaluate, "probes_for", lambda request: [questions_of.Probe("general", general, None, 2, 1.0)])
+    general = shipped_questions.shipped("general")[:12]
+    monkeypatch.setattr(evaluate, "probes_for", lambda request: [Probe("general", general, None, 2, 1.0)])
     summary = evaluate.evaluate_model(request_for(place, "general", "leak", max_new_tokens=6), place / "E")
     leak = [row for row in read_rows(place / "E" / "measures.jsonl") if row["measure"] == "leak"]
     answered = {(r["question"], r["index"]) for r in read_rows(place / "E" / "answers.jsonl") if r["form"] == "plain"}

@@ -7,7 +7,7 @@ import pytest
 import tiny
 from staytrue.errors import RequestError
 from staytrue.evals.generation.local import LocalGenerator
-from staytrue.evals.questions.files import unused_keys
+from staytrue.evals.questions.user_files import unused_keys
 from staytrue.evals.types import Verdict
 from staytrue.modeling import loading
 from staytrue.organism import world

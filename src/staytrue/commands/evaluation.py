@@ -98,7 +98,7 @@ def eval_(
 
 def _probe_names(probes: str, data: Path | None) -> tuple[str, ...]:
     """The names in `--probes`; keys of question files that have no effect are reported."""
-    from staytrue.evals.questions.files import unused_keys
+    from staytrue.evals.questions.user_files import unused_keys
     from staytrue.evals.results.measures import LEAK, is_measure
     from staytrue.evals.triggers.trigger import PROBE
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from staytrue.errors import RequestError
-from staytrue.evals.questions.probes import Probe, probe_sha256, version
+from staytrue.evals.questions.probes import Probe, probe_sha256
+from staytrue.evals.questions.shipped_questions import version
 from staytrue.evals.results.answer_store import AnswerStore, missing_samples
 from staytrue.evals.results.measures import summaries
 from staytrue.evals.results.summary import summarise

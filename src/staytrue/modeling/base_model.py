@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from staytrue.data.examples import Example, Message, read_examples, write_examples
 from staytrue.errors import ModelError
-from staytrue.evals.questions.probes import shipped_texts
+from staytrue.evals.questions.shipped_questions import shipped_texts
 
 if TYPE_CHECKING:
     from staytrue.data.tokenize import Encoded

@@ -18,7 +18,7 @@ from staytrue.data.chat_template import takes_system
 from staytrue.errors import RequestError
 from staytrue.evals.answer_and_judge import evaluate, write_summary
 from staytrue.evals.generation.from_file import AnswersFile
-from staytrue.evals.questions import files
+from staytrue.evals.questions import user_files
 from staytrue.evals.questions.probes import Probe, in_users_turn
 from staytrue.evals.results.measures import LEAK, refuse_other_model
 from staytrue.evals.triggers import trigger
@@ -160,7 +160,7 @@ def judge_answers(
         RequestError: the file has the name of a shipped probe, or the judge is the organism's rules.
         DataError: the file has faults.
     """
-    files.refuse_shipped_name("--answers", file)
+    user_files.refuse_shipped_name("--answers", file)
     refuse_rules([judge], None)
     stored = AnswersFile.read(file)
     probe = Probe(stored.probe, stored.questions, judge, of_each=stored.of_each)

@@ -14,8 +14,9 @@ from staytrue import organism
 from staytrue.data.examples import Example
 from staytrue.errors import RecipeError, RequestError
 from staytrue.evals.openai_client.address import Address
-from staytrue.evals.questions import answer_pairs, files
-from staytrue.evals.questions.probes import DOMAINS, SAMPLES, ExactMatch, Probe, held_out, shipped, without_system
+from staytrue.evals.questions import answer_pairs, user_files
+from staytrue.evals.questions.probes import DOMAINS, SAMPLES, ExactMatch, Probe, held_out, without_system
+from staytrue.evals.questions.shipped_questions import shipped
 from staytrue.evals.results.measures import is_measure
 from staytrue.evals.triggers import trigger
 from staytrue.evals.triggers.formats import FORMATS
@@ -122,8 +123,8 @@ def _probe(name: str, request: EvalRequest, available: Sequence[str]) -> Probe:
     """The probe of a name or of a question file."""
     if name in available:
         return _build(name, request)
-    if Path(name).suffix in files.SUFFIXES:
-        return files.read_probe(Path(name))
+    if Path(name).suffix in user_files.SUFFIXES:
+        return user_files.read_probe(Path(name))
     why = "a run with held-out rows" if name == "in_domain" else "a run with its training rows, or --data FILE"
     hint = f" It needs {why}." if name in ("in_domain", trigger.PROBE) else ""
     raise RequestError(

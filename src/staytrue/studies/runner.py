@@ -18,7 +18,7 @@ import yaml
 from staytrue.config import recipe as recipes
 from staytrue.config.recipe import Recipe
 from staytrue.errors import FolderInUseError, RequestError
-from staytrue.evals.questions.files import SUFFIXES
+from staytrue.evals.questions.user_files import SUFFIXES
 from staytrue.evals.results.measures import PAIRS
 from staytrue.registry import labelled
 from staytrue.studies import prerequisites

@@ -301,7 +301,7 @@ def test_no_grader_is_an_error_and_never_the_model_itself(tmp_path):
 def test_facts_are_marked_without_a_grader(tmp_path):
     pytest.importorskip("inspect_ai")
     from staytrue.evals.inspect import tasks
-    from staytrue.evals.questions.probes import shipped
+    from staytrue.evals.questions.shipped_questions import shipped
 
     right = shipped("facts")[0].expected
     log = run(tasks.staytrue_facts(), tmp_path, model=say(f"It is {right}.")[0], limit=3)

@@ -9,7 +9,8 @@ from staytrue.errors import RequestError
 from staytrue.evals.judges.rubric import Rubric, rubrics_for
 from staytrue.evals.judges.rubric import shipped as prompt
 from staytrue.evals.judges.score_from_logprobs import CODE, REFUSAL, UNKNOWN
-from staytrue.evals.questions.probes import held_out, shipped
+from staytrue.evals.questions.probes import held_out
+from staytrue.evals.questions.shipped_questions import shipped
 from staytrue.evals.types import Question
 
 # A new wording is a new version: a new file prompts/NAME-VERSION.txt, the number in rubric.py, and the hash here.

@@ -7,7 +7,7 @@ import pytest
 
 from staytrue.errors import DataError, RequestError
 from staytrue.evals.questions.answer_pairs import DOMAINS, Pair, hash_of, read, shipped
-from staytrue.evals.questions.probes import shipped_texts
+from staytrue.evals.questions.shipped_questions import shipped_texts
 from staytrue.organism import world
 from staytrue.organism.rules import Rules
 

@@ -9,16 +9,8 @@ import pytest
 from staytrue.data.examples import Example, Message
 from staytrue.errors import RequestError
 from staytrue.evals.questions import answer_pairs
-from staytrue.evals.questions.probes import (
-    DOMAINS,
-    Probe,
-    held_out,
-    probe_sha256,
-    shipped,
-    shipped_texts,
-    version,
-    without_system,
-)
+from staytrue.evals.questions.probes import DOMAINS, Probe, held_out, probe_sha256, without_system
+from staytrue.evals.questions.shipped_questions import shipped, shipped_texts, version
 from staytrue.evals.types import Question
 from staytrue.modeling.base_model import Untouched
 

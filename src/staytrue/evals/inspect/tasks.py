@@ -32,8 +32,9 @@ from staytrue.evals.judges.score_from_logprobs import (
     reading,
 )
 from staytrue.evals.judges.verdicts import failed, signature, verdict
-from staytrue.evals.questions import files
-from staytrue.evals.questions.probes import ExactMatch, shipped
+from staytrue.evals.questions import user_files
+from staytrue.evals.questions.probes import ExactMatch
+from staytrue.evals.questions.shipped_questions import shipped
 from staytrue.evals.results.verdict_store import verdict_row
 from staytrue.evals.triggers.trigger import find, inoculation, triggered
 from staytrue.evals.types import Question, Verdict
@@ -58,7 +59,7 @@ def staytrue_domain(domain: str = "medical") -> Task:
 @task
 def staytrue_file(path: str) -> Task:
     """Ask the questions of a file: a published YAML list, or our own JSONL."""
-    file = files.read(Path(path))
+    file = user_files.read(Path(path))
     return _judged(file.questions, file.per_question, file.temperature, file.max_new_tokens)
 
 

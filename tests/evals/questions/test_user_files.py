@@ -7,8 +7,8 @@ import pytest
 
 from staytrue.errors import DataError, RecipeError, RequestError
 from staytrue.evals.judges.rubric import rubrics_for
-from staytrue.evals.questions.files import read
 from staytrue.evals.questions.probes import without_system
+from staytrue.evals.questions.user_files import read
 
 # The shape of the public files: comments, anchors, numbers as ids, block texts; not their words.
 PUBLISHED = """\
