@@ -140,12 +140,13 @@ def test_what_a_budget_chose_is_said_stored_and_kept_when_the_evaluation_goes_on
         sitting(None)
 
 
-def test_likelihoods_are_computed_first_and_their_time_is_part_of_the_budget(sitting, monkeypatch):
-    clock = iter([1000.0, 1060.0])
+@pytest.mark.parametrize(("budget", "took"), [(18, 10), (16, 10)])  # at least half of 16 is left
+def test_likelihoods_are_computed_first_and_their_time_is_part_of_the_budget(sitting, monkeypatch, budget, took):
+    clock = iter([1000.0, 1000.0 + took])
     monkeypatch.setattr(evaluate, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    summary, lines, metadata, _ = sitting(68)  # of which 60 are over; see above for 8
-    assert lines[1] == "The likelihoods took 60 s of the 68 s; they are stored."
-    assert (summary["probes"]["few"]["n"], metadata["budget"]["seconds"]) == (15, 68)
+    summary, lines, metadata, _ = sitting(budget)  # see above for 8 seconds
+    assert lines[1] == "The likelihoods took 10 s; 8 s are left for answers."
+    assert (summary["probes"]["few"]["n"], metadata["budget"]["seconds"]) == (15, budget)
 
 
 def test_a_budget_that_everything_fits_leaves_nothing_out(sitting):

@@ -1,7 +1,8 @@
 """The time of an evaluation is estimated before it starts, and fitted to a budget.
 
 A budget leaves out answers to each question first, and then questions of each probe. The likelihoods of `pairs` and
-`drift` are computed before and count; a judge's verdicts come after the answers and do not.
+`drift` are computed before and count, but half of the budget is always left for answers. A judge's verdicts come after
+the answers and do not count.
 """
 
 from __future__ import annotations
@@ -91,9 +92,10 @@ def planned(
         seconds = speed.seconds(probes, limit) * missing / sum(len(probe.samples()) for probe in probes)
         say(_estimate(missing, seconds, speed, limit) + (_SHORTER if seconds > _LONG and local.on_cpu else ""))
         return list(probes), {}
+    left = max(budget - spent, budget / 2)  # an answer is worth more than a budget that is kept to the second
     if spent > 1:
-        say(f"The likelihoods took {duration(spent)} of the {duration(budget)}; they are stored.")
-    choice = fit(probes, max(0.0, budget - spent - (time.monotonic() - begun)), speed, limit)
+        say(f"The likelihoods took {duration(spent)}; {duration(left)} are left for answers.")
+    choice = fit(probes, left - (time.monotonic() - begun), speed, limit)
     now = fitted(probes, choice)
     lost = left_out(counts(probes), counts(now))
     say(f"To fit {duration(budget)} it asks {lost}." if lost else f"Nothing is left out to fit {duration(budget)}.")
