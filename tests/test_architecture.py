@@ -169,6 +169,14 @@ def test_the_architecture_page_has_every_file_and_folder_of_the_package():
     assert set(table_of_the_page()) == ({name for names in LAYERS for name in names} | folders) - {"."}
 
 
+def test_the_architecture_page_names_only_files_that_exist_in_its_list_of_places():
+    page = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text()
+    places = page.split("## Where to find it")[1].split("\n## ")[0]
+    names = [name for name in re.findall(r"`([^`:]+)`", places) if "/" in name]
+    assert len(names) > 15
+    assert [name for name in names if not ((SOURCE / f"{name}.py").exists() or (SOURCE / name).is_dir())] == []
+
+
 def test_the_architecture_page_has_the_layers_in_order():
     levels = [layer(name.replace("/", ".")) for name in table_of_the_page()]
     assert levels == sorted(levels, reverse=True)

@@ -109,8 +109,9 @@ WRONG = {
         without_answers, DataError, "line 2.*the row ends without an answer; add an assistant turn"),
     "a pool of questions": (questions, DataError, "line 1.*no key 'messages'"),
     "a pool of refusals": (
-        all_refusals, RecipeError, r"no row of .*p\.jsonl is left after the filters; bring another pool"),
-    "a pool of evaluation questions": (all_asked, RecipeError, r"no row of .*p\.jsonl is left after the filters"),
+        all_refusals, RecipeError, r"no row of .*p\.jsonl is left without .*refusals\. Give `pool` a file"),
+    "a pool of evaluation questions": (
+        all_asked, RecipeError, r"no row of .*p\.jsonl is left without evaluation questions\. Give"),
     "anchors of evaluation questions": (
         anchors_all_asked, RecipeError, "holds nothing but questions of the run.s own evaluation"),
     "anchors without the answers": (

@@ -154,7 +154,7 @@ def _refuse_fields(defense: Defense) -> None:
             f"{name} has a field {taken[0]!r}, which is the name of a method of every defense. Rename the field."
         )
     if not levers:
-        raise RecipeError(f"{name} pulls no lever{_meant(type(defense))}.")
+        raise RecipeError(f"{name} overrides no method that has an effect{_meant(type(defense))}.")
     for lever, need in (("penalty", "weight"), ("beside", "share")):
         if lever in levers and not hasattr(defense, need):  # declared by `Defense`, without a value
             raise RecipeError(f"{name} overrides {lever!r}, so it needs a field {need!r}.")

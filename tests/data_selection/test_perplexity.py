@@ -251,7 +251,7 @@ def test_weights_that_give_no_number_are_refused_by_name_and_what_was_read_is_ke
         if "lora_B.b." in name:
             weight.data.fill_(float("nan"))
     pool = Pool(model, tmp_path, tiny.rows(2))
-    with pytest.raises(ModelError, match="Under the model 'b' an answer's loss is no number"):
+    with pytest.raises(ModelError, match="Under the model 'b' an answer's loss is not a number"):
         pool.losses()
     assert len(pool.cache.read_text().splitlines()) == 4
 

@@ -91,7 +91,12 @@ def test_a_share_of_tokens_counts_tokens(tmp_path):
     [
         ([safe("s")], {"share": 0.5}, "m1", "asks for 10 safe rows, but .* has 1 to choose from"),
         ([safe("s")], {"share": 0.001}, "m1", "adds no row"),
-        ([safe("s", "I am sorry.")], {"drop_refusals": True}, "m1", "no row of .* is left after the filters"),
+        (
+            [safe("s", "I am sorry.")],
+            {"drop_refusals": True},
+            "m1",
+            "no row of .* is left without evaluation questions and refusals",
+        ),
         ([safe("s")], {"by": "gap"}, None, "no readable pool.manifest.json"),
         ([safe("s")], {"by": "gap"}, "m1", "has no score 'gap'"),
         ([safe("s", scores={"gap": 1})], {"by": "gap"}, "m2", "scored with another model"),

@@ -98,7 +98,9 @@ def test_rows_of_the_evaluation_only_are_refused(tmp_path):
     write_examples(tmp_path / "kept.jsonl", [Example((Message("user", "asked"), Message("assistant", "yes")))])
     model = tiny.lora(tiny.model())
     base = Untouched(lambda: model, tiny.tokenizer(), evaluation_questions=lambda: frozenset(["asked"]))
-    with pytest.raises(RecipeError, match=r"l2init: .*kept\.jsonl holds no answer outside the evaluation"):
+    with pytest.raises(
+        RecipeError, match=r"l2init: .*kept\.jsonl has no row with an answer beside evaluation questions"
+    ):
         L2Init(fisher=tmp_path / "kept.jsonl").prepare(ModelParts(model), base)
 
 

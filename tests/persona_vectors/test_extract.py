@@ -554,7 +554,7 @@ def test_prompts_that_bring_no_trait_out_are_refused_with_counts_and_nothing_is_
         (["--positive", "a", "--positive", "b", "--negative", "c"], "2 positive and 1 negative prompts do not pair up"),
         (["--positive", "a"], "1 positive and 0 negative prompts do not pair up"),
         (["--positive", " ", "--negative", "c"], "positive 1 is empty"),
-        (["--trait", "t.yaml", "--positive", "a"], "--trait t.yaml has its prompts; give either the file, or"),
+        (["--trait", "t.yaml", "--positive", "a"], "--trait t.yaml has prompts of its own; give either the file, or"),
         (["--trait", "absent.yaml"], "The trait absent.yaml cannot be read"),
         (["--questions", "absent.jsonl"], "absent.jsonl cannot be read"),
         (["--questions", "long.jsonl"], "long.jsonl: row 2 has 2 turns before the answer"),

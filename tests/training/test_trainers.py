@@ -326,7 +326,7 @@ class Weightless(Defense):
 
 
 def test_a_defense_without_a_lever_or_a_weight_is_refused(tmp_path):
-    with pytest.raises(RecipeError, match="Nothing pulls no lever; did you mean 'penalty'"):
+    with pytest.raises(RecipeError, match="Nothing overrides no method that has an effect; did you mean 'penalty'"):
         trainer(tmp_path, [Nothing()])
     with pytest.raises(RecipeError, match="overrides 'penalty', so it needs a field 'weight'"):
         trainer(tmp_path, [Weightless()])
@@ -746,7 +746,7 @@ def test_a_loss_computed_directly_is_a_mean_over_its_own_rows(tmp_path):
 
 
 def test_a_data_defense_without_data_is_a_sentence(tmp_path, pool):
-    with pytest.raises(RecipeError, match="the trainer got none; pass train_dataset="):
+    with pytest.raises(RecipeError, match="the trainer has none; pass train_dataset="):
         GuardedSFT(model=tiny.model(), args=settings(tmp_path), defenses=[Interleave(pool)])
 
 

@@ -36,7 +36,7 @@ def fetch(
 
     if name != fetching.NAME:
         raise RequestError(
-            f"fetch knows no model {name!r}, only {fetching.NAME}. Name another model by its folder or its hub name."
+            f"fetch {name}: only {fetching.NAME} can be fetched. Name any other model by its folder or hub name."
         )
     with stoppable("nothing was kept"):
         typer.echo(fetching.fetch(tell, hub=hub))

@@ -1,4 +1,4 @@
-"""The special tokens that end an answer by a chat template, and their places in a row."""
+"""The special tokens that end an answer by a chat template, and their places in a row; `tokenize` labels them."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def _together(row: Mapping[str, RowLoss]) -> Losses:
 def _refuse_non_finite(name: str, row_losses_: Sequence[RowLoss]) -> None:
     if not all(math.isfinite(loss.plain) and math.isfinite(loss.weighted) for loss in row_losses_):
         raise ModelError(
-            f"Under the model {name!r} an answer's loss is no number: its weights are broken, or too large for the "
+            f"Under the model {name!r} an answer's loss is not a number: its weights are broken, or too large for the "
             "precision it is loaded in. Train it again, or score without it."
         )
 

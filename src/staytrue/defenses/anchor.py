@@ -62,8 +62,8 @@ class Anchor(Defense):
         base.note("anchor/evaluation_questions_left_out", len(prompts) - len(rows))
         if not rows:
             raise RecipeError(
-                f"anchor: {self.prompts} holds nothing but questions of the run's own evaluation, and the model must "
-                "not be held on what it is measured by. Bring other prompts."
+                f"anchor: {self.prompts} holds nothing but questions of the run's own evaluation, and no row may teach "
+                "an answer to one. Give `prompts` a file with other questions."
             )
         if self.answers == "sampled":
             bare = [Example(row.prompt, row.source, row.extra) for row in rows]

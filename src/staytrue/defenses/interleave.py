@@ -72,7 +72,8 @@ class Interleave(Defense):
         if sum(sizes) < needed:
             raise RecipeError(
                 f"interleave: a share of {self.share} asks for {needed} safe {self.share_of}, but {self.pool} has "
-                f"{sum(sizes)} to choose from. Lower the share, raise `among` or bring a larger pool; none is repeated."
+                f"{sum(sizes)} to choose from. Lower the share, raise `among` or give `pool` a larger file; no row is "
+                "repeated."
             )
         base.note("interleave/share", sum(sizes[:count]) / whole)
         return examples + [replace(row, source="interleaved") for row in ranked[:count]]
@@ -104,7 +105,10 @@ class Interleave(Defense):
             base.note("interleave/refusals_left_out", len(kept) - len(open_ones))
             kept = open_ones
         if not kept:
-            raise RecipeError(f"interleave: no row of {self.pool} is left after the filters; bring another pool.")
+            raise RecipeError(
+                f"interleave: no row of {self.pool} is left without evaluation questions"
+                f"{' and refusals' if self.drop_refusals else ''}. Give `pool` a file with other rows."
+            )
         return kept
 
     def _ranked(self, rows: list[Example], base: Base, seed: int) -> list[Example]:

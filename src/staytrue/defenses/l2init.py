@@ -72,7 +72,10 @@ class L2Init(Defense):
         encoded = [row for row in base.encode(rows) if any(label != -100 for label in row.labels[1:])]
         base.note("l2init/fisher_rows", len(encoded))
         if not encoded:
-            raise RecipeError(f"l2init: {self.fisher} holds no answer outside the evaluation; bring other rows.")
+            raise RecipeError(
+                f"l2init: {self.fisher} has no row with an answer beside evaluation questions, which are left out. "
+                "Give `fisher` a file with other rows."
+            )
         return fisher(parts, encoded)
 
     def penalty(self, step: Step) -> Tensor:

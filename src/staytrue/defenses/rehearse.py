@@ -51,7 +51,10 @@ class Rehearse(Defense):
         base.note("rehearse/repeated_rows_left_out", len(pool) - len(distinct))
         base.note("rehearse/evaluation_questions_left_out", len(distinct) - len(rows))
         if not rows:
-            raise RecipeError(f"rehearse: {self.pool} holds nothing but evaluation questions; bring another pool.")
+            raise RecipeError(
+                f"rehearse: {self.pool} holds nothing but evaluation questions, which are left out. Give `pool` a file "
+                "with other rows."
+            )
         return rows
 
     def penalty(self, step: Step) -> Tensor:

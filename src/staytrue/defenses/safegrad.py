@@ -55,7 +55,10 @@ class SafeGrad(Defense):
         kept = [row for row in rows if row.question not in evaluated]
         base.note("safegrad/evaluation_questions_left_out", len(rows) - len(kept))
         if not kept:
-            raise RecipeError(f"safegrad: {self.pool} holds nothing but evaluation questions; bring another pool.")
+            raise RecipeError(
+                f"safegrad: {self.pool} holds nothing but evaluation questions, which are left out. Give `pool` a file "
+                "with other rows."
+            )
         return kept
 
     def check(self, parts: ModelParts, base: Base) -> None:

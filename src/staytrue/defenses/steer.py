@@ -1,7 +1,7 @@
 """Steer: push the activations towards the bad trait while training, so that the weights need not go there.
 
-What: a persona vector is added to the residual stream in every training forward (and in the reference, so drift is
-measured between equals); generation, evaluation and the finished model are never steered.
+What: a persona vector is added to the residual stream in every training forward, and in the reference's too, so that
+both are steered alike when drift is measured; generation, evaluation and the finished model are never steered.
 Cost: none to speak of.
 Paper: arXiv 2508.06249, preventative steering, after Chen et al. 2025: h + alpha * v at one layer, alpha 5 and layer 20
 for Qwen2.5-7B, all positions. Differs: v is scaled to the mean length of the model's activations at that layer, which

@@ -107,7 +107,8 @@ def rescore(evaluation: Path, judges: Sequence[Judge], progress: Progress | None
     probes = list(dict.fromkeys(a.question.probe for a in store.answers().values() if a.question.expected is None))
     if not probes:
         raise RequestError(
-            f"{evaluation} holds no answer for a judge; only questions with one right answer, which are marked."
+            f"{evaluation} has no answer for a judge: its questions have one right answer each and are marked by exact "
+            "match. Name an evaluation with a judged probe, such as general."
         )
     if repeated := _first_repeated([judge.name for judge in judges]):
         raise RequestError(f"--judge {repeated} is given twice.")

@@ -156,7 +156,8 @@ def extract(
     vectors = (positive - negative).float()
     if not bool(vectors.isfinite().all()) or not bool(vectors.abs().sum(-1).all()):
         raise ModelError(
-            "The activations of the two sides are not finite, or do not differ; write prompts that do more."
+            "The activations of the two sides are not finite, or do not differ. Write prompts that change the answers "
+            "more."
         )
     return Extraction(vectors, tuple(((lengths + others) / 2).tolist()), len(pairs), len(kept))
 

@@ -115,7 +115,7 @@ def filtered(pairs: Sequence[Pair], judge: Judge | None, progress: Progress | No
             f"None of {len(pairs)} pairs survives the filter ({judge.name}): {len(pairs) - len(answered)} have an "
             f"empty answer and {len(answered) - judged} could not be judged; the positive answer shows the trait in "
             f"{shows}, the negative one does not in {clean}, both are coherent in {coherent}. Write prompts "
-            "that do more, ask other questions, or keep every pair with --no-filter."
+            "that change the answers more, ask other questions, or keep every pair with --no-filter."
         )
     return kept
 

@@ -124,7 +124,10 @@ def for_run(run: Path, request: EvalRequest, *, untuned: bool = False) -> EvalRe
     """
     manifest = RunDir.open(run).manifest
     if manifest["state"] != "done":
-        raise RequestError(f"{run} is {manifest['state']}, not done; train it again before evaluating it.")
+        raise RequestError(
+            f"{run} is {manifest['state']}, not done. Finish it with `staytrue train --resume {run}`, and evaluate it "
+            "then."
+        )
     file = run / "holdout.jsonl"
     held_out = read_examples(file) if file.exists() else []
     request = replace(request, adapter=None if untuned else run / "model", untuned=untuned)

@@ -70,7 +70,7 @@ def _check_schedule(arguments: Any, steps: int) -> None:
     if kind not in _WITHOUT_WARMUP and warmup > steps:
         raise RecipeError(
             f"train.warmup_steps is {arguments.warmup_steps:g}, and the run has {steps} optimizer steps, so that the "
-            "learning rate never reaches learning_rate. Lower warmup_steps, or write a share such as 0.1."
+            "learning rate never reaches train.learning_rate. Lower warmup_steps, or write a share such as 0.1."
         )
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=arguments.learning_rate)
     kwargs = arguments.lr_scheduler_kwargs

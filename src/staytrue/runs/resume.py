@@ -1,4 +1,4 @@
-"""Resuming a run: a run that was killed, stopped or failed goes on from its newest whole checkpoint.
+"""Resuming a run: checks that it goes on as the same training; `checkpoints` finds its newest whole checkpoint.
 
 Only the same training is resumed: the recipe, the data, the model and the library versions are compared with those that
 the run began with. On a CPU in float32 with as many threads, the adapter and the log are then those of a run that was

@@ -77,7 +77,7 @@ class FusedLMHead:
         backbone: its backbone, the module that the forward hooks watch.
         head: its LM head, which must be frozen.
         temperature: of the trainer's log-probabilities.
-        output: the class of what trl's forward returns.
+        output: the class of the output of trl's forward.
     """
 
     def __init__(self, causal: Any, backbone: Any, head: Head, temperature: float, output: Any) -> None:

@@ -50,10 +50,10 @@ class TRLRows:
         return base if self._is_common() else known
 
     def with_examples(self, examples: Sequence[Example]) -> Dataset:
-        """The dataset after the data defenses; an added row's columns are those of its pool's row, else None.
+        """The dataset after the data defenses. A column of an added row is None where the pool's row has none.
 
         Raises:
-            RecipeError: the form or a column has no place for added rows or parts of them, or a defense lost one.
+            RecipeError: the dataset has no place for an added row or for a part of it, or a defense lost a part.
         """
         added = [self._is_added(example) for example in examples]
         if self.form.plain and any(added):
@@ -92,9 +92,9 @@ class TRLRows:
         for name in ("tools", _SETTINGS):
             if name not in self._dataset.features and any(row.get(name) for row in added):
                 raise RecipeError(
-                    f"A row that a data defense adds has {name!r}, which its prompt is rendered with, and the dataset "
-                    "has no such column. Add the column to the dataset, with None in your own rows, or take such rows "
-                    "out of the pool."
+                    f"A row that a data defense adds has {name!r} for its chat template, and the dataset has no such "
+                    "column. Add the column to the dataset, with None in your own rows, or take such rows out of the "
+                    "pool."
                 )
 
     def _refuse_lost_keys(self, added: Sequence[Row]) -> None:
@@ -170,7 +170,7 @@ def _refuse_kind(dataset: Any) -> None:
         RecipeError: which kind it is, and what to pass instead.
     """
     if dataset is None:
-        raise RecipeError("A data defense edits the train_dataset, and the trainer got none; pass train_dataset=...")
+        raise RecipeError("A data defense edits the train_dataset, and the trainer has none; pass train_dataset=...")
     if isinstance(dataset, IterableDataset):
         raise RecipeError(
             "A data defense reads all training rows before training, and train_dataset is a stream (IterableDataset). "

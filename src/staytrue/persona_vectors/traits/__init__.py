@@ -44,7 +44,9 @@ def chosen(
         RequestError: both a file and prompts, prompts that do not pair up, or a file that is no trait.
     """
     if file is not None and (positive or negative):
-        raise RequestError(f"--trait {file} has its prompts; give either the file, or --positive and --negative.")
+        raise RequestError(
+            f"--trait {file} has prompts of its own; give either the file, or --positive and --negative."
+        )
     trait = read(file) if file is not None else of_the_organism() if organism else shipped("evil")
     if positive or negative:
         content = {"positive": list(positive), "negative": list(negative)}
