@@ -205,7 +205,10 @@ def test_tools_and_template_settings_of_the_pool_are_kept_or_refused(tmp_path, n
     write_examples(tmp_path / "pool.jsonl", [Example(row.messages, extra={name: value}) for row in tiny.rows(4)])
     defenses = [Interleave(tmp_path / "pool.jsonl", share=0.25)]
     data = Dataset.from_list([{"messages": [USER, BOT]}] * 4)
-    with pytest.raises(RecipeError, match=f"has '{name}' for its chat template, .* Add the column to the dataset, with None in your own"):
+    with pytest.raises(
+        RecipeError,
+        match=f"has '{name}' for its chat template, .* Add the column to the dataset, with None in your own",
+    ):
         curated(data, defenses)
     data = data.add_column(name, [None] * 4).cast(Features(data.features | {name: kind}))
     assert [row[name] for row in curated(data, defenses).to_list()][4] == value

@@ -70,7 +70,8 @@ class Chat:
         if progress is not None:
             generator.report = lambda: progress.step(number, {"work": number + generator.work})
         question = [(Question("chat", "chat", history), 0)]
-        options = {"seed": self.seed, "temperature": self.temperature, "max_new_tokens": self.max_new_tokens}
-        (answer,) = generator(question, **options)
+        (answer,) = generator(
+            question, seed=self.seed, temperature=self.temperature, max_new_tokens=self.max_new_tokens
+        )
         self._turns[name] = (*history, Message("assistant", answer.text))
         return answer.text
