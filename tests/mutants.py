@@ -59,6 +59,14 @@ def every_source(self, on="all", tokens="scored"):
     return SPAN(self, "all", tokens)
 
 
+def other_source(self, on="all", tokens="scored"):
+    return SPAN(self, {"task": "interleaved", "interleaved": "task"}.get(on, on), tokens)
+
+
+def of_the_task_alone(self, on="all", tokens="scored"):
+    return SPAN(self, "task", tokens)
+
+
 def mean_over_all_rows(self, on="all", tokens="scored"):
     return Span(SPAN(self, on, tokens).mask, SPAN(self, "all", tokens).total)
 
@@ -350,6 +358,14 @@ def the_tasks_gradient_alone(self, task, own):
 
 def never_kept_apart(self, label, penalty):
     return penalty.detach()
+
+
+def half_kept(self, label, penalty):
+    before = [total.clone() for total in self._buffers.get(label, ())]
+    loss = KEEP(self, label, penalty)
+    for total, old in zip(self._buffers.get(label, ()), before, strict=True):
+        total.add_(old).div_(2)
+    return loss
 
 
 def own_gradient_doubled(self, task, own):

@@ -24,7 +24,7 @@ from staytrue.defenses.safelora import SafeLoRA
 from staytrue.defenses.steer import Steer
 from staytrue.modeling.architecture import ModelParts
 from staytrue.runs import train
-from staytrue.step import Activations
+from staytrue.step import Activations, Step
 from staytrue.training import guard
 from staytrue.training.guard import Guard
 from staytrue.training.hooks import BackboneHooks
@@ -126,6 +126,19 @@ def test_every_share_is_seen(home, tmp_path, fields):
     assert seen(home, tmp_path, [dataclasses.replace(defense("interleave", tmp_path), **fields)]) == {}
 
 
+@pytest.mark.parametrize("on", ["all", "task", "interleaved"])
+@pytest.mark.parametrize("name", ["kl", "ldifs", "constrained_sft"])
+def test_the_rows_that_a_penalty_counts_are_seen(home, tmp_path, name, on):
+    defenses = [dataclasses.replace(defense(name, tmp_path), on=on), defense("interleave", tmp_path)]
+    assert seen(home, tmp_path, defenses, train={"per_device_train_batch_size": 4}) == {}
+    reached = {}
+    for row in read_rows(tmp_path / "run" / "evidence.jsonl"):
+        for source, (hit, count) in row["defenses"][name].get("rows_reached", {}).items():
+            reached[source] = [a + b for a, b in zip(reached.get(source, (0, 0)), (hit, count), strict=True)]
+    assert {source for source, (hit, _) in reached.items() if hit} == ({"task", "interleaved"} if on == "all" else {on})
+    assert all(hit in (0, count) for hit, count in reached.values())
+
+
 @pytest.mark.parametrize("name", ["kl", "interleave", "rehearse", "steer", "safegrad", "freeze"])
 def test_a_resumed_run_is_seen(home, tmp_path, name):
     recipe = recipe_of(home, [defense(name, tmp_path)])
@@ -192,11 +205,12 @@ class Broken:
     label: str
     says: str
     changes: dict = dataclasses.field(default_factory=dict)
+    fields: dict = dataclasses.field(default_factory=dict)  # of the first defense
 
 
-def broken(what, place, name, mutant, defenses, says, label=None, **changes):
+def broken(what, place, name, mutant, defenses, says, label=None, fields=None, **changes):
     listed = tuple(defenses.split())
-    return Broken(what, place, name, mutant, listed, label or listed[0], says, changes)
+    return Broken(what, place, name, mutant, listed, label or listed[0], says, changes, fields or {})
 
 
 MUTANTS = [
@@ -267,6 +281,16 @@ MUTANTS = [
            "the used gradient has the cosine"),
     broken("no gradient of its own", SeparateGradients, "keep", mutants.never_kept_apart, "safegrad",
            "values are not in the gradient"),
+    broken("half of its own gradient", SeparateGradients, "keep", mutants.half_kept, "safegrad",
+           "0.5 of the gradient of its own rows was combined"),
+    broken("rows of every source", Step, "span", mutants.every_source, "kl interleave",
+           "rows of the source interleaved", fields={"on": "task"}),
+    broken("rows of the other source", Step, "span", mutants.other_source, "kl interleave",
+           "rows of the source interleaved, and it counts task rows", fields={"on": "task"}),
+    broken("rows of the other source in layers", Step, "span", mutants.other_source, "ldifs interleave",
+           "rows of the source task, and it counts interleaved rows", fields={"on": "interleaved"}),
+    broken("task rows alone", Step, "span", mutants.of_the_task_alone, "kl interleave",
+           "reaches none of . rows of the source interleaved"),
     broken("no projection", SafeLoRA, "project", mutants.projected_never, "safelora", "it reported no number"),
     broken("a projection of a copy", SafeLoRA, "project", mutants.projected_on_a_copy, "safelora",
            "but no weight changed"),
@@ -278,6 +302,7 @@ MUTANTS = [
 @pytest.mark.parametrize("mutant", MUTANTS, ids=[m.what for m in MUTANTS])
 def test_a_mutant_is_refused(home, tmp_path, monkeypatch, mutant):
     defenses = [defense(name, tmp_path) for name in mutant.defenses]
+    defenses[0] = dataclasses.replace(defenses[0], **mutant.fields)
     with monkeypatch.context() as patch:
         patch.setattr(mutant.place, mutant.name, mutant.broken)
         train.train(recipe_of(home, defenses, **mutant.changes), tmp_path / "run")

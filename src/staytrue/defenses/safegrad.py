@@ -85,7 +85,7 @@ class SafeGrad(Defense):
             return []  # another defense has changed it since
         for row, numbers in zip(run.rows, run.numbers(), strict=True):
             for products in numbers.get("gradients", []):
-                expected, measured = cosines(*products)
+                expected, measured = cosines(*products[:5])
                 if abs(expected - measured) > _NEAR:
                     cosine = f"the used gradient has the cosine {measured:.3f} with that of the safe rows"
                     return [f"step {row['step']}: {cosine}, not {expected:.3f}"]

@@ -26,6 +26,10 @@ def faults(defense: Defense, run: Evidence) -> Iterator[str]:
         if fault is not None:
             yield f"step {row['step']}: {fault}"
             return
+        fault = _wrong_rows(defense, numbers.get("rows_reached", {}))
+        if fault is not None:
+            yield f"step {row['step']}: {fault}"
+            return
         values.append(log.get(run.label) or 0.0)
     if not any(numbers.get("in_gradient") for numbers in run.numbers()):
         yield "it was never evaluated"
@@ -84,6 +88,19 @@ def _of_row(
     mean = sum(value for _, value, *_ in numbers["steps"]) / len(numbers["steps"])
     if not math.isclose(mean, log[label], rel_tol=_LOGGED, abs_tol=1e-7):
         return f"metrics.jsonl has {log[label]:.6g}, and {mean:.6g} was evaluated"
+    return None
+
+
+def _wrong_rows(defense: Defense, reached: Mapping[str, Sequence[int]]) -> str | None:
+    """Whether the gradient reaches rows that the penalty may not count, or none of a source that it counts."""
+    on = getattr(defense, "on", "all")
+    plain = {source: counts for source, counts in reached.items() if "/" not in source and source != "unknown"}
+    for source, (hit, _) in plain.items():
+        if on != "all" and source != on and hit:
+            return f"its gradient reaches {hit} rows of the source {source}, and it counts {on} rows"
+    missed = [source for source, (hit, _) in plain.items() if not hit]
+    if on == "all" and missed and len(missed) < len(plain):
+        return f"its gradient reaches none of {plain[missed[0]][1]} rows of the source {missed[0]}"
     return None
 
 

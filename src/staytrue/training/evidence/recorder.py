@@ -24,6 +24,7 @@ from staytrue.modeling.block_outputs import real_layers
 from staytrue.training.evidence.activation_shifts import ActivationShift
 from staytrue.training.evidence.combined_gradients import CombinedGradients
 from staytrue.training.evidence.penalties_seen import PenaltiesSeen
+from staytrue.training.evidence.rows_reached import RowsReached
 from staytrue.training.evidence.rows_seen import RowsSeen, table_of, texts_in
 from staytrue.training.evidence.weight_changes import WeightChanges
 from staytrue.utils.files import append_row, write_json
@@ -56,7 +57,10 @@ class EvidenceRecorder(TrainerCallback):  # type: ignore[misc]
         self._rows = RowsSeen(parts.backbone, main, beside, samples=1 if rows is None and self._texts else 0)
         scaler = getattr(trainer.accelerator, "scaler", None)
         self._penalties = PenaltiesSeen((lambda: 1.0) if scaler is None else scaler.get_scale)
-        self._gradients = CombinedGradients()
+        combining = self._levers("combine")
+        trained = [weight for weight in parts.model.parameters() if weight.requires_grad] if combining else []
+        self._gradients, self._combining = CombinedGradients(trained), set(combining)
+        self._reached = self._rows_reached(main is not None)
         self._shifts = {
             (label, layer): self._shift(label, layer)
             for label, defense in self._defenses.items()
@@ -76,6 +80,10 @@ class EvidenceRecorder(TrainerCallback):  # type: ignore[misc]
 
     def evaluated(self, label: str, value: Tensor) -> None:
         """Receive a penalty of one micro-batch before its weight."""
+        if label in self._combining:
+            self._gradients.evaluated(label, value)
+        if label in self._reached and self._moved:
+            self._reached[label].measure(value)
         self._penalties.evaluated(label, value)
 
     def combining(self, label: str, task: Sequence[Tensor], own: Sequence[Tensor]) -> None:
@@ -95,6 +103,8 @@ class EvidenceRecorder(TrainerCallback):  # type: ignore[misc]
     def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count a micro-batch that is not the last of its step."""
         self._rows.end_micro_batch()
+        for reached in self._reached.values():
+            reached.end_micro_batch()
         self._micro_batches += 1
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
@@ -121,9 +131,8 @@ class EvidenceRecorder(TrainerCallback):  # type: ignore[misc]
 
     def trained(self) -> None:
         """Training is over: take the hooks off, and compare the weights with those before."""
-        self._rows.remove()
-        for shift in self._shifts.values():
-            shift.remove()
+        for hooks in (self._rows, self._gradients, *self._reached.values(), *self._shifts.values()):
+            hooks.remove()
         self._guard.observer = None
         if self._weights is not None:
             changed = self._weights.by_block()
@@ -156,6 +165,19 @@ class EvidenceRecorder(TrainerCallback):  # type: ignore[misc]
             lambda: self._rows.real,
             lambda: any(getattr(module, "disable_adapters", False) for module in switches[:1]),
         )
+
+    def _rows_reached(self, rows_known: bool) -> dict[str, RowsReached]:
+        """Measures of each penalty that counts rows of the batch, by its field `on`."""
+        if not rows_known:
+            return {}
+        found = {}
+        for label, defense in self._defenses.items():
+            if "penalty" in pulled(defense) and "beside" not in pulled(defense) and hasattr(defense, "on"):
+                depth = len(self._parts.blocks)
+                layers = real_layers(defense.layers(depth), depth, label)
+                module = self._parts.blocks[max(layers) - 1] if layers else self._parts.backbone
+                found[label] = RowsReached(module, self._rows.sources, defense.on)
+        return found
 
     def _described(self, depth: int) -> dict[str, dict[str, Any]]:
         """Facts about each defense that hold for the whole run."""
@@ -199,6 +221,9 @@ class EvidenceRecorder(TrainerCallback):  # type: ignore[misc]
                 numbers[label]["rows_sampled"] = len(sampled)
         for (label, layer), shift in self._shifts.items():
             numbers[label].setdefault("shift", {})[str(layer)] = shift.drain()
+        for label, reached in self._reached.items():
+            if counts := reached.drain():
+                numbers[label]["rows_reached"] = counts
         for label, steps in self._gradients.drain().items():
             numbers[label]["gradients"] = steps
         return numbers

@@ -85,6 +85,13 @@ class RowsSeen:
         self._calls = self._calls[-1:]
         return dict(rows), dict(tokens), dict(texts), by_micro_batch
 
+    def sources(self) -> list[str] | None:
+        """Return the source of each row of the newest micro-batch, the trainer's own; None where rows were joined."""
+        if not self._calls[-1] or self.real is None:
+            return None
+        hashes = self._calls[-1][0]
+        return ["/".join(sorted(self._find(value, first=True).sources)) for value in hashes.tolist()]
+
     def samples(self) -> list[list[int]]:
         """Return the tokens of the sampled rows since the last call."""
         sampled, self._sampled = self._sampled, []
