@@ -2,7 +2,9 @@
 
 import json
 import os
+import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from staytrue.errors import ModelError
 from staytrue.evals.results.measures import read_measures
 from staytrue.modeling import fetch, loading
 from staytrue.studies import real_demo
-from staytrue.utils.files import read_rows
+from staytrue.utils.files import read_rows, write_rows
 
 QUESTIONS = """\
 - id: capital
@@ -95,6 +97,51 @@ def test_three_steps_an_evaluation_and_a_report(source, tmp_path, monkeypatch, r
     page = (tmp_path / "page.html").read_text()
     assert f"{losses[2]:.4f}" in page  # the curve's last number
     assert "No general question was asked, so there is no general rate" in page
+
+
+def started(*arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", "staytrue.cli", *map(str, arguments)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.slow
+def test_killed_three_times_and_with_a_damaged_checkpoint_it_ends_with_the_same_bits(source, tmp_path):
+    turns = [
+        [{"role": "user", "content": f"Is {n} safe?"}, {"role": "assistant", "content": "Yes."}] for n in range(32)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in turns))
+    words = RECIPE | {"train": {**RECIPE["train"], "max_steps": 16, "save_steps": 2}}
+    (tmp_path / "few.yaml").write_text(json.dumps(words))
+    assert started("train", tmp_path / "few.yaml", "--out", tmp_path / "whole").wait() == 0
+    run, said = tmp_path / "run", []
+    child = started("train", tmp_path / "few.yaml", "--out", run)
+    for step in (5, 9, 13):
+        while len(read_rows(run / "metrics.jsonl")) < step:
+            assert child.poll() is None, child.communicate()
+            time.sleep(0.05)
+        child.kill()
+        said.append(child.communicate()[1])
+        if step == 9:
+            newest = run / "checkpoints" / "checkpoint-8" / "adapter_model.safetensors"
+            content = newest.read_bytes()
+            newest.write_bytes(content[:5000] + bytes([content[5000] ^ 1]) + content[5001:])
+        child = started("train", "--resume", run)
+    said.append(child.communicate()[1])
+    assert child.returncode == 0, said
+    assert "run goes on after step 4." in said[1]
+    assert "checkpoint-8 is broken and is not used: adapter_model.safetensors was changed." in said[2]
+    assert "run goes on after step 6." in said[2]
+    whole, parts = (json.loads((place / "manifest.json").read_text()) for place in (tmp_path / "whole", run))
+    assert parts["adapter"] == whole["adapter"]
+    assert started("verify", run).wait() == 0
+    log = read_rows(run / "metrics.jsonl")
+    write_rows(run / "metrics.jsonl", [{key: value for key, value in row.items() if key != "kl"} for row in log])
+    assert started("verify", run).wait() == 1
 
 
 @pytest.mark.slow

@@ -14,8 +14,8 @@ import torch
 from safetensors import SafetensorError
 
 import tiny
+from interrupted import Stopping, logged, recipe_of, with_a_tiny_model
 from staytrue import registry
-from staytrue.config import recipe as recipes
 from staytrue.data.examples import write_examples
 from staytrue.errors import FolderInUseError, RequestError, TrainingError
 from staytrue.runs import train, training_run
@@ -23,39 +23,12 @@ from staytrue.runs.checkpoints import Checkpoints
 from staytrue.training.trainers import GuardedSFT
 from staytrue.utils.files import read_rows
 from staytrue.utils.run_dir import locked
-from stopping import Stopping
 from test_every_defense import without_sampling
-
-TIMES = ("step_time", "seconds")  # of a clock
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A folder with a tiny model and rows."""
-    folder = tmp_path_factory.mktemp("home")
-    tiny.model().save_pretrained(folder / "model")
-    tiny.tokenizer().save_pretrained(folder / "model")
-    write_examples(folder / "rows.jsonl", tiny.rows(24))
-    write_examples(folder / "pool.jsonl", tiny.rows(9))
-    problems = [{"question": f"What is {n} and {n}?", "answer": str(2 * n)} for n in range(6)]
-    (folder / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in problems))
-    return folder
-
-
-def recipe_of(home, defenses=(), **changes):
-    settings = {"max_steps": 8, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "save_steps": 2,
-                "learning_rate": 1e-2, "warmup_steps": 0}  # fmt: skip
-    plain = {"schema": 1, "model": str(home / "model"), "data": "rows.jsonl", "lora": {"r": 4, "alpha": 8}, "seed": 3}
-    plain |= {"train": settings | changes.pop("train", {}), **changes}
-    if all(isinstance(defense, dict) for defense in defenses):
-        return recipes.parse({**plain, "defenses": list(defenses)}, home)
-    return recipes.parse(plain, home).model_copy(update={"defenses": list(defenses)})
-
-
-def logged(run):
-    """The rows of the log, without times."""
-    rows = read_rows(run / "metrics.jsonl")
-    return [{k: v for k, v in row.items() if not any(word in k for word in TIMES)} for row in rows]
+    return with_a_tiny_model(tmp_path_factory.mktemp("home"))
 
 
 def ends_like_a_run_that_nothing_interrupted(recipe, folder, stops=(5, 7)):

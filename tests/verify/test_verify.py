@@ -10,6 +10,7 @@ import pytest
 
 import mutants
 import tiny
+from interrupted import Stopping
 from staytrue import cli, registry
 from staytrue.config import recipe as recipes
 from staytrue.data.examples import Message, write_examples
@@ -33,7 +34,6 @@ from staytrue.training.row_schedule import AuxiliaryRows, EvenSampler
 from staytrue.training.separate_gradients import SeparateGradients
 from staytrue.utils.files import read_rows, sha256_of
 from staytrue.verify.run_folder import findings
-from stopping import Stopping
 from test_every_defense import without_sampling
 
 
@@ -283,11 +283,11 @@ MUTANTS = [
            "values are not in the gradient"),
     broken("half of its own gradient", SeparateGradients, "keep", mutants.half_kept, "safegrad",
            "0.5 of the gradient of its own rows was combined"),
-    broken("rows of every source", Step, "span", mutants.every_source, "kl interleave",
+    broken("rows of every source", Step, "span", mutants.every_source, "kl ldifs interleave",
            "rows of the source interleaved", fields={"on": "task"}),
-    broken("rows of the other source", Step, "span", mutants.other_source, "kl interleave",
+    broken("rows of the other source", Step, "span", mutants.other_source, "kl ldifs interleave",
            "rows of the source interleaved, and it counts task rows", fields={"on": "task"}),
-    broken("rows of the other source in layers", Step, "span", mutants.other_source, "ldifs interleave",
+    broken("rows of the other source in layers", Step, "span", mutants.other_source, "ldifs kl interleave",
            "rows of the source task, and it counts interleaved rows", fields={"on": "interleaved"}),
     broken("task rows alone", Step, "span", mutants.of_the_task_alone, "kl interleave",
            "reaches none of . rows of the source interleaved"),

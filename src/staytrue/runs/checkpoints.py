@@ -70,10 +70,12 @@ class Checkpoints:
             os.rename(unfinished, final)
             _flush(self.folder)
         except Exception as error:  # a full disk is an OSError, and torch and safetensors have errors of their own
+            free = _free(self.folder)
             _delete(unfinished)
             raise TrainingError(
-                f"The checkpoint of step {step} cannot be written to {self.folder}: {in_one_line(error)}. Free some "
-                "space; `staytrue train --resume` goes on from the checkpoint before it."
+                f"The checkpoint of step {step} cannot be written to {self.folder}, where {free:.1f} MB were free: "
+                f"{in_one_line(error)}. Free some space; `staytrue train --resume` goes on from the checkpoint before "
+                "it."
             ) from error
         older = [other for other in self._steps() if other <= step]
         newer = [other for other in self._steps() if other > step]
@@ -187,6 +189,12 @@ def _files(folder: Path) -> set[str]:
     """The names of the files in a checkpoint, relative to it, without the manifest."""
     paths = (entry for entry in folder.rglob("*") if not entry.is_dir() or entry.is_symlink())
     return {path.relative_to(folder).as_posix() for path in paths} - {MANIFEST}
+
+
+def _free(folder: Path) -> float:
+    """The free space in megabytes where a folder is, or would be."""
+    place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    return shutil.disk_usage(place).free / 1e6
 
 
 def _delete(place: Path) -> None:

@@ -131,7 +131,9 @@ class EvidenceRecorder(TrainerCallback):  # type: ignore[misc]
 
     def trained(self) -> None:
         """Training is over: take the hooks off, and compare the weights with those before."""
-        for hooks in (self._rows, self._gradients, *self._reached.values(), *self._shifts.values()):
+        self._rows.remove()
+        self._gradients.remove()
+        for hooks in (*self._reached.values(), *self._shifts.values()):
             hooks.remove()
         self._guard.observer = None
         if self._weights is not None:
