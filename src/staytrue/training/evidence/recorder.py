@@ -133,8 +133,10 @@ class EvidenceRecorder(TrainerCallback):  # type: ignore[misc]
         """Training is over: take the hooks off, and compare the weights with those before."""
         self._rows.remove()
         self._gradients.remove()
-        for hooks in (*self._reached.values(), *self._shifts.values()):
-            hooks.remove()
+        for reached in self._reached.values():
+            reached.remove()
+        for shift in self._shifts.values():
+            shift.remove()
         self._guard.observer = None
         if self._weights is not None:
             changed = self._weights.by_block()
