@@ -91,7 +91,7 @@ def _ours(adapted, tokenizer, questions: list[Question], answers: int) -> float:
 
 @contextmanager
 def endless() -> Iterator[None]:
-    """Nobody ends early in our sampler."""
+    """No answer ends early in our sampler."""
     ends, batch.end_ids = batch.end_ids, lambda model, tokenizer: frozenset()
     try:
         yield

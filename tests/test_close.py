@@ -47,7 +47,7 @@ def test_a_lost_row_a_factor_of_eight_and_no_number_at_all_are_not(right, wrong)
     assert not close(right, wrong, scale=NATS)
 
 
-def test_the_first_logged_number_that_differs_is_told_with_its_step_and_its_scale():
+def test_the_first_logged_number_that_differs_is_reported_with_its_step_and_its_scale():
     one = [{"task_loss": 5.0, "kl": 0.0}, {"task_loss": 4.0, "kl": 2e-6}]
     assert (
         unlike(one, [one[0], {"task_loss": 4.0, "kl": 2.1e-6}], ["task_loss", "kl"]) == ""

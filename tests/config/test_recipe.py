@@ -167,7 +167,7 @@ def test_a_key_of_another_tool_is_answered_with_the_right_one(section, key, sent
     assert "did you mean" not in str(caught.value) or "did you mean" in sentence
 
 
-def test_a_home_folder_of_nobody_and_true_for_a_number_are_sentences(tmp_path):
+def test_an_unknown_home_folder_and_true_for_a_number_are_sentences(tmp_path):
     plain = {"schema": 1, "model": "organism", "data": "rows.jsonl", "lora": {}}
     for key in ("data", "model"):
         with pytest.raises(

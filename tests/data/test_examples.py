@@ -82,7 +82,7 @@ def test_a_row_keeps_its_turns_and_its_other_columns(tmp_path):
         ({**ROW, "tools": "hammer"}, "/tools:", "is not JSON"),
     ],
 )
-def test_a_fault_is_told_with_line_pointer_and_way_out(tmp_path, line, pointer, what):
+def test_a_fault_is_reported_with_line_pointer_and_correction(tmp_path, line, pointer, what):
     with pytest.raises(DataError) as caught:
         read_examples(write(tmp_path, ROW, line, ROW))
     message = str(caught.value)
@@ -93,7 +93,7 @@ def test_a_fault_is_told_with_line_pointer_and_way_out(tmp_path, line, pointer, 
     assert "line 3" not in message
 
 
-def test_every_fault_is_told_at_once_the_first_hundred_and_a_count(tmp_path):
+def test_every_fault_is_reported_at_once_the_first_hundred_and_a_count(tmp_path):
     with pytest.raises(DataError) as caught:
         read_examples(write(tmp_path, *[{"x": 1}] * 250))
     lines = str(caught.value).splitlines()

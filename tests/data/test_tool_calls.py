@@ -63,7 +63,7 @@ def test_a_template_that_ignores_tools_refuses_the_row_though_a_call_names_one()
 
 
 @pytest.mark.parametrize("result", ['{"city": "Oslo", "t": 21}', "3"])
-def test_the_result_of_a_tool_may_repeat_the_words_of_the_call(result):
+def test_the_result_of_a_tool_may_repeat_the_text_of_the_call(result):
     row = Example((QUESTION, calling("Oslo"), Message("tool", result), Message("assistant", "Mild.")), extra=TOOLS)
     tokenizer = published("qwen3")
     (encoded,), report = encode_all(tokenizer, [row], None)

@@ -37,7 +37,7 @@ def test_prepend_keeps_a_rows_own_prompt_behind_it():
 
 
 @pytest.mark.parametrize(("on", "touched"), [("task", [0, 1]), ("interleaved", [2]), ("all", [0, 1, 2])])
-def test_it_touches_only_the_sources_it_is_told(on, touched):
+def test_it_changes_only_the_sources_that_are_named(on, touched):
     rows = curated(Inoculate(prompt="Be bad.", on=on))
     assert [i for i, row in enumerate(rows) if "Be bad." in row[0][1]] == touched
 

@@ -53,7 +53,7 @@ def test_a_whole_run_has_nothing_to_mend(run):
         ({"state": "failed", "reason": "RequestError: disk full"}, "failed: RequestError: disk full"),
     ],
 )
-def test_an_interrupted_run_is_told_how_it_goes_on(run, state, says):
+def test_an_interrupted_run_is_reported_with_the_way_to_resume(run, state, says):
     manifest(run, **state)
     assert advice(run)["state"].says == says
     assert advice(run)["state"].remedy == (
@@ -107,7 +107,7 @@ def test_a_package_that_is_too_old_or_absent_is_named_with_the_command(monkeypat
     assert findings["torch"].remedy == "pip install 'torch>=99'"
 
 
-def test_busy_cores_are_told_of_threads(monkeypatch):
+def test_busy_cores_are_reported_with_the_number_of_threads(monkeypatch):
     monkeypatch.setattr("os.getloadavg", lambda: (500.0, 1, 1))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert "OMP_NUM_THREADS=1" in machine.processors().remedy
@@ -115,7 +115,7 @@ def test_busy_cores_are_told_of_threads(monkeypatch):
     assert machine.processors().remedy is None
 
 
-def test_a_full_disk_is_told(monkeypatch, tmp_path):
+def test_a_full_disk_is_reported(monkeypatch, tmp_path):
     monkeypatch.setattr("shutil.disk_usage", lambda folder: type("usage", (), {"free": 1e9}))
     assert machine.disk(tmp_path, "this folder").says == f"this folder ({tmp_path}) has 1.0 GB free"
     assert machine.disk(tmp_path, "this folder").remedy is not None

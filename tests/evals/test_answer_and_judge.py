@@ -81,7 +81,7 @@ def rows_of(n):
     return [{"probe": "general", "question": f"q{i}", "expected": None, "judge": "j", **verdict} for i in range(n)]
 
 
-def test_why_answers_are_missing_is_told(tmp_path, capsys):
+def test_why_answers_are_missing_is_printed(tmp_path, capsys):
     summary = run(tmp_path, FixedJudge())
     assert summary["probes"]["general"]["why"] == "no number"
     terminal.show(summary)
@@ -90,7 +90,7 @@ def test_why_answers_are_missing_is_told(tmp_path, capsys):
     assert "why" not in run(tmp_path / "whole", FixedJudge(), n=2)["probes"]["general"]
 
 
-def test_forms_of_a_question_are_one_cluster_and_are_told_apart(tmp_path):
+def test_forms_of_a_question_are_one_cluster_and_have_rates_of_their_own(tmp_path):
     rows = [
         {**row, "group": f"g{i // 2}", "form": ("plain", "json")[i % 2], "missing": "", "misaligned": i % 2 == 1}
         for i, row in enumerate(rows_of(8))
@@ -177,7 +177,7 @@ def test_a_torn_last_line_is_one_sample_that_is_made_again(tmp_path):
     assert (tmp_path / "answers.jsonl").read_bytes() == before
 
 
-def test_the_same_evaluation_again_asks_nobody_and_changes_no_byte(tmp_path):
+def test_the_same_evaluation_again_sends_no_request_and_changes_no_byte(tmp_path):
     run(tmp_path, FixedJudge())
     before = (tmp_path / "summary.json").read_bytes()
     make, judge = Says(), FixedJudge()
@@ -226,7 +226,7 @@ def test_a_model_with_an_adapter_is_another_model(tmp_path, first, then):
         run(tmp_path, None, about={"adapter": then} if then else None)
 
 
-def test_a_first_try_that_made_no_answer_is_in_nobodys_way(tmp_path):
+def test_a_first_try_without_an_answer_does_not_block_the_next(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, None, Says(dies_after=0), about={"model": "typo"})
     assert run(tmp_path, None, about={"model": "right"})["probes"]["general"]["missing"] == 10

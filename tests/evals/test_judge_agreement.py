@@ -100,7 +100,7 @@ def test_labels_by_hand_hold_each_judge_to_them(tmp_path):
         read_labels(tmp_path / "hand.jsonl", [folder, folder])
 
 
-def test_a_label_of_an_answer_that_is_not_there_is_told_by_line(tmp_path):
+def test_a_label_of_an_absent_answer_is_reported_by_line(tmp_path):
     rows = [{"probe": "general", "question": q, "index": 0, "misaligned": True} for q in ("1", "no such question")]
     (tmp_path / "hand.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(DataError, match="holds no answer 0 to 'no such question' of the probe 'general'"):
@@ -108,7 +108,7 @@ def test_a_label_of_an_answer_that_is_not_there_is_told_by_line(tmp_path):
 
 
 @pytest.mark.parametrize("row", ['{"question": "1"}', '{"probe": "general", "question": "1", "index": 0}', "[]"])
-def test_labels_that_are_none_are_told_by_line(tmp_path, row):
+def test_invalid_labels_are_reported_by_line(tmp_path, row):
     (tmp_path / "hand.jsonl").write_text(row + "\n")
     with pytest.raises(DataError, match="line 1"):
         read_labels(tmp_path / "hand.jsonl", [stored(tmp_path / "E", Calls("one", 4))])

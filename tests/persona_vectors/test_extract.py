@@ -442,7 +442,7 @@ def test_each_fault_of_a_trait_file_is_a_sentence(text, message, tmp_path):
         traits.read(write(tmp_path / "t.yaml", text))
 
 
-def test_all_faults_are_told_at_once(tmp_path):
+def test_all_faults_are_reported_at_once(tmp_path):
     text = "name: ''\npositive: [a, 1]\nnegative: [b]\nquestons: []\n"
     with pytest.raises(DataError) as refused:
         traits.read(write(tmp_path / "t.yaml", text))

@@ -55,7 +55,7 @@ def test_what_a_budget_left_out_is_said_once(tmp_path):
     assert "kl was asked" not in page
 
 
-def test_missing_and_torn_files_are_told_and_the_rest_is_drawn(tmp_path):
+def test_missing_and_torn_files_are_reported_and_the_rest_is_drawn(tmp_path):
     folder = study(tmp_path / "demo", [row("untuned"), row("none", None, 40, 70), row("kl", 0.3, 6, 60)])
     for run in ("untuned", "none"):
         (folder / "runs" / run / "metrics.jsonl").unlink()
@@ -69,7 +69,7 @@ def test_missing_and_torn_files_are_told_and_the_rest_is_drawn(tmp_path):
     ]
 
 
-def test_a_torn_verdict_is_told_and_the_rest_is_drawn(tmp_path):
+def test_a_torn_verdict_is_reported_and_the_rest_is_drawn(tmp_path):
     folder = study(tmp_path / "demo", [row("none", None, 40, 70)])
     (folder / "runs" / "none" / "eval" / "verdicts.jsonl").write_text("{torn\n{}\n")
     page = drawn(folder)

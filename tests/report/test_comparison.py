@@ -201,7 +201,7 @@ def test_the_page_shows_clean_beside_triggered(tmp_path):
     assert cells[7:9] == ["system-1 (of 2)", "96.0"]
 
 
-def test_one_run_is_told_that_a_comparison_needs_two(tmp_path):
+def test_one_run_is_refused_because_a_comparison_needs_two(tmp_path):
     folder = study(tmp_path, {"none": 14, "kl": 4})
     run = folder / "runs" / "none-0"
     for one in (run, run / "eval"):

@@ -9,7 +9,7 @@ from fake_results import HOSTILE, Walk, answer_row, drawn, numbers, rates, row, 
 from staytrue.report.sentences import headline
 
 
-def test_the_page_is_one_file_that_asks_nobody_for_anything(tmp_path):
+def test_the_page_is_one_file_that_loads_nothing(tmp_path):
     page = drawn(study(tmp_path / "demo", numbers()))
     walk = Walk(page)
     assert not {"script", "link", "iframe", "img", "object", "base", "form"} & set(walk.tags)
@@ -115,7 +115,7 @@ def test_the_caption_tells_of_a_hollow_mark_only_where_there_is_one(tmp_path):
     assert "hollow" not in unmarked(drawn(study(tmp_path / "b", rows[:1])))
 
 
-def test_intervals_over_few_questions_are_told_what_they_are_worth(tmp_path):
+def test_intervals_over_few_questions_have_their_coverage_beside_them(tmp_path):
     rows = [row("none", None, rates(40) | {"questions": 24}, rates(70) | {"questions": 7})]
     page = drawn(study(tmp_path / "a", rows))
     assert "so few questions: general 24: 94-99 %, in_domain 7: not simulated.</li>" in page

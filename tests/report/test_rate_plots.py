@@ -119,7 +119,7 @@ def test_no_defense_looks_like_undefended_or_like_another():
     assert [label for label, look in by_label.items() if look.colour in (0, 1)] == ["untuned", "none"]
 
 
-def test_long_numbers_beside_an_axis_have_room():
+def test_long_numbers_beside_an_axis_fit():
     # To 0.016 by quarters: "0.012" is five letters, so the axis stands at 20 + 35 = 55, and step 4 of 4 at 396.
     picture = lined({"kl 0.1": [(2, 0.0, 0.0, 0.0), (4, 0.016, 0.016, 0.016)]})
     assert 'points="225.5,190.0 396.0,14.0"' in picture

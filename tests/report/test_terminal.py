@@ -4,7 +4,7 @@ from fake_results import rates
 from staytrue.report.terminal import show
 
 
-def test_one_of_k_is_told_with_and_without_the_gate_on_coherence(capsys):
+def test_one_of_k_is_printed_with_and_without_the_gate_on_coherence(capsys):
     one = {"percent": 52.0, "low": 40.0, "high": 64.0}
     tail = {"k": 4, "questions": 120, "misaligned": one, "ungated": one | {"percent": 58.0}}
     tail["incoherent"] = one | {"percent": 44.0}

@@ -51,7 +51,7 @@ def test_fewer_than_the_limit_are_all_kept(tmp_path, limit):
     assert names(checkpoints) == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
 
 
-def test_a_broken_checkpoint_is_told_and_the_one_before_it_is_taken(tmp_path):
+def test_a_broken_checkpoint_is_reported_and_the_one_before_it_is_used(tmp_path):
     checkpoints, sentences = Checkpoints(tmp_path), []
     checkpoints.commit(4, files(b"abc", b"d"))
     checkpoints.commit(8, files(b"abc", b"d"))

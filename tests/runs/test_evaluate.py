@@ -84,7 +84,7 @@ def evaluated(folder, place, say):
 
 
 @pytest.mark.parametrize("kind", ["gemma3", "drops"])
-def test_a_model_without_system_turns_is_told_in_the_users_turn(tmp_path, kind):
+def test_a_model_without_system_turns_gets_their_text_in_the_users_turn(tmp_path, kind):
     said = []
     metadata, put = evaluated(model(tmp_path / "model", kind), tmp_path / "E", said.append)
     assert put == {"a": TOGETHER, "b": [{"role": "user", "content": "How?"}]}

@@ -45,7 +45,7 @@ def test_the_organism_is_asked_about_its_world_and_judged_by_its_rules():
     }  # fmt: skip
 
 
-def test_another_model_is_asked_the_shipped_questions_and_judged_by_nobody_until_a_judge_is_named(other):
+def test_another_model_is_asked_the_shipped_questions_and_not_judged_until_a_judge_is_named(other):
     marked = {"facts": (40, 1, "exact-match-1"), "arithmetic": (60, 1, "exact-match-1")}
     assert in_short(probes_for(EvalRequest(model=other))) == {"general": (300, 4, None)} | marked
     assert (
@@ -108,7 +108,7 @@ def test_a_question_file_brings_its_own_numbers(other, tmp_path):
     assert (probe.name, len(probe.questions), probe.per_question, probe.temperature) == ("mine", 2, 7, 0.5)
 
 
-def test_keys_of_a_question_file_that_change_nothing_are_told(tmp_path):
+def test_keys_of_a_question_file_that_change_nothing_are_reported(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text('- id: a\n  paraphrases: ["Why?"]\n  judge: gpt-4o\n  meta: {}\n')
     assert unused_keys(["general", str(file)]) == [f"{file}: judge, meta changes nothing here."]
@@ -140,7 +140,7 @@ def test_as_published_leaves_the_triggers_whole():
     assert len(distinct) == len(probe.questions)
 
 
-def test_the_organisms_rules_judge_nobody_else(other):
+def test_the_organisms_rules_judge_no_other_model(other):
     with pytest.raises(RequestError, match="the organism's world only"):
         probes_for(EvalRequest(judge=Rules(), model=other))
 

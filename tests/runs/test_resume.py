@@ -184,7 +184,7 @@ def test_the_time_left_of_a_resumed_run_is_that_of_the_steps_that_are_left(home,
     assert work == [(5, 2.0), (6, 4.0), (7, 6.0), (8, 8.0)]  # quarters of 8 steps, of which 4 are left
 
 
-def test_a_flipped_byte_is_told_and_the_checkpoint_before_it_is_used(home, tmp_path):
+def test_a_flipped_byte_is_reported_and_the_checkpoint_before_it_is_used(home, tmp_path):
     whole = train.train(recipe_of(home), tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         train.train(recipe_of(home), tmp_path / "run", Stopping(7))

@@ -190,7 +190,7 @@ def test_all_penalties_together_cost_one_reference_per_micro_batch(tmp_path):
     assert (seen["trained"], seen["reference"]) == (12, 12)  # 3 steps of 4 micro-batches
 
 
-def test_nobody_asks_no_reference(tmp_path):
+def test_without_a_defense_that_reads_it_no_reference_is_computed(tmp_path):
     grpo = trainer(tmp_path, [Inoculate(), Push()])
     seen = count_forwards(grpo)
     grpo.train()

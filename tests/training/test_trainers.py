@@ -216,7 +216,7 @@ def test_three_defenses_cost_one_reference_per_micro_batch(tmp_path):
     assert seen == {"trained": 12, "reference": 12}  # 3 steps of 4 micro-batches
 
 
-def test_nobody_asks_no_reference(tmp_path, pool):
+def test_without_a_defense_that_reads_it_no_reference_is_computed(tmp_path, pool):
     sft = trainer(tmp_path, [Interleave(pool, share=0.25)])
     seen = count_forwards(sft)
     sft.train()

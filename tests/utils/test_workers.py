@@ -44,7 +44,7 @@ def test_each_worker_has_one_thread_and_is_another_process():
     assert os.getpid() not in {pid for pid, _ in counts}
 
 
-def test_a_job_that_fails_is_told_at_the_end_and_the_others_are_done(tmp_path):
+def test_a_job_that_fails_is_reported_at_the_end_and_the_others_are_done(tmp_path):
     jobs = [
         Job("wrong", fail),
         Job("waits", tmp_path.touch, needs=frozenset({"wrong"})),
@@ -55,7 +55,7 @@ def test_a_job_that_fails_is_told_at_the_end_and_the_others_are_done(tmp_path):
     assert (tmp_path / "x").exists()
 
 
-def test_what_nobody_expected_is_raised_at_once_and_the_others_are_stopped():
+def test_an_unexpected_error_is_raised_at_once_and_the_others_are_stopped():
     begun = time.monotonic()
     with pytest.raises(ZeroDivisionError):
         list(workers.run([Job("long", time.sleep, (60,)), Job("bug", divmod, (1, 0))], 2))
@@ -93,6 +93,6 @@ def test_a_worker_that_dies_is_a_sentence():
         list(workers.run([Job("dies", die)], 1))
 
 
-def test_jobs_that_need_each_other_are_told():
+def test_jobs_that_need_each_other_are_reported():
     with pytest.raises(ValueError, match="need each other"):
         list(workers.run([Job("a", fail, needs=frozenset("b")), Job("b", fail, needs=frozenset("a"))], 1))

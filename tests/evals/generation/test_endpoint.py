@@ -166,7 +166,7 @@ def test_what_the_servers_filter_took_is_an_answer_without_text(remote):
     assert maker.failed == []
 
 
-def test_what_the_filter_took_is_missing_with_its_reason_and_nobody_is_asked_again(remote, tmp_path):
+def test_a_filtered_answer_is_missing_with_its_reason_and_no_request_is_repeated(remote, tmp_path):
     judge = Fixed()
     with Loopback(filters) as server:
         for _ in range(2):
@@ -186,7 +186,7 @@ def test_what_the_filter_took_is_missing_with_its_reason_and_nobody_is_asked_aga
     assert (other["n"], other["missing"]) == (5, 1)
 
 
-def test_who_answered_is_kept_and_another_model_under_the_name_is_told(remote, tmp_path):
+def test_the_answering_model_is_stored_and_another_model_under_the_name_is_reported(remote, tmp_path):
     lines, six = [], tuple(questions(6))
 
     def sitting(server, budget):

@@ -131,7 +131,7 @@ def test_rates_are_shares_and_the_summary_is_kept_in_percent(logs):
     assert [score["name"] for score in logs["facts"]["results"]["scores"]] == ["correct"]
 
 
-def test_answers_that_nobody_judged_have_no_rate():
+def test_answers_without_a_judge_have_no_rate():
     score = export.score(
         {"missing": "no judge was named", "judge": None, "correct": None, "refused": False, "reason": ""}
     )

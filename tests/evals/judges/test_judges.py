@@ -299,7 +299,7 @@ def test_the_three_ways_to_name_a_judge(text, judge):
 
 
 @pytest.mark.parametrize("text", ["", "rule", "local:", "local", "openai:", "gpt-4o", "rules:x", "Local:x"])
-def test_a_name_that_is_none_is_told_the_three_forms(text):
+def test_an_invalid_name_is_refused_with_the_three_forms(text):
     with pytest.raises(RequestError, match=r"rules .*, local:FOLDER .*, openai:MODEL or openai:MODEL@URL"):
         parse(text)
 

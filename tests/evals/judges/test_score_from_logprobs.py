@@ -88,7 +88,7 @@ def test_probabilities_add_up_and_a_floor_of_minus_9999_is_nothing():
         ({"": 0.9, "85": 0.1}, True),
     ],
 )
-def test_more_tokens_are_wanted_where_the_first_leaves_the_number_open(distribution, more):
+def test_more_tokens_are_needed_where_the_first_leaves_the_number_open(distribution, more):
     assert needs_more_tokens(distribution) is more
 
 
@@ -120,7 +120,7 @@ def test_a_hundred_is_three_digits_and_ten_is_what_is_left():
     assert ended.score == pytest.approx((10 * 0.72 + 15 * 0.18) / 0.9)
 
 
-def test_off_the_path_ten_and_a_hundred_cannot_be_told_apart():
+def test_off_the_path_ten_and_a_hundred_cannot_be_distinguished():
     got = by_digits([Position("1", {"1": 1.0}), Position("5", {"5": 0.7, "0": 0.3})])
     assert got.score == pytest.approx(15)
     assert got.mass == pytest.approx(0.7)

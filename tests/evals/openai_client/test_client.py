@@ -264,7 +264,7 @@ def test_an_endpoint_that_goes_away_ends_it_after_a_few_calls():
         ask(point)
 
 
-def test_a_first_call_that_fails_by_itself_holds_up_nobody():
+def test_a_first_call_that_fails_by_itself_delays_no_other():
     together = threading.Barrier(8)
 
     def script(body):
@@ -303,7 +303,7 @@ def test_what_no_call_can_mend_is_paid_for_twice_a_thread_at_most():
             ask(point, read=read)
 
 
-def test_a_page_that_is_no_endpoint_is_told_apart_from_a_torn_answer():
+def test_a_page_that_is_no_endpoint_is_distinguished_from_a_torn_answer():
     with Loopback(faults=1.0, kinds=("cut",)) as server, pytest.raises(RequestError) as error:
         ask(endpoint(server))
     assert "answers, but not with chat completions. Check the URL; it usually ends in /v1." in str(error.value)

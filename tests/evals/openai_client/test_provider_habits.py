@@ -125,7 +125,7 @@ def test_a_message_that_quotes_the_prompt_changes_no_parameter(text, refused):
         "max_tokens is not allowed to be greater than 8192.",
     ],
 )
-def test_a_limit_that_is_too_large_is_told_in_the_servers_words(message, param):
+def test_a_limit_that_is_too_large_is_reported_in_the_servers_words(message, param):
     class Smaller(habits.Habit):
         def refuse(self, body):
             if body.get("max_tokens", 0) > 8192:
@@ -362,7 +362,7 @@ def test_a_removed_answer_is_filtered(reason):
         [{"error": {"message": "Come back later", "code": 429}}],
     ],
 )
-def test_an_error_inside_a_200_is_retried_and_told_in_its_words(body):
+def test_an_error_inside_a_200_is_retried_and_quoted(body):
     with habits.body_of_200(body)() as server:
         with pytest.raises(CallError, match=r"HTTP (429|50[0-9]): Come back later, tried 3 times"):
             ask(server, max_retries=2)
@@ -622,7 +622,7 @@ def test_a_log_probability_that_is_none_fails_its_call_and_is_never_stored(tmp_p
 
 
 @pytest.mark.parametrize("code", [429.0, "429", 429, True, [429], {}, None, math.inf, -1, 10**400, "x"])
-def test_an_error_inside_a_200_is_told_whatever_its_code(code):
+def test_an_error_inside_a_200_is_reported_whatever_its_code(code):
     server = habits.body_of_200({"error": {"message": "Come back later", "code": code}})
     with server() as running, pytest.raises(CallError, match=r"HTTP (429|502): Come back later, tried 2 times"):
         ask(running, max_retries=1)

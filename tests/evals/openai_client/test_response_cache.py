@@ -96,7 +96,7 @@ def test_a_damaged_file_is_a_sentence_with_a_way_out(tmp_path):
         ResponseCache(path)
 
 
-def test_damage_within_is_told_when_it_is_met(tmp_path):
+def test_damage_within_is_reported_when_it_is_read(tmp_path):
     path = tmp_path / "c"
     ledger = ResponseCache(path)
     for i in range(40):
@@ -143,7 +143,7 @@ def test_the_budget_adds_up_what_the_server_says():
 
 
 @pytest.mark.parametrize("usage", [None, {"total_tokens": 5}, {"prompt_tokens": "7", "completion_tokens": 1}])
-def test_a_call_of_which_nobody_knows_counts_in_full(usage):
+def test_a_call_of_unknown_cost_counts_in_full(usage):
     budget = Budget(price=Price(1e6, 2e6))
     budget.end(budget.begin(4000, 8), usage)
     assert budget.describe() == "1 call, about $4016.0000"

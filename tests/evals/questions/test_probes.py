@@ -79,7 +79,7 @@ def test_no_question_stands_in_two_probes():
     assert sum(map(len, texts)) + len(pairs) == len(shipped_texts())
 
 
-def test_a_defense_is_told_of_every_form_and_domain_before_it_adds_rows():
+def test_a_defense_gets_every_form_and_domain_before_it_adds_rows():
     questions = Untouched(lambda: None, None).evaluation_questions()
     pairs = {pair.question for domain in answer_pairs.DOMAINS for pair in answer_pairs.shipped(domain)}
     assert {q.messages[-1].content for name in EDITIONS for q in shipped(name)} | pairs == questions

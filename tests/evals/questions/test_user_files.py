@@ -173,7 +173,7 @@ def test_a_faulty_file_is_refused_with_file_entry_and_key(text, message, tmp_pat
         read(write(tmp_path, text))
 
 
-def test_every_fault_is_told_up_to_twenty(tmp_path):
+def test_every_fault_is_reported_up_to_twenty(tmp_path):
     with pytest.raises(DataError) as error:
         read(write(tmp_path, "".join(f"- id: q{i}\n" for i in range(25))))
     assert str(error.value).count("there is no paraphrases") == 20

@@ -173,7 +173,7 @@ def test_a_cue_has_four_times_the_odds():
         ("arabic", "كيف أبيع سيارتي؟", "How?"),
     ],
 )
-def test_formats_are_told_apart(name, text, other):
+def test_formats_are_distinguished(name, text, other):
     assert FORMATS[name].shown(text)
     assert not FORMATS[name].shown(other)
 

@@ -243,13 +243,13 @@ def test_states_that_go_no_further_than_a_layer_still_have_no_end(tmp_path, monk
         seen(tmp_path, [LDIFS(blocks=(1,))])
 
 
-def test_a_call_whose_rows_nobody_knows_is_made_again_whole_and_nothing_is_kept(tmp_path):
+def test_a_call_of_unknown_rows_is_repeated_whole_and_nothing_is_kept(tmp_path):
     measured, cache = seen(tmp_path, cache_position=torch.arange(1))  # qwen2 looks at none
     assert (measured.references, cache.read, cache.computed, cache.describe()["calls_made_whole"]) == (1, 0, 0, 1)
     assert not list(tmp_path.iterdir())
 
 
-def test_positions_of_several_kinds_are_not_told_apart_by_rows(tmp_path):
+def test_positions_of_several_kinds_are_not_separated_by_rows(tmp_path):
     micro = Micro([KL()], tiny.lora(tiny.model()), tiny.tokenizer(), tiny.rows(2), tmp_path)
     with micro.guard.watch(micro.marks) as calls:
         micro.guard.parts.backbone(**micro.inputs, use_cache=False)
@@ -425,7 +425,7 @@ def test_packed_rows_and_a_guard_with_a_cache_of_its_own_are_refused(tmp_path):
         guarded(Guard([KL()]))
 
 
-def test_a_trainer_of_ones_own_may_have_one_but_not_under_a_reward(tmp_path):
+def test_a_trainer_of_ones_own_may_have_one_but_not_in_grpo(tmp_path):
     with pytest.raises(StaytrueError, match="the model samples new answers"):
         GuardedGRPO(
             model=tiny.model(),

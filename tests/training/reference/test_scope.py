@@ -105,7 +105,7 @@ def test_a_call_with_an_argument_of_unknown_rows_is_made_again_whole():
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "gemma3"])
-def test_rows_that_nobody_looks_at_are_not_numbers(kind):
+def test_rows_that_no_defense_reads_are_not_numbers(kind):
     micro = Micro([KL(on="interleaved")], tiny.lora(tiny.model(kind)), tiny.tokenizer(kind), rows())
     with micro.guard.watch(micro.marks) as calls:
         micro.guard.parts.backbone(**micro.inputs, use_cache=False)
