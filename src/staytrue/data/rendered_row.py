@@ -62,7 +62,7 @@ def render_row(tokenizer: Any, example: Example, where: str) -> RenderedRow:
         same_prompts = same_prompts and opened is not None and answer_prompt == prompt
         spans.append((len(text) + (opened or 0), len(text) + len(answer)))
         text += answer
-    return RenderedRow(text + row.text[position:], tuple(spans), restored, not same_prompts, _leaves_out_a_turn(row))
+    return RenderedRow(text + row.text[position:], tuple(spans), restored, not same_prompts, leaves_out_a_turn(row))
 
 
 def _opened_by_prompt(prompt: str, header: str, answer: str) -> int | None:
@@ -71,7 +71,7 @@ def _opened_by_prompt(prompt: str, header: str, answer: str) -> int | None:
     return len(added) if prompt.startswith(header) and answer.startswith(added) else None
 
 
-def _leaves_out_a_turn(row: Rendering) -> bool:
+def leaves_out_a_turn(row: Rendering) -> bool:
     """Whether a system, user or tool turn is not in the text.
 
     Raises:

@@ -33,6 +33,7 @@ class MicroBatch:
         self.penalty: Tensor | None = None
         self.evaluated = False
         self._guard, self._slot = guard, slot
+        self._gradient: Tensor | None = None  # () of the loss with respect to the penalty, after the backward pass
         self._calls: list[RecordedCall] = []
 
     @contextmanager
@@ -52,7 +53,19 @@ class MicroBatch:
         if not self.evaluated:
             self.evaluate_penalties(None)
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether the penalty had a gradient in the backward pass; True of a penalty that needs none."""
+        if self.penalty is None or not self.penalty.requires_grad:
+            return True
+        return self._gradient is not None and bool(self._gradient != 0)
+
     def evaluate_penalties(self, head: SharedProjection | None) -> None:
         """Evaluate the penalties on the recorded forward, once."""
         self.penalty = self._guard.penalty(self._calls[0], self.marks, self._slot, head)
         self.evaluated = True
+        if self.penalty is not None and self.penalty.requires_grad:
+            self.penalty.register_hook(self._keep_gradient)
+
+    def _keep_gradient(self, gradient: Tensor) -> None:
+        self._gradient = gradient

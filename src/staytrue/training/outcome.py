@@ -71,8 +71,10 @@ class Outcome(TrainerCallback):  # type: ignore[misc]
             return None
         return (
             f"No trained weight moved in {self._last - self._first} optimizer steps, so the model is the one before "
-            "training. The learning rate was 0 all along (see warmup_steps), or every gradient was: for GRPO, the "
-            "completions of each prompt earned equal rewards. Raise the learning rate or the steps, or vary the reward."
+            "training. The learning rate was 0 all along (see warmup_steps), the optimizer holds other weights, or "
+            "every gradient was 0: no token of the rows is learnt, or, for GRPO, the completions of each prompt earned "
+            "equal rewards. Raise the learning rate or the steps, or check the optimizer, the rows' labels or the "
+            "reward."
         )
 
 

@@ -31,6 +31,20 @@ def task_rows_of(codes: list[int] | int) -> int:
     return codes.count(len(SOURCES)) if isinstance(codes, list) else int(codes == 0)
 
 
+def packed_with_sources(rows: Any, args: Any, pack: Callable[[Any, int, str], Any]) -> Any:
+    """Rows of tokens and labels, packed by trl with a code beside each token.
+
+    Args:
+        rows: a dataset, not cut.
+        args: trl's SFTConfig, of which `max_length`, the strategy of packing, and shuffling with its seed are read.
+        pack: trl's `pack_dataset`.
+    """
+    rows = rows.map(lambda row: {SOURCE_COLUMN: row_codes(row.get(SOURCE_COLUMN, 0), len(row["input_ids"]))})
+    rows = rows.select_columns(["input_ids", "labels", SOURCE_COLUMN])
+    packed = pack(rows, args.max_length, args.packing_strategy)
+    return packed.shuffle(seed=args.seed) if args.shuffle_dataset else packed
+
+
 class TrackingCollator:
     """A collator that adds each row's source to the batch of another: (B,), or (B, T) codes where rows were joined.
 

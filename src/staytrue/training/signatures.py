@@ -1,6 +1,6 @@
 """The constructors' parameters of guarded trainers, written out for editors and type checkers.
 
-At run time `trainers.py` takes the signature of the installed trl instead; a test compares the two.
+At run time `shown_as_trls` takes the signature of the installed trl instead; a test compares the two.
 """
 
 from __future__ import annotations
@@ -36,6 +36,25 @@ _P = ParamSpec("_P")
 def shown_as(parameters: Callable[_P, None]) -> Callable[[Callable[..., None]], Callable[_P, None]]:
     """Give an `__init__` the parameters of another function, for type checkers alone."""
     return lambda init: init
+
+
+def shown_as_trls(trls: Any, guarded: Any) -> Callable[[Any], Any]:
+    """Give an `__init__` the signature of a class of trl at run time, with the two arguments of a guarded trainer."""
+
+    def decorate(init: Any) -> Any:
+        ours, theirs = inspect.signature(guarded.__init__).parameters, inspect.signature(trls.__init__)
+        added = [ours[name].replace(annotation=kind) for name, kind in _ADDED.items()]
+        *named, last = theirs.parameters.values()
+        in_order = [*named, *added, last] if last.kind is last.VAR_KEYWORD else [*named, last, *added]
+        init.__wrapped__ = trls.__init__  # whose module knows the names in its annotations
+        init.__annotations__ = trls.__init__.__annotations__ | _ADDED
+        init.__signature__ = theirs.replace(parameters=in_order)
+        return init
+
+    return decorate
+
+
+_ADDED: dict[str, Any] = {"defenses": Sequence[Defense] | Guard, "reference_cache": Path | str | None}
 
 
 def by_name(parent: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:

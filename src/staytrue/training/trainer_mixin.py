@@ -26,9 +26,11 @@ from staytrue.step import SOURCE_COLUMN, SOURCES, Marks
 from staytrue.training.auxiliary_batches import encode_rows
 from staytrue.training.guard import Guard
 from staytrue.training.head_choice import choose_head
+from staytrue.training.kept_gradients import KeptGradients
 from staytrue.training.micro_batch import MicroBatch
 from staytrue.training.outcome import Outcome
 from staytrue.training.penalty_log import summed
+from staytrue.training.readable_rows import readable
 from staytrue.training.signatures import by_name
 from staytrue.training.step_count import StepCount
 from staytrue.training.step_plan import StepPlan
@@ -101,7 +103,9 @@ class Guarded(_Trainer):  # type: ignore[misc]
             self.guard, curated = defenses, True
         else:
             self.guard, curated = Guard(defenses, seed, reference_cache, sampled=self._prompts), False
-        if not curated and self.guard.pulls("curate"):
+        edited = not curated and self.guard.pulls("curate")
+        arguments |= readable(arguments, prompts=self._prompts, curated=edited)
+        if edited:
             arguments["train_dataset"] = self._curated(arguments.get("train_dataset"))
         super().__init__(**arguments)
         if self.guard.defenses:
@@ -121,6 +125,8 @@ class Guarded(_Trainer):  # type: ignore[misc]
         self.add_callback(StepCount(self))
         self.outcome = Outcome()
         self.add_callback(self.outcome)
+        self._gradients = KeptGradients()
+        self.add_callback(self._gradients)
         self._untouched.tokenizer = tokenizer = self._tokenizer
         main, ahead = self.accelerator.is_main_process, self._task_rows_ahead()
         with bar("answers", quiet=self.args.disable_tqdm or not main) as self._untouched.progress:
@@ -147,6 +153,11 @@ class Guarded(_Trainer):  # type: ignore[misc]
             raise ForwardPassError(
                 f"{type(self).__name__} computed a loss without the penalties of its defenses: a subclass replaces "
                 "compute_loss without calling super().compute_loss(...). Call it and change what it returns."
+            )
+        if not micro_batch.is_trained:
+            raise ForwardPassError(
+                f"{type(self).__name__} trains on another loss than super().compute_loss(...) returns, so the "
+                "penalties of its defenses have no gradient. Add your term to what it returns, or scale it."
             )
 
     def _end_step(self) -> None:
@@ -232,6 +243,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
             ForwardPassError: the loss was computed without the penalties of the defenses.
         """
         inputs = self._prepare_inputs(inputs)
+        self._gradients.check()
         self._micro_batch = micro_batch = self._next_micro_batch(inputs)
         try:
             with self.guard.steering(micro_batch.marks):  # the backward pass may recompute activations
@@ -241,6 +253,8 @@ class Guarded(_Trainer):  # type: ignore[misc]
         self._end_micro_batch(micro_batch)
         if self._step_plan.is_complete and self.accelerator.sync_gradients:  # an optimizer step follows
             self.guard.combine(lambda gradient: self.accelerator.reduce(gradient, "sum"))
+        if any(self.guard.pulls(lever) for lever in ("penalty", "combine")):
+            self._gradients.keep([weight for weight in model.parameters() if weight.requires_grad])
         return loss
 
     def compute_loss(
@@ -252,7 +266,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
         without auxiliary rows, and logs nothing.
 
         Raises:
-            ForwardPassError: it was called a second time in one training step.
+            ForwardPassError: it was called a second time in one training step, or its loss has no gradient.
         """
         if not model.training or not torch.is_grad_enabled():
             inputs.pop(SOURCE_COLUMN, None)
@@ -263,6 +277,8 @@ class Guarded(_Trainer):  # type: ignore[misc]
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         task, division = loss[0] if return_outputs else loss, self._later_division(num_items_in_batch)
         if self._micro_batch is not None:
+            if not task.requires_grad:
+                raise ForwardPassError(_NO_GRADIENT)
             self._task_loss = self._task_loss.to(task.device) + task.detach() / division
         if micro_batch.penalty is None:
             return loss
@@ -295,4 +311,8 @@ class Guarded(_Trainer):  # type: ignore[misc]
         super().log(logs, *args, **kwargs)
 
 
+_NO_GRADIENT = (
+    "The loss has no gradient, so nothing would be trained: every weight is frozen, or the adapter is switched off "
+    "(disable_adapter, or another active adapter). Load the adapter with is_trainable=True, and leave it on."
+)
 _TRAINERS_SEED = 42  # transformers' own, for a trainer without args

@@ -8,18 +8,16 @@ as one flat, readable loop.
 from __future__ import annotations
 
 import copy
-import inspect
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # trl sends a usage ping when a trainer is constructed
 
 import torch
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from trl import GRPOTrainer, SFTTrainer, pack_dataset
 from trl.data_utils import get_dataset_column_names
 
@@ -29,45 +27,32 @@ except ImportError:  # a trl whose trainers take whole logits, or another kind o
     FusedCausalLMOutput = None
 
 from staytrue.data.end_of_turn import end_of_turn
-from staytrue.defense import Defense, pulled
+from staytrue.defense import pulled
 from staytrue.errors import ForwardPassError, RecipeError
 from staytrue.step import SOURCE_COLUMN, Marks
 from staytrue.training import signatures
-from staytrue.training.guard import Guard
+from staytrue.training.lost_text import cut_rows, lost_text, warn_of
 from staytrue.training.packing_check import mixes_joined_rows
 from staytrue.training.padded_batch import marks_of
 from staytrue.training.row_schedule import EvenSampler
-from staytrue.training.row_tracking import NamesBlankColumns, TrackingCollator, marks_of_batch, row_codes, task_rows_of
+from staytrue.training.row_tracking import (
+    NamesBlankColumns,
+    TrackingCollator,
+    marks_of_batch,
+    packed_with_sources,
+    task_rows_of,
+)
 from staytrue.training.sampling_check import sample_one_token
 from staytrue.training.signatures import shown_as
 from staytrue.training.trainer_mixin import Guarded
 from staytrue.training.turn_weights import has_weights, tokenized
 
 
-def _signature_of(parent: Any) -> Callable[[Any], Any]:
-    """Give an `__init__` the parent's signature, with the two arguments of a guarded trainer added."""
-
-    def decorate(init: Any) -> Any:
-        guarded, trls = inspect.signature(Guarded.__init__).parameters, inspect.signature(parent.__init__)
-        added = [guarded[name].replace(annotation=kind) for name, kind in _ADDED.items()]
-        *named, last = trls.parameters.values()
-        in_order = [*named, *added, last] if last.kind is last.VAR_KEYWORD else [*named, last, *added]
-        init.__wrapped__ = parent.__init__  # whose module knows the names in its annotations
-        init.__annotations__ = parent.__init__.__annotations__ | _ADDED
-        init.__signature__ = trls.replace(parameters=in_order)
-        return init
-
-    return decorate
-
-
-_ADDED: dict[str, Any] = {"defenses": Sequence[Defense] | Guard, "reference_cache": Path | str | None}
-
-
 class GuardedSFT(Guarded, SFTTrainer):  # type: ignore[misc]
     """`trl.SFTTrainer` with `defenses=[...]`; its scored positions are those whose label is not -100."""
 
     @shown_as(signatures.sft)
-    @_signature_of(SFTTrainer)
+    @signatures.shown_as_trls(SFTTrainer, Guarded)
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
 
@@ -98,22 +83,29 @@ class GuardedSFT(Guarded, SFTTrainer):  # type: ignore[misc]
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, name: str
     ) -> Any:
-        """TRL's own preparation; weights of turns are heeded, and packing gets each token's source where it matters."""
+        """TRL's own preparation in two steps: tokens, and then cutting and packing.
+
+        Weights of turns are heeded, and packing gets each token's source where it matters. What the rows lose on the
+        way into tokens is warned of.
+        """
         if formatting_func is None and has_weights(dataset):
             dataset = tokenized(dataset, self._tokenizer, whole=args.completion_only_loss is False)
+        prepare = super()._prepare_dataset
+        if name != "train":
+            return prepare(dataset, processing_class, args, packing, formatting_func, name)
         sources = SOURCE_COLUMN in get_dataset_column_names(dataset)
-        if name != "train" or not (sources or self.guard.pulls("beside")):
-            return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, name)
         format_row = NamesBlankColumns(formatting_func) if sources and formatting_func else formatting_func
-        if not packing or args.max_length is None:  # without a length, trl refuses to pack
-            return super()._prepare_dataset(dataset, processing_class, args, packing, format_row, name)
         whole = copy.copy(args)
-        whole.max_length = None  # packing cuts rows itself
-        rows = super()._prepare_dataset(dataset, processing_class, whole, False, format_row, name)
-        rows = rows.map(lambda row: {SOURCE_COLUMN: row_codes(row.get(SOURCE_COLUMN, 0), len(row["input_ids"]))})
-        rows = rows.select_columns(["input_ids", "labels", SOURCE_COLUMN])
-        packed = pack_dataset(rows, args.max_length, args.packing_strategy)
-        return packed.shuffle(seed=args.seed) if args.shuffle_dataset else packed
+        whole.max_length, whole.shuffle_dataset = None, False
+        rows = prepare(dataset, processing_class, whole, False, format_row, name)
+        if packing and args.max_length is not None and (sources or self.guard.pulls("beside")):
+            prepared = packed_with_sources(rows, args, pack_dataset)
+        else:
+            prepared = prepare(rows, processing_class, args, packing, None, name)
+        if isinstance(rows, Dataset):
+            notes = cut_rows(rows, None if packing else len(prepared), args.max_length)
+            warn_of([*notes, *lost_text(rows, self._tokenizer)])
+        return prepared
 
     def get_train_dataloader(self) -> Any:
         """TRL's own data loader; its collator carries the source of each row where the defenses need it."""
@@ -175,12 +167,13 @@ class GuardedGRPO(Guarded, GRPOTrainer):  # type: ignore[misc]
     _ahead: Sequence[tuple[Any, Any]] = ()  # the optimizer step's batches of prompts, each with its completions
 
     @shown_as(signatures.grpo)
-    @_signature_of(GRPOTrainer)
+    @signatures.shown_as_trls(GRPOTrainer, Guarded)
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
 
     def _settle(self) -> None:
         self._refuse_unread_columns()
+        warn_of(lost_text(self.train_dataset, self._tokenizer))
         self._stop_at_the_end_of_turn()
         if not (self.use_vllm or self.args.deepspeed or self.args.fsdp):  # which hold the weights in their own way
             sample_one_token(self.model, self.generation_config)

@@ -1,0 +1,123 @@
+"""Refuses rows of a script's dataset at which trl would fail in a traceback, or which it would train on as "None"."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+
+from staytrue.errors import RecipeError
+
+_BESIDE = ("role", "from", "name", "weight")  # keys of a turn that hold nothing to read
+
+
+def readable(arguments: Mapping[str, Any], *, prompts: bool, curated: bool) -> dict[str, Any]:
+    """The datasets among a trainer's arguments; a stream's rows are checked as they are read.
+
+    Args:
+        arguments: of the trainer, by name.
+        prompts: whether rows are prompts to answer (GRPO).
+        curated: whether data defenses read the training rows, which refuse other columns by themselves.
+
+    Raises:
+        RecipeError: the first row that cannot be read, or the columns that trl does not know.
+    """
+    config = arguments.get("args")
+    if arguments.get("formatting_func") or (getattr(config, "dataset_kwargs", None) or {}).get("skip_prepare_dataset"):
+        return {}
+    text, checked = getattr(config, "dataset_text_field", "text"), {}
+    for name in ("train_dataset", "eval_dataset"):
+        value = arguments.get(name)
+        several = isinstance(value, dict)
+        parts = {f"{name}[{key!r}]": part for key, part in value.items()} if several else {name: value}
+        known = curated and name == "train_dataset"
+        parts = {key: _readable(part, key, prompts, text, known) for key, part in parts.items()}
+        if name in arguments:
+            checked[name] = type(value)(zip(value, parts.values(), strict=True)) if several else parts[name]
+    return checked
+
+
+def _readable(dataset: Any, name: str, prompts: bool, text: str, curated: bool) -> Any:
+    """The dataset, once its rows are checked; of another type than a dataset's it is left to trl."""
+    if not isinstance(dataset, Dataset | IterableDataset):
+        return dataset
+    if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":
+        return dataset
+    first = next(iter(dataset), None)
+    if first is None and not curated:
+        raise RecipeError(f"{name} has no rows, so there is nothing to train on; check its filter.")
+    columns = _columns(first or {}, prompts, text)
+    if columns is None and not curated:
+        raise RecipeError(_unknown_columns(first or {}, name, prompts, text))
+    if not columns:
+        return dataset
+    if isinstance(dataset, IterableDataset):
+        return dataset.map(lambda row, number: _checked(row, columns, name, number), with_indices=True)
+    for number, row in enumerate(dataset.select_columns([*columns])):
+        _checked(row, columns, name, number)
+    return dataset
+
+
+def _columns(row: Mapping[str, Any], prompts: bool, text: str) -> tuple[str, ...] | None:
+    """The columns that trl reads of each row; () for rows that are tokens, None if it knows none."""
+    if "input_ids" in row:
+        return ()
+    both = ("prompt",) if prompts else ("prompt", "completion")
+    tools = ("tools",) if "tools" in row else ()
+    for columns in [both] if prompts else [both, ("messages",), ("conversations",), (text,)]:
+        if "prompt" in row and columns != both:
+            return None
+        if all(column in row for column in columns):
+            turns = row[columns[0]] or [{"from": "", "value": ""}]
+            is_known = columns != ("conversations",) or (isinstance(turns, list) and {"from", "value"} <= {*turns[0]})
+            return (*columns, *tools) if is_known else None
+    return None
+
+
+def _unknown_columns(row: Mapping[str, Any], name: str, prompts: bool, text: str) -> str:
+    known = ", ".join(repr(column) for column in row)
+    if prompts:
+        return f"{name} has the columns {known}, and GRPO reads prompts from a column 'prompt'. Rename one."
+    way_out = "Rename them, or pass a formatting_func."
+    if "conversations" in row:
+        way_out = 'Rename it: dataset.rename_column("conversations", "messages").'
+    elif "prompt" in row:
+        way_out = "A 'prompt' needs a 'completion' beside it: rename the column of answers, or remove 'prompt'."
+    return (
+        f"{name} has the columns {known}, and trl reads 'messages', 'prompt' with 'completion', 'conversations' of "
+        f"turns with 'from' and 'value', or {text!r}. {way_out}"
+    )
+
+
+def _checked(row: Any, columns: tuple[str, ...], name: str, number: int) -> Any:
+    """The row.
+
+    Raises:
+        RecipeError: a column of the row holds nothing that can be read.
+    """
+    for column in columns:
+        for fault in _tools_faults(row[column]) if column == "tools" else _faults(row[column]):
+            raise RecipeError(f"{name}: row {number + 1} has {column}{fault}. Mend the row, or filter it out.")
+    return row
+
+
+def _faults(value: Any) -> Iterator[str]:
+    if value is None or value == [] or isinstance(value, float):  # NaN of a table
+        yield f"={value!r}, which is no text and no list of turns"
+    for place, turn in enumerate(value if isinstance(value, list) else ()):
+        if not isinstance(turn, Mapping):
+            yield f"[{place}]={str(turn)[:60]!r}, which is no turn with a role and a content"
+        elif all(turn[key] is None for key in turn if key not in _BESIDE):
+            yield f"[{place}], a turn of {turn.get('role', turn.get('from'))!r} without content (it is None)"
+
+
+def _tools_faults(value: Any) -> Iterator[str]:
+    try:
+        tools = json.loads(value) if isinstance(value, str) else value
+    except ValueError as error:
+        yield f"={value[:60]!r}, which is not JSON ({error})"
+        return
+    if tools is not None and not isinstance(tools, list):
+        yield f"={str(value)[:60]!r}, which is no list of tools"

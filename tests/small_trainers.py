@@ -1,0 +1,70 @@
+"""Guarded trainers of a tiny model, ready to train: `sft` and `grpo`."""
+
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import PrinterCallback
+from trl import GRPOConfig, SFTConfig
+
+import tiny
+from staytrue.config.trainer_args import recomputing
+from staytrue.training.trainers import GuardedGRPO, GuardedSFT
+
+_SETTINGS = {
+    "max_steps": 2,
+    "learning_rate": 0.1,
+    "optim": "sgd",  # a step is the gradient itself, so equal gradients are seen as equal weights
+    "lr_scheduler_type": "constant",
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "use_cpu": True,
+    "bf16": False,
+    "disable_tqdm": True,
+    "seed": 0,
+}
+
+
+def messages(n=16):
+    """Rows as a script has them."""
+    rows = tiny.rows(n)
+    return Dataset.from_list([{"messages": [{"role": m.role, "content": m.content} for m in r.messages]} for r in rows])
+
+
+def sft(folder, defenses=(), data=None, cls=GuardedSFT, kind="qwen2", tokenizer=None, more=None, **changes):
+    """A supervised trainer; `more` are arguments of the trainer, `changes` those of its config."""
+    given = {"output_dir": str(folder / "out"), "per_device_train_batch_size": 4, recomputing(SFTConfig): False}
+    made = cls(
+        model=tiny.model(kind),
+        args=SFTConfig(**_SETTINGS | given | changes),
+        train_dataset=messages() if data is None else data,
+        processing_class=tokenizer or tiny.tokenizer(kind),
+        peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
+        defenses=list(defenses),
+        **(more or {}),
+    )
+    made.remove_callback(PrinterCallback)
+    return made
+
+
+def grpo(folder, defenses=(), data=None, cls=GuardedGRPO, kind="qwen2", more=None, **changes):
+    """A trainer by reward, which is the length of a completion."""
+    given = {
+        "output_dir": str(folder / "out"),
+        "per_device_train_batch_size": 4,
+        "num_generations": 4,
+        "max_completion_length": 4,
+        recomputing(GRPOConfig): False,
+    }
+    rows = [{"prompt": [{"role": "user", "content": f"question {i}?"}]} for i in range(8)]
+    made = cls(
+        model=tiny.model(kind),
+        reward_funcs=lambda completions, **_: [float(len(c[0]["content"])) for c in completions],
+        args=GRPOConfig(**_SETTINGS | given | changes),
+        train_dataset=Dataset.from_list(rows) if data is None else data,
+        processing_class=tiny.tokenizer(kind),
+        peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
+        defenses=list(defenses),
+        **(more or {}),
+    )
+    made.remove_callback(PrinterCallback)
+    return made
