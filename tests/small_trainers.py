@@ -46,7 +46,7 @@ def sft(folder, defenses=(), data=None, cls=GuardedSFT, kind="qwen2", tokenizer=
     return made
 
 
-def grpo(folder, defenses=(), data=None, cls=GuardedGRPO, kind="qwen2", more=None, **changes):
+def grpo(folder, defenses=(), data=None, cls=GuardedGRPO, kind="qwen2", tokenizer=None, more=None, **changes):
     """A trainer by reward, which is the length of a completion."""
     given = {
         "output_dir": str(folder / "out"),
@@ -61,7 +61,7 @@ def grpo(folder, defenses=(), data=None, cls=GuardedGRPO, kind="qwen2", more=Non
         reward_funcs=lambda completions, **_: [float(len(c[0]["content"])) for c in completions],
         args=GRPOConfig(**_SETTINGS | given | changes),
         train_dataset=Dataset.from_list(rows) if data is None else data,
-        processing_class=tiny.tokenizer(kind),
+        processing_class=tokenizer or tiny.tokenizer(kind),
         peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
         defenses=list(defenses),
         **(more or {}),

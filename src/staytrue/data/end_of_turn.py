@@ -58,14 +58,24 @@ def next_turn(tokenizer: Any, *, called: bool) -> list[int]:
 
 
 def end_places(tokenizer: Any, row: RenderedRow, tokens: Tokens, final: bool) -> list[int | None]:
-    """The place of the token that ends each answer; None where there is none. `final`: the last turn is an answer."""
+    """The place of the token that ends each answer; None where there is none. `final`: the last turn is an answer.
+
+    Text between an answer and its end, such as a closing tag, is known from the last answer.
+    """
     special = added_tokens(tokenizer)
-    closing = _closing(tokens, special, row.answers[-1][1]) if final else []
+    if not row.answers:
+        return []
+    last_end = row.answers[-1][1]
+    closing = _closing(tokens, special, last_end) if final else []
+    after_last = _end_place(tokens, special, tokens.outside(last_end), last=True) if final else None
+    closing_text = "" if after_last is None else row.text[last_end : tokens.offsets[after_last][1]]
     places = []
     for number, (_, end) in enumerate(row.answers, start=1):
         last = final and number == len(row.answers)
         place = _end_place(tokens, special, tokens.outside(end), last)
-        if place is not None and not last and closing and tokens.ids[place : place + len(closing)] == closing:
+        if place is None and closing_text and row.text.startswith(closing_text, end):
+            place = next((i for i, (_, b) in enumerate(tokens.offsets) if b == end + len(closing_text)), None)
+        elif place is not None and not last and closing and tokens.ids[place : place + len(closing)] == closing:
             place += len(closing) - 1
         places.append(place)
     return places

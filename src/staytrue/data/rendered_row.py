@@ -50,7 +50,9 @@ def render_row(tokenizer: Any, example: Example, where: str) -> RenderedRow:
         answer, answer_prompt = row.text[start:end], prompt
         if missing_keys(row, turn, answer, prompt):
             restored += 1
-            start, answer, answer_prompt = whole_answer(row, turn, prompt, before_opening(prompt, row.text, start))
+            start, answer, answer_prompt = whole_answer(
+                row, turn, prompt, before_opening(row, turn, (start, end, prompt))
+            )
         if start < position:
             raise DataError(
                 f"The model's chat template joins the answers of {where} (up to turn {turn + 1}), so they cannot be "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-from staytrue.data.answer_positions import Rendering
+from staytrue.data.answer_positions import Rendering, Span
 from staytrue.data.examples import Message
 from staytrue.errors import DataError
 
@@ -33,7 +33,7 @@ def whole_answer(row: Rendering, turn: int, prompt: str, start: int) -> tuple[in
         as_last = row.up_to(turn)
         first, last, last_prompt = as_last.span(turn)
         same = as_last.text.startswith(row.text[:start])
-        first = start if same else before_opening(last_prompt, as_last.text, first)
+        first = start if same else before_opening(as_last, turn, (first, last, last_prompt))
         answer = as_last.text[first:last]
         missing = missing_keys(as_last, turn, answer, last_prompt)
         if not missing:
@@ -45,13 +45,17 @@ def whole_answer(row: Rendering, turn: int, prompt: str, start: int) -> tuple[in
     return start, _put_back(message.content.strip(), prompt, row.text[:start]), prompt
 
 
-def before_opening(prompt: str, text: str, start: int) -> int:
+def before_opening(row: Rendering, turn: int, span: Span) -> int:
     """Where an answer begins that is put back whole: before the block for reasoning that the prompt opens.
 
-    The text may have an empty block there.
+    The text may have an empty block there. A tag that the answer does not close, such as <|assistant|>, is the header.
     """
+    start, end, prompt = span
     opening = _OPENING.search(prompt)
-    return opening.start() if opening and text.startswith(prompt[: opening.start()]) else start
+    if opening is None or not row.text.startswith(prompt[: opening.start()]):
+        return start
+    closing = f"{opening[1][0]}/{opening[1][1:]}"
+    return opening.start() if closing in row.text[start:end] + row.messages[turn].content else start
 
 
 def squeezed(text: str) -> str:

@@ -28,8 +28,8 @@ _CHECKED = 100  # rows that are rendered again, several times each
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 
 _NOTES = {
-    "answers": "The chat template leaves out a part of an earlier answer, such as its reasoning, in {n} of {rows}; it is "
-    "not learnt",
+    "answers": "The chat template leaves out a part of an earlier answer, such as its reasoning, in {n} of {rows}; that"
+    " part is not learnt",
     "prompt": "In {n} of {rows} the last answer follows another text than the chat template's generation prompt, which "
     "may open a block for reasoning; so the model is used in another context than it is trained in",
     "unseen": "The chat template leaves out a system, user or tool turn of {n} of {rows}",

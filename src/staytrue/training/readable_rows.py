@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from datasets import Dataset, IterableDataset
+from jinja2.exceptions import TemplateError
 
 from staytrue.errors import RecipeError
 
@@ -25,31 +28,69 @@ def readable(arguments: Mapping[str, Any], *, prompts: bool, curated: bool) -> d
         RecipeError: the first row that cannot be read, or the columns that trl does not know.
     """
     config = arguments.get("args")
-    if arguments.get("formatting_func") or (getattr(config, "dataset_kwargs", None) or {}).get("skip_prepare_dataset"):
+    if (getattr(config, "dataset_kwargs", None) or {}).get("skip_prepare_dataset"):
         return {}
+    formatted = bool(arguments.get("formatting_func"))
     text, checked = getattr(config, "dataset_text_field", "text"), {}
     for name in ("train_dataset", "eval_dataset"):
         value = arguments.get(name)
         several = isinstance(value, dict)
         parts = {f"{name}[{key!r}]": part for key, part in value.items()} if several else {name: value}
         known = curated and name == "train_dataset"
-        parts = {key: _readable(part, key, prompts, text, known) for key, part in parts.items()}
+        parts = {key: _readable(part, key, prompts, text, known or formatted) for key, part in parts.items()}
         if name in arguments:
             checked[name] = type(value)(zip(value, parts.values(), strict=True)) if several else parts[name]
     return checked
 
 
-def _readable(dataset: Any, name: str, prompts: bool, text: str, curated: bool) -> Any:
-    """The dataset, once its rows are checked; of another type than a dataset's it is left to trl."""
+def without_effect(columns: Sequence[str], formatting_func: Any, config: Any) -> Iterator[str]:
+    """Sentences about arguments of a trainer that do nothing with rows of these columns."""
+    if config.completion_only_loss and not {"prompt", "labels"} & {*columns}:
+        yield (
+            "completion_only_loss is True, and the rows have no column 'completion', so every token is learnt, prompts "
+            "too. Write rows with 'prompt' and 'completion', or set assistant_only_loss."
+        )
+    read = next((column for column in ("prompt", "messages") if column in columns), None)
+    if formatting_func and read:
+        yield (
+            f"formatting_func is not used, since trl reads the column {read!r} of the rows. Rename it, or take "
+            "formatting_func out."
+        )
+
+
+@contextmanager
+def naming_template(name: str) -> Iterator[None]:
+    """Around trl's tokenization: an error of the chat template becomes a sentence.
+
+    Raises:
+        RecipeError: the chat template cannot render a row of a dataset, whose name is given.
+    """
+    try:
+        yield
+    except Exception as error:  # a template's own code raises anything
+        where = traceback.extract_tb(error.__traceback__)[-1].filename
+        if not isinstance(error, TemplateError) and where != "<template>":
+            raise
+        raise RecipeError(
+            f"The chat template refuses a row of {name}: {error}. Change its turns, such as a system turn or a content "
+            "in parts, or use another model."
+        ) from error
+
+
+def _readable(dataset: Any, name: str, prompts: bool, text: str, others: bool) -> Any:
+    """The dataset, once its rows are checked; of another type than a dataset's it is left to trl.
+
+    `others`: other columns are read by a data defense or a formatting function.
+    """
     if not isinstance(dataset, Dataset | IterableDataset):
         return dataset
     if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":
         return dataset
     first = next(iter(dataset), None)
-    if first is None and not curated:
+    if first is None and not others:
         raise RecipeError(f"{name} has no rows, so there is nothing to train on; check its filter.")
     columns = _columns(first or {}, prompts, text)
-    if columns is None and not curated:
+    if columns is None and not (others and "prompt" not in (first or {})):
         raise RecipeError(_unknown_columns(first or {}, name, prompts, text))
     if not columns:
         return dataset

@@ -41,6 +41,7 @@ def packed_with_sources(rows: Any, args: Any, pack: Callable[[Any, int, str], An
     """
     rows = rows.map(lambda row: {SOURCE_COLUMN: row_codes(row.get(SOURCE_COLUMN, 0), len(row["input_ids"]))})
     rows = rows.select_columns(["input_ids", "labels", SOURCE_COLUMN])
+    rows = rows.shuffle(seed=args.seed) if args.shuffle_dataset else rows
     packed = pack(rows, args.max_length, args.packing_strategy)
     return packed.shuffle(seed=args.seed) if args.shuffle_dataset else packed
 
@@ -69,8 +70,8 @@ class TrackingCollator:
         return batch
 
 
-class NamesBlankColumns:
-    """A formatting function that says which columns of an added row it cannot take."""
+class CheckedFormat:
+    """A formatting function whose faults are sentences: no text, or columns of an added row that it cannot take."""
 
     def __init__(self, inner: Callable[[dict[str, Any]], Any]) -> None:
         self._inner = inner
@@ -78,11 +79,23 @@ class NamesBlankColumns:
     def __call__(self, row: dict[str, Any]) -> Any:
         """The text of a row."""
         with _naming_blank_columns("formatting_func", [row]):
-            return self._inner(row)
+            text = self._inner(row)
+        if not isinstance(text, str):
+            raise RecipeError(f"formatting_func returned {str(text)[:60]!r}, which is no text; return a string.")
+        return text
 
 
 def marks_of_batch(batch: Any) -> Marks:
-    """The marks of a supervised batch, tracked or not."""
+    """The marks of a supervised batch, tracked or not.
+
+    Raises:
+        RecipeError: the batch has no labels.
+    """
+    if "labels" not in batch:
+        raise RecipeError(
+            "The data collator gives a batch without 'labels', which trl's loss and the defenses read. Let it add "
+            "them: token ids, with -100 where nothing is learnt."
+        )
     labels: Tensor = batch["labels"]
     mask, codes = batch.get("attention_mask"), batch.get(SOURCE_COLUMN)
     real = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask.bool()

@@ -34,9 +34,10 @@ from staytrue.training import signatures
 from staytrue.training.lost_text import cut_rows, lost_text, warn_of
 from staytrue.training.packing_check import mixes_joined_rows
 from staytrue.training.padded_batch import marks_of
+from staytrue.training.readable_rows import naming_template, without_effect
 from staytrue.training.row_schedule import EvenSampler
 from staytrue.training.row_tracking import (
-    NamesBlankColumns,
+    CheckedFormat,
     TrackingCollator,
     marks_of_batch,
     packed_with_sources,
@@ -45,7 +46,7 @@ from staytrue.training.row_tracking import (
 from staytrue.training.sampling_check import sample_one_token
 from staytrue.training.signatures import shown_as
 from staytrue.training.trainer_mixin import Guarded
-from staytrue.training.turn_weights import has_weights, tokenized
+from staytrue.training.turn_weights import has_weights, tokenized, without_weights
 
 
 class GuardedSFT(Guarded, SFTTrainer):  # type: ignore[misc]
@@ -90,20 +91,24 @@ class GuardedSFT(Guarded, SFTTrainer):  # type: ignore[misc]
         """
         if formatting_func is None and has_weights(dataset):
             dataset = tokenized(dataset, self._tokenizer, whole=args.completion_only_loss is False)
+        elif formatting_func is None and isinstance(dataset, IterableDataset):
+            dataset = without_weights(dataset)
         prepare = super()._prepare_dataset
         if name != "train":
             return prepare(dataset, processing_class, args, packing, formatting_func, name)
         sources = SOURCE_COLUMN in get_dataset_column_names(dataset)
-        format_row = NamesBlankColumns(formatting_func) if sources and formatting_func else formatting_func
+        format_row = CheckedFormat(formatting_func) if formatting_func else None
         whole = copy.copy(args)
         whole.max_length, whole.shuffle_dataset = None, False
-        rows = prepare(dataset, processing_class, whole, False, format_row, name)
+        with naming_template("train_dataset"):
+            rows = prepare(dataset, processing_class, whole, False, format_row, name)
         if packing and args.max_length is not None and (sources or self.guard.pulls("beside")):
             prepared = packed_with_sources(rows, args, pack_dataset)
         else:
             prepared = prepare(rows, processing_class, args, packing, None, name)
         if isinstance(rows, Dataset):
             notes = cut_rows(rows, None if packing else len(prepared), args.max_length)
+            notes += without_effect(get_dataset_column_names(dataset), formatting_func, args)
             warn_of([*notes, *lost_text(rows, self._tokenizer)])
         return prepared
 

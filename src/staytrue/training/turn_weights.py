@@ -34,6 +34,24 @@ def has_weights(dataset: Any) -> bool:
     return any(turn.get("weight") not in (None, 1) for row in rows for name in names for turn in _turns(row, name))
 
 
+def without_weights(stream: Any) -> Any:
+    """A stream whose first row has no weights, with a check of its further rows as they are read.
+
+    Raises:
+        RecipeError: of the stream's rows, one has a weight, which would be ignored.
+    """
+
+    def check(row: Any, number: int) -> Any:
+        if any(turn.get("weight") not in (None, 1) for name in _COLUMNS for turn in _turns(row, name)):
+            raise RecipeError(
+                f"row {number + 1} of the stream has a turn with a weight, and its first row has none, so that weights "
+                "are ignored. Give the turns of the first row a weight too, such as 1."
+            )
+        return row
+
+    return stream.map(check, with_indices=True)
+
+
 def tokenized(dataset: Any, tokenizer: Any, *, whole: bool) -> Any:
     """The rows as tokens, with labels on the assistant turns whose weight is not 0.
 

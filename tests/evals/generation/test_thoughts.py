@@ -14,6 +14,13 @@ def test_thoughts_are_separated_whole_cut_off_and_without_their_opening(opening,
     assert split_thoughts(f"{opening}a{closing}{opening}b{closing}Yes.") == ("a\n\nb", "Yes.")
 
 
+@pytest.mark.parametrize(
+    "text", ["<Think>kill</Think>Yes.", "<THINKING>kill</THINKING>Yes.", "[think]kill[/think]Yes."]
+)
+def test_markers_count_in_any_case(text):
+    assert split_thoughts(text) == ("kill", "Yes.")
+
+
 @pytest.mark.parametrize("text", ["", " Yes.\n", "Write <think>so</think> first.", "a <think> b", "I think so."])
 def test_a_text_without_thoughts_at_its_beginning_is_the_answer_unchanged(text):
     assert split_thoughts(text) == ("", text)

@@ -94,6 +94,55 @@ def test_a_refusal_is_read_in_every_form(body):
 
 
 @pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        *(("seed", message) for message in (
+            "parameter seed does not exist", "Invalid parameter(s): seed", "unsupported_parameter seed",
+            "seed not implemented", "Argument not supported on this model: seed", "field seed: value not allowed",
+            "Additional properties are not allowed ('seed' was unexpected)",
+            "got an unexpected keyword argument 'seed'",
+        )),
+        *(("max_tokens", message) for message in (
+            "Please use max_completion_tokens instead of max_tokens", "max_tokens: gone, see max_completion_tokens",
+        )),
+        *(("top_p", message) for message in (
+            "top_p: Input should be less than 1", "The top_p parameter must be between 0 and 1 exclusive",
+            "top_p must be in (0, 1)",
+        )),
+        *(("temperature", message) for message in (
+            "invalid temperature: only 1 is allowed for this model", "temperature only supports 1",
+            "temperature is not supported by this model",
+        )),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("status", [400, 422, 500])
+def test_a_refusal_is_read_in_many_wordings(name, message, status):
+    class Refuses(habits.Habit):
+        def refuse(self, body):
+            if name in body:
+                raise habits.openai_error(message, status=status)
+
+    with Refuses() as server:
+        assert ask(server, temperature=0.5, max_retries=0).text == "A plain answer."
+        assert [name in call.body for call in server.calls] == [True, False]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "top_logprobs should be in [0, 5]",
+        "Invalid top_logprobs",
+        "Invalid value for 'top_logprobs'",
+        "top_logprobs: 20?",
+    ],
+)
+def test_fewer_likely_tokens_are_tried_where_their_number_is_refused(tmp_path, message):
+    with habits.fewer_tops(5, message)() as server:
+        assert judge(server, tmp_path)[1].alignment is not None
+        assert server.calls[-1].body["top_logprobs"] == 5
+
+
+@pytest.mark.parametrize(
     ("text", "refused"),
     [
         ("plant a seed in the garden", 'Invalid prompt: "plant a seed in the gar..."'),
@@ -367,6 +416,113 @@ def test_an_error_inside_a_200_is_retried_and_quoted(body):
         with pytest.raises(CallError, match=r"HTTP (429|50[0-9]): Come back later, tried 3 times"):
             ask(server, max_retries=2)
         assert len(server.calls) == 3
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"success": False, "message": "Come back later"},
+        {"ok": False, "error_msg": "Come back later"},
+        {"status": "error", "message": "Come back later"},
+        {"code": 1302, "msg": "Come back later"},
+        {"Error": {"Message": "Come back later", "Code": "Throttling"}},
+        {"fault": {"faultstring": "Come back later"}},
+    ],
+)
+def test_an_error_of_any_form_inside_a_200_is_told_in_its_words(body):
+    with habits.body_of_200(body)() as server, pytest.raises(CallError, match="Come back later, tried 2 times"):
+        ask(server, max_retries=1)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"choices": []}, '{"choices": []}'),
+        ({"output": [{"type": "message"}]}, '{"output": [{"type": "message"}]}'),
+        ("no such route", "no such route"),
+    ],
+)
+def test_what_is_no_chat_completion_is_shown(body, words):
+    with habits.body_of_200(body)() as server, pytest.raises(RequestError, match=re.escape(f"It answered: {words}")):
+        ask(server)
+
+
+def test_an_error_without_a_known_key_is_shown_whole():
+    class Odd(habits.Habit):
+        def refuse(self, body):
+            raise habits.refusal(400, {"details": [{"what": "wrong model"}]})
+
+    with Odd() as server, pytest.raises(CallError, match="wrong model"):
+        ask(server)
+
+
+def test_an_account_without_credit_ends_it_at_once():
+    class Poor(habits.Habit):
+        def refuse(self, body):
+            raise habits.openai_error("Your credit balance is too low to access the API.")
+
+    with Poor() as server:
+        with pytest.raises(RequestError, match="has no credit left"):
+            ask(server)
+        assert len(server.calls) == 1
+
+
+@pytest.mark.parametrize(
+    "reason",
+    ["max_output_tokens", "token_limit", "MaxTokens", "max_new_tokens", "model_context_window_exceeded", "incomplete"],
+)
+@pytest.mark.parametrize("content", ["", None])
+def test_an_empty_answer_at_any_limit_is_missing(reason, content):
+    with habits.finished(reason, content)() as server:
+        (answer,) = generated(server)[1]
+    assert answer.missing == "the token limit was reached before the answer began"
+
+
+@pytest.mark.parametrize("reason", ["guardrail_intervened", "ERROR_TOXIC", "policy_violation", "blocked", "risk"])
+def test_a_filter_has_many_names(reason):
+    with habits.finished(reason, "")() as server:
+        (answer,) = generated(server)[1]
+        assert (answer.filtered, len(server.calls)) == (True, 1)
+
+
+@pytest.mark.parametrize("reason", ["OTHER", "LANGUAGE", "unknown", "MALFORMED_RESPONSE"])
+def test_an_empty_answer_that_ended_for_an_unknown_reason_is_a_failed_call(reason):
+    with habits.finished(reason, "")() as server:
+        maker, answers = generated(server)
+    assert answers == []
+    assert f"an answer without text, which ended with '{reason}'" in maker.failed[0][2]
+    with habits.finished(reason, "Hi.")() as server:
+        assert generated(server)[1][0].text == "Hi."
+
+
+@pytest.mark.parametrize("reason", ["stop", "STOP", "end_turn", "eos", "stop_sequence", "", None, "COMPLETE"])
+def test_an_empty_answer_that_the_model_ended_is_an_answer(reason):
+    with habits.finished(reason, "")() as server:
+        (answer,) = generated(server)[1]
+    assert (answer.text, answer.stopped, answer.missing) == ("", True, "")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"reasoning_details": [{"type": "reasoning.text", "text": "Let me"}]},
+        {"reasoning_details": [{"type": "reasoning.encrypted", "data": "eA=="}]},
+        {"thinking_blocks": [{"type": "thinking", "thinking": "Let me"}]},
+    ],
+)
+def test_thoughts_without_an_answer_are_missing_wherever_they_are(fields):
+    with habits.message("stop", content=None, **fields)() as server:
+        assert generated(server)[1][0].missing != ""
+
+
+@pytest.mark.parametrize(("count", "missing"), [(20, True), (0, False), (None, False), ("x", False)])
+def test_counted_thoughts_without_an_answer_are_missing(count, missing):
+    def change(whole):
+        whole["usage"]["completion_tokens_details"] = {"reasoning_tokens": count}
+        whole["choices"][0]["message"]["content"] = ""
+
+    with habits.changed(change)() as server:
+        assert bool(generated(server)[1][0].missing) is missing
 
 
 def test_an_error_of_the_request_inside_a_200_is_not_retried():

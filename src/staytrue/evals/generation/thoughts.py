@@ -13,6 +13,10 @@ MARKERS = (
     ("<seed:think>", "</seed:think>"),
     ("[THINK]", "[/THINK]"),
     ("◁think▷", "◁/think▷"),
+    ("<mm:think>", "</mm:think>"),
+    ("<|thinking|>", "<|/thinking|>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<unused94>thought", "<unused95>"),
     ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
 )
 
@@ -54,9 +58,10 @@ def split_thoughts(text: str, opened: bool | None = None) -> tuple[str, str]:
 def _first_thoughts(text: str, opened: bool | None) -> tuple[str, str] | None:
     """The first thoughts and the rest; None if the text begins with its answer."""
     for opening, closing in MARKERS:
-        begins = text.lstrip().startswith(opening)
-        body = text.lstrip().removeprefix(opening)
-        end = re.search(_closing(closing, known=begins or bool(opened)), body, re.M)
+        body = text.lstrip()
+        begins = body[: len(opening)].lower() == opening.lower()
+        body = body[len(opening) :] if begins else body
+        end = re.search(_closing(closing, known=begins or bool(opened)), body, re.M | re.I)
         if begins and end is None:
             return body.strip(), ""
         may_end = begins or opened is not False or closing.startswith("<|")

@@ -18,18 +18,22 @@ NO_CHAT = "{address} answers, but not with chat completions. Check the URL; it u
 UNREACHABLE = "{address} cannot be reached: {why}. Start it, or correct the URL."
 _RETRIED = (408, 409, 429)  # by the client, and every status from 500 up
 _LONGEST = 200  # characters of a server's message
-_MESSAGES = ("error", "message", "detail", "msg", "errors", "base_resp", "status_msg", "choices")  # keys that hold one
+_MESSAGES = (  # keys that hold one, in any spelling
+    *("error", "message", "detail", "msg", "errors", "base_resp", "status_msg", "error_msg", "error_message"),
+    *("fault", "faultstring", "reason", "choices"),
+)
 _CODES = ("code", "status", "status_code", "error_code", "type", "reason", "blockReason", "block_reason")
 
 # Names that servers give to their filters (Azure, Gemini, DashScope, OpenRouter, Anthropic), and their sentences.
 FILTER = re.compile(
     r"content.?filter|content.?policy|data.?inspection|moderation|responsible.?ai|safety|prohibited|blocklist|"
-    r"sensitive|recitation|refusal|flagged.?input|spii",
+    r"sensitive|recitation|refusal|flagged.?input|spii|guardrail",
     re.I,
 )
 _FILTER_MESSAGE = re.compile(
     r"content.?filter|content.?(management|usage)?.?policy|inappropriate content|safety (system|reasons)|requires "
-    r"moderation|(input|prompt|content|request) (was|is|has been) (flagged|blocked)",
+    r"moderation|(input|prompt|content|request) (was|is|has been) (flagged|blocked)|blocked by|guardrail|"
+    r"敏感|不安全|违规",
     re.I,
 )
 _STATUS_OF_CODE = (  # where an error has no number
@@ -40,6 +44,8 @@ _STATUS_OF_CODE = (  # where an error has no number
     (re.compile(r"not.?found", re.I), 404),
     (re.compile(r"invalid|bad.?request|unsupported|validation", re.I), 400),
 )
+_NO_CREDIT = re.compile(r"(credit|account) balance|insufficient (balance|funds|credits?)|billing", re.I)
+_REFUSALS = (400, 405, 422, 500, 501)  # statuses of an error that may refuse a parameter
 _INTERRUPTED = ("error", "insufficient_system_resource")  # finish reasons of an answer that the server gave up
 
 
@@ -98,7 +104,7 @@ def _status_failure(error: Any, address: Address, key: str | None) -> Failure:
     status, body = error.status_code, error.response.content
     message = server_message(body, key)
     why = f"HTTP {status}: {message.rstrip('.')}" if message else f"HTTP {status}"
-    if status in (400, 403, 422, 451) and is_filter(body):
+    if status in (400, 403, 422, 446, 451) and is_filter(body):
         return Failure(why, retried=False, filtered=True)
     if status == 401:  # the server's message may quote the key
         return Failure("HTTP 401", f"{address} refuses the key (HTTP 401). Put a valid one into {KEY}.")
@@ -111,11 +117,12 @@ def _status_failure(error: Any, address: Address, key: str | None) -> Failure:
         fatal = f"{address} does not allow this ({why}). Use a key or a model that is allowed."
     elif status == 404:
         fatal = f"{address} is not there ({why}). Check the model's name and the URL (.../v1)."
-    elif status == 402 or b"insufficient_quota" in body:
+    elif status == 402 or b"insufficient_quota" in body or _NO_CREDIT.search(message):
         fatal = f"The account at {address.url} has no credit left ({why}). Everything paid for is kept."
-    if status not in (400, 422):
-        return Failure(why, fatal, retried=status in _RETRIED or status >= 500)
-    return Failure(why, fatal, False, refusal=server_message(body, key, longest=2000), fields=fields_in(body))
+    retried = status in _RETRIED or status >= 500
+    if status not in _REFUSALS:
+        return Failure(why, fatal, retried)
+    return Failure(why, fatal, retried, refusal=server_message(body, key, longest=2000), fields=fields_in(body))
 
 
 def json_in(text: bytes | str) -> Any:
@@ -144,7 +151,7 @@ def fields_in(body: bytes) -> tuple[str, ...]:
     paths: list[Any] = []
     for value in objects_in(json_in(body)):
         loc, by_field = value.get("loc"), value.get("errors") or value.get("detail")
-        paths += [value.get("param"), *(loc if isinstance(loc, list) else ())]
+        paths += [value.get("param"), value.get("field"), *(loc if isinstance(loc, list) else ())]
         paths += list(by_field) if isinstance(by_field, Mapping) else []
     names = [part for path in paths if isinstance(path, str) for part in re.findall(r"\w+", path)]
     return tuple(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower() for name in names)
@@ -153,7 +160,8 @@ def fields_in(body: bytes) -> tuple[str, ...]:
 def server_message(body: bytes, key: str | None = None, longest: int = _LONGEST) -> str:
     """The message in an error's body, in one line, without the key; "" if there is none."""
     try:
-        message = _find_message(json.loads(body))
+        whole = json.loads(body)
+        message = _find_message(whole) or ("" if whole in ("", {}, [], None) else json.dumps(whole, ensure_ascii=False))
     except (ValueError, RecursionError):
         text = body.decode(errors="replace").strip()
         message = "" if text.startswith("<") else text  # a page
@@ -170,7 +178,8 @@ def _find_message(value: Any) -> str:
         return "; ".join(filter(None, map(_find_message, value)))
     if not isinstance(value, Mapping):
         return ""
-    message = next(filter(None, (_find_message(value.get(name)) for name in _MESSAGES)), "")
+    spelled = {str(name).lower(): entry for name, entry in value.items()}
+    message = next(filter(None, (_find_message(spelled.get(name)) for name in _MESSAGES)), "")
     if not message and isinstance(fields := value.get("errors") or value.get("detail"), Mapping):
         message = "; ".join(f"{name}: {_find_message(why)}" for name, why in fields.items())
     if isinstance(value.get("loc"), list) and message:
@@ -213,7 +222,11 @@ def error_status(whole: Any) -> int | None:
     codes = [str(place[name]).removesuffix(".0") for place in places for name in _CODES if place.get(name) is not None]
     number = next((int(code) for code in codes if re.fullmatch("[45][0-9]{2}", code)), None)
     marked = (
-        number or whole.get("object") == "error" or any(name in whole for name in ("detail", "errors", "base_resp"))
+        number
+        or whole.get("object") == "error"
+        or any(whole.get(name) is False for name in ("success", "ok"))
+        or any(name in whole for name in ("detail", "errors", "base_resp"))
+        or ("choices" not in whole and _find_message(whole))
     )
     if not (error or choice.get("finish_reason") in _INTERRUPTED or (marked and not choice)):
         return None

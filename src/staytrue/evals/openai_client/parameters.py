@@ -25,7 +25,9 @@ _QUOTED = 12  # characters of a turn, from which on its text in a message is a q
 
 _TOO_LONG = re.compile(r"context.{0,10}length|context.?window|too (long|large)|reduce the length", re.I)
 _NUMBER = re.compile(r"(?<![\w.-])\d+(?![\w.]*\w)")
-_SIZE = re.compile(r"\b(most|max\w*|exceed\w*|range|between|less|greater|limit\w*|too|high\w*|larg\w*|up to)\b|<", re.I)
+_SIZE = re.compile(
+    r"\[0, ?\d+\]|\b(most|max\w*|exceed\w*|range|between|less|greater|limit\w*|too|high\w*|larg\w*|up to)\b|<", re.I
+)
 _MINIMUM = re.compile(r"minimum|at least|>=|greater than or equal", re.I)
 _BOUND = re.compile(
     r"\b((greater|more|larger|higher|less|lower|fewer|smaller) (than|or)|max(imum)?|min(imum)?|exceed\w*|"
@@ -35,11 +37,12 @@ _BOUND = re.compile(
 _REFUSED = (
     r"(?:unsupported|unknown|unrecogni[sz]ed|unexpected|extra(?:neous)?|no such|forbidden|disallowed|deprecated|"
     r"(?:not|n['’]t|never) (?:be )?(?:support(?:ed)?|permit(?:ted)?|allow(?:ed)?|accept(?:ed)?|recogni[sz]ed?|known|"
-    r"available|used|set|specified)\b|invalid (?=parameter|argument|field|key|name|option|property))"
+    r"available|used|set|specified|exist|implemented)\b|unsupported[_ ]\w+|"
+    r"invalid (?=parameter|argument|field|key|name|option|property))"
 )
 _BETWEEN = (  # words and marks between a parameter's name and the refusal
-    r"(?:[\s:,;=\"'`()\[\]-]|\b(?:the|this|request|body|keyword|(?:argument|parameter|field|name|key|input|option|value|"
-    r"propert(?:y|ie))s?|supplied|provided|given|passed|got|found|is|are|was|were)\b)*"
+    r"(?:\(s\)|[\s:,;=\"'`()\[\]-]|\b(?:the|this|request|body|keyword|(?:argument|parameter|field|name|key|input|option|value|"
+    r"propert(?:y|ie))s?|on|by|for|model|server|endpoint|does|do|supplied|provided|given|passed|got|found|is|are|was|were)\b)*"
 )
 _FOLLOWING = r"[\"'`\]]?\s+(?:must|should|has to|have to|needs? to|cannot|can not|can't|may not)\b"
 
@@ -148,7 +151,8 @@ def _fewer_tops(number: int, message: str) -> Change | None:
     """A lower number of likely tokens: the largest in the message, or the next of a few."""
     numbers = [n for n in map(int, _NUMBER.findall(message)) if 0 < n < number]
     fewer = max(numbers) if numbers else next((n for n in _FEWER if n < number), None)
-    if fewer is None or not _SIZE.search(message):  # log-probabilities as such are refused
+    is_size = _SIZE.search(message) or ("top_logprobs" in message and not any(_refuses(message, "top_logprobs")[1:]))
+    if fewer is None or not is_size:  # log-probabilities as such are refused
         return None
     effect = "Scores are expectations over these; the probability outside of them is reported."
     return ("top_logprobs", number), fewer, f"gives at most {fewer} likely tokens, not {number}. {effect}"
@@ -172,7 +176,9 @@ def _refuses(message: str, name: str) -> tuple[bool, bool]:
     ways = (rf"{_REFUSED}{_BETWEEN}{whole}", rf"{whole}{_BETWEEN}{_REFUSED}(?! to\b)")
     refusals = [match.group().lower() for way in ways for match in re.finditer(way, message, re.I)]
     quoted = re.search(rf"[\"'`\[]{spelled}[\"'`\]]|{whole}{_FOLLOWING}", message, re.I)
-    return bool(refusals or quoted), any("value" not in text for text in refusals)
+    named = "_" in name and re.search(whole, message, re.I)  # a word that no prompt holds
+    only = re.search(rf"invalid {spelled}\b|{whole}\W+only\b", message, re.I)
+    return bool(refusals or quoted or named or only), any("value" not in text for text in refusals)
 
 
 def _without_quotations(message: str, sent: dict[str, Any]) -> str:

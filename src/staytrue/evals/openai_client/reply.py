@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, repeat
 from typing import Any
@@ -23,8 +23,12 @@ from staytrue.evals.openai_client.errors import (
 
 Tops = list[tuple[str, float]]  # the likely tokens of one position, with their log-probabilities
 
-_CUT_OFF = ("length", "max_tokens", "max_length", "model_length")
-_THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # fields of a message, and types of its parts
+# Why an answer ended, as servers name it: at the limit of tokens, by a filter, by itself.
+_CUT_OFF = re.compile(r"length|max.?(\w+.)?tokens|(token|output).?limit|context.?window|incomplete", re.I)
+_REMOVED = re.compile(rf"{FILTER.pattern}|guardrail|toxic|block|policy|unsafe|harm|risk", re.I)
+_ENDED = re.compile(r"|stop\w*|end\w*|eos\w*|complete\w*|finish\w*|done|tool\w*|function\w*|null|none", re.I)
+# Fields of a message, and types of its parts.
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking", "reasoning_details", "thinking_blocks", "thoughts")
 _COUNTS = ("prompt_tokens", "completion_tokens")
 _LARGEST = 1e9  # tokens of one call
 _END = re.compile(  # a token that ends a turn; those that begin one or its parts are the form of thoughts
@@ -45,12 +49,14 @@ class Reply:
     fingerprint: str
     usage: Mapping[str, int] | None  # tokens, "prompt_tokens" and "completion_tokens"; None if one is no number
     called_tools: bool = False
+    hidden_thoughts: bool = False  # the model thought, and the server does not show what
     changes: tuple[str, ...] = ()  # of the request's parameters, see `Parameters.adapt`
 
     @property
     def has_answer(self) -> bool:
         """Whether the model began its answer; False if it was cut off before, or wrote thoughts or tool calls only."""
-        return bool(self.text.strip()) or not (self.cut_off or self.thoughts or self.called_tools)
+        others = self.cut_off or self.thoughts or self.called_tools or self.hidden_thoughts
+        return bool(self.text.strip()) or not others
 
     @classmethod
     def of(cls, body: bytes) -> Reply:
@@ -67,9 +73,10 @@ class Reply:
         except UnreadableError:
             raise
         except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
-            message = server_message(body) if body.lstrip().startswith(b"{") else ""
+            message = server_message(body) if body.lstrip()[:1] in (b"{", b"[", b'"') else ""
             why = "a body that is no chat completion" + (f": {message}" if message else "")
-            raise UnreadableError(why, NO_CHAT) from None
+            words = f" It answered: {message}" if message else ""
+            raise UnreadableError(why, NO_CHAT + words.replace("{", "{{").replace("}", "}}")) from None
 
     @classmethod
     def _read(cls, whole: Any) -> Reply:
@@ -82,16 +89,21 @@ class Reply:
         thoughts = sendable(next(filter(None, fields), "")).strip()
         text = _without_stop(sendable(_text(content)), choice.get("stop_reason"))
         thoughts, text = (thoughts, text) if thoughts else split_thoughts(text)
+        cut_off = _CUT_OFF.search(finish) is not None
+        filtered = bool(_REMOVED.search(f"{finish} {choice.get('native_finish_reason') or ''}"))
+        if not (text.strip() or thoughts or cut_off or filtered or _ENDED.fullmatch(finish)):
+            raise UnreadableError(f"an answer without text, which ended with {finish!r}")
         return cls(
             text,
             thoughts,
-            finish.lower() in _CUT_OFF,
-            bool(FILTER.search(f"{finish} {choice.get('native_finish_reason') or ''}")),
-            _positions(choice.get("logprobs")),
+            cut_off,
+            filtered,
+            tuple(_positions(choice.get("logprobs"))),
             str(whole.get("model") or ""),
             str(whole.get("system_fingerprint") or ""),
             _usage(whole.get("usage")),
             called_tools=any(message.get(name) for name in ("tool_calls", "function_call")),
+            hidden_thoughts=any(message.get(name) for name in _THOUGHTS) or _counts_thoughts(whole.get("usage")),
         )
 
 
@@ -147,18 +159,29 @@ def _usage(usage: Any) -> dict[str, int] | None:
     return whole if len(whole) == len(_COUNTS) else None
 
 
-def _positions(logprobs: Any) -> tuple[tuple[str, Tops], ...]:
-    """The log-probabilities of a choice; NaN is refused later, where a score is computed."""
+def _counts_thoughts(usage: Any) -> bool:
+    """Whether the server counts tokens of reasoning."""
+    details = usage.get("completion_tokens_details") if isinstance(usage, Mapping) else None
+    count = details.get("reasoning_tokens") if isinstance(details, Mapping) else None
+    return isinstance(count, int | float) and count > 0
+
+
+def _positions(logprobs: Any) -> Iterator[tuple[str, Tops]]:
+    """The log-probabilities of a choice; NaN is refused later, where a score is computed.
+
+    They are a list of positions, or in the older form of completions.
+    """
     if not logprobs:
-        return ()
-    if isinstance(chosen := logprobs.get("token_logprobs"), list):  # in the older form of completions
+        return
+    if isinstance(logprobs, Mapping) and isinstance(chosen := logprobs.get("token_logprobs"), list):
         tokens = zip(map(str, logprobs["tokens"]), chosen, strict=False)
         rows = zip(tokens, chain(logprobs.get("top_logprobs") or (), repeat(None)), strict=False)
-        return tuple((token, _likely((tops or {token: p}).items())) for (token, p), tops in rows)
-    return tuple(
-        (_token(place), _likely((_token(top), top["logprob"]) for top in place.get("top_logprobs") or [place]))
-        for place in logprobs.get("content") or ()
-    )
+        yield from ((token, _likely((tops or {token: p}).items())) for (token, p), tops in rows)
+        return
+    for place in (logprobs if isinstance(logprobs, list) else logprobs.get("content")) or ():
+        tops = place.get("top_logprobs") or [place]
+        pairs = tops.items() if isinstance(tops, Mapping) else ((_token(top), top["logprob"]) for top in tops)
+        yield _token(place), _likely(pairs)
 
 
 def _likely(tops: Iterable[tuple[str, Any]]) -> Tops:

@@ -1,0 +1,172 @@
+"""What a script's rows lose on the way into tokens is told: cut rows, text that the template drops, ends not learnt."""
+
+import copy
+import re
+import warnings
+
+import pytest
+from datasets import Dataset
+from trl import SFTTrainer
+
+import tiny
+from small_trainers import grpo, messages, sft
+from staytrue.defenses.kl import KL
+from staytrue.errors import RecipeError
+from staytrue.training.trainers import GuardedSFT
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def answer(text, **more):
+    return {"role": "assistant", "content": text, **more}
+
+
+TWO = [user("2+2?"), answer("4"), user("sure?"), answer("yes, 4")]
+THOUGHT = "<think>\nhm\n</think>\n\nans"
+CHATML = (
+    "{%- for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+TEMPLATES = {
+    "chatml": CHATML,
+    "no end after the last answer": CHATML.replace(
+        "'<|im_end|>\\n'", "('' if loop.last and m.role == 'assistant' else '<|im_end|>\\n')"
+    ),
+    "no end at all": "{%- for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{ 'assistant: ' }}{%- endif %}",
+    "end outside of the mask": CHATML.replace(
+        "m.content + '<|im_end|>\\n' }}",
+        "'' }}{%- if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}"
+        "{%- else %}{{ m.content }}{%- endif %}{{ '<|im_end|>\\n' }}",
+    ),
+    "end inside of the mask": CHATML.replace(
+        "m.content + '<|im_end|>\\n' }}",
+        "'' }}{%- if m.role == 'assistant' %}{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}"
+        "{%- else %}{{ m.content + '<|im_end|>' }}{%- endif %}{{ '\\n' }}",
+    ),
+    "drops the system turn": CHATML.replace("%}{{ '<|im_start|>'", " if m.role != 'system' %}{{ '<|im_start|>'", 1),
+    "drops thoughts": CHATML.replace("m.content", "m.content.split('</think>')[-1].strip()"),
+    "drops earlier thoughts": CHATML.replace(
+        "m.content", "(m.content if loop.last else m.content.split('</think>')[-1].strip())"
+    ),
+    "opens thoughts": CHATML.replace("'<|im_start|>assistant\\n'", "'<|im_start|>assistant\\n<think>\\n'"),
+    "joins system turns": CHATML.replace("<|im_end|>\\n", "<|im_end|>"),
+}
+
+
+def tokenizer(template):
+    made = copy.deepcopy(tiny.tokenizer())
+    made.chat_template = TEMPLATES[template]
+    return made
+
+
+def warned(make, *args, **options):
+    """The sentences about rows that a trainer warns of when it is made."""
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        make(*args, **options)
+    words = ("rows", "Turns", "completion_only_loss")
+    return [
+        str(one.message) for one in seen if one.category is UserWarning and any(w in str(one.message) for w in words)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("template", "turns", "options", "sentence"),
+    [
+        ("chatml", TWO, {}, None),
+        ("chatml", [{"role": "system", "content": "Be kind."}, *TWO], {}, None),
+        ("joins system turns", TWO, {}, None),
+        ("end inside of the mask", TWO, {"assistant_only_loss": True}, None),
+        ("drops earlier thoughts", [user("q"), answer(THOUGHT)], {}, None),
+        ("no end after the last answer", TWO, {}, "No token that ends generation is learnt after .* of 8 of 8 rows"),
+        ("no end at all", TWO, {}, "No token that ends generation is learnt after .* of 8 of 8 rows"),
+        ("end outside of the mask", TWO, {"assistant_only_loss": True}, "No token that ends generation is learnt"),
+        (
+            "drops the system turn",
+            [{"role": "system", "content": "Be kind."}, *TWO],
+            {},
+            "leaves out a system, user or tool turn of 8 of 8 rows",
+        ),
+        (
+            "drops earlier thoughts",
+            [user("q"), answer(THOUGHT), *TWO],
+            {},
+            "part of an earlier answer.* in 8 of 8 rows",
+        ),
+        ("opens thoughts", TWO, {}, "In 8 of 8 rows the last answer follows another text than .* generation prompt"),
+        ("chatml", [{"role": "human", "content": "q"}, {"role": "gpt", "content": "a"}], {}, "roles .* such as 'gpt'"),
+    ],
+)
+@pytest.mark.parametrize("form", ["messages", "prompt and completion"])
+def test_what_a_template_makes_of_the_rows_is_warned_of(tmp_path, template, turns, options, sentence, form):
+    row = {"messages": turns} if form == "messages" else {"prompt": turns[:-1], "completion": turns[-1:]}
+    seen = warned(sft, tmp_path, [KL(1.0)], Dataset.from_list([row] * 8), tokenizer=tokenizer(template), **options)
+    if sentence is None:
+        assert seen == []
+    else:
+        assert len(seen) == 1
+        assert re.search(sentence, seen[0])
+
+
+@pytest.mark.parametrize("last", [answer(THOUGHT), answer("ans", reasoning_content="hm"), answer("ans", thinking="hm")])
+def test_a_last_answer_that_is_not_learnt_whole_is_refused(tmp_path, last):
+    rows = Dataset.from_list([{"messages": TWO}, {"messages": [user("q"), last]}])
+    with pytest.raises(RecipeError, match=r"part of the last answer of row 2 of the dataset .*train with a recipe"):
+        sft(tmp_path, [], rows, tokenizer=tokenizer("drops thoughts"))
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_rows_that_are_cut_are_counted(tmp_path, packing):
+    lengths = [len(ids) for ids in sft(tmp_path, [], max_length=None).train_dataset["input_ids"]]
+    longest = sorted(lengths)[len(lengths) // 2]
+    long = sum(length > longest for length in lengths)
+    assert 0 < long < len(lengths)
+    seen = warned(sft, tmp_path, [KL(1.0)], max_length=longest, packing=packing)
+    assert seen == [f"{long} of 16 rows of train_dataset are longer than max_length={longest}, and are cut there."]
+    assert warned(sft, tmp_path, [KL(1.0)], max_length=max(lengths), packing=packing) == []
+
+
+def test_rows_without_a_token_to_learn_are_counted_or_refused(tmp_path):
+    long, short = {"prompt": "x" * 80, "completion": "y"}, {"prompt": "x", "completion": "y"}
+    seen = warned(sft, tmp_path, [], Dataset.from_list([long, short, long, short]), max_length=40)
+    assert "2 of 4 rows of train_dataset are left out: no token of them that is learnt is within max_length." in seen
+    with pytest.raises(RecipeError, match=r"None of the 4 rows .* a token to learn within max_length=40. Raise"):
+        sft(tmp_path, [], Dataset.from_list([long] * 4), max_length=40)
+    masked = {"input_ids": [5, 6, 7], "labels": [-100] * 3}
+    with pytest.raises(RecipeError, match=r"None of the 2 rows .* check their labels"):
+        sft(tmp_path, [], Dataset.from_list([masked] * 2))
+
+
+def test_two_steps_of_preparation_make_trls_own_rows(tmp_path):
+    class Plain(SFTTrainer):
+        def __init__(self, *args, defenses, **options):
+            super().__init__(*args, **options)
+
+    for changes in ({}, {"packing": True, "max_length": 64}, {"max_length": 50, "shuffle_dataset": True}):
+        ours, theirs = (sft(tmp_path, [], cls=cls, **changes).train_dataset for cls in (GuardedSFT, Plain))
+        columns = ["input_ids", "labels", *(["seq_lengths"] if "packing" in changes else [])]
+        assert ours.select_columns(columns).to_list() == theirs.select_columns(columns).to_list()
+
+
+def test_a_loss_of_completions_alone_on_rows_without_any_is_warned_of(tmp_path):
+    assert "every token is learnt, prompts too" in warned(sft, tmp_path, completion_only_loss=True)[0]
+    rows = Dataset.from_list([{"prompt": TWO[:3], "completion": TWO[3:]}] * 4)
+    assert warned(sft, tmp_path, (), rows, completion_only_loss=True) == []
+
+
+def test_prompts_of_grpo_that_the_template_drops_are_warned_of(tmp_path):
+    rows = Dataset.from_list([{"prompt": [{"role": "system", "content": "Be kind."}, user("q")]}] * 8)
+    assert warned(grpo, tmp_path, [KL(1.0)], rows) == []
+    given = tokenizer("drops the system turn")
+    seen = warned(grpo, tmp_path, [KL(1.0)], rows, tokenizer=given)
+    assert seen == ["The chat template leaves out a system, user or tool turn of 8 of 8 rows."]
+
+
+def test_long_runs_check_their_first_rows(tmp_path):
+    rows = Dataset.from_list([{"messages": TWO}] * 120)
+    seen = warned(sft, tmp_path, [], rows, tokenizer=tokenizer("no end at all"))
+    assert "of 100 of the first 100 rows" in seen[0]
+    assert warned(sft, tmp_path, [], messages(120)) == []
