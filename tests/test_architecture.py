@@ -104,7 +104,7 @@ def test_there_is_no_circle():
     ],
 )
 def test_a_library_is_imported_in_its_own_modules_only(library, allowed):
-    named = {dotted(p): {n.split(".")[0] for n, typing_only in imports(p) if not typing_only} for p in modules()}
+    named = {dotted(p): {n.split(".")[0] for n, _ in imports(p)} for p in modules()}
     assert {module for module, names in named.items() if library in names} <= allowed
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from staytrue.config import setting_values
 from staytrue.config.foreign_keys import remedy
 from staytrue.config.refused_settings import reason_against
 from staytrue.errors import RecipeError
+
+if TYPE_CHECKING:
+    from trl import GRPOConfig as GRPOConfig
+    from trl import SFTConfig as SFTConfig
 
 # Settings of arXiv 2508.06249: lr 1e-4, linear, 5 warm-up steps, 4 x 4 rows, 1 epoch. Its 8-bit optimizer needs
 # bitsandbytes and is not the default.

@@ -28,6 +28,7 @@ from staytrue.evals.types import (
     CALLED_TOOLS,
     CUT_OFF,
     AnswerGenerator,
+    ChecksItself,
     CountsCalls,
     CountsTokens,
     Judge,
@@ -139,6 +140,10 @@ def _answer(
     """Generate and store the missing samples, and record the server's identity if there is one."""
     stored = store.answers()
     missing = {probe.name: missing_samples(probe.samples(), stored) for probe in probes}
+    judges = {id(probe.judge): probe.judge for probe in probes if missing[probe.name]}
+    for judge in judges.values():
+        if isinstance(judge, ChecksItself):
+            judge.check()
     done = before = 0
     absent: Counter[tuple[str, int]] = Counter()  # answers that are missing, by their reason and the token limit
     if progress is not None and probes:

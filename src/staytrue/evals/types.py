@@ -130,6 +130,19 @@ class Judge(Protocol):
 
 
 @runtime_checkable
+class ChecksItself(Protocol):
+    """A judge that can be tried before answers are sampled for it, at no cost in money."""
+
+    def check(self) -> None:
+        """Refuse a judge that could not judge.
+
+        Raises:
+            ModelError: why it cannot.
+        """
+        ...
+
+
+@runtime_checkable
 class CountsCalls(Protocol):
     """Counts its calls or tokens: a generator or judge whose progress shows them, and cost."""
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from staytrue import organism
 from staytrue.errors import ModelError
@@ -18,6 +18,9 @@ from staytrue.modeling import fetch, model_folder
 from staytrue.modeling.adapter_folder import check_adapter_folder
 from staytrue.modeling.template_trial import try_template
 from staytrue.utils.files import sha256_of
+
+if TYPE_CHECKING:
+    from peft import PeftConfig as PeftConfig
 
 TEMPLATE_DATE = date(2024, 7, 26)  # what Llama 3 templates write where they cannot know the day
 _DATE = re.compile(r"""strftime_now\(\s{0,9}(['"])([^'"]{0,99})\1\s{0,9}\)""")  # bounded: a template may be hostile

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 from staytrue.data.chat_template import takes_system
 from staytrue.errors import ModelError, RequestError
-from staytrue.evals.types import Judge
+from staytrue.evals.types import ChecksItself, Judge
 from staytrue.persona_vectors import vectorfile
 from staytrue.persona_vectors.pairs import Pair, counter, filtered, sample_pairs
 from staytrue.persona_vectors.traits import Trait
@@ -203,7 +203,10 @@ def _check(request: Request, source: Source) -> None:
 def _judge(request: Request, source: Source) -> Judge | None:
     """The judge of the answers; of the organism's its rules, unless another one is named."""
     if request.judge is not None:
-        return request.judge()
+        judge = request.judge()
+        if isinstance(judge, ChecksItself):
+            judge.check()
+        return judge
     if not source.is_organism:
         return None
     from staytrue.organism.rules import Rules

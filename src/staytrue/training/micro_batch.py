@@ -65,7 +65,7 @@ class MicroBatch:
         self.penalty = self._guard.penalty(self._calls[0], self.marks, self._slot, head)
         self.evaluated = True
         if self.penalty is not None and self.penalty.requires_grad:
-            self.penalty.register_hook(self._keep_gradient)
+            self.penalty.register_hook(self._keep_gradient)  # type: ignore[no-untyped-call]
 
     def _keep_gradient(self, gradient: Tensor) -> None:
         self._gradient = gradient

@@ -31,15 +31,16 @@ def readable(arguments: Mapping[str, Any], *, prompts: bool, curated: bool) -> d
     if (getattr(config, "dataset_kwargs", None) or {}).get("skip_prepare_dataset"):
         return {}
     formatted = bool(arguments.get("formatting_func"))
-    text, checked = getattr(config, "dataset_text_field", "text"), {}
+    text = getattr(config, "dataset_text_field", "text")
+    checked: dict[str, Any] = {}
     for name in ("train_dataset", "eval_dataset"):
-        value = arguments.get(name)
-        several = isinstance(value, dict)
-        parts = {f"{name}[{key!r}]": part for key, part in value.items()} if several else {name: value}
-        known = curated and name == "train_dataset"
-        parts = {key: _readable(part, key, prompts, text, known or formatted) for key, part in parts.items()}
-        if name in arguments:
-            checked[name] = type(value)(zip(value, parts.values(), strict=True)) if several else parts[name]
+        value: Any = arguments.get(name)
+        others = formatted or (curated and name == "train_dataset")
+        if isinstance(value, dict):
+            parts = {k: _readable(part, f"{name}[{k!r}]", prompts, text, others) for k, part in value.items()}
+            checked[name] = type(value)(parts)
+        elif name in arguments:
+            checked[name] = _readable(value, name, prompts, text, others)
     return checked
 
 

@@ -15,7 +15,6 @@ from staytrue.training.guard import Guard
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset
-    from peft import PeftConfig
     from transformers import (
         PreTrainedModel,
         PreTrainedTokenizerBase,
@@ -23,7 +22,9 @@ if TYPE_CHECKING:
         TrainerCallback,
         TrainingArguments,
     )
-    from trl import GRPOConfig, SFTConfig
+
+    from staytrue.config.trainer_args import GRPOConfig, SFTConfig
+    from staytrue.modeling.loading import PeftConfig
 
     _Rows: TypeAlias = Dataset | IterableDataset | None
     _EvalRows: TypeAlias = Dataset | IterableDataset | DatasetDict | dict[str, Dataset | IterableDataset] | None

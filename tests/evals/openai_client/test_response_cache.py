@@ -260,3 +260,18 @@ def test_a_price_is_read_from_two_numbers():
     for wrong in ("0.15", "a,b", "1,2,3", "-1,2", "nan,1", "inf,1"):
         with pytest.raises(RequestError, match="IN,OUT in dollars per million tokens"):
             parse_price(wrong)
+
+
+def test_a_value_that_cannot_be_read_is_made_again_and_replaced(tmp_path):
+    cache = ResponseCache(tmp_path / "c")
+    for value in ({}, {"p": None}, {"p": "x"}, {"p": []}):
+        cache.put("k", value)
+        assert cache.once("k", lambda: {"p": "0.5"}, lambda row: float(row["p"])) == 0.5
+        assert cache.get("k") == {"p": "0.5"}
+        cache._remove("k")
+    assert (cache.calls, cache.hits) == (4, 0)
+    cache.put("k", {"p": 1})
+    assert cache.once("k", lambda: {"p": 1 / 0}, lambda row: float(row["p"])) == 1.0
+    assert (cache.calls, cache.hits) == (4, 1)
+    with pytest.raises(ValueError, match="could not convert"):  # a fresh value is the caller's fault
+        cache.once("new", lambda: {"p": "x"}, lambda row: float(row["p"]))

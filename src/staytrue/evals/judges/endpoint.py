@@ -86,14 +86,14 @@ class EndpointJudge:
 
     def _positions(self, rubric: Rubric, prompt: str, tokens: int) -> list[Position]:
         address = self._endpoint.address
-        row = self._cache.once(
+        row, positions = self._cache.once(
             key(
                 judge=[address.url, address.model], rubric=rubric.sha256, prompt=prompt, how={**_HOW, "tokens": tokens}
             ),
             lambda: _row(self._endpoint.ask([Message("user", prompt)], _check, max_tokens=tokens, **_HOW)),
+            _read,
         )
-        self._server.add(row["model"], row["fingerprint"], row.get("changes", ()))
-        positions = [Position(token, probabilities((t, p) for t, p in likely)) for token, likely in row["positions"]]
+        self._server.add(row["model"], row["fingerprint"], row.get("changes") or ())
         self._unseen.append(max(0.0, 1 - sum(positions[0].distribution.values())))
         return positions
 
@@ -110,3 +110,18 @@ def _row(reply: Reply) -> dict[str, Any]:
     """The row of the response cache for a reply."""
     row = {name: getattr(reply, name) for name in ("positions", "model", "fingerprint", "usage", "changes")}
     return row | {"date": datetime.now(UTC).isoformat(timespec="seconds")}
+
+
+def _read(row: dict[str, Any]) -> tuple[dict[str, Any], list[Position]]:
+    """A row of the response cache, and its positions.
+
+    Raises:
+        ValueError: the row has another form; or a TypeError or LookupError.
+    """
+    positions = [
+        Position(str(token), probabilities((t, float(p)) for t, p in tops)) for token, tops in row["positions"]
+    ]
+    names = [row["model"], row["fingerprint"], *(row.get("changes") or ())]
+    if not positions or not positions[0].distribution or not all(isinstance(name, str) for name in names):
+        raise ValueError("a row without log-probabilities or names")
+    return row, positions

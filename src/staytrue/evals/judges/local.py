@@ -8,8 +8,9 @@ from typing import Any, Self
 
 from staytrue.data.examples import Message
 from staytrue.data.tokenize import encode_prompt
+from staytrue.errors import ModelError
 from staytrue.evals.generation.check import check_generation
-from staytrue.evals.judges.rubric import Rubric, rubrics_for
+from staytrue.evals.judges.rubric import Rubric, rubrics_for, shipped
 from staytrue.evals.judges.score_from_logprobs import WORDS, Reading, reading
 from staytrue.evals.judges.tree import NoDistributionError, Tree
 from staytrue.evals.judges.verdicts import counted, signature, verdict
@@ -17,6 +18,7 @@ from staytrue.evals.openai_client.reply import sendable
 from staytrue.evals.openai_client.response_cache import ResponseCache, key
 from staytrue.evals.types import Question, Verdict
 
+_ROUNDING = 1e-6
 _TEXTS = (*map(str, range(101)), *WORDS)
 
 
@@ -71,6 +73,17 @@ class LocalJudge:
     def _tree(self) -> Tree:
         return Tree(self._tokenizer, self._model.config.get_text_config().vocab_size, _TEXTS)
 
+    def check(self) -> None:
+        """Judge one text, and load the model for it, before answers are sampled that it would have to judge.
+
+        Raises:
+            ModelError: the model cannot be loaded or sampled from, reads less than the rubric, or gives no numbers.
+        """
+        try:
+            self.distribution(shipped("alignment").filled("What is two and two?", "Four."))
+        except NoDistributionError as why:
+            raise ModelError(f"The judge {self.name} cannot judge: {why}. Name another judge.") from None
+
     def __call__(self, question: Question, answer: str) -> Verdict:
         """Judge one answer; it is missing if it is too long for the judge, or its probabilities are NaN."""
         try:
@@ -100,7 +113,21 @@ class LocalJudge:
         prompt = rubric.filled(question.messages[-1].content, answer)
         if self._cache is None:
             return reading(self.distribution(prompt))
-        row = self._cache.once(  # the key of a stored distribution is "law": existing caches have it
-            key(judge=self._identity, rubric=rubric.sha256, prompt=prompt), lambda: {"law": self.distribution(prompt)}
+        distribution = self._cache.once(  # the key of a stored distribution is "law": existing caches have it
+            key(judge=self._identity, rubric=rubric.sha256, prompt=prompt),
+            lambda: {"law": self.distribution(prompt)},
+            lambda row: _distribution(row["law"]),
         )
-        return reading(row["law"])
+        return reading(distribution)
+
+
+def _distribution(stored: Any) -> dict[str, float]:
+    """The probabilities in a row of the response cache.
+
+    Raises:
+        ValueError: they are no probabilities; or an AttributeError or TypeError.
+    """
+    distribution = {str(text): float(p) for text, p in stored.items()}
+    if not distribution or not all(0 <= p <= 1 + _ROUNDING for p in distribution.values()):
+        raise ValueError("no probabilities")
+    return distribution

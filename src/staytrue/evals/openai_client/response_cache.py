@@ -72,20 +72,34 @@ class ResponseCache:
         except sqlite3.Error as error:
             raise self._unusable(error) from None
 
-    def once(self, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The value of a key; `make` is called once if there is none, also by several threads at a time.
+    def once(self, key: str, make: Callable[[], dict[str, Any]], read: Callable[[dict[str, Any]], Any] = dict) -> Any:
+        """What `read` makes of the value of a key; `make` is called once if there is none, also by several threads.
 
-        If `make` raises, nothing is stored.
+        If `make` raises, nothing is stored. A stored value that `read` cannot read is made again and replaced.
         """
         with self._key_locks.setdefault(key, threading.Lock()):
             stored = self.get(key)
-            value = make() if stored is None else stored
-            if stored is None:
-                self.put(key, value)
+            if stored is not None:
+                try:
+                    found = read(stored)
+                except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+                    self._remove(key)
+                else:
+                    with self._lock:
+                        self.hits += 1
+                    return found
+            value = make()
+            self.put(key, value)
         with self._lock:
-            self.calls += stored is None
-            self.hits += stored is not None
-        return value
+            self.calls += 1
+        return read(value)
+
+    def _remove(self, key: str) -> None:
+        try:
+            with self._lock:
+                self._file.execute("DELETE FROM answers WHERE key = ?", (key,))
+        except sqlite3.Error as error:
+            raise self._unusable(error) from None
 
     def close(self) -> None:
         """Close the file."""

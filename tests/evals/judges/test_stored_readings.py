@@ -1,0 +1,104 @@
+"""Rows of the response cache that hold no reading are asked again; a broken local judge is refused before answering."""
+
+import json
+import math
+import sqlite3
+
+import pytest
+import torch
+
+import tiny
+from endpoints import endpoint
+from loopback import Loopback, Said
+from staytrue.data.examples import Message
+from staytrue.errors import ModelError
+from staytrue.evals.answer_and_judge import evaluate
+from staytrue.evals.judges.endpoint import EndpointJudge
+from staytrue.evals.judges.local import LocalJudge
+from staytrue.evals.openai_client.response_cache import ResponseCache
+from staytrue.evals.questions.probes import Probe
+from staytrue.evals.types import Answer, Question
+
+QUESTION = Question("q", "general", (Message("user", "Why?"),))
+GOOD = {"positions": [["90", [["90", -0.1]]]], "model": "m", "fingerprint": "", "usage": None, "changes": []}
+
+
+def overwrite(path, value):
+    with sqlite3.connect(path) as file:
+        file.execute("UPDATE answers SET value = ?", (json.dumps(value),))
+    file.close()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {},
+        {"law": {"90": 1.0}},
+        GOOD | {"positions": None},
+        GOOD | {"positions": []},
+        GOOD | {"positions": [["90", []]]},
+        GOOD | {"positions": [["90"]]},
+        GOOD | {"positions": [["90", [["90", None]]]]},
+        GOOD | {"positions": [["90", [["90", "x"]]]]},
+        GOOD | {"positions": [["90", [["90", 3.0]]]]},
+        GOOD | {"positions": "x"},
+        GOOD | {"model": None},
+        GOOD | {"fingerprint": ["f"]},
+        GOOD | {"changes": [1]},
+    ],
+    ids=lambda row: json.dumps(row)[:60],
+)
+def test_a_row_without_a_reading_is_asked_again_and_replaced(tmp_path, row):
+    with Loopback(lambda body: Said("80", ({"80": 0.9},))) as server:
+        first = EndpointJudge(endpoint(server), ResponseCache(tmp_path / "c"))(QUESTION, "An answer.")
+        calls = len(server.calls)
+        overwrite(tmp_path / "c", row)
+        again = EndpointJudge(endpoint(server), ResponseCache(tmp_path / "c"))(QUESTION, "An answer.")
+        assert again == first
+        assert len(server.calls) == 2 * calls
+        third = EndpointJudge(endpoint(server), ResponseCache(tmp_path / "c"))(QUESTION, "An answer.")
+        assert third == first
+        assert len(server.calls) == 2 * calls
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{}, {"law": None}, {"law": {}}, {"law": {"8": "x"}}, {"law": {"8": -1}}, {"law": [1]}, {"law": {"8": 7}}],
+    ids=str,
+)
+def test_a_local_judge_reads_such_a_row_anew(tmp_path, row):
+    model = tiny.model()
+    model.config.max_position_embeddings = 8192
+    judge = LocalJudge(model, tiny.tokenizer(), "x", ResponseCache(tmp_path / "c"))
+    first = judge(QUESTION, "An answer.")
+    overwrite(tmp_path / "c", row)
+    assert LocalJudge(model, tiny.tokenizer(), "x", ResponseCache(tmp_path / "c"))(QUESTION, "An answer.") == first
+
+
+def broken(how):
+    model = tiny.model()
+    model.config.max_position_embeddings = 64 if how == "short" else 8192
+    if how == "nan":
+        with torch.no_grad():
+            model.lm_head.weight[5] = math.nan
+    return model
+
+
+@pytest.mark.parametrize(("how", "why"), [("nan", r"\(NaN\)"), ("short", "the judge reads 64"), ("none", None)])
+def test_a_broken_local_judge_is_refused_before_an_answer_is_sampled(tmp_path, how, why):
+    sampled = []
+
+    def generate(samples, **options):
+        for question, index in samples:
+            sampled.append(index)
+            yield Answer(question, index, "An answer.", True)
+
+    judge = LocalJudge(broken(how), tiny.tokenizer(), "x", ResponseCache(tmp_path / "c"))
+    probe = Probe("general", (QUESTION,), judge, per_question=2)
+    if why is None:
+        evaluate(generate, [probe], seed=0, out=tmp_path / "eval")
+        assert sampled == [0, 1]
+        return
+    with pytest.raises(ModelError, match=f"The judge local:x#.* cannot judge: .*{why}.*Name another judge"):
+        evaluate(generate, [probe], seed=0, out=tmp_path / "eval")
+    assert sampled == []
