@@ -86,6 +86,8 @@ class EndpointJudge:
 
     def _positions(self, rubric: Rubric, prompt: str, tokens: int) -> list[Position]:
         address = self._endpoint.address
+        row: dict[str, Any]
+        positions: list[Position]
         row, positions = self._cache.once(
             key(
                 judge=[address.url, address.model], rubric=rubric.sha256, prompt=prompt, how={**_HOW, "tokens": tokens}
