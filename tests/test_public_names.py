@@ -1,7 +1,10 @@
 """What `staytrue` exports is deliberate: these names, lazily, and every defense by its class's name."""
 
+import ast
 import subprocess
 import sys
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -29,3 +32,12 @@ def test_an_unknown_name_is_an_attribute_error():
 def test_importing_staytrue_and_naming_a_defense_imports_no_torch():
     code = "import sys, staytrue; staytrue.KL(weight=0.3); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_editors_and_type_checkers_see_every_public_name():
+    tree = ast.parse(Path(staytrue.__file__).read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    seen = {
+        alias.asname: getattr(import_module(node.module), alias.name) for node in block.body for alias in node.names
+    }
+    assert seen == {name: getattr(staytrue, name) for name in dir(staytrue)}

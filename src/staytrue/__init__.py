@@ -9,7 +9,39 @@ defense in `staytrue/defenses/` is public too, by its class's name. Nothing insi
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for editors and type checkers, which cannot follow __getattr__
+    from staytrue.config.recipe import Recipe as Recipe
+    from staytrue.data.examples import Example as Example
+    from staytrue.data.examples import Message as Message
+    from staytrue.defense import Defense as Defense
+    from staytrue.defenses.anchor import Anchor as Anchor
+    from staytrue.defenses.constrained_sft import ConstrainedSFT as ConstrainedSFT
+    from staytrue.defenses.freeze import Freeze as Freeze
+    from staytrue.defenses.inoculate import Inoculate as Inoculate
+    from staytrue.defenses.interleave import Interleave as Interleave
+    from staytrue.defenses.kl import KL as KL
+    from staytrue.defenses.l2init import L2Init as L2Init
+    from staytrue.defenses.ldifs import LDIFS as LDIFS
+    from staytrue.defenses.rehearse import Rehearse as Rehearse
+    from staytrue.defenses.safegrad import SafeGrad as SafeGrad
+    from staytrue.defenses.safelora import SafeLoRA as SafeLoRA
+    from staytrue.defenses.steer import Steer as Steer
+    from staytrue.errors import StaytrueError as StaytrueError
+    from staytrue.evals.questions.probes import Probe as Probe
+    from staytrue.evals.types import Judge as Judge
+    from staytrue.evals.types import Question as Question
+    from staytrue.evals.types import Verdict as Verdict
+    from staytrue.persona_vectors.vector import PersonaVector as PersonaVector
+    from staytrue.runs.eval_request import EvalRequest as EvalRequest
+    from staytrue.runs.evaluate import evaluate_run as evaluate  # noqa: F401
+    from staytrue.runs.train import train as train
+    from staytrue.step import Step as Step
+    from staytrue.testing import contract as contract
+    from staytrue.training.guard import Guard as Guard
+    from staytrue.training.trainers import GuardedGRPO as GuardedGRPO
+    from staytrue.training.trainers import GuardedSFT as GuardedSFT
 
 _WHERE = {
     "Defense": "defense:Defense",
