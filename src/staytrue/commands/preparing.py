@@ -1,8 +1,9 @@
-"""The commands `fetch`, `vector` and `score`, which prepare a model or a file that others read."""
+"""The commands `fetch`, `vector` and `score`, which prepare a model, a persona vector or a scored pool."""
 
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,7 +25,9 @@ from staytrue.commands.options import (
 from staytrue.errors import RequestError
 
 if TYPE_CHECKING:
+    from staytrue.evals.openai_client.budget import Budget
     from staytrue.evals.types import Judge
+    from staytrue.modeling.loading import Source
 
 
 def fetch(
@@ -91,14 +94,6 @@ def vector(
     source, budget = loading.find(model), budget_of(max_calls, max_cost, price)
     chosen: list[Judge] = []
 
-    def named_judge() -> Judge:
-        from staytrue.runs.probe_selection import refuse_rules
-
-        one = judge_of(str(judge), budget)
-        refuse_rules([one], source.name)
-        chosen.append(one)
-        return one
-
     request = extract.Request(
         traits.chosen(source.is_organism, trait, positive or [], negative or [], questions),
         out,
@@ -107,26 +102,37 @@ def vector(
         rollouts,
         seed,
         sweep,
-        named_judge if judge is not None else None,
+        None if judge is None else partial(_trait_judge, judge, budget, source.name, chosen),
         max_new_tokens,
         batch_size,
     )
-
-    def load() -> tuple[object, object]:
-        from staytrue.utils.console import quieten
-
-        quieten()
-        tokenizer = loading.load_tokenizer(source)
-        return loading.to_device(loading.load_model(source, adapter)), tokenizer
-
     with stoppable("nothing was written"), bar("vector", quiet=as_json) as progress:
-        facts = extract.make(request, source, load, tell, progress)
+        facts = extract.make(request, source, partial(_model_and_tokenizer, source, adapter), tell, progress)
     for one in chosen:
         report_spending(one)
     if as_json:
         print(json.dumps({"vector": str(out), **facts}))
     else:
         extract.show(facts, out)
+
+
+def _trait_judge(name: str, budget: Budget, model: str, chosen: list[Judge]) -> Judge:
+    """The judge of this name, added to `chosen`; `rules` is refused for answers of another model than the organism."""
+    from staytrue.runs.probe_selection import refuse_rules
+
+    judge = judge_of(name, budget)
+    refuse_rules([judge], model)
+    chosen.append(judge)
+    return judge
+
+
+def _model_and_tokenizer(source: Source, adapter: Path | None) -> tuple[object, object]:
+    from staytrue.modeling import loading
+    from staytrue.utils.console import quieten
+
+    quieten()
+    tokenizer = loading.load_tokenizer(source)
+    return loading.to_device(loading.load_model(source, adapter)), tokenizer
 
 
 def score(

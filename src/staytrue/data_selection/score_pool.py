@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from staytrue.data.examples import Example, read_examples, write_examples
-from staytrue.data.tokenize import IGNORED, encode_all, padding_id
+from staytrue.data.tokenize import IGNORED, Encoded, encode_all, padding_id
 from staytrue.data_selection.ranking import ALIGNED, manifest_path
 from staytrue.errors import DataError, RequestError
 from staytrue.modeling import loading
@@ -64,32 +64,20 @@ def score(
     _check(misaligned, out, leave_out)
     source = loading.find(model)
     adapters = {name: loading.adapter_hash(folder) for name, folder in misaligned.items()}
-    rows = [row for pool in pools for row in read_examples(pool.file)]
     tokenizer = loading.load_tokenizer(source)
-    encoded, report = encode_all(tokenizer, rows, max_length)
-    if report.dropped:
-        names = ", ".join(str(pool.file) for pool in pools)
-        raise DataError(
-            f"{report.dropped} rows of {names} have no answer left within {max_length} tokens; shorten them."
-        )
+    rows, encoded, truncated = _encoded(tokenizer, pools, max_length)
     from staytrue.data_selection.forward_pass import padding
     from staytrue.data_selection.perplexity import losses
 
     loaded = loading.to_device(loading.with_adapters(loading.load_model(source), misaligned))
     identity = source.identity(loaded)
-    keys = {  # of one model each, so that what is known of one serves beside any others
-        name: sha256(json.dumps([identity, adapter, max_length, str(loaded.dtype)]).encode()).hexdigest()
-        for name, adapter in {ALIGNED: None, **adapters}.items()
-    }
-    cache = out.with_name(f"{out.stem}.cache.jsonl")
-
     row_losses = losses(
         loaded,
         list(misaligned),
         rows,
         encoded,
-        models=keys,
-        cache=cache,
+        models=_cache_keys(adapters, identity, max_length, str(loaded.dtype)),
+        cache=out.with_name(f"{out.stem}.cache.jsonl"),
         pad_id=padding_id(tokenizer),
         progress=progress,
     )
@@ -100,7 +88,7 @@ def score(
         "left_out": list(leave_out),
         "eps": 1.0,
         "rows": len(rows),
-        "truncated": report.truncated,
+        "truncated": truncated,
         "answer_tokens": sum(label != IGNORED for row in encoded for label in row.labels[1:]),
         "padding": round(padding([len(row.input_ids) for row in encoded]), 2),
         "pools": [
@@ -111,6 +99,28 @@ def score(
     write_json(manifest_path(out), manifest)
     write_examples(out, _best_first(rows, row_losses, leave_out))
     return manifest
+
+
+def _encoded(tokenizer: Any, pools: Sequence[Pool], max_length: int) -> tuple[list[Example], list[Encoded], int]:
+    """Return the pools' rows, their tokens, and how many were cut; a row that loses its answer is refused."""
+    rows = [row for pool in pools for row in read_examples(pool.file)]
+    encoded, report = encode_all(tokenizer, rows, max_length)
+    if report.dropped:
+        names = ", ".join(str(pool.file) for pool in pools)
+        raise DataError(
+            f"{report.dropped} rows of {names} have no answer left within {max_length} tokens; shorten them."
+        )
+    return rows, encoded, report.truncated
+
+
+def _cache_keys(
+    adapters: Mapping[str, str], identity: Mapping[str, Any], max_length: int, dtype: str
+) -> dict[str, str]:
+    """Return a key for each model, which does not depend on the other models, so that their losses can be reused."""
+    return {
+        name: sha256(json.dumps([identity, adapter, max_length, dtype]).encode()).hexdigest()
+        for name, adapter in {ALIGNED: None, **adapters}.items()
+    }
 
 
 def _check(misaligned: Mapping[str, Path], out: Path, leave_out: Sequence[str]) -> None:
