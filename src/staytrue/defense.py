@@ -154,7 +154,7 @@ class Defense:
     def steer(self, hidden: Tensor, layer: int, marks: Marks) -> Tensor:
         """In every training forward, and in the reference: return the activations (B, T, D) of one of its `layers`.
 
-        `marks` tells real positions from padding, and the positions that predict an answer token. Evaluation and
+        `marks` holds masks of the real positions and of those that predict an answer token. Evaluation and
         generation are never steered.
         """
         return hidden

@@ -1,1 +1,1 @@
-"""The commands, a file a trade; `cli` gives them their names. Nothing heavy is imported before a command needs it."""
+"""The commands: one file for each group; `cli` names them. A command imports heavy packages only when it runs."""

@@ -1,1 +1,1 @@
-"""One file per defense, found by file name; nothing else lives here."""
+"""One file per defense, found by its name; the folder holds no other code."""

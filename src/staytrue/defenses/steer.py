@@ -2,7 +2,7 @@
 
 What: a persona vector is added to the residual stream in every training forward, and in the reference's too, so that
 both are steered alike when drift is measured; generation, evaluation and the finished model are never steered.
-Cost: none to speak of.
+Cost: negligible.
 Paper: arXiv 2508.06249, preventative steering, after Chen et al. 2025: h + alpha * v at one layer, alpha 5 and layer 20
 for Qwen2.5-7B, all positions. Differs: v is scaled to the mean length of the model's activations at that layer, which
 the vector file states, so alpha means the same in every model. Until version 0.2 alpha multiplied the vector as stored;

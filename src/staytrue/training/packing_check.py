@@ -13,8 +13,8 @@ _HALF = 0.1
 def mixes_joined_rows(model: Any) -> bool:
     """Whether the logits of a row change when another row stands before it in the same sequence.
 
-    trl tells the rows of a sequence apart by position ids that begin at 0 again. Attention of transformers heeds them;
-    the states of some hybrid models do not. A model that fails on the two short rows is left to the trainer.
+    trl separates the rows of a sequence by position ids that begin at 0 again. The attention of transformers respects
+    them; the states of some hybrid models do not. If the model fails on the two short rows, the trainer goes on.
 
     Args:
         model: a causal language model, with or without an adapter.

@@ -1,1 +1,1 @@
-"""Did each defense of a run act? `staytrue verify` answers from the run's files alone."""
+"""`staytrue verify`: checks, from a run's files alone, that each of its defenses acted."""

@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicLayer
 from staytrue.errors import ModelError
 from staytrue.evals.generation.batch_size import RowBytes
 
-_SPARE = 32  # tokens that a new buffer has room for; as many are then written without a copy
+_SPARE = 32  # tokens that fit into a new buffer; as many are then written without a copy
 _CACHES = ("past_key_values", "cache_params")  # what attention and hybrid models call it; pure state space models
 
 

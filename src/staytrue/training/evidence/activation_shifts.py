@@ -1,7 +1,7 @@
 """`ActivationShift` measures how far the activations between two blocks are moved while training.
 
-Two hooks of its own stand around a steering hook: the first one on a block's output, and the last one. What lies
-between them is the steering that really happens, whoever does it.
+It registers the first and the last hook on a block's output. The difference between them is the steering that really
+happens, by any hook.
 """
 
 from __future__ import annotations
