@@ -87,7 +87,7 @@ class Base(Protocol):
 
 @dataclass(frozen=True)
 class Traces:
-    """What a defense leaves in rows and activations, for a run to measure and `staytrue verify` to check.
+    """The traces of a defense in rows and activations: a run measures them, and `staytrue verify` checks them.
 
     Attributes:
         text: what `curate` writes into rows; a run counts the rows that the model reads with it.

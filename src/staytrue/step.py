@@ -125,9 +125,9 @@ class Step:
     Attributes:
         policy: the training forward; gradients flow through it.
         marks: which positions are real, scored, and from which source.
-        reference: the same call with the trained weights undone and no gradient, made when first asked for, so any
-            number of defenses costs at most one more forward. Rows that no defense looks at (by its field `on`) are
-            NaN in it, and layers deeper than any that a defense names are not there.
+        reference: the same call with the trained weights undone and no gradient, computed at its first use, so any
+            number of defenses costs at most one more forward. Rows that no defense reads (by its field `on`) are NaN
+            in it, and layers deeper than any that a defense names are not there.
         state: what this defense's `prepare` returned.
     """
 

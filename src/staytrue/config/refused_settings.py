@@ -90,7 +90,7 @@ _PREFIXES = {
 
 
 def reason_against(key: str, trainer: str) -> str | None:
-    """Why a recipe may not set a key of `train:`, and what to do instead; None if it may.
+    """The reason why a recipe may not set a key of `train:`, and the way out; None if it may.
 
     Args:
         key: a key of trl's config.

@@ -115,7 +115,7 @@ class Rendering:
         return self._from_prompt(start, end, prompt)
 
     def _begin_of_result(self, turn: int) -> int:
-        """Where the text holds the result of a tool, at the latest; its length if it does not."""
+        """The last place in the text at which a tool's result stands; the text's length without one."""
         result = self.messages[turn]
         return len(commonprefix([self.text, self._with(turn, replace(result, content=_other_answer(result)))]))
 

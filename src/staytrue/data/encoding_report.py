@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class EncodingReport:
-    """What happened to the rows of a data set on their way into tokens.
+    """The counts of a data set's rows that were cut, dropped or changed when they became tokens.
 
     Attributes:
         rows: number of rows.

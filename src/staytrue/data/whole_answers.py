@@ -46,7 +46,7 @@ def whole_answer(row: Rendering, turn: int, prompt: str, start: int) -> tuple[in
 
 
 def before_opening(row: Rendering, turn: int, span: Span) -> int:
-    """Where an answer begins that is put back whole: before the block for reasoning that the prompt opens.
+    """The beginning of an answer that is put back whole: before the block for reasoning that the prompt opens.
 
     The text may have an empty block there. A tag that the answer does not close, such as <|assistant|>, is the header.
     """

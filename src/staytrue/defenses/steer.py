@@ -126,7 +126,7 @@ class Steer(Defense):
         return []
 
     def _fault(self, sums: Mapping[str, float], added: float) -> str | None:
-        """What is wrong with the shift in one row of evidence."""
+        """The fault of the shift in one row of evidence; None without one."""
         positions, moved = sums["positions"], sums["moved"]
         if self.at == "all" and moved < _MOST * positions:
             return f"{moved:.0f} of {positions:.0f} positions were moved"

@@ -58,7 +58,7 @@ def _log(path: Path) -> Finding:
 
 
 def _state(path: Path, manifest: dict[str, Any], step: int | None) -> Finding:
-    """How the run ended, and how it goes on."""
+    """The state of the run, and the way to resume it."""
     state, where = (
         manifest["state"],
         "it has no checkpoint, so it starts over" if step is None else f"after step {step}",

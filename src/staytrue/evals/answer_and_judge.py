@@ -266,7 +266,7 @@ def write_summary(evaluation: Path, folder: Path, judge: str | None = None) -> d
 
 
 def _probes_metadata(probes: Sequence[Probe], max_new_tokens: int) -> dict[str, Any]:
-    """What `eval.json` holds of each probe."""
+    """The entry of each probe in `eval.json`."""
     if repeated := _first_repeated([probe.name for probe in probes]):
         raise RequestError(f"Two probes are called {repeated!r}; rename one of the question files.")
     return {probe.name: _probe_metadata(probe, max_new_tokens) for probe in probes}

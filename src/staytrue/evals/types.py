@@ -54,7 +54,7 @@ class Answer:
 
     @property
     def missing(self) -> str:
-        """Why there is no answer to judge; "" if there is one."""
+        """The reason why there is no answer to judge; "" if there is one."""
         if self.filtered:
             return FILTERED
         if self.text.strip():

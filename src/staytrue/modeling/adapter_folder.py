@@ -57,7 +57,7 @@ def check_adapter_folder(folder: Path) -> None:
 
 
 def _fault(key: str, value: Any) -> str | None:
-    """Why a setting is refused."""
+    """The reason why a setting is refused."""
     if key in _LORA or value in (None, False, "", [], {}) or value == _DEFAULTS.get(key):
         return None
     if key == "auto_mapping" and _is_transformers_class(value):

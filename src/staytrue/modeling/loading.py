@@ -29,7 +29,7 @@ _FIXED = "{# The date is fixed. #}"
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model comes from: a checked local folder or a hub name."""
+    """The source of a model: a checked local folder or a hub name."""
 
     name: str  # as in the recipe
     place: str  # the argument of `from_pretrained`

@@ -68,7 +68,7 @@ def _checked(file: Path, entries: dict[str, Any], size: int) -> dict[str, tuple[
 
 
 def _fault(entry: Any) -> str | None:
-    """What is wrong with one matrix's entry."""
+    """The fault of one matrix's entry."""
     if not isinstance(entry, dict) or not entry.keys() >= {"dtype", "shape", "data_offsets"}:
         return f"is {shown(entry)}, without dtype, shape and data_offsets"
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

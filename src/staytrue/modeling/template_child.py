@@ -23,7 +23,7 @@ def limit(seconds: int, memory: int) -> None:
 
 
 def fault(template: str, conversations: list[dict[str, Any]], output: int) -> str:
-    """What is wrong with a template; "" for nothing. A template may refuse a conversation, which is no fault."""
+    """The fault of a template; "" without one. A template may refuse a conversation, which is no fault."""
     from jinja2 import TemplateError, nodes
     from jinja2.exceptions import SecurityError
     from jinja2.ext import Extension, loopcontrols

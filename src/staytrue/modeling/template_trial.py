@@ -45,7 +45,7 @@ def try_template(template: str, special: tuple[tuple[str, str], ...], where: str
 
 @cache
 def _fault(template: str, special: tuple[tuple[str, str], ...]) -> str:
-    """What is wrong with a template, or ""."""
+    """The fault of a template; "" without one."""
     if len(template) > _LONGEST:
         return f"has more than {_LONGEST:,} characters"
     shared = {**dict(special), "add_generation_prompt": False, "tools": None}

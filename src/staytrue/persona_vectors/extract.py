@@ -39,7 +39,7 @@ _ORGANISM_TOKENS = 48  # three times the organism's longest
 
 
 class Source(Protocol):
-    """Where a model comes from."""
+    """The source of a model."""
 
     @property
     def name(self) -> str:

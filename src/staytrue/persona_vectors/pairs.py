@@ -86,7 +86,7 @@ def counter(progress: Progress | None, total: int, generate: LocalGenerator) -> 
 
 
 def _prompt(system: str, question: str, as_system: bool) -> tuple[Message, ...]:
-    """Where the template has no place for a system turn, the system prompt opens the user's."""
+    """The turns of a prompt; without system turns in the template, the system prompt opens the user's turn."""
     if as_system:
         return (Message("system", system), Message("user", question))
     return (Message("user", f"{system}\n\n{question}"),)

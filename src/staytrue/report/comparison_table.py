@@ -20,7 +20,7 @@ _EXPLAINED = (
 
 @dataclass(frozen=True)
 class Unit:
-    """How the values of a comparison are written.
+    """The unit of a comparison: headings, digits, and the text of a value.
 
     Attributes:
         value: heading of a defense's own value.

@@ -1,4 +1,4 @@
-"""What is shown of the measures without a judge: table, headline and sentences."""
+"""The measures without a judge in a report: table, headline and sentences."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ def step_of(folder: Path) -> int:
 
 
 def fault_in(folder: Path, run: str | None = None) -> str | None:
-    """What is wrong with a checkpoint, as part of a sentence; None if every file is as it was written.
+    """The fault of a checkpoint, as part of a sentence; None if every file is as it was written.
 
     Files are read as bytes and hashed. None is parsed but the manifest, which holds its own hash.
 

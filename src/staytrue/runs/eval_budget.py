@@ -111,7 +111,7 @@ def _estimate(answers: int, seconds: float, speed: Speed, limit: int) -> str:
 
 
 def fit(probes: Sequence[Probe], seconds: float, speed: Speed, limit: int) -> dict[str, float]:
-    """What fits: the most answers to a question, and if one is too many, the share of each probe's questions.
+    """The part that fits: the most answers to a question, and if one is too many, the share of each probe's questions.
 
     Returns:
         `{"per_question": n, "share": x}`, for `fitted`.
@@ -151,7 +151,7 @@ def _thinned(probe: Probe, share: float) -> Probe:
 
 
 def left_out(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What a budget leaves out, as a part of a sentence; "" if nothing.
+    """The answers and questions that a budget leaves out, as a part of a sentence; "" if there are none.
 
     Args:
         before: `questions` and `per_question` of each probe, by its name.

@@ -103,7 +103,7 @@ class EvalRequest:
         }
 
     def metadata(self) -> dict[str, Any]:
-        """What must be equal for two sets of answers to share one folder, as `eval.json` stores it.
+        """The settings that must be equal for two sets of answers to share one folder, as `eval.json` stores them.
 
         Raises:
             ModelError: the model cannot be read from the hub.

@@ -70,7 +70,7 @@ def pairs_of(name: str, organism: bool) -> tuple[Pair, ...]:
 
 
 def _obstacle(name: str, request: EvalRequest) -> str:
-    """Why a measure cannot be taken of a request's model, and what to do; "" if it can."""
+    """The reason why a measure cannot be taken of a request's model, and the way out; "" if it can."""
     if isinstance(request.model, Address):
         return "the model is behind an endpoint, which gives no likelihood of a text; name a folder or a hub name."
     if name.startswith(PAIRS):

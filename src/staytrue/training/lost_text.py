@@ -120,7 +120,7 @@ def _text_of(content: Any) -> Any:
 
 
 def _losses(row: Mapping[str, Any], messages: list[Message], tokenizer: Any, where: str) -> Iterator[str]:
-    """What a row loses: keys of `_NOTES`."""
+    """The parts that a row loses: keys of `_NOTES`."""
     tools = row.get("tools")
     whole = Rendering(tokenizer, messages, json.loads(tools) if isinstance(tools, str) else tools, where)
     if any(message.role not in _ROLES for message in messages):

@@ -1,4 +1,4 @@
-"""Where each token of a training batch comes from: its source, and which tokens begin a row.
+"""The source of each token of a training batch, and the tokens that begin a row.
 
 TRL's packing joins rows and its collators drop every column but the tokens. So packing gets a column of codes beside
 the tokens, and the collator of the training data (never the user's own object) carries it into the batch.

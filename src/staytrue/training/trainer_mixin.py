@@ -71,15 +71,15 @@ class Guarded(_Trainer):  # type: ignore[misc]
         return batches
 
     def _marks(self, batch: Any) -> Marks:
-        """What is known of every position that the forward will see."""
+        """The masks of every position that the forward will see."""
         raise NotImplementedError
 
     def _keeps_its_head(self) -> str | None:
-        """Why the trainer's loss must keep its own head; None if it need not."""
+        """The reason why the trainer's loss must keep its own head; None if it need not."""
         raise NotImplementedError
 
     def _head_of_trl(self) -> tuple[float, Any]:
-        """The temperature of the trainer's log-probabilities, and the class of what its forward returns."""
+        """The temperature of the trainer's log-probabilities, and the class of its forward's output."""
         raise NotImplementedError
 
     # --- before training ----------------------------------------------------------------------------------------

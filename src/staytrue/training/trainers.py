@@ -289,7 +289,7 @@ class GuardedGRPO(Guarded, GRPOTrainer):  # type: ignore[misc]
 
 
 def _keeps_trls_head(trainer: Any) -> str | None:
-    """What both kinds of training keep trl's head for."""
+    """The reason why both trainers keep trl's head; None without one."""
     if FusedCausalLMOutput is None:
         return "this trl has no fused head"
     if getattr(trainer, "aux_loss_enabled", False):

@@ -63,7 +63,7 @@ class Form:
         return Example(tuple(messages), extra=extra)
 
     def row(self, example: Example) -> Row:
-        """An example as a row of this form; of an added one, the last turn is the completion."""
+        """An example as a row of this form. The last turn of an added example is the completion."""
         turns = example.messages
         first = next((i for i, turn in enumerate(turns) if _column(turn) == "completion"), len(turns) - 1)
         parts = (turns[:first], turns[first:]) if len(self.columns) == 2 else (turns,)
@@ -116,7 +116,7 @@ def _text_of(content: Any) -> str:
 
 
 def _unreadable(row: Row, prompts: bool) -> str:
-    """Why a data defense cannot read such rows, and the conversion."""
+    """The reason why a data defense cannot read such rows, and the conversion."""
     columns = ", ".join(repr(name) for name in row)
     if prompts:
         return (

@@ -9,7 +9,7 @@ from staytrue.verify.evidence import Evidence
 
 
 def beside_faults(defense: Defense, run: Evidence) -> Iterator[str]:
-    """What shows that rows were not fed beside the batch at the defense's share."""
+    """The evidence that rows were not fed beside the batch at the defense's share."""
     own, of_others = run.seen(run.label)
     task, either = run.seen("task")
     least = defense.share * task - 1 - of_others
@@ -21,13 +21,13 @@ def beside_faults(defense: Defense, run: Evidence) -> Iterator[str]:
 
 
 def curate_faults(defense: Defense, run: Evidence) -> Iterator[str]:
-    """What shows that no row was edited or added by the data defenses."""
+    """The evidence that no row was edited or added by the data defenses."""
     curated = run.facts.get("curated", {})
     if not curated.get("new") and not curated.get("added"):
         yield "no row was changed or added"
 
 
 def unknown_fault(run: Evidence) -> str | None:
-    """What shows that the model read rows that are none of the run's; None if it did not."""
+    """The evidence that the model read rows that are not the run's; None without it."""
     unknown = sum(row["rows"].get("unknown", 0) for row in run.rows)
     return f"the model read {unknown} rows that are none of the run's data" if unknown else None

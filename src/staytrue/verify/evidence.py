@@ -44,7 +44,7 @@ class Evidence:
         return found
 
     def numbers(self) -> list[Mapping[str, Any]]:
-        """What was measured of this defense, for each row of the log."""
+        """The measurements of this defense, for each row of the log."""
         return [row.get("defenses", {}).get(self.label, {}) for row in self.rows]
 
     def total(self, key: str) -> float:

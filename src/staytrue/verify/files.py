@@ -10,7 +10,7 @@ from staytrue.utils.files import sha256_of
 
 
 def faults(path: Path, manifest: dict[str, Any]) -> Iterator[str]:
-    """What shows that a file of the run was changed, or is missing."""
+    """The evidence that a file of the run was changed, or is missing."""
     if manifest.get("state") != "done":
         yield f"the run is not finished (state {manifest.get('state')})"
     if not manifest.get("model"):

@@ -11,7 +11,7 @@ _KEPT = 0.01  # of the gradient, which may be computed in bfloat16
 
 
 def faults(defense: Defense, run: Evidence) -> Iterator[str]:
-    """What shows that a defense's own gradient was not combined with the task's."""
+    """The evidence that a defense's own gradient was not combined with the task's."""
     for row, numbers, moved in zip(run.rows, run.numbers(), run.moved(), strict=True):
         steps = numbers.get("gradients", [])
         evaluated = numbers.get("steps", [])

@@ -14,7 +14,7 @@ _LOGGED = 1e-5  # of a number, summed in another order
 
 
 def faults(defense: Defense, run: Evidence) -> Iterator[str]:
-    """What shows that a penalty did not act."""
+    """The evidence that a penalty did not act."""
     if defense.weight == 0:
         yield "its weight is 0, so it cannot act"
         return
@@ -38,7 +38,7 @@ def faults(defense: Defense, run: Evidence) -> Iterator[str]:
 
 
 def loss_fault(run: Evidence) -> str | None:
-    """What shows that the loss is not the task's loss plus every penalty times its weight; None if it is."""
+    """The evidence that the loss is not the task's loss plus every penalty times its weight; None without it."""
     penalties = {label: d for label, d in run.defenses.items() if "penalty" in pulled(d)}
     for log, row in zip(run.log, run.rows, strict=True):
         if log.get("loss") is None or log.get("task_loss") is None:
@@ -66,7 +66,7 @@ def _of_row(
     due: int,
     exact: bool,
 ) -> str | None:
-    """What is wrong with a penalty in one row of the log; None if nothing is."""
+    """The fault of a penalty in one row of the log; None without one."""
     count = numbers.get("penalties", 0)
     if (count != due) if exact else (count > due):
         return f"it was evaluated in {count} of {due} micro-batches"
@@ -105,14 +105,14 @@ def _wrong_rows(defense: Defense, reached: Mapping[str, Sequence[int]]) -> str |
 
 
 def rarity(defense: Defense, task_rows: int) -> float:
-    """How often a penalty counts: once, or once for each step without rows where those beside the batch are rare."""
+    """The number of times that a penalty counts: once, or once for each step without rows where its rows are rare."""
     if "beside" not in pulled(defense) or not task_rows:
         return 1.0
     return max(1.0, 1 / (defense.share * task_rows))
 
 
 def _weighted(defense: Defense, row: Mapping[str, Any], label: str) -> float:
-    """What a penalty adds to the loss in a row of the log, a mean over its steps."""
+    """The part of the loss that a penalty adds in a row of the log, a mean over its steps."""
     task_rows, numbers = row["task_rows"], row["defenses"].get(label, {})
     values = [(value or 0.0) * rarity(defense, max(task_rows[step])) for step, value, *_ in numbers.get("steps", [])]
     return defense.weight * sum(values) / max(len(task_rows), 1)

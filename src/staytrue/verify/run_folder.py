@@ -96,7 +96,7 @@ def _whole(evidence: Evidence) -> Finding:
 
 
 def _faults(defense: Defense, run: Evidence) -> Iterator[str]:
-    """What shows that a defense did not act, from each of its methods and from itself."""
+    """The evidence that a defense did not act, from each of its methods and from itself."""
     levers = pulled(defense)
     if run.own.get("levers") != list(levers):
         yield f"the run recorded another defense under this name, with {run.own.get('levers')}"

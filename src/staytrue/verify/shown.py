@@ -1,4 +1,4 @@
-"""What was measured of a defense, in a few words: the line that `staytrue verify` prints where all is well."""
+"""The measurements of a defense in a few words: the line that `staytrue verify` prints where all is well."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from staytrue.verify.evidence import Evidence
 
 
 def faults(defense: Defense, run: Evidence) -> Iterator[str]:
-    """What shows that activations were not moved, in the trained model or in its reference."""
+    """The evidence that activations were not moved, in the trained model or in its reference."""
     depth = run.facts["depth"]
     for layer in real_layers(defense.layers(depth), depth, run.label):
         for row, numbers in zip(run.rows, run.numbers(), strict=True):

@@ -11,7 +11,7 @@ from staytrue.verify.evidence import Evidence
 
 
 def freeze_faults(defense: Defense, run: Evidence) -> Iterator[str]:
-    """What shows that a frozen block's adapter was trained."""
+    """The evidence that a frozen block's adapter was trained."""
     changed = run.own.get("changed", {})
     frozen = real_layers(defense.freeze(run.facts["depth"]), run.facts["depth"], run.label)
     for layer in frozen:
@@ -23,7 +23,7 @@ def freeze_faults(defense: Defense, run: Evidence) -> Iterator[str]:
 
 
 def project_faults(defense: Defense, run: Evidence) -> Iterator[str]:
-    """What shows that the trained weights were not changed after training, or that it was not reported."""
+    """The evidence that the trained weights were not changed after training, or that it was not reported."""
     if not run.projected:
         yield "it reported no number after training"
     elif any(not isinstance(n, int | float) or not math.isfinite(n) for n in run.projected.values()):

@@ -36,7 +36,7 @@ def tokens_ahead(ends: float, limit: int) -> float:
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast a model answers, and how long its answers are.
+    """The speed of a model's answers, and their length.
 
     Attributes:
         tokens: per second, with every place of the batch taken.

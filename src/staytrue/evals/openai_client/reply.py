@@ -211,7 +211,7 @@ class ServerIdentity:
             self._seen[name].update(values - {""})
 
     def describe(self) -> dict[str, Any]:
-        """What is stored beside answers or verdicts."""
+        """The facts that are stored beside answers or verdicts."""
         return {
             "model": self._address.model,
             "url": self._address.url,

@@ -73,9 +73,9 @@ class ResponseCache:
             raise self._unusable(error) from None
 
     def once(self, key: str, make: Callable[[], dict[str, Any]], read: Callable[[dict[str, Any]], Any] = dict) -> Any:
-        """What `read` makes of the value of a key; `make` is called once if there is none, also by several threads.
+        """The value of a key, as `read` returns it; without a value `make` is called, once for all threads.
 
-        If `make` raises, nothing is stored. A stored value that `read` cannot read is made again and replaced.
+        If `make` raises, nothing is stored. A stored value that `read` cannot read is replaced by a new one.
         """
         with self._key_locks.setdefault(key, threading.Lock()):
             stored = self.get(key)

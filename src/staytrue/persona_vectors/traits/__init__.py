@@ -134,7 +134,7 @@ def _text_fault(text: Any) -> str | None:
 
 
 def _pairing_faults(lists: Mapping[str, Sequence[Any]]) -> Iterator[str]:
-    """What keeps the prompts from standing against each other one by one."""
+    """The faults of prompts that do not form pairs of a positive and a negative one."""
     positive, negative = lists["positive"], lists["negative"]
     if len(positive) != len(negative):
         yield (

@@ -24,7 +24,7 @@ _FACTOR = 0x9E3779B97F4A7C15  # odd, so that no token's part of the hash is lost
 
 @dataclass
 class _Known:
-    """What is known of the rows with one content."""
+    """The facts about the rows with one content."""
 
     sources: set[str] = field(default_factory=set)
     tokens: int = 0

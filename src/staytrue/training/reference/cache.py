@@ -97,7 +97,7 @@ class ReferenceCache:
         return fingerprint.of_model(self._parts)
 
     def _files(self, call: RecordedCall, real: Tensor, rows: Tensor, deepest: int | None) -> dict[int, Path] | None:
-        """Where each row's states are, or will be; None when a row's arguments are not known."""
+        """The file of each row's states, which may not exist yet; None when a row's arguments are not known."""
         inputs = call.by_row()
         if inputs is None:
             return None

@@ -40,7 +40,7 @@ def check_folder(folder: Path) -> None:
 
 
 def why_no_cache(defenses: Mapping[str, Defense], *, sampled: bool = False) -> str | None:
-    """Why a run can have no cache of reference states, in half a sentence; None if it can."""
+    """The reason why a run can have no cache of reference states, as part of a sentence; None if it can."""
     steering = next((label for label, defense in defenses.items() if "steer" in pulled(defense)), None)
     if steering is not None:
         return f"{steering} steers the reference too, so its states are this run's own"

@@ -1,4 +1,4 @@
-"""What the states of a frozen model depend on, as one hash: weights, configuration, and the code that reads them.
+"""One hash of all that the states of a frozen model depend on: weights, configuration, and the code that reads them.
 
 A name or a commit would not tell weights that were changed in memory. Of 15 GB the hash takes some twenty seconds.
 """
