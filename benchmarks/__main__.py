@@ -24,6 +24,7 @@ QUICK = {  # rounds and variants for `all`, to end in ten minutes; with --rounds
     "overhead": (1, ("bare", "bare-kl", "sft", "kl", "trl-sft")),
     "report": (1, _EVERY),
     "sweep": (1, _EVERY),
+    "checkpoint": (2, _EVERY),
     "cli": (1, _EVERY),
 }
 ALONE = ("demo",)

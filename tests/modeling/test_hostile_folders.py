@@ -168,12 +168,14 @@ CODE = "never runs remote code"
 MODELS = {
     "auto_map": (
         both(
-            keys(auto_map={"AutoModelForCausalLM": "evil.Model"}),
+            keys(auto_map={"AutoModelForCausalLM": "evil.Model"}, model_type="mystery"),
             content("evil.py", "from pathlib import Path\nPath(__file__).parent.parent.joinpath('canary').touch()\n"),
         ),
         rf"config\.json has the key `auto_map` .*{CODE}",
     ),
     "auto_map of another repository": (keys(auto_map={"AutoConfig": "evil/repo--evil.Config"}), CODE),
+    "auto_map without a kind": (keys(auto_map={"AutoConfig": "evil.Config"}, model_type=[]), CODE),
+    "auto_map with a path": (keys(auto_map={"AutoConfig": "../evil.Config"}), CODE),
     "auto_map as a list": (keys(auto_map=["evil.Config", None]), CODE),
     "nested auto_map": (keys(text_config={"auto_map": {"AutoConfig": "evil.C"}}), r"`text_config\.auto_map`"),
     "auto_map in a list": (keys(parts=[{"auto_map": {"AutoModel": "evil.M"}}]), r"`parts\.0\.auto_map`"),
@@ -368,6 +370,20 @@ def test_what_honest_folders_hold_is_accepted(tmp_path, originals):
     library = {"base_model_class": "Qwen2ForCausalLM", "parent_library": "transformers.models.qwen2.modeling_qwen2"}
     keys("adapter_config.json", auto_mapping=library, tokenizer_kwargs=None, a_new_setting_that_is_off={})(adapter)
     assert loading.load_model(loading.find(str(folder)), adapter)
+    assert not (tmp_path / "canary").exists()
+
+
+def test_code_that_no_loader_runs_is_left_alone_where_transformers_knows_the_kind(tmp_path, originals):
+    folder = Path(shutil.copytree(originals / "model", tmp_path / "model"))
+    names = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+    keys(auto_map=names)(folder)
+    (folder / "evil.py").write_text(
+        "from pathlib import Path\nPath(__file__).parent.parent.joinpath('canary').touch()\n"
+    )
+    model = loading.load_model(loading.find(str(folder)))
+    assert type(model).__module__.startswith("transformers.models.")
+    assert loading.load_tokenizer(loading.find(str(folder)))
+    WeightFiles.find(str(folder), None, {})
     assert not (tmp_path / "canary").exists()
 
 

@@ -6,6 +6,7 @@ refused by name, whatever the installed libraries would do with it.
 
 from __future__ import annotations
 
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ _KERNELS = {
     for part in ("attn", "experts")
     for internal in ("", "_internal")
 }
+_OWN_FILE = re.compile(r"\w+\.\w+")  # a file of the folder and a class in it
 FROM_HUB = frozenset({"auto_map"})  # its files cannot be edited, and transformers uses its own code or refuses
 SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json")
 
@@ -64,7 +66,8 @@ def check_weights_folder(folder: Path, *, but: frozenset[str] = frozenset()) -> 
         )
     for name in SETTINGS:
         if (folder / name).is_file():
-            check_keys(folder / name, read_settings(folder / name), but=but)
+            settings = read_settings(folder / name)
+            check_keys(folder / name, without_unused_code(settings) if name == "config.json" else settings, but=but)
     quantized = (folder / "config.json").is_file() and "quantization_config" in read_settings(folder / "config.json")
     for file in _weight_files(folder):
         for name, (dtype, _) in read_header(file).items():
@@ -127,7 +130,7 @@ def check_keys(file: Path, settings: dict[str, Any], *, but: frozenset[str] = fr
         if key in _CODE:
             raise ModelError(
                 f"{file} has the key `{pointer}` ({shown(value)}), which names code, and staytrue never runs remote "
-                "code. Use a model that transformers supports by itself; if it does, take the key out."
+                "code. Use a model of a kind that transformers supports by itself."
             )
         if key in _KERNELS and (key.endswith("_internal") or _names_kernel(value)):
             raise ModelError(
@@ -139,6 +142,22 @@ def check_keys(file: Path, settings: dict[str, Any], *, but: frozenset[str] = fr
                 f"{file} has the key `{pointer}` ({shown(value)}), which names weights elsewhere. Save the model with "
                 "transformers' own file names, and take the key out."
             )
+
+
+def without_unused_code(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a model without an `auto_map` that no loader follows.
+
+    Models that were published before transformers had code for their kind, such as Phi-3, still name their own files
+    there. For a kind that it knows, transformers uses its own code unless told to trust the folder's, which staytrue
+    never does. An `auto_map` further down, or one that names another repository, stays.
+    """
+    names = config.get("auto_map")
+    if not isinstance(names, dict) or not all(isinstance(n, str) and _OWN_FILE.fullmatch(n) for n in names.values()):
+        return config
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    known = str(config.get("model_type")) in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return {key: value for key, value in config.items() if key != "auto_map"} if known else config
 
 
 def _settings(value: Any, pointer: str = "") -> Iterator[tuple[str, str, Any]]:
