@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -429,6 +430,8 @@ def test_the_validation_loss_is_logged_and_goes_on_and_the_lowest_is_kept_where_
     ("changes", "sentence"),
     [
         ({"train": {"eval_strategy": "steps"}}, r"no rows are reserved to validate on\. Set holdout"),
+        ({"train": {"eval_steps": 2}, "holdout": 0.2}, r"eval_steps has no effect, .*eval_strategy is no\."),
+        ({"train": {"eval_steps": 2, "eval_strategy": "epoch"}, "holdout": 0.2}, r"eval_strategy is epoch\. Set eval_"),
         ({"stop": {"patience": 2}}, r"patience watches the validation loss, and none is computed"),
         ({"stop": {"patience": 2, "every": 3}}, r"keep one"),
         ({"trainer": "grpo", "task": "arithmetic", "train": {"eval_steps": 2}}, "staytrue eval"),
@@ -437,3 +440,23 @@ def test_the_validation_loss_is_logged_and_goes_on_and_the_lowest_is_kept_where_
 def test_a_validation_that_cannot_be_is_refused(home, tmp_path, changes, sentence):
     with pytest.raises(RequestError, match=sentence):
         train.train(recipe_of(home, **changes), tmp_path / "run")
+
+
+@pytest.mark.parametrize("stop", [None, {"patience": 1}])
+def test_a_validation_loss_that_is_not_finite_is_a_failed_run(home, tmp_path, stop):
+    """Without patience the run ends at its own check of the weights, and the loss is logged as null."""
+    settings = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 2, "learning_rate": 1e30}
+    recipe = recipe_of(home, train=settings, holdout=0.25, **({"stop": stop} if stop else {}))
+    with pytest.raises(TrainingError, match=r"validation loss is nan after step 1|trained weights are not finite"):
+        train.train(recipe, tmp_path / "run")
+    assert json.loads((tmp_path / "run/manifest.json").read_text())["state"] == "failed"
+    assert [row["loss"] for row in read_rows(tmp_path / "run" / "validation.jsonl")][:1] == [None]
+
+
+def test_the_command_says_that_it_stopped_early(home, tmp_path):
+    settings = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 8, "learning_rate": 0.3}
+    recipe = recipe_of(home, train=settings, holdout=0.25, stop={"patience": 2})
+    (tmp_path / "recipe.yaml").write_text(recipe.text())
+    words = ["train", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run")]
+    done = subprocess.run([sys.executable, "-m", "staytrue.cli", *words], capture_output=True, text=True, check=True)
+    assert re.search(r"Stopped early, at step \d; the weights are those of step \d\.\nTrained", done.stdout)

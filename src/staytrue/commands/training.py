@@ -141,6 +141,8 @@ def _show(done: Any, reference_cache: Path | None, as_json: bool) -> None:
         return
     if reference_cache is not None:
         say(_of_reference(done.manifest.get("reference"), reference_cache))
+    if early := done.manifest.get("early_stop"):
+        say(f"Stopped early, at step {early['at_step']}; the weights are those of step {early['weights_of_step']}.")
     say(f"Trained: {done.adapter} is a peft adapter. Evaluate it with `staytrue eval {done.path}`.")
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from transformers import TrainerCallback
 
 from staytrue.config.recipe import Stop
+from staytrue.errors import TrainingError
 from staytrue.evals.generation.local import sample
 from staytrue.evals.questions.probes import Probe
 from staytrue.utils.files import append_row
@@ -84,10 +85,20 @@ class ValidationStop(_KeepsGood):
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Any = None, model: Any = None, **kwargs: Any
     ) -> None:
-        """Compare the loss with the lowest so far."""
+        """Compare the loss with the lowest so far.
+
+        Raises:
+            TrainingError: it is not finite.
+        """
+        loss = metrics["eval_loss"]
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"The validation loss is {loss} after step {state.global_step}, so training diverged. Lower the "
+                "learning rate or a defense's weight."
+            )
         self._since += 1
-        if metrics["eval_loss"] < self._lowest:
-            self._lowest, self._since = metrics["eval_loss"], 0
+        if loss < self._lowest:
+            self._lowest, self._since = loss, 0
             self._keep(model, state.global_step)
         elif self._since >= self._patience:
             self._end(model, state, control)

@@ -44,7 +44,13 @@ def prepare(recipe: Recipe, reference_cache: Path | None) -> tuple[Any, dict[str
 
 
 def _check_validation(recipe: Recipe) -> None:
-    validates = recipe.train.get("eval_strategy", "no") != "no"
+    strategy = recipe.train.get("eval_strategy", "no")
+    validates = strategy != "no"
+    if "eval_steps" in recipe.train and strategy != "steps":
+        raise RecipeError(
+            f"train.eval_steps has no effect, because train.eval_strategy is {strategy}. Set eval_strategy to steps, "
+            "or take eval_steps out."
+        )
     if validates and not recipe.holdout:
         raise RecipeError(
             f"train.eval_strategy is {recipe.train['eval_strategy']}, and no rows are reserved to validate on. Set "
