@@ -98,6 +98,7 @@ def one_step(name: str, shape: Shape) -> Callable[[], None]:
     def run() -> None:
         fetched, items = sft.get_batch_samples(iter([dict(rows)]), 1, torch.device("cpu"))
         sft.training_step(sft.model, fetched[0], items)
+        sft.callback_handler.on_pre_optimizer_step(sft.args, sft.state, sft.control)  # as the trainer's own loop does
         sft.optimizer.step()
         sft.optimizer.zero_grad()
 

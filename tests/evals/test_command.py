@@ -157,6 +157,8 @@ def test_a_local_judge_is_loaded_when_an_answer_needs_it(staytrue, model, questi
 @pytest.mark.parametrize("name", ["smollm2", "./model", "~/model"])
 def test_a_local_judge_has_a_name_as_in_a_recipe(staytrue, model, questions, tmp_path, monkeypatch, name):
     monkeypatch.setenv("HOME", str(tmp_path))
+    config = json.loads((model / "config.json").read_text())  # a judge reads a whole rubric
+    (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8192}))
     shutil.copytree(model, tmp_path / "cache" / "staytrue" / "models" / "smollm2")
     code, _, err = staytrue("eval", "--model", model, "--probes", questions, "--out", "E", "--judge", f"local:{name}")
     assert code == 0, err
