@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,6 +124,8 @@ def kills(home: Path, count: int, dice: random.Random) -> list[tuple[str, str]]:
                 child.wait()
                 killed += 1
                 begun = (run / "recipe.yaml").exists()
+                if not begun:
+                    shutil.rmtree(run, ignore_errors=True)  # a folder without a recipe is refused both ways
                 child = command("train", *(("--resume", run) if begun else (home / f"{number}.yaml", "--out", run)))
                 continue
             assert code == 0, (number, code)

@@ -280,7 +280,7 @@ def test_a_damaged_manifest_is_refused(stopped, content):
 
 def test_a_run_killed_before_its_recipe_was_written_is_refused(stopped):
     (stopped / "recipe.yaml").unlink()
-    with pytest.raises(RequestError, match=r"recipe\.yaml"):
+    with pytest.raises(RequestError, match=r"has no recipe\.yaml: restore it, or remove the folder and train again"):
         train.resume(stopped)
 
 

@@ -27,7 +27,9 @@ def findings(path: Path) -> Iterator[Finding]:
     broken: list[str] = []
     newest = Checkpoints(path / "checkpoints", run=manifest.get("id")).newest(broken.append)
     for sentence in broken:
-        yield Finding("checkpoint", sentence, "Delete that folder; an older checkpoint is used.", hinders=False)
+        yield Finding(
+            "checkpoint", sentence.removesuffix("."), "Delete it; `--resume` takes an older one.", hinders=False
+        )
     yield _state(path, manifest, None if newest is None else step_of(newest))
     if manifest["state"] == "done":
         yield _adapter(path, manifest)

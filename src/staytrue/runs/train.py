@@ -104,6 +104,8 @@ def resume(
         run = RunDir.open(out)  # again, since another process may have gone on with it until now
         if run.manifest["state"] == "done":
             return Run(out, run.manifest)
+        if not (out / "recipe.yaml").exists():
+            raise RequestError(f"{out} has no recipe.yaml: restore it, or remove the folder and train again.")
         build, facts = prepare(read(out / "recipe.yaml"), reference_cache)
         refuse_changed(run, facts, allow_versions=allow_versions)
         checkpoint = checkpoints_of(run).newest(say)
