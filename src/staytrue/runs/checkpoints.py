@@ -74,8 +74,8 @@ class Checkpoints:
             _delete(unfinished)
             raise TrainingError(
                 f"The checkpoint of step {step} cannot be written to {self.folder}, where {free:.1f} MB were free: "
-                f"{in_one_line(error)}. Free some space, or take away what is in the way; `staytrue train --resume` goes "
-                "on from the checkpoint before it."
+                f"{in_one_line(error)}. Free some space, or take away what is in the way; "
+                "`staytrue train --resume` goes on from the checkpoint before it."
             ) from error
         older = [other for other in self._steps() if other <= step]
         newer = [other for other in self._steps() if other > step]
