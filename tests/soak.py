@@ -35,6 +35,11 @@ DEFENSES = [
     [{"kl": {"weight": 0.1}}, {"rehearse": {"pool": "pool.jsonl", "share": 0.25}}],
 ]
 STEPS = 40
+LIMITS = """
+`make soak` asks for 500 kills and 10,000 flips; the table has the sizes that were run. `make test` adds, each time: a
+kill before every call of a commit, a disk that is full at every write and a small real one, a clock that jumps, SIGTERM,
+and the mutants that `staytrue verify` has to refuse. `make test-slow` kills a run of SmolLM2-135M three times.
+"""
 
 
 def main() -> None:
@@ -145,7 +150,7 @@ def write(lines: list[tuple[str, str]], said: str) -> None:
     PAGE.write_text(
         "# Reliability\n\nWhat large crash tests found; `make soak` makes this page. How checkpoints work is in\n"
         "[formats](formats.md#checkpoints).\n\n"
-        f"{datetime.now(UTC):%Y-%m-%d}, {machine}; `{said}`:\n\n| what | result |\n| --- | --- |\n{rows}\n"
+        f"{datetime.now(UTC):%Y-%m-%d}, {machine}; `{said}`:\n\n| what | result |\n| --- | --- |\n{rows}\n{LIMITS}"
     )
     print(PAGE.read_text())
 
