@@ -37,8 +37,8 @@ DEFENSES = [
 STEPS = 40
 LIMITS = """
 `make soak` asks for 500 kills and 10,000 flips; the table has the sizes that were run. `make test` adds, each time: a
-kill before every call of a commit, a disk that is full at every write and a small real one, a clock that jumps, SIGTERM,
-and the mutants that `staytrue verify` has to refuse. `make test-slow` kills a run of SmolLM2-135M three times.
+kill before every call of a commit, a disk that is full at every write and a small real one, a clock that jumps,
+SIGTERM, and the mutants that `staytrue verify` has to refuse. `make test-slow` kills a run of SmolLM2-135M three times.
 """
 
 
