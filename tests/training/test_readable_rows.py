@@ -119,6 +119,7 @@ def test_turns_of_tool_calls_tokens_and_several_eval_sets_are_read(tmp_path):
     [
         ([{"prompt": [USER]}, {"prompt": None}], "train_dataset: row 2 has prompt=None"),
         ([{"prompt": [USER]}, {"prompt": [{**USER, "content": None}]}], r"row 2 has prompt\[0\], a turn of 'user'"),
+        ([{"prompt": "q"}, {"prompt": ""}], "train_dataset: row 2 has prompt=''"),
         ([{"question": "q"}], "GRPO reads prompts from a column 'prompt'"),
     ],
 )

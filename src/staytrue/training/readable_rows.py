@@ -96,9 +96,9 @@ def _readable(dataset: Any, name: str, prompts: bool, text: str, others: bool) -
     if not columns:
         return dataset
     if isinstance(dataset, IterableDataset):
-        return dataset.map(lambda row, number: _checked(row, columns, name, number), with_indices=True)
+        return dataset.map(lambda row, number: _checked(row, columns, name, number, prompts), with_indices=True)
     for number, row in enumerate(dataset.select_columns([*columns])):
-        _checked(row, columns, name, number)
+        _checked(row, columns, name, number, prompts)
     return dataset
 
 
@@ -133,20 +133,20 @@ def _unknown_columns(row: Mapping[str, Any], name: str, prompts: bool, text: str
     )
 
 
-def _checked(row: Any, columns: tuple[str, ...], name: str, number: int) -> Any:
+def _checked(row: Any, columns: tuple[str, ...], name: str, number: int, prompts: bool) -> Any:
     """The row.
 
     Raises:
         RecipeError: a column of the row holds nothing that can be read.
     """
     for column in columns:
-        for fault in _tools_faults(row[column]) if column == "tools" else _faults(row[column]):
+        for fault in _tools_faults(row[column]) if column == "tools" else _faults(row[column], prompts):
             raise RecipeError(f"{name}: row {number + 1} has {column}{fault}. Mend the row, or filter it out.")
     return row
 
 
-def _faults(value: Any) -> Iterator[str]:
-    if value is None or value == [] or isinstance(value, float):  # NaN of a table
+def _faults(value: Any, prompts: bool) -> Iterator[str]:
+    if value is None or value == [] or isinstance(value, float) or (prompts and value == ""):  # NaN of a table
         yield f"={value!r}, which is no text and no list of turns"
     for place, turn in enumerate(value if isinstance(value, list) else ()):
         if not isinstance(turn, Mapping):

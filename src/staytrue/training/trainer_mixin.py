@@ -312,7 +312,8 @@ class Guarded(_Trainer):  # type: ignore[misc]
 
 
 _NO_GRADIENT = (
-    "The loss has no gradient, so nothing would be trained: every weight is frozen, or the adapter is switched off "
-    "(disable_adapter, or another active adapter). Load the adapter with is_trainable=True, and leave it on."
+    "The loss has no gradient, so nothing would be trained: every weight is frozen, the adapter is switched off "
+    "(disable_adapter, or another active adapter), or compute_loss_func returns a constant. Load the adapter with "
+    "is_trainable=True, leave it on, and compute the loss from the model's outputs."
 )
 _TRAINERS_SEED = 42  # transformers' own, for a trainer without args
