@@ -67,6 +67,20 @@ def encode_rows(tokenizer: Any, examples: list[Example], max_length: int | None,
     return shared[0]
 
 
+def refuse_too_few(rows: Mapping[str, AuxiliaryRows], task_rows: int) -> None:
+    """Refuse a share that makes no row due beside all of a run's task rows.
+
+    Raises:
+        RecipeError: the defense would do nothing.
+    """
+    for label, auxiliary in rows.items():
+        if not auxiliary.due(0, task_rows):
+            raise RecipeError(
+                f"{label}: a share of {auxiliary.share:g} puts no row beside the run's {task_rows} task rows, so it "
+                "would do nothing; raise share, or train on more rows."
+            )
+
+
 class Slice(NamedTuple):
     """The rows of one defense in an auxiliary batch."""
 

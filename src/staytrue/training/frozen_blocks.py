@@ -19,7 +19,7 @@ def freeze_blocks(parts: ModelParts, defenses: Mapping[str, Defense]) -> list[Te
         The weights so frozen.
 
     Raises:
-        ModelError: no trained weight is left.
+        ModelError: no trained weight is left, or a defense freezes none.
     """
     frozen: list[Tensor] = []
     if not any("freeze" in pulled(defense) for defense in defenses.values()):
@@ -27,8 +27,14 @@ def freeze_blocks(parts: ModelParts, defenses: Mapping[str, Defense]) -> list[Te
     blocks = parts.blocks
     for label, defense in defenses.items():
         if "freeze" in pulled(defense):
-            for layer in real_layers(defense.freeze(len(blocks)), len(blocks), label):
-                frozen += [weight for weight in blocks[layer - 1].parameters() if weight.requires_grad]
+            layers = real_layers(defense.freeze(len(blocks)), len(blocks), label)
+            trained = [w for layer in layers for w in blocks[layer - 1].parameters() if w.requires_grad]
+            if layers and not trained:
+                raise ModelError(
+                    f"{label}: no weight of blocks {', '.join(map(str, layers))} is trained, so there is nothing to "
+                    "freeze; name blocks that the adapter is in."
+                )
+            frozen += trained
     for weight in frozen:
         weight.requires_grad_(False)
     if frozen and not any(weight.requires_grad for weight in parts.model.parameters()):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from inspect import signature
@@ -15,11 +15,11 @@ from torch import Tensor
 from staytrue.data.examples import Example
 from staytrue.data.tokenize import Encoded
 from staytrue.defense import Base, Defense, pulled
-from staytrue.errors import ForwardPassError
+from staytrue.errors import ForwardPassError, RecipeError
 from staytrue.modeling.architecture import Adapted, ModelParts
 from staytrue.registry import labelled, refuse_supervised_rows
 from staytrue.step import SOURCES, Activations, Marks, SharedProjection, Step
-from staytrue.training.auxiliary_batches import AuxiliaryBatches, Encode, make_rows
+from staytrue.training.auxiliary_batches import AuxiliaryBatches, Encode, make_rows, refuse_too_few
 from staytrue.training.frozen_blocks import freeze_blocks
 from staytrue.training.hooks import BackboneHooks, RecordedCall, ReferenceReplay, Steer
 from staytrue.training.layers import read_and_steered
@@ -129,7 +129,10 @@ class Guard:
         if self.reference_cache is not None and any(d.reads_reference for d in self._penalties.values()):
             self.cache = ReferenceCache(self.reference_cache, self._watch, parts, kept)
             self._replay = self.cache.replay
-        self._auxiliary = AuxiliaryBatches(make_rows(self.defenses, base, encode, self.seed), pad_id)
+        rows = make_rows(self.defenses, base, encode, self.seed)
+        if task_rows is not None:
+            refuse_too_few(rows, task_rows)
+        self._auxiliary = AuxiliaryBatches(rows, pad_id)
         self._states = {label: d.prepare(parts, base) for label, d in self._penalties.items()}
         readers = {k: d for k, d in self._penalties.items() if k not in self._auxiliary and d.reads_reference}
         self._scope = ReferenceScope.of(readers, len(parts.blocks)) if readers else ReferenceScope()
@@ -148,6 +151,26 @@ class Guard:
             defense.check(self.parts, base)
         self._head = model_checks.head(self.parts)
         return layers
+
+    def penalty_labels(self) -> list[str]:
+        """Return the labels of the defenses with a penalty, which are the names of its numbers in the log."""
+        return list(self._penalties)
+
+    def refuse_absent_sources(self, present: Collection[str]) -> None:
+        """Refuse a penalty on rows of a source that no training row has.
+
+        Args:
+            present: the sources of the training rows, see `step.SOURCES`.
+
+        Raises:
+            RecipeError: the penalty would be 0 throughout.
+        """
+        for label, defense in self._penalties.items():
+            if defense.on not in ("all", *present):
+                raise RecipeError(
+                    f"{label}: on is {defense.on!r}, and no training row is of that kind, so the penalty would be 0 "
+                    "throughout. Add the defense `interleave`, or take `on` out."
+                )
 
     def auxiliary_rows(self) -> dict[str, Sequence[Encoded]]:
         """Return the rows that each defense feeds beside the batch, once attached."""

@@ -26,11 +26,13 @@ class Outcome(TrainerCallback):  # type: ignore[misc]
     Attributes:
         raises: whether a training that changed nothing ends in an error; otherwise it ends in a warning.
         moved: whether a trained weight has moved.
+        moved_at: the step in which the first one did; None before.
     """
 
     def __init__(self, *, raises: bool = False) -> None:
         self.raises = raises
         self.moved = False
+        self.moved_at: int | None = None
         self._before: dict[str, Tensor] = {}
         self._first = 0
         self._last = 0
@@ -38,6 +40,7 @@ class Outcome(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Keep the sums of the trained weights."""
         self.moved, self._first, self._last = False, state.global_step, state.global_step
+        self.moved_at = None
         self._before = dict(_sums(model))
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
@@ -47,6 +50,7 @@ class Outcome(TrainerCallback):  # type: ignore[misc]
             self.moved = any(
                 name in self._before and not torch.equal(self._before[name], now) for name, now in _sums(model)
             )
+            self.moved_at = state.global_step if self.moved else None
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Report a training that changed nothing, or diverged.

@@ -31,6 +31,11 @@ def task_rows_of(codes: list[int] | int) -> int:
     return codes.count(len(SOURCES)) if isinstance(codes, list) else int(codes == 0)
 
 
+def sources_of(codes: list[int] | int) -> set[int]:
+    """The numbers of the sources of a row of the training data, packed or not."""
+    return {code % len(SOURCES) for code in (codes if isinstance(codes, list) else [codes])}
+
+
 def packed_with_sources(rows: Any, args: Any, pack: Callable[[Any, int, str], Any]) -> Any:
     """Rows of tokens and labels, packed by trl with a code beside each token.
 

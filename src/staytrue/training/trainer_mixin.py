@@ -26,6 +26,7 @@ from staytrue.step import SOURCE_COLUMN, SOURCES, Marks
 from staytrue.training.auxiliary_batches import encode_rows
 from staytrue.training.guard import Guard
 from staytrue.training.head_choice import choose_head
+from staytrue.training.idle_penalties import IdlePenalties
 from staytrue.training.kept_gradients import KeptGradients
 from staytrue.training.micro_batch import MicroBatch
 from staytrue.training.outcome import Outcome
@@ -125,8 +126,9 @@ class Guarded(_Trainer):  # type: ignore[misc]
         self.add_callback(StepCount(self))
         self.outcome = Outcome()
         self.add_callback(self.outcome)
-        self._gradients = KeptGradients()
+        self._gradients, self._idle = KeptGradients(), IdlePenalties(self.guard, self.outcome)
         self.add_callback(self._gradients)
+        self.add_callback(self._idle)
         self._untouched.tokenizer = tokenizer = self._tokenizer
         main, ahead = self.accelerator.is_main_process, self._task_rows_ahead()
         with bar("answers", quiet=self.args.disable_tqdm or not main) as self._untouched.progress:
@@ -307,6 +309,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
             if self.guard.defenses:  # without any, it is the loss
                 numbers["task_loss"] = self._task_loss / steps / self.accelerator.num_processes
             logs.update(summed(self.accelerator, numbers))
+            self._idle.note(logs)
             self._task_loss, self._logged_steps = torch.zeros(()), self.state.global_step
         super().log(logs, *args, **kwargs)
 

@@ -29,7 +29,7 @@ except ImportError:  # a trl whose trainers take whole logits, or another kind o
 from staytrue.data.end_of_turn import end_of_turn
 from staytrue.defense import pulled
 from staytrue.errors import ForwardPassError, RecipeError
-from staytrue.step import SOURCE_COLUMN, Marks
+from staytrue.step import SOURCE_COLUMN, SOURCES, Marks
 from staytrue.training import signatures
 from staytrue.training.lost_text import cut_rows, lost_text, warn_of
 from staytrue.training.packing_check import mixes_joined_rows
@@ -41,6 +41,7 @@ from staytrue.training.row_tracking import (
     TrackingCollator,
     marks_of_batch,
     packed_with_sources,
+    sources_of,
     task_rows_of,
 )
 from staytrue.training.sampling_check import sample_one_token
@@ -60,6 +61,8 @@ class GuardedSFT(Guarded, SFTTrainer):  # type: ignore[misc]
     def _settle(self) -> None:
         columns = self.train_dataset.column_names or ()
         self._source = SOURCE_COLUMN in columns
+        codes = self.train_dataset[SOURCE_COLUMN][:] if self._source else [0]
+        self.guard.refuse_absent_sources({SOURCES[i] for code in codes for i in sources_of(code)})
         self._joins_rows = bool(self.args.packing or self.padding_free or "seq_lengths" in columns)
         if self._joins_rows and self.guard.reference_cache is not None:
             raise RecipeError("Packed rows come in other packs in every run; set packing=False with a reference cache.")
@@ -149,6 +152,11 @@ class GuardedSFT(Guarded, SFTTrainer):  # type: ignore[misc]
         if not self._source or self.args.packing:
             return super()._get_train_sampler(train_dataset)
         shuffled = self.args.train_sampling_strategy != "sequential"
+        if SOURCE_COLUMN not in (train_dataset or self.train_dataset).column_names:
+            raise RecipeError(
+                "train_dataset was replaced after the trainer was made, and the rows of a data defense are gone. "
+                "Pass it to the trainer's constructor."
+            )
         return EvenSampler((train_dataset or self.train_dataset)[SOURCE_COLUMN][:], self.args.seed, shuffled)
 
     def _task_share(self) -> float:
@@ -178,6 +186,7 @@ class GuardedGRPO(Guarded, GRPOTrainer):  # type: ignore[misc]
 
     def _settle(self) -> None:
         self._refuse_unread_columns()
+        self.guard.refuse_absent_sources(SOURCES[:1])
         warn_of(lost_text(self.train_dataset, self._tokenizer))
         self._stop_at_the_end_of_turn()
         if not (self.use_vllm or self.args.deepspeed or self.args.fsdp):  # which hold the weights in their own way

@@ -1,0 +1,46 @@
+"""`IdlePenalties` warns of a penalty that was 0 throughout a training, or never evaluated: it held nothing."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import TrainerCallback
+
+from staytrue.training.guard import Guard
+from staytrue.training.outcome import Outcome
+
+
+class IdlePenalties(TrainerCallback):  # type: ignore[misc]
+    """Remembers which penalties were ever another number than 0.
+
+    Before the weights move every divergence is 0, so a training must have a further step to count.
+    """
+
+    def __init__(self, guard: Guard, outcome: Outcome) -> None:
+        self._guard, self._outcome = guard, outcome
+        self._seen: set[str] = set()
+
+    def note(self, numbers: Mapping[str, Any]) -> None:
+        """Remember the numbers of a log line."""
+        self._seen |= {name for name, value in numbers.items() if float(value) != 0}  # NaN too
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start with nothing seen."""
+        self._seen = set()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Warn of the penalties that were 0 in each step."""
+        self.note(self._guard.drain())
+        moved = self._outcome.moved_at
+        if not state.is_world_process_zero or moved is None or state.global_step <= moved:
+            return
+        for label in self._guard.penalty_labels():
+            if label not in self._seen:
+                warnings.warn(
+                    f"{label} was 0 in each of the {state.global_step} steps although the weights moved, so it held "
+                    "nothing: no token of the rows is one of those that its settings name (such as on, tokens, share).",
+                    UserWarning,
+                    stacklevel=2,
+                )

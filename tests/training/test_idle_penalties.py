@@ -1,0 +1,96 @@
+"""A defense that would hold nothing is refused before training; a penalty that was 0 throughout is warned of."""
+
+import warnings
+
+import pytest
+from datasets import Dataset
+from peft import LoraConfig
+
+import tiny
+from small_trainers import grpo, sft
+from staytrue.data.examples import write_examples
+from staytrue.defenses.anchor import Anchor
+from staytrue.defenses.freeze import Freeze
+from staytrue.defenses.interleave import Interleave
+from staytrue.defenses.kl import KL
+from staytrue.defenses.ldifs import LDIFS
+from staytrue.defenses.rehearse import Rehearse
+from staytrue.defenses.safegrad import SafeGrad
+from staytrue.errors import ModelError, RecipeError
+from staytrue.training.trainers import GuardedSFT
+
+_IDLE = "kl was 0 in each of the 3 steps although the weights moved"
+
+
+@pytest.fixture
+def pool(tmp_path):
+    write_examples(tmp_path / "pool.jsonl", tiny.rows(12))
+    return tmp_path / "pool.jsonl"
+
+
+@pytest.mark.parametrize("defense", [KL(1.0, on="interleaved"), LDIFS(1.0, on="interleaved")], ids=["kl", "ldifs"])
+def test_a_penalty_on_rows_that_are_not_there_is_refused(tmp_path, pool, defense):
+    with pytest.raises(RecipeError, match=r"on is 'interleaved', and no training row is of that kind.*Add the defense"):
+        sft(tmp_path, [defense])
+    sft(tmp_path, [defense, Interleave(pool, share=0.25)])
+    sft(tmp_path, [defense, Interleave(pool, share=0.25)], packing=True, max_length=128)
+    sft(tmp_path, [type(defense)(1.0, on="task")])
+    if isinstance(defense, KL):
+        with pytest.raises(RecipeError, match="kl: on is 'interleaved'"):
+            grpo(tmp_path, [defense])
+
+
+@pytest.mark.parametrize("make", [Anchor, SafeGrad, Rehearse], ids=["anchor", "safegrad", "rehearse"])
+def test_a_share_that_puts_no_row_beside_the_run_is_refused(tmp_path, pool, make):
+    options = {"answers": "given"} if make is Anchor else {}
+    with pytest.raises(
+        RecipeError, match=r"a share of 0\.0001 puts no row beside the run's 8 task rows, so it would do"
+    ):
+        sft(tmp_path, [make(pool, share=1e-4, **options)])
+    sft(tmp_path, [make(pool, share=0.0625, **options)])  # half a row is rounded up
+
+
+def adapter(layers):
+    return LoraConfig(r=4, target_modules=["q_proj"], layers_to_transform=layers, task_type="CAUSAL_LM")
+
+
+def test_blocks_without_an_adapter_cannot_be_frozen(tmp_path):
+    class Second(GuardedSFT):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options | {"peft_config": adapter([1])})
+
+    with pytest.raises(ModelError, match="freeze: no weight of blocks 1 is trained, so there is nothing to freeze"):
+        sft(tmp_path, [Freeze(blocks=(1,))], cls=Second)
+    sft(tmp_path, [Freeze(blocks=(1,))])
+
+
+def idle(made):
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        made.train()
+    return [str(one.message) for one in seen if "was 0 in each of" in str(one.message)]
+
+
+@pytest.mark.parametrize("logging_steps", [1, 500])
+def test_a_penalty_that_was_0_throughout_is_warned_of(tmp_path, logging_steps):
+    changes = {"max_steps": 3, "logging_steps": logging_steps}
+    (sentence,) = idle(sft(tmp_path, [KL(1.0, tokens="prompt")], completions(), **changes))
+    assert sentence.startswith(_IDLE)
+    assert idle(sft(tmp_path, [KL(1.0)], completions(), **changes)) == []
+
+
+def completions():
+    """Rows whose first token is learnt already, so that none is a prompt's."""
+    return Dataset.from_list([{"input_ids": [5, 6, 7, 8], "labels": [5, 6, 7, 8]}] * 16)
+
+
+@pytest.mark.parametrize("changes", [{"max_steps": 1}, {"max_steps": 3, "learning_rate": 0.0}])
+def test_divergences_of_a_model_that_has_not_moved_are_no_fault(tmp_path, changes):
+    assert idle(sft(tmp_path, [KL(1.0)], **changes)) == []
+
+
+def test_a_dataset_that_was_replaced_under_a_data_defense_is_a_sentence(tmp_path, pool):
+    made = sft(tmp_path, [Interleave(pool, share=0.25)])
+    made.train_dataset = sft(tmp_path).train_dataset
+    with pytest.raises(RecipeError, match="train_dataset was replaced after the trainer was made"):
+        made.train()
