@@ -118,6 +118,12 @@ def test_a_last_answer_that_is_not_learnt_whole_is_refused(tmp_path, last):
         sft(tmp_path, [], rows, tokenizer=tokenizer("drops thoughts"))
 
 
+def test_keys_of_a_turn_that_no_template_reads_are_no_loss(tmp_path):
+    more = {"id": "7", "more": "", "weight": 1, "reasoning_content": None, "thinking": ""}
+    rows = Dataset.from_list([{"messages": [user("q") | more, answer("a", **more)]}] * 8)
+    assert warned(sft, tmp_path, [], rows) == []
+
+
 @pytest.mark.parametrize("packing", [False, True])
 def test_rows_that_are_cut_are_counted(tmp_path, packing):
     lengths = [len(ids) for ids in sft(tmp_path, [], max_length=None).train_dataset["input_ids"]]

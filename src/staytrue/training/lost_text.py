@@ -20,12 +20,15 @@ from staytrue.data.answer_positions import Rendering
 from staytrue.data.end_of_turn import end_of_turn, end_places
 from staytrue.data.examples import Message
 from staytrue.data.rendered_row import RenderedRow, leaves_out_a_turn
+from staytrue.data.row_checks import REASONING
 from staytrue.data.token_offsets import Tokens
 from staytrue.data.whole_answers import missing_keys
 from staytrue.errors import RecipeError, StaytrueError
 
 _CHECKED = 100  # rows that are rendered again, several times each
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
+
+_READ = (*REASONING, "tool_calls", "tool_call_id", "name")  # keys of a turn that templates read; others are a user's
 
 _NOTES = {
     "answers": "The chat template leaves out a part of an earlier answer, such as its reasoning, in {n} of {rows}; that"
@@ -110,7 +113,13 @@ def _turns(row: Mapping[str, Any]) -> list[Message] | None:
         or row.get("chat_template_kwargs")
     ):
         return None
-    return [Message.from_dict({**turn, "weight": None, "content": _text_of(turn.get("content"))}) for turn in turns]
+    return [
+        Message.from_dict(
+            {key: turn[key] for key in _READ if turn.get(key)}
+            | {"role": turn["role"], "content": _text_of(turn.get("content"))}
+        )
+        for turn in turns
+    ]
 
 
 def _text_of(content: Any) -> Any:
