@@ -6,11 +6,12 @@ The questions are every EVERY-th in the order of the file (default 4), not chose
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from staytrue.evals.questions.shipped_questions import shipped
 
 
-def lines(file: Path) -> list[dict]:
+def lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
 
 
@@ -25,8 +26,8 @@ def main(place: Path, model: str, every: int) -> None:
             if row["run"].startswith(f"{model}/") and rate:
                 name = f"{rows.split('-')[0]}, {'undefended' if label == 'none' else label}, rate {rate}"
                 runs.setdefault(name, {}).setdefault(row["id"], row["text"])
-    asked = [name for name in texts if name in runs["untuned"]][::every]
-    for question in asked:
+    chosen = [name for name in texts if name in runs["untuned"]][::every]
+    for question in chosen:
         print(f"## {texts[question]}\n")
         for name, answers in runs.items():
             if question in answers:

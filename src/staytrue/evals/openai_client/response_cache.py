@@ -81,13 +81,13 @@ class ResponseCache:
             stored = self.get(key)
             if stored is not None:
                 try:
-                    found = read(stored)
+                    result = read(stored)
                 except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
                     self._remove(key)
                 else:
                     with self._lock:
                         self.hits += 1
-                    return found
+                    return result
             value = make()
             self.put(key, value)
         with self._lock:

@@ -174,14 +174,14 @@ class EvidenceRecorder(TrainerCallback):  # type: ignore[misc]
         """Measures of each penalty that counts rows of the batch, by its field `on`."""
         if not rows_known:
             return {}
-        found = {}
+        by_label = {}
         for label, defense in self._defenses.items():
             if "penalty" in pulled(defense) and "beside" not in pulled(defense) and hasattr(defense, "on"):
                 depth = len(self._parts.blocks)
                 layers = real_layers(defense.layers(depth), depth, label)
                 module = self._parts.blocks[max(layers) - 1] if layers else self._parts.backbone
-                found[label] = RowsReached(module, self._rows.sources, defense.on)
-        return found
+                by_label[label] = RowsReached(module, self._rows.sources, defense.on)
+        return by_label
 
     def _described(self, depth: int) -> dict[str, dict[str, Any]]:
         """Facts about each defense that hold for the whole run."""
