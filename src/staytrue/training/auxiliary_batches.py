@@ -74,7 +74,7 @@ def refuse_too_few(rows: Mapping[str, AuxiliaryRows], task_rows: int) -> None:
         RecipeError: the defense would do nothing.
     """
     for label, auxiliary in rows.items():
-        if not auxiliary.due(0, task_rows):
+        if auxiliary.share * task_rows < 0.5:  # rounded to whole rows
             raise RecipeError(
                 f"{label}: a share of {auxiliary.share:g} puts no row beside the run's {task_rows} task rows, so it "
                 "would do nothing; raise share, or train on more rows."
