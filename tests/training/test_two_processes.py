@@ -20,35 +20,44 @@ GIVEN = {"max_steps": 5, "save_strategy": "steps", "save_steps": 3, "learning_ra
 DROPOUT = {"r": 4, "lora_dropout": 0.3, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 
 
-def one_of_two(folder):
-    """Train each case, train it again from the checkpoint of step 3, and compare; as one of the two processes."""
-    from test_trainers import logged, trainer, weights  # from this folder, which is on this process's path
+GRPO = {"max_steps": 5, "save_strategy": "steps", "save_steps": 3, "per_device_train_batch_size": 4,
+        "ddp_backend": "gloo", "save_total_limit": 9}  # fmt: skip
 
+
+def one_of_two(folder, kind):
+    """Train each case, train it again from the checkpoint of step 3, and compare; as one of the two processes."""
+    from importlib import import_module
+
+    tests = import_module({"sft": "test_trainers", "grpo": "test_grpo"}[kind])  # from this folder
+    settings = {"lora": LoraConfig(**DROPOUT), **GIVEN} if kind == "sft" else GRPO
     PartialState(backend="gloo")
     for name, defenses in torch.load(folder / "cases", weights_only=False).items():
         place = folder / name
-        whole = trainer(place, defenses, lora=LoraConfig(**DROPOUT), **GIVEN)
+        whole = tests.trainer(place, defenses, **settings)
         whole.train()
         torch.manual_seed(99 + torch.distributed.get_rank())
-        again = trainer(place, defenses, lora=LoraConfig(**DROPOUT), **GIVEN)
+        again = tests.trainer(place, defenses, **settings)
         again.train(resume_from_checkpoint=str(place / "out" / "checkpoint-3"))
-        assert torch.equal(weights(whole), weights(again)), name
+        assert torch.equal(tests.weights(whole), tests.weights(again)), name
         for key in ("loss", "task_loss", name):
-            assert logged(again, key) == logged(whole, key), (name, key)
+            assert tests.logged(again, key) == tests.logged(whole, key), (name, key)
 
 
-@pytest.mark.parametrize("names", ["rehearse kl", pytest.param(" ".join(registry.names()), marks=pytest.mark.slow)])
-def test_a_script_goes_on_with_each_defense(tmp_path, names):
+ALL = pytest.param("sft", " ".join(registry.names()), marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("kind", "names"), [("sft", "rehearse kl"), ("grpo", "rehearse kl"), ALL])
+def test_a_script_goes_on_with_each_defense(tmp_path, kind, names):
     cases = {"none": []} | {name: [without_sampling(name, tmp_path)] for name in names.split()}
     torch.save(cases, tmp_path / "cases")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent), *filter(None, sys.path)])}
-    done = subprocess.run([*command, str(tmp_path)], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, str(tmp_path), kind], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
 if __name__ == "__main__":
-    one_of_two(Path(sys.argv[1]))
+    one_of_two(Path(sys.argv[1]), sys.argv[2])
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
     sys.stdout.flush()
