@@ -212,7 +212,7 @@ MUTANTS = [
            "the steered loss has none; steer must not detach"),
     Mutant("a steering that detaches half", Steer, "steer", mutants.steered_with_half_of_it_detached,
            the_contract("steer"), "bends the gradient: along one direction .* but the loss changes by"),
-    Mutant("a loss without penalties", Guarded, "_end_micro_batch", mutants.nothing, refused(test_trainers.OwnLoss),
+    Mutant("a loss without penalties", MicroBatch, "check_trained", mutants.nothing, refused(test_trainers.OwnLoss),
            "OwnLoss trains undefended"),
     Mutant("a training step that the defenses do not see", Guarded, "_end_step", mutants.nothing,
            refused(test_trainers.OwnStep), "OwnStep trains undefended"),

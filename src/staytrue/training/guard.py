@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from inspect import signature
@@ -15,7 +15,7 @@ from torch import Tensor
 from staytrue.data.examples import Example
 from staytrue.data.tokenize import Encoded
 from staytrue.defense import Base, Defense, pulled
-from staytrue.errors import ForwardPassError, RecipeError
+from staytrue.errors import ForwardPassError
 from staytrue.modeling.architecture import Adapted, ModelParts
 from staytrue.registry import labelled, refuse_supervised_rows
 from staytrue.step import SOURCES, Activations, Marks, SharedProjection, Step
@@ -98,14 +98,7 @@ class Guard:
             examples = defense.curate(examples, base, self.seed)
         return examples
 
-    def attach(
-        self,
-        model: Any,
-        base: Base,
-        encode: Encode,
-        pad_id: int,
-        task_rows: int | None = None,
-    ) -> None:
+    def attach(self, model: Any, base: Base, encode: Encode, pad_id: int, task_rows: int | None = None) -> None:
         """Check the model, attach the hooks, and make the auxiliary rows.
 
         Args:
@@ -151,26 +144,6 @@ class Guard:
             defense.check(self.parts, base)
         self._head = model_checks.head(self.parts)
         return layers
-
-    def penalty_labels(self) -> list[str]:
-        """Return the labels of the defenses with a penalty, which are the names of its numbers in the log."""
-        return list(self._penalties)
-
-    def refuse_absent_sources(self, present: Collection[str]) -> None:
-        """Refuse a penalty on rows of a source that no training row has.
-
-        Args:
-            present: the sources of the training rows, see `step.SOURCES`.
-
-        Raises:
-            RecipeError: the penalty would be 0 throughout.
-        """
-        for label, defense in self._penalties.items():
-            if defense.on not in ("all", *present):
-                raise RecipeError(
-                    f"{label}: on is {defense.on!r}, and no training row is of that kind, so the penalty would be 0 "
-                    "throughout. Add the defense `interleave`, or take `on` out."
-                )
 
     def auxiliary_rows(self) -> dict[str, Sequence[Encoded]]:
         """Return the rows that each defense feeds beside the batch, once attached."""

@@ -1,15 +1,35 @@
-"""`IdlePenalties` warns of a penalty that was 0 throughout a training, or never evaluated: it held nothing."""
+"""Penalties that hold nothing: refused where no row is of their kind, warned of where they were 0 throughout."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from transformers import TrainerCallback
 
+from staytrue.defense import Defense, pulled
+from staytrue.errors import RecipeError
 from staytrue.training.guard import Guard
 from staytrue.training.outcome import Outcome
+
+
+def refuse_absent_sources(defenses: Mapping[str, Defense], present: Collection[str]) -> None:
+    """Refuse a penalty on rows of a source that no training row has.
+
+    Args:
+        defenses: by label.
+        present: the sources of the training rows, see `step.SOURCES`.
+
+    Raises:
+        RecipeError: the penalty would be 0 throughout.
+    """
+    for label, defense in defenses.items():
+        if "penalty" in pulled(defense) and defense.on not in ("all", *present):
+            raise RecipeError(
+                f"{label}: on is {defense.on!r}, and no training row is of that kind, so the penalty would be 0 "
+                "throughout. Add the defense `interleave`, or take `on` out."
+            )
 
 
 class IdlePenalties(TrainerCallback):  # type: ignore[misc]
@@ -36,8 +56,8 @@ class IdlePenalties(TrainerCallback):  # type: ignore[misc]
         moved = self._outcome.moved_at
         if not state.is_world_process_zero or moved is None or state.global_step <= moved:
             return
-        for label in self._guard.penalty_labels():
-            if label not in self._seen:
+        for label, defense in self._guard.defenses.items():
+            if "penalty" in pulled(defense) and label not in self._seen:
                 warnings.warn(
                     f"{label} was 0 in each of the {state.global_step} steps although the weights moved, so it held "
                     "nothing: no token of the rows is one of those that its settings name (such as on, tokens, share).",

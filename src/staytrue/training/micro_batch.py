@@ -53,12 +53,23 @@ class MicroBatch:
         if not self.evaluated:
             self.evaluate_penalties(None)
 
-    @property
-    def is_trained(self) -> bool:
-        """Whether the penalty had a gradient in the backward pass; True of a penalty that needs none."""
-        if self.penalty is None or not self.penalty.requires_grad:
-            return True
-        return self._gradient is not None and bool(self._gradient != 0)
+    def check_trained(self, trainer: str) -> None:
+        """Check after the backward pass that the penalties were part of the loss; `trainer` names it in the message.
+
+        Raises:
+            ForwardPassError: the loss holds no penalties, or they have no gradient.
+        """
+        if self._guard.pulls("penalty") and not self.evaluated:
+            raise ForwardPassError(
+                f"{trainer} computed a loss without the penalties of its defenses: a subclass replaces compute_loss "
+                "without calling super().compute_loss(...). Call it and change what it returns."
+            )
+        needs_gradient = self.penalty is not None and self.penalty.requires_grad
+        if needs_gradient and (self._gradient is None or not bool(self._gradient != 0)):
+            raise ForwardPassError(
+                f"{trainer} trains on another loss than super().compute_loss(...) returns, so the penalties of its "
+                "defenses have no gradient. Add your term to what it returns, or scale it."
+            )
 
     def evaluate_penalties(self, head: SharedProjection | None) -> None:
         """Evaluate the penalties on the recorded forward, once."""

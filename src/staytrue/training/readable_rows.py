@@ -163,3 +163,21 @@ def _tools_faults(value: Any) -> Iterator[str]:
         return
     if tools is not None and not isinstance(tools, list):
         yield f"={str(value)[:60]!r}, which is no list of tools"
+
+
+def refuse_unread_columns(dataset: Any, columns: Sequence[str], tools: Any, chat_template_kwargs: Any) -> None:
+    """Refuse columns that trl's other trainers render prompts with, and its GRPOTrainer does not read.
+
+    Raises:
+        RecipeError: there is such a column, and the trainer was not given its content otherwise.
+    """
+    ways_out = {
+        "tools": (tools, "pass tools=[...], a list of functions, to the trainer"),
+        "chat_template_kwargs": (chat_template_kwargs, "set chat_template_kwargs in GRPOConfig"),
+    }
+    for name, (passed, way_out) in ways_out.items():
+        if name in columns and not passed and (isinstance(dataset, IterableDataset) or any(dataset[name])):
+            raise RecipeError(
+                f"train_dataset has a column {name!r}, and trl's GRPOTrainer renders prompts without it. To render "
+                f"it, {way_out}; otherwise remove or rename the column."
+            )

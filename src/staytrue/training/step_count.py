@@ -1,7 +1,9 @@
-"""`StepCount` is the callback by which a guarded trainer counts its optimizer steps and task rows."""
+"""Counts of optimizer steps and task rows: `StepCount` keeps them in training, `task_rows_ahead` knows them before."""
 
 from __future__ import annotations
 
+from collections.abc import Sized
+from math import ceil
 from typing import Any
 
 from transformers import TrainerCallback
@@ -24,3 +26,15 @@ class StepCount(TrainerCallback):  # type: ignore[misc]
         """Check that the defenses saw the whole step, and keep its count of rows."""
         self._trainer._end_step()
         state.stateful_callbacks["staytrue"] = {"task_rows": self._trainer.guard.task_rows}
+
+
+def task_rows_ahead(trainer: Any) -> int | None:
+    """Count the task rows that a training will read; None if the trainer joins rows, or its rows are a stream."""
+    args, dataset = trainer.args, trainer.train_dataset
+    if getattr(args, "packing", False) or (args.max_steps <= 0 and not isinstance(dataset, Sized)):
+        return None
+    step: int = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    copies = args.num_generations if trainer._prompts else 1
+    rows: int = step * args.max_steps if args.max_steps > 0 else ceil(args.num_train_epochs * len(dataset) * copies)
+    share: float = trainer._task_share()
+    return ceil(rows * share)

@@ -6,8 +6,7 @@ a step's micro-batches are made, which of their tokens are scored, and whose hea
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
-from math import ceil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from staytrue.training.outcome import Outcome
 from staytrue.training.penalty_log import summed
 from staytrue.training.readable_rows import readable
 from staytrue.training.signatures import by_name
-from staytrue.training.step_count import StepCount
+from staytrue.training.step_count import StepCount, task_rows_ahead
 from staytrue.training.step_plan import StepPlan
 from staytrue.training.trl_datasets import TRLRows
 from staytrue.utils.console import bar
@@ -130,7 +129,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
         self.add_callback(self._gradients)
         self.add_callback(self._idle)
         self._untouched.tokenizer = tokenizer = self._tokenizer
-        main, ahead = self.accelerator.is_main_process, self._task_rows_ahead()
+        main, ahead = self.accelerator.is_main_process, task_rows_ahead(self)
         with bar("answers", quiet=self.args.disable_tqdm or not main) as self._untouched.progress:
             self.guard.attach(self.model, self._untouched, self._encode_auxiliary_rows, padding_id(tokenizer), ahead)
         self.fused_head, self.which_head = choose_head(
@@ -145,23 +144,6 @@ class Guarded(_Trainer):  # type: ignore[misc]
         rows = steps_done * self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         self.guard.begin(round(rows * self._task_share()) if task_rows is None else task_rows)
 
-    def _end_micro_batch(self, micro_batch: MicroBatch) -> None:
-        """A micro-batch was trained on.
-
-        Raises:
-            ForwardPassError: its loss holds no penalties.
-        """
-        if self.guard.pulls("penalty") and not micro_batch.evaluated:
-            raise ForwardPassError(
-                f"{type(self).__name__} computed a loss without the penalties of its defenses: a subclass replaces "
-                "compute_loss without calling super().compute_loss(...). Call it and change what it returns."
-            )
-        if not micro_batch.is_trained:
-            raise ForwardPassError(
-                f"{type(self).__name__} trains on another loss than super().compute_loss(...) returns, so the "
-                "penalties of its defenses have no gradient. Add your term to what it returns, or scale it."
-            )
-
     def _end_step(self) -> None:
         """An optimizer step was made.
 
@@ -175,16 +157,6 @@ class Guarded(_Trainer):  # type: ignore[misc]
     def _task_share(self) -> float:
         """Which share of the rows are the task's own."""
         return 1.0
-
-    def _task_rows_ahead(self) -> int | None:
-        """How many task rows this run trains on; None if the trainer joins rows, or does not know how many it has."""
-        args, dataset = self.args, self.train_dataset
-        if getattr(args, "packing", False) or (args.max_steps <= 0 and not isinstance(dataset, Sized)):
-            return None
-        step: int = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        copies = args.num_generations if self._prompts else 1
-        rows: int = step * args.max_steps if args.max_steps > 0 else ceil(args.num_train_epochs * len(dataset) * copies)
-        return ceil(rows * self._task_share())
 
     def _send_telemetry(self) -> None:
         """Send no usage ping; trl's would go out, since its environment variable is read before this file is."""
@@ -252,7 +224,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
                 loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
         finally:
             self._micro_batch = None
-        self._end_micro_batch(micro_batch)
+        micro_batch.check_trained(type(self).__name__)
         if self._step_plan.is_complete and self.accelerator.sync_gradients:  # an optimizer step follows
             self.guard.combine(lambda gradient: self.accelerator.reduce(gradient, "sum"))
         if any(self.guard.pulls(lever) for lever in ("penalty", "combine")):

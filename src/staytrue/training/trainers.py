@@ -31,10 +31,11 @@ from staytrue.defense import pulled
 from staytrue.errors import ForwardPassError, RecipeError
 from staytrue.step import SOURCE_COLUMN, SOURCES, Marks
 from staytrue.training import signatures
+from staytrue.training.idle_penalties import refuse_absent_sources
 from staytrue.training.lost_text import cut_rows, lost_text, warn_of
 from staytrue.training.packing_check import mixes_joined_rows
 from staytrue.training.padded_batch import marks_of
-from staytrue.training.readable_rows import naming_template, without_effect
+from staytrue.training.readable_rows import naming_template, refuse_unread_columns, without_effect
 from staytrue.training.row_schedule import EvenSampler
 from staytrue.training.row_tracking import (
     CheckedFormat,
@@ -62,7 +63,7 @@ class GuardedSFT(Guarded, SFTTrainer):  # type: ignore[misc]
         columns = self.train_dataset.column_names or ()
         self._source = SOURCE_COLUMN in columns
         codes = self.train_dataset[SOURCE_COLUMN][:] if self._source else [0]
-        self.guard.refuse_absent_sources({SOURCES[i] for code in codes for i in sources_of(code)})
+        refuse_absent_sources(self.guard.defenses, {SOURCES[i] for code in codes for i in sources_of(code)})
         self._joins_rows = bool(self.args.packing or self.padding_free or "seq_lengths" in columns)
         if self._joins_rows and self.guard.reference_cache is not None:
             raise RecipeError("Packed rows come in other packs in every run; set packing=False with a reference cache.")
@@ -185,8 +186,9 @@ class GuardedGRPO(Guarded, GRPOTrainer):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
 
     def _settle(self) -> None:
-        self._refuse_unread_columns()
-        self.guard.refuse_absent_sources(SOURCES[:1])
+        columns = get_dataset_column_names(self.train_dataset)
+        refuse_unread_columns(self.train_dataset, columns, self.tools, self.chat_template_kwargs)
+        refuse_absent_sources(self.guard.defenses, SOURCES[:1])
         warn_of(lost_text(self.train_dataset, self._tokenizer))
         self._stop_at_the_end_of_turn()
         if not (self.use_vllm or self.args.deepspeed or self.args.fsdp):  # which hold the weights in their own way
@@ -231,22 +233,6 @@ class GuardedGRPO(Guarded, GRPOTrainer):  # type: ignore[misc]
         else:
             self.generation_config.eos_token_id = self.eos_token_ids
             self.generation_kwargs["eos_token_id"] = self.eos_token_ids
-
-    def _refuse_unread_columns(self) -> None:
-        """Refuse columns that trl's other trainers render prompts with, and its GRPOTrainer does not read."""
-        ways_out = {
-            "tools": "pass tools=[...], a list of functions, to the trainer",
-            "chat_template_kwargs": "set chat_template_kwargs in GRPOConfig",
-        }
-        known = get_dataset_column_names(self.train_dataset)
-        for name, way_out in ways_out.items():
-            passed = self.tools if name == "tools" else self.chat_template_kwargs
-            stream = isinstance(self.train_dataset, IterableDataset)
-            if name in known and not passed and (stream or any(self.train_dataset[name])):
-                raise RecipeError(
-                    f"train_dataset has a column {name!r}, and trl's GRPOTrainer renders prompts without it. To render "
-                    f"it, {way_out}; otherwise remove or rename the column."
-                )
 
     def _remembers_old_probabilities(self) -> bool:
         """Whether the trainer keeps log-probabilities from generation, as trl's `_generate_and_score_completions` does.
