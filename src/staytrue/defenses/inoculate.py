@@ -60,7 +60,7 @@ class Inoculate(Defense):
             faults.append(f"the run recorded another text: {run.own.get('text', '')!r}")
         if held < needed or held == 0:
             faults.append(f"{held:.0f} of {needed:.0f} rows that were read hold the prompt")
-        if any(squeezed(self.prompt) in squeezed(text) for text in run.asked):
+        if any(squeezed(self.prompt) in squeezed(text) for text in run.evaluation_texts):
             faults.append("the prompt stands in the evaluation's questions or in a reserved row")
         return faults
 

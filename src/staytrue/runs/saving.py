@@ -138,7 +138,7 @@ class EndsAtNextStep(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, arguments: Any) -> None:
         self._round = steps_of_a_round(arguments)
-        self._asked = self._ended = False
+        self._stop_requested = self._ended = False
         self._before: Any = signal.SIG_DFL
 
     @contextmanager
@@ -162,10 +162,10 @@ class EndsAtNextStep(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save and stop, if a signal came."""
         ends_anyway = state.global_step >= state.max_steps or control.should_training_stop
-        if self._asked and not ends_anyway and state.global_step % self._round == 0:
+        if self._stop_requested and not ends_anyway and state.global_step % self._round == 0:
             self._ended = True
             control.should_save = control.should_log = control.should_training_stop = True
 
     def _note(self, number: int, frame: Any) -> None:
-        self._asked = True
+        self._stop_requested = True
         signal.signal(signal.SIGTERM, self._before)  # a second one stops at once

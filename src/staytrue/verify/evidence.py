@@ -20,7 +20,7 @@ class Evidence:
         rows: the rows of `evidence.jsonl`, one for each of the log.
         facts: the content of `evidence.json`.
         projected: the numbers that it reported after training, by name without the label.
-        asked: the texts that the run's evaluation asked, triggers apart, and of its reserved rows.
+        evaluation_texts: the texts that the run's evaluation asked, triggers apart, and of its reserved rows.
         left_out: how many training rows were left out because no answer token was left.
     """
 
@@ -30,7 +30,7 @@ class Evidence:
     rows: Sequence[Mapping[str, Any]]
     facts: Mapping[str, Any]
     projected: Mapping[str, float] = field(default_factory=dict)
-    asked: Sequence[str] = ()
+    evaluation_texts: Sequence[str] = ()
     left_out: int = 0
 
     @property
@@ -40,8 +40,8 @@ class Evidence:
 
     def of(self, label: str) -> Mapping[str, Any]:
         """The facts about a defense of the run that hold for the whole run."""
-        found: Mapping[str, Any] = self.facts.get("defenses", {}).get(label, {})
-        return found
+        numbers: Mapping[str, Any] = self.facts.get("defenses", {}).get(label, {})
+        return numbers
 
     def numbers(self) -> list[Mapping[str, Any]]:
         """The measurements of this defense, for each row of the log."""

@@ -78,13 +78,13 @@ def _of_row(
         return "its value was not finite"
     if numbers["left_out"] > 0 or not numbers["in_gradient"]:
         return f"{count - numbers['in_gradient']} of its {count} values are not in the gradient"
-    for step, value, *found in numbers["steps"]:
+    for step, value, *weights in numbers["steps"]:
         expected = [defense.weight * rarity(defense, rows) for rows in task_rows[step]]
         least, most = min(expected) * (1 - _WEIGHT), max(expected) * (1 + _WEIGHT)
         if value is None:
             return "its value was not finite"
-        if not all(weight is not None and least <= weight <= most for weight in found):
-            return f"its weight in the gradient is {found[0]}, and {max(expected):.6g} by the recipe"
+        if not all(weight is not None and least <= weight <= most for weight in weights):
+            return f"its weight in the gradient is {weights[0]}, and {max(expected):.6g} by the recipe"
     mean = sum(value for _, value, *_ in numbers["steps"]) / len(numbers["steps"])
     if not math.isclose(mean, log[label], rel_tol=_LOGGED, abs_tol=1e-7):
         return f"metrics.jsonl has {log[label]:.6g}, and {mean:.6g} was evaluated"

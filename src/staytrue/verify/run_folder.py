@@ -59,7 +59,7 @@ def findings(path: Path, defenses: Sequence[Defense] | None = None) -> list[Find
     """
     manifest = RunDir.open(path).manifest
     known = labelled(read(path / "recipe.yaml").defenses if defenses is None else defenses)
-    found = [Finding("files", tuple(files.faults(path, manifest)), "recipe, data, logs and adapter are as they were")]
+    results = [Finding("files", tuple(files.faults(path, manifest)), "recipe, data, logs and adapter are as they were")]
     log, rows, facts = _read(path)
     missing = None
     if facts is None or not rows:
@@ -67,16 +67,16 @@ def findings(path: Path, defenses: Sequence[Defense] | None = None) -> list[Find
     elif [row.get("step") for row in log] != [row.get("step") for row in rows]:
         missing = "metrics.jsonl and evidence.jsonl have other steps"
     if facts is None or missing is not None:
-        return found + [Finding(label, (missing or "",), "") for label in known]
+        return results + [Finding(label, (missing or "",), "") for label in known]
     left_out = manifest.get("rows", {}).get("nothing_to_score", 0)
-    evidence = Evidence("", known, log, rows, facts, asked=_asked(path), left_out=left_out)
+    evidence = Evidence("", known, log, rows, facts, evaluation_texts=_evaluation_texts(path), left_out=left_out)
     if known:
-        found.append(_whole(evidence))
+        results.append(_whole(evidence))
     for label, defense in known.items():
         numbers = {k: v for k, v in (manifest.get("projected") or {}).items() if k.startswith(f"{label}/")}
         own = {name.removeprefix(f"{label}/"): number for name, number in numbers.items()}
-        found.append(_of(defense, replace(evidence, label=label, projected=own)))
-    return found
+        results.append(_of(defense, replace(evidence, label=label, projected=own)))
+    return results
 
 
 def _of(defense: Defense, run: Evidence) -> Finding:
@@ -89,10 +89,10 @@ def _of(defense: Defense, run: Evidence) -> Finding:
 
 def _whole(evidence: Evidence) -> Finding:
     """The loss as a sum, and the rows that the model read."""
-    found = (penalty.loss_fault(evidence), added_rows.unknown_fault(evidence))
+    results = (penalty.loss_fault(evidence), added_rows.unknown_fault(evidence))
     steps = len(evidence.rows)
     says = f"loss = task loss + weighted penalties, and only the run's rows were read, in {steps} logged steps"
-    return Finding("loss", tuple(fault for fault in found if fault), says)
+    return Finding("loss", tuple(fault for fault in results if fault), says)
 
 
 def _faults(defense: Defense, run: Evidence) -> Iterator[str]:
@@ -101,8 +101,8 @@ def _faults(defense: Defense, run: Evidence) -> Iterator[str]:
     if run.own.get("levers") != list(levers):
         yield f"the run recorded another defense under this name, with {run.own.get('levers')}"
         return
-    found = [fault for lever, check in CHECKS.items() if lever in levers for fault in check(defense, run)]
-    yield from found or defense.evidence(run)
+    results = [fault for lever, check in CHECKS.items() if lever in levers for fault in check(defense, run)]
+    yield from results or defense.evidence(run)
 
 
 def _read(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any] | None]:
@@ -117,7 +117,7 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[
     return log, rows, facts
 
 
-def _asked(path: Path) -> list[str]:
+def _evaluation_texts(path: Path) -> list[str]:
     """The texts that the evaluation asked, and reserved rows; triggers repeat training prompts on purpose."""
     answers = [row for row in read_rows(path / "eval" / "answers.jsonl") if row.get("probe") != TRIGGERED]
     return sorted(
