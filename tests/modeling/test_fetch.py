@@ -161,4 +161,4 @@ def test_the_command_prints_the_folder_or_refuses_another_name(cache, pip, conve
     out, err = capsys.readouterr()
     assert (ended.value.code or 0) == code
     assert out == (f"{cache / 'smollm2'}\n" if code == 0 else "")
-    assert ("93 MB" if code == 0 else "no model 'smollm3', only smollm2") in err
+    assert ("93 MB" if code == 0 else "only smollm2 can be fetched") in err
