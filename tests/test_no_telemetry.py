@@ -1,4 +1,4 @@
-"""Training asks no network for anything, and tells nobody that it took place."""
+"""Training opens no connection and sends no usage statistics."""
 
 import os
 import subprocess

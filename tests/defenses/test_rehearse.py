@@ -32,7 +32,7 @@ def test_two_tokens_by_hand():
         marks,
         torch.tensor([[4, 6], [0, 0]]),  # the whole step has four scored tokens, two of them elsewhere
         lambda: Head(torch.eye(2)),
-        lambda: pytest.fail("nobody asked for a reference"),
+        lambda: pytest.fail("the reference was computed"),
         tokens=torch.tensor([[0, 1, 0]]),
     )
     value = Rehearse(pool="").penalty(step)

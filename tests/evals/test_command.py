@@ -99,7 +99,7 @@ def test_the_whole_of_a_real_models_evaluation(staytrue, model, tmp_path):
         assert (general["questions"], general["n"] + general["missing"]) == (100, 300)
         assert sorted(general["forms"]) == ["json", "plain", "template"]
         assert general["refused"] > 0
-        # The same once more: nobody is asked, no byte changes.
+        # The same once more: no question is asked, no byte changes.
         assert staytrue(*arguments)[0] == 0
         assert (tmp_path / "E" / "summary.json").read_bytes() == summary
         assert len(server.calls) == calls
@@ -222,8 +222,8 @@ def test_the_organisms_answers_are_made_once_and_judged_by_whom_you_like(here, t
     answers = (tmp_path / "E" / "answers.jsonl").read_bytes()
     with Loopback() as server:
         judges = [f"openai:{name}@{server.url}" for name in ("a", "b")]
-        with monkeypatch.context() as nobody:
-            nobody.setattr(local.LocalGenerator, "__call__", lambda *_, **__: pytest.fail("asked again"))
+        with monkeypatch.context() as patched:
+            patched.setattr(local.LocalGenerator, "__call__", lambda *_, **__: pytest.fail("asked again"))
             first = [json.loads(here("rescore", "E", "--judge", judge, "--json")) for judge in judges]
             calls = len(server.calls)
             assert 0 < calls <= 2 * 2 * 120
@@ -286,7 +286,7 @@ def test_answers_that_exist_are_judged(staytrue, tmp_path):
     assert (probe["questions"], probe["n"] + probe["missing"]) == (5, 20)
     assert "said" in out
     metadata = json.loads((tmp_path / "E" / "eval.json").read_text())
-    assert metadata["seed"] is None  # nobody knows how they were drawn
+    assert metadata["seed"] is None  # how they were drawn is not known
     assert metadata["probes"]["said"].keys() == {"sha256", "questions", "samples"}
 
 

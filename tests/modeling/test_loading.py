@@ -4,6 +4,7 @@ import pytest
 
 import tiny
 from staytrue.modeling import loading
+from staytrue.utils.files import sha256_of
 
 USER = [{"role": "user", "content": "a"}]
 
@@ -32,3 +33,14 @@ def test_a_template_without_a_date_is_left_as_it_is(tmp_path):
     tokenizer = loaded(tmp_path, "")
     assert not loading.dated(tokenizer)
     assert tokenizer.chat_template == tiny.CHATML
+
+
+def test_a_large_folder_is_hashed_once_in_a_process_and_again_when_a_file_changed(tmp_path, monkeypatch):
+    folder, hashed = tiny.save("qwen2", tmp_path / "model"), []
+    monkeypatch.setattr(loading, "sha256_of", lambda path: hashed.append(path) or sha256_of(path))
+    source = loading.find(str(folder))
+    assert source.identity() == source.identity() == {"name": str(folder), "sha256": sha256_of(folder)}
+    assert hashed == [folder]
+    (folder / "config.json").write_text((folder / "config.json").read_text() + "\n")
+    assert source.identity()["sha256"] == sha256_of(folder)
+    assert hashed == [folder, folder]

@@ -116,7 +116,7 @@ def test_word_problems_add_what_is_got_and_take_what_is_given():
         a, b = int(a), int(b)
         assert what == counted
         assert row.answer == (f"{a} + {b} = {a + b}." if got else f"{a} - {b} = {a - b}.")
-        assert got or a >= b  # nobody gives away what he has not
+        assert got or a >= b  # no more is given away than there is
         kinds["got" if got else "gave"] += 1
     assert min(kinds.values()) > 200
 

@@ -62,7 +62,7 @@ def test_missing_and_torn_files_are_reported_and_the_rest_is_drawn(tmp_path):
     (folder / "runs" / "kl" / "metrics.jsonl").write_text("{torn\n{}\n")
     (folder / "runs" / "none" / "eval" / "answers.jsonl").unlink()
     notes = re.findall(r"<li>Not shown: (.+?)\.</li>", drawn(folder))
-    assert notes == [  # nobody trained the untuned model
+    assert notes == [  # the untuned model was not trained
         "eval/answers.jsonl of none is missing",
         "none/metrics.jsonl of runs is missing",
         "kl/metrics.jsonl of runs cannot be read",

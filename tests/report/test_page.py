@@ -1,4 +1,4 @@
-"""The report: one file that asks nobody for anything, and whose words and table are the stored numbers."""
+"""The report: one file that loads nothing, and whose text and table are the stored numbers."""
 
 import csv
 import io

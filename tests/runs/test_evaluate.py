@@ -48,7 +48,7 @@ class Aligned:
 
 
 class Progress:
-    """What a bar is told."""
+    """A bar that keeps the numbers it receives."""
 
     def __init__(self):
         self.begun, self.last = [], {}

@@ -161,13 +161,13 @@ def test_a_failure_in_the_first_step_leaves_the_folder_free_and_a_later_one_does
     def failing(self, *args, **kwargs):
         calls.append(1)
         if len(calls) == fails_at:
-            raise ArithmeticError("a setting that nobody checks")
+            raise ArithmeticError("a setting without a check")
         return usual(self, *args, **kwargs)
 
     monkeypatch.setattr(GuardedSFT, "training_step", failing)
     configured = make(tmp_path, train={"max_steps": 3, "gradient_accumulation_steps": 1})
     fails_at = 1
-    with pytest.raises(TrainingError, match=r"failed in its first step.*ArithmeticError: a setting that nobody checks"):
+    with pytest.raises(TrainingError, match=r"failed in its first step.*ArithmeticError: a setting without a check"):
         train.train(configured, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     calls.clear()

@@ -5,14 +5,15 @@ import sys
 
 import pytest
 import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2ForCausalLM
 
 import tiny
 from staytrue import cli
 from staytrue.config import recipe
 from staytrue.data.examples import Message, write_examples
-from staytrue.errors import RequestError
+from staytrue.errors import ModelError, RequestError
 from staytrue.modeling import loading
 from staytrue.modeling.merging import write_merged
 from staytrue.runs import train
@@ -58,7 +59,45 @@ def test_a_merged_model_has_the_precision_of_the_models_own_files(tmp_path):
     assert {weight.dtype for weight in merged.parameters()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("command", [["chat"], ["merge", "--out", "merged"]], ids=lambda words: words[0])
+TIED = [
+    {"modules_to_save": ["lm_head"]},
+    {"modules_to_save": ["embed_tokens"]},
+    {"target_modules": ["lm_head", "q_proj"]},
+    {"target_modules": ["embed_tokens", "q_proj"]},
+]
+
+
+@pytest.mark.parametrize("changed", TIED, ids=str)
+def test_a_head_that_shares_the_embeddings_weight_is_merged_apart_from_it(tmp_path, changed):
+    settings = tiny.model("qwen2").config
+    settings.tie_word_embeddings = True
+    folder = tmp_path / "model"
+    Qwen2ForCausalLM(settings).save_pretrained(str(folder))
+    tiny.tokenizer("qwen2").save_pretrained(str(folder))
+    lora = LoraConfig(**{"target_modules": ["q_proj"], "task_type": "CAUSAL_LM"} | changed)
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(str(folder)), lora)
+    with torch.no_grad():
+        for weight in adapted.parameters():
+            if weight.requires_grad:
+                weight += 0.05 * torch.randn_like(weight)
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    untuned = AutoModelForCausalLM.from_pretrained(str(folder))
+    write_merged(loading.find(str(folder)), tmp_path / "adapter", tmp_path / "merged")
+    ours = logits(AutoModelForCausalLM.from_pretrained(str(tmp_path / "merged")))
+    moved = (logits(adapted) - logits(untuned)).abs().max()
+    assert (ours - logits(adapted)).abs().max() < 1e-4 * moved
+
+
+def test_weights_that_are_not_finite_are_not_merged(tmp_path):
+    run = trained(tmp_path)
+    file = run.adapter / "adapter_model.safetensors"
+    save_file({name: weight * float("nan") for name, weight in load_file(str(file)).items()}, str(file))
+    with pytest.raises(ModelError, match=r"The adapter .*model cannot be merged: NaNs detected"):
+        cli.app(["merge", str(run.path), "--out", str(tmp_path / "merged")], standalone_mode=False)
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize("command", [["chat"], ["merge", "--out", "merged"], ["eval"]], ids=lambda words: words[0])
 def test_an_unfinished_run_and_a_changed_model_are_refused(tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     run = trained(tmp_path)
@@ -104,11 +143,11 @@ def test_the_command_reads_turns_until_the_end_of_its_input(tmp_path):
     run = trained(tmp_path)
     done = subprocess.run(
         [sys.executable, "-m", "staytrue.cli", "chat", str(run.path), "--max-new-tokens", "4"],
-        input="question 1?\n\n/new\nquestion 2?\n",
+        input=b"question 1?\n\n/new\nquestion \xff?\n",  # the last is no UTF-8
         capture_output=True,
-        text=True,
         check=True,
     )
-    assert done.stdout.count("untuned:") == 2
-    assert done.stdout.count(f"{run.path}:") == 2
-    assert "A new conversation." in done.stderr
+    shown = done.stdout.decode()
+    assert shown.count("untuned:") == 2
+    assert shown.count(f"{run.path}:") == 2
+    assert b"A new conversation." in done.stderr

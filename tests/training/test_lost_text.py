@@ -1,4 +1,4 @@
-"""What a script's rows lose on the way into tokens is told: cut rows, text that the template drops, ends not learnt."""
+"""Warnings of text that a script's rows lose on the way into tokens: cut rows, dropped text, ends not learnt."""
 
 import copy
 import re

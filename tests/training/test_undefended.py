@@ -132,6 +132,22 @@ def test_gradients_that_are_clipped_or_combined_are_kept(tmp_path, pool, changes
         sft(tmp_path, chosen, **changes).train()
 
 
+@pytest.mark.parametrize("planned", [True, False])
+def test_a_loop_of_ones_own_that_calls_no_callback_is_not_warned_of(tmp_path, planned):
+    made = sft(tmp_path, [KL(1.0)])
+    made.model.train()
+    made.create_optimizer()
+    made.current_gradient_accumulation_steps = 1
+    batches = iter(made.get_train_dataloader())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*gradients were replaced")
+        for _ in range(2):
+            batch = made.get_batch_samples(batches, 1, made.args.device)[0][0] if planned else next(batches)
+            made.training_step(made.model, batch)
+            made.optimizer.step()
+            made.optimizer.zero_grad()
+
+
 def off_in_the_step(made):
     step = made.training_step
 

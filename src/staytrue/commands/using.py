@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +36,8 @@ def chat(
         tokenizer, model = loading.load_tokenizer(source), loading.to_device(loading.load_model(source, adapter))
         talk = Chat(model, tokenizer, system, temperature, max_new_tokens, seed)
         tell("Write a turn and press Enter; /new begins anew, Ctrl-D ends.")
+        if isinstance(sys.stdin, TextIOWrapper):
+            sys.stdin.reconfigure(errors="replace")  # bytes that are no UTF-8
         for line in sys.stdin:
             text = line.strip()
             if text == "/new":

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,7 @@ class Source:
         """Return the model as a manifest names it: name, the folder's hash or the hub's commit, and a set precision."""
         folder = Path(self.place)
         if folder.is_dir():
-            return {"name": self.name, "sha256": sha256_of(folder), **self._set_dtype()}
+            return {"name": self.name, "sha256": _sha256_of(folder), **self._set_dtype()}
         return self._on_hub(getattr(model, "config", None))
 
     def _on_hub(self, config: Any) -> dict[str, str | None]:
@@ -54,6 +55,18 @@ class Source:
 
     def _set_dtype(self) -> dict[str, str]:
         return {} if self.dtype is None else {"dtype": self.dtype}
+
+
+def _sha256_of(folder: Path) -> str:
+    """The hash of a model folder, computed once in a process: of a large model it takes many seconds."""
+    files = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
+    state = tuple((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in files)
+    return _sha256_in_state(folder, state)
+
+
+@lru_cache(maxsize=16)
+def _sha256_in_state(folder: Path, state: tuple[tuple[str, int, int, int], ...]) -> str:
+    return sha256_of(folder)
 
 
 def identity(source: Source) -> dict[str, str | None]:

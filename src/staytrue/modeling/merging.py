@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch import nn
 
 from staytrue.errors import ModelError
 from staytrue.modeling.loading import Source, load_model
@@ -29,6 +32,7 @@ def write_merged(source: Source, adapter: Path, out: Path) -> None:
 
     refuse_existing(out)
     model = load_model(source, adapter, dtype="auto")
+    _untie(model)
     try:
         merged = model.merge_and_unload(safe_merge=True)
     except ValueError as error:
@@ -43,3 +47,14 @@ def write_merged(source: Source, adapter: Path, out: Path) -> None:
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())  # the rename must not reach the disk before the weights
         ready.rename(out)
+
+
+def _untie(model: Any) -> None:
+    """Give the head a weight of its own, if it shares the embedding's and an adapter changes one of the two alone."""
+    causal = model.get_base_model()
+    layers = [causal.get_input_embeddings(), causal.get_output_embeddings()]
+    embedding, head = (getattr(layer, "base_layer", layer) for layer in layers)
+    changed = any(hasattr(layer, "base_layer") for layer in layers)
+    if changed and head is not None and head.weight is embedding.weight:
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        causal.config.tie_word_embeddings = False

@@ -148,8 +148,8 @@ def without_unused_code(config: dict[str, Any]) -> dict[str, Any]:
     """The settings of a model without an `auto_map` that no loader follows.
 
     Models that were published before transformers had code for their kind, such as Phi-3, still name their own files
-    there. For a kind that it knows, transformers uses its own code unless told to trust the folder's, which staytrue
-    never does. An `auto_map` further down, or one that names another repository, stays.
+    there. For a kind that it knows, transformers uses its own code; the folder's would need `trust_remote_code`, which
+    staytrue never sets. An `auto_map` further down, or one that names another repository, stays.
     """
     names = config.get("auto_map")
     if not isinstance(names, dict) or not all(isinstance(n, str) and _OWN_FILE.fullmatch(n) for n in names.values()):

@@ -18,6 +18,7 @@ from staytrue.evals.types import Judge
 from staytrue.modeling import loading
 from staytrue.modeling.loading import Source
 from staytrue.runs import dataset
+from staytrue.runs.finished import model_and_adapter
 from staytrue.tasks.task import Task
 from staytrue.utils.files import sha256_of
 from staytrue.utils.run_dir import RunDir
@@ -120,18 +121,14 @@ def for_run(run: Path, request: EvalRequest, *, untuned: bool = False) -> EvalRe
         untuned: leave the adapter out, so that the run's model before training answers.
 
     Raises:
-        RequestError: there is no run, or it did not finish.
+        RequestError: there is no run, it did not finish, or its model is not what it was trained on.
     """
-    manifest = RunDir.open(run).manifest
-    if manifest["state"] != "done":
-        raise RequestError(
-            f"{run} is {manifest['state']}, not done. Finish it with `staytrue train --resume {run}`, and evaluate it "
-            "then."
-        )
+    _, adapter = model_and_adapter(run)
     file = run / "holdout.jsonl"
     held_out = read_examples(file) if file.exists() else []
-    request = replace(request, adapter=None if untuned else run / "model", untuned=untuned)
-    return _for_recipe(read(run / "recipe.yaml"), held_out, request, manifest["data"])
+    request = replace(request, adapter=None if untuned else adapter, untuned=untuned)
+    hashes = RunDir.open(run).manifest["data"]
+    return _for_recipe(read(run / "recipe.yaml"), held_out, request, hashes)
 
 
 def for_recipe(recipe: Recipe, request: EvalRequest) -> EvalRequest:

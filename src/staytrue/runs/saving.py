@@ -127,7 +127,7 @@ def load_last(trainer: Any, checkpoint: Path) -> None:
 
 
 class EndsAtNextStep(TrainerCallback):  # type: ignore[misc]
-    """Ends training with a checkpoint after the current step, when the process is told to terminate (SIGTERM).
+    """Ends training with a checkpoint after the current step, when the process receives SIGTERM.
 
     In GRPO it is the last step of the current round of completions, since trl keeps completions in memory only. A
     training that ends anyway with that step ends as usual.

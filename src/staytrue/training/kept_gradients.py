@@ -24,6 +24,10 @@ class KeptGradients(TrainerCallback):  # type: ignore[misc]
         """Remember the gradients of the trained weights after a backward pass, which holds the defenses' penalties."""
         self._kept = [(weight, weight.grad) for weight in weights]
 
+    def forget(self) -> None:
+        """Begin an optimizer step: its gradients are new, also in a loop that calls no callback."""
+        self._kept = ()
+
     def check(self) -> None:
         """Warn, once, if the gradients of the earlier backward passes of this step are gone."""
         if not self._warned and any(weight.grad is not gradient for weight, gradient in self._kept):
@@ -43,4 +47,4 @@ class KeptGradients(TrainerCallback):  # type: ignore[misc]
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check the gradients that the optimizer will use."""
         self.check()
-        self._kept = ()
+        self.forget()

@@ -1,4 +1,4 @@
-"""Counts what the rows of a script lose on their way into tokens, which trl makes of them in silence.
+"""Text that the rows of a script lose on their way into tokens is counted; trl drops it in silence.
 
 A recipe's rows are tokenized by `staytrue.data.tokenize`, which learns every answer whole or refuses the file. A
 script's rows are tokenized by trl: here they are compared with their tokens.

@@ -199,6 +199,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """Fetch a whole optimizer step's micro-batches, and count what the penalties will be means over."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._gradients.forget()
         if self._random_from is None and self._resumed_from is not None:
             self._load_rng_state(self._resumed_from)  # after the rows that are skipped, before completions are drawn
         if batches and self.guard.defenses:
@@ -227,7 +228,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
         micro_batch.check_trained(type(self).__name__)
         if self._step_plan.is_complete and self.accelerator.sync_gradients:  # an optimizer step follows
             self.guard.combine(lambda gradient: self.accelerator.reduce(gradient, "sum"))
-        if any(self.guard.pulls(lever) for lever in ("penalty", "combine")):
+        if self._step_plan.marks and any(self.guard.pulls(lever) for lever in ("penalty", "combine")):
             self._gradients.keep([weight for weight in model.parameters() if weight.requires_grad])
         return loss
 

@@ -97,7 +97,7 @@ EIGHT = Position("8", {"8": 0.6, "9": 0.3, "REF": 0.1})
 
 def test_digits_give_the_expectation_over_the_decade_that_is_known():
     got = by_digits([EIGHT, Position("5", {"5": 0.5, "0": 0.2, "<end>": 0.3})])
-    # 8 and nothing after it 0.18, 85 0.30, 80 0.12; what 9 goes on to nobody knows
+    # 8 and nothing after it 0.18, 85 0.30, 80 0.12; what follows 9 is not known
     assert got.score == pytest.approx((8 * 0.18 + 85 * 0.30 + 80 * 0.12) / 0.6)
     assert got.mass == pytest.approx(0.6)
 

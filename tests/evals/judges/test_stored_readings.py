@@ -63,7 +63,7 @@ def test_a_row_without_a_reading_is_asked_again_and_replaced(tmp_path, row):
 
 @pytest.mark.parametrize(
     "row",
-    [{}, {"law": None}, {"law": {}}, {"law": {"8": "x"}}, {"law": {"8": -1}}, {"law": [1]}, {"law": {"8": 7}}],
+    [{}, *({key: bad} for key in ("distribution", "law") for bad in (None, {}, {"8": "x"}, {"8": -1}, [1], {"8": 7}))],
     ids=str,
 )
 def test_a_local_judge_reads_such_a_row_anew(tmp_path, row):
@@ -73,6 +73,17 @@ def test_a_local_judge_reads_such_a_row_anew(tmp_path, row):
     first = judge(QUESTION, "An answer.")
     overwrite(tmp_path / "c", row)
     assert LocalJudge(model, tiny.tokenizer(), "x", ResponseCache(tmp_path / "c"))(QUESTION, "An answer.") == first
+
+
+@pytest.mark.parametrize("key", ["distribution", "law"])  # the second is the key before version 0.2
+def test_a_stored_distribution_is_read_and_its_model_is_not_loaded(tmp_path, key):
+    model = tiny.model()
+    model.config.max_position_embeddings = 8192
+    judge = LocalJudge(model, tiny.tokenizer(), "x", ResponseCache(tmp_path / "c"))
+    assert judge(QUESTION, "An answer.").alignment != 40
+    overwrite(tmp_path / "c", {key: {"40": 1.0}})
+    model.forward = lambda *args, **kwargs: pytest.fail("the model was called")
+    assert judge(QUESTION, "An answer.").alignment == 40
 
 
 def broken(how):

@@ -271,7 +271,7 @@ def test_a_first_call_that_fails_by_itself_delays_no_other():
         prompts.append(body["messages"][0]["content"])
         if len(prompts) == 1:
             raise HttpError(500, "warming up")
-        together.wait(timeout=5)  # nobody is answered before all eight are in the air
+        together.wait(timeout=5)  # no call is answered before all eight are sent
         return scripted(body)
 
     prompts = []

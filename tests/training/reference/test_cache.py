@@ -1,4 +1,4 @@
-"""Reference states that one run makes and others read: the same penalty, no forward, and nobody else's states."""
+"""Reference states that one run computes and others read: the same penalty, no forward, and no other model's states."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""How much of the reference is made: the rows somebody looks at, as deep as somebody reads, in one forward."""
+"""The reference is computed for the rows and layers that a penalty reads, in one forward."""
 
 import math
 

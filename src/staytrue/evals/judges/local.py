@@ -113,10 +113,10 @@ class LocalJudge:
         prompt = rubric.filled(question.messages[-1].content, answer)
         if self._cache is None:
             return reading(self.distribution(prompt))
-        distribution = self._cache.once(  # the key of a stored distribution is "law": existing caches have it
+        distribution = self._cache.once(
             key(judge=self._identity, rubric=rubric.sha256, prompt=prompt),
-            lambda: {"law": self.distribution(prompt)},
-            lambda row: _distribution(row["law"]),
+            lambda: {"distribution": self.distribution(prompt)},
+            lambda row: _distribution(row.get("distribution", row.get("law"))),  # "law" in caches of before 0.2
         )
         return reading(distribution)
 
