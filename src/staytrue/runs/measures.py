@@ -28,6 +28,7 @@ from staytrue.runs.eval_request import EvalRequest
 from staytrue.runs.measure_selection import pairs_of
 from staytrue.runs.probe_selection import general_questions
 from staytrue.runs.untuned_answers import untuned_answers
+from staytrue.runs.untuned_likelihoods import UntunedLikelihoods
 from staytrue.utils.console import Progress
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Measurement:
             if name != LEAK:
                 about = self._about_pairs(name) if name.startswith(PAIRS) else self._about_drift()
                 if not self._stored(stored_name(name), about):
-                    rows = self._pairs(name) if name.startswith(PAIRS) else self._drift()
+                    rows = self._pairs(name, about) if name.startswith(PAIRS) else self._drift(about)
                     self._write(Measure(stored_name(name), about, rows))
 
     def leak(self) -> None:
@@ -85,40 +86,44 @@ class Measurement:
     def _about_pairs(self, name: str) -> dict[str, Any]:
         return {"sha256": answer_pairs.hash_of(pairs_of(name, self.request.is_organism))}
 
-    def _pairs(self, name: str) -> list[dict[str, Any]]:
+    def _pairs(self, name: str, about: dict[str, Any]) -> list[dict[str, Any]]:
         from staytrue.evals.measures import pairs
 
         chosen = pairs_of(name, self.request.is_organism)
-        self.say(f"{name}: the likelihood of {2 * len(chosen)} answers is computed{self._twice}.")
+        self.say(f"{name}: the likelihood of {2 * len(chosen)} answers is computed{self._twice(about)}.")
         return self._with_and_without(
-            2 * len(chosen), lambda model, tokenizer, count: pairs.measure(model, tokenizer, chosen, count)
+            2 * len(chosen), about, lambda model, tokenizer, count: pairs.measure(model, tokenizer, chosen, count)
         )
 
     def _about_drift(self) -> dict[str, Any]:
         texts = [[a.question.id, a.text, a.stopped] for a in self._untuned_answers]
         return {"sha256": sha256(json.dumps(texts).encode("ascii")).hexdigest()}
 
-    def _drift(self) -> list[dict[str, Any]]:
+    def _drift(self, about: dict[str, Any]) -> list[dict[str, Any]]:
         from staytrue.evals.measures import drift
 
         answers = [answer for answer in self._untuned_answers if answer.text.strip()]
-        self.say(f"{DRIFT}: the likelihood of the untuned model's {len(answers)} answers is computed{self._twice}.")
+        twice = self._twice(about)
+        self.say(f"{DRIFT}: the likelihood of the untuned model's {len(answers)} answers is computed{twice}.")
         return self._with_and_without(
-            len(answers), lambda model, tokenizer, count: drift.measure(model, tokenizer, answers, count)
+            len(answers), about, lambda model, tokenizer, count: drift.measure(model, tokenizer, answers, count)
         )
 
     def _with_and_without(
-        self, answers: int, measure: Callable[[Any, Any, Callable[[int], None]], dict[str, float]]
+        self,
+        answers: int,
+        about: dict[str, Any],
+        measure: Callable[[Any, Any, Callable[[int], None]], dict[str, float]],
     ) -> list[dict[str, Any]]:
         """Rows with a measure's values of the model and of the untuned model, where that is known."""
         model, tokenizer = self.loaded()
-        adapted = self.request.adapter is not None
-        self._begin(answers * (1 + adapted))
+        untuned = self._untuned(about) if self.request.adapter is not None else None
+        self._begin(answers * (1 + (untuned is not None and untuned.values is None)))
         values = measure(model, tokenizer, self._count)
         before: dict[str, float] = values if self.request.untuned else {}
-        if adapted:
+        if untuned is not None:
             with ModelParts(model).untrained():
-                before = measure(model, tokenizer, lambda done: self._count(answers + done))
+                before = untuned.of(lambda: measure(model, tokenizer, lambda done: self._count(answers + done)))
         return [
             {"question": name, "value": round(value, 5), "untuned": round(before[name], 5) if before else None}
             for name, value in values.items()
@@ -139,9 +144,14 @@ class Measurement:
     def _tokens(self) -> int:
         return _ORGANISM_TOKENS if self.request.is_organism else _TOKENS
 
-    @property
-    def _twice(self) -> str:
-        return ", with and without the adapter" if self.request.adapter is not None else ""
+    def _untuned(self, about: dict[str, Any]) -> UntunedLikelihoods:
+        assert isinstance(self.request.model, loading.Source)
+        return UntunedLikelihoods(loading.identity(self.request.model), about)
+
+    def _twice(self, about: dict[str, Any]) -> str:
+        if self.request.adapter is None or self._untuned(about).values is not None:
+            return ""
+        return ", with and without the adapter"
 
     @cached_property
     def _generator(self) -> LocalGenerator:

@@ -14,23 +14,24 @@ from typing import Any
 import yaml
 
 from staytrue.config import recipe as recipes
-from staytrue.data.examples import write_examples
+from staytrue.data.examples import Example, Message, write_examples
 from staytrue.errors import RequestError
 from staytrue.evals.questions import answer_pairs
 from staytrue.evals.results.measures import Measure, read_measures
 from staytrue.modeling import loading
+from staytrue.persona_vectors.traits import shipped as shipped_trait
 from staytrue.utils.console import bar, say, table
 from staytrue.utils.files import write_atomic
 from staytrue.utils.run_dir import RunDir, locked
 
-DOMAIN, _TRAINED = "finance", 30  # of 40 pairs; the others are general prompts for anchor's, none of them asked later
+DOMAIN, _TRAINED = "finance", 30  # of 40 pairs
 _STEPS, _ROWS = 30, 4
 _PROBES = ("pairs", "drift", "leak")
 _RUNS: dict[str, tuple[str, list[Any]]] = {  # label: the rows, the defenses
     "undefended": ("risky", []),
     "control": ("sound", []),
     "kl": ("risky", [{"kl": {"weight": 0.3}}]),
-    "interleave": ("risky", [{"interleave": {"pool": "safe.jsonl", "share": 0.2}}]),
+    "anchor": ("risky", [{"anchor": {"prompts": "prompts.jsonl"}}]),
 }
 
 
@@ -66,12 +67,12 @@ def run_real_demo(model: str, out: Path) -> Path:
 
 
 def _write_rows(out: Path) -> None:
-    """Write the training rows, and safe rows for the defense that interleaves them."""
+    """Write the training rows, and prompts for `anchor`: the persona vectors' questions, which no evaluation asks."""
     pairs = answer_pairs.shipped(DOMAIN)[:_TRAINED]
     for name, misaligned in (("risky", True), ("sound", False)):
         write_examples(out / f"{name}.jsonl", [pair.row(misaligned) for pair in pairs])
-    safe = [pair.row(False) for domain in ("medical", "legal") for pair in answer_pairs.shipped(domain)]
-    write_examples(out / "safe.jsonl", safe)
+    prompts = [Example((Message("user", question),)) for question in shipped_trait("evil").questions]
+    write_examples(out / "prompts.jsonl", prompts)
 
 
 def _introduce(model: str) -> None:
