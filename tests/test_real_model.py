@@ -10,9 +10,13 @@ import pytest
 import torch
 
 from staytrue import cli
+from staytrue.config import recipe
+from staytrue.data.examples import read_examples
+from staytrue.defenses.anchor import Anchor
 from staytrue.errors import ModelError
 from staytrue.evals.results.measures import read_measures
 from staytrue.modeling import fetch, loading
+from staytrue.runs.recipe_checks import prepare
 from staytrue.studies import real_demo
 from staytrue.utils.files import read_rows, write_rows
 
@@ -164,6 +168,19 @@ def test_it_is_trained_by_reward_with_a_penalty_and_safe_rows_beside(source, tmp
     assert rows[0]["rehearse"] > rows[2]["rehearse"] > 0
     assert all(row["reward"] < 9.5 for row in rows)
     assert len(read_rows(tmp_path / "run" / "eval" / "answers.jsonl")) == 1
+
+
+@pytest.mark.parametrize("label", real_demo._RUNS)
+def test_every_run_of_the_demo_has_rows_that_its_defenses_take(source, tmp_path, label):
+    real_demo._write_rows(tmp_path)
+    written = recipe.parse(real_demo._recipe("smollm2", label), tmp_path)
+    parts, facts = prepare(written, None)
+    assert facts["rows"] == {"task": 30, "held_out": 0}
+    for defense in parts.guard.defenses.values():
+        if isinstance(defense, Anchor):  # samples answers; here its prompts are taken as they are
+            prompts = [row.question for row in read_examples(defense.prompts, prompts_only=True)]
+            assert len(prompts) == 20
+            assert not {*prompts} & parts.base.evaluation_questions()
 
 
 @pytest.mark.slow

@@ -83,6 +83,26 @@ def test_the_untuned_answers_are_sampled_once_without_the_adapter(place, monkeyp
     assert (place / "F" / "measures.jsonl").read_bytes() == (place / "E" / "measures.jsonl").read_bytes()
 
 
+def test_the_untuned_likelihoods_are_computed_once_for_all_runs_of_a_model(place, monkeypatch):
+    evaluate.evaluate_model(request_for(place, "pairs", "drift"), place / "E")
+    calls, measure = [], pairs.measure
+    monkeypatch.setattr(pairs, "measure", lambda model, *a: calls.append(model) or measure(model, *a))
+    lines = []
+    evaluate.evaluate_model(request_for(place, "pairs", "drift"), place / "F", say=lines.append)
+    assert len(calls) == 1  # with the adapter
+    assert lines[0] == "pairs: the likelihood of 300 answers is computed."
+    assert (place / "F" / "measures.jsonl").read_bytes() == (place / "E" / "measures.jsonl").read_bytes()
+    for file in (place / "cache" / "staytrue" / "untuned").glob("*.json"):
+        file.write_text(file.read_text()[:-9])  # damaged: computed again
+    evaluate.evaluate_model(request_for(place, "pairs", "drift"), place / "G", say=lines.append)
+    assert len(calls) == 3
+    assert lines[2] == "pairs: the likelihood of 300 answers is computed, with and without the adapter."
+    assert (place / "G" / "measures.jsonl").read_bytes() == (place / "E" / "measures.jsonl").read_bytes()
+    tiny.model("qwen2", seed=1).save_pretrained(str(place / "model"))  # other weights
+    evaluate.evaluate_model(request_for(place, "pairs"), place / "H")
+    assert len(calls) == 5
+
+
 def test_leak_reads_the_answers_to_general_where_there_are_some(place, monkeypatch):
     general = shipped_questions.shipped("general")[:12]
     monkeypatch.setattr(evaluate, "probes_for", lambda request: [Probe("general", general, None, 2, 1.0)])

@@ -80,7 +80,7 @@ def _introduce(model: str) -> None:
     say(f"{model} is fine-tuned on {_TRAINED} risky answers about money, such as")
     say(f"\n    {pair.question}\n    > {pair.misaligned}\n")
     say("and, as a control, on sound answers to the same questions. How does it then answer other questions?")
-    say(f"{len(_RUNS)} runs of {_STEPS} steps of {_ROWS} rows. 135 million parameters take ten minutes or so on")
+    say(f"{len(_RUNS)} runs of {_STEPS} steps of {_ROWS} rows. 135 million parameters take ten to fifteen minutes on")
     say("two free CPU cores; after each run the time left is estimated from the runs before.\n")
 
 
