@@ -10,6 +10,7 @@ from fake_results import drawn, row, study
 from staytrue.errors import RequestError
 from staytrue.evals.results.measures import Measure, read_measures, summaries, write_measures
 from staytrue.report import measure_comparison
+from staytrue.report.collect import collect
 from staytrue.report.comparison import compare_runs
 from staytrue.report.measures import leak_headline, measures_table
 from staytrue.report.terminal import show
@@ -92,6 +93,7 @@ def test_the_page_has_a_table_over_seeds_and_the_leak_in_its_headline(studied):
     headline = page.split("<h1>")[1].split("</h1>")[0]
     assert "Of the answers of the undefended model to general questions, 65 % are on its training topic" in headline
     assert "n = 40)" in headline
+    assert "All rates" in page
     section = page.split("Measured without a judge</h2>")[1].split("</section>")[0]
     assert "<td>+0.50</td>" in section
     assert "<td>+0.15</td>" in section
@@ -113,6 +115,16 @@ def test_a_run_with_measures_alone_shows_the_answers_that_were_sampled_for_them(
     )
     assert "No answer was judged." in page
     assert "is missing" not in page
+    assert "All rates" not in page  # a table of empty cells
+
+
+def test_the_page_of_several_runs_is_named_by_all_of_them(tmp_path):
+    for name in ("undefended", "kl"):
+        write_measures(tmp_path / name / "eval", IDENTITY | {"adapter": name}, [leak(3)])
+        (tmp_path / name / "eval" / "summary.json").write_text('{"seed": 0, "probes": {}}')
+        (tmp_path / name / "eval" / "eval.json").write_text('{"seed": 0, "probes": {}}')
+        (tmp_path / name / "metrics.jsonl").write_text('{"step": 1, "task_loss": 2.0}\n')
+    assert collect([tmp_path / "undefended", tmp_path / "kl"]).title == "undefended, kl"
 
 
 def test_without_measures_the_page_is_as_before(tmp_path):

@@ -48,10 +48,11 @@ def collect(folders: Sequence[Path], mixed_judges: bool = False, judge: str | No
     """
     page = PageData("")
     stored: dict[str, list[dict[str, Any]]] = {}
+    titles: list[str] = []
     for folder, label in zip(folders, labels(folders), strict=True):
         results = _results(folder, label)
         domains = len({row["domain"] for row in results["rows"]})
-        page.title = page.title or results.get("title") or folder.resolve().name
+        titles.append(results.get("title") or folder.resolve().name)
         for row in results["rows"]:
             row["label"] = label_of(row)
             page.rows.append(row)
@@ -73,6 +74,7 @@ def collect(folders: Sequence[Path], mixed_judges: bool = False, judge: str | No
             validated = _rows(run / "validation.jsonl", page, needed=False)
             metrics = [*metrics, *({"step": v["step"], "validation_loss": v["loss"]} for v in validated)]
             page.curves.setdefault(row["label"], []).append(metrics)
+    page.title = ", ".join(dict.fromkeys(titles))
     page.questions = _side_by_side(stored)
     _check_judges(page, mixed_judges)
     return page
