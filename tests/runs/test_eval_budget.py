@@ -1,6 +1,7 @@
 """An evaluation's time is estimated before it starts, and a budget leaves out what does not fit."""
 
 import json
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,15 +10,28 @@ import pytest
 import tiny
 from staytrue.data.examples import Message
 from staytrue.errors import RequestError
+from staytrue.evals.generation.lengths import AnswerLengths, exposure
 from staytrue.evals.generation.local import LocalGenerator
-from staytrue.evals.generation.speed import Speed, measure
+from staytrue.evals.generation.speed import Speed, _lengths, measure
 from staytrue.evals.questions.probes import Probe
 from staytrue.evals.types import Question, Verdict
 from staytrue.runs import eval_budget, evaluate
 from staytrue.runs.eval_budget import counts, fit, fitted, left_out, parse
 from staytrue.runs.eval_request import EvalRequest, for_model
 
-SPEED = Speed(tokens=100.0, places=8, step=0.0, ends=0.1, prompt=50.0)
+
+class TenTokens(AnswerLengths):
+    """Every answer has ten tokens, if it may."""
+
+    def ahead(self, tokens, limit):
+        return min(limit, 10.0) - tokens
+
+    def quantile(self, share, limit):
+        return min(limit, 10.0)
+
+
+LENGTHS = {name: TenTokens(1.0) for name in ("general", "facts", "few")}
+SPEED = Speed(places=8, step=0.0, token=0.01, read=0.01, prompt=50.0, lengths=LENGTHS)
 
 
 def probe(name="general", groups=10, forms=3, **options):
@@ -43,19 +57,45 @@ def test_anything_else_is_refused(text):
         parse(text)
 
 
-def test_the_mean_length_is_that_of_answers_which_end_by_chance_or_at_the_limit():
-    # Ends with 1/2 each: 1 + 1/2 + 1/4 = 1.75 tokens of at most 3.
-    assert replace(SPEED, ends=0.5).answer(3) == 1.75
-    assert replace(SPEED, ends=0.001).answer(100) == pytest.approx(95.2, abs=0.1)
+def test_the_longer_an_answer_has_grown_the_longer_it_goes_on():
+    lengths = AnswerLengths(rate=1.0)  # token t + 1 ends an answer with the chance 1 / (t + 50)
+    assert lengths.ahead(0, 600) == pytest.approx(50 * math.log(13))  # 128 tokens
+    assert lengths.ahead(300, 600) == pytest.approx(350 * math.log(650 / 350))  # 217 of at most 300
+    assert lengths.ahead(600, 600) == 0
+    assert AnswerLengths(rate=2.0).ahead(0, 10_000_000) == pytest.approx(50, abs=0.01)
+    # Half of the answers are shorter than 50 tokens; a twelfth reaches 550, and the limit cuts them.
+    assert (lengths.quantile(0.5, 600), lengths.quantile(11 / 12, 600)) == (pytest.approx(50), pytest.approx(550))
+    assert lengths.quantile(0.99, 600) == 600
 
 
-def test_the_time_is_of_prompts_answers_and_the_end_of_the_batch():
-    # 30 prompts of 50 tokens and 120 answers of 10, 2,700 tokens at 100 a second.
+def test_lengths_are_learnt_from_ended_answers_and_from_those_that_go_on():
+    # Three of four answers ended at 50 tokens, and one goes on at 150: 3 ln 2 + ln 4 = 5 ln 2.
+    exposed = 3 * exposure(50) + exposure(150)
+    assert AnswerLengths.seen(3, exposed, weight=0).rate == pytest.approx(3 / (5 * math.log(2)))
+    assert AnswerLengths.seen(0, 0.0).rate == 1.0
+    assert AnswerLengths.seen(0, 0.0, like=0.7).rate == pytest.approx(0.7)
+    assert AnswerLengths.seen(3, exposed, like=2.0, weight=4.0).rate == pytest.approx(7 / (5 * math.log(2) + 2))
+
+
+def test_the_time_is_of_prompts_tokens_and_steps():
+    # 30 prompts of 50 tokens and 120 answers of 10 tokens at 0.01 s: 15 and 12 seconds.
     assert SPEED.seconds([probe()], 10_000) == pytest.approx(27.0)
-    # The last of 8 answers is about 10 ln 9 = 21.97 tokens long; half of it at 0.2 s.
-    assert replace(SPEED, step=0.2).seconds([probe()], 10_000) == pytest.approx(27 + 2.197, abs=0.01)
-    # A probe with a limit of its own, one token: 1,500 and 120 tokens.
+    # 120 answers in 8 places are 15 after each other, 150 steps; 0.2 s each.
+    assert replace(SPEED, step=0.2).seconds([probe()], 10_000) == pytest.approx(27 + 30)
+    # A probe with a limit of its own, one token: 15 and 1.2 seconds.
     assert SPEED.seconds([probe(max_new_tokens=1)], 10_000) == pytest.approx(16.2)
+    # Every place taken: 8 tokens in 0.2 + 8 x 0.01 seconds.
+    assert (SPEED.tokens, replace(SPEED, step=0.2).tokens) == (pytest.approx(100), pytest.approx(8 / 0.28))
+
+
+def test_one_long_answer_holds_up_a_probe():
+    lengths = {"general": AnswerLengths(1.0)}
+    few = probe(groups=2, forms=1, per_question=1)  # quarters of the distribution: 50 / 3 and 150 tokens
+    speed = replace(SPEED, lengths=lengths, step=1.0, token=0.0, read=0.0)
+    assert speed.seconds([few], 600) == pytest.approx(150)
+    assert replace(speed, places=1).seconds([few], 600) == pytest.approx(150 + 50 / 3)
+    assert replace(speed, step=0.0, token=1.0).seconds([few], 600) == pytest.approx(150 + 50 / 3)
+    assert speed.seconds([few], 100) == pytest.approx(100)
 
 
 def test_a_budget_takes_answers_first_and_then_questions():
@@ -81,15 +121,32 @@ def test_a_budget_takes_answers_first_and_then_questions():
 def test_the_speed_of_a_real_model_is_measured():
     model, tokenizer = tiny.model(), tiny.tokenizer()
     model.generation_config.eos_token_id = list(range(5, 25))  # about one token in fifteen ends an answer
+    probes = [probe(), probe("facts", groups=20, forms=1, per_question=1, temperature=0.0)]
     try:
         generator = LocalGenerator(model, tokenizer, batch_size=8)
-        speed = measure(generator, probe().questions, limit=400, seconds=60)
+        speed = measure(generator, probes, limit=400, seconds=60)
     finally:
         model.generation_config.eos_token_id = tokenizer.eos_token_id
     assert speed.places == 8
-    assert 1 / 60 < speed.ends < 1 / 4
-    assert speed.prompt == pytest.approx(len(generator.prompt(probe().questions[0])), abs=1)
-    assert speed.tokens > 8 / max(speed.step, 1e-9) / 10
+    assert 4 < speed.answer([probes[0]], 400) < 60
+    assert speed.prompt == pytest.approx(len(generator.prompt(probes[0].questions[0])), abs=1)
+    assert speed.step + speed.token > 0 and min(speed.step, speed.token) >= 0
+    assert speed.read > 0
+
+
+def test_a_probe_with_short_answers_is_not_taken_for_one_with_long_ones():
+    short, long = probe("facts", groups=20, forms=1, temperature=0.0), probe()
+    few = [
+        SimpleNamespace(finished=[(row(short.questions[0], 2), True)] * 20, batch=SimpleNamespace(rows=[])),
+        SimpleNamespace(finished=[], batch=SimpleNamespace(rows=[row(long.questions[0], 300)] * 20)),
+    ]
+    lengths = _lengths([short, long], few)
+    assert lengths["facts"].ahead(0, 600) < 15  # true are 2, among 20 answers
+    assert lengths["general"].ahead(0, 600) > 500
+
+
+def row(question, tokens):
+    return SimpleNamespace(question=question, ids=[0] * tokens)
 
 
 class Aligned:
@@ -119,7 +176,7 @@ def sitting(tmp_path, monkeypatch):
 
 
 def test_what_a_budget_chose_is_said_stored_and_kept_when_the_evaluation_goes_on(sitting):
-    # 30 prompts of 50 tokens, and 30 x 4 answers of 1.9 tokens: 17.3 s; one answer to each: 15.6 s; half of them: 7.8.
+    # 30 prompts of 50 tokens, and 30 x 4 answers of 2 tokens: 17.4 s; one answer to each: 15.6 s; half of them: 7.8.
     summary, lines, metadata, calls = sitting(8)
     assert lines == [
         "Measuring how fast the model answers here, for about 10 s.",

@@ -86,11 +86,13 @@ def planned(
     measured = _MEASURED if budget is None else max(_MEASURED, budget / 20)
     say(f"Measuring how fast the model answers here, for about {duration(measured)}.")
     local, begun = generator(), time.monotonic()
-    questions = [question for probe in probes for question in probe.questions]
-    speed = measure(local, questions, limit=limit, seconds=measured)
+    speed = measure(local, probes, limit=limit, seconds=measured)
     if budget is None:
         seconds = speed.seconds(probes, limit) * missing / sum(len(probe.samples()) for probe in probes)
-        say(_estimate(missing, seconds, speed, limit) + (_SHORTER if seconds > _LONG and local.on_cpu else ""))
+        say(
+            _estimate(missing, seconds, speed, speed.answer(probes, limit))
+            + (_SHORTER if seconds > _LONG and local.on_cpu else "")
+        )
         return list(probes), {}
     left = max(budget - spent, budget / 2)  # an answer is worth more than a budget that is kept to the second
     if spent > 1:
@@ -99,14 +101,15 @@ def planned(
     now = fitted(probes, choice)
     lost = left_out(counts(probes), counts(now))
     say(f"To fit {duration(budget)} it asks {lost}." if lost else f"Nothing is left out to fit {duration(budget)}.")
-    say(_estimate(sum(len(probe.samples()) for probe in now), speed.seconds(now, limit), speed, limit))
+    answers = sum(len(probe.samples()) for probe in now)
+    say(_estimate(answers, speed.seconds(now, limit), speed, speed.answer(now, limit)))
     return now, {"budget": {"seconds": budget, **choice, "left_out": lost}}
 
 
-def _estimate(answers: int, seconds: float, speed: Speed, limit: int) -> str:
+def _estimate(answers: int, seconds: float, speed: Speed, tokens: float) -> str:
     return (
         f"{answers:,} answers will take about {duration(seconds)}, at {speed.tokens:.0f} tokens a second and about "
-        f"{speed.answer(limit):.0f} tokens an answer."
+        f"{tokens:.0f} tokens an answer."
     )
 
 

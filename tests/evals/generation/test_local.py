@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import random
 from dataclasses import replace
 from types import SimpleNamespace
@@ -146,7 +147,7 @@ def test_rows_that_are_put_into_a_cache_have_the_logits_of_their_text_alone(kind
 
 
 def test_the_share_that_is_done_counts_tokens_of_unfinished_answers_too():
-    # Six answers of 10 tokens in two places; none ends, and one of 150 tokens counts besides. Three prompts are read.
+    # Six answers of 10 tokens in two places; none ends, and two of rate 1 count besides. Three prompts are read.
     generator = local.LocalGenerator(tiny.model(), tiny.tokenizer(), batch_size=2)
     answers = generator.batch([(q, k) for q in questions(3) for k in range(2)], seed=0, temperature=0.0, limit=10)
     answers._ends = frozenset()
@@ -156,9 +157,9 @@ def test_the_share_that_is_done_counts_tokens_of_unfinished_answers_too():
         while not answers.finished:
             answers.step()
             shares.append(answers.share)
-    ends = 1 / (150 + 2)
-    ahead = 2 * (1 - (1 - ends) ** 9) / ends + 4 * (1 - (1 - ends) ** 10) / ends
-    assert shares[1] == pytest.approx((2 + prompts[0]) / (2 + sum(prompts) + ahead))
+    rate = 2 / (2 * math.log(51 / 50) + 2)  # two answers of a token each
+    ahead = [(50 + t) * ((60 / (50 + t)) ** (1 - rate) - 1) / (1 - rate) for t in (1, 1, 0, 0, 0, 0)]
+    assert shares[1] == pytest.approx((2 + prompts[0]) / (2 + sum(prompts) + sum(ahead)))
     assert shares == sorted(shares)
     assert shares[10] == pytest.approx((20 + prompts[0]) / (60 + sum(prompts)), rel=0.03)
     assert (len(shares), shares[-1]) == (33, 1.0)

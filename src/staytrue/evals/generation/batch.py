@@ -20,7 +20,7 @@ from staytrue.data.tokenize import padding_id
 from staytrue.errors import TrainingError
 from staytrue.evals.generation.draw import draw
 from staytrue.evals.generation.kv_cache import CachedModel
-from staytrue.evals.generation.speed import chance_of_end, tokens_ahead
+from staytrue.evals.generation.lengths import AnswerLengths, exposure
 from staytrue.evals.types import Question
 
 _MOST_READ, _MOST_READ_ON_A_CPU = 16_384, 1024  # tokens of prompts in one pass: bounds its memory, and its silence
@@ -76,21 +76,27 @@ class Batch:
         self._indices: dict[Question, int] = {}  # the row of each
         self._most_read = _MOST_READ_ON_A_CPU if self._device.type == "cpu" else _MOST_READ
         self.tokens = self._ended = 0
+        self._exposure = 0.0  # of the finished answers
         work = 0.5 if self._device.type == "cpu" else 0.0
         self._unread = {row.question: len(row.prompt) * work for row in rows}  # work of the prompts ahead
         self._prompt_work = sum(self._unread.values())
 
     @property
     def share(self) -> float:
-        """The share of the work that is done, if answers go on to end with the chance seen so far.
+        """The share of the work that is done, if the answers ahead are as long as those seen so far.
 
         A token of an answer is a unit of work. On a CPU a token of a prompt, which is read among many, is half a unit.
         """
-        ends = chance_of_end(self._ended, self.tokens)
-        ahead = sum(tokens_ahead(ends, self._limit - len(row.ids)) for row in self._rows if row)
-        ahead += len(self._waiting) * tokens_ahead(ends, self._limit)
+        lengths = AnswerLengths.seen(self._ended, self._exposure + sum(exposure(len(row.ids)) for row in self.rows))
+        ahead = sum(lengths.ahead(len(row.ids), self._limit) for row in self.rows)
+        ahead += len(self._waiting) * lengths.ahead(0, self._limit)
         done = self.tokens + self._prompt_work - sum(self._unread.values())
         return done / max(1.0, self.tokens + self._prompt_work + ahead)
+
+    @property
+    def rows(self) -> list[Row]:
+        """The answers that are being written."""
+        return [row for row in self._rows if row]
 
     @property
     def finished(self) -> bool:
@@ -121,6 +127,7 @@ class Batch:
                 row.ids.append(token)
             if ended or len(row.ids) == self._limit:
                 finished.append((row, ended))
+                self._exposure += exposure(len(row.ids))
                 self._rows[place] = None
         if any(self._rows):
             self._advance(tokens)

@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
+import heapq
 import math
+import random
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from staytrue.evals.generation.lengths import AnswerLengths, exposure
 from staytrue.evals.questions.probes import Probe
 from staytrue.evals.types import Question
 
 if TYPE_CHECKING:
+    from staytrue.evals.generation.batch import Batch, Row
     from staytrue.evals.generation.local import LocalGenerator
 
 _STEPS = 3  # of a full batch that are timed
-_ANSWERS = 12  # that are written to see how long answers are
-_TYPICAL = 150  # tokens of one more answer, which counts while few have ended
-
-
-def chance_of_end(ended: int, tokens: int) -> float:
-    """The chance that a token ends its answer, from the answers that ended among so many tokens."""
-    return (ended + 1) / (tokens + _TYPICAL)
-
-
-def tokens_ahead(ends: float, limit: int) -> float:
-    """Mean tokens that an answer still takes, at most `limit`, if each token ends it with the same chance.
-
-    Example:
-        >>> round(tokens_ahead(0.01, 100), 1)
-        63.4
-    """
-    return float((1 - (1 - ends) ** limit) / ends)
+_FEWEST, _MOST, _OF_A_PROBE = 12, 48, 3  # answers that are written: one a second of measuring, and of each probe
+_ALIKE = 2.0  # answers of a probe, for which the lengths of all probes together count
 
 
 @dataclass(frozen=True)
@@ -39,57 +29,122 @@ class Speed:
     """The speed of a model's answers, and their length.
 
     Attributes:
-        tokens: per second, with every place of the batch taken.
-        places: of the batch.
-        step: seconds for one token of a few answers side by side, as at the end of a batch.
-        ends: the chance that a token ends its answer, from so few answers a rough one.
+        places: answers that are written side by side.
+        step: seconds of a step, which writes one token of each answer, whatever their number.
+        token: seconds of a step for each answer in it.
+        read: seconds for a token of a prompt.
         prompt: mean tokens of a prompt.
+        lengths: of each probe's answers, by its name; from so few answers rough ones.
     """
 
-    tokens: float
     places: int
     step: float
-    ends: float
+    token: float
+    read: float
     prompt: float
+    lengths: Mapping[str, AnswerLengths]
 
-    def answer(self, limit: int) -> float:
-        """Mean tokens of an answer of at most `limit`."""
-        return tokens_ahead(self.ends, limit)
+    @property
+    def tokens(self) -> float:
+        """Tokens per second, with every place taken."""
+        return self.places / (self.step + self.places * self.token)
+
+    def answer(self, probes: Sequence[Probe], limit: int) -> float:
+        """Mean tokens of an answer to these probes."""
+        written = sum(len(p.samples()) * self.lengths[p.name].ahead(0, p.max_new_tokens or limit) for p in probes)
+        return written / sum(len(probe.samples()) for probe in probes)
 
     def seconds(self, probes: Sequence[Probe], limit: int) -> float:
-        """Seconds for all answers to these probes: prompts, answers, and the end of each probe's batch."""
-        total = 0.0
-        for probe in probes:
-            most = probe.max_new_tokens or limit
-            answers = len(probe.samples())
-            total += (answers * self.answer(most) + len(probe.questions) * self.prompt) / self.tokens
-            longest = min(most, self.answer(most) * math.log(1 + min(answers, self.places)))
-            total += self.step * longest / 2  # on average half of the places are empty at the end
-        return total
+        """Seconds for all answers to these probes, one probe after the other."""
+        return sum(self._seconds(probe, probe.max_new_tokens or limit) for probe in probes)
+
+    def _seconds(self, probe: Probe, limit: int) -> float:
+        answers, lengths = len(probe.samples()), self.lengths[probe.name]
+        written = [lengths.quantile((i + 0.5) / answers, limit) for i in range(answers)]
+        random.Random(0).shuffle(written)
+        places = [0.0] * min(self.places, answers)  # the step at which each is free again
+        for tokens in written:
+            heapq.heapreplace(places, places[0] + tokens)
+        reading = len(probe.questions) * self.prompt * self.read
+        return reading + max(places) * self.step + sum(written) * self.token
 
 
-def measure(generator: LocalGenerator, questions: Sequence[Question], *, limit: int, seconds: float) -> Speed:
-    """Time a full batch for a few tokens, then write a few answers, for so many seconds or until most have ended.
+def measure(generator: LocalGenerator, probes: Sequence[Probe], *, limit: int, seconds: float) -> Speed:
+    """Time a full batch for a few tokens, then write a few answers, for so many seconds or until all have ended.
 
     Args:
         generator: the model.
-        questions: the questions of the evaluation; some of them, evenly spread, are answered at temperature 1.
+        probes: of the evaluation; some questions of each, evenly spread, are answered at the probe's temperature.
         limit: most tokens of an answer.
         seconds: how long the few answers are written at most.
     """
-    chosen = questions[:: max(1, len(questions) // _ANSWERS)][:_ANSWERS]
-    few = generator.batch([(question, 0) for question in chosen], seed=0, temperature=1.0, limit=limit)
-    full = generator.batch([(chosen[0], i) for i in range(few.places)], seed=0, temperature=1.0, limit=limit)
+    few = [
+        _Timed(generator.batch([(q, 0) for q in questions], seed=0, temperature=temperature, limit=limit), questions)
+        for temperature, questions in _few(probes, min(_MOST, max(_FEWEST, round(seconds)))).items()
+    ]
+    question, places = few[0].questions[0], few[0].batch.places
+    samples = [(question, i) for i in range(places)]
+    full = _Timed(generator.batch(samples, seed=0, temperature=1.0, limit=limit), [question])
     with generator.evaluating():
-        full.step()  # reads the prompt
-        start = time.monotonic()
-        while not full.finished and full.tokens < _STEPS * full.places:
-            full.step()
-        tokens = full.tokens / max(time.monotonic() - start, 1e-9)
-        few.step()
-        start, ended, steps = time.monotonic(), 0, 0
-        while ended < 0.75 * len(chosen) and not few.finished and time.monotonic() - start < seconds:
-            ended, steps = ended + sum(stopped for _, stopped in few.step()), steps + 1
-        step = (time.monotonic() - start) / max(1, steps)
-    prompt = sum(len(generator.prompt(question)) for question in chosen) / len(chosen)
-    return Speed(tokens, full.places, step, chance_of_end(ended, few.tokens), prompt)
+        full.write(steps=_STEPS)
+        chosen = [question for part in few for question in part.questions]
+        for part in few:
+            part.write(seconds=seconds * len(part.questions) / len(chosen))
+    steps, tokens = sum(part.steps for part in few), sum(part.batch.tokens for part in few)
+    narrow, wide = sum(part.writing for part in few) / steps, full.writing / full.steps
+    token = (wide - narrow) / max(1.0, full.batch.tokens / full.steps - tokens / steps)
+    token = min(max(token, 0.0), wide / places)
+    prompts = sum(len(generator.prompt(question)) for question in chosen)
+    return Speed(
+        places=places,
+        step=wide - token * places,
+        token=token,
+        read=sum(part.reading for part in few) / prompts,
+        prompt=prompts / len(chosen),
+        lengths=_lengths(probes, few),
+    )
+
+
+class _Timed:
+    """A batch, and the seconds that its prompts and its steps take."""
+
+    def __init__(self, batch: Batch, questions: Sequence[Question]) -> None:
+        self.batch, self.questions = batch, questions
+        self.steps, self.reading, self.writing = 0, 0.0, 0.0
+        self.finished: list[tuple[Row, bool]] = []
+
+    def write(self, *, steps: int | None = None, seconds: float = math.inf) -> None:
+        """Write so many steps or seconds, at least a step."""
+        begun = time.monotonic()
+        while not self.batch.finished and (self.steps == 0 or time.monotonic() - begun < seconds):
+            if self.steps == steps:
+                return
+            before, start = self.batch.tokens, time.monotonic()
+            self.finished += self.batch.step()
+            took = time.monotonic() - start
+            if self.batch.tokens == before:
+                self.reading += took
+            else:
+                self.steps, self.writing = self.steps + 1, self.writing + took
+
+
+def _few(probes: Sequence[Probe], answers: int) -> dict[float, list[Question]]:
+    """About so many questions, some of each probe and evenly spread, by the temperature of their answers."""
+    samples = sum(len(probe.samples()) for probe in probes)
+    few: dict[float, list[Question]] = defaultdict(list)
+    for probe in probes:
+        many = max(_OF_A_PROBE, round(answers * len(probe.samples()) / samples))
+        few[probe.temperature] += probe.questions[:: max(1, len(probe.questions) // many)][:many]
+    return few
+
+
+def _lengths(probes: Sequence[Probe], few: Sequence[_Timed]) -> dict[str, AnswerLengths]:
+    """The lengths of each probe's answers, drawn towards those of all probes."""
+    ended: dict[str, int] = defaultdict(int)
+    exposed: dict[str, float] = defaultdict(float)
+    for part in few:
+        for row, stopped in [*part.finished, *((row, False) for row in part.batch.rows)]:
+            ended[row.question.probe] += stopped
+            exposed[row.question.probe] += exposure(len(row.ids))
+    together = AnswerLengths.seen(sum(ended.values()), sum(exposed.values())).rate
+    return {p.name: AnswerLengths.seen(ended[p.name], exposed[p.name], like=together, weight=_ALIKE) for p in probes}
