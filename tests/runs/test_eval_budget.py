@@ -130,7 +130,8 @@ def test_the_speed_of_a_real_model_is_measured():
     assert speed.places == 8
     assert 4 < speed.answer([probes[0]], 400) < 60
     assert speed.prompt == pytest.approx(len(generator.prompt(probes[0].questions[0])), abs=1)
-    assert speed.step + speed.token > 0 and min(speed.step, speed.token) >= 0
+    assert speed.step + speed.token > 0
+    assert min(speed.step, speed.token) >= 0
     assert speed.read > 0
 
 
