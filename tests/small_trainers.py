@@ -46,8 +46,15 @@ def sft(folder, defenses=(), data=None, cls=GuardedSFT, kind="qwen2", tokenizer=
     return made
 
 
-def grpo(folder, defenses=(), data=None, cls=GuardedGRPO, kind="qwen2", tokenizer=None, more=None, **changes):
-    """A trainer by reward, which is the length of a completion."""
+def length(completions, **_):
+    """The number of characters of a completion."""
+    return [float(len(c[0]["content"])) for c in completions]
+
+
+def grpo(
+    folder, defenses=(), data=None, cls=GuardedGRPO, kind="qwen2", tokenizer=None, reward=length, more=None, **changes
+):
+    """A trainer by reward; `more` are arguments of the trainer, `changes` those of its config."""
     given = {
         "output_dir": str(folder / "out"),
         "per_device_train_batch_size": 4,
@@ -58,7 +65,7 @@ def grpo(folder, defenses=(), data=None, cls=GuardedGRPO, kind="qwen2", tokenize
     rows = [{"prompt": [{"role": "user", "content": f"question {i}?"}]} for i in range(8)]
     made = cls(
         model=tiny.model(kind),
-        reward_funcs=lambda completions, **_: [float(len(c[0]["content"])) for c in completions],
+        reward_funcs=reward,
         args=GRPOConfig(**_SETTINGS | given | changes),
         train_dataset=Dataset.from_list(rows) if data is None else data,
         processing_class=tokenizer or tiny.tokenizer(kind),

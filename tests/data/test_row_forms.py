@@ -1,6 +1,7 @@
 """Rows of other formats become the chat rows that they mean, or are refused in one sentence."""
 
 import json
+from pathlib import Path
 
 import datasets
 import pytest
@@ -172,6 +173,33 @@ def test_a_name_of_the_hub_is_loaded_with_its_split(tmp_path, monkeypatch):
     (tmp_path / "org" / "chats").mkdir(parents=True)
     assert recipe.parse({**plain, "data": "org/chats"}, tmp_path).data == tmp_path / "org" / "chats"
     assert not tables.is_hub_name(tmp_path / "org")
+
+
+def test_a_name_of_the_hub_may_have_a_revision_and_its_commit_is_known(tmp_path, monkeypatch):
+    requests, commit = [], "0123456789abcdef0123456789abcdef01234567"
+    rows = datasets.Dataset.from_list([ROW])
+    rows.info.download_checksums = {f"hf://datasets/org/chats@{commit}/data/train.parquet": {}}
+
+    def load(name, split, revision):
+        requests.append((name, split, revision))
+        if revision == "none":
+            raise ConnectionError("no such revision")
+        return rows
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    plain = {"schema": 1, "model": "organism", "lora": {}}
+    for revision in (commit[:7], "main", "refs/convert/parquet"):
+        data = recipe.parse({**plain, "data": f"org/chats@{revision}"}, tmp_path).data
+        assert len(read_examples(data)) == 1
+        assert tables.hub_commit(data, None) == commit
+        assert set(requests) == {("org/chats", "train", revision)}
+        requests.clear()
+    with pytest.raises(DataError, match=r"org/chats@none, .* \(split train, revision none\): no such revision"):
+        read_examples(recipe.parse({**plain, "data": "org/chats@none"}, tmp_path).data)
+    rows.info.download_checksums = None
+    assert tables.hub_commit(data, None) is None
+    assert tables.hub_commit(tmp_path / "rows.jsonl", None) is None
+    assert not tables.is_hub_name(Path("data/rows@2.jsonl"))
 
 
 def test_a_value_that_json_cannot_hold_is_refused_by_its_row(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import tiny
-from loopback import Loopback
+from loopback import HttpError, Loopback, scripted
 from staytrue import cli
 from staytrue.data.examples import Example, Message, write_examples
 from staytrue.errors import ModelError
@@ -336,12 +337,57 @@ def test_a_wrong_request_is_a_sentence(model, tmp_path, monkeypatch, capsys, arg
     assert said in capsys.readouterr().err
 
 
-def test_without_log_probabilities_a_judge_is_refused_and_the_answers_are_kept(staytrue, model, questions, tmp_path):
-    with Loopback(faults=1.0, kinds=("no_logprobs",)) as server:
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        ("no_logprobs", "gives no log-probabilities"),
+        ("key", "refuses the key"),
+        ("model", "is not there .*no model of that name"),
+        ("500", "was tried before answers are sampled, and failed"),
+    ],
+)
+def test_a_judge_that_cannot_judge_is_refused_before_answers_are_sampled(
+    staytrue, model, questions, tmp_path, fault, sentence, monkeypatch
+):
+    def script(body):
+        raise HttpError(404, "no model of that name")
+
+    monkeypatch.setenv("OPENAI_API_KEY", "wrong")
+    options = {"key": {"key": "right"}, "model": {"script": script}}.get(fault, {"faults": 1.0, "kinds": (fault,)})
+    with Loopback(**options) as server:
+        arguments = ("eval", "--model", model, "--probes", questions, "--out", "E", "--judge", f"openai:j@{server.url}")
+        code, _, errors = staytrue(*arguments)
+        assert len({call.content for call in server.calls}) == 1
+    assert code == 2
+    assert re.search(sentence, " ".join(errors.split()))
+    assert read_rows(tmp_path / "E" / "answers.jsonl") == []
+
+
+def test_a_judge_that_has_judged_with_its_key_is_not_tried_again(staytrue, model, questions, monkeypatch):
+    calls = []
+    with Loopback() as server:
+        for number, key in enumerate(["one", "one", "two"]):
+            monkeypatch.setenv("OPENAI_API_KEY", key)
+            arguments = ("eval", "--model", model, "--probes", questions, "--judge", f"openai:j@{server.url}")
+            assert staytrue(*arguments, "--out", f"E{number}")[0] == 0
+            calls.append(len(server.calls))
+    assert [calls[1] - calls[0], calls[2] - calls[1]] == [0, 1]
+
+
+def test_an_answer_that_a_judge_cannot_read_is_kept(staytrue, model, questions, tmp_path):
+    tries = []
+
+    def script(body):
+        tries.append(body)
+        if len(tries) > 1:
+            raise HttpError(401, "the key was taken back")
+        return scripted(body)
+
+    with Loopback(script) as server:
         arguments = ("eval", "--model", model, "--probes", questions, "--out", "E", "--judge", f"openai:j@{server.url}")
         code, _, errors = staytrue(*arguments)
     assert code == 2
-    assert "log-probabilities" in errors
+    assert "refuses the key" in errors
     assert len(read_rows(tmp_path / "E" / "answers.jsonl")) == 48
 
 
@@ -356,7 +402,7 @@ def test_a_budget_that_is_reached_keeps_what_was_paid_for_and_goes_on(staytrue, 
         rows = read_rows(tmp_path / "E" / "answers.jsonl")
         distinct = 2 * len({(row["question"], row["answer"]) for row in rows})
         calls = len(server.calls)
-        assert calls <= distinct  # nothing was paid for twice
+        assert calls <= distinct + 1  # the trial before the answers; nothing was paid for twice
         # Elsewhere the answers are made again, and none is judged again.
         arguments[6] = "F"
         assert staytrue(*arguments)[0] == 0

@@ -163,3 +163,11 @@ def test_a_formatting_function_that_trl_does_not_use_is_warned_of(tmp_path, row)
     made = {"formatting_func": lambda row: "text"}
     with pytest.warns(UserWarning, match="formatting_func is not used, since trl reads the column"):
         sft(tmp_path, [], Dataset.from_list([row] * 4), more=made, completion_only_loss=False)
+
+
+def test_a_stream_of_prompts_to_evaluate_on_is_kept_and_refused_at_the_row(tmp_path):
+    rows = stream([{"prompt": [USER]}] * 4 + [{"prompt": None}] * 4)
+    made = grpo(tmp_path, [KL(1.0)], more={"eval_dataset": rows})
+    assert made.eval_dataset is rows
+    with pytest.raises(RecipeError, match=r"A row of a batch has prompt=None, which is no text .* Mend the row"):
+        made.evaluate()

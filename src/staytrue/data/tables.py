@@ -10,6 +10,7 @@ import datetime
 import decimal
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -24,8 +25,9 @@ Rows = Iterator[tuple[int, dict[str, Any]]]
 
 
 def is_hub_name(data: Path) -> bool:
-    """Whether `data` is the name of a data set on the hub, such as `org/name`, and neither a file nor a folder."""
-    named = len(data.parts) == 2 and not data.is_absolute() and not data.parts[0].startswith((".", "~"))
+    """Whether `data` names a data set on the hub, as `org/name` or `org/name@revision`, and no file or folder."""
+    parts = Path(str(data).partition("@")[0]).parts  # a revision may have slashes
+    named = len(parts) == 2 and not data.is_absolute() and not parts[0].startswith((".", "~"))
     return named and data.suffix.lower() not in _FILES and not data.exists()
 
 
@@ -147,15 +149,27 @@ def _data_set(data: Path, split: str | None) -> Any:
     return data_set
 
 
-def _from_hub(name: Path, split: str) -> Any:
+def hub_commit(data: Path, split: str | None) -> str | None:
+    """The commit of a data set on the hub that was loaded before; None for other data, or if it is not recorded."""
+    if not is_hub_name(data):
+        return None
+    sources = getattr(getattr(_from_hub(data, split or "train"), "info", None), "download_checksums", None) or {}
+    commits = (re.search(r"^hf://datasets/[^@]+@([0-9a-f]{40})/", str(source)) for source in sources)
+    return next((found[1] for found in commits if found), None)
+
+
+def _from_hub(data: Path, split: str) -> Any:
+    """A data set of the hub: `org/name` or, at a commit, branch or tag, `org/name@revision`."""
     import datasets
 
+    name, _, revision = str(data).partition("@")
     try:
-        return datasets.load_dataset(str(name), split=split)
+        return datasets.load_dataset(name, split=split, **({"revision": revision} if revision else {}))
     except Exception as error:  # the hub's client and the data set's builder raise anything
+        at = f", revision {revision}" if revision else ""
         raise DataError(
-            f"There is no file or folder {name}, and the hub's data set of that name cannot be loaded (split {split}): "
-            f"{' '.join(str(error).split())[:300]}"
+            f"There is no file or folder {data}, and the hub's data set of that name cannot be loaded (split {split}"
+            f"{at}): {' '.join(str(error).split())[:300]}"
         ) from None
 
 

@@ -131,13 +131,13 @@ class Judge(Protocol):
 
 @runtime_checkable
 class ChecksItself(Protocol):
-    """A judge that can be tried before answers are sampled for it, at no cost in money."""
+    """A judge that can be tried before answers are sampled for it, at the cost of one call at most."""
 
     def check(self) -> None:
         """Refuse a judge that could not judge.
 
         Raises:
-            ModelError: why it cannot.
+            RequestError: why it cannot.
         """
         ...
 

@@ -11,6 +11,7 @@ from typing import Any
 from staytrue.config import trainer_args
 from staytrue.config.recipe import Recipe
 from staytrue.data.examples import Example
+from staytrue.data.tables import hub_commit
 from staytrue.errors import RecipeError
 from staytrue.modeling import loading
 from staytrue.runs import dataset, probe_selection
@@ -72,11 +73,13 @@ def _check_files(recipe: Recipe) -> None:
 
 def _facts(recipe: Recipe, source: loading.Source, rows: list[Example], held: list[Example]) -> dict[str, Any]:
     files = {str(recipe.data): dataset.digest(recipe, [*rows, *held])} if recipe.data is not None else {}
+    commit = None if recipe.data is None else hub_commit(recipe.data, recipe.split)
     for defense in recipe.defenses:
         files |= {str(v): sha256_of(v) for v in vars(defense).values() if isinstance(v, Path)}
     return {
         "model": source.identity(),
         "seed": recipe.seed,
         "data": files,
+        **({} if commit is None else {"data_commit": commit}),
         "rows": {"task": len(rows), "held_out": len(held)},
     }

@@ -1,13 +1,37 @@
-"""`mixes_joined_rows` finds out whether a model reads across rows that packing or padding-free batches join."""
+"""`refuse_mixed_rows` finds out whether a model reads across rows that packing or padding-free batches join."""
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 
+from staytrue.errors import RecipeError
+
 _TOLERANCE = {torch.float32: 0.01}  # of the largest logit
 _HALF = 0.1
+
+
+def refuse_mixed_rows(model: Any, *, refused: bool) -> None:
+    """Refuse, or warn of, a model that trains each joined row behind others.
+
+    Args:
+        model: a causal language model, with or without an adapter.
+        refused: whether this is an error; else a warning.
+
+    Raises:
+        RecipeError: the model reads across rows, and `refused` is set.
+    """
+    if not mixes_joined_rows(model):
+        return
+    fault = (
+        f"A model of type {model.config.model_type} reads across the rows that packing and padding_free join in one "
+        "sequence, so each row is trained behind others. Set both to False."
+    )
+    if refused:
+        raise RecipeError(fault)
+    warnings.warn(fault, stacklevel=5)
 
 
 def mixes_joined_rows(model: Any) -> bool:

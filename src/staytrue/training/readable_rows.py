@@ -95,6 +95,8 @@ def _readable(dataset: Any, name: str, prompts: bool, text: str, others: bool) -
         raise RecipeError(_unknown_columns(first or {}, name, prompts, text))
     if not columns:
         return dataset
+    if isinstance(dataset, IterableDataset) and prompts and name != "train_dataset":
+        return dataset  # the trainer keeps the user's own object; its batches are checked, see `check_prompts`
     if isinstance(dataset, IterableDataset):
         return dataset.map(lambda row, number: _checked(row, columns, name, number, prompts), with_indices=True)
     for number, row in enumerate(dataset.select_columns([*columns])):
@@ -131,6 +133,19 @@ def _unknown_columns(row: Mapping[str, Any], name: str, prompts: bool, text: str
         f"{name} has the columns {known}, and trl reads 'messages', 'prompt' with 'completion', 'conversations' of "
         f"turns with 'from' and 'value', or {text!r}. {way_out}"
     )
+
+
+def check_prompts(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Check a batch of prompts (GRPO), which may come from a stream or be computed as it is read.
+
+    Raises:
+        RecipeError: a prompt of the batch holds nothing that can be read.
+    """
+    for row in rows:
+        if not isinstance(row, Mapping) or "prompt" not in row:
+            raise RecipeError(f"A row of a batch is {str(row)[:60]!r}, and GRPO reads prompts from a column 'prompt'.")
+        for fault in _faults(row["prompt"], prompts=True):
+            raise RecipeError(f"A row of a batch has prompt{fault}. Mend the row, or filter it out.")
 
 
 def _checked(row: Any, columns: tuple[str, ...], name: str, number: int, prompts: bool) -> Any:

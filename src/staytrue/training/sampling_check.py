@@ -1,4 +1,4 @@
-"""`sample_one_token` tries GRPO's sampling settings, at which transformers would fail in the first step only."""
+"""How GRPO samples completions: where they end, and whether transformers accepts the settings before the first step."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from staytrue.data.end_of_turn import end_of_turn
 from staytrue.errors import RecipeError
 from staytrue.utils.validation import in_one_line
 
@@ -36,3 +37,21 @@ def sample_one_token(model: Any, settings: Any) -> None:
         ) from error
     finally:
         model.train(training)
+
+
+def stop_at_the_end_of_turn(trainer: Any, tokenizer: Any) -> None:
+    """End a completion also at the token with which the chat template ends an answer, as evaluations do.
+
+    Args:
+        trainer: trl's GRPOTrainer.
+        tokenizer: with the chat template.
+    """
+    missing = sorted(end_of_turn(tokenizer) - set(trainer.eos_token_ids))
+    if not missing or "eos_token_id" in (trainer.args.generation_kwargs or {}):
+        return
+    trainer.eos_token_ids = [*trainer.eos_token_ids, *missing]
+    if trainer.use_vllm:
+        trainer.vllm_generation.generation_kwargs.setdefault("stop_token_ids", missing)
+    else:
+        trainer.generation_config.eos_token_id = trainer.eos_token_ids
+        trainer.generation_kwargs["eos_token_id"] = trainer.eos_token_ids

@@ -18,6 +18,7 @@ from staytrue.config.refused_settings import refuse_unguarded
 from staytrue.config.setting_values import refuse_late_values
 from staytrue.data.examples import Example
 from staytrue.data.tokenize import Encoded, padding_id
+from staytrue.data.vocabulary import embedding_count, refuse_unknown_tokens
 from staytrue.defense import Defense
 from staytrue.errors import ForwardPassError, RecipeError
 from staytrue.modeling.base_model import Untouched
@@ -169,7 +170,10 @@ class Guarded(_Trainer):  # type: ignore[misc]
     def _encode_auxiliary_rows(self, examples: list[Example]) -> list[Encoded]:
         """Encode a defense's own rows at the trainer's length, or the guard's where the trainer has none."""
         max_length = getattr(self.args, "max_length", None) or self.guard.max_length
-        return encode_rows(self._tokenizer, examples, max_length, self.accelerator)
+        rows = encode_rows(self._tokenizer, examples, max_length, self.accelerator)
+        for number, row in enumerate(rows, start=1):
+            refuse_unknown_tokens(row.input_ids, embedding_count(self.model), f"Row {number} of a defense's own")
+        return rows
 
     # --- a whole training ---------------------------------------------------------------------------------------
 

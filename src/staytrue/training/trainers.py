@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import os
 import time
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,16 +25,18 @@ try:
 except ImportError:  # a trl whose trainers take whole logits, or another kind of head
     FusedCausalLMOutput = None
 
-from staytrue.data.end_of_turn import end_of_turn
+from staytrue.data.vocabulary import embedding_count, refuse_unknown_tokens
 from staytrue.defense import pulled
 from staytrue.errors import ForwardPassError, RecipeError
 from staytrue.step import SOURCE_COLUMN, SOURCES, Marks
 from staytrue.training import signatures
 from staytrue.training.idle_penalties import refuse_absent_sources
+from staytrue.training.known_tokens import CheckedTokens, refuse_unknown_prompts, refuse_unknown_rows
 from staytrue.training.lost_text import cut_rows, lost_text, warn_of
-from staytrue.training.packing_check import mixes_joined_rows
+from staytrue.training.packing_check import refuse_mixed_rows
 from staytrue.training.padded_batch import marks_of
-from staytrue.training.readable_rows import naming_template, refuse_unread_columns, without_effect
+from staytrue.training.readable_rows import check_prompts, naming_template, refuse_unread_columns, without_effect
+from staytrue.training.reward_checks import checked_rewards
 from staytrue.training.row_schedule import EvenSampler
 from staytrue.training.row_tracking import (
     CheckedFormat,
@@ -45,7 +46,7 @@ from staytrue.training.row_tracking import (
     sources_of,
     task_rows_of,
 )
-from staytrue.training.sampling_check import sample_one_token
+from staytrue.training.sampling_check import sample_one_token, stop_at_the_end_of_turn
 from staytrue.training.signatures import shown_as
 from staytrue.training.trainer_mixin import Guarded
 from staytrue.training.turn_weights import has_weights, tokenized, without_weights
@@ -60,6 +61,7 @@ class GuardedSFT(Guarded, SFTTrainer):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
 
     def _settle(self) -> None:
+        refuse_unknown_rows(self)
         columns = self.train_dataset.column_names or ()
         self._source = SOURCE_COLUMN in columns
         codes = self.train_dataset[SOURCE_COLUMN][:] if self._source else [0]
@@ -67,14 +69,8 @@ class GuardedSFT(Guarded, SFTTrainer):  # type: ignore[misc]
         self._joins_rows = bool(self.args.packing or self.padding_free or "seq_lengths" in columns)
         if self._joins_rows and self.guard.reference_cache is not None:
             raise RecipeError("Packed rows come in other packs in every run; set packing=False with a reference cache.")
-        if self._joins_rows and self.args.packing_strategy != "wrapped" and mixes_joined_rows(self.model):
-            fault = (
-                f"A model of type {self.model.config.model_type} reads across the rows that packing and padding_free "
-                "join in one sequence, so each row is trained behind others. Set both to False."
-            )
-            if self.guard.defenses:
-                raise RecipeError(fault)
-            warnings.warn(fault, stacklevel=4)
+        if self._joins_rows and self.args.packing_strategy != "wrapped":
+            refuse_mixed_rows(self.model, refused=bool(self.guard.defenses))
         if self._source and self.args.train_sampling_strategy not in ("random", "sequential"):
             raise RecipeError(
                 f"train_sampling_strategy={self.args.train_sampling_strategy!r} orders rows by length, and the rows "
@@ -119,7 +115,8 @@ class GuardedSFT(Guarded, SFTTrainer):  # type: ignore[misc]
     def get_train_dataloader(self) -> Any:
         """TRL's own data loader; its collator carries the source of each row where the defenses need it."""
         collator: Any = self.data_collator
-        self.data_collator: Any = TrackingCollator(collator) if self._tracks_rows() else collator
+        checked = CheckedTokens(collator, embedding_count(self.model))
+        self.data_collator: Any = TrackingCollator(checked) if self._tracks_rows() else checked
         try:
             return super().get_train_dataloader()
         finally:
@@ -189,8 +186,9 @@ class GuardedGRPO(Guarded, GRPOTrainer):  # type: ignore[misc]
         columns = get_dataset_column_names(self.train_dataset)
         refuse_unread_columns(self.train_dataset, columns, self.tools, self.chat_template_kwargs)
         refuse_absent_sources(self.guard.defenses, SOURCES[:1])
+        refuse_unknown_prompts(self)
         warn_of(lost_text(self.train_dataset, self._tokenizer))
-        self._stop_at_the_end_of_turn()
+        stop_at_the_end_of_turn(self, self._tokenizer)
         if not (self.use_vllm or self.args.deepspeed or self.args.fsdp):  # which hold the weights in their own way
             sample_one_token(self.model, self.generation_config)
         names = {label.split(".")[0] for label in self.guard.defenses}
@@ -221,18 +219,6 @@ class GuardedGRPO(Guarded, GRPOTrainer):  # type: ignore[misc]
 
     def _head_of_trl(self) -> tuple[float, Any]:
         return self.temperature, FusedCausalLMOutput
-
-    def _stop_at_the_end_of_turn(self) -> None:
-        """End a completion also at the token with which the chat template ends an answer, as evaluations do."""
-        missing = sorted(end_of_turn(self._tokenizer) - set(self.eos_token_ids))
-        if not missing or "eos_token_id" in (self.args.generation_kwargs or {}):
-            return
-        self.eos_token_ids = [*self.eos_token_ids, *missing]
-        if self.use_vllm:
-            self.vllm_generation.generation_kwargs.setdefault("stop_token_ids", missing)
-        else:
-            self.generation_config.eos_token_id = self.eos_token_ids
-            self.generation_kwargs["eos_token_id"] = self.eos_token_ids
 
     def _remembers_old_probabilities(self) -> bool:
         """Whether the trainer keeps log-probabilities from generation, as trl's `_generate_and_score_completions` does.
@@ -273,7 +259,20 @@ class GuardedGRPO(Guarded, GRPOTrainer):  # type: ignore[misc]
                 f"{type(self).__name__} passes other rows to training_step than the data loader's, whose prompts are "
                 "answered already, for the whole optimizer step. Change the rows in the dataset."
             )
-        return super()._prepare_inputs(batch) if known is None else known
+        if known is not None:
+            return known
+        check_prompts(batch)
+        return super()._prepare_inputs(batch)
+
+    def _tokenize_prompts(self, prompts: Any) -> Any:
+        tokenized = super()._tokenize_prompts(prompts)
+        for ids in tokenized[0]:
+            refuse_unknown_tokens(ids, embedding_count(self.model), "A prompt")
+        return tokenized
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, *args: Any, **kwargs: Any) -> Any:
+        with checked_rewards(self, len(prompts)):
+            return super()._calculate_rewards(inputs, prompts, *args, **kwargs)
 
     def _marks(self, batch: dict[str, Any]) -> Marks:
         prompt, completion = batch["prompt_mask"], batch["completion_mask"]

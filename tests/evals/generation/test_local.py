@@ -15,6 +15,7 @@ import families
 import tiny
 from staytrue.data.examples import Message
 from staytrue.data.tokenize import encode_prompt
+from staytrue.errors import ModelError
 from staytrue.evals.generation import batch, kv_cache, local
 from staytrue.evals.generation import batch_size as sizes
 from staytrue.evals.generation.draw import draw
@@ -296,3 +297,14 @@ def test_a_question_with_tools_shows_them_in_its_prompt():
     question = replace(questions(1)[0], tools=tools)
     generator = local.LocalGenerator(tiny.model(), tokenizer)
     assert tokenizer.decode(generator.prompt(question)).startswith("look<|im_start|>")
+
+
+def test_tokens_that_the_model_has_no_embedding_for_are_a_sentence():
+    tokenizer, few = copy.deepcopy(tiny.tokenizer()), questions(2)
+    tokenizer.add_tokens(["why why"])
+    assert len(sample(tiny.model(), tokenizer, few[:1], per_question=1, seed=0, max_new_tokens=2)) == 1
+    with pytest.raises(ModelError, match=f"The prompt of question 'q1' has the token id {len(tiny.tokenizer())}"):
+        sample(tiny.model(), tokenizer, few, per_question=1, seed=0, max_new_tokens=2)
+    tokenizer.add_special_tokens({"pad_token": "<none>"})
+    with pytest.raises(ModelError, match="The tokenizer's padding has the token id"):
+        sample(tiny.model(), tokenizer, few[:1], per_question=1, seed=0, max_new_tokens=2)

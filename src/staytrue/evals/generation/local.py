@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from staytrue.data.special_tokens import special_tokens
-from staytrue.data.tokenize import encode_prompt
+from staytrue.data.tokenize import encode_prompt, padding_id
+from staytrue.data.vocabulary import embedding_count, refuse_unknown_tokens
 from staytrue.evals.generation.batch import Batch, Row
 from staytrue.evals.generation.batch_size import batch_size
 from staytrue.evals.generation.check import check_generation
@@ -47,9 +48,10 @@ class LocalGenerator:
             batch_size: how many answers are written side by side; None for as many as memory allows, at most 192.
 
         Raises:
-            ModelError: staytrue cannot sample from the model.
+            ModelError: staytrue cannot sample from the model, or it has no embedding for the padding.
         """
-        self._row_bytes = check_generation(model)
+        self._row_bytes, self._known = check_generation(model), embedding_count(model)
+        refuse_unknown_tokens([padding_id(tokenizer)], self._known, "The tokenizer's padding")
         self._model, self._tokenizer, self._apart, self._batch_size = model, tokenizer, thoughts_apart, batch_size
         self._tokens = 0
         self.work = 0.0
@@ -111,7 +113,9 @@ class LocalGenerator:
     def prompt(self, question: Question) -> list[int]:
         """The tokens of a question under the chat template."""
         tools = json.loads(question.tools) if question.tools else None
-        return encode_prompt(self._tokenizer, question.messages, tools)
+        ids = encode_prompt(self._tokenizer, question.messages, tools)
+        refuse_unknown_tokens(ids, self._known, f"The prompt of question {question.id!r}")
+        return ids
 
     def _answer(self, row: Row, stopped: bool) -> Answer:
         """The answer in the generated tokens; a reasoning model's thoughts are kept apart from it."""

@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from staytrue.data.examples import Message
-from staytrue.evals.judges.rubric import Rubric, rubrics_for
+from staytrue.errors import RequestError
+from staytrue.evals.judges.rubric import Rubric, rubrics_for, shipped
 from staytrue.evals.judges.score_from_logprobs import (
     MORE_TOKENS,
     Position,
@@ -43,6 +44,8 @@ class EndpointJudge:
         address = endpoint.address
         self.name = f"{address}#{signature(**_HOW)}"
         self._server = ServerIdentity(address)
+        self._identity = key(judge=[address.url, address.model], tried=endpoint.key_sha256)
+        self._remembered = False
         self._missing: list[bool] = []  # of each verdict
         self._unseen: list[float] = []  # of each call, the probability outside of the likely tokens
 
@@ -60,6 +63,34 @@ class EndpointJudge:
             result = failed(str(error))
         self._missing.append(bool(result.missing))
         return result
+
+    def check(self) -> None:
+        """Ask the endpoint for one token, before answers are sampled that it would have to judge.
+
+        An endpoint that has judged with the same key before is not asked, so paid verdicts need no call.
+
+        Raises:
+            RequestError: the endpoint cannot judge, such as for a wrong key, no such model, or no log-probabilities.
+        """
+        if self._cache.has_answered(self._identity):
+            return
+        prompt = shipped("alignment").filled("What is two and two?", "Four.")
+        try:
+            self._endpoint.ask([Message("user", prompt)], _check, max_tokens=1, **_HOW)
+        except FilteredError:  # one prompt; others may pass
+            return
+        except CallError as error:
+            raise RequestError(
+                f"The judge {self._endpoint.address} was tried before answers are sampled, and failed: {error}. Run "
+                "again once it answers, or name another judge."
+            ) from None
+        self._remember()
+
+    def _remember(self) -> None:
+        """Store once that the endpoint has judged with its key."""
+        if not self._remembered:
+            self._cache.mark_answered(self._identity)
+            self._remembered = True
 
     def notice(self) -> str:
         """The sentence to show before the first call."""
@@ -92,12 +123,18 @@ class EndpointJudge:
             key(
                 judge=[address.url, address.model], rubric=rubric.sha256, prompt=prompt, how={**_HOW, "tokens": tokens}
             ),
-            lambda: _row(self._endpoint.ask([Message("user", prompt)], _check, max_tokens=tokens, **_HOW)),
+            lambda: self._asked(prompt, tokens),
             _read,
         )
         self._server.add(row["model"], row["fingerprint"], row.get("changes") or ())
         self._unseen.append(max(0.0, 1 - sum(positions[0].distribution.values())))
         return positions
+
+    def _asked(self, prompt: str, tokens: int) -> dict[str, Any]:
+        """A new row of the response cache."""
+        row = _row(self._endpoint.ask([Message("user", prompt)], _check, max_tokens=tokens, **_HOW))
+        self._remember()
+        return row
 
 
 def _check(reply: Reply) -> None:

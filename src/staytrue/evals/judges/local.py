@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from staytrue.data.examples import Message
 from staytrue.data.tokenize import encode_prompt
+from staytrue.data.vocabulary import embedding_count, refuse_unknown_tokens
 from staytrue.errors import ModelError
 from staytrue.evals.generation.check import check_generation
 from staytrue.evals.judges.rubric import Rubric, rubrics_for, shipped
@@ -101,12 +102,16 @@ class LocalJudge:
         """The probability of each number and word as the answer to a prompt, and the likeliest token beside them.
 
         Raises:
-            NoDistributionError: the prompt is longer than the judge reads, or its logits are no numbers (NaN).
+            NoDistributionError: the prompt is too long or has unknown tokens, or its logits are no numbers (NaN).
         """
         ids = encode_prompt(self._tokenizer, [Message("user", sendable(prompt))])
         longest = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         if longest is not None and len(ids) + self._tree.depth > longest:
             raise NoDistributionError(f"its prompt has {len(ids):,} tokens, and the judge reads {longest:,}")
+        try:
+            refuse_unknown_tokens(ids, embedding_count(self._model), "its prompt")
+        except ModelError as error:
+            raise NoDistributionError(str(error)) from None
         return self._tree.distribution(self._model, ids)
 
     def _reading(self, rubric: Rubric, question: Question, answer: str) -> Reading:

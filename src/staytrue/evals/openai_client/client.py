@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from typing import Any
 
 from staytrue.data.examples import Message
@@ -71,6 +72,7 @@ class Endpoint:
                 "Endpoints need the openai package. Install it with: pip install 'staytrue[judge]'."
             ) from None
         self.address, self._key, self._say = address, key, say
+        self.key_sha256 = sha256((key or "").encode()).hexdigest()  # to tell keys apart without showing them
         self._parameters = parameters_of(address)
         self.budget = (budget or Budget()).for_endpoint(address)
         self._client = openai.OpenAI(

@@ -94,6 +94,22 @@ class ResponseCache:
             self.calls += 1
         return read(value)
 
+    def has_answered(self, endpoint: str) -> bool:
+        """Whether an endpoint, by a key of its address and secret, ever gave a response that could be used."""
+        try:
+            with self._lock:
+                return bool(self._file.execute("SELECT 1 FROM answered WHERE key = ?", (endpoint,)).fetchone())
+        except sqlite3.Error as error:
+            raise self._unusable(error) from None
+
+    def mark_answered(self, endpoint: str) -> None:
+        """Store that an endpoint gave a response that could be used."""
+        try:
+            with self._lock:
+                self._file.execute("INSERT OR IGNORE INTO answered VALUES (?)", (endpoint,))
+        except sqlite3.Error as error:
+            raise self._unusable(error) from None
+
     def _remove(self, key: str) -> None:
         try:
             with self._lock:
@@ -115,6 +131,7 @@ class ResponseCache:
                 "XDG_CACHE_HOME to another folder."
             )
         self._file.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
+        self._file.execute("CREATE TABLE IF NOT EXISTS answered (key TEXT PRIMARY KEY)")  # endpoints
         self._file.execute(f"PRAGMA user_version = {_SCHEMA}")
         self._file.execute("COMMIT")
         self._file.execute("PRAGMA journal_mode = WAL")

@@ -1,0 +1,97 @@
+"""Rows of a trainer whose token ids or labels the model does not know are refused before training, or as they are read.
+
+Tokens come from the user, from a tokenizer that is larger than the embeddings, or from a data collator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from datasets import Dataset
+from pyarrow import compute
+from torch import Tensor
+
+from staytrue.data.vocabulary import embedding_count, refuse_unknown_tokens
+
+_NOT_LEARNT = -100
+
+
+def refuse_unknown_rows(trainer: Any) -> None:
+    """Refuse rows of tokens, or padding, that the model of a supervised trainer has no embeddings for.
+
+    Raises:
+        ModelError: the first such row.
+    """
+    count = embedding_count(trainer.model)
+    padding = getattr(trainer.data_collator, "pad_token_id", None)
+    refuse_unknown_tokens([] if padding is None else [padding], count, "The tokenizer's padding")
+    for name in ("train_dataset", "eval_dataset"):
+        _refuse_unknown_ids(getattr(trainer, name), count, name)
+
+
+def refuse_unknown_prompts(trainer: Any) -> None:
+    """Refuse prompts of a GRPO trainer that its model has no embeddings for; all are tokenized only if that can be.
+
+    Raises:
+        ModelError: the first such prompt.
+    """
+    count, dataset = embedding_count(trainer.model), trainer.train_dataset
+    tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
+    if count is None or len(tokenizer) <= count:
+        return
+    refuse_unknown_tokens([tokenizer.pad_token_id or 0], count, "The tokenizer's padding")
+    if isinstance(dataset, Dataset):
+        for row in dataset.select_columns(["prompt"]):
+            trainer._tokenize_prompts([row["prompt"]])
+
+
+class CheckedTokens:
+    """A collator that refuses batches with unknown token ids, whichever stream or collator they come from.
+
+    Args:
+        inner: the trainer's own collator.
+        count: see `vocabulary.embedding_count`.
+    """
+
+    def __init__(self, inner: Callable[[list[Any]], Any], count: int | None) -> None:
+        self._inner, self._count = inner, count
+
+    def __call__(self, rows: list[Any]) -> Any:
+        """The batch of some rows."""
+        batch = self._inner(rows)
+        for column in ("input_ids", "labels") if isinstance(batch, Mapping) else ():
+            ids = batch.get(column)
+            if not isinstance(ids, Tensor) or not ids.numel():
+                continue
+            read = ids[ids != _NOT_LEARNT] if column == "labels" else ids
+            if read.numel():
+                extremes = [int(read.min()), int(read.max())]
+                refuse_unknown_tokens(extremes, self._count, f"A batch (column {column!r})")
+        return batch
+
+
+def _refuse_unknown_ids(dataset: Any, count: int | None, name: str) -> None:
+    """Refuse rows of a dataset, or of several by name; a stream is not read."""
+    if isinstance(dataset, Mapping) and not isinstance(dataset, Dataset):
+        for key, part in dataset.items():
+            _refuse_unknown_ids(part, count, f"{name}[{key!r}]")
+    if count is None or not isinstance(dataset, Dataset):
+        return
+    for column in ("input_ids", "labels"):
+        if column not in dataset.column_names:
+            continue
+        for number, ids in _suspicious(dataset, column, count):
+            known = [token for token in ids if column != "labels" or token != _NOT_LEARNT]
+            refuse_unknown_tokens(known, count, f"Row {number} of {name} (column {column!r})")
+
+
+def _suspicious(dataset: Dataset, column: str, count: int) -> Iterator[tuple[int, list[int]]]:
+    """The rows, with their numbers, in batches that hold an id outside of the embeddings."""
+    first = 1
+    for table in dataset.select_columns([column]).with_format("arrow").iter(batch_size=1000):
+        extremes = compute.min_max(compute.list_flatten(table[column])).as_py()
+        lowest, highest = extremes["min"] or 0, extremes["max"] or 0
+        if lowest < 0 or highest >= count:
+            yield from enumerate(table[column].to_pylist(), start=first)
+        first += len(table)
