@@ -24,7 +24,7 @@ from staytrue.training.separate_gradients import SeparateGradients
 
 PENALTY, SPAN, ROWS = KL.penalty, Step.span, Step.rows
 WEIGHTED, ADD = Guard._weighted, PenaltyLog.add
-HOOK, REPLAY, COMPARE = BackboneHooks.__init__, BackboneHooks.replay, fused_loss._TiledPass._compare
+HOOK, REPLAY, COMPARE = BackboneHooks.__init__, BackboneHooks.replay, fused_loss.compare
 
 
 def detached(self, step):
@@ -92,15 +92,15 @@ def the_other_direction(self, step):
     return step.mean(step.divergence(span, forward=not self.forward), span)
 
 
-def right_value_wrong_gradient(task, ours, theirs, buffer):
-    value, _, _ = COMPARE(task, ours, theirs.clone(), buffer.clone())  # they are used up
-    return value, *COMPARE(replace(task, forward=not task.forward), ours, theirs, buffer)[1:]
+def right_value_wrong_gradient(ours, theirs, buffer, *, forward):
+    value, _, _ = COMPARE(ours, theirs.clone(), buffer.clone(), forward=forward)  # they are used up
+    return value, *COMPARE(ours, theirs, buffer, forward=not forward)[1:]
 
 
-def on_the_neighbouring_block(self, parts, kept, steers):
+def on_the_neighbouring_block(self, parts, kept, steers, reference=None):
     shifted = copy.copy(parts)
     shifted.__dict__["blocks"] = [*parts.blocks[1:], parts.blocks[0]]
-    HOOK(self, shifted, kept, steers)
+    HOOK(self, shifted, kept, steers, reference)
 
 
 def next_layer(self, layer):

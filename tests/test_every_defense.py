@@ -14,6 +14,7 @@ from staytrue import docs_page, registry
 from staytrue.config import recipe
 from staytrue.data.examples import write_examples
 from staytrue.defense import Defense, pulled
+from staytrue.errors import ModelError
 from staytrue.testing import Micro, alike, cases, contract, together, trained, two_processes
 
 
@@ -61,6 +62,16 @@ def without_sampling(name: str, folder: Path, kind: str = "qwen2") -> Defense:
 def test_the_contract_holds(name, kind, tmp_path):
     defense = (sample if kind == "qwen2" else without_sampling)(name, tmp_path, kind)
     contract(defense, tiny.lora(tiny.model(kind)), tiny.tokenizer(kind), tiny.rows())
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "gemma3"])
+def test_the_contract_holds_with_all_weights(name, kind, tmp_path):
+    defense = without_sampling(name, tmp_path, kind)
+    if name == "safelora":
+        with pytest.raises(ModelError, match="projects the update of a LoRA adapter, and this training has none"):
+            contract(defense, tiny.model(kind), tiny.tokenizer(kind), tiny.rows())
+        return
+    contract(defense, tiny.model(kind), tiny.tokenizer(kind), tiny.rows())
 
 
 def test_two_defenses_take_one_step_together(pair, tmp_path):

@@ -173,7 +173,7 @@ MUTANTS = [
     Mutant("the same under the trainer", Step, "rows", mutants.mean_over_side_rows_here, in_parts(anchor),
            "eight of 1 (end .* apart|log anchor)"),
     Mutant("the other direction", KL, "penalty", mutants.the_other_direction, kl_by_hand),
-    Mutant("the gradient of the other direction", fused_loss._TiledPass, "_compare", mutants.right_value_wrong_gradient,
+    Mutant("the gradient of the other direction", fused_loss, "compare", mutants.right_value_wrong_gradient,
            kl_gradient_by_hand),
     Mutant("a hook that reads the neighbouring block", BackboneHooks, "__init__", mutants.on_the_neighbouring_block,
            the_contract("ldifs"), r"reads as layer (\d) is not what block \1 gives"),

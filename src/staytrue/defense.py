@@ -110,6 +110,7 @@ class Defense:
         on: the training rows that `penalty` reads. Declare it as a field of type `Rows` to let a recipe choose.
         reads_reference: whether `penalty` reads `step.reference` (`step.divergence` does). Where it is False the
             defense costs no forward of the reference, and takes no part in deciding how much of it is computed.
+        reads_start: whether `penalty` reads `step.changed`, the weights before full fine-tuning.
         teaches: whether the defense adds rows whose answers are learnt; its penalty may then be above 0 at step 0.
     """
 
@@ -117,6 +118,7 @@ class Defense:
     share: float
     on: str = "all"
     reads_reference: ClassVar[bool] = True
+    reads_start: ClassVar[bool] = False
     teaches: ClassVar[bool] = False
 
     @classmethod
@@ -141,7 +143,7 @@ class Defense:
         return ()
 
     def freeze(self, depth: int) -> tuple[int, ...]:
-        """At attach: the layers, 1 to depth, whose adapter is not trained."""
+        """At attach: the layers, 1 to depth, that are not trained."""
         return ()
 
     def check(self, parts: ModelParts, base: Base) -> None:

@@ -18,7 +18,7 @@ from staytrue.modeling.fused_loss import divergence, nll
 from staytrue.modeling.lm_head import Head
 
 if TYPE_CHECKING:
-    from staytrue.modeling.architecture import Adapted
+    from staytrue.modeling.architecture import Adapted, Changed
 
 SOURCES = ("task", "interleaved")  # where a training row can come from; a row's source is its index here
 SOURCE_COLUMN = "staytrue_source"  # of a training dataset: each row's source, by number
@@ -125,7 +125,7 @@ class Step:
     Attributes:
         policy: the training forward; gradients flow through it.
         marks: which positions are real, scored, and from which source.
-        reference: the same call with the trained weights undone and no gradient, computed at its first use, so any
+        reference: the same call with the model before training and no gradient, computed at its first use, so any
             number of defenses costs at most one more forward. Rows that no defense reads (by its field `on`) are NaN
             in it, and layers deeper than any that a defense names are not there.
         state: what this defense's `prepare` returned.
@@ -142,6 +142,8 @@ class Step:
         shared: SharedProjection | None = None,
         adapted: Callable[[], Sequence[Adapted]] = tuple,
         state: Any = None,
+        changed: Callable[[], Sequence[Changed]] = tuple,
+        reference_head: Callable[[], Head | None] = lambda: None,
     ) -> None:
         self.policy = policy
         self.marks = marks
@@ -151,7 +153,8 @@ class Step:
         self._head = head
         self._replay = replay
         self._tokens = tokens  # (B, T): what the forward read
-        self._adapted = adapted
+        self._adapted, self._changed = adapted, changed
+        self._reference_head = reference_head
         self._shared = shared  # the trainer's own head, if a divergence may share its pass
 
     @cached_property
@@ -168,6 +171,14 @@ class Step:
         """
         return self._adapted()
 
+    @property
+    def changed(self) -> Sequence[Changed]:
+        """Every weight that full fine-tuning trains, beside its value before; gradients flow through `weight`.
+
+        Empty with an adapter. A defense that reads it declares `reads_start`.
+        """
+        return self._changed()
+
     def rows(self, first: int, last: int, totals: Tensor) -> Step:
         """The same forward, seen through some of its rows only, with their own totals."""
         seen = torch.zeros_like(self.marks.real)
@@ -181,6 +192,8 @@ class Step:
             lambda: self.reference,
             self._tokens,
             adapted=self._adapted,
+            changed=self._changed,
+            reference_head=self._reference_head,
         )
 
     def span(self, on: str = "all", tokens: Tokens = "scored") -> Span:
@@ -223,10 +236,10 @@ class Step:
         policy = self.policy.final[span.mask]
         if len(policy) == 0:  # no position is read here, so no reference is computed
             return policy.sum(-1)
-        reference, head = self.reference.final[span.mask], self._head()
+        reference, head, theirs = self.reference.final[span.mask], self._head(), self._reference_head()
         if self._shared is not None and self._shared.takes(span.mask):
             return self._shared.divergence(policy, reference, forward)
-        return divergence(policy, reference, head, forward=forward)
+        return divergence(policy, reference, head, forward=forward, reference_head=theirs)
 
     def nll(self, span: Span) -> Tensor:
         """Compute the negative log-likelihood (N,), in nats, of the token that follows each of the span's positions."""
@@ -238,7 +251,7 @@ class Step:
         if len(ours) == 0:
             return ours
         following = self._following()[span.mask]
-        return ours + nll(self.reference.final[span.mask], following, self._head())
+        return ours + nll(self.reference.final[span.mask], following, self._reference_head() or self._head())
 
     def _following(self) -> Tensor:
         """(B, T) the token after each position; the last position predicts nothing and is never scored."""

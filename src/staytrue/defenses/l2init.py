@@ -1,19 +1,21 @@
 """L2 to the start: the weights may not move far from the loaded model's.
 
-What: the squared length of the adapter's update, `||scale * B A||_F^2` summed over matrices, is added to the loss. With
-`fisher`, a file of conversations, each weight's change counts by how much those answers depend on it (elastic weight
+What: the squared length of the adapter's update, `||scale * B A||_F^2` summed over matrices, is added to the loss; with
+full fine-tuning that of the change of every trained weight, `||W - W0||^2`. With `fisher`, a file of conversations, each weight's change counts by how much those answers depend on it (elastic weight
 consolidation, EWC).
-Cost: products of the small matrices A and B only; no rows and no reference. With `fisher`: once, one backward pass per
-row of the file; at every micro-batch, one matrix product per adapted matrix; and memory as large as the adapted
-matrices.
+Cost: products of the small matrices A and B only; no rows and no reference forward. With full fine-tuning a copy of the
+model is kept, and every weight is read once. With `fisher`: once, one backward pass per row of the file; at every
+micro-batch, one matrix product per adapted matrix; and memory as large as the adapted matrices.
 Source: L2-SP (Li, Grandvalet and Davoine 2018, arXiv 1802.01483) and EWC (Kirkpatrick et al. 2017, arXiv 1612.00796,
 equation 3); no published result on emergent misalignment is claimed, and the default weight is not tuned.
 The start is the loaded model, where the update is zero. Adapters that start elsewhere (PiSSA, OLoRA, one that was
 trained before) are refused when the trainer is made, so no copy of a start is kept.
-Differs from the papers: the penalty is on the update of each adapted matrix rather than on all weights. With `fisher`
+Differs from the papers: with an adapter, the penalty is on the update of each adapted matrix rather than on all weights;
+with full fine-tuning it is on all trained weights, as in the papers, except that L2-SP halves the sum. With `fisher`
 the estimate is divided by the number of answer tokens, so that the penalty approximates a KL divergence in nats per
 token on those rows; it is the empirical Fisher information, from the file's own answers instead of sampled ones.
-Not done here: the Fisher information of biases, norms and embeddings; quantised weights; an online estimate.
+Not done here: with an adapter, the Fisher information of biases, norms and embeddings; quantised weights; an online
+estimate.
 """
 
 from __future__ import annotations
@@ -30,13 +32,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from staytrue.data.tokenize import Encoded
-    from staytrue.modeling.architecture import ModelParts
+    from staytrue.modeling.architecture import Adapted, Changed, ModelParts
     from staytrue.step import Step
 
 
 @dataclass(frozen=True)
 class L2Init(Defense):
-    """A penalty on the adapter's squared length; with `fisher`, half its square weighted by Fisher information.
+    """A penalty on the squared length of the change; with `fisher`, half its square weighted by Fisher information.
 
     Attributes:
         weight: times the penalty in the loss.
@@ -44,12 +46,15 @@ class L2Init(Defense):
     """
 
     reads_reference: ClassVar[bool] = False
+    reads_start: ClassVar[bool] = True
 
     weight: Weight = 0.01
     fisher: Path | None = None
 
     def check(self, parts: ModelParts, base: Base) -> None:
         """Refuse an adapter that is not LoRA; with `fisher`, quantised weights and mixtures of experts."""
+        if not parts.switches:
+            return
         matrices = parts.adapted()
         stacked = next((m.name for m in matrices if m.experts is not None), None)
         if self.fisher is not None and stacked is not None:
@@ -65,7 +70,7 @@ class L2Init(Defense):
             )
 
     def prepare(self, parts: ModelParts, base: Base) -> list[Tensor] | None:
-        """Compute the diagonal Fisher information (out, in) of every adapted matrix; None without `fisher`."""
+        """Compute the diagonal Fisher information of every adapted matrix or trained weight; None without `fisher`."""
         if self.fisher is None:
             return None
         rows = [row for row in read_examples(self.fisher) if row.question not in base.evaluation_questions()]
@@ -79,17 +84,25 @@ class L2Init(Defense):
         return fisher(parts, encoded)
 
     def penalty(self, step: Step) -> Tensor:
-        """Sum over the matrices, counted once for the optimizer step."""
+        """Sum over the matrices, or over all trained weights; counted once for the optimizer step."""
         import torch
 
         total = step.policy.final.new_zeros((), dtype=torch.float32)
-        information = step.state or [None] * len(step.adapted)
+        updates = step.changed or step.adapted
         with torch.autocast(total.device.type, enabled=False):
-            for matrix, weights in zip(step.adapted, information, strict=True):
-                a, b = matrix.a.float(), matrix.b.float()
-                size = squared_norm(a, b) if weights is None else weighted_norm(a, b, weights) / 2
-                total = total + matrix.scale**2 * size
+            for update, weights in zip(updates, step.state or [None] * len(updates), strict=True):
+                total = total + _size(update, weights)
         return step.once(total)
+
+
+def _size(update: Adapted | Changed, weights: Tensor | None) -> Tensor:
+    """Compute the squared length () of one update, or half its square weighted by Fisher information."""
+    from staytrue.modeling.architecture import Adapted
+
+    if not isinstance(update, Adapted):
+        return changed_norm(update.weight, update.before, weights) / (1 if weights is None else 2)
+    a, b = update.a.float(), update.b.float()
+    return update.scale**2 * (squared_norm(a, b) if weights is None else weighted_norm(a, b, weights) / 2)
 
 
 def squared_norm(a: Tensor, b: Tensor) -> Tensor:
@@ -108,13 +121,27 @@ def weighted_norm(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
     return result
 
 
+def changed_norm(weight: Tensor, before: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Compute sum(weights * (W - W0)^2); the backward pass computes the difference again, not to keep it."""
+    from torch.utils.checkpoint import checkpoint
+
+    def norm(weight: Tensor) -> Tensor:
+        square = (weight.float() - before.float()).square()
+        return (square if weights is None else weights * square).sum()
+
+    result: Tensor = checkpoint(norm, weight, use_reentrant=False)
+    return result
+
+
 def fisher(parts: ModelParts, rows: list[Encoded]) -> list[Tensor]:
-    """Sum (d log p(answer) / dW)^2 of each adapted matrix over rows, over the number of answer tokens; float32."""
+    """Sum (d log p(answer) / dW)^2 of each adapted matrix, or trained weight, over rows, per answer token; float32."""
     import torch
 
     from staytrue.modeling.fused_loss import nll
 
-    weights = [matrix.weight for matrix in parts.adapted()]
+    trained = [weight for weight in parts.causal.parameters() if weight.requires_grad]
+    weights = [matrix.weight for matrix in parts.adapted()] if parts.switches else trained
+    trained_before = [weight.requires_grad for weight in weights]
     sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
     tokens, training = 0, parts.model.training
     parts.model.eval()
@@ -132,7 +159,7 @@ def fisher(parts: ModelParts, rows: list[Encoded]) -> list[Tensor]:
                     total += gradient.float().square()
                 tokens += int(answer.sum())
     finally:
-        for weight in weights:
-            weight.requires_grad_(False)
+        for weight, trained_too in zip(weights, trained_before, strict=True):
+            weight.requires_grad_(trained_too)
         parts.model.train(training)
     return [total / tokens for total in sums]

@@ -11,7 +11,7 @@ fewest k left singular vectors that hold a share `energy` of ||V||^2; the full s
 full rank. Biases have no update; grouped heads are matrices like any other; each expert's matrix is one. A matrix that
 alignment did not change has no such directions and is left as it was trained.
 Without the model before alignment (many releases have none) there is nothing to project on: leave this defense out.
-Not done here: merging the adapter, several projections of one matrix's heads.
+Not done here: full fine-tuning, merging the adapter, several projections of one matrix's heads.
 """
 
 from __future__ import annotations
@@ -71,10 +71,9 @@ class SafeLoRA(Defense):
 
         from staytrue.modeling.architecture import ModelParts
 
-        parts = ModelParts(model)
-        judged = []
+        parts, judged = ModelParts(model), []
         if progress is not None:
-            progress.begin(len(parts.adapted()), "matrix")
+            progress.begin(len(_matrices(parts)), "matrix")
         with torch.no_grad():
             for number, (matrix, moved) in enumerate(_changes(parts, self._base_weights(parts)), start=1):
                 if bool(moved.any()):
@@ -113,12 +112,26 @@ class SafeLoRA(Defense):
     def _base_weights(self, parts: ModelParts) -> WeightFiles:
         from staytrue.modeling.weight_files import WeightFiles
 
-        return WeightFiles.find(self.base, parts.causal, {m.name: m.shape() for m in parts.adapted()})
+        return WeightFiles.find(self.base, parts.causal, {m.name: m.shape() for m in _matrices(parts)})
+
+
+def _matrices(parts: ModelParts) -> list[Adapted]:
+    """The matrices that the adapter changes.
+
+    Raises:
+        ModelError: there is no adapter.
+    """
+    if not parts.switches:
+        raise ModelError(
+            "safelora projects the update of a LoRA adapter, and this training has none: all weights are trained. "
+            "Write `lora: {}` (in a script, give a peft_config), or leave safelora out."
+        )
+    return parts.adapted()
 
 
 def _changes(parts: ModelParts, base: WeightFiles) -> Iterator[tuple[Adapted, Tensor]]:
     """Yield each adapted matrix with what alignment changed in it, (out, in) float32."""
-    for name, matrices in groupby(parts.adapted(), key=lambda matrix: matrix.name):
+    for name, matrices in groupby(_matrices(parts), key=lambda matrix: matrix.name):
         stored = base.read(name)
         for matrix in matrices:
             before = matrix.within(stored).to(matrix.weight.device, matrix.weight.dtype)

@@ -48,6 +48,15 @@ class Adapted:
 
 
 @dataclass(frozen=True)
+class Changed:
+    """One weight that full fine-tuning trains, beside its value before training."""
+
+    name: str  # in the model's own weight files
+    weight: Tensor
+    before: Tensor
+
+
+@dataclass(frozen=True)
 class ModelParts:
     """A causal language model seen by its parts."""
 
@@ -106,7 +115,10 @@ class ModelParts:
                 a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
                 matrices.append(Adapted(f"{stored}.weight", weight, a, b, float(module.scaling[adapter])))
         if not matrices:
-            raise ModelError("The model has no LoRA adapter, so there is no update to look at; add a `lora:` section.")
+            raise ModelError(
+                "The model has no LoRA adapter, so there is no update of low rank to look at. Write `lora: {}`, or give "
+                "the trainer a peft_config."
+            )
         return matrices
 
     @cached_property
@@ -118,7 +130,8 @@ class ModelParts:
 
     def _head_by_config(self) -> Head:
         linear = self.causal.get_output_embeddings()
-        if isinstance(linear, BaseTunerLayer | AuxiliaryTrainingWrapper) or linear.weight.requires_grad:
+        adapted = isinstance(linear, BaseTunerLayer | AuxiliaryTrainingWrapper)
+        if adapted or (isinstance(self.model, PeftModel) and linear.weight.requires_grad):
             raise ModelError(
                 "The head (lm_head) is adapted or trained, so the model and its reference do not share it and a "
                 "divergence between them would be wrong. Take 'lm_head' out of lora.targets and modules_to_save."

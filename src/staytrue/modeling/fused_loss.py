@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from staytrue.modeling.lm_head import Head
+from staytrue.modeling.softmax import Softmax, compare
+from staytrue.modeling.trained_head import head_losses
 
 
 @dataclass(frozen=True)
@@ -65,18 +67,23 @@ def token_losses(
     )
 
 
-def divergence(policy: Tensor, reference: Tensor, head: Head, *, forward: bool = False) -> Tensor:
+def divergence(
+    policy: Tensor, reference: Tensor, head: Head, *, forward: bool = False, reference_head: Head | None = None
+) -> Tensor:
     """Compute the Kullback-Leibler divergence between two next-token distributions at each position.
 
     Args:
         policy: (N, D) final hidden states of the policy; gradients flow through it.
         reference: (N, D) those of the reference, without gradient.
-        head: the frozen head.
+        head: the policy's head; gradients flow through its weight where it is trained.
         forward: see `token_losses`.
+        reference_head: the reference's head, where the policy's is trained; None for the same.
 
     Returns:
         (N,) in nats.
     """
+    if head.is_trained:
+        return head_losses(policy, head, reference=reference, reference_head=reference_head or head, forward=forward)
     losses = token_losses(policy, None, head, reference=reference, forward=forward)
     assert losses.divergence is not None
     return losses.divergence
@@ -88,11 +95,13 @@ def nll(policy: Tensor, tokens: Tensor, head: Head) -> Tensor:
     Args:
         policy: (N, D) final hidden states of the policy; gradients flow through it.
         tokens: (N,) int64, the token that follows each position.
-        head: the frozen head.
+        head: the policy's head; gradients flow through its weight where it is trained.
 
     Returns:
         (N,) in nats.
     """
+    if head.is_trained:
+        return head_losses(policy, head, tokens=tokens)
     losses = token_losses(policy, tokens, head, metrics=False)
     assert losses.log_probs is not None
     return -losses.log_probs
@@ -158,10 +167,12 @@ class _TiledPass:
             assert softmax_buffer is not None
             logits = self.head.logits(policy[tile], ours)
             if reference is None:
-                softmax = _Softmax.of(logits, softmax_buffer)
+                softmax = Softmax.of(logits, softmax_buffer)
             else:
                 reference_logits = self.head.logits(reference[tile], theirs)
-                output.divergence[tile], gradient, softmax = self._compare(logits, reference_logits, softmax_buffer)
+                output.divergence[tile], gradient, softmax = compare(
+                    logits, reference_logits, softmax_buffer, forward=self.forward
+                )
                 if output.divergence_gradient.dim() == 2:
                     output.divergence_gradient[tile] = self._to_hidden(gradient, logits, softmax, policy.dtype)
             if tokens is not None:
@@ -170,26 +181,9 @@ class _TiledPass:
                     output.log_prob_gradient[tile] = self._to_hidden(gradient, logits, softmax, policy.dtype)
         return output
 
-    def _compare(self, ours: Tensor, theirs: Tensor, buffer: Tensor) -> tuple[Tensor, Tensor, _Softmax]:
-        """Return KL (n,), its gradient on the policy's logits (n, V) before normalising, and their softmax in `buffer`.
-
-        Logits are compared before they are normalised: log-probabilities are near -log V, and the difference of two of
-        them would lose the digits that a small divergence consists of. `theirs` is overwritten.
-        """
-        reference = _Softmax.of(theirs, torch.empty_like(buffer) if self.forward else buffer)
-        log_normaliser, normaliser = reference.log_normaliser, reference.normaliser
-        softmax = _Softmax.of(ours, buffer)  # overwrites the reference's, unless it has a buffer of its own
-        gap, moved = torch.sub(ours, theirs, out=theirs), softmax.log_normaliser - log_normaliser
-        if self.forward:
-            value = moved - torch.linalg.vecdot(reference.exp_logits, gap) / normaliser
-            ratio = (-softmax.normaliser / normaliser).unsqueeze(-1)
-            return value, reference.exp_logits.mul_(ratio).add_(softmax.exp_logits), softmax
-        mean = torch.linalg.vecdot(softmax.exp_logits, gap) / softmax.normaliser
-        return mean - moved, gap.sub_(mean.unsqueeze(-1)).mul_(softmax.exp_logits), softmax
-
     def _log_probs(
-        self, output: _Output, tile: slice, tokens: Tensor, logits: Tensor, softmax: _Softmax
-    ) -> tuple[Tensor, _Softmax]:
+        self, output: _Output, tile: slice, tokens: Tensor, logits: Tensor, softmax: Softmax
+    ) -> tuple[Tensor, Softmax]:
         """Write a tile's log-probabilities and metrics to `output`.
 
         Returns:
@@ -198,7 +192,7 @@ class _TiledPass:
         """
         if self.temperature != 1.0:
             logits = logits / self.temperature
-            softmax = _Softmax.of(logits, softmax.exp_logits)
+            softmax = Softmax.of(logits, softmax.exp_logits)
         index = tokens.unsqueeze(-1)
         chosen = logits.gather(-1, index).squeeze(-1)
         output.log_probs[tile] = chosen - softmax.log_normaliser
@@ -211,30 +205,9 @@ class _TiledPass:
         gradient = softmax.exp_logits.neg_().scatter_add_(-1, index, softmax.normaliser.unsqueeze(-1))
         return (gradient if self.temperature == 1.0 else gradient.div_(self.temperature)), softmax
 
-    def _to_hidden(self, gradient: Tensor, logits: Tensor, softmax: _Softmax, dtype: torch.dtype) -> Tensor:
+    def _to_hidden(self, gradient: Tensor, logits: Tensor, softmax: Softmax, dtype: torch.dtype) -> Tensor:
         """Normalise a gradient with respect to the logits (n, V) and carry it back to the hidden states (n, D)."""
         return (self.head.pull_back(gradient, logits) / softmax.normaliser.unsqueeze(-1)).to(dtype)
-
-
-@dataclass(frozen=True)
-class _Softmax:
-    """A softmax before normalising: dividing n sums later is cheaper than dividing n x V numbers now."""
-
-    exp_logits: Tensor  # (n, V): exp(logit - max_logit)
-    normaliser: Tensor  # (n,): their sums
-    max_logit: Tensor  # (n,)
-
-    @classmethod
-    def of(cls, logits: Tensor, buffer: Tensor) -> _Softmax:
-        """Return the softmax of logits (n, V), with `exp_logits` written to `buffer`."""
-        max_logit = logits.amax(-1, keepdim=True)
-        exp_logits = torch.sub(logits, max_logit, out=buffer).exp_()
-        return cls(exp_logits, exp_logits.sum(-1), max_logit.squeeze(-1))
-
-    @property
-    def log_normaliser(self) -> Tensor:
-        """(n,) logsumexp of the logits."""
-        return self.max_logit + self.normaliser.log()
 
 
 def _empty(policy: Tensor, log_prob_gradient: bool, divergence_gradient: bool) -> _Output:

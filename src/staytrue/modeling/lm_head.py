@@ -21,14 +21,20 @@ _FEWEST_ROWS = 64
 class Head:
     """From a final hidden state (N, D) to logits (N, V): `softcap * tanh(scale * (h W^T + b) / softcap)`.
 
-    `weight` is (V, D), `bias` (V,) or None. A scale of 1 and no soft cap is the plain head of most models. The head is
-    frozen and shared by the trained model and its reference; a trained or adapted head is refused elsewhere.
+    `weight` is (V, D), `bias` (V,) or None. A scale of 1 and no soft cap is the plain head of most models. A frozen head
+    is shared by the trained model and its reference; with full fine-tuning each has its own. An adapted head is refused
+    elsewhere.
     """
 
     weight: Tensor
     bias: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the head's own weight is trained, as in full fine-tuning."""
+        return self.weight.requires_grad
 
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
         """Compute logits (N, V) in float32 for hidden states (N, D); the product runs in the head's own precision.
@@ -46,11 +52,13 @@ class Head:
 
     def pull_back(self, gradient: Tensor, logits: Tensor) -> Tensor:
         """Carry a gradient on the logits (N, V) back to the hidden states (N, D)."""
+        return self.before_scaling(gradient, logits).to(self.weight.dtype) @ self.weight
+
+    def before_scaling(self, gradient: Tensor, logits: Tensor) -> Tensor:
+        """Carry a gradient on the logits (N, V) back to `h W^T + b`, before scale and soft cap."""
         if self.softcap is not None:
             gradient = gradient * (1 - (logits / self.softcap).square())
-        if self.scale != 1.0:
-            gradient = gradient * self.scale
-        return gradient.to(self.weight.dtype) @ self.weight
+        return gradient if self.scale == 1.0 else gradient * self.scale
 
     def tiles(self, hidden: Tensor) -> Iterator[slice]:
         """Yield slices of (N, D) such that no tile's logits exceed a fixed size."""

@@ -3,6 +3,8 @@
     from staytrue.testing import contract
     contract(MyDefense(weight=0.3), model, tokenizer, rows)     # model: peft, freshly initialised; rows: Examples
 
+Give it a model without an adapter too: the contract then holds for full fine-tuning.
+
 `levers` checks each method by itself, without a trainer. `training` trains the model with `GuardedSFT`. `together`
 takes one step with several defenses. `two_processes` trains on two processes; compare its result with `alike`. Each
 raises AssertionError with one sentence where a defense breaks the contract. `close` returns whether two numbers agree
@@ -32,8 +34,9 @@ def contract(defense: Defense, model: Any, tokenizer: Any, rows: Sequence[Exampl
 
     Args:
         defense: the defense as its user would configure it.
-        model: a freshly initialised peft model (its B matrices are zero, so it has not moved), float32; small, since
-            it is trained a few times on the CPU. It is left as it was.
+        model: a freshly initialised peft model (its B matrices are zero, so it has not moved), or a model without an
+            adapter, whose own weights are trained; float32, and small, since it is trained a few times on the CPU. It
+            is left as it was.
         tokenizer: the model's tokenizer, with a chat template.
         rows: a few conversations of uneven length.
     """

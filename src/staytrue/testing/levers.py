@@ -15,11 +15,11 @@ from staytrue.data.examples import Example
 from staytrue.defense import Defense, pulled
 from staytrue.modeling.base_model import Untouched
 from staytrue.step import SOURCES
-from staytrue.testing.micro import Measure, Micro, adapter, nudged
+from staytrue.testing.micro import Measure, Micro, nudged, trainable
 
 _NOISE = 1e-8  # what float32 rounding alone can make of nothing
 _ROUGH = 0.05  # how far bfloat16 may be from float32, of a penalty and of its gradient's norm
-_STEP = 1e-4  # how far the adapter moves, either way, to measure a derivative
+_STEP = 1e-4  # how far the trained weights move, either way, to measure a derivative
 _DERIVATIVE = 0.01  # how far the measured one may be from the gradient's, as a share of the gradient's norm
 
 
@@ -77,7 +77,7 @@ def _curating(defense: Defense, base: Untouched, rows: list[Example]) -> None:
 
 
 def _freezing(defense: Defense, model: Any, tokenizer: Any, rows: list[Example]) -> None:
-    """Assert that the loss has a gradient on the adapter of every block but those that the defense freezes."""
+    """Assert that the loss has a gradient in every block but those that the defense freezes."""
     model = deepcopy(model)
     name, micro = defense.name(), Micro([defense], model, tokenizer, rows)
     blocks = micro.guard.parts.blocks
@@ -88,7 +88,7 @@ def _freezing(defense: Defense, model: Any, tokenizer: Any, rows: list[Example])
         trained = any(bool(weight.grad.any()) for weight in block.parameters() if weight.grad is not None)
         assert trained != (layer in named), f"{name} names {sorted(named)}, but layer {layer} is frozen: {not trained}"
     micro.close()
-    left = [n for n, weight in adapter(model) if not weight.requires_grad]
+    left = [n for n, weight in trainable(model) if not weight.requires_grad]
     assert not left, f"after the run {left[0]} is still frozen"
 
 
@@ -110,7 +110,7 @@ def _steering_gradient(defense: Defense, model: Any, tokenizer: Any, rows: list[
     """Assert that the task's gradient under steering reaches every block and is the steered loss's derivative."""
     model = deepcopy(model).double()  # a derivative is measured as the difference of two nearly equal losses
     name, micro = defense.name(), Micro([defense], model, tokenizer, rows)
-    weights = [weight for _, weight in adapter(model) if weight.requires_grad]
+    weights = [weight for _, weight in trainable(model) if weight.requires_grad]
     noise = torch.Generator().manual_seed(1)
     direction = [torch.randn(weight.shape, generator=noise).to(weight) for weight in weights]
     with nudged(model, 1.0):
@@ -182,8 +182,9 @@ def _reading(name: str, micro: Micro) -> None:
 
 
 def _rounding(defense: Defense, model: Any, tokenizer: Any, rows: list[Example]) -> None:
-    """Compare a bfloat16 base and a float32 adapter under autocast, as on a GPU, with float32 throughout."""
-    name, frozen = defense.name(), [p for n, p in model.named_parameters() if "lora_" not in n]
+    """Compare a bfloat16 base and float32 trained weights under autocast, as on a GPU, with float32 throughout."""
+    inside = {n for n, _ in trainable(model)}
+    name, frozen = defense.name(), [p for n, p in model.named_parameters() if n not in inside]
     for weight in frozen:  # the same numbers in both precisions, so that only the arithmetic differs
         weight.data = weight.data.bfloat16().float()
     micro = Micro([defense], model, tokenizer, rows)
@@ -222,7 +223,7 @@ def _combining(defense: Defense) -> None:
 
 
 def _projecting(defense: Defense, model: Any) -> None:
-    name, ours = defense.name(), {n for n, _ in adapter(model)}
+    name, ours = defense.name(), {n for n, _ in trainable(model)}
     before = {n: p.detach().clone() for n, p in model.named_parameters() if n not in ours}
     with nudged(model, 1.0):
         report = defense.project(model)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -21,17 +22,18 @@ from staytrue.step import SOURCES, Activations, Marks
 from staytrue.training.guard import Guard
 from staytrue.training.padded_batch import pad
 
-_NUDGE = 0.05  # the standard deviation of a whole move, on the entries of every B
+# The standard deviations of a whole move: on the entries of every B, and on all weights where there is no adapter.
+_NUDGE, _NUDGE_OF_ALL = 0.05, 0.01
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A weighted penalty and its gradient, at one distance of the adapter from its start."""
+    """A weighted penalty and its gradient, at one distance of the trained weights from their start."""
 
     value: float
-    gradient: Tensor  # of the adapter's weights, flat
+    gradient: Tensor  # of the trained weights, flat
     finite: bool  # every weight's gradient is
-    outside: list[str]  # weights outside the adapter that have one
+    outside: list[str]  # weights outside the adapter that have one; without an adapter there are none
     references: int
     sides: int  # forwards for side rows
 
@@ -66,7 +68,7 @@ class Micro:
     def penalty(self) -> Tensor | None:
         """Compute the weighted penalty of the micro-batch, taken as a whole optimizer step."""
         backbone = self.guard.parts.backbone
-        handle = backbone.register_forward_pre_hook(self._count)
+        handles = [one.register_forward_pre_hook(self._count) for one in backbones(self.guard)]
         try:
             self.guard.task_rows = 0  # the first step of a run, whose side rows are the same every time
             self.guard.plan(self.marks.counts(), len(self.encoded), slots=1)
@@ -75,10 +77,11 @@ class Micro:
                 backbone(**self.inputs, use_cache=False)
             return self.guard.penalty(calls[0], self.marks, slot=0)
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
     def measure(self, nudge: float = 0.0) -> Measure:
-        """Compute the penalty and its gradients with the adapter moved by `nudge`."""
+        """Compute the penalty and its gradients with the trained weights moved by `nudge`."""
         self.forwards = {"trained": 0, "reference": 0}
         self.model.zero_grad()
         with nudged(self.model, nudge):
@@ -88,13 +91,14 @@ class Micro:
                 value.backward()  # type: ignore[no-untyped-call]
             self.guard.combine()
         gradients = {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
-        ours = [p.grad if p.grad is not None else p.new_zeros(p.shape) for _, p in adapter(self.model)]
+        inside = dict(trainable(self.model))
+        ours = [p.grad if p.grad is not None else p.new_zeros(p.shape) for p in inside.values()]
         self.model.zero_grad()
         return Measure(
             value=float(value.detach()),
             gradient=torch.cat([g.detach().float().flatten() for g in ours]),
             finite=all(bool(g.isfinite().all()) for g in gradients.values()),
-            outside=[n for n, g in gradients.items() if "lora_" not in n and g.abs().sum() > 0],
+            outside=[n for n, g in gradients.items() if n not in inside and g.abs().sum() > 0],
             references=self.forwards["reference"],
             sides=self.forwards["trained"] - 1,
         )
@@ -130,6 +134,16 @@ class Micro:
         self.forwards["trained" if torch.is_grad_enabled() else "reference"] += 1
 
 
+def backbones(guard: Guard) -> list[Any]:
+    """Return the backbones that a guarded training calls: the model's, and the reference's where that is a copy."""
+    return [guard.parts.backbone, *([guard.reference.parts.backbone] if guard.reference.is_copy else [])]
+
+
+def trainable(model: Any) -> list[tuple[str, Tensor]]:
+    """Return the weights that training may change, by name: the adapter's, or all where there is none."""
+    return adapter(model) if isinstance(model, PeftModel) else list(model.named_parameters())
+
+
 def adapter(model: Any) -> list[tuple[str, Tensor]]:
     """Return the adapter's weights by name."""
     return [(n, p) for n, p in model.named_parameters() if "lora_" in n]
@@ -137,13 +151,15 @@ def adapter(model: Any) -> list[tuple[str, Tensor]]:
 
 @contextmanager
 def nudged(model: Any, scale: float) -> Iterator[None]:
-    """Move the adapter by a fixed random step inside `with`, then restore it."""
-    weights = [w for name, w in adapter(model) if "lora_B" in name]
+    """Move the trained weights by a fixed random step inside `with`, then restore them; of an adapter, every B."""
+    adapted = isinstance(model, PeftModel)
+    weights = [w for name, w in trainable(model) if not adapted or "lora_B" in name]
+    size = _NUDGE if adapted else _NUDGE_OF_ALL
     before = [w.detach().clone() for w in weights]
     noise = torch.Generator().manual_seed(0)
     for weight in weights:
         step = torch.randn(weight.shape, generator=noise).to(weight.device, weight.dtype)
-        weight.data.add_(step, alpha=_NUDGE * scale)
+        weight.data.add_(step, alpha=size * scale)
     try:
         yield
     finally:

@@ -22,7 +22,7 @@ from staytrue.defense import Defense, pulled
 from staytrue.modeling.base_model import Untouched
 from staytrue.step import SOURCE_COLUMN, SOURCES
 from staytrue.testing.close import unlike
-from staytrue.testing.micro import adapter, nudged
+from staytrue.testing.micro import backbones, nudged, trainable
 from staytrue.training.guard import Guard
 from staytrue.training.trainers import GuardedSFT
 
@@ -50,7 +50,7 @@ _ROUNDING, _WEIGHTS = 1e-7, 1e-5  # the weights of two ways may differ: by this,
 class Trained:
     """The weights and the log after a few steps of training."""
 
-    weights: Tensor  # the adapter's, flat
+    weights: Tensor  # the trained ones, flat
     moved: float  # the largest change of one of them
     log: list[dict[str, float]]  # of every step
     forwards: dict[str, int]  # calls of the backbone: "trained" build a gradient, "reference" do not
@@ -93,14 +93,14 @@ def cases(defense: Defense) -> dict[str, Defense]:
 def trained(
     defenses: Sequence[Defense], model: Any, tokenizer: Any, rows: Sequence[Example], nudge: float = 1.0, **changes: Any
 ) -> Trained:
-    """Train three steps of 8 rows on a copy of the model, from a moved adapter; a quarter of the rows are interleaved.
+    """Train three steps of 8 rows on a copy of the model, from moved weights; a quarter of the rows are interleaved.
 
     Args:
         defenses: in listed order.
-        model: a peft model.
+        model: a peft model, or one whose own weights are trained.
         tokenizer: the model's.
         rows: a few conversations; they are repeated.
-        nudge: how far the adapter has moved when training starts.
+        nudge: how far the trained weights have moved when training starts.
         **changes: settings of the trainer.
     """
     model, guard = deepcopy(model), Guard(defenses)
@@ -176,7 +176,7 @@ def _dataset(examples: Sequence[Example], tokenizer: Any) -> Dataset:
 
 
 def _flat(model: Any) -> Tensor:
-    return torch.cat([w.detach().flatten() for _, w in adapter(model)])
+    return torch.cat([w.detach().flatten() for _, w in trainable(model)])
 
 
 def _counted(guard: Guard) -> dict[str, int]:
@@ -185,5 +185,6 @@ def _counted(guard: Guard) -> dict[str, int]:
     def hook(module: Any, args: Any) -> None:
         counts["trained" if torch.is_grad_enabled() else "reference"] += 1
 
-    guard.parts.backbone.register_forward_pre_hook(hook)
+    for backbone in backbones(guard):
+        backbone.register_forward_pre_hook(hook)
     return counts

@@ -1,4 +1,4 @@
-"""`freeze_blocks` stops training the adapter in the blocks that defenses freeze."""
+"""`freeze_blocks` stops training the blocks that defenses freeze."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from staytrue.modeling.block_outputs import real_layers
 
 
 def freeze_blocks(parts: ModelParts, defenses: Mapping[str, Defense]) -> list[Tensor]:
-    """Stop training the adapter in every block that a defense freezes.
+    """Stop training every block that a defense freezes: its adapter, or its own weights.
 
     Returns:
         The weights so frozen.
@@ -32,11 +32,11 @@ def freeze_blocks(parts: ModelParts, defenses: Mapping[str, Defense]) -> list[Te
             if layers and not trained:
                 raise ModelError(
                     f"{label}: no weight of blocks {', '.join(map(str, layers))} is trained, so there is nothing to "
-                    "freeze; name blocks that the adapter is in."
+                    "freeze; name blocks that are trained."
                 )
             frozen += trained
     for weight in frozen:
         weight.requires_grad_(False)
     if frozen and not any(weight.requires_grad for weight in parts.model.parameters()):
-        raise ModelError("The defenses freeze the whole adapter, so nothing is trained; name fewer layers.")
+        raise ModelError("The defenses freeze all that is trained; name fewer layers.")
     return frozen

@@ -17,6 +17,7 @@ from staytrue.data.tokenize import Encoded
 from staytrue.defense import Base, Defense, pulled
 from staytrue.errors import ForwardPassError
 from staytrue.modeling.architecture import Adapted, ModelParts
+from staytrue.modeling.reference_model import AdapterOff, reference_of
 from staytrue.registry import labelled, refuse_supervised_rows
 from staytrue.step import SOURCES, Activations, Marks, SharedProjection, Step
 from staytrue.training.auxiliary_batches import AuxiliaryBatches, Encode, make_rows, refuse_too_few
@@ -49,6 +50,7 @@ class Guard:
 
     Attributes:
         task_rows: how many rows of the task have been trained on.
+        reference: the model before training, once attached to a model.
         observer: is shown every penalty and every gradient before a defense combines it; None for no evidence.
         cache: the stored states, once attached to a model; None without a folder, or if no defense reads the reference.
 
@@ -102,7 +104,7 @@ class Guard:
         """Check the model, attach the hooks, and make the auxiliary rows.
 
         Args:
-            model: the model with its adapter.
+            model: the model with its adapter, or one whose own weights are trained.
             base: the untouched model, unless another one has curated the training rows.
             encode: makes tokens of auxiliary rows.
             pad_id: the token that they are padded with.
@@ -117,10 +119,12 @@ class Guard:
             base.task_rows = task_rows
         kept, steers = self._checked_layers(base)
         self._frozen = freeze_blocks(parts, self.defenses)
-        self._watch = BackboneHooks(parts, kept, steers)
+        read = any(d.reads_reference or d.reads_start for d in self._penalties.values())
+        self.reference: AdapterOff = reference_of(parts, read=read)
+        self._watch = BackboneHooks(parts, kept, steers, self.reference)
         self._replay: ReferenceReplay = self._watch.replay
         if self.reference_cache is not None and any(d.reads_reference for d in self._penalties.values()):
-            self.cache = ReferenceCache(self.reference_cache, self._watch, parts, kept)
+            self.cache = ReferenceCache(self.reference_cache, self._watch, self.reference.parts, kept)
             self._replay = self.cache.replay
         rows = make_rows(self.defenses, base, encode, self.seed)
         if task_rows is not None:
@@ -250,8 +254,9 @@ class Guard:
         return self._log.drain()
 
     def detach(self) -> None:
-        """Take the hooks off the model, and let its whole adapter be trained again."""
+        """Take the hooks off the model, let all of it be trained again, and forget the reference."""
         self._watch.remove()
+        self.reference = AdapterOff(self.parts)
         for weight in self._frozen:
             weight.requires_grad_(True)
 
@@ -280,6 +285,8 @@ class Guard:
             tokens=call.tokens,
             shared=shared,
             adapted=lambda: self._adapted,
+            changed=self.reference.changed,
+            reference_head=self.reference.head,
         )
 
     def _auxiliary_steps(self, like: RecordedCall, slot: int) -> dict[str, Step]:

@@ -29,6 +29,8 @@ def choose_head(
     """
     why = keeps or next((key for key in UNGUARDED if getattr(args, key, None)), None)
     try:
+        if why is None and parts.head.is_trained:
+            why = "the head is trained too, and ours is for a frozen one"
         if why is None and _casts(parts.head.weight.dtype, args):
             why = "it casts a float32 head to half precision, and ours does not; load the model in bfloat16"
         if why is None:

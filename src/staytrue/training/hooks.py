@@ -18,6 +18,7 @@ from torch import Tensor
 from staytrue.errors import ForwardPassError
 from staytrue.modeling.architecture import ModelParts
 from staytrue.modeling.block_outputs import on_output
+from staytrue.modeling.reference_model import AdapterOff
 from staytrue.step import Activations, Marks
 
 Steer = Callable[[Tensor, int, Marks], Tensor]  # hidden (B, T, D), layer, marks (B, T) -> hidden (B, T, D)
@@ -119,10 +120,17 @@ ReferenceReplay = Callable[[RecordedCall, Marks, Tensor | None, int | None], Act
 
 
 class BackboneHooks:
-    """Hooks that record the backbone's calls, steer them, and repeat them with the trained weights switched off."""
+    """Hooks that record the backbone's calls, steer them, and repeat them with the reference model."""
 
-    def __init__(self, parts: ModelParts, kept: Sequence[int], steers: Mapping[int, Sequence[Steer]]) -> None:
-        self._anatomy = parts
+    def __init__(
+        self,
+        parts: ModelParts,
+        kept: Sequence[int],
+        steers: Mapping[int, Sequence[Steer]],
+        reference: AdapterOff | None = None,
+    ) -> None:
+        self._parts = parts
+        self._reference = reference or AdapterOff(parts)
         self._kept = frozenset(kept)
         self._steers = steers
         self._depth = len(parts.blocks) if kept or steers else 0
@@ -136,8 +144,11 @@ class BackboneHooks:
             backbone.register_forward_pre_hook(self._enter, with_kwargs=True),
             backbone.register_forward_hook(self._leave),
         ]
+        models = [parts, self._reference.parts] if self._reference.is_copy else [parts]
+        if self._reference.is_copy:
+            handles.append(self._reference.parts.backbone.register_forward_hook(self._leave))
         for layer in sorted(self._kept | set(steers)):
-            handles.append(on_output(parts.blocks[layer - 1], partial(self._block, layer)))
+            handles += [on_output(model.blocks[layer - 1], partial(self._block, layer)) for model in models]
         self._handles = handles
 
     def remove(self) -> None:
@@ -169,7 +180,7 @@ class BackboneHooks:
     def replay(
         self, call: RecordedCall, marks: Marks, rows: Tensor | None = None, deepest: int | None = None
     ) -> Activations:
-        """Repeat a call with the reference: trained weights switched off, steering kept, no gradient.
+        """Repeat a call with the reference model: steering kept, no gradient.
 
         Args:
             call: a call that `recording` collected.
@@ -180,10 +191,10 @@ class BackboneHooks:
         """
         again = call.again() if rows is None else call.of_rows(rows)
         seen = marks if again.rows is None else marks.of_rows(again.rows)
-        with torch.no_grad(), self._anatomy.untrained(), self.steering(seen), _autocast(call.autocast):
+        with torch.no_grad(), self._reference.active(), self.steering(seen), _autocast(call.autocast):
             self._open, self._last = again, deepest
             try:
-                self._anatomy.backbone(*again.args, **again.kwargs)
+                self._reference.parts.backbone(*again.args, **again.kwargs)
             except _ForwardStopped:
                 pass
             finally:
@@ -198,7 +209,7 @@ class BackboneHooks:
         """
         self._added[marks.real.shape] = marks
         with self.recording() as calls, self.steering(marks), _autocast(like.autocast):
-            self._anatomy.backbone(**inputs, use_cache=False)
+            self._parts.backbone(**inputs, use_cache=False)
         return calls[0]
 
     def _enter(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """`Outcome` checks that a training made an optimizer step and moved the weights that it trains to finite numbers.
 
 Without it a run whose warm-up is longer than its steps, or whose completions all earn the same reward, ends like any
-other, and its adapter is the untouched model.
+other, and its model is the untouched one.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ class Outcome(TrainerCallback):  # type: ignore[misc]
         """Keep the sums of the trained weights."""
         self.moved, self._first, self._last = False, state.global_step, state.global_step
         self.moved_at = None
-        self._before = dict(_sums(model))
+        self._before = dict(sums_of_trained(model))
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Look for a weight that has moved."""
         self._last = state.global_step
         if not self.moved:
             self.moved = any(
-                name in self._before and not torch.equal(self._before[name], now) for name, now in _sums(model)
+                name in self._before and not torch.equal(self._before[name], now) for name, now in sums_of_trained(model)
             )
             self.moved_at = state.global_step if self.moved else None
 
@@ -93,7 +93,7 @@ def diverged(model: nn.Module) -> str | None:
     )
 
 
-def _sums(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def sums_of_trained(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """For each trained weight except LoRA's A (of embeddings, B): the sums of its entries and of their sizes."""
     for name, weight in model.named_parameters():
         if weight.requires_grad and "lora_A" not in name and "lora_embedding_B" not in name:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
@@ -27,6 +28,7 @@ from staytrue.training.evidence.penalties_seen import PenaltiesSeen
 from staytrue.training.evidence.rows_reached import RowsReached
 from staytrue.training.evidence.rows_seen import RowsSeen, table_of, texts_in
 from staytrue.training.evidence.weight_changes import WeightChanges
+from staytrue.training.outcome import sums_of_trained
 from staytrue.utils.files import append_row, write_json
 
 ROWS, FACTS = "evidence.jsonl", "evidence.json"
@@ -54,7 +56,8 @@ class EvidenceRecorder(TrainerCallback):  # type: ignore[misc]
         self._texts = {label: trace.text for label, trace in self._traces.items() if trace.text}
         main = None if rows is None else table_of(((row.source, row) for row in rows), self._texts, tokenizer)
         beside = table_of((label, row) for label, own in trainer.guard.auxiliary_rows().items() for row in own)
-        self._rows = RowsSeen(parts.backbone, main, beside, samples=1 if rows is None and self._texts else 0)
+        samples = 1 if rows is None and self._texts else 0
+        self._rows = RowsSeen(self._backbones(), main, beside, samples=samples)
         scaler = getattr(trainer.accelerator, "scaler", None)
         self._penalties = PenaltiesSeen((lambda: 1.0) if scaler is None else scaler.get_scale)
         combining = self._levers("combine")
@@ -62,13 +65,13 @@ class EvidenceRecorder(TrainerCallback):  # type: ignore[misc]
         self._gradients, self._combining = CombinedGradients(trained), set(combining)
         self._reached = self._rows_reached(main is not None)
         self._shifts = {
-            (label, layer): self._shift(label, layer)
+            (label, layer): self._shifts_of(label, layer)
             for label, defense in self._defenses.items()
             if "steer" in pulled(defense)
             for layer in real_layers(defense.layers(depth), depth, label)
         }
         self._weights = WeightChanges(parts) if self._levers("freeze", "project") else None
-        self._moved = False
+        self._start, self._moved = dict(sums_of_trained(parts.model)), False
         self._micro_batches = 0
         self._ends: list[int] = []  # micro-batches since the last log row, at the end of each step
         self._facts: dict[str, Any] = {"schema": SCHEMA, "depth": depth, "defenses": self._described(depth)}
@@ -135,7 +138,7 @@ class EvidenceRecorder(TrainerCallback):  # type: ignore[misc]
         self._gradients.remove()
         for reached in self._reached.values():
             reached.remove()
-        for shift in self._shifts.values():
+        for shift in (shift for shifts in self._shifts.values() for shift in shifts):
             shift.remove()
         self._guard.observer = None
         if self._weights is not None:
@@ -161,14 +164,24 @@ class EvidenceRecorder(TrainerCallback):  # type: ignore[misc]
         """The labels of the defenses that override one of these methods."""
         return [label for label, defense in self._defenses.items() if set(levers) & set(pulled(defense))]
 
-    def _shift(self, label: str, layer: int) -> ActivationShift:
-        switches = self._parts.switches
-        return ActivationShift(
-            self._parts.blocks[layer - 1],
-            self._traces[label].directions.get(layer),
-            lambda: self._rows.real,
-            lambda: any(getattr(module, "disable_adapters", False) for module in switches[:1]),
-        )
+    def _backbones(self) -> list[Any]:
+        """The backbones that a forward may call: the trained model's, and the reference's where that is a copy."""
+        reference = self._guard.reference
+        return [self._parts.backbone, *([reference.parts.backbone] if reference.is_copy else [])]
+
+    def _shifts_of(self, label: str, layer: int) -> list[ActivationShift]:
+        """Measures of one layer's shift, in the trained model and in a reference that is a copy."""
+        switches, reference = self._parts.switches, self._guard.reference
+
+        def shift(parts: ModelParts, is_reference: Callable[[], bool]) -> ActivationShift:
+            direction = self._traces[label].directions.get(layer)
+            return ActivationShift(parts.blocks[layer - 1], direction, lambda: self._rows.real, is_reference)
+
+        def is_off() -> bool:
+            return any(getattr(module, "disable_adapters", False) for module in switches[:1])
+
+        ours = [shift(self._parts, is_off)]
+        return [*ours, shift(reference.parts, lambda: True)] if reference.is_copy else ours
 
     def _rows_reached(self, rows_known: bool) -> dict[str, RowsReached]:
         """Measures of each penalty that counts rows of the batch, by its field `on`."""
@@ -223,8 +236,9 @@ class EvidenceRecorder(TrainerCallback):  # type: ignore[misc]
             numbers[label]["rows_with_text"] = texts.get(label, 0)
             if sampled:
                 numbers[label]["rows_sampled"] = len(sampled)
-        for (label, layer), shift in self._shifts.items():
-            numbers[label].setdefault("shift", {})[str(layer)] = shift.drain()
+        for (label, layer), shifts in self._shifts.items():
+            sums = {kind: total for shift in shifts for kind, total in shift.drain().items()}
+            numbers[label].setdefault("shift", {})[str(layer)] = sums
         for label, reached in self._reached.items():
             if counts := reached.drain():
                 numbers[label]["rows_reached"] = counts
@@ -244,13 +258,8 @@ class EvidenceRecorder(TrainerCallback):  # type: ignore[misc]
         return numbers
 
     def _has_moved(self) -> bool:
-        """Whether the adapter differs from its start, where one of its two matrices is 0."""
-        moving = ("lora_B", "lora_embedding_A")
-        return any(
-            bool(weight.detach().any())
-            for name, weight in self._parts.model.named_parameters()
-            if any(part in name for part in moving)
-        )
+        """Whether a trained weight differs from its start."""
+        return any(not torch.equal(self._start[name], now) for name, now in sums_of_trained(self._parts.model))
 
 
 def finite(value: Any) -> Any:

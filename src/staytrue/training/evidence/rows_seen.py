@@ -37,7 +37,7 @@ class RowsSeen:
     The first call of a micro-batch is the trainer's own; the others hold rows beside it.
 
     Args:
-        backbone: the module that every forward calls once.
+        backbones: the modules of which every forward calls one, once.
         main: the trainer's rows by content; None where rows are not known before (GRPO writes them).
         beside: auxiliary rows by content.
         samples: how many rows of a micro-batch to keep for `texts`, where `main` is None.
@@ -47,17 +47,18 @@ class RowsSeen:
     """
 
     def __init__(
-        self, backbone: Any, main: dict[int, _Known] | None, beside: dict[int, _Known], samples: int = 0
+        self, backbones: Sequence[Any], main: dict[int, _Known] | None, beside: dict[int, _Known], samples: int = 0
     ) -> None:
         self._main, self._beside, self._samples = main, beside, samples
         self._calls: list[list[Tensor]] = [[]]  # by micro-batch: of each call, the hashes of its rows; 0 is no row
         self._sampled: list[Tensor] = []
         self.real: Tensor | None = None
-        self._handle = backbone.register_forward_pre_hook(self._enter, with_kwargs=True)
+        self._handles = [b.register_forward_pre_hook(self._enter, with_kwargs=True) for b in backbones]
 
     def remove(self) -> None:
-        """Take the hook off."""
-        self._handle.remove()
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
 
     def end_micro_batch(self) -> None:
         """Begin another micro-batch."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 
 from staytrue.modeling.architecture import ModelParts
 
 
 class WeightChanges:
-    """The adapter's weights at one moment, kept in memory.
+    """The trained weights at one moment, kept in memory: the adapter's, or the model's own.
 
     Args:
         parts: the model.
@@ -19,10 +20,10 @@ class WeightChanges:
 
     def __init__(self, parts: ModelParts) -> None:
         self._parts = parts
-        self._before = {name: weight.detach().cpu().clone() for name, weight in _adapter(parts.model)}
+        self._before = {name: weight.detach().cpu().clone() for name, weight in _trained(parts.model)}
 
     def by_block(self) -> dict[str, float]:
-        """Return the largest change of an adapter's weight in each block, 1 to depth."""
+        """Return the largest change of such a weight in each block, 1 to depth."""
         names = {id(weight): name for name, weight in self._parts.model.named_parameters()}
         return {
             str(number): max(
@@ -33,12 +34,14 @@ class WeightChanges:
 
     def whole(self) -> float:
         """Return the length of the change of all weights together."""
-        changes = [w.detach().cpu().float() - self._before[name].float() for name, w in _adapter(self._parts.model)]
+        changes = [w.detach().cpu().float() - self._before[name].float() for name, w in _trained(self._parts.model)]
         return float(torch.stack([change.square().sum() for change in changes]).sum().sqrt())
 
     def _change(self, name: str, weight: Tensor) -> float:
         return float((weight.detach().cpu() - self._before[name]).abs().max())
 
 
-def _adapter(model: Any) -> list[tuple[str, Tensor]]:
-    return [(name, weight) for name, weight in model.named_parameters() if "lora_" in name]
+def _trained(model: Any) -> list[tuple[str, Tensor]]:
+    """The weights that training may change: of a model with an adapter its own, frozen blocks included."""
+    adapted = isinstance(model, PeftModel)
+    return [(name, weight) for name, weight in model.named_parameters() if not adapted or "lora_" in name]

@@ -1,7 +1,8 @@
-"""Which models have a reference: the same model with the adapter off. All others are refused, each in a sentence.
+"""Which models have a reference: the same model with its adapter off, or a frozen copy. All others are refused.
 
-Refused are full fine-tuning, trained biases, prompt learning, a base that the adapter's start has moved, an adapter
-that has been trained already, noise of the model's own, and a model on several devices.
+Refused, each in a sentence, are prompt learning, weights trained beside an adapter, a base that the adapter's start has
+moved, an adapter that has been trained already or is merged, quantised weights without an adapter, noise of the model's
+own, and a model on several devices.
 """
 
 from __future__ import annotations
@@ -27,16 +28,14 @@ def check(parts: ModelParts) -> None:
     Raises:
         ModelError: a sentence that names the setting and the way out.
     """
-    if not isinstance(parts.model, PeftModel):
-        raise ModelError(
-            "The model has no adapter, so there is nothing to switch off and no reference to hold it to. Give the "
-            "trainer a peft_config, or the recipe a `lora:` section; full fine-tuning is not supported yet."
-        )
-    _check_adapters(parts)
     _check_one_device(parts)
-    _check_trained_weights(parts)
     _check_dropout(parts)
-    _check_start(parts)
+    if isinstance(parts.model, PeftModel):
+        _check_adapters(parts)
+        _check_trained_weights(parts)
+        _check_start(parts)
+    else:
+        _check_without_adapter(parts)
 
 
 def head(parts: ModelParts) -> Callable[[], Head]:
@@ -57,12 +56,34 @@ def _check_adapters(parts: ModelParts) -> None:
     for name, config in parts.model.peft_config.items():
         if config.is_prompt_learning:
             raise ModelError(f"Adapter {name!r} learns a prompt ({config.peft_type.value}); use LoRA instead.")
+        if any(name in getattr(module, "merged_adapters", ()) for module in parts.switches):
+            raise ModelError(
+                f"Adapter {name!r} is merged into the weights, so switching it off does not undo it. Call "
+                "unmerge_adapter() to train it, or merge_and_unload() to train the merged model's own weights."
+            )
         start = str(getattr(config, "init_lora_weights", "")).lower()
         if start.startswith(_MOVES_THE_BASE):
             raise ModelError(
                 f"Adapter {name!r} has init_lora_weights={start!r}, which changes the base weights: with the "
                 "adapter off the safe reference would be gone. Use init_lora_weights=True (the default)."
             )
+
+
+def _check_without_adapter(parts: ModelParts) -> None:
+    weights = dict(parts.causal.named_parameters())
+    packed = next((name for name, weight in weights.items() if not weight.is_floating_point()), None)
+    if packed is not None or getattr(parts.causal, "is_quantized", False):
+        raise ModelError(
+            f"The model is quantised ({packed or 'by its configuration'}), and quantised weights cannot be trained "
+            "themselves. Load it without quantisation, or give the trainer a peft_config."
+        )
+    if parts.switches:
+        raise ModelError(
+            "The model has layers of an adapter, but it is no PeftModel, so the defenses cannot tell its adapter from "
+            "its own weights. Give the trainer the PeftModel, or merge the adapter first (merge_and_unload)."
+        )
+    if not any(weight.requires_grad for weight in weights.values()):
+        raise ModelError("Every weight of the model is frozen (requires_grad=False), so nothing would be trained.")
 
 
 def _check_one_device(parts: ModelParts) -> None:

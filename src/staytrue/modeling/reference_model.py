@@ -1,0 +1,108 @@
+"""The reference model: the model before training, which penalties compare the trained model with.
+
+With an adapter it is the trained model itself, its adapter switched off, at no memory. With full fine-tuning it is a
+frozen copy that is made before the first step. The copy is not among the trained model's modules, so it is neither
+saved nor seen by an optimizer.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from peft import PeftModel
+
+from staytrue.errors import ForwardPassError
+from staytrue.modeling.architecture import Changed, ModelParts
+from staytrue.modeling.lm_head import Head
+
+
+class AdapterOff:
+    """The trained model with its adapter switched off.
+
+    Attributes:
+        parts: the parts of the model that is called while `active`.
+        is_copy: whether `parts` are of another model than the trained one.
+        bytes: the memory of that other model's weights.
+    """
+
+    is_copy = False
+    bytes = 0
+
+    def __init__(self, parts: ModelParts) -> None:
+        self.parts = parts
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Run with `parts` as they were before training."""
+        with self.parts.untrained():
+            yield
+
+    def head(self) -> Head | None:
+        """Return the head of the reference; None where the trained model shares it."""
+        return None
+
+    def changed(self) -> list[Changed]:
+        """Return every trained weight beside its value before training; [] with an adapter, see `ModelParts.adapted`."""
+        return []
+
+
+class FrozenCopy(AdapterOff):
+    """A copy of a model that trains its own weights: same precision, evaluation mode, no gradients."""
+
+    is_copy = True
+
+    def __init__(self, parts: ModelParts) -> None:
+        self._trained = parts
+        causal = copy.deepcopy(parts.causal)
+        vars(causal).pop("forward", None)  # a trainer's patch of the trained model's forward
+        super().__init__(ModelParts(causal.requires_grad_(False).eval()))
+        self.bytes = sum(weight.nbytes for weight in causal.parameters())
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Run on the device that the trained model is on now."""
+        device = next(self._trained.backbone.parameters()).device
+        if next(self.parts.backbone.parameters()).device != device:
+            self.parts.causal.to(device)
+        yield
+
+    def head(self) -> Head | None:
+        """Return the copy's own head."""
+        return self.parts.head
+
+    def changed(self) -> list[Changed]:
+        """Return every trained weight, of the trained model, beside the copy's."""
+        before = dict(self.parts.causal.named_parameters())
+        trained = self._trained.causal.named_parameters()
+        return [Changed(name, weight, before[name]) for name, weight in trained if weight.requires_grad]
+
+
+class NoReference(AdapterOff):
+    """The reference of a model that trains its own weights, where no defense reads one, so that no copy is made."""
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Refuse.
+
+        Raises:
+            ForwardPassError: always.
+        """
+        raise ForwardPassError(
+            "A defense reads the reference although it declares reads_reference = False, so no copy of the model was "
+            "made before training. Declare reads_reference = True."
+        )
+        yield
+
+
+def reference_of(parts: ModelParts, *, read: bool) -> AdapterOff:
+    """Return the reference of a model that has not been trained yet.
+
+    Args:
+        parts: the model's.
+        read: whether a defense reads the reference, or the weights before training.
+    """
+    if isinstance(parts.model, PeftModel):
+        return AdapterOff(parts)
+    return FrozenCopy(parts) if read else NoReference(parts)
