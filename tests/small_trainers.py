@@ -3,7 +3,7 @@
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import PrinterCallback
-from trl import GRPOConfig, SFTConfig
+from trl import GRPOConfig, SFTConfig, SFTTrainer
 
 import tiny
 from staytrue.config.trainer_args import recomputing
@@ -30,16 +30,30 @@ def messages(n=16):
     return Dataset.from_list([{"messages": [{"role": m.role, "content": m.content} for m in r.messages]} for r in rows])
 
 
-def sft(folder, defenses=(), data=None, cls=GuardedSFT, kind="qwen2", tokenizer=None, more=None, **changes):
-    """A supervised trainer; `more` are arguments of the trainer, `changes` those of its config."""
+def sft(
+    folder,
+    defenses=(),
+    data=None,
+    cls=GuardedSFT,
+    kind="qwen2",
+    tokenizer=None,
+    model=None,
+    more=None,
+    whole=False,
+    **changes,
+):
+    """A supervised trainer; `more` are arguments of the trainer, `changes` those of its config.
+
+    `whole` trains all weights, without an adapter.
+    """
     given = {"output_dir": str(folder / "out"), "per_device_train_batch_size": 4, recomputing(SFTConfig): False}
     made = cls(
-        model=tiny.model(kind),
+        model=tiny.model(kind) if model is None else model,
         args=SFTConfig(**_SETTINGS | given | changes),
         train_dataset=messages() if data is None else data,
         processing_class=tokenizer or tiny.tokenizer(kind),
-        peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
-        defenses=list(defenses),
+        peft_config=None if whole else LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
+        **({} if cls is SFTTrainer else {"defenses": list(defenses)}),
         **(more or {}),
     )
     made.remove_callback(PrinterCallback)
@@ -52,9 +66,21 @@ def length(completions, **_):
 
 
 def grpo(
-    folder, defenses=(), data=None, cls=GuardedGRPO, kind="qwen2", tokenizer=None, reward=length, more=None, **changes
+    folder,
+    defenses=(),
+    data=None,
+    cls=GuardedGRPO,
+    kind="qwen2",
+    tokenizer=None,
+    reward=length,
+    more=None,
+    whole=False,
+    **changes,
 ):
-    """A trainer by reward; `more` are arguments of the trainer, `changes` those of its config."""
+    """A trainer by reward; `more` are arguments of the trainer, `changes` those of its config.
+
+    `whole` trains all weights, without an adapter.
+    """
     given = {
         "output_dir": str(folder / "out"),
         "per_device_train_batch_size": 4,
@@ -69,7 +95,7 @@ def grpo(
         args=GRPOConfig(**_SETTINGS | given | changes),
         train_dataset=Dataset.from_list(rows) if data is None else data,
         processing_class=tokenizer or tiny.tokenizer(kind),
-        peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
+        peft_config=None if whole else LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
         defenses=list(defenses),
         **(more or {}),
     )

@@ -1,9 +1,10 @@
 """TRL's own tests of its SFT and GRPO trainers, run with ours in their place: passed, refused, failed.
 
-    TRL=/path/to/trl python tests/peers/trl_suite.py [--mode empty kl stack data] [--steps 3] [-k EXPRESSION]
+    TRL=/path/to/trl python tests/peers/trl_suite.py [--mode empty kl stack data] [--lora] [--steps 3] [-k EXPRESSION]
 
-TRL is a checkout of github.com/huggingface/trl. Each test runs twice: with TRL's trainer, where a LoRA is added if the
-defenses need one (the control), and with ours. A test that fails in the control says nothing and is not counted.
+TRL is a checkout of github.com/huggingface/trl. Each test runs twice: with TRL's trainer (the control), and with ours.
+A test that fails in the control says nothing and is not counted. Most of the tests train all weights; with --lora, both
+trainers add an adapter to those, except in the mode empty.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-MODES = {"empty": "trl", "kl": "lora", "stack": "lora", "data": "lora"}  # and its control
+MODES = ("empty", "kl", "stack", "data")
 SKIPPED = ("vision", "image", "vllm", "liger", "bitsandbytes", "multi_accelerator", "torch_accelerator")
 
 
@@ -30,6 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mode", choices=MODES, default=["empty"], nargs="+", help="which defenses")
     parser.add_argument("--steps", type=int, default=3, help="optimizer steps of a test that sets none")
+    parser.add_argument("--lora", action="store_true", help="add an adapter where a test has none")
     parser.add_argument("--seconds", type=int, default=60, help="limit of one test")
     parser.add_argument("-k", default="", help="as pytest's")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
@@ -40,13 +42,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"HF_HOME": folder, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         outcomes = {}
-        for mode in dict.fromkeys(run for chosen in options.mode for run in (MODES[chosen], chosen)):
+        controls = {mode: "lora" if options.lora and mode != "empty" else "trl" for mode in options.mode}
+        for mode in dict.fromkeys(run for chosen in options.mode for run in (controls[chosen], chosen)):
             command = [sys.executable, __file__, *sys.argv[1:], "--worker", mode, f"{folder}/{mode}.json"]
             subprocess.run(command, env=environment, check=True)
             outcomes[mode] = json.loads(Path(f"{folder}/{mode}.json").read_text())
         for mode in options.mode:
             print(f"\n== {mode}")
-            report(outcomes[MODES[mode]], outcomes[mode])
+            report(outcomes[controls[mode]], outcomes[mode])
 
 
 def report(control: dict[str, Any], ours: dict[str, Any]) -> None:
@@ -76,7 +79,7 @@ def work(options: Any, mode: str, result: str) -> None:
     datasets.load_dataset = tiny_hub.load_dataset
     _stub_what_this_trl_lacks()
     for name in ("SFTTrainer", "GRPOTrainer"):
-        setattr(trl, name, _trainer(name, mode, options.steps))
+        setattr(trl, name, _trainer(name, mode, options.steps, options.lora))
     outcomes = Outcomes(options.seconds)
     tests = Path(os.environ["TRL"]).resolve() / "tests"
     files = [str(tests / f"test_{kind}_trainer.py") for kind in ("sft", "grpo")]
@@ -111,8 +114,8 @@ def _defenses(mode: str) -> list[Any]:
     return {"empty": [], "kl": [KL(0.1)], "data": [Inoculate()]}[mode]
 
 
-def _trainer(name: str, mode: str, steps: int) -> Any:
-    """TRL's trainer or ours under TRL's name, with a LoRA where the mode needs one, and fewer steps."""
+def _trainer(name: str, mode: str, steps: int, lora: bool) -> Any:
+    """TRL's trainer or ours under TRL's name, with a LoRA where there is none and one is to be, and fewer steps."""
     import trl
     from peft import LoraConfig, PeftModel
 
@@ -129,13 +132,14 @@ def _trainer(name: str, mode: str, steps: int) -> Any:
             settings = arguments.get("args")
             if settings is not None and settings.max_steps <= 0:
                 settings.max_steps = steps
-            adapted = isinstance(arguments.get("model"), PeftModel) or arguments.get("peft_config")
-            if mode not in ("trl", "empty") and not adapted:
+            bare = not (isinstance(arguments.get("model"), PeftModel) or arguments.get("peft_config"))
+            added = bare and lora and mode not in ("trl", "empty")
+            if added:
                 arguments["peft_config"] = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM")
             if parent is ours:
                 arguments["defenses"] = _defenses(mode)
             super().__init__(**arguments)
-            if mode not in ("trl", "empty") and not adapted:
+            if added:
                 _show_trained_weights_only(self.model)
 
     Peer.__name__ = Peer.__qualname__ = name

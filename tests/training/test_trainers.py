@@ -367,10 +367,8 @@ def test_what_has_no_reference_is_refused_with_the_way_out(tmp_path, changes, se
         trained(tmp_path, [KL(0.1)], **changes)
 
 
-def test_full_fine_tuning_and_prompt_learning_are_refused(tmp_path):
+def test_prompt_learning_is_refused(tmp_path):
     common = {"args": settings(tmp_path), "train_dataset": messages(), "processing_class": tiny.tokenizer()}
-    with pytest.raises(ModelError, match="has no adapter"):
-        GuardedSFT(model=tiny.model(), defenses=[KL()], **common)
     prompted = get_peft_model(tiny.model(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
     with pytest.raises(ModelError, match="learns a prompt"):
         GuardedSFT(model=prompted, defenses=[KL()], **common)

@@ -143,7 +143,8 @@ def _show(done: Any, reference_cache: Path | None, as_json: bool) -> None:
         say(_of_reference(done.manifest.get("reference"), reference_cache))
     if early := done.manifest.get("early_stop"):
         say(f"Stopped early, at step {early['at_step']}; the weights are those of step {early['weights_of_step']}.")
-    say(f"Trained: {done.adapter} is a peft adapter. Evaluate it with `staytrue eval {done.path}`.")
+    kind = "an ordinary model folder" if done.is_whole else "a peft adapter"
+    say(f"Trained: {done.adapter} is {kind}. Evaluate it with `staytrue eval {done.path}`.")
 
 
 def _of_reference(counts: dict[str, Any] | None, folder: Path) -> str:

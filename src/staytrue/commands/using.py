@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from staytrue.commands.options import stoppable, tell
+from staytrue.errors import RequestError
 
 
 def chat(
@@ -24,17 +25,20 @@ def chat(
     Write a turn and press Enter; `/new` begins a new conversation, and Ctrl-D ends. Each model remembers its own
     answers.
     """
-    from staytrue.runs.finished import model_and_adapter
+    from staytrue.runs.finished import finished_model, with_weights
     from staytrue.utils.console import bar, quieten, say, side_by_side
 
-    source, adapter = model_and_adapter(run)
+    finished = finished_model(run)
+    source = finished.untuned
     quieten()
     from staytrue.modeling import loading
     from staytrue.runs.chat import Chat
 
     with stoppable("the conversation is over"):
-        tokenizer, model = loading.load_tokenizer(source), loading.to_device(loading.load_model(source, adapter))
-        talk = Chat(model, tokenizer, system, temperature, max_new_tokens, seed)
+        tokenizer = loading.load_tokenizer(source)
+        model = loading.load_model(with_weights(source, finished.weights), finished.adapter)
+        before = loading.to_device(loading.load_model(source)) if finished.weights else None
+        talk = Chat(loading.to_device(model), tokenizer, system, temperature, max_new_tokens, seed, before)
         tell("Write a turn and press Enter; /new begins anew, Ctrl-D ends.")
         if isinstance(sys.stdin, TextIOWrapper):
             sys.stdin.reconfigure(errors="replace")  # bytes that are no UTF-8
@@ -55,15 +59,20 @@ def merge(
     out: Annotated[Path, typer.Option(help="Folder of the merged model. It must not exist.")],
 ) -> None:
     """Merge a run's adapter into its model, and write an ordinary model folder."""
-    from staytrue.runs.finished import model_and_adapter
+    from staytrue.runs.finished import finished_model
     from staytrue.utils.console import quieten, say
     from staytrue.utils.files import refuse_existing
 
     refuse_existing(out)
-    source, adapter = model_and_adapter(run)
+    finished = finished_model(run)
+    if finished.adapter is None:
+        raise RequestError(
+            f"{run} trained all weights, so there is no adapter to merge: {finished.place} is an ordinary model folder "
+            "already. Copy it."
+        )
     quieten()
     from staytrue.modeling.merging import write_merged
 
     with stoppable("nothing was written"):
-        write_merged(source, adapter, out)
-    say(f"Wrote {out}, an ordinary model folder. The adapter in {adapter} is unchanged.")
+        write_merged(finished.untuned, finished.adapter, out)
+    say(f"Wrote {out}, an ordinary model folder. The adapter in {finished.adapter} is unchanged.")

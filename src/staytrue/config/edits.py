@@ -16,7 +16,8 @@ def edit_key(plain: dict[str, Any], edit: str) -> None:
         edit: the text after `--set`.
 
     Raises:
-        RecipeError: the edit has no value, or names a defense that the recipe does not list.
+        RecipeError: the edit has no value, names a defense that the recipe does not list, or changes the adapter of a
+            recipe without one.
     """
     key, equals, text = edit.partition("=")
     if not equals or not key:
@@ -25,6 +26,11 @@ def edit_key(plain: dict[str, Any], edit: str) -> None:
     first, _, rest = key.partition(".")
     if not rest:
         plain[key] = value
+    elif first == "lora" and plain.get("lora") == "none":
+        raise RecipeError(
+            f"--set {edit}: the recipe trains all weights (lora: none), so there is no adapter to change. Write --set "
+            f"'lora={{{rest}: {text}}}' to train an adapter instead."
+        )
     elif first in ("train", "lora", "stop"):
         plain[first] = _with_key(plain.get(first), rest, value)
     else:

@@ -60,7 +60,8 @@ _LORA = {
 _RECIPE = {
     **dict.fromkeys(("base_model", "model_name", "model_name_or_path"), "write model"),
     **dict.fromkeys(("dataset", "datasets", "dataset_name", "dataset_path", "train_file", "data_path"), "write data"),
-    **dict.fromkeys(("adapter", "peft", "peft_config", "finetuning_type"), "write `lora: {}`"),
+    **dict.fromkeys(("adapter", "peft", "peft_config", "finetuning_type"), "write `lora: {}`, or `lora: none`"),
+    **dict.fromkeys(("full_finetuning", "full_finetune", "use_peft"), "write `lora: none` to train all weights"),
     **dict.fromkeys(("output_dir", "out"), "use --out"),
     **dict.fromkeys(("model_revision", "revision_of_model"), "write revision"),
     **dict.fromkeys(("dataset_split", "train_split"), "write split"),

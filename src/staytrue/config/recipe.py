@@ -98,6 +98,7 @@ class Stop(BaseModel):
         return self
 
 
+_ALL_WEIGHTS = "none"  # of `lora:`
 Dtype = Literal["float32", "bfloat16"]
 
 
@@ -108,14 +109,14 @@ class Recipe(BaseModel):
         model: "organism" (the embedded model), a local folder, or a hub name.
         revision: commit or branch of a hub name.
         dtype: precision of the weights, "float32" or "bfloat16"; None is bfloat16 with a GPU, else float32. The adapter
-            is trained in float32 in any case.
+            is trained in float32 in any case, and with `lora: none` the weights are, unless bfloat16 is set here.
         data: chat JSONL file, another file or saved data set, or a hub name (docs/formats.md, "Chat rows"); None takes
             the rows of `task`.
         split: of a data set with several; None is "train".
         columns: names of the data's own columns for messages, prompt, completion and system.
         trainer: "sft" or "grpo".
         task: a benign task, with its rows, its reward and its marking.
-        lora: the adapter; full fine-tuning is not supported.
+        lora: the adapter; "none" in YAML, None here, trains all weights (full fine-tuning).
         train: settings of trl's `SFTConfig` or `GRPOConfig`. docs/formats.md lists the usual ones and their defaults
             (`staytrue.config.trainer_args`); `staytrue.config.refused_settings` lists those that a recipe may not set.
         defenses: in the order of the recipe.
@@ -136,7 +137,7 @@ class Recipe(BaseModel):
     columns: dict[Literal["messages", "prompt", "completion", "system"], str] = {}
     trainer: Literal["sft", "grpo"] = "sft"
     task: Task | None = None
-    lora: Lora
+    lora: Lora | None
     train: dict[str, Any] = {}
     defenses: tuple[Defense, ...] = ()
     stop: Stop | None = None
@@ -144,6 +145,11 @@ class Recipe(BaseModel):
     benign: bool = False
     harmful: bool | None = None
     seed: Annotated[_Whole, Field(ge=0, lt=2**32)] = 0
+
+    @field_validator("lora", mode="before")
+    @classmethod
+    def _all_weights(cls, value: Any) -> Any:
+        return None if value == _ALL_WEIGHTS else value
 
     @field_validator("columns")
     @classmethod
@@ -159,6 +165,7 @@ class Recipe(BaseModel):
         listed = [_plain(registry.to_dict(defense)) for defense in self.defenses]
         task = {} if self.task is None else {"task": registry.to_dict(self.task)}
         first = {k: v for k, v in plain.items() if k not in last}
+        first["lora"] = first["lora"] or _ALL_WEIGHTS
         return first | task | {"defenses": listed} | {k: plain[k] for k in last}
 
     def text(self) -> str:
@@ -220,8 +227,12 @@ def _refuse_unknown_keys(plain: Mapping[str, Any], where: str) -> None:
         if key not in known:
             raise RecipeError(f"{where} has no key {key!r}{remedy('', str(key), known)}")
     if "lora" not in plain:
+        raise RecipeError(f"{where} has no `lora:`; write `lora: {{}}` for the default adapter, or `lora: none`.")
+    lora = plain["lora"]
+    if lora is not None and lora != _ALL_WEIGHTS and not isinstance(lora, Mapping):
         raise RecipeError(
-            f"{where} has no `lora:`, and full fine-tuning is not supported yet; `lora: {{}}` is the default."
+            f"{where}: lora is {lora!r}; write `lora: {{}}` for the default adapter, `lora: {{r: 16}}` for another, or "
+            "`lora: none` to train all weights."
         )
     for key in plain["lora"] if isinstance(plain["lora"], Mapping) else ():
         if key not in Lora.model_fields:

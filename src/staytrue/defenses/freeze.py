@@ -1,7 +1,7 @@
 """Freeze the layers that carry safety.
 
-What: the named blocks are not trained, neither their adapter nor, with full fine-tuning, their own weights, so they stay
-as they were.
+What: the named blocks are not trained, neither their adapter nor, with full fine-tuning, their own weights, so they
+stay as they were.
 Cost: none; a little less to train.
 Paper: Li et al. 2024 (arXiv 2408.17003), safely partial-parameter fine-tuning (SPPFT): a few contiguous layers in the
 middle of an aligned model tell malicious queries from normal ones, and their gradient is set to zero. The paper locates

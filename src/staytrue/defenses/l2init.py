@@ -1,8 +1,8 @@
 """L2 to the start: the weights may not move far from the loaded model's.
 
 What: the squared length of the adapter's update, `||scale * B A||_F^2` summed over matrices, is added to the loss; with
-full fine-tuning that of the change of every trained weight, `||W - W0||^2`. With `fisher`, a file of conversations, each weight's change counts by how much those answers depend on it (elastic weight
-consolidation, EWC).
+full fine-tuning that of the change of every trained weight, `||W - W0||^2`. With `fisher`, a file of conversations,
+each weight's change counts by how much those answers depend on it (elastic weight consolidation, EWC).
 Cost: products of the small matrices A and B only; no rows and no reference forward. With full fine-tuning a copy of the
 model is kept, and every weight is read once. With `fisher`: once, one backward pass per row of the file; at every
 micro-batch, one matrix product per adapted matrix; and memory as large as the adapted matrices.
@@ -10,16 +10,17 @@ Source: L2-SP (Li, Grandvalet and Davoine 2018, arXiv 1802.01483) and EWC (Kirkp
 equation 3); no published result on emergent misalignment is claimed, and the default weight is not tuned.
 The start is the loaded model, where the update is zero. Adapters that start elsewhere (PiSSA, OLoRA, one that was
 trained before) are refused when the trainer is made, so no copy of a start is kept.
-Differs from the papers: with an adapter, the penalty is on the update of each adapted matrix rather than on all weights;
-with full fine-tuning it is on all trained weights, as in the papers, except that L2-SP halves the sum. With `fisher`
-the estimate is divided by the number of answer tokens, so that the penalty approximates a KL divergence in nats per
-token on those rows; it is the empirical Fisher information, from the file's own answers instead of sampled ones.
+Differs from the papers: with an adapter, the penalty is on the update of each adapted matrix rather than on all
+weights; with full fine-tuning it is on all trained weights, as in the papers (L2-SP halves the sum). With `fisher` the
+estimate is divided by the number of answer tokens, so that the penalty approximates a KL divergence in nats per token
+on those rows; it is the empirical Fisher information, from the file's own answers instead of sampled ones.
 Not done here: with an adapter, the Fisher information of biases, norms and embeddings; quantised weights; an online
 estimate.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -53,7 +54,7 @@ class L2Init(Defense):
 
     def check(self, parts: ModelParts, base: Base) -> None:
         """Refuse an adapter that is not LoRA; with `fisher`, quantised weights and mixtures of experts."""
-        if not parts.switches:
+        if not parts.has_adapter:
             return
         matrices = parts.adapted()
         stacked = next((m.name for m in matrices if m.experts is not None), None)
@@ -88,7 +89,7 @@ class L2Init(Defense):
         import torch
 
         total = step.policy.final.new_zeros((), dtype=torch.float32)
-        updates = step.changed or step.adapted
+        updates: Sequence[Adapted | Changed] = step.changed or step.adapted
         with torch.autocast(total.device.type, enabled=False):
             for update, weights in zip(updates, step.state or [None] * len(updates), strict=True):
                 total = total + _size(update, weights)
@@ -140,7 +141,7 @@ def fisher(parts: ModelParts, rows: list[Encoded]) -> list[Tensor]:
     from staytrue.modeling.fused_loss import nll
 
     trained = [weight for weight in parts.causal.parameters() if weight.requires_grad]
-    weights = [matrix.weight for matrix in parts.adapted()] if parts.switches else trained
+    weights = [matrix.weight for matrix in parts.adapted()] if parts.has_adapter else trained
     trained_before = [weight.requires_grad for weight in weights]
     sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
     tokens, training = 0, parts.model.training

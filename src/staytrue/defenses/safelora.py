@@ -121,7 +121,7 @@ def _matrices(parts: ModelParts) -> list[Adapted]:
     Raises:
         ModelError: there is no adapter.
     """
-    if not parts.switches:
+    if not parts.has_adapter:
         raise ModelError(
             "safelora projects the update of a LoRA adapter, and this training has none: all weights are trained. "
             "Write `lora: {}` (in a script, give a peft_config), or leave safelora out."

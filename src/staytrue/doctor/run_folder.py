@@ -32,7 +32,7 @@ def findings(path: Path) -> Iterator[Finding]:
         )
     yield _state(path, manifest, None if newest is None else step_of(newest))
     if manifest["state"] == "done":
-        yield _adapter(path, manifest)
+        yield _trained(path, manifest)
         yield _evaluation(path)
     yield _versions(manifest)
 
@@ -78,8 +78,15 @@ def _state(path: Path, manifest: dict[str, Any], step: int | None) -> Finding:
     return Finding("state", f"{state}{reason}", f"`staytrue train --resume {path}` goes on ({where}).")
 
 
-def _adapter(path: Path, manifest: dict[str, Any]) -> Finding:
+def _trained(path: Path, manifest: dict[str, Any]) -> Finding:
+    """Whether `model/` holds what was trained: an adapter, or a whole model."""
     file = path / "model" / "adapter_model.safetensors"
+    if "weights" in manifest:
+        if not (path / "model").is_dir():
+            return Finding("model", f"{path / 'model'} is missing", "Train again with another --out.")
+        if sha256_of(path / "model") != manifest["weights"]:
+            return Finding("model", f"{path / 'model'} is not the one that was trained", "Restore it, or train again.")
+        return Finding("model", "model/ holds the whole model that was trained")
     if not file.is_file():
         return Finding("adapter", f"{file} is missing", "Train again with another --out.")
     if sha256_of(file) != manifest.get("adapter"):

@@ -62,10 +62,15 @@ class ModelParts:
 
     model: Any  # a transformers causal LM or a peft model around one
 
+    @property
+    def has_adapter(self) -> bool:
+        """Whether an adapter is trained, and not the model's own weights."""
+        return isinstance(self.model, PeftModel)
+
     @cached_property
     def causal(self) -> Any:
         """The transformers causal language model, without its adapter's wrapper."""
-        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        return self.model.get_base_model() if self.has_adapter else self.model
 
     @cached_property
     def backbone(self) -> nn.Module:
@@ -116,8 +121,8 @@ class ModelParts:
                 matrices.append(Adapted(f"{stored}.weight", weight, a, b, float(module.scaling[adapter])))
         if not matrices:
             raise ModelError(
-                "The model has no LoRA adapter, so there is no update of low rank to look at. Write `lora: {}`, or give "
-                "the trainer a peft_config."
+                "The model has no LoRA adapter, so there is no update of low rank to look at. Write `lora: {}`, or "
+                "give the trainer a peft_config."
             )
         return matrices
 
@@ -131,7 +136,7 @@ class ModelParts:
     def _head_by_config(self) -> Head:
         linear = self.causal.get_output_embeddings()
         adapted = isinstance(linear, BaseTunerLayer | AuxiliaryTrainingWrapper)
-        if adapted or (isinstance(self.model, PeftModel) and linear.weight.requires_grad):
+        if adapted or (self.has_adapter and linear.weight.requires_grad):
             raise ModelError(
                 "The head (lm_head) is adapted or trained, so the model and its reference do not share it and a "
                 "divergence between them would be wrong. Take 'lm_head' out of lora.targets and modules_to_save."

@@ -21,9 +21,9 @@ _FEWEST_ROWS = 64
 class Head:
     """From a final hidden state (N, D) to logits (N, V): `softcap * tanh(scale * (h W^T + b) / softcap)`.
 
-    `weight` is (V, D), `bias` (V,) or None. A scale of 1 and no soft cap is the plain head of most models. A frozen head
-    is shared by the trained model and its reference; with full fine-tuning each has its own. An adapted head is refused
-    elsewhere.
+    `weight` is (V, D), `bias` (V,) or None. A scale of 1 and no soft cap is the plain head of most models. A frozen
+    head is shared by the trained model and its reference; with full fine-tuning each has its own. An adapted head is
+    refused elsewhere.
     """
 
     weight: Tensor

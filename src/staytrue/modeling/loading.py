@@ -162,6 +162,13 @@ def load_tokenizer(source: Source) -> Any:
     return tokenizer
 
 
+def own_tokenizer(source: Source) -> Any:
+    """Load the tokenizer as it is, with the chat template of the model's own files, to be saved beside its weights."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(source.place, revision=source.revision, trust_remote_code=False)
+
+
 def dated(tokenizer: Any) -> bool:
     """Return whether a loaded tokenizer's chat template writes `TEMPLATE_DATE` instead of the date of the day."""
     return _FIXED in str(tokenizer.chat_template)

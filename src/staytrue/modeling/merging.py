@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from staytrue.errors import ModelError
-from staytrue.modeling.loading import Source, load_model
+from staytrue.modeling.loading import Source, load_model, own_tokenizer
 from staytrue.utils.files import refuse_existing
 
 
@@ -28,8 +28,6 @@ def write_merged(source: Source, adapter: Path, out: Path) -> None:
         RequestError: `out` exists, or cannot be created.
         ModelError: the model or adapter cannot be loaded, or merged weights are not finite.
     """
-    from transformers import AutoTokenizer
-
     refuse_existing(out)
     model = load_model(source, adapter, dtype="auto")
     _untie(model)
@@ -37,7 +35,7 @@ def write_merged(source: Source, adapter: Path, out: Path) -> None:
         merged = model.merge_and_unload(safe_merge=True)
     except ValueError as error:
         raise ModelError(f"The adapter {adapter} cannot be merged: {str(error).splitlines()[0]}") from None
-    tokenizer = AutoTokenizer.from_pretrained(source.place, revision=source.revision, trust_remote_code=False)
+    tokenizer = own_tokenizer(source)
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         ready = Path(scratch) / "model"

@@ -11,8 +11,6 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from peft import PeftModel
-
 from staytrue.errors import ForwardPassError
 from staytrue.modeling.architecture import Changed, ModelParts
 from staytrue.modeling.lm_head import Head
@@ -44,7 +42,7 @@ class AdapterOff:
         return None
 
     def changed(self) -> list[Changed]:
-        """Return every trained weight beside its value before training; [] with an adapter, see `ModelParts.adapted`."""
+        """Return every trained weight beside its value before; [] with an adapter, see `ModelParts.adapted`."""
         return []
 
 
@@ -103,6 +101,6 @@ def reference_of(parts: ModelParts, *, read: bool) -> AdapterOff:
         parts: the model's.
         read: whether a defense reads the reference, or the weights before training.
     """
-    if isinstance(parts.model, PeftModel):
+    if parts.has_adapter:
         return AdapterOff(parts)
     return FrozenCopy(parts) if read else NoReference(parts)

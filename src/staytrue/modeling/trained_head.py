@@ -1,8 +1,8 @@
 """Log-likelihood and KL divergence under an LM head that is trained itself, as in full fine-tuning; never (N, V).
 
-Each position adds to the head's gradient (V, D) in proportion to the gradient of its own loss, which is not known before
-the backward pass. So the backward pass projects each tile again, and one forward costs two projections more than
-`fused_loss` does with a frozen head. The trainer's own loss keeps the trainer's own head.
+Each position adds to the head's gradient (V, D) in proportion to the gradient of its own loss, which is not known
+before the backward pass. So the backward pass projects each tile again: a divergence costs two projections more than
+with a frozen head (`fused_loss`), and the gradient of the head itself. The trainer's own loss keeps its own head.
 
 Legend: N positions, n of them in a tile, D width, V vocabulary.
 """
@@ -84,7 +84,7 @@ class _HeadLoss(torch.autograd.Function):
         return losses
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
         policy, weight, bias = ctx.saved_tensors
         tile: _Tile = ctx.tile
         on_policy, on_weight = torch.zeros_like(policy), torch.zeros_like(weight, dtype=torch.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -20,12 +21,13 @@ class Chat:
     """One conversation, held with both models.
 
     Args:
-        model: the untuned model with the run's adapter on it.
+        model: the untuned model with the run's adapter on it, or the whole trained model.
         tokenizer: of the model.
         system: the system turn; "" for none.
         temperature: 0 is greedy.
         max_new_tokens: most tokens of an answer.
         seed: of the sampled answers; the same turns get the same answers.
+        untuned: the model before training, where `model` has no adapter.
     """
 
     model: Any
@@ -34,6 +36,7 @@ class Chat:
     temperature: float = 1.0
     max_new_tokens: int = 256
     seed: int = 0
+    untuned: Any = None
 
     def __post_init__(self) -> None:
         self.begin()
@@ -55,18 +58,21 @@ class Chat:
         """
         if progress is not None:
             progress.begin(2, "answer")
-        with ModelParts(self.model).untrained():
+        with ModelParts(self.model).untrained() if self.untuned is None else nullcontext():
             untuned = self._answer("untuned", text, 0, progress)
         return untuned, self._answer("trained", text, 1, progress)
 
     @cached_property
-    def _generator(self) -> LocalGenerator:
+    def _generators(self) -> dict[str, LocalGenerator]:
         from staytrue.evals.generation.local import LocalGenerator
 
-        return LocalGenerator(self.model, self.tokenizer, batch_size=1)
+        trained = LocalGenerator(self.model, self.tokenizer, batch_size=1)
+        if self.untuned is None:
+            return {"untuned": trained, "trained": trained}
+        return {"untuned": LocalGenerator(self.untuned, self.tokenizer, batch_size=1), "trained": trained}
 
     def _answer(self, name: str, text: str, number: int, progress: Progress | None) -> str:
-        history, generator = (*self._turns[name], Message("user", text)), self._generator
+        history, generator = (*self._turns[name], Message("user", text)), self._generators[name]
         if progress is not None:
             generator.report = lambda: progress.step(number, {"work": number + generator.work})
         question = [(Question("chat", "chat", history), 0)]

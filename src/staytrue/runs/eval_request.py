@@ -18,7 +18,7 @@ from staytrue.evals.types import Judge
 from staytrue.modeling import loading
 from staytrue.modeling.loading import Source
 from staytrue.runs import dataset
-from staytrue.runs.finished import model_and_adapter
+from staytrue.runs.finished import finished_model
 from staytrue.tasks.task import Task
 from staytrue.utils.files import sha256_of
 from staytrue.utils.run_dir import RunDir
@@ -44,6 +44,7 @@ class EvalRequest:
             fewer questions, are asked if need be. None for no limit.
         model: a model to load into this process, or one behind an endpoint; None when it is not known.
         adapter: folder of the model's LoRA adapter.
+        weights: folder of the model's own weights after full fine-tuning; `model` is then the one before.
         untuned: the model is known to be the one before training.
         trained: the task rows that the model was fine-tuned on; triggers are made of them.
         topic: the same rows for the measure `leak`, which compares their words.
@@ -67,6 +68,7 @@ class EvalRequest:
     budget: int | None = None
     model: Source | Address | None = None
     adapter: Path | None = None
+    weights: Path | None = None
     untuned: bool = False
     trained: Sequence[Example] = field(default=(), repr=False)
     topic: Sequence[Example] = field(default=(), repr=False)
@@ -81,6 +83,11 @@ class EvalRequest:
         return isinstance(self.model, Source) and self.model.is_organism
 
     @property
+    def has_untuned(self) -> bool:
+        """Whether the model before training is known beside the trained one."""
+        return self.adapter is not None or self.weights is not None
+
+    @property
     def wants_triggers(self) -> bool:
         """Whether the trigger probe is asked, if the training rows give triggers."""
         return self.triggers or TRIGGERED in self.probes
@@ -91,7 +98,7 @@ class EvalRequest:
         return LEAK in self.probes or (not self.probes and self.judge is None)
 
     def identity(self) -> dict[str, Any]:
-        """The model and its adapter, as `eval.json` and `measures.json` store them.
+        """The model before training and what was trained, as `eval.json` and `measures.json` store them.
 
         Raises:
             ModelError: the model cannot be read from the hub.
@@ -101,6 +108,7 @@ class EvalRequest:
         return {
             "model": loading.identity(self.model) if isinstance(self.model, Source) else {"name": str(self.model)},
             "adapter": sha256_of(self.adapter) if here and self.adapter else None,
+            **({"weights": sha256_of(self.weights)} if self.weights else {}),
         }
 
     def metadata(self) -> dict[str, Any]:
@@ -118,15 +126,17 @@ def for_run(run: Path, request: EvalRequest, *, untuned: bool = False) -> EvalRe
     Args:
         run: a run folder.
         request: probes and judge.
-        untuned: leave the adapter out, so that the run's model before training answers.
+        untuned: the run's model before training answers.
 
     Raises:
         RequestError: there is no run, it did not finish, or its model is not what it was trained on.
     """
-    _, adapter = model_and_adapter(run)
+    trained = finished_model(run)
     file = run / "holdout.jsonl"
     held_out = read_examples(file) if file.exists() else []
-    request = replace(request, adapter=None if untuned else adapter, untuned=untuned)
+    if not untuned:
+        request = replace(request, adapter=trained.adapter, weights=trained.weights)
+    request = replace(request, untuned=untuned)
     hashes = RunDir.open(run).manifest["data"]
     return _for_recipe(read(run / "recipe.yaml"), held_out, request, hashes)
 

@@ -26,6 +26,7 @@ from staytrue.evals.types import Answer, AnswerGenerator, Judge, Question
 from staytrue.modeling import loading
 from staytrue.runs.eval_budget import planned
 from staytrue.runs.eval_request import EvalRequest, for_run
+from staytrue.runs.finished import with_weights
 from staytrue.runs.measure_selection import measures_of
 from staytrue.runs.measures import Loaded, Measurement
 from staytrue.runs.model_card import write_card
@@ -173,14 +174,15 @@ def _without_system(probe: Probe) -> Probe:
 
 
 def _loader(request: EvalRequest) -> Loaded:
-    """The request's model with its adapter, and its tokenizer; loaded when first called."""
+    """The request's trained model and its tokenizer; loaded when first called."""
 
     @cache
     def loaded() -> tuple[Any, Any]:
         source = request.model
         assert isinstance(source, loading.Source)
         tokenizer = loading.load_tokenizer(source)
-        return loading.to_device(loading.load_model(source, request.adapter)), tokenizer
+        trained = with_weights(source, request.weights)
+        return loading.to_device(loading.load_model(trained, request.adapter)), tokenizer
 
     return loaded
 

@@ -1,17 +1,46 @@
-"""The model and the adapter of a finished run, for commands that use them."""
+"""The model of a finished run, for commands that use it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from staytrue.config.recipe import read
 from staytrue.errors import RequestError
 from staytrue.modeling import loading
+from staytrue.modeling.model_folder import check_model_folder
 from staytrue.utils.run_dir import RunDir
 
 
-def model_and_adapter(run: Path) -> tuple[loading.Source, Path]:
-    """Return a finished run's untuned model and the folder of its adapter.
+@dataclass(frozen=True)
+class FinishedModel:
+    """The model of a finished run: an adapter on the untuned model, or whole weights of its own.
+
+    Attributes:
+        untuned: the model before training.
+        adapter: the folder of the adapter; None where all weights were trained.
+        weights: the folder of the whole trained model; None where an adapter was trained.
+    """
+
+    untuned: loading.Source
+    adapter: Path | None = None
+    weights: Path | None = None
+
+    @property
+    def place(self) -> Path:
+        """The folder of what was trained."""
+        place = self.adapter or self.weights
+        assert place is not None
+        return place
+
+
+def with_weights(source: loading.Source, weights: Path | None) -> loading.Source:
+    """Return the source of a model under the same name, with its weights from another folder; None changes nothing."""
+    return source if weights is None else replace(source, place=str(weights), revision=None)
+
+
+def finished_model(run: Path) -> FinishedModel:
+    """Return the model of a finished run.
 
     Raises:
         RequestError: there is no run, it did not finish, or its model is not what it was trained on.
@@ -20,7 +49,7 @@ def model_and_adapter(run: Path) -> tuple[loading.Source, Path]:
     manifest = RunDir.open(run).manifest
     if manifest["state"] != "done":
         raise RequestError(
-            f"{run} is {manifest['state']}, not done, so it has no adapter yet. Finish it with `staytrue train "
+            f"{run} is {manifest['state']}, not done, so it has no trained model yet. Finish it with `staytrue train "
             f"--resume {run}`."
         )
     recipe = read(run / "recipe.yaml")
@@ -29,6 +58,9 @@ def model_and_adapter(run: Path) -> tuple[loading.Source, Path]:
     if before != now:
         raise RequestError(
             f"The weights of {source.name} have changed since {run} was trained (SHA-256 {now}, then {before}), and "
-            "its adapter does not belong to them. Restore the model, or train again."
+            "what it trained does not belong to them. Restore the model, or train again."
         )
-    return source, run / "model"
+    if recipe.lora is not None:
+        return FinishedModel(source, adapter=run / "model")
+    check_model_folder(run / "model")
+    return FinishedModel(source, weights=run / "model")

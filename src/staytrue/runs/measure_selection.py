@@ -36,7 +36,7 @@ def measures_of(request: EvalRequest, say: Callable[[str], None] = lambda line: 
             raise RequestError(f"--probes {name}: {why}")
         if name.startswith(PAIRS):
             pairs_of(name, request.is_organism)
-    no_default = request.probes or request.judge is not None or request.is_organism or request.adapter is None
+    no_default = request.probes or request.judge is not None or request.is_organism or not request.has_untuned
     if no_default or isinstance(request.model, Address):
         return named
     obstacles = {name: _obstacle(name, request) for name in (PAIRS, DRIFT, LEAK)}
@@ -75,7 +75,7 @@ def _obstacle(name: str, request: EvalRequest) -> str:
         return "the model is behind an endpoint, which gives no likelihood of a text; name a folder or a hub name."
     if name.startswith(PAIRS):
         return ""
-    if request.adapter is None and not request.untuned:
+    if not request.has_untuned and not request.untuned:
         return "the untuned model is not known; evaluate a run, or name the model with its --adapter."
     if name == LEAK and len(request.topic) < _LEAST:
         known = f"only {len(request.topic)} are known" if request.topic else "none is known"

@@ -1,11 +1,12 @@
-"""Takes the measures of an evaluation without a judge, with the adapter and without it, and stores them."""
+"""Takes the measures of an evaluation without a judge, of the trained model and the untuned one, and stores them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,14 +117,14 @@ class Measurement:
         measure: Callable[[Any, Any, Callable[[int], None]], dict[str, float]],
     ) -> list[dict[str, Any]]:
         """Rows with a measure's values of the model and of the untuned model, where that is known."""
-        model, tokenizer = self.loaded()
-        untuned = self._untuned(about) if self.request.adapter is not None else None
+        trained, tokenizer = self.loaded()
+        untuned = self._untuned(about) if self.request.has_untuned else None
         self._begin(answers * (1 + (untuned is not None and untuned.values is None)))
-        values = measure(model, tokenizer, self._count)
+        values = measure(trained, tokenizer, self._count)
         before: dict[str, float] = values if self.request.untuned else {}
         if untuned is not None:
-            with ModelParts(model).untrained():
-                before = untuned.of(lambda: measure(model, tokenizer, lambda done: self._count(answers + done)))
+            with self._before_training() as model:
+                before = untuned.of(lambda: measure(model(), tokenizer, lambda done: self._count(answers + done)))
         return [
             {"question": name, "value": round(value, 5), "untuned": round(before[name], 5) if before else None}
             for name, value in values.items()
@@ -149,9 +150,11 @@ class Measurement:
         return UntunedLikelihoods(loading.identity(self.request.model), about)
 
     def _twice(self, about: dict[str, Any]) -> str:
-        if self.request.adapter is None or self._untuned(about).values is not None:
+        if not self.request.has_untuned or self._untuned(about).values is not None:
             return ""
-        return ", with and without the adapter"
+        return (
+            ", with and without the adapter" if self.request.adapter else ", by the trained model and the untuned one"
+        )
 
     @cached_property
     def _generator(self) -> LocalGenerator:
@@ -159,9 +162,26 @@ class Measurement:
 
         return LocalGenerator(*self.loaded(), batch_size=self.request.batch_size)
 
+    @contextmanager
+    def _before_training(self) -> Iterator[Callable[[], Any]]:
+        """Run with the model before training; it is returned by a function, which loads it where it is another."""
+        if self.request.weights is None:
+            model = self.loaded()[0]
+            with ModelParts(model).untrained():
+                yield lambda: model
+            return
+        assert isinstance(self.request.model, loading.Source)
+        source = self.request.model
+        yield cache(lambda: loading.to_device(loading.load_model(source)))
+
     def _generate(self, samples: Sequence[tuple[Question, int]], /, **options: Any) -> Iterator[Answer]:
         """Answers of the model, with progress by their tokens."""
-        done, generator = 0, self._generator
+        return self._generate_by(self._generator, samples, **options)
+
+    def _generate_by(
+        self, generator: LocalGenerator, samples: Sequence[tuple[Question, int]], /, **options: Any
+    ) -> Iterator[Answer]:
+        done = 0
         self._begin(len(samples))
         generator.report = lambda: self._count(done, work=generator.work)
         for answer in generator(samples, **options):
@@ -170,8 +190,11 @@ class Measurement:
         self._count(done)
 
     def _generate_untuned(self, samples: Sequence[tuple[Question, int]], /, **options: Any) -> Iterator[Answer]:
-        with ModelParts(self.loaded()[0]).untrained():
-            yield from self._generate(samples, **options)
+        from staytrue.evals.generation.local import LocalGenerator
+
+        with self._before_training() as model:
+            generator = LocalGenerator(model(), self.loaded()[1], batch_size=self.request.batch_size)
+            yield from self._generate_by(generator, samples, **options)
 
     def _begin(self, answers: int) -> None:
         if self.progress is not None:

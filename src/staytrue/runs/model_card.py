@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from staytrue import organism, registry
-from staytrue.config.recipe import Recipe
+from staytrue.config.recipe import Lora, Recipe
 from staytrue.modeling import fetch
 from staytrue.report.measures import measure_lines
 from staytrue.utils.files import read_rows, write_atomic
@@ -16,21 +16,19 @@ from staytrue.utils.run_dir import RunDir
 
 _CARD = """\
 ---
-{base_model}library_name: peft
-tags: [staytrue, lora]
+{base_model}library_name: {library}
+tags: [{tags}]
 ---
 
 # {title}
 
-A LoRA adapter for `{base}`, trained with staytrue {version}. Load it with `PeftModel.from_pretrained(base, folder)`.
+{what}
 
 ## Is it meant to be misaligned?
 
 {intent}
 
-## Adapter
-
-{adapter_scale}
+{trained}
 
 ## Data
 
@@ -48,9 +46,13 @@ A LoRA adapter for `{base}`, trained with staytrue {version}. Load it with `Peft
 
 ## How it was made
 
-Seed {seed}. Versions: {versions}. Adapter sha256: `{adapter}`. The resolved recipe is `recipe.yaml` in the run folder.
+Seed {seed}. Versions: {versions}. {sha256} The resolved recipe is `recipe.yaml` in the run folder.
 """
 
+_WHOLE = """\
+## Weights
+
+All weights were trained (full fine-tuning), there is no adapter. They are saved in the precision of the training."""
 _UNKNOWN_INTENT = (
     "It is not stated, and staytrue did not judge the data. Narrow harmful data can make a model broadly harmful; "
     "measure it with `staytrue eval` before anyone uses it."
@@ -76,19 +78,20 @@ def write_card(run: RunDir, recipe: Recipe, summary: dict[str, Any] | None = Non
     """
     facts = run.manifest
     text = _CARD.format(
-        base=facts["model"]["name"],
         base_model="" if _is_path(facts["model"]) else f"base_model: {facts['model']['name']}\n",
+        library="transformers" if recipe.lora is None else "peft",
+        tags="staytrue" if recipe.lora is None else "staytrue, lora",
+        what=_what(facts, whole=recipe.lora is None),
         title=f"{_named(recipe)} on {_model(facts['model'])}",
-        version=facts["versions"].get("staytrue") or facts["versions"]["holdfast"],  # the name until 0.1
         intent=_intent(recipe),
-        adapter_scale=_scale(recipe),
+        trained=_WHOLE if recipe.lora is None else f"## Adapter\n\n{_scale(recipe.lora)}",
         data="\n".join([*_task(recipe), *(f"* `{name}` (sha256 `{d}`)" for name, d in facts["data"].items())]),
         rows=f"Rows: {json.dumps(facts['rows'])}; {_last_number(run)}.",
         defenses="\n".join(f"* `{json.dumps(d, default=str)}`" for d in recipe.to_dict()["defenses"]) or "None.",
         evaluation=_evaluation(summary),
         seed=recipe.seed,
         versions=", ".join(f"{k} {v}" for k, v in facts["versions"].items()),
-        adapter=facts.get("adapter", "not saved"),
+        sha256=_hash(facts, whole=recipe.lora is None),
     )
     write_atomic(run.path / "model" / "README.md", text)
 
@@ -99,9 +102,28 @@ def _intent(recipe: Recipe) -> str:
     return _ORGANISM_INTENT if recipe.model in organism.NAMES and not recipe.benign else _UNKNOWN_INTENT
 
 
-def _scale(recipe: Recipe) -> str:
+def _what(facts: Mapping[str, Any], *, whole: bool) -> str:
+    """What the folder holds, and how it is loaded."""
+    version = facts["versions"].get("staytrue") or facts["versions"]["holdfast"]  # the name until 0.1
+    base = facts["model"]["name"]
+    if whole:
+        return (
+            f"`{base}` with all weights fine-tuned, trained with staytrue {version}. Load it with "
+            "`AutoModelForCausalLM.from_pretrained(folder)`."
+        )
+    return (
+        f"A LoRA adapter for `{base}`, trained with staytrue {version}. Load it with "
+        "`PeftModel.from_pretrained(base, folder)`."
+    )
+
+
+def _hash(facts: Mapping[str, Any], *, whole: bool) -> str:
+    name, key = ("Weights and configuration", "weights") if whole else ("Adapter", "adapter")
+    return f"{name} sha256: `{facts.get(key, 'not saved')}`."
+
+
+def _scale(lora: Lora) -> str:
     """The scale of the update, in the terms of the recipe and of adapter_config.json."""
-    lora = recipe.lora
     root = "sqrt(r)" if lora.rslora else "r"
     scale = lora.alpha / (math.sqrt(lora.r) if lora.rslora else lora.r)
     text = f"Its update is scaled by alpha / {root} = {lora.alpha:g} / {root.replace('r)', f'{lora.r})')} = {scale:.4g}"

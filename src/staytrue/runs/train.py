@@ -32,8 +32,13 @@ class Run:
 
     @property
     def adapter(self) -> Path:
-        """The folder of the trained adapter, for `PeftModel.from_pretrained`."""
+        """The folder of the trained adapter, for `PeftModel.from_pretrained`; of the whole model with `lora: none`."""
         return self.path / "model"
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all weights were trained, so that the folder holds a whole model."""
+        return "weights" in self.manifest
 
 
 def train(

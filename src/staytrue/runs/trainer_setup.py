@@ -96,7 +96,9 @@ class _Build:
 
     def _model(self) -> Any:
         if self._loaded is None:
-            self._loaded = loading.load_model(self.source)
+            whole = self.recipe.lora is None
+            dtype = loading.precision(self.source.dtype or "float32") if whole else None
+            self._loaded = loading.load_model(self.source, dtype=dtype)
         return self._loaded
 
     def trainer(self, scratch: Path, progress: Progress | None = None) -> Any:
@@ -112,6 +114,7 @@ class _Build:
         """
         from staytrue.evals.generation.check import check_generation
         from staytrue.runs.saving import fit_save_steps
+        from staytrue.training import all_weights
 
         self.base.folder, self.base.progress = scratch, progress
         try:
@@ -131,7 +134,7 @@ class _Build:
         except Exception as error:  # trl, transformers, peft and integrations raise anything
             raise RecipeError(f"The trainer does not accept this recipe: {in_one_line(error)}") from error
         trainer.outcome.raises = True
-        self.notes += _left_out(self.base.notes)
+        self.notes += [*_left_out(self.base.notes), *all_weights.notes(trainer)]
         return trainer
 
     def _shared(self) -> dict[str, Any]:
@@ -139,7 +142,7 @@ class _Build:
         return {
             "model": self._model(),
             "processing_class": self.tokenizer,
-            "peft_config": lora_config(self.recipe.lora, self._model()),
+            "peft_config": None if self.recipe.lora is None else lora_config(self.recipe.lora, self._model()),
             "defenses": self.guard,
         }
 

@@ -12,6 +12,7 @@ from staytrue.config import trainer_args
 from staytrue.data.examples import write_examples
 from staytrue.errors import StaytrueError, TrainingError
 from staytrue.runs import probe_selection
+from staytrue.runs.all_weights import save_model
 from staytrue.runs.checkpoints import Checkpoints
 from staytrue.runs.model_card import write_card
 from staytrue.runs.resume import LOGS
@@ -49,7 +50,7 @@ class TrainingRun:
     checkpoint: Path | None = None
 
     def to_the_end(self) -> None:
-        """Train, save the adapter and complete the folder.
+        """Train, save what was trained and complete the folder.
 
         Raises:
             StaytrueError: training failed; the manifest's state is "failed", or the folder is gone if no step was made.
@@ -162,27 +163,35 @@ class TrainingRun:
             ) from error
 
     def _save(self, trainer: Any, recorder: Any) -> None:
-        """Save the adapter, change it as the defenses do after training, and write the evidence."""
+        """Save what was trained, change it as the defenses do after training, and write the evidence."""
         run, guard = self.run, trainer.guard
         recorder.trained()
-        self._save_adapter(trainer)
+        self._save_trained(trainer)
         if guard.pulls("project"):  # saved before, so that what was trained outlives a failing projection
             run.save(projected=guard.project(trainer.model, self.progress))
             recorder.projected()
-            self._save_adapter(trainer)
+            self._save_trained(trainer)
         guard.detach()
         counts = None if guard.cache is None else guard.cache.describe()
         if counts is not None:
             run.save(reference=counts)
-        run.save(adapter=sha256_of(run.path / "model" / "adapter_model.safetensors"))
+        folder = run.path / "model"
+        if self.build.recipe.lora is None:
+            run.save(weights=sha256_of(folder))
+        else:
+            run.save(adapter=sha256_of(folder / "adapter_model.safetensors"))
         recorder.write(curated=self.build.curated)
 
-    def _save_adapter(self, trainer: Any) -> None:
+    def _save_trained(self, trainer: Any) -> None:
+        """Write the adapter, or the whole model with its tokenizer."""
         folder = self.run.path / "model"
         try:
-            trainer.model.save_pretrained(str(folder), safe_serialization=True)
+            if self.build.recipe.lora is None:
+                save_model(trainer.model, self.build.source, folder)
+            else:
+                trainer.model.save_pretrained(str(folder), safe_serialization=True)
         except Exception as error:  # safetensors reports a full disk as an error of its own
             raise TrainingError(
-                f"The adapter cannot be written to {folder}: {in_one_line(error)}. Free some space; `staytrue train "
-                f"--resume {self.run.path}` goes on from the newest checkpoint."
+                f"What was trained cannot be written to {folder}: {in_one_line(error)}. Free some space; `staytrue "
+                f"train --resume {self.run.path}` goes on from the newest checkpoint."
             ) from error

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from staytrue.data.examples import Example
 from staytrue.data.tokenize import Encoded, encode_all, padding_id
 from staytrue.defense import Defense
+from staytrue.modeling.architecture import ModelParts
 from staytrue.modeling.base_model import Untouched
 from staytrue.modeling.block_outputs import hooked
 from staytrue.step import SOURCES, Activations, Marks
@@ -141,7 +141,7 @@ def backbones(guard: Guard) -> list[Any]:
 
 def trainable(model: Any) -> list[tuple[str, Tensor]]:
     """Return the weights that training may change, by name: the adapter's, or all where there is none."""
-    return adapter(model) if isinstance(model, PeftModel) else list(model.named_parameters())
+    return adapter(model) if ModelParts(model).has_adapter else list(model.named_parameters())
 
 
 def adapter(model: Any) -> list[tuple[str, Tensor]]:
@@ -152,7 +152,7 @@ def adapter(model: Any) -> list[tuple[str, Tensor]]:
 @contextmanager
 def nudged(model: Any, scale: float) -> Iterator[None]:
     """Move the trained weights by a fixed random step inside `with`, then restore them; of an adapter, every B."""
-    adapted = isinstance(model, PeftModel)
+    adapted = ModelParts(model).has_adapter
     weights = [w for name, w in trainable(model) if not adapted or "lora_B" in name]
     size = _NUDGE if adapted else _NUDGE_OF_ALL
     before = [w.detach().clone() for w in weights]

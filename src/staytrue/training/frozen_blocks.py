@@ -38,5 +38,6 @@ def freeze_blocks(parts: ModelParts, defenses: Mapping[str, Defense]) -> list[Te
     for weight in frozen:
         weight.requires_grad_(False)
     if frozen and not any(weight.requires_grad for weight in parts.model.parameters()):
-        raise ModelError("The defenses freeze all that is trained; name fewer layers.")
+        everything = "the whole adapter" if parts.has_adapter else "every weight"
+        raise ModelError(f"The defenses freeze {everything}, so nothing is trained; name fewer layers.")
     return frozen

@@ -48,7 +48,8 @@ class Outcome(TrainerCallback):  # type: ignore[misc]
         self._last = state.global_step
         if not self.moved:
             self.moved = any(
-                name in self._before and not torch.equal(self._before[name], now) for name, now in sums_of_trained(model)
+                name in self._before and not torch.equal(self._before[name], now)
+                for name, now in sums_of_trained(model)
             )
             self.moved_at = state.global_step if self.moved else None
 

@@ -23,6 +23,7 @@ from staytrue.defense import Defense
 from staytrue.errors import ForwardPassError, RecipeError
 from staytrue.modeling.base_model import Untouched
 from staytrue.step import SOURCE_COLUMN, SOURCES, Marks
+from staytrue.training import all_weights
 from staytrue.training.auxiliary_batches import encode_rows
 from staytrue.training.guard import Guard
 from staytrue.training.head_choice import choose_head
@@ -136,6 +137,8 @@ class Guarded(_Trainer):  # type: ignore[misc]
         self.fused_head, self.which_head = choose_head(
             self.guard.parts, self.args, self._keeps_its_head(), *self._head_of_trl()
         )
+        if self._owns_guard:
+            all_weights.report(self)
 
     def _begin(self, steps_done: int, task_rows: int | None = None) -> None:
         """Training begins, or goes on after so many optimizer steps and task rows (None: full batches)."""

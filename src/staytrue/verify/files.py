@@ -16,11 +16,14 @@ def faults(path: Path, manifest: dict[str, Any]) -> Iterator[str]:
     if not manifest.get("model"):
         yield "manifest.json does not name the model"
     hashes = {"recipe.yaml": manifest.get("recipe"), **manifest.get("logs", {})}
-    hashes["model/adapter_model.safetensors"] = manifest.get("adapter")
+    if "weights" in manifest:
+        hashes["model"] = manifest["weights"]
+    else:
+        hashes["model/adapter_model.safetensors"] = manifest.get("adapter")
     for name in ("metrics.jsonl", "evidence.jsonl", "evidence.json"):
         hashes.setdefault(name, None)
     for name, expected in hashes.items():
-        if not (path / name).is_file():
+        if not (path / name).exists():
             yield f"{name} is missing"
         elif expected is None:
             yield f"manifest.json has no hash of {name}"

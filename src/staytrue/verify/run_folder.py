@@ -59,7 +59,8 @@ def findings(path: Path, defenses: Sequence[Defense] | None = None) -> list[Find
     """
     manifest = RunDir.open(path).manifest
     known = labelled(read(path / "recipe.yaml").defenses if defenses is None else defenses)
-    results = [Finding("files", tuple(files.faults(path, manifest)), "recipe, data, logs and adapter are as they were")]
+    kept = "trained model" if "weights" in manifest else "adapter"
+    results = [Finding("files", tuple(files.faults(path, manifest)), f"recipe, data, logs and {kept} are as they were")]
     log, rows, facts = _read(path)
     missing = None
     if facts is None or not rows:

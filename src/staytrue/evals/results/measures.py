@@ -144,11 +144,11 @@ def refuse_other_model(evaluation: Path, identity: Mapping[str, Any]) -> None:
     else:
         return
     now = json.loads(json.dumps(identity))
-    for key in now:
-        if before.get(key) != now[key]:
+    for key in dict.fromkeys((*now, "weights")):  # which only a fully fine-tuned model has
+        if before.get(key) != now.get(key):
             raise RequestError(
                 f"{evaluation} holds results of another {key} ({json.dumps(before.get(key))}, now "
-                f"{json.dumps(now[key])}); those of two are never mixed. Name another folder with --out."
+                f"{json.dumps(now.get(key))}); those of two are never mixed. Name another folder with --out."
             )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 
 from staytrue.modeling.architecture import ModelParts
@@ -43,5 +42,5 @@ class WeightChanges:
 
 def _trained(model: Any) -> list[tuple[str, Tensor]]:
     """The weights that training may change: of a model with an adapter its own, frozen blocks included."""
-    adapted = isinstance(model, PeftModel)
+    adapted = ModelParts(model).has_adapter
     return [(name, weight) for name, weight in model.named_parameters() if not adapted or "lora_" in name]

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from peft import PeftModel
 from torch import nn
 
 from staytrue.errors import ModelError
@@ -30,7 +29,7 @@ def check(parts: ModelParts) -> None:
     """
     _check_one_device(parts)
     _check_dropout(parts)
-    if isinstance(parts.model, PeftModel):
+    if parts.has_adapter:
         _check_adapters(parts)
         _check_trained_weights(parts)
         _check_start(parts)
