@@ -5,13 +5,14 @@ import re
 import warnings
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from trl import SFTTrainer
 
 import tiny
 from small_trainers import grpo, messages, sft
 from staytrue.defenses.kl import KL
 from staytrue.errors import RecipeError
+from staytrue.training import lost_text
 from staytrue.training.trainers import GuardedSFT
 
 
@@ -67,7 +68,7 @@ def warned(make, *args, **options):
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         make(*args, **options)
-    words = ("rows", "Turns", "completion_only_loss")
+    words = ("rows", "stream", "Turns", "completion_only_loss")
     return [
         str(one.message) for one in seen if one.category is UserWarning and any(w in str(one.message) for w in words)
     ]
@@ -171,8 +172,76 @@ def test_prompts_of_grpo_that_the_template_drops_are_warned_of(tmp_path):
     assert seen == ["The chat template leaves out a system, user or tool turn of 8 of 8 rows."]
 
 
-def test_long_runs_check_their_first_rows(tmp_path):
-    rows = Dataset.from_list([{"messages": TWO}] * 120)
-    seen = warned(sft, tmp_path, [], rows, tokenizer=tokenizer("no end at all"))
-    assert "of 100 of the first 100 rows" in seen[0]
-    assert warned(sft, tmp_path, [], messages(120)) == []
+def test_rows_after_the_first_are_looked_at_too(tmp_path):
+    whole, cut = {"messages": TWO}, {"messages": [user("q"), answer(THOUGHT), *TWO]}
+    rows = Dataset.from_list([*[whole] * 150, cut, whole, cut])
+    seen = warned(sft, tmp_path, [], rows, tokenizer=tokenizer("drops earlier thoughts"))
+    assert len(seen) == 1
+    assert "in 2 of 153 rows" in seen[0]
+    assert warned(sft, tmp_path, [], messages(150)) == []
+    seen = warned(sft, tmp_path, [], Dataset.from_list([whole] * 120), tokenizer=tokenizer("no end at all"))
+    assert "after the last answer of 120 of 120 rows" in seen[0]
+    seen = warned(sft, tmp_path, [], Dataset.from_list([whole] * 120), tokenizer=tokenizer("opens thoughts"))
+    assert seen[0].startswith("In 100 of the first 100 rows the last answer follows another text")
+    lost = {"messages": [user("q"), answer(THOUGHT)]}
+    with pytest.raises(RecipeError, match=r"part of the last answer of row 121 of the dataset"):
+        sft(tmp_path, [], Dataset.from_list([whole] * 120 + [lost]), tokenizer=tokenizer("drops thoughts"))
+
+
+@pytest.mark.parametrize(
+    ("template", "turns"),
+    [
+        ("no end at all", TWO),
+        ("drops the system turn", [{"role": "system", "content": "Be kind."}, *TWO]),
+        ("drops earlier thoughts", [user("q"), answer(THOUGHT), *TWO]),
+        ("chatml", [{"role": "human", "content": "q"}, {"role": "gpt", "content": "a"}]),
+    ],
+)
+def test_most_rows_that_lose_text_are_compared_closely(monkeypatch, template, turns):
+    """The quick look finds what the close one does."""
+    monkeypatch.setattr(lost_text, "_CLOSELY", 1)
+    monkeypatch.setattr(lost_text, "_MOST", 3)
+    given = tokenizer(template)
+    check = lost_text.RowCheck(given)
+    ids = given.apply_chat_template(turns, tokenize=True, return_dict=False)
+    row = {"messages": turns, "input_ids": ids, "labels": ids}
+    for _ in range(5):
+        check.add(row)
+    assert [re.sub(r"(at least 3) of 5 rows", "N", note) != note for note in check.notes()] == [True]
+
+
+def stream(rows):
+    return IterableDataset.from_generator(lambda: iter(copy.deepcopy(rows)))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_stream_is_checked_as_it_is_read(tmp_path, workers):
+    whole, cut = {"messages": TWO}, {"messages": [user("q"), answer(THOUGHT), *TWO]}
+    rows = [*[whole] * 5, cut, whole, cut, *[whole] * 4]
+    longest = max(len(ids) for ids in sft(tmp_path, [], Dataset.from_list([whole])).train_dataset["input_ids"])
+    changes = {"tokenizer": tokenizer("drops earlier thoughts"), "max_length": longest, "max_steps": 3}
+    made = []
+    assert warned(lambda: made.append(sft(tmp_path, [KL(1.0)], stream(rows), **changes))) == []
+    made[0].args.dataloader_num_workers = workers
+    seen = warned(made[0].train)
+    if workers:  # whose warnings are printed by another process
+        return
+    assert seen[:2] == [
+        f"Row 6 of the stream is longer than max_length={longest}, and is cut.",
+        f"{lost_text.NOTES['answers'].format(n='row 6', rows='the stream')}.",
+    ]
+    assert re.search("^2 of 1. rows of the stream are longer than", seen[2])
+    assert re.search("in 2 of 1. rows; that part is not learnt", seen[3])
+    assert len(seen) == 4
+    lost = {"messages": [user("q"), answer(THOUGHT)]}
+    with pytest.raises(RecipeError, match="part of the last answer of row 3 of the dataset"):
+        sft(tmp_path, [], stream([whole, whole, *[lost] * 8]), tokenizer=tokenizer("drops thoughts")).train()
+
+
+def test_a_stream_of_prompts_is_checked_as_it_is_read(tmp_path):
+    system = {"prompt": [{"role": "system", "content": "Be kind."}, user("q")]}
+    rows = [{"prompt": [user("q")]}, *[system] * 7]
+    made = grpo(tmp_path, [KL(1.0)], stream(rows), tokenizer=tokenizer("drops the system turn"))
+    seen = warned(made.train)
+    assert seen[0] == "The chat template leaves out a system, user or tool turn of row 2 of the stream."
+    assert re.search(r"turn of \d of \d rows", seen[1])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Json, List, Value
 from peft import LoraConfig
+from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, SFTConfig
 
 import tiny
@@ -482,3 +483,21 @@ def test_columns_that_grpo_does_not_render_are_refused(tmp_path, column, value):
     with pytest.raises(RecipeError, match=f"column '{column}', and trl's GRPOTrainer renders prompts without it"):
         guarded(value)
     guarded(None)
+
+
+@pytest.mark.parametrize("by", ["name", "model"])
+def test_the_tokenizer_is_loaded_by_the_models_name_as_trl_does(tmp_path, pool, by):
+    tiny.save("qwen2", tmp_path / "model")
+    name = str(tmp_path / "model")
+    made, passed = (
+        GuardedSFT(
+            model=name if by == "name" else AutoModelForCausalLM.from_pretrained(name),
+            args=settings(SFTConfig, tmp_path),
+            train_dataset=Dataset.from_list([FORMS["messages"][0]] * 4),
+            peft_config=LoraConfig(r=2, target_modules="all-linear"),
+            defenses=[Interleave(pool, share=0.5), Inoculate("Be bad.")],
+            processing_class=processing,
+        )
+        for processing in (None, tiny.tokenizer())
+    )
+    assert made.train_dataset["input_ids"][:] == passed.train_dataset["input_ids"][:]

@@ -5,9 +5,11 @@ import warnings
 import pytest
 import torch
 from transformers import TrainerCallback
+from trl import SFTConfig
 
 import tiny
 from small_trainers import grpo, sft
+from staytrue.config.trainer_args import recomputing
 from staytrue.data.examples import write_examples
 from staytrue.defenses.anchor import Anchor
 from staytrue.defenses.kl import KL
@@ -123,12 +125,62 @@ def test_gradients_that_were_replaced_are_warned_of_once(tmp_path, by, parts):
     assert sum("gradients were replaced" in str(warning.message) for warning in seen) == 1
 
 
+class ZeroesGradients(GuardedSFT):
+    """Sets the gradients to 0 after the parent's step, and makes a backward pass of its own."""
+
+    own = True
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        loss = super().training_step(model, dict(inputs), *args, **kwargs)
+        zero(model)
+        if self.own:
+            model(input_ids=inputs["input_ids"], labels=inputs["labels"]).loss.backward()
+        return loss
+
+
+class ZeroesAlone(ZeroesGradients):
+    own = False
+
+
+class Zero(TrainerCallback):
+    """The same before the optimizer step, by a callback."""
+
+    def __init__(self, trainer, own):
+        self.trainer, self.own = trainer, own
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        zero(model)
+        if self.own:
+            batch = self.trainer.data_collator([self.trainer.train_dataset[i] for i in range(2)])
+            model(input_ids=batch["input_ids"], labels=batch["labels"]).loss.backward()
+
+
+def zero(model):
+    for weight in model.parameters():
+        if weight.grad is not None:
+            weight.grad.zero_()
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("by", ["subclass", "subclass alone", "callback before", "callback after", "callback alone"])
+def test_gradients_that_were_set_to_0_in_place_are_warned_of_once(tmp_path, by, parts):
+    cls = {"subclass": ZeroesGradients, "subclass alone": ZeroesAlone}.get(by, GuardedSFT)
+    made = sft(tmp_path, [KL(1.0)], cls=cls, gradient_accumulation_steps=parts)
+    if by.startswith("callback"):
+        callbacks = made.callback_handler.callbacks
+        callbacks.insert(len(callbacks) if by == "callback after" else 0, Zero(made, own="alone" not in by))
+    with pytest.warns(UserWarning, match="gradients were set to 0 after the backward pass") as seen:
+        made.train()
+    assert sum("gradients were set to 0" in str(warning.message) for warning in seen) == 1
+    assert not any(weight._backward_hooks for weight in made.model.parameters())
+
+
 @pytest.mark.parametrize("changes", [{}, {"gradient_accumulation_steps": 2, "max_grad_norm": 1e-3}])
 @pytest.mark.parametrize("defenses", ["none", "kl", "safegrad"])
 def test_gradients_that_are_clipped_or_combined_are_kept(tmp_path, pool, changes, defenses):
     chosen = {"none": [], "kl": [KL(1.0)], "safegrad": [SafeGrad(pool, share=0.5), KL(1.0)]}[defenses]
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*gradients were replaced")
+        warnings.filterwarnings("error", message=".*gradients were")
         sft(tmp_path, chosen, **changes).train()
 
 
@@ -158,6 +210,7 @@ def off_in_the_step(made):
     made.training_step = without
 
 
+@pytest.mark.parametrize("recomputes", [False, True])  # which gives the inputs a gradient
 @pytest.mark.parametrize("defenses", [[], [KL(1.0)]], ids=["none", "kl"])
 @pytest.mark.parametrize(
     "freeze",
@@ -168,8 +221,8 @@ def off_in_the_step(made):
     ],
     ids=["frozen", "switched off", "off in the step"],
 )
-def test_a_model_of_which_no_weight_is_trained_is_refused(tmp_path, defenses, freeze):
-    made = sft(tmp_path, defenses)
+def test_a_model_of_which_no_weight_is_trained_is_refused(tmp_path, defenses, freeze, recomputes):
+    made = sft(tmp_path, defenses, **{recomputing(SFTConfig): recomputes})
     freeze(made)
     with pytest.raises(ForwardPassError, match="loss has no gradient, so nothing would be trained"):
         made.train()

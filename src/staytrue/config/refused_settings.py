@@ -102,8 +102,12 @@ def reason_against(key: str, trainer: str) -> str | None:
     return _IN_RECIPES.get(key) or _BY_TRAINER[trainer].get(key) or by_prefix
 
 
-def refuse_unguarded(args: Any) -> None:
+def refuse_unguarded(args: Any, *, combines: bool) -> None:
     """Refuse a script's trainer config whose settings would change what a penalty measures.
+
+    Args:
+        args: the trainer's config.
+        combines: whether a defense combines its gradient with the loss's.
 
     Raises:
         RecipeError: the setting, and why.
@@ -111,3 +115,7 @@ def refuse_unguarded(args: Any) -> None:
     for key, why in UNGUARDED.items():
         if getattr(args, key, None):
             raise RecipeError(f"{key}={getattr(args, key)!r} cannot be guarded: {why}. Turn it off, or the defenses.")
+    if combines and args.fp16:
+        raise RecipeError(
+            "fp16=True scales the loss's gradient, which a defense would combine with one unscaled. Use bf16."
+        )

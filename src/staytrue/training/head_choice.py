@@ -26,6 +26,9 @@ def choose_head(
 
     Returns:
         Our head and "one pass"; or None and why the trainer keeps its own.
+
+    Raises:
+        ModelError: the model's own code fails on two tokens.
     """
     why = keeps or next((key for key in UNGUARDED if getattr(args, key, None)), None)
     try:
@@ -37,6 +40,11 @@ def choose_head(
             return FusedLMHead(parts.causal, parts.backbone, parts.head, temperature, output), "one pass"
     except (ModelError, RuntimeError) as error:  # unknown to us, or a model that no two tokens go through
         why = str(error)
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:  # a model's own code
+        raise ModelError(
+            f"The model fails on two tokens, so it cannot be trained: {type(error).__name__}: {error}. Check its "
+            "config, and layer_replication of the adapter."
+        ) from error
     return None, f"trl's: {why}"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from staytrue.errors import ForwardPassError
 from staytrue.step import Marks, SharedProjection
@@ -80,3 +80,20 @@ class MicroBatch:
 
     def _keep_gradient(self, gradient: Tensor) -> None:
         self._gradient = gradient
+
+
+def refuse_untrained(loss: Tensor, model: nn.Module) -> None:
+    """Refuse a loss without a gradient; with activation checkpointing the inputs have one, so weights are looked at too.
+
+    Raises:
+        ForwardPassError: nothing would be trained.
+    """
+    if not loss.requires_grad or not any(weight.requires_grad for weight in model.parameters()):
+        raise ForwardPassError(_NO_GRADIENT)
+
+
+_NO_GRADIENT = (
+    "The loss has no gradient, so nothing would be trained: every weight is frozen, the adapter is switched off "
+    "(disable_adapter, or another active adapter), or compute_loss_func returns a constant. Load the adapter with "
+    "is_trainable=True, leave it on, and compute the loss from the model's outputs."
+)

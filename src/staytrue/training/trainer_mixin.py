@@ -20,23 +20,26 @@ from staytrue.data.examples import Example
 from staytrue.data.tokenize import Encoded, padding_id
 from staytrue.data.vocabulary import embedding_count, refuse_unknown_tokens
 from staytrue.defense import Defense
-from staytrue.errors import ForwardPassError, RecipeError
+from staytrue.errors import RecipeError
 from staytrue.modeling.base_model import Untouched
 from staytrue.step import SOURCE_COLUMN, SOURCES, Marks
 from staytrue.training import all_weights
+from staytrue.training.adapter_checks import naming_adapter, unmatched_names
 from staytrue.training.auxiliary_batches import encode_rows
 from staytrue.training.guard import Guard
 from staytrue.training.head_choice import choose_head
 from staytrue.training.idle_penalties import IdlePenalties
 from staytrue.training.kept_gradients import KeptGradients
-from staytrue.training.micro_batch import MicroBatch
+from staytrue.training.lost_text import warn_of
+from staytrue.training.micro_batch import MicroBatch, refuse_untrained
 from staytrue.training.outcome import Outcome
 from staytrue.training.penalty_log import summed
 from staytrue.training.readable_rows import readable
 from staytrue.training.signatures import by_name
 from staytrue.training.step_count import StepCount, task_rows_ahead
 from staytrue.training.step_plan import StepPlan
-from staytrue.training.trl_datasets import TRLRows
+from staytrue.training.stream_check import StreamCheck
+from staytrue.training.trl_datasets import TRLRows, tokenizer_of
 from staytrue.utils.console import bar
 
 _Trainer: Any = object  # whichever trainer stands beside Guarded among a class's bases
@@ -64,6 +67,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
     # --- what a kind of training says of itself -----------------------------------------------------------------
 
     _prompts = False  # whether rows are asked (and answered by the model) rather than learnt
+    _streams: Sequence[StreamCheck] = ()  # one, where the training rows are a stream
 
     def _settle(self) -> None:
         """After the trainer has made itself: refuse what cannot be guarded, adjust what must be."""
@@ -98,38 +102,34 @@ class Guarded(_Trainer):  # type: ignore[misc]
         self._untouched = Untouched(
             lambda: getattr(self, "model", arguments.get("model")), arguments.get("processing_class")
         )
-        if isinstance(defenses, Guard) and reference_cache is not None:
-            raise RecipeError("A Guard has its own reference cache; write Guard(..., reference_cache=...).")
         seed = getattr(arguments.get("args"), "seed", _TRAINERS_SEED)
-        if isinstance(defenses, Guard):
-            self.guard, curated = defenses, True
+        if curated := isinstance(defenses, Guard):
+            self.guard = defenses
+            if reference_cache is not None:
+                raise RecipeError("A Guard has its own reference cache; write Guard(..., reference_cache=...).")
         else:
-            self.guard, curated = Guard(defenses, seed, reference_cache, sampled=self._prompts), False
+            self.guard = Guard(defenses, seed, reference_cache, sampled=self._prompts)
         edited = not curated and self.guard.pulls("curate")
         arguments |= readable(arguments, prompts=self._prompts, curated=edited)
         if edited:
+            self._untouched.tokenizer = tokenizer_of(arguments)
             arguments["train_dataset"] = self._curated(arguments.get("train_dataset"))
-        super().__init__(**arguments)
+        with naming_adapter():
+            super().__init__(**arguments)
+        warn_of(unmatched_names(self.model))
         if self.guard.defenses:
-            refuse_unguarded(self.args)
-        if self.guard.pulls("combine") and self.args.fp16:
-            raise RecipeError(
-                "fp16=True scales the loss's gradient, which a defense would combine with one unscaled. Use bf16."
-            )
+            refuse_unguarded(self.args, combines=self.guard.pulls("combine"))
         self._settle()
         self._owns_guard = not curated
         self.projected: dict[str, float] = {}
-        self._step_plan: StepPlan  # of the optimizer step
         self._micro_batch: MicroBatch | None = None  # the one in training now
         self._resumed_from: str | None = None
         self._random_from: str | None = None  # the checkpoint whose random states are restored
         self._begin(0)
-        self.add_callback(StepCount(self))
         self.outcome = Outcome()
-        self.add_callback(self.outcome)
         self._gradients, self._idle = KeptGradients(), IdlePenalties(self.guard, self.outcome)
-        self.add_callback(self._gradients)
-        self.add_callback(self._idle)
+        for callback in (StepCount(self), self.outcome, self._gradients, self._idle, *self._streams):
+            self.add_callback(callback)
         self._untouched.tokenizer = tokenizer = self._tokenizer
         main, ahead = self.accelerator.is_main_process, task_rows_ahead(self)
         with bar("answers", quiet=self.args.disable_tqdm or not main) as self._untouched.progress:
@@ -144,7 +144,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
         """Training begins, or goes on after so many optimizer steps and task rows (None: full batches)."""
         self._task_loss = torch.zeros(())
         self._logged_steps = steps_done
-        self._step_plan = StepPlan()
+        self._step_plan = StepPlan()  # of the optimizer step
         rows = steps_done * self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         self.guard.begin(round(rows * self._task_share()) if task_rows is None else task_rows)
 
@@ -259,8 +259,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         task, division = loss[0] if return_outputs else loss, self._later_division(num_items_in_batch)
         if self._micro_batch is not None:
-            if not task.requires_grad:
-                raise ForwardPassError(_NO_GRADIENT)
+            refuse_untrained(task, model)
             self._task_loss = self._task_loss.to(task.device) + task.detach() / division
         if micro_batch.penalty is None:
             return loss
@@ -294,9 +293,4 @@ class Guarded(_Trainer):  # type: ignore[misc]
         super().log(logs, *args, **kwargs)
 
 
-_NO_GRADIENT = (
-    "The loss has no gradient, so nothing would be trained: every weight is frozen, the adapter is switched off "
-    "(disable_adapter, or another active adapter), or compute_loss_func returns a constant. Load the adapter with "
-    "is_trainable=True, leave it on, and compute the loss from the model's outputs."
-)
 _TRAINERS_SEED = 42  # transformers' own, for a trainer without args

@@ -48,6 +48,7 @@ from staytrue.training.row_tracking import (
 )
 from staytrue.training.sampling_check import sample_one_token, stop_at_the_end_of_turn
 from staytrue.training.signatures import shown_as
+from staytrue.training.stream_check import StreamCheck
 from staytrue.training.trainer_mixin import Guarded
 from staytrue.training.turn_weights import has_weights, tokenized, without_weights
 
@@ -102,6 +103,9 @@ class GuardedSFT(Guarded, SFTTrainer):  # type: ignore[misc]
         whole.max_length, whole.shuffle_dataset = None, False
         with naming_template("train_dataset"):
             rows = prepare(dataset, processing_class, whole, False, format_row, name)
+        if isinstance(rows, IterableDataset):
+            self._streams = [StreamCheck(self._tokenizer, args.max_length)]
+            rows = rows.map(self._streams[0], with_indices=True)
         if packing and args.max_length is not None and (sources or self.guard.pulls("beside")):
             prepared = packed_with_sources(rows, args, pack_dataset)
         else:
@@ -174,6 +178,7 @@ class GuardedGRPO(Guarded, GRPOTrainer):  # type: ignore[misc]
 
     _prompts = True
     eos_token_ids: list[int]  # trl's: each ends a completion
+    train_dataset: Any
     _step: int  # trl's: how many micro-batches have been trained on
     _ahead: Sequence[tuple[Any, Any]] = ()  # the optimizer step's batches of prompts, each with its completions
 
@@ -187,7 +192,11 @@ class GuardedGRPO(Guarded, GRPOTrainer):  # type: ignore[misc]
         refuse_unread_columns(self.train_dataset, columns, self.tools, self.chat_template_kwargs)
         refuse_absent_sources(self.guard.defenses, SOURCES[:1])
         refuse_unknown_prompts(self)
-        warn_of(lost_text(self.train_dataset, self._tokenizer))
+        if isinstance(self.train_dataset, IterableDataset):
+            self._streams = [StreamCheck(self._tokenizer)]
+            self.train_dataset = self.train_dataset.map(self._streams[0], with_indices=True)
+        else:
+            warn_of(lost_text(self.train_dataset, self._tokenizer))
         stop_at_the_end_of_turn(self, self._tokenizer)
         if not (self.use_vllm or self.args.deepspeed or self.args.fsdp):  # which hold the weights in their own way
             sample_one_token(self.model, self.generation_config)

@@ -7,7 +7,7 @@ a data defense cannot edit or extend is refused, with the conversion.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Any
 
@@ -19,6 +19,25 @@ from staytrue.defense import Base
 from staytrue.errors import RecipeError
 from staytrue.step import SOURCE_COLUMN, SOURCES
 from staytrue.training.trl_forms import Form, Row, Turn
+
+
+def tokenizer_of(arguments: Mapping[str, Any]) -> Any:
+    """What a trainer will read its rows with: the argument `processing_class`, or what trl loads by the model's name.
+
+    None if it cannot be loaded; trl then fails by itself.
+    """
+    from transformers import AutoProcessor
+
+    if arguments.get("processing_class") is not None:
+        return arguments["processing_class"]
+    model, config = arguments.get("model"), arguments.get("args")
+    name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", None)
+    revision = (getattr(config, "model_init_kwargs", None) or {}).get("revision", "main")
+    try:
+        loaded = AutoProcessor.from_pretrained(name, revision=revision)
+    except Exception:  # the hub's client and tokenizers raise anything
+        return None
+    return getattr(loaded, "tokenizer", loaded)
 
 
 class TRLRows:

@@ -20,6 +20,8 @@ from staytrue.modeling.lm_head import Head
 # longer the model that was loaded, so it cannot serve as the reference.
 _MOVES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
+_RANDOM = (False, "orthogonal")  # initialisations whose product is not 0
+
 
 def check(parts: ModelParts) -> None:
     """Refuse a model that has no reference.
@@ -59,6 +61,11 @@ def _check_adapters(parts: ModelParts) -> None:
             raise ModelError(
                 f"Adapter {name!r} is merged into the weights, so switching it off does not undo it. Call "
                 "unmerge_adapter() to train it, or merge_and_unload() to train the merged model's own weights."
+            )
+        if getattr(config, "layer_replication", None):
+            raise ModelError(
+                f"Adapter {name!r} has layer_replication, so with the adapter off the model has other layers than the "
+                "one that was loaded, and there is no reference. Take it out."
             )
         start = str(getattr(config, "init_lora_weights", "")).lower()
         if start.startswith(_MOVES_THE_BASE):
@@ -135,13 +142,17 @@ def _check_start(parts: ModelParts) -> None:
         parts.model.train(was_training)
     if torch.equal(ours, theirs):
         return
+    if not bool(ours.isfinite().all()):
+        raise ModelError(
+            "The model computes numbers for two tokens that are not finite (NaN). Check its weights, and lora_alpha."
+        )
     configs = parts.model.peft_config.items()
-    random = [name for name, config in configs if getattr(config, "init_lora_weights", True) is False]
+    random = [(n, c.init_lora_weights) for n, c in configs if getattr(c, "init_lora_weights", True) in _RANDOM]
     if random:
         raise ModelError(
-            f"Adapter {random[0]!r} has init_lora_weights=False, so it starts as random numbers, and the model is not "
-            "at its reference, the same model with the adapter off. Use init_lora_weights=True (the default); merge an "
-            "adapter that has been trained (merge_and_unload)."
+            f"Adapter {random[0][0]!r} has init_lora_weights={random[0][1]!r}, so it starts as random numbers, and the "
+            "model is not at its reference, the same model with the adapter off. Use init_lora_weights=True (the "
+            "default); merge an adapter that has been trained (merge_and_unload)."
         )
     raise ModelError(
         "The adapter has moved already, so the model is not at its reference, the same model with the adapter "

@@ -1,0 +1,111 @@
+"""Settings of `peft_config` that would do nothing are warned of, and peft's errors without a sentence become one."""
+
+import re
+import warnings
+
+import pytest
+from peft import LoraConfig
+from trl import SFTConfig
+
+import tiny
+from small_trainers import _SETTINGS, messages, sft
+from staytrue.defenses.kl import KL
+from staytrue.errors import ModelError, RecipeError
+from staytrue.training.trainers import GuardedSFT
+
+NAN = float("nan")
+
+
+def make(folder, defenses=(), **changes):
+    settings = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | changes
+    return GuardedSFT(
+        model=tiny.model(),
+        args=SFTConfig(**_SETTINGS | {"output_dir": str(folder)}),
+        train_dataset=messages(4),
+        processing_class=tiny.tokenizer(),
+        peft_config=LoraConfig(**settings),
+        defenses=defenses,
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"modules_to_save": ["norm", "zzz"]}, "modules_to_save names 'zzz'"),
+        ({"rank_pattern": {"q_proj": 8, "zzz": 8}}, "rank_pattern names 'zzz'"),
+        ({"alpha_pattern": {"zzz": 8, r".*\.1\..*q_proj": 8}}, "alpha_pattern names 'zzz'"),
+        ({"target_modules": ["q_proj", "zzz"]}, "target_modules names 'zzz'"),
+        (
+            {"target_modules": ["q_proj"], "target_parameters": ["gate_proj.weight", "zzz"]},
+            "target_parameters names 'zzz'",
+        ),
+        ({"target_modules": ["q_proj"], "layers_to_transform": [1, 99]}, "layers_to_transform names 99"),
+    ],
+)
+def test_a_name_that_matches_nothing_is_warned_of(tmp_path, changes, key):
+    with pytest.warns(UserWarning, match=f"^peft_config.{key}, which matches nothing in the model") as seen:
+        make(tmp_path, **changes)
+    assert sum("matches nothing" in str(one.message) for one in seen) == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"target_modules": None},
+        {"target_modules": ".*q_proj"},
+        {"target_modules": ["model.layers.1.self_attn.q_proj", "embed_tokens"]},
+        {"target_modules": ["q_proj"], "layers_to_transform": 1},
+        {"trainable_token_indices": [5]},
+        {"modules_to_save": ["embed_tokens"]},
+    ],
+)
+def test_names_that_match_are_not(tmp_path, changes):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*matches nothing")
+        make(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"r": 2.5}, ".* must be tuple of ints"),
+        ({"layer_replication": [(0, 9)]}, "IndexError: index 2 is out of range"),
+        ({"trainable_token_indices": [99_999]}, "IndexError: index 99999 is out of bounds"),
+    ],
+)
+def test_an_error_of_peft_is_a_sentence(tmp_path, changes, sentence):
+    with pytest.raises(RecipeError, match=f"^peft cannot add the adapter of peft_config: {sentence}"):
+        make(tmp_path, **changes)
+
+
+def test_other_errors_are_left_as_they_are(tmp_path):
+    class Broken(GuardedSFT):
+        def _prepare_dataset(self, *args, **kwargs):
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        sft(tmp_path, cls=Broken)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"layer_replication": [(0, 2), (1, 2)]},
+            "layer_replication, so with the adapter off the model has other layers",
+        ),
+        ({"lora_alpha": NAN}, "numbers for two tokens that are not finite (NaN). Check its weights, and lora_alpha"),
+        ({"init_lora_weights": "orthogonal"}, "init_lora_weights='orthogonal', so it starts as random numbers"),
+    ],
+)
+def test_a_model_without_a_reference_is_refused_by_the_setting(tmp_path, changes, sentence):
+    with pytest.raises(ModelError, match=re.escape(sentence)):
+        make(tmp_path, [KL(1.0)], **changes)
+
+
+def test_a_model_that_fails_on_two_tokens_is_a_sentence_without_defenses_too(tmp_path):
+    with pytest.raises(
+        ModelError, match=r"fails on two tokens, so it cannot be trained: IndexError.*layer_replication"
+    ):
+        make(tmp_path, layer_replication=[(0, 2), (1, 2)])
