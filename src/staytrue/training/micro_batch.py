@@ -83,7 +83,7 @@ class MicroBatch:
 
 
 def refuse_untrained(loss: Tensor, model: nn.Module) -> None:
-    """Refuse a loss without a gradient; with activation checkpointing the inputs have one, so weights are looked at too.
+    """Refuse a loss without a gradient; with activation checkpointing the inputs have one too.
 
     Raises:
         ForwardPassError: nothing would be trained.
