@@ -94,3 +94,14 @@ def test_a_dataset_that_was_replaced_under_a_data_defense_is_a_sentence(tmp_path
     made.train_dataset = sft(tmp_path).train_dataset
     with pytest.raises(RecipeError, match="train_dataset was replaced after the trainer was made"):
         made.train()
+
+
+@pytest.mark.parametrize("rate", [1e30, 0.1])
+def test_a_number_that_is_not_finite_is_warned_of_as_it_is_logged(tmp_path, rate):
+    made = sft(tmp_path, [KL(1.0)], max_steps=4, learning_rate=rate, max_grad_norm=0.0)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        made.train()
+    found = [str(one.message) for one in seen if "training has diverged. Stop it" in str(one.message)]
+    assert len(found) == (rate > 1)
+    assert all(sentence.startswith(("task_loss is nan", "kl is nan", "loss is")) for sentence in found)

@@ -99,3 +99,8 @@ def test_nan_is_warned_of(tmp_path):
     with pytest.warns(UserWarning, match="'mine' returned NaN, which trl reads as None"):
         made = trained(tmp_path, lambda **_: [1.0, 2.0, float("nan"), 4.0])
     assert made.state.global_step == 2
+
+
+def test_a_run_that_diverges_ends_in_a_sentence(tmp_path):
+    with pytest.raises(TrainingError, match=r"^Training diverged: .* not finite.* Lower the learning rate"):
+        grpo(tmp_path, [KL(1.0)], learning_rate=1e30, max_steps=8, max_grad_norm=0.0).train()

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import is_dataclass
 from difflib import get_close_matches
 from enum import Enum
-from typing import Any, Literal, get_args, get_origin
+from numbers import Real
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from staytrue.config.refused_settings import by_key
 from staytrue.errors import RecipeError
@@ -72,6 +74,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 _LATE_RANGES = (
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "weight_decay", "adam_beta1", "adam_beta2"),
+    *("max_grad_norm", "warmup_steps", "dataloader_num_workers", "adam_epsilon"),
     *("temperature", "top_p", "min_p", "repetition_penalty", "max_completion_length", "num_iterations", "epsilon"),
     *("top_entropy_quantile", "sapo_temperature_neg", "sapo_temperature_pos", "pad_to_multiple_of"),
 )
@@ -130,7 +134,7 @@ def refuse_value(where: str, value: Any, trainer: str) -> None:
 
 
 def refuse_late_values(config: Any, trainer: str) -> None:
-    """Refuse values of a script's trainer config at which trl fails after it has loaded a model, or samples wrongly.
+    """Refuse values of a script's trainer config at which trl fails after it has loaded a model, or does nothing.
 
     Args:
         config: trl's config, or None.
@@ -139,10 +143,37 @@ def refuse_late_values(config: Any, trainer: str) -> None:
     Raises:
         RecipeError: the setting, its value and what to write.
     """
+    _refuse_other_types(config)
     for key in ("loss_type", *_LATE_CHOICES, *_LATE_RANGES):
         if (value := getattr(config, key, None)) is not None:
             refuse_value(key, value, trainer)
     refuse_generation_kwargs({key: getattr(config, key, None) for key in _GENERATION})
+
+
+def _refuse_other_types(config: Any) -> None:
+    """Refuse settings of a trainer config whose values are no number, no whole number, not finite, or no text.
+
+    Raises:
+        RecipeError: the first such setting.
+    """
+    for key, hint in get_type_hints(type(config)).items() if is_dataclass(config) else ():
+        value = getattr(config, key, None)
+        kinds = set(_kinds(hint)) - {type(None)}
+        if value is None or not kinds <= {int, float, bool, str, dict} or kinds == set():
+            continue
+        way_out = ""
+        if dict in kinds:
+            way_out = "a mapping" if key.endswith("_kwargs") and not isinstance(value, Mapping) else ""
+        elif str not in kinds and not isinstance(value, Real):
+            way_out = "a whole number" if kinds == {int} else "a number" if kinds - {bool} else "True or False"
+        elif kinds == {int} and isinstance(value, float):
+            way_out = "a whole number"
+        elif isinstance(value, float) and not math.isfinite(value) and (key, value) != ("max_grad_norm", math.inf):
+            way_out = "a finite number"
+        elif kinds == {str} and isinstance(value, Real | list | dict):
+            way_out = "text"
+        if way_out:
+            raise RecipeError(f"{key} is {value!r}; write {way_out}.")
 
 
 def refuse_generation_kwargs(settings: Mapping[str, Any], where: str = "") -> None:

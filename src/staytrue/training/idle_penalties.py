@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -33,7 +34,7 @@ def refuse_absent_sources(defenses: Mapping[str, Defense], present: Collection[s
 
 
 class IdlePenalties(TrainerCallback):  # type: ignore[misc]
-    """Remembers which penalties were ever another number than 0.
+    """Remembers which penalties were ever another number than 0, and reports logged numbers that are not finite.
 
     Before the weights move every divergence is 0, so a training must have a further step to count.
     """
@@ -41,14 +42,25 @@ class IdlePenalties(TrainerCallback):  # type: ignore[misc]
     def __init__(self, guard: Guard, outcome: Outcome) -> None:
         self._guard, self._outcome = guard, outcome
         self._seen: set[str] = set()
+        self._diverged = False
 
     def note(self, numbers: Mapping[str, Any]) -> None:
-        """Remember the numbers of a log line."""
+        """Remember the numbers of a log line; warn, once, of one that is not finite, long before training ends."""
+        watched = [name for name in ("loss", "task_loss", *self._guard.defenses) if name in numbers]
+        broken = [name for name in watched if not math.isfinite(float(numbers[name]))]
+        if broken and not self._diverged:
+            self._diverged = True
+            warnings.warn(
+                f"{broken[0]} is {float(numbers[broken[0]])}, so training has diverged. Stop it, and lower the "
+                "learning rate or a defense's weight.",
+                UserWarning,
+                stacklevel=4,
+            )
         self._seen |= {name for name, value in numbers.items() if float(value) != 0}  # NaN too
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start with nothing seen."""
-        self._seen = set()
+        self._seen, self._diverged = set(), False
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Warn of the penalties that were 0 in each step."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from staytrue.errors import TrainingError
+from staytrue.errors import StaytrueError, TrainingError
 
 
 class Outcome(TrainerCallback):  # type: ignore[misc]
@@ -100,3 +101,22 @@ def sums_of_trained(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         if weight.requires_grad and "lora_A" not in name and "lora_embedding_B" not in name:
             entries = weight.detach().double() if weight.device.type != "mps" else weight.detach().float()
             yield name, torch.stack([entries.sum(), entries.abs().sum()])
+
+
+@contextmanager
+def naming_divergence(model: nn.Module) -> Iterator[None]:
+    """Around sampling: the error of a model whose probabilities are no numbers becomes a sentence.
+
+    Raises:
+        TrainingError: sampling fails for that reason.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, StaytrueError) or "probability tensor" not in str(error):
+            raise
+        raise TrainingError(
+            diverged(model)
+            or "Training diverged: the model's probabilities are not finite, so it cannot sample. Lower the learning "
+            "rate or a defense's weight."
+        ) from error

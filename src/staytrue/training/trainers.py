@@ -33,6 +33,7 @@ from staytrue.training import signatures
 from staytrue.training.idle_penalties import refuse_absent_sources
 from staytrue.training.known_tokens import CheckedTokens, refuse_unknown_prompts, refuse_unknown_rows
 from staytrue.training.lost_text import cut_rows, lost_text, warn_of
+from staytrue.training.outcome import naming_divergence
 from staytrue.training.packing_check import refuse_mixed_rows
 from staytrue.training.padded_batch import marks_of
 from staytrue.training.readable_rows import check_prompts, naming_template, refuse_unread_columns, without_effect
@@ -153,12 +154,12 @@ class GuardedSFT(Guarded, SFTTrainer):  # type: ignore[misc]
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if not self._source or self.args.packing:
             return super()._get_train_sampler(train_dataset)
-        shuffled = self.args.train_sampling_strategy != "sequential"
         if SOURCE_COLUMN not in (train_dataset or self.train_dataset).column_names:
             raise RecipeError(
                 "train_dataset was replaced after the trainer was made, and the rows of a data defense are gone. "
                 "Pass it to the trainer's constructor."
             )
+        shuffled = self.args.train_sampling_strategy != "sequential"
         return EvenSampler((train_dataset or self.train_dataset)[SOURCE_COLUMN][:], self.args.seed, shuffled)
 
     def _task_share(self) -> float:
@@ -268,10 +269,9 @@ class GuardedGRPO(Guarded, GRPOTrainer):  # type: ignore[misc]
                 f"{type(self).__name__} passes other rows to training_step than the data loader's, whose prompts are "
                 "answered already, for the whole optimizer step. Change the rows in the dataset."
             )
-        if known is not None:
-            return known
-        check_prompts(batch)
-        return super()._prepare_inputs(batch)
+        check_prompts(batch if known is None else ())
+        with naming_divergence(self.model):
+            return super()._prepare_inputs(batch) if known is None else known
 
     def _tokenize_prompts(self, prompts: Any) -> Any:
         tokenized = super()._tokenize_prompts(prompts)
