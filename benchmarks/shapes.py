@@ -6,7 +6,7 @@ Random weights cost what trained ones cost. One shape has the weights of a real 
 from dataclasses import dataclass
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from staytrue.modeling.fetch import NAME
@@ -43,10 +43,14 @@ SHAPES = {
 SIDE_SHARE, SIDE_TOKENS = 0.0625, 256  # of anchor: rows beside the batch per row of it, and how long they are
 
 
-def model(shape: Shape, moved: bool = True, device: str = "cpu", dtype: torch.dtype = torch.float32):
+def model(
+    shape: Shape, moved: bool = True, device: str = "cpu", dtype: torch.dtype = torch.float32, adapter: bool = True
+):
     torch.manual_seed(0)
     with torch.device(device):  # where 7B parameters are drawn in seconds
         base = load_model(find(NAME)).to(device, dtype) if shape.fetched else _drawn(shape, dtype)
+    if not adapter:
+        return base
     adapted = get_peft_model(base, LoraConfig(r=32, lora_alpha=64, use_rslora=True, target_modules="all-linear"))
     if moved:
         move(adapted)
@@ -66,11 +70,14 @@ def _drawn(shape: Shape, dtype: torch.dtype):
     return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
-def move(adapted) -> None:
-    """Make B non-zero, so that trained model and reference differ."""
-    for name, weight in adapted.named_parameters():
+def move(model) -> None:
+    """Move the adapter's B, or every weight where there is none, so that trained model and reference differ."""
+    adapted = isinstance(model, PeftModel)
+    for name, weight in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.02)
+        elif not adapted:
+            weight.data.add_(torch.randn_like(weight), alpha=1e-3)
 
 
 def flops(shape: Shape, variant: str, gpu: bool = False) -> float:
@@ -78,7 +85,8 @@ def flops(shape: Shape, variant: str, gpu: bool = False) -> float:
 
     P weights in the layers, A in the adapters, H = V x D in the head, s the share of scored positions. Frozen weights
     need no gradient, so a backward pass costs a forward; adapters cost three. Of a likelihood and a divergence the
-    least is counted that they can cost; what activation checkpointing computes again is not.
+    least is counted that they can cost; what activation checkpointing computes again is not. `whole`: all weights are
+    trained, so that a backward pass costs two forwards, and trl's head computes the trainer's loss.
     """
     keys = shape.hidden * (shape.kv_heads or shape.heads) // shape.heads
     layers = shape.layers * (2 * shape.hidden * (shape.hidden + keys) + 3 * shape.hidden * shape.mlp)
@@ -101,6 +109,10 @@ def flops(shape: Shape, variant: str, gpu: bool = False) -> float:
         "kl-trl-head": trained + 2 * layers + 6 * seen + 6 * scored,
         "trl-sft": trained + 6 * seen,
         "liger": trained + 4 * head,
+        "sft-whole": 6 * layers + 6 * seen,
+        "trl-sft-whole": 6 * layers + 6 * seen,
+        "kl-whole": 8 * layers + 6 * seen + 4 * scored,
+        "l2init-whole": 6 * layers + 6 * seen,
         "published": 10 * layers + 12 * adapters + 10 * head,
     }[variant.removesuffix("-bf16")]  # a precision saves no operation
 

@@ -18,6 +18,7 @@ from benchmarks.shapes import SHAPES, Shape, batch, flops, model, move
 from benchmarks.sidebyside import measure, ratio
 from staytrue.config.trainer_args import recomputing
 from staytrue.defenses.kl import KL
+from staytrue.defenses.l2init import L2Init
 from staytrue.defenses.ldifs import LDIFS
 from staytrue.defenses.steer import Steer
 from staytrue.training.trainers import GuardedSFT
@@ -51,15 +52,21 @@ VARIANTS: dict[str, tuple[type, Callable[[Shape], list]]] = {
     "kl-cached": (GuardedSFT, lambda shape: [KL(0.1)]),
     "sft-20": (GuardedSFT, lambda shape: []),
     "kl-rows": (GuardedSFT, lambda shape: [KL(0.1, on="interleaved")]),
+    "trl-sft-whole": (SFTTrainer, lambda shape: []),
+    "sft-whole": (GuardedSFT, lambda shape: []),
+    "kl-whole": (GuardedSFT, lambda shape: [KL(0.1)]),
+    "l2init-whole": (GuardedSFT, lambda shape: [L2Init(0.01)]),
 }
 CACHED = "kl-cached"  # the rows are known from another run, which the first step stands for
 BFLOAT16 = ("sft-bf16", "kl-bf16")  # weights in bfloat16: `dtype` in a recipe
+WHOLE = ("trl-sft-whole", "sft-whole", "kl-whole", "l2init-whole")  # no adapter: all weights are trained
 TWENTY_ROWS = ("sft-20", "kl-rows")  # of which one is interleaved: 5 %
 PUBLISHED = "published"  # no trainer
 COMPARED = [  # variant, against what, which limit
     ("kl", "sft"), ("ldifs", "sft"), ("steer", "sft"), ("all", "kl"), ("kl", "trl-sft"), ("sft", "trl-sft"),
     ("published", "kl"), ("kl-trl-head", "kl"), ("kl-rows", "sft-20"), ("kl-cached", "sft"),
-    ("sft-bf16", "sft"), ("kl-bf16", "kl"),
+    ("sft-bf16", "sft"), ("kl-bf16", "kl"), ("sft-whole", "trl-sft-whole"), ("kl-whole", "trl-sft-whole"),
+    ("kl-whole", "kl"), ("l2init-whole", "trl-sft-whole"),
 ]  # fmt: skip
 
 
@@ -125,7 +132,8 @@ def trainer(name: str, shape: Shape):
     options = {"defenses": defenses(shape)} if issubclass(kind, GuardedSFT) else {}
     options |= {"reference_cache": Path(tempfile.mkdtemp())} if name == CACHED else {}
     # The adapter must start where its reference is; moved afterwards, as it is in all but the first step.
-    weights = model(shape, moved=False, dtype=torch.bfloat16 if name in BFLOAT16 else torch.float32)
+    dtype = torch.bfloat16 if name in BFLOAT16 else torch.float32
+    weights = model(shape, moved=False, dtype=dtype, adapter=name not in WHOLE)
     sft = kind(model=weights, args=args, train_dataset=rows, processing_class=tokenizer, **options)
     move(sft.model)
     return sft

@@ -89,6 +89,14 @@ def test_one_process_equals_two(names, tmp_path):
         alike(trained(every[case], model, tokenizer, rows), two, f"{suspects}: one process and two")
 
 
+def test_one_process_equals_two_with_all_weights(names, tmp_path):
+    model, tokenizer, rows = tiny.model(), tiny.tokenizer(), tiny.rows()
+    alone = [name for name in names if name in ("kl", "safegrad", "l2init", "steer")]
+    every = {name: [without_sampling(name, tmp_path)] for name in alone}
+    for case, two in two_processes(every, model, tokenizer, rows).items() if every else ():
+        alike(trained(every[case], model, tokenizer, rows), two, f"{case}: one process and two")
+
+
 def test_with_every_other_defense_there_is_one_reference(name, tmp_path):
     others = [without_sampling(other, tmp_path) for other in registry.names() if other != name]
     micro = Micro([without_sampling(name, tmp_path), *others], tiny.lora(tiny.model()), tiny.tokenizer(), tiny.rows(20))

@@ -17,6 +17,7 @@ from staytrue.data.examples import write_examples
 from staytrue.defense import Defense
 from staytrue.defenses.kl import KL
 from staytrue.defenses.l2init import L2Init
+from staytrue.defenses.ldifs import LDIFS
 from staytrue.defenses.rehearse import Rehearse
 from staytrue.defenses.safelora import SafeLoRA
 from staytrue.errors import ForwardPassError, ModelError
@@ -140,6 +141,25 @@ def test_recomputed_activations_give_the_same_weights(tmp_path):
         trainer.train()
     for one, other in zip(*(trainer.model.parameters() for trainer in runs), strict=True):
         assert torch.allclose(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_under_autocast_an_unmoved_model_has_no_penalty_and_its_master_weights_move(tmp_path):
+    trainer = sft(tmp_path, [KL(0.3), LDIFS(0.3)], **WHOLE | {"bf16": True, "learning_rate": 0.05})
+    trainer.train()
+    assert steps(trainer)[0]["kl"] == steps(trainer)[0]["ldifs"] == 0
+    assert all(row["kl"] > 0 and row["ldifs"] > 0 for row in steps(trainer)[1:])
+    assert {weight.dtype for weight in trainer.model.parameters()} == {torch.float32}
+
+
+def test_a_reference_cache_holds_the_copys_states_and_gives_the_same_weights(tmp_path):
+    cache = {"more": {"reference_cache": tmp_path / "cache"}}
+    runs = [sft(tmp_path, [KL(0.3)], **WHOLE, **more) for more in ({}, cache, cache)]
+    for trainer in runs:
+        trainer.train()
+    assert [trainer.guard.cache and bool(trainer.guard.cache.computed) for trainer in runs] == [None, True, False]
+    for trainer in runs[1:]:
+        for one, other in zip(runs[0].model.parameters(), trainer.model.parameters(), strict=True):
+            assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
 def test_no_copy_is_made_where_no_defense_reads_one(tmp_path):

@@ -18,7 +18,7 @@ from staytrue.evals.types import Judge
 from staytrue.modeling import loading
 from staytrue.modeling.loading import Source
 from staytrue.runs import dataset
-from staytrue.runs.finished import finished_model
+from staytrue.runs.finished import finished_model, with_weights
 from staytrue.tasks.task import Task
 from staytrue.utils.files import sha256_of
 from staytrue.utils.run_dir import RunDir
@@ -104,12 +104,14 @@ class EvalRequest:
             ModelError: the model cannot be read from the hub.
         """
         assert self.model is not None
-        here = isinstance(self.model, Source)
-        return {
-            "model": loading.identity(self.model) if isinstance(self.model, Source) else {"name": str(self.model)},
-            "adapter": sha256_of(self.adapter) if here and self.adapter else None,
-            **({"weights": sha256_of(self.weights)} if self.weights else {}),
+        if not isinstance(self.model, Source):
+            return {"model": {"name": str(self.model)}, "adapter": None}
+        identity = {
+            "model": loading.identity(self.model),
+            "adapter": sha256_of(self.adapter) if self.adapter else None,
         }
+        trained = with_weights(self.model, self.weights)
+        return identity if self.weights is None else identity | {"weights": trained.identity()["sha256"]}
 
     def metadata(self) -> dict[str, Any]:
         """The settings that must be equal for two sets of answers to share one folder, as `eval.json` stores them.
