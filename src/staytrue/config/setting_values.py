@@ -147,6 +147,9 @@ def refuse_late_values(config: Any, trainer: str) -> None:
     for key in ("loss_type", *_LATE_CHOICES, *_LATE_RANGES):
         if (value := getattr(config, key, None)) is not None:
             refuse_value(key, value, trainer)
+    weights = getattr(config, "reward_weights", None) or ()
+    if weights and not (all(map(math.isfinite, weights)) and any(weights)):
+        raise RecipeError(f"reward_weights is {weights}; write finite numbers, of which at least one is not 0.")
     refuse_generation_kwargs({key: getattr(config, key, None) for key in _GENERATION})
 
 

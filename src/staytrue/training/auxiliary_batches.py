@@ -12,6 +12,7 @@ from torch import Tensor
 
 from staytrue.data.examples import Example
 from staytrue.data.tokenize import Encoded, encode_all
+from staytrue.data.vocabulary import refuse_unknown_tokens
 from staytrue.defense import Base, Defense, pulled
 from staytrue.errors import RecipeError
 from staytrue.step import Marks
@@ -45,11 +46,21 @@ def _rows_of(label: str, defense: Defense, base: Base, encode: Encode, seed: int
     return AuxiliaryRows(rows, defense.share, seed)
 
 
-def encode_rows(tokenizer: Any, examples: list[Example], max_length: int | None, accelerator: Any) -> list[Encoded]:
+def encode_rows(
+    tokenizer: Any, examples: list[Example], max_length: int | None, accelerator: Any, known: int | None = None
+) -> list[Encoded]:
     """Encode a defense's auxiliary rows, the same ones on every process.
+
+    Args:
+        tokenizer: the model's.
+        examples: the rows.
+        max_length: number of tokens at which they are cut; None cuts none.
+        accelerator: of the trainer.
+        known: how many token ids the model has embeddings for; None checks none.
 
     Raises:
         RecipeError: no row has a token of an answer.
+        ModelError: the model has no embedding for a token.
     """
     encoded, report = encode_all(tokenizer, examples, max_length)
     if not encoded and report.truncated == report.rows:
@@ -61,6 +72,8 @@ def encode_rows(tokenizer: Any, examples: list[Example], max_length: int | None,
         raise RecipeError(f"none of its {report.rows} rows has a token of an answer; check its file.")
     for note in report.notes() if accelerator.is_main_process else ():
         warnings.warn(f"Rows that a defense feeds beside the batch: {note}", stacklevel=2)
+    for number, row in enumerate(encoded, start=1):
+        refuse_unknown_tokens(row.input_ids, known, f"Row {number} of a defense's own")
     shared = [encoded]
     if accelerator.num_processes > 1:  # answers sampled on several machines need not agree to the bit
         broadcast_object_list(shared)

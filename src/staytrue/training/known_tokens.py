@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from datasets import Dataset
-from pyarrow import compute
+from pyarrow import compute, types
 from torch import Tensor
 
 from staytrue.data.vocabulary import embedding_count, refuse_unknown_tokens
+from staytrue.errors import RecipeError
 
 _NOT_LEARNT = -100
+_TOKENS = ("input_ids", "labels", "completion_mask", "assistant_masks")
 
 
 def refuse_unknown_rows(trainer: Any) -> None:
@@ -44,6 +46,32 @@ def refuse_unknown_prompts(trainer: Any) -> None:
     if isinstance(dataset, Dataset):
         for row in dataset.select_columns(["prompt"]):
             trainer._tokenize_prompts([row["prompt"]])
+
+
+def refuse_unreadable_tokens(dataset: Any, name: str) -> None:
+    """Refuse columns of tokens that are no whole numbers, hold None, or differ in length.
+
+    Raises:
+        RecipeError: the column, and the first such row.
+    """
+    columns = [c for c in _TOKENS if isinstance(dataset, Dataset) and c in dataset.column_names]
+    first = 1
+    for table in dataset.select_columns(columns).with_format("arrow").iter(batch_size=1000) if columns else ():
+        lengths = {}
+        for column in columns:
+            kind = table.schema.field(column).type
+            entry = getattr(kind, "value_type", kind)
+            if entry is kind or not (types.is_integer(entry) or types.is_null(entry)):
+                raise RecipeError(f"The column {column!r} of {name} is of type {kind}. Give lists of token ids.")
+            lengths[column] = compute.list_value_length(table[column]).to_pylist()
+        for number, row in enumerate(zip(*lengths.values(), strict=True), start=first):
+            if len(set(row)) > 1 or None in row:
+                found = ", ".join(f"{column} has {n}" for column, n in zip(columns, row, strict=True))
+                raise RecipeError(
+                    f"Row {number} of {name}: {found} entries. Each column of tokens has one entry for each token. "
+                    "Mend the row, or filter it out."
+                )
+        first += len(table)
 
 
 class CheckedTokens:

@@ -42,6 +42,7 @@ NOTES = {
     "unseen": "The chat template leaves out a system, user or tool turn of {n} of {rows}",
     "endless": "No token that ends generation is learnt after the last answer of {n} of {rows}, so the model does not "
     "learn to stop there",
+    "unanswered": "The last turn of {n} of {rows} is no answer, so what is learnt there is another role's text",
     "roles": "Turns have roles that prompts at inference do not have, such as 'gpt', in {n} of {rows}; name them user "
     "and assistant",
 }
@@ -196,6 +197,8 @@ def _losses(row: Mapping[str, Any], messages: list[Message], tokenizer: Any, whe
         return
     if leaves_out_a_turn(whole):
         yield "unseen"
+    if row.get("input_ids") and messages[-1].role != "assistant":
+        yield "unanswered"
     for turn, message in enumerate(messages):
         if message.role != "assistant":
             continue
@@ -238,8 +241,10 @@ def _looks_whole(row: Mapping[str, Any], messages: list[Message], tokenizer: Any
             return False
         place += len(part)
     ids, labels = (row.get(column) for column in ("input_ids", "labels"))
-    if not ids or not labels or messages[-1].role != "assistant":
+    if not ids or not labels:
         return True
+    if messages[-1].role != "assistant":
+        return False
     ends = {*end_of_turn(tokenizer), tokenizer.eos_token_id}
     ending = zip(ids[-_ENDING:], labels[-_ENDING:], strict=True)
     return any(token in ends and label != -100 for token, label in ending)

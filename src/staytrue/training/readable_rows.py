@@ -12,6 +12,7 @@ from datasets import Dataset, IterableDataset
 from jinja2.exceptions import TemplateError
 
 from staytrue.errors import RecipeError
+from staytrue.training.known_tokens import refuse_unreadable_tokens
 
 _BESIDE = ("role", "from", "name", "weight")  # keys of a turn that hold nothing to read
 
@@ -70,8 +71,14 @@ def naming_template(name: str) -> Iterator[None]:
         yield
     except Exception as error:  # a template's own code raises anything
         where = traceback.extract_tb(error.__traceback__)[-1].filename
-        if not isinstance(error, TemplateError) and where != "<template>":
+        absent = "chat_template is not set" in str(error)
+        if not isinstance(error, TemplateError) and where != "<template>" and not absent:
             raise
+        if absent:
+            raise RecipeError(
+                f"The rows of {name} are turns, and the tokenizer has no chat template to write them with. Set "
+                "tokenizer.chat_template, use the instruct version of the model, or give rows of text."
+            ) from error
         raise RecipeError(
             f"The chat template refuses a row of {name}: {error}. Change its turns, such as a system turn or a content "
             "in parts, or use another model."
@@ -94,6 +101,7 @@ def _readable(dataset: Any, name: str, prompts: bool, text: str, others: bool) -
     if columns is None and not (others and "prompt" not in (first or {})):
         raise RecipeError(_unknown_columns(first or {}, name, prompts, text))
     if not columns:
+        refuse_unreadable_tokens(dataset, name)
         return dataset
     if isinstance(dataset, IterableDataset) and prompts and name != "train_dataset":
         return dataset  # the trainer keeps the user's own object; its batches are checked, see `check_prompts`
@@ -161,7 +169,7 @@ def _checked(row: Any, columns: tuple[str, ...], name: str, number: int, prompts
 
 
 def _faults(value: Any, prompts: bool) -> Iterator[str]:
-    if value is None or value == [] or isinstance(value, float) or (prompts and value == ""):  # NaN of a table
+    if not isinstance(value, str | list | tuple) or (not len(value) and (prompts or value != "")):
         yield f"={value!r}, which is no text and no list of turns"
     for place, turn in enumerate(value if isinstance(value, list) else ()):
         if not isinstance(turn, Mapping):

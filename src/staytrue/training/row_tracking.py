@@ -96,12 +96,19 @@ def marks_of_batch(batch: Any) -> Marks:
     Raises:
         RecipeError: the batch has no labels.
     """
-    if "labels" not in batch:
+    if "labels" not in batch or batch["labels"] is None:
         raise RecipeError(
             "The data collator gives a batch without 'labels', which trl's loss and the defenses read. Let it add "
             "them: token ids, with -100 where nothing is learnt."
         )
     labels: Tensor = batch["labels"]
+    for column in ("input_ids", "attention_mask"):
+        shape = getattr(batch.get(column), "shape", labels.shape)
+        if not labels.numel() or (shape != labels.shape and len(shape) == labels.ndim):
+            raise RecipeError(
+                f"The data collator gives a batch with labels of the shape {tuple(labels.shape)} and {column} of "
+                f"{tuple(shape)}. Both have one entry for each token of each row, and a batch has at least one."
+            )
     mask, codes = batch.get("attention_mask"), batch.get(SOURCE_COLUMN)
     real = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask.bool()
     if codes is None:

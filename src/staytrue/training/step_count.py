@@ -8,6 +8,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from staytrue.errors import RecipeError
+
 
 class StepCount(TrainerCallback):  # type: ignore[misc]
     """Starts a guarded trainer's counts where training begins, and ends its plan of an optimizer step.
@@ -38,3 +40,22 @@ def task_rows_ahead(trainer: Any) -> int | None:
     rows: int = step * args.max_steps if args.max_steps > 0 else ceil(args.num_train_epochs * len(dataset) * copies)
     share: float = trainer._task_share()
     return ceil(rows * share)
+
+
+def refuse_no_batch(loader: Any, trainer: Any) -> None:
+    """Refuse a data loader without a batch, for which transformers asks for max_steps.
+
+    Raises:
+        RecipeError: the rows fill no batch.
+    """
+    if not isinstance(trainer.train_dataset, Sized) or len(loader):  # the loader of a stream has no length
+        return
+    args = trainer.args
+    way_out = "take dataloader_drop_last out"
+    if trainer._prompts:
+        way_out = f"lower num_generations, {args.num_generations}, or gradient_accumulation_steps"
+    raise RecipeError(
+        f"The {len(trainer.train_dataset)} rows fill no batch of per_device_train_batch_size="
+        f"{args.per_device_train_batch_size}, so nothing would be trained. Give more rows, lower the batch size, or "
+        f"{way_out}."
+    )

@@ -18,7 +18,7 @@ from staytrue.config.refused_settings import refuse_unguarded
 from staytrue.config.setting_values import refuse_late_values
 from staytrue.data.examples import Example
 from staytrue.data.tokenize import Encoded, padding_id
-from staytrue.data.vocabulary import embedding_count, refuse_unknown_tokens
+from staytrue.data.vocabulary import embedding_count
 from staytrue.defense import Defense
 from staytrue.errors import RecipeError
 from staytrue.modeling.base_model import Untouched
@@ -35,8 +35,9 @@ from staytrue.training.micro_batch import MicroBatch, refuse_untrained
 from staytrue.training.outcome import Outcome
 from staytrue.training.penalty_log import summed
 from staytrue.training.readable_rows import readable
+from staytrue.training.reference.kept_base import KeptBase
 from staytrue.training.signatures import by_name
-from staytrue.training.step_count import StepCount, task_rows_ahead
+from staytrue.training.step_count import StepCount, refuse_no_batch, task_rows_ahead
 from staytrue.training.step_plan import StepPlan
 from staytrue.training.stream_check import StreamCheck
 from staytrue.training.trl_datasets import TRLRows, tokenizer_of
@@ -128,8 +129,9 @@ class Guarded(_Trainer):  # type: ignore[misc]
         self._begin(0)
         self.outcome = Outcome()
         self._gradients, self._idle = KeptGradients(), IdlePenalties(self.guard, self.outcome)
-        for callback in (StepCount(self), self.outcome, self._gradients, self._idle, *self._streams):
-            self.add_callback(callback)
+        checks = (StepCount(self), self.outcome, self._gradients, self._idle, KeptBase(self.guard), *self._streams)
+        for check in checks:
+            self.add_callback(check)
         self._untouched.tokenizer = tokenizer = self._tokenizer
         main, ahead = self.accelerator.is_main_process, task_rows_ahead(self)
         with bar("answers", quiet=self.args.disable_tqdm or not main) as self._untouched.progress:
@@ -173,10 +175,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
     def _encode_auxiliary_rows(self, examples: list[Example]) -> list[Encoded]:
         """Encode a defense's own rows at the trainer's length, or the guard's where the trainer has none."""
         max_length = getattr(self.args, "max_length", None) or self.guard.max_length
-        rows = encode_rows(self._tokenizer, examples, max_length, self.accelerator)
-        for number, row in enumerate(rows, start=1):
-            refuse_unknown_tokens(row.input_ids, embedding_count(self.model), f"Row {number} of a defense's own")
-        return rows
+        return encode_rows(self._tokenizer, examples, max_length, self.accelerator, embedding_count(self.model))
 
     # --- a whole training ---------------------------------------------------------------------------------------
 
@@ -200,6 +199,11 @@ class Guarded(_Trainer):  # type: ignore[misc]
         if checkpoint is None or checkpoint != self._random_from:
             super()._load_rng_state(checkpoint)
             self._random_from = checkpoint
+
+    def get_train_dataloader(self) -> Any:
+        """The trainer's own data loader, which has a batch."""
+        refuse_no_batch(loader := super().get_train_dataloader(), self)
+        return loader
 
     # --- every optimizer step -----------------------------------------------------------------------------------
 
