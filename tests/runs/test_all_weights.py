@@ -171,6 +171,14 @@ def test_the_weights_are_float32_unless_the_recipe_says_otherwise_and_then_it_is
     assert run.manifest["model"]["dtype"] == "bfloat16"
 
 
+@pytest.mark.parametrize(("lora", "rate"), [("none", 2e-5), ({}, 1e-4)])
+def test_the_default_learning_rate_is_one_for_all_weights(home, tmp_path, lora, rate):
+    plain = {"schema": 1, "model": str(home / "model"), "data": str(home / "rows.jsonl"), "lora": lora}
+    run = train.train(recipes.parse({**plain, "train": {"max_steps": 1}}), tmp_path / "run")
+    assert recipes.read(run.path / "recipe.yaml").train["learning_rate"] == rate
+    assert logged(run.path)[0]["learning_rate"] == rate
+
+
 @pytest.mark.parametrize(
     ("written", "sentence"),
     [

@@ -31,6 +31,8 @@ DEFAULTS: dict[str, Any] = {
     "save_steps": 0.1,
     "report_to": "none",
 }
+# With all weights trained (`lora: none`), trl's own: an adapter's rate is too high for them.
+ALL_WEIGHTS_DEFAULTS: dict[str, Any] = {"learning_rate": 2e-5}
 # Settings of the follow-up for reinforcement learning (arXiv 2605.31328), with three differences. Temperature and top_p
 # stay 1, so that completions come from the distribution that is trained. Completions have up to 1,024 tokens, as in
 # arXiv 2508.06249. Importance weights are per token, trl's default, and not per completion: each completion is trained
@@ -96,6 +98,11 @@ def filled(settings: Mapping[str, Any], trainer: str, *, organism: bool) -> dict
     """A recipe's `train:` section with staytrue's defaults for every key it leaves out."""
     defaults = DEFAULTS if trainer == "sft" else {**GRPO_DEFAULTS, **(ORGANISM_GRPO_DEFAULTS if organism else {})}
     return {**defaults, **settings}
+
+
+def for_all_weights(settings: Mapping[str, Any], trainer: str) -> dict[str, Any]:
+    """A recipe's `train:` section, with the defaults for full fine-tuning where they differ."""
+    return {**(ALL_WEIGHTS_DEFAULTS if trainer == "sft" else {}), **settings}
 
 
 def sft_config(settings: Mapping[str, Any], seed: int, scratch: Path) -> Any:

@@ -34,7 +34,10 @@ def prepare(recipe: Recipe, reference_cache: Path | None) -> tuple[Any, dict[str
     """
     source = loading.find(recipe.model, recipe.revision, recipe.dtype)
     _check_files(recipe)
-    recipe = recipe.model_copy(update={"train": trainer_args.checked(recipe.train, recipe.trainer)})
+    settings = trainer_args.checked(recipe.train, recipe.trainer)
+    if recipe.lora is None:
+        settings = trainer_args.for_all_weights(settings, recipe.trainer)
+    recipe = recipe.model_copy(update={"train": settings})
     rows, held = dataset.rows(recipe)
     _check_validation(recipe)
     if recipe.stop is not None and recipe.stop.patience is None:
