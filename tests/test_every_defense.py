@@ -79,6 +79,11 @@ def test_two_defenses_take_one_step_together(pair, tmp_path):
     together(defenses, tiny.lora(tiny.model()), tiny.tokenizer(), tiny.rows())
 
 
+def test_all_defenses_take_one_step_together_with_all_weights(tmp_path):
+    defenses = [without_sampling(name, tmp_path) for name in registry.names() if name != "safelora"]
+    together(defenses, tiny.model(), tiny.tokenizer(), tiny.rows())
+
+
 def test_one_process_equals_two(names, tmp_path):
     model, tokenizer, rows = tiny.lora(tiny.model()), tiny.tokenizer(), tiny.rows()
     every = {case: [one] for name in names for case, one in cases(sample(name, tmp_path)).items()}

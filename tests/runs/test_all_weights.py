@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny
 from interrupted import Stopping, logged, recipe_of, with_a_tiny_model
-from staytrue import cli
+from staytrue import cli, registry
 from staytrue.config import recipe as recipes
 from staytrue.data.examples import Message
 from staytrue.errors import ModelError, RecipeError, RequestError
@@ -23,6 +23,7 @@ from staytrue.runs.chat import Chat
 from staytrue.runs.eval_request import EvalRequest
 from staytrue.runs.finished import finished_model, with_weights
 from staytrue.utils.files import read_rows, sha256_of
+from test_every_defense import without_sampling
 
 KL = {"kl": {"weight": 0.3}}
 ANCHOR = {"anchor": {"prompts": "pool.jsonl", "share": 0.5, "max_new_tokens": 4}}
@@ -105,6 +106,22 @@ def test_an_interrupted_run_ends_with_the_bits_of_one_that_was_not(home, tmp_pat
     assert parts.manifest["resumed"] == [4, 6]
     assert parts.manifest["weights"] == whole.manifest["weights"]
     assert logged(tmp_path / "parts") == logged(tmp_path / "whole")
+
+
+def test_verify_holds_for_every_defense(home, tmp_path, capsys):
+    names = [name for name in registry.names() if name != "safelora"]
+    recipe = recipe_of(home, [without_sampling(name, tmp_path) for name in names], lora="none")
+    run = train.train(recipe, tmp_path / "run")
+    assert cli.app(["verify", str(run.path)], standalone_mode=False) in (None, 0)
+    shown = capsys.readouterr().out
+    assert all(f"yes {name}: " in shown for name in names), shown
+    for row in read_rows(run.path / "evidence.jsonl"):  # steered alike, in the model and in its copy
+        assert set(row["defenses"]["steer"]["shift"]["1"]) == {"trained", "reference"}
+
+
+def test_a_whole_model_is_no_adapter(run):
+    with pytest.raises(ModelError, match="it is a whole model; name it as the model"):
+        loading.adapter_hash(run.adapter)
 
 
 def test_reinforcement_learning_trains_all_weights(home, tmp_path):

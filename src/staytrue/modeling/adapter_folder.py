@@ -34,9 +34,11 @@ def check_adapter_folder(folder: Path) -> None:
     config, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
     if not config.is_file() or not weights.is_file():
         old = next((file for kind in ("bin", "pt", "pth", "pkl") for file in folder.glob(f"adapter*.{kind}")), None)
-        pickle = f" ({old.name} is a pickle, which staytrue does not load)" if old else ""
+        reason = f" ({old.name} is a pickle, which staytrue does not load)" if old else ""
+        if (folder / "config.json").is_file() and not config.is_file():
+            reason = " (it is a whole model; name it as the model)"
         raise ModelError(
-            f"{folder} is not an adapter: it lacks adapter_config.json or adapter_model.safetensors{pickle}."
+            f"{folder} is not an adapter: it lacks adapter_config.json or adapter_model.safetensors{reason}."
         )
     check_links(folder)
     settings = read_settings(config)

@@ -129,11 +129,16 @@ class ModelParts:
     @cached_property
     def head(self) -> Head:
         """The head with its scale and soft cap, checked once against what the model itself computes."""
-        head = self._head_by_config()
+        head = self.head_by_config()
         self._compare_with_the_model(head)
         return head
 
-    def _head_by_config(self) -> Head:
+    def head_by_config(self) -> Head:
+        """Return the head with the scale and soft cap that the configuration names, without a check.
+
+        Raises:
+            ModelError: it is adapted, or trained beside an adapter.
+        """
         linear = self.causal.get_output_embeddings()
         adapted = isinstance(linear, BaseTunerLayer | AuxiliaryTrainingWrapper)
         if adapted or (self.has_adapter and linear.weight.requires_grad):

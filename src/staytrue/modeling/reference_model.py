@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 
 from staytrue.errors import ForwardPassError
 from staytrue.modeling.architecture import Changed, ModelParts
@@ -67,8 +68,12 @@ class FrozenCopy(AdapterOff):
         yield
 
     def head(self) -> Head | None:
-        """Return the copy's own head."""
-        return self.parts.head
+        """Return the copy's own head; that of the trained model was checked, which is the same."""
+        return self._head
+
+    @cached_property
+    def _head(self) -> Head:
+        return self.parts.head_by_config()
 
     def changed(self) -> list[Changed]:
         """Return every trained weight, of the trained model, beside the copy's."""
