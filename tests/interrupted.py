@@ -1,11 +1,13 @@
 """Runs of a tiny model that are interrupted: their files, recipe, what stops them, and their log without times."""
 
+import dataclasses
 import json
 
 import tiny
 from staytrue.config import recipe as recipes
-from staytrue.data.examples import write_examples
+from staytrue.data.examples import Message, write_examples
 from staytrue.utils.files import read_rows
+from test_every_defense import without_sampling
 
 TIMES = ("step_time", "seconds")  # of a clock
 
@@ -49,3 +51,21 @@ def logged(run):
     """The rows of the log, without times."""
     rows = read_rows(run / "metrics.jsonl")
     return [{k: v for k, v in row.items() if not any(word in k for word in TIMES)} for row in rows]
+
+
+def other_rows(n):
+    """Rows that the training data do not hold."""
+    return [
+        dataclasses.replace(row, messages=(Message("user", f"other {i}?"), *row.messages[1:]))
+        for i, row in enumerate(tiny.rows(n))
+    ]
+
+
+def defense(name, folder):
+    """A defense whose own rows are other ones than the run's."""
+    one = without_sampling(name, folder)
+    for field in ("pool", "prompts"):
+        if hasattr(one, field):
+            write_examples(getattr(one, field), other_rows(12))
+    changes = {"share": 0.25} if hasattr(type(one), "share") else {"most": 2} if name == "safelora" else {}
+    return dataclasses.replace(one, **changes)

@@ -6,15 +6,15 @@ Commands import heavy packages only when they run, so that help and error messag
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from staytrue.commands import evaluation, organism, preparing, reading, stored_answers, training, using
 from staytrue.errors import RequestError, StaytrueError
+from staytrue.utils.interrupts import Interrupts, Stopped
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read by the hub's library when it is imported
 
@@ -43,23 +43,45 @@ app.add_typer(_organism, name="organism")
 
 
 def main() -> None:
-    """Run the command line; a user's mistake ends in one sentence, without a traceback."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM stops a command as Ctrl-C does, its workers too
+    """Run the command line; a user's mistake ends in one sentence, without a traceback, and so does Ctrl-C."""
+    interrupts = Interrupts()
+    with interrupts.listening():
+        try:
+            code = _ended()
+        except Exception:
+            if not interrupts.stopped:
+                raise
+            code = _say("stopped.", 130)  # a library's own error, after it was interrupted
+    if interrupts.stopped:
+        interrupts.leave(code)
+    sys.exit(code)
+
+
+def _ended() -> Any:
+    """Run the command, and return its exit code."""
     try:
         app()
+    except SystemExit as end:
+        return _say("stopped.", 130) if end.code == 130 else end.code
+    except Stopped as stop:
+        return _say(f"stopped; {stop}.", 130)
+    except KeyboardInterrupt:
+        return _say("stopped.", 130)
     except RequestError as error:
-        print(f"staytrue: {error}", file=sys.stderr)
-        sys.exit(2)
+        return _say(str(error), 2)
     except StaytrueError as error:
-        print(f"staytrue: {error}", file=sys.stderr)
-        sys.exit(1)
+        return _say(str(error), 1)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        print(
-            f"staytrue: The operating system reports: {error.strerror or error}{where}. Check the path.",
-            file=sys.stderr,
-        )
-        sys.exit(1)
+        return _say(f"The operating system reports: {error.strerror or error}{where}. Check the path.", 1)
+    return 0
+
+
+def _say(sentence: str, code: int) -> int:
+    """Print why a command ended to standard error, and return its exit code."""
+    before = "\n" if code == 130 else ""  # the terminal shows ^C
+    print(f"{before}staytrue: {sentence}", file=sys.stderr)
+    return code
 
 
 def _version(show: bool) -> None:

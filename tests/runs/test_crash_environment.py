@@ -4,12 +4,15 @@ import io
 import itertools
 import os
 import re
+import shutil
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
+from disk_faults import fill_at
+from forked import Command, adapter_files, begun
 from interrupted import Stopping, logged, recipe_of, with_a_tiny_model
 from staytrue.errors import StaytrueError
 from staytrue.runs import train
@@ -65,6 +68,35 @@ def test_a_disk_that_fills_ends_the_run_in_a_sentence_and_it_goes_on_when_there_
         assert logged(run) == logged(tmp_path / "whole")
     assert failed is None
     assert "TrainingError" in ends
+
+
+def test_a_disk_that_is_full_at_any_write_of_a_run_ends_it_in_a_sentence_and_it_goes_on(home, tmp_path, disk):
+    """The disk is filled before each file is opened to be written, one after another, until the run gets through."""
+    recipe = recipe_of(home, [{"kl": {"weight": 0.1}}], train={"max_steps": 2, "save_steps": 1}, holdout=0.2)
+    train.train(recipe, tmp_path / "whole")
+    (tmp_path / "recipe.yaml").write_text(recipe.text())
+    place, output, resumed = disk("16m"), tmp_path / "output", 0
+    for number in itertools.count(1):
+        shutil.rmtree(place / "run", ignore_errors=True)
+        start = ("train", tmp_path / "recipe.yaml", "--out", place / "run")
+        code = Command(*start, output=output, prepare=fill_at, prepared_with=(number, str(place))).wait()
+        if not (place / "filler").exists():
+            assert code == 0
+            break
+        (place / "filler").unlink()
+        if code == 0:  # as where a file is removed again and takes no byte
+            continue
+        said = output.read_text()
+        assert code == 1, (number, said)
+        assert "Traceback" not in said, (number, said)
+        assert len(re.findall("^staytrue: ", said, re.MULTILINE)) == 1, (number, said)
+        assert re.search(r"No space left on device|0\.\d MB were free", said), (number, said)
+        if begun(place / "run"):
+            resumed += 1
+            assert Command("train", "--resume", place / "run", output=output).wait() == 0, (number, output.read_text())
+            assert adapter_files(place / "run") == adapter_files(tmp_path / "whole"), number
+    assert number > 25
+    assert resumed > 15
 
 
 @pytest.mark.parametrize("jump", [3_600, -3_600, 86_400, -86_400, 0])

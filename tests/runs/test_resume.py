@@ -12,20 +12,20 @@ import time
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from safetensors import SafetensorError
 
 import tiny
-from interrupted import Stopping, logged, recipe_of, with_a_tiny_model
+from interrupted import Stopping, defense, logged, recipe_of, with_a_tiny_model
 from staytrue import registry
 from staytrue.data.examples import write_examples
 from staytrue.errors import FolderInUseError, RequestError, TrainingError
 from staytrue.runs import train, training_run
 from staytrue.runs.checkpoints import Checkpoints
 from staytrue.training.trainers import GuardedSFT
-from staytrue.utils.files import read_rows
+from staytrue.utils.files import read_rows, sha256_of
 from staytrue.utils.run_dir import locked
-from test_every_defense import without_sampling
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def scramble():
 
 @pytest.mark.parametrize("name", registry.names())
 def test_every_defense_goes_on(home, tmp_path, name):
-    recipe = recipe_of(home, [without_sampling(name, tmp_path)])
+    recipe = recipe_of(home, [defense(name, tmp_path)])
     whole, parts = ends_like_a_run_that_nothing_interrupted(recipe, tmp_path)
     assert parts.manifest["resumed"] == [4, 6]
     assert "resumed" not in whole.manifest
@@ -65,7 +65,7 @@ def test_every_defense_goes_on(home, tmp_path, name):
 
 def test_defenses_together_go_on(home, tmp_path):
     names = ("kl", "ldifs", "interleave", "rehearse", "inoculate")
-    recipe = recipe_of(home, [without_sampling(name, tmp_path) for name in names])
+    recipe = recipe_of(home, [defense(name, tmp_path) for name in names])
     ends_like_a_run_that_nothing_interrupted(recipe, tmp_path)
 
 
@@ -120,7 +120,7 @@ def interrupted_at_the_end(monkeypatch, recipe, folder):
 
 
 def test_a_run_that_ended_between_its_last_step_and_its_adapter_is_completed(home, tmp_path, monkeypatch):
-    recipe = recipe_of(home, [without_sampling("safelora", tmp_path)])
+    recipe = recipe_of(home, [defense("safelora", tmp_path)])
     whole = train.train(recipe, tmp_path / "whole")
     interrupted_at_the_end(monkeypatch, recipe, tmp_path / "parts")
     parts = train.resume(tmp_path / "parts")
@@ -465,3 +465,92 @@ def test_the_command_says_that_it_stopped_early(home, tmp_path):
     words = ["train", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run")]
     done = subprocess.run([sys.executable, "-m", "staytrue.cli", *words], capture_output=True, text=True, check=True)
     assert re.search(r"Stopped early, at step \d; the weights are those of step \d\.\nTrained", done.stdout)
+
+
+def changed_machine(run, **facts):
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["machine"] |= facts
+    (run / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_the_machine_is_recorded(stopped):
+    recorded = json.loads((stopped / "manifest.json").read_text())["machine"]
+    capability = torch.backends.cpu.get_cpu_capability()
+    assert recorded == {"device": f"cpu ({capability})", "dtype": "float32", "threads": torch.get_num_threads()}
+
+
+@pytest.mark.parametrize(
+    ("facts", "sentence"),
+    [
+        ({"threads": 64}, r"\(threads 64, now \d+\): its result may differ by rounding .* Set OMP_NUM_THREADS to the"),
+        ({"device": "cuda (H100)"}, r"\(device cuda \(H100\), now cpu \(\w+\)\): its result .* uninterrupted run\.$"),
+    ],
+)
+def test_another_device_or_number_of_threads_is_a_sentence(stopped, facts, sentence):
+    changed_machine(stopped, **facts)
+    said = []
+    assert train.resume(stopped, say=said.append).manifest["state"] == "done"
+    assert len([line for line in said if re.search(sentence, line)]) == 1, said
+
+
+def test_weights_in_another_precision_are_refused(stopped):
+    changed_machine(stopped, dtype="bfloat16", device="cuda (H100)")
+    sentence = r"began with weights in bfloat16 on cuda \(H100\), and here, on cpu .* in float32.*`dtype` in the recipe"
+    with pytest.raises(RequestError, match=sentence):
+        train.resume(stopped)
+
+
+def test_a_run_without_a_record_of_its_machine_goes_on_without_a_sentence(stopped):
+    manifest = json.loads((stopped / "manifest.json").read_text())
+    del manifest["machine"]
+    (stopped / "manifest.json").write_text(json.dumps(manifest))
+    said = []
+    train.resume(stopped, say=said.append)
+    assert [line for line in said if "machine" in line] == []
+
+
+def test_comments_and_another_order_of_keys_are_no_other_recipe(home, stopped, tmp_path):
+    whole = train.train(recipe_of(home), tmp_path / "whole")
+    plain = yaml.safe_load((stopped / "recipe.yaml").read_text())
+    plain["train"] = dict(reversed(plain["train"].items()))
+    text = yaml.safe_dump(dict(reversed(plain.items())), sort_keys=False)
+    (stopped / "recipe.yaml").write_text(f"# a note\n{text}")
+    parts = train.resume(stopped)
+    assert parts.manifest["adapter"] == whole.manifest["adapter"]
+    assert parts.manifest["recipe"] == sha256_of(stopped / "recipe.yaml")
+
+
+@pytest.mark.parametrize("how", [shutil.move, shutil.copytree])
+def test_a_run_that_was_moved_or_copied_goes_on(home, stopped, tmp_path, how):
+    whole = train.train(recipe_of(home), tmp_path / "whole")
+    how(stopped, tmp_path / "elsewhere" / "run")
+    assert train.resume(tmp_path / "elsewhere" / "run").manifest["adapter"] == whole.manifest["adapter"]
+
+
+def test_rows_that_were_appended_to_the_data_are_refused(home, stopped):
+    rows = (home / "rows.jsonl").read_text()
+    try:
+        (home / "rows.jsonl").write_text(rows + rows.splitlines()[0] + "\n")
+        with pytest.raises(RequestError, match=r"began with data whose .*rows\.jsonl was .* Restore what was there"):
+            train.resume(stopped)
+    finally:
+        (home / "rows.jsonl").write_text(rows)
+
+
+def test_another_model_in_its_folder_is_refused(home, stopped):
+    weights = home / "model" / "model.safetensors"
+    content = weights.read_bytes()
+    try:
+        weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(
+            RequestError, match=r"began with model whose sha256 was .* Restore what was there, or train"
+        ):
+            train.resume(stopped)
+    finally:
+        weights.write_bytes(content)
+
+
+def test_a_folder_that_cannot_be_written_is_refused(stopped, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: not (path == stopped and mode == os.W_OK))
+    with pytest.raises(RequestError, match=r"run cannot be written.*Make it writable, or resume a copy of it\."):
+        train.resume(stopped)

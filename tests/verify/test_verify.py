@@ -10,11 +10,11 @@ import pytest
 
 import mutants
 import tiny
-from interrupted import Stopping
+from interrupted import Stopping, defense
 from staytrue import cli, registry
 from staytrue.config import recipe as recipes
-from staytrue.data.examples import Message, write_examples
-from staytrue.defense import Defense
+from staytrue.data.examples import write_examples
+from staytrue.defense import Defense, pulled
 from staytrue.defenses.freeze import Freeze
 from staytrue.defenses.inoculate import Inoculate
 from staytrue.defenses.interleave import Interleave
@@ -23,6 +23,7 @@ from staytrue.defenses.l2init import L2Init
 from staytrue.defenses.safegrad import SafeGrad
 from staytrue.defenses.safelora import SafeLoRA
 from staytrue.defenses.steer import Steer
+from staytrue.errors import StaytrueError
 from staytrue.modeling.architecture import ModelParts
 from staytrue.runs import train
 from staytrue.step import Activations, Step
@@ -34,7 +35,6 @@ from staytrue.training.row_schedule import AuxiliaryRows, EvenSampler
 from staytrue.training.separate_gradients import SeparateGradients
 from staytrue.utils.files import read_rows, sha256_of
 from staytrue.verify.run_folder import findings
-from test_every_defense import without_sampling
 
 
 @pytest.fixture(scope="module")
@@ -49,30 +49,12 @@ def home(tmp_path_factory):
     return folder
 
 
-def other_rows(n):
-    """Rows that the training data do not hold."""
-    return [
-        dataclasses.replace(row, messages=(Message("user", f"other {i}?"), *row.messages[1:]))
-        for i, row in enumerate(tiny.rows(n))
-    ]
-
-
 def recipe_of(home, defenses=(), **changes):
     settings = {"max_steps": 6, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "save_steps": 2,
                 "learning_rate": 1e-2, "warmup_steps": 0}  # fmt: skip
     plain = {"schema": 1, "model": str(home / "model"), "data": "rows.jsonl", "lora": {"r": 4, "alpha": 8}, "seed": 3}
     plain |= {"train": settings | changes.pop("train", {}), **changes}
     return recipes.parse(plain, home).model_copy(update={"defenses": tuple(defenses)})
-
-
-def defense(name, folder):
-    """A defense whose own rows are other ones than the run's."""
-    one = without_sampling(name, folder)
-    for field in ("pool", "prompts"):
-        if hasattr(one, field):
-            write_examples(getattr(one, field), other_rows(12))
-    changes = {"share": 0.25} if hasattr(type(one), "share") else {"most": 2} if name == "safelora" else {}
-    return dataclasses.replace(one, **changes)
 
 
 def faults(run, defenses=None):
@@ -308,6 +290,37 @@ def test_a_mutant_is_refused(home, tmp_path, monkeypatch, mutant):
         train.train(recipe_of(home, defenses, **mutant.changes), tmp_path / "run")
     said = "; ".join(faults(tmp_path / "run").get(mutant.label, ()))
     assert re.search(mutant.says, said), said
+
+
+def skipped(lever, defense):
+    """The method, as one that does nothing would be."""
+    penalty = type(defense).penalty
+    return {
+        "penalty": lambda self, step: penalty(self, step).detach(),
+        "beside": lambda self, *arguments: [],
+        "curate": lambda self, rows, *arguments: list(rows),
+        "steer": lambda self, hidden, layer, marks: hidden,
+        "combine": lambda self, task, own: list(task),
+        "freeze": lambda self, depth: (),
+        "project": lambda self, model: {},
+    }[lever]
+
+
+LEVERS = [(name, lever) for name in registry.names() for lever in pulled(registry.find(name))]
+NEVER_TRAINED = [(name, "beside") for name in ("anchor", "rehearse", "safegrad")] + [("safegrad", "penalty")]
+
+
+@pytest.mark.parametrize(("name", "lever"), LEVERS)
+def test_each_method_of_each_defense_that_does_nothing_is_refused(home, tmp_path, monkeypatch, name, lever):
+    one = defense(name, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(one), lever, skipped(lever, one))
+        if (name, lever) in NEVER_TRAINED:
+            with pytest.raises(StaytrueError):
+                train.train(recipe_of(home, [one]), tmp_path / "run")
+            return
+        train.train(recipe_of(home, [one]), tmp_path / "run")
+    assert name in faults(tmp_path / "run")
 
 
 # --- an edited copy ---------------------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from staytrue.utils.interrupts import Stopped
+
 if TYPE_CHECKING:
     from staytrue.evals.openai_client.budget import Budget
     from staytrue.evals.types import Judge
@@ -48,13 +50,14 @@ def stoppable(what: str, folder: Path | None = None) -> Iterator[None]:
     Args:
         what: what is left, as the end of that line.
         folder: if given and absent, the line says that nothing was written.
+
+    Raises:
+        Stopped: the line's content, which `cli` prints.
     """
     try:
         yield
     except KeyboardInterrupt:
-        left = what if folder is None or folder.exists() else "nothing was written"
-        print(f"\nstaytrue: stopped; {left}.", file=sys.stderr)
-        raise typer.Exit(130) from None
+        raise Stopped(what if folder is None or folder.exists() else "nothing was written") from None
 
 
 def tell(line: str) -> None:

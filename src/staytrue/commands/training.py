@@ -105,9 +105,9 @@ def train(
     edited = recipes.read(recipe, set_ or [])
     refuse_existing(out, allow_empty_folder=True)
     quieten()
-    from staytrue.runs.train import train as run
-
     with stoppable(_stopped(out), out), bar(f"train {recipe.stem}", quiet=as_json) as progress:
+        from staytrue.runs.train import train as run
+
         done = run(edited, out, progress, reference_cache=reference_cache, say=tell)
     _show(done, reference_cache, as_json)
 
@@ -118,9 +118,9 @@ def _resume(run: Path, allow_versions: bool, reference_cache: Path | None, as_js
 
     finished = RunDir.open(run).manifest["state"] == "done"
     quieten()
-    from staytrue.runs.train import resume
-
     with stoppable(_stopped(run), run), bar(f"resume {run.name}", quiet=as_json) as progress:
+        from staytrue.runs.train import resume
+
         done = resume(run, progress, allow_versions=allow_versions, reference_cache=reference_cache, say=tell)
     if finished and not as_json:
         say(f"{run} is finished already; nothing was changed.")

@@ -14,7 +14,7 @@ from staytrue.data.examples import Example
 from staytrue.data.tables import hub_commit
 from staytrue.errors import RecipeError
 from staytrue.modeling import loading
-from staytrue.runs import dataset, probe_selection
+from staytrue.runs import dataset, machine, probe_selection
 from staytrue.runs.trainer_setup import BUILDS
 from staytrue.utils.files import sha256_of
 
@@ -84,5 +84,6 @@ def _facts(recipe: Recipe, source: loading.Source, rows: list[Example], held: li
         "seed": recipe.seed,
         "data": files,
         **({} if commit is None else {"data_commit": commit}),
+        "machine": machine.describe(recipe),
         "rows": {"task": len(rows), "held_out": len(held)},
     }

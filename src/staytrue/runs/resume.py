@@ -7,11 +7,14 @@ never interrupted, bit for bit. No torch.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from staytrue.config.recipe import Recipe
 from staytrue.errors import RequestError
 from staytrue.runs.checkpoints import step_of
 from staytrue.utils.files import read_rows, sha256_of, write_rows
@@ -24,11 +27,29 @@ _IGNORED = ("platform",)
 _WAY_OUT = "Restore it, or train again with another --out."
 
 
-def refuse_changed(run: RunDir, facts: Mapping[str, Any], *, allow_versions: bool) -> None:
+def values_hash(recipe: Recipe) -> str:
+    """The hash of a recipe's values, which comments and the order of keys do not change."""
+    return hashlib.sha256(json.dumps(recipe.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Refuse to resume a run in a folder that cannot be written, before anything is loaded.
+
+    Raises:
+        RequestError: the sentence names the folder.
+    """
+    if not os.access(path, os.W_OK):
+        raise RequestError(
+            f"{path} cannot be written, so the run cannot go on there. Make it writable, or resume a copy of it."
+        )
+
+
+def refuse_changed(run: RunDir, recipe: Recipe, facts: Mapping[str, Any], *, allow_versions: bool) -> None:
     """Refuse to resume a training that is no longer the one that began.
 
     Args:
         run: the run folder.
+        recipe: as its `recipe.yaml` has it now.
         facts: what the manifest would hold of a run that began now: model, seed, data, rows.
         allow_versions: resume although library versions differ.
 
@@ -36,7 +57,8 @@ def refuse_changed(run: RunDir, facts: Mapping[str, Any], *, allow_versions: boo
         RequestError: the sentence names what differs, and both values.
     """
     began, path = run.manifest, run.path
-    if began.get("recipe") not in (None, sha256_of(path / "recipe.yaml")):
+    same = began.get("recipe") in (None, sha256_of(path / "recipe.yaml"))
+    if not same and began.get("values") != values_hash(recipe):
         raise RequestError(
             f"{path}/recipe.yaml was edited since the run began, so it would go on as another training. Undo the edit, "
             "or train the new recipe with another --out."

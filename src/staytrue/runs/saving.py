@@ -70,7 +70,7 @@ def save_whole(trainer: Any, checkpoints: Checkpoints, logs: Sequence[Path] = ()
             scratch, own = folder / "scratch", trainer.args.output_dir
             trainer.args.output_dir = str(scratch)
             try:
-                with _without_model_cards(trainer):
+                with _without_what_is_not_read(trainer):
                     save(model, trial)
             finally:
                 trainer.args.output_dir = own
@@ -92,15 +92,17 @@ def save_whole(trainer: Any, checkpoints: Checkpoints, logs: Sequence[Path] = ()
 
 
 @contextmanager
-def _without_model_cards(trainer: Any) -> Iterator[None]:
-    """Keep trl and peft from rendering the model cards of a checkpoint, half of a small model's time to save."""
-    writers = [(trainer, "create_model_card"), (trainer.model, "create_or_update_model_card")]
-    for owner, name in writers:
+def _without_what_is_not_read(trainer: Any) -> Iterator[None]:
+    """Keep trl and peft from writing the tokenizer and rendering model cards, half of a small model's time to save."""
+    cards = [(trainer, "create_model_card"), (trainer.model, "create_or_update_model_card")]
+    tokenizer, trainer.processing_class = trainer.processing_class, None
+    for owner, name in cards:
         owner.__dict__[name] = lambda *arguments, **keywords: None
     try:
         yield
     finally:
-        for owner, name in writers:
+        trainer.processing_class = tokenizer
+        for owner, name in cards:
             del owner.__dict__[name]
 
 
@@ -157,6 +159,8 @@ class EndsAtNextStep(TrainerCallback):  # type: ignore[misc]
         finally:
             signal.signal(signal.SIGTERM, self._before)
         if self._ended:
+            if callable(self._before):
+                self._before(signal.SIGTERM, None)  # a command notes that it stops
             raise KeyboardInterrupt
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

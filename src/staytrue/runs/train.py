@@ -14,9 +14,10 @@ from typing import Any
 
 from staytrue.config.recipe import Recipe, read
 from staytrue.errors import RequestError
+from staytrue.runs import machine
 from staytrue.runs.checkpoints import step_of
 from staytrue.runs.recipe_checks import prepare
-from staytrue.runs.resume import forget_after, refuse_changed
+from staytrue.runs.resume import forget_after, refuse_changed, refuse_unwritable
 from staytrue.runs.training_run import TrainingRun, checkpoints_of
 from staytrue.utils.console import Progress
 from staytrue.utils.files import refuse_existing, write_atomic
@@ -105,14 +106,18 @@ def resume(
     _refuse_several_processes()
     if RunDir.open(out).manifest["state"] == "done":
         return Run(out, RunDir.open(out).manifest)
+    refuse_unwritable(out)
     with locked(out):
         run = RunDir.open(out)  # again, since another process may have gone on with it until now
         if run.manifest["state"] == "done":
             return Run(out, run.manifest)
         if not (out / "recipe.yaml").exists():
             raise RequestError(f"{out} has no recipe.yaml: restore it, or remove the folder and train again.")
-        build, facts = prepare(read(out / "recipe.yaml"), reference_cache)
-        refuse_changed(run, facts, allow_versions=allow_versions)
+        recipe = read(out / "recipe.yaml")
+        build, facts = prepare(recipe, reference_cache)
+        refuse_changed(run, recipe, facts, allow_versions=allow_versions)
+        for note in machine.notes(out, run.manifest.get("machine"), facts["machine"]):
+            say(note)
         checkpoint = checkpoints_of(run).newest(say)
         step = 0 if checkpoint is None else step_of(checkpoint)
         forget_after(out, checkpoint)

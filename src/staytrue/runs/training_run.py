@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from staytrue.runs import probe_selection
 from staytrue.runs.all_weights import save_model
 from staytrue.runs.checkpoints import Checkpoints
 from staytrue.runs.model_card import write_card
-from staytrue.runs.resume import LOGS
+from staytrue.runs.resume import LOGS, values_hash
 from staytrue.utils.console import Progress
 from staytrue.utils.files import sha256_of, write_atomic
 from staytrue.utils.run_dir import RunDir
@@ -93,11 +94,13 @@ class TrainingRun:
         out, recipe, build = self.run.path, self.build.recipe, self.build
         settled = trainer_args.filled(recipe.train, recipe.trainer, organism=build.source.is_organism)
         settled["warmup_steps"] = trainer.args.warmup_steps  # fitted to the number of steps
-        write_atomic(out / "recipe.yaml", recipe.model_copy(update={"train": settled}).text())
+        recipe = recipe.model_copy(update={"train": settled})
+        write_atomic(out / "recipe.yaml", recipe.text())
         if build.held:
             write_examples(out / "holdout.jsonl", build.held)
         self.run.save(
             recipe=sha256_of(out / "recipe.yaml"),
+            values=values_hash(recipe),
             model=build.source.identity(trainer.model),
             head=trainer.which_head,
             rows={**self.run.manifest["rows"], **build.report},
@@ -190,8 +193,17 @@ class TrainingRun:
                 save_model(trainer.model, self.build.source, folder)
             else:
                 trainer.model.save_pretrained(str(folder), safe_serialization=True)
+                _sort_names(folder / "adapter_config.json")
         except Exception as error:  # safetensors reports a full disk as an error of its own
             raise TrainingError(
                 f"What was trained cannot be written to {folder}: {in_one_line(error)}. Free some space; `staytrue "
                 f"train --resume {self.run.path}` goes on from the newest checkpoint."
             ) from error
+
+
+def _sort_names(config: Path) -> None:
+    """Sort the lists of module names in an adapter's settings, which peft writes in another order in each process."""
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    names = ("target_modules", "exclude_modules", "modules_to_save")
+    settings |= {name: sorted(settings[name]) for name in names if isinstance(settings.get(name), list)}
+    write_atomic(config, json.dumps(settings, indent=2, sort_keys=True))

@@ -5,11 +5,11 @@
 
 Give it a model without an adapter too: the contract then holds for full fine-tuning.
 
-`levers` checks each method by itself, without a trainer. `training` trains the model with `GuardedSFT`. `together`
-takes one step with several defenses. `two_processes` trains on two processes; compare its result with `alike`. Each
-raises AssertionError with one sentence where a defense breaks the contract. `close` returns whether two numbers agree
-up to rounding. No contract can know the direction of a divergence or the scale that was meant: test those in the
-defense's own test file, with a number worked out by hand.
+`levers` checks each method by itself, without a trainer. `training` trains the model with `GuardedSFT`. `verified`
+lets `staytrue verify` check the files of a training. `together` takes one step with several defenses. `two_processes`
+trains on two processes; compare its result with `alike`. Each raises AssertionError with one sentence where a defense
+breaks the contract. `close` returns whether two numbers agree up to rounding. No contract can know the direction of a
+divergence or the scale that was meant: test those in the defense's own test file, with a number worked out by hand.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from staytrue.testing.levers import levers
 from staytrue.testing.micro import Micro
 from staytrue.testing.processes import two_processes
 from staytrue.testing.training import Trained, alike, cases, together, trained, training
+from staytrue.testing.verified import verified
 
 __all__ = ["Micro", "Trained", "alike", "cases", "close", "contract", "levers", "together", "trained", "training",
-           "two_processes", "unlike"]  # fmt: skip
+           "two_processes", "unlike", "verified"]  # fmt: skip
 
 
 def contract(defense: Defense, model: Any, tokenizer: Any, rows: Sequence[Example]) -> None:
@@ -42,3 +43,4 @@ def contract(defense: Defense, model: Any, tokenizer: Any, rows: Sequence[Exampl
     """
     levers(defense, model, tokenizer, rows)
     training(defense, model, tokenizer, rows)
+    verified(defense, model, tokenizer, rows)

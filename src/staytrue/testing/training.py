@@ -69,7 +69,7 @@ def training(defense: Defense, model: Any, tokenizer: Any, rows: Sequence[Exampl
 
 def together(defenses: Sequence[Defense], model: Any, tokenizer: Any, rows: Sequence[Example]) -> None:
     """Take one step with several defenses, from a model that has not moved."""
-    run = trained([_with_sides(d) for d in defenses], model, tokenizer, rows, nudge=0.0, max_steps=1)
+    run = trained([with_beside_rows(d) for d in defenses], model, tokenizer, rows, nudge=0.0, max_steps=1)
     sides, references = run.forwards["trained"] - 1, run.forwards["reference"]
     names = " and ".join(d.name() for d in defenses)
     assert sides <= 1, f"{names} make {sides} forwards for side rows; all share one"
@@ -84,7 +84,7 @@ def cases(defense: Defense) -> dict[str, Defense]:
 
     The first is the defense itself. A penalty with a choice of rows (a field `on`) adds a variant on interleaved rows.
     """
-    name, sided = defense.name(), _with_sides(defense)
+    name, sided = defense.name(), with_beside_rows(defense)
     if "penalty" in pulled(defense) and "on" in vars(defense):
         return {name: sided, f"{name} on interleaved rows": _changed(sided, on="interleaved")}
     return {name: sided}
@@ -104,16 +104,9 @@ def trained(
         **changes: settings of the trainer.
     """
     model, guard = deepcopy(model), Guard(defenses)
-    examples = guard.curate(_mixed(defenses, rows), Untouched(lambda: model, tokenizer))
+    examples = guard.curate(mixed(defenses, rows), Untouched(lambda: model, tokenizer))
     with TemporaryDirectory() as scratch:
-        trainer = GuardedSFT(
-            model=model,
-            args=sft_config(_SETTINGS | changes, 0, Path(scratch)),
-            train_dataset=_dataset(examples, tokenizer),
-            processing_class=tokenizer,
-            defenses=guard,
-        )
-        trainer.remove_callback(PrinterCallback)
+        trainer = guarded_trainer(guard, model, tokenizer, examples, Path(scratch), **changes)
         forwards = _counted(guard)
         with nudged(model, nudge):  # attached while unmoved, as a run attaches
             before = _flat(model)
@@ -123,6 +116,21 @@ def trained(
     names = ("loss", "task_loss", *guard.defenses)
     log = [{k: v for k, v in row.items() if k.split("/")[0] in names} for row in steps]
     return Trained(after, float((after - before).abs().max()), log, forwards)
+
+
+def guarded_trainer(
+    guard: Guard, model: Any, tokenizer: Any, examples: Sequence[Example], scratch: Path, **changes: Any
+) -> Any:
+    """A trainer of three steps of plain gradient descent, with the settings that are given changed."""
+    trainer = GuardedSFT(
+        model=model,
+        args=sft_config(_SETTINGS | changes, 0, scratch),
+        train_dataset=_dataset(examples, tokenizer),
+        processing_class=tokenizer,
+        defenses=guard,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def alike(one: Trained, other: Trained, ways: str, question: str = "") -> None:
@@ -150,7 +158,8 @@ def _logged(run: Trained, defenses: Sequence[Defense]) -> dict[str, Defense]:
     return penalties
 
 
-def _with_sides(defense: Defense) -> Defense:
+def with_beside_rows(defense: Defense) -> Defense:
+    """The defense with rows beside the batch in every step, if it feeds any."""
     return _changed(defense, share=_SIDE_SHARE) if "beside" in pulled(defense) else defense
 
 
@@ -158,7 +167,7 @@ def _changed(defense: Defense, **fields: Any) -> Defense:
     return replace(defense, **fields)  # type: ignore[type-var]
 
 
-def _mixed(defenses: Sequence[Defense], rows: Sequence[Example]) -> list[Example]:
+def mixed(defenses: Sequence[Defense], rows: Sequence[Example]) -> list[Example]:
     """Enough rows for every share, every fourth from another source."""
     count = math.ceil(max([_FEWEST_ROWS, *(2 / vars(d).get("share", 1) for d in defenses)]))
     many = (list(rows) * math.ceil(count / len(rows)))[:count]

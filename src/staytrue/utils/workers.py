@@ -13,7 +13,9 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
 from staytrue.errors import StaytrueError, TrainingError
@@ -58,6 +60,7 @@ def run(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Any]]:
         os.environ.setdefault(key, value)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_HEAVY)
+    _start_server()
     before = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin)
     done = False
@@ -67,12 +70,31 @@ def run(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Any]]:
     except BrokenProcessPool:
         raise TrainingError("A worker process died, usually because memory ran out. Use fewer --workers.") from None
     finally:
-        workers_here = [c for c in set(multiprocessing.active_children()) - before if isinstance(c, context.Process)]
-        for child in (
-            [] if done else workers_here
-        ):  # also when the caller stops early; unfinished jobs are run again next time
-            child.terminate()
+        if not done:  # also when the caller stops early; unfinished jobs are run again next time
+            for child in set(multiprocessing.active_children()) - before:
+                if isinstance(child, context.Process):
+                    child.terminate()
+            _kill_server()
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_server() -> None:
+    """Start the server of the workers with Ctrl-C blocked, which would interrupt its imports with a traceback."""
+    resource_tracker.ensure_running()  # which unblocks it
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _kill_server() -> None:
+    """Kill the server of the workers, and wait: it may be about to start a worker whose pool is gone."""
+    pid = getattr(forkserver._forkserver, "_forkserver_pid", None)
+    if pid is not None:
+        with suppress(ProcessLookupError, ChildProcessError):
+            os.kill(pid, signal.SIGKILL)
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # it is for multiprocessing to reap
 
 
 def _in_order(pool: ProcessPoolExecutor, waiting: list[Job], workers: int) -> Iterator[tuple[Job, Any]]:

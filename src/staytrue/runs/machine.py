@@ -1,0 +1,56 @@
+"""The machine that a run trains on, as far as it decides results; compared when a run is resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from staytrue.config.recipe import Recipe
+from staytrue.errors import RequestError
+
+
+def describe(recipe: Recipe) -> dict[str, Any]:
+    """The manifest's `machine`: the device, the precision of the model's weights, and the number of threads.
+
+    A processor is named by the instructions that torch uses on it, since they decide how sums are rounded.
+    """
+    import torch
+
+    from staytrue.modeling import loading
+
+    kind = "cpu" if recipe.train.get("use_cpu") else loading.device()
+    names = {"cuda": torch.cuda.get_device_name, "cpu": torch.backends.cpu.get_cpu_capability}
+    device = f"{kind} ({names[kind]()})" if kind in names else kind
+    dtype = str(loading.precision(recipe.dtype)).removeprefix("torch.")
+    return {"device": device, "dtype": dtype, "threads": torch.get_num_threads()}
+
+
+def notes(path: Path, before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[str]:
+    """One sentence about what differs between the machines before and after an interruption; none if nothing does.
+
+    Another device or number of threads is no other training: sums are rounded in another order, as between two runs on
+    two machines. Weights in another precision are other weights, which every later step would start from.
+
+    Args:
+        path: the run folder.
+        before: of the machine that the run began on; None of a run whose manifest has none.
+        now: of this one.
+
+    Raises:
+        RequestError: the model's weights would be in another precision.
+    """
+    if before is None:
+        return []
+    if before.get("dtype") != now["dtype"]:
+        raise RequestError(
+            f"{path} began with weights in {before.get('dtype')} on {before.get('device')}, and here, on "
+            f"{now['device']}, they are in {now['dtype']}, so it would go on as another training. Resume it on such a "
+            "device, or train again with another --out and `dtype` in the recipe."
+        )
+    other = [f"{key} {before.get(key)}, now {now[key]}" for key in ("device", "threads") if before.get(key) != now[key]]
+    if not other:
+        return []
+    hint = " Set OMP_NUM_THREADS to the number of threads." if before.get("threads") != now["threads"] else ""
+    sentence = f"{path} began on another machine or setting ({'; '.join(other)}): its result may differ by rounding "
+    return [f"{sentence}from that of an uninterrupted run.{hint}"]
