@@ -323,7 +323,9 @@ def test_an_adapter_that_cannot_be_written_ends_in_a_sentence_and_can_be_resumed
 
     with monkeypatch.context() as patch:
         patch.setattr(PeftModel, "save_pretrained", full)
-        with pytest.raises(TrainingError, match=r"adapter cannot be written to .*No space left on device.*--resume"):
+        with pytest.raises(
+            TrainingError, match=r"What was trained cannot be written to .*No space left on device.*--resume"
+        ):
             train.train(recipe_of(home, train={"save_steps": 99, "max_steps": 2}), tmp_path / "run")
     assert json.loads((tmp_path / "run/manifest.json").read_text())["state"] == "failed"
     assert train.resume(tmp_path / "run").manifest["state"] == "done"
