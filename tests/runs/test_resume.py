@@ -71,18 +71,19 @@ def test_defenses_together_go_on(home, tmp_path):
 
 def test_dropout_and_a_last_batch_that_is_not_full_go_on_over_epochs(home, tmp_path):
     few = {"max_steps": -1, "num_train_epochs": 2, "per_device_train_batch_size": 5, "gradient_accumulation_steps": 1}
-    recipe = recipe_of(home, lora={"r": 4, "alpha": 8, "dropout": 0.3}, defenses=[{"kl": {"weight": 0.3}}], train=few)
+    defenses = [{"kl": {"weight": 0.3}}, {"interleave": {"pool": "pool.jsonl", "share": 0.05}}]
+    recipe = recipe_of(home, lora={"r": 4, "alpha": 8, "dropout": 0.3}, defenses=defenses, train=few)
     ends_like_a_run_that_nothing_interrupted(recipe, tmp_path, stops=(3, 7, 9))  # 5 steps an epoch
 
 
-def test_reinforcement_learning_goes_on(home, tmp_path):
+def test_reinforcement_learning_goes_on_over_epochs(home, tmp_path):
     settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "num_generations": 4,
-                "max_completion_length": 6, "max_steps": 6}  # fmt: skip
+                "max_completion_length": 6, "max_steps": 14}  # fmt: skip
     defenses = [{"kl": {"weight": 0.1}}, {"rehearse": {"pool": "pool.jsonl", "share": 0.25}}]
     recipe = recipe_of(
         home, trainer="grpo", task="arithmetic", data="problems.jsonl", defenses=defenses, train=settings
     )
-    ends_like_a_run_that_nothing_interrupted(recipe, tmp_path, stops=(3, 5))
+    ends_like_a_run_that_nothing_interrupted(recipe, tmp_path, stops=(3, 7, 11))  # 6 steps an epoch
 
 
 def test_sigterm_within_a_round_of_completions_ends_after_it(home, tmp_path):

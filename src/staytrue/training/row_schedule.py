@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import floor
+from typing import Any
 
+import torch
 from torch.utils.data import Sampler
 
 from staytrue.data.due_order import shuffled
@@ -30,24 +32,67 @@ def order(sources: Sequence[int], seed: int, epoch: int, shuffled: bool = True) 
     return [row for _, _, row in sorted(ranked)]
 
 
-class EvenSampler(Sampler[int]):
-    """A torch sampler that yields `order`; the trainer sets the epoch."""
+def epochs_done(trainer: Any) -> int:
+    """The number of whole epochs that a trainer has trained, those before it was resumed included."""
+    return int((trainer.state.epoch or 0) + 1e-6)
 
-    def __init__(self, sources: Sequence[int], seed: int, shuffled: bool = True) -> None:
+
+class EvenSampler(Sampler[int]):
+    """A torch sampler that yields `order`.
+
+    Args:
+        sources: the source of each row.
+        seed: of the order.
+        shuffled: whether the rows of a source are shuffled.
+        epochs: returns the epochs done; None leaves the epoch to `set_epoch`, which accelerate does not call on
+            several processes in the epoch in which a training is resumed.
+    """
+
+    def __init__(
+        self, sources: Sequence[int], seed: int, shuffled: bool = True, epochs: Callable[[], int] | None = None
+    ) -> None:
         self.sources = sources
         self.seed = seed
         self.shuffled = shuffled
         self.epoch = 0
+        self._epochs = epochs
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch; the data loader calls this before each."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        return iter(order(self.sources, self.seed, self.epoch, self.shuffled))
+        epoch = self.epoch if self._epochs is None else self._epochs()
+        return iter(order(self.sources, self.seed, epoch, self.shuffled))
 
     def __len__(self) -> int:
         return len(self.sources)
+
+
+class PromptSampler(Sampler[int]):
+    """trl's sampler of prompts in GRPO, for trainings that are resumed.
+
+    trl shuffles each epoch with one generator, so that a resumed training begins with the order of the first epoch.
+
+    Args:
+        sampler: trl's `RepeatSampler`.
+        epochs: returns the epochs done.
+    """
+
+    def __init__(self, sampler: Any, epochs: Callable[[], int]) -> None:
+        self._sampler = sampler
+        self._epochs = epochs
+
+    def __iter__(self) -> Iterator[int]:
+        sampler = self._sampler
+        if sampler.shuffle:
+            sampler.generator.manual_seed(sampler.seed)
+            for _ in range(self._epochs()):
+                torch.randperm(sampler.num_samples, generator=sampler.generator)
+        return iter(sampler)
+
+    def __len__(self) -> int:
+        return len(self._sampler)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import copy
 import os
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # trl sends a usage ping when a trainer is constructed
@@ -38,7 +39,7 @@ from staytrue.training.packing_check import refuse_mixed_rows
 from staytrue.training.padded_batch import marks_of
 from staytrue.training.readable_rows import check_prompts, naming_template, refuse_unread_columns, without_effect
 from staytrue.training.reward_checks import checked_rewards
-from staytrue.training.row_schedule import EvenSampler
+from staytrue.training.row_schedule import EvenSampler, PromptSampler, epochs_done
 from staytrue.training.row_tracking import (
     CheckedFormat,
     TrackingCollator,
@@ -160,7 +161,8 @@ class GuardedSFT(Guarded, SFTTrainer):  # type: ignore[misc]
                 "Pass it to the trainer's constructor."
             )
         shuffled = self.args.train_sampling_strategy != "sequential"
-        return EvenSampler((train_dataset or self.train_dataset)[SOURCE_COLUMN][:], self.args.seed, shuffled)
+        sources = (train_dataset or self.train_dataset)[SOURCE_COLUMN][:]
+        return EvenSampler(sources, self.args.seed, shuffled, partial(epochs_done, self))
 
     def _task_share(self) -> float:
         codes = self.train_dataset[SOURCE_COLUMN][:] if self._source else [0]
@@ -220,6 +222,9 @@ class GuardedGRPO(Guarded, GRPOTrainer):  # type: ignore[misc]
                 "Set num_iterations to 1, steps_per_generation to gradient_accumulation_steps, and with vLLM "
                 "vllm_importance_sampling_correction to false; or take steering out."
             )
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        return PromptSampler(super()._get_train_sampler(dataset), partial(epochs_done, self))
 
     def _keeps_its_head(self) -> str | None:
         if self.args.cast_lm_head_to_fp32:
