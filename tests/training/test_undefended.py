@@ -226,3 +226,14 @@ def test_a_model_of_which_no_weight_is_trained_is_refused(tmp_path, defenses, fr
     freeze(made)
     with pytest.raises(ForwardPassError, match="loss has no gradient, so nothing would be trained"):
         made.train()
+
+
+@pytest.mark.filterwarnings("ignore:.*compute_loss_func")  # deprecated
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_a_constant_loss_is_refused(tmp_path, recomputes):
+    def constant(outputs, labels, num_items_in_batch=None):
+        return torch.tensor(1.0)
+
+    made = sft(tmp_path, [], more={"compute_loss_func": constant}, **{recomputing(SFTConfig): recomputes})
+    with pytest.raises(ForwardPassError, match=r"loss has no gradient.*compute_loss_func returns a constant"):
+        made.train()
