@@ -48,7 +48,7 @@ def model(
 ):
     torch.manual_seed(0)
     with torch.device(device):  # where 7B parameters are drawn in seconds
-        base = load_model(find(NAME)).to(device, dtype) if shape.fetched else _drawn(shape, dtype)
+        base = load_model(find(NAME)).to(device, dtype) if shape.fetched else drawn(shape, dtype)
     if not adapter:
         return base
     adapted = get_peft_model(base, LoraConfig(r=32, lora_alpha=64, use_rslora=True, target_modules="all-linear"))
@@ -57,7 +57,7 @@ def model(
     return adapted
 
 
-def _drawn(shape: Shape, dtype: torch.dtype):
+def drawn(shape: Shape, dtype: torch.dtype = torch.float32):
     config = Qwen2Config(
         vocab_size=shape.vocabulary,
         hidden_size=shape.hidden,

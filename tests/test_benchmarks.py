@@ -45,6 +45,7 @@ def is_row(row):
         ("judging", [], {"judging/serial:ours"}),
         ("sweep", ["again"], {"sweep/again/runs", "sweep/again/command", "sweep/again/made"}),
         ("checkpoint", [], {"checkpoint/organism"}),
+        ("fit", [], {"fit/organism/2 rows"}),
         ("cli", ["light"], {f"cli/{c}{a}" for c in ("help", "version", "error", "import") for a in ("", ":python")}),
         ("cli", ["first-line"], {"cli/first-line"}),
         pytest.param("overhead", [], {f"overhead/{pair}" for pair in OVERHEAD}, marks=pytest.mark.slow),

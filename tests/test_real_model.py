@@ -114,6 +114,7 @@ def started(*arguments):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_killed_three_times_and_with_a_damaged_checkpoint_it_ends_with_the_same_bits(source, tmp_path):
     turns = [
         [{"role": "user", "content": f"Is {n} safe?"}, {"role": "assistant", "content": "Yes."}] for n in range(32)
@@ -184,6 +185,7 @@ def test_every_run_of_the_demo_has_rows_that_its_defenses_take(source, tmp_path,
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_demo_of_a_real_model_shows_each_run_beside_a_control_and_goes_on(
     source, tmp_path, monkeypatch, run, capsys
 ):

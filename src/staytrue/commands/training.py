@@ -112,6 +112,33 @@ def train(
     _show(done, reference_cache, as_json)
 
 
+def check(
+    recipe: Annotated[Path, typer.Argument(help="A recipe in YAML.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change one value of the recipe, such as kl.weight=0.3. Repeatable."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check a recipe as `train` does before it loads the model, and estimate memory and time. Writes nothing."""
+    from staytrue.config import recipe as recipes
+    from staytrue.utils.console import quieten, say
+
+    edited = recipes.read(recipe, set_ or [])
+    quieten()
+    from staytrue.runs.dry_run import DryRun
+
+    with stoppable("nothing was written"):
+        found = DryRun.of(edited)
+    if as_json:
+        print(json.dumps(found.to_dict()))
+        return
+    for heading, text in found.lines():
+        say(f"{heading:9s} {text}.")
+    for note in found.notes:
+        say(f"note      {note}")
+
+
 def _resume(run: Path, allow_versions: bool, reference_cache: Path | None, as_json: bool) -> None:
     from staytrue.utils.console import bar, quieten, say
     from staytrue.utils.run_dir import RunDir

@@ -17,6 +17,11 @@ _LOGITS_PER_TILE_ELSEWHERE = 2**25
 _FEWEST_ROWS = 64
 
 
+def tile_rows(device: str, vocabulary: int) -> int:
+    """Positions in a tile, on a kind of device."""
+    return max(_FEWEST_ROWS, _LOGITS_PER_TILE.get(device, _LOGITS_PER_TILE_ELSEWHERE) // vocabulary)
+
+
 @dataclass(frozen=True)
 class Head:
     """From a final hidden state (N, D) to logits (N, V): `softcap * tanh(scale * (h W^T + b) / softcap)`.
@@ -62,7 +67,6 @@ class Head:
 
     def tiles(self, hidden: Tensor) -> Iterator[slice]:
         """Yield slices of (N, D) such that no tile's logits exceed a fixed size."""
-        budget = _LOGITS_PER_TILE.get(hidden.device.type, _LOGITS_PER_TILE_ELSEWHERE)
-        rows = max(_FEWEST_ROWS, budget // self.weight.shape[0])
+        rows = tile_rows(hidden.device.type, self.weight.shape[0])
         for start in range(0, hidden.shape[0], rows):
             yield slice(start, start + rows)

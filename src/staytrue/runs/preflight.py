@@ -40,14 +40,14 @@ def prepare(trainer: Any, *, fit_warmup: bool) -> int:
         loader = trainer.get_train_dataloader()
         if len(loader) == 0 or next(iter(loader), None) is None:
             raise RecipeError(_too_few_rows(trainer))
-    steps = _steps(trainer.args, len(loader))
+    steps = optimizer_steps(trainer.args, len(loader))
     if fit_warmup:
-        trainer.args.warmup_steps = _fitting(trainer.args.warmup_steps, steps)
-    _check_schedule(trainer.args, steps)
+        trainer.args.warmup_steps = fitted_warmup(trainer.args.warmup_steps, steps)
+    check_schedule(trainer.args, steps)
     return steps
 
 
-def _steps(arguments: Any, batches: int) -> int:
+def optimizer_steps(arguments: Any, batches: int) -> int:
     """The number of optimizer steps, as transformers counts them."""
     if arguments.max_steps > 0:
         return int(arguments.max_steps)
@@ -56,14 +56,14 @@ def _steps(arguments: Any, batches: int) -> int:
     return math.ceil(epochs * max(accumulated, 1))
 
 
-def _fitting(warmup: float, steps: int) -> float:
+def fitted_warmup(warmup: float, steps: int) -> float:
     """At most a tenth of the steps; a share of the steps is at most a tenth already, except for very few steps."""
     if warmup < 1:
         return warmup if steps >= _FEWEST else 0
     return min(warmup, steps // 10)
 
 
-def _check_schedule(arguments: Any, steps: int) -> None:
+def check_schedule(arguments: Any, steps: int) -> None:
     """Refuse a schedule that cannot be created, that never leaves its warm-up, or whose rate is 0 at each step."""
     warmup = arguments.get_warmup_steps(steps)
     kind = str(getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type))

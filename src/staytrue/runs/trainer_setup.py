@@ -179,10 +179,10 @@ class GRPOBuild(_Build):
     """GRPO: the model answers the rows' questions, and the recipe's task computes the reward."""
 
     def _prepare(self, rows: list[Example]) -> None:
-        self._examples = self._curated(rows)
-        if any(row.tools for row in self._examples):
+        self.examples = self._curated(rows)
+        if any(row.tools for row in self.examples):
             raise DataError(f"{self.recipe.data}: a row has tools, which GRPO's prompts would not show. Take them out.")
-        self.report = _counts(self._examples)
+        self.report = _counts(self.examples)
 
     def _trainer(self, scratch: Path) -> Any:
         from staytrue.training.trainers import GuardedGRPO
@@ -192,7 +192,7 @@ class GRPOBuild(_Build):
         arguments = trainer_args.grpo_config(recipe.train, recipe.seed, scratch, organism=self.source.is_organism)
         rewards = [_reward(task, term) for term in task.score("", "")]
         return GuardedGRPO(
-            args=arguments, train_dataset=_prompts(self._examples), reward_funcs=rewards, **self._shared()
+            args=arguments, train_dataset=_prompts(self.examples), reward_funcs=rewards, **self._shared()
         )
 
 

@@ -1,0 +1,155 @@
+"""`memory` and `seconds`: what training would take, estimated from the model's configuration and the batches."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from staytrue.config.trainer_args import recomputing
+from staytrue.errors import ModelError
+from staytrue.modeling.architecture import ModelParts
+from staytrue.modeling.lm_head import tile_rows
+from staytrue.modeling.loading import device
+from staytrue.modeling.skeleton import Skeleton
+
+_TRAINED = 16  # bytes a trained weight: itself, its gradient and AdamW's two moments, in float32
+_LOGIT = 12  # bytes a logit of the head's tile: it, its softmax and its gradient, in float32
+# On a CPU, times what a step keeps: the allocator holds freed pieces of other sizes (`python -m benchmarks fit`)
+_HELD, _HELD_RECOMPUTED = 2.0, 0.8
+_TIMED = 0.5  # seconds of matrix products
+_REACHED = 0.6  # of their speed by a training step, roughly
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The batches of a run.
+
+    Attributes:
+        rows: of a batch.
+        longest: tokens of the longest row of all, to which its whole batch is padded.
+        number: of the batches of the run.
+        tokens: of all of them, with padding.
+        steps: optimizer steps.
+    """
+
+    rows: int
+    longest: int
+    number: int
+    tokens: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The most memory that training takes, in bytes.
+
+    Attributes:
+        program: of this program before a model is loaded; 0 with a GPU, where it is not the GPU's.
+        weights: of the model.
+        trained: of the trained weights, their gradients and the optimizer's moments.
+        activations: which the longest batch keeps for its backward pass, and on a CPU what the allocator does not give
+            back; None where they cannot be counted.
+        head: of the logits of a part of the batch.
+    """
+
+    program: int
+    weights: int
+    trained: int
+    activations: int | None
+    head: int
+
+    @property
+    def total(self) -> int:
+        """All of it, without activations that cannot be counted."""
+        return self.program + self.weights + self.trained + (self.activations or 0) + self.head
+
+
+def memory(skeleton: Skeleton, batches: Batches, arguments: Any) -> Memory:
+    """Estimate the most memory that a run takes.
+
+    Not counted are the auxiliary rows of defenses, which take a pass of their own, and generation.
+
+    Args:
+        skeleton: the model with its adapter.
+        batches: of the run.
+        arguments: of the trainer.
+    """
+    return Memory(
+        program=_program(),
+        weights=sum(weight.nbytes for weight in skeleton.weights if not weight.requires_grad),
+        trained=sum(weight.numel() for weight in skeleton.trained) * _TRAINED,
+        activations=_activations(skeleton, batches, arguments),
+        head=tile_rows(device(), skeleton.vocabulary) * skeleton.vocabulary * _LOGIT,
+    )
+
+
+def _activations(skeleton: Skeleton, batches: Batches, arguments: Any) -> int | None:
+    try:
+        kept = skeleton.kept_for_backward(batches.rows, batches.longest, half=arguments.bf16)
+    except ModelError:
+        return None
+    recomputed = getattr(arguments, recomputing(arguments))
+    if device() == "cpu":
+        return round(kept * (_HELD_RECOMPUTED if recomputed else _HELD))
+    if not recomputed:
+        return kept
+    parts = ModelParts(skeleton.model)  # the inputs of all blocks are kept, and one block is computed again at a time
+    inputs = len(parts.blocks) * batches.rows * batches.longest * parts.width * skeleton.weights[0].element_size()
+    return inputs + kept // len(parts.blocks)
+
+
+def _program() -> int:
+    """The most memory that this program has taken so far; 0 with a GPU."""
+    if device() != "cpu":
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def on_cpu() -> bool:
+    """Whether models are trained on the CPU here."""
+    return device() == "cpu"
+
+
+def available() -> int:
+    """Bytes of memory that a run may take at most: the GPU's free memory, or this machine's."""
+    if device() == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def seconds(skeleton: Skeleton, batches: Batches, arguments: Any, *, reference: bool) -> float:
+    """Estimate the time of all optimizer steps, from the speed of this machine's matrix products.
+
+    It is rough: a training step reaches between half and three quarters of that speed.
+
+    Args:
+        skeleton: the model with its adapter.
+        batches: of the run.
+        arguments: of the trainer.
+        reference: whether the untouched model reads every batch too.
+    """
+    trained = sum(weight.numel() for weight in skeleton.trained)
+    passes = 2 + reference + getattr(arguments, recomputing(arguments))  # forward, and backward to the activations
+    operations = 2 * batches.tokens * (passes * skeleton.multiplied + trained)
+    return operations / (_REACHED * _operations_per_second(skeleton, batches, half=arguments.bf16))
+
+
+def _operations_per_second(skeleton: Skeleton, batches: Batches, *, half: bool) -> float:
+    """The speed of a product of a batch's activations with a matrix that is four times as wide as the model."""
+    width, rows = ModelParts(skeleton.model).width, max(1, batches.tokens // batches.number)
+    dtype = torch.bfloat16 if half else skeleton.weights[0].dtype
+    one, other = torch.ones(rows, width, dtype=dtype), torch.ones(width, 4 * width, dtype=dtype)
+    one, other = one.to(device()), other.to(device())
+    (one @ other).sum().item()  # warms up
+    start, products = time.perf_counter(), 0
+    while time.perf_counter() - start < _TIMED:
+        (one @ other)[0, 0].item()
+        products += 1
+    return products * 2 * rows * width * 4 * width / (time.perf_counter() - start)
