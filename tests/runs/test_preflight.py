@@ -37,7 +37,7 @@ def reward(folder, rows=12, **settings):
 
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (9, 0), (10, 1), (49, 4), (50, 5), (5000, 5)])
 def test_the_default_warmup_is_five_steps_and_at_most_a_tenth_of_the_run(steps, warmup):
-    assert preflight._fitting(5, steps) == warmup
+    assert preflight.fitted_warmup(5, steps) == warmup
 
 
 def test_the_default_recipe_trains_on_twelve_rows(tmp_path):

@@ -24,22 +24,24 @@ class Skeleton:
     model: Any
 
     @classmethod
-    def of(cls, source: Source, adapted: Callable[[Any], Any]) -> Skeleton:
+    def of(cls, source: Source, adapted: Callable[[Any], Any], *, whole: bool = False) -> Skeleton:
         """Read a model's configuration and build its modules.
 
         Args:
             source: the model.
             adapted: returns the model with its adapter.
+            whole: all weights are trained, in float32 unless the source sets a precision.
 
         Raises:
             ModelError: transformers cannot build it from its configuration.
         """
         from transformers import AutoConfig, AutoModelForCausalLM
 
+        dtype = precision(source.dtype or "float32") if whole else precision(source.dtype)
         try:
             config = AutoConfig.from_pretrained(source.place, revision=source.revision, trust_remote_code=False)
             with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(config, dtype=precision(source.dtype), trust_remote_code=False)
+                model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
                 return cls(adapted(model).train())
         except (OSError, ValueError, AttributeError, ImportError) as error:
             raise ModelError(f"The model {source.name} cannot be built: {str(error).splitlines()[0]}") from None
@@ -66,7 +68,7 @@ class Skeleton:
     @property
     def adapted(self) -> int:
         """Number of matrices that the adapter changes."""
-        return len(ModelParts(self.model).adapted())
+        return sum(hasattr(module, "lora_A") for module in self.model.modules())
 
     @property
     def vocabulary(self) -> int:

@@ -31,7 +31,7 @@ class DryRun:
     Attributes:
         recipe: with every default.
         weights: number of the model's weights, and of the trained ones.
-        adapted: number of matrices that the adapter changes.
+        adapted: number of matrices that the adapter changes; 0 where all weights are trained.
         rows: counts as in the manifest: rows of the task, held out, and by source after the data defenses.
         tokens: of the rows: all, and the learnt ones; None where the model writes the answers.
         batches: the batches of training.
@@ -63,12 +63,11 @@ class DryRun:
         recipe, organism = build.recipe, build.source.is_organism
         with tempfile.TemporaryDirectory() as scratch:
             arguments = _arguments(recipe, Path(scratch), organism=organism)
-        skeleton = Skeleton.of(build.source, partial(_adapted, recipe))
+        skeleton = Skeleton.of(build.source, partial(_adapted, recipe), whole=recipe.lora is None)
         batches = _batches(build, arguments)
         settled = trainer_args.filled(recipe.train, recipe.trainer, organism=organism)
         settled["warmup_steps"] = _warmup(recipe, arguments, batches.steps)
-        reference = any(d.reads_reference and "penalty" in pulled(d) for d in recipe.defenses)
-        encoded = build.encoded
+        encoded, reads = build.encoded, _reads(recipe)
         return cls(
             recipe=recipe.model_copy(update={"train": settled}),
             weights=(sum(w.numel() for w in skeleton.weights), sum(w.numel() for w in skeleton.trained)),
@@ -76,11 +75,11 @@ class DryRun:
             rows={**facts["rows"], **build.report},
             tokens=None if encoded is None else (sum(map(_length, encoded)), sum(map(_learnt, encoded))),
             batches=batches,
-            memory=training_cost.memory(skeleton, batches, arguments),
+            memory=training_cost.memory(
+                skeleton, batches, arguments, reference=reads, copy=reads and recipe.lora is None
+            ),
             available=training_cost.available(),
-            seconds=None
-            if encoded is None
-            else training_cost.seconds(skeleton, batches, arguments, reference=reference),
+            seconds=None if encoded is None else training_cost.seconds(skeleton, batches, arguments, reference=reads),
             notes=build.notes,
         )
 
@@ -103,10 +102,11 @@ class DryRun:
 
     def _model(self) -> str:
         every, trained = self.weights
-        bytes_ = self.memory.weights
+        if self.recipe.lora is None:
+            return f"{self.recipe.model}: {_many(every)} weights, all of them trained"
         return (
-            f"{self.recipe.model}: {_many(every - trained)} weights, {_size(bytes_)}; trained are {_many(trained)} "
-            f"more, LoRA of rank {self.recipe.lora.r} on {self.adapted} matrices"
+            f"{self.recipe.model}: {_many(every - trained)} weights; trained are {_many(trained)} more, LoRA of rank "
+            f"{self.recipe.lora.r} on {self.adapted} matrices"
         )
 
     def _defenses(self) -> str:
@@ -133,6 +133,7 @@ class DryRun:
     def _memory(self) -> str:
         parts = {
             "model": self.memory.weights,
+            "reference": self.memory.copy,
             "trained weights": self.memory.trained,
             "activations": self.memory.activations,
             "logits": self.memory.head,
@@ -156,9 +157,16 @@ class DryRun:
 
 
 def _adapted(recipe: Recipe, model: Any) -> Any:
+    if recipe.lora is None:
+        return model
     from peft import get_peft_model
 
     return get_peft_model(model, lora_config(recipe.lora, model))
+
+
+def _reads(recipe: Recipe) -> bool:
+    """Whether a defense reads the untouched model at each step."""
+    return any(("penalty" in pulled(d) and d.reads_reference) or d.reads_start for d in recipe.defenses)
 
 
 def _arguments(recipe: Recipe, scratch: Path, *, organism: bool) -> Any:
@@ -167,12 +175,12 @@ def _arguments(recipe: Recipe, scratch: Path, *, organism: bool) -> Any:
     return trainer_args.grpo_config(recipe.train, recipe.seed, scratch, organism=organism)
 
 
-def _warmup(recipe: Recipe, arguments: Any, steps: int) -> float:
+def _warmup(recipe: Recipe, arguments: Any, steps: int) -> Any:
     """The number of warm-up steps, checked as training would."""
     if "warmup_steps" not in recipe.train:
         arguments.warmup_steps = preflight.fitted_warmup(arguments.warmup_steps, steps)
     preflight.check_schedule(arguments, steps)
-    return float(arguments.warmup_steps)
+    return arguments.warmup_steps
 
 
 def _batches(build: Any, arguments: Any) -> Batches:

@@ -6,6 +6,7 @@ Rows are tokenized before the model is loaded, so that cheap failures come first
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +68,16 @@ class _Build:
             sampled=recipe.trainer == "grpo",
             max_length=_max_length(recipe) if recipe.trainer == "sft" else None,
         )
+        reserved = cache(lambda: probe_selection.reserved_texts(source, held))
         self.base = Untouched(
             self._model,
             tokenizer,
-            evaluation_questions=lambda: probe_selection.reserved_texts(source, held),
+            evaluation_questions=reserved,
             identity=source.identity().get("sha256"),
         )
         self._loaded: Any = None
         self.notes = [_DATED] if loading.dated(tokenizer) else []
-        self.notes += row_notes(rows)
+        self.notes += row_notes(rows, reserved())
         self._prepare(rows)
 
     def _curated(self, rows: list[Example]) -> list[Example]:

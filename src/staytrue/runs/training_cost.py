@@ -18,10 +18,10 @@ from staytrue.modeling.lm_head import tile_rows
 from staytrue.modeling.loading import device
 from staytrue.modeling.skeleton import Skeleton
 
-_TRAINED = 16  # bytes a trained weight: itself, its gradient and AdamW's two moments, in float32
+_TRAINED = 4  # times a trained weight: itself, its gradient, and AdamW's two moments
 _LOGIT = 12  # bytes a logit of the head's tile: it, its softmax and its gradient, in float32
-# On a CPU, times what a step keeps: the allocator holds freed pieces of other sizes (`python -m benchmarks fit`)
-_HELD, _HELD_RECOMPUTED = 2.0, 0.8
+# On a CPU, times what a step keeps: glibc's allocator holds freed pieces of other sizes (`python -m benchmarks fit`)
+_HELD, _HELD_WITH_REFERENCE, _HELD_IN_HALF, _HELD_RECOMPUTED = 1.75, 2.4, 1.5, 0.8
 _TIMED = 0.5  # seconds of matrix products
 _REACHED = 0.6  # of their speed by a training step, roughly
 
@@ -51,7 +51,8 @@ class Memory:
 
     Attributes:
         program: of this program before a model is loaded; 0 with a GPU, where it is not the GPU's.
-        weights: of the model.
+        weights: of the model, without those that are trained.
+        copy: of the frozen copy that full fine-tuning is compared with.
         trained: of the trained weights, their gradients and the optimizer's moments.
         activations: which the longest batch keeps for its backward pass, and on a CPU what the allocator does not give
             back; None where they cannot be counted.
@@ -60,6 +61,7 @@ class Memory:
 
     program: int
     weights: int
+    copy: int
     trained: int
     activations: int | None
     head: int
@@ -67,10 +69,10 @@ class Memory:
     @property
     def total(self) -> int:
         """All of it, without activations that cannot be counted."""
-        return self.program + self.weights + self.trained + (self.activations or 0) + self.head
+        return self.program + self.weights + self.copy + self.trained + (self.activations or 0) + self.head
 
 
-def memory(skeleton: Skeleton, batches: Batches, arguments: Any) -> Memory:
+def memory(skeleton: Skeleton, batches: Batches, arguments: Any, *, reference: bool, copy: bool) -> Memory:
     """Estimate the most memory that a run takes.
 
     Not counted are the auxiliary rows of defenses, which take a pass of their own, and generation.
@@ -79,29 +81,40 @@ def memory(skeleton: Skeleton, batches: Batches, arguments: Any) -> Memory:
         skeleton: the model with its adapter.
         batches: of the run.
         arguments: of the trainer.
+        reference: whether the untouched model reads every batch too.
+        copy: whether it is a frozen copy.
     """
     return Memory(
         program=_program(),
         weights=sum(weight.nbytes for weight in skeleton.weights if not weight.requires_grad),
-        trained=sum(weight.numel() for weight in skeleton.trained) * _TRAINED,
-        activations=_activations(skeleton, batches, arguments),
+        copy=sum(weight.nbytes for weight in skeleton.weights) if copy else 0,
+        trained=sum(weight.nbytes for weight in skeleton.trained) * _TRAINED,
+        activations=_activations(skeleton, batches, arguments, reference=reference),
         head=tile_rows(device(), skeleton.vocabulary) * skeleton.vocabulary * _LOGIT,
     )
 
 
-def _activations(skeleton: Skeleton, batches: Batches, arguments: Any) -> int | None:
+def _activations(skeleton: Skeleton, batches: Batches, arguments: Any, *, reference: bool) -> int | None:
     try:
         kept = skeleton.kept_for_backward(batches.rows, batches.longest, half=arguments.bf16)
     except ModelError:
         return None
     recomputed = getattr(arguments, recomputing(arguments))
     if device() == "cpu":
-        return round(kept * (_HELD_RECOMPUTED if recomputed else _HELD))
+        return round(kept * _held(skeleton, recomputed=recomputed, reference=reference))
     if not recomputed:
         return kept
     parts = ModelParts(skeleton.model)  # the inputs of all blocks are kept, and one block is computed again at a time
     inputs = len(parts.blocks) * batches.rows * batches.longest * parts.width * skeleton.weights[0].element_size()
     return inputs + kept // len(parts.blocks)
+
+
+def _held(skeleton: Skeleton, *, recomputed: bool, reference: bool) -> float:
+    if recomputed:
+        return _HELD_RECOMPUTED
+    if skeleton.weights[0].dtype != torch.float32:
+        return _HELD_IN_HALF
+    return _HELD_WITH_REFERENCE if reference else _HELD
 
 
 def _program() -> int:
@@ -152,4 +165,4 @@ def _operations_per_second(skeleton: Skeleton, batches: Batches, *, half: bool) 
     while time.perf_counter() - start < _TIMED:
         (one @ other)[0, 0].item()
         products += 1
-    return products * 2 * rows * width * 4 * width / (time.perf_counter() - start)
+    return float(products * 2 * rows * width * 4 * width / (time.perf_counter() - start))
