@@ -61,7 +61,10 @@ def test_the_default_recipe_trains_on_twelve_rows(tmp_path):
         ({"warmup_steps": 6, "max_steps": 5}, "warmup_steps is 6, and the run has 5 optimizer steps"),
         ({"warmup_steps": 1, "max_steps": 1}, "learning rate is 0 at each of the run's 1 optimizer steps"),
         ({"warmup_steps": 0.5}, "learning rate is 0 at each of the run's 1 optimizer steps"),
-        ({"per_device_train_batch_size": 16, "dataloader_drop_last": True}, "batch_size=16 is filled by 12 rows"),
+        (
+            {"per_device_train_batch_size": 16, "dataloader_drop_last": True},
+            "The 12 rows fill no batch of per_device_train_batch_size=16",
+        ),
         ({"lr_scheduler_type": "warmup_stable_decay"}, "warmup_stable_decay does not accept lr_scheduler_kwargs {}"),
         ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"cycles": 2}}, "cosine does not accept .*cycles"),
         (
@@ -103,9 +106,13 @@ def test_activation_offloading_needs_a_gpu(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("rows", "settings", "sentence"),
     [
-        (1, {"max_steps": 2}, r"for 4 prompts at a time \(generation_batch_size 16 / num_generations 4\).* have 1"),
+        (
+            1,
+            {"max_steps": 2},
+            r"The 1 rows .* for 4 prompts at a time \(generation_batch_size 16 / num_generations 4\)",
+        ),
         (1, {}, "for 4 prompts at a time"),
-        (3, {}, "the data have 3"),
+        (3, {}, "The 3 rows fill no batch"),
         (9, {"temperature": 0.0}, "temperature is 0.0; it is above 0"),
         (9, {"scale_rewards": "all"}, "scale_rewards is 'all'; write one of group, batch, none"),
         (9, {"importance_sampling_level": "row"}, "importance_sampling_level is 'row'; write one of token, sequence"),

@@ -18,9 +18,10 @@ from staytrue.defense import pulled
 from staytrue.errors import RecipeError
 from staytrue.modeling.skeleton import Skeleton
 from staytrue.runs import preflight, training_cost
-from staytrue.runs.lora import lora_config
+from staytrue.runs.lora import adapted
 from staytrue.runs.recipe_checks import prepare
 from staytrue.runs.training_cost import Batches, Memory
+from staytrue.training.step_count import too_few_rows
 from staytrue.utils.console import duration
 
 
@@ -63,7 +64,7 @@ class DryRun:
         recipe, organism = build.recipe, build.source.is_organism
         with tempfile.TemporaryDirectory() as scratch:
             arguments = _arguments(recipe, Path(scratch), organism=organism)
-        skeleton = Skeleton.of(build.source, partial(_adapted, recipe), whole=recipe.lora is None)
+        skeleton = Skeleton.of(build.source, partial(adapted, recipe.lora), whole=recipe.lora is None)
         batches = _batches(build, arguments)
         settled = trainer_args.filled(recipe.train, recipe.trainer, organism=organism)
         settled["warmup_steps"] = _warmup(recipe, arguments, batches.steps)
@@ -156,14 +157,6 @@ class DryRun:
         return f"roughly {duration(self.seconds)} of training on this machine, without the defenses' preparation"
 
 
-def _adapted(recipe: Recipe, model: Any) -> Any:
-    if recipe.lora is None:
-        return model
-    from peft import get_peft_model
-
-    return get_peft_model(model, lora_config(recipe.lora, model))
-
-
 def _reads(recipe: Recipe) -> bool:
     """Whether a defense reads the untouched model at each step."""
     return any(("penalty" in pulled(d) and d.reads_reference) or d.reads_start for d in recipe.defenses)
@@ -196,10 +189,7 @@ def _batches(build: Any, arguments: Any) -> Batches:
     if arguments.dataloader_drop_last:
         groups = [group for group in groups if len(group) == rows]
     if not groups:
-        raise RecipeError(
-            f"No batch of train.per_device_train_batch_size={rows} is filled by {len(lengths)} rows, and "
-            "dataloader_drop_last leaves out what fills none. Lower the batch size, or take dataloader_drop_last out."
-        )
+        raise RecipeError(too_few_rows(len(lengths), arguments))
     steps = preflight.optimizer_steps(arguments, len(groups))
     number = steps * arguments.gradient_accumulation_steps
     tokens = sum(len(group) * max(group) for group in groups) * number // len(groups)
@@ -211,6 +201,8 @@ def _batches_of_answers(build: Any, arguments: Any) -> Batches:
     prompts = [len(encode_prompt(build.tokenizer, row.prompt)) for row in build.examples]
     at_once = arguments.generation_batch_size // arguments.num_generations
     rows = arguments.per_device_train_batch_size
+    if len(prompts) < at_once:
+        raise RecipeError(too_few_rows(len(prompts), arguments))
     micro_batches = len(prompts) // at_once * at_once * arguments.num_generations * arguments.num_iterations // rows
     steps = preflight.optimizer_steps(arguments, micro_batches)
     longest = max(prompts) + arguments.max_completion_length

@@ -45,6 +45,15 @@ def lora_config(lora: Lora, model: Any) -> Any:
     )
 
 
+def adapted(lora: Lora | None, model: Any) -> Any:
+    """The model with a fresh adapter; as it is where `lora` is None."""
+    if lora is None:
+        return model
+    from peft import get_peft_model
+
+    return get_peft_model(model, lora_config(lora, model))
+
+
 def _alpha(lora: Lora, r: int, alpha: float) -> float:
     """Peft's lora_alpha without rank stabilisation, for a module of rank `r` and scale `alpha`."""
     return alpha / (math.sqrt(r) if lora.rslora else r) * r

@@ -38,8 +38,7 @@ def prepare(trainer: Any, *, fit_warmup: bool) -> int:
     trainer.create_optimizer()  # fails here if the optimizer's package is not installed
     with _same_random_numbers():
         loader = trainer.get_train_dataloader()
-        if len(loader) == 0 or next(iter(loader), None) is None:
-            raise RecipeError(_too_few_rows(trainer))
+        next(iter(loader))
     steps = optimizer_steps(trainer.args, len(loader))
     if fit_warmup:
         trainer.args.warmup_steps = fitted_warmup(trainer.args.warmup_steps, steps)
@@ -89,22 +88,6 @@ def check_schedule(arguments: Any, steps: int) -> None:
     raise RecipeError(
         f"The learning rate is 0 at each of the run's {steps} optimizer steps (lr_scheduler_type {kind}, warmup_steps "
         f"{arguments.warmup_steps:g}), so nothing would be trained. Lower warmup_steps, or train more steps."
-    )
-
-
-def _too_few_rows(trainer: Any) -> str:
-    rows, arguments = len(trainer.train_dataset), trainer.args
-    if getattr(arguments, "generation_batch_size", None):
-        needed = arguments.generation_batch_size // arguments.num_generations
-        return (
-            f"trl generates for {needed} prompts at a time (generation_batch_size {arguments.generation_batch_size} / "
-            f"num_generations {arguments.num_generations}), and the data have {rows}, so no step can be made. "
-            "Give more rows, or lower train.per_device_train_batch_size or gradient_accumulation_steps."
-        )
-    return (
-        f"No batch of train.per_device_train_batch_size={arguments.per_device_train_batch_size} is filled by {rows} "
-        "rows, and dataloader_drop_last leaves out what fills none. Lower the batch size, or take "
-        "dataloader_drop_last out."
     )
 
 

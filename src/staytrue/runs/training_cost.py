@@ -151,7 +151,7 @@ def seconds(skeleton: Skeleton, batches: Batches, arguments: Any, *, reference: 
     trained = sum(weight.numel() for weight in skeleton.trained)
     passes = 2 + reference + getattr(arguments, recomputing(arguments))  # forward, and backward to the activations
     operations = 2 * batches.tokens * (passes * skeleton.multiplied + trained)
-    return operations / (_REACHED * _operations_per_second(skeleton, batches, half=arguments.bf16))
+    return float(operations / (_REACHED * _operations_per_second(skeleton, batches, half=arguments.bf16)))
 
 
 def _operations_per_second(skeleton: Skeleton, batches: Batches, *, half: bool) -> float:

@@ -50,12 +50,19 @@ def refuse_no_batch(loader: Any, trainer: Any) -> None:
     """
     if not isinstance(trainer.train_dataset, Sized) or len(loader):  # the loader of a stream has no length
         return
-    args = trainer.args
-    way_out = "take dataloader_drop_last out"
-    if trainer._prompts:
+    raise RecipeError(too_few_rows(len(trainer.train_dataset), trainer.args))
+
+
+def too_few_rows(rows: int, args: Any) -> str:
+    """A sentence for rows that fill no batch of a trainer with these arguments."""
+    reason, way_out = "", "take dataloader_drop_last out"
+    if getattr(args, "generation_batch_size", None):
+        reason = (
+            f" trl generates for {args.generation_batch_size // args.num_generations} prompts at a time "
+            f"(generation_batch_size {args.generation_batch_size} / num_generations {args.num_generations})."
+        )
         way_out = f"lower num_generations, {args.num_generations}, or gradient_accumulation_steps"
-    raise RecipeError(
-        f"The {len(trainer.train_dataset)} rows fill no batch of per_device_train_batch_size="
-        f"{args.per_device_train_batch_size}, so nothing would be trained. Give more rows, lower the batch size, or "
-        f"{way_out}."
+    return (
+        f"The {rows} rows fill no batch of per_device_train_batch_size={args.per_device_train_batch_size}, so nothing "
+        f"would be trained.{reason} Give more rows, lower the batch size, or {way_out}."
     )
