@@ -199,6 +199,7 @@ def commits(home, recipes, every):
             assert Command("train", "--resume", run, output=output).wait() == 0, (name, number, output.read_text())
             points += 1
             equal += (adapter_files(run), logged(run)) == expected
+            print(f"{name}: call {number}, {equal} of {points} equal", flush=True)
     what = f"runs that ended with those bits, killed before a call of a commit, over {len(IN_COMMITS)} defenses"
     return what, f"{equal} of {points}"
 

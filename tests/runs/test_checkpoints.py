@@ -187,6 +187,26 @@ def test_a_disk_that_is_full_at_any_call_of_a_commit_leaves_a_whole_checkpoint(t
     assert number > 12
 
 
+def test_files_are_on_the_disk_before_the_checkpoint_has_its_name_and_then_the_name_is(tmp_path, monkeypatch):
+    events, fsync, rename = [], os.fsync, os.rename
+
+    def noting_fsync(handle):
+        events.append(os.readlink(f"/proc/self/fd/{handle}"))
+        fsync(handle)
+
+    def noting_rename(source, target):
+        events.append("rename")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", noting_fsync)
+    monkeypatch.setattr(os, "rename", noting_rename)
+    Checkpoints(tmp_path / "c").commit(3, files(b"a", b"b"))
+    unfinished, at = tmp_path / "c" / ".unfinished", events.index("rename")
+    before = {str(unfinished / name) for name in ("0.bin", "deep/last.bin", "deep")} | {str(unfinished)}
+    assert before <= set(events[:at])
+    assert events[at + 1 :] == [str(tmp_path / "c")]
+
+
 CHILD = """
     import os, shutil, signal, sys
     from pathlib import Path

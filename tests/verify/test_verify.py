@@ -406,6 +406,27 @@ def test_another_adapter_is_refused(copied):
     assert faults(copied) == {"files": ("model/adapter_model.safetensors was changed after the run",)}
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda facts: facts.pop("model"), "manifest.json does not name the model"),
+        (lambda facts: facts["logs"].pop("evidence.json"), "manifest.json has no hash of evidence.json"),
+        (lambda facts: facts.update(state="failed"), "the run is not finished (state failed)"),
+        (
+            lambda facts: facts["data"].update({name: "0" * 64 for name in facts["data"] if "rows" in name}),
+            "rows.jsonl is no longer the file that the run read",
+        ),
+        (lambda facts: facts["logs"].update({"lost.jsonl": "0" * 64}), "lost.jsonl is missing"),
+    ],
+)
+def test_a_manifest_that_does_not_vouch_for_its_files_is_refused(copied, change, says):
+    manifest = json.loads((copied / "manifest.json").read_text())
+    change(manifest)
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    (fault,) = faults(copied)["files"]
+    assert fault.endswith(says)
+
+
 def test_a_run_without_evidence_is_refused(copied):
     (copied / "evidence.json").unlink()
     assert faults(copied)["kl"] == ("the run recorded no evidence",)
