@@ -1,6 +1,8 @@
 """A dry run says what training will do, and training does it."""
 
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -126,6 +128,12 @@ def test_the_command_prints_each_heading_and_writes_nothing(tmp_path, monkeypatc
     assert plain["batches"]["steps"] == 3
     assert plain["recipe"]["train"]["warmup_steps"] == 0
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_memory_of_the_process_that_started_this_one_is_not_counted(monkeypatch):
+    monkeypatch.setattr(training_cost.resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=10**9))
+    assert 10**8 < training_cost._program() < 10**11
 
 
 def test_memory_that_the_machine_does_not_have_is_said_with_a_way_out(tmp_path, monkeypatch):
