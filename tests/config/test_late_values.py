@@ -52,3 +52,14 @@ def test_trls_own_defaults_are_not(kind):
         "optim_args": "a=1",
     }
     refuse_late_values(config(kind, **ordinary), "grpo" if kind is GRPOConfig else "sft")
+
+
+def test_a_config_of_ones_own_may_name_types_that_only_a_type_checker_sees():
+    class Mine(SFTConfig):
+        place: "NotImported" = None  # noqa: F821
+
+    made = config(Mine)
+    refuse_late_values(made, "sft")
+    made.max_steps = 2.5
+    with pytest.raises(RecipeError, match=r"max_steps is 2.5"):
+        refuse_late_values(made, "sft")

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import threading
 import warnings
 
 import pytest
@@ -252,7 +253,7 @@ def test_updates_that_bfloat16_would_lose_are_counted_exactly():
 
 def test_a_script_is_warned_of_lost_updates_and_told_of_the_copy(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "staytrue"), pytest.warns(UserWarning, match="trained in half precision"):
-        sft(tmp_path, [KL()], model=tiny.model().bfloat16(), **WHOLE | {"learning_rate": 1e-7})
+        sft(tmp_path, [KL()], model=tiny.model().bfloat16(), **WHOLE | {"learning_rate": 1e-7, "optim": "adamw_torch"})
     assert "The reference is a frozen copy of the model, which takes" in caplog.text
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*half precision")
@@ -268,3 +269,24 @@ def test_a_copy_of_a_model_that_a_trainer_has_patched_calls_itself(tmp_path):
     with torch.no_grad():
         trainer.model.lm_head.weight.zero_()
     assert torch.equal(copied(**inputs).logits, before)
+
+
+def test_a_model_that_cannot_be_copied_is_a_sentence():
+    class Locked:
+        def __init__(self):
+            self.own = threading.Lock()
+
+        def hook(self, *args):
+            pass
+
+    model = tiny.model()
+    model.register_forward_hook(Locked().hook)
+    with pytest.raises(ModelError, match=r"cannot be copied, and its copy is the reference .* or train an adapter\."):
+        FrozenCopy(ModelParts(model))
+
+
+@pytest.mark.parametrize(("optimizer", "warned"), [("adamw_torch", True), ("sgd", False)])
+def test_only_the_updates_of_an_adam_are_known_to_be_lost(tmp_path, recwarn, optimizer, warned):
+    settings = WHOLE | {"learning_rate": 1e-7, "optim": optimizer}
+    sft(tmp_path, [KL()], model=tiny.model().bfloat16(), **settings)
+    assert any("half precision" in str(one.message) for one in recwarn.list) == warned

@@ -12,7 +12,7 @@ import tiny
 from small_trainers import grpo, messages, sft
 from staytrue.defenses.kl import KL
 from staytrue.errors import RecipeError
-from staytrue.training import lost_text
+from staytrue.training import lost_text, stream_check
 from staytrue.training.trainers import GuardedSFT
 
 
@@ -236,6 +236,15 @@ def test_a_stream_is_checked_as_it_is_read(tmp_path, workers):
     lost = {"messages": [user("q"), answer(THOUGHT)]}
     with pytest.raises(RecipeError, match="part of the last answer of row 3 of the dataset"):
         sft(tmp_path, [], stream([whole, whole, *[lost] * 8]), tokenizer=tokenizer("drops thoughts")).train()
+
+
+def test_a_late_row_of_a_stream_does_not_end_the_training(monkeypatch):
+    monkeypatch.setattr(stream_check, "_REFUSED", 1)
+    check = stream_check.StreamCheck(tokenizer("drops thoughts"))
+    lost = [user("q"), answer(THOUGHT)]
+    with pytest.raises(RecipeError, match="leaves out a part of the last answer"):
+        check({"messages": lost}, 0)
+    assert warned(lambda: check({"messages": lost}, 1))[0].endswith("Training goes on, since it is long under way.")
 
 
 def test_a_stream_of_prompts_is_checked_as_it_is_read(tmp_path):

@@ -15,6 +15,7 @@ from staytrue.defenses.anchor import Anchor
 from staytrue.defenses.kl import KL
 from staytrue.defenses.safegrad import SafeGrad
 from staytrue.errors import ForwardPassError
+from staytrue.training.kept_gradients import KeptGradients
 from staytrue.training.trainers import GuardedGRPO, GuardedSFT
 
 _UNTRAINED = r"trains on another loss than super\(\)\.compute_loss.*no gradient"
@@ -237,3 +238,23 @@ def test_a_constant_loss_is_refused(tmp_path, recomputes):
     made = sft(tmp_path, [], more={"compute_loss_func": constant}, **{recomputing(SFTConfig): recomputes})
     with pytest.raises(ForwardPassError, match=r"loss has no gradient.*compute_loss_func returns a constant"):
         made.train()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "first", "second"),
+    [
+        (torch.bfloat16, 1e-3, 1.0),  # rounding absorbs the first
+        (torch.float32, float("inf"), float("inf")),
+        (torch.float32, 1.0, 1.0),
+    ],
+)
+def test_gradients_that_are_kept_are_not_taken_for_gradients_that_were_set_to_0(recwarn, dtype, first, second):
+    weight, kept = torch.nn.Parameter(torch.zeros(3, dtype=dtype)), KeptGradients()
+    for factor in (first, second):
+        (weight * factor).sum().backward()
+        kept.keep([weight])
+    kept.check()
+    assert not recwarn.list
+    weight.grad.zero_()
+    with pytest.warns(UserWarning, match="were set to 0"):
+        weight.sum().backward()

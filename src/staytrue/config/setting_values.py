@@ -159,7 +159,7 @@ def _refuse_other_types(config: Any) -> None:
     Raises:
         RecipeError: the first such setting.
     """
-    for key, hint in get_type_hints(type(config)).items() if is_dataclass(config) else ():
+    for key, hint in _hints(type(config)).items() if is_dataclass(config) else ():
         value = getattr(config, key, None)
         kinds = set(_kinds(hint)) - {type(None)}
         if value is None or not kinds <= {int, float, bool, str, dict} or kinds == set():
@@ -177,6 +177,14 @@ def _refuse_other_types(config: Any) -> None:
             way_out = "text"
         if way_out:
             raise RecipeError(f"{key} is {value!r}; write {way_out}.")
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    """The types of a config's settings; without those of a subclass that names types which only a type checker sees."""
+    try:
+        return get_type_hints(kind)
+    except NameError:
+        return _hints(kind.__mro__[1])
 
 
 def refuse_generation_kwargs(settings: Mapping[str, Any], where: str = "") -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 
-from staytrue.errors import ForwardPassError
+from staytrue.errors import ForwardPassError, ModelError
 from staytrue.modeling.architecture import Changed, ModelParts
 from staytrue.modeling.lm_head import Head
 
@@ -54,7 +54,13 @@ class FrozenCopy(AdapterOff):
 
     def __init__(self, parts: ModelParts) -> None:
         self._trained = parts
-        causal = copy.deepcopy(parts.causal)
+        try:
+            causal = copy.deepcopy(parts.causal)
+        except TypeError as error:
+            raise ModelError(
+                f"The model cannot be copied, and its copy is the reference of the defenses: {error}. A hook on the "
+                "model may hold what cannot be copied; add it after the trainer is made, or train an adapter."
+            ) from None
         vars(causal).pop("forward", None)  # a trainer's patch of the trained model's forward
         super().__init__(ModelParts(causal.requires_grad_(False).eval()))
         self.bytes = sum(weight.nbytes for weight in causal.parameters())

@@ -18,7 +18,7 @@ def notes(trainer: Any) -> list[str]:
     """Return what a user of a guarded trainer would not expect of full fine-tuning; [] with an adapter."""
     if trainer.guard.parts.has_adapter:
         return []
-    found = (memory(trainer.guard.reference), lost_updates(trainer.model, trainer.args.learning_rate))
+    found = (memory(trainer.guard.reference), _lost(trainer))
     return [note for note in found if note]
 
 
@@ -26,8 +26,14 @@ def report(trainer: Any) -> None:
     """Warn a script of updates that are lost, and log the memory of the reference at level INFO."""
     if trainer.guard.defenses and not trainer.guard.parts.has_adapter:
         _log.info(memory(trainer.guard.reference) or "No defense reads the reference, so the model is not copied.")
-        lost = lost_updates(trainer.model, trainer.args.learning_rate)
+        lost = _lost(trainer)
         warn_of([lost] if lost else [])
+
+
+def _lost(trainer: Any) -> str | None:
+    """The sentence of `lost_updates` for an Adam; how far other optimizers move a weight is not known."""
+    optimizer = getattr(trainer.args.optim, "value", trainer.args.optim)
+    return lost_updates(trainer.model, trainer.args.learning_rate) if "adam" in str(optimizer) else None
 
 
 def memory(reference: AdapterOff) -> str | None:

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
@@ -34,7 +33,7 @@ class KeptGradients(TrainerCallback):  # type: ignore[misc]
         self._sample: Tensor | None = None  # the weight
         self._gradient: Tensor | None = None  # of the sample, after the trainer's last backward pass
         self._version = 0  # of the sample's gradient then
-        self._added: Tensor | None = None  # by the last backward pass
+        self._emptied = False  # whether the sample had no gradient before the last backward pass
         self._hooks: list[Any] = []
 
     def keep(self, weights: Sequence[Tensor]) -> None:
@@ -84,16 +83,15 @@ class KeptGradients(TrainerCallback):  # type: ignore[misc]
                 return
 
     def _note(self, gradient: Tensor) -> None:
-        self._added = gradient
+        before = self._sample.grad if self._sample is not None else None
+        self._emptied = before is None or not bool(before.any())
 
     def _compare(self, weight: Tensor) -> None:
-        """After any backward pass: the sum must be more than what this pass has added."""
-        if self._gradient is None or weight.grad is None or self._added is None:
-            return
-        if torch.equal(weight.grad, self._added) and bool(self._gradient.any()):
+        """After any backward pass: its gradient must have been added to that of the passes before it."""
+        if self._gradient is not None and self._emptied and bool(self._gradient.any()):
             self.check()  # where it was replaced
             self._warn(_ZEROED)
-        self._added = None
+        self._emptied = False
 
     def _is_zeroed(self) -> bool:
         """Whether the sample's gradient is 0 and was another."""

@@ -114,7 +114,9 @@ def _list_of(rewards: Any, name: str, count: int) -> list[Any]:
 def _number(reward: Any, name: str, place: int) -> float | None:
     if reward is None:
         return None
-    scalar = isinstance(reward, Number) or (getattr(reward, "shape", None) == () and hasattr(reward, "item"))
+    if hasattr(reward, "item") and math.prod(getattr(reward, "shape", ())) == 1:
+        reward = reward.item()
+    scalar = isinstance(reward, Number)
     if not scalar or isinstance(reward, complex):
         raise TrainingError(
             f"The reward function {name!r} returned {str(reward)[:60]!r} (a {type(reward).__name__}) for completion "

@@ -10,7 +10,10 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from staytrue.errors import RecipeError
 from staytrue.training.lost_text import NOTES, RowCheck, cut_note, warn_of
+
+_REFUSED = 1000  # rows, whose losses end the training
 
 
 class StreamCheck(TrainerCallback):  # type: ignore[misc]
@@ -32,7 +35,8 @@ class StreamCheck(TrainerCallback):  # type: ignore[misc]
         """The row; `index` counts from 0.
 
         Raises:
-            RecipeError: the chat template leaves out a part of a last answer.
+            RecipeError: the chat template leaves out a part of a last answer, in one of the first 1,000 rows; later
+                ones are warned of, since they would end a run that is long under way.
         """
         if index < self._rows:  # trl looks at the first row several times, and epochs read all rows again
             return row
@@ -42,7 +46,13 @@ class StreamCheck(TrainerCallback):  # type: ignore[misc]
             self._warn(
                 {"cut": f"Row {self._rows} of the stream is longer than max_length={self._max_length}, and is cut."}
             )
-        lost = self._check.add(row)
+        try:
+            lost = self._check.add(row)
+        except RecipeError as error:
+            if self._rows <= _REFUSED:
+                raise
+            self._warn({"late": f"{error} Training goes on, since it is long under way."})
+            return row
         self._warn({key: f"{NOTES[key].format(n=f'row {self._rows}', rows='the stream')}." for key in lost})
         return row
 
