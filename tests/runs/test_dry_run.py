@@ -49,11 +49,21 @@ def test_rows_batches_and_steps_are_those_of_training(tmp_path):
 
 def test_a_batch_is_padded_to_its_longest_row(tmp_path):
     found = DryRun.of(make(tmp_path, train={"per_device_train_batch_size": 22, "gradient_accumulation_steps": 1}))
-    every, learnt = found.tokens
+    every, learnt, longest = found.tokens
     short = (every - found.batches.longest) / 21
     assert found.batches.longest > short
     assert found.batches.tokens == 22 * found.batches.longest  # one batch, one step
     assert 0 < learnt < every
+    assert longest == found.batches.longest
+
+
+def test_packs_are_as_long_as_they_may_be_and_rows_as_they_are(tmp_path):
+    settings = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "packing": True}
+    rows = DryRun.of(make(tmp_path)).tokens
+    found = DryRun.of(make(tmp_path, train={**settings, "max_length": 100}))
+    assert (found.tokens, found.batches.longest) == (rows, 100)
+    assert found.batches.steps == -(-rows[0] // 100)
+    assert DryRun.of(make(tmp_path, train=settings)).batches.longest == rows[0]  # one pack holds all
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ class DryRun:
         weights: number of the model's weights, and of the trained ones.
         adapted: number of matrices that the adapter changes; 0 where all weights are trained.
         rows: counts as in the manifest: rows of the task, held out, and by source after the data defenses.
-        tokens: of the rows: all, and the learnt ones; None where the model writes the answers.
+        tokens: of the rows: all, the learnt ones, and those of the longest row; None where the model samples answers.
         batches: the batches of training.
         memory: of training.
         available: bytes of memory that this machine has.
@@ -46,7 +46,7 @@ class DryRun:
     weights: tuple[int, int]
     adapted: int
     rows: dict[str, int]
-    tokens: tuple[int, int] | None
+    tokens: tuple[int, int, int] | None
     batches: Batches
     memory: Memory
     available: int
@@ -74,7 +74,7 @@ class DryRun:
             weights=(sum(w.numel() for w in skeleton.weights), sum(w.numel() for w in skeleton.trained)),
             adapted=skeleton.adapted,
             rows={**facts["rows"], **build.report},
-            tokens=None if encoded is None else (sum(map(_length, encoded)), sum(map(_learnt, encoded))),
+            tokens=None if encoded is None else _tokens(encoded),
             batches=batches,
             memory=training_cost.memory(
                 skeleton, batches, arguments, reference=reads, copy=reads and recipe.lora is None
@@ -119,8 +119,8 @@ class DryRun:
         counts = [f"{count:,} {name.replace('_', ' ')}" for name, count in self.rows.items() if count]
         text = ", ".join(counts)
         if self.tokens is not None:
-            every, learnt = self.tokens
-            text += f"; {every:,} tokens, of which {learnt:,} are learnt; the longest row has {self.batches.longest:,}"
+            every, learnt, longest = self.tokens
+            text += f"; {every:,} tokens, of which {learnt:,} are learnt; the longest row has {longest:,}"
         return text
 
     def _steps(self) -> str:
@@ -183,7 +183,7 @@ def _batches(build: Any, arguments: Any) -> Batches:
         return _batches_of_answers(build, arguments)
     lengths = [_length(row) for row in build.encoded]
     if arguments.packing:
-        lengths = [arguments.max_length] * math.ceil(sum(lengths) / arguments.max_length)
+        lengths = [min(arguments.max_length, sum(lengths))] * math.ceil(sum(lengths) / arguments.max_length)
     random.Random(0).shuffle(lengths)
     groups = [lengths[i : i + rows] for i in range(0, len(lengths), rows)]
     if arguments.dataloader_drop_last:
@@ -210,12 +210,13 @@ def _batches_of_answers(build: Any, arguments: Any) -> Batches:
     return Batches(rows, longest, number, number * rows * longest, steps)
 
 
+def _tokens(rows: list[Encoded]) -> tuple[int, int, int]:
+    lengths = [_length(row) for row in rows]
+    return sum(lengths), sum(label != IGNORED for row in rows for label in row.labels), max(lengths)
+
+
 def _length(row: Encoded) -> int:
     return len(row.input_ids)
-
-
-def _learnt(row: Encoded) -> int:
-    return sum(label != IGNORED for label in row.labels)
 
 
 def _fields(values: dict[str, Any]) -> str:
