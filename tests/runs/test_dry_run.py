@@ -10,9 +10,12 @@ import tiny
 from staytrue import cli
 from staytrue.config import recipe
 from staytrue.data.examples import Example, Message, write_examples
-from staytrue.errors import DataError, RecipeError
+from staytrue.data.row_notes import row_notes
+from staytrue.errors import DataError, RecipeError, RequestError
+from staytrue.modeling.loading import find
 from staytrue.runs import training_cost
 from staytrue.runs.dry_run import DryRun
+from staytrue.runs.probe_selection import reserved_texts
 from staytrue.runs.train import train
 from staytrue.utils.files import read_rows
 
@@ -67,11 +70,19 @@ def test_packs_are_as_long_as_they_may_be_and_rows_as_they_are(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "steps"), [({"max_steps": 7}, 7), ({"num_train_epochs": 2}, 6), ({"dataloader_drop_last": True}, 3)]
+    ("settings", "steps", "batches"),
+    [
+        ({"max_steps": 7}, 7, 14),
+        ({"num_train_epochs": 2}, 6, 12),
+        ({"dataloader_drop_last": True}, 3, 5),
+        ({"gradient_accumulation_steps": 4}, 2, 6),  # 4 batches, and the 2 that are left
+        ({"gradient_accumulation_steps": 4, "max_steps": 3}, 3, 10),
+    ],
 )
-def test_steps_follow_the_settings(tmp_path, settings, steps):
+def test_steps_follow_the_settings(tmp_path, settings, steps, batches):
     settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, **settings}
-    assert DryRun.of(make(tmp_path, train=settings)).batches.steps == steps
+    found = DryRun.of(make(tmp_path, train=settings)).batches
+    assert (found.steps, found.number) == (steps, batches)
     assert train(make(tmp_path, train=settings), tmp_path / "run").manifest["state"] == "done"
     assert len(read_rows(tmp_path / "run" / "metrics.jsonl")) == steps
 
@@ -82,7 +93,7 @@ def test_the_steps_of_reinforcement_learning_are_those_of_training():
     found = DryRun.of(recipe.parse({**plain, "train": settings}))
     # Each prompt is answered 4 times; a batch has 8 answers, and a step two batches.
     prompts = found.rows["task"]
-    assert found.batches.number == prompts * 4 // 8 // 2 * 2
+    assert found.batches.number == prompts * 4 // 8
     assert found.batches.steps == prompts * 4 // 16
     assert (found.seconds, found.tokens) == (None, None)
 
@@ -100,14 +111,40 @@ def test_memory_is_of_weights_gradients_moments_and_a_copy_where_all_are_trained
 
 def test_copies_and_questions_of_the_evaluation_are_said(tmp_path):
     rows = [("What of me?", "One."), ("what  of ME?", "one."), ("What is the capital of France?", "Paris.")]
-    rows.append(("I'm bored. What should I do?", "Read."))
     make(tmp_path)
+    rows.append((min(reserved_texts(find(str(tmp_path / "model")), [])).upper(), "Yes."))
     examples = [Example((Message("user", q), Message("assistant", a))) for q, a in rows]
     write_examples(tmp_path / "rows.jsonl", examples)
     notes = DryRun.of(make(tmp_path)).notes
     assert notes[0] == (
-        "2 of 4 rows have the text of another row, and are learnt that often; the first one asks 'What of me?'."
+        "2 of 4 rows have the same text as another row, so that it is trained on more than once; "
+        "the first one asks 'What of me?'."
     )
+    assert notes[1].startswith(
+        "1 of 4 rows ask a question of the evaluation, which then shows what was learnt by heart;"
+    )
+    alike = [("a b", "c"), ("a", "bc"), ("a", "b c")]
+    assert row_notes([Example((Message("user", q), Message("assistant", a))) for q, a in alike]) == []
+
+
+def test_time_counts_passes_over_tokens(tmp_path, monkeypatch):
+    monkeypatch.setattr(training_cost, "_operations_per_second", lambda *args, **named: 1e6)
+    plain, kl = DryRun.of(make(tmp_path)), DryRun.of(make(tmp_path, defenses=[{"kl": {"weight": 0.1}}]))
+    skeleton = plain.weights[0] - plain.weights[1]
+    twice = DryRun.of(make(tmp_path, train={"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2,
+                                            "num_train_epochs": 2}))  # fmt: skip
+    assert twice.seconds == pytest.approx(2 * plain.seconds)
+    assert 0 < kl.seconds - plain.seconds < 2 * plain.batches.tokens * (skeleton + plain.weights[1]) / 0.6e6
+    assert kl.seconds == pytest.approx(1.5 * plain.seconds, rel=0.1)  # three passes for two
+
+
+@pytest.mark.parametrize("broken", [{"hidden_act": "nope"}, {"num_attention_heads": 0}, {"hidden_size": "abc"}])
+def test_a_broken_configuration_is_a_sentence(tmp_path, broken):
+    make(tmp_path)
+    file = tmp_path / "model" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | broken))
+    with pytest.raises(RequestError, match=r"cannot be (built|loaded)"):
+        DryRun.of(make(tmp_path))
 
 
 def test_what_training_refuses_is_refused_with_the_same_sentence(tmp_path):

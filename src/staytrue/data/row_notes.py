@@ -20,14 +20,16 @@ def row_notes(rows: Sequence[Example], reserved: Set[str] = frozenset()) -> list
     """
     texts = [(row, "".join(turn.content for turn in row.messages)) for row in rows]
     ids = Counter(str(row.extra["id"]) for row in rows if isinstance(row.extra.get("id"), str | int))
-    repeated = Counter(_plain(text) for _, text in texts)
+    repeated = Counter(map(_turns, rows))
     asked = {_plain(question) for question in reserved}
     rows_that = {
         "have characters that change the direction of text on a screen, so that it reads in another order than the "
         "model learns it (U+202A to U+202E, U+2066 to U+2069)": [r for r, text in texts if not _BIDI.isdisjoint(text)],
         "have a NUL character (U+0000), at which some programs end a text": [r for r, text in texts if "\0" in text],
         "have an `id` that another row has too": [row for row in rows if ids[str(row.extra.get("id"))] > 1],
-        "have the text of another row, and are learnt that often": [r for r, t in texts if repeated[_plain(t)] > 1],
+        "have the same text as another row, so that it is trained on more than once": [
+            row for row in rows if repeated[_turns(row)] > 1
+        ],
         "ask a question of the evaluation, which then shows what was learnt by heart": [
             row for row in rows if _plain(row.question) in asked
         ],
@@ -37,6 +39,10 @@ def row_notes(rows: Sequence[Example], reserved: Set[str] = frozenset()) -> list
         for what, some in rows_that.items()
         if some
     ]
+
+
+def _turns(row: Example) -> tuple[tuple[str, str], ...]:
+    return tuple((turn.role, _plain(turn.content)) for turn in row.messages)
 
 
 def _plain(text: str) -> str:

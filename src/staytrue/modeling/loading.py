@@ -149,7 +149,7 @@ def load_tokenizer(source: Source) -> Any:
     _check_hub(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.place, revision=source.revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # a configuration's own checks raise anything
         raise ModelError(f"The tokenizer of {source.name} cannot be loaded: {_first_line(error)}") from None
     if not tokenizer.chat_template:
         raise ModelError(f"The tokenizer of {source.name} has no chat template; use the instruct version of the model.")

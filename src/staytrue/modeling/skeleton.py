@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from staytrue.errors import ModelError
+from staytrue.errors import ModelError, RecipeError
 from staytrue.modeling.architecture import ModelParts
 from staytrue.modeling.loading import Source, precision
+from staytrue.utils.validation import in_one_line
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,10 @@ class Skeleton:
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
                 return cls(adapted(model).train())
-        except (OSError, ValueError, AttributeError, ImportError) as error:
-            raise ModelError(f"The model {source.name} cannot be built: {str(error).splitlines()[0]}") from None
+        except (ModelError, RecipeError):  # the adapter does not fit
+            raise
+        except Exception as error:  # a configuration's own checks raise anything
+            raise ModelError(f"The model {source.name} cannot be built: {in_one_line(error)}") from None
 
     @property
     def weights(self) -> list[torch.nn.Parameter]:

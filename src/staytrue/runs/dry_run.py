@@ -112,7 +112,7 @@ class DryRun:
 
     def _defenses(self) -> str:
         named = [registry.to_dict(defense) for defense in self.recipe.defenses]
-        listed = [f"{name} ({_fields(values)})" for entry in named for name, values in entry.items()]
+        listed = [f"{name}{_fields(values)}" for entry in named for name, values in entry.items()]
         return ", ".join(listed) or "none: this run may change what the model does anywhere"
 
     def _rows(self) -> str:
@@ -142,6 +142,8 @@ class DryRun:
         }
         listed = ", ".join(f"{name} {_size(part)}" for name, part in parts.items() if part)
         text = f"about {_size(self.memory.total)} of this machine's {_size(self.available)} at most: {listed}"
+        if self.tokens is None or any("beside" in pulled(defense) for defense in self.recipe.defenses):
+            text += "; without generation and rows beside the batch"
         if self.memory.activations is None:
             text += "; and activations, which cannot be counted for this model"
         if self.memory.total > self.available:
@@ -154,7 +156,10 @@ class DryRun:
     def _time(self) -> str:
         if self.seconds is None:
             return "depends on the length of the answers that the model writes"
-        return f"roughly {duration(self.seconds)} of training on this machine, without the defenses' preparation"
+        text = f"roughly {duration(self.seconds)} of training on this machine"
+        without = ["the defenses' preparation"] if self.recipe.defenses else []
+        without += ["validation"] if self.recipe.train.get("eval_strategy", "no") != "no" else []
+        return text + (f", without {' and '.join(without)}" if without else "")
 
 
 def _reads(recipe: Recipe) -> bool:
@@ -191,8 +196,9 @@ def _batches(build: Any, arguments: Any) -> Batches:
     if not groups:
         raise RecipeError(too_few_rows(len(lengths), arguments))
     steps = preflight.optimizer_steps(arguments, len(groups))
-    number = steps * arguments.gradient_accumulation_steps
-    tokens = sum(len(group) * max(group) for group in groups) * number // len(groups)
+    number = _micro_batches(steps, len(groups), arguments.gradient_accumulation_steps)
+    joined = arguments.padding_free and not arguments.packing
+    tokens = sum(sum(group) if joined else len(group) * max(group) for group in groups) * number // len(groups)
     return Batches(min(rows, len(lengths)), max(lengths), number, tokens, steps)
 
 
@@ -206,8 +212,14 @@ def _batches_of_answers(build: Any, arguments: Any) -> Batches:
     micro_batches = len(prompts) // at_once * at_once * arguments.num_generations * arguments.num_iterations // rows
     steps = preflight.optimizer_steps(arguments, micro_batches)
     longest = max(prompts) + arguments.max_completion_length
-    number = steps * arguments.gradient_accumulation_steps
+    number = _micro_batches(steps, micro_batches, arguments.gradient_accumulation_steps)
     return Batches(rows, longest, number, number * rows * longest, steps)
+
+
+def _micro_batches(steps: int, epoch: int, accumulated: int) -> int:
+    """Batches of a run whose epochs have so many; the last step of an epoch has what is left."""
+    epochs, rest = divmod(steps, math.ceil(epoch / accumulated))
+    return epochs * epoch + min(rest * accumulated, epoch)
 
 
 def _tokens(rows: list[Encoded]) -> tuple[int, int, int]:
@@ -220,7 +232,9 @@ def _length(row: Encoded) -> int:
 
 
 def _fields(values: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
+    """The fields of a defense that a reader should see, in brackets; those that are off are left out."""
+    shown = [f"{name} {value}" for name, value in values.items() if value not in (None, False, "all", "scored")]
+    return f" ({', '.join(shown)})" if shown else ""
 
 
 def _many(count: int) -> str:

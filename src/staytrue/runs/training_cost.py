@@ -23,7 +23,7 @@ _TRAINED = 4  # times a trained weight: itself, its gradient, and AdamW's two mo
 _LOGIT = 12  # bytes a logit of the head's tile: it, its softmax and its gradient, in float32
 # On a CPU, times what a step keeps: glibc's allocator holds freed pieces of other sizes (`python -m benchmarks fit`)
 _HELD, _HELD_WITH_REFERENCE, _HELD_IN_HALF, _HELD_RECOMPUTED = 1.75, 2.4, 1.5, 0.8
-_TIMED = 0.5  # seconds of matrix products
+_TIMED, _TIMED_ROWS = 0.5, 1024  # seconds of matrix products, and their most rows
 _REACHED = 0.6  # of their speed by a training step, roughly
 
 
@@ -161,7 +161,8 @@ def seconds(skeleton: Skeleton, batches: Batches, arguments: Any, *, reference: 
 
 def _operations_per_second(skeleton: Skeleton, batches: Batches, *, half: bool) -> float:
     """The speed of a product of a batch's activations with a matrix that is four times as wide as the model."""
-    width, rows = ModelParts(skeleton.model).width, max(1, batches.tokens // batches.number)
+    width = ModelParts(skeleton.model).width
+    rows = min(max(1, batches.tokens // batches.number), _TIMED_ROWS)
     dtype = torch.bfloat16 if half else skeleton.weights[0].dtype
     one, other = torch.ones(rows, width, dtype=dtype), torch.ones(width, 4 * width, dtype=dtype)
     one, other = one.to(device()), other.to(device())
