@@ -47,6 +47,14 @@ class Stopping:
             raise KeyboardInterrupt
 
 
+def damaged(content, dice):
+    """A file's bytes with a flipped bit or, one time in five, cut; and the place."""
+    place = dice.randrange(len(content))
+    if dice.random() < 0.2:
+        return content[:place], place
+    return content[:place] + bytes([content[place] ^ 1 << dice.randrange(8)]) + content[place + 1 :], place
+
+
 def logged(run):
     """The rows of the log, without times."""
     rows = read_rows(run / "metrics.jsonl")

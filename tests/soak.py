@@ -27,7 +27,7 @@ os.environ["OMP_NUM_THREADS"] = os.environ["HF_HUB_OFFLINE"] = "1"
 
 from disk_faults import kill_in_commit
 from forked import Command, adapter_files, begun, kill_at_random
-from interrupted import defense, logged, recipe_of, with_a_tiny_model
+from interrupted import damaged, defense, logged, recipe_of, with_a_tiny_model
 from staytrue import registry
 from staytrue.runs.checkpoints import Checkpoints, fault_in
 
@@ -148,11 +148,7 @@ def flips(home, count, dice):
     for _ in range(count):
         path = dice.choice(files)
         content = path.read_bytes()
-        place = dice.randrange(len(content))
-        broken = content[:place]
-        if dice.random() < 0.8:
-            broken += bytes([content[place] ^ 1 << dice.randrange(8)]) + content[place + 1 :]
-        path.write_bytes(broken)
+        path.write_bytes(damaged(content, dice)[0])
         seen += fault_in(newest) is not None
         path.write_bytes(content)
     assert fault_in(newest) is None

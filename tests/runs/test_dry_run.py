@@ -106,6 +106,7 @@ def test_memory_is_of_weights_gradients_moments_and_a_copy_where_all_are_trained
     whole = DryRun.of(make(tmp_path, lora="none", defenses=[{"kl": {"weight": 0.1}}])).memory
     assert (whole.weights, whole.copy, whole.trained) == (0, every, 4 * every)
     assert DryRun.of(make(tmp_path, lora="none")).memory.copy == 0
+    assert DryRun.of(make(tmp_path, lora="none", defenses=[{"l2init": {"weight": 0.1}}])).memory.copy == every
     assert whole.total == every * 5 + whole.activations + whole.head + whole.program
 
 
@@ -135,6 +136,8 @@ def test_time_counts_passes_over_tokens(tmp_path, monkeypatch):
                                             "num_train_epochs": 2}))  # fmt: skip
     assert twice.seconds == pytest.approx(2 * plain.seconds)
     assert 0 < kl.seconds - plain.seconds < 2 * plain.batches.tokens * (skeleton + plain.weights[1]) / 0.6e6
+    l2init = DryRun.of(make(tmp_path, defenses=[{"l2init": {"weight": 0.1}}]))
+    assert l2init.seconds == pytest.approx(plain.seconds)  # reads weights, and no forward of the reference
     assert kl.seconds == pytest.approx(1.5 * plain.seconds, rel=0.1)  # three passes for two
 
 

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from forked import Command, adapter_files, begun, kill_at_random, seeded
-from interrupted import defense, logged, recipe_of, with_a_tiny_model
+from interrupted import damaged, defense, logged, recipe_of, with_a_tiny_model
 from staytrue import registry
 from staytrue.runs import train
 from staytrue.runs.checkpoints import Checkpoints, fault_in
@@ -52,10 +52,7 @@ def test_300_flipped_bytes_and_cuts_of_a_trainers_checkpoint_are_seen(home, tmp_
     for number in range(300):
         path = files[number % len(files)]
         content = path.read_bytes()
-        place = dice.randrange(len(content))
-        broken = content[:place]
-        if dice.random() < 0.8:
-            broken += bytes([content[place] ^ 1 << dice.randrange(8)]) + content[place + 1 :]
+        broken, place = damaged(content, dice)
         path.write_bytes(broken)
         assert checkpoints.newest() == before, (path.name, place)
         path.write_bytes(content)

@@ -68,7 +68,7 @@ class DryRun:
         batches = _batches(build, arguments)
         settled = trainer_args.filled(recipe.train, recipe.trainer, organism=organism)
         settled["warmup_steps"] = _warmup(recipe, arguments, batches.steps)
-        encoded, reads = build.encoded, _reads(recipe)
+        encoded, reference = build.encoded, _reads_reference(recipe)
         return cls(
             recipe=recipe.model_copy(update={"train": settled}),
             weights=(sum(w.numel() for w in skeleton.weights), sum(w.numel() for w in skeleton.trained)),
@@ -77,10 +77,12 @@ class DryRun:
             tokens=None if encoded is None else _tokens(encoded),
             batches=batches,
             memory=training_cost.memory(
-                skeleton, batches, arguments, reference=reads, copy=reads and recipe.lora is None
+                skeleton, batches, arguments, reference=reference, copy=recipe.lora is None and _copies(recipe)
             ),
             available=training_cost.available(),
-            seconds=None if encoded is None else training_cost.seconds(skeleton, batches, arguments, reference=reads),
+            seconds=None
+            if encoded is None
+            else training_cost.seconds(skeleton, batches, arguments, reference=reference),
             notes=build.notes,
         )
 
@@ -162,9 +164,14 @@ class DryRun:
         return text + (f", without {' and '.join(without)}" if without else "")
 
 
-def _reads(recipe: Recipe) -> bool:
-    """Whether a defense reads the untouched model at each step."""
-    return any(("penalty" in pulled(d) and d.reads_reference) or d.reads_start for d in recipe.defenses)
+def _reads_reference(recipe: Recipe) -> bool:
+    """Whether a defense reads the untouched model's forward at each step."""
+    return any("penalty" in pulled(defense) and defense.reads_reference for defense in recipe.defenses)
+
+
+def _copies(recipe: Recipe) -> bool:
+    """Whether a defense needs a frozen copy where all weights are trained."""
+    return _reads_reference(recipe) or any(defense.reads_start for defense in recipe.defenses)
 
 
 def _arguments(recipe: Recipe, scratch: Path, *, organism: bool) -> Any:

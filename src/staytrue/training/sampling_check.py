@@ -1,4 +1,4 @@
-"""How GRPO samples completions: where they end, and whether transformers accepts the settings before the first step."""
+"""What GRPO samples and compares: where completions end, and settings that would fail late or contradict a defense."""
 
 from __future__ import annotations
 
@@ -55,3 +55,30 @@ def stop_at_the_end_of_turn(trainer: Any, tokenizer: Any) -> None:
     else:
         trainer.generation_config.eos_token_id = trainer.eos_token_ids
         trainer.generation_kwargs["eos_token_id"] = trainer.eos_token_ids
+
+
+def refuse_unequal_comparisons(trainer: Any) -> None:
+    """Refuse settings of GRPO under which the trainer compares the model with another than the defenses do.
+
+    Raises:
+        RecipeError: a second divergence beside kl, or steered probabilities beside those that are not.
+    """
+    names = {label.split(".")[0] for label in trainer.guard.defenses}
+    if trainer.beta > 0 and "kl" in names:
+        raise RecipeError(
+            f"beta={trainer.beta} is a second divergence from the same reference, logged under the same name as kl. "
+            "Set beta to 0, or take kl out."
+        )
+    if not trainer.guard.pulls("steer"):
+        return
+    if trainer.beta > 0:
+        raise RecipeError(
+            f"beta={trainer.beta} compares a steered model with a reference that the trainer does not steer, so a "
+            "model that has not moved would be punished. Set beta to 0 and use kl, whose reference is steered."
+        )
+    if trainer._remembers_old_probabilities():
+        raise RecipeError(
+            "With these settings the trainer compares steered probabilities with old ones that are not steered. "
+            "Set num_iterations to 1, steps_per_generation to gradient_accumulation_steps, and with vLLM "
+            "vllm_importance_sampling_correction to false; or take steering out."
+        )

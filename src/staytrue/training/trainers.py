@@ -48,7 +48,7 @@ from staytrue.training.row_tracking import (
     sources_of,
     task_rows_of,
 )
-from staytrue.training.sampling_check import sample_one_token, stop_at_the_end_of_turn
+from staytrue.training.sampling_check import refuse_unequal_comparisons, sample_one_token, stop_at_the_end_of_turn
 from staytrue.training.signatures import shown_as
 from staytrue.training.stream_check import StreamCheck
 from staytrue.training.trainer_mixin import Guarded
@@ -203,25 +203,7 @@ class GuardedGRPO(Guarded, GRPOTrainer):  # type: ignore[misc]
         stop_at_the_end_of_turn(self, self._tokenizer)
         if not (self.use_vllm or self.args.deepspeed or self.args.fsdp):  # which hold the weights in their own way
             sample_one_token(self.model, self.generation_config)
-        names = {label.split(".")[0] for label in self.guard.defenses}
-        if self.beta > 0 and "kl" in names:
-            raise RecipeError(
-                f"beta={self.beta} is a second divergence from the same reference, logged under the same name as kl. "
-                "Set beta to 0, or take kl out."
-            )
-        if not self.guard.pulls("steer"):
-            return
-        if self.beta > 0:
-            raise RecipeError(
-                f"beta={self.beta} compares a steered model with a reference that the trainer does not steer, so a "
-                "model that has not moved would be punished. Set beta to 0 and use kl, whose reference is steered."
-            )
-        if self._remembers_old_probabilities():
-            raise RecipeError(
-                "With these settings the trainer compares steered probabilities with old ones that are not steered. "
-                "Set num_iterations to 1, steps_per_generation to gradient_accumulation_steps, and with vLLM "
-                "vllm_importance_sampling_correction to false; or take steering out."
-            )
+        refuse_unequal_comparisons(self)
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         return PromptSampler(super()._get_train_sampler(dataset), partial(epochs_done, self))

@@ -75,7 +75,7 @@ def test_a_local_judge_reads_such_a_row_anew(tmp_path, row):
     assert LocalJudge(model, tiny.tokenizer(), "x", ResponseCache(tmp_path / "c"))(QUESTION, "An answer.") == first
 
 
-@pytest.mark.parametrize("key", ["distribution", "law"])  # the second is the key before version 0.2
+@pytest.mark.parametrize("key", ["distribution", "law"])  # caches written before version 0.2 have "law"
 def test_a_stored_distribution_is_read_and_its_model_is_not_loaded(tmp_path, key):
     model = tiny.model()
     model.config.max_position_embeddings = 8192

@@ -121,7 +121,9 @@ class LocalJudge:
         distribution = self._cache.once(
             key(judge=self._identity, rubric=rubric.sha256, prompt=prompt),
             lambda: {"distribution": self.distribution(prompt)},
-            lambda row: _distribution(row.get("distribution", row.get("law"))),  # "law" in caches of before 0.2
+            lambda row: _distribution(
+                row.get("distribution", row.get("law"))
+            ),  # caches written before version 0.2 have the key "law"
         )
         return reading(distribution)
 
