@@ -73,6 +73,7 @@ def grpo(
     kind="qwen2",
     tokenizer=None,
     reward=length,
+    model=None,
     more=None,
     whole=False,
     **changes,
@@ -90,7 +91,7 @@ def grpo(
     }
     rows = [{"prompt": [{"role": "user", "content": f"question {i}?"}]} for i in range(8)]
     made = cls(
-        model=tiny.model(kind),
+        model=tiny.model(kind) if model is None else model,
         reward_funcs=reward,
         args=GRPOConfig(**_SETTINGS | given | changes),
         train_dataset=Dataset.from_list(rows) if data is None else data,

@@ -237,7 +237,7 @@ class Step:
         if len(policy) == 0:  # no position is read here, so no reference is computed
             return policy.sum(-1)
         reference, head, theirs = self.reference.final[span.mask], self._head(), self._reference_head()
-        if self._shared is not None and self._shared.takes(span.mask):
+        if self._shared is not None and theirs is None and self._shared.takes(span.mask):
             return self._shared.divergence(policy, reference, forward)
         return divergence(policy, reference, head, forward=forward, reference_head=theirs)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +13,15 @@ from staytrue.evals.questions.shipped_questions import shipped_texts
 
 if TYPE_CHECKING:
     from staytrue.data.tokenize import Encoded
+    from staytrue.modeling.reference_model import AdapterOff
     from staytrue.utils.console import Progress
 
 
 class Untouched:
-    """The model that training starts from, its adapter switched off.
+    """The model that training starts from, its adapter switched off, or the reference that the user chose.
 
     Attributes:
+        reference: the chosen reference model; None without a choice.
         task_rows: how many task rows the run trains on, counting repeats; None where that is not known.
         folder: where `keep` writes; None keeps nothing.
         progress: shows how many answers are sampled.
@@ -42,6 +43,7 @@ class Untouched:
         self.task_rows: int | None = None
         self.folder: Path | None = None
         self.progress: Progress | None = None
+        self.reference: AdapterOff | None = None
         self._names: Counter[str] = Counter()  # of the files that this run has kept
 
     def lengths(self, examples: Sequence[Example]) -> list[int]:
@@ -95,7 +97,7 @@ class Untouched:
     def answers(
         self, prompts: Sequence[Example], seed: int, max_new_tokens: int = 256, only: Sequence[int] | None = None
     ) -> list[Example]:
-        """Sample one answer to each prompt at temperature 1, or to some of them only.
+        """Sample one answer of the reference to each prompt at temperature 1, or to some of them only.
 
         Raises:
             ModelError: the model was passed by name, so it is not loaded yet.
@@ -103,6 +105,7 @@ class Untouched:
         from staytrue.evals.generation.local import LocalGenerator
         from staytrue.evals.types import Question
         from staytrue.modeling.architecture import ModelParts
+        from staytrue.modeling.reference_model import AdapterOff
 
         model = self._model()
         if isinstance(model, str) or self.tokenizer is None:
@@ -110,10 +113,10 @@ class Untouched:
         numbers = range(len(prompts)) if only is None else only
         questions = {Question(str(i), "base", prompts[i].messages): i for i in numbers}
         # what follows is a row to train on, so it holds all that the model writes, thoughts included
-        generate = LocalGenerator(model, self.tokenizer, thoughts_apart=False)
+        reference, texts = self.reference or AdapterOff(ModelParts(model)), dict[int, str]()
+        generate = LocalGenerator(reference.parts.model, self.tokenizer, thoughts_apart=False)
         samples = [(question, 0) for question in questions]
-        parts, texts = ModelParts(model), dict[int, str]()
-        with parts.untrained() if parts.switches else nullcontext():
+        with reference.active():
             if (progress := self.progress) is not None:
                 progress.begin(len(samples), "answer of the untouched model")
                 generate.report = lambda: progress.step(len(texts), {"answers": generate.spent()})

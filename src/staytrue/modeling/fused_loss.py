@@ -77,12 +77,12 @@ def divergence(
         reference: (N, D) those of the reference, without gradient.
         head: the policy's head; gradients flow through its weight where it is trained.
         forward: see `token_losses`.
-        reference_head: the reference's head, where the policy's is trained; None for the same.
+        reference_head: the reference's head, where it has another; None for the same.
 
     Returns:
         (N,) in nats.
     """
-    if head.is_trained:
+    if head.is_trained or reference_head is not None:
         return head_losses(policy, head, reference=reference, reference_head=reference_head or head, forward=forward)
     losses = token_losses(policy, None, head, reference=reference, forward=forward)
     assert losses.divergence is not None

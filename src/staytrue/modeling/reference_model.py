@@ -11,6 +11,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from typing import Any
 
 from staytrue.errors import ForwardPassError, ModelError
 from staytrue.modeling.architecture import Changed, ModelParts
@@ -38,6 +39,10 @@ class AdapterOff:
         with self.parts.untrained():
             yield
 
+    def is_running(self) -> bool:
+        """Return whether the modules of `parts` compute as the reference now."""
+        return any(getattr(module, "disable_adapters", False) for module in self.parts.switches[:1])
+
     def head(self) -> Head | None:
         """Return the head of the reference; None where the trained model shares it."""
         return None
@@ -62,6 +67,9 @@ class FrozenCopy(AdapterOff):
                 "model may hold what cannot be copied; add it after the trainer is made, or train an adapter."
             ) from None
         vars(causal).pop("forward", None)  # a trainer's patch of the trained model's forward
+        self._freeze(causal)
+
+    def _freeze(self, causal: Any) -> None:
         super().__init__(ModelParts(causal.requires_grad_(False).eval()))
         self.bytes = sum(weight.nbytes for weight in causal.parameters())
 
@@ -72,6 +80,10 @@ class FrozenCopy(AdapterOff):
         if next(self.parts.backbone.parameters()).device != device:
             self.parts.causal.to(device)
         yield
+
+    def is_running(self) -> bool:
+        """Return True: nothing else calls the copy."""
+        return True
 
     def head(self) -> Head | None:
         """Return the copy's own head; that of the trained model was checked, which is the same."""
@@ -103,15 +115,3 @@ class NoReference(AdapterOff):
             "made before training. Declare reads_reference = True."
         )
         yield
-
-
-def reference_of(parts: ModelParts, *, read: bool) -> AdapterOff:
-    """Return the reference of a model that has not been trained yet.
-
-    Args:
-        parts: the model's.
-        read: whether a defense reads the reference, or the weights before training.
-    """
-    if parts.has_adapter:
-        return AdapterOff(parts)
-    return FrozenCopy(parts) if read else NoReference(parts)

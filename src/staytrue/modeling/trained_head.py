@@ -1,4 +1,6 @@
-"""Log-likelihood and KL divergence under an LM head that is trained itself, as in full fine-tuning; never (N, V).
+"""Log-likelihood and KL divergence where policy and reference have each its own LM head; never (N, V).
+
+With full fine-tuning the head is trained itself; a reference that is another model may have another head.
 
 Each position adds to the head's gradient (V, D) in proportion to the gradient of its own loss, which is not known
 before the backward pass. So the backward pass projects each tile again: a divergence costs two projections more than
@@ -87,14 +89,17 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
         policy, weight, bias = ctx.saved_tensors
         tile: _Tile = ctx.tile
-        on_policy, on_weight = torch.zeros_like(policy), torch.zeros_like(weight, dtype=torch.float32)
+        trained, on_policy = ctx.needs_input_grad[1], torch.zeros_like(policy)
+        on_weight = torch.zeros_like(weight, dtype=torch.float32) if trained else None
         on_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
         with torch.autocast(policy.device.type, enabled=False):
             for rows in tile.head.tiles(policy):
                 _, logits, gradient = tile.loss(policy, rows)
                 gradient = tile.head.before_scaling(gradient * upstream[rows].float().unsqueeze(-1), logits)
                 on_policy[rows] = (gradient.to(weight.dtype) @ weight).to(policy.dtype)
-                on_weight.addmm_(gradient.t(), policy[rows].float())
+                if on_weight is not None:
+                    on_weight.addmm_(gradient.t(), policy[rows].float())
                 if on_bias is not None:
                     on_bias += gradient.sum(0)
-        return on_policy, on_weight.to(weight.dtype), None if on_bias is None else on_bias.to(bias.dtype), None
+        on_weight = None if on_weight is None else on_weight.to(weight.dtype)
+        return on_policy, on_weight, None if on_bias is None else on_bias.to(bias.dtype), None

@@ -48,9 +48,10 @@ class Micro:
         tokenizer: Any,
         rows: Sequence[Example],
         reference_cache: Path | None = None,
+        reference: Any = None,
     ) -> None:
         self.model = model
-        self.guard = Guard(defenses, reference_cache=reference_cache)
+        self.guard = Guard(defenses, reference_cache=reference_cache, reference=reference)
 
         def encode(examples: list[Example]) -> list[Encoded]:
             return encode_all(tokenizer, examples, 512)[0]

@@ -17,7 +17,9 @@ from staytrue.data.tokenize import Encoded
 from staytrue.defense import Base, Defense, pulled
 from staytrue.errors import ForwardPassError
 from staytrue.modeling.architecture import Adapted, ModelParts
-from staytrue.modeling.reference_model import AdapterOff, reference_of
+from staytrue.modeling.base_model import Untouched
+from staytrue.modeling.choose_reference import reference_of
+from staytrue.modeling.reference_model import AdapterOff
 from staytrue.registry import labelled, refuse_supervised_rows
 from staytrue.step import SOURCES, Activations, Marks, SharedProjection, Step
 from staytrue.training.auxiliary_batches import AuxiliaryBatches, Encode, make_rows, refuse_too_few
@@ -28,7 +30,7 @@ from staytrue.training.observer import Observer
 from staytrue.training.penalty_log import PenaltyLog
 from staytrue.training.reference import model_checks
 from staytrue.training.reference.cache import ReferenceCache
-from staytrue.training.reference.cache_checks import refuse_cache
+from staytrue.training.reference.cache_checks import refuse_cache, refuse_reference
 from staytrue.training.reference.scope import ReferenceScope
 from staytrue.training.separate_gradients import SeparateGradients
 from staytrue.utils.console import Progress
@@ -47,10 +49,11 @@ class Guard:
         sampled: whether the model samples the answers that it is trained on, as in GRPO.
         reference_cache: a folder that stores the reference's hidden states by row; see `reference.cache`.
         max_length: number of tokens at which auxiliary rows are cut, for a trainer without a `max_length` of its own.
+        reference: which model is the reference, see `modeling.choose_reference`; None is the model before training.
 
     Attributes:
         task_rows: how many rows of the task have been trained on.
-        reference: the model before training, once attached to a model.
+        reference: the reference model, once attached to a model.
         observer: is shown every penalty and every gradient before a defense combines it; None for no evidence.
         cache: the stored states, once attached to a model; None without a folder, or if no defense reads the reference.
 
@@ -67,14 +70,17 @@ class Guard:
         *,
         sampled: bool = False,
         max_length: int | None = None,
+        reference: Any = None,
     ) -> None:
+        self.chosen_reference = reference
         self.seed, self.sampled, self.max_length = seed, sampled, max_length
         self.defenses = labelled(defenses)
         self.reference_cache = None if reference_cache is None else Path(reference_cache)
         self.cache: ReferenceCache | None = None
         if self.reference_cache is not None:
-            refuse_cache(self.reference_cache, self.defenses, sampled=sampled)
+            refuse_cache(self.reference_cache, self.defenses, sampled=sampled, reference=reference)
         self._penalties = {k: d for k, d in self.defenses.items() if "penalty" in pulled(d)}
+        refuse_reference(reference, self._penalties)
         self._base: Base | None = None
         self._auxiliary = AuxiliaryBatches({}, 0)
         self._log = PenaltyLog()
@@ -120,7 +126,9 @@ class Guard:
         kept, steers = self._checked_layers(base)
         self._frozen = freeze_blocks(parts, self.defenses)
         read = any(d.reads_reference or d.reads_start for d in self._penalties.values())
-        self.reference: AdapterOff = reference_of(parts, read=read)
+        self.reference: AdapterOff = reference_of(parts, read=read, choice=self.chosen_reference)
+        if self.chosen_reference is not None and isinstance(base, Untouched):
+            base.reference = self.reference
         self._watch = BackboneHooks(parts, kept, steers, self.reference)
         self._replay: ReferenceReplay = self._watch.replay
         if self.reference_cache is not None and any(d.reads_reference for d in self._penalties.values()):
@@ -142,7 +150,7 @@ class Guard:
         """Check the model against every defense; return the layers that are read, and who steers by layer."""
         if not any(self.pulls(lever) for lever in ("freeze", "steer", "penalty", "project")):
             return [], {}
-        model_checks.check(self.parts)
+        model_checks.check(self.parts, self.chosen_reference)
         layers = read_and_steered(self.defenses, len(self.parts.blocks))
         for defense in self.defenses.values():
             defense.check(self.parts, base)

@@ -40,7 +40,7 @@ def shown_as(parameters: Callable[_P, None]) -> Callable[[Callable[..., None]], 
 
 
 def shown_as_trls(trls: Any, guarded: Any) -> Callable[[Any], Any]:
-    """Give an `__init__` the signature of a class of trl at run time, with the two arguments of a guarded trainer."""
+    """Give an `__init__` the signature of a class of trl at run time, with the arguments of a guarded trainer."""
 
     def decorate(init: Any) -> Any:
         ours, theirs = inspect.signature(guarded.__init__).parameters, inspect.signature(trls.__init__)
@@ -55,7 +55,11 @@ def shown_as_trls(trls: Any, guarded: Any) -> Callable[[Any], Any]:
     return decorate
 
 
-_ADDED: dict[str, Any] = {"defenses": Sequence[Defense] | Guard, "reference_cache": Path | str | None}
+_ADDED: dict[str, Any] = {
+    "defenses": Sequence[Defense] | Guard,
+    "reference_cache": Path | str | None,
+    "reference": Any,  # "base", "start", the name of an adapter, or a model
+}
 
 
 def by_name(parent: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -89,8 +93,9 @@ def sft(
     *,
     defenses: Sequence[Defense] | Guard = (),
     reference_cache: Path | str | None = None,
+    reference: str | PreTrainedModel | None = None,
 ) -> None:
-    """The parameters of trl's SFTTrainer, with the two of a guarded trainer."""
+    """The parameters of trl's SFTTrainer, with those of a guarded trainer."""
 
 
 def grpo(
@@ -112,5 +117,6 @@ def grpo(
     *,
     defenses: Sequence[Defense] | Guard = (),
     reference_cache: Path | str | None = None,
+    reference: str | PreTrainedModel | None = None,
 ) -> None:
-    """The parameters of trl's GRPOTrainer, with the two of a guarded trainer."""
+    """The parameters of trl's GRPOTrainer, with those of a guarded trainer."""

@@ -54,6 +54,9 @@ class Guarded(_Trainer):  # type: ignore[misc]
             `Guard.project` after training.
         reference_cache: a folder that keeps the reference's states for other runs on the same rows, see
             `reference.cache`; a Guard has its own.
+        reference: the model that penalties compare with: "base" (its adapter off), "start" (as it is now), the name of
+            another adapter of it, or a loaded model. Needed where a trained adapter is trained again; a Guard has its
+            own.
         *args: the trainer's own arguments, unchanged.
         **kwargs: the trainer's own arguments, unchanged.
 
@@ -96,6 +99,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
         *args: Any,
         defenses: Sequence[Defense] | Guard = (),
         reference_cache: Path | str | None = None,
+        reference: Any = None,
         **kwargs: Any,
     ) -> None:
         arguments = by_name(super().__init__, args, kwargs)
@@ -106,10 +110,11 @@ class Guarded(_Trainer):  # type: ignore[misc]
         seed = getattr(arguments.get("args"), "seed", _TRAINERS_SEED)
         if curated := isinstance(defenses, Guard):
             self.guard = defenses
-            if reference_cache is not None:
-                raise RecipeError("A Guard has its own reference cache; write Guard(..., reference_cache=...).")
+            for name, value in {"reference_cache": reference_cache, "reference": reference}.items():
+                if value is not None:
+                    raise RecipeError(f"A Guard has its own {name}; write Guard(..., {name}=...).")
         else:
-            self.guard = Guard(defenses, seed, reference_cache, sampled=self._prompts)
+            self.guard = Guard(defenses, seed, reference_cache, sampled=self._prompts, reference=reference)
         edited = not curated and self.guard.pulls("curate")
         arguments |= readable(arguments, prompts=self._prompts, curated=edited)
         if edited:

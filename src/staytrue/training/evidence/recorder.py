@@ -171,17 +171,15 @@ class EvidenceRecorder(TrainerCallback):  # type: ignore[misc]
 
     def _shifts_of(self, label: str, layer: int) -> list[ActivationShift]:
         """Measures of one layer's shift, in the trained model and in a reference that is a copy."""
-        switches, reference = self._parts.switches, self._guard.reference
+        reference = self._guard.reference
 
         def shift(parts: ModelParts, is_reference: Callable[[], bool]) -> ActivationShift:
             direction = self._traces[label].directions.get(layer)
             return ActivationShift(parts.blocks[layer - 1], direction, lambda: self._rows.real, is_reference)
 
-        def is_off() -> bool:
-            return any(getattr(module, "disable_adapters", False) for module in switches[:1])
-
-        ours = [shift(self._parts, is_off)]
-        return [*ours, shift(reference.parts, lambda: True)] if reference.is_copy else ours
+        if reference.is_copy:
+            return [shift(self._parts, lambda: False), shift(reference.parts, reference.is_running)]
+        return [shift(self._parts, reference.is_running)]
 
     def _rows_reached(self, rows_known: bool) -> dict[str, RowsReached]:
         """Measures of each penalty that counts rows of the batch, by its field `on`."""

@@ -5,26 +5,56 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from staytrue.defense import Defense, pulled
 from staytrue.errors import RecipeError, RequestError
 
 
-def refuse_cache(folder: Path, defenses: Mapping[str, Defense], *, sampled: bool = False) -> None:
+def refuse_cache(
+    folder: Path, defenses: Mapping[str, Defense], *, sampled: bool = False, reference: Any = None
+) -> None:
     """Refuse a cache of reference states where it cannot be, would be wrong, or would never be read.
 
     Args:
         folder: for the states.
         defenses: of the run, by label.
         sampled: whether the rows are written by the model in training.
+        reference: the user's choice of a reference; None is the model before training.
 
     Raises:
         RequestError: the sentence names the way out.
     """
     why = why_no_cache(defenses, sampled=sampled)
+    if why is None and reference not in (None, "base"):
+        why = "its states are those of the model with its adapter off, and another reference is chosen"
     if why is not None:
         raise RecipeError(f"The reference cache {folder} cannot be used: {why}. Train without it.")
     check_folder(folder)
+
+
+def refuse_reference(reference: Any, penalties: Mapping[str, Defense]) -> None:
+    """Refuse the choice of a reference that no defense reads, or that a defense would not measure from.
+
+    Args:
+        reference: the user's choice; None is no choice.
+        penalties: the defenses with a penalty, by label.
+
+    Raises:
+        RecipeError: the sentence names the way out.
+    """
+    if reference is None:
+        return
+    if not any(defense.reads_reference or defense.reads_start for defense in penalties.values()):
+        raise RecipeError(
+            "A reference is chosen, but no defense reads one. Leave `reference` out, or add kl or anchor."
+        )
+    start = next((label for label, defense in penalties.items() if defense.reads_start), None)
+    if start is not None and reference != "base":
+        raise RecipeError(
+            f"{start} measures the weights' distance from the model without its adapter. Set reference to base, or "
+            f"take {start} out."
+        )
 
 
 def check_folder(folder: Path) -> None:

@@ -8,6 +8,7 @@ own, and a model on several devices.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,10 +22,18 @@ from staytrue.modeling.lm_head import Head
 _MOVES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 _RANDOM = (False, "orthogonal")  # initialisations whose product is not 0
+_CHOOSE = (
+    'Name the reference: reference="base" for the model with the adapter off, or reference="start" for the model as it '
+    "is now."
+)
 
 
-def check(parts: ModelParts) -> None:
+def check(parts: ModelParts, reference: Any = None) -> None:
     """Refuse a model that has no reference.
+
+    Args:
+        parts: the model's.
+        reference: the user's choice, see `modeling.reference_model`; None is the model with its adapter off.
 
     Raises:
         ModelError: a sentence that names the setting and the way out.
@@ -32,9 +41,9 @@ def check(parts: ModelParts) -> None:
     _check_one_device(parts)
     _check_dropout(parts)
     if parts.has_adapter:
-        _check_adapters(parts)
+        _check_adapters(parts, adapter_is_off=reference in (None, "base"))
         _check_trained_weights(parts)
-        _check_start(parts)
+        _check_start(parts, chosen=reference is not None)
     else:
         _check_without_adapter(parts)
 
@@ -53,7 +62,7 @@ def head(parts: ModelParts) -> Callable[[], Head]:
     return lambda: checked
 
 
-def _check_adapters(parts: ModelParts) -> None:
+def _check_adapters(parts: ModelParts, *, adapter_is_off: bool) -> None:
     for name, config in parts.model.peft_config.items():
         if config.is_prompt_learning:
             raise ModelError(f"Adapter {name!r} learns a prompt ({config.peft_type.value}); use LoRA instead.")
@@ -68,10 +77,11 @@ def _check_adapters(parts: ModelParts) -> None:
                 "one that was loaded, and there is no reference. Take it out."
             )
         start = str(getattr(config, "init_lora_weights", "")).lower()
-        if start.startswith(_MOVES_THE_BASE):
+        if adapter_is_off and start.startswith(_MOVES_THE_BASE):
             raise ModelError(
                 f"Adapter {name!r} has init_lora_weights={start!r}, which changes the base weights: with the "
-                "adapter off the safe reference would be gone. Use init_lora_weights=True (the default)."
+                "adapter off the safe reference would be gone. Use init_lora_weights=True (the default), or "
+                'reference="start".'
             )
 
 
@@ -129,8 +139,8 @@ def _refuse_noise(name: str, value: float) -> None:
 
 
 @torch.no_grad()
-def _check_start(parts: ModelParts) -> None:
-    """Two tokens with the adapter and without: one that has moved already is not at its reference."""
+def _check_start(parts: ModelParts, *, chosen: bool) -> None:
+    """Two tokens with the adapter and without: one that has moved already is not at its reference, unless chosen."""
     tokens = torch.tensor([[0, 1]], device=next(parts.backbone.parameters()).device)
     was_training = parts.model.training
     parts.model.eval()
@@ -146,15 +156,17 @@ def _check_start(parts: ModelParts) -> None:
         raise ModelError(
             "The model computes numbers for two tokens that are not finite (NaN). Check its weights, and lora_alpha."
         )
+    if chosen:
+        return
     configs = parts.model.peft_config.items()
     random = [(n, c.init_lora_weights) for n, c in configs if getattr(c, "init_lora_weights", True) in _RANDOM]
     if random:
         raise ModelError(
             f"Adapter {random[0][0]!r} has init_lora_weights={random[0][1]!r}, so it starts as random numbers, and the "
             "model is not at its reference, the same model with the adapter off. Use init_lora_weights=True (the "
-            "default); merge an adapter that has been trained (merge_and_unload)."
+            f"default). {_CHOOSE}"
         )
     raise ModelError(
         "The adapter has moved already, so the model is not at its reference, the same model with the adapter "
-        "off. Merge it into the model first (merge_and_unload) and train a fresh one."
+        f"off. {_CHOOSE}"
     )
