@@ -414,7 +414,7 @@ def test_another_adapter_is_refused(copied):
         (lambda facts: facts.update(state="failed"), "the run is not finished (state failed)"),
         (
             lambda facts: facts["data"].update({name: "0" * 64 for name in facts["data"] if "rows" in name}),
-            "rows.jsonl is no longer the file that the run read",
+            "rows.jsonl is no longer what the run read",
         ),
         (lambda facts: facts["logs"].update({"lost.jsonl": "0" * 64}), "lost.jsonl is missing"),
     ],

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 from staytrue import organism
 from staytrue.data.tables import is_hub_name
 from staytrue.defense import Defense, ModelName
 from staytrue.errors import RecipeError
+
+CHOICES = ("base", "start")  # of a recipe's `reference`, beside models and adapters
+
+
+def of_recipe(recipe: Any, folder: Path) -> dict[str, Any]:
+    """The fields of a recipe that name files or models, with absolute paths."""
+    made: dict[str, Any] = {"model": of_model(recipe.model, folder)}
+    if recipe.data is not None:
+        made["data"] = of_data(recipe.data, folder)
+    if recipe.lora is not None and recipe.lora.adapter is not None:
+        made["lora"] = recipe.lora.model_copy(update={"adapter": folder / _expanded(recipe.lora.adapter)})
+    if recipe.reference is not None and recipe.reference not in CHOICES:
+        made["reference"] = of_model(recipe.reference, folder)
+    return made
 
 
 def of_defense(defense: Defense, folder: Path) -> Defense:

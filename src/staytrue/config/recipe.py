@@ -50,6 +50,7 @@ class Lora(BaseModel):
         alpha_pattern: another scale for such modules; with `rslora` it is divided by the square root of their rank.
         modules_to_save: names of modules that are trained whole and saved with the adapter.
         dora: weight-decomposed LoRA (DoRA, arXiv 2402.09353).
+        adapter: a run, or the folder of a trained adapter, that training goes on from; the other keys are its own.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -63,6 +64,16 @@ class Lora(BaseModel):
     alpha_pattern: dict[str, Annotated[_Number, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
     modules_to_save: tuple[str, ...] = ()
     dora: bool = False
+    adapter: Path | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Lora:
+        if self.adapter is None:
+            return self
+        changed = [name for name, value in Lora() if name != "adapter" and getattr(self, name) != value]
+        if changed:
+            raise ValueError(f"the adapter that training goes on from has its own {changed[0]}; take that key out")
+        return self
 
     @field_validator("targets", "exclude", "rank_pattern", "alpha_pattern")
     @classmethod
@@ -117,6 +128,8 @@ class Recipe(BaseModel):
         trainer: "sft" or "grpo".
         task: a benign task, with its rows, its reward and its marking.
         lora: the adapter; "none" in YAML, None here, trains all weights (full fine-tuning).
+        reference: the model that penalties compare with: "base" (`model` without an adapter), "start" (with the adapter
+            that training goes on from), or a model's or adapter's folder; None is the model before training.
         train: settings of trl's `SFTConfig` or `GRPOConfig`. docs/formats.md lists the usual ones and their defaults
             (`staytrue.config.trainer_args`); `staytrue.config.refused_settings` lists those that a recipe may not set.
         defenses: in the order of the recipe.
@@ -138,6 +151,7 @@ class Recipe(BaseModel):
     trainer: Literal["sft", "grpo"] = "sft"
     task: Task | None = None
     lora: Lora | None
+    reference: str | None = None
     train: dict[str, Any] = {}
     defenses: tuple[Defense, ...] = ()
     stop: Stop | None = None
@@ -215,8 +229,7 @@ def parse(plain: Mapping[str, Any], folder: Path | None = None, where: str = "re
     _check_source(recipe, task, where)
     if folder is not None:
         defenses = [paths.of_defense(defense, folder) for defense in defenses]
-        data = None if recipe.data is None else paths.of_data(recipe.data, folder)
-        recipe = recipe.model_copy(update={"data": data, "model": paths.of_model(recipe.model, folder)})
+        recipe = recipe.model_copy(update=paths.of_recipe(recipe, folder))
     return recipe.model_copy(update={"defenses": tuple(defenses), "task": task})
 
 

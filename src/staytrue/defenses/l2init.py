@@ -8,8 +8,9 @@ model is kept, and every weight is read once. With `fisher`: once, one backward 
 micro-batch, one matrix product per adapted matrix; and memory as large as the adapted matrices.
 Source: L2-SP (Li, Grandvalet and Davoine 2018, arXiv 1802.01483) and EWC (Kirkpatrick et al. 2017, arXiv 1612.00796,
 equation 3); no published result on emergent misalignment is claimed, and the default weight is not tuned.
-The start is the loaded model, where the update is zero. Adapters that start elsewhere (PiSSA, OLoRA, one that was
-trained before) are refused when the trainer is made, so no copy of a start is kept.
+The start is the loaded model, where the update is zero; no copy of a start is kept. A second training of an adapter
+(`reference: base`) is pulled towards the model without it. Adapters that change the base weights (PiSSA, OLoRA) are
+refused.
 Differs from the papers: with an adapter, the penalty is on the update of each adapted matrix rather than on all
 weights; with full fine-tuning it is on all trained weights, as in the papers (L2-SP halves the sum). With `fisher` the
 estimate is divided by the number of answer tokens, so that the penalty approximates a KL divergence in nats per token

@@ -153,13 +153,18 @@ class OtherModel(FrozenCopy):
         if not self._trained.has_adapter:
             return theirs
         ours = self._trained.head_by_config()
-        same = (ours.scale, ours.softcap, ours.bias is None) == (theirs.scale, theirs.softcap, theirs.bias is None)
-        same = same and torch.equal(ours.weight, theirs.weight.to(ours.weight))
-        return None if same and (ours.bias is None or torch.equal(ours.bias, theirs.bias.to(ours.bias))) else theirs
+        alike = (ours.scale, ours.softcap) == (theirs.scale, theirs.softcap)
+        return None if alike and _equal(ours.weight, theirs.weight) and _equal(ours.bias, theirs.bias) else theirs
 
     def changed(self) -> list[Changed]:
         """Return every trained weight beside that model's; [] with an adapter."""
         return [] if self._trained.has_adapter else super().changed()
+
+
+def _equal(ours: Tensor | None, theirs: Tensor | None) -> bool:
+    if ours is None or theirs is None:
+        return ours is theirs
+    return torch.equal(ours, theirs.to(ours))
 
 
 _SHAPE: dict[str, Callable[[ModelParts], int]] = {

@@ -214,8 +214,8 @@ def adapter_hash(adapter: Path) -> str:
     return sha256_of(adapter)
 
 
-def with_adapters(model: Any, adapters: Mapping[str, Path]) -> Any:
-    """Load several adapters on one model, each under its name; the first is active.
+def with_adapters(model: Any, adapters: Mapping[str, Path], *, trained: bool = False) -> Any:
+    """Load several adapters on one model, each under its name; the first is active, and trained on if `trained`.
 
     Raises:
         ModelError: a folder is not an adapter, or does not fit the model.
@@ -227,7 +227,7 @@ def with_adapters(model: Any, adapters: Mapping[str, Path]) -> Any:
         check_adapter_folder(adapter)
         try:
             if adapted is None:
-                adapted = PeftModel.from_pretrained(model, str(adapter), adapter_name=name)
+                adapted = PeftModel.from_pretrained(model, str(adapter), adapter_name=name, is_trainable=trained)
             else:
                 adapted.load_adapter(str(adapter), adapter_name=name)
         except Exception as error:

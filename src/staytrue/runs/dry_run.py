@@ -12,6 +12,7 @@ from typing import Any
 
 from staytrue import registry
 from staytrue.config import trainer_args
+from staytrue.config.paths import CHOICES
 from staytrue.config.recipe import Recipe
 from staytrue.data.tokenize import IGNORED, Encoded, encode_prompt
 from staytrue.defense import pulled
@@ -76,9 +77,7 @@ class DryRun:
             rows={**facts["rows"], **build.report},
             tokens=None if encoded is None else _tokens(encoded),
             batches=batches,
-            memory=training_cost.memory(
-                skeleton, batches, arguments, reference=reference, copy=recipe.lora is None and _copies(recipe)
-            ),
+            memory=training_cost.memory(skeleton, batches, arguments, reference=reference, copy=_copies(recipe)),
             available=training_cost.available(),
             seconds=None
             if encoded is None
@@ -107,9 +106,11 @@ class DryRun:
         every, trained = self.weights
         if self.recipe.lora is None:
             return f"{self.recipe.model}: {_many(every)} weights, all of them trained"
+        lora = self.recipe.lora
+        kind = f"LoRA of rank {lora.r}" if lora.adapter is None else f"the adapter {lora.adapter}"
         return (
-            f"{self.recipe.model}: {_many(every - trained)} weights; trained are {_many(trained)} more, LoRA of rank "
-            f"{self.recipe.lora.r} on {self.adapted} matrices"
+            f"{self.recipe.model}: {_many(every - trained)} weights; trained are {_many(trained)} more, {kind} on "
+            f"{self.adapted} matrices"
         )
 
     def _defenses(self) -> str:
@@ -170,7 +171,9 @@ def _reads_reference(recipe: Recipe) -> bool:
 
 
 def _copies(recipe: Recipe) -> bool:
-    """Whether a defense needs a frozen copy where all weights are trained."""
+    """Whether the reference is another model in memory: a frozen copy, or one that the recipe names."""
+    if recipe.lora is not None or recipe.reference is not None:
+        return recipe.reference not in (None, *CHOICES)
     return _reads_reference(recipe) or any(defense.reads_start for defense in recipe.defenses)
 
 
@@ -246,6 +249,8 @@ def _fields(values: dict[str, Any]) -> str:
 
 def _many(count: int) -> str:
     """A number of weights, such as 134.5 M."""
+    if count < 1e5:
+        return f"{count:,}"
     return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from staytrue.config.recipe import Lora
 from staytrue.errors import RecipeError
+from staytrue.runs.second_training import adapter_folder
 
 
 def lora_config(lora: Lora, model: Any) -> Any:
@@ -46,12 +47,16 @@ def lora_config(lora: Lora, model: Any) -> Any:
 
 
 def adapted(lora: Lora | None, model: Any) -> Any:
-    """The model with a fresh adapter; as it is where `lora` is None."""
+    """The model with a fresh adapter, of the shape of `lora.adapter` if it is set; as it is where `lora` is None."""
     if lora is None:
         return model
-    from peft import get_peft_model
+    from peft import LoraConfig, get_peft_model
 
-    return get_peft_model(model, lora_config(lora, model))
+    if lora.adapter is None:
+        return get_peft_model(model, lora_config(lora, model))
+    config = LoraConfig.from_pretrained(str(adapter_folder(lora.adapter)))
+    config.inference_mode = False
+    return get_peft_model(model, config)
 
 
 def _alpha(lora: Lora, r: int, alpha: float) -> float:

@@ -124,6 +124,8 @@ def _hash(facts: Mapping[str, Any], *, whole: bool) -> str:
 
 def _scale(lora: Lora) -> str:
     """The scale of the update, in the terms of the recipe and of adapter_config.json."""
+    if lora.adapter is not None:
+        return f"Training went on from the adapter `{lora.adapter}`, with its rank and scale."
     root = "sqrt(r)" if lora.rslora else "r"
     scale = lora.alpha / (math.sqrt(lora.r) if lora.rslora else lora.r)
     text = f"Its update is scaled by alpha / {root} = {lora.alpha:g} / {root.replace('r)', f'{lora.r})')} = {scale:.4g}"

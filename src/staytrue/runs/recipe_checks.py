@@ -14,7 +14,7 @@ from staytrue.data.examples import Example
 from staytrue.data.tables import hub_commit
 from staytrue.errors import RecipeError
 from staytrue.modeling import loading
-from staytrue.runs import dataset, machine, probe_selection
+from staytrue.runs import dataset, machine, probe_selection, second_training
 from staytrue.runs.trainer_setup import BUILDS
 from staytrue.utils.files import sha256_of
 
@@ -34,6 +34,7 @@ def prepare(recipe: Recipe, reference_cache: Path | None) -> tuple[Any, dict[str
     """
     source = loading.find(recipe.model, recipe.revision, recipe.dtype)
     _check_files(recipe)
+    second_training.check(recipe, source)
     settings = trainer_args.checked(recipe.train, recipe.trainer)
     if recipe.lora is None:
         settings = trainer_args.for_all_weights(settings, recipe.trainer)
@@ -76,6 +77,7 @@ def _check_files(recipe: Recipe) -> None:
 
 def _facts(recipe: Recipe, source: loading.Source, rows: list[Example], held: list[Example]) -> dict[str, Any]:
     files = {str(recipe.data): dataset.digest(recipe, [*rows, *held])} if recipe.data is not None else {}
+    files |= second_training.hashes(recipe)
     commit = None if recipe.data is None else hub_commit(recipe.data, recipe.split)
     for defense in recipe.defenses:
         files |= {str(v): sha256_of(v) for v in vars(defense).values() if isinstance(v, Path)}

@@ -18,7 +18,7 @@ from staytrue.data.row_notes import row_notes
 from staytrue.data.tokenize import Encoded, encode_all
 from staytrue.errors import DataError, ModelError, RecipeError, StaytrueError
 from staytrue.modeling import loading
-from staytrue.runs import preflight, probe_selection
+from staytrue.runs import preflight, probe_selection, second_training
 from staytrue.runs.lora import lora_config
 from staytrue.tasks.task import Task
 from staytrue.utils.console import Progress
@@ -67,6 +67,7 @@ class _Build:
             reference_cache,
             sampled=recipe.trainer == "grpo",
             max_length=_max_length(recipe) if recipe.trainer == "sft" else None,
+            reference=recipe.reference,
         )
         reserved = cache(lambda: probe_selection.reserved_texts(source, held))
         self.base = Untouched(
@@ -100,7 +101,7 @@ class _Build:
         if self._loaded is None:
             whole = self.recipe.lora is None
             dtype = loading.precision(self.source.dtype or "float32") if whole else None
-            self._loaded = loading.load_model(self.source, dtype=dtype)
+            self._loaded = second_training.with_adapter(self.recipe, loading.load_model(self.source, dtype=dtype))
         return self._loaded
 
     def trainer(self, scratch: Path, progress: Progress | None = None) -> Any:
@@ -119,6 +120,7 @@ class _Build:
         from staytrue.training import all_weights
 
         self.base.folder, self.base.progress = scratch, progress
+        self.guard.chosen_reference = second_training.reference(self.recipe, self.source)
         try:
             trainer = self._trainer(scratch)
             check_generation(trainer.model)
@@ -141,10 +143,11 @@ class _Build:
 
     def _shared(self) -> dict[str, Any]:
         """Arguments of both trainers."""
+        lora = self.recipe.lora
         return {
             "model": self._model(),
             "processing_class": self.tokenizer,
-            "peft_config": None if self.recipe.lora is None else lora_config(self.recipe.lora, self._model()),
+            "peft_config": lora_config(lora, self._model()) if lora is not None and lora.adapter is None else None,
             "defenses": self.guard,
         }
 

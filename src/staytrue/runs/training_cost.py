@@ -53,7 +53,7 @@ class Memory:
     Attributes:
         program: of this program before a model is loaded; 0 with a GPU, where it is not the GPU's.
         weights: of the model, without those that are trained.
-        copy: of the frozen copy that full fine-tuning is compared with.
+        copy: of a reference that is another model: the frozen copy of full fine-tuning, or a named one.
         trained: of the trained weights, their gradients and the optimizer's moments.
         activations: which the longest batch keeps for its backward pass, and on a CPU what the allocator does not give
             back; None where they cannot be counted.
@@ -83,12 +83,13 @@ def memory(skeleton: Skeleton, batches: Batches, arguments: Any, *, reference: b
         batches: of the run.
         arguments: of the trainer.
         reference: whether the untouched model reads every batch too.
-        copy: whether it is a frozen copy.
+        copy: whether it is another model in memory: a frozen copy, or one that the recipe names.
     """
+    frozen = sum(weight.nbytes for weight in skeleton.weights if not weight.requires_grad)
     return Memory(
         program=_program(),
-        weights=sum(weight.nbytes for weight in skeleton.weights if not weight.requires_grad),
-        copy=sum(weight.nbytes for weight in skeleton.weights) if copy else 0,
+        weights=frozen,
+        copy=(frozen or sum(weight.nbytes for weight in skeleton.weights)) if copy else 0,
         trained=sum(weight.nbytes for weight in skeleton.trained) * _TRAINED,
         activations=_activations(skeleton, batches, arguments, reference=reference),
         head=tile_rows(device(), skeleton.vocabulary) * skeleton.vocabulary * _LOGIT,

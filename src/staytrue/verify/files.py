@@ -30,5 +30,5 @@ def faults(path: Path, manifest: dict[str, Any]) -> Iterator[str]:
         elif sha256_of(path / name) != expected:
             yield f"{name} was changed after the run"
     for name, expected in manifest.get("data", {}).items():
-        if Path(name).is_file() and sha256_of(Path(name)) != expected:
-            yield f"{name} is no longer the file that the run read"
+        if Path(name).exists() and sha256_of(Path(name)) != expected:
+            yield f"{name} is no longer what the run read"

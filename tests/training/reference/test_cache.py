@@ -421,7 +421,7 @@ def test_packed_rows_and_a_guard_with_a_cache_of_its_own_are_refused(tmp_path):
 
     with pytest.raises(RecipeError, match="set packing=False with a reference cache"):
         guarded([KL()], packing=True)
-    with pytest.raises(RecipeError, match="A Guard has its own reference cache"):
+    with pytest.raises(RecipeError, match="A Guard has its own reference_cache"):
         guarded(Guard([KL()]))
 
 
