@@ -544,7 +544,7 @@ def test_rows_in_order_stay_in_order_and_rows_by_length_are_refused(tmp_path, po
 
 def test_the_constructor_shows_trls_arguments_and_takes_no_other(tmp_path):
     theirs, ours = (inspect.signature(cls).parameters for cls in (SFTTrainer, GuardedSFT))
-    assert list(ours) == [*theirs, "defenses", "reference_cache"]
+    assert list(ours) == [*theirs, "defenses", "reference_cache", "reference"]
     assert [ours[name] for name in theirs] == list(theirs.values())
     assert ours["defenses"].kind is ours["defenses"].KEYWORD_ONLY
     with pytest.raises(TypeError, match="multiple values for argument 'model'"):
@@ -558,7 +558,7 @@ def test_the_constructor_shows_trls_arguments_and_takes_no_other(tmp_path):
 @pytest.mark.parametrize(("trainer_class", "shown"), [(SFTTrainer, signatures.sft), (GRPOTrainer, signatures.grpo)])
 def test_type_checkers_see_the_parameters_of_the_installed_trl(trainer_class, shown):
     theirs, ours = (list(inspect.signature(init).parameters.values()) for init in (trainer_class.__init__, shown))
-    assert [p.name for p in ours] == [*(p.name for p in theirs), "defenses", "reference_cache"]
+    assert [p.name for p in ours] == [*(p.name for p in theirs), "defenses", "reference_cache", "reference"]
     assert [(p.kind, p.default) for p in ours[: len(theirs)]] == [(p.kind, p.default) for p in theirs]
 
 
