@@ -20,8 +20,8 @@ _PLAIN_LORA = "`lora:` begins with B = 0 and trains no bias, so that the referen
 _TRAIN = {
     "warmup_ratio": "write warmup_steps: 0.1 for a tenth of the steps",
     "group_by_length": "rows are spread by their source and not grouped by length; take it out",
-    "logging_dir": "metrics are in the run's metrics.jsonl; for TensorBoard write report_to: tensorboard and set the "
-    "environment variable TENSORBOARD_LOGGING_DIR",
+    "logging_dir": "metrics are in the run's metrics.jsonl; report_to: tensorboard writes to the run's folder, or "
+    "where the environment variable TENSORBOARD_LOGGING_DIR is",
     **dict.fromkeys(("torch_dtype", "dtype", "float16", "bfloat16", "half_precision_backend"), _PRECISION),
     **dict.fromkeys(("load_in_4bit", "load_in_8bit", "quantization_bit", "quantization_config"), _QUANTIZED),
     **dict.fromkeys(("evaluation_strategy", "val_size", "val_set_size", "eval_dataset"), _EVALUATION),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from staytrue.config import setting_values
 from staytrue.config.foreign_keys import remedy
 from staytrue.config.refused_settings import reason_against
+from staytrue.config.trackers import refuse_trackers
 from staytrue.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def checked(settings: Mapping[str, Any], trainer: str = "sft") -> dict[str, Any]
         if key not in known and not switch:
             raise RecipeError(f"train has no key {key!r}{remedy('train', str(key), known)}")
         values[key] = setting_values.checked(key, value, bool if switch else hints[key], trainer)
+    refuse_trackers(values.get("report_to"))
     setting_values.refuse_no_steps(values)
     setting_values.refuse_generation_kwargs(values, "train.")
     for key in ("use_vllm", "activation_offloading"):

@@ -14,9 +14,10 @@ from staytrue.data.examples import write_examples
 from staytrue.errors import StaytrueError, TrainingError
 from staytrue.runs import probe_selection
 from staytrue.runs.all_weights import save_model
-from staytrue.runs.checkpoints import Checkpoints
+from staytrue.runs.checkpoints import Checkpoints, step_of
 from staytrue.runs.model_card import write_card
 from staytrue.runs.resume import LOGS, values_hash
+from staytrue.runs.trackers import placed
 from staytrue.utils.console import Progress
 from staytrue.utils.files import sha256_of, write_atomic
 from staytrue.utils.run_dir import RunDir
@@ -62,7 +63,8 @@ class TrainingRun:
             self._record(trainer)
             early = self._early_stop(trainer)
             recorder = self._recorder(trainer)
-            self._train(trainer)
+            with placed(trainer, self.run, self._first_step()):
+                self._train(trainer)
             self._save(trainer, recorder)
             self.run.save(logs={name: sha256_of(self.run.path / name) for name in _HASHED})
             if early is not None:
@@ -164,6 +166,12 @@ class TrainingRun:
             raise TrainingError(
                 f"Training failed in its first step, so nothing was written: {in_one_line(error)}"
             ) from error
+
+    def _first_step(self) -> int | None:
+        """Of a resumed run, the first optimizer step that is made now."""
+        if not self.resumed:
+            return None
+        return 1 if self.checkpoint is None else step_of(self.checkpoint) + 1
 
     def _save(self, trainer: Any, recorder: Any) -> None:
         """Save what was trained, change it as the defenses do after training, and write the evidence."""

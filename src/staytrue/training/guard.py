@@ -83,7 +83,7 @@ class Guard:
         refuse_reference(reference, self._penalties)
         self._base: Base | None = None
         self._auxiliary = AuxiliaryBatches({}, 0)
-        self._log = PenaltyLog()
+        self._log, self._in_loss = PenaltyLog(), PenaltyLog()
         self.task_rows = 0
         self.observer: Observer | None = None
         self._totals = torch.zeros(len(SOURCES), 2)
@@ -163,7 +163,7 @@ class Guard:
 
     def begin(self, task_rows: int) -> None:
         """Begin training, or continue after so many task rows; nothing is logged yet."""
-        self.task_rows, self._log = task_rows, PenaltyLog()
+        self.task_rows, self._log, self._in_loss = task_rows, PenaltyLog(), PenaltyLog()
         self._separate.clear()
 
     def plan(self, totals: Tensor, task_rows: int, slots: int) -> None:
@@ -179,6 +179,7 @@ class Guard:
         self._totals = totals
         self._separate.begin_step()
         self._log.begin_step(k for k in self._penalties if k not in self._auxiliary or self._auxiliary.due(k))
+        self._in_loss.begin_step(list(self._penalties))
 
     @contextmanager
     def watch(self, marks: Marks) -> Iterator[list[RecordedCall]]:
@@ -240,6 +241,7 @@ class Guard:
             self.observer.evaluated(label, value)
         for name, number in {label: value, **notes}.items():
             self._log.add(name, number)
+        self._in_loss.add(label, weighted)
         return self._separate.keep(label, weighted)
 
     def combine(self, add_up: Callable[[Tensor], Tensor] = lambda gradient: gradient) -> None:
@@ -260,6 +262,10 @@ class Guard:
         processes each holds its share; the trainer sums them.
         """
         return self._log.drain()
+
+    def drain_weighted(self) -> dict[str, Tensor]:
+        """Return each penalty's part of the loss since the last call: with its weight, a mean over the steps."""
+        return self._in_loss.drain()
 
     def detach(self) -> None:
         """Take the hooks off the model, let all of it be trained again, and forget the reference."""

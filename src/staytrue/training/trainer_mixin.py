@@ -40,6 +40,7 @@ from staytrue.training.signatures import by_name
 from staytrue.training.step_count import StepCount, refuse_no_batch, task_rows_ahead
 from staytrue.training.step_plan import StepPlan
 from staytrue.training.stream_check import StreamCheck
+from staytrue.training.trackers import Trackers
 from staytrue.training.trl_datasets import TRLRows, tokenizer_of
 from staytrue.utils.console import bar
 
@@ -126,6 +127,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
         if self.guard.defenses:
             refuse_unguarded(self.args, combines=self.guard.pulls("combine"))
         self._settle()
+        self._trackers = Trackers(self.callback_handler.callbacks, self.guard.defenses)
         self._owns_guard = not curated
         self.projected: dict[str, float] = {}
         self._micro_batch: MicroBatch | None = None  # the one in training now
@@ -298,6 +300,9 @@ class Guarded(_Trainer):  # type: ignore[misc]
                 numbers["task_loss"] = self._task_loss / steps / self.accelerator.num_processes
             logs.update(summed(self.accelerator, numbers))
             self._idle.note(logs)
+            weighted = self.guard.drain_weighted()
+            if self._trackers:
+                self._trackers.weighted = summed(self.accelerator, weighted)
             self._task_loss, self._logged_steps = torch.zeros(()), self.state.global_step
         super().log(logs, *args, **kwargs)
 
