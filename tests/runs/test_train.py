@@ -317,3 +317,33 @@ def test_what_rows_lost_on_the_way_into_tokens_is_said_before_training_and_kept(
     assert done.manifest["rows"]["truncated"] == 24
     assert lines == done.manifest["notes"]
     assert lines[0] == "24 of 24 rows are longer than max_length and were cut."
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_recipe_sets_the_attention_of_training(tmp_path, monkeypatch, attention):
+    loaded, load = [], loading.load_model
+    monkeypatch.setattr(loading, "load_model", lambda *a, **k: loaded.append(load(*a, **k)) or loaded[-1])
+    train.train(make(tmp_path, attention=attention), tmp_path / "run")
+    assert [model.config._attn_implementation for model in loaded] == [attention]
+
+
+def test_an_attention_that_is_not_installed_or_not_known_is_refused(tmp_path):
+    with pytest.raises(ModelError, match=r"cannot be loaded: .*[Ff]lash"):
+        train.train(make(tmp_path, attention="flash_attention_2"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(RecipeError, match=r"attention.*flash.*sdpa"):
+        make(tmp_path, attention="flash")
+
+
+def test_a_device_that_is_not_there_is_refused_and_not_replaced_by_another(tmp_path):
+    with pytest.raises(RecipeError, match="device is cuda, and PyTorch finds none on this machine, only cpu"):
+        train.train(make(tmp_path, device="cuda"), tmp_path / "run")
+    with pytest.raises(RecipeError, match=r"device is cpu and train.use_cpu is False, which contradict each other"):
+        train.train(make(tmp_path, device="cpu", train={"use_cpu": False}), tmp_path / "run")
+
+
+def test_training_runs_on_the_cpu_where_the_recipe_says_so_though_there_is_a_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "device", lambda: "cuda")
+    done = train.train(make(tmp_path, device="cpu"), tmp_path / "run")
+    assert done.manifest["machine"]["device"].startswith("cpu")
+    assert recipe.read(tmp_path / "run" / "recipe.yaml").train["use_cpu"] is True

@@ -15,7 +15,7 @@ _QUANTIZED = (
 _PRECISION = "set the recipe's own `dtype:`, float32 or bfloat16, beside `model:`"
 _EVALUATION = "reserve rows with the recipe's `holdout:`, and use `staytrue eval` on the finished run"
 _TEMPLATE = "the model's own chat template and tokenizer are used; take it out"
-_ATTENTION = "transformers chooses the attention; take it out"
+_ATTENTION = "set the recipe's own `attention:`, such as sdpa or flash_attention_2, beside `model:`"
 _PLAIN_LORA = "`lora:` begins with B = 0 and trains no bias, so that the reference is the model before training"
 _TRAIN = {
     "warmup_ratio": "write warmup_steps: 0.1 for a tenth of the steps",

@@ -111,6 +111,7 @@ class Stop(BaseModel):
 
 _ALL_WEIGHTS = "none"  # of `lora:`
 Dtype = Literal["float32", "bfloat16"]
+Attention = Literal["eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3"]
 
 
 class Recipe(BaseModel):
@@ -121,6 +122,8 @@ class Recipe(BaseModel):
         revision: commit or branch of a hub name.
         dtype: precision of the weights, "float32" or "bfloat16"; None is bfloat16 with a GPU, else float32. The adapter
             is trained in float32 in any case, and with `lora: none` the weights are, unless bfloat16 is set here.
+        attention: the implementation of attention in training; None is transformers' choice.
+        device: the kind of device that training must run on, "cpu", "cuda" or "mps"; None is a GPU where there is one.
         data: chat JSONL file, another file or saved data set, or a hub name (docs/formats.md, "Chat rows"); None takes
             the rows of `task`.
         split: of a data set with several; None is "train".
@@ -145,6 +148,8 @@ class Recipe(BaseModel):
     model: str
     revision: str | None = None
     dtype: Dtype | None = None
+    attention: Attention | None = None
+    device: Literal["cpu", "cuda", "mps"] | None = None
     data: Path | None = None
     split: str | None = None
     columns: dict[Literal["messages", "prompt", "completion", "system"], str] = {}

@@ -36,6 +36,7 @@ class Source:
     place: str  # the argument of `from_pretrained`
     revision: str | None = None
     dtype: str | None = None  # of the weights: "float32" or "bfloat16"; None leaves it to `precision`
+    attention: str | None = None  # transformers' name of its implementation; None leaves it to transformers
 
     @property
     def is_organism(self) -> bool:
@@ -197,7 +198,12 @@ def load_model(source: Source, adapter: Path | None = None, *, dtype: Any = None
     dtype = dtype or precision(source.dtype)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            source.place, revision=source.revision, trust_remote_code=False, use_safetensors=True, dtype=dtype
+            source.place,
+            revision=source.revision,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=dtype,
+            attn_implementation=source.attention,
         )
     except Exception as error:  # the loaders below raise anything from OSError to SafetensorError
         raise ModelError(f"The model {source.name} cannot be loaded: {_first_line(error)}") from None

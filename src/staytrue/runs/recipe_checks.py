@@ -5,6 +5,7 @@ Names, folders, every field, every line of the data, and every row as tokens. No
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,9 @@ def prepare(recipe: Recipe, reference_cache: Path | None) -> tuple[Any, dict[str
     Raises:
         RequestError: the recipe, a file or the model cannot be used.
     """
-    source = loading.find(recipe.model, recipe.revision, recipe.dtype)
+    source = replace(loading.find(recipe.model, recipe.revision, recipe.dtype), attention=recipe.attention)
     _check_files(recipe)
+    recipe = _on_device(recipe)
     second_training.check(recipe, source)
     settings = trainer_args.checked(recipe.train, recipe.trainer)
     if recipe.lora is None:
@@ -46,6 +48,26 @@ def prepare(recipe: Recipe, reference_cache: Path | None) -> tuple[Any, dict[str
     tokenizer = loading.load_tokenizer(source)
     build = BUILDS[recipe.trainer](recipe, source, tokenizer, rows, held, reference_cache)
     return build, _facts(recipe, source, rows, held)
+
+
+def _on_device(recipe: Recipe) -> Recipe:
+    """Return the recipe with the trainer's own setting of its `device`.
+
+    Raises:
+        RecipeError: this machine has no such device, or `train` says another.
+    """
+    wanted, use_cpu = recipe.device, recipe.train.get("use_cpu")
+    if wanted is None:
+        return recipe
+    if use_cpu is not None and use_cpu != (wanted == "cpu"):
+        raise RecipeError(f"device is {wanted} and train.use_cpu is {use_cpu}, which contradict each other; keep one.")
+    here = loading.device()
+    if wanted not in ("cpu", here):
+        raise RecipeError(
+            f"device is {wanted}, and PyTorch finds none on this machine, only {here}. Install a PyTorch that fits your "
+            "GPU and its driver, or take `device` out."
+        )
+    return recipe.model_copy(update={"train": {**recipe.train, "use_cpu": True}}) if wanted == "cpu" else recipe
 
 
 def _check_validation(recipe: Recipe) -> None:
