@@ -64,8 +64,8 @@ def _on_device(recipe: Recipe) -> Recipe:
     here = loading.device()
     if wanted not in ("cpu", here):
         raise RecipeError(
-            f"device is {wanted}, and PyTorch finds none on this machine, only {here}. Install a PyTorch that fits your "
-            "GPU and its driver, or take `device` out."
+            f"device is {wanted}, and PyTorch finds none on this machine, only {here}. Install a PyTorch that fits "
+            "your GPU and its driver, or take `device` out."
         )
     return recipe.model_copy(update={"train": {**recipe.train, "use_cpu": True}}) if wanted == "cpu" else recipe
 
