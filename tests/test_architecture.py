@@ -31,6 +31,7 @@ LAYERS = [
     ["studies", "doctor"],
     ["commands"],
     ["cli"],
+    ["__main__"],
 ]
 
 

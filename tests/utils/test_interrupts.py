@@ -83,6 +83,15 @@ def test_a_command_ends_in_one_sentence_however_often_it_is_stopped(body, times)
     assert out == ("recorded\n" if "recorded" in body else "")
 
 
+def test_a_command_that_is_stopped_while_it_starts_ends_in_the_same_sentence(tmp_path):
+    (tmp_path / "typer.py").write_text("import time\nprint('begun', flush=True)\ntime.sleep(60)\n")  # a slow import
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from staytrue.__main__ import main; main()"
+    process = started([sys.executable, "-c", code])
+    assert process.stdout.readline() == "begun\n"
+    _, errors = pressed(process, 1, 0.1)
+    assert (process.returncode, errors) == (130, "\nstaytrue: stopped.\n")
+
+
 @pytest.mark.parametrize("times", [1, 2])
 def test_an_import_ends_before_the_command_does_unless_it_is_stopped_again(tmp_path, times):
     (tmp_path / "slow_module.py").write_text("import time\ntime.sleep(1.5)\nprint('imported', flush=True)\n")
