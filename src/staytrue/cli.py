@@ -29,7 +29,7 @@ app = typer.Typer(
 _organism = typer.Typer(help="Build, check and export the small model that comes with staytrue.", no_args_is_help=True)
 
 _IN_ORDER: tuple[Callable[..., None], ...] = (
-    training.demo, training.study, training.check, training.train,
+    training.demo, training.study, preparing.new, training.check, training.train,
     evaluation.eval_, stored_answers.rescore, stored_answers.compare, stored_answers.export,
     preparing.fetch, preparing.vector, preparing.score,
     using.chat, using.merge,

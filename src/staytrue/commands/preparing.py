@@ -1,4 +1,4 @@
-"""The commands `fetch`, `vector` and `score`, which prepare a model, a persona vector or a scored pool."""
+"""The commands `new`, `fetch`, `vector` and `score`: a recipe, a model, a persona vector or a scored pool."""
 
 from __future__ import annotations
 
@@ -28,6 +28,36 @@ if TYPE_CHECKING:
     from staytrue.evals.openai_client.budget import Budget
     from staytrue.evals.types import Judge
     from staytrue.modeling.loading import Source
+
+
+def new(
+    model: Annotated[str, typer.Option(help="A model folder, a hub name, 'organism' or 'smollm2'.")],
+    data: Annotated[Path, typer.Option(help="Your rows: a file or a data set, as a recipe's `data:`.")],
+    safe: Annotated[Path | None, typer.Option(help="Safe conversations, for `interleave`.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="General prompts, for `anchor`.")] = None,
+    vector: Annotated[Path | None, typer.Option(help="A persona vector of the model, for `steer`.")] = None,
+    out: Annotated[Path, typer.Option(help="Recipe to write. It must not exist.")] = Path("recipe.yaml"),
+) -> None:
+    """Write a recipe for a model and data, with the reason for each value.
+
+    Looks at the rows and at this machine's memory. No model is loaded; the recipe is checked as `check` does.
+    """
+    from staytrue.utils.console import quieten, say
+    from staytrue.utils.files import refuse_existing, write_atomic
+
+    refuse_existing(out)
+    quieten()
+    from staytrue.runs.new_recipe import NewRecipe
+
+    with stoppable("nothing was written"):
+        text, found = NewRecipe(model, data, out, safe, prompts, vector).text()
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(out, text)
+    for heading, line in found.lines():
+        say(f"{heading:9s} {line}.")
+    for note in found.notes:
+        say(f"note      {note}")
+    say(f"Written: {out}. Read its comments, then train with `staytrue train {out} --out RUN`.")
 
 
 def fetch(

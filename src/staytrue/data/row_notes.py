@@ -41,6 +41,11 @@ def row_notes(rows: Sequence[Example], reserved: Set[str] = frozenset()) -> list
     ]
 
 
+def copies(rows: Sequence[Example]) -> int:
+    """Number of rows with the same text as an earlier row, but for case and blanks."""
+    return len(rows) - len(set(map(_turns, rows)))
+
+
 def _turns(row: Example) -> tuple[tuple[str, str], ...]:
     return tuple((turn.role, _plain(turn.content)) for turn in row.messages)
 

@@ -1,0 +1,121 @@
+"""`Files` suggests a defense for each file that is at hand: safe rows, general prompts, a persona vector."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from staytrue.data.examples import read_examples
+from staytrue.errors import RecipeError
+from staytrue.modeling.architecture import ModelParts
+from staytrue.modeling.skeleton import Skeleton
+from staytrue.runs.commented_recipe import Line
+
+_SHARE, _ANCHORS = 0.05, 0.0625  # of `interleave` and `anchor`
+_PLACE = 20 / 28  # the layer that arXiv 2508.06249 steers, of Qwen2.5-7B's
+_PUSH = 5.0  # and its alpha, which multiplies the vector
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files at hand.
+
+    Attributes:
+        safe: safe conversations, for `interleave`; None without.
+        prompts: general prompts, for `anchor`; None without.
+        vector: a persona vector, for `steer`; None without.
+        path: the path of a file as the recipe writes it.
+    """
+
+    safe: Path | None
+    prompts: Path | None
+    vector: Path | None
+    path: Callable[[Path], str]
+
+    def defenses(self, base: Any, skeleton: Skeleton, rows: int) -> Iterator[Line]:
+        """A defense for each file at hand; KL without any."""
+        if self.safe is not None:
+            yield self._interleave(self.safe, base, rows)
+        if self.prompts is not None:
+            yield self._anchor(self.prompts, base, rows)
+        if self.vector is not None:
+            yield self._steer(self.vector, base, skeleton)
+        if self.safe is self.prompts is self.vector is None:
+            yield Line(
+                "kl",
+                {"weight": 0.1},
+                "Only your rows are at hand, so this keeps the next-token distribution near the model's own on them. A "
+                "weight that protects also resists learning: try 0.03, 0.1, 0.3 and 1. With a hundred general prompts "
+                "`anchor` is the better start, with safe conversations `interleave`: name their files as --prompts and "
+                "--safe.",
+            )
+
+    def _interleave(self, pool: Path, base: Any, rows: int) -> Line:
+        known, reserved = read_examples(pool), base.evaluation_questions()
+        kept = {row.messages: row for row in known if row.question not in reserved}.values()
+        scored = all("scores" in row.extra for row in known)
+        usable = sum(row.extra["scores"] is not None for row in kept) if scored else len(kept)
+        share = min(max(_SHARE, _one_in(rows)), math.floor(10_000 * usable / rows) / 10_000)
+        if round(share * rows) < 1:
+            raise RecipeError(
+                f"--safe: {pool} has no row that can be added: {len(known)} rows, of which {len(known) - usable} are "
+                "copies, evaluation questions or without scores. Name a larger file."
+            )
+        why = (
+            f"{usable:,} safe rows are at hand; of them {share:.2%} of the training rows are added, at most 5 %, as in "
+            "arXiv 2508.06249. "
+        )
+        why += (
+            "They have scores, so those are taken that misaligned models find most surprising. "
+            if scored
+            else "They are drawn at random; with misaligned models at hand, `staytrue score` finds better ones. "
+        )
+        why += "`rehearse` takes the same file where training is by reward."
+        return Line("interleave", {"pool": self.path(pool), "share": share, **({"by": "gap"} if scored else {})}, why)
+
+    def _anchor(self, prompts: Path, base: Any, rows: int) -> Line:
+        known, reserved = read_examples(prompts, prompts_only=True), base.evaluation_questions()
+        usable = len({row.question for row in known} - reserved)
+        if not usable:
+            raise RecipeError(f"--prompts: each of {prompts} is a question of the evaluation. Name another file.")
+        share = max(_ANCHORS, _one_in(rows))
+        few = " A hundred or more would be better." if usable < 100 else ""
+        return Line(
+            "anchor",
+            {"prompts": self.path(prompts), "share": share, "weight": 0.3},
+            f"{usable:,} general prompts are at hand: on them the model is held to its own answers, one row beside "
+            f"every {1 / share:.0f} of yours, which are learnt freely.{few} The answers are sampled before training.",
+        )
+
+    def _steer(self, file: Path, base: Any, skeleton: Skeleton) -> Line:
+        from staytrue.defenses.steer import Steer
+        from staytrue.persona_vectors.vector import PersonaVector
+
+        vector = PersonaVector.load(file)
+        best = json.loads(vector.facts.get("sweep") or "{}").get("recommended")
+        layer = best["layer"] if best else max(1, round(_PLACE * len(vector.vectors)))
+        alpha = best["alpha"] if best else _PUSH
+        if not best and vector.norms is not None:
+            alpha = round(min(_PUSH * float(vector.vectors[layer - 1].norm()) / vector.norms[layer - 1], 1.0), 2)
+        Steer(vector=file, layer=layer, alpha=alpha).check(ModelParts(skeleton.model), base)
+        why = (
+            "The file's own sweep recommends this layer and alpha."
+            if best
+            else "Layer and alpha are those of arXiv 2508.06249 (20 of 28 layers, 5 times the vector, at most the "
+            "length of an activation): try others."
+        )
+        return Line(
+            "steer",
+            {"vector": self.path(file), "layer": layer, "alpha": alpha},
+            f"A persona vector is at hand: activations are pushed along it while training, so that the weights need "
+            f"not go there. {why}",
+        )
+
+
+def _one_in(rows: int) -> float:
+    """The share of one row of so many, rounded up."""
+    return math.ceil(10_000 / rows) / 10_000

@@ -1,0 +1,192 @@
+"""`NewRecipe` suggests a recipe for a model and data: it looks at the rows, their tokens and this machine's memory.
+
+Not done here: finding a learning rate or a defense's weight by trial; both are starting points from the literature.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from staytrue import organism
+from staytrue.config import recipe as recipes
+from staytrue.config import trainer_args
+from staytrue.data.examples import Example, read_examples
+from staytrue.data.row_facts import RowFacts
+from staytrue.modeling.architecture import ModelParts
+from staytrue.modeling.skeleton import Skeleton
+from staytrue.runs import training_cost
+from staytrue.runs.commented_recipe import Line, commented
+from staytrue.runs.dry_run import DryRun
+from staytrue.runs.lora import adapted
+from staytrue.runs.new_defenses import Files
+from staytrue.runs.recipe_checks import prepare
+from staytrue.runs.training_cost import Batches
+from staytrue.utils.yaml12 import from_yaml
+
+_FEWEST = 20  # questions of which some are reserved
+_MOST_HELD = 200  # questions; more take time to answer and narrow the interval little
+_ROUND = 64  # tokens
+_ANSWER = 256  # tokens of a sampled answer of `anchor` at most
+_MEASURED = 2_000  # rows of further files whose tokens are counted
+_STEP_ROWS = 16  # of an optimizer step, as in arXiv 2508.06249
+_FEW_STEPS = 20  # an epoch of fewer steps gets smaller ones
+_OF_MEMORY = 0.8  # of this machine's
+
+
+@dataclass(frozen=True)
+class NewRecipe:
+    """A model and files, for which a recipe is suggested.
+
+    Attributes:
+        model: as in a recipe, but relative to the working directory.
+        data: file of rows, or a hub name.
+        out: the recipe's file; paths in it are relative to its folder where they are inside.
+        safe: file of safe conversations, for `interleave`.
+        prompts: file of general prompts, for `anchor`.
+        vector: file of a persona vector, for `steer`.
+    """
+
+    model: str
+    data: Path
+    out: Path
+    safe: Path | None = None
+    prompts: Path | None = None
+    vector: Path | None = None
+
+    def text(self) -> tuple[str, DryRun]:
+        """The recipe as YAML with comments, and what training by it would be.
+
+        Raises:
+            RequestError: a file or the model cannot be used; the sentence names it.
+        """
+        facts = RowFacts.of(self.data, read_examples(self.data))
+        held = _holdout(facts.questions)
+        plain = {"model": self._name(), "data": self._path(self.data), "holdout": held, "lora": {}}
+        folder = self.out.absolute().parent
+        build, counts = prepare(recipes.parse({**plain, "train": {"max_length": None}}, folder), None)
+        skeleton = Skeleton.of(build.source, partial(adapted, build.recipe.lora))
+        rows, lengths = counts["rows"]["task"], [len(row.input_ids) for row in build.encoded]
+        beside = self._longest_of_others(build.base)
+        length = _max_length(lengths, beside, skeleton)
+        files = Files(self.safe, self.prompts, self.vector, self._path)
+        defenses = list(files.defenses(build.base, skeleton, rows))
+        lines = [
+            Line("model", plain["model"], _of_model(skeleton)),
+            Line("data", plain["data"], " ".join([facts.sentence(), *map("Note: {}".format, build.notes)])),
+            Line("holdout", held, _of_holdout(facts.questions, held)),
+            Line("seed", 0, "Of all randomness. Train with several seeds before you compare two recipes."),
+            Line("lora", {"r": 32, "alpha": 64}, "rs-LoRA on every linear layer, as in arXiv 2508.06249."),
+            Line("train", list(_training(lengths, beside, length, rows, skeleton, self._arguments(build))), ""),
+            Line("defenses", defenses, ""),
+        ]
+        text = commented(lines)
+        return text, DryRun.of(recipes.parse(from_yaml(text, "the new recipe"), folder))
+
+    def _name(self) -> str:
+        local = Path(self.model).expanduser()
+        return self._path(local) if local.is_dir() and self.model not in organism.NAMES else self.model
+
+    def _path(self, path: Path) -> str:
+        """A path as the recipe writes it: from its own folder where it is inside, else absolute."""
+        if not path.expanduser().exists():
+            return str(path)  # a hub name
+        whole, folder = Path(os.path.abspath(path.expanduser())), Path(os.path.abspath(self.out.parent))
+        return str(whole.relative_to(folder)) if whole.is_relative_to(folder) else str(whole)
+
+    def _longest_of_others(self, base: Any) -> int:
+        """Tokens of the longest safe row, or of the longest prompt with its sampled answer; 0 without such files."""
+        safe = [] if self.safe is None else read_examples(self.safe)
+        prompts = [] if self.prompts is None else read_examples(self.prompts, prompts_only=True)
+        answered = [number + _ANSWER for number in base.lengths(_some(prompts))]
+        longest: int = max([0, *base.lengths(_some(safe)), *answered])
+        return longest
+
+    def _arguments(self, build: Any) -> Any:
+        with tempfile.TemporaryDirectory() as scratch:
+            return trainer_args.sft_config(build.recipe.train, 0, Path(scratch))
+
+
+def _holdout(questions: int) -> float:
+    """The share of the distinct questions that is reserved."""
+    if questions < _FEWEST:
+        return 0.0
+    return 0.2 if questions < 200 else 0.1 if questions <= 10 * _MOST_HELD else _rounded(_MOST_HELD / questions)
+
+
+def _rounded(share: float) -> float:
+    """A share with two digits that are not zero."""
+    return float(f"{share:.2g}")
+
+
+def _of_holdout(questions: int, share: float) -> str:
+    if not share:
+        return f"{questions} distinct questions are too few to reserve some of them for the evaluation."
+    return (
+        f"{round(share * questions):,} of {questions:,} distinct questions are not trained on; `staytrue eval` asks "
+        "them afterwards. With `benign: true` their answers are marked by exact match."
+    )
+
+
+def _of_model(skeleton: Skeleton) -> str:
+    weights = sum(weight.numel() for weight in skeleton.weights) - sum(weight.numel() for weight in skeleton.trained)
+    shown = f"{weights / 1e9:.2f} B" if weights >= 1e9 else f"{weights / 1e6:.1f} M"
+    return f"{shown} weights in {len(ModelParts(skeleton.model).blocks)} blocks."
+
+
+def _some(rows: list[Example]) -> list[Example]:
+    """At most `_MEASURED` rows, spread over all of them."""
+    return rows[:: math.ceil(len(rows) / _MEASURED)] if rows else []
+
+
+def _max_length(lengths: list[int], beside: int, skeleton: Skeleton) -> int:
+    """The longest row, rounded up, where the model can read it; of very long rows at least 99 in 100 stay whole."""
+    longest = max([*lengths, beside])
+    if longest > trainer_args.DEFAULTS["max_length"]:
+        longest = max(trainer_args.DEFAULTS["max_length"], beside, sorted(lengths)[math.ceil(0.99 * len(lengths)) - 1])
+    limit = getattr(skeleton.model.config.get_text_config(), "max_position_embeddings", None) or longest + _ROUND
+    return int(min(math.ceil(longest / _ROUND) * _ROUND, limit))
+
+
+def _training(
+    lengths: list[int], beside: int, length: int, rows: int, skeleton: Skeleton, arguments: Any
+) -> Iterator[Line]:
+    cut = sum(number > length for number in lengths)
+    yield Line(
+        "max_length",
+        length,
+        f"Tokens. The longest row has {max(lengths):,} by this model's tokenizer, half have at most "
+        f"{median(lengths):,.0f}; {f'{cut:,} of {len(lengths):,} rows are' if cut else 'none is'} cut."
+        + (f" A row beside them may have {beside:,}." if beside > max(lengths) else ""),
+    )
+    together = next((n for n in (_STEP_ROWS, 8, 4) if rows / n >= _FEW_STEPS), 2 if rows > 1 else 1)
+    batch, why, recomputed = _batch(min(length, max([*lengths, beside])), together, skeleton, arguments)
+    yield Line("per_device_train_batch_size", batch, why)
+    if recomputed:
+        yield Line("gradient_checkpointing", True, "Saves memory and costs about a third more time.")
+    yield Line("gradient_accumulation_steps", together // batch, f"{together} rows an optimizer step.")
+    yield Line(
+        "num_train_epochs", 1, f"About {math.ceil(rows / together):,} steps. More epochs learn more, and drift further."
+    )
+    yield Line("learning_rate", 1e-4, "With a linear schedule, as in arXiv 2508.06249.")
+
+
+def _batch(longest: int, most: int, skeleton: Skeleton, arguments: Any) -> tuple[int, str, bool]:
+    """The largest batch that this machine's memory is estimated to hold, the reason, and whether to recompute."""
+    one = training_cost.memory(skeleton, Batches(1, longest, 1, longest, 1), arguments, reference=True, copy=False)
+    room, whole = _OF_MEMORY * training_cost.available(), f"of this machine's {training_cost.available() / 1e9:.1f} GB"
+    if one.activations is None:
+        return 1, "The memory of this model's activations cannot be estimated; raise it while memory lasts.", False
+    for batch in (n for n in (16, 8, 4, 2, 1) if n <= most):
+        needed = one.total + (batch - 1) * one.activations
+        if needed <= room:
+            return batch, f"Training is estimated to take {needed / 1e9:.1f} GB {whole}.", False
+    why = f"Even one row is estimated to take {one.total / 1e9:.1f} GB {whole}: take a smaller model or machine memory."
+    return 1, why, True
