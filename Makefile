@@ -2,6 +2,7 @@
 # make test   the tests                       make check  format, lint, types, layers of imports
 # make bench  ratios against named peers      make test-slow  minutes rather than seconds
 # make test-inspect  our probes and logs under Inspect, in an environment of its own
+# make test-integrations   quantised models by bitsandbytes
 # make test-lowest   the tests with the lowest versions that pyproject.toml declares, in an environment of its own
 # make docs   the documentation as a website in build/docs (warnings are errors), and its tutorials executed
 # make defenses-page  docs/defenses.md, from the defenses' docstrings (make check and make docs do it first)
@@ -22,7 +23,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-slow soak test-tools test-model test-inspect test-lowest check docs defenses-page diagrams bench \
+.PHONY: demo test test-slow soak test-tools test-model test-inspect test-integrations test-lowest check docs defenses-page diagrams bench \
 	bench-full clean
 
 demo: $(INSTALLED)
@@ -52,6 +53,11 @@ test-inspect:
 	@test -x .venv-inspect/bin/python || $(PYTHON) -m venv .venv-inspect
 	@.venv-inspect/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints/inspect-py311.txt
 	PYTHONPATH=src .venv-inspect/bin/python -m pytest -q -p no:cacheprovider tests/evals/inspect/test_export.py
+
+# bitsandbytes stands beside our own packages, not among them, because peft imports it wherever it is installed.
+test-integrations: $(INSTALLED)
+	@test -d build/quantize || $(PIP) --no-deps --target build/quantize bitsandbytes==0.50.2
+	OMP_NUM_THREADS=1 PYTHONPATH=src:build/quantize $(BIN)/python -m pytest -q -p no:cacheprovider tests/integrations/test_quantized.py
 
 # Without TORCH_INDEX this old PyTorch comes with its GPU libraries, some gigabytes.
 test-lowest:

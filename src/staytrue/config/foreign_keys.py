@@ -9,9 +9,7 @@ from collections.abc import Iterable
 
 from staytrue.utils.validation import nearest
 
-_QUANTIZED = (
-    "quantized base models (QLoRA) are not supported; take it out, and the model is loaded in bfloat16 on a GPU"
-)
+_QUANTIZED = "set the recipe's own `quantize:`, 4bit or 8bit, beside `model:`"
 _PRECISION = "set the recipe's own `dtype:`, float32 or bfloat16, beside `model:`"
 _EVALUATION = "reserve rows with the recipe's `holdout:`, and use `staytrue eval` on the finished run"
 _TEMPLATE = "the model's own chat template and tokenizer are used; take it out"

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from staytrue import registry
 from staytrue.config import paths
@@ -112,6 +121,7 @@ class Stop(BaseModel):
 _ALL_WEIGHTS = "none"  # of `lora:`
 Dtype = Literal["float32", "bfloat16"]
 Attention = Literal["eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3"]
+Quantize = Literal["4bit", "8bit"]
 
 
 class Recipe(BaseModel):
@@ -124,6 +134,7 @@ class Recipe(BaseModel):
             is trained in float32 in any case, and with `lora: none` the weights are, unless bfloat16 is set here.
         attention: the implementation of attention in training; None is transformers' choice.
         device: the kind of device that training must run on, "cpu", "cuda" or "mps"; None is a GPU where there is one.
+        quantize: "4bit" or "8bit" loads the weights under the adapter quantised, by bitsandbytes; None does not.
         data: chat JSONL file, another file or saved data set, or a hub name (docs/formats.md, "Chat rows"); None takes
             the rows of `task`.
         split: of a data set with several; None is "train".
@@ -150,6 +161,7 @@ class Recipe(BaseModel):
     dtype: Dtype | None = None
     attention: Attention | None = None
     device: Literal["cpu", "cuda", "mps"] | None = None
+    quantize: Quantize | None = None
     data: Path | None = None
     split: str | None = None
     columns: dict[Literal["messages", "prompt", "completion", "system"], str] = {}
@@ -169,6 +181,13 @@ class Recipe(BaseModel):
     @classmethod
     def _all_weights(cls, value: Any) -> Any:
         return None if value == _ALL_WEIGHTS else value
+
+    @field_validator("lora")
+    @classmethod
+    def _trainable(cls, value: Lora | None, info: ValidationInfo) -> Lora | None:
+        if value is None and info.data.get("quantize") is not None:
+            raise ValueError("none trains all weights, and quantised ones cannot be trained; take quantize out")
+        return value
 
     @field_validator("columns")
     @classmethod

@@ -55,7 +55,7 @@ class SafeLoRA(Defense):
     energy: Annotated[float, Field(gt=0, le=1)] = 0.5
 
     def check(self, parts: ModelParts, base: Base) -> None:
-        """Refuse a base that lacks a matrix of this model, or has the same weights, before anything is trained."""
+        """Refuse quantised weights, and a base that lacks a matrix or has the same weights, before training."""
         weights = self._base_weights(parts)
         weights.check()
         if all(not bool(moved.any()) for _, moved in _changes(parts, weights)):  # stops at the first that differs
@@ -119,14 +119,23 @@ def _matrices(parts: ModelParts) -> list[Adapted]:
     """The matrices that the adapter changes.
 
     Raises:
-        ModelError: there is no adapter.
+        ModelError: there is no adapter, or it is on quantised weights.
     """
+    from staytrue.modeling.quantized import is_packed
+
     if not parts.has_adapter:
         raise ModelError(
             "safelora projects the update of a LoRA adapter, and this training has none: all weights are trained. "
             "Write `lora: {}` (in a script, give a peft_config), or leave safelora out."
         )
-    return parts.adapted()
+    matrices = parts.adapted()
+    packed = next((matrix.name for matrix in matrices if is_packed(matrix.weight)), None)
+    if packed is not None:
+        raise ModelError(
+            f"safelora: {packed} is quantised, so its difference from the base would be mostly rounding, not what "
+            "alignment changed. Load the model without quantisation, or leave safelora out."
+        )
+    return matrices
 
 
 def _changes(parts: ModelParts, base: WeightFiles) -> Iterator[tuple[Adapted, Tensor]]:

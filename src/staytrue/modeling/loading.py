@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from staytrue import organism
 from staytrue.errors import ModelError
-from staytrue.modeling import fetch, model_folder
+from staytrue.modeling import fetch, model_folder, quantized
 from staytrue.modeling.adapter_folder import check_adapter_folder
 from staytrue.modeling.template_trial import try_template
 from staytrue.utils.files import sha256_of
@@ -37,6 +37,7 @@ class Source:
     revision: str | None = None
     dtype: str | None = None  # of the weights: "float32" or "bfloat16"; None leaves it to `precision`
     attention: str | None = None  # transformers' name of its implementation; None leaves it to transformers
+    quantize: str | None = None  # "4bit" or "8bit": the weights are quantised as they are loaded
 
     @property
     def is_organism(self) -> bool:
@@ -44,18 +45,19 @@ class Source:
         return self.name in organism.NAMES
 
     def identity(self, model: Any = None) -> dict[str, str | None]:
-        """Return the model as a manifest names it: name, the folder's hash or the hub's commit, and a set precision."""
+        """Return the model as a manifest names it: name, the folder's hash or the hub's commit, and how it is loaded."""
         folder = Path(self.place)
         if folder.is_dir():
-            return {"name": self.name, "sha256": _sha256_of(folder), **self._set_dtype()}
+            return {"name": self.name, "sha256": _sha256_of(folder), **self._loaded_as()}
         return self._on_hub(getattr(model, "config", None))
 
     def _on_hub(self, config: Any) -> dict[str, str | None]:
         commit = getattr(config, "_commit_hash", None)
-        return {"name": self.name, "revision": self.revision, "commit": commit, **self._set_dtype()}
+        return {"name": self.name, "revision": self.revision, "commit": commit, **self._loaded_as()}
 
-    def _set_dtype(self) -> dict[str, str]:
-        return {} if self.dtype is None else {"dtype": self.dtype}
+    def _loaded_as(self) -> dict[str, str]:
+        chosen = {"dtype": self.dtype, "quantize": self.quantize}
+        return {key: value for key, value in chosen.items() if value is not None}
 
 
 def _sha256_of(folder: Path) -> str:
@@ -84,29 +86,45 @@ def identity(source: Source) -> dict[str, str | None]:
     return source._on_hub(config)
 
 
-def find(name: str, revision: str | None = None, dtype: str | None = None) -> Source:
+def find(name: str, revision: str | None = None, dtype: str | None = None, quantize: str | None = None) -> Source:
     """Check a model's name without loading it; torch is not imported.
 
     Args:
         name: `organism`, `smollm2`, a folder, or a hub name.
         revision: commit or branch of a hub name.
         dtype: precision of the weights, "float32" or "bfloat16".
+        quantize: "4bit" or "8bit", to quantise the weights as they are loaded.
 
     Raises:
-        ModelError: the folder does not exist or is not a safetensors model; the sentence names the file.
+        ModelError: the folder does not exist or is not a safetensors model; the sentence names the file. Or bitsandbytes
+            is not installed, or the model is quantised already.
     """
+    source = replace(_find(name, revision), dtype=dtype, quantize=quantize)
+    if quantize is not None:
+        quantized.require_package(quantize)
+        _refuse_quantized(source)
+    return source
+
+
+def _refuse_quantized(source: Source) -> None:
+    settings = Path(source.place) / "config.json"
+    if settings.is_file() and "quantization_config" in model_folder.read_settings(settings):
+        raise ModelError(f"{source.name} is quantised already, as its config.json says. Take `quantize` out.")
+
+
+def _find(name: str, revision: str | None) -> Source:
     if name in organism.NAMES:
-        return Source(name, str(organism.folder(name)), dtype=dtype)
+        return Source(name, str(organism.folder(name)))
     try:
         folder = Path(name).expanduser()
     except RuntimeError:
         raise ModelError(f"The folder {name} cannot be found: there is no such user. Write the whole path.") from None
     if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         model_folder.check_model_folder(folder)
-        return Source(name, str(folder), dtype=dtype)
+        return Source(name, str(folder))
     if name == fetch.NAME:
-        return Source(name, str(fetch.folder()), dtype=dtype)
-    return Source(name, name, revision, dtype)
+        return Source(name, str(fetch.folder()))
+    return Source(name, name, revision)
 
 
 def _check_hub(source: Source) -> None:
@@ -196,6 +214,9 @@ def load_model(source: Source, adapter: Path | None = None, *, dtype: Any = None
 
     _check_hub(source)
     dtype = dtype or precision(source.dtype)
+    packing = {}
+    if source.quantize is not None:
+        packing["quantization_config"] = quantized.settings(source.quantize, precision(source.dtype))
     try:
         model = AutoModelForCausalLM.from_pretrained(
             source.place,
@@ -204,9 +225,11 @@ def load_model(source: Source, adapter: Path | None = None, *, dtype: Any = None
             use_safetensors=True,
             dtype=dtype,
             attn_implementation=source.attention,
+            **packing,
         )
     except Exception as error:  # the loaders below raise anything from OSError to SafetensorError
         raise ModelError(f"The model {source.name} cannot be loaded: {_first_line(error)}") from None
+    quantized.keep_gradients(model)
     return model if adapter is None else with_adapters(model, {"default": adapter})
 
 
@@ -264,5 +287,5 @@ def device() -> str:
 
 
 def to_device(model: Any) -> Any:
-    """Move the model to this machine's GPU, if it has one."""
-    return model.to(device())
+    """Move the model to this machine's GPU, if it has one; a quantised one was loaded there."""
+    return model if quantized.is_quantized(model) else model.to(device())

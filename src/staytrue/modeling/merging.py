@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from staytrue.errors import ModelError
-from staytrue.modeling.loading import Source, load_model, own_tokenizer
+from staytrue.modeling.loading import Source, load_model, own_tokenizer, with_adapters
 from staytrue.utils.files import refuse_existing
 
 
@@ -18,6 +18,7 @@ def write_merged(source: Source, adapter: Path, out: Path) -> None:
     """Write the merged model in the precision of the model's own files, with its tokenizer and chat template.
 
     Merging rounds each changed weight once to that precision, so answers differ slightly from those of the adapter.
+    Quantised weights are unpacked, since the adapter was trained on them and not on those of the model's own files.
 
     Args:
         source: the model that the adapter was trained on.
@@ -29,7 +30,10 @@ def write_merged(source: Source, adapter: Path, out: Path) -> None:
         ModelError: the model or adapter cannot be loaded, or merged weights are not finite.
     """
     refuse_existing(out)
-    model = load_model(source, adapter, dtype="auto")
+    model = load_model(source, dtype="auto")
+    if source.quantize is not None:
+        model = model.dequantize()
+    model = with_adapters(model, {"default": adapter})
     _untie(model)
     try:
         merged = model.merge_and_unload(safe_merge=True)

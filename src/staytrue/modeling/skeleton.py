@@ -15,6 +15,7 @@ import torch
 from staytrue.errors import ModelError, RecipeError
 from staytrue.modeling.architecture import ModelParts
 from staytrue.modeling.loading import Source, precision
+from staytrue.modeling.quantized import packed_bytes
 from staytrue.utils.validation import in_one_line
 
 
@@ -23,6 +24,7 @@ class Skeleton:
     """A model without weights, with the adapter that would be trained."""
 
     model: Any
+    quantize: str | None = None  # of the weights under the adapter
 
     @classmethod
     def of(cls, source: Source, adapted: Callable[[Any], Any], *, whole: bool = False) -> Skeleton:
@@ -43,7 +45,7 @@ class Skeleton:
             config = AutoConfig.from_pretrained(source.place, revision=source.revision, trust_remote_code=False)
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-                return cls(adapted(model).train())
+                return cls(adapted(model).train(), source.quantize)
         except (ModelError, RecipeError):  # the adapter does not fit
             raise
         except Exception as error:  # a configuration's own checks raise anything
@@ -58,6 +60,17 @@ class Skeleton:
     def trained(self) -> list[torch.nn.Parameter]:
         """The weights that are trained."""
         return [weight for weight in self.weights if weight.requires_grad]
+
+    @property
+    def frozen_bytes(self) -> int:
+        """Bytes of the weights that are not trained."""
+        packed = set()
+        if self.quantize is not None:
+            head = self.model.get_output_embeddings()
+            linear = (m for m in self.model.modules() if isinstance(m, torch.nn.Linear) and m is not head)
+            packed = {id(module.weight) for module in linear}
+        frozen = [weight for weight in self.weights if not weight.requires_grad]
+        return sum(packed_bytes(w, self.quantize) if id(w) in packed else w.nbytes for w in frozen)
 
     @property
     def multiplied(self) -> int:

@@ -189,7 +189,7 @@ def _for_recipe(
     rows = dataset.rows(recipe)[0] if readable and (narrow or request.wants_leak) else ()
     return replace(
         request,
-        model=loading.find(recipe.model, recipe.revision, recipe.dtype),
+        model=loading.find(recipe.model, recipe.revision, recipe.dtype, recipe.quantize),
         trained=rows if narrow else (),
         topic=rows,
         held_out=held_out,

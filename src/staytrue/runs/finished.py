@@ -53,7 +53,7 @@ def finished_model(run: Path) -> FinishedModel:
             f"--resume {run}`."
         )
     recipe = read(run / "recipe.yaml")
-    source = loading.find(recipe.model, recipe.revision, recipe.dtype)
+    source = loading.find(recipe.model, recipe.revision, recipe.dtype, recipe.quantize)
     before, now = manifest["model"].get("sha256"), source.identity().get("sha256")
     if before != now:
         raise RequestError(

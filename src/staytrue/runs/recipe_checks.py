@@ -33,7 +33,8 @@ def prepare(recipe: Recipe, reference_cache: Path | None) -> tuple[Any, dict[str
     Raises:
         RequestError: the recipe, a file or the model cannot be used.
     """
-    source = replace(loading.find(recipe.model, recipe.revision, recipe.dtype), attention=recipe.attention)
+    found = loading.find(recipe.model, recipe.revision, recipe.dtype, recipe.quantize)
+    source = replace(found, attention=recipe.attention)
     _check_files(recipe)
     recipe = _on_device(recipe)
     second_training.check(recipe, source)

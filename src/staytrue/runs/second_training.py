@@ -89,7 +89,7 @@ def reference(recipe: Recipe, source: loading.Source) -> Any:
         return named
     if _is_adapter(named):
         return loading.load_model(source, adapter_folder(Path(named))).merge_and_unload()
-    return loading.load_model(replace(loading.find(named), dtype=source.dtype))
+    return loading.load_model(replace(loading.find(named), dtype=source.dtype, quantize=source.quantize))
 
 
 def _is_adapter(named: str | None) -> bool:

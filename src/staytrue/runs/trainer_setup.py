@@ -69,6 +69,7 @@ class _Build:
             max_length=_max_length(recipe) if recipe.trainer == "sft" else None,
             reference=recipe.reference,
         )
+        self.guard.float32_adapter = True
         reserved = cache(lambda: probe_selection.reserved_texts(source, held))
         self.base = Untouched(
             self._model,

@@ -85,7 +85,7 @@ def memory(skeleton: Skeleton, batches: Batches, arguments: Any, *, reference: b
         reference: whether the untouched model reads every batch too.
         copy: whether it is another model in memory: a frozen copy, or one that the recipe names.
     """
-    frozen = sum(weight.nbytes for weight in skeleton.weights if not weight.requires_grad)
+    frozen = skeleton.frozen_bytes
     return Memory(
         program=_program(),
         weights=frozen,

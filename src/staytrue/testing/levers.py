@@ -14,6 +14,7 @@ from torch import Tensor
 from staytrue.data.examples import Example
 from staytrue.defense import Defense, pulled
 from staytrue.modeling.base_model import Untouched
+from staytrue.modeling.quantized import is_packed
 from staytrue.step import SOURCES
 from staytrue.testing.micro import Measure, Micro, nudged, trainable
 
@@ -184,7 +185,8 @@ def _reading(name: str, micro: Micro) -> None:
 def _rounding(defense: Defense, model: Any, tokenizer: Any, rows: list[Example]) -> None:
     """Compare a bfloat16 base and float32 trained weights under autocast, as on a GPU, with float32 throughout."""
     inside = {n for n, _ in trainable(model)}
-    name, frozen = defense.name(), [p for n, p in model.named_parameters() if n not in inside]
+    name, weights = defense.name(), model.named_parameters()
+    frozen = [weight for n, weight in weights if n not in inside and not is_packed(weight)]
     for weight in frozen:  # the same numbers in both precisions, so that only the arithmetic differs
         weight.data = weight.data.bfloat16().float()
     micro = Micro([defense], model, tokenizer, rows)

@@ -122,6 +122,7 @@ def guarded_trainer(
     guard: Guard, model: Any, tokenizer: Any, examples: Sequence[Example], scratch: Path, **changes: Any
 ) -> Any:
     """A trainer of three steps of plain gradient descent, with the settings that are given changed."""
+    guard.float32_adapter = True
     trainer = GuardedSFT(
         model=model,
         args=sft_config(_SETTINGS | changes, 0, scratch),

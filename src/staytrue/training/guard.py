@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property, partial
 from inspect import signature
 from pathlib import Path
@@ -16,6 +17,7 @@ from staytrue.data.examples import Example
 from staytrue.data.tokenize import Encoded
 from staytrue.defense import Base, Defense, pulled
 from staytrue.errors import ForwardPassError
+from staytrue.modeling import quantized
 from staytrue.modeling.architecture import Adapted, ModelParts
 from staytrue.modeling.base_model import Untouched
 from staytrue.modeling.choose_reference import reference_of
@@ -54,6 +56,7 @@ class Guard:
     Attributes:
         task_rows: how many rows of the task have been trained on.
         reference: the reference model, once attached to a model.
+        float32_adapter: whether an adapter on quantised weights is trained in float32, where trl rounds it to bfloat16.
         observer: is shown every penalty and every gradient before a defense combines it; None for no evidence.
         cache: the stored states, once attached to a model; None without a folder, or if no defense reads the reference.
 
@@ -85,6 +88,7 @@ class Guard:
         self._auxiliary = AuxiliaryBatches({}, 0)
         self._log, self._in_loss = PenaltyLog(), PenaltyLog()
         self.task_rows = 0
+        self.float32_adapter = False
         self.observer: Observer | None = None
         self._totals = torch.zeros(len(SOURCES), 2)
         self._separate = SeparateGradients(self.defenses, self._trained)
@@ -120,6 +124,7 @@ class Guard:
             ModelError: the model has no reference, no such layer, or a head staytrue cannot compute.
         """
         self.parts = parts = ModelParts(model)
+        quantized.keep_gradients(model)
         base = self._base or base  # the one that curated knows what the run will be measured by
         if task_rows is not None:
             base.task_rows = task_rows
@@ -141,6 +146,8 @@ class Guard:
         self._states = {label: d.prepare(parts, base) for label, d in self._penalties.items()}
         readers = {k: d for k, d in self._penalties.items() if k not in self._auxiliary and d.reads_reference}
         self._scope = ReferenceScope.of(readers, len(parts.blocks)) if readers else ReferenceScope()
+        if quantized.rows_depend_on_each_other(model):
+            self._scope = replace(self._scope, source=None)
 
     @cached_property
     def _adapted(self) -> list[Adapted]:

@@ -21,6 +21,7 @@ from staytrue.data.tokenize import Encoded, padding_id
 from staytrue.data.vocabulary import embedding_count
 from staytrue.defense import Defense
 from staytrue.errors import RecipeError
+from staytrue.modeling import quantized
 from staytrue.modeling.base_model import Untouched
 from staytrue.step import SOURCE_COLUMN, SOURCES, Marks
 from staytrue.training import all_weights
@@ -121,8 +122,11 @@ class Guarded(_Trainer):  # type: ignore[misc]
         if edited:
             self._untouched.tokenizer = tokenizer_of(arguments)
             arguments["train_dataset"] = self._curated(arguments.get("train_dataset"))
+        start = quantized.adapter_weights(arguments.get("model"))
         with naming_adapter():
             super().__init__(**arguments)
+        if self.guard.float32_adapter:
+            quantized.to_float32(self.model, start)
         warn_of(unmatched_names(self.model))
         if self.guard.defenses:
             refuse_unguarded(self.args, combines=self.guard.pulls("combine"))

@@ -147,6 +147,7 @@ def side_by_side(*texts: tuple[str, str]) -> None:
 
 def quieten() -> None:
     """Silence the progress bars, notices and deprecation warnings of other libraries."""
+    import logging
     import warnings
 
     import datasets
@@ -155,6 +156,7 @@ def quieten() -> None:
     datasets.disable_progress_bars()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft)\b")
 
 

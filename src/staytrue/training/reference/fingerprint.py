@@ -12,10 +12,11 @@ from importlib import metadata
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from staytrue.errors import ModelError
 from staytrue.modeling.architecture import ModelParts
+from staytrue.modeling.quantized import is_packed
 
 _OF_THE_BATCH = ("dynamic", "longrope")  # rotary embeddings whose frequencies follow the longest row beside
 
@@ -51,7 +52,7 @@ def check(parts: ModelParts) -> None:
             f"The model's positions ({rope}) depend on the longest row of a batch, so states of a row are not the same "
             "in every run. Train without a reference cache."
         )
-    name = next((name for name, weight in parts.untrained_weights() if _is_packed(weight)), None)
+    name = next((name for name, weight in parts.untrained_weights() if is_packed(weight)), None)
     if name is not None:
         raise ModelError(
             f"{name} is quantised, and its scales are not in the fingerprint. Train without a reference cache."
@@ -61,11 +62,6 @@ def check(parts: ModelParts) -> None:
 def data(tensor: Tensor) -> Any:
     """The bytes of a tensor, to be hashed; copied only from another device."""
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-
-
-def _is_packed(weight: Tensor) -> bool:
-    """Whether a weight is no matrix of plain numbers; buffers may be anything."""
-    return isinstance(weight, nn.Parameter) and (type(weight) is not nn.Parameter or not weight.is_floating_point())
 
 
 def _rope_types(config: Any) -> Iterator[str]:
