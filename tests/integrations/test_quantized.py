@@ -169,6 +169,26 @@ def test_going_on_from_an_adapter_keeps_its_numbers(tmp_path):
     assert json.loads((second.path / "metrics.jsonl").read_text().splitlines()[0])["kl"] == 0
 
 
+def test_the_reference_is_another_run_of_the_quantised_model(tmp_path):
+    """Its adapter is merged into unpacked weights; into packed ones it would be rounded."""
+    tiny.save("qwen2", tmp_path / "model")
+    write_examples(tmp_path / "rows.jsonl", tiny.rows(12))
+    settings = {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "logging_steps": 1}
+    written = {
+        "schema": 1,
+        "model": "model",
+        "quantize": "4bit",
+        "data": "rows.jsonl",
+        "lora": {"r": 4},
+        "train": settings,
+    }
+    train.train(recipe.parse(written, tmp_path), tmp_path / "first")
+    again = {**written, "lora": {"adapter": "first"}, "reference": "first", "defenses": [{"kl": {}}]}
+    second = train.train(recipe.parse(again, tmp_path), tmp_path / "second")
+    log = [json.loads(line)["kl"] for line in (second.path / "metrics.jsonl").read_text().splitlines()]
+    assert log[0] < 1e-6 < log[1]
+
+
 def test_the_memory_of_the_weights_is_counted(tmp_path, folder):
     for kind in KINDS:
         source = loading.Source("tiny", str(folder), quantize=kind)

@@ -77,7 +77,7 @@ def merge(
         write_merged(finished.untuned, finished.adapter, out)
     if finished.untuned.quantize is not None:
         say(
-            f"The {finished.untuned.quantize} weights that {run} was trained on are unpacked: the merged model is what was "
-            "trained, at the size of the model's own files."
+            f"The {finished.untuned.quantize} weights that {run} was trained on are unpacked: the merged model is what "
+            "was trained, at the size of the model's own files."
         )
     say(f"Wrote {out}, an ordinary model folder. The adapter in {finished.adapter} is unchanged.")

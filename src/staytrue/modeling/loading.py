@@ -45,7 +45,7 @@ class Source:
         return self.name in organism.NAMES
 
     def identity(self, model: Any = None) -> dict[str, str | None]:
-        """Return the model as a manifest names it: name, the folder's hash or the hub's commit, and how it is loaded."""
+        """Return the model as a manifest names it: name, the folder's hash or the hub's commit, and its precision."""
         folder = Path(self.place)
         if folder.is_dir():
             return {"name": self.name, "sha256": _sha256_of(folder), **self._loaded_as()}
@@ -96,8 +96,8 @@ def find(name: str, revision: str | None = None, dtype: str | None = None, quant
         quantize: "4bit" or "8bit", to quantise the weights as they are loaded.
 
     Raises:
-        ModelError: the folder does not exist or is not a safetensors model; the sentence names the file. Or bitsandbytes
-            is not installed, or the model is quantised already.
+        ModelError: the folder does not exist or is not a safetensors model; the sentence names the file. Or
+            bitsandbytes is not installed, or the model is quantised already.
     """
     source = replace(_find(name, revision), dtype=dtype, quantize=quantize)
     if quantize is not None:
@@ -262,6 +262,21 @@ def with_adapters(model: Any, adapters: Mapping[str, Path], *, trained: bool = F
         except Exception as error:
             raise ModelError(f"The adapter {adapter} does not fit this model: {_first_line(error)}") from None
     return adapted
+
+
+def with_unpacked_weights(source: Source, adapter: Path, *, dtype: Any = None) -> Any:
+    """Load the model with an adapter that can be merged without loss: quantised weights are unpacked before.
+
+    Args:
+        source: the model that the adapter was trained on.
+        adapter: folder of the adapter.
+        dtype: another precision than the source's.
+
+    Raises:
+        ModelError: the model or adapter cannot be loaded.
+    """
+    model = load_model(source, dtype=dtype)
+    return with_adapters(model if source.quantize is None else model.dequantize(), {"default": adapter})
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from staytrue.errors import ModelError
-from staytrue.modeling.loading import Source, load_model, own_tokenizer, with_adapters
+from staytrue.modeling.loading import Source, own_tokenizer, with_unpacked_weights
 from staytrue.utils.files import refuse_existing
 
 
@@ -30,10 +30,7 @@ def write_merged(source: Source, adapter: Path, out: Path) -> None:
         ModelError: the model or adapter cannot be loaded, or merged weights are not finite.
     """
     refuse_existing(out)
-    model = load_model(source, dtype="auto")
-    if source.quantize is not None:
-        model = model.dequantize()
-    model = with_adapters(model, {"default": adapter})
+    model = with_unpacked_weights(source, adapter, dtype="auto")
     _untie(model)
     try:
         merged = model.merge_and_unload(safe_merge=True)

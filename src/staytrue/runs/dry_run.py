@@ -110,8 +110,8 @@ class DryRun:
         kind = f"LoRA of rank {lora.r}" if lora.adapter is None else f"the adapter {lora.adapter}"
         packed = f" in {self.recipe.quantize[0]} bits" if self.recipe.quantize is not None else ""
         return (
-            f"{self.recipe.model}: {_many(every - trained)} weights{packed}; trained are {_many(trained)} more, {kind} on "
-            f"{self.adapted} matrices"
+            f"{self.recipe.model}: {_many(every - trained)} weights{packed}; trained are {_many(trained)} more, {kind} "
+            f"on {self.adapted} matrices"
         )
 
     def _defenses(self) -> str:

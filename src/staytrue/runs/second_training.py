@@ -88,7 +88,7 @@ def reference(recipe: Recipe, source: loading.Source) -> Any:
     if named is None or named in CHOICES:
         return named
     if _is_adapter(named):
-        return loading.load_model(source, adapter_folder(Path(named))).merge_and_unload()
+        return loading.with_unpacked_weights(source, adapter_folder(Path(named))).merge_and_unload()
     return loading.load_model(replace(loading.find(named), dtype=source.dtype, quantize=source.quantize))
 
 
