@@ -28,6 +28,7 @@ def config(kind, **changes):
         ("learning_rate", "1e-4", "learning_rate is '1e-4'; write a number"),
         ("weight_decay", float("inf"), "weight_decay is inf; write a finite number"),
         ("adam_beta1", -1.0, r"adam_beta1 is -1.0; it is 0 or more and below 1"),
+        ("adam_epsilon", -1e-8, "adam_epsilon is -1e-08; it is above 0"),
         ("optim_args", 3, "optim_args is 3; write text"),
         ("lr_scheduler_kwargs", "x", "lr_scheduler_kwargs is 'x'; write a mapping"),
         ("max_grad_norm", float("nan"), "max_grad_norm is nan; write a finite number"),
@@ -52,6 +53,15 @@ def test_trls_own_defaults_are_not(kind):
         "optim_args": "a=1",
     }
     refuse_late_values(config(kind, **ordinary), "grpo" if kind is GRPOConfig else "sft")
+
+
+@pytest.mark.parametrize("kind", [SFTConfig, GRPOConfig])
+def test_values_that_trl_takes_are_taken_and_whole_numbers_become_such(kind):
+    made = config(kind, adam_epsilon=0.0, ddp_timeout=1800.0, max_steps=1e2, per_device_train_batch_size=4.0)
+    refuse_late_values(made, "grpo" if kind is GRPOConfig else "sft")
+    values = (made.adam_epsilon, made.ddp_timeout, made.max_steps, made.per_device_train_batch_size)
+    assert values == (0, 1800, 100, 4)
+    assert [type(value) for value in values] == [float, int, int, int]
 
 
 def test_a_config_of_ones_own_may_name_types_that_only_a_type_checker_sees():

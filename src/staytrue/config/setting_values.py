@@ -79,6 +79,7 @@ _LATE_RANGES = (
     *("temperature", "top_p", "min_p", "repetition_penalty", "max_completion_length", "num_iterations", "epsilon"),
     *("top_entropy_quantile", "sapo_temperature_neg", "sapo_temperature_pos", "pad_to_multiple_of"),
 )
+_TAKEN_BY_SCRIPTS = (("adam_epsilon", 0.0),)  # torch takes it, and the weights are checked at the end of training
 _GENERATION = ("generation_kwargs", "temperature", "use_vllm")
 _ELSEWHERE = {  # keys of generation_kwargs that trl does not expect there
     "temperature": "log-probabilities are computed at {where}temperature, so set that one",
@@ -136,6 +137,8 @@ def refuse_value(where: str, value: Any, trainer: str) -> None:
 def refuse_late_values(config: Any, trainer: str) -> None:
     """Refuse values of a script's trainer config at which trl fails after it has loaded a model, or does nothing.
 
+    A float without a fraction becomes the whole number that is needed, as in a recipe.
+
     Args:
         config: trl's config, or None.
         trainer: "sft" or "grpo".
@@ -145,7 +148,7 @@ def refuse_late_values(config: Any, trainer: str) -> None:
     """
     _refuse_other_types(config)
     for key in ("loss_type", *_LATE_CHOICES, *_LATE_RANGES):
-        if (value := getattr(config, key, None)) is not None:
+        if (value := getattr(config, key, None)) is not None and (key, value) not in _TAKEN_BY_SCRIPTS:
             refuse_value(key, value, trainer)
     weights = getattr(config, "reward_weights", None) or ()
     if weights and not (all(map(math.isfinite, weights)) and any(weights)):
@@ -155,6 +158,8 @@ def refuse_late_values(config: Any, trainer: str) -> None:
 
 def _refuse_other_types(config: Any) -> None:
     """Refuse settings of a trainer config whose values are no number, no whole number, not finite, or no text.
+
+    A float without a fraction, such as 1e2, is replaced by its whole number.
 
     Raises:
         RecipeError: the first such setting.
@@ -170,7 +175,10 @@ def _refuse_other_types(config: Any) -> None:
         elif str not in kinds and not isinstance(value, Real):
             way_out = "a whole number" if kinds == {int} else "a number" if kinds - {bool} else "True or False"
         elif kinds == {int} and isinstance(value, float):
-            way_out = "a whole number"
+            if value.is_integer():
+                setattr(config, key, int(value))
+            else:
+                way_out = "a whole number"
         elif isinstance(value, float) and not math.isfinite(value) and (key, value) != ("max_grad_norm", math.inf):
             way_out = "a finite number"
         elif kinds == {str} and isinstance(value, Real | list | dict):

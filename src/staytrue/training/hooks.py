@@ -32,6 +32,21 @@ class _ForwardStopped(Exception):  # noqa: N818
     """Ends a forward after the deepest layer that is read; transformers has no argument for it."""
 
 
+def refuse_other_shape(read: tuple[int, ...], marks: Marks) -> None:
+    """Refuse a batch of another shape (B, T) than its micro-batch was planned with.
+
+    Raises:
+        ForwardPassError: the shapes differ.
+    """
+    if read != marks.real.shape:
+        shape, planned = (" x ".join(map(str, sizes)) for sizes in (read, marks.real.shape))
+        raise ForwardPassError(
+            f"The trainer's forward read {shape} positions (rows x tokens), but its micro-batch was planned with "
+            f"{planned}: a subclass changes the batch after get_batch_samples, or trains on one batch twice. "
+            "Change batches in the data collator."
+        )
+
+
 @dataclass
 class RecordedCall:
     """The arguments and activations of one call of the backbone.
@@ -71,13 +86,8 @@ class RecordedCall:
         Raises:
             ForwardPassError: the shapes differ.
         """
-        if self.final is not None and self.final.shape[:2] != marks.real.shape:
-            read, planned = (" x ".join(map(str, shape)) for shape in (self.final.shape[:2], marks.real.shape))
-            raise ForwardPassError(
-                f"The trainer's forward read {read} positions (rows x tokens), but its micro-batch was planned with "
-                f"{planned}: a subclass changes the batch after get_batch_samples, or trains on one batch twice. "
-                "Change batches in the data collator."
-            )
+        if self.final is not None:
+            refuse_other_shape(self.final.shape[:2], marks)
 
     def by_row(self) -> dict[str, Any] | None:
         """Return the call's arguments if each is known to be per row or the same for all rows; else None."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
+import torch
 from torch import Tensor, nn
 
 from staytrue.errors import ForwardPassError
 from staytrue.step import Marks, SharedProjection
 from staytrue.training.fused_head import FusedLMHead
 from staytrue.training.guard import Guard
-from staytrue.training.hooks import RecordedCall
+from staytrue.training.hooks import RecordedCall, refuse_other_shape
+from staytrue.training.step_plan import StepPlan
 
 
 class MicroBatch:
@@ -53,22 +55,42 @@ class MicroBatch:
         if not self.evaluated:
             self.evaluate_penalties(None)
 
-    def check_trained(self, trainer: str) -> None:
-        """Check after the backward pass that the penalties were part of the loss; `trainer` names it in the message.
+    def check_labels(self, read: Marks, plan: StepPlan, trainer: str) -> None:
+        """Check that the loss reads and scores the positions that were counted as its optimizer step was planned.
+
+        Args:
+            read: the marks of what the trainer's loss is about to read.
+            plan: keeps what is found on a device.
+            trainer: the name of the trainer's class.
 
         Raises:
-            ForwardPassError: the loss holds no penalties, or they have no gradient.
+            ForwardPassError: the loss reads a batch of another shape.
+        """
+        refuse_other_shape(read.real.shape, self.marks)
+        other = (read.scored != self.marks.scored).any() | (read.real != self.marks.real).any()
+        plan.add_fault(other, _OTHER_LABELS.format(trainer=trainer))
+
+    def check_trained(self, plan: StepPlan, trainer: str) -> None:
+        """Check after the backward pass that the penalties were part of the loss.
+
+        Args:
+            plan: keeps what is found on a device.
+            trainer: the name of the trainer's class.
+
+        Raises:
+            ForwardPassError: the loss holds no penalties.
         """
         if self._guard.pulls("penalty") and not self.evaluated:
             raise ForwardPassError(
                 f"{trainer} computed a loss without the penalties of its defenses: a subclass replaces compute_loss "
                 "without calling super().compute_loss(...). Call it and change what it returns."
             )
-        needs_gradient = self.penalty is not None and self.penalty.requires_grad
-        if needs_gradient and (self._gradient is None or not bool(self._gradient != 0)):
-            raise ForwardPassError(
+        if self.penalty is not None and self.penalty.requires_grad:
+            none = torch.ones((), dtype=torch.bool, device=self.penalty.device)
+            plan.add_fault(
+                none if self._gradient is None else ~(self._gradient != 0),
                 f"{trainer} trains on another loss than super().compute_loss(...) returns, so the penalties of its "
-                "defenses have no gradient. Add your term to what it returns, or scale it."
+                "defenses have no gradient. Add your term to what it returns, or scale it.",
             )
 
     def evaluate_penalties(self, head: SharedProjection | None) -> None:
@@ -92,6 +114,11 @@ def refuse_untrained(loss: Tensor, model: nn.Module) -> None:
         raise ForwardPassError(_NO_GRADIENT)
 
 
+_OTHER_LABELS = (
+    "{trainer} changed the labels or the mask of a batch after its optimizer step was planned, or trained on one batch "
+    "twice, so the loss would score other tokens than the defenses count. Change labels in the dataset or the data "
+    "collator, not in training_step or compute_loss."
+)
 _NO_GRADIENT = (
     "The loss has no gradient, so nothing would be trained: every weight is frozen, the adapter is switched off "
     "(disable_adapter, or another active adapter), or compute_loss_func returns a constant. Load the adapter with "

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
 from staytrue.errors import ForwardPassError
 from staytrue.step import Marks
 
@@ -18,6 +21,7 @@ class StepPlan:
     def __init__(self, marks: Sequence[Marks] = ()) -> None:
         self.marks = marks
         self._trained = 0
+        self._faults: list[tuple[Tensor, str]] = []
 
     def next(self) -> tuple[int, Marks | None]:
         """Return the number of the next micro-batch and its masks; None if the step has no further one planned."""
@@ -28,6 +32,24 @@ class StepPlan:
     def is_complete(self) -> bool:
         """Whether as many micro-batches were trained on as were planned."""
         return self._trained == len(self.marks)
+
+    def add_fault(self, found: Tensor, sentence: str) -> None:
+        """Keep whether a fault was found in a micro-batch, a tensor () on any device; `refuse_faults` reads it."""
+        self._faults.append((found, sentence))
+
+    def refuse_faults(self) -> None:
+        """Read what was found, all at once after a step's last micro-batch, since each reading waits for the device.
+
+        Raises:
+            ForwardPassError: a fault was found; the sentence is that of the first.
+        """
+        if self.marks and not self.is_complete:
+            return
+        faults, self._faults = self._faults, []
+        found = torch.stack([value for value, _ in faults]).tolist() if faults else []
+        for is_found, (_, sentence) in zip(found, faults, strict=True):
+            if is_found:
+                raise ForwardPassError(sentence)
 
     def check_complete(self, trainer: str) -> None:
         """Check, once the step is over, that it trained on each of its micro-batches once.

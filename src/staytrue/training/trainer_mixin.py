@@ -168,8 +168,12 @@ class Guarded(_Trainer):  # type: ignore[misc]
             ForwardPassError: the defenses did not see each of its micro-batches once.
         """
         plan, self._step_plan = self._step_plan, StepPlan()
-        if any(self.guard.pulls(lever) for lever in ("penalty", "steer", "combine")):
+        if self._acts():
             plan.check_complete(type(self).__name__)
+
+    def _acts(self) -> bool:
+        """Whether a defense acts in each micro-batch."""
+        return any(self.guard.pulls(lever) for lever in ("penalty", "steer", "combine"))
 
     def _task_share(self) -> float:
         """Which share of the rows are the task's own."""
@@ -247,7 +251,8 @@ class Guarded(_Trainer):  # type: ignore[misc]
                 loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
         finally:
             self._micro_batch = None
-        micro_batch.check_trained(type(self).__name__)
+        micro_batch.check_trained(self._step_plan, type(self).__name__)
+        self._step_plan.refuse_faults()
         if self._step_plan.is_complete and self.accelerator.sync_gradients:  # an optimizer step follows
             self.guard.combine(lambda gradient: self.accelerator.reduce(gradient, "sum"))
         if self._step_plan.marks and any(self.guard.pulls(lever) for lever in ("penalty", "combine")):
@@ -269,6 +274,8 @@ class Guarded(_Trainer):  # type: ignore[misc]
             inputs.pop(SOURCE_COLUMN, None)
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         micro_batch = self._micro_batch or MicroBatch(self.guard, self._marks(inputs), None)
+        if self._micro_batch is not None and self._acts():
+            micro_batch.check_labels(self._marks(inputs), self._step_plan, type(self).__name__)
         inputs.pop(SOURCE_COLUMN, None)
         with micro_batch.recorded(self.fused_head):
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
