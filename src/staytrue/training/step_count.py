@@ -41,6 +41,15 @@ class StepCount(TrainerCallback):  # type: ignore[misc]
         }
 
 
+def later_division(trainer: Any, num_items_in_batch: Any) -> int:
+    """By how much transformers divides a micro-batch's loss after it was computed; 1 where it is scaled already."""
+    scaled = getattr(trainer, "loss_is_scaled_for_ga", None)  # absent before transformers 5.18
+    if scaled is None:
+        items = trainer.model_accepts_loss_kwargs and num_items_in_batch is not None
+        scaled = items or bool(trainer.compute_loss_func)
+    return 1 if scaled else int(trainer.current_gradient_accumulation_steps)
+
+
 def task_rows_ahead(trainer: Any) -> int | None:
     """Count the task rows that a training will read; None if the trainer joins rows, or its rows are a stream."""
     args, dataset = trainer.args, trainer.train_dataset

@@ -38,7 +38,7 @@ from staytrue.training.penalty_log import summed
 from staytrue.training.readable_rows import readable
 from staytrue.training.reference.kept_base import KeptBase
 from staytrue.training.signatures import by_name
-from staytrue.training.step_count import StepCount, refuse_no_batch, task_rows_ahead
+from staytrue.training.step_count import StepCount, later_division, refuse_no_batch, task_rows_ahead
 from staytrue.training.step_plan import StepPlan
 from staytrue.training.stream_check import StreamCheck
 from staytrue.training.trackers import Trackers
@@ -279,7 +279,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
         inputs.pop(SOURCE_COLUMN, None)
         with micro_batch.recorded(self.fused_head):
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        task, division = loss[0] if return_outputs else loss, self._later_division(num_items_in_batch)
+        task, division = loss[0] if return_outputs else loss, later_division(self, num_items_in_batch)
         if self._micro_batch is not None:
             refuse_untrained(task, model)
             self._task_loss = self._task_loss.to(task.device) + task.detach() / division
@@ -295,12 +295,6 @@ class Guarded(_Trainer):  # type: ignore[misc]
         number, marks = self._step_plan.next()
         slot = number * self.accelerator.num_processes + self.accelerator.process_index
         return MicroBatch(self.guard, marks or self._marks(inputs), slot)
-
-    def _later_division(self, num_items_in_batch: Any) -> int:
-        scaled = getattr(self, "loss_is_scaled_for_ga", None)  # absent before transformers 5.18
-        if scaled is None:
-            scaled = (self.model_accepts_loss_kwargs and num_items_in_batch is not None) or bool(self.compute_loss_func)
-        return 1 if scaled else self.current_gradient_accumulation_steps
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the task's loss and each defense's own number, reduced over processes."""
