@@ -44,6 +44,7 @@ def goes_on(folder, defenses, make=sft, **changes):
         ([KL(1.0)], [], "trained with kl, and now with no defense"),
         ([], [KL(1.0)], "trained with no defense, and now with kl"),
         ([KL(1.0)], [KL(1.0), LDIFS(1.0)], "trained with kl, and now with kl, ldifs"),
+        ([KL(1.0), LDIFS(1.0)], [LDIFS(1.0), KL(1.0)], "trained with kl, ldifs, and now with ldifs, kl"),
         ([KL(1.0)], [KL(0.5)], "trained with kl weight=1.0, and now it is 0.5"),
         ([KL(1.0)], [KL(1.0, tokens="all")], "trained with kl tokens='scored', and now it is 'all'"),
         ([KL(1.0), KL(0.5)], [KL(1.0), KL(0.25)], r"trained with kl\.2 weight=0\.5, and now it is 0\.25"),

@@ -37,7 +37,7 @@ class SameDefenses:
         if self._now is None:
             chosen, guard = self._guard.chosen_reference, self._guard
             self._now = {
-                "defenses": {label: _fields(defense) for label, defense in guard.defenses.items()},
+                "defenses": [[label, _fields(defense)] for label, defense in guard.defenses.items()],  # in order
                 "seed": guard.seed,
                 "reference": chosen if chosen is None or isinstance(chosen, str) else "a model",
                 "reference_sums": _sums(guard),
@@ -67,7 +67,7 @@ class SameDefenses:
                 )
             return
         now = self.description()
-        before, present = began["defenses"], now["defenses"]
+        before, present = dict(began["defenses"]), dict(now["defenses"])
         if list(before) != list(present):
             raise RecipeError(
                 f"The checkpoint was trained with {_list(before)}, and now with {_list(present)}, {_WAY_OUT}"
