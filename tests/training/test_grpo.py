@@ -407,7 +407,7 @@ def test_other_rows_than_those_that_were_answered_are_refused(tmp_path):
 
 def test_the_constructor_shows_trls_arguments_and_takes_no_other(tmp_path):
     theirs, ours = (list(inspect.signature(cls).parameters) for cls in (GRPOTrainer, GuardedGRPO))
-    assert ours == [*theirs, "defenses", "reference_cache"]
+    assert ours == [*theirs, "defenses", "reference_cache", "reference"]
     with pytest.raises(TypeError, match="multiple values for argument 'model'"):
         GuardedGRPO(tiny.model(), odd_letters, model=tiny.model())
 
