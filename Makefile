@@ -5,6 +5,7 @@
 # make test-integrations   quantised models by bitsandbytes
 # make test-lowest   the tests with the lowest versions that pyproject.toml declares, in an environment of its own
 # make docs   the documentation as a website in build/docs (warnings are errors), and its tutorials executed
+# make notebooks   runs docs/notebooks and stores what they print
 # make defenses-page  docs/defenses.md, from the defenses' docstrings (make check and make docs do it first)
 # make soak   crash tests of an hour: hundreds of kills and thousands of flipped bytes; writes docs/reliability.md
 # Each sets up what it needs in .venv; nothing else on the machine is touched.
@@ -23,8 +24,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-slow soak test-tools test-model test-inspect test-integrations test-lowest check docs defenses-page diagrams bench \
-	bench-full clean
+.PHONY: demo test test-slow soak test-tools test-model test-inspect test-integrations test-lowest check docs notebooks \
+	defenses-page diagrams bench bench-full clean
 
 demo: $(INSTALLED)
 	$(BIN)/staytrue demo --out runs/demo
@@ -73,6 +74,9 @@ docs: defenses-page
 	$(BIN)/python -m sphinx -E -W --keep-going -q -b html docs build/docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m docs -q -n logical --maxprocesses 4 tests/test_docs.py
 	@echo "Open build/docs/index.html"
+
+notebooks: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python docs/notebooks/execute.py
 
 # The pages' mermaid diagrams as SVG, for the website; only after a diagram was edited. Needs npm and Chromium.
 diagrams: $(INSTALLED)

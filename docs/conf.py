@@ -1,5 +1,6 @@
 """Sphinx: the pages of this folder as a website, `make docs`. The pages read the same on a code host."""
 
+import json
 import os
 import re
 import sys
@@ -16,6 +17,7 @@ project = "staytrue"
 copyright = "the staytrue authors"
 version = release = _PROJECT["version"]
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+source_suffix = {".md": "markdown", ".ipynb": "markdown"}  # a notebook is made Markdown below
 exclude_patterns = ["bench"]
 html_theme = "furo"
 html_title = f"staytrue {release}"
@@ -37,6 +39,8 @@ _DECISIONS = "\n```{toctree}\n:glob:\n:hidden:\n\n0*\n```\n"
 def _for_the_site(app, docname, source):
     """Make links to files that the site does not hold plain text, and list the decisions in the side bar."""
     folder = Path(app.srcdir, docname).parent
+    if app.env.doc2path(docname).endswith(".ipynb"):
+        source[0] = _page(json.loads(source[0])["cells"])
     source[0] = re.sub(
         r"\[([^\]]+)\]\((?!https?:|#)([^)#]+)[^)]*\)",
         lambda link: link[0] if _on_the_site(app, (folder / link[2]).resolve()) else link[1],
@@ -45,6 +49,18 @@ def _for_the_site(app, docname, source):
     source[0] = render.BLOCK.sub(lambda block: _drawing(block[1], folder), source[0])
     if docname == "decisions/README":
         source[0] += _DECISIONS
+
+
+def _page(cells):
+    """A notebook as Markdown: its texts, its code and what the code printed."""
+    parts = []
+    for cell in cells:
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "code":
+            kind, code = ("bash", text.partition("\n")[2]) if text.startswith("%%bash") else ("python", text)
+            text = f"```{kind}\n{code}\n```"
+        parts += [text, *("```text\n" + "".join(output["text"]) + "```" for output in cell.get("outputs", []))]
+    return "\n\n".join(parts)
 
 
 def _drawing(text, folder):

@@ -1,5 +1,6 @@
-"""The documentation: every tutorial runs as it stands, and the website loads nothing from a network."""
+"""The documentation: every tutorial and notebook runs as it stands; the website loads nothing from a network."""
 
+import json
 import os
 import re
 import subprocess
@@ -62,6 +63,25 @@ def test_a_page_runs_as_it_stands(page, tmp_path):
     run(["page.py"], tmp_path)
 
 
+def labels(text):
+    """The first word of each line; numbers, and what a model wrote, may differ from machine to machine."""
+    return [line.split()[:1] for line in "".join(text).splitlines()]
+
+
+@pytest.mark.parametrize("notebook", sorted((DOCS / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_runs_and_prints_the_lines_that_it_shows(notebook, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(DOCS / "notebooks"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    from execute import executed
+
+    shown = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    for before, cell in zip(shown, executed(notebook, tmp_path).cells, strict=True):
+        if cell.cell_type == "code":
+            printed = [labels(output["text"]) for output in cell.outputs]
+            assert printed == [labels(output["text"]) for output in before["outputs"]], cell.source
+
+
 class Assets(HTMLParser):
     """What a browser would load for a page: everything but links that a reader must click."""
 
@@ -78,6 +98,8 @@ def test_the_website_builds_without_a_warning_and_loads_nothing_from_a_network(t
     run(["-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", str(DOCS), str(tmp_path / "site")], ROOT)
     pages = list((tmp_path / "site").rglob("*.html"))
     assert len(pages) > 20
+    page = (tmp_path / "site" / "notebooks" / "provider.html").read_text(encoding="utf-8")
+    assert "is held back" in re.sub("<[^>]*>", "", page)  # what a cell printed
     for page in pages:
         assets = Assets()
         assets.feed(page.read_text(encoding="utf-8"))
