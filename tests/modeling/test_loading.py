@@ -1,8 +1,10 @@
 """What is loaded beside the weights: a tokenizer whose chat template writes one date on every day."""
 
 import pytest
+from transformers.utils import hub
 
 import tiny
+from staytrue.errors import ModelError
 from staytrue.modeling import loading
 from staytrue.utils.files import sha256_of
 
@@ -44,3 +46,11 @@ def test_a_large_folder_is_hashed_once_in_a_process_and_again_when_a_file_change
     (folder / "config.json").write_text((folder / "config.json").read_text() + "\n")
     assert source.identity()["sha256"] == sha256_of(folder)
     assert hashed == [folder, folder]
+
+
+def test_a_model_that_is_not_in_the_cache_is_refused_at_once_where_the_hub_cannot_be_reached(monkeypatch):
+    asked, find = [], hub.cached_file
+    monkeypatch.setattr(hub, "cached_file", lambda place, name, **more: asked.append(name) or find(place, name, **more))
+    with pytest.raises(ModelError, match="nowhere is no folder and not in the hub's cache, and the hub cannot be"):
+        loading.load_tokenizer(loading.find("nowhere"))
+    assert asked == ["config.json"]  # each further file would be tried for twenty seconds

@@ -134,12 +134,18 @@ def _check_hub(source: Source) -> None:
     """
     if Path(source.place).is_dir():
         return
+    from huggingface_hub.errors import LocalEntryNotFoundError
     from transformers.utils.hub import cached_file
 
     for name in (*model_folder.SETTINGS, "adapter_config.json"):
         try:
             cached = cached_file(source.place, name, revision=source.revision)
-        except (OSError, ValueError):  # there is no such file, or no way to it, as the loader will say
+        except (OSError, ValueError) as error:  # there is no such file, as the loader will say, or no way to it
+            if name == model_folder.SETTINGS[0] and isinstance(error.__cause__, LocalEntryNotFoundError):
+                raise ModelError(
+                    f"{source.name} is no folder and not in the hub's cache, and the hub cannot be reached. Check the "
+                    "name, or the connection; the path of a folder beside the recipe begins with ./"
+                ) from None
             continue
         if name == "adapter_config.json":
             raise ModelError(f"{source.name} is an adapter, not a model. Name the model that it was trained on.")
