@@ -22,7 +22,7 @@ UNGUARDED = {
     "neftune_noise_alpha": "its noise would penalise a model that has not moved",
     "fsdp": "sharded models are not tested here; use one device",
     "deepspeed": "sharded models are not tested here; use one device",
-    "torch_compile": "it compiles the forward with the adapter on and off, and no step was measured to be faster for it",
+    "torch_compile": "each of a defense's forwards is compiled apart, and no step was measured to be faster for it",
     "auto_find_batch_size": "a restart would count the first attempt's rows; choose per_device_train_batch_size",
 }
 
