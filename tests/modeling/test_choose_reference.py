@@ -210,6 +210,14 @@ def test_a_script_trains_from_a_trained_adapter_and_goes_on_from_a_checkpoint_wi
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_a_script_does_not_go_on_from_a_checkpoint_with_another_start(tmp_path):
+    more = {"more": {"reference": "start"}, **STEPS, "save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+    sft(tmp_path, [KL(0.5)], model=trained(seed=1), **more).train()
+    other = sft(tmp_path, [KL(0.5)], model=trained(seed=7), **more)
+    with pytest.raises(RecipeError, match="the defenses would compare with another reference"):
+        other.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-1"))
+
+
 def test_grpo_goes_on_from_a_supervised_adapter(tmp_path):
     made = grpo(tmp_path, [KL(0.5)], more={"reference": "start"}, model=trained(), **STEPS)
     made.train()

@@ -79,6 +79,10 @@ class AdapterAtStart(AdapterOff):
         for weight, value in zip(self._weights, values, strict=True):
             weight.data = value
 
+    def weights(self) -> list[Tensor]:
+        """Return the weights under the adapter, and the adapter's at the start."""
+        return [*super().weights(), *self._start]
+
     def is_running(self) -> bool:
         """Return whether the weights of the start are in place."""
         return any(w.data_ptr() == start.data_ptr() for w, start in zip(self._weights[:1], self._start, strict=False))
@@ -114,6 +118,11 @@ class OtherAdapter(AdapterOff):
         finally:
             for module, names in zip(self.parts.switches, before, strict=True):
                 vars(module)["_active_adapter"] = names
+
+    def weights(self) -> list[Tensor]:
+        """Return the weights under the adapters, and that adapter's."""
+        named = [weight for name, weight in self.parts.model.named_parameters() if f".{self._name}." in f".{name}."]
+        return [*super().weights(), *named]
 
     def is_running(self) -> bool:
         """Return whether that adapter is the active one."""

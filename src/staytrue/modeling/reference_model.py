@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
+from torch import Tensor
+
 from staytrue.errors import ForwardPassError, ModelError
 from staytrue.modeling.architecture import Changed, ModelParts
 from staytrue.modeling.lm_head import Head
@@ -46,6 +48,10 @@ class AdapterOff:
     def head(self) -> Head | None:
         """Return the head of the reference; None where the trained model shares it."""
         return None
+
+    def weights(self) -> list[Tensor]:
+        """Return every weight that the reference computes with; none of them is trained."""
+        return [weight for weight in self.parts.causal.parameters() if id(weight) not in self.parts.added]
 
     def changed(self) -> list[Changed]:
         """Return every trained weight beside its value before; [] with an adapter, see `ModelParts.adapted`."""

@@ -116,12 +116,11 @@ def _plain(value: Any) -> Any:
 def _sums(guard: Guard) -> list[float]:
     """Sums of the sizes of some weights of the reference; [] without one, or where it is spread over processes."""
     read = any(d.reads_reference or d.reads_start for d in guard.defenses.values())
-    parts = guard.reference.parts
-    weights = [weight for weight in parts.causal.parameters() if id(weight) not in parts.added]
+    weights = guard.reference.weights()
     if not read or any(hasattr(weight, "to_local") for weight in weights):
         return []
     with torch.no_grad():
         return [
             float(weight.abs().sum(dtype=torch.float64 if weight.device.type != "mps" else torch.float32))
-            for weight in weights[:: max(1, len(weights) // _SAMPLED)]
+            for weight in weights[:: max(1, len(weights) // _SAMPLED)] + weights[-1:]
         ]
