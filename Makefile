@@ -2,7 +2,7 @@
 # make test   the tests                       make check  format, lint, types, layers of imports
 # make bench  ratios against named peers      make test-slow  minutes rather than seconds
 # make test-inspect  our probes and logs under Inspect, in an environment of its own
-# make test-integrations   quantised models by bitsandbytes
+# make test-integrations   quantised models by bitsandbytes, and wandb offline
 # make test-lowest   the tests with the lowest versions that pyproject.toml declares, in an environment of its own
 # make docs   the documentation as a website in build/docs (warnings are errors), and its tutorials executed
 # make notebooks   runs docs/notebooks and stores what they print
@@ -59,6 +59,8 @@ test-inspect:
 test-integrations: $(INSTALLED)
 	@test -d build/quantize || $(PIP) --no-deps --target build/quantize bitsandbytes==0.50.2
 	OMP_NUM_THREADS=1 PYTHONPATH=src:build/quantize $(BIN)/python -m pytest -q -p no:cacheprovider tests/integrations/test_quantized.py
+	@test -d build/wandb || $(PIP) --target build/wandb wandb==0.31.0
+	OMP_NUM_THREADS=1 PYTHONPATH=src:build/wandb $(BIN)/python -m pytest -q -p no:cacheprovider tests/runs/test_trackers.py
 
 # Without TORCH_INDEX this old PyTorch comes with its GPU libraries, some gigabytes.
 test-lowest:

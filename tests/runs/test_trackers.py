@@ -10,7 +10,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from interrupted import Stopping, logged, recipe_of, with_a_tiny_model
-from small_trainers import sft
+from small_trainers import grpo, sft
 from staytrue import KL
 from staytrue.errors import RecipeError, TrainingError
 from staytrue.runs import trackers, train
@@ -56,6 +56,13 @@ def test_tensorboard_in_the_run_folder_has_the_logged_numbers_and_every_part_of_
         row["step"]: pytest.approx(row["loss"]) for row in read_rows(run.path / "validation.jsonl")
     }
     assert {"train/kl", "train/anchor"}.isdisjoint(told)
+    texts = EventAccumulator(str(run.path / "tensorboard")).Reload()
+    shown = {
+        name: texts.Tensors(f"{name}/text_summary")[0].tensor_proto.string_val[0].decode()
+        for name in ("recipe", "rows")
+    }
+    assert shown["recipe"] == f"```\n{(run.path / 'recipe.yaml').read_text()}```"
+    assert "task: 19\n" in shown["rows"]  # of 24 distinct questions a fifth is reserved
     assert not [finding for finding in findings(run.path) if finding.faults]
 
 
@@ -109,6 +116,14 @@ def test_a_script_that_reports_to_tensorboard_has_the_defenses_numbers_too(tmp_p
     assert [row["kl"] for row in logs] == pytest.approx(list(told["train/penalty/kl"].values()))
 
 
+def test_reinforcement_learning_reports_them_beside_the_reward(tmp_path, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+    grpo(tmp_path, [KL(0.25)], report_to="tensorboard").train()
+    told = scalars(tmp_path / "events")
+    assert set(told["train/penalty/kl"]) == set(told["train/reward"]) == {1, 2}
+    assert told["train/weighted_penalty/kl"][2] == pytest.approx(0.25 * told["train/penalty/kl"][2], rel=1e-6)
+
+
 def test_a_further_number_of_a_defense_keeps_its_name_behind_the_penalty():
     logs = {"loss": 1.0, "kl.2": 0.5, "kl.2/entropy": 3.0, "learning_rate": 0.1}
     told = {"loss": 1.0, "penalty/kl.2": 0.5, "penalty/kl.2/entropy": 3.0, "learning_rate": 0.1}
@@ -140,10 +155,10 @@ def test_wandb_without_a_login_is_a_sentence_and_leaves_nothing_behind(tmp_path,
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run=None, init=init))
     run = RunDir.create(tmp_path / "run", {})
     with pytest.raises(RecipeError, match=r"api_key not configured .*`wandb login`.*WANDB_MODE=offline"):
-        trackers._wandb("run-1", run, "recipe")
+        trackers._wandb("run-1", run, {})
     began = SimpleNamespace(run="of the caller", init=init)
     monkeypatch.setitem(sys.modules, "wandb", began)
-    assert trackers._wandb("run-1", run, "recipe") is None
+    assert trackers._wandb("run-1", run, {}) is None
 
 
 def test_wandb_offline_keeps_each_run_in_its_own_folder(home, tmp_path, monkeypatch):

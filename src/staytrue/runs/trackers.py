@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import yaml
+
 from staytrue.errors import RecipeError
 from staytrue.utils.run_dir import RunDir
 from staytrue.utils.validation import in_one_line
@@ -31,14 +33,18 @@ def placed(trainer: Any, run: RunDir, first: int | None) -> Iterator[None]:
     Raises:
         RecipeError: a tracker cannot begin, such as wandb without a login.
     """
-    names, name, recipe = trainer.args.report_to, run.path.name, (run.path / "recipe.yaml").read_text(encoding="utf-8")
+    names, name = trainer.args.report_to, run.path.name
+    facts = {
+        "recipe": (run.path / "recipe.yaml").read_text(encoding="utf-8"),
+        "rows": yaml.safe_dump({**run.manifest.get("rows", {}), **run.manifest.get("curated", {})}),
+    }
     if trainer.args.run_name is None:  # runs of one folder name are told apart by the beginning of their ids
         trainer.args.run_name = f"{name}-{run.manifest['id'][:6]}" if "id" in run.manifest else name
     if not trainer.is_world_process_zero():
         yield
         return
-    boards = _tensorboards(trainer, run, recipe, first) if "tensorboard" in names else []
-    begun = _wandb(trainer.args.run_name, run, recipe) if "wandb" in names else None
+    boards = _tensorboards(trainer, run, facts, first) if "tensorboard" in names else []
+    begun = _wandb(trainer.args.run_name, run, facts) if "wandb" in names else None
     failed = True
     try:
         yield
@@ -50,7 +56,7 @@ def placed(trainer: Any, run: RunDir, first: int | None) -> Iterator[None]:
             begun.finish(exit_code=int(failed))
 
 
-def _tensorboards(trainer: Any, run: RunDir, recipe: str, first: int | None) -> list[Any]:
+def _tensorboards(trainer: Any, run: RunDir, facts: dict[str, str], first: int | None) -> list[Any]:
     """Give transformers' callback a writer in the run's folder; TENSORBOARD_LOGGING_DIR moves it elsewhere."""
     from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations.integration_utils import TensorBoardCallback
@@ -59,12 +65,13 @@ def _tensorboards(trainer: Any, run: RunDir, recipe: str, first: int | None) -> 
     for part in trainer.callback_handler.callbacks:
         if isinstance(part, TensorBoardCallback):
             part.tb_writer = SummaryWriter(part.logging_dir or str(run.path / FOLDER), purge_step=first)
-            part.tb_writer.add_text("recipe", f"```\n{recipe}```")
+            for name, text in facts.items():
+                part.tb_writer.add_text(name, f"```\n{text}```")
             boards.append(part.tb_writer)
     return boards
 
 
-def _wandb(name: str, run: RunDir, recipe: str) -> Any:
+def _wandb(name: str, run: RunDir, facts: dict[str, str]) -> Any:
     """Begin a run of wandb in the run's folder; None where the caller has begun one, which is used and not ended."""
     import wandb
 
@@ -77,10 +84,10 @@ def _wandb(name: str, run: RunDir, recipe: str) -> Any:
             dir=str(run.path),
             id=run.manifest.get("id"),
             resume="allow",
-            config={"recipe": recipe},
+            config=facts,
         )
     except Exception as error:
         raise RecipeError(
-            f"train.report_to: wandb cannot begin a run: {in_one_line(error)}. Log in with `wandb login`, or set "
+            f"train.report_to: wandb cannot begin a run: {in_one_line(error).rstrip('.')}. Log in with `wandb login`, or set "
             "WANDB_MODE=offline in the environment, which keeps the numbers on this machine."
         ) from error
