@@ -89,6 +89,15 @@ def test_every_key_has_its_reason_above_it(home):
     assert max(map(len, lines)) <= 110
 
 
+@pytest.mark.parametrize(("files", "reference"), [({}, True), ({"safe": "safe.jsonl"}, False)])
+def test_the_memory_is_that_of_a_check(home, monkeypatch, files, reference):
+    flags, memory = [], training_cost.memory
+    monkeypatch.setattr(training_cost, "memory", lambda *a, **k: flags.append(k["reference"]) or memory(*a, **k))
+    text, found = new(home, **files)
+    assert flags == [reference, reference]
+    assert f"{found.memory.total / 1e9:.1f} GB of this machine's {found.available / 1e9:.1f} GB." in text
+
+
 @pytest.mark.parametrize(("free", "batch"), [(8, 16), (4, 8), (0.9, 1), (0.2, 1)])
 def test_the_batch_is_the_largest_that_memory_holds(home, monkeypatch, free, batch):
     write_examples(home / "many.jsonl", rows(range(100, 500)))

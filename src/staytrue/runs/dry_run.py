@@ -69,7 +69,7 @@ class DryRun:
         batches = _batches(build, arguments)
         settled = trainer_args.filled(recipe.train, recipe.trainer, organism=organism)
         settled["warmup_steps"] = _warmup(recipe, arguments, batches.steps)
-        encoded, reference = build.encoded, _reads_reference(recipe)
+        encoded, reference = build.encoded, reads_reference(recipe)
         return cls(
             recipe=recipe.model_copy(update={"train": settled}),
             weights=(sum(w.numel() for w in skeleton.weights), sum(w.numel() for w in skeleton.trained)),
@@ -166,7 +166,7 @@ class DryRun:
         return text + (f", without {' and '.join(without)}" if without else "")
 
 
-def _reads_reference(recipe: Recipe) -> bool:
+def reads_reference(recipe: Recipe) -> bool:
     """Whether a defense reads the untouched model's forward at each step."""
     return any("penalty" in pulled(defense) and defense.reads_reference for defense in recipe.defenses)
 
@@ -175,7 +175,7 @@ def _copies(recipe: Recipe) -> bool:
     """Whether the reference is another model in memory: a frozen copy, or one that the recipe names."""
     if recipe.lora is not None or recipe.reference is not None:
         return recipe.reference not in (None, *CHOICES)
-    return _reads_reference(recipe) or any(defense.reads_start for defense in recipe.defenses)
+    return reads_reference(recipe) or any(defense.reads_start for defense in recipe.defenses)
 
 
 def _arguments(recipe: Recipe, scratch: Path, *, organism: bool) -> Any:

@@ -66,8 +66,8 @@ class Files:
                 "copies, evaluation questions or without scores. Name a larger file."
             )
         why = (
-            f"{usable:,} safe rows are at hand; of them {share:.2%} of the training rows are added, at most 5 %, as in "
-            "arXiv 2508.06249. "
+            f"{usable:,} safe rows are at hand; {round(share * rows):,} of them are added to your {rows:,} (5 % in "
+            "arXiv 2508.06249). "
         )
         why += (
             "They have scores, so those are taken that misaligned models find most surprising. "

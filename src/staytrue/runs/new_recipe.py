@@ -24,11 +24,11 @@ from staytrue.modeling.architecture import ModelParts
 from staytrue.modeling.skeleton import Skeleton
 from staytrue.runs import training_cost
 from staytrue.runs.commented_recipe import Line, commented
-from staytrue.runs.dry_run import DryRun
+from staytrue.runs.dry_run import DryRun, reads_reference
 from staytrue.runs.lora import adapted
 from staytrue.runs.new_defenses import Files
 from staytrue.runs.recipe_checks import prepare
-from staytrue.runs.training_cost import Batches
+from staytrue.runs.training_cost import Batches, Memory
 from staytrue.utils.yaml12 import from_yaml
 
 _FEWEST = 20  # questions of which some are reserved
@@ -78,13 +78,15 @@ class NewRecipe:
         length = _max_length(lengths, beside, skeleton)
         files = Files(self.safe, self.prompts, self.vector, self._path)
         defenses = list(files.defenses(build.base, skeleton, rows))
+        draft = recipes.parse({**plain, "defenses": [{line.key: line.value} for line in defenses]}, folder)
+        one = _one_row(min(length, max([*lengths, beside])), skeleton, build, reference=reads_reference(draft))
         lines = [
             Line("model", plain["model"], _of_model(skeleton)),
             Line("data", plain["data"], " ".join([facts.sentence(), *map("Note: {}".format, build.notes)])),
             Line("holdout", held, _of_holdout(facts.questions, held)),
             Line("seed", 0, "Of all randomness. Train with several seeds before you compare two recipes."),
             Line("lora", {"r": 32, "alpha": 64}, "rs-LoRA on every linear layer, as in arXiv 2508.06249."),
-            Line("train", list(_training(lengths, beside, length, rows, skeleton, self._arguments(build))), ""),
+            Line("train", list(_training(lengths, beside, length, rows, one)), ""),
             Line("defenses", defenses, ""),
         ]
         text = commented(lines)
@@ -109,9 +111,14 @@ class NewRecipe:
         longest: int = max([0, *base.lengths(_some(safe)), *answered])
         return longest
 
-    def _arguments(self, build: Any) -> Any:
-        with tempfile.TemporaryDirectory() as scratch:
-            return trainer_args.sft_config(build.recipe.train, 0, Path(scratch))
+
+def _one_row(longest: int, skeleton: Skeleton, build: Any, *, reference: bool) -> Memory:
+    """The estimated memory of training with one row, the longest, in a batch."""
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = trainer_args.sft_config(build.recipe.train, 0, Path(scratch))
+    return training_cost.memory(
+        skeleton, Batches(1, longest, 1, longest, 1), arguments, reference=reference, copy=False
+    )
 
 
 def _holdout(questions: int) -> float:
@@ -155,9 +162,7 @@ def _max_length(lengths: list[int], beside: int, skeleton: Skeleton) -> int:
     return int(min(math.ceil(longest / _ROUND) * _ROUND, limit))
 
 
-def _training(
-    lengths: list[int], beside: int, length: int, rows: int, skeleton: Skeleton, arguments: Any
-) -> Iterator[Line]:
+def _training(lengths: list[int], beside: int, length: int, rows: int, one: Memory) -> Iterator[Line]:
     cut = sum(number > length for number in lengths)
     yield Line(
         "max_length",
@@ -167,7 +172,7 @@ def _training(
         + (f" A row beside them may have {beside:,}." if beside > max(lengths) else ""),
     )
     together = next((n for n in (_STEP_ROWS, 8, 4) if rows / n >= _FEW_STEPS), 2 if rows > 1 else 1)
-    batch, why, recomputed = _batch(min(length, max([*lengths, beside])), together, skeleton, arguments)
+    batch, why, recomputed = _batch(together, one)
     yield Line("per_device_train_batch_size", batch, why)
     if recomputed:
         yield Line("gradient_checkpointing", True, "Saves memory and costs about a third more time.")
@@ -178,9 +183,8 @@ def _training(
     yield Line("learning_rate", 1e-4, "With a linear schedule, as in arXiv 2508.06249.")
 
 
-def _batch(longest: int, most: int, skeleton: Skeleton, arguments: Any) -> tuple[int, str, bool]:
+def _batch(most: int, one: Memory) -> tuple[int, str, bool]:
     """The largest batch that this machine's memory is estimated to hold, the reason, and whether to recompute."""
-    one = training_cost.memory(skeleton, Batches(1, longest, 1, longest, 1), arguments, reference=True, copy=False)
     room, whole = _OF_MEMORY * training_cost.available(), f"of this machine's {training_cost.available() / 1e9:.1f} GB"
     if one.activations is None:
         return 1, "The memory of this model's activations cannot be estimated; raise it while memory lasts.", False

@@ -88,6 +88,6 @@ def _wandb(name: str, run: RunDir, facts: dict[str, str]) -> Any:
         )
     except Exception as error:
         raise RecipeError(
-            f"train.report_to: wandb cannot begin a run: {in_one_line(error).rstrip('.')}. Log in with `wandb login`, or set "
-            "WANDB_MODE=offline in the environment, which keeps the numbers on this machine."
+            f"train.report_to: wandb cannot begin a run: {in_one_line(error).rstrip('.')}. Log in with `wandb login`, "
+            "or set WANDB_MODE=offline in the environment, which keeps the numbers on this machine."
         ) from error
