@@ -2,7 +2,7 @@
 # make test   the tests                       make check  format, lint, types, layers of imports
 # make bench  ratios against named peers      make test-slow  minutes rather than seconds
 # make test-inspect  our probes and logs under Inspect, in an environment of its own
-# make test-integrations   quantised models by bitsandbytes, and wandb offline
+# make test-integrations   quantised models by bitsandbytes, our plugin inside axolotl, and wandb offline
 # make test-lowest   the tests with the lowest versions that pyproject.toml declares, in an environment of its own
 # make docs   the documentation as a website in build/docs (warnings are errors), and its tutorials executed
 # make notebooks   runs docs/notebooks and stores what they print
@@ -56,8 +56,13 @@ test-inspect:
 	PYTHONPATH=src .venv-inspect/bin/python -m pytest -q -p no:cacheprovider tests/evals/inspect/test_export.py
 
 # bitsandbytes stands beside our own packages, not among them, because peft imports it wherever it is installed.
+# axolotl contradicts our pins. Without TORCH_INDEX its PyTorch comes with the GPU libraries, some gigabytes.
 test-integrations: $(INSTALLED)
 	@test -d build/quantize || $(PIP) --no-deps --target build/quantize bitsandbytes==0.50.2
+	@test -x .venv-axolotl/bin/python || $(PYTHON) -m venv .venv-axolotl
+	@.venv-axolotl/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r constraints/axolotl-py311.txt
+	OMP_NUM_THREADS=1 PYTHONPATH=src $(BIN)/python -m pytest -q -p no:cacheprovider tests/integrations/test_axolotl.py
 	OMP_NUM_THREADS=1 PYTHONPATH=src:build/quantize $(BIN)/python -m pytest -q -p no:cacheprovider tests/integrations/test_quantized.py
 	@test -d build/wandb || $(PIP) --target build/wandb wandb==0.31.0
 	OMP_NUM_THREADS=1 PYTHONPATH=src:build/wandb $(BIN)/python -m pytest -q -p no:cacheprovider tests/runs/test_trackers.py

@@ -27,7 +27,7 @@ LAYERS = [
     ["config", "docs_page"],
     ["training"],
     ["verify"],
-    ["runs", "testing"],
+    ["runs", "testing", "integrations"],
     ["studies", "doctor"],
     ["commands"],
     ["cli"],
@@ -101,6 +101,7 @@ def test_there_is_no_circle():
             {"modeling.architecture", "modeling.loading", "runs.lora", "training.reference.model_checks"},
         ),
         ("inspect_ai", {"evals.inspect.tasks"}),
+        ("axolotl", {"integrations.axolotl", "integrations.axolotl_trainer"}),
         ("openai", {"evals.openai_client.client", "evals.openai_client.errors"}),
     ],
 )

@@ -245,7 +245,7 @@ def parse(plain: Mapping[str, Any], folder: Path | None = None, where: str = "re
         RecipeError: unknown keys or defenses, ill-typed or missing values.
     """
     _refuse_unknown_keys(plain, where)
-    defenses, task = _defenses(plain.get("defenses") or [], where), _task(plain, where)
+    defenses, task = read_defenses(plain.get("defenses") or [], where), _task(plain, where)
     try:
         recipe = Recipe.model_validate({**plain, "lora": plain["lora"] or {}, "defenses": (), "task": None})
     except ValidationError as error:
@@ -276,7 +276,16 @@ def _refuse_unknown_keys(plain: Mapping[str, Any], where: str) -> None:
             raise RecipeError(f"{where} has no key 'lora.{key}'{remedy('lora', str(key), Lora.model_fields)}")
 
 
-def _defenses(listed: Any, where: str) -> list[Defense]:
+def read_defenses(listed: Any, where: str) -> list[Defense]:
+    """Read a list of defenses as a recipe has it.
+
+    Args:
+        listed: entries such as `{"kl": {"weight": 0.1}}`.
+        where: how messages call the list.
+
+    Raises:
+        RecipeError: unknown defenses, ill-typed or missing fields.
+    """
     if not isinstance(listed, list):
         raise RecipeError(f"{where}: defenses is a list such as `- kl: {{weight: 0.1}}`, not {listed!r}.")
     named = [_named(entry, f"{where}: a defense is written `- kl: {{weight: 0.1}}`") for entry in listed]
