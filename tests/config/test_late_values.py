@@ -28,6 +28,8 @@ def config(kind, **changes):
         ("learning_rate", "1e-4", "learning_rate is '1e-4'; write a number"),
         ("weight_decay", float("inf"), "weight_decay is inf; write a finite number"),
         ("adam_beta1", -1.0, r"adam_beta1 is -1.0; it is 0 or more and below 1"),
+        ("max_grad_norm", None, "max_grad_norm is None; write a number"),
+        ("log_level", "x", "log_level is 'x'; write one of passive, detail"),
         ("adam_epsilon", -1e-8, "adam_epsilon is -1e-08; it is above 0"),
         ("optim_args", 3, "optim_args is 3; write text"),
         ("lr_scheduler_kwargs", "x", "lr_scheduler_kwargs is 'x'; write a mapping"),

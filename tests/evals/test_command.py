@@ -19,10 +19,11 @@ from staytrue import cli
 from staytrue.data.examples import Example, Message, write_examples
 from staytrue.errors import ModelError
 from staytrue.evals.generation import local
+from staytrue.evals.judges import endpoint
 from staytrue.evals.openai_client.budget import Budget
 from staytrue.evals.questions.shipped_questions import shipped
 from staytrue.modeling import loading
-from staytrue.runs import judge_factory, probe_selection
+from staytrue.runs import evaluate, judge_factory, probe_selection
 from staytrue.utils.files import read_rows
 
 
@@ -372,6 +373,32 @@ def test_a_judge_that_has_judged_with_its_key_is_not_tried_again(staytrue, model
             assert staytrue(*arguments, "--out", f"E{number}")[0] == 0
             calls.append(len(server.calls))
     assert [calls[1] - calls[0], calls[2] - calls[1]] == [0, 1]
+
+
+def test_a_judge_whose_key_has_expired_since_is_refused_before_answers_are_sampled(
+    staytrue, model, questions, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("OPENAI_API_KEY", "one")
+    with Loopback() as server:
+        arguments = ["eval", "--model", model, "--probes", questions, "--judge", f"openai:j@{server.url}", "--out"]
+        assert staytrue(*arguments, "E")[0] == 0
+        server.key = "another"
+        monkeypatch.setattr(endpoint, "_today", lambda: "2000-01-01")
+        code, _, errors = staytrue(*arguments, "F")
+    assert code == 2
+    assert "refuses the key" in errors
+    assert read_rows(tmp_path / "F" / "answers.jsonl") == []
+
+
+def test_a_judge_is_tried_before_likelihoods_are_computed(staytrue, model, questions, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "wrong")
+    monkeypatch.setattr(evaluate, "planned", lambda *arguments: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(evaluate.Measurement, "likelihoods", lambda *arguments: pytest.fail("computed"))
+    with Loopback(key="right") as server:
+        arguments = ("--probes", f"{questions},pairs", "--judge", f"openai:j@{server.url}", "--out", "E")
+        code, _, errors = staytrue("eval", "--model", model, *arguments)
+    assert code == 2
+    assert "refuses the key" in errors
 
 
 def test_an_answer_that_a_judge_cannot_read_is_kept(staytrue, model, questions, tmp_path):

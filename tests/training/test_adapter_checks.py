@@ -5,10 +5,13 @@ import warnings
 
 import pytest
 from peft import LoraConfig
+from peft.tuners.lora.config import KasaConfig
 from trl import SFTConfig
 
 import tiny
 from small_trainers import _SETTINGS, messages, sft
+from staytrue.data.examples import write_examples
+from staytrue.defenses.anchor import Anchor
 from staytrue.defenses.kl import KL
 from staytrue.errors import ModelError, RecipeError
 from staytrue.training.trainers import GuardedSFT
@@ -79,6 +82,25 @@ def test_an_error_of_peft_is_a_sentence(tmp_path, changes, sentence):
         make(tmp_path, **changes)
 
 
+def test_tokens_that_name_none_are_refused(tmp_path):
+    with pytest.raises(RecipeError, match=r"trainable_token_indices is \[\], which names no token"):
+        make(tmp_path, trainable_token_indices=[])
+
+
+def test_an_adapter_that_is_active_in_a_part_of_each_row_is_refused_beside_rows_of_a_defense(tmp_path):
+    write_examples(tmp_path / "pool.jsonl", tiny.rows(12))
+    tokens = tiny.tokenizer().encode("<|im_start|>assistant\n", add_special_tokens=False)
+    with pytest.raises(ModelError, match="alora_invocation_tokens, so peft looks up in the trainer's rows"):
+        make(
+            tmp_path,
+            [Anchor(tmp_path / "pool.jsonl", share=0.5, answers="given")],
+            alora_invocation_tokens=tokens,
+        )
+    made = make(tmp_path, [KL(1.0)], alora_invocation_tokens=tokens)
+    made.train()
+    assert [row["kl"] for row in made.state.log_history if "kl" in row][-1] > 0
+
+
 def test_other_errors_are_left_as_they_are(tmp_path):
     class Broken(GuardedSFT):
         def _prepare_dataset(self, *args, **kwargs):
@@ -96,6 +118,7 @@ def test_other_errors_are_left_as_they_are(tmp_path):
             "layer_replication, so with the adapter off the model has other layers",
         ),
         ({"lora_alpha": NAN}, "numbers for two tokens that are not finite (NaN). Check its weights, and lora_alpha"),
+        ({"kasa_config": KasaConfig()}, "a kasa_config, which changes the base weights"),
         ({"init_lora_weights": "orthogonal"}, "init_lora_weights='orthogonal', so it starts as random numbers"),
     ],
 )

@@ -224,7 +224,10 @@ def test_a_stream_is_checked_as_it_is_read(tmp_path, workers):
     assert warned(lambda: made.append(sft(tmp_path, [KL(1.0)], stream(rows), **changes))) == []
     made[0].args.dataloader_num_workers = workers
     seen = warned(made[0].train)
-    if workers:  # whose warnings are printed by another process
+    if workers:  # whose own warnings are printed by another process
+        assert re.search("^2 of 1. rows of the stream are longer than", seen[0])
+        assert re.search("in 2 of 1. rows; that part is not learnt", seen[1])
+        assert len(seen) == 2
         return
     assert seen[:2] == [
         f"Row 6 of the stream is longer than max_length={longest}, and is cut.",
@@ -236,6 +239,18 @@ def test_a_stream_is_checked_as_it_is_read(tmp_path, workers):
     lost = {"messages": [user("q"), answer(THOUGHT)]}
     with pytest.raises(RecipeError, match="part of the last answer of row 3 of the dataset"):
         sft(tmp_path, [], stream([whole, whole, *[lost] * 8]), tokenizer=tokenizer("drops thoughts")).train()
+
+
+def test_counts_of_a_stream_are_those_of_all_workers_and_of_one_epoch(tmp_path):
+    """Two shards of eight rows, of which one loses a part of an earlier answer in every second row; two epochs."""
+    whole, lost = {"messages": TWO}, {"messages": [user("q"), answer(THOUGHT), *TWO]}
+    shards = [[whole] * 8, [whole, lost] * 4]
+    data = IterableDataset.from_generator(
+        lambda shards: (copy.deepcopy(row) for shard in shards for row in shard), gen_kwargs={"shards": shards}
+    )
+    changes = {"tokenizer": tokenizer("drops earlier thoughts"), "max_steps": 8, "dataloader_num_workers": 2}
+    seen = warned(sft(tmp_path, [KL(1.0)], data, **changes).train)
+    assert seen == [f"{lost_text.NOTES['answers'].format(n=4, rows='16 rows')}."]
 
 
 def test_a_late_row_of_a_stream_does_not_end_the_training(monkeypatch):

@@ -57,7 +57,7 @@ _LOSSES = {
     "grpo": ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
 }
 # trl and transformers compare these after a model was loaded, many of them after the first completions.
-_LATE_CHOICES: dict[str, tuple[str, ...]] = {
+_CHOICES: dict[str, tuple[str, ...]] = {
     "scale_rewards": ("group", "batch", "none"),
     "importance_sampling_level": ("token", "sequence"),
     "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
@@ -65,9 +65,6 @@ _LATE_CHOICES: dict[str, tuple[str, ...]] = {
     "vllm_importance_sampling_mode": ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
     "packing_strategy": ("bfd", "bfd_split", "wrapped"),
     "truncation_mode": ("keep_start", "keep_end"),
-}
-_CHOICES: dict[str, tuple[str, ...]] = {
-    **_LATE_CHOICES,
     **dict.fromkeys(
         ("log_level", "log_level_replica"), ("passive", "detail", "debug", "info", "warning", "error", "critical")
     ),
@@ -147,7 +144,7 @@ def refuse_late_values(config: Any, trainer: str) -> None:
         RecipeError: the setting, its value and what to write.
     """
     _refuse_other_types(config)
-    for key in ("loss_type", *_LATE_CHOICES, *_LATE_RANGES):
+    for key in ("loss_type", *_CHOICES, *_LATE_RANGES):
         if (value := getattr(config, key, None)) is not None and (key, value) not in _TAKEN_BY_SCRIPTS:
             refuse_value(key, value, trainer)
     weights = getattr(config, "reward_weights", None) or ()
@@ -166,7 +163,10 @@ def _refuse_other_types(config: Any) -> None:
     """
     for key, hint in _hints(type(config)).items() if is_dataclass(config) else ():
         value = getattr(config, key, None)
-        kinds = set(_kinds(hint)) - {type(None)}
+        kinds = set(_kinds(hint))
+        if value is None and kinds and kinds <= {int, float}:
+            raise RecipeError(f"{key} is None; write a number.")
+        kinds -= {type(None)}
         if value is None or not kinds <= {int, float, bool, str, dict} or kinds == set():
             continue
         way_out = ""

@@ -80,10 +80,28 @@ def evaluate(
         for probe in probes:  # refused before anything is generated or paid for
             _refuse_second_judge(store, out, probe.name, probe.judge, marked=_is_marked(probe))
         store.begin(metadata)
+        try_judges(out, probes)
         _answer(generate, store, probes, seed or 0, max_new_tokens, progress, say)
         for probe in probes:
             _judge_probe(store, out, probe.name, probe.judge, progress)
         return write_summary(out, out)
+
+
+def try_judges(out: Path, probes: Sequence[Probe]) -> None:
+    """Try each judge of answers that are still to be sampled, before the model is loaded or paid for them.
+
+    Args:
+        out: the evaluation's folder, which may not exist yet.
+        probes: the questions, and the judge of each probe.
+
+    Raises:
+        RequestError: a judge cannot judge, such as for a wrong key.
+    """
+    stored = AnswerStore(out).answers()
+    judges = {id(probe.judge): probe.judge for probe in probes if missing_samples(probe.samples(), stored)}
+    for judge in judges.values():
+        if isinstance(judge, ChecksItself):
+            judge.check()
 
 
 def rescore(evaluation: Path, judges: Sequence[Judge], progress: Progress | None = None) -> dict[str, dict[str, Any]]:
@@ -140,10 +158,6 @@ def _answer(
     """Generate and store the missing samples, and record the server's identity if there is one."""
     stored = store.answers()
     missing = {probe.name: missing_samples(probe.samples(), stored) for probe in probes}
-    judges = {id(probe.judge): probe.judge for probe in probes if missing[probe.name]}
-    for judge in judges.values():
-        if isinstance(judge, ChecksItself):
-            judge.check()
     done = before = 0
     absent: Counter[tuple[str, int]] = Counter()  # answers that are missing, by their reason and the token limit
     if progress is not None and probes:

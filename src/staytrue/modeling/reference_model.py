@@ -59,7 +59,11 @@ class AdapterOff:
 
 
 class FrozenCopy(AdapterOff):
-    """A copy of a model that trains its own weights: same precision, evaluation mode, no gradients."""
+    """A copy of a model that trains its own weights: same precision, evaluation mode, no gradients.
+
+    A user's forward hooks are copied with it, since a hook may be a part of what the model computes: without them the
+    copy would be another model. A hook that only records sees the copy's passes too, as with an adapter.
+    """
 
     is_copy = True
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from staytrue.config.recipe import read
 from staytrue.data.chat_template import takes_system
 from staytrue.errors import RequestError
-from staytrue.evals.answer_and_judge import evaluate, write_summary
+from staytrue.evals.answer_and_judge import evaluate, try_judges, write_summary
 from staytrue.evals.generation.from_file import AnswersFile
 from staytrue.evals.questions import user_files
 from staytrue.evals.questions.probes import Probe, in_users_turn
@@ -112,6 +112,7 @@ def evaluate_model(
     measures, loaded = measures_of(request, say), _loader(request)
     refuse_other_model(out, request.identity())
     limit = request.max_new_tokens or longest_answer(request.model)
+    try_judges(out, probes)  # before likelihoods are computed and the speed is measured
     local, begun = _Local(loaded, request.batch_size), time.monotonic()
     measurement = Measurement(request, out, loaded, seed, progress, say)
     measurement.likelihoods(measures)

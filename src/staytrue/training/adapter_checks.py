@@ -17,12 +17,17 @@ _NAMES = ("target_modules", "modules_to_save")
 
 
 @contextmanager
-def naming_adapter() -> Iterator[None]:
+def naming_adapter(config: Any) -> Iterator[None]:
     """Around the making of a trainer: an error inside of peft that is no sentence becomes one.
+
+    Args:
+        config: the trainer's `peft_config`, or None.
 
     Raises:
         RecipeError: peft cannot add the adapter.
     """
+    if getattr(config, "trainable_token_indices", None) == []:
+        raise RecipeError("peft_config.trainable_token_indices is [], which names no token. Take it out.")
     try:
         yield
     except StaytrueError:

@@ -158,6 +158,8 @@ class Guard:
         if not any(self.pulls(lever) for lever in ("freeze", "steer", "penalty", "project")):
             return [], {}
         model_checks.check(self.parts, self.chosen_reference)
+        if self.pulls("beside"):
+            model_checks.refuse_activated(self.parts)
         layers = read_and_steered(self.defenses, len(self.parts.blocks))
         for defense in self.defenses.values():
             defense.check(self.parts, base)

@@ -147,13 +147,29 @@ class RowCheck:
         self._counts.update(lost)
         return lost
 
+    @property
+    def passed_over(self) -> int:
+        """The number of rows that seem to lose text, and were too many to be compared closely."""
+        return self._passed_over
+
     def notes(self) -> list[str]:
         """A sentence for each kind of loss, with the number of rows."""
-        most = "at least " if self._passed_over else ""
-        first = f"the first {_CLOSELY} rows" if self.number > _CLOSELY else f"{self.number} rows"
-        rows = dict.fromkeys(NOTES, f"{self.number} rows") | {"prompt": first}
-        counts = {key: f"{'' if key == 'prompt' else most}{count}" for key, count in self._counts.items()}
-        return [f"{NOTES[key].format(n=counts[key], rows=rows[key])}." for key in NOTES if key in counts]
+        return notes_of(self._counts, self.number, self._passed_over)
+
+
+def notes_of(counted: Mapping[str, int], number: int, passed_over: int) -> list[str]:
+    """A sentence for each kind of loss, with the number of rows.
+
+    Args:
+        counted: rows by keys of `NOTES`.
+        number: of all rows.
+        passed_over: see `RowCheck`.
+    """
+    most = "at least " if passed_over else ""
+    first = f"the first {_CLOSELY} rows" if number > _CLOSELY else f"{number} rows"
+    rows = dict.fromkeys(NOTES, f"{number} rows") | {"prompt": first}
+    counts = {key: f"{'' if key == 'prompt' else most}{count}" for key, count in counted.items() if count}
+    return [f"{NOTES[key].format(n=counts[key], rows=rows[key])}." for key in NOTES if key in counts]
 
 
 def warn_of(notes: Sequence[str]) -> None:

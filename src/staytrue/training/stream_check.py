@@ -8,18 +8,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch.utils.data import get_worker_info
 from transformers import TrainerCallback
 
 from staytrue.errors import RecipeError
-from staytrue.training.lost_text import NOTES, RowCheck, cut_note, warn_of
+from staytrue.training.lost_text import NOTES, RowCheck, cut_note, notes_of, warn_of
 
 _REFUSED = 1000  # rows, whose losses end the training
+_WORKERS = 256  # of a data loader; further ones share their counts
+_COUNTED = ("rows", "cut", "passed over", *NOTES)
 
 
 class StreamCheck(TrainerCallback):  # type: ignore[misc]
     """Maps each row of a stream to itself, and counts what it loses, the first time that it is read.
 
-    With workers of the data loader each has counts of its own, so that the numbers at the end are missing.
+    Workers of the data loader read a part of the rows each, and warn in their own process. Their counts are in memory
+    that they share with the trainer, so that the numbers at the end are those of all.
 
     Args:
         tokenizer: with the chat template that trl renders the rows by.
@@ -28,7 +33,7 @@ class StreamCheck(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, tokenizer: Any, max_length: int | None = None) -> None:
         self._check, self._max_length = RowCheck(tokenizer), max_length
-        self._rows, self._cut = 0, 0
+        self._counts = torch.zeros(1 + _WORKERS, len(_COUNTED), dtype=torch.long).share_memory_()
         self._warned: set[str] = set()
 
     def __call__(self, row: Any, index: int) -> Any:
@@ -38,22 +43,27 @@ class StreamCheck(TrainerCallback):  # type: ignore[misc]
             RecipeError: the chat template leaves out a part of a last answer, in one of the first 1,000 rows; later
                 ones are warned of, since they would end a run that is long under way.
         """
-        if index < self._rows:  # trl looks at the first row several times, and epochs read all rows again
+        worker = get_worker_info()
+        counts = self._counts[0 if worker is None else 1 + min(worker.id, _WORKERS - 1)]
+        rows = int(counts[0])
+        if index < rows:  # trl looks at the first row several times, and epochs read all rows again
             return row
-        self._rows = index + 1
+        counts[0] = rows = index + 1
         if self._max_length is not None and len(row.get("input_ids") or ()) > self._max_length:
-            self._cut += 1
-            self._warn(
-                {"cut": f"Row {self._rows} of the stream is longer than max_length={self._max_length}, and is cut."}
-            )
+            counts[_COUNTED.index("cut")] += 1
+            self._warn({"cut": f"Row {rows} of the stream is longer than max_length={self._max_length}, and is cut."})
+        before = self._check.passed_over
         try:
             lost = self._check.add(row)
         except RecipeError as error:
-            if self._rows <= _REFUSED:
+            if rows <= _REFUSED:
                 raise
             self._warn({"late": f"{error} Training goes on, since it is long under way."})
             return row
-        self._warn({key: f"{NOTES[key].format(n=f'row {self._rows}', rows='the stream')}." for key in lost})
+        counts[_COUNTED.index("passed over")] += self._check.passed_over - before
+        for key in lost:
+            counts[_COUNTED.index(key)] += 1
+        self._warn({key: f"{NOTES[key].format(n=f'row {rows}', rows='the stream')}." for key in lost})
         return row
 
     def _warn(self, sentences: Mapping[str, str]) -> None:
@@ -62,6 +72,9 @@ class StreamCheck(TrainerCallback):  # type: ignore[misc]
         self._warned |= sentences.keys()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Warn of the numbers of rows."""
-        cut = [] if not self._cut else [cut_note(self._cut, self._rows, "the stream", self._max_length)]
-        warn_of([*cut, *self._check.notes()])
+        """Warn of the numbers of rows, those of all workers; without workers, of the trainer's own process."""
+        of_workers = self._counts[1:].sum(0)
+        found = dict(zip(_COUNTED, (of_workers if of_workers[0] else self._counts[0]).tolist(), strict=True))
+        rows, cut = found.pop("rows"), found.pop("cut")
+        notes = [] if not cut else [cut_note(cut, rows, "the stream", self._max_length)]
+        warn_of([*notes, *notes_of(found, rows, found.pop("passed over"))])

@@ -123,7 +123,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
             self._untouched.tokenizer = tokenizer_of(arguments)
             arguments["train_dataset"] = self._curated(arguments.get("train_dataset"))
         start = quantized.adapter_weights(arguments.get("model"))
-        with naming_adapter():
+        with naming_adapter(arguments.get("peft_config")):
             super().__init__(**arguments)
         if self.guard.float32_adapter:
             quantized.to_float32(self.model, start)

@@ -44,8 +44,7 @@ class EndpointJudge:
         address = endpoint.address
         self.name = f"{address}#{signature(**_HOW)}"
         self._server = ServerIdentity(address)
-        self._identity = key(judge=[address.url, address.model], tried=endpoint.key_sha256)
-        self._remembered = False
+        self._remembered = self._tried = False
         self._missing: list[bool] = []  # of each verdict
         self._unseen: list[float] = []  # of each call, the probability outside of the likely tokens
 
@@ -67,13 +66,15 @@ class EndpointJudge:
     def check(self) -> None:
         """Ask the endpoint for one token, before answers are sampled that it would have to judge.
 
-        An endpoint that has judged with the same key before is not asked, so paid verdicts need no call.
+        An endpoint that has judged with the same key on the same day (UTC) is not asked, so paid verdicts need no call;
+        a key that expired since is found here.
 
         Raises:
             RequestError: the endpoint cannot judge, such as for a wrong key, no such model, or no log-probabilities.
         """
-        if self._cache.has_answered(self._identity):
+        if self._tried or self._cache.has_answered(self._identity()):
             return
+        self._tried = True
         prompt = shipped("alignment").filled("What is two and two?", "Four.")
         try:
             self._endpoint.ask([Message("user", prompt)], _check, max_tokens=1, **_HOW)
@@ -89,8 +90,13 @@ class EndpointJudge:
     def _remember(self) -> None:
         """Store once that the endpoint has judged with its key."""
         if not self._remembered:
-            self._cache.mark_answered(self._identity)
+            self._cache.mark_answered(self._identity())
             self._remembered = True
+
+    def _identity(self) -> str:
+        """A hash of the endpoint, its key and the day."""
+        address = self._endpoint.address
+        return key(judge=[address.url, address.model], tried=self._endpoint.key_sha256, day=_today())
 
     def notice(self) -> str:
         """The sentence to show before the first call."""
@@ -135,6 +141,10 @@ class EndpointJudge:
         row = _row(self._endpoint.ask([Message("user", prompt)], _check, max_tokens=tokens, **_HOW))
         self._remember()
         return row
+
+
+def _today() -> str:
+    return datetime.now(UTC).date().isoformat()
 
 
 def _check(reply: Reply) -> None:

@@ -48,6 +48,20 @@ def check(parts: ModelParts, reference: Any = None) -> None:
         _check_without_adapter(parts)
 
 
+def refuse_activated(parts: ModelParts) -> None:
+    """Refuse an adapter that is active in a part of each row, for defenses with rows of their own.
+
+    Raises:
+        ModelError: peft finds that part in the trainer's batch alone.
+    """
+    for name, config in parts.model.peft_config.items() if parts.has_adapter else ():
+        if getattr(config, "alora_invocation_tokens", None):
+            raise ModelError(
+                f"Adapter {name!r} has alora_invocation_tokens, so peft looks up in the trainer's rows where it is "
+                "active, and cannot in the rows that defenses feed beside them. Take it out, or those defenses."
+            )
+
+
 def head(parts: ModelParts) -> Callable[[], Head]:
     """Check the head now, while nothing has run; refuse only where a defense needs logits."""
     try:
@@ -75,6 +89,11 @@ def _check_adapters(parts: ModelParts, *, adapter_is_off: bool) -> None:
             raise ModelError(
                 f"Adapter {name!r} has layer_replication, so with the adapter off the model has other layers than the "
                 "one that was loaded, and there is no reference. Take it out."
+            )
+        if adapter_is_off and getattr(config, "kasa_config", None) is not None:
+            raise ModelError(
+                f"Adapter {name!r} has a kasa_config, which changes the base weights: with the adapter off the safe "
+                'reference would be gone. Take it out, or use reference="start".'
             )
         start = str(getattr(config, "init_lora_weights", "")).lower()
         if adapter_is_off and start.startswith(_MOVES_THE_BASE):
