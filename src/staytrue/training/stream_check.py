@@ -33,7 +33,8 @@ class StreamCheck(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, tokenizer: Any, max_length: int | None = None) -> None:
         self._check, self._max_length = RowCheck(tokenizer), max_length
-        self._counts = torch.zeros(1 + _WORKERS, len(_COUNTED), dtype=torch.long).share_memory_()
+        self._counts = torch.zeros(1 + _WORKERS, len(_COUNTED), dtype=torch.long)
+        self._counts.share_memory_()  # type: ignore[no-untyped-call]
         self._warned: set[str] = set()
 
     def __call__(self, row: Any, index: int) -> Any:
