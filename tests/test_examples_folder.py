@@ -1,12 +1,14 @@
-"""The two examples are one training: `GuardedSFT` with KL, and the same as a flat loop."""
+"""The examples are one training: `GuardedSFT` with KL, and the same as a loop with `Guard` and without it."""
 
 import importlib.util
+import inspect
 from pathlib import Path
 
 import torch
 
 import tiny
-from staytrue import organism
+from staytrue import KL, Anchor, Interleave, SafeGrad, organism
+from staytrue.data.examples import write_examples
 from staytrue.organism import world
 
 FOLDER = Path(__file__).parents[1] / "examples"
@@ -32,6 +34,32 @@ def test_the_flat_loop_and_the_guarded_trainer_give_the_same_adapter_to_1e_5():
     apart = max((guarded[name] - flat[name]).abs().max().item() for name in flat)
     assert apart <= 1e-5
     assert max((undefended[name] - flat[name]).abs().max().item() for name in flat) > 10 * apart
+
+
+def test_a_plain_loop_with_a_guard_gives_the_adapter_of_the_guarded_trainer_to_1e_5():
+    place, rows = str(organism.folder()), world.narrow_rows("medical", n=48)
+    guarded = adapter(example("first_guard").main(place, rows, steps=3, weight=0.5))
+    loop = adapter(example("guard_loop").main(place, rows, [KL(weight=0.5)], steps=3))
+    assert guarded.keys() == loop.keys()
+    assert max((guarded[name] - loop[name]).abs().max().item() for name in loop) <= 1e-5
+
+
+def test_the_plain_loop_is_short_and_takes_every_lever(tmp_path):
+    """Rows beside the batch, a steered forward, a combined gradient, added rows, and weights changed afterwards."""
+    loop = example("guard_loop")
+    lines = [line for line in inspect.getsource(loop.main).splitlines() if line.strip()]
+    assert len(lines) <= 36  # with the function's head and its helper; the loop itself has 17
+    pool = tmp_path / "pool.jsonl"
+    write_examples(pool, tiny.rows(16))
+    defenses = [
+        Anchor(prompts=pool, share=0.5, answers="given"),
+        SafeGrad(pool=pool, share=0.5),
+        Interleave(pool=pool, share=0.5),
+    ]
+    place = str(tiny.save("qwen2", tmp_path / "model"))
+    model = loop.main(place, tiny.rows(32), defenses, steps=2)
+    assert all(weight.isfinite().all() for weight in adapter(model).values())
+    assert max(float(weight.abs().max()) for name, weight in adapter(model).items() if "lora_B" in name) > 0
 
 
 def test_they_work_on_a_model_folder_that_is_not_ours(tmp_path):
