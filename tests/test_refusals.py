@@ -1,6 +1,7 @@
 """What the defenses refuse at start, through `train` itself: one sentence with the way out, and nothing is written."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from safetensors.torch import save_file
 import tiny
 from runs.test_train import make
 from staytrue.config import recipe
+from staytrue.config.refused_settings import refuse_unguarded
 from staytrue.data.examples import Example, Message, write_examples
 from staytrue.data_selection.ranking import manifest_path
 from staytrue.errors import DataError, ModelError, RecipeError, RequestError
@@ -183,6 +185,27 @@ def test_more_than_one_process_or_gpu_is_refused_before_anything_is_written(tmp_
     with pytest.raises(RecipeError, match="make a single GPU visible"):  # trl says it, and that is enough
         train.train(recipe_of, tmp_path / "run")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(RequestError, match=r"one of 4 \(WORLD_SIZE\).* without torchrun"):
+    with pytest.raises(RequestError, match=r"WORLD_SIZE is 4, but RANK is not set.* `torchrun --nproc-per-node N"):
+        train.train(recipe_of, tmp_path / "run")
+    for key in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(key, "0")
+    with pytest.raises(RequestError, match="A reference cache is not tested with several processes"):
+        train.train(recipe_of, tmp_path / "run", reference_cache=tmp_path / "cache")
+    with pytest.raises(RequestError, match="quantize is not tested with several processes"):
+        train.train(recipe_of.model_copy(update={"quantize": "4bit"}), tmp_path / "run")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(RequestError, match=r"these are 4 processes on several \(LOCAL_WORLD_SIZE is 2\)"):
+        train.train(recipe_of, tmp_path / "run")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(RequestError, match=r"cannot be trained with DeepSpeed \(ZeRO\).*torchrun"):
         train.train(recipe_of, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("way", "name"), [("FSDP", "FSDP"), ("DEEPSPEED", r"DeepSpeed \(ZeRO\)"), ("MEGATRON_LM", "Mega")]
+)
+def test_a_script_whose_launcher_divides_the_model_is_refused_by_name(way, name):
+    arguments = SimpleNamespace(fp16=False)
+    with pytest.raises(RecipeError, match=f"{name}.* cannot be guarded: a model that is divided among devices"):
+        refuse_unguarded(arguments, combines=False, distributed=way)

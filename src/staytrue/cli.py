@@ -14,8 +14,11 @@ import typer
 
 from staytrue.commands import evaluation, organism, preparing, reading, stored_answers, training, using
 from staytrue.errors import RequestError, StaytrueError
+from staytrue.utils import processes
 from staytrue.utils.interrupts import Interrupts, Stopped
 
+if processes.count() > 1:  # PyTorch warns of DDP's own settings from each process; read when torch is imported
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read by the hub's library when it is imported
 
 app = typer.Typer(
@@ -48,11 +51,12 @@ def main() -> None:
     with interrupts.listening():
         try:
             code = _ended()
-        except Exception:
-            if not interrupts.stopped:
+        except Exception as error:
+            if not interrupts.stopped and processes.reports(repr(error)):
                 raise
-            code = _say("stopped.", 130)  # a library's own error, after it was interrupted
-    if interrupts.stopped:
+            # a library's own error, after it was interrupted, or after another process had failed
+            code = _say("stopped.", 130) if interrupts.stopped else 1
+    if interrupts.stopped or processes.count() > 1:  # threads of several processes can abort the interpreter's own end
         interrupts.leave(code)
     sys.exit(code)
 
@@ -80,7 +84,8 @@ def _ended() -> Any:
 def _say(sentence: str, code: int) -> int:
     """Print why a command ended to standard error, and return its exit code."""
     before = "\n" if code == 130 else ""  # the terminal shows ^C
-    print(f"{before}staytrue: {sentence}", file=sys.stderr)
+    if processes.is_main() if code == 130 else processes.reports(sentence):
+        print(f"{before}staytrue: {sentence}", file=sys.stderr)
     return code
 
 
@@ -94,11 +99,16 @@ def _version(show: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    if processes.count() > 1 and context.invoked_subcommand != "train":
+        raise RequestError(
+            f"Only `staytrue train` runs on several processes, and this is one of {processes.count()} (WORLD_SIZE) of "
+            f"`staytrue {context.invoked_subcommand}`. Start it without torchrun."
+        )
 
 
 if __name__ == "__main__":

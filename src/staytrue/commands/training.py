@@ -10,6 +10,7 @@ import typer
 
 from staytrue.commands.options import Json, ReferenceCache, Workers, stoppable, tell
 from staytrue.errors import RequestError
+from staytrue.utils import processes
 
 
 def demo(
@@ -103,13 +104,16 @@ def train(
     from staytrue.utils.files import refuse_existing
 
     edited = recipes.read(recipe, set_ or [])
-    refuse_existing(out, allow_empty_folder=True)
+    if processes.count() == 1:  # of several, one may have made it already
+        refuse_existing(out, allow_empty_folder=True)
     quieten()
-    with stoppable(_stopped(out), out), bar(f"train {recipe.stem}", quiet=as_json) as progress:
+    quiet = as_json or not processes.is_main()
+    with stoppable(_stopped(out), out), bar(f"train {recipe.stem}", quiet=quiet) as progress:
         from staytrue.runs.train import train as run
 
         done = run(edited, out, progress, reference_cache=reference_cache, say=tell)
-    _show(done, reference_cache, as_json)
+    if processes.is_main():
+        _show(done, reference_cache, as_json)
 
 
 def check(
@@ -145,10 +149,13 @@ def _resume(run: Path, allow_versions: bool, reference_cache: Path | None, as_js
 
     finished = RunDir.open(run).manifest["state"] == "done"
     quieten()
-    with stoppable(_stopped(run), run), bar(f"resume {run.name}", quiet=as_json) as progress:
+    quiet = as_json or not processes.is_main()
+    with stoppable(_stopped(run), run), bar(f"resume {run.name}", quiet=quiet) as progress:
         from staytrue.runs.train import resume
 
         done = resume(run, progress, allow_versions=allow_versions, reference_cache=reference_cache, say=tell)
+    if not processes.is_main():
+        return
     if finished and not as_json:
         say(f"{run} is finished already; nothing was changed.")
     else:

@@ -20,8 +20,8 @@ def by_key(keys: Mapping[str, str]) -> dict[str, str]:
 # With defenses, these are refused in a script's trainer config too: they would change what a penalty measures.
 UNGUARDED = {
     "neftune_noise_alpha": "its noise would penalise a model that has not moved",
-    "fsdp": "sharded models are not tested here; use one device",
-    "deepspeed": "sharded models are not tested here; use one device",
+    "fsdp": "a model that is divided among devices is not tested here; use one device",
+    "deepspeed": "a model that is divided among devices is not tested here; use one device",
     "torch_compile": "each of a defense's forwards is compiled apart, and no step was measured to be faster for it",
     "auto_find_batch_size": "a restart would count the first attempt's rows; choose per_device_train_batch_size",
 }
@@ -45,7 +45,7 @@ _IN_RECIPES = UNGUARDED | by_key(
         _EVALUATED: "load_best_model_at_end do_eval do_predict per_device_eval_batch_size prediction_loss_only "
         "batch_eval_metrics include_for_metrics metric_for_best_model greater_is_better bf16_full_eval fp16_full_eval",
         "a run always trains": "do_train",
-        "a run is one process": "local_rank",
+        "torchrun sets it": "local_rank",
         _ANSWERS_ONLY: "label_names",
         _INTERLEAVED: "length_column_name",
         "remote code is never run": "trust_remote_code",
@@ -83,7 +83,7 @@ _VALIDATION = ("eval_strategy", "eval_steps", "eval_delay", "per_device_eval_bat
 _PREFIXES = {
     "eval_": _EVALUATED,
     "save_": _SAVED,
-    "ddp_": "a run is one process",
+    "ddp_": "on several processes PyTorch's own values are used",
     "hub_": _UPLOADED,
     "push_to_hub": _UPLOADED,
 }
@@ -102,12 +102,16 @@ def reason_against(key: str, trainer: str) -> str | None:
     return _IN_RECIPES.get(key) or _BY_TRAINER[trainer].get(key) or by_prefix
 
 
-def refuse_unguarded(args: Any, *, combines: bool) -> None:
+_DIVIDED = {"FSDP": "FSDP", "DEEPSPEED": "DeepSpeed (ZeRO)", "MEGATRON_LM": "Megatron-LM"}  # by accelerate's name
+
+
+def refuse_unguarded(args: Any, *, combines: bool, distributed: str = "NO") -> None:
     """Refuse a script's trainer config whose settings would change what a penalty measures.
 
     Args:
         args: the trainer's config.
         combines: whether a defense combines its gradient with the loss's.
+        distributed: accelerate's name of how processes share the training; its launcher sets it too.
 
     Raises:
         RecipeError: the setting, and why.
@@ -115,6 +119,11 @@ def refuse_unguarded(args: Any, *, combines: bool) -> None:
     for key, why in UNGUARDED.items():
         if getattr(args, key, None):
             raise RecipeError(f"{key}={getattr(args, key)!r} cannot be guarded: {why}. Turn it off, or the defenses.")
+    if distributed in _DIVIDED or getattr(args, "parallelism_config", None) is not None:
+        way = _DIVIDED.get(distributed, "parallelism_config (tensor, context or sequence parallel)")
+        raise RecipeError(
+            f"{way} cannot be guarded: {UNGUARDED['fsdp']}, or torchrun, which keeps the whole model on each process."
+        )
     if combines and args.fp16:
         raise RecipeError(
             "fp16=True scales the loss's gradient, which a defense would combine with one unscaled. Use bf16."

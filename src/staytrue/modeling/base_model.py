@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from staytrue.data.examples import Example, Message, read_examples, write_examples
 from staytrue.errors import ModelError
 from staytrue.evals.questions.shipped_questions import shipped_texts
+from staytrue.utils import processes
 
 if TYPE_CHECKING:
     from staytrue.data.tokenize import Encoded
@@ -87,6 +88,10 @@ class Untouched:
         self._names[name] += 1
         if self.folder is None:
             return make()
+        return processes.from_main(lambda: self._kept(name, make))
+
+    def _kept(self, name: str, make: Callable[[], list[Example]]) -> list[Example]:
+        assert self.folder is not None
         file = self.folder / f"{name}{f'.{self._names[name]}' if self._names[name] > 1 else ''}.jsonl"
         if file.exists():
             return read_examples(file, source=name)

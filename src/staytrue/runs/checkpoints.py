@@ -9,7 +9,7 @@ the newest checkpoint. Here a checkpoint is whole or absent:
 3. The folder is renamed to `checkpoint-STEP`, and its parent is flushed to disk.
 4. Older checkpoints are deleted, by their step.
 
-Not done here: checkpoints on several machines.
+Not done here: checkpoints on several machines. Of several processes on one machine, the main one commits.
 """
 
 from __future__ import annotations
@@ -41,10 +41,13 @@ class Checkpoints:
         folder: `RUN/checkpoints`; it is created with the first checkpoint.
         keep: how many are kept, the newest; None keeps all.
         run: the run's id, from its manifest; a checkpoint of another run is not used. None takes any.
+
+    Attributes:
+        unfinished: where a checkpoint is written before it is whole.
     """
 
     def __init__(self, folder: Path, keep: int | None = None, run: str | None = None) -> None:
-        self.folder = folder
+        self.folder, self.unfinished = folder, folder / _UNFINISHED
         self._keep = keep
         self._run = run
 
@@ -60,7 +63,7 @@ class Checkpoints:
         Raises:
             TrainingError: the disk is full or cannot be written; older checkpoints are kept.
         """
-        unfinished, final = self.folder / _UNFINISHED, self._place(step)
+        unfinished, final = self.unfinished, self._place(step)
         try:
             _delete(unfinished)
             unfinished.mkdir(parents=True)

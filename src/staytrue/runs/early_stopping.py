@@ -21,6 +21,7 @@ from staytrue.config.recipe import Stop
 from staytrue.errors import TrainingError
 from staytrue.evals.generation.local import sample
 from staytrue.evals.questions.probes import Probe
+from staytrue.utils import processes
 from staytrue.utils.files import append_row
 
 _GOOD = "early_stop.safetensors"  # in a checkpoint
@@ -127,8 +128,9 @@ class EarlyStop(_KeepsGood):
         """Run the probe when it is due; restore the last good weights and stop if the rate is too high."""
         if state.global_step % self._stop.every:
             return
-        percent = self.rate(model)
-        append_row(self._log, {"step": state.global_step, "general_misaligned": percent})
+        percent = processes.from_main(lambda: self.rate(model))
+        if processes.is_main():
+            append_row(self._log, {"step": state.global_step, "general_misaligned": percent})
         if percent <= self._stop.above:
             self._keep(model, state.global_step)
         else:

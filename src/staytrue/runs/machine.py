@@ -8,10 +8,20 @@ from typing import Any
 
 from staytrue.config.recipe import Recipe
 from staytrue.errors import RequestError
+from staytrue.utils import processes
+
+
+def device(recipe: Recipe) -> str:
+    """The kind of device that a recipe trains on here: cpu, cuda or mps."""
+    from staytrue.modeling import loading
+
+    return "cpu" if recipe.train.get("use_cpu") else loading.device()
 
 
 def describe(recipe: Recipe) -> dict[str, Any]:
     """The manifest's `machine`: the device, the precision of the model's weights, and the number of threads.
+
+    The number of processes is added where there are several.
 
     A processor is named by the instructions that torch uses on it, since they decide how sums are rounded.
     """
@@ -19,11 +29,12 @@ def describe(recipe: Recipe) -> dict[str, Any]:
 
     from staytrue.modeling import loading
 
-    kind = "cpu" if recipe.train.get("use_cpu") else loading.device()
+    kind = device(recipe)
     names = {"cuda": torch.cuda.get_device_name, "cpu": torch.backends.cpu.get_cpu_capability}
-    device = f"{kind} ({names[kind]()})" if kind in names else kind
+    place = f"{kind} ({names[kind]()})" if kind in names else kind
     dtype = str(loading.precision(recipe.dtype)).removeprefix("torch.")
-    return {"device": device, "dtype": dtype, "threads": torch.get_num_threads()}
+    several = {"processes": processes.count()} if processes.count() > 1 else {}
+    return {"device": place, "dtype": dtype, "threads": torch.get_num_threads(), **several}
 
 
 def notes(path: Path, before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[str]:
@@ -38,7 +49,7 @@ def notes(path: Path, before: Mapping[str, Any] | None, now: Mapping[str, Any]) 
         now: of this one.
 
     Raises:
-        RequestError: the model's weights would be in another precision.
+        RequestError: the model's weights would be in another precision, or the processes are more or fewer.
     """
     if before is None:
         return []
@@ -47,6 +58,13 @@ def notes(path: Path, before: Mapping[str, Any] | None, now: Mapping[str, Any]) 
             f"{path} began with weights in {before.get('dtype')} on {before.get('device')}, and here, on "
             f"{now['device']}, they are in {now['dtype']}, so it would go on as another training. Resume it on such a "
             "device, or train again with another --out and `dtype` in the recipe."
+        )
+    began, here = before.get("processes", 1), now.get("processes", 1)
+    if began != here:
+        launch = "" if began == 1 else f"torchrun --nproc-per-node {began} -m "
+        raise RequestError(
+            f"{path} began on {began} process{'es' if began > 1 else ''}, and this is a training on {here}, whose "
+            f"steps would read other rows. Go on with `{launch}staytrue train --resume {path}`."
         )
     other = [f"{key} {before.get(key)}, now {now[key]}" for key in ("device", "threads") if before.get(key) != now[key]]
     if not other:

@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainerState
 
 from staytrue.errors import RecipeError
 from staytrue.runs.checkpoints import Checkpoints
+from staytrue.utils import processes
 
 _UNREAD = ("training_args.bin", "README.md")  # a pickle and a model card, which no code reads
 
@@ -58,6 +59,8 @@ def steps_of_a_round(arguments: Any) -> int:
 def save_whole(trainer: Any, checkpoints: Checkpoints, logs: Sequence[Path] = ()) -> None:
     """Let a trainer write its checkpoints through `Checkpoints.commit`.
 
+    Of several processes the main one commits, and each writes its random states into the folder.
+
     Args:
         trainer: a guarded trainer.
         checkpoints: where they go.
@@ -66,14 +69,20 @@ def save_whole(trainer: Any, checkpoints: Checkpoints, logs: Sequence[Path] = ()
     save = trainer._save_checkpoint
 
     def committed(model: Any, trial: Any) -> None:
-        def write(folder: Path) -> None:
+        def saved(folder: Path) -> Path:
             scratch, own = folder / "scratch", trainer.args.output_dir
+            processes.wait()  # until the folder is there
             trainer.args.output_dir = str(scratch)
             try:
                 with _without_what_is_not_read(trainer):
                     save(model, trial)
             finally:
                 trainer.args.output_dir = own
+            processes.wait()  # until all have written
+            return scratch
+
+        def write(folder: Path) -> None:
+            scratch = saved(folder)
             for file in (scratch / f"checkpoint-{trainer.state.global_step}").iterdir():
                 if file.name not in _UNREAD:
                     os.rename(file, folder / file.name)
@@ -82,6 +91,9 @@ def save_whole(trainer: Any, checkpoints: Checkpoints, logs: Sequence[Path] = ()
                 if hasattr(part, "save_to"):
                     part.save_to(folder)
 
+        if not processes.is_main():
+            saved(checkpoints.unfinished)
+            return
         for log in logs:
             if log.exists():
                 with log.open("rb") as file:
@@ -156,6 +168,10 @@ class EndsAtNextStep(TrainerCallback):  # type: ignore[misc]
         self._before = signal.signal(signal.SIGTERM, self._note)
         try:
             yield
+        except Exception:
+            if processes.count() > 1:  # a launcher sends the signal when one process has failed
+                self._before = signal.SIG_IGN
+            raise
         finally:
             signal.signal(signal.SIGTERM, self._before)
         if self._ended:
@@ -166,7 +182,8 @@ class EndsAtNextStep(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save and stop, if a signal came."""
         ends_anyway = state.global_step >= state.max_steps or control.should_training_stop
-        if self._stop_requested and not ends_anyway and state.global_step % self._round == 0:
+        requested = processes.anywhere(self._stop_requested)
+        if requested and not ends_anyway and state.global_step % self._round == 0:
             self._ended = True
             control.should_save = control.should_log = control.should_training_stop = True
 

@@ -34,15 +34,15 @@ def placed(trainer: Any, run: RunDir, first: int | None) -> Iterator[None]:
         RecipeError: a tracker cannot begin, such as wandb without a login.
     """
     names, name = trainer.args.report_to, run.path.name
-    facts = {
-        "recipe": (run.path / "recipe.yaml").read_text(encoding="utf-8"),
-        "rows": yaml.safe_dump({**run.manifest.get("rows", {}), **run.manifest.get("curated", {})}),
-    }
     if trainer.args.run_name is None:  # runs of one folder name are told apart by the beginning of their ids
         trainer.args.run_name = f"{name}-{run.manifest['id'][:6]}" if "id" in run.manifest else name
     if not trainer.is_world_process_zero():
         yield
         return
+    facts = {
+        "recipe": (run.path / "recipe.yaml").read_text(encoding="utf-8"),
+        "rows": yaml.safe_dump({**run.manifest.get("rows", {}), **run.manifest.get("curated", {})}),
+    }
     boards = _tensorboards(trainer, run, facts, first) if "tensorboard" in names else []
     begun = _wandb(trainer.args.run_name, run, facts) if "wandb" in names else None
     failed = True

@@ -6,8 +6,8 @@ training can still fail, and its manifest always records how the run ended.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from staytrue.runs.checkpoints import step_of
 from staytrue.runs.recipe_checks import prepare
 from staytrue.runs.resume import forget_after, refuse_changed, refuse_unwritable
 from staytrue.runs.training_run import TrainingRun, checkpoints_of
+from staytrue.utils import processes
 from staytrue.utils.console import Progress
-from staytrue.utils.files import refuse_existing, write_atomic
+from staytrue.utils.files import refuse_existing
 from staytrue.utils.run_dir import RunDir, locked
 
 
@@ -52,6 +53,9 @@ def train(
 ) -> Run:
     """Train the model of a recipe and write the run folder `out`.
 
+    Under `torchrun` or `accelerate launch` every process calls it. The main one writes the folder, shows the progress
+    and says the sentences; all of them return when the run is finished.
+
     Args:
         recipe: model, data, trainer settings, adapter and defenses.
         out: the run folder; must not exist, or be empty.
@@ -69,15 +73,17 @@ def train(
             fails before its first optimizer step leaves nothing behind.
         KeyboardInterrupt: stopped; the folder stays, and its manifest's state is "stopped".
     """
-    _refuse_several_processes()
-    refuse_existing(out, allow_empty_folder=True)
+    _join(recipe, reference_cache)
+    if main := processes.is_main():
+        refuse_existing(out, allow_empty_folder=True)
     build, facts = prepare(recipe, reference_cache)
-    out.mkdir(parents=True, exist_ok=True)
-    with locked(out):
-        run = RunDir.create(out, facts)
-        write_atomic(out / "recipe.yaml", recipe.text())
-        TrainingRun(run, build, progress, say).to_the_end()
-    return Run(out, run.manifest)
+    if main:
+        out.mkdir(parents=True, exist_ok=True)
+    with _alone_in(out):
+        run = RunDir.create(out, facts, writes=main)
+        run.write("recipe.yaml", recipe.text())
+        TrainingRun(run, build, *_shown(progress, say)).to_the_end()
+    return Run(out, processes.from_main(lambda: run.manifest))
 
 
 def resume(
@@ -103,33 +109,53 @@ def resume(
         RequestError: `out` is no run folder, or recipe, data, model or versions are not those that the run began with.
         TrainingError: as for `train`.
     """
-    _refuse_several_processes()
     if RunDir.open(out).manifest["state"] == "done":
         return Run(out, RunDir.open(out).manifest)
     refuse_unwritable(out)
-    with locked(out):
-        run = RunDir.open(out)  # again, since another process may have gone on with it until now
+    if not (out / "recipe.yaml").exists():
+        raise RequestError(f"{out} has no recipe.yaml: restore it, or remove the folder and train again.")
+    recipe = read(out / "recipe.yaml")
+    _join(recipe, reference_cache)
+    progress, say = _shown(progress, say)
+    with _alone_in(out):
+        # read again, since another run may have gone on with it until now
+        run = RunDir(out, processes.from_main(lambda: RunDir.open(out).manifest), processes.is_main())
         if run.manifest["state"] == "done":
             return Run(out, run.manifest)
-        if not (out / "recipe.yaml").exists():
-            raise RequestError(f"{out} has no recipe.yaml: restore it, or remove the folder and train again.")
-        recipe = read(out / "recipe.yaml")
         build, facts = prepare(recipe, reference_cache)
         refuse_changed(run, recipe, facts, allow_versions=allow_versions)
         for note in machine.notes(out, run.manifest.get("machine"), facts["machine"]):
             say(note)
-        checkpoint = checkpoints_of(run).newest(say)
+        checkpoint = processes.from_main(lambda: checkpoints_of(run).newest(say))
         step = 0 if checkpoint is None else step_of(checkpoint)
-        forget_after(out, checkpoint)
+        if run.writes:
+            forget_after(out, checkpoint)
         say(f"{out} goes on after step {step}." if checkpoint else f"{out} has no whole checkpoint and starts over.")
         run.save(state="running", resumed=[*run.manifest.get("resumed", []), step])
         TrainingRun(run, build, progress, say, resumed=True, checkpoint=checkpoint).to_the_end()
-    return Run(out, run.manifest)
+    return Run(out, processes.from_main(lambda: run.manifest))
 
 
-def _refuse_several_processes() -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise RequestError(
-            f"A run is one process, and this is one of {os.environ['WORLD_SIZE']} (WORLD_SIZE): several would write "
-            "the same folder. Start it without torchrun; use GuardedSFT in a script of your own to train on several."
-        )
+def _join(recipe: Recipe, reference_cache: Path | None) -> None:
+    """Connect the processes, if there are several, for the device that the recipe will train on."""
+    if processes.count() > 1 and reference_cache is not None:
+        raise RequestError("A reference cache is not tested with several processes; leave --reference-cache out.")
+    if processes.count() > 1 and recipe.quantize is not None:
+        raise RequestError("quantize is not tested with several processes; take it out, or train on one.")
+    if processes.count() > 1:
+        processes.join(cpu=machine.device(recipe) == "cpu")
+
+
+@contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Lock the run folder, for all processes of this training."""
+    if not processes.is_main():
+        yield
+        return
+    with locked(out):
+        yield
+
+
+def _shown(progress: Progress | None, say: Callable[[str], None]) -> tuple[Progress | None, Callable[[str], None]]:
+    """What shows the progress and prints lines; in other processes than the main one nothing does."""
+    return (progress, say) if processes.is_main() else (None, lambda line: None)

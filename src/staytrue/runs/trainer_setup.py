@@ -139,7 +139,7 @@ class _Build:
         except Exception as error:  # trl, transformers, peft and integrations raise anything
             raise RecipeError(f"The trainer does not accept this recipe: {in_one_line(error)}") from error
         trainer.outcome.raises = True
-        self.notes += [*_left_out(self.base.notes), *all_weights.notes(trainer)]
+        self.notes += [*_left_out(self.base.notes), *all_weights.notes(trainer), *_of_processes(trainer.args)]
         return trainer
 
     def _shared(self) -> dict[str, Any]:
@@ -247,6 +247,22 @@ def _prompts(examples: list[Example]) -> Any:
 
     turns = [[message.to_dict() for message in row.prompt] for row in examples]
     return Dataset.from_dict({"prompt": turns, "right": [row.answer for row in examples]})
+
+
+def _of_processes(arguments: Any) -> list[str]:
+    """One sentence about the rows of an optimizer step, where several processes train."""
+    if arguments.world_size == 1:
+        return []
+    count, own, parts = (
+        arguments.world_size,
+        arguments.per_device_train_batch_size,
+        arguments.gradient_accumulation_steps,
+    )
+    sentence = (
+        f"{count} processes train: an optimizer step reads {count} x {own} x {parts} = {count * own * parts} rows "
+        "(processes x per_device_train_batch_size x gradient_accumulation_steps)."
+    )
+    return [sentence]
 
 
 def _left_out(facts: Mapping[str, float | str]) -> list[str]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from staytrue.runs.checkpoints import Checkpoints, step_of
 from staytrue.runs.model_card import write_card
 from staytrue.runs.resume import LOGS, values_hash
 from staytrue.runs.trackers import placed
+from staytrue.utils import processes
 from staytrue.utils.console import Progress
 from staytrue.utils.files import sha256_of, write_atomic
 from staytrue.utils.run_dir import RunDir
@@ -65,13 +67,18 @@ class TrainingRun:
             recorder = self._recorder(trainer)
             with placed(trainer, self.run, self._first_step()):
                 self._train(trainer)
-            self._save(trainer, recorder)
-            self.run.save(logs={name: sha256_of(self.run.path / name) for name in _HASHED})
-            if early is not None:
-                self.run.save(early_stop=early.stopped)
-            write_card(self.run, self.build.recipe)
-        if "save_total_limit" not in self.build.recipe.train:
+            if self.run.writes:
+                self._complete(trainer, recorder, early)
+        if self.run.writes and "save_total_limit" not in self.build.recipe.train:
             checkpoints_of(self.run).remove()  # of no use any more; a recipe that sets the limit keeps them
+
+    def _complete(self, trainer: Any, recorder: Any, early: Any) -> None:
+        """Save what was trained, the evidence and the card, and record their hashes."""
+        self._save(trainer, recorder)
+        self.run.save(logs={name: sha256_of(self.run.path / name) for name in _HASHED})
+        if early is not None:
+            self.run.save(early_stop=early.stopped)
+        write_card(self.run, self.build.recipe)
 
     def _trainer(self) -> Any:
         try:
@@ -97,11 +104,11 @@ class TrainingRun:
         settled = trainer_args.filled(recipe.train, recipe.trainer, organism=build.source.is_organism)
         settled["warmup_steps"] = trainer.args.warmup_steps  # fitted to the number of steps
         recipe = recipe.model_copy(update={"train": settled})
-        write_atomic(out / "recipe.yaml", recipe.text())
-        if build.held:
+        self.run.write("recipe.yaml", text := recipe.text())
+        if build.held and self.run.writes:
             write_examples(out / "holdout.jsonl", build.held)
         self.run.save(
-            recipe=sha256_of(out / "recipe.yaml"),
+            recipe=sha256(text.encode()).hexdigest(),
             values=values_hash(recipe),
             model=build.source.identity(trainer.model),
             head=trainer.which_head,
@@ -161,6 +168,8 @@ class TrainingRun:
         except StaytrueError:
             raise
         except Exception as error:
+            if (sentence := processes.failed_elsewhere()) is not None:
+                raise TrainingError(sentence) from error
             if trainer.state.global_step > 0:
                 raise
             raise TrainingError(

@@ -129,7 +129,8 @@ class Guarded(_Trainer):  # type: ignore[misc]
             quantized.to_float32(self.model, start)
         warn_of(unmatched_names(self.model))
         if self.guard.defenses:
-            refuse_unguarded(self.args, combines=self.guard.pulls("combine"))
+            distributed = str(self.accelerator.distributed_type.value)
+            refuse_unguarded(self.args, combines=self.guard.pulls("combine"), distributed=distributed)
         self._settle()
         self._trackers = Trackers(self.callback_handler.callbacks, self.guard.defenses)
         self._owns_guard = not curated

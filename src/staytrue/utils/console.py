@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from staytrue.utils import processes
+
 _FIRST_LINE = 5.0  # seconds
 
 
@@ -158,6 +160,8 @@ def quieten() -> None:
     transformers.logging.disable_progress_bar()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft)\b")
+    if not processes.is_main():
+        warnings.simplefilter("ignore")  # the main process has the same
 
 
 def say(line: str) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 from uuid import uuid4
 
 from staytrue.errors import FolderInUseError, RequestError
-from staytrue.utils.files import refuse_existing, write_json
+from staytrue.utils.files import refuse_existing, write_atomic, write_json
 
 SCHEMA = 1
 _PACKAGES = ("staytrue", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "tokenizers", "safetensors")
@@ -71,23 +71,26 @@ class RunDir:
     Attributes:
         path: the folder.
         manifest: the content of `manifest.json`.
+        writes: whether this process writes into the folder; of several that train together only one does.
     """
 
     path: Path
     manifest: dict[str, Any] = field(default_factory=dict)
+    writes: bool = True
 
     @classmethod
-    def create(cls, path: Path, facts: Mapping[str, Any]) -> RunDir:
-        """Create the folder and its manifest, whose state is "running".
+    def create(cls, path: Path, facts: Mapping[str, Any], *, writes: bool = True) -> RunDir:
+        """Create the folder and its manifest, whose state is "running"; without `writes` another process does it.
 
         Raises:
             RequestError: something exists there, or the folder cannot be created.
         """
-        refuse_existing(path, allow_empty_folder=True)
-        path.mkdir(parents=True, exist_ok=True)
+        if writes:
+            refuse_existing(path, allow_empty_folder=True)
+            path.mkdir(parents=True, exist_ok=True)
         started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         known = {"schema": SCHEMA, "id": uuid4().hex, "state": "running", "started": started, "versions": versions()}
-        run = cls(path, {**known, **facts})
+        run = cls(path, {**known, **facts}, writes)
         run.save()
         return run
 
@@ -112,7 +115,13 @@ class RunDir:
     def save(self, **facts: Any) -> None:
         """Add facts to the manifest and write it."""
         self.manifest.update(facts)
-        write_json(self.path / "manifest.json", self.manifest)
+        if self.writes:
+            write_json(self.path / "manifest.json", self.manifest)
+
+    def write(self, name: str, content: str) -> None:
+        """Write one of the folder's files."""
+        if self.writes:
+            write_atomic(self.path / name, content)
 
     @contextmanager
     def until_done(self) -> Iterator[None]:
@@ -131,4 +140,5 @@ class RunDir:
 
     def remove(self) -> None:
         """Delete the folder of a run whose training never began."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        if self.writes:
+            shutil.rmtree(self.path, ignore_errors=True)

@@ -7,7 +7,7 @@ each weight's entries is linear, and adds up over micro-batches as the gradient 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,9 +21,13 @@ class CombinedGradients:
 
     Args:
         weights: the trained weights, in the trainer's order; hooks are put on them.
+        add_up: sums a tensor over processes, as a defense's own gradient is summed before it is combined.
     """
 
-    def __init__(self, weights: Sequence[Tensor] = ()) -> None:
+    def __init__(
+        self, weights: Sequence[Tensor] = (), add_up: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    ) -> None:
+        self._add_up = add_up
         self._own: dict[str, tuple[Tensor, Tensor, list[Tensor]]] = {}
         self._rows: dict[str, list[Tensor]] = {}
         self._computed: str | None = None  # the defense whose gradient autograd computes now
@@ -79,11 +83,11 @@ class CombinedGradients:
 
     def _kept(self, label: str, own: Sequence[Tensor]) -> Tensor:
         """The share () of a defense's own gradient that it combines, by least squares over the sums of weights."""
-        sums = self._sums.pop(label, {})
-        seen = torch.stack([sums[place].to(own[0].device) for place in sorted(sums)] or [own[0].new_zeros(())])
-        kept = torch.stack([own[place].double().sum() for place in sorted(sums)] or [own[0].new_zeros(())])
-        whole = seen.double().square().sum()
-        share = torch.where(whole > 0, (seen.double() * kept.double()).sum() / whole.clamp(min=1e-300), 1.0)
+        sums, none = self._sums.pop(label, {}), own[0].new_zeros((), dtype=torch.float64)
+        seen = self._add_up(torch.stack([sums.get(place, none).to(none) for place in range(len(own))]))
+        kept = torch.stack([gradient.double().sum() for gradient in own])
+        whole = seen.square().sum()
+        share = torch.where(whole > 0, (seen * kept).sum() / whole.clamp(min=1e-300), 1.0)
         return share.float()
 
 

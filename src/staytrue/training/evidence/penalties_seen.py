@@ -2,12 +2,13 @@
 
 A hook on a penalty's value receives d loss / d value in the backward pass. That is the weight with which the penalty
 counts in what is minimised, whatever the code between the two does. A penalty that is detached, not added to the loss,
-or added with another weight shows.
+or added with another weight shows. The gradient is averaged over processes afterwards, so the weight in what is
+minimised is the measured one divided by their number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
@@ -19,10 +20,14 @@ class PenaltiesSeen:
 
     Args:
         scale: returns the factor by which the loss is scaled (fp16), 1 without.
+        processes: how many the gradient is averaged over.
+        summed: the defenses whose own gradient is summed over the processes instead, since they combine it.
     """
 
-    def __init__(self, scale: Callable[[], float] = lambda: 1.0) -> None:
-        self._scale = scale
+    def __init__(
+        self, scale: Callable[[], float] = lambda: 1.0, processes: int = 1, summed: Collection[str] = ()
+    ) -> None:
+        self._scale, self._processes, self._summed = scale, processes, summed
         self._values: dict[str, list[Tensor]] = {}
         self._weights: dict[str, dict[int, Any]] = {}
         self._steps: dict[str, list[int]] = {}  # by defense: the step of each value, counted since the last log row
@@ -50,7 +55,8 @@ class PenaltiesSeen:
         """
         numbers: dict[str, dict[str, Any]] = {}
         for label, values in self._values.items():
-            weights = {number: float(g) / scale for number, (g, scale) in self._weights[label].items()}
+            averaged = 1 if label in self._summed else self._processes
+            weights = {number: float(g) / scale / averaged for number, (g, scale) in self._weights[label].items()}
             left_out = [abs(float(v)) for number, v in enumerate(values) if number not in weights]
             numbers[label] = {"penalties": len(values), "in_gradient": len(weights), "left_out": sum(left_out)}
             numbers[label]["steps"] = []

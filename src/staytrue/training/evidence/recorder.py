@@ -24,6 +24,7 @@ from staytrue.modeling.architecture import ModelParts
 from staytrue.modeling.block_outputs import real_layers
 from staytrue.training.evidence.activation_shifts import ActivationShift
 from staytrue.training.evidence.combined_gradients import CombinedGradients
+from staytrue.training.evidence.over_processes import over_processes
 from staytrue.training.evidence.penalties_seen import PenaltiesSeen
 from staytrue.training.evidence.rows_reached import RowsReached
 from staytrue.training.evidence.rows_seen import RowsSeen, table_of, texts_in
@@ -58,11 +59,12 @@ class EvidenceRecorder(TrainerCallback):  # type: ignore[misc]
         beside = table_of((label, row) for label, own in trainer.guard.auxiliary_rows().items() for row in own)
         samples = 1 if rows is None and self._texts else 0
         self._rows = RowsSeen(self._backbones(), main, beside, samples=samples)
-        scaler = getattr(trainer.accelerator, "scaler", None)
-        self._penalties = PenaltiesSeen((lambda: 1.0) if scaler is None else scaler.get_scale)
         combining = self._levers("combine")
+        scaler, several = getattr(trainer.accelerator, "scaler", None), trainer.accelerator.num_processes
+        self._penalties = PenaltiesSeen((lambda: 1.0) if scaler is None else scaler.get_scale, several, combining)
         trained = [weight for weight in parts.model.parameters() if weight.requires_grad] if combining else []
-        self._gradients, self._combining = CombinedGradients(trained), set(combining)
+        self._gradients = CombinedGradients(trained, lambda tensor: trainer.accelerator.reduce(tensor, "sum"))
+        self._combining = set(combining)
         self._reached = self._rows_reached(main is not None)
         self._shifts = {
             (label, layer): self._shifts_of(label, layer)
@@ -122,12 +124,14 @@ class EvidenceRecorder(TrainerCallback):  # type: ignore[misc]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Write the row of evidence beside a row of the log."""
-        if not state.is_world_process_zero or not logs or "loss" not in logs:
+        if not logs or "loss" not in logs:
             return
         rows, tokens, texts, by_micro_batch = self._rows.drain()
         row = {"step": state.global_step, "micro_batches": self._micro_batches, "moved": self._moved, "rows": rows}
         row |= {"tokens": tokens, "task_rows": self._task_rows(by_micro_batch)}
-        append_row(self._folder / ROWS, finite(row | {"defenses": self._numbers(texts, by_micro_batch)}))
+        row = over_processes(row | {"defenses": self._numbers(texts, by_micro_batch)})
+        if state.is_world_process_zero:
+            append_row(self._folder / ROWS, finite(row))
         self._micro_batches, self._ends = 0, []
 
     # --- the end ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,127 @@
+"""The processes of one training, as `torchrun` or `accelerate launch` starts them: who writes, who reports an error.
+
+The main process (rank 0) writes all files and prints all lines. An error is reported by the process in which it comes
+first, whichever that is: the others see a lost connection, or the launcher ends them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from staytrue.errors import RequestError
+
+T = TypeVar("T")
+_LONGEST_WAIT = timedelta(days=1)  # for the main process, while it samples answers or projects weights
+_ERROR = "staytrue/error"  # key in the launcher's store
+_OTHER_WAYS = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed (ZeRO)",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config (tensor, context or sequence parallel)",
+}
+
+
+def count() -> int:
+    """The number of processes of this training; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes and prints."""
+    return count() == 1 or int(os.environ.get("RANK", "0")) == 0
+
+
+def join(*, cpu: bool) -> None:
+    """Connect the processes, if there are several.
+
+    Args:
+        cpu: whether the training is to run on the CPU although there may be a GPU.
+
+    Raises:
+        RequestError: they are on several machines, or are to share one model in a way that is not tested.
+    """
+    if count() == 1:
+        return
+    way = next((way for key, way in _OTHER_WAYS.items() if os.environ.get(key, "").lower() in ("1", "true")), None)
+    if way is not None:
+        raise RequestError(
+            f"A recipe cannot be trained with {way}: a model that is divided among processes is not tested here. Start "
+            "it with `torchrun --nproc-per-node N -m staytrue train ...`, which keeps the whole model on each process."
+        )
+    missing = [key for key in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if key not in os.environ]
+    if missing:
+        raise RequestError(
+            f"WORLD_SIZE is {count()}, but {missing[0]} is not set, so the processes of this training cannot be found. "
+            "Start it with `torchrun --nproc-per-node N -m staytrue train ...`, or unset WORLD_SIZE."
+        )
+    if os.environ.get("LOCAL_WORLD_SIZE", str(count())) != str(count()):
+        raise RequestError(
+            f"A recipe is trained on one machine, and these are {count()} processes on several (LOCAL_WORLD_SIZE is "
+            f"{os.environ['LOCAL_WORLD_SIZE']}). Start it with `torchrun --nproc-per-node N` on one."
+        )
+    from accelerate import PartialState
+
+    PartialState(cpu=cpu, timeout=_LONGEST_WAIT)
+
+
+def wait() -> None:
+    """Wait until every process is here."""
+    if count() > 1:
+        import torch
+
+        torch.distributed.barrier()
+
+
+def from_main(make: Callable[[], T]) -> T:
+    """Return what `make` returns in the main process, in every process; it is called in no other."""
+    if count() == 1:
+        return make()
+    from accelerate.utils import broadcast_object_list
+
+    values: list[Any] = [make() if is_main() else None]
+    broadcast_object_list(values)
+    result: T = values[0]
+    return result
+
+
+def anywhere(fact: bool) -> bool:
+    """Return whether a fact holds in any process."""
+    if count() == 1:
+        return fact
+    from accelerate.utils import gather_object
+
+    return any(gather_object([fact]))
+
+
+def reports(sentence: str) -> bool:
+    """Return whether this process is the first of all to fail, so that its sentence is the one to print."""
+    return count() == 1 or _first_error(sentence) == _signed(sentence)
+
+
+def failed_elsewhere() -> str | None:
+    """Return the sentence with which another process failed; None if none did, or that is not known."""
+    if count() == 1:
+        return None
+    rank, _, sentence = _first_error("").partition(" ")
+    return sentence if sentence and rank != os.environ.get("RANK") else None
+
+
+def _signed(sentence: str) -> str:
+    return f"{os.environ.get('RANK')} {sentence}"
+
+
+def _first_error(sentence: str) -> str:
+    """Store a sentence, unless one is stored already or it is empty, and return the stored one with its rank."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    try:
+        place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = TCPStore(*place, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=5))
+        if not sentence:
+            return store.get(_ERROR).decode() if store.check([_ERROR]) else ""
+        return store.compare_set(_ERROR, "", _signed(sentence)).decode()
+    except (RuntimeError, LookupError, ValueError, OSError):  # no store is left: each process speaks for itself
+        return _signed(sentence) if sentence else ""
