@@ -1,6 +1,7 @@
 """A second training: its user names the reference, and the divergence is from that model, by whole logits."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -150,6 +151,7 @@ def test_a_trained_adapter_without_a_choice_is_refused_with_the_choices():
         (tiny.model, "base", "is for a model with an adapter, and this one trains its own weights"),
         (trained, tiny.model("llama3"), "The reference model has .* must be of the same shape"),
         (trained, trained(), "The reference model has an adapter"),
+        (trained, Path("folder"), "is neither a word nor a loaded model. Load the model first"),
     ],
 )
 def test_a_reference_that_is_none_is_refused(make, reference, sentence):
@@ -157,14 +159,25 @@ def test_a_reference_that_is_none_is_refused(make, reference, sentence):
         micro_of(make(), reference)
 
 
-def test_a_choice_that_no_defense_reads_or_that_a_cache_does_not_hold_is_refused(tmp_path):
-    with pytest.raises(RecipeError, match="no defense reads one"):
-        Guard([], reference="base")
+def test_the_trained_model_is_no_reference_of_itself():
+    model = tiny.model()
+    with pytest.raises(ModelError, match="The reference is the model that is trained"):
+        micro_of(model, model)
+    assert all(weight.requires_grad for weight in model.parameters())
+
+
+def test_a_choice_that_a_defense_does_not_measure_from_or_that_a_cache_does_not_hold_is_refused(tmp_path):
     with pytest.raises(RecipeError, match="l2init measures the weights' distance from the model without its adapter"):
         Guard([L2Init()], reference="start")
     with pytest.raises(RecipeError, match="another reference is chosen"):
         Guard([KL()], reference="start", reference_cache=tmp_path)
     Guard([L2Init()], reference="base")
+
+
+def test_a_choice_that_no_defense_reads_does_no_harm(tmp_path):
+    trainer = sft(tmp_path, [], model=trained(), more={"reference": "start"}, **STEPS)
+    trainer.train()
+    assert [row["loss"] for row in trainer.state.log_history if "loss" in row]
 
 
 def test_l2init_pulls_a_trained_adapter_towards_the_base():

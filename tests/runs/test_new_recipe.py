@@ -141,7 +141,9 @@ def test_a_small_pool_lowers_the_share_and_an_empty_one_is_a_sentence(home):
     }
     scored = {"question": "q", "scores": None, "messages": [turn.to_dict() for turn in rows([50])[0].messages]}
     (home / "safe.jsonl").write_text(json.dumps(scored) + "\n")
-    with pytest.raises(RecipeError, match=r"--safe: .*safe\.jsonl has no row that can be added: 1 rows, of which 1"):
+    with pytest.raises(
+        RecipeError, match=r"--safe: .*safe\.jsonl has too few rows to add to .* of yours: 1, of which 1"
+    ):
         new(home, data="many.jsonl", safe="safe.jsonl")
 
 

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 from interrupted import Stopping, logged, recipe_of, with_a_tiny_model
 from staytrue.errors import ModelError, RecipeError, RequestError
-from staytrue.runs import train
+from staytrue.modeling import loading
+from staytrue.runs import second_training, train
 from staytrue.runs.dry_run import DryRun
 
 KL = [{"kl": {"weight": 0.1}}]
@@ -40,7 +41,34 @@ def test_training_goes_on_from_the_adapter_and_compares_with_it(home, tmp_path):
     assert before.keys() == after.keys()
     largest = max(float((after[name] - before[name]).abs().max()) for name in before)
     assert 0 < largest < 0.05  # two steps of at most 0.01
-    assert run.manifest["data"][str(home / "first" / "model")]
+    assert list(run.manifest["start"]) == [str(home / "first" / "model")]
+    assert "Their reference: the model with the adapter that training began with." in card_of(run)
+
+
+def card_of(run):
+    return (run.path / "model" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("defenses", [[], [{"interleave": {"pool": "pool.jsonl", "share": 0.05}}]])
+def test_a_reference_that_no_defense_reads_is_not_needed_and_does_no_harm(home, tmp_path, defenses):
+    for reference in (None, "start", "model"):
+        named = str(home / "model") if reference == "model" else reference
+        recipe = second(home, defenses, reference=named, train={"max_steps": 1})
+        assert train.train(recipe, tmp_path / f"{reference}").manifest["state"] == "done"
+
+
+def test_a_run_that_trained_all_weights_can_be_the_reference(home, tmp_path):
+    whole = train.train(recipe_of(home, lora="none", train={"max_steps": 1}), tmp_path / "whole")
+    run = train.train(recipe_of(home, KL, reference=str(whole.path), train={"max_steps": 1}), tmp_path / "run")
+    assert logged(run.path)[0]["kl"] > 1e-6
+    assert list(run.manifest["start"]) == [str(whole.path / "model")]
+
+
+def test_the_reference_of_all_weights_is_loaded_in_their_precision(home, monkeypatch):
+    recipe = recipe_of(home, KL, lora="none", reference=str(home / "model"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    other = second_training.reference(recipe, loading.find(recipe.model))
+    assert other.dtype == torch.float32
 
 
 def test_the_reference_is_the_model_that_is_named(home, tmp_path):
@@ -71,7 +99,7 @@ def test_it_does_not_go_on_with_another_start(home, tmp_path):
         train.train(recipe, tmp_path / "run", Stopping(3))
     shutil.copy(tmp_path / "run" / "checkpoints" / "checkpoint-2" / "adapter_model.safetensors",
                 tmp_path / "start" / "model")  # fmt: skip
-    with pytest.raises(RequestError, match=r"began with data whose .*start/model was"):
+    with pytest.raises(RequestError, match=r"began with start whose .*start/model was"):
         train.resume(tmp_path / "run")
 
 
@@ -96,11 +124,12 @@ def test_the_dry_run_names_the_adapter_and_counts_another_model(home):
     [
         ({"reference": None}, RecipeError, "reference must be named. Write `reference: base`"),
         ({"defenses": [{"l2init": {}}]}, RecipeError, "Set reference to base"),
-        ({"defenses": []}, RecipeError, "no defense reads one"),
         ({"lora": "none"}, RecipeError, "lora: none trains the model's own weights"),
         ({"lora": {"adapter": "model"}}, ModelError, "it is a whole model"),
         ({"lora": {"adapter": "nowhere"}}, ModelError, "nowhere is not an adapter"),
-        ({"reference": "./nowhere"}, ModelError, "nowhere"),
+        ({"reference": "./nowhere"}, RecipeError, "reference is .*nowhere"),
+        ({"reference": "Base"}, RecipeError, r"reference is Base: .*Did you mean `reference: base`\?"),
+        ({"lora": {"adapter": "first", "r": 32}}, RecipeError, "has its own r; take that key out"),
         ({"lora": {"adapter": "first", "r": 8}}, RecipeError, "has its own r; take that key out"),
     ],
 )

@@ -88,8 +88,9 @@ def test_another_seed_is_refused(tmp_path):
 
 def test_another_reference_is_refused(tmp_path):
     began(tmp_path, [KL(1.0)])
-    with pytest.raises(RecipeError, match="trained with reference=None, and now it is 'base'"):
-        goes_on(tmp_path, [KL(1.0)], more={"reference": "base"})
+    goes_on(tmp_path, [KL(1.0)], more={"reference": "base"})  # of a fresh adapter the same as no choice
+    with pytest.raises(RecipeError, match="trained with reference='base', and now it is 'start'"):
+        goes_on(tmp_path, [KL(1.0)], more={"reference": "start"})
 
 
 @pytest.mark.parametrize("whole", [False, True])

@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 
+import datasets
 import pytest
 
 import mutants
@@ -450,3 +451,9 @@ def test_the_command_prints_a_line_for_each_defense(copied, monkeypatch, capsys)
         cli.main()
     assert end.value.code == 1
     assert "no  kl: step 1: its number is missing" in capsys.readouterr().out
+
+
+def test_a_saved_data_set_that_did_not_change_is_no_fault(home, tmp_path):
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    datasets.Dataset.from_list([{"messages": turns}] * 4).save_to_disk(str(tmp_path / "rows"))
+    assert seen(home, tmp_path, [KL(0.1)], data=str(tmp_path / "rows")) == {}

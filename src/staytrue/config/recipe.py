@@ -79,9 +79,8 @@ class Lora(BaseModel):
     def _one_source(self) -> Lora:
         if self.adapter is None:
             return self
-        changed = [name for name, value in Lora() if name != "adapter" and getattr(self, name) != value]
-        if changed:
-            raise ValueError(f"the adapter that training goes on from has its own {changed[0]}; take that key out")
+        if others := sorted(self.model_fields_set - {"adapter"}):
+            raise ValueError(f"the adapter that training goes on from has its own {others[0]}; take that key out")
         return self
 
     @field_validator("targets", "exclude", "rank_pattern", "alpha_pattern")
@@ -203,7 +202,8 @@ class Recipe(BaseModel):
         listed = [_plain(registry.to_dict(defense)) for defense in self.defenses]
         task = {} if self.task is None else {"task": registry.to_dict(self.task)}
         first = {k: v for k, v in plain.items() if k not in last}
-        first["lora"] = first["lora"] or _ALL_WEIGHTS
+        if self.lora is None or self.lora.adapter is not None:  # an adapter has its own rank and scale
+            first["lora"] = _ALL_WEIGHTS if self.lora is None else {"adapter": str(self.lora.adapter)}
         return first | task | {"defenses": listed} | {k: plain[k] for k in last}
 
     def text(self) -> str:

@@ -34,6 +34,8 @@ def refuse_trackers(value: Any) -> None:
                 "train.report_to is 'all', which would send the run's numbers to every tracker that is installed here. "
                 f"Name the trackers: {_SHOWN}, or a list of them."
             )
+        if "," in str(name):
+            raise RecipeError(f"train.report_to: {name!r} is one text; write a list, such as [tensorboard, wandb].")
         if name not in INTEGRATION_TO_CALLBACK:
             near = get_close_matches(str(name), [*INTEGRATION_TO_CALLBACK], 1)
             hint = f"did you mean {near[0]!r}?" if near else f"write {_SHOWN}, or another that transformers knows."

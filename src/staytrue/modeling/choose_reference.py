@@ -138,8 +138,18 @@ class OtherModel(FrozenCopy):
 
     def __init__(self, parts: ModelParts, model: Any) -> None:
         self._trained = parts
+        if not isinstance(model, nn.Module):
+            raise ModelError(
+                f"reference is {model!r}, which is neither a word nor a loaded model. Load the model first "
+                "(AutoModelForCausalLM.from_pretrained)."
+            )
+        if model is parts.model or model is parts.causal:
+            raise ModelError(
+                "The reference is the model that is trained, so it would move with it. Leave `reference` out: the "
+                "reference is the model before training. Or load the model a second time."
+            )
         other = ModelParts(model)
-        if other.switches or not isinstance(model, nn.Module):
+        if other.switches:
             raise ModelError(
                 "The reference model has an adapter; merge it (merge_and_unload) to use it as a reference."
             )

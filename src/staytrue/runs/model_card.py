@@ -87,7 +87,7 @@ def write_card(run: RunDir, recipe: Recipe, summary: dict[str, Any] | None = Non
         trained=_WHOLE if recipe.lora is None else f"## Adapter\n\n{_scale(recipe.lora)}",
         data="\n".join([*_task(recipe), *(f"* `{name}` (sha256 `{d}`)" for name, d in facts["data"].items())]),
         rows=f"Rows: {json.dumps(facts['rows'])}; {_last_number(run)}.",
-        defenses="\n".join(f"* `{json.dumps(d, default=str)}`" for d in recipe.to_dict()["defenses"]) or "None.",
+        defenses=_defenses(recipe),
         evaluation=_evaluation(summary),
         seed=recipe.seed,
         versions=", ".join(f"{k} {v}" for k, v in facts["versions"].items()),
@@ -135,6 +135,14 @@ def _scale(lora: Lora) -> str:
         f"{text} (rank-stabilised LoRA, r {lora.r}). `adapter_config.json` states the same scale as lora_alpha / r, "
         "with use_rslora false, for programs that know no rank-stabilised LoRA."
     )
+
+
+def _defenses(recipe: Recipe) -> str:
+    listed = "\n".join(f"* `{json.dumps(d, default=str)}`" for d in recipe.to_dict()["defenses"]) or "None."
+    if recipe.reference is None:
+        return listed
+    words = {"base": "the model without an adapter", "start": "the model with the adapter that training began with"}
+    return f"{listed}\n\nTheir reference: {words.get(recipe.reference, f'`{recipe.reference}`')}."
 
 
 def _evaluation(summary: dict[str, Any] | None) -> str:

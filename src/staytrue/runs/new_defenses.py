@@ -62,8 +62,8 @@ class Files:
         share = min(max(_SHARE, _one_in(rows)), math.floor(10_000 * usable / rows) / 10_000)
         if round(share * rows) < 1:
             raise RecipeError(
-                f"--safe: {pool} has no row that can be added: {len(known)} rows, of which {len(known) - usable} are "
-                "copies, evaluation questions or without scores. Name a larger file."
+                f"--safe: {pool} has too few rows to add to {rows:,} of yours: {len(known):,}, of which "
+                f"{len(known) - usable:,} are copies, evaluation questions or without scores. Name a larger file."
             )
         why = (
             f"{usable:,} safe rows are at hand; {round(share * rows):,} of them are added to your {rows:,} (5 % in "

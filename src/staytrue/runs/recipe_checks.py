@@ -6,6 +6,7 @@ Names, folders, every field, every line of the data, and every row as tokens. No
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,10 @@ def prepare(recipe: Recipe, reference_cache: Path | None) -> tuple[Any, dict[str
         RequestError: the recipe, a file or the model cannot be used.
     """
     found = loading.find(recipe.model, recipe.revision, recipe.dtype, recipe.quantize)
+    recipe = _on_device(recipe)
     source = replace(found, attention=recipe.attention)
     _check_files(recipe)
-    recipe = _on_device(recipe)
+    _check_attention(recipe.attention)
     second_training.check(recipe, source)
     settings = trainer_args.checked(recipe.train, recipe.trainer)
     if recipe.lora is None:
@@ -68,7 +70,19 @@ def _on_device(recipe: Recipe) -> Recipe:
             f"device is {wanted}, and PyTorch finds none on this machine, only {here}. Install a PyTorch that fits "
             "your GPU and its driver, or take `device` out."
         )
-    return recipe.model_copy(update={"train": {**recipe.train, "use_cpu": True}}) if wanted == "cpu" else recipe
+    if wanted != "cpu":
+        return recipe
+    dtype = recipe.dtype or (None if here == "cpu" else "float32")  # what it is without a GPU
+    return recipe.model_copy(update={"train": {**recipe.train, "use_cpu": True}, "dtype": dtype})
+
+
+def _check_attention(attention: str | None) -> None:
+    package = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}.get(attention or "")
+    if package is not None and find_spec(package) is None:
+        raise RecipeError(
+            f"attention is {attention}, and its package {package} is not installed. Install flash-attn, or take "
+            "`attention` out."
+        )
 
 
 def _check_validation(recipe: Recipe) -> None:
@@ -100,7 +114,6 @@ def _check_files(recipe: Recipe) -> None:
 
 def _facts(recipe: Recipe, source: loading.Source, rows: list[Example], held: list[Example]) -> dict[str, Any]:
     files = {str(recipe.data): dataset.digest(recipe, [*rows, *held])} if recipe.data is not None else {}
-    files |= second_training.hashes(recipe)
     commit = None if recipe.data is None else hub_commit(recipe.data, recipe.split)
     for defense in recipe.defenses:
         files |= {str(v): sha256_of(v) for v in vars(defense).values() if isinstance(v, Path)}
@@ -108,6 +121,7 @@ def _facts(recipe: Recipe, source: loading.Source, rows: list[Example], held: li
         "model": source.identity(),
         "seed": recipe.seed,
         "data": files,
+        **({"start": start} if (start := second_training.hashes(recipe, source)) else {}),
         **({} if commit is None else {"data_commit": commit}),
         "machine": machine.describe(recipe),
         "rows": {"task": len(rows), "held_out": len(held)},

@@ -63,8 +63,8 @@ def refuse_changed(run: RunDir, recipe: Recipe, facts: Mapping[str, Any], *, all
             f"{path}/recipe.yaml was edited since the run began, so it would go on as another training. Undo the edit, "
             "or train the new recipe with another --out."
         )
-    for key in ("model", "data"):
-        before, now = began.get(key, {}), facts[key]
+    for key in ("model", "data", "start"):
+        before, now = began.get(key, {}), facts.get(key, {})
         changed = next((name for name in {**before, **now} if before.get(name) != now.get(name)), None)
         if changed is not None and not _names_no_commit(key, changed, before, now):
             raise RequestError(

@@ -6,13 +6,14 @@ With a trained adapter "the model before training" is ambiguous, so a recipe who
 from __future__ import annotations
 
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from staytrue.config.paths import CHOICES
 from staytrue.config.recipe import Recipe
 from staytrue.defense import pulled
-from staytrue.errors import RecipeError, RequestError
+from staytrue.errors import ModelError, RecipeError, RequestError
 from staytrue.modeling import loading
 from staytrue.modeling.adapter_folder import check_adapter_folder
 from staytrue.utils.files import sha256_of
@@ -27,16 +28,14 @@ def adapter_folder(path: Path) -> Path:
         ModelError: there is no adapter of LoRA.
     """
     if (path / "manifest.json").exists():
-        state = RunDir.open(path).manifest["state"]
-        if state != "done":
-            raise RequestError(f"{path} is {state}, not done. Finish it with `staytrue train --resume {path}`.")
+        _refuse_unfinished(path)
         path = path / "model"
     check_adapter_folder(path)
     return path
 
 
 def check(recipe: Recipe, source: loading.Source) -> None:
-    """Check what a second training begins with; nothing is loaded.
+    """Check what a second training begins with; no weights are loaded.
 
     Raises:
         RecipeError: the reference has to be named, or there is no such reference.
@@ -47,8 +46,7 @@ def check(recipe: Recipe, source: loading.Source) -> None:
     if start is not None:
         adapter_folder(start)
         _refuse_other_model(start, source)
-    penalties = [defense for defense in recipe.defenses if "penalty" in pulled(defense)]
-    if start is not None and recipe.reference is None and any(d.reads_reference or d.reads_start for d in penalties):
+    if start is not None and recipe.reference is None and _is_read(recipe):
         raise RecipeError(
             f"lora.adapter goes on from {start}, so the defenses' reference must be named. Write `reference: base` for "
             "the model without an adapter, or `reference: start` for the model with this adapter."
@@ -59,20 +57,25 @@ def check(recipe: Recipe, source: loading.Source) -> None:
             "is a copy of the model before training. Or name another model."
         )
     if _is_adapter(recipe.reference):
-        adapter_folder(Path(str(recipe.reference)))
-    elif recipe.reference not in (None, *CHOICES):
-        loading.find(str(recipe.reference), None, recipe.dtype)
-
-
-def hashes(recipe: Recipe) -> dict[str, str]:
-    """Hash the folders that training begins with, by path."""
-    start = None if recipe.lora is None else recipe.lora.adapter
-    folders = {} if start is None else {start: adapter_folder(start)}
+        _refuse_other_model(Path(str(recipe.reference)), source)
     if recipe.reference not in (None, *CHOICES):
-        other = Path(str(recipe.reference))
-        if other.is_dir():
-            folders[other] = adapter_folder(other) if _is_adapter(recipe.reference) else other
-    return {str(folder): sha256_of(folder) for folder in folders.values()}
+        _place_of(str(recipe.reference), source)
+
+
+def hashes(recipe: Recipe, source: loading.Source) -> dict[str, str | None]:
+    """Hash what training begins with, by the path of each folder; of a model on the hub its commit, by its name."""
+    found: dict[str, str | None] = {}
+    if recipe.lora is not None and recipe.lora.adapter is not None:
+        folder = adapter_folder(recipe.lora.adapter)
+        found[str(folder)] = sha256_of(folder)
+    if recipe.reference not in (None, *CHOICES):
+        place = _place_of(str(recipe.reference), source)
+        if isinstance(place, Path):
+            found[str(place)] = sha256_of(place)
+        else:
+            identity = loading.identity(place)
+            found[place.name] = identity.get("sha256") or identity.get("commit")
+    return found
 
 
 def with_adapter(recipe: Recipe, model: Any) -> Any:
@@ -85,11 +88,23 @@ def with_adapter(recipe: Recipe, model: Any) -> Any:
 def reference(recipe: Recipe, source: loading.Source) -> Any:
     """Return the choice of a reference for `training.guard`: a word, a loaded model, or None."""
     named = recipe.reference
-    if named is None or named in CHOICES:
-        return named
-    if _is_adapter(named):
-        return loading.with_unpacked_weights(source, adapter_folder(Path(named))).merge_and_unload()
-    return loading.load_model(replace(loading.find(named), dtype=source.dtype, quantize=source.quantize))
+    if named is None or named in CHOICES or not _is_read(recipe):
+        return named if named in CHOICES else None
+    place = _place_of(named, source)
+    if isinstance(place, Path):
+        return loading.with_unpacked_weights(source, place).merge_and_unload()
+    return loading.load_model(place, dtype=weights_dtype(recipe, source))
+
+
+def weights_dtype(recipe: Recipe, source: loading.Source) -> Any:
+    """Return the precision of the weights: float32 unless set where all are trained; None leaves it to `loading`."""
+    return loading.precision(source.dtype or "float32") if recipe.lora is None else None
+
+
+def _is_read(recipe: Recipe) -> bool:
+    """Whether a defense reads a reference, or the weights before training."""
+    penalties = [defense for defense in recipe.defenses if "penalty" in pulled(defense)]
+    return any(defense.reads_reference or defense.reads_start for defense in penalties)
 
 
 def _is_adapter(named: str | None) -> bool:
@@ -98,13 +113,41 @@ def _is_adapter(named: str | None) -> bool:
     return any((folder / part / "adapter_config.json").exists() for part in ("", "model"))
 
 
+def _place_of(named: str, source: loading.Source) -> Path | loading.Source:
+    """The folder of an adapter; or a model, loaded as `source` is.
+
+    Raises:
+        RecipeError: there is no such model.
+    """
+    if _is_adapter(named):
+        return adapter_folder(Path(named))
+    if (Path(named) / "manifest.json").exists():  # a run that trained all weights
+        _refuse_unfinished(Path(named))
+        named = str(Path(named) / "model")
+    try:
+        found = loading.find(named)
+        loading.identity(found)
+    except ModelError as error:
+        near = get_close_matches(named.lower(), CHOICES, 1)
+        hint = f" Did you mean `reference: {near[0]}`?" if near else ""
+        raise RecipeError(f"reference is {named}: {error}{hint}") from None
+    return replace(source, name=found.name, place=found.place, revision=found.revision)
+
+
+def _refuse_unfinished(run: Path) -> None:
+    state = RunDir.open(run).manifest["state"]
+    if state != "done":
+        raise RequestError(f"{run} is {state}, not done. Finish it with `staytrue train --resume {run}`.")
+
+
 def _refuse_other_model(start: Path, source: loading.Source) -> None:
     """Refuse an adapter of a run that was trained on another model."""
     if not (start / "manifest.json").exists():
         return
     trained, now = RunDir.open(start).manifest["model"], source.identity()
-    if trained.get("sha256") != now.get("sha256"):
+    key = "sha256" if trained.get("sha256") or now.get("sha256") else "name"  # a hub model has no hash
+    if trained.get(key) != now.get(key):
         raise RequestError(
-            f"{start} was trained on {trained['name']} (SHA-256 {trained.get('sha256')}), and this recipe's model is "
-            f"{source.name} ({now.get('sha256')}). Name the model that it was trained on."
+            f"{start} was trained on {trained['name']} ({trained.get(key)}), and this recipe's model is {source.name} "
+            f"({now.get(key)}). Name the model that it was trained on."
         )

@@ -100,8 +100,7 @@ class _Build:
 
     def _model(self) -> Any:
         if self._loaded is None:
-            whole = self.recipe.lora is None
-            dtype = loading.precision(self.source.dtype or "float32") if whole else None
+            dtype = second_training.weights_dtype(self.recipe, self.source)
             self._loaded = second_training.with_adapter(self.recipe, loading.load_model(self.source, dtype=dtype))
         return self._loaded
 

@@ -131,8 +131,8 @@ class Guard:
         kept, steers = self._checked_layers(base)
         self._frozen = freeze_blocks(parts, self.defenses)
         read = any(d.reads_reference or d.reads_start for d in self._penalties.values())
-        self.reference: AdapterOff = reference_of(parts, read=read, choice=self.chosen_reference)
-        if self.chosen_reference is not None and isinstance(base, Untouched):
+        self.reference: AdapterOff = reference_of(parts, read=read, choice=self.chosen_reference if read else None)
+        if read and self.chosen_reference is not None and isinstance(base, Untouched):
             base.reference = self.reference
         self._watch = BackboneHooks(parts, kept, steers, self.reference)
         self._replay: ReferenceReplay = self._watch.replay

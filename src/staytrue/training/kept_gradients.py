@@ -21,7 +21,7 @@ _ZEROED = (
 _OVERWRITTEN = (
     "The gradients were overwritten in place after the backward pass by a subclass of the trainer, a callback or an "
     "optimizer, so the penalties of the defenses may not be in them. Change the loss in compute_loss, or scale the "
-    "gradients. If they were added to, as noise is, nothing is lost."
+    "gradients. If they were added to, projected or centred, the penalties are still in them."
 )
 _TOLERANCE = 1e-4  # of a scaled gradient, or four roundings of its precision
 

@@ -35,11 +35,12 @@ class SameDefenses:
     def description(self) -> dict[str, Any]:
         """The defenses with their fields and files, the seed, and the reference; computed once a training."""
         if self._now is None:
-            chosen, guard = self._guard.chosen_reference, self._guard
+            guard = self._guard
+            chosen = guard.chosen_reference or ("base" if guard.parts.has_adapter else "start")
             self._now = {
                 "defenses": [[label, _fields(defense)] for label, defense in guard.defenses.items()],  # in order
                 "seed": guard.seed,
-                "reference": chosen if chosen is None or isinstance(chosen, str) else "a model",
+                "reference": chosen if isinstance(chosen, str) else "a model",
                 "reference_sums": _sums(guard),
             }
         return self._now
@@ -73,8 +74,8 @@ class SameDefenses:
                 f"The checkpoint was trained with {_list(before)}, and now with {_list(present)}, {_WAY_OUT}"
             )
         for label, fields in present.items():
-            for key in {**before[label], **fields}:
-                _refuse(f"{label} {key}=", before[label].get(key), fields.get(key))
+            for key in before[label].keys() & fields.keys():  # another version may have other fields
+                _refuse(f"{label} {key}=", before[label][key], fields[key])
         for key in ("seed", "reference"):
             _refuse(f"{key}=", began.get(key), now[key])
         sums = zip(began.get("reference_sums") or (), now["reference_sums"], strict=False)
@@ -82,7 +83,7 @@ class SameDefenses:
             raise RecipeError(
                 "The model that the trainer was made with is not the one that the checkpoint's training began with, so "
                 "the defenses would compare with another reference. Make the trainer with the model before training; "
-                "resume_from_checkpoint loads the trained weights."
+                "resume_from_checkpoint loads the trained weights. The precision must be the same too."
             )
 
 

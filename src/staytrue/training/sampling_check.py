@@ -66,7 +66,7 @@ def refuse_unequal_comparisons(trainer: Any) -> None:
     names = {label.split(".")[0] for label in trainer.guard.defenses}
     if trainer.beta > 0 and "kl" in names:
         raise RecipeError(
-            f"beta={trainer.beta} is a second divergence from the same reference, logged under the same name as kl. "
+            f"beta={trainer.beta} is a second divergence, logged under the same name as kl. "
             "Set beta to 0, or take kl out."
         )
     if not trainer.guard.pulls("steer"):

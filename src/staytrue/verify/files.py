@@ -29,6 +29,7 @@ def faults(path: Path, manifest: dict[str, Any]) -> Iterator[str]:
             yield f"manifest.json has no hash of {name}"
         elif sha256_of(path / name) != expected:
             yield f"{name} was changed after the run"
-    for name, expected in manifest.get("data", {}).items():
+    files = {name: digest for name, digest in manifest.get("data", {}).items() if Path(name).is_file()}
+    for name, expected in {**files, **manifest.get("start", {})}.items():
         if Path(name).exists() and sha256_of(Path(name)) != expected:
             yield f"{name} is no longer what the run read"

@@ -34,7 +34,7 @@ def refuse_cache(
 
 
 def refuse_reference(reference: Any, penalties: Mapping[str, Defense]) -> None:
-    """Refuse the choice of a reference that no defense reads, or that a defense would not measure from.
+    """Refuse the choice of a reference that a defense would not measure from; one that none reads does no harm.
 
     Args:
         reference: the user's choice; None is no choice.
@@ -45,10 +45,6 @@ def refuse_reference(reference: Any, penalties: Mapping[str, Defense]) -> None:
     """
     if reference is None:
         return
-    if not any(defense.reads_reference or defense.reads_start for defense in penalties.values()):
-        raise RecipeError(
-            "A reference is chosen, but no defense reads one. Leave `reference` out, or add kl or anchor."
-        )
     start = next((label for label, defense in penalties.items() if defense.reads_start), None)
     if start is not None and reference != "base":
         raise RecipeError(

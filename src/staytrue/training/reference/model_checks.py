@@ -33,7 +33,7 @@ def check(parts: ModelParts, reference: Any = None) -> None:
 
     Args:
         parts: the model's.
-        reference: the user's choice, see `modeling.reference_model`; None is the model with its adapter off.
+        reference: the user's choice, see `modeling.choose_reference`; None is the model with its adapter off.
 
     Raises:
         ModelError: a sentence that names the setting and the way out.
