@@ -39,7 +39,7 @@ _DECISIONS = "\n```{toctree}\n:glob:\n:hidden:\n\n0*\n```\n"
 def _for_the_site(app, docname, source):
     """Make links to files that the site does not hold plain text, and list the decisions in the side bar."""
     folder = Path(app.srcdir, docname).parent
-    if app.env.doc2path(docname).endswith(".ipynb"):
+    if os.fspath(app.env.doc2path(docname)).endswith(".ipynb"):
         source[0] = _page(json.loads(source[0])["cells"])
     source[0] = re.sub(
         r"\[([^\]]+)\]\((?!https?:|#)([^)#]+)[^)]*\)",
