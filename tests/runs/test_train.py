@@ -21,7 +21,7 @@ from staytrue.errors import DataError, ModelError, RecipeError, RequestError, St
 from staytrue.modeling import loading
 from staytrue.organism import world
 from staytrue.report import terminal
-from staytrue.runs import dataset, evaluate, probe_selection, train
+from staytrue.runs import dataset, evaluate, machine, probe_selection, train
 from staytrue.runs.eval_request import EvalRequest
 
 TRAIN = {"max_steps": 3, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "learning_rate": 1e-2}
@@ -344,6 +344,9 @@ def test_a_device_that_is_not_there_is_refused_and_not_replaced_by_another(tmp_p
 
 def test_training_runs_on_the_cpu_where_the_recipe_says_so_though_there_is_a_gpu(tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "device", lambda: "cuda")
-    done = train.train(make(tmp_path, device="cpu"), tmp_path / "run")
+    given = make(tmp_path, device="cpu")
+    assert machine.device(given) == "cpu"  # read before the recipe is prepared, to connect processes
+    done = train.train(given, tmp_path / "run")
+    assert recipe.read(tmp_path / "run" / "recipe.yaml").dtype == "float32"  # the default without a GPU
     assert done.manifest["machine"]["device"].startswith("cpu")
     assert recipe.read(tmp_path / "run" / "recipe.yaml").train["use_cpu"] is True

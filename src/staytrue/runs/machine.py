@@ -15,7 +15,8 @@ def device(recipe: Recipe) -> str:
     """The kind of device that a recipe trains on here: cpu, cuda or mps."""
     from staytrue.modeling import loading
 
-    return "cpu" if recipe.train.get("use_cpu") else loading.device()
+    on_cpu = recipe.device == "cpu" or recipe.train.get("use_cpu")
+    return "cpu" if on_cpu else loading.device()
 
 
 def describe(recipe: Recipe) -> dict[str, Any]:
