@@ -5,6 +5,7 @@ two ways to train that must agree (`alike`), or a number worked out by hand.
 """
 
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -30,7 +31,7 @@ from staytrue.modeling.architecture import ModelParts
 from staytrue.registry import find
 from staytrue.step import Activations, Marks, Step
 from staytrue.testing import alike, levers, together, trained, two_processes
-from staytrue.training import guard, padded_batch
+from staytrue.training import guard, padded_batch, trainer_mixin
 from staytrue.training.guard import Guard
 from staytrue.training.hooks import BackboneHooks
 from staytrue.training.micro_batch import MicroBatch
@@ -38,7 +39,6 @@ from staytrue.training.outcome import Outcome
 from staytrue.training.penalty_log import PenaltyLog
 from staytrue.training.separate_gradients import SeparateGradients
 from staytrue.training.trainer_mixin import Guarded
-from staytrue.training.trainers import GuardedSFT
 from test_every_defense import sample
 from training import test_outcome, test_trainers
 from training.test_padded_batch import (
@@ -159,8 +159,8 @@ MUTANTS = [
            kl_in_parts, "eight of 1 (end .* apart|log kl)"),
     Mutant("the same on the interleaved rows", Step, "mean", mutants.mean_over_the_micro_batch,
            in_parts(lambda folder: KL(on="interleaved")), "eight of 1 (end .* apart|log kl)"),
-    Mutant("a weight that grows with accumulation", GuardedSFT, "_later_division",
-           lambda self, items: self.current_gradient_accumulation_steps, kl_in_parts,
+    Mutant("a weight that grows with accumulation", trainer_mixin, "later_division",
+           lambda trainer, items: trainer.current_gradient_accumulation_steps, kl_in_parts,
            "eight of 1 end .* apart"),
     Mutant("a divergence near zero, one row of eight unlogged", PenaltyLog, "add", mutants.one_row_of_eight_unlogged,
            near_zero, "eight of 1 log kl"),
@@ -239,6 +239,7 @@ def test_the_mutant_is_caught(mutant, tmp_path, monkeypatch):
         mutant.check(tmp_path)
         PASSED.add(mutant.check)
     monkeypatch.setattr(mutant.place, mutant.name, mutant.broken)
+    warnings.filterwarnings("ignore", "The gradients were overwritten", UserWarning)  # true, but not the check meant
     with pytest.raises((AssertionError, pytest.fail.Exception)) as caught:
         mutant.check(tmp_path)
     assert re.search(mutant.says, str(caught.value)), caught.value

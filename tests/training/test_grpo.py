@@ -314,7 +314,7 @@ def test_every_defense_trains_or_says_in_one_sentence_why_not(tmp_path, name):
 @pytest.mark.parametrize(
     ("defenses", "changes", "sentence"),
     [
-        ([KL()], {"beta": 0.1}, r"beta=0\.1 is a second divergence .* Set beta to 0, or take kl out"),
+        ([KL()], {"beta": 0.1}, r"beta=0\.1 is a second divergence, .* Set beta to 0, or take kl out"),
         ([Push()], {"beta": 0.1}, r"beta=0\.1 compares a steered model with a reference .* use kl"),
         ([Push()], {"num_iterations": 2}, "old ones that are not steered.* Set num_iterations to 1"),
         ([Push()], {"steps_per_generation": 2}, "steps_per_generation to gradient_accumulation_steps"),

@@ -97,7 +97,8 @@ def try_judges(out: Path, probes: Sequence[Probe]) -> None:
     Raises:
         RequestError: a judge cannot judge, such as for a wrong key.
     """
-    stored = AnswerStore(out).answers()
+    known = (out / "eval.json").exists()  # answers of an unknown model are refused later, and not read here
+    stored = AnswerStore(out).answers() if known else {}
     judges = {id(probe.judge): probe.judge for probe in probes if missing_samples(probe.samples(), stored)}
     for judge in judges.values():
         if isinstance(judge, ChecksItself):
