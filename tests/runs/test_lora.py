@@ -9,7 +9,7 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 import tiny
 from staytrue.config import recipe
-from staytrue.config.recipe import Lora
+from staytrue.config.lora import Lora
 from staytrue.errors import RecipeError
 from staytrue.runs.lora import lora_config
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
-from interrupted import defense, logged, recipe_of, with_a_tiny_model
+from interrupted import Stopping, defense, logged, recipe_of, with_a_tiny_model
 from staytrue import registry
 from staytrue.data.examples import write_examples
 from staytrue.errors import RequestError, TrainingError
@@ -33,14 +33,8 @@ WHOLE, HALF = {"gradient_accumulation_steps": 2}, {"gradient_accumulation_steps"
 RESUMED = {"max_steps": 7, "save_steps": 1, "per_device_train_batch_size": 4, **HALF}
 
 
-class Terminating:
+class Terminating(Stopping):
     """Progress that sends SIGTERM to its own process at a step, as a scheduler might to one of several."""
-
-    def __init__(self, at):
-        self.at = at
-
-    def begin(self, steps):
-        pass
 
     def step(self, step, numbers):
         if step == self.at:

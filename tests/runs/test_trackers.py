@@ -42,20 +42,20 @@ def with_kl_and_anchor(home, **changes):
 
 def test_tensorboard_in_the_run_folder_has_the_logged_numbers_and_every_part_of_the_loss(home, tmp_path):
     run = train.train(with_kl_and_anchor(home), tmp_path / "run")
-    told, rows = scalars(run.path / "tensorboard"), read_rows(run.path / "metrics.jsonl")
+    tracked, rows = scalars(run.path / "tensorboard"), read_rows(run.path / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, 9))
     for row in rows:
-        at = {name: values[row["step"]] for name, values in told.items() if row["step"] in values}
+        at = {name: values[row["step"]] for name, values in tracked.items() if row["step"] in values}
         assert at["train/penalty/kl"] == pytest.approx(row["kl"], rel=1e-6)
         assert at["train/task_loss"] == pytest.approx(row["task_loss"], rel=1e-6)
         assert at["train/weighted_penalty/kl"] == pytest.approx(0.5 * row["kl"], rel=1e-6)
         weighted = at["train/weighted_penalty/kl"] + at["train/weighted_penalty/anchor"]
         assert at["train/loss"] == pytest.approx(at["train/task_loss"] + weighted, rel=1e-5)
-    assert any(told["train/weighted_penalty/anchor"].values())
-    assert told["eval/loss"] == {
+    assert any(tracked["train/weighted_penalty/anchor"].values())
+    assert tracked["eval/loss"] == {
         row["step"]: pytest.approx(row["loss"]) for row in read_rows(run.path / "validation.jsonl")
     }
-    assert {"train/kl", "train/anchor"}.isdisjoint(told)
+    assert {"train/kl", "train/anchor"}.isdisjoint(tracked)
     texts = EventAccumulator(str(run.path / "tensorboard")).Reload()
     shown = {
         name: texts.Tensors(f"{name}/text_summary")[0].tensor_proto.string_val[0].decode()
@@ -69,12 +69,12 @@ def test_tensorboard_in_the_run_folder_has_the_logged_numbers_and_every_part_of_
 def test_a_row_beside_the_batch_counts_in_the_loss_as_often_as_it_is_due(home, tmp_path):
     settings = {"logging_steps": 4, "eval_steps": 4, "per_device_train_batch_size": 1, "save_steps": 4}
     run = train.train(with_kl_and_anchor(home, **settings), tmp_path / "run")
-    told = scalars(run.path / "tensorboard")
+    tracked = scalars(run.path / "tensorboard")
     for step in (4, 8):  # two rows a step and a share of 1/4: one of its rows every other step, which counts twice
-        penalty, weighted = told["train/penalty/anchor"][step], told["train/weighted_penalty/anchor"][step]
+        penalty, weighted = tracked["train/penalty/anchor"][step], tracked["train/weighted_penalty/anchor"][step]
         assert weighted == pytest.approx(2 * penalty, rel=1e-5)
-        parts = told["train/task_loss"][step] + told["train/weighted_penalty/kl"][step] + weighted
-        assert told["train/loss"][step] == pytest.approx(parts, rel=1e-5)
+        parts = tracked["train/task_loss"][step] + tracked["train/weighted_penalty/kl"][step] + weighted
+        assert tracked["train/loss"][step] == pytest.approx(parts, rel=1e-5)
 
 
 def test_a_resumed_run_goes_on_in_the_same_files_and_has_each_step_once(home, tmp_path):
@@ -106,28 +106,28 @@ def test_a_script_that_reports_to_tensorboard_has_the_defenses_numbers_too(tmp_p
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
     trainer = sft(tmp_path, [KL(0.25), KL(0.5)], report_to="tensorboard")
     trainer.train()
-    told = scalars(tmp_path / "events")
+    tracked = scalars(tmp_path / "events")
     for label, weight in (("kl", 0.25), ("kl.2", 0.5)):
-        assert set(told[f"train/penalty/{label}"]) == {1, 2}
-        penalty, weighted = told[f"train/penalty/{label}"][2], told[f"train/weighted_penalty/{label}"][2]
+        assert set(tracked[f"train/penalty/{label}"]) == {1, 2}
+        penalty, weighted = tracked[f"train/penalty/{label}"][2], tracked[f"train/weighted_penalty/{label}"][2]
         assert penalty > 0
         assert weighted == pytest.approx(weight * penalty, rel=1e-6)
     logs = [row for row in trainer.state.log_history if "loss" in row]
-    assert [row["kl"] for row in logs] == pytest.approx(list(told["train/penalty/kl"].values()))
+    assert [row["kl"] for row in logs] == pytest.approx(list(tracked["train/penalty/kl"].values()))
 
 
 def test_reinforcement_learning_reports_them_beside_the_reward(tmp_path, monkeypatch):
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
     grpo(tmp_path, [KL(0.25)], report_to="tensorboard").train()
-    told = scalars(tmp_path / "events")
-    assert set(told["train/penalty/kl"]) == set(told["train/reward"]) == {1, 2}
-    assert told["train/weighted_penalty/kl"][2] == pytest.approx(0.25 * told["train/penalty/kl"][2], rel=1e-6)
+    tracked = scalars(tmp_path / "events")
+    assert set(tracked["train/penalty/kl"]) == set(tracked["train/reward"]) == {1, 2}
+    assert tracked["train/weighted_penalty/kl"][2] == pytest.approx(0.25 * tracked["train/penalty/kl"][2], rel=1e-6)
 
 
 def test_a_further_number_of_a_defense_keeps_its_name_behind_the_penalty():
     logs = {"loss": 1.0, "kl.2": 0.5, "kl.2/entropy": 3.0, "learning_rate": 0.1}
-    told = {"loss": 1.0, "penalty/kl.2": 0.5, "penalty/kl.2/entropy": 3.0, "learning_rate": 0.1}
-    assert named(logs, ["kl", "kl.2"], {"kl.2": 0.25}) == {**told, "weighted_penalty/kl.2": 0.25}
+    tracked = {"loss": 1.0, "penalty/kl.2": 0.5, "penalty/kl.2/entropy": 3.0, "learning_rate": 0.1}
+    assert named(logs, ["kl", "kl.2"], {"kl.2": 0.25}) == {**tracked, "weighted_penalty/kl.2": 0.25}
     assert named({"eval_loss": 2.0}, ["kl"], {"kl": 0.25}) == {"eval_loss": 2.0}
 
 
@@ -168,13 +168,13 @@ def test_wandb_offline_keeps_each_run_in_its_own_folder(home, tmp_path, monkeypa
     for name in ("first", "second"):
         run = train.train(with_kl_and_anchor(home, report_to="wandb"), tmp_path / name)
         assert wandb.run is None
-        told, rows = of_wandb(run.path), read_rows(run.path / "metrics.jsonl")
-        kl = {at["train/global_step"]: at for at in told if "train/penalty/kl" in at}
+        tracked, rows = of_wandb(run.path), read_rows(run.path / "metrics.jsonl")
+        kl = {at["train/global_step"]: at for at in tracked if "train/penalty/kl" in at}
         assert list(kl) == list(range(1, 9))
         for row in rows:
             assert kl[row["step"]]["train/penalty/kl"] == pytest.approx(row["kl"], rel=1e-6)
             assert kl[row["step"]]["train/weighted_penalty/kl"] == pytest.approx(0.5 * row["kl"], rel=1e-6)
-        assert [at["eval/loss"] for at in told if "eval/loss" in at] == [
+        assert [at["eval/loss"] for at in tracked if "eval/loss" in at] == [
             pytest.approx(row["loss"]) for row in read_rows(run.path / "validation.jsonl")
         ]
         assert not [finding for finding in findings(run.path) if finding.faults]
@@ -230,9 +230,9 @@ def test_trackio_has_the_numbers_under_the_name_of_the_run_folder(home, tmp_path
     environment = os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio"), "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", TRACKIO, str(home), str(tmp_path / "run")]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    ((name, told),) = json.loads(done.stdout.split("RUNS ")[1])
+    ((name, tracked),) = json.loads(done.stdout.split("RUNS ")[1])
     assert name.startswith("run-")
-    numbers = [at for at in told if "train/penalty/kl" in at]
+    numbers = [at for at in tracked if "train/penalty/kl" in at]
     assert [at["train/penalty/kl"] for at in numbers] == pytest.approx([row["kl"] for row in logged(tmp_path / "run")])
     for at in numbers:
         assert at["train/weighted_penalty/kl"] == pytest.approx(0.5 * at["train/penalty/kl"], rel=1e-6)

@@ -6,7 +6,6 @@ environment variable. Relative paths are relative to the recipe's folder, not to
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +13,6 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -27,71 +25,12 @@ from staytrue import registry
 from staytrue.config import paths
 from staytrue.config.edits import edit_key
 from staytrue.config.foreign_keys import remedy
+from staytrue.config.lora import Lora, Number, Whole
 from staytrue.defense import Defense
 from staytrue.errors import RecipeError
 from staytrue.tasks.task import Task
 from staytrue.utils.validation import describe
 from staytrue.utils.yaml12 import from_yaml
-
-
-def _no_truth_value(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("true and false are no numbers; write a number")
-    return value
-
-
-_Whole = Annotated[int, BeforeValidator(_no_truth_value)]
-_Number = Annotated[float, BeforeValidator(_no_truth_value)]
-
-
-class Lora(BaseModel):
-    """The LoRA adapter; the defaults are those of arXiv 2508.06249 (rs-LoRA, r 32, alpha 64).
-
-    Attributes:
-        r: rank, at least 1.
-        alpha: scale, above 0.
-        rslora: divide `alpha` by the square root of `r` instead of `r`.
-        dropout: 0 to 1, without 1.
-        targets: "all-linear", names of modules, or a regular expression that matches whole names. Vision and audio
-            towers are left out, except where a regular expression names them.
-        exclude: names of modules that are not adapted, or a regular expression.
-        rank_pattern: another rank for the modules whose names end with a name or match a regular expression.
-        alpha_pattern: another scale for such modules; with `rslora` it is divided by the square root of their rank.
-        modules_to_save: names of modules that are trained whole and saved with the adapter.
-        dora: weight-decomposed LoRA (DoRA, arXiv 2402.09353).
-        adapter: a run, or the folder of a trained adapter, that training goes on from; the other keys are its own.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    r: Annotated[_Whole, Field(ge=1)] = 32
-    alpha: Annotated[_Number, Field(gt=0, allow_inf_nan=False)] = 64
-    rslora: bool = True
-    dropout: Annotated[_Number, Field(ge=0, lt=1)] = 0.0
-    targets: str | tuple[str, ...] = "all-linear"
-    exclude: str | tuple[str, ...] = ()
-    rank_pattern: dict[str, Annotated[_Whole, Field(ge=1)]] = Field(default_factory=dict)
-    alpha_pattern: dict[str, Annotated[_Number, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
-    modules_to_save: tuple[str, ...] = ()
-    dora: bool = False
-    adapter: Path | None = None
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Lora:
-        if self.adapter is None:
-            return self
-        if others := sorted(self.model_fields_set - {"adapter"}):
-            raise ValueError(f"the adapter that training goes on from has its own {others[0]}; take that key out")
-        return self
-
-    @field_validator("targets", "exclude", "rank_pattern", "alpha_pattern")
-    @classmethod
-    def _compiles(cls, value: Any) -> Any:
-        try:
-            for pattern in (value,) if isinstance(value, str) else value if isinstance(value, dict) else ():
-                re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"it is no regular expression ({error})") from None
-        return value
 
 
 class Stop(BaseModel):
@@ -105,9 +44,9 @@ class Stop(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    every: Annotated[_Whole, Field(ge=1)] = 10
-    above: Annotated[_Number, Field(ge=0, le=100)] = 5.0
-    patience: Annotated[_Whole, Field(ge=1)] | None = None
+    every: Annotated[Whole, Field(ge=1)] = 10
+    above: Annotated[Number, Field(ge=0, le=100)] = 5.0
+    patience: Annotated[Whole, Field(ge=1)] | None = None
 
     @model_validator(mode="after")
     def _one_watch(self) -> Stop:
@@ -171,10 +110,10 @@ class Recipe(BaseModel):
     train: dict[str, Any] = {}
     defenses: tuple[Defense, ...] = ()
     stop: Stop | None = None
-    holdout: Annotated[_Number, Field(ge=0, lt=1)] = 0.0
+    holdout: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     benign: bool = False
     harmful: bool | None = None
-    seed: Annotated[_Whole, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[Whole, Field(ge=0, lt=2**32)] = 0
 
     @field_validator("lora", mode="before")
     @classmethod

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from staytrue.config.recipe import Lora
+from staytrue.config.lora import Lora
 from staytrue.errors import RecipeError
 from staytrue.runs.second_training import adapter_folder
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from staytrue import organism, registry
-from staytrue.config.recipe import Lora, Recipe
+from staytrue.config.lora import Lora
+from staytrue.config.recipe import Recipe
 from staytrue.modeling import fetch
 from staytrue.report.measures import measure_lines
 from staytrue.utils.files import read_rows, write_atomic

@@ -34,7 +34,7 @@ def placed(trainer: Any, run: RunDir, first: int | None) -> Iterator[None]:
         RecipeError: a tracker cannot begin, such as wandb without a login.
     """
     names, name = trainer.args.report_to, run.path.name
-    if trainer.args.run_name is None:  # runs of one folder name are told apart by the beginning of their ids
+    if trainer.args.run_name is None:  # two runs may have folders of one name, so their id is added
         trainer.args.run_name = f"{name}-{run.manifest['id'][:6]}" if "id" in run.manifest else name
     if not trainer.is_world_process_zero():
         yield

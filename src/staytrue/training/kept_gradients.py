@@ -32,7 +32,7 @@ class KeptGradients(TrainerCallback):  # type: ignore[misc]
     A gradient that was replaced is seen by identity, of every weight. Of one weight, the sample, a copy is kept, and
     compared before each further backward pass and before the optimizer's step: so it is seen whether the gradient was
     set to 0, or overwritten with another, also where a later pass is added to that. Clipping and scaling count as kept.
-    A gradient that was overwritten cannot be told from one that something was added to.
+    A gradient that something was added to, such as noise, is taken for an overwritten one.
 
     Values are compared on the weight's device, and read once an optimizer step.
     """

@@ -121,9 +121,8 @@ class LocalJudge:
         distribution = self._cache.once(
             key(judge=self._identity, rubric=rubric.sha256, prompt=prompt),
             lambda: {"distribution": self.distribution(prompt)},
-            lambda row: _distribution(
-                row.get("distribution", row.get("law"))
-            ),  # caches written before version 0.2 have the key "law"
+            # Caches written before version 0.2 have the key "law".
+            lambda row: _distribution(row.get("distribution", row.get("law"))),
         )
         return reading(distribution)
 
