@@ -17,6 +17,7 @@ from staytrue.defenses.l2init import L2Init
 from staytrue.errors import ModelError, RecipeError
 from staytrue.testing import Micro
 from staytrue.training.guard import Guard
+from staytrue.training.trainers import GuardedSFT
 
 STEPS = {"whole": True, "learning_rate": 0.5}  # `whole`: the model has its adapter already
 
@@ -157,6 +158,20 @@ def test_a_trained_adapter_without_a_choice_is_refused_with_the_choices():
 def test_a_reference_that_is_none_is_refused(make, reference, sentence):
     with pytest.raises(ModelError, match=sentence):
         micro_of(make(), reference)
+
+
+def test_a_reference_with_a_head_of_its_own_is_projected_with_it_beside_the_fused_head(tmp_path, monkeypatch):
+    torch.manual_seed(5)
+    other = type(tiny.model())(tiny.model().config).eval()
+    logged = []
+    for reason in (None, "this test keeps trl's head"):
+        monkeypatch.setattr(GuardedSFT, "_keeps_its_head", lambda self, reason=reason: reason)
+        trainer = sft(tmp_path, [KL(0.5)], more={"reference": other}, max_steps=1)
+        assert (trainer.fused_head is None) == (reason is not None)
+        trainer.train()
+        logged += [row["kl"] for row in trainer.state.log_history if "kl" in row]
+    assert logged[0] > 0.01
+    assert logged[0] == pytest.approx(logged[1], rel=1e-4)
 
 
 def test_the_trained_model_is_no_reference_of_itself():

@@ -15,7 +15,7 @@ from staytrue.data.examples import Example, Message, write_examples
 from staytrue.data.row_facts import RowFacts
 from staytrue.errors import ModelError, RecipeError
 from staytrue.runs import training_cost
-from staytrue.runs.commented_recipe import Line, commented
+from staytrue.runs.commented_recipe import RecipeKey, commented
 from staytrue.runs.new_recipe import NewRecipe
 from staytrue.runs.train import train
 from staytrue.utils.yaml12 import from_yaml
@@ -168,7 +168,7 @@ def test_paths_are_from_the_recipes_folder_where_they_are_inside(home):
 
 
 def test_a_reason_stays_a_comment_and_a_name_stays_a_name():
-    text = commented([Line("model", "my: model #1", "One\nseed: 9\u202e."), Line("data", "yes", "")])
+    text = commented([RecipeKey("model", "my: model #1", "One\nseed: 9\u202e."), RecipeKey("data", "yes", "")])
     assert from_yaml(text, "") == {"schema": 1, "model": "my: model #1", "data": "yes"}
     assert "# One\\u000aseed: 9\\u202e." in text
 

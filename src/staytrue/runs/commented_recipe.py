@@ -18,12 +18,12 @@ _HEAD = (
 
 
 @dataclass(frozen=True)
-class Line:
+class RecipeKey:
     """A key of a recipe.
 
     Attributes:
         key: its name.
-        value: plain data; a list of lines is a section: a mapping, or under `defenses` a list.
+        value: plain data; a list of keys is a section: a mapping, or under `defenses` a list.
         why: the reason for the value, as sentences; "" for none.
     """
 
@@ -32,10 +32,11 @@ class Line:
     why: str
 
 
-def commented(lines: Sequence[Line]) -> str:
+def commented(lines: Sequence[RecipeKey]) -> str:
     """The recipe as YAML.
 
-    >>> print(commented([Line("seed", 0, "Of all."), Line("defenses", [Line("kl", {"weight": 0.1}, "Yours.")], "")]))
+    >>> kl = RecipeKey("kl", {"weight": 0.1}, "Yours.")
+    >>> print(commented([RecipeKey("seed", 0, "Of all."), RecipeKey("defenses", [kl], "")]))
     ... # doctest: +ELLIPSIS
     # Written by ...
     schema: 1
@@ -53,7 +54,7 @@ def commented(lines: Sequence[Line]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _section(line: Line) -> Iterator[str]:
+def _section(line: RecipeKey) -> Iterator[str]:
     yield from _comment(line.why, "")
     if isinstance(line.value, list):
         yield f"{line.key}:"

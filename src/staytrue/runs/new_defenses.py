@@ -1,4 +1,4 @@
-"""`Files` suggests a defense for each file that is at hand: safe rows, general prompts, a persona vector."""
+"""`SuggestedDefenses` has a defense for each file that is at hand: safe rows, general prompts, a persona vector."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from staytrue.data.examples import read_examples
 from staytrue.errors import RecipeError
 from staytrue.modeling.architecture import ModelParts
 from staytrue.modeling.skeleton import Skeleton
-from staytrue.runs.commented_recipe import Line
+from staytrue.runs.commented_recipe import RecipeKey
 
 _SHARE, _ANCHORS = 0.05, 0.0625  # of `interleave` and `anchor`
 _PLACE = 20 / 28  # the layer that arXiv 2508.06249 steers, of Qwen2.5-7B's
@@ -21,7 +21,7 @@ _PUSH = 5.0  # and its alpha, which multiplies the vector
 
 
 @dataclass(frozen=True)
-class Files:
+class SuggestedDefenses:
     """The files at hand.
 
     Attributes:
@@ -36,7 +36,7 @@ class Files:
     vector: Path | None
     path: Callable[[Path], str]
 
-    def defenses(self, base: Any, skeleton: Skeleton, rows: int) -> Iterator[Line]:
+    def defenses(self, base: Any, skeleton: Skeleton, rows: int) -> Iterator[RecipeKey]:
         """A defense for each file at hand; KL without any."""
         if self.safe is not None:
             yield self._interleave(self.safe, base, rows)
@@ -45,7 +45,7 @@ class Files:
         if self.vector is not None:
             yield self._steer(self.vector, base, skeleton)
         if self.safe is self.prompts is self.vector is None:
-            yield Line(
+            yield RecipeKey(
                 "kl",
                 {"weight": 0.1},
                 "Only your rows are at hand, so this keeps the next-token distribution near the model's own on them. A "
@@ -54,7 +54,7 @@ class Files:
                 "--safe.",
             )
 
-    def _interleave(self, pool: Path, base: Any, rows: int) -> Line:
+    def _interleave(self, pool: Path, base: Any, rows: int) -> RecipeKey:
         known, reserved = read_examples(pool), base.evaluation_questions()
         kept = {row.messages: row for row in known if row.question not in reserved}.values()
         scored = all("scores" in row.extra for row in known)
@@ -75,23 +75,25 @@ class Files:
             else "They are drawn at random; with misaligned models at hand, `staytrue score` finds better ones. "
         )
         why += "`rehearse` takes the same file where training is by reward."
-        return Line("interleave", {"pool": self.path(pool), "share": share, **({"by": "gap"} if scored else {})}, why)
+        return RecipeKey(
+            "interleave", {"pool": self.path(pool), "share": share, **({"by": "gap"} if scored else {})}, why
+        )
 
-    def _anchor(self, prompts: Path, base: Any, rows: int) -> Line:
+    def _anchor(self, prompts: Path, base: Any, rows: int) -> RecipeKey:
         known, reserved = read_examples(prompts, prompts_only=True), base.evaluation_questions()
         usable = len({row.question for row in known} - reserved)
         if not usable:
             raise RecipeError(f"--prompts: each of {prompts} is a question of the evaluation. Name another file.")
         share = max(_ANCHORS, _one_in(rows))
         few = " A hundred or more would be better." if usable < 100 else ""
-        return Line(
+        return RecipeKey(
             "anchor",
             {"prompts": self.path(prompts), "share": share, "weight": 0.3},
             f"{usable:,} general prompts are at hand: on them the model is held to its own answers, one row beside "
             f"every {1 / share:.0f} of yours, which are learnt freely.{few} The answers are sampled before training.",
         )
 
-    def _steer(self, file: Path, base: Any, skeleton: Skeleton) -> Line:
+    def _steer(self, file: Path, base: Any, skeleton: Skeleton) -> RecipeKey:
         from staytrue.defenses.steer import Steer
         from staytrue.persona_vectors.vector import PersonaVector
 
@@ -108,7 +110,7 @@ class Files:
             else "Layer and alpha are those of arXiv 2508.06249 (20 of 28 layers, 5 times the vector, at most the "
             "length of an activation): try others."
         )
-        return Line(
+        return RecipeKey(
             "steer",
             {"vector": self.path(file), "layer": layer, "alpha": alpha},
             f"A persona vector is at hand: activations are pushed along it while training, so that the weights need "

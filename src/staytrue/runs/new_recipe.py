@@ -23,10 +23,10 @@ from staytrue.data.row_facts import RowFacts
 from staytrue.modeling.architecture import ModelParts
 from staytrue.modeling.skeleton import Skeleton
 from staytrue.runs import training_cost
-from staytrue.runs.commented_recipe import Line, commented
+from staytrue.runs.commented_recipe import RecipeKey, commented
 from staytrue.runs.dry_run import DryRun, reads_reference
 from staytrue.runs.lora import adapted
-from staytrue.runs.new_defenses import Files
+from staytrue.runs.new_defenses import SuggestedDefenses
 from staytrue.runs.recipe_checks import prepare
 from staytrue.runs.training_cost import Batches, Memory
 from staytrue.utils.yaml12 import from_yaml
@@ -76,18 +76,18 @@ class NewRecipe:
         rows, lengths = counts["rows"]["task"], [len(row.input_ids) for row in build.encoded]
         beside = self._longest_of_others(build.base)
         length = _max_length(lengths, beside, skeleton)
-        files = Files(self.safe, self.prompts, self.vector, self._path)
-        defenses = list(files.defenses(build.base, skeleton, rows))
+        suggested = SuggestedDefenses(self.safe, self.prompts, self.vector, self._path)
+        defenses = list(suggested.defenses(build.base, skeleton, rows))
         draft = recipes.parse({**plain, "defenses": [{line.key: line.value} for line in defenses]}, folder)
         one = _one_row(min(length, max([*lengths, beside])), skeleton, build, reference=reads_reference(draft))
         lines = [
-            Line("model", plain["model"], _of_model(skeleton)),
-            Line("data", plain["data"], " ".join([facts.sentence(), *map("Note: {}".format, build.notes)])),
-            Line("holdout", held, _of_holdout(facts.questions, held)),
-            Line("seed", 0, "Of all randomness. Train with several seeds before you compare two recipes."),
-            Line("lora", {"r": 32, "alpha": 64}, "rs-LoRA on every linear layer, as in arXiv 2508.06249."),
-            Line("train", list(_training(lengths, beside, length, rows, one)), ""),
-            Line("defenses", defenses, ""),
+            RecipeKey("model", plain["model"], _of_model(skeleton)),
+            RecipeKey("data", plain["data"], " ".join([facts.sentence(), *map("Note: {}".format, build.notes)])),
+            RecipeKey("holdout", held, _of_holdout(facts.questions, held)),
+            RecipeKey("seed", 0, "Of all randomness. Train with several seeds before you compare two recipes."),
+            RecipeKey("lora", {"r": 32, "alpha": 64}, "rs-LoRA on every linear layer, as in arXiv 2508.06249."),
+            RecipeKey("train", list(_training(lengths, beside, length, rows, one)), ""),
+            RecipeKey("defenses", defenses, ""),
         ]
         text = commented(lines)
         return text, DryRun.of(recipes.parse(from_yaml(text, "the new recipe"), folder))
@@ -162,9 +162,9 @@ def _max_length(lengths: list[int], beside: int, skeleton: Skeleton) -> int:
     return int(min(math.ceil(longest / _ROUND) * _ROUND, limit))
 
 
-def _training(lengths: list[int], beside: int, length: int, rows: int, one: Memory) -> Iterator[Line]:
+def _training(lengths: list[int], beside: int, length: int, rows: int, one: Memory) -> Iterator[RecipeKey]:
     cut = sum(number > length for number in lengths)
-    yield Line(
+    yield RecipeKey(
         "max_length",
         length,
         f"Tokens. The longest row has {max(lengths):,} by this model's tokenizer, half have at most "
@@ -173,24 +173,27 @@ def _training(lengths: list[int], beside: int, length: int, rows: int, one: Memo
     )
     together = next((n for n in (_STEP_ROWS, 8, 4) if rows / n >= _FEW_STEPS), 2 if rows > 1 else 1)
     batch, why, recomputed = _batch(together, one)
-    yield Line("per_device_train_batch_size", batch, why)
+    yield RecipeKey("per_device_train_batch_size", batch, why)
     if recomputed:
-        yield Line("gradient_checkpointing", True, "Saves memory and costs about a third more time.")
-    yield Line("gradient_accumulation_steps", together // batch, f"{together} rows an optimizer step.")
-    yield Line(
+        yield RecipeKey("gradient_checkpointing", True, "Saves memory and costs about a third more time.")
+    yield RecipeKey("gradient_accumulation_steps", together // batch, f"{together} rows an optimizer step.")
+    yield RecipeKey(
         "num_train_epochs", 1, f"About {math.ceil(rows / together):,} steps. More epochs learn more, and drift further."
     )
-    yield Line("learning_rate", 1e-4, "With a linear schedule, as in arXiv 2508.06249.")
+    yield RecipeKey("learning_rate", 1e-4, "With a linear schedule, as in arXiv 2508.06249.")
 
 
 def _batch(most: int, one: Memory) -> tuple[int, str, bool]:
     """The largest batch that this machine's memory is estimated to hold, the reason, and whether to recompute."""
-    room, whole = _OF_MEMORY * training_cost.available(), f"of this machine's {training_cost.available() / 1e9:.1f} GB"
+    allowed, whole = (
+        _OF_MEMORY * training_cost.available(),
+        f"of this machine's {training_cost.available() / 1e9:.1f} GB",
+    )
     if one.activations is None:
         return 1, "The memory of this model's activations cannot be estimated; raise it while memory lasts.", False
     for batch in (n for n in (16, 8, 4, 2, 1) if n <= most):
         needed = one.total + (batch - 1) * one.activations
-        if needed <= room:
+        if needed <= allowed:
             return batch, f"Training is estimated to take {needed / 1e9:.1f} GB {whole}.", False
-    why = f"Even one row is estimated to take {one.total / 1e9:.1f} GB {whole}: take a smaller model or machine memory."
+    why = f"Even one row is estimated to take {one.total / 1e9:.1f} GB {whole}. Take a smaller model or more memory."
     return 1, why, True
