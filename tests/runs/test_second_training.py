@@ -12,6 +12,7 @@ from staytrue.errors import ModelError, RecipeError, RequestError
 from staytrue.modeling import loading
 from staytrue.runs import second_training, train
 from staytrue.runs.dry_run import DryRun
+from staytrue.verify.run_folder import findings
 
 KL = [{"kl": {"weight": 0.1}}]
 
@@ -101,6 +102,16 @@ def test_it_does_not_go_on_with_another_start(home, tmp_path):
                 tmp_path / "start" / "model")  # fmt: skip
     with pytest.raises(RequestError, match=r"began with start whose .*start/model was"):
         train.resume(tmp_path / "run")
+
+
+def test_verify_names_a_start_that_was_changed_after_the_run(home, tmp_path):
+    shutil.copytree(home / "first", tmp_path / "start")
+    recipe = second(home, lora={"adapter": str(tmp_path / "start")}, train={"max_steps": 1})
+    run = train.train(recipe, tmp_path / "run")
+    assert [finding for finding in findings(run.path) if finding.faults] == []
+    shutil.copy(run.path / "model" / "adapter_model.safetensors", tmp_path / "start" / "model")
+    (finding,) = [finding for finding in findings(run.path) if finding.faults]
+    assert finding.faults == (f"{tmp_path / 'start' / 'model'} is no longer what the run read",)
 
 
 def test_by_reward_after_supervised(home, tmp_path):
