@@ -153,7 +153,7 @@ def test_it_is_evaluated_beside_the_untuned_model(home, run, tmp_path, monkeypat
     assert run.manifest["weights"] == sha256_of(run.adapter)  # the card that an evaluation rewrites is no weight
     with pytest.raises(RequestError, match="results of another weights"):
         evaluate.evaluate_run(run.path, run.path / "eval", request=EvalRequest(("pairs",)), untuned=True)
-    assert cli.app(["report", str(run.path)], standalone_mode=False) in (None, 0)
+    assert cli.app(["report", str(run.path), "--out", str(tmp_path / "page.html")], standalone_mode=False) in (None, 0)
 
 
 def test_chat_talks_to_both_models_and_there_is_nothing_to_merge(run, tmp_path):
