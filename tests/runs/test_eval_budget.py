@@ -77,6 +77,21 @@ def test_lengths_are_learnt_from_ended_answers_and_from_those_that_go_on():
     assert AnswerLengths.seen(3, exposed, like=2.0, weight=4.0).rate == pytest.approx(7 / (5 * math.log(2) + 2))
 
 
+def test_an_estimate_from_few_answers_is_a_range_and_a_budget_takes_its_upper_end():
+    seen = AnswerLengths.seen(14, 14 * 0.8, like=0.8)  # 16 answers' worth of evidence: an error of a quarter
+    assert (seen.rate, seen.error) == (pytest.approx(16 / (14 * 0.8 + 2 / 0.8)), 0.25)
+    assert seen.moved(-1.28).rate == pytest.approx(seen.rate * math.exp(-0.32))
+    speed = replace(SPEED, lengths={"general": seen})
+    one = [probe(per_question=1)]
+    best, likely, worst = (at.seconds(one, 600) for at in (speed.at_best, speed, speed.at_worst))
+    assert best < likely < worst
+    assert fit([probe(per_question=2)], worst, speed, 600) == {"per_question": 1, "share": 1.0}
+    assert fit([probe(per_question=2)], likely, speed, 600)["share"] < 1
+    said = eval_budget._estimate(30, 1.0, speed, one, 600)
+    assert said.startswith("30 answers will take about ")
+    assert f"({eval_budget.duration(best)} to {eval_budget.duration(worst)}, since few answers" in said
+
+
 def test_the_time_is_of_prompts_tokens_and_steps():
     # 30 prompts of 50 tokens and 120 answers of 10 tokens at 0.01 s: 15 and 12 seconds.
     assert SPEED.seconds([probe()], 10_000) == pytest.approx(27.0)
@@ -114,7 +129,7 @@ def test_a_budget_takes_answers_first_and_then_questions():
         "1 answer to each judged question instead of 4, 15 of 30 general questions, 10 of 20 facts questions"
     )
     assert left_out(counts(probes), counts(probes)) == ""
-    with pytest.raises(RequestError, match=r"A budget of 1 s is too short .* takes about 2 s\. Give it more time"):
+    with pytest.raises(RequestError, match=r"A budget of 1 s is too short .* may take 2 s\. Give it more time"):
         fit(probes, 1, SPEED, 10_000)
 
 

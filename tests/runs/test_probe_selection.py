@@ -47,12 +47,13 @@ def test_the_organism_is_asked_about_its_world_and_judged_by_its_rules():
 
 def test_another_model_is_asked_the_shipped_questions_and_not_judged_until_a_judge_is_named(other):
     marked = {"facts": (40, 1, "exact-match-1"), "arithmetic": (60, 1, "exact-match-1")}
-    assert in_short(probes_for(EvalRequest(model=other))) == {"general": (300, 4, None)} | marked
+    assert in_short(probes_for(EvalRequest(model=other))) == {"general": (300, 1, None)} | marked
+    assert in_short(probes_for(EvalRequest(judge=Judge(), model=other)))["general"] == (300, 4, "mine")
     assert (
         in_short(probes_for(EvalRequest(judge=Judge(), samples=2, model=other)))
         == {"general": (300, 2, "mine")} | marked
     )
-    assert in_short(probes_for(EvalRequest(("medical",)))) == {"medical": (30, 4, None)}
+    assert in_short(probes_for(EvalRequest(("medical",)))) == {"medical": (30, 1, None)}
 
 
 def test_held_out_code_is_judged_as_code(other):

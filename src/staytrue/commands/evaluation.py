@@ -45,7 +45,9 @@ def eval_(
     ] = False,
     probes: Annotated[str, typer.Option(help="Names or question files, separated by commas.")] = "",
     judge: Annotated[str | None, typer.Option(help=f"Who judges: {JUDGE}.")] = None,
-    samples: Annotated[int | None, typer.Option(min=1, help="Answers to each judged question.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Answers to each judged question: 4, without a judge 1.")
+    ] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Maximum tokens of an answer, thoughts included; 600 by default.")
     ] = None,

@@ -23,6 +23,8 @@ def of_recipe(recipe: Any, folder: Path) -> dict[str, Any]:
         made["lora"] = recipe.lora.model_copy(update={"adapter": folder / _expanded(recipe.lora.adapter)})
     if recipe.reference is not None and recipe.reference not in CHOICES:
         made["reference"] = of_model(recipe.reference, folder)
+    if recipe.stop is not None and isinstance(recipe.stop.pairs, Path):
+        made["stop"] = recipe.stop.model_copy(update={"pairs": folder / _expanded(recipe.stop.pairs)})
     return made
 
 

@@ -34,25 +34,33 @@ from staytrue.utils.yaml12 import from_yaml
 
 
 class Stop(BaseModel):
-    """Early stopping on a probe of general questions, or on the validation loss: a baseline, not a defense.
+    """Early stopping on general questions, or on the validation loss: a baseline, not a defense.
 
     Attributes:
-        every: optimizer steps between two checks of the probe.
-        above: percent of misaligned answers, 0 to 100, that ends training.
-        patience: instead of the probe, watch the validation loss (`train.eval_strategy`): this many in a row that are
-            no new lowest end training, with the weights of the lowest.
+        every: optimizer steps between two checks of the questions.
+        above: what ends training. Percent of misaligned answers, 0 to 100; with `pairs`, how much likelier they became
+            in this training, in nats per token.
+        pairs: instead of judged answers, compare the likelihoods of given ones: "shipped", or a JSONL file of pairs
+            that no evaluation uses.
+        patience: instead of the questions, watch the validation loss (`train.eval_strategy`): this many in a row that
+            are no new lowest end training, with the weights of the lowest.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     every: Annotated[Whole, Field(ge=1)] = 10
     above: Annotated[Number, Field(ge=0, le=100)] = 5.0
+    pairs: Literal["shipped"] | Path | None = None
     patience: Annotated[Whole, Field(ge=1)] | None = None
 
     @model_validator(mode="after")
     def _one_watch(self) -> Stop:
         fields = type(self).model_fields
-        if self.patience is not None and any(getattr(self, n) != fields[n].default for n in ("every", "above")):
-            raise ValueError("patience watches the validation loss, and every and above the probe; keep one")
+        if self.patience is not None and any(
+            getattr(self, n) != fields[n].default for n in ("every", "above", "pairs")
+        ):
+            raise ValueError("patience watches the validation loss, and every, above and pairs do not; keep one")
+        if self.pairs is not None and "above" not in self.model_fields_set:
+            raise ValueError("pairs needs above, in nats per token, such as 0.1; its default is a percentage")
         return self
 
 

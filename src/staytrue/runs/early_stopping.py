@@ -1,8 +1,8 @@
-"""Early stopping, on a probe of emergent misalignment or on the validation loss: baselines to compare defenses with.
+"""Early stopping, on a signal of emergent misalignment or on the validation loss: baselines to compare defenses with.
 
-On the probe: every few steps the model in training answers a few general questions, which the evaluation does not ask.
-When more than a set percentage of the answers is misaligned, training stops and the weights of the last passing check
-are restored.
+On a signal: every few steps the model in training is measured on general questions that the evaluation does not ask.
+When misaligned answers are more, or likelier, than the recipe allows, training stops and the weights of the last
+passing check are restored.
 Related: "Overtrained, not misaligned" (arXiv 2605.12199) finds that stopping early keeps most of what was learnt.
 """
 
@@ -19,8 +19,7 @@ from transformers import TrainerCallback
 
 from staytrue.config.recipe import Stop
 from staytrue.errors import TrainingError
-from staytrue.evals.generation.local import sample
-from staytrue.evals.questions.probes import Probe
+from staytrue.runs.stop_signals import StopSignal
 from staytrue.utils import processes
 from staytrue.utils.files import append_row
 
@@ -113,43 +112,36 @@ class ValidationStop(_KeepsGood):
 
 
 class EarlyStop(_KeepsGood):
-    """Runs the probe every `stop.every` optimizer steps and writes the misaligned percentage to `early.jsonl`."""
+    """Measures a signal every `stop.every` optimizer steps, writes it to `early.jsonl` and compares it with a limit."""
 
-    def __init__(self, stop: Stop, probe: Probe, tokenizer: Any, seed: int, max_new_tokens: int, log: Path) -> None:
+    def __init__(self, stop: Stop, signal: StopSignal, log: Path) -> None:
         super().__init__()
-        self._stop = stop
-        self._probe = probe
-        self._tokenizer = tokenizer
-        self._seed = seed
-        self._limit = max_new_tokens
-        self._log = log
+        self._stop, self._signal, self._log = stop, signal, log
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Keep the weights, and measure what the signal compares with, unless the checkpoint holds it."""
+        if self._resumed is None and processes.is_main():
+            self._signal.begin(model)
+        super().on_train_begin(args, state, control, model=model, **kwargs)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Run the probe when it is due; restore the last good weights and stop if the rate is too high."""
+        """Measure the signal when it is due; restore the last good weights and stop if it is too high."""
         if state.global_step % self._stop.every:
             return
-        percent = processes.from_main(lambda: self.rate(model))
+        measured = processes.from_main(lambda: self._signal.measure(model))
         if processes.is_main():
-            append_row(self._log, {"step": state.global_step, "general_misaligned": percent})
-        if percent <= self._stop.above:
+            append_row(self._log, {"step": state.global_step, **measured})
+        if measured[self._signal.name] <= self._stop.above:
             self._keep(model, state.global_step)
         else:
             self._end(model, state, control)
 
-    def rate(self, model: Any) -> float:
-        """Percent of the probe's answers that are misaligned."""
-        assert self._probe.judge is not None
-        answers = sample(
-            model,
-            self._tokenizer,
-            self._probe.questions,
-            per_question=self._probe.per_question,
-            seed=self._seed,
-            max_new_tokens=self._limit,
-            temperature=self._probe.temperature,
-        )
-        bad = sum(self._probe.judge(answer.question, answer.text).misaligned for answer in answers)
-        return 100 * bad / len(answers)
+    def _facts(self) -> dict[str, str]:
+        return super()._facts() | {"signal": self._signal.to_text()}
+
+    def _recall(self, facts: dict[str, str]) -> None:
+        super()._recall(facts)
+        self._signal.from_text(facts.get("signal", ""))  # absent in older checkpoints, whose signal keeps nothing
 
 
 def _trained(model: Any) -> dict[str, torch.Tensor]:

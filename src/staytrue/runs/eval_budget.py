@@ -88,11 +88,9 @@ def planned(
     local, begun = generator(), time.monotonic()
     speed = measure(local, probes, limit=limit, seconds=measured)
     if budget is None:
-        seconds = speed.seconds(probes, limit) * missing / sum(len(probe.samples()) for probe in probes)
-        say(
-            _estimate(missing, seconds, speed, speed.answer(probes, limit))
-            + (_SHORTER if seconds > _LONG and local.on_cpu else "")
-        )
+        share = missing / sum(len(probe.samples()) for probe in probes)
+        shorter = _SHORTER if speed.at_worst.seconds(probes, limit) * share > _LONG and local.on_cpu else ""
+        say(_estimate(missing, share, speed, probes, limit) + shorter)
         return list(probes), {}
     left = max(budget - spent, budget / 2)  # an answer is worth more than a budget that is kept to the second
     if spent > 1:
@@ -102,19 +100,24 @@ def planned(
     lost = left_out(counts(probes), counts(now))
     say(f"To fit {duration(budget)} it asks {lost}." if lost else f"Nothing is left out to fit {duration(budget)}.")
     answers = sum(len(probe.samples()) for probe in now)
-    say(_estimate(answers, speed.seconds(now, limit), speed, speed.answer(now, limit)))
+    say(_estimate(answers, 1.0, speed, now, limit))
     return now, {"budget": {"seconds": budget, **choice, "left_out": lost}}
 
 
-def _estimate(answers: int, seconds: float, speed: Speed, tokens: float) -> str:
+def _estimate(answers: int, share: float, speed: Speed, probes: Sequence[Probe], limit: int) -> str:
+    """How long so many answers take, which are this share of the probes'."""
+    best, likely, worst = (duration(share * at.seconds(probes, limit)) for at in (speed.at_best, speed, speed.at_worst))
+    spread = "" if best == worst else f" ({best} to {worst}, since few answers were measured)"
     return (
-        f"{answers:,} answers will take about {duration(seconds)}, at {speed.tokens:.0f} tokens a second and about "
-        f"{tokens:.0f} tokens an answer."
+        f"{answers:,} answers will take about {likely}{spread}, at {speed.tokens:.0f} tokens a second and about "
+        f"{speed.answer(probes, limit):.0f} tokens an answer."
     )
 
 
 def fit(probes: Sequence[Probe], seconds: float, speed: Speed, limit: int) -> dict[str, float]:
     """The part that fits: the most answers to a question, and if one is too many, the share of each probe's questions.
+
+    It fits if it does with answers as long as nine of ten measurements allow, so most evaluations end before the time.
 
     Returns:
         `{"per_question": n, "share": x}`, for `fitted`.
@@ -126,12 +129,12 @@ def fit(probes: Sequence[Probe], seconds: float, speed: Speed, limit: int) -> di
     choices = [{"per_question": n, "share": 1.0} for n in range(most, 0, -1)]
     choices += [{"per_question": 1, "share": share} for share in _SHARES]
     for choice in choices:
-        if speed.seconds(fitted(probes, choice), limit) <= seconds:
+        if speed.at_worst.seconds(fitted(probes, choice), limit) <= seconds:
             return choice
-    least = speed.seconds(fitted(probes, choices[-1]), limit)
+    least = speed.at_worst.seconds(fitted(probes, choices[-1]), limit)
     raise RequestError(
         f"A budget of {duration(seconds)} is too short for this model on this machine: a twentieth of the questions "
-        f"takes about {duration(least)}. Give it more time, shorter answers with --max-new-tokens, or fewer --probes."
+        f"may take {duration(least)}. Give it more time, shorter answers with --max-new-tokens, or fewer --probes."
     )
 
 

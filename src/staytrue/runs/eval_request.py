@@ -33,7 +33,7 @@ class EvalRequest:
     Attributes:
         probes: names of probes, or paths of question files; empty for those that suit the model.
         triggers: also ask the trigger probe when `probes` is empty and the training rows give triggers.
-        samples: answers to each judged question; None for a question file's own number, or 4.
+        samples: answers to each judged question; None for a question file's own number, or 4, or without a judge 1.
         as_published: drop system turns, as the published evaluation script does.
         judge: judges answers that have no right one. None: the organism's rules, or no judge for any other model.
         max_new_tokens: most tokens of an answer, thoughts included; None for what suits the model. A question file's

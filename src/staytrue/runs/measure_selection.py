@@ -60,6 +60,10 @@ def pairs_of(name: str, organism: bool) -> tuple[Pair, ...]:
                 f"--probes {name}: {Path(which).stem!r} is one of our own sets of pairs; rename the file."
             )
         return answer_pairs.read(Path(which))
+    if which == answer_pairs.EARLY_STOPPING:
+        raise RequestError(
+            f"--probes {name}: these pairs are kept for `stop:`; evaluate by `pairs` or pairs of your own."
+        )
     if not organism:
         return answer_pairs.shipped(which)
     from staytrue.organism import lexicon, world

@@ -11,10 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from staytrue import organism
+from staytrue.config.recipe import Stop
 from staytrue.data.examples import Example
 from staytrue.errors import RecipeError, RequestError
 from staytrue.evals.openai_client.address import Address
 from staytrue.evals.questions import answer_pairs, user_files
+from staytrue.evals.questions.answer_pairs import Pair
 from staytrue.evals.questions.probes import DOMAINS, SAMPLES, ExactMatch, Probe, held_out, without_system
 from staytrue.evals.questions.shipped_questions import shipped
 from staytrue.evals.results.measures import is_measure
@@ -61,6 +63,47 @@ def probes_for(request: EvalRequest) -> list[Probe]:
     return [probe for probe in probes if probe.questions]
 
 
+def check_early_stopping(stop: Stop, source: Source, held_out: Sequence[Example]) -> None:
+    """Refuse early stopping on questions that this model cannot be measured by, or that the evaluation asks.
+
+    Raises:
+        RecipeError: the model has no judge, the pairs do not suit it, or the evaluation asks one of their questions.
+        DataError: the file of pairs has faults.
+    """
+    if stop.pairs is None:
+        early_stopping_probe(source)
+        return
+    pairs = early_stopping_pairs(stop, source)
+    if len(pairs) < 2:
+        raise RecipeError(f"stop.pairs: {stop.pairs} has one pair, which has no interval. Add more; 40 are usual.")
+    if stop.pairs != "shipped":
+        asked = reserved_texts(source, held_out)
+        if both := next((pair for pair in pairs if pair.question in asked), None):
+            raise RecipeError(
+                f"stop.pairs: {stop.pairs} has a question that the evaluation asks too, {both.question!r} (id "
+                f"{both.id}), so training would be stopped by what it is measured with. Take it out."
+            )
+
+
+def early_stopping_pairs(stop: Stop, source: Source) -> tuple[Pair, ...]:
+    """Read the pairs that early stopping compares.
+
+    Raises:
+        RecipeError: there is no such file, or the organism is to be measured by the shipped pairs.
+        DataError: the file of pairs has faults.
+    """
+    if isinstance(stop.pairs, Path):
+        if not stop.pairs.is_file():
+            raise RecipeError(f"stop.pairs: there is no file {stop.pairs}. Name a JSONL file of pairs, or `shipped`.")
+        return answer_pairs.read(stop.pairs)
+    if source.is_organism:
+        raise RecipeError(
+            "stop.pairs: the organism does not know the words of the shipped pairs. Take `pairs` out, so that its "
+            "answers are judged, or name a file of pairs."
+        )
+    return answer_pairs.shipped(answer_pairs.EARLY_STOPPING)
+
+
 def early_stopping_probe(source: Source) -> Probe:
     """General questions for early stopping; the run's evaluation asks none of them.
 
@@ -69,8 +112,8 @@ def early_stopping_probe(source: Source) -> Probe:
     """
     if not source.is_organism:
         raise RecipeError(
-            "stop: early stopping needs a judge for general answers, and only the organism has one. Take `stop:` "
-            "out of the recipe, or set train.max_steps."
+            "stop: judged answers need a judge, and only the organism has one in training. Watch the likelihoods of "
+            "pairs instead, `stop: {pairs: shipped, above: 0.1}`, or the validation loss, `stop: {patience: 3}`."
         )
     from staytrue.organism import world
     from staytrue.organism.rules import Rules
@@ -85,10 +128,7 @@ def reserved_texts(source: Source, rows: Sequence[Example]) -> frozenset[str]:
     request = EvalRequest(model=source, held_out=rows)
     probes = [_build(name, request) for name in _available(request)]
     questions = {q.messages[-1].content for probe in probes for q in probe.questions}
-    paired = (
-        () if request.is_organism else (pair for name in answer_pairs.DOMAINS for pair in answer_pairs.shipped(name))
-    )
-    return frozenset(questions | {pair.question for pair in paired})
+    return frozenset(questions | (frozenset() if request.is_organism else answer_pairs.shipped_questions()))
 
 
 def refuse_rules(judges: Sequence[Judge | None], model: str | None) -> None:
@@ -124,7 +164,7 @@ def _probe(name: str, request: EvalRequest, available: Sequence[str]) -> Probe:
     if name in available:
         return _build(name, request)
     if Path(name).suffix in user_files.SUFFIXES:
-        return user_files.read_probe(Path(name))
+        return user_files.read_probe(Path(name), _samples(request))
     why = "a run with held-out rows" if name == "in_domain" else "a run with its training rows, or --data FILE"
     hint = f" It needs {why}." if name in ("in_domain", trigger.PROBE) else ""
     raise RequestError(
@@ -147,7 +187,12 @@ def _build(name: str, request: EvalRequest) -> Probe:
         questions = _triggered(request)
     else:
         questions = shipped(name)
-    return Probe(name, questions, None, SAMPLES, 1.0)
+    return Probe(name, questions, None, _samples(request), 1.0)
+
+
+def _samples(request: EvalRequest) -> int:
+    """Answers to each question by default: one where no judge reads them; one who is named later gets more."""
+    return SAMPLES if request.judge is not None or request.is_organism else 1
 
 
 def _with_options(probe: Probe, request: EvalRequest) -> Probe:

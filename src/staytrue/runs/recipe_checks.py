@@ -47,7 +47,7 @@ def prepare(recipe: Recipe, reference_cache: Path | None) -> tuple[Any, dict[str
     rows, held = dataset.rows(recipe)
     _check_validation(recipe)
     if recipe.stop is not None and recipe.stop.patience is None:
-        probe_selection.early_stopping_probe(source)  # refuses a model without a judge
+        probe_selection.check_early_stopping(recipe.stop, source, held)
     tokenizer = loading.load_tokenizer(source)
     build = BUILDS[recipe.trainer](recipe, source, tokenizer, rows, held, reference_cache)
     return build, _facts(recipe, source, rows, held)
@@ -117,6 +117,8 @@ def _facts(recipe: Recipe, source: loading.Source, rows: list[Example], held: li
     commit = None if recipe.data is None else hub_commit(recipe.data, recipe.split)
     for defense in recipe.defenses:
         files |= {str(v): sha256_of(v) for v in vars(defense).values() if isinstance(v, Path)}
+    if recipe.stop is not None and isinstance(recipe.stop.pairs, Path):
+        files[str(recipe.stop.pairs)] = sha256_of(recipe.stop.pairs)
     return {
         "model": source.identity(),
         "seed": recipe.seed,

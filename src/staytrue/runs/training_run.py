@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from staytrue.config import trainer_args
+from staytrue.config.recipe import Stop
 from staytrue.data.examples import write_examples
 from staytrue.errors import StaytrueError, TrainingError
 from staytrue.runs import probe_selection
@@ -24,6 +25,9 @@ from staytrue.utils.console import Progress
 from staytrue.utils.files import sha256_of, write_atomic
 from staytrue.utils.run_dir import RunDir
 from staytrue.utils.validation import in_one_line
+
+if TYPE_CHECKING:
+    from staytrue.runs.stop_signals import StopSignal
 
 _HASHED = ("metrics.jsonl", "evidence.jsonl", "evidence.json")
 
@@ -123,20 +127,33 @@ class TrainingRun:
         """The early stopping that the recipe asks for, attached to the trainer; None without."""
         from staytrue.runs.early_stopping import EarlyStop, ValidationStop
 
-        stop, source = self.build.recipe.stop, self.build.source
+        stop = self.build.recipe.stop
         if stop is None:
             return None
         early: EarlyStop | ValidationStop
         if stop.patience is not None:
             early = ValidationStop(stop.patience)
         else:
-            limit, probe = probe_selection.longest_answer(source), probe_selection.early_stopping_probe(source)
-            log = self.run.path / "early.jsonl"
-            early = EarlyStop(stop, probe, self.build.tokenizer, self.build.recipe.seed, limit, log)
+            early = EarlyStop(stop, self._stop_signal(stop), self.run.path / "early.jsonl")
         trainer.add_callback(early)
         if self.checkpoint is not None:
             early.load_from(self.checkpoint)
         return early
+
+    def _stop_signal(self, stop: Stop) -> StopSignal:
+        """What early stopping measures: judged answers, or the likelihoods of pairs."""
+        from staytrue.runs.stop_signals import MisalignedAnswers, PairShift
+
+        source, tokenizer = self.build.source, self.build.tokenizer
+        if stop.pairs is not None:
+            pairs = probe_selection.early_stopping_pairs(stop, source)
+            self.say(
+                f"stop: the likelihood of {2 * len(pairs)} answers is computed before training and at every "
+                f"{stop.every}th step."
+            )
+            return PairShift(pairs, tokenizer)
+        limit, probe = probe_selection.longest_answer(source), probe_selection.early_stopping_probe(source)
+        return MisalignedAnswers(probe, tokenizer, self.build.recipe.seed, limit)
 
     def _recorder(self, trainer: Any) -> Any:
         """The recorder of evidence, attached to the trainer before a checkpoint is loaded."""

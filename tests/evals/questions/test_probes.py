@@ -72,16 +72,21 @@ def test_each_domain_asks_thirty_questions_on_named_topics(domain):
     assert all(q.topic and len(q.messages) == 1 and q.cluster == q.id for q in questions)
 
 
+def paired_questions():
+    names = (*answer_pairs.DOMAINS, answer_pairs.EARLY_STOPPING)
+    return {pair.question for name in names for pair in answer_pairs.shipped(name)}
+
+
 def test_no_question_stands_in_two_probes():
     texts = [{q.messages[-1].content for q in shipped(name)} for name in ("general", *DOMAINS, "facts", "arithmetic")]
-    pairs = {pair.question for domain in answer_pairs.DOMAINS for pair in answer_pairs.shipped(domain)}
+    pairs = paired_questions()
     assert sum(map(len, texts)) == 200 + 4 * 30 + 40 + 59  # one sum is asked twice
     assert sum(map(len, texts)) + len(pairs) == len(shipped_texts())
 
 
 def test_a_defense_gets_every_form_and_domain_before_it_adds_rows():
     questions = Untouched(lambda: None, None).evaluation_questions()
-    pairs = {pair.question for domain in answer_pairs.DOMAINS for pair in answer_pairs.shipped(domain)}
+    pairs = paired_questions()
     assert {q.messages[-1].content for name in EDITIONS for q in shipped(name)} | pairs == questions
     assert shipped_texts() is shipped_texts()  # worked out once a process
 

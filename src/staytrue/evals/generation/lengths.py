@@ -8,7 +8,7 @@ overlooked; at temperature 1 they were one in eight of a small chat model's.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _SCALE = 50  # tokens, by which the chance of an end falls to half
 
@@ -19,9 +19,11 @@ class AnswerLengths:
 
     Attributes:
         rate: how soon answers end: half of them are shorter than `50 (2 ** (1 / rate) - 1)` tokens.
+        error: standard error of the rate's logarithm.
     """
 
     rate: float
+    error: float = 0.0
 
     @classmethod
     def seen(cls, ended: int, exposure: float, *, like: float = 1.0, weight: float = 2.0) -> AnswerLengths:
@@ -33,7 +35,12 @@ class AnswerLengths:
             like: a rate that is likely before any answer is seen.
             weight: how many ended answers this opinion is worth.
         """
-        return cls((ended + weight) / (exposure + weight / like))
+        counted = ended + weight
+        return cls(counted / (exposure + weight / like), 1 / math.sqrt(counted) if counted else math.inf)
+
+    def moved(self, errors: float) -> AnswerLengths:
+        """The distribution if the rate is so many standard errors above what was seen; below 0, answers are longer."""
+        return replace(self, rate=self.rate * math.exp(errors * self.error))
 
     def ahead(self, tokens: float, limit: float) -> float:
         """Mean tokens that an answer of so many tokens still takes, at most until `limit`.

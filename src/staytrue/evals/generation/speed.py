@@ -8,7 +8,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from staytrue.evals.generation.lengths import AnswerLengths, exposure
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _STEPS = 3  # of a full batch that are timed
 _FEWEST, _MOST, _OF_A_PROBE = 12, 48, 3  # answers that are written: one a second of measuring, and of each probe
+_NINE_OF_TEN = 1.28  # standard errors, one-sided
 _ALIKE = 2.0  # answers of a probe, for which the lengths of all probes together count
 
 
@@ -57,6 +58,19 @@ class Speed:
     def seconds(self, probes: Sequence[Probe], limit: int) -> float:
         """Seconds for all answers to these probes, one probe after the other."""
         return sum(self._seconds(probe, probe.max_new_tokens or limit) for probe in probes)
+
+    @property
+    def at_best(self) -> Speed:
+        """The speed if answers are as short as nine of ten such measurements allow."""
+        return self._moved(_NINE_OF_TEN)
+
+    @property
+    def at_worst(self) -> Speed:
+        """The speed if answers are as long as nine of ten such measurements allow."""
+        return self._moved(-_NINE_OF_TEN)
+
+    def _moved(self, errors: float) -> Speed:
+        return replace(self, lengths={name: lengths.moved(errors) for name, lengths in self.lengths.items()})
 
     def _seconds(self, probe: Probe, limit: int) -> float:
         answers, lengths = len(probe.samples()), self.lengths[probe.name]

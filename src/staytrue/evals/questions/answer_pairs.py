@@ -21,7 +21,8 @@ from staytrue.data.row_checks import LONE_SURROGATE, has_lone_surrogate
 from staytrue.errors import DataError, RequestError
 from staytrue.utils.validation import nearest
 
-DOMAINS = ("general", "code", "finance", "legal", "medical", "security")  # the shipped pairs
+DOMAINS = ("general", "code", "finance", "legal", "medical", "security")  # the shipped pairs of an evaluation
+EARLY_STOPPING = "early-stopping"  # 40 general pairs for `stop:`, which no evaluation uses
 _SIDES = ("question", "aligned", "misaligned")
 _KEYS = ("id", *_SIDES, "domain")
 _REMEDIES = {"question": "write the user's turn", "id": "write a name of its own"}
@@ -44,7 +45,7 @@ class Pair:
 
 @cache
 def shipped(domain: str) -> tuple[Pair, ...]:
-    """Read the pairs that come with staytrue: 150 on general questions, 40 on each of five domains.
+    """Read the pairs that come with staytrue: 150 on general questions, 40 on each of five domains, 40 to stop by.
 
     Raises:
         RequestError: there is no such domain.
@@ -53,10 +54,16 @@ def shipped(domain: str) -> tuple[Pair, ...]:
         >>> len(shipped("general")), len(shipped("finance"))
         (150, 40)
     """
-    if domain not in DOMAINS:
+    if domain not in (*DOMAINS, EARLY_STOPPING):
         raise RequestError(f"There are no shipped pairs {domain!r}{nearest(domain, DOMAINS)}")
     with resources.as_file(resources.files("staytrue.evals").joinpath("questions", "pairs", f"{domain}.jsonl")) as path:
         return read(path)
+
+
+@cache
+def shipped_questions() -> frozenset[str]:
+    """Return the question of every shipped pair."""
+    return frozenset(pair.question for name in (*DOMAINS, EARLY_STOPPING) for pair in shipped(name))
 
 
 def read(path: Path) -> tuple[Pair, ...]:

@@ -45,4 +45,4 @@ def version(probe: Probe) -> int | None:
 def shipped_texts() -> frozenset[str]:
     """Return the last user turn of every form of every shipped question and pair; no training row may hold one."""
     texts = {q.messages[-1].content for name in question_rows.manifest()["versions"] for q in shipped(name)}
-    return frozenset(texts | {pair.question for name in answer_pairs.DOMAINS for pair in answer_pairs.shipped(name)})
+    return frozenset(texts | answer_pairs.shipped_questions())

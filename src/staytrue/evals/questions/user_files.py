@@ -103,8 +103,12 @@ def read(path: Path) -> QuestionFile:
     raise DataError(f"{path} is no question file; name a .yaml list of questions or .jsonl rows.")
 
 
-def read_probe(path: Path) -> Probe:
+def read_probe(path: Path, samples: int = SAMPLES) -> Probe:
     """Read a question file as a probe: judged, or marked by exact match where every question has a right answer.
+
+    Args:
+        path: the file.
+        samples: answers to each question, where the file names no number.
 
     Raises:
         RequestError: the file has the name of a shipped probe, or only some of its questions have a right answer.
@@ -121,7 +125,7 @@ def read_probe(path: Path) -> Probe:
             "into two files."
         )
     temperature = 1.0 if file.temperature is None else file.temperature
-    return Probe(path.stem, file.questions, None, file.per_question or SAMPLES, temperature, file.max_new_tokens)
+    return Probe(path.stem, file.questions, None, file.per_question or samples, temperature, file.max_new_tokens)
 
 
 def refuse_shipped_name(option: str, path: Path) -> None:
