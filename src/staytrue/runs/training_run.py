@@ -148,8 +148,8 @@ class TrainingRun:
         if stop.pairs is not None:
             pairs = probe_selection.early_stopping_pairs(stop, source)
             self.say(
-                f"stop: the likelihood of {2 * len(pairs)} answers is computed before training and at every "
-                f"{stop.every}th step."
+                f"stop: the likelihood of {2 * len(pairs)} answers is computed before training and after every "
+                f"{stop.every} steps."
             )
             return PairShift(pairs, tokenizer)
         limit, probe = probe_selection.longest_answer(source), probe_selection.early_stopping_probe(source)
