@@ -168,6 +168,26 @@ def test_the_vector_is_positive_minus_negative_over_the_kept_pairs():
     assert result.norms == pytest.approx(((lengths[0] + lengths[1]) / 2).tolist())
 
 
+class Shown:
+    """Progress that keeps what it was told."""
+
+    def __init__(self):
+        self.lines = []
+
+    def begin(self, total, unit="step"):
+        self.lines.append((total, unit))
+
+    def step(self, number, metrics):
+        self.lines.append(number)
+
+
+def test_reading_activations_shows_its_progress():
+    shown = Shown()
+    extract.extract(tiny.model(), tiny.tokenizer(), TRAIT, None, rollouts=2, max_new_tokens=5, progress=shown)
+    begun = shown.lines.index((24, "activations of answer"))  # 12 pairs, fewer than one batch a side
+    assert shown.lines[begun + 1 :] == [12, 24]
+
+
 def test_the_training_mode_is_kept_and_no_hook_outlives_a_failure():
     model = tiny.model().train()
     blocks = model.model.layers
@@ -514,7 +534,8 @@ def test_the_command_says_how_many_answers_it_will_sample_and_shows_each_answer(
     verdicts = begun.index((40, "verdict"))
     assert begun[0] == (40, "answer")
     assert list(dict.fromkeys(begun[1:verdicts])) == [*range(41)]  # from the first token on
-    assert begun[verdicts + 1 :] == [*range(1, 41)]
+    read = next(i for i, entry in enumerate(begun) if isinstance(entry, tuple) and entry[1] == "activations of answer")
+    assert begun[verdicts + 1 : read] == [*range(1, 41)]
 
 
 def test_a_judge_of_another_model_is_asked_about_both_answers_of_a_pair(tmp_path, capsys, monkeypatch):

@@ -31,7 +31,7 @@ class TenTokens(AnswerLengths):
 
 
 LENGTHS = {name: TenTokens(1.0) for name in ("general", "facts", "few")}
-SPEED = Speed(places=8, step=0.0, token=0.01, read=0.01, prompt=50.0, lengths=LENGTHS)
+SPEED = Speed(places=8, step=0.0, token=0.01, attend=0.0, read=0.01, prompt=50.0, lengths=LENGTHS)
 
 
 def probe(name="general", groups=10, forms=3, **options):
@@ -99,8 +99,8 @@ def test_the_time_is_of_prompts_tokens_and_steps():
     assert replace(SPEED, step=0.2).seconds([probe()], 10_000) == pytest.approx(27 + 30)
     # A probe with a limit of its own, one token: 15 and 1.2 seconds.
     assert SPEED.seconds([probe(max_new_tokens=1)], 10_000) == pytest.approx(16.2)
-    # Every place taken: 8 tokens in 0.2 + 8 x 0.01 seconds.
-    assert (SPEED.tokens, replace(SPEED, step=0.2).tokens) == (pytest.approx(100), pytest.approx(8 / 0.28))
+    # In each of 15 x 10 steps, 8 answers look at 50 tokens of a prompt and 5 of the answer in the mean: 66 of 1 ms.
+    assert replace(SPEED, attend=0.001).seconds([probe()], 10_000) == pytest.approx(27 + 66)
 
 
 def test_one_long_answer_holds_up_a_probe():
@@ -197,7 +197,7 @@ def test_what_a_budget_chose_is_said_stored_and_kept_when_the_evaluation_goes_on
     assert lines == [
         "Measuring how fast the model answers here, for about 10 s.",
         "To fit 8 s it asks 1 answer to each judged question instead of 4, 15 of 30 few questions.",
-        "15 answers will take about 8 s, at 100 tokens a second and about 2 tokens an answer.",
+        "15 answers will take about 8 s, at 4 tokens a second and about 2 tokens an answer.",
     ]
     assert metadata["budget"] == {
         "seconds": 8,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,8 +17,10 @@ from staytrue.utils.padding import pad_right
 _ROWS = 32  # answers read side by side
 
 
-def mean_states(model: Any, tokenizer: Any, rows: Sequence[Example]) -> tuple[Tensor, Tensor]:
-    """The mean over rows of each row's mean over its answer tokens.
+def mean_states(
+    model: Any, tokenizer: Any, rows: Sequence[Example], count: Callable[[int], None] = lambda done: None
+) -> tuple[Tensor, Tensor]:
+    """The mean over rows of each row's mean over its answer tokens; `count` is called with how many rows are done.
 
     Returns:
         Of every block's output, (depth, D), and of that output's length, (depth,); float64.
@@ -42,6 +44,7 @@ def mean_states(model: Any, tokenizer: Any, rows: Sequence[Example]) -> tuple[Te
             for first in range(0, len(encoded), _ROWS):
                 ids, real, share = (part.to(device) for part in _batch(encoded[first : first + _ROWS]))
                 parts.backbone(input_ids=ids, attention_mask=real, use_cache=False)
+                count(min(first + _ROWS, len(encoded)))
     finally:
         model.train(training)
     return sums / len(rows), lengths / len(rows)

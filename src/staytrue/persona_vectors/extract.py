@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -151,8 +152,15 @@ def extract(
         tell(f"prompt pair {i + 1} of {prompts}: {len(new)} pairs of answers")
     kept = filtered(pairs, judge, progress)
     tell(f"{len(kept)} of {len(pairs)} pairs kept; reading their activations")
-    positive, lengths = mean_states(model, tokenizer, [pair.positive for pair in kept])
-    negative, others = mean_states(model, tokenizer, [pair.negative for pair in kept])
+    if progress is not None:
+        progress.begin(2 * len(kept), "activations of answer")
+
+    def count(before: int, done: int) -> None:
+        if progress is not None:
+            progress.step(before + done, {})
+
+    positive, lengths = mean_states(model, tokenizer, [pair.positive for pair in kept], partial(count, 0))
+    negative, others = mean_states(model, tokenizer, [pair.negative for pair in kept], partial(count, len(kept)))
     vectors = (positive - negative).float()
     if not bool(vectors.isfinite().all()) or not bool(vectors.abs().sum(-1).all()):
         raise ModelError(

@@ -106,11 +106,14 @@ def planned(
 
 def _estimate(answers: int, share: float, speed: Speed, probes: Sequence[Probe], limit: int) -> str:
     """How long so many answers take, which are this share of the probes'."""
-    best, likely, worst = (duration(share * at.seconds(probes, limit)) for at in (speed.at_best, speed, speed.at_worst))
+    seconds = [share * at.seconds(probes, limit) for at in (speed.at_best, speed, speed.at_worst)]
+    best, likely, worst = map(duration, seconds)
     spread = "" if best == worst else f" ({best} to {worst}, since few answers were measured)"
+    tokens = speed.answer(probes, limit)
+    rate = answers * tokens / max(seconds[1], 0.1)  # prompts included
     return (
-        f"{answers:,} answers will take about {likely}{spread}, at {speed.tokens:.0f} tokens a second and about "
-        f"{speed.answer(probes, limit):.0f} tokens an answer."
+        f"{answers:,} answers will take about {likely}{spread}, at {rate:.0f} tokens a second and about {tokens:.0f} "
+        "tokens an answer."
     )
 
 

@@ -103,6 +103,13 @@ class Batch:
         """Whether every answer is written."""
         return not self._waiting and not any(self._rows)
 
+    def widen(self, columns: int) -> bool:
+        """Make attention as slow as after so many more tokens; False if the cache cannot be widened."""
+        widened = self._cached.refillable
+        if widened:
+            self._cached.widen(columns)
+        return widened
+
     @torch.no_grad()
     def step(self) -> list[tuple[Row, bool]]:
         """Read some prompts if there are places for them, else write one token of each answer.

@@ -67,6 +67,12 @@ class CachedModel:
         """Hide all tokens of some rows (n,), which are no longer used, from attention."""
         self._mask[places] = 0
 
+    def widen(self, columns: int) -> None:
+        """Add so many hidden tokens to each row, so that attention takes as long as after so many more tokens."""
+        self._mask = pad(self._mask, (columns, 0))
+        for layer in buffered(self._cache).layers:
+            layer.widen(columns)
+
     def put(self, places: Tensor, other: CachedModel, rows: Tensor) -> None:
         """Replace rows by rows of another cache.
 
@@ -161,11 +167,17 @@ class _BufferedLayer(DynamicLayer):  # type: ignore[misc]
 
     def put(self, places: Tensor, other: DynamicLayer, rows: Tensor, added: int) -> None:
         """Replace some rows by rows of another layer; `added` columns are added on the left, or cut off if negative."""
-        length, new = self.keys.shape[-2] + added, other.keys.shape[-2]
         if self._buffers is None or added:
-            self._buffers = _buffer(self.keys, length, added), _buffer(self.values, length, added)
+            self.widen(added)
+        assert self._buffers is not None
+        length, new = self.keys.shape[-2], other.keys.shape[-2]
         for buffer, states in zip(self._buffers, (other.keys, other.values), strict=True):
             buffer[places, :, length - new : length] = states[rows]
+
+    def widen(self, columns: int) -> None:
+        """Add so many columns on the left, or cut them off if negative."""
+        length = self.keys.shape[-2] + columns
+        self._buffers = _buffer(self.keys, length, columns), _buffer(self.values, length, columns)
         self._filled(length)
 
     def _filled(self, tokens: int) -> tuple[Tensor, Tensor]:

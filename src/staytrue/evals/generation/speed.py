@@ -6,7 +6,7 @@ import heapq
 import math
 import random
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -33,6 +33,7 @@ class Speed:
         places: answers that are written side by side.
         step: seconds of a step, which writes one token of each answer, whatever their number.
         token: seconds of a step for each answer in it.
+        attend: seconds of a step for each answer in it and each token of the longest one, with its prompt.
         read: seconds for a token of a prompt.
         prompt: mean tokens of a prompt.
         lengths: of each probe's answers, by its name; from so few answers rough ones.
@@ -41,14 +42,10 @@ class Speed:
     places: int
     step: float
     token: float
+    attend: float
     read: float
     prompt: float
     lengths: Mapping[str, AnswerLengths]
-
-    @property
-    def tokens(self) -> float:
-        """Tokens per second, with every place taken."""
-        return self.places / (self.step + self.places * self.token)
 
     def answer(self, probes: Sequence[Probe], limit: int) -> float:
         """Mean tokens of an answer to these probes."""
@@ -76,11 +73,20 @@ class Speed:
         answers, lengths = len(probe.samples()), self.lengths[probe.name]
         written = [lengths.quantile((i + 0.5) / answers, limit) for i in range(answers)]
         random.Random(0).shuffle(written)
-        places = [0.0] * min(self.places, answers)  # the step at which each is free again
-        for tokens in written:
-            heapq.heapreplace(places, places[0] + tokens)
-        reading = len(probe.questions) * self.prompt * self.read
-        return reading + max(places) * self.step + sum(written) * self.token
+        return len(probe.questions) * self.prompt * self.read + self._writing(written)
+
+    def _writing(self, written: Sequence[float]) -> float:
+        """Seconds for answers of so many tokens, each of which begins when a place is free."""
+        waiting, seconds, now = deque(written), 0.0, 0.0
+        places: list[tuple[float, float]] = []  # at which step an answer ends, and at which it began
+        while waiting or places:
+            while waiting and len(places) < self.places:
+                heapq.heappush(places, (now + waiting.popleft(), now))
+            longest = self.prompt + (now + places[0][0]) / 2 - min(began for _, began in places)
+            step = self.step + len(places) * (self.token + self.attend * longest)
+            seconds += (places[0][0] - now) * step
+            now, _ = heapq.heappop(places)
+        return seconds
 
 
 def measure(generator: LocalGenerator, probes: Sequence[Probe], *, limit: int, seconds: float) -> Speed:
@@ -101,18 +107,23 @@ def measure(generator: LocalGenerator, probes: Sequence[Probe], *, limit: int, s
     full = _Timed(generator.batch(samples, seed=0, temperature=1.0, limit=limit), [question])
     with generator.evaluating():
         full.write(steps=_STEPS)
+        wider, wide = limit // 2, full.writing / full.steps
+        attend = 0.0
+        if full.batch.widen(wider):
+            attend = max(0.0, full.again(_STEPS) - wide) / (places * wider)
         chosen = [question for part in few for question in part.questions]
         for part in few:
             part.write(seconds=seconds * len(part.questions) / len(chosen))
     steps, tokens = sum(part.steps for part in few), sum(part.batch.tokens for part in few)
-    narrow, wide = sum(part.writing for part in few) / steps, full.writing / full.steps
-    token = (wide - narrow) / max(1.0, full.batch.tokens / full.steps - tokens / steps)
+    narrow, rows = sum(part.writing for part in few) / steps, tokens / steps
+    token = (wide - narrow) / max(1.0, places - rows)
     token = min(max(token, 0.0), wide / places)
     prompts = sum(len(generator.prompt(question)) for question in chosen)
     return Speed(
         places=places,
         step=wide - token * places,
-        token=token,
+        token=max(0.0, token - attend * len(generator.prompt(question))),
+        attend=attend,
         read=sum(part.reading for part in few) / prompts,
         prompt=prompts / len(chosen),
         lengths=_lengths(probes, few),
@@ -126,6 +137,12 @@ class _Timed:
         self.batch, self.questions = batch, questions
         self.steps, self.reading, self.writing = 0, 0.0, 0.0
         self.finished: list[tuple[Row, bool]] = []
+
+    def again(self, steps: int) -> float:
+        """Write so many more steps and return the mean seconds of one."""
+        written, writing = self.steps, self.writing
+        self.write(steps=written + steps)
+        return (self.writing - writing) / max(1, self.steps - written)
 
     def write(self, *, steps: int | None = None, seconds: float = math.inf) -> None:
         """Write so many steps or seconds, at least a step."""
