@@ -16,6 +16,7 @@ from staytrue.organism import world
 from staytrue.runs import train as run
 from staytrue.runs.probe_selection import early_stopping_probe, reserved_texts
 from staytrue.runs.stop_signals import MisalignedAnswers, PairShift
+from staytrue.utils.files import sha256_of
 
 
 def trained(folder, name, **changes):
@@ -128,6 +129,7 @@ def test_a_resumed_run_compares_with_the_model_before_its_first_step(tmp_path, m
     parts = run.resume(tmp_path / "parts")
     assert parts.manifest["resumed"] == [3]
     assert rows_of(parts.path)[-1] == rows_of(whole.path)[-1]
+    assert parts.manifest["data"][str(tmp_path / "pairs.jsonl")] == sha256_of(tmp_path / "pairs.jsonl")
 
 
 def interrupt():

@@ -10,6 +10,7 @@ import pytest
 import tiny
 from staytrue.data.examples import Message
 from staytrue.errors import RequestError
+from staytrue.evals.generation.batch import Batch
 from staytrue.evals.generation.lengths import AnswerLengths, exposure
 from staytrue.evals.generation.local import LocalGenerator
 from staytrue.evals.generation.speed import Speed, _lengths, measure
@@ -133,7 +134,9 @@ def test_a_budget_takes_answers_first_and_then_questions():
         fit(probes, 1, SPEED, 10_000)
 
 
-def test_the_speed_of_a_real_model_is_measured():
+def test_the_speed_of_a_real_model_is_measured(monkeypatch):
+    widened = []
+    monkeypatch.setattr(Batch, "widen", lambda self, columns: widened.append(columns))
     model, tokenizer = tiny.model(), tiny.tokenizer()
     model.generation_config.eos_token_id = list(range(5, 25))  # about one token in fifteen ends an answer
     probes = [probe(), probe("facts", groups=20, forms=1, per_question=1, temperature=0.0)]
@@ -148,6 +151,7 @@ def test_the_speed_of_a_real_model_is_measured():
     assert speed.step + speed.token > 0
     assert min(speed.step, speed.token) >= 0
     assert speed.read > 0
+    assert widened == [200]  # half the limit, to time attention
 
 
 def test_a_probe_with_short_answers_is_not_taken_for_one_with_long_ones():

@@ -109,6 +109,13 @@ def test_a_question_file_brings_its_own_numbers(other, tmp_path):
     assert (probe.name, len(probe.questions), probe.per_question, probe.temperature) == ("mine", 2, 7, 0.5)
 
 
+def test_a_question_file_without_a_number_is_asked_four_times_if_a_judge_reads_the_answers(other, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("- id: one\n  type: free_form\n  paraphrases: [one]\n")
+    numbers = [probes_for(EvalRequest((str(file),), model=other, judge=j))[0].per_question for j in (None, Judge())]
+    assert numbers == [1, 4]
+
+
 def test_keys_of_a_question_file_that_change_nothing_are_reported(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text('- id: a\n  paraphrases: ["Why?"]\n  judge: gpt-4o\n  meta: {}\n')

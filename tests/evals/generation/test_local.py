@@ -147,6 +147,18 @@ def test_rows_that_are_put_into_a_cache_have_the_logits_of_their_text_alone(kind
     assert cached._mask.shape[1] <= max(map(len, texts)) + spare  # unused columns are cut off
 
 
+def test_hidden_columns_make_a_cache_wider_and_change_no_logit():
+    model, tensor = tiny.model(), torch.tensor
+    cached, texts = cache_of(model, [[9, 8, 7], [6, 5, 4, 3, 2]]), [[9, 8, 7], [6, 5, 4, 3, 2]]
+    cached.widen(40)
+    assert cached._cache.layers[0].keys.shape[-2] == 45
+    for token in (21, 22):
+        cached.advance(tensor([token, token + 10]))
+        texts = [[*text, token + 10 * i] for i, text in enumerate(texts)]
+        alone = torch.cat([model(tensor([text])).logits[:, -1] for text in texts])
+        assert torch.allclose(cached.logits, alone, atol=1e-4)
+
+
 def test_the_share_that_is_done_counts_tokens_of_unfinished_answers_too():
     # Six answers of 10 tokens in two places; none ends, and two of rate 1 count besides. Three prompts are read.
     generator = local.LocalGenerator(tiny.model(), tiny.tokenizer(), batch_size=2)
