@@ -11,6 +11,7 @@ from staytrue import cli
 from staytrue.doctor import machine, run_folder
 from staytrue.runs.checkpoints import Checkpoints
 from staytrue.utils.files import append_row, sha256_of, write_json
+from staytrue.utils.memory import container_memory
 from staytrue.utils.run_dir import locked, versions
 
 RECIPE = "schema: 1\nmodel: organism\ntask: arithmetic\nlora: {}\n"
@@ -105,6 +106,13 @@ def test_a_package_that_is_too_old_or_absent_is_named_with_the_command(monkeypat
     assert findings.keys() == {"torch", "nonesuch"}
     assert findings["nonesuch"].says == "absent, needed >=1"
     assert findings["torch"].remedy == "pip install 'torch>=99'"
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="reads /proc")
+def test_the_limit_of_a_container_is_said(monkeypatch):
+    assert "container" not in machine.processors().says or container_memory() is not None
+    monkeypatch.setattr(machine, "machine_memory", lambda: 3 * 2**29)
+    assert "GiB free, of which this container may take 1.5" in machine.processors().says
 
 
 def test_busy_cores_are_reported_with_the_number_of_threads(monkeypatch):

@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from staytrue.doctor.finding import Finding
 from staytrue.errors import RequestError
 from staytrue.utils.files import user_cache
+from staytrue.utils.memory import machine_memory
 
 _LEAST_FREE = 5e9  # bytes: checkpoints and converted weights of a small model
 
@@ -112,7 +113,9 @@ def _memory() -> str:
     except OSError:
         return "unknown"
     total, free = (int(re.search(rf"{key}:\s+(\d+)", text)[1]) / 2**20 for key in ("MemTotal", "MemAvailable"))  # type: ignore[index]
-    return f"{free:.1f} of {total:.1f} GiB free"
+    limit = machine_memory() / 2**30
+    container = f", of which this container may take {limit:.1f}" if limit < 0.99 * total else ""
+    return f"{free:.1f} of {total:.1f} GiB free{container}"
 
 
 def _existing(folder: Path) -> Path:

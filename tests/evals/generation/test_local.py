@@ -191,6 +191,11 @@ def test_windows_and_states_are_not_refilled_but_answered_batch_by_batch(kind):
     assert [a.text for a in answers] == expected
 
 
+def test_a_quarter_of_the_machines_or_containers_memory_is_for_caches(monkeypatch):
+    monkeypatch.setattr(sizes, "machine_memory", lambda: 4_000)
+    assert sizes._memory(torch.device("cpu")) == 1_000
+
+
 def test_the_batch_is_as_large_as_memory_allows(monkeypatch):
     model = tiny.model()  # keys and values of float32 for each layer, head and dimension of a head
     config = model.config

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from staytrue.utils.memory import machine_memory
 
 _MOST = 192  # rows; a token gets no cheaper with more
 _MOST_ON_A_CPU, _SMALL = 64, 20_000_000  # rows, for models of at least so many parameters: 64 rows fill its cores
@@ -34,7 +35,7 @@ class RowBytes:
 
 
 def batch_size(model: Any, size: RowBytes, tokens: int) -> int:
-    """The number of rows that fill at most half of a GPU's free memory, or a quarter of the machine's.
+    """The number of rows that fill at most half of a GPU's free memory, or a quarter of the machine's or container's.
 
     Args:
         model: decides the device, and by its size the most rows on a CPU.
@@ -43,7 +44,7 @@ def batch_size(model: Any, size: RowBytes, tokens: int) -> int:
 
     Returns:
         1 to 192; at most 64 on a CPU if the model has 20 million parameters or more. Computers of one kind get one
-        number, whatever else runs on them.
+        number, whatever else runs on them, unless a container limits their memory.
     """
     device = next(model.parameters()).device
     large = sum(weight.numel() for weight in model.parameters()) >= _SMALL
@@ -56,7 +57,7 @@ def _memory(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return (free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)) // 2
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+    return machine_memory() // 4
 
 
 def _tensor_bytes(value: Any) -> int:
