@@ -18,11 +18,12 @@ from staytrue import cli
 from staytrue.config import recipe, trainer_args
 from staytrue.data.examples import Example, Message, write_examples
 from staytrue.errors import DataError, ModelError, RecipeError, RequestError, StaytrueError
-from staytrue.modeling import loading
+from staytrue.modeling import loading, quantized
 from staytrue.organism import world
 from staytrue.report import terminal
 from staytrue.runs import dataset, evaluate, machine, probe_selection, train
 from staytrue.runs.eval_request import EvalRequest
+from staytrue.runs.recipe_checks import prepare
 
 TRAIN = {"max_steps": 3, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "learning_rate": 1e-2}
 
@@ -350,3 +351,34 @@ def test_training_runs_on_the_cpu_where_the_recipe_says_so_though_there_is_a_gpu
     assert recipe.read(tmp_path / "run" / "recipe.yaml").dtype == "float32"  # the default without a GPU
     assert done.manifest["machine"]["device"].startswith("cpu")
     assert recipe.read(tmp_path / "run" / "recipe.yaml").train["use_cpu"] is True
+
+
+def test_weights_for_the_cpu_are_as_without_a_gpu_and_quantised_ones_stay_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "device", lambda: "cuda")
+    monkeypatch.setattr(quantized, "is_installed", lambda: True)
+    monkeypatch.setattr(machine, "describe", lambda recipe: {})
+    for changes, on_cpu in (({"device": "cpu"}, True), ({"train": TRAIN | {"use_cpu": True}}, True), ({}, False)):
+        build, _ = prepare(make(tmp_path, quantize="4bit", **changes), None)
+        assert build.source.on_cpu == on_cpu, changes
+        assert build.source.dtype == ("float32" if "device" in changes else None), changes
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *a, **k: True)
+    assert trainer_args.sft_config({"use_cpu": True}, 0, tmp_path).bf16 is False
+    loaded = []
+    monkeypatch.setattr(quantized, "settings", lambda kind, dtype: (kind, dtype))
+    monkeypatch.setattr(
+        AutoModelForCausalLM, "from_pretrained", lambda place, **k: loaded.append(k) or torch.nn.Module()
+    )
+    for on_cpu in (True, False):
+        loading.load_model(loading.Source("m", str(tmp_path), dtype="float32", quantize="4bit", on_cpu=on_cpu))
+    # Without a device map, transformers puts quantised weights on the GPU, which the trainer's rows would not be on.
+    assert [call.get("device_map") for call in loaded] == [{"": "cpu"}, None]
+    assert loaded[0]["quantization_config"] == ("4bit", torch.float32)
+
+
+def test_quantised_weights_on_an_apple_gpu_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "device", lambda: "mps")
+    monkeypatch.setattr(quantized, "is_installed", lambda: True)
+    with pytest.raises(RecipeError, match=r"quantize: 8bit does not run on an Apple GPU.*Set device: cpu"):
+        prepare(make(tmp_path, quantize="8bit"), None)
+    prepare(make(tmp_path, quantize="8bit", device="cpu"), None)

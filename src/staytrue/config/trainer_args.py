@@ -150,7 +150,7 @@ def _config_of(trainer: str, settings: dict[str, Any], seed: int, scratch: Path)
     config, gpu = _config(trainer), torch.cuda.is_available()
     machine = {
         "use_cpu": not gpu and not torch.backends.mps.is_available(),
-        "bf16": gpu and torch.cuda.is_bf16_supported(),
+        "bf16": gpu and torch.cuda.is_bf16_supported() and not settings.get("use_cpu"),
     }
     ours: dict[str, Any] = {"output_dir": str(scratch), "seed": seed, "save_strategy": "steps", "disable_tqdm": True}
     ours["save_total_limit"] = None  # runs.checkpoints deletes by step; transformers would by file time

@@ -38,6 +38,7 @@ class Source:
     dtype: str | None = None  # of the weights: "float32" or "bfloat16"; None leaves it to `precision`
     attention: str | None = None  # transformers' name of its implementation; None leaves it to transformers
     quantize: str | None = None  # "4bit" or "8bit": the weights are quantised as they are loaded
+    on_cpu: bool = False  # quantised weights stay on the CPU, even with a GPU, where bitsandbytes would put them
 
     @property
     def is_organism(self) -> bool:
@@ -220,9 +221,10 @@ def load_model(source: Source, adapter: Path | None = None, *, dtype: Any = None
 
     _check_hub(source)
     dtype = dtype or precision(source.dtype)
-    packing = {}
+    packing: dict[str, Any] = {}
     if source.quantize is not None:
         packing["quantization_config"] = quantized.settings(source.quantize, precision(source.dtype))
+        packing |= {"device_map": {"": "cpu"}} if source.on_cpu else {}
     try:
         model = AutoModelForCausalLM.from_pretrained(
             source.place,

@@ -15,13 +15,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def is_installed() -> bool:
+    """Return whether bitsandbytes is installed."""
+    return find_spec("bitsandbytes") is not None
+
+
 def require_package(quantize: str) -> None:
     """Refuse a quantised model where bitsandbytes is not installed.
 
     Raises:
         ModelError: the sentence has the command that installs it.
     """
-    if find_spec("bitsandbytes") is None:
+    if not is_installed():
         raise ModelError(
             f"quantize: {quantize} needs bitsandbytes, which is not installed. Install it with "
             "`pip install 'staytrue[quantize]'`."

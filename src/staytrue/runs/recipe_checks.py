@@ -36,7 +36,8 @@ def prepare(recipe: Recipe, reference_cache: Path | None) -> tuple[Any, dict[str
     """
     found = loading.find(recipe.model, recipe.revision, recipe.dtype, recipe.quantize)
     recipe = _on_device(recipe)
-    source = replace(found, attention=recipe.attention)
+    on_cpu = machine.device(recipe) == "cpu"
+    source = replace(found, attention=recipe.attention, dtype=recipe.dtype, on_cpu=on_cpu)
     _check_files(recipe)
     _check_attention(recipe.attention)
     second_training.check(recipe, source)
@@ -60,6 +61,11 @@ def _on_device(recipe: Recipe) -> Recipe:
         RecipeError: this machine has no such device, or `train` says another.
     """
     wanted, use_cpu = recipe.device, recipe.train.get("use_cpu")
+    if recipe.quantize is not None and machine.device(recipe) == "mps":
+        raise RecipeError(
+            f"quantize: {recipe.quantize} does not run on an Apple GPU, for which bitsandbytes has no kernels. Set "
+            "device: cpu, or take `quantize` out."
+        )
     if wanted is None:
         return recipe
     if use_cpu is not None and use_cpu != (wanted == "cpu"):

@@ -66,6 +66,23 @@ def test_a_model_that_reads_padding_is_refused(monkeypatch):
         check_generation(model)
 
 
+def test_a_model_in_8_bits_may_round_by_the_other_rows_of_a_batch(monkeypatch):
+    model = tiny.model()
+    forward = model.forward
+
+    def rounded(**named):
+        out = forward(**named)
+        if len(named["input_ids"]) > 1:
+            out.logits += 0.1 * out.logits.abs().max()
+        return out
+
+    monkeypatch.setattr(model, "forward", rounded)
+    with pytest.raises(ModelError, match="computes other logits with padding and a cache"):
+        check_generation(model)
+    model.is_loaded_in_8bit = True  # as transformers does
+    check_generation(model)
+
+
 def test_a_model_that_cannot_run_is_refused_with_its_own_words(monkeypatch):
     def fails(**named):
         raise IndexError("tuple index out of range")

@@ -40,7 +40,9 @@ def check_generation(model: Any) -> RowBytes:
         cached = _tried(model, "has a cache from which staytrue cannot sample", _batched)
     finally:
         model.train(training)
-    tolerance = 0.01 if alone.dtype == torch.float32 else 0.25  # in half precision a router may choose another expert
+    rounded = getattr(model, "is_loaded_in_8bit", False)  # LLM.int8() rounds activations by all rows of a batch
+    exact = alone.dtype == torch.float32 and not rounded
+    tolerance = 0.01 if exact else 0.25  # in half precision a router may choose another expert
     difference = (alone.float() - cached.logits.float()).abs().max() / alone.float().abs().max()
     if difference > tolerance:  # logits that are no numbers are reported where they are sampled
         raise _refusal(model, "computes other logits with padding and a cache than for the same text without")
