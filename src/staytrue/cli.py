@@ -43,6 +43,7 @@ for _command in _IN_ORDER:
 for _command in (organism.build, organism.data, organism.verify):
     _organism.command()(_command)
 app.add_typer(_organism, name="organism")
+_ON_SEVERAL = ("train", "check")  # commands that torchrun may start
 
 
 def main() -> None:
@@ -104,10 +105,10 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    if processes.count() > 1 and context.invoked_subcommand != "train":
+    if processes.count() > 1 and context.invoked_subcommand not in _ON_SEVERAL:
         raise RequestError(
-            f"Only `staytrue train` runs on several processes, and this is one of {processes.count()} (WORLD_SIZE) of "
-            f"`staytrue {context.invoked_subcommand}`. Start it without torchrun."
+            f"Only `staytrue train` and `check` run on several processes, and this is one of {processes.count()} "
+            f"(WORLD_SIZE) of `staytrue {context.invoked_subcommand}`. Start it without torchrun."
         )
 
 

@@ -7,6 +7,7 @@ from peft import LoraConfig, get_peft_model
 import families
 import tiny
 from staytrue.errors import ModelError
+from staytrue.evals.generation.check import check_generation
 from staytrue.modeling.architecture import ModelParts
 from staytrue.modeling.loading import Source
 from staytrue.modeling.skeleton import Skeleton
@@ -75,6 +76,12 @@ def test_an_unusual_model_is_counted_as_it_is_or_not_at_all(family, tmp_path):
     except ModelError:
         return
     assert kept == pytest.approx(really_kept(model, 2, 16), rel=0.1)
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS[:3])
+def test_a_row_of_generation_is_that_of_the_real_model(kind, tmp_path):
+    tiny.save(kind, tmp_path)
+    assert skeleton(tmp_path).cached_row() == check_generation(tiny.model(kind))
 
 
 def test_a_model_that_cannot_be_built_is_a_sentence(tmp_path):

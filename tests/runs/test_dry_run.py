@@ -2,9 +2,11 @@
 
 import json
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 import tiny
 from staytrue import cli
@@ -12,12 +14,16 @@ from staytrue.config import recipe
 from staytrue.data.examples import Example, Message, write_examples
 from staytrue.data.row_notes import row_notes
 from staytrue.errors import DataError, RecipeError, RequestError
+from staytrue.modeling import loading, quantized
+from staytrue.modeling.lm_head import tile_rows
 from staytrue.modeling.loading import find
 from staytrue.runs import training_cost
 from staytrue.runs.dry_run import DryRun
 from staytrue.runs.probe_selection import reserved_texts
+from staytrue.runs.run_batches import Batches, batches_of
 from staytrue.runs.train import train
 from staytrue.utils.files import read_rows
+from staytrue.utils.memory import machine_memory
 
 
 def make(folder, **changes):
@@ -187,9 +193,144 @@ def test_the_memory_of_the_process_that_started_this_one_is_not_counted(monkeypa
 
 
 def test_memory_that_the_machine_does_not_have_is_said_with_a_way_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(training_cost, "available", lambda: 1000)
+    monkeypatch.setattr(training_cost, "available", lambda kind: 1000)
     text = dict(DryRun.of(make(tmp_path)).lines())["memory"]
     assert "That is too much: lower train.per_device_train_batch_size" in text
+
+
+def test_a_container_has_less_memory_than_its_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr(training_cost, "machine_memory", lambda: 12_345)
+    found = DryRun.of(make(tmp_path))
+    assert found.available == 12_345
+    assert "of this machine's 0 MB at most" in dict(found.lines())["memory"]
+
+
+# --- GRPO, quantised weights, several processes, a GPU ---------------------------------------------------------------
+
+
+def test_grpo_keeps_keys_values_and_logits_of_all_its_answers_between_the_steps():
+    plain = {"schema": 1, "model": "organism", "trainer": "grpo", "lora": {}, "task": "word_problems"}
+    settings = {"per_device_train_batch_size": 8, "num_generations": 4, "gradient_accumulation_steps": 2}
+    found = DryRun.of(recipe.parse({**plain, "train": settings}))
+    config = loading.load_model(find("organism")).config
+    token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
+    # The answers of a whole step, 2 x 8, are written side by side.
+    assert found.batches.generated == 16
+    assert found.memory.generation == 16 * (token * found.batches.longest + 16 * config.vocab_size)
+    assert "generation between the steps" in dict(found.lines())["memory"]
+    assert DryRun.of(recipe.parse({**plain, "trainer": "sft"})).memory.generation == 0
+
+
+def test_the_most_memory_is_that_of_a_step_or_that_of_generation():
+    assert training_cost.Memory(1, 2, 3, 4, 50, 6, 7).total == 10 + 56
+    assert training_cost.Memory(1, 2, 3, 4, 50, 6, 70).total == 10 + 70
+    assert training_cost.Memory(1, 2, 3, 4, None, 6, None).total == 16
+
+
+def test_what_cannot_be_counted_is_said(tmp_path):
+    found = DryRun.of(make(tmp_path))
+    assert "cannot be counted" not in dict(found.lines())["memory"]
+    found = replace(found, memory=replace(found.memory, activations=None, generation=None))
+    assert (
+        "; without activations, which cannot be counted for this model; without generation, which cannot be "
+        in (dict(found.lines())["memory"])
+    )
+
+
+def test_packed_weights_are_counted_and_the_time_to_unpack_them_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(quantized, "is_installed", lambda: True)
+    found, plain = DryRun.of(make(tmp_path, quantize="4bit")), DryRun.of(make(tmp_path))
+    weights = dict(tiny.model("qwen2").named_parameters())
+    packed = [w for name, w in weights.items() if w.dim() == 2 and "embed" not in name and "lm_head" not in name]
+    saved = sum(4 * w.numel() - w.numel() * 33 // 64 for w in packed)  # half a byte each, and a byte for 64 of them
+    assert len(packed) == 14
+    assert plain.memory.weights - found.memory.weights == saved
+    assert dict(found.lines())["time"].endswith("on this machine, without the unpacking of quantised weights")
+    assert "without" not in dict(plain.lines())["time"]
+
+
+def test_each_of_two_processes_reads_half_of_the_batches(tmp_path):
+    arguments = SimpleNamespace(
+        per_device_train_batch_size=4, gradient_accumulation_steps=2, packing=False, padding_free=False, max_steps=0,
+        num_train_epochs=1, dataloader_drop_last=False, world_size=2,
+    )  # fmt: skip
+    rows = SimpleNamespace(encoded=[SimpleNamespace(input_ids=[0] * 10)] * 26)
+    # 7 batches, of which the last has 2 rows: each process reads 4, two a step; 6 x 4 rows of 7 batches are padded.
+    assert batches_of(rows, arguments) == Batches(4, 10, 4, 260 * 4 // 7, 2)
+    arguments.dataloader_drop_last = True  # 6 whole batches
+    assert batches_of(rows, arguments) == Batches(4, 10, 3, 240 * 3 // 6, 2)
+    grpo = SimpleNamespace(
+        per_device_train_batch_size=4, gradient_accumulation_steps=2, num_generations=4, generation_batch_size=16,
+        num_iterations=1, max_completion_length=7, max_steps=0, num_train_epochs=1, world_size=2,
+    )  # fmt: skip
+    prompts = SimpleNamespace(encoded=None, tokenizer=tiny.tokenizer(), examples=tiny.rows(10))
+    found = batches_of(prompts, grpo)
+    # 10 prompts fill 2 rounds of 4; their 32 answers are 8 batches of 4, of which each process has 4: two steps.
+    assert (found.rows, found.number, found.steps, found.generated) == (4, 4, 2, 8)
+
+
+def test_two_processes_take_twice_the_memory_and_a_buffer_for_gradients(tmp_path, monkeypatch):
+    found = DryRun.of(make(tmp_path))
+    monkeypatch.setattr(training_cost, "_program", lambda: found.memory.program)
+    skeleton = SimpleNamespace(
+        frozen_bytes=100, trained=[torch.zeros(2)], weights=[torch.zeros(2)], vocabulary=1000,
+        kept_for_backward=lambda *a, **k: 1000,
+    )  # fmt: skip
+    arguments = SimpleNamespace(
+        use_cpu=True, bf16=False, world_size=2, gradient_checkpointing=False, activation_checkpointing=False,
+        __dataclass_fields__=("gradient_checkpointing",),
+    )  # fmt: skip
+    batches = Batches(1, 10, 1, 10, 1)
+    two = training_cost.memory(skeleton, batches, arguments, reference=False, copy=False)
+    # Weight, gradient, two moments and the buffer of 2 weights of 4 bytes; activations times the allocator's 1.75.
+    assert (two.weights, two.trained, two.activations) == (100, 5 * 2 * 4, 1750)
+    arguments.world_size = 1
+    assert training_cost.memory(skeleton, batches, arguments, reference=False, copy=False).trained == 4 * 2 * 4
+    both = replace(found, processes=2, available=int(1.5 * found.memory.total))
+    text = dict(both.lines())
+    assert text["memory"].startswith("2 processes of about ")
+    assert "That is too much" in text["memory"]
+    assert text["steps"].startswith("3 of 2 x 4 x 2 rows")
+    assert "That is too much" not in dict(replace(both, device="cuda").lines())["memory"]  # each has its own GPU
+
+
+def test_quantised_weights_on_two_processes_are_refused_as_training_does(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RequestError, match="quantize is not tested with several processes"):
+        DryRun.of(make(tmp_path, quantize="4bit"))
+
+
+def test_on_a_gpu_nothing_is_added_for_the_allocator_and_the_free_memory_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(training_cost, "device", lambda: "cuda")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (5_000, 9_000))
+    weights = [torch.zeros(2, dtype=torch.bfloat16)]
+    skeleton = SimpleNamespace(
+        frozen_bytes=100, trained=[torch.zeros(2)], weights=weights, vocabulary=1000, model=tiny.model("qwen2"),
+        kept_for_backward=lambda *a, **k: 9000,
+    )  # fmt: skip
+    arguments = SimpleNamespace(
+        use_cpu=False, bf16=True, world_size=1, gradient_checkpointing=False,
+        __dataclass_fields__=("gradient_checkpointing",),
+    )  # fmt: skip
+    batches = Batches(3, 10, 1, 30, 1)
+    found = training_cost.memory(skeleton, batches, arguments, reference=True, copy=False)
+    assert found == training_cost.Memory(0, 100, 0, 32, 9000, tile_rows("cuda", 1000) * 1000 * 12)
+    arguments.gradient_checkpointing = True
+    again = training_cost.memory(skeleton, batches, arguments, reference=True, copy=False)
+    assert again.activations == 2 * 3 * 10 * 32 * 2 + 9000 // 2  # the inputs of two blocks of width 32, and one block
+    assert training_cost.available("cuda") == 5_000
+    text = dict(replace(DryRun.of(make(tmp_path)), device="cuda").lines())["memory"]
+    assert "of this GPU's" in text
+    assert text.count("estimates for a GPU have not been compared with measurements") == 1
+
+
+def test_a_recipe_for_the_cpu_is_estimated_for_the_cpu_though_there_is_a_gpu(tmp_path, monkeypatch):
+    for module in (loading, training_cost):
+        monkeypatch.setattr(module, "device", lambda: "cuda")
+    found = DryRun.of(make(tmp_path, device="cpu"))
+    assert (found.device, found.available) == ("cpu", machine_memory())
+    assert found.memory.program > 0
+    assert "GPU" not in dict(found.lines())["memory"]
 
 
 def command(monkeypatch, capsys, *arguments):

@@ -7,13 +7,15 @@ from itertools import pairwise
 
 import pytest
 import torch
+from datasets import Dataset, DatasetDict
 
 import tiny
 from staytrue import PersonaVector, cli
 from staytrue.config import recipe as recipes
 from staytrue.data.examples import Example, Message, write_examples
 from staytrue.data.row_facts import RowFacts
-from staytrue.errors import ModelError, RecipeError
+from staytrue.errors import DataError, ModelError, RecipeError
+from staytrue.modeling import quantized
 from staytrue.runs import training_cost
 from staytrue.runs.commented_recipe import RecipeKey, commented
 from staytrue.runs.new_recipe import NewRecipe
@@ -104,7 +106,9 @@ def test_the_batch_is_the_largest_that_memory_holds(home, monkeypatch, free, bat
     one = training_cost.Memory(0, 1000, 0, 1000, 8000, 0)  # bytes of one row: 2,000 of weights, 8,000 of activations
     monkeypatch.setattr(training_cost, "memory", lambda *a, **k: one)
     # In 0.8 of the memory: 2,000 + 16 x 8,000 = 130,000; 2,000 + 8 x 8,000 = 66,000; 10,000.
-    monkeypatch.setattr(training_cost, "available", lambda: {8: 163_000, 4: 162_000, 0.9: 20_000, 0.2: 12_000}[free])
+    monkeypatch.setattr(
+        training_cost, "available", lambda kind: {8: 163_000, 4: 162_000, 0.9: 20_000, 0.2: 12_000}[free]
+    )
     settings = from_yaml(new(home, data="many.jsonl")[0], "")["train"]
     assert settings["per_device_train_batch_size"] == batch
     assert settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"] == 16
@@ -210,6 +214,54 @@ def test_the_form_of_other_tools_is_named(tmp_path):
         assert RowFacts.of(file, read_examples(file)).form == form
 
 
+def test_the_datas_own_columns_and_split_are_read_and_written(home):
+    (home / "own.csv").write_text("q,a\n" + "".join(f"What of {i}?,fine\n" for i in range(30)))
+    columns = {"prompt": "q", "completion": "a"}
+    text, found = NewRecipe("model", home / "own.csv", home / "recipe.yaml", columns=columns).text()
+    assert from_yaml(text, "")["columns"] == columns
+    assert "split" not in from_yaml(text, "")
+    assert found.rows["task"] == 24  # a fifth of 30 questions is reserved
+    with pytest.raises(DataError, match="has no column 'z'"):
+        NewRecipe("model", home / "own.csv", home / "recipe.yaml", columns={**columns, "system": "z"}).text()
+    with pytest.raises(RecipeError, match="columns"):
+        NewRecipe("model", home / "own.csv", home / "recipe.yaml", columns={"answer": "a"}).text()
+    splits = {
+        name: Dataset.from_list([{"question": "Why?", "answer": "So."}] * n) for name, n in (("train", 3), ("b", 5))
+    }
+    DatasetDict(splits).save_to_disk(home / "splits")
+    text, found = NewRecipe("model", home / "splits", home / "recipe.yaml", split="b").text()
+    assert from_yaml(text, "")["split"] == "b"
+    assert found.rows["task"] == 5
+    assert "5 rows (question and answer)" in text
+
+
+@pytest.mark.parametrize(
+    ("packed", "installed", "quantize", "recomputed"),
+    [(800, True, "4bit", False), (800, False, None, True), (12_000, True, None, True)],
+)
+def test_4_bit_weights_are_suggested_where_only_they_fit(home, monkeypatch, packed, installed, quantize, recomputed):
+    write_examples(home / "many.jsonl", rows(range(100, 500)))
+
+    def memory(skeleton, *args, **named):  # bytes of one row: 10,000 of weights, or `packed`, and 1,500 besides
+        return training_cost.Memory(0, 10_000 if skeleton.quantize is None else packed, 0, 500, 1000, 0)
+
+    monkeypatch.setattr(training_cost, "memory", memory)
+    # Of 12,000 bytes 9,600 are used: 800 + 500 + 8 x 1,000 = 9,300 is the largest batch that fits.
+    monkeypatch.setattr(training_cost, "available", lambda kind: 12_000)
+    monkeypatch.setattr(quantized, "is_installed", lambda: installed)
+    text, found = new(home, data="many.jsonl")
+    plain = from_yaml(text, "")
+    assert plain.get("quantize") == found.recipe.quantize == quantize
+    assert plain["train"].get("gradient_checkpointing", False) == recomputed
+    assert plain["train"]["per_device_train_batch_size"] == (8 if quantize else 1)
+    hint = "run `pip install 'staytrue[quantize]'`, and write `quantize: 4bit`"
+    assert (hint in re.sub(r"\s*#\s*|\s+", " ", text)) == (not installed)
+
+
+def test_weights_that_fit_are_not_packed(home):
+    assert "quantize" not in from_yaml(new(home)[0], "")
+
+
 def test_the_command_writes_once_and_says_what_training_would_be(home, monkeypatch, capsys):
     def command(*arguments):
         monkeypatch.setattr(sys, "argv", ["staytrue", "new", "--model", "model", "--data", "rows.jsonl", *arguments])
@@ -220,6 +272,11 @@ def test_the_command_writes_once_and_says_what_training_would_be(home, monkeypat
     code, shown = command()
     assert not code, shown.err
     assert re.search(r"^steps +\d+ of 2 x 1 rows", shown.out, re.MULTILINE)
+    assert shown.err.splitlines()[:3] == [
+        "new: loading the libraries",
+        "new: reading rows.jsonl",
+        "new: counting tokens and memory",
+    ]
     assert "Written: recipe.yaml." in " ".join(shown.out.split())
     before = (home / "recipe.yaml").read_bytes()
     code, shown = command()
@@ -230,3 +287,14 @@ def test_the_command_writes_once_and_says_what_training_would_be(home, monkeypat
     assert code == 2
     assert "absent.jsonl cannot be read" in shown.err
     assert not (home / "other.yaml").exists()
+    for given, said in (("prompt", "write it as PART=NAME"), ("=q", "write it as PART=NAME")):
+        code, shown = command("--columns", given, "--out", "other.yaml")
+        assert code == 2
+        assert said in " ".join(shown.err.split())
+    code, shown = command("--columns", "prompt=a", "--columns", "prompt=b", "--out", "other.yaml")
+    assert "prompt is given twice" in " ".join(shown.err.split())
+    code, shown = command("--columns", "prompt=q", "--out", "other.yaml")
+    assert "q" in shown.err
+    assert code == 2
+    code, shown = command("--split", "b", "--out", "other.yaml")
+    assert "is one file without splits" in shown.err

@@ -158,6 +158,20 @@ def test_full_fine_tuning_has_the_weights_of_one_process(home, tmp_path):
         assert [fault for finding in findings(tmp_path / name) for fault in finding.faults] == []
 
 
+def test_a_check_is_printed_once_and_is_of_each_process(home, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        recipe_of(home, [{"kl": {"weight": 0.5}}], data="many.jsonl", train=HALF | {"max_steps": 3}).text()
+    )
+    code, out, ours, err = ended(launched(["-m", "staytrue", "check", recipe, "--json"]))
+    assert (code, ours) == (0, []), err
+    plain = json.loads(out)  # one object: the main process alone prints
+    assert plain["processes"] == 2
+    assert plain["batches"]["number"] == 3  # of each
+    assert plain["memory"]["trained"] == 5 * 4 * plain["weights"][1]  # weight, gradient, two moments, DDP's buffer
+    assert err.count("check recipe: reading the rows") == 1
+
+
 def test_the_command_writes_one_folder_prints_once_and_is_resumed_by_as_many_processes(home, tmp_path):
     recipe, run = tmp_path / "recipe.yaml", tmp_path / "run"
     settings = RESUMED | {"max_steps": 400, "save_steps": 100}

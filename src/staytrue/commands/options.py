@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from staytrue.utils import processes
 from staytrue.utils.interrupts import Stopped
 
 if TYPE_CHECKING:
@@ -63,6 +64,11 @@ def stoppable(what: str, folder: Path | None = None) -> Iterator[None]:
 def tell(line: str) -> None:
     """Print a line about progress to standard error, apart from the command's output."""
     print(line, file=sys.stderr, flush=True)
+
+
+def stages(title: str) -> Callable[[str], None]:
+    """Return a function that tells the part of a command's work that begins, in the main process."""
+    return lambda part: tell(f"{title}: {part}") if processes.is_main() else None
 
 
 def budget_of(max_calls: int | None, max_cost: float | None, price: str | None) -> Budget:

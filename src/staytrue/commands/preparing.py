@@ -19,6 +19,7 @@ from staytrue.commands.options import (
     budget_of,
     judge_of,
     report_spending,
+    stages,
     stoppable,
     tell,
 )
@@ -33,6 +34,15 @@ if TYPE_CHECKING:
 def new(
     model: Annotated[str, typer.Option(help="A model folder, a hub name, 'organism' or 'smollm2'.")],
     data: Annotated[Path, typer.Option(help="Your rows: a file or a data set, as a recipe's `data:`.")],
+    split: Annotated[str | None, typer.Option(help="Split of a data set with several; by default train.")] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PART=NAME",
+            help="The data's own column for messages, prompt, completion or system, such as prompt=question. "
+            "Repeatable.",
+        ),
+    ] = None,
     safe: Annotated[Path | None, typer.Option(help="Safe conversations, for `interleave`.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="General prompts, for `anchor`.")] = None,
     vector: Annotated[Path | None, typer.Option(help="A persona vector of the model, for `steer`.")] = None,
@@ -46,11 +56,14 @@ def new(
     from staytrue.utils.files import refuse_existing, write_atomic
 
     refuse_existing(out)
+    named = _columns(columns or [])
+    say_stage = stages("new")
+    say_stage("loading the libraries")
     quieten()
     from staytrue.runs.new_recipe import NewRecipe
 
     with stoppable("nothing was written"):
-        text, found = NewRecipe(model, data, out, safe, prompts, vector).text()
+        text, found = NewRecipe(model, data, out, safe, prompts, vector, split, named).text(say_stage)
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(out, text)
     for heading, line in found.lines():
@@ -58,6 +71,19 @@ def new(
     for note in found.notes:
         say(f"note      {note}")
     say(f"Written: {out}. Read its comments, then train with `staytrue train {out} --out RUN`.")
+
+
+def _columns(pairs: list[str]) -> dict[str, str]:
+    """The names of the data's own columns; the recipe that they are written to checks the parts."""
+    named = {}
+    for text in pairs:
+        part, equals, name = text.partition("=")
+        if not equals or not part or not name:
+            raise RequestError(f"--columns {text}: write it as PART=NAME, such as prompt=question.")
+        if part in named:
+            raise RequestError(f"--columns: {part} is given twice; name one column for it.")
+        named[part] = name
+    return named
 
 
 def fetch(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from staytrue.commands.options import Json, ReferenceCache, Workers, stoppable, tell
+from staytrue.commands.options import Json, ReferenceCache, Workers, stages, stoppable, tell
 from staytrue.errors import RequestError
 from staytrue.utils import processes
 
@@ -129,11 +129,15 @@ def check(
     from staytrue.utils.console import quieten, say
 
     edited = recipes.read(recipe, set_ or [])
+    say_stage = stages(f"check {recipe.stem}")
+    say_stage("loading the libraries")
     quieten()
     from staytrue.runs.dry_run import DryRun
 
     with stoppable("nothing was written"):
-        found = DryRun.of(edited)
+        found = DryRun.of(edited, say_stage)
+    if not processes.is_main():
+        return
     if as_json:
         print(json.dumps(found.to_dict()))
         return

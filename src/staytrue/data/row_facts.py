@@ -47,12 +47,12 @@ class RowFacts:
     unweighted: int
 
     @classmethod
-    def of(cls, data: Path, rows: Sequence[Example]) -> RowFacts:
-        """Count the rows that were read from a file, a data set's folder or the hub."""
+    def of(cls, data: Path, rows: Sequence[Example], split: str | None = None) -> RowFacts:
+        """Count the rows that were read from a file, a data set's folder or the hub, and from a split of it."""
         turns = [row.messages for row in rows]
         keys = [{key for turn in row if turn.more for key in json.loads(turn.more)} for row in turns]
         return cls(
-            form=_form(data),
+            form=_form(data, split),
             rows=len(rows),
             questions=len({row.question for row in rows}),
             copies=copies(rows),
@@ -82,9 +82,9 @@ class RowFacts:
         return f"{questions}; {listed}." if listed else f"{questions}."
 
 
-def _form(data: Path) -> str:
+def _form(data: Path, split: str | None) -> str:
     """The form of the first row."""
     faults = Faults()
-    found = tables.rows(data, None, faults) if tables.is_table(data) else objects(data, faults)
+    found = tables.rows(data, split, faults) if tables.is_table(data) else objects(data, faults)
     columns = next(found)[1].keys()
     return next((form for form, names in _FORMS.items() if all(name in columns for name in names)), "another form")

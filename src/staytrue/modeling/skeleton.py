@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from staytrue.errors import ModelError, RecipeError
+from staytrue.evals.generation.batch_size import RowBytes
 from staytrue.modeling.architecture import ModelParts
 from staytrue.modeling.loading import Source, precision
 from staytrue.modeling.quantized import packed_bytes
@@ -123,6 +124,25 @@ class Skeleton:
                 return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
         except Exception as error:  # a model's own code raises anything, and torch what it cannot count
             raise ModelError(f"The memory of activations cannot be counted ({type(error).__name__}).") from None
+
+    def cached_row(self) -> RowBytes:
+        """Return the memory that a row takes while the model writes.
+
+        Raises:
+            ModelError: the model's forward pass depends on data, or it has no cache.
+        """
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        rows, tokens = 1, 8
+        try:
+            with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+                _without_data(self.model)
+                output = ModelParts(self.model).backbone(
+                    input_ids=torch.zeros(rows, tokens, dtype=torch.long), use_cache=True
+                )
+                return RowBytes.of(output.past_key_values, rows, tokens, self.vocabulary)
+        except Exception as error:  # as above
+            raise ModelError(f"The memory of generation cannot be counted ({type(error).__name__}).") from None
 
 
 def _without_data(model: Any) -> set[int]:

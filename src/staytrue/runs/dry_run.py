@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import random
 import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -14,15 +13,15 @@ from staytrue import registry
 from staytrue.config import trainer_args
 from staytrue.config.paths import CHOICES
 from staytrue.config.recipe import Recipe
-from staytrue.data.tokenize import IGNORED, Encoded, encode_prompt
+from staytrue.data.tokenize import IGNORED, Encoded
 from staytrue.defense import pulled
-from staytrue.errors import RecipeError
 from staytrue.modeling.skeleton import Skeleton
 from staytrue.runs import preflight, training_cost
 from staytrue.runs.lora import adapted
 from staytrue.runs.recipe_checks import prepare
-from staytrue.runs.training_cost import Batches, Memory
-from staytrue.training.step_count import too_few_rows
+from staytrue.runs.run_batches import Batches, batches_of, length_of
+from staytrue.runs.train import join
+from staytrue.runs.training_cost import Memory
 from staytrue.utils.console import duration
 
 
@@ -36,9 +35,11 @@ class DryRun:
         adapted: number of matrices that the adapter changes; 0 where all weights are trained.
         rows: counts as in the manifest: rows of the task, held out, and by source after the data defenses.
         tokens: of the rows: all, the learnt ones, and those of the longest row; None where the model samples answers.
-        batches: the batches of training.
-        memory: of training.
-        available: bytes of memory that this machine has.
+        batches: the batches of training; with several processes, of each.
+        memory: of training; with several processes, of each.
+        device: the kind of device that trains: cpu, cuda or mps.
+        processes: number of processes that train.
+        available: bytes of memory that this machine has for them, or each of their GPUs.
         seconds: of training; None where the model writes the answers, since it depends on their length.
         notes: sentences that `train` would print before training.
     """
@@ -50,23 +51,32 @@ class DryRun:
     tokens: tuple[int, int, int] | None
     batches: Batches
     memory: Memory
+    device: str
+    processes: int
     available: int
     seconds: float | None
     notes: list[str]
 
     @classmethod
-    def of(cls, recipe: Recipe) -> DryRun:
+    def of(cls, recipe: Recipe, say: Callable[[str], None] = lambda line: None) -> DryRun:
         """Check a recipe as `train` does, count its rows and batches, and estimate memory and time.
+
+        Args:
+            recipe: as it was read.
+            say: called with each part of the work before it begins.
 
         Raises:
             RequestError: what `train` would refuse before it loads a model.
         """
+        join(recipe, None)
+        say("reading the rows")
         build, facts = prepare(recipe, None)
         recipe, organism = build.recipe, build.source.is_organism
         with tempfile.TemporaryDirectory() as scratch:
             arguments = _arguments(recipe, Path(scratch), organism=organism)
+        say("estimating memory and time")
         skeleton = Skeleton.of(build.source, partial(adapted, recipe.lora), whole=recipe.lora is None)
-        batches = _batches(build, arguments)
+        batches = batches_of(build, arguments)
         settled = trainer_args.filled(recipe.train, recipe.trainer, organism=organism)
         settled["warmup_steps"] = _warmup(recipe, arguments, batches.steps)
         encoded, reference = build.encoded, reads_reference(recipe)
@@ -78,7 +88,9 @@ class DryRun:
             tokens=None if encoded is None else _tokens(encoded),
             batches=batches,
             memory=training_cost.memory(skeleton, batches, arguments, reference=reference, copy=_copies(recipe)),
-            available=training_cost.available(),
+            device=training_cost.device_of(arguments),
+            processes=arguments.world_size,
+            available=training_cost.available(training_cost.device_of(arguments)),
             seconds=None
             if encoded is None
             else training_cost.seconds(skeleton, batches, arguments, reference=reference),
@@ -89,6 +101,7 @@ class DryRun:
         """The dry run as plain data."""
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
         plain |= {"recipe": self.recipe.to_dict(), "batches": asdict(self.batches), "memory": asdict(self.memory)}
+        plain["memory"]["total"] = self.memory.total
         return plain
 
     def lines(self) -> list[tuple[str, str]]:
@@ -130,8 +143,9 @@ class DryRun:
     def _steps(self) -> str:
         train, batches = self.recipe.train, self.batches
         accumulated = train["gradient_accumulation_steps"]
+        several = f"{self.processes} x " if self.processes > 1 else ""
         return (
-            f"{batches.steps:,} of {batches.rows} x {accumulated} rows, rate {train['learning_rate']:g} "
+            f"{batches.steps:,} of {several}{batches.rows} x {accumulated} rows, rate {train['learning_rate']:g} "
             f"({train['lr_scheduler_type']}, {train['warmup_steps']:g} warm-up steps)"
         )
 
@@ -142,26 +156,44 @@ class DryRun:
             "trained weights": self.memory.trained,
             "activations": self.memory.activations,
             "logits": self.memory.head,
+            "generation between the steps": self.memory.generation,
             "program": self.memory.program,
         }
         listed = ", ".join(f"{name} {_size(part)}" for name, part in parts.items() if part)
-        text = f"about {_size(self.memory.total)} of this machine's {_size(self.available)} at most: {listed}"
-        if self.tokens is None or any("beside" in pulled(defense) for defense in self.recipe.defenses):
-            text += "; without generation and rows beside the batch"
-        if self.memory.activations is None:
-            text += "; and activations, which cannot be counted for this model"
-        if self.memory.total > self.available:
+        shared = 1 if self.device == "cuda" else self.processes  # of several processes each has a GPU of its own
+        whole = (
+            f"{self.processes} processes of about {_size(self.memory.total)}"
+            if self.processes > 1
+            else (f"about {_size(self.memory.total)}")
+        )
+        text = f"{whole} of this {_place(self.device)}'s {_size(self.available)} at most: {listed}"
+        text += "".join(f"; {sentence}" for sentence in self._not_in_memory())
+        if shared * self.memory.total > self.available:
             text += ". That is too much: lower train.per_device_train_batch_size or train.max_length, or set "
             text += "train.gradient_checkpointing: true or dtype: bfloat16"
-            if training_cost.on_cpu():
+            if self.device == "cpu":
                 text += ". MALLOC_MMAP_THRESHOLD_=65536 in the environment saves up to half for a third more time"
         return text
+
+    def _not_in_memory(self) -> Iterator[str]:
+        """What the estimate of memory leaves out."""
+        if any("beside" in pulled(defense) for defense in self.recipe.defenses):
+            yield "without rows beside the batch"
+        if self.memory.activations is None:
+            yield "without activations, which cannot be counted for this model"
+        if self.memory.generation is None:
+            yield "without generation, which cannot be counted for this model"
+        if self.recipe.train.get("use_vllm"):
+            yield "without what vLLM takes to write the answers"
+        if self.device != "cpu":
+            yield "estimates for a GPU have not been compared with measurements"
 
     def _time(self) -> str:
         if self.seconds is None:
             return "depends on the length of the answers that the model writes"
         text = f"roughly {duration(self.seconds)} of training on this machine"
         without = ["the defenses' preparation"] if self.recipe.defenses else []
+        without += ["the unpacking of quantised weights"] if self.recipe.quantize is not None else []
         without += ["validation"] if self.recipe.train.get("eval_strategy", "no") != "no" else []
         return text + (f", without {' and '.join(without)}" if without else "")
 
@@ -192,60 +224,19 @@ def _warmup(recipe: Recipe, arguments: Any, steps: int) -> Any:
     return arguments.warmup_steps
 
 
-def _batches(build: Any, arguments: Any) -> Batches:
-    """The batches of the whole run."""
-    rows = arguments.per_device_train_batch_size
-    if build.encoded is None:
-        return _batches_of_answers(build, arguments)
-    lengths = [_length(row) for row in build.encoded]
-    if arguments.packing:
-        lengths = [min(arguments.max_length, sum(lengths))] * math.ceil(sum(lengths) / arguments.max_length)
-    random.Random(0).shuffle(lengths)
-    groups = [lengths[i : i + rows] for i in range(0, len(lengths), rows)]
-    if arguments.dataloader_drop_last:
-        groups = [group for group in groups if len(group) == rows]
-    if not groups:
-        raise RecipeError(too_few_rows(len(lengths), arguments))
-    steps = preflight.optimizer_steps(arguments, len(groups))
-    number = _micro_batches(steps, len(groups), arguments.gradient_accumulation_steps)
-    joined = arguments.padding_free and not arguments.packing
-    tokens = sum(sum(group) if joined else len(group) * max(group) for group in groups) * number // len(groups)
-    return Batches(min(rows, len(lengths)), max(lengths), number, tokens, steps)
-
-
-def _batches_of_answers(build: Any, arguments: Any) -> Batches:
-    """The batches of GRPO, if every answer has the most tokens that it may have."""
-    prompts = [len(encode_prompt(build.tokenizer, row.prompt)) for row in build.examples]
-    at_once = arguments.generation_batch_size // arguments.num_generations
-    rows = arguments.per_device_train_batch_size
-    if len(prompts) < at_once:
-        raise RecipeError(too_few_rows(len(prompts), arguments))
-    micro_batches = len(prompts) // at_once * at_once * arguments.num_generations * arguments.num_iterations // rows
-    steps = preflight.optimizer_steps(arguments, micro_batches)
-    longest = max(prompts) + arguments.max_completion_length
-    number = _micro_batches(steps, micro_batches, arguments.gradient_accumulation_steps)
-    return Batches(rows, longest, number, number * rows * longest, steps)
-
-
-def _micro_batches(steps: int, epoch: int, accumulated: int) -> int:
-    """Batches of a run whose epochs have so many; the last step of an epoch has what is left."""
-    epochs, rest = divmod(steps, math.ceil(epoch / accumulated))
-    return epochs * epoch + min(rest * accumulated, epoch)
-
-
 def _tokens(rows: list[Encoded]) -> tuple[int, int, int]:
-    lengths = [_length(row) for row in rows]
+    lengths = [length_of(row) for row in rows]
     return sum(lengths), sum(label != IGNORED for row in rows for label in row.labels), max(lengths)
-
-
-def _length(row: Encoded) -> int:
-    return len(row.input_ids)
 
 
 def _fields(values: dict[str, Any]) -> str:
     """The fields of a defense that a reader should see, in brackets; those that are off are left out."""
     shown = [f"{name} {value}" for name, value in values.items() if value not in (None, False, "all", "scored")]
     return f" ({', '.join(shown)})" if shown else ""
+
+
+def _place(kind: str) -> str:
+    return "machine" if kind == "cpu" else "GPU"
 
 
 def _many(count: int) -> str:

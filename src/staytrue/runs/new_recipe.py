@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -22,13 +22,15 @@ from staytrue.data.examples import Example, read_examples
 from staytrue.data.row_facts import RowFacts
 from staytrue.modeling.architecture import ModelParts
 from staytrue.modeling.skeleton import Skeleton
-from staytrue.runs import training_cost
+from staytrue.runs import machine, training_cost
 from staytrue.runs.commented_recipe import RecipeKey, commented
 from staytrue.runs.dry_run import DryRun, reads_reference
 from staytrue.runs.lora import adapted
 from staytrue.runs.new_defenses import SuggestedDefenses
+from staytrue.runs.new_memory import SuggestedMemory
 from staytrue.runs.recipe_checks import prepare
-from staytrue.runs.training_cost import Batches, Memory
+from staytrue.runs.run_batches import Batches
+from staytrue.runs.training_cost import Memory
 from staytrue.utils.yaml12 import from_yaml
 
 _FEWEST = 20  # questions of which some are reserved
@@ -38,7 +40,6 @@ _ANSWER = 256  # tokens of a sampled answer of `anchor` at most
 _MEASURED = 2_000  # rows of further files whose tokens are counted
 _STEP_ROWS = 16  # of an optimizer step, as in arXiv 2508.06249
 _FEW_STEPS = 20  # an epoch of fewer steps gets smaller ones
-_OF_MEMORY = 0.8  # of this machine's
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class NewRecipe:
         safe: file of safe conversations, for `interleave`.
         prompts: file of general prompts, for `anchor`.
         vector: file of a persona vector, for `steer`.
+        split: of a data set with several; None is "train".
+        columns: names of the data's own columns for messages, prompt, completion and system.
     """
 
     model: str
@@ -60,17 +63,25 @@ class NewRecipe:
     safe: Path | None = None
     prompts: Path | None = None
     vector: Path | None = None
+    split: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
 
-    def text(self) -> tuple[str, DryRun]:
+    def text(self, say: Callable[[str], None] = lambda line: None) -> tuple[str, DryRun]:
         """The recipe as YAML with comments, and what training by it would be.
+
+        Args:
+            say: called with each part of the work before it begins.
 
         Raises:
             RequestError: a file or the model cannot be used; the sentence names it.
         """
-        facts = RowFacts.of(self.data, read_examples(self.data))
-        held = _holdout(facts.questions)
-        plain = {"model": self._name(), "data": self._path(self.data), "holdout": held, "lora": {}}
-        folder = self.out.absolute().parent
+        folder, read = self.out.absolute().parent, self._read_as()
+        plain = {"model": self._name(), "data": self._path(self.data), **read, "lora": {}}
+        recipes.parse(plain, folder)  # refuses parts of rows that it does not know
+        say(f"reading {self.data}")
+        facts = RowFacts.of(self.data, read_examples(self.data, **read), self.split)
+        held = plain["holdout"] = _holdout(facts.questions)
+        say("counting tokens and memory")
         build, counts = prepare(recipes.parse({**plain, "train": {"max_length": None}}, folder), None)
         skeleton = Skeleton.of(build.source, partial(adapted, build.recipe.lora))
         rows, lengths = counts["rows"]["task"], [len(row.input_ids) for row in build.encoded]
@@ -79,18 +90,25 @@ class NewRecipe:
         suggested = SuggestedDefenses(self.safe, self.prompts, self.vector, self._path)
         defenses = list(suggested.defenses(build.base, skeleton, rows))
         draft = recipes.parse({**plain, "defenses": [{line.key: line.value} for line in defenses]}, folder)
-        one = _one_row(min(length, max([*lengths, beside])), skeleton, build, reference=reads_reference(draft))
+        measure = partial(_one_row, min(length, max([*lengths, beside])), build, reference=reads_reference(draft))
+        memory = SuggestedMemory.of(skeleton, measure, machine.device(build.recipe))
         lines = [
             RecipeKey("model", plain["model"], _of_model(skeleton)),
+            *memory.quantize(),
             RecipeKey("data", plain["data"], " ".join([facts.sentence(), *map("Note: {}".format, build.notes)])),
+            *(RecipeKey(key, value, "As you named it.") for key, value in read.items()),
             RecipeKey("holdout", held, _of_holdout(facts.questions, held)),
             RecipeKey("seed", 0, "Of all randomness. Train with several seeds before you compare two recipes."),
             RecipeKey("lora", {"r": 32, "alpha": 64}, "rs-LoRA on every linear layer, as in arXiv 2508.06249."),
-            RecipeKey("train", list(_training(lengths, beside, length, rows, one)), ""),
+            RecipeKey("train", list(_training(lengths, beside, length, rows, memory)), ""),
             RecipeKey("defenses", defenses, ""),
         ]
         text = commented(lines)
-        return text, DryRun.of(recipes.parse(from_yaml(text, "the new recipe"), folder))
+        return text, DryRun.of(recipes.parse(from_yaml(text, "the new recipe"), folder), partial(_checking, say))
+
+    def _read_as(self) -> dict[str, Any]:
+        """The recipe's keys that say how the data are read."""
+        return ({"split": self.split} if self.split else {}) | ({"columns": dict(self.columns)} if self.columns else {})
 
     def _name(self) -> str:
         local = Path(self.model).expanduser()
@@ -112,7 +130,11 @@ class NewRecipe:
         return longest
 
 
-def _one_row(longest: int, skeleton: Skeleton, build: Any, *, reference: bool) -> Memory:
+def _checking(say: Callable[[str], None], part: str) -> None:
+    say(f"checking the recipe, {part}")
+
+
+def _one_row(longest: int, build: Any, skeleton: Skeleton, *, reference: bool) -> Memory:
     """The estimated memory of training with one row, the longest, in a batch."""
     with tempfile.TemporaryDirectory() as scratch:
         arguments = trainer_args.sft_config(build.recipe.train, 0, Path(scratch))
@@ -162,7 +184,7 @@ def _max_length(lengths: list[int], beside: int, skeleton: Skeleton) -> int:
     return int(min(math.ceil(longest / _ROUND) * _ROUND, limit))
 
 
-def _training(lengths: list[int], beside: int, length: int, rows: int, one: Memory) -> Iterator[RecipeKey]:
+def _training(lengths: list[int], beside: int, length: int, rows: int, memory: SuggestedMemory) -> Iterator[RecipeKey]:
     cut = sum(number > length for number in lengths)
     yield RecipeKey(
         "max_length",
@@ -172,7 +194,7 @@ def _training(lengths: list[int], beside: int, length: int, rows: int, one: Memo
         + (f" A row beside them may have {beside:,}." if beside > max(lengths) else ""),
     )
     together = next((n for n in (_STEP_ROWS, 8, 4) if rows / n >= _FEW_STEPS), 2 if rows > 1 else 1)
-    batch, why, recomputed = _batch(together, one)
+    batch, why, recomputed = memory.batch(together)
     yield RecipeKey("per_device_train_batch_size", batch, why)
     if recomputed:
         yield RecipeKey("gradient_checkpointing", True, "Saves memory and costs about a third more time.")
@@ -181,19 +203,3 @@ def _training(lengths: list[int], beside: int, length: int, rows: int, one: Memo
         "num_train_epochs", 1, f"About {math.ceil(rows / together):,} steps. More epochs learn more, and drift further."
     )
     yield RecipeKey("learning_rate", 1e-4, "With a linear schedule, as in arXiv 2508.06249.")
-
-
-def _batch(most: int, one: Memory) -> tuple[int, str, bool]:
-    """The largest batch that this machine's memory is estimated to hold, the reason, and whether to recompute."""
-    allowed, whole = (
-        _OF_MEMORY * training_cost.available(),
-        f"of this machine's {training_cost.available() / 1e9:.1f} GB",
-    )
-    if one.activations is None:
-        return 1, "The memory of this model's activations cannot be estimated; raise it while memory lasts.", False
-    for batch in (n for n in (16, 8, 4, 2, 1) if n <= most):
-        needed = one.total + (batch - 1) * one.activations
-        if needed <= allowed:
-            return batch, f"Training is estimated to take {needed / 1e9:.1f} GB {whole}.", False
-    why = f"Even one row is estimated to take {one.total / 1e9:.1f} GB {whole}. Take a smaller model or more memory."
-    return 1, why, True

@@ -73,7 +73,7 @@ def train(
             fails before its first optimizer step leaves nothing behind.
         KeyboardInterrupt: stopped; the folder stays, and its manifest's state is "stopped".
     """
-    _join(recipe, reference_cache)
+    join(recipe, reference_cache)
     if main := processes.is_main():
         refuse_existing(out, allow_empty_folder=True)
     build, facts = prepare(recipe, reference_cache)
@@ -115,7 +115,7 @@ def resume(
     if not (out / "recipe.yaml").exists():
         raise RequestError(f"{out} has no recipe.yaml: restore it, or remove the folder and train again.")
     recipe = read(out / "recipe.yaml")
-    _join(recipe, reference_cache)
+    join(recipe, reference_cache)
     progress, say = _shown(progress, say)
     with _alone_in(out):
         # read again, since another run may have gone on with it until now
@@ -136,7 +136,7 @@ def resume(
     return Run(out, processes.from_main(lambda: run.manifest))
 
 
-def _join(recipe: Recipe, reference_cache: Path | None) -> None:
+def join(recipe: Recipe, reference_cache: Path | None) -> None:
     """Connect the processes, if there are several, for the device that the recipe will train on."""
     if processes.count() > 1 and reference_cache is not None:
         raise RequestError("A reference cache is not tested with several processes; leave --reference-cache out.")
