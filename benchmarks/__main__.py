@@ -1,7 +1,7 @@
 """python -m benchmarks NAME [--compare a,b] [--shape M1] [--rounds 7] [--json FILE].
 
-`all` takes about ten minutes on two slow cores, or longer with --rounds. It leaves out `demo` and `fit`, which take
-minutes, and `gpu`, which has options of its own: `python -m benchmarks gpu --help`.
+`all` takes about ten minutes on two slow cores, or longer with --rounds. It leaves out `demo`, `fit` and `ways`, which
+take minutes, and `gpu`, which has options of its own: `python -m benchmarks gpu --help`.
 """
 
 import argparse
@@ -27,7 +27,7 @@ QUICK = {  # rounds and variants for `all`, to end in ten minutes; with --rounds
     "checkpoint": (2, _EVERY),
     "cli": (1, _EVERY),
 }
-ALONE = ("demo", "fit")
+ALONE = ("demo", "fit", "ways")
 
 
 def main() -> None:

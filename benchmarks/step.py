@@ -112,21 +112,30 @@ def one_step(name: str, shape: Shape) -> Callable[[], None]:
     return run
 
 
-def trainer(name: str, shape: Shape):
+def words() -> PreTrainedTokenizerFast:
+    """A tokenizer of ten words, which the rows do not need."""
     vocabulary = {f"w{i}": i for i in range(10)}
-    tokenizer = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token="w3")), pad_token="w0", eos_token="w2"
     )
-    args = SFTConfig(
+
+
+def arguments(**more) -> SFTConfig:
+    """Settings of a trainer that reads rows of tokens as they are, on the CPU, where memory is read."""
+    return SFTConfig(
         output_dir=tempfile.mkdtemp(),
         report_to="none",
-        use_cpu=True,  # what they are held against is on the CPU, and memory is read there
+        use_cpu=True,
         bf16=False,
         disable_tqdm=True,
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
-        **{recomputing(SFTConfig): False},
+        **{recomputing(SFTConfig): False, **more},
     )
+
+
+def trainer(name: str, shape: Shape):
+    tokenizer, args = words(), arguments()
     rows = Dataset.from_dict({k: v.tolist() for k, v in batch(shape).items() if k != "attention_mask"})
     kind, defenses = VARIANTS[name]
     options = {"defenses": defenses(shape)} if issubclass(kind, GuardedSFT) else {}

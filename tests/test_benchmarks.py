@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +16,7 @@ from staytrue.testing import close
 ROOT = Path(__file__).parents[1]
 ROW = {"ratio", "low", "high", "against", "limit"}
 HEADS = ("trl_pair:one_pass", "one_pass:likelihood", "bare:one_pass")
+WAYS = ("none:trl", "kl:trl", "kl:none")
 OVERHEAD = ("sft:bare", "trl-sft:bare", "kl:bare", "kl:bare-kl", "kl-cached:kl")
 
 
@@ -48,6 +50,12 @@ def is_row(row):
         ("fit", [], {"fit/organism/2 rows"}),
         ("cli", ["light"], {f"cli/{c}{a}" for c in ("help", "version", "error", "import") for a in ("", ":python")}),
         ("cli", ["first-line"], {"cli/first-line"}),
+        pytest.param(
+            "ways",
+            ["whole-float32-two"],
+            {f"{what}/tiny/whole-float32-two/{pair}" for what in ("ways", "memory") for pair in WAYS},
+            marks=pytest.mark.slow,
+        ),
         pytest.param("overhead", [], {f"overhead/{pair}" for pair in OVERHEAD}, marks=pytest.mark.slow),
         pytest.param("sample", [], {"sample/tiny/generate:ours"}, marks=pytest.mark.slow),
         pytest.param("sweep", ["workers"], {"sweep/workers"}, marks=pytest.mark.slow),
@@ -61,7 +69,7 @@ def test_a_benchmark_runs_at_a_toy_size_and_says_what_it_measured(bench, name, c
     assert all(is_row(row) for row in results.values())
 
 
-@pytest.mark.parametrize("name", ["step", "overhead", "sweep", "cli"])
+@pytest.mark.parametrize("name", ["step", "overhead", "sweep", "cli", "fit", "ways"])
 def test_an_unknown_variant_is_a_sentence(bench, name):
     with pytest.raises(SystemExit, match=r"--compare kll: there is no such \w+; choose from "):
         bench(name).run("tiny", 1, ["kll"])
@@ -80,6 +88,42 @@ def test_all_names_benchmarks_and_variants_that_exist(bench):
     assert set(commands.QUICK["step"][1]) <= {*bench("step").VARIANTS, bench("step").PUBLISHED}
     assert set(commands.QUICK["overhead"][1]) <= bench("overhead").VARIANTS.keys()
     assert all((ROOT / "benchmarks" / f"{name}.py").exists() for name in (*commands.QUICK, *commands.ALONE, "gpu"))
+
+
+@pytest.mark.parametrize(("kind", "weights", "precision"), [("trl", "whole", "bfloat16"), ("kl", "lora", "float32")])
+def test_a_way_of_training_prints_its_seconds_and_memory(bench, capsys, kind, weights, precision):
+    bench("way_item").main(kind, weights, precision, "tiny", 2)
+    shown = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert len(shown["seconds"]) == len(shown["cpu"]) == 2  # without the first step
+    assert min(*shown["seconds"], *shown["cpu"]) > 0
+    assert 100 < shown["peak_mb"] < 100_000
+
+
+def test_of_two_processes_the_slower_step_and_the_larger_memory_count(bench, monkeypatch):
+    ways, commands = bench("ways"), []
+
+    def run(command, **options):
+        commands.append(command)
+        slow = {"none": 3.0, "kl": 6.0, "trl": 2.0}[next(name for name in ways.TRAINERS if name in command)]
+        each = [
+            {"seconds": [slow, 1.0], "cpu": [1.0, 1.0], "peak_mb": 100 * slow},
+            {"seconds": [1.0, 2 * slow], "cpu": [1.0, 1.0], "peak_mb": 50},
+        ]
+        return SimpleNamespace(returncode=0, stdout="\n".join(["{'loss': 1}", *map(json.dumps, each)]), stderr="")
+
+    monkeypatch.setattr(ways.subprocess, "run", run)
+    found = ways.run("tiny", 2, ["lora-float32-two"])
+    # Steps of trl 2 and 4 s, of ours 3 and 6 s, with kl 6 and 12 s.
+    assert found["ways/tiny/lora-float32-two/none:trl"]["ratio"] == 1.5
+    assert found["ways/tiny/lora-float32-two/kl:trl"] == {
+        "ratio": 3.0, "low": 3.0, "high": 3.0, "against": "trl", "limit": None,
+    }  # fmt: skip
+    assert found["memory/tiny/lora-float32-two/kl:none"]["ratio"] == 2.0
+    assert all("--nproc-per-node=2" in command for command in commands)
+    monkeypatch.setattr(ways, "find_spec", lambda name: None)
+    assert {key.split("/")[2] for key in ways.run("tiny", 2, [])} == {
+        n for n in ways.WAYS if n[-4:] not in ("4bit", "8bit")
+    }
 
 
 # --- what the numbers are made of -----------------------------------------------------------------------------------
