@@ -64,8 +64,45 @@ def test_a_page_runs_as_it_stands(page, tmp_path):
 
 
 def labels(text):
-    """The first word of each line; numbers, and what a model wrote, may differ from machine to machine."""
+    """The first word of each line; what a model wrote may differ from machine to machine."""
     return [line.split()[:1] for line in "".join(text).splitlines()]
+
+
+_NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?![\w.])")
+
+
+def same_numbers(shown, printed):
+    """Whether two outputs have the same counts, and nearly the same measured values.
+
+    Whole numbers are counts of rows, steps or questions, and settings; they are the same on every machine. Fractions,
+    and ends of intervals in brackets, are measured: another processor rounds sums in another order, and a sampled
+    answer may then differ. A loss may differ by 0.1, and a percentage by 12 points.
+    """
+    pairs = zip(_numbers(shown), _numbers(printed), strict=False)
+    if len(_numbers(shown)) != len(_numbers(printed)):
+        return False
+    return all(a == b or (loose and other and abs(a - b) <= (0.1 if max(abs(a), abs(b)) < 1 else 12))
+               for (a, loose), (b, other) in pairs)  # fmt: skip
+
+
+def _numbers(text):
+    """The numbers of a text, each with whether it is measured."""
+    found = []
+    for line in text.splitlines():
+        for match in _NUMBER.finditer(line):
+            before = line[: match.start()]
+            bracketed = before.count("(") > before.count(")")
+            found.append((float(match[0].replace(",", "")), bracketed or "." in match[0]))
+    return found
+
+
+def test_numbers_of_notebooks_are_compared():
+    line = "kl 22.1 (18 to 26)  -48.3  0.0001  120 x 1; 1,266 rows; loss 0.44; adapter d6e9f9222bef, 95 of 100"
+    assert [number for number, measured in _numbers(line) if not measured] == [120, 1, 1266, 95, 100]
+    assert same_numbers(line, line.replace("22.1", "30.0").replace("18 to", "25 to").replace("0.44", "0.50"))
+    for changed in (("120 x", "121 x"), ("1,266", "1,267"), ("22.1", "40.0"), ("0.44", "0.60"), ("-48.3", "48.3"),
+                    ("; loss 0.44", "; loss")):  # fmt: skip
+        assert not same_numbers(line, line.replace(*changed)), changed
 
 
 @pytest.mark.parametrize("notebook", sorted((DOCS / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
@@ -80,6 +117,10 @@ def test_a_notebook_runs_and_prints_the_lines_that_it_shows(notebook, tmp_path, 
         if cell.cell_type == "code":
             printed = [labels(output["text"]) for output in cell.outputs]
             assert printed == [labels(output["text"]) for output in before["outputs"]], cell.source
+            texts = [
+                "".join("".join(output["text"]) for output in outputs) for outputs in (before["outputs"], cell.outputs)
+            ]
+            assert same_numbers(*texts), texts
 
 
 class Assets(HTMLParser):
