@@ -48,6 +48,8 @@ def run(shape_name: str, rounds: int, compare: list[str]) -> dict:
         for trainer, against in COMPARED:
             key = f"{shape_name}/{name}/{trainer}:{against}"
             results[f"ways/{key}"] = ratio(measured, trainer, against)
+            processor = {one: {"rounds": taken["cpu"]} for one, taken in measured.items()}
+            results[f"cpu/{key}"] = ratio(processor, trainer, against)
             peak = round(measured[trainer]["peak_mb"] / measured[against]["peak_mb"], 3)
             results[f"memory/{key}"] = {"ratio": peak, "against": against, "limit": None}
     return results

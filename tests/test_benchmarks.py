@@ -53,7 +53,7 @@ def is_row(row):
         pytest.param(
             "ways",
             ["whole-float32-two"],
-            {f"{what}/tiny/whole-float32-two/{pair}" for what in ("ways", "memory") for pair in WAYS},
+            {f"{what}/tiny/whole-float32-two/{pair}" for what in ("ways", "cpu", "memory") for pair in WAYS},
             marks=pytest.mark.slow,
         ),
         pytest.param("overhead", [], {f"overhead/{pair}" for pair in OVERHEAD}, marks=pytest.mark.slow),
@@ -106,7 +106,7 @@ def test_of_two_processes_the_slower_step_and_the_larger_memory_count(bench, mon
         commands.append(command)
         slow = {"none": 3.0, "kl": 6.0, "trl": 2.0}[next(name for name in ways.TRAINERS if name in command)]
         each = [
-            {"seconds": [slow, 1.0], "cpu": [1.0, 1.0], "peak_mb": 100 * slow},
+            {"seconds": [slow, 1.0], "cpu": [slow / 2, 1.0], "peak_mb": 100 * slow},
             {"seconds": [1.0, 2 * slow], "cpu": [1.0, 1.0], "peak_mb": 50},
         ]
         return SimpleNamespace(returncode=0, stdout="\n".join(["{'loss': 1}", *map(json.dumps, each)]), stderr="")
@@ -119,6 +119,7 @@ def test_of_two_processes_the_slower_step_and_the_larger_memory_count(bench, mon
         "ratio": 3.0, "low": 3.0, "high": 3.0, "against": "trl", "limit": None,
     }  # fmt: skip
     assert found["memory/tiny/lora-float32-two/kl:none"]["ratio"] == 2.0
+    assert found["cpu/tiny/lora-float32-two/kl:none"]["ratio"] == 1.5  # of two steps, 3 to 1.5 s and 1 to 1 s
     assert all("--nproc-per-node=2" in command for command in commands)
     monkeypatch.setattr(ways, "find_spec", lambda name: None)
     assert {key.split("/")[2] for key in ways.run("tiny", 2, [])} == {
