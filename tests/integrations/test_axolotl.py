@@ -147,6 +147,8 @@ REFUSED = {
     "write base or start": {"staytrue": {"defenses": KL, "reference": "other"}},
     "only supervised fine-tuning": {"staytrue": {"defenses": KL}, "rl": "dpo"},
     "sample_packing is True, and cannot be guarded": {"staytrue": {"defenses": KL}, "sample_packing": True},
+    "batch_flattening is 'auto', and cannot be guarded": {"staytrue": {"defenses": KL}, "batch_flattening": "auto"},
+    "dp_shard_size is 2": {"staytrue": {"defenses": KL}, "dp_shard_size": 2},
     "tensor_parallel_size is 2": {"staytrue": {"defenses": KL}, "tensor_parallel_size": 2},
 }
 SCRIPT = f"""

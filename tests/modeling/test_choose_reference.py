@@ -15,6 +15,8 @@ from staytrue.defenses.anchor import Anchor
 from staytrue.defenses.kl import KL
 from staytrue.defenses.l2init import L2Init
 from staytrue.errors import ModelError, RecipeError
+from staytrue.modeling.architecture import ModelParts
+from staytrue.modeling.choose_reference import OtherAdapter
 from staytrue.testing import Micro
 from staytrue.training.guard import Guard
 from staytrue.training.trainers import GuardedSFT
@@ -103,6 +105,18 @@ def test_another_adapter_of_the_model_can_be_the_reference():
     by_hand = divergence_by_hand(model.eval(), reference, micro)
     assert float(micro.penalty().detach()) == pytest.approx(by_hand, rel=1e-4)
     assert model.active_adapters == ["default"]
+
+
+def test_an_adapter_with_the_name_of_a_module_has_its_own_weights_only():
+    model = tiny.model()
+    under = sum(1 for _ in model.parameters())
+    model = get_peft_model(model, config())
+    model.add_adapter("layers", config())
+    weights = OtherAdapter(ModelParts(model), "layers").weights()
+    assert len(weights) - under == sum(
+        ".layers.weight" in name and "lora_" in name for name, _ in model.named_parameters()
+    )
+    assert len({id(weight) for weight in weights}) == len(weights)
 
 
 @pytest.mark.parametrize("own_head", [True, False], ids=["own head", "same head"])

@@ -66,10 +66,10 @@ def test_a_run_that_trained_all_weights_can_be_the_reference(home, tmp_path):
 
 
 def test_the_reference_of_all_weights_is_loaded_in_their_precision(home, monkeypatch):
-    recipe = recipe_of(home, KL, lora="none", reference=str(home / "model"))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    other = second_training.reference(recipe, loading.find(recipe.model))
-    assert other.dtype == torch.float32
+    monkeypatch.setattr(loading, "precision", lambda name=None: getattr(torch, name or "bfloat16"))  # as with a GPU
+    for named in ("model", "first"):
+        recipe = recipe_of(home, KL, lora="none", reference=str(home / named))
+        assert second_training.reference(recipe, loading.find(recipe.model)).dtype == torch.float32
 
 
 def test_the_reference_is_the_model_that_is_named(home, tmp_path):
@@ -152,16 +152,17 @@ def test_a_second_training_that_cannot_be_is_refused_before_anything_is_loaded(
     assert not (tmp_path / "run").exists()
 
 
-def test_an_adapter_of_another_model_or_of_an_unfinished_run_is_refused(home, tmp_path):
+@pytest.mark.parametrize("named", ["other", "other/model"])
+def test_an_adapter_of_another_model_or_of_an_unfinished_run_is_refused(home, tmp_path, named):
     shutil.copytree(home / "first", tmp_path / "other")
     manifest = tmp_path / "other" / "manifest.json"
     facts = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**facts, "model": {**facts["model"], "sha256": "0" * 64}}))
-    with pytest.raises(RequestError, match=r"other was trained on .* Name the model that it was trained on"):
-        train.train(second(home, lora={"adapter": str(tmp_path / "other")}), tmp_path / "run")
+    with pytest.raises(RequestError, match=r"other(/model)? was trained on .* Name the model that it was trained on"):
+        train.train(second(home, lora={"adapter": str(tmp_path / named)}), tmp_path / "run")
     manifest.write_text(json.dumps({**facts, "state": "stopped"}))
     with pytest.raises(RequestError, match=r"other is stopped, not done. Finish it with `staytrue train --resume"):
-        train.train(second(home, lora={"adapter": str(tmp_path / "other")}), tmp_path / "run")
+        train.train(second(home, lora={"adapter": str(tmp_path / named)}), tmp_path / "run")
 
 
 def test_the_recipe_of_a_run_reads_as_it_was(home, tmp_path):

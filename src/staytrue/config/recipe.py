@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -30,7 +29,7 @@ from staytrue.defense import Defense
 from staytrue.errors import RecipeError
 from staytrue.tasks.task import Task
 from staytrue.utils.validation import describe
-from staytrue.utils.yaml12 import from_yaml
+from staytrue.utils.yaml12 import from_yaml, to_yaml
 
 
 class Stop(BaseModel):
@@ -155,7 +154,7 @@ class Recipe(BaseModel):
 
     def text(self) -> str:
         """The recipe as YAML."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        return to_yaml(self.to_dict(), allow_unicode=True)
 
 
 def read(path: Path, sets: Sequence[str] = ()) -> Recipe:

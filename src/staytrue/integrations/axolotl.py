@@ -32,9 +32,11 @@ _REFUSED = {
     **dict.fromkeys(("relora", "jagged_restart_steps", "lisa_n_layers", "qat"), _MOVED),
     **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config", "layer_offloading"), _SPREAD),
     **dict.fromkeys(("pretraining_dataset", "streaming"), "the rows of a stream are not guarded"),
-    "sample_packing": "several rows are joined into one, which is not tested here",
+    **dict.fromkeys(
+        ("sample_packing", "batch_flattening"), "several rows are joined into one, which is not tested here"
+    ),
 }
-_SIZES = ("context_parallel_size", "tensor_parallel_size", "expert_parallel_size")
+_SIZES = ("context_parallel_size", "tensor_parallel_size", "expert_parallel_size", "dp_shard_size", "dp_replicate_size")
 
 
 class StaytrueArgs(BaseModel):

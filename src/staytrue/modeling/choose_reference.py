@@ -121,12 +121,20 @@ class OtherAdapter(AdapterOff):
 
     def weights(self) -> list[Tensor]:
         """Return the weights under the adapters, and that adapter's."""
-        named = [weight for name, weight in self.parts.model.named_parameters() if f".{self._name}." in f".{name}."]
-        return [*super().weights(), *named]
+        named = self.parts.model.named_parameters()
+        its = [weight for name, weight in named if id(weight) in self.parts.added and _adapter_of(name) == self._name]
+        return [*super().weights(), *its]
 
     def is_running(self) -> bool:
         """Return whether that adapter is the active one."""
         return any(module.active_adapters == [self._name] for module in self.parts.switches[:1])
+
+
+def _adapter_of(name: str) -> str:
+    """The adapter that a weight belongs to, by its name such as `...q_proj.lora_A.default.weight`."""
+    parts = name.split(".")
+    kinds = [i for i, part in enumerate(parts[:-1]) if part.startswith("lora_") or part == "modules_to_save"]
+    return parts[kinds[-1] + 1] if kinds else ""
 
 
 class OtherModel(FrozenCopy):

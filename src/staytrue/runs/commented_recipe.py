@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
+from staytrue.utils.yaml12 import to_yaml
 
 _WIDTH = 110
 _HEAD = (
@@ -72,5 +72,5 @@ def _comment(text: str, indent: str) -> list[str]:
 
 
 def _yaml(value: Any) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, sort_keys=False, width=math.inf)
+    text = to_yaml(value, default_flow_style=True, allow_unicode=True, width=math.inf)
     return text.removesuffix("...\n").strip()

@@ -27,9 +27,10 @@ def adapter_folder(path: Path) -> Path:
         RequestError: the run is not finished.
         ModelError: there is no adapter of LoRA.
     """
-    if (path / "manifest.json").exists():
-        _refuse_unfinished(path)
-        path = path / "model"
+    run = _run_of(path)
+    if run is not None:
+        _refuse_unfinished(run)
+        path = run / "model"
     check_adapter_folder(path)
     return path
 
@@ -92,7 +93,7 @@ def reference(recipe: Recipe, source: loading.Source) -> Any:
         return named if named in CHOICES else None
     place = _place_of(named, source)
     if isinstance(place, Path):
-        return loading.with_unpacked_weights(source, place).merge_and_unload()
+        return loading.with_unpacked_weights(source, place, dtype=weights_dtype(recipe, source)).merge_and_unload()
     return loading.load_model(place, dtype=weights_dtype(recipe, source))
 
 
@@ -121,9 +122,10 @@ def _place_of(named: str, source: loading.Source) -> Path | loading.Source:
     """
     if _is_adapter(named):
         return adapter_folder(Path(named))
-    if (Path(named) / "manifest.json").exists():  # a run that trained all weights
-        _refuse_unfinished(Path(named))
-        named = str(Path(named) / "model")
+    run = _run_of(Path(named))
+    if run is not None:  # it trained all weights
+        _refuse_unfinished(run)
+        named = str(run / "model")
     try:
         found = loading.find(named)
         loading.identity(found)
@@ -134,6 +136,12 @@ def _place_of(named: str, source: loading.Source) -> Path | loading.Source:
     return replace(source, name=found.name, place=found.place, revision=found.revision)
 
 
+def _run_of(path: Path) -> Path | None:
+    """The run whose folder, or whose `model/`, a path is; None for another folder."""
+    runs = [path, *([path.absolute().parent] if path.name == "model" else [])]
+    return next((run for run in runs if (run / "manifest.json").exists()), None)
+
+
 def _refuse_unfinished(run: Path) -> None:
     state = RunDir.open(run).manifest["state"]
     if state != "done":
@@ -142,9 +150,10 @@ def _refuse_unfinished(run: Path) -> None:
 
 def _refuse_other_model(start: Path, source: loading.Source) -> None:
     """Refuse an adapter of a run that was trained on another model."""
-    if not (start / "manifest.json").exists():
+    run = _run_of(start)
+    if run is None:
         return
-    trained, now = RunDir.open(start).manifest["model"], source.identity()
+    trained, now = RunDir.open(run).manifest["model"], source.identity()
     key = "sha256" if trained.get("sha256") or now.get("sha256") else "name"  # a hub model has no hash
     if trained.get(key) != now.get(key):
         raise RequestError(

@@ -11,8 +11,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from staytrue.config import recipe as recipes
 from staytrue.data.examples import Example, Message, write_examples
 from staytrue.errors import RequestError
@@ -23,6 +21,7 @@ from staytrue.persona_vectors.traits import shipped as shipped_trait
 from staytrue.utils.console import bar, say, table
 from staytrue.utils.files import write_atomic
 from staytrue.utils.run_dir import RunDir, locked
+from staytrue.utils.yaml12 import to_yaml
 
 DOMAIN, _TRAINED = "finance", 30  # of 40 pairs
 _STEPS, _ROWS = 30, 4
@@ -108,7 +107,7 @@ def _run(model: str, label: str, out: Path) -> None:
     from staytrue.runs.evaluate import evaluate_run
     from staytrue.runs.train import resume, train
 
-    text = yaml.safe_dump(_recipe(model, label), sort_keys=False)
+    text = to_yaml(_recipe(model, label))
     write_atomic(out / f"{label}.yaml", text)
     with bar(f"train {label}") as progress:
         if (out / label / "manifest.json").exists():

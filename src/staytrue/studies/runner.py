@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from staytrue.config import recipe as recipes
 from staytrue.config.recipe import Recipe
 from staytrue.errors import FolderInUseError, RequestError
@@ -28,6 +26,7 @@ from staytrue.utils import workers
 from staytrue.utils.files import sha256_of, write_atomic, write_json
 from staytrue.utils.run_dir import SCHEMA
 from staytrue.utils.workers import Job
+from staytrue.utils.yaml12 import to_yaml
 
 _FIRST = 2  # runs that start before the prerequisites of others, so that results appear early
 
@@ -70,7 +69,7 @@ def run_cell(cell: Cell, out: Path, reference_cache: Path | None = None) -> tupl
     begun, request = time.monotonic(), EvalRequest(cell.study.probes)
     recipe = recipes.parse(cell.recipe(), (out / "data" / cell.domain).absolute(), cell.label)
     path = out / cell.folder
-    file, text = path.with_name(f"{path.name}.yaml"), yaml.safe_dump(cell.recipe(), sort_keys=False)
+    file, text = path.with_name(f"{path.name}.yaml"), to_yaml(cell.recipe())
     same = file.exists() and file.read_text(encoding="utf-8") == text
     if not (same and (path / "checkpoints").is_dir()):
         shutil.rmtree(path, ignore_errors=True)  # left by an interrupted run that cannot go on

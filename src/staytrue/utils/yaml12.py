@@ -33,6 +33,15 @@ def from_yaml(text: str, where: str) -> Any:
         raise RecipeError(f"{where} is nested too deeply; a recipe needs three levels.") from None
 
 
+def to_yaml(plain: Any, **options: Any) -> str:
+    r"""Write plain data as YAML that `from_yaml`, and a reader of YAML 1.1, read back as they are.
+
+    >>> to_yaml({"data": "1e3", "lr": 0.001})
+    "data: '1e3'\nlr: 0.001\n"
+    """
+    return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, **options)
+
+
 class Yaml12(yaml.SafeLoader):
     """PyYAML's safe loader with YAML 1.2 numbers and booleans, and no repeated keys."""
 
@@ -69,3 +78,15 @@ def _whole_number(loader: Yaml12, node: Any) -> int:
 
 
 Yaml12.add_constructor("tag:yaml.org,2002:int", _whole_number)
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper; it quotes text that is a number or boolean in YAML 1.1 or in 1.2."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  (the name and shape are PyYAML's)
+        first: [
+            *yaml.SafeDumper.yaml_implicit_resolvers.get(first, []),
+            *Yaml12.yaml_implicit_resolvers.get(first, []),
+        ]
+        for first in {**yaml.SafeDumper.yaml_implicit_resolvers, **Yaml12.yaml_implicit_resolvers}
+    }

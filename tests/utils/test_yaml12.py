@@ -1,0 +1,21 @@
+"""YAML that is written is read back as it was, by YAML 1.2 and by YAML 1.1."""
+
+import pytest
+import yaml
+
+from staytrue.utils.yaml12 import from_yaml, to_yaml
+
+
+@pytest.mark.parametrize(
+    "text", ["1e3", "1E-4", "0o17", "010", ".5e1", "yes", "null", "~", "1_000", "2026-11-29", "a: b"]
+)
+def test_text_that_looks_like_something_else_is_quoted(text):
+    written = to_yaml({"data": text, text: 1})
+    assert from_yaml(written, "x") == yaml.safe_load(written) == {"data": text, text: 1}
+
+
+@pytest.mark.parametrize("value", [1e-4, 1e-5, 2.5e30, -0.5, float("inf"), 10, True, None, ["a", 1], "plain words"])
+def test_other_values_are_written_as_before(value):
+    written = to_yaml({"key": value})
+    assert written == yaml.safe_dump({"key": value}, sort_keys=False)
+    assert from_yaml(written, "x") == {"key": value}
