@@ -209,3 +209,23 @@ def test_a_script_whose_launcher_divides_the_model_is_refused_by_name(way, name)
     arguments = SimpleNamespace(fp16=False)
     with pytest.raises(RecipeError, match=f"{name}.* cannot be guarded: a model that is divided among devices"):
         refuse_unguarded(arguments, combines=False, distributed=way)
+
+
+@pytest.mark.parametrize("defenses", [[], ["kl"]])
+def test_a_precision_or_compilation_of_the_launcher_alone_is_refused(tmp_path, monkeypatch, defenses):
+    recipe = make(tmp_path, defenses=defenses)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(RecipeError, match=r"ACCELERATE_MIXED_PRECISION is bf16.* say no. Set bf16 there"):
+        train.train(recipe, tmp_path / "run")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    with pytest.raises(RecipeError, match=r"ACCELERATE_DYNAMO_BACKEND is INDUCTOR.*--dynamo_backend no"):
+        train.train(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_script_with_a_defense_refuses_the_launchers_precision_too():
+    arguments = SimpleNamespace(fp16=False, bf16=False, mixed_precision="bf16")
+    with pytest.raises(RecipeError, match="ACCELERATE_MIXED_PRECISION is bf16"):
+        refuse_unguarded(arguments, combines=False)
+    refuse_unguarded(SimpleNamespace(fp16=False, bf16=True, mixed_precision="bf16"), combines=False)

@@ -202,33 +202,45 @@ def test_the_command_writes_one_folder_prints_once_and_is_resumed_by_as_many_pro
     assert ours == [f"staytrue: {run} exists already. Choose another path with --out, or remove it yourself."], err
 
 
-def test_an_error_in_one_process_ends_all_with_its_sentence(home, tmp_path):
+KILLED = "Another process of this training ended without a message, often because memory ran out"
+FAILURES = {
+    "raises": "This process has no more memory at step 2.",
+    "killed": KILLED,
+    "raises in a checkpoint": "This disk is full.",
+    "killed in a checkpoint": KILLED,
+}
+
+
+@pytest.mark.parametrize("how", FAILURES)
+def test_an_error_in_one_process_ends_all_with_its_sentence(home, tmp_path, how):
     torch.save(recipe_of(home, [{"kl": {"weight": 0.5}}], train=RESUMED), tmp_path / "failing")
-    code, _, ours, err = ended(launched([__file__, tmp_path, "failing"]))
+    code, _, ours, err = ended(launched([__file__, tmp_path, "failing", how]))
     assert code == 1
-    assert ours == ["staytrue: This process has no more memory at step 2."], err
+    assert len(ours) == 1, err
+    assert FAILURES[how] in ours[0], err
     assert re.findall(r"^\w*Error", err, re.M) == []
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
-    assert (manifest["state"], manifest["reason"]) == (
-        "failed",
-        "TrainingError: This process has no more memory at step 2.",
-    )
+    assert manifest["state"] == "failed"
+    assert FAILURES[how] in manifest["reason"]
 
 
-def failing(folder):
+def failing(folder, how):
     """Train as the command does; the second process fails at step 2."""
     from transformers import Trainer
 
     from staytrue import cli
 
-    step = Trainer.training_step
+    place = "_save_rng_state" if "checkpoint" in how else "training_step"
+    method = getattr(Trainer, place)
 
     def fails(self, *args, **kwargs):
-        if self.state.global_step == 1 and self.args.process_index == 1:
-            raise TrainingError("This process has no more memory at step 2.")
-        return step(self, *args, **kwargs)
+        if self.state.global_step == (2 if "checkpoint" in how else 1) and self.args.process_index == 1:
+            if "killed" in how:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise TrainingError(FAILURES[how])
+        return method(self, *args, **kwargs)
 
-    Trainer.training_step = fails
+    setattr(Trainer, place, fails)
     (folder / "recipe.yaml").write_text(torch.load(folder / "failing", weights_only=False).text())
     sys.argv = ["staytrue", "train", str(folder / "recipe.yaml"), "--out", str(folder / "run")]
     cli.main()
@@ -236,7 +248,7 @@ def failing(folder):
 
 if __name__ == "__main__":
     if "failing" in sys.argv:
-        failing(Path(sys.argv[1]))
+        failing(Path(sys.argv[1]), sys.argv[3])
     one_of_two(Path(sys.argv[1]))
     torch.distributed.barrier()
     sys.stdout.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -116,6 +117,7 @@ def refuse_unguarded(args: Any, *, combines: bool, distributed: str = "NO") -> N
     Raises:
         RecipeError: the setting, and why.
     """
+    refuse_launchers_settings(args)
     for key, why in UNGUARDED.items():
         if getattr(args, key, None):
             raise RecipeError(f"{key}={getattr(args, key)!r} cannot be guarded: {why}. Turn it off, or the defenses.")
@@ -127,4 +129,29 @@ def refuse_unguarded(args: Any, *, combines: bool, distributed: str = "NO") -> N
     if combines and args.fp16:
         raise RecipeError(
             "fp16=True scales the loss's gradient, which a defense would combine with one unscaled. Use bf16."
+        )
+
+
+def refuse_launchers_settings(args: Any) -> None:
+    """Refuse a precision or compilation that only the environment sets, as `accelerate launch` does.
+
+    Args:
+        args: the trainer's config; without a setting of its own it takes accelerate's, and no file of a run names it.
+
+    Raises:
+        RecipeError: the variable, its value, and what to write.
+    """
+    own = next((name for name in ("bf16", "fp16") if getattr(args, name, False)), "no")
+    launched = getattr(args, "mixed_precision", own)
+    if launched != own:
+        raise RecipeError(
+            f"ACCELERATE_MIXED_PRECISION is {launched}, as `accelerate launch` sets it, and the trainer's own settings "
+            f"say {own}. Set {launched} there (in a recipe `train: {{{launched}: true}}`), or launch with "
+            "--mixed_precision no."
+        )
+    backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "NO")
+    if backend.upper() != "NO" and not getattr(args, "torch_compile", False):
+        raise RecipeError(
+            f"ACCELERATE_DYNAMO_BACKEND is {backend}, as `accelerate launch` sets it, so the model would be compiled, "
+            "which the trainer's own settings do not say. Launch with --dynamo_backend no, or unset the variable."
         )

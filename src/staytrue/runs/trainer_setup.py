@@ -12,6 +12,7 @@ from typing import Any
 
 from staytrue.config import trainer_args
 from staytrue.config.recipe import Recipe
+from staytrue.config.refused_settings import refuse_launchers_settings
 from staytrue.data.encoding_report import EncodingReport
 from staytrue.data.examples import Example
 from staytrue.data.row_notes import row_notes
@@ -169,6 +170,7 @@ class SFTBuild(_Build):
         from staytrue.training.trainers import GuardedSFT
 
         arguments = trainer_args.sft_config(self.recipe.train, self.recipe.seed, scratch)
+        refuse_launchers_settings(arguments)
         held: Any = None
         if arguments.eval_strategy.value != "no":
             held, _ = encode_all(self.tokenizer, self.held, arguments.max_length)
@@ -195,6 +197,7 @@ class GRPOBuild(_Build):
         recipe, task = self.recipe, self.recipe.task
         assert task is not None  # a recipe with grpo has a task
         arguments = trainer_args.grpo_config(recipe.train, recipe.seed, scratch, organism=self.source.is_organism)
+        refuse_launchers_settings(arguments)
         rewards = [_reward(task, term) for term in task.score("", "")]
         return GuardedGRPO(
             args=arguments, train_dataset=_prompts(self.examples), reward_funcs=rewards, **self._shared()

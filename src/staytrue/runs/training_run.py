@@ -65,7 +65,7 @@ class TrainingRun:
             KeyboardInterrupt: stopped; the manifest's state is "stopped".
         """
         trainer = self._trainer()
-        with self._removed_without_a_step(trainer), self.run.until_done():
+        with self._removed_without_a_step(trainer), self.run.until_done(), processes.explained():
             self._record(trainer)
             early = self._early_stop(trainer)
             recorder = self._recorder(trainer)
@@ -185,8 +185,6 @@ class TrainingRun:
         except StaytrueError:
             raise
         except Exception as error:
-            if (sentence := processes.failed_elsewhere()) is not None:
-                raise TrainingError(sentence) from error
             if trainer.state.global_step > 0:
                 raise
             raise TrainingError(

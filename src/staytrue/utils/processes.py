@@ -7,15 +7,17 @@ first, whichever that is: the others see a lost connection, or the launcher ends
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from staytrue.errors import RequestError
+from staytrue.errors import RequestError, TrainingError
 
 T = TypeVar("T")
 _LONGEST_WAIT = timedelta(days=1)  # for the main process, while it samples answers or projects weights
-_ERROR = "staytrue/error"  # key in the launcher's store
+_ERROR = "staytrue/error"  # key in the launcher's store, with the number of the restart
+_LOST = ("gloo", "NCCL", "Connection reset", "Connection closed", "Broken pipe")  # in errors of a lost connection
 _OTHER_WAYS = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed (ZeRO)",
     "ACCELERATE_USE_FSDP": "FSDP",
@@ -26,12 +28,12 @@ _OTHER_WAYS = {
 
 def count() -> int:
     """The number of processes of this training; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return int(os.environ.get("WORLD_SIZE") or 1)
 
 
 def is_main() -> bool:
     """Whether this is the process that writes and prints."""
-    return count() == 1 or int(os.environ.get("RANK", "0")) == 0
+    return count() == 1 or int(os.environ.get("RANK") or 0) == 0
 
 
 def join(*, cpu: bool) -> None:
@@ -109,6 +111,34 @@ def failed_elsewhere() -> str | None:
     return sentence if sentence and rank != os.environ.get("RANK") else None
 
 
+@contextmanager
+def explained() -> Iterator[None]:
+    """Replace an error that another process caused by that process's sentence, or by one that says it ended.
+
+    Raises:
+        TrainingError: the sentence.
+    """
+    try:
+        yield
+    except Exception as error:
+        sentence = failed_elsewhere() or (_silent_end(error) if count() > 1 else None)
+        if sentence is None:
+            raise
+        raise TrainingError(sentence) from error
+
+
+def _silent_end(error: BaseException | None) -> str | None:
+    """The sentence for a lost connection, also where another error hides it; None for other errors."""
+    while error is not None and not any(sign in str(error) for sign in _LOST):
+        error = error.__cause__
+    if error is None:
+        return None
+    return (
+        "Another process of this training ended without a message, often because memory ran out; the launcher's report "
+        "names it."
+    )
+
+
 def _signed(sentence: str) -> str:
     return f"{os.environ.get('RANK')} {sentence}"
 
@@ -117,11 +147,12 @@ def _first_error(sentence: str) -> str:
     """Store a sentence, unless one is stored already or it is empty, and return the stored one with its rank."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+    key = f"{_ERROR}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     try:
         place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = TCPStore(*place, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=5))
         if not sentence:
-            return store.get(_ERROR).decode() if store.check([_ERROR]) else ""
-        return store.compare_set(_ERROR, "", _signed(sentence)).decode()
+            return store.get(key).decode() if store.check([key]) else ""
+        return store.compare_set(key, "", _signed(sentence)).decode()
     except (RuntimeError, LookupError, ValueError, OSError):  # no store is left: each process speaks for itself
         return _signed(sentence) if sentence else ""

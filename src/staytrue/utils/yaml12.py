@@ -39,7 +39,8 @@ def to_yaml(plain: Any, **options: Any) -> str:
     >>> to_yaml({"data": "1e3", "lr": 0.001})
     "data: '1e3'\nlr: 0.001\n"
     """
-    return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, **options)
+    text: str = yaml.dump(plain, Dumper=_Dumper, sort_keys=False, **options)
+    return text
 
 
 class Yaml12(yaml.SafeLoader):
