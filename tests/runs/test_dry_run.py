@@ -182,6 +182,9 @@ def test_the_command_prints_each_heading_and_writes_nothing(tmp_path, monkeypatc
     assert "defenses  none" in shown
     plain = json.loads(command(monkeypatch, capsys, "check", "r.yaml", "--json"))
     assert plain["batches"]["steps"] == 3
+    memory = plain["memory"]
+    step = sum(memory[part] for part in ("program", "weights", "trained", "activations", "head"))
+    assert (memory["total"], memory["generation"], memory["copy"]) == (step, 0, 0)
     assert plain["recipe"]["train"]["warmup_steps"] == 0
     assert sorted(tmp_path.iterdir()) == before
 
@@ -235,6 +238,8 @@ def test_what_cannot_be_counted_is_said(tmp_path):
         "; without activations, which cannot be counted for this model; without generation, which cannot be "
         in (dict(found.lines())["memory"])
     )
+    written = found.recipe.model_copy(update={"train": {**found.recipe.train, "use_vllm": True}})
+    assert "without what vLLM takes" in dict(replace(found, recipe=written).lines())["memory"]
 
 
 def test_packed_weights_are_counted_and_the_time_to_unpack_them_is_left_out(tmp_path, monkeypatch):
