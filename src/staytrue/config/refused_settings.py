@@ -21,7 +21,7 @@ def by_key(keys: Mapping[str, str]) -> dict[str, str]:
 # With defenses, these are refused in a script's trainer config too: they would change what a penalty measures.
 UNGUARDED = {
     "neftune_noise_alpha": "its noise would penalise a model that has not moved",
-    "fsdp": "a model that is divided among devices is not tested here; use one device",
+    "fsdp": "only FSDP2 on several processes is tested (torchrun, and no version or version 2 in fsdp_config)",
     "deepspeed": "a model that is divided among devices is not tested here; use one device",
     "torch_compile": "each of a defense's forwards is compiled apart, and no step was measured to be faster for it",
     "auto_find_batch_size": "a restart would count the first attempt's rows; choose per_device_train_batch_size",
@@ -35,7 +35,8 @@ _MESSAGES = "data are `messages` rows"
 _INTERLEAVED = "rows are interleaved by their source"
 _IN_RECIPES = UNGUARDED | by_key(
     {
-        UNGUARDED["fsdp"]: "fsdp_config parallelism_config",
+        "the launcher divides the weights: `accelerate launch --use_fsdp --fsdp_version 2`": "fsdp fsdp_config",
+        UNGUARDED["deepspeed"]: "parallelism_config",
         UNGUARDED["torch_compile"]: "torch_compile_backend torch_compile_mode",
         "use --out": "output_dir",
         "use the recipe's own `seed:`": "seed data_seed",
@@ -103,7 +104,7 @@ def reason_against(key: str, trainer: str) -> str | None:
     return _IN_RECIPES.get(key) or _BY_TRAINER[trainer].get(key) or by_prefix
 
 
-_DIVIDED = {"FSDP": "FSDP", "DEEPSPEED": "DeepSpeed (ZeRO)", "MEGATRON_LM": "Megatron-LM"}  # by accelerate's name
+_DIVIDED = {"FSDP": "FSDP1", "DEEPSPEED": "DeepSpeed (ZeRO)", "MEGATRON_LM": "Megatron-LM"}  # by accelerate's name
 
 
 def refuse_unguarded(args: Any, *, combines: bool, distributed: str = "NO") -> None:
@@ -119,12 +120,13 @@ def refuse_unguarded(args: Any, *, combines: bool, distributed: str = "NO") -> N
     """
     refuse_launchers_settings(args)
     for key, why in UNGUARDED.items():
-        if getattr(args, key, None):
+        if getattr(args, key, None) and not (key == "fsdp" and distributed == "FSDP2"):
             raise RecipeError(f"{key}={getattr(args, key)!r} cannot be guarded: {why}. Turn it off, or the defenses.")
-    if distributed in _DIVIDED or getattr(args, "parallelism_config", None) is not None:
+    if distributed in (*_DIVIDED, "PARALLELISM_CONFIG") or getattr(args, "parallelism_config", None) is not None:
         way = _DIVIDED.get(distributed, "parallelism_config (tensor, context or sequence parallel)")
         raise RecipeError(
-            f"{way} cannot be guarded: {UNGUARDED['fsdp']}, or torchrun, which keeps the whole model on each process."
+            f"{way} cannot be guarded: {UNGUARDED['deepspeed']}, or torchrun, which keeps the whole model on each "
+            "process, or FSDP2 (fsdp_version 2)."
         )
     if combines and args.fp16:
         raise RecipeError(

@@ -181,7 +181,7 @@ def _refuse_other_types(config: Any) -> None:
                 way_out = "a whole number"
         elif isinstance(value, float) and not math.isfinite(value) and (key, value) != ("max_grad_norm", math.inf):
             way_out = "a finite number"
-        elif kinds == {str} and isinstance(value, Real | list | dict):
+        elif kinds == {str} and isinstance(value, Real | list | dict) and key != "fsdp":  # transformers takes True too
             way_out = "text"
         if way_out:
             raise RecipeError(f"{key} is {value!r}; write {way_out}.")

@@ -176,15 +176,16 @@ class ModelParts:
         """Every module that an adapter added, in order."""
         return [m for m in self.model.modules() if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)]
 
-    @cached_property
+    @property
     def added(self) -> frozenset[int]:
-        """The `id` of every weight that an adapter added."""
+        """The `id` of every weight that an adapter added; FSDP2 makes other weights of them as training begins."""
         return frozenset(id(weight) for module in self.switches for weight in _added_weights(module))
 
     def untrained_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Return every other weight, and every buffer, by its name in the model's own files."""
+        added = self.added
         for name, weight in (*self.causal.named_parameters(), *self.causal.named_buffers()):
-            if id(weight) not in self.added:
+            if id(weight) not in added:
                 yield name.replace("base_layer.", "").replace("original_module.", ""), weight
 
     @contextmanager

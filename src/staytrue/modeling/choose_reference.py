@@ -58,7 +58,8 @@ class AdapterAtStart(AdapterOff):
 
     def __init__(self, parts: ModelParts) -> None:
         super().__init__(parts)
-        self._weights = [weight for weight in parts.model.parameters() if id(weight) in parts.added]
+        added = parts.added
+        self._weights = [weight for weight in parts.model.parameters() if id(weight) in added]
         self._start = [weight.detach().clone() for weight in self._weights]
         self.bytes = sum(weight.nbytes for weight in self._start)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from staytrue.errors import ForwardPassError, ModelError
 from staytrue.modeling.architecture import Changed, ModelParts
 from staytrue.modeling.lm_head import Head
+from staytrue.modeling.sharded import gathered
 
 
 class AdapterOff:
@@ -51,7 +52,8 @@ class AdapterOff:
 
     def weights(self) -> list[Tensor]:
         """Return every weight that the reference computes with; none of them is trained."""
-        return [weight for weight in self.parts.causal.parameters() if id(weight) not in self.parts.added]
+        added = self.parts.added
+        return [weight for weight in self.parts.causal.parameters() if id(weight) not in added]
 
     def changed(self) -> list[Changed]:
         """Return every trained weight beside its value before; [] with an adapter, see `ModelParts.adapted`."""
@@ -107,7 +109,7 @@ class FrozenCopy(AdapterOff):
         """Return every trained weight, of the trained model, beside the copy's."""
         before = dict(self.parts.causal.named_parameters())
         trained = self._trained.causal.named_parameters()
-        return [Changed(name, weight, before[name]) for name, weight in trained if weight.requires_grad]
+        return [Changed(name, gathered(weight), before[name]) for name, weight in trained if weight.requires_grad]
 
 
 class NoReference(AdapterOff):

@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 
 from staytrue.config.recipe import Stop
 from staytrue.errors import TrainingError
+from staytrue.modeling.sharded import put, whole
 from staytrue.runs.stop_signals import StopSignal
 from staytrue.utils import processes
 from staytrue.utils.files import append_row
@@ -63,13 +64,12 @@ class _KeepsGood(TrainerCallback):  # type: ignore[misc]
 
     def _keep(self, model: Any, step: int) -> None:
         self._good_step = step
-        self._good = {name: weight.detach().clone() for name, weight in _trained(model).items()}
+        self._good = {name: whole(weight).clone() for name, weight in _trained(model).items()}
 
     def _end(self, model: Any, state: Any, control: Any) -> None:
         """Restore the good weights and stop."""
-        with torch.no_grad():
-            for name, weight in _trained(model).items():
-                weight.copy_(self._good[name])
+        for name, weight in _trained(model).items():
+            put(weight, self._good[name])
         self.stopped = {"at_step": state.global_step, "weights_of_step": self._good_step}
         control.should_training_stop = True
         control.should_save = False  # a run that is resumed here would train on

@@ -22,7 +22,7 @@ def device(recipe: Recipe) -> str:
 def describe(recipe: Recipe) -> dict[str, Any]:
     """The manifest's `machine`: the device, the precision of the model's weights, and the number of threads.
 
-    The number of processes is added where there are several.
+    The number of processes is added where there are several, and how they divide the weights where they do.
 
     A processor is named by the instructions that torch uses on it, since they decide how sums are rounded.
     """
@@ -34,7 +34,9 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     names = {"cuda": torch.cuda.get_device_name, "cpu": torch.backends.cpu.get_cpu_capability}
     place = f"{kind} ({names[kind]()})" if kind in names else kind
     dtype = str(loading.precision(recipe.dtype)).removeprefix("torch.")
-    several = {"processes": processes.count()} if processes.count() > 1 else {}
+    several: dict[str, Any] = {"processes": processes.count()} if processes.count() > 1 else {}
+    if processes.divides():
+        several["divided"] = "FSDP2"
     return {"device": place, "dtype": dtype, "threads": torch.get_num_threads(), **several}
 
 
@@ -67,9 +69,21 @@ def notes(path: Path, before: Mapping[str, Any] | None, now: Mapping[str, Any]) 
             f"{path} began on {began} process{'es' if began > 1 else ''}, and this is a training on {here}, whose "
             f"steps would read other rows. Go on with `{launch}staytrue train --resume {path}`."
         )
+    if before.get("divided") != now.get("divided"):
+        raise RequestError(
+            f"{path} began with {_division(before)}, and this is a training with {_division(now)}, which cannot read "
+            f"its checkpoints. Go on {'with' if before.get('divided') else 'without'} --use_fsdp --fsdp_version 2 "
+            "(ACCELERATE_USE_FSDP and FSDP_VERSION in the environment)."
+        )
     other = [f"{key} {before.get(key)}, now {now[key]}" for key in ("device", "threads") if before.get(key) != now[key]]
     if not other:
         return []
     hint = " Set OMP_NUM_THREADS to the number of threads." if before.get("threads") != now["threads"] else ""
     sentence = f"{path} began on another machine or setting ({'; '.join(other)}): its result may differ by rounding "
     return [f"{sentence}from that of an uninterrupted run.{hint}"]
+
+
+def _division(machine: Mapping[str, Any]) -> str:
+    return (
+        "weights that FSDP2 divides among the processes" if machine.get("divided") else "whole weights on each process"
+    )

@@ -142,8 +142,17 @@ def join(recipe: Recipe, reference_cache: Path | None) -> None:
         raise RequestError("A reference cache is not tested with several processes; leave --reference-cache out.")
     if processes.count() > 1 and recipe.quantize is not None:
         raise RequestError("quantize is not tested with several processes; take it out, or train on one.")
-    if processes.count() > 1:
-        processes.join(cpu=machine.device(recipe) == "cpu")
+    if processes.divides():
+        from staytrue.training.sharded_training import refuse
+
+        sampled, stop = recipe.trainer == "grpo", recipe.stop
+        refuse(
+            recipe.defenses,
+            sampled=sampled,
+            reference=recipe.reference,
+            probes=stop is not None and stop.patience is None,
+        )
+    processes.join(cpu=processes.count() > 1 and machine.device(recipe) == "cpu")
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from staytrue.config import trainer_args
 from staytrue.config.recipe import Stop
 from staytrue.data.examples import write_examples
 from staytrue.errors import StaytrueError, TrainingError
+from staytrue.modeling.sharded import whole_weights
 from staytrue.runs import probe_selection
 from staytrue.runs.all_weights import save_model
 from staytrue.runs.checkpoints import Checkpoints, step_of
@@ -71,8 +72,9 @@ class TrainingRun:
             recorder = self._recorder(trainer)
             with placed(trainer, self.run, self._first_step()):
                 self._train(trainer)
-            if self.run.writes:
-                self._complete(trainer, recorder, early)
+            with whole_weights(trainer.model, kept=self.run.writes):
+                if self.run.writes:
+                    self._complete(trainer, recorder, early)
         if self.run.writes and "save_total_limit" not in self.build.recipe.train:
             checkpoints_of(self.run).remove()  # of no use any more; a recipe that sets the limit keeps them
 

@@ -12,25 +12,31 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 
 from staytrue.data.examples import Example
 from staytrue.defense import Defense
 from staytrue.testing.training import Trained, trained
 
+# The settings of `accelerate launch --use_fsdp --fsdp_version 2`, for a launcher that does not set them.
+FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+
 
 def two_processes(
-    cases: Mapping[str, Sequence[Defense]], model: Any, tokenizer: Any, rows: Sequence[Example]
+    cases: Mapping[str, Sequence[Defense]], model: Any, tokenizer: Any, rows: Sequence[Example], *, fsdp: bool = False
 ) -> dict[str, Trained]:
     """Train every case, a list of defenses, on two processes with twice 2 rows a step each; one launch for all of them.
 
     Hold each against `trained(...)`, which sees the same 8 rows at once in one process, with `alike`. The defenses'
-    classes must be importable by name, since the processes are new ones.
+    classes must be importable by name, since the processes are new ones. With `fsdp` the weights are divided among them
+    by FSDP2; a defense with the lever `combine` is refused then.
     """
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
         torch.save(({name: list(case) for name, case in cases.items()}, model, tokenizer, list(rows)), folder / "cases")
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-        paths = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        paths = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | (FSDP2 if fsdp else {})
         done = subprocess.run(
             [*launch, "-m", "staytrue.testing", scratch], env=paths, capture_output=True, text=True, check=False
         )
@@ -50,6 +56,8 @@ def one_of_two(folder: Path) -> None:
     gc.freeze()  # a trainer collects garbage twice, and most of the heap is what the imports left
     runs = {name: trained(case, model, tokenizer, rows, **quarter) for name, case in cases.items()}
     assert torch.distributed.get_world_size() == 2
+    divided = AcceleratorState().distributed_type == DistributedType.FSDP
+    assert divided == ("ACCELERATE_USE_FSDP" in os.environ), "the weights were not divided as they should"
     if torch.distributed.get_rank() == 0:
         torch.save(runs, folder / "trained")
     torch.distributed.barrier()

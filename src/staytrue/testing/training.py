@@ -20,6 +20,7 @@ from staytrue.data.examples import Example
 from staytrue.data.tokenize import encode_all
 from staytrue.defense import Defense, pulled
 from staytrue.modeling.base_model import Untouched
+from staytrue.modeling.sharded import whole
 from staytrue.step import SOURCE_COLUMN, SOURCES
 from staytrue.testing.close import unlike
 from staytrue.testing.micro import backbones, nudged, trainable
@@ -186,7 +187,7 @@ def _dataset(examples: Sequence[Example], tokenizer: Any) -> Dataset:
 
 
 def _flat(model: Any) -> Tensor:
-    return torch.cat([w.detach().flatten() for _, w in trainable(model)])
+    return torch.cat([whole(w).flatten() for _, w in trainable(model)])
 
 
 def _counted(guard: Guard) -> dict[str, int]:

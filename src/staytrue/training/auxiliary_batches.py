@@ -146,10 +146,24 @@ class AuxiliaryBatches:
         """Return what makes up for steps in which no row of this defense is due; 1 without rows of its own."""
         return self._rarity.get(label, 1.0)
 
-    def batch(self, slot: int, device: torch.device, taken: tuple[int, ...] | None) -> AuxiliaryBatch | None:
-        """Return the rows due in one slot as one padded batch; None if none is due. `taken` as in `pad`."""
+    def batch(
+        self, slot: int, device: torch.device, taken: tuple[int, ...] | None, shards: int = 0
+    ) -> AuxiliaryBatch | None:
+        """Return the rows due in one slot as one padded batch; None if none is due.
+
+        Args:
+            slot: of the optimizer step.
+            device: of the model.
+            taken: as in `pad`.
+            shards: the processes that make each forward together. Where rows are due in the same micro-batch on
+                another of them, the batch holds one of those rows, and no slice.
+        """
         mine = {label: rows[slot :: self._slots] for label, rows in self._due.items()}
         rows = [row for due in mine.values() for row in due]
+        if not rows and shards:
+            first = slot - slot % shards
+            places = range(first, first + shards)
+            rows = [row for due in self._due.values() for place in places for row in due[place :: self._slots]][:1]
         if not rows:
             return None
         inputs, marks = pad(rows, self._pad_id, device, taken)

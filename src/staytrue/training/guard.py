@@ -22,6 +22,7 @@ from staytrue.modeling.architecture import Adapted, ModelParts
 from staytrue.modeling.base_model import Untouched
 from staytrue.modeling.choose_reference import reference_of
 from staytrue.modeling.reference_model import AdapterOff
+from staytrue.modeling.sharded import gathered, whole_head
 from staytrue.registry import labelled, refuse_supervised_rows
 from staytrue.step import SOURCES, Activations, Marks, SharedProjection, Step
 from staytrue.training.auxiliary_batches import AuxiliaryBatches, Encode, make_rows, refuse_too_few
@@ -57,6 +58,9 @@ class Guard:
         task_rows: how many rows of the task have been trained on.
         reference: the reference model, once attached to a model.
         float32_adapter: whether an adapter on quantised weights is trained in float32, where trl rounds it to bfloat16.
+        shards: among how many processes the weights are divided (FSDP2). Each of these makes every forward with the
+            others, also one that none of its own rows needs. 0 where each has the whole model.
+        fills: whether the present forward is one that only other processes need.
         observer: is shown every penalty and every gradient before a defense combines it; None for no evidence.
         cache: the stored states, once attached to a model; None without a folder, or if no defense reads the reference.
 
@@ -89,6 +93,7 @@ class Guard:
         self._log, self._in_loss = PenaltyLog(), PenaltyLog()
         self.task_rows = 0
         self.float32_adapter = False
+        self.shards, self.fills = 0, False
         self.observer: Observer | None = None
         self._totals = torch.zeros(len(SOURCES), 2)
         self._separate = SeparateGradients(self.defenses, self._trained)
@@ -146,12 +151,20 @@ class Guard:
         self._states = {label: d.prepare(parts, base) for label, d in self._penalties.items()}
         readers = {k: d for k, d in self._penalties.items() if k not in self._auxiliary and d.reads_reference}
         self._scope = ReferenceScope.of(readers, len(parts.blocks)) if readers else ReferenceScope()
+        self._shared_replays = bool(self.shards and readers)
+        if self.shards:
+            self._scope = ReferenceScope()
         if quantized.rows_depend_on_each_other(model):
             self._scope = replace(self._scope, source=None)
 
     @cached_property
-    def _adapted(self) -> list[Adapted]:
+    def _whole_adapted(self) -> list[Adapted]:
         return self.parts.adapted()
+
+    def _adapted(self) -> list[Adapted]:
+        if not self.shards:
+            return self._whole_adapted
+        return [replace(m, a=gathered(m.a), b=gathered(m.b)) for m in self.parts.adapted()]
 
     def _checked_layers(self, base: Base) -> tuple[list[int], Mapping[int, list[Steer]]]:
         """Check the model against every defense; return the layers that are read, and who steers by layer."""
@@ -163,7 +176,7 @@ class Guard:
         layers = read_and_steered(self.defenses, len(self.parts.blocks))
         for defense in self.defenses.values():
             defense.check(self.parts, base)
-        self._head = model_checks.head(self.parts)
+        self._head = partial(whole_head, self.parts, model_checks.head(self.parts), divided=bool(self.shards))
         return layers
 
     def auxiliary_rows(self) -> dict[str, Sequence[Encoded]]:
@@ -229,8 +242,12 @@ class Guard:
         call.check_shape(marks)
         totals = self._totals if slot is not None else marks.counts()
         step = self._step(call, marks, totals, partial(self._scope.reference, self._replay, call, marks), shared)
-        auxiliary = {} if slot is None else self._auxiliary_steps(call, slot)
         total = call.final.new_zeros((), dtype=torch.float32) if call.final is not None else torch.zeros(())
+        if self._shared_replays:
+            _ = step.reference
+        auxiliary, filler = ({}, None) if slot is None else self._auxiliary_steps(call, slot)
+        if filler is not None:
+            total = total + 0 * filler.float().sum()
         for label, defense in self._penalties.items():
             seen = auxiliary.get(label) if label in self._auxiliary else step
             if seen is not None:  # else no row of its own is due in this micro-batch
@@ -307,18 +324,28 @@ class Guard:
             replay=replay,
             tokens=call.tokens,
             shared=shared,
-            adapted=lambda: self._adapted,
+            adapted=self._adapted,
             changed=self.reference.changed,
             reference_head=self.reference.head,
         )
 
-    def _auxiliary_steps(self, like: RecordedCall, slot: int) -> dict[str, Step]:
-        """Run one forward for all auxiliary rows due in this slot; return a step per defense with its own rows only."""
+    def _auxiliary_steps(self, like: RecordedCall, slot: int) -> tuple[dict[str, Step], Tensor | None]:
+        """Run one forward for all auxiliary rows due in this slot; return a step per defense with its own rows only.
+
+        Also return the hidden states (B, T, D) of a forward that only the other processes need, where weights are
+        divided; its backward pass is theirs too.
+        """
         device = next(self.parts.backbone.parameters()).device
         taken = like.tokens.shape if like.tokens is not None and self.pulls("steer") else None
-        batch = self._auxiliary.batch(slot, device, taken)
+        batch = self._auxiliary.batch(slot, device, taken, self.shards)
         if batch is None:
-            return {}
+            return {}, None
+        self.fills = not batch.slices
         call = self._watch.call(like, batch.marks, **batch.inputs)
+        self.fills = False
         whole = self._step(call, batch.marks, self._totals, partial(self._replay, call, batch.marks, None, None))
-        return {label: whole.rows(first, last, totals) for label, first, last, totals in batch.slices}
+        beside = [d for label, d in self._penalties.items() if label in self._auxiliary]
+        if self.shards and any(defense.reads_reference for defense in beside):
+            _ = whole.reference
+        steps = {label: whole.rows(first, last, totals) for label, first, last, totals in batch.slices}
+        return steps, None if steps else call.final

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
+
+from staytrue.modeling.sharded import local
 
 _REPLACED = (
     "The gradients were replaced after the backward pass by a subclass of the trainer or a callback, so the penalties "
@@ -52,7 +54,7 @@ class KeptGradients(TrainerCallback):  # type: ignore[misc]
         if self._sample is None:
             self._choose(weights)
         if self._sample is not None and self._sample.grad is not None:
-            self._gradient = _local(self._sample.grad).clone()
+            self._gradient = local(self._sample.grad).clone()
 
     def forget(self) -> None:
         """End an optimizer step, and warn, once, of what its comparisons found.
@@ -100,7 +102,7 @@ class KeptGradients(TrainerCallback):  # type: ignore[misc]
             hook.remove()
         self._hooks, self._sample = [], None
         for weight in sorted(weights, key=Tensor.numel):
-            if weight.grad is not None and not weight.grad.is_sparse and bool(weight.grad.any()):
+            if weight.grad is not None and not weight.grad.is_sparse and bool(local(weight.grad).any()):
                 self._sample = weight
                 self._hooks = [
                     weight.register_hook(lambda gradient: self._compare()),  # type: ignore[no-untyped-call]
@@ -115,14 +117,14 @@ class KeptGradients(TrainerCallback):  # type: ignore[misc]
         if self._sample.grad is None:
             self._faults.append(torch.tensor([True, False], device=self._gradient.device))
             return
-        now = _local(self._sample.grad)
+        now = local(self._sample.grad)
         self._faults.append(torch.stack([_is_zeroed(self._gradient, now), _is_overwritten(self._gradient, now)]))
 
     def _added(self, weight: Tensor) -> None:
         """After any backward pass, which has added to the gradient; several processes may still average it."""
         if self._gradient is not None:
             alone = not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1
-            self._gradient = _local(weight.grad).clone() if alone and weight.grad is not None else None
+            self._gradient = local(weight.grad).clone() if alone and weight.grad is not None else None
 
     def _warn(self, sentence: str) -> None:
         if not self._warned:
@@ -143,9 +145,3 @@ def _is_overwritten(before: Tensor, now: Tensor) -> Tensor:
     scale = (now * before).sum() / (before * before).sum()
     scaled = (scale > 0) & ((now - scale * before).abs() <= tolerance * (scale * before).abs()).all()
     return before.isfinite().all() & now.isfinite().all() & ~clipped & ~scaled
-
-
-def _local(gradient: Tensor) -> Tensor:
-    """A gradient's values on this process; of a sharded one its own part."""
-    whole: Callable[[], Tensor] | None = getattr(gradient, "to_local", None)
-    return (gradient if whole is None else whole()).detach()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from staytrue.errors import StaytrueError, TrainingError
+from staytrue.modeling.sharded import whole
 
 
 class Outcome(TrainerCallback):  # type: ignore[misc]
@@ -86,7 +87,7 @@ class Outcome(TrainerCallback):  # type: ignore[misc]
 
 def diverged(model: nn.Module) -> str | None:
     """A sentence about trained weights that are not finite, with the way out; None if all are."""
-    broken = [n for n, p in model.named_parameters() if p.requires_grad and not bool(p.detach().isfinite().all())]
+    broken = [n for n, p in model.named_parameters() if p.requires_grad and not bool(whole(p).isfinite().all())]
     if not broken:
         return None
     return (
@@ -99,7 +100,7 @@ def sums_of_trained(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """For each trained weight except LoRA's A (of embeddings, B): the sums of its entries and of their sizes."""
     for name, weight in model.named_parameters():
         if weight.requires_grad and "lora_A" not in name and "lora_embedding_B" not in name:
-            entries = weight.detach().double() if weight.device.type != "mps" else weight.detach().float()
+            entries = whole(weight).double() if weight.device.type != "mps" else weight.detach().float()
             yield name, torch.stack([entries.sum(), entries.abs().sum()])
 
 

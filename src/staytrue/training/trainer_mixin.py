@@ -7,6 +7,7 @@ a step's micro-batches are made, which of their tokens are scored, and whose hea
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from staytrue.defense import Defense
 from staytrue.errors import RecipeError
 from staytrue.modeling import quantized
 from staytrue.modeling.base_model import Untouched
+from staytrue.modeling.sharded import whole_weights
 from staytrue.step import SOURCE_COLUMN, SOURCES, Marks
-from staytrue.training import all_weights
+from staytrue.training import all_weights, sharded_training
 from staytrue.training.adapter_checks import naming_adapter, unmatched_names
 from staytrue.training.auxiliary_batches import encode_rows
 from staytrue.training.guard import Guard
@@ -123,14 +125,18 @@ class Guarded(_Trainer):  # type: ignore[misc]
             self._untouched.tokenizer = tokenizer_of(arguments)
             arguments["train_dataset"] = self._curated(arguments.get("train_dataset"))
         start = quantized.adapter_weights(arguments.get("model"))
+        sharded_training.prepare(arguments.get("args"))
         with naming_adapter(arguments.get("peft_config")):
             super().__init__(**arguments)
         if self.guard.float32_adapter:
             quantized.to_float32(self.model, start)
         warn_of(unmatched_names(self.model))
+        self.guard.shards = sharded_training.shards(self.accelerator)
         if self.guard.defenses:
-            distributed = str(self.accelerator.distributed_type.value)
-            refuse_unguarded(self.args, combines=self.guard.pulls("combine"), distributed=distributed)
+            way = sharded_training.way(self.accelerator)
+            refuse_unguarded(self.args, combines=self.guard.pulls("combine"), distributed=way)
+            if self.guard.shards:
+                sharded_training.check(self)
         self._settle()
         self._trackers = Trackers(self.callback_handler.callbacks, self.guard.defenses)
         self._owns_guard = not curated
@@ -203,7 +209,9 @@ class Guarded(_Trainer):  # type: ignore[misc]
         output = super().train(*args, **kwargs)
         if self._owns_guard:
             with bar("projection", quiet=self.args.disable_tqdm or not self.accelerator.is_main_process) as progress:
-                self.projected = self.guard.project(self.model, progress)
+                divided = self.guard.shards and self.guard.pulls("project")
+                with whole_weights(self.model, put_back=True) if divided else nullcontext():
+                    self.projected = self.guard.project(self.model, progress)
         return output
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

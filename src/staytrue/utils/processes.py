@@ -18,9 +18,9 @@ T = TypeVar("T")
 _LONGEST_WAIT = timedelta(days=1)  # for the main process, while it samples answers or projects weights
 _ERROR = "staytrue/error"  # key in the launcher's store, with the number of the restart
 _LOST = ("gloo", "NCCL", "Connection reset", "Connection closed", "Broken pipe")  # in errors of a lost connection
+_FSDP = "ACCELERATE_USE_FSDP"
 _OTHER_WAYS = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed (ZeRO)",
-    "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config (tensor, context or sequence parallel)",
 }
@@ -36,6 +36,11 @@ def is_main() -> bool:
     return count() == 1 or int(os.environ.get("RANK") or 0) == 0
 
 
+def divides() -> bool:
+    """Whether the launcher wants the weights divided among these processes (FSDP)."""
+    return count() > 1 and os.environ.get(_FSDP, "").lower() in ("1", "true")
+
+
 def join(*, cpu: bool) -> None:
     """Connect the processes, if there are several.
 
@@ -46,7 +51,9 @@ def join(*, cpu: bool) -> None:
         RequestError: they are on several machines, or are to share one model in a way that is not tested.
     """
     if count() == 1:
+        os.environ.pop(_FSDP, None)  # there is nothing to divide among
         return
+    _settle_fsdp()
     way = next((way for key, way in _OTHER_WAYS.items() if os.environ.get(key, "").lower() in ("1", "true")), None)
     if way is not None:
         raise RequestError(
@@ -67,6 +74,23 @@ def join(*, cpu: bool) -> None:
     from accelerate import PartialState
 
     PartialState(cpu=cpu, timeout=_LONGEST_WAIT)
+
+
+def _settle_fsdp() -> None:
+    """Set what a recipe decides of FSDP2 by itself: the loading and saving of weights, and blocks as units by default.
+
+    Raises:
+        RequestError: it is FSDP1.
+    """
+    if not divides():
+        return
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise RequestError(
+            "A recipe cannot be trained with FSDP1, which joins weights of several shapes into one. Launch with "
+            "--fsdp_version 2 (or set FSDP_VERSION=2)."
+        )
+    os.environ |= {"FSDP_CPU_RAM_EFFICIENT_LOADING": "false", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}
+    os.environ.setdefault("FSDP_AUTO_WRAP_POLICY", "TRANSFORMER_BASED_WRAP")
 
 
 def wait() -> None:

@@ -58,7 +58,8 @@ class EvidenceRecorder(TrainerCallback):  # type: ignore[misc]
         main = None if rows is None else table_of(((row.source, row) for row in rows), self._texts, tokenizer)
         beside = table_of((label, row) for label, own in trainer.guard.auxiliary_rows().items() for row in own)
         samples = 1 if rows is None and self._texts else 0
-        self._rows = RowsSeen(self._backbones(), main, beside, samples=samples)
+        guard = trainer.guard
+        self._rows = RowsSeen(self._backbones(), main, beside, samples, lambda: guard.fills)
         combining = self._levers("combine")
         scaler, several = getattr(trainer.accelerator, "scaler", None), trainer.accelerator.num_processes
         self._penalties = PenaltiesSeen((lambda: 1.0) if scaler is None else scaler.get_scale, several, combining)
@@ -186,8 +187,11 @@ class EvidenceRecorder(TrainerCallback):  # type: ignore[misc]
         return [shift(self._parts, reference.is_running)]
 
     def _rows_reached(self, rows_known: bool) -> dict[str, RowsReached]:
-        """Measures of each penalty that counts rows of the batch, by its field `on`."""
-        if not rows_known:
+        """Measures of each penalty that counts rows of the batch, by its field `on`.
+
+        None where weights are divided: each is a part of a backward pass, which all processes would have to make.
+        """
+        if not rows_known or self._guard.shards:
             return {}
         by_label = {}
         for label, defense in self._defenses.items():

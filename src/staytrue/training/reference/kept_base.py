@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from staytrue.errors import ForwardPassError
+from staytrue.modeling.sharded import local
 from staytrue.training.guard import Guard
 
 _SAMPLED = 8  # weights that are compared, of all blocks
@@ -29,7 +30,8 @@ class KeptBase(TrainerCallback):  # type: ignore[misc]
         """Remember the weights under the adapter."""
         parts = self._guard.parts
         if parts.has_adapter and self._guard.pulls("penalty"):
-            self._base = [(n, p) for n, p in parts.model.named_parameters() if id(p) not in parts.added]
+            added = parts.added
+            self._base = [(n, p) for n, p in parts.model.named_parameters() if id(p) not in added]
             self._before = self._sums()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -60,4 +62,4 @@ class KeptBase(TrainerCallback):  # type: ignore[misc]
     def _sums(self) -> list[Tensor]:
         """The sum of some weights of the base, from its first to its last."""
         step = max(1, len(self._base) // _SAMPLED)
-        return [weight.detach().float().sum() for _, weight in self._base[::step]]
+        return [local(weight).float().sum() for _, weight in self._base[::step]]

@@ -128,10 +128,18 @@ def _check_one_device(parts: ModelParts) -> None:
             f"The model is spread over {', '.join(sorted(places))}; staytrue needs it on one device. Load it "
             "without device_map, or on one GPU."
         )
+    divided = next((name for name, weight in parts.causal.named_parameters() if hasattr(weight, "full_tensor")), None)
+    if divided is not None:
+        raise ModelError(
+            f"The model is divided among processes already ({divided}), by a tp_plan, a distributed_config or a device "
+            "mesh, and the defenses need all of it before training. Load it without, and start with torchrun, which "
+            "keeps the whole model on each process, or with FSDP2 (accelerate launch --use_fsdp --fsdp_version 2)."
+        )
 
 
 def _check_trained_weights(parts: ModelParts) -> None:
-    left = [n for n, p in parts.model.named_parameters() if p.requires_grad and id(p) not in parts.added]
+    added = parts.added
+    left = [n for n, p in parts.model.named_parameters() if p.requires_grad and id(p) not in added]
     if left:
         raise ModelError(
             f"{len(left)} trained weights are not part of the adapter (the first is {left[0]}), so the reference "
