@@ -9,13 +9,17 @@ from safetensors.torch import save_file
 
 import tiny
 from runs.test_train import make
+from staytrue import SafeGrad
 from staytrue.config import recipe
+from staytrue.config.recipe import Stop
 from staytrue.config.refused_settings import refuse_unguarded
 from staytrue.data.examples import Example, Message, write_examples
 from staytrue.data_selection.ranking import manifest_path
 from staytrue.errors import DataError, ModelError, RecipeError, RequestError
 from staytrue.evals.questions.shipped_questions import shipped_texts
+from staytrue.modeling.architecture import ModelParts
 from staytrue.runs import train
+from staytrue.training.reference import model_checks
 
 
 def rows(file, *pairs, **extra):
@@ -203,7 +207,8 @@ def test_more_than_one_process_or_gpu_is_refused_before_anything_is_written(tmp_
 
 
 @pytest.mark.parametrize(
-    ("way", "name"), [("FSDP", "FSDP"), ("DEEPSPEED", r"DeepSpeed \(ZeRO\)"), ("MEGATRON_LM", "Mega")]
+    ("way", "name"),
+    [("FSDP", "FSDP1"), ("DEEPSPEED", r"DeepSpeed \(ZeRO\)"), ("MEGATRON_LM", "Mega"), ("PARALLELISM_CONFIG", "para")],
 )
 def test_a_script_whose_launcher_divides_the_model_is_refused_by_name(way, name):
     arguments = SimpleNamespace(fp16=False)
@@ -229,3 +234,31 @@ def test_a_script_with_a_defense_refuses_the_launchers_precision_too():
     with pytest.raises(RecipeError, match="ACCELERATE_MIXED_PRECISION is bf16"):
         refuse_unguarded(arguments, combines=False)
     refuse_unguarded(SimpleNamespace(fp16=False, bf16=True, mixed_precision="bf16"), combines=False)
+
+
+def test_what_fsdp2_cannot_guard_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    recipe_of = make(tmp_path)
+    for key in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(key, "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    for change, sentence in {
+        ("defenses", (SafeGrad(pool=tmp_path / "rows.jsonl"),)): "with safegrad: its gradient is computed apart",
+        ("trainer", "grpo"): "with GRPO: processes that sample answers of different lengths",
+        ("reference", "start"): "with reference='start'",
+        ("stop", Stop(every=2)): "with early stopping on a probe: .* use stop.patience",
+    }.items():
+        with pytest.raises(
+            RecipeError, match=f"FSDP2 cannot be used {sentence}.*torchrun alone, which keeps the whole"
+        ):
+            train.train(recipe_of.model_copy(update=dict([change])), tmp_path / "run")
+    with pytest.raises(RequestError, match=r"cannot be trained with FSDP1.*--fsdp_version 2"):
+        train.train(recipe_of, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_is_divided_before_training_is_refused():
+    model = tiny.model()
+    model.model.norm.weight.full_tensor = None  # what tells a part of a weight from the whole
+    with pytest.raises(ModelError, match=r"divided among processes already \(model.norm.weight\), by a tp_plan"):
+        model_checks.check(ModelParts(model))

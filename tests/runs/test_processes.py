@@ -30,6 +30,7 @@ LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--npro
 PLAIN = {"optim": "sgd", "learning_rate": 0.05, "max_grad_norm": 0, "max_steps": 3, "per_device_train_batch_size": 4,
          "weight_decay": 0.0, "lr_scheduler_type": "constant"}  # fmt: skip
 WHOLE, HALF = {"gradient_accumulation_steps": 2}, {"gradient_accumulation_steps": 1}
+FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}  # what accelerate's launcher sets
 RESUMED = {"max_steps": 7, "save_steps": 1, "per_device_train_batch_size": 4, **HALF}
 
 
@@ -69,12 +70,12 @@ def ended(process):
     return process.returncode, out, [line for line in err.splitlines() if line.startswith("staytrue:")], err
 
 
-def on_two(folder, cases):
+def on_two(folder, cases, **environment):
     """Train recipes on two processes, in one launch for all of them."""
     torch.save(
         {name: case if isinstance(case, tuple) else (case, ()) for name, case in cases.items()}, folder / "cases"
     )
-    code, _, _, err = ended(launched([__file__, folder]))
+    code, _, _, err = ended(launched([__file__, folder], **environment))
     assert code == 0, err
 
 

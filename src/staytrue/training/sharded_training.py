@@ -55,15 +55,31 @@ def check(trainer: Any) -> None:
     Raises:
         RecipeError: a sentence with the setting or the defense, and what to do instead.
     """
-    guard, offload = trainer.guard, trainer.accelerator.state.fsdp_plugin.cpu_offload
+    guard, plugin = trainer.guard, trainer.accelerator.state.fsdp_plugin
     refuse(list(guard.defenses.values()), sampled=trainer._prompts, reference=guard.chosen_reference)
     if guard.reference_cache is not None:
         raise _refusal("a reference cache", "a process with stored states would leave out a forward")
     if quantized.is_quantized(trainer.model):
         raise _refusal("a quantised model", "packed weights have not been tested")
-    if hasattr(offload, "pin_memory"):
+    if plugin.activation_checkpointing:
+        raise _refusal("fsdp_activation_checkpointing", "it renames the weights; the trainer's own does not")
+    if hasattr(plugin.cpu_offload, "pin_memory"):
         raise _refusal("fsdp_offload_params", "the weights would be on another device than their rows")
+    if trainer.args.fp16:
+        raise _refusal("fp16", "the scale of its loss has not been tested; use bf16")
     _refuse_unequal(trainer.model)
+
+
+def autocast(trainer: Any) -> None:
+    """Compute in half precision by autocast, as without FSDP2, if the trainer is to.
+
+    FSDP2's own way rounds the weights themselves for the time of the forward. A reference that is a copy keeps them
+    as they are, so that a model that has not moved would have a penalty.
+    """
+    accelerator = trainer.accelerator
+    if accelerator.mixed_precision != "no":
+        accelerator.state.fsdp_plugin.mixed_precision_policy = None
+        accelerator.prepare_model(trainer.model, device_placement=False, evaluation_mode=True)
 
 
 def refuse(defenses: Sequence[Defense], *, sampled: bool, reference: Any, probes: bool = False) -> None:
@@ -87,7 +103,7 @@ def refuse(defenses: Sequence[Defense], *, sampled: bool, reference: Any, probes
         name = repr(reference) if isinstance(reference, str) else "a model"
         raise _refusal(f"reference={name}", "the weights of that reference are not divided; only 'base' is tested")
     if probes:
-        raise _refusal("early stopping on a probe", "the main process alone samples its answers; use stop.patience")
+        raise _refusal("early stopping on a probe", "the main process alone runs it; use stop.patience")
 
 
 def _refusal(what: str, why: str) -> RecipeError:

@@ -135,8 +135,8 @@ class Guarded(_Trainer):  # type: ignore[misc]
         if self.guard.defenses:
             way = sharded_training.way(self.accelerator)
             refuse_unguarded(self.args, combines=self.guard.pulls("combine"), distributed=way)
-            if self.guard.shards:
-                sharded_training.check(self)
+        if divided := bool(self.guard.shards and (self.guard.defenses or curated)):
+            sharded_training.check(self)
         self._settle()
         self._trackers = Trackers(self.callback_handler.callbacks, self.guard.defenses)
         self._owns_guard = not curated
@@ -157,6 +157,8 @@ class Guarded(_Trainer):  # type: ignore[misc]
         self.fused_head, self.which_head = choose_head(
             self.guard.parts, self.args, self._keeps_its_head(), *self._head_of_trl()
         )
+        if divided:
+            sharded_training.autocast(self)
         if self._owns_guard:
             all_weights.report(self)
 
