@@ -22,6 +22,7 @@ from staytrue.runs.dry_run import DryRun
 from staytrue.runs.probe_selection import reserved_texts
 from staytrue.runs.run_batches import Batches, batches_of
 from staytrue.runs.train import train
+from staytrue.utils import processes
 from staytrue.utils.files import read_rows
 from staytrue.utils.memory import machine_memory
 
@@ -297,6 +298,15 @@ def test_two_processes_take_twice_the_memory_and_a_buffer_for_gradients(tmp_path
     assert "That is too much" in text["memory"]
     assert text["steps"].startswith("3 of 2 x 4 x 2 rows")
     assert "That is too much" not in dict(replace(both, device="cuda").lines())["memory"]  # each has its own GPU
+
+
+def test_weights_that_fsdp_divides_are_not_called_too_large(tmp_path, monkeypatch):
+    found = replace(DryRun.of(make(tmp_path)), processes=2, available=1000)
+    assert "That is too much" in dict(found.lines())["memory"]
+    monkeypatch.setattr(processes, "divides", lambda: True)
+    text = dict(found.lines())["memory"]
+    assert "with whole weights in each process, which FSDP2 divides among them, so that each takes less" in text
+    assert "That is too much" not in text
 
 
 def test_quantised_weights_on_two_processes_are_refused_as_training_does(tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ from staytrue.runs.recipe_checks import prepare
 from staytrue.runs.run_batches import Batches, batches_of, length_of
 from staytrue.runs.train import join
 from staytrue.runs.training_cost import Memory
+from staytrue.utils import processes
 from staytrue.utils.console import duration
 
 
@@ -168,7 +169,7 @@ class DryRun:
         )
         text = f"{whole} of this {_place(self.device)}'s {_size(self.available)} at most: {listed}"
         text += "".join(f"; {sentence}" for sentence in self._not_in_memory())
-        if shared * self.memory.total > self.available:
+        if shared * self.memory.total > self.available and not processes.divides():
             text += ". That is too much: lower train.per_device_train_batch_size or train.max_length, or set "
             text += "train.gradient_checkpointing: true or dtype: bfloat16"
             if self.device == "cpu":
@@ -185,6 +186,8 @@ class DryRun:
             yield "without generation, which cannot be counted for this model"
         if self.recipe.train.get("use_vllm"):
             yield "without what vLLM takes to write the answers"
+        if processes.divides():
+            yield "with whole weights in each process, which FSDP2 divides among them, so that each takes less"
         if self.device != "cpu":
             yield "estimates for a GPU have not been compared with measurements"
 
