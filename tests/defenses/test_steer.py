@@ -54,6 +54,15 @@ def test_alpha_is_the_length_of_the_push_over_the_activations_where_the_file_has
     assert torch.allclose(moved, torch.tensor([[[4.0, 4.0], [3.0, 6.0], [3.0, 4.0]]]))
 
 
+def test_the_default_is_a_fifth_of_the_activations_length_and_where_that_is_not_known_the_vector(tmp_path):
+    file = tmp_path / "measured.safetensors"
+    save_file({"vectors": torch.tensor([[3.0, 4.0]])}, str(file), {"norms": "[50.0]"})
+    assert Steer(file, layer=1).steer(torch.zeros(1, 3, 2), 1, MARKS)[0, 0].tolist() == [6.0, 8.0]  # 10 long
+    assert Steer(file, layer=1, mode="ablate").strength == 1
+    assert steered(tmp_path, layer=2)[0, 0].tolist() == [4.0, 4.0]  # [1, 0] + [3, 4]
+    assert Steer(file, layer=1, alpha=0.0).strength == 0
+
+
 @pytest.mark.parametrize(("alpha", "now"), [(4.0, "0.8"), (-4.0, "-0.8")])
 def test_an_alpha_of_version_0_1_is_answered_with_what_does_the_same_now(alpha, now, tmp_path):
     # The vector has the length 10 and the activations 50: 4 x 10 / 50 = 0.8.

@@ -8,6 +8,8 @@ for Qwen2.5-7B, all positions. Differs: v is scaled to the mean length of the mo
 the vector file states, so alpha means the same in every model. Until version 0.2 alpha multiplied the vector as stored;
 the old alpha times |v| / |h| is the new one (the organism's 4 at its last layer is 0.8). A file of another tool,
 without `norms`, is added as it is, alpha * v.
+The default alpha is weak for the organism, whose best was 0.8, and strong for SmolLM2-135M, whose answers 0.4 breaks
+(docs/real-models.md): try 0.1 to 0.8.
 `staytrue vector` extracts the vector; its `--sweep` tries layers and alphas on answers, which is a hint and no
 measurement of the defense. Mode "ablate" removes the vector's direction instead. That is the training half of CAFT
 (Casademunt et al. 2025) for one direction; CAFT finds several by PCA or in a sparse autoencoder.
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 _MOST = 0.9  # of all positions; half precision may swallow a small shift
 _NEAR = 0.05  # of the expected shift, which half precision rounds
 
+_ALPHA = 0.2  # the longest push that left the likelihood of SmolLM2-135M's answers (docs/real-models.md)
 _LONG = 1.0  # alpha; a longer push is mostly a mistake
 
 
@@ -51,14 +54,14 @@ class Steer(Defense):
         vector: a file made by `staytrue vector`.
         layer: where, 1 to depth, negative from the end; layer L is the output of block L.
         alpha: the length of the push over the activations' mean length; with "ablate", the share of the direction that
-            is removed (1 is all).
+            is removed. None is 0.2; with "ablate" (all of it), or a file without `norms` (the vector itself), 1.
         at: "all" real positions, or those that predict an "answer" token.
         mode: "add" the vector, or "ablate" its direction.
     """
 
     vector: Path
     layer: int
-    alpha: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    alpha: Annotated[float, Field(allow_inf_nan=False)] | None = None
     at: Literal["all", "answer"] = "all"
     mode: Mode = "add"
 
@@ -81,19 +84,26 @@ class Steer(Defense):
                 f"steer: {self.vector} was extracted from another model ({source[:12]}) than the one that is trained "
                 f"({trained[:12]}). Extract one from this model with `staytrue vector`."
             )
-        if self.mode == "add" and vector.norms is not None and abs(self.alpha) > _LONG:
-            before = abs(self.alpha) * float(vector.vectors[self._place].norm()) / vector.norms[self._place]
+        if self.mode == "add" and vector.norms is not None and abs(self.strength) > _LONG:
+            before = abs(self.strength) * float(vector.vectors[self._place].norm()) / vector.norms[self._place]
             warnings.warn(
-                f"steer: alpha {self.alpha:g} pushes by {abs(self.alpha):g} times the mean length of the activations "
+                f"steer: alpha {self.strength:g} pushes by {abs(self.strength):g} times the mean length of activations "
                 f"at layer {self.layer}. If the recipe is of version 0.1, where alpha multiplied the vector as stored, "
-                f"write alpha: {math.copysign(before, self.alpha):.2g}, which does the same.",
+                f"write alpha: {math.copysign(before, self.strength):.2g}, which does the same.",
                 stacklevel=2,
             )
 
     def steer(self, hidden: Tensor, layer: int, marks: Marks) -> Tensor:
         """Move the activations (B, T, D) at the chosen positions."""
         where = marks.real if self.at == "all" else marks.scored
-        return self._load().steer(hidden, layer, alpha=self.alpha, mode=self.mode, where=where)
+        return self._load().steer(hidden, layer, alpha=self.strength, mode=self.mode, where=where)
+
+    @property
+    def strength(self) -> float:
+        """The alpha that is used."""
+        if self.alpha is not None:
+            return self.alpha
+        return 1.0 if self.mode == "ablate" or self._load().norms is None else _ALPHA
 
     @property
     def _place(self) -> int:
@@ -107,7 +117,7 @@ class Steer(Defense):
 
     def evidence(self, run: Evidence) -> list[str]:
         """Return how the measured shift along the vector differs from alpha times its length."""
-        if self.alpha == 0:
+        if self.strength == 0:
             return ["its alpha is 0, so it cannot act"]
         depth = run.facts["depth"]
         layer = str(self.layer if self.layer > 0 else depth + 1 + self.layer)
@@ -117,7 +127,7 @@ class Steer(Defense):
         if len(others) > 1 and any(isinstance(o, Steer) and o.mode != "add" for o in others.values()):
             return []
         onto = run.own["onto"][layer]
-        added = sum(other.alpha * onto[label] for label, other in others.items() if isinstance(other, Steer))
+        added = sum(other.strength * onto[label] for label, other in others.items() if isinstance(other, Steer))
         for row, numbers in zip(run.rows, run.numbers(), strict=True):
             for kind, sums in numbers["shift"][layer].items():
                 fault = self._fault(sums, added)
@@ -135,7 +145,7 @@ class Steer(Defense):
         if self.mode == "add":
             measured, expected = sums["along"] / max(moved, 1), added
         elif self.at == "all":  # the part of the component that is left, with its sign
-            measured, expected = 1 - sums["after"] / sums["before"], 1 - abs(1 - self.alpha)
+            measured, expected = 1 - sums["after"] / sums["before"], 1 - abs(1 - self.strength)
         else:
             return None
         if abs(measured - expected) > _NEAR * max(abs(expected), 1e-6):
