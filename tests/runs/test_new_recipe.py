@@ -51,8 +51,8 @@ def new(home, out="recipe.yaml", data="rows.jsonl", **files):
         ({}, {"kl": {"weight": 0.1}}),
         ({"safe": "safe.jsonl"}, {"interleave": {"pool": "safe.jsonl", "share": 0.05}}),
         ({"prompts": "prompts.jsonl"}, {"anchor": {"prompts": "prompts.jsonl", "share": 0.0625, "weight": 0.3}}),
-        # Layer 20 of 28 is the first of two, and 5 times a vector of length 1 is more than an activation of length 4.
-        ({"vector": "evil.safetensors"}, {"steer": {"vector": "evil.safetensors", "layer": 1, "alpha": 1.0}}),
+        # Layer 20 of 28 is the first of two; the push is a fifth of an activation.
+        ({"vector": "evil.safetensors"}, {"steer": {"vector": "evil.safetensors", "layer": 1, "alpha": 0.2}}),
     ],
 )
 def test_the_files_at_hand_choose_a_defense_and_the_recipe_trains_as_it_is(home, files, defense):

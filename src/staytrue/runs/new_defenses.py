@@ -102,13 +102,13 @@ class SuggestedDefenses:
         layer = best["layer"] if best else max(1, round(_PLACE * len(vector.vectors)))
         alpha = best["alpha"] if best else _PUSH
         if not best and vector.norms is not None:
-            alpha = round(min(_PUSH * float(vector.vectors[layer - 1].norm()) / vector.norms[layer - 1], 1.0), 2)
+            alpha = Steer(vector=file, layer=layer).strength
         Steer(vector=file, layer=layer, alpha=alpha).check(ModelParts(skeleton.model), base)
         why = (
             "The file's own sweep recommends this layer and alpha."
             if best
-            else "Layer and alpha are those of arXiv 2508.06249 (20 of 28 layers, 5 times the vector, at most the "
-            "length of an activation): try others."
+            else "The layer is as deep as that of arXiv 2508.06249, 20 of 28. Alpha is a fifth of the activations' "
+            "length, or 5 times the vector where that length is not known: try others."
         )
         return RecipeKey(
             "steer",
