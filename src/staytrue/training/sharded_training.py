@@ -101,7 +101,7 @@ def refuse(defenses: Sequence[Defense], *, sampled: bool, reference: Any, probes
         raise _refusal("GRPO", "processes that sample answers of different lengths would wait for each other")
     if reference not in (None, "base"):
         name = repr(reference) if isinstance(reference, str) else "a model"
-        raise _refusal(f"reference={name}", "the weights of that reference are not divided; only 'base' is tested")
+        raise _refusal(f"reference={name}", "it swaps whole weights; only 'base' can be used")
     if probes:
         raise _refusal("early stopping on a probe", "the main process alone runs it; use stop.patience")
 
