@@ -40,8 +40,12 @@ def test_divided_weights_end_as_whole_ones_and_a_terminated_run_goes_on(home, tm
         return recipe_of(home, defenses, data="many.jsonl", holdout=0.25, train=PLAIN | share, lora=lora)
 
     runs = {"adapter": (["anchor", "ldifs", "safelora"], {"r": 4, "alpha": 8}), "all weights": (["kl", "l2init"],)}
+    validated = {"learning_rate": 5.0, "max_steps": 12, "eval_strategy": "steps", "eval_steps": 1}
+    settings = PLAIN | HALF | validated | {"per_device_eval_batch_size": 1}
+    some = {"data": "many.jsonl", "holdout": 0.25, "lora": "none", "stop": {"patience": 1}}
+    stopping = recipe_of(home, [defense("kl", tmp_path)], train=settings, **some)
     resumed = recipe_of(home, [defense("anchor", tmp_path)], train=RESUMED, lora={"r": 4, "alpha": 8, "dropout": 0.3})
-    stopped = {"whole": (resumed, ()), "in two parts": (resumed, (2,))}
+    stopped = {"stopping": (stopping, ()), "whole": (resumed, ()), "in two parts": (resumed, (2,))}
     on_two(tmp_path, {name: case(names, HALF, *lora) for name, (names, *lora) in runs.items()} | stopped, **FSDP2)
     slow = PLAIN | {"learning_rate": 1e-30}
     starts = {
@@ -57,6 +61,11 @@ def test_divided_weights_end_as_whole_ones_and_a_terminated_run_goes_on(home, tm
         evidence = [read_rows(run / "evidence.jsonl") for run in (one, two)]
         for key in ("rows", "tokens", "task_rows", "micro_batches", "moved"):
             assert [row[key] for row in evidence[0]] == [row[key] for row in evidence[1]], (name, key)
+    train_alone = stopping.model_copy(update={"train": stopping.train | WHOLE})
+    one, two = train.train(train_alone, tmp_path / "stopping on one").path, tmp_path / "stopping"
+    facts = [json.loads((run / "manifest.json").read_text())["early_stop"] for run in (one, two)]
+    assert facts[0] == facts[1] == {"at_step": 2, "weights_of_step": 1}
+    alike(one, two, starts["all weights"])
     whole, parts = tmp_path / "whole", tmp_path / "in two parts"
     assert json.loads((parts / "manifest.json").read_text())["resumed"] == [3]
     assert (parts / "model" / "adapter_model.safetensors").read_bytes() == (

@@ -56,6 +56,13 @@ def whole_head(parts: ModelParts, head: Callable[[], Head], *, divided: bool) ->
     return replace(known, weight=gathered(linear.weight), bias=bias)
 
 
+def reshard(model: nn.Module) -> None:
+    """Put the divided weights back in their modules, also those that a forward without a backward pass left whole."""
+    for module in model.modules():
+        if callable(put_back := getattr(module, "reshard", None)):
+            put_back()
+
+
 def put(weight: Tensor, values: Tensor) -> None:
     """Overwrite a weight with the whole of its values; each process keeps its part."""
     if hasattr(weight, "full_tensor"):
@@ -76,6 +83,7 @@ def whole_weights(model: nn.Module, *, kept: bool = True, put_back: bool = False
         kept: whether this process needs them; otherwise it only sends its parts to those that do.
         put_back: write the whole weights into their parts afterwards; they were changed alike on each process.
     """
+    reshard(model)
     places: list[tuple[dict[str, Any], str, Any]] = []
     seen: dict[int, nn.Parameter] = {}
     try:

@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 
 from staytrue.config.recipe import Stop
 from staytrue.errors import TrainingError
-from staytrue.modeling.sharded import put, whole
+from staytrue.modeling.sharded import put, reshard, whole
 from staytrue.runs.stop_signals import StopSignal
 from staytrue.utils import processes
 from staytrue.utils.files import append_row
@@ -145,4 +145,5 @@ class EarlyStop(_KeepsGood):
 
 
 def _trained(model: Any) -> dict[str, torch.Tensor]:
+    reshard(model)  # after a validation some weights are whole copies of the divided ones
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
