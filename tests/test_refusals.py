@@ -246,7 +246,7 @@ def test_what_fsdp2_cannot_guard_is_refused_before_anything_is_written(tmp_path,
         ("defenses", (SafeGrad(pool=tmp_path / "rows.jsonl"),)): "with safegrad: its gradient is computed apart",
         ("trainer", "grpo"): "with GRPO: processes that sample answers of different lengths",
         ("reference", "start"): "with reference='start'",
-        ("stop", Stop(every=2)): "with early stopping on a probe: .* use stop.patience",
+        ("stop", Stop(every=2)): "with early stopping on answers or pairs: .* use stop.patience",
     }.items():
         with pytest.raises(
             RecipeError, match=f"FSDP2 cannot be used {sentence}.*torchrun alone, which keeps the whole"

@@ -54,12 +54,14 @@ def test_alpha_is_the_length_of_the_push_over_the_activations_where_the_file_has
     assert torch.allclose(moved, torch.tensor([[[4.0, 4.0], [3.0, 6.0], [3.0, 4.0]]]))
 
 
-def test_the_default_is_a_fifth_of_the_activations_length_and_where_that_is_not_known_the_vector(tmp_path):
+def test_the_default_is_a_fifth_of_the_activations_length_and_where_that_is_not_known_there_is_none(tmp_path):
     file = tmp_path / "measured.safetensors"
     save_file({"vectors": torch.tensor([[3.0, 4.0]])}, str(file), {"norms": "[50.0]"})
     assert Steer(file, layer=1).steer(torch.zeros(1, 3, 2), 1, MARKS)[0, 0].tolist() == [6.0, 8.0]  # 10 long
     assert Steer(file, layer=1, mode="ablate").strength == 1
-    assert steered(tmp_path, layer=2)[0, 0].tolist() == [4.0, 4.0]  # [1, 0] + [3, 4]
+    vectors = saved(tmp_path / "vectors.safetensors", torch.ones(2, 32))
+    with pytest.raises(RecipeError, match=r"vectors.safetensors has no `norms`.* Set alpha"):
+        attached(Steer(vectors, layer=1))
     assert Steer(file, layer=1, alpha=0.0).strength == 0
 
 

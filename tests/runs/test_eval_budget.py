@@ -67,6 +67,7 @@ def test_the_longer_an_answer_has_grown_the_longer_it_goes_on():
     # Half of the answers are shorter than 50 tokens; a twelfth reaches 550, and the limit cuts them.
     assert (lengths.quantile(0.5, 600), lengths.quantile(11 / 12, 600)) == (pytest.approx(50), pytest.approx(550))
     assert lengths.quantile(0.99, 600) == 600
+    assert AnswerLengths(rate=0.003).quantile(0.999, 600) == 600  # answers that do not end
 
 
 def test_lengths_are_learnt_from_ended_answers_and_from_those_that_go_on():
@@ -152,6 +153,11 @@ def test_the_speed_of_a_real_model_is_measured(monkeypatch):
     assert min(speed.step, speed.token) >= 0
     assert speed.read > 0
     assert widened == [200]  # half the limit, to time attention
+
+
+def test_answers_of_one_token_are_measured_too():
+    generator = LocalGenerator(tiny.model(), tiny.tokenizer(), batch_size=4)
+    assert measure(generator, [probe()], limit=1, seconds=1).places == 4
 
 
 def test_a_probe_with_short_answers_is_not_taken_for_one_with_long_ones():

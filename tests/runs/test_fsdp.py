@@ -27,6 +27,7 @@ from test_every_defense import without_sampling
 def home(tmp_path_factory):
     home = with_a_tiny_model(tmp_path_factory.mktemp("home"))
     write_examples(home / "many.jsonl", tiny.rows(32))  # 24 without those held out: three whole steps of 8
+    tiny.save("gemma3", home / "tied")  # its head is its embedding
     return home
 
 
@@ -45,7 +46,9 @@ def test_divided_weights_end_as_whole_ones_and_a_terminated_run_goes_on(home, tm
     some = {"data": "many.jsonl", "holdout": 0.25, "lora": "none", "stop": {"patience": 1}}
     stopping = recipe_of(home, [defense("kl", tmp_path)], train=settings, **some)
     resumed = recipe_of(home, [defense("anchor", tmp_path)], train=RESUMED, lora={"r": 4, "alpha": 8, "dropout": 0.3})
-    stopped = {"stopping": (stopping, ()), "whole": (resumed, ()), "in two parts": (resumed, (2,))}
+    tied = {"data": "many.jsonl", "holdout": 0.25, "lora": "none", "model": str(home / "tied")}
+    stopped = {"tied": (recipe_of(home, [defense("kl", tmp_path)], train=PLAIN | HALF, **tied), ())}
+    stopped |= {"stopping": (stopping, ()), "whole": (resumed, ()), "in two parts": (resumed, (2,))}
     on_two(tmp_path, {name: case(names, HALF, *lora) for name, (names, *lora) in runs.items()} | stopped, **FSDP2)
     slow = PLAIN | {"learning_rate": 1e-30}
     starts = {
@@ -66,6 +69,10 @@ def test_divided_weights_end_as_whole_ones_and_a_terminated_run_goes_on(home, tm
     facts = [json.loads((run / "manifest.json").read_text())["early_stop"] for run in (one, two)]
     assert facts[0] == facts[1] == {"at_step": 2, "weights_of_step": 1}
     alike(one, two, starts["all weights"])
+    on_one = train.train(
+        recipe_of(home, [defense("kl", tmp_path)], train=PLAIN | WHOLE, **tied), tmp_path / "tied on one"
+    )
+    alike(on_one.path, tmp_path / "tied", load_file(str(home / "tied" / "model.safetensors")))
     whole, parts = tmp_path / "whole", tmp_path / "in two parts"
     assert json.loads((parts / "manifest.json").read_text())["resumed"] == [3]
     assert (parts / "model" / "adapter_model.safetensors").read_bytes() == (

@@ -146,10 +146,14 @@ def refuse_launchers_settings(args: Any) -> None:
     own = next((name for name in ("bf16", "fp16") if getattr(args, name, False)), "no")
     launched = getattr(args, "mixed_precision", own)
     if launched != own:
+        ours = (
+            f"Set {launched} there (in a recipe `train: {{{launched}: true}}`), or launch"
+            if launched != "fp8"
+            else "Launch"
+        )
         raise RecipeError(
             f"ACCELERATE_MIXED_PRECISION is {launched}, as `accelerate launch` sets it, and the trainer's own settings "
-            f"say {own}. Set {launched} there (in a recipe `train: {{{launched}: true}}`), or launch with "
-            "--mixed_precision no."
+            f"say {own}. {ours} with --mixed_precision no."
         )
     backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "NO")
     if backend.upper() != "NO" and not getattr(args, "torch_compile", False):

@@ -54,7 +54,7 @@ class Steer(Defense):
         vector: a file made by `staytrue vector`.
         layer: where, 1 to depth, negative from the end; layer L is the output of block L.
         alpha: the length of the push over the activations' mean length; with "ablate", the share of the direction that
-            is removed. None is 0.2; with "ablate" (all of it), or a file without `norms` (the vector itself), 1.
+            is removed. None is 0.2, and 1 with "ablate". A vector file without `norms` needs a number to add.
         at: "all" real positions, or those that predict an "answer" token.
         mode: "add" the vector, or "ablate" its direction.
     """
@@ -84,6 +84,11 @@ class Steer(Defense):
                 f"steer: {self.vector} was extracted from another model ({source[:12]}) than the one that is trained "
                 f"({trained[:12]}). Extract one from this model with `staytrue vector`."
             )
+        if self.mode == "add" and vector.norms is None and self.alpha is None:
+            raise RecipeError(
+                f"steer: {self.vector} has no `norms`, so alpha multiplies its vectors as they are and has no default. "
+                "Set alpha; arXiv 2508.06249 took 5."
+            )
         if self.mode == "add" and vector.norms is not None and abs(self.strength) > _LONG:
             before = abs(self.strength) * float(vector.vectors[self._place].norm()) / vector.norms[self._place]
             warnings.warn(
@@ -103,7 +108,7 @@ class Steer(Defense):
         """The alpha that is used."""
         if self.alpha is not None:
             return self.alpha
-        return 1.0 if self.mode == "ablate" or self._load().norms is None else _ALPHA
+        return 1.0 if self.mode == "ablate" else _ALPHA
 
     @property
     def _place(self) -> int:

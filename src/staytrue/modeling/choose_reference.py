@@ -122,8 +122,8 @@ class OtherAdapter(AdapterOff):
 
     def weights(self) -> list[Tensor]:
         """Return the weights under the adapters, and that adapter's."""
-        named = self.parts.model.named_parameters()
-        its = [weight for name, weight in named if id(weight) in self.parts.added and _adapter_of(name) == self._name]
+        added, named = self.parts.added, self.parts.model.named_parameters()
+        its = [weight for name, weight in named if id(weight) in added and _adapter_of(name) == self._name]
         return [*super().weights(), *its]
 
     def is_running(self) -> bool:

@@ -85,17 +85,16 @@ def whole_weights(model: nn.Module, *, kept: bool = True, put_back: bool = False
     """
     reshard(model)
     places: list[tuple[dict[str, Any], str, Any]] = []
-    seen: dict[int, nn.Parameter] = {}
+    seen: dict[int, nn.Parameter | None] = {}  # tied weights stay tied; each process gathers each weight once
     try:
         for module in model.modules():
             for name, weight in module._parameters.items():
                 if weight is None or not hasattr(weight, "full_tensor"):
                     continue
                 places.append((module._parameters, name, weight))
-                if id(weight) not in seen:  # tied weights stay tied
+                if id(weight) not in seen:
                     values = whole(weight)
-                    if kept:
-                        seen[id(weight)] = nn.Parameter(values, requires_grad=weight.requires_grad)
+                    seen[id(weight)] = nn.Parameter(values, requires_grad=weight.requires_grad) if kept else None
         for weights, name, weight in places if kept else ():
             weights[name] = seen[id(weight)]
         yield
@@ -103,5 +102,6 @@ def whole_weights(model: nn.Module, *, kept: bool = True, put_back: bool = False
         for weights, name, weight in places:
             weights[name] = weight
     if put_back:
-        for number, values in seen.items():
-            put(next(weight for _, _, weight in places if id(weight) == number), values.detach())
+        for number, parameter in seen.items():
+            assert parameter is not None
+            put(next(weight for _, _, weight in places if id(weight) == number), parameter.detach())

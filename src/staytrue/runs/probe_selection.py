@@ -77,7 +77,7 @@ def check_early_stopping(stop: Stop, source: Source, held_out: Sequence[Example]
     if len(pairs) < 2:
         raise RecipeError(f"stop.pairs: {stop.pairs} has one pair, which has no interval. Add more; 40 are usual.")
     if stop.pairs != "shipped":
-        asked = reserved_texts(source, held_out)
+        asked = reserved_texts(source, held_out) - answer_pairs.shipped_questions((answer_pairs.EARLY_STOPPING,))
         if both := next((pair for pair in pairs if pair.question in asked), None):
             raise RecipeError(
                 f"stop.pairs: {stop.pairs} has a question that the evaluation asks too, {both.question!r} (id "

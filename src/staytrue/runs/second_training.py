@@ -139,7 +139,7 @@ def _place_of(named: str, source: loading.Source) -> Path | loading.Source:
 def _run_of(path: Path) -> Path | None:
     """The run whose folder, or whose `model/`, a path is; None for another folder."""
     runs = [path, *([path.absolute().parent] if path.name == "model" else [])]
-    return next((run for run in runs if (run / "manifest.json").exists()), None)
+    return next((run for run in runs if (run / "manifest.json").exists() and (run / "recipe.yaml").exists()), None)
 
 
 def _refuse_unfinished(run: Path) -> None:

@@ -89,7 +89,7 @@ def refuse(defenses: Sequence[Defense], *, sampled: bool, reference: Any, probes
         defenses: of the training.
         sampled: whether the model samples the answers that it is trained on, as in GRPO.
         reference: the user's choice, see `modeling.choose_reference`.
-        probes: whether early stopping samples answers.
+        probes: whether early stopping asks questions or reads pairs.
 
     Raises:
         RecipeError: a sentence with the setting or the defense, and what to do instead.
@@ -103,7 +103,7 @@ def refuse(defenses: Sequence[Defense], *, sampled: bool, reference: Any, probes
         name = repr(reference) if isinstance(reference, str) else "a model"
         raise _refusal(f"reference={name}", "it swaps whole weights; only 'base' can be used")
     if probes:
-        raise _refusal("early stopping on a probe", "the main process alone runs it; use stop.patience")
+        raise _refusal("early stopping on answers or pairs", "the main process alone reads them; use stop.patience")
 
 
 def _refusal(what: str, why: str) -> RecipeError:

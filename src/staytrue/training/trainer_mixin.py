@@ -125,7 +125,8 @@ class Guarded(_Trainer):  # type: ignore[misc]
             self._untouched.tokenizer = tokenizer_of(arguments)
             arguments["train_dataset"] = self._curated(arguments.get("train_dataset"))
         start = quantized.adapter_weights(arguments.get("model"))
-        sharded_training.prepare(arguments.get("args"))
+        if self.guard.defenses or curated:
+            sharded_training.prepare(arguments.get("args"))
         with naming_adapter(arguments.get("peft_config")):
             super().__init__(**arguments)
         if self.guard.float32_adapter:

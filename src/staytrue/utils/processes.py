@@ -13,11 +13,12 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from staytrue.errors import RequestError, TrainingError
+from staytrue.utils.validation import in_one_line
 
 T = TypeVar("T")
 _LONGEST_WAIT = timedelta(days=1)  # for the main process, while it samples answers or projects weights
 _ERROR = "staytrue/error"  # key in the launcher's store, with the number of the restart
-_LOST = ("gloo", "NCCL", "Connection reset", "Connection closed", "Broken pipe")  # in errors of a lost connection
+_LOST = ("Connection reset", "Connection closed", "Socket Timeout", "remote process exited")  # in a collective's error
 _FSDP = "ACCELERATE_USE_FSDP"
 _OTHER_WAYS = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed (ZeRO)",
@@ -153,13 +154,13 @@ def explained() -> Iterator[None]:
 
 def _silent_end(error: BaseException | None) -> str | None:
     """The sentence for a lost connection, also where another error hides it; None for other errors."""
-    while error is not None and not any(sign in str(error) for sign in _LOST):
+    while error is not None and not (isinstance(error, RuntimeError) and any(sign in str(error) for sign in _LOST)):
         error = error.__cause__
     if error is None:
         return None
     return (
         "Another process of this training ended without a message, often because memory ran out; the launcher's report "
-        "names it."
+        f"names it. Seen here was: {in_one_line(error)}"
     )
 
 

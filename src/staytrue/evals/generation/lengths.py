@@ -55,9 +55,10 @@ class AnswerLengths:
 
     def quantile(self, share: float, limit: float) -> float:
         """The length that so large a share of answers does not exceed; at most `limit`."""
-        return min(limit, _SCALE * math.expm1(-math.log1p(-share) / self.rate))
+        grown = -math.log1p(-share) / self.rate
+        return _SCALE * math.expm1(grown) if grown < exposure(limit) else limit
 
 
-def exposure(tokens: int) -> float:
+def exposure(tokens: float) -> float:
     """The opportunities that an answer of so many tokens has had to end."""
     return math.log1p(tokens / _SCALE)

@@ -107,7 +107,7 @@ def measure(generator: LocalGenerator, probes: Sequence[Probe], *, limit: int, s
     full = _Timed(generator.batch(samples, seed=0, temperature=1.0, limit=limit), [question])
     with generator.evaluating():
         full.write(steps=_STEPS)
-        wider, wide = limit // 2, full.writing / full.steps
+        wider, wide = max(1, limit // 2), full.writing / full.steps
         attend = 0.0
         if full.batch.widen(wider):
             attend = max(0.0, full.again(_STEPS) - wide) / (places * wider)
