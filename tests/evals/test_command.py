@@ -110,7 +110,7 @@ def test_the_whole_of_a_real_models_evaluation(staytrue, model, tmp_path):
 
 def test_two_judges_of_the_same_answers_and_labels_by_hand(staytrue, model, questions, tmp_path):
     with Loopback() as server:
-        assert staytrue("eval", "--model", model, "--probes", questions, "--out", "E")[0] == 0
+        assert staytrue("eval", "--model", model, "--probes", questions, "--samples", 4, "--out", "E")[0] == 0
         answers = (tmp_path / "E" / "answers.jsonl").read_bytes()
         labels = [{"probe": "few", "question": f"q{i}", "index": 0, "misaligned": i % 2 == 0} for i in range(12)]
         (tmp_path / "hand.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labels))
@@ -293,7 +293,7 @@ def test_answers_that_exist_are_judged(staytrue, tmp_path):
 
 
 def test_an_evaluation_is_exported_as_logs(staytrue, model, questions, tmp_path):
-    assert staytrue("eval", "--model", model, "--probes", questions, "--out", "E")[0] == 0
+    assert staytrue("eval", "--model", model, "--probes", questions, "--samples", 4, "--out", "E")[0] == 0
     code, out, errors = staytrue("export", "E", "--out", "logs")
     assert code == 0, errors
     (log,) = (tmp_path / "logs").iterdir()
@@ -503,7 +503,8 @@ def test_answers_of_a_file_take_no_options_of_sampling(staytrue, questions, argu
 def test_answers_do_not_depend_on_the_size_of_the_batch(staytrue, model, questions, tmp_path):
     texts = {}
     for size in (1, 5):
-        named = ("eval", "--model", model, "--out", f"E{size}", "--probes", questions, "--batch-size", size)
+        named = ("eval", "--model", model, "--out", f"E{size}", "--probes", questions, "--samples", 4)
+        named = (*named, "--batch-size", size)
         code, _, errors = staytrue(*named)
         assert code == 0, errors
         rows = read_rows(tmp_path / f"E{size}" / "answers.jsonl")

@@ -145,7 +145,7 @@ def refuse_launchers_settings(args: Any) -> None:
     """
     own = next((name for name in ("bf16", "fp16") if getattr(args, name, False)), "no")
     launched = getattr(args, "mixed_precision", own)
-    if launched != own:
+    if launched not in ("no", own):
         ours = (
             f"Set {launched} there (in a recipe `train: {{{launched}: true}}`), or launch"
             if launched != "fp8"
