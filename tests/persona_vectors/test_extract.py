@@ -169,7 +169,7 @@ def test_the_vector_is_positive_minus_negative_over_the_kept_pairs():
 
 
 class Shown:
-    """Progress that keeps what it was told."""
+    """Progress that records its calls."""
 
     def __init__(self):
         self.lines = []

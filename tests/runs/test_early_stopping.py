@@ -126,7 +126,9 @@ def test_a_resumed_run_compares_with_the_model_before_its_first_step(tmp_path, m
         patched.setattr(PairShift, "measure", lambda self, model: next(measures, None) or interrupt())
         with pytest.raises(KeyboardInterrupt):
             on_a_real_architecture(tmp_path, "parts", stop=stop, train=train)
-    parts = run.resume(tmp_path / "parts")
+    with monkeypatch.context() as patched:
+        patched.setattr(PairShift, "begin", lambda self, model: pytest.fail("the pairs were measured again"))
+        parts = run.resume(tmp_path / "parts")
     assert parts.manifest["resumed"] == [3]
     assert rows_of(parts.path)[-1] == rows_of(whole.path)[-1]
     assert parts.manifest["data"][str(tmp_path / "pairs.jsonl")] == sha256_of(tmp_path / "pairs.jsonl")

@@ -165,7 +165,7 @@ class DryRun:
         whole = (
             f"{self.processes} processes of about {_size(self.memory.total)}"
             if self.processes > 1
-            else (f"about {_size(self.memory.total)}")
+            else f"about {_size(self.memory.total)}"
         )
         text = f"{whole} of this {_place(self.device)}'s {_size(self.available)} at most: {listed}"
         text += "".join(f"; {sentence}" for sentence in self._not_in_memory())
