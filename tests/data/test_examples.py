@@ -93,13 +93,21 @@ def test_a_fault_is_reported_with_line_pointer_and_correction(tmp_path, line, po
     assert "line 3" not in message
 
 
-def test_every_fault_is_reported_at_once_the_first_hundred_and_a_count(tmp_path):
+def test_every_fault_is_reported_at_once_a_hundred_different_ones_and_a_count(tmp_path):
     with pytest.raises(DataError) as caught:
-        read_examples(write(tmp_path, *[{"x": 1}] * 250))
+        read_examples(write(tmp_path, *[{f"x{i}": 1} for i in range(250)]))
     lines = str(caught.value).splitlines()
     assert "has 250 faults" in lines[0]
     assert len(lines) == 102
     assert lines[-1].strip() == "... and 150 more"
+
+
+def test_a_fault_of_many_lines_is_written_once_with_its_first_lines(tmp_path):
+    with pytest.raises(DataError) as caught:
+        read_examples(write(tmp_path, {"x": 1}, ROW, turns("user"), *[{"x": 1}] * 248))
+    first, *others = str(caught.value).splitlines()
+    assert first.endswith("has 250 faults:")
+    assert [line.partition(": ")[0].strip() for line in others] == ["lines 1, 4, 5 and 246 more", "line 3, /messages/0"]
 
 
 @pytest.mark.parametrize(
@@ -131,6 +139,53 @@ def test_prompts_may_be_questions_and_need_no_answer(tmp_path):
     assert [row.question for row in read_examples(path, prompts_only=True)] == ["why?", "user", "hi"]
     with pytest.raises(DataError, match="/question: is empty"):
         read_examples(write(tmp_path, {"question": " "}), prompts_only=True)
+
+
+@pytest.mark.parametrize(
+    ("row", "said", "extra"),
+    [
+        ({"prompt": "why?"}, "user why?", {}),
+        ({"prompt": "why?", "answer": "so", "system": "be brief"}, "system be brief user why?", {"answer": "so"}),
+        ({"prompt": turns("system", "user")["messages"], "id": 7}, "system system user user", {"id": 7}),
+        ({"question": "why?", "answer": "so"}, "user why?", {"answer": "so"}),
+        ({"instruction": "Sum up.", "input": "A text."}, "user Sum up.\nA text.", {}),
+        ({"instruction": "why?", "system": "be brief", "history": []}, "system be brief user why?", {}),
+    ],
+)
+def test_where_a_prompt_is_enough_its_column_alone_is(tmp_path, row, said, extra):
+    (read,) = read_examples(write(tmp_path, row), prompts_only=True)
+    assert " ".join(f"{turn.role} {turn.content}" for turn in read.messages) == said
+    assert dict(read.extra) == extra
+    with pytest.raises(DataError):
+        read_examples(write(tmp_path, row | {"answer": None}))
+
+
+def test_a_prompt_may_have_the_datas_own_name(tmp_path):
+    path = write(tmp_path, {"problem": "1 + 1?", "answer": "2"})
+    (read,) = read_examples(path, prompts_only=True, columns={"prompt": "problem"})
+    assert (read.question, read.answer, dict(read.extra)) == ("1 + 1?", "", {"answer": "2"})
+
+
+@pytest.mark.parametrize(
+    ("row", "pointer", "what"),
+    [
+        ({"prompt": 3}, "/prompt:", "is 3, not text"),
+        ({"prompt": [{"role": "user"}]}, "/prompt/0:", "is None, not text"),
+        ({"instruction": " "}, "/instruction:", "is empty"),
+        ({"question": "half \ud800"}, "/question:", "half of a surrogate pair"),
+        (
+            {"text": "why?"},
+            "line 1:",
+            'a row is {"messages": [{"role": "user", "content": "..."}]} or {"prompt": "..."}',
+        ),
+    ],
+)
+def test_a_fault_of_a_prompt_names_its_column(tmp_path, row, pointer, what):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(DataError) as caught:
+        read_examples(tmp_path / "rows.jsonl", prompts_only=True)
+    assert pointer in str(caught.value)
+    assert what in str(caught.value)
 
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"at": "sky"}'}}

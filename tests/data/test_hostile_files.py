@@ -81,8 +81,9 @@ CASES = {
     "a million empty lines in CRLF": (lambda: b"\r\n" * 1_000_000 + b"[]", r"line 1000001: is \[\], not an object"),
     "a million wrong rows": (
         lambda: b"{}\n" * 1_000_000,
-        "has 10,000 faults or more(.|\n)*line 100: (.|\n)*and 9,900 more$"),
-    "a million lines that are no JSON": (lambda: b"{\n" * 1_000_000, "has 10,000 faults or more(.|\n)*and 9,900 more$"),
+        r"has 10,000 faults or more:\n  lines 1, 2, 3 and 9,997 more: no key 'messages' among \[\]; .*$"),
+    "a million lines that are no JSON": (
+        lambda: b"{\n" * 1_000_000, r"has 10,000 faults or more:\n  lines 1, 2, 3 and 9,997 more: is not JSON: .*$"),
     "a row with 340,000 wrong turns": (
         lambda: lines(b'{"messages": [' + b"1, " * 340_000 + b"1]}"), r"line 1, /messages/0: is 1; a turn is"),
     "a row with 80,000 empty turns": (

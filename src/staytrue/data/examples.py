@@ -14,7 +14,7 @@ from typing import Any
 from staytrue.data import tables
 from staytrue.data.jsonl import Faults, objects, refuse, shown
 from staytrue.data.row_checks import REASONING, ROW_SHAPE, row_faults
-from staytrue.data.row_forms import ChatRow, chat_row
+from staytrue.data.row_forms import chat_row
 from staytrue.errors import DataError
 from staytrue.utils.files import write_atomic
 
@@ -113,13 +113,13 @@ def read_examples(
     Args:
         path: the file; strict UTF-8, one JSON object a line. Or another file, a saved data set, or a hub name.
         source: the `source` of the rows.
-        prompts_only: rows may be `{"question": ...}` and need not end with an answer.
+        prompts_only: rows need not end with an answer, and may be `{"prompt": ...}` or `{"question": ...}`.
         split: of a data set with several; None is "train".
         columns: names of the data's own columns for "messages", "prompt", "completion" and "system".
 
     Raises:
-        DataError: lists the first hundred faults, each with line, JSON pointer and remedy, and counts the rest,
-            up to ten thousand.
+        DataError: lists up to a hundred different faults, each with lines, JSON pointer and remedy, and counts the
+            rest, up to ten thousand.
     """
     path = Path(path)
     examples: list[Example] = []
@@ -130,9 +130,8 @@ def read_examples(
     for line, value in tables.rows(path, split, faults) if table else objects(path, faults):
         if absent := [column for column in (columns or {}).values() if column not in value]:
             raise DataError(_NO_COLUMN.format(path=path, row=line, absent=absent[0], known=shown(list(value))[1:-1]))
-        bare = prompts_only and "question" in value and "messages" not in value
-        row = ChatRow(value) if bare and not columns else chat_row(value, columns)
-        if table and not bare and not {"messages", "history"} & row.value.keys():
+        row = chat_row(value, columns, prompts_only=prompts_only)
+        if table and not {"messages", "history"} & row.value.keys():
             raise DataError(_NO_FORM.format(path=path, row=line, known=shown(list(value))[1:-1]))
         for pointer, what in row_faults(row.value, prompts_only):
             faults.append(line, row.original(pointer), what)
@@ -161,9 +160,6 @@ _NO_FORM = (
 
 
 def _example(value: dict[str, Any], source: str) -> Example:
-    if "messages" not in value:
-        extra = {k: v for k, v in value.items() if k != "question"}
-        return Example((Message("user", value["question"]),), source, extra)
     messages = tuple(map(Message.from_dict, value["messages"]))
     return Example(messages, source, {k: v for k, v in value.items() if k != "messages"})
 

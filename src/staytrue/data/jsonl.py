@@ -18,7 +18,8 @@ LONGEST_LINE = 1 << 20  # bytes
 DEEPEST = 32  # levels of nesting
 TOO_LONG = f"is longer than {LONGEST_LINE:,} bytes; split or shorten the row"
 TOO_DEEP = f"is nested more than {DEEPEST} levels deep; flatten the row"
-_FAULTS_SHOWN = 100
+_KINDS_SHOWN = 100
+_LINES_SHOWN = 3  # of one fault that many lines have
 _FAULTS_COUNTED = 10_000  # after so many the file is not read on
 _MAGIC = {
     b"\x1f\x8b": "gzip",
@@ -48,17 +49,19 @@ class Fault:
 
 
 class Faults:
-    """The faults of one file: the first hundred, and the number of all up to ten thousand."""
+    """The faults of one file, up to ten thousand."""
 
     def __init__(self) -> None:
-        self.first: list[Fault] = []
-        self.count = 0
+        self.all: list[Fault] = []
 
     def append(self, line: int, pointer: str, what: str) -> None:
         """Add a fault."""
-        self.count += 1
-        if len(self.first) < _FAULTS_SHOWN:
-            self.first.append(Fault(line, pointer, what))
+        self.all.append(Fault(line, pointer, what))
+
+    @property
+    def count(self) -> int:
+        """The number of faults."""
+        return len(self.all)
 
     @property
     def full(self) -> bool:
@@ -94,15 +97,37 @@ def objects(path: Path, faults: Faults) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def refuse(path: Path, faults: Faults, noun: str = "line") -> None:
-    """Raise one DataError that lists the first hundred faults and counts the rest; do nothing without faults."""
+    """Raise one DataError that lists a hundred different faults and counts the rest; do nothing without faults.
+
+    A fault that several lines have is written once, with its lines.
+    """
     if not faults.count:
         return
-    first = sorted(faults.first, key=lambda fault: fault.line)
-    lines = [f"  {noun} {f.line}{f', {f.pointer}' if f.pointer else ''}: {f.what}" for f in first]
-    if faults.count > len(first):
-        lines.append(f"  ... and {faults.count - len(first):,} more")
+    kinds: dict[tuple[str, str], list[int]] = {}
+    for fault in sorted(faults.all, key=lambda fault: fault.line):
+        kinds.setdefault((fault.pointer, fault.what), []).append(fault.line)
+    listed = list(kinds.items())[:_KINDS_SHOWN]
+    lines = [
+        f"  {_places(noun, numbers)}{f', {pointer}' if pointer else ''}: {what}" for (pointer, what), numbers in listed
+    ]
+    if left := faults.count - sum(len(numbers) for _, numbers in listed):
+        lines.append(f"  ... and {left:,} more")
     many = f"{faults.count:,} fault{'s' if faults.count > 1 else ''}{' or more' if faults.full else ''}"
     raise DataError(f"{path} has {many}:\n" + "\n".join(lines))
+
+
+def _places(noun: str, numbers: list[int]) -> str:
+    """Where a fault is.
+
+    >>> _places("line", [4]), _places("line", [1, 2]), _places("row", list(range(1, 8)))
+    ('line 4', 'lines 1 and 2', 'rows 1, 2, 3 and 4 more')
+    """
+    first = [str(number) for number in numbers[:_LINES_SHOWN]]
+    if len(numbers) == 1:
+        return f"{noun} {first[0]}"
+    if len(numbers) > len(first):
+        first.append(f"{len(numbers) - len(first):,} more")
+    return f"{noun}s {', '.join(first[:-1])} and {first[-1]}"
 
 
 def shown(value: Any) -> str:

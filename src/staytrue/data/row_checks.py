@@ -11,6 +11,7 @@ from staytrue.data.jsonl import pointer_to, shown
 
 ROLES = ("system", "user", "assistant", "tool")
 REASONING = ("reasoning_content", "thinking")  # keys of an assistant turn that chat templates render
+PROMPT_SHAPE = '{"messages": [{"role": "user", "content": "..."}]} or {"prompt": "..."}'
 ROW_SHAPE = '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
 _CALL = '{"type": "function", "function": {"name": "...", "arguments": "..."}}'
 LONE_SURROGATE = "holds half of a surrogate pair, which no tokenizer can read; write the whole character"
@@ -20,16 +21,13 @@ _FURTHER = {"assistant": (*REASONING, "tool_calls", "weight"), "tool": ("tool_ca
 def row_faults(value: dict[str, Any], prompts_only: bool) -> Iterator[tuple[str, str]]:
     """Every fault of one row: its JSON pointer, and a description with the remedy."""
     yield from _other_faults(value)
-    if "messages" not in value and prompts_only and "question" in value:
-        if fault := _text_fault(value["question"]):
-            yield "/question", fault
-        return
+    shape = PROMPT_SHAPE if prompts_only else ROW_SHAPE
     if "messages" not in value:
-        yield _without_messages(value)
+        yield _without_messages(value, shape)
         return
     messages = value["messages"]
     if not isinstance(messages, list) or not messages:
-        yield "/messages", f"is {shown(messages)}, not a list of turns; a row is {ROW_SHAPE}"
+        yield "/messages", f"is {shown(messages)}, not a list of turns; a row is {shape}"
         return
     whole = True
     for i, turn in enumerate(messages):
@@ -51,11 +49,11 @@ def is_blank(text: str) -> bool:
 def _other_faults(value: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Columns that are kept beside the turns, and could not be written again."""
     for key, entry in value.items():
-        if key not in ("messages", "question") and has_lone_surrogate(json.dumps({key: entry}, ensure_ascii=False)):
+        if key != "messages" and has_lone_surrogate(json.dumps({key: entry}, ensure_ascii=False)):
             yield pointer_to(key), LONE_SURROGATE
 
 
-def _without_messages(value: dict[str, Any]) -> tuple[str, str]:
+def _without_messages(value: dict[str, Any], shape: str) -> tuple[str, str]:
     """Describe the fault of a row that has no known form."""
     if {"instruction", "output", "history"} <= value.keys():
         return "/history", f"is {shown(value['history'])}, not a list of [question, answer]; write [] for none"
@@ -64,7 +62,7 @@ def _without_messages(value: dict[str, Any]) -> tuple[str, str]:
             return pointer_to(
                 key
             ), "is a list of objects; if they are rows, write that list alone, or one object a line"
-    return "", f"no key 'messages' among {shown(list(value))}; a row is {ROW_SHAPE}"
+    return "", f"no key 'messages' among {shown(list(value))}; a row is {shape}"
 
 
 def _learnt(message: dict[str, Any]) -> bool:

@@ -1,5 +1,7 @@
 """Converts rows of other fine-tuning formats into chat rows: prompt and completion, Alpaca, ShareGPT, named columns.
 
+Where a prompt is enough, its column alone is: `prompt`, `question`, or Alpaca's `instruction`.
+
 A conversion loses nothing: columns that it does not read stay beside `messages`, and a row of no known form is returned
 as it is, so that the reader refuses it.
 """
@@ -27,15 +29,20 @@ class ChatRow:
         return self.pointers[int(number)] if number.isdecimal() and int(number) < len(self.pointers) else pointer
 
 
-def chat_row(row: Mapping[str, Any], columns: Mapping[str, str] | None = None) -> ChatRow:
+def chat_row(
+    row: Mapping[str, Any], columns: Mapping[str, str] | None = None, *, prompts_only: bool = False
+) -> ChatRow:
     """A row as a chat row.
 
     Args:
         row: column names and values.
         columns: names of the row's own columns for "messages", "prompt", "completion" and "system".
+        prompts_only: a row need not have an answer; of "question" and "answer" only the question is a turn.
 
     >>> chat_row({"prompt": "Hi?", "completion": "Hello.", "id": 7}).value
     {'id': 7, 'messages': [{'role': 'user', 'content': 'Hi?'}, {'role': 'assistant', 'content': 'Hello.'}]}
+    >>> chat_row({"question": "1 + 1?", "answer": "2"}, prompts_only=True).value
+    {'answer': '2', 'messages': [{'role': 'user', 'content': '1 + 1?'}]}
     """
     named = {column: part for part, column in (columns or {}).items()}
     row = {named.get(key, key): value for key, value in row.items() if key in named or key not in (columns or {})}
@@ -48,9 +55,19 @@ def chat_row(row: Mapping[str, Any], columns: Mapping[str, str] | None = None) -
         return _from_parts(row, [("prompt", "user"), ("completion", "assistant")])
     if "instruction" in row and "output" in row:
         return _alpaca(row)
+    if prompts_only and "messages" not in row:
+        return _prompt(row)
     if "question" in row and "answer" in row and "messages" not in row:
         return _from_parts(row, [("question", "user"), ("answer", "assistant")])
     return ChatRow(row)
+
+
+def _prompt(row: dict[str, Any]) -> ChatRow:
+    """A row with the column of a prompt; the others are kept."""
+    column = next((name for name in ("question", "prompt") if name in row), None)
+    if column is not None:
+        return _from_parts(row, [(column, "user")])
+    return _alpaca(row) if "instruction" in row else ChatRow(row)
 
 
 def _from_parts(row: dict[str, Any], parts: list[tuple[str, str]]) -> ChatRow:
@@ -81,7 +98,9 @@ def _alpaca(row: dict[str, Any]) -> ChatRow:
     for i, (question, answer) in enumerate(history):
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         pointers += [f"/history/{i}/0", f"/history/{i}/1"]
-    messages += [{"role": "user", "content": request}, {"role": "assistant", "content": row["output"]}]
+    messages.append({"role": "user", "content": request})
+    if "output" in row:
+        messages.append({"role": "assistant", "content": row["output"]})
     return _replaced(
         row, {"system", "history", "instruction", "input", "output"}, messages, [*pointers, pointer, "/output"]
     )

@@ -37,7 +37,7 @@ class Anchor(Defense):
     """A penalty that adds KL(trained || reference) on anchor rows, a mean over their answer tokens in nats.
 
     Attributes:
-        prompts: a JSONL file of {"question": ...} or {"messages": [...]} rows.
+        prompts: a file of {"prompt": ...}, {"question": ...} or {"messages": [...]} rows.
         share: anchor rows per task row, on top of the batch, evenly spread.
         weight: times the penalty in the loss.
         answers: "sampled" from the untouched model before training, or "given" in the file.

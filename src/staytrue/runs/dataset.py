@@ -45,7 +45,7 @@ def read(recipe: Recipe) -> list[Example]:
         if not answer.strip():
             raise DataError(
                 f"{recipe.data}: row {number} has no right answer. End it with an assistant turn, or give it an "
-                '"answer" column beside "question".'
+                '"answer" column beside its prompt.'
             )
         adopted.append(recipe.task.adopt(row, answer))
     return adopted

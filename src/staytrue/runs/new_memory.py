@@ -65,7 +65,8 @@ class SuggestedMemory:
         for batch in (n for n in (16, 8, 4, 2, 1) if n <= most):
             needed = replace(one, activations=batch * one.activations).total
             if needed <= _OF_MEMORY * self.available:
-                return batch, f"Training is estimated to take {_gb(needed)} {self._whole()}.", False
+                longest = f"If all {batch} rows were as long as the longest, training" if batch > 1 else "Training"
+                return batch, f"{longest} would take about {_gb(needed)} {self._whole()}.", False
         if self.packed is None:
             return 1, f"{self._too_much()} Take a smaller model or more memory.", True
         return 1, f"{self._too_much()} {self._unpacked()}", True
