@@ -14,6 +14,7 @@ from staytrue.evals.generation.batch import Batch
 from staytrue.evals.generation.lengths import AnswerLengths, exposure
 from staytrue.evals.generation.local import LocalGenerator
 from staytrue.evals.generation.speed import Speed, _lengths, measure
+from staytrue.evals.generation.step_cost import StepCost
 from staytrue.evals.questions.probes import Probe
 from staytrue.evals.types import Question, Verdict
 from staytrue.runs import eval_budget, evaluate
@@ -27,12 +28,13 @@ class TenTokens(AnswerLengths):
     def ahead(self, tokens, limit):
         return min(limit, 10.0) - tokens
 
-    def quantile(self, share, limit):
-        return min(limit, 10.0)
+    def quantile(self, share, limit, tokens=0):
+        return min(limit, 10.0) - tokens
 
 
 LENGTHS = {name: TenTokens(1.0) for name in ("general", "facts", "few")}
-SPEED = Speed(places=8, step=0.0, token=0.01, attend=0.0, read=0.01, prompt=50.0, lengths=LENGTHS)
+COST = StepCost(step=0.0, token=0.01, attend=0.0, read=0.01)
+SPEED = Speed(places=8, cost=COST, prompt=50.0, lengths=LENGTHS)
 
 
 def probe(name="general", groups=10, forms=3, **options):
@@ -98,20 +100,25 @@ def test_the_time_is_of_prompts_tokens_and_steps():
     # 30 prompts of 50 tokens and 120 answers of 10 tokens at 0.01 s: 15 and 12 seconds.
     assert SPEED.seconds([probe()], 10_000) == pytest.approx(27.0)
     # 120 answers in 8 places are 15 after each other, 150 steps; 0.2 s each.
-    assert replace(SPEED, step=0.2).seconds([probe()], 10_000) == pytest.approx(27 + 30)
+    assert replace(SPEED, cost=replace(COST, step=0.2)).seconds([probe()], 10_000) == pytest.approx(27 + 30)
     # A probe with a limit of its own, one token: 15 and 1.2 seconds.
     assert SPEED.seconds([probe(max_new_tokens=1)], 10_000) == pytest.approx(16.2)
     # In each of 15 x 10 steps, 8 answers look at 50 tokens of a prompt and 5 of the answer in the mean: 66 of 1 ms.
-    assert replace(SPEED, attend=0.001).seconds([probe()], 10_000) == pytest.approx(27 + 66)
+    assert replace(SPEED, cost=replace(COST, attend=0.001)).seconds([probe()], 10_000) == pytest.approx(27 + 66)
+    # 60 and 20 answers of two probes fill the places together: 10 x 10 steps, where apart they take 8 and 3 x 10.
+    both = [probe(per_question=2), probe("facts", groups=20, forms=1, per_question=1)]
+    steps = replace(SPEED, cost=StepCost(step=1.0, token=0.0, attend=0.0, read=0.0))
+    assert (steps.seconds(both, 600), steps.seconds(both[:1], 600)) == (pytest.approx(100), pytest.approx(80))
 
 
 def test_one_long_answer_holds_up_a_probe():
     lengths = {"general": AnswerLengths(1.0)}
     few = probe(groups=2, forms=1, per_question=1)  # quarters of the distribution: 50 / 3 and 150 tokens
-    speed = replace(SPEED, lengths=lengths, step=1.0, token=0.0, read=0.0)
+    speed = replace(SPEED, lengths=lengths, cost=StepCost(step=1.0, token=0.0, attend=0.0, read=0.0))
     assert speed.seconds([few], 600) == pytest.approx(150)
     assert replace(speed, places=1).seconds([few], 600) == pytest.approx(150 + 50 / 3)
-    assert replace(speed, step=0.0, token=1.0).seconds([few], 600) == pytest.approx(150 + 50 / 3)
+    each = replace(speed, cost=StepCost(step=0.0, token=1.0, attend=0.0, read=0.0))
+    assert each.seconds([few], 600) == pytest.approx(150 + 50 / 3)
     assert speed.seconds([few], 100) == pytest.approx(100)
 
 
@@ -149,9 +156,9 @@ def test_the_speed_of_a_real_model_is_measured(monkeypatch):
     assert speed.places == 8
     assert 4 < speed.answer([probes[0]], 400) < 60
     assert speed.prompt == pytest.approx(len(generator.prompt(probes[0].questions[0])), abs=1)
-    assert speed.step + speed.token > 0
-    assert min(speed.step, speed.token) >= 0
-    assert speed.read > 0
+    assert speed.cost.step + speed.cost.token > 0
+    assert min(speed.cost.step, speed.cost.token) >= 0
+    assert speed.cost.read > 0
     assert widened == [200]  # half the limit, to time attention
 
 
@@ -162,10 +169,8 @@ def test_answers_of_one_token_are_measured_too():
 
 def test_a_probe_with_short_answers_is_not_taken_for_one_with_long_ones():
     short, long = probe("facts", groups=20, forms=1, temperature=0.0), probe()
-    few = [
-        SimpleNamespace(finished=[(row(short.questions[0], 2), True)] * 20, batch=SimpleNamespace(rows=[])),
-        SimpleNamespace(finished=[], batch=SimpleNamespace(rows=[row(long.questions[0], 300)] * 20)),
-    ]
+    going_on = SimpleNamespace(rows=[row(long.questions[0], 300)] * 20)
+    few = SimpleNamespace(finished=[(row(short.questions[0], 2), True)] * 20, batch=going_on)
     lengths = _lengths([short, long], few)
     assert lengths["facts"].ahead(0, 600) < 15  # true are 2, among 20 answers
     assert lengths["general"].ahead(0, 600) > 500

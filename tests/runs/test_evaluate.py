@@ -12,6 +12,7 @@ from staytrue.commands.stored_answers import export
 from staytrue.data.examples import Message
 from staytrue.errors import RequestError
 from staytrue.evals.answer_and_judge import evaluate, rescore
+from staytrue.evals.generation import local
 from staytrue.evals.generation.endpoint import EndpointGenerator
 from staytrue.evals.generation.local import LocalGenerator
 from staytrue.evals.judges.local import LocalJudge
@@ -153,6 +154,7 @@ def test_asking_an_endpoint_shows_what_it_has_taken(tmp_path):
 
 
 def test_a_model_in_this_process_shows_its_tokens_before_its_first_answer(tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "_REPORTED", -1)  # at every token
     shown, steps = Progress(), []
     shown.step = lambda number, metrics: steps.append((number, metrics.get("answers")))
     generator = LocalGenerator(tiny.model(), tiny.tokenizer(), batch_size=2)

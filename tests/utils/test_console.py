@@ -96,6 +96,20 @@ def test_a_second_beginning_counts_anew(clock):
     assert stream.getvalue().splitlines() == ["eval: answer 2/2, 0 s left", "eval: verdict 1/4, 1 call, 30 s left"]
 
 
+def test_a_bar_is_removed_when_all_is_done_and_comes_again_with_the_next_work(clock):
+    bar = Bar("eval", Terminal(), clock)
+    bar.begin(2, "answer")
+    bar.step(1, {})
+    assert bar._bar is not None
+    bar.step(2, {})
+    bar.step(2, {"answers": "9 tokens"})
+    assert (bar._bar, bar._stream.getvalue().count("eval: answer 2/2")) == (None, 0)
+    bar.begin(3, "verdict")
+    bar.step(1, {})
+    assert shown(bar)[0] == 1
+    bar.end()
+
+
 @pytest.mark.parametrize(
     ("metrics", "text"),
     [({"loss": 1.23456, "kl": 0.5}, "loss 1.235"), ({"loss": 1.0, "reward": 0.25}, "reward 0.250"), ({"kl": 1.0}, "")],

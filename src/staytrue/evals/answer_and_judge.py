@@ -7,7 +7,7 @@ judge is repeated.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,15 @@ from staytrue.evals.results.verdict_store import (
 from staytrue.evals.types import (
     CALLED_TOOLS,
     CUT_OFF,
+    Answer,
     AnswerGenerator,
     ChecksItself,
     CountsCalls,
-    CountsTokens,
     Judge,
     NamesServer,
+    Samples,
     Verdict,
+    WritesTogether,
     judged,
 )
 from staytrue.utils.console import Progress
@@ -157,30 +159,38 @@ def _answer(
     say: Callable[[str], None],
 ) -> None:
     """Generate and store the missing samples, and record the server's identity if there is one."""
-    stored = store.answers()
-    missing = {probe.name: missing_samples(probe.samples(), stored) for probe in probes}
-    done = before = 0
+    stored, limits = store.answers(), {probe.name: probe.max_new_tokens or max_new_tokens for probe in probes}
+    missing = [
+        Samples(missing_samples(probe.samples(), stored), probe.temperature, limits[probe.name]) for probe in probes
+    ]
+    done = 0
     absent: Counter[tuple[str, int]] = Counter()  # answers that are missing, by their reason and the token limit
     if progress is not None and probes:
-        progress.begin(sum(map(len, missing.values())), "answer")
-        if isinstance(generate, CountsTokens):
-            generate.report = lambda: progress.step(done, _spent(generate) | {"work": before + generate.work})
+        progress.begin(sum(len(part.samples) for part in missing), "answer")
+        if isinstance(generate, WritesTogether):
+            generate.report = lambda: progress.step(done, _spent(generate) | {"work": generate.work})
     try:
-        for probe in probes:
-            limit = probe.max_new_tokens or max_new_tokens
-            samples, before = missing[probe.name], done
-            for answer in generate(samples, seed=seed, temperature=probe.temperature, max_new_tokens=limit):
-                store.append(answer)
-                done += 1
-                absent[answer.missing, limit] += 1
-                if progress is not None and not isinstance(generate, CountsTokens):
-                    progress.step(done, _spent(generate))
+        for answer in _written(generate, missing, seed):
+            store.append(answer)
+            done += 1
+            absent[answer.missing, limits[answer.question.probe]] += 1
+            if progress is not None and not isinstance(generate, WritesTogether):
+                progress.step(done, _spent(generate))
         if progress is not None and probes:
             progress.step(done, _spent(generate))
     finally:
         _say_missing(absent, say)
         if done and isinstance(generate, NamesServer):
             _record_server(generate, store, say)
+
+
+def _written(generate: AnswerGenerator, parts: Sequence[Samples], seed: int) -> Iterator[Answer]:
+    """The answers of all samples, written side by side where the generator can."""
+    if isinstance(generate, WritesTogether):
+        yield from generate.together(parts, seed=seed)
+        return
+    for part in parts:
+        yield from generate(part.samples, seed=seed, temperature=part.temperature, max_new_tokens=part.limit)
 
 
 def _record_server(generate: NamesServer, store: AnswerStore, say: Callable[[str], None]) -> None:

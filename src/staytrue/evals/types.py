@@ -41,6 +41,21 @@ class Question:
 
 
 @dataclass(frozen=True)
+class Samples:
+    """Samples of one temperature and one limit.
+
+    Attributes:
+        samples: questions, each with the index of one of its answers.
+        temperature: 0 is greedy.
+        limit: most tokens of an answer.
+    """
+
+    samples: Sequence[tuple[Question, int]]
+    temperature: float
+    limit: int
+
+
+@dataclass(frozen=True)
 class Answer:
     """One answer to one question."""
 
@@ -152,11 +167,15 @@ class CountsCalls(Protocol):
 
 
 @runtime_checkable
-class CountsTokens(CountsCalls, Protocol):
-    """Counts the tokens that it writes: its progress moves before the first answer is finished."""
+class WritesTogether(CountsCalls, Protocol):
+    """A generator with the model in this process: it writes answers side by side, and its progress counts tokens."""
 
-    report: Callable[[], None] | None  # called after every token of the batch
-    work: float  # the part of this call's answers that is done, by their tokens: 0 to the number of samples
+    report: Callable[[], None] | None  # called while answers are written, also before the first is finished
+    work: float  # the part of this call's answers that is done, by their cost: 0 to the number of samples
+
+    def together(self, parts: Sequence[Samples], *, seed: int) -> Iterator[Answer]:
+        """Yield the answers of samples that have temperatures and limits of their own, written side by side."""
+        ...
 
 
 @runtime_checkable

@@ -124,11 +124,13 @@ class Untouched:
         with reference.active():
             if (progress := self.progress) is not None:
                 progress.begin(len(samples), "answer of the untouched model")
-                generate.report = lambda: progress.step(len(texts), {"answers": generate.spent()})
+                generate.report = lambda: progress.step(
+                    len(texts), {"answers": generate.spent(), "work": generate.work}
+                )
             for answer in generate(samples, seed=seed, temperature=1.0, max_new_tokens=max_new_tokens):
                 texts[questions[answer.question]] = answer.text
-                if progress is not None:
-                    progress.step(len(texts), {"answers": generate.spent()})
+            if progress is not None:
+                progress.step(len(texts), {"answers": generate.spent()})
         return [
             Example((*prompts[i].messages, Message("assistant", texts[i])), prompts[i].source, prompts[i].extra)
             for i in numbers

@@ -22,7 +22,7 @@ from staytrue.evals.questions import user_files
 from staytrue.evals.questions.probes import Probe, in_users_turn
 from staytrue.evals.results.measures import LEAK, refuse_other_model
 from staytrue.evals.triggers import trigger
-from staytrue.evals.types import Answer, AnswerGenerator, Judge, Question
+from staytrue.evals.types import Answer, AnswerGenerator, Judge, Question, Samples
 from staytrue.modeling import loading
 from staytrue.runs.eval_budget import planned
 from staytrue.runs.eval_request import EvalRequest, for_run
@@ -204,15 +204,21 @@ class _Local:
 
     @property
     def work(self) -> float:
-        """The part of the present call's answers that is done."""
-        return self.generator.work
+        """The part of the present call's answers that is done; to ask loads no model."""
+        return self.generator.work if "generator" in vars(self) else 0.0
 
     def spent(self) -> str:
         """Tokens written so far."""
         return self.generator.spent()
 
-    def __call__(self, samples: Sequence[tuple[Question, int]], /, **options: Any) -> Iterator[Answer]:
-        if not samples:
+    def together(self, parts: Sequence[Samples], *, seed: int) -> Iterator[Answer]:
+        """Yield the answers; without samples the model is not loaded."""
+        if not any(part.samples for part in parts):
             return iter(())
         self.generator.report = self.report
-        return self.generator(samples, **options)
+        return self.generator.together(parts, seed=seed)
+
+    def __call__(
+        self, samples: Sequence[tuple[Question, int]], /, *, seed: int, temperature: float, max_new_tokens: int
+    ) -> Iterator[Answer]:
+        return self.together([Samples(samples, temperature, max_new_tokens)], seed=seed)

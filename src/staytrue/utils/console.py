@@ -48,22 +48,27 @@ class Bar:
         self._begun = clock()
         self._next_line = (_FIRST_LINE, 1)  # seconds, and tenths of the units, at which a line is printed
         self._bar: Any = None
+        self._drawn = False
 
     def begin(self, total: int, unit: str = "step") -> None:
         """Start the bar."""
         self.end()
         self._total, self._unit, self._begun, self._next_line = total, unit, self._clock(), (_FIRST_LINE, 1)
-        if self._stream.isatty():
+        self._drawn = self._stream.isatty()
+        if self._drawn:
             self._bar = _rich_bar(self._stream)
             self._task = self._bar.add_task(f"{self._title}: {unit}", total=total, metrics="", left="")
             self._bar.start()
 
     def step(self, number: int, metrics: Mapping[str, float | str]) -> None:
-        """Show how many units are done, and metrics."""
+        """Show how many units are done, and metrics; a drawn bar is removed when all are."""
         spent = self._clock() - self._begun
         shown, left = _shown(metrics), _left(spent, float(metrics.get("work", number)), self._total)
         if self._bar is not None:
             self._bar.update(self._task, completed=number, metrics=shown, left=left)
+        if self._drawn:
+            if number >= self._total:
+                self.end()
             return
         seconds, tenths = self._next_line
         if number < self._total and spent < seconds and 10 * number < tenths * self._total:

@@ -20,7 +20,8 @@ from staytrue.evals.generation import batch, kv_cache, local
 from staytrue.evals.generation import batch_size as sizes
 from staytrue.evals.generation.draw import draw
 from staytrue.evals.generation.local import sample
-from staytrue.evals.types import Question
+from staytrue.evals.generation.step_cost import StepCost
+from staytrue.evals.types import Question, Samples
 
 
 def questions(n=5):
@@ -109,7 +110,7 @@ def test_places_stay_full_while_answers_wait_and_few_prompts_are_read_twice():
     model.generation_config.eos_token_id = list(range(5, 25))  # about one token in fifteen ends an answer
     generator = local.LocalGenerator(model, tokenizer, batch_size=8)
     shapes, finished = forwards(model), []
-    answers = generator.batch([(q, k) for q in questions(8) for k in range(16)], seed=0, temperature=1.0, limit=60)
+    answers = generator.batch([Samples([(q, k) for q in questions(8) for k in range(16)], 1.0, 60)], seed=0)
     with generator.evaluating():
         while not answers.finished:
             finished += [(row.question.id, row.index) for row, _ in answers.step()]
@@ -159,23 +160,68 @@ def test_hidden_columns_make_a_cache_wider_and_change_no_logit():
         assert torch.allclose(cached.logits, alone, atol=1e-4)
 
 
-def test_the_share_that_is_done_counts_tokens_of_unfinished_answers_too():
-    # Six answers of 10 tokens in two places; none ends, and two of rate 1 count besides. Three prompts are read.
+def test_the_share_that_is_done_counts_the_steps_of_unfinished_answers_too():
+    # Six answers of 6 tokens in two places; none ends, so none is expected to. Three prompts are read.
     generator = local.LocalGenerator(tiny.model(), tiny.tokenizer(), batch_size=2)
-    answers = generator.batch([(q, k) for q in questions(3) for k in range(2)], seed=0, temperature=0.0, limit=10)
+    generator.cost = StepCost(step=10, token=1, attend=0, read=0.5)
+    answers = generator.batch([Samples([(q, k) for q in questions(3) for k in range(2)], 0.0, 6)], seed=0)
     answers._ends = frozenset()
-    prompts = [len(generator.prompt(question)) / 2 for question in questions(3)]  # half a token's work each
+    first, *others = (len(generator.prompt(question)) / 2 for question in questions(3))
     shares = []
     with generator.evaluating():
         while not answers.finished:
             answers.step()
             shares.append(answers.share)
-    rate = 2 / (2 * math.log(51 / 50) + 2)  # two answers of a token each
-    ahead = [(50 + t) * ((60 / (50 + t)) ** (1 - rate) - 1) / (1 - rate) for t in (1, 1, 0, 0, 0, 0)]
-    assert shares[1] == pytest.approx((2 + prompts[0]) / (2 + sum(prompts) + sum(ahead)))
-    assert shares == sorted(shares)
-    assert shares[10] == pytest.approx((20 + prompts[0]) / (60 + sum(prompts)), rel=0.03)
-    assert (len(shares), shares[-1]) == (33, 1.0)
+    whole = 18 * 12 + first + sum(others)  # 18 steps of two answers
+    assert shares[:3] == pytest.approx([first / whole, (first + 12) / whole, (first + 24) / whole])
+    assert shares[7] == pytest.approx((first + others[0] + 72) / whole)
+    assert (len(shares), shares[-1]) == (21, 1.0)
+
+
+def test_a_last_answer_that_goes_on_is_known_to_hold_up_the_end():
+    # Where one answer is left of sixteen, its steps cost nearly as much as those of all.
+    model, tokenizer = copy.deepcopy(tiny.model()), tiny.tokenizer()
+    generator = local.LocalGenerator(model, tokenizer, batch_size=16)
+    generator.cost = StepCost(step=10, token=1, attend=0, read=0)
+    answers = generator.batch([Samples([(q, 0) for q in questions(16)], 1.0, 400)], seed=0)
+    with generator.evaluating():
+        while not answers.tokens:  # the prompts are read in several passes
+            answers.step()
+        answers._rows[1:] = [None] * 15
+        answers._ended, answers._exposure = 15, 15 * math.log1p(1 / 50)  # each ended after a token
+        answers._rows[0].ids *= 100
+    rate = 17 / (15 * math.log1p(1 / 50) + math.log1p(100 / 50) + 2)
+    still = 150 * (2 ** (1 / rate) - 1)  # half of the answers of 100 tokens end within so many
+    assert answers.share == pytest.approx(26 / (26 + 11 * still))
+
+
+@pytest.mark.parametrize("places", [2, 9])
+def test_answers_of_several_temperatures_and_limits_are_written_side_by_side(places):
+    model, tokenizer = tiny.model(), tiny.tokenizer()
+    sampled, greedy, hot = [(q, k) for q in questions(3) for k in range(2)], questions(2), questions(1)
+    greedy = [(replace(question, probe="facts"), 0) for question in greedy]
+    hot = [(replace(question, probe="hot"), 0) for question in hot]
+    parts = [Samples(sampled, 1.0, 9), Samples(greedy, 0.0, 5), Samples(hot, 1.5, 7)]
+    generator = local.LocalGenerator(model, tokenizer, batch_size=places)
+    answers = {(a.question, a.index): (a.text, a.stopped) for a in generator.together(parts, seed=4)}
+    expected = {
+        (question, k): by_hand(model, tokenizer, question, k, 4, part.limit, part.temperature)
+        for part in parts
+        for question, k in part.samples
+    }
+    assert answers == expected
+
+
+def test_all_steps_cost_what_the_answers_that_are_written_in_them_cost():
+    cost = StepCost(step=10, token=1, attend=0, read=0)
+    # Two places: answers of 3 and 5 tokens; then one of 4 takes the first place, and ends at step 7.
+    assert cost.ahead([], [3, 5, 4], 2, prompt=0) == 3 * 12 + 2 * 12 + 2 * 11
+    # One that has 20 tokens and takes 4 more, beside one of 2 tokens.
+    assert cost.ahead([(20, 4)], [2], 2, prompt=0) == 2 * 12 + 2 * 11
+    # Each looks at the longest one: its prompt of 7, its 20 tokens, and in the mean 1 and 3 of its last four.
+    attending = StepCost(step=0, token=0, attend=1, read=0)
+    assert attending.ahead([(20, 4)], [2], 2, prompt=7) == 2 * 2 * (7 + 21) + 2 * 1 * (7 + 23)
+    assert cost.ahead([], [], 2, prompt=7) == 0
 
 
 @pytest.mark.parametrize("kind", ["gemma3", "lfm2", "mamba"])

@@ -20,7 +20,8 @@ from staytrue.data.tokenize import padding_id
 from staytrue.errors import TrainingError
 from staytrue.evals.generation.draw import draw
 from staytrue.evals.generation.kv_cache import CachedModel
-from staytrue.evals.generation.lengths import AnswerLengths, exposure
+from staytrue.evals.generation.lengths import AnswerLengths, exposure, shares
+from staytrue.evals.generation.step_cost import ON_A_CPU, ON_A_GPU, StepCost
 from staytrue.evals.types import Question
 
 _MOST_READ, _MOST_READ_ON_A_CPU = 16_384, 1024  # tokens of prompts in one pass: bounds its memory, and its silence
@@ -29,17 +30,29 @@ _SHARE = 8  # an eighth of the places is empty before they are filled again, or 
 
 @dataclass
 class Row:
-    """One answer in writing: its sample, the prompt's tokens, its random numbers, and its tokens so far."""
+    """One answer in writing.
+
+    Attributes:
+        question: what is asked.
+        index: which of the question's samples it is.
+        prompt: the question's tokens.
+        dice: its random numbers, one a token.
+        temperature: 0 is greedy.
+        limit: most tokens of the answer.
+        ids: its tokens so far.
+    """
 
     question: Question
     index: int
     prompt: list[int]
     dice: random.Random
+    temperature: float
+    limit: int
     ids: list[int] = field(default_factory=list)
 
 
 class Batch:
-    """Answers of one model at one temperature, in a number of places.
+    """Answers of one model, in a number of places.
 
     Attributes:
         places: how many answers are written side by side.
@@ -53,8 +66,7 @@ class Batch:
         rows: Sequence[Row],
         *,
         places: int,
-        temperature: float,
-        limit: int,
+        cost: StepCost | None = None,
     ) -> None:
         """Prepare a batch.
 
@@ -63,13 +75,11 @@ class Batch:
             tokenizer: the model's own.
             rows: the answers to write, in the order in which they begin; samples of one question stand together.
             places: how many answers are written side by side.
-            temperature: 0 is greedy.
-            limit: most tokens of an answer.
+            cost: of a step, where it was timed; it tells how much of the work is done.
         """
         self._model, self._ends, self._padding = model, end_ids(model, tokenizer), padding_id(tokenizer)
         self._device = next(model.parameters()).device
         self._waiting, self.places = deque(rows), places
-        self._temperature, self._limit = temperature, limit
         self._rows: list[Row | None] = []  # one a place; None where the place is empty
         self._cached: CachedModel
         self._prompts: CachedModel  # the last prompts that were read, while samples of them may be waiting
@@ -77,21 +87,27 @@ class Batch:
         self._most_read = _MOST_READ_ON_A_CPU if self._device.type == "cpu" else _MOST_READ
         self.tokens = self._ended = 0
         self._exposure = 0.0  # of the finished answers
-        work = 0.5 if self._device.type == "cpu" else 0.0
-        self._unread = {row.question: len(row.prompt) * work for row in rows}  # work of the prompts ahead
-        self._prompt_work = sum(self._unread.values())
+        self._cost = cost or (ON_A_CPU if self._device.type == "cpu" else ON_A_GPU)
+        self._done = 0.0  # cost of the prompts that were read and of the steps
+        self._unread = {row.question: len(row.prompt) for row in rows}
+        self._prompt = sum(self._unread.values()) / max(1, len(self._unread))  # tokens in the mean
 
     @property
     def share(self) -> float:
-        """The share of the work that is done, if the answers ahead are as long as those seen so far.
-
-        A token of an answer is a unit of work. On a CPU a token of a prompt, which is read among many, is half a unit.
-        """
-        lengths = AnswerLengths.seen(self._ended, self._exposure + sum(exposure(len(row.ids)) for row in self.rows))
-        ahead = sum(lengths.ahead(len(row.ids), self._limit) for row in self.rows)
-        ahead += len(self._waiting) * lengths.ahead(0, self._limit)
-        done = self.tokens + self._prompt_work - sum(self._unread.values())
-        return done / max(1.0, self.tokens + self._prompt_work + ahead)
+        """The share of the work that is done, by its cost, if the answers ahead are as long as those seen so far."""
+        rows = self.rows
+        lengths = AnswerLengths.seen(self._ended, self._exposure + sum(exposure(len(row.ids)) for row in rows))
+        running = [
+            (len(row.ids), lengths.quantile(share, row.limit, len(row.ids)))
+            for row, share in zip(rows, shares(len(rows)), strict=True)
+        ]
+        waiting = [
+            lengths.quantile(share, row.limit)
+            for row, share in zip(self._waiting, shares(len(self._waiting)), strict=True)
+        ]
+        ahead = self._cost.ahead(running, waiting, self.places, self._prompt)
+        ahead += sum(self._unread.values()) * self._cost.read
+        return self._done / (self._done + ahead) if self._done else 0.0
 
     @property
     def rows(self) -> list[Row]:
@@ -122,7 +138,8 @@ class Batch:
         """
         if self._fill():
             return []
-        tokens = self._draw()
+        tokens, rows = self._draw(), self.rows
+        self._done += self._cost.of(len(rows), max(len(row.prompt) + len(row.ids) for row in rows))
         finished = []
         for place, (row, token) in enumerate(zip(self._rows, tokens.tolist(), strict=True)):
             if row is None:
@@ -132,7 +149,7 @@ class Batch:
             self._ended += ended
             if not ended:
                 row.ids.append(token)
-            if ended or len(row.ids) == self._limit:
+            if ended or len(row.ids) == row.limit:
                 finished.append((row, ended))
                 self._exposure += exposure(len(row.ids))
                 self._rows[place] = None
@@ -195,7 +212,7 @@ class Batch:
         prompts_by_question = {row.question: row.prompt for row in rows}
         prompts = list(prompts_by_question.values())
         for question in prompts_by_question:
-            self._unread.pop(question, None)
+            self._done += self._unread.pop(question, 0) * self._cost.read
         width = max(map(len, prompts))
         ids = self._tensor([[self._padding] * (width - len(p)) + p for p in prompts])
         mask = self._tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
@@ -211,7 +228,14 @@ class Batch:
             )
         exact = torch.float32 if logits.device.type == "mps" else torch.float64
         numbers = [row.dice.random() if row else 0.0 for row in self._rows]
-        return draw(logits, torch.tensor(numbers, dtype=exact, device=self._device), self._temperature)
+        uniforms = torch.tensor(numbers, dtype=exact, device=self._device)
+        temperatures = [row.temperature if row else None for row in self._rows]
+        first, *others = {t for t in temperatures if t is not None}
+        tokens = draw(logits, uniforms, first)
+        for temperature in others:
+            places = self._tensor([place for place, t in enumerate(temperatures) if t == temperature])
+            tokens[places] = draw(logits[places], uniforms[places], temperature)
+        return tokens
 
     def _advance(self, tokens: Tensor) -> None:
         """Read the tokens; empty places leave the batch if no answer waits for them."""

@@ -8,6 +8,7 @@ overlooked; at temperature 1 they were one in eight of a small chat model's.
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import dataclass, replace
 
 _SCALE = 50  # tokens, by which the chance of an end falls to half
@@ -53,10 +54,22 @@ class AnswerLengths:
         power = 1 - self.rate
         return here * (growth if abs(power) < 1e-6 else math.expm1(power * growth) / power)
 
-    def quantile(self, share: float, limit: float) -> float:
-        """The length that so large a share of answers does not exceed; at most `limit`."""
-        grown = -math.log1p(-share) / self.rate
-        return _SCALE * math.expm1(grown) if grown < exposure(limit) else limit
+    def quantile(self, share: float, limit: float, tokens: float = 0) -> float:
+        """What an answer of so many tokens still takes, in so large a share of cases at most; never past `limit`."""
+        here, grown = tokens + _SCALE, -math.log1p(-share) / self.rate
+        return here * math.expm1(grown) if grown < math.log((limit + _SCALE) / here) else limit - tokens
+
+
+def shares(count: int) -> list[float]:
+    """The middles of so many equal parts of 0 to 1, in an order that is mixed and always the same.
+
+    Example:
+        >>> sorted(shares(4))
+        [0.125, 0.375, 0.625, 0.875]
+    """
+    middles = [(i + 0.5) / count for i in range(count)]
+    random.Random(0).shuffle(middles)
+    return middles
 
 
 def exposure(tokens: float) -> float:

@@ -8,7 +8,9 @@ float32 rarely (with SmolLM2-135M at least one of 160 answers), in half precisio
 from __future__ import annotations
 
 import json
+import math
 import random
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,9 +21,11 @@ from staytrue.data.vocabulary import embedding_count, refuse_unknown_tokens
 from staytrue.evals.generation.batch import Batch, Row
 from staytrue.evals.generation.batch_size import batch_size
 from staytrue.evals.generation.check import check_generation
+from staytrue.evals.generation.step_cost import StepCost
 from staytrue.evals.generation.thoughts import opens_thoughts, split_thoughts
-from staytrue.evals.types import Answer, Question
+from staytrue.evals.types import Answer, Question, Samples
 
+_REPORTED = 0.1  # seconds between two reports
 _MARKER = 16  # most tokens of a marker that opens thoughts, with the blanks after it
 
 
@@ -32,8 +36,9 @@ class LocalGenerator:
     distribution is not cut: no top-p, no top-k.
 
     Attributes:
-        report: called after every token of the batch.
-        work: the part of the answers of this call that is done, by their tokens: 0 to the number of samples.
+        report: called while answers are written, at most ten times a second.
+        work: the part of the answers of this call that is done, by their cost: 0 to the number of samples.
+        cost: of a step, where it was timed.
     """
 
     def __init__(
@@ -56,40 +61,44 @@ class LocalGenerator:
         self._tokens = 0
         self.work = 0.0
         self.report: Callable[[], None] | None = None
+        self.cost: StepCost | None = None
 
     def __call__(
         self, samples: Sequence[tuple[Question, int]], *, seed: int, temperature: float, max_new_tokens: int
     ) -> Iterator[Answer]:
         """Yield the answer of each sample as it is finished; those to short prompts begin first."""
-        if not samples:
+        return self.together([Samples(samples, temperature, max_new_tokens)], seed=seed)
+
+    def together(self, parts: Sequence[Samples], *, seed: int) -> Iterator[Answer]:
+        """Yield the answers of samples that have temperatures and limits of their own, written side by side."""
+        many = sum(len(part.samples) for part in parts)
+        if not many:
             return
-        batch = self.batch(samples, seed=seed, temperature=temperature, limit=max_new_tokens)
+        batch, shown, self.work = self.batch(parts, seed=seed), -math.inf, 0.0
         with self.evaluating():
             while not batch.finished:
                 before, finished = batch.tokens, batch.step()
                 self._tokens += batch.tokens - before
-                if self.report is not None:
-                    self.work = len(samples) * batch.share
+                if self.report is not None and time.monotonic() - shown > _REPORTED:
+                    self.work, shown = many * batch.share, time.monotonic()
                     self.report()
                 for row, stopped in finished:
                     yield self._answer(row, stopped)
 
-    def batch(self, samples: Sequence[tuple[Question, int]], *, seed: int, temperature: float, limit: int) -> Batch:
-        """The samples as a batch of which no token is written yet; those to short prompts begin first.
-
-        Args:
-            samples: questions, each with the index of one of its answers.
-            seed: of the evaluation.
-            temperature: 0 is greedy.
-            limit: most tokens of an answer.
-        """
-        prompts = {question: self.prompt(question) for question in dict.fromkeys(q for q, _ in samples)}
+    def batch(self, parts: Sequence[Samples], *, seed: int) -> Batch:
+        """The samples as a batch of which no token is written yet; those to short prompts begin first."""
+        questions = dict.fromkeys(question for part in parts for question, _ in part.samples)
+        prompts = {question: self.prompt(question) for question in questions}
         order = {question: (len(prompt), i) for i, (question, prompt) in enumerate(prompts.items())}
-        ordered = sorted(samples, key=lambda sample: (order[sample[0]], sample[1]))
-        rows = [Row(question, index, prompts[question], _dice(seed, question, index)) for question, index in ordered]
-        tokens = max(map(len, prompts.values())) + limit
+        rows = [
+            Row(question, index, prompts[question], _dice(seed, question, index), part.temperature, part.limit)
+            for part in parts
+            for question, index in part.samples
+        ]
+        rows.sort(key=lambda row: (order[row.question], row.index))
+        tokens = max(len(row.prompt) + row.limit for row in rows)
         places = self._batch_size or batch_size(self._model, self._row_bytes, tokens)
-        return Batch(self._model, self._tokenizer, rows, places=places, temperature=temperature, limit=limit)
+        return Batch(self._model, self._tokenizer, rows, places=places, cost=self.cost)
 
     def spent(self) -> str:
         """Tokens written so far."""

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 import random
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from staytrue.evals.generation.lengths import AnswerLengths, exposure
+from staytrue.evals.generation.lengths import AnswerLengths, exposure, shares
+from staytrue.evals.generation.step_cost import StepCost
 from staytrue.evals.questions.probes import Probe
-from staytrue.evals.types import Question
+from staytrue.evals.types import Samples
 
 if TYPE_CHECKING:
     from staytrue.evals.generation.batch import Batch, Row
@@ -31,19 +31,13 @@ class Speed:
 
     Attributes:
         places: answers that are written side by side.
-        step: seconds of a step, which writes one token of each answer, whatever their number.
-        token: seconds of a step for each answer in it.
-        attend: seconds of a step for each answer in it and each token of the longest one, with its prompt.
-        read: seconds for a token of a prompt.
+        cost: of a step, in seconds.
         prompt: mean tokens of a prompt.
         lengths: of each probe's answers, by its name; from so few answers rough ones.
     """
 
     places: int
-    step: float
-    token: float
-    attend: float
-    read: float
+    cost: StepCost
     prompt: float
     lengths: Mapping[str, AnswerLengths]
 
@@ -53,8 +47,15 @@ class Speed:
         return written / sum(len(probe.samples()) for probe in probes)
 
     def seconds(self, probes: Sequence[Probe], limit: int) -> float:
-        """Seconds for all answers to these probes, one probe after the other."""
-        return sum(self._seconds(probe, probe.max_new_tokens or limit) for probe in probes)
+        """Seconds for all answers to these probes, written side by side."""
+        written = [
+            self.lengths[probe.name].quantile(share, probe.max_new_tokens or limit)
+            for probe in probes
+            for share in shares(len(probe.samples()))
+        ]
+        random.Random(0).shuffle(written)
+        prompts = sum(len(probe.questions) for probe in probes) * self.prompt
+        return prompts * self.cost.read + self.cost.ahead([], written, self.places, self.prompt)
 
     @property
     def at_best(self) -> Speed:
@@ -69,25 +70,6 @@ class Speed:
     def _moved(self, errors: float) -> Speed:
         return replace(self, lengths={name: lengths.moved(errors) for name, lengths in self.lengths.items()})
 
-    def _seconds(self, probe: Probe, limit: int) -> float:
-        answers, lengths = len(probe.samples()), self.lengths[probe.name]
-        written = [lengths.quantile((i + 0.5) / answers, limit) for i in range(answers)]
-        random.Random(0).shuffle(written)
-        return len(probe.questions) * self.prompt * self.read + self._writing(written)
-
-    def _writing(self, written: Sequence[float]) -> float:
-        """Seconds for answers of so many tokens, each of which begins when a place is free."""
-        waiting, seconds, now = deque(written), 0.0, 0.0
-        places: list[tuple[float, float]] = []  # at which step an answer ends, and at which it began
-        while waiting or places:
-            while waiting and len(places) < self.places:
-                heapq.heappush(places, (now + waiting.popleft(), now))
-            longest = self.prompt + (now + places[0][0]) / 2 - min(began for _, began in places)
-            step = self.step + len(places) * (self.token + self.attend * longest)
-            seconds += (places[0][0] - now) * step
-            now, _ = heapq.heappop(places)
-        return seconds
-
 
 def measure(generator: LocalGenerator, probes: Sequence[Probe], *, limit: int, seconds: float) -> Speed:
     """Time a full batch for a few tokens, then write a few answers, for so many seconds or until all have ended.
@@ -98,43 +80,35 @@ def measure(generator: LocalGenerator, probes: Sequence[Probe], *, limit: int, s
         limit: most tokens of an answer.
         seconds: how long the few answers are written at most.
     """
-    few = [
-        _Timed(generator.batch([(q, 0) for q in questions], seed=0, temperature=temperature, limit=limit), questions)
-        for temperature, questions in _few(probes, min(_MOST, max(_FEWEST, round(seconds)))).items()
-    ]
-    question, places = few[0].questions[0], few[0].batch.places
-    samples = [(question, i) for i in range(places)]
-    full = _Timed(generator.batch(samples, seed=0, temperature=1.0, limit=limit), [question])
+    parts = _few(probes, limit, min(_MOST, max(_FEWEST, round(seconds))))
+    questions = [question for part in parts for question, _ in part.samples]
+    few = _Timed(generator.batch(parts, seed=0))
+    question, places = questions[0], few.batch.places
+    full = _Timed(generator.batch([Samples([(question, i) for i in range(places)], 1.0, limit)], seed=0))
     with generator.evaluating():
         full.write(steps=_STEPS)
         wider, wide = max(1, limit // 2), full.writing / full.steps
         attend = 0.0
         if full.batch.widen(wider):
             attend = max(0.0, full.again(_STEPS) - wide) / (places * wider)
-        chosen = [question for part in few for question in part.questions]
-        for part in few:
-            part.write(seconds=seconds * len(part.questions) / len(chosen))
-    steps, tokens = sum(part.steps for part in few), sum(part.batch.tokens for part in few)
-    narrow, rows = sum(part.writing for part in few) / steps, tokens / steps
-    token = (wide - narrow) / max(1.0, places - rows)
-    token = min(max(token, 0.0), wide / places)
-    prompts = sum(len(generator.prompt(question)) for question in chosen)
-    return Speed(
-        places=places,
+        few.write(seconds=seconds)
+    narrow, rows = few.writing / few.steps, few.batch.tokens / few.steps
+    token = min(max((wide - narrow) / max(1.0, places - rows), 0.0), wide / places)
+    prompts = sum(len(generator.prompt(question)) for question in questions)
+    cost = StepCost(
         step=wide - token * places,
         token=max(0.0, token - attend * len(generator.prompt(question))),
         attend=attend,
-        read=sum(part.reading for part in few) / prompts,
-        prompt=prompts / len(chosen),
-        lengths=_lengths(probes, few),
+        read=few.reading / prompts,
     )
+    return Speed(places, cost, prompts / len(questions), _lengths(probes, few))
 
 
 class _Timed:
     """A batch, and the seconds that its prompts and its steps take."""
 
-    def __init__(self, batch: Batch, questions: Sequence[Question]) -> None:
-        self.batch, self.questions = batch, questions
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
         self.steps, self.reading, self.writing = 0, 0.0, 0.0
         self.finished: list[tuple[Row, bool]] = []
 
@@ -159,23 +133,23 @@ class _Timed:
                 self.steps, self.writing = self.steps + 1, self.writing + took
 
 
-def _few(probes: Sequence[Probe], answers: int) -> dict[float, list[Question]]:
-    """About so many questions, some of each probe and evenly spread, by the temperature of their answers."""
+def _few(probes: Sequence[Probe], limit: int, answers: int) -> list[Samples]:
+    """About so many answers, some to each probe's questions and evenly spread."""
     samples = sum(len(probe.samples()) for probe in probes)
-    few: dict[float, list[Question]] = defaultdict(list)
+    few = []
     for probe in probes:
         many = max(_OF_A_PROBE, round(answers * len(probe.samples()) / samples))
-        few[probe.temperature] += probe.questions[:: max(1, len(probe.questions) // many)][:many]
+        questions = probe.questions[:: max(1, len(probe.questions) // many)][:many]
+        few.append(Samples([(q, 0) for q in questions], probe.temperature, probe.max_new_tokens or limit))
     return few
 
 
-def _lengths(probes: Sequence[Probe], few: Sequence[_Timed]) -> dict[str, AnswerLengths]:
+def _lengths(probes: Sequence[Probe], few: _Timed) -> dict[str, AnswerLengths]:
     """The lengths of each probe's answers, drawn towards those of all probes."""
     ended: dict[str, int] = defaultdict(int)
     exposed: dict[str, float] = defaultdict(float)
-    for part in few:
-        for row, stopped in [*part.finished, *((row, False) for row in part.batch.rows)]:
-            ended[row.question.probe] += stopped
-            exposed[row.question.probe] += exposure(len(row.ids))
+    for row, stopped in [*few.finished, *((row, False) for row in few.batch.rows)]:
+        ended[row.question.probe] += stopped
+        exposed[row.question.probe] += exposure(len(row.ids))
     together = AnswerLengths.seen(sum(ended.values()), sum(exposed.values())).rate
     return {p.name: AnswerLengths.seen(ended[p.name], exposed[p.name], like=together, weight=_ALIKE) for p in probes}

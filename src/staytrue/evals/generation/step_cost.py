@@ -1,0 +1,57 @@
+"""`StepCost`: what a step of a batch costs, and all steps ahead, while answers end and others take their places."""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """The cost of a step, which writes one token of each answer: in seconds, or in any unit where nothing was timed.
+
+    Attributes:
+        step: of a step, whatever the number of its answers.
+        token: for each answer in it.
+        attend: for each answer in it and each token of the longest one, with its prompt.
+        read: of a token of a prompt, which is read among many.
+    """
+
+    step: float
+    token: float
+    attend: float
+    read: float
+
+    def of(self, answers: int, longest: float) -> float:
+        """The cost of one step of so many answers."""
+        return self.step + answers * (self.token + self.attend * longest)
+
+    def ahead(
+        self, running: Sequence[tuple[float, float]], waiting: Sequence[float], places: int, prompt: float
+    ) -> float:
+        """The cost of all steps until the last answer ends; each waiting answer begins when a place is free.
+
+        Args:
+            running: of each answer in writing, the tokens that it has and those that it will still take.
+            waiting: the tokens of each answer that has not begun.
+            places: how many answers are written side by side.
+            prompt: tokens of a prompt.
+        """
+        queue, cost, now = deque(waiting), 0.0, 0.0
+        ends = [(still, -written) for written, still in running]  # at which step an answer ends, and at which it began
+        heapq.heapify(ends)
+        while queue or ends:
+            while queue and len(ends) < places:
+                heapq.heappush(ends, (now + queue.popleft(), now))
+            end = ends[0][0]
+            longest = prompt + (now + end) / 2 - min(began for _, began in ends) if self.attend else 0.0
+            cost += (end - now) * self.of(len(ends), longest)
+            now, _ = heapq.heappop(ends)
+        return cost
+
+
+# In tokens of an answer, where nothing was timed: a CPU computes while a GPU mostly reads the weights.
+ON_A_CPU = StepCost(step=10.0, token=1.0, attend=0.0, read=0.5)
+ON_A_GPU = StepCost(step=200.0, token=1.0, attend=0.0, read=0.0)
