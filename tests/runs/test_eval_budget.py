@@ -138,8 +138,9 @@ def test_a_budget_takes_answers_first_and_then_questions():
         "1 answer to each judged question instead of 4, 15 of 30 general questions, 10 of 20 facts questions"
     )
     assert left_out(counts(probes), counts(probes)) == ""
-    with pytest.raises(RequestError, match=r"A budget of 1 s is too short .* may take 2 s\. Give it more time"):
-        fit(probes, 1, SPEED, 10_000)
+    for seconds, left in ((1, "1 s"), (-40, "0 s")):  # when measuring alone took longer than the budget
+        with pytest.raises(RequestError, match=rf"budget is too short .* {left} are left.* may take 2 s\. Give it more"):
+            fit(probes, seconds, SPEED, 10_000)
 
 
 def test_the_speed_of_a_real_model_is_measured(monkeypatch):

@@ -137,8 +137,9 @@ def fit(probes: Sequence[Probe], seconds: float, speed: Speed, limit: int) -> di
             return choice
     least = speed.at_worst.seconds(fitted(probes, choices[-1]), limit)
     raise RequestError(
-        f"A budget of {duration(seconds)} is too short for this model on this machine: a twentieth of the questions "
-        f"may take {duration(least)}. Give it more time, shorter answers with --max-new-tokens, or fewer --probes."
+        f"The budget is too short for this model on this machine: {duration(max(0.0, seconds))} are left, and a "
+        f"twentieth of the questions may take {duration(least)}. Give it more time, shorter answers with "
+        "--max-new-tokens, or fewer --probes."
     )
 
 
