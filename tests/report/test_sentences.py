@@ -49,7 +49,8 @@ def test_a_defense_that_only_looks_clean_is_ranked_by_what_a_trigger_brings_out(
 def test_a_page_without_triggers_says_that_no_defense_is_known_to_be_safe_there():
     note = "No question here has the shape of the training data"
     assert cautions(numbers())[0].startswith(note)
-    assert cautions([*numbers(), row("kl", 1) | {"triggered": rates(None)}])[0].startswith(note)
+    (unjudged,) = cautions([*numbers(), row("kl", 1) | {"triggered": rates(None)}])
+    assert unjudged.startswith("No answer to a question in the shape of the training data is judged")
     assert cautions([*numbers(), row("kl", 1) | {"triggered": rates(3)}]) == []
     assert cautions(numbers()[:3]) == []  # nothing was defended
     assert cautions([*numbers()[:3], row("my run") | {"defended": False}]) == []

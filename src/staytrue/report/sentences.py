@@ -28,6 +28,16 @@ class _Means:
         return max(self.general, self.triggered or 0.0) + max(0.0, worse) + max(0.0, lost)
 
 
+_UNASKED = (
+    "No question here has the shape of the training data, so no defense is known to be safe there. The probe triggered "
+    "measures it: name it among the probes of a study, or run staytrue eval RUN."
+)
+_UNJUDGED = (
+    "No answer to a question in the shape of the training data is judged, so no defense is known to be safe there. "
+    "staytrue rescore judges the stored answers."
+)
+
+
 def headline(rows: Sequence[Row]) -> str:
     """Write a sentence on the effect of the fine-tune, the best defense, and the cost of that defense.
 
@@ -82,10 +92,7 @@ def cautions(rows: Sequence[Row]) -> list[str]:
     with_defense = [row for row in rows if defended(row["label"]) and row.get("defended", True)]
     notes = []
     if with_defense and not any(judged(row.get("triggered")) for row in with_defense):
-        notes.append(
-            "No question here has the shape of the training data, so no defense is known to be safe there. The probe "
-            "triggered measures it: name it among the probes of a study, or run staytrue eval RUN."
-        )
+        notes.append(_UNJUDGED if any(row.get("triggered") for row in with_defense) else _UNASKED)
     fewest: dict[str, int] = {}
     for row in rows:
         for name, probe in probes(row).items():
