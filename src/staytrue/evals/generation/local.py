@@ -25,7 +25,7 @@ from staytrue.evals.generation.step_cost import StepCost
 from staytrue.evals.generation.thoughts import opens_thoughts, split_thoughts
 from staytrue.evals.types import Answer, Question, Samples
 
-_REPORTED = 0.1  # seconds between two reports
+_REPORTED = 0.2  # seconds between two reports; one may take some milliseconds
 _MARKER = 16  # most tokens of a marker that opens thoughts, with the blanks after it
 
 
@@ -36,7 +36,7 @@ class LocalGenerator:
     distribution is not cut: no top-p, no top-k.
 
     Attributes:
-        report: called while answers are written, at most ten times a second.
+        report: called while answers are written, at most five times a second.
         work: the part of the answers of this call that is done, by their cost: 0 to the number of samples.
         cost: of a step, where it was timed.
     """

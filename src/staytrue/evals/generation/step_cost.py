@@ -40,15 +40,22 @@ class StepCost:
             prompt: tokens of a prompt.
         """
         queue, cost, now = deque(waiting), 0.0, 0.0
-        ends = [(still, -written) for written, still in running]  # at which step an answer ends, and at which it began
+        ends = [still for _, still in running]  # the step at which each answer ends
+        begun = [
+            (-written, still) for written, still in running
+        ]  # when each began, and ends; the oldest is the longest
         heapq.heapify(ends)
+        heapq.heapify(begun)
         while queue or ends:
             while queue and len(ends) < places:
-                heapq.heappush(ends, (now + queue.popleft(), now))
-            end = ends[0][0]
-            longest = prompt + (now + end) / 2 - min(began for _, began in ends) if self.attend else 0.0
-            cost += (end - now) * self.of(len(ends), longest)
-            now, _ = heapq.heappop(ends)
+                end = now + queue.popleft()
+                heapq.heappush(ends, end)
+                heapq.heappush(begun, (now, end))
+            while len(begun) > 1 and begun[0][1] <= now:
+                heapq.heappop(begun)
+            end = heapq.heappop(ends)
+            cost += (end - now) * self.of(len(ends) + 1, prompt + (now + end) / 2 - begun[0][0])
+            now = end
         return cost
 
 
