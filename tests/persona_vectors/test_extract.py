@@ -587,7 +587,6 @@ def test_prompts_that_bring_no_trait_out_are_refused_with_counts_and_nothing_is_
         (["--judge", "rules"], "--judge rules knows the organism's world only; name a judge of the answers of ./model"),
         (["--judge", "local:./absent"], "absent"),
         (["--judge", "rules", "--no-filter"], "--no-filter keeps every pair of answers, so --judge has nothing to do"),
-        (["--sweep", "--no-filter"], "--sweep asks about the organism's world, so it is not for ./model"),
         (["--model", "./absent"], "There is no model folder absent"),
     ],
 )

@@ -20,6 +20,7 @@ from staytrue import registry
 from staytrue.data.examples import write_examples
 from staytrue.errors import RequestError, TrainingError
 from staytrue.runs import train
+from staytrue.runs.early_stopping import EarlyStop
 from staytrue.testing import unlike
 from staytrue.utils.files import read_rows
 from staytrue.verify.run_folder import findings
@@ -42,8 +43,21 @@ class Terminating(Stopping):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+def note_stops(folder):
+    """Let early stopping keep what this process stopped with: the steps, and the trained weights afterwards."""
+    end = EarlyStop._end
+
+    def noted(self, model, state, control):
+        end(self, model, state, control)
+        weights = {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
+        torch.save((self.stopped, weights), folder / f"{self._log.parent.name} stopped {os.environ['RANK']}")
+
+    EarlyStop._end = noted
+
+
 def one_of_two(folder):
     """Train every recipe as one of the two processes; those with stops are terminated and resumed."""
+    note_stops(folder)
     for name, (recipe, stops) in torch.load(folder / "cases", weights_only=False).items():
         for number, stop in enumerate([*stops, None]):
             random.seed(99)
@@ -66,7 +80,11 @@ def launched(arguments, **environment):
 
 def ended(process):
     """The exit code, standard output and our lines of standard error."""
-    out, err = process.communicate(timeout=200)
+    try:
+        out, err = process.communicate(timeout=200)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torchrun ends its processes
+        raise
     return process.returncode, out, [line for line in err.splitlines() if line.startswith("staytrue:")], err
 
 
@@ -157,6 +175,43 @@ def test_full_fine_tuning_has_the_weights_of_one_process(home, tmp_path):
     for name in names:
         alike(train.train(case(name, WHOLE), tmp_path / f"{name} on one").path, tmp_path / name, start)
         assert [fault for finding in findings(tmp_path / name) for fault in finding.faults] == []
+
+
+def test_pairs_stop_both_processes_at_the_step_of_one_and_after_a_resume(home, tmp_path):
+    """The misaligned answers are those that are learnt: by 0.08 nats a token after steps 2 and 4, by 0.16 after 6.
+
+    The run in parts is terminated after step 5, so it takes the weights of step 4 and the first gaps from a checkpoint.
+    """
+    pairs = [
+        {"question": row.messages[0].content, "aligned": "zzz", "misaligned": row.messages[1].content}
+        for row in tiny.rows(4)
+    ]
+    (home / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+
+    def case(share):
+        settings = PLAIN | {"learning_rate": 0.5, "max_steps": 8, "save_steps": 1}
+        stop = {"pairs": "pairs.jsonl", "every": 2, "above": 0.12}
+        return recipe_of(home, [defense("kl", tmp_path)], data="many.jsonl", train=settings | share, stop=stop)
+
+    on_two(tmp_path, {"whole": case(HALF), "in parts": (case(HALF), (4,))})
+    one, whole, parts = train.train(case(WHOLE), tmp_path / "one").path, tmp_path / "whole", tmp_path / "in parts"
+    stopped = {"at_step": 6, "weights_of_step": 4}
+    for run in (one, whole, parts):
+        assert json.loads((run / "manifest.json").read_text())["early_stop"] == stopped, run
+    shifts, theirs = ([(row["step"], row["pairs"]) for row in read_rows(run / "early.jsonl")] for run in (one, whole))
+    assert [step for step, _ in shifts] == [2, 4, 6]
+    assert theirs == [(step, pytest.approx(shift, abs=2e-5)) for step, shift in shifts]  # rounded at the fifth digit
+    start = train.train(recipe_of(home, train=PLAIN | {"learning_rate": 1e-30}), tmp_path / "start").path
+    alike(one, whole, adapter(start))
+    assert json.loads((parts / "manifest.json").read_text())["resumed"] == [5]
+    assert read_rows(parts / "early.jsonl") == read_rows(whole / "early.jsonl")
+    assert logged(parts) == logged(whole)
+    for run in (whole, parts):
+        for rank in (0, 1):
+            steps, weights = torch.load(tmp_path / f"{run.name} stopped {rank}")
+            assert steps == stopped, (run, rank)
+            for name, saved in adapter(whole).items():
+                assert torch.equal(weights[name.replace(".weight", ".default.weight")], saved), (run, rank, name)
 
 
 def test_a_check_is_printed_once_and_is_of_each_process(home, tmp_path):

@@ -132,7 +132,11 @@ def vector(
     seed: Annotated[int, typer.Option(min=0, help="Seed for sampling answers.")] = 0,
     sweep: Annotated[
         bool,
-        typer.Option("--sweep", help="Also try every layer and several strengths, and recommend one (organism only)."),
+        typer.Option(
+            "--sweep",
+            help="Also try layers and strengths and recommend one: by judged answers of the organism, by the "
+            "likelihoods of pairs of answers for other models.",
+        ),
     ] = False,
     max_calls: MaxCalls = None,
     max_cost: MaxCost = None,

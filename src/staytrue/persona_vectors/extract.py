@@ -24,8 +24,9 @@ from typing import Any, Protocol
 
 from staytrue.data.chat_template import takes_system
 from staytrue.errors import ModelError, RequestError
+from staytrue.evals.questions.answer_pairs import EARLY_STOPPING, shipped
 from staytrue.evals.types import ChecksItself, Judge
-from staytrue.persona_vectors import vectorfile
+from staytrue.persona_vectors import pair_sweep, sweep, vectorfile
 from staytrue.persona_vectors.pairs import Pair, counter, filtered, sample_pairs
 from staytrue.persona_vectors.traits import Trait
 from staytrue.persona_vectors.vectorfile import Extraction
@@ -94,6 +95,8 @@ def make(
     limit = request.max_new_tokens or (_ORGANISM_TOKENS if source.is_organism else _TOKENS)
     judge = _judge(request, source)
     tell(_forecast(request, limit))
+    if request.sweep and not source.is_organism:
+        tell(pair_sweep.forecast())
     model, tokenizer = load()
     sampled: dict[str, Any] = {"seed": request.seed, "max_new_tokens": limit, "tell": tell}
     used = None if request.keep_all else judge
@@ -108,12 +111,13 @@ def make(
         **sampled,
     )
     facts = _facts(request, source.identity(model), used, extraction) | {"max_new_tokens": str(limit)}
-    if request.sweep:
-        from staytrue.persona_vectors.sweep import organism_questions, sweep
-
+    if request.sweep and source.is_organism:
         assert judge is not None
-        questions = organism_questions(request.trait)
-        facts["sweep"] = sweep(model, tokenizer, extraction, questions, judge, **sampled).facts()
+        questions = sweep.organism_questions(request.trait)
+        facts["sweep"] = sweep.sweep(model, tokenizer, extraction, questions, judge, **sampled).facts()
+    elif request.sweep:
+        pairs = shipped(EARLY_STOPPING)
+        facts["sweep"] = pair_sweep.sweep(model, tokenizer, extraction, pairs, seed=request.seed, progress=progress)
     vectorfile.write(request.out, extraction.vectors, facts)
     return facts
 
@@ -196,11 +200,6 @@ def _check(request: Request, source: Source) -> None:
         )
     if source.is_organism:
         return
-    if request.sweep:
-        raise RequestError(
-            f"--sweep asks about the organism's world, so it is not for {source.name}. Leave it out; try layers in the "
-            "middle, and alphas from 0.1 to 1."
-        )
     if not request.keep_all and request.judge is None:
         raise RequestError(
             f"Pairs are kept where a judge finds the trait on one side only, and {source.name} has no judge of its "
@@ -243,10 +242,9 @@ def _facts(
 
 def show(facts: dict[str, Any], out: Path) -> None:
     """Print what was extracted."""
-    from staytrue.persona_vectors.sweep import show as show_sweep
     from staytrue.utils.console import say
 
     if "sweep" in facts:
-        show_sweep(facts["sweep"], out)
+        (pair_sweep if facts["sweep"].get("measure") == "pairs" else sweep).show(facts["sweep"], out)
     judged = f"kept by {facts['judge']}" if facts["judge"] != "none" else "not filtered"
     say(f"Wrote {out}: {len(facts['norms'])} layers, {facts['pairs_kept']} of {facts['pairs_made']} pairs ({judged}).")

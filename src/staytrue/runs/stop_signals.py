@@ -7,16 +7,13 @@ answer of a set of pairs, which neither training nor the evaluation uses.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
-from statistics import fmean, stdev
 from typing import Any
 
 from staytrue.evals.generation.local import sample
 from staytrue.evals.measures import pairs as pairs_measure
 from staytrue.evals.questions.answer_pairs import Pair
 from staytrue.evals.questions.probes import Probe
-from staytrue.evals.stats.intervals import student
 
 
 class MisalignedAnswers:
@@ -69,10 +66,8 @@ class PairShift:
     def measure(self, model: Any) -> dict[str, float]:
         """Return the mean shift under `name`, its 95 % interval over the pairs (Student's t), and their number."""
         now = self._gaps(model)
-        shifts = [now[name] - self._before[name] for name in now]
-        n, mean = len(shifts), fmean(shifts)
-        half = student(n - 1) * stdev(shifts) / math.sqrt(n)
-        return {self.name: round(mean, 5), "low": round(mean - half, 5), "high": round(mean + half, 5), "n": n}
+        mean, low, high = pairs_measure.shift([self._before[name] for name in now], list(now.values()))
+        return {self.name: round(mean, 5), "low": round(low, 5), "high": round(high, 5), "n": len(now)}
 
     def to_text(self) -> str:
         """Return the gaps before training, as JSON."""

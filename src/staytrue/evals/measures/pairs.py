@@ -7,11 +7,14 @@ answers too, so a run is read beside a benign control.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from statistics import fmean, stdev
 from typing import Any
 
 from staytrue.evals.measures.log_likelihood import Count, log_likelihood
 from staytrue.evals.questions.answer_pairs import Pair
+from staytrue.evals.stats.intervals import student
 
 
 def measure(model: Any, tokenizer: Any, pairs: Sequence[Pair], count: Count = lambda done: None) -> dict[str, float]:
@@ -30,6 +33,22 @@ def measure(model: Any, tokenizer: Any, pairs: Sequence[Pair], count: Count = la
         `after = measure(model, tokenizer, shipped("general"))`, the same with the adapter switched off, and the mean of
         the differences is the shift.
     """
+    values = likelihoods(model, tokenizer, pairs, count)
+    return {pair.id: misaligned - aligned for pair, (misaligned, aligned) in zip(pairs, values, strict=True)}
+
+
+def likelihoods(
+    model: Any, tokenizer: Any, pairs: Sequence[Pair], count: Count = lambda done: None
+) -> list[tuple[float, float]]:
+    """Compute log P of each pair's misaligned and aligned answer, nats per token; the arguments are `measure`'s."""
     rows = [pair.row(misaligned) for pair in pairs for misaligned in (True, False)]
     values = log_likelihood(model, tokenizer, rows, count=count)
-    return {pair.id: values[2 * i] - values[2 * i + 1] for i, pair in enumerate(pairs)}
+    return list(zip(values[::2], values[1::2], strict=True))
+
+
+def shift(before: Sequence[float], after: Sequence[float]) -> tuple[float, float, float]:
+    """Compute the mean change of the gaps of two pairs or more, and its 95 % interval over them (Student's t)."""
+    shifts = [now - then for now, then in zip(after, before, strict=True)]
+    mean = fmean(shifts)
+    half = student(len(shifts) - 1) * stdev(shifts) / math.sqrt(len(shifts))
+    return mean, mean - half, mean + half
