@@ -13,6 +13,7 @@ from staytrue.modeling.architecture import ModelParts
 from staytrue.persona_vectors import extract, pair_sweep, traits
 from staytrue.persona_vectors.extract import Extraction
 from staytrue.persona_vectors.pair_sweep import Setting, layers_of, recommended, sweep
+from staytrue.persona_vectors.vector import PersonaVector
 
 PAIRS = [Pair(name, "Why?", "A.", "B.") for name in "abc"]
 # What the first block's activations move along the first axis, and log P(misaligned), log P(aligned) of each pair.
@@ -155,3 +156,19 @@ def test_the_command_sweeps_a_model_without_a_judge_and_keeps_the_table_in_the_f
         (layer, alpha) for layer in (1, 2) for alpha in (0.1, 0.2, 0.4, 0.8)
     ]
     assert any(s["shift"] != 0 for s in kept["settings"])
+
+
+def test_a_sweep_that_is_broken_off_leaves_the_vector(tmp_path, monkeypatch):
+    tiny.save("qwen2", tmp_path / "model")
+    monkeypatch.setattr(extract, "_TOKENS", 5)
+
+    def broken_off(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pair_sweep, "sweep", broken_off)
+    file = tmp_path / "v.safetensors"
+    arguments = ["--model", tmp_path / "model", "--no-filter", "--rollouts", "1", "--sweep", "--out", file]
+    monkeypatch.setattr("sys.argv", ["staytrue", "vector", *map(str, arguments)])
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        cli.main()
+    assert PersonaVector.load(file).vectors.shape == (2, 32)

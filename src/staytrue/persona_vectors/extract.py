@@ -111,11 +111,16 @@ def make(
         **sampled,
     )
     facts = _facts(request, source.identity(model), used, extraction) | {"max_new_tokens": str(limit)}
-    if request.sweep and source.is_organism:
+    vectorfile.write(
+        request.out, extraction.vectors, facts
+    )  # first, so that a sweep that is broken off does not lose it
+    if not request.sweep:
+        return facts
+    if source.is_organism:
         assert judge is not None
         questions = sweep.organism_questions(request.trait)
         facts["sweep"] = sweep.sweep(model, tokenizer, extraction, questions, judge, **sampled).facts()
-    elif request.sweep:
+    else:
         pairs = shipped(EARLY_STOPPING)
         facts["sweep"] = pair_sweep.sweep(model, tokenizer, extraction, pairs, seed=request.seed, progress=progress)
     vectorfile.write(request.out, extraction.vectors, facts)
