@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import nn
 
 import tiny
+from shown import Shown
 from staytrue import cli
 from staytrue.data.chat_template import takes_system
 from staytrue.data.examples import Example, Message
@@ -168,24 +169,11 @@ def test_the_vector_is_positive_minus_negative_over_the_kept_pairs():
     assert result.norms == pytest.approx(((lengths[0] + lengths[1]) / 2).tolist())
 
 
-class Shown:
-    """Progress that records its calls."""
-
-    def __init__(self):
-        self.lines = []
-
-    def begin(self, total, unit="step"):
-        self.lines.append((total, unit))
-
-    def step(self, number, metrics):
-        self.lines.append(number)
-
-
 def test_reading_activations_shows_its_progress():
     shown = Shown()
     extract.extract(tiny.model(), tiny.tokenizer(), TRAIT, None, rollouts=2, max_new_tokens=5, progress=shown)
-    begun = shown.lines.index((24, "activations of answer"))  # 12 pairs, fewer than one batch a side
-    assert shown.lines[begun + 1 :] == [12, 24]
+    begun = shown.seen.index((24, "activations of answer"))  # 12 pairs, fewer than one batch a side
+    assert shown.seen[begun + 1 :] == [12, 24]
 
 
 def test_the_training_mode_is_kept_and_no_hook_outlives_a_failure():
