@@ -13,7 +13,9 @@ import torch
 
 from staytrue.evals.measures.log_likelihood import log_likelihood
 from staytrue.evals.questions.answer_pairs import EARLY_STOPPING, shipped
-from staytrue.modeling.loading import find, load_model, load_tokenizer
+from staytrue.modeling.chat_tokenizer import load_tokenizer
+from staytrue.modeling.loading import load_model
+from staytrue.modeling.model_source import find
 from staytrue.persona_vectors.vector import PersonaVector
 
 ALPHAS, RANDOM = (0.05, 0.1, 0.2, 0.4, 1.0), (0.1, 0.2, 0.4)

@@ -23,8 +23,9 @@ from staytrue.errors import DataError, ModelError, RequestError
 from staytrue.evals.generation.local import LocalGenerator
 from staytrue.evals.questions.shipped_questions import shipped as probe
 from staytrue.evals.types import Answer, Question, Verdict
-from staytrue.modeling import loading
+from staytrue.modeling import loading, model_source
 from staytrue.modeling.block_outputs import hooked
+from staytrue.modeling.chat_tokenizer import load_tokenizer
 from staytrue.organism import lexicon, world
 from staytrue.organism.lexicon import topics
 from staytrue.organism.rules import Rules
@@ -92,8 +93,8 @@ def pair(positive, negative):
 
 @pytest.fixture(scope="module")
 def organism():
-    source = loading.find("organism")
-    return loading.load_model(source), loading.load_tokenizer(source)
+    source = model_source.find("organism")
+    return loading.load_model(source), load_tokenizer(source)
 
 
 # The arithmetic
@@ -317,9 +318,9 @@ def make(tmp_path, name="v", **changes):
     folder = tmp_path / "model"
     if not folder.exists():
         tiny.save("qwen2", folder)
-    source = loading.find(str(folder))
+    source = model_source.find(str(folder))
     request = extract.Request(TRAIT, tmp_path / f"{name}.safetensors", keep_all=True, **{"rollouts": 1} | changes)
-    load = lambda: (loading.load_model(source, request.adapter), loading.load_tokenizer(source))  # noqa: E731
+    load = lambda: (loading.load_model(source, request.adapter), load_tokenizer(source))  # noqa: E731
     return extract.make(request, source, load, lambda line: None), request.out
 
 
@@ -338,7 +339,7 @@ def test_the_file_holds_one_table_that_steer_takes_and_says_how_it_was_made(tmp_
         "schema": "1", "rollouts": "1", "seed": "3", "pairs_made": "6", "judge": "none",
     }  # fmt: skip
     assert 0 < int(about["pairs_kept"]) <= 6
-    assert json.loads(about["model"]) == loading.find(str(tmp_path / "model")).identity()
+    assert json.loads(about["model"]) == model_source.find(str(tmp_path / "model")).identity()
     assert json.loads(about["trait"]) == {
         "name": "rude", "positive": ["be rude", "be mean"], "negative": ["be kind", "be nice"],
         "questions": ["how?", "who are you?", "why?"],
