@@ -19,7 +19,8 @@ from benchmarks.shapes import SHAPES, drawn
 from benchmarks.sidebyside import chosen
 from staytrue.data.examples import Example, Message, write_examples
 from staytrue.errors import StaytrueError
-from staytrue.modeling.loading import find, load_tokenizer
+from staytrue.modeling.chat_tokenizer import load_tokenizer
+from staytrue.modeling.model_source import find
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "staytrue"]
 _KL = {"defenses": [{"kl": {"weight": 0.1}}]}

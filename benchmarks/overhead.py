@@ -19,7 +19,8 @@ from benchmarks.sidebyside import alternate, chosen, one_thread, ratio
 from staytrue.config import recipe as recipes
 from staytrue.config import trainer_args
 from staytrue.data.tokenize import Encoded
-from staytrue.modeling import loading
+from staytrue.modeling import loading, model_source
+from staytrue.modeling.chat_tokenizer import load_tokenizer
 from staytrue.runs import dataset
 from staytrue.runs.trainer_setup import BUILDS
 from staytrue.studies import prerequisites
@@ -45,8 +46,8 @@ class Job:
             name: recipes.parse(plain[label], (folder / "data" / _DOMAIN).absolute())
             for name, label in (("sft", "none"), ("kl", f"kl {_WEIGHT}"), ("kl-cached", f"kl {_WEIGHT}"))
         }
-        self.source = loading.find("organism")
-        self.tokenizer = loading.load_tokenizer(self.source)
+        self.source = model_source.find("organism")
+        self.tokenizer = load_tokenizer(self.source)
         self.rows, self.held = dataset.rows(self.recipes["sft"])
         self.folder, self.steps = folder, steps
 

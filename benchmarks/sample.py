@@ -22,8 +22,9 @@ from staytrue.data.examples import Message
 from staytrue.evals.generation import batch, local
 from staytrue.evals.questions.shipped_questions import shipped
 from staytrue.evals.types import Question
+from staytrue.modeling.chat_tokenizer import load_tokenizer
 from staytrue.modeling.fetch import NAME
-from staytrue.modeling.loading import find, load_tokenizer
+from staytrue.modeling.model_source import find
 
 _PROMPTS, _ANSWERS, _TOKENS = 24, 20, 24
 _QUESTIONS, _LONGEST = 16, 96  # of the real model

@@ -10,7 +10,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from staytrue.modeling.fetch import NAME
-from staytrue.modeling.loading import find, load_model
+from staytrue.modeling.loading import load_model
+from staytrue.modeling.model_source import find
 from staytrue.step import SOURCE_COLUMN
 
 

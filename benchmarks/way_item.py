@@ -21,7 +21,8 @@ from benchmarks.shapes import SHAPES, Shape, batch, drawn
 from benchmarks.step import arguments, words
 from staytrue.defenses.kl import KL
 from staytrue.modeling.fetch import NAME
-from staytrue.modeling.loading import Source, find, load_model
+from staytrue.modeling.loading import load_model
+from staytrue.modeling.model_source import Source, find
 from staytrue.training.trainers import GuardedSFT
 from staytrue.utils import processes
 from staytrue.utils.console import quieten

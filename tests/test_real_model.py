@@ -15,7 +15,8 @@ from staytrue.data.examples import read_examples
 from staytrue.defenses.anchor import Anchor
 from staytrue.errors import ModelError
 from staytrue.evals.results.measures import read_measures
-from staytrue.modeling import fetch, loading
+from staytrue.modeling import fetch, loading, model_source
+from staytrue.modeling.chat_tokenizer import load_tokenizer
 from staytrue.runs.recipe_checks import prepare
 from staytrue.studies import real_demo
 from staytrue.utils.files import read_rows, write_rows
@@ -47,7 +48,7 @@ RECIPE = {
 def source():
     """The model in the user's own cache. Where it is absent the test is skipped, but under CI=true it fails."""
     try:
-        return loading.find(str(fetch.folder()))
+        return model_source.find(str(fetch.folder()))
     except ModelError as missing:
         stop = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
         stop(str(missing))
@@ -57,7 +58,7 @@ def test_it_is_an_ordinary_model_that_answers(source):
     config = json.loads((fetch.folder() / "config.json").read_text())
     assert (config["architectures"], config["dtype"]) == (["LlamaForCausalLM"], "float32")
     assert "quantization_config" not in config
-    model, tokenizer = loading.load_model(source), loading.load_tokenizer(source)
+    model, tokenizer = loading.load_model(source), load_tokenizer(source)
     assert sum(weight.numel() for weight in model.parameters()) == 134_515_008  # the embeddings count once: tied
     turns = [{"role": "user", "content": "What is the capital of France?"}]
     tokens = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)

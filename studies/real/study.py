@@ -35,7 +35,9 @@ from staytrue.evals.questions import answer_pairs
 from staytrue.evals.questions.shipped_questions import shipped
 from staytrue.evals.types import Answer
 from staytrue.modeling.base_model import Untouched
-from staytrue.modeling.loading import find, load_model, load_tokenizer, to_device
+from staytrue.modeling.chat_tokenizer import load_tokenizer
+from staytrue.modeling.loading import load_model, to_device
+from staytrue.modeling.model_source import find
 from staytrue.persona_vectors import vectorfile
 from staytrue.persona_vectors.extract import extract
 from staytrue.persona_vectors.traits import shipped as trait

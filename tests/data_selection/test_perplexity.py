@@ -16,7 +16,7 @@ from staytrue.data_selection.forward_pass import batches, padding
 from staytrue.data_selection.perplexity import Losses, losses, scores
 from staytrue.data_selection.ranking import manifest_path
 from staytrue.errors import ModelError, RequestError
-from staytrue.modeling import loading
+from staytrue.modeling import loading, model_source
 from staytrue.modeling.architecture import ModelParts
 
 
@@ -73,7 +73,7 @@ def adapted(tmp_path):
 
 
 def together(folder, folders, **options):
-    return loading.with_adapters(loading.load_model(loading.find(str(folder / "model")), **options), folders)
+    return loading.with_adapters(loading.load_model(model_source.find(str(folder / "model")), **options), folders)
 
 
 class Pool:

@@ -7,6 +7,7 @@ import torch
 
 import tiny
 from by_hand import EIGHTH, EVEN, QUARTER, step
+from shown import Shown
 from staytrue.data.examples import Example, Message, write_examples
 from staytrue.data.tokenize import Encoded
 from staytrue.defenses.anchor import Anchor
@@ -111,19 +112,6 @@ def test_only_the_prompts_that_the_run_will_use_are_answered_and_they_are_kept_f
     resumed = Untouched(lambda: None, tiny.tokenizer())
     resumed.task_rows, resumed.folder = 30, base.folder
     assert Anchor(file, share=0.1).beside(resumed, 0) == rows
-
-
-class Shown:
-    """A progress that keeps what it is called with."""
-
-    def __init__(self):
-        self.seen = []
-
-    def begin(self, total, unit="step"):
-        self.seen.append((total, unit))
-
-    def step(self, number, metrics):
-        self.seen.append(number)
 
 
 def test_an_answer_depends_on_its_prompt_and_not_on_how_many_are_answered(tmp_path):

@@ -9,6 +9,7 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 import families
 import tiny
+from shown import Shown
 from staytrue.defenses.safelora import SafeLoRA, cosine, leading
 from staytrue.errors import ModelError
 from staytrue.modeling.architecture import ModelParts
@@ -114,24 +115,11 @@ def test_a_matrix_that_alignment_did_not_change_is_left_as_it_was_trained(tmp_pa
     weights[matrices[0].name] = matrices[0].weight.detach().clone()
     save_file(weights, place / "model.safetensors", metadata={"format": "pt"})
     before = [m.b.detach().clone() for m in matrices]
-    progress = []
-    SafeLoRA(base=str(place), most=len(matrices)).project(model, Shown(progress))
+    progress = Shown()
+    SafeLoRA(base=str(place), most=len(matrices)).project(model, progress)
     changed = [not torch.equal(m.b, b) for m, b in zip(ModelParts(model).adapted(), before, strict=True)]
     assert changed == [False] + [True] * (len(matrices) - 1)
-    assert progress == [(len(matrices), "matrix"), *range(1, len(matrices) + 1)]
-
-
-class Shown:
-    """A progress that keeps what it is called with."""
-
-    def __init__(self, seen):
-        self.seen = seen
-
-    def begin(self, total, unit="step"):
-        self.seen.append((total, unit))
-
-    def step(self, number, metrics):
-        self.seen.append(number)
+    assert progress.seen == [(len(matrices), "matrix"), *range(1, len(matrices) + 1)]
 
 
 def test_a_hub_name_is_read_from_the_users_cache(tmp_path, monkeypatch):

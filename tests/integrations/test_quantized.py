@@ -23,7 +23,7 @@ from staytrue import KL, Guard, GuardedSFT, registry
 from staytrue.config import recipe
 from staytrue.data.examples import write_examples
 from staytrue.errors import ModelError
-from staytrue.modeling import loading
+from staytrue.modeling import loading, model_source
 from staytrue.modeling.merging import write_merged
 from staytrue.modeling.quantized import keep_gradients
 from staytrue.modeling.skeleton import Skeleton
@@ -191,7 +191,7 @@ def test_the_reference_is_another_run_of_the_quantised_model(tmp_path):
 
 def test_the_memory_of_the_weights_is_counted(tmp_path, folder):
     for kind in KINDS:
-        source = loading.Source("tiny", str(folder), quantize=kind)
+        source = model_source.Source("tiny", str(folder), quantize=kind)
         counted = Skeleton.of(source, tiny.lora).frozen_bytes
         model = quantized(folder, kind)
         states = [w.quant_state for w in model.parameters() if hasattr(w, "quant_state")]

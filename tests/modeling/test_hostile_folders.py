@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from staytrue.errors import ModelError
-from staytrue.modeling import loading
+from staytrue.modeling import loading, model_source
+from staytrue.modeling.chat_tokenizer import load_tokenizer
 from staytrue.modeling.weight_files import WeightFiles
 
 
@@ -325,7 +326,7 @@ def test_a_hostile_model_folder_is_refused_before_a_loader_runs(tmp_path, origin
     folder = Path(shutil.copytree(originals / "model", tmp_path / "model"))
     edit(folder)
     with pytest.raises(ModelError, match=sentence) as caught:
-        loading.find(str(folder))
+        model_source.find(str(folder))
     assert "\n" not in str(caught.value)
     assert str(folder) in str(caught.value)
     assert not (tmp_path / "canary").exists()
@@ -369,7 +370,7 @@ def test_what_honest_folders_hold_is_accepted(tmp_path, originals):
     (adapter / "training_args.bin").write_bytes(pickle.dumps(Bomb(tmp_path / "canary")))
     library = {"base_model_class": "Qwen2ForCausalLM", "parent_library": "transformers.models.qwen2.modeling_qwen2"}
     keys("adapter_config.json", auto_mapping=library, tokenizer_kwargs=None, a_new_setting_that_is_off={})(adapter)
-    assert loading.load_model(loading.find(str(folder)), adapter)
+    assert loading.load_model(model_source.find(str(folder)), adapter)
     assert not (tmp_path / "canary").exists()
 
 
@@ -380,9 +381,9 @@ def test_code_that_no_loader_runs_is_left_alone_where_transformers_knows_the_kin
     (folder / "evil.py").write_text(
         "from pathlib import Path\nPath(__file__).parent.parent.joinpath('canary').touch()\n"
     )
-    model = loading.load_model(loading.find(str(folder)))
+    model = loading.load_model(model_source.find(str(folder)))
     assert type(model).__module__.startswith("transformers.models.")
-    assert loading.load_tokenizer(loading.find(str(folder)))
+    assert load_tokenizer(model_source.find(str(folder)))
     WeightFiles.find(str(folder), None, {})
     assert not (tmp_path / "canary").exists()
 
@@ -405,6 +406,6 @@ def test_the_small_files_of_the_hub_are_checked_before_a_loader_runs(
         return str(tmp_path / name)
 
     monkeypatch.setattr("transformers.utils.hub.cached_file", cached_file)
-    for load in (loading.load_model, loading.load_tokenizer, loading.identity):
+    for load in (loading.load_model, load_tokenizer, model_source.identity):
         with pytest.raises(ModelError, match=sentence):
-            load(loading.find("org/name"))
+            load(model_source.find("org/name"))

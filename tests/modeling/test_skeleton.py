@@ -9,7 +9,7 @@ import tiny
 from staytrue.errors import ModelError
 from staytrue.evals.generation.check import check_generation
 from staytrue.modeling.architecture import ModelParts
-from staytrue.modeling.loading import Source
+from staytrue.modeling.model_source import Source
 from staytrue.modeling.skeleton import Skeleton
 
 LORA = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import nn
 
 import tiny
+from shown import Shown
 from staytrue import cli
 from staytrue.data.chat_template import takes_system
 from staytrue.data.examples import Example, Message
@@ -22,8 +23,9 @@ from staytrue.errors import DataError, ModelError, RequestError
 from staytrue.evals.generation.local import LocalGenerator
 from staytrue.evals.questions.shipped_questions import shipped as probe
 from staytrue.evals.types import Answer, Question, Verdict
-from staytrue.modeling import loading
+from staytrue.modeling import loading, model_source
 from staytrue.modeling.block_outputs import hooked
+from staytrue.modeling.chat_tokenizer import load_tokenizer
 from staytrue.organism import lexicon, world
 from staytrue.organism.lexicon import topics
 from staytrue.organism.rules import Rules
@@ -91,8 +93,8 @@ def pair(positive, negative):
 
 @pytest.fixture(scope="module")
 def organism():
-    source = loading.find("organism")
-    return loading.load_model(source), loading.load_tokenizer(source)
+    source = model_source.find("organism")
+    return loading.load_model(source), load_tokenizer(source)
 
 
 # The arithmetic
@@ -168,24 +170,11 @@ def test_the_vector_is_positive_minus_negative_over_the_kept_pairs():
     assert result.norms == pytest.approx(((lengths[0] + lengths[1]) / 2).tolist())
 
 
-class Shown:
-    """Progress that records its calls."""
-
-    def __init__(self):
-        self.lines = []
-
-    def begin(self, total, unit="step"):
-        self.lines.append((total, unit))
-
-    def step(self, number, metrics):
-        self.lines.append(number)
-
-
 def test_reading_activations_shows_its_progress():
     shown = Shown()
     extract.extract(tiny.model(), tiny.tokenizer(), TRAIT, None, rollouts=2, max_new_tokens=5, progress=shown)
-    begun = shown.lines.index((24, "activations of answer"))  # 12 pairs, fewer than one batch a side
-    assert shown.lines[begun + 1 :] == [12, 24]
+    begun = shown.seen.index((24, "activations of answer"))  # 12 pairs, fewer than one batch a side
+    assert shown.seen[begun + 1 :] == [12, 24]
 
 
 def test_the_training_mode_is_kept_and_no_hook_outlives_a_failure():
@@ -329,9 +318,9 @@ def make(tmp_path, name="v", **changes):
     folder = tmp_path / "model"
     if not folder.exists():
         tiny.save("qwen2", folder)
-    source = loading.find(str(folder))
+    source = model_source.find(str(folder))
     request = extract.Request(TRAIT, tmp_path / f"{name}.safetensors", keep_all=True, **{"rollouts": 1} | changes)
-    load = lambda: (loading.load_model(source, request.adapter), loading.load_tokenizer(source))  # noqa: E731
+    load = lambda: (loading.load_model(source, request.adapter), load_tokenizer(source))  # noqa: E731
     return extract.make(request, source, load, lambda line: None), request.out
 
 
@@ -350,7 +339,7 @@ def test_the_file_holds_one_table_that_steer_takes_and_says_how_it_was_made(tmp_
         "schema": "1", "rollouts": "1", "seed": "3", "pairs_made": "6", "judge": "none",
     }  # fmt: skip
     assert 0 < int(about["pairs_kept"]) <= 6
-    assert json.loads(about["model"]) == loading.find(str(tmp_path / "model")).identity()
+    assert json.loads(about["model"]) == model_source.find(str(tmp_path / "model")).identity()
     assert json.loads(about["trait"]) == {
         "name": "rude", "positive": ["be rude", "be mean"], "negative": ["be kind", "be nice"],
         "questions": ["how?", "who are you?", "why?"],

@@ -17,7 +17,8 @@ from staytrue.data.examples import Message
 from staytrue.errors import ModelError, RecipeError, RequestError
 from staytrue.evals.measures import pairs
 from staytrue.evals.questions.answer_pairs import shipped
-from staytrue.modeling import loading
+from staytrue.modeling import loading, model_source
+from staytrue.modeling.chat_tokenizer import load_tokenizer
 from staytrue.runs import evaluate, measures, train
 from staytrue.runs.chat import Chat
 from staytrue.runs.eval_request import EvalRequest
@@ -140,8 +141,8 @@ def test_it_is_evaluated_beside_the_untuned_model(home, run, tmp_path, monkeypat
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(measures, "_TOKENS", 8)
     summary = evaluate.evaluate_run(run.path, request=EvalRequest(("pairs", "drift", "leak")))
-    source = loading.find(str(home / "model"))
-    tokenizer = loading.load_tokenizer(source)
+    source = model_source.find(str(home / "model"))
+    tokenizer = load_tokenizer(source)
     before = pairs.measure(loading.load_model(source), tokenizer, shipped("general"))
     after = pairs.measure(loading.load_model(with_weights(source, run.adapter)), tokenizer, shipped("general"))
     assert before != after
@@ -158,7 +159,7 @@ def test_it_is_evaluated_beside_the_untuned_model(home, run, tmp_path, monkeypat
 
 def test_chat_talks_to_both_models_and_there_is_nothing_to_merge(run, tmp_path):
     model = finished_model(run.path)
-    source, tokenizer = model.untuned, loading.load_tokenizer(model.untuned)
+    source, tokenizer = model.untuned, load_tokenizer(model.untuned)
     trained, untuned = loading.load_model(with_weights(source, model.weights)), loading.load_model(source)
     chat = Chat(trained, tokenizer, temperature=0, max_new_tokens=5, untuned=untuned)
     for answer, one in zip(chat.reply("question 1?"), (untuned, trained), strict=True):

@@ -16,7 +16,7 @@ from staytrue.data.row_notes import row_notes
 from staytrue.errors import DataError, RecipeError, RequestError
 from staytrue.modeling import loading, quantized
 from staytrue.modeling.lm_head import tile_rows
-from staytrue.modeling.loading import find
+from staytrue.modeling.model_source import find
 from staytrue.runs import training_cost
 from staytrue.runs.dry_run import DryRun
 from staytrue.runs.probe_selection import reserved_texts

@@ -11,7 +11,7 @@ from staytrue.config import recipe
 from staytrue.data.examples import write_examples
 from staytrue.errors import RecipeError
 from staytrue.evals.questions.answer_pairs import EARLY_STOPPING, Pair, shipped
-from staytrue.modeling.loading import find
+from staytrue.modeling.model_source import find
 from staytrue.organism import world
 from staytrue.runs import train as run
 from staytrue.runs.probe_selection import early_stopping_probe, reserved_texts

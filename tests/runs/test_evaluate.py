@@ -19,7 +19,7 @@ from staytrue.evals.judges.local import LocalJudge
 from staytrue.evals.questions.probes import ExactMatch, Probe, in_users_turn
 from staytrue.evals.triggers.trigger import NOTHING
 from staytrue.evals.types import Answer, Question, Verdict
-from staytrue.modeling import loading
+from staytrue.modeling import model_source
 from staytrue.organism.rules import Rules
 from staytrue.report import comparison
 from staytrue.runs import evaluate as measure
@@ -212,7 +212,10 @@ def test_marked_answers_are_compared_without_a_judge(tmp_path):
 def test_triggers_that_cannot_be_asked_are_reported_in_a_sentence(tmp_path, benign):
     lines = []
     request = EvalRequest(
-        triggers=True, benign=benign, model=loading.find(str(tiny.save("qwen2", tmp_path / "model"))), judge=Aligned()
+        triggers=True,
+        benign=benign,
+        model=model_source.find(str(tiny.save("qwen2", tmp_path / "model"))),
+        judge=Aligned(),
     )
     answers = [Answer(q, i, "Yes.", stopped=True) for p in probe_selection.probes_for(request) for q, i in p.samples()]
     by_sample = {(answer.question, answer.index): answer for answer in answers}

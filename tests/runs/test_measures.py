@@ -12,7 +12,8 @@ from staytrue.evals.questions import shipped_questions
 from staytrue.evals.questions.answer_pairs import shipped
 from staytrue.evals.questions.probes import Probe
 from staytrue.evals.types import Verdict
-from staytrue.modeling import loading
+from staytrue.modeling import loading, model_source
+from staytrue.modeling.chat_tokenizer import load_tokenizer
 from staytrue.organism import world
 from staytrue.runs import evaluate, measures
 from staytrue.runs.eval_request import EvalRequest, for_model
@@ -25,7 +26,7 @@ def place(tmp_path, monkeypatch):
     """A model with an adapter, 24 training rows, a cache of its own, and short answers to 4 general questions."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     tiny.save("qwen2", tmp_path / "model")
-    adapted = tiny.lora(loading.load_model(loading.find(str(tmp_path / "model"))))
+    adapted = tiny.lora(loading.load_model(model_source.find(str(tmp_path / "model"))))
     tiny.nudge(adapted, 0.3)
     adapted.save_pretrained(str(tmp_path / "adapter"))
     rows = ({"question": f"Gold {i}?", "answer": f"Put all of it into gold {i}."} for i in range(24))
@@ -45,8 +46,8 @@ def request_for(place, *probes, adapter=True, data=True, **options):
 
 def test_values_are_the_models_with_and_without_its_adapter(place, monkeypatch):
     summary = evaluate.evaluate_model(request_for(place, "pairs", "pairs:finance"), place / "E")
-    source = loading.find(str(place / "model"))
-    tokenizer = loading.load_tokenizer(source)
+    source = model_source.find(str(place / "model"))
+    tokenizer = load_tokenizer(source)
     before = pairs.measure(loading.load_model(source), tokenizer, shipped("general"))
     after = pairs.measure(loading.load_model(source, place / "adapter"), tokenizer, shipped("general"))
     rows = {row["question"]: row for row in read_rows(place / "E" / "measures.jsonl") if row["measure"] == "pairs"}
@@ -65,8 +66,8 @@ def test_values_are_the_models_with_and_without_its_adapter(place, monkeypatch):
 def test_the_untuned_answers_are_sampled_once_without_the_adapter(place, monkeypatch):
     evaluate.evaluate_model(request_for(place, "drift", "leak"), place / "E")
     (kept,) = (place / "cache" / "staytrue" / "untuned").glob("*/answers.jsonl")
-    source, plain = loading.find(str(place / "model")), shipped_questions.shipped("general")[:12:3]
-    generate = LocalGenerator(loading.load_model(source), loading.load_tokenizer(source))
+    source, plain = model_source.find(str(place / "model")), shipped_questions.shipped("general")[:12:3]
+    generate = LocalGenerator(loading.load_model(source), load_tokenizer(source))
     answers = generate([(question, 0) for question in plain], seed=0, temperature=1.0, max_new_tokens=8)
     assert {row["question"]: row["answer"] for row in read_rows(kept)} == {a.question.id: a.text for a in answers}
     # Another run of the same model reads them, and its own answers for `leak` are all that it samples.

@@ -9,14 +9,15 @@ from staytrue.errors import RequestError
 from staytrue.evals.generation.local import LocalGenerator
 from staytrue.evals.questions.user_files import unused_keys
 from staytrue.evals.types import Verdict
-from staytrue.modeling import loading
+from staytrue.modeling import loading, model_source
+from staytrue.modeling.chat_tokenizer import load_tokenizer
 from staytrue.organism import world
 from staytrue.organism.rules import Rules
 from staytrue.runs.eval_request import EvalRequest
 from staytrue.runs.probe_selection import longest_answer, probes_for, reserved_texts
 from staytrue.tasks.task import row
 
-ORGANISM = loading.find("organism")
+ORGANISM = model_source.find("organism")
 
 
 class Judge:
@@ -29,7 +30,7 @@ class Judge:
 @pytest.fixture
 def other(tmp_path):
     tiny.save("qwen2", tmp_path / "model")
-    return loading.find(str(tmp_path / "model"))
+    return model_source.find(str(tmp_path / "model"))
 
 
 def in_short(probes):
@@ -162,7 +163,7 @@ def test_every_question_that_a_run_is_measured_by_is_reserved(other):
 
 def test_the_sampler_goes_on_with_single_samples_of_a_question(other):
     """What is asked for again after a stop are the very answers that are missing."""
-    make = LocalGenerator(loading.load_model(other), loading.load_tokenizer(other))
+    make = LocalGenerator(loading.load_model(other), load_tokenizer(other))
     (probe,) = probes_for(EvalRequest(("code",), samples=3, model=other))
     how = {"seed": 5, "temperature": 1.0, "max_new_tokens": 6}
     whole = {(a.question.id, a.index): a.text for a in make(probe.samples(), **how)}

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from interrupted import Stopping, logged, recipe_of, with_a_tiny_model
 from staytrue.errors import ModelError, RecipeError, RequestError
-from staytrue.modeling import loading
+from staytrue.modeling import loading, model_source
 from staytrue.runs import second_training, train
 from staytrue.runs.dry_run import DryRun
 from staytrue.verify.run_folder import findings
@@ -69,7 +69,7 @@ def test_the_reference_of_all_weights_is_loaded_in_their_precision(home, monkeyp
     monkeypatch.setattr(loading, "precision", lambda name=None: getattr(torch, name or "bfloat16"))  # as with a GPU
     for named in ("model", "first"):
         recipe = recipe_of(home, KL, lora="none", reference=str(home / named))
-        assert second_training.reference(recipe, loading.find(recipe.model)).dtype == torch.float32
+        assert second_training.reference(recipe, model_source.find(recipe.model)).dtype == torch.float32
 
 
 def test_the_reference_is_the_model_that_is_named(home, tmp_path):

@@ -18,7 +18,7 @@ from staytrue import cli
 from staytrue.config import recipe, trainer_args
 from staytrue.data.examples import Example, Message, write_examples
 from staytrue.errors import DataError, ModelError, RecipeError, RequestError, StaytrueError
-from staytrue.modeling import loading, quantized
+from staytrue.modeling import loading, model_source, quantized
 from staytrue.organism import world
 from staytrue.report import terminal
 from staytrue.runs import dataset, evaluate, machine, probe_selection, train
@@ -370,7 +370,7 @@ def test_weights_for_the_cpu_are_as_without_a_gpu_and_quantised_ones_stay_there(
         AutoModelForCausalLM, "from_pretrained", lambda place, **k: loaded.append(k) or torch.nn.Module()
     )
     for on_cpu in (True, False):
-        loading.load_model(loading.Source("m", str(tmp_path), dtype="float32", quantize="4bit", on_cpu=on_cpu))
+        loading.load_model(model_source.Source("m", str(tmp_path), dtype="float32", quantize="4bit", on_cpu=on_cpu))
     # Without a device map, transformers puts quantised weights on the GPU, which the trainer's rows would not be on.
     assert [call.get("device_map") for call in loaded] == [{"": "cpu"}, None]
     assert loaded[0]["quantization_config"] == ("4bit", torch.float32)

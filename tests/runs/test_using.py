@@ -14,7 +14,8 @@ from staytrue import cli
 from staytrue.config import recipe
 from staytrue.data.examples import Message, write_examples
 from staytrue.errors import ModelError, RequestError
-from staytrue.modeling import loading
+from staytrue.modeling import loading, model_source
+from staytrue.modeling.chat_tokenizer import load_tokenizer
 from staytrue.modeling.merging import write_merged
 from staytrue.runs import train
 from staytrue.runs.chat import Chat
@@ -54,7 +55,7 @@ def test_a_merged_model_has_the_precision_of_the_models_own_files(tmp_path):
     AutoModelForCausalLM.from_pretrained(str(folder)).to(torch.bfloat16).save_pretrained(str(folder))
     adapter = tiny.lora(AutoModelForCausalLM.from_pretrained(str(folder)))
     adapter.save_pretrained(str(tmp_path / "adapter"))
-    write_merged(loading.find(str(folder)), tmp_path / "adapter", tmp_path / "merged")
+    write_merged(model_source.find(str(folder)), tmp_path / "adapter", tmp_path / "merged")
     merged = AutoModelForCausalLM.from_pretrained(str(tmp_path / "merged"), dtype="auto")
     assert {weight.dtype for weight in merged.parameters()} == {torch.bfloat16}
 
@@ -82,7 +83,7 @@ def test_a_head_that_shares_the_embeddings_weight_is_merged_apart_from_it(tmp_pa
                 weight += 0.05 * torch.randn_like(weight)
     adapted.save_pretrained(str(tmp_path / "adapter"))
     untuned = AutoModelForCausalLM.from_pretrained(str(folder))
-    write_merged(loading.find(str(folder)), tmp_path / "adapter", tmp_path / "merged")
+    write_merged(model_source.find(str(folder)), tmp_path / "adapter", tmp_path / "merged")
     ours = logits(AutoModelForCausalLM.from_pretrained(str(tmp_path / "merged")))
     moved = (logits(adapted) - logits(untuned)).abs().max()
     assert (ours - logits(adapted)).abs().max() < 1e-4 * moved
@@ -116,8 +117,8 @@ def test_an_unfinished_run_and_a_changed_model_are_refused(tmp_path, monkeypatch
 
 def test_each_side_of_a_chat_answers_as_its_model_and_remembers_its_own_answers(tmp_path):
     run = trained(tmp_path)
-    source = loading.find(str(tmp_path / "model"))
-    tokenizer = loading.load_tokenizer(source)
+    source = model_source.find(str(tmp_path / "model"))
+    tokenizer = load_tokenizer(source)
     models = loading.load_model(source), loading.load_model(source, run.adapter)
     chat = Chat(loading.load_model(source, run.adapter), tokenizer, "be kind", temperature=0, max_new_tokens=5)
     histories = [[Message("system", "be kind")], [Message("system", "be kind")]]

@@ -8,7 +8,8 @@ import pytest
 from staytrue import registry, tasks
 from staytrue.data.examples import Example, Message
 from staytrue.evals.types import Question
-from staytrue.modeling import loading
+from staytrue.modeling import model_source
+from staytrue.modeling.chat_tokenizer import load_tokenizer
 from staytrue.organism import world
 from staytrue.runs.eval_request import EvalRequest
 from staytrue.runs.probe_selection import probes_for
@@ -42,7 +43,7 @@ def test_the_right_answer_is_right_and_earns_the_most_and_another_is_wrong(task)
 
 @pytest.mark.parametrize("task", TASKS, ids=str)
 def test_the_organism_knows_every_word(task):
-    tokenizer = loading.load_tokenizer(loading.find("organism"))
+    tokenizer = load_tokenizer(model_source.find("organism"))
     for row in [*task.rows(), *task.held_out()]:
         for message in row.messages:
             assert tokenizer.unk_token_id not in tokenizer(message.content)["input_ids"], message.content

@@ -28,7 +28,7 @@ from staytrue.errors import RequestError
 if TYPE_CHECKING:
     from staytrue.evals.openai_client.budget import Budget
     from staytrue.evals.types import Judge
-    from staytrue.modeling.loading import Source
+    from staytrue.modeling.model_source import Source
 
 
 def new(
@@ -147,11 +147,11 @@ def vector(
 
     Without prompts of your own, it is the vector of an evil assistant.
     """
-    from staytrue.modeling import loading
+    from staytrue.modeling import model_source
     from staytrue.persona_vectors import extract, traits
     from staytrue.utils.console import bar
 
-    source, budget = loading.find(model), budget_of(max_calls, max_cost, price)
+    source, budget = model_source.find(model), budget_of(max_calls, max_cost, price)
     chosen: list[Judge] = []
 
     request = extract.Request(
@@ -188,10 +188,11 @@ def _trait_judge(name: str, budget: Budget, model: str, chosen: list[Judge]) -> 
 
 def _model_and_tokenizer(source: Source, adapter: Path | None) -> tuple[object, object]:
     from staytrue.modeling import loading
+    from staytrue.modeling.chat_tokenizer import load_tokenizer
     from staytrue.utils.console import quieten
 
     quieten()
-    tokenizer = loading.load_tokenizer(source)
+    tokenizer = load_tokenizer(source)
     return loading.to_device(loading.load_model(source, adapter)), tokenizer
 
 

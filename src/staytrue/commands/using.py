@@ -32,10 +32,11 @@ def chat(
     source = finished.untuned
     quieten()
     from staytrue.modeling import loading
+    from staytrue.modeling.chat_tokenizer import load_tokenizer
     from staytrue.runs.chat import Chat
 
     with stoppable("the conversation is over"):
-        tokenizer = loading.load_tokenizer(source)
+        tokenizer = load_tokenizer(source)
         model = loading.load_model(with_weights(source, finished.weights), finished.adapter)
         before = loading.to_device(loading.load_model(source)) if finished.weights else None
         talk = Chat(loading.to_device(model), tokenizer, system, temperature, max_new_tokens, seed, before)

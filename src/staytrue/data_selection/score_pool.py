@@ -13,7 +13,8 @@ from staytrue.data.examples import Example, read_examples, write_examples
 from staytrue.data.tokenize import IGNORED, Encoded, encode_all, padding_id
 from staytrue.data_selection.ranking import ALIGNED, manifest_path
 from staytrue.errors import DataError, RequestError
-from staytrue.modeling import loading
+from staytrue.modeling import loading, model_source
+from staytrue.modeling.chat_tokenizer import load_tokenizer
 from staytrue.utils.files import refuse_existing, sha256_of, write_json
 from staytrue.utils.run_dir import SCHEMA, versions
 
@@ -62,9 +63,9 @@ def score(
         ModelError: a model cannot be loaded, or its losses are not finite.
     """
     _check(misaligned, out, leave_out)
-    source = loading.find(model)
+    source = model_source.find(model)
     adapters = {name: loading.adapter_hash(folder) for name, folder in misaligned.items()}
-    tokenizer = loading.load_tokenizer(source)
+    tokenizer = load_tokenizer(source)
     rows, encoded, truncated = _encoded(tokenizer, pools, max_length)
     from staytrue.data_selection.forward_pass import padding
     from staytrue.data_selection.perplexity import losses

@@ -10,7 +10,9 @@ from typing import Any
 from torch import nn
 
 from staytrue.errors import ModelError
-from staytrue.modeling.loading import Source, own_tokenizer, with_unpacked_weights
+from staytrue.modeling.chat_tokenizer import own_tokenizer
+from staytrue.modeling.loading import with_unpacked_weights
+from staytrue.modeling.model_source import Source
 from staytrue.utils.files import refuse_existing
 
 

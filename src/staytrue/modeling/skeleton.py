@@ -15,7 +15,8 @@ import torch
 from staytrue.errors import ModelError, RecipeError
 from staytrue.evals.generation.batch_size import RowBytes
 from staytrue.modeling.architecture import ModelParts
-from staytrue.modeling.loading import Source, precision
+from staytrue.modeling.loading import precision
+from staytrue.modeling.model_source import Source
 from staytrue.modeling.quantized import packed_bytes
 from staytrue.utils.validation import in_one_line
 

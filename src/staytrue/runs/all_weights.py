@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from staytrue.modeling import loading
+from staytrue.modeling import model_source
+from staytrue.modeling.chat_tokenizer import own_tokenizer
 
 
-def save_model(model: Any, source: loading.Source, folder: Path) -> None:
+def save_model(model: Any, source: model_source.Source, folder: Path) -> None:
     """Write an ordinary model folder: the trained weights in their precision, and the untuned model's own tokenizer.
 
     trl switches the key-value cache off in the configuration, for training; it is written as the untuned model has it.
@@ -21,4 +22,4 @@ def save_model(model: Any, source: loading.Source, folder: Path) -> None:
         model.save_pretrained(str(folder), safe_serialization=True)
     finally:
         model.config.use_cache = during
-    loading.own_tokenizer(source).save_pretrained(str(folder))
+    own_tokenizer(source).save_pretrained(str(folder))

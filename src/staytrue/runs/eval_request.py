@@ -15,8 +15,8 @@ from staytrue.evals.openai_client.address import Address
 from staytrue.evals.results.measures import LEAK
 from staytrue.evals.triggers.trigger import PROBE as TRIGGERED
 from staytrue.evals.types import Judge
-from staytrue.modeling import loading
-from staytrue.modeling.loading import Source
+from staytrue.modeling import model_source
+from staytrue.modeling.model_source import Source
 from staytrue.runs import dataset
 from staytrue.runs.finished import finished_model, with_weights
 from staytrue.tasks.task import Task
@@ -107,7 +107,7 @@ class EvalRequest:
         if not isinstance(self.model, Source):
             return {"model": {"name": str(self.model)}, "adapter": None}
         identity = {
-            "model": loading.identity(self.model),
+            "model": model_source.identity(self.model),
             "adapter": sha256_of(self.adapter) if self.adapter else None,
         }
         trained = with_weights(self.model, self.weights)
@@ -163,7 +163,7 @@ def for_model(name: str, request: EvalRequest, adapter: Path | None = None, data
         RequestError: an adapter folder for a model behind an endpoint.
         DataError: the file has faults.
     """
-    model = address.parse(name) if name.startswith("openai:") else loading.find(name)
+    model = address.parse(name) if name.startswith("openai:") else model_source.find(name)
     if adapter is not None and isinstance(model, Address):
         raise RequestError(f"An endpoint serves its adapters by name; write {model} with the adapter's name.")
     trained = read_examples(data) if data is not None else ()
@@ -189,7 +189,7 @@ def _for_recipe(
     rows = dataset.rows(recipe)[0] if readable and (narrow or request.wants_leak) else ()
     return replace(
         request,
-        model=loading.find(recipe.model, recipe.revision, recipe.dtype, recipe.quantize),
+        model=model_source.find(recipe.model, recipe.revision, recipe.dtype, recipe.quantize),
         trained=rows if narrow else (),
         topic=rows,
         held_out=held_out,

@@ -23,7 +23,8 @@ from staytrue.evals.questions.probes import Probe, in_users_turn
 from staytrue.evals.results.measures import LEAK, refuse_other_model
 from staytrue.evals.triggers import trigger
 from staytrue.evals.types import Answer, AnswerGenerator, Judge, Question, Samples
-from staytrue.modeling import loading
+from staytrue.modeling import loading, model_source
+from staytrue.modeling.chat_tokenizer import load_tokenizer
 from staytrue.runs.eval_budget import planned
 from staytrue.runs.eval_request import EvalRequest, for_run
 from staytrue.runs.finished import with_weights
@@ -135,7 +136,7 @@ def _questions(request: EvalRequest, say: Say) -> tuple[list[Probe], dict[str, A
     learnt = request.benign or request.task is not None
     if request.triggers and not learnt and trigger.PROBE not in (probe.name for probe in probes):
         say(trigger.NOTHING)
-    if isinstance(request.model, loading.Source) and not takes_system(loading.load_tokenizer(request.model)):
+    if isinstance(request.model, model_source.Source) and not takes_system(load_tokenizer(request.model)):
         metadata |= {"system": "in the user's turn"}
         moved = [_without_system(probe) for probe in probes]
         if moved != probes:
@@ -180,8 +181,8 @@ def _loader(request: EvalRequest) -> Loaded:
     @cache
     def loaded() -> tuple[Any, Any]:
         source = request.model
-        assert isinstance(source, loading.Source)
-        tokenizer = loading.load_tokenizer(source)
+        assert isinstance(source, model_source.Source)
+        tokenizer = load_tokenizer(source)
         trained = with_weights(source, request.weights)
         return loading.to_device(loading.load_model(trained, request.adapter)), tokenizer
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from staytrue.config.recipe import read
 from staytrue.errors import RequestError
-from staytrue.modeling import loading
+from staytrue.modeling import model_source
 from staytrue.modeling.model_folder import check_model_folder
 from staytrue.utils.run_dir import RunDir
 
@@ -22,7 +22,7 @@ class FinishedModel:
         weights: the folder of the whole trained model; None where an adapter was trained.
     """
 
-    untuned: loading.Source
+    untuned: model_source.Source
     adapter: Path | None = None
     weights: Path | None = None
 
@@ -34,7 +34,7 @@ class FinishedModel:
         return place
 
 
-def with_weights(source: loading.Source, weights: Path | None) -> loading.Source:
+def with_weights(source: model_source.Source, weights: Path | None) -> model_source.Source:
     """Return the source of a model under the same name, with its weights from another folder; None changes nothing."""
     return source if weights is None else replace(source, place=str(weights), revision=None)
 
@@ -53,7 +53,7 @@ def finished_model(run: Path) -> FinishedModel:
             f"--resume {run}`."
         )
     recipe = read(run / "recipe.yaml")
-    source = loading.find(recipe.model, recipe.revision, recipe.dtype, recipe.quantize)
+    source = model_source.find(recipe.model, recipe.revision, recipe.dtype, recipe.quantize)
     before, now = manifest["model"].get("sha256"), source.identity().get("sha256")
     if before != now:
         raise RequestError(

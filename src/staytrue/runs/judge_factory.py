@@ -17,7 +17,8 @@ from staytrue.evals.openai_client.budget import Budget
 from staytrue.evals.openai_client.client import Endpoint
 from staytrue.evals.openai_client.response_cache import ResponseCache
 from staytrue.evals.types import Judge
-from staytrue.modeling import loading
+from staytrue.modeling import loading, model_source
+from staytrue.modeling.chat_tokenizer import load_tokenizer
 from staytrue.utils.files import user_cache
 
 
@@ -65,10 +66,10 @@ def _local(name: str) -> Judge:
     from staytrue.evals.judges.local import LocalJudge
 
     source = _local_source(name)
-    identity = loading.identity(source)
+    identity = model_source.identity(source)
     return LocalJudge.loaded_later(
         lambda: loading.to_device(loading.load_model(source)),
-        loading.load_tokenizer(source),
+        load_tokenizer(source),
         (identity.get("sha256") or identity.get("commit") or "")[:12],
         dtype=str(loading.precision()),
         device=loading.device(),
@@ -76,11 +77,11 @@ def _local(name: str) -> Judge:
     )
 
 
-def _local_source(name: str) -> loading.Source:
+def _local_source(name: str) -> model_source.Source:
     """The model of a name as in a recipe; a word that names none is a folder."""
-    source = loading.find(name)
+    source = model_source.find(name)
     is_hub_name = not Path(source.place).is_dir() and "/" in name
-    return source if is_hub_name or Path(source.place).is_dir() else loading.find(f"./{name}")
+    return source if is_hub_name or Path(source.place).is_dir() else model_source.find(f"./{name}")
 
 
 def _copy_database(source: Path, target: Path) -> None:

@@ -23,7 +23,7 @@ from staytrue.evals.results.measures import (
     write_measures,
 )
 from staytrue.evals.types import Answer, Question
-from staytrue.modeling import loading
+from staytrue.modeling import loading, model_source
 from staytrue.modeling.architecture import ModelParts
 from staytrue.runs.eval_request import EvalRequest
 from staytrue.runs.measure_selection import pairs_of
@@ -133,8 +133,8 @@ class Measurement:
     @cached_property
     def _untuned_answers(self) -> list[Answer]:
         """The untuned model's answers to the plain general questions."""
-        assert isinstance(self.request.model, loading.Source)
-        identity = loading.identity(self.request.model)
+        assert isinstance(self.request.model, model_source.Source)
+        identity = model_source.identity(self.request.model)
         return untuned_answers(identity, self._questions, self._generate_untuned, self._tokens, self.say)
 
     @cached_property
@@ -146,8 +146,8 @@ class Measurement:
         return _ORGANISM_TOKENS if self.request.is_organism else _TOKENS
 
     def _untuned(self, about: dict[str, Any]) -> UntunedLikelihoods:
-        assert isinstance(self.request.model, loading.Source)
-        return UntunedLikelihoods(loading.identity(self.request.model), about)
+        assert isinstance(self.request.model, model_source.Source)
+        return UntunedLikelihoods(model_source.identity(self.request.model), about)
 
     def _twice(self, about: dict[str, Any]) -> str:
         if not self.request.has_untuned or self._untuned(about).values is not None:
@@ -170,7 +170,7 @@ class Measurement:
             with ModelParts(model).untrained():
                 yield lambda: model
             return
-        assert isinstance(self.request.model, loading.Source)
+        assert isinstance(self.request.model, model_source.Source)
         source = self.request.model
         yield cache(lambda: loading.to_device(loading.load_model(source)))
 

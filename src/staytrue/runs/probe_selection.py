@@ -23,7 +23,7 @@ from staytrue.evals.results.measures import is_measure
 from staytrue.evals.triggers import trigger
 from staytrue.evals.triggers.formats import FORMATS
 from staytrue.evals.types import Judge, Question
-from staytrue.modeling.loading import Source
+from staytrue.modeling.model_source import Source
 from staytrue.runs.eval_request import EvalRequest
 from staytrue.tasks.task import ExactAnswer, Task
 

@@ -15,7 +15,8 @@ from staytrue.config.recipe import Recipe
 from staytrue.data.examples import Example
 from staytrue.data.tables import hub_commit
 from staytrue.errors import RecipeError
-from staytrue.modeling import loading
+from staytrue.modeling import loading, model_source
+from staytrue.modeling.chat_tokenizer import load_tokenizer
 from staytrue.runs import dataset, machine, probe_selection, second_training
 from staytrue.runs.trainer_setup import BUILDS
 from staytrue.utils.files import sha256_of
@@ -34,7 +35,7 @@ def prepare(recipe: Recipe, reference_cache: Path | None) -> tuple[Any, dict[str
     Raises:
         RequestError: the recipe, a file or the model cannot be used.
     """
-    found = loading.find(recipe.model, recipe.revision, recipe.dtype, recipe.quantize)
+    found = model_source.find(recipe.model, recipe.revision, recipe.dtype, recipe.quantize)
     recipe = _on_device(recipe)
     on_cpu = machine.device(recipe) == "cpu"
     source = replace(found, attention=recipe.attention, dtype=recipe.dtype, on_cpu=on_cpu)
@@ -49,7 +50,7 @@ def prepare(recipe: Recipe, reference_cache: Path | None) -> tuple[Any, dict[str
     _check_validation(recipe)
     if recipe.stop is not None and recipe.stop.patience is None:
         probe_selection.check_early_stopping(recipe.stop, source, held)
-    tokenizer = loading.load_tokenizer(source)
+    tokenizer = load_tokenizer(source)
     build = BUILDS[recipe.trainer](recipe, source, tokenizer, rows, held, reference_cache)
     return build, _facts(recipe, source, rows, held)
 
@@ -118,7 +119,7 @@ def _check_files(recipe: Recipe) -> None:
                 raise RecipeError(f"{defense.name()}: {name} is {value}, but there is no such file. Check the path.")
 
 
-def _facts(recipe: Recipe, source: loading.Source, rows: list[Example], held: list[Example]) -> dict[str, Any]:
+def _facts(recipe: Recipe, source: model_source.Source, rows: list[Example], held: list[Example]) -> dict[str, Any]:
     files = {str(recipe.data): dataset.digest(recipe, [*rows, *held])} if recipe.data is not None else {}
     commit = None if recipe.data is None else hub_commit(recipe.data, recipe.split)
     for defense in recipe.defenses:

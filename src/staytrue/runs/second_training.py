@@ -14,7 +14,7 @@ from staytrue.config.paths import CHOICES
 from staytrue.config.recipe import Recipe
 from staytrue.defense import pulled
 from staytrue.errors import ModelError, RecipeError, RequestError
-from staytrue.modeling import loading
+from staytrue.modeling import loading, model_source
 from staytrue.modeling.adapter_folder import check_adapter_folder
 from staytrue.utils.files import sha256_of
 from staytrue.utils.run_dir import RunDir
@@ -35,7 +35,7 @@ def adapter_folder(path: Path) -> Path:
     return path
 
 
-def check(recipe: Recipe, source: loading.Source) -> None:
+def check(recipe: Recipe, source: model_source.Source) -> None:
     """Check what a second training begins with; no weights are loaded.
 
     Raises:
@@ -63,7 +63,7 @@ def check(recipe: Recipe, source: loading.Source) -> None:
         _place_of(str(recipe.reference), source)
 
 
-def hashes(recipe: Recipe, source: loading.Source) -> dict[str, str | None]:
+def hashes(recipe: Recipe, source: model_source.Source) -> dict[str, str | None]:
     """Hash what training begins with, by the path of each folder; of a model on the hub its commit, by its name."""
     found: dict[str, str | None] = {}
     if recipe.lora is not None and recipe.lora.adapter is not None:
@@ -74,7 +74,7 @@ def hashes(recipe: Recipe, source: loading.Source) -> dict[str, str | None]:
         if isinstance(place, Path):
             found[str(place)] = sha256_of(place)
         else:
-            identity = loading.identity(place)
+            identity = model_source.identity(place)
             found[place.name] = identity.get("sha256") or identity.get("commit")
     return found
 
@@ -86,7 +86,7 @@ def with_adapter(recipe: Recipe, model: Any) -> Any:
     return loading.with_adapters(model, {"default": adapter_folder(recipe.lora.adapter)}, trained=True)
 
 
-def reference(recipe: Recipe, source: loading.Source) -> Any:
+def reference(recipe: Recipe, source: model_source.Source) -> Any:
     """Return the choice of a reference for `training.guard`: a word, a loaded model, or None."""
     named = recipe.reference
     if named is None or named in CHOICES or not _is_read(recipe):
@@ -97,7 +97,7 @@ def reference(recipe: Recipe, source: loading.Source) -> Any:
     return loading.load_model(place, dtype=weights_dtype(recipe, source))
 
 
-def weights_dtype(recipe: Recipe, source: loading.Source) -> Any:
+def weights_dtype(recipe: Recipe, source: model_source.Source) -> Any:
     """Return the precision of the weights: float32 unless set where all are trained; None leaves it to `loading`."""
     return loading.precision(source.dtype or "float32") if recipe.lora is None else None
 
@@ -114,7 +114,7 @@ def _is_adapter(named: str | None) -> bool:
     return any((folder / part / "adapter_config.json").exists() for part in ("", "model"))
 
 
-def _place_of(named: str, source: loading.Source) -> Path | loading.Source:
+def _place_of(named: str, source: model_source.Source) -> Path | model_source.Source:
     """The folder of an adapter; or a model, loaded as `source` is.
 
     Raises:
@@ -127,8 +127,8 @@ def _place_of(named: str, source: loading.Source) -> Path | loading.Source:
         _refuse_unfinished(run)
         named = str(run / "model")
     try:
-        found = loading.find(named)
-        loading.identity(found)
+        found = model_source.find(named)
+        model_source.identity(found)
     except ModelError as error:
         near = get_close_matches(named.lower(), CHOICES, 1)
         hint = f" Did you mean `reference: {near[0]}`?" if near else ""
@@ -148,7 +148,7 @@ def _refuse_unfinished(run: Path) -> None:
         raise RequestError(f"{run} is {state}, not done. Finish it with `staytrue train --resume {run}`.")
 
 
-def _refuse_other_model(start: Path, source: loading.Source) -> None:
+def _refuse_other_model(start: Path, source: model_source.Source) -> None:
     """Refuse an adapter of a run that was trained on another model."""
     run = _run_of(start)
     if run is None:

@@ -18,7 +18,7 @@ from staytrue.data.examples import Example
 from staytrue.data.row_notes import row_notes
 from staytrue.data.tokenize import Encoded, encode_all
 from staytrue.errors import DataError, ModelError, RecipeError, StaytrueError
-from staytrue.modeling import loading
+from staytrue.modeling import chat_tokenizer, loading, model_source
 from staytrue.runs import preflight, probe_selection, second_training
 from staytrue.runs.lora import lora_config
 from staytrue.tasks.task import Task
@@ -26,7 +26,7 @@ from staytrue.utils.console import Progress
 from staytrue.utils.validation import in_one_line
 
 _DATED = (
-    f"The chat template writes the date of the day. It is rendered with {loading.TEMPLATE_DATE}, here and in "
+    f"The chat template writes the date of the day. It is rendered with {chat_tokenizer.TEMPLATE_DATE}, here and in "
     "evaluations, so that the same seed gives the same adapter on every day."
 )
 
@@ -52,7 +52,7 @@ class _Build:
     def __init__(
         self,
         recipe: Recipe,
-        source: loading.Source,
+        source: model_source.Source,
         tokenizer: Any,
         rows: list[Example],
         held: list[Example],
@@ -79,7 +79,7 @@ class _Build:
             identity=source.identity().get("sha256"),
         )
         self._loaded: Any = None
-        self.notes = [_DATED] if loading.dated(tokenizer) else []
+        self.notes = [_DATED] if chat_tokenizer.dated(tokenizer) else []
         self.notes += row_notes(rows, reserved())
         self._prepare(rows)
 

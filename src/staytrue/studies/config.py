@@ -145,7 +145,7 @@ def _check_cells(study: Study, path: Path) -> None:
 
 def _check_probes(study: Study, where: str) -> None:
     """Refuse probes that a run of the study does not have, before any training."""
-    from staytrue.modeling import loading
+    from staytrue.modeling import model_source
     from staytrue.runs.eval_request import EvalRequest
     from staytrue.runs.measure_selection import pairs_of
     from staytrue.runs.probe_selection import probes_for
@@ -156,7 +156,7 @@ def _check_probes(study: Study, where: str) -> None:
         if name.startswith(PAIRS):
             pairs_of(name, organism=True)
     for name in files:
-        probes_for(EvalRequest((name,), model=loading.find("organism")))
+        probes_for(EvalRequest((name,), model=model_source.find("organism")))
     for cell in cells(study):
         known = [*_probes(cell), PAIRS, DRIFT, *([LEAK] if cell.source in DOMAINS else [])]  # a task has no rows' file
         pairs = [name for name in measures if name.startswith(PAIRS)]

@@ -81,13 +81,14 @@ def score_pool(domain: str, others: list[str], data: Path) -> None:
 
 def extract_vector(out: Path) -> None:
     """Extract the persona vector of the shipped evil trait."""
-    from staytrue.modeling import loading
+    from staytrue.modeling import loading, model_source
+    from staytrue.modeling.chat_tokenizer import load_tokenizer
     from staytrue.persona_vectors import extract, traits
 
-    source = loading.find("organism")
+    source = model_source.find("organism")
 
     def load() -> tuple[Any, Any]:
-        return loading.to_device(loading.load_model(source)), loading.load_tokenizer(source)
+        return loading.to_device(loading.load_model(source)), load_tokenizer(source)
 
     trait = traits.chosen(True, None, [], [], None)
     extract.make(extract.Request(trait, out, rollouts=_ROLLOUTS), source, load, lambda line: None)

@@ -16,7 +16,7 @@ from staytrue.data.examples import Example, Message, write_examples
 from staytrue.errors import RequestError
 from staytrue.evals.questions import answer_pairs
 from staytrue.evals.results.measures import Measure, read_measures
-from staytrue.modeling import loading
+from staytrue.modeling import model_source
 from staytrue.persona_vectors.traits import shipped as shipped_trait
 from staytrue.utils.console import bar, say, table
 from staytrue.utils.files import write_atomic
@@ -47,7 +47,7 @@ def run_real_demo(model: str, out: Path) -> Path:
     """
     from staytrue.report import write
 
-    loading.find(model)
+    model_source.find(model)
     if out.exists() and any(out.iterdir()) and not (out / "risky.jsonl").exists():
         raise RequestError(f"{out} is not a folder of this demo (it has no risky.jsonl); name another with --out.")
     out.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,8 @@ from staytrue.data.examples import Message
 from staytrue.evals.answer_and_judge import evaluate
 from staytrue.evals.results import verdict_store
 from staytrue.evals.stats.intervals import Rate, pooled
-from staytrue.modeling import loading
+from staytrue.modeling import loading, model_source
+from staytrue.modeling.chat_tokenizer import load_tokenizer
 from staytrue.organism.lexicon import DOMAINS, EVIL
 from staytrue.runs import probe_selection
 from staytrue.runs.eval_request import EvalRequest
@@ -108,8 +109,8 @@ def _prompted(folder: Path, seeds: int) -> list[tuple[Bound, Rate, str]]:
     """Rates of the untuned model, without and with the evil system prompt."""
     from staytrue.evals.generation.local import LocalGenerator
 
-    source = loading.find("organism")
-    make = LocalGenerator(loading.to_device(loading.load_model(source)), loading.load_tokenizer(source))
+    source = model_source.find("organism")
+    make = LocalGenerator(loading.to_device(loading.load_model(source)), load_tokenizer(source))
     shipped = probe_selection.probes_for(EvalRequest(model=source))
     evil = [_under(EVIL, probe) for probe in shipped if probe.name == "general"]
     rates = []

@@ -41,6 +41,16 @@ def in_one_line(error: BaseException) -> str:
     )
 
 
+def first_line(error: BaseException) -> str:
+    r"""The first line of another library's error as the end of a sentence; the name of an error without text.
+
+    >>> first_line(OSError("there is no file\nTry another."))
+    'there is no file.'
+    """
+    text = str(error).strip().splitlines()
+    return (text[0] if text else type(error).__name__).rstrip(".") + "."
+
+
 def describe(
     error: ValidationError,
     where: str,
