@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import cached_property, partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -18,23 +16,22 @@ from staytrue.data.tokenize import Encoded
 from staytrue.defense import Base, Defense, pulled
 from staytrue.errors import ForwardPassError
 from staytrue.modeling import quantized
-from staytrue.modeling.architecture import Adapted, ModelParts
+from staytrue.modeling.architecture import ModelParts
 from staytrue.modeling.base_model import Untouched
 from staytrue.modeling.choose_reference import reference_of
 from staytrue.modeling.reference_model import AdapterOff
-from staytrue.modeling.sharded import gathered, whole_head
 from staytrue.registry import labelled, refuse_supervised_rows
-from staytrue.step import SOURCES, Activations, Marks, SharedProjection, Step
+from staytrue.step import SOURCES, Marks, SharedProjection, Step
 from staytrue.training.auxiliary_batches import AuxiliaryBatches, Encode, make_rows, refuse_too_few
 from staytrue.training.frozen_blocks import freeze_blocks
 from staytrue.training.hooks import BackboneHooks, RecordedCall, ReferenceReplay, Steer
 from staytrue.training.layers import read_and_steered
 from staytrue.training.observer import Observer
 from staytrue.training.penalty_log import PenaltyLog
+from staytrue.training.penalty_steps import PenaltySteps
 from staytrue.training.reference import model_checks
 from staytrue.training.reference.cache import ReferenceCache
 from staytrue.training.reference.cache_checks import refuse_cache, refuse_reference
-from staytrue.training.reference.scope import ReferenceScope
 from staytrue.training.separate_gradients import SeparateGradients
 from staytrue.utils.console import Progress
 
@@ -60,7 +57,6 @@ class Guard:
         float32_adapter: whether an adapter on quantised weights is trained in float32, where trl rounds it to bfloat16.
         shards: among how many processes the weights are divided (FSDP2). Each of these makes every forward with the
             others, also one that none of its own rows needs. 0 where each has the whole model.
-        fills: whether the present forward is one that only other processes need.
         observer: is shown every penalty and every gradient before a defense combines it; None for no evidence.
         cache: the stored states, once attached to a model; None without a folder, or if no defense reads the reference.
 
@@ -93,10 +89,15 @@ class Guard:
         self._log, self._in_loss = PenaltyLog(), PenaltyLog()
         self.task_rows = 0
         self.float32_adapter = False
-        self.shards, self.fills = 0, False
+        self.shards = 0
         self.observer: Observer | None = None
         self._totals = torch.zeros(len(SOURCES), 2)
         self._separate = SeparateGradients(self.defenses, self._trained)
+
+    @property
+    def fills(self) -> bool:
+        """Whether the present forward is one that only other processes need, where weights are divided."""
+        return bool(self._penalties) and self._steps.fills
 
     def pulls(self, lever: str) -> bool:
         """Return whether any defense overrides that lever."""
@@ -140,31 +141,19 @@ class Guard:
         if read and self.chosen_reference is not None and isinstance(base, Untouched):
             base.reference = self.reference
         self._watch = BackboneHooks(parts, kept, steers, self.reference)
-        self._replay: ReferenceReplay = self._watch.replay
+        replay: ReferenceReplay = self._watch.replay
         if self.reference_cache is not None and any(d.reads_reference for d in self._penalties.values()):
             self.cache = ReferenceCache(self.reference_cache, self._watch, self.reference.parts, kept)
-            self._replay = self.cache.replay
+            replay = self.cache.replay
         rows = make_rows(self.defenses, base, encode, self.seed)
         if task_rows is not None:
             refuse_too_few(rows, task_rows)
         self._auxiliary = AuxiliaryBatches(rows, pad_id)
         self._states = {label: d.prepare(parts, base) for label, d in self._penalties.items()}
-        readers = {k: d for k, d in self._penalties.items() if k not in self._auxiliary and d.reads_reference}
-        self._scope = ReferenceScope.of(readers, len(parts.blocks)) if readers else ReferenceScope()
-        self._shared_replays = bool(self.shards and readers)
-        if self.shards:
-            self._scope = ReferenceScope()
-        if quantized.rows_depend_on_each_other(model):
-            self._scope = replace(self._scope, source=None)
-
-    @cached_property
-    def _whole_adapted(self) -> list[Adapted]:
-        return self.parts.adapted()
-
-    def _adapted(self) -> list[Adapted]:
-        if not self.shards:
-            return self._whole_adapted
-        return [replace(m, a=gathered(m.a), b=gathered(m.b)) for m in self.parts.adapted()]
+        if self._penalties:
+            self._steps = PenaltySteps(
+                parts, self.defenses, self._auxiliary, self._watch, self.reference, replay, self._head, self.shards
+            )
 
     def _checked_layers(self, base: Base) -> tuple[list[int], Mapping[int, list[Steer]]]:
         """Check the model against every defense; return the layers that are read, and who steers by layer."""
@@ -176,7 +165,7 @@ class Guard:
         layers = read_and_steered(self.defenses, len(self.parts.blocks))
         for defense in self.defenses.values():
             defense.check(self.parts, base)
-        self._head = partial(whole_head, self.parts, model_checks.head(self.parts), divided=bool(self.shards))
+        self._head = model_checks.head(self.parts)
         return layers
 
     def auxiliary_rows(self) -> dict[str, Sequence[Encoded]]:
@@ -241,11 +230,9 @@ class Guard:
             return None
         call.check_shape(marks)
         totals = self._totals if slot is not None else marks.counts()
-        step = self._step(call, marks, totals, partial(self._scope.reference, self._replay, call, marks), shared)
+        step = self._steps.of_batch(call, marks, totals, shared)
         total = call.final.new_zeros((), dtype=torch.float32) if call.final is not None else torch.zeros(())
-        if self._shared_replays:
-            _ = step.reference
-        auxiliary, filler = ({}, None) if slot is None else self._auxiliary_steps(call, slot)
+        auxiliary, filler = ({}, None) if slot is None else self._steps.of_auxiliary_rows(call, slot, totals)
         if filler is not None:
             total = total + 0 * filler.float().sum()
         for label, defense in self._penalties.items():
@@ -307,45 +294,3 @@ class Guard:
             shown = {"progress": progress} if "progress" in signature(defense.project).parameters else {}
             report |= {f"{label}/{name}": number for name, number in defense.project(model, **shown).items()}
         return report
-
-    def _step(
-        self,
-        call: RecordedCall,
-        marks: Marks,
-        totals: Tensor,
-        replay: Callable[[], Activations],
-        shared: SharedProjection | None = None,
-    ) -> Step:
-        return Step(
-            policy=call.result(),
-            marks=marks,
-            totals=totals.to(marks.real.device),
-            head=self._head,
-            replay=replay,
-            tokens=call.tokens,
-            shared=shared,
-            adapted=self._adapted,
-            changed=self.reference.changed,
-            reference_head=self.reference.head,
-        )
-
-    def _auxiliary_steps(self, like: RecordedCall, slot: int) -> tuple[dict[str, Step], Tensor | None]:
-        """Run one forward for all auxiliary rows due in this slot; return a step per defense with its own rows only.
-
-        Also return the hidden states (B, T, D) of a forward that only the other processes need, where weights are
-        divided; its backward pass is theirs too.
-        """
-        device = next(self.parts.backbone.parameters()).device
-        taken = like.tokens.shape if like.tokens is not None and self.pulls("steer") else None
-        batch = self._auxiliary.batch(slot, device, taken, self.shards)
-        if batch is None:
-            return {}, None
-        self.fills = not batch.slices
-        call = self._watch.call(like, batch.marks, **batch.inputs)
-        self.fills = False
-        whole = self._step(call, batch.marks, self._totals, partial(self._replay, call, batch.marks, None, None))
-        beside = [d for label, d in self._penalties.items() if label in self._auxiliary]
-        if self.shards and any(defense.reads_reference for defense in beside):
-            _ = whole.reference
-        steps = {label: whole.rows(first, last, totals) for label, first, last, totals in batch.slices}
-        return steps, None if steps else call.final
