@@ -103,11 +103,11 @@ def ours(job: Job, name: str) -> float:
 
 def trls(job: Job) -> float:
     """trl's trainer on the same tokens with the same arguments; seconds."""
-    from staytrue.runs.trainer_setup import _dataset
+    from staytrue.runs.trl_inputs import token_rows
     from staytrue.step import SOURCE_COLUMN
 
     args: SFTConfig = trainer_args.sft_config(job.recipes["sft"].train, 0, job.scratch())
-    rows = _dataset(job.encoded()).remove_columns(SOURCE_COLUMN)
+    rows = token_rows(job.encoded()).remove_columns(SOURCE_COLUMN)
     trainer = SFTTrainer(model=job.adapted(), args=args, train_dataset=rows, processing_class=job.tokenizer)
     trainer.remove_callback(PrinterCallback)
     return _trained(trainer)

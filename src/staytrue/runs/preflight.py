@@ -1,6 +1,6 @@
-"""Creates everything that training needs, and fetches one batch, before a run is recorded as begun.
+"""Tries the model, creates all that training needs and fetches one batch, before a run is recorded as begun.
 
-trl and transformers create the schedule and the batches inside of `train()`, where a wrong setting ends in a traceback.
+trl and transformers do this inside of `train()`, where a wrong setting ends in a traceback.
 """
 
 from __future__ import annotations
@@ -15,11 +15,33 @@ import numpy as np
 import torch
 from transformers import get_scheduler
 
-from staytrue.errors import RecipeError
+from staytrue.errors import ModelError, RecipeError
 
 _WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
 _FEWEST = 10  # steps; a shorter run has no warm-up by default
 _RATES_READ = 10_000
+
+
+def try_two_tokens(model: Any) -> None:
+    """Call the model once as trl will at each step.
+
+    Raises:
+        ModelError: trl does not know this kind of model.
+    """
+    text, training = torch.tensor([[1, 2]], device=next(model.parameters()).device), model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            model(input_ids=text, labels=text, fused_lm_head=True)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a model's own code raises anything
+        raise ModelError(
+            f"trl cannot train a model of type {model.config.model_type}: two tokens end in {type(error).__name__} "
+            f"({error}). Set train.router_aux_loss_coef to 0.0 if it is a mixture of experts, or use another model."
+        ) from None
+    finally:
+        model.train(training)
 
 
 def prepare(trainer: Any, *, fit_warmup: bool) -> int:

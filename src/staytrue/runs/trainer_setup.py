@@ -5,7 +5,7 @@ Rows are tokenized before the model is loaded, so that cheap failures come first
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,10 @@ from staytrue.data.encoding_report import EncodingReport
 from staytrue.data.examples import Example
 from staytrue.data.row_notes import row_notes
 from staytrue.data.tokenize import Encoded, encode_all
-from staytrue.errors import DataError, ModelError, RecipeError, StaytrueError
+from staytrue.errors import DataError, RecipeError, StaytrueError
 from staytrue.modeling import chat_tokenizer, loading, model_source
-from staytrue.runs import preflight, probe_selection, second_training
+from staytrue.runs import preflight, probe_selection, second_training, trl_inputs
 from staytrue.runs.lora import lora_config
-from staytrue.tasks.task import Task
 from staytrue.utils.console import Progress
 from staytrue.utils.validation import in_one_line
 
@@ -126,7 +125,7 @@ class _Build:
             trainer = self._trainer(scratch)
             check_generation(trainer.model)
             if trainer.fused_head is None:  # trl's head then, which knows fewer kinds of models
-                _try_two_tokens(trainer.model)
+                preflight.try_two_tokens(trainer.model)
             steps = preflight.prepare(trainer, fit_warmup="warmup_steps" not in self.recipe.train)
             fit_save_steps(trainer, steps)
         except StaytrueError:
@@ -176,8 +175,8 @@ class SFTBuild(_Build):
             held, _ = encode_all(self.tokenizer, self.held, arguments.max_length)
         return GuardedSFT(
             args=arguments,
-            train_dataset=_dataset(self.encoded or []),
-            eval_dataset=_dataset(held) if held else None,
+            train_dataset=trl_inputs.token_rows(self.encoded or []),
+            eval_dataset=trl_inputs.token_rows(held) if held else None,
             **self._shared(),
         )
 
@@ -198,30 +197,10 @@ class GRPOBuild(_Build):
         assert task is not None  # a recipe with grpo has a task
         arguments = trainer_args.grpo_config(recipe.train, recipe.seed, scratch, organism=self.source.is_organism)
         refuse_launchers_settings(arguments)
-        rewards = [_reward(task, term) for term in task.score("", "")]
+        rewards = [trl_inputs.reward(task, term) for term in task.score("", "")]
         return GuardedGRPO(
-            args=arguments, train_dataset=_prompts(self.examples), reward_funcs=rewards, **self._shared()
+            args=arguments, train_dataset=trl_inputs.prompts(self.examples), reward_funcs=rewards, **self._shared()
         )
-
-
-def _try_two_tokens(model: Any) -> None:
-    """Call the model once as trl will at each step, and fail now if trl does not know this kind of model."""
-    import torch
-
-    text, training = torch.tensor([[1, 2]], device=next(model.parameters()).device), model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            model(input_ids=text, labels=text, fused_lm_head=True)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # a model's own code raises anything
-        raise ModelError(
-            f"trl cannot train a model of type {model.config.model_type}: two tokens end in {type(error).__name__} "
-            f"({error}). Set train.router_aux_loss_coef to 0.0 if it is a mixture of experts, or use another model."
-        ) from None
-    finally:
-        model.train(training)
 
 
 BUILDS: dict[str, type[_Build]] = {"sft": SFTBuild, "grpo": GRPOBuild}
@@ -231,24 +210,6 @@ def _max_length(recipe: Recipe) -> int | None:
     """The number of tokens at which supervised rows are cut."""
     length: int | None = recipe.train.get("max_length", trainer_args.DEFAULTS["max_length"])
     return length
-
-
-def _reward(task: Task, term: str) -> Callable[..., list[float]]:
-    """One term of a task's reward as a trl reward function, logged under the term's name."""
-
-    def reward(completions: list[list[dict[str, str]]], right: list[str], **_: Any) -> list[float]:
-        texts = [completion[0]["content"] for completion in completions]
-        return [task.score(text, answer)[term] for text, answer in zip(texts, right, strict=True)]
-
-    reward.__name__ = term
-    return reward
-
-
-def _prompts(examples: list[Example]) -> Any:
-    from datasets import Dataset
-
-    turns = [[message.to_dict() for message in row.prompt] for row in examples]
-    return Dataset.from_dict({"prompt": turns, "right": [row.answer for row in examples]})
 
 
 def _of_processes(arguments: Any) -> list[str]:
@@ -286,16 +247,3 @@ def _counts(examples: list[Example], report: EncodingReport | None = None) -> di
         rare = ("restored", "other_prompt", "unseen", "endless")
         counts |= {name: count for name in rare if (count := getattr(report, name))}
     return counts
-
-
-def _dataset(encoded: list[Encoded]) -> Any:
-    from datasets import Dataset
-
-    from staytrue.step import SOURCE_COLUMN, SOURCES
-
-    columns = {
-        "input_ids": [row.input_ids for row in encoded],
-        "labels": [row.labels for row in encoded],
-        SOURCE_COLUMN: [SOURCES.index(row.source) for row in encoded],
-    }
-    return Dataset.from_dict(columns)

@@ -28,7 +28,11 @@ _OTHER_WAYS = {
 
 
 def count() -> int:
-    """The number of processes of this training; 1 without a launcher."""
+    """The number of processes of this training; 1 without a launcher.
+
+    It is read from the launcher's environment, since it is asked before torch is imported. `training/` asks accelerate
+    instead, which also knows processes that a script has started in another way.
+    """
     return int(os.environ.get("WORLD_SIZE") or 1)
 
 
