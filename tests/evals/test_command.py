@@ -225,7 +225,7 @@ def test_the_organisms_answers_are_made_once_and_judged_by_whom_you_like(here, t
     with Loopback() as server:
         judges = [f"openai:{name}@{server.url}" for name in ("a", "b")]
         with monkeypatch.context() as patched:
-            patched.setattr(local.LocalGenerator, "__call__", lambda *_, **__: pytest.fail("asked again"))
+            patched.setattr(local.LocalGenerator, "together", lambda *_, **__: pytest.fail("asked again"))
             first = [json.loads(here("rescore", "E", "--judge", judge, "--json")) for judge in judges]
             calls = len(server.calls)
             assert 0 < calls <= 2 * 2 * 120

@@ -102,8 +102,8 @@ def read_verdicts(folder: Path) -> dict[Key, dict[str, Any]]:
 def join_verdicts(evaluation: Path, judge: str | None = None) -> list[dict[str, Any]]:
     """Join every answer with its verdict in one row; an answer without a verdict is missing.
 
-    The order does not depend on which answer was finished first: probes as in the file, then the question's name and
-    the sample's index.
+    The order does not depend on which answer was finished first: probes as they were asked, then the question's name
+    and the sample's index.
 
     Args:
         evaluation: its folder.
@@ -124,7 +124,8 @@ def join_verdicts(evaluation: Path, judge: str | None = None) -> list[dict[str, 
             "the answers with `staytrue rescore`."
         )
     answers = rows_by_key(evaluation / "answers.jsonl")
-    probes = {probe: i for i, probe in enumerate(dict.fromkeys(probe for probe, _, _ in answers))}
+    asked = AnswerStore(evaluation).metadata()["probes"] if (evaluation / "eval.json").exists() else {}
+    probes = {probe: i for i, probe in enumerate(dict.fromkeys([*asked, *(probe for probe, _, _ in answers)]))}
     rows = [(key, answers[key]) for key in sorted(answers, key=lambda key: (probes[key[0]], *key[1:]))]
     return [row | verdicts.get(key, _NO_VERDICT) for key, row in rows if judge is None or row["expected"] is None]
 
