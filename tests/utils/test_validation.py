@@ -21,7 +21,7 @@ def test_the_examples_in_the_docstring_are_true():
 @pytest.mark.parametrize(
     ("name", "field", "meaning"),
     [
-        ("anchor", "prompts", r'a JSONL file of {"question": ...} or {"messages": [...]} rows.'),
+        ("anchor", "prompts", r'a file of {"prompt": ...}, {"question": ...} or {"messages": [...]} rows.'),
         ("safelora", "base", ('the model before alignment: a folder with safetensors, a hub name, or '
          '"organism-base"; without such a model leave safelora out.')),
     ],

@@ -159,10 +159,12 @@ def _answer(
     say: Callable[[str], None],
 ) -> None:
     """Generate and store the missing samples, and record the server's identity if there is one."""
-    stored, limits = store.answers(), {probe.name: probe.max_new_tokens or max_new_tokens for probe in probes}
+    stored = store.answers()
     missing = [
-        Samples(missing_samples(probe.samples(), stored), probe.temperature, limits[probe.name]) for probe in probes
+        Samples(missing_samples(probe.samples(), stored), probe.temperature, probe.max_new_tokens or max_new_tokens)
+        for probe in probes
     ]
+    limits = {question: part.limit for part in missing for question, _ in part.samples}
     done = 0
     absent: Counter[tuple[str, int]] = Counter()  # answers that are missing, by their reason and the token limit
     if progress is not None and probes:
@@ -173,7 +175,7 @@ def _answer(
         for answer in _written(generate, missing, seed):
             store.append(answer)
             done += 1
-            absent[answer.missing, limits[answer.question.probe]] += 1
+            absent[answer.missing, limits[answer.question]] += 1
             if progress is not None and not isinstance(generate, WritesTogether):
                 progress.step(done, _spent(generate))
         if progress is not None and probes:
