@@ -557,3 +557,16 @@ def test_a_folder_that_cannot_be_written_is_refused(stopped, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: not (path == stopped and mode == os.W_OK))
     with pytest.raises(RequestError, match=r"run cannot be written.*Make it writable, or resume a copy of it\."):
         train.resume(stopped)
+
+
+def test_temporary_files_of_a_killed_process_are_gone_after_the_resume(home, tmp_path):
+    recipe = recipe_of(home, [], train={"max_steps": 4})
+    with pytest.raises(KeyboardInterrupt):
+        train.train(recipe, tmp_path / "run", Stopping(3))
+    left = [tmp_path / "run" / ".3b826422c8414320ac5c19d30d7cdddb", tmp_path / "run" / "model" / f".{32 * 'a'}"]
+    own = tmp_path / "run" / ".note"
+    for file in [*left, own]:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("{")
+    train.resume(tmp_path / "run")
+    assert [file.exists() for file in [*left, own]] == [False, False, True]

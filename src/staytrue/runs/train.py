@@ -21,7 +21,7 @@ from staytrue.runs.resume import forget_after, refuse_changed, refuse_unwritable
 from staytrue.runs.training_run import TrainingRun, checkpoints_of
 from staytrue.utils import processes
 from staytrue.utils.console import Progress
-from staytrue.utils.files import refuse_existing
+from staytrue.utils.files import refuse_existing, remove_leftovers
 from staytrue.utils.run_dir import RunDir, locked
 
 
@@ -129,6 +129,7 @@ def resume(
         checkpoint = processes.from_main(lambda: checkpoints_of(run).newest(say))
         step = 0 if checkpoint is None else step_of(checkpoint)
         if run.writes:
+            remove_leftovers(out)
             forget_after(out, checkpoint)
         say(f"{out} goes on after step {step}." if checkpoint else f"{out} has no whole checkpoint and starts over.")
         run.save(state="running", resumed=[*run.manifest.get("resumed", []), step])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import IO, Any
 from uuid import uuid4
 
 from staytrue.errors import RequestError
+
+_TEMPORARY = re.compile(r"\.[0-9a-f]{32}")
 
 
 def write_atomic(path: Path, content: str | bytes, *, sync: bool = True) -> None:
@@ -38,6 +41,13 @@ def write_atomic(path: Path, content: str | bytes, *, sync: bool = True) -> None
         with suppress(OSError):
             temporary.unlink()
         raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of `write_atomic` that killed processes left; none may write there now."""
+    for path in folder.rglob(".*"):
+        if _TEMPORARY.fullmatch(path.name) and path.is_file():
+            path.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:
