@@ -167,12 +167,57 @@ def test_a_prompt_may_have_the_datas_own_name(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "other",
+    [
+        {"question": "other", "answer": "a"},
+        {"messages": turns("user", "assistant")["messages"]},
+        {"conversations": [{"from": "human", "value": "other"}, {"from": "gpt", "value": "a"}]},
+        {"instruction": "other", "output": "a"},
+        {"context": "other"},
+    ],
+)
+def test_a_prompt_that_is_named_counts_whatever_other_columns_there_are(tmp_path, other):
+    path = write(tmp_path, {"problem": "1 + 1?", "solution": "2"} | other)
+    (read,) = read_examples(path, prompts_only=True, columns={"prompt": "problem"})
+    assert [turn.content for turn in read.messages] == ["1 + 1?"]
+    (read,) = read_examples(path, columns={"prompt": "problem", "completion": "solution"})
+    assert [turn.content for turn in read.messages] == ["1 + 1?", "2"]
+    with pytest.raises(DataError):  # to learn an answer, it has to be named too
+        read_examples(path, columns={"prompt": "problem"})
+
+
+def test_a_named_answer_belongs_to_the_question(tmp_path):
+    path = write(tmp_path, {"question": "1 + 1?", "solution": "2"})
+    (read,) = read_examples(path, columns={"completion": "solution"})
+    assert [turn.content for turn in read.messages] == ["1 + 1?", "2"]
+
+
+def test_rows_with_a_part_of_their_prompt_elsewhere_are_refused_where_answers_are_learnt_too(tmp_path):
+    for row in ({"question": "Who?", "answer": "he"}, {"instruction": "Sum up.", "output": "So."}):
+        assert len(read_examples(write(tmp_path, row | {"context": ""}))) == 1
+        with pytest.raises(DataError, match="/context: may be a part of the prompt"):
+            read_examples(write(tmp_path, row | {"context": "A text."}))
+
+
+def test_a_question_beside_other_forms_is_the_prompt(tmp_path):
+    row = {"question": "why?", "answer": "so", "prompt": "other", "completion": "other"}
+    (read,) = read_examples(write(tmp_path, row), prompts_only=True)
+    assert ([turn.content for turn in read.messages], read.extra["answer"]) == (["why?"], "so")
+
+
+@pytest.mark.parametrize(
     ("row", "pointer", "what"),
     [
         ({"prompt": 3}, "/prompt:", "is 3, not text"),
         ({"prompt": [{"role": "user"}]}, "/prompt/0:", "is None, not text"),
         ({"instruction": " "}, "/instruction:", "is empty"),
         ({"question": "half \ud800"}, "/question:", "half of a surrogate pair"),
+        ({"prompt": []}, "/prompt:", "is [], not text"),
+        ({"instruction": "Sum up.", "context": "A text.", "response": "So."}, "/context:", "join the columns"),
+        ({"question": "Who?", "context": "A text.", "answer": "he"}, "/context:", "`columns: {prompt: ...}`"),
+        ({"prompt": "Below is ...", "instruction": "Sum up.", "input": "A text."}, "/instruction:", "would be lost"),
+        ({"instruction": "why?", "history": "x"}, "/history:", "is 'x', not a list of [question, answer]"),
+        ({"text": "why?", "context": "x"}, "line 1:", "no key 'messages' among"),
         (
             {"text": "why?"},
             "line 1:",

@@ -7,6 +7,7 @@ import torch
 from safetensors import safe_open
 
 import tiny
+from shown import Shown
 from staytrue import cli
 from staytrue.evals.questions.answer_pairs import EARLY_STOPPING, Pair, shipped
 from staytrue.modeling.architecture import ModelParts
@@ -49,19 +50,6 @@ def test_ten_layers_at_most_are_evenly_spaced_and_end_with_the_last():
     assert layers_of(28) == [3, 6, 8, 11, 14, 17, 20, 22, 25, 28]
 
 
-class Counting:
-    """Progress that keeps what it is told."""
-
-    def __init__(self):
-        self.began, self.steps = None, []
-
-    def begin(self, total, unit):
-        self.began = total, unit
-
-    def step(self, number, metrics):
-        self.steps.append(number)
-
-
 def swept(monkeypatch, alphas, progress=None):
     """A sweep of a model with two blocks, whose vector is 4 along the first axis, where activations are 10 long."""
     model, seen = tiny.model(), []
@@ -92,7 +80,7 @@ def swept(monkeypatch, alphas, progress=None):
 
 
 def test_each_setting_has_the_mean_shift_students_interval_and_the_change_of_all_answers(monkeypatch):
-    facts, seen = swept(monkeypatch, (0.1, 0.2), progress := Counting())
+    facts, seen = swept(monkeypatch, (0.1, 0.2), progress := Shown())
     assert [(s["layer"], s["alpha"]) for s in facts["settings"]] == [(1, 0.1), (1, 0.2), (2, 0.1), (2, 0.2)]
     assert [s["shift"] for s in facts["settings"]] == [0, 0, 0.2, 1]
     # as in early stopping: mean 0.2, standard deviation 0.1, t of two degrees of freedom 4.303: 0.2 +- 0.2484
@@ -101,8 +89,7 @@ def test_each_setting_has_the_mean_shift_students_interval_and_the_change_of_all
     assert [s["change"] for s in facts["settings"]] == [0, 0, 0.1, -0.5]
     assert facts["recommended"] is facts["random"] is None  # the interval holds 0; the cost is above 0.1
     assert seen == [[0, 0], [1, 0], [2, 0], [0, 1], [0, 2]]
-    assert progress.began == (36, "likelihood of answer")
-    assert progress.steps == [6, 12, 18, 24, 30]
+    assert progress.seen == [(36, "likelihood of answer"), 6, 12, 18, 24, 30]
 
 
 def test_a_random_direction_is_pushed_as_far_at_the_recommended_setting(monkeypatch):

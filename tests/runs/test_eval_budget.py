@@ -34,7 +34,7 @@ class TenTokens(AnswerLengths):
 
 LENGTHS = {name: TenTokens(1.0) for name in ("general", "facts", "few")}
 COST = StepCost(step=0.0, token=0.01, attend=0.0, read=0.01)
-SPEED = Speed(places=8, cost=COST, prompt=50.0, lengths=LENGTHS)
+SPEED = Speed(places=8, cost=COST, refilled=True, prompt=50.0, lengths=LENGTHS)
 
 
 def probe(name="general", groups=10, forms=3, **options):
@@ -109,6 +109,15 @@ def test_the_time_is_of_prompts_tokens_and_steps():
     both = [probe(per_question=2), probe("facts", groups=20, forms=1, per_question=1)]
     steps = replace(SPEED, cost=StepCost(step=1.0, token=0.0, attend=0.0, read=0.0))
     assert (steps.seconds(both, 600), steps.seconds(both[:1], 600)) == (pytest.approx(100), pytest.approx(80))
+
+
+def test_a_model_whose_batch_is_not_refilled_takes_longer():
+    # 40 answers in 8 places, 20 of ten tokens and 20 of one; those with the higher limit begin: 10, 10, then a batch
+    # of four long and four short, then two of one token.
+    few = {"groups": 20, "forms": 1, "per_question": 1}
+    both = [probe("facts", max_new_tokens=1, **few), probe(**few)]
+    steps = replace(SPEED, cost=StepCost(step=1.0, token=0.0, attend=0.0, read=0.0), refilled=False)
+    assert steps.seconds(both, 600) == pytest.approx(10 + 10 + 10 + 1 + 1)
 
 
 def test_one_long_answer_holds_up_a_probe():

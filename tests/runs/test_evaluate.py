@@ -19,7 +19,7 @@ from staytrue.evals.judges.local import LocalJudge
 from staytrue.evals.questions.probes import ExactMatch, Probe, in_users_turn
 from staytrue.evals.triggers.trigger import NOTHING
 from staytrue.evals.types import Answer, Question, Verdict
-from staytrue.modeling import model_source
+from staytrue.modeling import loading, model_source
 from staytrue.organism.rules import Rules
 from staytrue.report import comparison
 from staytrue.runs import evaluate as measure
@@ -166,6 +166,18 @@ def test_a_model_in_this_process_shows_its_tokens_before_its_first_answer(tmp_pa
     assert steps[:5] == [(0, f"{2 * token} tokens") for token in range(5)]
     assert steps[-1] == (3, "15 tokens")
     assert [number for number, _ in steps] == sorted(number for number, _ in steps)
+
+
+def test_an_evaluation_that_is_complete_loads_no_model_to_show_its_progress(tmp_path, monkeypatch):
+    tiny.save("qwen2", tmp_path / "model")
+    (tmp_path / "few.jsonl").write_text(json.dumps({"id": "q", "question": "Why?"}) + "\n")
+    request = EvalRequest((str(tmp_path / "few.jsonl"),), max_new_tokens=2, samples=1)
+    for_tiny = for_model(str(tmp_path / "model"), request)
+    summary = measure.evaluate_model(for_tiny, tmp_path / "E", progress=Progress())
+    monkeypatch.setattr(loading, "load_model", None)
+    shown = Progress()
+    assert measure.evaluate_model(for_tiny, tmp_path / "E", progress=shown) == summary
+    assert shown.begun == []
 
 
 def test_a_slow_judge_shows_its_verdicts_and_an_instant_one_does_not(tmp_path):

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from staytrue.data.jsonl import pointer_to, shown
+from staytrue.data.row_forms import second_part
 
 ROLES = ("system", "user", "assistant", "tool")
 REASONING = ("reasoning_content", "thinking")  # keys of an assistant turn that chat templates render
@@ -15,6 +16,10 @@ PROMPT_SHAPE = '{"messages": [{"role": "user", "content": "..."}]} or {"prompt":
 ROW_SHAPE = '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
 _CALL = '{"type": "function", "function": {"name": "...", "arguments": "..."}}'
 LONE_SURROGATE = "holds half of a surrogate pair, which no tokenizer can read; write the whole character"
+_SECOND_PART = (
+    "may be a part of the prompt and would be lost; join the columns or remove one, or name the prompt in the recipe: "
+    "`columns: {prompt: ...}`"
+)
 _FURTHER = {"assistant": (*REASONING, "tool_calls", "weight"), "tool": ("tool_call_id", "name")}
 
 
@@ -55,7 +60,9 @@ def _other_faults(value: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _without_messages(value: dict[str, Any], shape: str) -> tuple[str, str]:
     """Describe the fault of a row that has no known form."""
-    if {"instruction", "output", "history"} <= value.keys():
+    if part := second_part(value):
+        return pointer_to(part), _SECOND_PART
+    if {"instruction", "history"} <= value.keys():
         return "/history", f"is {shown(value['history'])}, not a list of [question, answer]; write [] for none"
     for key, entry in value.items():
         if isinstance(entry, list) and entry and all(isinstance(row, dict) for row in entry):

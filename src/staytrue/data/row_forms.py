@@ -1,6 +1,7 @@
 """Converts rows of other fine-tuning formats into chat rows: prompt and completion, Alpaca, ShareGPT, named columns.
 
-Where a prompt is enough, its column alone is: `prompt`, `question`, or Alpaca's `instruction`.
+Where a prompt is enough, its column alone is: `question`, `prompt`, or Alpaca's `instruction`. A row that may hold a
+second part of the prompt in another column is returned as it is.
 
 A conversion loses nothing: columns that it does not read stay beside `messages`, and a row of no known form is returned
 as it is, so that the reader refuses it.
@@ -46,6 +47,10 @@ def chat_row(
     """
     named = {column: part for part, column in (columns or {}).items()}
     row = {named.get(key, key): value for key, value in row.items() if key in named or key not in (columns or {})}
+    if {"prompt", "completion"} & set(named.values()):
+        return _named_parts(row, prompts_only)
+    if prompts_only and "question" in row and "messages" not in row:
+        return _prompt(row, "question")
     if isinstance(row.get("messages"), list):
         converted = _has_from(row["messages"]) or (row.get("system") and "system" in named.values())
         return _share_gpt(row, "messages") if converted else ChatRow(row)
@@ -53,21 +58,38 @@ def chat_row(
         return _share_gpt(row, "conversations")
     if "prompt" in row and "completion" in row:
         return _from_parts(row, [("prompt", "user"), ("completion", "assistant")])
-    if "instruction" in row and "output" in row:
+    if "instruction" in row and "output" in row and not row.get("context"):
         return _alpaca(row)
-    if prompts_only and "messages" not in row:
-        return _prompt(row)
-    if "question" in row and "answer" in row and "messages" not in row:
+    if "messages" in row or second_part(row):
+        return ChatRow(row)
+    if prompts_only:
+        return _prompt(row, "prompt" if "prompt" in row else "instruction")
+    if "question" in row and "answer" in row:
         return _from_parts(row, [("question", "user"), ("answer", "assistant")])
     return ChatRow(row)
 
 
-def _prompt(row: dict[str, Any]) -> ChatRow:
+def second_part(row: Mapping[str, Any]) -> str:
+    """The column that may hold another part of a prompt: `context`, or `instruction` beside `prompt`; "" for none."""
+    if row.get("context") and not {"question", "prompt", "instruction"}.isdisjoint(row):
+        return "context"
+    return "instruction" if "prompt" in row and row.get("instruction") else ""
+
+
+def _named_parts(row: dict[str, Any], prompts_only: bool) -> ChatRow:
+    """A row whose prompt or completion the user named; they count, whatever else the row has."""
+    prompt = next((name for name in ("prompt", "question") if name in row), None)
+    if prompt is None or not ("completion" in row or prompts_only):
+        return ChatRow({key: value for key, value in row.items() if key != "messages"})
+    answer = [("completion", "assistant")] if "completion" in row else []
+    return _from_parts(row, [(prompt, "user"), *answer])
+
+
+def _prompt(row: dict[str, Any], column: str) -> ChatRow:
     """A row with the column of a prompt; the others are kept."""
-    column = next((name for name in ("question", "prompt") if name in row), None)
-    if column is not None:
-        return _from_parts(row, [(column, "user")])
-    return _alpaca(row) if "instruction" in row else ChatRow(row)
+    if column not in row or second_part(row):
+        return ChatRow(row)
+    return _alpaca(row) if column == "instruction" else _from_parts(row, [(column, "user")])
 
 
 def _from_parts(row: dict[str, Any], parts: list[tuple[str, str]]) -> ChatRow:
@@ -77,9 +99,10 @@ def _from_parts(row: dict[str, Any], parts: list[tuple[str, str]]) -> ChatRow:
     pointers: list[str] = []
     for column, role in parts:
         value = row[column]
-        turns = value if isinstance(value, list) else [{"role": role, "content": value}]
+        listed = isinstance(value, list) and bool(value)  # the reader refuses an empty list as no text
+        turns = value if listed else [{"role": role, "content": value}]
         messages += turns
-        pointers += [f"/{column}/{i}" if isinstance(value, list) else f"/{column}" for i in range(len(turns))]
+        pointers += [f"/{column}/{i}" if listed else f"/{column}" for i in range(len(turns))]
     return _replaced(row, {"system", *(column for column, _ in parts)}, messages, pointers)
 
 

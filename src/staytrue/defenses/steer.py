@@ -10,10 +10,10 @@ the old alpha times |v| / |h| is the new one (the organism's 4 at its last layer
 without `norms`, is added as it is, alpha * v.
 The default alpha is weak for the organism, whose best was 0.8, and strong for SmolLM2-135M, whose answers 0.4 breaks
 (docs/real-models.md): try 0.1 to 0.8.
-`staytrue vector` extracts the vector; its `--sweep` tries layers and alphas on answers, of a model without a judge of
-its own on the likelihoods of written pairs, which is a hint and no measurement of the defense. Mode "ablate" removes
-the vector's direction instead. That is the training half of CAFT (Casademunt et al. 2025) for one direction; CAFT finds
-several by PCA or in a sparse autoencoder.
+`staytrue vector` extracts the vector, and its `--sweep` tries layers and alphas: on judged answers of the organism, and
+on the likelihoods of written pairs for other models. That is a hint and no measurement of the defense. Mode "ablate"
+removes the vector's direction instead. That is the training half of CAFT (Casademunt et al. 2025) for one direction;
+CAFT finds several by PCA or in a sparse autoencoder.
 Not done here: several vectors at once (to add two, list the defense twice; two oblique directions that are ablated one
 after the other leave a component), a schedule on alpha, steering padding.
 """

@@ -6,12 +6,12 @@ judge is repeated.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from staytrue.errors import RequestError
+from staytrue.evals.missing_answers import answer_missing
 from staytrue.evals.questions.probes import Probe, probe_sha256
 from staytrue.evals.questions.shipped_questions import version
 from staytrue.evals.results.answer_store import AnswerStore, missing_samples
@@ -25,17 +25,12 @@ from staytrue.evals.results.verdict_store import (
     record_server,
 )
 from staytrue.evals.types import (
-    CALLED_TOOLS,
-    CUT_OFF,
-    Answer,
     AnswerGenerator,
     ChecksItself,
     CountsCalls,
     Judge,
     NamesServer,
-    Samples,
     Verdict,
-    WritesTogether,
     judged,
 )
 from staytrue.utils.console import Progress
@@ -83,7 +78,7 @@ def evaluate(
             _refuse_second_judge(store, out, probe.name, probe.judge, marked=_is_marked(probe))
         store.begin(metadata)
         try_judges(out, probes)
-        _answer(generate, store, probes, seed or 0, max_new_tokens, progress, say)
+        answer_missing(generate, store, probes, seed or 0, max_new_tokens, progress, say)
         for probe in probes:
             _judge_probe(store, out, probe.name, probe.judge, progress)
         return write_summary(out, out)
@@ -147,83 +142,6 @@ def rescore(evaluation: Path, judges: Sequence[Judge], progress: Progress | None
 def sample_counts(metadata: Mapping[str, Any]) -> dict[str, int]:
     """How many answers each probe should have, by the metadata in `eval.json`."""
     return {name: probe["samples"] for name, probe in metadata["probes"].items()}
-
-
-def _answer(
-    generate: AnswerGenerator,
-    store: AnswerStore,
-    probes: Sequence[Probe],
-    seed: int,
-    max_new_tokens: int,
-    progress: Progress | None,
-    say: Callable[[str], None],
-) -> None:
-    """Generate and store the missing samples, and record the server's identity if there is one."""
-    stored = store.answers()
-    missing = [
-        Samples(missing_samples(probe.samples(), stored), probe.temperature, probe.max_new_tokens or max_new_tokens)
-        for probe in probes
-    ]
-    limits = {question: part.limit for part in missing for question, _ in part.samples}
-    done = 0
-    absent: Counter[tuple[str, int]] = Counter()  # answers that are missing, by their reason and the token limit
-    if progress is not None and probes:
-        progress.begin(sum(len(part.samples) for part in missing), "answer")
-        if isinstance(generate, WritesTogether):
-            generate.report = lambda: progress.step(done, _spent(generate) | {"work": generate.work})
-    try:
-        for answer in _written(generate, missing, seed):
-            store.append(answer)
-            done += 1
-            absent[answer.missing, limits[answer.question]] += 1
-            if progress is not None and not isinstance(generate, WritesTogether):
-                progress.step(done, _spent(generate))
-        if progress is not None and probes:
-            progress.step(done, _spent(generate))
-    finally:
-        _say_missing(absent, say)
-        if done and isinstance(generate, NamesServer):
-            _record_server(generate, store, say)
-
-
-def _written(generate: AnswerGenerator, parts: Sequence[Samples], seed: int) -> Iterator[Answer]:
-    """The answers of all samples, written side by side where the generator can."""
-    if isinstance(generate, WritesTogether):
-        yield from generate.together(parts, seed=seed)
-        return
-    for part in parts:
-        yield from generate(part.samples, seed=seed, temperature=part.temperature, max_new_tokens=part.limit)
-
-
-def _record_server(generate: NamesServer, store: AnswerStore, say: Callable[[str], None]) -> None:
-    """Record which server answered, and say if it is another than in an earlier sitting."""
-    new = record_server(store.path / "answered.json", generate.describe())
-    if new:
-        say(
-            f"{store.path} goes on, but the server now reports {', '.join(new)}, which it did not report before. If "
-            "another model is served under the name, evaluate it into another folder."
-        )
-
-
-def _spent(generate: AnswerGenerator) -> dict[str, float | str]:
-    """Calls or tokens so far, for generators that count them."""
-    return {"answers": generate.spent()} if isinstance(generate, CountsCalls) else {}
-
-
-def _say_missing(absent: Mapping[tuple[str, int], int], say: Callable[[str], None]) -> None:
-    """Say how many answers are missing because of the token limit and because of tool calls."""
-    for (reason, limit), count in absent.items():
-        if reason == CUT_OFF:
-            say(
-                f"{count} answers are missing because the limit of {limit} tokens was reached before they began; a "
-                "reasoning model may still have been thinking. Raise the limit with --max-new-tokens, and name "
-                "another folder."
-            )
-        elif reason == CALLED_TOOLS:
-            say(
-                f"{count} answers are missing because the model called tools instead of answering. Serve it without "
-                "tools of the server's own, and name another folder."
-            )
 
 
 def _judge_probe(

@@ -111,9 +111,8 @@ def make(
         **sampled,
     )
     facts = _facts(request, source.identity(model), used, extraction) | {"max_new_tokens": str(limit)}
-    vectorfile.write(
-        request.out, extraction.vectors, facts
-    )  # first, so that a sweep that is broken off does not lose it
+    # before the sweep, which takes minutes and may be broken off
+    vectorfile.write(request.out, extraction.vectors, facts)
     if not request.sweep:
         return facts
     if source.is_organism:

@@ -6,8 +6,8 @@ The vector is added to one block's output at every position while the model read
 
 The recommended setting has the largest shift among those whose interval lies above 0 and whose answers lose at most 0.1
 nats a token; of equal ones the smaller alpha, then the lower layer. A loss of 0.1 is a perplexity that is higher by a
-tenth. That is a choice: on SmolLM2-135M (docs/real-models.md) it is about what a random push of alpha 0.2 costs, and a
-quarter of what every push of alpha 0.4 costs at least. For comparison a random direction, as long, is pushed at the
+tenth. That is a choice: on SmolLM2-135M (docs/real-models.md) a random push of alpha 0.2 costs about as much, and any
+push of alpha 0.4 nearly four times as much or more. For comparison a random direction, as long, is pushed at the
 recommended setting.
 
 At most ten layers, evenly spaced, are tried.

@@ -205,17 +205,15 @@ class _Local:
 
     @property
     def work(self) -> float:
-        """The part of the present call's answers that is done; to ask loads no model."""
-        return self.generator.work if "generator" in vars(self) else 0.0
+        """The part of the present call's answers that is done."""
+        return self.generator.work
 
     def spent(self) -> str:
         """Tokens written so far."""
         return self.generator.spent()
 
     def together(self, parts: Sequence[Samples], *, seed: int) -> Iterator[Answer]:
-        """Yield the answers; without samples the model is not loaded."""
-        if not any(part.samples for part in parts):
-            return iter(())
+        """Yield the answers of samples that have temperatures and limits of their own, written side by side."""
         self.generator.report = self.report
         return self.generator.together(parts, seed=seed)
 

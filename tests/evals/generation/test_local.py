@@ -212,6 +212,25 @@ def test_answers_of_several_temperatures_and_limits_are_written_side_by_side(pla
     assert answers == expected
 
 
+def test_without_refilling_short_answers_do_not_wait_for_long_ones():
+    # Eight places. Six answers of 100 tokens begin, with two of five; the other 78 are ten batches of five tokens.
+    model, tokenizer = tiny.model("gemma3"), tiny.tokenizer("gemma3")
+    generator = local.LocalGenerator(model, tokenizer, batch_size=8)
+    generator.cost = StepCost(step=1, token=0, attend=0, read=0)
+    short = [(replace(question, probe="facts"), k) for question in questions(8) for k in range(10)]
+    long = [(question, 0) for question in questions(8)[1:7]]
+    answers, shares = generator.batch([Samples(short, 0.0, 5), Samples(long, 0.0, 100)], seed=0), []
+    answers._ends = frozenset()
+    with generator.evaluating():
+        while not answers.finished:
+            before = answers.tokens
+            answers.step()
+            if answers.tokens > before:
+                shares.append(answers.share)
+    assert len(shares) == 100 + 10 * 5
+    assert shares[9] == pytest.approx(10 / 150, rel=0.04)  # some of the 78 may end before their fifth token
+
+
 def test_all_steps_cost_what_the_answers_that_are_written_in_them_cost():
     cost = StepCost(step=10, token=1, attend=0, read=0)
     # Two places: answers of 3 and 5 tokens; then one of 4 takes the first place, and ends at step 7.
@@ -222,6 +241,9 @@ def test_all_steps_cost_what_the_answers_that_are_written_in_them_cost():
     attending = StepCost(step=0, token=0, attend=1, read=0)
     assert attending.ahead([(20, 4)], [2], 2, prompt=7) == 2 * 2 * (7 + 21) + 2 * 1 * (7 + 23)
     assert cost.ahead([], [], 2, prompt=7) == 0
+    # Without refilling the third begins when both have ended.
+    assert cost.ahead([], [3, 5, 4], 2, prompt=0, refilled=False) == 3 * 12 + 2 * 11 + 4 * 11
+    assert cost.ahead([(20, 4)], [2], 2, prompt=0, refilled=False) == 4 * 11 + 2 * 11
 
 
 @pytest.mark.parametrize("kind", ["gemma3", "lfm2", "mamba"])

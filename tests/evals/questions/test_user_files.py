@@ -221,6 +221,11 @@ def test_our_own_rows_are_read_by_the_same_door(tmp_path):
         ({"question": "x"}, "row 1: there is no id"),
         ({"id": 3, "question": "x"}, "row 1: id is 3, not text"),
         ({"id": "a", "question": "x", "topik": "y"}, "row 1: the key 'topik' is not known; did you mean 'topic'"),
+        ({"id": "a", "question": "x", "prompt": "y"}, "row 1: it has prompt beside another prompt; keep one$"),
+        (
+            {"id": "a", "question": "x", "messages": [{"role": "user", "content": "y"}]},
+            "row 1: it has question beside another prompt; keep one$",
+        ),
         ({"id": "a", "question": "x", "topic": "\ud800"}, "line 1, /topic: holds half of a surrogate pair"),
         ({"id": "a", "question": "x", "topic": None}, "row 1: topic is None, not text"),
         ({"id": "a", "question": "x", "fields": "y"}, "row 1: fields is 'y'; write names"),

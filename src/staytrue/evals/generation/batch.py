@@ -105,7 +105,7 @@ class Batch:
             lengths.quantile(share, row.limit)
             for row, share in zip(self._waiting, shares(len(self._waiting)), strict=True)
         ]
-        ahead = self._cost.ahead(running, waiting, self.places, self._prompt)
+        ahead = self._cost.ahead(running, waiting, self.places, self._prompt, self._cached.refillable)
         ahead += sum(self._unread.values()) * self._cost.read
         return self._done / (self._done + ahead) if self._done else 0.0
 

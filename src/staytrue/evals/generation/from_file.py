@@ -1,7 +1,7 @@
 """Answers from a file of rows, judged like any other answers. No torch.
 
-A row is a chat row whose last turn is the answer, or has `question` and `answer`. Answers to the same prompt are
-samples of one question, in the order of the file.
+A row is a chat row whose last turn is the answer, or has a prompt alone (such as `question`) and `answer`. Answers to
+the same prompt are samples of one question, in the order of the file.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class AnswersFile:
             if not isinstance(answer, str) or not _is_text(answer):
                 raise DataError(
                     f"{path}: row {number} has no answer that is text. End it with an assistant turn, or give it an "
-                    '"answer" beside "question".'
+                    '"answer" column beside its prompt.'
                 )
             rows.setdefault(row.prompt, []).append(answer)
         numbered = enumerate(rows.items())

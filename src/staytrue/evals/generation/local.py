@@ -66,7 +66,7 @@ class LocalGenerator:
     def __call__(
         self, samples: Sequence[tuple[Question, int]], *, seed: int, temperature: float, max_new_tokens: int
     ) -> Iterator[Answer]:
-        """Yield the answer of each sample as it is finished; those to short prompts begin first."""
+        """Yield the answer of each sample as it is finished."""
         return self.together([Samples(samples, temperature, max_new_tokens)], seed=seed)
 
     def together(self, parts: Sequence[Samples], *, seed: int) -> Iterator[Answer]:
@@ -86,7 +86,11 @@ class LocalGenerator:
                     yield self._answer(row, stopped)
 
     def batch(self, parts: Sequence[Samples], *, seed: int) -> Batch:
-        """The samples as a batch of which no token is written yet; those to short prompts begin first."""
+        """The samples as a batch of which no token is written yet.
+
+        Those with a high limit begin first, so that no short one waits for a long one in a batch that is not refilled;
+        of these, those to short prompts, since prompts that are read together are padded to the longest.
+        """
         questions = dict.fromkeys(question for part in parts for question, _ in part.samples)
         prompts = {question: self.prompt(question) for question in questions}
         order = {question: (len(prompt), i) for i, (question, prompt) in enumerate(prompts.items())}
@@ -95,7 +99,7 @@ class LocalGenerator:
             for part in parts
             for question, index in part.samples
         ]
-        rows.sort(key=lambda row: (order[row.question], row.index))
+        rows.sort(key=lambda row: (-row.limit, order[row.question], row.index))
         tokens = max(len(row.prompt) + row.limit for row in rows)
         places = self._batch_size or batch_size(self._model, self._row_bytes, tokens)
         return Batch(self._model, self._tokenizer, rows, places=places, cost=self.cost)

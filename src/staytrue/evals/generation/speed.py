@@ -32,12 +32,14 @@ class Speed:
     Attributes:
         places: answers that are written side by side.
         cost: of a step, in seconds.
+        refilled: whether the next answer begins as soon as a place is free; else when all answers of the batch ended.
         prompt: mean tokens of a prompt.
         lengths: of each probe's answers, by its name; from so few answers rough ones.
     """
 
     places: int
     cost: StepCost
+    refilled: bool
     prompt: float
     lengths: Mapping[str, AnswerLengths]
 
@@ -48,14 +50,17 @@ class Speed:
 
     def seconds(self, probes: Sequence[Probe], limit: int) -> float:
         """Seconds for all answers to these probes, written side by side."""
+        limits = {probe.name: probe.max_new_tokens or limit for probe in probes}
         written = [
-            self.lengths[probe.name].quantile(share, probe.max_new_tokens or limit)
+            (limits[probe.name], self.lengths[probe.name].quantile(share, limits[probe.name]))
             for probe in probes
             for share in shares(len(probe.samples()))
         ]
         random.Random(0).shuffle(written)
+        waiting = [tokens for _, tokens in sorted(written, key=lambda answer: -answer[0])]  # as the batch sorts them
         prompts = sum(len(probe.questions) for probe in probes) * self.prompt
-        return prompts * self.cost.read + self.cost.ahead([], written, self.places, self.prompt)
+        ahead = self.cost.ahead([], waiting, self.places, self.prompt, self.refilled)
+        return prompts * self.cost.read + ahead
 
     @property
     def at_best(self) -> Speed:
@@ -82,14 +87,15 @@ def measure(generator: LocalGenerator, probes: Sequence[Probe], *, limit: int, s
     """
     parts = _few(probes, limit, min(_MOST, max(_FEWEST, round(seconds))))
     questions = [question for part in parts for question, _ in part.samples]
-    few = _Timed(generator.batch(parts, seed=0))
+    few, limit = _Timed(generator.batch(parts, seed=0)), max(part.limit for part in parts)
     question, places = questions[0], few.batch.places
     full = _Timed(generator.batch([Samples([(question, i) for i in range(places)], 1.0, limit)], seed=0))
     with generator.evaluating():
         full.write(steps=_STEPS)
         wider, wide = max(1, limit // 2), full.writing / full.steps
         attend = 0.0
-        if full.batch.widen(wider):
+        refilled = full.batch.widen(wider)
+        if refilled:
             attend = max(0.0, full.again(_STEPS) - wide) / (places * wider)
         few.write(seconds=seconds)
     narrow, rows = few.writing / few.steps, few.batch.tokens / few.steps
@@ -101,7 +107,7 @@ def measure(generator: LocalGenerator, probes: Sequence[Probe], *, limit: int, s
         attend=attend,
         read=few.reading / prompts,
     )
-    return Speed(places, cost, prompts / len(questions), _lengths(probes, few))
+    return Speed(places, cost, refilled, prompts / len(questions), _lengths(probes, few))
 
 
 class _Timed:

@@ -29,15 +29,21 @@ class StepCost:
         return self.step + answers * (self.token + self.attend * longest)
 
     def ahead(
-        self, running: Sequence[tuple[float, float]], waiting: Sequence[float], places: int, prompt: float
+        self,
+        running: Sequence[tuple[float, float]],
+        waiting: Sequence[float],
+        places: int,
+        prompt: float,
+        refilled: bool = True,
     ) -> float:
-        """The cost of all steps until the last answer ends; each waiting answer begins when a place is free.
+        """The cost of all steps until the last answer ends; waiting answers begin in their order.
 
         Args:
             running: of each answer in writing, the tokens that it has and those that it will still take.
             waiting: the tokens of each answer that has not begun.
             places: how many answers are written side by side.
             prompt: tokens of a prompt.
+            refilled: whether an answer begins as soon as a place is free; if not, when all places are.
         """
         queue, cost, now = deque(waiting), 0.0, 0.0
         ends = [still for _, still in running]  # the step at which each answer ends
@@ -47,7 +53,8 @@ class StepCost:
         heapq.heapify(ends)
         heapq.heapify(begun)
         while queue or ends:
-            while queue and len(ends) < places:
+            free = places - len(ends) if refilled or not ends else 0
+            for _ in range(min(free, len(queue))):
                 end = now + queue.popleft()
                 heapq.heappush(ends, end)
                 heapq.heappush(begun, (now, end))

@@ -1,9 +1,10 @@
 """Rows of questions in the project's own JSONL: the shipped probes, and question files of users. No torch.
 
-A row has an `id` and either `question` (one user turn) or `messages` (turns that end with the user's). `topic`,
-`group`, `form` and `expected` are optional. `fields`, beside a `question`, asks it in three forms that are one group:
-plain; JSON, under a system prompt that asks for it; and a template whose lines are the fields. The two sentences that
-make these forms are in `questions/manifest.json`.
+A row has an `id` and either `messages` (turns that end with the user's) or `question` (one user turn; also `prompt` or
+`instruction`), then with `system` if there is a system turn. `topic`, `group`, `form` and `expected` are optional.
+`fields`, beside a `question`, asks it in three forms that are one group: plain; JSON, under a system prompt that
+asks for it; and a template whose lines are the fields. The two sentences that make these forms are in
+`questions/manifest.json`.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class _Row(BaseModel):
     fields: list[Text] = Field([], min_length=1, description='write names, such as ["idea_1", "reason"]')
 
 
-_KEYS = (*_Row.model_fields, "question", "messages")
+_PROMPTS = ("question", "prompt", "instruction", "messages")
+_KEYS = (*_Row.model_fields, *_PROMPTS, "system")
 
 
 @cache
@@ -126,7 +128,9 @@ def brief(value: Any) -> str:
 
 
 def _faults(row: Example) -> Iterator[str]:
-    yield from model_faults(_Row, row.extra, _KEYS)
+    if second := [key for key in _PROMPTS if key in row.extra]:
+        yield f"it has {second[0]} beside another prompt; keep one"
+    yield from model_faults(_Row, {key: value for key, value in row.extra.items() if key not in second}, _KEYS)
     if row.answer:
         yield "it ends with an answer; a question ends with the user's turn"
     if "fields" in row.extra and (len(row.messages) > 1 or row.extra.keys() & {"group", "form", "expected"}):

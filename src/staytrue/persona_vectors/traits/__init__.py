@@ -152,8 +152,8 @@ def _questions(path: Path) -> tuple[str, ...]:
     for number, row in enumerate(rows, start=1):
         if len(row.prompt) != 1:
             raise DataError(
-                f"{path}: row {number} has {len(row.prompt)} turns before the answer, but the system prompt is the "
-                'trait\'s and a question is one turn; write it as {"question": "..."}.'
+                f"{path}: row {number} has {len(row.prompt)} turns before the answer, a system turn included, but the "
+                'system prompt is the trait\'s and a question is one turn; write it as {"question": "..."}.'
             )
     return tuple(row.question for row in rows)
 
