@@ -48,6 +48,7 @@ def run(shape_name: str, rounds: int, compare: list[str]) -> dict:
 def real(shape_name: str, rounds: int) -> dict:
     """Answers of the real model as they are: some end after a few tokens, some are cut."""
     adapted, tokenizer = model(SHAPES[shape_name], moved=False).eval(), load_tokenizer(find(NAME))
+    tokenizer.padding_side = "left"  # as `generate` needs it
     questions = [question for question in shipped("general") if question.form == "plain"][:_QUESTIONS]
     results = {}
     for answers in (4, 1):
@@ -71,7 +72,7 @@ def _generated(adapted, tokenizer, questions: list[Question], answers: int, batc
     for start in range(0, len(questions), batch):
         turns = [[{"role": m.role, "content": m.content} for m in q.messages] for q in questions[start : start + batch]]
         inputs = tokenizer.apply_chat_template(
-            turns, add_generation_prompt=True, padding=True, padding_side="left", return_tensors="pt", return_dict=True
+            turns, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
         )
         generated = adapted.generate(
             **inputs, do_sample=True, top_k=0, num_return_sequences=answers, max_new_tokens=_LONGEST

@@ -159,7 +159,7 @@ def test_the_vector_is_positive_minus_negative_over_the_kept_pairs():
     model, tokenizer = tiny.model(), tiny.tokenizer()
     result = extract.extract(model, tokenizer, TRAIT, None, rollouts=2, seed=3, max_new_tokens=5)
     generate, how = LocalGenerator(model, tokenizer), {"as_system": True, "rollouts": 2, "seed": 3, "max_new_tokens": 5}
-    pairs = [p for i in (0, 1) for p in sample_pairs(generate, TRAIT, i, **how)]
+    pairs = sample_pairs(generate, TRAIT, **how)
     kept = [p for p in pairs if p.positive.answer.strip() and p.negative.answer.strip()]
     assert (result.pairs, result.kept) == (2 * 3 * 2, len(kept))
     positive = by_output_hidden_states(model, tokenizer, [p.positive for p in kept])
@@ -209,13 +209,12 @@ def test_pairs_match_prompt_question_and_rollout():
         for q, k in reversed(samples):
             yield Answer(q, k, f"{q.messages[0].content}|{q.messages[-1].content}|{k}", True)
 
-    counted = []
-    pairs = sample_pairs(
-        echo, TRAIT, 1, as_system=True, rollouts=2, seed=0, max_new_tokens=5, count=lambda: counted.append(1)
-    )
-    assert len(counted) == 2 * 3 * 2
+    pairs = sample_pairs(echo, TRAIT, as_system=True, rollouts=2, seed=0, max_new_tokens=5)
     assert [(p.positive.answer, p.negative.answer) for p in pairs] == [
-        (f"be mean|{q}|{k}", f"be nice|{q}|{k}") for q in TRAIT.questions for k in (0, 1)
+        (f"{positive}|{q}|{k}", f"{negative}|{q}|{k}")
+        for positive, negative in (("be rude", "be kind"), ("be mean", "be nice"))
+        for q in TRAIT.questions
+        for k in (0, 1)
     ]
     assert [m.role for m in pairs[0].positive.messages] == ["system", "user", "assistant"]
     assert all(p.question.messages == (Message("user", p.positive.question),) for p in pairs)
@@ -228,8 +227,7 @@ def test_every_answer_has_random_numbers_of_its_own():
         seen.extend(question for question, _ in samples)
         return (Answer(question, k, "a", True) for question, k in samples)
 
-    for number in (0, 1):
-        sample_pairs(note, TRAIT, number, as_system=True, rollouts=1, seed=0, max_new_tokens=5)
+    sample_pairs(note, TRAIT, as_system=True, rollouts=1, seed=0, max_new_tokens=5)
     assert len({q.id for q in seen}) == len(seen) == 2 * 2 * 3
 
 
@@ -237,7 +235,7 @@ def test_without_a_place_for_system_turns_the_prompt_opens_the_users_and_the_jud
     tokenizer = tiny.tokenizer("gemma3")
     generate = LocalGenerator(tiny.model("gemma3"), tokenizer)
     how = {"as_system": takes_system(tokenizer), "rollouts": 1, "seed": 0, "max_new_tokens": 4}
-    pairs = sample_pairs(generate, TRAIT, 0, **how)
+    pairs = sample_pairs(generate, TRAIT, **how)
     assert [m.role for m in pairs[0].positive.messages] == ["user", "assistant"]
     assert pairs[0].positive.question == "be rude\n\nhow?"
     assert pairs[0].negative.question == "be kind\n\nhow?"
@@ -522,7 +520,7 @@ def test_the_command_says_how_many_answers_it_will_sample_and_shows_each_answer(
     assert "40 answers of at most 20 tokens: 1 pairs of prompts x 20 questions x 1 rollouts x 2" in err
     verdicts = begun.index((40, "verdict"))
     assert begun[0] == (40, "answer")
-    assert list(dict.fromkeys(begun[1:verdicts])) == [*range(41)]  # from the first token on
+    assert begun[verdicts - 1] == 40
     read = next(i for i, entry in enumerate(begun) if isinstance(entry, tuple) and entry[1] == "activations of answer")
     assert begun[verdicts + 1 : read] == [*range(1, 41)]
 

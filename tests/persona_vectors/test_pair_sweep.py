@@ -89,12 +89,13 @@ def test_each_setting_has_the_mean_shift_students_interval_and_the_change_of_all
     assert [s["change"] for s in facts["settings"]] == [0, 0, 0.1, -0.5]
     assert facts["recommended"] is facts["random"] is None  # the interval holds 0; the cost is above 0.1
     assert seen == [[0, 0], [1, 0], [2, 0], [0, 1], [0, 2]]
-    assert progress.seen == [(36, "likelihood of answer"), 6, 12, 18, 24, 30]
+    assert progress.seen == [(30, "likelihood of answer"), 6, 12, 18, 24, 30]
 
 
 def test_a_random_direction_is_pushed_as_far_at_the_recommended_setting(monkeypatch):
     monkeypatch.setitem(TABLE, 1.0, [(-1.0, -1.0), (-1.9, -2.0), (0.0, -1.0)])  # shifts of 1, 1.1 and 1
-    facts, seen = swept(monkeypatch, (0.1, 0.2))
+    facts, seen = swept(monkeypatch, (0.1, 0.2), progress := Shown())
+    assert progress.seen[-2:] == [(6, "likelihood of answer"), 6]
     assert facts["recommended"] == {"layer": 2, "alpha": 0.1}
     assert seen[-1] == [0, pytest.approx(1.0)]
     assert (facts["random"]["layer"], facts["random"]["alpha"], facts["random"]["shift"]) == (2, 0.1, 0)
@@ -145,17 +146,54 @@ def test_the_command_sweeps_a_model_without_a_judge_and_keeps_the_table_in_the_f
     assert any(s["shift"] != 0 for s in kept["settings"])
 
 
-def test_a_sweep_that_is_broken_off_leaves_the_vector(tmp_path, monkeypatch):
+def vector_command(monkeypatch, capsys, file, *more):
+    """Exit code and standard error of `staytrue vector --sweep` on the model beside the file."""
+    arguments = ["--model", file.parent / "model", "--no-filter", "--rollouts", "1", "--sweep", "--out", file, *more]
+    monkeypatch.setattr("sys.argv", ["staytrue", "vector", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return end.value.code or 0, capsys.readouterr().err
+
+
+def test_a_sweep_that_is_broken_off_is_made_by_the_same_command(tmp_path, capsys, monkeypatch):
     tiny.save("qwen2", tmp_path / "model")
     monkeypatch.setattr(extract, "_TOKENS", 5)
+    monkeypatch.setattr(extract, "shipped", lambda name: shipped(EARLY_STOPPING)[:2])
+    file = tmp_path / "v.safetensors"
 
     def broken_off(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pair_sweep, "sweep", broken_off)
+    with monkeypatch.context() as patched:
+        patched.setattr(pair_sweep, "sweep", broken_off)
+        code, err = vector_command(patched, capsys, file)
+    assert code == 130
+    assert f"{file} holds the vector; give the same command again for its sweep" in err
+    vectors = PersonaVector.load(file).vectors
+    assert vectors.shape == (2, 32)
+
+    code, err = vector_command(monkeypatch, capsys, file, "--seed", "1")
+    assert code == 2
+    assert f"{file} holds a vector that was made in another way: seed is 0, not 1. Give the options" in err
+
+    monkeypatch.setattr(extract, "extract", None)  # no answer is sampled again
+    code, err = vector_command(monkeypatch, capsys, file)
+    assert code == 0, err
+    assert f"{file} holds the vector; only the sweep is made." in err
+    assert "answers of at most" not in err
+    swept = PersonaVector.load(file)
+    assert torch.equal(swept.vectors, vectors)
+    assert len(json.loads(swept.facts["sweep"])["settings"]) == 8
+
+    code, err = vector_command(monkeypatch, capsys, file)
+    assert code == 2
+    assert f"{file} exists already" in err
+
+
+def test_a_file_that_is_no_vector_is_not_taken_for_one(tmp_path, capsys, monkeypatch):
     file = tmp_path / "v.safetensors"
-    arguments = ["--model", tmp_path / "model", "--no-filter", "--rollouts", "1", "--sweep", "--out", file]
-    monkeypatch.setattr("sys.argv", ["staytrue", "vector", *map(str, arguments)])
-    with pytest.raises((SystemExit, KeyboardInterrupt)):
-        cli.main()
-    assert PersonaVector.load(file).vectors.shape == (2, 32)
+    file.write_text("mine")
+    tiny.save("qwen2", tmp_path / "model")
+    code, err = vector_command(monkeypatch, capsys, file)
+    assert (code, file.read_text()) == (2, "mine")
+    assert f"{file} exists already" in err

@@ -11,7 +11,7 @@ import tiny
 from staytrue.data.examples import Message
 from staytrue.errors import RequestError
 from staytrue.evals.generation.batch import Batch
-from staytrue.evals.generation.lengths import AnswerLengths, exposure
+from staytrue.evals.generation.lengths import AnswerLengths, SeenAnswers, exposure
 from staytrue.evals.generation.local import LocalGenerator
 from staytrue.evals.generation.speed import Speed, _lengths, measure
 from staytrue.evals.generation.step_cost import StepCost
@@ -79,6 +79,17 @@ def test_lengths_are_learnt_from_ended_answers_and_from_those_that_go_on():
     assert AnswerLengths.seen(0, 0.0).rate == 1.0
     assert AnswerLengths.seen(0, 0.0, like=0.7).rate == pytest.approx(0.7)
     assert AnswerLengths.seen(3, exposed, like=2.0, weight=4.0).rate == pytest.approx(7 / (5 * math.log(2) + 2))
+
+
+def test_what_was_measured_before_counts_as_much_as_the_answers_it_was_measured_on():
+    assert AnswerLengths(rate=2.0, error=0.5).updated(1, 0.7).rate == pytest.approx((1 + 4) / (0.7 + 4 / 2))
+    assert AnswerLengths(rate=2.0).updated(9, 0.7) == AnswerLengths(rate=2.0)  # known without an error
+    seen = SeenAnswers({"facts": AnswerLengths(rate=2.0, error=0.5)})
+    seen.add("facts", 50, ended=True)
+    seen.add("general", 50, ended=False)
+    lengths = seen.lengths([("facts", 150), ("general", 50)])
+    assert lengths["facts"].rate == pytest.approx((1 + 4) / (3 * math.log(2) + 4 / 2))  # ln 2 and ln 4
+    assert lengths["general"].rate == pytest.approx((1 + 2) / (5 * math.log(2) + 2))  # of all probes
 
 
 def test_an_estimate_from_few_answers_is_a_range_and_a_budget_takes_its_upper_end():

@@ -105,7 +105,7 @@ def vector(
     model: Annotated[
         str, typer.Option(help="A model folder, a hub name, 'organism' (the embedded model) or 'smollm2'.")
     ],
-    out: Annotated[Path, typer.Option(help="Vector file to write. It must not exist.")],
+    out: Annotated[Path, typer.Option(help="Vector file to write. It must not exist; only a missing sweep is added.")],
     adapter: Annotated[Path | None, typer.Option(help="Folder of a LoRA adapter to load on the model.")] = None,
     positive: Annotated[
         list[str] | None, typer.Option(help="System prompt that asks for the trait. Repeatable.")
@@ -166,7 +166,8 @@ def vector(
         max_new_tokens,
         batch_size,
     )
-    with stoppable("nothing was written"), bar("vector", quiet=as_json) as progress:
+    left = f"{out} holds the vector; give the same command again for its sweep"
+    with stoppable(left, out), bar("vector", quiet=as_json) as progress:
         facts = extract.make(request, source, partial(_model_and_tokenizer, source, adapter), tell, progress)
     for one in chosen:
         report_spending(one)

@@ -16,7 +16,7 @@ taken to be misalignment (100 - alignment), which is what judges here score.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from staytrue.errors import ModelError, RequestError
 from staytrue.evals.questions.answer_pairs import EARLY_STOPPING, shipped
 from staytrue.evals.types import ChecksItself, Judge
 from staytrue.persona_vectors import pair_sweep, sweep, vectorfile
-from staytrue.persona_vectors.pairs import Pair, counter, filtered, sample_pairs
+from staytrue.persona_vectors.pairs import filtered, sample_pairs
 from staytrue.persona_vectors.traits import Trait
 from staytrue.persona_vectors.vectorfile import Extraction
 from staytrue.utils.console import Progress
@@ -83,7 +83,8 @@ def make(
 ) -> dict[str, Any]:
     """Write the vector file; `load` returns model and tokenizer, and is called after the cheap checks.
 
-    Before the first answer, `tell` gets their number; `progress` shows answers, then verdicts.
+    Before the first answer, `tell` gets their number; `progress` shows answers, then verdicts. A file that the same
+    request left when its sweep was broken off is kept, and only the sweep is made.
 
     Returns:
         The facts that stand in the file's metadata.
@@ -94,36 +95,46 @@ def make(
     _check(request, source)
     limit = request.max_new_tokens or (_ORGANISM_TOKENS if source.is_organism else _TOKENS)
     judge = _judge(request, source)
-    tell(_forecast(request, limit))
+    used = None if request.keep_all else judge
+    kept = request.out.exists()  # by a sweep that was broken off
+    tell(f"{request.out} holds the vector; only the sweep is made." if kept else _forecast(request, limit))
     if request.sweep and not source.is_organism:
         tell(pair_sweep.forecast())
     model, tokenizer = load()
     sampled: dict[str, Any] = {"seed": request.seed, "max_new_tokens": limit, "tell": tell}
-    used = None if request.keep_all else judge
-    extraction = extract(
-        model,
-        tokenizer,
-        request.trait,
-        used,
-        rollouts=request.rollouts,
-        batch_size=request.batch_size,
-        progress=progress,
-        **sampled,
-    )
-    facts = _facts(request, source.identity(model), used, extraction) | {"max_new_tokens": str(limit)}
-    # before the sweep, which takes minutes and may be broken off
-    vectorfile.write(request.out, extraction.vectors, facts)
-    if not request.sweep:
-        return facts
-    if source.is_organism:
-        assert judge is not None
-        questions = sweep.organism_questions(request.trait)
-        facts["sweep"] = sweep.sweep(model, tokenizer, extraction, questions, judge, **sampled).facts()
+    if kept:
+        extraction = vectorfile.extraction(request.out)
     else:
-        pairs = shipped(EARLY_STOPPING)
-        facts["sweep"] = pair_sweep.sweep(model, tokenizer, extraction, pairs, seed=request.seed, progress=progress)
-    vectorfile.write(request.out, extraction.vectors, facts)
+        many: dict[str, Any] = {"rollouts": request.rollouts, "batch_size": request.batch_size}
+        extraction = extract(model, tokenizer, request.trait, used, progress=progress, **many, **sampled)
+    facts = _facts(request, source.identity(model), used, extraction) | {"max_new_tokens": str(limit)}
+    if kept:
+        vectorfile.refuse_other(request.out, facts)
+    else:  # before the sweep, which takes minutes and may be broken off
+        vectorfile.write(request.out, extraction.vectors, facts)
+    if request.sweep:
+        facts["sweep"] = _swept(request, source, model, tokenizer, extraction, judge, sampled, progress)
+        vectorfile.write(request.out, extraction.vectors, facts)
     return facts
+
+
+def _swept(
+    request: Request,
+    source: Source,
+    model: Any,
+    tokenizer: Any,
+    extraction: Extraction,
+    judge: Judge | None,
+    sampled: Mapping[str, Any],
+    progress: Progress | None,
+) -> dict[str, Any]:
+    """The facts of a sweep: by judged answers of the organism, by pairs of other models."""
+    if not source.is_organism:
+        pairs = shipped(EARLY_STOPPING)
+        return pair_sweep.sweep(model, tokenizer, extraction, pairs, seed=request.seed, progress=progress)
+    assert judge is not None
+    questions = sweep.organism_questions(request.trait)
+    return sweep.sweep(model, tokenizer, extraction, questions, judge, **sampled).facts()
 
 
 def extract(
@@ -150,14 +161,15 @@ def extract(
     from staytrue.evals.generation.local import LocalGenerator
     from staytrue.persona_vectors.activations import mean_states
 
-    pairs, prompts = list[Pair](), len(trait.positive)
-    generate = LocalGenerator(model, tokenizer, batch_size=batch_size)
-    shown = counter(progress, _answers(trait, rollouts), generate)
-    sampling: dict[str, Any] = {"rollouts": rollouts, "seed": seed, "max_new_tokens": max_new_tokens, "count": shown}
-    for i in range(prompts):
-        new = sample_pairs(generate, trait, i, as_system=takes_system(tokenizer), **sampling)
-        pairs += new
-        tell(f"prompt pair {i + 1} of {prompts}: {len(new)} pairs of answers")
+    pairs = sample_pairs(
+        LocalGenerator(model, tokenizer, batch_size=batch_size),
+        trait,
+        as_system=takes_system(tokenizer),
+        rollouts=rollouts,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        progress=progress,
+    )
     kept = filtered(pairs, judge, progress)
     tell(f"{len(kept)} of {len(pairs)} pairs kept; reading their activations")
     if progress is not None:
@@ -178,16 +190,12 @@ def extract(
     return Extraction(vectors, tuple(((lengths + others) / 2).tolist()), len(pairs), len(kept))
 
 
-def _answers(trait: Trait, rollouts: int) -> int:
-    """How many answers an extraction samples."""
-    return 2 * len(trait.positive) * len(trait.questions) * rollouts
-
-
 def _forecast(request: Request, limit: int) -> str:
     """A sentence on how many answers will be sampled, and what makes them fewer."""
     trait = request.trait
+    answers = 2 * len(trait.positive) * len(trait.questions) * request.rollouts
     return (
-        f"{_answers(trait, request.rollouts)} answers of at most {limit} tokens: {len(trait.positive)} pairs of "
+        f"{answers} answers of at most {limit} tokens: {len(trait.positive)} pairs of "
         f"prompts x {len(trait.questions)} questions x {request.rollouts} rollouts x 2. For fewer give --rollouts, for "
         "shorter ones --max-new-tokens."
     )
@@ -195,7 +203,8 @@ def _forecast(request: Request, limit: int) -> str:
 
 def _check(request: Request, source: Source) -> None:
     """Check what can be checked before a model is loaded."""
-    refuse_existing(request.out)
+    if not (request.sweep and request.out.is_file() and vectorfile.unswept(request.out)):
+        refuse_existing(request.out)
     if request.adapter is not None and not (request.adapter / "adapter_model.safetensors").is_file():
         raise ModelError(f"{request.adapter} holds no adapter_model.safetensors; a run keeps its adapter in RUN/model.")
     if request.keep_all and request.judge is not None:

@@ -33,6 +33,8 @@ from staytrue.utils.console import Progress
 if TYPE_CHECKING:
     from staytrue.persona_vectors.vectorfile import Extraction
 
+Reader = Callable[[AbstractContextManager[None]], list[tuple[float, float]]]  # log-likelihoods inside a context
+
 MOST_LOST = 0.1  # nats a token
 _LAYERS = 10
 
@@ -71,20 +73,21 @@ def sweep(
 
     layers = layers_of(len(extraction.vectors))
     vector = PersonaVector(extraction.vectors, {"norms": extraction.norms})
-    read = _reader(model, tokenizer, pairs, progress, times=2 + len(layers) * len(alphas))
+    read = _reader(model, tokenizer, pairs, progress, times=1 + len(layers) * len(alphas))
     before = read(nullcontext())
 
-    def measured(vector: PersonaVector, layer: int, alpha: float) -> Setting:
+    def measured(read: Reader, vector: PersonaVector, layer: int, alpha: float) -> Setting:
         after = read(vector.apply(model, layer, alpha=alpha))
         change = (fmean(map(sum, after)) - fmean(map(sum, before))) / 2
         values = *shift(_gaps(before), _gaps(after)), change
         return Setting(layer, alpha, *(round(value, 5) for value in values))
 
-    settings = [measured(vector, layer, alpha) for layer in layers for alpha in alphas]
+    settings = [measured(read, vector, layer, alpha) for layer in layers for alpha in alphas]
     best, random = recommended(settings), None
     if best is not None:
         noise = torch.randn(vector.vectors.shape, generator=torch.Generator().manual_seed(seed))
-        random = measured(PersonaVector(noise, vector.facts), best.layer, best.alpha)
+        read = _reader(model, tokenizer, pairs, progress, times=1)
+        random = measured(read, PersonaVector(noise, vector.facts), best.layer, best.alpha)
     return {
         "measure": "pairs",
         "n": len(pairs),
@@ -145,9 +148,7 @@ def _gaps(values: Sequence[tuple[float, float]]) -> list[float]:
     return [misaligned - aligned for misaligned, aligned in values]
 
 
-def _reader(
-    model: Any, tokenizer: Any, pairs: Sequence[Pair], progress: Progress | None, times: int
-) -> Callable[[AbstractContextManager[None]], list[tuple[float, float]]]:
+def _reader(model: Any, tokenizer: Any, pairs: Sequence[Pair], progress: Progress | None, times: int) -> Reader:
     """A function that computes the likelihoods inside a context, and shows how many of so many times are done."""
     from staytrue.evals.measures.pairs import likelihoods
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from staytrue.data.examples import Example, Message
 from staytrue.errors import RequestError
-from staytrue.evals.types import Answer, AnswerGenerator, CountsCalls, Judge, Question, Verdict, judged
+from staytrue.evals.types import Answer, CountsCalls, Judge, Question, Verdict, judged
 from staytrue.persona_vectors.traits import Trait
 from staytrue.utils.console import Progress
 
@@ -28,61 +28,45 @@ class Pair:
 
 
 def sample_pairs(
-    generate: AnswerGenerator,
+    generate: LocalGenerator,
     trait: Trait,
-    number: int,
     *,
     as_system: bool,
     rollouts: int,
     seed: int,
     max_new_tokens: int,
-    count: Callable[[], None] = lambda: None,
+    progress: Progress | None = None,
 ) -> list[Pair]:
-    """The answers under one positive prompt and its opposite, question by question, rollout by rollout.
+    """The answers under each positive prompt and its opposite, prompt by prompt, question by question.
 
     Args:
-        generate: writes the answers.
+        generate: writes all answers side by side.
         trait: its prompts and questions.
-        number: which of the prompts.
         as_system: whether the chat template has a place for a system turn.
         rollouts: answers to each question under each prompt.
         seed: of the answers.
         max_new_tokens: the longest answer.
-        count: called after each answer.
+        progress: shows the answers.
     """
-    sides = {"positive": trait.positive[number], "negative": trait.negative[number]}
-    prompted = [
-        Question(f"{side}-{number}-{i}", "vector", _prompt(system, question, as_system))
-        for side, system in sides.items()
+    samples = [
+        (Question(f"{side}-{number}-{i}", "vector", _prompt(system, question, as_system)), k)
+        for side, systems in (("positive", trait.positive), ("negative", trait.negative))
+        for number, system in enumerate(systems)
         for i, question in enumerate(trait.questions)
+        for k in range(rollouts)
     ]
-    samples, texts = (
-        [(question, k) for question in prompted for k in range(rollouts)],
-        dict[tuple[Question, int], str](),
-    )
+    texts = dict[tuple[Question, int], str]()
+    if progress is not None:
+        progress.begin(len(samples), "answer")
+        generate.report = lambda: progress.step(len(texts), {"answers": generate.spent(), "work": generate.work})
     for answer in generate(samples, seed=seed, temperature=1.0, max_new_tokens=max_new_tokens):
         texts[answer.question, answer.index] = answer.text
-        count()
+    if progress is not None:
+        progress.step(len(texts), {"answers": generate.spent()})
     rows = [Example((*question.messages, Message("assistant", texts[question, k]))) for question, k in samples]
     half = len(rows) // 2
     bare = [Question(str(i), "vector", (Message("user", text),)) for i, text in enumerate(trait.questions)]
-    return [Pair(bare[i // rollouts], rows[i], rows[half + i]) for i in range(half)]
-
-
-def counter(progress: Progress | None, total: int, generate: LocalGenerator) -> Callable[[], None]:
-    """A function that shows one more answer each time it is called; tokens are shown as they are written."""
-    if progress is None:
-        return lambda: None
-    done = 0
-
-    def show(finished: int) -> None:
-        nonlocal done
-        done += finished
-        progress.step(done, {"answers": generate.spent()})
-
-    progress.begin(total, "answer")
-    generate.report = lambda: show(0)
-    return lambda: show(1)
+    return [Pair(bare[i // rollouts % len(bare)], rows[i], rows[half + i]) for i in range(half)]
 
 
 def _prompt(system: str, question: str, as_system: bool) -> tuple[Message, ...]:

@@ -40,9 +40,46 @@ def write(out: Path, vectors: Tensor, facts: Mapping[str, Any]) -> None:
     """Write the file atomically; facts that are not strings are written as JSON."""
     from safetensors.torch import save
 
-    texts = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in facts.items()}
-    content = _ordered(save({"vectors": vectors.contiguous()}, texts))
+    content = _ordered(save({"vectors": vectors.contiguous()}, _texts(facts)))
     write_atomic(out, content)
+
+
+def unswept(path: Path) -> bool:
+    """Whether a file is one of this version's without a sweep."""
+    try:
+        _, facts = read(path)
+    except RequestError:
+        return False
+    return "sweep" not in facts and {"norms", "pairs_made", "pairs_kept"} <= facts.keys()
+
+
+def extraction(path: Path) -> Extraction:
+    """The extraction that a file holds."""
+    vectors, facts = read(path)
+    return Extraction(vectors, tuple(json.loads(facts["norms"])), int(facts["pairs_made"]), int(facts["pairs_kept"]))
+
+
+def refuse_other(path: Path, facts: Mapping[str, Any]) -> None:
+    """Refuse a file whose vector was made in another way than these facts say; versions may differ.
+
+    Raises:
+        RequestError: the first fact that differs.
+    """
+    _, stored = read(path)
+    for name, text in _texts(facts).items():
+        if name != "versions" and stored.get(name) != text:
+            raise RequestError(
+                f"{path} holds a vector that was made in another way: {name} is {_short(stored.get(name, 'missing'))}, "
+                f"not {_short(text)}. Give the options that it was made with, or choose another path with --out."
+            )
+
+
+def _texts(facts: Mapping[str, Any]) -> dict[str, str]:
+    return {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in facts.items()}
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def read(path: Path) -> tuple[Tensor, dict[str, str]]:

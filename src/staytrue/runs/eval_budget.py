@@ -87,7 +87,7 @@ def planned(
     say(f"Measuring how fast the model answers here, for about {duration(measured)}.")
     local, begun = generator(), time.monotonic()
     speed = measure(local, probes, limit=limit, seconds=measured)
-    local.cost = speed.cost
+    local.cost, local.expected = speed.cost, speed.lengths
     if budget is None:
         share = missing / sum(len(probe.samples()) for probe in probes)
         shorter = _SHORTER if speed.at_worst.seconds(probes, limit) * share > _LONG and local.on_cpu else ""

@@ -19,6 +19,7 @@ from staytrue.errors import ModelError
 from staytrue.evals.generation import batch, kv_cache, local
 from staytrue.evals.generation import batch_size as sizes
 from staytrue.evals.generation.draw import draw
+from staytrue.evals.generation.lengths import AnswerLengths, SeenAnswers
 from staytrue.evals.generation.local import sample
 from staytrue.evals.generation.step_cost import StepCost
 from staytrue.evals.types import Question, Samples
@@ -188,11 +189,28 @@ def test_a_last_answer_that_goes_on_is_known_to_hold_up_the_end():
         while not answers.tokens:  # the prompts are read in several passes
             answers.step()
         answers._rows[1:] = [None] * 15
-        answers._ended, answers._exposure = 15, 15 * math.log1p(1 / 50)  # each ended after a token
+        answers._seen = SeenAnswers()
+        for _ in range(15):
+            answers._seen.add("general", 1, ended=True)
         answers._rows[0].ids *= 100
     rate = 17 / (15 * math.log1p(1 / 50) + math.log1p(100 / 50) + 2)
     still = 150 * (2 ** (1 / rate) - 1)  # half of the answers of 100 tokens end within so many
     assert answers.share == pytest.approx(26 / (26 + 11 * still))
+
+
+def test_lengths_that_were_measured_before_tell_how_much_is_ahead():
+    generator = local.LocalGenerator(tiny.model(), tiny.tokenizer(), batch_size=1)
+    generator.cost = StepCost(step=10, token=1, attend=0, read=1)
+    generator.expected = {"general": AnswerLengths(rate=0.5), "facts": AnswerLengths(rate=1.0)}
+    (first,) = questions(1)
+    second = replace(first, probe="facts")
+    answers = generator.batch([Samples([(first, 0)], 1.0, 400), Samples([(second, 0)], 0.0, 400)], seed=0)
+    answers._ends = frozenset()
+    prompt = len(generator.prompt(first))
+    with generator.evaluating():
+        answers.step()  # reads the first prompt
+    # Half of the first probe's answers end within 50 (2 ** 2 - 1) = 150 tokens, half of the second's within 50.
+    assert answers.share == pytest.approx(prompt / (2 * prompt + (150 + 50) * 11))
 
 
 @pytest.mark.parametrize("places", [2, 9])

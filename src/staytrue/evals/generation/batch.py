@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from staytrue.data.tokenize import padding_id
 from staytrue.errors import TrainingError
 from staytrue.evals.generation.draw import draw
 from staytrue.evals.generation.kv_cache import CachedModel
-from staytrue.evals.generation.lengths import AnswerLengths, exposure, shares
+from staytrue.evals.generation.lengths import AnswerLengths, SeenAnswers, shares
 from staytrue.evals.generation.step_cost import ON_A_CPU, ON_A_GPU, StepCost
 from staytrue.evals.types import Question
 
@@ -67,6 +67,7 @@ class Batch:
         *,
         places: int,
         cost: StepCost | None = None,
+        expected: Mapping[str, AnswerLengths] | None = None,
     ) -> None:
         """Prepare a batch.
 
@@ -76,6 +77,7 @@ class Batch:
             rows: the answers to write, in the order in which they begin; samples of one question stand together.
             places: how many answers are written side by side.
             cost: of a step, where it was timed; it tells how much of the work is done.
+            expected: the lengths of each probe's answers, where some were measured; they tell the same.
         """
         self._model, self._ends, self._padding = model, end_ids(model, tokenizer), padding_id(tokenizer)
         self._device = next(model.parameters()).device
@@ -85,8 +87,7 @@ class Batch:
         self._prompts: CachedModel  # the last prompts that were read, while samples of them may be waiting
         self._indices: dict[Question, int] = {}  # the row of each
         self._most_read = _MOST_READ_ON_A_CPU if self._device.type == "cpu" else _MOST_READ
-        self.tokens = self._ended = 0
-        self._exposure = 0.0  # of the finished answers
+        self.tokens, self._seen = 0, SeenAnswers(expected)
         self._cost = cost or (ON_A_CPU if self._device.type == "cpu" else ON_A_GPU)
         self._done = 0.0  # cost of the prompts that were read and of the steps
         self._unread = {row.question: len(row.prompt) for row in rows}
@@ -96,13 +97,13 @@ class Batch:
     def share(self) -> float:
         """The share of the work that is done, by its cost, if the answers ahead are as long as those seen so far."""
         rows = self.rows
-        lengths = AnswerLengths.seen(self._ended, self._exposure + sum(exposure(len(row.ids)) for row in rows))
+        lengths = self._seen.lengths((row.question.probe, len(row.ids)) for row in rows)
         running = [
-            (len(row.ids), lengths.quantile(share, row.limit, len(row.ids)))
+            (len(row.ids), lengths[row.question.probe].quantile(share, row.limit, len(row.ids)))
             for row, share in zip(rows, shares(len(rows)), strict=True)
         ]
         waiting = [
-            lengths.quantile(share, row.limit)
+            lengths[row.question.probe].quantile(share, row.limit)
             for row, share in zip(self._waiting, shares(len(self._waiting)), strict=True)
         ]
         ahead = self._cost.ahead(running, waiting, self.places, self._prompt, self._cached.refillable)
@@ -146,12 +147,11 @@ class Batch:
                 continue
             self.tokens += 1
             ended = token in self._ends
-            self._ended += ended
             if not ended:
                 row.ids.append(token)
             if ended or len(row.ids) == row.limit:
                 finished.append((row, ended))
-                self._exposure += exposure(len(row.ids))
+                self._seen.add(row.question.probe, len(row.ids), ended)
                 self._rows[place] = None
         if any(self._rows):
             self._advance(tokens)

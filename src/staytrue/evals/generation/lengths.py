@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import random
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 _SCALE = 50  # tokens, by which the chance of an end falls to half
@@ -39,6 +41,12 @@ class AnswerLengths:
         counted = ended + weight
         return cls(counted / (exposure + weight / like), 1 / math.sqrt(counted) if counted else math.inf)
 
+    def updated(self, ended: int, exposure: float) -> AnswerLengths:
+        """The likeliest distribution after further answers; this one's `error` tells how much it still counts."""
+        if not self.error:
+            return self
+        return AnswerLengths.seen(ended, exposure, like=self.rate, weight=1 / self.error**2)
+
     def moved(self, errors: float) -> AnswerLengths:
         """The distribution if the rate is so many standard errors above what was seen; below 0, answers are longer."""
         return replace(self, rate=self.rate * math.exp(errors * self.error))
@@ -58,6 +66,40 @@ class AnswerLengths:
         """What an answer of so many tokens still takes, in so large a share of cases at most; never past `limit`."""
         here, grown = tokens + _SCALE, -math.log1p(-share) / self.rate
         return here * math.expm1(grown) if grown < math.log((limit + _SCALE) / here) else limit - tokens
+
+
+class SeenAnswers:
+    """Counts the answers of each probe that have ended, and tells how long its others will be."""
+
+    def __init__(self, expected: Mapping[str, AnswerLengths] | None = None) -> None:
+        """Start with no answer.
+
+        Args:
+            expected: the lengths of each probe's answers, where some were measured before.
+        """
+        self._expected = expected or {}
+        self._ended: dict[str, int] = defaultdict(int)
+        self._exposed: dict[str, float] = defaultdict(float)
+
+    def add(self, probe: str, tokens: int, ended: bool) -> None:
+        """Count an answer that is finished; `ended` if it was not cut at its limit."""
+        self._ended[probe] += ended
+        self._exposed[probe] += exposure(tokens)
+
+    def lengths(self, running: Iterable[tuple[str, int]]) -> dict[str, AnswerLengths]:
+        """The lengths of each probe's answers, by its name; of one for which none were expected, those of all probes.
+
+        Args:
+            running: the probe and the tokens of each answer that goes on.
+        """
+        exposed = self._exposed.copy()
+        for probe, tokens in running:
+            exposed[probe] += exposure(tokens)
+        together = AnswerLengths.seen(sum(self._ended.values()), sum(exposed.values()))
+        lengths: dict[str, AnswerLengths] = defaultdict(lambda: together)
+        for probe, expected in self._expected.items():
+            lengths[probe] = expected.updated(self._ended[probe], exposed[probe])
+        return lengths
 
 
 def shares(count: int) -> list[float]:
