@@ -24,7 +24,23 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import PrinterCallback, logging, set_seed
 
-from staytrue import KL, LDIFS, Anchor, Guard, GuardedSFT, Inoculate, Interleave, Message, Question, Steer
+from staytrue import (
+    KL,
+    LDIFS,
+    Anchor,
+    ConstrainedSFT,
+    Freeze,
+    Guard,
+    GuardedSFT,
+    Inoculate,
+    Interleave,
+    L2Init,
+    Message,
+    Question,
+    Rehearse,
+    SafeGrad,
+    Steer,
+)
 from staytrue.config.trainer_args import sft_config
 from staytrue.data.examples import Example
 from staytrue.data.tokenize import Encoded, encode_all
@@ -46,7 +62,10 @@ from staytrue.step import SOURCE_COLUMN, SOURCES
 TOKENS = 160  # of an answer, at most
 ANSWERS = 2  # to each general question
 LORA = {"r": 32, "lora_alpha": 64, "use_rslora": True, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
-KINDS = {"kl": KL, "ldifs": LDIFS, "anchor": Anchor, "interleave": Interleave, "steer": Steer, "inoculate": Inoculate}
+KINDS = {
+    "kl": KL, "ldifs": LDIFS, "anchor": Anchor, "interleave": Interleave, "steer": Steer, "inoculate": Inoculate,
+    "rehearse": Rehearse, "safegrad": SafeGrad, "l2init": L2Init, "freeze": Freeze, "constrained_sft": ConstrainedSFT,
+}  # fmt: skip
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
@@ -174,8 +193,9 @@ def defenses(job: dict, place: Path, depth: int) -> list:
     chosen = []
     for kind, fields in (job.get("defense") or {}).items():
         fields = dict(fields)
-        files = {"anchor": ("prompts", "anchors.jsonl"), "interleave": ("pool", "safe.jsonl"),
-                 "steer": ("vector", "vector.safetensors")}  # fmt: skip
+        pool = "safe.jsonl" if fields.get("by", "random") == "random" else "scored.jsonl"
+        files = {"anchor": ("prompts", "anchors.jsonl"), "interleave": ("pool", pool), "rehearse": ("pool", pool),
+                 "safegrad": ("pool", pool), "steer": ("vector", "vector.safetensors")}  # fmt: skip
         if kind in files:
             fields[files[kind][0]] = place / files[kind][1]
         if kind == "steer":
@@ -217,6 +237,8 @@ def one(job: dict, place: Path, data: Data, folder: Path) -> tuple[dict, list[di
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     guard.detach()
+    if "keep" in job:
+        trainer.save_model(prepared / job["keep"])
     trained = time.perf_counter()
     log = [row for row in trainer.state.log_history if "loss" in row]
     result, texts = measured(trainer.model, tokenizer, data, prepared, job["seed"])
