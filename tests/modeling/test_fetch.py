@@ -149,6 +149,10 @@ def test_the_name_is_the_model_in_recipes_and_commands_and_a_folder_of_that_name
     assert (source.name, source.place) == ("smollm2", str(cache / "smollm2"))
     assert source.identity() == {"name": "smollm2", "sha256": sha256_of(cache / "smollm2")}
     assert WeightFiles.find("smollm2", None, {}).folder == cache / "smollm2"
+    (tmp_path / "smollm2").mkdir()
+    with pytest.raises(ModelError, match="smollm2 has no config.json.* For the fetched model, smollm2, rename this"):
+        model_source.find(recipe.parse(plain, tmp_path).model)
+    (tmp_path / "smollm2").rmdir()
     local = tiny.save("qwen2", tmp_path / "smollm2")
     assert recipe.parse(plain, tmp_path).model == str(local)
     assert model_source.find("smollm2").place == WeightFiles.find("smollm2", None, {}).folder.name == "smollm2"
