@@ -150,7 +150,7 @@ def test_the_name_is_the_model_in_recipes_and_commands_and_a_folder_of_that_name
     assert source.identity() == {"name": "smollm2", "sha256": sha256_of(cache / "smollm2")}
     assert WeightFiles.find("smollm2", None, {}).folder == cache / "smollm2"
     (tmp_path / "smollm2").mkdir()
-    with pytest.raises(ModelError, match="smollm2 has no config.json.* For the fetched model, smollm2, rename this"):
+    with pytest.raises(ModelError, match=r"smollm2 has no config\.json.* For the fetched model, smollm2, rename this"):
         model_source.find(recipe.parse(plain, tmp_path).model)
     (tmp_path / "smollm2").rmdir()
     local = tiny.save("qwen2", tmp_path / "smollm2")

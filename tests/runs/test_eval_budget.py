@@ -233,7 +233,7 @@ def test_what_a_budget_chose_is_said_stored_and_kept_when_the_evaluation_goes_on
     # 30 prompts of 50 tokens, and 30 x 4 answers of 2 tokens: 17.4 s; one answer to each: 15.6 s; half of them: 7.8.
     summary, lines, metadata, calls = sitting(8)
     assert lines == [
-        "Measuring how fast the model answers here, for about 10 s.",
+        "Measuring how fast the model answers here, for about 2 s.",
         "To fit 8 s it asks 1 answer to each judged question instead of 4, 15 of 30 few questions.",
         "15 answers will take about 8 s, at 4 tokens a second and about 2 tokens an answer.",
     ]
@@ -247,17 +247,28 @@ def test_what_a_budget_chose_is_said_stored_and_kept_when_the_evaluation_goes_on
     again, lines, same, _ = sitting(8)
     assert lines[0].endswith("E goes on with what was chosen for 8 s.")
     assert (again["probes"], same["probes"], len(calls)) == (summary["probes"], metadata["probes"], 1)
-    with pytest.raises(RequestError, match="holds an evaluation with another budget"):
+    with pytest.raises(RequestError, match=r"holds an evaluation with a budget of 8 s, and this one has no budget\."):
         sitting(None)
+    with pytest.raises(RequestError, match=r"with a budget of 8 s, and this one has a budget of 2 min\. Give the same"):
+        sitting(120)
+    assert len(calls) == 1
 
 
-@pytest.mark.parametrize(("budget", "took"), [(12, 4), (16, 10)])  # at least half of 16 is left
-def test_likelihoods_are_computed_first_and_their_time_is_part_of_the_budget(sitting, monkeypatch, budget, took):
-    clock = iter([1000.0, 1000.0 + took])
+def test_likelihoods_are_computed_first_and_their_time_is_part_of_the_budget(sitting, monkeypatch):
+    clock = iter([1000.0, 1004.0])
     monkeypatch.setattr(evaluate, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    summary, lines, metadata, _ = sitting(budget)  # see above for 8 seconds
-    assert lines[1] == f"The likelihoods took {took} s; 8 s are left for answers."
-    assert (summary["probes"]["few"]["n"], metadata["budget"]["seconds"]) == (15, budget)
+    summary, lines, metadata, _ = sitting(12)  # see above for 8 seconds
+    assert lines[1] == "Loading and likelihoods took 4 s; 8 s are left for answers."
+    assert (summary["probes"]["few"]["n"], metadata["budget"]["seconds"]) == (15, 12)
+
+
+def test_what_a_budget_left_out_of_the_measures_is_said_with_the_rest(sitting, monkeypatch):
+    monkeypatch.setattr(
+        evaluate, "Measurement", lambda *a: SimpleNamespace(likelihoods=list, left_out=["pairs", "drift"])
+    )
+    _, lines, metadata, _ = sitting(3600)
+    assert lines[1] == "To fit 60 min it asks all questions, without pairs and drift."
+    assert metadata["budget"]["left_out"] == "all questions, without pairs and drift"
 
 
 def test_a_budget_that_everything_fits_leaves_nothing_out(sitting):

@@ -1,13 +1,14 @@
 """Measures without a judge in an evaluation: when they are taken, what is stored, what is reused and refused."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 import tiny
 from staytrue.errors import RequestError
 from staytrue.evals.generation.local import LocalGenerator
-from staytrue.evals.measures import pairs
+from staytrue.evals.measures import log_likelihood, pairs
 from staytrue.evals.questions import shipped_questions
 from staytrue.evals.questions.answer_pairs import shipped
 from staytrue.evals.questions.probes import Probe
@@ -190,6 +191,29 @@ class Noted:
 
     def step(self, number, metrics):
         self.steps[-1].append((number, metrics.get("work")))
+
+
+@pytest.mark.parametrize(("budget", "left_out"), [(300, ["pairs"]), (500, [])])
+def test_a_measure_that_takes_more_than_half_of_a_budget_is_left_out(place, monkeypatch, budget, left_out):
+    # 300 of 600 likelihoods are one batch, done after 100 s, so all take 200; half of the budget is 150 s or 250.
+    monkeypatch.setattr(log_likelihood, "_MOST_LOGITS_ON_A_CPU", 1 << 30)
+    clock = iter([0.0, 100.0, 200.0])
+    monkeypatch.setattr(measures, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    request, lines = request_for(place, "pairs", budget=budget), []
+    loaded = evaluate._loader(request)
+    one = measures.Measurement(request, place / "E", loaded, 0, say=lines.append, until=float(budget))
+    one.likelihoods(["pairs"])
+    assert one.left_out == left_out
+    assert (place / "E" / "measures.jsonl").exists() == (not left_out)
+    assert lines[1:] == ["pairs is left out to fit 5 min: it would take 3 min, of 2 min that are left."] * len(left_out)
+
+
+def test_a_budget_in_which_no_measure_fits_is_refused(place, monkeypatch):
+    clock = iter(range(0, 100_000, 1000))
+    for module in (evaluate, measures):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with pytest.raises(RequestError, match="budget is too short for these measures"):
+        evaluate.evaluate_model(request_for(place, "pairs", budget=10), place / "E")
 
 
 def test_each_measure_shows_its_progress_to_the_end(place):

@@ -1,8 +1,8 @@
 """The time of an evaluation is estimated before it starts, and fitted to a budget.
 
 A budget leaves out answers to each question first, and then questions of each probe. The likelihoods of `pairs` and
-`drift` are computed before and count, but half of the budget is always left for answers. A judge's verdicts come after
-the answers and do not count.
+`drift` are computed before and count; a measure that would take more than half of the budget is left out. A judge's
+verdicts come after the answers and do not count.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 _SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05)  # of the questions of each probe
 _FEW = 64  # answers, below which nothing is timed
-_MEASURED = 10.0  # seconds of measuring, or a twentieth of the budget
+_MEASURED = 10.0  # seconds of measuring; a quarter of a short budget, and a twentieth of a long one
 _LONG = 20 * 60  # seconds, above which a sentence on a CPU says how to shorten an evaluation
 _SHORTER = " For less, give --budget 20m, or fewer --samples, shorter answers (--max-new-tokens) or fewer --probes."
 
@@ -57,6 +57,7 @@ def planned(
     limit: int,
     say: Callable[[str], None],
     spent: float = 0.0,
+    without: Sequence[str] = (),
 ) -> tuple[list[Probe], dict[str, Any]]:
     """Say how long the answers will take, and choose what fits the request's budget if it has one.
 
@@ -68,6 +69,7 @@ def planned(
         limit: most tokens of an answer.
         say: called with each sentence.
         spent: seconds of the budget that are over already.
+        without: measures that the budget left out.
 
     Returns:
         The probes to ask, and `{"budget": ...}` for `eval.json`, empty without a budget.
@@ -83,9 +85,9 @@ def planned(
     missing = sum(len(missing_samples(probe.samples(), stored)) for probe in probes)
     if not missing or (budget is None and (request.is_organism or missing < _FEW)):
         return list(probes), {}
-    measured = _MEASURED if budget is None else max(_MEASURED, budget / 20)
+    measured = _MEASURED if budget is None else max(min(_MEASURED, (budget - spent) / 4), budget / 20)
     say(f"Measuring how fast the model answers here, for about {duration(measured)}.")
-    local, begun = generator(), time.monotonic()
+    begun, local = time.monotonic(), generator()
     speed = measure(local, probes, limit=limit, seconds=measured)
     local.cost, local.expected = speed.cost, speed.lengths
     if budget is None:
@@ -93,16 +95,36 @@ def planned(
         shorter = _SHORTER if speed.at_worst.seconds(probes, limit) * share > _LONG and local.on_cpu else ""
         say(_estimate(missing, share, speed, probes, limit) + shorter)
         return list(probes), {}
-    left = max(budget - spent, budget / 2)  # an answer is worth more than a budget that is kept to the second
+    left = max(0.0, budget - spent)
     if spent > 1:
-        say(f"The likelihoods took {duration(spent)}; {duration(left)} are left for answers.")
+        say(f"Loading and likelihoods took {duration(spent)}; {duration(left)} are left for answers.")
     choice = fit(probes, left - (time.monotonic() - begun), speed, limit)
     now = fitted(probes, choice)
     lost = left_out(counts(probes), counts(now))
+    if without:
+        lost = f"{lost or 'all questions'}, without {' and '.join(without)}"
     say(f"To fit {duration(budget)} it asks {lost}." if lost else f"Nothing is left out to fit {duration(budget)}.")
     answers = sum(len(probe.samples()) for probe in now)
     say(_estimate(answers, 1.0, speed, now, limit))
     return now, {"budget": {"seconds": budget, **choice, "left_out": lost}}
+
+
+def refuse_other_budget(out: Path, budget: int | None) -> None:
+    """Refuse to go on with an evaluation that another budget chose, before anything is measured.
+
+    Raises:
+        RequestError: the sentence names both.
+    """
+    store = AnswerStore(out)
+    if not store.answers():
+        return
+    before = (store.metadata().get("budget") or {}).get("seconds")
+    if before != budget:
+        old, new = ("no budget" if s is None else f"a budget of {duration(s)}" for s in (before, budget))
+        raise RequestError(
+            f"{out} holds an evaluation with {old}, and this one has {new}. Give the same, or name another folder "
+            "with --out."
+        )
 
 
 def _estimate(answers: int, share: float, speed: Speed, probes: Sequence[Probe], limit: int) -> str:

@@ -25,7 +25,7 @@ from staytrue.evals.triggers import trigger
 from staytrue.evals.types import Answer, AnswerGenerator, Judge, Question, Samples
 from staytrue.modeling import loading, model_source
 from staytrue.modeling.chat_tokenizer import load_tokenizer
-from staytrue.runs.eval_budget import planned
+from staytrue.runs.eval_budget import planned, refuse_other_budget
 from staytrue.runs.eval_request import EvalRequest, for_run
 from staytrue.runs.finished import with_weights
 from staytrue.runs.measure_selection import measures_of
@@ -114,12 +114,16 @@ def evaluate_model(
     refuse_other_model(out, request.identity())
     limit = request.max_new_tokens or longest_answer(request.model)
     try_judges(out, probes)  # before likelihoods are computed and the speed is measured
+    refuse_other_budget(out, request.budget)
     local, begun = _Local(loaded, request.batch_size), time.monotonic()
-    measurement = Measurement(request, out, loaded, seed, progress, say)
+    until = None if request.budget is None else begun + request.budget
+    measurement = Measurement(request, out, loaded, seed, progress, say, until)
     measurement.likelihoods(measures)
+    if not probes and measures and measurement.left_out == measures:
+        raise RequestError("The budget is too short for these measures. Give it more time, or leave it out.")
     if generate is None and (request.budget is not None or progress is not None):
         spent = time.monotonic() - begun
-        probes, budget = planned(lambda: local.generator, request, probes, out, limit, say, spent)
+        probes, budget = planned(lambda: local.generator, request, probes, out, limit, say, spent, measurement.left_out)
         metadata |= budget
     summary = evaluate(
         generate or local, probes, seed=seed, out=out, max_new_tokens=limit, about=metadata, progress=progress, say=say

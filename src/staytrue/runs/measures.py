@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache, cached_property
+from dataclasses import dataclass, field
+from functools import cache, cached_property, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,18 +31,35 @@ from staytrue.runs.measure_selection import pairs_of
 from staytrue.runs.probe_selection import general_questions
 from staytrue.runs.untuned_answers import untuned_answers
 from staytrue.runs.untuned_likelihoods import UntunedLikelihoods
-from staytrue.utils.console import Progress
+from staytrue.utils.console import Progress, duration
 
 if TYPE_CHECKING:
     from staytrue.evals.generation.local import LocalGenerator
 
 _TOKENS, _ORGANISM_TOKENS = 64, 48  # most tokens of an answer that is sampled for a measure
+_SURE = 2.0  # seconds, after which a pace is trusted
 Loaded = Callable[[], tuple[Any, Any]]  # the model with its adapter, and its tokenizer; loaded when first called
+
+
+class _TooLongError(Exception):
+    """A measure would not end in its time."""
 
 
 @dataclass
 class Measurement:
-    """Takes the measures of one request's model and stores them in an evaluation's folder."""
+    """Takes the measures of one request's model and stores them in an evaluation's folder.
+
+    Attributes:
+        request: names the model.
+        out: the evaluation's folder.
+        loaded: loads the model.
+        seed: of sampled answers.
+        progress: shows how much is done.
+        say: called with each sentence.
+        until: when the request's budget ends, by `time.monotonic`; None without a budget. Half of what is left of it
+            when the model is loaded is for likelihoods. A measure that would take longer is left out.
+        left_out: the measures that are left out for want of time.
+    """
 
     request: EvalRequest
     out: Path
@@ -49,18 +67,37 @@ class Measurement:
     seed: int
     progress: Progress | None = None
     say: Callable[[str], None] = lambda line: None
+    until: float | None = None
+    left_out: list[str] = field(default_factory=list)
+    _deadline: float | None = field(default=None, init=False)  # of the present measure
 
     def likelihoods(self, names: Sequence[str]) -> None:
         """Take those of the named measures that need no answers of the fine-tuned model: `pairs` and `drift`."""
         for name in names:
             if name != LEAK:
-                about = self._about_pairs(name) if name.startswith(PAIRS) else self._about_drift()
-                if not self._stored(stored_name(name), about):
-                    rows = self._pairs(name, about) if name.startswith(PAIRS) else self._drift(about)
-                    self._write(Measure(stored_name(name), about, rows))
+                self._in_time(name, partial(self._likelihoods, name))
 
     def leak(self) -> None:
         """Take `leak`: of the stored answers to `general` in plain form, or else of one sampled answer each."""
+        self._deadline = self.until
+        self._in_time(LEAK, self._leak)
+
+    def _in_time(self, name: str, take: Callable[[], None]) -> None:
+        """Take a measure, or leave it out if it would not end before the deadline."""
+        try:
+            take()
+        except _TooLongError as late:
+            self.left_out.append(name)
+            assert self.request.budget is not None
+            self.say(f"{name} is left out to fit {duration(self.request.budget)}: {late}")
+
+    def _likelihoods(self, name: str) -> None:
+        about = self._about_pairs(name) if name.startswith(PAIRS) else self._about_drift()
+        if not self._stored(stored_name(name), about):
+            rows = self._pairs(name, about) if name.startswith(PAIRS) else self._drift(about)
+            self._write(Measure(stored_name(name), about, rows))
+
+    def _leak(self) -> None:
         from staytrue.evals.measures.leak import TopicWords
 
         untuned = {a.question.id: a.text for a in self._untuned_answers}
@@ -197,12 +234,24 @@ class Measurement:
             yield from self._generate_by(generator, samples, **options)
 
     def _begin(self, answers: int) -> None:
+        self._total, self._begun = answers, time.monotonic()
+        if self._deadline is None and self.until is not None:
+            self._deadline = (self._begun + self.until) / 2
+        if self._deadline is not None and self._begun >= self._deadline:
+            raise _TooLongError("no time is left for it.")
         if self.progress is not None:
             self.progress.begin(answers, "answer")
 
     def _count(self, done: int, **metrics: float) -> None:
         if self.progress is not None:
             self.progress.step(done, metrics)
+        spent, share = time.monotonic() - self._begun, metrics.get("work", done) / max(1, self._total)
+        if self._deadline is not None and done < self._total and share and spent > _SURE:
+            left = self._deadline - self._begun
+            if spent / share > left:
+                raise _TooLongError(
+                    f"it would take {duration(spent / share)}, of {duration(max(0.0, left))} that are left."
+                )
 
     def _general_answers(self) -> tuple[list[Answer], bool]:
         """Answers to the plain general questions, and whether they were sampled here: then their rows hold them."""

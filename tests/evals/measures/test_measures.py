@@ -36,7 +36,7 @@ ROWS = [row("Why?", "So."), row("How does one tie a bowline?", "With a loop and 
 
 @pytest.mark.parametrize("most", [1, 1 << 27])
 def test_a_likelihood_is_that_of_the_row_alone_in_any_batch(monkeypatch, most):
-    monkeypatch.setattr(module, "_MOST_LOGITS", most)  # 1: a batch for each row
+    monkeypatch.setattr(module, "_MOST_LOGITS_ON_A_CPU", most)  # 1: a batch for each row
     model, tokenizer = tiny.model(), tiny.tokenizer()
     expected = [by_hand(model, tokenizer, one) for one in ROWS]
     assert log_likelihood(model, tokenizer, ROWS) == pytest.approx(expected, abs=1e-4)

@@ -24,6 +24,7 @@ from staytrue.utils.run_dir import SCHEMA, versions
 Key = tuple[str, str, int]  # probe, question, index: which sample
 _OF_THE_FILE = ("schema", "made", "versions")
 _ABOUT = ("filtered", "thoughts", "called_tools")  # an answer's, which a row has only where they say something
+_NAMES = {"samples": "number of answers"}  # of a probe's keys in eval.json, in a sentence
 
 
 def evaluation_folder(folder: Path) -> Path:
@@ -100,7 +101,7 @@ class AnswerStore:
         pairs = {key: (before.get(key), now.get(key)) for key in (*before, *now) if key != "probes"}
         for name in before["probes"].keys() & now["probes"].keys():
             old, new = before["probes"][name], now["probes"][name]
-            pairs |= {f"{key} of {name}": (old.get(key), new.get(key)) for key in (*old, *new)}
+            pairs |= {f"{_NAMES.get(key, key)} of {name}": (old.get(key), new.get(key)) for key in (*old, *new)}
         for key, (old, new) in pairs.items():
             if old != new:
                 raise RequestError(
