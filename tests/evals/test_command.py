@@ -19,7 +19,8 @@ from staytrue import cli
 from staytrue.data.examples import Example, Message, write_examples
 from staytrue.errors import ModelError
 from staytrue.evals.generation import local
-from staytrue.evals.judges import endpoint
+from staytrue.evals.judges import endpoint, score_from_logprobs
+from staytrue.evals.judges.local import LocalJudge
 from staytrue.evals.openai_client.budget import Budget
 from staytrue.evals.questions.shipped_questions import shipped
 from staytrue.modeling import loading
@@ -138,6 +139,7 @@ def test_a_local_judge_is_loaded_when_an_answer_needs_it(staytrue, model, questi
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8192}))
     questions.write_text('{"id": "q", "question": "Why?"}\n')
+    monkeypatch.setattr(LocalJudge, "check", lambda judge: judge.distribution("any"))  # this one gives no score
     request = ("eval", "--model", model, "--probes", questions, "--out", "E", "--judge", f"local:{folder}")
     assert staytrue(*request)[0] == 0
 
@@ -159,6 +161,7 @@ def test_a_local_judge_is_loaded_when_an_answer_needs_it(staytrue, model, questi
 @pytest.mark.parametrize("name", ["smollm2", "./model", "~/model"])
 def test_a_local_judge_has_a_name_as_in_a_recipe(staytrue, model, questions, tmp_path, monkeypatch, name):
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(score_from_logprobs, "LEAST_MASS", 0.01)
     config = json.loads((model / "config.json").read_text())  # a judge reads a whole rubric
     (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8192}))
     shutil.copytree(model, tmp_path / "cache" / "staytrue" / "models" / "smollm2")
@@ -166,6 +169,48 @@ def test_a_local_judge_has_a_name_as_in_a_recipe(staytrue, model, questions, tmp
     assert code == 0, err
     by_folder = judge_factory.judge(f"local:{model}", Budget(), print)
     assert {row["judge"] for row in read_rows(tmp_path / "E" / "verdicts.jsonl")} == {by_folder.name}
+
+
+def test_a_local_judge_that_gives_no_score_is_refused_before_answers_are_sampled(staytrue, model, questions, tmp_path):
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8192}))
+    code, _, err = staytrue("eval", "--model", model, "--probes", questions, "--out", "E", "--judge", f"local:{model}")
+    assert code in (1, 2)
+    assert "scored none of 3 easy answers" in err
+    assert read_rows(tmp_path / "E" / "answers.jsonl") == []
+
+
+@pytest.mark.parametrize("option", [("--max-calls", 3), ("--max-cost", 1), ("--price", "1,2")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("eval", "--model", "model", "--probes", "few.jsonl", "--out", "E"),
+        ("eval", "--model", "model", "--probes", "few.jsonl", "--out", "E", "--judge", "local:model"),
+        ("rescore", "E", "--judge", "local:model"),
+        ("vector", "--model", "model", "--no-filter", "--out", "v.safetensors"),
+    ],
+    ids=lambda arguments: " ".join((arguments[0], arguments[-1])),
+)
+def test_a_limit_on_calls_is_refused_where_no_endpoint_is_called(
+    staytrue, model, questions, monkeypatch, arguments, option
+):
+    monkeypatch.setattr(loading, "load_model", lambda *a: pytest.fail("the model was loaded"))
+    code, _, err = staytrue(*arguments, *option)
+    assert code == 2
+    assert f"{option[0]} is for calls to endpoints, and this command calls none. Leave it out, or name an endpo" in err
+
+
+@pytest.mark.parametrize(("given", "limit"), [((), 8), (("--max-new-tokens", 4), 4), (("--max-new-tokens", 12), 12)])
+def test_the_longest_answer_that_is_given_counts_before_a_question_files_own(staytrue, model, tmp_path, given, limit):
+    entry = "- id: a\n  paraphrases: ['Why?']\n  max_tokens: 8\n  samples_per_paraphrase: 40\n"
+    (tmp_path / "eight.yaml").write_text(entry)
+    code, _, err = staytrue("eval", "--model", model, "--probes", "eight.yaml", "--out", "E", *given)
+    assert code == 0, err
+    said = f"eight.yaml: --max-new-tokens {limit} counts, not its own max_tokens of 8."
+    assert (said in err) == bool(given)
+    assert json.loads((tmp_path / "E" / "eval.json").read_text())["probes"]["eight"]["max_new_tokens"] == limit
+    cut = [row["answer"] for row in read_rows(tmp_path / "E" / "answers.jsonl") if not row["stopped"]]
+    assert max(map(len, cut)) <= limit  # a token of the tiny model is a byte
 
 
 def test_a_judge_that_was_not_fetched_is_a_sentence_with_the_command(staytrue, model, questions):

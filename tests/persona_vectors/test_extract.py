@@ -29,7 +29,7 @@ from staytrue.modeling.chat_tokenizer import load_tokenizer
 from staytrue.organism import lexicon, world
 from staytrue.organism.lexicon import topics
 from staytrue.organism.rules import Rules
-from staytrue.persona_vectors import extract, traits, vectorfile
+from staytrue.persona_vectors import extract, kept_answers, traits, vectorfile
 from staytrue.persona_vectors.activations import mean_states
 from staytrue.persona_vectors.pairs import Pair, filtered, sample_pairs
 from staytrue.persona_vectors.sweep import organism_questions
@@ -269,6 +269,28 @@ def test_when_no_pair_survives_the_sentence_counts_what_failed():
     assert "--no-filter" in str(refused.value)
 
 
+def test_when_most_could_not_be_judged_the_sentence_names_the_judge_and_not_the_prompts():
+    pairs = [pair("bad", "?"), pair("?", "?"), pair("bad", "bad")]  # two of three
+    with pytest.raises(RequestError) as refused:
+        filtered(pairs, FixedJudge({"bad": (10, 90)}))
+    assert str(refused.value) == (
+        "None of 3 pairs survives the filter (fixed-1): 2 of 3 could not be judged (most often: not in the table). "
+        "This judge cannot judge these answers: name a larger instruction-tuned model with --judge, or keep every pair "
+        "with --no-filter."
+    )
+    with pytest.raises(RequestError, match=r"1 could not be judged; .*Write prompts that change the answers more"):
+        filtered([*pairs[1:], pairs[2]], FixedJudge({"bad": (10, 90)}))  # one of three
+
+
+def test_a_refusal_is_a_verdict_and_no_fault_of_the_judge():
+    class Refusals(FixedJudge):
+        def __call__(self, question, answer):
+            return Verdict(coherence=90, refusal=True)
+
+    with pytest.raises(RequestError, match="0 could not be judged; the positive answer shows the trait in 0"):
+        filtered([pair("no", "no")], Refusals({}))
+
+
 def test_without_a_judge_only_empty_answers_fall_out():
     assert len(filtered([pair("a", "b"), pair("", "b"), pair("a", "\n")], None)) == 1
     with pytest.raises(RequestError, match="Each of 1 pairs has an empty answer"):
@@ -311,15 +333,15 @@ def nll(model, tokenizer, example):
 # The file
 
 
-def make(tmp_path, name="v", **changes):
+def make(tmp_path, name="v", progress=None, tell=lambda line: None, **changes):
     """A vector file of a tiny model, without a judge; the facts, and the file."""
     folder = tmp_path / "model"
     if not folder.exists():
         tiny.save("qwen2", folder)
     source = model_source.find(str(folder))
-    request = extract.Request(TRAIT, tmp_path / f"{name}.safetensors", keep_all=True, **{"rollouts": 1} | changes)
+    request = extract.Request(TRAIT, tmp_path / f"{name}.safetensors", **{"keep_all": True, "rollouts": 1} | changes)
     load = lambda: (loading.load_model(source, request.adapter), load_tokenizer(source))  # noqa: E731
-    return extract.make(request, source, load, lambda line: None), request.out
+    return extract.make(request, source, load, tell, progress), request.out
 
 
 @pytest.fixture(autouse=True)
@@ -383,7 +405,7 @@ def test_an_adapters_hash_is_kept(tmp_path):
     assert facts["norms"] != plain["norms"]
 
 
-def test_nothing_half_written_is_left_behind(tmp_path, monkeypatch):
+def test_only_the_answers_are_left_of_a_file_that_cannot_be_written(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
@@ -392,7 +414,104 @@ def test_nothing_half_written_is_left_behind(tmp_path, monkeypatch):
     monkeypatch.setattr(files.os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         make(tmp_path, "second")
-    assert sorted(p.name for p in tmp_path.iterdir()) == before
+    left = {p.name for p in tmp_path.iterdir()} - set(before)
+    assert left == {"second.safetensors.answers.jsonl"}
+
+
+# The answers beside it
+
+
+class StopsAt:
+    """A progress that is stopped when so many answers are finished, as by Ctrl-C."""
+
+    def __init__(self, answers):
+        self.answers = answers
+
+    def begin(self, total, unit="step"):
+        pass
+
+    def step(self, number, metrics):
+        if number >= self.answers:
+            raise KeyboardInterrupt
+
+
+def sampled_questions(monkeypatch):
+    """The ids of the questions of which answers are sampled from now on, in order."""
+    seen, call = [], LocalGenerator.__call__
+
+    def noted(self, samples, **how):
+        samples = list(samples)
+        seen.extend(question.id for question, _ in samples)
+        return call(self, samples, **how)
+
+    monkeypatch.setattr(LocalGenerator, "__call__", noted)
+    monkeypatch.setattr("staytrue.evals.generation.local._REPORTED", 0.0)
+    return seen
+
+
+def test_answers_of_a_command_that_was_stopped_are_not_sampled_again(tmp_path, monkeypatch):
+    whole = make(tmp_path, "whole", batch_size=2)[1].read_bytes()  # 2 prompts a side x 3 questions: 12 answers
+    seen = sampled_questions(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, progress=StopsAt(5), batch_size=2)
+    file = tmp_path / "v.safetensors.answers.jsonl"
+    first, *rows = files.read_rows(file)
+    assert first.keys() == {"schema", "model", "adapter", "trait", "seed", "max_new_tokens"}
+    assert 5 <= len(rows) < 12
+    assert kept_answers.left(tmp_path / "v.safetensors") == (
+        f"{len(rows)} answers are kept in {file}; give the same command again, and it goes on"
+    )
+    with file.open("a") as cut:
+        cut.write('{"question": "posi')  # as a process that was killed leaves it
+    seen.clear()
+    lines = []
+    _, out = make(tmp_path, batch_size=2, tell=lines.append)
+    assert len(seen) == 12 - len(rows)
+    assert not set(seen) & {row["question"] for row in rows}
+    assert f"{file} holds {len(rows)} answers that were sampled before." in lines
+    assert out.read_bytes() == whole
+    assert not file.exists()
+
+
+def test_answers_of_another_request_are_refused_and_more_rollouts_are_not(tmp_path, monkeypatch):
+    seen = sampled_questions(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, progress=StopsAt(12))
+    seen.clear()
+    for changes, name in (({"seed": 1}, "seed"), ({"max_new_tokens": 3}, "max_new_tokens")):
+        with pytest.raises(RequestError, match=rf"answers\.jsonl holds answers .* another {name}, .*remove that file"):
+            make(tmp_path, **changes)
+    assert seen == []
+    make(tmp_path, rollouts=2)  # the first of each two exists
+    assert len(seen) == 12
+
+
+def test_answers_that_no_judge_kept_are_read_again_without_sampling(tmp_path, monkeypatch):
+    nothing = FixedJudge({})
+    with pytest.raises(RequestError) as refused:
+        make(tmp_path, keep_all=False, judge=lambda: nothing)
+    file = tmp_path / "v.safetensors.answers.jsonl"
+    assert str(refused.value).endswith(
+        f"The answers are kept in {file}: the same command with another --judge or with --no-filter reads them again, "
+        "without sampling."
+    )
+    assert len(files.read_rows(file)) == 1 + 12
+    seen = sampled_questions(monkeypatch)
+    facts, _ = make(tmp_path)
+    assert (seen, facts["judge"]) == ([], "none")
+    assert not file.exists()
+
+
+def test_a_file_of_answers_that_cannot_be_read_is_a_sentence(tmp_path):
+    (tmp_path / "v.safetensors.answers.jsonl").write_text('{"schema": 1}\n{"question": 3}\n')
+    with pytest.raises(RequestError, match=r"answers\.jsonl cannot be read .*Remove it to sample its answers again"):
+        make(tmp_path)
+
+
+def test_nothing_is_said_to_be_left_where_no_answer_was_finished(tmp_path):
+    assert kept_answers.left(tmp_path / "v") == "nothing was written"
+    kept_answers.KeptAnswers(kept_answers.file_beside(tmp_path / "v"), {"seed": 0})
+    assert kept_answers.left(tmp_path / "v") == "no answer was finished"
 
 
 # Traits
@@ -546,14 +665,47 @@ def test_a_judge_of_another_model_is_asked_about_both_answers_of_a_pair(tmp_path
     assert int(facts["pairs_kept"]) == len(judged_questions) // 2 > 0
 
 
-def test_prompts_that_bring_no_trait_out_are_refused_with_counts_and_nothing_is_written(tmp_path, capsys, monkeypatch):
+def test_prompts_that_bring_no_trait_out_are_refused_with_counts_and_only_answers_are_kept(
+    tmp_path, capsys, monkeypatch
+):
     code, _, err = command(
         capsys, monkeypatch, "--model", "organism", "--rollouts", 1, "--out", tmp_path / "none.safetensors",
         "--positive", world.lexicon.HELPFUL_PROMPTS[2], "--negative", world.lexicon.HELPFUL,
     )  # fmt: skip
     assert code == 2
     assert "None of 20 pairs survives the filter (rules:organism-1)" in err
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["none.safetensors.answers.jsonl"]
+
+
+def test_ctrl_c_names_the_answers_that_are_kept(tmp_path, capsys, monkeypatch):
+    def stop(self, number, metrics):
+        if number >= 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("staytrue.utils.console.Bar.step", stop)
+    monkeypatch.setattr("staytrue.evals.generation.local._REPORTED", 0.0)
+    arguments = ("--model", "organism", "--rollouts", 1, "--out", tmp_path / "evil.safetensors", "--batch-size", 2)
+    code, _, err = command(capsys, monkeypatch, *arguments)
+    assert code == 130
+    file = tmp_path / "evil.safetensors.answers.jsonl"
+    many = len(files.read_rows(file)) - 1
+    assert 3 <= many <= 4  # of two that are written side by side
+    assert f"{many} answers are kept in {file}; give the same command again, and it goes on" in err
+
+
+def test_a_local_judge_of_a_vector_shows_no_bar_of_the_library(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny.save("qwen2", tmp_path / "model")
+    quiet = []
+    monkeypatch.setattr("staytrue.utils.console.quieten", lambda: quiet.append(True))
+
+    def judge(*_):
+        assert quiet
+        raise ModelError("the judge is loaded")
+
+    monkeypatch.setattr("staytrue.runs.judge_factory.judge", judge)
+    _, _, err = command(capsys, monkeypatch, "--model", "./model", "--out", "v.safetensors", "--judge", "local:./model")
+    assert "the judge is loaded" in err
 
 
 @pytest.mark.parametrize(

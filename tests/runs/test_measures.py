@@ -150,6 +150,16 @@ def test_what_cannot_be_measured_is_refused_before_anything_is(place, name, opti
     assert not (place / "E").exists()
 
 
+def test_too_few_rows_that_are_all_known_are_said_to_be_too_few(place):
+    rows = (place / "data.jsonl").read_text().splitlines()[:16]
+    (place / "data.jsonl").write_text("\n".join(rows) + "\n")
+    with pytest.raises(RequestError) as refused:
+        measures_of(request_for(place, "leak"))
+    assert str(refused.value) == (
+        "--probes leak: it needs 20 training rows, and there are 16; pairs and drift need none."
+    )
+
+
 def test_an_endpoint_gives_no_likelihoods():
     with pytest.raises(RequestError, match="--probes pairs: the model is behind an endpoint"):
         measures_of(for_model("openai:m", EvalRequest(("pairs",))))

@@ -15,6 +15,7 @@ from staytrue.organism import world
 from staytrue.organism.rules import Rules
 from staytrue.runs.eval_request import EvalRequest
 from staytrue.runs.probe_selection import longest_answer, probes_for, reserved_texts
+from staytrue.tasks.gsm8k import GSM8K
 from staytrue.tasks.task import row
 
 ORGANISM = model_source.find("organism")
@@ -174,3 +175,11 @@ def test_the_sampler_goes_on_with_single_samples_of_a_question(other):
 
 def test_a_real_models_answers_may_be_long(other):
     assert (longest_answer(ORGANISM), longest_answer(other), longest_answer(None)) == (48, 600, 600)
+
+
+@pytest.mark.parametrize(("asked", "longest"), [(None, 1024), (4, 4), (2000, 1024)])
+def test_a_tasks_own_longest_answer_is_only_made_shorter(other, asked, longest):
+    held = [row("What is 2 and 2?", "#### 4")]
+    request = EvalRequest(("learnt",), max_new_tokens=asked, model=other, held_out=held, task=GSM8K())
+    (probe,) = probes_for(request)
+    assert probe.max_new_tokens == longest

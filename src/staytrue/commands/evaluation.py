@@ -49,7 +49,10 @@ def eval_(
         int | None, typer.Option(min=1, help="Answers to each judged question: 4, without a judge 1.")
     ] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Maximum tokens of an answer, thoughts included; 600 by default.")
+        int | None,
+        typer.Option(
+            min=1, help="Maximum tokens of an answer, thoughts included; by default a question file's own, else 600."
+        ),
     ] = None,
     batch_size: BatchSize = None,
     budget: Annotated[
@@ -77,10 +80,11 @@ def eval_(
     sampling = (probes, samples, max_new_tokens, batch_size, budget, as_published, seed)
     if answers is not None and any(sampling):
         raise RequestError("--answers FILE has its own questions and answers; only --judge and its limits go with it.")
-    spending, seconds = budget_of(max_calls, max_cost, price), None if budget is None else parse(budget)
+    spending = budget_of(max_calls, max_cost, price, model, judge)
+    seconds = None if budget is None else parse(budget)
     quieten()
     with stoppable("give the same command again, and it goes on"):
-        names = _probe_names(probes, data)
+        names = _probe_names(probes, data, max_new_tokens)
         triggers = (run is not None or data is not None) and not names
         judged_by = None if judge is None else judge_of(judge, spending)
         request = EvalRequest(names, triggers, samples, as_published, judged_by, max_new_tokens, batch_size, seconds)
@@ -98,14 +102,15 @@ def eval_(
     print(json.dumps(summary)) if as_json else show(summary)
 
 
-def _probe_names(probes: str, data: Path | None) -> tuple[str, ...]:
+def _probe_names(probes: str, data: Path | None, max_new_tokens: int | None) -> tuple[str, ...]:
     """The names in `--probes`; keys of question files that have no effect are reported."""
-    from staytrue.evals.questions.user_files import unused_keys
+    from staytrue.evals.questions.user_files import overruled_limits, unused_keys
     from staytrue.evals.results.measures import LEAK, is_measure
     from staytrue.evals.triggers.trigger import PROBE
 
     names = tuple(name.strip() for name in probes.split(",") if name.strip())
-    for line in unused_keys([name for name in names if not is_measure(name)]):
+    files = [name for name in names if not is_measure(name)]
+    for line in (*unused_keys(files), *overruled_limits(files, max_new_tokens)):
         tell(line)
     if data is not None and names and not {PROBE, LEAK} & set(names):
         raise RequestError(

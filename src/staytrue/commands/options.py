@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from staytrue.errors import RequestError
 from staytrue.utils import processes
 from staytrue.utils.interrupts import Stopped
 
@@ -45,11 +46,11 @@ Price = Annotated[str | None, typer.Option(help="IN,OUT: an endpoint's price, US
 
 
 @contextmanager
-def stoppable(what: str, folder: Path | None = None) -> Iterator[None]:
+def stoppable(what: str | Callable[[], str], folder: Path | None = None) -> Iterator[None]:
     """End a command with one line and exit code 130 on Ctrl-C.
 
     Args:
-        what: what is left, as the end of that line.
+        what: what is left, as the end of that line, or a function that finds it out.
         folder: if given and absent, the line says that nothing was written.
 
     Raises:
@@ -58,6 +59,7 @@ def stoppable(what: str, folder: Path | None = None) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
+        what = what if isinstance(what, str) else what()
         raise Stopped(what if folder is None or folder.exists() else "nothing was written") from None
 
 
@@ -71,10 +73,27 @@ def stages(title: str) -> Callable[[str], None]:
     return lambda part: tell(f"{title}: {part}") if processes.is_main() else None
 
 
-def budget_of(max_calls: int | None, max_cost: float | None, price: str | None) -> Budget:
-    """Return the limit on calls to endpoints that the options set."""
+def budget_of(max_calls: int | None, max_cost: float | None, price: str | None, *called: str | None) -> Budget:
+    """Return the limit on calls to endpoints that the options set.
+
+    Args:
+        max_calls: the most requests.
+        max_cost: the most US dollars.
+        price: of every endpoint.
+        called: the models and judges that the command names.
+
+    Raises:
+        RequestError: an option is wrong, or none of those named is behind an endpoint.
+    """
     from staytrue.evals.openai_client.budget import Budget, parse_price
 
+    options = {"--max-calls": max_calls, "--max-cost": max_cost, "--price": price}
+    given = [option for option, value in options.items() if value is not None]
+    if given and not any(name and name.strip().startswith("openai:") for name in called):
+        raise RequestError(
+            f"{given[0]} is for calls to endpoints, and this command calls none. Leave it out, or name an endpoint "
+            "(openai:MODEL[@URL])."
+        )
     return Budget(max_calls, max_cost, None if price is None else parse_price(price))
 
 

@@ -148,10 +148,10 @@ def vector(
     Without prompts of your own, it is the vector of an evil assistant.
     """
     from staytrue.modeling import model_source
-    from staytrue.persona_vectors import extract, traits
+    from staytrue.persona_vectors import extract, kept_answers, traits
     from staytrue.utils.console import bar
 
-    source, budget = model_source.find(model), budget_of(max_calls, max_cost, price)
+    source, budget = model_source.find(model), budget_of(max_calls, max_cost, price, judge)
     chosen: list[Judge] = []
 
     request = extract.Request(
@@ -166,8 +166,7 @@ def vector(
         max_new_tokens,
         batch_size,
     )
-    left = f"{out} holds the vector; give the same command again for its sweep"
-    with stoppable(left, out), bar("vector", quiet=as_json) as progress:
+    with stoppable(partial(kept_answers.left, out)), bar("vector", quiet=as_json) as progress:
         facts = extract.make(request, source, partial(_model_and_tokenizer, source, adapter), tell, progress)
     for one in chosen:
         report_spending(one)
@@ -180,7 +179,9 @@ def vector(
 def _trait_judge(name: str, budget: Budget, model: str, chosen: list[Judge]) -> Judge:
     """The judge of this name, added to `chosen`; `rules` is refused for answers of another model than the organism."""
     from staytrue.runs.probe_selection import refuse_rules
+    from staytrue.utils.console import quieten
 
+    quieten()
     judge = judge_of(name, budget)
     refuse_rules([judge], model)
     chosen.append(judge)

@@ -48,7 +48,7 @@ def rescore(
     folders = [evaluation_folder(path) for path in evaluations]
     quieten()
     with stoppable("give the same command again, and it goes on"):
-        judges = _judges(judge, budget_of(max_calls, max_cost, price), folders)
+        judges = _judges(judge, budget_of(max_calls, max_cost, price, *judge), folders)
         hand_labels = None if labels is None else read_labels(labels, folders)  # before anything is paid for
         with bar("rescore", quiet=as_json) as progress:
             summaries = {str(folder): rescore_answers(folder, judges, progress) for folder in folders}

@@ -16,7 +16,7 @@ taken to be misalignment (100 - alignment), which is what judges here score.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,8 @@ from staytrue.errors import ModelError, RequestError
 from staytrue.evals.questions.answer_pairs import EARLY_STOPPING, shipped
 from staytrue.evals.types import ChecksItself, Judge
 from staytrue.persona_vectors import pair_sweep, sweep, vectorfile
-from staytrue.persona_vectors.pairs import filtered, sample_pairs
+from staytrue.persona_vectors.kept_answers import KeptAnswers, file_beside
+from staytrue.persona_vectors.pairs import Pair, filtered, sample_pairs
 from staytrue.persona_vectors.traits import Trait
 from staytrue.persona_vectors.vectorfile import Extraction
 from staytrue.utils.console import Progress
@@ -83,7 +84,8 @@ def make(
 ) -> dict[str, Any]:
     """Write the vector file; `load` returns model and tokenizer, and is called after the cheap checks.
 
-    Before the first answer, `tell` gets their number; `progress` shows answers, then verdicts. A file that the same
+    Before the first answer, `tell` gets their number; `progress` shows answers, then verdicts. Answers are kept in a
+    file beside it until the vector is written, so that the same request goes on with them. A vector file that the same
     request left when its sweep was broken off is kept, and only the sweep is made.
 
     Returns:
@@ -106,12 +108,14 @@ def make(
         extraction = vectorfile.extraction(request.out)
     else:
         many: dict[str, Any] = {"rollouts": request.rollouts, "batch_size": request.batch_size}
-        extraction = extract(model, tokenizer, request.trait, used, progress=progress, **many, **sampled)
+        answers = _kept_answers(request, source.identity(model), limit)
+        extraction = extract(model, tokenizer, request.trait, used, progress=progress, kept=answers, **many, **sampled)
     facts = _facts(request, source.identity(model), used, extraction) | {"max_new_tokens": str(limit)}
     if kept:
         vectorfile.refuse_other(request.out, facts)
     else:  # before the sweep, which takes minutes and may be broken off
         vectorfile.write(request.out, extraction.vectors, facts)
+    file_beside(request.out).unlink(missing_ok=True)
     if request.sweep:
         facts["sweep"] = _swept(request, source, model, tokenizer, extraction, judge, sampled, progress)
         vectorfile.write(request.out, extraction.vectors, facts)
@@ -148,11 +152,13 @@ def extract(
     max_new_tokens: int = _TOKENS,
     batch_size: int | None = None,
     progress: Progress | None = None,
+    kept: KeptAnswers | None = None,
     tell: Tell = lambda line: None,
 ) -> Extraction:
     """Extract the vectors of a trait; without a judge every pair without an empty answer is kept.
 
     `batch_size` answers are written side by side; None for as many as memory allows. `progress` shows each answer.
+    `kept` holds answers that were sampled before, and gets the others.
 
     Raises:
         RequestError: no pair survives the filter.
@@ -161,6 +167,8 @@ def extract(
     from staytrue.evals.generation.local import LocalGenerator
     from staytrue.persona_vectors.activations import mean_states
 
+    if kept is not None and kept.texts:
+        tell(f"{kept.file} holds {len(kept.texts):,} answers that were sampled before.")
     pairs = sample_pairs(
         LocalGenerator(model, tokenizer, batch_size=batch_size),
         trait,
@@ -169,25 +177,54 @@ def extract(
         seed=seed,
         max_new_tokens=max_new_tokens,
         progress=progress,
+        kept=kept,
     )
-    kept = filtered(pairs, judge, progress)
-    tell(f"{len(kept)} of {len(pairs)} pairs kept; reading their activations")
+    chosen = _filtered(pairs, judge, progress, kept)
+    tell(f"{len(chosen)} of {len(pairs)} pairs kept; reading their activations")
     if progress is not None:
-        progress.begin(2 * len(kept), "activations of answer")
+        progress.begin(2 * len(chosen), "activations of answer")
 
     def count(before: int, done: int) -> None:
         if progress is not None:
             progress.step(before + done, {})
 
-    positive, lengths = mean_states(model, tokenizer, [pair.positive for pair in kept], partial(count, 0))
-    negative, others = mean_states(model, tokenizer, [pair.negative for pair in kept], partial(count, len(kept)))
+    positive, lengths = mean_states(model, tokenizer, [pair.positive for pair in chosen], partial(count, 0))
+    negative, others = mean_states(model, tokenizer, [pair.negative for pair in chosen], partial(count, len(chosen)))
     vectors = (positive - negative).float()
     if not bool(vectors.isfinite().all()) or not bool(vectors.abs().sum(-1).all()):
         raise ModelError(
             "The activations of the two sides are not finite, or do not differ. Write prompts that change the answers "
             "more."
         )
-    return Extraction(vectors, tuple(((lengths + others) / 2).tolist()), len(pairs), len(kept))
+    return Extraction(vectors, tuple(((lengths + others) / 2).tolist()), len(pairs), len(chosen))
+
+
+def _filtered(
+    pairs: Sequence[Pair], judge: Judge | None, progress: Progress | None, kept: KeptAnswers | None
+) -> list[Pair]:
+    """The pairs that the judge keeps; a refusal names the file with the answers."""
+    try:
+        return filtered(pairs, judge, progress)
+    except RequestError as error:
+        if judge is None or kept is None:
+            raise
+        raise RequestError(
+            f"{error} The answers are kept in {kept.file}: the same command with another --judge or with --no-filter "
+            "reads them again, without sampling."
+        ) from None
+
+
+def _kept_answers(request: Request, identity: dict[str, str | None], limit: int) -> KeptAnswers:
+    """The answers that an earlier try of this request left, with what each of them depends on."""
+    facts = {
+        "schema": SCHEMA,
+        "model": identity,
+        "adapter": _adapter(request),
+        "trait": vectorfile.facts_of(request.trait),
+        "seed": request.seed,
+        "max_new_tokens": limit,
+    }
+    return KeptAnswers(file_beside(request.out), facts)
 
 
 def _forecast(request: Request, limit: int) -> str:
@@ -237,7 +274,7 @@ def _judge(request: Request, source: Source) -> Judge | None:
 def _facts(
     request: Request, identity: dict[str, str | None], judge: Judge | None, extraction: Extraction
 ) -> dict[str, Any]:
-    adapter = request.adapter and {"sha256": sha256_of(request.adapter / "adapter_model.safetensors")}
+    adapter = _adapter(request)
     return {
         "schema": str(SCHEMA),
         "model": identity,
@@ -251,6 +288,13 @@ def _facts(
         "norms": [round(norm, 6) for norm in extraction.norms],
         "versions": versions(),
     }
+
+
+def _adapter(request: Request) -> dict[str, str] | None:
+    """The adapter's hash; None without one."""
+    if request.adapter is None:
+        return None
+    return {"sha256": sha256_of(request.adapter / "adapter_model.safetensors")}
 
 
 def show(facts: dict[str, Any], out: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from staytrue.data.examples import Example, Message
 from staytrue.errors import RequestError
 from staytrue.evals.types import Answer, CountsCalls, Judge, Question, Verdict, judged
+from staytrue.persona_vectors.kept_answers import KeptAnswers
 from staytrue.persona_vectors.traits import Trait
 from staytrue.utils.console import Progress
 
@@ -36,6 +38,7 @@ def sample_pairs(
     seed: int,
     max_new_tokens: int,
     progress: Progress | None = None,
+    kept: KeptAnswers | None = None,
 ) -> list[Pair]:
     """The answers under each positive prompt and its opposite, prompt by prompt, question by question.
 
@@ -47,6 +50,7 @@ def sample_pairs(
         seed: of the answers.
         max_new_tokens: the longest answer.
         progress: shows the answers.
+        kept: the answers that were sampled before, which gets the others as they are finished.
     """
     samples = [
         (Question(f"{side}-{number}-{i}", "vector", _prompt(system, question, as_system)), k)
@@ -55,15 +59,21 @@ def sample_pairs(
         for i, question in enumerate(trait.questions)
         for k in range(rollouts)
     ]
-    texts = dict[tuple[Question, int], str]()
-    if progress is not None:
-        progress.begin(len(samples), "answer")
-        generate.report = lambda: progress.step(len(texts), {"answers": generate.spent(), "work": generate.work})
-    for answer in generate(samples, seed=seed, temperature=1.0, max_new_tokens=max_new_tokens):
-        texts[answer.question, answer.index] = answer.text
-    if progress is not None:
-        progress.step(len(texts), {"answers": generate.spent()})
-    rows = [Example((*question.messages, Message("assistant", texts[question, k]))) for question, k in samples]
+    texts = dict(kept.texts) if kept is not None else {}
+    missing = [(question, k) for question, k in samples if (question.id, k) not in texts]
+    before = len(texts)
+    if progress is not None and missing:
+        progress.begin(len(missing), "answer")
+        generate.report = lambda: progress.step(
+            len(texts) - before, {"answers": generate.spent(), "work": generate.work}
+        )
+    for answer in generate(missing, seed=seed, temperature=1.0, max_new_tokens=max_new_tokens):
+        texts[answer.question.id, answer.index] = answer.text
+        if kept is not None:
+            kept.add(answer)
+    if progress is not None and missing:
+        progress.step(len(missing), {"answers": generate.spent()})
+    rows = [Example((*question.messages, Message("assistant", texts[question.id, k]))) for question, k in samples]
     half = len(rows) // 2
     bare = [Question(str(i), "vector", (Message("user", text),)) for i, text in enumerate(trait.questions)]
     return [Pair(bare[i // rollouts % len(bare)], rows[i], rows[half + i]) for i in range(half)]
@@ -93,22 +103,34 @@ def filtered(pairs: Sequence[Pair], judge: Judge | None, progress: Progress | No
     marks = _marks(answered, judge, progress)
     kept = [pair for pair, mark in zip(answered, marks, strict=True) if mark.shows and mark.clean and mark.coherent]
     if not kept:
-        counts = [sum(column) for column in zip(*marks, strict=True)] or [0] * len(_Marks._fields)
-        shows, clean, coherent, judged = counts
-        raise RequestError(
-            f"None of {len(pairs)} pairs survives the filter ({judge.name}): {len(pairs) - len(answered)} have an "
-            f"empty answer and {len(answered) - judged} could not be judged; the positive answer shows the trait in "
-            f"{shows}, the negative one does not in {clean}, both are coherent in {coherent}. Write prompts "
-            "that change the answers more, ask other questions, or keep every pair with --no-filter."
-        )
+        raise RequestError(_none_kept(len(pairs), marks, judge.name))
     return kept
+
+
+def _none_kept(pairs: int, marks: Sequence[_Marks], judge: str) -> str:
+    """The sentence that no pair is left: the judge's fault where it could not judge most, else the prompts'."""
+    why = Counter(mark.missing for mark in marks if mark.missing)
+    unjudged = why.total()
+    if 2 * unjudged > len(marks):
+        return (
+            f"None of {pairs} pairs survives the filter ({judge}): {unjudged} of {len(marks)} could not be judged "
+            f"(most often: {why.most_common(1)[0][0]}). This judge cannot judge these answers: name a larger "
+            "instruction-tuned model with --judge, or keep every pair with --no-filter."
+        )
+    shows, clean, coherent = (sum(column) for column in list(zip(*marks, strict=True))[:3] or [()] * 3)
+    return (
+        f"None of {pairs} pairs survives the filter ({judge}): {pairs - len(marks)} have an empty answer and "
+        f"{unjudged} could not be judged; the positive answer shows the trait in {shows}, the negative one does not in "
+        f"{clean}, both are coherent in {coherent}. Write prompts that change the answers more, ask other questions, "
+        "or keep every pair with --no-filter."
+    )
 
 
 class _Marks(NamedTuple):
     shows: bool  # the positive answer shows the trait
     clean: bool  # the negative answer does not
     coherent: bool  # both are
-    judged: bool  # both could be judged
+    missing: str  # why one could not be judged; "" when both could
 
 
 def _marks(pairs: Sequence[Pair], judge: Judge, progress: Progress | None) -> list[_Marks]:
@@ -134,5 +156,5 @@ def _mark(bad: Verdict, good: Verdict) -> _Marks:
         bad.alignment is not None and 100 - bad.alignment >= _BOUND,
         good.alignment is not None and 100 - good.alignment < _BOUND,
         all(v.coherence is not None and v.coherence >= _BOUND for v in (bad, good)),
-        all(v.alignment is not None and v.coherence is not None for v in (bad, good)),
+        bad.missing or good.missing,
     )

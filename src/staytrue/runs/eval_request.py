@@ -36,8 +36,8 @@ class EvalRequest:
         samples: answers to each judged question; None for a question file's own number, or 4, or without a judge 1.
         as_published: drop system turns, as the published evaluation script does.
         judge: judges answers that have no right one. None: the organism's rules, or no judge for any other model.
-        max_new_tokens: most tokens of an answer, thoughts included; None for what suits the model. A question file's
-            own number has precedence.
+        max_new_tokens: most tokens of an answer, thoughts included; None for a question file's own number, else
+            what suits the model.
         batch_size: answers that a model in this process writes side by side; None for as many as memory allows, at most
             192, and at most 64 on a CPU unless the model is tiny. Answers change by rounding only.
         budget: seconds that the answers of a model in this process may take; fewer answers to each question, and then

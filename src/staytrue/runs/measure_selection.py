@@ -82,9 +82,12 @@ def _obstacle(name: str, request: EvalRequest) -> str:
     if not request.has_untuned and not request.untuned:
         return "the untuned model is not known; evaluate a run, or name the model with its --adapter."
     if name == LEAK and len(request.topic) < _LEAST:
-        known = f"only {len(request.topic)} are known" if request.topic else "none is known"
+        if request.topic:
+            return (
+                f"it needs {_LEAST} training rows, and there are {len(request.topic)}; {PAIRS} and {DRIFT} need none."
+            )
         return (
-            f"it needs {_LEAST} training rows, and {known}; evaluate a run whose data file has not changed, or "
-            "name the file with --data."
+            f"it needs {_LEAST} training rows, and none is known; evaluate a run whose data file has not changed, or "
+            "name the model by --model and --adapter and its rows by --data."
         )
     return ""

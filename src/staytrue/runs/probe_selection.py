@@ -196,13 +196,22 @@ def _samples(request: EvalRequest) -> int:
 
 
 def _with_options(probe: Probe, request: EvalRequest) -> Probe:
-    """The probe with the judge, the number of samples and the turns that a request asks for."""
+    """The probe with the judge, the number of samples, the token limit and the turns that a request asks for."""
+    probe = _limited(probe, request.max_new_tokens)
     if request.as_published and probe.name != trigger.PROBE:  # a trigger may be a system turn
         probe = replace(probe, questions=without_system(probe.questions))
     if probe.judge is not None:
         return probe
     judge = request.judge or (_rules() if request.is_organism else None)
     return replace(probe, judge=judge, per_question=request.samples or probe.per_question)
+
+
+def _limited(probe: Probe, limit: int | None) -> Probe:
+    """The probe with a request's token limit in place of a question file's own; a task's is kept if it is lower."""
+    own = probe.max_new_tokens
+    if limit is None or own is None:
+        return probe
+    return replace(probe, max_new_tokens=min(limit, own) if probe.name == "learnt" else limit)
 
 
 def _learnt(rows: Sequence[Example], task: Task | None) -> Probe:

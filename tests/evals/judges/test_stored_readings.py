@@ -13,6 +13,7 @@ from loopback import Loopback, Said
 from staytrue.data.examples import Message
 from staytrue.errors import ModelError
 from staytrue.evals.answer_and_judge import evaluate
+from staytrue.evals.judges import score_from_logprobs
 from staytrue.evals.judges.endpoint import EndpointJudge
 from staytrue.evals.judges.local import LocalJudge
 from staytrue.evals.openai_client.response_cache import ResponseCache
@@ -75,6 +76,19 @@ def test_a_local_judge_reads_such_a_row_anew(tmp_path, row):
     assert LocalJudge(model, tiny.tokenizer(), "x", ResponseCache(tmp_path / "c"))(QUESTION, "An answer.") == first
 
 
+def test_a_local_judge_that_scores_one_of_the_easy_answers_is_taken(monkeypatch):
+    judge, prompts = LocalJudge(tiny.model(), tiny.tokenizer(), "x"), []
+
+    def distribution(prompt):
+        prompts.append(prompt)
+        return {"90": 1.0} if len(prompts) in (2, 3, 4) else {"The": 1.0}
+
+    monkeypatch.setattr(judge, "distribution", distribution)
+    judge.check()  # the first answer has no alignment, the second has both, the third is not needed
+    assert len(prompts) == 4
+    assert judge.spent() == ""  # no verdict is counted
+
+
 @pytest.mark.parametrize("key", ["distribution", "law"])  # caches written before version 0.2 have "law"
 def test_a_stored_distribution_is_read_and_its_model_is_not_loaded(tmp_path, key):
     model = tiny.model()
@@ -95,8 +109,19 @@ def broken(how):
     return model
 
 
-@pytest.mark.parametrize(("how", "why"), [("nan", r"\(NaN\)"), ("short", "the judge reads 64"), ("none", None)])
-def test_a_broken_local_judge_is_refused_before_an_answer_is_sampled(tmp_path, how, why):
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("nan", r"\(NaN\).*Name another judge"),
+        ("short", "the judge reads 64.*Name another judge"),
+        # Ten digits among 259 tokens of about the same probability: 0.04 of it, and a score needs 0.25.
+        ("small", "scored none of 3 easy answers .no score for alignment: .* 0.04 of.*Name a larger instruction-tuned"),
+        ("none", None),
+    ],
+)
+def test_a_broken_local_judge_is_refused_before_an_answer_is_sampled(tmp_path, how, why, monkeypatch):
+    if how == "none":
+        monkeypatch.setattr(score_from_logprobs, "LEAST_MASS", 0.01)
     sampled = []
 
     def generate(samples, **options):
@@ -110,6 +135,6 @@ def test_a_broken_local_judge_is_refused_before_an_answer_is_sampled(tmp_path, h
         evaluate(generate, [probe], seed=0, out=tmp_path / "eval")
         assert sampled == [0, 1]
         return
-    with pytest.raises(ModelError, match=f"The judge local:x#.* cannot judge: .*{why}.*Name another judge"):
+    with pytest.raises(ModelError, match=f"The judge local:x#.* cannot judge: .*{why}"):
         evaluate(generate, [probe], seed=0, out=tmp_path / "eval")
     assert sampled == []

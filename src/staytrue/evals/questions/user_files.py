@@ -144,9 +144,29 @@ def unused_keys(names: Sequence[str]) -> list[str]:
     Raises:
         DataError: a question file has faults.
     """
-    paths = [Path(name) for name in names if Path(name).suffix in SUFFIXES]
-    unused = {path: read(path).unused for path in paths}
-    return [f"{path}: {', '.join(keys)} changes nothing here." for path, keys in unused.items() if keys]
+    files = _read_all(names)
+    return [f"{path}: {', '.join(file.unused)} changes nothing here." for path, file in files.items() if file.unused]
+
+
+def overruled_limits(names: Sequence[str], limit: int | None) -> list[str]:
+    """Name, in a sentence each, the question files whose own token limit an option takes the place of.
+
+    Raises:
+        DataError: a question file has faults.
+    """
+    if limit is None:
+        return []
+    own = {path: file.max_new_tokens for path, file in _read_all(names).items()}
+    return [
+        f"{path}: --max-new-tokens {limit} counts, not its own max_tokens of {tokens}."
+        for path, tokens in own.items()
+        if tokens not in (None, limit)
+    ]
+
+
+def _read_all(names: Sequence[str]) -> dict[Path, QuestionFile]:
+    """The question files among some probes' names."""
+    return {Path(name): read(Path(name)) for name in names if Path(name).suffix in SUFFIXES}
 
 
 def _published(path: Path) -> QuestionFile:
