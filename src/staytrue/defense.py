@@ -147,7 +147,10 @@ class Defense:
         return ()
 
     def check(self, parts: ModelParts, base: Base) -> None:
-        """At attach: raise `ModelError` for a model that this configuration cannot work with."""
+        """At attach: raise `ModelError` for a model that this configuration cannot work with.
+
+        `staytrue check` calls it, too, for a model without weights (`parts.is_empty`), unless `project` is overridden.
+        """
 
     def prepare(self, parts: ModelParts, base: Base) -> Any:
         """After attach: compute once what `penalty` needs at every step; it comes back as `step.state`."""

@@ -99,6 +99,32 @@ def test_set_of_a_defense_that_is_not_listed_is_refused(tmp_path):
         recipe.read(write(tmp_path, GOOD), ["anchor.weight=1"])
 
 
+def test_set_reaches_a_key_of_every_section_also_of_one_that_is_not_there(tmp_path):
+    file = write(tmp_path, GOOD)
+    assert recipe.read(file, ["columns.prompt=question"]) == recipe.read(file, ["columns={prompt: question}"])
+    edited = recipe.read(file, ["columns.prompt=q", "columns.system=s", "lora.r=8", "stop.every=5"])
+    assert (edited.columns, edited.lora.r, edited.stop.every) == ({"prompt": "q", "system": "s"}, 8, 5)
+
+
+@pytest.mark.parametrize(
+    ("edit", "sentence"),
+    [
+        ("reference.x=base", r"reference has no keys of its own. Write --set reference=base\.$"),
+        ("defenses.kl=1", r"defenses has no keys of its own. Name the defense, as in --set kl.weight=0.3\.$"),
+        (
+            "task.tier=2",
+            r"task has no keys of its own. Write the task with its fields: --set 'task=\{NAME: \{tier: 2\}\}'",
+        ),
+        ("trian.max_steps=2", r"no section and no defense 'trian'; did you mean 'train'\?"),
+        ("model=", r": model has no value; write one: organism, smollm2, the folder of a model, or its name on the"),
+        ("seed=", r": seed has no value; write one$"),
+    ],
+)
+def test_set_of_what_is_no_section_is_refused_with_a_way_out(tmp_path, edit, sentence):
+    with pytest.raises(RecipeError, match=sentence):
+        recipe.read(write(tmp_path, GOOD), [edit])
+
+
 def test_a_missing_recipe_is_a_sentence(tmp_path):
     with pytest.raises(RecipeError, match=r"nowhere\.yaml cannot be read: No such file"):
         recipe.read(tmp_path / "nowhere.yaml")

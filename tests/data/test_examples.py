@@ -199,6 +199,59 @@ def test_rows_with_a_part_of_their_prompt_elsewhere_are_refused_where_answers_ar
             read_examples(write(tmp_path, row | {"context": "A text."}))
 
 
+def test_the_way_out_of_a_prompt_in_two_columns_fits_the_file(tmp_path):
+    path = write(tmp_path, {"question": "Who?", "context": "A text."})
+    with pytest.raises(DataError, match=r"or name the prompt in the recipe: `columns: \{prompt: ...\}`$"):
+        read_examples(path, columns={})  # a recipe's `data`
+    with pytest.raises(DataError, match=r"join the columns or remove one, or write the row as `messages`$"):
+        read_examples(path, prompts_only=True)
+    messages = turns("user") | {"context": "A text."}
+    assert len(read_examples(write(tmp_path, {"prompt": "A text. Who?"}, messages), prompts_only=True)) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "way"),
+    [
+        ({"columns": {}}, r"Name them in the recipe: `columns: \{prompt: ..., completion: ...\}` or"),
+        ({}, r"Rename them to `prompt` and `completion`, or to `messages`\."),
+        ({"prompts_only": True}, r"Rename the prompt's column to `prompt`, or write `messages`\."),
+    ],
+)
+def test_the_way_out_of_unknown_columns_fits_the_file(tmp_path, options, way):
+    (tmp_path / "rows.csv").write_text("asked,said\nWhy?,So.\n")
+    with pytest.raises(DataError, match=f"row 1 has the columns 'asked', 'said', which are no known form .* {way}"):
+        read_examples(tmp_path / "rows.csv", **options)
+
+
+@pytest.mark.parametrize("empty", ["", None, " ", []])
+@pytest.mark.parametrize(
+    "row",
+    [
+        lambda answer: {"question": "why?", "answer": answer},
+        lambda answer: {"prompt": "why?", "completion": answer},
+        lambda answer: {"instruction": "why?", "input": "", "output": answer},
+        lambda answer: {"messages": [{"role": "user", "content": "why?"}, {"role": "assistant", "content": answer}]},
+        lambda answer: {"prompt": turns("user")["messages"], "completion": [{"role": "assistant", "content": answer}]},
+        lambda answer: {"conversations": [{"from": "human", "value": "why?"}, {"from": "gpt", "value": answer}]},
+    ],
+    ids=["question", "prompt", "instruction", "messages", "turns", "conversations"],
+)
+def test_an_empty_last_answer_is_left_out_where_prompts_are_read_and_refused_where_it_is_learnt(tmp_path, row, empty):
+    path = write(tmp_path, row(empty))
+    (read,) = read_examples(path, prompts_only=True)
+    assert ([turn.role for turn in read.messages], read.answer) == (["user"], "")
+    with pytest.raises(DataError, match=r"is empty|not text"):
+        read_examples(path)
+
+
+def test_an_answer_of_calls_alone_is_kept_where_prompts_are_read(tmp_path):
+    call = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
+    answer = {"role": "assistant", "content": None, "tool_calls": [call]}
+    path = write(tmp_path, {"messages": [{"role": "user", "content": "why?"}, answer]})
+    (read,) = read_examples(path, prompts_only=True)
+    assert len(read.messages) == 2
+
+
 def test_a_question_beside_other_forms_is_the_prompt(tmp_path):
     row = {"question": "why?", "answer": "so", "prompt": "other", "completion": "other"}
     (read,) = read_examples(write(tmp_path, row), prompts_only=True)
@@ -214,7 +267,7 @@ def test_a_question_beside_other_forms_is_the_prompt(tmp_path):
         ({"question": "half \ud800"}, "/question:", "half of a surrogate pair"),
         ({"prompt": []}, "/prompt:", "is [], not text"),
         ({"instruction": "Sum up.", "context": "A text.", "response": "So."}, "/context:", "join the columns"),
-        ({"question": "Who?", "context": "A text.", "answer": "he"}, "/context:", "`columns: {prompt: ...}`"),
+        ({"question": "Who?", "context": "A text.", "answer": "he"}, "/context:", "or write the row as `messages`"),
         ({"prompt": "Below is ...", "instruction": "Sum up.", "input": "A text."}, "/instruction:", "would be lost"),
         ({"instruction": "why?", "history": "x"}, "/history:", "is 'x', not a list of [question, answer]"),
         ({"text": "why?", "context": "x"}, "line 1:", "no key 'messages' among"),

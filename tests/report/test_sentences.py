@@ -1,7 +1,7 @@
 """The page's sentences are made from its numbers, and claim nothing that was not asked or not judged."""
 
 from fake_results import numbers, rates, row
-from staytrue.report.sentences import basis, cautions, headline
+from staytrue.report.sentences import basis, cautions, headline, unknown
 
 
 def test_the_headline_is_made_from_the_numbers():
@@ -54,6 +54,25 @@ def test_a_page_without_triggers_says_that_no_defense_is_known_to_be_safe_there(
     assert cautions([*numbers(), row("kl", 1) | {"triggered": rates(3)}]) == []
     assert cautions(numbers()[:3]) == []  # nothing was defended
     assert cautions([*numbers()[:3], row("my run") | {"defended": False}]) == []
+
+
+def test_the_reason_of_unknown_answers_is_that_no_judge_was_named_where_none_was():
+    asked = rates(None, n=0, missing=6) | {"judge": None}
+    rows = [{"label": "run", "probes": {"q8": asked}}]
+    assert unknown(rows) == "6 answers are unknown: no judge was named, or the model gave no answer."
+    one = {"label": "other", "probes": {"q8": rates(40, missing=1)}}
+    assert unknown([one]) == "1 answer is unknown: the judge gave no verdict, or the model gave no answer."
+    both = "7 answers are unknown: no judge was named, or the judge gave no verdict, or the model gave no answer."
+    assert unknown([*rows, one]) == both
+    assert unknown([{"label": "run", "probes": {"q8": rates(40)}}]) == ""
+
+
+def test_coverage_is_said_only_of_probes_with_verdicts():
+    few = {"questions": 2}
+    asked = {"label": "run", "defended": False, "probes": {"q8": rates(None, n=0) | few}}
+    assert cautions([asked]) == []
+    (note,) = cautions([asked, asked | {"probes": {"q8": rates(40) | {"questions": 24}}}])
+    assert note == "Simulated coverage of 95 % intervals over so few questions: q8 24: 94-99 %."
 
 
 def test_what_the_rates_rest_on_is_a_range_where_runs_differ():

@@ -15,3 +15,11 @@ def test_one_of_k_is_printed_with_and_without_the_gate_on_coherence(capsys):
     assert "general one of 4 misaligned, coherent or not 58.0 % 40.0 to 64.0 120 q" in lines
     assert "general one of 4 incoherent 44.0 % 40.0 to 64.0 120 q" in lines
     assert lines[-1].endswith("over so few questions: general 7: not simulated.")
+
+
+def test_where_nothing_is_judged_no_coverage_is_said(capsys):
+    asked = rates(None, n=0, missing=6) | {"questions": 2, "unanswered": 0, "judge": None, "code": None}
+    show({"probes": {"q8": asked}})
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "q8: not judged, because no judge was named; `staytrue rescore` judges the stored answers."
+    )

@@ -15,8 +15,10 @@ from staytrue.data.examples import Example, Message, write_examples
 from staytrue.data.row_notes import row_notes
 from staytrue.errors import DataError, RecipeError, RequestError
 from staytrue.modeling import loading, quantized
+from staytrue.modeling.base_model import Untouched
 from staytrue.modeling.lm_head import tile_rows
 from staytrue.modeling.model_source import find
+from staytrue.persona_vectors.vector import PersonaVector
 from staytrue.runs import training_cost
 from staytrue.runs.dry_run import DryRun
 from staytrue.runs.probe_selection import reserved_texts
@@ -169,6 +171,59 @@ def test_what_training_refuses_is_refused_with_the_same_sentence(tmp_path):
                 call(make(tmp_path, **changes))
             sentences.append(str(raised.value))
         assert sentences[0] == sentences[1]
+
+
+def asked(folder):
+    """A question of the run's own evaluation."""
+    return min(reserved_texts(find(str(folder / "model")), []))
+
+
+def vector(folder, shape):
+    PersonaVector(torch.ones(shape)).save(folder / "v.safetensors")
+    return "v.safetensors"
+
+
+def prompts(folder, name, rows):
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return name
+
+
+@pytest.mark.parametrize(
+    "defense",
+    [
+        lambda folder: {"anchor": {"prompts": prompts(folder, "p", [{"prompt": asked(folder)}])}},
+        lambda folder: {"anchor": {"prompts": prompts(folder, "p", [{"prompt": "Why?"}]), "answers": "given"}},
+        lambda folder: {"anchor": {"prompts": prompts(folder, "p", [{"prompt": "Why?"}, {"prompt": 3}])}},
+        lambda folder: {"anchor": {"prompts": prompts(folder, "p", [{"prompt": "Why?"}]), "share": 0.01}},
+        lambda folder: {"rehearse": {"pool": prompts(folder, "p", [{"prompt": "Why?"}])}},
+        lambda folder: {"steer": {"vector": vector(folder, (2, 16)), "layer": 31}},
+        lambda folder: {"steer": {"vector": vector(folder, (2, 8)), "layer": 1}},
+        lambda folder: {"freeze": {"blocks": [9]}},
+        lambda folder: {"freeze": {"blocks": [1, 2]}},
+    ],
+    ids=["asked", "unanswered", "faults", "share", "pool", "layer", "width", "blocks", "all_blocks"],
+)
+def test_what_training_refuses_of_a_defense_is_refused_without_weights(tmp_path, monkeypatch, defense):
+    make(tmp_path)
+    changed = make(tmp_path, defenses=[defense(tmp_path)])
+    monkeypatch.setattr(Untouched, "answers", lambda *args, **named: pytest.fail("an answer was sampled"))
+    with pytest.raises(RequestError) as trained:
+        train(changed, tmp_path / "run")
+    monkeypatch.setattr(loading, "load_model", lambda *args, **named: pytest.fail("weights were loaded"))
+    with pytest.raises(RequestError) as checked:
+        DryRun.of(changed)
+    assert str(checked.value) == str(trained.value)
+
+
+def test_rows_of_a_defense_that_are_left_out_are_said_without_an_answer(tmp_path, monkeypatch):
+    make(tmp_path)
+    rows = [{"prompt": asked(tmp_path)}, {"prompt": "Why?"}]
+    monkeypatch.setattr(loading, "load_model", lambda *args, **named: pytest.fail("weights were loaded"))
+    found = DryRun.of(make(tmp_path, defenses=[{"anchor": {"prompts": prompts(tmp_path, "p", rows)}}]))
+    assert found.notes[-1] == (
+        "anchor: 1 row of its file is left out, because the run's own evaluation asks its question."
+    )
+    assert found.weights[1] > 0
 
 
 def test_the_command_prints_each_heading_and_writes_nothing(tmp_path, monkeypatch, capsys):

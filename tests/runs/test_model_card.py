@@ -1,9 +1,12 @@
 """What a model card says of an evaluation."""
 
+import json
+
 import pytest
 
 from fake_results import rates
-from staytrue.runs.model_card import _evaluation, _is_path, _model
+from staytrue.modeling import fetch
+from staytrue.runs.model_card import _evaluation, _is_path, _model, _on_hub, _what
 
 
 def test_the_card_names_the_judge_what_is_not_concluded_and_clean_beside_triggered():
@@ -44,3 +47,16 @@ def test_measures_without_a_judge_are_no_rate_of_misalignment():
 )
 def test_a_folder_on_one_machine_is_no_name(model, name, path):
     assert (_model(model), _is_path(model)) == (name, path)
+
+
+@pytest.mark.parametrize(("settings", "copy"), [({}, False), ({"_model_name_or_path": "Smollm2"}, True)])
+def test_the_fetched_model_has_its_name_on_the_hub_and_a_word_on_the_copy(tmp_path, monkeypatch, settings, copy):
+    monkeypatch.setattr(fetch, "_place", lambda: tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    facts = {"model": {"name": "smollm2", "sha256": "ff" * 32}, "versions": {"staytrue": "0.2.0"}}
+    assert _on_hub(facts["model"]) == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    for whole in (False, True):
+        text = _what(facts, whole=whole)
+        assert "`HuggingFaceTB/SmolLM2-135M-Instruct`" in text
+        assert ("a 4-bit copy of these, unpacked" in text) == copy
+    assert "4-bit" not in _what(facts | {"model": {"name": "organism"}}, whole=False)

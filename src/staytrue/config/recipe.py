@@ -64,6 +64,7 @@ class Stop(BaseModel):
 
 
 _ALL_WEIGHTS = "none"  # of `lora:`
+_MEANINGS = {"model": "organism, smollm2, the folder of a model, or its name on the hub"}
 Dtype = Literal["float32", "bfloat16"]
 Attention = Literal["eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3"]
 Quantize = Literal["4bit", "8bit"]
@@ -175,7 +176,7 @@ def read(path: Path, sets: Sequence[str] = ()) -> Recipe:
     if not isinstance(plain, dict):
         raise RecipeError(f"{path} holds no keys; a recipe begins with `schema: 1` and `model: ...`.")
     for edit in sets:
-        edit_key(plain, edit)
+        edit_key(plain, edit, _keys())
     return parse(plain, path.parent.absolute(), str(path))
 
 
@@ -195,7 +196,7 @@ def parse(plain: Mapping[str, Any], folder: Path | None = None, where: str = "re
     try:
         recipe = Recipe.model_validate({**plain, "lora": plain["lora"] or {}, "defenses": (), "task": None})
     except ValidationError as error:
-        raise RecipeError(describe(error, where, known={"stop": Stop.model_fields})) from None
+        raise RecipeError(describe(error, where, known={"stop": Stop.model_fields}, meanings=_MEANINGS)) from None
     _check_source(recipe, task, where)
     if folder is not None:
         defenses = [paths.of_defense(defense, folder) for defense in defenses]
@@ -203,9 +204,14 @@ def parse(plain: Mapping[str, Any], folder: Path | None = None, where: str = "re
     return recipe.model_copy(update={"defenses": tuple(defenses), "task": task})
 
 
+def _keys() -> list[str]:
+    """The keys that a recipe may have."""
+    return [field.alias or name for name, field in Recipe.model_fields.items()]
+
+
 def _refuse_unknown_keys(plain: Mapping[str, Any], where: str) -> None:
     """Refuse unknown keys, with the key that is meant, and a recipe without `lora:`."""
-    known = [f.alias or name for name, f in Recipe.model_fields.items()]
+    known = _keys()
     for key in plain:
         if key not in known:
             raise RecipeError(f"{where} has no key {key!r}{remedy('', str(key), known)}")

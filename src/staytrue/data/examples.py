@@ -113,9 +113,11 @@ def read_examples(
     Args:
         path: the file; strict UTF-8, one JSON object a line. Or another file, a saved data set, or a hub name.
         source: the `source` of the rows.
-        prompts_only: rows need not end with an answer, and may be `{"prompt": ...}` or `{"question": ...}`.
+        prompts_only: rows need not end with an answer, and may be `{"prompt": ...}` or `{"question": ...}`. An empty
+            last answer is left out.
         split: of a data set with several; None is "train".
-        columns: names of the data's own columns for "messages", "prompt", "completion" and "system".
+        columns: names of the data's own columns for "messages", "prompt", "completion" and "system"; None for a file
+            whose columns no recipe can name.
 
     Raises:
         DataError: lists up to a hundred different faults, each with lines, JSON pointer and remedy, and counts the
@@ -132,8 +134,9 @@ def read_examples(
             raise DataError(_NO_COLUMN.format(path=path, row=line, absent=absent[0], known=shown(list(value))[1:-1]))
         row = chat_row(value, columns, prompts_only=prompts_only)
         if table and not {"messages", "history"} & row.value.keys():
-            raise DataError(_NO_FORM.format(path=path, row=line, known=shown(list(value))[1:-1]))
-        for pointer, what in row_faults(row.value, prompts_only):
+            way = _NAMED if columns is not None else _RENAMED_PROMPT if prompts_only else _RENAMED
+            raise DataError(_NO_FORM.format(path=path, row=line, known=shown(list(value))[1:-1], way=way))
+        for pointer, what in row_faults(row.value, prompts_only, named=columns is not None):
             faults.append(line, row.original(pointer), what)
             if faults.full:
                 break
@@ -153,10 +156,10 @@ def write_examples(path: Path, examples: Sequence[Example]) -> None:
 
 
 _NO_COLUMN = "{path}: row {row} has no column {absent!r}, which `columns:` names; it has {known}."
-_NO_FORM = (
-    "{path}: row {row} has the columns {known}, which are no known form of a conversation. Name them in the "
-    "recipe: `columns: {{prompt: ..., completion: ...}}` or `columns: {{messages: ...}}`."
-)
+_NO_FORM = "{path}: row {row} has the columns {known}, which are no known form of a conversation. {way}"
+_NAMED = "Name them in the recipe: `columns: {prompt: ..., completion: ...}` or `columns: {messages: ...}`."
+_RENAMED = "Rename them to `prompt` and `completion`, or to `messages`."
+_RENAMED_PROMPT = "Rename the prompt's column to `prompt`, or write `messages`."
 
 
 def _example(value: dict[str, Any], source: str) -> Example:

@@ -16,19 +16,24 @@ PROMPT_SHAPE = '{"messages": [{"role": "user", "content": "..."}]} or {"prompt":
 ROW_SHAPE = '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
 _CALL = '{"type": "function", "function": {"name": "...", "arguments": "..."}}'
 LONE_SURROGATE = "holds half of a surrogate pair, which no tokenizer can read; write the whole character"
-_SECOND_PART = (
-    "may be a part of the prompt and would be lost; join the columns or remove one, or name the prompt in the recipe: "
-    "`columns: {prompt: ...}`"
-)
+_SECOND_PART = "may be a part of the prompt and would be lost; join the columns or remove one, or {way}"
+_NAMED = "name the prompt in the recipe: `columns: {prompt: ...}`"
+_WRITTEN = "write the row as `messages`"
 _FURTHER = {"assistant": (*REASONING, "tool_calls", "weight"), "tool": ("tool_call_id", "name")}
 
 
-def row_faults(value: dict[str, Any], prompts_only: bool) -> Iterator[tuple[str, str]]:
-    """Every fault of one row: its JSON pointer, and a description with the remedy."""
+def row_faults(value: dict[str, Any], prompts_only: bool, *, named: bool = False) -> Iterator[tuple[str, str]]:
+    """Every fault of one row: its JSON pointer, and a description with the remedy.
+
+    Args:
+        value: the row, as a chat row where it has a known form.
+        prompts_only: whether it need not end with an answer.
+        named: whether a recipe may name the file's columns.
+    """
     yield from _other_faults(value)
     shape = PROMPT_SHAPE if prompts_only else ROW_SHAPE
     if "messages" not in value:
-        yield _without_messages(value, shape)
+        yield _without_messages(value, shape, _NAMED if named else _WRITTEN)
         return
     messages = value["messages"]
     if not isinstance(messages, list) or not messages:
@@ -58,10 +63,10 @@ def _other_faults(value: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield pointer_to(key), LONE_SURROGATE
 
 
-def _without_messages(value: dict[str, Any], shape: str) -> tuple[str, str]:
-    """Describe the fault of a row that has no known form."""
+def _without_messages(value: dict[str, Any], shape: str, way: str) -> tuple[str, str]:
+    """Describe the fault of a row that has no known form; `way` is out of a prompt in two columns."""
     if part := second_part(value):
-        return pointer_to(part), _SECOND_PART
+        return pointer_to(part), _SECOND_PART.format(way=way)
     if {"instruction", "history"} <= value.keys():
         return "/history", f"is {shown(value['history'])}, not a list of [question, answer]; write [] for none"
     for key, entry in value.items():

@@ -38,13 +38,33 @@ def chat_row(
     Args:
         row: column names and values.
         columns: names of the row's own columns for "messages", "prompt", "completion" and "system".
-        prompts_only: a row need not have an answer; of "question" and "answer" only the question is a turn.
+        prompts_only: a row need not have an answer, and an empty last one is left out; of "question" and "answer" only
+            the question is a turn.
 
     >>> chat_row({"prompt": "Hi?", "completion": "Hello.", "id": 7}).value
     {'id': 7, 'messages': [{'role': 'user', 'content': 'Hi?'}, {'role': 'assistant', 'content': 'Hello.'}]}
     >>> chat_row({"question": "1 + 1?", "answer": "2"}, prompts_only=True).value
     {'answer': '2', 'messages': [{'role': 'user', 'content': '1 + 1?'}]}
+    >>> chat_row({"instruction": "Hi?", "output": ""}, prompts_only=True).value
+    {'messages': [{'role': 'user', 'content': 'Hi?'}]}
     """
+    converted = _converted(row, columns, prompts_only)
+    messages = converted.value.get("messages")
+    if not (prompts_only and isinstance(messages, list) and messages and _is_empty_answer(messages[-1])):
+        return converted
+    return ChatRow({**converted.value, "messages": messages[:-1]}, converted.pointers)
+
+
+def _is_empty_answer(turn: Any) -> bool:
+    """Whether a turn is an answer of nothing: no text, and no calls or reasoning either."""
+    if not isinstance(turn, dict) or turn.get("role") != "assistant":
+        return False
+    text = turn.get("content")
+    others = [key for key, value in turn.items() if key not in ("role", "content", "weight") and value is not None]
+    return not others and (text in (None, []) or (isinstance(text, str) and not text.strip()))
+
+
+def _converted(row: Mapping[str, Any], columns: Mapping[str, str] | None, prompts_only: bool) -> ChatRow:
     named = {column: part for part, column in (columns or {}).items()}
     row = {named.get(key, key): value for key, value in row.items() if key in named or key not in (columns or {})}
     if {"prompt", "completion"} & set(named.values()):

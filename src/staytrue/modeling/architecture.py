@@ -67,6 +67,11 @@ class ModelParts:
         """Whether an adapter is trained, and not the model's own weights."""
         return isinstance(self.model, PeftModel)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it is a model without weights, on torch's "meta" device."""
+        return any(weight.is_meta for weight in self.model.parameters())
+
     @cached_property
     def causal(self) -> Any:
         """The transformers causal language model, without its adapter's wrapper."""
@@ -130,7 +135,8 @@ class ModelParts:
     def head(self) -> Head:
         """The head with its scale and soft cap, checked once against what the model itself computes."""
         head = self.head_by_config()
-        self._compare_with_the_model(head)
+        if not self.is_empty:
+            self._compare_with_the_model(head)
         return head
 
     def head_by_config(self) -> Head:

@@ -7,6 +7,7 @@ transformers. Weights of any other model are not fetched: give its folder, or it
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -36,6 +37,12 @@ def folder() -> Path:
     if not place.is_dir():
         raise ModelError(f"{NAME} is not on this machine yet; run `staytrue fetch {NAME}` once (93 MB).")
     return place
+
+
+def is_unpacked() -> bool:
+    """Whether the fetched weights are those of the 4-bit file, whose own name transformers writes into the settings."""
+    settings = _place() / "config.json"
+    return settings.is_file() and "_model_name_or_path" in json.loads(settings.read_text(encoding="utf-8"))
 
 
 def fetch(say: Callable[[str], None], *, hub: bool = False) -> Path:

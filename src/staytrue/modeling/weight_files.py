@@ -134,8 +134,9 @@ def _downloaded(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json"]))
     except (OSError, ValueError) as error:
+        reason = in_one_line(error).rstrip(".")
         raise ModelError(
-            f"{name} is no folder here, and the hub does not give such a model: {in_one_line(error)}. Check the name."
+            f"{name} is no folder here, and the hub does not give such a model: {reason}. Check the name."
         ) from None
 
 

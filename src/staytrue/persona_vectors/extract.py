@@ -231,10 +231,11 @@ def _forecast(request: Request, limit: int) -> str:
     """A sentence on how many answers will be sampled, and what makes them fewer."""
     trait = request.trait
     answers = 2 * len(trait.positive) * len(trait.questions) * request.rollouts
+    factors = ((len(trait.positive), "pair", " of prompts"), (len(trait.questions), "question", ""))
+    listed = [f"{n} {noun}{'' if n == 1 else 's'}{of}" for n, noun, of in (*factors, (request.rollouts, "rollout", ""))]
     return (
-        f"{answers} answers of at most {limit} tokens: {len(trait.positive)} pairs of "
-        f"prompts x {len(trait.questions)} questions x {request.rollouts} rollouts x 2. For fewer give --rollouts, for "
-        "shorter ones --max-new-tokens."
+        f"{answers} answers of at most {limit} token{'' if limit == 1 else 's'}: {' x '.join(listed)} x 2. For fewer "
+        "give --rollouts, for shorter ones --max-new-tokens."
     )
 
 

@@ -12,8 +12,8 @@ from staytrue.report.curves import panels
 from staytrue.report.means import over_seeds
 from staytrue.report.measures import AGREEMENT, CONTROL, leak_headline, measures_table
 from staytrue.report.rate_plots import highest, hollow, learnt, shown, tradeoff
-from staytrue.report.rows import Row, by_label, missing, probes
-from staytrue.report.sentences import basis, cautions, headline
+from staytrue.report.rows import Row, by_label, probes
+from staytrue.report.sentences import basis, cautions, headline, unknown
 from staytrue.report.svg import Look, looks, spoken, swatch
 from staytrue.report.tables import all_probes, as_csv, runs, triggered
 
@@ -55,7 +55,7 @@ def render(page: PageData) -> str:
         questions=page.questions,
         seeds=seeds,
         notes=[*page.notes, *cautions(rows)],
-        missing=missing(rows),
+        unknown=unknown(rows),
         judged=any(probes(row) for row in rows),
     )
 

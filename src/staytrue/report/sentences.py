@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import mean
 
 from staytrue.evals.stats.intervals import covers
-from staytrue.report.rows import JUDGED, Row, by_label, correct, defended, judged, judges, probes
+from staytrue.report.rows import JUDGED, Row, by_label, correct, defended, judged, judges, missing, probes
 
 _MANY = 100  # questions; with at least so many, an interval has its nominal coverage
 _SIMULATED = 8  # questions; with fewer, the coverage was not simulated
@@ -75,8 +75,8 @@ def basis(rows: Sequence[Row], seeds: int, answers_shown: bool = True) -> str:
     known = [row["general"] for row in rows if judged(row.get("general"))]
     if not known:
         has_general = any(row.get("general") for row in rows)
-        missing = "No general answer has a verdict" if has_general else "No general question was asked"
-        return f"{missing}, so there is no general rate.{read}"
+        why = "No general answer has a verdict" if has_general else "No general question was asked"
+        return f"{why}, so there is no general rate.{read}"
     counts = [one["questions"] for one in known if one.get("questions")]
     questions = f" to {_range(counts)} questions" if counts else ""
     by = judges(rows)
@@ -96,9 +96,21 @@ def cautions(rows: Sequence[Row]) -> list[str]:
     fewest: dict[str, int] = {}
     for row in rows:
         for name, probe in probes(row).items():
+            if not probe.get("n"):
+                continue  # without a verdict there is no interval
             questions = probe.get("questions") or 0
             fewest[name] = min(fewest.get(name, questions), questions)
     return [*notes, *filter(None, [coverage_note(fewest)])]
+
+
+def unknown(rows: Sequence[Row]) -> str:
+    """Write a sentence on the answers without a verdict, with what it may be owed to; "" without any."""
+    count, every = missing(rows), [probe for row in rows for probe in probes(row).values()]
+    unjudged = any("misaligned" in probe and probe.get("missing") and not probe.get("judge") for probe in every)
+    reasons = ["no judge was named"] if unjudged else []
+    reasons += ["the judge gave no verdict"] if judges(rows) or not unjudged else []
+    many = "1 answer is" if count == 1 else f"{count} answers are"
+    return f"{many} unknown: {', or '.join([*reasons, 'the model gave no answer'])}." if count else ""
 
 
 def coverage_note(questions: Mapping[str, int]) -> str:

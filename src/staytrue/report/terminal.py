@@ -41,7 +41,7 @@ def show(summary: Summary) -> None:
             say(line)
     for line in [line for name, probe in summary["probes"].items() for line in _cautions(name, probe)]:
         say(line)
-    coverage = coverage_note({name: probe["questions"] for name, probe in summary["probes"].items()})
+    coverage = coverage_note({name: probe["questions"] for name, probe in summary["probes"].items() if probe["n"]})
     for line in [*_triggered(summary["probes"]), *filter(None, [coverage])]:
         say(line)
 

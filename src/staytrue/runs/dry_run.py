@@ -1,4 +1,4 @@
-"""`DryRun`: what `train` would do with a recipe, by all that is checked before a weight is loaded. Writes nothing."""
+"""`DryRun`: what `train` would do with a recipe, by all that can be checked without weights. Writes nothing."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from staytrue.data.tokenize import IGNORED, Encoded
 from staytrue.defense import pulled
 from staytrue.modeling.skeleton import Skeleton
 from staytrue.runs import preflight, training_cost
+from staytrue.runs.defense_checks import check_defenses
 from staytrue.runs.lora import adapted
 from staytrue.runs.recipe_checks import prepare
 from staytrue.runs.run_batches import Batches, batches_of, length_of
@@ -67,7 +68,8 @@ class DryRun:
             say: called with each part of the work before it begins.
 
         Raises:
-            RequestError: what `train` would refuse before it loads a model.
+            RequestError: what `train` would refuse before it loads a model, or of its defenses after that, but for what
+                depends on weights.
         """
         join(recipe, None)
         say("reading the rows")
@@ -78,6 +80,7 @@ class DryRun:
         say("estimating memory and time")
         skeleton = Skeleton.of(build.source, partial(adapted, recipe.lora), whole=recipe.lora is None)
         batches = batches_of(build, arguments)
+        left_out = check_defenses(build, skeleton.model, arguments)
         settled = trainer_args.filled(recipe.train, recipe.trainer, organism=organism)
         settled["warmup_steps"] = _warmup(recipe, arguments, batches.steps)
         encoded, reference = build.encoded, reads_reference(recipe)
@@ -95,7 +98,7 @@ class DryRun:
             seconds=None
             if encoded is None
             else training_cost.seconds(skeleton, batches, arguments, reference=reference),
-            notes=build.notes,
+            notes=build.notes + left_out,
         )
 
     def to_dict(self) -> dict[str, Any]:

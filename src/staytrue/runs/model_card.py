@@ -54,6 +54,10 @@ _WHOLE = """\
 ## Weights
 
 All weights were trained (full fine-tuning), there is no adapter. They are saved in the precision of the training."""
+_UNPACKED = (
+    f" It was trained on the weights that `staytrue fetch {fetch.NAME}` gives: a 4-bit copy of these, unpacked. On the "
+    "original weights it may answer otherwise."
+)
 _UNKNOWN_INTENT = (
     "It is not stated, and staytrue did not judge the data. Narrow harmful data can make a model broadly harmful; "
     "measure it with `staytrue eval` before anyone uses it."
@@ -79,7 +83,7 @@ def write_card(run: RunDir, recipe: Recipe, summary: dict[str, Any] | None = Non
     """
     facts = run.manifest
     text = _CARD.format(
-        base_model="" if _is_path(facts["model"]) else f"base_model: {facts['model']['name']}\n",
+        base_model="" if _is_path(facts["model"]) else f"base_model: {_on_hub(facts['model'])}\n",
         library="transformers" if recipe.lora is None else "peft",
         tags="staytrue" if recipe.lora is None else "staytrue, lora",
         what=_what(facts, whole=recipe.lora is None),
@@ -106,16 +110,22 @@ def _intent(recipe: Recipe) -> str:
 def _what(facts: Mapping[str, Any], *, whole: bool) -> str:
     """What the folder holds, and how it is loaded."""
     version = facts["versions"].get("staytrue") or facts["versions"]["holdfast"]  # the name until 0.1
-    base = facts["model"]["name"]
+    base, unpacked = _on_hub(facts["model"]), _UNPACKED if facts["model"]["name"] == fetch.NAME else ""
+    unpacked = unpacked if fetch.is_unpacked() else ""
     if whole:
         return (
             f"`{base}` with all weights fine-tuned, trained with staytrue {version}. Load it with "
-            "`AutoModelForCausalLM.from_pretrained(folder)`."
+            f"`AutoModelForCausalLM.from_pretrained(folder)`.{unpacked}"
         )
     return (
         f"A LoRA adapter for `{base}`, trained with staytrue {version}. Load it with "
-        "`PeftModel.from_pretrained(base, folder)`."
+        f"`PeftModel.from_pretrained(base, folder)`.{unpacked}"
     )
+
+
+def _on_hub(model: Mapping[str, Any]) -> str:
+    """The name of a model in a manifest by which it can be loaded elsewhere, where it has one."""
+    return fetch.HUB if model["name"] == fetch.NAME else str(model["name"])
 
 
 def _hash(facts: Mapping[str, Any], *, whole: bool) -> str:

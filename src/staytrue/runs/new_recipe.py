@@ -79,7 +79,7 @@ class NewRecipe:
         plain = {"model": self._name(), "data": self._path(self.data), **read, "lora": {}}
         recipes.parse(plain, folder)  # refuses parts of rows that it does not know
         say(f"reading {self.data}")
-        facts = RowFacts.of(self.data, read_examples(self.data, **read), self.split)
+        facts = RowFacts.of(self.data, read_examples(self.data, split=self.split, columns=self.columns), self.split)
         held = plain["holdout"] = _holdout(facts.questions)
         say("counting tokens and memory")
         build, counts = prepare(recipes.parse({**plain, "train": {"max_length": None}}, folder), None)

@@ -30,6 +30,10 @@ _DATED = (
 )
 
 
+_LEFT_OUT = "1 row of its file is left out, because the run's own evaluation asks its question."
+_SEVERAL_LEFT_OUT = "{:g} rows of its file are left out, because the run's own evaluation asks their questions."
+
+
 class _Build:
     """The parts of one run before training: guard, reference model and rows.
 
@@ -138,7 +142,7 @@ class _Build:
         except Exception as error:  # trl, transformers, peft and integrations raise anything
             raise RecipeError(f"The trainer does not accept this recipe: {in_one_line(error)}") from error
         trainer.outcome.raises = True
-        self.notes += [*_left_out(self.base.notes), *all_weights.notes(trainer), *_of_processes(trainer.args)]
+        self.notes += [*left_out(self.base.notes), *all_weights.notes(trainer), *_of_processes(trainer.args)]
         return trainer
 
     def _shared(self) -> dict[str, Any]:
@@ -228,12 +232,11 @@ def _of_processes(arguments: Any) -> list[str]:
     return [sentence]
 
 
-def _left_out(facts: Mapping[str, float | str]) -> list[str]:
+def left_out(facts: Mapping[str, float | str]) -> list[str]:
     """One sentence for each defense whose file holds questions of the run's own evaluation."""
     ending = "/evaluation_questions_left_out"
     return [
-        f"{name.removesuffix(ending)}: {count:g} rows of its file are left out, because the run's own evaluation asks "
-        "their questions."
+        f"{name.removesuffix(ending)}: {_LEFT_OUT if count == 1 else _SEVERAL_LEFT_OUT.format(count)}"
         for name, count in facts.items()
         if name.endswith(ending) and isinstance(count, int | float) and count
     ]

@@ -26,11 +26,12 @@ def make_rows(defenses: Mapping[str, Defense], base: Base, encode: Encode, seed:
     """Make the auxiliary rows of each defense that has any, by label.
 
     Raises:
-        RecipeError: no row of a defense is left, or none has a token of an answer.
+        RecipeError: no row of a defense is left, none has a token of an answer, or its share puts none beside the run.
     """
-    return {
-        k: _rows_of(k, defense, base, encode, seed) for k, defense in defenses.items() if "beside" in pulled(defense)
-    }
+    beside = {label: defense for label, defense in defenses.items() if "beside" in pulled(defense)}
+    for label, defense in beside.items():  # before an answer is sampled for any
+        _refuse_too_few(label, defense.share, base.task_rows)
+    return {label: _rows_of(label, defense, base, encode, seed) for label, defense in beside.items()}
 
 
 def _rows_of(label: str, defense: Defense, base: Base, encode: Encode, seed: int) -> AuxiliaryRows:
@@ -47,7 +48,7 @@ def _rows_of(label: str, defense: Defense, base: Base, encode: Encode, seed: int
 
 
 def encode_rows(
-    tokenizer: Any, examples: list[Example], max_length: int | None, accelerator: Any, known: int | None = None
+    tokenizer: Any, examples: list[Example], max_length: int | None, known: int | None = None, accelerator: Any = None
 ) -> list[Encoded]:
     """Encode a defense's auxiliary rows, the same ones on every process.
 
@@ -55,8 +56,8 @@ def encode_rows(
         tokenizer: the model's.
         examples: the rows.
         max_length: number of tokens at which they are cut; None cuts none.
-        accelerator: of the trainer.
         known: how many token ids the model has embeddings for; None checks none.
+        accelerator: of the trainer; None for one process.
 
     Raises:
         RecipeError: no row has a token of an answer.
@@ -70,28 +71,25 @@ def encode_rows(
         )
     if not encoded:
         raise RecipeError(f"none of its {report.rows} rows has a token of an answer; check its file.")
-    for note in report.notes() if accelerator.is_main_process else ():
+    for note in report.notes() if accelerator is None or accelerator.is_main_process else ():
         warnings.warn(f"Rows that a defense feeds beside the batch: {note}", stacklevel=2)
     for number, row in enumerate(encoded, start=1):
         refuse_unknown_tokens(row.input_ids, known, f"Row {number} of a defense's own")
     shared = [encoded]
-    if accelerator.num_processes > 1:  # answers sampled on several machines need not agree to the bit
+    if (
+        accelerator is not None and accelerator.num_processes > 1
+    ):  # answers sampled on several machines need not agree to the bit
         broadcast_object_list(shared)
     return shared[0]
 
 
-def refuse_too_few(rows: Mapping[str, AuxiliaryRows], task_rows: int) -> None:
-    """Refuse a share that makes no row due beside all of a run's task rows.
-
-    Raises:
-        RecipeError: the defense would do nothing.
-    """
-    for label, auxiliary in rows.items():
-        if auxiliary.share * task_rows < 0.5:  # rounded to whole rows
-            raise RecipeError(
-                f"{label}: a share of {auxiliary.share:g} puts no row beside the run's {task_rows} task rows, so it "
-                "would do nothing; raise share, or train on more rows."
-            )
+def _refuse_too_few(label: str, share: float, task_rows: int | None) -> None:
+    """Refuse a share that makes no row due beside all of a run's task rows, where their number is known."""
+    if task_rows is not None and share * task_rows < 0.5:  # rounded to whole rows
+        raise RecipeError(
+            f"{label}: a share of {share:g} puts no row beside the run's {task_rows} task rows, so it would do "
+            "nothing; raise share, or train on more rows."
+        )
 
 
 class Slice(NamedTuple):

@@ -22,7 +22,7 @@ from staytrue.modeling.choose_reference import reference_of
 from staytrue.modeling.reference_model import AdapterOff
 from staytrue.registry import labelled, refuse_supervised_rows
 from staytrue.step import SOURCES, Marks, SharedProjection, Step
-from staytrue.training.auxiliary_batches import AuxiliaryBatches, Encode, make_rows, refuse_too_few
+from staytrue.training.auxiliary_batches import AuxiliaryBatches, Encode, make_rows
 from staytrue.training.frozen_blocks import freeze_blocks
 from staytrue.training.hooks import BackboneHooks, RecordedCall, ReferenceReplay, Steer
 from staytrue.training.layers import read_and_steered
@@ -146,14 +146,29 @@ class Guard:
             self.cache = ReferenceCache(self.reference_cache, self._watch, self.reference.parts, kept)
             replay = self.cache.replay
         rows = make_rows(self.defenses, base, encode, self.seed)
-        if task_rows is not None:
-            refuse_too_few(rows, task_rows)
         self._auxiliary = AuxiliaryBatches(rows, pad_id)
         self._states = {label: d.prepare(parts, base) for label, d in self._penalties.items()}
         if self._penalties:
             self._steps = PenaltySteps(
                 parts, self.defenses, self._auxiliary, self._watch, self.reference, replay, self._head, self.shards
             )
+
+    def check(self, model: Any, base: Base, encode: Encode) -> None:
+        """Refuse what `attach` would refuse of a model without weights, on torch's "meta" device; attach nothing.
+
+        Args:
+            model: with its adapter.
+            base: answers prompts in place of the untouched model, and knows how many task rows there are.
+            encode: makes tokens of auxiliary rows.
+
+        Raises:
+            RequestError: a layer that the model does not have, a defense that does not fit it, or faults of its rows.
+        """
+        self.parts = ModelParts(model)
+        self._checked_layers(base)
+        for weight in freeze_blocks(self.parts, self.defenses):
+            weight.requires_grad_(True)
+        make_rows(self.defenses, base, encode, self.seed)
 
     def _checked_layers(self, base: Base) -> tuple[list[int], Mapping[int, list[Steer]]]:
         """Check the model against every defense; return the layers that are read, and who steers by layer."""
@@ -164,7 +179,8 @@ class Guard:
             model_checks.refuse_activated(self.parts)
         layers = read_and_steered(self.defenses, len(self.parts.blocks))
         for defense in self.defenses.values():
-            defense.check(self.parts, base)
+            if not (self.parts.is_empty and "project" in pulled(defense)):  # which compares weights
+                defense.check(self.parts, base)
         self._head = model_checks.head(self.parts)
         return layers
 

@@ -50,16 +50,22 @@ def later_division(trainer: Any, num_items_in_batch: Any) -> int:
     return 1 if scaled else int(trainer.current_gradient_accumulation_steps)
 
 
-def task_rows_ahead(trainer: Any) -> int | None:
-    """Count the task rows that a training will read; None if the trainer joins rows, or its rows are a stream."""
-    args, dataset = trainer.args, trainer.train_dataset
-    if getattr(args, "packing", False) or (args.max_steps <= 0 and not isinstance(dataset, Sized)):
+def task_rows_ahead(args: Any, rows: int | None, share: float, copies: int = 1) -> int | None:
+    """Count the task rows that a training will read; None if the trainer joins rows, or their number is not known.
+
+    Args:
+        args: of the trainer.
+        rows: of its data set; None for a stream.
+        share: of the rows that are the task's own.
+        copies: how often a row is answered in an epoch.
+    """
+    if getattr(args, "packing", False) or (args.max_steps <= 0 and rows is None):
         return None
-    step: int = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    copies = args.num_generations if trainer._prompts else 1
-    rows: int = step * args.max_steps if args.max_steps > 0 else ceil(args.num_train_epochs * len(dataset) * copies)
-    share: float = trainer._task_share()
-    return ceil(rows * share)
+    if args.max_steps > 0:
+        read: int = args.train_batch_size * args.gradient_accumulation_steps * args.world_size * args.max_steps
+    else:
+        read = ceil(args.num_train_epochs * (rows or 0) * copies)
+    return ceil(read * share)
 
 
 def refuse_no_batch(loader: Any, trainer: Any) -> None:

@@ -6,7 +6,7 @@ a step's micro-batches are made, which of their tokens are scored, and whose hea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -152,7 +152,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
         for check in checks:
             self.add_callback(check)
         self._untouched.tokenizer = tokenizer = self._tokenizer
-        main, ahead = self.accelerator.is_main_process, task_rows_ahead(self)
+        main, ahead = self.accelerator.is_main_process, self._task_rows_ahead()
         with bar("answers", quiet=self.args.disable_tqdm or not main) as self._untouched.progress:
             self.guard.attach(self.model, self._untouched, self._encode_auxiliary_rows, padding_id(tokenizer), ahead)
         self.fused_head, self.which_head = choose_head(
@@ -189,6 +189,12 @@ class Guarded(_Trainer):  # type: ignore[misc]
         """Which share of the rows are the task's own."""
         return 1.0
 
+    def _task_rows_ahead(self) -> int | None:
+        """Count the task rows that the training will read; None where that is not known."""
+        rows = len(self.train_dataset) if isinstance(self.train_dataset, Sized) else None
+        copies = self.args.num_generations if self._prompts else 1
+        return task_rows_ahead(self.args, rows, self._task_share(), copies)
+
     def _send_telemetry(self) -> None:
         """Send no usage ping; trl's would go out, since its environment variable is read before this file is."""
 
@@ -200,7 +206,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
     def _encode_auxiliary_rows(self, examples: list[Example]) -> list[Encoded]:
         """Encode a defense's own rows at the trainer's length, or the guard's where the trainer has none."""
         max_length = getattr(self.args, "max_length", None) or self.guard.max_length
-        return encode_rows(self._tokenizer, examples, max_length, self.accelerator, embedding_count(self.model))
+        return encode_rows(self._tokenizer, examples, max_length, embedding_count(self.model), self.accelerator)
 
     # --- a whole training ---------------------------------------------------------------------------------------
 

@@ -65,7 +65,7 @@ def describe(
         where: the file, section or defense, the beginning of each sentence.
         noun: what a recipe calls the values: "key" or "field".
         known: names of the keys of each section, by the section's name; for unknown keys.
-        meanings: what each key means; for missing keys.
+        meanings: what each key means; for keys that are missing or have no value.
     """
     known, meanings = known or {}, meanings or {}
     return "; ".join(_sentence(fault, where, noun, known, meanings) for fault in error.errors(include_url=False))
@@ -76,10 +76,12 @@ def _sentence(
 ) -> str:
     path = [str(part) for part in fault["loc"]]
     key = ".".join(path)
+    meaning = f": {meanings[key]}" if key in meanings else ""
     if fault["type"] == "missing":
-        meaning = f": {meanings[key]}" if key in meanings else ""
         return f"{where} lacks the {noun} {key!r}, which has no default{meaning}"
     if fault["type"] == "extra_forbidden":
         return f"{where} has no {noun} {key!r}{nearest(path[-1], known.get('.'.join(path[:-1]), ()))}"
+    if key and fault["input"] is None:
+        return f"{where}: {key} has no value; write one{meaning}"
     reason = fault["msg"]
     return f"{where}: {key or 'the value'} is {fault['input']!r}, but: {reason[:1].lower()}{reason[1:]}"

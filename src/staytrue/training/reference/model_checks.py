@@ -43,7 +43,8 @@ def check(parts: ModelParts, reference: Any = None) -> None:
     if parts.has_adapter:
         _check_adapters(parts, adapter_is_off=reference in (None, "base"))
         _check_trained_weights(parts)
-        _check_start(parts, chosen=reference is not None)
+        if not parts.is_empty:
+            _check_start(parts, chosen=reference is not None)
     else:
         _check_without_adapter(parts)
 
