@@ -136,7 +136,7 @@ class TrainingRun:
         if stop.patience is not None:
             early = ValidationStop(stop.patience)
         else:
-            early = EarlyStop(stop, self._stop_signal(stop), self.run.path / "early.jsonl")
+            early = EarlyStop(stop, self._stop_signal(stop), self.run.path / "early.jsonl", self.progress)
         trainer.add_callback(early)
         if self.checkpoint is not None:
             early.load_from(self.checkpoint)

@@ -153,7 +153,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
             self.add_callback(check)
         self._untouched.tokenizer = tokenizer = self._tokenizer
         main, ahead = self.accelerator.is_main_process, task_rows_ahead(self)
-        with bar("answers", quiet=self.args.disable_tqdm or not main) as self._untouched.progress:
+        with bar("preparation", quiet=self.args.disable_tqdm or not main) as self._untouched.progress:
             self.guard.attach(self.model, self._untouched, self._encode_auxiliary_rows, padding_id(tokenizer), ahead)
         self.fused_head, self.which_head = choose_head(
             self.guard.parts, self.args, self._keeps_its_head(), *self._head_of_trl()

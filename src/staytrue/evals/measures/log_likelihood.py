@@ -13,7 +13,7 @@ from staytrue.data.tokenize import IGNORED, Encoded, encode, padding_id
 from staytrue.utils.padding import pad_right
 
 _MOST_LOGITS = 1 << 27  # numbers in the logits (B, T, V) of one forward: 512 MB in float32
-
+_MOST_ROWS = 16  # of one forward, so that its progress is seen
 
 Count = Callable[[int], None]  # called with how many answers are done
 
@@ -66,10 +66,11 @@ def _encoded(tokenizer: Any, row: Example, ended: bool) -> Encoded:
 
 
 def _batches(encoded: Sequence[Encoded], vocabulary: int) -> Iterator[list[int]]:
-    """Indices of rows of like length, as many as the limit on logits allows."""
+    """Indices of rows of like length, as many as the limits on logits and rows allow."""
     batch: list[int] = []
     for i in sorted(range(len(encoded)), key=lambda i: len(encoded[i].input_ids)):
-        if batch and (len(batch) + 1) * len(encoded[i].input_ids) * vocabulary > _MOST_LOGITS:
+        logits = (len(batch) + 1) * len(encoded[i].input_ids) * vocabulary
+        if batch and (logits > _MOST_LOGITS or len(batch) == _MOST_ROWS):
             yield batch
             batch = []
         batch.append(i)
