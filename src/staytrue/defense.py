@@ -186,7 +186,8 @@ class Defense:
     def project(self, model: Any) -> dict[str, float]:
         """After the last step: change the trained weights in place; return numbers to report.
 
-        An override that takes long may have a second parameter, `progress`: a `Progress` of `utils.console`, or None.
+        An override may have two more parameters: `progress`, a `Progress` of `utils.console` or None, to show how far
+        it is; and `say`, to call with a sentence about what it did.
         """
         return {}
 

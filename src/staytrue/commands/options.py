@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from staytrue.utils import processes
+from staytrue.utils.console import tell
 from staytrue.utils.interrupts import Stopped
 
 if TYPE_CHECKING:
@@ -59,11 +59,6 @@ def stoppable(what: str, folder: Path | None = None) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise Stopped(what if folder is None or folder.exists() else "nothing was written") from None
-
-
-def tell(line: str) -> None:
-    """Print a line about progress to standard error, apart from the command's output."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def stages(title: str) -> Callable[[str], None]:

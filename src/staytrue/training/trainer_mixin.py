@@ -45,7 +45,7 @@ from staytrue.training.step_plan import StepPlan
 from staytrue.training.stream_check import StreamCheck
 from staytrue.training.trackers import Trackers
 from staytrue.training.trl_datasets import TRLRows, tokenizer_of
-from staytrue.utils.console import bar
+from staytrue.utils.console import bar, tell
 
 _Trainer: Any = object  # whichever trainer stands beside Guarded among a class's bases
 
@@ -214,7 +214,8 @@ class Guarded(_Trainer):  # type: ignore[misc]
             with bar("projection", quiet=self.args.disable_tqdm or not self.accelerator.is_main_process) as progress:
                 divided = self.guard.shards and self.guard.pulls("project")
                 with whole_weights(self.model, put_back=True) if divided else nullcontext():
-                    self.projected = self.guard.project(self.model, progress)
+                    told = {} if progress is None else {"say": tell}
+                    self.projected = self.guard.project(self.model, progress, **told)
         return output
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
