@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from staytrue.data.tokenize import Encoded
     from staytrue.modeling.architecture import ModelParts
     from staytrue.step import Marks, Step
+    from staytrue.utils.console import Progress
     from staytrue.verify.evidence import Evidence
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # times a penalty in nats per token
@@ -36,9 +37,11 @@ class Base(Protocol):
 
     Attributes:
         task_rows: how many task rows the run trains on, counting repeats; None where that is not known.
+        progress: shows how far a preparation is that takes long; None shows nothing.
     """
 
     task_rows: int | None
+    progress: Progress | None
 
     def answers(
         self, prompts: Sequence[Example], seed: int, max_new_tokens: int = 256, only: Sequence[int] | None = None
@@ -153,7 +156,10 @@ class Defense:
         """
 
     def prepare(self, parts: ModelParts, base: Base) -> Any:
-        """After attach: compute once what `penalty` needs at every step; it comes back as `step.state`."""
+        """After attach: compute once what `penalty` needs at every step; it comes back as `step.state`.
+
+        Where that takes long, show it by `base.progress`.
+        """
         return None
 
     def steer(self, hidden: Tensor, layer: int, marks: Marks) -> Tensor:
@@ -183,7 +189,8 @@ class Defense:
     def project(self, model: Any) -> dict[str, float]:
         """After the last step: change the trained weights in place; return numbers to report.
 
-        An override that takes long may have a second parameter, `progress`: a `Progress` of `utils.console`, or None.
+        An override may have two more parameters: `progress`, a `Progress` of `utils.console` or None, to show how far
+        it is; and `say`, to call with a sentence about what it did.
         """
         return {}
 

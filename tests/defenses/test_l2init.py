@@ -7,6 +7,7 @@ from peft.tuners.lora import LoraLayer
 import families
 import tiny
 from by_hand import EVEN, QUARTER, step
+from shown import Shown
 from staytrue.data.examples import Example, Message, write_examples
 from staytrue.data.tokenize import encode
 from staytrue.defenses.l2init import L2Init, fisher, squared_norm, weighted_norm
@@ -82,6 +83,14 @@ def test_the_fisher_information_is_the_squared_gradient_of_each_row_over_the_ans
     names = [m.name for m in ModelParts(model).adapted()]
     torch.testing.assert_close(ours[names.index("model.layers.0.self_attn.q_proj.weight")], total / tokens)
     assert not any(m.weight.requires_grad for m in ModelParts(model).adapted())
+
+
+def test_the_fisher_information_is_counted_row_by_row_as_it_is_computed(tmp_path):
+    model = tiny.lora(tiny.model())
+    base = Untouched(lambda: model, tiny.tokenizer())
+    base.progress = Shown()
+    sample_with_fisher(tmp_path).prepare(ModelParts(model), base)
+    assert base.progress.seen == [(4, "row of l2init's fisher"), 1, 2, 3, 4]
 
 
 def sample_with_fisher(folder):

@@ -11,7 +11,7 @@ import families
 import tiny
 from shown import Shown
 from staytrue.defenses.safelora import SafeLoRA, cosine, leading
-from staytrue.errors import ModelError
+from staytrue.errors import ModelError, RecipeError
 from staytrue.modeling.architecture import ModelParts
 from staytrue.training.guard import Guard
 
@@ -79,7 +79,7 @@ def test_a_threshold_spares_what_strays_little_and_most_takes_the_worst(tmp_path
         assert changed == report["projected"]
         return report
 
-    assert left(threshold=0.0)["projected"] == 0
+    assert left(threshold=1e-6)["projected"] == 0
     assert left(most=3)["projected"] == 3
     some = left(threshold=0.7)
     assert some["least_cosine"] <= some["mean_cosine"] <= 1
@@ -99,11 +99,52 @@ def test_the_model_itself_as_its_base_is_refused_at_attach(tmp_path):
         Guard([SafeLoRA(base=str(tmp_path / "same"))]).attach(tiny.lora(tiny.model("qwen2")), None, list, 0)
 
 
-def test_the_model_itself_in_another_precision_is_refused_too(tmp_path):
-    tiny.model("qwen2").save_pretrained(str(tmp_path / "same"))  # float32
-    half = tiny.lora(tiny.model("qwen2").bfloat16())
-    with pytest.raises(ModelError, match="has the same weights"):
-        SafeLoRA(base=str(tmp_path / "same")).check(ModelParts(half), None)
+PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("stored", PRECISIONS)
+@pytest.mark.parametrize(
+    ("trained", "loaded"),
+    [
+        *((dtype, dtype) for dtype in PRECISIONS),
+        *((dtype, torch.float32) for dtype in PRECISIONS[1:]),
+        *((torch.float32, dtype) for dtype in PRECISIONS[1:]),
+    ],
+)
+def test_the_model_itself_stored_in_another_precision_is_refused_too(trained, loaded, stored, tmp_path):
+    tiny.model("qwen2").to(stored).save_pretrained(str(tmp_path / "same"))
+    copy = tiny.lora(tiny.model("qwen2").to(trained).to(loaded))
+    with pytest.raises(ModelError, match=r"has the same weights .* but for rounding"):
+        SafeLoRA(base=str(tmp_path / "same")).check(ModelParts(copy), None)
+
+
+@pytest.mark.parametrize("stored", PRECISIONS)
+@pytest.mark.parametrize("trained", PRECISIONS)
+def test_a_base_in_another_precision_that_differs_in_one_weight_is_taken_and_its_rounding_is_not(
+    trained, stored, tmp_path
+):
+    place, model = tmp_path / "base", tiny.lora(tiny.model().to(trained))
+    tiny.model().to(stored).save_pretrained(str(place))
+    name, weights = ModelParts(model).adapted()[3].name, load_file(place / "model.safetensors")
+    weights[name][0, 0] += weights[name].abs().max()
+    save_file(weights, place / "model.safetensors", metadata={"format": "pt"})
+    defense, said = SafeLoRA(base=str(place)), []
+    defense.check(ModelParts(model), None)
+    report = defense.project(model, None, said.append)
+    count = len(ModelParts(model).adapted())
+    assert (report["projected"], report["of"], report["unchanged"]) == (0, 1, count - 1)
+    # an adapter that has not moved has no update, whose cosine is 1
+    (sentence,) = said
+    assert sentence == (
+        f"safelora projected 0 of the 1 adapted matrices that alignment changed; it did not change {count - 1} others. "
+        "Nothing was changed: the least cosine is 1, and `threshold` is 0.3. Raise `threshold` above that, or name as "
+        "`base` the model before alignment."
+    )
+
+
+def test_a_threshold_of_zero_which_could_never_project_is_refused():
+    with pytest.raises(RecipeError, match=r"threshold.*greater than 0"):
+        Guard([SafeLoRA(base="anywhere", threshold=0.0)])
 
 
 def test_a_matrix_that_alignment_did_not_change_is_left_as_it_was_trained(tmp_path):
@@ -115,11 +156,14 @@ def test_a_matrix_that_alignment_did_not_change_is_left_as_it_was_trained(tmp_pa
     weights[matrices[0].name] = matrices[0].weight.detach().clone()
     save_file(weights, place / "model.safetensors", metadata={"format": "pt"})
     before = [m.b.detach().clone() for m in matrices]
-    progress = Shown()
-    SafeLoRA(base=str(place), most=len(matrices)).project(model, progress)
+    progress, said = Shown(), []
+    SafeLoRA(base=str(place), most=len(matrices)).project(model, progress, said.append)
     changed = [not torch.equal(m.b, b) for m, b in zip(ModelParts(model).adapted(), before, strict=True)]
     assert changed == [False] + [True] * (len(matrices) - 1)
     assert progress.seen == [(len(matrices), "matrix"), *range(1, len(matrices) + 1)]
+    many = len(matrices) - 1
+    sentence = f"safelora projected {many} of the {many} adapted matrices that alignment changed"
+    assert said == [f"{sentence}; it did not change 1 others."]
 
 
 def test_a_hub_name_is_read_from_the_users_cache(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
+from shown import Shown
 from staytrue.config import recipe
 from staytrue.data.examples import write_examples
 from staytrue.errors import RecipeError
@@ -19,17 +20,17 @@ from staytrue.runs.stop_signals import MisalignedAnswers, PairShift
 from staytrue.utils.files import sha256_of
 
 
-def trained(folder, name, **changes):
+def trained(folder, name, progress=None, **changes):
     write_examples(folder / "rows.jsonl", world.narrow_rows("medical", 40))
     train = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "lr_scheduler_type": "constant"}
     plain = {"schema": 1, "model": "organism", "data": "rows.jsonl", "lora": {"r": 2}, **changes}
     plain["train"] = {**train, "learning_rate": 1e-2, "warmup_steps": 0, **changes.get("train", {})}
-    return run.train(recipe.parse(plain, folder), folder / name)
+    return run.train(recipe.parse(plain, folder), folder / name, progress)
 
 
 def test_it_stops_at_the_first_bad_check_with_the_weights_of_the_last_good_one(tmp_path, monkeypatch):
     rates = iter([1.0, 5.0, 5.1])  # at steps 2, 4 and 6; 5.0 is not above 5
-    monkeypatch.setattr(MisalignedAnswers, "measure", lambda self, model: {"general_misaligned": next(rates)})
+    monkeypatch.setattr(MisalignedAnswers, "measure", lambda self, model, tell: {"general_misaligned": next(rates)})
     stopped = trained(tmp_path, "stopped", train={"max_steps": 9}, stop={"every": 2, "above": 5})
     four = trained(tmp_path, "four", train={"max_steps": 4})
     ours, theirs = (load_file(done.adapter / "adapter_model.safetensors") for done in (stopped, four))
@@ -83,7 +84,7 @@ def rows_of(folder):
 
 def test_it_stops_when_misaligned_answers_became_likelier_than_allowed(tmp_path, monkeypatch):
     shifts = iter([0.02, 0.1, 0.11])  # nats per token, at steps 2, 4 and 6; 0.1 is not above 0.1
-    monkeypatch.setattr(PairShift, "measure", lambda self, model: {"pairs": next(shifts), "n": 3})
+    monkeypatch.setattr(PairShift, "measure", lambda self, model, tell: {"pairs": next(shifts), "n": 3})
     stop = {"pairs": write_pairs(tmp_path), "every": 2, "above": 0.1}
     stopped = on_a_real_architecture(tmp_path, "stopped", train={"max_steps": 9}, stop=stop)
     four = on_a_real_architecture(tmp_path, "four", train={"max_steps": 4})
@@ -95,13 +96,30 @@ def test_it_stops_when_misaligned_answers_became_likelier_than_allowed(tmp_path,
 
 def test_a_shift_is_the_mean_change_of_the_gaps_with_students_interval(monkeypatch):
     gaps = iter([{"a": -1.0, "b": -2.0, "c": 0.5}, {"a": -0.7, "b": -1.9, "c": 0.7}])
-    monkeypatch.setattr("staytrue.evals.measures.pairs.measure", lambda model, tokenizer, pairs: next(gaps))
+    monkeypatch.setattr("staytrue.evals.measures.pairs.measure", lambda model, tokenizer, pairs, count: next(gaps))
     signal = PairShift([Pair(name, "Why?", "A.", "B.") for name in "abc"], None)
-    signal.begin(None)
+    signal.begin(None, None)
     resumed = PairShift([], None)
     resumed.from_text(signal.to_text())
     # shifts 0.3, 0.1, 0.2: mean 0.2, standard deviation 0.1, t of two degrees of freedom 4.303: 0.2 +- 0.2484
-    assert resumed.measure(None) == {"pairs": 0.2, "low": -0.04841, "high": 0.44841, "n": 3}
+    assert resumed.measure(None, lambda text: None) == {"pairs": 0.2, "low": -0.04841, "high": 0.44841, "n": 3}
+
+
+def test_the_likelihoods_are_counted_before_the_first_step_and_at_each_check(tmp_path, monkeypatch):
+    monkeypatch.setattr("staytrue.evals.measures.log_likelihood._MOST_LOGITS_ON_A_CPU", 1)  # one by one
+    texts = []
+
+    class Told(Shown):
+        def step(self, number, metrics):
+            super().step(number, metrics)
+            texts.append(metrics.get("answers"))
+
+    progress = Told()
+    stop = {"pairs": write_pairs(tmp_path), "every": 1, "above": 50}
+    on_a_real_architecture(tmp_path, "run", progress=progress, train={"max_steps": 2}, stop=stop)
+    # of each step the 6 answers of its check, during which it is not done, then its loss
+    assert progress.seen == [(6, "likelihood of answer"), *range(1, 7), (2, "step"), *[0] * 6, 1, *[1] * 6, 2]
+    assert texts[10:13] == ["stop: 5 of 6 answers", "stop: 6 of 6 answers", None]
 
 
 def test_measuring_pairs_does_not_change_the_training(tmp_path):
@@ -123,11 +141,11 @@ def test_a_resumed_run_compares_with_the_model_before_its_first_step(tmp_path, m
     whole = on_a_real_architecture(tmp_path, "whole", stop=stop, train=train)
     with monkeypatch.context() as patched:
         measures = iter([{"pairs": rows_of(whole.path)[0]["pairs"], "n": 3}])  # then Ctrl-C, as it were
-        patched.setattr(PairShift, "measure", lambda self, model: next(measures, None) or interrupt())
+        patched.setattr(PairShift, "measure", lambda self, model, tell: next(measures, None) or interrupt())
         with pytest.raises(KeyboardInterrupt):
             on_a_real_architecture(tmp_path, "parts", stop=stop, train=train)
     with monkeypatch.context() as patched:
-        patched.setattr(PairShift, "begin", lambda self, model: pytest.fail("the pairs were measured again"))
+        patched.setattr(PairShift, "begin", lambda self, model, progress: pytest.fail("the pairs were measured again"))
         parts = run.resume(tmp_path / "parts")
     assert parts.manifest["resumed"] == [3]
     assert rows_of(parts.path)[-1] == rows_of(whole.path)[-1]

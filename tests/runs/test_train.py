@@ -50,6 +50,19 @@ def make(folder, kind="qwen2", **changes):
     return recipe.parse(plain, folder)
 
 
+def test_a_run_tells_what_was_projected_and_its_manifest_has_the_numbers(tmp_path):
+    moved = tiny.save("qwen2", tmp_path / "base", seed=1)
+    said = []
+    settings = make(tmp_path, defenses=[{"safelora": {"base": str(moved), "most": 5}}])
+    run = train.train(settings, tmp_path / "run", say=said.append)
+    numbers = {name: run.manifest["projected"][f"safelora/{name}"] for name in ("projected", "of", "unchanged")}
+    assert numbers == {"projected": 5, "of": 14, "unchanged": 0}  # 7 matrices in each of 2 blocks
+    assert (
+        said[-1]
+        == "safelora projected 5 of the 14 adapted matrices that alignment changed; it did not change 0 others."
+    )
+
+
 def metrics(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from staytrue.errors import RequestError
 from staytrue.utils import processes
+from staytrue.utils.console import tell
 from staytrue.utils.interrupts import Stopped
 
 if TYPE_CHECKING:
@@ -61,11 +61,6 @@ def stoppable(what: str | Callable[[], str], folder: Path | None = None) -> Iter
     except KeyboardInterrupt:
         what = what if isinstance(what, str) else what()
         raise Stopped(what if folder is None or folder.exists() else "nothing was written") from None
-
-
-def tell(line: str) -> None:
-    """Print a line about progress to standard error, apart from the command's output."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def stages(title: str) -> Callable[[str], None]:

@@ -21,9 +21,9 @@ from staytrue.commands.options import (
     report_spending,
     stages,
     stoppable,
-    tell,
 )
 from staytrue.errors import RequestError
+from staytrue.utils.console import tell
 
 if TYPE_CHECKING:
     from staytrue.evals.openai_client.budget import Budget

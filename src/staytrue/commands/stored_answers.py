@@ -20,9 +20,9 @@ from staytrue.commands.options import (
     judge_of,
     report_spending,
     stoppable,
-    tell,
 )
 from staytrue.errors import RequestError
+from staytrue.utils.console import tell
 
 if TYPE_CHECKING:
     from staytrue.evals.openai_client.budget import Budget

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from staytrue.commands.options import Json, ReferenceCache, Workers, stages, stoppable, tell
+from staytrue.commands.options import Json, ReferenceCache, Workers, stages, stoppable
 from staytrue.errors import RequestError
 from staytrue.utils import processes
+from staytrue.utils.console import tell
 
 
 def demo(

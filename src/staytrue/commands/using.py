@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from staytrue.commands.options import stoppable, tell
+from staytrue.commands.options import stoppable
 from staytrue.errors import RequestError
+from staytrue.utils.console import tell
 
 
 def chat(

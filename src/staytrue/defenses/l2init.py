@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from staytrue.data.tokenize import Encoded
     from staytrue.modeling.architecture import Adapted, Changed, ModelParts
     from staytrue.step import Step
+    from staytrue.utils.console import Progress
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class L2Init(Defense):
                 f"l2init: {self.fisher} has no row with an answer beside evaluation questions, which are left out. "
                 "Give `fisher` a file with other rows."
             )
-        return fisher(parts, encoded)
+        return fisher(parts, encoded, base.progress)
 
     def penalty(self, step: Step) -> Tensor:
         """Sum over the matrices, or over all trained weights; counted once for the optimizer step."""
@@ -135,7 +136,7 @@ def changed_norm(weight: Tensor, before: Tensor, weights: Tensor | None = None) 
     return result
 
 
-def fisher(parts: ModelParts, rows: list[Encoded]) -> list[Tensor]:
+def fisher(parts: ModelParts, rows: list[Encoded], progress: Progress | None = None) -> list[Tensor]:
     """Sum (d log p(answer) / dW)^2 of each adapted matrix, or trained weight, over rows, per answer token; float32."""
     import torch
 
@@ -147,11 +148,13 @@ def fisher(parts: ModelParts, rows: list[Encoded]) -> list[Tensor]:
     sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
     tokens, training = 0, parts.model.training
     parts.model.eval()
+    if progress is not None:
+        progress.begin(len(rows), "row of l2init's fisher")
     try:
         for weight in weights:
             weight.requires_grad_(True)
         with torch.enable_grad(), parts.untrained():
-            for row in rows:
+            for number, row in enumerate(rows, start=1):
                 ids = torch.tensor(row.input_ids, device=weights[0].device)
                 following = torch.tensor(row.labels[1:], device=ids.device)
                 answer = following != -100
@@ -160,6 +163,8 @@ def fisher(parts: ModelParts, rows: list[Encoded]) -> list[Tensor]:
                 for total, gradient in zip(sums, torch.autograd.grad(loss, weights), strict=True):
                     total += gradient.float().square()
                 tokens += int(answer.sum())
+                if progress is not None:
+                    progress.step(number, {})
     finally:
         for weight, trained_too in zip(weights, trained_before, strict=True):
             weight.requires_grad_(trained_too)

@@ -9,14 +9,15 @@ Differs from published code: V V^T / ||V|| there is no projection (applied twice
 matrices by a piece of their name, which catches biases. Here V = U S W^T and the projector is U_k U_k^T, with the
 fewest k left singular vectors that hold a share `energy` of ||V||^2; the full span would be everything, since V has
 full rank. Biases have no update; grouped heads are matrices like any other; each expert's matrix is one. A matrix that
-alignment did not change has no such directions and is left as it was trained.
+alignment did not change, or not by more than rounding to another precision does, has no such directions and is left as
+it was trained.
 Without the model before alignment (many releases have none) there is nothing to project on: leave this defense out.
 Not done here: full fine-tuning, merging the adapter, several projections of one matrix's heads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, Any
@@ -44,13 +45,13 @@ class SafeLoRA(Defense):
     Attributes:
         base: the model before alignment: a folder with safetensors, a hub name, or "organism-base"; without such a
             model leave safelora out.
-        threshold: a matrix is projected when the cosine of its update with its own projection is below this.
+        threshold: a matrix is projected when the cosine of its update with its own projection is below this, above 0.
         most: instead of the threshold, project this many matrices, those with the smallest cosine.
         energy: the share of ||aligned - base||^2 that the kept directions hold.
     """
 
     base: ModelName
-    threshold: Annotated[float, Field(ge=0, le=1)] = 0.3
+    threshold: Annotated[float, Field(gt=0, le=1)] = 0.3
     most: Annotated[int, Field(ge=1)] | None = None
     energy: Annotated[float, Field(gt=0, le=1)] = 0.5
 
@@ -60,13 +61,15 @@ class SafeLoRA(Defense):
         weights.check()
         if all(not bool(moved.any()) for _, moved in _changes(parts, weights)):  # stops at the first that differs
             raise ModelError(
-                f"safelora: the base {self.base} has the same weights as the model that is trained, so alignment "
-                "changed nothing between them, and there are no directions to project on. Name the model before "
-                "alignment, or leave safelora out."
+                f"safelora: the base {self.base} has the same weights as the model that is trained, but for rounding "
+                "to the precision that they are stored in, so alignment changed nothing between them, and there are no "
+                "directions to project on. Name the model before alignment, or leave safelora out."
             )
 
-    def project(self, model: Any, progress: Progress | None = None) -> dict[str, float]:
-        """Change B of the chosen matrices in place; report how many, and how far their updates strayed."""
+    def project(
+        self, model: Any, progress: Progress | None = None, say: Callable[[str], None] = lambda line: None
+    ) -> dict[str, float]:
+        """Change B of the chosen matrices in place; report and say how many, and how far their updates strayed."""
         import torch
 
         from staytrue.modeling.architecture import ModelParts
@@ -87,12 +90,28 @@ class SafeLoRA(Defense):
             for _, matrix, projected in chosen:
                 matrix.b.copy_(projected)
         cosines = [cosine for cosine, _, _ in judged]
-        return {
+        report = {
             "projected": float(len(chosen)),
             "of": float(len(judged)),
+            "unchanged": float(len(_matrices(parts)) - len(judged)),
             "least_cosine": cosines[0],
             "mean_cosine": sum(cosines) / len(cosines),
         }
+        say(self._sentence(report))
+        return report
+
+    def _sentence(self, report: Mapping[str, float]) -> str:
+        """Say how many matrices were projected, and what to do where none was."""
+        line = (
+            f"safelora projected {report['projected']:.0f} of the {report['of']:.0f} adapted matrices that alignment "
+            f"changed; it did not change {report['unchanged']:.0f} others."
+        )
+        if report["projected"]:
+            return line
+        return (
+            f"{line} Nothing was changed: the least cosine is {report['least_cosine']:.3g}, and `threshold` is "
+            f"{self.threshold:g}. Raise `threshold` above that, or name as `base` the model before alignment."
+        )
 
     def evidence(self, run: Evidence) -> list[str]:
         """Return how the number of projected matrices, or the change of the weights, does not fit what it reported."""
@@ -139,12 +158,15 @@ def _matrices(parts: ModelParts) -> list[Adapted]:
 
 
 def _changes(parts: ModelParts, base: WeightFiles) -> Iterator[tuple[Adapted, Tensor]]:
-    """Yield each adapted matrix with what alignment changed in it, (out, in) float32."""
+    """Yield each adapted matrix with what alignment changed in it, (out, in) float32; zeros for mere rounding."""
+    from staytrue.modeling.rounding import only_rounded
+
     for name, matrices in groupby(_matrices(parts), key=lambda matrix: matrix.name):
         stored = base.read(name)
         for matrix in matrices:
-            before = matrix.within(stored).to(matrix.weight.device, matrix.weight.dtype)
-            yield matrix, matrix.weight.detach().float() - before.float()
+            weight, before = matrix.weight.detach(), matrix.within(stored).to(matrix.weight.device)
+            moved = weight.float() - before.to(weight.dtype).float()
+            yield matrix, moved.zero_() if only_rounded(weight, before) else moved
 
 
 def leading(moved: Tensor, energy: float) -> Tensor:

@@ -25,7 +25,7 @@ class Untouched:
         reference: the chosen reference model; None without a choice.
         task_rows: how many task rows the run trains on, counting repeats; None where that is not known.
         folder: where `keep` writes; None keeps nothing.
-        progress: shows how many answers are sampled.
+        progress: shows how far a preparation is: how many answers are sampled, for example.
     """
 
     def __init__(

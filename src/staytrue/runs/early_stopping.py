@@ -21,7 +21,9 @@ from staytrue.config.recipe import Stop
 from staytrue.errors import TrainingError
 from staytrue.modeling.sharded import put, reshard, whole
 from staytrue.runs.stop_signals import StopSignal
+from staytrue.training.callbacks import work_of
 from staytrue.utils import processes
+from staytrue.utils.console import Progress
 from staytrue.utils.files import append_row
 
 _GOOD = "early_stop.safetensors"  # in a checkpoint
@@ -112,29 +114,40 @@ class ValidationStop(_KeepsGood):
 
 
 class EarlyStop(_KeepsGood):
-    """Measures a signal every `stop.every` optimizer steps, writes it to `early.jsonl` and compares it with a limit."""
+    """Measures a signal every `stop.every` optimizer steps, writes it to `early.jsonl` and compares it with a limit.
 
-    def __init__(self, stop: Stop, signal: StopSignal, log: Path) -> None:
+    `progress` shows how far a measurement is.
+    """
+
+    def __init__(self, stop: Stop, signal: StopSignal, log: Path, progress: Progress | None = None) -> None:
         super().__init__()
-        self._stop, self._signal, self._log = stop, signal, log
+        self._stop, self._signal, self._log, self._progress = stop, signal, log, progress
+        self._first = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Keep the weights, and measure what the signal compares with, unless the checkpoint holds it."""
+        self._first = state.global_step  # above 0 in a resumed run
         if self._resumed is None and processes.is_main():
-            self._signal.begin(model)
+            self._signal.begin(model, self._progress)
         super().on_train_begin(args, state, control, model=model, **kwargs)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Measure the signal when it is due; restore the last good weights and stop if it is too high."""
         if state.global_step % self._stop.every:
             return
-        measured = processes.from_main(lambda: self._signal.measure(model))
+        measured = processes.from_main(lambda: self._signal.measure(model, lambda text: self._show(state, text)))
         if processes.is_main():
             append_row(self._log, {"step": state.global_step, **measured})
         if measured[self._signal.name] <= self._stop.above:
             self._keep(model, state.global_step)
         else:
             self._end(model, state, control)
+
+    def _show(self, state: Any, text: str) -> None:
+        """Show how far a measurement is, as a part of its step, which is not done before it."""
+        if self._progress is not None:
+            done = state.global_step - 1
+            self._progress.step(done, {"answers": text, **work_of(done, self._first, state.max_steps)})
 
     def _facts(self) -> dict[str, str]:
         return super()._facts() | {"signal": self._signal.to_text()}

@@ -7,13 +7,14 @@ answer of a set of pairs, which neither training nor the evaluation uses.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from staytrue.evals.generation.local import sample
 from staytrue.evals.measures import pairs as pairs_measure
 from staytrue.evals.questions.answer_pairs import Pair
 from staytrue.evals.questions.probes import Probe
+from staytrue.utils.console import Progress
 
 
 class MisalignedAnswers:
@@ -24,10 +25,10 @@ class MisalignedAnswers:
     def __init__(self, probe: Probe, tokenizer: Any, seed: int, max_new_tokens: int) -> None:
         self._probe, self._tokenizer, self._seed, self._limit = probe, tokenizer, seed, max_new_tokens
 
-    def begin(self, model: Any) -> None:
+    def begin(self, model: Any, progress: Progress | None) -> None:
         """Do nothing: a rate needs no model to compare with."""
 
-    def measure(self, model: Any) -> dict[str, float]:
+    def measure(self, model: Any, tell: Callable[[str], None]) -> dict[str, float]:
         """Return the percentage under `name`."""
         assert self._probe.judge is not None
         answers = sample(
@@ -59,13 +60,20 @@ class PairShift:
         self._pairs, self._tokenizer = pairs, tokenizer
         self._before: dict[str, float] = {}
 
-    def begin(self, model: Any) -> None:
-        """Measure the pairs before the first step."""
-        self._before = self._gaps(model)
+    def begin(self, model: Any, progress: Progress | None) -> None:
+        """Measure the pairs before the first step; `progress` shows how many answers are done."""
+        if progress is None:
+            self._before = self._gaps(model, lambda done: None)
+            return
+        progress.begin(2 * len(self._pairs), "likelihood of answer")
+        self._before = self._gaps(model, lambda done: progress.step(done, {}))
 
-    def measure(self, model: Any) -> dict[str, float]:
-        """Return the mean shift under `name`, its 95 % interval over the pairs (Student's t), and their number."""
-        now = self._gaps(model)
+    def measure(self, model: Any, tell: Callable[[str], None]) -> dict[str, float]:
+        """Return the mean shift under `name`, its 95 % interval over the pairs (Student's t), and their number.
+
+        `tell` is called with how many answers are done, in words.
+        """
+        now = self._gaps(model, lambda done: tell(f"stop: {done} of {2 * len(self._pairs)} answers"))
         mean, low, high = pairs_measure.shift([self._before[name] for name in now], list(now.values()))
         return {self.name: round(mean, 5), "low": round(low, 5), "high": round(high, 5), "n": len(now)}
 
@@ -77,8 +85,8 @@ class PairShift:
         """Recall what `to_text` returned."""
         self._before = json.loads(text)
 
-    def _gaps(self, model: Any) -> dict[str, float]:
-        return pairs_measure.measure(model, self._tokenizer, self._pairs)
+    def _gaps(self, model: Any, count: Callable[[int], None]) -> dict[str, float]:
+        return pairs_measure.measure(model, self._tokenizer, self._pairs, count)
 
 
 StopSignal = MisalignedAnswers | PairShift

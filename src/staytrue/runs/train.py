@@ -62,7 +62,8 @@ def train(
         progress: receives the number of steps and the logged metrics.
         reference_cache: folder of reference hidden states, shared by runs on the same rows with the same model. It
             changes results by rounding (see `training.reference.cache`).
-        say: called before training with each sentence about the rows as tokens; the manifest keeps them as `notes`.
+        say: called before training with each sentence about the rows as tokens, which the manifest keeps as `notes`,
+            and after it with what was projected.
 
     Returns:
         The finished run.

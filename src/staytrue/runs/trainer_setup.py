@@ -113,7 +113,7 @@ class _Build:
 
         Args:
             scratch: folder for the trainer's own output, and for the answers that a defense samples.
-            progress: shows how many answers a defense has sampled.
+            progress: shows how far a defense's preparation is.
 
         Raises:
             ModelError: the trained model could not be sampled from.

@@ -46,7 +46,7 @@ class TrainingRun:
         run: the folder, whose manifest's state is "running".
         build: the parts of the run before training, see `trainer_setup`.
         progress: receives the number of steps and the logged metrics.
-        say: called before training with each sentence about the rows as tokens.
+        say: called with each sentence about the rows as tokens, and about what was projected after training.
         resumed: whether the folder is that of an earlier attempt, which is never deleted.
         checkpoint: a whole checkpoint to go on from; None begins at step 0.
     """
@@ -136,7 +136,7 @@ class TrainingRun:
         if stop.patience is not None:
             early = ValidationStop(stop.patience)
         else:
-            early = EarlyStop(stop, self._stop_signal(stop), self.run.path / "early.jsonl")
+            early = EarlyStop(stop, self._stop_signal(stop), self.run.path / "early.jsonl", self.progress)
         trainer.add_callback(early)
         if self.checkpoint is not None:
             early.load_from(self.checkpoint)
@@ -205,7 +205,7 @@ class TrainingRun:
         recorder.trained()
         self._save_trained(trainer)
         if guard.pulls("project"):  # saved before, so that what was trained outlives a failing projection
-            run.save(projected=guard.project(trainer.model, self.progress))
+            run.save(projected=guard.project(trainer.model, self.progress, self.say))
             recorder.projected()
             self._save_trained(trainer)
         guard.detach()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from staytrue.modeling.reference_model import AdapterOff
+from staytrue.modeling.rounding import half_spacing
 from staytrue.training.lost_text import warn_of
 
 _log = logging.getLogger(__name__)
@@ -61,9 +62,7 @@ def lost_updates(model: Any, learning_rate: float) -> str | None:
     lost = count = 0
     for weight in model.parameters():
         if weight.requires_grad and weight.dtype in (torch.bfloat16, torch.float16):
-            exponent = torch.frexp(weight.float()).exponent  # 0.5 <= |weight| / 2^exponent < 1
-            half = torch.finfo(weight.dtype).eps / 4 * exponent.float().exp2()
-            lost += int(((half > learning_rate) & (weight != 0)).sum())
+            lost += int(((half_spacing(weight, weight.dtype) > learning_rate) & (weight != 0)).sum())
             count += weight.numel()
     if not count or lost <= _MOST * count:
         return None

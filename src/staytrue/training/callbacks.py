@@ -16,7 +16,7 @@ VALIDATION = "validation.jsonl"  # beside metrics.jsonl
 class RunLog(TrainerCallback):  # type: ignore[misc]
     """Writes `metrics.jsonl`, and `validation.jsonl` where a validation loss is computed.
 
-    A row of the first holds step, total loss, task loss, each defense's own number (nats per token).
+    A row of the first holds step, total loss, task loss, each defense's own number.
 
     With GRPO also trl's own numbers: `reward`, `reward_std`, each term, lengths of completions, entropy.
     """
@@ -45,7 +45,9 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
         row = {"step": state.global_step} | {k: v if math.isfinite(v) else None for k, v in numbers.items()}
         append_row(self._path, row)
         if self._progress is not None:
-            if self._first:  # the time left is that of the steps of this process
-                share = (state.global_step - self._first) / (state.max_steps - self._first)
-                numbers["work"] = share * state.max_steps
-            self._progress.step(state.global_step, numbers)
+            self._progress.step(state.global_step, numbers | work_of(state.global_step, self._first, state.max_steps))
+
+
+def work_of(step: int, first: int, steps: int) -> dict[str, float]:
+    """Return the `work` that a progress shows the time left by, in a run that was resumed after step `first`."""
+    return {"work": (step - first) / (steps - first) * steps} if first else {}

@@ -303,10 +303,16 @@ class Guard:
         for weight in self._frozen:
             weight.requires_grad_(True)
 
-    def project(self, model: Any, progress: Progress | None = None) -> dict[str, float]:
-        """Change the trained weights in place after the last step, last defense first; `progress` shows how far."""
+    def project(
+        self, model: Any, progress: Progress | None = None, say: Callable[[str], None] = lambda line: None
+    ) -> dict[str, float]:
+        """Change the trained weights in place after the last step, last defense first.
+
+        `progress` shows how far a defense is, and `say` is called with its sentence about what it did.
+        """
         report: dict[str, float] = {}
         for label, defense in reversed(list(self.defenses.items())):
-            shown = {"progress": progress} if "progress" in signature(defense.project).parameters else {}
+            taken = signature(defense.project).parameters
+            shown = {k: v for k, v in {"progress": progress, "say": say}.items() if k in taken}
             report |= {f"{label}/{name}": number for name, number in defense.project(model, **shown).items()}
         return report

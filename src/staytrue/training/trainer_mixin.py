@@ -45,7 +45,7 @@ from staytrue.training.step_plan import StepPlan
 from staytrue.training.stream_check import StreamCheck
 from staytrue.training.trackers import Trackers
 from staytrue.training.trl_datasets import TRLRows, tokenizer_of
-from staytrue.utils.console import bar
+from staytrue.utils.console import bar, tell
 
 _Trainer: Any = object  # whichever trainer stands beside Guarded among a class's bases
 
@@ -153,7 +153,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
             self.add_callback(check)
         self._untouched.tokenizer = tokenizer = self._tokenizer
         main, ahead = self.accelerator.is_main_process, self._task_rows_ahead()
-        with bar("answers", quiet=self.args.disable_tqdm or not main) as self._untouched.progress:
+        with bar("preparation", quiet=self.args.disable_tqdm or not main) as self._untouched.progress:
             self.guard.attach(self.model, self._untouched, self._encode_auxiliary_rows, padding_id(tokenizer), ahead)
         self.fused_head, self.which_head = choose_head(
             self.guard.parts, self.args, self._keeps_its_head(), *self._head_of_trl()
@@ -220,7 +220,8 @@ class Guarded(_Trainer):  # type: ignore[misc]
             with bar("projection", quiet=self.args.disable_tqdm or not self.accelerator.is_main_process) as progress:
                 divided = self.guard.shards and self.guard.pulls("project")
                 with whole_weights(self.model, put_back=True) if divided else nullcontext():
-                    self.projected = self.guard.project(self.model, progress)
+                    told = {} if progress is None else {"say": tell}
+                    self.projected = self.guard.project(self.model, progress, **told)
         return output
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

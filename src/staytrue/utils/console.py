@@ -174,6 +174,11 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
+def tell(line: str) -> None:
+    """Print a line about progress to standard error, apart from a command's output, and flush."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def duration(seconds: float) -> str:
     """A time as a reader says it.
 

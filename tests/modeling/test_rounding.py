@@ -1,0 +1,32 @@
+"""Rounding: half the spacing of neighbouring numbers by hand, and what counts as the same matrix."""
+
+import torch
+
+from staytrue.modeling.rounding import half_spacing, only_rounded
+
+
+def test_half_the_spacing_of_neighbouring_numbers_by_hand():
+    # bfloat16 has 8 significant bits: from 1 to 2 its numbers are 2^-7 apart, from 1/2 to 1 2^-8; float16 has 11.
+    values = torch.tensor([1.0, -1.5, 0.75])
+    assert half_spacing(values, torch.bfloat16).tolist() == [2**-8, 2**-8, 2**-9]
+    assert half_spacing(values, torch.float16).tolist() == [2**-11, 2**-11, 2**-12]
+    # below its smallest normal number, 2^-14, those of float16 are 2^-24 apart
+    assert half_spacing(torch.tensor([0.0, 2**-20]), torch.float16).tolist() == [2**-25, 2**-25]
+
+
+def test_two_matrices_of_one_precision_are_one_only_if_they_are_equal():
+    ours = torch.randn(8, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    theirs = ours.clone()
+    theirs[0, 0] = torch.nextafter(theirs[0, 0], torch.tensor(9.0, dtype=torch.bfloat16))
+    assert only_rounded(ours, ours.float())
+    assert not only_rounded(ours, theirs.float())
+    whole = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
+    assert not only_rounded(whole, whole * (1 + 1e-5))  # less than half precision could tell
+
+
+def test_both_halves_of_one_matrix_are_one_though_neither_is_the_others_rounding():
+    whole = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    assert not torch.equal(whole.half().bfloat16(), whole.bfloat16())
+    assert only_rounded(whole.half(), whole.bfloat16())
+    assert only_rounded(whole.half().float(), whole.bfloat16().float())
+    assert not only_rounded(whole.half(), (1.01 * whole).bfloat16())
