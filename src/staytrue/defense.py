@@ -152,7 +152,7 @@ class Defense:
     def check(self, parts: ModelParts, base: Base) -> None:
         """At attach: raise `ModelError` for a model that this configuration cannot work with.
 
-        `staytrue check` calls it, too, for a model without weights (`parts.is_empty`), unless `project` is overridden.
+        `staytrue check` calls it, too, for a model without weights (`parts.is_empty`).
         """
 
     def prepare(self, parts: ModelParts, base: Base) -> Any:

@@ -109,11 +109,11 @@ def test_set_reaches_a_key_of_every_section_also_of_one_that_is_not_there(tmp_pa
 @pytest.mark.parametrize(
     ("edit", "sentence"),
     [
-        ("reference.x=base", r"reference has no keys of its own. Write --set reference=base\.$"),
-        ("defenses.kl=1", r"defenses has no keys of its own. Name the defense, as in --set kl.weight=0.3\.$"),
+        ("reference.x=base", r"reference is set as a whole. Write --set reference=base\.$"),
+        ("defenses.kl=1", r"defenses is set as a whole. Name the defense, as in --set kl.weight=0.3\.$"),
         (
             "task.tier=2",
-            r"task has no keys of its own. Write the task with its fields: --set 'task=\{NAME: \{tier: 2\}\}'",
+            r"task is set as a whole. Write the task with its fields: --set 'task=\{NAME: \{tier: 2\}\}'",
         ),
         ("trian.max_steps=2", r"no section and no defense 'trian'; did you mean 'train'\?"),
         ("model=", r": model has no value; write one: organism, smollm2, the folder of a model, or its name on the"),

@@ -136,9 +136,16 @@ def test_a_base_in_another_precision_that_differs_in_one_weight_is_taken_and_its
     # an adapter that has not moved has no update, whose cosine is 1
     (sentence,) = said
     assert sentence == (
-        f"safelora projected 0 of the 1 adapted matrices that alignment changed; it did not change {count - 1} others. "
-        "Nothing was changed: the least cosine is 1, and `threshold` is 0.3. Raise `threshold` above that, or name as "
-        "`base` the model before alignment."
+        f"safelora projected 0 of 1 matrices that alignment changed, and left alone {count - 1} that it did not. "
+        "Nothing was changed: every update lies in the directions that are kept."
+    )
+
+
+def test_where_no_matrix_strays_far_enough_the_way_out_is_a_higher_threshold():
+    report = {"projected": 0.0, "of": 3.0, "unchanged": 0.0, "least_cosine": 0.514}
+    assert SafeLoRA(base="b")._sentence(report) == (
+        "safelora projected 0 of 3 matrices that alignment changed. Nothing was changed: the least cosine is 0.514, "
+        "and `threshold` is 0.3. Raise `threshold` above that, or name as `base` the model before alignment."
     )
 
 
@@ -162,8 +169,8 @@ def test_a_matrix_that_alignment_did_not_change_is_left_as_it_was_trained(tmp_pa
     assert changed == [False] + [True] * (len(matrices) - 1)
     assert progress.seen == [(len(matrices), "matrix"), *range(1, len(matrices) + 1)]
     many = len(matrices) - 1
-    sentence = f"safelora projected {many} of the {many} adapted matrices that alignment changed"
-    assert said == [f"{sentence}; it did not change 1 others."]
+    sentence = f"safelora projected {many} of {many} matrices that alignment changed"
+    assert said == [f"{sentence}, and left alone 1 that it did not."]
 
 
 def test_a_hub_name_is_read_from_the_users_cache(tmp_path, monkeypatch):

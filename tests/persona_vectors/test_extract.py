@@ -468,7 +468,7 @@ def test_answers_of_a_command_that_was_stopped_are_not_sampled_again(tmp_path, m
     _, out = make(tmp_path, batch_size=2, tell=lines.append)
     assert len(seen) == 12 - len(rows)
     assert not set(seen) & {row["question"] for row in rows}
-    assert f"{file} holds {len(rows)} answers that were sampled before." in lines
+    assert f"Goes on with {file}; answers in it: {len(rows)}." in lines
     assert out.read_bytes() == whole
     assert not file.exists()
 
@@ -492,8 +492,8 @@ def test_answers_that_no_judge_kept_are_read_again_without_sampling(tmp_path, mo
         make(tmp_path, keep_all=False, judge=lambda: nothing)
     file = tmp_path / "v.safetensors.answers.jsonl"
     assert str(refused.value).endswith(
-        f"The answers are kept in {file}: the same command with another --judge or with --no-filter reads them again, "
-        "without sampling."
+        f"The answers are kept in {file}: the same command with another --judge, or with --no-filter in its "
+        "place, reads them again, without sampling."
     )
     assert len(files.read_rows(file)) == 1 + 12
     seen = sampled_questions(monkeypatch)
@@ -510,8 +510,15 @@ def test_a_file_of_answers_that_cannot_be_read_is_a_sentence(tmp_path):
 
 def test_nothing_is_said_to_be_left_where_no_answer_was_finished(tmp_path):
     assert kept_answers.left(tmp_path / "v") == "nothing was written"
-    kept_answers.KeptAnswers(kept_answers.file_beside(tmp_path / "v"), {"seed": 0})
-    assert kept_answers.left(tmp_path / "v") == "no answer was finished"
+    file = kept_answers.file_beside(tmp_path / "v")
+    kept_answers.KeptAnswers(file, {"seed": 0})
+    assert kept_answers.left(tmp_path / "v") == "nothing was written"
+    file.write_text('{"seed": 0}\n')  # a process that was killed before its first answer
+    kept_answers.KeptAnswers(file, {"seed": 1}).add(
+        Answer(Question("a", "vector", (Message("user", "?"),)), 0, "x", True)
+    )
+    assert files.read_rows(file)[0] == {"seed": 1}
+    assert kept_answers.left(tmp_path / "v").startswith("1 answer is kept in ")
 
 
 # Traits

@@ -176,6 +176,11 @@ def test_a_sweep_that_is_broken_off_is_made_by_the_same_command(tmp_path, capsys
     assert code == 2
     assert f"{file} holds a vector that was made in another way: seed is 0, not 1. Give the options" in err
 
+    tiny.lora(tiny.model()).save_pretrained(str(tmp_path / "adapter"))
+    code, err = vector_command(monkeypatch, capsys, file, "--adapter", tmp_path / "adapter")
+    assert code == 2
+    assert "adapter is none, not" in err
+
     monkeypatch.setattr(extract, "extract", None)  # no answer is sampled again
     code, err = vector_command(monkeypatch, capsys, file)
     assert code == 0, err

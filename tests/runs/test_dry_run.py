@@ -199,9 +199,11 @@ def prompts(folder, name, rows):
         lambda folder: {"steer": {"vector": vector(folder, (2, 16)), "layer": 31}},
         lambda folder: {"steer": {"vector": vector(folder, (2, 8)), "layer": 1}},
         lambda folder: {"freeze": {"blocks": [9]}},
+        lambda folder: {"l2init": {"fisher": prompts(folder, "p", [{"messages": 3}])}},
+        lambda folder: {"safelora": {"base": str(folder / "nowhere")}},
         lambda folder: {"freeze": {"blocks": [1, 2]}},
     ],
-    ids=["asked", "unanswered", "faults", "share", "pool", "layer", "width", "blocks", "all_blocks"],
+    ids=["asked", "unanswered", "faults", "share", "pool", "layer", "width", "blocks", "fisher", "base", "all_blocks"],
 )
 def test_what_training_refuses_of_a_defense_is_refused_without_weights(tmp_path, monkeypatch, defense):
     make(tmp_path)

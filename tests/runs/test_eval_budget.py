@@ -249,7 +249,7 @@ def test_what_a_budget_chose_is_said_stored_and_kept_when_the_evaluation_goes_on
     assert (again["probes"], same["probes"], len(calls)) == (summary["probes"], metadata["probes"], 1)
     with pytest.raises(RequestError, match=r"holds an evaluation with a budget of 8 s, and this one has no budget\."):
         sitting(None)
-    with pytest.raises(RequestError, match=r"with a budget of 8 s, and this one has a budget of 2 min\. Give the same"):
+    with pytest.raises(RequestError, match=r"with a budget of 8 s, and this one has a budget of 120 s\. Give the same"):
         sitting(120)
     assert len(calls) == 1
 
@@ -262,13 +262,20 @@ def test_likelihoods_are_computed_first_and_their_time_is_part_of_the_budget(sit
     assert (summary["probes"]["few"]["n"], metadata["budget"]["seconds"]) == (15, 12)
 
 
-def test_what_a_budget_left_out_of_the_measures_is_said_with_the_rest(sitting, monkeypatch):
+def test_where_only_measures_are_left_out_it_is_not_said_that_nothing_is(sitting, monkeypatch):
     monkeypatch.setattr(
         evaluate, "Measurement", lambda *a: SimpleNamespace(likelihoods=list, left_out=["pairs", "drift"])
     )
     _, lines, metadata, _ = sitting(3600)
-    assert lines[1] == "To fit 60 min it asks all questions, without pairs and drift."
-    assert metadata["budget"]["left_out"] == "all questions, without pairs and drift"
+    assert lines[1] == "No question is left out to fit 60 min."
+    assert metadata["budget"]["left_out"] == ""
+
+
+def test_a_budget_that_loading_and_likelihoods_have_used_up_is_refused_at_once(sitting, monkeypatch):
+    clock = iter([1000.0, 1009.0])
+    monkeypatch.setattr(evaluate, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with pytest.raises(RequestError, match=r"The budget of 8 s was over .* took 9 s\. Give it more time\."):
+        sitting(8)
 
 
 def test_a_budget_that_everything_fits_leaves_nothing_out(sitting):

@@ -205,9 +205,10 @@ class Noted:
 
 @pytest.mark.parametrize(("budget", "left_out"), [(300, ["pairs"]), (500, [])])
 def test_a_measure_that_takes_more_than_half_of_a_budget_is_left_out(place, monkeypatch, budget, left_out):
-    # 300 of 600 likelihoods are one batch, done after 100 s, so all take 200; half of the budget is 150 s or 250.
-    monkeypatch.setattr(log_likelihood, "_MOST_LOGITS_ON_A_CPU", 1 << 30)
-    clock = iter([0.0, 100.0, 200.0])
+    # Each of 600 likelihoods takes a third of a second, so all take 200 s; half of the budget is 150 s or 250.
+    monkeypatch.setattr(measures, "_SURE", 0.1)
+    monkeypatch.setattr(log_likelihood, "_MOST_LOGITS_ON_A_CPU", 1)  # one by one
+    clock = (number / 3 for number in range(10_000))
     monkeypatch.setattr(measures, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     request, lines = request_for(place, "pairs", budget=budget), []
     loaded = evaluate._loader(request)
@@ -215,7 +216,32 @@ def test_a_measure_that_takes_more_than_half_of_a_budget_is_left_out(place, monk
     one.likelihoods(["pairs"])
     assert one.left_out == left_out
     assert (place / "E" / "measures.jsonl").exists() == (not left_out)
-    assert lines[1:] == ["pairs is left out to fit 5 min: it would take 3 min, of 2 min that are left."] * len(left_out)
+    late = "pairs is left out to fit 5 min: it would take 3 min, and likelihoods have 2 min left."
+    assert lines[1:] == [late] * len(left_out)
+
+
+def test_a_measure_that_is_half_done_is_finished(place, monkeypatch):
+    # The pace is good until the 350th of 600, and then too slow for the 150 s of half the budget.
+    monkeypatch.setattr(log_likelihood, "_MOST_LOGITS_ON_A_CPU", 1)
+    clock = iter([*(number / 10 for number in range(350)), *range(1000, 2000)])
+    monkeypatch.setattr(measures, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    request = request_for(place, "pairs", budget=300)
+    one = measures.Measurement(request, place / "E", evaluate._loader(request), 0, until=300.0)
+    one.likelihoods(["pairs"])
+    assert one.left_out == []
+    assert (place / "E" / "measures.jsonl").exists()
+
+
+def test_leak_is_taken_after_verdicts_that_outlast_the_budget(place, monkeypatch):
+    request = request_for(place, "general", "leak", budget=300)
+    lines = []
+    one = measures.Measurement(request, place / "E", evaluate._loader(request), 0, say=lines.append, until=1e12)
+    one.likelihoods(["leak"])  # the untuned model's answers, while there is time
+    assert any("untuned model answers 4" in line for line in lines)
+    monkeypatch.setattr(measures, "time", SimpleNamespace(monotonic=lambda: 2e12))
+    one.leak()
+    assert one.left_out == []
+    assert '"leak"' in (place / "E" / "measures.jsonl").read_text()
 
 
 def test_a_budget_in_which_no_measure_fits_is_refused(place, monkeypatch):

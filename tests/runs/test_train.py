@@ -57,10 +57,7 @@ def test_a_run_tells_what_was_projected_and_its_manifest_has_the_numbers(tmp_pat
     run = train.train(settings, tmp_path / "run", say=said.append)
     numbers = {name: run.manifest["projected"][f"safelora/{name}"] for name in ("projected", "of", "unchanged")}
     assert numbers == {"projected": 5, "of": 14, "unchanged": 0}  # 7 matrices in each of 2 blocks
-    assert (
-        said[-1]
-        == "safelora projected 5 of the 14 adapted matrices that alignment changed; it did not change 0 others."
-    )
+    assert said[-1] == "safelora projected 5 of 14 matrices that alignment changed."
 
 
 def metrics(folder):

@@ -853,5 +853,5 @@ def test_a_script_projects_its_weights_after_training_and_a_guards_owner_does_it
 def test_a_script_is_told_what_was_projected_unless_it_wants_no_bars(tmp_path, capsys, quiet):
     sft = trained(tmp_path, [sample("safelora", tmp_path)], disable_tqdm=quiet)
     count, of = (sft.projected[f"safelora/{name}"] for name in ("projected", "of"))
-    sentence = f"safelora projected {count:.0f} of the {of:.0f} adapted matrices"
+    sentence = f"safelora projected {count:.0f} of {of:.0f} matrices"
     assert (sentence in capsys.readouterr().err) is not quiet

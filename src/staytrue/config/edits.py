@@ -40,7 +40,7 @@ def edit_key(plain: dict[str, Any], edit: str, keys: Collection[str]) -> None:
     elif first in _SECTIONS:
         plain[first] = _with_key(plain.get(first), rest, value)
     elif first in keys:
-        raise RecipeError(f"--set {edit}: {first} has no keys of its own. {_whole(first, rest, text)}")
+        raise RecipeError(f"--set {edit}: {first} is set as a whole. {_whole(first, rest, text)}")
     else:
         listed = plain.get("defenses")
         _edit_defense(listed if isinstance(listed, list) else [], edit, first, rest, value)
@@ -51,7 +51,8 @@ def _whole(key: str, field: str, text: str) -> str:
     if key == "defenses":
         return "Name the defense, as in --set kl.weight=0.3."
     if key == "task":
-        return f"Write the task with its fields: --set 'task={{NAME: {{{field}: {text}}}}}'."
+        name, _, of_task = f"NAME.{field}".removeprefix("NAME." if "." in field else "").partition(".")
+        return f"Write the task with its fields: --set 'task={{{name}: {{{of_task}: {text}}}}}'."
     return f"Write --set {key}={text}."
 
 

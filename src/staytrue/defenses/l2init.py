@@ -55,10 +55,8 @@ class L2Init(Defense):
     fisher: Path | None = None
 
     def check(self, parts: ModelParts, base: Base) -> None:
-        """Refuse an adapter that is not LoRA; with `fisher`, quantised weights and mixtures of experts."""
-        if not parts.has_adapter:
-            return
-        matrices = parts.adapted()
+        """Refuse an adapter that is not LoRA; with `fisher`, quantised weights, mixtures of experts and faulty rows."""
+        matrices = parts.adapted() if parts.has_adapter else []
         stacked = next((m.name for m in matrices if m.experts is not None), None)
         if self.fisher is not None and stacked is not None:
             raise ModelError(
@@ -71,20 +69,27 @@ class L2Init(Defense):
                 f"l2init: {packed} is quantised, so it has no gradient to estimate the Fisher information from. Load "
                 "the model without quantisation, or leave `fisher` out."
             )
+        if self.fisher is not None:
+            self._rows(self.fisher, base)
 
     def prepare(self, parts: ModelParts, base: Base) -> list[Tensor] | None:
         """Compute the diagonal Fisher information of every adapted matrix or trained weight; None without `fisher`."""
         if self.fisher is None:
             return None
-        rows = [row for row in read_examples(self.fisher) if row.question not in base.evaluation_questions()]
-        encoded = [row for row in base.encode(rows) if any(label != -100 for label in row.labels[1:])]
+        encoded = self._rows(self.fisher, base)
         base.note("l2init/fisher_rows", len(encoded))
+        return fisher(parts, encoded, base.progress)
+
+    def _rows(self, file: Path, base: Base) -> list[Encoded]:
+        """Read and encode the rows of `fisher`, without evaluation questions."""
+        rows = [row for row in read_examples(file) if row.question not in base.evaluation_questions()]
+        encoded = [row for row in base.encode(rows) if any(label != -100 for label in row.labels[1:])]
         if not encoded:
             raise RecipeError(
-                f"l2init: {self.fisher} has no row with an answer beside evaluation questions, which are left out. "
-                "Give `fisher` a file with other rows."
+                f"l2init: {file} has no row with an answer beside evaluation questions, which are left out. Give "
+                "`fisher` a file with other rows."
             )
-        return fisher(parts, encoded, base.progress)
+        return encoded
 
     def penalty(self, step: Step) -> Tensor:
         """Sum over the matrices, or over all trained weights; counted once for the optimizer step."""

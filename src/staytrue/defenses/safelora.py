@@ -57,8 +57,15 @@ class SafeLoRA(Defense):
 
     def check(self, parts: ModelParts, base: Base) -> None:
         """Refuse quantised weights, and a base that lacks a matrix or has the same weights, before training."""
-        weights = self._base_weights(parts)
+        from staytrue.modeling.weight_files import WeightFiles
+
+        matrices = _matrices(parts)
+        if parts.is_empty and WeightFiles.is_on_hub(self.base):  # not downloaded for a check of the recipe
+            return
+        weights = WeightFiles.find(self.base, parts.causal, {m.name: m.shape() for m in matrices})
         weights.check()
+        if parts.is_empty:
+            return
         if all(not bool(moved.any()) for _, moved in _changes(parts, weights)):  # stops at the first that differs
             raise ModelError(
                 f"safelora: the base {self.base} has the same weights as the model that is trained, but for rounding "
@@ -102,12 +109,12 @@ class SafeLoRA(Defense):
 
     def _sentence(self, report: Mapping[str, float]) -> str:
         """Say how many matrices were projected, and what to do where none was."""
-        line = (
-            f"safelora projected {report['projected']:.0f} of the {report['of']:.0f} adapted matrices that alignment "
-            f"changed; it did not change {report['unchanged']:.0f} others."
-        )
+        line = f"safelora projected {report['projected']:.0f} of {report['of']:.0f} matrices that alignment changed"
+        line += f", and left alone {report['unchanged']:.0f} that it did not." if report["unchanged"] else "."
         if report["projected"]:
             return line
+        if report["least_cosine"] > 1 - 1e-6:
+            return f"{line} Nothing was changed: every update lies in the directions that are kept."
         return (
             f"{line} Nothing was changed: the least cosine is {report['least_cosine']:.3g}, and `threshold` is "
             f"{self.threshold:g}. Raise `threshold` above that, or name as `base` the model before alignment."

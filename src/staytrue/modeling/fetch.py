@@ -42,7 +42,10 @@ def folder() -> Path:
 def is_unpacked() -> bool:
     """Whether the fetched weights are those of the 4-bit file, whose own name transformers writes into the settings."""
     settings = _place() / "config.json"
-    return settings.is_file() and "_model_name_or_path" in json.loads(settings.read_text(encoding="utf-8"))
+    try:
+        return "_model_name_or_path" in json.loads(settings.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # not there, or damaged
+        return False
 
 
 def fetch(say: Callable[[str], None], *, hub: bool = False) -> Path:

@@ -43,13 +43,20 @@ class WeightFiles:
         passing = frozenset[str]()
         if name == fetch.NAME and not folder.exists():
             folder = fetch.folder()
-        elif not folder.exists() and not name.startswith((".", "/", "~")) and name.count("/") <= 1:
+        elif cls.is_on_hub(name):
             folder, passing = _downloaded(name), FROM_HUB
         if not folder.is_dir() or not any(folder.glob("*.safetensors")):
             raise ModelError(f"{name} is not a model folder with .safetensors weights; give the unaligned model's.")
         if name not in organism.NAMES:
             check_weights_folder(folder, but=passing)
         return cls(folder, like, shapes)
+
+    @staticmethod
+    def is_on_hub(name: str) -> bool:
+        """Whether a name is one on the hub, and neither a folder nor one of our own models."""
+        ours = name in (*organism.NAMES, fetch.NAME)
+        local = name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).expanduser().exists()
+        return not ours and not local
 
     def read(self, name: str) -> Tensor:
         """Read one matrix."""

@@ -28,7 +28,7 @@ from staytrue.evals.questions.answer_pairs import EARLY_STOPPING, shipped
 from staytrue.evals.types import ChecksItself, Judge
 from staytrue.persona_vectors import pair_sweep, sweep, vectorfile
 from staytrue.persona_vectors.kept_answers import KeptAnswers, file_beside
-from staytrue.persona_vectors.pairs import Pair, filtered, sample_pairs
+from staytrue.persona_vectors.pairs import NoPairError, Pair, filtered, sample_pairs
 from staytrue.persona_vectors.traits import Trait
 from staytrue.persona_vectors.vectorfile import Extraction
 from staytrue.utils.console import Progress
@@ -92,13 +92,13 @@ def make(
         The facts that stand in the file's metadata.
 
     Raises:
-        RequestError: anything that is wrong with the request; then nothing is written.
+        RequestError: anything that is wrong with the request; answers that were sampled are kept.
     """
     _check(request, source)
     limit = request.max_new_tokens or (_ORGANISM_TOKENS if source.is_organism else _TOKENS)
-    judge = _judge(request, source)
-    used = None if request.keep_all else judge
     kept = request.out.exists()  # by a sweep that was broken off
+    judge = _judge(request, source, asked=source.is_organism or not kept)
+    used = None if request.keep_all else judge
     tell(f"{request.out} holds the vector; only the sweep is made." if kept else _forecast(request, limit))
     if request.sweep and not source.is_organism:
         tell(pair_sweep.forecast())
@@ -168,7 +168,7 @@ def extract(
     from staytrue.persona_vectors.activations import mean_states
 
     if kept is not None and kept.texts:
-        tell(f"{kept.file} holds {len(kept.texts):,} answers that were sampled before.")
+        tell(f"Goes on with {kept.file}; answers in it: {len(kept.texts):,}.")
     pairs = sample_pairs(
         LocalGenerator(model, tokenizer, batch_size=batch_size),
         trait,
@@ -202,15 +202,15 @@ def extract(
 def _filtered(
     pairs: Sequence[Pair], judge: Judge | None, progress: Progress | None, kept: KeptAnswers | None
 ) -> list[Pair]:
-    """The pairs that the judge keeps; a refusal names the file with the answers."""
+    """The pairs that the judge keeps; where it keeps none, the sentence names the file with the answers."""
     try:
         return filtered(pairs, judge, progress)
-    except RequestError as error:
-        if judge is None or kept is None:
+    except NoPairError as error:
+        if kept is None:
             raise
         raise RequestError(
-            f"{error} The answers are kept in {kept.file}: the same command with another --judge or with --no-filter "
-            "reads them again, without sampling."
+            f"{error} The answers are kept in {kept.file}: the same command with another --judge, or with --no-filter "
+            "in its place, reads them again, without sampling."
         ) from None
 
 
@@ -258,11 +258,11 @@ def _check(request: Request, source: Source) -> None:
         )
 
 
-def _judge(request: Request, source: Source) -> Judge | None:
-    """The judge of the answers; of the organism's its rules, unless another one is named."""
+def _judge(request: Request, source: Source, asked: bool) -> Judge | None:
+    """The judge of the answers, tried if it will be asked; of the organism's its rules, unless another one is named."""
     if request.judge is not None:
         judge = request.judge()
-        if isinstance(judge, ChecksItself):
+        if asked and isinstance(judge, ChecksItself):
             judge.check()
         return judge
     if not source.is_organism:

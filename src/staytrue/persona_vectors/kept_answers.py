@@ -31,7 +31,7 @@ def left(out: Path) -> str:
     file = file_beside(out)
     many = len(read_rows(file)) - 1
     if many < 1:
-        return "no answer was finished" if many == 0 else "nothing was written"
+        return "nothing was written"
     kept = "1 answer is" if many == 1 else f"{many:,} answers are"
     return f"{kept} kept in {file}; give the same command again, and it goes on"
 
@@ -49,9 +49,13 @@ class KeptAnswers:
         Raises:
             RequestError: the file holds answers to another request, or cannot be read.
         """
-        self.file, now = file, json.loads(json.dumps(facts))
+        self.file, self._facts = file, json.loads(json.dumps(facts))
+        now = self._facts
         try:
             first, *rows = read_rows(file) or [now]
+            if not rows:  # no answer, so nothing to compare
+                file.unlink(missing_ok=True)
+                first = now
             self.texts: dict[Key, str] = {(row["question"], row["index"]): row["answer"] for row in rows}
             differ = [name for name in (*now, *first) if first.get(name) != now.get(name)]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -63,11 +67,11 @@ class KeptAnswers:
                 f"{file} holds answers that were sampled with another {differ[0]}, and answers of two are never mixed. "
                 "Give the options that they were sampled with, choose another path with --out, or remove that file."
             )
-        if not read_rows(file):
-            append_row(file, now)
 
     def add(self, answer: Answer) -> None:
-        """Append one answer."""
+        """Append one answer, after the facts if it is the first."""
+        if not self.file.exists():
+            append_row(self.file, self._facts)
         question = answer.question
         self.texts[question.id, answer.index] = answer.text
         where = {"question": question.id, "index": answer.index}

@@ -86,6 +86,10 @@ def _prompt(system: str, question: str, as_system: bool) -> tuple[Message, ...]:
     return (Message("user", f"{system}\n\n{question}"),)
 
 
+class NoPairError(RequestError):
+    """The judge kept no pair."""
+
+
 def filtered(pairs: Sequence[Pair], judge: Judge | None, progress: Progress | None = None) -> list[Pair]:
     """The pairs whose positive answer shows the trait and whose negative one does not, both coherent.
 
@@ -103,7 +107,7 @@ def filtered(pairs: Sequence[Pair], judge: Judge | None, progress: Progress | No
     marks = _marks(answered, judge, progress)
     kept = [pair for pair, mark in zip(answered, marks, strict=True) if mark.shows and mark.clean and mark.coherent]
     if not kept:
-        raise RequestError(_none_kept(len(pairs), marks, judge.name))
+        raise NoPairError(_none_kept(len(pairs), marks, judge.name))
     return kept
 
 

@@ -66,11 +66,13 @@ def refuse_other(path: Path, facts: Mapping[str, Any]) -> None:
         RequestError: the first fact that differs.
     """
     _, stored = read(path)
-    for name, text in _texts(facts).items():
-        if name != "versions" and stored.get(name) != text:
+    texts = _texts(facts)
+    for name in dict.fromkeys((*texts, *stored)):
+        old, new = stored.get(name, "none"), texts.get(name, "none")
+        if name != "versions" and old != new:
             raise RequestError(
-                f"{path} holds a vector that was made in another way: {name} is {_short(stored.get(name, 'missing'))}, "
-                f"not {_short(text)}. Give the options that it was made with, or choose another path with --out."
+                f"{path} holds a vector that was made in another way: {name} is {_short(old)}, not {_short(new)}. Give "
+                "the options that it was made with, or choose another path with --out."
             )
 
 

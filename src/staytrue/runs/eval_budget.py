@@ -1,8 +1,8 @@
 """The time of an evaluation is estimated before it starts, and fitted to a budget.
 
 A budget leaves out answers to each question first, and then questions of each probe. The likelihoods of `pairs` and
-`drift` are computed before and count; a measure that would take more than half of the budget is left out. A judge's
-verdicts come after the answers and do not count.
+`drift` are computed before and count; together they take half of the budget at most, and a measure that does not fit
+is left out. A judge's verdicts come after the answers and do not count.
 """
 
 from __future__ import annotations
@@ -85,6 +85,11 @@ def planned(
     missing = sum(len(missing_samples(probe.samples(), stored)) for probe in probes)
     if not missing or (budget is None and (request.is_organism or missing < _FEW)):
         return list(probes), {}
+    if budget is not None and spent >= budget:
+        raise RequestError(
+            f"The budget of {duration(budget)} was over before an answer was asked for; loading and likelihoods took "
+            f"{duration(spent)}. Give it more time."
+        )
     measured = _MEASURED if budget is None else max(min(_MEASURED, (budget - spent) / 4), budget / 20)
     say(f"Measuring how fast the model answers here, for about {duration(measured)}.")
     begun, local = time.monotonic(), generator()
@@ -101,26 +106,27 @@ def planned(
     choice = fit(probes, left - (time.monotonic() - begun), speed, limit)
     now = fitted(probes, choice)
     lost = left_out(counts(probes), counts(now))
-    if without:
-        lost = f"{lost or 'all questions'}, without {' and '.join(without)}"
-    say(f"To fit {duration(budget)} it asks {lost}." if lost else f"Nothing is left out to fit {duration(budget)}.")
+    nothing = "No question" if without else "Nothing"
+    say(f"To fit {duration(budget)} it asks {lost}." if lost else f"{nothing} is left out to fit {duration(budget)}.")
     answers = sum(len(probe.samples()) for probe in now)
     say(_estimate(answers, 1.0, speed, now, limit))
     return now, {"budget": {"seconds": budget, **choice, "left_out": lost}}
 
 
-def refuse_other_budget(out: Path, budget: int | None) -> None:
-    """Refuse to go on with an evaluation that another budget chose, before anything is measured.
+def refuse_other_budget(out: Path, budget: int | None, probes: Sequence[Probe]) -> None:
+    """Refuse to add answers to an evaluation that another budget chose, before anything is measured.
 
     Raises:
         RequestError: the sentence names both.
     """
     store = AnswerStore(out)
-    if not store.answers():
+    stored = store.answers()
+    missing = any(missing_samples(probe.samples(), stored) for probe in probes)
+    if not (stored and missing and (out / "eval.json").exists()):
         return
     before = (store.metadata().get("budget") or {}).get("seconds")
     if before != budget:
-        old, new = ("no budget" if s is None else f"a budget of {duration(s)}" for s in (before, budget))
+        old, new = ("no budget" if s is None else f"a budget of {s} s" for s in (before, budget))
         raise RequestError(
             f"{out} holds an evaluation with {old}, and this one has {new}. Give the same, or name another folder "
             "with --out."

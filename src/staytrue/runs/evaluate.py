@@ -114,7 +114,7 @@ def evaluate_model(
     refuse_other_model(out, request.identity())
     limit = request.max_new_tokens or longest_answer(request.model)
     try_judges(out, probes)  # before likelihoods are computed and the speed is measured
-    refuse_other_budget(out, request.budget)
+    refuse_other_budget(out, request.budget, probes)
     local, begun = _Local(loaded, request.batch_size), time.monotonic()
     until = None if request.budget is None else begun + request.budget
     measurement = Measurement(request, out, loaded, seed, progress, say, until)

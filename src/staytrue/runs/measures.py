@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from staytrue.evals.generation.local import LocalGenerator
 
 _TOKENS, _ORGANISM_TOKENS = 64, 48  # most tokens of an answer that is sampled for a measure
-_SURE = 2.0  # seconds, after which a pace is trusted
+_SURE, _HALF_DONE = 2.0, 0.5  # seconds after which a pace is trusted, and the share after which a measure is finished
 Loaded = Callable[[], tuple[Any, Any]]  # the model with its adapter, and its tokenizer; loaded when first called
 
 
@@ -57,7 +57,8 @@ class Measurement:
         progress: shows how much is done.
         say: called with each sentence.
         until: when the request's budget ends, by `time.monotonic`; None without a budget. Half of what is left of it
-            when the model is loaded is for likelihoods. A measure that would take longer is left out.
+            when the model is loaded is for likelihoods, together. A measure that would take longer is left out, unless
+            it is half done.
         left_out: the measures that are left out for want of time.
     """
 
@@ -69,20 +70,23 @@ class Measurement:
     say: Callable[[str], None] = lambda line: None
     until: float | None = None
     left_out: list[str] = field(default_factory=list)
-    _deadline: float | None = field(default=None, init=False)  # of the present measure
+    _deadline: float | None = field(default=None, init=False)  # of all likelihoods
 
     def likelihoods(self, names: Sequence[str]) -> None:
         """Take those of the named measures that need no answers of the fine-tuned model: `pairs` and `drift`."""
         for name in names:
             if name != LEAK:
                 self._in_time(name, partial(self._likelihoods, name))
+            elif self.until is not None:  # while there is time for the answers that it compares with
+                self._in_time(name, lambda: self._untuned_answers)
 
     def leak(self) -> None:
         """Take `leak`: of the stored answers to `general` in plain form, or else of one sampled answer each."""
-        self._deadline = self.until
-        self._in_time(LEAK, self._leak)
+        self.until = self._deadline = None  # verdicts may have come after the budget's end, and are no part of it
+        if LEAK not in self.left_out:
+            self._leak()
 
-    def _in_time(self, name: str, take: Callable[[], None]) -> None:
+    def _in_time(self, name: str, take: Callable[[], Any]) -> None:
         """Take a measure, or leave it out if it would not end before the deadline."""
         try:
             take()
@@ -246,11 +250,11 @@ class Measurement:
         if self.progress is not None:
             self.progress.step(done, metrics)
         spent, share = time.monotonic() - self._begun, metrics.get("work", done) / max(1, self._total)
-        if self._deadline is not None and done < self._total and share and spent > _SURE:
+        if self._deadline is not None and 0 < share < _HALF_DONE and spent > _SURE:
             left = self._deadline - self._begun
             if spent / share > left:
                 raise _TooLongError(
-                    f"it would take {duration(spent / share)}, of {duration(max(0.0, left))} that are left."
+                    f"it would take {duration(spent / share)}, and likelihoods have {duration(max(0.0, left))} left."
                 )
 
     def _general_answers(self) -> tuple[list[Answer], bool]:

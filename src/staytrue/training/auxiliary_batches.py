@@ -76,9 +76,8 @@ def encode_rows(
     for number, row in enumerate(encoded, start=1):
         refuse_unknown_tokens(row.input_ids, known, f"Row {number} of a defense's own")
     shared = [encoded]
-    if (
-        accelerator is not None and accelerator.num_processes > 1
-    ):  # answers sampled on several machines need not agree to the bit
+    # answers sampled on several machines need not agree to the bit
+    if accelerator is not None and accelerator.num_processes > 1:
         broadcast_object_list(shared)
     return shared[0]
 

@@ -179,8 +179,7 @@ class Guard:
             model_checks.refuse_activated(self.parts)
         layers = read_and_steered(self.defenses, len(self.parts.blocks))
         for defense in self.defenses.values():
-            if not (self.parts.is_empty and "project" in pulled(defense)):  # which compares weights
-                defense.check(self.parts, base)
+            defense.check(self.parts, base)
         self._head = model_checks.head(self.parts)
         return layers
 
