@@ -37,13 +37,13 @@ class Stopping:
     """Progress that ends the process's training at a step, as Ctrl-C would."""
 
     def __init__(self, at):
-        self.at = at
+        self.at, self.unit = at, "step"
 
-    def begin(self, steps):
-        pass
+    def begin(self, total, unit="step"):
+        self.unit = unit
 
     def step(self, step, numbers):
-        if step == self.at:
+        if (step, self.unit) == (self.at, "step"):
             raise KeyboardInterrupt
 
 

@@ -39,7 +39,7 @@ class Terminating(Stopping):
     """Progress that sends SIGTERM to its own process at a step, as a scheduler might to one of several."""
 
     def step(self, step, numbers):
-        if step == self.at:
+        if (step, self.unit) == (self.at, "step"):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
