@@ -115,6 +115,7 @@ def test_set_reaches_a_key_of_every_section_also_of_one_that_is_not_there(tmp_pa
             "task.tier=2",
             r"task is set as a whole. Write the task with its fields: --set 'task=\{NAME: \{tier: 2\}\}'",
         ),
+        ("task.gsm8k.tier=2", r"--set 'task=\{gsm8k: \{tier: 2\}\}'"),
         ("trian.max_steps=2", r"no section and no defense 'trian'; did you mean 'train'\?"),
         ("model=", r": model has no value; write one: organism, smollm2, the folder of a model, or its name on the"),
         ("seed=", r": seed has no value; write one$"),

@@ -51,8 +51,8 @@ def _whole(key: str, field: str, text: str) -> str:
     if key == "defenses":
         return "Name the defense, as in --set kl.weight=0.3."
     if key == "task":
-        name, _, of_task = f"NAME.{field}".removeprefix("NAME." if "." in field else "").partition(".")
-        return f"Write the task with its fields: --set 'task={{{name}: {{{of_task}: {text}}}}}'."
+        name, _, own = field.rpartition(".")
+        return f"Write the task with its fields: --set 'task={{{name or 'NAME'}: {{{own}: {text}}}}}'."
     return f"Write --set {key}={text}."
 
 
