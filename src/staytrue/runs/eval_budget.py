@@ -119,10 +119,11 @@ def refuse_other_budget(out: Path, budget: int | None, probes: Sequence[Probe]) 
     Raises:
         RequestError: the sentence names both.
     """
+    if not (out / "eval.json").exists():
+        return
     store = AnswerStore(out)
     stored = store.answers()
-    missing = any(missing_samples(probe.samples(), stored) for probe in probes)
-    if not (stored and missing and (out / "eval.json").exists()):
+    if not stored or not any(missing_samples(probe.samples(), stored) for probe in probes):
         return
     before = (store.metadata().get("budget") or {}).get("seconds")
     if before != budget:
