@@ -109,12 +109,12 @@ def test_the_likelihoods_are_counted_before_the_first_step_and_at_each_check(tmp
     monkeypatch.setattr("staytrue.evals.measures.log_likelihood._MOST_LOGITS_ON_A_CPU", 1)  # one by one
     texts = []
 
-    class Told(Shown):
+    class WithMetrics(Shown):
         def step(self, number, metrics):
             super().step(number, metrics)
             texts.append(metrics.get("answers"))
 
-    progress = Told()
+    progress = WithMetrics()
     stop = {"pairs": write_pairs(tmp_path), "every": 1, "above": 50}
     on_a_real_architecture(tmp_path, "run", progress=progress, train={"max_steps": 2}, stop=stop)
     # of each step the 6 answers of its check, during which it is not done, then its loss

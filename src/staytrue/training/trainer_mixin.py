@@ -220,8 +220,8 @@ class Guarded(_Trainer):  # type: ignore[misc]
             with bar("projection", quiet=self.args.disable_tqdm or not self.accelerator.is_main_process) as progress:
                 divided = self.guard.shards and self.guard.pulls("project")
                 with whole_weights(self.model, put_back=True) if divided else nullcontext():
-                    told = {} if progress is None else {"say": tell}
-                    self.projected = self.guard.project(self.model, progress, **told)
+                    say = (lambda line: None) if progress is None else tell  # as quiet as the bar
+                    self.projected = self.guard.project(self.model, progress, say)
         return output
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
