@@ -137,6 +137,11 @@ def test_copies_and_questions_of_the_evaluation_are_said(tmp_path):
     assert row_notes([Example((Message("user", q), Message("assistant", a))) for q, a in alike]) == []
 
 
+def test_a_defense_whose_weight_is_0_is_said(tmp_path):
+    notes = DryRun.of(make(tmp_path, defenses=[{"kl": {"weight": 0}}])).notes
+    assert "kl.weight is 0, so this defense changes nothing." in notes
+
+
 def test_time_counts_passes_over_tokens(tmp_path, monkeypatch):
     monkeypatch.setattr(training_cost, "_operations_per_second", lambda *args, **named: 1e6)
     plain, kl = DryRun.of(make(tmp_path)), DryRun.of(make(tmp_path, defenses=[{"kl": {"weight": 0.1}}]))

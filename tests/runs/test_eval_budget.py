@@ -11,9 +11,9 @@ import tiny
 from staytrue.data.examples import Message
 from staytrue.errors import RequestError
 from staytrue.evals.generation.batch import Batch
-from staytrue.evals.generation.lengths import AnswerLengths, SeenAnswers, exposure
+from staytrue.evals.generation.lengths import AnswerLengths, SeenAnswers
 from staytrue.evals.generation.local import LocalGenerator
-from staytrue.evals.generation.speed import Speed, _lengths, measure
+from staytrue.evals.generation.speed import Speed, measure
 from staytrue.evals.generation.step_cost import StepCost
 from staytrue.evals.questions.probes import Probe
 from staytrue.evals.types import Question, Verdict
@@ -32,7 +32,7 @@ class TenTokens(AnswerLengths):
         return min(limit, 10.0) - tokens
 
 
-LENGTHS = {name: TenTokens(1.0) for name in ("general", "facts", "few")}
+LENGTHS = {name: TenTokens((1.0,), (0.0,)) for name in ("general", "facts", "few")}
 COST = StepCost(step=0.0, token=0.01, attend=0.0, read=0.01)
 SPEED = Speed(places=8, cost=COST, refilled=True, prompt=50.0, lengths=LENGTHS)
 
@@ -61,42 +61,87 @@ def test_anything_else_is_refused(text):
 
 
 def test_the_longer_an_answer_has_grown_the_longer_it_goes_on():
-    lengths = AnswerLengths(rate=1.0)  # token t + 1 ends an answer with the chance 1 / (t + 50)
+    lengths = AnswerLengths((1.0,))  # token t + 1 ends an answer with the chance 1 / (t + 50)
     assert lengths.ahead(0, 600) == pytest.approx(50 * math.log(13))  # 128 tokens
     assert lengths.ahead(300, 600) == pytest.approx(350 * math.log(650 / 350))  # 217 of at most 300
     assert lengths.ahead(600, 600) == 0
-    assert AnswerLengths(rate=2.0).ahead(0, 10_000_000) == pytest.approx(50, abs=0.01)
+    assert AnswerLengths((2.0,)).ahead(0, 10_000_000) == pytest.approx(50, abs=0.01)
     # Half of the answers are shorter than 50 tokens; a twelfth reaches 550, and the limit cuts them.
     assert (lengths.quantile(0.5, 600), lengths.quantile(11 / 12, 600)) == (pytest.approx(50), pytest.approx(550))
     assert lengths.quantile(0.99, 600) == 600
-    assert AnswerLengths(rate=0.003).quantile(0.999, 600) == 600  # answers that do not end
+    assert AnswerLengths((0.003,)).quantile(0.999, 600) == 600  # answers that do not end
+
+
+def test_each_interval_of_lengths_has_a_rate_of_its_own():
+    # Half of the answers end within 50 tokens; from there on the chance is 3 / (t + 50): an eighth of those reach 150.
+    lengths = AnswerLengths((1.0, 3.0))
+    assert lengths.quantile(0.5, 600) == pytest.approx(50)
+    assert lengths.quantile(15 / 16, 600) == pytest.approx(150)
+    assert lengths.quantile(1 - 1 / 128, 600) == pytest.approx(350)  # the last rate goes on: another eighth
+    assert lengths.quantile(7 / 8, 600, tokens=50) == pytest.approx(100)
+    # 50 ln 2 up to 50 tokens; half of the answers then take 100 ((1 - 1 / 4) / 2) up to 150, and there the limit is.
+    assert lengths.ahead(0, 150) == pytest.approx(50 * math.log(2) + 37.5 / 2)
+
+
+def seen(*answers):
+    """Answers to `general`: tokens, and whether they ended."""
+    counted = SeenAnswers()
+    for tokens, ended in answers:
+        counted.add("general", tokens, ended)
+    return counted
 
 
 def test_lengths_are_learnt_from_ended_answers_and_from_those_that_go_on():
-    # Three of four answers ended at 50 tokens, and one goes on at 150: 3 ln 2 + ln 4 = 5 ln 2.
-    exposed = 3 * exposure(50) + exposure(150)
-    assert AnswerLengths.seen(3, exposed, weight=0).rate == pytest.approx(3 / (5 * math.log(2)))
-    assert AnswerLengths.seen(0, 0.0).rate == 1.0
-    assert AnswerLengths.seen(0, 0.0, like=0.7).rate == pytest.approx(0.7)
-    assert AnswerLengths.seen(3, exposed, like=2.0, weight=4.0).rate == pytest.approx(7 / (5 * math.log(2) + 2))
+    # Three of four answers ended within 50 tokens, and one goes on at 150. It alone passed through the second interval.
+    rates = seen((50, True), (50, True), (50, True), (150, False)).lengths()["general"].rates
+    first = together = (3 + 2) / (4 * math.log(2) + 2)  # with two answers' worth of a rate of 1
+    first = (3 + 2) / (4 * math.log(2) + 2 / first)  # and as much of the rate of all probes
+    assert rates[0] == pytest.approx(first)
+    second = (0 + 2) / (math.log(2) + 2 / (0.7 * together))
+    assert rates[1] == pytest.approx((0 + 2) / (math.log(2) + 2 / (second * first / together)))
+    later = [second * 0.7**more for more in range(1, 7)]  # no answer has reached these
+    assert rates[2:] == pytest.approx([likely * rates[1] / second for likely in later])
 
 
-def test_what_was_measured_before_counts_as_much_as_the_answers_it_was_measured_on():
-    assert AnswerLengths(rate=2.0, error=0.5).updated(1, 0.7).rate == pytest.approx((1 + 4) / (0.7 + 4 / 2))
-    assert AnswerLengths(rate=2.0).updated(9, 0.7) == AnswerLengths(rate=2.0)  # known without an error
-    seen = SeenAnswers({"facts": AnswerLengths(rate=2.0, error=0.5)})
-    seen.add("facts", 50, ended=True)
-    seen.add("general", 50, ended=False)
-    lengths = seen.lengths([("facts", 150), ("general", 50)])
-    assert lengths["facts"].rate == pytest.approx((1 + 4) / (3 * math.log(2) + 4 / 2))  # ln 2 and ln 4
-    assert lengths["general"].rate == pytest.approx((1 + 2) / (5 * math.log(2) + 2))  # of all probes
+def test_before_an_answer_is_seen_half_of_them_are_thought_to_be_shorter_than_50_tokens():
+    rates = SeenAnswers().lengths()["general"].rates
+    assert rates == pytest.approx([0.7**interval for interval in range(8)])
+
+
+def test_answers_that_do_not_end_where_others_did_are_known_to_go_on():
+    # 60 of 90 answers ended within 50 tokens; the others have 150, and none of them ended since 50.
+    lengths = seen(*[(40, True)] * 60, *[(150, False)] * 30).lengths()["general"]
+    assert lengths.quantile(0.5, 600, tokens=150) == 450  # to the limit
+    rate = 62 / (60 * math.log1p(40 / 50) + 30 * math.log1p(150 / 50) + 2)  # if it were one for all lengths
+    assert AnswerLengths((rate,)).quantile(0.5, 600, tokens=150) < 300
+
+
+def test_what_was_measured_before_counts_as_the_answers_that_it_was_measured_on():
+    measured = seen((50, True), (50, True), (150, False))
+    counted = SeenAnswers(measured)
+    counted.add("general", 20, ended=True)
+    once = seen((50, True), (50, True), (150, False), (20, True), (90, False)).lengths()
+    assert counted.lengths([("general", 90)]) == once
+    assert counted.lengths([("general", 90)]) == once  # those that go on are not counted for good
+    assert measured.lengths() == seen((50, True), (50, True), (150, False)).lengths()
+
+
+def test_a_probe_is_drawn_towards_all_probes_as_far_as_it_was_unlike_them_before():
+    counted = seen(*[(50, True)] * 8)
+    counted.add("facts", 50, ended=False)
+    lengths = counted.lengths()
+    assert lengths["general"].rates[0] > lengths["few"].rates[0] > lengths["facts"].rates[0]  # none of `few` was seen
+    ratio = lengths["facts"].rates[0] / lengths["few"].rates[0]
+    assert lengths["facts"].rates[5] == pytest.approx(ratio * lengths["few"].rates[5])
+    assert lengths["facts"].errors[0] == pytest.approx(1 / math.sqrt(2))
+    assert lengths["general"].errors[:2] == pytest.approx((1 / math.sqrt(10), 1 / math.sqrt(2)))
 
 
 def test_an_estimate_from_few_answers_is_a_range_and_a_budget_takes_its_upper_end():
-    seen = AnswerLengths.seen(14, 14 * 0.8, like=0.8)  # 16 answers' worth of evidence: an error of a quarter
-    assert (seen.rate, seen.error) == (pytest.approx(16 / (14 * 0.8 + 2 / 0.8)), 0.25)
-    assert seen.moved(-1.28).rate == pytest.approx(seen.rate * math.exp(-0.32))
-    speed = replace(SPEED, lengths={"general": seen})
+    few = seen(*[(40, True)] * 14).lengths()["general"]  # 16 answers' worth of evidence: an error of a quarter
+    assert few.moved(-1.28).rates[0] == pytest.approx(few.rates[0] * math.exp(-0.32))
+    assert few.moved(-1.28).rates[1] == pytest.approx(few.rates[1] * math.exp(-1.28 / math.sqrt(2)))
+    speed = replace(SPEED, lengths={"general": few})
     one = [probe(per_question=1)]
     best, likely, worst = (at.seconds(one, 600) for at in (speed.at_best, speed, speed.at_worst))
     assert best < likely < worst
@@ -132,7 +177,7 @@ def test_a_model_whose_batch_is_not_refilled_takes_longer():
 
 
 def test_one_long_answer_holds_up_a_probe():
-    lengths = {"general": AnswerLengths(1.0)}
+    lengths = {"general": AnswerLengths((1.0,))}
     few = probe(groups=2, forms=1, per_question=1)  # quarters of the distribution: 50 / 3 and 150 tokens
     speed = replace(SPEED, lengths=lengths, cost=StepCost(step=1.0, token=0.0, attend=0.0, read=0.0))
     assert speed.seconds([few], 600) == pytest.approx(150)
@@ -191,16 +236,12 @@ def test_answers_of_one_token_are_measured_too():
 
 
 def test_a_probe_with_short_answers_is_not_taken_for_one_with_long_ones():
-    short, long = probe("facts", groups=20, forms=1, temperature=0.0), probe()
-    going_on = SimpleNamespace(rows=[row(long.questions[0], 300)] * 20)
-    few = SimpleNamespace(finished=[(row(short.questions[0], 2), True)] * 20, batch=going_on)
-    lengths = _lengths([short, long], few)
+    counted = seen(*[(300, False)] * 20)
+    for _ in range(20):
+        counted.add("facts", 2, ended=True)
+    lengths = counted.lengths()
     assert lengths["facts"].ahead(0, 600) < 15  # true are 2, among 20 answers
     assert lengths["general"].ahead(0, 600) > 500
-
-
-def row(question, tokens):
-    return SimpleNamespace(question=question, ids=[0] * tokens)
 
 
 class Aligned:

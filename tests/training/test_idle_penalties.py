@@ -16,7 +16,9 @@ from staytrue.defenses.kl import KL
 from staytrue.defenses.ldifs import LDIFS
 from staytrue.defenses.rehearse import Rehearse
 from staytrue.defenses.safegrad import SafeGrad
+from staytrue.defenses.steer import Steer
 from staytrue.errors import ModelError, RecipeError
+from staytrue.training.idle_penalties import without_effect
 from staytrue.training.trainers import GuardedSFT
 
 _IDLE = "kl was 0 in each of the 3 steps although the weights moved"
@@ -38,6 +40,25 @@ def test_a_penalty_on_rows_that_are_not_there_is_refused(tmp_path, pool, defense
     if isinstance(defense, KL):
         with pytest.raises(RecipeError, match="kl: on is 'interleaved'"):
             grpo(tmp_path, [defense])
+
+
+def test_a_weight_of_0_is_warned_of_before_training(tmp_path):
+    with pytest.warns(UserWarning, match=r"^kl\.weight is 0, so this defense changes nothing\.$"):
+        sft(tmp_path, [KL(0.0), LDIFS(1.0)])
+
+
+def test_an_alpha_of_0_changes_nothing_and_one_that_is_left_out_does(tmp_path):
+    defenses = {
+        "steer": Steer(tmp_path / "evil.safetensors", layer=1, alpha=0.0),
+        "anchor": Anchor(tmp_path / "p.jsonl", weight=0.0),
+    }
+    assert without_effect(defenses) == [
+        "steer.alpha is 0, so this defense changes nothing.",
+        "anchor.weight is 0, so this defense changes nothing.",
+    ]
+    assert (
+        without_effect({"steer": Steer(tmp_path / "evil.safetensors", layer=1), "freeze": Freeze(), "kl": KL()}) == []
+    )
 
 
 @pytest.mark.parametrize("make", [Anchor, SafeGrad, Rehearse], ids=["anchor", "safegrad", "rehearse"])

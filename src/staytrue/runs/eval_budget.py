@@ -94,7 +94,7 @@ def planned(
     say(f"Measuring how fast the model answers here, for about {duration(measured)}.")
     begun, local = time.monotonic(), generator()
     speed = measure(local, probes, limit=limit, seconds=measured)
-    local.cost, local.expected = speed.cost, speed.lengths
+    local.cost, local.seen = speed.cost, speed.seen
     if budget is None:
         share = missing / sum(len(probe.samples()) for probe in probes)
         shorter = _SHORTER if speed.at_worst.seconds(probes, limit) * share > _LONG and local.on_cpu else ""

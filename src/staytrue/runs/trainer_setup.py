@@ -63,6 +63,7 @@ class _Build:
     ) -> None:
         from staytrue.modeling.base_model import Untouched
         from staytrue.training.guard import Guard
+        from staytrue.training.idle_penalties import without_effect
 
         self.recipe, self.source, self.tokenizer, self.held = recipe, source, tokenizer, held
         self.guard = Guard(
@@ -83,6 +84,7 @@ class _Build:
         )
         self._loaded: Any = None
         self.notes = [_DATED] if chat_tokenizer.dated(tokenizer) else []
+        self.notes += without_effect(self.guard.defenses)
         self.notes += row_notes(rows, reserved())
         self._prepare(rows)
 

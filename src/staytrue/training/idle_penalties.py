@@ -1,4 +1,4 @@
-"""Penalties that hold nothing: refused where no row is of their kind, warned of where they were 0 throughout."""
+"""Defenses that change nothing: by a number of 0 in the recipe, or because no row is of a penalty's kind."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from staytrue.defense import Defense, pulled
 from staytrue.errors import RecipeError
 from staytrue.training.guard import Guard
 from staytrue.training.outcome import Outcome
+
+_FACTORS = ("weight", "alpha")  # multiply all that a defense does
 
 
 def refuse_absent_sources(defenses: Mapping[str, Defense], present: Collection[str]) -> None:
@@ -31,6 +33,16 @@ def refuse_absent_sources(defenses: Mapping[str, Defense], present: Collection[s
                 f"{label}: on is {defense.on!r}, and no training row is of that kind, so the penalty would be 0 "
                 "throughout. Add the defense `interleave`, or take `on` out."
             )
+
+
+def without_effect(defenses: Mapping[str, Defense]) -> list[str]:
+    """A sentence for each defense whose weight or alpha is 0: a control of a sweep, or a mistake.
+
+    Args:
+        defenses: by label.
+    """
+    numbers = [(label, name) for label, d in defenses.items() for name in _FACTORS if getattr(d, name, None) == 0]
+    return [f"{label}.{name} is 0, so this defense changes nothing." for label, name in numbers]
 
 
 class IdlePenalties(TrainerCallback):  # type: ignore[misc]

@@ -31,7 +31,7 @@ from staytrue.training.adapter_checks import naming_adapter, unmatched_names
 from staytrue.training.auxiliary_batches import encode_rows
 from staytrue.training.guard import Guard
 from staytrue.training.head_choice import choose_head
-from staytrue.training.idle_penalties import IdlePenalties
+from staytrue.training.idle_penalties import IdlePenalties, without_effect
 from staytrue.training.kept_gradients import KeptGradients
 from staytrue.training.lost_text import warn_of
 from staytrue.training.micro_batch import MicroBatch, refuse_untrained
@@ -162,6 +162,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
             sharded_training.autocast(self)
         if self._owns_guard:
             all_weights.report(self)
+            warn_of(without_effect(self.guard.defenses))
 
     def _begin(self, steps_done: int, task_rows: int | None = None) -> None:
         """Training begins, or goes on after so many optimizer steps and task rows (None: full batches)."""

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import math
 import random
 from dataclasses import replace
 from types import SimpleNamespace
@@ -19,7 +18,7 @@ from staytrue.errors import ModelError
 from staytrue.evals.generation import batch, kv_cache, local
 from staytrue.evals.generation import batch_size as sizes
 from staytrue.evals.generation.draw import draw
-from staytrue.evals.generation.lengths import AnswerLengths, SeenAnswers
+from staytrue.evals.generation.lengths import SeenAnswers
 from staytrue.evals.generation.local import sample
 from staytrue.evals.generation.step_cost import StepCost
 from staytrue.evals.types import Question, Samples
@@ -193,15 +192,18 @@ def test_a_last_answer_that_goes_on_is_known_to_hold_up_the_end():
         for _ in range(15):
             answers._seen.add("general", 1, ended=True)
         answers._rows[0].ids *= 100
-    rate = 17 / (15 * math.log1p(1 / 50) + math.log1p(100 / 50) + 2)
-    still = 150 * (2 ** (1 / rate) - 1)  # half of the answers of 100 tokens end within so many
+    still = answers._seen.lengths([("general", 100)])["general"].quantile(0.5, 400, tokens=100)
     assert answers.share == pytest.approx(26 / (26 + 11 * still))
 
 
 def test_lengths_that_were_measured_before_tell_how_much_is_ahead():
     generator = local.LocalGenerator(tiny.model(), tiny.tokenizer(), batch_size=1)
     generator.cost = StepCost(step=10, token=1, attend=0, read=1)
-    generator.expected = {"general": AnswerLengths(rate=0.5), "facts": AnswerLengths(rate=1.0)}
+    generator.seen = SeenAnswers()
+    for tokens in (20, 30, 400, 400):
+        generator.seen.add("general", tokens, ended=tokens < 400)
+        generator.seen.add("facts", tokens // 10, ended=True)
+    lengths = generator.seen.lengths()
     (first,) = questions(1)
     second = replace(first, probe="facts")
     answers = generator.batch([Samples([(first, 0)], 1.0, 400), Samples([(second, 0)], 0.0, 400)], seed=0)
@@ -209,8 +211,9 @@ def test_lengths_that_were_measured_before_tell_how_much_is_ahead():
     prompt = len(generator.prompt(first))
     with generator.evaluating():
         answers.step()  # reads the first prompt
-    # Half of the first probe's answers end within 50 (2 ** 2 - 1) = 150 tokens, half of the second's within 50.
-    assert answers.share == pytest.approx(prompt / (2 * prompt + (150 + 50) * 11))
+    long, short = (lengths[name].quantile(0.5, 400) for name in ("general", "facts"))
+    assert long > 2 * short
+    assert answers.share == pytest.approx(prompt / (2 * prompt + (long + short) * 11))
 
 
 @pytest.mark.parametrize("places", [2, 9])

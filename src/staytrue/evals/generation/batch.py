@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from staytrue.data.tokenize import padding_id
 from staytrue.errors import TrainingError
 from staytrue.evals.generation.draw import draw
 from staytrue.evals.generation.kv_cache import CachedModel
-from staytrue.evals.generation.lengths import AnswerLengths, SeenAnswers, shares
+from staytrue.evals.generation.lengths import SeenAnswers, shares
 from staytrue.evals.generation.step_cost import ON_A_CPU, ON_A_GPU, StepCost
 from staytrue.evals.types import Question
 
@@ -67,7 +67,7 @@ class Batch:
         *,
         places: int,
         cost: StepCost | None = None,
-        expected: Mapping[str, AnswerLengths] | None = None,
+        seen: SeenAnswers | None = None,
     ) -> None:
         """Prepare a batch.
 
@@ -77,7 +77,7 @@ class Batch:
             rows: the answers to write, in the order in which they begin; samples of one question stand together.
             places: how many answers are written side by side.
             cost: of a step, where it was timed; it tells how much of the work is done.
-            expected: the lengths of each probe's answers, where some were measured; they tell the same.
+            seen: answers to the same probes; their lengths tell the same.
         """
         self._model, self._ends, self._padding = model, end_ids(model, tokenizer), padding_id(tokenizer)
         self._device = next(model.parameters()).device
@@ -87,7 +87,7 @@ class Batch:
         self._prompts: CachedModel  # the last prompts that were read, while samples of them may be waiting
         self._indices: dict[Question, int] = {}  # the row of each
         self._most_read = _MOST_READ_ON_A_CPU if self._device.type == "cpu" else _MOST_READ
-        self.tokens, self._seen = 0, SeenAnswers(expected)
+        self.tokens, self._seen = 0, SeenAnswers(seen)
         self._cost = cost or (ON_A_CPU if self._device.type == "cpu" else ON_A_GPU)
         self._done = 0.0  # cost of the prompts that were read and of the steps
         self._unread = {row.question: len(row.prompt) for row in rows}

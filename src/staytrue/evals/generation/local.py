@@ -11,7 +11,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +21,7 @@ from staytrue.data.vocabulary import embedding_count, refuse_unknown_tokens
 from staytrue.evals.generation.batch import Batch, Row
 from staytrue.evals.generation.batch_size import batch_size
 from staytrue.evals.generation.check import check_generation
-from staytrue.evals.generation.lengths import AnswerLengths
+from staytrue.evals.generation.lengths import SeenAnswers
 from staytrue.evals.generation.step_cost import StepCost
 from staytrue.evals.generation.thoughts import opens_thoughts, split_thoughts
 from staytrue.evals.types import Answer, Question, Samples
@@ -40,7 +40,7 @@ class LocalGenerator:
         report: called while answers are written, at most five times a second.
         work: the part of the answers of this call that is done, by their cost: 0 to the number of samples.
         cost: of a step, where it was timed.
-        expected: the lengths of each probe's answers, where some were measured.
+        seen: earlier answers, whose lengths tell how much is ahead.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class LocalGenerator:
         self.work = 0.0
         self.report: Callable[[], None] | None = None
         self.cost: StepCost | None = None
-        self.expected: Mapping[str, AnswerLengths] | None = None
+        self.seen: SeenAnswers | None = None
 
     def __call__(
         self, samples: Sequence[tuple[Question, int]], *, seed: int, temperature: float, max_new_tokens: int
@@ -105,7 +105,7 @@ class LocalGenerator:
         rows.sort(key=lambda row: (-row.limit, order[row.question], row.index))
         tokens = max(len(row.prompt) + row.limit for row in rows)
         places = self._batch_size or batch_size(self._model, self._row_bytes, tokens)
-        return Batch(self._model, self._tokenizer, rows, places=places, cost=self.cost, expected=self.expected)
+        return Batch(self._model, self._tokenizer, rows, places=places, cost=self.cost, seen=self.seen)
 
     def spent(self) -> str:
         """Tokens written so far."""

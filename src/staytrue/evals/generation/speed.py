@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from staytrue.evals.generation.lengths import AnswerLengths, exposure, shares
+from staytrue.evals.generation.lengths import AnswerLengths, SeenAnswers, shares
 from staytrue.evals.generation.step_cost import StepCost
 from staytrue.evals.questions.probes import Probe
 from staytrue.evals.types import Samples
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 _STEPS = 3  # of a full batch that are timed
 _FEWEST, _MOST, _OF_A_PROBE = 12, 48, 3  # answers that are written: one a second of measuring, and of each probe
 _NINE_OF_TEN = 1.28  # standard errors, one-sided
-_ALIKE = 2.0  # answers of a probe, for which the lengths of all probes together count
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,7 @@ class Speed:
         refilled: whether the next answer begins as soon as a place is free; else when all answers of the batch ended.
         prompt: mean tokens of a prompt.
         lengths: of each probe's answers, by its name; from so few answers rough ones.
+        seen: the answers that the lengths are known from.
     """
 
     places: int
@@ -42,6 +41,7 @@ class Speed:
     refilled: bool
     prompt: float
     lengths: Mapping[str, AnswerLengths]
+    seen: SeenAnswers | None = None
 
     def answer(self, probes: Sequence[Probe], limit: int) -> float:
         """Mean tokens of an answer to these probes."""
@@ -107,7 +107,10 @@ def measure(generator: LocalGenerator, probes: Sequence[Probe], *, limit: int, s
         attend=attend,
         read=few.reading / prompts,
     )
-    return Speed(places, cost, refilled, prompts / len(questions), _lengths(probes, few))
+    seen = SeenAnswers()
+    for row, ended in [*few.finished, *((row, False) for row in few.batch.rows)]:
+        seen.add(row.question.probe, len(row.ids), ended)
+    return Speed(places, cost, refilled, prompts / len(questions), seen.lengths(), seen)
 
 
 class _Timed:
@@ -148,14 +151,3 @@ def _few(probes: Sequence[Probe], limit: int, answers: int) -> list[Samples]:
         questions = probe.questions[:: max(1, len(probe.questions) // many)][:many]
         few.append(Samples([(q, 0) for q in questions], probe.temperature, probe.max_new_tokens or limit))
     return few
-
-
-def _lengths(probes: Sequence[Probe], few: _Timed) -> dict[str, AnswerLengths]:
-    """The lengths of each probe's answers, drawn towards those of all probes."""
-    ended: dict[str, int] = defaultdict(int)
-    exposed: dict[str, float] = defaultdict(float)
-    for row, stopped in [*few.finished, *((row, False) for row in few.batch.rows)]:
-        ended[row.question.probe] += stopped
-        exposed[row.question.probe] += exposure(len(row.ids))
-    together = AnswerLengths.seen(sum(ended.values()), sum(exposed.values())).rate
-    return {p.name: AnswerLengths.seen(ended[p.name], exposed[p.name], like=together, weight=_ALIKE) for p in probes}
