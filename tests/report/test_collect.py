@@ -9,6 +9,7 @@ from fake_results import Walk, answer_row, drawn, rates, row, study
 from staytrue.data.examples import Message
 from staytrue.errors import RequestError
 from staytrue.evals.results import answer_store, verdict_store
+from staytrue.evals.results.measures import Measure, write_measures
 from staytrue.evals.types import Answer, Question, Verdict
 from staytrue.report import write
 from staytrue.studies import config as study_of_staytrue
@@ -53,6 +54,18 @@ def test_what_a_budget_left_out_is_said_once(tmp_path):
     page = drawn(folder)
     assert page.count("To fit 20 min, none was asked 1 answer to each judged question instead of 4.") == 1
     assert "kl was asked" not in page
+
+
+def test_measures_that_a_budget_left_out_are_said_until_they_are_taken(tmp_path):
+    folder = study(tmp_path / "demo", [row("none", None, 40, 70)])
+    evaluation = folder / "runs" / "none" / "eval"
+    budget = {"seconds": 180, "left_out": "", "measures_left_out": ["pairs", "drift"]}
+    (evaluation / "eval.json").write_text(json.dumps({"probes": {}, "budget": budget}))
+    assert drawn(folder).count("To fit 3 min, pairs and drift were left out for none.") == 1
+    write_measures(
+        evaluation, {}, [Measure("pairs", {"sha256": "0"}, [{"question": "a", "value": 0.1, "untuned": 0.2}])]
+    )
+    assert "To fit 3 min, drift was left out for none." in drawn(folder)
 
 
 def test_missing_and_torn_files_are_reported_and_the_rest_is_drawn(tmp_path):

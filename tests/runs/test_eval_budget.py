@@ -283,6 +283,7 @@ def test_what_a_budget_chose_is_said_stored_and_kept_when_the_evaluation_goes_on
         "per_question": 1,
         "share": 0.5,
         "left_out": "1 answer to each judged question instead of 4, 15 of 30 few questions",
+        "measures_left_out": [],
     }
     assert (summary["probes"]["few"]["n"], metadata["probes"]["few"]["questions"]) == (15, 15)
     again, lines, same, _ = sitting(8)
@@ -310,6 +311,7 @@ def test_where_only_measures_are_left_out_it_is_not_said_that_nothing_is(sitting
     _, lines, metadata, _ = sitting(3600)
     assert lines[1] == "No question is left out to fit 60 min."
     assert metadata["budget"]["left_out"] == ""
+    assert metadata["budget"]["measures_left_out"] == ["pairs", "drift"]
 
 
 def test_a_budget_that_loading_and_likelihoods_have_used_up_is_refused_at_once(sitting, monkeypatch):

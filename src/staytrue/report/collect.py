@@ -63,7 +63,7 @@ def collect(folders: Sequence[Path], mixed_judges: bool = False, judge: str | No
             if measures := _measures(evaluation, page):
                 name = f"{row['label']}, {row['domain']}" if domains > 1 else row["label"]
                 page.measures.setdefault(name, []).append(measures)
-            _note_budget(page, row["label"], evaluation)
+            _note_budget(page, row["label"], evaluation, measures)
             if row["label"] not in stored:
                 measures_alone = bool(measures) and not probes(row)
                 sampled = _answers_of_leak(measures)
@@ -100,12 +100,17 @@ def _is_organism(evaluation: Path) -> bool:
     return isinstance(model, dict) and model.get("name") in organism.NAMES
 
 
-def _note_budget(page: PageData, label: str, evaluation: Path) -> None:
-    """Note what an evaluation did not ask to fit its budget of time."""
+def _note_budget(page: PageData, label: str, evaluation: Path, measured: Mapping[str, Measure]) -> None:
+    """Note what an evaluation did not ask or measure to fit its budget of time."""
     budget = _metadata(evaluation).get("budget")
-    if budget and budget["left_out"]:
-        note = f"To fit {duration(budget['seconds'])}, {label} was asked {budget['left_out']}."
-        page.notes += [note] if note not in page.notes else []
+    if not budget:
+        return
+    notes, within = [], f"To fit {duration(budget['seconds'])}, "
+    if budget["left_out"]:
+        notes.append(f"{within}{label} was asked {budget['left_out']}.")
+    if lost := [name for name in budget.get("measures_left_out", ()) if name not in measured]:
+        notes.append(f"{within}{' and '.join(lost)} {'was' if len(lost) == 1 else 'were'} left out for {label}.")
+    page.notes += [note for note in notes if note not in page.notes]
 
 
 def _metadata(evaluation: Path) -> dict[str, Any]:

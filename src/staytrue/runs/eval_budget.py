@@ -18,6 +18,7 @@ from staytrue.errors import RequestError
 from staytrue.evals.generation.speed import Speed, measure
 from staytrue.evals.questions.probes import Probe
 from staytrue.evals.results.answer_store import AnswerStore, missing_samples
+from staytrue.evals.results.measures import stored_name
 from staytrue.runs.eval_request import EvalRequest
 from staytrue.utils.console import duration
 
@@ -110,7 +111,8 @@ def planned(
     say(f"To fit {duration(budget)} it asks {lost}." if lost else f"{nothing} is left out to fit {duration(budget)}.")
     answers = sum(len(probe.samples()) for probe in now)
     say(_estimate(answers, 1.0, speed, now, limit))
-    return now, {"budget": {"seconds": budget, **choice, "left_out": lost}}
+    measures = [stored_name(name) for name in without]
+    return now, {"budget": {"seconds": budget, **choice, "left_out": lost, "measures_left_out": measures}}
 
 
 def refuse_other_budget(out: Path, budget: int | None, probes: Sequence[Probe]) -> None:
