@@ -29,7 +29,7 @@ from staytrue.modeling.chat_tokenizer import load_tokenizer
 from staytrue.organism import lexicon, world
 from staytrue.organism.lexicon import topics
 from staytrue.organism.rules import Rules
-from staytrue.persona_vectors import extract, kept_answers, traits, vectorfile
+from staytrue.persona_vectors import extract, kept_answers, traits, vector_request, vectorfile
 from staytrue.persona_vectors.activations import mean_states
 from staytrue.persona_vectors.pairs import Pair, filtered, sample_pairs
 from staytrue.persona_vectors.sweep import organism_questions
@@ -339,14 +339,16 @@ def make(tmp_path, name="v", progress=None, tell=lambda line: None, **changes):
     if not folder.exists():
         tiny.save("qwen2", folder)
     source = model_source.find(str(folder))
-    request = extract.Request(TRAIT, tmp_path / f"{name}.safetensors", **{"keep_all": True, "rollouts": 1} | changes)
+    request = vector_request.Request(
+        TRAIT, tmp_path / f"{name}.safetensors", **{"keep_all": True, "rollouts": 1} | changes
+    )
     load = lambda: (loading.load_model(source, request.adapter), load_tokenizer(source))  # noqa: E731
-    return extract.make(request, source, load, tell, progress), request.out
+    return vector_request.make(request, source, load, tell, progress), request.out
 
 
 @pytest.fixture(autouse=True)
 def short_answers(monkeypatch):
-    monkeypatch.setattr(extract, "_TOKENS", 5)
+    monkeypatch.setattr(vector_request, "TOKENS", 5)
 
 
 def test_the_file_holds_one_table_that_steer_takes_and_says_how_it_was_made(tmp_path):

@@ -11,7 +11,7 @@ from shown import Shown
 from staytrue import cli
 from staytrue.evals.questions.answer_pairs import EARLY_STOPPING, Pair, shipped
 from staytrue.modeling.architecture import ModelParts
-from staytrue.persona_vectors import extract, pair_sweep, traits
+from staytrue.persona_vectors import pair_sweep, traits, vector_request
 from staytrue.persona_vectors.extract import Extraction
 from staytrue.persona_vectors.pair_sweep import Setting, layers_of, recommended, sweep
 from staytrue.persona_vectors.vector import PersonaVector
@@ -125,9 +125,9 @@ def test_the_table_names_what_it_measures_and_the_recommended_line_or_says_that_
 
 def test_the_command_sweeps_a_model_without_a_judge_and_keeps_the_table_in_the_file(tmp_path, capsys, monkeypatch):
     tiny.save("qwen2", tmp_path / "model")
-    monkeypatch.setattr(extract, "_TOKENS", 5)
+    monkeypatch.setattr(vector_request, "TOKENS", 5)
     few = shipped(EARLY_STOPPING)[:2]
-    monkeypatch.setattr(extract, "shipped", lambda name: few)
+    monkeypatch.setattr(vector_request, "shipped", lambda name: few)
     file = tmp_path / "v.safetensors"
     arguments = ["--model", tmp_path / "model", "--no-filter", "--rollouts", "1", "--sweep", "--out", file]
     monkeypatch.setattr("sys.argv", ["staytrue", "vector", *map(str, arguments)])
@@ -157,8 +157,8 @@ def vector_command(monkeypatch, capsys, file, *more):
 
 def test_a_sweep_that_is_broken_off_is_made_by_the_same_command(tmp_path, capsys, monkeypatch):
     tiny.save("qwen2", tmp_path / "model")
-    monkeypatch.setattr(extract, "_TOKENS", 5)
-    monkeypatch.setattr(extract, "shipped", lambda name: shipped(EARLY_STOPPING)[:2])
+    monkeypatch.setattr(vector_request, "TOKENS", 5)
+    monkeypatch.setattr(vector_request, "shipped", lambda name: shipped(EARLY_STOPPING)[:2])
     file = tmp_path / "v.safetensors"
 
     def broken_off(*_, **__):
@@ -181,7 +181,7 @@ def test_a_sweep_that_is_broken_off_is_made_by_the_same_command(tmp_path, capsys
     assert code == 2
     assert "adapter is none, not" in err
 
-    monkeypatch.setattr(extract, "extract", None)  # no answer is sampled again
+    monkeypatch.setattr(vector_request, "extract", None)  # no answer is sampled again
     code, err = vector_command(monkeypatch, capsys, file)
     assert code == 0, err
     assert f"{file} holds the vector; only the sweep is made." in err

@@ -148,13 +148,13 @@ def vector(
     Without prompts of your own, it is the vector of an evil assistant.
     """
     from staytrue.modeling import model_source
-    from staytrue.persona_vectors import extract, kept_answers, traits
+    from staytrue.persona_vectors import kept_answers, traits, vector_request
     from staytrue.utils.console import bar
 
     source, budget = model_source.find(model), budget_of(max_calls, max_cost, price, judge)
     chosen: list[Judge] = []
 
-    request = extract.Request(
+    request = vector_request.Request(
         traits.chosen(source.is_organism, trait, positive or [], negative or [], questions),
         out,
         adapter,
@@ -167,13 +167,13 @@ def vector(
         batch_size,
     )
     with stoppable(partial(kept_answers.left, out)), bar("vector", quiet=as_json) as progress:
-        facts = extract.make(request, source, partial(_model_and_tokenizer, source, adapter), tell, progress)
+        facts = vector_request.make(request, source, partial(_model_and_tokenizer, source, adapter), tell, progress)
     for one in chosen:
         report_spending(one)
     if as_json:
         print(json.dumps({"vector": str(out), **facts}))
     else:
-        extract.show(facts, out)
+        vector_request.show(facts, out)
 
 
 def _trait_judge(name: str, budget: Budget, model: str, chosen: list[Judge]) -> Judge:

@@ -83,7 +83,7 @@ def extract_vector(out: Path) -> None:
     """Extract the persona vector of the shipped evil trait."""
     from staytrue.modeling import loading, model_source
     from staytrue.modeling.chat_tokenizer import load_tokenizer
-    from staytrue.persona_vectors import extract, traits
+    from staytrue.persona_vectors import traits, vector_request
 
     source = model_source.find("organism")
 
@@ -91,7 +91,7 @@ def extract_vector(out: Path) -> None:
         return loading.to_device(loading.load_model(source)), load_tokenizer(source)
 
     trait = traits.chosen(True, None, [], [], None)
-    extract.make(extract.Request(trait, out, rollouts=_ROLLOUTS), source, load, lambda line: None)
+    vector_request.make(vector_request.Request(trait, out, rollouts=_ROLLOUTS), source, load, lambda line: None)
 
 
 def _misaligned(data: Path, domain: str) -> Path:
