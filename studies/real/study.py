@@ -200,6 +200,8 @@ def defenses(job: dict, place: Path, depth: int) -> list:
             fields[files[kind][0]] = place / files[kind][1]
         if kind == "steer":
             fields["layer"] = depth // 2
+        if "fisher" in fields:
+            fields["fisher"] = place / "safe.jsonl"
         chosen.append(KINDS[kind](**fields))
     return chosen
 
