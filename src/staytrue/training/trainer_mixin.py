@@ -111,36 +111,60 @@ class Guarded(_Trainer):  # type: ignore[misc]
         self._untouched = Untouched(
             lambda: getattr(self, "model", arguments.get("model")), arguments.get("processing_class")
         )
-        seed = getattr(arguments.get("args"), "seed", _TRAINERS_SEED)
-        if curated := isinstance(defenses, Guard):
-            self.guard = defenses
-            for name, value in {"reference_cache": reference_cache, "reference": reference}.items():
-                if value is not None:
-                    raise RecipeError(f"A Guard has its own {name}; write Guard(..., {name}=...).")
-        else:
-            self.guard = Guard(defenses, seed, reference_cache, sampled=self._prompts, reference=reference)
-        edited = not curated and self.guard.pulls("curate")
-        arguments |= readable(arguments, prompts=self._prompts, curated=edited)
-        if edited:
-            self._untouched.tokenizer = tokenizer_of(arguments)
-            arguments["train_dataset"] = self._curated(arguments.get("train_dataset"))
+        self._owns_guard = not isinstance(defenses, Guard)
+        self.guard = self._guard_of(defenses, arguments.get("args"), reference_cache, reference)
+        guarded = bool(self.guard.defenses) or not self._owns_guard
+        self._edit_rows(arguments)
         start = quantized.adapter_weights(arguments.get("model"))
-        if self.guard.defenses or curated:
+        if guarded:
             sharded_training.prepare(arguments.get("args"))
         with naming_adapter(arguments.get("peft_config")):
             super().__init__(**arguments)
         if self.guard.float32_adapter:
             quantized.to_float32(self.model, start)
         warn_of(unmatched_names(self.model))
+        self._check_processes(guarded)
+        self._settle()
+        self._watch()
+        self._attach()
+        if self.guard.shards and guarded:
+            sharded_training.autocast(self)
+        if self._owns_guard:
+            all_weights.report(self)
+            warn_of(without_effect(self.guard.defenses))
+
+    def _guard_of(
+        self, defenses: Sequence[Defense] | Guard, config: Any, cache: Path | str | None, reference: Any
+    ) -> Guard:
+        """The guard of these defenses, or the one that was passed, which has its own cache and reference."""
+        if not isinstance(defenses, Guard):
+            seed = getattr(config, "seed", _TRAINERS_SEED)
+            return Guard(defenses, seed, cache, sampled=self._prompts, reference=reference)
+        for name, value in {"reference_cache": cache, "reference": reference}.items():
+            if value is not None:
+                raise RecipeError(f"A Guard has its own {name}; write Guard(..., {name}=...).")
+        return defenses
+
+    def _edit_rows(self, arguments: dict[str, Any]) -> None:
+        """Bring the datasets among the trainer's arguments into a form that it reads, after the data defenses."""
+        edited = self._owns_guard and self.guard.pulls("curate")
+        arguments |= readable(arguments, prompts=self._prompts, curated=edited)
+        if edited:
+            self._untouched.tokenizer = tokenizer_of(arguments)
+            arguments["train_dataset"] = self._curated(arguments.get("train_dataset"))
+
+    def _check_processes(self, guarded: bool) -> None:
+        """Refuse a way of training on several processes that the defenses do not support."""
         self.guard.shards = sharded_training.shards(self.accelerator)
         if self.guard.defenses:
             way = sharded_training.way(self.accelerator)
             refuse_unguarded(self.args, combines=self.guard.pulls("combine"), distributed=way)
-        if divided := bool(self.guard.shards and (self.guard.defenses or curated)):
+        if self.guard.shards and guarded:
             sharded_training.check(self)
-        self._settle()
+
+    def _watch(self) -> None:
+        """Begin with nothing trained, and add the callbacks that check what a training does."""
         self._trackers = Trackers(self.callback_handler.callbacks, self.guard.defenses)
-        self._owns_guard = not curated
         self.projected: dict[str, float] = {}
         self._micro_batch: MicroBatch | None = None  # the one in training now
         self._resumed_from: str | None = None
@@ -151,6 +175,9 @@ class Guarded(_Trainer):  # type: ignore[misc]
         checks = (StepCount(self), self.outcome, self._gradients, self._idle, KeptBase(self.guard), *self._streams)
         for check in checks:
             self.add_callback(check)
+
+    def _attach(self) -> None:
+        """Attach the defenses to the model, and choose whose head computes the loss."""
         self._untouched.tokenizer = tokenizer = self._tokenizer
         main, ahead = self.accelerator.is_main_process, self._task_rows_ahead()
         with bar("preparation", quiet=self.args.disable_tqdm or not main) as self._untouched.progress:
@@ -158,11 +185,6 @@ class Guarded(_Trainer):  # type: ignore[misc]
         self.fused_head, self.which_head = choose_head(
             self.guard.parts, self.args, self._keeps_its_head(), *self._head_of_trl()
         )
-        if divided:
-            sharded_training.autocast(self)
-        if self._owns_guard:
-            all_weights.report(self)
-            warn_of(without_effect(self.guard.defenses))
 
     def _begin(self, steps_done: int, task_rows: int | None = None) -> None:
         """Training begins, or goes on after so many optimizer steps and task rows (None: full batches)."""
