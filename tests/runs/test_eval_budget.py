@@ -137,6 +137,10 @@ def test_a_probe_is_drawn_towards_all_probes_as_far_as_it_was_unlike_them_before
     assert lengths["general"].errors[:2] == pytest.approx((1 / math.sqrt(10), 1 / math.sqrt(2)))
 
 
+def test_lengths_without_errors_are_not_moved():
+    assert AnswerLengths((1.0,)).moved(-1.28) == AnswerLengths((1.0,))
+
+
 def test_an_estimate_from_few_answers_is_a_range_and_a_budget_takes_its_upper_end():
     few = seen(*[(40, True)] * 14).lengths()["general"]  # 16 answers' worth of evidence: an error of a quarter
     assert few.moved(-1.28).rates[0] == pytest.approx(few.rates[0] * math.exp(-0.32))
