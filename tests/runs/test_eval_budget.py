@@ -234,6 +234,17 @@ def test_the_speed_of_a_real_model_is_measured(monkeypatch):
     assert widened == [200]  # half the limit, to time attention
 
 
+@pytest.mark.parametrize(("seconds", "steps"), [(1000, [3, 6]), (4, [1, 2])])
+def test_each_timing_of_a_full_batch_ends_after_a_quarter_of_the_time(monkeypatch, seconds, steps):
+    # Every look at the clock takes a second, so that the first step is never over within one.
+    clock = iter(range(1_000_000))
+    monkeypatch.setattr("staytrue.evals.generation.speed.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    batches, seen = [], []
+    monkeypatch.setattr(Batch, "widen", lambda self, columns: seen.append(self.tokens) or batches.append(self) or True)
+    measure(LocalGenerator(tiny.model(), tiny.tokenizer(), batch_size=4), [probe()], limit=400, seconds=seconds)
+    assert [*seen, batches[0].tokens] == [4 * number for number in steps]  # a step is a token of each of four answers
+
+
 def test_answers_of_one_token_are_measured_too():
     generator = LocalGenerator(tiny.model(), tiny.tokenizer(), batch_size=4)
     assert measure(generator, [probe()], limit=1, seconds=1).places == 4
