@@ -86,6 +86,13 @@ def test_rows_that_share_nothing_are_no_probe_and_naming_it_is_refused(other):
         probes_for(replace(request, probes=("triggered",)))
 
 
+def test_a_judge_is_refused_where_only_measures_are_asked_for(other):
+    with pytest.raises(RequestError, match=r"nothing to judge: --probes pairs,drift is .* Leave --judge out, or add"):
+        probes_for(EvalRequest(("pairs", "drift"), judge=Judge(), model=other))
+    (probe,) = probes_for(EvalRequest(("pairs", "general"), judge=Judge(), model=other))
+    assert probe.judge.name == "mine"
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
