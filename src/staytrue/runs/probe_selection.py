@@ -174,8 +174,8 @@ def _probe(name: str, request: EvalRequest, available: Sequence[str]) -> Probe:
     why = "a run with held-out rows" if name == "in_domain" else "a run with its training rows, or --data FILE"
     hint = f" It needs {why}." if name in ("in_domain", trigger.PROBE) else ""
     raise RequestError(
-        f"--probes {name}: there is no such probe here.{hint} Choose from {', '.join(available)}, or name a question "
-        "file (.yaml or .jsonl)."
+        f"--probes {name}: there is no such probe here.{hint} Choose from {', '.join(available)}, or a measure "
+        "(pairs, pairs:DOMAIN, drift, leak), or name a question file (.yaml or .jsonl)."
     )
 
 
