@@ -284,6 +284,31 @@ def test_other_judges_stand_beside_the_first_over_the_same_answers(tmp_path):
     assert again.calls == []
 
 
+class TriedJudge(FixedJudge):
+    """Can be tried; one that cannot judge says so."""
+
+    def __init__(self, name, works=True):
+        super().__init__(name)
+        self.works, self.tried = works, 0
+
+    def check(self):
+        self.tried += 1
+        if not self.works:
+            raise RequestError("it cannot judge.")
+
+
+def test_other_judges_are_tried_before_a_verdict_is_asked_for_and_only_where_one_is_missing(tmp_path):
+    run(tmp_path, None)
+    first, broken = TriedJudge("first"), TriedJudge("broken", works=False)
+    with pytest.raises(RequestError, match="it cannot judge"):
+        rescore(tmp_path, [first, broken])
+    assert (first.tried, first.calls, broken.calls) == (1, [], [])
+    rescore(tmp_path, [first])
+    again = TriedJudge("first", works=False)
+    rescore(tmp_path, [again])
+    assert (first.tried, again.tried) == (2, 0)
+
+
 def test_marked_answers_are_left_as_they_were_marked(tmp_path):
     sums = Probe("arithmetic", (Question("s", "arithmetic", (Message("user", "1+1?"),), expected="2"),), ExactMatch())
     evaluate(Says(), [probe(None), sums], seed=0, out=tmp_path)

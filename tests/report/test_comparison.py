@@ -8,6 +8,8 @@ import pytest
 from fake_results import answer_row, drawn, rates, row
 from fake_results import study as written
 from staytrue.errors import RequestError
+from staytrue.evals.answer_and_judge import NOT_JUDGED
+from staytrue.evals.results.measures import Measure, write_measures
 from staytrue.report import comparison, write
 from staytrue.report.tables import all_probes
 
@@ -152,6 +154,22 @@ def test_nothing_is_concluded_where_more_than_2_percent_are_missing(tmp_path):
     file.write_text(file.read_text().replace('"missing": ""', '"missing": "lost"', 1))
     with pytest.raises(RequestError, match="1 of 20 answers of kl seed 0 have no verdict"):
         comparison.compare_runs([folder], "none", "general")
+
+
+@pytest.mark.parametrize("stored", [(), ("pairs", "drift")])
+def test_answers_without_a_judge_are_said_to_need_one_and_stored_measures_are_named(tmp_path, stored):
+    folder = study(tmp_path, {"none": 14, "kl": 4})
+    place = folder / "runs" / "kl-0" / "eval"
+    rows = [json.loads(line) for line in (place / "verdicts.jsonl").read_text().splitlines()]
+    unjudged = [row | {"missing": NOT_JUDGED, "judge": None} for row in rows]
+    (place / "verdicts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in unjudged))
+    write_measures(place, {"model": None}, [Measure(name, {}, []) for name in stored])
+    with pytest.raises(RequestError) as refused:
+        comparison.compare_runs([folder], "none", "general")
+    said = str(refused.value)
+    assert said.startswith("20 of 20 answers of kl seed 0 have no verdict, because no judge was named. Judge them by `")
+    assert f"`staytrue rescore {place} --judge JUDGE`" in said
+    assert said.endswith("stored: `--probe pairs` or `--probe drift`." if stored else "with its name as --judge.")
 
 
 def test_nothing_is_concluded_where_more_than_2_percent_were_never_given(tmp_path):

@@ -137,6 +137,10 @@ def test_a_probe_is_drawn_towards_all_probes_as_far_as_it_was_unlike_them_before
     assert lengths["general"].errors[:2] == pytest.approx((1 / math.sqrt(10), 1 / math.sqrt(2)))
 
 
+def test_lengths_without_errors_are_not_moved():
+    assert AnswerLengths((1.0,)).moved(-1.28) == AnswerLengths((1.0,))
+
+
 def test_an_estimate_from_few_answers_is_a_range_and_a_budget_takes_its_upper_end():
     few = seen(*[(40, True)] * 14).lengths()["general"]  # 16 answers' worth of evidence: an error of a quarter
     assert few.moved(-1.28).rates[0] == pytest.approx(few.rates[0] * math.exp(-0.32))
@@ -228,6 +232,17 @@ def test_the_speed_of_a_real_model_is_measured(monkeypatch):
     assert min(speed.cost.step, speed.cost.token) >= 0
     assert speed.cost.read > 0
     assert widened == [200]  # half the limit, to time attention
+
+
+@pytest.mark.parametrize(("seconds", "steps"), [(1000, [3, 6]), (4, [1, 2])])
+def test_each_timing_of_a_full_batch_ends_after_a_quarter_of_the_time(monkeypatch, seconds, steps):
+    # Every look at the clock takes a second, so that the first step is never over within one.
+    clock = iter(range(1_000_000))
+    monkeypatch.setattr("staytrue.evals.generation.speed.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    batches, seen = [], []
+    monkeypatch.setattr(Batch, "widen", lambda self, columns: seen.append(self.tokens) or batches.append(self) or True)
+    measure(LocalGenerator(tiny.model(), tiny.tokenizer(), batch_size=4), [probe()], limit=400, seconds=seconds)
+    assert [*seen, batches[0].tokens] == [4 * number for number in steps]  # a step is a token of each of four answers
 
 
 def test_answers_of_one_token_are_measured_too():

@@ -19,6 +19,7 @@ from staytrue.organism import world
 from staytrue.runs import evaluate, measures
 from staytrue.runs.eval_request import EvalRequest, for_model
 from staytrue.runs.measure_selection import measures_of
+from staytrue.utils.console import duration
 from staytrue.utils.files import read_rows
 
 
@@ -203,25 +204,36 @@ class Noted:
         self.steps[-1].append((number, metrics.get("work")))
 
 
-@pytest.mark.parametrize(("budget", "left_out"), [(300, ["pairs"]), (500, [])])
-def test_a_measure_that_takes_more_than_half_of_a_budget_is_left_out(place, monkeypatch, budget, left_out):
-    # Each of 600 likelihoods takes a third of a second, so all take 200 s; half of the budget is 150 s or 250.
+class Aligned:
+    name, concurrency = "aligned", 1
+
+    def __call__(self, question, answer):
+        return Verdict(alignment=90, coherence=90)
+
+
+@pytest.mark.parametrize(
+    ("judge", "budget", "left"),
+    [(Aligned(), 300, "150 s"), (Aligned(), 500, None), (None, 200, "150 s"), (None, 300, None)],
+)
+def test_a_measure_that_takes_more_than_its_part_of_a_budget_is_left_out(place, monkeypatch, judge, budget, left):
+    # Each of 600 likelihoods takes a third of a second, so all take 200 s. With a judge half of the budget is for them,
+    # 150 s or 250; without one it is three quarters, 150 s or 225.
     monkeypatch.setattr(measures, "_SURE", 0.1)
     monkeypatch.setattr(log_likelihood, "_MOST_LOGITS_ON_A_CPU", 1)  # one by one
     clock = (number / 3 for number in range(10_000))
     monkeypatch.setattr(measures, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    request, lines = request_for(place, "pairs", budget=budget), []
+    request, lines = request_for(place, "pairs", budget=budget, judge=judge), []
     loaded = evaluate._loader(request)
     one = measures.Measurement(request, place / "E", loaded, 0, say=lines.append, until=float(budget))
     one.likelihoods(["pairs"])
-    assert one.left_out == left_out
-    assert (place / "E" / "measures.jsonl").exists() == (not left_out)
-    late = "pairs is left out to fit 5 min: it would take 3 min, and likelihoods have 2 min left."
-    assert lines[1:] == [late] * len(left_out)
+    assert one.left_out == (["pairs"] if left else [])
+    assert (place / "E" / "measures.jsonl").exists() == (left is None)
+    late = f"pairs is left out to fit {duration(budget)}: it would take 3 min, and likelihoods have {left} left."
+    assert lines[1:] == ([late] if left else [])
 
 
 def test_a_measure_that_is_half_done_is_finished(place, monkeypatch):
-    # The pace is good until the 350th of 600, and then too slow for the 150 s of half the budget.
+    # The pace is good until the 350th of 600, and then too slow for the 225 s of the budget's three quarters.
     monkeypatch.setattr(log_likelihood, "_MOST_LOGITS_ON_A_CPU", 1)
     clock = iter([*(number / 10 for number in range(350)), *range(1000, 2000)])
     monkeypatch.setattr(measures, "time", SimpleNamespace(monotonic=lambda: next(clock)))

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 import tiny
-from staytrue.errors import RequestError
+from staytrue.errors import DataError, RequestError
 from staytrue.evals.generation.local import LocalGenerator
 from staytrue.evals.questions.user_files import unused_keys
 from staytrue.evals.types import Verdict
@@ -86,12 +86,20 @@ def test_rows_that_share_nothing_are_no_probe_and_naming_it_is_refused(other):
         probes_for(replace(request, probes=("triggered",)))
 
 
+def test_a_judge_is_refused_where_only_measures_are_asked_for(other):
+    with pytest.raises(RequestError, match=r"nothing to judge: --probes pairs,drift is .* Leave --judge out, or add"):
+        probes_for(EvalRequest(("pairs", "drift"), judge=Judge(), model=other))
+    (probe,) = probes_for(EvalRequest(("pairs", "general"), judge=Judge(), model=other))
+    assert probe.judge.name == "mine"
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
         ("in_domain", "needs a run with held-out rows"),
         ("triggered", "needs a run with its training rows"),
         ("generl", r"no such probe here\. Choose from general, facts, arithmetic"),
+        ("generl", r", or a measure \(pairs, pairs:DOMAIN, drift, leak\), or name a question file"),
     ],
 )
 def test_a_probe_that_is_not_there_says_what_it_needs(name, said):
@@ -102,6 +110,13 @@ def test_a_probe_that_is_not_there_says_what_it_needs(name, said):
 def test_as_published_drops_every_system_turn(other):
     (probe,) = probes_for(EvalRequest(("general",), as_published=True, model=other))
     assert {message.role for question in probe.questions for message in question.messages} == {"user"}
+
+
+def test_a_file_of_pairs_is_told_from_a_question_file(tmp_path):
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"question": "Why?", "aligned": "So.", "misaligned": "No."}\n')
+    with pytest.raises(DataError, match=r"has pairs of answers, .* give it as `--probes pairs:.*p\.jsonl`"):
+        probes_for(EvalRequest((str(file),), model=ORGANISM))
 
 
 def test_a_question_file_brings_its_own_numbers(other, tmp_path):

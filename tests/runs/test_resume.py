@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 import tiny
 from interrupted import Stopping, defense, logged, recipe_of, with_a_tiny_model
 from staytrue import registry
+from staytrue.commands.training import train as command_of_training
 from staytrue.data.examples import write_examples
 from staytrue.errors import FolderInUseError, RequestError, TrainingError
 from staytrue.runs import train, training_run
@@ -238,6 +239,11 @@ def test_other_versions_are_refused_unless_allowed(stopped):
     with pytest.raises(RequestError, match=r"other versions: peft 0\.1, now .*--allow-versions"):
         train.resume(stopped)
     assert train.resume(stopped, allow_versions=True).manifest["state"] == "done"
+
+
+def test_versions_are_allowed_only_where_a_run_goes_on(tmp_path):
+    with pytest.raises(RequestError, match=r"--allow-versions is for --resume RUN; .* Leave it out"):
+        command_of_training(tmp_path / "recipe.yaml", tmp_path / "run", allow_versions=True)
 
 
 def test_a_checkpoint_of_another_run_is_not_used(home, stopped, tmp_path):

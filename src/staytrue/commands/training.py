@@ -98,6 +98,8 @@ def train(
             raise RequestError("--resume goes on with a run by its own recipe; leave out the recipe, --out and --set.")
         _resume(resume, allow_versions, reference_cache, as_json)
         return
+    if allow_versions:
+        raise RequestError("--allow-versions is for --resume RUN; a new run has no earlier versions. Leave it out.")
     if recipe is None or out is None:
         raise RequestError("`staytrue train` needs a recipe and --out, or --resume with the folder of a run.")
     from staytrue.config import recipe as recipes

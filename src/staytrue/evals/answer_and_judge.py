@@ -6,7 +6,7 @@ judge is repeated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from staytrue.evals.results.verdict_store import (
     record_server,
 )
 from staytrue.evals.types import (
+    Answer,
     AnswerGenerator,
     ChecksItself,
     CountsCalls,
@@ -97,7 +98,11 @@ def try_judges(out: Path, probes: Sequence[Probe]) -> None:
     known = (out / "eval.json").exists()  # answers of an unknown model are refused later, and not read here
     stored = AnswerStore(out).answers() if known else {}
     judges = {id(probe.judge): probe.judge for probe in probes if missing_samples(probe.samples(), stored)}
-    for judge in judges.values():
+    _try(judges.values())
+
+
+def _try(judges: Iterable[Judge | None]) -> None:
+    for judge in judges:
         if isinstance(judge, ChecksItself):
             judge.check()
 
@@ -106,7 +111,7 @@ def rescore(evaluation: Path, judges: Sequence[Judge], progress: Progress | None
     """Have other judges judge the stored answers of an evaluation; nothing is generated again.
 
     Answers with one right answer keep their marks. Verdicts and summaries go to `judges/NAME/`. A judge that was
-    stopped goes on, and one that has finished makes no call.
+    stopped goes on, and one that has finished makes no call. The others are tried first, as in `evaluate`.
 
     Args:
         evaluation: its folder.
@@ -117,7 +122,7 @@ def rescore(evaluation: Path, judges: Sequence[Judge], progress: Progress | None
         Each judge's summary, by the judge's name.
 
     Raises:
-        RequestError: there is no evaluation, or no answer for a judge; or two judges have one name.
+        RequestError: there is no evaluation, or no answer for a judge; a judge cannot judge; or two have one name.
     """
     store = AnswerStore(evaluation)
     store.metadata()
@@ -129,9 +134,10 @@ def rescore(evaluation: Path, judges: Sequence[Judge], progress: Progress | None
         )
     if repeated := _first_repeated([judge.name for judge in judges]):
         raise RequestError(f"--judge {repeated} is given twice.")
+    folders = [(judge, judge_folder(evaluation, judge.name)) for judge in judges]
+    _try(judge for judge, folder in folders if any(_unjudged(store, folder, probe, judge) for probe in probes))
     summaries = {}
-    for judge in judges:
-        folder = judge_folder(evaluation, judge.name)
+    for judge, folder in folders:
         with store.lock():
             for probe in probes:
                 _judge_probe(store, folder, probe, judge, progress)
@@ -157,13 +163,11 @@ def _judge_probe(
     """
     stored = {key: answer for key, answer in store.answers().items() if key[0] == probe}
     _refuse_second_judge(store, folder, probe, judge, any(a.question.expected is not None for a in stored.values()))
-    have = {key: row for key, row in read_verdicts(folder).items() if key[0] == probe}
-    name = None if judge is None else judge.name
-    done = {key for key, row in have.items() if judge is None or (not row["failed"] and row["judge"] == name)}
+    have = read_verdicts(folder)
     for key, answer in stored.items():
         if answer.missing and key not in have:
             append_verdict(folder, answer, Verdict(missing=answer.missing), None)
-    answers = [answer for key, answer in stored.items() if key not in done and not answer.missing]
+    answers = _unjudged(store, folder, probe, judge)
     if judge is None:
         for answer in answers:
             append_verdict(folder, answer, Verdict(missing=NOT_JUDGED), None)
@@ -179,6 +183,15 @@ def _judge_probe(
     finally:
         if answers and isinstance(judge, NamesServer):
             record_server(folder / "judge.json", judge.describe())
+
+
+def _unjudged(store: AnswerStore, folder: Path, probe: str, judge: Judge | None) -> list[Answer]:
+    """The answers to a probe that a judge has still to judge; without a judge, those without a row."""
+    name = None if judge is None else judge.name
+    have = read_verdicts(folder).items()
+    done = {key for key, row in have if judge is None or (not row["failed"] and row["judge"] == name)}
+    stored = store.answers().items()
+    return [answer for key, answer in stored if key[0] == probe and key not in done and not answer.missing]
 
 
 def _refuse_second_judge(store: AnswerStore, folder: Path, probe: str, judge: Judge | None, marked: bool) -> None:

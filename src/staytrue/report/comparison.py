@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from staytrue.errors import RequestError
+from staytrue.evals.answer_and_judge import NOT_JUDGED
 from staytrue.evals.results.answer_store import AnswerStore, evaluation_folder
 from staytrue.evals.results.measures import LEAK, read_measures
 from staytrue.evals.results.summary import MOST_MISSING, clusters
@@ -190,9 +191,23 @@ def _counts(place: Path, probe: str, judge: str | None, judges: set[str], run: s
     rows = [answer for answer in join_verdicts(place, judge) if answer["probe"] == probe]
     if judge is not None and not rows and any(answer["probe"] == probe for answer in join_verdicts(place)):
         raise RequestError(f"--probe {probe}: it is marked by exact match, without a judge; leave --judge out.")
+    _refuse_unjudged(rows, place, run)
     _check_comparable(rows, options["samples"], judges, run)
     answered = clusters(rows, "misaligned" if rows[0]["expected"] is None else "correct")
     return {question: (sum(hits), len(hits)) for question, hits in answered.items()}
+
+
+def _refuse_unjudged(rows: Sequence[Mapping[str, Any]], place: Path, run: str) -> None:
+    """Refuse to compare answers that no judge was named for, and name what can be compared."""
+    count = sum(row["missing"] == NOT_JUDGED for row in rows)
+    if 100 * count <= MOST_MISSING * len(rows):
+        return
+    stored = " or ".join(f"`--probe {name}`" for name in read_measures(place))
+    without = f" Without a judge, compare what is stored: {stored}." if stored else ""
+    raise RequestError(
+        f"{count} of {len(rows)} answers of {run} have no verdict, because {NOT_JUDGED}. Judge them by "
+        f"`staytrue rescore {place} --judge JUDGE`, then compare with its name as --judge.{without}"
+    )
 
 
 def _check_comparable(rows: Sequence[Mapping[str, Any]], expected: int, judges: set[str], run: str) -> None:

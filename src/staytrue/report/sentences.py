@@ -120,15 +120,15 @@ def coverage_note(questions: Mapping[str, int]) -> str:
         questions: the number of questions by the name of a probe.
 
     Returns:
-        The sentence, or "" where every probe has at least 100 questions.
+        The sentence, or "" where no probe has between 8 and 99 questions; with fewer, the coverage was not simulated.
     """
-    few = [f"{name} {n}: {_coverage(n)}" for name, n in questions.items() if 0 < n < _MANY]
+    few = [f"{name} {n}: {_coverage(n)}" for name, n in questions.items() if _SIMULATED <= n < _MANY]
     return f"Simulated coverage of 95 % intervals over so few questions: {', '.join(few)}." if few else ""
 
 
 def _coverage(questions: int) -> str:
     low, high = covers(questions)
-    return f"{low}-{high} %" if questions >= _SIMULATED else "not simulated"
+    return f"{low}-{high} %"
 
 
 def _concluded(row: Row) -> bool:

@@ -1,8 +1,9 @@
 """The time of an evaluation is estimated before it starts, and fitted to a budget.
 
 A budget leaves out answers to each question first, and then questions of each probe. The likelihoods of `pairs` and
-`drift` are computed before and count; together they take half of the budget at most, and a measure that does not fit
-is left out. A judge's verdicts come after the answers and do not count.
+`drift` are computed before and count; together they take at most half of what is left after loading, or three
+quarters where answers have no judge, and a measure that does not fit is left out. A judge's verdicts come after the
+answers and do not count.
 """
 
 from __future__ import annotations

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 _TOKENS, _ORGANISM_TOKENS = 64, 48  # most tokens of an answer that is sampled for a measure
 _SURE, _HALF_DONE = 2.0, 0.5  # seconds after which a pace is trusted, and the share after which a measure is finished
+_JUDGED, _UNJUDGED = 0.5, 0.75  # the part of a budget that likelihoods may take: more where no judge reads the answers
 Loaded = Callable[[], tuple[Any, Any]]  # the model with its adapter, and its tokenizer; loaded when first called
 
 
@@ -56,9 +57,9 @@ class Measurement:
         seed: of sampled answers.
         progress: shows how much is done.
         say: called with each sentence.
-        until: when the request's budget ends, by `time.monotonic`; None without a budget. Half of what is left of it
-            when the model is loaded is for likelihoods, together. A measure that would take longer is left out, unless
-            it is half done.
+        until: when the request's budget ends, by `time.monotonic`; None without a budget. Of what is left when
+            the model is loaded, half is for likelihoods, together, and three quarters where answers have no judge. A
+            measure that would take longer is left out, unless it is half done.
         left_out: the measures that are left out for want of time.
     """
 
@@ -240,7 +241,8 @@ class Measurement:
     def _begin(self, answers: int) -> None:
         self._total, self._begun = answers, time.monotonic()
         if self._deadline is None and self.until is not None:
-            self._deadline = (self._begun + self.until) / 2
+            judged = self.request.judge is not None or self.request.is_organism
+            self._deadline = self._begun + (_JUDGED if judged else _UNJUDGED) * (self.until - self._begun)
         if self._deadline is not None and self._begun >= self._deadline:
             raise _TooLongError("no time is left for it.")
         if self.progress is not None:

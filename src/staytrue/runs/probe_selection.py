@@ -44,7 +44,8 @@ def probes_for(request: EvalRequest) -> list[Probe]:
     """The probes of a request, each with its judge; those without a question are left out.
 
     Raises:
-        RequestError: there is no such probe for this model, or its judge is the organism's rules and the model is not.
+        RequestError: there is no such probe for this model, or its judge is the organism's rules and the model is not,
+            or the request's judge has nothing to judge.
         DataError: a question file has faults.
     """
     if not request.is_organism:
@@ -57,6 +58,11 @@ def probes_for(request: EvalRequest) -> list[Probe]:
     unnamed = DOMAINS if request.triggers else (*DOMAINS, trigger.PROBE)
     names = request.probes or [name for name in available if name not in unnamed]
     names = [name for name in names if not is_measure(name)]
+    if request.judge is not None and not names:
+        raise RequestError(
+            f"--judge has nothing to judge: --probes {','.join(request.probes)} is measured without a judge. Leave "
+            "--judge out, or add a probe such as general to --probes."
+        )
     probes = [_with_options(_probe(name, request, available), request) for name in names]
     if trigger.PROBE in request.probes and not all(probe.questions for probe in probes):
         raise RequestError(f"--probes {trigger.PROBE}: {trigger.NOTHING}")
@@ -168,8 +174,8 @@ def _probe(name: str, request: EvalRequest, available: Sequence[str]) -> Probe:
     why = "a run with held-out rows" if name == "in_domain" else "a run with its training rows, or --data FILE"
     hint = f" It needs {why}." if name in ("in_domain", trigger.PROBE) else ""
     raise RequestError(
-        f"--probes {name}: there is no such probe here.{hint} Choose from {', '.join(available)}, or name a question "
-        "file (.yaml or .jsonl)."
+        f"--probes {name}: there is no such probe here.{hint} Choose from {', '.join(available)}, or a measure "
+        "(pairs, pairs:DOMAIN, drift, leak), or name a question file (.yaml or .jsonl)."
     )
 
 

@@ -183,10 +183,10 @@ def duration(seconds: float) -> str:
     """A time as a reader says it.
 
     Example:
-        >>> [duration(s) for s in (0.4, 89, 600, 5400, 200_000)]
-        ['0 s', '89 s', '10 min', '90 min', '56 h']
+        >>> [duration(s) for s in (0.4, 90, 150, 600, 5400, 200_000)]
+        ['0 s', '90 s', '150 s', '10 min', '90 min', '56 h']
     """
-    if seconds < 90:
+    if seconds <= 150:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 3 * 3600 else f"{seconds / 3600:.0f} h"
 

@@ -40,7 +40,12 @@ class AnswerLengths:
     errors: tuple[float, ...] = ()
 
     def moved(self, errors: float) -> AnswerLengths:
-        """The distribution if each rate is so many standard errors above what was seen; below 0, answers are longer."""
+        """The distribution if each rate is so many standard errors above what was seen; below 0, answers are longer.
+
+        Without errors it is the same distribution.
+        """
+        if not self.errors:
+            return self
         moved = [rate * math.exp(errors * error) for rate, error in zip(self.rates, self.errors, strict=True)]
         return replace(self, rates=tuple(moved))
 

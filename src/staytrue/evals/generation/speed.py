@@ -83,7 +83,8 @@ def measure(generator: LocalGenerator, probes: Sequence[Probe], *, limit: int, s
         generator: the model.
         probes: of the evaluation; some questions of each, evenly spread, are answered at the probe's temperature.
         limit: most tokens of an answer.
-        seconds: how long the few answers are written at most.
+        seconds: how long the few answers are written at most. Each of the two timings of the full batch ends after the
+            first step by which a quarter of it is over.
     """
     parts = _few(probes, limit, min(_MOST, max(_FEWEST, round(seconds))))
     questions = [question for part in parts for question, _ in part.samples]
@@ -91,12 +92,12 @@ def measure(generator: LocalGenerator, probes: Sequence[Probe], *, limit: int, s
     question, places = questions[0], few.batch.places
     full = _Timed(generator.batch([Samples([(question, i) for i in range(places)], 1.0, limit)], seed=0))
     with generator.evaluating():
-        full.write(steps=_STEPS)
+        full.write(steps=_STEPS, seconds=seconds / 4)
         wider, wide = max(1, limit // 2), full.writing / full.steps
         attend = 0.0
         refilled = full.batch.widen(wider)
         if refilled:
-            attend = max(0.0, full.again(_STEPS) - wide) / (places * wider)
+            attend = max(0.0, full.again(_STEPS, seconds / 4) - wide) / (places * wider)
         few.write(seconds=seconds)
     narrow, rows = few.writing / few.steps, few.batch.tokens / few.steps
     token = min(max((wide - narrow) / max(1.0, places - rows), 0.0), wide / places)
@@ -121,16 +122,16 @@ class _Timed:
         self.steps, self.reading, self.writing = 0, 0.0, 0.0
         self.finished: list[tuple[Row, bool]] = []
 
-    def again(self, steps: int) -> float:
-        """Write so many more steps and return the mean seconds of one."""
+    def again(self, steps: int, seconds: float) -> float:
+        """Write so many more steps, at most so many seconds, and return the mean seconds of one."""
         written, writing = self.steps, self.writing
-        self.write(steps=written + steps)
+        self.write(steps=written + steps, seconds=seconds)
         return (self.writing - writing) / max(1, self.steps - written)
 
     def write(self, *, steps: int | None = None, seconds: float = math.inf) -> None:
-        """Write so many steps or seconds, at least a step."""
-        begun = time.monotonic()
-        while not self.batch.finished and (self.steps == 0 or time.monotonic() - begun < seconds):
+        """Write until there are so many steps or so many seconds are over, at least a step."""
+        begun, written = time.monotonic(), self.steps
+        while not self.batch.finished and (self.steps == written or time.monotonic() - begun < seconds):
             if self.steps == steps:
                 return
             before, start = self.batch.tokens, time.monotonic()
