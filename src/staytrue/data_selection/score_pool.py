@@ -15,6 +15,7 @@ from staytrue.data_selection.ranking import ALIGNED, manifest_path
 from staytrue.errors import DataError, RequestError
 from staytrue.modeling import loading, model_source
 from staytrue.modeling.chat_tokenizer import load_tokenizer
+from staytrue.modeling.trained_on import refuse_other_model
 from staytrue.utils.console import tell
 from staytrue.utils.files import refuse_existing, sha256_of, write_json
 from staytrue.utils.run_dir import SCHEMA, versions
@@ -67,6 +68,8 @@ def score(
     source = model_source.find(model)
     adapters = {name: loading.adapter_hash(folder) for name, folder in misaligned.items()}
     _refuse_same(adapters)
+    for folder in misaligned.values():
+        refuse_other_model(folder, source)
     tokenizer = load_tokenizer(source)
     rows, encoded, truncated = _encoded(tokenizer, pools, max_length)
     from staytrue.data_selection.forward_pass import padding

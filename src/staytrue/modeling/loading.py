@@ -13,6 +13,7 @@ from staytrue.errors import ModelError
 from staytrue.modeling import quantized
 from staytrue.modeling.adapter_folder import check_adapter_folder
 from staytrue.modeling.model_source import Source, check_hub
+from staytrue.modeling.trained_on import refuse_other_model
 from staytrue.utils.files import sha256_of
 from staytrue.utils.validation import first_line
 
@@ -29,11 +30,13 @@ def load_model(source: Source, adapter: Path | None = None, *, dtype: Any = None
         dtype: another precision.
 
     Raises:
-        ModelError: the model or adapter cannot be loaded.
+        ModelError: the model or adapter cannot be loaded, or the adapter's run trained it on another model.
     """
     from transformers import AutoModelForCausalLM
 
     check_hub(source)
+    if adapter is not None:
+        refuse_other_model(adapter, source)
     dtype = dtype or precision(source.dtype)
     packing: dict[str, Any] = {}
     if source.quantize is not None:
