@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from staytrue.errors import ModelError
-from staytrue.modeling import quantized
+from staytrue.modeling import fetch, quantized
 from staytrue.modeling.adapter_folder import check_adapter_folder
 from staytrue.modeling.model_source import Source, check_hub
 from staytrue.modeling.trained_on import refuse_other_model
@@ -53,7 +53,8 @@ def load_model(source: Source, adapter: Path | None = None, *, dtype: Any = None
             **packing,
         )
     except Exception as error:  # the loaders below raise anything from OSError to SafetensorError
-        raise ModelError(f"The model {source.name} cannot be loaded: {first_line(error)}") from None
+        reason = first_line(error) + fetch.way_out(source.place)
+        raise ModelError(f"The model {source.name} cannot be loaded: {reason}") from None
     quantized.keep_gradients(model)
     return model if adapter is None else with_adapters(model, {"default": adapter})
 
