@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import tiny
 from staytrue.data.examples import write_examples
@@ -77,3 +78,18 @@ def test_models_on_the_hub_are_compared_by_name(home, trained, given, refused):
         return
     with pytest.raises(ModelError, match=f"not on {given}"):
         refuse_other_model(home / "run" / "model", source)
+
+
+def test_weights_of_other_shapes_are_refused_with_the_first_that_does_not_fit(home):
+    file = home / "run" / "model" / "adapter_model.safetensors"
+    weights = load_file(file)
+    for name in [name for name in weights if ".lora_A" in name][:2]:
+        weights[name] = weights[name][:, :3].contiguous()
+    save_file(weights, file)
+    with pytest.raises(
+        ModelError, match=r"does not fit this model: .*size mismatch for \S+lora_A\S+: .* Name the model that"
+    ) as refused:
+        loading.load_model(model_source.find(str(home / "mine")), home / "run" / "model")
+    assert "[4, 3]" in str(refused.value)
+    assert str(refused.value).count("size mismatch") == 1
+    assert "\n" not in str(refused.value)

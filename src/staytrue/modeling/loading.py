@@ -86,7 +86,10 @@ def with_adapters(model: Any, adapters: Mapping[str, Path], *, trained: bool = F
             else:
                 adapted.load_adapter(str(adapter), adapter_name=name)
         except Exception as error:
-            raise ModelError(f"The adapter {adapter} does not fit this model: {first_line(error)}") from None
+            raise ModelError(
+                f"The adapter {adapter} does not fit this model: {first_line(error)} Name the model that it was "
+                "trained on."
+            ) from None
     return adapted
 
 
