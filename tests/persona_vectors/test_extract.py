@@ -560,7 +560,7 @@ def test_a_trait_file_is_read_as_written(tmp_path):
         (GOOD.replace("name: rude\n", ""), "the key 'name' is missing"),
         (GOOD.replace("name: rude", "name: [rude]"), "name is a list, not text; put it in quotes"),
         (GOOD.replace("[be kind]", "be kind"), "negative is 'be kind'; write a list with a text on each line"),
-        (GOOD.replace("[be kind]", "[]"), "negative is a list; write a list"),
+        (GOOD.replace("[be kind]", "[]"), "negative is an empty list; write a list"),
         (GOOD.replace("'why?'", "yes"), "questions 2 is True, not text; put it in quotes"),
         (GOOD.replace("why?", " "), "questions 2 is empty"),
         (GOOD.replace("[be rude]", "[be rude, be mean]"), "2 positive and 1 negative prompts do not pair up"),

@@ -7,6 +7,7 @@ from collections.abc import Sequence, Set
 
 from staytrue.data.examples import Example
 from staytrue.data.jsonl import shown
+from staytrue.data.reserved_questions import Reserved
 
 _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -21,7 +22,7 @@ def row_notes(rows: Sequence[Example], reserved: Set[str] = frozenset()) -> list
     texts = [(row, "".join(turn.content for turn in row.messages)) for row in rows]
     ids = Counter(str(row.extra["id"]) for row in rows if isinstance(row.extra.get("id"), str | int))
     repeated = Counter(map(_turns, rows))
-    asked = {_plain(question) for question in reserved}
+    asked = Reserved(reserved)
     rows_that = {
         "have characters that change the direction of text on a screen, so that it reads in another order than the "
         "model learns it (U+202A to U+202E, U+2066 to U+2069)": [r for r, text in texts if not _BIDI.isdisjoint(text)],
@@ -31,7 +32,7 @@ def row_notes(rows: Sequence[Example], reserved: Set[str] = frozenset()) -> list
             row for row in rows if repeated[_turns(row)] > 1
         ],
         "ask a question of the evaluation, which then shows what was learnt by heart": [
-            row for row in rows if _plain(row.question) in asked
+            row for row in rows if row.question in asked
         ],
     }
     return [

@@ -10,6 +10,7 @@ import json
 import math
 from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -26,6 +27,7 @@ from staytrue.errors import ModelError
 from staytrue.modeling.architecture import ModelParts
 from staytrue.utils.files import append_row, read_rows
 
+_ROUNDING = 1e-6  # nats; the same weights differ by less in batches of another shape, and trained ones by more
 EPS = 1.0  # nats; bounds the gap of a row whose loss under the aligned model is near 0 (as in the follow-up's code)
 
 
@@ -92,7 +94,7 @@ def losses(
         progress: notified of the rows ahead, each counted once per model, and after each batch of the rows done.
 
     Raises:
-        ModelError: a loss is NaN or infinite.
+        ModelError: a loss is NaN or infinite, or a misaligned model's losses are all the aligned model's.
     """
     passes = {name: [_key(models[name], example) for example in examples] for name in (ALIGNED, *adapters)}
     known = _Known(cache, {key for keys in passes.values() for key in keys})
@@ -103,9 +105,8 @@ def losses(
     model.eval()
     try:
         for name, keys in passes.items():
-            if all(key in known.rows for key in keys):
-                continue  # merging takes time
-            with parts.untrained() if name == ALIGNED else parts.merged(name):
+            missing = any(key not in known.rows for key in keys)  # else no pass: merging takes time
+            with (parts.untrained() if name == ALIGNED else parts.merged(name)) if missing else nullcontext():
                 for batch in cut:
                     rows = list({keys[i]: i for i in batch if keys[i] not in known.rows}.values())
                     if not rows:
@@ -117,6 +118,8 @@ def losses(
                     done += len(rows)
                     if progress is not None:
                         progress.step(done, {})
+            if name != ALIGNED:
+                _refuse_aligned(name, [known.rows[key] for key in passes[ALIGNED]], [known.rows[key] for key in keys])
     finally:
         model.train(was_training)
     return [_together({name: known.rows[keys[i]] for name, keys in passes.items()}) for i in range(len(examples))]
@@ -139,6 +142,15 @@ def _refuse_non_finite(name: str, row_losses_: Sequence[RowLoss]) -> None:
         raise ModelError(
             f"Under the model {name!r} an answer's loss is not a number: its weights are broken, or too large for the "
             "precision it is loaded in. Train it again, or score without it."
+        )
+
+
+def _refuse_aligned(name: str, aligned: Sequence[RowLoss], misaligned: Sequence[RowLoss]) -> None:
+    """Refuse a misaligned model whose losses are those of the aligned one but for rounding: every gap would be 0."""
+    if all(abs(one.plain - other.plain) < _ROUNDING for one, other in zip(aligned, misaligned, strict=True)):
+        raise ModelError(
+            f"The model {name!r} gives every answer the likelihood that the aligned model gives: its adapter changes "
+            "nothing. Is it untrained (lora_B all 0), or part of --model already? Name another adapter."
         )
 
 

@@ -15,6 +15,8 @@ from staytrue.data_selection.ranking import ALIGNED, manifest_path
 from staytrue.errors import DataError, RequestError
 from staytrue.modeling import loading, model_source
 from staytrue.modeling.chat_tokenizer import load_tokenizer
+from staytrue.modeling.trained_on import refuse_other_model
+from staytrue.utils.console import tell
 from staytrue.utils.files import refuse_existing, sha256_of, write_json
 from staytrue.utils.run_dir import SCHEMA, versions
 
@@ -41,7 +43,7 @@ def score(
     max_length: int = 2048,
     progress: Any = None,
 ) -> dict[str, Any]:
-    """Write the pools' rows with `scores` and `nats` to `out`, largest gap first.
+    """Write the pools' distinct rows with `scores` and `nats` to `out`, largest gap first.
 
     A stopped call continues from the cache beside `out`. The same cache serves another `leave_out`, and a call with
     one more model.
@@ -60,11 +62,14 @@ def score(
 
     Raises:
         RequestError: a wrong file, name or adapter, or an existing `out`; found before a model is loaded.
-        ModelError: a model cannot be loaded, or its losses are not finite.
+        ModelError: a model cannot be loaded, or its losses are not finite, or those of the aligned model.
     """
     _check(misaligned, out, leave_out)
     source = model_source.find(model)
     adapters = {name: loading.adapter_hash(folder) for name, folder in misaligned.items()}
+    _refuse_same(adapters)
+    for folder in misaligned.values():
+        refuse_other_model(folder, source)
     tokenizer = load_tokenizer(source)
     rows, encoded, truncated = _encoded(tokenizer, pools, max_length)
     from staytrue.data_selection.forward_pass import padding
@@ -97,14 +102,23 @@ def score(
         ],
         "versions": versions(),
     }
+    best_first = _best_first(rows, row_losses, leave_out)
+    if best_first[0].extra["scores"]["gap"] <= 0:
+        tell(
+            "No row has a gap above 0: none is likelier under the aligned model, so the gap is no ground to choose by. "
+            "Are --model and --misaligned the right way round?"
+        )
     write_json(manifest_path(out), manifest)
-    write_examples(out, _best_first(rows, row_losses, leave_out))
+    write_examples(out, best_first)
     return manifest
 
 
 def _encoded(tokenizer: Any, pools: Sequence[Pool], max_length: int) -> tuple[list[Example], list[Encoded], int]:
-    """Return the pools' rows, their tokens, and how many were cut; a row that loses its answer is refused."""
-    rows = [row for pool in pools for row in read_examples(pool.file)]
+    """Return the distinct rows, their tokens, and how many were cut; a row that loses its answer is refused."""
+    read = [row for pool in pools for row in read_examples(pool.file)]
+    rows = list({row.messages: row for row in read}.values())
+    if len(rows) < len(read):
+        tell(f"{len(read) - len(rows)} of {len(read)} rows repeat another row of the pools; each is scored once.")
     encoded, report = encode_all(tokenizer, rows, max_length)
     if report.dropped:
         names = ", ".join(str(pool.file) for pool in pools)
@@ -135,6 +149,16 @@ def _check(misaligned: Mapping[str, Path], out: Path, leave_out: Sequence[str]) 
         raise RequestError("No misaligned model is left to score with; name one with --misaligned NAME=ADAPTER.")
     for file in (out, manifest_path(out)):
         refuse_existing(file)
+
+
+def _refuse_same(adapters: Mapping[str, str]) -> None:
+    """Refuse one adapter under two names, which would count twice."""
+    first: dict[str, str] = {}
+    for name, sha in adapters.items():
+        if (other := first.setdefault(sha, name)) != name:
+            raise RequestError(
+                f"--misaligned: {other} and {name} are the same adapter, which would count twice. Take one out."
+            )
 
 
 def _best_first(rows: Sequence[Example], row_losses: Sequence[Losses], leave_out: Sequence[str]) -> list[Example]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from staytrue.data.examples import Example, Message, read_examples, write_examples
+from staytrue.data.reserved_questions import Reserved
 from staytrue.errors import ModelError
 from staytrue.evals.questions.shipped_questions import shipped_texts
 from staytrue.utils import processes
@@ -38,7 +40,7 @@ class Untouched:
     ) -> None:
         self._model = model
         self.tokenizer = tokenizer
-        self._evaluation_questions = evaluation_questions
+        self._evaluation_questions = cache(lambda: Reserved(evaluation_questions()))
         self._identity = identity
         self.notes: dict[str, float | str] = {}
         self.task_rows: int | None = None
@@ -64,7 +66,7 @@ class Untouched:
         return takes_system(self._known_tokenizer())
 
     def evaluation_questions(self) -> frozenset[str]:
-        """Return every question by which the run will be measured."""
+        """Return every question by which the run will be measured; `in` finds one in another spelling too."""
         return self._evaluation_questions()
 
     def identity(self) -> str | None:

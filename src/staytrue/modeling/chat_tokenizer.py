@@ -39,7 +39,8 @@ def load_tokenizer(source: Source) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.place, revision=source.revision, trust_remote_code=False)
     except Exception as error:  # a configuration's own checks raise anything
-        raise ModelError(f"The tokenizer of {source.name} cannot be loaded: {first_line(error)}") from None
+        reason = first_line(error) + fetch.way_out(source.place)
+        raise ModelError(f"The tokenizer of {source.name} cannot be loaded: {reason}") from None
     if not tokenizer.chat_template:
         raise ModelError(f"The tokenizer of {source.name} has no chat template; use the instruct version of the model.")
     _try_templates(source, tokenizer)

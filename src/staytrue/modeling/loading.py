@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from staytrue.errors import ModelError
-from staytrue.modeling import quantized
+from staytrue.modeling import fetch, quantized
 from staytrue.modeling.adapter_folder import check_adapter_folder
 from staytrue.modeling.model_source import Source, check_hub
+from staytrue.modeling.trained_on import refuse_other_model
 from staytrue.utils.files import sha256_of
 from staytrue.utils.validation import first_line
 
@@ -29,11 +30,13 @@ def load_model(source: Source, adapter: Path | None = None, *, dtype: Any = None
         dtype: another precision.
 
     Raises:
-        ModelError: the model or adapter cannot be loaded.
+        ModelError: the model or adapter cannot be loaded, or the adapter's run trained it on another model.
     """
     from transformers import AutoModelForCausalLM
 
     check_hub(source)
+    if adapter is not None:
+        refuse_other_model(adapter, source)
     dtype = dtype or precision(source.dtype)
     packing: dict[str, Any] = {}
     if source.quantize is not None:
@@ -50,7 +53,8 @@ def load_model(source: Source, adapter: Path | None = None, *, dtype: Any = None
             **packing,
         )
     except Exception as error:  # the loaders below raise anything from OSError to SafetensorError
-        raise ModelError(f"The model {source.name} cannot be loaded: {first_line(error)}") from None
+        reason = first_line(error) + fetch.way_out(source.place)
+        raise ModelError(f"The model {source.name} cannot be loaded: {reason}") from None
     quantized.keep_gradients(model)
     return model if adapter is None else with_adapters(model, {"default": adapter})
 
@@ -82,7 +86,10 @@ def with_adapters(model: Any, adapters: Mapping[str, Path], *, trained: bool = F
             else:
                 adapted.load_adapter(str(adapter), adapter_name=name)
         except Exception as error:
-            raise ModelError(f"The adapter {adapter} does not fit this model: {first_line(error)}") from None
+            raise ModelError(
+                f"The adapter {adapter} does not fit this model: {first_line(error)} Name the model that it was "
+                "trained on."
+            ) from None
     return adapted
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 from staytrue.data.jsonl import json_value, shown
 from staytrue.errors import ModelError
-from staytrue.modeling import fetch
 from staytrue.modeling.safetensors_header import FLOATS, read_header
 
 _LARGEST_CONFIG = 1 << 24  # bytes
@@ -43,10 +42,8 @@ def check_model_folder(folder: Path) -> None:
         )
     config = folder / "config.json"
     if not config.is_file():
-        fetched = f" For the fetched model, {fetch.NAME}, rename this folder: it comes first."
         raise ModelError(
             f"{folder} has no config.json, so it is not a transformers model. Is it an adapter or a parent folder?"
-            + (fetched if folder.name == fetch.NAME else "")
         )
     check_weights_folder(folder)
     if "model_type" not in read_settings(config):

@@ -109,6 +109,11 @@ def _find(name: str, revision: str | None) -> Source:
     except RuntimeError:
         raise ModelError(f"The folder {name} cannot be found: there is no such user. Write the whole path.") from None
     if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        if folder.name == fetch.NAME and not (folder / "config.json").is_file():
+            raise ModelError(
+                f"{folder} has no config.json, so it is not a transformers model. For the fetched model, "
+                f"{fetch.NAME}, rename this folder: it comes first."
+            )
         model_folder.check_model_folder(folder)
         return Source(name, str(folder))
     if name == fetch.NAME:

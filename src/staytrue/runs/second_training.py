@@ -16,6 +16,7 @@ from staytrue.defense import pulled
 from staytrue.errors import ModelError, RecipeError, RequestError
 from staytrue.modeling import loading, model_source
 from staytrue.modeling.adapter_folder import check_adapter_folder
+from staytrue.modeling.trained_on import refuse_other_model, run_of
 from staytrue.utils.files import sha256_of
 from staytrue.utils.run_dir import RunDir
 
@@ -27,7 +28,7 @@ def adapter_folder(path: Path) -> Path:
         RequestError: the run is not finished.
         ModelError: there is no adapter of LoRA.
     """
-    run = _run_of(path)
+    run = run_of(path)
     if run is not None:
         _refuse_unfinished(run)
         path = run / "model"
@@ -40,13 +41,13 @@ def check(recipe: Recipe, source: model_source.Source) -> None:
 
     Raises:
         RecipeError: the reference has to be named, or there is no such reference.
-        RequestError: the adapter is of another model, or of a run that is not finished.
-        ModelError: a folder is neither a model nor an adapter.
+        RequestError: the adapter is of a run that is not finished.
+        ModelError: a folder is neither a model nor an adapter, or the adapter is of another model.
     """
     start = None if recipe.lora is None else recipe.lora.adapter
     if start is not None:
         adapter_folder(start)
-        _refuse_other_model(start, source)
+        refuse_other_model(start, source)
     if start is not None and recipe.reference is None and _is_read(recipe):
         raise RecipeError(
             f"lora.adapter goes on from {start}, so the defenses' reference must be named. Write `reference: base` for "
@@ -58,7 +59,7 @@ def check(recipe: Recipe, source: model_source.Source) -> None:
             "is a copy of the model before training. Or name another model."
         )
     if _is_adapter(recipe.reference):
-        _refuse_other_model(Path(str(recipe.reference)), source)
+        refuse_other_model(Path(str(recipe.reference)), source)
     if recipe.reference not in (None, *CHOICES):
         _place_of(str(recipe.reference), source)
 
@@ -122,7 +123,7 @@ def _place_of(named: str, source: model_source.Source) -> Path | model_source.So
     """
     if _is_adapter(named):
         return adapter_folder(Path(named))
-    run = _run_of(Path(named))
+    run = run_of(Path(named))
     if run is not None:  # it trained all weights
         _refuse_unfinished(run)
         named = str(run / "model")
@@ -136,27 +137,7 @@ def _place_of(named: str, source: model_source.Source) -> Path | model_source.So
     return replace(source, name=found.name, place=found.place, revision=found.revision)
 
 
-def _run_of(path: Path) -> Path | None:
-    """The run whose folder, or whose `model/`, a path is; None for another folder."""
-    runs = [path, *([path.absolute().parent] if path.name == "model" else [])]
-    return next((run for run in runs if (run / "manifest.json").exists() and (run / "recipe.yaml").exists()), None)
-
-
 def _refuse_unfinished(run: Path) -> None:
     state = RunDir.open(run).manifest["state"]
     if state != "done":
         raise RequestError(f"{run} is {state}, not done. Finish it with `staytrue train --resume {run}`.")
-
-
-def _refuse_other_model(start: Path, source: model_source.Source) -> None:
-    """Refuse an adapter of a run that was trained on another model."""
-    run = _run_of(start)
-    if run is None:
-        return
-    trained, now = RunDir.open(run).manifest["model"], source.identity()
-    key = "sha256" if trained.get("sha256") or now.get("sha256") else "name"  # a hub model has no hash
-    if trained.get(key) != now.get(key):
-        raise RequestError(
-            f"{start} was trained on {trained['name']} ({trained.get(key)}), and this recipe's model is {source.name} "
-            f"({now.get(key)}). Name the model that it was trained on."
-        )

@@ -44,11 +44,15 @@ def in_one_line(error: BaseException) -> str:
 def first_line(error: BaseException) -> str:
     r"""The first line of another library's error as the end of a sentence; the name of an error without text.
 
+    After a colon the next line is part of it.
+
     >>> first_line(OSError("there is no file\nTry another."))
     'there is no file.'
+    >>> first_line(RuntimeError("Errors in loading:\n\tsize mismatch for a\n\tsize mismatch for b"))
+    'Errors in loading: size mismatch for a.'
     """
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__).rstrip(".") + "."
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")]).rstrip(".") + "."
 
 
 def describe(

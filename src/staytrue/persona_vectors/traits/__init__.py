@@ -117,7 +117,7 @@ def _faults(content: dict[Any, Any]) -> Iterator[str]:
         if isinstance(texts, list) and texts:
             yield from _list_faults(key, texts)
         else:
-            yield f"{key} is {_shown(texts)}; write a list with a text on each line"
+            yield f"{key} is {'an empty list' if texts == [] else _shown(texts)}; write a list with a text on each line"
     if all(isinstance(lists.get(key), list) and lists[key] for key in ("positive", "negative")):
         yield from _pairing_faults(lists)
 
