@@ -122,6 +122,7 @@ class _Build:
             RecipeError: trl, peft or an integration does not accept the recipe's settings.
         """
         from staytrue.evals.generation.check import check_generation
+        from staytrue.runs.early_stopping import check_stop
         from staytrue.runs.saving import fit_save_steps
         from staytrue.training import all_weights
 
@@ -133,6 +134,7 @@ class _Build:
             if trainer.fused_head is None:  # trl's head then, which knows fewer kinds of models
                 preflight.try_two_tokens(trainer.model)
             steps = preflight.prepare(trainer, fit_warmup="warmup_steps" not in self.recipe.train)
+            check_stop(self.recipe.stop, trainer.args, steps)
             fit_save_steps(trainer, steps)
         except StaytrueError:
             raise
