@@ -84,7 +84,8 @@ class IdlePenalties(TrainerCallback):  # type: ignore[misc]
             if "penalty" in pulled(defense) and label not in self._seen:
                 warnings.warn(
                     f"{label} was 0 in each of the {state.global_step} steps although the weights moved, so it held "
-                    "nothing: no token of the rows is one of those that its settings name (such as on, tokens, share).",
+                    "nothing: no token of the rows is one of those that its settings name (such as on, tokens, "
+                    "share), or the blocks that it reads (blocks) lie below everything that is trained.",
                     UserWarning,
                     stacklevel=2,
                 )
