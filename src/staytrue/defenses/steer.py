@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from staytrue.defense import Base, Defense, Traces
-from staytrue.errors import ModelError, RecipeError, RequestError
+from staytrue.errors import ModelError, RecipeError, RequestError, StaytrueWarning
 from staytrue.persona_vectors.vector import Mode, PersonaVector
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ class Steer(Defense):
                 f"steer: alpha {self.strength:g} pushes by {abs(self.strength):g} times the mean length of activations "
                 f"at layer {self.layer}. If the recipe is of version 0.1, where alpha multiplied the vector as stored, "
                 f"write alpha: {math.copysign(before, self.strength):.2g}, which does the same.",
+                StaytrueWarning,
                 stacklevel=2,
             )
 
