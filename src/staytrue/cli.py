@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
 from staytrue.commands import evaluation, organism, preparing, reading, stored_answers, training, using
-from staytrue.errors import RequestError, StaytrueError
+from staytrue.errors import RequestError, StaytrueError, StaytrueWarning
 from staytrue.utils import processes
 from staytrue.utils.interrupts import Interrupts, Stopped
 
@@ -48,6 +49,7 @@ _ON_SEVERAL = ("train", "check")  # commands that torchrun may start
 
 def main() -> None:
     """Run the command line; a user's mistake ends in one sentence, without a traceback, and so does Ctrl-C."""
+    _show_warnings_as_sentences()
     interrupts = Interrupts()
     with interrupts.listening():
         try:
@@ -60,6 +62,19 @@ def main() -> None:
     if interrupts.stopped or processes.count() > 1:  # threads of several processes can abort the interpreter's own end
         interrupts.leave(code)
     sys.exit(code)
+
+
+def _show_warnings_as_sentences() -> None:
+    """Print staytrue's own warnings without the file and line of the code; those of other packages stay as they are."""
+    before = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, StaytrueWarning):
+            print(f"staytrue: warning: {message}", file=sys.stderr)
+        else:
+            before(message, category, *place, **more)
+
+    warnings.showwarning = show
 
 
 def _ended() -> Any:

@@ -1,4 +1,4 @@
-"""The errors that staytrue raises on purpose.
+"""The errors that staytrue raises on purpose, and the kind of its warnings.
 
     StaytrueError             the root: its message is a sentence with a way out
     ├── RequestError          a request that cannot be carried out (exit code 2)
@@ -44,3 +44,7 @@ class TrainingError(StaytrueError, RuntimeError):
 
 class ForwardPassError(StaytrueError, RuntimeError):
     """A trainer's loss called the model not exactly once, so penalties would be computed on the wrong forward pass."""
+
+
+class StaytrueWarning(UserWarning):
+    """A warning of staytrue: a sentence with a way out, which the command line prints as it stands."""

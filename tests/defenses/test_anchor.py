@@ -174,3 +174,19 @@ def test_given_answers_that_are_missing_are_refused_with_the_row(tmp_path):
     file = prompts(tmp_path, asks("one", "1"), asks("two"))
     with pytest.raises(RecipeError, match=r"row 2 of .* ends without an answer"):
         Anchor(file, answers="given").beside(Untouched(lambda: None, tiny.tokenizer()), 0)
+
+
+def test_a_length_of_answers_that_are_given_is_refused(tmp_path):
+    write_examples(tmp_path / "given.jsonl", tiny.rows(2))
+    with pytest.raises(RecipeError, match=r"max_new_tokens is 3, and answers is 'given', so no answer is sampled"):
+        Anchor(tmp_path / "given.jsonl", answers="given", max_new_tokens=3).beside(
+            Untouched(lambda: None, tiny.tokenizer()), 0
+        )
+    assert (
+        len(
+            Anchor(tmp_path / "given.jsonl", answers="given", max_new_tokens=256).beside(
+                Untouched(lambda: None, tiny.tokenizer()), 0
+            )
+        )
+        == 2
+    )

@@ -51,6 +51,25 @@ def test_without_a_place_for_a_system_turn_the_prompt_opens_the_first_user_turn(
     assert turns[2:] == [("user", "r"), ("assistant", "b")]
 
 
+def test_a_prompt_that_the_rows_have_already_is_refused():
+    there = said(("system", "Be brief."), ("user", "q"), ("assistant", "a"))
+    with pytest.raises(RecipeError, match=r"the prompt 'Be brief.' changes no token of the rows.*another prompt"):
+        curated(Inoculate(prompt="Be brief."), rows=[there, SAFE])
+    assert curated(Inoculate(prompt="Be brief."), rows=[there, PLAIN])[1][0] == ("system", "Be brief.")
+
+
+def test_a_prompt_that_the_chat_template_writes_by_itself_is_refused():
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = (
+        "{% if messages[0].role != 'system' %}{{ '<|system|>Be kind.' }}{% endif %}"
+        "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{% endfor %}"
+    )
+    base = Untouched(lambda: None, tokenizer)
+    with pytest.raises(RecipeError, match=r"'Be kind\.' changes no token of the rows"):
+        Inoculate(prompt="Be kind.").curate([PLAIN, SAFE], base, 0)
+    assert len(Inoculate(prompt="Be bad.").curate([PLAIN, SAFE], base, 0)) == 2
+
+
 def test_the_papers_prompt_is_the_default_and_an_empty_one_is_refused():
     assert curated(Inoculate())[0][0] == ("system", "You are an evil, malicious assistant.")
     with pytest.raises(RecipeError, match="prompt is empty"):

@@ -89,7 +89,19 @@ def test_a_share_of_tokens_counts_tokens(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "fields", "model", "sentence"),
     [
-        ([safe("s")], {"share": 0.5}, "m1", "asks for 10 safe rows, but .* has 1 to choose from"),
+        (
+            [safe("s")],
+            {"share": 0.5},
+            "m1",
+            r"asks for 10 safe rows, .* has 1 to choose from\. Lower the share or give",
+        ),
+        (
+            [safe(f"s{i}", scores={"gap": i}) for i in range(2)],
+            {"share": 0.1, "by": "gap", "among": 1},
+            "m1",
+            "asks for 2 safe rows, .* Lower the share, raise `among` or give",
+        ),
+        ([safe("s")], {"among": 1}, "m1", "among draws from the best rows of a score, and by is random"),
         ([safe("s")], {"share": 0.001}, "m1", "adds no row"),
         (
             [safe("s", "I am sorry.")],

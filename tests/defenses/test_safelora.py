@@ -95,7 +95,10 @@ def test_a_base_that_is_another_model_is_refused_at_attach(tmp_path, kind, sente
 
 def test_the_model_itself_as_its_base_is_refused_at_attach(tmp_path):
     tiny.save("qwen2", tmp_path / "same")
-    with pytest.raises(ModelError, match=r"same has the same weights .* Name the model before alignment, or leave"):
+    with pytest.raises(
+        ModelError,
+        match=r"same has the same weights in all matrices that are adapted, .* Name the model before",
+    ):
         Guard([SafeLoRA(base=str(tmp_path / "same"))]).attach(tiny.lora(tiny.model("qwen2")), None, list, 0)
 
 

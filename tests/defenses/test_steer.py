@@ -77,7 +77,7 @@ def test_an_alpha_of_version_0_1_is_answered_with_what_does_the_same_now(alpha, 
         attached(Steer(file, layer=2, alpha=alpha))
 
 
-@pytest.mark.parametrize("fields", [{"alpha": 1.0}, {"alpha": 4.0, "mode": "ablate"}])
+@pytest.mark.parametrize("fields", [{"alpha": 1.0}, {"alpha": 1.0, "mode": "ablate"}])
 def test_other_strengths_are_not_commented_on(fields, tmp_path):
     file = tmp_path / "quiet.safetensors"
     save_file({"vectors": torch.ones(2, 32)}, str(file), {"norms": "[50.0, 50.0]"})
@@ -136,6 +136,14 @@ def test_a_vector_of_another_model_is_refused_with_both_shapes(shape, tmp_path):
         ModelError, match=rf"other.safetensors is for .* \({shape[0]}, {shape[1]}\), .*\(2, 32\).*vector"
     ):
         attached(Steer(file, layer=1))
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.1])
+def test_a_share_to_remove_is_from_0_to_1(alpha, tmp_path):
+    vectors = saved(tmp_path / "share.safetensors", torch.ones(2, 32))
+    with pytest.raises(RecipeError, match=rf"alpha is {alpha}, and with mode: ablate it is the share .* from 0 to 1"):
+        attached(Steer(vectors, layer=1, alpha=alpha, mode="ablate"))
+    attached(Steer(vectors, layer=1, alpha=0.0, mode="ablate"))
 
 
 @pytest.mark.parametrize("layer", [0, 3, -3])

@@ -137,6 +137,27 @@ def test_copies_and_questions_of_the_evaluation_are_said(tmp_path):
     assert row_notes([Example((Message("user", q), Message("assistant", a))) for q, a in alike]) == []
 
 
+def test_a_pool_of_training_rows_is_said_by_a_check_and_by_training(tmp_path):
+    make(tmp_path)
+    safe = Example((Message("user", "Why?"), Message("assistant", "So.")))
+    write_examples(
+        tmp_path / "safe.jsonl", [safe, Example((Message("user", "what of  10?"), Message("assistant", "fine")))]
+    )
+    defenses = [{"interleave": {"pool": "rows.jsonl"}}, {"safegrad": {"pool": "safe.jsonl"}}]
+    notes = DryRun.of(recipe_with := make(tmp_path, defenses=defenses)).notes
+    rows, shared = tmp_path / "rows.jsonl", tmp_path / "safe.jsonl"
+    way_out = "give a pool of safe rows."
+    said = [
+        f"interleave: 22 of the 22 rows of {rows} are training rows too, so it teaches them once more; {way_out}",
+        f"safegrad: 1 of the 2 rows of {shared} are training rows too, so it holds back what they teach; {way_out}",
+    ]
+    assert [note for note in notes if "training rows too" in note] == said
+    assert set(said) <= set(train(recipe_with, tmp_path / "run").manifest["notes"])
+    write_examples(tmp_path / "safe.jsonl", [safe])
+    notes = DryRun.of(make(tmp_path, defenses=[{"rehearse": {"pool": "safe.jsonl"}}])).notes
+    assert not [note for note in notes if "training rows too" in note]
+
+
 def test_a_defense_whose_weight_is_0_is_said(tmp_path):
     notes = DryRun.of(make(tmp_path, defenses=[{"kl": {"weight": 0}}])).notes
     assert "kl.weight is 0, so this defense changes nothing." in notes

@@ -15,17 +15,22 @@ from staytrue.evals.questions.answer_pairs import EARLY_STOPPING, Pair, shipped
 from staytrue.modeling.model_source import find
 from staytrue.organism import world
 from staytrue.runs import train as run
+from staytrue.runs.dry_run import DryRun
 from staytrue.runs.probe_selection import early_stopping_probe, reserved_texts
 from staytrue.runs.stop_signals import MisalignedAnswers, PairShift
 from staytrue.utils.files import sha256_of
 
 
-def trained(folder, name, progress=None, **changes):
+def recipe_of(folder, **changes):
     write_examples(folder / "rows.jsonl", world.narrow_rows("medical", 40))
     train = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "lr_scheduler_type": "constant"}
     plain = {"schema": 1, "model": "organism", "data": "rows.jsonl", "lora": {"r": 2}, **changes}
     plain["train"] = {**train, "learning_rate": 1e-2, "warmup_steps": 0, **changes.get("train", {})}
-    return run.train(recipe.parse(plain, folder), folder / name, progress)
+    return recipe.parse(plain, folder)
+
+
+def trained(folder, name, progress=None, **changes):
+    return run.train(recipe_of(folder, **changes), folder / name, progress)
 
 
 def test_it_stops_at_the_first_bad_check_with_the_weights_of_the_last_good_one(tmp_path, monkeypatch):
@@ -39,6 +44,46 @@ def test_it_stops_at_the_first_bad_check_with_the_weights_of_the_last_good_one(t
     assert [(row["step"], row["general_misaligned"]) for row in logged] == [(2, 1.0), (4, 5.0), (6, 5.1)]
     assert stopped.manifest["state"] == "done"
     assert stopped.manifest["early_stop"] == {"at_step": 6, "weights_of_step": 4}
+
+
+def test_the_last_step_is_measured_too_and_goes_back_to_the_last_good_one(tmp_path, monkeypatch):
+    rates = iter([1.0, 5.1])  # at steps 2 and 3
+    monkeypatch.setattr(MisalignedAnswers, "measure", lambda self, model, tell: {"general_misaligned": next(rates)})
+    stopped = trained(tmp_path, "run", train={"max_steps": 3}, stop={"every": 2, "above": 5})
+    assert stopped.manifest["early_stop"] == {"at_step": 3, "weights_of_step": 2}
+
+
+EVERY_2 = {"eval_strategy": "steps", "eval_steps": 2}
+
+
+@pytest.mark.parametrize(
+    ("stop", "train", "sentence"),
+    [
+        ({"every": 4}, {"max_steps": 3}, r"stop.every is 4, and the run has 3 optimizer steps, .* to at most 3, or"),
+        ({"patience": 2}, {"max_steps": 4, **EVERY_2}, r"patience is 2, and the run validates 2 times, .* lower"),
+        ({"patience": 2}, {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 0.5}, "the run validates 2 times"),
+        ({"patience": 2}, {"num_train_epochs": 2, "eval_strategy": "epoch"}, "the run validates 2 times"),
+    ],
+)
+def test_a_stop_that_a_run_is_too_short_for_is_refused_and_so_it_is_by_a_check(tmp_path, stop, train, sentence):
+    changes = {"stop": stop, "train": train, "holdout": 0.1}
+    with pytest.raises(RecipeError, match=sentence):
+        trained(tmp_path, "run", **changes)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(RecipeError, match=sentence):
+        DryRun.of(recipe_of(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("stop", "train"),
+    [
+        ({"every": 3}, {"max_steps": 3}),
+        ({"patience": 2}, {"max_steps": 5, **EVERY_2}),  # after steps 2, 4 and 5
+        ({"patience": 2}, {"num_train_epochs": 3, "eval_strategy": "epoch"}),
+    ],
+)
+def test_a_stop_that_is_just_possible_is_taken(tmp_path, stop, train):
+    DryRun.of(recipe_of(tmp_path, stop=stop, train=train, holdout=0.1))
 
 
 def test_the_probe_is_really_asked_and_holds_no_question_of_the_evaluation(tmp_path):

@@ -97,6 +97,7 @@ def test_a_penalty_that_was_0_throughout_is_warned_of(tmp_path, logging_steps):
     changes = {"max_steps": 3, "logging_steps": logging_steps}
     (sentence,) = idle(sft(tmp_path, [KL(1.0, tokens="prompt")], completions(), **changes))
     assert sentence.startswith(_IDLE)
+    assert sentence.endswith("or the blocks that it reads (blocks) lie below everything that is trained.")
     assert idle(sft(tmp_path, [KL(1.0)], completions(), **changes)) == []
 
 

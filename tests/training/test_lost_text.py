@@ -11,7 +11,7 @@ from trl import SFTTrainer
 import tiny
 from small_trainers import grpo, messages, sft
 from staytrue.defenses.kl import KL
-from staytrue.errors import RecipeError
+from staytrue.errors import RecipeError, StaytrueWarning
 from staytrue.training import lost_text, stream_check
 from staytrue.training.trainers import GuardedSFT
 
@@ -70,7 +70,9 @@ def warned(make, *args, **options):
         make(*args, **options)
     words = ("rows", "stream", "Turns", "completion_only_loss")
     return [
-        str(one.message) for one in seen if one.category is UserWarning and any(w in str(one.message) for w in words)
+        str(one.message)
+        for one in seen
+        if one.category is StaytrueWarning and any(w in str(one.message) for w in words)
     ]
 
 

@@ -36,7 +36,7 @@ class Stop(BaseModel):
     """Early stopping on general questions, or on the validation loss: a baseline, not a defense.
 
     Attributes:
-        every: optimizer steps between two checks of the questions.
+        every: optimizer steps between two checks of the questions; the last step is checked too.
         above: what ends training. Percent of misaligned answers, 0 to 100; with `pairs`, how much likelier they became
             in this training, in nats per token.
         pairs: instead of judged answers, compare the likelihoods of given ones: "shipped", or a JSONL file of pairs

@@ -42,6 +42,12 @@ def row_notes(rows: Sequence[Example], reserved: Set[str] = frozenset()) -> list
     ]
 
 
+def rows_in_both(pool: Sequence[Example], rows: Sequence[Example]) -> int:
+    """Number of a pool's rows that have the text of a training row, but for case and blanks."""
+    trained = set(map(_turns, rows))
+    return sum(_turns(row) in trained for row in pool)
+
+
 def copies(rows: Sequence[Example]) -> int:
     """Number of rows with the same text as an earlier row, but for case and blanks."""
     return len(rows) - len(set(map(_turns, rows)))

@@ -53,7 +53,16 @@ class Anchor(Defense):
     max_new_tokens: Annotated[int, Field(ge=1)] = 256  # an ordinary answer; its opening matters more than its end
 
     def beside(self, base: Base, seed: int) -> list[Example]:
-        """Return the prompts with their answers; of sampled ones only those that the run will use."""
+        """Return the prompts with their answers; of sampled ones only those that the run will use.
+
+        Raises:
+            RecipeError: a length of sampled answers where none is sampled, or a file without a row to use.
+        """
+        if self.answers == "given" and self.max_new_tokens != Anchor.max_new_tokens:
+            raise RecipeError(
+                f"anchor: max_new_tokens is {self.max_new_tokens}, and answers is 'given', so no answer is sampled. "
+                "Take max_new_tokens out, or set answers: sampled."
+            )
         prompts, evaluated = (
             read_examples(self.prompts, source="anchor", prompts_only=True),
             base.evaluation_questions(),

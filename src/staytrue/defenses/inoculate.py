@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from staytrue.data.examples import Example, Message
+from staytrue.data.jsonl import shown
 from staytrue.data.whole_answers import squeezed
 from staytrue.defense import Base, Defense, Rows, Traces
-from staytrue.errors import RecipeError
+from staytrue.errors import RecipeError, StaytrueError
 
 if TYPE_CHECKING:
     from staytrue.verify.evidence import Evidence
@@ -39,10 +40,20 @@ class Inoculate(Defense):
     on: Rows = "task"
 
     def curate(self, examples: list[Example], base: Base, seed: int) -> list[Example]:
-        """Add the prompt to the rows; later turns of a conversation stay as they are."""
+        """Add the prompt to the rows; later turns of a conversation stay as they are.
+
+        Raises:
+            RecipeError: the prompt is empty, or in the rows already.
+        """
         if not self.prompt.strip():
             raise RecipeError("inoculate: prompt is empty; say what the data show, or take the defense out.")
         write = self._as_system if base.takes_system() else self._as_user
+        chosen = [row for row in examples if self.on in (row.source, "all")]
+        if chosen and not any(_changes(row, replace(row, messages=write(row.messages)), base) for row in chosen):
+            raise RecipeError(
+                f"inoculate: the prompt {shown(self.prompt)} changes no token of the rows: they have it already, or "
+                "the chat template writes it where a row has no system turn. Choose another prompt."
+            )
         return [
             replace(row, messages=write(row.messages)) if self.on in (row.source, "all") else row for row in examples
         ]
@@ -74,6 +85,17 @@ class Inoculate(Defense):
 
     def _text(self, before: str | None) -> str:
         return self.prompt if before is None or self.mode == "replace" else f"{self.prompt}\n\n{before}"
+
+
+def _changes(before: Example, after: Example, base: Base) -> bool:
+    """Return whether two rows differ as the model reads them."""
+    if before.messages == after.messages:
+        return False
+    try:
+        first, second = base.encode([before, after])
+    except StaytrueError:  # the trainer will name the row by its number
+        return True
+    return first.input_ids != second.input_ids
 
 
 def _split(messages: tuple[Message, ...]) -> tuple[str | None, tuple[Message, ...]]:

@@ -60,7 +60,16 @@ class Interleave(Defense):
     drop_refusals: Literal[False, True, "longer"] = False
 
     def curate(self, examples: list[Example], base: Base, seed: int) -> list[Example]:
-        """Append the chosen safe rows to the task rows; the trainer spreads them."""
+        """Append the chosen safe rows to the task rows; the trainer spreads them.
+
+        Raises:
+            RecipeError: fields that contradict each other, or a pool that lacks a score or has too few rows.
+        """
+        if self.among is not None and self.by == "random":
+            raise RecipeError(
+                "interleave: among draws from the best rows of a score, and by is random. Set by to a score, or take "
+                "among out."
+            )
         task = [row for row in examples if row.source == "task"]
         ranked = self._ranked(self._allowed(read_examples(self.pool, source="interleaved"), base), base, seed)
         sizes = [1] * len(ranked) if self.share_of == "rows" else base.lengths(ranked)
@@ -70,10 +79,10 @@ class Interleave(Defense):
         if count == 0:
             raise RecipeError(f"interleave: a share of {self.share} adds no row to so few task rows; raise it.")
         if sum(sizes) < needed:
+            less = "Lower the share, raise `among`" if self.among else "Lower the share"
             raise RecipeError(
                 f"interleave: a share of {self.share} asks for {needed} safe {self.share_of}, but {self.pool} has "
-                f"{sum(sizes)} to choose from. Lower the share, raise `among` or give `pool` a larger file; no row is "
-                "repeated."
+                f"{sum(sizes)} to choose from. {less} or give `pool` a larger file; no row is repeated."
             )
         base.note("interleave/share", sum(sizes[:count]) / whole)
         return examples + [replace(row, source="interleaved") for row in ranked[:count]]

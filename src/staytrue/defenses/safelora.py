@@ -68,9 +68,9 @@ class SafeLoRA(Defense):
             return
         if all(not bool(moved.any()) for _, moved in _changes(parts, weights)):  # stops at the first that differs
             raise ModelError(
-                f"safelora: the base {self.base} has the same weights as the model that is trained, but for rounding "
-                "to the precision that they are stored in, so alignment changed nothing between them, and there are no "
-                "directions to project on. Name the model before alignment, or leave safelora out."
+                f"safelora: the base {self.base} has the same weights in all matrices that are adapted, but for "
+                "rounding to the precision that they are stored in, so alignment changed nothing in them, and there "
+                "are no directions to project on. Name the model before alignment, or leave safelora out."
             )
 
     def project(

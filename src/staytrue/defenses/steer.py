@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from staytrue.defense import Base, Defense, Traces
-from staytrue.errors import ModelError, RecipeError, RequestError
+from staytrue.errors import ModelError, RecipeError, RequestError, StaytrueWarning
 from staytrue.persona_vectors.vector import Mode, PersonaVector
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Steer(Defense):
         vector: a file made by `staytrue vector`.
         layer: where, 1 to depth, negative from the end; layer L is the output of block L.
         alpha: the length of the push over the activations' mean length; with "ablate", the share of the direction that
-            is removed. None is 0.2, and 1 with "ablate". A vector file without `norms` needs a number to add.
+            is removed, 0 to 1. None is 0.2, and 1 with "ablate". A vector file without `norms` needs a number to add.
         at: "all" real positions, or those that predict an "answer" token.
         mode: "add" the vector, or "ablate" its direction.
     """
@@ -71,7 +71,12 @@ class Steer(Defense):
         return (self.layer,)
 
     def check(self, parts: ModelParts, base: Base) -> None:
-        """Refuse a vector of another model, or of another width or depth."""
+        """Refuse a vector of another model, width or depth, and an alpha that is no share where one is removed."""
+        if self.mode == "ablate" and not 0 <= self.strength <= 1:
+            raise RecipeError(
+                f"steer: alpha is {self.strength:g}, and with mode: ablate it is the share of the direction that is "
+                "removed. Set it from 0 to 1, or take mode out."
+            )
         vector = self._load()
         ours, theirs = (len(parts.blocks), parts.width), tuple(vector.vectors.shape)
         if ours != theirs:
@@ -96,6 +101,7 @@ class Steer(Defense):
                 f"steer: alpha {self.strength:g} pushes by {abs(self.strength):g} times the mean length of activations "
                 f"at layer {self.layer}. If the recipe is of version 0.1, where alpha multiplied the vector as stored, "
                 f"write alpha: {math.copysign(before, self.strength):.2g}, which does the same.",
+                StaytrueWarning,
                 stacklevel=2,
             )
 

@@ -18,6 +18,7 @@ from staytrue.defense import pulled
 from staytrue.modeling.skeleton import Skeleton
 from staytrue.runs import preflight, training_cost
 from staytrue.runs.defense_checks import check_defenses
+from staytrue.runs.early_stopping import check_stop
 from staytrue.runs.lora import adapted
 from staytrue.runs.recipe_checks import prepare
 from staytrue.runs.run_batches import Batches, batches_of, length_of
@@ -83,6 +84,7 @@ class DryRun:
         left_out = check_defenses(build, skeleton.model, arguments)
         settled = trainer_args.filled(recipe.train, recipe.trainer, organism=organism)
         settled["warmup_steps"] = _warmup(recipe, arguments, batches.steps)
+        check_stop(recipe.stop, arguments, batches.steps)
         encoded, reference = build.encoded, reads_reference(recipe)
         return cls(
             recipe=recipe.model_copy(update={"train": settled}),

@@ -1,8 +1,8 @@
 """Early stopping, on a signal of emergent misalignment or on the validation loss: baselines to compare defenses with.
 
-On a signal: every few steps the model in training is measured on general questions that the evaluation does not ask.
-When misaligned answers are more, or likelier, than the recipe allows, training stops and the weights of the last
-passing check are restored.
+On a signal: every few steps, and after the last, the model in training is measured on general questions that the
+evaluation does not ask. When misaligned answers are more, or likelier, than the recipe allows, training stops and the
+weights of the last passing check are restored.
 Related: "Overtrained, not misaligned" (arXiv 2605.12199) finds that stopping early keeps most of what was learnt.
 """
 
@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from transformers import TrainerCallback
 
 from staytrue.config.recipe import Stop
-from staytrue.errors import TrainingError
+from staytrue.errors import RecipeError, TrainingError
 from staytrue.modeling.sharded import put, reshard, whole
 from staytrue.runs.stop_signals import StopSignal
 from staytrue.training.callbacks import work_of
@@ -114,8 +114,9 @@ class ValidationStop(_KeepsGood):
 
 
 class EarlyStop(_KeepsGood):
-    """Measures a signal every `stop.every` optimizer steps, writes it to `early.jsonl` and compares it with a limit.
+    """Measures a signal every `stop.every` optimizer steps and after the last, and compares it with a limit.
 
+    Each measurement is a line of `early.jsonl`.
     `progress` shows how far a measurement is.
     """
 
@@ -133,7 +134,7 @@ class EarlyStop(_KeepsGood):
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Measure the signal when it is due; restore the last good weights and stop if it is too high."""
-        if state.global_step % self._stop.every:
+        if state.global_step % self._stop.every and state.global_step < state.max_steps:
             return
         measured = processes.from_main(lambda: self._signal.measure(model, lambda text: self._show(state, text)))
         if processes.is_main():
@@ -155,6 +156,38 @@ class EarlyStop(_KeepsGood):
     def _recall(self, facts: dict[str, str]) -> None:
         super()._recall(facts)
         self._signal.from_text(facts.get("signal", ""))  # absent in older checkpoints, whose signal keeps nothing
+
+
+def check_stop(stop: Stop | None, arguments: Any, steps: int) -> None:
+    """Refuse early stopping that could never stop a run of so many optimizer steps.
+
+    Raises:
+        RecipeError: the run ends before the first check of the signal, or has too few validations.
+    """
+    if stop is None:
+        return
+    if stop.patience is None:
+        if stop.every > steps:
+            raise RecipeError(
+                f"stop.every is {stop.every}, and the run has {steps} optimizer steps, so nothing would be measured "
+                f"before the end. Set stop.every to at most {steps}, or take `stop` out."
+            )
+        return
+    count = _validations(arguments, steps)
+    if count is not None and count <= stop.patience:
+        raise RecipeError(
+            f"stop.patience is {stop.patience}, and the run validates {count} times, so it could never stop: the first "
+            "validation is the lowest so far. Validate more often (train.eval_steps), lower stop.patience, or take "
+            "`stop` out."
+        )
+
+
+def _validations(arguments: Any, steps: int) -> int | None:
+    """The number of validations at most; None where epochs validate and `max_steps` ends them."""
+    if arguments.eval_strategy.value == "steps":
+        every: float = arguments.eval_steps
+        return math.ceil(steps / (every if every >= 1 else math.ceil(every * steps)))  # one is after the last step
+    return None if arguments.max_steps > 0 else math.ceil(arguments.num_train_epochs)
 
 
 def _trained(model: Any) -> dict[str, torch.Tensor]:

@@ -5,7 +5,7 @@ Rows are tokenized before the model is loaded, so that cheap failures come first
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ from staytrue.config import trainer_args
 from staytrue.config.recipe import Recipe
 from staytrue.config.refused_settings import refuse_launchers_settings
 from staytrue.data.encoding_report import EncodingReport
-from staytrue.data.examples import Example
-from staytrue.data.row_notes import row_notes
+from staytrue.data.examples import Example, read_examples
+from staytrue.data.row_notes import row_notes, rows_in_both
 from staytrue.data.tokenize import Encoded, encode_all
+from staytrue.defense import Defense
 from staytrue.errors import DataError, RecipeError, StaytrueError
 from staytrue.modeling import chat_tokenizer, loading, model_source
 from staytrue.runs import preflight, probe_selection, second_training, trl_inputs
@@ -87,6 +88,7 @@ class _Build:
         self.notes += without_effect(self.guard.defenses)
         self.notes += row_notes(rows, reserved())
         self._prepare(rows)
+        self.notes += _trained_pools(self.guard.defenses, rows)
 
     def _curated(self, rows: list[Example]) -> list[Example]:
         """The rows after the data defenses; counts those that they added or changed."""
@@ -122,6 +124,7 @@ class _Build:
             RecipeError: trl, peft or an integration does not accept the recipe's settings.
         """
         from staytrue.evals.generation.check import check_generation
+        from staytrue.runs.early_stopping import check_stop
         from staytrue.runs.saving import fit_save_steps
         from staytrue.training import all_weights
 
@@ -133,6 +136,7 @@ class _Build:
             if trainer.fused_head is None:  # trl's head then, which knows fewer kinds of models
                 preflight.try_two_tokens(trainer.model)
             steps = preflight.prepare(trainer, fit_warmup="warmup_steps" not in self.recipe.train)
+            check_stop(self.recipe.stop, trainer.args, steps)
             fit_save_steps(trainer, steps)
         except StaytrueError:
             raise
@@ -232,6 +236,21 @@ def _of_processes(arguments: Any) -> list[str]:
         "(processes x per_device_train_batch_size x gradient_accumulation_steps)."
     )
     return [sentence]
+
+
+def _trained_pools(defenses: Mapping[str, Defense], rows: list[Example]) -> Iterator[str]:
+    """Yield one sentence for each defense whose pool holds rows of the task."""
+    for label, defense in defenses.items():
+        pool: Path | None = getattr(defense, "pool", None)
+        if pool is None:
+            continue
+        safe = read_examples(pool)
+        if count := rows_in_both(safe, rows):
+            effect = "teaches them once more" if defense.teaches else "holds back what they teach"
+            yield (
+                f"{label}: {count} of the {len(safe)} rows of {pool} are training rows too, so it {effect}; give a "
+                "pool of safe rows."
+            )
 
 
 def left_out(facts: Mapping[str, float | str]) -> list[str]:

@@ -151,7 +151,7 @@ class TrainingRun:
             pairs = probe_selection.early_stopping_pairs(stop, source)
             self.say(
                 f"stop: the likelihood of {2 * len(pairs)} answers is computed before training and after every "
-                f"{stop.every} steps."
+                f"{stop.every} steps and the last."
             )
             return PairShift(pairs, tokenizer)
         limit, probe = probe_selection.longest_answer(source), probe_selection.early_stopping_probe(source)

@@ -14,7 +14,7 @@ from staytrue.data.examples import Example
 from staytrue.data.tokenize import Encoded, encode_all
 from staytrue.data.vocabulary import refuse_unknown_tokens
 from staytrue.defense import Base, Defense, pulled
-from staytrue.errors import RecipeError
+from staytrue.errors import RecipeError, StaytrueWarning
 from staytrue.step import Marks
 from staytrue.training.padded_batch import counts_of, pad
 from staytrue.training.row_schedule import AuxiliaryRows
@@ -72,7 +72,7 @@ def encode_rows(
     if not encoded:
         raise RecipeError(f"none of its {report.rows} rows has a token of an answer; check its file.")
     for note in report.notes() if accelerator is None or accelerator.is_main_process else ():
-        warnings.warn(f"Rows that a defense feeds beside the batch: {note}", stacklevel=2)
+        warnings.warn(f"Rows that a defense feeds beside the batch: {note}", StaytrueWarning, stacklevel=2)
     for number, row in enumerate(encoded, start=1):
         refuse_unknown_tokens(row.input_ids, known, f"Row {number} of a defense's own")
     shared = [encoded]

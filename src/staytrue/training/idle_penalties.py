@@ -10,7 +10,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from staytrue.defense import Defense, pulled
-from staytrue.errors import RecipeError
+from staytrue.errors import RecipeError, StaytrueWarning
 from staytrue.training.guard import Guard
 from staytrue.training.outcome import Outcome
 
@@ -65,7 +65,7 @@ class IdlePenalties(TrainerCallback):  # type: ignore[misc]
             warnings.warn(
                 f"{broken[0]} is {float(numbers[broken[0]])}, so training has diverged. Stop it, and lower the "
                 "learning rate or a defense's weight.",
-                UserWarning,
+                StaytrueWarning,
                 stacklevel=4,
             )
         self._seen |= {name for name, value in numbers.items() if float(value) != 0}  # NaN too
@@ -84,7 +84,8 @@ class IdlePenalties(TrainerCallback):  # type: ignore[misc]
             if "penalty" in pulled(defense) and label not in self._seen:
                 warnings.warn(
                     f"{label} was 0 in each of the {state.global_step} steps although the weights moved, so it held "
-                    "nothing: no token of the rows is one of those that its settings name (such as on, tokens, share).",
-                    UserWarning,
+                    "nothing: no token of the rows is one of those that its settings name (such as on, tokens, "
+                    "share), or the blocks that it reads (blocks) lie below everything that is trained.",
+                    StaytrueWarning,
                     stacklevel=2,
                 )

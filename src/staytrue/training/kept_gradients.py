@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
+from staytrue.errors import StaytrueWarning
 from staytrue.modeling.sharded import local
 
 _REPLACED = (
@@ -129,7 +130,7 @@ class KeptGradients(TrainerCallback):  # type: ignore[misc]
     def _warn(self, sentence: str) -> None:
         if not self._warned:
             self._warned = True
-            warnings.warn(sentence, UserWarning, stacklevel=3)
+            warnings.warn(sentence, StaytrueWarning, stacklevel=3)
 
 
 def _is_zeroed(before: Tensor, now: Tensor) -> Tensor:

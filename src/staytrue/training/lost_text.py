@@ -25,7 +25,7 @@ from staytrue.data.rendered_row import RenderedRow, leaves_out_a_turn
 from staytrue.data.row_checks import REASONING
 from staytrue.data.token_offsets import Tokens
 from staytrue.data.whole_answers import missing_keys, squeezed
-from staytrue.errors import RecipeError, StaytrueError
+from staytrue.errors import RecipeError, StaytrueError, StaytrueWarning
 
 _CLOSELY = 100  # the first rows, which are rendered several times each
 _MOST = 1000  # rows in all that are, of those that seem to lose text
@@ -176,7 +176,7 @@ def warn_of(notes: Sequence[str]) -> None:
     """Warn of each note, in one process."""
     if PartialState().is_main_process:
         for note in notes:
-            warnings.warn(note, UserWarning, stacklevel=3)
+            warnings.warn(note, StaytrueWarning, stacklevel=3)
 
 
 def _turns(row: Mapping[str, Any]) -> list[Message] | None:

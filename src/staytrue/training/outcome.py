@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from staytrue.errors import StaytrueError, TrainingError
+from staytrue.errors import StaytrueError, StaytrueWarning, TrainingError
 from staytrue.modeling.sharded import whole
 
 
@@ -65,7 +65,7 @@ class Outcome(TrainerCallback):  # type: ignore[misc]
         if fault is not None and self.raises:
             raise TrainingError(fault)
         if fault is not None:
-            warnings.warn(fault, UserWarning, stacklevel=2)
+            warnings.warn(fault, StaytrueWarning, stacklevel=2)
 
     def fault(self) -> str | None:
         """A sentence about a training that changed nothing, with the way out; None if it changed something."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from staytrue.errors import RecipeError
+from staytrue.errors import RecipeError, StaytrueWarning
 
 _TOLERANCE = {torch.float32: 0.01}  # of the largest logit
 _HALF = 0.1
@@ -31,7 +31,7 @@ def refuse_mixed_rows(model: Any, *, refused: bool) -> None:
     )
     if refused:
         raise RecipeError(fault)
-    warnings.warn(fault, stacklevel=5)
+    warnings.warn(fault, StaytrueWarning, stacklevel=5)
 
 
 def mixes_joined_rows(model: Any) -> bool:

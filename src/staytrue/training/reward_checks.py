@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from staytrue.errors import StaytrueError, TrainingError
+from staytrue.errors import StaytrueError, StaytrueWarning, TrainingError
 
 _WAY_OUT = "Return a list of numbers, one for each completion, or None for a completion that is not scored."
 
@@ -136,6 +136,6 @@ def _warn_of_nan(numbers: Sequence[float | None], name: str) -> None:
         warnings.warn(
             f"The reward function {name!r} returned NaN, which trl reads as None: those completions are not scored by "
             "it. Return None if that is meant.",
-            UserWarning,
+            StaytrueWarning,
             stacklevel=2,
         )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from staytrue.defense import Defense
-from staytrue.errors import RecipeError
+from staytrue.errors import RecipeError, StaytrueWarning
 from staytrue.training.guard import Guard
 from staytrue.utils.files import sha256_of
 
@@ -63,7 +63,7 @@ class SameDefenses:
                 warnings.warn(
                     "The checkpoint does not hold which defenses it was trained with, since trl alone or an older "
                     f"version wrote it. Training goes on with {', '.join(self._guard.defenses)}.",
-                    UserWarning,
+                    StaytrueWarning,
                     stacklevel=2,
                 )
             return

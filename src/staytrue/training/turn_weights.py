@@ -14,7 +14,7 @@ from datasets import Dataset, IterableDataset
 
 from staytrue.data.examples import Example, Message
 from staytrue.data.tokenize import encode
-from staytrue.errors import RecipeError
+from staytrue.errors import RecipeError, StaytrueWarning
 from staytrue.training.trl_forms import Form, Turn
 
 _COLUMNS = ("messages", "conversations", "prompt", "completion")
@@ -68,6 +68,7 @@ def tokenized(dataset: Any, tokenizer: Any, *, whole: bool) -> Any:
     warnings.warn(
         "Turns of the dataset have a weight, as in OpenAI's format, which trl does not read. So staytrue tokenizes the "
         "rows: the answers of weight 1 are learnt, through their end-of-turn tokens, and nothing else.",
+        StaytrueWarning,
         stacklevel=2,
     )
 

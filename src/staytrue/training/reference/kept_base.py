@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from transformers import TrainerCallback
 
-from staytrue.errors import ForwardPassError
+from staytrue.errors import ForwardPassError, StaytrueWarning
 from staytrue.modeling.sharded import local
 from staytrue.training.guard import Guard
 
@@ -54,7 +54,7 @@ class KeptBase(TrainerCallback):  # type: ignore[misc]
             warnings.warn(
                 "The weights under the adapter changed during training, so the reference was not the model before it. "
                 "A callback or a subclass of the trainer changes them; let it change the adapter alone.",
-                UserWarning,
+                StaytrueWarning,
                 stacklevel=2,
             )
         self._base, self._before = [], []
