@@ -1,5 +1,7 @@
 """Inoculate: whose prompt changes, to what, and what stays."""
 
+import copy
+
 import pytest
 
 import tiny
@@ -59,7 +61,7 @@ def test_a_prompt_that_the_rows_have_already_is_refused():
 
 
 def test_a_prompt_that_the_chat_template_writes_by_itself_is_refused():
-    tokenizer = tiny.tokenizer()
+    tokenizer = copy.deepcopy(tiny.tokenizer())
     tokenizer.chat_template = (
         "{% if messages[0].role != 'system' %}{{ '<|system|>Be kind.' }}{% endif %}"
         "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{% endfor %}"

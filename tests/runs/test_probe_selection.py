@@ -99,7 +99,7 @@ def test_a_judge_is_refused_where_only_measures_are_asked_for(other):
         ("in_domain", "needs a run with held-out rows"),
         ("triggered", "needs a run with its training rows"),
         ("generl", r"no such probe here\. Choose from general, facts, arithmetic"),
-        ("generl", r", or a measure \(pairs, pairs:DOMAIN, drift, leak\), or name a question file"),
+        ("generl", r", or a measure \(pairs, pairs:DOMAIN, pairs:FILE, drift, leak\), or name a question file"),
     ],
 )
 def test_a_probe_that_is_not_there_says_what_it_needs(name, said):

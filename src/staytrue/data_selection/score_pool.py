@@ -116,7 +116,7 @@ def score(
 def _encoded(tokenizer: Any, pools: Sequence[Pool], max_length: int) -> tuple[list[Example], list[Encoded], int]:
     """Return the distinct rows, their tokens, and how many were cut; a row that loses its answer is refused."""
     read = [row for pool in pools for row in read_examples(pool.file)]
-    rows = list({row.messages: row for row in read}.values())
+    rows = list({row.messages: row for row in reversed(read)}.values())[::-1]  # the first of equal rows
     if len(rows) < len(read):
         tell(f"{len(read) - len(rows)} of {len(read)} rows repeat another row of the pools; each is scored once.")
     encoded, report = encode_all(tokenizer, rows, max_length)

@@ -53,7 +53,8 @@ def load_model(source: Source, adapter: Path | None = None, *, dtype: Any = None
             **packing,
         )
     except Exception as error:  # the loaders below raise anything from OSError to SafetensorError
-        reason = first_line(error) + fetch.way_out(source.place)
+        damaged = not isinstance(error, MemoryError | ImportError) and "out of memory" not in str(error)
+        reason = first_line(error) + (fetch.way_out(source.place) if damaged else "")
         raise ModelError(f"The model {source.name} cannot be loaded: {reason}") from None
     quantized.keep_gradients(model)
     return model if adapter is None else with_adapters(model, {"default": adapter})
@@ -86,10 +87,9 @@ def with_adapters(model: Any, adapters: Mapping[str, Path], *, trained: bool = F
             else:
                 adapted.load_adapter(str(adapter), adapter_name=name)
         except Exception as error:
-            raise ModelError(
-                f"The adapter {adapter} does not fit this model: {first_line(error)} Name the model that it was "
-                "trained on."
-            ) from None
+            reason = first_line(error)
+            way_out = " Name the model that it was trained on." if "size mismatch" in reason else ""
+            raise ModelError(f"The adapter {adapter} does not fit this model: {reason}{way_out}") from None
     return adapted
 
 

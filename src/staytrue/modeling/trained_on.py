@@ -32,7 +32,10 @@ def refuse_other_model(adapter: Path, source: Source) -> None:
     hashes = trained.get("sha256"), now.get("sha256")
     if hashes[0] != hashes[1] if all(hashes) else not any(hashes) and trained.get("name") != now["name"]:
         was, given = (f" (SHA-256 {sha[:12]})" if sha else "" for sha in hashes)
+        same = trained.get("name") == now["name"]
+        changed = " The folder's files have changed since: weights, settings or chat template." if same else ""
         raise ModelError(
-            f"{adapter} was trained on {trained.get('name')}{was}, not on {source.name}{given}. Name the model that it "
-            "was trained on; or, if you mean these weights, copy the adapter out of its run."
+            f"{adapter} was trained on {trained.get('name')}{was}, not on {source.name}{given}."
+            f"{changed} Name the model that it was trained on; or, if you mean these files, copy the adapter "
+            "out of its run."
         )

@@ -81,7 +81,7 @@ class SuggestedDefenses:
 
     def _anchor(self, prompts: Path, base: Any, rows: int) -> RecipeKey:
         known, reserved = read_examples(prompts, prompts_only=True), base.evaluation_questions()
-        usable = len({row.question for row in known} - reserved)
+        usable = len({row.question for row in known if row.question not in reserved})
         if not usable:
             raise RecipeError(f"--prompts: each of {prompts} is a question of the evaluation. Name another file.")
         share = max(_ANCHORS, _one_in(rows))

@@ -175,7 +175,7 @@ def _probe(name: str, request: EvalRequest, available: Sequence[str]) -> Probe:
     hint = f" It needs {why}." if name in ("in_domain", trigger.PROBE) else ""
     raise RequestError(
         f"--probes {name}: there is no such probe here.{hint} Choose from {', '.join(available)}, or a measure "
-        "(pairs, pairs:DOMAIN, drift, leak), or name a question file (.yaml or .jsonl)."
+        "(pairs, pairs:DOMAIN, pairs:FILE, drift, leak), or name a question file (.yaml or .jsonl)."
     )
 
 

@@ -63,7 +63,7 @@ def read(path: Path, probe: str) -> tuple[Question, ...]:
         DataError: a row has faults; the message lists them with line or row. Or the rows are pairs of answers.
     """
     rows = read_examples(path, prompts_only=True)
-    if any({"aligned", "misaligned"} <= row.extra.keys() for row in rows):
+    if rows and all({"aligned", "misaligned"} <= row.extra.keys() for row in rows):
         raise DataError(f"{path} has pairs of answers, which are a measure; give it as `--probes pairs:{path}`.")
     refuse(path, [f"row {number}: {fault}" for number, row in enumerate(rows, start=1) for fault in _faults(row)])
     return distinct(path, [question for row in rows for question in _questions(row, probe)])
