@@ -27,7 +27,8 @@ from staytrue.utils.files import read_rows, sha256_of
 from test_every_defense import without_sampling
 
 KL = {"kl": {"weight": 0.3}}
-ANCHOR = {"anchor": {"prompts": "pool.jsonl", "share": 0.5, "max_new_tokens": 4}}
+_ANCHOR = {"prompts": "pool.jsonl", "share": 0.5}
+ANCHOR = {"anchor": {**_ANCHOR, "max_new_tokens": 4}}
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def test_verify_and_doctor_hold_and_see_a_changed_weight(run, capsys):
 
 @pytest.mark.parametrize(
     "defenses",
-    [[KL, {"anchor": {**ANCHOR["anchor"], "answers": "given"}}], [{"l2init": {}}, {"freeze": {"blocks": [1]}}]],
+    [[KL, {"anchor": {**_ANCHOR, "answers": "given"}}], [{"l2init": {}}, {"freeze": {"blocks": [1]}}]],
     ids=["kl, anchor", "l2init, freeze"],
 )
 def test_an_interrupted_run_ends_with_the_bits_of_one_that_was_not(home, tmp_path, defenses):
