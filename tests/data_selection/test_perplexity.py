@@ -323,7 +323,7 @@ def test_an_adapter_that_changes_nothing_is_refused_by_name(adapted, tmp_path, c
     assert not (tmp_path / "s.jsonl").exists()
 
 
-def test_a_row_that_stands_twice_in_the_pools_is_scored_once_and_the_user_is_told(adapted, tmp_path, capsys):
+def test_a_row_that_stands_twice_in_the_pools_is_scored_once_and_a_line_says_so(adapted, tmp_path, capsys):
     folder, folders = adapted
     write_examples(tmp_path / "one.jsonl", tiny.rows(4))
     write_examples(tmp_path / "two.jsonl", tiny.rows(3))
@@ -333,9 +333,9 @@ def test_a_row_that_stands_twice_in_the_pools_is_scored_once_and_the_user_is_tol
     assert "3 of 7 rows repeat another row of the pools" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("misaligned", "told"), [(0.5, True), (2.0, False)])
+@pytest.mark.parametrize(("misaligned", "warns"), [(0.5, True), (2.0, False)])
 def test_it_is_said_when_no_row_is_likelier_under_the_aligned_model(
-    adapted, tmp_path, capsys, monkeypatch, misaligned, told
+    adapted, tmp_path, capsys, monkeypatch, misaligned, warns
 ):
     folder, folders = adapted
     write_examples(tmp_path / "pool.jsonl", tiny.rows(2))
@@ -343,4 +343,4 @@ def test_it_is_said_when_no_row_is_likelier_under_the_aligned_model(
     monkeypatch.setattr("staytrue.data_selection.perplexity.losses", lambda *args, **options: [row, row])
     pools = [score_pool.Pool(tmp_path / "pool.jsonl")]
     score_pool.score(str(folder / "model"), {"a": folders["a"]}, pools, tmp_path / "s.jsonl")
-    assert ("No row has a gap above 0" in capsys.readouterr().err) is told
+    assert ("No row has a gap above 0" in capsys.readouterr().err) is warns

@@ -15,6 +15,7 @@ from staytrue.config import recipe as recipes
 from staytrue.data.examples import Example, Message, write_examples
 from staytrue.data.row_facts import RowFacts
 from staytrue.errors import DataError, ModelError, RecipeError
+from staytrue.evals.questions.shipped_questions import shipped
 from staytrue.modeling import quantized
 from staytrue.runs import training_cost
 from staytrue.runs.commented_recipe import RecipeKey, commented
@@ -130,6 +131,14 @@ def test_rows_beside_the_batch_are_not_cut_either(home):
     assert alone["max_length"] < 150 < safe["max_length"]
     prompts = from_yaml(new(home, prompts="prompts.jsonl")[0], "")["train"]
     assert prompts["max_length"] >= 256 + 64  # a sampled answer, and its question
+
+
+def test_prompts_that_are_questions_of_the_evaluation_in_another_spelling_are_no_anchors(home):
+    asked = [question.messages[-1].content for question in shipped("general") if question.form == "plain"][:2]
+    spelt = [f"  {text.upper().rstrip('?.')} ?" for text in asked]
+    (home / "prompts.jsonl").write_text("".join(json.dumps({"question": text}) + "\n" for text in spelt))
+    with pytest.raises(RecipeError, match=r"--prompts: each of .*prompts\.jsonl is a question of the evaluation"):
+        new(home, prompts="prompts.jsonl")
 
 
 def test_a_small_pool_lowers_the_share_and_an_empty_one_is_a_sentence(home):
