@@ -58,6 +58,9 @@ def test_a_prompt_that_the_rows_have_already_is_refused():
     with pytest.raises(RecipeError, match=r"the prompt 'Be brief.' changes no token of the rows.*another prompt"):
         curated(Inoculate(prompt="Be brief."), rows=[there, SAFE])
     assert curated(Inoculate(prompt="Be brief."), rows=[there, PLAIN])[1][0] == ("system", "Be brief.")
+    asked = said(("system", "Be brief."), ("user", "q"))  # a prompt of GRPO, which has no answer
+    with pytest.raises(RecipeError, match="changes no token of the rows"):
+        curated(Inoculate(prompt="Be brief."), rows=[asked])
 
 
 def test_a_prompt_that_the_chat_template_writes_by_itself_is_refused():
