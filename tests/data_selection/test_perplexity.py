@@ -3,6 +3,7 @@
 import json
 import random
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 
 import pytest
 import torch
@@ -325,11 +326,12 @@ def test_an_adapter_that_changes_nothing_is_refused_by_name(adapted, tmp_path, c
 
 def test_a_row_that_stands_twice_in_the_pools_is_scored_once_and_a_line_says_so(adapted, tmp_path, capsys):
     folder, folders = adapted
-    write_examples(tmp_path / "one.jsonl", tiny.rows(4))
-    write_examples(tmp_path / "two.jsonl", tiny.rows(3))
+    write_examples(tmp_path / "one.jsonl", [replace(row, extra={"from": "one"}) for row in tiny.rows(4)])
+    write_examples(tmp_path / "two.jsonl", [replace(row, extra={"from": "two"}) for row in tiny.rows(3)])
     pools = [score_pool.Pool(tmp_path / name) for name in ("one.jsonl", "two.jsonl")]
     manifest = score_pool.score(str(folder / "model"), {"a": folders["a"]}, pools, tmp_path / "s.jsonl")
-    assert manifest["rows"] == len(read_examples(tmp_path / "s.jsonl")) == 4
+    kept = read_examples(tmp_path / "s.jsonl")
+    assert (manifest["rows"], [row.extra["from"] for row in kept]) == (4, ["one"] * 4)  # with the first one's columns
     assert "3 of 7 rows repeat another row of the pools" in capsys.readouterr().err
 
 
