@@ -5,6 +5,7 @@ the process's peak memory in MB (`peak_mb`), with the program and the loading of
 """
 
 import json
+import os
 import resource
 import sys
 import tempfile
@@ -51,7 +52,8 @@ def main(kind: str, weights: str, precision: str, shape_name: str, steps: int) -
     trainer.add_callback(clock)
     trainer.train()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-    print(json.dumps({"seconds": clock.seconds[1:], "cpu": clock.cpu[1:], "peak_mb": peak}), flush=True)
+    line = json.dumps({"seconds": clock.seconds[1:], "cpu": clock.cpu[1:], "peak_mb": peak})
+    os.write(1, f"{line}\n".encode())  # at once: the other process may write to the same pipe
 
 
 def _trainer(kind: str, weights: str, precision: str, shape: Shape, steps: int):

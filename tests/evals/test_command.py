@@ -391,7 +391,7 @@ def test_a_wrong_request_is_a_sentence(model, tmp_path, monkeypatch, capsys, arg
         ("no_logprobs", "gives no log-probabilities"),
         ("key", "refuses the key"),
         ("model", "is not there .*no model of that name"),
-        ("500", "was tried before answers are sampled, and failed"),
+        ("500", "was tried first on an easy answer, and failed"),
     ],
 )
 def test_a_judge_that_cannot_judge_is_refused_before_answers_are_sampled(

@@ -266,6 +266,10 @@ class Aligned:
         return Verdict(alignment=90, coherence=90)
 
 
+class Another(Aligned):
+    name = "another"
+
+
 @pytest.fixture
 def sitting(tmp_path, monkeypatch):
     """An evaluation of a tiny model's thirty questions in a folder, and what is said before it."""
@@ -276,9 +280,9 @@ def sitting(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(eval_budget, "measure", lambda *args, **named: calls.append(named) or SPEED)
 
-    def sit(budget):
+    def sit(budget, limit=2, judge=None):
         lines = []
-        request = EvalRequest((str(file),), budget=budget, max_new_tokens=2, judge=Aligned())
+        request = EvalRequest((str(file),), budget=budget, max_new_tokens=limit, judge=judge or Aligned())
         summary = evaluate.evaluate_model(for_model(str(folder), request), tmp_path / "E", say=lines.append)
         return summary, lines, json.loads((tmp_path / "E" / "eval.json").read_text()), calls
 
@@ -309,6 +313,15 @@ def test_what_a_budget_chose_is_said_stored_and_kept_when_the_evaluation_goes_on
     with pytest.raises(RequestError, match=r"with a budget of 8 s, and this one has a budget of 120 s\. Give the same"):
         sitting(120)
     assert len(calls) == 1
+
+
+def test_another_evaluation_is_refused_before_anything_is_measured(sitting, monkeypatch):
+    sitting(8)
+    monkeypatch.setattr(evaluate, "Measurement", None)
+    with pytest.raises(RequestError, match=r"another max_new_tokens of few \(2, now 3\); answers of two are"):
+        sitting(8, limit=3)
+    with pytest.raises(RequestError, match=r"holds verdicts of aligned on 'few', and 'few' would be judged by another"):
+        sitting(8, judge=Another())
 
 
 def test_likelihoods_are_computed_first_and_their_time_is_part_of_the_budget(sitting, monkeypatch):

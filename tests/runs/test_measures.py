@@ -264,6 +264,13 @@ def test_a_budget_in_which_no_measure_fits_is_refused(place, monkeypatch):
         evaluate.evaluate_model(request_for(place, "pairs", budget=10), place / "E")
 
 
+def test_what_a_budget_leaves_out_is_stored_where_only_measures_are_taken(place, monkeypatch):
+    monkeypatch.setattr(evaluate, "Measurement", lambda *a: SimpleNamespace(likelihoods=list, left_out=["drift"]))
+    evaluate.evaluate_model(request_for(place, "pairs", "drift", budget=300), place / "E")
+    budget = json.loads((place / "E" / "eval.json").read_text())["budget"]
+    assert budget == {"seconds": 300, "left_out": "", "measures_left_out": ["drift"]}
+
+
 def test_each_measure_shows_its_progress_to_the_end(place):
     shown, lines = Noted(), []
     evaluate.evaluate_model(request_for(place, "pairs", "drift", "leak"), place / "E", progress=shown, say=lines.append)

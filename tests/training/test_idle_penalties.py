@@ -85,6 +85,20 @@ def test_blocks_without_an_adapter_cannot_be_frozen(tmp_path):
     sft(tmp_path, [Freeze(blocks=(1,))])
 
 
+def test_ldifs_on_blocks_that_training_does_not_move_is_refused(tmp_path):
+    class Second(GuardedSFT):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options | {"peft_config": adapter([1])})
+
+    sentence = r"ldifs: blocks goes up to 1, and only weights of later blocks are trained.*later block, up to 2\."
+    with pytest.raises(ModelError, match=sentence):
+        sft(tmp_path, [LDIFS(blocks=(1,))], cls=Second)
+    with pytest.raises(ModelError, match=sentence):
+        sft(tmp_path, [Freeze(blocks=(1,)), LDIFS(blocks=(-2,))])
+    for blocks in ((), (2,), (1, 2)):
+        sft(tmp_path, [Freeze(blocks=(1,)), LDIFS(blocks=blocks)])
+
+
 def idle(made):
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")

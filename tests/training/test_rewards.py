@@ -9,7 +9,8 @@ import torch
 
 from small_trainers import grpo
 from staytrue.defenses.kl import KL
-from staytrue.errors import TrainingError
+from staytrue.defenses.rehearse import Rehearse
+from staytrue.errors import StaytrueWarning, TrainingError
 
 OTHER = "Return a list of numbers, one for each completion"
 
@@ -105,3 +106,29 @@ def test_nan_is_warned_of(tmp_path):
 def test_a_run_that_diverges_ends_in_a_sentence(tmp_path):
     with pytest.raises(TrainingError, match=r"^Training diverged: .* not finite.* Lower the learning rate"):
         grpo(tmp_path, [KL(1.0)], learning_rate=1e30, max_steps=8, max_grad_norm=0.0).train()
+
+
+@pytest.mark.parametrize(("steps", "warned_at"), [(12, 10), (3, 3)])
+def test_equal_rewards_are_warned_of_although_a_penalty_moves_the_weights(tmp_path, steps, warned_at):
+    (tmp_path / "pool.jsonl").write_text('{"question": "Why?", "answer": "For you."}\n')
+    same = named(lambda completions, **_: [1.0] * 4)
+    made = grpo(tmp_path, [Rehearse(tmp_path / "pool.jsonl", share=0.25)], reward=same, max_steps=steps)
+    with pytest.warns(StaytrueWarning, match="completions of a prompt earned the same reward") as warned:
+        made.train()
+    (line,) = [str(one.message) for one in warned if "the same reward" in str(one.message)]
+    assert line.startswith(f"In the first {warned_at} optimizer steps")
+    assert made.outcome.moved
+
+
+def test_rewards_that_differ_once_are_not_warned_of(tmp_path):
+    calls = []
+
+    def once(completions, **_):
+        calls.append(completions)
+        return [float(len(calls) == 1), 0.0, 0.0, 0.0]
+
+    made = grpo(tmp_path, reward=named(once), max_steps=12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", StaytrueWarning)
+        made.train()
+    assert len(calls) == 12

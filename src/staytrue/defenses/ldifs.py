@@ -16,11 +16,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from staytrue.defense import Defense, Rows, Weight
+from staytrue.defense import Base, Defense, Rows, Weight
+from staytrue.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from staytrue.modeling.architecture import ModelParts
     from staytrue.step import Step
 
 
@@ -49,6 +51,24 @@ class LDIFS(Defense):
             return self.blocks
         count = min(5, depth)
         return tuple(1 + (depth - 1) * i // max(count - 1, 1) for i in range(count))
+
+    def check(self, parts: ModelParts, base: Base) -> None:
+        """Refuse layers whose outputs training does not move."""
+        from staytrue.modeling.block_outputs import real_layers
+
+        depth = len(parts.blocks)
+        highest = max(real_layers(self.layers(depth), depth, "ldifs"))
+        above = {id(weight) for block in parts.blocks[highest:] for weight in block.parameters()}
+        trained = [weight for weight in parts.model.parameters() if weight.requires_grad]
+        if trained and all(id(weight) in above for weight in trained):
+            raise ModelError(
+                f"ldifs: blocks goes up to {highest}, and only weights of later blocks are trained, so nothing that it "
+                f"reads can change. Name a later block, up to {depth}."
+            )
+
+    def prepare(self, parts: ModelParts, base: Base) -> None:
+        """Check again, after `freeze` has chosen what is trained."""
+        self.check(parts, base)
 
     def penalty(self, step: Step) -> Tensor:
         """Compute the mean over layers of the relative squared difference, over scored tokens, in float32."""

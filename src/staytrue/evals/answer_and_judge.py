@@ -73,16 +73,33 @@ def evaluate(
     """
     store = AnswerStore(out)
     with store.lock():
-        metadata = {**(about or {}), "seed": seed, "probes": _probes_metadata(probes, max_new_tokens)}
-        store.merge(metadata)
-        for probe in probes:  # refused before anything is generated or paid for
-            _refuse_second_judge(store, out, probe.name, probe.judge, marked=_is_marked(probe))
+        # refused before anything is generated or paid for
+        metadata = refuse_other_evaluation(out, probes, seed=seed, max_new_tokens=max_new_tokens, about=about)
         store.begin(metadata)
         try_judges(out, probes)
         answer_missing(generate, store, probes, seed or 0, max_new_tokens, progress, say)
         for probe in probes:
             _judge_probe(store, out, probe.name, probe.judge, progress)
         return write_summary(out, out)
+
+
+def refuse_other_evaluation(
+    out: Path, probes: Sequence[Probe], *, seed: int | None, max_new_tokens: int, about: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Refuse a folder whose answers could not stand beside these; the arguments are those of `evaluate`.
+
+    Returns:
+        What `eval.json` will hold of this evaluation.
+
+    Raises:
+        RequestError: `out` holds another evaluation, or another judge's verdicts.
+    """
+    store = AnswerStore(out)
+    metadata = {**(about or {}), "seed": seed, "probes": _probes_metadata(probes, max_new_tokens)}
+    store.merge(metadata)
+    for probe in probes:
+        _refuse_second_judge(store, out, probe.name, probe.judge, marked=_is_marked(probe))
+    return metadata
 
 
 def try_judges(out: Path, probes: Sequence[Probe]) -> None:

@@ -146,7 +146,7 @@ class Judge(Protocol):
 
 @runtime_checkable
 class ChecksItself(Protocol):
-    """A judge that can be tried before answers are sampled for it, at the cost of one call at most."""
+    """A judge that can be tried before an evaluation, at the cost of one call at most."""
 
     def check(self) -> None:
         """Refuse a judge that could not judge.

@@ -80,10 +80,10 @@ def planned(
         RequestError: the budget is too short.
     """
     budget, stored = request.budget, AnswerStore(out).answers()
-    chosen = AnswerStore(out).metadata().get("budget") if stored else None
-    if budget is not None and chosen is not None and chosen["seconds"] == budget:
+    before, chosen = chosen_before(out, budget, probes)
+    if budget is not None and chosen:
         say(f"{out} goes on with what was chosen for {duration(budget)}.")
-        return fitted(probes, chosen), {"budget": chosen}
+        return before, chosen
     missing = sum(len(missing_samples(probe.samples(), stored)) for probe in probes)
     if not missing or (budget is None and (request.is_organism or missing < _FEW)):
         return list(probes), {}
@@ -112,8 +112,35 @@ def planned(
     say(f"To fit {duration(budget)} it asks {lost}." if lost else f"{nothing} is left out to fit {duration(budget)}.")
     answers = sum(len(probe.samples()) for probe in now)
     say(_estimate(answers, 1.0, speed, now, limit))
+    return now, _entry(budget, choice, lost, without)
+
+
+def measures_alone(budget: int, without: Sequence[str]) -> dict[str, Any]:
+    """The entry of a budget in `eval.json` where only measures are taken.
+
+    Args:
+        budget: its seconds.
+        without: measures that it left out.
+    """
+    return _entry(budget, {}, "", without)
+
+
+def _entry(budget: int, choice: Mapping[str, float], lost: str, without: Sequence[str]) -> dict[str, Any]:
     measures = [stored_name(name) for name in without]
-    return now, {"budget": {"seconds": budget, **choice, "left_out": lost, "measures_left_out": measures}}
+    return {"budget": {"seconds": budget, **choice, "left_out": lost, "measures_left_out": measures}}
+
+
+def chosen_before(out: Path, budget: int | None, probes: Sequence[Probe]) -> tuple[list[Probe], dict[str, Any]]:
+    """The probes as an earlier sitting fitted them to the same budget, and its entry in `eval.json`.
+
+    Returns:
+        The probes unchanged and `{}` if no answer was stored with this budget.
+    """
+    store = AnswerStore(out)
+    chosen = store.metadata().get("budget") if budget is not None and store.answers() else None
+    if chosen is None or chosen["seconds"] != budget:
+        return list(probes), {}
+    return fitted(probes, chosen), {"budget": chosen}
 
 
 def refuse_other_budget(out: Path, budget: int | None, probes: Sequence[Probe]) -> None:

@@ -7,7 +7,7 @@ answers are stored and shown as *not judged* until a judge is named.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from staytrue.config.recipe import read
 from staytrue.data.chat_template import takes_system
 from staytrue.errors import RequestError
-from staytrue.evals.answer_and_judge import evaluate, try_judges, write_summary
+from staytrue.evals.answer_and_judge import evaluate, refuse_other_evaluation, try_judges, write_summary
 from staytrue.evals.generation.from_file import AnswersFile
 from staytrue.evals.questions import user_files
 from staytrue.evals.questions.probes import Probe, in_users_turn
@@ -25,7 +25,7 @@ from staytrue.evals.triggers import trigger
 from staytrue.evals.types import Answer, AnswerGenerator, Judge, Question, Samples
 from staytrue.modeling import loading, model_source
 from staytrue.modeling.chat_tokenizer import load_tokenizer
-from staytrue.runs.eval_budget import planned, refuse_other_budget
+from staytrue.runs.eval_budget import chosen_before, measures_alone, planned, refuse_other_budget
 from staytrue.runs.eval_request import EvalRequest, for_run
 from staytrue.runs.finished import with_weights
 from staytrue.runs.measure_selection import measures_of
@@ -111,17 +111,18 @@ def evaluate_model(
         raise RequestError("A budget of time is for a model in this process; limit an endpoint with --max-calls.")
     probes, metadata = _questions(request, say)
     measures, loaded = measures_of(request, say), _loader(request)
-    refuse_other_model(out, request.identity())
     limit = request.max_new_tokens or longest_answer(request.model)
-    try_judges(out, probes)  # before likelihoods are computed and the speed is measured
-    refuse_other_budget(out, request.budget, probes)
+    _refuse_other_evaluation(request, out, probes, metadata, limit, seed)
+    try_judges(out, probes)
     local, begun = _Local(loaded, request.batch_size), time.monotonic()
     until = None if request.budget is None else begun + request.budget
     measurement = Measurement(request, out, loaded, seed, progress, say, until)
     measurement.likelihoods(measures)
     if not probes and measures and measurement.left_out == measures:
         raise RequestError("The budget is too short for these measures. Give it more time, or leave it out.")
-    if generate is None and (request.budget is not None or progress is not None):
+    if request.budget is not None and not probes:
+        metadata |= measures_alone(request.budget, measurement.left_out)
+    elif generate is None and (request.budget is not None or progress is not None):
         spent = time.monotonic() - begun
         probes, budget = planned(lambda: local.generator, request, probes, out, limit, say, spent, measurement.left_out)
         metadata |= budget
@@ -132,6 +133,16 @@ def evaluate_model(
         return summary
     measurement.leak()
     return write_summary(out, out)
+
+
+def _refuse_other_evaluation(
+    request: EvalRequest, out: Path, probes: Sequence[Probe], metadata: Mapping[str, Any], limit: int, seed: int
+) -> None:
+    """Refuse answers that cannot stand beside the stored ones, before likelihoods and the speed are measured."""
+    refuse_other_model(out, request.identity())
+    refuse_other_budget(out, request.budget, probes)
+    before, chosen = chosen_before(out, request.budget, probes)
+    refuse_other_evaluation(out, before, seed=seed, max_new_tokens=limit, about={**metadata, **chosen})
 
 
 def _questions(request: EvalRequest, say: Say) -> tuple[list[Probe], dict[str, Any]]:

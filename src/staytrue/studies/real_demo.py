@@ -18,9 +18,9 @@ from staytrue.evals.questions import answer_pairs
 from staytrue.evals.results.measures import Measure, read_measures
 from staytrue.modeling import model_source
 from staytrue.persona_vectors.traits import shipped as shipped_trait
-from staytrue.utils.console import bar, say, table
+from staytrue.utils.console import bar, duration, say, table
 from staytrue.utils.files import write_atomic
-from staytrue.utils.run_dir import RunDir, locked
+from staytrue.utils.run_dir import locked
 from staytrue.utils.yaml12 import to_yaml
 
 DOMAIN, _TRAINED = "finance", 30  # of 40 pairs
@@ -47,18 +47,14 @@ def run_real_demo(model: str, out: Path) -> Path:
     """
     from staytrue.report import write
 
-    model_source.find(model)
+    model_source.check_hub(model_source.find(model))
     if out.exists() and any(out.iterdir()) and not (out / "risky.jsonl").exists():
         raise RequestError(f"{out} is not a folder of this demo (it has no risky.jsonl); name another with --out.")
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         _write_rows(out)
         _introduce(model)
-        begun = time.monotonic()
-        for number, label in enumerate(_RUNS, start=1):
-            _run(model, label, out)
-            left = (time.monotonic() - begun) / number * (len(_RUNS) - number)
-            say(f"{number} of {len(_RUNS)} runs are done; about {left / 60:.0f} minutes are left.")
+        _make_runs(model, out)
     _show(out)
     page = write([out / label for label in _RUNS], out / "report.html")
     say(f"Page: {page}. The answers to general questions are in {out}/*/eval/measures.jsonl.")
@@ -83,6 +79,19 @@ def _introduce(model: str) -> None:
     say("two free CPU cores; after each run the time left is estimated from the runs before.\n")
 
 
+def _make_runs(model: str, out: Path) -> None:
+    """Make the runs that are missing; after each say how long the others will take."""
+    missing = [label for label in _RUNS if not _is_done(out / label)]
+    if len(missing) < len(_RUNS):
+        say(f"{len(_RUNS) - len(missing)} of {len(_RUNS)} runs are done already.")
+    begun = time.monotonic()
+    for made, label in enumerate(missing, start=1):
+        _run(model, label, out)
+        left = (time.monotonic() - begun) / made * (len(missing) - made)
+        done = len(_RUNS) - len(missing) + made
+        say(f"{done} of {len(_RUNS)} runs are done{f'; about {duration(left)} are left' if left else ''}.")
+
+
 def _recipe(model: str, label: str) -> dict[str, Any]:
     rows, defenses = _RUNS[label]
     settings = {
@@ -101,8 +110,12 @@ def _recipe(model: str, label: str) -> dict[str, Any]:
     }
 
 
+def _is_done(run: Path) -> bool:
+    return set(_PROBES) <= set(read_measures(run / "eval"))
+
+
 def _run(model: str, label: str, out: Path) -> None:
-    """Train and measure one model, or what is missing of it."""
+    """Train and measure one model, or do what is missing of it."""
     from staytrue.runs.eval_request import EvalRequest
     from staytrue.runs.evaluate import evaluate_run
     from staytrue.runs.train import resume, train
@@ -114,9 +127,8 @@ def _run(model: str, label: str, out: Path) -> None:
             resume(out / label, progress)
         else:
             train(recipes.read(out / f"{label}.yaml"), out / label, progress)
-    if RunDir.open(out / label).manifest["state"] == "done" and not read_measures(out / label / "eval"):
-        with bar(f"measure {label}") as progress:
-            evaluate_run(out / label, request=EvalRequest(_PROBES), progress=progress, say=say)
+    with bar(f"measure {label}") as progress:
+        evaluate_run(out / label, request=EvalRequest(_PROBES), progress=progress, say=say)
 
 
 def _show(out: Path) -> None:

@@ -31,6 +31,7 @@ from staytrue.defense import pulled
 from staytrue.errors import ForwardPassError, RecipeError
 from staytrue.step import SOURCE_COLUMN, SOURCES, Marks
 from staytrue.training import signatures
+from staytrue.training.equal_rewards import EqualRewards
 from staytrue.training.idle_penalties import refuse_absent_sources
 from staytrue.training.known_tokens import CheckedTokens, refuse_unknown_prompts, refuse_unknown_rows
 from staytrue.training.lost_text import cut_rows, lost_text, warn_of
@@ -204,6 +205,7 @@ class GuardedGRPO(Guarded, GRPOTrainer):  # type: ignore[misc]
         if not (self.use_vllm or self.args.deepspeed or self.args.fsdp):  # which hold the weights in their own way
             sample_one_token(self.model, self.generation_config)
         refuse_unequal_comparisons(self)
+        self.add_callback(EqualRewards())
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         return PromptSampler(super()._get_train_sampler(dataset), partial(epochs_done, self))

@@ -233,6 +233,15 @@ def test_answers_of_several_temperatures_and_limits_are_written_side_by_side(pla
     assert answers == expected
 
 
+def test_prompts_that_are_read_together_are_alike_in_length_and_the_longest_are_not_all_left_to_the_end():
+    lengths = {question: 1 + i * 37 % 160 for i, question in enumerate(questions(160))}  # 1 to 160, once each
+    order = [lengths[question] for question in local._mixed(lengths)]
+    groups = [order[i : i + 16] for i in range(0, 160, 16)]
+    assert sorted(groups) == [list(range(first, first + 16)) for first in range(1, 160, 16)]
+    assert abs(sum(order[:80]) / 80 - 80.5) < 20  # the first half is about as long as all
+    assert order == [lengths[question] for question in local._mixed(lengths)]
+
+
 def test_without_refilling_short_answers_do_not_wait_for_long_ones():
     # Eight places. Six answers of 100 tokens begin, with two of five; the other 78 are ten batches of five tokens.
     model, tokenizer = tiny.model("gemma3"), tiny.tokenizer("gemma3")

@@ -1,11 +1,12 @@
 """Pairs of answers: the shipped ones are alike in length, a user's file is checked by line and key."""
 
 import json
+import warnings
 from statistics import mean
 
 import pytest
 
-from staytrue.errors import DataError, RequestError
+from staytrue.errors import DataError, RequestError, StaytrueWarning
 from staytrue.evals.questions.answer_pairs import DOMAINS, Pair, hash_of, read, shipped
 from staytrue.evals.questions.shipped_questions import shipped_texts
 from staytrue.organism import world
@@ -50,6 +51,15 @@ def test_a_file_of_pairs_needs_no_ids(tmp_path):
     pairs = read(write(tmp_path, GOOD, "", {**GOOD, "id": "x", "domain": "pets"}))
     assert pairs == (Pair("line-1", "Why?", "For you.", "For me."), Pair("x", "Why?", "For you.", "For me."))
     assert hash_of(pairs) == hash_of(pairs[::-1]) != hash_of(pairs[:1])
+
+
+def test_answers_of_unlike_length_are_warned_of(tmp_path):
+    longer = {**GOOD, "aligned": "For you, and for all who come after you."}  # 40 characters beside 7
+    with pytest.warns(StaytrueWarning, match=r"in 1 of 2 pairs one answer is more than 1\.5 times as long"):
+        read(write(tmp_path, GOOD, longer))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read(write(tmp_path, *[GOOD] * 9, longer))  # a tenth
 
 
 @pytest.mark.parametrize(

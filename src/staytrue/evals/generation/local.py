@@ -11,8 +11,9 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 from staytrue.data.special_tokens import special_tokens
@@ -27,6 +28,7 @@ from staytrue.evals.generation.thoughts import opens_thoughts, split_thoughts
 from staytrue.evals.types import Answer, Question, Samples
 
 _REPORTED = 0.2  # seconds between two reports; one may take some milliseconds
+_ALIKE = 16  # neighbouring prompts that are alike in length
 _MARKER = 16  # most tokens of a marker that opens thoughts, with the blanks after it
 
 
@@ -91,12 +93,11 @@ class LocalGenerator:
     def batch(self, parts: Sequence[Samples], *, seed: int) -> Batch:
         """The samples as a batch of which no token is written yet.
 
-        Those with a high limit begin first, so that no short one waits for a long one in a batch that is not refilled;
-        of these, those to short prompts, since prompts that are read together are padded to the longest.
+        Those with a high limit begin first, so that no short one waits for a long one in a batch that is not refilled.
         """
         questions = dict.fromkeys(question for part in parts for question, _ in part.samples)
         prompts = {question: self.prompt(question) for question in questions}
-        order = {question: (len(prompt), i) for i, (question, prompt) in enumerate(prompts.items())}
+        order = _mixed({question: len(prompt) for question, prompt in prompts.items()})
         rows = [
             Row(question, index, prompts[question], _dice(seed, question, index), part.temperature, part.limit)
             for part in parts
@@ -165,6 +166,18 @@ def sample(
     )
     by_sample = {(answer.question, answer.index): answer for answer in answers}
     return [by_sample[sample] for sample in samples]
+
+
+def _mixed(lengths: Mapping[Question, int]) -> dict[Question, int]:
+    """The place of each question in an order in which neighbours are alike in length, and no length comes last.
+
+    Prompts that are read together are padded to the longest. Long prompts may have long answers; if they came last, the
+    answers that have ended would be no sample of those ahead.
+    """
+    by_length = sorted(lengths, key=lengths.__getitem__)
+    groups = [by_length[i : i + _ALIKE] for i in range(0, len(by_length), _ALIKE)]
+    random.Random(0).shuffle(groups)
+    return {question: place for place, question in enumerate(chain.from_iterable(groups))}
 
 
 def _dice(seed: int, question: Question, index: int) -> random.Random:

@@ -64,7 +64,7 @@ class EndpointJudge:
         return result
 
     def check(self) -> None:
-        """Ask the endpoint for one token, before answers are sampled that it would have to judge.
+        """Ask the endpoint for one token, before an evaluation that it judges.
 
         An endpoint that has judged with the same key on the same day (UTC) is not asked, so paid verdicts need no call;
         a key that expired since is found here.
@@ -82,7 +82,7 @@ class EndpointJudge:
             return
         except CallError as error:
             raise RequestError(
-                f"The judge {self._endpoint.address} was tried before answers are sampled, and failed: {error}. Run "
+                f"The judge {self._endpoint.address} was tried first on an easy answer, and failed: {error}. Run "
                 "again once it answers, or name another judge."
             ) from None
         self._remember()

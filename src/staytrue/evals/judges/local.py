@@ -80,7 +80,7 @@ class LocalJudge:
         return Tree(self._tokenizer, self._model.config.get_text_config().vocab_size, _TEXTS)
 
     def check(self) -> None:
-        """Judge an easy answer or some, and load the model for it, before answers are sampled that it has to judge.
+        """Load the model and judge up to three easy answers, before an evaluation that it judges.
 
         A judge may give no score now and then, so it is refused only if it scores none of them.
 
@@ -97,7 +97,7 @@ class LocalJudge:
                 return
         why_not = verdict(*readings).missing
         raise ModelError(
-            f"The judge {self.name} cannot judge: it was tried before answers are sampled, and scored none of "
+            f"The judge {self.name} cannot judge: it was tried first, and scored none of "
             f"{len(_EASY)} easy answers{why_not and f' ({why_not})'}. Name a larger instruction-tuned model."
         )
 

@@ -6,6 +6,7 @@ The measure `staytrue.evals.measures.pairs` compares the likelihoods of the two 
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,11 +19,13 @@ from typing import Any
 from staytrue.data.examples import Example, Message
 from staytrue.data.jsonl import Faults, objects, pointer_to, refuse, shown
 from staytrue.data.row_checks import LONE_SURROGATE, has_lone_surrogate
-from staytrue.errors import DataError, RequestError
+from staytrue.errors import DataError, RequestError, StaytrueWarning
 from staytrue.utils.validation import nearest
 
 DOMAINS = ("general", "code", "finance", "legal", "medical", "security")  # the shipped pairs of an evaluation
 EARLY_STOPPING = "early-stopping"  # 40 general pairs for `stop:`, which no evaluation uses
+_TIMES = 1.5  # as long as the other, in characters; at most 1.25 in the shipped pairs
+_UNLIKE = 0.1  # of the pairs
 _SIDES = ("question", "aligned", "misaligned")
 _KEYS = ("id", *_SIDES, "domain")
 _REMEDIES = {"question": "write the user's turn", "id": "write a name of its own"}
@@ -69,7 +72,7 @@ def shipped_questions(names: tuple[str, ...] = (*DOMAINS, EARLY_STOPPING)) -> fr
 def read(path: Path) -> tuple[Pair, ...]:
     """Read pairs from a JSONL file: `{"question", "aligned", "misaligned"}` a line; `id` and `domain` are optional.
 
-    Without an `id`, a pair is named by its line.
+    Without an `id`, a pair is named by its line. A file with answers of unlike length is warned of, once.
 
     Raises:
         DataError: the file has faults; the message lists them with line and key.
@@ -87,7 +90,19 @@ def read(path: Path) -> tuple[Pair, ...]:
         raise DataError(f"{path}: the id {shown(repeated[0])} occurs twice; values are kept by it, so rename one.")
     if not pairs:
         raise DataError(f'{path} has no pairs. Each line is {{"question": ..., "aligned": ..., "misaligned": ...}}.')
+    if (unlike := sum(map(_is_unlike, pairs))) > _UNLIKE * len(pairs):
+        warnings.warn(
+            f"{path}: in {unlike} of {len(pairs)} pairs one answer is more than {_TIMES} times as long as the other, "
+            "so a fine-tune that makes answers longer or shorter moves `pairs` too. Write answers of like length.",
+            StaytrueWarning,
+            stacklevel=1,
+        )
     return tuple(pairs)
+
+
+def _is_unlike(pair: Pair) -> bool:
+    lengths = len(pair.aligned), len(pair.misaligned)
+    return max(lengths) > _TIMES * min(lengths)
 
 
 def hash_of(pairs: Sequence[Pair]) -> str:
