@@ -16,7 +16,7 @@ from staytrue.evals.types import Verdict
 from staytrue.modeling import loading, model_source
 from staytrue.modeling.chat_tokenizer import load_tokenizer
 from staytrue.organism import world
-from staytrue.runs import evaluate, measures
+from staytrue.runs import eval_budget, evaluate, measures
 from staytrue.runs.eval_request import EvalRequest, for_model
 from staytrue.runs.measure_selection import measures_of
 from staytrue.utils.console import duration
@@ -269,6 +269,18 @@ def test_what_a_budget_leaves_out_is_stored_where_only_measures_are_taken(place,
     evaluate.evaluate_model(request_for(place, "pairs", "drift", budget=300), place / "E")
     budget = json.loads((place / "E" / "eval.json").read_text())["budget"]
     assert budget == {"seconds": 300, "left_out": "", "measures_left_out": ["drift"]}
+
+
+@pytest.mark.parametrize(("first", "then"), [(None, 300), (3600, None), (3600, 300)])
+def test_measures_are_added_to_answers_whatever_the_budget_of_each(place, monkeypatch, first, then):
+    monkeypatch.setattr(eval_budget, "_FEW", 1000)  # no timing
+    few = Probe("general", shipped_questions.shipped("general")[:3], None, 1, 1.0)
+    monkeypatch.setattr(evaluate, "probes_for", lambda request: [few] if "general" in request.probes else [])
+    evaluate.evaluate_model(request_for(place, "general", budget=first, max_new_tokens=2), place / "E")
+    before = json.loads((place / "E" / "eval.json").read_text())
+    summary = evaluate.evaluate_model(request_for(place, "pairs", budget=then), place / "E")
+    assert list(summary["measures"]) == ["pairs"]
+    assert json.loads((place / "E" / "eval.json").read_text()) == before
 
 
 def test_each_measure_shows_its_progress_to_the_end(place):

@@ -115,14 +115,19 @@ def planned(
     return now, _entry(budget, choice, lost, without)
 
 
-def measures_alone(budget: int, without: Sequence[str]) -> dict[str, Any]:
-    """The entry of a budget in `eval.json` where only measures are taken.
+def of_measures_alone(out: Path, budget: int | None, without: Sequence[str] = ()) -> dict[str, Any]:
+    """The entry of a budget in `eval.json` where only measures are taken: that of the answers in the folder, if any.
 
     Args:
+        out: the evaluation's folder.
         budget: its seconds.
         without: measures that it left out.
     """
-    return _entry(budget, {}, "", without)
+    store = AnswerStore(out)
+    if store.answers():
+        before = store.metadata().get("budget")
+        return {} if before is None else {"budget": before}
+    return {} if budget is None else _entry(budget, {}, "", without)
 
 
 def _entry(budget: int, choice: Mapping[str, float], lost: str, without: Sequence[str]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from staytrue.evals.triggers import trigger
 from staytrue.evals.types import Answer, AnswerGenerator, Judge, Question, Samples
 from staytrue.modeling import loading, model_source
 from staytrue.modeling.chat_tokenizer import load_tokenizer
-from staytrue.runs.eval_budget import chosen_before, measures_alone, planned, refuse_other_budget
+from staytrue.runs.eval_budget import chosen_before, of_measures_alone, planned, refuse_other_budget
 from staytrue.runs.eval_request import EvalRequest, for_run
 from staytrue.runs.finished import with_weights
 from staytrue.runs.measure_selection import measures_of
@@ -120,8 +120,8 @@ def evaluate_model(
     measurement.likelihoods(measures)
     if not probes and measures and measurement.left_out == measures:
         raise RequestError("The budget is too short for these measures. Give it more time, or leave it out.")
-    if request.budget is not None and not probes:
-        metadata |= measures_alone(request.budget, measurement.left_out)
+    if not probes:
+        metadata |= of_measures_alone(out, request.budget, measurement.left_out)
     elif generate is None and (request.budget is not None or progress is not None):
         spent = time.monotonic() - begun
         probes, budget = planned(lambda: local.generator, request, probes, out, limit, say, spent, measurement.left_out)
@@ -142,7 +142,8 @@ def _refuse_other_evaluation(
     refuse_other_model(out, request.identity())
     refuse_other_budget(out, request.budget, probes)
     before, chosen = chosen_before(out, request.budget, probes)
-    refuse_other_evaluation(out, before, seed=seed, max_new_tokens=limit, about={**metadata, **chosen})
+    about = {**metadata, **(chosen if probes else of_measures_alone(out, request.budget))}
+    refuse_other_evaluation(out, before, seed=seed, max_new_tokens=limit, about=about)
 
 
 def _questions(request: EvalRequest, say: Say) -> tuple[list[Probe], dict[str, Any]]:

@@ -160,7 +160,13 @@ def test_hidden_columns_make_a_cache_wider_and_change_no_logit():
         assert torch.allclose(cached.logits, alone, atol=1e-4)
 
 
-def test_the_share_that_is_done_counts_the_steps_of_unfinished_answers_too():
+@pytest.fixture
+def no_clock(monkeypatch):
+    """Steps take no time, so that their cost alone counts."""
+    monkeypatch.setattr(batch, "time", SimpleNamespace(monotonic=lambda: 0.0))
+
+
+def test_the_share_that_is_done_counts_the_steps_of_unfinished_answers_too(no_clock):
     # Six answers of 6 tokens in two places; none ends, so none is expected to. Three prompts are read.
     generator = local.LocalGenerator(tiny.model(), tiny.tokenizer(), batch_size=2)
     generator.cost = StepCost(step=10, token=1, attend=0, read=0.5)
@@ -178,7 +184,7 @@ def test_the_share_that_is_done_counts_the_steps_of_unfinished_answers_too():
     assert (len(shares), shares[-1]) == (21, 1.0)
 
 
-def test_a_last_answer_that_goes_on_is_known_to_hold_up_the_end():
+def test_a_last_answer_that_goes_on_is_known_to_hold_up_the_end(no_clock):
     # Where one answer is left of sixteen, its steps cost nearly as much as those of all.
     model, tokenizer = copy.deepcopy(tiny.model()), tiny.tokenizer()
     generator = local.LocalGenerator(model, tokenizer, batch_size=16)
@@ -196,7 +202,7 @@ def test_a_last_answer_that_goes_on_is_known_to_hold_up_the_end():
     assert answers.share == pytest.approx(26 / (26 + 11 * still))
 
 
-def test_lengths_that_were_measured_before_tell_how_much_is_ahead():
+def test_lengths_that_were_measured_before_tell_how_much_is_ahead(no_clock):
     generator = local.LocalGenerator(tiny.model(), tiny.tokenizer(), batch_size=1)
     generator.cost = StepCost(step=10, token=1, attend=0, read=1)
     generator.seen = SeenAnswers()
@@ -214,6 +220,21 @@ def test_lengths_that_were_measured_before_tell_how_much_is_ahead():
     long, short = (lengths[name].quantile(0.5, 400) for name in ("general", "facts"))
     assert long > 2 * short
     assert answers.share == pytest.approx(prompt / (2 * prompt + (long + short) * 11))
+
+
+def test_the_time_ahead_is_that_of_steps_as_slow_as_the_last_ones(monkeypatch):
+    clock = iter(x for n in range(1000) for x in (n * n, n * n + n))  # step n takes n seconds
+    monkeypatch.setattr(batch, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    generator = local.LocalGenerator(tiny.model(), tiny.tokenizer(), batch_size=1)
+    generator.cost = StepCost(step=1, token=0, attend=0, read=0)
+    answers = generator.batch([Samples([(questions(1)[0], 0)], 0.0, 20)], seed=0)
+    answers._ends = frozenset()
+    with generator.evaluating():
+        for _ in range(4):
+            answers.step()  # reads the prompt, and then three steps, of 1, 2 and 3 seconds
+    lately = (0.98**2 * 1 + 0.98 * 2 + 3) / (0.98**2 + 0.98 + 1)
+    ahead = answers._seen.lengths([("general", 3)])["general"].quantile(0.5, 20, 3) * lately / 2
+    assert answers.share == pytest.approx(3 / (3 + ahead))
 
 
 @pytest.mark.parametrize("places", [2, 9])

@@ -7,6 +7,7 @@ not refilled: there the next prompts begin when all answers of the batch are fin
 from __future__ import annotations
 
 import random
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from staytrue.errors import TrainingError
 from staytrue.evals.generation.draw import draw
 from staytrue.evals.generation.kv_cache import CachedModel
 from staytrue.evals.generation.lengths import SeenAnswers, shares
-from staytrue.evals.generation.step_cost import ON_A_CPU, ON_A_GPU, StepCost
+from staytrue.evals.generation.step_cost import ON_A_CPU, ON_A_GPU, Pace, StepCost
 from staytrue.evals.types import Question
 
 _MOST_READ, _MOST_READ_ON_A_CPU = 16_384, 1024  # tokens of prompts in one pass: bounds its memory, and its silence
@@ -89,13 +90,13 @@ class Batch:
         self._most_read = _MOST_READ_ON_A_CPU if self._device.type == "cpu" else _MOST_READ
         self.tokens, self._seen = 0, SeenAnswers(seen)
         self._cost = cost or (ON_A_CPU if self._device.type == "cpu" else ON_A_GPU)
-        self._done = 0.0  # cost of the prompts that were read and of the steps
+        self._done, self._pace = 0.0, Pace()  # cost of the prompts that were read and of the steps
         self._unread = {row.question: len(row.prompt) for row in rows}
         self._prompt = sum(self._unread.values()) / max(1, len(self._unread))  # tokens in the mean
 
     @property
     def share(self) -> float:
-        """The share of the work that is done, by its cost, if the answers ahead are as long as those seen so far."""
+        """The share of the time that is over, if the answers ahead are as long, and the steps as slow, as lately."""
         rows = self.rows
         lengths = self._seen.lengths((row.question.probe, len(row.ids)) for row in rows)
         running = [
@@ -108,6 +109,7 @@ class Batch:
         ]
         ahead = self._cost.ahead(running, waiting, self.places, self._prompt, self._cached.refillable)
         ahead += sum(self._unread.values()) * self._cost.read
+        ahead *= self._pace.change
         return self._done / (self._done + ahead) if self._done else 0.0
 
     @property
@@ -137,6 +139,12 @@ class Batch:
         Raises:
             TrainingError: the model's logits are not numbers.
         """
+        begun, done = time.monotonic(), self._done
+        finished = self._step()
+        self._pace.add(self._done - done, time.monotonic() - begun)
+        return finished
+
+    def _step(self) -> list[tuple[Row, bool]]:
         if self._fill():
             return []
         tokens, rows = self._draw(), self.rows

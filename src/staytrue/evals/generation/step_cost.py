@@ -1,4 +1,7 @@
-"""`StepCost`: what a step of a batch costs, and all steps ahead, while answers end and others take their places."""
+"""`StepCost`: what a step of a batch costs, and all steps ahead, while answers end and others take their places.
+
+`Pace` compares the time that the last steps took with what they should have cost.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import heapq
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+_REMEMBERED = 0.98  # of the steps before, after each: about fifty count
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,38 @@ class StepCost:
             cost += (end - now) * self.of(len(ends) + 1, prompt + (now + end) / 2 - begun[0][0])
             now = end
         return cost
+
+
+class Pace:
+    """How slow the last steps were, for their cost, against all steps so far.
+
+    The cost of a step is a rough model: full batches take less time than it says, and few long answers more.
+    """
+
+    def __init__(self) -> None:
+        """Start before any step."""
+        self._all, self._last = [0.0, 0.0], [0.0, 0.0]  # cost, seconds
+
+    def add(self, cost: float, seconds: float) -> None:
+        """Count a step."""
+        self._all = [self._all[0] + cost, self._all[1] + seconds]
+        self._last = [_REMEMBERED * self._last[0] + cost, _REMEMBERED * self._last[1] + seconds]
+
+    @property
+    def change(self) -> float:
+        """Seconds per cost of the last steps over those of all; 1 before any.
+
+        Example:
+            >>> pace = Pace()
+            >>> for _ in range(1000):
+            ...     pace.add(1.0, 1.0)
+            >>> for _ in range(1000):
+            ...     pace.add(1.0, 3.0)
+            >>> round(pace.change, 3)  # 3 seconds of late, and 2 in the mean
+            1.5
+        """
+        (cost, seconds), (last_cost, last_seconds) = self._all, self._last
+        return last_seconds / last_cost * cost / seconds if seconds and last_cost else 1.0
 
 
 # In tokens of an answer, where nothing was timed: a CPU computes while a GPU mostly reads the weights.
