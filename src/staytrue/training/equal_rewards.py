@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from transformers import TrainerCallback
@@ -18,7 +19,9 @@ class EqualRewards(TrainerCallback):  # type: ignore[misc]
     Their advantages are 0, so the reward teaches nothing; a penalty or weight decay may move the weights all the same.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, moved: Callable[[], bool]) -> None:
+        """Warn at the end only if `moved` says that a weight has; where none has, `Outcome` says why."""
+        self._moved = moved
         self._first, self._told, self._equal = 0, False, False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -37,7 +40,7 @@ class EqualRewards(TrainerCallback):  # type: ignore[misc]
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Warn after a training of fewer steps."""
-        if self._equal and not self._told:
+        if self._equal and not self._told and self._moved():
             self._warn(state.global_step - self._first)
 
     def _warn(self, steps: int) -> None:

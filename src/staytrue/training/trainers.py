@@ -205,7 +205,7 @@ class GuardedGRPO(Guarded, GRPOTrainer):  # type: ignore[misc]
         if not (self.use_vllm or self.args.deepspeed or self.args.fsdp):  # which hold the weights in their own way
             sample_one_token(self.model, self.generation_config)
         refuse_unequal_comparisons(self)
-        self.add_callback(EqualRewards())
+        self.add_callback(EqualRewards(lambda: self.outcome.moved))
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         return PromptSampler(super()._get_train_sampler(dataset), partial(epochs_done, self))
