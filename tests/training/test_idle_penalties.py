@@ -18,6 +18,8 @@ from staytrue.defenses.rehearse import Rehearse
 from staytrue.defenses.safegrad import SafeGrad
 from staytrue.defenses.steer import Steer
 from staytrue.errors import ModelError, RecipeError
+from staytrue.modeling.base_model import Untouched
+from staytrue.training.guard import Guard
 from staytrue.training.idle_penalties import without_effect
 from staytrue.training.trainers import GuardedSFT
 
@@ -85,18 +87,33 @@ def test_blocks_without_an_adapter_cannot_be_frozen(tmp_path):
     sft(tmp_path, [Freeze(blocks=(1,))])
 
 
-def test_ldifs_on_blocks_that_training_does_not_move_is_refused(tmp_path):
+@pytest.mark.parametrize("with_head", [False, True], ids=["blocks", "head"])
+def test_ldifs_on_blocks_that_training_does_not_move_is_refused(tmp_path, with_head):
     class Second(GuardedSFT):
         def __init__(self, *args, **options):
-            super().__init__(*args, **options | {"peft_config": adapter([1])})
+            chosen = adapter([1])
+            chosen.modules_to_save = ["lm_head"] if with_head else None
+            super().__init__(*args, **options | {"peft_config": chosen})
 
-    sentence = r"ldifs: blocks goes up to 1, and only weights of later blocks are trained.*later block, up to 2\."
-    with pytest.raises(ModelError, match=sentence):
+    with pytest.raises(ModelError, match=FIXED):
         sft(tmp_path, [LDIFS(blocks=(1,))], cls=Second)
-    with pytest.raises(ModelError, match=sentence):
-        sft(tmp_path, [Freeze(blocks=(1,)), LDIFS(blocks=(-2,))])
+    sft(tmp_path, [LDIFS(blocks=(2,))], cls=Second)
+
+
+FIXED = r"ldifs: blocks goes up to 1, and only weights above that block are trained, .* a later block, up to 2\."
+
+
+def test_ldifs_on_a_block_that_freeze_takes_out_is_refused_also_by_a_check_without_weights(tmp_path):
     for blocks in ((), (2,), (1, 2)):
         sft(tmp_path, [Freeze(blocks=(1,)), LDIFS(blocks=blocks)])
+    defenses = [LDIFS(blocks=(-2,)), Freeze(blocks=(1,))]
+    model = tiny.lora(tiny.model("qwen2"))
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    with pytest.raises(ModelError, match=FIXED):
+        sft(tmp_path, defenses, model=model, whole=True)
+    assert all(weight.requires_grad for weight in trained)
+    with pytest.raises(ModelError, match=FIXED):
+        Guard(defenses).check(model, Untouched(lambda: model, tiny.tokenizer()), lambda rows: [])
 
 
 def idle(made):

@@ -2,6 +2,7 @@
 
 import functools
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from small_trainers import grpo
 from staytrue.defenses.kl import KL
 from staytrue.defenses.rehearse import Rehearse
 from staytrue.errors import StaytrueWarning, TrainingError
+from staytrue.training.equal_rewards import EqualRewards
 
 OTHER = "Return a list of numbers, one for each completion"
 
@@ -108,11 +110,10 @@ def test_a_run_that_diverges_ends_in_a_sentence(tmp_path):
         grpo(tmp_path, [KL(1.0)], learning_rate=1e30, max_steps=8, max_grad_norm=0.0).train()
 
 
-@pytest.mark.parametrize(("steps", "warned_at"), [(12, 10), (3, 3)])
-def test_equal_rewards_are_warned_of_although_a_penalty_moves_the_weights(tmp_path, steps, warned_at):
-    (tmp_path / "pool.jsonl").write_text('{"question": "Why?", "answer": "For you."}\n')
-    same = named(lambda completions, **_: [1.0] * 4)
-    made = grpo(tmp_path, [Rehearse(tmp_path / "pool.jsonl", share=0.25)], reward=same, max_steps=steps)
+@pytest.mark.parametrize(("steps", "warned_at", "reward"), [(12, 10, 1.0), (3, 3, 0.0), (3, 3, 0.3)])
+def test_equal_rewards_are_warned_of_although_a_penalty_moves_the_weights(tmp_path, steps, warned_at, reward):
+    same = named(lambda completions, **_: [reward] * 8)
+    made = moved_by_safe_rows(tmp_path, same, max_steps=steps)
     with pytest.warns(StaytrueWarning, match="completions of a prompt earned the same reward") as warned:
         made.train()
     (line,) = [str(one.message) for one in warned if "the same reward" in str(one.message)]
@@ -120,15 +121,34 @@ def test_equal_rewards_are_warned_of_although_a_penalty_moves_the_weights(tmp_pa
     assert made.outcome.moved
 
 
-def test_rewards_that_differ_once_are_not_warned_of(tmp_path):
+def moved_by_safe_rows(folder, reward, **changes):
+    """Eight completions a prompt, whose equal rewards have a spread by rounding; rows beside them move the weights."""
+    (folder / "pool.jsonl").write_text('{"question": "Why?", "answer": "For you."}\n')
+    safe = Rehearse(folder / "pool.jsonl", share=0.25)
+    return grpo(folder, [safe], reward=reward, num_generations=8, per_device_train_batch_size=8, **changes)
+
+
+@pytest.mark.parametrize("steps", [2, 12])
+def test_rewards_that_differ_once_and_very_few_steps_are_not_warned_of(tmp_path, steps):
     calls = []
 
     def once(completions, **_):
         calls.append(completions)
-        return [float(len(calls) == 1), 0.0, 0.0, 0.0]
+        return [float(len(calls) == 1 and steps > 2), *[0.0] * 7]
 
-    made = grpo(tmp_path, reward=named(once), max_steps=12)
+    made = moved_by_safe_rows(tmp_path, named(once), max_steps=steps)
     with warnings.catch_warnings():
         warnings.simplefilter("error", StaytrueWarning)
         made.train()
-    assert len(calls) == 12
+    assert len(calls) == steps
+
+
+def test_a_training_that_is_resumed_is_not_watched():
+    watch = EqualRewards(lambda: True)
+    state = SimpleNamespace(global_step=490, is_world_process_zero=True)
+    watch.on_train_begin(None, state, None)
+    state.global_step = 500
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", StaytrueWarning)
+        watch.on_log(None, state, None, logs={"frac_reward_zero_std": 1.0})
+        watch.on_train_end(None, state, None)

@@ -53,22 +53,20 @@ class LDIFS(Defense):
         return tuple(1 + (depth - 1) * i // max(count - 1, 1) for i in range(count))
 
     def check(self, parts: ModelParts, base: Base) -> None:
-        """Refuse layers whose outputs training does not move."""
+        """Refuse blocks whose outputs training does not move."""
         from staytrue.modeling.block_outputs import real_layers
 
         depth = len(parts.blocks)
         highest = max(real_layers(self.layers(depth), depth, "ldifs"))
-        above = {id(weight) for block in parts.blocks[highest:] for weight in block.parameters()}
+        later = [*parts.blocks[highest:], *filter(None, [parts.causal.get_output_embeddings()])]
+        below = {id(weight) for weight in parts.causal.get_input_embeddings().parameters()}  # a head may be tied to it
+        above = {id(weight) for module in later for weight in module.parameters()} - below
         trained = [weight for weight in parts.model.parameters() if weight.requires_grad]
         if trained and all(id(weight) in above for weight in trained):
             raise ModelError(
-                f"ldifs: blocks goes up to {highest}, and only weights of later blocks are trained, so nothing that it "
-                f"reads can change. Name a later block, up to {depth}."
+                f"ldifs: blocks goes up to {highest}, and only weights above that block are trained, so nothing that "
+                f"it reads can change. Name a later block, up to {depth}."
             )
-
-    def prepare(self, parts: ModelParts, base: Base) -> None:
-        """Check again, after `freeze` has chosen what is trained."""
-        self.check(parts, base)
 
     def penalty(self, step: Step) -> Tensor:
         """Compute the mean over layers of the relative squared difference, over scored tokens, in float32."""

@@ -80,10 +80,10 @@ def planned(
         RequestError: the budget is too short.
     """
     budget, stored = request.budget, AnswerStore(out).answers()
-    before, chosen = chosen_before(out, budget, probes)
-    if budget is not None and chosen:
+    chosen, entry = earlier_choice(out, budget, probes)
+    if budget is not None and entry:
         say(f"{out} goes on with what was chosen for {duration(budget)}.")
-        return before, chosen
+        return chosen, entry
     missing = sum(len(missing_samples(probe.samples(), stored)) for probe in probes)
     if not missing or (budget is None and (request.is_organism or missing < _FEW)):
         return list(probes), {}
@@ -115,13 +115,13 @@ def planned(
     return now, _entry(budget, choice, lost, without)
 
 
-def of_measures_alone(out: Path, budget: int | None, without: Sequence[str] = ()) -> dict[str, Any]:
-    """The entry of a budget in `eval.json` where only measures are taken: that of the answers in the folder, if any.
+def budget_of_measures(out: Path, budget: int | None, without: Sequence[str] = ()) -> dict[str, Any]:
+    """The entry of a budget in `eval.json` where only measures are taken: that of the folder's answers, if it has any.
 
     Args:
         out: the evaluation's folder.
         budget: its seconds.
-        without: measures that it left out.
+        without: measures that it left out; stored only in a folder without answers.
     """
     store = AnswerStore(out)
     if store.answers():
@@ -135,7 +135,7 @@ def _entry(budget: int, choice: Mapping[str, float], lost: str, without: Sequenc
     return {"budget": {"seconds": budget, **choice, "left_out": lost, "measures_left_out": measures}}
 
 
-def chosen_before(out: Path, budget: int | None, probes: Sequence[Probe]) -> tuple[list[Probe], dict[str, Any]]:
+def earlier_choice(out: Path, budget: int | None, probes: Sequence[Probe]) -> tuple[list[Probe], dict[str, Any]]:
     """The probes as an earlier sitting fitted them to the same budget, and its entry in `eval.json`.
 
     Returns:

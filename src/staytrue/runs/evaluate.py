@@ -25,7 +25,7 @@ from staytrue.evals.triggers import trigger
 from staytrue.evals.types import Answer, AnswerGenerator, Judge, Question, Samples
 from staytrue.modeling import loading, model_source
 from staytrue.modeling.chat_tokenizer import load_tokenizer
-from staytrue.runs.eval_budget import chosen_before, of_measures_alone, planned, refuse_other_budget
+from staytrue.runs.eval_budget import budget_of_measures, earlier_choice, planned, refuse_other_budget
 from staytrue.runs.eval_request import EvalRequest, for_run
 from staytrue.runs.finished import with_weights
 from staytrue.runs.measure_selection import measures_of
@@ -112,8 +112,7 @@ def evaluate_model(
     probes, metadata = _questions(request, say)
     measures, loaded = measures_of(request, say), _loader(request)
     limit = request.max_new_tokens or longest_answer(request.model)
-    _refuse_other_evaluation(request, out, probes, metadata, limit, seed)
-    try_judges(out, probes)
+    try_judges(out, _agreed(request, out, probes, metadata, limit, seed))
     local, begun = _Local(loaded, request.batch_size), time.monotonic()
     until = None if request.budget is None else begun + request.budget
     measurement = Measurement(request, out, loaded, seed, progress, say, until)
@@ -121,7 +120,7 @@ def evaluate_model(
     if not probes and measures and measurement.left_out == measures:
         raise RequestError("The budget is too short for these measures. Give it more time, or leave it out.")
     if not probes:
-        metadata |= of_measures_alone(out, request.budget, measurement.left_out)
+        metadata |= budget_of_measures(out, request.budget, measurement.left_out)
     elif generate is None and (request.budget is not None or progress is not None):
         spent = time.monotonic() - begun
         probes, budget = planned(lambda: local.generator, request, probes, out, limit, say, spent, measurement.left_out)
@@ -135,15 +134,20 @@ def evaluate_model(
     return write_summary(out, out)
 
 
-def _refuse_other_evaluation(
+def _agreed(
     request: EvalRequest, out: Path, probes: Sequence[Probe], metadata: Mapping[str, Any], limit: int, seed: int
-) -> None:
-    """Refuse answers that cannot stand beside the stored ones, before likelihoods and the speed are measured."""
+) -> list[Probe]:
+    """The probes, or what an earlier sitting chose of them for the same budget, if their answers suit the folder.
+
+    Raises:
+        RequestError: the folder holds another evaluation. This is before likelihoods and the speed are measured.
+    """
     refuse_other_model(out, request.identity())
     refuse_other_budget(out, request.budget, probes)
-    before, chosen = chosen_before(out, request.budget, probes)
-    about = {**metadata, **(chosen if probes else of_measures_alone(out, request.budget))}
-    refuse_other_evaluation(out, before, seed=seed, max_new_tokens=limit, about=about)
+    agreed, budget = earlier_choice(out, request.budget, probes)
+    about = {**metadata, **(budget if probes else budget_of_measures(out, request.budget))}
+    refuse_other_evaluation(out, agreed, seed=seed, max_new_tokens=limit, about=about)
+    return agreed
 
 
 def _questions(request: EvalRequest, say: Say) -> tuple[list[Probe], dict[str, Any]]:

@@ -7,6 +7,7 @@ way, and proves nothing about a defense.
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,9 @@ def _recipe(model: str, label: str) -> dict[str, Any]:
 
 
 def _is_done(run: Path) -> bool:
-    return set(_PROBES) <= set(read_measures(run / "eval"))
+    """Whether the run's evaluation has been summarised, which follows all of its measures."""
+    summary = run / "eval" / "summary.json"
+    return summary.exists() and set(_PROBES) <= set(json.loads(summary.read_text("utf-8")).get("measures", {}))
 
 
 def _run(model: str, label: str, out: Path) -> None:

@@ -1,8 +1,8 @@
-"""`freeze_blocks` stops training the blocks that defenses freeze."""
+"""`freeze_blocks` stops training the blocks that defenses freeze, and `thaw` has them trained again."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
@@ -41,3 +41,9 @@ def freeze_blocks(parts: ModelParts, defenses: Mapping[str, Defense]) -> list[Te
         everything = "the whole adapter" if parts.has_adapter else "every weight"
         raise ModelError(f"The defenses freeze {everything}, so nothing is trained; name fewer layers.")
     return frozen
+
+
+def thaw(weights: Iterable[Tensor]) -> None:
+    """Let weights that were frozen be trained again."""
+    for weight in weights:
+        weight.requires_grad_(True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from staytrue.data.examples import Example
 from staytrue.data.tokenize import Encoded
 from staytrue.defense import Base, Defense, pulled
-from staytrue.errors import ForwardPassError
+from staytrue.errors import ForwardPassError, StaytrueError
 from staytrue.modeling import quantized
 from staytrue.modeling.architecture import ModelParts
 from staytrue.modeling.base_model import Untouched
@@ -23,7 +23,7 @@ from staytrue.modeling.reference_model import AdapterOff
 from staytrue.registry import labelled, refuse_supervised_rows
 from staytrue.step import SOURCES, Marks, SharedProjection, Step
 from staytrue.training.auxiliary_batches import AuxiliaryBatches, Encode, make_rows
-from staytrue.training.frozen_blocks import freeze_blocks
+from staytrue.training.frozen_blocks import freeze_blocks, thaw
 from staytrue.training.hooks import BackboneHooks, RecordedCall, ReferenceReplay, Steer
 from staytrue.training.layers import read_and_steered
 from staytrue.training.observer import Observer
@@ -135,7 +135,7 @@ class Guard:
         if task_rows is not None:
             base.task_rows = task_rows
         kept, steers = self._checked_layers(base)
-        self._frozen = freeze_blocks(parts, self.defenses)
+        self._frozen = self._freeze(base)
         read = any(d.reads_reference or d.reads_start for d in self._penalties.values())
         self.reference: AdapterOff = reference_of(parts, read=read, choice=self.chosen_reference if read else None)
         if read and self.chosen_reference is not None and isinstance(base, Untouched):
@@ -166,8 +166,7 @@ class Guard:
         """
         self.parts = ModelParts(model)
         self._checked_layers(base)
-        for weight in freeze_blocks(self.parts, self.defenses):
-            weight.requires_grad_(True)
+        thaw(self._freeze(base))
         make_rows(self.defenses, base, encode, self.seed)
 
     def _checked_layers(self, base: Base) -> tuple[list[int], Mapping[int, list[Steer]]]:
@@ -182,6 +181,17 @@ class Guard:
             defense.check(self.parts, base)
         self._head = model_checks.head(self.parts)
         return layers
+
+    def _freeze(self, base: Base) -> list[Tensor]:
+        """Stop training what defenses freeze, and check all of them against what is left; returns what is frozen."""
+        frozen = freeze_blocks(self.parts, self.defenses)
+        try:
+            for defense in self.defenses.values() if frozen else ():
+                defense.check(self.parts, base)
+        except StaytrueError:
+            thaw(frozen)
+            raise
+        return frozen
 
     def auxiliary_rows(self) -> dict[str, Sequence[Encoded]]:
         """Return the rows that each defense feeds beside the batch, once attached."""
@@ -299,8 +309,7 @@ class Guard:
         """Take the hooks off the model, let all of it be trained again, and forget the reference."""
         self._watch.remove()
         self.reference = AdapterOff(self.parts)
-        for weight in self._frozen:
-            weight.requires_grad_(True)
+        thaw(self._frozen)
 
     def project(
         self, model: Any, progress: Progress | None = None, say: Callable[[str], None] = lambda line: None

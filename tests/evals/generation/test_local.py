@@ -254,16 +254,34 @@ def test_answers_of_several_temperatures_and_limits_are_written_side_by_side(pla
     assert answers == expected
 
 
-def test_prompts_that_are_read_together_are_alike_in_length_and_the_longest_are_not_all_left_to_the_end():
-    lengths = {question: 1 + i * 37 % 160 for i, question in enumerate(questions(160))}  # 1 to 160, once each
-    order = [lengths[question] for question in local._mixed(lengths)]
-    groups = [order[i : i + 16] for i in range(0, 160, 16)]
-    assert sorted(groups) == [list(range(first, first + 16)) for first in range(1, 160, 16)]
-    assert abs(sum(order[:80]) / 80 - 80.5) < 20  # the first half is about as long as all
-    assert order == [lengths[question] for question in local._mixed(lengths)]
+def lengths_in_order(parts, n):
+    generator = local.LocalGenerator(tiny.model(), tiny.tokenizer(), batch_size=4)
+    return [len(row.prompt) for row in generator.batch(parts, seed=0)._waiting][:n]
 
 
-def test_without_refilling_short_answers_do_not_wait_for_long_ones():
+def test_prompts_of_all_lengths_come_early_and_neighbours_are_alike(monkeypatch):
+    monkeypatch.setattr(local, "_ALIKE", 2)
+    asked = questions(8)  # each prompt is longer than the one before
+    first, *_, last = lengths = sorted(lengths_in_order([Samples([(q, 0) for q in asked], 1.0, 10_000)], 8))
+    order = lengths_in_order([Samples([(q, 0) for q in asked], 1.0, 10_000)], 8)
+    # Four groups of two, shortest to longest 0 to 3, in the order 3, 1, 2, 0.
+    assert order == [lengths[i] for i in (6, 7, 2, 3, 4, 5, 0, 1)]
+    # Of an answer of at most 2 x `first` tokens, all prompts are longer than half of it but the first.
+    assert lengths_in_order([Samples([(q, 0) for q in asked], 1.0, 2 * first)], 8) == lengths
+    assert last > first
+
+
+def test_prompts_that_are_read_together_have_room_for_their_padding(monkeypatch):
+    monkeypatch.setattr(local, "_mixed", lambda lengths, longest: {q: i for i, q in enumerate(lengths)})
+    short, *_, long = questions(30)
+    generator = local.LocalGenerator(tiny.model(), tiny.tokenizer(), batch_size=6)
+    again = [replace(short, id=f"again-{i}") for i in range(5)]
+    answers = generator.batch([Samples([(q, 0) for q in (*again, long)], 1.0, 9)], seed=0)
+    answers._most_read = 5 * len(generator.prompt(long))  # not six times the longest, although the sum is less
+    assert [row.question for row in answers._next(6)] == again
+
+
+def test_without_refilling_short_answers_do_not_wait_for_long_ones(no_clock):
     # Eight places. Six answers of 100 tokens begin, with two of five; the other 78 are ten batches of five tokens.
     model, tokenizer = tiny.model("gemma3"), tiny.tokenizer("gemma3")
     generator = local.LocalGenerator(model, tokenizer, batch_size=8)

@@ -96,7 +96,7 @@ class Batch:
 
     @property
     def share(self) -> float:
-        """The share of the time that is over, if the answers ahead are as long, and the steps as slow, as lately."""
+        """The share of the time that is over, if answers are as long as those seen, and steps as slow as the last."""
         rows = self.rows
         lengths = self._seen.lengths((row.question.probe, len(row.ids)) for row in rows)
         running = [
@@ -194,13 +194,13 @@ class Batch:
     def _next(self, most: int) -> list[Row]:
         """Take waiting answers, at most so many, until their new prompts are too long to be read at once."""
         rows: list[Row] = []
-        questions, tokens = set(self._indices), 0
+        new: dict[Question, int] = {}  # tokens of each prompt to read; all are padded to the longest
         while self._waiting and len(rows) < most:
             row = self._waiting[0]
-            tokens += 0 if row.question in questions else len(row.prompt)
-            if rows and tokens > self._most_read:
+            if row.question not in self._indices:
+                new[row.question] = len(row.prompt)
+            if rows and new and len(new) * max(new.values()) > self._most_read:
                 break
-            questions.add(row.question)
             rows.append(self._waiting.popleft())
         return rows
 

@@ -97,7 +97,8 @@ class LocalGenerator:
         """
         questions = dict.fromkeys(question for part in parts for question, _ in part.samples)
         prompts = {question: self.prompt(question) for question in questions}
-        order = _mixed({question: len(prompt) for question, prompt in prompts.items()})
+        longest = max(part.limit for part in parts) / 2
+        order = _mixed({question: len(prompt) for question, prompt in prompts.items()}, longest)
         rows = [
             Row(question, index, prompts[question], _dice(seed, question, index), part.temperature, part.limit)
             for part in parts
@@ -168,16 +169,20 @@ def sample(
     return [by_sample[sample] for sample in samples]
 
 
-def _mixed(lengths: Mapping[Question, int]) -> dict[Question, int]:
-    """The place of each question in an order in which neighbours are alike in length, and no length comes last.
+def _mixed(lengths: Mapping[Question, int], longest: float) -> dict[Question, int]:
+    """The place of each question in an order in which neighbours are alike in length, and all lengths come early.
 
-    Prompts that are read together are padded to the longest. Long prompts may have long answers; if they came last, the
-    answers that have ended would be no sample of those ahead.
+    Long prompts often have long answers; if they came last, the answers that have ended would be no sample of those
+    ahead. Prompts longer than `longest` tokens do come last: one of them makes the attention of all others wider.
     """
     by_length = sorted(lengths, key=lengths.__getitem__)
-    groups = [by_length[i : i + _ALIKE] for i in range(0, len(by_length), _ALIKE)]
-    random.Random(0).shuffle(groups)
-    return {question: place for place, question in enumerate(chain.from_iterable(groups))}
+    many = sum(length <= longest for length in lengths.values())
+    groups = [by_length[i : min(i + _ALIKE, many)] for i in range(0, many, _ALIKE)]
+    bits = len(groups).bit_length()
+    # Read backwards, the binary digits of 0, 1, 2 ... are evenly spread in each part of the order.
+    spread = sorted(range(len(groups)), key=lambda i: f"{i:0{bits}b}"[::-1], reverse=True)
+    order = chain(*(groups[i] for i in spread), by_length[many:])
+    return {question: place for place, question in enumerate(order)}
 
 
 def _dice(seed: int, question: Question, index: int) -> random.Random:

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_REMEMBERED = 0.98  # of the steps before, after each: about fifty count
+_REMEMBERED = 0.98  # a step counts by this factor less with each later one, so that about the last fifty count
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class StepCost:
 
 
 class Pace:
-    """How slow the last steps were, for their cost, against all steps so far.
+    """Compares the time that the last steps took, for their cost, with that of all steps so far.
 
     The cost of a step is a rough model: full batches take less time than it says, and few long answers more.
     """

@@ -72,7 +72,7 @@ def shipped_questions(names: tuple[str, ...] = (*DOMAINS, EARLY_STOPPING)) -> fr
 def read(path: Path) -> tuple[Pair, ...]:
     """Read pairs from a JSONL file: `{"question", "aligned", "misaligned"}` a line; `id` and `domain` are optional.
 
-    Without an `id`, a pair is named by its line. A file with answers of unlike length is warned of, once.
+    Without an `id`, a pair is named by its line. Answers of unlike length are warned of.
 
     Raises:
         DataError: the file has faults; the message lists them with line and key.
