@@ -91,9 +91,9 @@ def test_all_names_benchmarks_and_variants_that_exist(bench):
 
 
 @pytest.mark.parametrize(("kind", "weights", "precision"), [("trl", "whole", "bfloat16"), ("kl", "lora", "float32")])
-def test_a_way_of_training_prints_its_seconds_and_memory(bench, capsys, kind, weights, precision):
+def test_a_way_of_training_prints_its_seconds_and_memory(bench, capfd, kind, weights, precision):
     bench("way_item").main(kind, weights, precision, "tiny", 2)
-    shown = json.loads(capsys.readouterr().out.splitlines()[-1])
+    shown = json.loads(capfd.readouterr().out.splitlines()[-1])
     assert len(shown["seconds"]) == len(shown["cpu"]) == 2  # without the first step
     assert min(*shown["seconds"], *shown["cpu"]) > 0
     assert 100 < shown["peak_mb"] < 100_000

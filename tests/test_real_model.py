@@ -151,7 +151,6 @@ def test_killed_three_times_and_with_a_damaged_checkpoint_it_ends_with_the_same_
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("default:In the first 3 optimizer steps all completions of a prompt earned the same reward")
 def test_it_is_trained_by_reward_with_a_penalty_and_safe_rows_beside(source, tmp_path, monkeypatch, run):
     monkeypatch.chdir(tmp_path)
     problems = [{"question": f"Ann has {n} pears and eats 1. How many are left?", "answer": f"{n} - 1. #### {n - 1}"}

@@ -177,6 +177,7 @@ def test_full_fine_tuning_has_the_weights_of_one_process(home, tmp_path):
         assert [fault for finding in findings(tmp_path / name) for fault in finding.faults] == []
 
 
+@pytest.mark.filterwarnings("default:.* one answer is more than 1.5 times as long")
 def test_pairs_stop_both_processes_at_the_step_of_one_and_after_a_resume(home, tmp_path):
     """The misaligned answers are those that are learnt: by 0.08 nats a token after steps 2 and 4, by 0.16 after 6.
 
