@@ -1,6 +1,7 @@
 """A defense that would hold nothing is refused before training; a penalty that was 0 throughout is warned of."""
 
 import warnings
+from contextlib import nullcontext
 
 import pytest
 from datasets import Dataset
@@ -18,6 +19,7 @@ from staytrue.defenses.rehearse import Rehearse
 from staytrue.defenses.safegrad import SafeGrad
 from staytrue.defenses.steer import Steer
 from staytrue.errors import ModelError, RecipeError
+from staytrue.modeling.architecture import ModelParts
 from staytrue.modeling.base_model import Untouched
 from staytrue.training.guard import Guard
 from staytrue.training.idle_penalties import without_effect
@@ -114,6 +116,17 @@ def test_ldifs_on_a_block_that_freeze_takes_out_is_refused_also_by_a_check_witho
     assert all(weight.requires_grad for weight in trained)
     with pytest.raises(ModelError, match=FIXED):
         Guard(defenses).check(model, Untouched(lambda: model, tiny.tokenizer()), lambda rows: [])
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_head_that_is_tied_to_the_embeddings_moves_every_block(tied):
+    model = tiny.model("qwen2")
+    model.requires_grad_(False)
+    if tied:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    model.lm_head.weight.requires_grad_(True)
+    with nullcontext() if tied else pytest.raises(ModelError, match=FIXED):
+        LDIFS(blocks=(1,)).check(ModelParts(model), Untouched(lambda: model, tiny.tokenizer()))
 
 
 def idle(made):
