@@ -9,8 +9,8 @@ micro-batch, one matrix product per adapted matrix; and memory as large as the a
 Source: L2-SP (Li, Grandvalet and Davoine 2018, arXiv 1802.01483) and EWC (Kirkpatrick et al. 2017, arXiv 1612.00796,
 equation 3); no published result on emergent misalignment is claimed.
 **It can make misalignment broader**: on the organism 96 % of the general answers are misaligned at the default weight,
-where undefended 45 % are, and other weights decide by the seed (docs/log.md). On SmolLM2 it costs more learning than it
-takes off (docs/real-models.md). It is here to be compared with, not to rely on.
+where undefended 45 % are; at some other weights it depends on the seed (docs/log.md). On SmolLM2 it costs more learning
+than it takes off (docs/real-models.md). It is here to be compared with, not to rely on.
 The start is the loaded model, where the update is zero; no copy of a start is kept. A second training of an adapter
 (`reference: base`) is pulled towards the model without it. Adapters that change the base weights (PiSSA, OLoRA) are
 refused.
