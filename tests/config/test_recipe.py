@@ -1,6 +1,7 @@
 """A recipe is data: what it says, and how it refuses."""
 
 from dataclasses import make_dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from staytrue.errors import RecipeError
 from staytrue.tasks.facts import Facts
 from staytrue.tasks.word_problems import WordProblems
 
+RECIPES = Path(__file__).parents[2] / "recipes"
 GOOD = """
 schema: 1
 model: organism
@@ -37,6 +39,11 @@ def test_numbers_are_yaml_1_2_and_paths_are_the_recipes_own(tmp_path):
     kl, interleave = read.defenses
     assert (kl.weight, kl.on) == (0.3, "all")
     assert (interleave.pool, interleave.share) == (tmp_path / "safe.jsonl", 0.05)
+
+
+@pytest.mark.parametrize("file", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_recipe_of_the_repository_is_read_and_has_a_defense(file):
+    assert recipe.read(file).defenses
 
 
 def test_a_recipe_written_and_read_again_is_the_same(tmp_path):
