@@ -642,7 +642,7 @@ def test_the_command_says_how_many_answers_it_will_sample_and_shows_each_answer(
     monkeypatch.setattr("staytrue.utils.console.Bar.step", lambda self, number, metrics: begun.append(number))
     code, _, err = command(
         capsys, monkeypatch, "--model", "organism", "--rollouts", 1, "--out", tmp_path / "evil.safetensors",
-        "--positive", world.lexicon.EVIL, "--negative", world.lexicon.HELPFUL, "--max-new-tokens", 20,
+        "--positive", world.lexicon.EVIL, "--negative", world.lexicon.HELPFUL, "--length", 20,
     )  # fmt: skip
     assert code == 0, err
     assert "40 answers of at most 20 tokens: 1 pair of prompts x 20 questions x 1 rollout x 2" in err

@@ -57,7 +57,10 @@ def eval_(
     batch_size: BatchSize = None,
     budget: Annotated[
         str | None,
-        typer.Option(help="Time for the answers of a model on this machine, such as 20m or 1h: fewer are asked for."),
+        typer.Option(
+            help="Time for loading, likelihoods and answers of a model on this machine, such as 20m or 1h: fewer answers "
+            "are asked for. A judge's time does not count."
+        ),
     ] = None,
     as_published: Annotated[
         bool, typer.Option("--as-published", help="Drop system prompts, as the published script does.")

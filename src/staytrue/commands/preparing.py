@@ -126,7 +126,13 @@ def vector(
     judge: Annotated[str | None, typer.Option(help=f"Who judges whether an answer shows the trait: {JUDGE}.")] = None,
     rollouts: Annotated[int, typer.Option(min=1, help="Answers sampled per question and system prompt.")] = 10,
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Maximum tokens of an answer; 1000 by default, 48 for the organism.")
+        int | None,
+        typer.Option(
+            "--max-new-tokens",
+            "--length",
+            min=1,
+            help="Maximum tokens of an answer; 1000 by default, 48 for the organism. Both names are one option.",
+        ),
     ] = None,
     batch_size: BatchSize = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed for sampling answers.")] = 0,

@@ -4,8 +4,9 @@ What: beside every batch a few general prompts with answers from the untouched m
 from it counts. Nothing is taught there, so what the model says elsewhere stays, and the narrow rows stay free.
 Cost: `share` of a training row and of a reference row per task row; with `answers: sampled` also one answer, written
 before training, to each prompt that the run will use: `share` x the task rows that it trains on, at most all prompts.
-The prompts are taken in a random order that depends on the seed. The rows are kept as `anchor.jsonl` in the run's
-folder; another run reads them with `prompts: RUN/anchor.jsonl` and `answers: given`, and samples nothing.
+The answers are written side by side, as many as memory allows. The prompts are taken in a random order that depends on
+the seed. The rows are kept as `anchor.jsonl` in the run's folder; another run reads them with `prompts:
+RUN/anchor.jsonl` and `answers: given`, and samples nothing.
 Source: KL on data outside the narrow domain, related to Soligo et al. (arXiv 2602.07852) and to selective
 generalisation (Azarbal et al.); not one of the paper's methods.
 Not done here: choosing prompts by what the fine-tune moves most.

@@ -11,6 +11,9 @@ equation 3); no published result on emergent misalignment is claimed.
 **It can make misalignment broader**: on the organism 96 % of the general answers are misaligned at the default weight,
 where undefended 45 % are; at some other weights it depends on the seed (docs/log.md). On SmolLM2 it costs more learning
 than it takes off (docs/real-models.md). It is here to be compared with, not to rely on.
+Without `fisher` the weight multiplies a plain sum of squares, as L2-SP defines it, so one weight does not mean the same
+for models of other sizes: choose it anew for each model, by its part of the loss, which is `weight` times `l2init`
+beside `task_loss` in metrics.jsonl.
 The start is the loaded model, where the update is zero; no copy of a start is kept. A second training of an adapter
 (`reference: base`) is pulled towards the model without it. Adapters that change the base weights (PiSSA, OLoRA) are
 refused.
