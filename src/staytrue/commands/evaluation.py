@@ -58,8 +58,8 @@ def eval_(
     budget: Annotated[
         str | None,
         typer.Option(
-            help="Time for loading, likelihoods and answers of a model on this machine, such as 20m or 1h: fewer answers "
-            "are asked for. A judge's time does not count."
+            help="Time for loading, likelihoods and answers of a model on this machine, such as 20m or 1h: fewer "
+            "answers are asked for. A judge's time does not count."
         ),
     ] = None,
     as_published: Annotated[
