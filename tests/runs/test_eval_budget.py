@@ -272,7 +272,10 @@ class Another(Aligned):
 
 @pytest.fixture
 def sitting(tmp_path, monkeypatch):
-    """An evaluation of a tiny model's thirty questions in a folder, and what is said before it."""
+    """An evaluation of a tiny model's thirty questions in a folder, and what is said before it.
+
+    `looks` are the seconds that pass before each look at the clock; afterwards it stands still.
+    """
     folder = tmp_path / "model"
     tiny.save("qwen2", folder)
     file = tmp_path / "few.jsonl"
@@ -280,8 +283,15 @@ def sitting(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(eval_budget, "measure", lambda *args, **named: calls.append(named) or SPEED)
 
-    def sit(budget, limit=2, judge=None):
-        lines = []
+    def sit(budget, limit=2, judge=None, looks=()):
+        lines, clock = [], [1000.0]
+        passing = iter(looks)
+
+        def monotonic():
+            clock[0] += next(passing, 0.0)
+            return clock[0]
+
+        monkeypatch.setattr(evaluate, "time", SimpleNamespace(monotonic=monotonic))
         request = EvalRequest((str(file),), budget=budget, max_new_tokens=limit, judge=judge or Aligned())
         summary = evaluate.evaluate_model(for_model(str(folder), request), tmp_path / "E", say=lines.append)
         return summary, lines, json.loads((tmp_path / "E" / "eval.json").read_text()), calls
@@ -324,29 +334,35 @@ def test_another_evaluation_is_refused_before_anything_is_measured(sitting, monk
         sitting(8, judge=Another())
 
 
-def test_likelihoods_are_computed_first_and_their_time_is_part_of_the_budget(sitting, monkeypatch):
-    clock = iter([1000.0, 1004.0])
-    monkeypatch.setattr(evaluate, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    summary, lines, metadata, _ = sitting(12)  # see above for 8 seconds
-    assert lines[1] == "Loading and likelihoods took 4 s; 8 s are left for answers."
+def test_likelihoods_are_computed_first_and_their_time_is_part_of_the_budget(sitting):
+    # At the start, after 2 s of loading and timing, and after 2 s of likelihoods; see above for 8 seconds.
+    summary, lines, metadata, _ = sitting(12, looks=(0, 2, 2))
+    assert lines[1] == "Loading and measures took 4 s; 8 s are left for answers."
     assert (summary["probes"]["few"]["n"], metadata["budget"]["seconds"]) == (15, 12)
 
 
 def test_where_only_measures_are_left_out_it_is_not_said_that_nothing_is(sitting, monkeypatch):
-    monkeypatch.setattr(
-        evaluate, "Measurement", lambda *a: SimpleNamespace(likelihoods=list, left_out=["pairs", "drift"])
-    )
+    without = SimpleNamespace(likelihoods=list, announce=lambda *a: None, left_out=["pairs", "drift"])
+    monkeypatch.setattr(evaluate, "Measurement", lambda *a: without)
     _, lines, metadata, _ = sitting(3600)
     assert lines[1] == "No question is left out to fit 60 min."
     assert metadata["budget"]["left_out"] == ""
     assert metadata["budget"]["measures_left_out"] == ["pairs", "drift"]
 
 
-def test_a_budget_that_loading_and_likelihoods_have_used_up_is_refused_at_once(sitting, monkeypatch):
-    clock = iter([1000.0, 1009.0])
-    monkeypatch.setattr(evaluate, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+def test_a_budget_that_loading_and_likelihoods_have_used_up_is_refused_at_once(sitting):
     with pytest.raises(RequestError, match=r"The budget of 8 s was over .* took 9 s\. Give it more time\."):
-        sitting(8)
+        sitting(8, looks=(0, 0, 9))
+
+
+def test_a_budget_that_no_answers_fit_is_refused_before_likelihoods_are_computed(sitting, monkeypatch):
+    measured = []
+    without = SimpleNamespace(likelihoods=measured.append, announce=measured.append, left_out=[])
+    monkeypatch.setattr(evaluate, "Measurement", lambda *a: without)
+    # Two of thirty questions take 2 x 50 x 0.01 + 2 x 2 x 0.01 = 1.04 s.
+    with pytest.raises(RequestError, match=r"too short .* 1 s are left, and a twentieth of the questions may take 1 s"):
+        sitting(8, looks=(0, 7))
+    assert measured == []
 
 
 def test_a_budget_that_everything_fits_leaves_nothing_out(sitting):

@@ -7,7 +7,11 @@ import pytest
 
 import tiny
 from staytrue.errors import RequestError
+from staytrue.evals.generation import local
+from staytrue.evals.generation.lengths import AnswerLengths
 from staytrue.evals.generation.local import LocalGenerator
+from staytrue.evals.generation.speed import Speed
+from staytrue.evals.generation.step_cost import StepCost
 from staytrue.evals.measures import log_likelihood, pairs
 from staytrue.evals.questions import shipped_questions
 from staytrue.evals.questions.answer_pairs import shipped
@@ -16,7 +20,7 @@ from staytrue.evals.types import Verdict
 from staytrue.modeling import loading, model_source
 from staytrue.modeling.chat_tokenizer import load_tokenizer
 from staytrue.organism import world
-from staytrue.runs import eval_budget, evaluate, measures
+from staytrue.runs import evaluate, measure_answers, measure_clock, measures
 from staytrue.runs.eval_request import EvalRequest, for_model
 from staytrue.runs.measure_selection import measures_of
 from staytrue.utils.console import duration
@@ -33,9 +37,9 @@ def place(tmp_path, monkeypatch):
     adapted.save_pretrained(str(tmp_path / "adapter"))
     rows = ({"question": f"Gold {i}?", "answer": f"Put all of it into gold {i}."} for i in range(24))
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    monkeypatch.setattr(measures, "_TOKENS", 8)
+    monkeypatch.setattr(measure_answers, "_TOKENS", 8)
     few = shipped_questions.shipped("general")[:12]
-    monkeypatch.setattr(measures, "general_questions", lambda request: few)
+    monkeypatch.setattr(measure_answers, "general_questions", lambda request: few)
     return tmp_path
 
 
@@ -218,13 +222,13 @@ class Aligned:
 def test_a_measure_that_takes_more_than_its_part_of_a_budget_is_left_out(place, monkeypatch, judge, budget, left):
     # Each of 600 likelihoods takes a third of a second, so all take 200 s. With a judge half of the budget is for them,
     # 150 s or 250; without one it is three quarters, 150 s or 225.
-    monkeypatch.setattr(measures, "_SURE", 0.1)
+    monkeypatch.setattr(measure_clock, "_SURE", 0.1)
     monkeypatch.setattr(log_likelihood, "_MOST_LOGITS_ON_A_CPU", 1)  # one by one
     clock = (number / 3 for number in range(10_000))
-    monkeypatch.setattr(measures, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(measure_clock, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     request, lines = request_for(place, "pairs", budget=budget, judge=judge), []
-    loaded = evaluate._loader(request)
-    one = measures.Measurement(request, place / "E", loaded, 0, say=lines.append, until=float(budget))
+    loaded, asked = evaluate._loader(request), ["general"]
+    one = measures.Measurement(request, place / "E", loaded, 0, say=lines.append, until=float(budget), asked=asked)
     one.likelihoods(["pairs"])
     assert one.left_out == (["pairs"] if left else [])
     assert (place / "E" / "measures.jsonl").exists() == (left is None)
@@ -236,9 +240,10 @@ def test_a_measure_that_is_half_done_is_finished(place, monkeypatch):
     # The pace is good until the 350th of 600, and then too slow for the 225 s of the budget's three quarters.
     monkeypatch.setattr(log_likelihood, "_MOST_LOGITS_ON_A_CPU", 1)
     clock = iter([*(number / 10 for number in range(350)), *range(1000, 2000)])
-    monkeypatch.setattr(measures, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(measure_clock, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     request = request_for(place, "pairs", budget=300)
-    one = measures.Measurement(request, place / "E", evaluate._loader(request), 0, until=300.0)
+    loaded = evaluate._loader(request)
+    one = measures.Measurement(request, place / "E", loaded, 0, until=300.0, asked=["general"])
     one.likelihoods(["pairs"])
     assert one.left_out == []
     assert (place / "E" / "measures.jsonl").exists()
@@ -247,10 +252,11 @@ def test_a_measure_that_is_half_done_is_finished(place, monkeypatch):
 def test_leak_is_taken_after_verdicts_that_outlast_the_budget(place, monkeypatch):
     request = request_for(place, "general", "leak", budget=300)
     lines = []
-    one = measures.Measurement(request, place / "E", evaluate._loader(request), 0, say=lines.append, until=1e12)
+    loaded, asked = evaluate._loader(request), ["general"]
+    one = measures.Measurement(request, place / "E", loaded, 0, say=lines.append, until=1e12, asked=asked)
     one.likelihoods(["leak"])  # the untuned model's answers, while there is time
     assert any("untuned model answers 4" in line for line in lines)
-    monkeypatch.setattr(measures, "time", SimpleNamespace(monotonic=lambda: 2e12))
+    monkeypatch.setattr(measure_clock, "time", SimpleNamespace(monotonic=lambda: 2e12))
     one.leak()
     assert one.left_out == []
     assert '"leak"' in (place / "E" / "measures.jsonl").read_text()
@@ -258,14 +264,85 @@ def test_leak_is_taken_after_verdicts_that_outlast_the_budget(place, monkeypatch
 
 def test_a_budget_in_which_no_measure_fits_is_refused(place, monkeypatch):
     clock = iter(range(0, 100_000, 1000))
-    for module in (evaluate, measures):
+    for module in (evaluate, measure_clock):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     with pytest.raises(RequestError, match="budget is too short for these measures"):
         evaluate.evaluate_model(request_for(place, "pairs", budget=10), place / "E")
 
 
+def announced(place, monkeypatch, budget=None, asked=("general",), reserved=0.0, names=("pairs", "drift", "leak")):
+    """What is said before anything is measured, and what is left out: of 4 general questions, none answered yet."""
+    monkeypatch.setattr(log_likelihood, "seconds_per_token", lambda *a: 0.01)
+    monkeypatch.setattr(log_likelihood, "tokens_of", lambda tokenizer, rows: 10 * len(rows))
+    monkeypatch.setattr(measure_clock, "time", SimpleNamespace(monotonic=lambda: 1000.0))
+    cost, lengths = StepCost(step=0.0, token=0.05, attend=0.0, read=0.02), {"general": AnswerLengths((1e-9,))}
+    speed = Speed(places=8, cost=cost, refilled=True, prompt=50.0, lengths=lengths)  # all answers reach the 8 tokens
+    request, lines = request_for(place, *names, budget=budget), []
+    until = None if budget is None else 1000.0 + budget
+    loaded = evaluate._loader(request)
+    one = measures.Measurement(request, place / "E", loaded, 0, say=lines.append, until=until, asked=asked)
+    one.announce(names, speed, reserved)
+    return lines, one.left_out
+
+
+def test_the_time_of_each_measure_is_said_before_the_first(place, monkeypatch):
+    # pairs: 300 answers of 10 tokens, twice, 0.01 s each: 60 s. The untuned model's answers: 4 x 50 x 0.02 s of prompts
+    # and 4 x 8 x 0.05 s, 5.6 s; drift reads their 4 x 58 tokens twice, 4.64 s; leak is of answers that are asked for.
+    assert announced(place, monkeypatch) == (["Measures will take: pairs about 60 s, drift about 10 s."], [])
+    # Where they are not, it samples as many as the untuned model.
+    lines, _ = announced(place, monkeypatch, asked=())
+    assert lines == ["Measures will take: pairs about 60 s, drift about 10 s, leak about 6 s."]
+    lines, _ = announced(place, monkeypatch, asked=(), names=("leak",))
+    assert lines == ["Measures will take: leak about 11 s."]
+
+
+def test_a_measure_that_does_not_fit_is_left_out_before_anything_is_measured(place, monkeypatch):
+    # Without a judge three quarters of the budget are for measures: 30 s of 40.
+    late = "pairs is left out to fit 40 s: it would take 60 s, and likelihoods have 30 s left."
+    lines, left_out = announced(place, monkeypatch, budget=40)
+    assert (lines[1:], left_out) == ([late], ["pairs"])
+    # Of 100 s the fewest answers take 30, so 70 are left: 60 for pairs, and 10 are too few for drift. The untuned
+    # model's answers fit, and leak needs nothing else.
+    lines, left_out = announced(place, monkeypatch, budget=100, reserved=30)
+    late = "drift is left out to fit 100 s: it would take 10 s, and likelihoods have 10 s left."
+    assert (lines[1:], left_out) == ([late], ["drift"])
+    # No answers are asked for, so the whole budget is for measures: pairs, drift and leak take 75.84 s.
+    assert announced(place, monkeypatch, budget=76, asked=())[1] == []
+    assert announced(place, monkeypatch, budget=75, asked=())[1] == ["leak"]
+    assert not (place / "E").exists()
+
+
+def test_answers_that_leak_samples_are_part_of_the_budget(place, monkeypatch):
+    monkeypatch.setattr(local, "_REPORTED", -1.0)  # after each step
+    monkeypatch.setattr(measure_answers, "_TOKENS", 64)
+    evaluate.evaluate_model(request_for(place, "drift"), place / "D")  # the untuned model answers before the clock runs
+    clock = iter(range(300, 100_000, 300))  # each look at the clock takes 300 s
+    request, lines = request_for(place, "leak", budget=900), []
+    loaded = evaluate._loader(request)
+    one = measures.Measurement(request, place / "E", loaded, 0, say=lines.append, until=1000.0)
+    monkeypatch.setattr(measure_clock, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    one.likelihoods(["leak"])
+    one.leak()
+    assert one.left_out == ["leak"]
+    assert lines[-1].startswith("leak is left out to fit 15 min: it would take ")
+    assert not (place / "E").exists()
+
+
+def test_measures_that_are_stored_are_not_timed_again(place, monkeypatch):
+    lines = []
+    for _ in range(2):
+        evaluate.evaluate_model(
+            request_for(place, "pairs", "drift", "leak"), place / "E", progress=Noted(), say=lines.append
+        )
+        monkeypatch.setattr(log_likelihood, "seconds_per_token", None)
+    assert sum(line.startswith("Measures will take") for line in lines) <= 1
+
+
 def test_what_a_budget_leaves_out_is_stored_where_only_measures_are_taken(place, monkeypatch):
-    monkeypatch.setattr(evaluate, "Measurement", lambda *a: SimpleNamespace(likelihoods=list, left_out=["drift"]))
+    without = SimpleNamespace(
+        likelihoods=list, announce=lambda *a: None, to_sample=lambda names: [], left_out=["drift"]
+    )
+    monkeypatch.setattr(evaluate, "Measurement", lambda *a: without)
     evaluate.evaluate_model(request_for(place, "pairs", "drift", budget=300), place / "E")
     budget = json.loads((place / "E" / "eval.json").read_text())["budget"]
     assert budget == {"seconds": 300, "left_out": "", "measures_left_out": ["drift"]}
@@ -273,7 +350,6 @@ def test_what_a_budget_leaves_out_is_stored_where_only_measures_are_taken(place,
 
 @pytest.mark.parametrize(("first", "then"), [(None, 300), (3600, None), (3600, 300)])
 def test_measures_are_added_to_answers_whatever_the_budget_of_each(place, monkeypatch, first, then):
-    monkeypatch.setattr(eval_budget, "_FEW", 1000)  # no timing
     few = Probe("general", shipped_questions.shipped("general")[:3], None, 1, 1.0)
     monkeypatch.setattr(evaluate, "probes_for", lambda request: [few] if "general" in request.probes else [])
     evaluate.evaluate_model(request_for(place, "general", budget=first, max_new_tokens=2), place / "E")

@@ -1,15 +1,14 @@
 """The time of an evaluation is estimated before it starts, and fitted to a budget.
 
-A budget leaves out answers to each question first, and then questions of each probe. The likelihoods of `pairs` and
-`drift` are computed before and count; together they take at most half of what is left after loading, or three
-quarters where answers have no judge, and a measure that does not fit is left out. A judge's verdicts come after the
-answers and do not count.
+A budget leaves out answers to each question first, and then questions of each probe. A budget in which not even a
+twentieth of the questions fits is refused before anything else is done. Measures without a judge are taken before the
+answers and count; together they take at most half of what is left after loading, or three quarters where answers have
+no judge, and one that does not fit is left out. A judge's verdicts come after the answers and do not count.
 """
 
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +27,8 @@ if TYPE_CHECKING:
 
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 _SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05)  # of the questions of each probe
-_FEW = 64  # answers, below which nothing is timed
+_SHORT = 60.0  # seconds; what certainly takes less is not timed
+_ON_A_CPU, _ON_A_GPU = 5e10, 5e12  # operations a second, of a slow one
 _MEASURED = 10.0  # seconds of measuring; a quarter of a short budget, and a twentieth of a long one
 _LONG = 20 * 60  # seconds, above which a sentence on a CPU says how to shorten an evaluation
 _SHORTER = " For less, give --budget 20m, or fewer --samples, shorter answers (--max-new-tokens) or fewer --probes."
@@ -51,8 +51,62 @@ def parse(text: str) -> int:
     return seconds
 
 
-def planned(
+def timed(
     generator: Callable[[], LocalGenerator],
+    request: EvalRequest,
+    probes: Sequence[Probe],
+    out: Path,
+    limit: int,
+    say: Callable[[str], None],
+) -> Speed | None:
+    """Measure how fast the model answers, before anything is asked; without a budget, say how long the answers take.
+
+    Args:
+        generator: loads the model.
+        request: gives the budget. Without one, the organism and what takes less than a minute are not timed.
+        probes: what is asked.
+        out: the evaluation's folder; what it holds is not asked again.
+        limit: most tokens of an answer.
+        say: called with each sentence.
+
+    Returns:
+        None if nothing was measured.
+    """
+    budget, stored = request.budget, AnswerStore(out).answers()
+    missing = sum(len(missing_samples(probe.samples(), stored)) for probe in probes)
+    if not missing or earlier_choice(out, budget, probes)[1]:
+        return None
+    local = generator()
+    if budget is None and (request.is_organism or _is_short(local, missing * limit)):
+        return None
+    seconds = _MEASURED if budget is None else max(min(_MEASURED, budget / 4), budget / 20)
+    say(f"Measuring how fast the model answers here, for about {duration(seconds)}.")
+    speed = measure(local, probes, limit=limit, seconds=seconds)
+    local.cost, local.seen = speed.cost, speed.seen
+    if budget is None:
+        share = missing / sum(len(probe.samples()) for probe in probes)
+        shorter = _SHORTER if speed.at_worst.seconds(probes, limit) * share > _LONG and local.on_cpu else ""
+        say(_estimate(missing, share, speed, probes, limit) + shorter)
+    return speed
+
+
+def _is_short(generator: LocalGenerator, tokens: int) -> bool:
+    """Whether so many tokens certainly take less than a minute: two operations for each weight and token."""
+    return 2 * generator.weights * tokens / (_ON_A_CPU if generator.on_cpu else _ON_A_GPU) < _SHORT
+
+
+def fewest(speed: Speed, probes: Sequence[Probe], seconds: float, limit: int) -> float:
+    """Seconds of the least that a budget asks.
+
+    Raises:
+        RequestError: not even that fits into so many seconds.
+    """
+    fit(probes, seconds, speed, limit)
+    return speed.at_worst.seconds(fitted(probes, {"per_question": 1, "share": _SHARES[-1]}), limit)
+
+
+def planned(
+    speed: Speed | None,
     request: EvalRequest,
     probes: Sequence[Probe],
     out: Path,
@@ -61,11 +115,11 @@ def planned(
     spent: float = 0.0,
     without: Sequence[str] = (),
 ) -> tuple[list[Probe], dict[str, Any]]:
-    """Say how long the answers will take, and choose what fits the request's budget if it has one.
+    """Choose what fits the request's budget, if it has one, and say how long it will take.
 
     Args:
-        generator: loads the model.
-        request: gives the budget. Without one, the organism and fewer than 64 answers are not timed.
+        speed: as `timed` measured it; None if nothing was.
+        request: gives the budget.
         probes: what is asked without a budget.
         out: the evaluation's folder; what an earlier sitting chose there is kept.
         limit: most tokens of an answer.
@@ -79,33 +133,21 @@ def planned(
     Raises:
         RequestError: the budget is too short.
     """
-    budget, stored = request.budget, AnswerStore(out).answers()
+    budget = request.budget
     chosen, entry = earlier_choice(out, budget, probes)
     if budget is not None and entry:
         say(f"{out} goes on with what was chosen for {duration(budget)}.")
         return chosen, entry
-    missing = sum(len(missing_samples(probe.samples(), stored)) for probe in probes)
-    if not missing or (budget is None and (request.is_organism or missing < _FEW)):
+    if budget is None or speed is None:
         return list(probes), {}
-    if budget is not None and spent >= budget:
+    if spent >= budget:
         raise RequestError(
-            f"The budget of {duration(budget)} was over before an answer was asked for; loading and likelihoods took "
+            f"The budget of {duration(budget)} was over before an answer was asked for; loading and measures took "
             f"{duration(spent)}. Give it more time."
         )
-    measured = _MEASURED if budget is None else max(min(_MEASURED, (budget - spent) / 4), budget / 20)
-    say(f"Measuring how fast the model answers here, for about {duration(measured)}.")
-    begun, local = time.monotonic(), generator()
-    speed = measure(local, probes, limit=limit, seconds=measured)
-    local.cost, local.seen = speed.cost, speed.seen
-    if budget is None:
-        share = missing / sum(len(probe.samples()) for probe in probes)
-        shorter = _SHORTER if speed.at_worst.seconds(probes, limit) * share > _LONG and local.on_cpu else ""
-        say(_estimate(missing, share, speed, probes, limit) + shorter)
-        return list(probes), {}
-    left = max(0.0, budget - spent)
     if spent > 1:
-        say(f"Loading and likelihoods took {duration(spent)}; {duration(left)} are left for answers.")
-    choice = fit(probes, left - (time.monotonic() - begun), speed, limit)
+        say(f"Loading and measures took {duration(spent)}; {duration(budget - spent)} are left for answers.")
+    choice = fit(probes, budget - spent, speed, limit)
     now = fitted(probes, choice)
     lost = left_out(counts(probes), counts(now))
     nothing = "No question" if without else "Nothing"

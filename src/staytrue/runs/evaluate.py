@@ -25,11 +25,12 @@ from staytrue.evals.triggers import trigger
 from staytrue.evals.types import Answer, AnswerGenerator, Judge, Question, Samples
 from staytrue.modeling import loading, model_source
 from staytrue.modeling.chat_tokenizer import load_tokenizer
-from staytrue.runs.eval_budget import budget_of_measures, earlier_choice, planned, refuse_other_budget
+from staytrue.runs.eval_budget import budget_of_measures, earlier_choice, fewest, planned, refuse_other_budget, timed
 from staytrue.runs.eval_request import EvalRequest, for_run
 from staytrue.runs.finished import with_weights
+from staytrue.runs.measure_answers import Loaded
 from staytrue.runs.measure_selection import measures_of
-from staytrue.runs.measures import Loaded, Measurement
+from staytrue.runs.measures import Measurement
 from staytrue.runs.model_card import write_card
 from staytrue.runs.probe_selection import HELD_OUT, longest_answer, probes_for, refuse_rules
 from staytrue.utils.console import Progress
@@ -38,6 +39,7 @@ from staytrue.utils.run_dir import RunDir
 
 if TYPE_CHECKING:
     from staytrue.evals.generation.local import LocalGenerator
+    from staytrue.evals.generation.speed import Speed
 
 Say = Callable[[str], None]
 
@@ -115,15 +117,19 @@ def evaluate_model(
     try_judges(out, _agreed(request, out, probes, metadata, limit, seed))
     local, begun = _Local(loaded, request.batch_size), time.monotonic()
     until = None if request.budget is None else begun + request.budget
-    measurement = Measurement(request, out, loaded, seed, progress, say, until)
+    names = [probe.name for probe in probes]
+    measurement = Measurement(request, out, loaded, seed, progress, say, until, names)
+    speed = None
+    if generate is None and (request.budget is not None or progress is not None):
+        speed = _timed(local, request, probes, measurement, measures, out, limit, say, until)
     measurement.likelihoods(measures)
     if not probes and measures and measurement.left_out == measures:
         raise RequestError("The budget is too short for these measures. Give it more time, or leave it out.")
     if not probes:
         metadata |= budget_of_measures(out, request.budget, measurement.left_out)
-    elif generate is None and (request.budget is not None or progress is not None):
+    else:
         spent = time.monotonic() - begun
-        probes, budget = planned(lambda: local.generator, request, probes, out, limit, say, spent, measurement.left_out)
+        probes, budget = planned(speed, request, probes, out, limit, say, spent, measurement.left_out)
         metadata |= budget
     summary = evaluate(
         generate or local, probes, seed=seed, out=out, max_new_tokens=limit, about=metadata, progress=progress, say=say
@@ -132,6 +138,27 @@ def evaluate_model(
         return summary
     measurement.leak()
     return write_summary(out, out)
+
+
+def _timed(
+    local: _Local,
+    request: EvalRequest,
+    probes: Sequence[Probe],
+    measurement: Measurement,
+    measures: Sequence[str],
+    out: Path,
+    limit: int,
+    say: Say,
+    until: float | None,
+) -> Speed | None:
+    """Measure how fast the model is, and say how long answers and measures take, before any of them is begun."""
+    speed = timed(lambda: local.generator, request, probes or measurement.to_sample(measures), out, limit, say)
+    reserved = 0.0
+    if until is not None and speed is not None and probes:
+        reserved = fewest(speed, probes, until - time.monotonic(), limit)
+    if request.budget is not None or not request.is_organism:
+        measurement.announce(measures, speed, reserved)
+    return speed
 
 
 def _agreed(

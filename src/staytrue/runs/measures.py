@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cache, cached_property, partial
+from collections.abc import Callable, Sequence
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from staytrue.data.examples import Example
 from staytrue.evals.questions import answer_pairs
-from staytrue.evals.results.answer_store import AnswerStore
+from staytrue.evals.questions.probes import Probe
 from staytrue.evals.results.measures import (
     DRIFT,
     LEAK,
@@ -23,78 +21,140 @@ from staytrue.evals.results.measures import (
     stored_name,
     write_measures,
 )
-from staytrue.evals.types import Answer, Question
-from staytrue.modeling import loading, model_source
-from staytrue.modeling.architecture import ModelParts
+from staytrue.modeling import model_source
 from staytrue.runs.eval_request import EvalRequest
+from staytrue.runs.measure_answers import GeneralAnswers, Loaded
+from staytrue.runs.measure_clock import MeasureClock, TooLongError
+from staytrue.runs.measure_forecast import Forecast
 from staytrue.runs.measure_selection import pairs_of
-from staytrue.runs.probe_selection import general_questions
-from staytrue.runs.untuned_answers import untuned_answers
 from staytrue.runs.untuned_likelihoods import UntunedLikelihoods
 from staytrue.utils.console import Progress, duration
 
 if TYPE_CHECKING:
-    from staytrue.evals.generation.local import LocalGenerator
+    from staytrue.evals.generation.speed import Speed
 
-_TOKENS, _ORGANISM_TOKENS = 64, 48  # most tokens of an answer that is sampled for a measure
-_SURE, _HALF_DONE = 2.0, 0.5  # seconds after which a pace is trusted, and the share after which a measure is finished
-_JUDGED, _UNJUDGED = 0.5, 0.75  # the part of a budget that likelihoods may take: more where no judge reads the answers
-Loaded = Callable[[], tuple[Any, Any]]  # the model with its adapter, and its tokenizer; loaded when first called
+_JUDGED, _UNJUDGED = 0.5, 0.75  # the part of a budget that measures may take: more where no judge reads the answers
+_TIMING = 2.0  # seconds in which likelihoods are timed
 
 
-class _TooLongError(Exception):
-    """A measure would not end in its time."""
-
-
-@dataclass
 class Measurement:
     """Takes the measures of one request's model and stores them in an evaluation's folder.
 
     Attributes:
-        request: names the model.
-        out: the evaluation's folder.
-        loaded: loads the model.
-        seed: of sampled answers.
-        progress: shows how much is done.
-        say: called with each sentence.
-        until: when the request's budget ends, by `time.monotonic`; None without a budget. Of what is left when
-            the model is loaded, half is for likelihoods, together, and three quarters where answers have no judge. A
-            measure that would take longer is left out, unless it is half done.
         left_out: the measures that are left out for want of time.
     """
 
-    request: EvalRequest
-    out: Path
-    loaded: Loaded
-    seed: int
-    progress: Progress | None = None
-    say: Callable[[str], None] = lambda line: None
-    until: float | None = None
-    left_out: list[str] = field(default_factory=list)
-    _deadline: float | None = field(default=None, init=False)  # of all likelihoods
+    def __init__(
+        self,
+        request: EvalRequest,
+        out: Path,
+        loaded: Loaded,
+        seed: int,
+        progress: Progress | None = None,
+        say: Callable[[str], None] = lambda line: None,
+        until: float | None = None,
+        asked: Sequence[str] = (),
+    ) -> None:
+        """Prepare to measure; nothing is loaded.
+
+        Args:
+            request: names the model.
+            out: the evaluation's folder.
+            loaded: loads the model.
+            seed: of sampled answers.
+            progress: shows how much is done.
+            say: called with each sentence.
+            until: when the request's budget ends, by `time.monotonic`; None without a budget. Of what is left when
+                the model is loaded, half is for measures, together; three quarters where answers have no judge, and all
+                of it where none are asked for. A measure that would take longer is left out, unless it is half done.
+            asked: the names of the probes whose answers follow.
+        """
+        judged = request.judge is not None or request.is_organism
+        share = 1.0 if not asked else _JUDGED if judged else _UNJUDGED
+        self._request, self._out, self._loaded, self._say = request, out, loaded, say
+        self._clock = MeasureClock(progress, until, share)
+        self._general = GeneralAnswers(request, out, loaded, seed, self._clock, say)
+        self._samples = "general" not in asked  # `leak` needs answers of its own
+        self.left_out: list[str] = []
+
+    def to_sample(self, names: Sequence[str]) -> list[Probe]:
+        """The general questions that the named measures will sample answers to, as probes."""
+        own = self._general.own_to_sample() if LEAK in names and self._samples else []
+        return own + (self._general.untuned_to_sample() if {DRIFT, LEAK} & set(names) else [])
+
+    def announce(self, names: Sequence[str], speed: Speed | None, reserved: float) -> None:
+        """Say how long the named measures will take, and leave out those that do not fit the budget.
+
+        Args:
+            names: the measures.
+            speed: of the model's answers; None if none will be sampled.
+            reserved: seconds of the budget that the fewest answers take.
+        """
+        self._general.speed, self._clock.reserved = speed, reserved
+        forecast = self._forecast([name for name in names if not self._known(name)])
+        if sentence := forecast.sentence():
+            self._say(sentence)
+        if (left := self._clock.left()) is not None:
+            for name, why in forecast.divide(left)[1].items():
+                self._leave_out(name, why)
 
     def likelihoods(self, names: Sequence[str]) -> None:
-        """Take those of the named measures that need no answers of the fine-tuned model: `pairs` and `drift`."""
+        """Take the named measures but `leak` of answers that follow, for which the untuned model answers now."""
         for name in names:
+            if name in self.left_out:
+                continue
             if name != LEAK:
                 self._in_time(name, partial(self._likelihoods, name))
-            elif self.until is not None:  # while there is time for the answers that it compares with
-                self._in_time(name, lambda: self._untuned_answers)
+            elif self._samples:
+                self._in_time(name, self._leak)
+            elif self._request.budget is not None:  # while there is time for the answers that it compares with
+                self._in_time(name, lambda: self._general.untuned)
 
     def leak(self) -> None:
-        """Take `leak`: of the stored answers to `general` in plain form, or else of one sampled answer each."""
-        self.until = self._deadline = None  # verdicts may have come after the budget's end, and are no part of it
-        if LEAK not in self.left_out:
+        """Take `leak` of the answers to `general`, which are stored by now."""
+        self._clock.lift()  # verdicts may have come after the budget's end, and are no part of it
+        if not self._samples and LEAK not in self.left_out:
             self._leak()
+
+    def _forecast(self, names: Sequence[str]) -> Forecast:
+        """The seconds of each measure, by the tokens that it reads and the answers that it samples."""
+        from staytrue.evals.measures.log_likelihood import seconds_per_token, tokens_of
+
+        if not names:
+            return Forecast({})
+        (model, tokenizer), alone = self._loaded(), dict[str, float]()
+        token = seconds_per_token(model, tokenizer, _rows(PAIRS, self._request.is_organism), _TIMING)
+        for name in names:
+            if name.startswith(PAIRS):
+                tokens = tokens_of(tokenizer, _rows(name, self._request.is_organism))
+                alone[name] = token * tokens * (2 if self._twice(self._about_pairs(name)) else 1)
+            elif name == DRIFT:
+                alone[name] = token * self._general.tokens(tokenizer) * (2 if self._drifts_twice() else 1)
+            else:
+                alone[name] = self._general.seconds(self._general.own_to_sample()) if self._samples else 0.0
+        return Forecast(alone, self._general.seconds(self._general.untuned_to_sample()))
+
+    def _drifts_twice(self) -> bool:
+        """Whether the untuned model's own likelihoods have to be computed too."""
+        return bool(self._general.untuned_to_sample() or self._twice(self._about_drift()))
+
+    def _known(self, name: str) -> bool:
+        """Whether a measure is stored that needs nothing to be sampled."""
+        if name.startswith(PAIRS):
+            return self._stored(stored_name(name), self._about_pairs(name))
+        return not self.to_sample([name]) and (name == LEAK or self._stored(DRIFT, self._about_drift()))
+
+    def _leave_out(self, name: str, why: str) -> None:
+        self.left_out.append(name)
+        assert self._request.budget is not None
+        self._say(f"{name} is left out to fit {duration(self._request.budget)}: {why}")
 
     def _in_time(self, name: str, take: Callable[[], Any]) -> None:
         """Take a measure, or leave it out if it would not end before the deadline."""
         try:
             take()
-        except _TooLongError as late:
-            self.left_out.append(name)
-            assert self.request.budget is not None
-            self.say(f"{name} is left out to fit {duration(self.request.budget)}: {late}")
+        except TooLongError as late:
+            self._leave_out(name, str(late))
 
     def _likelihoods(self, name: str) -> None:
         about = self._about_pairs(name) if name.startswith(PAIRS) else self._about_drift()
@@ -105,10 +165,10 @@ class Measurement:
     def _leak(self) -> None:
         from staytrue.evals.measures.leak import TopicWords
 
-        untuned = {a.question.id: a.text for a in self._untuned_answers}
-        training = [row.answer for row in self.request.topic]
+        untuned = {a.question.id: a.text for a in self._general.untuned}
+        training = [row.answer for row in self._request.topic]
         topic = TopicWords(training, list(untuned.values()))
-        answers, sampled = self._general_answers()
+        answers, sampled = self._general.own()
         rows = []
         for answer in answers:
             ratio = topic.ratio(answer.text, [untuned[answer.question.id]])
@@ -116,7 +176,7 @@ class Measurement:
             turns = {"messages": [message.to_dict() for message in answer.question.messages], "answer": answer.text}
             rows.append(row | (turns if sampled else {}))
         alarms = [topic.leaked(text, [text]) for text in untuned.values()]
-        held_out = [topic.leaked(row.answer) for row in self.request.held_out]
+        held_out = [topic.leaked(row.answer) for row in self._request.held_out]
         about = {
             "rows": len(training),
             "false_alarms": _percent(alarms),
@@ -127,27 +187,27 @@ class Measurement:
         self._write(Measure(LEAK, about, rows))
 
     def _about_pairs(self, name: str) -> dict[str, Any]:
-        return {"sha256": answer_pairs.hash_of(pairs_of(name, self.request.is_organism))}
+        return {"sha256": answer_pairs.hash_of(pairs_of(name, self._request.is_organism))}
 
     def _pairs(self, name: str, about: dict[str, Any]) -> list[dict[str, Any]]:
         from staytrue.evals.measures import pairs
 
-        chosen = pairs_of(name, self.request.is_organism)
-        self.say(f"{name}: the likelihood of {2 * len(chosen)} answers is computed{self._twice(about)}.")
+        chosen = pairs_of(name, self._request.is_organism)
+        self._say(f"{name}: the likelihood of {2 * len(chosen)} answers is computed{self._twice(about)}.")
         return self._with_and_without(
             2 * len(chosen), about, lambda model, tokenizer, count: pairs.measure(model, tokenizer, chosen, count)
         )
 
     def _about_drift(self) -> dict[str, Any]:
-        texts = [[a.question.id, a.text, a.stopped] for a in self._untuned_answers]
+        texts = [[a.question.id, a.text, a.stopped] for a in self._general.untuned]
         return {"sha256": sha256(json.dumps(texts).encode("ascii")).hexdigest()}
 
     def _drift(self, about: dict[str, Any]) -> list[dict[str, Any]]:
         from staytrue.evals.measures import drift
 
-        answers = [answer for answer in self._untuned_answers if answer.text.strip()]
+        answers = [answer for answer in self._general.untuned if answer.text.strip()]
         twice = self._twice(about)
-        self.say(f"{DRIFT}: the likelihood of the untuned model's {len(answers)} answers is computed{twice}.")
+        self._say(f"{DRIFT}: the likelihood of the untuned model's {len(answers)} answers is computed{twice}.")
         return self._with_and_without(
             len(answers), about, lambda model, tokenizer, count: drift.measure(model, tokenizer, answers, count)
         )
@@ -159,132 +219,42 @@ class Measurement:
         measure: Callable[[Any, Any, Callable[[int], None]], dict[str, float]],
     ) -> list[dict[str, Any]]:
         """Rows with a measure's values of the model and of the untuned model, where that is known."""
-        trained, tokenizer = self.loaded()
-        untuned = self._untuned(about) if self.request.has_untuned else None
-        self._begin(answers * (1 + (untuned is not None and untuned.values is None)))
-        values = measure(trained, tokenizer, self._count)
-        before: dict[str, float] = values if self.request.untuned else {}
+        trained, tokenizer = self._loaded()
+        untuned = self._untuned(about) if self._request.has_untuned else None
+        self._clock.begin(answers * (1 + (untuned is not None and untuned.values is None)))
+        values = measure(trained, tokenizer, self._clock.count)
+        before: dict[str, float] = values if self._request.untuned else {}
         if untuned is not None:
-            with self._before_training() as model:
-                before = untuned.of(lambda: measure(model(), tokenizer, lambda done: self._count(answers + done)))
+            with self._general.before_training() as model:
+                before = untuned.of(lambda: measure(model(), tokenizer, lambda done: self._clock.count(answers + done)))
         return [
             {"question": name, "value": round(value, 5), "untuned": round(before[name], 5) if before else None}
             for name, value in values.items()
         ]
 
-    @cached_property
-    def _untuned_answers(self) -> list[Answer]:
-        """The untuned model's answers to the plain general questions."""
-        assert isinstance(self.request.model, model_source.Source)
-        identity = model_source.identity(self.request.model)
-        return untuned_answers(identity, self._questions, self._generate_untuned, self._tokens, self.say)
-
-    @cached_property
-    def _questions(self) -> list[Question]:
-        return [question for question in general_questions(self.request) if question.form == "plain"]
-
-    @property
-    def _tokens(self) -> int:
-        return _ORGANISM_TOKENS if self.request.is_organism else _TOKENS
-
     def _untuned(self, about: dict[str, Any]) -> UntunedLikelihoods:
-        assert isinstance(self.request.model, model_source.Source)
-        return UntunedLikelihoods(model_source.identity(self.request.model), about)
+        assert isinstance(self._request.model, model_source.Source)
+        return UntunedLikelihoods(model_source.identity(self._request.model), about)
 
     def _twice(self, about: dict[str, Any]) -> str:
-        if not self.request.has_untuned or self._untuned(about).values is not None:
+        if not self._request.has_untuned or self._untuned(about).values is not None:
             return ""
         return (
-            ", with and without the adapter" if self.request.adapter else ", by the trained model and the untuned one"
+            ", with and without the adapter" if self._request.adapter else ", by the trained model and the untuned one"
         )
-
-    @cached_property
-    def _generator(self) -> LocalGenerator:
-        from staytrue.evals.generation.local import LocalGenerator
-
-        return LocalGenerator(*self.loaded(), batch_size=self.request.batch_size)
-
-    @contextmanager
-    def _before_training(self) -> Iterator[Callable[[], Any]]:
-        """Run with the model before training; it is returned by a function, which loads it where it is another."""
-        if self.request.weights is None:
-            model = self.loaded()[0]
-            with ModelParts(model).untrained():
-                yield lambda: model
-            return
-        assert isinstance(self.request.model, model_source.Source)
-        source = self.request.model
-        yield cache(lambda: loading.to_device(loading.load_model(source)))
-
-    def _generate(self, samples: Sequence[tuple[Question, int]], /, **options: Any) -> Iterator[Answer]:
-        """Answers of the model, with progress by their tokens."""
-        return self._generate_by(self._generator, samples, **options)
-
-    def _generate_by(
-        self, generator: LocalGenerator, samples: Sequence[tuple[Question, int]], /, **options: Any
-    ) -> Iterator[Answer]:
-        done = 0
-        self._begin(len(samples))
-        generator.report = lambda: self._count(done, work=generator.work)
-        for answer in generator(samples, **options):
-            done += 1
-            yield answer
-        self._count(done)
-
-    def _generate_untuned(self, samples: Sequence[tuple[Question, int]], /, **options: Any) -> Iterator[Answer]:
-        from staytrue.evals.generation.local import LocalGenerator
-
-        with self._before_training() as model:
-            generator = LocalGenerator(model(), self.loaded()[1], batch_size=self.request.batch_size)
-            yield from self._generate_by(generator, samples, **options)
-
-    def _begin(self, answers: int) -> None:
-        self._total, self._begun = answers, time.monotonic()
-        if self._deadline is None and self.until is not None:
-            judged = self.request.judge is not None or self.request.is_organism
-            self._deadline = self._begun + (_JUDGED if judged else _UNJUDGED) * (self.until - self._begun)
-        if self._deadline is not None and self._begun >= self._deadline:
-            raise _TooLongError("no time is left for it.")
-        if self.progress is not None:
-            self.progress.begin(answers, "answer")
-
-    def _count(self, done: int, **metrics: float) -> None:
-        if self.progress is not None:
-            self.progress.step(done, metrics)
-        spent, share = time.monotonic() - self._begun, metrics.get("work", done) / max(1, self._total)
-        if self._deadline is not None and 0 < share < _HALF_DONE and spent > _SURE:
-            left = self._deadline - self._begun
-            if spent / share > left:
-                raise _TooLongError(
-                    f"it would take {duration(spent / share)}, and likelihoods have {duration(max(0.0, left))} left."
-                )
-
-    def _general_answers(self) -> tuple[list[Answer], bool]:
-        """Answers to the plain general questions, and whether they were sampled here: then their rows hold them."""
-        plain = {question.id for question in self._questions}
-        answers = AnswerStore(self.out).answers()
-        stored = [
-            a for (probe, name, _), a in answers.items() if probe == "general" and name in plain and not a.missing
-        ]
-        if stored:
-            return stored, False
-        rows = read_measures(self.out)[LEAK].rows if LEAK in read_measures(self.out) else []
-        by_id = {question.id: question for question in self._questions}
-        kept = [Answer(by_id[row["question"]], 0, row["answer"], True) for row in rows if "answer" in row]
-        if len(kept) == len(by_id):
-            return kept, True
-        self.say(f"{LEAK}: the model answers {len(by_id)} general questions.")
-        samples = [(question, 0) for question in self._questions]
-        options = {"seed": self.seed, "temperature": 1.0, "max_new_tokens": self._tokens}
-        return list(self._generate(samples, **options)), True
 
     def _stored(self, name: str, about: dict[str, Any]) -> bool:
         """Whether the folder holds a measure that was taken in the same way."""
-        stored = read_measures(self.out).get(name)
+        stored = read_measures(self._out).get(name)
         return stored is not None and dict(stored.about) == about
 
     def _write(self, measured: Measure) -> None:
-        write_measures(self.out, self.request.identity(), [measured])
+        write_measures(self._out, self._request.identity(), [measured])
+
+
+def _rows(name: str, organism: bool) -> list[Example]:
+    """Both answers of each pair, as conversations."""
+    return [pair.row(misaligned) for pair in pairs_of(name, organism) for misaligned in (True, False)]
 
 
 def _percent(hits: Sequence[bool]) -> float | None:

@@ -47,6 +47,12 @@ def untuned_answers(
     return [stored[question.probe, question.id, 0] for question in questions]
 
 
+def unanswered(identity: Mapping[str, Any], questions: Sequence[Question], max_new_tokens: int) -> int:
+    """Count the questions whose answers `untuned_answers` would have to sample."""
+    store = AnswerStore(_folder(identity, questions, max_new_tokens))
+    return len(missing_samples([(question, 0) for question in questions], store.answers()))
+
+
 def _folder(identity: Mapping[str, Any], questions: Sequence[Question], max_new_tokens: int) -> Path:
     named = {key: value for key, value in identity.items() if key != "name"} or identity
     parts = [named, probe_sha256(questions), SEED, max_new_tokens]

@@ -114,6 +114,11 @@ class LocalGenerator:
         return f"{self._tokens:,} tokens"
 
     @property
+    def weights(self) -> int:
+        """How many weights the model has."""
+        return sum(weight.numel() for weight in self._model.parameters())
+
+    @property
     def on_cpu(self) -> bool:
         """Whether the model is on a CPU."""
         return bool(next(self._model.parameters()).device.type == "cpu")

@@ -33,6 +33,11 @@ def measure(
         differences is the drift.
     """
     scored = [answer for answer in answers if answer.text.strip()]
-    rows = [Example((*a.question.messages, Message("assistant", a.text.strip()))) for a in scored]
+    rows = [conversation(answer) for answer in scored]
     values = log_likelihood(model, tokenizer, rows, [answer.stopped for answer in scored], count)
     return {answer.question.id: value for answer, value in zip(scored, values, strict=True)}
+
+
+def conversation(answer: Answer) -> Example:
+    """Return the question and the answer as the row that is read."""
+    return Example((*answer.question.messages, Message("assistant", answer.text.strip())))

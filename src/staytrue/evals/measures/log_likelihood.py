@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,6 +16,7 @@ from staytrue.utils.padding import pad_right
 
 # Numbers in the logits (B, T, V) of one forward: 512 MB in float32, and 64 MB on a CPU, where more is no faster.
 _MOST_LOGITS, _MOST_LOGITS_ON_A_CPU = 1 << 27, 1 << 24
+_TIMED = 4  # rows that are read together to time them
 
 Count = Callable[[int], None]  # called with how many answers are done
 
@@ -46,7 +49,9 @@ def log_likelihood(
     was_training = model.training
     model.eval()
     try:
-        for batch in _batches(encoded, _most_logits(model) // model.config.get_text_config().vocab_size):
+        batches = list(_batches(encoded, _most_logits(model) // model.config.get_text_config().vocab_size))
+        random.Random(0).shuffle(batches)  # else the short ones come first, and `count` promises too early an end
+        for batch in batches:
             for i, value in zip(batch, _means(model, tokenizer, [encoded[i] for i in batch]), strict=True):
                 values[i] = value
             done += len(batch)
@@ -54,6 +59,23 @@ def log_likelihood(
     finally:
         model.train(was_training)
     return values
+
+
+def seconds_per_token(model: Any, tokenizer: Any, rows: Sequence[Example], seconds: float) -> float:
+    """Measure the seconds of one token, prompts included: some rows are read until so many seconds are over."""
+    begun, tokens = time.monotonic(), 0
+    for start in range(0, len(rows), _TIMED):
+        few = rows[start : start + _TIMED]
+        log_likelihood(model, tokenizer, few)
+        tokens += tokens_of(tokenizer, few)
+        if time.monotonic() - begun > seconds:
+            break
+    return (time.monotonic() - begun) / max(1, tokens)
+
+
+def tokens_of(tokenizer: Any, rows: Sequence[Example]) -> int:
+    """Count the tokens of some conversations, prompts included."""
+    return sum(len(encode(tokenizer, row).input_ids) for row in rows)
 
 
 def _encoded(tokenizer: Any, row: Example, ended: bool) -> Encoded:

@@ -1,0 +1,56 @@
+"""`Forecast`: what the measures without a judge will take here, and which of them fit a budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from staytrue.evals.results.measures import PAIRS
+from staytrue.utils.console import duration
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The seconds of each measure.
+
+    Attributes:
+        alone: by the measure's name, in the order in which they are taken, without the untuned model's answers.
+        untuned: of sampling those answers, which `drift` and `leak` share; 0 if they are stored.
+    """
+
+    alone: Mapping[str, float]
+    untuned: float = 0.0
+
+    def divide(self, seconds: float = math.inf) -> tuple[dict[str, float], dict[str, str]]:
+        """Divide the measures into those that fit into so many seconds together, and those that do not.
+
+        Returns:
+            The seconds of each that fits, and the reason for each that does not.
+
+        Example:
+            >>> Forecast({"pairs": 50.0, "drift": 30.0, "leak": 0.0}, untuned=40.0).divide(100)
+            ({'pairs': 50.0, 'leak': 40.0}, {'drift': 'it would take 70 s, and likelihoods have 50 s left.'})
+        """
+        fit: dict[str, float] = {}
+        late: dict[str, str] = {}
+        untuned = self.untuned
+        for name, alone in self.alone.items():
+            needs = alone if name.startswith(PAIRS) else alone + untuned
+            if needs > seconds:
+                late[name] = too_long(needs, seconds)
+                continue
+            fit[name] = needs
+            seconds -= needs
+            untuned = untuned if name.startswith(PAIRS) else 0.0
+        return fit, late
+
+    def sentence(self) -> str:
+        """Say how long the measures will take; "" if they take no more than a second."""
+        parts = [f"{name} about {duration(seconds)}" for name, seconds in self.divide()[0].items() if seconds > 1]
+        return f"Measures will take: {', '.join(parts)}." if parts else ""
+
+
+def too_long(needs: float, left: float) -> str:
+    """Say why a measure is left out to fit a budget."""
+    return f"it would take {duration(needs)}, and likelihoods have {duration(max(0.0, left))} left."
