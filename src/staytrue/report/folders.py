@@ -1,13 +1,15 @@
-"""Folders named on the command line: unique labels, and the recipe and seed of each run."""
+"""Folders named on the command line: unique labels, and the recipe, role and seed of each run."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from staytrue.errors import RecipeError, RequestError
 from staytrue.evals.results.answer_store import evaluation_folder
+from staytrue.report.rows import DEFENDED, UNDEFENDED, UNKNOWN, UNTUNED
 from staytrue.utils.yaml12 import from_yaml
 
 
@@ -42,6 +44,25 @@ def seed_of(folder: Path, metadata: Mapping[str, Any]) -> int:
     """Return the seed of a run; for an evaluation alone, the one in its `eval.json`; else 0."""
     seed = recipe_of(folder).get("seed", metadata.get("seed"))
     return seed if isinstance(seed, int) else 0
+
+
+def facts_of(folder: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run is, for its row: its `role`, its `seed`, and `trained_on`, which equals that of a control.
+
+    Args:
+        folder: of the run, or of an evaluation.
+        metadata: of its `eval.json`. Without a recipe beside it, a model in this process that has neither an adapter
+            nor weights of its own is untuned.
+    """
+    recipe = recipe_of(folder)
+    if recipe:
+        others = {key: value for key, value in recipe.items() if key not in ("defenses", "seed")}
+        role, trained_on = DEFENDED if recipe.get("defenses") else UNDEFENDED, json.dumps(others, sort_keys=True)
+    else:
+        local = isinstance(metadata.get("model"), dict) and len(metadata["model"]) > 1  # an endpoint has a name alone
+        whole = local and metadata.get("adapter") is None and "weights" not in metadata
+        role, trained_on = UNTUNED if whole else UNKNOWN, None
+    return {"role": role, "trained_on": trained_on, "seed": seed_of(folder, metadata)}
 
 
 def _shortest(path: Sequence[str], others: Sequence[Sequence[str]]) -> str:
