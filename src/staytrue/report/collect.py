@@ -14,7 +14,7 @@ from staytrue.errors import RequestError
 from staytrue.evals.results.answer_store import evaluation_folder
 from staytrue.evals.results.measures import LEAK, Measure, read_measures
 from staytrue.evals.results.verdict_store import join_verdicts, known_judges, verdict_folder
-from staytrue.report.folders import facts_of, labels
+from staytrue.report.folders import facts_of, pooled
 from staytrue.report.measures import Measured
 from staytrue.report.rows import JUDGED, UNTUNED, from_summary, label_of, probes, role, spoken
 from staytrue.utils.console import duration
@@ -50,7 +50,9 @@ def collect(folders: Sequence[Path], mixed_judges: bool = False, judge: str | No
     page = PageData("")
     stored: dict[str, list[dict[str, Any]]] = {}
     titles: list[str] = []
-    for folder, label in zip(folders, labels(folders), strict=True):
+    named = pooled(folders)
+    page.notes += named.notes
+    for folder, label in zip(folders, named.labels, strict=True):
         results = _results(folder, label)
         domains = len({row["domain"] for row in results["rows"]})
         titles.append(results.get("title") or folder.resolve().name)

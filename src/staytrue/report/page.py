@@ -52,6 +52,7 @@ def render(page: PageData) -> str:
         tasks=[(task, Markup(drawn)) for task in tasks if (drawn := learnt(rows, known, task))],
         panels=panels(page, known),
         averaged=any(sum(map(bool, logs)) > 1 for logs in page.curves.values()),
+        several=len(known) < len(rows),
         questions=page.questions,
         seeds=seeds,
         notes=[*page.notes, *cautions(rows)],
