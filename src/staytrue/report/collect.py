@@ -197,8 +197,8 @@ def _answers(folder: Path, page: PageData, judge: str | None) -> list[dict[str, 
 def _measures(evaluation: Path, page: PageData) -> dict[str, Measure]:
     try:
         return read_measures(evaluation)
-    except RequestError as error:
-        page.notes.append(f"Not shown: {error}")
+    except RequestError:
+        page.notes.append(f"Not shown: the measures in {evaluation.parent.name}/{evaluation.name} cannot be read.")
         return {}
 
 
