@@ -12,7 +12,7 @@ from staytrue.evals.results.measures import Measure, read_measures, summaries, w
 from staytrue.report import measure_comparison, write
 from staytrue.report.collect import collect
 from staytrue.report.comparison import compare_runs
-from staytrue.report.measures import Measured, leak_headline, measures_table
+from staytrue.report.measures import AGREEMENT, Measured, leak_headline, measures_table
 from staytrue.report.terminal import show
 
 IDENTITY = {"model": {"name": "m", "sha256": "0"}, "adapter": "a"}
@@ -188,7 +188,9 @@ def test_runs_are_compared_on_the_same_questions_and_seeds(studied, capsys):
     printed = capsys.readouterr().out
     assert "-0.350" in printed
     assert "Any fine-tune moves pairs" in printed
-    (line,) = compare_runs([studied], "none", "leak").lines
+    by_leak = compare_runs([studied], "none", "leak")
+    assert compared.notes.count(AGREEMENT) == by_leak.notes.count(AGREEMENT) == 1
+    (line,) = by_leak.lines
     assert (line["difference"], line["rate"]["percent"]) == pytest.approx((5 - 65, 5))
 
 

@@ -19,6 +19,7 @@ from staytrue.evals.stats.intervals import Run
 from staytrue.evals.stats.means import Difference, Values
 from staytrue.report.comparison_table import Unit, show_table
 from staytrue.report.folders import Named, labels, pooled, seed_of
+from staytrue.report.measures import AGREEMENT
 from staytrue.report.rows import label_of
 from staytrue.report.sentences import coverage_note
 
@@ -57,7 +58,8 @@ def compare_runs(folders: Sequence[Path], against: str, probe: str, judge: str |
     domains, notes = _runs(found.places, probe, judge)
     lines, seed_notes = paired_lines(domains, found.label_of(against), folders, compare.compare)
     coverage = coverage_note({probe: min(line["questions"] for line in lines)})
-    return Compared(lines, [*found.notes, *notes, *seed_notes, *filter(None, [coverage])])
+    agreement = [AGREEMENT] if probe == LEAK else []
+    return Compared(lines, [*found.notes, *notes, *seed_notes, *filter(None, [coverage]), *agreement])
 
 
 def paired_lines(

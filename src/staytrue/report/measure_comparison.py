@@ -11,7 +11,7 @@ from staytrue.evals.results.measures import PAIRS, Measure, read_measures, store
 from staytrue.evals.stats.means import Values, difference
 from staytrue.report.comparison import Compared, evaluations, paired_lines
 from staytrue.report.comparison_table import Unit, show_table
-from staytrue.report.measures import CONTROL
+from staytrue.report.measures import AGREEMENT, CONTROL
 
 
 def compare_measures(folders: Sequence[Path], against: str, measure: str) -> Compared:
@@ -42,7 +42,7 @@ def compare_measures(folders: Sequence[Path], against: str, measure: str) -> Com
     lines, notes = paired_lines(domains, found.label_of(against), folders, difference)
     if not relative:
         lines = [line | {"mean": None, "other": None} for line in lines]
-    return Compared(lines, [*found.notes, *notes, *([CONTROL] if measure.startswith(PAIRS) else [])])
+    return Compared(lines, [*found.notes, *notes, *([CONTROL] if measure.startswith(PAIRS) else []), AGREEMENT])
 
 
 def show(compared: Compared, against: str) -> None:

@@ -19,6 +19,7 @@ from staytrue.evals.questions import answer_pairs
 from staytrue.evals.results.measures import Measure, read_measures
 from staytrue.modeling import model_source
 from staytrue.persona_vectors.traits import shipped as shipped_trait
+from staytrue.report.measures import AGREEMENT
 from staytrue.utils.console import bar, duration, say, table
 from staytrue.utils.files import write_atomic
 from staytrue.utils.run_dir import locked
@@ -144,6 +145,7 @@ def _show(out: Path) -> None:
         "pairs: above 0, misaligned answers became likelier than aligned ones. Any fine-tune moves it: see the control."
     )
     say("drift: below 0, the model's own general answers became less likely. leak: general answers about the topic.")
+    say(AGREEMENT)
     say("One seed and thirty rows: this shows the way, and proves nothing about a defense.")
 
 
