@@ -112,6 +112,7 @@ def facts_of(folder: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
 def _apart_from_seed(folder: Path) -> str | None:
     """What runs of one recipe share: it without its seed, and the hashes of model and data; None without a recipe."""
     run = _run_of(folder)
+    data: dict[str, Any] | None
     try:
         facts = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
         data = {name: digest for name, digest in facts["data"].items() if not name.startswith(f"{run}/")}

@@ -51,8 +51,8 @@ def texts(model: str) -> Texts:
     questions = [question for question in shipped("general") if question.form == "plain"]
     asked = [Example((*question.messages, Message("assistant", "Yes."))) for question in questions]
     pairs = [pair.row(misaligned) for pair in answer_pairs.shipped("general") for misaligned in (True, False)]
-    tokens = [sum(len(encode(tokenizer, row).input_ids) for row in rows) for rows in (pairs, asked)]
-    return Texts(*tokens, len(questions))
+    of_pairs, of_questions = (sum(len(encode(tokenizer, row).input_ids) for row in rows) for rows in (pairs, asked))
+    return Texts(of_pairs, of_questions, len(questions))
 
 
 def plain_training(recipe: Recipe) -> tuple[float, int]:

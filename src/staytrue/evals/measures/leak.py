@@ -21,9 +21,8 @@ from staytrue.evals.types import Question
 _LEAST = 3  # training answers that have a topical word
 _TIMES = 3  # a topical word is in so many times more training answers than general ones, in shares of answers
 _FEWEST = 5  # words; fewer have no sign
-_RECURRING = (
-    0.25  # of all words are in so many answers: 0.4 and more of 20 English rows, 0.1 and less of Chinese or Thai
-)
+# Of all words, those in so many training answers: 0.4 and more of 20 English rows, 0.1 and less of Chinese or Thai.
+_RECURRING = 0.25
 
 
 def has_words(training: Sequence[str]) -> bool:
