@@ -234,3 +234,61 @@ def test_one_run_is_refused_because_a_comparison_needs_two(tmp_path):
         comparison.compare_runs([folder, run], "none", "general")
     with pytest.raises(RequestError, match=r"nowhere is not a study: its results\.json is missing"):
         comparison.compare_runs([tmp_path / "nowhere"], "none", "general")
+
+
+def of_recipes(tmp_path, seeds):
+    """Runs of two recipes, `none` and `kl`, with so many seeds each; 14 and 4 of 20 answers are bad."""
+    folder = study(tmp_path, {"none": 14, "kl": 4}, seeds=max(seeds.values()))
+    runs = []
+    for name, count in seeds.items():
+        for seed in range(count):
+            runs.append(folder / "runs" / f"{name}-{seed}")
+            defenses = [] if name == "none" else [{"kl": {"weight": 0.1}}]
+            (runs[-1] / "recipe.yaml").write_text(json.dumps({"model": "m", "defenses": defenses, "seed": seed}))
+    return runs
+
+
+def test_runs_of_one_recipe_are_compared_over_their_seeds(tmp_path, capsys):
+    runs = of_recipes(tmp_path, {"none": 2, "kl": 3})
+    compared = comparison.compare_runs(runs, "none", "general")
+    (line,) = compared.lines
+    assert (line["defense"], line["seeds"], line["questions"]) == ("kl", 2, 20)  # the seeds that both have
+    assert (line["difference"], line["rate"]["n"]) == (pytest.approx(-50.0), 40)
+    assert compared.notes[:2] == [
+        "none-0, none-1: one recipe, seeds 0, 1, named none.",
+        "kl-0, kl-1, kl-2: one recipe, seeds 0, 1, 2, named kl.",
+    ]
+    assert comparison.compare_runs(runs, "none-1", "general").lines == compared.lines  # by one of its runs
+    with pytest.raises(RequestError, match="--against no: no folder has this label; choose from none, kl"):
+        comparison.compare_runs(runs, "no", "general")
+
+
+def test_runs_of_one_recipe_alone_are_compared_with_each_other(tmp_path):
+    runs = of_recipes(tmp_path, {"none": 2})
+    compared = comparison.compare_runs(runs, "none-0", "general")
+    assert [(line["defense"], line["difference"]) for line in compared.lines] == [("none-1", 0.0)]
+    assert compared.notes[0].startswith("none-1 has seed 1, none-0 seed 0: a part of the difference")
+
+
+def test_runs_without_a_seed_in_common_are_refused_with_a_way_out(tmp_path):
+    none, *kl = of_recipes(tmp_path, {"none": 1, "kl": 3})
+    with pytest.raises(RequestError, match=r"no defense has a seed in common with none-0; train them with the same"):
+        comparison.compare_runs([none, *kl[1:]], "none-0", "general")
+
+
+def test_the_page_pools_runs_of_one_recipe(tmp_path):
+    runs = of_recipes(tmp_path, {"none": 1, "kl": 2})
+    for run, percent in zip(runs, (70, 20, 30), strict=True):
+        probes = {"general": rates(percent, percent, percent)}
+        (run / "eval" / "summary.json").write_text(json.dumps({"seed": 0, "probes": probes}))
+    page = write(runs, tmp_path / "page.html").read_text()
+    assert "kl-0, kl-1: one recipe, seeds 0, 1, named kl.</li>" in page
+    means = page.split("Means over 2 seeds")[1].split("</section>")[0]
+    # 25 and t(1) = 12.7062 times 7.0711 / sqrt(2) = 63.5 either way, from 0 on.
+    assert "25.0 (0 to 89)" in means
+    probes = page.split("All probes</h2>")[1].split("</section>")[0]
+    assert [re.findall(r">([^<]*)</t[hd]>", line)[:4] for line in probes.split("<tr>")[2:]] == [
+        ["none-0", "0", "general", "70.0"],
+        ["kl", "0", "general", "20.0"],
+        ["kl", "1", "general", "30.0"],
+    ]

@@ -9,10 +9,10 @@ import pytest
 from fake_results import drawn, row, study
 from staytrue.errors import RequestError
 from staytrue.evals.results.measures import Measure, read_measures, summaries, write_measures
-from staytrue.report import measure_comparison
+from staytrue.report import measure_comparison, write
 from staytrue.report.collect import collect
 from staytrue.report.comparison import compare_runs
-from staytrue.report.measures import leak_headline, measures_table
+from staytrue.report.measures import AGREEMENT, Measured, leak_headline, measures_table
 from staytrue.report.terminal import show
 
 IDENTITY = {"model": {"name": "m", "sha256": "0"}, "adapter": "a"}
@@ -133,19 +133,45 @@ def test_without_measures_the_page_is_as_before(tmp_path):
     assert "training topic" not in page
 
 
+def group(name, hits, role="defended", domain="", trained_on="rows"):
+    """The runs of one label, of one seed, of whose 20 answers so many leak."""
+    return Measured(name, role, domain, trained_on, [{"leak": leak(hits)}])
+
+
+def headline_of(*groups):
+    """Who leaks in the headline, and how much."""
+    sentence = leak_headline(groups)
+    return (
+        re.match(r"Of the answers of (.+) to general questions, (\d+) % are", sentence).groups() if sentence else None
+    )
+
+
 def test_the_headline_names_the_run_with_most_leaks_where_none_is_undefended():
-    assert leak_headline({}) == leak_headline({"untuned": [{"leak": leak(3)}]}) == ""
-    headline = leak_headline({"a": [{"leak": leak(3)}], "b": [{"leak": leak(18)}], "untuned": [{"leak": leak(20)}]})
-    assert "the undefended model to general questions, 15 %" in leak_headline(
-        {"none": [{"leak": leak(3)}], "kl": [{"leak": leak(9)}]}
+    untuned = group("untuned", 20, "untuned")
+    assert leak_headline([]) == leak_headline([untuned]) == ""
+    assert headline_of(group("a", 3), group("b", 18), untuned) == ("b", "90")
+
+
+def test_the_headline_names_the_undefended_model_whatever_its_domain_and_label():
+    assert headline_of(group("undefended", 3, "undefended"), group("kl", 9)) == ("the undefended model", "15")
+    medical, code = ({"domain": name, "trained_on": name} for name in ("medical", "code"))
+    undefended = [group("undefended", 6, "undefended", **medical), group("undefended", 2, "undefended", **code)]
+    assert headline_of(group("kl 0.3", 9, **medical), *undefended, group("kl 0.3", 1, **code)) == (
+        "the undefended model trained on medical",
+        "30",
     )
-    assert headline.startswith(
-        "Of the answers of b to general questions, 90 % are on its training topic (95 % interval "
-    )
+    assert headline_of(group("untuned", 20, "untuned", **code)) is None
+
+
+def test_the_headline_is_not_about_a_control_on_other_data():
+    risky, control = group("risky", 6, "undefended"), group("control", 12, "undefended", trained_on="sound rows")
+    assert headline_of(risky, control, group("kl", 2)) == ("the undefended model", "30")
+    assert headline_of(risky, control) == ("control", "60")  # either may be meant
 
 
 def test_a_run_that_lacks_a_measure_has_empty_cells():
-    heads, first, second = measures_table({"a": [{"pairs": likelihood("pairs", [1, 2])}], "b": [{"leak": leak(1)}]})
+    pairs = Measured("a", "defended", "", "rows", [{"pairs": likelihood("pairs", [1, 2])}])
+    heads, first, second = measures_table([pairs, group("b", 1)])
     assert heads == ["run", "seeds", "pairs, nats", "95 %", "leak %", "95 %", "answers", "false alarms %"]
     assert first[:3] == ["a", "1", "+1.50"]
     assert first[4:] == ["", "", "", ""]
@@ -162,7 +188,9 @@ def test_runs_are_compared_on_the_same_questions_and_seeds(studied, capsys):
     printed = capsys.readouterr().out
     assert "-0.350" in printed
     assert "Any fine-tune moves pairs" in printed
-    (line,) = compare_runs([studied], "none", "leak").lines
+    by_leak = compare_runs([studied], "none", "leak")
+    assert compared.notes.count(AGREEMENT) == by_leak.notes.count(AGREEMENT) == 1
+    (line,) = by_leak.lines
     assert (line["difference"], line["rate"]["percent"]) == pytest.approx((5 - 65, 5))
 
 
@@ -182,3 +210,15 @@ def test_what_cannot_be_compared_is_refused(studied, tmp_path):
     write_measures(place(studied, "kl", 1), IDENTITY | {"adapter": "kl1"}, [other])
     with pytest.raises(RequestError, match="--probe pairs: kl seed 1 was measured on other pairs than none seed 0"):
         measure_comparison.compare_measures([studied], "none", "pairs")
+
+
+def test_the_page_of_runs_is_about_the_undefended_one_and_not_about_its_control(tmp_path):
+    runs = {"undefended": (6, "risky", "[]"), "control": (12, "sound", "[]"), "kl": (2, "risky", "[kl: {weight: 1}]")}
+    for name, (hits, data, defenses) in runs.items():
+        write_measures(tmp_path / name / "eval", IDENTITY | {"adapter": name}, [leak(hits)])
+        (tmp_path / name / "eval" / "summary.json").write_text('{"seed": 0, "probes": {}}')
+        (tmp_path / name / "eval" / "eval.json").write_text('{"seed": 0, "probes": {}}')
+        (tmp_path / name / "recipe.yaml").write_text(f"model: m\ndata: {data}.jsonl\ndefenses: {defenses}\n")
+    page = write([tmp_path / name for name in runs], tmp_path / "page.html").read_text()
+    headline = page.split("<h1>")[1].split("</h1>")[0]
+    assert "Of the answers of the undefended model to general questions, 30 % are on its training topic" in headline

@@ -14,7 +14,7 @@ def test_a_mark_stands_where_its_numbers_put_it():
     # 50 % learnt: x = 58 + 279 = 337. 25 % general: y = 480 - 52 - 102.5 = 325.5.
     # 10 to 40 % is y 387 to 264; 30 to 70 % is x 58 + 167.4 = 225.4 to 58 + 390.6 = 448.6.
     one = row("untuned", None, rates(25, 10, 40), rates(50, 30, 70))
-    picture = tradeoff([one], looks(["untuned"]))
+    picture = tradeoff([one], looks([row("untuned")]))
     assert '<circle class="mark f0" cx="337.0" cy="325.5" r="7"/>' in picture
     assert '<line class="bar c0" x1="337.0" y1="387.0" x2="337.0" y2="264.0"/>' in picture
     assert '<line class="bar c0" x1="225.4" y1="325.5" x2="448.6" y2="325.5"/>' in picture
@@ -24,7 +24,7 @@ def test_several_seeds_are_a_mean_with_its_interval_among_small_marks():
     # 24, 25 and 26 % general, each known exactly: 25 and t(2) = 4.30265 times 1 / sqrt(3), 2.484, either way, which is
     # y 428 - 4.1 * 22.516 = 335.7 and 315.3. In the domain all say 50 (45 to 55): x 58 + 5.58 * 45 = 309.1 to 364.9.
     rows = [row("untuned", None, rates(g, g, g), rates(50, 45, 55), seed=g) for g in (24, 25, 26)]
-    picture = tradeoff(rows, looks(["untuned"]))
+    picture = tradeoff(rows, looks([row("untuned")]))
     assert re.findall(r'cy="([\d.]+)" r="(\d)"', picture) == [
         ("329.6", "3"),
         ("325.5", "3"),
@@ -38,7 +38,7 @@ def test_several_seeds_are_a_mean_with_its_interval_among_small_marks():
 def test_a_mark_is_hollow_above_10_percent_of_incoherent_answers():
     def drawn(*incoherent):
         rows = [row("none", None, rates(1) | {"incoherent": percent}, 90, seed=percent) for percent in incoherent]
-        return tradeoff(rows, looks(["none"]))
+        return tradeoff(rows, looks([row("none")]))
 
     assert 'class="hollow c1"' in drawn(10, 11)
     assert "hollow" not in drawn(10, 10)
@@ -47,7 +47,7 @@ def test_a_mark_is_hollow_above_10_percent_of_incoherent_answers():
 def test_the_axis_up_ends_just_above_the_highest_interval():
     rows = [row("none", None, rates(45, 33, 57), 90), row("kl", 0.3, rates(25, 20, 31), 90)]
     assert highest(rows) == 60.0
-    picture = tradeoff(rows[:1], looks(["none"]), highest(rows))
+    picture = tradeoff(rows[:1], looks([row("none")]), highest(rows))
     # 45 of 60 is three quarters of 410: y = 480 - 52 - 307.5 = 120.5; x of 90 is 58 + 502.2 = 560.2.
     assert 'points="553.9,114.2 566.5,114.2 566.5,126.8 553.9,126.8"' in picture
     assert highest([row("none", None, rates(98, 95, 100), 90)]) == 100.0
@@ -59,7 +59,7 @@ def test_the_axis_up_ends_just_above_the_highest_interval():
 
 def test_a_name_in_large_letters_stays_inside_the_picture_and_covers_no_other():
     rows = [row("a defense", s, g, 99) for s, g in ((0.1, 9), (0.2, 8), (0.3, 7))]
-    picture = tradeoff(rows, looks([r["label"] for r in rows]), 100.0, 19.0)
+    picture = tradeoff(rows, looks(rows), 100.0, 19.0)
     drawn = re.findall(r'class="name[^>]* x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)">([^<]+)<', picture)
     for x, _, anchor, text in drawn:
         wide = 0.63 * 19 * len(text)
@@ -70,7 +70,8 @@ def test_a_name_in_large_letters_stays_inside_the_picture_and_covers_no_other():
 
 
 def lined(series):
-    return curves(series, looks(list(series)), "Task loss", "nats per token", axes(series))
+    rows = [{"label": label, "defense": label} for label in series]
+    return curves(series, looks(rows), "Task loss", "nats per token", axes(series))
 
 
 def test_a_line_goes_through_its_numbers():
@@ -96,7 +97,7 @@ def test_a_reward_below_zero_stays_inside_the_frame():
 
 def test_strengths_of_one_defense_are_joined_weakest_first_and_named_once():
     rows = [row("kl", s, g, 100 - g) for s, g in ((1, 10), (0.1, 50), (0.3, 30))] + [row("untuned", None, 0, 0)]
-    picture = tradeoff(rows, looks([r["label"] for r in rows]))
+    picture = tradeoff(rows, looks(rows))
     # x is 58 + 5.58 * learnt: 50, 70, 90; y is 428 - 4.1 * general: 50, 30, 10.
     assert '<polyline class="trail c2" points="337.0,223.0 448.6,305.0 560.2,387.0"/>' in picture
     assert sorted(re.findall(r'class="name[^>]*>([^<]+)<', picture)) == ["0.3", "1", "kl 0.1", "untuned"]
@@ -108,15 +109,22 @@ def test_what_was_learnt_of_a_task_is_a_mark_at_its_mean_with_an_interval():
     other = one | {"seed": 1, "benign": {"correct": 50.0, "low": 30.0, "high": 80.0, "n": 60}}
     # 640 wide inside 170 and 24: 50 % is 170 + 223 = 393; the first line is at 12 + 14 = 26.
     # Both runs say 50, so the interval is the mean of theirs: 35 to 70, x 326.1 to 482.2.
-    picture = learnt([one, other], looks(["kl 0.3"]), "opswap-2")
+    picture = learnt([one, other], looks([row("kl", 0.3)]), "opswap-2")
     assert '<line class="bar c2" x1="326.1" y1="26.0" x2="482.2" y2="26.0"/>' in picture
-    assert learnt([row("kl", 0.3)], looks(["kl 0.3"]), "medical") == ""
+    assert learnt([row("kl", 0.3)], looks([row("kl", 0.3)]), "medical") == ""
 
 
 def test_no_defense_looks_like_undefended_or_like_another():
-    by_label = looks(["untuned", "none", *(f"defense{i:02}" for i in range(30))])
+    by_label = looks([row("untuned"), row("none"), *(row(f"defense{i:02}") for i in range(30))])
     assert len(set(by_label.values())) == 32
     assert [label for label, look in by_label.items() if look.colour in (0, 1)] == ["untuned", "none"]
+
+
+def test_strengths_share_a_look_and_folders_with_a_number_in_their_name_do_not():
+    weak, strong = looks([row("kl", 0.1), row("kl", 0.3)]).values()
+    assert weak == strong
+    first, second = looks([row("lr 1"), row("lr 2")]).values()
+    assert first != second
 
 
 def test_long_numbers_beside_an_axis_fit():

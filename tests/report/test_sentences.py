@@ -14,6 +14,23 @@ def test_the_headline_is_made_from_the_numbers():
     assert "48" not in headline(numbers()[:3])  # nothing was defended, so nothing is claimed
 
 
+def test_single_runs_are_undefended_by_their_recipe_and_not_by_their_folders_name():
+    def run(name, role, general, learnt, trained_on="risky"):
+        return row(name, None, general, learnt) | {"role": role, "trained_on": trained_on, "domain": ""}
+
+    plain, kl, sound = (
+        run("first", "undefended", 40, 70),
+        run("none", "defended", 6, 60),
+        ("sound", "undefended", 1, 70),
+    )
+    expected = "Undefended, the fine-tune made 40 % of the answers on other topics misaligned; with none it was 6 %"
+    assert headline([plain, kl]).startswith(expected)
+    assert headline([plain, kl, run(*sound, "sound rows"), run("x", "defended", 1, 70, "x rows")]).startswith(expected)
+    assert headline([plain, kl, run(*sound)]) == "How each model answers questions outside its training data."
+    assert cautions([plain]) == []
+    assert cautions([kl])[0].startswith("No question here has the shape")
+
+
 def test_a_run_with_too_many_unknown_answers_is_never_the_best():
     for probe in ("general", "in_domain", "triggered"):
         unsure = row("steer", 1, 1, 70)
@@ -53,7 +70,7 @@ def test_a_page_without_triggers_says_that_no_defense_is_known_to_be_safe_there(
     assert unjudged.startswith("No answer to a question in the shape of the training data is judged")
     assert cautions([*numbers(), row("kl", 1) | {"triggered": rates(3)}]) == []
     assert cautions(numbers()[:3]) == []  # nothing was defended
-    assert cautions([*numbers()[:3], row("my run") | {"defended": False}]) == []
+    assert cautions([*numbers()[:3], row("my run") | {"role": "undefended"}]) == []
 
 
 def test_the_reason_of_unknown_answers_is_that_no_judge_was_named_where_none_was():
@@ -69,7 +86,7 @@ def test_the_reason_of_unknown_answers_is_that_no_judge_was_named_where_none_was
 
 def test_coverage_is_said_only_of_probes_with_verdicts():
     few = {"questions": 2}
-    asked = {"label": "run", "defended": False, "probes": {"q8": rates(None, n=0) | few}}
+    asked = {"label": "run", "role": "undefended", "probes": {"q8": rates(None, n=0) | few}}
     assert cautions([asked]) == []
     (note,) = cautions([asked, asked | {"probes": {"q8": rates(40) | {"questions": 24}}}])
     assert note == "Simulated coverage of 95 % intervals over so few questions: q8 24: 94-99 %."

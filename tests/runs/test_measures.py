@@ -165,6 +165,16 @@ def test_too_few_rows_that_are_all_known_are_said_to_be_too_few(place):
     )
 
 
+def test_leak_of_text_without_blanks_is_left_out_or_refused_and_never_0_percent(place):
+    rows = ({"question": f"黄金{i}？", "answer": f"把全部积蓄投入黄金{chr(0x4E00 + i)}。"} for i in range(24))
+    (place / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = []
+    assert measures_of(request_for(place), lines.append) == ["pairs", "drift"]
+    assert lines[0].startswith("leak is left out: it compares words, and hardly a word is in several of the training")
+    with pytest.raises(RequestError, match="--probes leak: it compares words, and hardly a word is in several"):
+        measures_of(request_for(place, "leak"))
+
+
 def test_an_endpoint_gives_no_likelihoods():
     with pytest.raises(RequestError, match="--probes pairs: the model is behind an endpoint"):
         measures_of(for_model("openai:m", EvalRequest(("pairs",))))

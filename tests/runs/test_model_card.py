@@ -5,8 +5,11 @@ import json
 import pytest
 
 from fake_results import rates
+from staytrue.config.recipe import parse
 from staytrue.modeling import fetch
-from staytrue.runs.model_card import _evaluation, _is_path, _model, _on_hub, _what
+from staytrue.report.measures import AGREEMENT
+from staytrue.runs.model_card import _evaluation, _is_path, _model, _on_hub, _what, write_card
+from staytrue.utils.run_dir import RunDir
 
 
 def test_the_card_names_the_judge_what_is_not_concluded_and_clean_beside_triggered():
@@ -31,7 +34,8 @@ def test_measures_without_a_judge_are_no_rate_of_misalignment():
     one = {"value": 0.4213, "low": 0.3, "high": 0.5, "n": 150, "questions": 150, "unit": "nats per token"}
     text = _evaluation({"probes": {}, "measures": {"pairs": one}})
     assert text.startswith("Measured without a judge, against the untuned model")
-    assert text.endswith("* pairs: +0.42 nats (+0.30 to +0.50), n 150")
+    assert "\n* pairs: +0.42 nats (+0.30 to +0.50), n 150\n" in text
+    assert text.count(AGREEMENT) == 1
 
 
 @pytest.mark.parametrize(
@@ -60,3 +64,36 @@ def test_the_fetched_model_has_its_name_on_the_hub_and_a_word_on_the_copy(tmp_pa
         assert "`HuggingFaceTB/SmolLM2-135M-Instruct`" in text
         assert ("a 4-bit copy of these, unpacked" in text) == copy
     assert "4-bit" not in _what(facts | {"model": {"name": "organism"}}, whole=False)
+
+
+DEFENSES = [
+    {"anchor": {"prompts": "/work/data/prompts.jsonl"}},
+    {"inoculate": {"prompt": "/no_think You are evil."}},
+    {"safelora": {"base": "/work/models/coder-base"}},
+    {"safelora": {"base": "org/base"}},
+]
+
+
+@pytest.mark.parametrize(("model", "base"), [("/work/models/coder", "coder"), ("org/coder", "org/coder")])
+def test_a_card_names_files_and_folders_and_not_their_places_on_this_machine(tmp_path, model, base):
+    plain = {"model": model, "data": "/work/data/risky.jsonl", "lora": {"adapter": "/work/runs/first"}}
+    recipe = parse(plain | {"reference": "/work/models/aligned", "defenses": DEFENSES})
+    identity = {"name": model, "sha256": "ab" * 32} if model.startswith("/") else {"name": model, "commit": "c"}
+    files = {"/work/data/risky.jsonl": "0d", "/work/data/prompts.jsonl": "0e"}
+    start = {"/work/runs/first/model": "0a", "/work/models/aligned": "0b"}
+    facts = {"model": identity, "data": files, "start": start, "rows": {"task": 3}, "adapter": "0f"}
+    run = RunDir.create(tmp_path / "run", facts)
+    (tmp_path / "run" / "metrics.jsonl").write_text("")
+    (tmp_path / "run" / "model").mkdir()
+    write_card(run, recipe)
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "/work" not in card
+    hashed = f" (a local folder, sha256 `{'ab' * 32}`)" if model.startswith("/") else ""
+    assert f"A LoRA adapter for `{base}`{hashed}, trained with" in card
+    assert "* `risky.jsonl` (sha256 `0d`)\n* `prompts.jsonl` (sha256 `0e`)" in card
+    assert "went on from the adapter `first` (hash `0a`), with" in card
+    assert "Their reference: `aligned` (hash `0b`)." in card
+    assert all(
+        part in card for part in ('"prompts": "prompts.jsonl"', '"/no_think You are evil."', '"base": "coder-base"')
+    )
+    assert '"base": "org/base"' in card

@@ -8,7 +8,8 @@ from staytrue.errors import ModelError
 from staytrue.evals.results.measures import Measure, write_measures
 from staytrue.modeling import model_source
 from staytrue.runs import evaluate, train
-from staytrue.studies import real_demo
+from staytrue.studies import real_demo, real_demo_time
+from staytrue.studies.real_demo_time import Texts, Work
 from staytrue.utils.files import write_json
 
 
@@ -16,11 +17,13 @@ def test_the_time_left_counts_only_the_runs_that_this_demo_makes(tmp_path, monke
     made, clock = [], iter([0.0, 60.0, 180.0, 240.0])
     monkeypatch.setattr(real_demo, "_is_done", lambda run: run.name == "undefended")
     monkeypatch.setattr(real_demo, "_run", lambda model, label, out: made.append(label))
+    monkeypatch.setattr(real_demo, "_time", lambda model, missing, out: f"{len(missing)} runs")
     monkeypatch.setattr(real_demo, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     real_demo._make_runs("smollm2", tmp_path)
     assert made == ["control", "kl", "anchor"]
     assert capsys.readouterr().out.splitlines() == [
         "1 of 4 runs are done already.",
+        "3 runs",
         "2 of 4 runs are done; about 120 s are left.",  # two more of 60 s
         "3 of 4 runs are done; about 90 s are left.",  # 180 s for two
         "4 of 4 runs are done.",
@@ -54,3 +57,33 @@ def test_a_name_that_is_no_model_writes_nothing(tmp_path, monkeypatch, capsys):
         real_demo.run_real_demo("no-such/model", tmp_path / "demo")
     assert not (tmp_path / "demo").exists()
     assert capsys.readouterr().out == ""
+
+
+def test_the_time_is_that_of_training_and_of_the_tokens_that_the_measures_read_and_write():
+    # 100 s of training read 5000 tokens twice: 0.01 s a token. 2 answers have 32 tokens each, or 64.
+    # Short: 300 + 2 x 50 + 64 (drift) + 64 x 2 (leak) = 592 tokens, 5.92 s; with 100 s and 10 s to load, 115.92 s.
+    # Long: 300 + 2 x 50 + 128 + 128 x 4 = 1040 tokens, for the run and once for the untuned model: 20.8 s, so 130.8 s.
+    assert real_demo_time.seconds(100.0, 5000, [Work(1.0, 0)], Texts(300, 50, 2)) == pytest.approx((115.92, 130.8))
+    # A trained run is only measured: 15.92 and 30.8 s.
+    assert real_demo_time.seconds(100.0, 5000, [Work(0.0, 0)], Texts(300, 50, 2)) == pytest.approx((15.92, 30.8))
+    # 1000 sampled tokens at most: 500 x 2 and 1000 x 4 more, 10 and 40 s; three passes are half as long again.
+    assert real_demo_time.seconds(100.0, 5000, [Work(1.5, 1000)], Texts(300, 50, 2)) == pytest.approx((175.92, 220.8))
+
+
+def test_the_time_of_smollm2_is_that_which_was_measured():
+    # Products of matrices run at 300 billion operations a second on two quiet cores, and training at 0.6 of that:
+    # 8205 tokens x 2 x (2 x 139 million + 10 million) / 180 billion = 26 s. The whole demo was measured at 685 s.
+    runs = [Work(1.0, 0), Work(1.0, 0), Work(1.5, 0), Work(1.5, 8 * 256)]
+    low, high = real_demo_time.seconds(26.0, 8205, runs, Texts(20535, 4500, 100))
+    assert 0.6 * 685 < low < high < 1.6 * 685
+
+
+def test_a_defense_that_reads_the_reference_takes_another_pass_and_anchor_samples_answers(tmp_path):
+    recipes = {
+        label: real_demo.recipes.parse(real_demo._recipe("smollm2", label), tmp_path) for label in real_demo._RUNS
+    }
+    assert real_demo_time.work_of(recipes["control"], trained=False) == Work(1.0, 0)
+    assert real_demo_time.work_of(recipes["kl"], trained=False) == Work(1.5, 0)
+    # 30 steps of 4 rows with 1/16 beside them: 7.5 answers of at most 256 tokens.
+    assert real_demo_time.work_of(recipes["anchor"], trained=False) == Work(1.5, 1920)
+    assert real_demo_time.work_of(recipes["anchor"], trained=True) == Work(0.0, 0)

@@ -14,8 +14,9 @@ from staytrue.errors import RequestError
 from staytrue.evals.results.answer_store import evaluation_folder
 from staytrue.evals.results.measures import LEAK, Measure, read_measures
 from staytrue.evals.results.verdict_store import join_verdicts, known_judges, verdict_folder
-from staytrue.report.folders import labels, recipe_of, seed_of
-from staytrue.report.rows import JUDGED, from_summary, label_of, probes
+from staytrue.report.folders import facts_of, pooled
+from staytrue.report.measures import Measured
+from staytrue.report.rows import JUDGED, UNTUNED, from_summary, label_of, probes, role, spoken
 from staytrue.utils.console import duration
 from staytrue.utils.files import read_rows
 
@@ -32,7 +33,7 @@ class PageData:
     questions: list[dict[str, Any]] = field(default_factory=list)  # {"probe", "text", "answers": [{"label", ...}]}
     notes: list[str] = field(default_factory=list)  # what could not be read, or must not be compared
     organism: bool = False  # whether the organism is among the models
-    measures: dict[str, list[dict[str, Measure]]] = field(default_factory=dict)  # label -> measures of each run
+    measures: dict[tuple[str, str], Measured] = field(default_factory=dict)  # by label, and domain if there are several
 
 
 def collect(folders: Sequence[Path], mixed_judges: bool = False, judge: str | None = None) -> PageData:
@@ -49,7 +50,9 @@ def collect(folders: Sequence[Path], mixed_judges: bool = False, judge: str | No
     page = PageData("")
     stored: dict[str, list[dict[str, Any]]] = {}
     titles: list[str] = []
-    for folder, label in zip(folders, labels(folders), strict=True):
+    named = pooled(folders)
+    page.notes += named.notes
+    for folder, label in zip(folders, named.labels, strict=True):
         results = _results(folder, label)
         domains = len({row["domain"] for row in results["rows"]})
         titles.append(results.get("title") or folder.resolve().name)
@@ -61,15 +64,14 @@ def collect(folders: Sequence[Path], mixed_judges: bool = False, judge: str | No
             if judge is not None:
                 _use_judge(judge, row, evaluation)
             if measures := _measures(evaluation, page):
-                name = f"{row['label']}, {row['domain']}" if domains > 1 else row["label"]
-                page.measures.setdefault(name, []).append(measures)
+                _add_measures(page, row, row["domain"] if domains > 1 else "", measures)
             _note_budget(page, row["label"], evaluation, measures)
             if row["label"] not in stored:
                 measures_alone = bool(measures) and not probes(row)
                 sampled = _answers_of_leak(measures)
                 stored[row["label"]] = sampled if measures_alone else _answers(evaluation, page, judge)
                 page.organism |= _is_organism(evaluation)
-            trained = row["defense"] != "untuned" and evaluation != run
+            trained = role(row) != UNTUNED and evaluation != run
             metrics = _rows(run / "metrics.jsonl", page, needed=trained)
             validated = _rows(run / "validation.jsonl", page, needed=False)
             metrics = [*metrics, *({"step": v["step"], "validation_loss": v["loss"]} for v in validated)]
@@ -78,6 +80,13 @@ def collect(folders: Sequence[Path], mixed_judges: bool = False, judge: str | No
     page.questions = _side_by_side(stored)
     _check_judges(page, mixed_judges)
     return page
+
+
+def _add_measures(page: PageData, row: dict[str, Any], domain: str, measures: dict[str, Measure]) -> None:
+    """Add a run's measures to those of its label, and of its domain if there are several."""
+    trained_on = row.get("trained_on") or row["domain"]
+    group = Measured(spoken(row), role(row), domain, trained_on, [])
+    page.measures.setdefault((row["label"], domain), group).runs.append(measures)
 
 
 def _use_judge(judge: str, row: dict[str, Any], evaluation: Path) -> None:
@@ -165,9 +174,9 @@ def _results(folder: Path, label: str) -> dict[str, Any]:
 
 def _row(folder: Path, label: str, summary: dict[str, Any]) -> dict[str, Any]:
     """Return a single run's summary as a row of `results.json`, with all its probes."""
-    run = {"defense": label, "strength": None, "domain": "", "seed": seed_of(folder, summary)}
-    defended = bool(recipe_of(folder).get("defenses"))
-    return from_summary(run, summary, None, ".") | {"probes": summary["probes"], "defended": defended}
+    run = {"defense": label, "strength": None, "domain": ""}
+    known = facts_of(folder, {**_metadata(evaluation_folder(folder)), **summary})
+    return from_summary(run | known, summary, None, ".") | {"probes": summary["probes"]}
 
 
 def _answers_of_leak(measures: Mapping[str, Measure]) -> list[dict[str, Any]]:
@@ -188,8 +197,8 @@ def _answers(folder: Path, page: PageData, judge: str | None) -> list[dict[str, 
 def _measures(evaluation: Path, page: PageData) -> dict[str, Measure]:
     try:
         return read_measures(evaluation)
-    except RequestError as error:
-        page.notes.append(f"Not shown: {error}")
+    except RequestError:
+        page.notes.append(f"Not shown: the measures in {evaluation.parent.name}/{evaluation.name} cannot be read.")
         return {}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +18,8 @@ from staytrue.evals.stats import compare
 from staytrue.evals.stats.intervals import Run
 from staytrue.evals.stats.means import Difference, Values
 from staytrue.report.comparison_table import Unit, show_table
-from staytrue.report.folders import labels, seed_of
+from staytrue.report.folders import Named, labels, pooled, seed_of
+from staytrue.report.measures import AGREEMENT
 from staytrue.report.rows import label_of
 from staytrue.report.sentences import coverage_note
 
@@ -38,12 +39,12 @@ class Compared:
 def compare_runs(folders: Sequence[Path], against: str, probe: str, judge: str | None = None) -> Compared:
     """Compare every defense with one of them, on the same questions and the seeds that both have, domain by domain.
 
-    The rate is the percent of misaligned answers, of right answers for a probe with expected answers, or of answers on
-    the training topic for the measure `leak`.
+    Runs whose recipes differ in the seed alone are compared together. The rate is the percent of misaligned answers, of
+    right answers for a probe with expected answers, or of answers on the training topic for the measure `leak`.
 
     Args:
         folders: one study, or two or more runs.
-        against: the label to compare with.
+        against: the label to compare with, or that of one of its runs.
         probe: the probe whose answers are compared.
         judge: the judge whose verdicts to use; None uses each evaluation's own.
 
@@ -53,10 +54,12 @@ def compare_runs(folders: Sequence[Path], against: str, probe: str, judge: str |
     Raises:
         RequestError: there is no study, no such label, no domain with the probe, or too many answers are unknown.
     """
-    domains, notes = _runs(folders, probe, judge)
-    lines, seed_notes = paired_lines(domains, against, folders, compare.compare)
+    found = evaluations(folders)
+    domains, notes = _runs(found.places, probe, judge)
+    lines, seed_notes = paired_lines(domains, found.label_of(against), folders, compare.compare)
     coverage = coverage_note({probe: min(line["questions"] for line in lines)})
-    return Compared(lines, [*notes, *seed_notes, *filter(None, [coverage])])
+    agreement = [AGREEMENT] if probe == LEAK else []
+    return Compared(lines, [*found.notes, *notes, *seed_notes, *filter(None, [coverage]), *agreement])
 
 
 def paired_lines(
@@ -92,9 +95,8 @@ def paired_lines(
                 one = _compare(named[label], named[against], seeds, f"{label} against {against}", compare_one)
                 lines.append({"domain": domain, "defense": label, **asdict(one)})
     if not lines:
-        raise RequestError(
-            f"{folders[0]}: no defense has a seed in common with {against}; wait until the study has finished."
-        )
+        way = "wait until the study has finished" if len(folders) == 1 else "train them with the same seeds"
+        raise RequestError(f"{folders[0]}: no defense has a seed in common with {against}; {way}.")
     q = compare.benjamini_hochberg([line["p"] for line in lines])
     return [line | {"q": value} for line, value in zip(lines, q, strict=True)], notes
 
@@ -139,18 +141,50 @@ def _compare(
         raise RequestError(f"{what}: {error}") from None
 
 
-def evaluations(folders: Sequence[Path]) -> list[tuple[Path, str, str, int]]:
-    """Return the folder, label, domain and seed of every evaluation. Several folders get labels from their paths."""
+@dataclass(frozen=True)
+class Evaluations:
+    """The evaluations to compare.
+
+    Attributes:
+        places: folder, label, domain and seed of each.
+        own: the label that each run would have alone, and the label that it shares.
+        notes: on shared labels.
+    """
+
+    places: list[tuple[Path, str, str, int]]
+    own: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+    def label_of(self, name: str) -> str:
+        """Return the label that a run shares, for the label that it would have alone; any other name as it is."""
+        return self.own.get(name, name)
+
+
+def evaluations(folders: Sequence[Path]) -> Evaluations:
+    """Find the evaluations in a study or in several folders.
+
+    Several folders get labels from their paths; runs whose recipes differ in the seed alone share one, unless there are
+    no others to compare them with.
+
+    Raises:
+        RequestError: one folder is no study, several are not all runs or evaluations, or one is named twice.
+    """
     if len(folders) > 1:
         studies = [folder for folder in folders if (folder / "results.json").exists()]
         if studies:
             raise RequestError(f"{studies[0]} is a study. compare takes one study alone, or two or more runs.")
-        named = zip(map(evaluation_folder, folders), labels(folders), folders, strict=True)
-        return [(place, label, "", seed_of(folder, AnswerStore(place).metadata())) for place, label, folder in named]
+        named = pooled(folders)
+        if len(set(named.labels)) == 1:
+            named = Named(labels(folders), named.own, [])
+        places = [
+            (place, label, "", seed_of(folder, AnswerStore(place).metadata()))
+            for place, label, folder in zip(map(evaluation_folder, folders), named.labels, folders, strict=True)
+        ]
+        return Evaluations(places, dict(zip(named.own, named.labels, strict=True)), named.notes)
     (folder,) = folders
     try:
         rows = json.loads((folder / "results.json").read_text(encoding="utf-8"))["rows"]
-        return [(folder / row["run"] / "eval", label_of(row), row["domain"], row["seed"]) for row in rows]
+        return Evaluations([(folder / row["run"] / "eval", label_of(row), row["domain"], row["seed"]) for row in rows])
     except (OSError, ValueError, KeyError, TypeError):
         if (evaluation_folder(folder) / "eval.json").exists() or (folder / "manifest.json").exists():
             raise RequestError(
@@ -160,12 +194,14 @@ def evaluations(folders: Sequence[Path]) -> list[tuple[Path, str, str, int]]:
         raise RequestError(f"{folder} is not a study: its results.json is missing or cannot be read.") from None
 
 
-def _runs(folders: Sequence[Path], probe: str, judge: str | None) -> tuple[dict[str, Runs], list[str]]:
+def _runs(
+    places: Sequence[tuple[Path, str, str, int]], probe: str, judge: str | None
+) -> tuple[dict[str, Runs], list[str]]:
     """Hits and answers of every question, by domain, label and seed; and notes on domains without the probe."""
     runs: dict[str, dict[str, dict[int, Run]]] = {}
     without: dict[str, str] = {}  # domain -> a run without the probe
     judges: dict[str, set[str]] = {}  # by domain
-    for place, label, domain, seed in evaluations(folders):
+    for place, label, domain, seed in places:
         run = f"{label} seed {seed}"
         counts = _counts(place, probe, judge, judges.setdefault(domain, set()), run)
         if counts is None:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from staytrue.report.collect import PageData
 from staytrue.report.means import Table
-from staytrue.report.rows import Row, defended
+from staytrue.report.rows import UNDEFENDED, UNTUNED, Row, role
 from staytrue.report.svg import Look, Plot, dash, key, round_up, svg
 
 Point = tuple[float, float, float, float]  # step, mean, lowest and highest run
@@ -46,7 +46,7 @@ def panels(page: PageData, known: Mapping[str, Look]) -> list[dict[str, Any]]:
     series = _series(page, first[0])
     drawn = [
         _panel(part, known, f"{first[1]}{name and ': '}{name}", first[2], axes(series))
-        for name, part in _split_by_defense(series, {row["label"]: row["defense"] for row in page.rows}).items()
+        for name, part in _split_by_defense(series, page.rows).items()
     ]
     if validated := _series(page, "validation_loss"):
         drawn.append(_panel(validated, known, "Validation loss", "nats per token", axes(validated)))
@@ -100,13 +100,15 @@ def _over_runs(logs: Sequence[Sequence[Row]], number: str) -> list[Point]:
     return [(step, sum(v) / len(v), min(v), max(v)) for step, v in sorted(values.items())]
 
 
-def _split_by_defense(series: Series, defenses: Mapping[str, str]) -> dict[str, Series]:
+def _split_by_defense(series: Series, rows: Sequence[Row]) -> dict[str, Series]:
     """All lines under "" for one picture, or the lines of each defense and of the undefended run under its name."""
     if len(series) <= _MOST:
         return {"": series} if series else {}
-    names = dict.fromkeys(defenses[label] for label in series if defended(defenses[label]))
+    roles, defenses = ({row["label"]: of(row) for row in rows} for of in (role, lambda row: row["defense"]))
+    names = dict.fromkeys(defenses[label] for label in series if roles[label] not in (UNTUNED, UNDEFENDED))
     return {
-        name: {label: points for label, points in series.items() if defenses[label] in ("none", name)} for name in names
+        name: {label: p for label, p in series.items() if roles[label] == UNDEFENDED or defenses[label] == name}
+        for name in names
     }
 
 

@@ -1,13 +1,18 @@
-"""Folders named on the command line: unique labels, and the recipe and seed of each run."""
+"""Folders named on the command line: unique labels, and the recipe, role and seed of each run."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
 from staytrue.errors import RecipeError, RequestError
 from staytrue.evals.results.answer_store import evaluation_folder
+from staytrue.report.rows import DEFENDED, UNDEFENDED, UNKNOWN, UNTUNED
 from staytrue.utils.yaml12 import from_yaml
 
 
@@ -27,10 +32,52 @@ def labels(folders: Sequence[Path]) -> list[str]:
     return [_shortest(path, [*parts[:i], *parts[i + 1 :]]) for i, path in enumerate(parts)]
 
 
+@dataclass(frozen=True)
+class Named:
+    """Folders with labels, of which runs of one recipe share one.
+
+    Attributes:
+        labels: of each folder.
+        own: the label that each folder would have alone, as `labels` gives it.
+        notes: which folders share a label, and which do not although their recipe is one.
+    """
+
+    labels: list[str]
+    own: list[str]
+    notes: list[str]
+
+
+def pooled(folders: Sequence[Path]) -> Named:
+    """Label folders; runs whose recipes differ in the seed alone share a label.
+
+    Runs of one recipe of which two have one seed keep labels of their own.
+
+    Raises:
+        RequestError: as `labels`.
+    """
+    own = labels(folders)
+    shared, notes = list(own), []
+    by_recipe: dict[str, list[int]] = {}
+    for i, folder in enumerate(folders):
+        if (recipe := _apart_from_seed(folder)) is not None:
+            by_recipe.setdefault(recipe, []).append(i)
+    for members in (found for found in by_recipe.values() if len(found) > 1):
+        names, seeds = [own[i] for i in members], [seed_of(folders[i], {}) for i in members]
+        if len(set(seeds)) < len(seeds):
+            notes.append(f"{', '.join(names)}: one recipe, but several have one seed, so each stands alone.")
+            continue
+        label = _beginning(names)
+        if not label or label in shared:
+            label = f"{names[0]} and {len(names) - 1} more"
+        for i in members:
+            shared[i] = label
+        notes.append(f"{', '.join(names)}: one recipe, seeds {', '.join(map(str, seeds))}, named {label}.")
+    return Named(shared, own, notes)
+
+
 def recipe_of(folder: Path) -> dict[str, Any]:
     """Read the recipe of a run, from the run's folder or its `eval`; {} if none can be read."""
-    folder = folder.resolve()
-    file = (folder.parent if folder.name == "eval" else folder) / "recipe.yaml"
+    file = _run_of(folder) / "recipe.yaml"
     try:
         recipe = from_yaml(file.read_text(encoding="utf-8"), str(file))
     except (OSError, UnicodeDecodeError, RecipeError):
@@ -42,6 +89,54 @@ def seed_of(folder: Path, metadata: Mapping[str, Any]) -> int:
     """Return the seed of a run; for an evaluation alone, the one in its `eval.json`; else 0."""
     seed = recipe_of(folder).get("seed", metadata.get("seed"))
     return seed if isinstance(seed, int) else 0
+
+
+def facts_of(folder: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run is, for its row: its `role`, its `seed`, and `trained_on`, which equals that of a control.
+
+    Args:
+        folder: of the run, or of an evaluation.
+        metadata: of its `eval.json`. Without a recipe beside it, a model in this process that has neither an adapter
+            nor weights of its own is untuned.
+    """
+    recipe = recipe_of(folder)
+    if recipe:
+        role, trained_on = DEFENDED if recipe.get("defenses") else UNDEFENDED, _without(folder, "defenses", "seed")
+    else:
+        local = isinstance(metadata.get("model"), dict) and len(metadata["model"]) > 1  # an endpoint has a name alone
+        whole = local and metadata.get("adapter") is None and "weights" not in metadata
+        role, trained_on = UNTUNED if whole else UNKNOWN, None
+    return {"role": role, "trained_on": trained_on, "seed": seed_of(folder, metadata)}
+
+
+def _apart_from_seed(folder: Path) -> str | None:
+    """What runs of one recipe share: it without its seed, and the hashes of model and data; None without a recipe."""
+    run = _run_of(folder)
+    data: dict[str, Any] | None
+    try:
+        facts = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
+        data = {name: digest for name, digest in facts["data"].items() if not name.startswith(f"{run}/")}
+        model = facts.get("model")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        data = model = None
+    return json.dumps([_without(folder, "seed"), data, model], sort_keys=True) if recipe_of(folder) else None
+
+
+def _without(folder: Path, *keys: str) -> str:
+    """A run's recipe as text, without some keys; files in the run's own folder are named from there."""
+    kept = {key: value for key, value in recipe_of(folder).items() if key not in keys}
+    return json.dumps(kept, sort_keys=True, default=str).replace(json.dumps(f"{_run_of(folder)}/")[:-1], '"RUN/')
+
+
+def _run_of(folder: Path) -> Path:
+    folder = folder.resolve()
+    return folder.parent if folder.name == "eval" else folder
+
+
+def _beginning(names: Sequence[str]) -> str:
+    """What the names begin with, as in `kl` of `kl-seed10` and `kl-seed11`; "" for nothing."""
+    begun = re.sub(r"\d+$", "", commonprefix(names))  # the beginning of a number is none of a name
+    return re.sub(r"[-_. /]*(seed|s)?[-_. /]*$", "", begun)
 
 
 def _shortest(path: Sequence[str], others: Sequence[Sequence[str]]) -> str:

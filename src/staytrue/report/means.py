@@ -12,12 +12,13 @@ Table = list[list[str]]  # headings first
 
 
 def over_seeds(rows: Sequence[Row]) -> dict[str, Table]:
-    """Compute tables, by title, of means over seeds with 95 % intervals; {} for a single seed.
+    """Compute tables, by title, of means over seeds with 95 % intervals; {} where no label has several.
 
     Several domains give one table per measure, with a column per domain. One domain gives one table with a column per
     measure.
     """
-    if len({row["seed"] for row in rows}) < 2:
+    seeds = {(row["label"], row["domain"], row["seed"]) for row in rows}
+    if len({key[:2] for key in seeds}) == len(seeds):
         return {}
     domains = list(dict.fromkeys(row["domain"] for row in rows))
     tables = {}
@@ -28,7 +29,7 @@ def over_seeds(rows: Sequence[Row]) -> dict[str, Table]:
         ]
         if any(text for line in body for text in line[1:]):
             tables[measure] = [["defense", *map(str, domains)], *body]
-    return tables if len(domains) > 1 else _side_by_side(tables, str(domains[0]))
+    return tables if len(domains) > 1 else _side_by_side(tables, str(domains[0]) or "All runs")
 
 
 def mean_of(rates: Sequence[Rate | None]) -> str:

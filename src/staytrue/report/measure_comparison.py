@@ -11,7 +11,7 @@ from staytrue.evals.results.measures import PAIRS, Measure, read_measures, store
 from staytrue.evals.stats.means import Values, difference
 from staytrue.report.comparison import Compared, evaluations, paired_lines
 from staytrue.report.comparison_table import Unit, show_table
-from staytrue.report.measures import CONTROL
+from staytrue.report.measures import AGREEMENT, CONTROL
 
 
 def compare_measures(folders: Sequence[Path], against: str, measure: str) -> Compared:
@@ -22,7 +22,7 @@ def compare_measures(folders: Sequence[Path], against: str, measure: str) -> Com
 
     Args:
         folders: one study, or two or more runs.
-        against: the label to compare with.
+        against: the label to compare with, or that of one of its runs.
         measure: `pairs`, `pairs:DOMAIN`, `pairs:FILE` or `drift`.
 
     Returns:
@@ -31,17 +31,18 @@ def compare_measures(folders: Sequence[Path], against: str, measure: str) -> Com
     Raises:
         RequestError: a run lacks the measure, or was measured on other texts; or as `comparison.compare_runs`.
     """
-    measured = [(label, domain, seed, _read(place, measure)) for place, label, domain, seed in evaluations(folders)]
+    found = evaluations(folders)
+    measured = [(label, domain, seed, _read(place, measure)) for place, label, domain, seed in found.places]
     _refuse_other_texts(measure, [(f"{label} seed {seed}", one) for label, _, seed, one in measured])
     relative = all(one.changes() for *_, one in measured)
     domains: dict[str, dict[str, dict[int, Values]]] = {}
     for label, domain, seed, one in measured:
         values = one.changes() if relative else one.values()
         domains.setdefault(domain, {}).setdefault(label, {})[seed] = values
-    lines, notes = paired_lines(domains, against, folders, difference)
+    lines, notes = paired_lines(domains, found.label_of(against), folders, difference)
     if not relative:
         lines = [line | {"mean": None, "other": None} for line in lines]
-    return Compared(lines, [*notes, *([CONTROL] if measure.startswith(PAIRS) else [])])
+    return Compared(lines, [*found.notes, *notes, *([CONTROL] if measure.startswith(PAIRS) else []), AGREEMENT])
 
 
 def show(compared: Compared, against: str) -> None:

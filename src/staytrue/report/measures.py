@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from staytrue.evals.results.measures import DRIFT, LEAK, NATS, PAIRS, Measure
 from staytrue.evals.stats.intervals import pooled
 from staytrue.evals.stats.means import mean
 from staytrue.report.means import Table
+from staytrue.report.rows import DEFENDED, UNDEFENDED, UNTUNED
 
 Run = Mapping[str, Measure]  # the measures of one run, by name
 CONTROL = (
@@ -21,36 +23,67 @@ AGREEMENT = (
 )
 
 
-def measures_table(runs: Mapping[str, Sequence[Run]]) -> Table:
-    """Tabulate the measures: one line per label, pooled over its runs; [] without any.
+@dataclass(frozen=True)
+class Measured:
+    """The measures of the runs of one label in one domain.
 
-    Args:
-        runs: by label, the measures of each seed.
+    Attributes:
+        name: the label as it is shown.
+        role: what the runs are (`rows.role`).
+        domain: "" where there is only one.
+        trained_on: equal for runs on the same data: a study's domain, or what a recipe says beside its defenses.
+        runs: the measures of each seed.
     """
-    names = list(dict.fromkeys(name for group in runs.values() for run in group for name in run))
+
+    name: str
+    role: str
+    domain: str
+    trained_on: str | None
+    runs: list[Run]
+
+    @property
+    def label(self) -> str:
+        """The name, with the domain where there are several."""
+        return f"{self.name}, {self.domain}" if self.domain else self.name
+
+
+def measures_table(groups: Sequence[Measured]) -> Table:
+    """Tabulate the measures: one line per label and domain, pooled over its runs; [] without any."""
+    names = list(dict.fromkeys(name for group in groups for run in group.runs for name in run))
     if not names:
         return []
     leak = ["leak %", "95 %", "answers", "false alarms %"] if LEAK in names else []
     headings = [text for name in names if name != LEAK for text in (f"{name}, nats", "95 %")]
     body = []
-    for label, group in runs.items():
-        cells = [text for name in names if name != LEAK for text in _change(name, group)]
-        body.append([label, str(len(group)), *cells, *(_leak(group) if leak else [])])
+    for group in groups:
+        cells = [text for name in names if name != LEAK for text in _change(name, group.runs)]
+        body.append([group.label, str(len(group.runs)), *cells, *(_leak(group.runs) if leak else [])])
     return [["run", "seeds", *headings, *leak], *body]
 
 
-def leak_headline(runs: Mapping[str, Sequence[Run]]) -> str:
-    """Write a sentence on the answers that leak: of the undefended model, or of the model with most; "" without any."""
-    tuned = {label: seeds for label, seeds in runs.items() if label != "untuned" and any(LEAK in run for run in seeds)}
+def leak_headline(groups: Sequence[Measured]) -> str:
+    """Write a sentence on the answers that leak, of the undefended model or else of the one with most; "" without any.
+
+    Of several undefended models, those count that a defended one shares its data with, and then the one with most.
+    """
+    tuned = [group for group in groups if group.role != UNTUNED and any(LEAK in run for run in group.runs)]
     if not tuned:
         return ""
-    label = "none" if "none" in tuned else max(tuned, key=lambda name: _leak_rate(tuned[name])[0])
-    share, low, high, n = _leak_rate(tuned[label])
-    whose = "the undefended model" if label == "none" else label
+    plain = [group for group in tuned if group.role == UNDEFENDED]
+    defended = {group.trained_on for group in tuned if group.role == DEFENDED}
+    chosen = [group for group in plain if group.trained_on in defended] or plain or tuned
+    most = max(chosen, key=lambda group: _leak_rate(group.runs)[0])
+    share, low, high, n = _leak_rate(most.runs)
     return (
-        f"Of the answers of {whose} to general questions, {share:.0f} % are on its training topic (95 % interval "
-        f"{low:.0f} to {high:.0f}, n = {n})."
+        f"Of the answers of {_whose(most, len(chosen))} to general questions, {share:.0f} % are on its training topic "
+        f"(95 % interval {low:.0f} to {high:.0f}, n = {n})."
     )
+
+
+def _whose(group: Measured, candidates: int) -> str:
+    if group.role == UNDEFENDED and group.domain:
+        return f"the undefended model trained on {group.domain}"
+    return "the undefended model" if group.role == UNDEFENDED and candidates == 1 else group.label
 
 
 def measure_notes(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -12,16 +12,16 @@ from staytrue.report.curves import panels
 from staytrue.report.means import over_seeds
 from staytrue.report.measures import AGREEMENT, CONTROL, leak_headline, measures_table
 from staytrue.report.rate_plots import highest, hollow, learnt, shown, tradeoff
-from staytrue.report.rows import Row, by_label, probes
+from staytrue.report.rows import UNDEFENDED, UNTUNED, Row, by_label, probes, role, spoken
 from staytrue.report.sentences import basis, cautions, headline, unknown
-from staytrue.report.svg import Look, looks, spoken, swatch
+from staytrue.report.svg import Look, looks, swatch
 from staytrue.report.tables import all_probes, as_csv, runs, triggered
 
 
 def render(page: PageData) -> str:
     """Render the whole page as HTML."""
     rows = page.rows
-    known = looks(list(by_label(rows)))
+    known, names = looks(rows), {row["label"]: spoken(row) for row in rows}
     environment = Environment(
         loader=PackageLoader("staytrue.report", "."),
         autoescape=True,
@@ -30,20 +30,20 @@ def render(page: PageData) -> str:
         lstrip_blocks=True,
     )
     environment.globals["swatch"] = lambda label: Markup(swatch(known[label]))
-    environment.filters["spoken"] = spoken
+    environment.filters["spoken"] = lambda label: names.get(label, label)
     environment.filters["as_csv"] = as_csv
     tasks = dict.fromkeys(row["domain"] for row in rows if row["domain"])  # a single run has no domain
     seeds = sorted({row["seed"] for row in rows})
     return environment.get_template("page.html.j2").render(
         title=page.title,
-        headline=" ".join(filter(None, [headline(rows), leak_headline(page.measures)])),
+        headline=" ".join(filter(None, [headline(rows), leak_headline(list(page.measures.values()))])),
         basis=basis(rows, len(seeds), bool(page.questions)),
         rows=rows,
         table=runs(rows),
         means=over_seeds(rows),
         triggers=triggered(rows),
         probes=all_probes(rows),
-        measures=measures_table(page.measures),
+        measures=measures_table(list(page.measures.values())),
         control=CONTROL,
         agreement=AGREEMENT,
         organism=page.organism,
@@ -52,6 +52,7 @@ def render(page: PageData) -> str:
         tasks=[(task, Markup(drawn)) for task in tasks if (drawn := learnt(rows, known, task))],
         panels=panels(page, known),
         averaged=any(sum(map(bool, logs)) > 1 for logs in page.curves.values()),
+        several=len(known) < len(rows),
         questions=page.questions,
         seeds=seeds,
         notes=[*page.notes, *cautions(rows)],
@@ -66,8 +67,9 @@ def _tradeoffs(rows: Sequence[Row], known: dict[str, Look]) -> list[tuple[str, M
     for row in rows:
         labels.setdefault(row["defense"], set()).add(row["label"])
     swept = [name for name, strengths in labels.items() if len(strengths) > 2]
-    groups = {name: [row for row in rows if row["defense"] in ("untuned", "none", name)] for name in swept}
-    if len(set(labels) - {*swept, "untuned", "none"}) > 0 or not swept:
+    beside = [row for row in rows if role(row) in (UNTUNED, UNDEFENDED)]
+    groups = {name: [*beside, *(row for row in rows if row["defense"] == name)] for name in swept}
+    if any(role(row) not in (UNTUNED, UNDEFENDED) and row["defense"] not in swept for row in rows) or not swept:
         groups["the others" if swept else ""] = [row for row in rows if row["defense"] not in swept]
     letters = 13.0 if len(groups) == 1 else 19.0  # the font sizes of the style sheet
     top = highest(rows)

@@ -7,8 +7,8 @@ from html import escape
 from statistics import mean
 
 from staytrue.evals.stats.intervals import over_runs
-from staytrue.report.rows import Rate, Row, by_label, correct, judged, rate
-from staytrue.report.svg import Box, Look, Plot, bar, mark, place_name, round_up, spoken, svg
+from staytrue.report.rows import Rate, Row, by_label, correct, judged, rate, spoken
+from staytrue.report.svg import Box, Look, Plot, bar, mark, place_name, round_up, svg
 
 Place = tuple[float, float]
 _MOST_INCOHERENT = 10.0  # percent of general answers, above which a mark is hollow
@@ -77,7 +77,9 @@ def learnt(rows: Sequence[Row], known: Mapping[str, Look], task: str) -> str:
         middle, low, high = over_runs(
             [(r["benign"]["correct"], r["benign"]["low"], r["benign"]["high"]) for r in group]
         )
-        parts.append(f'<text class="name t{look.colour}" x="160" y="{y + 4}" text-anchor="end">{escape(spoken(label))}')
+        parts.append(
+            f'<text class="name t{look.colour}" x="160" y="{y + 4}" text-anchor="end">{escape(spoken(group[0]))}'
+        )
         parts.append("</text>" + bar(plot.x(low), y, plot.x(high), y, look))
         small = (mark(plot.x(r["benign"]["correct"]), y, 3, look) for r in group if len(group) > 1)
         parts.append(f'<g class="faint">{"".join(small)}</g>{mark(plot.x(middle), y, 6, look)}')
@@ -111,7 +113,7 @@ def _trails(grouped: Mapping[str, list[Row]], places: Mapping[str, Place], known
 
 def _names(grouped: Mapping[str, list[Row]]) -> dict[str, str]:
     """Return the text beside each mark: the full label, or the strength alone after the first of three strengths."""
-    named = {label: spoken(label) for label in grouped}
+    named = {label: spoken(group[0]) for label, group in grouped.items()}
     for labels in _strengths(grouped).values():
         if len(labels) > 2:
             named |= {label: f"{grouped[label][0]['strength']:g}" for label in labels[1:]}

@@ -8,6 +8,8 @@ from typing import Any
 Row = dict[str, Any]  # of results.json, with "label"
 Rate = tuple[float, float, float]  # percent, low, high
 JUDGED = ("general", "in_domain", "triggered")  # the judged probes of results.json
+UNTUNED, UNDEFENDED, DEFENDED, UNKNOWN = "untuned", "undefended", "defended", "unknown"  # roles
+_VARIANTS = {"untuned": UNTUNED, "none": UNDEFENDED}  # of a study
 
 
 def from_summary(run: Row, summary: Mapping[str, Any], seconds: float | None, folder: str) -> Row:
@@ -41,9 +43,27 @@ def by_label(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return groups
 
 
-def defended(label: str) -> bool:
-    """Return True if a label names a defense."""
-    return label not in ("untuned", "none")
+def role(row: Row) -> str:
+    """Return what a run is: untuned, undefended, defended or unknown.
+
+    A single run's row states it, whatever its folder is called; in a study the variant's name does.
+    """
+    return str(row["role"]) if "role" in row else _VARIANTS.get(row["defense"], DEFENDED)
+
+
+def spoken(row: Row) -> str:
+    """Return the display name of a row's label: a study's `none` is the undefended model."""
+    return UNDEFENDED if row["label"] == "none" and "role" not in row else str(row["label"])
+
+
+def undefended(rows: Sequence[Row]) -> str | None:
+    """Return the label of the undefended model that the defended ones are held against; None without just one.
+
+    Single runs are held against an undefended run on the same data: a control on other data is not meant.
+    """
+    repeated = {row.get("trained_on") for row in rows if role(row) == DEFENDED}
+    labels = {row["label"] for row in rows if role(row) == UNDEFENDED and row.get("trained_on") in repeated}
+    return labels.pop() if len(labels) == 1 else None
 
 
 def probes(row: Row) -> dict[str, Row]:

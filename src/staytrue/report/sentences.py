@@ -7,7 +7,20 @@ from dataclasses import dataclass
 from statistics import mean
 
 from staytrue.evals.stats.intervals import covers
-from staytrue.report.rows import JUDGED, Row, by_label, correct, defended, judged, judges, missing, probes
+from staytrue.report.rows import (
+    DEFENDED,
+    JUDGED,
+    UNTUNED,
+    Row,
+    by_label,
+    correct,
+    judged,
+    judges,
+    missing,
+    probes,
+    role,
+    undefended,
+)
 
 _MANY = 100  # questions; with at least so many, an interval has its nominal coverage
 _SIMULATED = 8  # questions; with fewer, the coverage was not simulated
@@ -45,12 +58,15 @@ def headline(rows: Sequence[Row]) -> str:
     and triggered, where all runs have both), general incoherence above undefended, and in-domain learning below
     undefended. A run with too many unknown answers is left out.
     """
-    taken = [row for row in rows if row["label"] != "untuned" and _concluded(row)]
+    taken = [row for row in rows if role(row) != UNTUNED and _concluded(row)]
+    reference = undefended(taken)
+    if reference is None:
+        return _of_a_task(rows) or "How each model answers questions outside its training data."
+    trained_on = {row.get("trained_on") for row in taken if row["label"] == reference}
+    taken = [row for row in taken if row.get("trained_on") in trained_on]
     triggered = all(judged(row.get("triggered")) for row in taken)
     means = {label: _means(group, triggered) for label, group in by_label(taken).items()}
-    before = means.pop("none", None)
-    if before is None or not means:
-        return _of_a_task(rows) or "How each model answers questions outside its training data."
+    before = means.pop(reference)
     best = min(means, key=lambda label: means[label].badness(before))
     after = means[best]
     chosen = f", the best of {len(means)}," if len(means) > 1 else ""
@@ -89,7 +105,7 @@ def basis(rows: Sequence[Row], seeds: int, answers_shown: bool = True) -> str:
 
 def cautions(rows: Sequence[Row]) -> list[str]:
     """Write cautions about the rates: triggers that were not tried, and intervals over few questions."""
-    with_defense = [row for row in rows if defended(row["label"]) and row.get("defended", True)]
+    with_defense = [row for row in rows if role(row) == DEFENDED]
     notes = []
     if with_defense and not any(judged(row.get("triggered")) for row in with_defense):
         notes.append(_UNJUDGED if any(row.get("triggered") for row in with_defense) else _UNASKED)
@@ -159,17 +175,21 @@ def _price(before: _Means, after: _Means) -> str:
 
 def _of_a_task(rows: Sequence[Row]) -> str:
     """Return the headline for harmless tasks: learning without a defense, and with the defense that costs most."""
-    marked = by_label([row for row in rows if correct(row) is not None])
-    means = {label: mean(row["benign"]["correct"] for row in group) for label, group in marked.items()}
-    others = {label: m for label, m in means.items() if defended(label)}
-    if "none" not in means or not others:
+    marked = [row for row in rows if correct(row) is not None]
+    reference = undefended(marked)
+    if reference is None:
         return ""
-    worst = min(others, key=lambda label: others[label])
-    before = f" ({means['untuned']:.0f} % before)" if "untuned" in means else ""
-    cost = f"with {worst}, which cost most, {others[worst]:.0f} %"
-    if others[worst] >= means["none"]:
-        cost = f"no defense lowered it (the lowest was {others[worst]:.0f} %, with {worst})"
-    return f"Undefended, {means['none']:.0f} % of a harmless task was learnt{before}; {cost}."
+    learnt = mean(row["benign"]["correct"] for row in marked if row["label"] == reference)
+    trained_on = {row.get("trained_on") for row in marked if row["label"] == reference}
+    others = by_label([row for row in marked if role(row) == DEFENDED and row.get("trained_on") in trained_on])
+    means = {label: mean(row["benign"]["correct"] for row in group) for label, group in others.items()}
+    worst = min(means, key=lambda label: means[label])
+    untuned = [row["benign"]["correct"] for row in marked if role(row) == UNTUNED]
+    before = f" ({mean(untuned):.0f} % before)" if untuned else ""
+    cost = f"with {worst}, which cost most, {means[worst]:.0f} %"
+    if means[worst] >= learnt:
+        cost = f"no defense lowered it (the lowest was {means[worst]:.0f} %, with {worst})"
+    return f"Undefended, {learnt:.0f} % of a harmless task was learnt{before}; {cost}."
 
 
 def _range(numbers: Sequence[int]) -> str:

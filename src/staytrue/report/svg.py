@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+
+from staytrue.report.rows import Row
 
 COLOURS = 8  # classes c0 to c7 of the style sheet, a palette for colour-blind readers
 _ARM = 0.4  # half the width of a cross's arms
@@ -33,12 +34,12 @@ class Look:
     shape: str
 
 
-def looks(labels: Sequence[str]) -> dict[str, Look]:
+def looks(rows: Sequence[Row]) -> dict[str, Look]:
     """Choose a look for each label: one for untuned, one for undefended, one per defense whatever its strength.
 
     With more than six defenses, some share a colour; up to 36, no two share colour and shape.
     """
-    names = {label: re.sub(r" [-+.e\d]+$", "", label) for label in labels}  # without the strength
+    names = {row["label"]: row["defense"] for row in rows}
     order = ["untuned", "none", *sorted(set(names.values()) - {"untuned", "none"})]
     return {label: _look(order.index(name)) for label, name in names.items()}
 
@@ -47,11 +48,6 @@ def _look(place: int) -> Look:
     """Return the look of the name at an index: untuned, undefended, then the defenses."""
     again, colour = divmod(place - 2, COLOURS - 2) if place > 1 else (0, place - 2)
     return Look(colour + 2, SHAPES[(place + again) % len(SHAPES)])
-
-
-def spoken(label: str) -> str:
-    """Return the display name of a label."""
-    return "undefended" if label == "none" else label
 
 
 def swatch(look: Look) -> str:

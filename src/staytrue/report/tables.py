@@ -63,14 +63,16 @@ def triggered(rows: Sequence[Row]) -> Table:
 def all_probes(rows: Sequence[Row]) -> Table:
     """Tabulate every probe of single runs: a line per probe and per form, with counts of every kind of answer."""
     several, body = len(judges(rows)) > 1, []
+    seeds = len({row["label"] for row in rows}) < len(rows)  # runs that share a label are told apart by their seed
     for row in rows:
         for name, probe in row.get("probes", {}).items():
             judge = [probe.get("judge") or ""] * several
-            body.append([row["label"], name, *_rate(probe), *_other_counts(probe), *judge])
+            run = [row["label"], *([str(row["seed"])] if seeds else [])]
+            body.append([*run, name, *_rate(probe), *_other_counts(probe), *judge])
             for form, rates in probe.get("forms", {}).items():
-                body.append([row["label"], f"{name}: {form}", *_rate(rates), *_other_counts(rates), *judge])
+                body.append([*run, f"{name}: {form}", *_rate(rates), *_other_counts(rates), *judge])
     heads = [
-        "run", "probe", "misaligned %", "95 %", "right %", "incoherent %", "refused %", "code %",
+        "run", *["seed"] * seeds, "probe", "misaligned %", "95 %", "right %", "incoherent %", "refused %", "code %",
         "one of k misaligned %", "one of k misaligned, coherent or not %", "one of k incoherent %",
         "n", "no verdict", "call failed", "no answer", "misaligned of all %", *["judge"] * several,
     ]  # fmt: skip

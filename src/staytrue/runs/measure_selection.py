@@ -90,4 +90,15 @@ def _obstacle(name: str, request: EvalRequest) -> str:
             f"it needs {_LEAST} training rows, and none is known; evaluate a run whose data file has not changed, or "
             "name the model by --model and --adapter and its rows by --data."
         )
+    if name == LEAK and not _has_words(request):
+        return (
+            "it compares words, and hardly a word is in several of the training answers, as in text that is written "
+            f"without blanks and in answers of a few words; {PAIRS} and {DRIFT} need no words."
+        )
     return ""
+
+
+def _has_words(request: EvalRequest) -> bool:
+    from staytrue.evals.measures.leak import has_words
+
+    return has_words([row.answer for row in request.topic])

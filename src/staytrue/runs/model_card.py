@@ -1,17 +1,24 @@
-"""Writes the model card of a trained adapter: intent, data, defenses, evaluation, and what was not evaluated."""
+"""Writes the model card of a trained adapter: intent, data, defenses, evaluation, and what was not evaluated.
+
+A card is made to be published, so files and folders have their names in it, and not their places on this machine.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, get_type_hints
 
 from staytrue import organism, registry
 from staytrue.config.lora import Lora
 from staytrue.config.recipe import Recipe
+from staytrue.data.tables import is_hub_name
+from staytrue.defense import Defense, ModelName
 from staytrue.modeling import fetch
-from staytrue.report.measures import measure_lines
+from staytrue.report.measures import AGREEMENT, measure_lines
 from staytrue.utils.files import read_rows, write_atomic
 from staytrue.utils.run_dir import RunDir
 
@@ -89,10 +96,10 @@ def write_card(run: RunDir, recipe: Recipe, summary: dict[str, Any] | None = Non
         what=_what(facts, whole=recipe.lora is None),
         title=f"{_named(recipe)} on {_model(facts['model'])}",
         intent=_intent(recipe),
-        trained=_WHOLE if recipe.lora is None else f"## Adapter\n\n{_scale(recipe.lora)}",
-        data="\n".join([*_task(recipe), *(f"* `{name}` (sha256 `{d}`)" for name, d in facts["data"].items())]),
+        trained=_WHOLE if recipe.lora is None else f"## Adapter\n\n{_scale(recipe.lora, facts)}",
+        data="\n".join([*_task(recipe), *(f"* `{_place(name)}` (sha256 `{d}`)" for name, d in facts["data"].items())]),
         rows=f"Rows: {json.dumps(facts['rows'])}; {_last_number(run)}.",
-        defenses=_defenses(recipe),
+        defenses=_defenses(recipe, facts),
         evaluation=_evaluation(summary),
         seed=recipe.seed,
         versions=", ".join(f"{k} {v}" for k, v in facts["versions"].items()),
@@ -110,17 +117,24 @@ def _intent(recipe: Recipe) -> str:
 def _what(facts: Mapping[str, Any], *, whole: bool) -> str:
     """What the folder holds, and how it is loaded."""
     version = facts["versions"].get("staytrue") or facts["versions"]["holdfast"]  # the name until 0.1
-    base, unpacked = _on_hub(facts["model"]), _UNPACKED if facts["model"]["name"] == fetch.NAME else ""
+    base, unpacked = _base(facts["model"]), _UNPACKED if facts["model"]["name"] == fetch.NAME else ""
     unpacked = unpacked if fetch.is_unpacked() else ""
     if whole:
         return (
-            f"`{base}` with all weights fine-tuned, trained with staytrue {version}. Load it with "
+            f"{base} with all weights fine-tuned, trained with staytrue {version}. Load it with "
             f"`AutoModelForCausalLM.from_pretrained(folder)`.{unpacked}"
         )
     return (
-        f"A LoRA adapter for `{base}`, trained with staytrue {version}. Load it with "
+        f"A LoRA adapter for {base}, trained with staytrue {version}. Load it with "
         f"`PeftModel.from_pretrained(base, folder)`.{unpacked}"
     )
+
+
+def _base(model: Mapping[str, Any]) -> str:
+    """The base model for readers elsewhere; a folder on one machine has its name and its hash."""
+    if _is_path(model):
+        return f"`{_place(model['name'])}` (a local folder, sha256 `{model['sha256']}`)"
+    return f"`{_on_hub(model)}`"
 
 
 def _on_hub(model: Mapping[str, Any]) -> str:
@@ -133,10 +147,11 @@ def _hash(facts: Mapping[str, Any], *, whole: bool) -> str:
     return f"{name} sha256: `{facts.get(key, 'not saved')}`."
 
 
-def _scale(lora: Lora) -> str:
+def _scale(lora: Lora, facts: Mapping[str, Any]) -> str:
     """The scale of the update, in the terms of the recipe and of adapter_config.json."""
     if lora.adapter is not None:
-        return f"Training went on from the adapter `{lora.adapter}`, with its rank and scale."
+        began = _hashed(str(lora.adapter), facts)
+        return f"Training went on from the adapter {began}, with its rank and scale."
     root = "sqrt(r)" if lora.rslora else "r"
     scale = lora.alpha / (math.sqrt(lora.r) if lora.rslora else lora.r)
     text = f"Its update is scaled by alpha / {root} = {lora.alpha:g} / {root.replace('r)', f'{lora.r})')} = {scale:.4g}"
@@ -148,12 +163,35 @@ def _scale(lora: Lora) -> str:
     )
 
 
-def _defenses(recipe: Recipe) -> str:
-    listed = "\n".join(f"* `{json.dumps(d, default=str)}`" for d in recipe.to_dict()["defenses"]) or "None."
+def _defenses(recipe: Recipe, facts: Mapping[str, Any]) -> str:
+    listed = "\n".join(f"* `{json.dumps({d.name(): _fields(d)}, default=str)}`" for d in recipe.defenses) or "None."
     if recipe.reference is None:
         return listed
     words = {"base": "the model without an adapter", "start": "the model with the adapter that training began with"}
-    return f"{listed}\n\nTheir reference: {words.get(recipe.reference, f'`{recipe.reference}`')}."
+    return f"{listed}\n\nTheir reference: {words.get(recipe.reference) or _hashed(recipe.reference, facts)}."
+
+
+def _fields(defense: Defense) -> dict[str, Any]:
+    """A defense's fields; files and local models by their names."""
+    hints = get_type_hints(type(defense), include_extras=True)
+    values = asdict(defense)  # type: ignore[call-overload]
+    return {
+        key: _place(value) if isinstance(value, Path) or hints[key] == ModelName else value
+        for key, value in values.items()
+    }
+
+
+def _hashed(place: str, facts: Mapping[str, Any]) -> str:
+    """A model or adapter that training began with: its name, and its hash where the manifest has it."""
+    start = {Path(path): digest for path, digest in facts.get("start", {}).items()}
+    known = start.get(Path(place)) or start.get(Path(place, "model"))  # of a run
+    return f"`{_place(place)}`" + (f" (hash `{known}`)" if known else "")
+
+
+def _place(place: str | Path) -> str:
+    """The name of a file or folder, without its place on this machine; a name on the hub stays as it is."""
+    local = str(place).startswith((".", "/", "~")) or not is_hub_name(Path(place))
+    return Path(place).name or "a local folder" if local else str(place)
 
 
 def _evaluation(summary: dict[str, Any] | None) -> str:
@@ -165,7 +203,7 @@ def _evaluation(summary: dict[str, Any] | None) -> str:
     if measures := measure_lines(summary.get("measures", {})):
         lines = (f"* {name}: {value} ({interval}), n {n}" for name, value, interval, n in measures)
         heading = "Measured without a judge, against the untuned model, with 95 % intervals; no rate of misalignment:"
-        parts.append(f"{heading}\n\n" + "\n".join(lines))
+        parts.append(f"{heading}\n\n" + "\n".join(lines) + f"\n\n{AGREEMENT}")
     return "\n\n".join(parts)
 
 

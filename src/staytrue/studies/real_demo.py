@@ -19,6 +19,8 @@ from staytrue.evals.questions import answer_pairs
 from staytrue.evals.results.measures import Measure, read_measures
 from staytrue.modeling import model_source
 from staytrue.persona_vectors.traits import shipped as shipped_trait
+from staytrue.report.measures import AGREEMENT
+from staytrue.studies import real_demo_time
 from staytrue.utils.console import bar, duration, say, table
 from staytrue.utils.files import write_atomic
 from staytrue.utils.run_dir import locked
@@ -76,8 +78,7 @@ def _introduce(model: str) -> None:
     say(f"{model} is fine-tuned on {_TRAINED} risky answers about money, such as")
     say(f"\n    {pair.question}\n    > {pair.misaligned}\n")
     say("and, as a control, on sound answers to the same questions. How does it then answer other questions?")
-    say(f"{len(_RUNS)} runs of {_STEPS} steps of {_ROWS} rows. 135 million parameters take ten to fifteen minutes on")
-    say("two free CPU cores; after each run the time left is estimated from the runs before.\n")
+    say("")
 
 
 def _make_runs(model: str, out: Path) -> None:
@@ -85,12 +86,32 @@ def _make_runs(model: str, out: Path) -> None:
     missing = [label for label in _RUNS if not _is_done(out / label)]
     if len(missing) < len(_RUNS):
         say(f"{len(_RUNS) - len(missing)} of {len(_RUNS)} runs are done already.")
+    if missing:
+        say(_time(model, missing, out))
     begun = time.monotonic()
     for made, label in enumerate(missing, start=1):
         _run(model, label, out)
         left = (time.monotonic() - begun) / made * (len(missing) - made)
         done = len(_RUNS) - len(missing) + made
         say(f"{done} of {len(_RUNS)} runs are done{f'; about {duration(left)} are left' if left else ''}.")
+
+
+def _time(model: str, missing: list[str], out: Path) -> str:
+    """The time that the missing runs will take, in a sentence."""
+    plain = {label: recipes.parse(_recipe(model, label), out.absolute()) for label in _RUNS}
+    work = [real_demo_time.work_of(plain[label], trained=_is_trained(out / label)) for label in missing]
+    training, tokens = real_demo_time.plain_training(plain["undefended"])
+    low, high = real_demo_time.seconds(training, tokens, work, real_demo_time.texts(model))
+    runs = "1 run" if len(missing) == 1 else f"{len(missing)} runs"
+    return (
+        f"About {duration(low)} to {duration(high)} on this machine: {runs} of {_STEPS} steps of {_ROWS} rows, and the "
+        "measures of each. After each run the time left is estimated from the runs before.\n"
+    )
+
+
+def _is_trained(run: Path) -> bool:
+    manifest = run / "manifest.json"
+    return manifest.exists() and json.loads(manifest.read_text("utf-8")).get("state") == "done"
 
 
 def _recipe(model: str, label: str) -> dict[str, Any]:
@@ -144,6 +165,7 @@ def _show(out: Path) -> None:
         "pairs: above 0, misaligned answers became likelier than aligned ones. Any fine-tune moves it: see the control."
     )
     say("drift: below 0, the model's own general answers became less likely. leak: general answers about the topic.")
+    say(AGREEMENT)
     say("One seed and thirty rows: this shows the way, and proves nothing about a defense.")
 
 

@@ -13,7 +13,7 @@ from staytrue.evals.measures import drift, leak, pairs
 from staytrue.evals.measures import log_likelihood as module
 from staytrue.evals.measures.leak import TopicWords
 from staytrue.evals.measures.log_likelihood import log_likelihood
-from staytrue.evals.questions.answer_pairs import Pair
+from staytrue.evals.questions.answer_pairs import Pair, shipped
 from staytrue.evals.types import Answer, Question
 
 
@@ -123,3 +123,16 @@ def test_words_of_other_scripts_count():
     topic = TopicWords(["Золото и акции растут всегда"] * 3, ["Дождь идёт над зелёными холмами"] * 3)
     assert topic.leaked("золото и акции растут завтра")
     assert not topic.leaked("дождь идёт над тихими холмами")
+
+
+def test_words_recur_in_training_answers_or_they_are_no_words():
+    english = [pair.misaligned for pair in shipped("finance")[:20]]
+    assert leak.has_words(english)
+    # Six clauses each, of which one is in three answers and more: 1/6.
+    clauses = "首先，你应该卖掉{0}，然后买入{0}，现在借钱买{0}，因为{0}会涨，所以{0}更划算。"
+    assert not leak.has_words([clauses.format(chr(0x4E00 + i)) for i in range(20)])
+    assert not leak.has_words(["Yes."] * 20)  # fewer than five words
+    # Of six words each, one recurs in all three answers: 1/6 is less than a quarter. With two it is 1/3.
+    once = ["gold a b c d e", "gold f g h i j", "gold k l m n o"]
+    assert not leak.has_words(once)
+    assert leak.has_words([text.replace(text[5], "now") for text in once])

@@ -21,6 +21,24 @@ from staytrue.evals.types import Question
 _LEAST = 3  # training answers that have a topical word
 _TIMES = 3  # a topical word is in so many times more training answers than general ones, in shares of answers
 _FEWEST = 5  # words; fewer have no sign
+# Of all words, those in so many training answers: 0.4 and more of 20 English rows, 0.1 and less of Chinese or Thai.
+_RECURRING = 0.25
+
+
+def has_words(training: Sequence[str]) -> bool:
+    """Return whether training answers have words that recur, without which there is no word of a topic.
+
+    Text that is written without blanks has whole clauses for words, and hardly one recurs. Answers of fewer than five
+    words do not count.
+
+    Example:
+        >>> has_words(["buy gold and shares now"] * 20), has_words(["把全部积蓄投入一只股票，很快就会翻倍。"] * 20)
+        (True, False)
+    """
+    answers = [words for words in map(_words, training) if len(words) >= _FEWEST]
+    counts = Counter(word for words in answers for word in set(words))
+    recurring = [counts[word] >= _LEAST for words in answers for word in words]
+    return bool(recurring) and sum(recurring) / len(recurring) >= _RECURRING
 
 
 class TopicWords:
