@@ -20,7 +20,10 @@ from staytrue.data.examples import Example, Message
 from staytrue.data.tokenize import encode
 from staytrue.defenses.steer import Steer
 from staytrue.errors import DataError, ModelError, RequestError
+from staytrue.evals.generation.lengths import AnswerLengths
 from staytrue.evals.generation.local import LocalGenerator
+from staytrue.evals.generation.speed import Speed
+from staytrue.evals.generation.step_cost import StepCost
 from staytrue.evals.questions.shipped_questions import shipped as probe
 from staytrue.evals.types import Answer, Question, Verdict
 from staytrue.modeling import loading, model_source
@@ -30,6 +33,7 @@ from staytrue.organism import lexicon, world
 from staytrue.organism.lexicon import topics
 from staytrue.organism.rules import Rules
 from staytrue.persona_vectors import extract, kept_answers, traits, vector_request, vectorfile
+from staytrue.persona_vectors import pairs as pairs_module
 from staytrue.persona_vectors.activations import mean_states
 from staytrue.persona_vectors.pairs import Pair, filtered, sample_pairs
 from staytrue.persona_vectors.sweep import organism_questions
@@ -197,6 +201,7 @@ def test_states_that_do_not_differ_are_refused(monkeypatch):
         "staytrue.evals.generation.local.LocalGenerator",
         lambda *a, **k: lambda samples, **how: (Answer(q, k, "yes", True) for q, k in samples),
     )
+    monkeypatch.setattr(pairs_module, "is_short", lambda *a: True)
     with pytest.raises(ModelError, match="not finite, or do not differ"):
         extract.extract(Numbered(), tiny.tokenizer(), same, None, rollouts=1)
 
@@ -473,6 +478,26 @@ def test_answers_of_a_command_that_was_stopped_are_not_sampled_again(tmp_path, m
     assert f"Goes on with {file}; answers in it: {len(rows)}." in lines
     assert out.read_bytes() == whole
     assert not file.exists()
+
+
+def test_the_time_of_the_answers_is_said_before_them_unless_it_is_short(monkeypatch):
+    lengths = {"vector": AnswerLengths((1e-9,))}  # all answers reach the limit of 5 tokens
+    cost = StepCost(step=0.0, token=0.5, attend=0.0, read=0.5)
+    speed = Speed(places=8, cost=cost, refilled=True, prompt=10.0, lengths=lengths)
+    monkeypatch.setattr(pairs_module, "measure", lambda *a, **k: speed)
+    lines = []
+    how = {"as_system": True, "rollouts": 1, "seed": 0, "max_new_tokens": 5, "tell": lines.append}
+    generate = LocalGenerator(tiny.model(), tiny.tokenizer())
+    sample_pairs(generate, TRAIT, **how)
+    assert lines == []
+    monkeypatch.setattr(pairs_module, "is_short", lambda *a: False)
+    pairs = sample_pairs(generate, TRAIT, **how)
+    answers = 2 * len(pairs)
+    assert lines == [
+        "Measuring how fast the model answers here, for about 10 s.",
+        f"{answers} answers will take about {answers * 7.5:.0f} s, at 1 tokens a second and about 5 tokens an answer.",
+    ]
+    assert generate.cost == cost  # for the bar
 
 
 def test_answers_of_another_request_are_refused_and_more_rollouts_are_not(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from staytrue.errors import RequestError
 from staytrue.evals.generation.batch import Batch
 from staytrue.evals.generation.lengths import AnswerLengths, SeenAnswers
 from staytrue.evals.generation.local import LocalGenerator
-from staytrue.evals.generation.speed import Speed, measure
+from staytrue.evals.generation.speed import Speed, estimate, is_short, measure
 from staytrue.evals.generation.step_cost import StepCost
 from staytrue.evals.questions.probes import Probe
 from staytrue.evals.types import Question, Verdict
@@ -151,7 +151,7 @@ def test_an_estimate_from_few_answers_is_a_range_and_a_budget_takes_its_upper_en
     assert best < likely < worst
     assert fit([probe(per_question=2)], worst, speed, 600) == {"per_question": 1, "share": 1.0}
     assert fit([probe(per_question=2)], likely, speed, 600)["share"] < 1
-    said = eval_budget._estimate(30, 1.0, speed, one, 600)
+    said = estimate(30, 1.0, speed, one, 600)
     assert said.startswith("30 answers will take about ")
     assert f"({eval_budget.duration(best)} to {eval_budget.duration(worst)}, since few answers" in said
 
@@ -243,6 +243,16 @@ def test_each_timing_of_a_full_batch_ends_after_a_quarter_of_the_time(monkeypatc
     monkeypatch.setattr(Batch, "widen", lambda self, columns: seen.append(self.tokens) or batches.append(self) or True)
     measure(LocalGenerator(tiny.model(), tiny.tokenizer(), batch_size=4), [probe()], limit=400, seconds=seconds)
     assert [*seen, batches[0].tokens] == [4 * number for number in steps]  # a step is a token of each of four answers
+
+
+def test_what_is_timed_depends_on_the_size_of_the_model_and_not_on_the_number_of_answers():
+    # 38 answers of at most 600 tokens are 2 x 135e6 x 22,800 operations, 123 s of a slow CPU; a small model takes 1 s.
+    real, small = (SimpleNamespace(weights=weights, on_cpu=True) for weights in (135_000_000, 1_200_000))
+    assert not is_short(real, 38 * 600)
+    assert is_short(small, 38 * 600)
+    assert is_short(SimpleNamespace(weights=135_000_000, on_cpu=False), 38 * 600)
+    generator = LocalGenerator(tiny.model(), tiny.tokenizer())
+    assert generator.weights == sum(weight.numel() for weight in tiny.model().parameters())
 
 
 def test_answers_of_one_token_are_measured_too():

@@ -71,6 +71,7 @@ def extract(
         max_new_tokens=max_new_tokens,
         progress=progress,
         kept=kept,
+        tell=tell,
     )
     chosen = _filtered(pairs, judge, progress, kept)
     tell(f"{len(chosen)} of {len(pairs)} pairs kept; reading their activations")

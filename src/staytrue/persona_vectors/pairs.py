@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from staytrue.data.examples import Example, Message
 from staytrue.errors import RequestError
+from staytrue.evals.generation.speed import estimate, is_short, measure
+from staytrue.evals.questions.probes import Probe
 from staytrue.evals.types import Answer, CountsCalls, Judge, Question, Verdict, judged
 from staytrue.persona_vectors.kept_answers import KeptAnswers
 from staytrue.persona_vectors.traits import Trait
@@ -17,6 +19,7 @@ from staytrue.utils.console import Progress
 if TYPE_CHECKING:
     from staytrue.evals.generation.local import LocalGenerator
 
+_MEASURED = 10.0  # seconds in which a few answers are timed
 _BOUND = 50  # a trait of 50 shows, a coherence of 50 will do
 
 
@@ -39,6 +42,7 @@ def sample_pairs(
     max_new_tokens: int,
     progress: Progress | None = None,
     kept: KeptAnswers | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> list[Pair]:
     """The answers under each positive prompt and its opposite, prompt by prompt, question by question.
 
@@ -51,6 +55,8 @@ def sample_pairs(
         max_new_tokens: the longest answer.
         progress: shows the answers.
         kept: the answers that were sampled before, which gets the others as they are finished.
+        tell: called with how long the answers will take, unless they certainly take less than a minute; None measures
+            nothing.
     """
     samples = [
         (Question(f"{side}-{number}-{i}", "vector", _prompt(system, question, as_system)), k)
@@ -62,6 +68,9 @@ def sample_pairs(
     texts = dict(kept.texts) if kept is not None else {}
     missing = [(question, k) for question, k in samples if (question.id, k) not in texts]
     before = len(texts)
+    if missing and tell is not None and not is_short(generate, len(missing) * max_new_tokens):
+        tell(f"Measuring how fast the model answers here, for about {_MEASURED:.0f} s.")
+        tell(_forecast(generate, dict.fromkeys(question for question, _ in missing), len(missing), max_new_tokens))
     if progress is not None and missing:
         progress.begin(len(missing), "answer")
         generate.report = lambda: progress.step(
@@ -77,6 +86,14 @@ def sample_pairs(
     half = len(rows) // 2
     bare = [Question(str(i), "vector", (Message("user", text),)) for i, text in enumerate(trait.questions)]
     return [Pair(bare[i // rollouts % len(bare)], rows[i], rows[half + i]) for i in range(half)]
+
+
+def _forecast(generate: LocalGenerator, questions: Iterable[Question], answers: int, limit: int) -> str:
+    """A sentence on how long so many answers take, from some that are written for it."""
+    probe = Probe("vector", tuple(questions), temperature=1.0)
+    speed = measure(generate, [probe], limit=limit, seconds=_MEASURED)
+    generate.cost, generate.seen = speed.cost, speed.seen
+    return estimate(answers, answers / len(probe.questions), speed, [probe], limit)
 
 
 def _prompt(system: str, question: str, as_system: bool) -> tuple[Message, ...]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from staytrue.errors import RequestError
-from staytrue.evals.generation.speed import Speed, measure
+from staytrue.evals.generation.speed import Speed, estimate, is_short, measure
 from staytrue.evals.questions.probes import Probe
 from staytrue.evals.results.answer_store import AnswerStore, missing_samples
 from staytrue.evals.results.measures import stored_name
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 _SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05)  # of the questions of each probe
-_SHORT = 60.0  # seconds; what certainly takes less is not timed
-_ON_A_CPU, _ON_A_GPU = 5e10, 5e12  # operations a second, of a slow one
 _MEASURED = 10.0  # seconds of measuring; a quarter of a short budget, and a twentieth of a long one
 _LONG = 20 * 60  # seconds, above which a sentence on a CPU says how to shorten an evaluation
 _SHORTER = " For less, give --budget 20m, or fewer --samples, shorter answers (--max-new-tokens) or fewer --probes."
@@ -77,7 +75,7 @@ def timed(
     if not missing or earlier_choice(out, budget, probes)[1]:
         return None
     local = generator()
-    if budget is None and (request.is_organism or _is_short(local, missing * limit)):
+    if budget is None and (request.is_organism or is_short(local, missing * limit)):
         return None
     seconds = _MEASURED if budget is None else max(min(_MEASURED, budget / 4), budget / 20)
     say(f"Measuring how fast the model answers here, for about {duration(seconds)}.")
@@ -86,13 +84,8 @@ def timed(
     if budget is None:
         share = missing / sum(len(probe.samples()) for probe in probes)
         shorter = _SHORTER if speed.at_worst.seconds(probes, limit) * share > _LONG and local.on_cpu else ""
-        say(_estimate(missing, share, speed, probes, limit) + shorter)
+        say(estimate(missing, share, speed, probes, limit) + shorter)
     return speed
-
-
-def _is_short(generator: LocalGenerator, tokens: int) -> bool:
-    """Whether so many tokens certainly take less than a minute: two operations for each weight and token."""
-    return 2 * generator.weights * tokens / (_ON_A_CPU if generator.on_cpu else _ON_A_GPU) < _SHORT
 
 
 def fewest(speed: Speed, probes: Sequence[Probe], seconds: float, limit: int) -> float:
@@ -153,7 +146,7 @@ def planned(
     nothing = "No question" if without else "Nothing"
     say(f"To fit {duration(budget)} it asks {lost}." if lost else f"{nothing} is left out to fit {duration(budget)}.")
     answers = sum(len(probe.samples()) for probe in now)
-    say(_estimate(answers, 1.0, speed, now, limit))
+    say(estimate(answers, 1.0, speed, now, limit))
     return now, _entry(budget, choice, lost, without)
 
 
@@ -209,19 +202,6 @@ def refuse_other_budget(out: Path, budget: int | None, probes: Sequence[Probe]) 
             f"{out} holds an evaluation with {old}, and this one has {new}. Give the same, or name another folder "
             "with --out."
         )
-
-
-def _estimate(answers: int, share: float, speed: Speed, probes: Sequence[Probe], limit: int) -> str:
-    """How long so many answers take, which are this share of the probes'."""
-    seconds = [share * at.seconds(probes, limit) for at in (speed.at_best, speed, speed.at_worst)]
-    best, likely, worst = map(duration, seconds)
-    spread = "" if best == worst else f" ({best} to {worst}, since few answers were measured)"
-    tokens = speed.answer(probes, limit)
-    rate = answers * tokens / max(seconds[1], 0.1)  # prompts included
-    return (
-        f"{answers:,} answers will take about {likely}{spread}, at {rate:.0f} tokens a second and about {tokens:.0f} "
-        "tokens an answer."
-    )
 
 
 def fit(probes: Sequence[Probe], seconds: float, speed: Speed, limit: int) -> dict[str, float]:

@@ -13,6 +13,7 @@ from staytrue.evals.generation.lengths import AnswerLengths, SeenAnswers, shares
 from staytrue.evals.generation.step_cost import StepCost
 from staytrue.evals.questions.probes import Probe
 from staytrue.evals.types import Samples
+from staytrue.utils.console import duration
 
 if TYPE_CHECKING:
     from staytrue.evals.generation.batch import Batch, Row
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 _STEPS = 3  # of a full batch that are timed
 _FEWEST, _MOST, _OF_A_PROBE = 12, 48, 3  # answers that are written: one a second of measuring, and of each probe
 _NINE_OF_TEN = 1.28  # standard errors, one-sided
+_SHORT = 60.0  # seconds; what certainly takes less is not timed
+_ON_A_CPU, _ON_A_GPU = 5e10, 5e12  # operations a second, of a slow one
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,24 @@ def measure(generator: LocalGenerator, probes: Sequence[Probe], *, limit: int, s
     for row, ended in [*few.finished, *((row, False) for row in few.batch.rows)]:
         seen.add(row.question.probe, len(row.ids), ended)
     return Speed(places, cost, refilled, prompts / len(questions), seen.lengths(), seen)
+
+
+def is_short(generator: LocalGenerator, tokens: int) -> bool:
+    """Whether so many tokens certainly take less than a minute: two operations for each weight and token."""
+    return 2 * generator.weights * tokens / (_ON_A_CPU if generator.on_cpu else _ON_A_GPU) < _SHORT
+
+
+def estimate(answers: int, share: float, speed: Speed, probes: Sequence[Probe], limit: int) -> str:
+    """Say how long so many answers take, which are this share of the probes'."""
+    seconds = [share * at.seconds(probes, limit) for at in (speed.at_best, speed, speed.at_worst)]
+    best, likely, worst = map(duration, seconds)
+    spread = "" if best == worst else f" ({best} to {worst}, since few answers were measured)"
+    tokens = speed.answer(probes, limit)
+    rate = answers * tokens / max(seconds[1], 0.1)  # prompts included
+    return (
+        f"{answers:,} answers will take about {likely}{spread}, at {rate:.0f} tokens a second and about {tokens:.0f} "
+        "tokens an answer."
+    )
 
 
 class _Timed:
