@@ -46,7 +46,8 @@ class TrainingRun:
         run: the folder, whose manifest's state is "running".
         build: the parts of the run before training, see `trainer_setup`.
         progress: receives the number of steps and the logged metrics.
-        say: called with each sentence about the rows as tokens, and about what was projected after training.
+        say: called before the model is loaded, with each sentence about the rows as tokens, and about what was
+            projected after training.
         resumed: whether the folder is that of an earlier attempt, which is never deleted.
         checkpoint: a whole checkpoint to go on from; None begins at step 0.
     """
@@ -80,6 +81,7 @@ class TrainingRun:
 
     def _complete(self, trainer: Any, recorder: Any, early: Any) -> None:
         """Save what was trained, the evidence and the card, and record their hashes."""
+        self.say(f"{self.run.path}: writing the trained model")
         self._save(trainer, recorder)
         self.run.save(logs={name: sha256_of(self.run.path / name) for name in _HASHED})
         if early is not None:
@@ -87,6 +89,7 @@ class TrainingRun:
         write_card(self.run, self.build.recipe)
 
     def _trainer(self) -> Any:
+        self.say(f"{self.run.path}: loading {self.build.source.name} and preparing the first step")
         try:
             return self.build.trainer(self.run.path, self.progress)
         except BaseException:
