@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from staytrue.config import trainer_args
 from staytrue.config.recipe import Stop
 from staytrue.data.examples import write_examples
+from staytrue.defense import pulled
 from staytrue.errors import StaytrueError, TrainingError
 from staytrue.modeling.sharded import whole_weights
 from staytrue.runs import probe_selection
@@ -176,7 +177,8 @@ class TrainingRun:
         from staytrue.training.callbacks import RunLog
 
         trainer.remove_callback(PrinterCallback)  # the trainer's own prints
-        trainer.add_callback(RunLog(self.run.path / "metrics.jsonl", self.progress))
+        penalties = [label for label, defense in trainer.guard.defenses.items() if "penalty" in pulled(defense)]
+        trainer.add_callback(RunLog(self.run.path / "metrics.jsonl", self.progress, penalties))
         ends = EndsAtNextStep(trainer.args)
         trainer.add_callback(ends)
         kept = checkpoints_of(self.run, self.build.recipe.train.get("save_total_limit", 2))

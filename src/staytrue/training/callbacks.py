@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,17 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
     A row of the first holds step, total loss, task loss, each defense's own number.
 
     With GRPO also trl's own numbers: `reward`, `reward_std`, each term, lengths of completions, entropy.
+
+    Args:
+        path: of `metrics.jsonl`.
+        progress: shows the steps.
+        labels: of the defenses that have a number; one that was not measured since the last row is null.
     """
 
-    def __init__(self, path: Path, progress: Any = None) -> None:
+    def __init__(self, path: Path, progress: Any = None, labels: Sequence[str] = ()) -> None:
         self._path = path
         self._progress = progress
+        self._labels = labels
         self._first = 0
         self._shown: dict[str, float] = {}  # the numbers that were logged last
 
@@ -44,7 +51,7 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
         if "task_loss" not in numbers:  # a run without defenses
             numbers["task_loss"] = numbers["loss"]
         row = {"step": state.global_step} | {k: v if math.isfinite(v) else None for k, v in numbers.items()}
-        append_row(self._path, row)
+        append_row(self._path, row | {label: None for label in self._labels if label not in row})
         self._shown = numbers
         self._show(state)
 
