@@ -131,7 +131,7 @@ def check(
     """Check a recipe as `train` does, without loading the model, and estimate memory and time. Writes nothing.
 
     It reads the rows of defenses too, and samples no answers. What depends on weights is left to `train`: whether a
-    model has moved or has a head of its own kind, and whether the base of `safelora` has other weights.
+    model has moved or has a head of its own kind, and whether a `safelora` base in another place has other weights.
     """
     from staytrue.config import recipe as recipes
     from staytrue.utils.console import quieten, say
