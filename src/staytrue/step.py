@@ -266,4 +266,5 @@ class Step:
 def positions_of(totals: Tensor, on: str, tokens: Tokens) -> Tensor:
     """() int64: how many positions of a source and kind there are, from `Marks.counts` (len(SOURCES), 2)."""
     scored, every = totals.sum(0) if on == "all" else totals[SOURCES.index(on)]
-    return {"scored": scored, "prompt": every - scored, "all": every}[tokens]
+    counts: dict[str, Tensor] = {"scored": scored, "prompt": every - scored, "all": every}
+    return counts[tokens]
