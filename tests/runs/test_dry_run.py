@@ -233,7 +233,7 @@ def prompts(folder, name, rows):
         lambda folder: {"ldifs": {"on": "interleaved"}},
         lambda folder: {"constrained_sft": {"on": "interleaved"}},
         lambda folder: {"safelora": {"base": str(folder / "model")}},
-        lambda folder: {"safelora": {"base": str(folder / "other" / ".." / "model")}},
+        lambda folder: {"safelora": {"base": str(folder / "model" / ".." / "model")}},
     ],
     ids=["asked", "unanswered", "faults", "share", "pool", "layer", "width", "blocks", "fisher", "base", "all_blocks",
          "kl_on", "ldifs_on", "constrained_on", "itself", "itself_by_another_path"],

@@ -166,6 +166,13 @@ def test_reinforcement_learning_is_seen(home, tmp_path):
     assert seen(home, tmp_path, defenses, **GRPO) == {}
 
 
+def test_a_missing_number_of_answers_that_the_model_wrote_is_refused(home, tmp_path):
+    assert seen(home, tmp_path, [defense("kl", tmp_path), defense("rehearse", tmp_path)], **GRPO) == {}
+    rewrite(tmp_path / "run", lambda row: row | {"kl": None})
+    sealed(tmp_path / "run")
+    assert "its number is missing in metrics.jsonl" in faults(tmp_path / "run")["kl"][0]
+
+
 def test_a_run_of_the_organism_is_seen(tmp_path):
     plain = {"schema": 1, "model": "organism", "task": "arithmetic", "lora": {"r": 4}, "train": {"max_steps": 3}}
     defenses = (KL(), Inoculate(), L2Init(), Freeze())
