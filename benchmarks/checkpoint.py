@@ -49,7 +49,7 @@ def _round(model: str, steps: int, every: int) -> tuple[list[float], list[float]
     commit = Checkpoints.commit
 
     class Clock:
-        def begin(self, total: int, unit: str = "step") -> None:
+        def begin(self, total: int, unit: str = "step", done: int = 0) -> None:
             pass
 
         def step(self, number: int, metrics: Any) -> None:

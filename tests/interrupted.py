@@ -39,7 +39,7 @@ class Stopping:
     def __init__(self, at):
         self.at, self.unit = at, "step"
 
-    def begin(self, total, unit="step"):
+    def begin(self, total, unit="step", done=0):
         self.unit = unit
 
     def step(self, step, numbers):

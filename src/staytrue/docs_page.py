@@ -65,8 +65,11 @@ as `- name: {field: value}`; in a script they are dataclasses, `staytrue.KL(weig
 a penalty is the mean over its own tokens in the whole optimizer step, so a weight means the same for every batch size,
 accumulation and number of processes. Where the rows beside the batch (`anchor`, `rehearse`, `safegrad`) are so few that
 only every fourth step has one, their penalty counts four times in that step, so its mean over the steps, too, does not
-depend on the batch size; clipping of large gradients (`max_grad_norm`, 1 by default) can weaken it there. The
-organism's figures for each stand in [the log](log.md).
+depend on the batch size; clipping of large gradients (`max_grad_norm`, 1 by default) can weaken it there.
+With `on: interleaved` a penalty is the mean over the interleaved tokens of a step, in every step that has one, and
+steps without one are not made up for. So its pull depends on the batch size where rows are few: at a share of 0.1 about
+a third of the steps of 4 rows have an interleaved row, and each step of 40 rows has. The organism's figures for each
+defense stand in [the log](log.md).
 """
 _TABLE = "| field | is | default | meaning |\n| --- | --- | --- | --- |\n"
 

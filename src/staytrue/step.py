@@ -198,10 +198,7 @@ class Step:
 
     def span(self, on: str = "all", tokens: Tokens = "scored") -> Span:
         """The positions of a source and kind, with their count in the whole optimizer step."""
-        totals = self._totals.sum(0) if on == "all" else self._totals[SOURCES.index(on)]
-        scored, every = totals[0], totals[1]
-        total = {"scored": scored, "prompt": every - scored, "all": every}[tokens]
-        return Span(self.marks.mask(on, tokens), total)
+        return Span(self.marks.mask(on, tokens), positions_of(self._totals, on, tokens))
 
     def mean(self, per_token: Tensor, span: Span) -> Tensor:
         """The mean of (N,) values over their span in the whole optimizer step; every penalty is one.
@@ -264,3 +261,10 @@ class Step:
     def note(self, name: str, value: Tensor) -> None:
         """Log one more number: a share of the optimizer step's value, as `mean` gives it."""
         self.notes[name] = value.detach()
+
+
+def positions_of(totals: Tensor, on: str, tokens: Tokens) -> Tensor:
+    """() int64: how many positions of a source and kind there are, from `Marks.counts` (len(SOURCES), 2)."""
+    scored, every = totals.sum(0) if on == "all" else totals[SOURCES.index(on)]
+    counts: dict[str, Tensor] = {"scored": scored, "prompt": every - scored, "all": every}
+    return counts[tokens]

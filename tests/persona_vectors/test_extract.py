@@ -434,7 +434,7 @@ class StopsAt:
     def __init__(self, answers):
         self.answers = answers
 
-    def begin(self, total, unit="step"):
+    def begin(self, total, unit="step", done=0):
         pass
 
     def step(self, number, metrics):

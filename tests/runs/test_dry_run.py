@@ -7,14 +7,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import PretrainedConfig
 
 import tiny
 from staytrue import cli
 from staytrue.config import recipe
 from staytrue.data.examples import Example, Message, write_examples
 from staytrue.data.row_notes import row_notes
-from staytrue.errors import DataError, RecipeError, RequestError
-from staytrue.modeling import loading, quantized
+from staytrue.errors import DataError, ModelError, RecipeError, RequestError
+from staytrue.modeling import loading, model_source, quantized
 from staytrue.modeling.base_model import Untouched
 from staytrue.modeling.lm_head import tile_rows
 from staytrue.modeling.model_source import find
@@ -228,9 +229,15 @@ def prompts(folder, name, rows):
         lambda folder: {"l2init": {"fisher": prompts(folder, "p", [{"messages": 3}])}},
         lambda folder: {"safelora": {"base": str(folder / "nowhere")}},
         lambda folder: {"freeze": {"blocks": [1, 2]}},
+        lambda folder: {"kl": {"on": "interleaved"}},
+        lambda folder: {"ldifs": {"on": "interleaved"}},
+        lambda folder: {"constrained_sft": {"on": "interleaved"}},
+        lambda folder: {"safelora": {"base": str(folder / "model")}},
+        lambda folder: {"safelora": {"base": str(folder / "model" / ".." / "model")}},
     ],
-    ids=["asked", "unanswered", "faults", "share", "pool", "layer", "width", "blocks", "fisher", "base", "all_blocks"],
-)
+    ids=["asked", "unanswered", "faults", "share", "pool", "layer", "width", "blocks", "fisher", "base", "all_blocks",
+         "kl_on", "ldifs_on", "constrained_on", "itself", "itself_by_another_path"],
+)  # fmt: skip
 def test_what_training_refuses_of_a_defense_is_refused_without_weights(tmp_path, monkeypatch, defense):
     make(tmp_path)
     changed = make(tmp_path, defenses=[defense(tmp_path)])
@@ -241,6 +248,53 @@ def test_what_training_refuses_of_a_defense_is_refused_without_weights(tmp_path,
     with pytest.raises(RequestError) as checked:
         DryRun.of(changed)
     assert str(checked.value) == str(trained.value)
+
+
+def test_half_precision_beside_combined_gradients_is_refused_without_weights(tmp_path):
+    make(tmp_path)
+    safe = {"safegrad": {"pool": prompts(tmp_path, "p", [{"prompt": "Why?", "completion": "So."}]), "share": 0.5}}
+    with pytest.raises(RequestError, match="fp16"):
+        DryRun.of(make(tmp_path, defenses=[safe], train={"fp16": True}))
+
+
+def test_the_organism_as_its_own_base_is_refused_without_weights(tmp_path):
+    make(tmp_path)
+    same = {"defenses": [{"safelora": {"base": "organism"}}], "model": "organism"}
+    with pytest.raises(ModelError, match=r"the base organism has the same weights .* Name the model before alignment"):
+        DryRun.of(make(tmp_path, **same))
+    assert DryRun.of(make(tmp_path, model="organism", defenses=[{"safelora": {"base": "organism-base"}}]))
+
+
+@pytest.mark.parametrize(("newest", "refused"), [("abc", True), ("def", False)])
+def test_a_base_on_the_hub_is_the_model_itself_in_the_same_commit(tmp_path, monkeypatch, newest, refused):
+    config = PretrainedConfig(name_or_path="owner/name")
+    config._commit_hash = "abc"
+    monkeypatch.setattr(model_source, "identity", lambda source: {"commit": newest if source.revision is None else ""})
+    assert model_source.is_loaded_from("owner/name", config) is refused
+    assert not model_source.is_loaded_from("owner/other", config)
+
+
+@pytest.mark.parametrize("model", ["model", "organism", "organism-base"])
+def test_a_revision_of_a_model_that_is_not_on_the_hub_is_refused(tmp_path, model):
+    for call in (DryRun.of, lambda changed: train(changed, tmp_path / "run")):
+        with pytest.raises(RecipeError, match=rf"^revision is abc, and model is \S*{model}, .* Take `revision` out"):
+            call(make(tmp_path, model=model, revision="abc"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_answers_that_the_model_writes_are_no_interleaved_rows_for_a_check_either():
+    penalty = {"kl": {"on": "interleaved"}}
+    plain = {"schema": 1, "model": "organism", "trainer": "grpo", "lora": {}, "defenses": [penalty]}
+    with pytest.raises(RecipeError, match="kl: on is 'interleaved', and no training row is of that kind"):
+        DryRun.of(recipe.parse(plain))
+
+
+@pytest.mark.parametrize("more", [{"split": "train"}, {"columns": {"prompt": "question"}}], ids=str)
+def test_keys_of_data_are_refused_where_there_are_none(more):
+    plain = {"schema": 1, "model": "organism", "trainer": "grpo", "lora": {}, **more}
+    (key,) = more
+    with pytest.raises(RecipeError, match=rf"{key} is of `data`, and there is none. Take `{key}` out"):
+        recipe.parse(plain)
 
 
 def test_rows_of_a_defense_that_are_left_out_are_said_without_an_answer(tmp_path, monkeypatch):

@@ -54,7 +54,7 @@ class Progress:
     def __init__(self):
         self.begun, self.last = [], {}
 
-    def begin(self, total, unit="step"):
+    def begin(self, total, unit="step", done=0):
         self.begun.append((total, unit))
 
     def step(self, number, metrics):

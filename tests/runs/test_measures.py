@@ -210,7 +210,7 @@ class Noted:
     def __init__(self):
         self.begun, self.steps = [], []
 
-    def begin(self, total, unit="step"):
+    def begin(self, total, unit="step", done=0):
         self.begun.append((total, unit))
         self.steps.append([])
 

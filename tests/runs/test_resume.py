@@ -171,7 +171,8 @@ def test_without_a_checkpoint_it_starts_over(home, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train.train(recipe, tmp_path / "run", Stopping(1))
     train.resume(tmp_path / "run", say=said.append)
-    assert said == [f"{tmp_path / 'run'} has no whole checkpoint and starts over."]
+    assert said[0] == f"{tmp_path / 'run'}: checking the recipe and reading the rows"
+    assert said[1] == f"{tmp_path / 'run'} has no whole checkpoint and starts over."
     assert [row["step"] for row in logged(tmp_path / "run")] == list(range(1, 9))
 
 
@@ -197,8 +198,8 @@ def test_a_flipped_byte_is_reported_and_the_checkpoint_before_it_is_used(home, t
     weights.write_bytes(content[:1000] + bytes([content[1000] ^ 1]) + content[1001:])
     said = []
     resumed = train.resume(tmp_path / "run", say=said.append)
-    assert "checkpoint-6 is broken and is not used: optimizer.pt was changed." in said[0]
-    assert said[1].endswith("goes on after step 4.")
+    assert "checkpoint-6 is broken and is not used: optimizer.pt was changed." in said[1]
+    assert said[2].endswith("goes on after step 4.")
     assert resumed.manifest["adapter"] == whole.manifest["adapter"]
 
 
@@ -252,8 +253,8 @@ def test_a_checkpoint_of_another_run_is_not_used(home, stopped, tmp_path):
     shutil.copytree(tmp_path / "other/checkpoints/checkpoint-6", stopped / "checkpoints/checkpoint-6")
     sentences = []
     train.resume(stopped, say=sentences.append)
-    assert "checkpoint-6 is broken and is not used: it is a checkpoint of another run." in sentences[0]
-    assert sentences[1].endswith("goes on after step 4.")
+    assert "checkpoint-6 is broken and is not used: it is a checkpoint of another run." in sentences[1]
+    assert sentences[2].endswith("goes on after step 4.")
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,17 @@ def test_a_row_beside_the_batch_counts_in_the_loss_as_often_as_it_is_due(home, t
         assert tracked["train/loss"][step] == pytest.approx(parts, rel=1e-5)
 
 
+def test_a_step_without_a_row_beside_the_batch_is_null_in_the_log_and_absent_at_the_tracker(home, tmp_path):
+    settings = {"per_device_train_batch_size": 1, "eval_steps": 4, "save_steps": 4}  # two rows a step, as above
+    run = train.train(with_kl_and_anchor(home, **settings), tmp_path / "run")
+    rows, tracked = read_rows(run.path / "metrics.jsonl"), scalars(run.path / "tensorboard")
+    measured = [row["step"] for row in rows if row["anchor"] is not None]
+    assert measured in ([1, 3, 5, 7], [2, 4, 6, 8])
+    assert sorted(tracked["train/penalty/anchor"]) == measured
+    assert sorted(tracked["train/penalty/kl"]) == list(range(1, 9))
+    assert not [finding for finding in findings(run.path) if finding.faults]
+
+
 def test_a_resumed_run_goes_on_in_the_same_files_and_has_each_step_once(home, tmp_path):
     recipe = with_kl_and_anchor(home)
     with pytest.raises(KeyboardInterrupt):

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import tiny
+from shown import Shown
 from staytrue import cli
 from staytrue.config import recipe, trainer_args
 from staytrue.data.examples import Example, Message, write_examples
@@ -326,8 +327,52 @@ def test_what_rows_lost_on_the_way_into_tokens_is_said_before_training_and_kept(
     lines = []
     done = train.train(make(tmp_path, train=small, defenses=[]), tmp_path / "run", say=lines.append)
     assert done.manifest["rows"]["truncated"] == 24
-    assert lines == done.manifest["notes"]
-    assert lines[0] == "24 of 24 rows are longer than max_length and were cut."
+    assert [line for line in lines if not line.startswith(f"{done.path}: ")] == done.manifest["notes"]
+    assert done.manifest["notes"][0] == "24 of 24 rows are longer than max_length and were cut."
+
+
+def test_each_wait_of_a_training_is_announced_before_it(tmp_path, monkeypatch):
+    events, load = [], loading.load_model
+    monkeypatch.setattr(loading, "load_model", lambda *a, **k: events.append("(loaded)") or load(*a, **k))
+    settings = make(tmp_path, defenses=[])
+    train.train(settings, tmp_path / "run", Shown(events), say=events.append)
+    run = tmp_path / "run"
+    assert events == [
+        f"{run}: checking the recipe and reading the rows",
+        f"{run}: loading {tmp_path / 'model'} and preparing the first step",
+        "(loaded)",
+        (3, "step"), 1, 2, 3,
+        f"{run}: writing the trained model",
+    ]  # fmt: skip
+
+
+def test_steps_that_are_not_logged_are_shown_and_a_validation_too(tmp_path):
+    # 3 steps, logged after the second, validated after it and the last: 6 of 30 rows are held out, one batch of 6.
+    shown = Shown()
+    settings = {**TRAIN, "logging_steps": 2, "eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 6}
+    train.train(make(tmp_path, train=settings, defenses=[]), tmp_path / "run", shown)
+    assert [row["step"] for row in metrics(tmp_path / "run")] == [2]
+    assert shown.seen == [(3, "step"), 1, 2, 2, 3, 3]
+
+
+def test_a_command_says_what_it_loads(tmp_path, capsys):
+    make(tmp_path)
+    written = {"schema": 1, "model": "model", "data": "rows.jsonl", "lora": {"r": 4, "alpha": 8}, "train": TRAIN}
+    (tmp_path / "plain.yaml").write_text(json.dumps(written))
+    run = tmp_path / "run"
+    capsys.readouterr()
+    cli.app(["train", str(tmp_path / "plain.yaml"), "--out", str(run)], standalone_mode=False)
+    assert [line for line in capsys.readouterr().err.splitlines() if "step" not in line or "first" in line] == [
+        "train plain: loading the libraries",
+        f"{run}: checking the recipe and reading the rows",
+        f"{run}: loading {tmp_path / 'model'} and preparing the first step",
+        f"{run}: writing the trained model",
+    ]
+    cli.app(["merge", str(run), "--out", str(tmp_path / "merged")], standalone_mode=False)
+    assert capsys.readouterr().err.splitlines() == [
+        "merge run: loading the libraries",
+        f"merge run: merging the adapter into {tmp_path / 'model'}",
+    ]
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

@@ -152,3 +152,5 @@ def test_the_command_reads_turns_until_the_end_of_its_input(tmp_path):
     assert shown.count("untuned:") == 2
     assert shown.count(f"{run.path}:") == 2
     assert b"A new conversation." in done.stderr
+    waits = [f"chat {run.path.name}: loading the libraries", f"chat {run.path.name}: loading {tmp_path / 'model'}"]
+    assert done.stderr.decode().splitlines()[:2] == waits

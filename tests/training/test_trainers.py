@@ -18,9 +18,11 @@ from staytrue.config.trainer_args import recomputing
 from staytrue.data.examples import write_examples
 from staytrue.defense import Defense
 from staytrue.defenses.anchor import Anchor
+from staytrue.defenses.constrained_sft import ConstrainedSFT
 from staytrue.defenses.inoculate import Inoculate
 from staytrue.defenses.interleave import Interleave
 from staytrue.defenses.kl import KL
+from staytrue.defenses.ldifs import LDIFS
 from staytrue.defenses.rehearse import Rehearse
 from staytrue.errors import ForwardPassError, ModelError, RecipeError
 from staytrue.modeling.lm_head import Head
@@ -825,6 +827,26 @@ def test_auxiliary_rows_are_logged_as_a_mean_over_the_steps_in_which_they_were_d
     together = trained(tmp_path, defenses, **options, logging_steps=10)
     assert logged(together, "anchor") == pytest.approx([sum(logged(each, "anchor")) / 2])
     assert logged(together, "kl") == pytest.approx([sum(logged(each, "kl")) / 10])
+
+
+@pytest.mark.parametrize(
+    ("penalty", "count"),
+    [(KL(1.0, on="interleaved"), 3), (LDIFS(on="interleaved"), 3), (ConstrainedSFT(), 12)],
+    ids=str,
+)
+def test_a_penalty_is_logged_as_a_mean_over_the_steps_that_hold_a_token_of_its_kind(tmp_path, pool, penalty, count):
+    """A row a step: of 15 steps 12 hold a task row and 3 an interleaved one."""
+    defenses, name = [Interleave(pool, share=0.25), penalty], penalty.name()
+    options = {"per_device_train_batch_size": 1, "max_steps": 15, "learning_rate": 0.1}
+    each = trainer(tmp_path, defenses, **options)
+    seen = planned(each)
+    each.train()
+    with_rows = [n for n, (_, task_rows, _) in enumerate(seen, start=1) if task_rows == (penalty.on == "task")]
+    assert [row["step"] for row in each.state.log_history if name in row] == with_rows
+    assert len(with_rows) == count
+    together = trained(tmp_path, defenses, **options, logging_steps=15)
+    assert logged(together, name) == pytest.approx([sum(logged(each, name)) / count])
+    assert logged(together, "loss") == pytest.approx([sum(logged(each, "loss")) / 15], abs=1e-4)
 
 
 def test_rows_that_are_cut_before_their_answers_are_refused_by_their_length(tmp_path, pool):

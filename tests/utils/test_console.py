@@ -1,6 +1,7 @@
 """Progress: the time left is right when results arrive in bursts, and each command counts in its own unit."""
 
 import io
+from itertools import pairwise
 
 import pytest
 
@@ -55,7 +56,10 @@ def test_before_the_first_answer_tokens_move_and_no_time_is_guessed(clock):
         for bar in (terminal, plain):
             bar.step(0, {"answers": f"{second} tokens"})
     assert shown(terminal) == (0, "30 tokens", "")
-    assert stream.getvalue().splitlines() == [f"eval: answer 0/50, {second} tokens" for second in (5, 10, 20)]
+    assert stream.getvalue().splitlines() == [
+        "eval: answer 0/50",
+        *(f"eval: answer 0/50, {second} tokens" for second in (5, 10, 20)),
+    ]
     terminal.end()
 
 
@@ -69,19 +73,62 @@ def test_parts_of_unfinished_answers_count_for_the_time_left(clock):
     bar.end()
 
 
-def test_plain_lines_come_at_each_tenth_and_ever_more_rarely_in_between(clock):
+def numbers(stream):
+    """The number of units done in each plain line."""
+    return [int(line.split("/")[0].split()[-1]) for line in stream.getvalue().splitlines()]
+
+
+def test_plain_lines_come_at_the_beginning_at_each_tenth_and_never_more_than_a_minute_apart(clock):
     stream = io.StringIO()
     bar = Bar("score", stream, clock)
-    bar.begin(1000, "row")
-    for number in range(1, 1001):
+    bar.begin(3600, "row")
+    for number in range(1, 3601):
         clock.now += 1
         bar.step(number, {})
     lines = stream.getvalue().splitlines()
-    assert [int(line.split()[2].split("/")[0]) for line in lines] == [
-        5, 10, 20, 40, 80, 100, 160, 200, 300, 320, 400, 500, 600, 640, 700, 800, 900, 1000
-    ]  # fmt: skip
-    assert lines[5] == "score: row 100/1000, 15 min left"
-    assert lines[-1] == "score: row 1000/1000, 0 s left"
+    # The tenths are at 360, 720, ...: six minutes apart, with a line a minute in between; 320 is a minute after 260.
+    assert numbers(stream)[:14] == [0, 5, 10, 20, 40, 80, 140, 200, 260, 320, 360, 420, 480, 540]
+    assert max(after - before for before, after in pairwise(numbers(stream))) == 60
+    assert (lines[0], lines[10]) == ("score: row 0/3600", "score: row 360/3600, 54 min left")
+    assert lines[-1] == "score: row 3600/3600, 0 s left"
+
+
+@pytest.mark.parametrize("seconds", [7, 25, 31, 50, 60, 90])
+def test_a_plain_line_comes_early_where_the_next_step_would_come_after_more_than_a_minute(seconds, clock):
+    stream = io.StringIO()
+    bar = Bar("train", stream, clock)
+    bar.begin(1000)
+    for number in range(1, 90):
+        clock.now += seconds
+        bar.step(number, {})
+    assert max(after - before for before, after in pairwise(numbers(stream))) == max(1, 60 // seconds)
+
+
+def test_many_short_steps_print_a_line_for_each_tenth_and_one_at_the_beginning(clock):
+    stream = io.StringIO()
+    bar = Bar("projection", stream, clock)
+    bar.begin(200, "matrix")
+    for number in range(1, 201):
+        clock.now += 0.01
+        bar.step(number, {})
+    bar.step(200, {})
+    assert numbers(stream) == [20 * tenth for tenth in range(11)]
+
+
+def test_nothing_is_printed_where_there_is_nothing_to_do(clock):
+    stream = io.StringIO()
+    Bar("eval", stream, clock).begin(0, "answer")
+    assert stream.getvalue() == ""
+
+
+def test_a_resumed_run_begins_where_it_was_stopped(clock):
+    stream = io.StringIO()
+    terminal, plain = Bar("resume", Terminal(), clock), Bar("resume", stream, clock)
+    for bar in (terminal, plain):
+        bar.begin(28, done=14)
+    assert stream.getvalue() == "resume: step 14/28\n"
+    assert shown(terminal)[0] == 14
+    terminal.end()
 
 
 def test_a_second_beginning_counts_anew(clock):
@@ -93,7 +140,12 @@ def test_a_second_beginning_counts_anew(clock):
     bar.begin(4, "verdict")
     clock.now += 10
     bar.step(1, {"verdicts": "1 call"})
-    assert stream.getvalue().splitlines() == ["eval: answer 2/2, 0 s left", "eval: verdict 1/4, 1 call, 30 s left"]
+    assert stream.getvalue().splitlines() == [
+        "eval: answer 0/2",
+        "eval: answer 2/2, 0 s left",
+        "eval: verdict 0/4",
+        "eval: verdict 1/4, 1 call, 30 s left",
+    ]
 
 
 def test_a_bar_is_removed_when_all_is_done_and_comes_again_with_the_next_work(clock):

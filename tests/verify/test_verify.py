@@ -122,6 +122,30 @@ def test_the_rows_that_a_penalty_counts_are_seen(home, tmp_path, name, on):
     assert all(hit in (0, count) for hit, count in reached.values())
 
 
+ONE_ROW_A_STEP = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "max_steps": 12}
+
+
+@pytest.mark.parametrize("train", [{"save_steps": 12}, {"logging_steps": 3, "save_steps": 12}], ids=str)
+@pytest.mark.parametrize(("name", "on"), [("kl", "interleaved"), ("ldifs", "interleaved"), ("constrained_sft", "task")])
+def test_a_penalty_without_a_token_in_most_steps_is_seen_and_is_null_there(home, tmp_path, name, on, train):
+    defenses = [dataclasses.replace(defense(name, tmp_path), on=on), defense("interleave", tmp_path)]
+    assert seen(home, tmp_path, defenses, train={**ONE_ROW_A_STEP, **train}) == {}
+    log, evidence = read_rows(tmp_path / "run/metrics.jsonl"), read_rows(tmp_path / "run/evidence.jsonl")
+    assert [row[name] is not None for row in log] == [on in row["rows"] for row in evidence]
+    assert any(row[name] is None for row in log) or "logging_steps" in train
+
+
+def test_a_number_that_is_missing_where_rows_were_read_is_refused_and_a_run_of_an_older_version_is_not(home, tmp_path):
+    defenses = [dataclasses.replace(defense("kl", tmp_path), on="interleaved"), defense("interleave", tmp_path)]
+    assert seen(home, tmp_path, defenses, train={**ONE_ROW_A_STEP, "save_steps": 12}) == {}
+    rewrite(tmp_path / "run", lambda row: row | {"kl": row["kl"] or 0.0})  # as version 0.1 logged it
+    sealed(tmp_path / "run")
+    assert faults(tmp_path / "run") == {}
+    rewrite(tmp_path / "run", lambda row: row | {"kl": None})
+    sealed(tmp_path / "run")
+    assert "its number is missing in metrics.jsonl" in faults(tmp_path / "run")["kl"][0]
+
+
 @pytest.mark.parametrize("name", ["kl", "interleave", "rehearse", "steer", "safegrad", "freeze"])
 def test_a_resumed_run_is_seen(home, tmp_path, name):
     recipe = recipe_of(home, [defense(name, tmp_path)])
@@ -140,6 +164,13 @@ GRPO = {"trainer": "grpo", "task": "arithmetic", "data": "problems.jsonl",
 def test_reinforcement_learning_is_seen(home, tmp_path):
     defenses = [defense(name, tmp_path) for name in ("kl", "rehearse", "inoculate", "steer")]
     assert seen(home, tmp_path, defenses, **GRPO) == {}
+
+
+def test_a_missing_number_of_answers_that_the_model_wrote_is_refused(home, tmp_path):
+    assert seen(home, tmp_path, [defense("kl", tmp_path), defense("rehearse", tmp_path)], **GRPO) == {}
+    rewrite(tmp_path / "run", lambda row: row | {"kl": None})
+    sealed(tmp_path / "run")
+    assert "its number is missing in metrics.jsonl" in faults(tmp_path / "run")["kl"][0]
 
 
 def test_a_run_of_the_organism_is_seen(tmp_path):

@@ -109,6 +109,7 @@ def train(
     edited = recipes.read(recipe, set_ or [])
     if processes.count() == 1:  # of several, one may have made it already
         refuse_existing(out, allow_empty_folder=True)
+    stages(f"train {recipe.stem}")("loading the libraries")
     quieten()
     quiet = as_json or not processes.is_main()
     with stoppable(_stopped(out), out), bar(f"train {recipe.stem}", quiet=quiet) as progress:
@@ -130,7 +131,7 @@ def check(
     """Check a recipe as `train` does, without loading the model, and estimate memory and time. Writes nothing.
 
     It reads the rows of defenses too, and samples no answers. What depends on weights is left to `train`: whether a
-    model has moved or has a head of its own kind, and whether the base of `safelora` has other weights.
+    model has moved or has a head of its own kind, and whether a `safelora` base in another place has other weights.
     """
     from staytrue.config import recipe as recipes
     from staytrue.utils.console import quieten, say
@@ -159,6 +160,7 @@ def _resume(run: Path, allow_versions: bool, reference_cache: Path | None, as_js
     from staytrue.utils.run_dir import RunDir
 
     finished = RunDir.open(run).manifest["state"] == "done"
+    stages(f"resume {run.name}")("loading the libraries")
     quieten()
     quiet = as_json or not processes.is_main()
     with stoppable(_stopped(run), run), bar(f"resume {run.name}", quiet=quiet) as progress:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from staytrue.commands.options import stoppable
+from staytrue.commands.options import stages, stoppable
 from staytrue.errors import RequestError
 from staytrue.utils.console import tell
 
@@ -31,12 +31,15 @@ def chat(
 
     finished = finished_model(run)
     source = finished.untuned
+    say_stage = stages(f"chat {run.name}")
+    say_stage("loading the libraries")
     quieten()
     from staytrue.modeling import loading
     from staytrue.modeling.chat_tokenizer import load_tokenizer
     from staytrue.runs.chat import Chat
 
     with stoppable("the conversation is over"):
+        say_stage(f"loading {source.name}")
         tokenizer = load_tokenizer(source)
         model = loading.load_model(with_weights(source, finished.weights), finished.adapter)
         before = loading.to_device(loading.load_model(source)) if finished.weights else None
@@ -72,10 +75,13 @@ def merge(
             f"{run} trained all weights, so there is no adapter to merge: {finished.place} is an ordinary model folder "
             "already. Copy it."
         )
+    say_stage = stages(f"merge {run.name}")
+    say_stage("loading the libraries")
     quieten()
     from staytrue.modeling.merging import write_merged
 
     with stoppable("nothing was written"):
+        say_stage(f"merging the adapter into {finished.untuned.name}")
         write_merged(finished.untuned, finished.adapter, out)
     if finished.untuned.quantize is not None:
         say(

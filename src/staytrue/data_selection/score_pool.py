@@ -75,6 +75,7 @@ def score(
     from staytrue.data_selection.forward_pass import padding
     from staytrue.data_selection.perplexity import losses
 
+    tell(f"score: loading {source.name} and {len(misaligned)} adapter{'s' if len(misaligned) > 1 else ''}")
     loaded = loading.to_device(loading.with_adapters(loading.load_model(source), misaligned))
     identity = source.identity(loaded)
     row_losses = losses(

@@ -57,16 +57,20 @@ class SafeLoRA(Defense):
 
     def check(self, parts: ModelParts, base: Base) -> None:
         """Refuse quantised weights, and a base that lacks a matrix or has the same weights, before training."""
+        from staytrue.modeling.model_source import is_loaded_from
         from staytrue.modeling.weight_files import WeightFiles
 
         matrices = _matrices(parts)
         if parts.is_empty and WeightFiles.is_on_hub(self.base):  # not downloaded for a check of the recipe
-            return
-        weights = WeightFiles.find(self.base, parts.causal, {m.name: m.shape() for m in matrices})
-        weights.check()
-        if parts.is_empty:
-            return
-        if all(not bool(moved.any()) for _, moved in _changes(parts, weights)):  # stops at the first that differs
+            same = is_loaded_from(self.base, parts.causal.config)
+        else:
+            weights = WeightFiles.find(self.base, parts.causal, {m.name: m.shape() for m in matrices})
+            weights.check()
+            if parts.is_empty:
+                same = is_loaded_from(str(weights.folder), parts.causal.config)
+            else:  # stops at the first that differs
+                same = all(not bool(moved.any()) for _, moved in _changes(parts, weights))
+        if same:
             raise ModelError(
                 f"safelora: the base {self.base} has the same weights in all matrices that are adapted, but for "
                 "rounding to the precision that they are stored in, so alignment changed nothing in them, and there "

@@ -75,6 +75,21 @@ def identity(source: Source) -> dict[str, str | None]:
     return source._on_hub(config)
 
 
+def is_loaded_from(name: str, config: Any) -> bool:
+    """Whether a model's configuration was read from a folder or, in the newest revision, from a name on the hub.
+
+    Args:
+        name: the folder, or the name.
+        config: transformers' configuration of the model.
+
+    Raises:
+        ModelError: the hub does not tell the name's newest revision.
+    """
+    if Path(name).is_dir():
+        return Path(name).resolve() == Path(config.name_or_path).resolve()
+    return name == config.name_or_path and identity(find(name))["commit"] == getattr(config, "_commit_hash", None)
+
+
 def find(name: str, revision: str | None = None, dtype: str | None = None, quantize: str | None = None) -> Source:
     """Check a model's name without loading it; torch is not imported.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from staytrue.config.refused_settings import refuse_unguarded
 from staytrue.data.examples import Example, Message
 from staytrue.data.vocabulary import embedding_count
 from staytrue.modeling.base_model import Untouched
@@ -38,6 +39,8 @@ def check_defenses(build: Any, model: Any, arguments: Any) -> list[str]:
     Raises:
         RequestError: with training's own sentence.
     """
+    if build.guard.defenses:
+        refuse_unguarded(arguments, combines=build.guard.pulls("combine"))
     base = Unsampled(
         lambda: None,
         build.tokenizer,

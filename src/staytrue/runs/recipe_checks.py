@@ -36,6 +36,7 @@ def prepare(recipe: Recipe, reference_cache: Path | None) -> tuple[Any, dict[str
         RequestError: the recipe, a file or the model cannot be used.
     """
     found = model_source.find(recipe.model, recipe.revision, recipe.dtype, recipe.quantize)
+    _check_revision(recipe, found)
     recipe = _on_device(recipe)
     on_cpu = machine.device(recipe) == "cpu"
     source = replace(found, attention=recipe.attention, dtype=recipe.dtype, on_cpu=on_cpu)
@@ -53,6 +54,14 @@ def prepare(recipe: Recipe, reference_cache: Path | None) -> tuple[Any, dict[str
     tokenizer = load_tokenizer(source)
     build = BUILDS[recipe.trainer](recipe, source, tokenizer, rows, held, reference_cache)
     return build, _facts(recipe, source, rows, held)
+
+
+def _check_revision(recipe: Recipe, found: model_source.Source) -> None:
+    if recipe.revision is not None and found.revision is None:
+        raise RecipeError(
+            f"revision is {recipe.revision}, and model is {recipe.model}, which is not read from the hub and has no "
+            "revisions here. Take `revision` out, or name a model on the hub."
+        )
 
 
 def _on_device(recipe: Recipe) -> Recipe:

@@ -24,6 +24,8 @@ from staytrue.utils.console import Progress
 from staytrue.utils.files import refuse_existing, remove_leftovers
 from staytrue.utils.run_dir import RunDir, locked
 
+_READING = "{}: checking the recipe and reading the rows"
+
 
 @dataclass(frozen=True)
 class Run:
@@ -62,8 +64,8 @@ def train(
         progress: receives the number of steps and the logged metrics.
         reference_cache: folder of reference hidden states, shared by runs on the same rows with the same model. It
             changes results by rounding (see `training.reference.cache`).
-        say: called before training with each sentence about the rows as tokens, which the manifest keeps as `notes`,
-            and after it with what was projected.
+        say: called with each part of the work before it begins, before training with each sentence about the rows as
+            tokens, which the manifest keeps as `notes`, and after it with what was projected.
 
     Returns:
         The finished run.
@@ -77,13 +79,15 @@ def train(
     join(recipe, reference_cache)
     if main := processes.is_main():
         refuse_existing(out, allow_empty_folder=True)
+    progress, say = _shown(progress, say)
+    say(_READING.format(out))
     build, facts = prepare(recipe, reference_cache)
     if main:
         out.mkdir(parents=True, exist_ok=True)
     with _alone_in(out):
         run = RunDir.create(out, facts, writes=main)
         run.write("recipe.yaml", recipe.text())
-        TrainingRun(run, build, *_shown(progress, say)).to_the_end()
+        TrainingRun(run, build, progress, say).to_the_end()
     return Run(out, processes.from_main(lambda: run.manifest))
 
 
@@ -123,6 +127,7 @@ def resume(
         run = RunDir(out, processes.from_main(lambda: RunDir.open(out).manifest), processes.is_main())
         if run.manifest["state"] == "done":
             return Run(out, run.manifest)
+        say(_READING.format(out))
         build, facts = prepare(recipe, reference_cache)
         refuse_changed(run, recipe, facts, allow_versions=allow_versions)
         for note in machine.notes(out, run.manifest.get("machine"), facts["machine"]):

@@ -22,6 +22,7 @@ from staytrue.errors import DataError, RecipeError, StaytrueError
 from staytrue.modeling import chat_tokenizer, loading, model_source
 from staytrue.runs import preflight, probe_selection, second_training, trl_inputs
 from staytrue.runs.lora import lora_config
+from staytrue.step import SOURCES
 from staytrue.utils.console import Progress
 from staytrue.utils.validation import in_one_line
 
@@ -166,6 +167,8 @@ class SFTBuild(_Build):
     """Supervised fine-tuning: the rows' answers are learnt."""
 
     def _prepare(self, rows: list[Example]) -> None:
+        from staytrue.training.idle_penalties import refuse_absent_sources
+
         examples = self._curated(rows)
         length = _max_length(self.recipe)
         self.encoded, report = encode_all(self.tokenizer, examples, length)
@@ -174,6 +177,7 @@ class SFTBuild(_Build):
         if not self.encoded:
             where = self.recipe.data or "task"
             raise DataError(f"{where}: no row has an answer within train.max_length={length}.")
+        refuse_absent_sources(self.guard.defenses, {row.source for row in self.encoded})
 
     def _trainer(self, scratch: Path) -> Any:
         from staytrue.training.trainers import GuardedSFT
@@ -195,10 +199,13 @@ class GRPOBuild(_Build):
     """GRPO: the model answers the rows' questions, and the recipe's task computes the reward."""
 
     def _prepare(self, rows: list[Example]) -> None:
+        from staytrue.training.idle_penalties import refuse_absent_sources
+
         self.examples = self._curated(rows)
         if any(row.tools for row in self.examples):
             raise DataError(f"{self.recipe.data}: a row has tools, which GRPO's prompts would not show. Take them out.")
         self.report = _counts(self.examples)
+        refuse_absent_sources(self.guard.defenses, SOURCES[:1])
 
     def _trainer(self, scratch: Path) -> Any:
         from staytrue.training.trainers import GuardedGRPO

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from staytrue.config import trainer_args
 from staytrue.config.recipe import Stop
 from staytrue.data.examples import write_examples
+from staytrue.defense import pulled
 from staytrue.errors import StaytrueError, TrainingError
 from staytrue.modeling.sharded import whole_weights
 from staytrue.runs import probe_selection
@@ -46,7 +47,8 @@ class TrainingRun:
         run: the folder, whose manifest's state is "running".
         build: the parts of the run before training, see `trainer_setup`.
         progress: receives the number of steps and the logged metrics.
-        say: called with each sentence about the rows as tokens, and about what was projected after training.
+        say: called before the model is loaded, with each sentence about the rows as tokens, and about what was
+            projected after training.
         resumed: whether the folder is that of an earlier attempt, which is never deleted.
         checkpoint: a whole checkpoint to go on from; None begins at step 0.
     """
@@ -80,6 +82,7 @@ class TrainingRun:
 
     def _complete(self, trainer: Any, recorder: Any, early: Any) -> None:
         """Save what was trained, the evidence and the card, and record their hashes."""
+        self.say(f"{self.run.path}: writing the trained model")
         self._save(trainer, recorder)
         self.run.save(logs={name: sha256_of(self.run.path / name) for name in _HASHED})
         if early is not None:
@@ -87,6 +90,7 @@ class TrainingRun:
         write_card(self.run, self.build.recipe)
 
     def _trainer(self) -> Any:
+        self.say(f"{self.run.path}: loading {self.build.source.name} and preparing the first step")
         try:
             return self.build.trainer(self.run.path, self.progress)
         except BaseException:
@@ -173,7 +177,8 @@ class TrainingRun:
         from staytrue.training.callbacks import RunLog
 
         trainer.remove_callback(PrinterCallback)  # the trainer's own prints
-        trainer.add_callback(RunLog(self.run.path / "metrics.jsonl", self.progress))
+        penalties = [label for label, defense in trainer.guard.defenses.items() if "penalty" in pulled(defense)]
+        trainer.add_callback(RunLog(self.run.path / "metrics.jsonl", self.progress, penalties))
         ends = EndsAtNextStep(trainer.args)
         trainer.add_callback(ends)
         kept = checkpoints_of(self.run, self.build.recipe.train.get("save_total_limit", 2))

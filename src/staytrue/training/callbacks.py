@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,25 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
     A row of the first holds step, total loss, task loss, each defense's own number.
 
     With GRPO also trl's own numbers: `reward`, `reward_std`, each term, lengths of completions, entropy.
+
+    Args:
+        path: of `metrics.jsonl`.
+        progress: shows the steps.
+        labels: of the defenses that have a number; one that was not measured since the last row is null.
     """
 
-    def __init__(self, path: Path, progress: Any = None) -> None:
+    def __init__(self, path: Path, progress: Any = None, labels: Sequence[str] = ()) -> None:
         self._path = path
         self._progress = progress
+        self._labels = labels
         self._first = 0
+        self._shown: dict[str, float] = {}  # the numbers that were logged last
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the progress bar with the number of steps."""
         self._first = state.global_step  # above 0 in a resumed run
         if self._progress is not None and state.is_world_process_zero:
-            self._progress.begin(state.max_steps)
+            self._progress.begin(state.max_steps, done=self._first)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Write one row per logged step; the trainer's closing summary has no loss and is left out."""
@@ -43,9 +51,23 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
         if "task_loss" not in numbers:  # a run without defenses
             numbers["task_loss"] = numbers["loss"]
         row = {"step": state.global_step} | {k: v if math.isfinite(v) else None for k, v in numbers.items()}
-        append_row(self._path, row)
-        if self._progress is not None:
-            self._progress.step(state.global_step, numbers | work_of(state.global_step, self._first, state.max_steps))
+        append_row(self._path, row | {label: None for label in self._labels if label not in row})
+        self._shown = numbers
+        self._show(state)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Show a step that is not logged, with the numbers of the last one that was."""
+        if not control.should_log:
+            self._show(state)
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Show during a validation that the run goes on."""
+        self._show(state)
+
+    def _show(self, state: Any) -> None:
+        if self._progress is not None and state.is_world_process_zero:
+            work = work_of(state.global_step, self._first, state.max_steps)
+            self._progress.step(state.global_step, self._shown | work)
 
 
 def work_of(step: int, first: int, steps: int) -> dict[str, float]:

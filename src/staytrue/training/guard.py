@@ -21,7 +21,7 @@ from staytrue.modeling.base_model import Untouched
 from staytrue.modeling.choose_reference import reference_of
 from staytrue.modeling.reference_model import AdapterOff
 from staytrue.registry import labelled, refuse_supervised_rows
-from staytrue.step import SOURCES, Marks, SharedProjection, Step
+from staytrue.step import SOURCES, Marks, SharedProjection, Step, positions_of
 from staytrue.training.auxiliary_batches import AuxiliaryBatches, Encode, make_rows
 from staytrue.training.frozen_blocks import freeze_blocks, thaw
 from staytrue.training.hooks import BackboneHooks, RecordedCall, ReferenceReplay, Steer
@@ -214,8 +214,15 @@ class Guard:
         self._auxiliary.plan(before, self.task_rows, slots)
         self._totals = totals
         self._separate.begin_step()
-        self._log.begin_step(k for k in self._penalties if k not in self._auxiliary or self._auxiliary.due(k))
+        counts = totals.cpu()
+        self._log.begin_step(k for k, d in self._penalties.items() if self._has_positions(k, d, counts))
         self._in_loss.begin_step(list(self._penalties))
+
+    def _has_positions(self, label: str, defense: Defense, totals: Tensor) -> bool:
+        """Whether the optimizer step holds a position that this penalty is a mean over."""
+        if label in self._auxiliary:
+            return bool(self._auxiliary.due(label))
+        return bool(positions_of(totals, defense.on, getattr(defense, "tokens", "all")))
 
     @contextmanager
     def watch(self, marks: Marks) -> Iterator[list[RecordedCall]]:
@@ -294,10 +301,10 @@ class Guard:
         return [weight for weight in self.parts.model.parameters() if weight.requires_grad]
 
     def drain(self) -> dict[str, Tensor]:
-        """Return each defense's unweighted number since the last call; none of a defense whose rows were never due.
+        """Return each defense's unweighted number since the last call; none of a defense without tokens in that time.
 
-        It is a mean over the optimizer steps, or over those in which the defense's auxiliary rows were due. On several
-        processes each holds its share; the trainer sums them.
+        It is a mean over the optimizer steps that hold a token of those that the penalty counts. On several processes
+        each holds its share; the trainer sums them.
         """
         return self._log.drain()
 

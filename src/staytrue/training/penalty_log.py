@@ -12,14 +12,14 @@ from torch import Tensor
 
 
 class PenaltyLog:
-    """Numbers of defenses since they were last logged: means over the optimizer steps in which a defense had rows."""
+    """Numbers of defenses since they were last logged: means over the optimizer steps in which a defense had tokens."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._steps: Counter[str] = Counter()
 
     def begin_step(self, labels: Iterable[str]) -> None:
-        """Count an optimizer step for the defenses that have rows in it."""
+        """Count an optimizer step for the defenses that have tokens in it."""
         self._steps.update(labels)
 
     def add(self, name: str, value: Tensor) -> None:
@@ -27,9 +27,10 @@ class PenaltyLog:
         self._sums[name] = self._sums.get(name, torch.zeros((), device=value.device)) + value.detach()
 
     def drain(self) -> dict[str, Tensor]:
-        """Return the mean of each number, and start anew; none of a defense that had no rows."""
+        """Return the mean of each number, and start anew; none of a defense that had no tokens."""
         numbers = {label: torch.zeros(()) for label in self._steps} | self._sums
-        means = {name: value / max(self._steps[name.split("/")[0]], 1) for name, value in numbers.items()}
+        counted = {name: self._steps[name.split("/")[0]] for name in numbers}
+        means = {name: value / counted[name] for name, value in numbers.items() if counted[name]}
         self._sums, self._steps = {}, Counter()
         return means
 

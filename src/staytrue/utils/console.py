@@ -10,18 +10,19 @@ from typing import Any, Protocol
 
 from staytrue.utils import processes
 
-_FIRST_LINE = 5.0  # seconds
+_FIRST_LINE, _MINUTE = 5.0, 60.0  # seconds
 
 
 class Progress(Protocol):
     """Shows the progress of a training run or an evaluation; never called from inside a step."""
 
-    def begin(self, total: int, unit: str = "step") -> None:
+    def begin(self, total: int, unit: str = "step", done: int = 0) -> None:
         """Prepare for so many units.
 
         Args:
             total: how many there are.
             unit: one of them in a word: an optimizer step, an answer, a verdict, a row.
+            done: how many of them were done before, in a run that was resumed.
         """
         ...
 
@@ -36,8 +37,9 @@ class Progress(Protocol):
 class Bar:
     """Progress of one run: a bar with loss (or reward) and time left in a terminal, some plain lines elsewhere.
 
-    The time left is the time spent on each unit so far, times the units ahead. Plain lines are printed at each tenth
-    of the units, and after 5, 10, 20, 40, ... seconds.
+    The time left is the time spent on each unit so far, times the units ahead. Plain lines are printed at the
+    beginning, at each tenth of the units, after 5, 10, 20 and 40 seconds, and then at least once a minute, as long as
+    steps are reported that often.
     """
 
     def __init__(self, title: str, stream: Any = None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -46,19 +48,23 @@ class Bar:
         self._clock = clock
         self._total, self._unit = 0, "step"
         self._begun = clock()
-        self._next_line = (_FIRST_LINE, 1)  # seconds, and tenths of the units, at which a line is printed
+        self._last_step = self._last_line = 0.0  # seconds after the beginning
+        self._next_tenth = 1  # of the units, at which a line is printed
         self._bar: Any = None
         self._drawn = False
 
-    def begin(self, total: int, unit: str = "step") -> None:
-        """Start the bar."""
+    def begin(self, total: int, unit: str = "step", done: int = 0) -> None:
+        """Start the bar, or print how many units are done."""
         self.end()
-        self._total, self._unit, self._begun, self._next_line = total, unit, self._clock(), (_FIRST_LINE, 1)
+        self._total, self._unit, self._begun = total, unit, self._clock()
+        self._last_step, self._last_line, self._next_tenth = 0.0, 0.0, 1
         self._drawn = self._stream.isatty()
         if self._drawn:
             self._bar = _rich_bar(self._stream)
-            self._task = self._bar.add_task(f"{self._title}: {unit}", total=total, metrics="", left="")
+            self._task = self._bar.add_task(f"{self._title}: {unit}", total=total, completed=done, metrics="", left="")
             self._bar.start()
+        elif total:
+            self._print(done)
 
     def step(self, number: int, metrics: Mapping[str, float | str]) -> None:
         """Show how many units are done, and metrics; a drawn bar is removed when all are."""
@@ -70,14 +76,21 @@ class Bar:
             if number >= self._total:
                 self.end()
             return
-        seconds, tenths = self._next_line
-        if number < self._total and spent < seconds and 10 * number < tenths * self._total:
-            return
-        while seconds <= spent:
-            seconds *= 2
-        self._next_line = seconds, 10 * number // max(1, self._total) + 1
-        parts = [f"{self._title}: {self._unit} {number}/{self._total}", shown, left]
-        print(", ".join(filter(None, parts)), file=self._stream, flush=True)
+        if self._is_due(number, spent):
+            self._last_line, self._next_tenth = spent, 10 * number // max(1, self._total) + 1
+            self._print(number, shown, left)
+        self._last_step = spent
+
+    def _is_due(self, number: int, spent: float) -> bool:
+        """Whether a plain line is due: at a tenth, or if the next step may come too late for it."""
+        if 10 * number >= self._next_tenth * self._total:
+            return True
+        expected = 2 * spent - self._last_step  # of the next step, if it takes as long as this one
+        return expected > self._last_line + min(max(self._last_line, _FIRST_LINE), _MINUTE)
+
+    def _print(self, number: int, *texts: str) -> None:
+        line = ", ".join(filter(None, [f"{self._title}: {self._unit} {number}/{self._total}", *texts]))
+        print(line, file=self._stream, flush=True)
 
     def end(self) -> None:
         """Remove the bar."""

@@ -22,7 +22,9 @@ def faults(defense: Defense, run: Evidence) -> Iterator[str]:
     values = []
     for log, row, numbers in zip(run.log, run.rows, run.numbers(), strict=True):
         due = numbers.get("micro_batches_due", 0) if beside else row["micro_batches"]
-        fault = _of_row(defense, run.label, log, numbers, row["task_rows"], due=due, exact=not _ambiguous(row))
+        counts = "rows" in run.facts and defense.on in ("all", *row["rows"])  # sampled answers may have no token
+        exact, needed = not _ambiguous(row), beside or counts
+        fault = _of_row(defense, run.label, log, numbers, row["task_rows"], due=due, exact=exact, needed=needed)
         if fault is not None:
             yield f"step {row['step']}: {fault}"
             return
@@ -65,14 +67,19 @@ def _of_row(
     *,
     due: int,
     exact: bool,
+    needed: bool,
 ) -> str | None:
-    """The fault of a penalty in one row of the log; None without one."""
+    """The fault of a penalty in one row of the log; None without one.
+
+    Its number is `needed` where rows that it counts were read; without any, each value is 0 and the log has none.
+    """
     count = numbers.get("penalties", 0)
     if (count != due) if exact else (count > due):
         return f"it was evaluated in {count} of {due} micro-batches"
     if not count:
         return None if log.get(label) is None else f"the log has {log[label]:g}, but it was not evaluated"
-    if log.get(label) is None:
+    values = [value for _, value, *_ in numbers["steps"]]
+    if log.get(label) is None and (needed or any(values)):
         return "its number is missing in metrics.jsonl or not finite"
     if numbers["left_out"] is None:
         return "its value was not finite"
@@ -85,10 +92,15 @@ def _of_row(
             return "its value was not finite"
         if not all(weight is not None and least <= weight <= most for weight in weights):
             return f"its weight in the gradient is {weights[0]}, and {max(expected):.6g} by the recipe"
-    mean = sum(value for _, value, *_ in numbers["steps"]) / len(numbers["steps"])
-    if not math.isclose(mean, log[label], rel_tol=_LOGGED, abs_tol=1e-7):
-        return f"metrics.jsonl has {log[label]:.6g}, and {mean:.6g} was evaluated"
-    return None
+    if log.get(label) is None or _is_mean(log[label], values):
+        return None
+    return f"metrics.jsonl has {log[label]:.6g}, and {sum(values) / len(values):.6g} was evaluated"
+
+
+def _is_mean(logged: float, values: Sequence[float]) -> bool:
+    """Whether a number is the mean of a penalty's steps, of which those without a token, whose value is 0, may lack."""
+    counts = range(max(1, sum(value != 0 for value in values)), len(values) + 1)
+    return any(math.isclose(sum(values) / count, logged, rel_tol=_LOGGED, abs_tol=1e-7) for count in counts)
 
 
 def _wrong_rows(defense: Defense, reached: Mapping[str, Sequence[int]]) -> str | None:
