@@ -268,9 +268,6 @@ def _check_source(recipe: Recipe, task: Task | None, where: str) -> None:
         raise RecipeError(f"{where}: trainer grpo needs a `task:`, which computes the reward; word_problems is one.")
     if recipe.data is None and task is None:
         raise RecipeError(f"{where} lacks the key 'data' (or a `task:`, which has rows of its own).")
-    for key in ("split", "columns") if recipe.data is None else ():
-        if getattr(recipe, key):
-            raise RecipeError(f"{where}: {key} is of `data`, and there is none. Take `{key}` out, or give `data`.")
 
 
 def _plain(named: dict[str, Any]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def prepare(recipe: Recipe, reference_cache: Path | None) -> tuple[Any, dict[str
         RequestError: the recipe, a file or the model cannot be used.
     """
     found = model_source.find(recipe.model, recipe.revision, recipe.dtype, recipe.quantize)
-    _check_revision(recipe, found)
+    _check_unused(recipe, found)
     recipe = _on_device(recipe)
     on_cpu = machine.device(recipe) == "cpu"
     source = replace(found, attention=recipe.attention, dtype=recipe.dtype, on_cpu=on_cpu)
@@ -56,7 +56,11 @@ def prepare(recipe: Recipe, reference_cache: Path | None) -> tuple[Any, dict[str
     return build, _facts(recipe, source, rows, held)
 
 
-def _check_revision(recipe: Recipe, found: model_source.Source) -> None:
+def _check_unused(recipe: Recipe, found: model_source.Source) -> None:
+    """Refuse keys that would change nothing; not where a recipe is read, so that finished runs with one are read."""
+    for key in ("split", "columns") if recipe.data is None else ():
+        if getattr(recipe, key):
+            raise RecipeError(f"{key} is of `data`, and there is none. Take `{key}` out, or give `data`.")
     if recipe.revision is not None and found.revision is None:
         raise RecipeError(
             f"revision is {recipe.revision}, and model is {recipe.model}, which is not read from the hub and has no "
