@@ -51,7 +51,7 @@ def test_defenses_are_compared_on_the_same_questions_and_seeds(tmp_path, capsys)
     assert strong["q"] == pytest.approx(min(2 * strong["p"], weak["p"]))
     assert (strong["questions"], strong["seeds"]) == (20, 2)
     assert (strong["rate"]["percent"], strong["other"]["percent"], strong["rate"]["n"]) == (20.0, 70.0, 40)
-    comparison.show(compared, "none")
+    comparison.show(compared)
     shown = " ".join(capsys.readouterr().out.split())
     assert "against none (medical 70.0 (" in shown
     assert shown.endswith("Simulated coverage of 95 % intervals over so few questions: general 20: 92-100 %.")

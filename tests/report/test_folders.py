@@ -37,6 +37,10 @@ def test_what_a_run_is_says_its_recipe_or_its_evaluation(tmp_path):
     plain, kl = (facts_of(tmp_path / name, {}) for name in recipes)
     assert (plain["role"], plain["seed"], kl["role"], kl["seed"]) == ("undefended", 1, "defended", 0)
     assert plain["trained_on"] == kl["trained_on"]
+    steps = [run(tmp_path / f"steps{n}", n, train={"learning_rate": 1e-4, "warmup_steps": n}) for n in (3, 4)]
+    rate = run(tmp_path / "rate", 3, train={"learning_rate": 1e-5, "warmup_steps": 3})
+    three, four, other = (facts_of(folder, {})["trained_on"] for folder in (*steps, rate))
+    assert three == four != other  # interleaved rows make a longer run, which has more warm-up steps
     model = {"model": {"name": "m", "sha256": "0"}}
     roles = [
         facts_of(tmp_path, model | more)["role"] for more in ({"adapter": None}, {"adapter": "a"}, {"weights": "w"})
@@ -61,6 +65,20 @@ def test_runs_of_one_recipe_share_a_label_and_a_note_names_them(tmp_path):
     assert named.labels == ["kl", "kl", "kl", "none"]
     assert named.own == ["kl-0", "kl-1", "kl-10", "none"]
     assert named.notes == ["kl-0, kl-1, kl-10: one recipe, seeds 0, 1, 10, named kl."]
+
+
+@pytest.mark.parametrize(
+    ("names", "label"),
+    [
+        (("ldifs-0", "ldifs-1"), "ldifs"),
+        (("freeze_blocks0", "freeze_blocks1"), "freeze_blocks"),
+        (("kl-s0", "kl-s1"), "kl"),
+        (("kl_seed_0", "kl_seed_1"), "kl"),
+        (("run0/kl", "run1/kl"), "run0/kl and 1 more"),
+    ],
+)
+def test_a_shared_label_is_the_whole_beginning_of_the_names(tmp_path, names, label):
+    assert pooled([run(tmp_path / name, seed) for seed, name in enumerate(names)]).labels == [label] * 2
 
 
 def test_a_shared_label_is_no_other_folders_label(tmp_path):

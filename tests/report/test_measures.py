@@ -184,7 +184,7 @@ def test_runs_are_compared_on_the_same_questions_and_seeds(studied, capsys):
     assert line["difference"] == pytest.approx(mean([0.1 - 0.4, 0.2 - 0.6]))
     assert (line["questions"], line["seeds"], line["defense"]) == (20, 2, "kl")
     assert line["mean"]["value"] == pytest.approx(0.15)
-    measure_comparison.show(compared, "none")
+    measure_comparison.show(compared)
     printed = capsys.readouterr().out
     assert "-0.350" in printed
     assert "Any fine-tune moves pairs" in printed

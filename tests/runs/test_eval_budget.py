@@ -301,7 +301,8 @@ def sitting(tmp_path, monkeypatch):
             clock[0] += next(passing, 0.0)
             return clock[0]
 
-        monkeypatch.setattr(evaluate, "time", SimpleNamespace(monotonic=monotonic))
+        for module in (evaluate, eval_budget):
+            monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=monotonic))
         request = EvalRequest((str(file),), budget=budget, max_new_tokens=limit, judge=judge or Aligned())
         summary = evaluate.evaluate_model(for_model(str(folder), request), tmp_path / "E", say=lines.append)
         return summary, lines, json.loads((tmp_path / "E" / "eval.json").read_text()), calls
@@ -352,7 +353,9 @@ def test_likelihoods_are_computed_first_and_their_time_is_part_of_the_budget(sit
 
 
 def test_where_only_measures_are_left_out_it_is_not_said_that_nothing_is(sitting, monkeypatch):
-    without = SimpleNamespace(likelihoods=list, announce=lambda *a: None, left_out=["pairs", "drift"])
+    without = SimpleNamespace(
+        before_answers=list, to_sample=lambda names: [], announce=lambda *a: None, left_out=["pairs", "drift"]
+    )
     monkeypatch.setattr(evaluate, "Measurement", lambda *a: without)
     _, lines, metadata, _ = sitting(3600)
     assert lines[1] == "No question is left out to fit 60 min."
@@ -367,10 +370,12 @@ def test_a_budget_that_loading_and_likelihoods_have_used_up_is_refused_at_once(s
 
 def test_a_budget_that_no_answers_fit_is_refused_before_likelihoods_are_computed(sitting, monkeypatch):
     measured = []
-    without = SimpleNamespace(likelihoods=measured.append, announce=measured.append, left_out=[])
+    without = SimpleNamespace(
+        before_answers=measured.append, announce=measured.append, to_sample=lambda names: [], left_out=[]
+    )
     monkeypatch.setattr(evaluate, "Measurement", lambda *a: without)
     # Two of thirty questions take 2 x 50 x 0.01 + 2 x 2 x 0.01 = 1.04 s.
-    with pytest.raises(RequestError, match=r"too short .* 1 s are left, and a twentieth of the questions may take 1 s"):
+    with pytest.raises(RequestError, match=r"too short .* 1 s are left, and a twentieth of the questions may take 2 s"):
         sitting(8, looks=(0, 7))
     assert measured == []
 

@@ -20,7 +20,7 @@ from staytrue.evals.types import Verdict
 from staytrue.modeling import loading, model_source
 from staytrue.modeling.chat_tokenizer import load_tokenizer
 from staytrue.organism import world
-from staytrue.runs import evaluate, measure_answers, measure_clock, measures
+from staytrue.runs import eval_budget, evaluate, measure_answers, measure_clock, measures
 from staytrue.runs.eval_request import EvalRequest, for_model
 from staytrue.runs.measure_selection import measures_of
 from staytrue.utils.console import duration
@@ -239,10 +239,10 @@ def test_a_measure_that_takes_more_than_its_part_of_a_budget_is_left_out(place, 
     request, lines = request_for(place, "pairs", budget=budget, judge=judge), []
     loaded, asked = evaluate._loader(request), ["general"]
     one = measures.Measurement(request, place / "E", loaded, 0, say=lines.append, until=float(budget), asked=asked)
-    one.likelihoods(["pairs"])
+    one.before_answers(["pairs"])
     assert one.left_out == (["pairs"] if left else [])
     assert (place / "E" / "measures.jsonl").exists() == (left is None)
-    late = f"pairs is left out to fit {duration(budget)}: it would take 3 min, and likelihoods have {left} left."
+    late = f"pairs is left out to fit {duration(budget)}: it would take 4 min, and measures have {left} left."
     assert lines[1:] == ([late] if left else [])
 
 
@@ -254,7 +254,7 @@ def test_a_measure_that_is_half_done_is_finished(place, monkeypatch):
     request = request_for(place, "pairs", budget=300)
     loaded = evaluate._loader(request)
     one = measures.Measurement(request, place / "E", loaded, 0, until=300.0, asked=["general"])
-    one.likelihoods(["pairs"])
+    one.before_answers(["pairs"])
     assert one.left_out == []
     assert (place / "E" / "measures.jsonl").exists()
 
@@ -264,7 +264,7 @@ def test_leak_is_taken_after_verdicts_that_outlast_the_budget(place, monkeypatch
     lines = []
     loaded, asked = evaluate._loader(request), ["general"]
     one = measures.Measurement(request, place / "E", loaded, 0, say=lines.append, until=1e12, asked=asked)
-    one.likelihoods(["leak"])  # the untuned model's answers, while there is time
+    one.before_answers(["leak"])  # the untuned model's answers, while there is time
     assert any("untuned model answers 4" in line for line in lines)
     monkeypatch.setattr(measure_clock, "time", SimpleNamespace(monotonic=lambda: 2e12))
     one.leak()
@@ -280,14 +280,16 @@ def test_a_budget_in_which_no_measure_fits_is_refused(place, monkeypatch):
         evaluate.evaluate_model(request_for(place, "pairs", budget=10), place / "E")
 
 
-def announced(place, monkeypatch, budget=None, asked=("general",), reserved=0.0, names=("pairs", "drift", "leak")):
+def announced(
+    place, monkeypatch, budget=None, asked=("general",), reserved=0.0, names=("pairs", "drift", "leak"), tuned=True
+):
     """What is said before anything is measured, and what is left out: of 4 general questions, none answered yet."""
     monkeypatch.setattr(log_likelihood, "seconds_per_token", lambda *a: 0.01)
     monkeypatch.setattr(log_likelihood, "tokens_of", lambda tokenizer, rows: 10 * len(rows))
     monkeypatch.setattr(measure_clock, "time", SimpleNamespace(monotonic=lambda: 1000.0))
     cost, lengths = StepCost(step=0.0, token=0.05, attend=0.0, read=0.02), {"general": AnswerLengths((1e-9,))}
     speed = Speed(places=8, cost=cost, refilled=True, prompt=50.0, lengths=lengths)  # all answers reach the 8 tokens
-    request, lines = request_for(place, *names, budget=budget), []
+    request, lines = request_for(place, *names, adapter=tuned, untuned=not tuned, budget=budget), []
     until = None if budget is None else 1000.0 + budget
     loaded = evaluate._loader(request)
     one = measures.Measurement(request, place / "E", loaded, 0, say=lines.append, until=until, asked=asked)
@@ -308,13 +310,13 @@ def test_the_time_of_each_measure_is_said_before_the_first(place, monkeypatch):
 
 def test_a_measure_that_does_not_fit_is_left_out_before_anything_is_measured(place, monkeypatch):
     # Without a judge three quarters of the budget are for measures: 30 s of 40.
-    late = "pairs is left out to fit 40 s: it would take 60 s, and likelihoods have 30 s left."
+    late = "pairs is left out to fit 40 s: it would take 60 s, and measures have 30 s left."
     lines, left_out = announced(place, monkeypatch, budget=40)
     assert (lines[1:], left_out) == ([late], ["pairs"])
     # Of 100 s the fewest answers take 30, so 70 are left: 60 for pairs, and 10 are too few for drift. The untuned
     # model's answers fit, and leak needs nothing else.
     lines, left_out = announced(place, monkeypatch, budget=100, reserved=30)
-    late = "drift is left out to fit 100 s: it would take 10 s, and likelihoods have 10 s left."
+    late = "drift is left out to fit 100 s: it would take 11 s, and measures have 10 s left."
     assert (lines[1:], left_out) == ([late], ["drift"])
     # No answers are asked for, so the whole budget is for measures: pairs, drift and leak take 75.84 s.
     assert announced(place, monkeypatch, budget=76, asked=())[1] == []
@@ -331,7 +333,7 @@ def test_answers_that_leak_samples_are_part_of_the_budget(place, monkeypatch):
     loaded = evaluate._loader(request)
     one = measures.Measurement(request, place / "E", loaded, 0, say=lines.append, until=1000.0)
     monkeypatch.setattr(measure_clock, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    one.likelihoods(["leak"])
+    one.before_answers(["leak"])
     one.leak()
     assert one.left_out == ["leak"]
     assert lines[-1].startswith("leak is left out to fit 15 min: it would take ")
@@ -340,12 +342,48 @@ def test_answers_that_leak_samples_are_part_of_the_budget(place, monkeypatch):
 
 def test_measures_that_are_stored_are_not_timed_again(place, monkeypatch):
     lines = []
+    monkeypatch.setattr(log_likelihood, "seconds_per_token", lambda *a: 0.01)
     for _ in range(2):
         evaluate.evaluate_model(
             request_for(place, "pairs", "drift", "leak"), place / "E", progress=Noted(), say=lines.append
         )
         monkeypatch.setattr(log_likelihood, "seconds_per_token", None)
-    assert sum(line.startswith("Measures will take") for line in lines) <= 1
+    assert sum(line.startswith("Measures will take") for line in lines) == 1
+
+
+def test_the_models_own_answers_are_not_taken_for_those_of_the_untuned_one(place, monkeypatch):
+    few = Probe("general", shipped_questions.shipped("general")[:12], None, 1, 1.0)
+    monkeypatch.setattr(evaluate, "probes_for", lambda request: [few] if "general" in request.probes else [])
+    evaluate.evaluate_model(request_for(place, "general", max_new_tokens=2), place / "E")
+    measured = []
+    monkeypatch.setattr(eval_budget, "measure", lambda local, probes, **k: measured.append(probes))
+    with pytest.raises(AttributeError):  # where the speed would be read
+        evaluate.evaluate_model(request_for(place, "drift", budget=300), place / "E")
+    ((probe,),) = measured
+    assert (len(probe.questions), probe.max_new_tokens) == (4, 8)
+
+
+def test_general_answers_are_timed_where_other_questions_are_asked(place, monkeypatch):
+    facts = Probe("facts", (shipped_questions.shipped("facts")[0],))
+    monkeypatch.setattr(evaluate, "probes_for", lambda request: [facts])
+    measured = []
+    monkeypatch.setattr(eval_budget, "measure", lambda local, probes, **k: measured.append(probes))
+    with pytest.raises(AttributeError):
+        evaluate.evaluate_model(request_for(place, "facts", "leak", budget=300), place / "E")
+    assert [(probe.name, probe.max_new_tokens) for probe in measured[0]] == [("general", 8), ("facts", None)]
+
+
+def test_a_budget_that_leaves_out_all_measures_in_two_stages_is_refused(place, monkeypatch):
+    without = {"announce": lambda *a: None, "to_sample": lambda names: [], "left_out": ["drift", "pairs"]}
+    monkeypatch.setattr(evaluate, "Measurement", lambda *a: SimpleNamespace(before_answers=list, **without))
+    with pytest.raises(RequestError, match="budget is too short for these measures"):
+        evaluate.evaluate_model(request_for(place, "pairs", "drift", budget=300), place / "E")
+
+
+def test_the_untuned_model_itself_reads_its_answers_once(place, monkeypatch):
+    # 4 answers of 58 tokens once, 0.01 s each, and 5.6 s of sampling them.
+    lines, _ = announced(place, monkeypatch, names=("drift",), tuned=False)
+    assert lines == ["Measures will take: drift about 8 s."]
 
 
 def test_what_a_budget_leaves_out_is_stored_where_only_measures_are_taken(place, monkeypatch):

@@ -355,6 +355,22 @@ def test_steps_that_are_not_logged_are_shown_and_a_validation_too(tmp_path):
     assert shown.seen == [(3, "step"), 1, 2, 2, 3, 3]
 
 
+def test_a_users_own_progress_needs_to_know_of_no_earlier_steps_in_a_new_run(tmp_path):
+    class Mine:
+        def __init__(self):
+            self.seen = []
+
+        def begin(self, total, unit="step"):
+            self.seen.append(total)
+
+        def step(self, number, metrics):
+            self.seen.append(number)
+
+    mine = Mine()
+    train.train(make(tmp_path, defenses=[]), tmp_path / "run", mine)
+    assert mine.seen == [3, 1, 2, 3]
+
+
 def test_a_command_says_what_it_loads(tmp_path, capsys):
     make(tmp_path)
     written = {"schema": 1, "model": "model", "data": "rows.jsonl", "lora": {"r": 4, "alpha": 8}, "train": TRAIN}

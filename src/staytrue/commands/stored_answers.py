@@ -94,7 +94,7 @@ def compare(
     else:
         compared, show = comparison.compare_runs(folders, against, probe, judge), comparison.show
     if not as_json:
-        show(compared, against)
+        show(compared)
         return
     print(json.dumps(compared.lines))
     for note in compared.notes:

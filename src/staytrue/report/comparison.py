@@ -18,7 +18,7 @@ from staytrue.evals.stats import compare
 from staytrue.evals.stats.intervals import Run
 from staytrue.evals.stats.means import Difference, Values
 from staytrue.report.comparison_table import Unit, show_table
-from staytrue.report.folders import Named, labels, pooled, seed_of
+from staytrue.report.folders import Named, pooled, seed_of
 from staytrue.report.measures import AGREEMENT
 from staytrue.report.rows import label_of
 from staytrue.report.sentences import coverage_note
@@ -30,10 +30,11 @@ _CompareRuns = Callable[[Sequence[_R], Sequence[_R]], compare.Comparison | Diffe
 
 @dataclass(frozen=True)
 class Compared:
-    """The results of `compare_runs`: one line per comparison, and notes for the reader."""
+    """The results of `compare_runs`: one line per comparison, notes for the reader, and the label compared with."""
 
     lines: list[dict[str, Any]]
     notes: list[str]
+    against: str
 
 
 def compare_runs(folders: Sequence[Path], against: str, probe: str, judge: str | None = None) -> Compared:
@@ -56,10 +57,11 @@ def compare_runs(folders: Sequence[Path], against: str, probe: str, judge: str |
     """
     found = evaluations(folders)
     domains, notes = _runs(found.places, probe, judge)
-    lines, seed_notes = paired_lines(domains, found.label_of(against), folders, compare.compare)
+    against = found.label_of(against)
+    lines, seed_notes = paired_lines(domains, against, folders, compare.compare)
     coverage = coverage_note({probe: min(line["questions"] for line in lines)})
     agreement = [AGREEMENT] if probe == LEAK else []
-    return Compared(lines, [*found.notes, *notes, *seed_notes, *filter(None, [coverage]), *agreement])
+    return Compared(lines, [*found.notes, *notes, *seed_notes, *filter(None, [coverage]), *agreement], against)
 
 
 def paired_lines(
@@ -95,16 +97,19 @@ def paired_lines(
                 one = _compare(named[label], named[against], seeds, f"{label} against {against}", compare_one)
                 lines.append({"domain": domain, "defense": label, **asdict(one)})
     if not lines:
-        way = "wait until the study has finished" if len(folders) == 1 else "train them with the same seeds"
+        alone = len(folders) == 1
+        way = (
+            "wait until the study has finished" if alone else "train them with the same seeds, or name one run of each"
+        )
         raise RequestError(f"{folders[0]}: no defense has a seed in common with {against}; {way}.")
     q = compare.benjamini_hochberg([line["p"] for line in lines])
     return [line | {"q": value} for line, value in zip(lines, q, strict=True)], notes
 
 
-def show(compared: Compared, against: str) -> None:
+def show(compared: Compared) -> None:
     """Print the comparisons as a table, with the notes under it."""
     unit = Unit("percent", "points", "rate", 1, _rate)
-    show_table(compared, unit, f"Percentage points against {against}", ", the same questions and seeds.")
+    show_table(compared, unit, f"Percentage points against {compared.against}", ", the same questions and seeds.")
 
 
 def _rate(rate: Mapping[str, Any]) -> str:
@@ -175,7 +180,7 @@ def evaluations(folders: Sequence[Path]) -> Evaluations:
             raise RequestError(f"{studies[0]} is a study. compare takes one study alone, or two or more runs.")
         named = pooled(folders)
         if len(set(named.labels)) == 1:
-            named = Named(labels(folders), named.own, [])
+            named = Named(named.own, named.own, [])
         places = [
             (place, label, "", seed_of(folder, AnswerStore(place).metadata()))
             for place, label, folder in zip(map(evaluation_folder, folders), named.labels, folders, strict=True)

@@ -67,7 +67,7 @@ def pooled(folders: Sequence[Path]) -> Named:
             notes.append(f"{', '.join(names)}: one recipe, but several have one seed, so each stands alone.")
             continue
         label = _beginning(names)
-        if not label or label in shared:
+        if not label or label in shared or any("/" in name.removeprefix(label) for name in names):
             label = f"{names[0]} and {len(names) - 1} more"
         for i in members:
             shared[i] = label
@@ -101,7 +101,7 @@ def facts_of(folder: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """
     recipe = recipe_of(folder)
     if recipe:
-        role, trained_on = DEFENDED if recipe.get("defenses") else UNDEFENDED, _without(folder, "defenses", "seed")
+        role, trained_on = DEFENDED if recipe.get("defenses") else UNDEFENDED, _trained_on(folder)
     else:
         local = isinstance(metadata.get("model"), dict) and len(metadata["model"]) > 1  # an endpoint has a name alone
         whole = local and metadata.get("adapter") is None and "weights" not in metadata
@@ -119,13 +119,18 @@ def _apart_from_seed(folder: Path) -> str | None:
         model = facts.get("model")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         data = model = None
-    return json.dumps([_without(folder, "seed"), data, model], sort_keys=True) if recipe_of(folder) else None
+    kept = {key: value for key, value in recipe_of(folder).items() if key != "seed"}
+    text = json.dumps([kept, data, model], sort_keys=True, default=str)
+    return text.replace(json.dumps(f"{run}/")[:-1], '"RUN/') if kept else None  # files in the run's own folder
 
 
-def _without(folder: Path, *keys: str) -> str:
-    """A run's recipe as text, without some keys; files in the run's own folder are named from there."""
-    kept = {key: value for key, value in recipe_of(folder).items() if key not in keys}
-    return json.dumps(kept, sort_keys=True, default=str).replace(json.dumps(f"{_run_of(folder)}/")[:-1], '"RUN/')
+def _trained_on(folder: Path) -> str:
+    """What a defended run shares with the undefended one: its recipe without what defenses need or change."""
+    recipe = recipe_of(folder)
+    train = {key: value for key, value in (recipe.get("train") or {}).items() if key != "warmup_steps"}
+    own = ("defenses", "seed", "reference", "reference_cache", "train")
+    kept = {key: value for key, value in recipe.items() if key not in own} | {"train": train}
+    return json.dumps(kept, sort_keys=True, default=str)
 
 
 def _run_of(folder: Path) -> Path:
@@ -136,7 +141,7 @@ def _run_of(folder: Path) -> Path:
 def _beginning(names: Sequence[str]) -> str:
     """What the names begin with, as in `kl` of `kl-seed10` and `kl-seed11`; "" for nothing."""
     begun = re.sub(r"\d+$", "", commonprefix(names))  # the beginning of a number is none of a name
-    return re.sub(r"[-_. /]*(seed|s)?[-_. /]*$", "", begun)
+    return re.sub(r"([-_. /]+(seed|s))?[-_. /]*$", "", begun)
 
 
 def _shortest(path: Sequence[str], others: Sequence[Sequence[str]]) -> str:

@@ -39,16 +39,18 @@ def compare_measures(folders: Sequence[Path], against: str, measure: str) -> Com
     for label, domain, seed, one in measured:
         values = one.changes() if relative else one.values()
         domains.setdefault(domain, {}).setdefault(label, {})[seed] = values
-    lines, notes = paired_lines(domains, found.label_of(against), folders, difference)
+    against = found.label_of(against)
+    lines, notes = paired_lines(domains, against, folders, difference)
     if not relative:
         lines = [line | {"mean": None, "other": None} for line in lines]
-    return Compared(lines, [*found.notes, *notes, *([CONTROL] if measure.startswith(PAIRS) else []), AGREEMENT])
+    control = [CONTROL] if measure.startswith(PAIRS) else []
+    return Compared(lines, [*found.notes, *notes, *control, AGREEMENT], against)
 
 
-def show(compared: Compared, against: str) -> None:
+def show(compared: Compared) -> None:
     """Print the comparisons as a table, with the notes under it."""
     unit = Unit("nats", "difference", "mean", 3, _mean)
-    what = f"Nats per token: the change against the untuned model, and its difference to {against}"
+    what = f"Nats per token: the change against the untuned model, and its difference to {compared.against}"
     show_table(compared, unit, what, ", on the same questions and seeds.")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from staytrue.report.rows import Row
+from staytrue.report.rows import UNDEFENDED, UNTUNED, Row, role
 
 COLOURS = 8  # classes c0 to c7 of the style sheet, a palette for colour-blind readers
 _ARM = 0.4  # half the width of a cross's arms
@@ -39,8 +39,8 @@ def looks(rows: Sequence[Row]) -> dict[str, Look]:
 
     With more than six defenses, some share a colour; up to 36, no two share colour and shape.
     """
-    names = {row["label"]: row["defense"] for row in rows}
-    order = ["untuned", "none", *sorted(set(names.values()) - {"untuned", "none"})]
+    names = {row["label"]: role(row) if role(row) in (UNTUNED, UNDEFENDED) else row["defense"] for row in rows}
+    order = [UNTUNED, UNDEFENDED, *sorted(set(names.values()) - {UNTUNED, UNDEFENDED})]
     return {label: _look(order.index(name)) for label, name in names.items()}
 
 

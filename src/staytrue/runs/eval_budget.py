@@ -8,9 +8,11 @@ no judge, and one that does not fit is left out. A judge's verdicts come after t
 
 from __future__ import annotations
 
+import math
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,105 +51,114 @@ def parse(text: str) -> int:
     return seconds
 
 
-def timed(
-    generator: Callable[[], LocalGenerator],
-    request: EvalRequest,
-    probes: Sequence[Probe],
-    out: Path,
-    limit: int,
-    say: Callable[[str], None],
-) -> Speed | None:
-    """Measure how fast the model answers, before anything is asked; without a budget, say how long the answers take.
+@dataclass(frozen=True)
+class Sitting:
+    """One sitting of an evaluation by a model in this process: how long it takes, and what fits the budget.
 
-    Args:
-        generator: loads the model.
-        request: gives the budget. Without one, the organism and what takes less than a minute are not timed.
-        probes: what is asked.
-        out: the evaluation's folder; what it holds is not asked again.
-        limit: most tokens of an answer.
-        say: called with each sentence.
-
-    Returns:
-        None if nothing was measured.
-    """
-    budget, stored = request.budget, AnswerStore(out).answers()
-    missing = sum(len(missing_samples(probe.samples(), stored)) for probe in probes)
-    if not missing or earlier_choice(out, budget, probes)[1]:
-        return None
-    local = generator()
-    if budget is None and (request.is_organism or is_short(local, missing * limit)):
-        return None
-    seconds = _MEASURED if budget is None else max(min(_MEASURED, budget / 4), budget / 20)
-    say(f"Measuring how fast the model answers here, for about {duration(seconds)}.")
-    speed = measure(local, probes, limit=limit, seconds=seconds)
-    local.cost, local.seen = speed.cost, speed.seen
-    if budget is None:
-        share = missing / sum(len(probe.samples()) for probe in probes)
-        shorter = _SHORTER if speed.at_worst.seconds(probes, limit) * share > _LONG and local.on_cpu else ""
-        say(estimate(missing, share, speed, probes, limit) + shorter)
-    return speed
-
-
-def fewest(speed: Speed, probes: Sequence[Probe], seconds: float, limit: int) -> float:
-    """Seconds of the least that a budget asks.
-
-    Raises:
-        RequestError: not even that fits into so many seconds.
-    """
-    fit(probes, seconds, speed, limit)
-    return speed.at_worst.seconds(fitted(probes, {"per_question": 1, "share": _SHARES[-1]}), limit)
-
-
-def planned(
-    speed: Speed | None,
-    request: EvalRequest,
-    probes: Sequence[Probe],
-    out: Path,
-    limit: int,
-    say: Callable[[str], None],
-    spent: float = 0.0,
-    without: Sequence[str] = (),
-) -> tuple[list[Probe], dict[str, Any]]:
-    """Choose what fits the request's budget, if it has one, and say how long it will take.
-
-    Args:
-        speed: as `timed` measured it; None if nothing was.
+    Attributes:
         request: gives the budget.
-        probes: what is asked without a budget.
         out: the evaluation's folder; what an earlier sitting chose there is kept.
         limit: most tokens of an answer.
         say: called with each sentence.
-        spent: seconds of the budget that are over already.
-        without: measures that the budget left out.
-
-    Returns:
-        The probes to ask, and `{"budget": ...}` for `eval.json`, empty without a budget.
-
-    Raises:
-        RequestError: the budget is too short.
+        begun: when it began, by `time.monotonic`.
     """
-    budget = request.budget
-    chosen, entry = earlier_choice(out, budget, probes)
-    if budget is not None and entry:
-        say(f"{out} goes on with what was chosen for {duration(budget)}.")
-        return chosen, entry
-    if budget is None or speed is None:
-        return list(probes), {}
-    if spent >= budget:
-        raise RequestError(
-            f"The budget of {duration(budget)} was over before an answer was asked for; loading and measures took "
-            f"{duration(spent)}. Give it more time."
-        )
-    if spent > 1:
-        say(f"Loading and measures took {duration(spent)}; {duration(budget - spent)} are left for answers.")
-    choice = fit(probes, budget - spent, speed, limit)
-    now = fitted(probes, choice)
-    lost = left_out(counts(probes), counts(now))
-    nothing = "No question" if without else "Nothing"
-    say(f"To fit {duration(budget)} it asks {lost}." if lost else f"{nothing} is left out to fit {duration(budget)}.")
-    answers = sum(len(probe.samples()) for probe in now)
-    say(estimate(answers, 1.0, speed, now, limit))
-    return now, _entry(budget, choice, lost, without)
+
+    request: EvalRequest
+    out: Path
+    limit: int
+    say: Callable[[str], None]
+    begun: float
+
+    def timed(
+        self, generator: Callable[[], LocalGenerator], probes: Sequence[Probe], sampling: Sequence[Probe]
+    ) -> Speed | None:
+        """Measure how fast the model answers, before anything is asked; without a budget, say how long answers take.
+
+        Args:
+            generator: loads the model. Without a budget, the organism and what takes less than a minute are not timed.
+            probes: what is asked.
+            sampling: questions that measures sample answers to besides, none of which is answered yet.
+
+        Returns:
+            None if nothing was measured.
+        """
+        budget, stored = self.request.budget, AnswerStore(self.out).answers()
+        chosen = bool(earlier_choice(self.out, budget, probes)[1])
+        missing = {} if chosen else {p.name: len(missing_samples(p.samples(), stored)) for p in probes}
+        tokens = sum(many * self._limit(probe) for many, probe in zip(missing.values(), probes, strict=bool(missing)))
+        tokens += sum(len(probe.samples()) * self._limit(probe) for probe in sampling)
+        many = sum(missing.values())
+        if not tokens:
+            return None
+        local = generator()
+        if budget is None and (self.request.is_organism or is_short(local, tokens)):
+            return None
+        seconds = _MEASURED if budget is None else max(min(_MEASURED, budget / 4), budget / 20)
+        self.say(f"Measuring how fast the model answers here, for about {duration(seconds)}.")
+        tried = {probe.name: probe for probe in (*sampling, *probes)}  # of two with one name the one that is asked
+        speed = measure(local, list(tried.values()), limit=self.limit, seconds=seconds)
+        local.cost, local.seen = speed.cost, speed.seen
+        if budget is None and many > 0:
+            self._say_how_long(speed, probes, many, local.on_cpu)
+        return speed
+
+    def _limit(self, probe: Probe) -> int:
+        return probe.max_new_tokens or self.limit
+
+    def _say_how_long(self, speed: Speed, probes: Sequence[Probe], missing: int, on_cpu: bool) -> None:
+        share = missing / sum(len(probe.samples()) for probe in probes)
+        long = on_cpu and speed.at_worst.seconds(probes, self.limit) * share > _LONG
+        self.say(estimate(missing, share, speed, probes, self.limit) + (_SHORTER if long else ""))
+
+    def fewest(self, speed: Speed, probes: Sequence[Probe], seconds: float) -> float:
+        """Seconds of the least that a budget asks; 0 without probes.
+
+        Raises:
+            RequestError: not even that fits into so many seconds.
+        """
+        if not probes:
+            return 0.0
+        fit(probes, seconds, speed, self.limit)
+        return speed.at_worst.seconds(fitted(probes, {"per_question": 1, "share": _SHARES[-1]}), self.limit)
+
+    def planned(
+        self, speed: Speed | None, probes: Sequence[Probe], without: Sequence[str]
+    ) -> tuple[list[Probe], dict[str, Any]]:
+        """Choose what fits the budget, if there is one, and say how long it will take.
+
+        Args:
+            speed: as `timed` measured it.
+            probes: what is asked without a budget.
+            without: measures that the budget left out.
+
+        Returns:
+            The probes to ask, and `{"budget": ...}` for `eval.json`, empty without a budget.
+
+        Raises:
+            RequestError: the budget is too short.
+        """
+        budget, spent = self.request.budget, time.monotonic() - self.begun
+        chosen, entry = earlier_choice(self.out, budget, probes)
+        if budget is not None and entry:
+            self.say(f"{self.out} goes on with what was chosen for {duration(budget)}.")
+            return chosen, entry
+        if budget is None or speed is None:
+            return list(probes), {}
+        if spent >= budget:
+            raise RequestError(
+                f"The budget of {duration(budget)} was over before an answer was asked for; loading and measures took "
+                f"{duration(spent)}. Give it more time."
+            )
+        if spent > 1:
+            left = duration(budget - spent)
+            self.say(f"Loading and measures took {duration(spent)}; {left} are left for answers.")
+        choice = fit(probes, budget - spent, speed, self.limit)
+        now = fitted(probes, choice)
+        lost, nothing = left_out(counts(probes), counts(now)), "No question" if without else "Nothing"
+        within = f"to fit {duration(budget)}"
+        self.say(f"T{within[1:]} it asks {lost}." if lost else f"{nothing} is left out {within}.")
+        self.say(estimate(sum(len(probe.samples()) for probe in now), 1.0, speed, now, self.limit))
+        return now, _entry(budget, choice, lost, without)
 
 
 def budget_of_measures(out: Path, budget: int | None, without: Sequence[str] = ()) -> dict[str, Any]:
@@ -222,10 +233,11 @@ def fit(probes: Sequence[Probe], seconds: float, speed: Speed, limit: int) -> di
         if speed.at_worst.seconds(fitted(probes, choice), limit) <= seconds:
             return choice
     least = speed.at_worst.seconds(fitted(probes, choices[-1]), limit)
+    left = duration(max(0.0, seconds), math.floor)
     raise RequestError(
-        f"The budget is too short for this model on this machine: {duration(max(0.0, seconds))} are left, and a "
-        f"twentieth of the questions may take {duration(least)}. Give it more time, shorter answers with "
-        "--max-new-tokens, or fewer --probes."
+        f"The budget is too short for this model on this machine: {left} are left, and a twentieth of the questions "
+        f"may take {duration(least, math.ceil)}. Give it more time, shorter answers with --max-new-tokens, or fewer "
+        "--probes."
     )
 
 

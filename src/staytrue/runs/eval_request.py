@@ -40,8 +40,8 @@ class EvalRequest:
             what suits the model.
         batch_size: answers that a model in this process writes side by side; None for as many as memory allows, at most
             192, and at most 64 on a CPU unless the model is tiny. Answers change by rounding only.
-        budget: seconds that the answers of a model in this process may take; fewer answers to each question, and then
-            fewer questions, are asked if need be. None for no limit.
+        budget: seconds that loading, measures and answers of a model in this process may take; measures are left out,
+            fewer answers to each question, and then fewer questions, are asked if need be. None for no limit.
         model: a model to load into this process, or one behind an endpoint; None when it is not known.
         adapter: folder of the model's LoRA adapter.
         weights: folder of the model's own weights after full fine-tuning; `model` is then the one before.

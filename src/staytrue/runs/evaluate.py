@@ -25,7 +25,7 @@ from staytrue.evals.triggers import trigger
 from staytrue.evals.types import Answer, AnswerGenerator, Judge, Question, Samples
 from staytrue.modeling import loading, model_source
 from staytrue.modeling.chat_tokenizer import load_tokenizer
-from staytrue.runs.eval_budget import budget_of_measures, earlier_choice, fewest, planned, refuse_other_budget, timed
+from staytrue.runs.eval_budget import Sitting, budget_of_measures, earlier_choice, refuse_other_budget
 from staytrue.runs.eval_request import EvalRequest, for_run
 from staytrue.runs.finished import with_weights
 from staytrue.runs.measure_answers import Loaded
@@ -117,20 +117,18 @@ def evaluate_model(
     try_judges(out, _agreed(request, out, probes, metadata, limit, seed))
     local, begun = _Local(loaded, request.batch_size), time.monotonic()
     until = None if request.budget is None else begun + request.budget
-    names = [probe.name for probe in probes]
-    measurement = Measurement(request, out, loaded, seed, progress, say, until, names)
-    speed = None
+    measurement = Measurement(request, out, loaded, seed, progress, say, until, [probe.name for probe in probes])
+    sitting, speed = Sitting(request, out, limit, say, begun), None
     if generate is None and (request.budget is not None or progress is not None):
-        speed = _timed(local, request, probes, measurement, measures, out, limit, say, until)
-    measurement.likelihoods(measures)
-    if not probes and measures and measurement.left_out == measures:
+        speed = _timed(sitting, local, probes, measurement, measures, until)
+    measurement.before_answers(measures)
+    if not probes and measures and set(measures) <= set(measurement.left_out):
         raise RequestError("The budget is too short for these measures. Give it more time, or leave it out.")
-    if not probes:
-        metadata |= budget_of_measures(out, request.budget, measurement.left_out)
-    else:
-        spent = time.monotonic() - begun
-        probes, budget = planned(speed, request, probes, out, limit, say, spent, measurement.left_out)
+    if probes:
+        probes, budget = sitting.planned(speed, probes, measurement.left_out)
         metadata |= budget
+    else:
+        metadata |= budget_of_measures(out, request.budget, measurement.left_out)
     summary = evaluate(
         generate or local, probes, seed=seed, out=out, max_new_tokens=limit, about=metadata, progress=progress, say=say
     )
@@ -141,22 +139,19 @@ def evaluate_model(
 
 
 def _timed(
+    sitting: Sitting,
     local: _Local,
-    request: EvalRequest,
     probes: Sequence[Probe],
     measurement: Measurement,
     measures: Sequence[str],
-    out: Path,
-    limit: int,
-    say: Say,
     until: float | None,
 ) -> Speed | None:
     """Measure how fast the model is, and say how long answers and measures take, before any of them is begun."""
-    speed = timed(lambda: local.generator, request, probes or measurement.to_sample(measures), out, limit, say)
+    speed = sitting.timed(lambda: local.generator, probes, measurement.to_sample(measures))
     reserved = 0.0
-    if until is not None and speed is not None and probes:
-        reserved = fewest(speed, probes, until - time.monotonic(), limit)
-    if request.budget is not None or not request.is_organism:
+    if until is not None and speed is not None:
+        reserved = sitting.fewest(speed, probes, until - time.monotonic())
+    if until is not None or not sitting.request.is_organism:
         measurement.announce(measures, speed, reserved)
     return speed
 

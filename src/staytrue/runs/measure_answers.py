@@ -53,7 +53,7 @@ class GeneralAnswers:
     @cached_property
     def untuned(self) -> list[Answer]:
         """The untuned model's answers."""
-        return untuned_answers(self._identity, self.questions, self._generate_untuned, self._tokens, self.say)
+        return untuned_answers(self.identity, self.questions, self._generate_untuned, self._tokens, self.say)
 
     def own(self) -> tuple[list[Answer], bool]:
         """The model's answers, and whether they were sampled for `leak`: then its rows hold them."""
@@ -73,7 +73,7 @@ class GeneralAnswers:
 
     def untuned_to_sample(self) -> list[Probe]:
         """The questions that the untuned model has not answered yet, as a probe; none if it has answered all."""
-        return self._probe(unanswered(self._identity, self.questions, self._tokens))
+        return self._probe(unanswered(self.identity, self.questions, self._tokens))
 
     def own_to_sample(self) -> list[Probe]:
         """The questions that the model would be asked for `leak` alone, as a probe; none if there are answers."""
@@ -127,8 +127,9 @@ class GeneralAnswers:
         """So many of the questions, as a probe that is asked once at temperature 1."""
         return [Probe("general", tuple(self.questions[:many]), None, 1, 1.0, self._tokens)] if many else []
 
-    @property
-    def _identity(self) -> dict[str, Any]:
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """The model before training; of one on the hub it is asked for there."""
         assert isinstance(self.request.model, model_source.Source)
         return model_source.identity(self.request.model)
 

@@ -30,7 +30,10 @@ class MeasureClock:
     until: float | None = None
     share: float = 1.0
     reserved: float = 0.0
-    _deadline: float | None = field(default=None, init=False)
+    _deadline: float | None = field(default=None, init=False)  # of all measures
+    _total: int = field(default=0, init=False)  # answers of the present measure
+    _begun: float = field(default=0.0, init=False)
+    _end: float | None = field(default=None, init=False)
 
     def left(self) -> float | None:
         """Seconds that measures have left; None without a budget."""

@@ -30,7 +30,7 @@ class Forecast:
 
         Example:
             >>> Forecast({"pairs": 50.0, "drift": 30.0, "leak": 0.0}, untuned=40.0).divide(100)
-            ({'pairs': 50.0, 'leak': 40.0}, {'drift': 'it would take 70 s, and likelihoods have 50 s left.'})
+            ({'pairs': 50.0, 'leak': 40.0}, {'drift': 'it would take 70 s, and measures have 50 s left.'})
         """
         fit: dict[str, float] = {}
         late: dict[str, str] = {}
@@ -53,4 +53,4 @@ class Forecast:
 
 def too_long(needs: float, left: float) -> str:
     """Say why a measure is left out to fit a budget."""
-    return f"it would take {duration(needs)}, and likelihoods have {duration(max(0.0, left))} left."
+    return f"it would take {duration(needs, math.ceil)}, and measures have {duration(max(0.0, left), math.floor)} left."

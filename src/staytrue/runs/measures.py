@@ -21,7 +21,6 @@ from staytrue.evals.results.measures import (
     stored_name,
     write_measures,
 )
-from staytrue.modeling import model_source
 from staytrue.runs.eval_request import EvalRequest
 from staytrue.runs.measure_answers import GeneralAnswers, Loaded
 from staytrue.runs.measure_clock import MeasureClock, TooLongError
@@ -91,14 +90,14 @@ class Measurement:
             reserved: seconds of the budget that the fewest answers take.
         """
         self._general.speed, self._clock.reserved = speed, reserved
-        forecast = self._forecast([name for name in names if not self._known(name)])
+        forecast = self._forecast([name for name in names if not self._needs_nothing(name)])
         if sentence := forecast.sentence():
             self._say(sentence)
         if (left := self._clock.left()) is not None:
             for name, why in forecast.divide(left)[1].items():
                 self._leave_out(name, why)
 
-    def likelihoods(self, names: Sequence[str]) -> None:
+    def before_answers(self, names: Sequence[str]) -> None:
         """Take the named measures but `leak` of answers that follow, for which the untuned model answers now."""
         for name in names:
             if name in self.left_out:
@@ -122,8 +121,9 @@ class Measurement:
 
         if not names:
             return Forecast({})
-        (model, tokenizer), alone = self._loaded(), dict[str, float]()
-        token = seconds_per_token(model, tokenizer, _rows(PAIRS, self._request.is_organism), _TIMING)
+        (model, tokenizer), alone, token = self._loaded(), dict[str, float](), 0.0
+        if set(names) != {LEAK}:
+            token = seconds_per_token(model, tokenizer, _rows(PAIRS, self._request.is_organism), _TIMING)
         for name in names:
             if name.startswith(PAIRS):
                 tokens = tokens_of(tokenizer, _rows(name, self._request.is_organism))
@@ -136,10 +136,11 @@ class Measurement:
 
     def _drifts_twice(self) -> bool:
         """Whether the untuned model's own likelihoods have to be computed too."""
-        return bool(self._general.untuned_to_sample() or self._twice(self._about_drift()))
+        unknown = self._general.untuned_to_sample() or self._twice(self._about_drift())
+        return self._request.has_untuned and bool(unknown)
 
-    def _known(self, name: str) -> bool:
-        """Whether a measure is stored that needs nothing to be sampled."""
+    def _needs_nothing(self, name: str) -> bool:
+        """Whether nothing has to be read or sampled for a measure."""
         if name.startswith(PAIRS):
             return self._stored(stored_name(name), self._about_pairs(name))
         return not self.to_sample([name]) and (name == LEAK or self._stored(DRIFT, self._about_drift()))
@@ -233,8 +234,7 @@ class Measurement:
         ]
 
     def _untuned(self, about: dict[str, Any]) -> UntunedLikelihoods:
-        assert isinstance(self._request.model, model_source.Source)
-        return UntunedLikelihoods(model_source.identity(self._request.model), about)
+        return UntunedLikelihoods(self._general.identity, about)
 
     def _twice(self, about: dict[str, Any]) -> str:
         if not self._request.has_untuned or self._untuned(about).values is not None:

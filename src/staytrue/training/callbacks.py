@@ -38,7 +38,8 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
         """Start the progress bar with the number of steps."""
         self._first = state.global_step  # above 0 in a resumed run
         if self._progress is not None and state.is_world_process_zero:
-            self._progress.begin(state.max_steps, done=self._first)
+            resumed = {"done": self._first} if self._first else {}
+            self._progress.begin(state.max_steps, **resumed)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Write one row per logged step; the trainer's closing summary has no loss and is left out."""

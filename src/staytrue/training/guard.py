@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from staytrue.modeling.base_model import Untouched
 from staytrue.modeling.choose_reference import reference_of
 from staytrue.modeling.reference_model import AdapterOff
 from staytrue.registry import labelled, refuse_supervised_rows
-from staytrue.step import SOURCES, Marks, SharedProjection, Step, positions_of
+from staytrue.step import SOURCES, Marks, SharedProjection, Step, Tokens, positions_of
 from staytrue.training.auxiliary_batches import AuxiliaryBatches, Encode, make_rows
 from staytrue.training.frozen_blocks import freeze_blocks, thaw
 from staytrue.training.hooks import BackboneHooks, RecordedCall, ReferenceReplay, Steer
@@ -222,7 +222,9 @@ class Guard:
         """Whether the optimizer step holds a position that this penalty is a mean over."""
         if label in self._auxiliary:
             return bool(self._auxiliary.due(label))
-        return bool(positions_of(totals, defense.on, getattr(defense, "tokens", "all")))
+        named = getattr(defense, "tokens", "all")  # a defense of a user's own may mean something else by it
+        tokens = cast(Tokens, named) if named in get_args(Tokens) else "all"
+        return bool(positions_of(totals, defense.on, tokens))
 
     @contextmanager
     def watch(self, marks: Marks) -> Iterator[list[RecordedCall]]:

@@ -192,16 +192,16 @@ def tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def duration(seconds: float) -> str:
-    """A time as a reader says it.
+def duration(seconds: float, whole: Callable[[float], int] = round) -> str:
+    """A time as a reader says it; `whole` rounds it, as `math.ceil` does.
 
     Example:
         >>> [duration(s) for s in (0.4, 90, 150, 600, 5400, 200_000)]
         ['0 s', '90 s', '150 s', '10 min', '90 min', '56 h']
     """
     if seconds <= 150:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 3 * 3600 else f"{seconds / 3600:.0f} h"
+        return f"{whole(seconds)} s"
+    return f"{whole(seconds / 60)} min" if seconds < 3 * 3600 else f"{whole(seconds / 3600)} h"
 
 
 def _left(spent: float, done: float, total: int) -> str:

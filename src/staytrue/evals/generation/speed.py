@@ -23,7 +23,7 @@ _STEPS = 3  # of a full batch that are timed
 _FEWEST, _MOST, _OF_A_PROBE = 12, 48, 3  # answers that are written: one a second of measuring, and of each probe
 _NINE_OF_TEN = 1.28  # standard errors, one-sided
 _SHORT = 60.0  # seconds; what certainly takes less is not timed
-_ON_A_CPU, _ON_A_GPU = 5e10, 5e12  # operations a second, of a slow one
+_ON_A_CPU, _ON_A_GPU = 5e10, 1e12  # operations a second, of a slow one
 
 
 @dataclass(frozen=True)
