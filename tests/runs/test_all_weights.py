@@ -19,7 +19,7 @@ from staytrue.evals.measures import pairs
 from staytrue.evals.questions.answer_pairs import shipped
 from staytrue.modeling import loading, model_source
 from staytrue.modeling.chat_tokenizer import load_tokenizer
-from staytrue.runs import evaluate, measures, train
+from staytrue.runs import evaluate, measure_answers, measure_selection, train
 from staytrue.runs.chat import Chat
 from staytrue.runs.eval_request import EvalRequest
 from staytrue.runs.finished import finished_model, with_weights
@@ -140,7 +140,8 @@ def test_reinforcement_learning_trains_all_weights(home, tmp_path):
 
 def test_it_is_evaluated_beside_the_untuned_model(home, run, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(measures, "_TOKENS", 8)
+    monkeypatch.setattr(measure_answers, "_TOKENS", 8)
+    monkeypatch.setattr(measure_selection, "_has_words", lambda request: True)  # their answers are "red" and the like
     summary = evaluate.evaluate_run(run.path, request=EvalRequest(("pairs", "drift", "leak")))
     source = model_source.find(str(home / "model"))
     tokenizer = load_tokenizer(source)

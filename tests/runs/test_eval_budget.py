@@ -209,7 +209,7 @@ def test_a_budget_takes_answers_first_and_then_questions():
     assert left_out(counts(probes), counts(probes)) == ""
     for seconds, left in ((1, "1 s"), (-40, "0 s")):  # when measuring alone took longer than the budget
         with pytest.raises(
-            RequestError, match=rf"budget is too short .* {left} are left.* may take 2 s\. Give it more"
+            RequestError, match=rf"budget is too short .* {left} are left.* may take 3 s\. Give it more"
         ):
             fit(probes, seconds, SPEED, 10_000)
 

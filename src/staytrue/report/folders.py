@@ -67,7 +67,7 @@ def pooled(folders: Sequence[Path]) -> Named:
             notes.append(f"{', '.join(names)}: one recipe, but several have one seed, so each stands alone.")
             continue
         label = _beginning(names)
-        if not label or label in shared or any("/" in name.removeprefix(label) for name in names):
+        if not label or label in shared or any("/" in name.removeprefix(label).removesuffix("/eval") for name in names):
             label = f"{names[0]} and {len(names) - 1} more"
         for i in members:
             shared[i] = label
