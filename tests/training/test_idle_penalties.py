@@ -145,6 +145,13 @@ def test_a_penalty_that_was_0_throughout_is_warned_of(tmp_path, logging_steps):
     assert idle(sft(tmp_path, [KL(1.0)], completions(), **changes)) == []
 
 
+def test_rows_that_were_due_before_the_weights_moved_alone_are_no_fault(tmp_path, pool):
+    # 2 steps of 4 task rows at a share of an eighth: the only anchor row is due in the first step.
+    beside = Anchor(pool, share=0.125, answers="given")
+    assert idle(sft(tmp_path, [beside], max_steps=2, logging_steps=500)) == []
+    assert idle(sft(tmp_path, [beside], max_steps=2, logging_steps=1)) == []
+
+
 def completions():
     """Rows whose first token is learnt already, so that none is a prompt's."""
     return Dataset.from_list([{"input_ids": [5, 6, 7, 8], "labels": [5, 6, 7, 8]}] * 16)

@@ -53,6 +53,7 @@ class Guard:
 
     Attributes:
         task_rows: how many rows of the task have been trained on.
+        measured: the penalties that have a position in the present optimizer step.
         reference: the reference model, once attached to a model.
         float32_adapter: whether an adapter on quantised weights is trained in float32, where trl rounds it to bfloat16.
         shards: among how many processes the weights are divided (FSDP2). Each of these makes every forward with the
@@ -88,6 +89,7 @@ class Guard:
         self._auxiliary = AuxiliaryBatches({}, 0)
         self._log, self._in_loss = PenaltyLog(), PenaltyLog()
         self.task_rows = 0
+        self.measured: set[str] = set()
         self.float32_adapter = False
         self.shards = 0
         self.observer: Observer | None = None
@@ -215,7 +217,8 @@ class Guard:
         self._totals = totals
         self._separate.begin_step()
         counts = totals.cpu()
-        self._log.begin_step(k for k, d in self._penalties.items() if self._has_positions(k, d, counts))
+        self.measured = {k for k, d in self._penalties.items() if self._has_positions(k, d, counts)}
+        self._log.begin_step(self.measured)
         self._in_loss.begin_step(list(self._penalties))
 
     def _has_positions(self, label: str, defense: Defense, totals: Tensor) -> bool:

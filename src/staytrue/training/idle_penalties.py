@@ -48,12 +48,14 @@ def without_effect(defenses: Mapping[str, Defense]) -> list[str]:
 class IdlePenalties(TrainerCallback):  # type: ignore[misc]
     """Remembers which penalties were ever another number than 0, and reports logged numbers that are not finite.
 
-    Before the weights move every divergence is 0, so a training must have a further step to count.
+    Before the weights move every divergence is 0, so a penalty must be measured in a later step to count; one that is
+    measured in none at all counts too.
     """
 
     def __init__(self, guard: Guard, outcome: Outcome) -> None:
         self._guard, self._outcome = guard, outcome
         self._seen: set[str] = set()
+        self._early, self._late = set[str](), set[str]()  # measured before and after the weights have moved
         self._diverged = False
 
     def note(self, numbers: Mapping[str, Any]) -> None:
@@ -72,7 +74,13 @@ class IdlePenalties(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start with nothing seen."""
-        self._seen, self._diverged = set(), False
+        self._seen, self._early, self._late, self._diverged = set(), set(), set(), False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Remember which penalties the step has measured; `Outcome` has looked at it before."""
+        moved = self._outcome.moved_at
+        measured = self._early if moved is None or state.global_step <= moved else self._late
+        measured |= self._guard.measured
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Warn of the penalties that were 0 in each step."""
@@ -81,7 +89,8 @@ class IdlePenalties(TrainerCallback):  # type: ignore[misc]
         if not state.is_world_process_zero or moved is None or state.global_step <= moved:
             return
         for label, defense in self._guard.defenses.items():
-            if "penalty" in pulled(defense) and label not in self._seen:
+            only_early = label in self._early - self._late
+            if "penalty" in pulled(defense) and label not in self._seen and not only_early:
                 warnings.warn(
                     f"{label} was 0 in each of the {state.global_step} steps although the weights moved, so it held "
                     "nothing: no token of the rows is one of those that its settings name (such as on, tokens, "
