@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from staytrue.errors import RequestError
 from staytrue.evals.generation.batch import Batch
 from staytrue.evals.generation.lengths import AnswerLengths, SeenAnswers
 from staytrue.evals.generation.local import LocalGenerator
-from staytrue.evals.generation.speed import Speed, estimate, is_short, measure
+from staytrue.evals.generation.speed import Speed, _few, estimate, is_short, measure
 from staytrue.evals.generation.step_cost import StepCost
 from staytrue.evals.questions.probes import Probe
 from staytrue.evals.types import Question, Verdict
@@ -253,6 +254,16 @@ def test_what_is_timed_depends_on_the_size_of_the_model_and_not_on_the_number_of
     assert is_short(SimpleNamespace(weights=135_000_000, on_cpu=False), 38 * 600)
     generator = LocalGenerator(tiny.model(), tiny.tokenizer())
     assert generator.weights == sum(weight.numel() for weight in tiny.model().parameters())
+
+
+@pytest.mark.parametrize("answers", [9, 10, 30])
+def test_the_answers_that_are_timed_are_of_all_forms(answers):
+    # Of 300 questions in three forms each, every 33rd, 30th and 10th: 33 and 30 are multiples of three.
+    forms = ("plain", "json", "template")
+    questions = [replace(q, form=forms[i % 3]) for i, q in enumerate(probe(groups=100).questions)]
+    (few,) = _few([replace(probe(), questions=tuple(questions))], 600, answers)
+    counted = Counter(question.form for question, _ in few.samples)
+    assert (sum(counted.values()), max(counted.values()) - min(counted.values()) <= 1) == (answers, True)
 
 
 def test_answers_of_one_token_are_measured_too():

@@ -165,11 +165,17 @@ class _Timed:
 
 
 def _few(probes: Sequence[Probe], limit: int, answers: int) -> list[Samples]:
-    """About so many answers, some to each probe's questions and evenly spread."""
+    """About so many answers, some to each probe's questions and evenly spread over their forms.
+
+    Answers to one form may be several times as long as to another, and the forms of a question stand together, so that
+    every third or thirtieth question of a probe may have the same form.
+    """
     samples = sum(len(probe.samples()) for probe in probes)
     few = []
     for probe in probes:
         many = max(_OF_A_PROBE, round(answers * len(probe.samples()) / samples))
-        questions = probe.questions[:: max(1, len(probe.questions) // many)][:many]
+        by_form = sorted(probe.questions, key=lambda question: question.form)
+        many = min(many, len(by_form))
+        questions = [by_form[i * len(by_form) // many] for i in range(many)]
         few.append(Samples([(q, 0) for q in questions], probe.temperature, probe.max_new_tokens or limit))
     return few
