@@ -63,7 +63,7 @@ def shift(row: dict, base: dict, domain: str) -> Values:
 def paired(rows: list[dict]) -> None:
     trained = {(r["rows"], r["many"], r["lr"], r["label"], r["seed"]): r for r in rows if "label" in r}
     groups = defaultdict(list)
-    for (kind, many, lr, label, seed), row in trained.items():
+    for (kind, many, lr, label, seed), row in sorted(trained.items()):
         other = trained.get(("risky", many, lr, "none", seed))
         if other is not None and other is not row:
             groups[f"risky undefended minus {kind} {label}, {lr:g}, {many} rows"].append(shift(other, row, "general"))
