@@ -439,8 +439,8 @@ def test_a_judge_whose_key_has_expired_since_is_refused_before_answers_are_sampl
 
 def test_a_judge_is_tried_before_likelihoods_are_computed(staytrue, model, questions, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "wrong")
-    monkeypatch.setattr(evaluate, "planned", lambda *arguments: pytest.fail("the model was loaded"))
-    monkeypatch.setattr(evaluate.Measurement, "likelihoods", lambda *arguments: pytest.fail("computed"))
+    monkeypatch.setattr(evaluate.Sitting, "timed", lambda *arguments: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(evaluate.Measurement, "before_answers", lambda *arguments: pytest.fail("computed"))
     with Loopback(key="right") as server:
         arguments = ("--probes", f"{questions},pairs", "--judge", f"openai:j@{server.url}", "--out", "E")
         code, _, errors = staytrue("eval", "--model", model, *arguments)
