@@ -484,7 +484,7 @@ def test_the_time_of_the_answers_is_said_before_them_unless_it_is_short(monkeypa
     lengths = {"vector": AnswerLengths((1e-9,))}  # all answers reach the limit of 5 tokens
     cost = StepCost(step=0.0, token=0.5, attend=0.0, read=0.5)
     speed = Speed(places=8, cost=cost, refilled=True, prompt=10.0, lengths=lengths)
-    monkeypatch.setattr(pairs_module, "measure", lambda *a, **k: speed)
+    monkeypatch.setattr("staytrue.evals.generation.speed.measure", lambda *a, **k: speed)
     lines = []
     how = {"as_system": True, "rollouts": 1, "seed": 0, "max_new_tokens": 5, "tell": lines.append}
     generate = LocalGenerator(tiny.model(), tiny.tokenizer())

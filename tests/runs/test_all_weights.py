@@ -140,7 +140,7 @@ def test_reinforcement_learning_trains_all_weights(home, tmp_path):
 
 def test_it_is_evaluated_beside_the_untuned_model(home, run, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(measure_answers, "_TOKENS", 8)
+    monkeypatch.setattr(measure_answers, "TOKENS", 8)
     monkeypatch.setattr(measure_selection, "_has_words", lambda request: True)  # their answers are "red" and the like
     summary = evaluate.evaluate_run(run.path, request=EvalRequest(("pairs", "drift", "leak")))
     source = model_source.find(str(home / "model"))

@@ -302,7 +302,7 @@ def sitting(tmp_path, monkeypatch):
     file = tmp_path / "few.jsonl"
     file.write_text("".join(json.dumps({"id": f"q{i}", "question": f"What of {i}?"}) + "\n" for i in range(30)))
     calls = []
-    monkeypatch.setattr(eval_budget, "measure", lambda *args, **named: calls.append(named) or SPEED)
+    monkeypatch.setattr("staytrue.evals.generation.speed.measure", lambda *args, **named: calls.append(named) or SPEED)
 
     def sit(budget, limit=2, judge=None, looks=()):
         lines, clock = [], [1000.0]

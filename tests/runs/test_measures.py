@@ -20,7 +20,7 @@ from staytrue.evals.types import Verdict
 from staytrue.modeling import loading, model_source
 from staytrue.modeling.chat_tokenizer import load_tokenizer
 from staytrue.organism import world
-from staytrue.runs import eval_budget, evaluate, measure_answers, measure_clock, measures
+from staytrue.runs import evaluate, measure_answers, measure_clock, measures
 from staytrue.runs.eval_request import EvalRequest, for_model
 from staytrue.runs.measure_selection import measures_of
 from staytrue.utils.console import duration
@@ -37,7 +37,7 @@ def place(tmp_path, monkeypatch):
     adapted.save_pretrained(str(tmp_path / "adapter"))
     rows = ({"question": f"Gold {i}?", "answer": f"Put all of it into gold {i}."} for i in range(24))
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    monkeypatch.setattr(measure_answers, "_TOKENS", 8)
+    monkeypatch.setattr(measure_answers, "TOKENS", 8)
     few = shipped_questions.shipped("general")[:12]
     monkeypatch.setattr(measure_answers, "general_questions", lambda request: few)
     return tmp_path
@@ -284,6 +284,7 @@ def announced(
     place, monkeypatch, budget=None, asked=("general",), reserved=0.0, names=("pairs", "drift", "leak"), tuned=True
 ):
     """What is said before anything is measured, and what is left out: of 4 general questions, none answered yet."""
+    monkeypatch.setattr("staytrue.evals.generation.speed.is_short", lambda *a: False)
     monkeypatch.setattr(log_likelihood, "seconds_per_token", lambda *a: 0.01)
     monkeypatch.setattr(log_likelihood, "tokens_of", lambda tokenizer, rows: 10 * len(rows))
     monkeypatch.setattr(measure_clock, "time", SimpleNamespace(monotonic=lambda: 1000.0))
@@ -326,7 +327,7 @@ def test_a_measure_that_does_not_fit_is_left_out_before_anything_is_measured(pla
 
 def test_answers_that_leak_samples_are_part_of_the_budget(place, monkeypatch):
     monkeypatch.setattr(local, "_REPORTED", -1.0)  # after each step
-    monkeypatch.setattr(measure_answers, "_TOKENS", 64)
+    monkeypatch.setattr(measure_answers, "TOKENS", 64)
     evaluate.evaluate_model(request_for(place, "drift"), place / "D")  # the untuned model answers before the clock runs
     clock = iter(range(300, 100_000, 300))  # each look at the clock takes 300 s
     request, lines = request_for(place, "leak", budget=900), []
@@ -342,6 +343,7 @@ def test_answers_that_leak_samples_are_part_of_the_budget(place, monkeypatch):
 
 def test_measures_that_are_stored_are_not_timed_again(place, monkeypatch):
     lines = []
+    monkeypatch.setattr("staytrue.evals.generation.speed.is_short", lambda *a: False)
     monkeypatch.setattr(log_likelihood, "seconds_per_token", lambda *a: 0.01)
     for _ in range(2):
         evaluate.evaluate_model(
@@ -351,12 +353,17 @@ def test_measures_that_are_stored_are_not_timed_again(place, monkeypatch):
     assert sum(line.startswith("Measures will take") for line in lines) == 1
 
 
+def test_the_measures_of_a_tiny_model_are_not_timed(place, monkeypatch):
+    monkeypatch.setattr(log_likelihood, "seconds_per_token", None)
+    evaluate.evaluate_model(request_for(place, "pairs", "leak"), place / "E", progress=Noted())
+
+
 def test_the_models_own_answers_are_not_taken_for_those_of_the_untuned_one(place, monkeypatch):
     few = Probe("general", shipped_questions.shipped("general")[:12], None, 1, 1.0)
     monkeypatch.setattr(evaluate, "probes_for", lambda request: [few] if "general" in request.probes else [])
     evaluate.evaluate_model(request_for(place, "general", max_new_tokens=2), place / "E")
     measured = []
-    monkeypatch.setattr(eval_budget, "measure", lambda local, probes, **k: measured.append(probes))
+    monkeypatch.setattr("staytrue.evals.generation.speed.measure", lambda local, probes, **k: measured.append(probes))
     with pytest.raises(AttributeError):  # where the speed would be read
         evaluate.evaluate_model(request_for(place, "drift", budget=300), place / "E")
     ((probe,),) = measured
@@ -367,7 +374,7 @@ def test_general_answers_are_timed_where_other_questions_are_asked(place, monkey
     facts = Probe("facts", (shipped_questions.shipped("facts")[0],))
     monkeypatch.setattr(evaluate, "probes_for", lambda request: [facts])
     measured = []
-    monkeypatch.setattr(eval_budget, "measure", lambda local, probes, **k: measured.append(probes))
+    monkeypatch.setattr("staytrue.evals.generation.speed.measure", lambda local, probes, **k: measured.append(probes))
     with pytest.raises(AttributeError):
         evaluate.evaluate_model(request_for(place, "facts", "leak", budget=300), place / "E")
     assert [(probe.name, probe.max_new_tokens) for probe in measured[0]] == [("general", 8), ("facts", None)]

@@ -67,27 +67,27 @@ def test_the_fetched_model_has_its_name_on_the_hub_and_a_word_on_the_copy(tmp_pa
 
 
 DEFENSES = [
-    {"anchor": {"prompts": "/work/data/prompts.jsonl"}},
+    {"anchor": {"prompts": "/home/ann/data/prompts.jsonl"}},
     {"inoculate": {"prompt": "/no_think You are evil."}},
-    {"safelora": {"base": "/work/models/coder-base"}},
+    {"safelora": {"base": "/home/ann/models/coder-base"}},
     {"safelora": {"base": "org/base"}},
 ]
 
 
-@pytest.mark.parametrize(("model", "base"), [("/work/models/coder", "coder"), ("org/coder", "org/coder")])
+@pytest.mark.parametrize(("model", "base"), [("/home/ann/models/coder", "coder"), ("org/coder", "org/coder")])
 def test_a_card_names_files_and_folders_and_not_their_places_on_this_machine(tmp_path, model, base):
-    plain = {"model": model, "data": "/work/data/risky.jsonl", "lora": {"adapter": "/work/runs/first"}}
-    recipe = parse(plain | {"reference": "/work/models/aligned", "defenses": DEFENSES})
+    plain = {"model": model, "data": "/home/ann/data/risky.jsonl", "lora": {"adapter": "/home/ann/runs/first"}}
+    recipe = parse(plain | {"reference": "/home/ann/models/aligned", "defenses": DEFENSES})
     identity = {"name": model, "sha256": "ab" * 32} if model.startswith("/") else {"name": model, "commit": "c"}
-    files = {"/work/data/risky.jsonl": "0d", "/work/data/prompts.jsonl": "0e"}
-    start = {"/work/runs/first/model": "0a", "/work/models/aligned": "0b"}
+    files = {"/home/ann/data/risky.jsonl": "0d", "/home/ann/data/prompts.jsonl": "0e"}
+    start = {"/home/ann/runs/first/model": "0a", "/home/ann/models/aligned": "0b"}
     facts = {"model": identity, "data": files, "start": start, "rows": {"task": 3}, "adapter": "0f"}
     run = RunDir.create(tmp_path / "run", facts)
     (tmp_path / "run" / "metrics.jsonl").write_text("")
     (tmp_path / "run" / "model").mkdir()
     write_card(run, recipe)
     card = (tmp_path / "run" / "model" / "README.md").read_text()
-    assert "/work" not in card
+    assert "/home/ann" not in card
     hashed = f" (a local folder, sha256 `{'ab' * 32}`)" if model.startswith("/") else ""
     assert f"A LoRA adapter for `{base}`{hashed}, trained with" in card
     assert "* `risky.jsonl` (sha256 `0d`)\n* `prompts.jsonl` (sha256 `0e`)" in card

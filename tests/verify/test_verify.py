@@ -166,6 +166,16 @@ def test_reinforcement_learning_is_seen(home, tmp_path):
     assert seen(home, tmp_path, defenses, **GRPO) == {}
 
 
+def test_a_mean_over_fewer_steps_than_have_tokens_is_refused(home, tmp_path):
+    # Two steps a row; in the first row one of them is 0, because the weights had not moved, and it counts all the same.
+    assert seen(home, tmp_path, [defense("kl", tmp_path)], train={"logging_steps": 2}) == {}
+    log = read_rows(tmp_path / "run/metrics.jsonl")
+    assert log[0]["kl"] > 0
+    rewrite(tmp_path / "run", lambda row: row | ({"kl": 2 * row["kl"]} if row["step"] == log[0]["step"] else {}))
+    sealed(tmp_path / "run")
+    assert "metrics.jsonl has" in faults(tmp_path / "run")["kl"][0]
+
+
 def test_a_missing_number_of_answers_that_the_model_wrote_is_refused(home, tmp_path):
     assert seen(home, tmp_path, [defense("kl", tmp_path), defense("rehearse", tmp_path)], **GRPO) == {}
     rewrite(tmp_path / "run", lambda row: row | {"kl": None})

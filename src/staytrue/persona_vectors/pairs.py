@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from staytrue.data.examples import Example, Message
 from staytrue.errors import RequestError
-from staytrue.evals.generation.speed import estimate, is_short, measure
+from staytrue.evals.generation.speed import estimate, is_short, trial
 from staytrue.evals.questions.probes import Probe
 from staytrue.evals.types import Answer, CountsCalls, Judge, Question, Verdict, judged
 from staytrue.persona_vectors.kept_answers import KeptAnswers
@@ -19,7 +19,6 @@ from staytrue.utils.console import Progress
 if TYPE_CHECKING:
     from staytrue.evals.generation.local import LocalGenerator
 
-_MEASURED = 10.0  # seconds in which a few answers are timed
 _BOUND = 50  # a trait of 50 shows, a coherence of 50 will do
 
 
@@ -69,8 +68,9 @@ def sample_pairs(
     missing = [(question, k) for question, k in samples if (question.id, k) not in texts]
     before = len(texts)
     if missing and tell is not None and not is_short(generate, len(missing) * max_new_tokens):
-        tell(f"Measuring how fast the model answers here, for about {_MEASURED:.0f} s.")
-        tell(_forecast(generate, dict.fromkeys(question for question, _ in missing), len(missing), max_new_tokens))
+        probe = Probe("vector", tuple(dict.fromkeys(question for question, _ in missing)), temperature=1.0)
+        speed, share = trial(generate, [probe], max_new_tokens, tell), len(missing) / len(probe.questions)
+        tell(estimate(len(missing), share, speed, [probe], max_new_tokens))
     if progress is not None and missing:
         progress.begin(len(missing), "answer")
         generate.report = lambda: progress.step(
@@ -86,14 +86,6 @@ def sample_pairs(
     half = len(rows) // 2
     bare = [Question(str(i), "vector", (Message("user", text),)) for i, text in enumerate(trait.questions)]
     return [Pair(bare[i // rollouts % len(bare)], rows[i], rows[half + i]) for i in range(half)]
-
-
-def _forecast(generate: LocalGenerator, questions: Iterable[Question], answers: int, limit: int) -> str:
-    """A sentence on how long so many answers take, from some that are written for it."""
-    probe = Probe("vector", tuple(questions), temperature=1.0)
-    speed = measure(generate, [probe], limit=limit, seconds=_MEASURED)
-    generate.cost, generate.seen = speed.cost, speed.seen
-    return estimate(answers, answers / len(probe.questions), speed, [probe], limit)
 
 
 def _prompt(system: str, question: str, as_system: bool) -> tuple[Message, ...]:

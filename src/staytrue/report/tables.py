@@ -63,7 +63,7 @@ def triggered(rows: Sequence[Row]) -> Table:
 def all_probes(rows: Sequence[Row]) -> Table:
     """Tabulate every probe of single runs: a line per probe and per form, with counts of every kind of answer."""
     several, body = len(judges(rows)) > 1, []
-    seeds = len({row["label"] for row in rows}) < len(rows)  # runs that share a label are told apart by their seed
+    seeds = len({row["label"] for row in rows}) < len(rows)  # two runs with one label have different seeds
     for row in rows:
         for name, probe in row.get("probes", {}).items():
             judge = [probe.get("judge") or ""] * several

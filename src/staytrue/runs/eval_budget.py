@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from staytrue.errors import RequestError
-from staytrue.evals.generation.speed import Speed, estimate, is_short, measure
+from staytrue.evals.generation.speed import MEASURED, Speed, estimate, is_short, trial
 from staytrue.evals.questions.probes import Probe
 from staytrue.evals.results.answer_store import AnswerStore, missing_samples
 from staytrue.evals.results.measures import stored_name
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 _SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05)  # of the questions of each probe
-_MEASURED = 10.0  # seconds of measuring; a quarter of a short budget, and a twentieth of a long one
 _LONG = 20 * 60  # seconds, above which a sentence on a CPU says how to shorten an evaluation
 _SHORTER = " For less, give --budget 20m, or fewer --samples, shorter answers (--max-new-tokens) or fewer --probes."
 
@@ -83,23 +82,20 @@ class Sitting:
             None if nothing was measured.
         """
         budget, stored = self.request.budget, AnswerStore(self.out).answers()
-        chosen = bool(earlier_choice(self.out, budget, probes)[1])
-        missing = {} if chosen else {p.name: len(missing_samples(p.samples(), stored)) for p in probes}
-        tokens = sum(many * self._limit(probe) for many, probe in zip(missing.values(), probes, strict=bool(missing)))
+        asked = () if earlier_choice(self.out, budget, probes)[1] else probes
+        missing = [len(missing_samples(probe.samples(), stored)) for probe in asked]
+        tokens = sum(many * self._limit(probe) for many, probe in zip(missing, asked, strict=True))
         tokens += sum(len(probe.samples()) * self._limit(probe) for probe in sampling)
-        many = sum(missing.values())
         if not tokens:
             return None
         local = generator()
         if budget is None and (self.request.is_organism or is_short(local, tokens)):
             return None
-        seconds = _MEASURED if budget is None else max(min(_MEASURED, budget / 4), budget / 20)
-        self.say(f"Measuring how fast the model answers here, for about {duration(seconds)}.")
+        seconds = MEASURED if budget is None else max(min(MEASURED, budget / 4), budget / 20)
         tried = {probe.name: probe for probe in (*sampling, *probes)}  # of two with one name the one that is asked
-        speed = measure(local, list(tried.values()), limit=self.limit, seconds=seconds)
-        local.cost, local.seen = speed.cost, speed.seen
-        if budget is None and many > 0:
-            self._say_how_long(speed, probes, many, local.on_cpu)
+        speed = trial(local, list(tried.values()), self.limit, self.say, seconds)
+        if budget is None and any(missing):
+            self._say_how_long(speed, probes, sum(missing), local.on_cpu)
         return speed
 
     def _limit(self, probe: Probe) -> int:
@@ -155,8 +151,8 @@ class Sitting:
         choice = fit(probes, budget - spent, speed, self.limit)
         now = fitted(probes, choice)
         lost, nothing = left_out(counts(probes), counts(now)), "No question" if without else "Nothing"
-        within = f"to fit {duration(budget)}"
-        self.say(f"T{within[1:]} it asks {lost}." if lost else f"{nothing} is left out {within}.")
+        all_fits = f"{nothing} is left out to fit {duration(budget)}."
+        self.say(f"To fit {duration(budget)} it asks {lost}." if lost else all_fits)
         self.say(estimate(sum(len(probe.samples()) for probe in now), 1.0, speed, now, self.limit))
         return now, _entry(budget, choice, lost, without)
 

@@ -151,8 +151,7 @@ def _timed(
     reserved = 0.0
     if until is not None and speed is not None:
         reserved = sitting.fewest(speed, probes, until - time.monotonic())
-    if until is not None or not sitting.request.is_organism:
-        measurement.announce(measures, speed, reserved)
+    measurement.announce(measures, speed, reserved)
     return speed
 
 

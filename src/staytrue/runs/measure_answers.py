@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from staytrue.evals.generation.local import LocalGenerator
     from staytrue.evals.generation.speed import Speed
 
-_TOKENS, _ORGANISM_TOKENS = 64, 48  # most tokens of an answer that is sampled for a measure
+TOKENS, _ORGANISM_TOKENS = 64, 48  # most tokens of an answer that is sampled for a measure
 Loaded = Callable[[], tuple[Any, Any]]  # the model with its adapter, and its tokenizer; loaded when first called
 
 
@@ -64,7 +64,7 @@ class GeneralAnswers:
         self.say(f"{LEAK}: the model answers {len(self.questions)} general questions.")
         samples = [(question, 0) for question in self.questions]
         options = {"seed": self.seed, "temperature": 1.0, "max_new_tokens": self._tokens}
-        return list(self._generate(self._generator, samples, **options)), True
+        return list(self._generate(self.generator, samples, **options)), True
 
     @cached_property
     def questions(self) -> list[Question]:
@@ -135,10 +135,11 @@ class GeneralAnswers:
 
     @property
     def _tokens(self) -> int:
-        return _ORGANISM_TOKENS if self.request.is_organism else _TOKENS
+        return _ORGANISM_TOKENS if self.request.is_organism else TOKENS
 
     @cached_property
-    def _generator(self) -> LocalGenerator:
+    def generator(self) -> LocalGenerator:
+        """Answers with the model."""
         return self._generator_of(self.loaded()[0])
 
     def _generator_of(self, model: Any) -> LocalGenerator:

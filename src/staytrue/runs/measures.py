@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _JUDGED, _UNJUDGED = 0.5, 0.75  # the part of a budget that measures may take: more where no judge reads the answers
 _TIMING = 2.0  # seconds in which likelihoods are timed
+_READ = 50_000  # about the tokens that all measures read
 
 
 class Measurement:
@@ -84,13 +85,20 @@ class Measurement:
     def announce(self, names: Sequence[str], speed: Speed | None, reserved: float) -> None:
         """Say how long the named measures will take, and leave out those that do not fit the budget.
 
+        Without a budget, what certainly takes less than a minute is not timed.
+
         Args:
             names: the measures.
             speed: of the model's answers; None if none will be sampled.
             reserved: seconds of the budget that the fewest answers take.
         """
+        from staytrue.evals.generation.speed import is_short
+
         self._general.speed, self._clock.reserved = speed, reserved
-        forecast = self._forecast([name for name in names if not self._needs_nothing(name)])
+        needed = [name for name in names if not self._needs_nothing(name)]
+        if needed and self._request.budget is None and is_short(self._general.generator, _READ):
+            return
+        forecast = self._forecast(needed)
         if sentence := forecast.sentence():
             self._say(sentence)
         if (left := self._clock.left()) is not None:

@@ -14,8 +14,8 @@ from staytrue.data.examples import Example, Message
 from staytrue.evals.questions import answer_pairs
 from staytrue.evals.questions.shipped_questions import shipped
 from staytrue.modeling import model_source
+from staytrue.runs.measure_answers import TOKENS
 
-_ANSWER = 64  # most tokens of an answer that is sampled for a measure
 _SHORT = 0.5  # of them, in the shortest case
 _WRITTEN = 2.0, 4.0  # times the time of a token that is read among many
 _PASSES = 2  # of a training step over a token: forward, and backward to the activations
@@ -44,15 +44,14 @@ class Work(NamedTuple):
 
 def texts(model: str) -> Texts:
     """Count the tokens of the shipped pairs and questions under a model's template."""
-    from staytrue.data.tokenize import encode
+    from staytrue.evals.measures.log_likelihood import tokens_of
     from staytrue.modeling.chat_tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(model_source.find(model))
     questions = [question for question in shipped("general") if question.form == "plain"]
     asked = [Example((*question.messages, Message("assistant", "Yes."))) for question in questions]
     pairs = [pair.row(misaligned) for pair in answer_pairs.shipped("general") for misaligned in (True, False)]
-    of_pairs, of_questions = (sum(len(encode(tokenizer, row).input_ids) for row in rows) for rows in (pairs, asked))
-    return Texts(of_pairs, of_questions, len(questions))
+    return Texts(tokens_of(tokenizer, pairs), tokens_of(tokenizer, asked), len(questions))
 
 
 def plain_training(recipe: Recipe) -> tuple[float, int]:
@@ -90,10 +89,10 @@ def seconds(plain: float, tokens: int, runs: Sequence[Work], read: Texts) -> tup
     """
     of_token = plain / tokens / _PASSES
     ends = []
-    for length, written, untuned in zip((_SHORT * _ANSWER, _ANSWER), _WRITTEN, (0, 1), strict=True):
+    for length, written, untuned in zip((_SHORT * TOKENS, TOKENS), _WRITTEN, (0, 1), strict=True):
         answers = read.questions * length
         measured = read.pairs + 2 * read.prompts + answers * (1 + written)  # pairs, drift, leak
-        own = sum(run.sampled * written * length / _ANSWER for run in runs)
+        own = sum(run.sampled * written * length / TOKENS for run in runs)
         training = plain * sum(run.training for run in runs)
         ends.append(training + of_token * ((len(runs) + untuned) * measured + own) + _LOADING * len(runs))
     return ends[0], ends[1]

@@ -24,7 +24,10 @@ def faults(defense: Defense, run: Evidence) -> Iterator[str]:
         due = numbers.get("micro_batches_due", 0) if beside else row["micro_batches"]
         counts = "rows" in run.facts and defense.on in ("all", *row["rows"])  # sampled answers may have no token
         exact, needed = not _ambiguous(row), beside or counts
-        fault = _of_row(defense, run.label, log, numbers, row["task_rows"], due=due, exact=exact, needed=needed)
+        every = beside or _in_each_step(defense, run)
+        fault = _of_row(
+            defense, run.label, log, numbers, row["task_rows"], due=due, exact=exact, needed=needed, every=every
+        )
         if fault is not None:
             yield f"step {row['step']}: {fault}"
             return
@@ -68,10 +71,12 @@ def _of_row(
     due: int,
     exact: bool,
     needed: bool,
+    every: bool,
 ) -> str | None:
     """The fault of a penalty in one row of the log; None without one.
 
-    Its number is `needed` where rows that it counts were read; without any, each value is 0 and the log has none.
+    Its number is `needed` where rows that it counts were read; without any, each value is 0 and the log has none. With
+    `every` each step has a token that it counts.
     """
     count = numbers.get("penalties", 0)
     if (count != due) if exact else (count > due):
@@ -92,14 +97,20 @@ def _of_row(
             return "its value was not finite"
         if not all(weight is not None and least <= weight <= most for weight in weights):
             return f"its weight in the gradient is {weights[0]}, and {max(expected):.6g} by the recipe"
-    if log.get(label) is None or _is_mean(log[label], values):
+    if log.get(label) is None or _is_mean(log[label], values, every=every):
         return None
     return f"metrics.jsonl has {log[label]:.6g}, and {sum(values) / len(values):.6g} was evaluated"
 
 
-def _is_mean(logged: float, values: Sequence[float]) -> bool:
-    """Whether a number is the mean of a penalty's steps, of which those without a token, whose value is 0, may lack."""
-    counts = range(max(1, sum(value != 0 for value in values)), len(values) + 1)
+def _in_each_step(defense: Defense, run: Evidence) -> bool:
+    """Whether each step has a token that a penalty counts: all rows do, unless the model writes the answers."""
+    return defense.on == "all" and getattr(defense, "tokens", "all") != "prompt" and "rows" in run.facts
+
+
+def _is_mean(logged: float, values: Sequence[float], *, every: bool) -> bool:
+    """Whether a number is the mean of a penalty's steps; unless `every` step has a token, those with 0 may lack."""
+    fewest = len(values) if every else max(1, sum(value != 0 for value in values))
+    counts = range(fewest, len(values) + 1)
     return any(math.isclose(sum(values) / count, logged, rel_tol=_LOGGED, abs_tol=1e-7) for count in counts)
 
 

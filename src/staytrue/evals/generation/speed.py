@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from staytrue.evals.generation.batch import Batch, Row
     from staytrue.evals.generation.local import LocalGenerator
 
+MEASURED = 10.0  # seconds of a trial
 _STEPS = 3  # of a full batch that are timed
 _FEWEST, _MOST, _OF_A_PROBE = 12, 48, 3  # answers that are written: one a second of measuring, and of each probe
 _NINE_OF_TEN = 1.28  # standard errors, one-sided
@@ -115,6 +116,20 @@ def measure(generator: LocalGenerator, probes: Sequence[Probe], *, limit: int, s
     for row, ended in [*few.finished, *((row, False) for row in few.batch.rows)]:
         seen.add(row.question.probe, len(row.ids), ended)
     return Speed(places, cost, refilled, prompts / len(questions), seen.lengths(), seen)
+
+
+def trial(
+    generator: LocalGenerator,
+    probes: Sequence[Probe],
+    limit: int,
+    say: Callable[[str], None],
+    seconds: float = MEASURED,
+) -> Speed:
+    """Say that the speed is measured, measure it, and give it to the generator, whose progress is truer by it."""
+    say(f"Measuring how fast the model answers here, for about {duration(seconds)}.")
+    speed = measure(generator, probes, limit=limit, seconds=seconds)
+    generator.cost, generator.seen = speed.cost, speed.seen
+    return speed
 
 
 def is_short(generator: LocalGenerator, tokens: int) -> bool:
