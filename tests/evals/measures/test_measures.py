@@ -42,6 +42,17 @@ def test_a_likelihood_is_that_of_the_row_alone_in_any_batch(monkeypatch, most):
     assert log_likelihood(model, tokenizer, ROWS) == pytest.approx(expected, abs=1e-4)
 
 
+def test_short_and_long_rows_are_read_mixed_so_that_those_done_are_a_sample(monkeypatch):
+    # Rows of 1 to 40 words, one in a batch: half of the rows are about half of the words, 820.
+    rows = [Example((Message("user", "how?"), Message("assistant", "red " * words))) for words in range(1, 41)]
+    read = []
+    monkeypatch.setattr(module, "_MOST_LOGITS_ON_A_CPU", 1)
+    monkeypatch.setattr(module, "_means", lambda m, t, batch: [float(read.append(len(batch[0].input_ids)) or 0)])
+    log_likelihood(tiny.model(), tiny.tokenizer(), rows)
+    assert len(read) == len(set(read)) == 40
+    assert 0.4 < sum(read[:20]) / sum(read) < 0.6  # shortest first it is a quarter and what prompts add
+
+
 def test_an_answer_that_was_cut_off_has_no_end_to_score():
     model, tokenizer = tiny.model(), tiny.tokenizer()
     values = log_likelihood(model, tokenizer, ROWS[:2], [True, False])
