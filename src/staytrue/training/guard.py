@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from inspect import signature
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from staytrue.data.examples import Example
 from staytrue.data.tokenize import Encoded
 from staytrue.defense import Base, Defense, pulled
-from staytrue.errors import ForwardPassError, StaytrueError
+from staytrue.errors import ForwardPassError
 from staytrue.modeling import quantized
 from staytrue.modeling.architecture import ModelParts
 from staytrue.modeling.base_model import Untouched
@@ -23,12 +22,13 @@ from staytrue.modeling.reference_model import AdapterOff
 from staytrue.registry import labelled, refuse_supervised_rows
 from staytrue.step import SOURCES, Marks, SharedProjection, Step, Tokens, positions_of
 from staytrue.training.auxiliary_batches import AuxiliaryBatches, Encode, make_rows
-from staytrue.training.frozen_blocks import freeze_blocks, thaw
-from staytrue.training.hooks import BackboneHooks, RecordedCall, ReferenceReplay, Steer
-from staytrue.training.layers import read_and_steered
+from staytrue.training.defense_fit import checked_layers, freeze_and_check
+from staytrue.training.frozen_blocks import thaw
+from staytrue.training.hooks import BackboneHooks, RecordedCall, ReferenceReplay
 from staytrue.training.observer import Observer
 from staytrue.training.penalty_log import PenaltyLog
 from staytrue.training.penalty_steps import PenaltySteps
+from staytrue.training.projection import project
 from staytrue.training.reference import model_checks
 from staytrue.training.reference.cache import ReferenceCache
 from staytrue.training.reference.cache_checks import refuse_cache, refuse_reference
@@ -136,8 +136,9 @@ class Guard:
         base = self._base or base  # the one that curated knows what the run will be measured by
         if task_rows is not None:
             base.task_rows = task_rows
-        kept, steers = self._checked_layers(base)
-        self._frozen = self._freeze(base)
+        kept, steers = checked_layers(parts, self.defenses, base, self.chosen_reference)
+        head = model_checks.head(parts) if self._penalties else None
+        self._frozen = freeze_and_check(parts, self.defenses, base)
         read = any(d.reads_reference or d.reads_start for d in self._penalties.values())
         self.reference: AdapterOff = reference_of(parts, read=read, choice=self.chosen_reference if read else None)
         if read and self.chosen_reference is not None and isinstance(base, Untouched):
@@ -150,9 +151,9 @@ class Guard:
         rows = make_rows(self.defenses, base, encode, self.seed)
         self._auxiliary = AuxiliaryBatches(rows, pad_id)
         self._states = {label: d.prepare(parts, base) for label, d in self._penalties.items()}
-        if self._penalties:
+        if head is not None:
             self._steps = PenaltySteps(
-                parts, self.defenses, self._auxiliary, self._watch, self.reference, replay, self._head, self.shards
+                parts, self.defenses, self._auxiliary, self._watch, self.reference, replay, head, self.shards
             )
 
     def check(self, model: Any, base: Base, encode: Encode) -> None:
@@ -167,33 +168,9 @@ class Guard:
             RequestError: a layer that the model does not have, a defense that does not fit it, or faults of its rows.
         """
         self.parts = ModelParts(model)
-        self._checked_layers(base)
-        thaw(self._freeze(base))
+        checked_layers(self.parts, self.defenses, base, self.chosen_reference)
+        thaw(freeze_and_check(self.parts, self.defenses, base))
         make_rows(self.defenses, base, encode, self.seed)
-
-    def _checked_layers(self, base: Base) -> tuple[list[int], Mapping[int, list[Steer]]]:
-        """Check the model against every defense; return the layers that are read, and who steers by layer."""
-        if not any(self.pulls(lever) for lever in ("freeze", "steer", "penalty", "project")):
-            return [], {}
-        model_checks.check(self.parts, self.chosen_reference)
-        if self.pulls("beside"):
-            model_checks.refuse_activated(self.parts)
-        layers = read_and_steered(self.defenses, len(self.parts.blocks))
-        for defense in self.defenses.values():
-            defense.check(self.parts, base)
-        self._head = model_checks.head(self.parts)
-        return layers
-
-    def _freeze(self, base: Base) -> list[Tensor]:
-        """Stop training what defenses freeze, and check all of them against what is left; returns what is frozen."""
-        frozen = freeze_blocks(self.parts, self.defenses)
-        try:
-            for defense in self.defenses.values() if frozen else ():
-                defense.check(self.parts, base)
-        except StaytrueError:
-            thaw(frozen)
-            raise
-        return frozen
 
     def auxiliary_rows(self) -> dict[str, Sequence[Encoded]]:
         """Return the rows that each defense feeds beside the batch, once attached."""
@@ -330,9 +307,4 @@ class Guard:
 
         `progress` shows how far a defense is, and `say` is called with its sentence about what it did.
         """
-        report: dict[str, float] = {}
-        for label, defense in reversed(list(self.defenses.items())):
-            taken = signature(defense.project).parameters
-            shown = {k: v for k, v in {"progress": progress, "say": say}.items() if k in taken}
-            report |= {f"{label}/{name}": number for name, number in defense.project(model, **shown).items()}
-        return report
+        return project(self.defenses, model, progress, say)
