@@ -31,7 +31,7 @@ from staytrue.modeling.architecture import ModelParts
 from staytrue.registry import find
 from staytrue.step import Activations, Marks, Step
 from staytrue.testing import alike, levers, together, trained, two_processes
-from staytrue.training import defense_fit, guard, padded_batch, trainer_mixin
+from staytrue.training import defense_fit, padded_batch, trainer_mixin
 from staytrue.training.guard import Guard
 from staytrue.training.hooks import BackboneHooks
 from staytrue.training.micro_batch import MicroBatch
@@ -190,8 +190,8 @@ MUTANTS = [
            "has a value .* but no gradient"),
     Mutant("a freeze of the neighbouring block", Freeze, "freeze", mutants.the_next_block,
            by_hand(test_freeze.test_after_three_steps_the_named_block_is_as_it_was_and_the_other_is_not, 1, 1)),
-    Mutant("a freeze that freezes nothing", defense_fit, "freeze_blocks", lambda parts, defenses: [], the_contract("freeze"),
-           r"freeze names \[1\], but layer 1 is frozen: False"),
+    Mutant("a freeze that freezes nothing", defense_fit, "freeze_blocks", lambda parts, defenses: [],
+           the_contract("freeze"), r"freeze names \[1\], but layer 1 is frozen: False"),
     Mutant("a freeze that outlives the run", Guard, "detach", lambda self: self._watch.remove(),
            the_contract("freeze"), "after the run .* is still frozen"),
     Mutant("surgery without the surgery", SafeGrad, "combine", Defense.combine,
