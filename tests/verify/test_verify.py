@@ -28,7 +28,7 @@ from staytrue.errors import StaytrueError
 from staytrue.modeling.architecture import ModelParts
 from staytrue.runs import train
 from staytrue.step import Activations, Step
-from staytrue.training import guard
+from staytrue.training import defense_fit
 from staytrue.training.guard import Guard
 from staytrue.training.hooks import BackboneHooks
 from staytrue.training.micro_batch import MicroBatch
@@ -276,7 +276,8 @@ MUTANTS = [
            "positions were moved"),
     broken("a reference that is not steered", BackboneHooks, "replay", mutants.replayed_unsteered, "steer ldifs",
            "moved in the reference model"),
-    broken("nothing frozen", guard, "freeze_blocks", mutants.nothing_frozen, "freeze", "stay as it was, and changed"),
+    broken("nothing frozen", defense_fit, "freeze_blocks", mutants.nothing_frozen, "freeze",
+           "stay as it was, and changed"),
     broken("the next block frozen", Freeze, "freeze", mutants.the_next_block, "freeze", "was to stay as it was"),
     broken("no safe rows", Interleave, "curate", mutants.rows_as_they_were, "interleave", "no row was changed"),
     broken("half the safe rows", Interleave, "curate", mutants.of_half_the_added_rows(Interleave.curate), "interleave",
