@@ -1,6 +1,8 @@
 """Progress: the time left is right when results arrive in bursts, and each command counts in its own unit."""
 
 import io
+import threading
+import time
 from itertools import pairwise
 
 import pytest
@@ -102,6 +104,51 @@ def test_a_plain_line_comes_early_where_the_next_step_would_come_after_more_than
         clock.now += seconds
         bar.step(number, {})
     assert max(after - before for before, after in pairwise(numbers(stream))) == max(1, 60 // seconds)
+
+
+def test_a_step_that_takes_minutes_has_a_line_for_each_of_them(monkeypatch, clock):
+    looked = threading.Event()
+
+    class Looks:
+        """A step of 150 seconds, in which the thread looks once a second."""
+
+        left = 150
+
+        def wait(self, seconds):
+            clock.now, self.left = clock.now + seconds, self.left - 1
+            if not self.left:
+                looked.set()
+            return not self.left
+
+    stream = io.StringIO()
+    bar = Bar("train", stream, clock)
+    monkeypatch.setattr(console, "Event", Looks)
+    bar.begin(3)
+    assert looked.wait(10)
+    assert stream.getvalue().splitlines() == [
+        "train: step 0/3",
+        "train: step 0/3, the next takes longer: 60 s so far",
+        "train: step 0/3, the next takes longer: 120 s so far",
+    ]
+
+
+def test_a_step_that_was_reported_is_no_long_one(monkeypatch, clock):
+    monkeypatch.setattr(console, "_LOOK", 0.01)
+    stream = io.StringIO()
+    bar, before = Bar("train", stream, clock), threading.active_count()
+    bar.begin(3)
+    for number in (1, 2, 3):
+        clock.now += 59
+        bar.step(number, {})
+    time.sleep(0.1)
+    assert threading.active_count() == before  # all is done, and the thread has ended
+    bar.begin(3)
+    clock.now += 59
+    bar.end()
+    clock.now += 3600
+    time.sleep(0.1)
+    assert threading.active_count() == before
+    assert "longer" not in stream.getvalue()
 
 
 def test_many_short_steps_print_a_line_for_each_tenth_and_one_at_the_beginning(clock):

@@ -6,11 +6,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from threading import Event, Thread
 from typing import Any, Protocol
 
 from staytrue.utils import processes
 
 _FIRST_LINE, _MINUTE = 5.0, 60.0  # seconds
+_LOOK = 1.0  # seconds between two looks at how long a unit takes
 
 
 class Progress(Protocol):
@@ -38,8 +40,8 @@ class Bar:
     """Progress of one run: a bar with loss (or reward) and time left in a terminal, some plain lines elsewhere.
 
     The time left is the time spent on each unit so far, times the units ahead. Plain lines are printed at the
-    beginning, at each tenth of the units, after 5, 10, 20 and 40 seconds, and then at least once a minute, as long as
-    steps are reported that often.
+    beginning, at each tenth of the units, after 5, 10, 20 and 40 seconds, and then at least once a minute; a unit that
+    takes longer has a line for each minute, from a thread.
     """
 
     def __init__(self, title: str, stream: Any = None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -47,11 +49,13 @@ class Bar:
         self._stream = stream or sys.stderr
         self._clock = clock
         self._total, self._unit = 0, "step"
-        self._begun = clock()
+        self._begun = self._reported = clock()
+        self._number = 0
         self._last_step = self._last_line = 0.0  # seconds after the beginning
         self._next_tenth = 1  # of the units, at which a line is printed
         self._bar: Any = None
         self._drawn = False
+        self._over = Event()
 
     def begin(self, total: int, unit: str = "step", done: int = 0) -> None:
         """Start the bar, or print how many units are done."""
@@ -65,6 +69,9 @@ class Bar:
             self._bar.start()
         elif total:
             self._print(done)
+            self._over = Event()
+            self._number, self._reported = done, self._clock()
+            Thread(target=self._tell_long_units, args=(self._over,), daemon=True).start()
 
     def step(self, number: int, metrics: Mapping[str, float | str]) -> None:
         """Show how many units are done, and metrics; a drawn bar is removed when all are."""
@@ -76,10 +83,13 @@ class Bar:
             if number >= self._total:
                 self.end()
             return
+        self._number, self._reported = number, self._clock()
         if self._is_due(number, spent):
             self._last_line, self._next_tenth = spent, 10 * number // max(1, self._total) + 1
             self._print(number, shown, left)
         self._last_step = spent
+        if number >= self._total:
+            self._over.set()
 
     def _is_due(self, number: int, spent: float) -> bool:
         """Whether a plain line is due: at a tenth, or if the next step may come too late for it."""
@@ -90,10 +100,20 @@ class Bar:
 
     def _print(self, number: int, *texts: str) -> None:
         line = ", ".join(filter(None, [f"{self._title}: {self._unit} {number}/{self._total}", *texts]))
-        print(line, file=self._stream, flush=True)
+        self._stream.write(line + "\n")  # whole, as two threads print
+        self._stream.flush()
+
+    def _tell_long_units(self, over: Event) -> None:
+        """Print a line for each minute in which nothing is reported, until it is over."""
+        told = 0.0
+        while not over.wait(_LOOK):
+            if self._clock() - max(self._reported, told) >= _MINUTE:
+                told = self._clock()
+                self._print(self._number, f"the next takes longer: {duration(told - self._reported)} so far")
 
     def end(self) -> None:
         """Remove the bar."""
+        self._over.set()
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
