@@ -271,6 +271,15 @@ def test_answers_of_one_token_are_measured_too():
     assert measure(generator, [probe()], limit=1, seconds=1).places == 4
 
 
+def test_a_probe_of_which_no_answer_has_begun_is_estimated_too(monkeypatch):
+    # Answers are written one by one, and every look at the clock takes a second, so that the time is over in the first.
+    clock = iter(range(1_000_000))
+    monkeypatch.setattr("staytrue.evals.generation.speed.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    both = [probe(), probe("facts", groups=20, forms=1, per_question=1)]
+    speed = measure(LocalGenerator(tiny.model(), tiny.tokenizer(), batch_size=1), both, limit=400, seconds=4)
+    assert speed.at_worst.seconds(both, 400) > speed.at_worst.seconds(both[:1], 400)
+
+
 def test_a_probe_with_short_answers_is_not_taken_for_one_with_long_ones():
     counted = seen(*[(300, False)] * 20)
     for _ in range(20):

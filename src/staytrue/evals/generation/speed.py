@@ -115,7 +115,8 @@ def measure(generator: LocalGenerator, probes: Sequence[Probe], *, limit: int, s
     seen = SeenAnswers()
     for row, ended in [*few.finished, *((row, False) for row in few.batch.rows)]:
         seen.add(row.question.probe, len(row.ids), ended)
-    return Speed(places, cost, refilled, prompts / len(questions), seen.lengths(), seen)
+    lengths = seen.lengths()  # of a probe of which no answer has begun, those of all probes
+    return Speed(places, cost, refilled, prompts / len(questions), {p.name: lengths[p.name] for p in probes}, seen)
 
 
 def trial(
