@@ -90,6 +90,19 @@ def test_the_untuned_answers_are_sampled_once_without_the_adapter(place, monkeyp
     assert (place / "F" / "measures.jsonl").read_bytes() == (place / "E" / "measures.jsonl").read_bytes()
 
 
+def test_answers_for_leak_are_sampled_again_with_another_seed_or_other_questions(place, monkeypatch):
+    def answers(seed):
+        evaluate.evaluate_model(request_for(place, "leak"), place / "E", seed=seed)
+        return {row["question"]: row["answer"] for row in read_rows(place / "E" / "measures.jsonl")}
+
+    first = answers(0)
+    assert answers(1) != first
+    assert answers(0) == first
+    others = shipped_questions.shipped("general")[12:24]  # as in another version
+    monkeypatch.setattr(measure_answers, "general_questions", lambda request: others)
+    assert answers(0).keys() == {question.id for question in others[::3]}
+
+
 def test_the_untuned_likelihoods_are_computed_once_for_all_runs_of_a_model(place, monkeypatch):
     evaluate.evaluate_model(request_for(place, "pairs", "drift"), place / "E")
     calls, measure = [], pairs.measure
@@ -146,12 +159,13 @@ def test_by_default_they_are_taken_of_an_adapter_without_a_judge(place):
         ("leak", {"data": False}, "--probes leak: it needs 20 training rows, and none is known"),
         ("pairs:fiance", {}, "There are no shipped pairs 'fiance'; did you mean 'finance'"),
         ("pairs:early-stopping", {}, "these pairs are kept for `stop:`; evaluate by `pairs` or pairs of your own"),
+        ("pairs:a/m.jsonl,pairs:b/m.jsonl", {}, r"pairs:a/m.jsonl,pairs:b/m.jsonl: both are stored as pairs:m\. Name one"),
         ("pairs:general.jsonl", {}, "'general' is one of our own sets of pairs; rename the file"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_anything_is(place, name, options, message):
     with pytest.raises(RequestError, match=message):
-        evaluate.evaluate_model(request_for(place, "general", name, **options), place / "E")
+        evaluate.evaluate_model(request_for(place, "general", *name.split(","), **options), place / "E")
     assert not (place / "E").exists()
 
 
