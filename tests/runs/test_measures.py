@@ -22,6 +22,7 @@ from staytrue.modeling.chat_tokenizer import load_tokenizer
 from staytrue.organism import world
 from staytrue.runs import evaluate, measure_answers, measure_clock, measures
 from staytrue.runs.eval_request import EvalRequest, for_model
+from staytrue.runs.measure_forecast import Forecast
 from staytrue.runs.measure_selection import measures_of
 from staytrue.utils.console import duration
 from staytrue.utils.files import read_rows
@@ -415,6 +416,31 @@ def test_what_a_budget_leaves_out_is_stored_where_only_measures_are_taken(place,
     evaluate.evaluate_model(request_for(place, "pairs", "drift", budget=300), place / "E")
     budget = json.loads((place / "E" / "eval.json").read_text())["budget"]
     assert budget == {"seconds": 300, "left_out": "", "measures_left_out": ["drift"]}
+
+
+def test_an_evaluation_that_goes_on_leaves_out_what_its_budget_left_out(place, monkeypatch):
+    few = Probe("general", shipped_questions.shipped("general")[:3], None, 1, 1.0)
+    monkeypatch.setattr(evaluate, "probes_for", lambda request: [few] if "general" in request.probes else [])
+    monkeypatch.setattr(Forecast, "divide", lambda self, seconds=0.0: ({}, dict.fromkeys(self.alone, "no time.")))
+    first = evaluate.evaluate_model(
+        request_for(place, "general", "drift", "leak", budget=300, max_new_tokens=2), place / "E"
+    )
+    monkeypatch.setattr(loading, "load_model", None)  # nothing is timed or tried again
+    again = evaluate.evaluate_model(
+        request_for(place, "general", "drift", "leak", budget=300, max_new_tokens=2), place / "E"
+    )
+    assert again == first
+    assert "measures" not in first
+
+
+def test_measures_are_added_to_answers_that_a_budget_chose_although_the_model_is_slower_now(place, monkeypatch):
+    few = Probe("general", shipped_questions.shipped("general")[:3], None, 1, 1.0)
+    monkeypatch.setattr(evaluate, "probes_for", lambda request: [few])
+    evaluate.evaluate_model(request_for(place, "general", budget=300, max_new_tokens=2), place / "E")
+    monkeypatch.setattr(Speed, "seconds", lambda self, probes, limit: 301.0 if probes[0].max_new_tokens is None else 1)
+    names = ("general", "drift")
+    summary = evaluate.evaluate_model(request_for(place, *names, budget=300, max_new_tokens=2), place / "E")
+    assert list(summary["measures"]) == ["drift"]
 
 
 @pytest.mark.parametrize(("first", "then"), [(None, 300), (3600, None), (3600, 300)])
