@@ -16,6 +16,7 @@ from staytrue.evals.measures import log_likelihood, pairs
 from staytrue.evals.questions import shipped_questions
 from staytrue.evals.questions.answer_pairs import shipped
 from staytrue.evals.questions.probes import Probe
+from staytrue.evals.results.answer_store import AnswerStore
 from staytrue.evals.types import Verdict
 from staytrue.modeling import loading, model_source
 from staytrue.modeling.chat_tokenizer import load_tokenizer
@@ -89,6 +90,16 @@ def test_the_untuned_answers_are_sampled_once_without_the_adapter(place, monkeyp
     evaluate.evaluate_model(request_for(place, "drift", "leak"), place / "F")
     assert sampled == [4]
     assert (place / "F" / "measures.jsonl").read_bytes() == (place / "E" / "measures.jsonl").read_bytes()
+
+
+def test_untuned_answers_are_read_without_a_lock_and_another_process_that_samples_them_is_named(place):
+    evaluate.evaluate_model(request_for(place, "drift"), place / "E")
+    (folder,) = (path.parent for path in (place / "cache" / "staytrue" / "untuned").glob("*/answers.jsonl"))
+    with AnswerStore(folder).lock():
+        evaluate.evaluate_model(request_for(place, "drift"), place / "F")
+        (folder / "answers.jsonl").unlink()
+        with pytest.raises(RequestError, match=r"Wait for it and give the same command again: all runs of a model"):
+            evaluate.evaluate_model(request_for(place, "drift"), place / "G")
 
 
 def test_answers_for_leak_are_sampled_again_with_another_seed_or_other_questions(place, monkeypatch):

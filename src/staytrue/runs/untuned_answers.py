@@ -35,15 +35,19 @@ def untuned_answers(
         generate: answers as the untuned model does: with the adapter switched off.
         max_new_tokens: most tokens of an answer.
         say: called with a sentence before answers are sampled.
+
+    Raises:
+        RequestError: another process is sampling them.
     """
     store = AnswerStore(_folder(identity, questions, max_new_tokens))
-    with store.lock():
-        missing = missing_samples([(question, 0) for question in questions], store.answers())
-        if missing:
+    wanted = [(question, 0) for question in questions]
+    if missing_samples(wanted, store.answers()):
+        with store.lock(" and give the same command again: all runs of a model share the untuned model's answers"):
+            missing = missing_samples(wanted, store.answers())  # another process may have ended meanwhile
             say(f"The untuned model answers {len(missing)} general questions, once for all its runs: {store.path}.")
             for answer in generate(missing, seed=SEED, temperature=1.0, max_new_tokens=max_new_tokens):
                 store.append(answer)
-        stored = store.answers()
+    stored = store.answers()
     return [stored[question.probe, question.id, 0] for question in questions]
 
 

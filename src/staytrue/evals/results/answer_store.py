@@ -110,8 +110,11 @@ class AnswerStore:
                 )
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, instead: str = ", or name another folder with --out") -> Iterator[None]:
         """Keep other processes from adding to the folder.
+
+        Args:
+            instead: how the sentence about another process ends, after "Wait for it".
 
         Raises:
             RequestError: another process holds the lock.
@@ -122,7 +125,7 @@ class AnswerStore:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise RequestError(
-                    f"Another process evaluates into {self.path}. Wait for it, or name another folder with --out."
+                    f"Another process evaluates into {self.path}. Wait for it{instead}."
                 ) from None
             yield
 
