@@ -404,5 +404,5 @@ def test_a_budget_that_everything_fits_leaves_nothing_out(sitting):
     summary, lines, metadata, _ = sitting(3600)
     assert lines[1] == "Nothing is left out to fit 60 min."
     assert (summary["probes"]["few"]["n"], metadata["budget"]["left_out"]) == (120, "")
-    with pytest.raises(RequestError, match=r"holds an evaluation with a budget of 3600 s, and this one has no budget\."):
+    with pytest.raises(RequestError, match=r"with a budget of 3600 s, and this one has no budget\."):
         sitting(None)

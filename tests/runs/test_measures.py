@@ -171,7 +171,7 @@ def test_by_default_they_are_taken_of_an_adapter_without_a_judge(place):
         ("leak", {"data": False}, "--probes leak: it needs 20 training rows, and none is known"),
         ("pairs:fiance", {}, "There are no shipped pairs 'fiance'; did you mean 'finance'"),
         ("pairs:early-stopping", {}, "these pairs are kept for `stop:`; evaluate by `pairs` or pairs of your own"),
-        ("pairs:a/m.jsonl,pairs:b/m.jsonl", {}, r"pairs:a/m.jsonl,pairs:b/m.jsonl: both are stored as pairs:m\. Name one"),
+        ("pairs:a/m.jsonl,pairs:b/m.jsonl", {}, "pairs:a/m.jsonl,pairs:b/m.jsonl: both are stored as pairs:m. N"),
         ("pairs:general.jsonl", {}, "'general' is one of our own sets of pairs; rename the file"),
     ],
 )

@@ -124,9 +124,7 @@ class AnswerStore:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise RequestError(
-                    f"Another process evaluates into {self.path}. Wait for it{instead}."
-                ) from None
+                raise RequestError(f"Another process evaluates into {self.path}. Wait for it{instead}.") from None
             yield
 
     def append(self, answer: Answer) -> None:
