@@ -25,6 +25,7 @@ from staytrue.runs import evaluate, measure_answers, measure_clock, measures
 from staytrue.runs.eval_request import EvalRequest, for_model
 from staytrue.runs.measure_forecast import Forecast
 from staytrue.runs.measure_selection import measures_of
+from staytrue.runs.untuned_cache import place_of
 from staytrue.utils.console import duration
 from staytrue.utils.files import read_rows
 
@@ -133,6 +134,16 @@ def test_the_untuned_likelihoods_are_computed_once_for_all_runs_of_a_model(place
     tiny.model("qwen2", seed=1).save_pretrained(str(place / "model"))  # other weights
     evaluate.evaluate_model(request_for(place, "pairs"), place / "H")
     assert len(calls) == 5
+
+
+def test_two_models_share_a_place_in_the_cache_where_their_hash_or_commit_is_the_same_and_only_there(place):
+    hashed = [{"name": name, "sha256": "1f", "dtype": "bfloat16"} for name in ("models/a", "b")]
+    assert place_of(hashed[0], "questions") == place_of(hashed[1], "questions")
+    assert place_of(hashed[0], "questions") != place_of(hashed[0], "others")
+    unknown = [{"name": name, "revision": None, "commit": None} for name in ("org/a", "org/b")]  # a cache without it
+    assert place_of(unknown[0], "questions") != place_of(unknown[1], "questions")
+    known = [one | {"commit": "2e"} for one in unknown]
+    assert place_of(known[0], "questions") == place_of(known[1], "questions")
 
 
 def test_leak_reads_the_answers_to_general_where_there_are_some(place, monkeypatch):

@@ -6,16 +6,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from staytrue.evals.questions.probes import probe_sha256
 from staytrue.evals.results.answer_store import AnswerStore, missing_samples
 from staytrue.evals.types import Answer, AnswerGenerator, Question
-from staytrue.utils.files import user_cache
+from staytrue.runs.untuned_cache import place_of
 
 SEED = 0  # the same for every run
 
@@ -58,7 +56,4 @@ def unanswered(identity: Mapping[str, Any], questions: Sequence[Question], max_n
 
 
 def _folder(identity: Mapping[str, Any], questions: Sequence[Question], max_new_tokens: int) -> Path:
-    named = {key: value for key, value in identity.items() if key != "name"} or identity
-    parts = [named, probe_sha256(questions), SEED, max_new_tokens]
-    key = sha256(json.dumps(parts, sort_keys=True).encode("ascii")).hexdigest()
-    return user_cache() / "staytrue" / "untuned" / key[:32]
+    return place_of(identity, probe_sha256(questions), SEED, max_new_tokens)
