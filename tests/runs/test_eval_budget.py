@@ -238,12 +238,12 @@ def test_the_speed_of_a_real_model_is_measured(monkeypatch):
 
 def test_the_costs_of_a_step_by_hand(monkeypatch):
     # A step of 8 answers takes 0.5 s, and 0.7 s with 200 more tokens to attend to; one of 4 answers takes 0.3 s.
+    rows = [SimpleNamespace(question=q, prompt=[0] * 50, ids=[0] * 10) for q in probe(groups=4).questions[:4]]
     timed = [
-        SimpleNamespace(
-            writing=3.0, steps=10, reading=6.0, finished=[], batch=SimpleNamespace(places=8, tokens=40, rows=[])
-        ),
+        SimpleNamespace(writing=3.0, steps=10, reading=6.0, finished=[(rows[0], True)]),
         SimpleNamespace(writing=1.5, steps=3, again=lambda *a: 0.7, batch=SimpleNamespace(widen=lambda columns: True)),
     ]
+    timed[0].batch = SimpleNamespace(places=8, tokens=40, rows=rows[1:])
     for one in timed:
         one.write = lambda **options: None
     monkeypatch.setattr("staytrue.evals.generation.speed._Timed", lambda batch: timed.pop(0))
@@ -252,7 +252,7 @@ def test_the_costs_of_a_step_by_hand(monkeypatch):
     assert cost.attend == pytest.approx((0.7 - 0.5) / (8 * 200))
     assert cost.step == pytest.approx(0.5 - 8 * 0.05)  # 0.05 s for each of the four answers more
     assert cost.token == pytest.approx(0.05 - 50 * cost.attend)  # a prompt's attention is in it
-    assert cost.read == pytest.approx(6.0 / (12 * 50))  # of twelve prompts
+    assert cost.read == pytest.approx(6.0 / (4 * 50))  # of the four prompts that were read, of twelve
 
 
 @pytest.mark.parametrize(("seconds", "steps"), [(1000, [3, 6]), (4, [1, 2])])
