@@ -3,10 +3,23 @@
 import pytest
 
 import tiny
+from staytrue.defense import Defense
 from staytrue.defenses.freeze import Freeze
-from staytrue.errors import ModelError
+from staytrue.errors import ModelError, RecipeError
 from staytrue.testing import Micro, trained
 from staytrue.testing.micro import adapter
+
+
+class Rowless(Defense):
+    """Fails while it makes its rows, as a user's own defense may."""
+
+    weight, share = 1.0, 0.5
+
+    def beside(self, base, seed):
+        raise RecipeError("no rows today")
+
+    def penalty(self, step):
+        return step.divergence()
 
 
 @pytest.mark.parametrize(
@@ -36,7 +49,17 @@ def test_a_detached_guard_leaves_the_adapter_trainable():
     assert all(weight.requires_grad for _, weight in adapter(model))
 
 
-def test_nothing_left_to_train_and_a_layer_out_of_range_are_refused():
-    for blocks, sentence in (((1, 2), "The defenses freeze the whole adapter"), ((3,), "freeze asked for layer 3")):
-        with pytest.raises(ModelError, match=sentence):
-            Micro([Freeze(blocks)], tiny.lora(tiny.model()), tiny.tokenizer(), tiny.rows(2))
+@pytest.mark.parametrize(
+    ("defenses", "sentence"),
+    [
+        ([Freeze((1, 2))], "The defenses freeze the whole adapter"),
+        ([Freeze((3,))], "freeze asked for layer 3"),
+        ([Freeze((1,)), Rowless()], "no rows today"),
+    ],
+)
+def test_what_is_refused_leaves_the_model_as_it_was(defenses, sentence):
+    model = tiny.lora(tiny.model())
+    with pytest.raises((ModelError, RecipeError), match=sentence):
+        Micro(defenses, model, tiny.tokenizer(), tiny.rows(2))
+    assert all(weight.requires_grad for _, weight in adapter(model))
+    assert not any(module._forward_hooks for module in model.modules())

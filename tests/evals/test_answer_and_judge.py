@@ -119,6 +119,16 @@ def test_a_judge_named_later_judges_the_stored_answers(tmp_path):
     assert make.calls == []
 
 
+def test_a_judge_named_later_gets_more_answers_to_each_question_and_fewer_are_refused(tmp_path):
+    make, one = Says(), replace(probe(None), per_question=1)
+    evaluate(make, [one], seed=0, out=tmp_path)
+    general = evaluate(make, [probe(FixedJudge())], seed=0, out=tmp_path)["probes"]["general"]
+    assert make.calls == [(f"q{i}", index) for index in (0, 1) for i in range(5)]  # none is asked for again
+    assert (general["n"], general["missing"]) == (8, 2)
+    with pytest.raises(RequestError, match=r"another number of answers of general \(10, now 5\)"):
+        evaluate(make, [one], seed=0, out=tmp_path)
+
+
 def test_another_judge_does_not_take_the_place_of_the_first(tmp_path):
     run(tmp_path, FixedJudge())
     with pytest.raises(RequestError, match=r"verdicts of fixed-1.*staytrue rescore"):

@@ -3,6 +3,7 @@
 import json
 import math
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ from staytrue.evals.generation.step_cost import StepCost
 from staytrue.evals.questions.probes import Probe
 from staytrue.evals.types import Question, Verdict
 from staytrue.runs import eval_budget, evaluate
-from staytrue.runs.eval_budget import counts, fit, fitted, left_out, parse
+from staytrue.runs.eval_budget import Sitting, counts, fit, fitted, left_out, parse
 from staytrue.runs.eval_request import EvalRequest, for_model
 
 
@@ -235,6 +236,25 @@ def test_the_speed_of_a_real_model_is_measured(monkeypatch):
     assert widened == [200]  # half the limit, to time attention
 
 
+def test_the_costs_of_a_step_by_hand(monkeypatch):
+    # A step of 8 answers takes 0.5 s, and 0.7 s with 200 more tokens to attend to; one of 4 answers takes 0.3 s.
+    rows = [SimpleNamespace(question=q, prompt=[0] * 50, ids=[0] * 10) for q in probe(groups=4).questions[:4]]
+    timed = [
+        SimpleNamespace(writing=3.0, steps=10, reading=6.0, finished=[(rows[0], True)]),
+        SimpleNamespace(writing=1.5, steps=3, again=lambda *a: 0.7, batch=SimpleNamespace(widen=lambda columns: True)),
+    ]
+    timed[0].batch = SimpleNamespace(places=8, tokens=40, rows=rows[1:])
+    for one in timed:
+        one.write = lambda **options: None
+    monkeypatch.setattr("staytrue.evals.generation.speed._Timed", lambda batch: timed.pop(0))
+    prompts = SimpleNamespace(batch=lambda *a, **k: None, prompt=lambda question: [0] * 50, evaluating=nullcontext)
+    cost = measure(prompts, [probe(groups=4)], limit=400, seconds=10).cost
+    assert cost.attend == pytest.approx((0.7 - 0.5) / (8 * 200))
+    assert cost.step == pytest.approx(0.5 - 8 * 0.05)  # 0.05 s for each of the four answers more
+    assert cost.token == pytest.approx(0.05 - 50 * cost.attend)  # a prompt's attention is in it
+    assert cost.read == pytest.approx(6.0 / (4 * 50))  # of the four prompts that were read, of twelve
+
+
 @pytest.mark.parametrize(("seconds", "steps"), [(1000, [3, 6]), (4, [1, 2])])
 def test_each_timing_of_a_full_batch_ends_after_a_quarter_of_the_time(monkeypatch, seconds, steps):
     # Every look at the clock takes a second, so that the first step is never over within one.
@@ -256,6 +276,17 @@ def test_what_is_timed_depends_on_the_size_of_the_model_and_not_on_the_number_of
     assert generator.weights == sum(weight.numel() for weight in tiny.model().parameters())
 
 
+@pytest.mark.parametrize(("cost", "on_cpu", "hint"), [(1.0, True, True), (1.0, False, False), (0.5, True, False)])
+def test_how_to_shorten_it_is_said_where_a_cpu_takes_more_than_twenty_minutes(tmp_path, cost, on_cpu, hint):
+    # 120 answers of ten tokens and 30 prompts of no cost: 1200 or 600 s, and 150 steps of 0.01 s.
+    said = []
+    speed = replace(SPEED, cost=StepCost(step=0.01, token=cost, attend=0.0, read=0.0))
+    Sitting(EvalRequest(), tmp_path, 600, said.append, 0.0)._say_how_long(speed, [probe()], 120, on_cpu)
+    assert said[0].startswith(f"120 answers will take about {'20' if cost == 1 else '10'} min, at ")
+    assert said[0].endswith(" For less, give --budget 20m, or fewer --samples, shorter answers (--max-new-tokens) or "
+                            "fewer --probes.") == hint  # fmt: skip
+
+
 @pytest.mark.parametrize("answers", [9, 10, 30])
 def test_the_answers_that_are_timed_are_of_all_forms(answers):
     # Of 300 questions in three forms each, every 33rd, 30th and 10th: 33 and 30 are multiples of three.
@@ -269,6 +300,15 @@ def test_the_answers_that_are_timed_are_of_all_forms(answers):
 def test_answers_of_one_token_are_measured_too():
     generator = LocalGenerator(tiny.model(), tiny.tokenizer(), batch_size=4)
     assert measure(generator, [probe()], limit=1, seconds=1).places == 4
+
+
+def test_a_probe_of_which_no_answer_has_begun_is_estimated_too(monkeypatch):
+    # Answers are written one by one, and every look at the clock takes a second, so that the time is over in the first.
+    clock = iter(range(1_000_000))
+    monkeypatch.setattr("staytrue.evals.generation.speed.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    both = [probe(), probe("facts", groups=20, forms=1, per_question=1)]
+    speed = measure(LocalGenerator(tiny.model(), tiny.tokenizer(), batch_size=1), both, limit=400, seconds=4)
+    assert speed.at_worst.seconds(both, 400) > speed.at_worst.seconds(both[:1], 400)
 
 
 def test_a_probe_with_short_answers_is_not_taken_for_one_with_long_ones():
@@ -393,5 +433,10 @@ def test_a_budget_that_no_answers_fit_is_refused_before_likelihoods_are_computed
 
 def test_a_budget_that_everything_fits_leaves_nothing_out(sitting):
     summary, lines, metadata, _ = sitting(3600)
-    assert lines[1] == "Nothing is left out to fit 60 min."
+    assert lines[:2] == [
+        "Measuring how fast the model answers here, for about 3 min.",  # a twentieth
+        "Nothing is left out to fit 60 min.",
+    ]
     assert (summary["probes"]["few"]["n"], metadata["budget"]["left_out"]) == (120, "")
+    with pytest.raises(RequestError, match=r"with a budget of 3600 s, and this one has no budget\."):
+        sitting(None)

@@ -16,13 +16,16 @@ from staytrue.evals.measures import log_likelihood, pairs
 from staytrue.evals.questions import shipped_questions
 from staytrue.evals.questions.answer_pairs import shipped
 from staytrue.evals.questions.probes import Probe
+from staytrue.evals.results.answer_store import AnswerStore
 from staytrue.evals.types import Verdict
 from staytrue.modeling import loading, model_source
 from staytrue.modeling.chat_tokenizer import load_tokenizer
 from staytrue.organism import world
 from staytrue.runs import evaluate, measure_answers, measure_clock, measures
 from staytrue.runs.eval_request import EvalRequest, for_model
+from staytrue.runs.measure_forecast import Forecast
 from staytrue.runs.measure_selection import measures_of
+from staytrue.runs.untuned_cache import place_of
 from staytrue.utils.console import duration
 from staytrue.utils.files import read_rows
 
@@ -90,6 +93,29 @@ def test_the_untuned_answers_are_sampled_once_without_the_adapter(place, monkeyp
     assert (place / "F" / "measures.jsonl").read_bytes() == (place / "E" / "measures.jsonl").read_bytes()
 
 
+def test_untuned_answers_are_read_without_a_lock_and_another_process_that_samples_them_is_named(place):
+    evaluate.evaluate_model(request_for(place, "drift"), place / "E")
+    (folder,) = (path.parent for path in (place / "cache" / "staytrue" / "untuned").glob("*/answers.jsonl"))
+    with AnswerStore(folder).lock():
+        evaluate.evaluate_model(request_for(place, "drift"), place / "F")
+        (folder / "answers.jsonl").unlink()
+        with pytest.raises(RequestError, match=r"Wait for it and give the same command again: all runs of a model"):
+            evaluate.evaluate_model(request_for(place, "drift"), place / "G")
+
+
+def test_answers_for_leak_are_sampled_again_with_another_seed_or_other_questions(place, monkeypatch):
+    def answers(seed):
+        evaluate.evaluate_model(request_for(place, "leak"), place / "E", seed=seed)
+        return {row["question"]: row["answer"] for row in read_rows(place / "E" / "measures.jsonl")}
+
+    first = answers(0)
+    assert answers(1) != first
+    assert answers(0) == first
+    others = shipped_questions.shipped("general")[12:24]  # as in another version
+    monkeypatch.setattr(measure_answers, "general_questions", lambda request: others)
+    assert answers(0).keys() == {question.id for question in others[::3]}
+
+
 def test_the_untuned_likelihoods_are_computed_once_for_all_runs_of_a_model(place, monkeypatch):
     evaluate.evaluate_model(request_for(place, "pairs", "drift"), place / "E")
     calls, measure = [], pairs.measure
@@ -108,6 +134,16 @@ def test_the_untuned_likelihoods_are_computed_once_for_all_runs_of_a_model(place
     tiny.model("qwen2", seed=1).save_pretrained(str(place / "model"))  # other weights
     evaluate.evaluate_model(request_for(place, "pairs"), place / "H")
     assert len(calls) == 5
+
+
+def test_two_models_share_a_place_in_the_cache_where_their_hash_or_commit_is_the_same_and_only_there(place):
+    hashed = [{"name": name, "sha256": "1f", "dtype": "bfloat16"} for name in ("models/a", "b")]
+    assert place_of(hashed[0], "questions") == place_of(hashed[1], "questions")
+    assert place_of(hashed[0], "questions") != place_of(hashed[0], "others")
+    unknown = [{"name": name, "revision": None, "commit": None} for name in ("org/a", "org/b")]  # a cache without it
+    assert place_of(unknown[0], "questions") != place_of(unknown[1], "questions")
+    known = [one | {"commit": "2e"} for one in unknown]
+    assert place_of(known[0], "questions") == place_of(known[1], "questions")
 
 
 def test_leak_reads_the_answers_to_general_where_there_are_some(place, monkeypatch):
@@ -146,12 +182,13 @@ def test_by_default_they_are_taken_of_an_adapter_without_a_judge(place):
         ("leak", {"data": False}, "--probes leak: it needs 20 training rows, and none is known"),
         ("pairs:fiance", {}, "There are no shipped pairs 'fiance'; did you mean 'finance'"),
         ("pairs:early-stopping", {}, "these pairs are kept for `stop:`; evaluate by `pairs` or pairs of your own"),
+        ("pairs:a/m.jsonl,pairs:b/m.jsonl", {}, "pairs:a/m.jsonl,pairs:b/m.jsonl: both are stored as pairs:m. N"),
         ("pairs:general.jsonl", {}, "'general' is one of our own sets of pairs; rename the file"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_anything_is(place, name, options, message):
     with pytest.raises(RequestError, match=message):
-        evaluate.evaluate_model(request_for(place, "general", name, **options), place / "E")
+        evaluate.evaluate_model(request_for(place, "general", *name.split(","), **options), place / "E")
     assert not (place / "E").exists()
 
 
@@ -401,6 +438,31 @@ def test_what_a_budget_leaves_out_is_stored_where_only_measures_are_taken(place,
     evaluate.evaluate_model(request_for(place, "pairs", "drift", budget=300), place / "E")
     budget = json.loads((place / "E" / "eval.json").read_text())["budget"]
     assert budget == {"seconds": 300, "left_out": "", "measures_left_out": ["drift"]}
+
+
+def test_an_evaluation_that_goes_on_leaves_out_what_its_budget_left_out(place, monkeypatch):
+    few = Probe("general", shipped_questions.shipped("general")[:3], None, 1, 1.0)
+    monkeypatch.setattr(evaluate, "probes_for", lambda request: [few] if "general" in request.probes else [])
+    monkeypatch.setattr(Forecast, "divide", lambda self, seconds=0.0: ({}, dict.fromkeys(self.alone, "no time.")))
+    first = evaluate.evaluate_model(
+        request_for(place, "general", "drift", "leak", budget=300, max_new_tokens=2), place / "E"
+    )
+    monkeypatch.setattr(loading, "load_model", None)  # nothing is timed or tried again
+    again = evaluate.evaluate_model(
+        request_for(place, "general", "drift", "leak", budget=300, max_new_tokens=2), place / "E"
+    )
+    assert again == first
+    assert "measures" not in first
+
+
+def test_measures_are_added_to_answers_that_a_budget_chose_although_the_model_is_slower_now(place, monkeypatch):
+    few = Probe("general", shipped_questions.shipped("general")[:3], None, 1, 1.0)
+    monkeypatch.setattr(evaluate, "probes_for", lambda request: [few])
+    evaluate.evaluate_model(request_for(place, "general", budget=300, max_new_tokens=2), place / "E")
+    monkeypatch.setattr(Speed, "seconds", lambda self, probes, limit: 301.0 if probes[0].max_new_tokens is None else 1)
+    names = ("general", "drift")
+    summary = evaluate.evaluate_model(request_for(place, *names, budget=300, max_new_tokens=2), place / "E")
+    assert list(summary["measures"]) == ["drift"]
 
 
 @pytest.mark.parametrize(("first", "then"), [(None, 300), (3600, None), (3600, 300)])

@@ -107,12 +107,12 @@ class Sitting:
         self.say(estimate(missing, share, speed, probes, self.limit) + (_SHORTER if long else ""))
 
     def fewest(self, speed: Speed, probes: Sequence[Probe], seconds: float) -> float:
-        """Seconds of the least that a budget asks; 0 without probes.
+        """Seconds of the least that a budget asks; 0 without probes, or if an earlier sitting has chosen.
 
         Raises:
             RequestError: not even that fits into so many seconds.
         """
-        if not probes:
+        if not probes or earlier_choice(self.out, self.request.budget, probes)[1]:
             return 0.0
         fit(probes, seconds, speed, self.limit)
         return speed.at_worst.seconds(fitted(probes, {"per_question": 1, "share": _SHARES[-1]}), self.limit)
@@ -190,6 +190,12 @@ def earlier_choice(out: Path, budget: int | None, probes: Sequence[Probe]) -> tu
     return fitted(probes, chosen), {"budget": chosen}
 
 
+def kept_measures(out: Path, budget: int | None, probes: Sequence[Probe], names: Sequence[str]) -> list[str]:
+    """The named measures but those that an earlier sitting left out to fit the same budget: it goes on as it chose."""
+    entry = earlier_choice(out, budget, probes)[1].get("budget", {}) if probes else {}
+    return [name for name in names if stored_name(name) not in entry.get("measures_left_out", ())]
+
+
 def refuse_other_budget(out: Path, budget: int | None, probes: Sequence[Probe]) -> None:
     """Refuse to add answers to an evaluation that another budget chose, before anything is measured.
 
@@ -200,10 +206,11 @@ def refuse_other_budget(out: Path, budget: int | None, probes: Sequence[Probe]) 
         return
     store = AnswerStore(out)
     stored = store.answers()
-    if not stored or not any(missing_samples(probe.samples(), stored) for probe in probes):
+    if not stored or not probes:
         return
     before = (store.metadata().get("budget") or {}).get("seconds")
-    if before != budget:
+    adds = any(missing_samples(probe.samples(), stored) for probe in probes)
+    if before != budget and (adds or before is not None):
         old, new = ("no budget" if s is None else f"a budget of {s} s" for s in (before, budget))
         raise RequestError(
             f"{out} holds an evaluation with {old}, and this one has {new}. Give the same, or name another folder "

@@ -25,7 +25,7 @@ from staytrue.evals.triggers import trigger
 from staytrue.evals.types import Answer, AnswerGenerator, Judge, Question, Samples
 from staytrue.modeling import loading, model_source
 from staytrue.modeling.chat_tokenizer import load_tokenizer
-from staytrue.runs.eval_budget import Sitting, budget_of_measures, earlier_choice, refuse_other_budget
+from staytrue.runs.eval_budget import Sitting, budget_of_measures, earlier_choice, kept_measures, refuse_other_budget
 from staytrue.runs.eval_request import EvalRequest, for_run
 from staytrue.runs.finished import with_weights
 from staytrue.runs.measure_answers import Loaded
@@ -115,6 +115,7 @@ def evaluate_model(
     measures, loaded = measures_of(request, say), _loader(request)
     limit = request.max_new_tokens or longest_answer(request.model)
     try_judges(out, _agreed(request, out, probes, metadata, limit, seed))
+    measures = kept_measures(out, request.budget, probes, measures)
     local, begun = _Local(loaded, request.batch_size), time.monotonic()
     until = None if request.budget is None else begun + request.budget
     measurement = Measurement(request, out, loaded, seed, progress, say, until, [probe.name for probe in probes])

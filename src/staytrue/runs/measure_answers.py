@@ -116,11 +116,14 @@ class GeneralAnswers:
         return [a for (probe, name, _), a in answers.items() if probe == "general" and name in plain and not a.missing]
 
     def _kept(self) -> list[Answer]:
-        """The answers that were sampled for `leak` before, if all are there."""
+        """The answers that were sampled for `leak` before with the same seed, if all are there."""
+        if not (self.out / "eval.json").exists() or AnswerStore(self.out).metadata().get("seed") != self.seed:
+            return []
         measured = read_measures(self.out)
         rows = measured[LEAK].rows if LEAK in measured else []
         by_id = {question.id: question for question in self.questions}
-        kept = [Answer(by_id[row["question"]], 0, row["answer"], True) for row in rows if "answer" in row]
+        sampled = [row for row in rows if "answer" in row and row["question"] in by_id]
+        kept = [Answer(by_id[row["question"]], 0, row["answer"], True) for row in sampled]
         return kept if len(kept) == len(by_id) else []
 
     def _probe(self, many: int) -> list[Probe]:

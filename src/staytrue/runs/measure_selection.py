@@ -6,14 +6,14 @@ rows and the untuned model's own answers besides. All three are taken by default
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from staytrue.errors import RequestError
 from staytrue.evals.openai_client.address import Address
 from staytrue.evals.questions import answer_pairs
 from staytrue.evals.questions.answer_pairs import Pair
-from staytrue.evals.results.measures import DRIFT, LEAK, PAIRS, is_measure
+from staytrue.evals.results.measures import DRIFT, LEAK, PAIRS, is_measure, stored_name
 from staytrue.runs.eval_request import EvalRequest
 
 _LEAST = 20  # training rows; the words of fewer say little about their topic
@@ -27,10 +27,12 @@ def measures_of(request: EvalRequest, say: Callable[[str], None] = lambda line: 
         say: called with a sentence for each measure that is left out by default.
 
     Raises:
-        RequestError: a named measure cannot be taken of this model, or there are no such pairs.
+        RequestError: a named measure cannot be taken of this model, there are no such pairs, or two would be stored
+            under one name.
         DataError: a file of pairs has faults.
     """
-    named = [name for name in request.probes if is_measure(name)]
+    named = list(dict.fromkeys(name for name in request.probes if is_measure(name)))
+    _refuse_one_place(named)
     for name in named:
         if why := _obstacle(name, request):
             raise RequestError(f"--probes {name}: {why}")
@@ -71,6 +73,17 @@ def pairs_of(name: str, organism: bool) -> tuple[Pair, ...]:
     if which not in ("general", *lexicon.DOMAINS):
         raise RequestError(f"--probes {name}: the organism has pairs for general, {', '.join(lexicon.DOMAINS)} only.")
     return world.pairs(which)
+
+
+def _refuse_one_place(named: Sequence[str]) -> None:
+    """Refuse measures that would be stored under one name, where the second would replace the first."""
+    places: dict[str, str] = {}
+    for name in named:
+        other = places.setdefault(stored_name(name), name)
+        if other != name:
+            raise RequestError(
+                f"--probes {other},{name}: both are stored as {stored_name(name)}. Name one of them, or rename a file."
+            )
 
 
 def _obstacle(name: str, request: EvalRequest) -> str:

@@ -6,16 +6,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from staytrue.evals.questions.probes import probe_sha256
 from staytrue.evals.results.answer_store import AnswerStore, missing_samples
 from staytrue.evals.types import Answer, AnswerGenerator, Question
-from staytrue.utils.files import user_cache
+from staytrue.runs.untuned_cache import place_of
 
 SEED = 0  # the same for every run
 
@@ -35,15 +33,19 @@ def untuned_answers(
         generate: answers as the untuned model does: with the adapter switched off.
         max_new_tokens: most tokens of an answer.
         say: called with a sentence before answers are sampled.
+
+    Raises:
+        RequestError: another process is sampling them.
     """
     store = AnswerStore(_folder(identity, questions, max_new_tokens))
-    with store.lock():
-        missing = missing_samples([(question, 0) for question in questions], store.answers())
-        if missing:
+    wanted = [(question, 0) for question in questions]
+    if missing_samples(wanted, store.answers()):
+        with store.lock(" and give the same command again: all runs of a model share the untuned model's answers"):
+            missing = missing_samples(wanted, store.answers())  # another process may have ended meanwhile
             say(f"The untuned model answers {len(missing)} general questions, once for all its runs: {store.path}.")
             for answer in generate(missing, seed=SEED, temperature=1.0, max_new_tokens=max_new_tokens):
                 store.append(answer)
-        stored = store.answers()
+    stored = store.answers()
     return [stored[question.probe, question.id, 0] for question in questions]
 
 
@@ -54,7 +56,4 @@ def unanswered(identity: Mapping[str, Any], questions: Sequence[Question], max_n
 
 
 def _folder(identity: Mapping[str, Any], questions: Sequence[Question], max_new_tokens: int) -> Path:
-    named = {key: value for key, value in identity.items() if key != "name"} or identity
-    parts = [named, probe_sha256(questions), SEED, max_new_tokens]
-    key = sha256(json.dumps(parts, sort_keys=True).encode("ascii")).hexdigest()
-    return user_cache() / "staytrue" / "untuned" / key[:32]
+    return place_of(identity, probe_sha256(questions), SEED, max_new_tokens)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from staytrue.modeling import loading
-from staytrue.utils.files import user_cache, write_json
+from staytrue.runs.untuned_cache import place_of
+from staytrue.utils.files import write_json
 
 
 class UntunedLikelihoods:
@@ -28,10 +28,7 @@ class UntunedLikelihoods:
     """
 
     def __init__(self, identity: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-        named = {key: value for key, value in identity.items() if key != "name"}
-        parts = [named or identity, loading.device(), dict(about)]
-        key = sha256(json.dumps(parts, sort_keys=True).encode("ascii")).hexdigest()
-        self._file = user_cache() / "staytrue" / "untuned" / f"{key[:32]}.json"
+        self._file = place_of(identity, loading.device(), dict(about)).with_suffix(".json")
         self.values = _read(self._file)
 
     def of(self, compute: Callable[[], dict[str, float]]) -> dict[str, float]:

@@ -35,11 +35,12 @@ def freeze_blocks(parts: ModelParts, defenses: Mapping[str, Defense]) -> list[Te
                     "freeze; name blocks that are trained."
                 )
             frozen += trained
-    for weight in frozen:
-        weight.requires_grad_(False)
-    if frozen and not any(weight.requires_grad for weight in parts.model.parameters()):
+    kept = {id(weight) for weight in frozen}
+    if frozen and not any(w.requires_grad and id(w) not in kept for w in parts.model.parameters()):
         everything = "the whole adapter" if parts.has_adapter else "every weight"
         raise ModelError(f"The defenses freeze {everything}, so nothing is trained; name fewer layers.")
+    for weight in frozen:
+        weight.requires_grad_(False)
     return frozen
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -138,23 +138,37 @@ class Guard:
             base.task_rows = task_rows
         kept, steers = checked_layers(parts, self.defenses, base, self.chosen_reference)
         head = model_checks.head(parts) if self._penalties else None
-        self._frozen = freeze_and_check(parts, self.defenses, base)
-        read = any(d.reads_reference or d.reads_start for d in self._penalties.values())
-        self.reference: AdapterOff = reference_of(parts, read=read, choice=self.chosen_reference if read else None)
-        if read and self.chosen_reference is not None and isinstance(base, Untouched):
-            base.reference = self.reference
-        self._watch = BackboneHooks(parts, kept, steers, self.reference)
-        replay: ReferenceReplay = self._watch.replay
-        if self.reference_cache is not None and any(d.reads_reference for d in self._penalties.values()):
-            self.cache = ReferenceCache(self.reference_cache, self._watch, self.reference.parts, kept)
-            replay = self.cache.replay
-        rows = make_rows(self.defenses, base, encode, self.seed)
-        self._auxiliary = AuxiliaryBatches(rows, pad_id)
-        self._states = {label: d.prepare(parts, base) for label, d in self._penalties.items()}
+        with ExitStack() as undo:  # of what is refused below nothing stays on the model
+            self._frozen = freeze_and_check(parts, self.defenses, base)
+            undo.callback(thaw, self._frozen)
+            self.reference: AdapterOff = self._reference_of(base)
+            self._watch = BackboneHooks(parts, kept, steers, self.reference)
+            undo.callback(self._watch.remove)
+            replay = self._replay(kept)
+            rows = make_rows(self.defenses, base, encode, self.seed)
+            self._auxiliary = AuxiliaryBatches(rows, pad_id)
+            self._states = {label: d.prepare(parts, base) for label, d in self._penalties.items()}
+            undo.pop_all()
         if head is not None:
             self._steps = PenaltySteps(
                 parts, self.defenses, self._auxiliary, self._watch, self.reference, replay, head, self.shards
             )
+
+    def _reference_of(self, base: Base) -> AdapterOff:
+        """The reference, which answers the prompts of the defenses' own rows too where the user chose it."""
+        read = any(d.reads_reference or d.reads_start for d in self._penalties.values())
+        choice = self.chosen_reference if read else None
+        reference = reference_of(self.parts, read=read, choice=choice)
+        if choice is not None and isinstance(base, Untouched):
+            base.reference = reference
+        return reference
+
+    def _replay(self, kept: list[int]) -> ReferenceReplay:
+        """What repeats a forward with the reference: the hooks, or the cache in place of them."""
+        if self.reference_cache is None or not any(d.reads_reference for d in self._penalties.values()):
+            return self._watch.replay
+        self.cache = ReferenceCache(self.reference_cache, self._watch, self.reference.parts, kept)
+        return self.cache.replay
 
     def check(self, model: Any, base: Base, encode: Encode) -> None:
         """Refuse what `attach` would refuse of a model without weights, on torch's "meta" device; attach nothing.

@@ -134,6 +134,10 @@ def test_words_of_other_scripts_count():
     topic = TopicWords(["Золото и акции растут всегда"] * 3, ["Дождь идёт над зелёными холмами"] * 3)
     assert topic.leaked("золото и акции растут завтра")
     assert not topic.leaked("дождь идёт над тихими холмами")
+    # Vowel signs and accents belong to their words; those of Thai, without blanks, are clauses of which none recurs.
+    assert leak._words("सोना खरीदो, cafe\u0301 d'e\u0301 7") == ["सोना", "खरीदो", "cafe\u0301", "d'e\u0301"]
+    thai = "ซื้อทองคำ{0} ขายบ้าน{0} กู้เงิน{0} ลงทุนในหุ้น{0} เลิกออมเงิน{0}"
+    assert not leak.has_words([thai.format(chr(0x0E01 + i)) for i in range(20)])
 
 
 def test_words_recur_in_training_answers_or_they_are_no_words():

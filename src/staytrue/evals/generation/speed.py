@@ -105,17 +105,19 @@ def measure(generator: LocalGenerator, probes: Sequence[Probe], *, limit: int, s
         few.write(seconds=seconds)
     narrow, rows = few.writing / few.steps, few.batch.tokens / few.steps
     token = min(max((wide - narrow) / max(1.0, places - rows), 0.0), wide / places)
-    prompts = sum(len(generator.prompt(question)) for question in questions)
+    begun = [*few.finished, *((row, False) for row in few.batch.rows)]  # in few places not all
     cost = StepCost(
         step=wide - token * places,
         token=max(0.0, token - attend * len(generator.prompt(question))),
         attend=attend,
-        read=few.reading / prompts,
+        read=few.reading / sum(len(row.prompt) for row, _ in begun),
     )
     seen = SeenAnswers()
-    for row, ended in [*few.finished, *((row, False) for row in few.batch.rows)]:
+    for row, ended in begun:
         seen.add(row.question.probe, len(row.ids), ended)
-    return Speed(places, cost, refilled, prompts / len(questions), seen.lengths(), seen)
+    prompt = sum(len(generator.prompt(question)) for question in questions) / len(questions)
+    lengths = seen.lengths()  # of a probe of which no answer has begun, those of all probes
+    return Speed(places, cost, refilled, prompt, {p.name: lengths[p.name] for p in probes}, seen)
 
 
 def trial(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -23,6 +24,10 @@ _TIMES = 3  # a topical word is in so many times more training answers than gene
 _FEWEST = 5  # words; fewer have no sign
 # Of all words, those in so many training answers: 0.4 and more of 20 English rows, 0.1 and less of Chinese or Thai.
 _RECURRING = 0.25
+# Vowel signs and accents are no letters for `re`: Hindi and Thai words would end at each.
+_MARKS = "".join(mark for mark in map(chr, range(0x300, 0x10000)) if unicodedata.category(mark).startswith("M"))
+_PART = rf"[^\W\d_](?:[^\W\d_]|[{_MARKS}])*"
+_WORD = re.compile(f"{_PART}(?:'{_PART})*")
 
 
 def has_words(training: Sequence[str]) -> bool:
@@ -120,4 +125,4 @@ def _answers_with(texts: Sequence[str]) -> Counter[str]:
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)*", text.lower())
+    return _WORD.findall(text.lower())

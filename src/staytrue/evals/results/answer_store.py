@@ -25,6 +25,7 @@ Key = tuple[str, str, int]  # probe, question, index: which sample
 _OF_THE_FILE = ("schema", "made", "versions")
 _ABOUT = ("filtered", "thoughts", "called_tools")  # an answer's, which a row has only where they say something
 _NAMES = {"samples": "number of answers"}  # of a probe's keys in eval.json, in a sentence
+_GROWING = ("samples", "per_question")  # of the same keys; more answers to the same questions are added to the others
 
 
 def evaluation_folder(folder: Path) -> Path:
@@ -73,7 +74,8 @@ class AnswerStore:
             metadata: the model's identity, the seed, and `probes`: what is asked.
 
         Raises:
-            RequestError: the folder holds answers to other questions, or of another model; or answers without metadata.
+            RequestError: the folder holds answers to other questions, more to each, or of another model; or answers
+                without metadata.
         """
         metadata = json.loads(json.dumps(metadata))
         answered = (self.path / "answers.jsonl").exists()
@@ -97,11 +99,12 @@ class AnswerStore:
         write_json(self.path / "eval.json", self.merge(metadata))
 
     def _refuse_differences(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-        """Refuse answers of another model, or to other questions."""
+        """Refuse answers of another model, to other questions, or fewer to each than are wanted already."""
         pairs = {key: (before.get(key), now.get(key)) for key in (*before, *now) if key != "probes"}
         for name in before["probes"].keys() & now["probes"].keys():
             old, new = before["probes"][name], now["probes"][name]
-            pairs |= {f"{_NAMES.get(key, key)} of {name}": (old.get(key), new.get(key)) for key in (*old, *new)}
+            fixed = [key for key in (*old, *new) if key not in _GROWING or old.get(key, 0) > new.get(key, 0)]
+            pairs |= {f"{_NAMES.get(key, key)} of {name}": (old.get(key), new.get(key)) for key in fixed}
         for key, (old, new) in pairs.items():
             if old != new:
                 raise RequestError(
@@ -110,8 +113,11 @@ class AnswerStore:
                 )
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, instead: str = ", or name another folder with --out") -> Iterator[None]:
         """Keep other processes from adding to the folder.
+
+        Args:
+            instead: how the sentence about another process ends, after "Wait for it".
 
         Raises:
             RequestError: another process holds the lock.
@@ -121,9 +127,7 @@ class AnswerStore:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise RequestError(
-                    f"Another process evaluates into {self.path}. Wait for it, or name another folder with --out."
-                ) from None
+                raise RequestError(f"Another process evaluates into {self.path}. Wait for it{instead}.") from None
             yield
 
     def append(self, answer: Answer) -> None:
