@@ -350,12 +350,12 @@ def test_a_measure_that_does_not_fit_is_left_out_before_anything_is_measured(pla
     # Without a judge three quarters of the budget are for measures: 30 s of 40.
     late = "pairs is left out to fit 40 s: it would take 60 s, and measures have 30 s left."
     lines, left_out = announced(place, monkeypatch, budget=40)
-    assert (lines[1:], left_out) == ([late], ["pairs"])
+    assert (lines, left_out) == (["Measures will take: drift about 10 s.", late], ["pairs"])
     # Of 100 s the fewest answers take 30, so 70 are left: 60 for pairs, and 10 are too few for drift. The untuned
     # model's answers fit, and leak needs nothing else.
     lines, left_out = announced(place, monkeypatch, budget=100, reserved=30)
     late = "drift is left out to fit 100 s: it would take 11 s, and measures have 10 s left."
-    assert (lines[1:], left_out) == ([late], ["drift"])
+    assert (lines, left_out) == (["Measures will take: pairs about 60 s, leak about 6 s.", late], ["drift"])
     # No answers are asked for, so the whole budget is for measures: pairs, drift and leak take 75.84 s.
     assert announced(place, monkeypatch, budget=76, asked=())[1] == []
     assert announced(place, monkeypatch, budget=75, asked=())[1] == ["leak"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 
@@ -35,10 +36,10 @@ class MeasureClock:
     _begun: float = field(default=0.0, init=False)
     _end: float | None = field(default=None, init=False)
 
-    def left(self) -> float | None:
-        """Seconds that measures have left; None without a budget."""
+    def left(self) -> float:
+        """Seconds that measures have left; without end where there is no budget."""
         if self.until is None:
-            return None
+            return math.inf
         now = time.monotonic()
         if self._deadline is None:
             left = self.until - now
@@ -53,7 +54,7 @@ class MeasureClock:
         """
         left = self.left()
         self._total, self._begun, self._end = answers, time.monotonic(), self._deadline
-        if left is not None and left <= 0:
+        if left <= 0:
             raise TooLongError("no time is left for it.")
         if self.progress is not None:
             self.progress.begin(answers, "answer")

@@ -45,9 +45,9 @@ class Forecast:
             untuned = untuned if name.startswith(PAIRS) else 0.0
         return fit, late
 
-    def sentence(self) -> str:
-        """Say how long the measures will take; "" if they take no more than a second."""
-        parts = [f"{name} about {duration(seconds)}" for name, seconds in self.divide()[0].items() if seconds > 1]
+    def sentence(self, seconds: float = math.inf) -> str:
+        """Say how long the measures that fit into so many seconds will take; "" if that is no more than a second."""
+        parts = [f"{name} about {duration(needs)}" for name, needs in self.divide(seconds)[0].items() if needs > 1]
         return f"Measures will take: {', '.join(parts)}." if parts else ""
 
 

@@ -99,11 +99,11 @@ class Measurement:
         if needed and self._request.budget is None and is_short(self._general.generator, _READ):
             return
         forecast = self._forecast(needed)
-        if sentence := forecast.sentence():
+        left = self._clock.left()
+        if sentence := forecast.sentence(left):
             self._say(sentence)
-        if (left := self._clock.left()) is not None:
-            for name, why in forecast.divide(left)[1].items():
-                self._leave_out(name, why)
+        for name, why in forecast.divide(left)[1].items():
+            self._leave_out(name, why)
 
     def before_answers(self, names: Sequence[str]) -> None:
         """Take the named measures but `leak` of answers that follow, for which the untuned model answers now."""

@@ -146,9 +146,10 @@ def estimate(answers: int, share: float, speed: Speed, probes: Sequence[Probe], 
     spread = "" if best == worst else f" ({best} to {worst}, since few answers were measured)"
     tokens = speed.answer(probes, limit)
     rate = answers * tokens / max(seconds[1], 0.1)  # prompts included
+    many = "1 answer" if answers == 1 else f"{answers:,} answers"
     return (
-        f"{answers:,} answers will take about {likely}{spread}, at {rate:.0f} tokens a second and about {tokens:.0f} "
-        "tokens an answer."
+        f"{many} will take about {likely}{spread}, at {rate:.0f} tokens a second and about {tokens:.0f} tokens an "
+        "answer."
     )
 
 
