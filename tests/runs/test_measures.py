@@ -147,6 +147,11 @@ def test_by_default_they_are_taken_of_an_adapter_without_a_judge(place):
         ("pairs:fiance", {}, "There are no shipped pairs 'fiance'; did you mean 'finance'"),
         ("pairs:early-stopping", {}, "these pairs are kept for `stop:`; evaluate by `pairs` or pairs of your own"),
         ("pairs:general.jsonl", {}, "'general' is one of our own sets of pairs; rename the file"),
+        (
+            "pairs:mine.json",
+            {},
+            "pairs are read from JSON lines; give a file whose name ends in .jsonl",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_anything_is(place, name, options, message):
