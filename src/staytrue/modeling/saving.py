@@ -30,7 +30,7 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
     except Exception as error:
-        needed = sum(weight.nbytes for weight in model.state_dict().values())
+        needed = sum(weight.nbytes for weight in model.parameters())
         raise StaytrueError(
             f"The model's {needed / 1e6:.0f} MB cannot be written to {folder.parent.parent}, where {free / 1e6:.0f} MB "
             f"were free: {in_one_line(error)}. Nothing was kept; free some space there, or write to another disk."
