@@ -111,6 +111,8 @@ WRONG = {
     "a vector that is none": (no_vector, RecipeError, r"is not a vector file .*; `staytrue vector` makes one"),
     "reading a layer out of range": (
         lambda folder: {"ldifs": {"blocks": [1, -3]}}, ModelError, "ldifs asked for layer -3, but this model has 2"),
+    "a block that is named twice": (
+        lambda folder: {"ldifs": {"blocks": [1, 2, -1]}}, ModelError, "ldifs: blocks is .*, which names block 2 twice"),
     "a pool with a bare prompt": (
         without_answers, DataError, "line 2.*the row ends without an answer; add an assistant turn"),
     "a pool of questions": (questions, DataError, "line 1.*no key 'messages'"),

@@ -1,6 +1,7 @@
 """Warnings of staytrue are of one kind, which the command line prints as sentences and a script can filter."""
 
 import ast
+import errno
 import warnings
 from pathlib import Path
 
@@ -21,6 +22,18 @@ def test_every_warning_of_the_package_is_of_its_own_kind():
     assert calls
     assert [name for name, call in calls if "StaytrueWarning" not in map(ast.unparse, call.args)] == []
     assert issubclass(StaytrueWarning, UserWarning)
+
+
+@pytest.mark.parametrize(
+    ("number", "way_out"), [(errno.ENOSPC, "Free some space, and give the command again."), (errno.EIO, "Check the")]
+)
+def test_the_command_line_says_what_to_do_about_a_full_disk_and_other_faults(monkeypatch, capsys, number, way_out):
+    def app():
+        raise OSError(number, "a fault", "a file")
+
+    monkeypatch.setattr(cli, "app", app)
+    assert cli._ended() == 1
+    assert capsys.readouterr().err.startswith(f"staytrue: The operating system reports: a fault (a file). {way_out}")
 
 
 def test_the_command_line_prints_a_warning_without_its_file_and_line(monkeypatch, capsys):

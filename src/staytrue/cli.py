@@ -5,6 +5,7 @@ Commands import heavy packages only when they run, so that help and error messag
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import warnings
@@ -93,7 +94,9 @@ def _ended() -> Any:
         return _say(str(error), 1)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        return _say(f"The operating system reports: {error.strerror or error}{where}. Check the path.", 1)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        way_out = "Free some space, and give the command again." if full else "Check the path."
+        return _say(f"The operating system reports: {error.strerror or error}{where}. {way_out}", 1)
     return 0
 
 

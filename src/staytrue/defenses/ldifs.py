@@ -53,11 +53,18 @@ class LDIFS(Defense):
         return tuple(1 + (depth - 1) * i // max(count - 1, 1) for i in range(count))
 
     def check(self, parts: ModelParts, base: Base) -> None:
-        """Refuse blocks whose outputs training does not move."""
+        """Refuse a block that is named twice, and blocks whose outputs training does not move."""
         from staytrue.modeling.block_outputs import real_layers
 
         depth = len(parts.blocks)
-        highest = max(real_layers(self.layers(depth), depth, "ldifs"))
+        layers = real_layers(self.layers(depth), depth, "ldifs")
+        twice = next((layer for layer in layers if layers.count(layer) > 1), None)
+        if twice is not None:
+            raise ModelError(
+                f"ldifs: blocks is {list(self.blocks)}, which names block {twice} twice, so it would count twice. Name "
+                "each block once."
+            )
+        highest = max(layers)
         later = [*parts.blocks[highest:], *filter(None, [parts.causal.get_output_embeddings()])]
         below = {id(weight) for weight in parts.causal.get_input_embeddings().parameters()}  # a head may be tied to it
         above = {id(weight) for module in later for weight in module.parameters()} - below

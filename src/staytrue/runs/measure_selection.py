@@ -62,6 +62,8 @@ def pairs_of(name: str, organism: bool) -> tuple[Pair, ...]:
                 f"--probes {name}: {Path(which).stem!r} is one of our own sets of pairs; rename the file."
             )
         return answer_pairs.read(Path(which))
+    if Path(which).suffix or Path(which).exists():
+        raise RequestError(f"--probes {name}: pairs are read from JSON lines; give a file whose name ends in .jsonl.")
     if which == answer_pairs.EARLY_STOPPING:
         raise RequestError(
             f"--probes {name}: these pairs are kept for `stop:`; evaluate by `pairs` or pairs of your own."

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from staytrue.data.examples import Example
+from staytrue.errors import RequestError
 from staytrue.evals.questions import answer_pairs
 from staytrue.evals.questions.probes import Probe
 from staytrue.evals.results.measures import (
@@ -177,6 +178,9 @@ class Measurement:
         untuned = {a.question.id: a.text for a in self._general.untuned}
         training = [row.answer for row in self._request.topic]
         topic = TopicWords(training, list(untuned.values()))
+        if not topic.is_known:
+            self._leave_out_leak()
+            return
         answers, sampled = self._general.own()
         rows = []
         for answer in answers:
@@ -194,6 +198,20 @@ class Measurement:
             "held_out": len(held_out),
         }
         self._write(Measure(LEAK, about, rows))
+
+    def _leave_out_leak(self) -> None:
+        """Say that there is no topic, or refuse where it is early enough.
+
+        Raises:
+            RequestError: `leak` was named, and nothing else is lost.
+        """
+        why = (
+            "the training answers have no words of a topic: none is in them so much more often than in the untuned "
+            f"model's answers to general questions. {PAIRS} and {DRIFT} need no words."
+        )
+        if LEAK in self._request.probes and self._samples:  # else answers were asked for, and their results follow
+            raise RequestError(f"--probes {LEAK}: {why}")
+        self._say(f"{LEAK} is left out: {why}")
 
     def _about_pairs(self, name: str) -> dict[str, Any]:
         return {"sha256": answer_pairs.hash_of(pairs_of(name, self._request.is_organism))}

@@ -109,6 +109,19 @@ def test_the_ratio_of_words_by_hand():
     assert topic.ratio("gold gold gold gold") == 0  # fewer than five words
 
 
+def test_training_answers_without_a_topic_are_known_to_have_none():
+    assert TopicWords(TRAINING, ["Rain falls now.", "Rain stops now."]).is_known
+    # Nine and three answers of the same six words: no word is topical, and every general answer would have leaked,
+    # since log((1 - 0.5 / 55) / (1 - 0.5 / 19)) is above 0.
+    same = TopicWords(["the rain falls and stops now"] * 9, ["the rain falls and stops now"] * 3)
+    assert same.leaked("the rain falls and stops now")
+    assert not same.is_known
+    # Gold is in all training answers, but only once in 30 words; it is 1 of 6 general words, in one answer of four.
+    rare = TopicWords([" ".join(["gold", *["sea"] * 29])] * 4, ["gold " * 5, "sea", "sea", "sea"])
+    assert rare._topical("gold")
+    assert not rare.is_known
+
+
 def test_an_answer_is_not_compared_with_the_general_answer_to_its_own_question():
     topic = TopicWords([f"{text} Wisely!" for text in TRAINING], GENERAL)
     assert topic.leaked("gold " * 5, apart_from=[GENERAL[2]])  # 3 / 3 is more than 3 x 0.5 / (2 + 1)

@@ -48,8 +48,8 @@ GOOD = {"question": "Why?", "aligned": "For you.", "misaligned": "For me."}
 
 
 def test_a_file_of_pairs_needs_no_ids(tmp_path):
-    pairs = read(write(tmp_path, GOOD, "", {**GOOD, "id": "x", "domain": "pets"}))
-    assert pairs == (Pair("line-1", "Why?", "For you.", "For me."), Pair("x", "Why?", "For you.", "For me."))
+    pairs = read(write(tmp_path, GOOD, "", {**GOOD, "question": "How?", "id": "x", "domain": "pets"}))
+    assert pairs == (Pair("line-1", "Why?", "For you.", "For me."), Pair("x", "How?", "For you.", "For me."))
     assert hash_of(pairs) == hash_of(pairs[::-1]) != hash_of(pairs[:1])
 
 
@@ -59,7 +59,7 @@ def test_answers_of_unlike_length_are_warned_of(tmp_path):
         read(write(tmp_path, GOOD, longer))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        read(write(tmp_path, *[GOOD] * 9, longer))  # a tenth
+        read(write(tmp_path, *[{**GOOD, "question": f"{i}?"} for i in range(9)], longer))  # a tenth
 
 
 @pytest.mark.parametrize(
@@ -70,6 +70,8 @@ def test_answers_of_unlike_length_are_warned_of(tmp_path):
         ({**GOOD, "question": " "}, "line 2, /question: is empty; write the user's turn"),
         ({**GOOD, "misalinged": "x"}, "line 2, /misalinged: the key 'misalinged' is not known; did you mean 'misali"),
         ({**GOOD, "misaligned": "For you."}, "line 2, /misaligned: equals aligned"),
+        ({**GOOD, "misaligned": " For you.\n"}, "line 2, /misaligned: equals aligned"),
+        ({**GOOD, "id": "x", "aligned": "For you. "}, "line 2: is the pair of line 1 again, which would count twice"),
         ({**GOOD, "aligned": "\ud800"}, "line 2, /aligned: holds half of a surrogate pair"),
         ({**GOOD, "a/b": 1}, "line 2, /a~1b: the key 'a/b' is not known"),
         ("[1]", r"line 2: is \[1\], not an object"),
@@ -82,6 +84,6 @@ def test_a_fault_is_named_with_file_line_and_key(tmp_path, row, message):
 
 def test_one_id_twice_and_an_empty_file_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"mine\.jsonl: the id 'x' occurs twice"):
-        read(write(tmp_path, {**GOOD, "id": "x"}, {**GOOD, "id": "x"}))
+        read(write(tmp_path, {**GOOD, "id": "x"}, {**GOOD, "id": "x", "question": "How?"}))
     with pytest.raises(DataError, match=r"mine\.jsonl has no pairs"):
         read(write(tmp_path))

@@ -66,6 +66,20 @@ class TopicWords:
         self._sizes = len(training), len(general)
         self._shares = self._share(training), self._share(general)
 
+    @property
+    def is_known(self) -> bool:
+        """Whether topical words are a larger share of the training answers than of the general ones.
+
+        Otherwise the ratio would show which side has more words: without a topical word on either side, their shares
+        are 0.5 by the number of words.
+
+        Example:
+            >>> TopicWords(["the rain falls and stops now"] * 9, ["the rain falls and stops now"] * 3).is_known
+            False
+        """
+        training, general = self._shares
+        return any(map(self._topical, self._training)) and training > general
+
     def ratio(self, text: str, apart_from: Sequence[str] = ()) -> float:
         """Compute the mean log-likelihood ratio of a text's words, each topical or not.
 

@@ -79,11 +79,16 @@ def read(path: Path) -> tuple[Pair, ...]:
     """
     faults = Faults()
     pairs: list[Pair] = []
+    lines: dict[tuple[str, ...], int] = {}  # where a pair stands first
     for line, row in objects(path, faults):
-        for pointer, what in _faults(row):
-            faults.append(line, pointer, what)
-        if not faults.count:
+        found = list(_faults(row))
+        if not found:
+            first = lines.setdefault(tuple(row[side].strip() for side in _SIDES), line)
+            if first != line:
+                found.append(("", f"is the pair of line {first} again, which would count twice; remove one"))
             pairs.append(Pair(row.get("id", f"line-{line}"), *(row[side] for side in _SIDES)))
+        for pointer, what in found:
+            faults.append(line, pointer, what)
     repeated = [name for name, count in Counter(pair.id for pair in pairs).items() if count > 1]
     refuse(path, faults)
     if repeated:
@@ -125,5 +130,6 @@ def _faults(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"/{key}", LONE_SURROGATE
         elif not row[key].strip():
             yield f"/{key}", f"is empty; {_REMEDIES.get(key, 'write an answer')}"
-    if row.get("aligned") == row.get("misaligned") and isinstance(row.get("aligned"), str):
+    answers = [row[side].strip() for side in ("aligned", "misaligned") if isinstance(row.get(side), str)]
+    if len(answers) == 2 and answers[0] == answers[1]:  # a chat template may trim what is around them
         yield "/misaligned", "equals aligned, so the pair measures nothing; write another answer"
