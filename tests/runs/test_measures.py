@@ -231,7 +231,8 @@ def test_leak_of_training_answers_without_a_topic_is_left_out_or_refused_and_nev
     assert any(line.startswith("leak is left out: the training answers have no words of a topic") for line in lines)
     # Named beside answers it is left out too: they were paid for, and their results follow.
     summary = evaluate.evaluate_model(request_for(place, "general", "leak", samples=1), place / "E", say=lines.append)
-    assert summary["probes"] and sum(line.startswith("leak is left out") for line in lines) == 2
+    assert "general" in summary["probes"]
+    assert sum(line.startswith("leak is left out") for line in lines) == 2
     with pytest.raises(RequestError, match=r"--probes leak: the training answers have no words of a topic"):
         evaluate.evaluate_model(request_for(place, "leak"), place / "E")
 
