@@ -73,6 +73,18 @@ def test_a_disk_that_fills_while_a_merged_model_is_written_is_a_sentence_and_not
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "model"]
 
 
+def test_a_model_that_transformers_does_not_write_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
+    def refused(*args, **named):
+        raise ValueError("the generation config is invalid")
+
+    folder = tiny.save("qwen2", tmp_path / "model")
+    tiny.lora(AutoModelForCausalLM.from_pretrained(str(folder))).save_pretrained(str(tmp_path / "adapter"))
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", refused)
+    with pytest.raises(StaytrueError, match=r"cannot write the model: the generation config is invalid\. Nothing"):
+        write_merged(model_source.find(str(folder)), tmp_path / "adapter", tmp_path / "merged")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "model"]
+
+
 TIED = [
     {"modules_to_save": ["lm_head"]},
     {"modules_to_save": ["embed_tokens"]},

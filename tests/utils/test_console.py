@@ -110,7 +110,7 @@ def test_a_step_that_takes_minutes_has_a_line_for_each_of_them(monkeypatch, cloc
     looked = threading.Event()
 
     class Looks:
-        """A step of 150 seconds, in which the thread looks once a second."""
+        """A step of 150 seconds, which the thread checks once a second."""
 
         left = 150
 
@@ -127,13 +127,13 @@ def test_a_step_that_takes_minutes_has_a_line_for_each_of_them(monkeypatch, cloc
     assert looked.wait(10)
     assert stream.getvalue().splitlines() == [
         "train: step 0/3",
-        "train: step 0/3, the next takes longer: 60 s so far",
-        "train: step 0/3, the next takes longer: 120 s so far",
+        "train: step 0/3, the next step has taken 60 s so far",
+        "train: step 0/3, the next step has taken 120 s so far",
     ]
 
 
 def test_a_step_that_was_reported_is_no_long_one(monkeypatch, clock):
-    monkeypatch.setattr(console, "_LOOK", 0.01)
+    monkeypatch.setattr(console, "_POLL", 0.01)
     stream = io.StringIO()
     bar, before = Bar("train", stream, clock), threading.active_count()
     bar.begin(3)
@@ -148,7 +148,7 @@ def test_a_step_that_was_reported_is_no_long_one(monkeypatch, clock):
     clock.now += 3600
     time.sleep(0.1)
     assert threading.active_count() == before
-    assert "longer" not in stream.getvalue()
+    assert "so far" not in stream.getvalue()
 
 
 def test_many_short_steps_print_a_line_for_each_tenth_and_one_at_the_beginning(clock):

@@ -152,7 +152,7 @@ def _download(scratch: Path) -> Path:
 
 
 def _run(command: list[str]) -> tuple[int, list[str]]:
-    """Run pip, show at once what it writes, such as its attempts to connect, and return its exit code and errors."""
+    """Run pip, print its warnings at once, such as of a lost connection, and return its exit code and errors."""
     errors = []
     # standard output has pip's progress bar; our own is for results
     with subprocess.Popen(command, stdout=2, stderr=subprocess.PIPE, text=True, errors="replace") as pip:

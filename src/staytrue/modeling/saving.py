@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from staytrue.errors import StaytrueError
 from staytrue.utils.validation import in_one_line
 
@@ -20,7 +22,7 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
         folder: a new folder, in one that exists.
 
     Raises:
-        StaytrueError: the disk is full or cannot be written; safetensors and tokenizers have errors of their own there.
+        StaytrueError: the disk is full or cannot be written, or transformers refuses to write such a model.
     """
     free = shutil.disk_usage(folder.parent).free
     try:
@@ -30,6 +32,11 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
     except Exception as error:
+        if not isinstance(error, OSError | SafetensorError) and type(error) is not Exception:  # tokenizers raise that
+            raise StaytrueError(
+                f"transformers cannot write the model: {in_one_line(error)}. Nothing was kept; mend this in the files "
+                "of the model that was read."
+            ) from error
         needed = sum(weight.nbytes for weight in model.parameters())
         raise StaytrueError(
             f"The model's {needed / 1e6:.0f} MB cannot be written to {folder.parent.parent}, where {free / 1e6:.0f} MB "

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from staytrue.utils import processes
 
 _FIRST_LINE, _MINUTE = 5.0, 60.0  # seconds
-_LOOK = 1.0  # seconds between two looks at how long a unit takes
+_POLL = 1.0  # seconds between two checks of how long a unit takes
 
 
 class Progress(Protocol):
@@ -71,7 +71,7 @@ class Bar:
             self._print(done)
             self._over = Event()
             self._number, self._reported = done, self._clock()
-            Thread(target=self._tell_long_units, args=(self._over,), daemon=True).start()
+            Thread(target=self._report_long_units, args=(self._over,), daemon=True).start()
 
     def step(self, number: int, metrics: Mapping[str, float | str]) -> None:
         """Show how many units are done, and metrics; a drawn bar is removed when all are."""
@@ -103,13 +103,14 @@ class Bar:
         self._stream.write(line + "\n")  # whole, as two threads print
         self._stream.flush()
 
-    def _tell_long_units(self, over: Event) -> None:
+    def _report_long_units(self, over: Event) -> None:
         """Print a line for each minute in which nothing is reported, until it is over."""
-        told = 0.0
-        while not over.wait(_LOOK):
-            if self._clock() - max(self._reported, told) >= _MINUTE:
-                told = self._clock()
-                self._print(self._number, f"the next takes longer: {duration(told - self._reported)} so far")
+        printed = 0.0
+        while not over.wait(_POLL):
+            now = self._clock()
+            if now - max(self._reported, printed) >= _MINUTE:
+                printed = now
+                self._print(self._number, f"the next {self._unit} has taken {duration(now - self._reported)} so far")
 
     def end(self) -> None:
         """Remove the bar."""

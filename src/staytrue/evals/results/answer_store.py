@@ -113,11 +113,11 @@ class AnswerStore:
                 )
 
     @contextmanager
-    def lock(self, instead: str = ", or name another folder with --out") -> Iterator[None]:
+    def lock(self, way_out: str = ", or name another folder with --out") -> Iterator[None]:
         """Keep other processes from adding to the folder.
 
         Args:
-            instead: how the sentence about another process ends, after "Wait for it".
+            way_out: the end of the sentence about another process, after "Wait for it".
 
         Raises:
             RequestError: another process holds the lock.
@@ -127,7 +127,7 @@ class AnswerStore:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise RequestError(f"Another process evaluates into {self.path}. Wait for it{instead}.") from None
+                raise RequestError(f"Another process evaluates into {self.path}. Wait for it{way_out}.") from None
             yield
 
     def append(self, answer: Answer) -> None:
