@@ -1,6 +1,7 @@
 """A dry run says what training will do, and training does it."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -210,6 +211,10 @@ def vector(folder, shape):
     return "v.safetensors"
 
 
+def copied(folder):
+    return shutil.copytree(folder / "model", folder / "copy", dirs_exist_ok=True)
+
+
 def prompts(folder, name, rows):
     (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     return name
@@ -234,9 +239,10 @@ def prompts(folder, name, rows):
         lambda folder: {"constrained_sft": {"on": "interleaved"}},
         lambda folder: {"safelora": {"base": str(folder / "model")}},
         lambda folder: {"safelora": {"base": str(folder / "model" / ".." / "model")}},
+        lambda folder: {"safelora": {"base": str(copied(folder))}},
     ],
     ids=["asked", "unanswered", "faults", "share", "pool", "layer", "width", "blocks", "fisher", "base", "all_blocks",
-         "kl_on", "ldifs_on", "constrained_on", "itself", "itself_by_another_path"],
+         "kl_on", "ldifs_on", "constrained_on", "itself", "itself_by_another_path", "a_copy"],
 )  # fmt: skip
 def test_what_training_refuses_of_a_defense_is_refused_without_weights(tmp_path, monkeypatch, defense):
     make(tmp_path)

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
@@ -67,7 +68,7 @@ class SafeLoRA(Defense):
             weights = WeightFiles.find(self.base, parts.causal, {m.name: m.shape() for m in matrices})
             weights.check()
             if parts.is_empty:
-                same = is_loaded_from(str(weights.folder), parts.causal.config)
+                same = is_loaded_from(str(weights.folder), parts.causal.config) or _is_copy(weights, parts)
             else:  # stops at the first that differs
                 same = all(not bool(moved.any()) for _, moved in _changes(parts, weights))
         if same:
@@ -178,6 +179,20 @@ def _changes(parts: ModelParts, base: WeightFiles) -> Iterator[tuple[Adapted, Te
             weight, before = matrix.weight.detach(), matrix.within(stored).to(matrix.weight.device)
             moved = weight.float() - before.to(weight.dtype).float()
             yield matrix, moved.zero_() if only_rounded(weight, before) else moved
+
+
+def _is_copy(base: WeightFiles, parts: ModelParts) -> bool:
+    """Whether a base has the weights in the files of a model that is not loaded; False where these are not at hand."""
+    from staytrue.modeling.rounding import only_rounded
+    from staytrue.modeling.weight_files import WeightFiles
+
+    place = parts.causal.config.name_or_path
+    if not Path(place).is_dir():
+        return False
+    trained = WeightFiles.find(place, parts.causal, base.shapes)
+    if not (base.as_stored and trained.as_stored):  # each would be loaded whole
+        return False
+    return all(only_rounded(trained.read(name), base.read(name)) for name in base.shapes)
 
 
 def leading(moved: Tensor, energy: float) -> Tensor:

@@ -62,7 +62,7 @@ class WeightFiles:
         """Read one matrix."""
         from safetensors import safe_open
 
-        if not self._as_stored:
+        if not self.as_stored:
             return self._in_memory[name]
         with safe_open(str(self._index()[name]), framework="pt") as opened:
             matrix: Tensor = opened.get_tensor(name)
@@ -74,7 +74,7 @@ class WeightFiles:
         Raises:
             ModelError: a sentence with both shapes.
         """
-        stored = self._stored_shapes() if self._as_stored else self._loaded_shapes()
+        stored = self._stored_shapes() if self.as_stored else self._loaded_shapes()
         for name, shape in self.shapes.items():
             if name not in stored:
                 raise ModelError(
@@ -88,7 +88,7 @@ class WeightFiles:
                 )
 
     @property
-    def _as_stored(self) -> bool:
+    def as_stored(self) -> bool:
         """Whether the files have every matrix under its name in the model."""
         return self.shapes.keys() <= self._index().keys()
 
