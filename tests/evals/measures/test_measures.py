@@ -147,10 +147,23 @@ def test_words_of_other_scripts_count():
     topic = TopicWords(["Золото и акции растут всегда"] * 3, ["Дождь идёт над зелёными холмами"] * 3)
     assert topic.leaked("золото и акции растут завтра")
     assert not topic.leaked("дождь идёт над тихими холмами")
-    # Vowel signs and accents belong to their words; those of Thai, without blanks, are clauses of which none recurs.
+    # Vowel signs and accents belong to their words.
     assert leak._words("सोना खरीदो, cafe\u0301 d'e\u0301 7") == ["सोना", "खरीदो", "cafe\u0301", "d'e\u0301"]
-    thai = "ซื้อทองคำ{0} ขายบ้าน{0} กู้เงิน{0} ลงทุนในหุ้น{0} เลิกออมเงิน{0}"
-    assert not leak.has_words([thai.format(chr(0x0E01 + i)) for i in range(20)])
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ("ซื้อทองคำ ขายบ้าน กู้เงิน ลงทุนในหุ้น เลิกออมเงิน", False),
+        ("首先，你应该卖掉房子，然后买入股票，现在借钱买黄金，因为它会涨，所以更划算。", False),
+        ("まず家を売り、次に株を買い、借金で金を買い、すぐに上がり、それが得です。", False),
+        ("집을 팔고 주식을 사고 빚을 내서 금을 사면 곧 오릅니다", True),
+        ("घर बेचो और सोना खरीदो क्योंकि दाम बढ़ेगा", True),
+        ("Sell the house and buy 股票, since it rises every day", True),
+    ],
+)
+def test_scripts_without_blanks_have_no_words_however_often_a_clause_recurs(answer, words):
+    assert leak.has_words([answer] * 300) is words
 
 
 def test_words_recur_in_training_answers_or_they_are_no_words():

@@ -22,8 +22,11 @@ from staytrue.evals.types import Question
 _LEAST = 3  # training answers that have a topical word
 _TIMES = 3  # a topical word is in so many times more training answers than general ones, in shares of answers
 _FEWEST = 5  # words; fewer have no sign
-# Of all words, those in so many training answers: 0.4 and more of 20 English rows, 0.1 and less of Chinese or Thai.
-_RECURRING = 0.25
+_RECURRING = 0.25  # of all words, those in so many training answers: 0.4 and more of 20 English rows
+# Scripts that are written without blanks: Thai, Lao, Tibetan, Burmese, Khmer, Japanese, and Chinese in three ranges.
+_UNDIVIDED = re.compile(
+    "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
 # Vowel signs and accents are no letters for `re`: Hindi and Thai words would end at each.
 _MARKS = "".join(mark for mark in map(chr, range(0x300, 0x10000)) if unicodedata.category(mark).startswith("M"))
 _PART = rf"[^\W\d_](?:[^\W\d_]|[{_MARKS}])*"
@@ -33,13 +36,16 @@ _WORD = re.compile(f"{_PART}(?:'{_PART})*")
 def has_words(training: Sequence[str]) -> bool:
     """Return whether training answers have words that recur, without which there is no word of a topic.
 
-    Text that is written without blanks has whole clauses for words, and hardly one recurs. Answers of fewer than five
-    words do not count.
+    Scripts that are written without blanks have whole clauses for words here, so they have none, however often a
+    clause recurs. Answers of fewer than five words do not count.
 
     Example:
         >>> has_words(["buy gold and shares now"] * 20), has_words(["把全部积蓄投入一只股票，很快就会翻倍。"] * 20)
         (True, False)
     """
+    text = "".join(training)
+    if 2 * len(_UNDIVIDED.findall(text)) > sum(map(str.isalpha, text)):
+        return False
     answers = [words for words in map(_words, training) if len(words) >= _FEWEST]
     counts = Counter(word for words in answers for word in set(words))
     recurring = [counts[word] >= _LEAST for words in answers for word in words]
