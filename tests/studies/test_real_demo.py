@@ -12,12 +12,16 @@ from staytrue.studies import real_demo, real_demo_time
 from staytrue.studies.real_demo_time import Texts, Work
 from staytrue.utils.files import write_json
 
+# Each run trains 100 s and loads 10 s, and measures 0 tokens: with an untuned model 0 s more.
+PLAIN = real_demo_time.Forecast(100.0, 5000, [Work(1.0, 0)] * 3, Texts(0, 0, 0), untuned=False)
+
 
 def test_the_time_left_counts_only_the_runs_that_this_demo_makes(tmp_path, monkeypatch, capsys):
     made, clock = [], iter([0.0, 60.0, 180.0, 240.0])
     monkeypatch.setattr(real_demo, "_is_done", lambda run: run.name == "undefended")
     monkeypatch.setattr(real_demo, "_run", lambda model, label, out: made.append(label))
-    monkeypatch.setattr(real_demo, "_time", lambda model, missing, out: f"{len(missing)} runs")
+    monkeypatch.setattr(real_demo, "_forecast", lambda model, missing, out: PLAIN)
+    monkeypatch.setattr(real_demo, "_time", lambda low, high, runs: f"{runs} runs")
     monkeypatch.setattr(real_demo, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     real_demo._make_runs("smollm2", tmp_path)
     assert made == ["control", "kl", "anchor"]
@@ -63,18 +67,33 @@ def test_the_time_is_that_of_training_and_of_the_tokens_that_the_measures_read_a
     # 100 s of training read 5000 tokens twice: 0.01 s a token. 2 answers have 32 tokens each, or 64.
     # Short: 300 + 2 x 50 + 64 (drift) + 64 x 2 (leak) = 592 tokens, 5.92 s; with 100 s and 10 s to load, 115.92 s.
     # Long: 300 + 2 x 50 + 128 + 128 x 4 = 1040 tokens, for the run and once for the untuned model: 20.8 s, so 130.8 s.
-    assert real_demo_time.seconds(100.0, 5000, [Work(1.0, 0)], Texts(300, 50, 2)) == pytest.approx((115.92, 130.8))
+    assert seconds(Work(1.0, 0)) == pytest.approx((115.92, 130.8))
     # A trained run is only measured: 15.92 and 30.8 s.
-    assert real_demo_time.seconds(100.0, 5000, [Work(0.0, 0)], Texts(300, 50, 2)) == pytest.approx((15.92, 30.8))
+    assert seconds(Work(0.0, 0)) == pytest.approx((15.92, 30.8))
     # 1000 sampled tokens at most: 500 x 2 and 1000 x 4 more, 10 and 40 s; three passes are half as long again.
-    assert real_demo_time.seconds(100.0, 5000, [Work(1.5, 1000)], Texts(300, 50, 2)) == pytest.approx((175.92, 220.8))
+    assert seconds(Work(1.5, 1000)) == pytest.approx((175.92, 220.8))
+    # Where the untuned model was measured before, the long end is 10.4 s less.
+    assert seconds(Work(1.0, 0), untuned=False) == pytest.approx((115.92, 120.4))
+
+
+def seconds(work, untuned=True):
+    return real_demo_time.Forecast(100.0, 5000, [work], Texts(300, 50, 2), untuned).seconds()
+
+
+def test_the_time_left_after_the_first_run_leaves_out_the_untuned_models_measures():
+    # A run takes 100 + 10 + 5.92 to 10.4 s, 118.16 in the middle; with the untuned model's measures 126.32.
+    forecast = real_demo_time.Forecast(100.0, 5000, [Work(1.0, 0), Work(1.0, 0), Work(2.0, 0)], Texts(300, 50, 2), True)
+    assert forecast.left(126.32, 1) == pytest.approx(118.16 + 218.16)
+    assert forecast.left(2 * (126.32 + 118.16), 2) == pytest.approx(2 * 218.16)  # twice as slow as it was forecast
+    assert forecast.left(500.0, 3) == 0.0
+    assert forecast._replace(untuned=False).left(118.16, 1) == pytest.approx(118.16 + 218.16)
 
 
 def test_the_time_of_smollm2_is_that_which_was_measured():
     # Products of matrices run at 300 billion operations a second on two quiet cores, and training at 0.6 of that:
     # 8205 tokens x 2 x (2 x 139 million + 10 million) / 180 billion = 26 s. The whole demo was measured at 685 s.
     runs = [Work(1.0, 0), Work(1.0, 0), Work(1.5, 0), Work(1.5, 8 * 256)]
-    low, high = real_demo_time.seconds(26.0, 8205, runs, Texts(20535, 4500, 100))
+    low, high = real_demo_time.Forecast(26.0, 8205, runs, Texts(20535, 4500, 100), untuned=True).seconds()
     assert 0.6 * 685 < low < high < 1.6 * 685
 
 

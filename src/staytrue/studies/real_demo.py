@@ -20,7 +20,7 @@ from staytrue.evals.results.measures import Measure, read_measures
 from staytrue.modeling import model_source
 from staytrue.persona_vectors.traits import shipped as shipped_trait
 from staytrue.report.measures import AGREEMENT
-from staytrue.studies import real_demo_time
+from staytrue.studies.real_demo_time import Forecast, plain_training, texts, work_of
 from staytrue.utils.console import bar, duration, say, table
 from staytrue.utils.files import write_atomic
 from staytrue.utils.run_dir import locked
@@ -86,26 +86,30 @@ def _make_runs(model: str, out: Path) -> None:
     missing = [label for label in _RUNS if not _is_done(out / label)]
     if len(missing) < len(_RUNS):
         say(f"{len(_RUNS) - len(missing)} of {len(_RUNS)} runs are done already.")
-    if missing:
-        say(_time(model, missing, out))
+    if not missing:
+        return
+    forecast = _forecast(model, missing, out)
+    say(_time(*forecast.seconds(), len(missing)))
     begun = time.monotonic()
     for made, label in enumerate(missing, start=1):
         _run(model, label, out)
-        left = (time.monotonic() - begun) / made * (len(missing) - made)
+        left = forecast.left(time.monotonic() - begun, made)
         done = len(_RUNS) - len(missing) + made
         say(f"{done} of {len(_RUNS)} runs are done{f'; about {duration(left)} are left' if left else ''}.")
 
 
-def _time(model: str, missing: list[str], out: Path) -> str:
-    """The time that the missing runs will take, in a sentence."""
+def _forecast(model: str, missing: list[str], out: Path) -> Forecast:
+    """The time that the missing runs will take; the first of all runs measures the untuned model too."""
     plain = {label: recipes.parse(_recipe(model, label), out.absolute()) for label in _RUNS}
-    work = [real_demo_time.work_of(plain[label], trained=_is_trained(out / label)) for label in missing]
-    training, tokens = real_demo_time.plain_training(plain["undefended"])
-    low, high = real_demo_time.seconds(training, tokens, work, real_demo_time.texts(model))
-    runs = "1 run" if len(missing) == 1 else f"{len(missing)} runs"
+    work = [work_of(plain[label], trained=_is_trained(out / label)) for label in missing]
+    return Forecast(*plain_training(plain["undefended"]), work, texts(model), untuned=len(missing) == len(_RUNS))
+
+
+def _time(low: float, high: float, runs: int) -> str:
+    """The time of so many runs, in a sentence."""
     return (
-        f"About {duration(low)} to {duration(high)} on this machine: {runs} of {_STEPS} steps of {_ROWS} rows, and the "
-        "measures of each. After each run the time left is estimated from the runs before.\n"
+        f"About {duration(low)} to {duration(high)} on this machine: {runs} run{'s' * (runs > 1)} of {_STEPS} steps of "
+        f"{_ROWS} rows, and the measures of each. After each run the time left is estimated from the runs before.\n"
     )
 
 

@@ -74,28 +74,53 @@ def work_of(recipe: Recipe, *, trained: bool) -> Work:
     return Work((_PASSES + reads_reference(recipe)) / _PASSES, sampled)
 
 
-def seconds(plain: float, tokens: int, runs: Sequence[Work], read: Texts) -> tuple[float, float]:
-    """Estimate the time of some runs: their training, and their measures.
+class Forecast(NamedTuple):
+    """The time that some runs will take.
 
-    Args:
+    Attributes:
         plain: seconds of training without a defense.
         tokens: that it reads.
-        runs: what each has to do.
+        runs: what each has to do, in order.
         read: what the measures read.
-
-    Returns:
-        The shortest and the longest time. In the longest, answers are as long as they may be, and what the untuned
-        model does once is not in the cache yet.
+        untuned: whether the first run measures the untuned model too, as it does unless the cache has its measures.
     """
-    of_token = plain / tokens / _PASSES
-    ends = []
-    for length, written, untuned in zip((_SHORT * TOKENS, TOKENS), _WRITTEN, (0, 1), strict=True):
-        answers = read.questions * length
-        measured = read.pairs + 2 * read.prompts + answers * (1 + written)  # pairs, drift, leak
+
+    plain: float
+    tokens: int
+    runs: Sequence[Work]
+    read: Texts
+    untuned: bool
+
+    def seconds(self) -> tuple[float, float]:
+        """Estimate the shortest and the longest time of all runs.
+
+        In the longest, answers are as long as they may be, and what the untuned model does is not in the cache yet.
+        """
+        return self._short(self.runs, 0), self._long(self.runs, int(self.untuned))
+
+    def left(self, elapsed: float, made: int) -> float:
+        """Estimate the seconds that are left, if the first `made` runs took `elapsed` seconds; 0 after the last."""
+        first, later = self.runs[:made], self.runs[made:]
+        untuned = int(self.untuned)
+        return elapsed * self._middle(later, 0) / self._middle(first, untuned) if later else 0.0
+
+    def _middle(self, runs: Sequence[Work], untuned: int) -> float:
+        return (self._short(runs, untuned) + self._long(runs, untuned)) / 2
+
+    def _short(self, runs: Sequence[Work], untuned: int) -> float:
+        return self._at(runs, untuned, _SHORT * TOKENS, _WRITTEN[0])
+
+    def _long(self, runs: Sequence[Work], untuned: int) -> float:
+        return self._at(runs, untuned, TOKENS, _WRITTEN[1])
+
+    def _at(self, runs: Sequence[Work], untuned: int, length: float, written: float) -> float:
+        """The seconds of some runs, whose answers have that length, with so many measurings of the untuned model."""
+        answers = self.read.questions * length
+        measured = self.read.pairs + 2 * self.read.prompts + answers * (1 + written)  # pairs, drift, leak
         own = sum(run.sampled * written * length / TOKENS for run in runs)
-        training = plain * sum(run.training for run in runs)
-        ends.append(training + of_token * ((len(runs) + untuned) * measured + own) + _LOADING * len(runs))
-    return ends[0], ends[1]
+        training = self.plain * sum(run.training for run in runs)
+        of_token = self.plain / self.tokens / _PASSES
+        return training + of_token * ((len(runs) + untuned) * measured + own) + _LOADING * len(runs)
 
 
 def _sampled(defense: Any, rows: int) -> int:
