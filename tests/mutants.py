@@ -21,9 +21,10 @@ from staytrue.training.micro_batch import MicroBatch
 from staytrue.training.penalty_log import PenaltyLog
 from staytrue.training.row_schedule import AuxiliaryRows
 from staytrue.training.separate_gradients import SeparateGradients
+from staytrue.training.weighted_penalties import WeightedPenalties
 
 PENALTY, SPAN, ROWS = KL.penalty, Step.span, Step.rows
-WEIGHTED, ADD = Guard._weighted, PenaltyLog.add
+WEIGHTED, ADD = WeightedPenalties._weighted, PenaltyLog.add
 HOOK, REPLAY, COMPARE = BackboneHooks.__init__, BackboneHooks.replay, fused_loss.compare
 
 
@@ -132,7 +133,7 @@ def one_row_of_eight_unlogged(self, name, value):
 
 
 def logged_times_the_slots(self, *arguments, **options):
-    scaled = lambda name, value: ADD(self._log, name, value * self._auxiliary._slots)  # noqa: E731
+    scaled = lambda name, value: ADD(self._log, name, value * self.auxiliary._slots)  # noqa: E731
     with mock.patch.object(self._log, "add", scaled):
         return WEIGHTED(self, *arguments, **options)
 
@@ -349,7 +350,7 @@ def other_rows_due(self, before, after):
 
 
 def never_combined(self, add_up=None):
-    self._separate.clear()
+    self.penalties._separate.clear()
 
 
 def the_tasks_gradient_alone(self, task, own):

@@ -39,6 +39,7 @@ from staytrue.training.outcome import Outcome
 from staytrue.training.penalty_log import PenaltyLog
 from staytrue.training.separate_gradients import SeparateGradients
 from staytrue.training.trainer_mixin import Guarded
+from staytrue.training.weighted_penalties import WeightedPenalties
 from test_every_defense import sample
 from training import test_outcome, test_trainers
 from training.test_padded_batch import (
@@ -164,7 +165,7 @@ MUTANTS = [
            "eight of 1 end .* apart"),
     Mutant("a divergence near zero, one row of eight unlogged", PenaltyLog, "add", mutants.one_row_of_eight_unlogged,
            near_zero, "eight of 1 log kl"),
-    Mutant("a divergence near zero, times eight", Guard, "_weighted", mutants.logged_times_the_slots,
+    Mutant("a divergence near zero, times eight", WeightedPenalties, "_weighted", mutants.logged_times_the_slots,
            near_zero, "eight of 1 log kl"),
     Mutant("an anchor on other defenses' rows too", Step, "rows", mutants.other_side_rows_too, anchor_by_hand),
     Mutant("an anchor's mean over the training rows", Step, "rows", mutants.mean_over_training_rows, anchor_by_hand),

@@ -475,7 +475,8 @@ def test_a_device_is_waited_for_once_a_step(tmp_path, monkeypatch):
         read.clear()
         made.train()
         counts.append(read.count("micro_batch.py") + read.count("step_plan.py") + read.count("kept_gradients.py"))
-    assert counts[0] == counts[1] == 3 * 2 + 1  # penalties and kept gradients of three steps; the sample is chosen once
+    # Of three steps the task rows, penalties and kept gradients; the sample is chosen once.
+    assert counts[0] == counts[1] == 3 * 3 + 1
 
 
 def ours():

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from staytrue.data.examples import Example
@@ -20,19 +19,17 @@ from staytrue.modeling.base_model import Untouched
 from staytrue.modeling.choose_reference import reference_of
 from staytrue.modeling.reference_model import AdapterOff
 from staytrue.registry import labelled, refuse_supervised_rows
-from staytrue.step import SOURCES, Marks, SharedProjection, Step, Tokens, positions_of
+from staytrue.step import Marks, SharedProjection
 from staytrue.training.auxiliary_batches import AuxiliaryBatches, Encode, make_rows
 from staytrue.training.defense_fit import checked_layers, freeze_and_check
 from staytrue.training.frozen_blocks import thaw
 from staytrue.training.hooks import BackboneHooks, RecordedCall, ReferenceReplay
-from staytrue.training.observer import Observer
-from staytrue.training.penalty_log import PenaltyLog
 from staytrue.training.penalty_steps import PenaltySteps
 from staytrue.training.projection import project
 from staytrue.training.reference import model_checks
 from staytrue.training.reference.cache import ReferenceCache
 from staytrue.training.reference.cache_checks import refuse_cache, refuse_reference
-from staytrue.training.separate_gradients import SeparateGradients
+from staytrue.training.weighted_penalties import WeightedPenalties
 from staytrue.utils.console import Progress
 
 
@@ -52,13 +49,12 @@ class Guard:
         reference: which model is the reference, see `modeling.choose_reference`; None is the model before training.
 
     Attributes:
+        penalties: the penalties with their weights, and the rows that are fed beside the batch for them.
         task_rows: how many rows of the task have been trained on.
-        measured: the penalties that have a position in the present optimizer step.
         reference: the reference model, once attached to a model.
         float32_adapter: whether an adapter on quantised weights is trained in float32, where trl rounds it to bfloat16.
         shards: among how many processes the weights are divided (FSDP2). Each of these makes every forward with the
             others, also one that none of its own rows needs. 0 where each has the whole model.
-        observer: is shown every penalty and every gradient before a defense combines it; None for no evidence.
         cache: the stored states, once attached to a model; None without a folder, or if no defense reads the reference.
 
     Raises:
@@ -83,23 +79,17 @@ class Guard:
         self.cache: ReferenceCache | None = None
         if self.reference_cache is not None:
             refuse_cache(self.reference_cache, self.defenses, sampled=sampled, reference=reference)
-        self._penalties = {k: d for k, d in self.defenses.items() if "penalty" in pulled(d)}
-        refuse_reference(reference, self._penalties)
+        self.penalties = WeightedPenalties(self.defenses, self._trained)
+        refuse_reference(reference, self.penalties.by_label)
         self._base: Base | None = None
-        self._auxiliary = AuxiliaryBatches({}, 0)
-        self._log, self._in_loss = PenaltyLog(), PenaltyLog()
         self.task_rows = 0
-        self.measured: set[str] = set()
         self.float32_adapter = False
         self.shards = 0
-        self.observer: Observer | None = None
-        self._totals = torch.zeros(len(SOURCES), 2)
-        self._separate = SeparateGradients(self.defenses, self._trained)
 
     @property
     def fills(self) -> bool:
         """Whether the present forward is one that only other processes need, where weights are divided."""
-        return bool(self._penalties) and self._steps.fills
+        return bool(self.penalties.by_label) and self.penalties.steps.fills
 
     def pulls(self, lever: str) -> bool:
         """Return whether any defense overrides that lever."""
@@ -137,7 +127,7 @@ class Guard:
         if task_rows is not None:
             base.task_rows = task_rows
         kept, steers = checked_layers(parts, self.defenses, base, self.chosen_reference)
-        head = model_checks.head(parts) if self._penalties else None
+        head = model_checks.head(parts) if self.penalties.by_label else None
         with ExitStack() as undo:  # of what is refused below nothing stays on the model
             self._frozen = freeze_and_check(parts, self.defenses, base)
             undo.callback(thaw, self._frozen)
@@ -146,17 +136,17 @@ class Guard:
             undo.callback(self._watch.remove)
             replay = self._replay(kept)
             rows = make_rows(self.defenses, base, encode, self.seed)
-            self._auxiliary = AuxiliaryBatches(rows, pad_id)
-            self._states = {label: d.prepare(parts, base) for label, d in self._penalties.items()}
+            auxiliary = AuxiliaryBatches(rows, pad_id)
+            self.penalties.prepare(parts, base, auxiliary)
             undo.pop_all()
         if head is not None:
-            self._steps = PenaltySteps(
-                parts, self.defenses, self._auxiliary, self._watch, self.reference, replay, head, self.shards
+            self.penalties.steps = PenaltySteps(
+                parts, self.defenses, auxiliary, self._watch, self.reference, replay, head, self.shards
             )
 
     def _reference_of(self, base: Base) -> AdapterOff:
         """The reference, which answers the prompts of the defenses' own rows too where the user chose it."""
-        read = any(d.reads_reference or d.reads_start for d in self._penalties.values())
+        read = self.penalties.need_reference
         choice = self.chosen_reference if read else None
         reference = reference_of(self.parts, read=read, choice=choice)
         if choice is not None and isinstance(base, Untouched):
@@ -165,7 +155,7 @@ class Guard:
 
     def _replay(self, kept: list[int]) -> ReferenceReplay:
         """What repeats a forward with the reference: the hooks, or the cache in place of them."""
-        if self.reference_cache is None or not any(d.reads_reference for d in self._penalties.values()):
+        if self.reference_cache is None or not self.penalties.read_reference:
             return self._watch.replay
         self.cache = ReferenceCache(self.reference_cache, self._watch, self.reference.parts, kept)
         return self.cache.replay
@@ -188,12 +178,12 @@ class Guard:
 
     def auxiliary_rows(self) -> dict[str, Sequence[Encoded]]:
         """Return the rows that each defense feeds beside the batch, once attached."""
-        return self._auxiliary.rows()
+        return self.penalties.auxiliary.rows()
 
     def begin(self, task_rows: int) -> None:
         """Begin training, or continue after so many task rows; nothing is logged yet."""
-        self.task_rows, self._log, self._in_loss = task_rows, PenaltyLog(), PenaltyLog()
-        self._separate.clear()
+        self.task_rows = task_rows
+        self.penalties.begin()
 
     def plan(self, totals: Tensor, task_rows: int, slots: int) -> None:
         """Begin an optimizer step: set its counts over all micro-batches and processes, and its auxiliary rows.
@@ -204,21 +194,7 @@ class Guard:
             slots: micro-batches times processes; auxiliary rows are distributed over them in turn.
         """
         before, self.task_rows = self.task_rows, self.task_rows + task_rows
-        self._auxiliary.plan(before, self.task_rows, slots)
-        self._totals = totals
-        self._separate.begin_step()
-        counts = totals.cpu()
-        self.measured = {k for k, d in self._penalties.items() if self._has_positions(k, d, counts)}
-        self._log.begin_step(self.measured)
-        self._in_loss.begin_step(list(self._penalties))
-
-    def _has_positions(self, label: str, defense: Defense, totals: Tensor) -> bool:
-        """Whether the optimizer step holds a position that this penalty is a mean over."""
-        if label in self._auxiliary:
-            return bool(self._auxiliary.due(label))
-        named = getattr(defense, "tokens", "all")  # a defense of a user's own may mean something else by it
-        tokens = cast(Tokens, named) if named in get_args(Tokens) else "all"
-        return bool(positions_of(totals, defense.on, tokens))
+        self.penalties.plan(totals, before, self.task_rows, slots)
 
     @contextmanager
     def watch(self, marks: Marks) -> Iterator[list[RecordedCall]]:
@@ -254,36 +230,7 @@ class Guard:
         Raises:
             ForwardPassError: the forward read a batch of another shape.
         """
-        if not self._penalties:
-            return None
-        call.check_shape(marks)
-        totals = self._totals if slot is not None else marks.counts()
-        step = self._steps.of_batch(call, marks, totals, shared)
-        total = call.final.new_zeros((), dtype=torch.float32) if call.final is not None else torch.zeros(())
-        auxiliary, filler = ({}, None) if slot is None else self._steps.of_auxiliary_rows(call, slot, totals)
-        if filler is not None:
-            total = total + 0 * filler.float().sum()
-        for label, defense in self._penalties.items():
-            seen = auxiliary.get(label) if label in self._auxiliary else step
-            if seen is not None:  # else no row of its own is due in this micro-batch
-                total = total + self._weighted(label, defense, seen, planned=slot is not None)
-        return total
-
-    def _weighted(self, label: str, defense: Defense, step: Step, *, planned: bool) -> Tensor:
-        """Compute one defense's weighted penalty; of a planned step also log it, and keep it apart for `combine`."""
-        step.state = self._states[label]
-        value = defense.penalty(step)
-        notes = {f"{label}/{name}": number for name, number in step.notes.items()}
-        step.notes.clear()
-        weighted = defense.weight * self._auxiliary.rarity(label) * value
-        if not planned:
-            return weighted
-        if self.observer is not None:
-            self.observer.evaluated(label, value)
-        for name, number in {label: value, **notes}.items():
-            self._log.add(name, number)
-        self._in_loss.add(label, weighted)
-        return self._separate.keep(label, weighted)
+        return self.penalties.of_micro_batch(call, marks, slot, shared)
 
     def combine(self, add_up: Callable[[Tensor], Tensor] = lambda gradient: gradient) -> None:
         """Let defenses change the optimizer step's gradient in place, after the last micro-batch's backward pass.
@@ -291,7 +238,7 @@ class Guard:
         Args:
             add_up: sums a tensor over processes; the loss's own gradient is summed already.
         """
-        self._separate.combine(add_up, None if self.observer is None else self.observer.combining)
+        self.penalties.combine(add_up)
 
     def _trained(self) -> list[Tensor]:
         return [weight for weight in self.parts.model.parameters() if weight.requires_grad]
@@ -302,11 +249,11 @@ class Guard:
         It is a mean over the optimizer steps that hold a token of those that the penalty counts. On several processes
         each holds its share; the trainer sums them.
         """
-        return self._log.drain()
+        return self.penalties.drain()
 
     def drain_weighted(self) -> dict[str, Tensor]:
         """Return each penalty's part of the loss since the last call: with its weight, a mean over the steps."""
-        return self._in_loss.drain()
+        return self.penalties.drain_weighted()
 
     def detach(self) -> None:
         """Take the hooks off the model, let all of it be trained again, and forget the reference."""

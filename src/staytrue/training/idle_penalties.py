@@ -68,7 +68,7 @@ class IdlePenalties(TrainerCallback):  # type: ignore[misc]
                 f"{broken[0]} is {float(numbers[broken[0]])}, so training has diverged. Stop it, and lower the "
                 "learning rate or a defense's weight.",
                 StaytrueWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
         self._seen |= {name for name, value in numbers.items() if float(value) != 0}  # NaN too
 
@@ -80,7 +80,7 @@ class IdlePenalties(TrainerCallback):  # type: ignore[misc]
         """Remember which penalties the step has measured; `Outcome` has looked at it before."""
         moved = self._outcome.moved_at
         measured = self._early if moved is None or state.global_step <= moved else self._late
-        measured |= self._guard.measured
+        measured |= self._guard.penalties.measured
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Warn of the penalties that were 0 in each step."""

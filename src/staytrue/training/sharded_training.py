@@ -10,6 +10,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType, gather_object
 
+from staytrue.config.refused_settings import refuse_unguarded
 from staytrue.defense import Defense, pulled
 from staytrue.errors import RecipeError
 from staytrue.modeling import quantized
@@ -44,6 +45,25 @@ def way(accelerator: Any) -> str:
 def shards(accelerator: Any) -> int:
     """Return among how many processes the weights will be divided; 0 if each keeps the whole model."""
     return int(accelerator.num_processes) if accelerator.is_fsdp2 else 0
+
+
+def check_processes(trainer: Any, *, guarded: bool) -> None:
+    """Refuse a way of training on several processes that the defenses do not support; its guard learns of shards.
+
+    Args:
+        trainer: a guarded trainer, before its guard is attached.
+        guarded: whether it has a defense, or a guard of its caller's.
+
+    Raises:
+        RecipeError: a sentence with the setting or the defense, and what to do instead.
+    """
+    guard = trainer.guard
+    guard.shards = shards(trainer.accelerator)
+    if guard.defenses:
+        distributed = way(trainer.accelerator)
+        refuse_unguarded(trainer.args, combines=guard.pulls("combine"), distributed=distributed)
+    if guard.shards and guarded:
+        check(trainer)
 
 
 def check(trainer: Any) -> None:

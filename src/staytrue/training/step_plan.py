@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,13 @@ class StepPlan:
     def is_complete(self) -> bool:
         """Whether as many micro-batches were trained on as were planned."""
         return self._trained == len(self.marks)
+
+    def counts(self, accelerator: Any) -> tuple[Tensor, int]:
+        """Count what the step holds on all processes: positions (len(SOURCES), 2), as `Marks.counts`, and task rows."""
+        counts = torch.stack([marks.counts() for marks in self.marks]).sum(0)
+        rows = torch.stack([marks.task_rows() for marks in self.marks]).sum()
+        summed = accelerator.reduce(torch.cat([counts.flatten(), rows.reshape(1)]), "sum")
+        return summed[:-1].view(counts.shape), int(summed[-1])
 
     def add_fault(self, found: Tensor, sentence: str) -> None:
         """Keep whether a fault was found in a micro-batch, a tensor () on any device; `refuse_faults` reads it."""

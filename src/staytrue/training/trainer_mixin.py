@@ -12,20 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor
 
-from staytrue.config.refused_settings import refuse_unguarded
 from staytrue.config.setting_values import refuse_late_values
 from staytrue.data.examples import Example
 from staytrue.data.tokenize import Encoded, padding_id
 from staytrue.data.vocabulary import embedding_count
 from staytrue.defense import Defense
-from staytrue.errors import RecipeError
 from staytrue.modeling import quantized
 from staytrue.modeling.base_model import Untouched
 from staytrue.modeling.sharded import whole_weights
-from staytrue.step import SOURCE_COLUMN, SOURCES, Marks
+from staytrue.step import SOURCE_COLUMN, Marks
 from staytrue.training import all_weights, sharded_training
 from staytrue.training.adapter_checks import naming_adapter, unmatched_names
 from staytrue.training.auxiliary_batches import encode_rows
@@ -33,18 +30,16 @@ from staytrue.training.guard import Guard
 from staytrue.training.head_choice import choose_head
 from staytrue.training.idle_penalties import IdlePenalties, without_effect
 from staytrue.training.kept_gradients import KeptGradients
+from staytrue.training.loss_log import LossLog
 from staytrue.training.lost_text import warn_of
 from staytrue.training.micro_batch import MicroBatch, refuse_untrained
 from staytrue.training.outcome import Outcome
-from staytrue.training.penalty_log import summed
-from staytrue.training.readable_rows import readable
 from staytrue.training.reference.kept_base import KeptBase
 from staytrue.training.signatures import by_name
 from staytrue.training.step_count import StepCount, later_division, refuse_no_batch, task_rows_ahead
 from staytrue.training.step_plan import StepPlan
 from staytrue.training.stream_check import StreamCheck
-from staytrue.training.trackers import Trackers
-from staytrue.training.trl_datasets import TRLRows, tokenizer_of
+from staytrue.training.trainer_arguments import datasets_of, guard_of
 from staytrue.utils.console import bar, tell
 
 _Trainer: Any = object  # whichever trainer stands beside Guarded among a class's bases
@@ -112,9 +107,10 @@ class Guarded(_Trainer):  # type: ignore[misc]
             lambda: getattr(self, "model", arguments.get("model")), arguments.get("processing_class")
         )
         self._owns_guard = not isinstance(defenses, Guard)
-        self.guard = self._guard_of(defenses, arguments.get("args"), reference_cache, reference)
+        self.guard = guard_of(defenses, arguments.get("args"), reference_cache, reference, prompts=self._prompts)
         guarded = bool(self.guard.defenses) or not self._owns_guard
-        self._edit_rows(arguments)
+        curating = self.guard if self._owns_guard else None
+        arguments |= datasets_of(arguments, curating, self._untouched, prompts=self._prompts)
         start = quantized.adapter_weights(arguments.get("model"))
         if guarded:
             sharded_training.prepare(arguments.get("args"))
@@ -123,7 +119,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
         if self.guard.float32_adapter:
             quantized.to_float32(self.model, start)
         warn_of(unmatched_names(self.model))
-        self._check_processes(guarded)
+        sharded_training.check_processes(self, guarded=guarded)
         self._settle()
         self._watch()
         self._attach()
@@ -133,46 +129,17 @@ class Guarded(_Trainer):  # type: ignore[misc]
             all_weights.report(self)
             warn_of(without_effect(self.guard.defenses))
 
-    def _guard_of(
-        self, defenses: Sequence[Defense] | Guard, config: Any, cache: Path | str | None, reference: Any
-    ) -> Guard:
-        """The guard of these defenses, or the one that was passed, which has its own cache and reference."""
-        if not isinstance(defenses, Guard):
-            seed = getattr(config, "seed", _TRAINERS_SEED)
-            return Guard(defenses, seed, cache, sampled=self._prompts, reference=reference)
-        for name, value in {"reference_cache": cache, "reference": reference}.items():
-            if value is not None:
-                raise RecipeError(f"A Guard has its own {name}; write Guard(..., {name}=...).")
-        return defenses
-
-    def _edit_rows(self, arguments: dict[str, Any]) -> None:
-        """Bring the datasets among the trainer's arguments into a form that it reads, after the data defenses."""
-        edited = self._owns_guard and self.guard.pulls("curate")
-        arguments |= readable(arguments, prompts=self._prompts, curated=edited)
-        if edited:
-            self._untouched.tokenizer = tokenizer_of(arguments)
-            arguments["train_dataset"] = self._curated(arguments.get("train_dataset"))
-
-    def _check_processes(self, guarded: bool) -> None:
-        """Refuse a way of training on several processes that the defenses do not support."""
-        self.guard.shards = sharded_training.shards(self.accelerator)
-        if self.guard.defenses:
-            way = sharded_training.way(self.accelerator)
-            refuse_unguarded(self.args, combines=self.guard.pulls("combine"), distributed=way)
-        if self.guard.shards and guarded:
-            sharded_training.check(self)
-
     def _watch(self) -> None:
         """Begin with nothing trained, and add the callbacks that check what a training does."""
-        self._trackers = Trackers(self.callback_handler.callbacks, self.guard.defenses)
         self.projected: dict[str, float] = {}
         self._micro_batch: MicroBatch | None = None  # the one in training now
         self._resumed_from: str | None = None
         self._random_from: str | None = None  # the checkpoint whose random states are restored
+        self.outcome, self._gradients = Outcome(), KeptGradients()
+        idle = IdlePenalties(self.guard, self.outcome)
+        self._losses = LossLog(self, idle)
         self._begin(0)
-        self.outcome = Outcome()
-        self._gradients, self._idle = KeptGradients(), IdlePenalties(self.guard, self.outcome)
-        checks = (StepCount(self), self.outcome, self._gradients, self._idle, KeptBase(self.guard), *self._streams)
+        checks = (StepCount(self), self.outcome, self._gradients, idle, KeptBase(self.guard), *self._streams)
         for check in checks:
             self.add_callback(check)
 
@@ -188,8 +155,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
 
     def _begin(self, steps_done: int, task_rows: int | None = None) -> None:
         """Training begins, or goes on after so many optimizer steps and task rows (None: full batches)."""
-        self._task_loss = torch.zeros(())
-        self._logged_steps = steps_done
+        self._losses.begin(steps_done)
         self._step_plan = StepPlan()  # of the optimizer step
         rows = steps_done * self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         self.guard.begin(round(rows * self._task_share()) if task_rows is None else task_rows)
@@ -220,11 +186,6 @@ class Guarded(_Trainer):  # type: ignore[misc]
 
     def _send_telemetry(self) -> None:
         """Send no usage ping; trl's would go out, since its environment variable is read before this file is."""
-
-    def _curated(self, rows: Any) -> Dataset:
-        """The user's dataset after the data defenses."""
-        dataset = TRLRows(rows, self._prompts)
-        return dataset.with_examples(self.guard.curate(dataset.examples, dataset.base(self._untouched)))
 
     def _encode_auxiliary_rows(self, examples: list[Example]) -> list[Encoded]:
         """Encode a defense's own rows at the trainer's length, or the guard's where the trainer has none."""
@@ -272,11 +233,8 @@ class Guarded(_Trainer):  # type: ignore[misc]
             self._load_rng_state(self._resumed_from)  # after the rows that are skipped, before completions are drawn
         if batches and self.guard.defenses:
             self._step_plan = StepPlan([self._marks(batch).to(device) for batch in self._ready(batches)])
-            counts = torch.stack([marks.counts() for marks in self._step_plan.marks]).sum(0)
-            rows = torch.stack([marks.task_rows() for marks in self._step_plan.marks]).sum()
-            numbers = self.accelerator.reduce(torch.cat([counts.flatten(), rows.reshape(1)]), "sum")
-            slots = len(batches) * self.accelerator.num_processes
-            self.guard.plan(numbers[:-1].view(len(SOURCES), 2), int(numbers[-1]), slots)
+            counts, task_rows = self._step_plan.counts(self.accelerator)
+            self.guard.plan(counts, task_rows, len(batches) * self.accelerator.num_processes)
         return batches, items
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -324,7 +282,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
         task, division = loss[0] if return_outputs else loss, later_division(self, num_items_in_batch)
         if self._micro_batch is not None:
             refuse_untrained(task, model)
-            self._task_loss = self._task_loss.to(task.device) + task.detach() / division
+            self._losses.add(task / division)
         if micro_batch.penalty is None:
             return loss
         # Gradients are averaged over processes, and some losses are divided by the micro-batches afterwards; the
@@ -340,18 +298,5 @@ class Guarded(_Trainer):  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the task's loss and each defense's own number, reduced over processes."""
-        steps = self.state.global_step - self._logged_steps
-        if "loss" in logs and steps > 0:
-            numbers = self.guard.drain()
-            if self.guard.defenses:  # without any, it is the loss
-                numbers["task_loss"] = self._task_loss / steps / self.accelerator.num_processes
-            logs.update(summed(self.accelerator, numbers))
-            self._idle.note(logs)
-            weighted = self.guard.drain_weighted()
-            if self._trackers:
-                self._trackers.weighted = summed(self.accelerator, weighted)
-            self._task_loss, self._logged_steps = torch.zeros(()), self.state.global_step
+        self._losses.extend(logs)
         super().log(logs, *args, **kwargs)
-
-
-_TRAINERS_SEED = 42  # transformers' own, for a trainer without args
