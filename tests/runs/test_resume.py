@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,11 +18,12 @@ from peft import PeftModel
 from safetensors import SafetensorError
 
 import tiny
-from interrupted import Stopping, defense, logged, recipe_of, with_a_tiny_model
+from interrupted import Stopping, defense, logged, other_rows, recipe_of, with_a_tiny_model
 from staytrue import registry
 from staytrue.commands.training import train as command_of_training
 from staytrue.data.examples import write_examples
 from staytrue.errors import FolderInUseError, RequestError, TrainingError
+from staytrue.evals.generation import local
 from staytrue.runs import train, training_run
 from staytrue.runs.checkpoints import Checkpoints
 from staytrue.training.trainers import GuardedSFT
@@ -107,6 +109,52 @@ def test_sigterm_within_a_round_of_completions_ends_after_it(home, tmp_path):
     parts = train.resume(tmp_path / "parts")
     assert parts.manifest["adapter"] == whole.manifest["adapter"]
     assert logged(tmp_path / "parts") == logged(tmp_path / "whole")
+
+
+class StoppingAtAnAnswer(Stopping):
+    """Progress that ends a run while a defense samples answers; keeps how many it was to sample."""
+
+    total, _of_answers = 0, "answer of the untouched model"
+
+    def begin(self, total, unit="step", done=0):
+        self.unit = unit
+        if unit == self._of_answers:
+            self.total = total
+
+    def step(self, step, numbers):
+        if self.unit == self._of_answers and step >= self.at:
+            raise KeyboardInterrupt
+
+
+def test_answers_that_were_sampled_before_a_stop_are_not_sampled_again(home, tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "_REPORTED", -1)  # at every token
+    write_examples(home / "asked.jsonl", [*map(without_answer, other_rows(12))])
+    anchor = {"anchor": {"prompts": str(home / "asked.jsonl"), "share": 0.25, "max_new_tokens": 99}}
+    recipe, first, second = recipe_of(home, [anchor]), StoppingAtAnAnswer(1), StoppingAtAnAnswer(99)
+    whole, run = train.train(recipe, tmp_path / "whole"), tmp_path / "parts"
+    with pytest.raises(KeyboardInterrupt):
+        train.train(recipe, run, first)
+    assert json.loads((run / "manifest.json").read_text())["state"] == "stopped"
+    answered = len(read_rows(run / "anchor.unfinished.jsonl"))
+    scramble()
+    parts = train.resume(run, second)
+    assert (first.total, second.total) == (8, 8 - answered)  # 32 task rows at a share of 1/4
+    assert 1 <= answered < 8
+    assert not (run / "anchor.unfinished.jsonl").exists()
+    assert (run / "anchor.jsonl").read_bytes() == (whole.path / "anchor.jsonl").read_bytes()
+    assert parts.manifest["adapter"] == whole.manifest["adapter"]
+
+
+def test_a_run_that_is_stopped_before_an_answer_is_sampled_leaves_nothing(home, tmp_path):
+    write_examples(home / "asked.jsonl", [*map(without_answer, other_rows(12))])
+    anchor = {"anchor": {"prompts": str(home / "asked.jsonl"), "share": 0.25, "max_new_tokens": 8}}
+    with pytest.raises(KeyboardInterrupt):
+        train.train(recipe_of(home, [anchor]), tmp_path / "run", StoppingAtAnAnswer(0))
+    assert not (tmp_path / "run").exists()
+
+
+def without_answer(row):
+    return replace(row, messages=row.messages[:1])
 
 
 def interrupted_at_the_end(monkeypatch, recipe, folder):

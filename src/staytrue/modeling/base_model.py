@@ -13,6 +13,7 @@ from staytrue.data.reserved_questions import Reserved
 from staytrue.errors import ModelError
 from staytrue.evals.questions.shipped_questions import shipped_texts
 from staytrue.utils import processes
+from staytrue.utils.files import append_row, read_rows
 
 if TYPE_CHECKING:
     from staytrue.data.tokenize import Encoded
@@ -48,6 +49,7 @@ class Untouched:
         self.progress: Progress | None = None
         self.reference: AdapterOff | None = None
         self._names: Counter[str] = Counter()  # of the files that this run has kept
+        self._unfinished: Path | None = None  # holds the answers of a file that is being made
 
     def lengths(self, examples: Sequence[Example]) -> list[int]:
         """Count the tokens of each row, as the chat template writes it."""
@@ -85,7 +87,9 @@ class Untouched:
     def keep(self, name: str, make: Callable[[], list[Example]]) -> list[Example]:
         """Return rows that are made once a run: kept in its folder, and read there when the run goes on.
 
-        The file is `NAME.jsonl`, a second one of the name `NAME.2.jsonl`. Without a folder they are only made.
+        The file is `NAME.jsonl`, a second one of the name `NAME.2.jsonl`. Answers that are sampled for it are in
+        `NAME.unfinished.jsonl` until all are there, so that a run that is stopped goes on from them. Without a folder
+        the rows are only made.
         """
         self._names[name] += 1
         if self.folder is None:
@@ -97,9 +101,17 @@ class Untouched:
         file = self.folder / f"{name}{f'.{self._names[name]}' if self._names[name] > 1 else ''}.jsonl"
         if file.exists():
             return read_examples(file, source=name)
+        self._unfinished = unfinished = file.with_suffix(".unfinished.jsonl")
         rows = make()
+        self._unfinished = None
         write_examples(file, rows)
+        unfinished.unlink(missing_ok=True)
         return rows
+
+    @property
+    def has_kept(self) -> bool:
+        """Whether the run's folder has rows, or answers of unfinished ones, that it can go on with."""
+        return self.folder is not None and any(any(self.folder.glob(f"{name}*.jsonl")) for name in self._names)
 
     def answers(
         self, prompts: Sequence[Example], seed: int, max_new_tokens: int = 256, only: Sequence[int] | None = None
@@ -120,21 +132,29 @@ class Untouched:
         numbers = range(len(prompts)) if only is None else only
         questions = {Question(str(i), "base", prompts[i].messages): i for i in numbers}
         # what follows is a row to train on, so it holds all that the model writes, thoughts included
-        reference, texts = self.reference or AdapterOff(ModelParts(model)), dict[int, str]()
+        reference, texts = self.reference or AdapterOff(ModelParts(model)), self._answered()
         generate = LocalGenerator(reference.parts.model, self.tokenizer, thoughts_apart=False)
-        samples = [(question, 0) for question in questions]
+        samples = [(question, 0) for question, i in questions.items() if i not in texts]
+        before = len(texts)
         with reference.active():
             if (progress := self.progress) is not None:
                 progress.begin(len(samples), "answer of the untouched model")
                 generate.report = lambda: progress.step(
-                    len(texts), {"answers": generate.spent(), "work": generate.work}
+                    len(texts) - before, {"answers": generate.spent(), "work": generate.work}
                 )
             for answer in generate(samples, seed=seed, temperature=1.0, max_new_tokens=max_new_tokens):
                 texts[questions[answer.question]] = answer.text
+                if self._unfinished is not None:
+                    append_row(self._unfinished, {"prompt": questions[answer.question], "answer": answer.text})
             if progress is not None:
-                progress.step(len(texts), {"answers": generate.spent()})
+                progress.step(len(texts) - before, {"answers": generate.spent()})
         return [
             Example((*prompts[i].messages, Message("assistant", texts[i])), prompts[i].source, prompts[i].extra)
             for i in numbers
             if texts[i].strip()
         ]
+
+    def _answered(self) -> dict[int, str]:
+        """The answers that an interrupted attempt has sampled, by the number of their prompt."""
+        rows = [] if self._unfinished is None else read_rows(self._unfinished)
+        return {row["prompt"]: row["answer"] for row in rows}

@@ -74,7 +74,8 @@ def train(
         RequestError: a fault that is found before training; nothing is left behind.
         TrainingError: no trained weight moved, or some are not finite; the manifest's state is "failed". A run that
             fails before its first optimizer step leaves nothing behind.
-        KeyboardInterrupt: stopped; the folder stays, and its manifest's state is "stopped".
+        KeyboardInterrupt: stopped; the folder stays, and its manifest's state is "stopped". Before the first step it
+            only stays if a defense has sampled answers.
     """
     join(recipe, reference_cache)
     if main := processes.is_main():

@@ -65,7 +65,8 @@ class TrainingRun:
 
         Raises:
             StaytrueError: training failed; the manifest's state is "failed", or the folder is gone if no step was made.
-            KeyboardInterrupt: stopped; the manifest's state is "stopped".
+            KeyboardInterrupt: stopped; the manifest's state is "stopped", or the folder is gone if it came before the
+                first step and before a defense had sampled an answer.
         """
         trainer = self._trainer()
         with self._removed_without_a_step(trainer), self.run.until_done(), processes.explained():
@@ -93,8 +94,10 @@ class TrainingRun:
         self.say(f"{self.run.path}: loading {self.build.source.name} and preparing the first step")
         try:
             return self.build.trainer(self.run.path, self.progress)
-        except BaseException:
-            if not self.resumed:
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) and (self.resumed or self.build.base.has_kept):
+                self.run.save(state="stopped")
+            elif not self.resumed:
                 self.run.remove()
             raise
 
