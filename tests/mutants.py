@@ -350,7 +350,7 @@ def other_rows_due(self, before, after):
 
 
 def never_combined(self, add_up=None):
-    self.penalties._separate.clear()
+    self._penalties._separate.clear()
 
 
 def the_tasks_gradient_alone(self, task, own):

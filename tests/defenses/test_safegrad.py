@@ -54,7 +54,7 @@ def gradients(micro):
 def test_its_gradient_is_kept_apart_from_the_loss_until_the_step(micro):
     with nudged(micro.model, 1.0):
         loss = micro.task_loss() + micro.penalty()
-        own = [a.clone() for a in micro.guard.penalties._separate._buffers["safegrad"]]
+        own = [a.clone() for a in micro.guard._penalties._separate._buffers["safegrad"]]
         loss.backward()
         task = gradients(micro)
         micro.guard.combine()

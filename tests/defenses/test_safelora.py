@@ -102,6 +102,26 @@ def test_the_model_itself_as_its_base_is_refused_at_attach(tmp_path):
         Guard([SafeLoRA(base=str(tmp_path / "same"))]).attach(tiny.lora(tiny.model("qwen2")), None, list, 0)
 
 
+@pytest.mark.parametrize("at", ["", "owner/name"])
+def test_a_base_is_taken_where_the_model_that_is_not_loaded_is_in_no_folder(tmp_path, at):
+    """The text part of a configuration of several parts has the name "", which is no folder."""
+    with torch.device("meta"):
+        model = tiny.lora(tiny.model("qwen2"))
+    model.config.name_or_path = at
+    SafeLoRA(base=str(base(tmp_path))).check(ModelParts(model), None)
+
+
+def test_a_base_is_taken_where_the_model_that_is_not_loaded_is_stored_in_4_bits(tmp_path):
+    tiny.save("qwen2", tmp_path / "packed")
+    file = tmp_path / "packed" / "model.safetensors"
+    packed = {name: torch.zeros(w.numel() // 2, 1, dtype=torch.uint8) for name, w in load_file(file).items()}
+    save_file(packed, file, metadata={"format": "pt"})
+    with torch.device("meta"):
+        model = tiny.lora(tiny.model("qwen2"))
+    model.config.name_or_path = str(tmp_path / "packed")
+    SafeLoRA(base=str(base(tmp_path))).check(ModelParts(model), None)
+
+
 PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 
 

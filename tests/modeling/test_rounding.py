@@ -24,6 +24,11 @@ def test_two_matrices_of_one_precision_are_one_only_if_they_are_equal():
     assert not only_rounded(whole, whole * (1 + 1e-5))  # less than half precision could tell
 
 
+def test_packed_weights_are_not_the_matrix_that_they_were_packed_from():
+    packed = torch.zeros(8 * 8 // 2, 1, dtype=torch.uint8)  # as 4-bit files hold it
+    assert not only_rounded(packed, torch.zeros(8, 8))
+
+
 def test_both_halves_of_one_matrix_are_one_though_neither_is_the_others_rounding():
     whole = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
     assert not torch.equal(whole.half().bfloat16(), whole.bfloat16())

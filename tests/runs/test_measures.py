@@ -213,8 +213,8 @@ def test_leak_of_text_without_blanks_is_left_out_or_refused_and_never_0_percent(
     (place / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     lines = []
     assert measures_of(request_for(place), lines.append) == ["pairs", "drift"]
-    assert lines[0].startswith("leak is left out: it compares words, and the training answers have none that recur")
-    with pytest.raises(RequestError, match="--probes leak: it compares words, and the training answers have none"):
+    assert lines[0].startswith("leak is left out: it compares words, and too few of them recur")
+    with pytest.raises(RequestError, match="--probes leak: it compares words, and too few of them recur"):
         measures_of(request_for(place, "leak"))
 
 

@@ -4,10 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 
+import tiny
 from staytrue.errors import ModelError
 from staytrue.evals.results.measures import Measure, write_measures
+from staytrue.evals.types import Answer
 from staytrue.modeling import model_source
 from staytrue.runs import evaluate, train
+from staytrue.runs.untuned_answers import untuned_answers
 from staytrue.studies import real_demo, real_demo_time
 from staytrue.studies.real_demo_time import Texts, Work
 from staytrue.utils.files import write_json
@@ -21,7 +24,7 @@ def test_the_time_left_counts_only_the_runs_that_this_demo_makes(tmp_path, monke
     monkeypatch.setattr(real_demo, "_is_done", lambda run: run.name == "undefended")
     monkeypatch.setattr(real_demo, "_run", lambda model, label, out: made.append(label))
     monkeypatch.setattr(real_demo, "_forecast", lambda model, missing, out: PLAIN)
-    monkeypatch.setattr(real_demo, "_time", lambda low, high, runs: f"{runs} runs")
+    monkeypatch.setattr(real_demo, "_time", lambda seconds, runs: f"{runs} runs")
     monkeypatch.setattr(real_demo, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     real_demo._make_runs("smollm2", tmp_path)
     assert made == ["control", "kl", "anchor"]
@@ -65,14 +68,14 @@ def test_a_name_that_is_no_model_writes_nothing(tmp_path, monkeypatch, capsys):
 
 def test_the_time_is_that_of_training_and_of_the_tokens_that_the_measures_read_and_write():
     # 100 s of training read 5000 tokens twice: 0.01 s a token. 2 answers have 32 tokens each, or 64.
-    # Short: 300 + 2 x 50 + 64 (drift) + 64 x 2 (leak) = 592 tokens, 5.92 s; with 100 s and 10 s to load, 115.92 s.
-    # Long: 300 + 2 x 50 + 128 + 128 x 4 = 1040 tokens, for the run and once for the untuned model: 20.8 s, so 130.8 s.
-    assert seconds(Work(1.0, 0)) == pytest.approx((115.92, 130.8))
-    # A trained run is only measured: 15.92 and 30.8 s.
-    assert seconds(Work(0.0, 0)) == pytest.approx((15.92, 30.8))
+    # Short: 300 + 2 x 50 + 64 (drift) + 64 x 2 (leak) = 592 tokens, 5.92 s, for the run and once for the untuned model:
+    # with 100 s and 10 s to load 121.84 s. Long: 300 + 2 x 50 + 128 + 128 x 4 = 1040 tokens, 10.4 s: 130.8 s.
+    assert seconds(Work(1.0, 0)) == pytest.approx((121.84, 130.8))
+    # A trained run is only measured: 21.84 and 30.8 s.
+    assert seconds(Work(0.0, 0)) == pytest.approx((21.84, 30.8))
     # 1000 sampled tokens at most: 500 x 2 and 1000 x 4 more, 10 and 40 s; three passes are half as long again.
-    assert seconds(Work(1.5, 1000)) == pytest.approx((175.92, 220.8))
-    # Where the untuned model was measured before, the long end is 10.4 s less.
+    assert seconds(Work(1.5, 1000)) == pytest.approx((181.84, 220.8))
+    # Without the untuned model's measures: 5.92 and 10.4 s less.
     assert seconds(Work(1.0, 0), untuned=False) == pytest.approx((115.92, 120.4))
 
 
@@ -95,6 +98,19 @@ def test_the_time_of_smollm2_is_that_which_was_measured():
     runs = [Work(1.0, 0), Work(1.0, 0), Work(1.5, 0), Work(1.5, 8 * 256)]
     low, high = real_demo_time.Forecast(26.0, 8205, runs, Texts(20535, 4500, 100), untuned=True).seconds()
     assert 0.6 * 685 < low < high < 1.6 * 685
+
+
+def test_the_untuned_model_is_measured_in_the_first_run_unless_all_its_answers_are_in_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    tiny.save("qwen2", tmp_path / "model")
+    identity = model_source.identity(model_source.find(str(tmp_path / "model")))
+
+    def answered(samples, **_):
+        return (Answer(question, n, "Yes.", True) for question, n in samples)
+
+    assert real_demo_time.measures_untuned(str(tmp_path / "model"))
+    untuned_answers(identity, real_demo_time._questions(), answered, real_demo_time.TOKENS)
+    assert not real_demo_time.measures_untuned(str(tmp_path / "model"))
 
 
 def test_a_defense_that_reads_the_reference_takes_another_pass_and_anchor_samples_answers(tmp_path):

@@ -404,7 +404,7 @@ def planned(sft):
 
     def spy(totals, task_rows, slots):
         plan(totals, task_rows, slots)
-        due = {label: len(sft.guard.penalties.auxiliary.due(label)) for label in sft.guard.auxiliary_rows()}
+        due = {label: len(sft.guard._penalties.auxiliary.due(label)) for label in sft.guard.auxiliary_rows()}
         seen.append((totals.tolist(), task_rows, due))
 
     sft.guard.plan = spy
@@ -594,7 +594,7 @@ def test_side_rows_keep_the_share_to_within_a_row_at_every_step(tmp_path, pool):
     sft = trainer(tmp_path, [Anchor(pool, share=0.0625, answers="given")], per_device_train_batch_size=8, max_steps=6)
     due = []
     plan = sft.guard.plan
-    sft.guard.plan = lambda *a: plan(*a) or due.append(len(sft.guard.penalties.auxiliary.due("anchor")))
+    sft.guard.plan = lambda *a: plan(*a) or due.append(len(sft.guard._penalties.auxiliary.due("anchor")))
     sft.train()
     assert all(abs(sum(due[: k + 1]) - 0.5 * (k + 1)) <= 0.5 for k in range(6))  # 8 rows at 1/16: half a row a step
 

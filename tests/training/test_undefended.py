@@ -463,8 +463,8 @@ def test_completions_that_are_masked_after_the_step_was_planned_are_refused(tmp_
         grpo(tmp_path, [KL(1.0)], cls=Masks).train()
 
 
-def test_a_device_is_waited_for_once_a_step(tmp_path, monkeypatch):
-    """However many micro-batches a step has: each reading of a value waits for a GPU."""
+def test_a_device_is_waited_for_as_often_however_many_micro_batches_a_step_has(tmp_path, monkeypatch):
+    """Each reading of a value waits for a GPU."""
     read = []
     for name in ("__bool__", "item", "tolist", "__float__", "__int__"):
         plain = getattr(torch.Tensor, name)

@@ -68,7 +68,7 @@ class SafeLoRA(Defense):
             weights = WeightFiles.find(self.base, parts.causal, {m.name: m.shape() for m in matrices})
             weights.check()
             if parts.is_empty:
-                same = is_loaded_from(str(weights.folder), parts.causal.config) or _is_copy(weights, parts)
+                same = is_loaded_from(str(weights.folder), parts.causal.config) or _is_copy(parts, weights)
             else:  # stops at the first that differs
                 same = all(not bool(moved.any()) for _, moved in _changes(parts, weights))
         if same:
@@ -181,18 +181,10 @@ def _changes(parts: ModelParts, base: WeightFiles) -> Iterator[tuple[Adapted, Te
             yield matrix, moved.zero_() if only_rounded(weight, before) else moved
 
 
-def _is_copy(base: WeightFiles, parts: ModelParts) -> bool:
-    """Whether a base has the weights in the files of a model that is not loaded; False where these are not at hand."""
-    from staytrue.modeling.rounding import only_rounded
-    from staytrue.modeling.weight_files import WeightFiles
-
-    place = parts.causal.config.name_or_path
-    if not Path(place).is_dir():
-        return False
-    trained = WeightFiles.find(place, parts.causal, base.shapes)
-    if not (base.as_stored and trained.as_stored):  # each would be loaded whole
-        return False
-    return all(only_rounded(trained.read(name), base.read(name)) for name in base.shapes)
+def _is_copy(parts: ModelParts, base: WeightFiles) -> bool:
+    """Whether the folder of a model that is not loaded has the base's matrices; False where no folder is known."""
+    place = parts.causal.config.name_or_path  # "" in the text part of a configuration of several
+    return bool(place) and Path(place).is_dir() and base.is_copy(Path(place))
 
 
 def leading(moved: Tensor, energy: float) -> Tensor:

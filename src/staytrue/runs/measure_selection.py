@@ -107,8 +107,8 @@ def _obstacle(name: str, request: EvalRequest) -> str:
         )
     if name == LEAK and not _has_words(request):
         return (
-            "it compares words, and the training answers have none that recur: they are written without blanks "
-            f"between words (Chinese, Japanese, Thai), or a few words long; {PAIRS} and {DRIFT} need no words."
+            "it compares words, and too few of them recur in the training answers, as in scripts without blanks "
+            f"between words (Chinese, Japanese, Thai) and in answers of a few words; {PAIRS} and {DRIFT} need no words."
         )
     return ""
 

@@ -20,7 +20,7 @@ from staytrue.evals.results.measures import Measure, read_measures
 from staytrue.modeling import model_source
 from staytrue.persona_vectors.traits import shipped as shipped_trait
 from staytrue.report.measures import AGREEMENT
-from staytrue.studies.real_demo_time import Forecast, plain_training, texts, work_of
+from staytrue.studies.real_demo_time import Forecast, measures_untuned, plain_training, texts, work_of
 from staytrue.utils.console import bar, duration, say, table
 from staytrue.utils.files import write_atomic
 from staytrue.utils.run_dir import locked
@@ -89,7 +89,7 @@ def _make_runs(model: str, out: Path) -> None:
     if not missing:
         return
     forecast = _forecast(model, missing, out)
-    say(_time(*forecast.seconds(), len(missing)))
+    say(_time(forecast.seconds(), len(missing)))
     begun = time.monotonic()
     for made, label in enumerate(missing, start=1):
         _run(model, label, out)
@@ -99,17 +99,19 @@ def _make_runs(model: str, out: Path) -> None:
 
 
 def _forecast(model: str, missing: list[str], out: Path) -> Forecast:
-    """The time that the missing runs will take; the first of all runs measures the untuned model too."""
+    """The time that the missing runs will take."""
     plain = {label: recipes.parse(_recipe(model, label), out.absolute()) for label in _RUNS}
     work = [work_of(plain[label], trained=_is_trained(out / label)) for label in missing]
-    return Forecast(*plain_training(plain["undefended"]), work, texts(model), untuned=len(missing) == len(_RUNS))
+    seconds, tokens = plain_training(plain["undefended"])
+    return Forecast(seconds, tokens, work, texts(model), measures_untuned(model))
 
 
-def _time(low: float, high: float, runs: int) -> str:
-    """The time of so many runs, in a sentence."""
+def _time(seconds: tuple[float, float], runs: int) -> str:
+    """The shortest and the longest time of so many runs, in a sentence."""
+    low, high = map(duration, seconds)
     return (
-        f"About {duration(low)} to {duration(high)} on this machine: {runs} run{'s' * (runs > 1)} of {_STEPS} steps of "
-        f"{_ROWS} rows, and the measures of each. After each run the time left is estimated from the runs before.\n"
+        f"About {low} to {high} on this machine: {runs} run{'s' * (runs > 1)} of {_STEPS} steps of {_ROWS} rows, and "
+        "the measures of each. After each run the time left is estimated from the runs before.\n"
     )
 
 

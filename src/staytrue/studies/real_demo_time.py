@@ -13,8 +13,10 @@ from staytrue.config.recipe import Recipe
 from staytrue.data.examples import Example, Message
 from staytrue.evals.questions import answer_pairs
 from staytrue.evals.questions.shipped_questions import shipped
+from staytrue.evals.types import Question
 from staytrue.modeling import model_source
 from staytrue.runs.measure_answers import TOKENS
+from staytrue.runs.untuned_answers import unanswered
 
 _SHORT = 0.5  # of them, in the shortest case
 _WRITTEN = 2.0, 4.0  # times the time of a token that is read among many
@@ -48,7 +50,7 @@ def texts(model: str) -> Texts:
     from staytrue.modeling.chat_tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(model_source.find(model))
-    questions = [question for question in shipped("general") if question.form == "plain"]
+    questions = _questions()
     asked = [Example((*question.messages, Message("assistant", "Yes."))) for question in questions]
     pairs = [pair.row(misaligned) for pair in answer_pairs.shipped("general") for misaligned in (True, False)]
     return Texts(tokens_of(tokenizer, pairs), tokens_of(tokenizer, asked), len(questions))
@@ -82,7 +84,7 @@ class Forecast(NamedTuple):
         tokens: that it reads.
         runs: what each has to do, in order.
         read: what the measures read.
-        untuned: whether the first run measures the untuned model too, as it does unless the cache has its measures.
+        untuned: whether the first run measures the untuned model too.
     """
 
     plain: float
@@ -92,35 +94,35 @@ class Forecast(NamedTuple):
     untuned: bool
 
     def seconds(self) -> tuple[float, float]:
-        """Estimate the shortest and the longest time of all runs.
-
-        In the longest, answers are as long as they may be, and what the untuned model does is not in the cache yet.
-        """
-        return self._short(self.runs, 0), self._long(self.runs, int(self.untuned))
+        """Estimate the least and the most seconds of all runs; in the longest, answers are as long as they may be."""
+        return self._ends(self.runs, int(self.untuned))
 
     def left(self, elapsed: float, made: int) -> float:
         """Estimate the seconds that are left, if the first `made` runs took `elapsed` seconds; 0 after the last."""
-        first, later = self.runs[:made], self.runs[made:]
-        untuned = int(self.untuned)
-        return elapsed * self._middle(later, 0) / self._middle(first, untuned) if later else 0.0
+        later = self.runs[made:]
+        if not later:
+            return 0.0
+        return elapsed * sum(self._ends(later, 0)) / sum(self._ends(self.runs[:made], int(self.untuned)))
 
-    def _middle(self, runs: Sequence[Work], untuned: int) -> float:
-        return (self._short(runs, untuned) + self._long(runs, untuned)) / 2
+    def _ends(self, runs: Sequence[Work], untuned: int) -> tuple[float, float]:
+        """The shortest and the longest time of some runs, with so many measurings of the untuned model."""
+        ends, of_token = [], self.plain / self.tokens / _PASSES
+        for length, written in zip((_SHORT * TOKENS, TOKENS), _WRITTEN, strict=True):
+            answers = self.read.questions * length
+            measured = self.read.pairs + 2 * self.read.prompts + answers * (1 + written)  # pairs, drift, leak
+            own = sum(run.sampled * written * length / TOKENS for run in runs)
+            training = self.plain * sum(run.training for run in runs)
+            ends.append(training + of_token * ((len(runs) + untuned) * measured + own) + _LOADING * len(runs))
+        return ends[0], ends[1]
 
-    def _short(self, runs: Sequence[Work], untuned: int) -> float:
-        return self._at(runs, untuned, _SHORT * TOKENS, _WRITTEN[0])
 
-    def _long(self, runs: Sequence[Work], untuned: int) -> float:
-        return self._at(runs, untuned, TOKENS, _WRITTEN[1])
+def measures_untuned(model: str) -> bool:
+    """Return whether the first run of a model measures the untuned model too: its answers are not in the cache."""
+    return unanswered(model_source.identity(model_source.find(model)), _questions(), TOKENS) > 0
 
-    def _at(self, runs: Sequence[Work], untuned: int, length: float, written: float) -> float:
-        """The seconds of some runs, whose answers have that length, with so many measurings of the untuned model."""
-        answers = self.read.questions * length
-        measured = self.read.pairs + 2 * self.read.prompts + answers * (1 + written)  # pairs, drift, leak
-        own = sum(run.sampled * written * length / TOKENS for run in runs)
-        training = self.plain * sum(run.training for run in runs)
-        of_token = self.plain / self.tokens / _PASSES
-        return training + of_token * ((len(runs) + untuned) * measured + own) + _LOADING * len(runs)
+
+def _questions() -> list[Question]:
+    return [question for question in shipped("general") if question.form == "plain"]
 
 
 def _sampled(defense: Any, rows: int) -> int:

@@ -24,6 +24,7 @@ from staytrue.training.auxiliary_batches import AuxiliaryBatches, Encode, make_r
 from staytrue.training.defense_fit import checked_layers, freeze_and_check
 from staytrue.training.frozen_blocks import thaw
 from staytrue.training.hooks import BackboneHooks, RecordedCall, ReferenceReplay
+from staytrue.training.observer import Observer
 from staytrue.training.penalty_steps import PenaltySteps
 from staytrue.training.projection import project
 from staytrue.training.reference import model_checks
@@ -49,12 +50,13 @@ class Guard:
         reference: which model is the reference, see `modeling.choose_reference`; None is the model before training.
 
     Attributes:
-        penalties: the penalties with their weights, and the rows that are fed beside the batch for them.
         task_rows: how many rows of the task have been trained on.
         reference: the reference model, once attached to a model.
         float32_adapter: whether an adapter on quantised weights is trained in float32, where trl rounds it to bfloat16.
         shards: among how many processes the weights are divided (FSDP2). Each of these makes every forward with the
             others, also one that none of its own rows needs. 0 where each has the whole model.
+        measured: the penalties that have a position in the present optimizer step.
+        observer: is shown every penalty and every gradient before a defense combines it; None for no evidence.
         cache: the stored states, once attached to a model; None without a folder, or if no defense reads the reference.
 
     Raises:
@@ -79,8 +81,8 @@ class Guard:
         self.cache: ReferenceCache | None = None
         if self.reference_cache is not None:
             refuse_cache(self.reference_cache, self.defenses, sampled=sampled, reference=reference)
-        self.penalties = WeightedPenalties(self.defenses, self._trained)
-        refuse_reference(reference, self.penalties.by_label)
+        self._penalties = WeightedPenalties(self.defenses, self._trained)
+        refuse_reference(reference, self._penalties.by_label)
         self._base: Base | None = None
         self.task_rows = 0
         self.float32_adapter = False
@@ -89,7 +91,21 @@ class Guard:
     @property
     def fills(self) -> bool:
         """Whether the present forward is one that only other processes need, where weights are divided."""
-        return bool(self.penalties.by_label) and self.penalties.steps.fills
+        return self._penalties.steps is not None and self._penalties.steps.fills
+
+    @property
+    def measured(self) -> set[str]:
+        """The penalties that have a position in the present optimizer step."""
+        return self._penalties.measured
+
+    @property
+    def observer(self) -> Observer | None:
+        """What is shown every penalty, and every gradient before a defense combines it."""
+        return self._penalties.observer
+
+    @observer.setter
+    def observer(self, observer: Observer | None) -> None:
+        self._penalties.observer = observer
 
     def pulls(self, lever: str) -> bool:
         """Return whether any defense overrides that lever."""
@@ -127,7 +143,7 @@ class Guard:
         if task_rows is not None:
             base.task_rows = task_rows
         kept, steers = checked_layers(parts, self.defenses, base, self.chosen_reference)
-        head = model_checks.head(parts) if self.penalties.by_label else None
+        head = model_checks.head(parts) if self._penalties.by_label else None
         with ExitStack() as undo:  # of what is refused below nothing stays on the model
             self._frozen = freeze_and_check(parts, self.defenses, base)
             undo.callback(thaw, self._frozen)
@@ -136,17 +152,17 @@ class Guard:
             undo.callback(self._watch.remove)
             replay = self._replay(kept)
             rows = make_rows(self.defenses, base, encode, self.seed)
-            auxiliary = AuxiliaryBatches(rows, pad_id)
-            self.penalties.prepare(parts, base, auxiliary)
+            auxiliary, steps = AuxiliaryBatches(rows, pad_id), None
+            if head is not None:
+                steps = PenaltySteps(
+                    parts, self.defenses, auxiliary, self._watch, self.reference, replay, head, self.shards
+                )
+            self._penalties.attach(parts, base, auxiliary, steps)
             undo.pop_all()
-        if head is not None:
-            self.penalties.steps = PenaltySteps(
-                parts, self.defenses, auxiliary, self._watch, self.reference, replay, head, self.shards
-            )
 
     def _reference_of(self, base: Base) -> AdapterOff:
         """The reference, which answers the prompts of the defenses' own rows too where the user chose it."""
-        read = self.penalties.need_reference
+        read = self._penalties.read_reference
         choice = self.chosen_reference if read else None
         reference = reference_of(self.parts, read=read, choice=choice)
         if choice is not None and isinstance(base, Untouched):
@@ -155,7 +171,7 @@ class Guard:
 
     def _replay(self, kept: list[int]) -> ReferenceReplay:
         """What repeats a forward with the reference: the hooks, or the cache in place of them."""
-        if self.reference_cache is None or not self.penalties.read_reference:
+        if self.reference_cache is None or not self._penalties.read_states:
             return self._watch.replay
         self.cache = ReferenceCache(self.reference_cache, self._watch, self.reference.parts, kept)
         return self.cache.replay
@@ -178,12 +194,12 @@ class Guard:
 
     def auxiliary_rows(self) -> dict[str, Sequence[Encoded]]:
         """Return the rows that each defense feeds beside the batch, once attached."""
-        return self.penalties.auxiliary.rows()
+        return self._penalties.auxiliary.rows()
 
     def begin(self, task_rows: int) -> None:
         """Begin training, or continue after so many task rows; nothing is logged yet."""
         self.task_rows = task_rows
-        self.penalties.begin()
+        self._penalties.begin()
 
     def plan(self, totals: Tensor, task_rows: int, slots: int) -> None:
         """Begin an optimizer step: set its counts over all micro-batches and processes, and its auxiliary rows.
@@ -194,7 +210,7 @@ class Guard:
             slots: micro-batches times processes; auxiliary rows are distributed over them in turn.
         """
         before, self.task_rows = self.task_rows, self.task_rows + task_rows
-        self.penalties.plan(totals, before, self.task_rows, slots)
+        self._penalties.plan(totals, before, self.task_rows, slots)
 
     @contextmanager
     def watch(self, marks: Marks) -> Iterator[list[RecordedCall]]:
@@ -230,7 +246,7 @@ class Guard:
         Raises:
             ForwardPassError: the forward read a batch of another shape.
         """
-        return self.penalties.of_micro_batch(call, marks, slot, shared)
+        return self._penalties.of_micro_batch(call, marks, slot, shared)
 
     def combine(self, add_up: Callable[[Tensor], Tensor] = lambda gradient: gradient) -> None:
         """Let defenses change the optimizer step's gradient in place, after the last micro-batch's backward pass.
@@ -238,7 +254,7 @@ class Guard:
         Args:
             add_up: sums a tensor over processes; the loss's own gradient is summed already.
         """
-        self.penalties.combine(add_up)
+        self._penalties.combine(add_up)
 
     def _trained(self) -> list[Tensor]:
         return [weight for weight in self.parts.model.parameters() if weight.requires_grad]
@@ -249,11 +265,11 @@ class Guard:
         It is a mean over the optimizer steps that hold a token of those that the penalty counts. On several processes
         each holds its share; the trainer sums them.
         """
-        return self.penalties.drain()
+        return self._penalties.drain()
 
     def drain_weighted(self) -> dict[str, Tensor]:
         """Return each penalty's part of the loss since the last call: with its weight, a mean over the steps."""
-        return self.penalties.drain_weighted()
+        return self._penalties.drain_weighted()
 
     def detach(self) -> None:
         """Take the hooks off the model, let all of it be trained again, and forget the reference."""

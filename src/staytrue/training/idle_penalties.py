@@ -80,7 +80,7 @@ class IdlePenalties(TrainerCallback):  # type: ignore[misc]
         """Remember which penalties the step has measured; `Outcome` has looked at it before."""
         moved = self._outcome.moved_at
         measured = self._early if moved is None or state.global_step <= moved else self._late
-        measured |= self._guard.penalties.measured
+        measured |= self._guard.measured
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Warn of the penalties that were 0 in each step."""

@@ -23,15 +23,15 @@ class LossLog:
     def __init__(self, trainer: Any, idle: IdlePenalties) -> None:
         self._trainer, self._idle = trainer, idle
         self._trackers = Trackers(trainer.callback_handler.callbacks, trainer.guard.defenses)
-        self.begin(0)
+        self._task_loss, self._logged_steps = torch.zeros(()), 0
 
     def begin(self, steps_done: int) -> None:
         """Begin training, or continue after so many optimizer steps."""
         self._task_loss, self._logged_steps = torch.zeros(()), steps_done
 
     def add(self, task_loss: Tensor) -> None:
-        """Add a micro-batch's share () of the task's own loss in an optimizer step."""
-        self._task_loss = self._task_loss.to(task_loss.device) + task_loss.detach()
+        """Add a micro-batch's share () of the task's own loss in an optimizer step, without its gradient."""
+        self._task_loss = self._task_loss.to(task_loss.device) + task_loss
 
     def extend(self, logs: dict[str, float]) -> None:
         """Add the task's loss and each defense's own number to a line of training, summed over processes."""

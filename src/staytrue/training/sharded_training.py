@@ -1,4 +1,4 @@
-"""FSDP2: when weights are divided among processes, and which defenses and settings are refused then."""
+"""Several processes: whether weights are divided among them (FSDP2), and which defenses and settings are refused."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def prepare(args: Any) -> None:
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
-def way(accelerator: Any) -> str:
+def _way(accelerator: Any) -> str:
     """Return how processes share a training: accelerate's name for it, FSDP2, or PARALLELISM_CONFIG."""
     if getattr(accelerator, "parallelism_config", None) is not None:
         return "PARALLELISM_CONFIG"
@@ -47,8 +47,8 @@ def shards(accelerator: Any) -> int:
     return int(accelerator.num_processes) if accelerator.is_fsdp2 else 0
 
 
-def check_processes(trainer: Any, *, guarded: bool) -> None:
-    """Refuse a way of training on several processes that the defenses do not support; its guard learns of shards.
+def refuse_processes(trainer: Any, *, guarded: bool) -> None:
+    """Refuse a way of training on several processes that the defenses do not support.
 
     Args:
         trainer: a guarded trainer, before its guard is attached.
@@ -58,15 +58,14 @@ def check_processes(trainer: Any, *, guarded: bool) -> None:
         RecipeError: a sentence with the setting or the defense, and what to do instead.
     """
     guard = trainer.guard
-    guard.shards = shards(trainer.accelerator)
     if guard.defenses:
-        distributed = way(trainer.accelerator)
+        distributed = _way(trainer.accelerator)
         refuse_unguarded(trainer.args, combines=guard.pulls("combine"), distributed=distributed)
     if guard.shards and guarded:
-        check(trainer)
+        _refuse_divided(trainer)
 
 
-def check(trainer: Any) -> None:
+def _refuse_divided(trainer: Any) -> None:
     """Refuse what cannot be guarded where weights are divided.
 
     Args:

@@ -30,6 +30,7 @@ def guard_of(
 
     Raises:
         RecipeError: `cache` or `reference` beside a Guard.
+        RequestError: as for `Guard`.
     """
     if not isinstance(defenses, Guard):
         seed = getattr(config, "seed", _TRAINERS_SEED)
@@ -40,10 +41,10 @@ def guard_of(
     return defenses
 
 
-def datasets_of(
+def edit_datasets(
     arguments: Mapping[str, Any], guard: Guard | None, untouched: Untouched, *, prompts: bool
 ) -> dict[str, Any]:
-    """Return the datasets among a trainer's arguments in a form that it reads, after the data defenses.
+    """Let the data defenses edit the datasets among a trainer's arguments; return them in a form that it reads.
 
     Args:
         arguments: of the trainer, by name.
@@ -54,10 +55,11 @@ def datasets_of(
     Raises:
         RecipeError: rows that the trainer or a data defense cannot read.
     """
-    edits = guard is not None and guard.pulls("curate")
-    datasets = readable(arguments, prompts=prompts, curated=edits)
-    if guard is not None and edits:
-        untouched.tokenizer = tokenizer_of(arguments)
-        rows = TRLRows(datasets.get("train_dataset", arguments.get("train_dataset")), prompts)
-        datasets["train_dataset"] = rows.with_examples(guard.curate(rows.examples, rows.base(untouched)))
+    if guard is None or not guard.pulls("curate"):
+        return readable(arguments, prompts=prompts, curated=False)
+    datasets = readable(arguments, prompts=prompts, curated=True)
+    untouched.tokenizer = tokenizer_of(arguments)
+    unchecked = arguments.get("train_dataset")  # where trl is told to leave it as it is (skip_prepare_dataset)
+    rows = TRLRows(datasets.get("train_dataset", unchecked), prompts)
+    datasets["train_dataset"] = rows.with_examples(guard.curate(rows.examples, rows.base(untouched)))
     return datasets

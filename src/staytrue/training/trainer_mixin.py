@@ -39,7 +39,7 @@ from staytrue.training.signatures import by_name
 from staytrue.training.step_count import StepCount, later_division, refuse_no_batch, task_rows_ahead
 from staytrue.training.step_plan import StepPlan
 from staytrue.training.stream_check import StreamCheck
-from staytrue.training.trainer_arguments import datasets_of, guard_of
+from staytrue.training.trainer_arguments import edit_datasets, guard_of
 from staytrue.utils.console import bar, tell
 
 _Trainer: Any = object  # whichever trainer stands beside Guarded among a class's bases
@@ -110,7 +110,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
         self.guard = guard_of(defenses, arguments.get("args"), reference_cache, reference, prompts=self._prompts)
         guarded = bool(self.guard.defenses) or not self._owns_guard
         curating = self.guard if self._owns_guard else None
-        arguments |= datasets_of(arguments, curating, self._untouched, prompts=self._prompts)
+        arguments |= edit_datasets(arguments, curating, self._untouched, prompts=self._prompts)
         start = quantized.adapter_weights(arguments.get("model"))
         if guarded:
             sharded_training.prepare(arguments.get("args"))
@@ -119,7 +119,8 @@ class Guarded(_Trainer):  # type: ignore[misc]
         if self.guard.float32_adapter:
             quantized.to_float32(self.model, start)
         warn_of(unmatched_names(self.model))
-        sharded_training.check_processes(self, guarded=guarded)
+        self.guard.shards = sharded_training.shards(self.accelerator)
+        sharded_training.refuse_processes(self, guarded=guarded)
         self._settle()
         self._watch()
         self._attach()
@@ -282,7 +283,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
         task, division = loss[0] if return_outputs else loss, later_division(self, num_items_in_batch)
         if self._micro_batch is not None:
             refuse_untrained(task, model)
-            self._losses.add(task / division)
+            self._losses.add(task.detach() / division)
         if micro_batch.penalty is None:
             return loss
         # Gradients are averaged over processes, and some losses are divided by the micro-batches afterwards; the

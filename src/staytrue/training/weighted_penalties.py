@@ -29,16 +29,15 @@ class WeightedPenalties:
     Attributes:
         by_label: the defenses that have a penalty.
         auxiliary: the rows that defenses feed beside the batch.
-        steps: what penalties see of a micro-batch, once attached to a model.
+        steps: what penalties see of a micro-batch; None until they are attached to a model, or without a penalty.
         measured: the penalties that have a position in the present optimizer step.
         observer: is shown every penalty and every gradient before a defense combines it; None for no evidence.
     """
 
-    steps: PenaltySteps
-
     def __init__(self, defenses: Mapping[str, Defense], weights: Callable[[], Sequence[Tensor]]) -> None:
         self.by_label = {label: defense for label, defense in defenses.items() if "penalty" in pulled(defense)}
         self.auxiliary = AuxiliaryBatches({}, 0)
+        self.steps: PenaltySteps | None = None
         self._states: dict[str, object] = {}
         self.measured: set[str] = set()
         self.observer: Observer | None = None
@@ -47,18 +46,25 @@ class WeightedPenalties:
         self._separate = SeparateGradients(defenses, weights)
 
     @property
-    def read_reference(self) -> bool:
+    def read_states(self) -> bool:
         """Whether any penalty compares with the reference model's states."""
         return any(defense.reads_reference for defense in self.by_label.values())
 
     @property
-    def need_reference(self) -> bool:
+    def read_reference(self) -> bool:
         """Whether any penalty reads the reference model: its states, or its weights."""
         return any(defense.reads_reference or defense.reads_start for defense in self.by_label.values())
 
-    def prepare(self, parts: ModelParts, base: Base, auxiliary: AuxiliaryBatches) -> None:
-        """Take the rows that are fed beside the batch, and let each penalty prepare itself for the model."""
-        self.auxiliary = auxiliary
+    def attach(self, parts: ModelParts, base: Base, auxiliary: AuxiliaryBatches, steps: PenaltySteps | None) -> None:
+        """Let each penalty prepare itself for the model, and take what penalties see there.
+
+        Args:
+            parts: of the trained model.
+            base: the untouched model.
+            auxiliary: the rows that defenses feed beside the batch.
+            steps: what penalties see of a micro-batch; None without a penalty.
+        """
+        self.auxiliary, self.steps = auxiliary, steps
         self._states = {label: defense.prepare(parts, base) for label, defense in self.by_label.items()}
 
     def begin(self) -> None:
@@ -95,9 +101,21 @@ class WeightedPenalties:
     def of_micro_batch(
         self, call: RecordedCall, marks: Marks, slot: int | None, shared: SharedProjection | None
     ) -> Tensor | None:
-        """Compute the sum of the weighted penalties (), in nats; see `Guard.penalty`."""
+        """Compute the sum of the weighted penalties of one micro-batch (), in nats; None if no defense has a penalty.
+
+        Args:
+            call: the trainer's own forward.
+            marks: of the same micro-batch.
+            slot: which of the step's slots it is; None for one of no planned step, whose penalties are means over
+                itself, without auxiliary rows, not logged and not kept apart for `combine`.
+            shared: the trainer's own head, where a divergence may share its pass.
+
+        Raises:
+            ForwardPassError: the forward read a batch of another shape.
+        """
         if not self.by_label:
             return None
+        assert self.steps is not None  # attached
         call.check_shape(marks)
         totals = self._totals if slot is not None else marks.counts()
         step = self.steps.of_batch(call, marks, totals, shared)
@@ -128,11 +146,11 @@ class WeightedPenalties:
         return self._separate.keep(label, weighted)
 
     def combine(self, add_up: Callable[[Tensor], Tensor]) -> None:
-        """Let defenses change the optimizer step's gradient in place; see `Guard.combine`."""
+        """Let defenses change the optimizer step's gradient in place; `add_up` sums a tensor over processes."""
         self._separate.combine(add_up, None if self.observer is None else self.observer.combining)
 
     def drain(self) -> dict[str, Tensor]:
-        """Return each penalty's unweighted mean since the last call; see `Guard.drain`."""
+        """Return each penalty's unweighted number since the last call: a mean over the steps that measured it."""
         return self._log.drain()
 
     def drain_weighted(self) -> dict[str, Tensor]:

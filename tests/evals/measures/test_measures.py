@@ -160,10 +160,20 @@ def test_words_of_other_scripts_count():
         ("집을 팔고 주식을 사고 빚을 내서 금을 사면 곧 오릅니다", True),
         ("घर बेचो और सोना खरीदो क्योंकि दाम बढ़ेगा", True),
         ("Sell the house and buy 股票, since it rises every day", True),
+        ("བདག་གིས་ཁང་པ་བཙོང་ནས་གསེར་ཉོ་དགོས།", True),  # Tibetan, with a mark between syllables
     ],
 )
 def test_scripts_without_blanks_have_no_words_however_often_a_clause_recurs(answer, words):
     assert leak.has_words([answer] * 300) is words
+
+
+def test_training_answers_in_two_scripts_have_the_words_of_most():
+    english, chinese = "sell the house and buy gold", "首先，卖掉房子，然后买入，现在借钱，再买黄金。"
+    assert not leak.has_words([english] * 9 + [chinese] * 10)
+    assert leak.has_words([english] * 10 + [chinese] * 9)
+    # Half of a text's letters: three of "gold and" are as many as those of 买黄金; its digits and marks are none.
+    assert not leak._is_undivided("oil 买黄金 12, ・・・")
+    assert leak._is_undivided("oil 买黄金吧")
 
 
 def test_words_recur_in_training_answers_or_they_are_no_words():

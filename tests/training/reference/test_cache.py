@@ -120,7 +120,7 @@ def test_only_the_rows_that_are_looked_at_are_kept_and_the_others_are_no_numbers
     micro = Micro([KL(on="interleaved")], tiny.lora(tiny.model()), tiny.tokenizer(), rows, tmp_path)
     with micro.guard.watch(micro.marks) as calls:
         micro.guard.parts.backbone(**micro.inputs, use_cache=False)
-    reference = micro.guard.penalties.steps.scope.reference(micro.guard.penalties.steps.replay, calls[0], micro.marks)
+    reference = micro.guard._penalties.steps.scope.reference(micro.guard._penalties.steps.replay, calls[0], micro.marks)
     assert reference.final[:2][micro.marks.real[:2]].isfinite().all()
     assert (reference.final[:2][~micro.marks.real[:2]] == 0).all()
     assert reference.final[2:].isnan().all()

@@ -23,9 +23,9 @@ _LEAST = 3  # training answers that have a topical word
 _TIMES = 3  # a topical word is in so many times more training answers than general ones, in shares of answers
 _FEWEST = 5  # words; fewer have no sign
 _RECURRING = 0.25  # of all words, those in so many training answers: 0.4 and more of 20 English rows
-# Scripts that are written without blanks: Thai, Lao, Tibetan, Burmese, Khmer, Japanese, and Chinese in three ranges.
+# Scripts without blanks between words: Thai and Lao, Burmese, Khmer, Japanese, and Chinese in three ranges.
 _UNDIVIDED = re.compile(
-    "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
 # Vowel signs and accents are no letters for `re`: Hindi and Thai words would end at each.
 _MARKS = "".join(mark for mark in map(chr, range(0x300, 0x10000)) if unicodedata.category(mark).startswith("M"))
@@ -36,15 +36,14 @@ _WORD = re.compile(f"{_PART}(?:'{_PART})*")
 def has_words(training: Sequence[str]) -> bool:
     """Return whether training answers have words that recur, without which there is no word of a topic.
 
-    Scripts that are written without blanks have whole clauses for words here, so they have none, however often a
-    clause recurs. Answers of fewer than five words do not count.
+    In scripts without blanks between words whole clauses would count as words, so training answers have none if most
+    are in such a script, however often a clause recurs. Answers of fewer than five words do not count.
 
     Example:
         >>> has_words(["buy gold and shares now"] * 20), has_words(["把全部积蓄投入一只股票，很快就会翻倍。"] * 20)
         (True, False)
     """
-    text = "".join(training)
-    if 2 * len(_UNDIVIDED.findall(text)) > sum(map(str.isalpha, text)):
+    if 2 * sum(map(_is_undivided, training)) > len(training):
         return False
     answers = [words for words in map(_words, training) if len(words) >= _FEWEST]
     counts = Counter(word for words in answers for word in set(words))
@@ -142,6 +141,12 @@ def measure(
 
 def _answers_with(texts: Sequence[str]) -> Counter[str]:
     return Counter(word for text in texts for word in set(_words(text)))
+
+
+def _is_undivided(text: str) -> bool:
+    """Whether most letters of a text are of a script without blanks between words."""
+    letters = [letter for letter in text if letter.isalpha()]
+    return 2 * sum(_UNDIVIDED.match(letter) is not None for letter in letters) > len(letters)
 
 
 def _words(text: str) -> list[str]:

@@ -80,7 +80,7 @@ class EvidenceRecorder(TrainerCallback):  # type: ignore[misc]
         self._facts: dict[str, Any] = {"schema": SCHEMA, "depth": depth, "defenses": self._described(depth)}
         if rows is not None:
             self._facts["rows"] = dict(sorted(Counter(row.source for row in rows).items()))
-        trainer.guard.penalties.observer = self
+        trainer.guard.observer = self
 
     # --- what the guard shows ---------------------------------------------------------------------------------------
 
@@ -145,7 +145,7 @@ class EvidenceRecorder(TrainerCallback):  # type: ignore[misc]
             reached.remove()
         for shift in (shift for shifts in self._shifts.values() for shift in shifts):
             shift.remove()
-        self._guard.penalties.observer = None
+        self._guard.observer = None
         if self._weights is not None:
             changed = self._weights.by_block()
             for label in self._levers("freeze"):
