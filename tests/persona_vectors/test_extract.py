@@ -494,7 +494,7 @@ def test_the_time_of_the_answers_is_said_before_them_unless_it_is_short(monkeypa
     pairs = sample_pairs(generate, TRAIT, **how)
     answers = 2 * len(pairs)
     assert lines == [
-        "Measuring how fast the model answers here, for about 10 s.",
+        "Measuring how fast the model answers here, for about 10 s, or longer where it is slow.",
         f"{answers} answers will take about {answers * 7.5:.0f} s, at 1 tokens a second and about 5 tokens an answer.",
     ]
     assert generate.cost == cost  # for the bar

@@ -15,7 +15,7 @@ from staytrue.errors import RequestError
 from staytrue.evals.generation.batch import Batch
 from staytrue.evals.generation.lengths import AnswerLengths, SeenAnswers
 from staytrue.evals.generation.local import LocalGenerator
-from staytrue.evals.generation.speed import Speed, _few, estimate, is_short, measure
+from staytrue.evals.generation.speed import _TOKENS, Speed, _few, _Timed, estimate, is_short, measure
 from staytrue.evals.generation.step_cost import StepCost
 from staytrue.evals.questions.probes import Probe
 from staytrue.evals.types import Question, Verdict
@@ -266,6 +266,33 @@ def test_each_timing_of_a_full_batch_ends_after_a_quarter_of_the_time(monkeypatc
     assert [*seen, batches[0].tokens] == [4 * number for number in steps]  # a step is a token of each of four answers
 
 
+@pytest.mark.parametrize(
+    ("step", "steps"),
+    [
+        (1.0, (10, 20)),  # a slow model: twice the time
+        (0.125, (80, 80)),  # as many as are wanted in the time
+        (0.15625, (64, 80)),  # in some time more
+        (0.0625, (160, 160)),
+    ],
+)
+def test_few_answers_are_written_for_some_time_and_twice_as_long_until_they_have_80_tokens(monkeypatch, step, steps):
+    clock, few = [0.0], SimpleNamespace(finished=False, tokens=0, read=0)
+
+    def advance():
+        few.read += 1
+        clock[0] += 5.0 if few.read <= 3 else step  # three prompts are read first, which does not count
+        few.tokens += few.read > 3
+        return []
+
+    few.step = advance
+    monkeypatch.setattr("staytrue.evals.generation.speed.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    timed = _Timed(few)
+    timed.write(seconds=10)
+    first = timed.steps
+    timed.write(steps=_TOKENS, seconds=10)
+    assert (first, timed.steps, timed.reading) == (*steps, 15.0)
+
+
 def test_what_is_timed_depends_on_the_size_of_the_model_and_not_on_the_number_of_answers():
     # 38 answers of at most 600 tokens are 2 x 135e6 x 22,800 operations, 123 s of a slow CPU; a small model takes 1 s.
     real, small = (SimpleNamespace(weights=weights, on_cpu=True) for weights in (135_000_000, 1_200_000))
@@ -365,7 +392,7 @@ def test_what_a_budget_chose_is_said_stored_and_kept_when_the_evaluation_goes_on
     # 30 prompts of 50 tokens, and 30 x 4 answers of 2 tokens: 17.4 s; one answer to each: 15.6 s; half of them: 7.8.
     summary, lines, metadata, calls = sitting(8)
     assert lines == [
-        "Measuring how fast the model answers here, for about 2 s.",
+        "Measuring how fast the model answers here, for about 2 s, or longer where it is slow.",
         "To fit 8 s it asks 1 answer to each judged question instead of 4, 15 of 30 few questions.",
         "15 answers will take about 8 s, at 4 tokens a second and about 2 tokens an answer.",
     ]
@@ -434,7 +461,7 @@ def test_a_budget_that_no_answers_fit_is_refused_before_likelihoods_are_computed
 def test_a_budget_that_everything_fits_leaves_nothing_out(sitting):
     summary, lines, metadata, _ = sitting(3600)
     assert lines[:2] == [
-        "Measuring how fast the model answers here, for about 3 min.",  # a twentieth
+        "Measuring how fast the model answers here, for about 3 min, or longer where it is slow.",  # a twentieth
         "Nothing is left out to fit 60 min.",
     ]
     assert (summary["probes"]["few"]["n"], metadata["budget"]["left_out"]) == (120, "")
