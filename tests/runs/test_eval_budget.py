@@ -294,11 +294,14 @@ def test_few_answers_are_written_for_some_time_and_twice_as_long_until_they_have
 
 
 def test_what_is_timed_depends_on_the_size_of_the_model_and_not_on_the_number_of_answers():
-    # 38 answers of at most 600 tokens are 2 x 135e6 x 22,800 operations, 123 s of a slow CPU; a small model takes 1 s.
-    real, small = (SimpleNamespace(weights=weights, on_cpu=True) for weights in (135_000_000, 1_200_000))
-    assert not is_short(real, 38 * 600)
-    assert is_short(small, 38 * 600)
-    assert is_short(SimpleNamespace(weights=135_000_000, on_cpu=False), 38 * 600)
+    # 5,700 tokens are 2 x 135e6 x 5,700 operations, 31 s of a slow CPU; 16 side by side they are 356 steps of 4 x 135e6
+    # bytes, 19 s more. Twice as many are 100 s. One by one they are 308 s more.
+    real, gpu = (SimpleNamespace(weights=135_000_000, on_cpu=on_cpu, batch_size=None) for on_cpu in (True, False))
+    assert is_short(real, 5_700)
+    assert not is_short(real, 2 * 5_700)
+    assert not is_short(SimpleNamespace(weights=135_000_000, on_cpu=True, batch_size=1), 5_700)
+    assert is_short(SimpleNamespace(weights=1_200_000, on_cpu=True, batch_size=1), 5_700)
+    assert is_short(gpu, 2 * 5_700)
     generator = LocalGenerator(tiny.model(), tiny.tokenizer())
     assert generator.weights == sum(weight.numel() for weight in tiny.model().parameters())
 

@@ -39,6 +39,7 @@ class LocalGenerator:
     distribution is not cut: no top-p, no top-k.
 
     Attributes:
+        batch_size: how many answers are written side by side; None for as many as memory allows.
         report: called while answers are written, at most five times a second.
         work: the part of the answers of this call that is done, by their cost: 0 to the number of samples.
         cost: of a step, where it was timed.
@@ -61,7 +62,7 @@ class LocalGenerator:
         """
         self._row_bytes, self._known = check_generation(model), embedding_count(model)
         refuse_unknown_tokens([padding_id(tokenizer)], self._known, "The tokenizer's padding")
-        self._model, self._tokenizer, self._apart, self._batch_size = model, tokenizer, thoughts_apart, batch_size
+        self._model, self._tokenizer, self._apart, self.batch_size = model, tokenizer, thoughts_apart, batch_size
         self._tokens = 0
         self.work = 0.0
         self.report: Callable[[], None] | None = None
@@ -106,7 +107,7 @@ class LocalGenerator:
         ]
         rows.sort(key=lambda row: (-row.limit, order[row.question], row.index))
         tokens = max(len(row.prompt) + row.limit for row in rows)
-        places = self._batch_size or batch_size(self._model, self._row_bytes, tokens)
+        places = self.batch_size or batch_size(self._model, self._row_bytes, tokens)
         return Batch(self._model, self._tokenizer, rows, places=places, cost=self.cost, seen=self.seen)
 
     def spent(self) -> str:

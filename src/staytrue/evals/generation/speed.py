@@ -27,7 +27,8 @@ _FEWEST, _MOST, _OF_A_PROBE = 12, 48, 3  # answers that are written: one a secon
 _TOKENS = 80
 _NINE_OF_TEN = 1.28  # standard errors, one-sided
 _SHORT = 60.0  # seconds; what certainly takes less is not timed
-_ON_A_CPU, _ON_A_GPU = 5e10, 1e12  # operations a second, of a slow one
+_ON_A_CPU, _ON_A_GPU = (5e10, 1e10), (1e12, 2e11)  # operations and bytes a second, of a slow one
+_TOGETHER = 16  # answers that are written side by side at least, unless another number is asked for
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,13 @@ def trial(
 
 
 def is_short(generator: LocalGenerator, tokens: int) -> bool:
-    """Whether so many tokens certainly take less than a minute: two operations for each weight and token."""
-    return 2 * generator.weights * tokens / (_ON_A_CPU if generator.on_cpu else _ON_A_GPU) < _SHORT
+    """Whether so many tokens certainly take less than a minute.
+
+    That is two operations for each weight and token, and four bytes of each weight for the tokens of a step.
+    """
+    operations, size = _ON_A_CPU if generator.on_cpu else _ON_A_GPU
+    token = 2 / operations + 4 / size / (generator.batch_size or _TOGETHER)
+    return generator.weights * tokens * token < _SHORT
 
 
 def estimate(answers: int, share: float, speed: Speed, probes: Sequence[Probe], limit: int) -> str:
