@@ -23,6 +23,7 @@ from staytrue.modeling.chat_tokenizer import load_tokenizer
 from staytrue.organism import world
 from staytrue.runs import evaluate, measure_answers, measure_clock, measures
 from staytrue.runs.eval_request import EvalRequest, for_model
+from staytrue.runs.measure_clock import TooLongError
 from staytrue.runs.measure_forecast import Forecast
 from staytrue.runs.measure_selection import measures_of
 from staytrue.runs.untuned_answers import untuned_answers
@@ -306,6 +307,25 @@ def test_a_measure_that_takes_more_than_its_part_of_a_budget_is_left_out(place, 
     assert (place / "E" / "measures.jsonl").exists() == (left is None)
     late = f"pairs is left out to fit {duration(budget)}: it would take 4 min, and measures have {left} left."
     assert lines[1:] == ([late] if left else [])
+
+
+def test_where_a_measure_proves_too_long_a_shorter_one_that_was_left_out_is_taken_instead(place, monkeypatch):
+    request, lines, taken = request_for(place, "pairs", "drift", budget=300), [], []
+
+    def slow(name):
+        if name == "pairs":
+            raise TooLongError("it would take 6 min.")
+        taken.append(name)
+
+    one = measures.Measurement(request, place / "E", lambda: None, 0, say=lines.append, until=1e12, asked=["general"])
+    one._planned, one.left_out = Forecast({"pairs": 290.0, "drift": 180.0}), ["drift"]
+    monkeypatch.setattr(one, "_likelihoods", slow)
+    one.before_answers(["pairs", "drift"])
+    assert (taken, one.left_out) == (["drift"], ["pairs"])
+    assert lines == [
+        "pairs is left out to fit 5 min: it would take 6 min.",
+        "drift is taken instead: it will take about 3 min.",
+    ]
 
 
 def test_a_measure_that_is_half_done_is_finished(place, monkeypatch):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 from staytrue.evals.results.measures import PAIRS
 from staytrue.utils.console import duration
@@ -44,6 +44,17 @@ class Forecast:
             seconds -= needs
             untuned = untuned if name.startswith(PAIRS) else 0.0
         return fit, late
+
+    def instead_of(self, name: str, left_out: Collection[str], seconds: float) -> dict[str, float]:
+        """Return what fits into so many seconds of the measures that were left out and come after one, by its seconds.
+
+        Example:
+            >>> Forecast({"pairs": 50.0, "drift": 30.0, "leak": 20.0}).instead_of("pairs", ["pairs", "drift"], 40)
+            {'drift': 30.0}
+        """
+        later = [*self.alone]
+        later = later[later.index(name) + 1 :] if name in self.alone else []
+        return replace(self, alone={n: self.alone[n] for n in later if n in left_out}).divide(seconds)[0]
 
     def sentence(self, seconds: float = math.inf) -> str:
         """Say how long the measures that fit into so many seconds will take; "" if that is no more than a second."""

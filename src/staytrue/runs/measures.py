@@ -77,6 +77,7 @@ class Measurement:
         self._general = GeneralAnswers(request, out, loaded, seed, self._clock, say)
         self._samples = "general" not in asked  # `leak` needs answers of its own
         self.left_out: list[str] = []
+        self._planned = Forecast({})
 
     def to_sample(self, names: Sequence[str]) -> list[Probe]:
         """The general questions that the named measures will sample answers to, as probes."""
@@ -99,11 +100,11 @@ class Measurement:
         needed = [name for name in names if not self._needs_nothing(name)]
         if needed and self._request.budget is None and is_short(self._general.generator, _READ):
             return
-        forecast = self._forecast(needed)
+        self._planned = self._forecast(needed)
         left = self._clock.left()
-        if sentence := forecast.sentence(left):
+        if sentence := self._planned.sentence(left):
             self._say(sentence)
-        for name, why in forecast.divide(left)[1].items():
+        for name, why in self._planned.divide(left)[1].items():
             self._leave_out(name, why)
 
     def before_answers(self, names: Sequence[str]) -> None:
@@ -160,11 +161,14 @@ class Measurement:
         self._say(f"{name} is left out to fit {duration(self._request.budget)}: {why}")
 
     def _in_time(self, name: str, take: Callable[[], Any]) -> None:
-        """Take a measure, or leave it out if it would not end before the deadline."""
+        """Take a measure, or leave it out if it would not end before the deadline: then later ones may fit instead."""
         try:
             take()
         except TooLongError as late:
             self._leave_out(name, str(late))
+            for other, needs in self._planned.instead_of(name, self.left_out, self._clock.left()).items():
+                self.left_out.remove(other)
+                self._say(f"{other} is taken instead: it will take about {duration(needs)}.")
 
     def _likelihoods(self, name: str) -> None:
         about = self._about_pairs(name) if name.startswith(PAIRS) else self._about_drift()
