@@ -15,7 +15,7 @@ from staytrue.errors import RequestError
 from staytrue.evals.generation.batch import Batch
 from staytrue.evals.generation.lengths import AnswerLengths, SeenAnswers
 from staytrue.evals.generation.local import LocalGenerator
-from staytrue.evals.generation.speed import _TOKENS, Speed, _few, _Timed, estimate, is_short, measure
+from staytrue.evals.generation.speed import _TRIED, Speed, _few, _Timed, estimate, is_short, measure
 from staytrue.evals.generation.step_cost import StepCost
 from staytrue.evals.questions.probes import Probe
 from staytrue.evals.types import Question, Verdict
@@ -244,11 +244,12 @@ def test_the_costs_of_a_step_by_hand(monkeypatch):
         SimpleNamespace(writing=1.5, steps=3, again=lambda *a: 0.7, batch=SimpleNamespace(widen=lambda columns: True)),
     ]
     timed[0].batch = SimpleNamespace(places=8, tokens=40, rows=rows[1:])
-    for one in timed:
-        one.write = lambda **options: None
+    written = []
+    timed[0].write, timed[1].write = lambda **options: written.append(options), lambda **options: None
     monkeypatch.setattr("staytrue.evals.generation.speed._Timed", lambda batch: timed.pop(0))
     prompts = SimpleNamespace(batch=lambda *a, **k: None, prompt=lambda question: [0] * 50, evaluating=nullcontext)
     cost = measure(prompts, [probe(groups=4)], limit=400, seconds=10).cost
+    assert written == [{"seconds": 10}, {"steps": 80, "seconds": 10}]
     assert cost.attend == pytest.approx((0.7 - 0.5) / (8 * 200))
     assert cost.step == pytest.approx(0.5 - 8 * 0.05)  # 0.05 s for each of the four answers more
     assert cost.token == pytest.approx(0.05 - 50 * cost.attend)  # a prompt's attention is in it
@@ -289,7 +290,7 @@ def test_few_answers_are_written_for_some_time_and_twice_as_long_until_they_have
     timed = _Timed(few)
     timed.write(seconds=10)
     first = timed.steps
-    timed.write(steps=_TOKENS, seconds=10)
+    timed.write(steps=_TRIED, seconds=10)
     assert (first, timed.steps, timed.reading) == (*steps, 15.0)
 
 
@@ -302,6 +303,9 @@ def test_what_is_timed_depends_on_the_size_of_the_model_and_not_on_the_number_of
     assert not is_short(SimpleNamespace(weights=135_000_000, on_cpu=True, batch_size=1), 5_700)
     assert is_short(SimpleNamespace(weights=1_200_000, on_cpu=True, batch_size=1), 5_700)
     assert is_short(gpu, 2 * 5_700)
+    # 600 tokens of one answer of a 500 M model are 12 s of operations and 120 s of reading its weights.
+    assert not is_short(SimpleNamespace(weights=500_000_000, on_cpu=True, batch_size=None), 600, 1)
+    assert is_short(SimpleNamespace(weights=500_000_000, on_cpu=True, batch_size=None), 600, 16)
     generator = LocalGenerator(tiny.model(), tiny.tokenizer())
     assert generator.weights == sum(weight.numel() for weight in tiny.model().parameters())
 

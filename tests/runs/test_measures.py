@@ -318,6 +318,7 @@ def test_where_a_measure_proves_too_long_a_shorter_one_that_was_left_out_is_take
         taken.append(name)
 
     one = measures.Measurement(request, place / "E", lambda: None, 0, say=lines.append, until=1e12, asked=["general"])
+    monkeypatch.setattr(one._general, "untuned_to_sample", list)
     one._planned, one.left_out = Forecast({"pairs": 290.0, "drift": 180.0}), ["drift"]
     monkeypatch.setattr(one, "_likelihoods", slow)
     one.before_answers(["pairs", "drift"])

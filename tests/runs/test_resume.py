@@ -1,5 +1,6 @@
 """A run that is interrupted and resumed ends with the bits of a run that was not: adapter, log, for every defense."""
 
+import errno
 import json
 import os
 import random
@@ -22,9 +23,10 @@ from interrupted import Stopping, defense, logged, other_rows, recipe_of, with_a
 from staytrue import registry
 from staytrue.commands.training import train as command_of_training
 from staytrue.data.examples import write_examples
-from staytrue.errors import FolderInUseError, RequestError, TrainingError
+from staytrue.errors import DataError, FolderInUseError, RequestError, TrainingError
 from staytrue.evals.generation import local
-from staytrue.runs import train, training_run
+from staytrue.modeling.base_model import Untouched
+from staytrue.runs import preflight, train, training_run
 from staytrue.runs.checkpoints import Checkpoints
 from staytrue.training.trainers import GuardedSFT
 from staytrue.utils.files import read_rows, sha256_of
@@ -143,6 +145,52 @@ def test_answers_that_were_sampled_before_a_stop_are_not_sampled_again(home, tmp
     assert not (run / "anchor.unfinished.jsonl").exists()
     assert (run / "anchor.jsonl").read_bytes() == (whole.path / "anchor.jsonl").read_bytes()
     assert parts.manifest["adapter"] == whole.manifest["adapter"]
+
+
+def test_an_edited_recipe_is_refused_although_the_run_was_stopped_before_it_began(home, tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "_REPORTED", -1)
+    write_examples(home / "asked.jsonl", [*map(without_answer, other_rows(12))])
+    anchor = {"anchor": {"prompts": str(home / "asked.jsonl"), "share": 0.25, "max_new_tokens": 99}}
+    with pytest.raises(KeyboardInterrupt):
+        train.train(recipe_of(home, [anchor]), tmp_path / "run", StoppingAtAnAnswer(1))
+    edit(tmp_path / "run" / "recipe.yaml", "max_new_tokens: 99", "max_new_tokens: 98")
+    with pytest.raises(RequestError, match=r"recipe\.yaml was edited since the run began"):
+        train.resume(tmp_path / "run")
+
+
+@pytest.mark.parametrize("stored", ["no json", "[1]", '{"answer": "Yes."}'])
+def test_stored_answers_that_cannot_be_read_are_named_with_the_way_out(home, tmp_path, stored):
+    base = Untouched(lambda: tiny.model(), tiny.tokenizer())
+    base.folder = tmp_path
+    (tmp_path / "own.unfinished.jsonl").write_text(stored + "\n")
+    with pytest.raises(DataError, match=r"own\.unfinished\.jsonl cannot be read \(.*\)\. Delete it"):
+        base.keep("own", lambda: base.answers([*map(without_answer, other_rows(2))], 0, 4))
+
+
+def test_two_calls_for_kept_answers_do_not_share_them(tmp_path):
+    rows = [*map(without_answer, other_rows(4))]
+
+    def made(folder):
+        base = Untouched(lambda: tiny.model(), tiny.tokenizer())
+        base.folder = folder
+        return base.keep("own", lambda: base.answers(rows[:2], 0, 9) + base.answers(rows[2:], 0, 9))
+
+    assert made(tmp_path) == made(None)
+
+
+def test_answers_survive_a_fault_after_them(home, tmp_path, monkeypatch):
+    write_examples(home / "asked.jsonl", [*map(without_answer, other_rows(12))])
+    anchor = {"anchor": {"prompts": str(home / "asked.jsonl"), "share": 0.25, "max_new_tokens": 8}}
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with monkeypatch.context() as patch:
+        patch.setattr(preflight, "prepare", lambda *a, **k: (_ for _ in ()).throw(full))
+        with pytest.raises(OSError, match="No space left"):
+            train.train(recipe_of(home, [anchor]), tmp_path / "run")
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert (manifest["state"], manifest["reason"]) == ("failed", "OSError: [Errno 28] No space left on device")
+    kept = (tmp_path / "run" / "anchor.jsonl").read_bytes()
+    assert train.resume(tmp_path / "run").manifest["state"] == "done"
+    assert (tmp_path / "run" / "anchor.jsonl").read_bytes() == kept
 
 
 def test_a_run_that_is_stopped_before_an_answer_is_sampled_leaves_nothing(home, tmp_path):

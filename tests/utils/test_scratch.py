@@ -1,7 +1,6 @@
 """Scratch folders: removed when their work ends, also by the next one after a kill, and never while in use."""
 
-import os
-import time
+import fcntl
 
 import pytest
 
@@ -9,10 +8,9 @@ from staytrue.utils.run_dir import locked
 from staytrue.utils.scratch import scratch_beside
 
 
-def aged(folder, seconds=100):
+def left(folder):
     folder.mkdir()
     (folder / "weights").write_text("half")
-    os.utime(folder, (time.time() - seconds,) * 2)
     return folder
 
 
@@ -35,10 +33,26 @@ def test_a_fault_leaves_nothing(tmp_path):
 
 
 def test_what_a_killed_process_left_is_removed_and_what_is_in_use_or_another_persons_is_not(tmp_path):
-    killed = aged(tmp_path / ".m[o]del.unfinished-aaaa")
-    used = aged(tmp_path / ".m[o]del.unfinished-bbbb")
-    young = aged(tmp_path / ".m[o]del.unfinished-cccc", seconds=1)  # its process may be about to lock it
-    others = [aged(tmp_path / name) for name in (".model.unfinished-aaaa", ".m[o]del-backup", "m[o]del.unfinished-a")]
+    killed = left(tmp_path / ".m[o]del.unfinished-aaaa")
+    used = left(tmp_path / ".m[o]del.unfinished-bbbb")
+    others = [left(tmp_path / name) for name in (".model.unfinished-aaaa", ".m[o]del-backup", "m[o]del.unfinished-a")]
     with locked(used), scratch_beside(tmp_path / "m[o]del"):
         assert not killed.exists()
-    assert all(folder.exists() for folder in (used, young, *others))
+    assert all(folder.exists() for folder in (used, *others))
+
+
+def test_a_scratch_folder_is_locked_while_it_is_used(tmp_path):
+    with scratch_beside(tmp_path / "model") as first, scratch_beside(tmp_path / "model") as second:
+        assert first.exists()
+        assert second.exists()
+        assert first != second
+
+
+def test_where_a_file_system_has_no_locks_nothing_is_taken_for_left(tmp_path, monkeypatch):
+    def without(*_):
+        raise OSError("no locks")
+
+    perhaps_used = left(tmp_path / ".model.unfinished-aaaa")
+    monkeypatch.setattr(fcntl, "flock", without)
+    with scratch_beside(tmp_path / "model"):
+        assert perhaps_used.exists()

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from staytrue.data.examples import Example, Message, read_examples, write_examples
 from staytrue.data.reserved_questions import Reserved
-from staytrue.errors import ModelError
+from staytrue.errors import DataError, ModelError
 from staytrue.evals.questions.shipped_questions import shipped_texts
 from staytrue.utils import processes
 from staytrue.utils.files import append_row, read_rows
+from staytrue.utils.validation import in_one_line
 
 if TYPE_CHECKING:
     from staytrue.data.tokenize import Encoded
@@ -132,7 +135,8 @@ class Untouched:
         numbers = range(len(prompts)) if only is None else only
         questions = {Question(str(i), "base", prompts[i].messages): i for i in numbers}
         # what follows is a row to train on, so it holds all that the model writes, thoughts included
-        reference, texts = self.reference or AdapterOff(ModelParts(model)), self._answered()
+        keys = {i: _key(i, prompts[i], seed, max_new_tokens) for i in numbers}
+        reference, texts = self.reference or AdapterOff(ModelParts(model)), self._answered(keys)
         generate = LocalGenerator(reference.parts.model, self.tokenizer, thoughts_apart=False)
         samples = [(question, 0) for question, i in questions.items() if i not in texts]
         before = len(texts)
@@ -145,7 +149,8 @@ class Untouched:
             for answer in generate(samples, seed=seed, temperature=1.0, max_new_tokens=max_new_tokens):
                 texts[questions[answer.question]] = answer.text
                 if self._unfinished is not None:
-                    append_row(self._unfinished, {"prompt": questions[answer.question], "answer": answer.text})
+                    row = {"key": keys[questions[answer.question]], "answer": answer.text}
+                    append_row(self._unfinished, row)
             if progress is not None:
                 progress.step(len(texts) - before, {"answers": generate.spent()})
         return [
@@ -154,7 +159,24 @@ class Untouched:
             if texts[i].strip()
         ]
 
-    def _answered(self) -> dict[int, str]:
-        """The answers that an interrupted attempt has sampled, by the number of their prompt."""
-        rows = [] if self._unfinished is None else read_rows(self._unfinished)
-        return {row["prompt"]: row["answer"] for row in rows}
+    def _answered(self, keys: Mapping[int, str]) -> dict[int, str]:
+        """The answers that an interrupted attempt has sampled, by the number of their prompt.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        if self._unfinished is None:
+            return {}
+        try:
+            stored = {str(row["key"]): str(row["answer"]) for row in read_rows(self._unfinished)}
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{self._unfinished} cannot be read ({in_one_line(error)}). Delete it; its answers are sampled again."
+            ) from None
+        return {i: stored[key] for i, key in keys.items() if key in stored}
+
+
+def _key(number: int, prompt: Example, seed: int, max_new_tokens: int) -> str:
+    """The hash of what an answer of the untouched model depends on; its random numbers depend on its number too."""
+    asked = [number, [message.to_dict() for message in prompt.messages], seed, max_new_tokens]
+    return sha256(json.dumps(asked, sort_keys=True).encode("ascii")).hexdigest()

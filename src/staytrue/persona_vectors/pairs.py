@@ -67,7 +67,7 @@ def sample_pairs(
     texts = dict(kept.texts) if kept is not None else {}
     missing = [(question, k) for question, k in samples if (question.id, k) not in texts]
     before = len(texts)
-    if missing and tell is not None and not is_short(generate, len(missing) * max_new_tokens):
+    if missing and tell is not None and not is_short(generate, len(missing) * max_new_tokens, len(missing)):
         probe = Probe("vector", tuple(dict.fromkeys(question for question, _ in missing)), temperature=1.0)
         speed, share = trial(generate, [probe], max_new_tokens, tell), len(missing) / len(probe.questions)
         tell(estimate(len(missing), share, speed, [probe], max_new_tokens))

@@ -84,12 +84,12 @@ class Sitting:
         budget, stored = self.request.budget, AnswerStore(self.out).answers()
         asked = () if earlier_choice(self.out, budget, probes)[1] else probes
         missing = [len(missing_samples(probe.samples(), stored)) for probe in asked]
-        tokens = sum(many * self._limit(probe) for many, probe in zip(missing, asked, strict=True))
-        tokens += sum(len(probe.samples()) * self._limit(probe) for probe in sampling)
+        answers = [*zip(missing, asked, strict=True), *((len(probe.samples()), probe) for probe in sampling)]
+        tokens = sum(many * self._limit(probe) for many, probe in answers)
         if not tokens:
             return None
         local = generator()
-        if budget is None and (self.request.is_organism or is_short(local, tokens)):
+        if budget is None and (self.request.is_organism or is_short(local, tokens, sum(many for many, _ in answers))):
             return None
         seconds = MEASURED if budget is None else max(min(MEASURED, budget / 4), budget / 20)
         tried = {probe.name: probe for probe in (*sampling, *probes)}  # of two with one name the one that is asked

@@ -46,15 +46,29 @@ class Forecast:
         return fit, late
 
     def instead_of(self, name: str, left_out: Collection[str], seconds: float) -> dict[str, float]:
-        """Return what fits into so many seconds of the measures that were left out and come after one, by its seconds.
+        """Return the measures that were left out, come after one, and fit beside those that are still to come.
+
+        Args:
+            name: the one that will not be taken.
+            left_out: the measures that are left out so far.
+            seconds: that are left for all.
+
+        Returns:
+            The seconds of each.
 
         Example:
-            >>> Forecast({"pairs": 50.0, "drift": 30.0, "leak": 20.0}).instead_of("pairs", ["pairs", "drift"], 40)
+            >>> Forecast({"pairs": 50.0, "drift": 30.0, "leak": 20.0}).instead_of("pairs", ["pairs", "drift"], 50)
             {'drift': 30.0}
+            >>> Forecast({"pairs": 50.0, "drift": 30.0, "leak": 20.0}).instead_of("pairs", ["pairs", "drift"], 49)
+            {}
         """
-        later = [*self.alone]
-        later = later[later.index(name) + 1 :] if name in self.alone else []
-        return replace(self, alone={n: self.alone[n] for n in later if n in left_out}).divide(seconds)[0]
+        names = [*self.alone]
+        later = names[names.index(name) + 1 :] if name in names else []
+        planned = replace(self, alone={n: self.alone[n] for n in later if n not in left_out}).divide()[0]
+        paid = any(not n.startswith(PAIRS) for n in planned)  # for the untuned model's answers
+        others = {n: self.alone[n] for n in later if n in left_out}
+        rest = Forecast(others, 0.0 if paid else self.untuned)
+        return rest.divide(seconds - sum(planned.values()))[0]
 
     def sentence(self, seconds: float = math.inf) -> str:
         """Say how long the measures that fit into so many seconds will take; "" if that is no more than a second."""

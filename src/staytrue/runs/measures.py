@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -166,7 +167,8 @@ class Measurement:
             take()
         except TooLongError as late:
             self._leave_out(name, str(late))
-            for other, needs in self._planned.instead_of(name, self.left_out, self._clock.left()).items():
+            planned = replace(self._planned, untuned=self._general.seconds(self._general.untuned_to_sample()))
+            for other, needs in planned.instead_of(name, self.left_out, self._clock.left()).items():
                 self.left_out.remove(other)
                 self._say(f"{other} is taken instead: it will take about {duration(needs)}.")
 

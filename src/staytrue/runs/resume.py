@@ -57,8 +57,10 @@ def refuse_changed(run: RunDir, recipe: Recipe, facts: Mapping[str, Any], *, all
         RequestError: the sentence names what differs, and both values.
     """
     began, path = run.manifest, run.path
-    same = began.get("recipe") in (None, sha256_of(path / "recipe.yaml"))
-    if not same and began.get("values") != values_hash(recipe):
+    same = began.get("recipe") == sha256_of(path / "recipe.yaml")
+    values = {began[key] for key in ("asked", "values") if key in began}
+    known = bool(values) or "recipe" in began  # else a run of version 0.1 that was killed before its first step
+    if known and not same and values_hash(recipe) not in values:
         raise RequestError(
             f"{path}/recipe.yaml was edited since the run began, so it would go on as another training. Undo the edit, "
             "or train the new recipe with another --out."

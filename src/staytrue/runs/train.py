@@ -17,7 +17,7 @@ from staytrue.errors import RequestError
 from staytrue.runs import machine
 from staytrue.runs.checkpoints import step_of
 from staytrue.runs.recipe_checks import prepare
-from staytrue.runs.resume import forget_after, refuse_changed, refuse_unwritable
+from staytrue.runs.resume import forget_after, refuse_changed, refuse_unwritable, values_hash
 from staytrue.runs.training_run import TrainingRun, checkpoints_of
 from staytrue.utils import processes
 from staytrue.utils.console import Progress
@@ -73,9 +73,9 @@ def train(
     Raises:
         RequestError: a fault that is found before training; nothing is left behind.
         TrainingError: no trained weight moved, or some are not finite; the manifest's state is "failed". A run that
-            fails before its first optimizer step leaves nothing behind.
-        KeyboardInterrupt: stopped; the folder stays, and its manifest's state is "stopped". Before the first step it
-            only stays if a defense has sampled answers.
+            fails before its first optimizer step leaves nothing behind, unless a defense has sampled answers.
+        KeyboardInterrupt: stopped; the folder stays, and its manifest's state is "stopped". While the first step is
+            prepared, it only stays if a defense has sampled answers.
     """
     join(recipe, reference_cache)
     if main := processes.is_main():
@@ -87,6 +87,7 @@ def train(
         out.mkdir(parents=True, exist_ok=True)
     with _alone_in(out):
         run = RunDir.create(out, facts, writes=main)
+        run.save(asked=values_hash(recipe))
         run.write("recipe.yaml", recipe.text())
         TrainingRun(run, build, progress, say).to_the_end()
     return Run(out, processes.from_main(lambda: run.manifest))

@@ -5,6 +5,7 @@ Rows are tokenized before the model is loaded, so that cheap failures come first
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -147,6 +148,8 @@ class _Build:
                 "name other modules in lora.targets."
             ) from error
         except Exception as error:  # trl, transformers, peft and integrations raise anything
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise  # not the recipe's fault
             raise RecipeError(f"The trainer does not accept this recipe: {in_one_line(error)}") from error
         trainer.outcome.raises = True
         self.notes += [*left_out(self.base.notes), *all_weights.notes(trainer), *_of_processes(trainer.args)]

@@ -64,9 +64,10 @@ class TrainingRun:
         """Train, save what was trained and complete the folder.
 
         Raises:
-            StaytrueError: training failed; the manifest's state is "failed", or the folder is gone if no step was made.
-            KeyboardInterrupt: stopped; the manifest's state is "stopped", or the folder is gone if it came before the
-                first step and before a defense had sampled an answer.
+            StaytrueError: training failed; the manifest's state is "failed", or the folder is gone if no step was made
+                and no defense has sampled an answer.
+            KeyboardInterrupt: stopped; the manifest's state is "stopped", or the folder is gone if the first step was
+                still prepared and no defense has sampled an answer.
         """
         trainer = self._trainer()
         with self._removed_without_a_step(trainer), self.run.until_done(), processes.explained():
@@ -95,11 +96,18 @@ class TrainingRun:
         try:
             return self.build.trainer(self.run.path, self.progress)
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt) and (self.resumed or self.build.base.has_kept):
-                self.run.save(state="stopped")
-            elif not self.resumed:
+            if not self._is_worth_keeping:
                 self.run.remove()
+            elif isinstance(error, KeyboardInterrupt):
+                self.run.save(state="stopped")
+            else:
+                self.run.save(state="failed", reason=f"{type(error).__name__}: {error}")
             raise
+
+    @property
+    def _is_worth_keeping(self) -> bool:
+        """Whether the folder of a run without a step has an earlier attempt's files, or answers of a defense."""
+        return self.resumed or bool(self.build.base.has_kept)
 
     @contextmanager
     def _removed_without_a_step(self, trainer: Any) -> Iterator[None]:
@@ -107,7 +115,7 @@ class TrainingRun:
         try:
             yield
         except Exception:
-            if trainer.state.global_step == 0 and not self.resumed:
+            if trainer.state.global_step == 0 and not self._is_worth_keeping:
                 self.run.remove()
             raise
 
@@ -117,7 +125,7 @@ class TrainingRun:
         settled = trainer_args.filled(recipe.train, recipe.trainer, organism=build.source.is_organism)
         settled["warmup_steps"] = trainer.args.warmup_steps  # fitted to the number of steps
         recipe = recipe.model_copy(update={"train": settled})
-        self.run.write("recipe.yaml", text := recipe.text())
+        text = recipe.text()
         if build.held and self.run.writes:
             write_examples(out / "holdout.jsonl", build.held)
         self.run.save(
@@ -129,6 +137,7 @@ class TrainingRun:
             curated=build.base.notes,
             **({"notes": build.notes} if build.notes else {}),
         )
+        self.run.write("recipe.yaml", text)  # until it is there, the file is the one that `asked` is the hash of
         for note in build.notes:
             self.say(note)
 

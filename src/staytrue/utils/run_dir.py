@@ -28,17 +28,18 @@ _PACKAGES = ("staytrue", "torch", "transformers", "peft", "trl", "accelerate", "
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[bool]:
     """Keep other processes from writing into an existing folder; no file is left in it.
 
     The lock is on the folder itself and ends with the process, however it ends. On a file system that cannot lock a
-    folder, such as NFS, there is none.
+    folder, such as NFS, there is none: then it yields False.
 
     Raises:
         FolderInUseError: another process holds the lock.
     """
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
+        holds = True
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -47,8 +48,8 @@ def locked(folder: Path) -> Iterator[None]:
                 "--out."
             ) from None
         except OSError:  # the file system has no such locks
-            pass
-        yield
+            holds = False
+        yield holds
     finally:
         os.close(handle)
 

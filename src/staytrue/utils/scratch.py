@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import glob
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 
 from staytrue.errors import FolderInUseError
 from staytrue.utils.run_dir import locked
-
-_YOUNG = 60.0  # seconds in which another process may not have locked its folder yet
 
 
 @contextmanager
@@ -30,16 +27,20 @@ def scratch_beside(place: Path) -> Iterator[Path]:
     place.parent.mkdir(parents=True, exist_ok=True)
     for left in place.parent.glob(f"{glob.escape(prefix)}*"):
         _remove_if_left(left)
-    with TemporaryDirectory(dir=place.parent, prefix=prefix) as folder, locked(Path(folder)):
-        yield Path(folder)
+    made = Path(mkdtemp(dir=place.parent, prefix=f".{place.name}.new-"))
+    with locked(made):  # before it has the name by which other processes find it
+        scratch = made.rename(made.with_name(prefix + made.name.rpartition("-")[2]))
+        try:
+            yield scratch
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _remove_if_left(folder: Path) -> None:
-    """Remove a scratch folder whose process has ended: nothing holds its lock."""
+    """Remove a scratch folder whose process has ended: it holds its lock no longer."""
     try:
-        if time.time() - folder.stat().st_mtime < _YOUNG:
-            return
-        with locked(folder):
-            shutil.rmtree(folder, ignore_errors=True)
+        with locked(folder) as holds:
+            if holds:  # else the file system cannot tell whether it is in use
+                shutil.rmtree(folder, ignore_errors=True)
     except (OSError, FolderInUseError):  # in use, or removed by another process meanwhile
         return

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 MEASURED = 10.0  # seconds of a trial
 _STEPS = 3  # of a full batch that are timed
 _FEWEST, _MOST, _OF_A_PROBE = 12, 48, 3  # answers that are written: one a second of measuring, and of each probe
-# Tokens of each, if time allows. Until most have ended, it is not known how many would run to the limit: of the answers
-# of a 0.5B model that was fine-tuned on short ones, 50 tokens gave 3.8 times their mean length, and 75 gave 1.3 times.
-_TOKENS = 80
+# Steps, a token of each, if time allows. Until most have ended, it is not known how many would run to the limit: of a
+# 0.5B model that was fine-tuned on short answers, 50 tokens gave 3.8 times the mean length of all, and 75 gave 1.3.
+_TRIED = 80
 _NINE_OF_TEN = 1.28  # standard errors, one-sided
 _SHORT = 60.0  # seconds; what certainly takes less is not timed
 _ON_A_CPU, _ON_A_GPU = (5e10, 1e10), (1e12, 2e11)  # operations and bytes a second, of a slow one
-_TOGETHER = 16  # answers that are written side by side at least, unless another number is asked for
+_TOGETHER = 16  # answers that are written side by side, unless memory is short or another number is asked for
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,9 @@ def measure(generator: LocalGenerator, probes: Sequence[Probe], *, limit: int, s
         generator: the model.
         probes: of the evaluation; some questions of each, evenly spread, are answered at the probe's temperature.
         limit: most tokens of an answer.
-        seconds: how long the few answers are written, and at most twice as long until each has 80 tokens; reading their
-            prompts does not count. Each of the two timings of the full batch ends after the first step by which a
-            quarter of it is over.
+        seconds: how long the few answers are written, and at most twice as long until there are 80 steps, a token of
+            each; reading their prompts does not count. Each of the two timings of the full batch ends after the first
+            step by which a quarter of it is over.
     """
     parts = _few(probes, limit, min(_MOST, max(_FEWEST, round(seconds))))
     questions = [question for part in parts for question, _ in part.samples]
@@ -108,7 +108,7 @@ def measure(generator: LocalGenerator, probes: Sequence[Probe], *, limit: int, s
         if refilled:
             attend = max(0.0, full.again(_STEPS, seconds / 4) - wide) / (places * wider)
         few.write(seconds=seconds)
-        few.write(steps=_TOKENS, seconds=seconds)
+        few.write(steps=_TRIED, seconds=seconds)
     narrow, rows = few.writing / few.steps, few.batch.tokens / few.steps
     token = min(max((wide - narrow) / max(1.0, places - rows), 0.0), wide / places)
     begun = [*few.finished, *((row, False) for row in few.batch.rows)]  # in few places not all
@@ -140,13 +140,14 @@ def trial(
     return speed
 
 
-def is_short(generator: LocalGenerator, tokens: int) -> bool:
-    """Whether so many tokens certainly take less than a minute.
+def is_short(generator: LocalGenerator, tokens: int, answers: int = 16) -> bool:
+    """Whether so many tokens, in so many answers, certainly take less than a minute.
 
     That is two operations for each weight and token, and four bytes of each weight for the tokens of a step.
     """
     operations, size = _ON_A_CPU if generator.on_cpu else _ON_A_GPU
-    token = 2 / operations + 4 / size / (generator.batch_size or _TOGETHER)
+    together = max(1, min(answers, generator.batch_size or _TOGETHER))
+    token = 2 / operations + 4 / size / together
     return generator.weights * tokens * token < _SHORT
 
 
