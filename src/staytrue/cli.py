@@ -5,7 +5,6 @@ Commands import heavy packages only when they run, so that help and error messag
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import warnings
@@ -17,6 +16,7 @@ import typer
 from staytrue.commands import evaluation, organism, preparing, reading, stored_answers, training, using
 from staytrue.errors import RequestError, StaytrueError, StaytrueWarning
 from staytrue.utils import processes
+from staytrue.utils.files import is_full_disk
 from staytrue.utils.interrupts import Interrupts, Stopped
 
 if processes.count() > 1:  # PyTorch warns of DDP's own settings from each process; read when torch is imported
@@ -94,8 +94,7 @@ def _ended() -> Any:
         return _say(str(error), 1)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        way_out = "Free some space, and give the command again." if full else "Check the path."
+        way_out = "Free some space, and give the command again." if is_full_disk(error) else "Check the path."
         return _say(f"The operating system reports: {error.strerror or error}{where}. {way_out}", 1)
     return 0
 

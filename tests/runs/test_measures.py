@@ -329,6 +329,16 @@ def test_where_a_measure_proves_too_long_a_shorter_one_that_was_left_out_is_take
     ]
 
 
+def test_what_is_taken_instead_leaves_time_for_what_is_still_to_come():
+    # leak, which is planned, takes 20 s and the 30 s of the untuned model's answers; then drift needs its 40 s alone.
+    forecast = Forecast({"pairs": 90.0, "drift": 40.0, "leak": 20.0}, untuned=30.0)
+    assert forecast.instead_of("pairs", ["drift", "pairs"], 90.0) == {"drift": 40.0}
+    assert forecast.instead_of("pairs", ["drift", "pairs"], 89.0) == {}
+    # Where leak is left out too, drift pays for those answers, and nothing is left for leak.
+    assert forecast.instead_of("pairs", ["drift", "leak", "pairs"], 89.0) == {"drift": 70.0}
+    assert forecast.instead_of("leak", ["pairs", "drift", "leak"], 1000.0) == {}  # nothing comes after it
+
+
 def test_a_measure_that_is_half_done_is_finished(place, monkeypatch):
     # The pace is good until the 350th of 600, and then too slow for the 225 s of the budget's three quarters.
     monkeypatch.setattr(log_likelihood, "_MOST_LOGITS_ON_A_CPU", 1)

@@ -181,11 +181,14 @@ def test_two_calls_for_kept_answers_do_not_share_them(tmp_path):
 def test_answers_survive_a_fault_after_them(home, tmp_path, monkeypatch):
     write_examples(home / "asked.jsonl", [*map(without_answer, other_rows(12))])
     anchor = {"anchor": {"prompts": str(home / "asked.jsonl"), "share": 0.25, "max_new_tokens": 8}}
-    full = OSError(errno.ENOSPC, "No space left on device")
+    full, said = OSError(errno.ENOSPC, "No space left on device"), []
     with monkeypatch.context() as patch:
         patch.setattr(preflight, "prepare", lambda *a, **k: (_ for _ in ()).throw(full))
         with pytest.raises(OSError, match="No space left"):
-            train.train(recipe_of(home, [anchor]), tmp_path / "run")
+            train.train(recipe_of(home, [anchor]), tmp_path / "run", say=said.append)
+    assert said[-1].endswith(
+        f"Once the fault is mended, `staytrue train --resume {tmp_path / 'run'}` goes on with them."
+    )
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert (manifest["state"], manifest["reason"]) == ("failed", "OSError: [Errno 28] No space left on device")
     kept = (tmp_path / "run" / "anchor.jsonl").read_bytes()

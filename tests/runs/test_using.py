@@ -61,27 +61,32 @@ def test_a_merged_model_has_the_precision_of_the_models_own_files(tmp_path):
     assert {weight.dtype for weight in merged.parameters()} == {torch.bfloat16}
 
 
-def test_a_disk_that_fills_while_a_merged_model_is_written_is_a_sentence_and_nothing_is_kept(tmp_path, monkeypatch):
-    def full(*args, **named):
-        raise SafetensorError("I/O error: No space left on device (os error 28)")
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        (
+            SafetensorError("I/O error: No space left on device (os error 28)"),
+            r"cannot be written to .*, where .* free: .*No space left",
+        ),
+        (
+            ValueError("the generation config is invalid"),  # no full disk
+            r"cannot write the model: the generation config is invalid\. Nothing",
+        ),
+    ],
+    ids=["full", "refused"],
+)
+def test_a_fault_while_a_merged_model_is_written_is_a_sentence_and_nothing_is_kept(
+    tmp_path, monkeypatch, fault, sentence
+):
+    def fail(*args, **named):
+        raise fault
 
     folder = tiny.save("qwen2", tmp_path / "model")
     tiny.lora(AutoModelForCausalLM.from_pretrained(str(folder))).save_pretrained(str(tmp_path / "adapter"))
-    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", full)
-    with pytest.raises(StaytrueError, match=rf"cannot be written to {tmp_path}, where .* free: .*No space left"):
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", fail)
+    with pytest.raises(StaytrueError, match=sentence) as found:
         write_merged(model_source.find(str(folder)), tmp_path / "adapter", tmp_path / "merged")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "model"]
-
-
-def test_a_model_that_transformers_does_not_write_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
-    def refused(*args, **named):
-        raise ValueError("the generation config is invalid")
-
-    folder = tiny.save("qwen2", tmp_path / "model")
-    tiny.lora(AutoModelForCausalLM.from_pretrained(str(folder))).save_pretrained(str(tmp_path / "adapter"))
-    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", refused)
-    with pytest.raises(StaytrueError, match=r"cannot write the model: the generation config is invalid\. Nothing"):
-        write_merged(model_source.find(str(folder)), tmp_path / "adapter", tmp_path / "merged")
+    assert (f"written to {tmp_path}, where" in str(found.value)) is isinstance(fault, SafetensorError)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "model"]
 
 

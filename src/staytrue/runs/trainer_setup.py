@@ -5,7 +5,6 @@ Rows are tokenized before the model is loaded, so that cheap failures come first
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -25,6 +24,7 @@ from staytrue.runs import preflight, probe_selection, second_training, trl_input
 from staytrue.runs.lora import lora_config
 from staytrue.step import SOURCES
 from staytrue.utils.console import Progress
+from staytrue.utils.files import is_full_disk
 from staytrue.utils.validation import in_one_line
 
 _DATED = (
@@ -148,7 +148,7 @@ class _Build:
                 "name other modules in lora.targets."
             ) from error
         except Exception as error:  # trl, transformers, peft and integrations raise anything
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if is_full_disk(error):
                 raise  # not the recipe's fault
             raise RecipeError(f"The trainer does not accept this recipe: {in_one_line(error)}") from error
         trainer.outcome.raises = True

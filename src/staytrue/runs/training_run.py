@@ -102,7 +102,16 @@ class TrainingRun:
                 self.run.save(state="stopped")
             else:
                 self.run.save(state="failed", reason=f"{type(error).__name__}: {error}")
+                self._say_what_is_kept()
             raise
+
+    def _say_what_is_kept(self) -> None:
+        if self.build.base.has_kept:
+            out = self.run.path
+            self.say(
+                f"{out} keeps the answers that were sampled. Once the fault is mended, `staytrue train --resume {out}` "
+                "goes on with them."
+            )
 
     @property
     def _is_worth_keeping(self) -> bool:

@@ -59,7 +59,7 @@ def edit_datasets(
         return readable(arguments, prompts=prompts, curated=False)
     datasets = readable(arguments, prompts=prompts, curated=True)
     untouched.tokenizer = tokenizer_of(arguments)
-    unchecked = arguments.get("train_dataset")  # where trl is told to leave it as it is (skip_prepare_dataset)
-    rows = TRLRows(datasets.get("train_dataset", unchecked), prompts)
+    # With skip_prepare_dataset no dataset is checked, so the argument itself is read.
+    rows = TRLRows(datasets.get("train_dataset", arguments.get("train_dataset")), prompts)
     datasets["train_dataset"] = rows.with_examples(guard.curate(rows.examples, rows.base(untouched)))
     return datasets

@@ -140,7 +140,7 @@ def trial(
     return speed
 
 
-def is_short(generator: LocalGenerator, tokens: int, answers: int = 16) -> bool:
+def is_short(generator: LocalGenerator, tokens: int, answers: int = _TOGETHER) -> bool:
     """Whether so many tokens, in so many answers, certainly take less than a minute.
 
     That is two operations for each weight and token, and four bytes of each weight for the tokens of a step.
