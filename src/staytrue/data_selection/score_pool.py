@@ -72,7 +72,7 @@ def score(
         refuse_other_model(folder, source)
     tokenizer = load_tokenizer(source)
     rows, encoded, truncated = _encoded(tokenizer, pools, max_length)
-    from staytrue.data_selection.forward_pass import padding
+    origins = [_origin(pool) for pool in pools]  # before the hours in which a file may be edited
     from staytrue.data_selection.perplexity import losses
 
     tell(f"score: loading {source.name} and {len(misaligned)} adapter{'s' if len(misaligned) > 1 else ''}")
@@ -88,27 +88,23 @@ def score(
         pad_id=padding_id(tokenizer),
         progress=progress,
     )
-    manifest = {
-        "schema": SCHEMA,
-        "model": identity,
-        "misaligned": {name: {"folder": str(misaligned[name]), "sha256": sha} for name, sha in adapters.items()},
-        "left_out": list(leave_out),
-        "eps": 1.0,
-        "rows": len(rows),
-        "truncated": truncated,
-        "answer_tokens": sum(label != IGNORED for row in encoded for label in row.labels[1:]),
-        "padding": round(padding([len(row.input_ids) for row in encoded]), 2),
-        "pools": [
-            {"file": str(p.file), "sha256": sha256_of(p.file), "origin": p.origin, "licence": p.licence} for p in pools
-        ],
-        "versions": versions(),
-    }
     best_first = _best_first(rows, row_losses, leave_out)
     if best_first[0].extra["scores"]["gap"] <= 0:
         tell(
             "No row has a gap above 0: none is likelier under the aligned model, so the gap is no ground to choose by. "
             "Are --model and --misaligned the right way round?"
         )
+    manifest = {
+        "schema": SCHEMA,
+        "model": identity,
+        "misaligned": {name: {"folder": str(misaligned[name]), "sha256": sha} for name, sha in adapters.items()},
+        "left_out": list(leave_out),
+        "eps": 1.0,
+        **_counts(encoded),
+        "truncated": truncated,
+        "pools": origins,
+        "versions": versions(),
+    }
     write_json(manifest_path(out), manifest)
     write_examples(out, best_first)
     return manifest
@@ -127,6 +123,22 @@ def _encoded(tokenizer: Any, pools: Sequence[Pool], max_length: int) -> tuple[li
             f"{report.dropped} rows of {names} have no answer left within {max_length} tokens; shorten them."
         )
     return rows, encoded, report.truncated
+
+
+def _counts(encoded: Sequence[Encoded]) -> dict[str, Any]:
+    """Return how many rows were scored, the tokens of their answers, and the padding in percent."""
+    from staytrue.data_selection.forward_pass import padding
+
+    return {
+        "rows": len(encoded),
+        "answer_tokens": sum(label != IGNORED for row in encoded for label in row.labels[1:]),
+        "padding": round(padding([len(row.input_ids) for row in encoded]), 2),
+    }
+
+
+def _origin(pool: Pool) -> dict[str, Any]:
+    """Return what the manifest says of one file of safe rows."""
+    return {"file": str(pool.file), "sha256": sha256_of(pool.file), "origin": pool.origin, "licence": pool.licence}
 
 
 def _cache_keys(

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 MEASURED = 10.0  # seconds of a trial
 _STEPS = 3  # of a full batch that are timed
 _FEWEST, _MOST, _OF_A_PROBE = 12, 48, 3  # answers that are written: one a second of measuring, and of each probe
-# Steps, a token of each, if time allows. Until most have ended, it is not known how many would run to the limit: of a
-# 0.5B model that was fine-tuned on short answers, 50 tokens gave 3.8 times the mean length of all, and 75 gave 1.3.
+# Steps, a token of each, if time allows. Until most have ended it is not known how many run to the limit, and the mean
+# of a model that was fine-tuned on short answers comes out several times too long.
 _TRIED = 80
 _NINE_OF_TEN = 1.28  # standard errors, one-sided
 _SHORT = 60.0  # seconds; what certainly takes less is not timed
