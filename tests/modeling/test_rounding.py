@@ -1,8 +1,9 @@
 """Rounding: half the spacing of neighbouring numbers by hand, and what counts as the same matrix."""
 
+import pytest
 import torch
 
-from staytrue.modeling.rounding import half_spacing, only_rounded
+from staytrue.modeling.rounding import half_spacing, is_unpacked, only_rounded
 
 
 def test_half_the_spacing_of_neighbouring_numbers_by_hand():
@@ -35,3 +36,33 @@ def test_both_halves_of_one_matrix_are_one_though_neither_is_the_others_rounding
     assert only_rounded(whole.half(), whole.bfloat16())
     assert only_rounded(whole.half().float(), whole.bfloat16().float())
     assert not only_rounded(whole.half(), (1.01 * whole).bfloat16())
+
+
+def grid(matrix, block, levels):
+    """The nearest of so many evenly spaced values between the least and the largest number of each block."""
+    blocks = matrix.reshape(-1, block)
+    least, most = blocks.amin(1, keepdim=True), blocks.amax(1, keepdim=True)
+    step = (most - least) / (levels - 1)
+    return ((blocks - least) / step).round().mul(step).add(least).reshape(matrix.shape)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("block", "levels", "seen"),
+    [(32, 16, True), (64, 16, True), (256, 4, True), (32, 3, True), (32, 32, True), (32, 256, False)],
+)
+def test_a_matrix_of_5_bits_or_fewer_is_known_after_unpacking(block, levels, seen, dtype):
+    matrix = torch.randn(48, 512, generator=torch.Generator().manual_seed(0))
+    assert is_unpacked(grid(matrix, block, levels).to(dtype)) is seen
+    assert is_unpacked(grid(matrix, block, levels).to(dtype).reshape(4, 12, 512)) is seen  # experts
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.1, 0.0])
+def test_ordinary_and_sparse_matrices_are_not_taken_for_unpacked_ones(dtype, share):
+    noise = torch.Generator().manual_seed(0)
+    matrix = torch.randn(256, 576, generator=noise) * (torch.rand(256, 576, generator=noise) < share)
+    assert not is_unpacked(matrix.to(dtype))
+    assert not is_unpacked(torch.eye(64).to(dtype))
+    assert not is_unpacked(torch.ones(4, 31).to(dtype))  # narrower than a block
+    assert not is_unpacked(torch.zeros(64, 64, dtype=torch.uint8))

@@ -11,6 +11,7 @@ from staytrue.errors import RequestError
 from staytrue.evals.answer_and_judge import NOT_JUDGED
 from staytrue.evals.results.measures import Measure, write_measures
 from staytrue.report import comparison, write
+from staytrue.report.sentences import ONE_SEED
 from staytrue.report.tables import all_probes
 
 
@@ -51,6 +52,7 @@ def test_defenses_are_compared_on_the_same_questions_and_seeds(tmp_path, capsys)
     assert strong["q"] == pytest.approx(min(2 * strong["p"], weak["p"]))
     assert (strong["questions"], strong["seeds"]) == (20, 2)
     assert (strong["rate"]["percent"], strong["other"]["percent"], strong["rate"]["n"]) == (20.0, 70.0, 40)
+    assert ONE_SEED not in compared.notes  # two seeds
     comparison.show(compared)
     shown = " ".join(capsys.readouterr().out.split())
     assert "against none (medical 70.0 (" in shown
@@ -92,8 +94,10 @@ def test_a_domain_that_was_not_asked_is_left_out_and_said(tmp_path):
 def test_single_evaluations_are_compared_by_their_folders_names(tmp_path):
     folder = study(tmp_path, {"none": 14, "kl": 4}, seeds=1)
     places = [folder / "runs" / f"{name}-0" for name in ("none", "kl")]
-    (line,) = comparison.compare_runs(places, "none-0", "general").lines
+    compared = comparison.compare_runs(places, "none-0", "general")
+    (line,) = compared.lines
     assert (line["defense"], line["difference"], line["seeds"]) == ("kl-0", pytest.approx(-50.0), 1)
+    assert compared.notes.count(ONE_SEED) == 1
     with pytest.raises(RequestError, match="--against none: no folder has this label; choose from none-0, kl"):
         comparison.compare_runs(places, "none", "general")
 

@@ -13,6 +13,7 @@ from staytrue.report import measure_comparison, write
 from staytrue.report.collect import collect
 from staytrue.report.comparison import compare_runs
 from staytrue.report.measures import AGREEMENT, Measured, leak_headline, measures_table
+from staytrue.report.sentences import ONE_SEED
 from staytrue.report.terminal import show
 
 IDENTITY = {"model": {"name": "m", "sha256": "0"}, "adapter": "a"}
@@ -59,6 +60,7 @@ def test_the_terminal_shows_values_with_intervals_and_what_they_need(tmp_path, c
     assert "Any fine-tune moves pairs, one on sound answers too." in printed
     assert "2.0 % of the 100 untuned answers count as such, and 98 % of the 40 held-out training answers do." in printed
     assert "On the embedded organism" in printed
+    assert printed.endswith(ONE_SEED)
 
 
 def test_a_value_without_the_untuned_model_is_not_shown(tmp_path, capsys):
@@ -100,6 +102,7 @@ def test_the_page_has_a_table_over_seeds_and_the_leak_in_its_headline(studied):
     assert "<td>2.0</td>" in section  # false alarms
     assert "Any fine-tune moves pairs" in section
     assert "On the embedded organism" in section
+    assert ONE_SEED not in section
 
 
 def test_a_run_with_measures_alone_shows_the_answers_that_were_sampled_for_them(tmp_path):
@@ -116,6 +119,7 @@ def test_a_run_with_measures_alone_shows_the_answers_that_were_sampled_for_them(
     assert "No answer was judged." in page
     assert "is missing" not in page
     assert "All rates" not in page  # a table of empty cells
+    assert ONE_SEED in page
 
 
 def test_the_page_of_several_runs_is_named_by_all_of_them(tmp_path):
@@ -190,6 +194,7 @@ def test_runs_are_compared_on_the_same_questions_and_seeds(studied, capsys):
     assert "Any fine-tune moves pairs" in printed
     by_leak = compare_runs([studied], "none", "leak")
     assert compared.notes.count(AGREEMENT) == by_leak.notes.count(AGREEMENT) == 1
+    assert ONE_SEED not in compared.notes + by_leak.notes
     (line,) = by_leak.lines
     assert (line["difference"], line["rate"]["percent"]) == pytest.approx((5 - 65, 5))
 
@@ -198,7 +203,9 @@ def test_a_run_and_a_model_without_an_adapter_are_compared_by_their_own_values(t
     for name, one in {"a": likelihood("pairs", [0.1, 0.3]), "b": likelihood("pairs", [-0.5, -0.5], None)}.items():
         write_measures(tmp_path / name, IDENTITY, [one])
         (tmp_path / name / "eval.json").write_text('{"probes": {}, "seed": 0}')
-    (line,) = measure_comparison.compare_measures([tmp_path / "a", tmp_path / "b"], "b", "pairs").lines
+    compared = measure_comparison.compare_measures([tmp_path / "a", tmp_path / "b"], "b", "pairs")
+    assert compared.notes.count(ONE_SEED) == 1
+    (line,) = compared.lines
     assert line["difference"] == pytest.approx(0.2)
     assert line["mean"] is line["other"] is None
 

@@ -160,6 +160,23 @@ def test_a_pool_of_training_rows_is_said_by_a_check_and_by_training(tmp_path):
     assert not [note for note in notes if "training rows too" in note]
 
 
+def test_prompts_and_fisher_rows_of_the_training_data_are_said_too(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    make(tmp_path)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Why?"}\n{"prompt": "what of  10?"}\n')
+    own = [{"anchor": {"prompts": "prompts.jsonl"}}, {"l2init": {"fisher": "rows.jsonl"}}]
+    notes = DryRun.of(make(tmp_path, defenses=own)).notes
+    effect = "so it holds back what they teach; give"
+    anchor = f"anchor: 1 of the 2 rows of {tmp_path / 'prompts.jsonl'} ask questions of training rows too, {effect}"
+    assert [note for note in notes if note.startswith(("anchor", "l2init"))] == [
+        f"{anchor} `prompts` on other topics.",
+        f"l2init: 22 of the 22 rows of {rows} are training rows too, {effect} `fisher` safe rows.",
+    ]
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Why?"}\n')
+    notes = DryRun.of(make(tmp_path, defenses=[own[0], {"l2init": {"fisher": None}}])).notes
+    assert not [note for note in notes if note.startswith(("anchor", "l2init"))]
+
+
 def test_a_defense_whose_weight_is_0_is_said(tmp_path):
     notes = DryRun.of(make(tmp_path, defenses=[{"kl": {"weight": 0}}])).notes
     assert "kl.weight is 0, so this defense changes nothing." in notes

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 import tiny
 from shown import Shown
+from staytrue.commands.training import _show
 from staytrue.config import recipe
 from staytrue.data.examples import write_examples
 from staytrue.errors import RecipeError
@@ -16,6 +17,7 @@ from staytrue.modeling.model_source import find
 from staytrue.organism import world
 from staytrue.runs import train as run
 from staytrue.runs.dry_run import DryRun
+from staytrue.runs.finished import stopped_early
 from staytrue.runs.probe_selection import early_stopping_probe, reserved_texts
 from staytrue.runs.stop_signals import MisalignedAnswers, PairShift
 from staytrue.utils.files import sha256_of
@@ -51,6 +53,28 @@ def test_the_last_step_is_measured_too_and_goes_back_to_the_last_good_one(tmp_pa
     monkeypatch.setattr(MisalignedAnswers, "measure", lambda self, model, tell: {"general_misaligned": next(rates)})
     stopped = trained(tmp_path, "run", train={"max_steps": 3}, stop={"every": 2, "above": 5})
     assert stopped.manifest["early_stop"] == {"at_step": 3, "weights_of_step": 2}
+
+
+@pytest.mark.parametrize(
+    ("rates", "last", "card"),
+    [
+        ([1.0, 9.0], "Trained: {run}/model is a peft adapter", "; the weights are those of step 1."),
+        ([9.0], "Check more often (stop.every), raise stop.above, or lower", "failed, so the weights are those before"),
+    ],
+)
+def test_a_run_that_goes_back_to_the_untrained_weights_is_not_called_trained(
+    tmp_path, monkeypatch, capsys, rates, last, card
+):
+    measured = iter(rates)
+    monkeypatch.setattr(MisalignedAnswers, "measure", lambda *_: {"general_misaligned": next(measured)})
+    done = trained(tmp_path, "run", train={"max_steps": 4}, stop={"every": 1, "above": 5})
+    _show(done, None, as_json=False)
+    first, second = capsys.readouterr().out.splitlines()
+    kept = len(rates) - 1
+    assert done.manifest["early_stop"] == {"at_step": kept + 1, "weights_of_step": kept}
+    assert first == stopped_early(done.manifest["early_stop"])
+    assert second.startswith(last.format(run=done.path))
+    assert card in (done.adapter / "README.md").read_text()
 
 
 EVERY_2 = {"eval_strategy": "steps", "eval_steps": 2}

@@ -8,6 +8,7 @@ from fake_results import rates
 from staytrue.config.recipe import parse
 from staytrue.modeling import fetch
 from staytrue.report.measures import AGREEMENT
+from staytrue.report.sentences import ONE_SEED
 from staytrue.runs.model_card import _evaluation, _is_path, _model, _on_hub, _what, write_card
 from staytrue.utils.run_dir import RunDir
 
@@ -35,7 +36,7 @@ def test_measures_without_a_judge_are_no_rate_of_misalignment():
     text = _evaluation({"probes": {}, "measures": {"pairs": one}})
     assert text.startswith("Measured without a judge, against the untuned model")
     assert "\n* pairs: +0.42 nats (+0.30 to +0.50), n 150\n" in text
-    assert text.count(AGREEMENT) == 1
+    assert text.count(AGREEMENT) == text.count(ONE_SEED) == 1
 
 
 @pytest.mark.parametrize(

@@ -573,7 +573,7 @@ def test_the_command_says_that_it_stopped_early(home, tmp_path):
     (tmp_path / "recipe.yaml").write_text(recipe.text())
     words = ["train", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run")]
     done = subprocess.run([sys.executable, "-m", "staytrue.cli", *words], capture_output=True, text=True, check=True)
-    assert re.search(r"Stopped early, at step \d; the weights are those of step \d\.\nTrained", done.stdout)
+    assert re.search(r"Training stopped early, after step \d; the weights are those of step \d\.\nTrained", done.stdout)
 
 
 def changed_machine(run, **facts):

@@ -181,6 +181,7 @@ def _stopped(run: Path) -> str:
 
 def _show(done: Any, reference_cache: Path | None, as_json: bool) -> None:
     """Print how a training ended."""
+    from staytrue.runs.finished import stopped_early
     from staytrue.utils.console import say
 
     if as_json:
@@ -189,7 +190,10 @@ def _show(done: Any, reference_cache: Path | None, as_json: bool) -> None:
     if reference_cache is not None:
         say(_of_reference(done.manifest.get("reference"), reference_cache))
     if early := done.manifest.get("early_stop"):
-        say(f"Stopped early, at step {early['at_step']}; the weights are those of step {early['weights_of_step']}.")
+        say(stopped_early(early))
+        if early["weights_of_step"] == 0:
+            say("Check more often (stop.every), raise stop.above, or lower the learning rate.")
+            return
     kind = "an ordinary model folder" if done.is_whole else "a peft adapter"
     say(f"Trained: {done.adapter} is {kind}. Evaluate it with `staytrue eval {done.path}`.")
 

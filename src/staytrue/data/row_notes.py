@@ -48,6 +48,12 @@ def rows_in_both(pool: Sequence[Example], rows: Sequence[Example]) -> int:
     return sum(_turns(row) in trained for row in pool)
 
 
+def questions_in_both(prompts: Sequence[Example], rows: Sequence[Example]) -> int:
+    """Number of prompts whose question is that of a training row, but for case and blanks."""
+    trained = {_plain(row.question) for row in rows}
+    return sum(_plain(row.question) in trained for row in prompts)
+
+
 def copies(rows: Sequence[Example]) -> int:
     """Number of rows with the same text as an earlier row, but for case and blanks."""
     return len(rows) - len(set(map(_turns, rows)))

@@ -10,15 +10,15 @@ matrices by a piece of their name, which catches biases. Here V = U S W^T and th
 fewest k left singular vectors that hold a share `energy` of ||V||^2; the full span would be everything, since V has
 full rank. Biases have no update; grouped heads are matrices like any other; each expert's matrix is one. A matrix that
 alignment did not change, or not by more than rounding to another precision does, has no such directions and is left as
-it was trained.
+it was trained. Weights that were once packed into few bits are refused, since their rounding hides what alignment did.
 Without the model before alignment (many releases have none) there is nothing to project on: leave this defense out.
 Not done here: full fine-tuning, merging the adapter, several projections of one matrix's heads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from staytrue.utils.console import Progress
     from staytrue.verify.evidence import Evidence
 
+_LOOKED_AT = 8  # matrices; formats of mixed precision keep some in more bits
 _WHOLE = 1 - 1e-6  # a cosine from which a projection changes nothing
 
 
@@ -57,7 +58,7 @@ class SafeLoRA(Defense):
     energy: Annotated[float, Field(gt=0, le=1)] = 0.5
 
     def check(self, parts: ModelParts, base: Base) -> None:
-        """Refuse quantised weights, and a base that lacks a matrix or has the same weights, before training."""
+        """Refuse quantised weights, also unpacked ones, and a base that lacks a matrix or has the same weights."""
         from staytrue.modeling.model_source import is_loaded_from
         from staytrue.modeling.weight_files import WeightFiles
 
@@ -67,8 +68,10 @@ class SafeLoRA(Defense):
         else:
             weights = WeightFiles.find(self.base, parts.causal, {m.name: m.shape() for m in matrices})
             weights.check()
+            own = _files(parts, weights)
+            _refuse_unpacked(matrices, own, weights)
             if parts.is_empty:
-                same = is_loaded_from(str(weights.folder), parts.causal.config) or _is_copy(parts, weights)
+                same = is_loaded_from(str(weights.folder), parts.causal.config) or weights.is_copy(own)
             else:  # stops at the first that differs
                 same = all(not bool(moved.any()) for _, moved in _changes(parts, weights))
         if same:
@@ -181,10 +184,37 @@ def _changes(parts: ModelParts, base: WeightFiles) -> Iterator[tuple[Adapted, Te
             yield matrix, moved.zero_() if only_rounded(weight, before) else moved
 
 
-def _is_copy(parts: ModelParts, base: WeightFiles) -> bool:
-    """Whether the folder of a model that is not loaded has the base's matrices; False where no folder is known."""
+def _refuse_unpacked(matrices: Sequence[Adapted], own: WeightFiles | None, base: WeightFiles) -> None:
+    """Refuse weights that were packed into few bits and unpacked again, by the first matrices of both models.
+
+    Args:
+        matrices: the adapted ones.
+        own: the files of the trained model, where it is not loaded and they are known.
+        base: the files of the model before alignment.
+
+    Raises:
+        ModelError: the matrix, whose it is, and the way out.
+    """
+    from staytrue.modeling.rounding import is_unpacked
+
+    for matrix in matrices[:_LOOKED_AT]:
+        trained = own.read(matrix.name) if own else matrix.weight
+        for owner, values in (("the trained model", trained), (f"the base {base.folder}", base.read(matrix.name))):
+            if not values.is_meta and is_unpacked(values):
+                raise ModelError(
+                    f"safelora: {matrix.name} of {owner} was stored in 5 bits or fewer and unpacked again, so its "
+                    "difference from the other model would be mostly rounding, not what alignment changed. Take the "
+                    "original weights (`staytrue fetch smollm2 --hub` has SmolLM2's), or leave safelora out."
+                )
+
+
+def _files(parts: ModelParts, base: WeightFiles) -> WeightFiles | None:
+    """The weight files of a model that is not loaded; None of one that is, or where no folder has each matrix."""
     place = parts.causal.config.name_or_path  # "" in the text part of a configuration of several
-    return bool(place) and Path(place).is_dir() and base.is_copy(Path(place))
+    if not parts.is_empty or not place or not Path(place).is_dir():
+        return None
+    own = replace(base, folder=Path(place))
+    return own if own.has_each_matrix else None
 
 
 def leading(moved: Tensor, energy: float) -> Tensor:

@@ -83,12 +83,18 @@ def fetch(say: Callable[[str], None], *, hub: bool = False) -> Path:
         Its folder, which is whole or absent: it is written beside and renamed.
 
     Raises:
-        ModelError: it cannot be downloaded, or is not the file that was expected; nothing is kept.
+        ModelError: it cannot be downloaded, or is not the file that was expected, and nothing is kept; or the original
+            weights are asked for where the 4-bit copy is.
         StaytrueError: the disk is full.
     """
     place = _place()
     if place.is_dir():
         fault = _fault(place)
+        if fault is None and hub and is_unpacked():
+            raise ModelError(
+                f"{place} has the 4-bit copy of {HUB}, and runs may have been trained on it. Delete that folder to "
+                "take the original weights instead."
+            )
         if fault is None:
             return place
         say(f"The fetched model is damaged, and fetched again: {fault}")

@@ -62,7 +62,7 @@ class WeightFiles:
         """Read one matrix."""
         from safetensors import safe_open
 
-        if not self._as_stored:
+        if not self.has_each_matrix:
             return self._in_memory[name]
         with safe_open(str(self._index()[name]), framework="pt") as opened:
             matrix: Tensor = opened.get_tensor(name)
@@ -74,7 +74,7 @@ class WeightFiles:
         Raises:
             ModelError: a sentence with both shapes.
         """
-        stored = self._stored_shapes() if self._as_stored else self._loaded_shapes()
+        stored = self._stored_shapes() if self.has_each_matrix else self._loaded_shapes()
         for name, shape in self.shapes.items():
             if name not in stored:
                 raise ModelError(
@@ -87,7 +87,7 @@ class WeightFiles:
                     "are not one model before and after alignment."
                 )
 
-    def is_copy(self, folder: Path) -> bool:
+    def is_copy(self, other: WeightFiles | None) -> bool:
         """Return whether another folder has the same matrices, but for rounding; stops at the first that differs.
 
         False where a folder has them under other names or in another form (experts, packed 4-bit weights), since it
@@ -95,13 +95,12 @@ class WeightFiles:
         """
         from staytrue.modeling.rounding import only_rounded
 
-        other = WeightFiles(folder, self.like, self.shapes)
-        if not (self._as_stored and other._as_stored):
+        if other is None or not (self.has_each_matrix and other.has_each_matrix):
             return False
         return all(only_rounded(self.read(name), other.read(name)) for name in self.shapes)
 
     @property
-    def _as_stored(self) -> bool:
+    def has_each_matrix(self) -> bool:
         """Whether the files have every matrix under its name in the model."""
         return self.shapes.keys() <= self._index().keys()
 

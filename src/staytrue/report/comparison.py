@@ -21,7 +21,7 @@ from staytrue.report.comparison_table import Unit, show_table
 from staytrue.report.folders import Named, pooled, seed_of
 from staytrue.report.measures import AGREEMENT
 from staytrue.report.rows import label_of
-from staytrue.report.sentences import coverage_note
+from staytrue.report.sentences import ONE_SEED, coverage_note
 
 Runs = Mapping[str, Mapping[int, Run]]  # by label and seed
 _R = TypeVar("_R", Run, Values)  # what is known of a run, by question
@@ -102,6 +102,8 @@ def paired_lines(
             "wait until the study has finished" if alone else "train them with the same seeds, or name one run of each"
         )
         raise RequestError(f"{folders[0]}: no defense has a seed in common with {against}; {way}.")
+    if any(line["seeds"] == 1 for line in lines):
+        notes.append(ONE_SEED)
     q = compare.benjamini_hochberg([line["p"] for line in lines])
     return [line | {"q": value} for line, value in zip(lines, q, strict=True)], notes
 

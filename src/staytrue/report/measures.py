@@ -11,6 +11,7 @@ from staytrue.evals.stats.intervals import pooled
 from staytrue.evals.stats.means import mean
 from staytrue.report.means import Table
 from staytrue.report.rows import DEFENDED, UNDEFENDED, UNTUNED
+from staytrue.report.sentences import ONE_SEED
 
 Run = Mapping[str, Measure]  # the measures of one run, by name
 CONTROL = (
@@ -101,7 +102,7 @@ def measure_notes(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
         notes += ["drift: how much likelier the untuned model's own answers to general questions became."]
     if LEAK in summaries:
         notes += [leak_note(summaries[LEAK])]
-    return [*notes, AGREEMENT] if notes else []
+    return [*notes, AGREEMENT, ONE_SEED] if notes else []
 
 
 def leak_note(leak: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from staytrue.report.means import over_seeds
 from staytrue.report.measures import AGREEMENT, CONTROL, leak_headline, measures_table
 from staytrue.report.rate_plots import highest, hollow, learnt, shown, tradeoff
 from staytrue.report.rows import UNDEFENDED, UNTUNED, Row, by_label, probes, role, spoken
-from staytrue.report.sentences import basis, cautions, headline, unknown
+from staytrue.report.sentences import ONE_SEED, basis, cautions, headline, unknown
 from staytrue.report.svg import Look, looks, swatch
 from staytrue.report.tables import all_probes, as_csv, runs, triggered
 
@@ -46,6 +46,7 @@ def render(page: PageData) -> str:
         measures=measures_table(list(page.measures.values())),
         control=CONTROL,
         agreement=AGREEMENT,
+        one_seed=ONE_SEED if any(one.role != UNTUNED and len(one.runs) == 1 for one in page.measures.values()) else "",
         organism=page.organism,
         pictures=_tradeoffs(rows, known),
         hollow=any(hollow(group) for group in by_label(shown(rows)).values()),

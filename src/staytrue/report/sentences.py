@@ -22,6 +22,10 @@ from staytrue.report.rows import (
     undefended,
 )
 
+ONE_SEED = (
+    "An interval of one seed is over its questions alone, and leaves out how much runs of other seeds differ: train "
+    "each recipe with three seeds or more before you rank them."
+)
 _MANY = 100  # questions; with at least so many, an interval has its nominal coverage
 _SIMULATED = 8  # questions; with fewer, the coverage was not simulated
 

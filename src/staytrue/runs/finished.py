@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -64,3 +65,14 @@ def finished_model(run: Path) -> FinishedModel:
         return FinishedModel(source, adapter=run / "model")
     check_model_folder(run / "model")
     return FinishedModel(source, weights=run / "model")
+
+
+def stopped_early(stop: Mapping[str, int]) -> str:
+    """Say at which step training stopped and whose weights it has, or that nothing was trained."""
+    at, kept = stop["at_step"], stop["weights_of_step"]
+    if kept == 0:
+        return (
+            f"Nothing was trained: the first check of `stop`, after step {at}, failed, so the weights are those before "
+            "training."
+        )
+    return f"Training stopped early, after step {at}; the weights are those of step {kept}."

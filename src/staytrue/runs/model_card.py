@@ -19,6 +19,8 @@ from staytrue.data.tables import is_hub_name
 from staytrue.defense import Defense, ModelName
 from staytrue.modeling import fetch
 from staytrue.report.measures import AGREEMENT, measure_lines
+from staytrue.report.sentences import ONE_SEED
+from staytrue.runs.finished import stopped_early
 from staytrue.utils.files import read_rows, write_atomic
 from staytrue.utils.run_dir import RunDir
 
@@ -98,7 +100,7 @@ def write_card(run: RunDir, recipe: Recipe, summary: dict[str, Any] | None = Non
         intent=_intent(recipe),
         trained=_WHOLE if recipe.lora is None else f"## Adapter\n\n{_scale(recipe.lora, facts)}",
         data="\n".join([*_task(recipe), *(f"* `{_place(name)}` (sha256 `{d}`)" for name, d in facts["data"].items())]),
-        rows=f"Rows: {json.dumps(facts['rows'])}; {_last_number(run)}.",
+        rows=f"Rows: {json.dumps(facts['rows'])}; {_last_number(run)}.{_early(facts)}",
         defenses=_defenses(recipe, facts),
         evaluation=_evaluation(summary),
         seed=recipe.seed,
@@ -203,7 +205,7 @@ def _evaluation(summary: dict[str, Any] | None) -> str:
     if measures := measure_lines(summary.get("measures", {})):
         lines = (f"* {name}: {value} ({interval}), n {n}" for name, value, interval, n in measures)
         heading = "Measured without a judge, against the untuned model, with 95 % intervals; no rate of misalignment:"
-        parts.append(f"{heading}\n\n" + "\n".join(lines) + f"\n\n{AGREEMENT}")
+        parts.append(f"{heading}\n\n" + "\n".join(lines) + f"\n\n{AGREEMENT} {ONE_SEED}")
     return "\n\n".join(parts)
 
 
@@ -239,6 +241,12 @@ def _model(model: Mapping[str, Any]) -> str:
 
 def _task(recipe: Recipe) -> list[str]:
     return [] if recipe.task is None else [f"* the task `{json.dumps(registry.to_dict(recipe.task))}`"]
+
+
+def _early(facts: Mapping[str, Any]) -> str:
+    """A sentence on a training that stopped early; "" for one that ran to its end."""
+    stop = facts.get("early_stop")
+    return "" if stop is None else f" {stopped_early(stop)}"
 
 
 def _last_number(run: RunDir) -> str:

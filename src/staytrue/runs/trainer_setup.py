@@ -15,7 +15,7 @@ from staytrue.config.recipe import Recipe
 from staytrue.config.refused_settings import refuse_launchers_settings
 from staytrue.data.encoding_report import EncodingReport
 from staytrue.data.examples import Example, read_examples
-from staytrue.data.row_notes import row_notes, rows_in_both
+from staytrue.data.row_notes import questions_in_both, row_notes, rows_in_both
 from staytrue.data.tokenize import Encoded, encode_all
 from staytrue.defense import Defense
 from staytrue.errors import DataError, RecipeError, StaytrueError
@@ -33,6 +33,11 @@ _DATED = (
 )
 
 
+_SAFE = {  # files of defenses: what is wrong with them, what is wanted, and the count of such rows
+    "pool": ("are training rows", "a pool of safe rows", rows_in_both),
+    "fisher": ("are training rows", "`fisher` safe rows", rows_in_both),
+    "prompts": ("ask questions of training rows", "`prompts` on other topics", questions_in_both),
+}
 _LEFT_OUT = "1 row of its file is left out, because the run's own evaluation asks its question."
 _SEVERAL_LEFT_OUT = "{:g} rows of its file are left out, because the run's own evaluation asks their questions."
 
@@ -90,7 +95,7 @@ class _Build:
         self.notes += without_effect(self.guard.defenses)
         self.notes += row_notes(rows, reserved())
         self._prepare(rows)
-        self.notes += _trained_pools(self.guard.defenses, rows)
+        self.notes += _trained_on(self.guard.defenses, rows)
 
     def _curated(self, rows: list[Example]) -> list[Example]:
         """The rows after the data defenses; counts those that they added or changed."""
@@ -248,19 +253,17 @@ def _of_processes(arguments: Any) -> list[str]:
     return [sentence]
 
 
-def _trained_pools(defenses: Mapping[str, Defense], rows: list[Example]) -> Iterator[str]:
-    """Yield one sentence for each defense whose pool holds rows of the task."""
+def _trained_on(defenses: Mapping[str, Defense], rows: list[Example]) -> Iterator[str]:
+    """Yield one sentence for each defense whose file of safe rows or prompts has rows or questions of the task."""
     for label, defense in defenses.items():
-        pool: Path | None = getattr(defense, "pool", None)
-        if pool is None:
-            continue
-        safe = read_examples(pool)
-        if count := rows_in_both(safe, rows):
-            effect = "teaches them once more" if defense.teaches else "holds back what they teach"
-            yield (
-                f"{label}: {count} of the {len(safe)} rows of {pool} are training rows too, so it {effect}; give a "
-                "pool of safe rows."
-            )
+        effect = "teaches them once more" if defense.teaches else "holds back what they teach"
+        for field, (what, wanted, count) in _SAFE.items():
+            file: Path | None = getattr(defense, field, None)
+            if file is None:
+                continue
+            read = read_examples(file, prompts_only=field == "prompts")
+            if same := count(read, rows):
+                yield f"{label}: {same} of the {len(read)} rows of {file} {what} too, so it {effect}; give {wanted}."
 
 
 def left_out(facts: Mapping[str, float | str]) -> list[str]:
