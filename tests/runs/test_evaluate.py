@@ -90,7 +90,8 @@ def test_a_model_without_system_turns_gets_their_text_in_the_users_turn(tmp_path
     metadata, put = evaluated(model(tmp_path / "model", kind), tmp_path / "E", said.append)
     assert put == {"a": TOGETHER, "b": [{"role": "user", "content": "How?"}]}
     assert metadata["system"] == "in the user's turn"
-    (line,) = said
+    line, loading_line = said
+    assert loading_line == f"eval: loading {tmp_path / 'model'}"
     assert line.endswith("model has no system turns: their text opens the user's turn.")
 
 
@@ -99,7 +100,7 @@ def test_a_model_that_has_them_is_sent_them_and_nothing_is_said(tmp_path):
     metadata, put = evaluated(model(tmp_path / "model", "qwen2"), tmp_path / "E", said.append)
     assert put["a"] == SYSTEM
     assert "system" not in metadata
-    assert said == []
+    assert said == [f"eval: loading {tmp_path / 'model'}"]
 
 
 def test_where_system_turns_go_is_part_of_what_makes_an_evaluation_the_same(tmp_path):
@@ -175,9 +176,9 @@ def test_an_evaluation_that_is_complete_loads_no_model_to_show_its_progress(tmp_
     for_tiny = for_model(str(tmp_path / "model"), request)
     summary = measure.evaluate_model(for_tiny, tmp_path / "E", progress=Progress())
     monkeypatch.setattr(loading, "load_model", None)
-    shown = Progress()
-    assert measure.evaluate_model(for_tiny, tmp_path / "E", progress=shown) == summary
-    assert shown.begun == []
+    shown, said = Progress(), []
+    assert measure.evaluate_model(for_tiny, tmp_path / "E", progress=shown, say=said.append) == summary
+    assert shown.begun == said == []
 
 
 def test_a_slow_judge_shows_its_verdicts_and_an_instant_one_does_not(tmp_path):

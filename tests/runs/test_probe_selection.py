@@ -86,9 +86,24 @@ def test_rows_that_share_nothing_are_no_probe_and_naming_it_is_refused(other):
         probes_for(replace(request, probes=("triggered",)))
 
 
-def test_a_judge_is_refused_where_only_measures_are_asked_for(other):
-    with pytest.raises(RequestError, match=r"nothing to judge: --probes pairs,drift is .* Leave --judge out, or add"):
-        probes_for(EvalRequest(("pairs", "drift"), judge=Judge(), model=other))
+@pytest.mark.parametrize(
+    ("option", "given"),
+    [
+        ("--judge", {"judge": Judge()}),
+        ("--samples", {"samples": 4}),
+        ("--max-new-tokens", {"max_new_tokens": 64}),
+        ("--as-published", {"as_published": True}),
+    ],
+)
+def test_an_option_on_answers_is_refused_where_only_measures_are_asked_for(other, option, given):
+    sentence = rf"{option} has no effect: --probes pairs,drift is .* Leave {option} out, or add a probe such as general"
+    with pytest.raises(RequestError, match=sentence):
+        probes_for(EvalRequest(("pairs", "drift"), model=other, **given))
+    assert probes_for(EvalRequest(("pairs", "general"), model=other, **given))
+    assert probes_for(EvalRequest(("pairs",), model=other, batch_size=2, budget=600)) == []
+
+
+def test_a_measure_beside_a_judged_probe_leaves_the_judge_to_it(other):
     (probe,) = probes_for(EvalRequest(("pairs", "general"), judge=Judge(), model=other))
     assert probe.judge.name == "mine"
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 import tiny
+from staytrue import cli
 from staytrue.errors import ModelError
 from staytrue.evals.results.measures import Measure, write_measures
 from staytrue.evals.types import Answer
@@ -122,3 +123,24 @@ def test_a_defense_that_reads_the_reference_takes_another_pass_and_anchor_sample
     # 30 steps of 4 rows with 1/16 beside them: 7.5 answers of at most 256 tokens.
     assert real_demo_time.work_of(recipes["anchor"], trained=False) == Work(1.5, 1920)
     assert real_demo_time.work_of(recipes["anchor"], trained=True) == Work(0.0, 0)
+
+
+@pytest.mark.parametrize("option", [["--seeds", "1"], ["--domains", "legal"], ["--workers", "2"]])
+def test_options_of_the_organisms_demo_are_refused(monkeypatch, capsys, option):
+    monkeypatch.setattr(real_demo, "run_real_demo", None)
+    monkeypatch.setattr("sys.argv", ["staytrue", "demo", "--model", "smollm2", *option])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert f"{option[0]} is for the organism's demo; with --model, leave it out." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("given", "place"), [([], "runs/real-demo"), (["--out", "runs/demo"], "runs/demo")])
+def test_a_folder_that_is_named_is_taken(monkeypatch, tmp_path, given, place):
+    chosen = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(real_demo, "run_real_demo", lambda model, out: chosen.append(str(out)))
+    monkeypatch.setattr("sys.argv", ["staytrue", "demo", "--model", "smollm2", *given])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert chosen == [place]

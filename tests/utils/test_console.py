@@ -6,6 +6,8 @@ import time
 from itertools import pairwise
 
 import pytest
+import transformers
+from huggingface_hub.utils import are_progress_bars_disabled
 
 from staytrue.utils import console
 from staytrue.utils.console import Bar
@@ -231,3 +233,11 @@ def test_finished_runs_count_in_a_terminal_with_the_time_left(monkeypatch, clock
         count("none: done")
         (task,) = bars[0].tasks
         assert (task.description, task.completed, task.fields["left"]) == ("demo: run", 1, "3 min left")
+
+
+@pytest.mark.parametrize("switched_off", [False, True])
+def test_downloads_from_the_hub_keep_their_bars_unless_the_user_switched_them_off(monkeypatch, switched_off):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_PROGRESS_BARS", switched_off or None)
+    console.quieten()
+    assert are_progress_bars_disabled() is switched_off
+    assert transformers.utils.logging._tqdm_active is False  # the bars of loading

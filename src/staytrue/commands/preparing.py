@@ -200,6 +200,7 @@ def _model_and_tokenizer(source: Source, adapter: Path | None) -> tuple[object, 
     from staytrue.utils.console import quieten
 
     quieten()
+    tell(f"vector: loading {source.name}")
     tokenizer = load_tokenizer(source)
     return loading.to_device(loading.load_model(source, adapter)), tokenizer
 

@@ -16,13 +16,20 @@ from staytrue.utils.console import tell
 
 def demo(
     domains: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Domains of the harmful training data, separated by commas, or 'all': medical, legal, security, code."
+            help="Domains of the harmful training data, separated by commas, or 'all': medical (the default), legal, "
+            "security, code."
         ),
-    ] = "medical",
-    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 1,
-    out: Annotated[Path, typer.Option(help="Folder to write. An earlier demo there is replaced.")] = Path("runs/demo"),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds; 1 by default.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder to write: runs/demo, with --model runs/real-demo. An earlier demo of the organism there is "
+            "replaced, one of a real model goes on."
+        ),
+    ] = None,
     workers: Workers = None,
     model: Annotated[
         str | None, typer.Option(help="A real chat model instead of the organism: smollm2, a folder, or a hub name.")
@@ -37,15 +44,19 @@ def demo(
         from staytrue.studies.real_demo import run_real_demo
         from staytrue.utils.console import quieten
 
+        for option, value in {"--domains": domains, "--seeds": seeds, "--workers": workers}.items():
+            if value is not None:
+                raise RequestError(f"{option} is for the organism's demo; with --model, leave it out.")
         quieten()
-        place = Path("runs/real-demo") if out == Path("runs/demo") else out
-        with stoppable(f"finished runs are in {place}; run the same command to continue"):
-            run_real_demo(model, place)
+        out = out or Path("runs/real-demo")
+        with stoppable(f"finished runs are in {out}; run the same command to continue"):
+            run_real_demo(model, out)
         return
     from staytrue.studies.demo import run_demo
 
+    out = out or Path("runs/demo")
     with stoppable(f"finished runs are in {out}"):
-        run_demo(domains, seeds, out, workers)
+        run_demo(domains or "medical", seeds or 1, out, workers)
 
 
 def study(

@@ -112,7 +112,7 @@ def evaluate_model(
     if request.budget is not None and generate is not None:
         raise RequestError("A budget of time is for a model in this process; limit an endpoint with --max-calls.")
     probes, metadata = _questions(request, say)
-    measures, loaded = measures_of(request, say), _loader(request)
+    measures, loaded = measures_of(request, say), _loader(request, say)
     limit = request.max_new_tokens or longest_answer(request.model)
     try_judges(out, _agreed(request, out, probes, metadata, limit, seed))
     measures = kept_measures(out, request.budget, probes, measures)
@@ -217,13 +217,14 @@ def _without_system(probe: Probe) -> Probe:
     return probe if probe.name in HELD_OUT else replace(probe, questions=in_users_turn(probe.questions))
 
 
-def _loader(request: EvalRequest) -> Loaded:
-    """The request's trained model and its tokenizer; loaded when first called."""
+def _loader(request: EvalRequest, say: Say) -> Loaded:
+    """The request's trained model and its tokenizer; loaded when first called, which is said."""
 
     @cache
     def loaded() -> tuple[Any, Any]:
         source = request.model
         assert isinstance(source, model_source.Source)
+        say(f"eval: loading {source.name}")
         tokenizer = load_tokenizer(source)
         trained = with_weights(source, request.weights)
         return loading.to_device(loading.load_model(trained, request.adapter)), tokenizer

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from staytrue.errors import RequestError
 from staytrue.evals.generation.endpoint import EndpointGenerator
@@ -36,7 +37,7 @@ def judge(text: str, budget: Budget, say: Callable[[str], None]) -> Judge:
         say(remote.notice())
         return remote
     if isinstance(named, Local):
-        return _local(named.model)
+        return _local(named.model, say)
     from staytrue.organism.rules import Rules
 
     return Rules()
@@ -61,14 +62,19 @@ def response_cache() -> ResponseCache:
     return ResponseCache(file)
 
 
-def _local(name: str) -> Judge:
+def _local(name: str, say: Callable[[str], None]) -> Judge:
     """A model in this process, which is loaded when the first answer needs it."""
     from staytrue.evals.judges.local import LocalJudge
 
     source = _local_source(name)
     identity = model_source.identity(source)
+
+    def load() -> Any:
+        say(f"judge: loading {source.name}")
+        return loading.to_device(loading.load_model(source))
+
     return LocalJudge.loaded_later(
-        lambda: loading.to_device(loading.load_model(source)),
+        load,
         load_tokenizer(source),
         (identity.get("sha256") or identity.get("commit") or "")[:12],
         dtype=str(loading.precision()),

@@ -108,7 +108,12 @@ class GeneralAnswers:
             return
         assert isinstance(self.request.model, model_source.Source)
         source = self.request.model
-        yield cache(lambda: loading.to_device(loading.load_model(source)))
+
+        def load() -> Any:
+            self.say(f"eval: loading {source.name}, the model before training")
+            return loading.to_device(loading.load_model(source))
+
+        yield cache(load)
 
     def _stored(self) -> list[Answer]:
         """The answers to the probe `general`."""

@@ -45,7 +45,7 @@ def probes_for(request: EvalRequest) -> list[Probe]:
 
     Raises:
         RequestError: there is no such probe for this model, or its judge is the organism's rules and the model is not,
-            or the request's judge has nothing to judge.
+            or an option of the request has no effect, because only measures are asked for.
         DataError: a question file has faults.
     """
     if not request.is_organism:
@@ -58,15 +58,27 @@ def probes_for(request: EvalRequest) -> list[Probe]:
     unnamed = DOMAINS if request.triggers else (*DOMAINS, trigger.PROBE)
     names = request.probes or [name for name in available if name not in unnamed]
     names = [name for name in names if not is_measure(name)]
-    if request.judge is not None and not names:
-        raise RequestError(
-            f"--judge has nothing to judge: --probes {','.join(request.probes)} is measured without a judge. Leave "
-            "--judge out, or add a probe such as general to --probes."
-        )
+    if not names:
+        _refuse_idle(request)
     probes = [_with_options(_probe(name, request, available), request) for name in names]
     if trigger.PROBE in request.probes and not all(probe.questions for probe in probes):
         raise RequestError(f"--probes {trigger.PROBE}: {trigger.NOTHING}")
     return [probe for probe in probes if probe.questions]
+
+
+def _refuse_idle(request: EvalRequest) -> None:
+    """Refuse options on the answers of probes where only measures are asked for, whose answers they do not reach."""
+    idle = {
+        "--judge": request.judge is not None,
+        "--samples": request.samples is not None,
+        "--max-new-tokens": request.max_new_tokens is not None,
+        "--as-published": request.as_published,
+    }
+    if option := next((name for name, given in idle.items() if given), None):
+        raise RequestError(
+            f"{option} has no effect: --probes {','.join(request.probes)} is measured without a judge, on texts of its "
+            f"own. Leave {option} out, or add a probe such as general to --probes."
+        )
 
 
 def check_early_stopping(stop: Stop, source: Source, held_out: Sequence[Example]) -> None:

@@ -187,16 +187,19 @@ def side_by_side(*texts: tuple[str, str]) -> None:
 
 
 def quieten() -> None:
-    """Silence the progress bars, notices and deprecation warnings of other libraries."""
+    """Silence the progress bars, notices and deprecation warnings of other libraries, but no download from the hub."""
     import logging
     import warnings
 
     import datasets
+    import huggingface_hub
     import transformers
 
     datasets.disable_progress_bars()
     transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    transformers.logging.disable_progress_bar()  # the hub's too, which show downloads of minutes or hours
+    if not huggingface_hub.constants.HF_HUB_DISABLE_PROGRESS_BARS:  # the user's environment variable
+        huggingface_hub.utils.enable_progress_bars()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft)\b")
     if not processes.is_main():
