@@ -181,15 +181,25 @@ def test_an_evaluation_that_is_complete_loads_no_model_to_show_its_progress(tmp_
     assert shown.begun == said == []
 
 
-def test_a_slow_judge_shows_its_verdicts_and_an_instant_one_does_not(tmp_path):
-    questions = tuple(Question(f"q{i}", "general", (Message("user", f"why {i}?"),)) for i in range(3))
+def asked(probe, many):
+    return tuple(Question(f"{probe}{i}", probe, (Message("user", f"why {i}?"),)) for i in range(many))
+
+
+def test_a_slow_judge_shows_its_verdicts_on_all_probes_together_and_an_instant_one_does_not(tmp_path):
     generate = lambda samples, **how: (Answer(q, i, "2", True) for q, i in samples)  # noqa: E731
-    for slow, units in ((True, [(3, "answer"), (3, "verdict")]), (False, [(3, "answer")])):
-        judge, shown = Aligned(), Progress()
+    for slow, units in ((True, [(5, "answer"), (5, "verdict")]), (False, [(5, "answer")])):
+        judge, shown, steps = Aligned(), Progress(), []
         judge.slow = slow
-        evaluate(generate, [Probe("general", questions, judge)], seed=0, out=tmp_path / str(slow), progress=shown)
+        shown.step = lambda number, metrics, steps=steps: steps.append(number)
+        probes = [Probe("general", asked("general", 3), judge), Probe("mine", asked("mine", 2), judge)]
+        evaluate(generate, probes, seed=0, out=tmp_path / str(slow), progress=shown)
         assert shown.begun == units
+        assert not slow or steps[-5:] == [1, 2, 3, 4, 5]
     assert LocalJudge.slow
+    other, shown = Aligned("other"), Progress()
+    other.slow = True
+    rescore(tmp_path / "True", [other], shown)
+    assert shown.begun == [(5, "verdict")]
 
 
 def stored(folder, count):

@@ -78,8 +78,7 @@ def evaluate(
         store.begin(metadata)
         try_judges(out, probes)
         answer_missing(generate, store, probes, seed or 0, max_new_tokens, progress, say)
-        for probe in probes:
-            _judge_probe(store, out, probe.name, probe.judge, progress)
+        _judge_probes(store, out, {probe.name: probe.judge for probe in probes}, progress)
         return write_summary(out, out)
 
 
@@ -156,8 +155,7 @@ def rescore(evaluation: Path, judges: Sequence[Judge], progress: Progress | None
     summaries = {}
     for judge, folder in folders:
         with store.lock():
-            for probe in probes:
-                _judge_probe(store, folder, probe, judge, progress)
+            _judge_probes(store, folder, dict.fromkeys(probes, judge), progress)
         summaries[judge.name] = write_summary(evaluation, folder, judge.name)
     return summaries
 
@@ -167,13 +165,45 @@ def sample_counts(metadata: Mapping[str, Any]) -> dict[str, int]:
     return {name: probe["samples"] for name, probe in metadata["probes"].items()}
 
 
+def _judge_probes(
+    store: AnswerStore, folder: Path, judges: Mapping[str, Judge | None], progress: Progress | None = None
+) -> None:
+    """Add the missing and failed verdicts on the stored answers of probes to a folder.
+
+    Progress is shown for judges that count their calls or are slow, over the answers of all their probes together.
+
+    Raises:
+        RequestError: the folder holds another judge's verdicts.
+    """
+    slow = {name: judge for name, judge in judges.items() if isinstance(judge, CountsCalls) or _is_slow(judge)}
+    many = {name: len(_unjudged(store, folder, name, judge)) for name, judge in slow.items()}
+    if progress is not None and any(many.values()):
+        progress.begin(sum(many.values()), "verdict")
+    done = 0
+    for name, judge in judges.items():
+        _judge_probe(store, folder, name, judge, progress if name in slow else None, done)
+        done += many.get(name, 0)
+
+
+def _is_slow(judge: Judge | None) -> bool:
+    return getattr(judge, "slow", False)
+
+
 def _judge_probe(
-    store: AnswerStore, folder: Path, probe: str, judge: Judge | None, progress: Progress | None = None
+    store: AnswerStore, folder: Path, probe: str, judge: Judge | None, progress: Progress | None, done: int
 ) -> None:
     """Add a judge's missing and failed verdicts on a probe's stored answers to a folder.
 
     An answer that a server's filter removed, or that the token limit cut off before it began, is missing, and no judge
-    reads it. Progress is shown for judges that count their calls.
+    reads it.
+
+    Args:
+        store: the stored answers.
+        folder: for the verdicts.
+        probe: its name.
+        judge: None stores the answers as not judged.
+        progress: notified of each verdict.
+        done: verdicts on other probes' answers, before these.
 
     Raises:
         RequestError: the folder holds another judge's verdicts.
@@ -189,14 +219,11 @@ def _judge_probe(
         for answer in answers:
             append_verdict(folder, answer, Verdict(missing=NOT_JUDGED), None)
         return
-    shown = progress if isinstance(judge, CountsCalls) or getattr(judge, "slow", False) else None
-    if shown is not None and answers:
-        shown.begin(len(answers), "verdict")
     try:
-        for number, (answer, verdict) in enumerate(judged(judge, answers), start=1):
+        for number, (answer, verdict) in enumerate(judged(judge, answers), start=done + 1):
             append_verdict(folder, answer, verdict, judge.name)
-            if shown is not None:
-                shown.step(number, {"verdicts": judge.spent()} if isinstance(judge, CountsCalls) else {})
+            if progress is not None:
+                progress.step(number, {"verdicts": judge.spent()} if isinstance(judge, CountsCalls) else {})
     finally:
         if answers and isinstance(judge, NamesServer):
             record_server(folder / "judge.json", judge.describe())

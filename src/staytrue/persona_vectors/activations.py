@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,14 +38,17 @@ def mean_states(
         lengths[layer - 1] += (share * states.norm(dim=-1)).sum().cpu()
 
     encoded = sorted((encode(tokenizer, row) for row in rows), key=lambda row: len(row.input_ids))
-    training = model.training
+    batches = [encoded[first : first + _ROWS] for first in range(0, len(encoded), _ROWS)]
+    random.Random(0).shuffle(batches)  # else the short ones come first, and `count` promises too early an end
+    done, training = 0, model.training
     model.eval()
     try:
         with torch.no_grad(), hooked(parts.blocks, add):
-            for first in range(0, len(encoded), _ROWS):
-                ids, real, share = (part.to(device) for part in _batch(encoded[first : first + _ROWS]))
+            for batch in batches:
+                ids, real, share = (part.to(device) for part in _batch(batch))
                 parts.backbone(input_ids=ids, attention_mask=real, use_cache=False)
-                count(min(first + _ROWS, len(encoded)))
+                done += len(batch)
+                count(done)
     finally:
         model.train(training)
     return sums / len(rows), lengths / len(rows)
