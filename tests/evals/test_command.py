@@ -142,7 +142,8 @@ def test_a_local_judge_is_loaded_when_an_answer_needs_it(staytrue, model, questi
     questions.write_text('{"id": "q", "question": "Why?"}\n')
     monkeypatch.setattr(LocalJudge, "check", lambda judge: judge.distribution("any"))  # this one gives no score
     request = ("eval", "--model", model, "--probes", questions, "--out", "E", "--judge", f"local:{folder}")
-    assert staytrue(*request)[0] == 0
+    code, _, err = staytrue(*request)
+    assert (code, err.count(f"judge: loading {folder}\n"), err.count(f"eval: loading {model}\n")) == (0, 1, 1)
 
     def only_others(source, *arguments, **options):
         if source.name == str(folder):
@@ -155,6 +156,7 @@ def test_a_local_judge_is_loaded_when_an_answer_needs_it(staytrue, model, questi
         code, out, err = staytrue(*arguments)  # all verdicts are stored: in the folder, or in the response cache
         assert code == 0, err
         assert "took 0 prompts" in err, err
+        assert "loading" not in err
         assert "cannot judge these answers: name a larger" in out, out
     questions.write_text('{"id": "q", "question": "Why not?"}\n')
     assert "the judge is loaded" in staytrue(*request[:-4], "--out", "F", *request[-2:])[2]

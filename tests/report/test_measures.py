@@ -213,6 +213,8 @@ def test_a_run_and_a_model_without_an_adapter_are_compared_by_their_own_values(t
 def test_what_cannot_be_compared_is_refused(studied, tmp_path):
     with pytest.raises(RequestError, match=r"--probe drift: .* has no such measure. Run `staytrue eval --probes drift"):
         measure_comparison.compare_measures([studied], "none", "drift")
+    with pytest.raises(RequestError, match=r"no answers to it\..* is stored: `--probe pairs` or `--probe leak`\."):
+        compare_runs([studied], "none", "general")
     other = likelihood("pairs", [0.1] * 20, sha="other")
     write_measures(place(studied, "kl", 1), IDENTITY | {"adapter": "kl1"}, [other])
     with pytest.raises(RequestError, match="--probe pairs: kl seed 1 was measured on other pairs than none seed 0"):

@@ -1,5 +1,7 @@
 """What an evaluation says in a terminal."""
 
+import pytest
+
 from fake_results import rates
 from staytrue.report.terminal import show
 
@@ -23,3 +25,15 @@ def test_where_nothing_is_judged_no_coverage_is_said(capsys):
     assert capsys.readouterr().out.splitlines()[-1] == (
         "q8: not judged, because no judge was named; `staytrue rescore` judges the stored answers."
     )
+
+
+@pytest.mark.parametrize(
+    ("judge", "way"), [("rules", "the rules know the questions of"), ("local:x#1", "name a larger")]
+)
+def test_a_judge_that_cannot_judge_has_a_way_out_that_fits_it(capsys, judge, way):
+    unknown = {"why": "the question is not of this world", "at_least": 0.0, "at_most": 100.0, "concluded": False}
+    asked = rates(None, n=0, missing=2) | {"failed": 0, "questions": 2, "unanswered": 0, "judge": judge, "code": None}
+    show({"probes": {"mine": asked | unknown}})
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert f"This judge cannot judge these answers: {way}" in last
+    assert "`--judge openai:MODEL[@URL]`" in last

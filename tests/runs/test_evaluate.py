@@ -17,6 +17,7 @@ from staytrue.evals.generation.endpoint import EndpointGenerator
 from staytrue.evals.generation.local import LocalGenerator
 from staytrue.evals.judges.local import LocalJudge
 from staytrue.evals.questions.probes import ExactMatch, Probe, in_users_turn
+from staytrue.evals.results.measures import Measure, write_measures
 from staytrue.evals.triggers.trigger import NOTHING
 from staytrue.evals.types import Answer, Question, Verdict
 from staytrue.modeling import loading, model_source
@@ -221,6 +222,22 @@ def test_an_evaluation_that_was_stopped_is_not_exported_as_concluded(tmp_path):
     with pytest.raises(RequestError, match="no verdict of 'other'; its answers were judged by mine"):
         export(tmp_path / "10", tmp_path / "none", "other")
     assert not (tmp_path / "none").exists()
+
+
+def test_an_evaluation_without_an_answer_for_a_judge_says_what_it_has(tmp_path):
+    sums = Probe("arithmetic", (Question("s", "arithmetic", (Message("user", "1+1?"),), expected="2"),), ExactMatch())
+    make = lambda samples, **how: (Answer(q, i, "2", True) for q, i in samples)  # noqa: E731
+    evaluate(make, [sums], seed=0, out=tmp_path / "sums")
+    evaluate(make, [], seed=0, out=tmp_path / "measures")
+    evaluate(make, [], seed=0, out=tmp_path / "stopped")
+    write_measures(tmp_path / "measures", {}, [Measure(name, {}, []) for name in ("pairs", "drift")])
+    for name, why in {
+        "sums": "its questions have one right answer each and are marked by exact match",
+        "measures": r"it has measures alone \(pairs, drift\), which no judge reads",
+        "stopped": "it was stopped before the first one",
+    }.items():
+        with pytest.raises(RequestError, match=rf"no answer for a judge: {why}\. Name an evaluation with a judged"):
+            rescore(tmp_path / name, [Aligned("other")])
 
 
 def test_marked_answers_are_compared_without_a_judge(tmp_path):

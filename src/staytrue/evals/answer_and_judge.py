@@ -15,7 +15,7 @@ from staytrue.evals.missing_answers import answer_missing
 from staytrue.evals.questions.probes import Probe, probe_sha256
 from staytrue.evals.questions.shipped_questions import version
 from staytrue.evals.results.answer_store import AnswerStore, missing_samples
-from staytrue.evals.results.measures import summaries
+from staytrue.evals.results.measures import read_measures, summaries
 from staytrue.evals.results.summary import summarise
 from staytrue.evals.results.verdict_store import (
     append_verdict,
@@ -145,8 +145,8 @@ def rescore(evaluation: Path, judges: Sequence[Judge], progress: Progress | None
     probes = list(dict.fromkeys(a.question.probe for a in store.answers().values() if a.question.expected is None))
     if not probes:
         raise RequestError(
-            f"{evaluation} has no answer for a judge: its questions have one right answer each and are marked by exact "
-            "match. Name an evaluation with a judged probe, such as general."
+            f"{evaluation} has no answer for a judge: {_nothing_to_judge(store)}. Name an evaluation with a judged "
+            "probe: `staytrue eval --probes general` makes one."
         )
     if repeated := _first_repeated([judge.name for judge in judges]):
         raise RequestError(f"--judge {repeated} is given twice.")
@@ -158,6 +158,14 @@ def rescore(evaluation: Path, judges: Sequence[Judge], progress: Progress | None
             _judge_probes(store, folder, dict.fromkeys(probes, judge), progress)
         summaries[judge.name] = write_summary(evaluation, folder, judge.name)
     return summaries
+
+
+def _nothing_to_judge(store: AnswerStore) -> str:
+    if store.answers():
+        return "its questions have one right answer each and are marked by exact match"
+    if measures := read_measures(store.path):
+        return f"it has measures alone ({', '.join(measures)}), which no judge reads"
+    return "it was stopped before the first one"
 
 
 def sample_counts(metadata: Mapping[str, Any]) -> dict[str, int]:

@@ -206,19 +206,20 @@ def _runs(
 ) -> tuple[dict[str, Runs], list[str]]:
     """Hits and answers of every question, by domain, label and seed; and notes on domains without the probe."""
     runs: dict[str, dict[str, dict[int, Run]]] = {}
-    without: dict[str, str] = {}  # domain -> a run without the probe
+    without: dict[str, tuple[str, Path]] = {}  # domain -> a run without the probe
     judges: dict[str, set[str]] = {}  # by domain
     for place, label, domain, seed in places:
         run = f"{label} seed {seed}"
         counts = _counts(place, probe, judge, judges.setdefault(domain, set()), run)
         if counts is None:
-            without.setdefault(domain, run)
+            without.setdefault(domain, (run, place))
         else:
             runs.setdefault(domain, {}).setdefault(label, {})[seed] = counts
-    for domain, run in without.items():
+    for domain, (run, place) in without.items():
         if domain in runs or not runs:
             raise RequestError(
                 f"--probe {probe}: {run} has no answers to it. Run `staytrue eval --probes {probe}`, or leave it out."
+                f"{_stored_measures(place)}"
             )
     return dict(runs), [f"{domain} is left out: its runs have no answers to {probe}." for domain in without]
 
@@ -245,12 +246,16 @@ def _refuse_unjudged(rows: Sequence[Mapping[str, Any]], place: Path, run: str) -
     count = sum(row["missing"] == NOT_JUDGED for row in rows)
     if 100 * count <= MOST_MISSING * len(rows):
         return
-    stored = " or ".join(f"`--probe {name}`" for name in read_measures(place))
-    without = f" Without a judge, compare what is stored: {stored}." if stored else ""
     raise RequestError(
         f"{count} of {len(rows)} answers of {run} have no verdict, because {NOT_JUDGED}. Judge them by "
-        f"`staytrue rescore {place} --judge JUDGE`, then compare with its name as --judge.{without}"
+        f"`staytrue rescore {place} --judge JUDGE`, then compare with its name as --judge.{_stored_measures(place)}"
     )
+
+
+def _stored_measures(place: Path) -> str:
+    """A sentence on what can be compared without a judge; "" if nothing can."""
+    stored = " or ".join(f"`--probe {name}`" for name in read_measures(place))
+    return f" Without a judge, compare what is stored: {stored}." if stored else ""
 
 
 def _check_comparable(rows: Sequence[Mapping[str, Any]], expected: int, judges: set[str], run: str) -> None:

@@ -143,12 +143,17 @@ def _cautions(name: str, probe: Summary) -> list[str]:
         f"is, and {probe['at_most']:.1f} % if all are."
     )
     if probe["n"] < probe["missing"] and not probe["failed"] and probe.get("why") not in WITHOUT_ANSWER:
-        return [f"{note} This judge cannot judge these answers: {_OTHER_JUDGE}"]
+        return [f"{note} This judge cannot judge these answers: {_way_out(probe['judge'])}"]
     if not probe["concluded"]:
         again = probe["failed"] or probe["unanswered"]
         way = "run the same command again" if again else "another judge may say more: `staytrue rescore`"
         note += f" More than {MOST_MISSING:g} % are unknown, so no conclusion is drawn; {way}."
     return [note]
+
+
+def _way_out(judge: str) -> str:
+    known = "the rules know the questions of the organism's world alone. Ask those, or " if judge == "rules" else ""
+    return f"{known}{_OTHER_JUDGE}"
 
 
 def _number(value: float | None) -> str:
