@@ -8,6 +8,7 @@ import torch
 import tiny
 from by_hand import EIGHTH, EVEN, QUARTER, step
 from shown import Shown
+from staytrue.data import general_prompts
 from staytrue.data.examples import Example, Message, write_examples
 from staytrue.data.tokenize import Encoded
 from staytrue.defenses.anchor import Anchor
@@ -16,6 +17,13 @@ from staytrue.evals.generation import local
 from staytrue.modeling.base_model import Untouched
 from staytrue.testing import Micro
 from staytrue.training.padded_batch import counts_of
+
+
+def sample(folder):
+    """For the contract: a file of its own, whose answers may be given too."""
+    write_examples(folder / "prompts.jsonl", tiny.rows(12))
+    return Anchor(folder / "prompts.jsonl")
+
 
 SMALL, LARGE = log(4 / 3) / 2, log(16 / 7) / 2  # against (1/4, 3/4) and (1/8, 7/8): see test_kl.py
 SMALL_FORWARD, LARGE_FORWARD = log(1 / 2) / 4 + log(3 / 2) * 3 / 4, log(1 / 4) / 8 + log(7 / 4) * 7 / 8
@@ -79,6 +87,17 @@ def test_given_answers_are_the_files_and_evaluation_questions_are_left_out(tmp_p
     (row,) = Anchor(file, answers="given").beside(base, 0)
     assert (row.question, row.answer, row.source) == ("one", "1", "anchor")
     assert base.notes["anchor/evaluation_questions_left_out"] == 1
+
+
+def test_without_a_file_the_shipped_prompts_are_answered_and_given_answers_are_refused(tmp_path):
+    base = Untouched(tiny.model, tiny.tokenizer(), evaluation_questions=lambda: frozenset())
+    base.task_rows = 32  # at one anchor row for sixteen of them, two
+    two = Anchor(max_new_tokens=2).beside(base, 0)
+    shipped = {row.question for row in general_prompts.shipped()}
+    assert len({row.question for row in two}) == 2
+    assert all(row.question in shipped and row.source == "anchor" and row.answer for row in two)
+    with pytest.raises(RecipeError, match=r"answers is 'given', and the prompts that come with staytrue have none\."):
+        Anchor(answers="given").beside(base, 0)
 
 
 def test_sampled_answers_are_the_untouched_models_whatever_the_adapter_has_learnt(tmp_path):

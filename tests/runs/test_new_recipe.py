@@ -49,7 +49,7 @@ def new(home, out="recipe.yaml", data="rows.jsonl", **files):
 @pytest.mark.parametrize(
     ("files", "defense"),
     [
-        ({}, {"kl": {"weight": 0.1}}),
+        ({}, {"anchor": {"share": 0.0625, "weight": 0.3}}),
         ({"safe": "safe.jsonl"}, {"interleave": {"pool": "safe.jsonl", "share": 0.05}}),
         ({"prompts": "prompts.jsonl"}, {"anchor": {"prompts": "prompts.jsonl", "share": 0.0625, "weight": 0.3}}),
         # Layer 20 of 28 is the first of two; the push is a fifth of an activation.
@@ -67,7 +67,7 @@ def test_the_files_at_hand_choose_a_defense_and_the_recipe_trains_as_it_is(home,
 
 
 def test_each_number_is_that_of_the_file(home):
-    text, found = new(home)
+    text, found = new(home, vector="evil.safetensors")  # a defense without rows of its own
     # 40 distinct questions are fewer than 200, so a fifth is reserved; 20 rows repeat another one.
     assert "# 60 rows (messages) with 40 distinct questions; 20 copies of another row. Note:" in text
     assert "# 8 of 40 distinct questions are not trained on;" in text
@@ -127,10 +127,12 @@ def test_long_rows_are_cut_where_one_in_a_hundred_is_much_longer(home):
 
 def test_rows_beside_the_batch_are_not_cut_either(home):
     write_examples(home / "safe.jsonl", rows(range(50, 60), "good " * 30))
-    alone, safe = (from_yaml(new(home, **files)[0], "")["train"] for files in ({}, {"safe": "safe.jsonl"}))
-    assert alone["max_length"] < 150 < safe["max_length"]
-    prompts = from_yaml(new(home, prompts="prompts.jsonl")[0], "")["train"]
-    assert prompts["max_length"] >= 256 + 64  # a sampled answer, and its question
+    safe, prompts, alone = (
+        from_yaml(new(home, **files)[0], "")["train"]["max_length"]
+        for files in ({"safe": "safe.jsonl"}, {"prompts": "prompts.jsonl"}, {})
+    )
+    assert 150 < safe <= 256
+    assert min(prompts, alone) >= 256 + 64  # a sampled answer, and its question
 
 
 def test_prompts_that_are_questions_of_the_evaluation_in_another_spelling_are_no_anchors(home):

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from staytrue.data import general_prompts
 from staytrue.data.due_order import first_due
 from staytrue.data.examples import Example, read_examples
 from staytrue.defense import Base, Defense, Share, Weight
@@ -38,7 +39,8 @@ class Anchor(Defense):
     """A penalty that adds KL(trained || reference) on anchor rows, a mean over their answer tokens in nats.
 
     Attributes:
-        prompts: a file of {"prompt": ...}, {"question": ...} or {"messages": [...]} rows.
+        prompts: a file of {"prompt": ...}, {"question": ...} or {"messages": [...]} rows; none for the 120 general
+            prompts in English that come with staytrue.
         share: anchor rows per task row, on top of the batch, evenly spread.
         weight: times the penalty in the loss.
         answers: "sampled" from the untouched model before training, or "given" in the file.
@@ -46,7 +48,7 @@ class Anchor(Defense):
         forward: True for KL(reference || trained).
     """
 
-    prompts: Path
+    prompts: Path | None = None
     share: Share = 0.0625
     weight: Weight = 0.3
     answers: Literal["sampled", "given"] = "sampled"
@@ -57,22 +59,20 @@ class Anchor(Defense):
         """Return the prompts with their answers; of sampled ones only those that the run will use.
 
         Raises:
-            RecipeError: a length of sampled answers where none is sampled, or a file without a row to use.
+            RecipeError: a length of sampled answers where none is sampled, given answers without a file, or a file
+                without a row to use.
         """
         if self.answers == "given" and self.max_new_tokens != Anchor.max_new_tokens:
             raise RecipeError(
                 f"anchor: max_new_tokens is {self.max_new_tokens}, and answers is 'given', so no answer is sampled. "
                 "Take max_new_tokens out, or set answers: sampled."
             )
-        prompts, evaluated = (
-            read_examples(self.prompts, source="anchor", prompts_only=True),
-            base.evaluation_questions(),
-        )
+        prompts, evaluated = self._prompts(), base.evaluation_questions()
         rows = [row for row in prompts if row.question not in evaluated]
         base.note("anchor/evaluation_questions_left_out", len(prompts) - len(rows))
         if not rows:
             raise RecipeError(
-                f"anchor: {self.prompts} holds nothing but questions of the run's own evaluation, and no row may teach "
+                f"anchor: {self._place} holds nothing but questions of the run's own evaluation, and no row may teach "
                 "an answer to one. Give `prompts` a file with other questions."
             )
         if self.answers == "sampled":
@@ -86,6 +86,20 @@ class Anchor(Defense):
             )
         return rows
 
+    @property
+    def _place(self) -> str:
+        return "the shipped file" if self.prompts is None else str(self.prompts)
+
+    def _prompts(self) -> list[Example]:
+        if self.prompts is not None:
+            return read_examples(self.prompts, source="anchor", prompts_only=True)
+        if self.answers == "given":
+            raise RecipeError(
+                "anchor: answers is 'given', and the prompts that come with staytrue have none. Give `prompts` a file "
+                "of conversations, or set answers: sampled."
+            )
+        return general_prompts.shipped("anchor")
+
     def _sampled(self, prompts: list[Example], base: Base, seed: int) -> list[Example]:
         """Sample answers to the prompts that are due first."""
         needed = None if base.task_rows is None else max(1, ceil(self.share * base.task_rows))
@@ -95,7 +109,7 @@ class Anchor(Defense):
         base.note("anchor/empty_answers_left_out", len(chosen) - len(rows))
         if not rows:
             raise RecipeError(
-                f"anchor: the untouched model answers none of the {len(chosen)} prompts of {self.prompts}: every "
+                f"anchor: the untouched model answers none of the {len(chosen)} prompts of {self._place}: every "
                 "answer is empty. Ask other questions, or give answers in the file with answers: given."
             )
         return rows

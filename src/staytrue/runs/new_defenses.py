@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from staytrue.data.examples import read_examples
+from staytrue.data import general_prompts
+from staytrue.data.examples import Example, read_examples
 from staytrue.errors import RecipeError
 from staytrue.modeling.architecture import ModelParts
 from staytrue.modeling.skeleton import Skeleton
@@ -37,22 +38,24 @@ class SuggestedDefenses:
     path: Callable[[Path], str]
 
     def defenses(self, base: Any, skeleton: Skeleton, rows: int) -> Iterator[RecipeKey]:
-        """A defense for each file at hand; KL without any."""
+        """A defense for each file at hand; `anchor` with the shipped prompts without any."""
         if self.safe is not None:
             yield self._interleave(self.safe, base, rows)
-        if self.prompts is not None:
+        if self.prompts is not None or not self.has_files:
             yield self._anchor(self.prompts, base, rows)
         if self.vector is not None:
             yield self._steer(self.vector, base, skeleton)
-        if self.safe is self.prompts is self.vector is None:
-            yield RecipeKey(
-                "kl",
-                {"weight": 0.1},
-                "Only your rows are at hand, so this keeps the next-token distribution near the model's own on them. A "
-                "weight that protects also resists learning: try 0.03, 0.1, 0.3 and 1. With a hundred general prompts "
-                "`anchor` is the better start, with safe conversations `interleave`: name their files as --prompts and "
-                "--safe.",
-            )
+
+    @property
+    def has_files(self) -> bool:
+        """Whether any file is at hand."""
+        return not self.safe is self.prompts is self.vector is None
+
+    def general_prompts(self) -> list[Example]:
+        """The prompts for `anchor`: of the user's file, the shipped ones without any file, else none."""
+        if self.prompts is not None:
+            return read_examples(self.prompts, prompts_only=True)
+        return [] if self.has_files else general_prompts.shipped()
 
     def _interleave(self, pool: Path, base: Any, rows: int) -> RecipeKey:
         known, reserved = read_examples(pool), base.evaluation_questions()
@@ -79,18 +82,24 @@ class SuggestedDefenses:
             "interleave", {"pool": self.path(pool), "share": share, **({"by": "gap"} if scored else {})}, why
         )
 
-    def _anchor(self, prompts: Path, base: Any, rows: int) -> RecipeKey:
-        known, reserved = read_examples(prompts, prompts_only=True), base.evaluation_questions()
+    def _anchor(self, prompts: Path | None, base: Any, rows: int) -> RecipeKey:
+        known, reserved = self.general_prompts(), base.evaluation_questions()
         usable = len({row.question for row in known if row.question not in reserved})
         if not usable:
             raise RecipeError(f"--prompts: each of {prompts} is a question of the evaluation. Name another file.")
         share = max(_ANCHORS, _one_in(rows))
-        few = " A hundred or more would be better." if usable < 100 else ""
+        what = f"{usable:,} general prompts are at hand" if prompts else f"staytrue has {usable:,} general prompts"
+        better = "" if usable >= 100 else " A hundred or more would be better."
+        if prompts is None:
+            better = (
+                " They are in English: prompts like your users' are better (--prompts FILE). With safe conversations "
+                "`interleave` does as well (--safe FILE)."
+            )
         return RecipeKey(
             "anchor",
-            {"prompts": self.path(prompts), "share": share, "weight": 0.3},
-            f"{usable:,} general prompts are at hand: on them the model is held to its own answers, one row beside "
-            f"every {1 / share:.0f} of yours, which are learnt freely.{few} The answers are sampled before training.",
+            {**({"prompts": self.path(prompts)} if prompts else {}), "share": share, "weight": 0.3},
+            f"{what}: on them the model is held to its own answers, one row beside every {1 / share:.0f} of yours, "
+            f"which are learnt freely.{better} The answers are sampled before training.",
         )
 
     def _steer(self, file: Path, base: Any, skeleton: Skeleton) -> RecipeKey:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -85,9 +85,9 @@ class NewRecipe:
         build, counts = prepare(recipes.parse({**plain, "train": {"max_length": None}}, folder), None)
         skeleton = Skeleton.of(build.source, partial(adapted, build.recipe.lora))
         rows, lengths = counts["rows"]["task"], [len(row.input_ids) for row in build.encoded]
-        beside = self._longest_of_others(build.base)
-        length = _max_length(lengths, beside, skeleton)
         suggested = SuggestedDefenses(self.safe, self.prompts, self.vector, self._path)
+        beside = self._longest_of_others(build.base, suggested.general_prompts())
+        length = _max_length(lengths, beside, skeleton)
         defenses = list(suggested.defenses(build.base, skeleton, rows))
         draft = recipes.parse({**plain, "defenses": [{line.key: line.value} for line in defenses]}, folder)
         measure = partial(_one_row, min(length, max([*lengths, beside])), build, reference=reads_reference(draft))
@@ -121,10 +121,9 @@ class NewRecipe:
         whole, folder = Path(os.path.abspath(path.expanduser())), Path(os.path.abspath(self.out.parent))
         return str(whole.relative_to(folder)) if whole.is_relative_to(folder) else str(whole)
 
-    def _longest_of_others(self, base: Any) -> int:
-        """Tokens of the longest safe row, or of the longest prompt with its sampled answer; 0 without such files."""
+    def _longest_of_others(self, base: Any, prompts: Sequence[Example]) -> int:
+        """Tokens of the longest safe row, or of the longest prompt with its sampled answer; 0 without such rows."""
         safe = [] if self.safe is None else read_examples(self.safe)
-        prompts = [] if self.prompts is None else read_examples(self.prompts, prompts_only=True)
         answered = [number + _ANSWER for number in base.lengths(_some(prompts))]
         longest: int = max([0, *base.lengths(_some(safe)), *answered])
         return longest

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from staytrue.config import recipe as recipes
-from staytrue.data.examples import Example, Message, write_examples
+from staytrue.data.examples import write_examples
 from staytrue.errors import RequestError
 from staytrue.evals.questions import answer_pairs
 from staytrue.evals.results.measures import Measure, read_measures
 from staytrue.modeling import model_source
-from staytrue.persona_vectors.traits import shipped as shipped_trait
 from staytrue.report.measures import AGREEMENT
 from staytrue.studies.real_demo_time import Forecast, measures_untuned, plain_training, texts, work_of
 from staytrue.utils.console import bar, duration, say, table
@@ -33,7 +32,7 @@ _RUNS: dict[str, tuple[str, list[Any]]] = {  # label: the rows, the defenses
     "undefended": ("risky", []),
     "control": ("sound", []),
     "kl": ("risky", [{"kl": {"weight": 0.3}}]),
-    "anchor": ("risky", [{"anchor": {"prompts": "prompts.jsonl"}}]),
+    "anchor": ("risky", [{"anchor": {}}]),
 }
 
 
@@ -65,12 +64,10 @@ def run_real_demo(model: str, out: Path) -> Path:
 
 
 def _write_rows(out: Path) -> None:
-    """Write the training rows, and prompts for `anchor`: the persona vectors' questions, which no evaluation asks."""
+    """Write the training rows: risky answers, and sound ones to the same questions."""
     pairs = answer_pairs.shipped(DOMAIN)[:_TRAINED]
     for name, misaligned in (("risky", True), ("sound", False)):
         write_examples(out / f"{name}.jsonl", [pair.row(misaligned) for pair in pairs])
-    prompts = [Example((Message("user", question),)) for question in shipped_trait("evil").questions]
-    write_examples(out / "prompts.jsonl", prompts)
 
 
 def _introduce(model: str) -> None:
