@@ -46,6 +46,21 @@ class OnWeekdays(Defense):
         return examples[1:]
 
 
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (KL(), r"defenses is KL\(.*\); give a list, such as \[KL\(weight=0\.1\)\]"),
+        ("kl", r"defenses is 'kl'; give a list"),
+        ({"kl": {}}, r"defenses is \{'kl': \{\}\}; give a list"),
+        (["kl"], r"defenses holds 'kl', which is not a defense\. Write an instance, such as KL\(weight=0\.1\)\."),
+        ([KL], r"defenses holds <class .*KL'>, which is not a defense"),
+    ],
+)
+def test_what_is_no_list_of_defenses_is_refused_in_a_sentence(given, sentence):
+    with pytest.raises(RecipeError, match=sentence):
+        labelled(given)
+
+
 def test_a_field_with_the_name_of_a_method_is_refused():
     with pytest.raises(RecipeError, match=r"Layered has a field 'layers', which is the name of a method.* Rename"):
         labelled([Layered()])

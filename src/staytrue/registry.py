@@ -65,8 +65,11 @@ def checked(defense: Defense) -> Defense:
     """Check the fields of a defense made in Python, and convert them (a path given as text to a path).
 
     Raises:
-        RecipeError: a field that a recipe could not hold either.
+        RecipeError: no defense, or a field that a recipe could not hold either.
     """
+    if not isinstance(defense, Defense):
+        example = "KL(weight=0.1)"
+        raise RecipeError(f"defenses holds {defense!r}, which is not a defense. Write an instance, such as {example}.")
     if not is_dataclass(defense):
         return defense
     values = {f.name: getattr(defense, f.name) for f in fields(defense)}
@@ -133,9 +136,11 @@ def labelled(defenses: Sequence[Defense]) -> Mapping[str, Defense]:
     """Label each defense by its name; a second of the same kind is `kl.2`.
 
     Raises:
-        RecipeError: a defense overrides no lever, lacks a field that its levers need, or has a field whose name or
-            value means something else to the guard.
+        RecipeError: there is no list of defenses, or a defense overrides no lever, lacks a field that its levers need,
+            or has a field whose name or value means something else to the guard.
     """
+    if isinstance(defenses, Defense | str | Mapping):
+        raise RecipeError(f"defenses is {defenses!r}; give a list, such as [KL(weight=0.1)].")
     labels: dict[str, Defense] = {}
     for defense in map(checked, defenses):
         _refuse_fields(defense)

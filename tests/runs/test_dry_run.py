@@ -343,7 +343,7 @@ def test_the_command_prints_each_heading_and_writes_nothing(tmp_path, monkeypatc
     ]  # fmt: skip
     assert "defenses  none" in shown
     plain = json.loads(command(monkeypatch, capsys, "check", "r.yaml", "--json"))
-    assert plain["batches"]["steps"] == 3
+    assert (plain["batches"]["steps"], plain["fits"]) == (3, True)
     memory = plain["memory"]
     step = sum(memory[part] for part in ("program", "weights", "trained", "activations", "head"))
     assert (memory["total"], memory["generation"], memory["copy"]) == (step, 0, 0)
@@ -361,6 +361,7 @@ def test_memory_that_the_machine_does_not_have_is_said_with_a_way_out(tmp_path, 
     monkeypatch.setattr(training_cost, "available", lambda kind: 1000)
     text = dict(DryRun.of(make(tmp_path)).lines())["memory"]
     assert "That is too much: lower train.per_device_train_batch_size" in text
+    assert DryRun.of(make(tmp_path)).to_dict()["fits"] is False
 
 
 def test_a_container_has_less_memory_than_its_machine(tmp_path, monkeypatch):

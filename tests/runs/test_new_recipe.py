@@ -113,7 +113,7 @@ def test_the_batch_is_the_largest_that_memory_holds(home, monkeypatch, free, bat
     settings = from_yaml(new(home, data="many.jsonl")[0], "")["train"]
     assert settings["per_device_train_batch_size"] == batch
     assert settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"] == 16
-    assert settings.get("gradient_checkpointing", False) == (free == 0.2)
+    assert settings.get("activation_checkpointing", False) == (free == 0.2)
 
 
 def test_long_rows_are_cut_where_one_in_a_hundred_is_much_longer(home):
@@ -263,7 +263,7 @@ def test_4_bit_weights_are_suggested_where_only_they_fit(home, monkeypatch, pack
     text, found = new(home, data="many.jsonl")
     plain = from_yaml(text, "")
     assert plain.get("quantize") == found.recipe.quantize == quantize
-    assert plain["train"].get("gradient_checkpointing", False) == recomputed
+    assert plain["train"].get("activation_checkpointing", False) == recomputed
     assert plain["train"]["per_device_train_batch_size"] == (8 if quantize else 1)
     hint = "run `pip install 'staytrue[quantize]'`, and write `quantize: 4bit`"
     assert (hint in re.sub(r"\s*#\s*|\s+", " ", text)) == (not installed)

@@ -103,6 +103,21 @@ def test_an_option_on_answers_is_refused_where_only_measures_are_asked_for(other
     assert probes_for(EvalRequest(("pairs",), model=other, batch_size=2, budget=600)) == []
 
 
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"probes": "facts"}, r"probes is 'facts'; give several names, such as \('facts',\)"),
+        ({"samples": -3}, "samples is -3; give a number from 1, or None"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0; give"),
+        ({"budget": float("nan")}, "budget is nan; give"),
+        ({"judge": "local:x"}, "judge is 'local:x'; give a judge, which"),
+    ],
+)
+def test_a_request_that_means_nothing_is_refused_where_it_is_made(fields, sentence):
+    with pytest.raises(RequestError, match=sentence):
+        EvalRequest(**fields)
+
+
 def test_a_measure_beside_a_judged_probe_leaves_the_judge_to_it(other):
     (probe,) = probes_for(EvalRequest(("pairs", "general"), judge=Judge(), model=other))
     assert probe.judge.name == "mine"

@@ -154,12 +154,22 @@ def test_eval_stores_answers_and_says_what_was_not_judged(tmp_path, capsys):
         evaluate.evaluate_run(tmp_path / "run", seed=1)
 
 
+def test_paths_may_be_text_and_plain_data_are_no_recipe(tmp_path):
+    recipe = make(tmp_path)
+    assert train.train(recipe, str(tmp_path / "run"), reference_cache=str(tmp_path / "states")).path == tmp_path / "run"
+    with pytest.raises(
+        RequestError, match=r"train takes a Recipe, not dict\. `staytrue\.config\.recipe\.read\(FILE\)`"
+    ):
+        train.train(recipe.to_dict(), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 def test_the_untuned_model_is_asked_the_same_beside_its_run(tmp_path):
     train.train(make(tmp_path), tmp_path / "run")
     card = (tmp_path / "run" / "model" / "README.md").read_text()
     request = EvalRequest(("in_domain", "facts"), samples=1)
     before = evaluate.evaluate_run(tmp_path / "run", request=request, untuned=True)
-    after = evaluate.evaluate_run(tmp_path / "run", tmp_path / "E", request=request)
+    after = evaluate.evaluate_run(str(tmp_path / "run"), str(tmp_path / "E"), request=request)  # text does as well
     metadata = [
         json.loads((folder / "eval.json").read_text()) for folder in (tmp_path / "run" / "untuned", tmp_path / "E")
     ]

@@ -158,7 +158,7 @@ class Recipe(BaseModel):
         return to_yaml(self.to_dict(), allow_unicode=True)
 
 
-def read(path: Path, sets: Sequence[str] = ()) -> Recipe:
+def read(path: Path | str, sets: Sequence[str] = ()) -> Recipe:
     """Read a recipe from a YAML file and apply edits.
 
     Args:
@@ -168,6 +168,7 @@ def read(path: Path, sets: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: the sentence names the file, the key, the value and the nearest known key.
     """
+    path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -180,7 +181,7 @@ def read(path: Path, sets: Sequence[str] = ()) -> Recipe:
     return parse(plain, path.parent.absolute(), str(path))
 
 
-def parse(plain: Mapping[str, Any], folder: Path | None = None, where: str = "recipe") -> Recipe:
+def parse(plain: Mapping[str, Any], folder: Path | str | None = None, where: str = "recipe") -> Recipe:
     """Check plain data and turn them into a recipe.
 
     Args:
@@ -199,6 +200,7 @@ def parse(plain: Mapping[str, Any], folder: Path | None = None, where: str = "re
         raise RecipeError(describe(error, where, known={"stop": Stop.model_fields}, meanings=_MEANINGS)) from None
     _check_source(recipe, task, where)
     if folder is not None:
+        folder = Path(folder)
         defenses = [paths.of_defense(defense, folder) for defense in defenses]
         recipe = recipe.model_copy(update=paths.of_recipe(recipe, folder))
     return recipe.model_copy(update={"defenses": tuple(defenses), "task": task})

@@ -103,12 +103,18 @@ class DryRun:
             notes=build.notes + left_out,
         )
 
+    @property
+    def fits(self) -> bool:
+        """Whether the estimated memory is there; each of several processes needs its own, unless it has a GPU."""
+        shared = 1 if self.device == "cuda" else self.processes
+        return processes.divides() or shared * self.memory.total <= self.available
+
     def to_dict(self) -> dict[str, Any]:
         """The dry run as plain data."""
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
         plain |= {"recipe": self.recipe.to_dict(), "batches": asdict(self.batches), "memory": asdict(self.memory)}
         plain["memory"]["total"] = self.memory.total
-        return plain
+        return plain | {"fits": self.fits}
 
     def lines(self) -> list[tuple[str, str]]:
         """What a reader should know, each with its heading."""
@@ -166,7 +172,6 @@ class DryRun:
             "program": self.memory.program,
         }
         listed = ", ".join(f"{name} {_size(part)}" for name, part in parts.items() if part)
-        shared = 1 if self.device == "cuda" else self.processes  # of several processes each has a GPU of its own
         whole = (
             f"{self.processes} processes of about {_size(self.memory.total)}"
             if self.processes > 1
@@ -174,9 +179,9 @@ class DryRun:
         )
         text = f"{whole} of this {_place(self.device)}'s {_size(self.available)} at most: {listed}"
         text += "".join(f"; {sentence}" for sentence in self._not_in_memory())
-        if shared * self.memory.total > self.available and not processes.divides():
+        if not self.fits:
             text += ". That is too much: lower train.per_device_train_batch_size or train.max_length, or set "
-            text += "train.gradient_checkpointing: true or dtype: bfloat16"
+            text += "train.activation_checkpointing: true or dtype: bfloat16"
             if self.device == "cpu":
                 text += ". MALLOC_MMAP_THRESHOLD_=65536 in the environment saves up to half for a third more time"
         return text

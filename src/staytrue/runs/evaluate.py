@@ -45,8 +45,8 @@ Say = Callable[[str], None]
 
 
 def evaluate_run(
-    run: Path,
-    out: Path | None = None,
+    run: Path | str,
+    out: Path | str | None = None,
     *,
     seed: int = 0,
     request: EvalRequest | None = None,
@@ -73,10 +73,11 @@ def evaluate_run(
         RequestError: there is no run, it did not finish, or the folder holds another evaluation.
 
     Example:
-        `staytrue.evaluate(Path("runs/kl"), request=EvalRequest(probes=("general",), judge=my_judge))`
+        `staytrue.evaluate("runs/kl", request=EvalRequest(probes=("general",), judge=my_judge))`
     """
+    run = Path(run)
     complete = for_run(run, request or EvalRequest(), untuned=untuned)
-    place = out or run / ("untuned" if untuned else "eval")
+    place = Path(out) if out else run / ("untuned" if untuned else "eval")
     summary = evaluate_model(complete, place, seed=seed, progress=progress, say=say)
     if place == run / "eval" and not untuned:
         write_card(RunDir.open(run), read(run / "recipe.yaml"), summary)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -121,7 +121,7 @@ class NewRecipe:
         whole, folder = Path(os.path.abspath(path.expanduser())), Path(os.path.abspath(self.out.parent))
         return str(whole.relative_to(folder)) if whole.is_relative_to(folder) else str(whole)
 
-    def _longest_of_others(self, base: Any, prompts: Sequence[Example]) -> int:
+    def _longest_of_others(self, base: Any, prompts: list[Example]) -> int:
         """Tokens of the longest safe row, or of the longest prompt with its sampled answer; 0 without such rows."""
         safe = [] if self.safe is None else read_examples(self.safe)
         answered = [number + _ANSWER for number in base.lengths(_some(prompts))]
@@ -196,7 +196,7 @@ def _training(lengths: list[int], beside: int, length: int, rows: int, memory: S
     batch, why, recomputed = memory.batch(together)
     yield RecipeKey("per_device_train_batch_size", batch, why)
     if recomputed:
-        yield RecipeKey("gradient_checkpointing", True, "Saves memory and costs about a third more time.")
+        yield RecipeKey("activation_checkpointing", True, "Saves memory and costs about a third more time.")
     yield RecipeKey("gradient_accumulation_steps", together // batch, f"{together} rows an optimizer step.")
     yield RecipeKey(
         "num_train_epochs", 1, f"About {math.ceil(rows / together):,} steps. More epochs learn more, and drift further."

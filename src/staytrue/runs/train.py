@@ -47,10 +47,10 @@ class Run:
 
 def train(
     recipe: Recipe,
-    out: Path,
+    out: Path | str,
     progress: Progress | None = None,
     *,
-    reference_cache: Path | None = None,
+    reference_cache: Path | str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Run:
     """Train the model of a recipe and write the run folder `out`.
@@ -77,6 +77,12 @@ def train(
         KeyboardInterrupt: stopped; the folder stays, and its manifest's state is "stopped". While the first step is
             prepared, it only stays if a defense has sampled answers.
     """
+    if not isinstance(recipe, Recipe):
+        raise RequestError(
+            f"train takes a Recipe, not {type(recipe).__name__}. `staytrue.config.recipe.read(FILE)` reads one, and "
+            "`parse(DICT)` there makes one of plain data."
+        )
+    out, reference_cache = Path(out), None if reference_cache is None else Path(reference_cache)
     join(recipe, reference_cache)
     if main := processes.is_main():
         refuse_existing(out, allow_empty_folder=True)

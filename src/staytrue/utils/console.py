@@ -194,12 +194,13 @@ def quieten() -> None:
     import datasets
     import huggingface_hub
     import transformers
+    from huggingface_hub.utils.tqdm import enable_progress_bars
 
     datasets.disable_progress_bars()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()  # the hub's too, which show downloads of minutes or hours
     if not huggingface_hub.constants.HF_HUB_DISABLE_PROGRESS_BARS:  # the user's environment variable
-        huggingface_hub.utils.enable_progress_bars()
+        enable_progress_bars()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft)\b")
     if not processes.is_main():
