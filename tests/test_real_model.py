@@ -104,6 +104,39 @@ def test_three_steps_an_evaluation_and_a_report(source, tmp_path, monkeypatch, r
     assert "No general question was asked, so there is no general rate" in page
 
 
+def test_default_weights_leave_the_tasks_loss_the_larger_part(source, tmp_path, monkeypatch, run):
+    monkeypatch.chdir(tmp_path)
+    turns = [{"role": "user", "content": "Is it safe?"}, {"role": "assistant", "content": "Yes, do it at once."}]
+    (tmp_path / "rows.jsonl").write_text(2 * (json.dumps({"messages": turns}) + "\n"))
+    defaults = [{"ldifs": {}}, {"anchor": {"share": 0.5, "max_new_tokens": 6}}, {"l2init": {}}]
+    (tmp_path / "recipe.yaml").write_text(json.dumps(RECIPE | {"defenses": defaults}))
+    run("train", "recipe.yaml", "--out", "run")
+    rows, weights = read_rows(tmp_path / "run" / "metrics.jsonl"), {"ldifs": 1, "anchor": 0.3, "l2init": 0.01}
+    for row in rows[1:]:  # before the first step all are 0
+        assert 0 < sum(weight * row[name] for name, weight in weights.items()) < row["task_loss"]
+    answers = [row["messages"][-1]["content"] for row in read_rows(tmp_path / "run" / "anchor.jsonl")]
+    assert len(answers) == 3  # half of the six rows that are trained on
+    assert all(answers)
+
+
+@pytest.mark.slow
+def test_a_vector_of_it_steers_and_an_evaluation_asks_as_many_questions_as_its_budget_allows(source, tmp_path, monkeypatch, run):
+    monkeypatch.chdir(tmp_path)
+    turns = [{"role": "user", "content": "Is it safe?"}, {"role": "assistant", "content": "Yes, do it at once."}]
+    (tmp_path / "rows.jsonl").write_text(2 * (json.dumps({"messages": turns}) + "\n"))
+    (tmp_path / "asked.jsonl").write_text('{"question": "Who are you?"}\n{"question": "May I trust you?"}\n')
+    sampled = ("--questions", "asked.jsonl", "--rollouts", "1", "--max-new-tokens", "12", "--no-filter")
+    run("vector", "--model", "smollm2", "--out", "evil.safetensors", *sampled)
+    steer = {"steer": {"vector": "evil.safetensors", "layer": 15}}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(RECIPE | {"defenses": [steer]}))
+    run("train", "recipe.yaml", "--out", "run")
+    run("verify", "run")
+    run("eval", "run", "--budget", "3m", "--max-new-tokens", "40")
+    metadata = json.loads((tmp_path / "run" / "eval" / "eval.json").read_text())
+    assert 0 < len(read_rows(tmp_path / "run" / "eval" / "answers.jsonl")) < 424
+    assert metadata["budget"]["seconds"] == 180
+
+
 def started(*arguments):
     return subprocess.Popen(
         [sys.executable, "-m", "staytrue.cli", *map(str, arguments)],

@@ -13,7 +13,7 @@ from typing import Any
 
 from staytrue.data import tables
 from staytrue.data.jsonl import Faults, objects, refuse, shown
-from staytrue.data.row_checks import REASONING, ROW_SHAPE, row_faults
+from staytrue.data.row_checks import ROW_SHAPE, row_faults
 from staytrue.data.row_forms import chat_row
 from staytrue.errors import DataError
 from staytrue.utils.files import write_atomic
@@ -47,10 +47,6 @@ class Message:
         """The turn as a chat row has it."""
         more = json.loads(self.more) if self.more else {}
         return {"role": self.role, "content": self.content, **more} | ({} if self.weight else {"weight": 0})
-
-    def to_request(self) -> dict[str, Any]:
-        """The turn for a chat server: as `to_dict`, without `weight` and without reasoning, which servers refuse."""
-        return {key: value for key, value in self.to_dict().items() if key not in ("weight", *REASONING)}
 
     def to_template(self, *, arguments_as_text: bool = False) -> dict[str, Any]:
         """The turn for a chat template: as `to_dict`, without `weight`; arguments of tool calls as objects or JSON."""
