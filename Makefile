@@ -101,6 +101,7 @@ bench: $(INSTALLED)
 bench-full: $(INSTALLED)
 	$(BIN)/python -m benchmarks all --shape M1 --rounds 7 --json runs/bench/M1.json
 	$(BIN)/python -m benchmarks all --shape M2 --rounds 3 --json runs/bench/M2.json
+	$(BIN)/python -m benchmarks step --shape smollm2 --compare sft,trl-sft,kl,all --rounds 5 --json runs/bench/smollm2.json
 	$(BIN)/python -m benchmarks demo --json runs/bench/demo.json
 
 # torch comes first and pinned: a later open range could replace a CPU build by several gigabytes of another.
