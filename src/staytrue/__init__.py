@@ -1,6 +1,6 @@
 """staytrue: fine-tune a language model and keep its character.
 
-from staytrue import GuardedSFT, KL     # SFTTrainer(...) becomes GuardedSFT(..., defenses=[KL(weight=0.1)])
+from staytrue import Anchor, GuardedSFT     # SFTTrainer(...) becomes GuardedSFT(..., defenses=[Anchor()])
 
 The names below are the public ones; they are imported when first used, so `import staytrue` costs nothing. Every
 defense in `staytrue/defenses/` is public too, by its class's name. Nothing inside the package imports from here.

@@ -4,7 +4,7 @@
       - staytrue.integrations.axolotl.StaytruePlugin
     staytrue:
       defenses:
-        - kl: {weight: 0.1}
+        - anchor: {}
 
 Nothing heavy is imported here: axolotl prints the ImportError of a plugin and trains on without it.
 """
@@ -70,14 +70,14 @@ class Section:
         if not isinstance(section, Mapping):
             raise RecipeError(
                 "The configuration names staytrue's plugin and has no section `staytrue:`, so nothing would be "
-                "defended. Write `staytrue: {defenses: [{kl: {weight: 0.1}}]}`, or take the plugin out."
+                "defended. Write `staytrue: {defenses: [{anchor: {}}]}`, or take the plugin out."
             )
         for key in section:
             if key not in ("defenses", "reference"):
                 raise RecipeError(f"staytrue has no key {key!r}; it has `defenses` and `reference`.")
         listed, reference = section.get("defenses"), section.get("reference")
         if not listed:
-            raise RecipeError("staytrue lists no `defenses`, so nothing would be defended. List one, such as kl.")
+            raise RecipeError("staytrue lists no `defenses`, so nothing would be defended. List one, such as anchor.")
         if reference not in (None, *CHOICES):
             raise RecipeError(f"staytrue: reference is {reference!r}; write base or start.")
         read = recipe.read_defenses(listed, "staytrue")
