@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from staytrue import tasks
 from staytrue.config import recipe as recipes
+from staytrue.config.lora import Number, Whole
 from staytrue.errors import RecipeError
 from staytrue.evals.results.measures import DRIFT, LEAK, PAIRS, is_measure
 from staytrue.organism.lexicon import DOMAINS
@@ -31,7 +32,7 @@ class Variant(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: Annotated[str, Field(pattern=r"^[\w+][\w +.-]*$")]  # "untuned", "none", a defense or a baseline
-    strength: float | None = None  # the swept value, for tables and pictures
+    strength: Annotated[Number, Field(allow_inf_nan=False)] | None = None  # the swept value, for tables and pictures
     recipe: dict[str, Any] = {}  # updates the study's recipe, section by section
 
     @property
@@ -48,7 +49,7 @@ class Study(BaseModel):
     title: str
     recipe: dict[str, Any]  # model, trainer, lora, train, holdout: shared by all runs
     domains: tuple[str | dict[str, dict[str, Any]], ...] = ("medical",)  # narrow domains, or tasks as in recipes
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[Whole, ...] = (0,)
     probes: tuple[str, ...] = ()  # the probes of every run; () uses each run's default probes
     variants: tuple[Variant, ...]
 
