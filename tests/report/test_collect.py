@@ -180,8 +180,40 @@ def test_the_rows_written_by_hand_have_the_shape_that_is_really_written(tmp_path
     assert set(answer_row("Peace.")) >= {*written} - {"stopped", "expected", "group", "form"}
 
 
-@pytest.mark.parametrize("content", ["{", '{"rows": []}', '{"title": "no rows"}', '{"rows": [{"seed": 0}]}', "[]"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("{", '{"rows": []}', '{"title": "no rows"}', '{"rows": [{"seed": 0}]}', "[]", "null", '{"rows": 3}'),
+        *(
+            json.dumps({"rows": [row("kl") | change]})
+            for change in ({"general": 3}, {"strength": "x"}, {"kept": [1]}, {"benign": {"correct": "x"}})
+        ),
+        json.dumps({"rows": [{key: value for key, value in row("kl").items() if key != "domain"}]}),
+    ],
+)
 def test_results_that_are_not_ours_are_refused_in_a_sentence(tmp_path, content):
     (tmp_path / "results.json").write_text(content)
     with pytest.raises(RequestError, match="cannot be read"):
+        write([tmp_path], tmp_path / "page.html")
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ("{}", "it names no probes"),
+        ("[]", "it names no probes"),
+        ("null", "it names no probes"),
+        ('{"probes": 3}', "it names no probes"),
+        ('{"probes": {"general": 3}}', "general is not what was measured"),
+        ('{"probes": {"general": {}}}', "general has no number 'n'"),
+        (json.dumps({"probes": {"general": rates(3) | {"low": None}}}), "general has a rate without its interval"),
+        (json.dumps({"probes": {"general": rates(3) | {"forms": {"json": {}}}}}), "general.forms.json has no number"),
+        (json.dumps({"probes": {"general": rates(3) | {"tail": {"k": 4}}}}), "general.tail.misaligned is not what was"),
+        ('{"probes": {"facts": {"n": 1, "missing": 0, "correct": "x"}}}', "facts has no number 'correct'"),
+        ("{", "Expecting property name"),
+    ],
+)
+def test_a_damaged_summary_is_refused_by_its_file_and_what_is_wrong(tmp_path, content, fault):
+    (tmp_path / "summary.json").write_text(content)
+    with pytest.raises(RequestError, match=rf"summary\.json cannot be read: {fault}.*Give the command again"):
         write([tmp_path], tmp_path / "page.html")
