@@ -83,6 +83,7 @@ def study(
     if reference_cache is not None:
         check_folder(reference_cache)
     chosen = studies.read(file, [name for name in domains.split(",") if name], seeds)
+    studies.check_settings(chosen, file)
     with stoppable(f"finished runs are in {out}; run the same command to continue"):
         run_study(chosen, out, workers, reference_cache)
 
@@ -126,7 +127,8 @@ def train(
     with stoppable(_stopped(out), out), bar(f"train {recipe.stem}", quiet=quiet) as progress:
         from staytrue.runs.train import train as run
 
-        done = run(edited, out, progress, reference_cache=reference_cache, say=tell)
+        with recipes.named(recipe):
+            done = run(edited, out, progress, reference_cache=reference_cache, say=tell)
     if processes.is_main():
         _show(done, reference_cache, as_json)
 
@@ -153,7 +155,7 @@ def check(
     quieten()
     from staytrue.runs.dry_run import DryRun
 
-    with stoppable("nothing was written"):
+    with stoppable("nothing was written"), recipes.named(recipe):
         found = DryRun.of(edited, say_stage)
     if not processes.is_main():
         return

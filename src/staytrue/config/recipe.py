@@ -6,7 +6,8 @@ environment variable. Relative paths are relative to the recipe's folder, not to
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -180,6 +181,17 @@ def read(path: Path, sets: Sequence[str] = ()) -> Recipe:
     return parse(plain, path.parent.absolute(), str(path))
 
 
+@contextmanager
+def named(where: object) -> Iterator[None]:
+    """Name a recipe's file in front of errors of its content that are found where the file is not known."""
+    try:
+        yield
+    except RecipeError as error:
+        if str(error).startswith(str(where)):
+            raise
+        raise RecipeError(f"{where}: {error}") from error.__cause__
+
+
 def parse(plain: Mapping[str, Any], folder: Path | None = None, where: str = "recipe") -> Recipe:
     """Check plain data and turn them into a recipe.
 
@@ -199,8 +211,9 @@ def parse(plain: Mapping[str, Any], folder: Path | None = None, where: str = "re
         raise RecipeError(describe(error, where, known={"stop": Stop.model_fields}, meanings=_MEANINGS)) from None
     _check_source(recipe, task, where)
     if folder is not None:
-        defenses = [paths.of_defense(defense, folder) for defense in defenses]
-        recipe = recipe.model_copy(update=paths.of_recipe(recipe, folder))
+        with named(where):
+            defenses = [paths.of_defense(defense, folder) for defense in defenses]
+            recipe = recipe.model_copy(update=paths.of_recipe(recipe, folder))
     return recipe.model_copy(update={"defenses": tuple(defenses), "task": task})
 
 
@@ -240,8 +253,9 @@ def read_defenses(listed: Any, where: str) -> list[Defense]:
     """
     if not isinstance(listed, list):
         raise RecipeError(f"{where}: defenses is a list such as `- kl: {{weight: 0.1}}`, not {listed!r}.")
-    named = [_named(entry, f"{where}: a defense is written `- kl: {{weight: 0.1}}`") for entry in listed]
-    return [registry.make(name, fields, f"{where}: defense {name!r}") for name, fields in named]
+    entries = [_named(entry, f"{where}: a defense is written `- kl: {{weight: 0.1}}`") for entry in listed]
+    with named(where):
+        return [registry.make(name, fields, f"{where}: defense {name!r}") for name, fields in entries]
 
 
 def _task(plain: Mapping[str, Any], where: str) -> Task | None:
@@ -252,7 +266,8 @@ def _task(plain: Mapping[str, Any], where: str) -> Task | None:
             return None
         entry = "word_problems"
     name, fields = _named(entry, f"{where}: a task is written `task: opswap` or `task: {{opswap: {{tier: 2}}}}`")
-    return registry.task(name, fields, f"{where}: task {name!r}")
+    with named(where):
+        return registry.task(name, fields, f"{where}: task {name!r}")
 
 
 def _named(entry: Any, message: str) -> tuple[str, Any]:

@@ -18,12 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from staytrue import tasks
 from staytrue.config import recipe as recipes
+from staytrue.config import trainer_args
 from staytrue.config.lora import Number, Whole
 from staytrue.errors import RecipeError
 from staytrue.evals.results.measures import DRIFT, LEAK, PAIRS, is_measure
 from staytrue.organism.lexicon import DOMAINS
 from staytrue.report.rows import from_summary
-from staytrue.utils.validation import describe
+from staytrue.utils.validation import describe, nearest
 from staytrue.utils.yaml12 import from_yaml
 
 
@@ -111,14 +112,16 @@ def read(path: Path, domains: Sequence[str] = (), seeds: int | None = None) -> S
     except ValidationError as error:
         keys = [f.alias or name for name, f in Study.model_fields.items()]
         raise RecipeError(describe(error, str(path), known={"": keys})) from None
-    by_name = {cell.domain: cell.source for cell in cells(study)}  # by the names in tables
     known = (*DOMAINS, *tasks.names())
+    named = [cell for cell in cells(study) if not isinstance(cell.source, str) or cell.source in known]
+    by_name = {cell.domain: cell.source for cell in named}  # by the names in tables
     changes: dict[str, Any] = {"domains": tuple(by_name.get(name, name) for name in domains)} if domains else {}
     changes |= {"seeds": _first_seeds(study.seeds, seeds)} if seeds else {}
     study = study.model_copy(update=changes)
     wrong = next((d for d in study.domains if isinstance(d, str) and d not in known), None)
     if wrong is not None:
-        raise RecipeError(f"There is no domain {wrong!r}; choose from {', '.join(dict.fromkeys((*by_name, *known)))}.")
+        where = "--domains" if wrong in domains else f"{path}: domains"
+        raise RecipeError(f"{where}: there is no domain {wrong!r}{nearest(wrong, dict.fromkeys((*by_name, *known)))}")
     _check_cells(study, path)
     if study.probes:
         _check_probes(study, f"{path}: probes")
@@ -142,6 +145,18 @@ def _check_cells(study: Study, path: Path) -> None:
         recipe = recipes.parse(cell.recipe(), where=f"{path}: {cell.label}")
         if recipe.model != "organism" or (recipe.holdout == 0 and recipe.task is None):
             raise RecipeError(f"{path}: {cell.label}: a study needs model: organism and a holdout above 0.")
+
+
+def check_settings(study: Study, path: Path) -> None:
+    """Check the trainer's settings of each run; apart from `read`, because trl takes seconds to load.
+
+    Raises:
+        RecipeError: the sentence names the file, the variant and the setting.
+    """
+    for cell in cells(study):
+        recipe = recipes.parse(cell.recipe())
+        with recipes.named(f"{path}: {cell.label}"):
+            trainer_args.checked(recipe.train, recipe.trainer)
 
 
 def _check_probes(study: Study, where: str) -> None:

@@ -79,7 +79,8 @@ def run_cell(cell: Cell, out: Path, reference_cache: Path | None = None) -> tupl
         summary = evaluate_model(for_recipe(recipe, request), path / "eval", seed=recipe.seed)
     else:
         usable = why_no_cache(labelled(recipe.defenses), sampled=recipe.trainer == "grpo") is None
-        _train(recipe, path, reference_cache if usable else None)
+        with recipes.named(cell.label):
+            _train(recipe, path, reference_cache if usable else None)
         summary = evaluate_run(path, seed=cell.seed, request=request)
     seconds = round(time.monotonic() - begun, 1)
     record = {"schema": SCHEMA, "recipe": cell.recipe(), "probes": _probe_keys(cell.study), "seconds": seconds}
