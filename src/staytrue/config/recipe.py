@@ -29,6 +29,7 @@ from staytrue.config.lora import Lora, Number, Whole
 from staytrue.defense import Defense
 from staytrue.errors import RecipeError
 from staytrue.tasks.task import Task
+from staytrue.utils.files import refuse_no_file
 from staytrue.utils.validation import describe
 from staytrue.utils.yaml12 import from_yaml, to_yaml
 
@@ -168,7 +169,9 @@ def read(path: Path, sets: Sequence[str] = ()) -> Recipe:
 
     Raises:
         RecipeError: the sentence names the file, the key, the value and the nearest known key.
+        RequestError: it is a pipe or a device.
     """
+    refuse_no_file(path)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

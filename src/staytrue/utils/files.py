@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -88,6 +89,23 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     whole = lines[:-1]  # after the last newline: nothing, or a truncated line
     return [json.loads(line) for line in whole if line.strip()]
+
+
+def refuse_no_file(path: Path) -> None:
+    """Refuse to read what is neither a file nor a folder: a pipe might never end, and can be read only once.
+
+    What does not exist is left to whoever opens it.
+
+    Raises:
+        RequestError: it is a pipe (`/dev/stdin` and `<(command)` are such), a socket or a device.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return
+    kind = "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise RequestError(f"{path} is {kind} and no file. Write its content to a file, and name that.")
 
 
 def sha256_of(path: Path) -> str:

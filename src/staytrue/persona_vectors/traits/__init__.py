@@ -19,6 +19,7 @@ from staytrue.data.examples import read_examples
 from staytrue.data.jsonl import shown
 from staytrue.errors import DataError, RequestError
 from staytrue.organism import lexicon, world
+from staytrue.utils.files import refuse_no_file
 
 _LISTS = ("positive", "negative", "questions")
 _KEYS = ("name", *_LISTS)
@@ -77,6 +78,7 @@ def read(path: Path) -> Trait:
     Raises:
         DataError: the file cannot be read, or every fault that it has, a clause each.
     """
+    refuse_no_file(path)
     try:
         text = path.read_text(encoding="utf-8")
         content, twice = yaml.safe_load(text), _repeated_key(text)
