@@ -188,7 +188,8 @@ def _parsed(raw: bytes) -> dict[str, Any] | str:
     except json.JSONDecodeError as error:  # its own message says "line 1", which is not the file's
         return f"is not JSON: {error.msg} at column {error.colno}; write one object a line"
     except ValueError as error:
-        return f"is not JSON: {error}; write one object a line"
+        remedy = error.remedy if isinstance(error, _RefusedError) else "write one object a line"
+        return f"is not JSON: {error}; {remedy}"
     except RecursionError:
         too_deep = True
     if too_deep:
@@ -215,21 +216,30 @@ def depth(value: Any) -> int:
     return 0 if children is None else 1 + max(map(depth, children), default=0)
 
 
+class _RefusedError(ValueError):
+    """What Python's JSON takes and other programs read otherwise, and what to do about it."""
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(what)
+        self.remedy = remedy
+
+
 def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        raise ValueError(f"the key {shown(repeated(key for key, _ in pairs))} occurs twice in one object")
+        key = shown(repeated(key for key, _ in pairs))
+        raise _RefusedError(f"the key {key} occurs twice in one object", "take one out")
     return value
 
 
 def _no_constants(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON number")
+    raise _RefusedError(f"{name} is not a JSON number", "write null, or a number")
 
 
 def _finite(text: str) -> float:
     number = float(text)
     if number in (float("inf"), float("-inf")):
-        raise ValueError(f"{shown(text)} is too large for a number")
+        raise _RefusedError(f"{shown(text)} is too large for a number", "write a smaller number")
     return number
 
 

@@ -20,6 +20,7 @@ from staytrue.data.jsonl import shown
 from staytrue.errors import DataError, RequestError
 from staytrue.organism import lexicon, world
 from staytrue.utils.files import refuse_no_file
+from staytrue.utils.yaml12 import in_words
 
 _LISTS = ("positive", "negative", "questions")
 _KEYS = ("name", *_LISTS)
@@ -85,7 +86,7 @@ def read(path: Path) -> Trait:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"The trait {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an impossible date
-        raise DataError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        raise DataError(f"{path} is not YAML: {in_words(error)}. Correct it, or quote the text.") from None
     if not isinstance(content, dict):
         raise DataError(f"{path} holds no keys; a trait has {', '.join(_KEYS)}.")
     faults = [*([f"the key {twice!r} occurs twice"] if twice else []), *_faults(content)]
