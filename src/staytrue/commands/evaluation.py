@@ -23,6 +23,7 @@ from staytrue.commands.options import (
 )
 from staytrue.errors import RequestError
 from staytrue.utils.console import tell
+from staytrue.utils.files import refuse_no_folder
 
 if TYPE_CHECKING:
     from staytrue.evals.openai_client.budget import Budget
@@ -78,6 +79,8 @@ def eval_(
     from staytrue.runs.evaluate import evaluate_run, judge_answers
     from staytrue.utils.console import bar, quieten
 
+    if out is not None:
+        refuse_no_folder(out)
     source = _source(run=run, model=model, answers=answers)
     _refuse_misplaced(source, adapter=adapter, data=data, out=out, untuned=untuned)
     sampling = (probes, samples, max_new_tokens, batch_size, budget, as_published, seed)

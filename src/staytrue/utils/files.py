@@ -156,6 +156,37 @@ def refuse_existing(out: Path, *, allow_empty_folder: bool = False) -> None:
         return
     if out.exists() or out.is_symlink():
         raise RequestError(f"{out} exists already. Choose another path with --out, or remove it yourself.")
+    _refuse_no_parent(out)
+
+
+def refuse_no_folder(out: Path) -> None:
+    """Refuse a folder for results that is a file, or where nothing can be created; it may exist and hold files.
+
+    Raises:
+        RequestError: the sentence names the path and what is in the way.
+    """
+    if out.is_dir():
+        if not os.access(out, os.W_OK):
+            raise RequestError(f"The folder {out} is not writable. Choose another with --out.")
+    elif out.exists() or out.is_symlink():
+        raise RequestError(f"{out} is a file, and a folder is written. Choose another path with --out.")
+    else:
+        _refuse_no_parent(out)
+
+
+def refuse_folder(out: Path) -> None:
+    """Refuse a file for results that is a folder, or where nothing can be created; an earlier file may exist.
+
+    Raises:
+        RequestError: the sentence names the path and what is in the way.
+    """
+    if out.is_dir():
+        raise RequestError(f"{out} is a folder, and a file is written. Name a file in it with --out.")
+    _refuse_no_parent(out)
+
+
+def _refuse_no_parent(out: Path) -> None:
+    """Refuse a path below a file, or below a folder in which this process must not write."""
     parent = next(p for p in out.absolute().parents if p.exists())
     if not parent.is_dir():
         raise RequestError(f"{out} cannot be created: {parent} is a file. Choose another path with --out.")

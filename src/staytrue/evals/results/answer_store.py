@@ -52,7 +52,7 @@ class AnswerStore:
             metadata = json.loads(file.read_text(encoding="utf-8"))
             _refuse_wrong_metadata(metadata)
             return dict(metadata)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise RequestError(
                 f"{self.path} is no evaluation: it has no eval.json. `staytrue eval` makes one."
             ) from None
