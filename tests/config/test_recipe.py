@@ -71,7 +71,7 @@ def test_set_reaches_defenses_sections_and_plain_keys(tmp_path):
         (("data: rows.jsonl", "data: ~nobody-here/rows.jsonl"), "cannot be found: there is no such user"),
         (("weight: 0.3", "wieght: 0.3"), "defense 'kl' has no field 'wieght'; did you mean 'weight'?"),
         (("weight: 0.3", "weight: -1"), "weight is -1, but"),
-        (("weight: 0.3", "weight: .inf"), "weight is inf, but"),
+        (("weight: 0.3", "weight: .inf"), "weight is inf; write a finite number"),
         (("share: 5e-2", "share: 5"), "share is 5, but"),
         (("pool: safe.jsonl, ", ""), "defense 'interleave' lacks the field 'pool'"),
         (("lora: {r: 8}", "lora: {rank: 8}"), "no key 'lora.rank'"),

@@ -100,8 +100,12 @@ def test_tasks_that_mark_right_answers_each_in_their_own_way_stand_on_one_page(t
 def test_a_folder_without_results_is_refused_with_a_way_out(tmp_path):
     with pytest.raises(RequestError, match="There is no folder"):
         write([tmp_path / "nowhere"], tmp_path / "r.html")
-    with pytest.raises(RequestError, match=r"no results\.json, no summary\.json\); run `staytrue eval"):
+    with pytest.raises(RequestError, match=r"no results\.json, no summary\.json\); name the folder of one\.$"):
         write([tmp_path], tmp_path / "r.html")
+    (tmp_path / "my run").mkdir()
+    (tmp_path / "my run" / "manifest.json").write_text("{}")
+    with pytest.raises(RequestError, match=rf"; run `staytrue eval '{tmp_path}/my run'`\.$"):
+        write([tmp_path / "my run"], tmp_path / "r.html")
     (tmp_path / "results.json").write_text("{torn")
     with pytest.raises(RequestError, match="cannot be read"):
         write([tmp_path], tmp_path / "r.html")

@@ -129,7 +129,10 @@ def _probe_names(probes: str, data: Path | None, max_new_tokens: int | None) -> 
 def _source(**sources: Path | str | None) -> str:
     """The name of the one source of answers: "run", "model" or "answers"."""
     names = [name for name, value in sources.items() if value is not None]
-    if len(names) != 1:
+    if len(names) > 1:
+        called = ["the run" if name == "run" else f"--{name}" for name in names]
+        raise RequestError(f"{' and '.join(called)} exclude each other: one thing is evaluated at a time. Keep one.")
+    if not names:
         raise RequestError(
             "Name what to evaluate: a run folder, or --model NAME (with --adapter FOLDER), or --answers FILE."
         )

@@ -23,7 +23,7 @@ from staytrue.commands.options import (
     stoppable,
 )
 from staytrue.errors import RequestError
-from staytrue.utils.console import tell
+from staytrue.utils.console import quoted, tell
 
 if TYPE_CHECKING:
     from staytrue.evals.openai_client.budget import Budget
@@ -70,7 +70,7 @@ def new(
         say(f"{heading:9s} {line}.")
     for note in found.notes:
         say(f"note      {note}")
-    say(f"Written: {out}. Read its comments, then train with `staytrue train {out} --out RUN`.")
+    say(f"Written: {out}. Read its comments, then train with `staytrue train {quoted(out)} --out RUN`.")
 
 
 def _columns(pairs: list[str]) -> dict[str, str]:

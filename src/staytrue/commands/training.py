@@ -11,7 +11,7 @@ import typer
 from staytrue.commands.options import Json, ReferenceCache, Workers, stages, stoppable
 from staytrue.errors import RequestError
 from staytrue.utils import processes
-from staytrue.utils.console import tell
+from staytrue.utils.console import quoted, tell
 
 
 def demo(
@@ -191,7 +191,7 @@ def _resume(run: Path, allow_versions: bool, reference_cache: Path | None, as_js
 
 
 def _stopped(run: Path) -> str:
-    return f"{run} is marked as stopped, and `staytrue train --resume {run}` goes on with it"
+    return f"{run} is marked as stopped, and `staytrue train --resume {quoted(run)}` goes on with it"
 
 
 def _show(done: Any, reference_cache: Path | None, as_json: bool) -> None:
@@ -210,7 +210,7 @@ def _show(done: Any, reference_cache: Path | None, as_json: bool) -> None:
             say("Check more often (stop.every), raise stop.above, or lower the learning rate.")
             return
     kind = "an ordinary model folder" if done.is_whole else "a peft adapter"
-    say(f"Trained: {done.adapter} is {kind}. Evaluate it with `staytrue eval {done.path}`.")
+    say(f"Trained: {done.adapter} is {kind}. Evaluate it with `staytrue eval {quoted(done.path)}`.")
 
 
 def _of_reference(counts: dict[str, Any] | None, folder: Path) -> str:

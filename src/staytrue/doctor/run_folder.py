@@ -12,6 +12,7 @@ from staytrue.doctor.finding import Finding
 from staytrue.errors import FolderInUseError, RequestError
 from staytrue.evals.results.stored_summary import read_summary
 from staytrue.runs.checkpoints import Checkpoints, step_of
+from staytrue.utils.console import quoted
 from staytrue.utils.files import read_rows, sha256_of
 from staytrue.utils.run_dir import RunDir, locked, versions
 from staytrue.utils.validation import in_one_line
@@ -89,7 +90,7 @@ def _state(path: Path, manifest: dict[str, Any], step: int | None) -> Finding:
     reason = f": {manifest['reason']}" if "reason" in manifest else ""
     if state == "running":
         reason = ", but no process writes into the folder: it was killed"
-    return Finding("state", f"{state}{reason}", f"`staytrue train --resume {path}` goes on ({where}).")
+    return Finding("state", f"{state}{reason}", f"`staytrue train --resume {quoted(path)}` goes on ({where}).")
 
 
 def _trained(path: Path, manifest: dict[str, Any]) -> Finding:
@@ -116,7 +117,7 @@ def _evaluation(path: Path) -> Finding:
             sentence, _, way_out = str(error).removesuffix(".").rpartition(". ")
             return Finding("evaluation", sentence, f"{way_out}.")
         return Finding("evaluation", "eval/ holds answers and a summary")
-    return Finding("evaluation", "none yet", f"`staytrue eval {path}` makes one.", hinders=False)
+    return Finding("evaluation", "none yet", f"`staytrue eval {quoted(path)}` makes one.", hinders=False)
 
 
 def _versions(manifest: dict[str, Any]) -> Finding:

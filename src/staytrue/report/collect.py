@@ -18,7 +18,7 @@ from staytrue.evals.results.verdict_store import join_verdicts, known_judges, ve
 from staytrue.report.folders import facts_of, pooled
 from staytrue.report.measures import Measured
 from staytrue.report.rows import JUDGED, UNTUNED, from_summary, label_of, probes, refuse_wrong_row, role, spoken
-from staytrue.utils.console import duration
+from staytrue.utils.console import duration, quoted
 from staytrue.utils.files import read_rows
 from staytrue.utils.validation import in_one_line
 
@@ -167,9 +167,10 @@ def _results(folder: Path, label: str) -> dict[str, Any]:
             return results
         summary = read_summary(evaluation_folder(folder))
     except FileNotFoundError:
+        is_run = (folder / "manifest.json").exists()
+        way = f"run `staytrue eval {quoted(folder)}`" if is_run else "name the folder of one"
         raise RequestError(
-            f"{folder} is not a study, a run or an evaluation with results (no results.json, no summary.json); run "
-            f"`staytrue eval {folder}`."
+            f"{folder} is not a study, a run or an evaluation with results (no results.json, no summary.json); {way}."
         ) from None
     except RequestError:
         raise

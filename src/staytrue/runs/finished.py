@@ -10,6 +10,7 @@ from staytrue.config.recipe import read
 from staytrue.errors import RequestError
 from staytrue.modeling import model_source
 from staytrue.modeling.model_folder import check_model_folder
+from staytrue.utils.console import quoted
 from staytrue.utils.run_dir import RunDir
 
 
@@ -56,7 +57,7 @@ def finished_model(run: Path, *, untuned: bool = False) -> FinishedModel:
     if manifest["state"] != "done":
         raise RequestError(
             f"{run} is {manifest['state']}, not done, so it has no trained model yet. Finish it with `staytrue train "
-            f"--resume {run}`."
+            f"--resume {quoted(run)}`."
         )
     recipe = read(run / "recipe.yaml")
     source = model_source.find(recipe.model, recipe.revision, recipe.dtype, recipe.quantize)
