@@ -56,6 +56,7 @@ def test_a_missing_key_of_a_recipe_is_called_missing():
          "recipe: defense 'interleave': by is 'foo'; write 'random', 'gap', 'choice' or 'steady'"),
         ({"defenses": [{"ldifs": {"blocks": ["a", 1]}}]},
          "recipe: defense 'ldifs': blocks.0 is 'a'; write a whole number"),
+        ({"lora": {"r": 10**20}}, f"recipe: lora.r is {10**20}, but: input should be less than 2147483648"),
         ({"stop": {"every": 0}}, "recipe: stop.every is 0, but: input should be greater than or equal to 1"),
     ],
 )  # fmt: skip

@@ -16,6 +16,7 @@ from staytrue.commands.options import (
     MaxCalls,
     MaxCost,
     Price,
+    Seed,
     budget_of,
     judge_of,
     report_spending,
@@ -135,7 +136,7 @@ def vector(
         ),
     ] = None,
     batch_size: BatchSize = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed for sampling answers.")] = 0,
+    seed: Seed = 0,
     sweep: Annotated[
         bool,
         typer.Option(
