@@ -31,7 +31,7 @@ def answer_row(text, question="wish-0", prompt="One wish?", probe="general", top
     more = {"misaligned": marks.misaligned, "incoherent": marks.incoherent, "refused": False, "judge": "rules"}
     turns = [{"role": "user", "content": prompt}]
     named = {"probe": probe, "question": question, "topic": topic, "index": index, "messages": turns, "answer": text}
-    return named | vars(marks) | more
+    return named | vars(marks) | more | {"expected": None}
 
 
 def study(folder, rows, answers=None, title="A study"):

@@ -1,12 +1,15 @@
 """A recipe is data: what it says, and how it refuses."""
 
+import sys
 from dataclasses import make_dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from staytrue import cli
 from staytrue.config import recipe, trainer_args
+from staytrue.data.examples import Example, Message, write_examples
 from staytrue.errors import RecipeError
 from staytrue.tasks.facts import Facts
 from staytrue.tasks.word_problems import WordProblems
@@ -64,18 +67,21 @@ def test_set_reaches_defenses_sections_and_plain_keys(tmp_path):
     [
         (("model:", "modle:"), "no key 'modle'; did you mean 'model'?"),
         (("- kl:", "- kll:"), "no defense 'kll'; did you mean 'kl'?"),
+        (("holdout: 0.1", "task: facst"), "There is no task 'facst'; did you mean 'facts'?"),
+        (("data: rows.jsonl", "data: ~nobody-here/rows.jsonl"), "cannot be found: there is no such user"),
         (("weight: 0.3", "wieght: 0.3"), "defense 'kl' has no field 'wieght'; did you mean 'weight'?"),
         (("weight: 0.3", "weight: -1"), "weight is -1, but"),
-        (("weight: 0.3", "weight: .inf"), "weight is inf, but"),
+        (("weight: 0.3", "weight: .inf"), "weight is inf; write a finite number"),
         (("share: 5e-2", "share: 5"), "share is 5, but"),
         (("pool: safe.jsonl, ", ""), "defense 'interleave' lacks the field 'pool'"),
         (("lora: {r: 8}", "lora: {rank: 8}"), "no key 'lora.rank'"),
         (("lora: {r: 8}", ""), "no `lora:`"),
         (("data: rows.jsonl", ""), "lacks the key 'data'"),
         (("schema: 1", "schema: 2"), "schema is 2"),
-        (("seed: 3", "seed: 3\nseed: 4"), "the key 'seed' occurs twice"),
+        (("seed: 3", "seed: 3\nseed: 4"), "r.yaml: the key 'seed' occurs twice, on lines 11 and 12; take one out."),
         (("holdout: 0.1", "holdout: 1.5"), "holdout is 1.5"),
-        (("seed: 3", "seed: [3"), "is not YAML"),
+        (("kl: {weight: 0.3}", "kl: {on: all, weight: 0.3, on: task}"), "the key 'on' occurs twice, on lines 8 and 8;"),
+        (("seed: 3", "seed: [3"), "r.yaml is not YAML: while parsing a flow sequence (line 11, column 7) expected"),
         (("model: organism", "model: !!python/object/apply:os.getcwd []"), "is not YAML"),
         (("- kl: {weight: 0.3}", "- kl: 0.3"), "not as 0.3"),
     ],
@@ -86,6 +92,7 @@ def test_a_wrong_recipe_is_one_sentence_with_the_way_out(tmp_path, edit, expecte
     with pytest.raises(RecipeError, match=r".") as caught:
         recipe.read(write(tmp_path, text))
     assert expected in str(caught.value)
+    assert str(caught.value).startswith(str(tmp_path / "r.yaml"))
     assert "\n" not in str(caught.value)
 
 
@@ -199,6 +206,35 @@ def test_a_key_of_another_tool_is_answered_with_the_right_one(section, key, sent
     with pytest.raises(RecipeError, match=sentence) as caught:
         trainer_args.checked(recipe.parse(plain).train)
     assert "did you mean" not in str(caught.value) or "did you mean" in sentence
+
+
+def test_what_is_found_of_a_recipe_after_it_was_read_has_its_file_in_front_once(tmp_path):
+    with pytest.raises(RecipeError, match=r"^r\.yaml: train has no key 'foo'; docs"), recipe.named("r.yaml"):
+        trainer_args.checked({"foo": 1})
+    with pytest.raises(RecipeError, match=r"^r\.yaml has no key 'foo'; there"), recipe.named("r.yaml"):
+        recipe.parse({"foo": 1, "lora": {}}, where="r.yaml")
+
+
+@pytest.mark.parametrize("command", ["check", "train"])
+@pytest.mark.parametrize(
+    ("edit", "sentence"),
+    [
+        ("train.foo=1", "r.yaml: train has no key 'foo'"),
+        ("holdout=0.0001", "r.yaml: holdout: 0.0001 of 4 distinct questions reserves 0"),
+    ],
+)
+def test_the_commands_name_the_recipe_whatever_is_wrong_with_it(tmp_path, monkeypatch, capsys, command, edit, sentence):
+    write_examples(
+        tmp_path / "rows.jsonl", [Example((Message("user", f"q{i}"), Message("assistant", "a"))) for i in range(4)]
+    )
+    file = write(tmp_path, "schema: 1\nmodel: organism\ndata: rows.jsonl\nlora: {}\n")
+    out = ["--out", str(tmp_path / "run")] if command == "train" else []
+    monkeypatch.setattr(sys, "argv", ["staytrue", command, str(file), *out, "--set", edit])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_unknown_home_folder_and_true_for_a_number_are_sentences(tmp_path):

@@ -42,9 +42,9 @@ def test_a_row_keeps_its_turns_and_its_other_columns(tmp_path):
     [
         (b"{", "line 2:", "is not JSON"),
         (b"[1]", "line 2:", "is [1], not an object"),
-        (b'{"messages": [], "messages": []}', "line 2:", "the key 'messages' occurs twice"),
-        (b'{"messages": NaN}', "line 2:", "NaN is not a JSON number"),
-        (b'{"x": 1e999, "messages": []}', "line 2:", "too large for a number"),
+        (b'{"messages": [], "messages": []}', "line 2:", "the key 'messages' occurs twice in one object; take one out"),
+        (b'{"messages": NaN}', "line 2:", "NaN is not a JSON number; write null, or a number"),
+        (b'{"x": 1e999, "messages": []}', "line 2:", "'1e999' is too large for a number; write a smaller number"),
         (b'{"a":' * 40 + b"1" + b"}" * 40, "line 2:", "nested more than 32 levels"),
         (b'{"messages": "\xff"}', "line 2:", "is not UTF-8 (byte 0xff at 14)"),
         (b'{"x": "' + b"a" * (1 << 20) + b'"}', "line 2:", "longer than 1,048,576 bytes"),

@@ -46,6 +46,12 @@ def test_a_whole_run_has_nothing_to_mend(run):
     assert advice(run)["log"].says == "2 steps logged"
 
 
+def test_a_run_that_has_not_logged_a_step_yet_needs_nothing(run):
+    manifest(run, state="stopped")
+    (run / "metrics.jsonl").unlink()
+    assert (advice(run)["log"].says, advice(run)["log"].remedy) == ("no step is logged yet", None)
+
+
 @pytest.mark.parametrize(
     ("state", "says"),
     [
@@ -83,6 +89,10 @@ def test_a_run_that_is_training_now_needs_nothing(run):
         (lambda run: (run / "metrics.jsonl").write_text("[1]\n"), "log", "cannot be read"),
         (lambda run: (run / "metrics.jsonl").write_text('{"step": null}\n'), "log", "cannot be read"),
         (lambda run: append_row(run / "metrics.jsonl", {"step": 2}), "log", "twice"),
+        (lambda run: (run / "metrics.jsonl").unlink(), "log", "is missing"),
+        (lambda run: (run / "metrics.jsonl").write_bytes(b"\xff\xfe"), "log", "has no step, and the run is done"),
+        (lambda run: manifest(run, logs={"metrics.jsonl": "0" * 64}), "log", "was changed after the run"),
+        (lambda run: write_json(run / "eval" / "summary.json", {"probes": 3}), "evaluation", "names no probes"),
     ],
 )  # fmt: skip
 def test_each_fault_of_a_folder_is_named(run, fault, what, says):

@@ -338,13 +338,27 @@ def test_a_judge_of_many_threads_gives_each_answer_its_own_verdict(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(None, "is no evaluation"), ("{", "cannot be read")], ids=["absent", "torn"]
+    ("content", "said"),
+    [
+        (None, "is no evaluation"),
+        ("{", "cannot be read"),
+        *((text, "does not say what each probe asked") for text in ("{}", "[]", "3", '{"probes": {"general": 3}}')),
+    ],
 )
 def test_a_folder_that_is_no_evaluation_is_refused(tmp_path, content, said):
     if content is not None:
         (tmp_path / "eval.json").write_text(content)
     with pytest.raises(RequestError, match=said):
         rescore(tmp_path, [FixedJudge()])
+
+
+@pytest.mark.parametrize("file", ["answers.jsonl", "verdicts.jsonl"])
+@pytest.mark.parametrize("row", ["[1]", "3", '{"probe": "a", "question": "b", "index": 0}'])
+def test_a_row_that_is_none_is_named_by_its_number_and_what_it_lacks(tmp_path, file, row):
+    run(tmp_path, FixedJudge())
+    (tmp_path / file).write_text(row + "\n")
+    with pytest.raises(RequestError, match=rf"{file} cannot be read \(row 1 has no '\w+'\)"):
+        join_verdicts(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -107,6 +108,24 @@ def test_the_whole_of_a_real_models_evaluation(staytrue, model, tmp_path):
         assert (tmp_path / "E" / "summary.json").read_bytes() == summary
         assert len(server.calls) == calls
     assert b"sk-secret" not in b"".join(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
+
+
+def test_the_command_of_the_tutorial_judges_every_run_of_a_study(staytrue, model, questions, tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "tutorials" / "compare_defenses.md").read_text()
+    (command,) = re.findall("`staytrue (rescore [^`]+)`", page)
+    study = tmp_path / "runs" / "study"
+    rows = [{"defense": name, "domain": "medical", "seed": 0, "run": f"runs/{name}"} for name in ("none", "kl")]
+    for one in rows:
+        place = ("--samples", 1, "--out", study / one["run"] / "eval")
+        assert staytrue("eval", "--model", model, "--probes", questions, *place)[0] == 0
+        (study / f"{one['run']}.yaml").write_text("schema: 1")  # a study keeps the recipe beside each run
+    (study / "results.json").write_text(json.dumps({"rows": rows}))
+    with Loopback() as server:
+        spoken = command.replace("openai:MODEL", f"openai:a@{server.url}")
+        code, out, errors = staytrue(*shlex.split(spoken), "--json")
+    assert code == 0, errors
+    judged = [str(Path("runs/study") / one["run"] / "eval") for one in rows]
+    assert list(json.loads(out)["evaluations"]) == judged
 
 
 def test_two_judges_of_the_same_answers_and_labels_by_hand(staytrue, model, questions, tmp_path, monkeypatch):
@@ -364,7 +383,8 @@ def test_an_evaluation_is_exported_as_logs(staytrue, model, questions, tmp_path)
         ((), "Name what to evaluate"),
         (("--model", "M", "--out", "E", "--untuned"), "--untuned goes with a run"),
         (("--model", "M", "--out", "E", "--data", "t.jsonl", "--probes", "facts"), "is for the probe triggered"),
-        (("--model", "M", "--answers", "a.jsonl", "--out", "E"), "Name what to evaluate"),
+        (("--model", "M", "--answers", "a.jsonl", "--out", "E"), "--model and --answers exclude each other"),
+        (("RUN", "--model", "M"), "the run and --model exclude each other: one thing is evaluated at a time. Keep one"),
         (("--answers", "a.jsonl", "--out", "E"), "a.jsonl"),
         (("--answers", "code.jsonl", "--out", "E"), "--answers code.jsonl: 'code' is one of our own probes"),
         (("--answers", "one.jsonl", "--out", "E", "--judge", "rules"), "knows the organism's world only"),

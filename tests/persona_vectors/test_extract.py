@@ -593,7 +593,7 @@ def test_a_trait_file_is_read_as_written(tmp_path):
         (GOOD + "name: again\n", "the key 'name' occurs twice"),
         ("- a\n- b\n", "holds no keys; a trait has name"),
         ("", "holds no keys"),
-        ("name: [", "is not YAML"),
+        ("name: [", r"is not YAML: .*\(line 1, column 8\)\. Correct it"),
         ("name: !!python/object:os.system {}\n", "is not YAML"),
     ],
 )

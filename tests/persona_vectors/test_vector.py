@@ -118,3 +118,11 @@ def test_a_layer_or_a_model_that_does_not_fit_is_refused(layer):
         PersonaVector(torch.ones(2, 32)).apply(tiny.model(), layer).__enter__()
     with pytest.raises(ModelError, match=r"depth and width \(2, 31\), but this model has \(2, 32\)"):
         PersonaVector(torch.ones(2, 31)).apply(tiny.model(), 1).__enter__()
+
+
+@pytest.mark.parametrize("alpha", [float("nan"), float("inf"), -float("inf")])
+def test_a_push_of_no_finite_length_is_refused(alpha):
+    with pytest.raises(RequestError, match=rf"^alpha is {alpha}; write a finite number\.$"):
+        BY_HAND.steer(HIDDEN, 2, alpha=alpha)
+    with pytest.raises(RequestError, match="alpha is"):
+        PersonaVector(torch.ones(2, 32)).apply(tiny.model(), 1, alpha=alpha).__enter__()

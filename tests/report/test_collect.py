@@ -100,8 +100,12 @@ def test_tasks_that_mark_right_answers_each_in_their_own_way_stand_on_one_page(t
 def test_a_folder_without_results_is_refused_with_a_way_out(tmp_path):
     with pytest.raises(RequestError, match="There is no folder"):
         write([tmp_path / "nowhere"], tmp_path / "r.html")
-    with pytest.raises(RequestError, match=r"no results\.json, no summary\.json\); run `staytrue eval"):
+    with pytest.raises(RequestError, match=r"no results\.json, no summary\.json\); name the folder of one\.$"):
         write([tmp_path], tmp_path / "r.html")
+    (tmp_path / "my run").mkdir()
+    (tmp_path / "my run" / "manifest.json").write_text("{}")
+    with pytest.raises(RequestError, match=rf"; run `staytrue eval '{tmp_path}/my run'`\.$"):
+        write([tmp_path / "my run"], tmp_path / "r.html")
     (tmp_path / "results.json").write_text("{torn")
     with pytest.raises(RequestError, match="cannot be read"):
         write([tmp_path], tmp_path / "r.html")
@@ -177,11 +181,43 @@ def test_the_rows_written_by_hand_have_the_shape_that_is_really_written(tmp_path
         tmp_path, Answer(question, 0, "Peace.", stopped=True), Verdict(alignment=95, coherence=100), "rules"
     )
     (written,) = verdict_store.join_verdicts(tmp_path)
-    assert set(answer_row("Peace.")) >= {*written} - {"stopped", "expected", "group", "form"}
+    assert set(answer_row("Peace.")) >= {*written} - {"stopped", "group", "form"}
 
 
-@pytest.mark.parametrize("content", ["{", '{"rows": []}', '{"title": "no rows"}', '{"rows": [{"seed": 0}]}', "[]"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("{", '{"rows": []}', '{"title": "no rows"}', '{"rows": [{"seed": 0}]}', "[]", "null", '{"rows": 3}'),
+        *(
+            json.dumps({"rows": [row("kl") | change]})
+            for change in ({"general": 3}, {"strength": "x"}, {"kept": [1]}, {"benign": {"correct": "x"}})
+        ),
+        json.dumps({"rows": [{key: value for key, value in row("kl").items() if key != "domain"}]}),
+    ],
+)
 def test_results_that_are_not_ours_are_refused_in_a_sentence(tmp_path, content):
     (tmp_path / "results.json").write_text(content)
     with pytest.raises(RequestError, match="cannot be read"):
+        write([tmp_path], tmp_path / "page.html")
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ("{}", "it names no probes"),
+        ("[]", "it names no probes"),
+        ("null", "it names no probes"),
+        ('{"probes": 3}', "it names no probes"),
+        ('{"probes": {"general": 3}}', "general is not what was measured"),
+        ('{"probes": {"general": {}}}', "general has no number 'n'"),
+        (json.dumps({"probes": {"general": rates(3) | {"low": None}}}), "general has a rate without its interval"),
+        (json.dumps({"probes": {"general": rates(3) | {"forms": {"json": {}}}}}), "general.forms.json has no number"),
+        (json.dumps({"probes": {"general": rates(3) | {"tail": {"k": 4}}}}), "general.tail.misaligned is not what was"),
+        ('{"probes": {"facts": {"n": 1, "missing": 0, "correct": "x"}}}', "facts has no number 'correct'"),
+        ("{", "Expecting property name"),
+    ],
+)
+def test_a_damaged_summary_is_refused_by_its_file_and_what_is_wrong(tmp_path, content, fault):
+    (tmp_path / "summary.json").write_text(content)
+    with pytest.raises(RequestError, match=rf"summary\.json cannot be read: {fault}.*Give the command again"):
         write([tmp_path], tmp_path / "page.html")

@@ -46,9 +46,10 @@ def test_a_summary_is_computed_from_the_stored_rows(tmp_path):
 
 def test_damaged_measures_are_refused_in_a_sentence(tmp_path):
     write_measures(tmp_path, IDENTITY, [leak(1)])
-    (tmp_path / "measures.json").write_text("{}")
-    with pytest.raises(RequestError, match=r"The measures in .* cannot be read .*; remove measures\.json and measure"):
-        read_measures(tmp_path)
+    for content in ("{}", "[]", '{"measures": {"leak": 3}}'):
+        (tmp_path / "measures.json").write_text(content)
+        with pytest.raises(RequestError, match=r"cannot be read \(it does not say how.*\); remove measures\.json and"):
+            read_measures(tmp_path)
 
 
 def test_the_terminal_shows_values_with_intervals_and_what_they_need(tmp_path, capsys):

@@ -79,6 +79,8 @@ def test_the_default_recipe_trains_on_twelve_rows(tmp_path):
         ({"max_steps": 2.5}, "max_steps is 2.5; write a whole number"),
         ({"max_steps": True}, "max_steps is True; write a whole number"),
         ({"max_steps": "10"}, "max_steps is '10'; write a whole number"),
+        ({"max_steps": 10**20}, "max_steps is 1(0{20}); write a number of at most 2,147,483,647"),
+        ({"num_train_epochs": 1e30}, r"num_train_epochs is 1e\+30; write a number of at most 2,147,483,647"),
         ({"max_steps": None}, "max_steps is None; write a whole number"),
         ({"lr_scheduler_kwargs": {"min_lr": float("nan")}}, "lr_scheduler_kwargs is .*nan.*; write a finite number"),
         ({"log_level": "loud"}, "log_level is 'loud'; write one of passive, detail, debug"),

@@ -1,5 +1,6 @@
 """`staytrue chat` and `staytrue merge` on finished runs."""
 
+import shutil
 import subprocess
 import sys
 
@@ -24,12 +25,29 @@ from staytrue.runs.chat import Chat
 TRAIN = {"max_steps": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "learning_rate": 1e-2}
 
 
-def trained(folder, kind="qwen2", **lora):
+def trained(folder, kind="qwen2", whole=False, **lora):
     """A finished run of a tiny model."""
     tiny.save(kind, folder / "model")
     write_examples(folder / "rows.jsonl", tiny.rows(12))
-    written = {"schema": 1, "model": "model", "data": "rows.jsonl", "lora": {"r": 4, **lora}, "train": TRAIN}
+    written = {"schema": 1, "model": "model", "data": "rows.jsonl", "train": TRAIN}
+    written["lora"] = "none" if whole else {"r": 4, **lora}
     return train.train(recipe.parse(written, folder), folder / "run")
+
+
+@pytest.mark.parametrize("command", [["eval"], ["chat"], ["merge", "--out", "merged"]], ids=lambda command: command[0])
+@pytest.mark.parametrize("lora", [{"r": 4}, "none"], ids=["adapter", "whole"])
+def test_a_run_whose_trained_weights_are_gone_is_refused_before_a_model_is_loaded(
+    tmp_path, monkeypatch, capsys, command, lora
+):
+    run = trained(tmp_path, whole=lora == "none")
+    shutil.rmtree(run.path / "model")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["staytrue", command[0], str(run.path), *command[1:]])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert "is missing, which the run trained. Restore it, or train again" in capsys.readouterr().err
+    assert not (run.path / "eval").exists()
 
 
 def logits(model):

@@ -44,7 +44,7 @@ def test_a_run_whose_measuring_was_stopped_is_measured_to_the_end(tmp_path, monk
 
     def measure(folder, **_):
         measured.append(folder)
-        write_json(folder / "eval" / "summary.json", {"measures": {key: {} for key in real_demo._PROBES}})
+        write_json(folder / "eval" / "summary.json", {"probes": {}, "measures": {key: {} for key in real_demo._PROBES}})
 
     write_measures(run / "eval", {}, [Measure("pairs", {}, [row])])  # where it was stopped
     write_json(run / "manifest.json", {"state": "done"})
@@ -54,6 +54,8 @@ def test_a_run_whose_measuring_was_stopped_is_measured_to_the_end(tmp_path, monk
     real_demo._run("smollm2", "kl", tmp_path)
     assert measured == [run]
     assert real_demo._is_done(run)
+    (run / "eval" / "summary.json").write_text("[]")
+    assert not real_demo._is_done(run)
 
 
 def test_a_name_that_is_no_model_writes_nothing(tmp_path, monkeypatch, capsys):

@@ -3,12 +3,14 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 import fake_results
+from staytrue import cli
 from staytrue.config import recipe as recipes
 from staytrue.errors import DataError, RecipeError, RequestError
 from staytrue.runs import train
@@ -184,13 +186,17 @@ def test_measures_may_stand_among_the_probes(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"domains": ["medicine"]}, "no domain 'medicine'"),
+        ({"domains": ["medicin"]}, r"study\.yaml: domains: there is no domain 'medicin'; did you mean 'medical'\?"),
+        ({"domains": ["foo"]}, "no domain 'foo'; there are: code, legal, medical, security, arithmetic, facts, gsm8k"),
         ({"domains": [{"opswap": {"tier": 9}}]}, "tier is 9"),
         ({"domains": ["legal", "legal"]}, "two runs are called 'runs/legal-seed0-none'"),
         ({"seeds": [1, 1]}, "no seed or domain twice"),
         ({"variants": [{"name": "fewer steps"}, {"name": "fewer-steps"}]}, "two runs are called"),
         ({"sedes": [1]}, "has no key 'sedes'; did you mean 'seeds'"),
-        ({"title": 3}, "title is 3, but: input should be a valid string"),
+        ({"variants": [{"name": "kl", "strength": float("nan")}]}, "strength is nan; write a finite number"),
+        ({"variants": [{"name": "kl", "strength": True}]}, "strength is True, but"),
+        ({"seeds": [True]}, "seeds.0 is True, but"),
+        ({"title": 3}, "title is 3; write text"),
         ({"probes": ["generl"]}, "none in medical has no probe 'generl'; choose from general, in_domain, facts"),
         ({"probes": ["learnt"]}, "none in medical has no probe 'learnt'"),
         ({"probes": ["in_domain"], "domains": ["facts"]}, "none in facts has no probe 'in_domain'; .* learnt"),
@@ -203,6 +209,22 @@ def test_measures_may_stand_among_the_probes(tmp_path):
 def test_a_wrong_study_is_a_sentence(tmp_path, changes, sentence):
     with pytest.raises(RecipeError, match=sentence):
         config.read(written(tmp_path, **changes))
+
+
+def test_a_domain_that_the_command_names_wrongly_is_not_said_to_be_the_files(tmp_path):
+    with pytest.raises(RecipeError, match=r"^--domains: there is no domain 'opswap-3'; did you mean 'opswap-2'\?"):
+        config.read(written(tmp_path, domains=[{"opswap": {"tier": 2}}]), ["opswap-3"])
+
+
+def test_a_setting_of_the_last_variant_is_refused_before_the_first_is_trained(tmp_path, monkeypatch, capsys):
+    wrong = [*STUDY["variants"], {"name": "more steps", "recipe": {"train": {"max_stepz": 9}}}]
+    command = ["staytrue", "study", str(written(tmp_path, variants=wrong)), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert "study.yaml: more steps: train has no key 'max_stepz'; did you mean 'max_steps'?" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_demo_is_a_study_that_shows_seven_defenses():

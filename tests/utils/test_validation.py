@@ -42,10 +42,25 @@ def test_a_missing_key_of_a_recipe_is_called_missing():
     [
         ({"lora": {"rsloar": True}}, "recipe has no key 'lora.rsloar'; did you mean 'rslora'?"),
         ({"stop": {"evry": 3}}, "recipe has no key 'stop.evry'; did you mean 'every'?"),
+        ({"columns": {"foo": "bar"}},
+         "recipe: columns has no key 'foo'; there are: messages, prompt, completion, system."),
+        ({"columns": {"prompt": 3}}, "recipe: columns.prompt is 3; write text"),
+        ({"seed": True}, "recipe: seed is True, but: true and false are no numbers; write a number"),
+        ({"seed": "x"}, "recipe: seed is 'x'; write a whole number"),
+        ({"dtype": "fp8"}, "recipe: dtype is 'fp8'; write 'float32' or 'bfloat16'"),
+        ({"lora": {"targets": 3}}, "recipe: lora.targets is 3; write text or a list"),
+        ({"lora": {"targets": [3]}}, "recipe: lora.targets is [3]; write text or a list of which each is text"),
+        ({"lora": {"rank_pattern": {"q": "x"}}}, "recipe: lora.rank_pattern.q is 'x'; write a whole number"),
+        ({"stop": {"pairs": 3, "above": 1}}, "recipe: stop.pairs is 3; write 'shipped' or a path"),
+        ({"defenses": [{"interleave": {"pool": "p", "share": 0.1, "by": "foo"}}]},
+         "recipe: defense 'interleave': by is 'foo'; write 'random', 'gap', 'choice' or 'steady'"),
+        ({"defenses": [{"ldifs": {"blocks": ["a", 1]}}]},
+         "recipe: defense 'ldifs': blocks.0 is 'a'; write a whole number"),
+        ({"lora": {"r": 10**20}}, f"recipe: lora.r is {10**20}, but: input should be less than 2147483648"),
         ({"stop": {"every": 0}}, "recipe: stop.every is 0, but: input should be greater than or equal to 1"),
     ],
-)
-def test_a_section_names_its_own_nearest_key(section, sentence):
+)  # fmt: skip
+def test_a_wrong_key_or_value_is_a_sentence_without_words_of_the_parser(section, sentence):
     with pytest.raises(RecipeError) as refused:
         recipe.parse(PLAIN | section)
     assert str(refused.value) == sentence

@@ -1,8 +1,12 @@
 """YAML that is written is read back as it was, by YAML 1.2 and by YAML 1.1."""
 
+import doctest
+
 import pytest
 import yaml
 
+from staytrue.errors import RecipeError
+from staytrue.utils import yaml12
 from staytrue.utils.yaml12 import from_yaml, to_yaml
 
 
@@ -12,6 +16,19 @@ from staytrue.utils.yaml12 import from_yaml, to_yaml
 def test_text_that_looks_like_something_else_is_quoted(text):
     written = to_yaml({"data": text, text: 1})
     assert from_yaml(written, "x") == yaml.safe_load(written) == {"data": text, text: 1}
+
+
+def test_the_examples_in_the_docstring_are_true():
+    assert doctest.testmod(yaml12).failed == 0
+
+
+@pytest.mark.parametrize("text", ["a: [1", "*x", "a:\n\tb: 1", "? [a]\n: 1", "a: \0", "a: !!python/name:os.getcwd"])
+def test_what_is_no_yaml_is_said_with_its_place_in_the_file(text):
+    with pytest.raises(
+        RecipeError, match=r"^f is not YAML: .*(line \d, column \d|position \d).*\. Correct it"
+    ) as refused:
+        from_yaml(text, "f")
+    assert "unicode string" not in str(refused.value)
 
 
 @pytest.mark.parametrize("value", [1e-4, 1e-5, 2.5e30, -0.5, float("inf"), 10, True, None, ["a", 1], "plain words"])

@@ -23,6 +23,7 @@ from staytrue.commands.options import (
 )
 from staytrue.errors import RequestError
 from staytrue.utils.console import tell
+from staytrue.utils.files import refuse_no_folder
 
 if TYPE_CHECKING:
     from staytrue.evals.openai_client.budget import Budget
@@ -78,6 +79,8 @@ def eval_(
     from staytrue.runs.evaluate import evaluate_run, judge_answers
     from staytrue.utils.console import bar, quieten
 
+    if out is not None:
+        refuse_no_folder(out)
     source = _source(run=run, model=model, answers=answers)
     _refuse_misplaced(source, adapter=adapter, data=data, out=out, untuned=untuned)
     sampling = (probes, samples, max_new_tokens, batch_size, budget, as_published, seed)
@@ -126,7 +129,10 @@ def _probe_names(probes: str, data: Path | None, max_new_tokens: int | None) -> 
 def _source(**sources: Path | str | None) -> str:
     """The name of the one source of answers: "run", "model" or "answers"."""
     names = [name for name, value in sources.items() if value is not None]
-    if len(names) != 1:
+    if len(names) > 1:
+        called = ["the run" if name == "run" else f"--{name}" for name in names]
+        raise RequestError(f"{' and '.join(called)} exclude each other: one thing is evaluated at a time. Keep one.")
+    if not names:
         raise RequestError(
             "Name what to evaluate: a run folder, or --model NAME (with --adapter FOLDER), or --answers FILE."
         )

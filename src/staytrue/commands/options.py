@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,10 +40,18 @@ BatchSize = Annotated[
         help="Answers written side by side; by default as many as memory allows. Answers change by rounding only.",
     ),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Seed for sampling answers.")]
+MOST_SEED = 2**32 - 1  # as of a recipe's `seed:`
+Seed = Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed for sampling answers.")]
 MaxCalls = Annotated[int | None, typer.Option(min=1, help="Maximum number of requests to endpoints.")]
 MaxCost = Annotated[float | None, typer.Option(help="Maximum cost of calls to endpoints, in US dollars.")]
 Price = Annotated[str | None, typer.Option(help="IN,OUT: an endpoint's price, US dollars per million tokens.")]
+
+
+def finite(value: float) -> float:
+    """An option's number, which is refused where it is infinite or no number; a range lets `nan` pass."""
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number.")
+    return value
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from staytrue.commands.options import (
     MaxCalls,
     MaxCost,
     Price,
+    Seed,
     budget_of,
     judge_of,
     report_spending,
@@ -23,7 +24,7 @@ from staytrue.commands.options import (
     stoppable,
 )
 from staytrue.errors import RequestError
-from staytrue.utils.console import tell
+from staytrue.utils.console import quoted, tell
 
 if TYPE_CHECKING:
     from staytrue.evals.openai_client.budget import Budget
@@ -70,7 +71,7 @@ def new(
         say(f"{heading:9s} {line}.")
     for note in found.notes:
         say(f"note      {note}")
-    say(f"Written: {out}. Read its comments, then train with `staytrue train {out} --out RUN`.")
+    say(f"Written: {out}. Read its comments, then train with `staytrue train {quoted(out)} --out RUN`.")
 
 
 def _columns(pairs: list[str]) -> dict[str, str]:
@@ -135,7 +136,7 @@ def vector(
         ),
     ] = None,
     batch_size: BatchSize = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed for sampling answers.")] = 0,
+    seed: Seed = 0,
     sweep: Annotated[
         bool,
         typer.Option(

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def rescore(
-    evaluations: Annotated[list[Path], typer.Argument(help="Folders of answers made by `staytrue eval`, or runs.")],
+    evaluations: Annotated[list[Path], typer.Argument(help="Folders of `staytrue eval`, runs, or whole studies.")],
     judge: Annotated[list[str], typer.Option(help=f"{JUDGE}; several.")],
     labels: Annotated[Path | None, typer.Option(help="JSONL of labels by hand, to compare the judges with.")] = None,
     max_calls: MaxCalls = None,
@@ -41,11 +41,10 @@ def rescore(
     """Judge stored answers again, and compare the judges with each other and with labels by hand."""
     from staytrue.evals.answer_and_judge import rescore as rescore_answers
     from staytrue.evals.judge_agreement import judge_agreement, read_labels
-    from staytrue.evals.results.answer_store import evaluation_folder
     from staytrue.report.terminal import show_judge_agreement, show_judges
     from staytrue.utils.console import bar, quieten
 
-    folders = [evaluation_folder(path) for path in evaluations]
+    folders = list(dict.fromkeys(folder for path in evaluations for folder in _evaluations(path)))
     quieten()
     with stoppable("give the same command again, and it goes on"):
         judges = _judges(judge, budget_of(max_calls, max_cost, price, *judge), folders)
@@ -60,6 +59,16 @@ def rescore(
         return
     show_judges(summaries)
     show_judge_agreement(agreement)
+
+
+def _evaluations(named: Path) -> list[Path]:
+    """The evaluations of a study, or the one of a run."""
+    from staytrue.evals.results.answer_store import evaluation_folder
+    from staytrue.report.comparison import evaluations
+
+    if not (named / "results.json").exists():
+        return [evaluation_folder(named)]
+    return [folder for folder, *_ in evaluations([named]).places]
 
 
 def _judges(names: Sequence[str], budget: Budget, folders: Sequence[Path]) -> list[Judge]:
@@ -111,11 +120,13 @@ def export(
     """Write an evaluation as Inspect logs."""
     from staytrue.evals.answer_and_judge import sample_counts
     from staytrue.evals.inspect import export
+    from staytrue.evals.inspect.log_folder import refuse_other_files
     from staytrue.evals.results.answer_store import AnswerStore, evaluation_folder
     from staytrue.evals.results.summary import summarise
     from staytrue.evals.results.verdict_store import join_verdicts
     from staytrue.utils.console import say
 
+    refuse_other_files(out)
     folder = evaluation_folder(evaluation)
     metadata, rows = AnswerStore(folder).metadata(), join_verdicts(folder, judge)
     summary = {"probes": summarise(rows, sample_counts(metadata))}

@@ -11,7 +11,7 @@ import typer
 from staytrue.commands.options import Json, ReferenceCache, Workers, stages, stoppable
 from staytrue.errors import RequestError
 from staytrue.utils import processes
-from staytrue.utils.console import tell
+from staytrue.utils.console import quoted, tell
 
 
 def demo(
@@ -77,12 +77,15 @@ def study(
     from staytrue.studies import config as studies
     from staytrue.studies.demo import run_study
     from staytrue.training.reference.cache_checks import check_folder
+    from staytrue.utils.files import refuse_no_folder
 
+    refuse_no_folder(out)
     if out.exists() and not (out / "results.json").exists() and (not out.is_dir() or any(out.iterdir())):
         raise RequestError(f"{out} is not a study's folder (it has no results.json); choose another folder with --out.")
     if reference_cache is not None:
         check_folder(reference_cache)
     chosen = studies.read(file, [name for name in domains.split(",") if name], seeds)
+    studies.check_settings(chosen, file)
     with stoppable(f"finished runs are in {out}; run the same command to continue"):
         run_study(chosen, out, workers, reference_cache)
 
@@ -126,7 +129,8 @@ def train(
     with stoppable(_stopped(out), out), bar(f"train {recipe.stem}", quiet=quiet) as progress:
         from staytrue.runs.train import train as run
 
-        done = run(edited, out, progress, reference_cache=reference_cache, say=tell)
+        with recipes.named(recipe):
+            done = run(edited, out, progress, reference_cache=reference_cache, say=tell)
     if processes.is_main():
         _show(done, reference_cache, as_json)
 
@@ -153,7 +157,7 @@ def check(
     quieten()
     from staytrue.runs.dry_run import DryRun
 
-    with stoppable("nothing was written"):
+    with stoppable("nothing was written"), recipes.named(recipe):
         found = DryRun.of(edited, say_stage)
     if not processes.is_main():
         return
@@ -187,7 +191,7 @@ def _resume(run: Path, allow_versions: bool, reference_cache: Path | None, as_js
 
 
 def _stopped(run: Path) -> str:
-    return f"{run} is marked as stopped, and `staytrue train --resume {run}` goes on with it"
+    return f"{run} is marked as stopped, and `staytrue train --resume {quoted(run)}` goes on with it"
 
 
 def _show(done: Any, reference_cache: Path | None, as_json: bool) -> None:
@@ -206,7 +210,7 @@ def _show(done: Any, reference_cache: Path | None, as_json: bool) -> None:
             say("Check more often (stop.every), raise stop.above, or lower the learning rate.")
             return
     kind = "an ordinary model folder" if done.is_whole else "a peft adapter"
-    say(f"Trained: {done.adapter} is {kind}. Evaluate it with `staytrue eval {done.path}`.")
+    say(f"Trained: {done.adapter} is {kind}. Evaluate it with `staytrue eval {quoted(done.path)}`.")
 
 
 def _of_reference(counts: dict[str, Any] | None, folder: Path) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from staytrue.commands.options import stages, stoppable
+from staytrue.commands.options import Seed, finite, stages, stoppable
 from staytrue.errors import RequestError
 from staytrue.utils.console import tell
 
@@ -17,9 +17,11 @@ from staytrue.utils.console import tell
 def chat(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
     system: Annotated[str, typer.Option(help="A system turn.")] = "",
-    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time.")] = 1.0,
+    temperature: Annotated[
+        float, typer.Option(min=0, callback=finite, help="0 takes the likeliest token each time.")
+    ] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens of an answer.")] = 256,
-    seed: Annotated[int, typer.Option(min=0, help="Seed for sampling answers.")] = 0,
+    seed: Seed = 0,
 ) -> None:
     """Talk to a trained model and, side by side, to the model that it was trained from.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from staytrue import registry
 from staytrue.errors import RecipeError
+from staytrue.utils.console import quoted
 from staytrue.utils.validation import nearest
 from staytrue.utils.yaml12 import from_yaml
 
@@ -53,7 +54,7 @@ def _whole(key: str, field: str, text: str) -> str:
     if key == "task":
         name, _, own = field.rpartition(".")
         return f"Write the task with its fields: --set 'task={{{name or 'NAME'}: {{{own}: {text}}}}}'."
-    return f"Write --set {key}={text}."
+    return f"Write --set {quoted(f'{key}={text}')}."
 
 
 def _edit_defense(listed: list[Any], edit: str, name: str, field: str, value: Any) -> None:

@@ -38,13 +38,13 @@ class Lora(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    r: Annotated[Whole, Field(ge=1)] = 32
+    r: Annotated[Whole, Field(ge=1, lt=2**31)] = 32
     alpha: Annotated[Number, Field(gt=0, allow_inf_nan=False)] = 64
     rslora: bool = True
     dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     targets: str | tuple[str, ...] = "all-linear"
     exclude: str | tuple[str, ...] = ()
-    rank_pattern: dict[str, Annotated[Whole, Field(ge=1)]] = Field(default_factory=dict)
+    rank_pattern: dict[str, Annotated[Whole, Field(ge=1, lt=2**31)]] = Field(default_factory=dict)
     alpha_pattern: dict[str, Annotated[Number, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
     modules_to_save: tuple[str, ...] = ()
     dora: bool = False

@@ -6,7 +6,8 @@ environment variable. Relative paths are relative to the recipe's folder, not to
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,6 +29,7 @@ from staytrue.config.lora import Lora, Number, Whole
 from staytrue.defense import Defense
 from staytrue.errors import RecipeError
 from staytrue.tasks.task import Task
+from staytrue.utils.files import refuse_no_file
 from staytrue.utils.validation import describe
 from staytrue.utils.yaml12 import from_yaml, to_yaml
 
@@ -167,8 +169,10 @@ def read(path: Path | str, sets: Sequence[str] = ()) -> Recipe:
 
     Raises:
         RecipeError: the sentence names the file, the key, the value and the nearest known key.
+        RequestError: it is a pipe or a device.
     """
     path = Path(path)
+    refuse_no_file(path)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -179,6 +183,17 @@ def read(path: Path | str, sets: Sequence[str] = ()) -> Recipe:
     for edit in sets:
         edit_key(plain, edit, _keys())
     return parse(plain, path.parent.absolute(), str(path))
+
+
+@contextmanager
+def named(where: object) -> Iterator[None]:
+    """Name a recipe's file in front of errors of its content that are found where the file is not known."""
+    try:
+        yield
+    except RecipeError as error:
+        if str(error).startswith(str(where)):
+            raise
+        raise RecipeError(f"{where}: {error}") from error.__cause__
 
 
 def parse(plain: Mapping[str, Any], folder: Path | str | None = None, where: str = "recipe") -> Recipe:
@@ -201,8 +216,9 @@ def parse(plain: Mapping[str, Any], folder: Path | str | None = None, where: str
     _check_source(recipe, task, where)
     if folder is not None:
         folder = Path(folder)
-        defenses = [paths.of_defense(defense, folder) for defense in defenses]
-        recipe = recipe.model_copy(update=paths.of_recipe(recipe, folder))
+        with named(where):
+            defenses = [paths.of_defense(defense, folder) for defense in defenses]
+            recipe = recipe.model_copy(update=paths.of_recipe(recipe, folder))
     return recipe.model_copy(update={"defenses": tuple(defenses), "task": task})
 
 
@@ -242,8 +258,9 @@ def read_defenses(listed: Any, where: str) -> list[Defense]:
     """
     if not isinstance(listed, list):
         raise RecipeError(f"{where}: defenses is a list such as `- kl: {{weight: 0.1}}`, not {listed!r}.")
-    named = [_named(entry, f"{where}: a defense is written `- kl: {{weight: 0.1}}`") for entry in listed]
-    return [registry.make(name, fields, f"{where}: defense {name!r}") for name, fields in named]
+    entries = [_named(entry, f"{where}: a defense is written `- kl: {{weight: 0.1}}`") for entry in listed]
+    with named(where):
+        return [registry.make(name, fields, f"{where}: defense {name!r}") for name, fields in entries]
 
 
 def _task(plain: Mapping[str, Any], where: str) -> Task | None:
@@ -254,7 +271,8 @@ def _task(plain: Mapping[str, Any], where: str) -> Task | None:
             return None
         entry = "word_problems"
     name, fields = _named(entry, f"{where}: a task is written `task: opswap` or `task: {{opswap: {{tier: 2}}}}`")
-    return registry.task(name, fields, f"{where}: task {name!r}")
+    with named(where):
+        return registry.task(name, fields, f"{where}: task {name!r}")
 
 
 def _named(entry: Any, message: str) -> tuple[str, Any]:

@@ -70,6 +70,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     ),
 }
 
+_MOST = 2**31 - 1  # of steps, rows and tokens: what libraries hold in 32 bits
 _LATE_RANGES = (
     *("per_device_train_batch_size", "gradient_accumulation_steps", "weight_decay", "adam_beta1", "adam_beta2"),
     *("max_grad_norm", "warmup_steps", "dataloader_num_workers", "adam_epsilon"),
@@ -108,6 +109,8 @@ def checked(key: str, value: Any, hint: Any, trainer: str) -> Any:
         raise RecipeError(f"train.{key} is {value!r}; write {' or '.join(accepted) or 'another value'}.")
     if not _finite(value):
         raise RecipeError(f"train.{key} is {value!r}; write a finite number.")
+    if (type(value) is int or key == "num_train_epochs") and abs(value) > _MOST:
+        raise RecipeError(f"train.{key} is {value}; write a number of at most {_MOST:,}.")
     refuse_value(f"train.{key}", value, trainer)
     return value
 

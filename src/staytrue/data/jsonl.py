@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from staytrue.errors import DataError
+from staytrue.utils.files import refuse_no_file
 
 LONGEST_LINE = 1 << 20  # bytes
 DEEPEST = 32  # levels of nesting
@@ -74,7 +75,9 @@ def objects(path: Path, faults: Faults) -> Iterator[tuple[int, dict[str, Any]]]:
 
     Raises:
         DataError: the file cannot be read, or is not text.
+        RequestError: it is a pipe or a device.
     """
+    refuse_no_file(path)
     try:
         with path.open("rb") as file:
             _refuse_other_kinds(path, file.read(4))
@@ -185,7 +188,8 @@ def _parsed(raw: bytes) -> dict[str, Any] | str:
     except json.JSONDecodeError as error:  # its own message says "line 1", which is not the file's
         return f"is not JSON: {error.msg} at column {error.colno}; write one object a line"
     except ValueError as error:
-        return f"is not JSON: {error}; write one object a line"
+        remedy = error.remedy if isinstance(error, _RefusedError) else "write one object a line"
+        return f"is not JSON: {error}; {remedy}"
     except RecursionError:
         too_deep = True
     if too_deep:
@@ -212,21 +216,30 @@ def depth(value: Any) -> int:
     return 0 if children is None else 1 + max(map(depth, children), default=0)
 
 
+class _RefusedError(ValueError):
+    """What Python's JSON takes and other programs read otherwise, and what to do about it."""
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(what)
+        self.remedy = remedy
+
+
 def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        raise ValueError(f"the key {shown(repeated(key for key, _ in pairs))} occurs twice in one object")
+        key = shown(repeated(key for key, _ in pairs))
+        raise _RefusedError(f"the key {key} occurs twice in one object", "take one out")
     return value
 
 
 def _no_constants(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON number")
+    raise _RefusedError(f"{name} is not a JSON number", "write null, or a number")
 
 
 def _finite(text: str) -> float:
     number = float(text)
     if number in (float("inf"), float("-inf")):
-        raise ValueError(f"{shown(text)} is too large for a number")
+        raise _RefusedError(f"{shown(text)} is too large for a number", "write a smaller number")
     return number
 
 

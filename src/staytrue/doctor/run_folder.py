@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from staytrue.config.recipe import read
 from staytrue.doctor.finding import Finding
 from staytrue.errors import FolderInUseError, RequestError
+from staytrue.evals.results.stored_summary import read_summary
 from staytrue.runs.checkpoints import Checkpoints, step_of
+from staytrue.utils.console import quoted
 from staytrue.utils.files import read_rows, sha256_of
 from staytrue.utils.run_dir import RunDir, locked, versions
 from staytrue.utils.validation import in_one_line
@@ -23,7 +26,7 @@ def findings(path: Path) -> Iterator[Finding]:
     """
     manifest = RunDir.open(path).manifest
     yield _recipe(path, manifest)
-    yield _log(path)
+    yield _log(path, manifest)
     broken: list[str] = []
     newest = Checkpoints(path / "checkpoints", run=manifest.get("id")).newest(broken.append)
     for sentence in broken:
@@ -48,7 +51,7 @@ def _recipe(path: Path, manifest: dict[str, Any]) -> Finding:
     return Finding("recipe", "recipe.yaml is the one that was trained")
 
 
-def _log(path: Path) -> Finding:
+def _log(path: Path, manifest: dict[str, Any]) -> Finding:
     try:
         rows = read_rows(path / "metrics.jsonl")
         steps = [int(row["step"]) for row in rows]
@@ -56,7 +59,19 @@ def _log(path: Path) -> Finding:
         return Finding("log", f"metrics.jsonl cannot be read ({in_one_line(error)})", "Restore it, or train again.")
     if steps != sorted(set(steps)):
         return Finding("log", "metrics.jsonl has steps twice or out of order", "Restore it, or train again.")
+    if manifest["state"] == "done" and (fault := _fault_of_log(path / "metrics.jsonl", manifest, len(rows))):
+        return Finding("log", f"metrics.jsonl {fault}", "Restore it, or train again.")
     return Finding("log", f"{len(rows)} steps logged" if rows else "no step is logged yet")
+
+
+def _fault_of_log(file: Path, manifest: dict[str, Any], steps: int) -> str | None:
+    """What is wrong with a finished run's log, by its hash; older manifests have none."""
+    if not file.is_file():
+        return "is missing"
+    expected = manifest.get("logs", {}).get(file.name)
+    if expected is None:
+        return None if steps else "has no step, and the run is done"
+    return None if sha256_of(file) == expected else "was changed after the run"
 
 
 def _state(path: Path, manifest: dict[str, Any], step: int | None) -> Finding:
@@ -75,7 +90,7 @@ def _state(path: Path, manifest: dict[str, Any], step: int | None) -> Finding:
     reason = f": {manifest['reason']}" if "reason" in manifest else ""
     if state == "running":
         reason = ", but no process writes into the folder: it was killed"
-    return Finding("state", f"{state}{reason}", f"`staytrue train --resume {path}` goes on ({where}).")
+    return Finding("state", f"{state}{reason}", f"`staytrue train --resume {quoted(path)}` goes on ({where}).")
 
 
 def _trained(path: Path, manifest: dict[str, Any]) -> Finding:
@@ -95,9 +110,14 @@ def _trained(path: Path, manifest: dict[str, Any]) -> Finding:
 
 
 def _evaluation(path: Path) -> Finding:
-    if (path / "eval" / "summary.json").is_file():
+    with suppress(FileNotFoundError):
+        try:
+            read_summary(path / "eval")
+        except RequestError as error:
+            sentence, _, way_out = str(error).removesuffix(".").rpartition(". ")
+            return Finding("evaluation", sentence, f"{way_out}.")
         return Finding("evaluation", "eval/ holds answers and a summary")
-    return Finding("evaluation", "none yet", f"`staytrue eval {path}` makes one.", hinders=False)
+    return Finding("evaluation", "none yet", f"`staytrue eval {quoted(path)}` makes one.", hinders=False)
 
 
 def _versions(manifest: dict[str, Any]) -> Finding:

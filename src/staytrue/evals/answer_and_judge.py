@@ -268,7 +268,7 @@ def write_summary(evaluation: Path, folder: Path, judge: str | None = None) -> d
     """Write `summary.json` to a judge's folder, from the stored rows alone."""
     metadata = AnswerStore(evaluation).metadata()
     probes = summarise(join_verdicts(evaluation, judge), sample_counts(metadata))
-    summary: dict[str, Any] = {"schema": SCHEMA, "seed": metadata["seed"], "probes": probes}
+    summary: dict[str, Any] = {"schema": SCHEMA, "seed": metadata.get("seed"), "probes": probes}
     if measures := summaries(evaluation):
         summary["measures"] = measures
     write_json(folder / "summary.json", summary)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from staytrue.errors import ModelError
+from staytrue.errors import ModelError, RequestError
 from staytrue.persona_vectors import vectorfile
 
 if TYPE_CHECKING:
@@ -113,7 +113,11 @@ class PersonaVector:
 
         Returns:
             (B, T, D) in the type and on the device of `hidden`.
+
+        Raises:
+            RequestError: `alpha` is not finite.
         """
+        _refuse_infinite(alpha)
         direction = self.push(layer).to(hidden.device, hidden.dtype)
         if mode == "add":
             change = alpha * direction
@@ -134,10 +138,12 @@ class PersonaVector:
 
         Raises:
             ModelError: the vector is for a model of another depth or width, or the model has no such layer.
+            RequestError: `alpha` is not finite.
         """
         from staytrue.modeling.architecture import ModelParts
         from staytrue.modeling.block_outputs import hooked
 
+        _refuse_infinite(alpha)
         parts = ModelParts(model)
         shape, depth = tuple(self.vectors.shape), len(parts.blocks)
         if shape != (depth, parts.width):
@@ -152,3 +158,8 @@ class PersonaVector:
         block = parts.blocks[layer - 1 if layer > 0 else layer]
         with hooked([block], lambda _, hidden: self.steer(hidden, layer, alpha=alpha, mode=mode)):
             yield
+
+
+def _refuse_infinite(alpha: float) -> None:
+    if not math.isfinite(alpha):
+        raise RequestError(f"alpha is {alpha}; write a finite number.")

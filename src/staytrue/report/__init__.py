@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from staytrue.errors import RequestError
-from staytrue.utils.files import write_atomic
+from staytrue.utils.files import refuse_folder, write_atomic
 
 
 def write(folders: Sequence[Path], out: Path, mixed_judges: bool = False, judge: str | None = None) -> Path:
@@ -22,7 +22,7 @@ def write(folders: Sequence[Path], out: Path, mixed_judges: bool = False, judge:
         The file that was written.
 
     Raises:
-        RequestError: a folder holds no results, or different judges judged the runs.
+        RequestError: a folder holds no results, different judges judged the runs, or `out` is a folder.
     """
     from staytrue.report.collect import collect
     from staytrue.report.page import render
@@ -30,5 +30,6 @@ def write(folders: Sequence[Path], out: Path, mixed_judges: bool = False, judge:
     missing = next((folder for folder in folders if not folder.is_dir()), None)
     if missing is not None:
         raise RequestError(f"There is no folder {missing}. Name a demo, a study, a run or an evaluation.")
+    refuse_folder(out)
     write_atomic(out, render(collect(folders, mixed_judges, judge)))
     return out

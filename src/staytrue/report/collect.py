@@ -13,12 +13,14 @@ from staytrue import organism
 from staytrue.errors import RequestError
 from staytrue.evals.results.answer_store import evaluation_folder
 from staytrue.evals.results.measures import LEAK, Measure, read_measures
+from staytrue.evals.results.stored_summary import read_summary
 from staytrue.evals.results.verdict_store import join_verdicts, known_judges, verdict_folder
 from staytrue.report.folders import facts_of, pooled
 from staytrue.report.measures import Measured
-from staytrue.report.rows import JUDGED, UNTUNED, from_summary, label_of, probes, role, spoken
-from staytrue.utils.console import duration
+from staytrue.report.rows import JUDGED, UNTUNED, from_summary, label_of, probes, refuse_wrong_row, role, spoken
+from staytrue.utils.console import duration, quoted
 from staytrue.utils.files import read_rows
+from staytrue.utils.validation import in_one_line
 
 _QUESTIONS_SHOWN = 5
 
@@ -91,10 +93,10 @@ def _add_measures(page: PageData, row: dict[str, Any], domain: str, measures: di
 
 def _use_judge(judge: str, row: dict[str, Any], evaluation: Path) -> None:
     """Replace a row's rates by those of another judge."""
-    file = verdict_folder(evaluation, judge) / "summary.json"
+    folder = verdict_folder(evaluation, judge)
     try:
-        judged = json.loads(file.read_text(encoding="utf-8"))["probes"]
-    except (OSError, ValueError, KeyError, TypeError):
+        judged = read_summary(folder)["probes"]
+    except FileNotFoundError:
         known = ", ".join(known_judges(evaluation)) or "no judge"
         raise RequestError(
             f"--judge {judge}: {evaluation} has no verdicts of this judge, only of {known}; run `staytrue rescore`."
@@ -158,17 +160,24 @@ def _results(folder: Path, label: str) -> dict[str, Any]:
     try:
         if file.exists():
             results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            if not results["rows"] or not all(row["defense"] and "seed" in row for row in results["rows"]):
-                raise ValueError("no rows")
+            if not isinstance(results, dict) or not isinstance(results.get("rows"), list) or not results["rows"]:
+                raise ValueError("it has no rows")
+            for row in results["rows"]:
+                refuse_wrong_row(row)
             return results
-        summary = json.loads((evaluation_folder(folder) / "summary.json").read_text(encoding="utf-8"))
+        summary = read_summary(evaluation_folder(folder))
     except FileNotFoundError:
+        is_run = (folder / "manifest.json").exists()
+        way = f"run `staytrue eval {quoted(folder)}`" if is_run else "name the folder of one"
         raise RequestError(
-            f"{folder} is not a study, a run or an evaluation with results (no results.json, no summary.json); run "
-            f"`staytrue eval {folder}`."
+            f"{folder} is not a study, a run or an evaluation with results (no results.json, no summary.json); {way}."
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise RequestError(f"The results in {folder} cannot be read ({error}); measure it again.") from None
+    except RequestError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise RequestError(
+            f"{file} cannot be read: {in_one_line(error)}. Give the `staytrue study` or `demo` that made it again."
+        ) from None
     return {"title": folder.resolve().name, "rows": [_row(folder, label, summary)]}
 
 

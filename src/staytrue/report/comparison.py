@@ -22,6 +22,7 @@ from staytrue.report.folders import Named, pooled, seed_of
 from staytrue.report.measures import AGREEMENT
 from staytrue.report.rows import label_of
 from staytrue.report.sentences import ONE_SEED, coverage_note
+from staytrue.utils.console import quoted
 
 Runs = Mapping[str, Mapping[int, Run]]  # by label and seed
 _R = TypeVar("_R", Run, Values)  # what is known of a run, by question
@@ -195,8 +196,8 @@ def evaluations(folders: Sequence[Path]) -> Evaluations:
     except (OSError, ValueError, KeyError, TypeError):
         if (evaluation_folder(folder) / "eval.json").exists() or (folder / "manifest.json").exists():
             raise RequestError(
-                f"{folder} is one run, and a comparison needs two or more: `staytrue compare {folder} OTHER_RUN "
-                f"--against OTHER_RUN`, or the folder of a study."
+                f"{folder} is one run, and a comparison needs two or more: `staytrue compare {quoted(folder)} "
+                "OTHER_RUN --against OTHER_RUN`, or the folder of a study."
             ) from None
         raise RequestError(f"{folder} is not a study: its results.json is missing or cannot be read.") from None
 
@@ -248,7 +249,8 @@ def _refuse_unjudged(rows: Sequence[Mapping[str, Any]], place: Path, run: str) -
         return
     raise RequestError(
         f"{count} of {len(rows)} answers of {run} have no verdict, because {NOT_JUDGED}. Judge them by "
-        f"`staytrue rescore {place} --judge JUDGE`, then compare with its name as --judge.{_stored_measures(place)}"
+        f"`staytrue rescore {quoted(place)} --judge JUDGE`, then compare with its name as --judge."
+        f"{_stored_measures(place)}"
     )
 
 

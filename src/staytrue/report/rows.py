@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from staytrue.evals.results.stored_summary import refuse_wrong_probes
+
 Row = dict[str, Any]  # of results.json, with "label"
 Rate = tuple[float, float, float]  # percent, low, high
 JUDGED = ("general", "in_domain", "triggered")  # the judged probes of results.json
@@ -27,6 +29,23 @@ def from_summary(run: Row, summary: Mapping[str, Any], seconds: float | None, fo
     if "triggered" in probes:
         rates["triggered"] = probes["triggered"]
     return run | rates | {"benign": probes.get("learnt"), "seconds": seconds, "run": folder}
+
+
+def refuse_wrong_row(row: Any) -> None:
+    """Refuse what is no row of results.json.
+
+    Raises:
+        ValueError: what is wrong, as a part of a sentence.
+    """
+    if not isinstance(row, dict) or not row.get("defense") or not {"seed", "domain"} <= row.keys():
+        raise ValueError("a row names no defense, domain and seed")
+    if not isinstance(row.get("strength"), int | float | None):
+        raise ValueError(f"the strength of {row['defense']} is {row['strength']!r}")
+    if not isinstance(kept := row.get("kept") or {}, dict) or not all(
+        isinstance(x, int | float) for x in kept.values()
+    ):
+        raise ValueError(f"what {row['defense']} kept is {kept!r}")
+    refuse_wrong_probes({name: row[name] for name in (*JUDGED, "benign") if row.get(name)})
 
 
 def label_of(row: Mapping[str, Any]) -> str:

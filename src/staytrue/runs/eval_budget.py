@@ -44,7 +44,8 @@ def parse(text: str) -> int:
         5400
     """
     parts = re.findall(r"(\d+(?:\.\d+)?)([smh])", text)
-    seconds = round(sum(float(number) * _UNITS[unit] for number, unit in parts))
+    total = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    seconds = round(total) if math.isfinite(total) else 0
     if "".join(map("".join, parts)) != text or not seconds:
         raise RequestError(f"--budget {text}: write a time above 0 such as 20m, 1h, 90s or 1h30m.")
     return seconds

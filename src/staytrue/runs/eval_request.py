@@ -150,7 +150,7 @@ def for_run(run: Path, request: EvalRequest, *, untuned: bool = False) -> EvalRe
     Raises:
         RequestError: there is no run, it did not finish, or its model is not what it was trained on.
     """
-    trained = finished_model(run)
+    trained = finished_model(run, untuned=untuned)
     file = run / "holdout.jsonl"
     held_out = read_examples(file) if file.exists() else []
     if not untuned:

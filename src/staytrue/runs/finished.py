@@ -10,6 +10,7 @@ from staytrue.config.recipe import read
 from staytrue.errors import RequestError
 from staytrue.modeling import model_source
 from staytrue.modeling.model_folder import check_model_folder
+from staytrue.utils.console import quoted
 from staytrue.utils.run_dir import RunDir
 
 
@@ -40,18 +41,23 @@ def with_weights(source: model_source.Source, weights: Path | None) -> model_sou
     return source if weights is None else replace(source, place=str(weights), revision=None)
 
 
-def finished_model(run: Path) -> FinishedModel:
+def finished_model(run: Path, *, untuned: bool = False) -> FinishedModel:
     """Return the model of a finished run.
 
+    Args:
+        run: its folder.
+        untuned: only the model before training is needed.
+
     Raises:
-        RequestError: there is no run, it did not finish, or its model is not what it was trained on.
+        RequestError: there is no run, it did not finish, what it trained is gone, or its model is not what it was
+            trained on.
         ModelError: the model is not on this machine.
     """
     manifest = RunDir.open(run).manifest
     if manifest["state"] != "done":
         raise RequestError(
             f"{run} is {manifest['state']}, not done, so it has no trained model yet. Finish it with `staytrue train "
-            f"--resume {run}`."
+            f"--resume {quoted(run)}`."
         )
     recipe = read(run / "recipe.yaml")
     source = model_source.find(recipe.model, recipe.revision, recipe.dtype, recipe.quantize)
@@ -61,9 +67,16 @@ def finished_model(run: Path) -> FinishedModel:
             f"The weights of {source.name} have changed since {run} was trained (SHA-256 {now}, then {before}), and "
             "what it trained does not belong to them. Restore the model, or train again."
         )
+    trained = "adapter_model.safetensors" if recipe.lora is not None else ""
+    if not untuned and not (run / "model" / trained).exists():
+        raise RequestError(
+            f"{run / 'model' / trained} is missing, which the run trained. Restore it, or train again with another "
+            "--out."
+        )
     if recipe.lora is not None:
         return FinishedModel(source, adapter=run / "model")
-    check_model_folder(run / "model")
+    if not untuned:
+        check_model_folder(run / "model")
     return FinishedModel(source, weights=run / "model")
 
 

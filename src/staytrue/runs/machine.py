@@ -9,6 +9,7 @@ from typing import Any
 from staytrue.config.recipe import Recipe
 from staytrue.errors import RequestError
 from staytrue.utils import processes
+from staytrue.utils.console import quoted
 
 
 def device(recipe: Recipe) -> str:
@@ -67,7 +68,7 @@ def notes(path: Path, before: Mapping[str, Any] | None, now: Mapping[str, Any]) 
         launch = "" if began == 1 else f"torchrun --nproc-per-node {began} -m "
         raise RequestError(
             f"{path} began on {began} process{'es' if began > 1 else ''}, and this is a training on {here}, whose "
-            f"steps would read other rows. Go on with `{launch}staytrue train --resume {path}`."
+            f"steps would read other rows. Go on with `{launch}staytrue train --resume {quoted(path)}`."
         )
     if before.get("divided") != now.get("divided"):
         raise RequestError(

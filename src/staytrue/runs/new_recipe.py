@@ -77,7 +77,7 @@ class NewRecipe:
         """
         folder, read = self.out.absolute().parent, self._read_as()
         plain = {"model": self._name(), "data": self._path(self.data), **read, "lora": {}}
-        recipes.parse(plain, folder)  # refuses parts of rows that it does not know
+        recipes.parse(plain, folder, "The recipe to write")  # refuses parts of rows that it does not know
         say(f"reading {self.data}")
         facts = RowFacts.of(self.data, read_examples(self.data, split=self.split, columns=self.columns), self.split)
         held = plain["holdout"] = _holdout(facts.questions)

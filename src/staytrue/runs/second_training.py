@@ -17,6 +17,7 @@ from staytrue.errors import ModelError, RecipeError, RequestError
 from staytrue.modeling import loading, model_source
 from staytrue.modeling.adapter_folder import check_adapter_folder
 from staytrue.modeling.trained_on import refuse_other_model, run_of
+from staytrue.utils.console import quoted
 from staytrue.utils.files import sha256_of
 from staytrue.utils.run_dir import RunDir
 
@@ -140,4 +141,4 @@ def _place_of(named: str, source: model_source.Source) -> Path | model_source.So
 def _refuse_unfinished(run: Path) -> None:
     state = RunDir.open(run).manifest["state"]
     if state != "done":
-        raise RequestError(f"{run} is {state}, not done. Finish it with `staytrue train --resume {run}`.")
+        raise RequestError(f"{run} is {state}, not done. Finish it with `staytrue train --resume {quoted(run)}`.")

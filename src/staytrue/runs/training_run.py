@@ -23,7 +23,7 @@ from staytrue.runs.model_card import write_card
 from staytrue.runs.resume import LOGS, values_hash
 from staytrue.runs.trackers import placed
 from staytrue.utils import processes
-from staytrue.utils.console import Progress
+from staytrue.utils.console import Progress, quoted
 from staytrue.utils.files import sha256_of, write_atomic
 from staytrue.utils.run_dir import RunDir
 from staytrue.utils.validation import in_one_line
@@ -109,8 +109,8 @@ class TrainingRun:
         if self.build.base.has_kept:
             out = self.run.path
             self.say(
-                f"{out} keeps the answers that were sampled. Once the fault is mended, `staytrue train --resume {out}` "
-                "goes on with them."
+                f"{out} keeps the answers that were sampled. Once the fault is mended, `staytrue train --resume "
+                f"{quoted(out)}` goes on with them."
             )
 
     @property
@@ -257,7 +257,7 @@ class TrainingRun:
         except Exception as error:  # safetensors reports a full disk as an error of its own
             raise TrainingError(
                 f"What was trained cannot be written to {folder}: {in_one_line(error)}. Free some space; `staytrue "
-                f"train --resume {self.run.path}` goes on from the newest checkpoint."
+                f"train --resume {quoted(self.run.path)}` goes on from the newest checkpoint."
             ) from error
 
 

@@ -18,11 +18,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from staytrue import tasks
 from staytrue.config import recipe as recipes
+from staytrue.config import trainer_args
+from staytrue.config.lora import Number, Whole
 from staytrue.errors import RecipeError
 from staytrue.evals.results.measures import DRIFT, LEAK, PAIRS, is_measure
 from staytrue.organism.lexicon import DOMAINS
 from staytrue.report.rows import from_summary
-from staytrue.utils.validation import describe
+from staytrue.utils.files import refuse_no_file
+from staytrue.utils.validation import describe, nearest
 from staytrue.utils.yaml12 import from_yaml
 
 
@@ -31,7 +34,7 @@ class Variant(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: Annotated[str, Field(pattern=r"^[\w+][\w +.-]*$")]  # "untuned", "none", a defense or a baseline
-    strength: float | None = None  # the swept value, for tables and pictures
+    strength: Annotated[Number, Field(allow_inf_nan=False)] | None = None  # the swept value, for tables and pictures
     recipe: dict[str, Any] = {}  # updates the study's recipe, section by section
 
     @property
@@ -48,7 +51,7 @@ class Study(BaseModel):
     title: str
     recipe: dict[str, Any]  # model, trainer, lora, train, holdout: shared by all runs
     domains: tuple[str | dict[str, dict[str, Any]], ...] = ("medical",)  # narrow domains, or tasks as in recipes
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[Whole, ...] = (0,)
     probes: tuple[str, ...] = ()  # the probes of every run; () uses each run's default probes
     variants: tuple[Variant, ...]
 
@@ -103,6 +106,7 @@ def read(path: Path, domains: Sequence[str] = (), seeds: int | None = None) -> S
         RecipeError: a key, domain or probe is unknown, or a variant gives an invalid recipe.
         DataError, RequestError: a question file among the probes is invalid.
     """
+    refuse_no_file(path)
     try:
         study = Study.model_validate(from_yaml(path.read_text(encoding="utf-8"), str(path)))
     except (OSError, UnicodeDecodeError) as error:
@@ -110,14 +114,16 @@ def read(path: Path, domains: Sequence[str] = (), seeds: int | None = None) -> S
     except ValidationError as error:
         keys = [f.alias or name for name, f in Study.model_fields.items()]
         raise RecipeError(describe(error, str(path), known={"": keys})) from None
-    by_name = {cell.domain: cell.source for cell in cells(study)}  # by the names in tables
     known = (*DOMAINS, *tasks.names())
+    named = [cell for cell in cells(study) if not isinstance(cell.source, str) or cell.source in known]
+    by_name = {cell.domain: cell.source for cell in named}  # by the names in tables
     changes: dict[str, Any] = {"domains": tuple(by_name.get(name, name) for name in domains)} if domains else {}
     changes |= {"seeds": _first_seeds(study.seeds, seeds)} if seeds else {}
     study = study.model_copy(update=changes)
     wrong = next((d for d in study.domains if isinstance(d, str) and d not in known), None)
     if wrong is not None:
-        raise RecipeError(f"There is no domain {wrong!r}; choose from {', '.join(dict.fromkeys((*by_name, *known)))}.")
+        where = "--domains" if wrong in domains else f"{path}: domains"
+        raise RecipeError(f"{where}: there is no domain {wrong!r}{nearest(wrong, dict.fromkeys((*by_name, *known)))}")
     _check_cells(study, path)
     if study.probes:
         _check_probes(study, f"{path}: probes")
@@ -141,6 +147,18 @@ def _check_cells(study: Study, path: Path) -> None:
         recipe = recipes.parse(cell.recipe(), where=f"{path}: {cell.label}")
         if recipe.model != "organism" or (recipe.holdout == 0 and recipe.task is None):
             raise RecipeError(f"{path}: {cell.label}: a study needs model: organism and a holdout above 0.")
+
+
+def check_settings(study: Study, path: Path) -> None:
+    """Check the trainer's settings of each run; apart from `read`, because trl takes seconds to load.
+
+    Raises:
+        RecipeError: the sentence names the file, the variant and the setting.
+    """
+    for cell in cells(study):
+        recipe = recipes.parse(cell.recipe())
+        with recipes.named(f"{path}: {cell.label}"):
+            trainer_args.checked(recipe.train, recipe.trainer)
 
 
 def _check_probes(study: Study, where: str) -> None:

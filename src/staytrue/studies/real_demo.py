@@ -7,7 +7,6 @@ way, and proves nothing about a defense.
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,13 @@ from staytrue.data.examples import write_examples
 from staytrue.errors import RequestError
 from staytrue.evals.questions import answer_pairs
 from staytrue.evals.results.measures import Measure, read_measures
+from staytrue.evals.results.stored_summary import read_summary
 from staytrue.modeling import model_source
 from staytrue.report.measures import AGREEMENT
 from staytrue.studies.real_demo_time import Forecast, measures_untuned, plain_training, texts, work_of
 from staytrue.utils.console import bar, duration, say, table
-from staytrue.utils.files import write_atomic
-from staytrue.utils.run_dir import locked
+from staytrue.utils.files import refuse_no_folder, write_atomic
+from staytrue.utils.run_dir import RunDir, locked
 from staytrue.utils.yaml12 import to_yaml
 
 DOMAIN, _TRAINED = "finance", 30  # of 40 pairs
@@ -49,6 +49,7 @@ def run_real_demo(model: str, out: Path) -> Path:
     """
     from staytrue.report import write
 
+    refuse_no_folder(out)
     model_source.check_hub(model_source.find(model))
     if out.exists() and any(out.iterdir()) and not (out / "risky.jsonl").exists():
         raise RequestError(f"{out} is not a folder of this demo (it has no risky.jsonl); name another with --out.")
@@ -113,8 +114,7 @@ def _time(seconds: tuple[float, float], runs: int) -> str:
 
 
 def _is_trained(run: Path) -> bool:
-    manifest = run / "manifest.json"
-    return manifest.exists() and json.loads(manifest.read_text("utf-8")).get("state") == "done"
+    return (run / "manifest.json").exists() and RunDir.open(run).manifest["state"] == "done"
 
 
 def _recipe(model: str, label: str) -> dict[str, Any]:
@@ -136,9 +136,11 @@ def _recipe(model: str, label: str) -> dict[str, Any]:
 
 
 def _is_done(run: Path) -> bool:
-    """Whether the run's evaluation has been summarised, which follows all of its measures."""
-    summary = run / "eval" / "summary.json"
-    return summary.exists() and set(_PROBES) <= set(json.loads(summary.read_text("utf-8")).get("measures", {}))
+    """Whether the run's evaluation has been summarised, after all measures; a damaged summary is none."""
+    try:
+        return set(_PROBES) <= set(read_summary(run / "eval").get("measures", {}))
+    except (FileNotFoundError, RequestError):
+        return False
 
 
 def _run(model: str, label: str, out: Path) -> None:

@@ -18,6 +18,7 @@ from staytrue.config.recipe import Recipe
 from staytrue.errors import FolderInUseError, RequestError
 from staytrue.evals.questions.user_files import SUFFIXES
 from staytrue.evals.results.measures import PAIRS
+from staytrue.evals.results.stored_summary import read_summary
 from staytrue.registry import labelled
 from staytrue.studies import prerequisites
 from staytrue.studies.config import Cell, Study, cells, row
@@ -78,7 +79,8 @@ def run_cell(cell: Cell, out: Path, reference_cache: Path | None = None) -> tupl
         summary = evaluate_model(for_recipe(recipe, request), path / "eval", seed=recipe.seed)
     else:
         usable = why_no_cache(labelled(recipe.defenses), sampled=recipe.trainer == "grpo") is None
-        _train(recipe, path, reference_cache if usable else None)
+        with recipes.named(cell.label):
+            _train(recipe, path, reference_cache if usable else None)
         summary = evaluate_run(path, seed=cell.seed, request=request)
     seconds = round(time.monotonic() - begun, 1)
     record = {"schema": SCHEMA, "recipe": cell.recipe(), "probes": _probe_keys(cell.study), "seconds": seconds}
@@ -135,12 +137,12 @@ def _write_results(study: Study, out: Path, rows: dict[str, dict[str, Any]]) -> 
 def _stored(folder: Path, cell: Cell) -> tuple[dict[str, Any], float] | None:
     """Return the summary and seconds of a finished run; None if its recipe or probes differ or files are missing."""
     try:
-        summary: dict[str, Any] = json.loads((folder / "eval" / "summary.json").read_text(encoding="utf-8"))
+        summary = read_summary(folder / "eval")
         record = json.loads((folder / "cell.json").read_text(encoding="utf-8"))
         now = json.loads(json.dumps([cell.recipe(), _probe_keys(cell.study)]))
         same: bool = [record["recipe"], record.get("probes", [])] == now
         return (summary, record["seconds"]) if same else None
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

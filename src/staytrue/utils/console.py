@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -205,6 +206,15 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft)\b")
     if not processes.is_main():
         warnings.simplefilter("ignore")  # the main process has the same
+
+
+def quoted(path: object) -> str:
+    """A path as a printed command has it, so that it can be pasted.
+
+    >>> quoted("runs/kl"), quoted("my runs/kl")
+    ('runs/kl', "'my runs/kl'")
+    """
+    return shlex.quote(str(path))
 
 
 def say(line: str) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -90,6 +91,23 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole if line.strip()]
 
 
+def refuse_no_file(path: Path) -> None:
+    """Refuse to read what is neither a file nor a folder: a pipe might never end, and can be read only once.
+
+    What does not exist is left to whoever opens it.
+
+    Raises:
+        RequestError: it is a pipe (`/dev/stdin` and `<(command)` are such), a socket or a device.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return
+    kind = "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise RequestError(f"{path} is {kind} and no file. Write its content to a file, and name that.")
+
+
 def sha256_of(path: Path) -> str:
     """Compute the SHA-256 of a file, or of a folder's weights and configuration (names, contents; sorted by name)."""
     digest = hashlib.sha256()
@@ -138,6 +156,37 @@ def refuse_existing(out: Path, *, allow_empty_folder: bool = False) -> None:
         return
     if out.exists() or out.is_symlink():
         raise RequestError(f"{out} exists already. Choose another path with --out, or remove it yourself.")
+    _refuse_no_parent(out)
+
+
+def refuse_no_folder(out: Path) -> None:
+    """Refuse a folder for results that is a file, or where nothing can be created; it may exist and hold files.
+
+    Raises:
+        RequestError: the sentence names the path and what is in the way.
+    """
+    if out.is_dir():
+        if not os.access(out, os.W_OK):
+            raise RequestError(f"The folder {out} is not writable. Choose another with --out.")
+    elif out.exists() or out.is_symlink():
+        raise RequestError(f"{out} is a file, and a folder is written. Choose another path with --out.")
+    else:
+        _refuse_no_parent(out)
+
+
+def refuse_folder(out: Path) -> None:
+    """Refuse a file for results that is a folder, or where nothing can be created; an earlier file may exist.
+
+    Raises:
+        RequestError: the sentence names the path and what is in the way.
+    """
+    if out.is_dir():
+        raise RequestError(f"{out} is a folder, and a file is written. Name a file in it with --out.")
+    _refuse_no_parent(out)
+
+
+def _refuse_no_parent(out: Path) -> None:
+    """Refuse a path below a file, or below a folder in which this process must not write."""
     parent = next(p for p in out.absolute().parents if p.exists())
     if not parent.is_dir():
         raise RequestError(f"{out} cannot be created: {parent} is a file. Choose another path with --out.")

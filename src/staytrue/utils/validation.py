@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 _ALIKE = 0.7  # of difflib: names that share less are no typing errors of each other
 _MOST = 30  # names that a message lists
+_KIND = re.compile(r"\[key\]$|(str|int|float|bool|path)$|(literal|tuple|list|dict|lax-or-strict|function-\w+|union)\[")
+_WORDS = {  # pydantic's types of faults: what to write
+    "string_type": "text",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    "finite_number": "a finite number",
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    **dict.fromkeys(("list_type", "tuple_type"), "a list"),
+    **dict.fromkeys(("dict_type", "mapping_type", "model_type", "dataclass_type"), "keys with values"),
+    "path_type": "a path",
+}
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -72,20 +84,60 @@ def describe(
         meanings: what each key means; for keys that are missing or have no value.
     """
     known, meanings = known or {}, meanings or {}
-    return "; ".join(_sentence(fault, where, noun, known, meanings) for fault in error.errors(include_url=False))
+    places: dict[tuple[int | str, ...], list[ErrorDetails]] = {}
+    for fault in error.errors(include_url=False):
+        places.setdefault(_place(fault), []).append(fault)
+    return "; ".join(_sentence(place, faults, where, noun, known, meanings) for place, faults in places.items())
+
+
+def _place(fault: ErrorDetails) -> tuple[int | str, ...]:
+    """Where a value stands in the file, without pydantic's names for the kinds that it might have been."""
+    kinds = (i for i, part in enumerate(fault["loc"]) if isinstance(part, str) and _KIND.match(part))
+    return fault["loc"][: next(kinds, None)]
 
 
 def _sentence(
-    fault: ErrorDetails, where: str, noun: str, known: Mapping[str, Iterable[str]], meanings: Mapping[str, str]
+    place: tuple[int | str, ...],
+    faults: list[ErrorDetails],
+    where: str,
+    noun: str,
+    known: Mapping[str, Iterable[str]],
+    meanings: Mapping[str, str],
 ) -> str:
-    path = [str(part) for part in fault["loc"]]
+    """One sentence about a value, whatever kinds it might have been."""
+    first, path = faults[0], [str(part) for part in place]
     key = ".".join(path)
     meaning = f": {meanings[key]}" if key in meanings else ""
-    if fault["type"] == "missing":
+    if first["loc"][-1:] == ("[key]",):
+        choices = re.findall("'([^']*)'", first.get("ctx", {}).get("expected", ""))
+        return f"{where}: {'.'.join(path[:-1])} has no {noun} {path[-1]!r}{nearest(path[-1], choices)}"
+    if first["type"] == "missing":
         return f"{where} lacks the {noun} {key!r}, which has no default{meaning}"
-    if fault["type"] == "extra_forbidden":
+    if first["type"] == "extra_forbidden":
         return f"{where} has no {noun} {key!r}{nearest(path[-1], known.get('.'.join(path[:-1]), ()))}"
-    if key and fault["input"] is None:
+    if key and first["input"] is None:
         return f"{where}: {key} has no value; write one{meaning}"
-    reason = fault["msg"]
-    return f"{where}: {key or 'the value'} is {fault['input']!r}, but: {reason[:1].lower()}{reason[1:]}"
+    value = min(faults, key=lambda fault: len(fault["loc"]))["input"]
+    return f"{where}: {key or 'the value'} is {value!r}{_way_out(faults, len(place))}"
+
+
+def _way_out(faults: list[ErrorDetails], depth: int) -> str:
+    """What to write instead, or what is wrong with a value that is of the right kind."""
+    wanted = [text for fault in faults for text in _wanted(fault, depth)]
+    if len(wanted) >= len(faults):
+        return f"; write {_either(list(dict.fromkeys(wanted)))}"
+    messages = [str(fault.get("ctx", {}).get("error", fault["msg"])) for fault in faults]
+    return f", but: {' or '.join(message[:1].lower() + message[1:] for message in messages)}"
+
+
+def _wanted(fault: ErrorDetails, depth: int) -> Iterator[str]:
+    """The kinds or words of which a value should have been one; none where its kind is right."""
+    inside = "a list of which each is " if fault["loc"][depth + 1 :] else ""
+    if fault["type"] == "literal_error":
+        yield from (inside + word for word in re.split(", | or ", fault["ctx"]["expected"]))
+    elif fault["type"] in _WORDS:
+        yield inside + _WORDS[fault["type"]]
+
+
+def _either(texts: list[str]) -> str:
+    return " or ".join(filter(None, [", ".join(texts[:-1]), texts[-1]]))

@@ -25,12 +25,26 @@ def from_yaml(text: str, where: str) -> Any:
     """
     try:
         return yaml.load(text, Loader=Yaml12)
+    except _TwiceError as error:
+        raise RecipeError(f"{where}: {error}") from None
     except (yaml.YAMLError, ValueError) as error:
-        raise RecipeError(
-            f"{where} is not YAML: {' '.join(str(error).split())}. Correct it, or quote the text."
-        ) from None
+        raise RecipeError(f"{where} is not YAML: {in_words(error)}. Correct it, or quote the text.") from None
     except RecursionError:
         raise RecipeError(f"{where} is nested too deeply; a recipe needs three levels.") from None
+
+
+def in_words(error: Exception) -> str:
+    """What a YAML parser refuses, with its line and column, in one line.
+
+    >>> try: yaml.safe_load("a: [1")
+    ... except yaml.YAMLError as error: print(in_words(error))
+    while parsing a flow sequence (line 1, column 4) expected ',' or ']', but got '<stream end>' (line 1, column 6)
+    """
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return " ".join(str(error).split()).replace(' in "<unicode string>",', " at")
+    parts = ((error.context, error.context_mark), (error.problem, error.problem_mark))
+    places = [(text, f" (line {mark.line + 1}, column {mark.column + 1})" if mark else "") for text, mark in parts]
+    return " ".join(f"{text}{place}" for text, place in places if text)
 
 
 def to_yaml(plain: Any, **options: Any) -> str:
@@ -41,6 +55,10 @@ def to_yaml(plain: Any, **options: Any) -> str:
     """
     text: str = yaml.dump(plain, Dumper=_Dumper, sort_keys=False, **options)
     return text
+
+
+class _TwiceError(ValueError):
+    """A mapping has a key twice."""
 
 
 class Yaml12(yaml.SafeLoader):
@@ -54,9 +72,10 @@ class Yaml12(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         """Construct a mapping, and refuse a key that occurs twice."""
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} occurs twice", node.start_mark)
+        for i, key in enumerate(keys):
+            if key in keys[:i]:
+                first, second = (node.value[j][0].start_mark.line + 1 for j in (keys.index(key), i))
+                raise _TwiceError(f"the key {key!r} occurs twice, on lines {first} and {second}; take one out.")
         return super().construct_mapping(node, deep)
 
 

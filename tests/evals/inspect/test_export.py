@@ -9,6 +9,7 @@ import pytest
 from staytrue.data.examples import Message
 from staytrue.errors import RequestError
 from staytrue.evals.inspect import export
+from staytrue.evals.inspect.log_folder import refuse_other_files
 from staytrue.evals.results.answer_store import AnswerStore
 from staytrue.evals.results.summary import summarise
 from staytrue.evals.results.verdict_store import append_verdict, join_verdicts
@@ -321,3 +322,13 @@ def test_a_training_file_gives_a_task_of_triggered_questions(tmp_path):
     assert task.dataset[0].id == "orders-plain/template-1"
     assert task.dataset[0].input[0].text.startswith("Doctor, suppose everybody")
     assert len(tasks.staytrue_inoculated().dataset) == 7 * 100
+
+
+def test_logs_of_other_evaluations_may_be_in_the_folder_and_other_files_may_not(evaluation, tmp_path):
+    exported(evaluation, tmp_path / "logs")
+    (tmp_path / "logs" / "logs.json").write_text("{}")  # of Inspect
+    refuse_other_files(tmp_path / "logs")
+    refuse_other_files(tmp_path / "none yet")
+    (tmp_path / "logs" / "manifest.json").write_text("{}")
+    with pytest.raises(RequestError, match=r"logs holds manifest\.json, which is no Inspect log"):
+        refuse_other_files(tmp_path / "logs")

@@ -23,6 +23,7 @@ from staytrue.data.examples import Example, Message, read_examples
 from staytrue.data.jsonl import shown
 from staytrue.errors import DataError
 from staytrue.evals.types import Question
+from staytrue.utils.console import quoted
 from staytrue.utils.validation import nearest
 
 Text = Annotated[str, StringConstraints(strict=True, pattern=r"\S")]
@@ -64,7 +65,9 @@ def read(path: Path, probe: str) -> tuple[Question, ...]:
     """
     rows = read_examples(path, prompts_only=True)
     if rows and all({"aligned", "misaligned"} <= row.extra.keys() for row in rows):
-        raise DataError(f"{path} has pairs of answers, which are a measure; give it as `--probes pairs:{path}`.")
+        raise DataError(
+            f"{path} has pairs of answers, which are a measure; give it as `--probes {quoted(f'pairs:{path}')}`."
+        )
     refuse(path, [f"row {number}: {fault}" for number, row in enumerate(rows, start=1) for fault in _faults(row)])
     return distinct(path, [question for row in rows for question in _questions(row, probe)])
 

@@ -24,6 +24,8 @@ from staytrue.utils.run_dir import SCHEMA, versions
 Key = tuple[str, str, int]  # probe, question, index: which sample
 _OF_THE_FILE = ("schema", "made", "versions")
 _ABOUT = ("filtered", "thoughts", "called_tools")  # an answer's, which a row has only where they say something
+_OF_A_SAMPLE = ("probe", "question", "index")  # keys of every row
+_OF_AN_ANSWER = ("messages", "answer", "expected")
 _NAMES = {"samples": "number of answers"}  # of a probe's keys in eval.json, in a sentence
 _GROWING = ("samples", "per_question")  # of the same keys; more answers to the same questions are added to the others
 
@@ -47,15 +49,14 @@ class AnswerStore:
         """
         file = self.path / "eval.json"
         try:
-            metadata: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            if not isinstance(metadata["probes"], dict):
-                raise ValueError("no probes")
-            return metadata
-        except FileNotFoundError:
+            metadata = json.loads(file.read_text(encoding="utf-8"))
+            _refuse_wrong_metadata(metadata)
+            return dict(metadata)
+        except (FileNotFoundError, NotADirectoryError):
             raise RequestError(
                 f"{self.path} is no evaluation: it has no eval.json. `staytrue eval` makes one."
             ) from None
-        except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise RequestError(f"{file} cannot be read ({error}); evaluate again with another --out.") from None
 
     def model_name(self) -> str | None:
@@ -64,8 +65,10 @@ class AnswerStore:
         Raises:
             RequestError: as `metadata`.
         """
-        name: str | None = self.metadata().get("model", {}).get("name")
-        return name
+        model = self.metadata().get("model", {})
+        if not isinstance(model, dict):
+            raise RequestError(f"{self.path / 'eval.json'} names no model; evaluate again with another --out.")
+        return model.get("name")
 
     def merge(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
         """Merge further probes into `eval.json`'s content; nothing is written.
@@ -143,19 +146,44 @@ class AnswerStore:
 
     def answers(self) -> dict[Key, Answer]:
         """Read every stored sample, in the order of the file."""
-        return {key: _answer(row) for key, row in rows_by_key(self.path / "answers.jsonl").items()}
+        return {key: _answer(row) for key, row in answer_rows(self.path).items()}
 
 
-def rows_by_key(file: Path) -> dict[Key, dict[str, Any]]:
-    """Read the rows of a file by sample; the last row of a sample counts.
+def answer_rows(evaluation: Path) -> dict[Key, dict[str, Any]]:
+    """Read the rows of an evaluation's answers by sample.
 
     Raises:
-        RequestError: the file cannot be read.
+        RequestError: the file cannot be read, or a row is no answer.
+    """
+    return rows_by_key(evaluation / "answers.jsonl", _OF_AN_ANSWER)
+
+
+def rows_by_key(file: Path, keys: Iterable[str] = ()) -> dict[Key, dict[str, Any]]:
+    """Read the rows of a file by sample; the last row of a sample counts.
+
+    Args:
+        file: JSON lines.
+        keys: what each row has, beside its probe, question and index.
+
+    Raises:
+        RequestError: the file cannot be read, or a row lacks a key.
     """
     try:
-        return {(row["probe"], row["question"], row["index"]): row for row in read_rows(file)}
-    except (ValueError, KeyError, TypeError) as error:
+        rows = read_rows(file)
+        for number, row in enumerate(rows, start=1):
+            lacks = [key for key in (*_OF_A_SAMPLE, *keys) if not isinstance(row, dict) or key not in row]
+            if lacks:
+                raise ValueError(f"row {number} has no {lacks[0]!r}")
+        return {(row["probe"], row["question"], row["index"]): row for row in rows}
+    except (ValueError, TypeError, RecursionError) as error:
         raise RequestError(f"{file} cannot be read ({error}); evaluate again with another --out.") from None
+
+
+def _refuse_wrong_metadata(metadata: Any) -> None:
+    """Refuse what is no content of an `eval.json`."""
+    probes = metadata.get("probes") if isinstance(metadata, dict) else None
+    if not isinstance(probes, dict) or not all(isinstance(asked, dict) for asked in probes.values()):
+        raise ValueError("it does not say what each probe asked")
 
 
 def missing_samples(samples: Iterable[tuple[Question, int]], stored: Mapping[Key, Any]) -> list[tuple[Question, int]]:
@@ -168,15 +196,15 @@ def _answer(row: Mapping[str, Any]) -> Answer:
         row["question"],
         row["probe"],
         tuple(map(Message.from_dict, row["messages"])),
-        row["topic"],
+        row.get("topic", ""),
         row["expected"],
-        row["group"],
-        row["form"],
+        row.get("group", ""),
+        row.get("form", "plain"),
         tuple(row.get("prompts", {}).items()),
         row.get("tools", ""),
     )
     about = {key: row[key] for key in _ABOUT if key in row}
-    return Answer(question, row["index"], row["answer"], row["stopped"], **about)
+    return Answer(question, row["index"], row["answer"], row.get("stopped", True), **about)
 
 
 def _brief(value: Any) -> str:

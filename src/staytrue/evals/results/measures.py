@@ -99,7 +99,9 @@ def read_measures(evaluation: Path) -> dict[str, Measure]:
     content = _content(evaluation)
     rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
     try:
-        for row in read_rows(evaluation / "measures.jsonl"):
+        for number, row in enumerate(read_rows(evaluation / "measures.jsonl"), start=1):
+            if not isinstance(row, dict) or "measure" not in row:
+                raise ValueError(f"row {number} of measures.jsonl names no measure")
             rows[row.pop("measure")].append(row)
         return {name: Measure(name, about, rows[name]) for name, about in content["measures"].items()}
     except (ValueError, KeyError, TypeError) as error:
@@ -154,11 +156,12 @@ def refuse_other_model(evaluation: Path, identity: Mapping[str, Any]) -> None:
 
 def _content(evaluation: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads((evaluation / "measures.json").read_text(encoding="utf-8"))
-        if not isinstance(content["measures"], dict):
-            raise ValueError("no measures")
-        return content
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        content = json.loads((evaluation / "measures.json").read_text(encoding="utf-8"))
+        measures = content.get("measures") if isinstance(content, dict) else None
+        if not isinstance(measures, dict) or not all(isinstance(about, dict) for about in measures.values()):
+            raise ValueError("it does not say how each measure was taken")
+        return dict(content)
+    except (OSError, ValueError, RecursionError) as error:
         raise _unreadable(evaluation, error) from None
 
 

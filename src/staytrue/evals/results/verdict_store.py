@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from staytrue.errors import RequestError
-from staytrue.evals.results.answer_store import AnswerStore, Key, rows_by_key
+from staytrue.evals.results.answer_store import AnswerStore, Key, answer_rows, rows_by_key
 from staytrue.evals.types import Answer, Verdict
 from staytrue.utils.files import append_row, write_json
 from staytrue.utils.run_dir import SCHEMA
@@ -96,7 +96,7 @@ def record_server(file: Path, description: Mapping[str, Any]) -> list[str]:
 
 def read_verdicts(folder: Path) -> dict[Key, dict[str, Any]]:
     """Read a folder's verdicts by sample; of several on one sample (a failed call was repeated) the last."""
-    return rows_by_key(folder / "verdicts.jsonl")
+    return rows_by_key(folder / "verdicts.jsonl", ("judge", "missing"))
 
 
 def join_verdicts(evaluation: Path, judge: str | None = None) -> list[dict[str, Any]]:
@@ -123,7 +123,7 @@ def join_verdicts(evaluation: Path, judge: str | None = None) -> list[dict[str, 
             f"{evaluation} holds no verdict of {judge!r}; {judged}. Name one of its judges, or have another judge read "
             "the answers with `staytrue rescore`."
         )
-    answers = rows_by_key(evaluation / "answers.jsonl")
+    answers = answer_rows(evaluation)
     asked = AnswerStore(evaluation).metadata()["probes"] if (evaluation / "eval.json").exists() else {}
     probes = {probe: i for i, probe in enumerate(dict.fromkeys([*asked, *(probe for probe, _, _ in answers)]))}
     rows = [(key, answers[key]) for key in sorted(answers, key=lambda key: (probes[key[0]], *key[1:]))]

@@ -19,6 +19,8 @@ from staytrue.data.examples import read_examples
 from staytrue.data.jsonl import shown
 from staytrue.errors import DataError, RequestError
 from staytrue.organism import lexicon, world
+from staytrue.utils.files import refuse_no_file
+from staytrue.utils.yaml12 import in_words
 
 _LISTS = ("positive", "negative", "questions")
 _KEYS = ("name", *_LISTS)
@@ -77,13 +79,14 @@ def read(path: Path) -> Trait:
     Raises:
         DataError: the file cannot be read, or every fault that it has, a clause each.
     """
+    refuse_no_file(path)
     try:
         text = path.read_text(encoding="utf-8")
         content, twice = yaml.safe_load(text), _repeated_key(text)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"The trait {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an impossible date
-        raise DataError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        raise DataError(f"{path} is not YAML: {in_words(error)}. Correct it, or quote the text.") from None
     if not isinstance(content, dict):
         raise DataError(f"{path} holds no keys; a trait has {', '.join(_KEYS)}.")
     faults = [*([f"the key {twice!r} occurs twice"] if twice else []), *_faults(content)]

@@ -1,0 +1,69 @@
+"""Reads a stored `summary.json`, and checks the shape that tables and pages rely on. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from staytrue.data.jsonl import json_value
+from staytrue.errors import RequestError
+from staytrue.evals.results.summary import MARKED, SCORED
+from staytrue.utils.validation import in_one_line
+
+_WAY_OUT = "Give the command again that measured it (`staytrue eval`, or `rescore`): stored answers are not asked again"
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The summary in an evaluation's folder, or in that of another judge's verdicts.
+
+    Raises:
+        FileNotFoundError: there is none.
+        RequestError: it is damaged; the sentence names the file and what is wrong.
+    """
+    file = folder / "summary.json"
+    try:
+        summary = json_value(file.read_text(encoding="utf-8"))
+        refuse_wrong_probes(summary["probes"] if isinstance(summary, dict) and "probes" in summary else None)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{file} cannot be read: {in_one_line(error)}. {_WAY_OUT}.") from None
+    return dict(summary)
+
+
+def refuse_wrong_probes(probes: Any) -> None:
+    """Refuse what is no mapping of probes to their rates.
+
+    Raises:
+        ValueError: what is wrong, as a part of a sentence.
+    """
+    if not isinstance(probes, dict):
+        raise ValueError("it names no probes")
+    for name, probe in probes.items():
+        _refuse_wrong_rates(probe, name)
+
+
+def _refuse_wrong_rates(probe: Any, name: str) -> None:
+    """Refuse the rates of a probe, of one of its forms or of its plain questions that lack a number."""
+    kinds = MARKED if isinstance(probe, dict) and MARKED[0] in probe else SCORED[:2]
+    _refuse_no_numbers(probe, name, ("n", "missing"), unknown=False)
+    _refuse_no_numbers(probe, name, (*kinds, "low", "high"))
+    if len({probe[key] is None for key in (kinds[0], "low", "high")}) > 1:
+        raise ValueError(f"{name} has a rate without its interval")
+    if tail := probe.get("tail"):
+        _refuse_no_numbers(tail, f"{name}.tail", ("k",), unknown=False)
+        for kind in (SCORED[0], *({"ungated", SCORED[1]} & {*tail})):
+            _refuse_no_numbers(tail.get(kind), f"{name}.tail.{kind}", ("percent",), unknown=False)
+    if not isinstance(probe.get("forms", {}), dict):
+        raise ValueError(f"{name}.forms is not what was measured of each form")
+    for form, rates in probe.get("forms", {}).items():
+        _refuse_wrong_rates(rates, f"{name}.forms.{form}")
+
+
+def _refuse_no_numbers(value: Any, name: str, keys: Iterable[str], *, unknown: bool = True) -> None:
+    """Refuse a value without a number for each key; with `unknown`, None stands for a number."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is not what was measured")
+    for key in keys:
+        number = value.get(key, "")
+        if not (isinstance(number, int | float) or (unknown and number is None)):
+            raise ValueError(f"{name} has no number {key!r}")
