@@ -185,7 +185,7 @@ def parse(plain: Mapping[str, Any], folder: Path | None = None, where: str = "re
 
     Args:
         plain: keys and values as in YAML.
-        folder: relative paths are relative to it; None leaves them as they are.
+        folder: relative paths are relative to it and become absolute; None leaves them as they are.
         where: how messages call the data.
 
     Raises:
@@ -199,6 +199,7 @@ def parse(plain: Mapping[str, Any], folder: Path | None = None, where: str = "re
         raise RecipeError(describe(error, where, known={"stop": Stop.model_fields}, meanings=_MEANINGS)) from None
     _check_source(recipe, task, where)
     if folder is not None:
+        folder = folder.absolute()
         defenses = [paths.of_defense(defense, folder) for defense in defenses]
         recipe = recipe.model_copy(update=paths.of_recipe(recipe, folder))
     return recipe.model_copy(update={"defenses": tuple(defenses), "task": task})
