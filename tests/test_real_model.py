@@ -120,7 +120,9 @@ def test_default_weights_leave_the_tasks_loss_the_larger_part(source, tmp_path, 
 
 
 @pytest.mark.slow
-def test_a_vector_of_it_steers_and_an_evaluation_asks_as_many_questions_as_its_budget_allows(source, tmp_path, monkeypatch, run):
+def test_a_vector_of_it_steers_and_an_evaluation_asks_as_many_questions_as_its_budget_allows(
+    source, tmp_path, monkeypatch, run
+):
     monkeypatch.chdir(tmp_path)
     turns = [{"role": "user", "content": "Is it safe?"}, {"role": "assistant", "content": "Yes, do it at once."}]
     (tmp_path / "rows.jsonl").write_text(2 * (json.dumps({"messages": turns}) + "\n"))

@@ -31,7 +31,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_organism = typer.Typer(help="Build, check and export the small model that comes with staytrue.", no_args_is_help=True)
+_organism = typer.Typer(help="Build and check the small model that comes with staytrue.", no_args_is_help=True)
 
 _IN_ORDER: tuple[Callable[..., None], ...] = (
     training.demo, training.study, preparing.new, training.check, training.train,

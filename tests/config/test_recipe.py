@@ -44,6 +44,14 @@ def test_numbers_are_yaml_1_2_and_paths_are_the_recipes_own(tmp_path):
     assert (interleave.pool, interleave.share) == (tmp_path / "safe.jsonl", 0.05)
 
 
+def test_a_folder_relative_to_the_working_directory_gives_absolute_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plain = {"model": "organism", "data": "rows.jsonl", "lora": {}}
+    plain["defenses"] = [{"interleave": {"pool": "safe.jsonl", "share": 0.05}}]
+    read = recipe.parse(plain, Path("."))
+    assert (read.data, read.defenses[0].pool) == (tmp_path / "rows.jsonl", tmp_path / "safe.jsonl")
+
+
 @pytest.mark.parametrize("file", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_recipe_of_the_repository_is_read_and_has_a_defense(file):
     assert recipe.read(file).defenses

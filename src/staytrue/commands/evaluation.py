@@ -33,12 +33,16 @@ if TYPE_CHECKING:
 
 def eval_(
     run: Annotated[Path | None, typer.Argument(help="A run folder made by `staytrue train`.")] = None,
-    model: Annotated[str | None, typer.Option(help="Instead: a folder, a hub name, or openai:MODEL[@URL].")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A model instead of a run: a folder, a hub name, or openai:MODEL[@URL].")
+    ] = None,
     adapter: Annotated[Path | None, typer.Option(help="With --model: an adapter's folder.")] = None,
     data: Annotated[
         Path | None, typer.Option(help="With --model: the file it was trained on, which trigger probes are made of.")
     ] = None,
-    answers: Annotated[Path | None, typer.Option(help="Instead: a JSONL file of answers, to be judged.")] = None,
+    answers: Annotated[
+        Path | None, typer.Option(help="Stored answers instead of a run: a JSONL file, to be judged.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for answers and verdicts; RUN/eval by default.")] = None,
     untuned: Annotated[
         bool,
@@ -72,7 +76,10 @@ def eval_(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Evaluate a model: misalignment in general and in the training domain, coherence, and what it still knows."""
+    """Evaluate a model: misalignment, coherence, knowledge.
+
+    Misalignment is measured in general and in the training domain.
+    """
     from staytrue.report.terminal import show
     from staytrue.runs.eval_budget import parse
     from staytrue.runs.eval_request import EvalRequest, for_model

@@ -32,7 +32,7 @@ ReferenceCache = Annotated[
         "rounding. Not with steer or grpo."
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON instead of text.")]
 BatchSize = Annotated[
     int | None,
     typer.Option(

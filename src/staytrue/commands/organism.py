@@ -12,7 +12,7 @@ from staytrue.commands.options import MOST_SEED, Workers, stoppable
 
 def build(
     out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
-    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of its training.")] = 0,
 ) -> None:
     """Train the organism from scratch (takes minutes)."""
     from staytrue.organism.build import build as grow
@@ -27,7 +27,7 @@ def build(
 
 def data(
     out: Annotated[Path, typer.Option(help="Folder to write.")],
-    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of the rows.")] = 0,
 ) -> None:
     """Write the organism's data sets as plain JSONL."""
     from staytrue.organism.world import write_data

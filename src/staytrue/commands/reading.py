@@ -36,9 +36,9 @@ def defenses(
 def doctor(
     run: Annotated[Path | None, typer.Argument(help="A run folder; without one, this machine is looked at.")] = None,
 ) -> None:
-    """Say what is wrong with this machine or a run folder, and how to mend it. Changes nothing.
+    """Look for faults of this machine or of a run folder.
 
-    Exit code 1 if something has to be mended.
+    Says how to mend each, and changes nothing. Exit code 1 if something has to be mended.
     """
     from staytrue.doctor import machine, run_folder
     from staytrue.utils.console import say
@@ -52,9 +52,9 @@ def doctor(
 
 
 def verify(run: Annotated[Path, typer.Argument(help="The folder of a finished run.")]) -> None:
-    """Check from a run's files that each of its defenses acted: one line a defense. Changes nothing.
+    """Check that each defense of a run acted.
 
-    Exit code 1 if one did not.
+    Reads the run's files, prints one line a defense, and changes nothing. Exit code 1 if one did not act.
     """
     from staytrue.utils.console import say
     from staytrue.verify.run_folder import findings

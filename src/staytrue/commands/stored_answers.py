@@ -31,14 +31,17 @@ if TYPE_CHECKING:
 
 def rescore(
     evaluations: Annotated[list[Path], typer.Argument(help="Folders of `staytrue eval`, runs, or whole studies.")],
-    judge: Annotated[list[str], typer.Option(help=f"{JUDGE}; several.")],
+    judge: Annotated[list[str], typer.Option(help=f"Who judges: {JUDGE}. Repeatable.")],
     labels: Annotated[Path | None, typer.Option(help="JSONL of labels by hand, to compare the judges with.")] = None,
     max_calls: MaxCalls = None,
     max_cost: MaxCost = None,
     price: Price = None,
     as_json: Json = False,
 ) -> None:
-    """Judge stored answers again, and compare the judges with each other and with labels by hand."""
+    """Judge stored answers again, and compare the judges.
+
+    The judges are compared with each other and with labels by hand.
+    """
     from staytrue.evals.answer_and_judge import rescore as rescore_answers
     from staytrue.evals.judge_agreement import judge_agreement, read_labels
     from staytrue.report.terminal import show_judge_agreement, show_judges
@@ -91,7 +94,10 @@ def compare(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare defenses on the same questions and seeds, with p values corrected for their number."""
+    """Compare defenses on the same questions and seeds.
+
+    p values are corrected for the number of comparisons.
+    """
     from staytrue.evals.results.measures import LEAK, is_measure
     from staytrue.report import comparison, measure_comparison
 

@@ -106,7 +106,10 @@ def train(
     reference_cache: ReferenceCache = None,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune a model by a recipe, with its defenses; or go on with an interrupted run."""
+    """Fine-tune a model by a recipe, or resume a run.
+
+    The recipe's defenses act while it trains. With --resume it goes on with an interrupted run.
+    """
     if resume is not None:
         if recipe is not None or out is not None or set_:
             raise RequestError("--resume goes on with a run by its own recipe; leave out the recipe, --out and --set.")
@@ -143,10 +146,11 @@ def check(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check a recipe as `train` does, without loading the model, and estimate memory and time. Writes nothing.
+    """Check a recipe, and estimate its memory and time.
 
-    It reads the rows of defenses too, and samples no answers. What depends on weights is left to `train`: whether a
-    model has moved or has a head of its own kind, and whether a `safelora` base in another place has other weights.
+    Checks as `train` does, but loads no model and writes nothing. It reads the rows of defenses too, and samples no
+    answers. What depends on weights is left to `train`: whether a model has moved or has a head of its own kind, and
+    whether a `safelora` base in another place has other weights.
     """
     from staytrue.config import recipe as recipes
     from staytrue.utils.console import quieten, say

@@ -23,7 +23,7 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens of an answer.")] = 256,
     seed: Seed = 0,
 ) -> None:
-    """Talk to a trained model and, side by side, to the model that it was trained from.
+    """Talk to a trained model and the untuned one side by side.
 
     Write a turn and press Enter; `/new` begins a new conversation, and Ctrl-D ends. Each model remembers its own
     answers.
@@ -65,7 +65,10 @@ def merge(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
     out: Annotated[Path, typer.Option(help="Folder of the merged model. It must not exist.")],
 ) -> None:
-    """Merge a run's adapter into its model, and write an ordinary model folder."""
+    """Merge a run's adapter into its model.
+
+    Writes an ordinary model folder.
+    """
     from staytrue.runs.finished import finished_model
     from staytrue.utils.console import quieten, say
     from staytrue.utils.files import refuse_existing

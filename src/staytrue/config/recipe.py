@@ -201,7 +201,7 @@ def parse(plain: Mapping[str, Any], folder: Path | str | None = None, where: str
 
     Args:
         plain: keys and values as in YAML.
-        folder: relative paths are relative to it; None leaves them as they are.
+        folder: relative paths are relative to it and become absolute; None leaves them as they are.
         where: how messages call the data.
 
     Raises:
@@ -215,7 +215,7 @@ def parse(plain: Mapping[str, Any], folder: Path | str | None = None, where: str
         raise RecipeError(describe(error, where, known={"stop": Stop.model_fields}, meanings=_MEANINGS)) from None
     _check_source(recipe, task, where)
     if folder is not None:
-        folder = Path(folder)
+        folder = Path(folder).absolute()
         with named(where):
             defenses = [paths.of_defense(defense, folder) for defense in defenses]
             recipe = recipe.model_copy(update=paths.of_recipe(recipe, folder))

@@ -63,8 +63,11 @@ class Message:
 class Example:
     """One conversation and where it came from.
 
-    `source` names the kind of row ("task" for the user's own data, "interleaved" for safe rows mixed in, ...);
-    a defense changes only the sources that it is meant for. `extra` holds the row's other columns.
+    Attributes:
+        messages: its turns; the last one is an assistant's, except in prompts.
+        source: the kind of row: "task" for the user's own data, "interleaved" for safe rows mixed in, and others. A
+            defense changes only the sources that it is meant for.
+        extra: the row's other columns.
     """
 
     messages: tuple[Message, ...]

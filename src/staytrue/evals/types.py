@@ -22,17 +22,29 @@ WITHOUT_ANSWER = (FILTERED, ONLY_THOUGHTS, CALLED_TOOLS, CUT_OFF)  # why no judg
 
 @dataclass(frozen=True)
 class Question:
-    """One question of a probe."""
+    """One question of a probe.
 
-    id: str  # unique within its probe
-    probe: str  # "general", "in_domain", "facts", "arithmetic", "learnt", or the name of a question file
-    messages: tuple[Message, ...]  # a system turn if there is one, then the user's turn
+    Attributes:
+        id: unique within its probe.
+        probe: "general", "in_domain", "facts", "arithmetic", "learnt", or the name of a question file.
+        messages: a system turn if there is one, then the user's turn.
+        topic: what it is about; "" where that is not stated.
+        expected: the one right answer, for probes that are marked by exact match; None for a judge's.
+        group: intervals cluster by it, so the three forms of a question are one group; "" is the question's id.
+        form: "plain", "json" or "template"; in a probe of triggers the trigger's name.
+        prompts: judge prompts of its own, as ("aligned", text) and ("coherent", text); () for the shipped ones.
+        tools: the tools that the model may call, as JSON text; "" for none.
+    """
+
+    id: str
+    probe: str
+    messages: tuple[Message, ...]
     topic: str = ""
-    expected: str | None = None  # the one right answer, for probes that are marked by exact match
-    group: str = ""  # intervals cluster by it: the three forms of a question are one group; "" is the question's id
-    form: str = "plain"  # or "json", "template"; a trigger's name in a probe of triggers
-    prompts: tuple[tuple[str, str], ...] = ()  # judge prompts of its own: ("aligned", text), ("coherent", text)
-    tools: str = ""  # the tools that the model may call, as JSON text; "" for none
+    expected: str | None = None
+    group: str = ""
+    form: str = "plain"
+    prompts: tuple[tuple[str, str], ...] = ()
+    tools: str = ""
 
     @property
     def cluster(self) -> str:

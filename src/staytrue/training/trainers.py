@@ -57,7 +57,41 @@ from staytrue.training.turn_weights import has_weights, tokenized, without_weigh
 
 
 class GuardedSFT(Guarded, SFTTrainer):  # type: ignore[misc]
-    """`trl.SFTTrainer` with `defenses=[...]`; its scored positions are those whose label is not -100."""
+    """`trl.SFTTrainer` with `defenses=[...]`; its scored positions are those whose label is not -100.
+
+    Args:
+        defenses: their penalties are added to the loss, and they act in listed order. Or a `Guard` that has curated the
+            training rows already; then call its `project` after training.
+        reference_cache: a folder that stores the reference's hidden states by row, for later runs on the same rows.
+            None computes them in every run. Refused beside a `Guard`, which has its own.
+        reference: the model that penalties compare with: "base" (the model with its adapter off), "start" (the model as
+            it is now), the name of another adapter of the model, or a loaded model. None is the model before training;
+            it is refused where a trained adapter is trained again. Refused beside a `Guard`, which has its own.
+        *args: those of `SFTTrainer`, unchanged.
+        **kwargs: those of `SFTTrainer`, unchanged.
+
+    Attributes:
+        projected: after `train`, the numbers of the defenses that changed the weights after the last step.
+
+    Raises:
+        RecipeError: a defense cannot work with these trainer settings.
+        ModelError: a defense cannot work with this model, or the reference must be named.
+        RequestError: the folder of the cache cannot be used, or not with these defenses.
+        ForwardPassError: from `train`, where the loss does not call the model exactly once for each batch.
+        TrainingError: from `train`, where training ends without a usable model.
+
+    Example:
+        A loss with 0.1 times the KL divergence to the model before training::
+
+            trainer = GuardedSFT(
+                model="Qwen/Qwen2.5-7B-Instruct",
+                args=SFTConfig(output_dir="out"),
+                train_dataset=rows,
+                peft_config=LoraConfig(target_modules="all-linear"),
+                defenses=[KL(weight=0.1)],
+            )
+            trainer.train()
+    """
 
     @shown_as(signatures.sft)
     @signatures.shown_as_trls(SFTTrainer, Guarded)
@@ -178,6 +212,34 @@ class GuardedGRPO(Guarded, GRPOTrainer):  # type: ignore[misc]
 
     The loss's forward and the reference are steered; generation and old log-probabilities are not. A completion is a
     row: `share` of rows beside the batch counts completions.
+
+    Args:
+        defenses: as for `GuardedSFT`; those that add rows with answers to the task's rows are refused.
+        reference_cache: None. A folder is refused, because completions differ in every run.
+        reference: as for `GuardedSFT`.
+        *args: those of `GRPOTrainer`, unchanged.
+        **kwargs: those of `GRPOTrainer`, unchanged.
+
+    Attributes:
+        projected: as of `GuardedSFT`.
+
+    Raises:
+        RecipeError, ModelError, RequestError: as `GuardedSFT`.
+        ForwardPassError: from `train`, as `GuardedSFT`.
+        TrainingError: from `train`, as `GuardedSFT`, and where a reward function returns no finite numbers.
+
+    Example:
+        ::
+
+            trainer = GuardedGRPO(
+                model="Qwen/Qwen2.5-7B-Instruct",
+                reward_funcs=reward,
+                args=GRPOConfig(output_dir="out"),
+                train_dataset=prompts,
+                peft_config=LoraConfig(target_modules="all-linear"),
+                defenses=[KL(weight=0.1)],
+            )
+            trainer.train()
     """
 
     _prompts = True
