@@ -1,13 +1,17 @@
 """The contract: every file in `defenses/` passes it, found by folder, before its author writes a test."""
 
 import dataclasses
+import gc
 import importlib.util
 import inspect
 import itertools
 import typing
+import weakref
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import TrainerCallback
 
 import tiny
 from staytrue import docs_page, registry
@@ -15,7 +19,10 @@ from staytrue.config import recipe
 from staytrue.data.examples import write_examples
 from staytrue.defense import Defense, pulled
 from staytrue.errors import ModelError
+from staytrue.modeling.base_model import Untouched
 from staytrue.testing import Micro, alike, cases, contract, together, trained, two_processes
+from staytrue.testing.training import guarded_trainer
+from staytrue.training.guard import Guard
 
 
 def pytest_generate_tests(metafunc):
@@ -102,6 +109,36 @@ def test_one_process_equals_two_with_all_weights(names, tmp_path):
     every = {name: [without_sampling(name, tmp_path)] for name in alone}
     for case, two in two_processes(every, model, tokenizer, rows).items() if every else ():
         alike(trained(every[case], model, tokenizer, rows), two, f"{case}: one process and two")
+
+
+class CountTensors(TrainerCallback):
+    """Counts the tensors that are left after each step."""
+
+    def __init__(self):
+        self.left = []
+
+    def on_step_end(self, *arguments, **named):
+        gc.collect()
+        self.left.append(sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects()))
+
+
+def train_once(defense, folder):
+    """Train six steps; the tensors after each, and what is left of the model and the guard."""
+    model, guard, counter = tiny.lora(tiny.model()), Guard([defense]), CountTensors()
+    examples = guard.curate(tiny.rows(48), Untouched(lambda: model, tiny.tokenizer()))
+    trainer = guarded_trainer(guard, model, tiny.tokenizer(), examples, folder, max_steps=6, logging_steps=1)
+    trainer.add_callback(counter)
+    trainer.train()
+    guard.detach()
+    return counter.left, weakref.ref(model), weakref.ref(guard)
+
+
+def test_no_step_leaves_its_states_in_memory_and_a_training_that_has_ended_is_freed(name, tmp_path):
+    """A cycle through autograd's graph, such as a hook that knows its own tensor, is never freed."""
+    left, model, guard = train_once(without_sampling(name, tmp_path), tmp_path)
+    gc.collect()
+    assert max(left[3:]) <= max(left[:3]), left
+    assert model() is guard() is None
 
 
 def test_with_every_other_defense_there_is_one_reference(name, tmp_path):

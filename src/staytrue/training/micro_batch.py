@@ -35,7 +35,7 @@ class MicroBatch:
         self.penalty: Tensor | None = None
         self.evaluated = False
         self._guard, self._slot = guard, slot
-        self._gradient: Tensor | None = None  # () of the loss with respect to the penalty, after the backward pass
+        self._gradients: list[Tensor] = []  # () of the loss with respect to the penalty, after the backward pass
         self._calls: list[RecordedCall] = []
 
     @contextmanager
@@ -88,7 +88,7 @@ class MicroBatch:
         if self.penalty is not None and self.penalty.requires_grad:
             none = torch.ones((), dtype=torch.bool, device=self.penalty.device)
             plan.add_fault(
-                none if self._gradient is None else ~(self._gradient != 0),
+                ~(self._gradients[-1] != 0) if self._gradients else none,
                 f"{trainer} trains on another loss than super().compute_loss(...) returns, so the penalties of its "
                 "defenses have no gradient. Add your term to what it returns, or scale it.",
             )
@@ -98,10 +98,9 @@ class MicroBatch:
         self.penalty = self._guard.penalty(self._calls[0], self.marks, self._slot, head)
         self.evaluated = True
         if self.penalty is not None and self.penalty.requires_grad:
-            self.penalty.register_hook(self._keep_gradient)  # type: ignore[no-untyped-call]
-
-    def _keep_gradient(self, gradient: Tensor) -> None:
-        self._gradient = gradient
+            # A hook that knew this object, which holds the penalty, would be a cycle through autograd's graph, which
+            # Python does not see: no step's states would ever be freed.
+            self.penalty.register_hook(self._gradients.append)  # type: ignore[no-untyped-call]
 
 
 def refuse_untrained(loss: Tensor, model: nn.Module) -> None:
