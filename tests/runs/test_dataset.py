@@ -55,10 +55,10 @@ def test_a_task_that_brings_its_own_held_out_questions_needs_no_holdout(tmp_path
         ({"task": None, "trainer": "sft"}, "lacks the key 'data'"),
         ({"task": "opswop"}, "no task 'opswop'; did you mean 'opswap'"),
         ({"task": {"opswap": {"tir": 2}}}, "task 'opswap' has no field 'tir'; did you mean 'tier'"),
-        ({"task": {"opswap": {"tier": 4}}}, "tier is 4, but"),
+        ({"task": {"opswap": {"tier": 4}}}, "tier is 4; write 1, 2 or 3"),
         ({"task": {"facts": {"of": 4}}}, "task 'facts' has no field 'of'; it has none"),
         ({"task": ["opswap"]}, r"a task is written `task: opswap` or"),
-        ({"trainer": "ppo"}, "trainer is 'ppo', but"),
+        ({"trainer": "ppo"}, "trainer is 'ppo'; write 'sft' or 'grpo'"),
     ],
 )
 def test_a_recipe_that_names_no_rows_is_refused(tmp_path, changes, sentence):
