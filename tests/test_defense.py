@@ -49,10 +49,11 @@ class OnWeekdays(Defense):
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        (KL(), r"defenses is KL\(.*\); give a list, such as \[KL\(weight=0\.1\)\]"),
+        (KL(), r"defenses is KL\(.*\); give a list, such as \[Anchor\(\)\]"),
         ("kl", r"defenses is 'kl'; give a list"),
+        (None, r"defenses is None; give a list"),
         ({"kl": {}}, r"defenses is \{'kl': \{\}\}; give a list"),
-        (["kl"], r"defenses holds 'kl', which is not a defense\. Write an instance, such as KL\(weight=0\.1\)\."),
+        (["kl"], r"defenses holds 'kl', which is not a defense\. Write an instance, such as Anchor\(\)\."),
         ([KL], r"defenses holds <class .*KL'>, which is not a defense"),
     ],
 )

@@ -107,4 +107,4 @@ def _cell(text: str) -> str:
 
 def _plain(value: object) -> str:
     """Format a default as a recipe writes it."""
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

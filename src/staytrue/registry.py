@@ -68,8 +68,7 @@ def checked(defense: Defense) -> Defense:
         RecipeError: no defense, or a field that a recipe could not hold either.
     """
     if not isinstance(defense, Defense):
-        example = "KL(weight=0.1)"
-        raise RecipeError(f"defenses holds {defense!r}, which is not a defense. Write an instance, such as {example}.")
+        raise RecipeError(f"defenses holds {defense!r}, which is not a defense. Write an instance, such as Anchor().")
     if not is_dataclass(defense):
         return defense
     values = {f.name: getattr(defense, f.name) for f in fields(defense)}
@@ -139,8 +138,8 @@ def labelled(defenses: Sequence[Defense]) -> Mapping[str, Defense]:
         RecipeError: there is no list of defenses, or a defense overrides no lever, lacks a field that its levers need,
             or has a field whose name or value means something else to the guard.
     """
-    if isinstance(defenses, Defense | str | Mapping):
-        raise RecipeError(f"defenses is {defenses!r}; give a list, such as [KL(weight=0.1)].")
+    if defenses is None or isinstance(defenses, Defense | str | Mapping):
+        raise RecipeError(f"defenses is {defenses!r}; give a list, such as [Anchor()].")
     labels: dict[str, Defense] = {}
     for defense in map(checked, defenses):
         _refuse_fields(defense)

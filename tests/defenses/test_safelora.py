@@ -124,7 +124,7 @@ def test_a_base_is_taken_where_the_model_that_is_not_loaded_is_stored_in_4_bits(
 
 @pytest.mark.parametrize("loaded", [True, False])
 @pytest.mark.parametrize("whose", ["the trained model", "the base"])
-def test_weights_that_were_unpacked_from_few_bits_are_refused(tmp_path, whose, loaded):
+def test_weights_that_are_rounded_to_few_values_are_refused(tmp_path, whose, loaded):
     """Their rounding would pass for what alignment changed."""
     place = base(tmp_path)
     model = tiny.lora(tiny.model("qwen2"))
@@ -145,7 +145,7 @@ def test_weights_that_were_unpacked_from_few_bits_are_refused(tmp_path, whose, l
         model = model.to("meta")
         model.config.name_or_path = str(tmp_path / "model")
     defense = SafeLoRA(base=str(place))
-    with pytest.raises(ModelError, match=rf"of {whose}.* was stored in 5 bits or fewer.* leave safelora out"):
+    with pytest.raises(ModelError, match=rf"of {whose}.* is rounded to few values.* leave safelora out"):
         defense.check(ModelParts(model), None)
 
 

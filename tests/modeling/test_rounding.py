@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from staytrue.modeling.rounding import half_spacing, is_unpacked, only_rounded
+from staytrue.modeling.rounding import half_spacing, has_few_values, only_rounded
 
 
 def test_half_the_spacing_of_neighbouring_numbers_by_hand():
@@ -46,23 +46,30 @@ def grid(matrix, block, levels):
     return ((blocks - least) / step).round().mul(step).add(least).reshape(matrix.shape)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(
-    ("block", "levels", "seen"),
-    [(32, 16, True), (64, 16, True), (256, 4, True), (32, 3, True), (32, 32, True), (32, 256, False)],
-)
-def test_a_matrix_of_5_bits_or_fewer_is_known_after_unpacking(block, levels, seen, dtype):
-    matrix = torch.randn(48, 512, generator=torch.Generator().manual_seed(0))
-    assert is_unpacked(grid(matrix, block, levels).to(dtype)) is seen
-    assert is_unpacked(grid(matrix, block, levels).to(dtype).reshape(4, 12, 512)) is seen  # experts
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+NORMAL = torch.randn(256, 576, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("block", "levels"), [(32, 16), (64, 16), (256, 4), (32, 3), (32, 32), (32, 64), (16, 64)])
+def test_a_matrix_of_6_bits_or_fewer_is_known_after_unpacking(block, levels, dtype):
+    rounded = grid(NORMAL, block, levels).to(dtype)
+    for form in (rounded, rounded.mT.contiguous(), rounded.reshape(4, 64, 576)):  # as stored, transposed, as experts
+        assert has_few_values(form)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_a_matrix_of_8_bit_floats_is_known_after_unpacking_with_its_scale(dtype):
+    scale = NORMAL.abs().max() / torch.finfo(dtype).max
+    assert has_few_values((NORMAL / scale).to(dtype).bfloat16() * scale)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.1, 0.0])
 def test_ordinary_and_sparse_matrices_are_not_taken_for_unpacked_ones(dtype, share):
-    noise = torch.Generator().manual_seed(0)
-    matrix = torch.randn(256, 576, generator=noise) * (torch.rand(256, 576, generator=noise) < share)
-    assert not is_unpacked(matrix.to(dtype))
-    assert not is_unpacked(torch.eye(64).to(dtype))
-    assert not is_unpacked(torch.ones(4, 31).to(dtype))  # narrower than a block
-    assert not is_unpacked(torch.zeros(64, 64, dtype=torch.uint8))
+    kept = torch.rand(256, 576, generator=torch.Generator().manual_seed(1)) < share
+    for values in (NORMAL, NORMAL**3, NORMAL.exp()):  # light and heavy tails, and one sign
+        assert not has_few_values((values * kept).to(dtype))
+    assert not has_few_values(torch.eye(64).to(dtype))
+    assert not has_few_values(torch.ones(4, 31).to(dtype))  # narrower than a block
+    assert not has_few_values(torch.zeros(64, 64, dtype=torch.uint8))

@@ -390,6 +390,7 @@ def sitting(tmp_path, monkeypatch):
             monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=monotonic))
         request = EvalRequest((str(file),), budget=budget, max_new_tokens=limit, judge=judge or Aligned())
         summary = evaluate.evaluate_model(for_model(str(folder), request), tmp_path / "E", say=lines.append)
+        lines = [line for line in lines if not line.startswith("eval: loading ")]
         return summary, lines, json.loads((tmp_path / "E" / "eval.json").read_text()), calls
 
     return sit

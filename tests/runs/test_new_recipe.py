@@ -41,33 +41,36 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
+ANCHOR = {"anchor": {"share": 0.0625, "weight": 0.3}}
+
+
 def new(home, out="recipe.yaml", data="rows.jsonl", **files):
     files = {name: home / file for name, file in files.items()}
     return NewRecipe("model", home / data, home / out, **files).text()
 
 
 @pytest.mark.parametrize(
-    ("files", "defense"),
+    ("files", "defenses"),
     [
-        ({}, {"anchor": {"share": 0.0625, "weight": 0.3}}),
-        ({"safe": "safe.jsonl"}, {"interleave": {"pool": "safe.jsonl", "share": 0.05}}),
-        ({"prompts": "prompts.jsonl"}, {"anchor": {"prompts": "prompts.jsonl", "share": 0.0625, "weight": 0.3}}),
+        ({}, [ANCHOR]),
+        ({"safe": "safe.jsonl"}, [{"interleave": {"pool": "safe.jsonl", "share": 0.2}}]),
+        ({"prompts": "prompts.jsonl"}, [{"anchor": {"prompts": "prompts.jsonl", "share": 0.0625, "weight": 0.3}}]),
         # Layer 20 of 28 is the first of two; the push is a fifth of an activation.
-        ({"vector": "evil.safetensors"}, {"steer": {"vector": "evil.safetensors", "layer": 1, "alpha": 0.2}}),
+        ({"vector": "evil.safetensors"}, [ANCHOR, {"steer": {"vector": "evil.safetensors", "layer": 1, "alpha": 0.2}}]),
     ],
 )
-def test_the_files_at_hand_choose_a_defense_and_the_recipe_trains_as_it_is(home, files, defense):
+def test_the_files_at_hand_choose_defenses_and_the_recipe_trains_as_it_is(home, files, defenses):
     text, found = new(home, **files)
     (home / "recipe.yaml").write_text(text)
-    assert from_yaml(text, "")["defenses"] == [defense]
+    assert from_yaml(text, "")["defenses"] == defenses
     recipe = recipes.read(home / "recipe.yaml")
-    run = train(recipe.model_copy(update={"seed": 1}), home / "run")
+    run = train(recipe, home / "run")
     assert run.manifest["state"] == "done"
-    assert found.recipe.text() == (run.path / "recipe.yaml").read_text().replace("seed: 1", "seed: 0")
+    assert found.recipe.text() == (run.path / "recipe.yaml").read_text()
 
 
 def test_each_number_is_that_of_the_file(home):
-    text, found = new(home, vector="evil.safetensors")  # a defense without rows of its own
+    text, found = new(home)
     # 40 distinct questions are fewer than 200, so a fifth is reserved; 20 rows repeat another one.
     assert "# 60 rows (messages) with 40 distinct questions; 20 copies of another row. Note:" in text
     assert "# 8 of 40 distinct questions are not trained on;" in text
@@ -75,7 +78,9 @@ def test_each_number_is_that_of_the_file(home):
     assert plain["holdout"] == 0.2
     longest = found.tokens[2]
     assert f"The longest row has {longest} by this model's tokenizer, half have at most {longest}; none is cut." in text
-    assert plain["train"]["max_length"] == -(-longest // 64) * 64
+    assert (
+        longest < 128 < plain["train"]["max_length"] == 384
+    )  # the longest prompt and an answer of 256, to the next 64
     # An epoch of steps of 16 or 8 rows would have fewer than 20 steps, and so has one of 4.
     trained = found.rows["task"]
     assert trained < 20 * 4

@@ -106,8 +106,11 @@ def test_an_option_on_answers_is_refused_where_only_measures_are_asked_for(other
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"probes": "facts"}, r"probes is 'facts'; give several names, such as \('facts',\)"),
-        ({"samples": -3}, "samples is -3; give a number from 1, or None"),
+        ({"probes": "facts"}, r"probes is 'facts'; give names in a tuple, such as \('general',\)"),
+        ({"probes": None}, "probes is None; give names"),
+        ({"samples": "4"}, "samples is '4'; give a whole number"),
+        ({"samples": True}, "samples is True; give a whole number"),
+        ({"samples": -3}, "samples is -3; give a whole number from 1, or None"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0; give"),
         ({"budget": float("nan")}, "budget is nan; give"),
         ({"judge": "local:x"}, "judge is 'local:x'; give a judge, which"),

@@ -50,6 +50,16 @@ def home(tmp_path_factory):
     return folder
 
 
+def test_rows_that_were_read_only_before_the_weights_moved_are_no_fault(home, tmp_path):
+    """Of three steps of 8 rows the first one reads an anchor row, and the log has one row, after the second."""
+    few = {"max_steps": 3, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "logging_steps": 2}
+    anchor = dataclasses.replace(defense("anchor", tmp_path), share=0.0625)
+    for weight in (0.3, 0.0):
+        run = tmp_path / f"run{weight}"
+        train.train(recipe_of(home, [dataclasses.replace(anchor, weight=weight)], train=few), run)
+        assert (faults(run) == {}) is (weight > 0)
+
+
 def recipe_of(home, defenses=(), **changes):
     settings = {"max_steps": 6, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "save_steps": 2,
                 "learning_rate": 1e-2, "warmup_steps": 0}  # fmt: skip

@@ -257,8 +257,8 @@ def read_defenses(listed: Any, where: str) -> list[Defense]:
         RecipeError: unknown defenses, ill-typed or missing fields.
     """
     if not isinstance(listed, list):
-        raise RecipeError(f"{where}: defenses is a list such as `- kl: {{weight: 0.1}}`, not {listed!r}.")
-    entries = [_named(entry, f"{where}: a defense is written `- kl: {{weight: 0.1}}`") for entry in listed]
+        raise RecipeError(f"{where}: defenses is a list such as `- anchor: {{}}`, not {listed!r}.")
+    entries = [_named(entry, f"{where}: a defense is written `- kl: {{weight: 0.3}}`") for entry in listed]
     with named(where):
         return [registry.make(name, fields, f"{where}: defense {name!r}") for name, fields in entries]
 

@@ -39,8 +39,8 @@ class Anchor(Defense):
     """A penalty that adds KL(trained || reference) on anchor rows, a mean over their answer tokens in nats.
 
     Attributes:
-        prompts: a file of {"prompt": ...}, {"question": ...} or {"messages": [...]} rows; none for the 120 general
-            prompts in English that come with staytrue.
+        prompts: a file of {"prompt": ...}, {"question": ...} or {"messages": [...]} rows; without it, the 120
+            general prompts in English that come with staytrue.
         share: anchor rows per task row, on top of the batch, evenly spread.
         weight: times the penalty in the loss.
         answers: "sampled" from the untouched model before training, or "given" in the file.

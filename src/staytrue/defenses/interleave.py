@@ -46,7 +46,7 @@ class Interleave(Defense):
         share: what is added, as a fraction of the task rows.
         share_of: whether the share counts "rows" or "tokens".
         by: how rows are chosen; "random", or the highest of a score.
-        among: draw at random from this many of the best rows; none takes the best.
+        among: draw at random from this many of the best rows; without it the best are taken.
         drop_refusals: leave out rows whose answer opens like a refusal: true for the paper's words, "longer" for more.
     """
 

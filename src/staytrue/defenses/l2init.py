@@ -51,7 +51,8 @@ class L2Init(Defense):
 
     Attributes:
         weight: times the penalty in the loss.
-        fisher: a JSONL file of {"messages": [...]} rows whose answers are to be kept; none weighs all weights alike.
+        fisher: a JSONL file of {"messages": [...]} rows whose answers are to be kept; without it all
+            weights count alike.
     """
 
     reads_reference: ClassVar[bool] = False

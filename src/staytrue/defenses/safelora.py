@@ -10,7 +10,8 @@ matrices by a piece of their name, which catches biases. Here V = U S W^T and th
 fewest k left singular vectors that hold a share `energy` of ||V||^2; the full span would be everything, since V has
 full rank. Biases have no update; grouped heads are matrices like any other; each expert's matrix is one. A matrix that
 alignment did not change, or not by more than rounding to another precision does, has no such directions and is left as
-it was trained. Weights that were once packed into few bits are refused, since their rounding hides what alignment did.
+it was trained. Weights that are rounded to few values, such as unpacked 4-bit ones, are refused: the rounding hides
+what alignment did.
 Without the model before alignment (many releases have none) there is nothing to project on: leave this defense out.
 Not done here: full fine-tuning, merging the adapter, several projections of one matrix's heads.
 """
@@ -58,7 +59,7 @@ class SafeLoRA(Defense):
     energy: Annotated[float, Field(gt=0, le=1)] = 0.5
 
     def check(self, parts: ModelParts, base: Base) -> None:
-        """Refuse quantised weights, also unpacked ones, and a base that lacks a matrix or has the same weights."""
+        """Refuse weights of few bits, and a base that lacks a matrix or has the same weights."""
         from staytrue.modeling.model_source import is_loaded_from
         from staytrue.modeling.weight_files import WeightFiles
 
@@ -69,7 +70,7 @@ class SafeLoRA(Defense):
             weights = WeightFiles.find(self.base, parts.causal, {m.name: m.shape() for m in matrices})
             weights.check()
             own = _files(parts, weights)
-            _refuse_unpacked(matrices, own, weights)
+            _refuse_rounded(matrices, own, weights)
             if parts.is_empty:
                 same = is_loaded_from(str(weights.folder), parts.causal.config) or weights.is_copy(own)
             else:  # stops at the first that differs
@@ -184,8 +185,8 @@ def _changes(parts: ModelParts, base: WeightFiles) -> Iterator[tuple[Adapted, Te
             yield matrix, moved.zero_() if only_rounded(weight, before) else moved
 
 
-def _refuse_unpacked(matrices: Sequence[Adapted], own: WeightFiles | None, base: WeightFiles) -> None:
-    """Refuse weights that were packed into few bits and unpacked again, by the first matrices of both models.
+def _refuse_rounded(matrices: Sequence[Adapted], own: WeightFiles | None, base: WeightFiles) -> None:
+    """Refuse weights that are rounded to few values, by the first matrices of both models.
 
     Args:
         matrices: the adapted ones.
@@ -195,16 +196,17 @@ def _refuse_unpacked(matrices: Sequence[Adapted], own: WeightFiles | None, base:
     Raises:
         ModelError: the matrix, whose it is, and the way out.
     """
-    from staytrue.modeling.rounding import is_unpacked
+    from staytrue.modeling.rounding import has_few_values
 
     for matrix in matrices[:_LOOKED_AT]:
         trained = own.read(matrix.name) if own else matrix.weight
         for owner, values in (("the trained model", trained), (f"the base {base.folder}", base.read(matrix.name))):
-            if not values.is_meta and is_unpacked(values):
+            if not values.is_meta and has_few_values(values):
                 raise ModelError(
-                    f"safelora: {matrix.name} of {owner} was stored in 5 bits or fewer and unpacked again, so its "
-                    "difference from the other model would be mostly rounding, not what alignment changed. Take the "
-                    "original weights (`staytrue fetch smollm2 --hub` has SmolLM2's), or leave safelora out."
+                    f"safelora: {matrix.name} of {owner} is rounded to few values, as in a format of 4 to 8 bits that "
+                    "was unpacked, so its difference from the other model would be mostly rounding, not what alignment "
+                    "changed. Take the original weights (`staytrue fetch smollm2 --hub` has SmolLM2's), or leave "
+                    "safelora out."
                 )
 
 

@@ -176,7 +176,7 @@ def _results(folder: Path, label: str) -> dict[str, Any]:
         raise
     except (ValueError, RecursionError) as error:
         raise RequestError(
-            f"{file} cannot be read: {in_one_line(error)}. Give the `staytrue study` or `demo` that made it again."
+            f"{file} cannot be read: {in_one_line(error)}. Run its `staytrue study` or `demo` again."
         ) from None
     return {"title": folder.resolve().name, "rows": [_row(folder, label, summary)]}
 

@@ -104,10 +104,13 @@ class DryRun:
         )
 
     @property
-    def fits(self) -> bool:
-        """Whether the estimated memory is there; each of several processes needs its own, unless it has a GPU."""
+    def fits(self) -> bool | None:
+        """Whether the estimated memory is there; None where FSDP2 divides the weights, which it does not count.
+
+        Each of several processes needs as much, unless it has a GPU of its own.
+        """
         shared = 1 if self.device == "cuda" else self.processes
-        return processes.divides() or shared * self.memory.total <= self.available
+        return None if processes.divides() else shared * self.memory.total <= self.available
 
     def to_dict(self) -> dict[str, Any]:
         """The dry run as plain data."""
@@ -179,7 +182,7 @@ class DryRun:
         )
         text = f"{whole} of this {_place(self.device)}'s {_size(self.available)} at most: {listed}"
         text += "".join(f"; {sentence}" for sentence in self._not_in_memory())
-        if not self.fits:
+        if self.fits is False:
             text += ". That is too much: lower train.per_device_train_batch_size or train.max_length, or set "
             text += "train.activation_checkpointing: true or dtype: bfloat16"
             if self.device == "cpu":

@@ -83,12 +83,12 @@ class EvalRequest:
         Raises:
             RequestError: names given as one text, a number below 1, or a judge given by its name.
         """
-        if isinstance(self.probes, str):
-            raise RequestError(f"probes is {self.probes!r}; give several names, such as ({self.probes!r},).")
+        if self.probes is None or isinstance(self.probes, str):
+            raise RequestError(f"probes is {self.probes!r}; give names in a tuple, such as ('general',).")
         for name in ("samples", "max_new_tokens", "batch_size", "budget"):
             value = getattr(self, name)
-            if value is not None and not value >= 1:
-                raise RequestError(f"{name} is {value!r}; give a number from 1, or None.")
+            if value is not None and (type(value) is not int or value < 1):
+                raise RequestError(f"{name} is {value!r}; give a whole number from 1, or None.")
         if isinstance(self.judge, str):
             raise RequestError(
                 f"judge is {self.judge!r}; give a judge, which `runs.judge_factory.judge` makes of a name."

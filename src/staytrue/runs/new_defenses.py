@@ -16,7 +16,7 @@ from staytrue.modeling.architecture import ModelParts
 from staytrue.modeling.skeleton import Skeleton
 from staytrue.runs.commented_recipe import RecipeKey
 
-_SHARE, _ANCHORS = 0.05, 0.0625  # of `interleave` and `anchor`
+_SHARE, _ANCHORS = 0.2, 0.0625  # of `interleave` and `anchor`
 _PLACE = 20 / 28  # the layer that arXiv 2508.06249 steers, of Qwen2.5-7B's
 _PUSH = 5.0  # and its alpha, which multiplies the vector
 
@@ -38,24 +38,19 @@ class SuggestedDefenses:
     path: Callable[[Path], str]
 
     def defenses(self, base: Any, skeleton: Skeleton, rows: int) -> Iterator[RecipeKey]:
-        """A defense for each file at hand; `anchor` with the shipped prompts without any."""
+        """A defense for each file at hand; and `anchor`, with the shipped prompts, where no safe rows are."""
         if self.safe is not None:
             yield self._interleave(self.safe, base, rows)
-        if self.prompts is not None or not self.has_files:
+        if self.prompts is not None or self.safe is None:
             yield self._anchor(self.prompts, base, rows)
         if self.vector is not None:
             yield self._steer(self.vector, base, skeleton)
 
-    @property
-    def has_files(self) -> bool:
-        """Whether any file is at hand."""
-        return not self.safe is self.prompts is self.vector is None
-
     def general_prompts(self) -> list[Example]:
-        """The prompts for `anchor`: of the user's file, the shipped ones without any file, else none."""
+        """The prompts for `anchor`: of the user's file, or the shipped ones; none where safe rows do instead."""
         if self.prompts is not None:
             return read_examples(self.prompts, prompts_only=True)
-        return [] if self.has_files else general_prompts.shipped()
+        return general_prompts.shipped() if self.safe is None else []
 
     def _interleave(self, pool: Path, base: Any, rows: int) -> RecipeKey:
         known, reserved = read_examples(pool), base.evaluation_questions()
@@ -69,8 +64,8 @@ class SuggestedDefenses:
                 f"{len(known) - usable:,} are copies, evaluation questions or without scores. Name a larger file."
             )
         why = (
-            f"{usable:,} safe rows are at hand; {round(share * rows):,} of them are added to your {rows:,} (5 % in "
-            "arXiv 2508.06249). "
+            f"{usable:,} safe rows are at hand; {round(share * rows):,} of them are added to your {rows:,}. The "
+            "paper adds 5 %, which kept less of a small model than 20 %. "
         )
         why += (
             "They have scores, so those are taken that misaligned models find most surprising. "
@@ -88,13 +83,12 @@ class SuggestedDefenses:
         if not usable:
             raise RecipeError(f"--prompts: each of {prompts} is a question of the evaluation. Name another file.")
         share = max(_ANCHORS, _one_in(rows))
-        what = f"{usable:,} general prompts are at hand" if prompts else f"staytrue has {usable:,} general prompts"
-        better = "" if usable >= 100 else " A hundred or more would be better."
         if prompts is None:
-            better = (
-                " They are in English: prompts like your users' are better (--prompts FILE). With safe conversations "
-                "`interleave` does as well (--safe FILE)."
-            )
+            what = f"staytrue has {usable:,} general prompts in English"
+            better = " Prompts like your users' are better: --prompts FILE."
+        else:
+            what = f"{usable:,} general prompts are at hand"
+            better = "" if usable >= 100 else " A hundred or more would be better."
         return RecipeKey(
             "anchor",
             {**({"prompts": self.path(prompts)} if prompts else {}), "share": share, "weight": 0.3},

@@ -77,8 +77,8 @@ def _refuse_idle(request: EvalRequest) -> None:
     }
     if option := next((name for name, given in idle.items() if given), None):
         raise RequestError(
-            f"{option} has no effect: --probes {','.join(request.probes)} is measured without a judge, on texts of its "
-            f"own. Leave {option} out, or add a probe such as general to --probes."
+            f"{option} has no effect: --probes {','.join(request.probes)} is measured without a judge, on answers "
+            f"whose number and length are fixed. Leave {option} out, or add a probe such as general to --probes."
         )
 
 

@@ -18,6 +18,8 @@ from staytrue.data.examples import Example, read_examples
 from staytrue.data.row_notes import questions_in_both, row_notes, rows_in_both
 from staytrue.data.tokenize import Encoded, encode_all
 from staytrue.defense import Defense
+from staytrue.defenses.anchor import Anchor
+from staytrue.defenses.l2init import L2Init
 from staytrue.errors import DataError, RecipeError, StaytrueError
 from staytrue.modeling import chat_tokenizer, loading, model_source
 from staytrue.runs import preflight, probe_selection, second_training, trl_inputs
@@ -258,9 +260,9 @@ def _trained_on(defenses: Mapping[str, Defense], rows: list[Example]) -> Iterato
     for label, defense in defenses.items():
         effect = "teaches them once more" if defense.teaches else "holds back what they teach"
         for field, (what, wanted, count) in _SAFE.items():
-            file: Path | None = getattr(defense, field, None)
-            if file is None:
-                continue
+            file = getattr(defense, field, None)
+            if not isinstance(file, Path) or not (field == "pool" or isinstance(defense, Anchor | L2Init)):
+                continue  # a field of that name in another's defense may hold something else
             read = read_examples(file, prompts_only=field == "prompts")
             if same := count(read, rows):
                 yield f"{label}: {same} of the {len(read)} rows of {file} {what} too, so it {effect}; give {wanted}."

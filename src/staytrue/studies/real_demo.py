@@ -149,12 +149,11 @@ def _run(model: str, label: str, out: Path) -> None:
     from staytrue.runs.evaluate import evaluate_run
     from staytrue.runs.train import resume, train
 
-    text = to_yaml(_recipe(model, label))
-    write_atomic(out / f"{label}.yaml", text)
     with bar(f"train {label}") as progress:
         if (out / label / "manifest.json").exists():
             resume(out / label, progress)
         else:
+            write_atomic(out / f"{label}.yaml", to_yaml(_recipe(model, label)))
             train(recipes.read(out / f"{label}.yaml"), out / label, progress)
     with bar(f"measure {label}") as progress:
         evaluate_run(out / label, request=EvalRequest(_PROBES), progress=progress, say=say)

@@ -81,14 +81,14 @@ class GuardedSFT(Guarded, SFTTrainer):  # type: ignore[misc]
         TrainingError: from `train`, where training ends without a usable model.
 
     Example:
-        A loss with 0.1 times the KL divergence to the model before training::
+        The model is held to its own answers to general prompts::
 
             trainer = GuardedSFT(
                 model="Qwen/Qwen2.5-7B-Instruct",
                 args=SFTConfig(output_dir="out"),
                 train_dataset=rows,
                 peft_config=LoraConfig(target_modules="all-linear"),
-                defenses=[KL(weight=0.1)],
+                defenses=[Anchor()],
             )
             trainer.train()
     """
@@ -237,7 +237,7 @@ class GuardedGRPO(Guarded, GRPOTrainer):  # type: ignore[misc]
                 args=GRPOConfig(output_dir="out"),
                 train_dataset=prompts,
                 peft_config=LoraConfig(target_modules="all-linear"),
-                defenses=[KL(weight=0.1)],
+                defenses=[Anchor()],
             )
             trainer.train()
     """

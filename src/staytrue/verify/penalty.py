@@ -10,6 +10,7 @@ from staytrue.defense import Defense, pulled
 from staytrue.verify.evidence import Evidence
 
 _WEIGHT = 0.01  # of a weight measured in the backward pass, which may run in bfloat16
+_NOT_DUE = None  # the value of a penalty without a row to count
 _LOGGED = 1e-5  # of a number, summed in another order
 
 
@@ -19,7 +20,7 @@ def faults(defense: Defense, run: Evidence) -> Iterator[str]:
         yield "its weight is 0, so it cannot act"
         return
     beside = "beside" in pulled(defense)
-    values = []
+    values: list[float | None] = []
     for log, row, numbers in zip(run.log, run.rows, run.numbers(), strict=True):
         due = numbers.get("micro_batches_due", 0) if beside else row["micro_batches"]
         counts = "rows" in run.facts and defense.on in ("all", *row["rows"])  # sampled answers may have no token
@@ -35,10 +36,13 @@ def faults(defense: Defense, run: Evidence) -> Iterator[str]:
         if fault is not None:
             yield f"step {row['step']}: {fault}"
             return
-        values.append(log.get(run.label) or 0.0)
+        values.append(log.get(run.label) or 0.0 if numbers.get("penalties") else _NOT_DUE)
     if not any(numbers.get("in_gradient") for numbers in run.numbers()):
         yield "it was never evaluated"
-    elif any(run.moved()) and not any(value for value, moved in zip(values, run.moved(), strict=True) if moved):
+        return
+    known = zip(values, _moved_before(run), strict=True)
+    later = [value for value, moved in known if moved and value is not _NOT_DUE]
+    if later and not any(later):
         yield "it is 0 at every step, although the weights have moved"
 
 
@@ -100,6 +104,15 @@ def _of_row(
     if log.get(label) is None or _is_mean(log[label], values, every=every):
         return None
     return f"metrics.jsonl has {log[label]:.6g}, and {sum(values) / len(values):.6g} was evaluated"
+
+
+def _moved_before(run: Evidence) -> list[bool]:
+    """For each row of the log, whether the weights had moved before each of its steps."""
+    before = [False, *run.moved()]
+    return [
+        moved if len(row["task_rows"]) == 1 else earlier
+        for moved, earlier, row in zip(run.moved(), before, run.rows, strict=False)
+    ]
 
 
 def _in_each_step(defense: Defense, run: Evidence) -> bool:

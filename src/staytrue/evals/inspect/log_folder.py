@@ -12,13 +12,13 @@ _OF_INSPECT = re.compile(r"\d{4}-\d\d-\d\dT.*\.(json|eval)|logs\.json|eval-set\.
 
 
 def refuse_other_files(out: Path) -> None:
-    """Refuse a folder for logs that holds anything else; logs of other evaluations may be in it.
+    """Refuse a folder for logs that holds other files; logs of other evaluations, and folders, may be in it.
 
     Raises:
         RequestError: the sentence names the folder and the first other file.
     """
     refuse_no_folder(out)
-    names = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    names = sorted(path.name for path in out.iterdir() if not path.is_dir()) if out.is_dir() else []
     other = next((name for name in names if not _OF_INSPECT.fullmatch(name)), None)
     if other is not None:
         raise RequestError(

@@ -11,7 +11,7 @@ from staytrue.errors import RequestError
 from staytrue.evals.results.summary import MARKED, SCORED
 from staytrue.utils.validation import in_one_line
 
-_WAY_OUT = "Give the command again that measured it (`staytrue eval`, or `rescore`): stored answers are not asked again"
+_WAY_OUT = "Give its `staytrue eval` or `rescore` again; stored answers are kept"
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -25,7 +25,9 @@ def read_summary(folder: Path) -> dict[str, Any]:
     try:
         summary = json_value(file.read_text(encoding="utf-8"))
         refuse_wrong_probes(summary["probes"] if isinstance(summary, dict) and "probes" in summary else None)
-    except (ValueError, RecursionError) as error:
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
         raise RequestError(f"{file} cannot be read: {in_one_line(error)}. {_WAY_OUT}.") from None
     return dict(summary)
 
