@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -56,7 +57,7 @@ def test_a_page_runs_as_it_stands(page, tmp_path):
             script += textwrap.indent(block, "    ")
         else:
             for line in block.splitlines():
-                start, *arguments = line.split()[1:]
+                start, *arguments = shlex.split(line)[1:]
                 assert (line[0], start) == ("$", "staytrue"), line
                 script += f"    command(*{arguments})\n"
     (tmp_path / "page.py").write_text(script, encoding="utf-8")
