@@ -219,5 +219,7 @@ def test_results_that_are_not_ours_are_refused_in_a_sentence(tmp_path, content):
 )
 def test_a_damaged_summary_is_refused_by_its_file_and_what_is_wrong(tmp_path, content, fault):
     (tmp_path / "summary.json").write_text(content)
-    with pytest.raises(RequestError, match=rf"summary\.json cannot be read: {fault}.*Give its `staytrue eval` or `rescore` again"):
+    with pytest.raises(
+        RequestError, match=rf"summary\.json cannot be read: {fault}.*Give its `staytrue eval` or `rescore` again"
+    ):
         write([tmp_path], tmp_path / "page.html")
