@@ -11,7 +11,6 @@ import torch
 
 from staytrue import cli
 from staytrue.config import recipe
-from staytrue.data.examples import read_examples
 from staytrue.defenses.anchor import Anchor
 from staytrue.errors import ModelError
 from staytrue.evals.results.measures import read_measures
@@ -215,8 +214,8 @@ def test_every_run_of_the_demo_has_rows_that_its_defenses_take(source, tmp_path,
     assert facts["rows"] == {"task": 30, "held_out": 0}
     for defense in parts.guard.defenses.values():
         if isinstance(defense, Anchor):  # samples answers; here its prompts are taken as they are
-            prompts = [row.question for row in read_examples(defense.prompts, prompts_only=True)]
-            assert len(prompts) == 20
+            prompts = [row.question for row in defense._prompts()]
+            assert len(prompts) == 120
             assert not {*prompts} & parts.base.evaluation_questions()
 
 

@@ -125,13 +125,13 @@ def test_the_untuned_likelihoods_are_computed_once_for_all_runs_of_a_model(place
     lines = []
     evaluate.evaluate_model(request_for(place, "pairs", "drift"), place / "F", say=lines.append)
     assert len(calls) == 1  # with the adapter
-    assert lines[0] == "pairs: the likelihood of 300 answers is computed."
+    assert lines[:2] == ["pairs: the likelihood of 300 answers is computed.", f"eval: loading {place / 'model'}"]
     assert (place / "F" / "measures.jsonl").read_bytes() == (place / "E" / "measures.jsonl").read_bytes()
     for file in (place / "cache" / "staytrue" / "untuned").glob("*.json"):
         file.write_text(file.read_text()[:-9])  # damaged: computed again
     evaluate.evaluate_model(request_for(place, "pairs", "drift"), place / "G", say=lines.append)
     assert len(calls) == 3
-    assert lines[2] == "pairs: the likelihood of 300 answers is computed, with and without the adapter."
+    assert "pairs: the likelihood of 300 answers is computed, with and without the adapter." in lines
     assert (place / "G" / "measures.jsonl").read_bytes() == (place / "E" / "measures.jsonl").read_bytes()
     tiny.model("qwen2", seed=1).save_pretrained(str(place / "model"))  # other weights
     evaluate.evaluate_model(request_for(place, "pairs"), place / "H")
@@ -300,7 +300,7 @@ def test_a_measure_that_takes_more_than_its_part_of_a_budget_is_left_out(place, 
     clock = (number / 3 for number in range(10_000))
     monkeypatch.setattr(measure_clock, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     request, lines = request_for(place, "pairs", budget=budget, judge=judge), []
-    loaded, asked = evaluate._loader(request), ["general"]
+    loaded, asked = evaluate._loader(request, lambda line: None), ["general"]
     one = measures.Measurement(request, place / "E", loaded, 0, say=lines.append, until=float(budget), asked=asked)
     one.before_answers(["pairs"])
     assert one.left_out == (["pairs"] if left else [])
@@ -345,7 +345,7 @@ def test_a_measure_that_is_half_done_is_finished(place, monkeypatch):
     clock = iter([*(number / 10 for number in range(350)), *range(1000, 2000)])
     monkeypatch.setattr(measure_clock, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     request = request_for(place, "pairs", budget=300)
-    loaded = evaluate._loader(request)
+    loaded = evaluate._loader(request, lambda line: None)
     one = measures.Measurement(request, place / "E", loaded, 0, until=300.0, asked=["general"])
     one.before_answers(["pairs"])
     assert one.left_out == []
@@ -355,7 +355,7 @@ def test_a_measure_that_is_half_done_is_finished(place, monkeypatch):
 def test_leak_is_taken_after_verdicts_that_outlast_the_budget(place, monkeypatch):
     request = request_for(place, "general", "leak", budget=300)
     lines = []
-    loaded, asked = evaluate._loader(request), ["general"]
+    loaded, asked = evaluate._loader(request, lambda line: None), ["general"]
     one = measures.Measurement(request, place / "E", loaded, 0, say=lines.append, until=1e12, asked=asked)
     one.before_answers(["leak"])  # the untuned model's answers, while there is time
     assert any("untuned model answers 4" in line for line in lines)
@@ -385,7 +385,7 @@ def announced(
     speed = Speed(places=8, cost=cost, refilled=True, prompt=50.0, lengths=lengths)  # all answers reach the 8 tokens
     request, lines = request_for(place, *names, adapter=tuned, untuned=not tuned, budget=budget), []
     until = None if budget is None else 1000.0 + budget
-    loaded = evaluate._loader(request)
+    loaded = evaluate._loader(request, lambda line: None)
     one = measures.Measurement(request, place / "E", loaded, 0, say=lines.append, until=until, asked=asked)
     one.announce(names, speed, reserved)
     return lines, one.left_out
@@ -424,7 +424,7 @@ def test_answers_that_leak_samples_are_part_of_the_budget(place, monkeypatch):
     evaluate.evaluate_model(request_for(place, "drift"), place / "D")  # the untuned model answers before the clock runs
     clock = iter(range(300, 100_000, 300))  # each look at the clock takes 300 s
     request, lines = request_for(place, "leak", budget=900), []
-    loaded = evaluate._loader(request)
+    loaded = evaluate._loader(request, lambda line: None)
     one = measures.Measurement(request, place / "E", loaded, 0, say=lines.append, until=1000.0)
     monkeypatch.setattr(measure_clock, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     one.before_answers(["leak"])

@@ -21,7 +21,7 @@ def test_the_examples_in_the_docstring_are_true():
 @pytest.mark.parametrize(
     ("name", "field", "meaning"),
     [
-        ("anchor", "prompts", r'a file of {"prompt": ...}, {"question": ...} or {"messages": [...]} rows.'),
+        ("rehearse", "pool", r'a JSONL file of safe {"messages": [...]} rows.'),
         ("safelora", "base", ('the model before alignment: a folder with safetensors, a hub name, or '
          '"organism-base"; without such a model leave safelora out.')),
     ],
