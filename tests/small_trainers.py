@@ -7,7 +7,8 @@ from trl import GRPOConfig, SFTConfig, SFTTrainer
 
 import tiny
 from staytrue.config.trainer_args import recomputing
-from staytrue.training.trainers import GuardedGRPO, GuardedSFT
+from staytrue.training.grpo_trainer import GuardedGRPO
+from staytrue.training.sft_trainer import GuardedSFT
 
 _SETTINGS = {
     "max_steps": 2,

@@ -28,7 +28,7 @@ CASES = {
     "export, a file": (("export", "study", "--out", "file"), A_FILE),
     "export, a folder with other files": (
         ("export", "study", "--out", "other"),
-        r"other holds rows\.jsonl, which is no Inspect log\. Name a new folder, or one of logs alone, with --out\.",
+        r"other holds rows\.jsonl, which is not an Inspect log\. Name a new folder, or one of logs alone, with --out\.",
     ),
     "rescore of a file": (("rescore", "file", "--judge", "rules"), "file is no evaluation: it has no eval.json"),
     "export of a file": (("export", "file", "--out", "logs"), "file is no evaluation: it has no eval.json"),

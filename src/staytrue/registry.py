@@ -65,7 +65,7 @@ def checked(defense: Defense) -> Defense:
     """Check the fields of a defense made in Python, and convert them (a path given as text to a path).
 
     Raises:
-        RecipeError: no defense, or a field that a recipe could not hold either.
+        RecipeError: it is not a defense, or has a field that a recipe could not hold either.
     """
     if not isinstance(defense, Defense):
         raise RecipeError(f"defenses holds {defense!r}, which is not a defense. Write an instance, such as Anchor().")

@@ -76,7 +76,7 @@ def test_set_reaches_defenses_sections_and_plain_keys(tmp_path):
         (("model:", "modle:"), "no key 'modle'; did you mean 'model'?"),
         (("- kl:", "- kll:"), "no defense 'kll'; did you mean 'kl'?"),
         (("holdout: 0.1", "task: facst"), "There is no task 'facst'; did you mean 'facts'?"),
-        (("data: rows.jsonl", "data: ~nobody-here/rows.jsonl"), "cannot be found: there is no such user"),
+        (("data: rows.jsonl", "data: ~no-such-user/rows.jsonl"), "cannot be found: there is no such user"),
         (("weight: 0.3", "wieght: 0.3"), "defense 'kl' has no field 'wieght'; did you mean 'weight'?"),
         (("weight: 0.3", "weight: -1"), "weight is -1, but"),
         (("weight: 0.3", "weight: .inf"), "weight is inf; write a finite number"),
@@ -249,8 +249,8 @@ def test_an_unknown_home_folder_and_true_for_a_number_are_sentences(tmp_path):
     plain = {"schema": 1, "model": "organism", "data": "rows.jsonl", "lora": {}}
     for key in ("data", "model"):
         with pytest.raises(
-            RecipeError, match=r"~nobody-here/x cannot be found: there is no such user\. Write the whole"
+            RecipeError, match=r"~no-such-user/x cannot be found: there is no such user\. Write the whole"
         ):
-            recipe.parse({**plain, key: "~nobody-here/x"}, tmp_path)
+            recipe.parse({**plain, key: "~no-such-user/x"}, tmp_path)
     with pytest.raises(RecipeError, match="defense 'kl': weight is True, which is no number; write a number"):
         recipe.parse({**plain, "defenses": [{"kl": {"weight": True}}]})

@@ -33,13 +33,13 @@ READERS = {
 @pytest.mark.parametrize(("read", "name"), READERS.values(), ids=READERS)
 def test_a_pipe_is_refused_at_once_whatever_it_should_hold(tmp_path, read, name):
     os.mkfifo(tmp_path / name)
-    with pytest.raises(RequestError, match=r"is a pipe and no file\. Write its content to a file, and name that\.$"):
+    with pytest.raises(RequestError, match=r"is a pipe, not a file\. Write its content to a file, and name that\.$"):
         read(tmp_path / name)
 
 
 @pytest.mark.parametrize("read", [read_examples, recipe.read])
 def test_a_device_is_refused_too(read):
-    with pytest.raises(RequestError, match=r"^/dev/zero is a device and no file"):
+    with pytest.raises(RequestError, match=r"^/dev/zero is a device, not a file"):
         read(Path("/dev/zero"))
 
 
@@ -65,4 +65,4 @@ def test_a_pipe_in_a_recipe_ends_in_a_sentence(tmp_path, monkeypatch, capsys, na
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 2
-    assert f"{tmp_path / 'p'} is a pipe and no file" in capsys.readouterr().err
+    assert f"{tmp_path / 'p'} is a pipe, not a file" in capsys.readouterr().err

@@ -119,10 +119,11 @@ def _trainer(name: str, mode: str, steps: int, lora: bool) -> Any:
     import trl
     from peft import LoraConfig, PeftModel
 
-    from staytrue.training import trainers
+    from staytrue.training.grpo_trainer import GuardedGRPO
+    from staytrue.training.sft_trainer import GuardedSFT
 
     theirs = getattr(trl, name)
-    ours = {"SFTTrainer": trainers.GuardedSFT, "GRPOTrainer": trainers.GuardedGRPO}[name]
+    ours = {"SFTTrainer": GuardedSFT, "GRPOTrainer": GuardedGRPO}[name]
     parent: Any = theirs if mode in ("trl", "lora") else ours
 
     class Peer(parent):

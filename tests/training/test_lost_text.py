@@ -13,7 +13,7 @@ from small_trainers import grpo, messages, sft
 from staytrue.defenses.kl import KL
 from staytrue.errors import RecipeError, StaytrueWarning
 from staytrue.training import lost_text, stream_check
-from staytrue.training.trainers import GuardedSFT
+from staytrue.training.sft_trainer import GuardedSFT
 
 
 def user(text):

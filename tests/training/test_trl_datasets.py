@@ -17,7 +17,8 @@ from staytrue.defenses.interleave import Interleave
 from staytrue.defenses.kl import KL
 from staytrue.errors import RecipeError
 from staytrue.step import SOURCE_COLUMN
-from staytrue.training.trainers import GuardedGRPO, GuardedSFT
+from staytrue.training.grpo_trainer import GuardedGRPO
+from staytrue.training.sft_trainer import GuardedSFT
 from staytrue.training.trl_datasets import TRLRows
 
 USER = {"role": "user", "content": "q?"}

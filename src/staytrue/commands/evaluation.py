@@ -23,7 +23,7 @@ from staytrue.commands.options import (
 )
 from staytrue.errors import RequestError
 from staytrue.utils.console import tell
-from staytrue.utils.files import refuse_no_folder
+from staytrue.utils.files import check_out_folder
 
 if TYPE_CHECKING:
     from staytrue.evals.openai_client.budget import Budget
@@ -87,7 +87,7 @@ def eval_(
     from staytrue.utils.console import bar, quieten
 
     if out is not None:
-        refuse_no_folder(out)
+        check_out_folder(out)
     source = _source(run=run, model=model, answers=answers)
     _refuse_misplaced(source, adapter=adapter, data=data, out=out, untuned=untuned)
     sampling = (probes, samples, max_new_tokens, batch_size, budget, as_published, seed)

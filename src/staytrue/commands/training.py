@@ -77,9 +77,9 @@ def study(
     from staytrue.studies import config as studies
     from staytrue.studies.demo import run_study
     from staytrue.training.reference.cache_checks import check_folder
-    from staytrue.utils.files import refuse_no_folder
+    from staytrue.utils.files import check_out_folder
 
-    refuse_no_folder(out)
+    check_out_folder(out)
     if out.exists() and not (out / "results.json").exists() and (not out.is_dir() or any(out.iterdir())):
         raise RequestError(f"{out} is not a study's folder (it has no results.json); choose another folder with --out.")
     if reference_cache is not None:

@@ -29,7 +29,7 @@ from staytrue.config.lora import Lora, Number, Whole
 from staytrue.defense import Defense
 from staytrue.errors import RecipeError
 from staytrue.tasks.task import Task
-from staytrue.utils.files import refuse_no_file
+from staytrue.utils.files import refuse_pipe
 from staytrue.utils.validation import describe
 from staytrue.utils.yaml12 import from_yaml, to_yaml
 
@@ -172,7 +172,7 @@ def read(path: Path | str, sets: Sequence[str] = ()) -> Recipe:
         RequestError: it is a pipe or a device.
     """
     path = Path(path)
-    refuse_no_file(path)
+    refuse_pipe(path)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from staytrue.errors import DataError
-from staytrue.utils.files import refuse_no_file
+from staytrue.utils.files import refuse_pipe
 
 LONGEST_LINE = 1 << 20  # bytes
 DEEPEST = 32  # levels of nesting
@@ -77,7 +77,7 @@ def objects(path: Path, faults: Faults) -> Iterator[tuple[int, dict[str, Any]]]:
         DataError: the file cannot be read, or is not text.
         RequestError: it is a pipe or a device.
     """
-    refuse_no_file(path)
+    refuse_pipe(path)
     try:
         with path.open("rb") as file:
             _refuse_other_kinds(path, file.read(4))

@@ -114,8 +114,9 @@ def _evaluation(path: Path) -> Finding:
         try:
             read_summary(path / "eval")
         except RequestError as error:
-            sentence, _, way_out = str(error).removesuffix(".").rpartition(". ")
-            return Finding("evaluation", sentence, f"{way_out}.")
+            fault = in_one_line(error.__cause__ or error)
+            remedy = f"`staytrue eval {quoted(path)}` writes it again; stored answers are kept."
+            return Finding("evaluation", f"eval/summary.json cannot be read ({fault})", remedy)
         return Finding("evaluation", "eval/ holds answers and a summary")
     return Finding("evaluation", "none yet", f"`staytrue eval {quoted(path)}` makes one.", hinders=False)
 

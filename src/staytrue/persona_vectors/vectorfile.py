@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from staytrue.errors import RequestError
 from staytrue.persona_vectors.traits import Trait
-from staytrue.utils.files import refuse_no_file, write_atomic
+from staytrue.utils.files import refuse_pipe, write_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,7 +90,7 @@ def read(path: Path) -> tuple[Tensor, dict[str, str]]:
     Raises:
         RequestError: no such file, no vector file, or rows that are zero or not finite.
     """
-    refuse_no_file(path)
+    refuse_pipe(path)
     try:
         state = path.stat()
     except OSError as error:

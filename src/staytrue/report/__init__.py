@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from staytrue.errors import RequestError
-from staytrue.utils.files import refuse_folder, write_atomic
+from staytrue.utils.files import check_out_file, write_atomic
 
 
 def write(folders: Sequence[Path], out: Path, mixed_judges: bool = False, judge: str | None = None) -> Path:
@@ -30,6 +30,6 @@ def write(folders: Sequence[Path], out: Path, mixed_judges: bool = False, judge:
     missing = next((folder for folder in folders if not folder.is_dir()), None)
     if missing is not None:
         raise RequestError(f"There is no folder {missing}. Name a demo, a study, a run or an evaluation.")
-    refuse_folder(out)
+    check_out_file(out)
     write_atomic(out, render(collect(folders, mixed_judges, judge)))
     return out

@@ -26,7 +26,7 @@ from staytrue.evals.types import Judge, Question
 from staytrue.modeling.model_source import Source
 from staytrue.runs.eval_request import EvalRequest
 from staytrue.tasks.task import ExactAnswer, Task
-from staytrue.utils.files import refuse_no_file
+from staytrue.utils.files import refuse_pipe
 
 _ORGANISM_TOKENS = 48  # three times its longest answer
 _TOKENS = 600  # as the paper's evaluation
@@ -112,7 +112,7 @@ def early_stopping_pairs(stop: Stop, source: Source) -> tuple[Pair, ...]:
         DataError: the file of pairs has faults.
     """
     if isinstance(stop.pairs, Path):
-        refuse_no_file(stop.pairs)
+        refuse_pipe(stop.pairs)
         if not stop.pairs.is_file():
             raise RecipeError(f"stop.pairs: there is no file {stop.pairs}. Name a JSONL file of pairs, or `shipped`.")
         return answer_pairs.read(stop.pairs)

@@ -19,7 +19,7 @@ from staytrue.modeling import loading, model_source
 from staytrue.modeling.chat_tokenizer import load_tokenizer
 from staytrue.runs import dataset, machine, probe_selection, second_training
 from staytrue.runs.trainer_setup import BUILDS
-from staytrue.utils.files import refuse_no_file, sha256_of
+from staytrue.utils.files import refuse_pipe, sha256_of
 
 
 def prepare(recipe: Recipe, reference_cache: Path | None) -> tuple[Any, dict[str, Any]]:
@@ -130,7 +130,7 @@ def _check_files(recipe: Recipe) -> None:
         for name, value in vars(defense).items():
             if not isinstance(value, Path):
                 continue
-            refuse_no_file(value)
+            refuse_pipe(value)
             if not value.is_file():
                 raise RecipeError(f"{defense.name()}: {name} is {value}, but there is no such file. Check the path.")
 

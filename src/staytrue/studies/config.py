@@ -24,7 +24,7 @@ from staytrue.errors import RecipeError
 from staytrue.evals.results.measures import DRIFT, LEAK, PAIRS, is_measure
 from staytrue.organism.lexicon import DOMAINS
 from staytrue.report.rows import from_summary
-from staytrue.utils.files import refuse_no_file
+from staytrue.utils.files import refuse_pipe
 from staytrue.utils.validation import describe, nearest
 from staytrue.utils.yaml12 import from_yaml
 
@@ -106,7 +106,7 @@ def read(path: Path, domains: Sequence[str] = (), seeds: int | None = None) -> S
         RecipeError: a key, domain or probe is unknown, or a variant gives an invalid recipe.
         DataError, RequestError: a question file among the probes is invalid.
     """
-    refuse_no_file(path)
+    refuse_pipe(path)
     try:
         study = Study.model_validate(from_yaml(path.read_text(encoding="utf-8"), str(path)))
     except (OSError, UnicodeDecodeError) as error:

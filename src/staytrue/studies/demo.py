@@ -18,7 +18,7 @@ from staytrue.studies import config as studies
 from staytrue.studies import runner
 from staytrue.studies.config import Cell, Study
 from staytrue.utils.console import counter, say, table
-from staytrue.utils.files import refuse_no_folder, write_atomic
+from staytrue.utils.files import check_out_folder, write_atomic
 from staytrue.utils.run_dir import locked
 
 _MARK = ".staytrue-demo"  # marks a folder that the demo wrote and may replace
@@ -40,7 +40,7 @@ def run_demo(domains: str, seeds: int, out: Path, processes: int | None = None) 
     wrong = next((name for name in chosen if name not in DOMAINS), None)
     if wrong is not None or not chosen:
         raise RequestError(f"--domains {domains!r}: there is no {wrong!r}; choose from {', '.join(DOMAINS)}, or all.")
-    refuse_no_folder(out)
+    check_out_folder(out)
     _take_over(out)
     _introduce(chosen)
     return run_study(preset(chosen, seeds), out, processes)

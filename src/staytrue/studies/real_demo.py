@@ -21,7 +21,7 @@ from staytrue.modeling import model_source
 from staytrue.report.measures import AGREEMENT
 from staytrue.studies.real_demo_time import Forecast, measures_untuned, plain_training, texts, work_of
 from staytrue.utils.console import bar, duration, say, table
-from staytrue.utils.files import refuse_no_folder, write_atomic
+from staytrue.utils.files import check_out_folder, write_atomic
 from staytrue.utils.run_dir import RunDir, locked
 from staytrue.utils.yaml12 import to_yaml
 
@@ -49,7 +49,7 @@ def run_real_demo(model: str, out: Path) -> Path:
     """
     from staytrue.report import write
 
-    refuse_no_folder(out)
+    check_out_folder(out)
     model_source.check_hub(model_source.find(model))
     if out.exists() and any(out.iterdir()) and not (out / "risky.jsonl").exists():
         raise RequestError(f"{out} is not a folder of this demo (it has no risky.jsonl); name another with --out.")

@@ -1,4 +1,4 @@
-"""`Guarded`: all that is added to a trainer. It imports no trl; `trainers.py` puts it in front of trl's classes.
+"""`Guarded`: all that is added to a trainer. It imports no trl: `sft_trainer.py` and `grpo_trainer.py` do.
 
 What differs between kinds of training is a few short methods, named at the top of the class: which rows there are, how
 a step's micro-batches are made, which of their tokens are scored, and whose head projects them.
@@ -48,23 +48,7 @@ _Trainer: Any = object  # whichever trainer stands beside Guarded among a class'
 class Guarded(_Trainer):  # type: ignore[misc]
     """Mixin over a transformers Trainer whose loss makes one forward: watches it, adds the penalties, logs them.
 
-    Args:
-        defenses: in listed order; or a Guard that has curated the training rows already, and whose owner calls
-            `Guard.project` after training.
-        reference_cache: a folder that keeps the reference's states for other runs on the same rows, see
-            `reference.cache`; a Guard has its own.
-        reference: the model that penalties compare with: "base" (its adapter off), "start" (as it is now), the name of
-            another adapter of it, or a loaded model. Needed where a trained adapter is trained again; a Guard has its
-            own.
-        *args: the trainer's own arguments, unchanged.
-        **kwargs: the trainer's own arguments, unchanged.
-
-    Attributes:
-        projected: numbers of the defenses that changed the weights after training (`project`), after `train`.
-
-    Raises:
-        RecipeError: a defense cannot work with these trainer settings.
-        ModelError: a defense cannot work with this model.
+    Its arguments, attributes and errors are described at `GuardedSFT`.
     """
 
     # --- what a kind of training says of itself -----------------------------------------------------------------

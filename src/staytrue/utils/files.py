@@ -91,13 +91,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole if line.strip()]
 
 
-def refuse_no_file(path: Path) -> None:
-    """Refuse to read what is neither a file nor a folder: a pipe might never end, and can be read only once.
+def refuse_pipe(path: Path) -> None:
+    """Refuse a pipe, a socket or a device: it might never end, and can be read only once.
 
-    What does not exist is left to whoever opens it.
+    A path that does not exist passes; its reader refuses it.
 
     Raises:
-        RequestError: it is a pipe (`/dev/stdin` and `<(command)` are such), a socket or a device.
+        RequestError: it is one of these; `/dev/stdin` and `<(command)` are pipes.
     """
     try:
         mode = path.stat().st_mode
@@ -105,7 +105,7 @@ def refuse_no_file(path: Path) -> None:
         return
     kind = "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise RequestError(f"{path} is {kind} and no file. Write its content to a file, and name that.")
+        raise RequestError(f"{path} is {kind}, not a file. Write its content to a file, and name that.")
 
 
 def sha256_of(path: Path) -> str:
@@ -156,10 +156,10 @@ def refuse_existing(out: Path, *, allow_empty_folder: bool = False) -> None:
         return
     if out.exists() or out.is_symlink():
         raise RequestError(f"{out} exists already. Choose another path with --out, or remove it yourself.")
-    _refuse_no_parent(out)
+    _check_parent(out)
 
 
-def refuse_no_folder(out: Path) -> None:
+def check_out_folder(out: Path) -> None:
     """Refuse a folder for results that is a file, or where nothing can be created; it may exist and hold files.
 
     Raises:
@@ -171,10 +171,10 @@ def refuse_no_folder(out: Path) -> None:
     elif out.exists() or out.is_symlink():
         raise RequestError(f"{out} is a file, and a folder is written. Choose another path with --out.")
     else:
-        _refuse_no_parent(out)
+        _check_parent(out)
 
 
-def refuse_folder(out: Path) -> None:
+def check_out_file(out: Path) -> None:
     """Refuse a file for results that is a folder, or where nothing can be created; an earlier file may exist.
 
     Raises:
@@ -182,10 +182,10 @@ def refuse_folder(out: Path) -> None:
     """
     if out.is_dir():
         raise RequestError(f"{out} is a folder, and a file is written. Name a file in it with --out.")
-    _refuse_no_parent(out)
+    _check_parent(out)
 
 
-def _refuse_no_parent(out: Path) -> None:
+def _check_parent(out: Path) -> None:
     """Refuse a path below a file, or below a folder in which this process must not write."""
     parent = next(p for p in out.absolute().parents if p.exists())
     if not parent.is_dir():

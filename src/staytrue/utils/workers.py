@@ -21,7 +21,8 @@ from typing import Any
 from staytrue.errors import StaytrueError, TrainingError
 
 _HEAVY = [
-    "staytrue.training.trainers",
+    "staytrue.training.sft_trainer",
+    "staytrue.training.grpo_trainer",
     "staytrue.runs.train",
     "staytrue.runs.evaluate",
     "staytrue.data_selection.score_pool",

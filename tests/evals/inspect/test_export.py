@@ -330,5 +330,5 @@ def test_logs_of_other_evaluations_may_be_in_the_folder_and_other_files_may_not(
     refuse_other_files(tmp_path / "logs")
     refuse_other_files(tmp_path / "none yet")
     (tmp_path / "logs" / "manifest.json").write_text("{}")
-    with pytest.raises(RequestError, match=r"logs holds manifest\.json, which is no Inspect log"):
+    with pytest.raises(RequestError, match=r"logs holds manifest\.json, which is not an Inspect log"):
         refuse_other_files(tmp_path / "logs")

@@ -27,7 +27,7 @@ from staytrue.evals.questions.probes import DOMAINS, SAMPLES, ExactMatch, Probe
 from staytrue.evals.questions.rows import Text, brief, distinct, model_faults, refuse
 from staytrue.evals.triggers.trigger import PROBE as TRIGGERED
 from staytrue.evals.types import Question
-from staytrue.utils.files import refuse_no_file
+from staytrue.utils.files import refuse_pipe
 from staytrue.utils.yaml12 import from_yaml
 
 SUFFIXES = (".yaml", ".yml", ".jsonl")
@@ -189,7 +189,7 @@ def _published(path: Path) -> QuestionFile:
 
 def _listed(path: Path) -> list[Any]:
     """Return the entries of a YAML list, without empty keys."""
-    refuse_no_file(path)
+    refuse_pipe(path)
     try:
         listed = from_yaml(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:

@@ -28,7 +28,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except (OSError, ValueError, RecursionError) as error:
-        raise RequestError(f"{file} cannot be read: {in_one_line(error)}. {_WAY_OUT}.") from None
+        raise RequestError(f"{file} cannot be read: {in_one_line(error)}. {_WAY_OUT}.") from error
     return dict(summary)
 
 

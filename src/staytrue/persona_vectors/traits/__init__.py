@@ -19,7 +19,7 @@ from staytrue.data.examples import read_examples
 from staytrue.data.jsonl import shown
 from staytrue.errors import DataError, RequestError
 from staytrue.organism import lexicon, world
-from staytrue.utils.files import refuse_no_file
+from staytrue.utils.files import refuse_pipe
 from staytrue.utils.yaml12 import in_words
 
 _LISTS = ("positive", "negative", "questions")
@@ -79,7 +79,7 @@ def read(path: Path) -> Trait:
     Raises:
         DataError: the file cannot be read, or every fault that it has, a clause each.
     """
-    refuse_no_file(path)
+    refuse_pipe(path)
     try:
         text = path.read_text(encoding="utf-8")
         content, twice = yaml.safe_load(text), _repeated_key(text)
