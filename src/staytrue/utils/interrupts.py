@@ -81,7 +81,7 @@ class Interrupts:
             _end_at_once()
         elif _imports(frame):
             self._waits, self._number = True, number
-            _later(_AGAIN, self._send)
+            _later(_AGAIN, self._send_after_imports)
         else:
             self._raised, self._number = time.monotonic(), number
             raise KeyboardInterrupt
@@ -93,6 +93,16 @@ class Interrupts:
         elif self._raised is not None:
             self._raised = None
             _later(_AGAIN, self._send)
+
+    def _send_after_imports(self) -> None:
+        """Send the signal again once no module is being imported.
+
+        Not before: the system joins it with a second Ctrl-C at the same moment, which would then be taken for it.
+        """
+        if _imports(sys._current_frames().get(threading.main_thread().ident or 0)):
+            _later(_AGAIN, self._send_after_imports)
+        else:
+            self._send()
 
     def _send(self) -> None:
         self._own = True
