@@ -465,7 +465,9 @@ def test_two_processes_take_twice_the_memory_and_a_buffer_for_gradients(tmp_path
 def test_weights_that_fsdp_divides_are_not_called_too_large(tmp_path, monkeypatch):
     found = replace(DryRun.of(make(tmp_path)), processes=2, available=1000)
     assert "That is too much" in dict(found.lines())["memory"]
+    assert found.fits is False
     monkeypatch.setattr(processes, "divides", lambda: True)
+    assert found.fits is None  # the estimate does not count the division
     text = dict(found.lines())["memory"]
     assert "with whole weights in each process, which FSDP2 divides among them, so that each takes less" in text
     assert "That is too much" not in text
