@@ -92,6 +92,22 @@ def test_divergence_is_from_the_chosen_state_of_the_adapter(choice, dropout):
     assert float(micro.penalty().detach()) == pytest.approx(by_hand, rel=1e-4)
 
 
+def test_under_autocast_the_start_is_computed_with_its_own_weights_not_with_cached_casts_of_the_trained_ones():
+    model = trained().bfloat16()
+    for weight in model.parameters():
+        weight.data = weight.data.float() if weight.requires_grad else weight.data  # what autocast casts, and caches
+    reference = copy.deepcopy(model).eval()
+    micro = micro_of(model, "start")
+    move(model, seed=2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = float(micro.penalty().detach())
+        assert torch.is_autocast_cache_enabled()
+    with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):
+        by_hand = divergence_by_hand(model.eval(), reference, micro)
+    assert by_hand > 0.005
+    assert value == pytest.approx(by_hand, rel=0.05)  # bfloat16
+
+
 def test_at_the_start_the_divergence_from_the_start_is_0_and_from_the_base_it_is_not():
     assert float(micro_of(trained(), "start").penalty().detach()) == 0
     assert float(micro_of(trained(), "base").penalty().detach()) > 0.01

@@ -65,13 +65,16 @@ class AdapterAtStart(AdapterOff):
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Run with the weights of the start in place of the trained ones."""
+        """Run with the weights of the start in place of the trained ones, and without autocast's cache.
+
+        That cache holds the trained weights in half precision, and does not see that others are in their place.
+        """
         if self._start and self._start[0].device != self._weights[0].device:
             self._start = [start.to(weight.device) for start, weight in zip(self._start, self._weights, strict=True)]
         trained = [weight.data for weight in self._weights]
         try:
             self._put(self._start)
-            with _without_dropout(self.parts):
+            with _without_dropout(self.parts), _without_autocast_cache():
                 yield
         finally:
             self._put(trained)
@@ -213,3 +216,14 @@ def _without_dropout(parts: ModelParts) -> Iterator[None]:
     finally:
         for dropout in dropouts:
             dropout.training = True
+
+
+@contextmanager
+def _without_autocast_cache() -> Iterator[None]:
+    """Run with autocast casting every weight anew; an autocast that begins inside takes this over."""
+    cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(cached)
