@@ -193,7 +193,7 @@ MUTANTS = [
            by_hand(test_freeze.test_after_three_steps_the_named_block_is_as_it_was_and_the_other_is_not, 1, 1)),
     Mutant("a freeze that freezes nothing", defense_fit, "freeze_blocks", lambda parts, defenses: [],
            the_contract("freeze"), r"freeze names \[1\], but layer 1 is frozen: False"),
-    Mutant("a freeze that outlives the run", Guard, "detach", lambda self: self._watch.remove(),
+    Mutant("a freeze that outlives the run", Guard, "detach", lambda self: self._hooks.remove(),
            the_contract("freeze"), "after the run .* is still frozen"),
     Mutant("surgery without the surgery", SafeGrad, "combine", Defense.combine,
            by_hand(test_safegrad.test_what_opposes_the_alignment_gradient_is_removed)),

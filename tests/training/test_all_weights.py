@@ -1,6 +1,7 @@
 """Full fine-tuning in a script: the reference is a frozen copy, and every number is that of the formula."""
 
 import copy
+import gc
 import logging
 import threading
 import warnings
@@ -36,6 +37,10 @@ def tied(seed=0):
     config = copy.deepcopy(tiny.model().config)
     config.tie_word_embeddings = True
     return Qwen2ForCausalLM(config).eval()
+
+
+def copies():
+    return [thing for thing in gc.get_objects() if isinstance(thing, FrozenCopy)]
 
 
 def steps(trainer):
@@ -269,6 +274,28 @@ def test_a_copy_of_a_model_that_a_trainer_has_patched_calls_itself(tmp_path):
     with torch.no_grad():
         trainer.model.lm_head.weight.zero_()
     assert torch.equal(copied(**inputs).logits, before)
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["trainers deleted", "trainers kept"])
+def test_each_training_of_a_model_has_one_copy_which_goes_with_its_trainer(tmp_path, kept):
+    gc.collect()
+    model, trainers, others = tiny.model(), [], len(copies())
+    for _ in range(3):
+        trainer = sft(tmp_path, [KL(1.0)], model=model, **WHOLE | {"max_steps": 1})
+        trainer.train()
+        trainers += [trainer] if kept else []
+        del trainer
+        gc.collect()
+    assert len(copies()) - others == len(trainers)
+    assert len(model.model._forward_hooks) == len(trainers)
+
+
+def test_of_two_trainers_that_were_made_for_one_model_each_is_defended_by_its_own_reference(tmp_path):
+    model = tiny.model()
+    first, second = (sft(tmp_path, [KL(1.0)], model=model, **WHOLE | {"logging_steps": 1}) for _ in range(2))
+    first.train(), second.train()
+    assert steps(first)[0]["kl"] == 0  # nothing has moved yet
+    assert steps(second)[0]["kl"] > 1e-6  # its reference was copied before the first training
 
 
 def test_a_model_that_cannot_be_copied_is_a_sentence():

@@ -148,14 +148,14 @@ class Guard:
             self._frozen = freeze_and_check(parts, self.defenses, base)
             undo.callback(thaw, self._frozen)
             self.reference: AdapterOff = self._reference_of(base)
-            self._watch = BackboneHooks(parts, kept, steers, self.reference)
-            undo.callback(self._watch.remove)
+            self._hooks = BackboneHooks(parts, kept, steers, self.reference)
+            undo.callback(self._hooks.remove)
             replay = self._replay(kept)
             rows = make_rows(self.defenses, base, encode, self.seed)
             auxiliary, steps = AuxiliaryBatches(rows, pad_id), None
             if head is not None:
                 steps = PenaltySteps(
-                    parts, self.defenses, auxiliary, self._watch, self.reference, replay, head, self.shards
+                    parts, self.defenses, auxiliary, self._hooks, self.reference, replay, head, self.shards
                 )
             self._penalties.attach(parts, base, auxiliary, steps)
             undo.pop_all()
@@ -172,8 +172,8 @@ class Guard:
     def _replay(self, kept: list[int]) -> ReferenceReplay:
         """What repeats a forward with the reference: the hooks, or the cache in place of them."""
         if self.reference_cache is None or not self._penalties.read_states:
-            return self._watch.replay
-        self.cache = ReferenceCache(self.reference_cache, self._watch, self.reference.parts, kept)
+            return self._hooks.replay
+        self.cache = ReferenceCache(self.reference_cache, self._hooks, self.reference.parts, kept)
         return self.cache.replay
 
     def check(self, model: Any, base: Base, encode: Encode) -> None:
@@ -219,7 +219,7 @@ class Guard:
         Raises:
             ForwardPassError: the loss made no such call, or several.
         """
-        with self._watch.recording() as calls, self._watch.steering(marks):
+        with self._hooks.recording() as calls, self._hooks.steering(marks):
             yield calls
         if len(calls) != 1 or calls[0].final is None:
             raise ForwardPassError(
@@ -229,7 +229,7 @@ class Guard:
 
     def steering(self, marks: Marks) -> Any:
         """Steer a whole micro-batch, recomputation in the backward pass included."""
-        return self._watch.steering(marks)
+        return self._hooks.steering(marks)
 
     def penalty(
         self, call: RecordedCall, marks: Marks, slot: int | None, shared: SharedProjection | None = None
@@ -273,7 +273,7 @@ class Guard:
 
     def detach(self) -> None:
         """Take the hooks off the model, let all of it be trained again, and forget the reference."""
-        self._watch.remove()
+        self._hooks.remove()
         self.reference = AdapterOff(self.parts)
         thaw(self._frozen)
 

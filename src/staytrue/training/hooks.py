@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+from weakref import WeakMethod, finalize
 
 import torch
 from torch import Tensor
@@ -130,7 +131,11 @@ ReferenceReplay = Callable[[RecordedCall, Marks, Tensor | None, int | None], Act
 
 
 class BackboneHooks:
-    """Hooks that record the backbone's calls, steer them, and repeat them with the reference model."""
+    """Hooks that record the backbone's calls, steer them, and repeat them with the reference model.
+
+    The model knows them weakly, so they go with their guard: a further training of the same model neither keeps an
+    earlier one's reference in memory nor copies it.
+    """
 
     def __init__(
         self,
@@ -151,20 +156,20 @@ class BackboneHooks:
         self._last: int | None = None  # the layer at which a replay stops
         backbone = parts.backbone
         handles: list[Any] = [
-            backbone.register_forward_pre_hook(self._enter, with_kwargs=True),
-            backbone.register_forward_hook(self._leave),
+            backbone.register_forward_pre_hook(_weak(self._enter), with_kwargs=True),
+            backbone.register_forward_hook(_weak(self._leave)),
         ]
         models = [parts, self._reference.parts] if self._reference.is_copy else [parts]
         if self._reference.is_copy:
-            handles.append(self._reference.parts.backbone.register_forward_hook(self._leave))
+            handles.append(self._reference.parts.backbone.register_forward_hook(_weak(self._leave)))
+        block = _weak(self._block)
         for layer in sorted(self._kept | set(steers)):
-            handles += [on_output(model.blocks[layer - 1], partial(self._block, layer)) for model in models]
-        self._handles = handles
+            handles += [on_output(model.blocks[layer - 1], partial(block, layer)) for model in models]
+        self._handles = finalize(self, _remove, handles)
 
     def remove(self) -> None:
         """Take all hooks away."""
-        for handle in self._handles:
-            handle.remove()
+        self._handles()
 
     @contextmanager
     def recording(self) -> Iterator[list[RecordedCall]]:
@@ -246,6 +251,25 @@ class BackboneHooks:
             if layer == self._last:
                 raise _ForwardStopped
         return hidden
+
+
+def _weak(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that calls a method of an object while that lives, and returns None afterwards.
+
+    `copy.deepcopy` takes a function as it is, so a copy of the model does not copy the object.
+    """
+    known = WeakMethod(method)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        alive = known()
+        return None if alive is None else alive(*args, **kwargs)
+
+    return call
+
+
+def _remove(handles: Sequence[Any]) -> None:
+    for handle in handles:
+        handle.remove()
 
 
 def _autocast(state: tuple[str, bool, torch.dtype]) -> torch.autocast:

@@ -106,7 +106,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
         self.guard.shards = sharded_training.shards(self.accelerator)
         sharded_training.refuse_processes(self, guarded=guarded)
         self._settle()
-        self._watch()
+        self._add_checks()
         self._attach()
         if self.guard.shards and guarded:
             sharded_training.autocast(self)
@@ -114,7 +114,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
             all_weights.report(self)
             warn_of(without_effect(self.guard.defenses))
 
-    def _watch(self) -> None:
+    def _add_checks(self) -> None:
         """Begin with nothing trained, and add the callbacks that check what a training does."""
         self.projected: dict[str, float] = {}
         self._micro_batch: MicroBatch | None = None  # the one in training now

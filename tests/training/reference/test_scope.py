@@ -109,7 +109,7 @@ def test_rows_that_no_defense_reads_are_not_numbers(kind):
     micro = Micro([KL(on="interleaved")], tiny.lora(tiny.model(kind)), tiny.tokenizer(kind), rows())
     with micro.guard.watch(micro.marks) as calls:
         micro.guard.parts.backbone(**micro.inputs, use_cache=False)
-    reference = micro.guard._penalties.steps.scope.reference(micro.guard._watch.replay, calls[0], micro.marks)
+    reference = micro.guard._penalties.steps.scope.reference(micro.guard._hooks.replay, calls[0], micro.marks)
     assert reference.final[:2].isfinite().all()
     assert reference.final[2:].isnan().all()
     assert torch.allclose(reference.final[:2], calls[0].final[:2], atol=1e-5)

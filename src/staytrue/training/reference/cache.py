@@ -5,9 +5,9 @@ computes its activations, and all others read them: a defended step without a re
 
 It is off by default because of its price. A row is read as it was rounded in the batch of the run that computed it, so
 "a model that has not moved is not punished" holds to rounding, not to the bit, and so does "the same recipe gives the
-same weights". It is refused with steering, which belongs to a run and not to the model, where rows are sampled anew and
-so never seen twice (`refusals`), for packed rows, and for models whose states of a row depend on more than
-the row (`fingerprint.check`).
+same weights". It is refused with steering, which belongs to a run and not to the model, where rows are sampled anew and so
+never seen twice (`cache_checks`), for packed rows, and for models whose states of a row depend on more than the row
+(`fingerprint.check`).
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class ReferenceCache:
 
     Args:
         folder: created with the first row.
-        watch: of the run's model.
+        hooks: of the run's model.
         parts: the same model's.
-        layers: which layers the watch records.
+        layers: which layers the hooks record.
 
     Attributes:
         read: how many rows were read from files, counted at every reading.
@@ -55,9 +55,9 @@ class ReferenceCache:
         ModelError: the cache cannot serve this model.
     """
 
-    def __init__(self, folder: Path, watch: BackboneHooks, parts: ModelParts, layers: Sequence[int]) -> None:
+    def __init__(self, folder: Path, hooks: BackboneHooks, parts: ModelParts, layers: Sequence[int]) -> None:
         fingerprint.check(parts)
-        self._folder, self._watch, self._parts, self._layers = folder, watch, parts, layers
+        self._folder, self._hooks, self._parts, self._layers = folder, hooks, parts, layers
         self.read, self.computed, self.whole = 0, 0, 0
         self.stopped: str | None = None
 
@@ -70,13 +70,13 @@ class ReferenceCache:
         files = self._files(call, real, needed, deepest)
         if files is None:
             self.whole += 1
-            return self._watch.replay(call, where, rows, deepest)
+            return self._hooks.replay(call, where, rows, deepest)
         states_of = {row: state_file.read(file) for row, file in files.items()}
         missing = [row for row, states in states_of.items() if states is None]
         self.read, self.computed = self.read + len(states_of) - len(missing), self.computed + len(missing)
         if missing:
             some = rows if len(missing) == len(needed) else torch.tensor(missing, device=where.real.device)
-            fresh = self._watch.replay(call, where, some, deepest)
+            fresh = self._hooks.replay(call, where, some, deepest)
             for row in missing:
                 states_of[row] = states = _of_row(fresh, row, real[row])
                 self._keep(files[row], states)
