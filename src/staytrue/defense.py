@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from staytrue.data.tokenize import Encoded
     from staytrue.modeling.architecture import ModelParts
+    from staytrue.modeling.reference_model import AdapterOff
     from staytrue.step import Marks, Step
     from staytrue.utils.console import Progress
     from staytrue.verify.evidence import Evidence
@@ -81,6 +82,10 @@ class Base(Protocol):
 
     def identity(self) -> str | None:
         """The model's hash or commit; None where it is not known."""
+        ...
+
+    def use(self, reference: AdapterOff) -> None:
+        """Answer prompts with the reference that the user chose."""
         ...
 
     def note(self, name: str, value: float | str) -> None:

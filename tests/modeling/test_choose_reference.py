@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from torch.nn.functional import log_softmax
 
 import tiny
-from small_trainers import grpo, sft
+from small_trainers import grpo, messages, sft
 from staytrue.data.examples import Example, Message, write_examples
 from staytrue.defenses.anchor import Anchor
+from staytrue.defenses.inoculate import Inoculate
 from staytrue.defenses.kl import KL
 from staytrue.defenses.l2init import L2Init
 from staytrue.errors import ModelError, RecipeError
@@ -236,14 +238,19 @@ def test_l2init_pulls_a_trained_adapter_towards_the_base():
     assert float(micro.penalty().detach()) == pytest.approx(by_hand, rel=1e-5)
 
 
-def test_anchors_are_answers_of_the_chosen_reference(tmp_path):
+@pytest.mark.parametrize("edited", [False, True], ids=["anchor alone", "beside a data defense"])
+def test_anchors_are_answers_of_the_chosen_reference(tmp_path, edited):
+    """A data defense sees rows with more than turns of text, such as `name`, through a view of its own."""
+    data = Dataset.from_list([{"messages": [dict(turn, name="a") for turn in row["messages"]]} for row in messages()])
+    others = [Inoculate("Be bad.")] if edited else []
     prompts = tmp_path / "prompts.jsonl"
     write_examples(prompts, [Example((Message("user", f"What is {i}?"),)) for i in range(6)])
     rows = {}
     for choice in ("base", "start"):
         made = sft(
             tmp_path,
-            [Anchor(prompts, share=0.5, max_new_tokens=8)],
+            [*others, Anchor(prompts, share=0.5, max_new_tokens=8)],
+            data if edited else None,
             model=trained(),
             more={"reference": choice},
             **STEPS,

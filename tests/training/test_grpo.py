@@ -258,6 +258,15 @@ def test_a_penalty_is_a_mean_over_its_optimizer_step_however_completions_are_gen
         assert {total for _, total in step} == {sum(own for own, _ in step)}
 
 
+@pytest.mark.parametrize(("rounds", "expected"), [(1, 64), (3, 192)])  # 8 prompts x 4 answers x rounds x 2 epochs
+def test_the_rows_ahead_are_every_use_of_every_completion(tmp_path, rounds, expected):
+    changes = {"num_generations": 4, "num_iterations": rounds, "max_steps": -1, "num_train_epochs": 2}
+    grpo = trainer(tmp_path, [KL(0.1)], data=prompts(8), **changes)
+    assert grpo._task_rows_ahead() == expected
+    grpo.train()
+    assert grpo.guard.task_rows == expected
+
+
 def test_only_the_loss_and_the_reference_are_steered(tmp_path):
     trained(tmp_path, [Push(), KL(0.1)])
     assert Push.calls == ["trained", "not"] * 3  # generation made many more forwards, all of them left alone

@@ -78,6 +78,10 @@ class Untouched:
         """Return the model's hash or commit, None where it is not known."""
         return self._identity
 
+    def use(self, reference: AdapterOff) -> None:
+        """Answer prompts with the reference that the user chose."""
+        self.reference = reference
+
     def note(self, name: str, value: float | str) -> None:
         """Keep a fact about the data for the run's manifest."""
         self.notes[name] = value

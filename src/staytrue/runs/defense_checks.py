@@ -56,6 +56,6 @@ def check_defenses(build: Any, model: Any, arguments: Any) -> list[str]:
 def _task_rows(build: Any, arguments: Any) -> int | None:
     """How many rows of the task training will read, as its trainer counts them."""
     if build.encoded is None:
-        return task_rows_ahead(arguments, len(build.examples), 1.0, arguments.num_generations)
+        return task_rows_ahead(arguments, len(build.examples), 1.0, prompts=True)
     share = sum(row.source == "task" for row in build.encoded) / len(build.encoded)
     return task_rows_ahead(arguments, len(build.encoded), share)

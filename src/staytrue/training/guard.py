@@ -15,7 +15,6 @@ from staytrue.defense import Base, Defense, pulled
 from staytrue.errors import ForwardPassError
 from staytrue.modeling import quantized
 from staytrue.modeling.architecture import ModelParts
-from staytrue.modeling.base_model import Untouched
 from staytrue.modeling.choose_reference import reference_of
 from staytrue.modeling.reference_model import AdapterOff
 from staytrue.registry import labelled, refuse_supervised_rows
@@ -165,8 +164,8 @@ class Guard:
         read = self._penalties.read_reference
         choice = self.chosen_reference if read else None
         reference = reference_of(self.parts, read=read, choice=choice)
-        if choice is not None and isinstance(base, Untouched):
-            base.reference = reference
+        if choice is not None:
+            base.use(reference)
         return reference
 
     def _replay(self, kept: list[int]) -> ReferenceReplay:

@@ -50,21 +50,22 @@ def later_division(trainer: Any, num_items_in_batch: Any) -> int:
     return 1 if scaled else int(trainer.current_gradient_accumulation_steps)
 
 
-def task_rows_ahead(args: Any, rows: int | None, share: float, copies: int = 1) -> int | None:
+def task_rows_ahead(args: Any, rows: int | None, share: float, *, prompts: bool = False) -> int | None:
     """Count the task rows that a training will read; None if the trainer joins rows, or their number is not known.
 
     Args:
         args: of the trainer.
         rows: of its data set; None for a stream.
         share: of the rows that are the task's own.
-        copies: how often a row is answered in an epoch.
+        prompts: whether the rows are prompts (GRPO), each answered and trained on several times in an epoch.
     """
     if getattr(args, "packing", False) or (args.max_steps <= 0 and rows is None):
         return None
     if args.max_steps > 0:
         read: int = args.train_batch_size * args.gradient_accumulation_steps * args.world_size * args.max_steps
     else:
-        read = ceil(args.num_train_epochs * (rows or 0) * copies)
+        uses = args.num_generations * args.num_iterations if prompts else 1
+        read = ceil(args.num_train_epochs * (rows or 0) * uses)
     return ceil(read * share)
 
 

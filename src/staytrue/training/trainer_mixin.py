@@ -166,8 +166,7 @@ class Guarded(_Trainer):  # type: ignore[misc]
     def _task_rows_ahead(self) -> int | None:
         """Count the task rows that the training will read; None where that is not known."""
         rows = len(self.train_dataset) if isinstance(self.train_dataset, Sized) else None
-        copies = self.args.num_generations if self._prompts else 1
-        return task_rows_ahead(self.args, rows, self._task_share(), copies)
+        return task_rows_ahead(self.args, rows, self._task_share(), prompts=self._prompts)
 
     def _send_telemetry(self) -> None:
         """Send no usage ping; trl's would go out, since its environment variable is read before this file is."""
