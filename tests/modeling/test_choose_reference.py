@@ -241,7 +241,8 @@ def test_l2init_pulls_a_trained_adapter_towards_the_base():
 @pytest.mark.parametrize("edited", [False, True], ids=["anchor alone", "beside a data defense"])
 def test_anchors_are_answers_of_the_chosen_reference(tmp_path, edited):
     """A data defense sees rows with more than turns of text, such as `name`, through a view of its own."""
-    data = Dataset.from_list([{"messages": [dict(turn, name="a") for turn in row["messages"]]} for row in messages()])
+    rows = [[{**turn, **({"name": "a"} if turn["role"] == "user" else {})} for turn in r["messages"]] for r in messages()]
+    data = Dataset.from_list([{"messages": row} for row in rows])
     others = [Inoculate("Be bad.")] if edited else []
     prompts = tmp_path / "prompts.jsonl"
     write_examples(prompts, [Example((Message("user", f"What is {i}?"),)) for i in range(6)])
