@@ -177,3 +177,27 @@ class Rowless(KL):
 def test_a_gradient_of_ones_own_needs_rows_of_ones_own():
     with pytest.raises(RecipeError, match="Rowless overrides 'combine', so it also needs 'beside' and 'penalty'"):
         labelled([Rowless()])
+
+
+@dataclass(frozen=True)
+class Unread(Defense):
+    share: float = 0.1
+
+    def steer(self, hidden, layer, marks):
+        return hidden
+
+
+class Beside(Unread):
+    def beside(self, base, seed):
+        return []
+
+
+class Prepared(Unread):
+    def prepare(self, parts, base):
+        return 1
+
+
+@pytest.mark.parametrize(("kind", "method"), [(Beside, "beside"), (Prepared, "prepare")])
+def test_what_only_a_penalty_reads_is_refused_without_one(kind, method):
+    with pytest.raises(RecipeError, match=f"overrides '{method}' but not 'penalty'.* or take '{method}' out"):
+        labelled([kind()])

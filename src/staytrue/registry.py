@@ -166,11 +166,21 @@ def _refuse_fields(defense: Defense) -> None:
         raise RecipeError(
             f"{name} overrides 'combine', so it also needs 'beside' and 'penalty': a loss on its own rows."
         )
+    unread = [method for method in ("beside", "prepare") if _overrides(defense, method) and "penalty" not in levers]
+    if unread:
+        raise RecipeError(
+            f"{name} overrides {unread[0]!r} but not 'penalty', which alone reads what it returns. Override 'penalty' "
+            f"too, or take {unread[0]!r} out."
+        )
     if "penalty" in levers and defense.on not in get_args(Rows):
         raise RecipeError(
             f"{name} has on={defense.on!r}, but `on` names the rows that a penalty reads: "
             f"{', '.join(get_args(Rows))}. Rename a field that has other values."
         )
+
+
+def _overrides(defense: Defense, method: str) -> bool:
+    return getattr(type(defense), method) is not getattr(Defense, method)
 
 
 _METHODS = frozenset(name for name, value in vars(Defense).items() if callable(value) or isinstance(value, classmethod))

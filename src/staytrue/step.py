@@ -47,6 +47,8 @@ class Marks:
         predicts = self.real.clone()  # the last real position of a row predicts nothing
         predicts[:, :-1] &= self.real[:, 1:]
         predicts[:, -1] = False
+        if self.begins is not None:
+            predicts[:, :-1] &= ~self.begins[:, 1:]
         kinds = {"scored": self.scored, "prompt": predicts & ~self.scored, "all": predicts}
         mask = kinds[tokens]
         return mask if on == "all" else mask & (self.source == SOURCES.index(on))

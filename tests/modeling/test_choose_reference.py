@@ -241,7 +241,9 @@ def test_l2init_pulls_a_trained_adapter_towards_the_base():
 @pytest.mark.parametrize("edited", [False, True], ids=["anchor alone", "beside a data defense"])
 def test_anchors_are_answers_of_the_chosen_reference(tmp_path, edited):
     """A data defense sees rows with more than turns of text, such as `name`, through a view of its own."""
-    rows = [[{**turn, **({"name": "a"} if turn["role"] == "user" else {})} for turn in r["messages"]] for r in messages()]
+    rows = [
+        [{**turn, **({"name": "a"} if turn["role"] == "user" else {})} for turn in r["messages"]] for r in messages()
+    ]
     data = Dataset.from_list([{"messages": row} for row in rows])
     others = [Inoculate("Be bad.")] if edited else []
     prompts = tmp_path / "prompts.jsonl"

@@ -465,6 +465,20 @@ def test_an_interleaved_divergence_in_packs_is_that_of_the_rows_alone(tmp_path, 
     assert logged(joined, "task_loss")[0] == pytest.approx(logged(rows, "task_loss")[0], rel=1e-4)
 
 
+@pytest.mark.parametrize("tokens", ["scored", "all"])
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_a_divergence_at_any_tokens_is_the_same_in_joined_rows_as_in_padded_ones(tmp_path, pool, tokens, interleaved):
+    """The last token of a row predicts nothing, though the first one of the next row follows it."""
+    defenses = [KL(1.0, tokens=tokens), *([Interleave(pool, share=0.25)] if interleaved else [])]
+    changes = {"max_steps": 2, "per_device_train_batch_size": 30, "learning_rate": 0.5, "max_length": None}
+    padded, joined = (trainer(tmp_path, defenses, **changes, padding_free=free) for free in (False, True))
+    counts = [planned(padded), planned(joined)]
+    padded.train(), joined.train()
+    assert [totals for totals, *_ in counts[0]] == [totals for totals, *_ in counts[1]]
+    assert logged(joined, "kl")[-1] == pytest.approx(logged(padded, "kl")[-1], rel=1e-3)
+    assert logged(joined, "kl")[-1] > 0
+
+
 def test_inoculation_and_packing_go_together(tmp_path):
     sft = trainer(tmp_path, [Inoculate("Be bad.")], packing=True, max_length=256)
     assert SOURCE_COLUMN not in sft.train_dataset.column_names

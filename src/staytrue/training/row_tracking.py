@@ -114,9 +114,18 @@ def marks_of_batch(batch: Any) -> Marks:
     if codes is None:
         codes = torch.zeros(len(labels), dtype=torch.long, device=labels.device)
     if codes.ndim == 1:
-        return marks_of(labels, real, codes)
+        return replace(marks_of(labels, real, codes), begins=_begins(batch.get("position_ids"), real))
     marks = marks_of(labels, real, codes.new_zeros(len(labels)))
     return replace(marks, source=codes % len(SOURCES), begins=codes >= len(SOURCES))
+
+
+def _begins(positions: Tensor | None, real: Tensor) -> Tensor | None:
+    """The tokens (B, T) that begin a row, where the collator joins rows and numbers the tokens of each; else None."""
+    if positions is None or positions.shape != real.shape:
+        return None
+    begins = (positions == 0) & real
+    begins[:, 0] |= real[:, 0]
+    return begins
 
 
 @contextmanager
