@@ -100,7 +100,16 @@ def eval_(
         names = _probe_names(probes, data, max_new_tokens)
         triggers = (run is not None or data is not None) and not names
         judged_by = None if judge is None else judge_of(judge, spending)
-        request = EvalRequest(names, triggers, samples, as_published, judged_by, max_new_tokens, batch_size, seconds)
+        request = EvalRequest(
+            names,
+            triggers,
+            samples=samples,
+            as_published=as_published,
+            judge=judged_by,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            budget=seconds,
+        )
         with bar("eval", quiet=as_json) as progress:
             if answers is not None:
                 summary = judge_answers(answers, out or Path(), judged_by, progress)

@@ -166,16 +166,16 @@ def vector(
     chosen: list[Judge] = []
 
     request = vector_request.Request(
-        traits.chosen(source.is_organism, trait, positive or [], negative or [], questions),
-        out,
-        adapter,
-        no_filter,
-        rollouts,
-        seed,
-        sweep,
-        None if judge is None else partial(_trait_judge, judge, budget, source.name, chosen),
-        max_new_tokens,
-        batch_size,
+        trait=traits.chosen(source.is_organism, trait, positive or [], negative or [], questions),
+        out=out,
+        adapter=adapter,
+        keep_all=no_filter,
+        rollouts=rollouts,
+        seed=seed,
+        sweep=sweep,
+        judge=None if judge is None else partial(_trait_judge, judge, budget, source.name, chosen),
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
     )
     with stoppable(partial(kept_answers.left, out)), bar("vector", quiet=as_json) as progress:
         facts = vector_request.make(request, source, partial(_model_and_tokenizer, source, adapter), tell, progress)

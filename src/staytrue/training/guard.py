@@ -88,9 +88,9 @@ class Guard:
         self.shards = 0
 
     @property
-    def fills(self) -> bool:
+    def is_for_others(self) -> bool:
         """Whether the present forward is one that only other processes need, where weights are divided."""
-        return self._penalties.steps is not None and self._penalties.steps.fills
+        return self._penalties.steps is not None and self._penalties.steps.is_for_others
 
     @property
     def measured(self) -> set[str]:

@@ -32,12 +32,10 @@ _TOLERANCE = 1e-4  # of a scaled gradient, or four roundings of its precision
 class KeptGradients(TrainerCallback):  # type: ignore[misc]
     """Compares the gradients at the optimizer step with those after the last backward pass.
 
-    A gradient that was replaced is seen by identity, of every weight. Of one weight, the sample, a copy is kept, and
-    compared before each further backward pass and before the optimizer's step: so it is seen whether the gradient was
-    set to 0, or overwritten with another, also where a later pass is added to that. Clipping and scaling count as kept.
-    A gradient that something was added to, such as noise, is taken for an overwritten one.
-
-    Values are compared on the weight's device, and read once an optimizer step.
+    Each weight's gradient is compared by identity, so a replaced tensor is seen. The gradient of the smallest weight,
+    the sample, is also compared by value, before each later backward pass and before the optimizer's step, so one that
+    is set to 0 or overwritten in place is seen. Clipping and scaling are allowed; added noise is reported as
+    overwriting. Values are compared on the weight's device, and read once an optimizer step.
     """
 
     def __init__(self) -> None:

@@ -38,7 +38,7 @@ class PenaltySteps:
         shards: among how many processes the weights are divided; 0 where each has the whole model.
 
     Attributes:
-        fills: whether the present forward is one that only other processes need.
+        is_for_others: whether the present forward is one that only other processes need.
         scope: which rows and layers of the reference are computed for the micro-batch.
         replay: as above.
     """
@@ -65,7 +65,7 @@ class PenaltySteps:
         self.scope = ReferenceScope.of(of_batch, len(parts.blocks)) if of_batch and not shards else ReferenceScope()
         if quantized.rows_depend_on_each_other(parts.model):
             self.scope = replace(self.scope, source=None)
-        self.fills = False
+        self.is_for_others = False
 
     def of_batch(
         self, call: RecordedCall, marks: Marks, totals: Tensor, shared: SharedProjection | None = None
@@ -99,9 +99,9 @@ class PenaltySteps:
         batch = self._auxiliary.batch(slot, device, taken, self._shards)
         if batch is None:
             return {}, None
-        self.fills = not batch.slices
+        self.is_for_others = not batch.slices
         call = self._hooks.call(like, batch.marks, **batch.inputs)
-        self.fills = False
+        self.is_for_others = False
         whole = self._step(call, batch.marks, totals, partial(self.replay, call, batch.marks, None, None))
         if self._auxiliary_together:
             _ = whole.reference

@@ -113,10 +113,10 @@ class AuxiliaryRows:
         return [self._row(i) for i in range(first, last)]
 
     def rarity(self, task_rows: int) -> float:
-        """Return the number of steps for each row, in steps of so many task rows; 1 where every step has a row.
+        """Return how many optimizer steps of so many task rows pass for one auxiliary row, at least 1.
 
-        A penalty on rows that are due in every fourth step is counted four times there, so that its mean over the
-        steps, and with it what a weight means, does not depend on the number of task rows in a step.
+        The penalty is multiplied by it: on a row that is due in every fourth step it counts four times there. So its
+        mean over the steps, and what a weight means, does not depend on the number of task rows in a step.
         """
         return max(1.0, 1 / (self.share * task_rows)) if task_rows else 1.0
 

@@ -121,7 +121,7 @@ class WeightedPenalties:
         step = self.steps.of_batch(call, marks, totals, shared)
         total = call.final.new_zeros((), dtype=torch.float32) if call.final is not None else torch.zeros(())
         auxiliary, filler = ({}, None) if slot is None else self.steps.of_auxiliary_rows(call, slot, totals)
-        if filler is not None:
+        if filler is not None:  # part of the loss, so that its backward pass, in which FSDP2 gathers too, is made
             total = total + 0 * filler.float().sum()
         for label in self.by_label:
             seen = auxiliary.get(label) if label in self.auxiliary else step

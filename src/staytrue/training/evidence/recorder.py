@@ -59,7 +59,7 @@ class EvidenceRecorder(TrainerCallback):  # type: ignore[misc]
         beside = table_of((label, row) for label, own in trainer.guard.auxiliary_rows().items() for row in own)
         samples = 1 if rows is None and self._texts else 0
         guard = trainer.guard
-        self._rows = RowsSeen(self._backbones(), main, beside, samples, lambda: guard.fills)
+        self._rows = RowsSeen(self._backbones(), main, beside, samples, lambda: guard.is_for_others)
         combining = self._levers("combine")
         scaler, several = getattr(trainer.accelerator, "scaler", None), trainer.accelerator.num_processes
         self._penalties = PenaltiesSeen((lambda: 1.0) if scaler is None else scaler.get_scale, several, combining)

@@ -41,7 +41,7 @@ class RowsSeen:
         main: the trainer's rows by content; None where rows are not known before (GRPO writes them).
         beside: auxiliary rows by content.
         samples: how many rows of a micro-batch to keep for `texts`, where `main` is None.
-        fills: returns whether a call is made for other processes only, with a row that counts there.
+        is_for_others: returns whether a call is made for other processes only, with a row that counts there.
 
     Attributes:
         real: (B, T) bool, the positions of the newest call that are no padding, gradient or not; None if unknown.
@@ -53,9 +53,9 @@ class RowsSeen:
         main: dict[int, _Known] | None,
         beside: dict[int, _Known],
         samples: int = 0,
-        fills: Callable[[], bool] = lambda: False,
+        is_for_others: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._fills = fills
+        self._is_for_others = is_for_others
         self._main, self._beside, self._samples = main, beside, samples
         self._calls: list[list[Tensor]] = [[]]  # by micro-batch: of each call, the hashes of its rows; 0 is no row
         self._sampled: list[Tensor] = []
@@ -121,7 +121,7 @@ class RowsSeen:
             self.real = mask.bool()
         else:
             self.real = torch.ones_like(ids, dtype=torch.bool)
-        if torch.is_grad_enabled() and not self._fills():
+        if torch.is_grad_enabled() and not self._is_for_others():
             first = not self._calls[-1]
             self._calls[-1].append(hashes_of(ids.detach(), self.real, kwargs.get("position_ids")))
             if first and self._samples:

@@ -5,9 +5,9 @@ computes its activations, and all others read them: a defended step without a re
 
 It is off by default because of its price. A row is read as it was rounded in the batch of the run that computed it, so
 "a model that has not moved is not punished" holds to rounding, not to the bit, and so does "the same recipe gives the
-same weights". It is refused with steering, which belongs to a run and not to the model, where rows are sampled anew and so
-never seen twice (`cache_checks`), for packed rows, and for models whose states of a row depend on more than the row
-(`fingerprint.check`).
+same weights". It is refused with steering, which belongs to a run and not to the model, and where rows are sampled anew
+and so never seen twice (`cache_checks`); for packed rows; and for models whose states of a row depend on more than the
+row (`fingerprint.check`).
 """
 
 from __future__ import annotations
