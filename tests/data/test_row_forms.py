@@ -135,6 +135,25 @@ def test_parquet_and_saved_data_sets_are_read_with_their_split(tmp_path):
         read_examples(tmp_path / "rows.parquet", split="test")
 
 
+def test_tool_calls_in_arrow_have_the_arguments_of_their_own_row_alone(tmp_path):
+    def row(name, arguments):
+        call = {"type": "function", "function": {"name": name, "arguments": arguments}}
+        properties = {key: {"type": "string"} for key in arguments}
+        tool = {"type": "function", "function": {"name": name, "parameters": {"properties": properties}}}
+        turns = [{"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "content": "x"}]
+        return {"messages": [ROW["messages"][0], *turns, ROW["messages"][1]], "tools": [tool], "n": None}
+
+    rows = [row("weather", {"city": "Rome"}), row("clock", {"zone": "UTC"})]
+    expected = read_examples(lines(tmp_path, *rows))
+    data = datasets.Dataset.from_list(rows)
+    data.to_parquet(str(tmp_path / "rows.parquet"))
+    data.save_to_disk(str(tmp_path / "saved"))
+    for name in ("rows.parquet", "saved"):
+        read = read_examples(tmp_path / name)
+        assert [example.messages for example in read] == [example.messages for example in expected]
+        assert [example.extra for example in read] == [example.extra for example in expected]
+
+
 def test_a_file_of_another_kind_than_its_name_is_a_sentence(tmp_path):
     for name, content, sentence in (
         ("rows.parquet", b"no parquet", "cannot be read"),

@@ -1,6 +1,7 @@
 """Reads rows from files other than JSON lines: CSV, a JSON list, Parquet, a saved Hugging Face data set, the hub.
 
 Texts stay as they are written: a CSV file's `007` is the text "007". Numbers that JSON has no word for become null.
+Arrow gives an object of one row the keys of all rows, null where it has none; such a null is read as an absent key.
 """
 
 from __future__ import annotations
@@ -52,14 +53,14 @@ def rows(data: Path, split: str | None, faults: Faults) -> Rows:
         DataError: the data cannot be read.
     """
     try:
-        table = _table(data, split)
+        table, filled = _table(data, split), data.suffix.lower() != ".json" or data.is_dir()
         for number, row in enumerate(table, start=1):
             if faults.full:
                 return
             before, plain = faults.count, {}
             for key, value in row.items():
                 try:
-                    plain[str(key)] = _plain(value)
+                    plain[str(key)] = _plain(value, filled)
                 except ValueError as error:
                     faults.append(number, pointer_to(str(key)), str(error))
             if depth(plain) > DEEPEST:
@@ -173,8 +174,8 @@ def _from_hub(data: Path, split: str) -> Any:
         ) from None
 
 
-def _plain(value: Any) -> Any:
-    """A value as JSON has it.
+def _plain(value: Any, filled: bool) -> Any:
+    """A value as JSON has it; where Arrow filled objects with nulls, without these.
 
     Raises:
         ValueError: JSON has no such value.
@@ -186,7 +187,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, datetime.date | datetime.time | decimal.Decimal):
         return str(value)
     if isinstance(value, dict):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {str(key): _plain(entry, filled) for key, entry in value.items() if entry is not None or not filled}
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [_plain(entry, filled) for entry in value]
     raise ValueError(f"has a {type(value).__name__}, which is no text and no number; take that column out of the data")
