@@ -83,6 +83,64 @@ def test_a_fault_names_the_place_in_the_original_row(row, sentence, tmp_path):
         read_examples(lines(tmp_path, row))
 
 
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ({"instruction": "Sum up.", "prompt": "Hi?", "completion": "Hello."}, "/instruction: .* would be lost"),
+        ({"context": "A text.", "prompt": "Hi?", "completion": "Hello."}, "/context: .* would be lost"),
+        ({"input": "A text.", "prompt": "Hi?", "completion": "Hello."}, "/input: .* would be lost"),
+        (
+            {"system_prompt": "Be kind.", "question": "Hi?", "answer": "Hello."},
+            "/system_prompt: .*rename it to `system",
+        ),
+        (
+            {"system": "Be rude.", "messages": [{"role": "system", "content": "Be kind."}, *ROW["messages"]]},
+            "/messages/0",
+        ),
+    ],
+)
+def test_a_column_that_may_hold_a_part_of_the_prompt_is_refused_until_the_prompt_is_named(row, sentence, tmp_path):
+    path = lines(tmp_path, row)
+    with pytest.raises(DataError, match=sentence):
+        read_examples(path)
+    if "system" not in "".join(row):
+        (example,) = read_examples(path, columns={"prompt": "prompt", "completion": "completion"})
+        assert example.messages == TURNS
+
+
+def test_columns_that_hold_no_further_part_of_the_prompt_are_kept(tmp_path):
+    for more in (
+        {"context": "A text."},
+        {"instruction": "x", "input": "y"},
+        {"system_prompt": "Hi?"},
+        {"system_prompt": ""},
+    ):
+        (example,) = read_examples(lines(tmp_path, ROW | more))
+        assert (example.messages, example.extra) == (TURNS, more)
+    for more in ({"context": "Hi?"}, {"input": " "}, {"instruction": None}, {"system_prompt": ""}):
+        (example,) = read_examples(lines(tmp_path, {"prompt": "Hi?", "completion": "Hello."} | more))
+        assert (example.messages, example.extra) == (TURNS, more)
+
+
+def test_a_system_column_beside_turns_is_their_first_turn(tmp_path):
+    own = {"messages": [{"role": "system", "content": "Be kind."}, *ROW["messages"]]}
+    for row in ({"system": "Be kind.", **ROW}, {"system": "Be kind.", **own}):
+        (example,) = read_examples(lines(tmp_path, row))
+        assert (example.messages, example.extra) == (SYSTEM, {})
+    assert read_examples(lines(tmp_path, {"system": " ", **ROW}))[0].messages == TURNS
+    assert read_examples(lines(tmp_path, {"system": {"os": "x"}, **ROW}))[0].messages == TURNS
+
+
+def test_a_system_prompt_beside_named_columns_is_refused_until_it_is_named_too(tmp_path):
+    path = lines(tmp_path, {"system_prompt": "Be kind.", "question": "Hi?", "response": "Hello."})
+    named = {"prompt": "question", "completion": "response"}
+    with pytest.raises(
+        DataError, match=r"/system_prompt: .*name it in the recipe: `columns: \{system: system_prompt\}`"
+    ):
+        read_examples(path, columns=named)
+    assert read_examples(path, columns={**named, "system": "system_prompt"})[0].messages == SYSTEM
+
+
 def test_columns_of_other_names_are_named_in_the_recipe(tmp_path):
     path = lines(tmp_path, {"q": "Hi?", "a": "Hello.", "prompt": "x"})
     (example,) = read_examples(path, columns={"prompt": "q", "completion": "a"})

@@ -135,7 +135,7 @@ def read_examples(
         if table and not {"messages", "history"} & row.value.keys():
             way = _NAMED if columns is not None else _RENAMED_PROMPT if prompts_only else _RENAMED
             raise DataError(_NO_FORM.format(path=path, row=line, known=shown(list(value))[1:-1], way=way))
-        for pointer, what in row_faults(row.value, prompts_only, named=columns is not None):
+        for pointer, what in row_faults(row, prompts_only, named=columns is not None):
             faults.append(line, row.original(pointer), what)
             if faults.full:
                 break

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from staytrue.data.jsonl import pointer_to, shown
-from staytrue.data.row_forms import second_part
+from staytrue.data.row_forms import ChatRow
 
 ROLES = ("system", "user", "assistant", "tool")
 REASONING = ("reasoning_content", "thinking")  # keys of an assistant turn that chat templates render
@@ -17,23 +17,29 @@ ROW_SHAPE = '{"messages": [{"role": "user", "content": "..."}, {"role": "assista
 _CALL = '{"type": "function", "function": {"name": "...", "arguments": "..."}}'
 LONE_SURROGATE = "holds half of a surrogate pair, which no tokenizer can read; write the whole character"
 _SECOND_PART = "may be a part of the prompt and would be lost; join the columns or remove one, or {way}"
-_NAMED = "name the prompt in the recipe: `columns: {prompt: ...}`"
-_WRITTEN = "write the row as `messages`"
+_WAYS = {  # by whether it is a system prompt: where no recipe names columns, and where one may
+    False: ("write the row as `messages`", "name the prompt in the recipe: `columns: {prompt: ...}`"),
+    True: ("rename it to `system`", "name it in the recipe: `columns: {system: system_prompt}`"),
+}
 _FURTHER = {"assistant": (*REASONING, "tool_calls", "weight"), "tool": ("tool_call_id", "name")}
 
 
-def row_faults(value: dict[str, Any], prompts_only: bool, *, named: bool = False) -> Iterator[tuple[str, str]]:
+def row_faults(row: ChatRow, prompts_only: bool, *, named: bool = False) -> Iterator[tuple[str, str]]:
     """Every fault of one row: its JSON pointer, and a description with the remedy.
 
     Args:
-        value: the row, as a chat row where it has a known form.
+        row: as a chat row where it has a known form.
         prompts_only: whether it need not end with an answer.
         named: whether a recipe may name the file's columns.
     """
+    value = row.value
     yield from _other_faults(value)
+    if row.unread:
+        way = _WAYS[row.unread == "system_prompt"][named]
+        yield pointer_to(row.unread), _SECOND_PART.format(way=way)
     shape = PROMPT_SHAPE if prompts_only else ROW_SHAPE
     if "messages" not in value:
-        yield _without_messages(value, shape, _NAMED if named else _WRITTEN)
+        yield from [] if row.unread else [_without_messages(value, shape)]
         return
     messages = value["messages"]
     if not isinstance(messages, list) or not messages:
@@ -63,10 +69,8 @@ def _other_faults(value: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield pointer_to(key), LONE_SURROGATE
 
 
-def _without_messages(value: dict[str, Any], shape: str, way: str) -> tuple[str, str]:
-    """Describe the fault of a row that has no known form; `way` is out of a prompt in two columns."""
-    if part := second_part(value):
-        return pointer_to(part), _SECOND_PART.format(way=way)
+def _without_messages(value: dict[str, Any], shape: str) -> tuple[str, str]:
+    """Describe the fault of a row that has no known form."""
     if {"instruction", "history"} <= value.keys():
         return "/history", f"is {shown(value['history'])}, not a list of [question, answer]; write [] for none"
     for key, entry in value.items():

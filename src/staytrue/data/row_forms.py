@@ -10,18 +10,27 @@ as it is, so that the reader refuses it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+_PARTS = ("context", "instruction", "input")  # columns that may hold a part of the prompt
+_TURNS = ("/messages/", "/conversations/", "/prompt/")  # pointers to turns in one column
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
 @dataclass(frozen=True)
 class ChatRow:
-    """A row with `messages`, and the JSON pointer of each message in the row that it was converted from."""
+    """A row with `messages`, and the JSON pointer of each message in the row that it was converted from.
+
+    Attributes:
+        value: the row; without `messages` where it has no known form.
+        pointers: of the messages in the original row.
+        unread: a column that may hold another part of the prompt and is not read; "" for none.
+    """
 
     value: dict[str, Any]
     pointers: tuple[str, ...] = ()
+    unread: str = ""
 
     def original(self, pointer: str) -> str:
         """The pointer of a fault in the original row: `/messages/1/content` may be `/completion` there."""
@@ -49,10 +58,11 @@ def chat_row(
     {'messages': [{'role': 'user', 'content': 'Hi?'}]}
     """
     converted = _converted(row, columns, prompts_only)
+    converted = replace(converted, unread=_unread(converted, {*(columns or ())}))
     messages = converted.value.get("messages")
     if not (prompts_only and isinstance(messages, list) and messages and _is_empty_answer(messages[-1])):
         return converted
-    return ChatRow({**converted.value, "messages": messages[:-1]}, converted.pointers)
+    return replace(converted, value={**converted.value, "messages": messages[:-1]})
 
 
 def _is_empty_answer(turn: Any) -> bool:
@@ -72,7 +82,7 @@ def _converted(row: Mapping[str, Any], columns: Mapping[str, str] | None, prompt
     if prompts_only and "question" in row and "messages" not in row:
         return _prompt(row, "question")
     if isinstance(row.get("messages"), list):
-        converted = _has_from(row["messages"]) or (row.get("system") and "system" in named.values())
+        converted = _has_from(row["messages"]) or (row.get("system") if "system" in named.values() else _system(row))
         return _share_gpt(row, "messages") if converted else ChatRow(row)
     if isinstance(row.get("conversations"), list):
         return _share_gpt(row, "conversations")
@@ -80,7 +90,7 @@ def _converted(row: Mapping[str, Any], columns: Mapping[str, str] | None, prompt
         return _from_parts(row, [("prompt", "user"), ("completion", "assistant")])
     if "instruction" in row and "output" in row and not row.get("context"):
         return _alpaca(row)
-    if "messages" in row or second_part(row):
+    if "messages" in row or _second_part(row):
         return ChatRow(row)
     if prompts_only:
         return _prompt(row, "prompt" if "prompt" in row else "instruction")
@@ -89,8 +99,29 @@ def _converted(row: Mapping[str, Any], columns: Mapping[str, str] | None, prompt
     return ChatRow(row)
 
 
-def second_part(row: Mapping[str, Any]) -> str:
-    """The column that may hold another part of a prompt: `context`, or `instruction` beside `prompt`; "" for none."""
+def _unread(converted: ChatRow, named: set[str]) -> str:
+    """A column that may hold another part of the prompt, and whose text is in no turn; "" for none.
+
+    Args:
+        converted: the row. Turns in one column are a whole prompt, and so is a column that the user named; an
+            `instruction` beside a `question` is another form of it.
+        named: the parts whose columns the user named.
+    """
+    row, places = converted.value, converted.pointers
+    if "messages" not in row:
+        return _second_part(row)
+    turns = row["messages"] if isinstance(row["messages"], list) else []
+    texts = [" ".join(str(turn.get("content")).split()) for turn in turns if isinstance(turn, dict)]
+    whole = not places or any(place.startswith(_TURNS) for place in places) or {"prompt", "completion"} & named
+    for column in ("system_prompt",) if whole else ("system_prompt", *_PARTS):
+        text = "" if column == "instruction" and "/question" in places else row.get(column)
+        if isinstance(text, str) and text.strip() and not any(" ".join(text.split()) in turn for turn in texts):
+            return column
+    return ""
+
+
+def _second_part(row: Mapping[str, Any]) -> str:
+    """The column for which a row without `messages` has no known form; "" for none."""
     if row.get("context") and not {"question", "prompt", "instruction"}.isdisjoint(row):
         return "context"
     return "instruction" if "prompt" in row and row.get("instruction") else ""
@@ -107,7 +138,7 @@ def _named_parts(row: dict[str, Any], prompts_only: bool) -> ChatRow:
 
 def _prompt(row: dict[str, Any], column: str) -> ChatRow:
     """A row with the column of a prompt; the others are kept."""
-    if column not in row or second_part(row):
+    if column not in row or _second_part(row):
         return ChatRow(row)
     return _alpaca(row) if column == "instruction" else _from_parts(row, [(column, "user")])
 
@@ -161,9 +192,15 @@ def _share_gpt(row: dict[str, Any], column: str) -> ChatRow:
         else:
             turns.append(turn)
     pointers = [f"/{column}/{i}" for i in range(len(turns))]
-    if row.get("system"):
-        turns, pointers = [{"role": "system", "content": row["system"]}, *turns], ["/system", *pointers]
+    system = {"role": "system", "content": row.get("system")}
+    if row.get("system") and system not in turns[:1]:
+        turns, pointers = [system, *turns], ["/system", *pointers]
     return _replaced(row, {"system", column}, turns, pointers)
+
+
+def _system(row: Mapping[str, Any]) -> bool:
+    """Whether a row has a text in a column `system`."""
+    return isinstance(row.get("system"), str) and bool(row["system"].strip())
 
 
 def _has_from(turns: list[Any]) -> bool:
