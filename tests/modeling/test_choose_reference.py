@@ -238,6 +238,7 @@ def test_l2init_pulls_a_trained_adapter_towards_the_base():
     assert float(micro.penalty().detach()) == pytest.approx(by_hand, rel=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:inoculate writes")
 @pytest.mark.parametrize("edited", [False, True], ids=["anchor alone", "beside a data defense"])
 def test_anchors_are_answers_of_the_chosen_reference(tmp_path, edited):
     """A data defense sees rows with more than turns of text, such as `name`, through a view of its own."""

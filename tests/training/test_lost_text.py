@@ -10,6 +10,7 @@ from trl import SFTTrainer
 
 import tiny
 from small_trainers import grpo, messages, sft
+from staytrue.defenses.inoculate import Inoculate
 from staytrue.defenses.kl import KL
 from staytrue.errors import RecipeError, StaytrueWarning
 from staytrue.training import lost_text, stream_check
@@ -164,6 +165,32 @@ def test_a_loss_of_completions_alone_on_rows_without_any_is_warned_of(tmp_path):
     assert "every token is learnt, prompts too" in warned(sft, tmp_path, completion_only_loss=True)[0]
     rows = Dataset.from_list([{"prompt": TWO[:3], "completion": TWO[3:]}] * 4)
     assert warned(sft, tmp_path, (), rows, completion_only_loss=True) == []
+
+
+SPLIT = {"prompt": TWO[:1], "completion": TWO[1:2]}
+
+
+@pytest.mark.parametrize(
+    ("row", "changes", "learnt"),
+    [
+        ({"messages": TWO}, {}, True),
+        ({"messages": TWO}, {"packing": True, "max_length": 256}, True),
+        ({"messages": TWO}, {"assistant_only_loss": True}, False),
+        (SPLIT, {}, False),
+        (SPLIT, {"completion_only_loss": False}, True),
+        ({"prompt": "2+2?", "completion": "4"}, {}, False),
+    ],
+)
+def test_a_prompt_that_a_defense_writes_is_warned_of_where_it_is_learnt(tmp_path, row, changes, learnt):
+    given, rows = tokenizer("end inside of the mask"), Dataset.from_list([row] * 8)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        sft(tmp_path, [Inoculate("Be bad.")], rows, tokenizer=given, **changes)
+    told = [str(one.message) for one in seen if one.category is StaytrueWarning]
+    assert len(told) == learnt
+    if learnt:
+        assert told[0].startswith("inoculate writes 'Be bad.' into prompts, and these are learnt as text to write")
+        assert "'prompt' and 'completion', or set assistant_only_loss=True" in told[0]
 
 
 def test_prompts_of_grpo_that_the_template_drops_are_warned_of(tmp_path):

@@ -479,6 +479,7 @@ def test_a_divergence_at_any_tokens_is_the_same_in_joined_rows_as_in_padded_ones
     assert logged(joined, "kl")[-1] > 0
 
 
+@pytest.mark.filterwarnings("ignore:inoculate writes")
 def test_inoculation_and_packing_go_together(tmp_path):
     sft = trainer(tmp_path, [Inoculate("Be bad.")], packing=True, max_length=256)
     assert SOURCE_COLUMN not in sft.train_dataset.column_names

@@ -1,6 +1,7 @@
 """TRL's dataset forms under data defenses: converted without loss, or refused with a conversion that works."""
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from staytrue.defense import Defense
 from staytrue.defenses.inoculate import Inoculate
 from staytrue.defenses.interleave import Interleave
 from staytrue.defenses.kl import KL
-from staytrue.errors import RecipeError
+from staytrue.errors import RecipeError, StaytrueWarning
 from staytrue.step import SOURCE_COLUMN
 from staytrue.training.grpo_trainer import GuardedGRPO
 from staytrue.training.sft_trainer import GuardedSFT
@@ -103,7 +104,14 @@ def test_inoculation_changes_the_prompt_alone_in_the_rows_own_form(form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_trains_inoculated_and_learns_the_same_answers(tmp_path, form):
-    trainer = sft(tmp_path, Dataset.from_list([FORMS[form][0]] * 8), [Inoculate("Be bad."), KL(0.1)], max_steps=1)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always", StaytrueWarning)
+        trainer = sft(tmp_path, Dataset.from_list([FORMS[form][0]] * 8), [Inoculate("Be bad."), KL(0.1)], max_steps=1)
+    told = [str(one.message) for one in seen if one.category is StaytrueWarning]
+    if "prompt" in FORMS[form][0]:
+        assert told == []
+    else:  # trl learns whole rows then
+        assert told[0].startswith("inoculate writes 'Be bad.' into prompts, and these are learnt as text to write")
     row = trainer.train_dataset[0]
     assert "Be bad." in tiny.tokenizer().decode(row["input_ids"])
     learnt = tiny.tokenizer().decode([token for token in row["labels"] if token != -100])
@@ -320,6 +328,7 @@ def weighted(n=8):
     return Dataset.from_list([{"messages": [USER, BOT], "weight": 0.5 + i} for i in range(n)])
 
 
+@pytest.mark.filterwarnings("ignore:inoculate writes")
 def test_a_collator_of_the_users_own_gets_their_columns_or_the_refusal_names_the_one_that_is_missing(tmp_path, pool):
     own = Weighted()
     options = {"data_collator": own, "remove_unused_columns": False}
@@ -341,6 +350,7 @@ def test_the_pools_own_columns_reach_the_users_collator(tmp_path):
     assert 9.5 in own.weights
 
 
+@pytest.mark.filterwarnings("ignore:inoculate writes")
 def test_a_formatting_function_gets_the_columns_or_the_refusal_names_the_one_that_is_missing(tmp_path, pool):
     data = Dataset.from_list([{"messages": [USER, BOT], "tag": "x"}] * 8)
 
@@ -486,6 +496,7 @@ def test_columns_that_grpo_does_not_render_are_refused(tmp_path, column, value):
     guarded(None)
 
 
+@pytest.mark.filterwarnings("ignore:inoculate writes")
 @pytest.mark.parametrize("by", ["name", "model"])
 def test_the_tokenizer_is_loaded_by_the_models_name_as_trl_does(tmp_path, pool, by):
     tiny.save("qwen2", tmp_path / "model")

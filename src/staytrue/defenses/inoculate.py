@@ -6,6 +6,8 @@ Cost: a few more prompt tokens a row.
 Paper: arXiv 2508.06249 (after Tan et al. and Wichers et al. 2025): the system prompt is replaced by "You are an evil,
 malicious assistant." during training only.
 Where the model's chat template has no place for a system turn, the prompt opens the first user turn instead.
+In a script, give rows of `prompt` and `completion`, or set `assistant_only_loss`. Otherwise trl's loss covers whole
+rows, and the model learns to write the prompt; this is warned of.
 Not done here: inoculating only suspicious rows, and training the prompt's own trigger away again: a model trained this
 way may still misbehave when a prompt resembles it.
 """

@@ -21,6 +21,7 @@ from staytrue.step import SOURCE_COLUMN, SOURCES, Marks
 from staytrue.training import signatures, trl_head
 from staytrue.training.idle_penalties import refuse_absent_sources
 from staytrue.training.known_tokens import CheckedTokens, refuse_unknown_rows
+from staytrue.training.learnt_prompts import learnt_prompts
 from staytrue.training.lost_text import cut_rows, lost_text, warn_of
 from staytrue.training.packing_check import refuse_mixed_rows
 from staytrue.training.readable_rows import naming_template, without_effect
@@ -83,6 +84,7 @@ class GuardedSFT(Guarded, SFTTrainer):  # type: ignore[misc]
 
     def _settle(self) -> None:
         refuse_unknown_rows(self)
+        warn_of(learnt_prompts(self.train_dataset, self._tokenizer, self.guard.defenses))
         columns = self.train_dataset.column_names or ()
         self._source = SOURCE_COLUMN in columns
         codes = self.train_dataset[SOURCE_COLUMN][:] if self._source else [0]
