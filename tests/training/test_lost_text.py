@@ -1,6 +1,7 @@
 """Warnings of text that a script's rows lose on the way into tokens: cut rows, dropped text, ends not learnt."""
 
 import copy
+import json
 import re
 import warnings
 
@@ -165,6 +166,60 @@ def test_a_loss_of_completions_alone_on_rows_without_any_is_warned_of(tmp_path):
     assert "every token is learnt, prompts too" in warned(sft, tmp_path, completion_only_loss=True)[0]
     rows = Dataset.from_list([{"prompt": TWO[:3], "completion": TWO[3:]}] * 4)
     assert warned(sft, tmp_path, (), rows, completion_only_loss=True) == []
+
+
+TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
+SYSTEM = {"role": "system", "content": "Be kind."}
+LAST = CHATML.replace("in messages", "in messages[-3:]")
+SPEECHLESS = CHATML.replace("m.content", "(m.content if loop.last else m.content.split('</think>')[-1])")
+
+
+@pytest.mark.parametrize(
+    ("template", "row", "sentences"),
+    [
+        (CHATML, {"messages": TWO, "tools": TOOLS}, ["does not render the tools of N of N rows"]),
+        (CHATML, {"prompt": TWO[:3], "completion": TWO[3:], "tools": json.dumps(TOOLS)}, ["does not render the tools"]),
+        (
+            TEMPLATES["drops the system turn"],
+            {"messages": [SYSTEM, *TWO], "tools": TOOLS},
+            ["does not render the tools", "leaves out a system, user or tool turn"],
+        ),
+        (LAST, {"messages": [*TWO, *TWO]}, ["part of an earlier answer", "another text than", "leaves out a system"]),
+        (SPEECHLESS, {"messages": [user("q"), answer("<think>hm</think>"), *TWO]}, ["part of an earlier answer"]),
+        (CHATML, {"messages": [user("q"), answer(""), *TWO]}, ["An answer is empty in N of N rows"]),
+        (CHATML, {"messages": [user("q"), answer(" ")]}, ["An answer is empty in N of N rows"]),
+        (CHATML, {"prompt": [user("q")], "completion": [answer("")]}, ["An answer is empty in N of N rows"]),
+        (CHATML, {"prompt": "q", "completion": ""}, ["An answer is empty in N of N rows"]),
+        (CHATML, {"prompt": [user("q"), answer(""), user("q")], "completion": [answer("a")]}, []),
+        (CHATML, {"prompt": TWO[:1], "completion": TWO[1:]}, ["completion of N of N rows holds a user or system turn"]),
+    ],
+)
+def test_each_thing_that_a_row_loses_is_warned_of_by_itself(tmp_path, template, row, sentences):
+    given = copy.deepcopy(tiny.tokenizer())
+    given.chat_template = template
+    for number in (8, 120):  # further rows are compared where they do not look whole
+        seen = warned(sft, tmp_path, [KL(1.0)], Dataset.from_list([row] * number), tokenizer=given)
+        told = [one.replace(str(number), "N").replace("100 of the first 100", "N of N") for one in seen]
+        assert len(told) == len(sentences)
+        for sentence in sentences:
+            assert any(sentence in one for one in told), sentence
+
+
+def test_a_question_in_a_completion_is_no_loss_where_answers_alone_are_learnt(tmp_path):
+    given, row = tokenizer("end inside of the mask"), {"prompt": TWO[:1], "completion": TWO[1:]}
+    assert warned(sft, tmp_path, [], Dataset.from_list([row] * 4), tokenizer=given, assistant_only_loss=True) == []
+
+
+@pytest.mark.parametrize("form", ["messages", "prompt and completion"])
+def test_a_content_in_parts_that_a_template_writes_as_a_list_is_refused(tmp_path, form):
+    turns = [dict(turn, content=[{"type": "text", "text": turn["content"]}]) for turn in TWO]
+    row = {"messages": turns} if form == "messages" else {"prompt": turns[:3], "completion": turns[3:]}
+    given = copy.deepcopy(tiny.tokenizer())
+    given.chat_template = CHATML.replace("m.content", "m.content | string")
+    with pytest.raises(RecipeError, match=r"the content in parts of row 1 of the dataset as it stands, .*as one text"):
+        sft(tmp_path, [], Dataset.from_list([row] * 4), tokenizer=given)
+    given.chat_template = CHATML.replace("m.content", "(m.content if m.content is string else m.content[0].text)")
+    assert warned(sft, tmp_path, [], Dataset.from_list([row] * 4), tokenizer=given) == []
 
 
 SPLIT = {"prompt": TWO[:1], "completion": TWO[1:2]}

@@ -64,6 +64,8 @@ def render_row(tokenizer: Any, example: Example, where: str) -> RenderedRow:
         same_prompts = same_prompts and opened is not None and answer_prompt == prompt
         spans.append((len(text) + (opened or 0), len(text) + len(answer)))
         text += answer
+    if leaves_out_tools(row):
+        raise DataError(f"The model's chat template does not render the tools of {where}. Use a model with tools.")
     return RenderedRow(text + row.text[position:], tuple(spans), restored, not same_prompts, leaves_out_a_turn(row))
 
 
@@ -73,17 +75,19 @@ def _opened_by_prompt(prompt: str, header: str, answer: str) -> int | None:
     return len(added) if prompt.startswith(header) and answer.startswith(added) else None
 
 
-def leaves_out_a_turn(row: Rendering) -> bool:
-    """Whether a system, user or tool turn is not in the text.
-
-    Raises:
-        DataError: the row's tools are not in the text.
-    """
+def leaves_out_tools(row: Rendering) -> bool:
+    """Whether the row's tools are not in the text."""
     if row.content_spans:
         return False
     replaced, text = row.placeholders
-    if replaced.missing(text, -1):
-        raise DataError(f"The model's chat template does not render the tools of {row.where}. Use a model with tools.")
+    return bool(replaced.missing(text, -1))
+
+
+def leaves_out_a_turn(row: Rendering) -> bool:
+    """Whether a system, user or tool turn is not in the text."""
+    if row.content_spans:
+        return False
+    replaced, text = row.placeholders
     turns = [turn for turn, message in enumerate(row.messages) if message.role != "assistant"]
     return any(replaced.missing(text, turn) or not _shows(row, turn) for turn in turns)
 

@@ -7,42 +7,34 @@ takes about as long as trl's tokenization. Of every other row the text of each t
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
 from pyarrow import compute
 
-from staytrue.data.answer_positions import Rendering
-from staytrue.data.chat_template import render
-from staytrue.data.end_of_turn import end_of_turn, end_places
-from staytrue.data.examples import Message
-from staytrue.data.rendered_row import RenderedRow, leaves_out_a_turn
-from staytrue.data.row_checks import REASONING
-from staytrue.data.token_offsets import Tokens
-from staytrue.data.whole_answers import missing_keys, squeezed
 from staytrue.errors import RecipeError, StaytrueError, StaytrueWarning
+from staytrue.training.row_losses import completion_is_empty, looks_whole, losses, turns_of
 
 _CLOSELY = 100  # the first rows, which are rendered several times each
 _MOST = 1000  # rows in all that are, of those that seem to lose text
-_ENDING = 8  # tokens at the end of a row, of which one ends the last answer
-_ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
-
-_READ = (*REASONING, "tool_calls", "tool_call_id", "name")  # keys of a turn that templates read; others are a user's
 
 NOTES = {
     "answers": "The chat template leaves out a part of an earlier answer, such as its reasoning, in {n} of {rows}; that"
     " part is not learnt",
     "prompt": "In {n} of {rows} the last answer follows another text than the chat template's generation prompt, which "
     "may open a block for reasoning; so the model is used in another context than it is trained in",
+    "tools": "The chat template does not render the tools of {n} of {rows}, so the model does not read them",
     "unseen": "The chat template leaves out a system, user or tool turn of {n} of {rows}",
     "endless": "No token that ends generation is learnt after the last answer of {n} of {rows}, so the model does not "
     "learn to stop there",
     "unanswered": "The last turn of {n} of {rows} is no answer, so what is learnt there is another role's text",
+    "empty": "An answer is empty in {n} of {rows}, so the model learns to say nothing there",
+    "asked": "The completion of {n} of {rows} holds a user or system turn, which is learnt too; put what stands before "
+    "the last answer into the prompt, or set assistant_only_loss=True",
     "roles": "Turns have roles that prompts at inference do not have, such as 'gpt', in {n} of {rows}; name them user "
     "and assistant",
 }
@@ -126,24 +118,30 @@ class RowCheck:
         if self.without_turns:
             return set()
         self.number += 1
-        turns = _turns(row)
+        turns = turns_of(row)
         if turns is None:
-            self.without_turns = self.number == 1
-            return set()
+            return self._add_text(row)
         first = self.number <= _CLOSELY
-        if not first and _looks_whole(row, turns, self._tokenizer):
+        if not first and looks_whole(row, turns, self._tokenizer):
             return set()
         if self._closely >= _MOST:
             self._passed_over += 1
             return set()
         self._closely += 1
         try:
-            lost = set(_losses(row, turns, self._tokenizer, f"row {self.number} of the dataset"))
+            lost = set(losses(row, turns, self._tokenizer, f"row {self.number} of the dataset"))
         except RecipeError:
             raise
         except StaytrueError:  # trl renders the row once, and here it is rendered in several ways
             return set()
         lost -= set() if first else {"prompt"}  # which is looked at in the first rows alone
+        self._counts.update(lost)
+        return lost
+
+    def _add_text(self, row: Mapping[str, Any]) -> set[str]:
+        """As `add`, for a row of text; of the whole of it, or of a prompt and a completion."""
+        self.without_turns = self.number == 1 and not isinstance(row.get("completion"), str)
+        lost = {"empty"} if completion_is_empty(row, self._tokenizer) else set()
         self._counts.update(lost)
         return lost
 
@@ -177,101 +175,3 @@ def warn_of(notes: Sequence[str]) -> None:
     if PartialState().is_main_process:
         for note in notes:
             warnings.warn(note, StaytrueWarning, stacklevel=3)
-
-
-def _turns(row: Mapping[str, Any]) -> list[Message] | None:
-    """The turns of a row; None if it has none, or settings of its own for the template."""
-    columns = ("messages",) if "messages" in row else ("prompt", "completion")
-    turns = [turn for column in columns for turn in row.get(column) or ()]
-    if (
-        not turns
-        or any(not isinstance(turn, Mapping) or "role" not in turn for turn in turns)
-        or row.get("chat_template_kwargs")
-    ):
-        return None
-    return [
-        Message.from_dict(
-            {key: turn[key] for key in _READ if turn.get(key)}
-            | {"role": turn["role"], "content": _text_of(turn.get("content"))}
-        )
-        for turn in turns
-    ]
-
-
-def _text_of(content: Any) -> Any:
-    if not isinstance(content, list):
-        return content
-    return "".join(part.get("text") or "" for part in content if isinstance(part, Mapping))
-
-
-def _losses(row: Mapping[str, Any], messages: list[Message], tokenizer: Any, where: str) -> Iterator[str]:
-    """The parts that a row loses: keys of `NOTES`."""
-    tools = row.get("tools")
-    whole = Rendering(tokenizer, messages, json.loads(tools) if isinstance(tools, str) else tools, where)
-    if any(message.role not in _ROLES for message in messages):
-        yield "roles"
-        return
-    if leaves_out_a_turn(whole):
-        yield "unseen"
-    if row.get("input_ids") and messages[-1].role != "assistant":
-        yield "unanswered"
-    for turn, message in enumerate(messages):
-        if message.role != "assistant":
-            continue
-        start, end, prompt = whole.span(turn)
-        missing = missing_keys(whole, turn, whole.text[start:end], prompt)
-        if turn < len(messages) - 1:
-            yield from ["answers"] if missing else []
-            continue
-        if missing:
-            raise RecipeError(
-                f"The chat template leaves out a part of the last answer of {where} ({' and '.join(missing)}), such as "
-                "its reasoning, so it would not be learnt. Take that part out of the rows, use a chat template that "
-                "renders it, or train with a recipe, which learns answers whole."
-            )
-        if not whole.text.startswith(prompt):
-            yield "prompt"
-        if _is_endless(row, RenderedRow(whole.text, ((start, end),)), tokenizer):
-            yield "endless"
-
-
-def _looks_whole(row: Mapping[str, Any], messages: list[Message], tokenizer: Any) -> bool:
-    """Whether the text of each turn is in the row's own, in order, and a token to learn ends the last answer.
-
-    This is quick, and right for most rows: those that do not look whole are compared closely.
-    """
-    if any(message.role not in _ROLES or "tool_calls" in message.more for message in messages):
-        return False
-    tools = row.get("tools")
-    try:
-        text = squeezed(render(tokenizer, messages, "", json.loads(tools) if isinstance(tools, str) else tools))
-    except StaytrueError:
-        return True  # as above
-    place = 0
-    for message in messages:
-        more = json.loads(message.more) if message.more else {}
-        if any(squeezed(part) not in text for part in more.values() if isinstance(part, str)):
-            return False
-        part = "" if message.role == "tool" else squeezed(message.content)
-        if (place := text.find(part, place)) < 0:
-            return False
-        place += len(part)
-    ids, labels = (row.get(column) for column in ("input_ids", "labels"))
-    if not ids or not labels:
-        return True
-    if messages[-1].role != "assistant":
-        return False
-    ends = {*end_of_turn(tokenizer), tokenizer.eos_token_id}
-    ending = zip(ids[-_ENDING:], labels[-_ENDING:], strict=True)
-    return any(token in ends and label != -100 for token, label in ending)
-
-
-def _is_endless(row: Mapping[str, Any], rendered: RenderedRow, tokenizer: Any) -> bool:
-    """Whether the last answer ends without a token to learn that ends generation; False of a row that was cut."""
-    tokens, ids = Tokens.of(tokenizer, rendered.text), row.get("input_ids")
-    if ids is not None and len(ids) < len(tokens.ids):
-        return False
-    place = end_places(tokenizer, rendered, tokens, final=True)[-1]
-    if place is None or tokens.ids[place] not in {*end_of_turn(tokenizer), tokenizer.eos_token_id}:
-        return True
-    return bool(ids is not None and ids == tokens.ids and row["labels"][place] == -100)
