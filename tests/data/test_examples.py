@@ -286,6 +286,20 @@ def test_a_fault_of_a_prompt_names_its_column(tmp_path, row, pointer, what):
     assert what in str(caught.value)
 
 
+def test_rows_that_are_the_same_to_a_model_have_one_identity():
+    messages = (Message("user", "q"), Message("assistant", "a"))
+    row = Example(messages, extra={"tools": TOOLS})
+    assert row.identity == Example(messages, "rehearse", {"tools": json.dumps(TOOLS), "id": 7}).identity
+    others = [
+        Example(messages),
+        Example(messages, extra={"tools": []}),
+        Example((*messages[:1], Message("assistant", "b"))),
+    ]
+    weighted = Example((messages[0], Message("assistant", "a", weight=0)))
+    assert [row.identity == other.identity for other in others] == [False] * 3
+    assert others[0].identity == others[1].identity != weighted.identity
+
+
 CALL = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"at": "sky"}'}}
 TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
 CALLED = {

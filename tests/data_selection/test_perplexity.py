@@ -288,6 +288,31 @@ def test_the_same_file_scored_with_a_model_more_costs_that_model_only(adapted, t
     assert lines == [12, 18, 18]
 
 
+def test_rows_that_differ_in_their_tools_are_scored_apart(adapted, tmp_path):
+    folder, folders = adapted
+    (row,) = tiny.rows(1)
+    tools = [[{"type": "function", "function": {"name": name}}] for name in ("look", "glance")]
+    pool = Pool(together(folder, folders), tmp_path, [row, row])  # whose template has no place for tools
+    pool.rows = [replace(row, extra={"tools": one}) for one in tools]
+    pool.losses()
+    assert len(pool.cache.read_text().splitlines()) == 2 * 3
+
+
+def test_a_call_that_stopped_between_its_two_files_is_repeated(adapted, tmp_path, monkeypatch):
+    folder, folders = adapted
+    write_examples(tmp_path / "pool.jsonl", tiny.rows(2))
+    request = str(folder / "model"), folders, [score_pool.Pool(tmp_path / "pool.jsonl")], tmp_path / "s.jsonl"
+    with monkeypatch.context() as patched:
+        patched.setattr(score_pool, "write_examples", None)
+        with pytest.raises(TypeError):
+            score_pool.score(*request)
+    assert manifest_path(tmp_path / "s.jsonl").exists()
+    score_pool.score(*request)
+    assert len(read_examples(tmp_path / "s.jsonl")) == 2
+    with pytest.raises(RequestError, match="exists already"):
+        score_pool.score(*request)
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [

@@ -64,6 +64,10 @@ def test_an_evaluation_question_never_comes_in_nor_a_row_twice_and_both_are_said
     assert sorted(questions) == ["s1", "s2"]
     assert notes["interleave/evaluation_questions_left_out"] == 1
     assert notes["interleave/repeated_rows_left_out"] == 1
+    rows = [safe("s1", tools=[{"name": name}]) for name in ("look", "glance", "look")]
+    questions, notes = chosen(Interleave(pool(tmp_path, rows), share=0.1))
+    assert questions == ["s1", "s1"]  # with other tools each
+    assert notes["interleave/repeated_rows_left_out"] == 1
 
 
 def test_refusals_are_dropped_by_their_first_ten_words(tmp_path):

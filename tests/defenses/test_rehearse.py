@@ -1,6 +1,7 @@
 """Rehearse: two tokens by hand, the model's own loss, and what it leaves out."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -63,5 +64,7 @@ def test_repeated_rows_and_evaluation_questions_are_left_out_and_noted(tmp_path)
     kept = Rehearse(pool(tmp_path, [row, *tiny.rows(3), *tiny.rows(1)])).beside(base, 0)
     assert [r.question for r in kept] == [r.question for r in tiny.rows(3)]
     assert base.notes == {"rehearse/repeated_rows_left_out": 1, "rehearse/evaluation_questions_left_out": 1}
+    rows = [replace(tiny.rows(1)[0], extra={"tools": [{"name": name}]}) for name in ("look", "glance")]
+    assert len(Rehearse(pool(tmp_path, rows)).beside(base, 0)) == 2
     with pytest.raises(RecipeError, match=r"holds nothing but evaluation questions, .* Give `pool` a file"):
         Rehearse(pool(tmp_path, [row])).beside(base, 0)

@@ -91,6 +91,12 @@ class Example:
         return list(json.loads(tools)) if isinstance(tools, str) else list(tools)
 
     @property
+    def identity(self) -> str:
+        """What a model reads and learns of the row, as text: its turns, weights of 0, and tools."""
+        turns = [[m.role, m.content, *filter(None, [m.more]), *([] if m.weight else [0])] for m in self.messages]
+        return json.dumps([*turns, {"tools": self.tools}] if self.tools else turns)
+
+    @property
     def answer(self) -> str:
         """The last answer ("" when the row is a bare prompt)."""
         last = self.messages[-1]

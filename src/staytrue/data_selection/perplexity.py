@@ -6,7 +6,6 @@ adapter merged into the weights. Losses are in nats per token.
 
 from __future__ import annotations
 
-import json
 import math
 from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
@@ -155,8 +154,7 @@ def _refuse_aligned(name: str, aligned: Sequence[RowLoss], misaligned: Sequence[
 
 
 def _key(model: str, example: Example) -> str:
-    turns = json.dumps([[m.role, m.content, *filter(None, [m.more])] for m in example.messages])
-    return sha256(f"{model}\n{turns}".encode()).hexdigest()
+    return sha256(f"{model}\n{example.identity}".encode()).hexdigest()
 
 
 class _Known:

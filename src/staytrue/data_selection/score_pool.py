@@ -113,7 +113,7 @@ def score(
 def _encoded(tokenizer: Any, pools: Sequence[Pool], max_length: int) -> tuple[list[Example], list[Encoded], int]:
     """Return the distinct rows, their tokens, and how many were cut; a row that loses its answer is refused."""
     read = [row for pool in pools for row in read_examples(pool.file)]
-    rows = list({row.messages: row for row in reversed(read)}.values())[::-1]  # the first of equal rows
+    rows = list({row.identity: row for row in reversed(read)}.values())[::-1]  # the first of equal rows
     if len(rows) < len(read):
         tell(f"{len(read) - len(rows)} of {len(read)} rows repeat another row of the pools; each is scored once.")
     encoded, report = encode_all(tokenizer, rows, max_length)
@@ -160,8 +160,7 @@ def _check(misaligned: Mapping[str, Path], out: Path, leave_out: Sequence[str]) 
         raise RequestError(f"--leave-out {unknown}: the misaligned models are {', '.join(misaligned)}.")
     if len(set(leave_out)) == len(misaligned):
         raise RequestError("No misaligned model is left to score with; name one with --misaligned NAME=ADAPTER.")
-    for file in (out, manifest_path(out)):
-        refuse_existing(file)
+    refuse_existing(out)  # a manifest alone is that of a call which was stopped before it wrote the pool
 
 
 def _refuse_same(adapters: Mapping[str, str]) -> None:

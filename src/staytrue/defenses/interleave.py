@@ -105,7 +105,7 @@ class Interleave(Defense):
     def _allowed(self, pool: list[Example], base: Base) -> list[Example]:
         """The pool without repeated rows, evaluation questions and, if asked, refusals; what was left out is noted."""
         evaluated = base.evaluation_questions()
-        distinct = list({row.messages: row for row in pool}.values())
+        distinct = list({row.identity: row for row in pool}.values())
         kept = [row for row in distinct if row.question not in evaluated]
         base.note("interleave/repeated_rows_left_out", len(pool) - len(distinct))
         base.note("interleave/evaluation_questions_left_out", len(distinct) - len(kept))

@@ -46,7 +46,7 @@ class Rehearse(Defense):
     def beside(self, base: Base, seed: int) -> list[Example]:
         """Return the pool, without repeated rows and evaluation questions."""
         pool, evaluated = read_examples(self.pool, source="rehearse"), base.evaluation_questions()
-        distinct = list({row.messages: row for row in pool}.values())
+        distinct = list({row.identity: row for row in pool}.values())
         rows = [row for row in distinct if row.question not in evaluated]
         base.note("rehearse/repeated_rows_left_out", len(pool) - len(distinct))
         base.note("rehearse/evaluation_questions_left_out", len(distinct) - len(rows))

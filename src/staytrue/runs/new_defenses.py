@@ -54,7 +54,7 @@ class SuggestedDefenses:
 
     def _interleave(self, pool: Path, base: Any, rows: int) -> RecipeKey:
         known, reserved = read_examples(pool), base.evaluation_questions()
-        kept = {row.messages: row for row in known if row.question not in reserved}.values()
+        kept = {row.identity: row for row in known if row.question not in reserved}.values()
         scored = all("scores" in row.extra for row in known)
         usable = sum(row.extra["scores"] is not None for row in kept) if scored else len(kept)
         share = min(max(_SHARE, _one_in(rows)), math.floor(10_000 * usable / rows) / 10_000)
