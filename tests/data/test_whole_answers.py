@@ -53,6 +53,16 @@ def test_reasoning_of_earlier_turns_is_learnt_as_the_template_renders_the_last_o
     assert report.restored == 1
 
 
+def test_an_answer_that_quotes_the_end_of_reasoning_is_learnt_as_the_row_has_it():
+    tokenizer, quoting = family("qwen3"), "Use the </think> tag to close."
+    for answers in ([quoting], [quoting, THOUGHT], [f"Odd.\n{quoting}", quoting]):
+        (encoded,), report = encode_all(tokenizer, [conversation(*answers)], None)
+        assert scored(tokenizer, encoded) == [answer + "<|im_end|>" for answer in answers]
+        assert report.restored == len([answer for answer in answers if quoting in answer])
+    html = "A list ends with </ul> and\n</ol>."
+    assert encode_all(family("r1"), [conversation(html)], None)[1].restored == 0
+
+
 def test_reasoning_content_is_learnt_where_the_template_renders_it_and_refused_elsewhere():
     reasoning = json.dumps({"reasoning_content": "Seven times thirteen."})
     row = Example((Message("user", "Why?"), Message("assistant", "No.", more=reasoning)))

@@ -9,6 +9,7 @@ from staytrue.data.answer_positions import Rendering, Span
 from staytrue.data.examples import Message
 from staytrue.errors import DataError
 
+_CLOSING = re.compile(r"</[^<>/\s]+>|\[/[A-Z]+\]")
 _OPENING = re.compile(r"(<[^<>/]+>|\[[A-Z]+\])\s*$")  # such as <think>, at the end of a generation prompt
 
 
@@ -104,5 +105,16 @@ def _missing_texts(answer: str, message: Message, prompt: str) -> list[str]:
         content = content.removeprefix(opening[1])
         if not rendered.startswith((squeezed(content), squeezed(opening[1] + content))):
             return ["content"]  # an empty block for reasoning stands before the answer's own
+    if _closes_nothing(content, opening[1] if opening else "") and content not in answer:
+        return ["content"]  # the template takes what stands before the tag for reasoning
     parts = {"content": content} | {key: value for key, value in more.items() if isinstance(value, str)}
     return [key for key, part in parts.items() if squeezed(part) not in rendered]
+
+
+def _closes_nothing(content: str, opened: str) -> bool:
+    """Whether a text has a closing tag, such as a </think> that it quotes, without the opening one before it."""
+    for tag in _CLOSING.finditer(content):
+        opening = tag[0].replace("/", "", 1)
+        if opening != opened and opening not in content[: tag.start()]:
+            return True
+    return False
