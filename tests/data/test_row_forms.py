@@ -323,6 +323,23 @@ def test_json_that_is_no_list_of_rows_is_one_sentence(content, sentence, tmp_pat
     assert len(str(caught.value).splitlines()) <= 2
 
 
+@pytest.mark.parametrize("blank", ["\n", "\n  \r\n" * 30_000])
+def test_a_json_list_may_begin_with_blank_lines(blank, tmp_path):
+    (tmp_path / "rows.json").write_text(blank + json.dumps([ROW], indent=2))
+    assert [row.messages for row in read_examples(tmp_path / "rows.json")] == [TURNS]
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("blank", ["", "\n\n"])
+def test_a_json_list_under_the_name_of_json_lines_is_one_sentence(indent, blank, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(blank + json.dumps([ROW], indent=indent))
+    with pytest.raises(
+        DataError, match=r"rows\.jsonl is a JSON list, not JSON lines\..* name it rows\.json\.$"
+    ) as caught:
+        read_examples(tmp_path / "rows.jsonl")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("row", "outcome"),
     [

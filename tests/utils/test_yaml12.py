@@ -31,6 +31,17 @@ def test_what_is_no_yaml_is_said_with_its_place_in_the_file(text):
     assert "unicode string" not in str(refused.value)
 
 
+@pytest.mark.parametrize("merged", ["{r: 4}", "*a", "[*a, {r: 4}]"])
+def test_a_merge_key_is_refused_in_a_sentence(merged):
+    with pytest.raises(
+        RecipeError, match=r"^f: line 3 has the merge key <<, which YAML 1\.2 does not have; write its keys"
+    ):
+        from_yaml(f"x: &a {{r: 2}}\nlora:\n  <<: {merged}\n  alpha: 8\n", "f")
+    for text in ("<<", "="):
+        assert from_yaml(to_yaml({text: text}), "f") == {text: text}
+    assert from_yaml("x: =", "f") == {"x": "="}
+
+
 @pytest.mark.parametrize("value", [1e-4, 1e-5, 2.5e30, -0.5, float("inf"), 10, True, None, ["a", 1], "plain words"])
 def test_other_values_are_written_as_before(value):
     written = to_yaml({"key": value})

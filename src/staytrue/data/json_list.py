@@ -22,7 +22,7 @@ def json_list(path: Path) -> Iterator[dict[str, Any]]:
         ValueError: it is no JSON, or an entry is no object; the message names the entry.
     """
     with path.open(encoding="utf-8", newline="") as file:
-        text = file.read(_PIECE).lstrip(_BLANK)
+        text = _more(file, "")
         if not text.startswith("["):
             raise _no_list(path, text + file.read(LONGEST_LINE))
         number, text = 1, text[1:]

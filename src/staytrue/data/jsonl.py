@@ -7,6 +7,7 @@ repeated keys, NaN and infinities.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ def objects(path: Path, faults: Faults) -> Iterator[tuple[int, dict[str, Any]]]:
         with path.open("rb") as file:
             _refuse_other_kinds(path, file.read(4))
             file.seek(0)
-            number = 0
+            number, begun = 0, False
             while not faults.full and (raw := file.readline(LONGEST_LINE + 1)):
                 number += 1
                 if len(raw) > LONGEST_LINE:
@@ -90,6 +91,9 @@ def objects(path: Path, faults: Faults) -> Iterator[tuple[int, dict[str, Any]]]:
                     while raw and not raw.endswith(b"\n"):
                         raw = file.readline(LONGEST_LINE)
                     continue
+                if not begun and raw.strip():
+                    begun = True
+                    _refuse_list(path, raw)
                 value = _value(raw, number, faults)
                 if value is not None:
                     yield number, value
@@ -163,6 +167,13 @@ def _refuse_other_kinds(path: Path, start: bytes) -> None:
         raise DataError(f"{path} is {kind}, not JSON lines in UTF-8. Unpack or convert it first.")
     if start.startswith(b"\xef\xbb\xbf"):
         raise DataError(f"{path} begins with a byte-order mark. Save it as plain UTF-8.")
+
+
+def _refuse_list(path: Path, line: bytes) -> None:
+    """Refuse a file whose first line begins a list of objects."""
+    if re.match(rb"\s*\[\s*(\{|$)", line):
+        named = "" if path.suffix.lower() == ".json" else f", or, if these are chat rows, name it {path.stem}.json"
+        raise DataError(f"{path} is a JSON list, not JSON lines. Write one object a line{named}.")
 
 
 def _value(raw: bytes, number: int, faults: Faults) -> dict[str, Any] | None:

@@ -36,7 +36,8 @@ def is_table(data: Path) -> bool:
     """Whether `data` is read here; anything else is JSON lines."""
     if data.suffix.lower() == ".json" and data.is_file():
         with data.open("rb") as file:
-            start = file.readline(LONGEST_LINE).strip()
+            lines = iter(lambda: file.readline(LONGEST_LINE), b"")
+            start = next((line.strip() for line in lines if line.strip()), b"")
         return start[:1] == b"[" or (start[:1] == b"{" and start[-1:] != b"}")  # one value in several lines
     return data.is_dir() or is_hub_name(data) or (data.suffix.lower() in _SUFFIXES and data.is_file())
 

@@ -1,4 +1,4 @@
-"""Reads plain data from YAML 1.2: `1e-4` is a number, `010` is ten, keys may not repeat. It creates no objects."""
+"""Reads plain data from YAML 1.2: `1e-4` is a number, `010` is ten, no key repeats or merges. It creates no objects."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def from_yaml(text: str, where: str) -> Any:
     """
     try:
         return yaml.load(text, Loader=Yaml12)
-    except _TwiceError as error:
+    except _RefusedKeyError as error:
         raise RecipeError(f"{where}: {error}") from None
     except (yaml.YAMLError, ValueError) as error:
         raise RecipeError(f"{where} is not YAML: {in_words(error)}. Correct it, or quote the text.") from None
@@ -57,25 +57,34 @@ def to_yaml(plain: Any, **options: Any) -> str:
     return text
 
 
-class _TwiceError(ValueError):
-    """A mapping has a key twice."""
+class _RefusedKeyError(ValueError):
+    """A mapping has a key twice, or the merge key of YAML 1.1."""
 
 
 class Yaml12(yaml.SafeLoader):
     """PyYAML's safe loader with YAML 1.2 numbers and booleans, and no repeated keys."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012  (the name and shape are PyYAML's)
-        first: [(tag, pattern) for tag, pattern in rules if not tag.endswith((":float", ":bool", ":int", ":timestamp"))]
+        first: [
+            (tag, pattern)
+            for tag, pattern in rules
+            if not tag.endswith((":float", ":bool", ":int", ":timestamp", ":value"))
+        ]
         for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """Construct a mapping, and refuse a key that occurs twice."""
+        """Construct a mapping, and refuse a key that occurs twice, and the merge key."""
+        if merges := [key for key, _ in node.value if key.tag == "tag:yaml.org,2002:merge"]:
+            line = merges[0].start_mark.line + 1
+            raise _RefusedKeyError(
+                f"line {line} has the merge key <<, which YAML 1.2 does not have; write its keys out."
+            )
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for i, key in enumerate(keys):
             if key in keys[:i]:
                 first, second = (node.value[j][0].start_mark.line + 1 for j in (keys.index(key), i))
-                raise _TwiceError(f"the key {key!r} occurs twice, on lines {first} and {second}; take one out.")
+                raise _RefusedKeyError(f"the key {key!r} occurs twice, on lines {first} and {second}; take one out.")
         return super().construct_mapping(node, deep)
 
 
