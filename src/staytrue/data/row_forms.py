@@ -1,7 +1,7 @@
 """Converts rows of other fine-tuning formats into chat rows: prompt and completion, Alpaca, ShareGPT, named columns.
 
 Where a prompt is enough, its column alone is: `question`, `prompt`, or Alpaca's `instruction`. A row that may hold a
-second part of the prompt in another column is returned as it is.
+second part of the prompt in another column is returned as it is, or with that column's name in `unread`.
 
 A conversion loses nothing: columns that it does not read stay beside `messages`, and a row of no known form is returned
 as it is, so that the reader refuses it.
