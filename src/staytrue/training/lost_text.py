@@ -100,7 +100,7 @@ class RowCheck:
 
     Attributes:
         number: of rows so far.
-        without_turns: whether the first row has no turns, so that there is nothing to compare.
+        without_turns: whether the first row has neither turns nor a completion, so that there is nothing to compare.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -128,12 +128,14 @@ class RowCheck:
             self._passed_over += 1
             return set()
         self._closely += 1
+        lost: set[str] = set()
         try:
-            lost = set(losses(row, turns, self._tokenizer, f"row {self.number} of the dataset"))
+            for key in losses(row, turns, self._tokenizer, f"row {self.number} of the dataset"):
+                lost.add(key)
         except RecipeError:
             raise
         except StaytrueError:  # trl renders the row once, and here it is rendered in several ways
-            return set()
+            pass  # what was found before that counts
         lost -= set() if first else {"prompt"}  # which is looked at in the first rows alone
         self._counts.update(lost)
         return lost

@@ -94,7 +94,7 @@ def looks_whole(row: Mapping[str, Any], messages: list[Message], tokenizer: Any)
     try:
         text = squeezed(render(tokenizer, messages, "", tools))
     except StaytrueError:
-        return True  # as above
+        return True  # a close comparison would fail as well
     if any(_name(tool) not in text for tool in tools or ()):
         return False
     place = 0
