@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 
 import pytest
 import torch
@@ -25,6 +26,9 @@ from staytrue.report import terminal
 from staytrue.runs import dataset, evaluate, machine, probe_selection, train
 from staytrue.runs.eval_request import EvalRequest
 from staytrue.runs.recipe_checks import prepare
+from staytrue.training.callbacks import RunLog
+from staytrue.utils.files import read_rows
+from staytrue.verify.run_folder import findings
 
 TRAIN = {"max_steps": 3, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "learning_rate": 1e-2}
 
@@ -59,6 +63,7 @@ def test_a_run_tells_what_was_projected_and_its_manifest_has_the_numbers(tmp_pat
     numbers = {name: run.manifest["projected"][f"safelora/{name}"] for name in ("projected", "of", "unchanged")}
     assert numbers == {"projected": 5, "of": 14, "unchanged": 0}  # 7 matrices in each of 2 blocks
     assert said[-1] == "safelora projected 5 of 14 matrices that alignment changed."
+    assert f"\n\n{said[-1]}\n" in (run.adapter / "README.md").read_text()
 
 
 def metrics(folder):
@@ -361,8 +366,46 @@ def test_steps_that_are_not_logged_are_shown_and_a_validation_too(tmp_path):
     shown = Shown()
     settings = {**TRAIN, "logging_steps": 2, "eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 6}
     train.train(make(tmp_path, train=settings, defenses=[]), tmp_path / "run", shown)
-    assert [row["step"] for row in metrics(tmp_path / "run")] == [2]
+    assert [row["step"] for row in metrics(tmp_path / "run")] == [2, 3]
     assert shown.seen == [(3, "step"), 1, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize(("every", "logged"), [(2, [2, 3]), (3, [3]), (500, [3])])
+def test_the_last_step_is_logged_once_whatever_logging_steps_is(tmp_path, every, logged):
+    """A row's loss is the mean over the steps since the row before, as it is in the rows of each step."""
+    folder = tmp_path / "run"
+    train.train(make(tmp_path, train=TRAIN), tmp_path / "each")
+    train.train(make(tmp_path, train={**TRAIN, "logging_steps": every}), folder)
+    rows, each = metrics(folder), [row["task_loss"] for row in metrics(tmp_path / "each")]
+    assert [row["step"] for row in rows] == logged
+    assert [row["step"] for row in read_rows(folder / "evidence.jsonl")] == logged
+    since = [each[first:last] for first, last in pairwise([0, *logged])]
+    assert [row["task_loss"] for row in rows] == pytest.approx([sum(part) / len(part) for part in since], rel=1e-5)
+    assert not [finding for finding in findings(folder) if finding.faults]
+
+
+def test_the_last_step_is_logged_where_a_validation_ends_training_after_it(tmp_path):
+    settings = {**TRAIN, "max_steps": 9, "logging_steps": 500, "eval_strategy": "steps", "eval_steps": 2}
+    settings["learning_rate"] = 0.5  # so that no validation loss is below that of the second step
+    run = train.train(make(tmp_path, train=settings, stop={"patience": 1}, defenses=[]), tmp_path / "run")
+    assert [row["step"] for row in metrics(run.path)] == [run.manifest["early_stop"]["at_step"]]
+    assert run.manifest["early_stop"]["at_step"] < 9
+
+
+def test_a_training_that_ended_without_a_log_is_completed(tmp_path, monkeypatch):
+    """As version 0.2 trained, and `--resume` goes on from such a run's last checkpoint."""
+    for event in ("on_step_end", "on_epoch_end"):
+        monkeypatch.setattr(RunLog, event, lambda *arguments, **keywords: None)
+    settings = make(tmp_path, train={**TRAIN, "logging_steps": 500})
+    assert train.train(settings, tmp_path / "run").manifest["state"] == "done"
+    missing = ("metrics.jsonl is missing", "evidence.jsonl is missing")
+    assert {f.what: f.faults for f in findings(tmp_path / "run")}["files"] == missing
+
+
+def test_a_run_without_a_log_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match=r"logging_strategy is 'no', .* Take it out"):
+        train.train(make(tmp_path, train={**TRAIN, "logging_strategy": "no"}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_users_own_progress_needs_to_know_of_no_earlier_steps_in_a_new_run(tmp_path):

@@ -246,6 +246,19 @@ def refuse_no_steps(settings: Mapping[str, Any]) -> None:
         raise RecipeError(f"train.num_train_epochs is {epochs}, so nothing would be trained; it is above 0.")
 
 
+def refuse_no_log(settings: Mapping[str, Any]) -> None:
+    """Refuse a run without a log, from which nothing could be verified.
+
+    Raises:
+        RecipeError: `logging_strategy` is "no".
+    """
+    if settings.get("logging_strategy") == "no":
+        raise RecipeError(
+            "train.logging_strategy is 'no', and a run's log is the evidence of what its defenses did. Take it out; "
+            "for a short log, raise train.logging_steps: the last step is always logged."
+        )
+
+
 def _finite(value: Any) -> bool:
     """Whether every number of a value is finite, also inside of lists and mappings."""
     if isinstance(value, list | dict):

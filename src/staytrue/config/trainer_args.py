@@ -89,6 +89,7 @@ def checked(settings: Mapping[str, Any], trainer: str = "sft") -> dict[str, Any]
         values[key] = setting_values.checked(key, value, bool if switch else hints[key], trainer)
     refuse_trackers(values.get("report_to"))
     setting_values.refuse_no_steps(values)
+    setting_values.refuse_no_log(values)
     setting_values.refuse_generation_kwargs(values, "train.")
     for key in ("use_vllm", "activation_offloading"):
         if values.get(key):

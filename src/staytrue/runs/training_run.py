@@ -86,7 +86,8 @@ class TrainingRun:
         """Save what was trained, the evidence and the card, and record their hashes."""
         self.say(f"{self.run.path}: writing the trained model")
         self._save(trainer, recorder)
-        self.run.save(logs={name: sha256_of(self.run.path / name) for name in _HASHED})
+        logs = [self.run.path / name for name in _HASHED]
+        self.run.save(logs={log.name: sha256_of(log) for log in logs if log.exists()})
         if early is not None:
             self.run.save(early_stop=early.stopped)
         write_card(self.run, self.build.recipe)

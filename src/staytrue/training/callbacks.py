@@ -17,7 +17,8 @@ VALIDATION = "validation.jsonl"  # beside metrics.jsonl
 class RunLog(TrainerCallback):  # type: ignore[misc]
     """Writes `metrics.jsonl`, and `validation.jsonl` where a validation loss is computed.
 
-    A row of the first holds step, total loss, task loss, each defense's own number.
+    A row of the first holds step, total loss, task loss, each defense's own number. The last step has a row too, in
+    which every step since the row before counts.
 
     With GRPO also trl's own numbers: `reward`, `reward_std`, each term, lengths of completions, entropy.
 
@@ -57,9 +58,16 @@ class RunLog(TrainerCallback):  # type: ignore[misc]
         self._show(state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Show a step that is not logged, with the numbers of the last one that was."""
+        """Log the last step; show a step that is not logged, with the numbers of the last one that was."""
+        if state.global_step >= state.max_steps or control.should_training_stop:
+            control.should_log = True
         if not control.should_log:
             self._show(state)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Log the last step where a validation has ended training after it; the trainer logs no step twice."""
+        if control.should_training_stop:
+            control.should_log = True
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Show during a validation that the run goes on."""
