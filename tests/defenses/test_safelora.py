@@ -18,7 +18,7 @@ from staytrue.training.guard import Guard
 
 def sample(folder, kind="qwen2"):
     """For the contract: the tiny model's own weights, a little moved, as the model before alignment."""
-    return SafeLoRA(base=str(base(folder, kind)))
+    return SafeLoRA(base=str(base(folder, kind)), most=2)
 
 
 def base(folder, kind="qwen2", moved=0.1):
@@ -208,6 +208,20 @@ def test_where_no_matrix_strays_far_enough_the_way_out_is_a_higher_threshold():
 def test_a_threshold_of_zero_which_could_never_project_is_refused():
     with pytest.raises(RecipeError, match=r"threshold.*greater than 0"):
         Guard([SafeLoRA(base="anywhere", threshold=0.0)])
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"most": 3, "threshold": 0.1}, r"most is 3, .* instead of those below threshold 0\.1\. Take one of them out"),
+        ({"most": 1000}, r"most is 1000, and 14 matrices are adapted\. Lower most"),
+    ],
+)
+def test_a_number_of_matrices_that_would_be_ignored_or_is_too_large_is_refused(tmp_path, fields, sentence):
+    defense, model = SafeLoRA(base=str(base(tmp_path)), **fields), tiny.lora(tiny.model())
+    with pytest.raises(RecipeError, match=sentence):
+        defense.check(ModelParts(model), None)
+    SafeLoRA(base=defense.base, most=14).check(ModelParts(model), None)
 
 
 def test_a_matrix_that_alignment_did_not_change_is_left_as_it_was_trained(tmp_path):

@@ -334,6 +334,12 @@ MUTANTS = [
 ]  # fmt: skip
 
 
+def test_a_projection_that_changed_nothing_is_refused(home, tmp_path):
+    none = dataclasses.replace(defense("safelora", tmp_path), most=None, threshold=1e-6)
+    (fault,) = seen(home, tmp_path, [none])["safelora"]
+    assert re.fullmatch(r"0 of 14 matrices were projected; the least cosine is 0\.\d+, and `threshold` is 1e-06", fault)
+
+
 @pytest.mark.parametrize("mutant", MUTANTS, ids=[m.what for m in MUTANTS])
 def test_a_mutant_is_refused(home, tmp_path, monkeypatch, mutant):
     defenses = [defense(name, tmp_path) for name in mutant.defenses]

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from staytrue.defense import Base, Defense, ModelName
-from staytrue.errors import ModelError
+from staytrue.errors import ModelError, RecipeError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,11 +59,12 @@ class SafeLoRA(Defense):
     energy: Annotated[float, Field(gt=0, le=1)] = 0.5
 
     def check(self, parts: ModelParts, base: Base) -> None:
-        """Refuse weights of few bits, and a base that lacks a matrix or has the same weights."""
+        """Refuse `most` beside a threshold, weights of few bits, and a base without a matrix or with the same weights."""
         from staytrue.modeling.model_source import is_loaded_from
         from staytrue.modeling.weight_files import WeightFiles
 
         matrices = _matrices(parts)
+        self._refuse_most(len(matrices))
         if parts.is_empty and WeightFiles.is_on_hub(self.base):  # not downloaded for a check of the recipe
             same = is_loaded_from(self.base, parts.causal.config)
         else:
@@ -80,6 +81,19 @@ class SafeLoRA(Defense):
                 f"safelora: the base {self.base} has the same weights in all matrices that are adapted, but for "
                 "rounding to the precision that they are stored in, so alignment changed nothing in them, and there "
                 "are no directions to project on. Name the model before alignment, or leave safelora out."
+            )
+
+    def _refuse_most(self, matrices: int) -> None:
+        """Refuse `most` beside a threshold, which it would replace, and above the number of matrices."""
+        if self.most is not None and self.threshold != SafeLoRA.threshold:
+            raise RecipeError(
+                f"safelora: most is {self.most}, which projects so many matrices instead of those below threshold "
+                f"{self.threshold:g}. Take one of them out."
+            )
+        if self.most is not None and self.most > matrices:
+            raise RecipeError(
+                f"safelora: most is {self.most}, and {matrices} matrices are adapted. Lower most, or take it out to "
+                "choose by `threshold`."
             )
 
     def project(
@@ -134,14 +148,12 @@ class SafeLoRA(Defense):
         numbers, change = run.projected, run.own.get("change") or 0.0
         count, of = numbers.get("projected", 0.0), numbers.get("of", 0.0)
         needed = min(self.most, of) if self.most else float(numbers.get("least_cosine", 1.0) < self.threshold)
-        if count < needed:
-            return [
-                f"{count:.0f} of {of:.0f} matrices were projected; the least cosine is {numbers['least_cosine']:.3g}"
-            ]
-        if count > 0 and change == 0 and numbers["least_cosine"] < _WHOLE:
+        if count < max(needed, 1):
+            least = numbers.get("least_cosine", 1.0)
+            limit = "" if self.most else f", and `threshold` is {self.threshold:g}"
+            return [f"{count:.0f} of {of:.0f} matrices were projected; the least cosine is {least:.3g}{limit}"]
+        if change == 0 and numbers["least_cosine"] < _WHOLE:
             return [f"it reported {count:.0f} projected matrices, but no weight changed"]
-        if count == 0 and change > 0:
-            return [f"it reported no projected matrix, but the weights changed by {change:.3g}"]
         return []
 
     def _base_weights(self, parts: ModelParts) -> WeightFiles:

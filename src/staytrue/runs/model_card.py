@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -167,10 +167,19 @@ def _scale(lora: Lora, facts: Mapping[str, Any]) -> str:
 
 def _defenses(recipe: Recipe, facts: Mapping[str, Any]) -> str:
     listed = "\n".join(f"* `{json.dumps({d.name(): _fields(d)}, default=str)}`" for d in recipe.defenses) or "None."
+    listed += "".join(f"\n\n{sentence}" for sentence in _projected(facts.get("projected", {})))
     if recipe.reference is None:
         return listed
     words = {"base": "the model without an adapter", "start": "the model with the adapter that training began with"}
     return f"{listed}\n\nTheir reference: {words.get(recipe.reference) or _hashed(recipe.reference, facts)}."
+
+
+def _projected(numbers: Mapping[str, float]) -> Iterator[str]:
+    """Yield how many matrices each defense that counts them projected after training."""
+    for name, count in numbers.items():
+        label, _, kind = name.rpartition("/")
+        if kind == "projected" and f"{label}/of" in numbers:
+            yield f"{label} projected {count:.0f} of {numbers[f'{label}/of']:.0f} matrices that alignment changed."
 
 
 def _fields(defense: Defense) -> dict[str, Any]:
