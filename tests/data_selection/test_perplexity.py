@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 import tiny
-from staytrue.data.examples import read_examples, write_examples
+from staytrue.data.examples import Example, Message, read_examples, write_examples
 from staytrue.data.tokenize import encode_all
 from staytrue.data_selection import score_pool
 from staytrue.data_selection.forward_pass import batches, padding
@@ -183,6 +183,18 @@ def test_a_pass_under_an_adapter_computes_no_entropy_and_is_merged(adapted, tmp_
     assert entropies
     assert max(entropies) < min(merged)
     assert seen[min(merged) :] == sorted(seen[min(merged) :])  # a whole pass of a, then one of b
+
+
+def test_rows_are_read_in_no_order_of_length_so_that_the_time_left_is_true(adapted, tmp_path):
+    folder, folders = adapted
+    rows = [Example((Message("user", "why? " * n), Message("assistant", "so"))) for n in range(1, 90, 8)]
+    pool, widths = Pool(together(folder, folders), tmp_path, rows), []
+    backbone = pool.model.get_base_model().model
+    backbone.register_forward_pre_hook(lambda *call: widths.append(call[2]["input_ids"].shape[1]), with_kwargs=True)
+    pool.losses()
+    first = [width for width in widths if width > 2][:12]  # the pass of the aligned model
+    assert len(set(first)) == 12
+    assert first not in (sorted(first), sorted(first, reverse=True))
 
 
 def test_what_is_cached_is_not_computed_again_and_another_model_is(adapted, tmp_path, monkeypatch):

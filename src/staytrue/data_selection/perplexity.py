@@ -7,6 +7,7 @@ adapter merged into the weights. Losses are in nats per token.
 from __future__ import annotations
 
 import math
+import random
 from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -101,6 +102,7 @@ def losses(
         progress.begin(sum(len(set(keys) - known.rows.keys()) for keys in passes.values()), "row")
     parts, was_training, done = ModelParts(model), model.training, 0
     cut = list(batches([len(row.input_ids) for row in encoded]))
+    random.Random(0).shuffle(cut)  # else the long rows come first, and `progress` promises too late an end
     model.eval()
     try:
         for name, keys in passes.items():
