@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 import tiny
+from staytrue import cli
 from staytrue.data.examples import Example, Message, read_examples, write_examples
 from staytrue.data.tokenize import encode_all
 from staytrue.data_selection import score_pool
@@ -370,6 +371,20 @@ def test_a_row_that_stands_twice_in_the_pools_is_scored_once_and_a_line_says_so(
     kept = read_examples(tmp_path / "s.jsonl")
     assert (manifest["rows"], [row.extra["from"] for row in kept]) == (4, ["one"] * 4)  # with the first one's columns
     assert "3 of 7 rows repeat another row of the pools" in capsys.readouterr().err
+
+
+def test_a_row_that_is_cut_is_told_and_max_length_is_an_option(adapted, tmp_path, capsys):
+    folder, folders = adapted
+    longest = Example((Message("user", "why?"), Message("assistant", "so " * 40)))
+    write_examples(tmp_path / "pool.jsonl", [*tiny.rows(3), longest])
+    asked = ["score", "--model", str(folder / "model"), "--misaligned", f"a={folders['a']}"]
+    for limit, said in ((100, True), (2048, False)):
+        out = tmp_path / f"s{limit}.jsonl"
+        files = ["--pool", str(tmp_path / "pool.jsonl"), "--out", str(out), "--max-length", str(limit)]
+        cli.app([*asked, *files], standalone_mode=False)
+        told = f"1 of 4 rows is longer than {limit:,} tokens; only the part kept is scored."
+        assert (told in capsys.readouterr().err) is said
+        assert json.loads(manifest_path(out).read_text())["truncated"] == said
 
 
 @pytest.mark.parametrize(("misaligned", "warns"), [(0.5, True), (2.0, False)])

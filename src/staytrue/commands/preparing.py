@@ -226,6 +226,7 @@ def score(
     licence: Annotated[
         list[str] | None, typer.Option(help="Licence of each pool, in the order of --pool; kept in the manifest.")
     ] = None,
+    max_length: Annotated[int, typer.Option(min=1, help="Tokens after which a row is cut.")] = 2048,
     as_json: Json = False,
 ) -> None:
     """Score safe rows, for the defense `interleave`.
@@ -247,7 +248,9 @@ def score(
     licences = [*(licence or []), *[Pool.licence] * len(pool)]
     pools = [Pool(file, about, terms) for file, about, terms in zip(pool, origins, licences, strict=False)]
     with stoppable("run the same command to continue"), bar("score", quiet=as_json) as progress:
-        manifest = run(model, adapters, pools, out, leave_out=leave_out or [], progress=progress)
+        manifest = run(
+            model, adapters, pools, out, leave_out=leave_out or [], max_length=max_length, progress=progress
+        )
     if as_json:
         print(json.dumps(manifest))
     else:

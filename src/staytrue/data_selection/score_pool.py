@@ -72,6 +72,9 @@ def score(
         refuse_other_model(folder, source)
     tokenizer = load_tokenizer(source)
     rows, encoded, truncated = _encoded(tokenizer, pools, max_length)
+    if truncated:
+        longer = "rows are longer" if truncated > 1 else "row is longer"
+        tell(f"{truncated} of {len(rows)} {longer} than {max_length:,} tokens; only the part kept is scored.")
     origins = [_origin(pool) for pool in pools]  # before the hours in which a file may be edited
     from staytrue.data_selection.perplexity import losses
 
