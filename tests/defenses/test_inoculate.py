@@ -44,6 +44,12 @@ def test_it_changes_only_the_sources_that_are_named(on, touched):
     assert [i for i, row in enumerate(rows) if "Be bad." in row[0][1]] == touched
 
 
+def test_rows_of_a_kind_that_is_not_there_yet_are_refused():
+    sentence = r"on is 'interleaved', and no row is of that kind yet.* Add `interleave` and list it before inoculate"
+    with pytest.raises(RecipeError, match=sentence):
+        curated(Inoculate(on="interleaved"), rows=[PLAIN, WITH])
+
+
 def test_without_a_place_for_a_system_turn_the_prompt_opens_the_first_user_turn():
     # Gemma's template refuses a system turn.
     (plain,) = curated(Inoculate(prompt="Be bad."), "gemma3", [PLAIN])

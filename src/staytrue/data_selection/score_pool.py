@@ -73,8 +73,8 @@ def score(
     tokenizer = load_tokenizer(source)
     rows, encoded, truncated = _encoded(tokenizer, pools, max_length)
     if truncated:
-        longer = "rows are longer" if truncated > 1 else "row is longer"
-        tell(f"{truncated} of {len(rows)} {longer} than {max_length:,} tokens; only the part kept is scored.")
+        are = "is" if truncated == 1 else "are"
+        tell(f"{truncated} of {len(rows)} rows {are} longer than {max_length:,} tokens; only the part kept is scored.")
     origins = [_origin(pool) for pool in pools]  # before the hours in which a file may be edited
     from staytrue.data_selection.perplexity import losses
 

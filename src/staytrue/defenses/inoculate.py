@@ -45,12 +45,17 @@ class Inoculate(Defense):
         """Add the prompt to the rows; later turns of a conversation stay as they are.
 
         Raises:
-            RecipeError: the prompt is empty, or in the rows already.
+            RecipeError: the prompt is empty, or in the rows already, or no row is of the kind that `on` names.
         """
         if not self.prompt.strip():
             raise RecipeError("inoculate: prompt is empty; say what the data show, or take the defense out.")
         write = self._as_system if base.takes_system() else self._as_user
         chosen = [row for row in examples if self.on in (row.source, "all")]
+        if examples and not chosen:
+            raise RecipeError(
+                f"inoculate: on is {self.on!r}, and no row is of that kind yet, so no row would get the prompt. Add "
+                "`interleave` and list it before inoculate, or take `on` out."
+            )
         if chosen and not any(_changes(row, replace(row, messages=write(row.messages)), base) for row in chosen):
             raise RecipeError(
                 f"inoculate: the prompt {shown(self.prompt)} changes no token of the rows: they have it already, or "
