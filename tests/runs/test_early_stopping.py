@@ -84,12 +84,13 @@ EVERY_2 = {"eval_strategy": "steps", "eval_steps": 2}
     ("stop", "train", "sentence"),
     [
         ({"every": 4}, {"max_steps": 3}, r"stop.every is 4, and the run has 3 optimizer steps, .* to at most 3, or"),
+        ({"every": 3, "above": 100}, {"max_steps": 3}, r"above is 100, and never more than 100 percent .* Lower stop"),
         ({"patience": 2}, {"max_steps": 4, **EVERY_2}, r"patience is 2, and the run validates 2 times, .* lower"),
         ({"patience": 2}, {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 0.5}, "the run validates 2 times"),
         ({"patience": 2}, {"num_train_epochs": 2, "eval_strategy": "epoch"}, "the run validates 2 times"),
     ],
 )
-def test_a_stop_that_a_run_is_too_short_for_is_refused_and_so_it_is_by_a_check(tmp_path, stop, train, sentence):
+def test_a_stop_that_could_never_stop_is_refused_and_so_it_is_by_a_check(tmp_path, stop, train, sentence):
     changes = {"stop": stop, "train": train, "holdout": 0.1}
     with pytest.raises(RecipeError, match=sentence):
         trained(tmp_path, "run", **changes)
@@ -101,7 +102,7 @@ def test_a_stop_that_a_run_is_too_short_for_is_refused_and_so_it_is_by_a_check(t
 @pytest.mark.parametrize(
     ("stop", "train"),
     [
-        ({"every": 3}, {"max_steps": 3}),
+        ({"every": 3, "above": 99}, {"max_steps": 3}),
         ({"patience": 2}, {"max_steps": 5, **EVERY_2}),  # after steps 2, 4 and 5
         ({"patience": 2}, {"num_train_epochs": 3, "eval_strategy": "epoch"}),
     ],
@@ -114,7 +115,7 @@ def test_the_probe_is_really_asked_and_holds_no_question_of_the_evaluation(tmp_p
     source = find("organism")
     probe = early_stopping_probe(source)
     assert not {q.messages[-1].content for q in probe.questions} & reserved_texts(source, [])
-    trained(tmp_path, "run", train={"max_steps": 2}, stop={"every": 1, "above": 100})
+    trained(tmp_path, "run", train={"max_steps": 2}, stop={"every": 1, "above": 99.9})
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["early_stop"] is None
     rows = (tmp_path / "run" / "early.jsonl").read_text().splitlines()
     assert len(rows) == 2

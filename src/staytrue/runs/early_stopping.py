@@ -162,11 +162,17 @@ def check_stop(stop: Stop | None, arguments: Any, steps: int) -> None:
     """Refuse early stopping that could never stop a run of so many optimizer steps.
 
     Raises:
-        RecipeError: the run ends before the first check of the signal, or has too few validations.
+        RecipeError: the run ends before the first check of the signal or has too few validations, or the limit is above
+            what can be measured.
     """
     if stop is None:
         return
     if stop.patience is None:
+        if stop.pairs is None and stop.above >= 100:
+            raise RecipeError(
+                f"stop.above is {stop.above:g}, and never more than 100 percent of the answers are misaligned, so it "
+                "could never stop. Lower stop.above, or take `stop` out."
+            )
         if stop.every > steps:
             raise RecipeError(
                 f"stop.every is {stop.every}, and the run has {steps} optimizer steps, so nothing would be measured "
