@@ -417,6 +417,11 @@ def test_packed_weights_are_counted_and_the_time_to_unpack_them_is_left_out(tmp_
     assert "without" not in dict(plain.lines())["time"]
 
 
+def test_the_time_says_that_the_measurements_of_stop_are_left_out(tmp_path):
+    found = DryRun.of(make(tmp_path, stop={"pairs": "shipped", "every": 1, "above": 0.1}))
+    assert dict(found.lines())["time"].endswith("of training on this machine, without the measurements of `stop`")
+
+
 def test_each_of_two_processes_reads_half_of_the_batches(tmp_path):
     arguments = SimpleNamespace(
         per_device_train_batch_size=4, gradient_accumulation_steps=2, packing=False, padding_free=False, max_steps=0,

@@ -211,6 +211,8 @@ class DryRun:
         without = ["the defenses' preparation"] if self.recipe.defenses else []
         without += ["the unpacking of quantised weights"] if self.recipe.quantize is not None else []
         without += ["validation"] if self.recipe.train.get("eval_strategy", "no") != "no" else []
+        stop = self.recipe.stop
+        without += ["the measurements of `stop`"] if stop is not None and stop.patience is None else []
         return text + (f", without {' and '.join(without)}" if without else "")
 
 
