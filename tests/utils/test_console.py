@@ -67,6 +67,17 @@ def test_before_the_first_answer_tokens_move_and_no_time_is_guessed(clock):
     terminal.end()
 
 
+def test_a_long_step_in_a_terminal_shows_the_time_spent(clock):
+    terminal = Terminal()
+    bar = Bar("train", terminal, clock)
+    bar.begin(3)
+    assert "0:02:30" not in terminal.getvalue()
+    clock.now += 150
+    bar._bar.refresh()  # as its thread does ten times a second
+    assert "0:02:30" in terminal.getvalue()
+    bar.end()
+
+
 def test_parts_of_unfinished_answers_count_for_the_time_left(clock):
     # 30 seconds for the work of 7.5 of 50 answers: 4 seconds each, and 42.5 ahead.
     bar = Bar("eval", Terminal(), clock)

@@ -248,9 +248,7 @@ def score(
     licences = [*(licence or []), *[Pool.licence] * len(pool)]
     pools = [Pool(file, about, terms) for file, about, terms in zip(pool, origins, licences, strict=False)]
     with stoppable("run the same command to continue"), bar("score", quiet=as_json) as progress:
-        manifest = run(
-            model, adapters, pools, out, leave_out=leave_out or [], max_length=max_length, progress=progress
-        )
+        manifest = run(model, adapters, pools, out, leave_out=leave_out or [], max_length=max_length, progress=progress)
     if as_json:
         print(json.dumps(manifest))
     else:

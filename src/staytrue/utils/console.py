@@ -38,7 +38,7 @@ class Progress(Protocol):
 
 
 class Bar:
-    """Progress of one run: a bar with loss (or reward) and time left in a terminal, some plain lines elsewhere.
+    """Progress of one run: a bar with loss (or reward), time spent and time left in a terminal, plain lines elsewhere.
 
     The time left is the time spent on each unit so far, times the units ahead. Plain lines are printed at the
     beginning, at each tenth of the units, after 5, 10, 20 and 40 seconds, and then at least once a minute; a unit that
@@ -65,7 +65,7 @@ class Bar:
         self._last_step, self._last_line, self._next_tenth = 0.0, 0.0, 1
         self._drawn = self._stream.isatty()
         if self._drawn:
-            self._bar = _rich_bar(self._stream)
+            self._bar = _rich_bar(self._stream, self._clock)
             self._task = self._bar.add_task(f"{self._title}: {unit}", total=total, completed=done, metrics="", left="")
             self._bar.start()
         elif total:
@@ -251,11 +251,13 @@ def _shown(metrics: Mapping[str, float | str]) -> str:
     return value if isinstance(value, str) else f"{name} {value:.3f}"
 
 
-def _rich_bar(stream: Any) -> Any:
+def _rich_bar(stream: Any, clock: Callable[[], float] = time.monotonic) -> Any:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), BarColumn())
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn())
     texts = (TextColumn("{task.fields[metrics]}"), TextColumn("{task.fields[left]}"))
     shown = sys.stdout.isatty()  # else lines would follow the bar to the other stream
-    return Progress(*columns, *texts, console=Console(file=stream), transient=True, redirect_stdout=shown)
+    return Progress(
+        *columns, *texts, console=Console(file=stream), transient=True, redirect_stdout=shown, get_time=clock
+    )
