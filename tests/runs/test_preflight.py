@@ -59,11 +59,19 @@ def test_the_default_recipe_trains_on_twelve_rows(tmp_path):
         ({"learning_rate": 0.0}, "learning_rate is 0.0; it is above 0"),
         ({"learning_rate": float("nan")}, "learning_rate is nan; write a finite number"),
         ({"warmup_steps": 6, "max_steps": 5}, "warmup_steps is 6, and the run has 5 optimizer steps"),
-        ({"warmup_steps": 1, "max_steps": 1}, "learning rate is 0 at each of the run's 1 optimizer steps"),
-        ({"warmup_steps": 0.5}, "learning rate is 0 at each of the run's 1 optimizer steps"),
+        ({"warmup_steps": 5, "max_steps": 5}, "warmup_steps is 5, and the run has 5 optimizer steps"),
+        ({"warmup_steps": 0.5}, "warmup_steps is 0.5, and the run has 1 optimizer steps"),
         (
             {"per_device_train_batch_size": 16, "dataloader_drop_last": True},
             "The 12 rows fill no batch of per_device_train_batch_size=16",
+        ),
+        (
+            {
+                "lr_scheduler_type": "warmup_stable_decay",
+                "warmup_steps": 0,
+                "lr_scheduler_kwargs": {"num_decay_steps": 0, "num_stable_steps": 0},
+            },
+            "learning rate is 0 at each of the run",
         ),
         ({"lr_scheduler_type": "warmup_stable_decay"}, "warmup_stable_decay does not accept lr_scheduler_kwargs {}"),
         ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"cycles": 2}}, "cosine does not accept .*cycles"),

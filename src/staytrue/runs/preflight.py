@@ -88,7 +88,7 @@ def check_schedule(arguments: Any, steps: int) -> None:
     """Refuse a schedule that cannot be created, that never leaves its warm-up, or whose rate is 0 at each step."""
     warmup = arguments.get_warmup_steps(steps)
     kind = str(getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type))
-    if kind not in _WITHOUT_WARMUP and warmup > steps:
+    if kind not in _WITHOUT_WARMUP and warmup >= steps:
         raise RecipeError(
             f"train.warmup_steps is {arguments.warmup_steps:g}, and the run has {steps} optimizer steps, so that the "
             "learning rate never reaches train.learning_rate. Lower warmup_steps, or write a share such as 0.1."
