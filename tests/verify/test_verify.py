@@ -145,6 +145,32 @@ def test_a_penalty_without_a_token_in_most_steps_is_seen_and_is_null_there(home,
     assert any(row[name] is None for row in log) or "logging_steps" in train
 
 
+def told(run):
+    return {finding.what: finding.shows for finding in findings(run)}
+
+
+def test_steps_without_a_row_of_a_defense_do_not_count_as_its_own(home, tmp_path):
+    """Of 12 steps of a row, every fourth has a row of safegrad; of 12 steps with 3 of them a row is interleaved."""
+    defenses = [dataclasses.replace(defense("kl", tmp_path), on="interleaved"), defense("interleave", tmp_path)]
+    assert seen(home, tmp_path, defenses, train={**ONE_ROW_A_STEP, "save_steps": 12}) == {}
+    read = sum("interleaved" in row["rows"] for row in read_rows(tmp_path / "run/evidence.jsonl"))
+    assert 0 < read < 12
+    assert f"in the gradient of 12 micro-batches, not 0 in {read} of 12 steps; its" in told(tmp_path / "run")["kl"]
+    few = recipe_of(home, [defense("safegrad", tmp_path)], train={**ONE_ROW_A_STEP, "save_steps": 12})
+    train.train(few, tmp_path / "few")
+    read = sum("safegrad" in row["rows"] for row in read_rows(tmp_path / "few/evidence.jsonl"))
+    assert 0 < read < 12
+    assert f"gradient was above 0 and combined in {read} of 12 steps" in told(tmp_path / "few")["safegrad"]
+
+
+def test_rows_that_could_be_of_two_defenses_are_shown_as_such(home, tmp_path):
+    safe, rehearsed = defense("safegrad", tmp_path), defense("rehearse", tmp_path)
+    train.train(recipe_of(home, [safe, dataclasses.replace(rehearsed, pool=safe.pool)]), tmp_path / "run")
+    assert re.search(
+        r"; 0 of its rows and [1-9]\d* that could be of another .* were", told(tmp_path / "run")["rehearse"]
+    )
+
+
 def test_a_number_that_is_missing_where_rows_were_read_is_refused_and_a_run_of_an_older_version_is_not(home, tmp_path):
     defenses = [dataclasses.replace(defense("kl", tmp_path), on="interleaved"), defense("interleave", tmp_path)]
     assert seen(home, tmp_path, defenses, train={**ONE_ROW_A_STEP, "save_steps": 12}) == {}

@@ -13,13 +13,19 @@ def shown(defense: Defense, run: Evidence) -> str:
 
 
 def _penalty(defense: Defense, run: Evidence) -> str:
-    values = [row[run.label] for row in run.log if row.get(run.label) is not None]
-    last = f"; its last value is {values[-1]:.4g}" if values else ""
-    return f"weight {defense.weight:g} in the gradient of {run.total('in_gradient'):.0f} micro-batches{last}"
+    logged = [row[run.label] for row in run.log if row.get(run.label) is not None]
+    last = f"; its last value is {logged[-1]:.4g}" if logged else ""
+    evaluated = f"weight {defense.weight:g} in the gradient of {run.total('in_gradient'):.0f} micro-batches"
+    if getattr(defense, "on", "all") != "all":  # a step may have no row that it counts
+        values = [value for numbers in run.numbers() for _, value, *_ in numbers.get("steps", [])]
+        evaluated += f", not 0 in {sum(map(bool, values))} of {sum(len(row['task_rows']) for row in run.rows)} steps"
+    return evaluated + last
 
 
 def _beside(defense: Defense, run: Evidence) -> str:
-    return f"{run.seen(run.label)[0]} of its rows were read beside {sum(run.seen('task'))} task rows"
+    own, either = run.seen(run.label)
+    unsure = f" and {either} that could be of another defense too" if either else ""
+    return f"{own} of its rows{unsure} were read beside {sum(run.seen('task'))} task rows"
 
 
 def _curate(defense: Defense, run: Evidence) -> str:
@@ -46,7 +52,8 @@ def _steer(defense: Defense, run: Evidence) -> str:
 
 
 def _combine(defense: Defense, run: Evidence) -> str:
-    return f"gradients were combined in {sum(len(n.get('gradients', [])) for n in run.numbers())} steps"
+    steps = [step for numbers in run.numbers() for step in numbers.get("gradients", [])]
+    return f"its gradient was above 0 and combined in {sum(step[2] > 0 for step in steps)} of {len(steps)} steps"
 
 
 def _freeze(defense: Defense, run: Evidence) -> str:
