@@ -149,6 +149,17 @@ def labelled(defenses: Sequence[Defense]) -> Mapping[str, Defense]:
     return labels
 
 
+def repeated(defenses: Mapping[str, Defense]) -> list[str]:
+    """Return a sentence for each defense that is listed again with the same fields, by label."""
+    first = {label: next(other for other, d in defenses.items() if d == defense) for label, defense in defenses.items()}
+    return [
+        f"{label} is {other} once more, with the same fields, so what it does counts twice. Take one of them out, or give "
+        "them different fields."
+        for label, other in first.items()
+        if label != other
+    ]
+
+
 def _refuse_fields(defense: Defense) -> None:
     """Refuse a defense that the guard would misread."""
     name, levers = type(defense).__name__, pulled(defense)

@@ -417,6 +417,15 @@ def test_packed_weights_are_counted_and_the_time_to_unpack_them_is_left_out(tmp_
     assert "without" not in dict(plain.lines())["time"]
 
 
+def test_a_defense_that_is_listed_again_with_the_same_fields_is_noted(tmp_path):
+    listed = [{"kl": {"weight": 0.1}}, {"ldifs": {}}, {"kl": {"weight": 0.1}}, {"kl": {"weight": 0.2}}]
+    notes = DryRun.of(make(tmp_path, defenses=listed)).notes
+    assert [note for note in notes if "kl" in note] == [
+        "kl.2 is kl once more, with the same fields, so what it does counts twice. Take one of them out, or give them "
+        "different fields."
+    ]
+
+
 def test_the_time_says_that_the_measurements_of_stop_are_left_out(tmp_path):
     found = DryRun.of(make(tmp_path, stop={"pairs": "shipped", "every": 1, "above": 0.1}))
     assert dict(found.lines())["time"].endswith("of training on this machine, without the measurements of `stop`")

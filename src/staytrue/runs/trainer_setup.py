@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from staytrue import registry
 from staytrue.config import trainer_args
 from staytrue.config.recipe import Recipe
 from staytrue.config.refused_settings import refuse_launchers_settings
@@ -94,7 +95,7 @@ class _Build:
         )
         self._loaded: Any = None
         self.notes = [_DATED] if chat_tokenizer.dated(tokenizer) else []
-        self.notes += without_effect(self.guard.defenses)
+        self.notes += [*without_effect(self.guard.defenses), *registry.repeated(self.guard.defenses)]
         self.notes += row_notes(rows, reserved())
         self._prepare(rows)
         self.notes += _trained_on(self.guard.defenses, rows)
