@@ -209,6 +209,9 @@ def test_what_training_refuses_is_refused_with_the_same_sentence(tmp_path):
         ({"train": {"warmup_steps": 50}}, RecipeError),
         ({"train": {"per_device_train_batch_size": 64, "dataloader_drop_last": True}}, RecipeError),
         ({"train": {"max_length": 2}}, DataError),
+        ({"train": {"optim": "galore_adamw", "optim_target_modules": ["q_proj"]}}, RecipeError),
+        ({"train": {"save_steps": 3, "logging_steps": 2}}, RecipeError),
+        ({"train": {"accelerator_config": {"gradient_accumulation_kwargs": {"num_steps": 3}}}}, RecipeError),
     ):
         sentences = []
         for call in (lambda changed: DryRun.of(changed), lambda changed: train(changed, tmp_path / "run")):

@@ -99,6 +99,11 @@ def test_the_default_recipe_trains_on_twelve_rows(tmp_path):
         ({"adam_beta1": 1.0}, "adam_beta1 is 1.0; it is 0 or more and below 1"),
         ({"optim": "sgdd"}, "trl does not accept these settings: sgdd"),
         ({"lr_scheduler_kwargs": [1]}, "lr_scheduler_kwargs is .*; write text or a mapping"),
+        ({"optim": "lomo"}, r"train.optim lomo cannot be used: You need to install `lomo_optim` .*\. Or take"),
+        (
+            {"accelerator_config": {"gradient_accumulation_kwargs": {"num_steps": 3}}},
+            "num_steps is 3, .* Set train.gradient_accumulation_steps instead",
+        ),
     ],
 )
 def test_what_would_train_nothing_or_fail_late_is_refused_and_leaves_nothing(settings, sentence, tmp_path):

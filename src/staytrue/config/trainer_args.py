@@ -90,6 +90,7 @@ def checked(settings: Mapping[str, Any], trainer: str = "sft") -> dict[str, Any]
     refuse_trackers(values.get("report_to"))
     setting_values.refuse_no_steps(values)
     setting_values.refuse_no_log(values)
+    _refuse_num_steps(values.get("accelerator_config"))
     setting_values.refuse_generation_kwargs(values, "train.")
     for key in ("use_vllm", "activation_offloading"):
         if values.get(key):
@@ -160,6 +161,16 @@ def _config_of(trainer: str, settings: dict[str, Any], seed: int, scratch: Path)
         return config(**{**machine, **_renamed(settings, config), **ours})
     except (TypeError, ValueError) as error:
         raise RecipeError(f"train: trl does not accept these settings: {' '.join(str(error).split())}") from None
+
+
+def _refuse_num_steps(config: Any) -> None:
+    """Refuse accelerate's name of `gradient_accumulation_steps`."""
+    kwargs = config.get("gradient_accumulation_kwargs") if isinstance(config, Mapping) else None
+    if isinstance(kwargs, Mapping) and "num_steps" in kwargs:
+        raise RecipeError(
+            f"train.accelerator_config.gradient_accumulation_kwargs.num_steps is {kwargs['num_steps']}, and the number "
+            "of micro-batches in a step has a key of its own. Set train.gradient_accumulation_steps instead."
+        )
 
 
 def _check_gpu(key: str) -> None:

@@ -13,6 +13,7 @@ from staytrue import registry
 from staytrue.config import trainer_args
 from staytrue.config.paths import CHOICES
 from staytrue.config.recipe import Recipe
+from staytrue.config.refused_settings import refuse_launchers_settings
 from staytrue.data.tokenize import IGNORED, Encoded
 from staytrue.defense import pulled
 from staytrue.modeling.skeleton import Skeleton
@@ -22,6 +23,7 @@ from staytrue.runs.early_stopping import check_stop
 from staytrue.runs.lora import adapted
 from staytrue.runs.recipe_checks import prepare
 from staytrue.runs.run_batches import Batches, batches_of, length_of
+from staytrue.runs.saving import fit_save_steps
 from staytrue.runs.train import join
 from staytrue.runs.training_cost import Memory
 from staytrue.utils import processes
@@ -82,9 +84,11 @@ class DryRun:
         skeleton = Skeleton.of(build.source, partial(adapted, recipe.lora), whole=recipe.lora is None)
         batches = batches_of(build, arguments)
         left_out = check_defenses(build, skeleton.model, arguments)
+        preflight.check_optimizer(arguments, skeleton.model)
         settled = trainer_args.filled(recipe.train, recipe.trainer, organism=organism)
         settled["warmup_steps"] = _warmup(recipe, arguments, batches.steps)
         check_stop(recipe.stop, arguments, batches.steps)
+        fit_save_steps(arguments, batches.steps)
         encoded, reference = build.encoded, reads_reference(recipe)
         return cls(
             recipe=recipe.model_copy(update={"train": settled}),
@@ -230,8 +234,11 @@ def _copies(recipe: Recipe) -> bool:
 
 def _arguments(recipe: Recipe, scratch: Path, *, organism: bool) -> Any:
     if recipe.trainer == "sft":
-        return trainer_args.sft_config(recipe.train, recipe.seed, scratch)
-    return trainer_args.grpo_config(recipe.train, recipe.seed, scratch, organism=organism)
+        arguments = trainer_args.sft_config(recipe.train, recipe.seed, scratch)
+    else:
+        arguments = trainer_args.grpo_config(recipe.train, recipe.seed, scratch, organism=organism)
+    refuse_launchers_settings(arguments)
+    return arguments
 
 
 def _warmup(recipe: Recipe, arguments: Any, steps: int) -> Any:

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import get_scheduler
+from transformers import Trainer, get_scheduler
 
 from staytrue.errors import ModelError, RecipeError
+from staytrue.utils.validation import in_one_line
 
 _WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
 _FEWEST = 10  # steps; a shorter run has no warm-up by default
@@ -57,7 +58,7 @@ def prepare(trainer: Any, *, fit_warmup: bool) -> int:
     Raises:
         RecipeError: the rows fill no batch, or the learning rate is 0 at each step.
     """
-    trainer.create_optimizer()  # fails here if the optimizer's package is not installed
+    trainer.create_optimizer()
     with _same_random_numbers():
         loader = trainer.get_train_dataloader()
         next(iter(loader))
@@ -66,6 +67,25 @@ def prepare(trainer: Any, *, fit_warmup: bool) -> int:
         trainer.args.warmup_steps = fitted_warmup(trainer.args.warmup_steps, steps)
     check_schedule(trainer.args, steps)
     return steps
+
+
+def check_optimizer(arguments: Any, model: Any) -> None:
+    """Refuse an optimizer whose package is not installed, or that lacks a setting that it needs.
+
+    Args:
+        arguments: the trainer's.
+        model: with its adapter; without weights in a check.
+
+    Raises:
+        RecipeError: the optimizer, and what transformers says of it.
+    """
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+    except (ImportError, ValueError) as error:
+        raise RecipeError(
+            f"train.optim {getattr(arguments.optim, 'value', arguments.optim)} cannot be used: "
+            f"{in_one_line(error).removeprefix('ImportError: ')}. Or take train.optim out."
+        ) from None
 
 
 def optimizer_steps(arguments: Any, batches: int) -> int:

@@ -21,19 +21,18 @@ from staytrue.utils import processes
 _UNREAD = ("training_args.bin", "README.md")  # a pickle and a model card, which no code reads
 
 
-def fit_save_steps(trainer: Any, steps: int) -> None:
+def fit_save_steps(arguments: Any, steps: int) -> None:
     """Let every checkpoint come after a whole log line, and in GRPO after a whole round of generated completions.
 
     trl keeps the numbers since the last log line, and the completions that are still to be trained on, in memory only.
 
     Args:
-        trainer: a guarded trainer.
+        arguments: the trainer's.
         steps: the optimizer steps of the run.
 
     Raises:
         RecipeError: `save_steps` is a number of steps (a share is rounded up), and checkpoints would come between.
     """
-    arguments = trainer.args
     every = arguments.save_steps if arguments.save_steps >= 1 else max(math.ceil(steps * arguments.save_steps), 1)
     logged = arguments.logging_steps if arguments.logging_steps >= 1 else math.ceil(steps * arguments.logging_steps)
     whole = math.lcm(int(logged), steps_of_a_round(arguments))

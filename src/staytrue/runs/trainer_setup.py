@@ -145,9 +145,10 @@ class _Build:
             check_generation(trainer.model)
             if trainer.fused_head is None:  # trl's head then, which knows fewer kinds of models
                 preflight.try_two_tokens(trainer.model)
+            preflight.check_optimizer(trainer.args, trainer.model)
             steps = preflight.prepare(trainer, fit_warmup="warmup_steps" not in self.recipe.train)
             check_stop(self.recipe.stop, trainer.args, steps)
-            fit_save_steps(trainer, steps)
+            fit_save_steps(trainer.args, steps)
         except StaytrueError:
             raise
         except (AttributeError, LookupError) as error:  # a model's own code
