@@ -59,7 +59,7 @@ class SafeLoRA(Defense):
     energy: Annotated[float, Field(gt=0, le=1)] = 0.5
 
     def check(self, parts: ModelParts, base: Base) -> None:
-        """Refuse a `most` without effect, weights of few bits, and a base that lacks a matrix or has the same weights."""
+        """Refuse a `most` without effect, weights of few bits, and a base without a matrix or with the same weights."""
         from staytrue.modeling.model_source import is_loaded_from
         from staytrue.modeling.weight_files import WeightFiles
 
