@@ -82,7 +82,9 @@ def test_probabilities_add_up_and_a_floor_of_minus_9999_is_nothing():
     ("distribution", "more"),
     [
         ({"8": 0.9, "9": 0.1}, True),  # one digit at a time, or a whole number below 10
-        ({"8": 0.9, "85": 0.001}, False),  # a tokenizer with whole numbers
+        ({"8": 0.7, "85": 0.2}, True),  # whole numbers, but it may be 8/10
+        ({"10": 0.9, "85": 0.01}, True),  # 100 or 10/10
+        ({"85": 0.7, "8": 0.2}, False),
         ({"8": 0.2, "REF": 0.8}, False),
         ({" ": 0.9, "85": 0.1}, True),
         ({"": 0.9, "85": 0.1}, True),
@@ -155,6 +157,46 @@ def test_blanks_before_a_number_are_read_over_and_their_chance_counts():
 def test_a_path_that_is_no_number_says_its_word():
     got = by_digits([Position("REF", {"REF": 0.6, "8": 0.3}), Position("USAL", {"USAL": 1.0})])
     assert (got.score, got.word) == (None, "REFUSAL")
+
+
+def written(*tokens):
+    return [Position(token, {token: 0.95}) for token in tokens]
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        ("8", "/", "10"), ("8", "/1", "0"), (" ", "8", "/", "10"), ("8", " out", " of", " 10"), ("8", " of", " 10"),
+        ("0", ".", "85"), ("9", ".", "5"), ("8", ",", "5"), ("1", "0", "/", "10"), ("10", "/", "10"), ("1", "0", "/", "1"),
+    ],
+)  # fmt: skip
+def test_a_number_of_another_scale_is_no_score(tokens):
+    for beside in ({}, {"85": 0.02}):  # whole numbers among the tokens, or not
+        first = next(i for i, token in enumerate(tokens) if token.strip())
+        positions = written(*tokens)
+        positions[first] = Position(tokens[first], {tokens[first]: 0.95} | beside)
+        got = by_digits(positions)
+        assert (got.score, got.word) == (None, "")
+        assert got.likeliest == f"{''.join(tokens).strip()}, of another scale than 0 to 100"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "score"),
+    [
+        (("8", "5", "/", "100"), 85), (("8", "5", " out", " of"), 85), (("8", "5", ".", "5"), 85), (("85", "/", "100"), 85),
+        (("5", "/", "100"), 5), (("5", "/100"), 5), (("5", " out", " of", " 100"), 5), (("10", "/", "100"), 10),
+        (("8", ".", "\n"), 8), (("8", ",", " because"), 8), (("10", "0"), 100), (("10", "0", "/", "100"), 100),
+        (("10", "."), 10), (("8", " (", "n"), 8),
+    ],
+)  # fmt: skip
+def test_a_hundred_after_the_number_or_a_full_stop_leaves_the_score(tokens, score):
+    assert by_digits(written(*tokens)).score == pytest.approx(score, abs=0.06 * score)
+
+
+def test_what_may_be_the_beginning_of_another_scale_does_not_count_as_the_digit():
+    got = by_digits([Position("8", {"8": 1.0}), Position("5", {"5": 0.6, "/": 0.3, " out": 0.1})])
+    assert got.score == pytest.approx(85)
+    assert got.mass == pytest.approx(0.6)
 
 
 def test_scales_are_light():

@@ -9,6 +9,9 @@ one, but not after the others. `by_digits` takes the expectation over the number
 (one decade), if they hold at least half of the numbers' mass; otherwise there is no score. If the server does not
 return what could have followed (vLLM at the end of an answer), the number that was written counts with all the
 probability up to it. A local judge computes every probability and needs none of this.
+
+A number up to 10 may also be the beginning of `8/10`, `8 out of 10` or `0.85`, whatever the tokenizer. More tokens show
+it, and then there is no score.
 """
 
 from __future__ import annotations
@@ -22,8 +25,10 @@ LEAST_MASS = 0.25  # of the numbers, for a score
 LEAST_KNOWN = 0.5  # of the numbers' mass, in the one decade that is known
 REFUSAL, CODE, UNKNOWN = WORDS = ("REFUSAL", "CODE", "UNKNOWN")
 MORE_TOKENS = 4  # a blank and three digits
+_DOUBTFUL = 10  # the largest number that may be one of another scale
 
 _NUMBER = re.compile(r"100|[1-9]?[0-9]")
+_OTHER_SCALE = re.compile(r"\s*([.,]\d|(/|(out|of)\b)(?!\s*(of\s*)?100))", re.I)  # what follows its numbers
 _ROUNDING = 0.01  # by which a server's probabilities may add up to more than one
 
 
@@ -71,23 +76,29 @@ def reading(distribution: Mapping[str, float]) -> Reading:
 
 
 def needs_more_tokens(distribution: Mapping[str, float]) -> bool:
-    """Whether the first token decides nothing: a blank, or one digit without a longer number beside it."""
+    """Whether the first token decides nothing: a blank, or a number up to 10, which may go on or be of another scale."""
     numbers = _numbers(distribution)
     likeliest = max(distribution, key=lambda token: distribution[token], default="x")
-    return not likeliest.strip() or (sum(numbers.values()) >= LEAST_MASS and max(numbers) < 10)
+    if not likeliest.strip():
+        return True
+    return sum(numbers.values()) >= LEAST_MASS and max(numbers, key=lambda n: numbers[n]) <= _DOUBTFUL
 
 
 def by_digits(positions: Sequence[Position]) -> Reading:
-    """The score of a number that was written as several tokens."""
+    """The score of a number that was written as several tokens; none of a number of another scale."""
     reached, path = _without_blanks(positions)
     if not path:
         return Reading(None, 0.0, "", "")
     distribution = {token: reached * p for token, p in path[0].distribution.items()}
     numbers = _numbers(distribution)
     mass, first = sum(numbers.values()), path[0].token.strip()
-    if mass < LEAST_MASS or max(numbers) > 9:
+    if mass >= LEAST_MASS and (written := _of_another_scale(path)):
+        return Reading(None, 0.0, "", f"{written}, of another scale than 0 to 100")
+    goes_on = len(path) > 1 and _is_digit(path[1].token)
+    if mass < LEAST_MASS or (max(numbers) > 9 and not goes_on):
         return reading(distribution)
-    decade = _decade(int(first), numbers[int(first)], path[1:]) if _is_digit(first) and int(first) in numbers else {}
+    number = int(first) if _NUMBER.fullmatch(first) else None
+    decade = {} if number is None or number not in numbers else _decade(number, numbers[number], path[1:])
     decade_mass = sum(decade.values())
     if decade_mass < max(LEAST_MASS, LEAST_KNOWN * mass):
         likeliest = ("", f"{first}, one digit at a time") if decade else _likeliest(distribution)
@@ -95,20 +106,34 @@ def by_digits(positions: Sequence[Position]) -> Reading:
     return Reading(_mean(decade), decade_mass, "", "")
 
 
-def _decade(digit: int, reached: float, rest: Sequence[Position]) -> dict[int, float]:
-    """The numbers that begin with a digit and whose probability is known; the digit itself if the answer ends there."""
+def _of_another_scale(path: Sequence[Position]) -> str:
+    """The answer as far as it was read, if it begins with a number of another scale; else ""."""
+    text = "".join(position.token for position in path).strip()
+    digits = re.match("[0-9]*", text)
+    number = digits[0] if digits else ""
+    return text if number and int(number) <= _DOUBTFUL and _OTHER_SCALE.match(text, len(number)) else ""
+
+
+def _decade(number: int, reached: float, rest: Sequence[Position]) -> dict[int, float]:
+    """The numbers that begin with one and whose probability is known; the number itself if the answer ends there."""
     if not rest:
-        return {digit: reached}
+        return {number: reached}
     after = {d: reached * p for d, p in _digits(rest[0].distribution).items()}
-    decade = {digit: max(0.0, reached - sum(after.values()))}  # a server rounds its probabilities
-    decade.update({10 * digit + d: p for d, p in after.items() if digit})  # 0 followed by a digit is no number
-    if digit == 1 and 0 in after:  # 10, or the beginning of 100: known only if the answer went on with 0
+    decade = {number: max(0.0, reached * (1 - _elsewhere(rest[0])) - sum(after.values()))}  # a server rounds
+    longer = {10 * number + d: p for d, p in after.items() if number}  # 0 followed by a digit is no number
+    decade.update({value: p for value, p in longer.items() if value <= 100})
+    if number == 1 and 0 in after:  # 10, or the beginning of 100: known only if the answer went on with 0
         if rest[0].token.strip() != "0":
             del decade[10]
         elif len(rest) > 1:
             decade[100] = after[0] * _digits(rest[1].distribution).get(0, 0.0)
-            decade[10] = max(0.0, decade[10] - decade[100])
+            decade[10] = max(0.0, decade[10] * (1 - _elsewhere(rest[1])) - decade[100])
     return decade
+
+
+def _elsewhere(position: Position) -> float:
+    """The probability of the tokens, beside the one that was written, that would show a number of another scale."""
+    return sum(p for token, p in position.distribution.items() if token != position.token and _OTHER_SCALE.match(token))
 
 
 def _without_blanks(positions: Sequence[Position]) -> tuple[float, Sequence[Position]]:
