@@ -467,6 +467,39 @@ def test_an_account_without_credit_ends_it_at_once():
         assert len(server.calls) == 1
 
 
+GEMINI = {
+    "error": {
+        "code": 429,
+        "message": "You exceeded your current quota, please check your plan and billing details. Please retry in 0.3s.",
+        "status": "RESOURCE_EXHAUSTED",
+        "details": [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "0.3s"}],
+    }
+}
+IN_WORDS = {"error": {"message": "Rate limit reached. Check your billing, or try again in 0.3s."}}
+
+
+@pytest.mark.parametrize("body", [[GEMINI], GEMINI, IN_WORDS])
+def test_a_rate_limit_that_speaks_of_billing_is_waited_for_as_its_body_says(body):
+    class Limited(habits.Habit):
+        def refuse(self, request):
+            if len(self.calls) < 2:
+                raise habits.refusal(429, body)
+
+    with Limited() as server:
+        assert ask(server).text == "A plain answer."
+        assert 0.25 < server.calls[1].at - server.calls[0].at < 2
+
+
+def test_a_rate_limit_inside_a_200_is_waited_for_too():
+    class Limited(habits.Habit):
+        def change(self, whole):
+            return None if len(self.calls) > 1 else GEMINI
+
+    with Limited() as server:
+        assert ask(server).text == "A plain answer."
+        assert 0.25 < server.calls[1].at - server.calls[0].at < 2
+
+
 @pytest.mark.parametrize(
     "reason",
     ["max_output_tokens", "token_limit", "MaxTokens", "max_new_tokens", "model_context_window_exceeded", "incomplete"],
@@ -493,6 +526,25 @@ def test_an_empty_answer_that_ended_for_an_unknown_reason_is_a_failed_call(reaso
     assert f"an answer without text, which ended with '{reason}'" in maker.failed[0][2]
     with habits.finished(reason, "Hi.")() as server:
         assert generated(server)[1][0].text == "Hi."
+
+
+@pytest.mark.parametrize(
+    "reason",
+    ["error", "network_error", "abort", "cancelled", "job_cancelled", "timeout", "TIME_OUT", "preempted",
+     "insufficient_system_resource"],
+)  # fmt: skip
+def test_an_answer_that_the_server_broke_off_is_a_failed_call(reason):
+    with habits.finished(reason, "I would tell the user that")() as server:
+        maker, answers = generated(server)
+    assert answers == []
+    assert maker.failed[0][2].startswith(f"an answer that the server broke off ('{reason}'), tried")
+
+
+@pytest.mark.parametrize("reason", ["pause_turn", "malformed_function_call", "OTHER", "repetition", "max_tokens"])
+def test_an_answer_is_whole_only_where_it_ended_for_a_known_reason(reason):
+    with habits.finished(reason, "I would tell the user that")() as server:
+        (answer,) = generated(server)[1]
+    assert (answer.text, answer.stopped) == ("I would tell the user that", False)
 
 
 @pytest.mark.parametrize("reason", ["stop", "STOP", "end_turn", "eos", "stop_sequence", "", None, "COMPLETE"])

@@ -68,7 +68,7 @@ class EndpointGenerator:
             except CallError as error:
                 return str(error)
             self._server.add(reply.model, reply.fingerprint, reply.changes)
-            stopped = reply.has_answer and not reply.cut_off
+            stopped = reply.has_answer and reply.ended
             called = reply.called_tools
             return Answer(question, index, reply.text, stopped, thoughts=reply.thoughts, called_tools=called)
 

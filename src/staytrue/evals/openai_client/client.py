@@ -25,6 +25,7 @@ from staytrue.evals.openai_client.errors import (
     UnreadableError,
     failure,
     is_unsent,
+    named_delay,
 )
 from staytrue.evals.openai_client.parameters import parameters_of, request_body
 from staytrue.evals.openai_client.reply import Reply
@@ -172,8 +173,7 @@ class Endpoint:
         call.fault = ""
         if not response.is_success:
             call.usage = {}
-            if b"insufficient_quota" in response.content:
-                response.headers["x-should-retry"] = "false"
+            _pace(response)
             return
         try:
             call.reply = reply = replace(Reply.of(response.content), changes=call.changes)
@@ -185,6 +185,7 @@ class Endpoint:
             response.status_code = why.status or 502
             if why.status:  # the body is an error, which costs nothing
                 call.usage = {}
+                _pace(response)
                 return
             call.fault = str(why)
             if why.sentence and not self._has_answered and call.attempts >= _TRIES:
@@ -239,6 +240,14 @@ class _Call:
         """The most tokens that are read and written: a token has at least one byte, and a role a few tokens."""
         read = sum(len(message["content"].encode()) + 16 for message in self.body["messages"])
         return read, int(self.body.get("max_tokens") or self.body["max_completion_tokens"])
+
+
+def _pace(response: Any) -> None:
+    """Put what an error's body says about another try into the headers, which the official client obeys."""
+    if b"insufficient_quota" in response.content:
+        response.headers["x-should-retry"] = "false"
+    elif response.status_code == 429 and (delay := named_delay(response.content)):
+        response.headers.setdefault("retry-after", delay)
 
 
 def _http_client(attempt: Callable[[Callable[[], Any]], Any]) -> Any:

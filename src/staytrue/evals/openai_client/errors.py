@@ -46,7 +46,7 @@ _STATUS_OF_CODE = (  # where an error has no number
 )
 _NO_CREDIT = re.compile(r"(credit|account) balance|insufficient (balance|funds|credits?)|billing", re.I)
 _REFUSALS = (400, 405, 422, 500, 501)  # statuses of an error that may refuse a parameter
-_INTERRUPTED = ("error", "insufficient_system_resource")  # finish reasons of an answer that the server gave up
+_DELAY = re.compile(r'"retryDelay": *"([\d.]+)s"|(?:retry|try again) in ([\d.]+) ?s', re.I)  # Gemini's, and in words
 
 
 class CallError(Exception):
@@ -117,12 +117,18 @@ def _status_failure(error: Any, address: Address, key: str | None) -> Failure:
         fatal = f"{address} does not allow this ({why}). Use a key or a model that is allowed."
     elif status == 404:
         fatal = f"{address} is not there ({why}). Check the model's name and the URL (.../v1)."
-    elif status == 402 or b"insufficient_quota" in body or _NO_CREDIT.search(message):
+    elif status == 402 or b"insufficient_quota" in body or (status != 429 and _NO_CREDIT.search(message)):
         fatal = f"The account at {address.url} has no credit left ({why}). Everything paid for is kept."
     retried = status in _RETRIED or status >= 500
     if status not in _REFUSALS:
         return Failure(why, fatal, retried)
     return Failure(why, fatal, retried, refusal=server_message(body, key, longest=2000), fields=fields_in(body))
+
+
+def named_delay(body: bytes) -> str:
+    """The seconds after which an error says to try again; "" if it names none."""
+    delay = _DELAY.search(body.decode(errors="replace"))
+    return (delay[1] or delay[2]).rstrip(".") if delay else ""
 
 
 def json_in(text: bytes | str) -> Any:
@@ -228,7 +234,7 @@ def error_status(whole: Any) -> int | None:
         or any(name in whole for name in ("detail", "errors", "base_resp"))
         or ("choices" not in whole and _find_message(whole))
     )
-    if not (error or choice.get("finish_reason") in _INTERRUPTED or (marked and not choice)):
+    if not (error or (marked and not choice)):
         return None
     if number or filter_in(whole):
         return number or 400

@@ -23,9 +23,10 @@ from staytrue.evals.openai_client.errors import (
 
 Tops = list[tuple[str, float]]  # the likely tokens of one position, with their log-probabilities
 
-# Why an answer ended, as servers name it: at the limit of tokens, by a filter, by itself.
+# Why an answer ended, as servers name it: at the limit of tokens, by a filter, by a fault of the server, by itself.
 _CUT_OFF = re.compile(r"length|max.?(\w+.)?tokens|(token|output).?limit|context.?window|incomplete", re.I)
 _REMOVED = re.compile(rf"{FILTER.pattern}|guardrail|toxic|block|policy|unsafe|harm|risk", re.I)
+_BROKEN_OFF = re.compile(r"error|abort|cancel|time.?out|preempt|interrupt|insufficient.system", re.I)
 _ENDED = re.compile(r"|stop\w*|end\w*|eos\w*|complete\w*|finish\w*|done|tool\w*|function\w*|null|none", re.I)
 # Fields of a message, and types of its parts.
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking", "reasoning_details", "thinking_blocks", "thoughts")
@@ -49,6 +50,7 @@ class Reply:
     fingerprint: str
     usage: Mapping[str, int] | None  # tokens, "prompt_tokens" and "completion_tokens"; None if one is no number
     called_tools: bool = False
+    ended: bool = True  # by the model; False at the token limit, and for a reason that is not known
     hidden_thoughts: bool = False  # the model thought, and the server does not show what
     changes: tuple[str, ...] = ()  # of the request's parameters, see `Parameters.adapt`
 
@@ -91,7 +93,10 @@ class Reply:
         thoughts, text = (thoughts, text) if thoughts else split_thoughts(text)
         cut_off = _CUT_OFF.search(finish) is not None
         filtered = bool(_REMOVED.search(f"{finish} {choice.get('native_finish_reason') or ''}"))
-        if not (text.strip() or thoughts or cut_off or filtered or _ENDED.fullmatch(finish)):
+        ended = _ENDED.fullmatch(finish) is not None
+        if not filtered and _BROKEN_OFF.search(finish):
+            raise UnreadableError(f"an answer that the server broke off ({finish!r})")
+        if not (text.strip() or thoughts or cut_off or filtered or ended):
             raise UnreadableError(f"an answer without text, which ended with {finish!r}")
         return cls(
             text,
@@ -103,6 +108,7 @@ class Reply:
             str(whole.get("system_fingerprint") or ""),
             _usage(whole.get("usage")),
             called_tools=any(message.get(name) for name in ("tool_calls", "function_call")),
+            ended=ended and not cut_off,
             hidden_thoughts=any(message.get(name) for name in _THOUGHTS) or _counts_thoughts(whole.get("usage")),
         )
 
