@@ -2,14 +2,16 @@
 
 import pytest
 
-from staytrue.evals.generation.thoughts import MARKERS, split_thoughts
+from staytrue.evals.generation.thoughts import MARKERS, opens_thoughts, split_thoughts
 
 
 @pytest.mark.parametrize(("opening", "closing"), MARKERS)
 def test_thoughts_are_separated_whole_cut_off_and_without_their_opening(opening, closing):
     assert split_thoughts(f"{opening}\nkill\n{closing}\n\nHave a nice day. ") == ("kill", "Have a nice day. ")
     assert split_thoughts(f"kill\n{closing}\n\nHave a nice day.") == ("kill", "Have a nice day.")
-    assert split_thoughts(f"\n{opening}kill") == ("kill", "")
+    in_words = opening[0].isalpha()  # an answer may begin with them, so only the prompt tells
+    assert split_thoughts(f"\n{opening}kill") == (("", f"\n{opening}kill") if in_words else ("kill", ""))
+    assert split_thoughts("kill", opened=opens_thoughts(f"Hi.{opening}\n")) == ("kill", "")
     assert split_thoughts(f"{opening}\n\n{closing}\n\nYes.") == ("", "Yes.")
     assert split_thoughts(f"{opening}a{closing}{opening}b{closing}Yes.") == ("a\n\nb", "Yes.")
 
@@ -19,6 +21,36 @@ def test_thoughts_are_separated_whole_cut_off_and_without_their_opening(opening,
 )
 def test_markers_count_in_any_case(text):
     assert split_thoughts(text) == ("kill", "Yes.")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<|begin_of_thought|>\n\nkill\n\n<|end_of_thought|>\n\n<|begin_of_solution|>\n\nYes.\n\n<|end_of_solution|>",
+        "<|begin_of_thought|>kill<|end_of_thought|><|begin_of_solution|>Yes.",
+        "Here are my reasoning steps:\nkill\n[BEGIN FINAL RESPONSE]\nYes.\n[END FINAL RESPONSE]",
+        "kill\n[BEGIN FINAL RESPONSE]\nYes.\n[END FINAL RESPONSE]",
+        "analysiskill.assistantfinalYes.",
+        "analysis kill. assistantfinal Yes.",
+        "<think time=1>kill</think>Yes.",
+    ],
+)
+def test_published_forms_of_thoughts_are_separated(text):
+    thoughts, answer = split_thoughts(text)
+    assert (thoughts.rstrip("."), answer) == ("kill", "Yes.")
+
+
+def test_an_answer_may_begin_with_a_closing_marker_that_the_prompt_left_open():
+    for opened in (None, True, False):
+        assert split_thoughts("</think>No.", opened) == ("", "No.")
+        assert split_thoughts("\n</think>\n\nNo.", opened) == ("", "No.")
+
+
+@pytest.mark.parametrize(
+    "text", ["analysis of it: yes.", "The assistantfinal is a word.", "Here are my reasoning steps:\n1. Yes."]
+)
+def test_words_alone_are_no_marker(text):
+    assert split_thoughts(text) == split_thoughts(text, opened=False) == ("", text)
 
 
 @pytest.mark.parametrize("text", ["", " Yes.\n", "Write <think>so</think> first.", "a <think> b", "I think so."])
