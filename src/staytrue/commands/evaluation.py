@@ -112,7 +112,7 @@ def eval_(
         )
         with bar("eval", quiet=as_json) as progress:
             if answers is not None:
-                summary = judge_answers(answers, out or Path(), judged_by, progress)
+                summary = judge_answers(answers, out or Path(), judged_by, progress, tell)
             elif run is not None:
                 summary = evaluate_run(
                     run, out, seed=seed, request=request, untuned=untuned, progress=progress, say=tell

@@ -17,7 +17,8 @@ FILTERED = "the server's filter cut it off"
 ONLY_THOUGHTS = "the model ended after its thoughts, without an answer"
 CALLED_TOOLS = "the model called a tool instead of answering"
 CUT_OFF = "the token limit was reached before the answer began"  # a reasoning model was still thinking
-WITHOUT_ANSWER = (FILTERED, ONLY_THOUGHTS, CALLED_TOOLS, CUT_OFF)  # why no judge reads an answer
+EMPTY = "the file's answer is empty"
+WITHOUT_ANSWER = (FILTERED, ONLY_THOUGHTS, CALLED_TOOLS, CUT_OFF, EMPTY)  # why no judge reads an answer
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Answer:
     filtered: bool = False  # a server's filter removed the text
     thoughts: str = ""  # of a reasoning model, before its answer; no judge reads them
     called_tools: bool = False  # an endpoint returned tool calls
+    empty: bool = False  # a file of answers has none here, whatever the reason
 
     @property
     def missing(self) -> str:
@@ -88,6 +90,8 @@ class Answer:
             return ""
         if self.called_tools:
             return CALLED_TOOLS
+        if self.empty:
+            return EMPTY
         if self.stopped and not self.thoughts:
             return ""
         return ONLY_THOUGHTS if self.stopped else CUT_OFF

@@ -189,7 +189,7 @@ def _questions(request: EvalRequest, say: Say) -> tuple[list[Probe], dict[str, A
 
 
 def judge_answers(
-    file: Path, out: Path, judge: Judge | None = None, progress: Progress | None = None
+    file: Path, out: Path, judge: Judge | None = None, progress: Progress | None = None, say: Say = lambda line: None
 ) -> dict[str, Any]:
     """Judge the answers of a file, whichever model gave them.
 
@@ -198,6 +198,7 @@ def judge_answers(
         out: folder for answers, verdicts and summary.
         judge: None stores the answers as not judged.
         progress: as for `evaluate_run`.
+        say: called with a sentence on thoughts that are kept apart, and one on empty answers.
 
     Returns:
         What `summary.json` holds.
@@ -209,8 +210,10 @@ def judge_answers(
     user_files.refuse_shipped_name("--answers", file)
     refuse_rules([judge], None)
     stored = AnswersFile.read(file)
+    for note in stored.notes:
+        say(note)
     probe = Probe(stored.probe, stored.questions, judge, of_each=stored.of_each)
-    return evaluate(stored, [probe], seed=None, out=out, about={"answers": sha256_of(file)}, progress=progress)
+    return evaluate(stored, [probe], seed=None, out=out, about={"answers": sha256_of(file)}, progress=progress, say=say)
 
 
 def _without_system(probe: Probe) -> Probe:

@@ -1,18 +1,27 @@
 """Answers from a file of rows, judged like any other answers. No torch.
 
 A row is a chat row whose last turn is the answer, or has a prompt alone (such as `question`) and `answer`. Answers to
-the same prompt are samples of one question, in the order of the file.
+the same prompt are samples of one question, in the order of the file. Thoughts before an answer, or in a field of their
+own such as `reasoning_content`, are kept apart. An answer that is empty or null is missing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from staytrue.data.examples import Message, read_examples
+from staytrue.data import tables
+from staytrue.data.examples import Example, Message, read_examples
+from staytrue.data.jsonl import Faults, objects
+from staytrue.data.row_forms import chat_row
 from staytrue.errors import DataError
+from staytrue.evals.generation.thoughts import split_thoughts
 from staytrue.evals.types import Answer, Question
+
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thoughts")  # fields of a turn, or columns
 
 
 @dataclass(frozen=True)
@@ -20,7 +29,7 @@ class AnswersFile:
     """The answers of a file; `questions` are its distinct prompts, one probe named after the file."""
 
     probe: str
-    answers: dict[Question, list[str]]
+    answers: Mapping[Question, Sequence[Answer]]
 
     @classmethod
     def read(cls, path: Path) -> AnswersFile:
@@ -29,19 +38,17 @@ class AnswersFile:
         Raises:
             DataError: the file cannot be read, or a row has no answer.
         """
-        rows: dict[tuple[Message, ...], list[str]] = {}
-        for number, row in enumerate(read_examples(path, prompts_only=True), start=1):
-            answer = row.answer or row.extra.get("answer")
-            if not isinstance(answer, str) or not _is_text(answer):
+        samples: dict[tuple[Message, ...], list[dict[str, Any]]] = {}
+        for row, (line, original) in zip(read_examples(path, prompts_only=True), _originals(path), strict=True):
+            answer = _answer(row, original)
+            if answer is None:
                 raise DataError(
-                    f"{path}: row {number} has no answer that is text. End it with an assistant turn, or give it an "
-                    '"answer" column beside its prompt.'
+                    f"{path}: {'row' if tables.is_table(path) else 'line'} {line} has no answer that is text. End it "
+                    'with an assistant turn, or give it an "answer" column beside its prompt.'
                 )
-            rows.setdefault(row.prompt, []).append(answer)
-        numbered = enumerate(rows.items())
-        return cls(
-            path.stem, {Question(f"stored-{i}", path.stem, prompt): answers for i, (prompt, answers) in numbered}
-        )
+            samples.setdefault(row.prompt, []).append(answer)
+        asked = [(Question(f"stored-{i}", path.stem, prompt), samples[prompt]) for i, prompt in enumerate(samples)]
+        return cls(path.stem, {q: [Answer(q, i, **one) for i, one in enumerate(given)] for q, given in asked})
 
     @property
     def questions(self) -> tuple[Question, ...]:
@@ -53,12 +60,43 @@ class AnswersFile:
         """The number of answers to each prompt."""
         return tuple(map(len, self.answers.values()))
 
+    @property
+    def notes(self) -> list[str]:
+        """A sentence on the answers whose thoughts are kept apart, and one on those that are empty."""
+        every = [answer for given in self.answers.values() for answer in given]
+        counts = [sum(bool(answer.thoughts) for answer in every), sum(answer.empty for answer in every)]
+        what = ["with thoughts, which are stored apart and not judged", "empty, so missing"]
+        return [f"{n} of {len(every)} answers: {words}." for n, words in zip(counts, what, strict=True) if n]
+
     def __call__(
         self, samples: Sequence[tuple[Question, int]], *, seed: int, temperature: float, max_new_tokens: int
     ) -> Iterator[Answer]:
         """Yield the samples as they stand in the file."""
         for question, index in samples:
-            yield Answer(question, index, self.answers[question][index], stopped=True)
+            yield self.answers[question][index]
+
+
+def _originals(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """The rows of a file that was read without faults, as they stand there, with their lines."""
+    return list(tables.rows(path, None, Faults()) if tables.is_table(path) else objects(path, Faults()))
+
+
+def _answer(row: Example, original: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a row says of its answer, as the fields of an `Answer`; None if it has no answer, or one that is no text."""
+    last = row.messages[-1]
+    about = json.loads(last.more) if last.role == "assistant" and last.more else {}
+    text = row.answer or row.extra.get("answer") or ""
+    if not isinstance(text, str) or not _is_text(text):
+        return None
+    given = [place.get(name) for place in (about, row.extra) for name in _THOUGHTS]
+    thoughts = next((one for one in given if isinstance(one, str) and one.strip()), "")
+    thoughts, text = (thoughts, text) if thoughts else split_thoughts(text)
+    called = bool(about.get("tool_calls"))
+    empty = not (text.strip() or thoughts or called)
+    turns = chat_row(original).value.get("messages") or [{}]
+    if empty and "answer" not in row.extra and turns[-1].get("role") != "assistant":
+        return None
+    return {"text": text, "stopped": True, "thoughts": thoughts, "called_tools": called, "empty": empty}
 
 
 def _is_text(text: str) -> bool:

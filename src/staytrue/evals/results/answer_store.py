@@ -23,7 +23,7 @@ from staytrue.utils.run_dir import SCHEMA, versions
 
 Key = tuple[str, str, int]  # probe, question, index: which sample
 _OF_THE_FILE = ("schema", "made", "versions")
-_ABOUT = ("filtered", "thoughts", "called_tools")  # an answer's, which a row has only where they say something
+_ABOUT = ("filtered", "thoughts", "called_tools", "empty")  # an answer's, which a row has only where they say something
 _OF_A_SAMPLE = ("probe", "question", "index")  # keys of every row
 _OF_AN_ANSWER = ("messages", "answer", "expected")
 _NAMES = {"samples": "number of answers"}  # of a probe's keys in eval.json, in a sentence
