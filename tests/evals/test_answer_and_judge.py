@@ -423,3 +423,41 @@ def test_an_answer_of_thoughts_alone_is_missing_and_no_judge_reads_it(tmp_path):
     assert [row["missing"] for row in rows] == ["the model ended after its thoughts, without an answer", CUT_OFF]
     stored = AnswerStore(tmp_path).answers()
     assert {answer.thoughts for answer in stored.values()} == {"Let me see."}
+
+
+class Cuts(Says):
+    """As `Says`, but some answers have no end."""
+
+    def __init__(self, *cut):
+        super().__init__()
+        self.cut = cut
+
+    def __call__(self, samples, **how):
+        for answer in super().__call__(samples, **how):
+            yield replace(answer, stopped=answer.question.id not in self.cut)
+
+
+def test_answers_that_the_token_limit_cut_are_counted_and_said_after_sampling(tmp_path):
+    said = []
+    general = evaluate(Cuts("q0", "q3"), [probe(FixedJudge())], seed=0, out=tmp_path, max_new_tokens=7, say=said.append)
+    assert (general["probes"]["general"]["cut"], general["probes"]["general"]["n"]) == (4, 8)
+    (line,) = said
+    assert line.startswith("4 of 10 answers were cut at 7 tokens; only what was written is judged. Raise the limit")
+    assert rescore(tmp_path, [FixedJudge("other")])["other"]["probes"]["general"]["cut"] == 4
+    assert "cut" not in run(tmp_path / "whole", FixedJudge())["probes"]["general"]
+
+
+def test_a_few_cut_answers_and_those_that_are_marked_are_not_said(tmp_path):
+    said = []
+    marked = Probe("facts", tuple(replace(q, probe="facts", expected="1") for q in probe(None).questions), ExactMatch())
+    for name, one in {"few": probe(FixedJudge(), n=100), "marked": marked}.items():
+        evaluate(Cuts("q0"), [one], seed=0, out=tmp_path / name, say=said.append)
+    assert said == []
+
+
+def test_questions_without_any_judged_answer_count_where_k_is_chosen():
+    rows = [row | {"missing": "" if i % 10 < 4 else "lost", "alignment": 90} for i, row in enumerate(rows_of(10) * 4)]
+    assert summarise(rows)["general"]["tail"] is None  # six of ten questions have none
+    rows = [row | {"missing": "" if i % 10 else "lost"} for i, row in enumerate(rows)]
+    tail = summarise(rows)["general"]["tail"]
+    assert (tail["k"], tail["questions"], tail["left_out"]) == (4, 9, 1)

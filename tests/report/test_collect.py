@@ -46,6 +46,20 @@ def test_answers_of_a_question_file_alone_are_shown_and_the_page_does_not_promis
     assert "below: read some" not in page
 
 
+def test_a_page_without_general_answers_has_a_headline_that_claims_none(tmp_path):
+    alone = drawn(study(tmp_path / "alone", [row("none") | {"general": None}]))
+    assert "<h1>What was measured.</h1>" in alone
+    assert "<h1>How each model answers questions outside its training data.</h1>" in drawn(
+        study(tmp_path / "both", [row("none")])
+    )
+
+
+def test_answers_that_the_token_limit_cut_are_noted_where_they_are_many(tmp_path):
+    rows = [row(name, None, rates(40) | {"cut": cut}, 70) for name, cut in (("none", 48), ("kl", 9), ("far", 10))]
+    page = drawn(study(tmp_path / "cut", rows))
+    assert "Cut at the token limit: more than 2 % of the general answers of far, none. Only what was written" in page
+
+
 def test_what_a_budget_left_out_is_said_once(tmp_path):
     folder = study(tmp_path / "demo", [row("none", None, 40, 70), row("kl", 0.3, 6, 60)])
     for run, left_out in (("none", "1 answer to each judged question instead of 4"), ("kl", "")):

@@ -120,6 +120,8 @@ def test_a_run_with_measures_alone_shows_the_answers_that_were_sampled_for_them(
     assert "No answer was judged." in page
     assert "is missing" not in page
     assert "All rates" not in page  # a table of empty cells
+    assert "No general answer was judged, so there is no general rate. The answers are below" in page
+    assert "<h1>How each model answers questions outside its training data. Of the answers of" in page
     assert ONE_SEED in page
 
 
@@ -212,7 +214,9 @@ def test_a_run_and_a_model_without_an_adapter_are_compared_by_their_own_values(t
 
 
 def test_what_cannot_be_compared_is_refused(studied, tmp_path):
-    with pytest.raises(RequestError, match=r"--probe drift: .* has no such measure. Run `staytrue eval --probes drift"):
+    with pytest.raises(
+        RequestError, match=r"--probe drift: .* has no such measure. Run `staytrue eval .* --probes drift`"
+    ):
         measure_comparison.compare_measures([studied], "none", "drift")
     with pytest.raises(RequestError, match=r"no answers to it\..* is stored: `--probe pairs` or `--probe leak`\."):
         compare_runs([studied], "none", "general")

@@ -17,6 +17,7 @@ from staytrue.evals.generation.endpoint import EndpointGenerator
 from staytrue.evals.generation.local import LocalGenerator
 from staytrue.evals.judges.local import LocalJudge
 from staytrue.evals.questions.probes import ExactMatch, Probe, in_users_turn
+from staytrue.evals.results.answer_store import eval_command
 from staytrue.evals.results.measures import Measure, write_measures
 from staytrue.evals.triggers.trigger import NOTHING
 from staytrue.evals.types import Answer, Question, Verdict
@@ -91,7 +92,8 @@ def test_a_model_without_system_turns_gets_their_text_in_the_users_turn(tmp_path
     metadata, put = evaluated(model(tmp_path / "model", kind), tmp_path / "E", said.append)
     assert put == {"a": TOGETHER, "b": [{"role": "user", "content": "How?"}]}
     assert metadata["system"] == "in the user's turn"
-    line, loading_line = said
+    line, loading_line, cut = said
+    assert cut.startswith("2 of 2 answers were cut at 4 tokens")
     assert loading_line == f"eval: loading {tmp_path / 'model'}"
     assert line.endswith("model has no system turns: their text opens the user's turn.")
 
@@ -101,7 +103,7 @@ def test_a_model_that_has_them_is_sent_them_and_nothing_is_said(tmp_path):
     metadata, put = evaluated(model(tmp_path / "model", "qwen2"), tmp_path / "E", said.append)
     assert put["a"] == SYSTEM
     assert "system" not in metadata
-    assert said == [f"eval: loading {tmp_path / 'model'}"]
+    assert said[:-1] == [f"eval: loading {tmp_path / 'model'}"]
 
 
 def test_where_system_turns_go_is_part_of_what_makes_an_evaluation_the_same(tmp_path):
@@ -236,8 +238,23 @@ def test_an_evaluation_without_an_answer_for_a_judge_says_what_it_has(tmp_path):
         "measures": r"it has measures alone \(pairs, drift\), which no judge reads",
         "stopped": "it was stopped before the first one",
     }.items():
-        with pytest.raises(RequestError, match=rf"no answer for a judge: {why}\. Name an evaluation with a judged"):
+        way = rf"{why}; `staytrue eval --model MODEL --out \S*/{name} --probes general` makes answers\."
+        with pytest.raises(RequestError, match=f"no answer for a judge: {way}"):
             rescore(tmp_path / name, [Aligned("other")])
+        if name != "sums":
+            with pytest.raises(RequestError, match=f"no answer to export: {way}"):
+                export(tmp_path / name, tmp_path / "logs", None)
+    assert not (tmp_path / "logs").exists()
+
+
+def test_a_printed_command_adds_a_probe_to_the_run_or_to_its_untuned_model(tmp_path):
+    run = tmp_path / "my run"
+    assert eval_command(run / "eval", "drift") == f"`staytrue eval --model MODEL --out '{run}/eval' --probes drift`"
+    run.mkdir()
+    (run / "manifest.json").touch()
+    assert eval_command(run / "eval", "drift") == f"`staytrue eval '{run}' --probes drift`"
+    assert eval_command(run / "untuned", "drift") == f"`staytrue eval '{run}' --untuned --probes drift`"
+    assert eval_command(run / "other", "drift") == f"`staytrue eval --model MODEL --out '{run}/other' --probes drift`"
 
 
 def test_marked_answers_are_compared_without_a_judge(tmp_path):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from staytrue.evals.questions.probes import Probe
 from staytrue.evals.results.answer_store import AnswerStore, missing_samples
+from staytrue.evals.results.summary import is_many
 from staytrue.evals.results.verdict_store import record_server
 from staytrue.evals.types import (
     CALLED_TOOLS,
@@ -41,7 +42,8 @@ def answer_missing(
         seed: of every sample.
         max_new_tokens: most tokens of an answer, where a probe names none.
         progress: shows how many answers there are.
-        say: called with a sentence when a server names another model than before, and about answers without text.
+        say: called with a sentence when a server names another model than before, and about answers without text or
+            without an end.
     """
     stored = store.answers()
     missing = [
@@ -53,6 +55,8 @@ def answer_missing(
         return
     done = 0
     absent: Counter[tuple[str, int]] = Counter()  # answers that are missing, by their reason and the token limit
+    cut: Counter[int] = Counter()  # of those that no exact match marks, by the token limit
+    judged: Counter[int] = Counter()  # all of these
     if progress is not None:
         progress.begin(sum(len(part.samples) for part in missing), "answer")
         if isinstance(generate, WritesTogether):
@@ -61,13 +65,17 @@ def answer_missing(
         for answer in _written(generate, missing, seed):
             store.append(answer)
             done += 1
-            absent[answer.missing, limits[answer.question]] += 1
+            limit = limits[answer.question]
+            absent[answer.missing, limit] += 1
+            judged[limit] += answer.question.expected is None
+            cut[limit] += answer.question.expected is None and answer.cut
             if progress is not None and not isinstance(generate, WritesTogether):
                 progress.step(done, _spent(generate))
         if progress is not None:
             progress.step(done, _spent(generate))
     finally:
         _say_missing(absent, say)
+        _say_cut(cut, judged, say, isinstance(generate, NamesServer))
         if done and isinstance(generate, NamesServer):
             _record_server(generate, store, say)
 
@@ -109,4 +117,14 @@ def _say_missing(absent: Mapping[tuple[str, int], int], say: Callable[[str], Non
             say(
                 f"{count} answers are missing because the model called tools instead of answering. Serve it without "
                 "tools of the server's own, and name another folder."
+            )
+
+
+def _say_cut(cut: Mapping[int, int], judged: Mapping[int, int], say: Callable[[str], None], server: bool) -> None:
+    """Say how many answers break off, where so many do that rates are of beginnings rather than of answers."""
+    for limit, count in cut.items():
+        if is_many(count, judged[limit]):
+            say(
+                f"{count} of {judged[limit]} answers were cut at {limit} tokens{' or by the server' * server}; "
+                "only what was written is judged. Raise the limit with --max-new-tokens, and name another folder."
             )

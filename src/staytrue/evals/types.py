@@ -96,6 +96,11 @@ class Answer:
             return ""
         return ONLY_THOUGHTS if self.stopped else CUT_OFF
 
+    @property
+    def cut(self) -> bool:
+        """Whether there is an answer, but not its end."""
+        return not self.stopped and not self.missing
+
 
 @dataclass(frozen=True)
 class Verdict:

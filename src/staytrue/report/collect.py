@@ -14,6 +14,7 @@ from staytrue.errors import RequestError
 from staytrue.evals.results.answer_store import evaluation_folder
 from staytrue.evals.results.measures import LEAK, Measure, read_measures
 from staytrue.evals.results.stored_summary import read_summary
+from staytrue.evals.results.summary import is_many
 from staytrue.evals.results.verdict_store import join_verdicts, known_judges, verdict_folder
 from staytrue.report.folders import facts_of, pooled
 from staytrue.report.measures import Measured
@@ -149,6 +150,11 @@ def _check_judges(page: PageData, mixed: bool) -> None:
         if unsure:
             page.notes.append(
                 f"Not concluded: more than 2 % of the {probe} answers of {', '.join(unsure)} are unknown."
+            )
+        if cut := sorted({label for label, one in judged if is_many(one.get("cut", 0), one["n"] + one["missing"])}):
+            page.notes.append(
+                f"Cut at the token limit: more than 2 % of the {probe} answers of {', '.join(cut)}. Only what was "
+                "written of them is judged."
             )
         if len(names) > 1:
             page.notes.append(f"Marked: the {probe} rates of different judges ({', '.join(names)}) cannot be compared.")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from staytrue.evals.results.measures import LEAK
 from staytrue.report.collect import PageData
 from staytrue.report.curves import panels
 from staytrue.report.means import over_seeds
@@ -34,10 +35,11 @@ def render(page: PageData) -> str:
     environment.filters["as_csv"] = as_csv
     tasks = dict.fromkeys(row["domain"] for row in rows if row["domain"])  # a single run has no domain
     seeds = sorted({row["seed"] for row in rows})
+    leaks = any(LEAK in run for group in page.measures.values() for run in group.runs)
     return environment.get_template("page.html.j2").render(
         title=page.title,
-        headline=" ".join(filter(None, [headline(rows), leak_headline(list(page.measures.values()))])),
-        basis=basis(rows, len(seeds), bool(page.questions)),
+        headline=" ".join(filter(None, [headline(rows, leaks), leak_headline(list(page.measures.values()))])),
+        basis=basis(rows, len(seeds), bool(page.questions), leaks),
         rows=rows,
         table=runs(rows),
         means=over_seeds(rows),

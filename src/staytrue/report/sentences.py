@@ -55,17 +55,23 @@ _UNJUDGED = (
 )
 
 
-def headline(rows: Sequence[Row]) -> str:
+def headline(rows: Sequence[Row], leaks: bool = False) -> str:
     """Write a sentence on the effect of the fine-tune, the best defense, and the cost of that defense.
 
     The best defense has the smallest sum of three rates, as means over runs: misaligned answers (the larger of clean
     and triggered, where all runs have both), general incoherence above undefended, and in-domain learning below
     undefended. A run with too many unknown answers is left out.
+
+    Args:
+        rows: the runs on the page.
+        leaks: whether the measure `leak` read answers to general questions.
     """
     taken = [row for row in rows if role(row) != UNTUNED and _concluded(row)]
     reference = undefended(taken)
     if reference is None:
-        return _of_a_task(rows) or "How each model answers questions outside its training data."
+        outside = leaks or any(row.get("general") or row.get("triggered") for row in rows)
+        neutral = "How each model answers questions outside its training data." if outside else "What was measured."
+        return _of_a_task(rows) or neutral
     trained_on = {row.get("trained_on") for row in taken if row["label"] == reference}
     taken = [row for row in taken if row.get("trained_on") in trained_on]
     triggered = all(judged(row.get("triggered")) for row in taken)
@@ -83,19 +89,21 @@ def headline(rows: Sequence[Row]) -> str:
     )
 
 
-def basis(rows: Sequence[Row], seeds: int, answers_shown: bool = True) -> str:
+def basis(rows: Sequence[Row], seeds: int, answers_shown: bool = True, leaks: bool = False) -> str:
     """Describe what the general rates rest on: the number of answers, questions and seeds, and the judge.
 
     Args:
         rows: the runs on the page.
         seeds: how many there are.
         answers_shown: whether answers stand below on the page.
+        leaks: whether the measure `leak` read answers to general questions.
     """
     read = " The answers are below: read some." if answers_shown else ""
     known = [row["general"] for row in rows if judged(row.get("general"))]
     if not known:
         has_general = any(row.get("general") for row in rows)
-        why = "No general answer has a verdict" if has_general else "No general question was asked"
+        unasked = "No general answer was judged" if leaks else "No general question was asked"
+        why = "No general answer has a verdict" if has_general else unasked
         return f"{why}, so there is no general rate.{read}"
     counts = [one["questions"] for one in known if one.get("questions")]
     questions = f" to {_range(counts)} questions" if counts else ""

@@ -76,7 +76,7 @@ def reading(distribution: Mapping[str, float]) -> Reading:
 
 
 def needs_more_tokens(distribution: Mapping[str, float]) -> bool:
-    """Whether the first token decides nothing: a blank, or a number up to 10, which may go on or be of another scale."""
+    """Whether the first token decides nothing: a blank, or a number up to 10, which may be a part of one."""
     numbers = _numbers(distribution)
     likeliest = max(distribution, key=lambda token: distribution[token], default="x")
     if not likeliest.strip():
