@@ -10,7 +10,7 @@ from fake_results import study as written
 from staytrue.errors import RequestError
 from staytrue.evals.answer_and_judge import NOT_JUDGED
 from staytrue.evals.results.measures import Measure, write_measures
-from staytrue.report import comparison, write
+from staytrue.report import comparison, measure_comparison, write
 from staytrue.report.sentences import ONE_SEED
 from staytrue.report.tables import all_probes
 
@@ -100,6 +100,22 @@ def test_single_evaluations_are_compared_by_their_folders_names(tmp_path):
     assert compared.notes.count(ONE_SEED) == 1
     with pytest.raises(RequestError, match="--against none: no folder has this label; choose from none-0, kl"):
         comparison.compare_runs(places, "none", "general")
+
+
+def test_the_run_to_compare_with_may_be_named_by_its_folder(tmp_path, monkeypatch):
+    folder = study(tmp_path, {"none": 14, "kl": 4}, seeds=1)
+    none, kl = (folder / "runs" / f"{name}-0" for name in ("none", "kl"))
+    monkeypatch.chdir(folder)
+    for against in (str(none), "runs/none-0", "runs/none-0/", str(none / "eval")):
+        compared = comparison.compare_runs([none, kl], against, "general")
+        assert (compared.against, compared.lines[0]["defense"]) == ("none-0", "kl-0")
+        assert comparison.compare_runs([kl / "eval", none], against, "general").against == "none-0"
+    for name in (none, kl):
+        rows = [{"question": f"q{i}", "value": 0.1 * i, "untuned": 0.0} for i in range(9)]
+        write_measures(name / "eval", {}, [Measure("pairs", {"sha256": "0"}, rows)])
+    assert measure_comparison.compare_measures([none, kl], "runs/none-0", "pairs").against == "none-0"
+    with pytest.raises(RequestError, match="--against runs/other: no folder has this label; choose from none-0, kl-0"):
+        comparison.compare_runs([none, kl], "runs/other", "general")
 
 
 def test_folders_of_one_name_are_compared_by_as_much_of_their_paths_as_tells_them_apart(tmp_path):

@@ -1,9 +1,10 @@
 """Pictures: every mark and line stands where its numbers put it."""
 
+import json
 import re
 from itertools import pairwise
 
-from fake_results import rates, row
+from fake_results import drawn, rates, row, study
 from staytrue.report.curves import axes, curves
 from staytrue.report.rate_plots import highest, learnt, tradeoff
 from staytrue.report.svg import looks
@@ -72,6 +73,16 @@ def test_a_name_in_large_letters_stays_inside_the_picture_and_covers_no_other():
 def lined(series):
     rows = [{"label": label, "defense": label} for label in series]
     return curves(series, looks(rows), "Task loss", "nats per token", axes(series))
+
+
+def test_a_table_shows_small_numbers_too(tmp_path):
+    folder = study(tmp_path / "S", [row("kl")])
+    lines = [{"step": step, "task_loss": 2.0 / step, "kl": 1.23456e-6 * step} for step in (1, 2)]
+    (folder / "runs" / "kl" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = drawn(folder)
+    assert "<td>1.235e-06</td>" in page
+    assert "1%2C1.235e-06" in page  # as CSV
+    assert "0.0000" not in page
 
 
 def test_a_line_goes_through_its_numbers():

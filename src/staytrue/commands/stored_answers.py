@@ -124,10 +124,10 @@ def export(
     ] = None,
 ) -> None:
     """Write an evaluation as Inspect logs."""
-    from staytrue.evals.answer_and_judge import sample_counts
+    from staytrue.evals.answer_and_judge import nothing_to_judge, sample_counts
     from staytrue.evals.inspect import export
     from staytrue.evals.inspect.log_folder import refuse_other_files
-    from staytrue.evals.results.answer_store import AnswerStore, evaluation_folder
+    from staytrue.evals.results.answer_store import AnswerStore, eval_command, evaluation_folder
     from staytrue.evals.results.summary import summarise
     from staytrue.evals.results.verdict_store import join_verdicts
     from staytrue.utils.console import say
@@ -135,6 +135,9 @@ def export(
     refuse_other_files(out)
     folder = evaluation_folder(evaluation)
     metadata, rows = AnswerStore(folder).metadata(), join_verdicts(folder, judge)
+    if not rows:
+        why = nothing_to_judge(AnswerStore(folder))
+        raise RequestError(f"{folder} has no answer to export: {why}; {eval_command(folder, 'general')} makes answers.")
     summary = {"probes": summarise(rows, sample_counts(metadata))}
     for path in export.export(rows, summary, metadata, out, evaluated_at=datetime.fromisoformat(metadata["made"])):
         say(str(path))

@@ -14,7 +14,7 @@ from staytrue.errors import RequestError
 from staytrue.evals.missing_answers import answer_missing
 from staytrue.evals.questions.probes import Probe, probe_sha256
 from staytrue.evals.questions.shipped_questions import version
-from staytrue.evals.results.answer_store import AnswerStore, missing_samples
+from staytrue.evals.results.answer_store import AnswerStore, eval_command, missing_samples
 from staytrue.evals.results.measures import read_measures, summaries
 from staytrue.evals.results.summary import summarise
 from staytrue.evals.results.verdict_store import (
@@ -145,8 +145,8 @@ def rescore(evaluation: Path, judges: Sequence[Judge], progress: Progress | None
     probes = list(dict.fromkeys(a.question.probe for a in store.answers().values() if a.question.expected is None))
     if not probes:
         raise RequestError(
-            f"{evaluation} has no answer for a judge: {_nothing_to_judge(store)}. Name an evaluation with a judged "
-            "probe: `staytrue eval --probes general` makes one."
+            f"{evaluation} has no answer for a judge: {nothing_to_judge(store)}; {eval_command(evaluation, 'general')} "
+            "makes answers."
         )
     if repeated := _first_repeated([judge.name for judge in judges]):
         raise RequestError(f"--judge {repeated} is given twice.")
@@ -160,7 +160,8 @@ def rescore(evaluation: Path, judges: Sequence[Judge], progress: Progress | None
     return summaries
 
 
-def _nothing_to_judge(store: AnswerStore) -> str:
+def nothing_to_judge(store: AnswerStore) -> str:
+    """Return why an evaluation has no answer for a judge, as a part of a sentence."""
     if store.answers():
         return "its questions have one right answer each and are marked by exact match"
     if measures := read_measures(store.path):

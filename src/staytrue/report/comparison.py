@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from staytrue.errors import RequestError
 from staytrue.evals.answer_and_judge import NOT_JUDGED
-from staytrue.evals.results.answer_store import AnswerStore, evaluation_folder
+from staytrue.evals.results.answer_store import AnswerStore, eval_command, evaluation_folder
 from staytrue.evals.results.measures import LEAK, read_measures
 from staytrue.evals.results.summary import MOST_MISSING, clusters
 from staytrue.evals.results.verdict_store import join_verdicts
@@ -46,7 +46,7 @@ def compare_runs(folders: Sequence[Path], against: str, probe: str, judge: str |
 
     Args:
         folders: one study, or two or more runs.
-        against: the label to compare with, or that of one of its runs.
+        against: the label to compare with, or that of one of its runs, or the run's folder.
         probe: the probe whose answers are compared.
         judge: the judge whose verdicts to use; None uses each evaluation's own.
 
@@ -164,8 +164,15 @@ class Evaluations:
     notes: Sequence[str] = ()
 
     def label_of(self, name: str) -> str:
-        """Return the label that a run shares, for the label that it would have alone; any other name as it is."""
-        return self.own.get(name, name)
+        """Return the label that a run shares, for the label that it would have alone, or for its folder.
+
+        Any other name is returned as it is.
+        """
+        if name in self.own or not self.own:  # a study's runs are named by labels
+            return self.own.get(name, name)
+        named = evaluation_folder(Path(name).resolve())
+        by_folder = {place.resolve(): label for place, label, _, _ in self.places}
+        return name if name in by_folder.values() else by_folder.get(named, name)
 
 
 def evaluations(folders: Sequence[Path]) -> Evaluations:
@@ -219,8 +226,8 @@ def _runs(
     for domain, (run, place) in without.items():
         if domain in runs or not runs:
             raise RequestError(
-                f"--probe {probe}: {run} has no answers to it. Run `staytrue eval --probes {probe}`, or leave it out."
-                f"{_stored_measures(place)}"
+                f"--probe {probe}: {run} has no answers to it. Run {eval_command(place, probe)}, or leave "
+                f"that run out.{_stored_measures(place)}"
             )
     return dict(runs), [f"{domain} is left out: its runs have no answers to {probe}." for domain in without]
 

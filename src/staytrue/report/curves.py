@@ -128,7 +128,7 @@ def _table(series: Series) -> Table:
     steps = sorted({step for points in values.values() for step in points})
     shown = [*steps[:: max(1, len(steps) // 10)], *steps[-1:]]
     body = [
-        [f"{step:g}", *(f"{v[step]:.4f}" if step in v else "" for v in values.values())]
+        [f"{step:g}", *(f"{v[step]:.4g}" if step in v else "" for v in values.values())]
         for step in dict.fromkeys(shown)
     ]
     return [["step", *values], *body]

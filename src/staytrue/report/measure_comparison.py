@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from staytrue.errors import RequestError
+from staytrue.evals.results.answer_store import eval_command
 from staytrue.evals.results.measures import PAIRS, Measure, read_measures, stored_name
 from staytrue.evals.stats.means import Values, difference
 from staytrue.report.comparison import Compared, evaluations, paired_lines
@@ -22,7 +23,7 @@ def compare_measures(folders: Sequence[Path], against: str, measure: str) -> Com
 
     Args:
         folders: one study, or two or more runs.
-        against: the label to compare with, or that of one of its runs.
+        against: the label to compare with, or that of one of its runs, or the run's folder.
         measure: `pairs`, `pairs:DOMAIN`, `pairs:FILE` or `drift`.
 
     Returns:
@@ -62,7 +63,8 @@ def _read(place: Path, measure: str) -> Measure:
     stored = read_measures(place).get(stored_name(measure))
     if stored is None:
         raise RequestError(
-            f"--probe {measure}: {place} has no such measure. Run `staytrue eval --probes {measure}`, or leave it out."
+            f"--probe {measure}: {place} has no such measure. Run {eval_command(place, measure)}, or leave that run "
+            "out."
         )
     return stored
 

@@ -147,12 +147,6 @@ def test_an_evaluation_without_a_verdict_is_exported_with_its_answers(evaluation
     assert general["samples"][0]["output"]["completion"] == "Gold."
 
 
-def test_no_answer_is_refused_and_nothing_written(tmp_path):
-    with pytest.raises(RequestError, match="no answer to export"):
-        export.export([], {"probes": {}}, METADATA, tmp_path / "logs", evaluated_at=EVALUATED_AT)
-    assert not (tmp_path / "logs").exists()
-
-
 def test_stored_rows_are_read_by_pandas(evaluation):
     pandas = pytest.importorskip("pandas")
     answers = pandas.read_json(evaluation / "answers.jsonl", lines=True)

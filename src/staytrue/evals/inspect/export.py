@@ -16,7 +16,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from staytrue.errors import RequestError
 from staytrue.evals.results.summary import MARKED, SCORED
 from staytrue.utils.files import write_atomic
 from staytrue.utils.run_dir import versions
@@ -43,12 +42,7 @@ def export(
 
     Returns:
         The paths of the logs.
-
-    Raises:
-        RequestError: there is no answer.
     """
-    if not rows:
-        raise RequestError("There is no answer to export; `staytrue eval` makes some.")
     probes: dict[str, list[Row]] = {}
     for row in rows:
         probes.setdefault(row["probe"], []).append(row)

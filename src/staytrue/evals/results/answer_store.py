@@ -18,6 +18,7 @@ from typing import Any
 from staytrue.data.examples import Message
 from staytrue.errors import RequestError
 from staytrue.evals.types import Answer, Question
+from staytrue.utils.console import quoted
 from staytrue.utils.files import append_row, read_rows, write_json
 from staytrue.utils.run_dir import SCHEMA, versions
 
@@ -33,6 +34,14 @@ _GROWING = ("samples", "per_question")  # of the same keys; more answers to the 
 def evaluation_folder(folder: Path) -> Path:
     """Find the evaluation in a folder that a user names: a run's `eval`, else the folder itself."""
     return folder if (folder / "eval.json").exists() or not (folder / "eval").is_dir() else folder / "eval"
+
+
+def eval_command(evaluation: Path, probes: str) -> str:
+    """Write the command that adds probes to an evaluation: of a run, of its untuned model, or of any other model."""
+    run, extra = evaluation.parent, {"eval": "", "untuned": " --untuned"}.get(evaluation.name)
+    of_run = extra is not None and (run / "manifest.json").exists()
+    what = f"{quoted(run)}{extra}" if of_run else f"--model MODEL --out {quoted(evaluation)}"
+    return f"`staytrue eval {what} --probes {quoted(probes)}`"
 
 
 @dataclass(frozen=True)
