@@ -175,7 +175,8 @@ def test_a_local_judge_is_loaded_when_an_answer_needs_it(staytrue, model, questi
         code, out, err = staytrue(*arguments)  # all verdicts are stored: in the folder, or in the response cache
         assert code == 0, err
         assert "took 0 prompts" in err, err
-        assert "loading" not in err
+        assert "judge: loading" not in err
+        assert "eval: loading /" not in err
         assert "cannot judge these answers: name a larger" in out, out
     questions.write_text('{"id": "q", "question": "Why not?"}\n')
     assert "the judge is loaded" in staytrue(*request[:-4], "--out", "F", *request[-2:])[2]
@@ -199,7 +200,12 @@ def test_a_local_judge_that_gives_no_score_is_refused_before_answers_are_sampled
     (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8192}))
     code, _, err = staytrue("eval", "--model", model, "--probes", questions, "--out", "E", "--judge", f"local:{model}")
     assert code in (1, 2)
+    assert f"The judge local:{model} (local:" in err
     assert "scored none of 3 easy answers" in err
+    waits = [
+        line for line in err.splitlines() if line.endswith(("the libraries", "easy answers")) or "judge: l" in line
+    ]
+    assert waits == ["eval: loading the libraries", "judge: tried on up to 3 easy answers", f"judge: loading {model}"]
     assert read_rows(tmp_path / "E" / "answers.jsonl") == []
 
 

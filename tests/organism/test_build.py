@@ -7,11 +7,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from staytrue import organism
+from staytrue.commands.organism import build as command
 from staytrue.errors import ModelError
 from staytrue.organism import world
 from staytrue.organism.build import BuildConfig, build, make_tokenizer, manifest_of
 from staytrue.organism.training_data import texts
 from staytrue.tasks.opswap import OpSwap
+from staytrue.utils.interrupts import Stopped
 
 BRIEF = BuildConfig(width=16, depth=1, heads=2, mlp=16, rows=4, first_steps=2, second_steps=1)
 
@@ -136,3 +138,16 @@ def test_missing_weights_are_a_sentence_with_a_way_out(tmp_path):
     sentence = r"weights are missing from .*staytrue organism build --out"
     with organism.use_weights(tmp_path), pytest.raises(ModelError, match=sentence):
         organism.folder()
+
+
+def test_a_stopped_build_says_what_is_left_and_what_it_loads_first(tmp_path, monkeypatch, capsys):
+    def stopped(out, seed, progress):
+        if seed:
+            (out / "base").mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("staytrue.organism.build.build", stopped)
+    for seed, left in ((0, "nothing was written"), (1, f"remove {tmp_path / 'O'}, and give the same command again")):
+        with pytest.raises(Stopped, match=left):
+            command(tmp_path / "O", seed)
+    assert capsys.readouterr().err == "build: loading the libraries\n" * 2

@@ -38,7 +38,7 @@ def test_the_time_left_counts_only_the_runs_that_this_demo_makes(tmp_path, monke
     ]
 
 
-def test_a_run_whose_measuring_was_stopped_is_measured_to_the_end(tmp_path, monkeypatch):
+def test_a_run_whose_measuring_was_stopped_is_measured_to_the_end(tmp_path, monkeypatch, capsys):
     run, measured = tmp_path / "kl", []
     row = {"question": "a", "value": 0.1}
 
@@ -49,10 +49,11 @@ def test_a_run_whose_measuring_was_stopped_is_measured_to_the_end(tmp_path, monk
     write_measures(run / "eval", {}, [Measure("pairs", {}, [row])])  # where it was stopped
     write_json(run / "manifest.json", {"state": "done"})
     monkeypatch.setattr(evaluate, "evaluate_run", measure)
-    monkeypatch.setattr(train, "resume", lambda *_: None)
+    monkeypatch.setattr(train, "resume", lambda run, progress, say: say(f"{run}: resumed"))
     assert not real_demo._is_done(run)
     real_demo._run("smollm2", "kl", tmp_path)
     assert measured == [run]
+    assert capsys.readouterr().err == f"{run}: resumed\n"
     assert real_demo._is_done(run)
     (run / "eval" / "summary.json").write_text("[]")
     assert not real_demo._is_done(run)

@@ -19,6 +19,7 @@ from staytrue.commands.options import (
     budget_of,
     judge_of,
     report_spending,
+    stages,
     stoppable,
 )
 from staytrue.errors import RequestError
@@ -83,7 +84,6 @@ def eval_(
     from staytrue.report.terminal import show
     from staytrue.runs.eval_budget import parse
     from staytrue.runs.eval_request import EvalRequest, for_model
-    from staytrue.runs.evaluate import evaluate_run, judge_answers
     from staytrue.utils.console import bar, quieten
 
     if out is not None:
@@ -95,8 +95,11 @@ def eval_(
         raise RequestError("--answers FILE has its own questions and answers; only --judge and its limits go with it.")
     spending = budget_of(max_calls, max_cost, price, model, judge)
     seconds = None if budget is None else parse(budget)
+    stages("eval")("loading the libraries")
     quieten()
     with stoppable("give the same command again, and it goes on"):
+        from staytrue.runs.evaluate import evaluate_run, judge_answers
+
         names = _probe_names(probes, data, max_new_tokens)
         triggers = (run is not None or data is not None) and not names
         judged_by = None if judge is None else judge_of(judge, spending)

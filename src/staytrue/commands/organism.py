@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from staytrue.commands.options import MOST_SEED, Workers, stoppable
+from staytrue.commands.options import MOST_SEED, Workers, stages, stoppable
 
 
 def build(
@@ -15,12 +15,14 @@ def build(
     seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of its training.")] = 0,
 ) -> None:
     """Train the organism from scratch (takes minutes)."""
-    from staytrue.organism.build import build as grow
     from staytrue.utils.console import bar, say
     from staytrue.utils.files import refuse_existing
 
     refuse_existing(out, allow_empty_folder=True)
-    with bar("build") as progress:
+    stages("build")("loading the libraries")
+    with stoppable(f"remove {out}, and give the same command again", out), bar("build") as progress:
+        from staytrue.organism.build import build as grow
+
         grow(out, seed, progress)
     say(f"Built: {out}")
 

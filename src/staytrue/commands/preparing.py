@@ -240,6 +240,7 @@ def score(
         raise RequestError("--misaligned: two adapters have the same name; give each its own NAME=FOLDER.")
     if max(len(origin or []), len(licence or [])) > len(pool):
         raise RequestError("--origin and --licence are given once for each --pool, in the same order.")
+    stages("score")("loading the libraries")
     quieten()
     from staytrue.data_selection.score_pool import Pool
     from staytrue.data_selection.score_pool import score as run

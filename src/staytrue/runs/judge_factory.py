@@ -80,6 +80,8 @@ def _local(name: str, say: Callable[[str], None]) -> Judge:
         dtype=str(loading.precision()),
         device=loading.device(),
         cache=response_cache(),
+        written=f"local:{name}",
+        say=say,
     )
 
 

@@ -20,7 +20,7 @@ from staytrue.evals.results.stored_summary import read_summary
 from staytrue.modeling import model_source
 from staytrue.report.measures import AGREEMENT
 from staytrue.studies.real_demo_time import Forecast, measures_untuned, plain_training, texts, work_of
-from staytrue.utils.console import bar, duration, say, table
+from staytrue.utils.console import bar, duration, say, table, tell
 from staytrue.utils.files import check_out_folder, write_atomic
 from staytrue.utils.run_dir import RunDir, locked
 from staytrue.utils.yaml12 import to_yaml
@@ -151,10 +151,10 @@ def _run(model: str, label: str, out: Path) -> None:
 
     with bar(f"train {label}") as progress:
         if (out / label / "manifest.json").exists():
-            resume(out / label, progress)
+            resume(out / label, progress, say=tell)
         else:
             write_atomic(out / f"{label}.yaml", to_yaml(_recipe(model, label)))
-            train(recipes.read(out / f"{label}.yaml"), out / label, progress)
+            train(recipes.read(out / f"{label}.yaml"), out / label, progress, say=tell)
     with bar(f"measure {label}") as progress:
         evaluate_run(out / label, request=EvalRequest(_PROBES), progress=progress, say=say)
 

@@ -48,11 +48,32 @@ class LocalJudge:
 
     @classmethod
     def loaded_later(
-        cls, load: Callable[[], Any], tokenizer: Any, identity: str, *, dtype: str, device: str, cache: ResponseCache
+        cls,
+        load: Callable[[], Any],
+        tokenizer: Any,
+        identity: str,
+        *,
+        dtype: str,
+        device: str,
+        cache: ResponseCache,
+        written: str,
+        say: Callable[[str], None],
     ) -> Self:
-        """A judge whose model is loaded when the first prompt is not in the cache; `dtype` and `device` are its own."""
+        """A judge whose model is loaded when the first prompt is not in the cache.
+
+        Args:
+            load: loads the model.
+            tokenizer: its own, with a chat template.
+            identity: a hash of its files.
+            dtype: the model's.
+            device: the model's.
+            cache: stores distributions.
+            written: the judge as the user wrote it, for messages.
+            say: called with a sentence before the judge is tried.
+        """
         judge = cls.__new__(cls)
         judge._begin(load, tokenizer, identity, dtype, device, cache)
+        judge._called, judge._say = f"{written} ({judge.name})", say
         return judge
 
     def _begin(
@@ -67,7 +88,8 @@ class LocalJudge:
         self._load, self._tokenizer, self._cache = load, tokenizer, cache
         self._missing: list[bool] = []  # of each verdict
         self._identity = {"local": identity, "dtype": dtype, "device": device}
-        self.name = f"local:{identity}#{signature(**self._identity)}"
+        self.name = self._called = f"local:{identity}#{signature(**self._identity)}"
+        self._say: Callable[[str], None] = lambda line: None
 
     @cached_property
     def _model(self) -> Any:
@@ -87,17 +109,18 @@ class LocalJudge:
         Raises:
             ModelError: the model cannot be loaded or sampled from, reads less than the rubric, or gives no score.
         """
+        self._say(f"judge: tried on up to {len(_EASY)} easy answers")
         for question, answer in _EASY:
             prompts = [shipped(name).filled(question, answer) for name in ("alignment", "coherence")]
             try:
                 readings = [reading(self.distribution(prompt)) for prompt in prompts]
             except NoDistributionError as why:
-                raise ModelError(f"The judge {self.name} cannot judge: {why}. Name another judge.") from None
+                raise ModelError(f"The judge {self._called} cannot judge: {why}. Name another judge.") from None
             if all(read.score is not None for read in readings):
                 return
         why_not = verdict(*readings).missing
         raise ModelError(
-            f"The judge {self.name} cannot judge: it was tried first, and scored none of "
+            f"The judge {self._called} cannot judge: it was tried first, and scored none of "
             f"{len(_EASY)} easy answers{why_not and f' ({why_not})'}. Name a larger instruction-tuned model."
         )
 
