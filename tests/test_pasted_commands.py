@@ -9,7 +9,7 @@ from staytrue.commands import training
 from staytrue.utils import console
 
 SOURCE = Path(__file__).parents[1] / "src" / "staytrue"
-NO_PATHS = {"NAME", "fetch.NAME", "probe", "measure", "launch", "seed", "context.invoked_subcommand"}
+NO_PATHS = {"NAME", "fetch.NAME", "extra", "launch", "seed", "context.invoked_subcommand"}
 
 
 def inserted(path):

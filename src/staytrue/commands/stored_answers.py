@@ -87,7 +87,9 @@ def _judges(names: Sequence[str], budget: Budget, folders: Sequence[Path]) -> li
 
 def compare(
     folders: Annotated[list[Path], typer.Argument(help="A study's folder, or several evaluations or runs.")],
-    against: Annotated[str, typer.Option(help="The defense, or run, to compare with, as tables name it.")] = "none",
+    against: Annotated[
+        str, typer.Option(help="The defense, or run, to compare with, as tables name it, or its folder.")
+    ] = "none",
     probe: Annotated[str, typer.Option(help="Which probe's answers, or which measure.")] = "general",
     judge: Annotated[
         str | None, typer.Option(help="Use this judge's verdicts, by the name that `rescore` shows.")

@@ -39,9 +39,9 @@ def evaluation_folder(folder: Path) -> Path:
 def eval_command(evaluation: Path, probes: str) -> str:
     """Write the command that adds probes to an evaluation: of a run, of its untuned model, or of any other model."""
     run, extra = evaluation.parent, {"eval": "", "untuned": " --untuned"}.get(evaluation.name)
-    of_run = extra is not None and (run / "manifest.json").exists()
-    what = f"{quoted(run)}{extra}" if of_run else f"--model MODEL --out {quoted(evaluation)}"
-    return f"`staytrue eval {what} --probes {quoted(probes)}`"
+    if extra is not None and (run / "manifest.json").exists():
+        return f"`staytrue eval {quoted(run)}{extra} --probes {quoted(probes)}`"
+    return f"`staytrue eval --model MODEL --out {quoted(evaluation)} --probes {quoted(probes)}`"
 
 
 @dataclass(frozen=True)
