@@ -43,3 +43,10 @@ def test_the_command_refuses_the_option_that_scored_in_two_rounds(tmp_path):
     assert done.exit_code == 2
     assert "No such option" in done.output
     assert "--second-round" in done.output
+
+
+def test_the_command_says_at_once_that_it_loads(tmp_path):
+    files = ["--pool", str(tmp_path / "pool.jsonl"), "--out", str(tmp_path / "s.jsonl")]
+    done = CliRunner().invoke(app, ["score", "--model", "organism", "--misaligned", "a=a", *files])
+    assert done.exit_code != 0  # there is no pool
+    assert done.stderr.startswith("score: loading the libraries\n")
