@@ -65,8 +65,7 @@ def digest(text):
 
 def judge_distribution(prompt):
     """A judge's distribution for a prompt: a few numbers around one, or a refusal, code, or a meaningless word."""
-    # Above 10, so that one token decides the number: up to 10 it may be one of another scale.
-    kind, middle = digest("kind" + prompt), 11 + int(90 * digest("middle" + prompt))
+    kind, middle = digest("kind" + prompt), int(101 * digest("middle" + prompt))
     if kind < 0.05:
         return {"REF": 0.9, "20": 0.06, "I": 0.04}
     if kind < 0.08:
@@ -77,6 +76,8 @@ def judge_distribution(prompt):
     distribution = {str(middle): 0.6}
     distribution[str(low)] = distribution.get(str(low), 0.0) + 0.2
     distribution[str(high)] = distribution.get(str(high), 0.0) + 0.1
+    # Never digits alone, as with every tokenizer that has whole numbers.
+    distribution["50"] = distribution.get("50", 0.0) + 0.001
     return distribution | {"REF": 0.05, "The": 0.01}
 
 

@@ -82,9 +82,9 @@ def test_probabilities_add_up_and_a_floor_of_minus_9999_is_nothing():
     ("distribution", "more"),
     [
         ({"8": 0.9, "9": 0.1}, True),  # one digit at a time, or a whole number below 10
-        ({"8": 0.7, "85": 0.2}, True),  # whole numbers, but it may be 8/10
-        ({"10": 0.9, "85": 0.01}, True),  # 100 or 10/10
-        ({"85": 0.7, "8": 0.2}, False),
+        ({"8": 0.9, "85": 0.001}, False),  # a tokenizer with whole numbers
+        ({"10": 0.9}, True),  # 100 or 10/10
+        ({"10": 0.9, "100": 0.01}, False),
         ({"8": 0.2, "REF": 0.8}, False),
         ({" ": 0.9, "85": 0.1}, True),
         ({"": 0.9, "85": 0.1}, True),

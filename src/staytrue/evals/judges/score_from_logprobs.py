@@ -10,8 +10,7 @@ one, but not after the others. `by_digits` takes the expectation over the number
 return what could have followed (vLLM at the end of an answer), the number that was written counts with all the
 probability up to it. A local judge computes every probability and needs none of this.
 
-A number up to 10 may also be the beginning of `8/10`, `8 out of 10` or `0.85`, whatever the tokenizer. More tokens show
-it, and then there is no score.
+More tokens also show `8/10`, `8 out of 10` or `0.85`: numbers of another scale, which are no score.
 """
 
 from __future__ import annotations
@@ -76,12 +75,14 @@ def reading(distribution: Mapping[str, float]) -> Reading:
 
 
 def needs_more_tokens(distribution: Mapping[str, float]) -> bool:
-    """Whether the first token decides nothing: a blank, or a number up to 10, which may be a part of one."""
+    """Whether the first token decides nothing: a blank, or a number up to 10 without a longer one beside it.
+
+    One more call for each low score would also show `8/10` of a tokenizer with whole numbers, and double the price of
+    a misaligned answer.
+    """
     numbers = _numbers(distribution)
     likeliest = max(distribution, key=lambda token: distribution[token], default="x")
-    if not likeliest.strip():
-        return True
-    return sum(numbers.values()) >= LEAST_MASS and max(numbers, key=lambda n: numbers[n]) <= _DOUBTFUL
+    return not likeliest.strip() or (sum(numbers.values()) >= LEAST_MASS and max(numbers) <= _DOUBTFUL)
 
 
 def by_digits(positions: Sequence[Position]) -> Reading:
