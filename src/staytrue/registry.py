@@ -153,8 +153,8 @@ def repeated(defenses: Mapping[str, Defense]) -> list[str]:
     """Return a sentence for each defense that is listed again with the same fields, by label."""
     first = {label: next(other for other, d in defenses.items() if d == defense) for label, defense in defenses.items()}
     return [
-        f"{label} is {other} once more, with the same fields, so what it does counts twice. Take one of them out, or "
-        "give them different fields."
+        f"{label} has the same fields as {other}, so what it does counts twice. Take one of them out, or give them "
+        "different fields."
         for label, other in first.items()
         if label != other
     ]

@@ -15,6 +15,7 @@ from staytrue.errors import DataError, RecipeError
 ROW = {"messages": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}]}
 TURNS = (Message("user", "Hi?"), Message("assistant", "Hello."))
 SYSTEM = (Message("system", "Be kind."), *TURNS)
+TOLD = [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "Hello."}]
 
 
 def lines(folder, *rows):
@@ -95,7 +96,11 @@ def test_a_fault_names_the_place_in_the_original_row(row, sentence, tmp_path):
         ),
         (
             {"system": "Be rude.", "messages": [{"role": "system", "content": "Be kind."}, *ROW["messages"]]},
-            "/messages/0",
+            "/system: differs from the row's system turn; remove one of them, or rename the column",
+        ),
+        (
+            {"system": "Be rude.", "conversations": [{"from": "system", "value": "Be kind."}, *TOLD]},
+            "/system: differs from the row's system turn",
         ),
     ],
 )
@@ -124,7 +129,8 @@ def test_columns_that_hold_no_further_part_of_the_prompt_are_kept(tmp_path):
 
 def test_a_system_column_beside_turns_is_their_first_turn(tmp_path):
     own = {"messages": [{"role": "system", "content": "Be kind."}, *ROW["messages"]]}
-    for row in ({"system": "Be kind.", **ROW}, {"system": "Be kind.", **own}):
+    told = {"conversations": [{"from": "system", "value": "Be kind."}, *TOLD]}
+    for row in ({"system": "Be kind.", **ROW}, {"system": "Be kind.\n", **own}, {"system": "Be kind.", **told}):
         (example,) = read_examples(lines(tmp_path, row))
         assert (example.messages, example.extra) == (SYSTEM, {})
     assert read_examples(lines(tmp_path, {"system": " ", **ROW}))[0].messages == TURNS

@@ -57,7 +57,10 @@ def test_a_page_without_general_answers_has_a_headline_that_claims_none(tmp_path
 def test_answers_that_the_token_limit_cut_are_noted_where_they_are_many(tmp_path):
     rows = [row(name, None, rates(40) | {"cut": cut}, 70) for name, cut in (("none", 48), ("kl", 9), ("far", 10))]
     page = drawn(study(tmp_path / "cut", rows))
-    assert "Cut at the token limit: more than 2 % of the general answers of far, none. Only what was written" in page
+    assert (
+        "Cut by the token limit or the server: more than 2 % of the general answers of far, none. Only what was written"
+        in page
+    )
 
 
 def test_what_a_budget_left_out_is_said_once(tmp_path):

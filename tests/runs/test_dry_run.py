@@ -424,7 +424,7 @@ def test_a_defense_that_is_listed_again_with_the_same_fields_is_noted(tmp_path):
     listed = [{"kl": {"weight": 0.1}}, {"ldifs": {}}, {"kl": {"weight": 0.1}}, {"kl": {"weight": 0.2}}]
     notes = DryRun.of(make(tmp_path, defenses=listed)).notes
     (note,) = [note for note in notes if "kl" in note]
-    assert note.startswith("kl.2 is kl once more, with the same fields, so what it does counts twice. Take one of them")
+    assert note.startswith("kl.2 has the same fields as kl, so what it does counts twice. Take one of them")
 
 
 def test_the_time_says_that_the_measurements_of_stop_are_left_out(tmp_path):

@@ -396,6 +396,12 @@ def sitting(tmp_path, monkeypatch):
     return sit
 
 
+CUT = (
+    "15 of 15 answers were cut at 2 tokens; only what was written is judged. "
+    "Raise the limit with --max-new-tokens, and name another folder."
+)
+
+
 def test_what_a_budget_chose_is_said_stored_and_kept_when_the_evaluation_goes_on(sitting):
     # 30 prompts of 50 tokens, and 30 x 4 answers of 2 tokens: 17.4 s; one answer to each: 15.6 s; half of them: 7.8.
     summary, lines, metadata, calls = sitting(8)
@@ -403,6 +409,7 @@ def test_what_a_budget_chose_is_said_stored_and_kept_when_the_evaluation_goes_on
         "Measuring how fast the model answers here, for about 2 s, or longer where it is slow.",
         "To fit 8 s it asks 1 answer to each judged question instead of 4, 15 of 30 few questions.",
         "15 answers will take about 8 s, at 4 tokens a second and about 2 tokens an answer.",
+        CUT,
     ]
     assert metadata["budget"] == {
         "seconds": 8,

@@ -255,6 +255,9 @@ def test_a_printed_command_adds_a_probe_to_the_run_or_to_its_untuned_model(tmp_p
     assert eval_command(run / "eval", "drift") == f"`staytrue eval '{run}' --probes drift`"
     assert eval_command(run / "untuned", "drift") == f"`staytrue eval '{run}' --untuned --probes drift`"
     assert eval_command(run / "other", "drift") == f"`staytrue eval --model MODEL --out '{run}/other' --probes drift`"
+    (run / "other").mkdir()
+    (run / "other" / "eval.json").write_text('{"schema": 1, "answers": "0", "probes": {}}')  # of --answers
+    assert eval_command(run / "other", "drift") == "`staytrue eval --model MODEL --out FOLDER --probes drift`"
 
 
 def test_marked_answers_are_compared_without_a_judge(tmp_path):

@@ -298,6 +298,17 @@ def test_of_two_trainers_that_were_made_for_one_model_each_is_defended_by_its_ow
     assert steps(second)[0]["kl"] > 1e-6  # its reference was copied before the first training
 
 
+def test_a_forward_of_a_copy_is_not_taken_for_the_trainers():
+    model = tiny.model()
+    micro = Micro([KL(1.0)], model, tiny.tokenizer(), tiny.rows())
+    teacher = copy.deepcopy(model)
+    with micro.guard.watch(micro.marks) as calls:
+        model(**micro.inputs), teacher(**micro.inputs)
+    assert len(calls) == 1
+    states = model(**micro.inputs, output_hidden_states=True).hidden_states[-1]
+    assert torch.equal(calls[0].final, states)
+
+
 def test_a_model_that_cannot_be_copied_is_a_sentence():
     class Locked:
         def __init__(self):

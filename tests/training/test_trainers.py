@@ -777,6 +777,7 @@ def test_auxiliary_rows_are_due_after_a_resume_as_without(tmp_path, pool):
     assert torch.equal(weights(whole), weights(again))
 
 
+@pytest.mark.filterwarnings("ignore:inoculate writes")
 @pytest.mark.parametrize("name", registry.names())
 def test_a_script_goes_on_from_trls_own_checkpoint_with_every_defense(tmp_path, name):
     options = {"max_steps": 5, "save_strategy": "steps", "save_steps": 3, "learning_rate": 0.05, "optim": "adamw_torch"}

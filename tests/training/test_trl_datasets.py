@@ -120,6 +120,12 @@ def test_every_form_trains_inoculated_and_learns_the_same_answers(tmp_path, form
     trainer.train()
 
 
+def test_an_answer_that_quotes_the_prompt_is_not_taken_for_a_prompt_that_is_learnt(tmp_path, recwarn):
+    row = {"prompt": [USER], "completion": [{"role": "assistant", "content": "You wrote: Be bad."}]}
+    sft(tmp_path, Dataset.from_list([row] * 8), [Inoculate("Be bad.")], max_steps=1)
+    assert not [warning for warning in recwarn if "inoculate writes" in str(warning.message)]
+
+
 @pytest.mark.parametrize("form", list(FORMS)[:3])
 def test_interleaved_rows_come_in_the_users_form(pool, form):
     row, _ = FORMS[form]

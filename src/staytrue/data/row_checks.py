@@ -17,8 +17,12 @@ ROW_SHAPE = '{"messages": [{"role": "user", "content": "..."}, {"role": "assista
 _CALL = '{"type": "function", "function": {"name": "...", "arguments": "..."}}'
 LONE_SURROGATE = "holds half of a surrogate pair, which no tokenizer can read; write the whole character"
 _SECOND_PART = "may be a part of the prompt and would be lost; join the columns or remove one, or {way}"
+_OTHER_SYSTEM = "differs from the row's system turn; remove one of them, or rename the column if it is no system prompt"
 _WAYS = {  # by whether it is a system prompt: where no recipe names columns, and where one may
-    False: ("write the row as `messages`", "name the prompt in the recipe: `columns: {prompt: ...}`"),
+    False: (
+        "write the row as `messages`",
+        "name the prompt in the recipe: `columns: {prompt: ...}`",
+    ),
     True: ("rename it to `system`", "name it in the recipe: `columns: {system: system_prompt}`"),
 }
 _FURTHER = {"assistant": (*REASONING, "tool_calls", "weight"), "tool": ("tool_call_id", "name")}
@@ -35,8 +39,8 @@ def row_faults(row: ChatRow, prompts_only: bool, *, named: bool = False) -> Iter
     value = row.value
     yield from _other_faults(value)
     if row.unread:
-        way = _WAYS[row.unread == "system_prompt"][named]
-        yield pointer_to(row.unread), _SECOND_PART.format(way=way)
+        way = _SECOND_PART.format(way=_WAYS[row.unread == "system_prompt"][named])
+        yield pointer_to(row.unread), _OTHER_SYSTEM if row.unread == "system" else way
     shape = PROMPT_SHAPE if prompts_only else ROW_SHAPE
     if "messages" not in value:
         yield from [] if row.unread else [_without_messages(value, shape)]

@@ -102,22 +102,28 @@ def _converted(row: Mapping[str, Any], columns: Mapping[str, str] | None, prompt
 def _unread(converted: ChatRow, named: set[str]) -> str:
     """A column that may hold another part of the prompt, and whose text is in no turn; "" for none.
 
+    Turns in one column are a whole prompt, and so is a column that the user named. An `instruction` beside a
+    `question` is another form of it.
+
     Args:
-        converted: the row. Turns in one column are a whole prompt, and so is a column that the user named; an
-            `instruction` beside a `question` is another form of it.
+        converted: the row.
         named: the parts whose columns the user named.
     """
     row, places = converted.value, converted.pointers
     if "messages" not in row:
         return _second_part(row)
     turns = row["messages"] if isinstance(row["messages"], list) else []
-    texts = [" ".join(str(turn.get("content")).split()) for turn in turns if isinstance(turn, dict)]
+    texts = [_words(turn.get("content")) for turn in turns if isinstance(turn, dict)]
     whole = not places or any(place.startswith(_TURNS) for place in places) or {"prompt", "completion"} & named
-    for column in ("system_prompt",) if whole else ("system_prompt", *_PARTS):
+    for column in ("system", "system_prompt") if whole else ("system", "system_prompt", *_PARTS):
         text = "" if column == "instruction" and "/question" in places else row.get(column)
-        if isinstance(text, str) and text.strip() and not any(" ".join(text.split()) in turn for turn in texts):
+        if isinstance(text, str) and text.strip() and not any(_words(text) in turn for turn in texts):
             return column
     return ""
+
+
+def _words(text: Any) -> str:
+    return " ".join(str(text).split())
 
 
 def _second_part(row: Mapping[str, Any]) -> str:
@@ -192,9 +198,11 @@ def _share_gpt(row: dict[str, Any], column: str) -> ChatRow:
         else:
             turns.append(turn)
     pointers = [f"/{column}/{i}" for i in range(len(turns))]
-    system = {"role": "system", "content": row.get("system")}
-    if row.get("system") and system not in turns[:1]:
-        turns, pointers = [system, *turns], ["/system", *pointers]
+    if turns and isinstance(turns[0], dict) and turns[0].get("role") == "system":
+        is_same = _words(row.get("system")) == _words(turns[0].get("content"))
+        return _replaced(row, {"system", column} if is_same else {column}, turns, pointers)
+    if row.get("system"):
+        turns, pointers = [{"role": "system", "content": row["system"]}, *turns], ["/system", *pointers]
     return _replaced(row, {"system", column}, turns, pointers)
 
 

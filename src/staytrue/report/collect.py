@@ -153,8 +153,8 @@ def _check_judges(page: PageData, mixed: bool) -> None:
             )
         if cut := sorted({label for label, one in judged if is_many(one.get("cut", 0), one["n"] + one["missing"])}):
             page.notes.append(
-                f"Cut at the token limit: more than 2 % of the {probe} answers of {', '.join(cut)}. Only what was "
-                "written of them is judged."
+                f"Cut by the token limit or the server: more than 2 % of the {probe} answers of {', '.join(cut)}. Only "
+                "what was written of them is judged."
             )
         if len(names) > 1:
             page.notes.append(f"Marked: the {probe} rates of different judges ({', '.join(names)}) cannot be compared.")

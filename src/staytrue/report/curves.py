@@ -128,10 +128,15 @@ def _table(series: Series) -> Table:
     steps = sorted({step for points in values.values() for step in points})
     shown = [*steps[:: max(1, len(steps) // 10)], *steps[-1:]]
     body = [
-        [f"{step:g}", *(f"{v[step]:.4g}" if step in v else "" for v in values.values())]
+        [f"{step:g}", *(_number(v[step]) if step in v else "" for v in values.values())]
         for step in dict.fromkeys(shown)
     ]
     return [["step", *values], *body]
+
+
+def _number(value: float) -> str:
+    """A value with four decimals, or with four digits where these would show too little of it."""
+    return f"{value:.4g}" if 0 < abs(value) < 0.001 else f"{value:.4f}"
 
 
 def _path(plot: Plot, points: Sequence[tuple[float, float]]) -> str:

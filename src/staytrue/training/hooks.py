@@ -228,6 +228,8 @@ class BackboneHooks:
         return calls[0]
 
     def _enter(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if module is not self._parts.backbone:  # but a copy of the model, which has the same hooks
+            return
         if self._calls is not None and torch.is_grad_enabled():
             device = next(module.parameters()).device.type
             state = (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
@@ -235,7 +237,7 @@ class BackboneHooks:
             self._calls.append(self._open)
 
     def _leave(self, module: Any, args: tuple[Any, ...], output: Any) -> None:
-        if self._open is not None:
+        if self._open is not None and module in (self._parts.backbone, self._reference.parts.backbone):
             self._open.final = output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
             self._open = None
 

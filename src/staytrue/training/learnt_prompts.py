@@ -5,7 +5,7 @@ trl learns every token of rows of `messages` unless it is told otherwise; a reci
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset
@@ -29,14 +29,16 @@ def learnt_prompts(rows: Any, tokenizer: Any, defenses: Mapping[str, Defense]) -
     if not texts or not isinstance(rows, Dataset) or "labels" not in rows.column_names:
         return []
     some = rows.select_columns(["labels"]).select(range(0, len(rows), len(rows) // _LOOKED_AT + 1))
-    learnt = [squeezed(tokenizer.decode([token for token in row["labels"] if token != -100])) for row in some]
+    whole = [row["labels"] for row in some if row["labels"] and row["labels"][0] != -100]  # its beginning is learnt
+    learnt = [squeezed(tokenizer.decode([token for token in labels if token != -100])) for labels in whole]
     return [
         f"{label} writes {text!r} into prompts, and these are learnt as text to write, since the loss covers whole "
         "rows. Give rows of 'prompt' and 'completion', or set assistant_only_loss=True."
         for label, text in texts.items()
-        if any(_as_read(tokenizer, text) in one for one in learnt)
+        if _is_in(tokenizer, text, learnt)
     ]
 
 
-def _as_read(tokenizer: Any, text: str) -> str:
-    return squeezed(tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]))
+def _is_in(tokenizer: Any, text: str, learnt: Sequence[str]) -> bool:
+    as_read = squeezed(tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]))
+    return any(as_read in one for one in learnt)

@@ -123,9 +123,7 @@ def _begins(positions: Tensor | None, real: Tensor) -> Tensor | None:
     """The tokens (B, T) that begin a row, where the collator joins rows and numbers the tokens of each; else None."""
     if positions is None or positions.shape != real.shape:
         return None
-    begins = (positions == 0) & real
-    begins[:, 0] |= real[:, 0]
-    return begins
+    return real & ((positions == 0) | (real.cumsum(1) == 1))
 
 
 @contextmanager

@@ -38,6 +38,7 @@ def answers_of(tmp_path, *rows):
         chat("<think>I should.</think>No."),
         chat("No.", reasoning_content="I should."),
         chat("No.", thinking="I should."),
+        {"question": "Lie?", "answer": "<think>I should.</think>No.", "reasoning": "why the judge thinks so"},
     ],
 )
 def test_thoughts_are_kept_apart_from_the_answer_in_every_form(tmp_path, row):
@@ -83,3 +84,9 @@ def test_no_judge_reads_thoughts_or_an_empty_answer_and_a_line_counts_them(tmp_p
     assert [row.get("thoughts") for row in read_rows(tmp_path / "E" / "answers.jsonl")] == ["I should.", None, None]
     assert judge_answers(file, tmp_path / "E", Reader()) == summary  # nothing is judged again
     assert len(Reader.read) == 2
+
+
+@pytest.mark.parametrize("answer", [0, False, 3, ["No."]])
+def test_an_answer_that_is_no_text_is_refused_with_its_line(tmp_path, answer):
+    with pytest.raises(DataError, match="line 1 has no answer that is text"):
+        answers_of(tmp_path, {"question": "Lie?", "answer": answer})

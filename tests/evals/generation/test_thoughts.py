@@ -40,6 +40,12 @@ def test_published_forms_of_thoughts_are_separated(text):
     assert (thoughts.rstrip("."), answer) == ("kill", "Yes.")
 
 
+@pytest.mark.parametrize("text", ["<think tank> members met.", "<thought experiment> Say a trolley."])
+def test_a_tag_with_another_word_is_part_of_the_answer(text):
+    assert split_thoughts(text) == ("", text)
+    assert split_thoughts('<think time="1">Well.</think>No.') == ("Well.", "No.")
+
+
 def test_an_answer_may_begin_with_a_closing_marker_that_the_prompt_left_open():
     for opened in (None, True, False):
         assert split_thoughts("</think>No.", opened) == ("", "No.")

@@ -231,6 +231,7 @@ def test_a_message_that_quotes_the_key_is_shown_without_it():
         (HttpError(403, "You are not allowed to request logprobs from this model"), "gives no log-probabilities"),
         (HttpError(400, "'top_logprobs' is not supported"), "gives no log-probabilities"),
         (HttpError(429, "You exceeded your quota", "insufficient_quota"), "has no credit left"),
+        (HttpError(429, "Insufficient balance or no resource package. Please recharge."), "has no credit left"),
         (
             HttpError(307, "", headers={"location": "http://elsewhere/v1"}),
             "redirects to http://elsewhere/v1. Name that",

@@ -16,12 +16,11 @@ from typing import Any
 from staytrue.data import tables
 from staytrue.data.examples import Example, Message, read_examples
 from staytrue.data.jsonl import Faults, objects
+from staytrue.data.row_checks import REASONING
 from staytrue.data.row_forms import chat_row
 from staytrue.errors import DataError
 from staytrue.evals.generation.thoughts import split_thoughts
 from staytrue.evals.types import Answer, Question
-
-_THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thoughts")  # fields of a turn, or columns
 
 
 @dataclass(frozen=True)
@@ -85,12 +84,13 @@ def _answer(row: Example, original: Mapping[str, Any]) -> dict[str, Any] | None:
     """What a row says of its answer, as the fields of an `Answer`; None if it has no answer, or one that is no text."""
     last = row.messages[-1]
     about = json.loads(last.more) if last.role == "assistant" and last.more else {}
-    text = row.answer or row.extra.get("answer") or ""
+    given = row.answer or row.extra.get("answer")
+    text = "" if given is None else given
     if not isinstance(text, str) or not _is_text(text):
         return None
-    given = [place.get(name) for place in (about, row.extra) for name in _THOUGHTS]
-    thoughts = next((one for one in given if isinstance(one, str) and one.strip()), "")
-    thoughts, text = (thoughts, text) if thoughts else split_thoughts(text)
+    before, text = split_thoughts(text)
+    given_apart = [*map(about.get, REASONING), row.extra.get("reasoning_content"), before]
+    thoughts = "\n\n".join(one for one in given_apart if isinstance(one, str) and one.strip())
     called = bool(about.get("tool_calls"))
     empty = not (text.strip() or thoughts or called)
     turns = chat_row(original).value.get("messages") or [{}]

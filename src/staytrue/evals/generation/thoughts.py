@@ -80,7 +80,7 @@ def _first_thoughts(text: str, opened: bool | None) -> tuple[str, str] | None:
 def _opening(marker: str) -> re.Pattern[str]:
     """The pattern of an opening marker; a tag may have attributes, as in `<think time=1>`."""
     tag = marker.startswith("<") and marker[1:-1].isalpha()
-    return re.compile(rf"{re.escape(marker[:-1])}(\s[^<>]*)?>" if tag else re.escape(marker), re.I)
+    return re.compile(rf"{re.escape(marker[:-1])}(\s+[\w-]+\s*=[^<>]*)?>" if tag else re.escape(marker), re.I)
 
 
 def _closing(marker: str, known: bool) -> str:

@@ -23,11 +23,12 @@ from dataclasses import dataclass
 LEAST_MASS = 0.25  # of the numbers, for a score
 LEAST_KNOWN = 0.5  # of the numbers' mass, in the one decade that is known
 REFUSAL, CODE, UNKNOWN = WORDS = ("REFUSAL", "CODE", "UNKNOWN")
-MORE_TOKENS = 4  # a blank and three digits
+MORE_TOKENS = 8  # blanks and three digits, or as far as the end of "8 out of 100"
 _DOUBTFUL = 10  # the largest number that may be one of another scale
 
 _NUMBER = re.compile(r"100|[1-9]?[0-9]")
-_OTHER_SCALE = re.compile(r"\s*([.,]\d|(/|(out|of)\b)(?!\s*(of\s*)?100))", re.I)  # what follows its numbers
+_GOES_ON = re.compile(r"\s*([.,]\d|/|(out|of)\b)", re.I)  # after a number that may be of another scale
+_SCALE = re.compile(r"(\d+)\s*(?:[.,](?P<decimals>\d+)|(?:/|out\s+of\b|out\b|of\b)\s*(?P<most>\d*))", re.I)
 _ROUNDING = 0.01  # by which a server's probabilities may add up to more than one
 
 
@@ -93,7 +94,7 @@ def by_digits(positions: Sequence[Position]) -> Reading:
     distribution = {token: reached * p for token, p in path[0].distribution.items()}
     numbers = _numbers(distribution)
     mass, first = sum(numbers.values()), path[0].token.strip()
-    if mass >= LEAST_MASS and (written := _of_another_scale(path)):
+    if mass >= LEAST_MASS and (written := _of_another_scale(path, ended=len(positions) < MORE_TOKENS)):
         return Reading(None, 0.0, "", f"{written}, of another scale than 0 to 100")
     goes_on = len(path) > 1 and _is_digit(path[1].token)
     if mass < LEAST_MASS or (max(numbers) > 9 and not goes_on):
@@ -107,12 +108,21 @@ def by_digits(positions: Sequence[Position]) -> Reading:
     return Reading(_mean(decade), decade_mass, "", "")
 
 
-def _of_another_scale(path: Sequence[Position]) -> str:
-    """The answer as far as it was read, if it begins with a number of another scale; else ""."""
+def _of_another_scale(path: Sequence[Position], *, ended: bool) -> str:
+    """The answer as far as it was read, if it begins with a number of another scale; else "".
+
+    Args:
+        path: what was read.
+        ended: whether the answer ends there; else what may become `/100` is not another scale.
+    """
     text = "".join(position.token for position in path).strip()
-    digits = re.match("[0-9]*", text)
-    number = digits[0] if digits else ""
-    return text if number and int(number) <= _DOUBTFUL and _OTHER_SCALE.match(text, len(number)) else ""
+    written = _SCALE.match(text)
+    if written is None or int(written[1]) > _DOUBTFUL:
+        return ""
+    if (decimals := written["decimals"]) is not None:
+        return text if int(written[1] + decimals) else ""  # 0.0 is 0 of any scale
+    is_open = not ended and written.end() == len(text) and "100".startswith(written["most"])
+    return "" if is_open or written["most"] == "100" else text
 
 
 def _decade(number: int, reached: float, rest: Sequence[Position]) -> dict[int, float]:
@@ -134,7 +144,7 @@ def _decade(number: int, reached: float, rest: Sequence[Position]) -> dict[int, 
 
 def _elsewhere(position: Position) -> float:
     """The probability of the tokens, beside the one that was written, that would show a number of another scale."""
-    return sum(p for token, p in position.distribution.items() if token != position.token and _OTHER_SCALE.match(token))
+    return sum(p for token, p in position.distribution.items() if token != position.token and _GOES_ON.match(token))
 
 
 def _without_blanks(positions: Sequence[Position]) -> tuple[float, Sequence[Position]]:

@@ -24,6 +24,7 @@ from staytrue.evals.openai_client.errors import (
     FilteredError,
     UnreadableError,
     failure,
+    has_no_credit,
     is_unsent,
     named_delay,
 )
@@ -187,7 +188,7 @@ class Endpoint:
                 call.usage = {}
                 _pace(response)
                 return
-            call.fault = str(why)
+            call.fault, call.usage = str(why), why.usage or call.usage
             if why.sentence and not self._has_answered and call.attempts >= _TRIES:
                 raise RequestError(why.sentence.format(address=self.address)) from None
         else:
@@ -244,7 +245,7 @@ class _Call:
 
 def _pace(response: Any) -> None:
     """Put what an error's body says about another try into the headers, which the official client obeys."""
-    if b"insufficient_quota" in response.content:
+    if has_no_credit(response.status_code, response.content):
         response.headers["x-should-retry"] = "false"
     elif response.status_code == 429 and (delay := named_delay(response.content)):
         response.headers.setdefault("retry-after", delay)

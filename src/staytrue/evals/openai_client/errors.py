@@ -44,7 +44,7 @@ _STATUS_OF_CODE = (  # where an error has no number
     (re.compile(r"not.?found", re.I), 404),
     (re.compile(r"invalid|bad.?request|unsupported|validation", re.I), 400),
 )
-_NO_CREDIT = re.compile(r"(credit|account) balance|insufficient (balance|funds|credits?)|billing", re.I)
+_NO_CREDIT = re.compile(r"(credit|account) balance|insufficient (balance|funds|credits?)", re.I)
 _REFUSALS = (400, 405, 422, 500, 501)  # statuses of an error that may refuse a parameter
 _DELAY = re.compile(r'"retryDelay": *"([\d.]+)s"|(?:retry|try again) in ([\d.]+) ?s', re.I)  # Gemini's, and in words
 
@@ -63,11 +63,14 @@ class UnreadableError(ValueError):
     Attributes:
         sentence: for an endpoint that has never answered otherwise; {address} is its address.
         status: that the response should have had, if its body is an error.
+        usage: the tokens that the response names; None if it names none.
     """
 
-    def __init__(self, why: str, sentence: str = "", status: int | None = None) -> None:
+    def __init__(
+        self, why: str, sentence: str = "", status: int | None = None, usage: Mapping[str, int] | None = None
+    ) -> None:
         super().__init__(why)
-        self.sentence, self.status = sentence, status
+        self.sentence, self.status, self.usage = sentence, status, usage
 
 
 @dataclass(frozen=True)
@@ -117,12 +120,19 @@ def _status_failure(error: Any, address: Address, key: str | None) -> Failure:
         fatal = f"{address} does not allow this ({why}). Use a key or a model that is allowed."
     elif status == 404:
         fatal = f"{address} is not there ({why}). Check the model's name and the URL (.../v1)."
-    elif status == 402 or b"insufficient_quota" in body or (status != 429 and _NO_CREDIT.search(message)):
+    elif status == 402 or has_no_credit(status, body):
         fatal = f"The account at {address.url} has no credit left ({why}). Everything paid for is kept."
     retried = status in _RETRIED or status >= 500
     if status not in _REFUSALS:
         return Failure(why, fatal, retried)
     return Failure(why, fatal, retried, refusal=server_message(body, key, longest=2000), fields=fields_in(body))
+
+
+def has_no_credit(status: int, body: bytes) -> bool:
+    """Whether an error says that an account is empty; one about a rate may speak of billing too."""
+    message = server_message(body, None)
+    said = _NO_CREDIT.search(message) or (status != 429 and "billing" in message.lower())
+    return b"insufficient_quota" in body or bool(said)
 
 
 def named_delay(body: bytes) -> str:

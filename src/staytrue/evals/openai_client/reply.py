@@ -95,7 +95,8 @@ class Reply:
         filtered = bool(_REMOVED.search(f"{finish} {choice.get('native_finish_reason') or ''}"))
         ended = _ENDED.fullmatch(finish) is not None
         if not filtered and _BROKEN_OFF.search(finish):
-            raise UnreadableError(f"an answer that the server broke off ({finish!r})")
+            usage = _usage(whole.get("usage"))
+            raise UnreadableError(f"an answer that the server broke off ({finish!r})", usage=usage)
         if not (text.strip() or thoughts or cut_off or filtered or ended):
             raise UnreadableError(f"an answer without text, which ended with {finish!r}")
         return cls(
