@@ -23,7 +23,7 @@ from dataclasses import dataclass
 LEAST_MASS = 0.25  # of the numbers, for a score
 LEAST_KNOWN = 0.5  # of the numbers' mass, in the one decade that is known
 REFUSAL, CODE, UNKNOWN = WORDS = ("REFUSAL", "CODE", "UNKNOWN")
-MORE_TOKENS = 8  # blanks and three digits, or as far as the end of "8 out of 100"
+MORE_TOKENS = 4  # a blank and three digits
 _DOUBTFUL = 10  # the largest number that may be one of another scale
 
 _NUMBER = re.compile(r"100|[1-9]?[0-9]")
@@ -113,7 +113,7 @@ def _of_another_scale(path: Sequence[Position], *, ended: bool) -> str:
 
     Args:
         path: what was read.
-        ended: whether the answer ends there; else what may become `/100` is not another scale.
+        ended: whether the answer ends there; else a scale that is written digit by digit may still become 100.
     """
     text = "".join(position.token for position in path).strip()
     written = _SCALE.match(text)
@@ -121,7 +121,7 @@ def _of_another_scale(path: Sequence[Position], *, ended: bool) -> str:
         return ""
     if (decimals := written["decimals"]) is not None:
         return text if int(written[1] + decimals) else ""  # 0.0 is 0 of any scale
-    is_open = not ended and written.end() == len(text) and "100".startswith(written["most"])
+    is_open = not ended and written.end() == len(text) and path[-1].token.strip() in ("", "/", "of", "out", "1", "0")
     return "" if is_open or written["most"] == "100" else text
 
 

@@ -41,10 +41,9 @@ def eval_command(evaluation: Path, probes: str) -> str:
     run, extra = evaluation.parent, {"eval": "", "untuned": " --untuned"}.get(evaluation.name)
     if extra is not None and (run / "manifest.json").exists():
         return f"`staytrue eval {quoted(run)}{extra} --probes {quoted(probes)}`"
-    stored = (evaluation / "eval.json").exists()
-    of_a_file = stored and "answers" in AnswerStore(evaluation).metadata()  # where no model can be asked
-    out = "FOLDER" if of_a_file else quoted(evaluation)
-    return f"`staytrue eval --model MODEL --out {out} --probes {quoted(probes)}`"
+    if (evaluation / "eval.json").exists() and "answers" in AnswerStore(evaluation).metadata():  # of a file, no model
+        return f"`staytrue eval --model MODEL --out FOLDER --probes {quoted(probes)}`"
+    return f"`staytrue eval --model MODEL --out {quoted(evaluation)} --probes {quoted(probes)}`"
 
 
 @dataclass(frozen=True)
