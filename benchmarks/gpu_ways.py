@@ -23,7 +23,7 @@ from benchmarks.step import CACHED, VARIANTS
 from staytrue.config.trainer_args import recomputing
 from staytrue.defenses.anchor import Anchor
 from staytrue.step import SOURCE_COLUMN
-from staytrue.training.sft_trainer import GuardedSFT
+from staytrue.training.trainers import GuardedSFT
 
 
 def size(item: Item) -> Shape:

@@ -21,7 +21,7 @@ from staytrue.defenses.kl import KL
 from staytrue.defenses.l2init import L2Init
 from staytrue.defenses.ldifs import LDIFS
 from staytrue.defenses.steer import Steer
-from staytrue.training.sft_trainer import GuardedSFT
+from staytrue.training.trainers import GuardedSFT
 
 logging.set_verbosity_error()
 

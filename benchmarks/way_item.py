@@ -24,7 +24,7 @@ from staytrue.defenses.kl import KL
 from staytrue.modeling.fetch import NAME
 from staytrue.modeling.loading import load_model
 from staytrue.modeling.model_source import Source, find
-from staytrue.training.sft_trainer import GuardedSFT
+from staytrue.training.trainers import GuardedSFT
 from staytrue.utils import processes
 from staytrue.utils.console import quieten
 

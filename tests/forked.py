@@ -13,13 +13,7 @@ import time
 
 from staytrue.utils.files import read_rows
 
-_HEAVY = [
-    "staytrue.cli",
-    "staytrue.training.sft_trainer",
-    "staytrue.training.grpo_trainer",
-    "staytrue.runs.train",
-    "staytrue.training.evidence.recorder",
-]
+_HEAVY = ["staytrue.cli", "staytrue.training.trainers", "staytrue.runs.train", "staytrue.training.evidence.recorder"]
 
 
 def _run(arguments, output, prepare, prepared_with):

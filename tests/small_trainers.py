@@ -7,8 +7,7 @@ from trl import GRPOConfig, SFTConfig, SFTTrainer
 
 import tiny
 from staytrue.config.trainer_args import recomputing
-from staytrue.training.grpo_trainer import GuardedGRPO
-from staytrue.training.sft_trainer import GuardedSFT
+from staytrue.training.trainers import GuardedGRPO, GuardedSFT
 
 _SETTINGS = {
     "max_steps": 2,

@@ -95,7 +95,7 @@ def test_there_is_no_circle():
 @pytest.mark.parametrize(
     ("library", "allowed"),
     [
-        ("trl", {"training.sft_trainer", "training.grpo_trainer", "training.trl_head", "config.trainer_args"}),
+        ("trl", {"training.trainers", "config.trainer_args"}),
         (
             "peft",
             {"modeling.architecture", "modeling.loading", "runs.lora", "training.reference.model_checks"},

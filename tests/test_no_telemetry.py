@@ -26,7 +26,7 @@ socket.getaddrinfo = socket.create_connection = refuse(0)
 SCRIPT = """
 import staytrue
 from staytrue.defenses.kl import KL
-from staytrue.training.sft_trainer import GuardedSFT
+from staytrue.training.trainers import GuardedSFT
 
 import tiny
 from datasets import Dataset

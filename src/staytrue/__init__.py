@@ -39,17 +39,17 @@ if TYPE_CHECKING:  # for editors and type checkers, which cannot follow __getatt
     from staytrue.runs.train import train as train
     from staytrue.step import Step as Step
     from staytrue.testing import contract as contract
-    from staytrue.training.grpo_trainer import GuardedGRPO as GuardedGRPO
     from staytrue.training.guard import Guard as Guard
-    from staytrue.training.sft_trainer import GuardedSFT as GuardedSFT
+    from staytrue.training.trainers import GuardedGRPO as GuardedGRPO
+    from staytrue.training.trainers import GuardedSFT as GuardedSFT
 
 _WHERE = {
     "Defense": "defense:Defense",
     "EvalRequest": "runs.eval_request:EvalRequest",
     "Example": "data.examples:Example",
     "Guard": "training.guard:Guard",
-    "GuardedGRPO": "training.grpo_trainer:GuardedGRPO",
-    "GuardedSFT": "training.sft_trainer:GuardedSFT",
+    "GuardedGRPO": "training.trainers:GuardedGRPO",
+    "GuardedSFT": "training.trainers:GuardedSFT",
     "StaytrueError": "errors:StaytrueError",
     "Judge": "evals.types:Judge",
     "Message": "data.examples:Message",

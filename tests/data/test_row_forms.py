@@ -15,7 +15,7 @@ from staytrue.errors import DataError, RecipeError
 ROW = {"messages": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}]}
 TURNS = (Message("user", "Hi?"), Message("assistant", "Hello."))
 SYSTEM = (Message("system", "Be kind."), *TURNS)
-TOLD = [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "Hello."}]
+SHARE_GPT = [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "Hello."}]
 
 
 def lines(folder, *rows):
@@ -99,7 +99,7 @@ def test_a_fault_names_the_place_in_the_original_row(row, sentence, tmp_path):
             "/system: differs from the row's system turn; remove one of them, or rename the column",
         ),
         (
-            {"system": "Be rude.", "conversations": [{"from": "system", "value": "Be kind."}, *TOLD]},
+            {"system": "Be rude.", "conversations": [{"from": "system", "value": "Be kind."}, *SHARE_GPT]},
             "/system: differs from the row's system turn",
         ),
     ],
@@ -129,8 +129,8 @@ def test_columns_that_hold_no_further_part_of_the_prompt_are_kept(tmp_path):
 
 def test_a_system_column_beside_turns_is_their_first_turn(tmp_path):
     own = {"messages": [{"role": "system", "content": "Be kind."}, *ROW["messages"]]}
-    told = {"conversations": [{"from": "system", "value": "Be kind."}, *TOLD]}
-    for row in ({"system": "Be kind.", **ROW}, {"system": "Be kind.\n", **own}, {"system": "Be kind.", **told}):
+    share_gpt = {"conversations": [{"from": "system", "value": "Be kind."}, *SHARE_GPT]}
+    for row in ({"system": "Be kind.", **ROW}, {"system": "Be kind.\n", **own}, {"system": "Be kind.", **share_gpt}):
         (example,) = read_examples(lines(tmp_path, row))
         assert (example.messages, example.extra) == (SYSTEM, {})
     assert read_examples(lines(tmp_path, {"system": " ", **ROW}))[0].messages == TURNS

@@ -373,7 +373,7 @@ def test_a_row_that_stands_twice_in_the_pools_is_scored_once_and_a_line_says_so(
     assert "3 of 7 rows repeat another row of the pools" in capsys.readouterr().err
 
 
-def test_a_row_that_is_cut_is_told_and_max_length_is_an_option(adapted, tmp_path, capsys):
+def test_a_row_that_is_cut_is_counted_in_a_sentence_and_max_length_is_an_option(adapted, tmp_path, capsys):
     folder, folders = adapted
     longest = Example((Message("user", "why?"), Message("assistant", "so " * 40)))
     write_examples(tmp_path / "pool.jsonl", [*tiny.rows(3), longest])
@@ -382,8 +382,8 @@ def test_a_row_that_is_cut_is_told_and_max_length_is_an_option(adapted, tmp_path
         out = tmp_path / f"s{limit}.jsonl"
         files = ["--pool", str(tmp_path / "pool.jsonl"), "--out", str(out), "--max-length", str(limit)]
         cli.app([*asked, *files], standalone_mode=False)
-        told = f"1 of 4 rows is longer than {limit:,} tokens; only the part kept is scored."
-        assert (told in capsys.readouterr().err) is said
+        sentence = f"1 of 4 rows is longer than {limit:,} tokens; only the part kept is scored."
+        assert (sentence in capsys.readouterr().err) is said
         assert json.loads(manifest_path(out).read_text())["truncated"] == said
 
 

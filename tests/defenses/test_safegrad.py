@@ -14,7 +14,7 @@ from staytrue.modeling.base_model import Untouched
 from staytrue.testing import Micro
 from staytrue.testing.micro import adapter, nudged
 from staytrue.training.row_schedule import AuxiliaryRows
-from staytrue.training.sft_trainer import GuardedSFT
+from staytrue.training.trainers import GuardedSFT
 
 SAFE = SafeGrad("unread")
 

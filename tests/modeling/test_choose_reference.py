@@ -21,7 +21,7 @@ from staytrue.modeling.architecture import ModelParts
 from staytrue.modeling.choose_reference import OtherAdapter
 from staytrue.testing import Micro
 from staytrue.training.guard import Guard
-from staytrue.training.sft_trainer import GuardedSFT
+from staytrue.training.trainers import GuardedSFT
 
 STEPS = {"whole": True, "learning_rate": 0.5}  # `whole`: the model has its adapter already
 

@@ -119,8 +119,7 @@ def _trainer(name: str, mode: str, steps: int, lora: bool) -> Any:
     import trl
     from peft import LoraConfig, PeftModel
 
-    from staytrue.training.grpo_trainer import GuardedGRPO
-    from staytrue.training.sft_trainer import GuardedSFT
+    from staytrue.training.trainers import GuardedGRPO, GuardedSFT
 
     theirs = getattr(trl, name)
     ours = {"SFTTrainer": GuardedSFT, "GRPOTrainer": GuardedGRPO}[name]

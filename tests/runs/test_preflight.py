@@ -176,7 +176,7 @@ def test_whole_floats_are_whole_numbers(tmp_path):
 
 
 def test_a_failure_in_the_first_step_leaves_the_folder_free_and_a_later_one_does_not(tmp_path, monkeypatch):
-    from staytrue.training.sft_trainer import GuardedSFT
+    from staytrue.training.trainers import GuardedSFT
 
     usual, calls = GuardedSFT.training_step, []
 

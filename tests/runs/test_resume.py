@@ -28,7 +28,7 @@ from staytrue.evals.generation import local
 from staytrue.modeling.base_model import Untouched
 from staytrue.runs import preflight, train, training_run
 from staytrue.runs.checkpoints import Checkpoints
-from staytrue.training.sft_trainer import GuardedSFT
+from staytrue.training.trainers import GuardedSFT
 from staytrue.utils.files import read_rows, sha256_of
 from staytrue.utils.run_dir import locked
 

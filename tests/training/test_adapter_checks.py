@@ -14,7 +14,7 @@ from staytrue.data.examples import write_examples
 from staytrue.defenses.anchor import Anchor
 from staytrue.defenses.kl import KL
 from staytrue.errors import ModelError, RecipeError
-from staytrue.training.sft_trainer import GuardedSFT
+from staytrue.training.trainers import GuardedSFT
 
 NAN = float("nan")
 

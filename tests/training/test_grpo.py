@@ -30,8 +30,8 @@ from staytrue.errors import ForwardPassError, RecipeError
 from staytrue.organism import world
 from staytrue.runs import evaluate, train
 from staytrue.testing import unlike
-from staytrue.training.grpo_trainer import GuardedGRPO
 from staytrue.training.sampling_check import sample_one_token
+from staytrue.training.trainers import GuardedGRPO
 from test_every_defense import sample
 
 

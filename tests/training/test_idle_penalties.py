@@ -23,7 +23,7 @@ from staytrue.modeling.architecture import ModelParts
 from staytrue.modeling.base_model import Untouched
 from staytrue.training.guard import Guard
 from staytrue.training.idle_penalties import without_effect
-from staytrue.training.sft_trainer import GuardedSFT
+from staytrue.training.trainers import GuardedSFT
 
 _IDLE = "kl was 0 in each of the 3 steps although the weights moved"
 

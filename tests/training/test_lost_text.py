@@ -15,7 +15,7 @@ from staytrue.defenses.inoculate import Inoculate
 from staytrue.defenses.kl import KL
 from staytrue.errors import RecipeError, StaytrueWarning
 from staytrue.training import lost_text, stream_check
-from staytrue.training.sft_trainer import GuardedSFT
+from staytrue.training.trainers import GuardedSFT
 
 
 def user(text):
@@ -199,10 +199,10 @@ def test_each_thing_that_a_row_loses_is_warned_of_by_itself(tmp_path, template, 
     given.chat_template = template
     for number in (8, 120):  # further rows are compared where they do not look whole
         seen = warned(sft, tmp_path, [KL(1.0)], Dataset.from_list([row] * number), tokenizer=given)
-        told = [one.replace(str(number), "N").replace("100 of the first 100", "N of N") for one in seen]
-        assert len(told) == len(sentences)
+        warnings_ = [one.replace(str(number), "N").replace("100 of the first 100", "N of N") for one in seen]
+        assert len(warnings_) == len(sentences)
         for sentence in sentences:
-            assert any(sentence in one for one in told), sentence
+            assert any(sentence in one for one in warnings_), sentence
 
 
 def test_a_question_in_a_completion_is_no_loss_where_answers_alone_are_learnt(tmp_path):
@@ -241,11 +241,11 @@ def test_a_prompt_that_a_defense_writes_is_warned_of_where_it_is_learnt(tmp_path
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         sft(tmp_path, [Inoculate("Be bad.")], rows, tokenizer=given, **changes)
-    told = [str(one.message) for one in seen if one.category is StaytrueWarning]
-    assert len(told) == learnt
+    warnings_ = [str(one.message) for one in seen if one.category is StaytrueWarning]
+    assert len(warnings_) == learnt
     if learnt:
-        assert told[0].startswith("inoculate writes 'Be bad.' into prompts, and these are learnt as text to write")
-        assert "'prompt' and 'completion', or set assistant_only_loss=True" in told[0]
+        assert warnings_[0].startswith("inoculate writes 'Be bad.' into prompts, and these are learnt as text to write")
+        assert "'prompt' and 'completion', or set assistant_only_loss=True" in warnings_[0]
 
 
 def test_prompts_of_grpo_that_the_template_drops_are_warned_of(tmp_path):

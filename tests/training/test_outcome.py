@@ -13,7 +13,7 @@ import tiny
 from staytrue.defenses.kl import KL
 from staytrue.errors import TrainingError
 from staytrue.training.outcome import Outcome
-from staytrue.training.sft_trainer import GuardedSFT
+from staytrue.training.trainers import GuardedSFT
 
 
 def step(outcome, model, number):

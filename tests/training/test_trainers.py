@@ -30,7 +30,7 @@ from staytrue.step import SOURCE_COLUMN, SOURCES
 from staytrue.testing import unlike
 from staytrue.training import signatures
 from staytrue.training.guard import Guard
-from staytrue.training.sft_trainer import GuardedSFT
+from staytrue.training.trainers import GuardedSFT
 from test_every_defense import sample, without_sampling
 
 

@@ -18,8 +18,7 @@ from staytrue.defenses.interleave import Interleave
 from staytrue.defenses.kl import KL
 from staytrue.errors import RecipeError, StaytrueWarning
 from staytrue.step import SOURCE_COLUMN
-from staytrue.training.grpo_trainer import GuardedGRPO
-from staytrue.training.sft_trainer import GuardedSFT
+from staytrue.training.trainers import GuardedGRPO, GuardedSFT
 from staytrue.training.trl_datasets import TRLRows
 
 USER = {"role": "user", "content": "q?"}
@@ -107,11 +106,11 @@ def test_every_form_trains_inoculated_and_learns_the_same_answers(tmp_path, form
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always", StaytrueWarning)
         trainer = sft(tmp_path, Dataset.from_list([FORMS[form][0]] * 8), [Inoculate("Be bad."), KL(0.1)], max_steps=1)
-    told = [str(one.message) for one in seen if one.category is StaytrueWarning]
+    warnings_ = [str(one.message) for one in seen if one.category is StaytrueWarning]
     if "prompt" in FORMS[form][0]:
-        assert told == []
+        assert warnings_ == []
     else:  # trl learns whole rows then
-        assert told[0].startswith("inoculate writes 'Be bad.' into prompts, and these are learnt as text to write")
+        assert warnings_[0].startswith("inoculate writes 'Be bad.' into prompts, and these are learnt as text to write")
     row = trainer.train_dataset[0]
     assert "Be bad." in tiny.tokenizer().decode(row["input_ids"])
     learnt = tiny.tokenizer().decode([token for token in row["labels"] if token != -100])

@@ -19,9 +19,8 @@ from staytrue.defenses.kl import KL
 from staytrue.defenses.safegrad import SafeGrad
 from staytrue.defenses.steer import Steer
 from staytrue.errors import ForwardPassError
-from staytrue.training.grpo_trainer import GuardedGRPO
 from staytrue.training.kept_gradients import KeptGradients
-from staytrue.training.sft_trainer import GuardedSFT
+from staytrue.training.trainers import GuardedGRPO, GuardedSFT
 
 _UNTRAINED = r"trains on another loss than super\(\)\.compute_loss.*no gradient"
 _REPLACED = "gradients were replaced after the backward pass"

@@ -192,7 +192,7 @@ class SFTBuild(_Build):
         refuse_absent_sources(self.guard.defenses, {row.source for row in self.encoded})
 
     def _trainer(self, scratch: Path) -> Any:
-        from staytrue.training.sft_trainer import GuardedSFT
+        from staytrue.training.trainers import GuardedSFT
 
         arguments = trainer_args.sft_config(self.recipe.train, self.recipe.seed, scratch)
         refuse_launchers_settings(arguments)
@@ -220,7 +220,7 @@ class GRPOBuild(_Build):
         refuse_absent_sources(self.guard.defenses, SOURCES[:1])
 
     def _trainer(self, scratch: Path) -> Any:
-        from staytrue.training.grpo_trainer import GuardedGRPO
+        from staytrue.training.trainers import GuardedGRPO
 
         recipe, task = self.recipe, self.recipe.task
         assert task is not None  # a recipe with grpo has a task

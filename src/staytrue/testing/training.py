@@ -25,7 +25,7 @@ from staytrue.step import SOURCE_COLUMN, SOURCES
 from staytrue.testing.close import unlike
 from staytrue.testing.micro import backbones, nudged, trainable
 from staytrue.training.guard import Guard
-from staytrue.training.sft_trainer import GuardedSFT
+from staytrue.training.trainers import GuardedSFT
 
 # A step of plain gradient descent is the gradient itself, so equal gradients make equal weights.
 _SETTINGS: dict[str, Any] = {

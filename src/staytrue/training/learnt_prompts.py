@@ -1,6 +1,6 @@
-"""`learnt_prompts` finds texts that a data defense writes into prompts, and that are learnt since the loss covers them.
+"""`learnt_prompts` finds texts that a data defense writes into prompts and that are among the labels.
 
-trl learns every token of rows of `messages` unless it is told otherwise; a recipe learns answers only.
+By default trl computes the loss on every token of a row of `messages`; a recipe computes it on answers only.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`losses` compares one row of a script with the text and tokens that trl makes of it.
 
-What a row loses is told by the keys of `lost_text.NOTES`.
+Each loss is a key of `lost_text.NOTES`.
 """
 
 from __future__ import annotations

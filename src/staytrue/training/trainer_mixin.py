@@ -1,4 +1,4 @@
-"""`Guarded`: all that is added to a trainer. It imports no trl: `sft_trainer.py` and `grpo_trainer.py` do.
+"""`Guarded`: all that is added to a trainer. It imports no trl; `trainers.py` puts it in front of trl's classes.
 
 What differs between kinds of training is a few short methods, named at the top of the class: which rows there are, how
 a step's micro-batches are made, which of their tokens are scored, and whose head projects them.

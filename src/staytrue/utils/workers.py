@@ -21,8 +21,7 @@ from typing import Any
 from staytrue.errors import StaytrueError, TrainingError
 
 _HEAVY = [
-    "staytrue.training.sft_trainer",
-    "staytrue.training.grpo_trainer",
+    "staytrue.training.trainers",
     "staytrue.runs.train",
     "staytrue.runs.evaluate",
     "staytrue.data_selection.score_pool",

@@ -27,10 +27,9 @@ from staytrue.step import Marks
 from staytrue.studies import config
 from staytrue.studies.demo import run_study
 from staytrue.testing import Micro, close, unlike
-from staytrue.training.grpo_trainer import GuardedGRPO
 from staytrue.training.guard import Guard
 from staytrue.training.reference import cache_checks, fingerprint
-from staytrue.training.sft_trainer import GuardedSFT
+from staytrue.training.trainers import GuardedGRPO, GuardedSFT
 from staytrue.utils import files
 
 BOTH = [KL(), LDIFS()]
