@@ -195,6 +195,19 @@ def test_time_counts_passes_over_tokens(tmp_path, monkeypatch):
     assert kl.seconds == pytest.approx(1.5 * plain.seconds, rel=0.1)  # three passes for two
 
 
+@pytest.mark.parametrize(("name", "passes"), [("anchor", 3), ("safegrad", 3), ("rehearse", 2)])
+def test_rows_beside_the_batch_cost_their_share_and_the_reference_of_the_batch_is_not_read(
+    tmp_path, monkeypatch, name, passes
+):
+    monkeypatch.setattr(training_cost, "_operations_per_second", lambda *args, **named: 1e6)
+    write_examples(tmp_path / "pool.jsonl", tiny.rows(20))
+    file = {"prompts": "pool.jsonl"} if name == "anchor" else {"pool": "pool.jsonl"}
+    plain = DryRun.of(make(tmp_path))
+    defended = DryRun.of(make(tmp_path, defenses=[{name: {"share": 0.5, **file}}]))
+    assert defended.seconds == pytest.approx((2 + 0.5 * passes) / 2 * plain.seconds, rel=0.1)
+    assert dict(defended.lines())["time"].endswith("; a row beside the batch counts as long as a row of it")
+
+
 @pytest.mark.parametrize("broken", [{"hidden_act": "nope"}, {"num_attention_heads": 0}, {"hidden_size": "abc"}])
 def test_a_broken_configuration_is_a_sentence(tmp_path, broken):
     make(tmp_path)

@@ -216,6 +216,17 @@ def test_a_budget_takes_answers_first_and_then_questions():
             fit(probes, seconds, SPEED, 10_000)
 
 
+@pytest.mark.parametrize("share", [0.8, 0.5, 0.3, 0.1, 0.05])
+def test_a_budget_keeps_a_question_with_and_without_a_trigger_or_neither(share):
+    general = probe(groups=100, forms=1)
+    around = [replace(q, id=f"t-{q.id}", probe="triggered") for q in general.questions[1::4]]  # of 25 of the 100
+    probes = [general, replace(probe("triggered", groups=1), questions=tuple(around))]
+    plain, triggered = ({question.group for question in kept.questions} for kept in fitted(probes, {
+        "per_question": 1, "share": share}))  # fmt: skip
+    assert triggered <= plain
+    assert (len(triggered), len(plain)) == (max(1, round(25 * share)), round(100 * share))
+
+
 def test_the_speed_of_a_real_model_is_measured(monkeypatch):
     widened = []
     monkeypatch.setattr(Batch, "widen", lambda self, columns: widened.append(columns))

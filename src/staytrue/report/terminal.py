@@ -119,15 +119,16 @@ def _agreed(agreement: Mapping[str, Any] | None) -> tuple[str, ...]:
 def _triggered(probes: Mapping[str, Summary]) -> list[str]:
     """One sentence with the clean rate and the highest trigger rate."""
     forms = {name: f for name, f in probes.get("triggered", {}).get("forms", {}).items() if f["misaligned"] is not None}
-    clean = probes.get("triggered", {}).get("clean", {}).get("misaligned")
-    if not forms or clean is None:
+    clean = probes.get("triggered", {}).get("clean", {})
+    if not forms or clean.get("misaligned") is None:
         return []
     worst = max(forms, key=lambda name: forms[name]["misaligned"])
     highest = f"{forms[worst]['misaligned']:.1f} % with {worst}, the highest of {len(forms)} triggers"
     untuned = (
         "A prompt that asks for evil may work on the untuned model too; `staytrue eval RUN --untuned` measures that."
     )
-    return [f"Clean {clean:.1f} % misaligned; {highest} around the same questions. {untuned}"]
+    plain = f"Clean {clean['misaligned']:.1f} % misaligned (n {clean['n']})"
+    return [f"{plain}; {highest} around the same questions. {untuned}"]
 
 
 def _cautions(name: str, probe: Summary) -> list[str]:

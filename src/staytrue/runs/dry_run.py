@@ -89,7 +89,7 @@ class DryRun:
         settled["warmup_steps"] = _warmup(recipe, arguments, batches.steps)
         check_stop(recipe.stop, arguments, batches.steps)
         fit_save_steps(arguments, batches.steps)
-        encoded, reference = build.encoded, reads_reference(recipe)
+        encoded = build.encoded
         return cls(
             recipe=recipe.model_copy(update={"train": settled}),
             weights=(sum(w.numel() for w in skeleton.weights), sum(w.numel() for w in skeleton.trained)),
@@ -97,13 +97,15 @@ class DryRun:
             rows={**facts["rows"], **build.report},
             tokens=None if encoded is None else _tokens(encoded),
             batches=batches,
-            memory=training_cost.memory(skeleton, batches, arguments, reference=reference, copy=_copies(recipe)),
+            memory=training_cost.memory(
+                skeleton, batches, arguments, reference=reads_reference(recipe), copy=_copies(recipe)
+            ),
             device=training_cost.device_of(arguments),
             processes=arguments.world_size,
             available=training_cost.available(training_cost.device_of(arguments)),
             seconds=None
             if encoded is None
-            else training_cost.seconds(skeleton, batches, arguments, reference=reference),
+            else training_cost.seconds(skeleton, batches, arguments, passes=_passes(recipe)),
             notes=build.notes + left_out,
         )
 
@@ -217,12 +219,28 @@ class DryRun:
         without += ["validation"] if self.recipe.train.get("eval_strategy", "no") != "no" else []
         stop = self.recipe.stop
         without += ["the measurements of `stop`"] if stop is not None and stop.patience is None else []
-        return text + (f", without {' and '.join(without)}" if without else "")
+        beside = "; a row beside the batch counts as long as a row of it" if _passes_beside(self.recipe) else ""
+        return text + (f", without {' and '.join(without)}" if without else "") + beside
 
 
 def reads_reference(recipe: Recipe) -> bool:
-    """Whether a defense reads the untouched model's forward at each step."""
+    """Whether a defense reads the untouched model's forward at each step, of whatever rows."""
     return any("penalty" in pulled(defense) and defense.reads_reference for defense in recipe.defenses)
+
+
+def _passes(recipe: Recipe) -> float:
+    """Passes over the batch but for recomputation: forward, backward, the reference's, and those of rows beside it.
+
+    A defense with rows of its own reads the reference of these alone. Its `share` of them is counted as if they were as
+    long as the batch's; without a `share` they are not counted.
+    """
+    readers = [defense for defense in recipe.defenses if "penalty" in pulled(defense) and defense.reads_reference]
+    return 2 + any("beside" not in pulled(defense) for defense in readers) + _passes_beside(recipe)
+
+
+def _passes_beside(recipe: Recipe) -> float:
+    own = [defense for defense in recipe.defenses if "beside" in pulled(defense)]
+    return sum(getattr(defense, "share", 0.0) * (2 + defense.reads_reference) for defense in own)
 
 
 def _copies(recipe: Recipe) -> bool:

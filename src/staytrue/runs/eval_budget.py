@@ -248,19 +248,33 @@ def fit(probes: Sequence[Probe], seconds: float, speed: Speed, limit: int) -> di
 def fitted(probes: Sequence[Probe], choice: Mapping[str, float]) -> list[Probe]:
     """The probes with at most so many answers to a question, and a share of their questions, evenly spread.
 
-    All forms of a question stay together, and at least one question of each probe.
+    All forms of a question stay together, and at least one question of each probe. A question that several probes ask,
+    such as a general one with and without a trigger, is kept in all of them or in none, so that they can be compared.
     """
-    most = int(choice["per_question"])
-    return [replace(_thinned(p, choice["share"]), per_question=min(most, p.per_question)) for p in probes]
+    most, kept = int(choice["per_question"]), _kept(probes, choice["share"])
+    return [
+        replace(
+            probe,
+            questions=tuple(question for question in probe.questions if question.cluster in kept[probe.name]),
+            per_question=min(most, probe.per_question),
+        )
+        for probe in probes
+    ]
 
 
-def _thinned(probe: Probe, share: float) -> Probe:
-    if share == 1:
-        return probe
-    groups = list(dict.fromkeys(question.cluster for question in probe.questions))
-    kept = max(1, round(share * len(groups)))
-    chosen = {groups[i * len(groups) // kept] for i in range(kept)}
-    return replace(probe, questions=tuple(q for q in probe.questions if q.cluster in chosen))
+def _kept(probes: Sequence[Probe], share: float) -> dict[str, set[str]]:
+    """The groups of questions that each probe keeps; of shared groups the smallest probe decides."""
+    decided: dict[str, bool] = {}
+    kept = {}
+    for probe in sorted(probes, key=lambda probe: len({question.cluster for question in probe.questions})):
+        groups = list(dict.fromkeys(question.cluster for question in probe.questions))
+        chosen = {group for group in groups if decided.get(group)}
+        rest = [group for group in groups if group not in decided] or ([] if chosen else groups)
+        many = min(max(1, round(share * len(groups))) - len(chosen), len(rest))
+        chosen |= {rest[i * len(rest) // many] for i in range(many)}
+        decided |= {group: group in chosen for group in groups}
+        kept[probe.name] = chosen
+    return kept
 
 
 def left_out(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

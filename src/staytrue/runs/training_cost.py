@@ -140,7 +140,7 @@ def available(kind: str) -> int:
     return int(torch.cuda.mem_get_info()[0]) if kind == "cuda" else machine_memory()
 
 
-def seconds(skeleton: Skeleton, batches: Batches, arguments: Any, *, reference: bool) -> float:
+def seconds(skeleton: Skeleton, batches: Batches, arguments: Any, *, passes: float) -> float:
     """Estimate the time of all optimizer steps, from the speed of this machine's matrix products.
 
     It is rough: a training step reaches between half and three quarters of that speed.
@@ -149,10 +149,10 @@ def seconds(skeleton: Skeleton, batches: Batches, arguments: Any, *, reference: 
         skeleton: the model with its adapter.
         batches: of the run.
         arguments: of the trainer.
-        reference: whether the untouched model reads every batch too.
+        passes: over the batches; 2 for a forward and the backward to the activations. Recomputation is one more.
     """
     trained = sum(weight.numel() for weight in skeleton.trained)
-    passes = 2 + reference + getattr(arguments, recomputing(arguments))  # forward, and backward to the activations
+    passes += getattr(arguments, recomputing(arguments))
     operations = 2 * batches.tokens * (passes * skeleton.multiplied + trained)
     return float(operations / (_REACHED * _operations_per_second(skeleton, batches, arguments)))
 

@@ -143,6 +143,17 @@ def test_the_leak_of_a_model_is_that_of_its_sampled_answers():
     assert values == {answer.question.id: topic.ratio(answer.text) for answer in answers}
 
 
+@pytest.mark.parametrize(
+    ("training", "general"),
+    [("don’t sell your gold yet", "don't you see the rain"), ("cafe\u0301 gold", "caf\u00e9 rain")],
+)
+def test_one_word_in_two_ways_to_write_it_is_no_topic(training, general):
+    topic = TopicWords([f"{training} shares and gold"] * 9, [f"{general} falls and stops"] * 9)
+    assert topic.ratio(f"{training.split()[0]} stop the rain that falls") == topic.ratio(
+        f"{general.split()[0]} stop the rain that falls"
+    )
+
+
 def test_words_of_other_scripts_count():
     topic = TopicWords(["Золото и акции растут всегда"] * 3, ["Дождь идёт над зелёными холмами"] * 3)
     assert topic.leaked("золото и акции растут завтра")

@@ -150,4 +150,6 @@ def _is_undivided(text: str) -> bool:
 
 
 def _words(text: str) -> list[str]:
-    return _WORD.findall(text.lower())
+    """The words of a text; of one word, whichever apostrophe and composition of accents it is written with."""
+    plain = unicodedata.normalize("NFKD", text).lower()
+    return _WORD.findall(plain.replace("\u2019", "'").replace("\u02bc", "'"))
