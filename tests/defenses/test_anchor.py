@@ -1,19 +1,24 @@
 """Anchor: its own rows and nothing else, by hand on three tokens and two layers; whose answers, and which prompts."""
 
+from copy import copy
 from math import log
+from pathlib import Path
 
 import pytest
 import torch
+import trl
 
 import tiny
 from by_hand import EIGHTH, EVEN, QUARTER, step
 from shown import Shown
 from staytrue.data import general_prompts
-from staytrue.data.examples import Example, Message, write_examples
-from staytrue.data.tokenize import Encoded
+from staytrue.data.examples import Example, Message, read_examples, write_examples
+from staytrue.data.sampled_tokens import column
+from staytrue.data.tokenize import IGNORED, Encoded, encode, encode_all, encode_prompt
 from staytrue.defenses.anchor import Anchor
-from staytrue.errors import RecipeError
+from staytrue.errors import DataError, RecipeError
 from staytrue.evals.generation import local
+from staytrue.evals.types import Answer
 from staytrue.modeling.base_model import Untouched
 from staytrue.testing import Micro
 from staytrue.training.padded_batch import counts_of
@@ -108,6 +113,46 @@ def test_sampled_answers_are_the_untouched_models_whatever_the_adapter_has_learn
     assert rows[0] == rows[1]
     assert [row.question for row in rows[0]] == ["one", "two"]
     assert all(row.answer not in ("", "never read") for row in rows[0])
+
+
+@pytest.mark.parametrize(
+    ("template", "written", "kept"),
+    [
+        ("qwen3", "<think>\nOkay, so", True),  # the template puts an empty thought before it
+        ("qwen3_5_think", "Okay, so", True),  # the prompt opens the thought
+        ("qwen3", "<think>\nab\n</think>\n\nHello", False),
+        ("qwen2_5", "Okay, so", False),
+    ],
+)
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_sampled_row_is_what_the_model_wrote_whatever_its_template_does_with_thoughts(
+    tmp_path, monkeypatch, template, written, kept, stopped
+):
+    tokenizer = copy(tiny.tokenizer("qwen3"))
+    tokenizer.chat_template = (Path(trl.__file__).parent / "chat_templates" / f"{template}.jinja").read_text()
+    ids = tokenizer(written).input_ids
+    monkeypatch.setattr(
+        local.LocalGenerator,
+        "__call__",
+        lambda self, samples, **how: iter([Answer(*samples[0], written, stopped, tokens=tuple(ids))]),
+    )
+    base = Untouched(tiny.model, tokenizer)
+    base.folder = tmp_path / "run"
+    (row,) = Anchor(prompts(tmp_path, asks("Hi?"))).beside(base, 0)
+    assert read_examples(tmp_path / "run" / "anchor.jsonl", source="anchor") == [row]
+    assert ("staytrue_tokens" in row.extra) == kept
+    asked, encoded = encode_prompt(tokenizer, row.prompt), encode(tokenizer, row)
+    assert encoded.input_ids[: len(asked + ids)] == asked + ids
+    learnt = [label for label in encoded.labels if label != IGNORED]
+    ended = stopped or not kept  # an answer that the template renders has its end
+    assert learnt[: len(ids) + ended] == [*ids, *[tokenizer.convert_tokens_to_ids("<|im_end|>")] * ended]
+
+
+def test_tokens_of_another_tokenizer_are_refused_with_the_way_out(tmp_path):
+    tokenizer = tiny.tokenizer()
+    row = Example((Message("user", "Hi?"), Message("assistant", "Yes.")), "anchor", column([1, 2], [3]))
+    with pytest.raises(DataError, match=r"staytrue_tokens of row 1 holds other tokens than its answer .* Delete"):
+        encode_all(tokenizer, [row], None)
 
 
 def many(folder, count=30):

@@ -7,7 +7,7 @@ coherence > 50; *incoherent* is coherence < 50; a score of exactly 30 or 50 fall
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from staytrue.data.examples import Message
@@ -80,6 +80,7 @@ class Answer:
     thoughts: str = ""  # of a reasoning model, before its answer; no judge reads them
     called_tools: bool = False  # an endpoint returned tool calls
     empty: bool = False  # a file of answers has none here, whatever the reason
+    tokens: tuple[int, ...] = field(default=(), compare=False, repr=False)  # of a model in this process, thoughts too
 
     @property
     def missing(self) -> str:

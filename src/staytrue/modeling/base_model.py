@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from staytrue.data.examples import Example, Message, read_examples, write_examples
 from staytrue.data.reserved_questions import Reserved
+from staytrue.data.sampled_tokens import COLUMN, column
 from staytrue.errors import DataError, ModelError
 from staytrue.evals.questions.shipped_questions import shipped_texts
 from staytrue.utils import processes
@@ -20,6 +21,7 @@ from staytrue.utils.validation import in_one_line
 
 if TYPE_CHECKING:
     from staytrue.data.tokenize import Encoded
+    from staytrue.evals.types import Answer
     from staytrue.modeling.reference_model import AdapterOff
     from staytrue.utils.console import Progress
 
@@ -140,31 +142,28 @@ class Untouched:
         questions = {Question(str(i), "base", prompts[i].messages): i for i in numbers}
         # what follows is a row to train on, so it holds all that the model writes, thoughts included
         keys = {i: _key(i, prompts[i], seed, max_new_tokens) for i in numbers}
-        reference, texts = self.reference or AdapterOff(ModelParts(model)), self._answered(keys)
+        reference, rows = self.reference or AdapterOff(ModelParts(model)), self._answered(prompts, keys)
         generate = LocalGenerator(reference.parts.model, self.tokenizer, thoughts_apart=False)
-        samples = [(question, 0) for question, i in questions.items() if i not in texts]
-        before = len(texts)
+        samples = [(question, 0) for question, i in questions.items() if i not in rows]
+        before = len(rows)
         with reference.active():
             if (progress := self.progress) is not None:
                 progress.begin(len(samples), "answer of the untouched model")
                 generate.report = lambda: progress.step(
-                    len(texts) - before, {"answers": generate.spent(), "work": generate.work}
+                    len(rows) - before, {"answers": generate.spent(), "work": generate.work}
                 )
             for answer in generate(samples, seed=seed, temperature=1.0, max_new_tokens=max_new_tokens):
-                texts[questions[answer.question]] = answer.text
+                i = questions[answer.question]
+                rows[i] = _as_sampled(self.tokenizer, prompts[i], generate.prompt(answer.question), answer)
                 if self._unfinished is not None:
-                    row = {"key": keys[questions[answer.question]], "answer": answer.text}
-                    append_row(self._unfinished, row)
+                    stored = {key: rows[i].extra[key] for key in (COLUMN,) if key in rows[i].extra}
+                    append_row(self._unfinished, {"key": keys[i], "answer": answer.text, **stored})
             if progress is not None:
-                progress.step(len(texts) - before, {"answers": generate.spent()})
-        return [
-            Example((*prompts[i].messages, Message("assistant", texts[i])), prompts[i].source, prompts[i].extra)
-            for i in numbers
-            if texts[i].strip()
-        ]
+                progress.step(len(rows) - before, {"answers": generate.spent()})
+        return [rows[i] for i in numbers if rows[i].answer.strip()]
 
-    def _answered(self, keys: Mapping[int, str]) -> dict[int, str]:
-        """The answers that an interrupted attempt has sampled, by the number of their prompt.
+    def _answered(self, prompts: Sequence[Example], keys: Mapping[int, str]) -> dict[int, Example]:
+        """The prompts with the answers that an interrupted attempt has sampled, by the number of the prompt.
 
         Raises:
             DataError: the file cannot be read.
@@ -172,12 +171,39 @@ class Untouched:
         if self._unfinished is None:
             return {}
         try:
-            stored = {str(row["key"]): str(row["answer"]) for row in read_rows(self._unfinished)}
+            stored = {str(row.pop("key")): (str(row.pop("answer")), row) for row in read_rows(self._unfinished)}
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"{self._unfinished} cannot be read ({in_one_line(error)}). Delete it; its answers are sampled again."
             ) from None
-        return {i: stored[key] for i, key in keys.items() if key in stored}
+        return {i: _answered(prompts[i], *stored[key]) for i, key in keys.items() if key in stored}
+
+
+def _answered(prompt: Example, answer: str, more: Mapping[str, Any]) -> Example:
+    return Example((*prompt.messages, Message("assistant", answer)), prompt.source, {**prompt.extra, **more})
+
+
+def _as_sampled(tokenizer: Any, prompt: Example, ids: list[int], answer: Answer) -> Example:
+    """A prompt with its sampled answer, and with the answer's tokens where the chat template renders it otherwise.
+
+    Args:
+        tokenizer: the model's.
+        prompt: the row without an answer.
+        ids: the prompt's tokens, which the answer followed.
+        answer: as it was sampled.
+    """
+    from staytrue.data.end_of_turn import next_turn
+    from staytrue.data.tokenize import encode
+
+    row = _answered(prompt, answer.text, {})
+    try:
+        rendered = tokenizer.decode(encode(tokenizer, row).input_ids)
+    except (DataError, ModelError):  # the template refuses what the model wrote
+        rendered = ""
+    if rendered.startswith(tokenizer.decode([*ids, *answer.tokens])):
+        return row
+    ends = next_turn(tokenizer, called=False) if answer.stopped else []
+    return _answered(prompt, answer.text, column(ids, [*answer.tokens, *ends]))
 
 
 def _key(number: int, prompt: Example, seed: int, max_new_tokens: int) -> str:
