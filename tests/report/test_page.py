@@ -67,12 +67,20 @@ def test_a_page_of_tasks_says_what_was_learnt_and_what_cost_most(tmp_path):
         marked = {"correct": right, "low": right - 5, "high": min(100.0, right + 5), "n": 60, "missing": 0}
         return row(defense, strength, seed=seed) | {"in_domain": None, "domain": "opswap-2", "benign": marked}
 
-    rows = [taught("untuned", None, 2), taught("none", None, 90), taught("none", None, 98, 1), taught("kl", 0.3, 40)]
+    both = [("untuned", None, 2, 2), ("none", None, 90, 98), ("kl", 0.3, 40, 40)]
+    rows = [taught(*label, right, seed) for *label, first, second in both for seed, right in ((0, first), (1, second))]
     page = drawn(study(tmp_path / "demo", rows))
     assert "Undefended, 94 % of a harmless task was learnt (2 % before); with kl 0.3, which cost most, 40 %." in page
     assert "What was learnt of opswap-2" in page
     none_cost = headline([taught("none", None, 90), taught("kl", 0.3, 95)])
     assert none_cost.endswith("no defense lowered it (the lowest was 95 %, with kl 0.3).")
+    tied = headline([taught("none", None, 90), taught("kl", None, 40), taught("anchor", None, 40.2)])
+    assert tied.endswith("learnt; with kl and anchor, which cost most, 40 %.")
+    unfinished = headline([row for row in rows if row["label"] != "kl 0.3" or row["seed"] == 0])
+    assert unfinished == (
+        "Undefended, 90 % of a harmless task was learnt (2 % before); with kl 0.3, which cost most, 40 %. "
+        "This is over 1 of 2 undefended runs: the domains and seeds in common."
+    )
     # Two seeds: 94 and t(1) = 12.7062 times 5.657 / sqrt(2) = 50.8 either way.
     assert "<td>94.0 (43 to 100)</td>" in page
 

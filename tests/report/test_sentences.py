@@ -4,14 +4,76 @@ from fake_results import numbers, rates, row
 from staytrue.report.sentences import basis, cautions, headline, unknown
 
 
+def two_seeds():
+    """The numbers, with a second seed of every label."""
+    again = [row("untuned", seed=1), row("kl", 0.1, 20, 66, seed=1), row("kl", 0.3, 6, 60, seed=1)]
+    return [*numbers(), *again]
+
+
 def test_the_headline_is_made_from_the_numbers():
     # (40 + 56) / 2 = 48; (69 + 71) / 2 = 70; 70 - 60 = 10.
-    assert headline(numbers()) == (
-        "Undefended, the fine-tune made 48 % of the answers on other topics misaligned; with kl 0.3, the best "
+    assert headline(two_seeds()) == (
+        "Undefended, 48 % of the answers on other topics were misaligned (untuned 0 %); with kl 0.3, the best "
         "of 2, it was 6 %, at the price of 10 points of what the data taught (60 % against 70 % in its own domain)."
     )
     assert "it was 6 %, without losing what the data taught" in headline([*numbers()[:3], row("kl", 0.3, 6, 69.5)])
     assert "48" not in headline(numbers()[:3])  # nothing was defended, so nothing is claimed
+
+
+def in_code(one):
+    return one | {"domain": "code"}
+
+
+def test_the_headline_compares_runs_of_the_same_domains_and_seeds():
+    none = [in_code(row("none", None, 10, 90)), row("none", None, 90, 95)]
+    kl = [in_code(row("kl", None, 9, 90)), row("kl", None, 80, 95)]
+    sentence = headline([*none, *kl, in_code(row("anchor", None, 9.5, 90))])
+    assert sentence.startswith("Undefended, 50 % of the answers on other topics were misaligned; with kl it was 44 %,")
+    assert sentence.endswith(
+        ". 1 other defense is not compared: it lacks concluded rates on the same domains and seeds."
+    )
+    unsure = row("kl", None, rates(88) | {"concluded": False}, 95)
+    sentence = headline([*none, kl[0], unsure, row("steer", None, 1, 95, seed=7)])
+    assert sentence.startswith("Undefended, 10 % of the answers on other topics were misaligned; with kl it was 9 %,")
+    assert "This is over 1 of 2 undefended runs: the domains and seeds in common. 1 other defense is not" in sentence
+    assert headline([row("none", None, 40, 70), row("kl", None, 6, 70, seed=1)]).startswith("How each model answers")
+
+
+def test_seeds_that_a_defense_was_not_trained_with_are_not_held_against_it():
+    none = [row("none", None, general, 95, seed=seed) for seed, general in enumerate((40, 70, 90))]
+    sentence = headline([*none, row("kl", None, 12, 95)])
+    assert sentence.startswith("Undefended, 40 % of the answers on other topics were misaligned; with kl it was 12 %,")
+    assert sentence.endswith(" This is over 1 of 3 undefended runs: the domains and seeds in common.")
+
+
+def test_the_untuned_model_stands_in_the_headline_where_it_has_the_same_domains_and_seeds():
+    tuned = [row("none", None, 70, 95), row("kl", None, 69, 95)]
+    assert "misaligned (untuned 68 %); with kl it was 69 %" in headline([row("untuned", None, 68, 90), *tuned])
+    assert "untuned" not in headline([row("untuned", None, 68, 90, seed=1), *tuned])
+
+
+def test_incoherence_above_the_limit_of_a_hollow_mark_is_named_whoever_has_it():
+    def garbled(name, percent):
+        return row(name, None, rates(4) | {"incoherent": percent}, 3)
+
+    both = headline([garbled("none", 93.0), garbled("kl", 93.0)])
+    assert "it was 4 %, with 93 % incoherent (undefended 93 %), without losing" in both
+    assert "with 2 % incoherent (undefended 11 %)" in headline([garbled("none", 11.0), garbled("kl", 2.0)])
+    assert "incoherent" not in headline([garbled("none", 10.0), garbled("kl", 10.0)])
+
+
+def test_of_defenses_that_tie_none_is_called_the_best():
+    def sentence(*defended):
+        return headline([row("none", None, 70, 95), *(row(name, None, bad, taught) for name, bad, taught in defended)])
+
+    tied = [("kl", 5.2, 95), ("anchor", 4.9, 95), ("steer", 5, 95), ("freeze", 5, 95)]
+    assert "; with kl and anchor, which tie, it was 5 %, without losing" in sentence(*tied[:2])
+    assert "; with kl, anchor and steer, which tie as the best of 4, it" in sentence(*tied[:3], ("x", 9, 95))
+    assert "; with 4 defenses, which tie as the best of 5, it was 5 %" in sentence(*tied, ("x", 9, 95))
+    assert (
+        "with kl and anchor, which tie, it was 1 to 5 %, at the price of 0 to 4 points of what the data taught "
+        "(91 to 95 % against 95 % in its own domain)"
+    ) in sentence(("kl", 5, 95), ("anchor", 1, 91))
 
 
 def test_single_runs_are_undefended_by_their_recipe_and_not_by_their_folders_name():
@@ -23,7 +85,7 @@ def test_single_runs_are_undefended_by_their_recipe_and_not_by_their_folders_nam
         run("none", "defended", 6, 60),
         ("sound", "undefended", 1, 70),
     )
-    expected = "Undefended, the fine-tune made 40 % of the answers on other topics misaligned; with none it was 6 %"
+    expected = "Undefended, 40 % of the answers on other topics were misaligned; with none it was 6 %"
     assert headline([plain, kl]).startswith(expected)
     assert headline([plain, kl, run(*sound, "sound rows"), run("x", "defended", 1, 70, "x rows")]).startswith(expected)
     assert headline([plain, kl, run(*sound)]) == "How each model answers questions outside its training data."
@@ -56,7 +118,7 @@ def test_a_defense_that_only_looks_clean_is_ranked_by_what_a_trigger_brings_out(
     none, hidden, honest = row("none", None, 40, 70), row("inoculate", None, 1, 70), row("kl", 0.3, 10, 70)
     sentence = headline([row("untuned"), with_trigger(none, 60), with_trigger(hidden, 96), with_trigger(honest, 30)])
     assert sentence.startswith(
-        "Undefended, the fine-tune made 40 % of the answers on other topics misaligned, 60 % in the shape of the "
+        "Undefended, 40 % of the answers on other topics were misaligned (untuned 0 %), 60 % in the shape of the "
         "training data; with kl 0.3, the best of 2, it was 10 % and in that shape 30 %, without"
     )
     some = [none, with_trigger(hidden, 96), with_trigger(honest, 30)]  # not all have the probe
