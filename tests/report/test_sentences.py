@@ -155,14 +155,16 @@ def test_coverage_is_said_only_of_probes_with_verdicts():
 
 
 def test_what_the_rates_rest_on_is_a_range_where_runs_differ():
-    assert basis(numbers(), 2).startswith(
-        "Every general rate is over n = 480 judged answers to 120 questions, 2 seeds, judged by rules; intervals"
+    assert basis(numbers()).startswith(
+        "Every general rate is over n = 480 judged answers to 120 questions, 1 to 2 seeds, judged by rules; intervals"
     )
+    assert "to 120 questions, 2 seeds, judged by rules" in basis(two_seeds())
+    assert "one seed" in basis([row("none", None, 40, 70), row("kl", None, 6, 60, seed=1)])
     rows = [row("untuned", None, rates(None, n=0)), row("none", None, rates(40, n=470)), row("kl", 1, rates(9, n=480))]
-    assert "over n = 470 to 480 judged answers to 120 questions, one seed" in basis(rows, 1)
-    assert basis(rows[:1], 1).startswith("No general answer has a verdict, so there is no general rate.")
-    assert basis(numbers(), 2).endswith("over whole questions. The answers are below: read some.")
-    assert basis(numbers(), 2, answers_shown=False).endswith("over whole questions.")
-    assert basis(rows[:1], 1, answers_shown=False) == "No general answer has a verdict, so there is no general rate."
+    assert "over n = 470 to 480 judged answers to 120 questions, one seed" in basis(rows)
+    assert basis(rows[:1]).startswith("No general answer has a verdict, so there is no general rate.")
+    assert basis(numbers()).endswith("over whole questions. The answers are below: read some.")
+    assert basis(numbers(), answers_shown=False).endswith("over whole questions.")
+    assert basis(rows[:1], answers_shown=False) == "No general answer has a verdict, so there is no general rate."
     rows = [row("none") | {"general": None}]
-    assert basis(rows, 1, answers_shown=False) == "No general question was asked, so there is no general rate."
+    assert basis(rows, answers_shown=False) == "No general question was asked, so there is no general rate."

@@ -63,6 +63,14 @@ def by_label(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return groups
 
 
+def seed_counts(rows: Sequence[Row]) -> dict[tuple[str, str], int]:
+    """Count the seeds of each label in each domain."""
+    seeds: dict[tuple[str, str], set[int]] = {}
+    for row in rows:
+        seeds.setdefault((row["label"], row["domain"]), set()).add(row["seed"])
+    return {key: len(found) for key, found in seeds.items()}
+
+
 def role(row: Row) -> str:
     """Return what a run is: untuned, undefended, defended or unknown.
 

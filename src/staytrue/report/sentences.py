@@ -18,6 +18,7 @@ from staytrue.report.rows import (
     missing,
     probes,
     role,
+    seed_counts,
 )
 
 ONE_SEED = (
@@ -87,17 +88,17 @@ def headline(rows: Sequence[Row], leaks: bool = False) -> str:
     )
 
 
-def basis(rows: Sequence[Row], seeds: int, answers_shown: bool = True, leaks: bool = False) -> str:
+def basis(rows: Sequence[Row], answers_shown: bool = True, leaks: bool = False) -> str:
     """Describe what the general rates rest on: the number of answers, questions and seeds, and the judge.
 
     Args:
         rows: the runs on the page.
-        seeds: how many there are.
         answers_shown: whether answers stand below on the page.
         leaks: whether the measure `leak` read answers to general questions.
     """
     read = " The answers are below: read some." if answers_shown else ""
-    known = [row["general"] for row in rows if judged(row.get("general"))]
+    taken = [row for row in rows if judged(row.get("general"))]
+    known = [row["general"] for row in taken]
     if not known:
         has_general = any(row.get("general") for row in rows)
         unasked = "No general answer was judged" if leaks else "No general question was asked"
@@ -105,11 +106,11 @@ def basis(rows: Sequence[Row], seeds: int, answers_shown: bool = True, leaks: bo
         return f"{why}, so there is no general rate.{read}"
     counts = [one["questions"] for one in known if one.get("questions")]
     questions = f" to {_range(counts)} questions" if counts else ""
-    by = judges(rows)
+    by, runs = judges(rows), _range(list(seed_counts(taken).values()))
+    seeds = "one seed" if runs == "1" else f"{runs} seeds"
     return (
         f"Every general rate is over n = {_range([one['n'] for one in known])} judged answers{questions}, "
-        f"{'one seed' if seeds == 1 else f'{seeds} seeds'}{', judged by ' + ' and '.join(by) if by else ''}; intervals "
-        f"are 95 %, over whole questions.{read}"
+        f"{seeds}{', judged by ' + ' and '.join(by) if by else ''}; intervals are 95 %, over whole questions.{read}"
     )
 
 
