@@ -67,8 +67,7 @@ def test_a_page_of_tasks_says_what_was_learnt_and_what_cost_most(tmp_path):
         marked = {"correct": right, "low": right - 5, "high": min(100.0, right + 5), "n": 60, "missing": 0}
         return row(defense, strength, seed=seed) | {"in_domain": None, "domain": "opswap-2", "benign": marked}
 
-    both = [("untuned", None, 2, 2), ("none", None, 90, 98), ("kl", 0.3, 40, 40)]
-    rows = [taught(*label, right, seed) for *label, first, second in both for seed, right in ((0, first), (1, second))]
+    rows = [taught("untuned", None, 2), taught("none", None, 90), taught("none", None, 98, 1), taught("kl", 0.3, 40)]
     page = drawn(study(tmp_path / "demo", rows))
     assert "Undefended, 94 % of a harmless task was learnt (2 % before); with kl 0.3, which cost most, 40 %." in page
     assert "What was learnt of opswap-2" in page
@@ -76,11 +75,6 @@ def test_a_page_of_tasks_says_what_was_learnt_and_what_cost_most(tmp_path):
     assert none_cost.endswith("no defense lowered it (the lowest was 95 %, with kl 0.3).")
     tied = headline([taught("none", None, 90), taught("kl", None, 40), taught("anchor", None, 40.2)])
     assert tied.endswith("learnt; with kl and anchor, which cost most, 40 %.")
-    unfinished = headline([row for row in rows if row["label"] != "kl 0.3" or row["seed"] == 0])
-    assert unfinished == (
-        "Undefended, 90 % of a harmless task was learnt (2 % before); with kl 0.3, which cost most, 40 %. "
-        "This is over 1 of 2 undefended runs: the domains and seeds in common."
-    )
     # Two seeds: 94 and t(1) = 12.7062 times 5.657 / sqrt(2) = 50.8 either way.
     assert "<td>94.0 (43 to 100)</td>" in page
 
@@ -120,8 +114,8 @@ def test_a_line_of_one_seed_among_means_has_no_interval_over_seeds_and_says_so(t
     heading, lines, section = means_of(drawn(study(tmp_path / "a", rows)))
     assert heading == " 3 seeds or fewer"
     # in-domain, incoherent, sums, facts
-    assert lines[0][:2] + lines[0][4:] == ["undefended", "3", "2.5 (2 to 2)", "88.0 (88 to 88)", "97.5 (98 to 98)"]
-    assert lines[1] == ["kl", "1", "12.0 (8 to 16)", "95.0 (91 to 99)", "2.5", "88.0", "97.5"]
+    assert lines[0][:1] + lines[0][3:] == ["undefended", "2.5 (2 to 2)", "88.0 (88 to 88)", "97.5 (98 to 98)", "3"]
+    assert lines[1] == ["kl", "12.0 (8 to 16)", "95.0 (91 to 99)", "2.5", "88.0", "97.5", "1"]
     assert ONE_SEED in section
     heading, _, section = means_of(drawn(study(tmp_path / "b", rows[:3])))
     assert (heading, ONE_SEED in section) == (" 3 seeds", False)
@@ -129,13 +123,13 @@ def test_a_line_of_one_seed_among_means_has_no_interval_over_seeds_and_says_so(t
 
 def test_a_mean_over_some_of_a_labels_runs_says_over_how_many(tmp_path):
     rows = [row("none", None, general, 70, seed=seed) for seed, general in enumerate((rates(None, n=0), rates(40)))]
-    assert means_of(drawn(study(tmp_path / "a", rows)))[1][0][2] == "40.0 (0 to 100), 1 of 2 runs"
+    assert means_of(drawn(study(tmp_path / "a", rows)))[1][0][1] == "40.0 (0 to 100), 1 of 2 runs"
 
 
 def test_seeds_that_differ_between_domains_are_counted_for_each(tmp_path):
     rows = [row("none", None, 40, 70, seed=seed) for seed in (0, 1)]
     _, lines, _ = means_of(drawn(study(tmp_path / "a", [*rows, row("none", None, 40, 70) | {"domain": "code"}])))
-    assert lines[0][:2] == ["undefended", "medical 2, code 1"]
+    assert (lines[0][0], lines[0][-1]) == ("undefended", "medical 2, code 1")
 
 
 def test_models_of_one_seed_each_are_one_seed_though_their_seeds_differ(tmp_path):

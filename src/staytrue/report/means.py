@@ -15,7 +15,7 @@ def over_seeds(rows: Sequence[Row]) -> dict[str, Table]:
     """Compute tables, by title, of means over seeds with 95 % intervals; {} where no label has several.
 
     Several domains give one table per measure, with a column per domain. One domain gives one table with a column per
-    measure. A column has the number of seeds.
+    measure. The last column has the number of seeds.
     """
     counts = seed_counts(rows)
     if max(counts.values(), default=0) < 2:
@@ -24,11 +24,11 @@ def over_seeds(rows: Sequence[Row]) -> dict[str, Table]:
     tables = {}
     for measure, cell in _MEASURES.items():
         body = [
-            [label, _seeds(counts, label), *(cell([row for row in group if row["domain"] == one]) for one in domains)]
+            [label, *(cell([row for row in group if row["domain"] == one]) for one in domains), _seeds(counts, label)]
             for label, group in by_label(rows).items()
         ]
-        if any(text for line in body for text in line[2:]):
-            tables[measure] = [["defense", "seeds", *map(str, domains)], *body]
+        if any(text for line in body for text in line[1:-1]):
+            tables[measure] = [["defense", *map(str, domains), "seeds"], *body]
     return tables if len(domains) > 1 else _side_by_side(tables, str(domains[0]) or "All runs")
 
 
@@ -58,8 +58,9 @@ def _side_by_side(tables: dict[str, Table], name: str) -> dict[str, Table]:
     if not tables:
         return {}
     firsts = next(iter(tables.values()))
-    body = [[*line[:2], *(table[i][2] for table in tables.values())] for i, line in enumerate(firsts) if i > 0]
-    return {name: [["defense", "seeds", *tables], *body]}
+    columns = list(tables.values())
+    body = [[line[0], *(table[i][1] for table in columns), line[-1]] for i, line in enumerate(firsts) if i > 0]
+    return {name: [["defense", *tables, "seeds"], *body]}
 
 
 def _misaligned(probe: str) -> Callable[[Sequence[Row]], str]:

@@ -38,7 +38,7 @@ def render(page: PageData) -> str:
     return environment.get_template("page.html.j2").render(
         title=page.title,
         headline=" ".join(filter(None, [headline(rows, leaks), leak_headline(list(page.measures.values()))])),
-        basis=basis(rows, bool(page.questions), leaks),
+        basis=basis(rows, len({row["seed"] for row in rows}), bool(page.questions), leaks),
         rows=rows,
         table=runs(rows),
         means=over_seeds(rows),

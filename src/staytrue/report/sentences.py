@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from staytrue.evals.stats.intervals import covers
-from staytrue.report.pairing import Paired, mean_over_pairs, paired
+from staytrue.report.pairing import Paired, mean_over_domains, paired
 from staytrue.report.rows import (
     DEFENDED,
     JUDGED,
@@ -18,7 +18,6 @@ from staytrue.report.rows import (
     missing,
     probes,
     role,
-    seed_counts,
 )
 
 ONE_SEED = (
@@ -60,7 +59,7 @@ def headline(rows: Sequence[Row], leaks: bool = False) -> str:
 
     The best defense has the smallest sum of three rates, as means over runs: misaligned answers (the larger of clean
     and triggered, where all runs have both), general incoherence above undefended, and in-domain learning below
-    undefended. Only runs of the same domains and seeds are compared. A run with too many unknown answers is left out.
+    undefended. Only runs of the same domains are compared. A run with too many unknown answers is left out.
 
     Args:
         rows: the runs on the page.
@@ -76,29 +75,27 @@ def headline(rows: Sequence[Row], leaks: bool = False) -> str:
     means = {label: _means(group, triggered) for label, group in same.defended.items()}
     least = min(round(one.badness(before)) for one in means.values())
     best = {label: one for label, one in means.items() if round(one.badness(before)) == least}
-    after, untuned = list(best.values()), ""
-    if same.untuned:
-        untuned = f" (untuned {mean_over_pairs(same.untuned, lambda row: row['general']['misaligned']):.0f} %)"
+    after = list(best.values())
     first = f", {before.triggered:.0f} % in the shape of the training data" if triggered else ""
     then = f" and in that shape {_percent([one.triggered or 0.0 for one in after])}" if triggered else ""
     return (
-        f"Undefended, {before.general:.0f} % of the answers on other topics were misaligned{untuned}{first}; "
+        f"Undefended, {_effect(before.general, same.untuned)}{first}; "
         f"with {_best(list(best), len(means))} it was {_percent([one.general for one in after])}{then}, "
         f"{_price(before, after)}.{_left_out(same)}"
     )
 
 
-def basis(rows: Sequence[Row], answers_shown: bool = True, leaks: bool = False) -> str:
+def basis(rows: Sequence[Row], seeds: int, answers_shown: bool = True, leaks: bool = False) -> str:
     """Describe what the general rates rest on: the number of answers, questions and seeds, and the judge.
 
     Args:
         rows: the runs on the page.
+        seeds: how many there are.
         answers_shown: whether answers stand below on the page.
         leaks: whether the measure `leak` read answers to general questions.
     """
     read = " The answers are below: read some." if answers_shown else ""
-    taken = [row for row in rows if judged(row.get("general"))]
-    known = [row["general"] for row in taken]
+    known = [row["general"] for row in rows if judged(row.get("general"))]
     if not known:
         has_general = any(row.get("general") for row in rows)
         unasked = "No general answer was judged" if leaks else "No general question was asked"
@@ -106,11 +103,11 @@ def basis(rows: Sequence[Row], answers_shown: bool = True, leaks: bool = False) 
         return f"{why}, so there is no general rate.{read}"
     counts = [one["questions"] for one in known if one.get("questions")]
     questions = f" to {_range(counts)} questions" if counts else ""
-    by, runs = judges(rows), _range(list(seed_counts(taken).values()))
-    seeds = "one seed" if runs == "1" else f"{runs} seeds"
+    by = judges(rows)
     return (
         f"Every general rate is over n = {_range([one['n'] for one in known])} judged answers{questions}, "
-        f"{seeds}{', judged by ' + ' and '.join(by) if by else ''}; intervals are 95 %, over whole questions.{read}"
+        f"{'one seed' if seeds == 1 else f'{seeds} seeds'}{', judged by ' + ' and '.join(by) if by else ''}; intervals "
+        f"are 95 %, over whole questions.{read}"
     )
 
 
@@ -168,9 +165,17 @@ def _means(rows: Sequence[Row], triggered: bool) -> _Means:
     """Means over runs; the triggered rate only where every run has it."""
 
     def of(probe: str, kind: str = "misaligned") -> float:
-        return mean_over_pairs(rows, lambda row: float(row[probe][kind]))
+        return mean_over_domains(rows, lambda row: float(row[probe][kind]))
 
     return _Means(of("general"), of("general", "incoherent"), of("in_domain"), of("triggered") if triggered else None)
+
+
+def _effect(general: float, untuned: Sequence[Row]) -> str:
+    """Return the general rate of the undefended fine-tune; the fine-tune is its cause if the untuned rate is near 0."""
+    rate = mean_over_domains(untuned, lambda row: float(row["general"]["misaligned"])) if untuned else 0.0
+    if round(rate):
+        return f"{general:.0f} % of the answers on other topics were misaligned (untuned {rate:.0f} %)"
+    return f"the fine-tune made {general:.0f} % of the answers on other topics misaligned"
 
 
 def _best(labels: Sequence[str], candidates: int) -> str:
@@ -202,14 +207,14 @@ def _price(before: _Means, after: Sequence[_Means]) -> str:
 
 def _left_out(same: Paired) -> str:
     """Write sentences on the runs and labels that a comparison leaves out; "" without any."""
-    text, every, count = "", same.pairs + same.other_pairs, same.other_labels
-    if same.other_pairs:
-        text += f" This is over {same.pairs} of {every} undefended runs: the domains and seeds in common."
+    text, every, count = "", same.domains + same.other_domains, same.other_labels
+    if same.other_domains:
+        text += f" This is over {same.domains} of {every} domains."
     if count:
         others = "1 other defense is not compared: it lacks"
         if count > 1:
             others = f"{count} other defenses are not compared: they lack"
-        text += f" {others} concluded rates on the same domains and seeds."
+        text += f" {others} concluded rates on the same domains."
     return text
 
 
@@ -220,7 +225,7 @@ def _of_a_task(rows: Sequence[Row]) -> str:
         return ""
 
     def share(group: Sequence[Row]) -> float:
-        return mean_over_pairs(group, lambda row: float(row["benign"]["correct"]))
+        return mean_over_domains(group, lambda row: float(row["benign"]["correct"]))
 
     learnt, means = share(same.undefended), {label: share(group) for label, group in same.defended.items()}
     lowest = min(means.values())
