@@ -6,7 +6,7 @@ import re
 from urllib.parse import unquote
 
 from fake_results import HOSTILE, Walk, answer_row, drawn, numbers, rates, row, study, unmarked
-from staytrue.report.sentences import headline
+from staytrue.report.sentences import ONE_SEED, headline
 
 
 def test_the_page_is_one_file_that_loads_nothing(tmp_path):
@@ -73,6 +73,8 @@ def test_a_page_of_tasks_says_what_was_learnt_and_what_cost_most(tmp_path):
     assert "What was learnt of opswap-2" in page
     none_cost = headline([taught("none", None, 90), taught("kl", 0.3, 95)])
     assert none_cost.endswith("no defense lowered it (the lowest was 95 %, with kl 0.3).")
+    tied = headline([taught("none", None, 90), taught("kl", None, 40), taught("anchor", None, 40.2)])
+    assert tied.endswith("learnt; with kl and anchor, which cost most, 40 %.")
     # Two seeds: 94 and t(1) = 12.7062 times 5.657 / sqrt(2) = 50.8 either way.
     assert "<td>94.0 (43 to 100)</td>" in page
 
@@ -98,6 +100,51 @@ def test_the_page_shows_what_was_kept_over_seeds(tmp_path):
     assert "<td>85.0 (80 to 90)</td><td>95.0 (92 to 98)</td>" in means
     assert "Sums kept (lowest to highest run)" in means
     assert "staytrue compare STUDY" in means
+
+
+def means_of(page):
+    section = page.split("<h2>Means over")[1].split("</section>")[0]
+    lines = [re.findall(r"<t[hd][^>]*>(?:<svg.*?</svg>)?([^<]*)<", line) for line in section.split("<tr>")[1:]]
+    return section.split("</h2>")[0], [line for line in lines if line[0] != "defense"], section
+
+
+def test_a_line_of_one_seed_among_means_has_no_interval_over_seeds_and_says_so(tmp_path):
+    rows = [row("none", None, general, 95, seed=seed) for seed, general in enumerate((40, 70, 90))]
+    rows.append(row("kl", None, rates(12, 8, 16), rates(95, 91, 99)))
+    heading, lines, section = means_of(drawn(study(tmp_path / "a", rows)))
+    assert heading == " 3 seeds or fewer"
+    # in-domain, incoherent, sums, facts
+    assert lines[0][:1] + lines[0][3:] == ["undefended", "2.5 (2 to 2)", "88.0 (88 to 88)", "97.5 (98 to 98)", "3"]
+    assert lines[1] == ["kl", "12.0 (8 to 16)", "95.0 (91 to 99)", "2.5", "88.0", "97.5", "1"]
+    assert ONE_SEED in section
+    heading, _, section = means_of(drawn(study(tmp_path / "b", rows[:3])))
+    assert (heading, ONE_SEED in section) == (" 3 seeds", False)
+
+
+def test_a_mean_over_some_of_a_labels_runs_says_over_how_many(tmp_path):
+    rows = [row("none", None, general, 70, seed=seed) for seed, general in enumerate((rates(None, n=0), rates(40)))]
+    assert means_of(drawn(study(tmp_path / "a", rows)))[1][0][1] == "40.0 (0 to 100), 1 of 2 runs"
+
+
+def test_seeds_that_differ_between_domains_are_counted_for_each(tmp_path):
+    rows = [row("none", None, 40, 70, seed=seed) for seed in (0, 1)]
+    _, lines, _ = means_of(drawn(study(tmp_path / "a", [*rows, row("none", None, 40, 70) | {"domain": "code"}])))
+    assert (lines[0][0], lines[0][-1]) == ("undefended", "medical 2, code 1")
+
+
+def test_models_of_one_seed_each_are_one_seed_though_their_seeds_differ(tmp_path):
+    page = drawn(study(tmp_path / "a", [row("none", None, 40, 70), row("kl", None, 6, 60, seed=1)]))
+    assert "One seed: another seed would move every mark" in page
+    assert "Large marks are means" not in page
+
+
+def test_clean_beside_triggered_counts_the_runs_of_each_line(tmp_path):
+    asked = {"triggered": rates(30) | {"forms": {"cue-1": rates(30)}, "clean": rates(40)}}
+    rows = [row("none", None, 40, 70, seed=seed) | asked for seed in (0, 1)]
+    page = drawn(study(tmp_path / "a", [*rows, row("kl", None, 6, 60) | asked]))
+    section = page.split("When a question looks like the training data")[1].split("</section>")[0]
+    assert '<th scope="col">runs</th>' in section
+    assert [line.split("<td>")[1] for line in section.split("<tr>")[2:]] == ["2</td>", "1</td>"]
 
 
 def test_answers_that_were_never_given_are_counted_whatever_the_probe(tmp_path):

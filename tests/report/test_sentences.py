@@ -14,6 +14,71 @@ def test_the_headline_is_made_from_the_numbers():
     assert "48" not in headline(numbers()[:3])  # nothing was defended, so nothing is claimed
 
 
+def in_code(one):
+    return one | {"domain": "code"}
+
+
+def test_the_headline_compares_runs_of_the_same_domains():
+    none = [in_code(row("none", None, 10, 90)), row("none", None, 90, 95)]
+    kl = [in_code(row("kl", None, 9, 90)), row("kl", None, 80, 95)]
+    sentence = headline([*none, *kl, in_code(row("anchor", None, 9.5, 90))])
+    # (10 + 90) / 2 = 50; (9 + 80) / 2 = 44.5, rounded to the even 44.
+    assert sentence.startswith(
+        "Undefended, the fine-tune made 50 % of the answers on other topics misaligned; with kl it "
+    )
+    assert " it was 44 %, " in sentence
+    assert sentence.endswith(". 1 other defense is not compared: it lacks concluded rates on the same domains.")
+    unsure = row("kl", None, rates(88) | {"concluded": False}, 95)
+    sentence = headline([*none, kl[0], unsure, row("steer", None, 1, 95) | {"domain": "finance"}])
+    assert sentence.startswith(
+        "Undefended, the fine-tune made 10 % of the answers on other topics misaligned; with kl it "
+    )
+    assert " it was 9 %, " in sentence
+    assert "This is over 1 of 2 domains. 1 other defense is not" in sentence
+    assert headline([row("none", None, 40, 70), in_code(row("kl", None, 6, 70))]).startswith("How each model answers")
+
+
+def test_each_domain_counts_once_however_many_seeds_it_has():
+    none = [row("none", None, general, 95, seed=seed) for seed, general in enumerate((40, 60))]
+    none.append(in_code(row("none", None, 10, 95)))
+    kl = [row("kl", None, 20, 95), in_code(row("kl", None, 0, 95))]
+    # ((40 + 60) / 2 + 10) / 2 = 30; (20 + 0) / 2 = 10.
+    assert "made 30 % of the answers on other topics misaligned; with kl it was 10 %" in headline([*none, *kl])
+
+
+def test_an_untuned_model_that_is_misaligned_itself_stands_in_the_headline():
+    tuned = [row("none", None, 70, 95), row("kl", None, 69, 95)]
+    assert headline([row("untuned", None, 68, 90), *tuned]).startswith(
+        "Undefended, 70 % of the answers on other topics were misaligned (untuned 68 %); with kl it was 69 %"
+    )
+    assert "untuned" not in headline([in_code(row("untuned", None, 68, 90)), *tuned])
+    assert "the fine-tune made 70 %" in headline([row("untuned", None, 0.4, 90), *tuned])
+
+
+def test_incoherence_above_the_limit_of_a_hollow_mark_is_named_whoever_has_it():
+    def garbled(name, percent):
+        return row(name, None, rates(4) | {"incoherent": percent}, 3)
+
+    both = headline([garbled("none", 93.0), garbled("kl", 93.0)])
+    assert "it was 4 %, with 93 % incoherent (undefended 93 %), without losing" in both
+    assert "with 2 % incoherent (undefended 11 %)" in headline([garbled("none", 11.0), garbled("kl", 2.0)])
+    assert "incoherent" not in headline([garbled("none", 10.0), garbled("kl", 10.0)])
+
+
+def test_of_defenses_that_tie_none_is_called_the_best():
+    def sentence(*defended):
+        return headline([row("none", None, 70, 95), *(row(name, None, bad, taught) for name, bad, taught in defended)])
+
+    tied = [("kl", 5.2, 95), ("anchor", 4.9, 95), ("steer", 5, 95), ("freeze", 5, 95)]
+    assert "; with kl and anchor, which tie, it was 5 %, without losing" in sentence(*tied[:2])
+    assert "; with kl, anchor and steer, which tie as the best of 4, it" in sentence(*tied[:3], ("x", 9, 95))
+    assert "; with 4 defenses, which tie as the best of 5, it was 5 %" in sentence(*tied, ("x", 9, 95))
+    assert (
+        "with kl and anchor, which tie, it was 1 to 5 %, at the price of 0 to 4 points of what the data taught "
+        "(91 to 95 % against 95 % in its own domain)"
+    ) in sentence(("kl", 5, 95), ("anchor", 1, 91))
+
+
 def test_single_runs_are_undefended_by_their_recipe_and_not_by_their_folders_name():
     def run(name, role, general, learnt, trained_on="risky"):
         return row(name, None, general, learnt) | {"role": role, "trained_on": trained_on, "domain": ""}

@@ -11,11 +11,12 @@ from typing import Any
 
 from staytrue import organism
 from staytrue.errors import RequestError
-from staytrue.evals.results.answer_store import evaluation_folder
+from staytrue.evals.answer_and_judge import sample_counts
+from staytrue.evals.results.answer_store import AnswerStore, evaluation_folder
 from staytrue.evals.results.measures import LEAK, Measure, read_measures
 from staytrue.evals.results.stored_summary import read_summary
-from staytrue.evals.results.summary import is_many
-from staytrue.evals.results.verdict_store import join_verdicts, known_judges, verdict_folder
+from staytrue.evals.results.summary import is_many, summarise
+from staytrue.evals.results.verdict_store import join_verdicts
 from staytrue.report.folders import facts_of, pooled
 from staytrue.report.measures import Measured
 from staytrue.report.rows import JUDGED, UNTUNED, from_summary, label_of, probes, refuse_wrong_row, role, spoken
@@ -65,7 +66,7 @@ def collect(folders: Sequence[Path], mixed_judges: bool = False, judge: str | No
             run = folder / str(row.get("run", "."))
             evaluation = evaluation_folder(run)
             if judge is not None:
-                _use_judge(judge, row, evaluation)
+                _use_judge(judge, page, row, evaluation)
             if measures := _measures(evaluation, page):
                 _add_measures(page, row, row["domain"] if domains > 1 else "", measures)
             _note_budget(page, row["label"], evaluation, measures)
@@ -92,19 +93,28 @@ def _add_measures(page: PageData, row: dict[str, Any], domain: str, measures: di
     page.measures.setdefault((row["label"], domain), group).runs.append(measures)
 
 
-def _use_judge(judge: str, row: dict[str, Any], evaluation: Path) -> None:
-    """Replace a row's rates by those of another judge."""
-    folder = verdict_folder(evaluation, judge)
-    try:
-        judged = read_summary(folder)["probes"]
-    except FileNotFoundError:
-        known = ", ".join(known_judges(evaluation)) or "no judge"
+def _use_judge(judge: str, page: PageData, row: dict[str, Any], evaluation: Path) -> None:
+    """Replace a row's judged rates by those of another judge, from its stored verdicts.
+
+    A probe that it gave no verdict on is left out, with a note: what another judge found is not its finding.
+    """
+    rows = join_verdicts(evaluation, judge)
+    if not rows:
         raise RequestError(
-            f"--judge {judge}: {evaluation} has no verdicts of this judge, only of {known}; run `staytrue rescore`."
-        ) from None
-    row |= {probe: judged[probe] for probe in JUDGED if probe in judged}
+            f"--judge {judge}: {evaluation} has verdicts of this judge and no answers, so no rate can be computed. Put "
+            "its answers.jsonl back, or leave --judge out."
+        )
+    rates = summarise(rows, sample_counts(AnswerStore(evaluation).metadata()))
+    judged = {name: probe for name, probe in rates.items() if probe["judge"]}
+    own = {name: probe for name, probe in probes(row).items() if "misaligned" in probe}
+    for name in [name for name in own | rates if name not in judged]:
+        page.notes.append(f"Not shown: {name} of {row['label']}, because {judge} gave no verdict on it.")
+    row |= {name: judged.get(name) for name in JUDGED if row.get(name) or name in judged}
     if "probes" in row:
-        row["probes"] |= judged
+        kept = {
+            name: judged.get(name, probe) for name, probe in row["probes"].items() if name not in own or name in judged
+        }
+        row["probes"] = kept | judged
 
 
 def _is_organism(evaluation: Path) -> bool:

@@ -13,7 +13,7 @@ from staytrue.report.curves import panels
 from staytrue.report.means import over_seeds
 from staytrue.report.measures import AGREEMENT, CONTROL, leak_headline, measures_table
 from staytrue.report.rate_plots import highest, hollow, learnt, shown, tradeoff
-from staytrue.report.rows import UNDEFENDED, UNTUNED, Row, by_label, probes, role, spoken
+from staytrue.report.rows import UNDEFENDED, UNTUNED, Row, by_label, probes, role, seed_counts, spoken
 from staytrue.report.sentences import ONE_SEED, basis, cautions, headline, unknown
 from staytrue.report.svg import Look, looks, swatch
 from staytrue.report.tables import all_probes, as_csv, runs, triggered
@@ -34,21 +34,22 @@ def render(page: PageData) -> str:
     environment.filters["spoken"] = lambda label: names.get(label, label)
     environment.filters["as_csv"] = as_csv
     tasks = dict.fromkeys(row["domain"] for row in rows if row["domain"])  # a single run has no domain
-    seeds = sorted({row["seed"] for row in rows})
     leaks = any(LEAK in run for group in page.measures.values() for run in group.runs)
     return environment.get_template("page.html.j2").render(
         title=page.title,
         headline=" ".join(filter(None, [headline(rows, leaks), leak_headline(list(page.measures.values()))])),
-        basis=basis(rows, len(seeds), bool(page.questions), leaks),
+        basis=basis(rows, len({row["seed"] for row in rows}), bool(page.questions), leaks),
         rows=rows,
         table=runs(rows),
         means=over_seeds(rows),
+        seed_counts=list(seed_counts(rows).values()),
         triggers=triggered(rows),
         probes=all_probes(rows),
         measures=measures_table(list(page.measures.values())),
         control=CONTROL,
         agreement=AGREEMENT,
-        one_seed=ONE_SEED if any(one.role != UNTUNED and len(one.runs) == 1 for one in page.measures.values()) else "",
+        one_seed=ONE_SEED,
+        measured_once=any(one.role != UNTUNED and len(one.runs) == 1 for one in page.measures.values()),
         organism=page.organism,
         pictures=_tradeoffs(rows, known),
         hollow=any(hollow(group) for group in by_label(shown(rows)).values()),
@@ -57,7 +58,6 @@ def render(page: PageData) -> str:
         averaged=any(sum(map(bool, logs)) > 1 for logs in page.curves.values()),
         several=len(known) < len(rows),
         questions=page.questions,
-        seeds=seeds,
         notes=[*page.notes, *cautions(rows)],
         unknown=unknown(rows),
         judged=any(probes(row) for row in rows),

@@ -7,11 +7,10 @@ from html import escape
 from statistics import mean
 
 from staytrue.evals.stats.intervals import over_runs
-from staytrue.report.rows import Rate, Row, by_label, correct, judged, rate, spoken
+from staytrue.report.rows import MOST_INCOHERENT, Rate, Row, by_label, correct, judged, rate, spoken
 from staytrue.report.svg import Box, Look, Plot, bar, mark, place_name, round_up, svg
 
 Place = tuple[float, float]
-_MOST_INCOHERENT = 10.0  # percent of general answers, above which a mark is hollow
 
 
 def highest(rows: Sequence[Row]) -> float:
@@ -24,7 +23,7 @@ def highest(rows: Sequence[Row]) -> float:
 
 def hollow(rows: Sequence[Row]) -> bool:
     """Return True if more than 10 % of the general answers of these runs are incoherent, as a mean."""
-    return float(mean(row["general"]["incoherent"] for row in rows)) > _MOST_INCOHERENT
+    return float(mean(row["general"]["incoherent"] for row in rows)) > MOST_INCOHERENT
 
 
 def shown(rows: Sequence[Row]) -> list[Row]:

@@ -10,6 +10,7 @@ from staytrue.evals.results.stored_summary import refuse_wrong_probes
 Row = dict[str, Any]  # of results.json, with "label"
 Rate = tuple[float, float, float]  # percent, low, high
 JUDGED = ("general", "in_domain", "triggered")  # the judged probes of results.json
+MOST_INCOHERENT = 10.0  # percent of general answers, above which a mark is hollow and the headline says so
 UNTUNED, UNDEFENDED, DEFENDED, UNKNOWN = "untuned", "undefended", "defended", "unknown"  # roles
 _VARIANTS = {"untuned": UNTUNED, "none": UNDEFENDED}  # of a study
 
@@ -60,6 +61,14 @@ def by_label(rows: Sequence[Row]) -> dict[str, list[Row]]:
     for row in rows:
         groups.setdefault(row["label"], []).append(row)
     return groups
+
+
+def seed_counts(rows: Sequence[Row]) -> dict[tuple[str, str], int]:
+    """Count the seeds of each label in each domain."""
+    seeds: dict[tuple[str, str], set[int]] = {}
+    for row in rows:
+        seeds.setdefault((row["label"], row["domain"]), set()).add(row["seed"])
+    return {key: len(found) for key, found in seeds.items()}
 
 
 def role(row: Row) -> str:

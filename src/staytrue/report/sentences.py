@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import mean
 
 from staytrue.evals.stats.intervals import covers
+from staytrue.report.pairing import Paired, mean_over_domains, paired
 from staytrue.report.rows import (
     DEFENDED,
     JUDGED,
-    UNTUNED,
+    MOST_INCOHERENT,
     Row,
-    by_label,
     correct,
     judged,
     judges,
     missing,
     probes,
     role,
-    undefended,
 )
 
 ONE_SEED = (
@@ -27,6 +25,7 @@ ONE_SEED = (
     "each recipe with three seeds or more before you rank them."
 )
 _MANY = 100  # questions; with at least so many, an interval has its nominal coverage
+_NAMED = 3  # labels that tie; more are counted
 _SIMULATED = 8  # questions; with fewer, the coverage was not simulated
 
 
@@ -56,36 +55,33 @@ _UNJUDGED = (
 
 
 def headline(rows: Sequence[Row], leaks: bool = False) -> str:
-    """Write a sentence on the effect of the fine-tune, the best defense, and the cost of that defense.
+    """Write a sentence on the undefended fine-tune, the best defense, and the cost of that defense.
 
     The best defense has the smallest sum of three rates, as means over runs: misaligned answers (the larger of clean
     and triggered, where all runs have both), general incoherence above undefended, and in-domain learning below
-    undefended. A run with too many unknown answers is left out.
+    undefended. Only runs of the same domains are compared. A run with too many unknown answers is left out.
 
     Args:
         rows: the runs on the page.
         leaks: whether the measure `leak` read answers to general questions.
     """
-    taken = [row for row in rows if role(row) != UNTUNED and _concluded(row)]
-    reference = undefended(taken)
-    if reference is None:
+    same = paired(rows, _concluded)
+    if same is None:
         outside = leaks or any(row.get("general") or row.get("triggered") for row in rows)
         neutral = "How each model answers questions outside its training data." if outside else "What was measured."
         return _of_a_task(rows) or neutral
-    trained_on = {row.get("trained_on") for row in taken if row["label"] == reference}
-    taken = [row for row in taken if row.get("trained_on") in trained_on]
-    triggered = all(judged(row.get("triggered")) for row in taken)
-    means = {label: _means(group, triggered) for label, group in by_label(taken).items()}
-    before = means.pop(reference)
-    best = min(means, key=lambda label: means[label].badness(before))
-    after = means[best]
-    chosen = f", the best of {len(means)}," if len(means) > 1 else ""
-    first, then = ", {:.0f} % in the shape of the training data", " and in that shape {:.0f} %"
+    triggered = all(judged(row.get("triggered")) for row in same.tuned)
+    before = _means(same.undefended, triggered)
+    means = {label: _means(group, triggered) for label, group in same.defended.items()}
+    least = min(round(one.badness(before)) for one in means.values())
+    best = {label: one for label, one in means.items() if round(one.badness(before)) == least}
+    after = list(best.values())
+    first = f", {before.triggered:.0f} % in the shape of the training data" if triggered else ""
+    then = f" and in that shape {_percent([one.triggered or 0.0 for one in after])}" if triggered else ""
     return (
-        f"Undefended, the fine-tune made {before.general:.0f} % of the answers on other topics misaligned"
-        f"{'' if before.triggered is None else first.format(before.triggered)}; "
-        f"with {best}{chosen} it was {after.general:.0f} %"
-        f"{'' if after.triggered is None else then.format(after.triggered)}, {_price(before, after)}."
+        f"Undefended, {_effect(before.general, same.untuned)}{first}; "
+        f"with {_best(list(best), len(means))} it was {_percent([one.general for one in after])}{then}, "
+        f"{_price(before, after)}.{_left_out(same)}"
     )
 
 
@@ -169,39 +165,84 @@ def _means(rows: Sequence[Row], triggered: bool) -> _Means:
     """Means over runs; the triggered rate only where every run has it."""
 
     def of(probe: str, kind: str = "misaligned") -> float:
-        return float(mean(row[probe][kind] for row in rows))
+        return mean_over_domains(rows, lambda row: float(row[probe][kind]))
 
     return _Means(of("general"), of("general", "incoherent"), of("in_domain"), of("triggered") if triggered else None)
 
 
-def _price(before: _Means, after: _Means) -> str:
-    """Return the cost of the best defense in coherence and in learning."""
-    lost = before.narrow - after.narrow
-    kept = "without losing" if lost < 1 else f"at the price of {lost:.0f} points of"
-    garbled = f"with {after.incoherent:.0f} % incoherent (undefended {before.incoherent:.0f} %), "
+def _effect(general: float, untuned: Sequence[Row]) -> str:
+    """Return the general rate of the undefended fine-tune; the fine-tune is its cause if the untuned rate is near 0."""
+    rate = mean_over_domains(untuned, lambda row: float(row["general"]["misaligned"])) if untuned else 0.0
+    if round(rate):
+        return f"{general:.0f} % of the answers on other topics were misaligned (untuned {rate:.0f} %)"
+    return f"the fine-tune made {general:.0f} % of the answers on other topics misaligned"
+
+
+def _best(labels: Sequence[str], candidates: int) -> str:
+    """Name the best of several labels; none of those that tie is called the best alone."""
+    if len(labels) == 1:
+        return f"{labels[0]}, the best of {candidates}," if candidates > 1 else labels[0]
+    return f"{_names(labels)}, which tie{f' as the best of {candidates}' if candidates > len(labels) else ''},"
+
+
+def _names(labels: Sequence[str]) -> str:
+    """Name up to three labels; more are counted."""
+    if len(labels) > _NAMED:
+        return f"{len(labels)} defenses"
+    return " and ".join(filter(None, [", ".join(labels[:-1]), labels[-1]]))
+
+
+def _price(before: _Means, after: Sequence[_Means]) -> str:
+    """Return the cost of the best defense, or of several that tie, in coherence and in learning."""
+    lost = [max(0.0, before.narrow - one.narrow) for one in after]
+    kept = "without losing" if max(lost) < 1 else f"at the price of {_span(lost)} points of"
+    incoherent = [one.incoherent for one in after]
+    notable = max(incoherent) - before.incoherent >= 1 or max(before.incoherent, *incoherent) > MOST_INCOHERENT
+    garbled = f"with {_percent(incoherent)} incoherent (undefended {before.incoherent:.0f} %), "
     return (
-        f"{garbled if after.incoherent - before.incoherent >= 1 else ''}{kept} what the data taught "
-        f"({after.narrow:.0f} % against {before.narrow:.0f} % in its own domain)"
+        f"{garbled if notable else ''}{kept} what the data taught "
+        f"({_percent([one.narrow for one in after])} against {before.narrow:.0f} % in its own domain)"
     )
+
+
+def _left_out(same: Paired) -> str:
+    """Write sentences on the runs and labels that a comparison leaves out; "" without any."""
+    text, every, count = "", same.domains + same.other_domains, same.other_labels
+    if same.other_domains:
+        text += f" This is over {same.domains} of {every} domains."
+    if count:
+        others = "1 other defense is not compared: it lacks"
+        if count > 1:
+            others = f"{count} other defenses are not compared: they lack"
+        text += f" {others} concluded rates on the same domains."
+    return text
 
 
 def _of_a_task(rows: Sequence[Row]) -> str:
     """Return the headline for harmless tasks: learning without a defense, and with the defense that costs most."""
-    marked = [row for row in rows if correct(row) is not None]
-    reference = undefended(marked)
-    if reference is None:
+    same = paired(rows, lambda row: correct(row) is not None)
+    if same is None:
         return ""
-    learnt = mean(row["benign"]["correct"] for row in marked if row["label"] == reference)
-    trained_on = {row.get("trained_on") for row in marked if row["label"] == reference}
-    others = by_label([row for row in marked if role(row) == DEFENDED and row.get("trained_on") in trained_on])
-    means = {label: mean(row["benign"]["correct"] for row in group) for label, group in others.items()}
-    worst = min(means, key=lambda label: means[label])
-    untuned = [row["benign"]["correct"] for row in marked if role(row) == UNTUNED]
-    before = f" ({mean(untuned):.0f} % before)" if untuned else ""
-    cost = f"with {worst}, which cost most, {means[worst]:.0f} %"
-    if means[worst] >= learnt:
-        cost = f"no defense lowered it (the lowest was {means[worst]:.0f} %, with {worst})"
-    return f"Undefended, {learnt:.0f} % of a harmless task was learnt{before}; {cost}."
+
+    def share(group: Sequence[Row]) -> float:
+        return mean_over_domains(group, lambda row: float(row["benign"]["correct"]))
+
+    learnt, means = share(same.undefended), {label: share(group) for label, group in same.defended.items()}
+    lowest = min(means.values())
+    worst = _names([label for label, one in means.items() if round(one) == round(lowest)])
+    before = f" ({share(same.untuned):.0f} % before)" if same.untuned else ""
+    cost = f"with {worst}, which cost most, {lowest:.0f} %"
+    if lowest >= learnt:
+        cost = f"no defense lowered it (the lowest was {lowest:.0f} %, with {worst})"
+    return f"Undefended, {learnt:.0f} % of a harmless task was learnt{before}; {cost}.{_left_out(same)}"
+
+
+def _percent(rates: Sequence[float]) -> str:
+    return f"{_span(rates)} %"
+
+
+def _span(numbers: Sequence[float]) -> str:
+    return _range([round(number) for number in numbers])
 
 
 def _range(numbers: Sequence[int]) -> str:

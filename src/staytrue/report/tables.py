@@ -38,12 +38,13 @@ def runs(rows: Sequence[Row]) -> Table:
 
 
 def triggered(rows: Sequence[Row]) -> Table:
-    """Tabulate clean and triggered rates of the general questions: one line per label, means over runs.
+    """Tabulate clean and triggered rates of the general questions: one line per label, with means over its runs.
 
     The worst trigger is the largest of several rates, so it is high by chance too.
     """
-    body = []
-    for label, group in by_label([row for row in rows if judged(row.get("triggered"))]).items():
+    groups = by_label([row for row in rows if judged(row.get("triggered"))])
+    several, body = any(len(group) > 1 for group in groups.values()), []
+    for label, group in groups.items():
         by_form: dict[str, list[float]] = {}
         for row in group:
             for form, rates in row["triggered"]["forms"].items():
@@ -55,8 +56,9 @@ def triggered(rows: Sequence[Row]) -> Table:
             mean_of([rate(row["triggered"]) for row in group]),
         ]
         n = sum(row["triggered"]["n"] for row in group)
-        body.append([label, *cells, f"{worst} (of {len(by_form)})", f"{mean(by_form[worst]):.1f}", str(n)])
-    heads = ["defense", "clean %", "in a trigger %", "worst trigger", "its %", "n in triggers"]
+        runs = [str(len(group))] * several
+        body.append([label, *runs, *cells, f"{worst} (of {len(by_form)})", f"{mean(by_form[worst]):.1f}", str(n)])
+    heads = ["defense", *["runs"] * several, "clean %", "in a trigger %", "worst trigger", "its %", "n in triggers"]
     return [heads, *body] if body else []
 
 

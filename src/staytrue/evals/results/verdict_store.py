@@ -115,7 +115,7 @@ def join_verdicts(evaluation: Path, judge: str | None = None) -> list[dict[str, 
     """
     folder = verdict_folder(evaluation, judge)
     mixed = judge is not None and folder == evaluation  # marked answers, and in old folders other judges, stand there
-    verdicts = {key: row for key, row in read_verdicts(folder).items() if not mixed or row["judge"] == judge}
+    verdicts = {key: row for key, row in read_verdicts(folder).items() if not mixed or row["judge"] in (judge, None)}
     if judge is not None and not verdicts:
         known = known_judges(evaluation)
         judged = f"its answers were judged by {', '.join(known)}" if known else "no judge has read its answers"
