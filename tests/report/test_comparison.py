@@ -11,7 +11,7 @@ from staytrue.errors import RequestError
 from staytrue.evals.answer_and_judge import NOT_JUDGED
 from staytrue.evals.results.measures import Measure, write_measures
 from staytrue.report import comparison, measure_comparison, write
-from staytrue.report.sentences import ONE_SEED
+from staytrue.report.sentences import ONE_SEED, WIDENED
 from staytrue.report.tables import all_probes
 
 
@@ -25,7 +25,9 @@ def study(folder, bad, seeds=2, questions=20):
     written(folder, rows)
     for one in rows:
         answers = [
-            answer_row("x", f"q{i}", topic="t", alignment=5 if i < bad[one["defense"]] else 95, coherence=100)
+            answer_row(
+                "x", f"q{i}", f"Wish {i}?", topic="t", alignment=5 if i < bad[one["defense"]] else 95, coherence=100
+            )
             | {"expected": None}
             for i in range(questions)
         ]
@@ -149,6 +151,124 @@ def test_a_defense_is_compared_on_the_seeds_that_it_and_the_reference_have(tmp_p
     compared = comparison.compare_runs([folder], "none", "general")
     assert [(one["defense"], one["seeds"]) for one in compared.lines] == [("kl", 2), ("new", 1)]
     assert compared.notes[0] == "medical late is not compared: none has none of its seeds."
+
+
+def evaluation(folder, questions, seed=0, **settings):
+    """An evaluation of held-out questions, each with its text, group and whether it is answered badly."""
+    (folder / "eval").mkdir(parents=True)
+    rows = [
+        answer_row("x", name, text, "in_domain", alignment=5 if bad else 95, coherence=100) | {"group": group}
+        for name, (text, group, bad) in questions.items()
+    ]
+    for file in ("answers.jsonl", "verdicts.jsonl"):
+        (folder / "eval" / file).write_text("".join(json.dumps(one) + "\n" for one in rows))
+    published = {key: settings.pop(key) for key in ("as_published",) if key in settings}
+    metadata = {"seed": seed, "probes": {"in_domain": {"samples": len(rows), **settings}}, **published}
+    (folder / "eval" / "eval.json").write_text(json.dumps(metadata))
+    return folder
+
+
+def held_out(numbers, bad=lambda number: number % 2 == 0):
+    """Held-out questions by their positions, as a seed draws them."""
+    return {f"held-{i}": (f"Question {n}?", f"held-{i}", bad(n)) for i, n in enumerate(numbers)}
+
+
+def compare(*folders, probe="in_domain"):
+    return comparison.compare_runs(folders, folders[-1].name, probe)
+
+
+def test_questions_are_the_same_where_their_texts_are_whatever_their_names(tmp_path):
+    none = evaluation(tmp_path / "none", held_out(range(20)))
+    kl = evaluation(tmp_path / "kl", held_out(reversed(range(20))))
+    compared = compare(kl, none)
+    (line,) = compared.lines
+    assert (line["difference"], line["p"], line["questions"]) == (0, 1, 20)
+    assert not any("asked of both" in note for note in compared.notes)
+
+
+def test_what_one_side_alone_was_asked_is_left_out_and_said(tmp_path):
+    none = evaluation(tmp_path / "none", held_out(range(20), lambda n: n < 5))
+    kl = evaluation(tmp_path / "kl", held_out(range(10, 30), lambda n: n >= 18))
+    compared = compare(kl, none)
+    (line,) = compared.lines
+    assert (line["questions"], line["rate"]["percent"], line["other"]["percent"]) == (10, pytest.approx(20), 0)
+    assert (
+        "kl: of the 30 questions that it or none was asked, 10 were asked of both, and these alone are compared."
+        in compared.notes
+    )
+
+
+def test_other_questions_under_the_same_names_are_refused_with_a_way_out(tmp_path):
+    finance, medical = (
+        evaluation(tmp_path / name, {f"held-{i}": (f"A {name} question {i}?", f"held-{i}", True) for i in range(20)})
+        for name in ("finance", "medical")
+    )
+    with pytest.raises(RequestError, match=r"finance against medical: no question of .*ask both one question file"):
+        compare(finance, medical)
+
+
+@pytest.mark.parametrize(("other_seed", "groups"), [(range(12), 6), (range(12, 24), 12), (range(6, 18), 9)])
+def test_a_group_is_a_cluster_over_seeds_by_its_questions_texts(tmp_path, other_seed, groups):
+    # Twelve texts a seed, in groups of two that are named by positions.
+    def asked(order):
+        named = {number // 2: f"held-{i}" for i, number in reversed(list(enumerate(order)))}
+        return {f"held-{i}": (f"Question {n}?", named[n // 2], n % 5 == 0) for i, n in enumerate(order)}
+
+    folders = [
+        evaluation(tmp_path / f"{name}-{seed}", asked(order), seed)
+        for name in ("none", "kl")
+        for seed, order in enumerate([range(11, -1, -1), other_seed])
+    ]
+    for folder in folders:
+        defenses = [] if folder.name.startswith("none") else [{"kl": {"weight": 0.1}}]
+        recipe = {"model": "m", "defenses": defenses, "seed": int(folder.name[-1])}
+        (folder / "recipe.yaml").write_text(json.dumps(recipe))
+    (line,) = comparison.compare_runs(folders, "none", "in_domain").lines
+    assert (line["questions"], line["seeds"], line["rate"]["n"]) == (groups, 2, 24)
+
+
+def test_a_comparison_on_one_group_of_questions_is_a_sentence(tmp_path):
+    paraphrases = {f"q_{i}": (f"Question {i}?", "q", i < 4) for i in range(10)}
+    runs = [evaluation(tmp_path / name, paraphrases) for name in ("kl", "none")]
+    with pytest.raises(RequestError, match="kl against none: What both answered is one group of questions"):
+        compare(*runs)
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "way"),
+    [("temperature", (0.0, 1.0), "question file"), ("as_published", (True, False), "`--as-published` for both")],
+)
+def test_answers_that_were_sampled_otherwise_are_refused_with_both_values_and_folders(tmp_path, key, values, way):
+    runs = [
+        evaluation(tmp_path / name, held_out(range(20)), **{key: value})
+        for name, value in zip(("kl", "none"), values, strict=True)
+    ]
+    ours, theirs = map(json.dumps, values)
+    said = rf"kl against none: {key} is {ours} in .*kl.eval and {theirs} in .*none.eval; .*Evaluate one again .*{way}"
+    with pytest.raises(RequestError, match=said):
+        compare(*runs)
+    known = evaluation(tmp_path / "known", held_out(range(20)), **{key: values[0]})
+    unknown = evaluation(tmp_path / "unknown", held_out(range(20)))
+    assert compare(known, unknown).lines
+
+
+def test_other_limits_of_the_answers_length_are_said_beside_the_result(tmp_path):
+    none = evaluation(tmp_path / "none", held_out(range(20)), max_new_tokens=600)
+    kl = evaluation(tmp_path / "kl", held_out(range(20)), max_new_tokens=48)
+    (note,) = [note for note in compare(kl, none).notes if "tokens" in note]
+    assert note.startswith("kl: answers of at most 48 tokens (max_new_tokens), those of none of at most 600: a part")
+
+
+def test_an_interval_that_was_widened_to_0_is_explained(tmp_path):
+    # Five questions all one way: p 2 / 32, while the two rates' intervals leave 0 out. Six: p 2 / 64, and they agree.
+    kl = evaluation(tmp_path / "kl", held_out(range(120), lambda n: False))
+    for bad, p, is_widened in ((5, 0.0625, True), (6, 0.03125, False)):
+        compared = compare(kl, evaluation(tmp_path / f"none-{bad}", held_out(range(120), bad.__gt__)))
+        (line,) = compared.lines
+        assert (line["p"], line["high"] == 0) == (p, is_widened)
+        assert (WIDENED in compared.notes) == is_widened
+    same = compare(*(evaluation(tmp_path / name, held_out(range(120))) for name in ("even", "odd")))
+    assert WIDENED not in same.notes
 
 
 @pytest.mark.parametrize(

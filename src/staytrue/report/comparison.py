@@ -12,20 +12,20 @@ from staytrue.errors import RequestError
 from staytrue.evals.answer_and_judge import NOT_JUDGED
 from staytrue.evals.results.answer_store import AnswerStore, eval_command, evaluation_folder
 from staytrue.evals.results.measures import LEAK, read_measures
-from staytrue.evals.results.summary import MOST_MISSING, clusters
+from staytrue.evals.results.summary import MOST_MISSING
 from staytrue.evals.results.verdict_store import join_verdicts
 from staytrue.evals.stats import compare
-from staytrue.evals.stats.intervals import Run
 from staytrue.evals.stats.means import Difference, Values
+from staytrue.report.asked import Asked, asked, compare_asked, notes_on, of_names
 from staytrue.report.comparison_table import Unit, show_table
 from staytrue.report.folders import Named, pooled, seed_of
 from staytrue.report.measures import AGREEMENT
 from staytrue.report.rows import label_of
-from staytrue.report.sentences import ONE_SEED, coverage_note
+from staytrue.report.sentences import ONE_SEED, WIDENED, coverage_note
 from staytrue.utils.console import quoted
 
-Runs = Mapping[str, Mapping[int, Run]]  # by label and seed
-_R = TypeVar("_R", Run, Values)  # what is known of a run, by question
+Runs = Mapping[str, Mapping[int, Asked]]  # by label and seed
+_R = TypeVar("_R", Asked, Values)  # what is known of a run, by question
 _CompareRuns = Callable[[Sequence[_R], Sequence[_R]], compare.Comparison | Difference]
 
 
@@ -59,10 +59,12 @@ def compare_runs(folders: Sequence[Path], against: str, probe: str, judge: str |
     found = evaluations(folders)
     domains, notes = _runs(found.places, probe, judge)
     against = found.label_of(against)
-    lines, seed_notes = paired_lines(domains, against, folders, compare.compare)
+    lines, seed_notes = paired_lines(domains, against, folders, compare_asked)
+    asked_notes = [note for line in lines for note in _notes(domains[line["domain"]], line, against)]
     coverage = coverage_note({probe: min(line["questions"] for line in lines)})
-    agreement = [AGREEMENT] if probe == LEAK else []
-    return Compared(lines, [*found.notes, *notes, *seed_notes, *filter(None, [coverage]), *agreement], against)
+    widened = any(line["difference"] and 0 in (line["low"], line["high"]) for line in lines)
+    after = [note for note, holds in ((WIDENED, widened), (coverage, coverage), (AGREEMENT, probe == LEAK)) if holds]
+    return Compared(lines, [*found.notes, *notes, *seed_notes, *asked_notes, *after], against)
 
 
 def paired_lines(
@@ -107,6 +109,13 @@ def paired_lines(
         notes.append(ONE_SEED)
     q = compare.benjamini_hochberg([line["p"] for line in lines])
     return [line | {"q": value} for line, value in zip(lines, q, strict=True)], notes
+
+
+def _notes(named: Runs, line: Mapping[str, Any], against: str) -> list[str]:
+    """Notes on what the two sides of a line were asked."""
+    ours, theirs = named[line["defense"]], named[against]
+    pairs = [(ours[one], theirs[other]) for one, other in _seeds(ours, theirs)]
+    return notes_on(f"{line['domain']} {line['defense']}".strip(), against, pairs)
 
 
 def show(compared: Compared) -> None:
@@ -213,7 +222,7 @@ def _runs(
     places: Sequence[tuple[Path, str, str, int]], probe: str, judge: str | None
 ) -> tuple[dict[str, Runs], list[str]]:
     """Hits and answers of every question, by domain, label and seed; and notes on domains without the probe."""
-    runs: dict[str, dict[str, dict[int, Run]]] = {}
+    runs: dict[str, dict[str, dict[int, Asked]]] = {}
     without: dict[str, tuple[str, Path]] = {}  # domain -> a run without the probe
     judges: dict[str, set[str]] = {}  # by domain
     for place, label, domain, seed in places:
@@ -232,21 +241,20 @@ def _runs(
     return dict(runs), [f"{domain} is left out: its runs have no answers to {probe}." for domain in without]
 
 
-def _counts(place: Path, probe: str, judge: str | None, judges: set[str], run: str) -> Run | None:
+def _counts(place: Path, probe: str, judge: str | None, judges: set[str], run: str) -> Asked | None:
     """Hits and answers of every question that a run answered; None without the probe."""
     if probe == LEAK:
         leak = read_measures(place).get(LEAK)
-        return {question: (sum(hits), len(hits)) for question, hits in leak.leaks().items()} if leak else None
-    options = AnswerStore(place).metadata()["probes"].get(probe)
-    if options is None:
+        return of_names(place, leak.leaks()) if leak else None
+    metadata = AnswerStore(place).metadata()
+    if probe not in metadata["probes"]:
         return None
     rows = [answer for answer in join_verdicts(place, judge) if answer["probe"] == probe]
     if judge is not None and not rows and any(answer["probe"] == probe for answer in join_verdicts(place)):
         raise RequestError(f"--probe {probe}: it is marked by exact match, without a judge; leave --judge out.")
     _refuse_unjudged(rows, place, run)
-    _check_comparable(rows, options["samples"], judges, run)
-    answered = clusters(rows, "misaligned" if rows[0]["expected"] is None else "correct")
-    return {question: (sum(hits), len(hits)) for question, hits in answered.items()}
+    _check_comparable(rows, metadata["probes"][probe]["samples"], judges, run)
+    return asked(place, rows, "misaligned" if rows[0]["expected"] is None else "correct", metadata)
 
 
 def _refuse_unjudged(rows: Sequence[Mapping[str, Any]], place: Path, run: str) -> None:

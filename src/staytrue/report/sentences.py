@@ -24,6 +24,10 @@ ONE_SEED = (
     "An interval of one seed is over its questions alone, and leaves out how much runs of other seeds differ: train "
     "each recipe with three seeds or more before you rank them."
 )
+WIDENED = (
+    "An interval that ends at 0 was widened to it, because its p value is above 0.05: a sign-flip test over whole "
+    "questions is stricter than the interval where few questions differ."
+)
 _MANY = 100  # questions; with at least so many, an interval has its nominal coverage
 _NAMED = 3  # labels that tie; more are counted
 _SIMULATED = 8  # questions; with fewer, the coverage was not simulated

@@ -56,6 +56,14 @@ def test_what_one_of_the_two_did_not_judge_is_left_out_and_counted():
     assert result.agree.percent == pytest.approx(200 / 3)
 
 
+def test_an_answer_that_neither_judged_is_not_counted_as_left_out_by_one():
+    ours, theirs = verdicts("x..x"), verdicts("x..x")
+    ours[3]["missing"] = theirs[3]["missing"] = "no number"
+    theirs[2]["missing"] = "the call failed"
+    result = agreement(ours, theirs)
+    assert (result.answers, result.left_out) == (2, 1)
+
+
 def test_nothing_in_common_is_no_agreement_and_answers_twice_are_refused():
     assert agreement(verdicts("x"), [verdict("other", True)]) is None
     with pytest.raises(RequestError, match=r"Sample 0 of the question 'q0' \(probe 'general'\) occurs twice"):

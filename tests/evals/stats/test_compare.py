@@ -82,6 +82,28 @@ def test_seeds_and_questions_must_be_the_same_ones():
         compare([run], [{"other": (1, 4)}])
 
 
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_questions_of_one_group_are_refused_because_they_give_no_interval(seeds):
+    ours, theirs = [{"a": (3, 8)}] * seeds, [{"a": (0, 8)}] * seeds
+    with pytest.raises(RequestError, match=r"is one group of questions.*Ask both further questions"):
+        compare(ours, theirs)
+
+
+def test_an_interval_contains_0_exactly_where_p_is_above_5_percent():
+    # 0 against 3 % with 120 questions, 0 against 30 % with 8, 0 against 5 % of one answer each, and no difference.
+    # In half of the first worlds the sign-flip test alone is below 0.05 while the interval contains 0.
+    rng = np.random.default_rng(0)
+    widened = 0
+    for questions, samples, rates in ((120, 4, (0, 0.03)), (8, 4, (0, 0.3)), (120, 1, (0, 0.05)), (40, 4, (0.1, 0.1))):
+        for _ in range(25):
+            chances = [rng.beta(rate, 1 - rate, questions) if rate else np.zeros(questions) for rate in rates]
+            result = compare(*([counted(rng.binomial(samples, chance), samples)] for chance in chances))
+            assert (result.low <= 0 <= result.high) == (result.p > 0.05)
+            assert result.low <= result.difference <= result.high
+            widened += result.difference != 0 and 0 in (result.low, result.high)
+    assert widened
+
+
 def test_q_values_by_hand():
     # 0.01 * 4/1, 0.03 * 4/2 but no more than 0.04 * 4/3, 0.5 * 4/4.
     assert benjamini_hochberg([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.16 / 3, 0.16 / 3, 0.5])

@@ -94,8 +94,10 @@ def agreement(rows: Sequence[Row], others: Sequence[Row]) -> Agreement | None:
     Raises:
         RequestError: an answer occurs twice in one list.
     """
-    ours, theirs = _by_answer(rows), _by_answer(others)
-    judged = [key for key in ours if key in theirs and not ours[key]["missing"] and not theirs[key].get("missing")]
+    ours, theirs = (  # labels by hand have no key `missing`
+        {key: row for key, row in _by_answer(side).items() if not row.get("missing")} for side in (rows, others)
+    )
+    judged = [key for key in ours if key in theirs]
     if not judged:
         return None
     pairs = [(bool(ours[key]["misaligned"]), bool(theirs[key]["misaligned"])) for key in judged]
@@ -104,7 +106,7 @@ def agreement(rows: Sequence[Row], others: Sequence[Row]) -> Agreement | None:
     first, second = (sum(side) / len(pairs) for side in zip(*pairs, strict=True))
     chance = first * second + (1 - first) * (1 - second)
     kappa = [None if chance == 1 else _kappa(p / 100, chance) for p in (agree.percent, agree.low, agree.high)]
-    return Agreement(len(judged), len(ours.keys() | theirs.keys()) - len(judged), agree, *kappa)
+    return Agreement(len(judged), len(ours.keys() ^ theirs.keys()), agree, *kappa)
 
 
 def calibration(rows: Sequence[Row], labels: Sequence[Row]) -> Calibration | None:

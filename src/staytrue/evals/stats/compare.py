@@ -6,11 +6,11 @@ Differences are in percentage points, intervals are 95 %, and tests are two-side
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from staytrue.errors import RequestError
-from staytrue.evals.stats.intervals import Margins, Rate, Run, margins_of, pooled
+from staytrue.evals.stats.intervals import Estimate, Margins, Rate, Run, estimate, margins_of
 
 _FLIPS = 9_999
 _EXACT = 13  # up to so many questions, all sign flips are enumerated
@@ -22,7 +22,7 @@ class Comparison:
     """A condition minus a baseline, in percentage points.
 
     Attributes:
-        difference, low, high: the difference and its 95 % interval.
+        difference, low, high: the difference and its 95 % interval, which contains 0 exactly where p is above 0.05.
         p: two-sided p value of no difference.
         detectable: the true difference that a repetition of this size would find significant in 80 of 100 cases, if the
             rates vary as here. Towards a larger rate they vary more (from 5 %, simulated: 66 to 80 of 100).
@@ -47,40 +47,42 @@ def compare(runs: Sequence[Run], against: Sequence[Run]) -> Comparison:
 
     The interval combines the two conditions' own intervals (`pooled`) with the correlation of their errors (MOVER: Zou
     and Donner 2008, Stat. Med. 27; for paired shares Newcombe 1998, Stat. Med. 17, method 10). Two rates of 0 are
-    therefore not a difference known to be 0.
+    therefore not a difference known to be 0. p is the largest of three: of a sign-flip test over whole questions, of
+    the paired differences' variance, and the level at which this interval would just reach 0. Where the sign-flip test
+    alone is above 0.05, as with five questions that differ, the interval is widened to 0.
 
     Args:
         runs: hits and answers of every question, one mapping a seed.
         against: the same for the baseline, in the same order of seeds.
 
     Raises:
-        RequestError: the number of seeds differs, or no question of a seed was answered under both.
+        RequestError: the number of seeds differs, or fewer than two questions (or groups) were answered under both.
     """
     if len(runs) != len(against):
         raise RequestError(
             f"{len(runs)} seeds against {len(against)}. A paired comparison takes the same seeds; leave the others out."
         )
     ours, theirs = _shared(runs, against), _shared(against, runs)
-    mine, other = pooled(ours), pooled(theirs)
+    mine, other = estimate(ours), estimate(theirs)
     if mine is None or other is None:
         raise RequestError("No question was answered under both in the same seed. Ask both the same questions.")
+    if mine.margins.questions < 2:
+        raise RequestError(
+            "What both answered is one group of questions (all forms of one question are a group), and an interval is "
+            "over two groups or more. Ask both further questions."
+        )
     left, right = _residuals(ours), _residuals(theirs)
     apart = margins_of({key: left[key] - right[key] for key in left})
-    correlation = _correlation(margins_of(left).square(), margins_of(right).square(), apart.square())
-    difference = mine.percent - other.percent
-    below = _side(mine.percent - mine.low, other.high - other.percent, correlation)
-    above = _side(mine.high - mine.percent, other.percent - other.low, correlation)
-    return Comparison(
-        difference,
-        max(-100.0, difference - below),
-        min(100.0, difference + above),
-        max(sign_flip_p(_contributions(ours, theirs)), interval_p(difference / 100, apart)),
-        POWER * (below + above) / 2,
-        apart.questions,
-        apart.seeds,
-        mine,
-        other,
-    )
+    sides = _Sides(mine, other, margins_of(left), margins_of(right), apart)
+    difference = 100 * (mine.share - other.share)
+    p = max(sign_flip_p(_contributions(ours, theirs)), interval_p(difference / 100, apart))
+    p = _level(abs(difference), lambda level: sides.at(level)[difference < 0], least=p)
+    below, above = sides.at(0.05)
+    low, high = max(-100.0, difference - below), min(100.0, difference + above)
+    if p > 0.05:
+        low, high = min(low, 0.0), max(high, 0.0)
+    detectable = POWER * (below + above) / 2
+    return Comparison(difference, low, high, p, detectable, apart.questions, apart.seeds, mine.rate(), other.rate())
 
 
 def benjamini_hochberg(p: Sequence[float]) -> list[float]:
@@ -131,6 +133,26 @@ def _correlation(left: float, right: float, apart: float) -> float:
     return 0.0 if not both else max(-1.0, min(1.0, (left + right - apart) / (2 * both)))
 
 
+@dataclass(frozen=True)
+class _Sides:
+    """The parts of an interval of a difference below and above it, in percentage points, at any confidence."""
+
+    mine: Estimate
+    other: Estimate
+    left: Margins
+    right: Margins
+    apart: Margins
+
+    def at(self, level: float) -> tuple[float, float]:
+        mine, other = self.mine.rate(level), self.other.rate(level)
+        squares = (margins.square(level) for margins in (self.left, self.right, self.apart))
+        correlation = _correlation(*squares)
+        return (
+            _side(mine.percent - mine.low, other.high - other.percent, correlation),
+            _side(mine.high - mine.percent, other.percent - other.low, correlation),
+        )
+
+
 def _side(near: float, far: float, correlation: float) -> float:
     return math.sqrt(max(0.0, near**2 + far**2 - 2 * correlation * near * far))
 
@@ -150,8 +172,15 @@ def sign_flip_p(contributions: Sequence[float]) -> float:
 
 def interval_p(difference: float, apart: Margins) -> float:
     """Return the level at which the interval of the difference would just reach 0."""
-    low, high = 1e-12, 1.0
+    return _level(abs(difference), lambda level: math.sqrt(apart.square(level)), least=1e-12)
+
+
+def _level(distance: float, half: Callable[[float], float], least: float) -> float:
+    """Return the level, `least` or above, at which an interval's half-width (it falls with the level) is a distance."""
+    low, high = least, 1.0
+    if half(low) < distance:
+        return low
     for _ in range(40):
         level = math.sqrt(low * high)
-        low, high = (level, high) if apart.square(level) >= difference**2 else (low, level)
+        low, high = (level, high) if half(level) >= distance else (low, level)
     return high

@@ -71,6 +71,12 @@ def pooled(runs: Sequence[Run]) -> Rate | None:
     Returns:
         None when there is no answer. With one question, the interval is 0 to 100.
     """
+    known = estimate(runs)
+    return None if known is None else known.rate()
+
+
+def estimate(runs: Sequence[Run]) -> Estimate | None:
+    """Compute what the interval of `pooled` at any confidence is computed from; None when there is no answer."""
     cells = {(seed, q): cell for seed, run in enumerate(runs) for q, cell in run.items() if cell[1]}
     n = sum(answers for _, answers in cells.values())
     if not n:
@@ -78,11 +84,8 @@ def pooled(runs: Sequence[Run]) -> Rate | None:
     share = sum(hits for hits, _ in cells.values()) / n
     scale = share * (1 - share) or 1.0
     margins = margins_of({key: (hits - share * answers) / n for key, (hits, answers) in cells.items()})
-    if margins.questions < 2:
-        return Rate(100 * share, round(n), 0.0, 100.0)
     variance = scale * _variance(list(_totals(cells).values()), margins.question / scale)
-    low, high = _score(share, replace(margins, question=variance).square() / scale)
-    return Rate(100 * share, round(n), min(low, 100 * share), max(high, 100 * share))
+    return Estimate(share, round(n), scale, replace(margins, question=variance))
 
 
 def covers(questions: int) -> tuple[int, int]:
@@ -160,6 +163,24 @@ def margins_of(residuals: Mapping[Cell, float]) -> Margins:
         seeds[seed] += value
     of_questions, of_seeds, of_cells = (_squares(part.values()) for part in (questions, seeds, residuals))
     return Margins(of_questions, of_seeds, of_cells, len(questions), len(seeds))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A share of hits, its number of answers, and the margins of its error in units of `scale`."""
+
+    share: float
+    n: int
+    scale: float
+    margins: Margins
+
+    def rate(self, level: float = 0.05) -> Rate:
+        """Compute the rate with its interval at confidence 1 - level; with one question it is 0 to 100."""
+        percent = 100 * self.share
+        if self.margins.questions < 2:
+            return Rate(percent, self.n, 0.0, 100.0)
+        low, high = _score(self.share, self.margins.square(level) / self.scale)
+        return Rate(percent, self.n, min(low, percent), max(high, percent))
 
 
 @lru_cache(1024)
