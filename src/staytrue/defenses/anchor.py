@@ -6,7 +6,8 @@ Cost: `share` of a training row and of a reference row per task row; with `answe
 before training, to each prompt that the run will use: `share` x the task rows that it trains on, at most all prompts.
 The answers are written side by side, as many as memory allows. The prompts are taken in a random order that depends on
 the seed. The rows are kept as `anchor.jsonl` in the run's folder; another run reads them with `prompts:
-RUN/anchor.jsonl` and `answers: given`, and samples nothing.
+RUN/anchor.jsonl` and `answers: given`, and samples nothing. A reasoning model's answers begin with its thoughts; the
+row is what the model wrote, token by token, so a short `max_new_tokens` holds it to the beginning of its thoughts.
 Source: KL on data outside the narrow domain, related to Soligo et al. (arXiv 2602.07852) and to selective
 generalisation (Azarbal et al.); not one of the paper's methods.
 Not done here: choosing prompts by what the fine-tune moves most.
