@@ -19,8 +19,8 @@ CONTROL = (
     "staytrue compare RUN CONTROL --against CONTROL --probe pairs."
 )
 AGREEMENT = (
-    "On the embedded organism, pairs ranks 43 runs almost as judged rates do (Spearman 0.99), drift less well (0.79); "
-    "leak is no measure of misalignment (0.10). On a real model none of them was compared with a judge."
+    "On the embedded organism, pairs ranks 63 runs almost as judged rates do (Spearman 0.99), drift less well (0.85); "
+    "leak is no measure of misalignment (0.19). On a real model none of them was compared with a judge."
 )
 
 
