@@ -215,7 +215,7 @@ def test_more_than_one_process_or_gpu_is_refused_before_anything_is_written(tmp_
 def test_a_script_whose_launcher_divides_the_model_is_refused_by_name(way, name):
     arguments = SimpleNamespace(fp16=False)
     with pytest.raises(RecipeError, match=f"{name}.* cannot be guarded: a model that is divided among devices"):
-        refuse_unguarded(arguments, combines=False, distributed=way)
+        refuse_unguarded(arguments, [], distributed=way)
 
 
 @pytest.mark.parametrize("defenses", [[], ["kl"]])
@@ -234,8 +234,8 @@ def test_a_precision_or_compilation_of_the_launcher_alone_is_refused(tmp_path, m
 def test_a_script_with_a_defense_refuses_the_launchers_precision_too():
     arguments = SimpleNamespace(fp16=False, bf16=False, mixed_precision="bf16")
     with pytest.raises(RecipeError, match="ACCELERATE_MIXED_PRECISION is bf16"):
-        refuse_unguarded(arguments, combines=False)
-    refuse_unguarded(SimpleNamespace(fp16=False, bf16=True, mixed_precision="bf16"), combines=False)
+        refuse_unguarded(arguments, [])
+    refuse_unguarded(SimpleNamespace(fp16=False, bf16=True, mixed_precision="bf16"), [])
 
 
 def test_what_fsdp2_cannot_guard_is_refused_before_anything_is_written(tmp_path, monkeypatch):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from staytrue.defense import Defense, pulled
 from staytrue.errors import RecipeError
 
 
@@ -107,12 +108,12 @@ def reason_against(key: str, trainer: str) -> str | None:
 _DIVIDED = {"FSDP": "FSDP1", "DEEPSPEED": "DeepSpeed (ZeRO)", "MEGATRON_LM": "Megatron-LM"}  # by accelerate's name
 
 
-def refuse_unguarded(args: Any, *, combines: bool, distributed: str = "NO") -> None:
+def refuse_unguarded(args: Any, defenses: Collection[Defense], *, distributed: str = "NO") -> None:
     """Refuse a script's trainer config whose settings would change what a penalty measures.
 
     Args:
         args: the trainer's config.
-        combines: whether a defense combines its gradient with the loss's.
+        defenses: of the run.
         distributed: accelerate's name of how processes share the training; its launcher sets it too.
 
     Raises:
@@ -128,9 +129,34 @@ def refuse_unguarded(args: Any, *, combines: bool, distributed: str = "NO") -> N
             f"{way} cannot be guarded: {UNGUARDED['deepspeed']}, or torchrun, which keeps the whole model on each "
             "process, or FSDP2 (fsdp_version 2)."
         )
-    if combines and args.fp16:
+    levers = [pulled(defense) for defense in defenses]
+    if any("combine" in pulls for pulls in levers):
+        _refuse_separate_gradients(args, beside=sum("beside" in pulls for pulls in levers))
+
+
+def _refuse_separate_gradients(args: Any, *, beside: int) -> None:
+    """Refuse settings under which no gradient of a defense's own can be computed before the loss's backward pass.
+
+    Args:
+        args: the trainer's config.
+        beside: how many defenses feed rows beside the batch; the rows of all of them share one forward.
+    """
+    if args.fp16:
         raise RecipeError(
             "fp16=True scales the loss's gradient, which a defense would combine with one unscaled. Use bf16."
+        )
+    for name in ("activation_checkpointing", "gradient_checkpointing"):
+        kwargs = getattr(args, f"{name}_kwargs", None) or {}
+        if getattr(args, name, False) and kwargs.get("use_reentrant"):
+            raise RecipeError(
+                f"{name}_kwargs has use_reentrant: true, which hides the weights of recomputed blocks from a gradient "
+                "that a defense combines with the loss's, so the defense would do nothing. Set it to false."
+            )
+    if beside > 1 and getattr(args, "activation_offloading", False):
+        raise RecipeError(
+            "activation_offloading=True gives each stored activation back once, and the rows of several defenses "
+            "share a forward whose activations are read twice: for the gradient that a defense combines with the "
+            "loss's, and for the loss's. Turn it off, or keep one defense with rows beside the batch."
         )
 
 

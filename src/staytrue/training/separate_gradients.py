@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from staytrue.defense import Defense, pulled
+from staytrue.errors import ForwardPassError
 
 Observe = Callable[[str, Sequence[Tensor], Sequence[Tensor]], None]
 
@@ -38,10 +39,19 @@ class SeparateGradients:
         """Add the gradient of a weighted penalty () to its buffer, if its defense combines; return what the loss gets.
 
         That is the penalty as it is, or its value without a gradient.
+
+        Raises:
+            ForwardPassError: the penalty is computed from numbers with a gradient, and reaches no trained weight.
         """
-        if label not in self._buffers:
+        if label not in self._buffers or not penalty.requires_grad:
             return penalty
         gradients = torch.autograd.grad(penalty, self._weights(), retain_graph=True, allow_unused=True)
+        if all(gradient is None for gradient in gradients):
+            raise ForwardPassError(
+                f"The penalty of {label} reaches no trained weight, so there is no gradient to combine: reentrant "
+                "recomputation hides the weights, or the penalty reads only what lies below those that are trained. "
+                "Enable gradient checkpointing with use_reentrant=False, or train lower blocks."
+            )
         for total, gradient in zip(self._buffers[label], gradients, strict=True):
             if gradient is not None:
                 total += gradient
