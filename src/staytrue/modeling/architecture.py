@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import torch
@@ -91,9 +92,11 @@ class ModelParts:
 
     @cached_property
     def blocks(self) -> nn.ModuleList:
-        """The transformer blocks in order; block L is `blocks[L - 1]`."""
+        """The transformer blocks in order; block L is `blocks[L - 1]`. A vision tower may have as many of its own."""
         depth = self.causal.config.get_text_config().num_hidden_layers
-        lists = (m for m in self.backbone.modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
+        decoder = self.backbone.get_decoder() if hasattr(self.backbone, "get_decoder") else self.backbone
+        modules = chain(decoder.modules(), self.backbone.modules())
+        lists = (m for m in modules if isinstance(m, nn.ModuleList) and len(m) == depth)
         blocks = next(lists, None)
         if blocks is None:
             raise ModelError(
