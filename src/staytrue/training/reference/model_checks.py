@@ -21,6 +21,11 @@ from staytrue.modeling.lm_head import Head
 # longer the model that was loaded, so it cannot serve as the reference.
 _MOVES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
+# Settings of noise; modules of dropout are found by themselves, but many models call the function.
+_NOISE = (
+    *("attention_dropout", "attn_pdrop", "dropout", "hidden_dropout", "hidden_dropout_prob", "layerdrop"),
+    "residual_dropout",
+)
 _RANDOM = (False, "orthogonal")  # initialisations whose product is not 0
 _CHOOSE = (
     'Name the reference: reference="base" for the model with the adapter off, or reference="start" for the model as it '
@@ -40,6 +45,8 @@ def check(parts: ModelParts, reference: Any = None) -> None:
     """
     _check_one_device(parts)
     _check_dropout(parts)
+    if not parts.is_empty:
+        _check_noise(parts)
     if parts.has_adapter:
         _check_adapters(parts, adapter_is_off=reference in (None, "base"))
         _check_trained_weights(parts)
@@ -152,16 +159,32 @@ def _check_dropout(parts: ModelParts) -> None:
     for name, module in parts.causal.named_modules():
         of_base = not any(part in name for part in ("lora_", "modules_to_save"))
         if of_base and isinstance(module, nn.Dropout) and module.p > 0:
-            _refuse_noise(name, module.p)
+            _refuse_noise(f"{name}={module.p}")
     for key, value in parts.causal.config.get_text_config().to_dict().items():
-        noisy = key in ("attention_dropout", "attn_pdrop") or "jitter" in key
+        noisy = key in _NOISE or "jitter" in key
         if noisy and isinstance(value, float) and value > 0:
-            _refuse_noise(key, value)
+            _refuse_noise(f"{key}={value}")
 
 
-def _refuse_noise(name: str, value: float) -> None:
+@torch.no_grad()
+def _check_noise(parts: ModelParts) -> None:
+    """A few tokens twice, in training mode and without adapter: noise that no known setting names shows itself."""
+    device = next(parts.backbone.parameters()).device
+    tokens = torch.tensor([[0, 1] * 4], device=device)
+    was_training = parts.model.training
+    parts.model.train()
+    try:
+        with parts.untrained(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            once, again = (parts.backbone(input_ids=tokens, use_cache=False).last_hidden_state for _ in range(2))
+    finally:
+        parts.model.train(was_training)
+    if not torch.allclose(once, again, rtol=0, atol=0, equal_nan=True):
+        _refuse_noise("two forwards of the same tokens differ")
+
+
+def _refuse_noise(found: str) -> None:
     raise ModelError(
-        f"The model has noise of its own in training ({name}={value}): it and its reference would draw different "
+        f"The model has noise of its own in training ({found}): it and its reference would draw different "
         "noise, and an unmoved model would have a penalty. Load it with that setting at 0.0 (lora.dropout is fine)."
     )
 
