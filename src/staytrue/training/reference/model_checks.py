@@ -45,15 +45,15 @@ def check(parts: ModelParts, reference: Any = None) -> None:
     """
     _check_one_device(parts)
     _check_dropout(parts)
-    if not parts.is_empty:
-        _check_noise(parts)
     if parts.has_adapter:
         _check_adapters(parts, adapter_is_off=reference in (None, "base"))
         _check_trained_weights(parts)
-        if not parts.is_empty:
-            _check_start(parts, chosen=reference is not None)
     else:
         _check_without_adapter(parts)
+    if not parts.is_empty:
+        _check_noise(parts)
+        if parts.has_adapter:
+            _check_start(parts, chosen=reference is not None)
 
 
 def refuse_activated(parts: ModelParts) -> None:
@@ -207,17 +207,28 @@ def _check_start(parts: ModelParts, *, chosen: bool) -> None:
         raise ModelError(
             "The model computes numbers for two tokens that are not finite (NaN). Check its weights, and lora_alpha."
         )
-    if chosen:
-        return
+    if not chosen:
+        raise ModelError(_why_moved(parts))
+
+
+def _why_moved(parts: ModelParts) -> str:
+    """The sentence about an adapter that changes the model before this training."""
     configs = parts.model.peft_config.items()
     random = [(n, c.init_lora_weights) for n, c in configs if getattr(c, "init_lora_weights", True) in _RANDOM]
     if random:
-        raise ModelError(
+        return (
             f"Adapter {random[0][0]!r} has init_lora_weights={random[0][1]!r}, so it starts as random numbers, and the "
             "model is not at its reference, the same model with the adapter off. Use init_lora_weights=True (the "
             f"default). {_CHOOSE}"
         )
-    raise ModelError(
+    dora = next((name for name, config in configs if getattr(config, "use_dora", False)), None)
+    if dora is not None and not any(bool(w.any()) for n, w in parts.model.named_parameters() if "lora_B" in n):
+        return (
+            f"Adapter {dora!r} is DoRA, and its magnitudes are rounded to the weights' precision, so the model with "
+            "a new adapter is not the one with the adapter off, and has a penalty before it moves. Load the model in "
+            'float32 (in a recipe `dtype: float32`), use LoRA without DoRA, or set reference="start".'
+        )
+    return (
         "The adapter has moved already, so the model is not at its reference, the same model with the adapter "
         f"off. {_CHOOSE}"
     )
