@@ -11,10 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from staytrue.errors import ModelError
 from staytrue.modeling.architecture import ModelParts
+from staytrue.modeling.block_outputs import hooked
 from staytrue.modeling.lm_head import Head
 
 # LoRA initialisations that subtract something from the base weights: with the adapter off, what is left is no
@@ -54,6 +55,17 @@ def check(parts: ModelParts, reference: Any = None) -> None:
         _check_noise(parts)
         if parts.has_adapter:
             _check_start(parts, chosen=reference is not None)
+
+
+@torch.no_grad()
+def check_blocks(parts: ModelParts) -> None:
+    """Refuse blocks whose outputs cannot be read or steered, by a forward of two tokens.
+
+    Raises:
+        ModelError: the shape of their outputs.
+    """
+    with hooked(parts.blocks, lambda layer, hidden: None):
+        parts.backbone(input_ids=_two_tokens(parts), use_cache=False)
 
 
 def refuse_activated(parts: ModelParts) -> None:
@@ -169,12 +181,10 @@ def _check_dropout(parts: ModelParts) -> None:
 @torch.no_grad()
 def _check_noise(parts: ModelParts) -> None:
     """A few tokens twice, in training mode and without adapter: noise that no known setting names shows itself."""
-    device = next(parts.backbone.parameters()).device
-    tokens = torch.tensor([[0, 1] * 4], device=device)
-    was_training = parts.model.training
+    tokens, was_training = _two_tokens(parts).repeat(1, 4), parts.model.training
     parts.model.train()
     try:
-        with parts.untrained(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with parts.untrained(), torch.random.fork_rng(devices=[tokens.device] if tokens.is_cuda else []):
             once, again = (parts.backbone(input_ids=tokens, use_cache=False).last_hidden_state for _ in range(2))
     finally:
         parts.model.train(was_training)
@@ -192,7 +202,7 @@ def _refuse_noise(found: str) -> None:
 @torch.no_grad()
 def _check_start(parts: ModelParts, *, chosen: bool) -> None:
     """Two tokens with the adapter and without: one that has moved already is not at its reference, unless chosen."""
-    tokens = torch.tensor([[0, 1]], device=next(parts.backbone.parameters()).device)
+    tokens = _two_tokens(parts)
     was_training = parts.model.training
     parts.model.eval()
     try:
@@ -209,6 +219,10 @@ def _check_start(parts: ModelParts, *, chosen: bool) -> None:
         )
     if not chosen:
         raise ModelError(_why_moved(parts))
+
+
+def _two_tokens(parts: ModelParts) -> Tensor:
+    return torch.tensor([[0, 1]], device=next(parts.backbone.parameters()).device)
 
 
 def _why_moved(parts: ModelParts) -> str:
