@@ -94,7 +94,7 @@ class ModelParts:
     def blocks(self) -> nn.ModuleList:
         """The transformer blocks in order; block L is `blocks[L - 1]`. A vision tower may have as many of its own."""
         depth = self.causal.config.get_text_config().num_hidden_layers
-        decoder = self.backbone.get_decoder() if hasattr(self.backbone, "get_decoder") else self.backbone
+        decoder = getattr(self.backbone, "get_decoder", lambda: self.backbone)()
         modules = chain(decoder.modules(), self.backbone.modules())
         lists = (m for m in modules if isinstance(m, nn.ModuleList) and len(m) == depth)
         blocks = next(lists, None)

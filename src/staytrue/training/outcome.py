@@ -105,8 +105,8 @@ def sums_of_trained(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             entire = whole(weight).flatten()
             exact = torch.float64 if entire.device.type != "mps" else torch.float32
             sums = torch.zeros(2, dtype=exact, device=entire.device)
-            for part in entire.split(_AT_ONCE):
-                entries = part.to(exact)
+            for first in range(0, len(entire), _AT_ONCE):
+                entries = entire[first : first + _AT_ONCE].to(exact)
                 sums += torch.stack([entries.sum(), entries.abs().sum()])
             yield name, sums
 
