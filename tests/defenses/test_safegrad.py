@@ -129,11 +129,11 @@ def test_a_penalty_that_reaches_no_trained_weight_is_refused_in_its_first_step(t
         made.train()
 
 
-def test_a_penalty_without_a_gradient_leaves_the_gradient_as_it_is(micro):
+def test_a_penalty_without_a_gradient_is_refused(micro):
     separate = micro.guard._penalties._separate
     separate.begin_step()
-    assert separate.keep("safegrad", torch.tensor(2.0)) == 2.0
-    assert not any(bool(total.any()) for total in separate._buffers["safegrad"])
+    with pytest.raises(ForwardPassError, match=r"reaches no trained weight.* is a constant"):
+        separate.keep("safegrad", torch.tensor(2.0))
 
 
 def test_stored_activations_are_enough_for_one_defense_with_rows_beside_the_batch_and_refused_for_two(
