@@ -3,14 +3,19 @@
 import pytest
 import torch
 from datasets import Dataset
+from trl import SFTConfig
 
 import tiny
-from staytrue.config.trainer_args import sft_config
+from runs.test_train import TRAIN, make
+from small_trainers import sft, stored_once
+from staytrue.config.trainer_args import recomputing, sft_config
 from staytrue.data.examples import write_examples
 from staytrue.defenses.kl import KL
+from staytrue.defenses.rehearse import Rehearse
 from staytrue.defenses.safegrad import SafeGrad
-from staytrue.errors import RecipeError
+from staytrue.errors import ForwardPassError, RecipeError
 from staytrue.modeling.base_model import Untouched
+from staytrue.runs import train
 from staytrue.testing import Micro
 from staytrue.testing.micro import adapter, nudged
 from staytrue.training.row_schedule import AuxiliaryRows
@@ -95,3 +100,50 @@ def test_fp16_is_refused(tmp_path):
             processing_class=tiny.tokenizer(),
             defenses=[SafeGrad(tmp_path / "pool.jsonl")],
         )
+
+
+def reentrant():
+    """Settings of a trainer whose recomputation hides the weights of the blocks from `autograd.grad`."""
+    return {(name := recomputing(SFTConfig)): True, f"{name}_kwargs": {"use_reentrant": True}}
+
+
+def test_reentrant_recomputation_is_refused(tmp_path):
+    write_examples(tmp_path / "pool.jsonl", tiny.rows(4))
+    safe = SafeGrad(tmp_path / "pool.jsonl")
+    with pytest.raises(RecipeError, match=r"kwargs has use_reentrant: true, which hides the weights.* Set it to false"):
+        sft(tmp_path, [safe], **reentrant())
+    sft(tmp_path, [KL(1.0)], **reentrant())
+    recipe = make(tmp_path, defenses=[{"safegrad": {"pool": "pool.jsonl"}}], train=TRAIN | reentrant())
+    with pytest.raises(RecipeError, match="use_reentrant: true"):
+        train.train(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_penalty_that_reaches_no_trained_weight_is_refused_in_its_first_step(tmp_path):
+    """A script may enable recomputation on the model itself, where no setting of the trainer shows it."""
+    write_examples(tmp_path / "pool.jsonl", tiny.rows(12))
+    made = sft(tmp_path, [SafeGrad(tmp_path / "pool.jsonl", share=0.5)])
+    made.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    made.model.enable_input_require_grads()
+    with pytest.raises(ForwardPassError, match=r"penalty of safegrad reaches no trained weight.*use_reentrant=False"):
+        made.train()
+
+
+def test_a_penalty_without_a_gradient_is_refused(micro):
+    separate = micro.guard._penalties._separate
+    separate.begin_step()
+    with pytest.raises(ForwardPassError, match=r"reaches no trained weight.* is a constant"):
+        separate.keep("safegrad", torch.tensor(2.0))
+
+
+def test_stored_activations_are_enough_for_one_defense_with_rows_beside_the_batch_and_refused_for_two(
+    tmp_path, monkeypatch
+):
+    write_examples(tmp_path / "pool.jsonl", tiny.rows(12))
+    monkeypatch.setattr("trl.trainer.sft_trainer.get_act_offloading_ctx_manager", stored_once)
+    safe = SafeGrad(tmp_path / "pool.jsonl", share=0.5)
+    made = sft(tmp_path, [safe, KL(1.0)], activation_offloading=True)
+    made.train()
+    assert made.state.global_step == 2
+    with pytest.raises(RecipeError, match=r"activation_offloading=True gives each stored activation back once.* Turn"):
+        sft(tmp_path, [safe, Rehearse(tmp_path / "pool.jsonl")], activation_offloading=True)

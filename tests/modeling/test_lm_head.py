@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from small_trainers import stored_once
 from staytrue.modeling import lm_head
 from staytrue.modeling.fused_loss import divergence, nll, token_losses
 from staytrue.modeling.lm_head import Head
@@ -290,3 +291,14 @@ def test_the_log_probabilities_may_go_unused():
     alone = policy.detach().clone().requires_grad_()
     divergence(alone, reference, head).sum().backward()
     assert torch.allclose(policy.grad, alone.grad, atol=1e-6)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_backward_pass_reads_each_saved_tensor_once(trained):
+    head, tokens = Head(torch.randn(40, 12, requires_grad=trained), None), torch.randint(40, (7,))
+    plain, once = (torch.ones(7, 12, requires_grad=True) for _ in range(2))
+    nll(plain, tokens, head).sum().backward()
+    with stored_once():
+        loss = nll(once, tokens, head).sum()
+    loss.backward()
+    assert torch.equal(plain.grad, once.grad)

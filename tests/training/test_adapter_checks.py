@@ -13,16 +13,20 @@ from small_trainers import _SETTINGS, messages, sft
 from staytrue.data.examples import write_examples
 from staytrue.defenses.anchor import Anchor
 from staytrue.defenses.kl import KL
+from staytrue.defenses.l2init import L2Init
+from staytrue.defenses.safelora import SafeLoRA
 from staytrue.errors import ModelError, RecipeError
+from staytrue.modeling.architecture import ModelParts
+from staytrue.training.reference.model_checks import check
 from staytrue.training.trainers import GuardedSFT
 
 NAN = float("nan")
 
 
-def make(folder, defenses=(), **changes):
+def make(folder, defenses=(), model=None, **changes):
     settings = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | changes
     return GuardedSFT(
-        model=tiny.model(),
+        model=model or tiny.model(),
         args=SFTConfig(**_SETTINGS | {"output_dir": str(folder)}),
         train_dataset=messages(4),
         processing_class=tiny.tokenizer(),
@@ -125,6 +129,22 @@ def test_other_errors_are_left_as_they_are(tmp_path):
 def test_a_model_without_a_reference_is_refused_by_the_setting(tmp_path, changes, sentence):
     with pytest.raises(ModelError, match=re.escape(sentence)):
         make(tmp_path, [KL(1.0)], **changes)
+
+
+@pytest.mark.parametrize("kind", [L2Init(0.1), SafeLoRA("unread")], ids=str)
+def test_dora_is_refused_where_a_defense_reads_the_update(tmp_path, kind):
+    with pytest.raises(ModelError, match=r"adapted by DoRA, which scales the weights.* Take `dora` out"):
+        make(tmp_path, [kind], use_dora=True)
+
+
+def test_a_new_dora_adapter_on_rounded_weights_is_refused_by_its_name(tmp_path):
+    model = tiny.model().bfloat16()
+    with pytest.raises(ModelError, match=r"'default' is DoRA, and its magnitudes are rounded.* `dtype: float32`"):
+        make(tmp_path, [KL(1.0)], model, use_dora=True)
+    made = make(tmp_path, [KL(1.0)], use_dora=True)
+    made.train()
+    with pytest.raises(ModelError, match="The adapter has moved already"):
+        check(ModelParts(made.model))
 
 
 def test_a_model_that_fails_on_two_tokens_is_a_sentence_without_defenses_too(tmp_path):

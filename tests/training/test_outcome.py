@@ -7,11 +7,13 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from torch.utils._python_dispatch import TorchDispatchMode
 from trl import SFTConfig
 
 import tiny
 from staytrue.defenses.kl import KL
 from staytrue.errors import TrainingError
+from staytrue.training import outcome as outcomes
 from staytrue.training.outcome import Outcome
 from staytrue.training.trainers import GuardedSFT
 
@@ -24,6 +26,28 @@ def begun(model, first=0):
     outcome = Outcome(raises=True)
     outcome.on_train_begin(None, SimpleNamespace(global_step=first), None, model=model)
     return outcome
+
+
+class Largest(TorchDispatchMode):
+    """Keeps the size in bytes of the largest tensor that is made inside."""
+
+    nbytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and not func.is_view:
+            self.nbytes = max(self.nbytes, made.nbytes)
+        return made
+
+
+def test_weights_are_summed_in_parts_that_take_little_memory(monkeypatch):
+    weight = torch.nn.Linear(30, 50, bias=False).requires_grad_()
+    monkeypatch.setattr(outcomes, "_AT_ONCE", 100)
+    with Largest() as largest:
+        [(_, sums)] = outcomes.sums_of_trained(weight)
+    exact = weight.weight.detach().double()
+    assert torch.allclose(sums, torch.stack([exact.sum(), exact.abs().sum()]), rtol=1e-12, atol=0)
+    assert largest.nbytes == 100 * 8
 
 
 def test_the_smallest_move_of_one_b_counts_and_of_every_a_does_not():

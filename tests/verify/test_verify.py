@@ -10,10 +10,12 @@ import datasets
 import pytest
 
 import mutants
+import small_trainers
 import tiny
 from interrupted import Stopping, defense
 from staytrue import cli, registry
 from staytrue.config import recipe as recipes
+from staytrue.config import trainer_args
 from staytrue.data.examples import write_examples
 from staytrue.defense import Defense, pulled
 from staytrue.defenses.freeze import Freeze
@@ -100,6 +102,12 @@ def test_defenses_together_are_seen_to_act(home, tmp_path):
                                    {"learning_rate": 1e-9, "max_steps": 1}])  # fmt: skip
 def test_settings_of_the_trainer_change_nothing(home, tmp_path, train):
     assert seen(home, tmp_path, [*several(tmp_path), defense("safegrad", tmp_path)], train=train) == {}
+
+
+def test_activations_that_are_stored_elsewhere_change_nothing(home, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer_args, "_check_gpu", lambda key: None)
+    monkeypatch.setattr("trl.trainer.sft_trainer.get_act_offloading_ctx_manager", small_trainers.stored_once)
+    assert seen(home, tmp_path, several(tmp_path), train={"activation_offloading": True}) == {}
 
 
 @pytest.mark.parametrize("fields", [{"mode": "ablate"}, {"mode": "ablate", "alpha": 0.5}, {"at": "answer"},

@@ -107,12 +107,13 @@ def reason_against(key: str, trainer: str) -> str | None:
 _DIVIDED = {"FSDP": "FSDP1", "DEEPSPEED": "DeepSpeed (ZeRO)", "MEGATRON_LM": "Megatron-LM"}  # by accelerate's name
 
 
-def refuse_unguarded(args: Any, *, combines: bool, distributed: str = "NO") -> None:
+def refuse_unguarded(args: Any, *, combines: bool, beside: int = 0, distributed: str = "NO") -> None:
     """Refuse a script's trainer config whose settings would change what a penalty measures.
 
     Args:
         args: the trainer's config.
         combines: whether a defense combines its gradient with the loss's.
+        beside: how many defenses feed rows beside the batch; the rows of all of them share one forward.
         distributed: accelerate's name of how processes share the training; its launcher sets it too.
 
     Raises:
@@ -128,9 +129,28 @@ def refuse_unguarded(args: Any, *, combines: bool, distributed: str = "NO") -> N
             f"{way} cannot be guarded: {UNGUARDED['deepspeed']}, or torchrun, which keeps the whole model on each "
             "process, or FSDP2 (fsdp_version 2)."
         )
-    if combines and args.fp16:
+    if combines:
+        _refuse_separate_gradients(args, beside)
+
+
+def _refuse_separate_gradients(args: Any, beside: int) -> None:
+    """Refuse settings under which no gradient of a defense's own can be computed before the loss's backward pass."""
+    if args.fp16:
         raise RecipeError(
             "fp16=True scales the loss's gradient, which a defense would combine with one unscaled. Use bf16."
+        )
+    for name in ("activation_checkpointing", "gradient_checkpointing"):
+        kwargs = getattr(args, f"{name}_kwargs", None) or {}
+        if getattr(args, name, False) and kwargs.get("use_reentrant"):
+            raise RecipeError(
+                f"{name}_kwargs has use_reentrant: true, which hides the weights of recomputed blocks from a gradient "
+                "that a defense combines with the loss's, so the defense would do nothing. Set it to false."
+            )
+    if beside > 1 and getattr(args, "activation_offloading", False):
+        raise RecipeError(
+            "activation_offloading=True gives each stored activation back once, and the rows of several defenses "
+            "share a forward whose activations are read twice: for the gradient that a defense combines with the "
+            "loss's, and for the loss's. Turn it off, or keep one defense with rows beside the batch."
         )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import torch
@@ -91,9 +92,11 @@ class ModelParts:
 
     @cached_property
     def blocks(self) -> nn.ModuleList:
-        """The transformer blocks in order; block L is `blocks[L - 1]`."""
+        """The transformer blocks in order; block L is `blocks[L - 1]`. A vision tower may have as many of its own."""
         depth = self.causal.config.get_text_config().num_hidden_layers
-        lists = (m for m in self.backbone.modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
+        decoder = getattr(self.backbone, "get_decoder", lambda: self.backbone)()
+        modules = chain(decoder.modules(), self.backbone.modules())
+        lists = (m for m in modules if isinstance(m, nn.ModuleList) and len(m) == depth)
         blocks = next(lists, None)
         if blocks is None:
             raise ModelError(
@@ -110,7 +113,7 @@ class ModelParts:
         """Return every matrix that the active LoRA adapter changes.
 
         Raises:
-            ModelError: an adapter of another kind, or one that stores its matrices transposed.
+            ModelError: an adapter of another kind, such as DoRA, or one that stores its matrices transposed.
         """
         matrices: list[Adapted] = []
         for name, module in self.model.named_modules():
@@ -121,6 +124,12 @@ class ModelParts:
                 (adapter,) = module.active_adapters
                 if adapter not in module.lora_A or getattr(module, "fan_in_fan_out", False):
                     raise ModelError(f"{name} is not a plain linear layer, so its LoRA update has no matrix to read.")
+                if module.use_dora.get(adapter):
+                    raise ModelError(
+                        f"{name} is adapted by DoRA, which scales the weights themselves, so their change is more than "
+                        "an update of low rank. Take `dora` out of `lora:` (in a script, use_dora out of the "
+                        "peft_config), or the defense that reads the update."
+                    )
                 weight = module.get_base_layer().weight
                 a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
                 matrices.append(Adapted(f"{stored}.weight", weight, a, b, float(module.scaling[adapter])))

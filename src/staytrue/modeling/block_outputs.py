@@ -20,11 +20,18 @@ def on_output(block: Any, visit: Callable[[Tensor], Tensor | None]) -> Any:
     """Call `visit` with every output (B, T, D) of a block; a returned tensor replaces it.
 
     Returns:
-        The hook's handle, whose `remove()` ends it.
+        The hook's handle, whose `remove()` ends it. A block with an output of another shape raises a `ModelError`.
     """
 
     def hook(module: Any, args: tuple[Any, ...], output: Any) -> Any:
-        hidden = visit(output[0] if isinstance(output, tuple) else output)
+        own = output[0] if isinstance(output, tuple) else output
+        if own.dim() != 3:
+            raise ModelError(
+                f"The blocks of this model ({type(module).__name__}) return activations of the shape "
+                f"{tuple(own.shape)}, not (rows, tokens, width), so what they hold of a token cannot be read or "
+                "steered. Leave out what names layers: ldifs, steer and persona vectors."
+            )
+        hidden = visit(own)
         return (hidden, *output[1:]) if hidden is not None and isinstance(output, tuple) else hidden
 
     return block.register_forward_hook(hook)

@@ -129,8 +129,9 @@ class _FusedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, log_probs: Tensor | None, divergence: Tensor | None, *_: Any) -> tuple[Any, ...]:
-        gradient, dtype = None, ctx.saved_tensors[0].dtype
-        for rows, upstream in zip(ctx.saved_tensors, (log_probs, divergence), strict=True):
+        saved = ctx.saved_tensors  # read once: trl's activation_offloading gives each saved tensor back once only
+        gradient, dtype = None, saved[0].dtype
+        for rows, upstream in zip(saved, (log_probs, divergence), strict=True):
             if upstream is not None and rows.dim() == 2:  # in float32: rounding 1/n alike for all would be a bias
                 scaled = rows * upstream.float().unsqueeze(-1)
                 gradient = scaled if gradient is None else gradient + scaled

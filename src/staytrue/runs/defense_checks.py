@@ -40,7 +40,7 @@ def check_defenses(build: Any, model: Any, arguments: Any) -> list[str]:
         RequestError: with training's own sentence.
     """
     if build.guard.defenses:
-        refuse_unguarded(arguments, combines=build.guard.pulls("combine"))
+        refuse_unguarded(arguments, combines=build.guard.pulls("combine"), beside=build.guard.pulling("beside"))
     base = Unsampled(
         lambda: None,
         build.tokenizer,

@@ -38,7 +38,9 @@ def checked_layers(
     model_checks.check(parts, reference)
     if "beside" in levers:
         model_checks.refuse_activated(parts)
-    layers = read_and_steered(defenses, len(parts.blocks))
+    layers = kept, steers = read_and_steered(defenses, len(parts.blocks))
+    if (kept or steers) and not parts.is_empty:
+        model_checks.check_blocks(parts)
     for defense in defenses.values():
         defense.check(parts, base)
     return layers

@@ -108,7 +108,11 @@ class Guard:
 
     def pulls(self, lever: str) -> bool:
         """Return whether any defense overrides that lever."""
-        return any(lever in pulled(d) for d in self.defenses.values())
+        return self.pulling(lever) > 0
+
+    def pulling(self, lever: str) -> int:
+        """Count the defenses that override that lever."""
+        return sum(lever in pulled(d) for d in self.defenses.values())
 
     def curate(self, examples: list[Example], base: Base) -> list[Example]:
         """Return the training rows after every defense, in listed order, has edited or added to them.

@@ -18,6 +18,8 @@ from transformers import TrainerCallback
 from staytrue.errors import StaytrueError, StaytrueWarning, TrainingError
 from staytrue.modeling.sharded import whole
 
+_AT_ONCE = 2**22  # entries of a weight that are summed at once, in double precision
+
 
 class Outcome(TrainerCallback):  # type: ignore[misc]
     """Compares the trained weights with those before training, after each step until one of them has moved.
@@ -100,8 +102,13 @@ def sums_of_trained(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """For each trained weight except LoRA's A (of embeddings, B): the sums of its entries and of their sizes."""
     for name, weight in model.named_parameters():
         if weight.requires_grad and "lora_A" not in name and "lora_embedding_B" not in name:
-            entries = whole(weight).double() if weight.device.type != "mps" else weight.detach().float()
-            yield name, torch.stack([entries.sum(), entries.abs().sum()])
+            entire = whole(weight).flatten()
+            exact = torch.float64 if entire.device.type != "mps" else torch.float32
+            sums = torch.zeros(2, dtype=exact, device=entire.device)
+            for first in range(0, len(entire), _AT_ONCE):
+                entries = entire[first : first + _AT_ONCE].to(exact)
+                sums += torch.stack([entries.sum(), entries.abs().sum()])
+            yield name, sums
 
 
 @contextmanager

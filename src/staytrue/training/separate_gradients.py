@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from staytrue.defense import Defense, pulled
+from staytrue.errors import ForwardPassError
 
 Observe = Callable[[str, Sequence[Tensor], Sequence[Tensor]], None]
 
@@ -38,10 +39,21 @@ class SeparateGradients:
         """Add the gradient of a weighted penalty () to its buffer, if its defense combines; return what the loss gets.
 
         That is the penalty as it is, or its value without a gradient.
+
+        Raises:
+            ForwardPassError: the penalty reaches no trained weight.
         """
         if label not in self._buffers:
             return penalty
-        gradients = torch.autograd.grad(penalty, self._weights(), retain_graph=True, allow_unused=True)
+        gradients: Sequence[Tensor | None] = ()
+        if penalty.requires_grad:
+            gradients = torch.autograd.grad(penalty, self._weights(), retain_graph=True, allow_unused=True)
+        if all(gradient is None for gradient in gradients):
+            raise ForwardPassError(
+                f"The penalty of {label} reaches no trained weight, so there is no gradient to combine: reentrant "
+                "recomputation hides the weights, or the penalty is a constant or reads only what lies below the "
+                "trained weights. Enable activation checkpointing with use_reentrant=False, or train lower blocks."
+            )
         for total, gradient in zip(self._buffers[label], gradients, strict=True):
             if gradient is not None:
                 total += gradient

@@ -60,7 +60,9 @@ def refuse_processes(trainer: Any, *, guarded: bool) -> None:
     guard = trainer.guard
     if guard.defenses:
         distributed = _way(trainer.accelerator)
-        refuse_unguarded(trainer.args, combines=guard.pulls("combine"), distributed=distributed)
+        refuse_unguarded(
+            trainer.args, combines=guard.pulls("combine"), beside=guard.pulling("beside"), distributed=distributed
+        )
     if guard.shards and guarded:
         _refuse_divided(trainer)
 

@@ -66,7 +66,8 @@ class EvidenceRecorder(TrainerCallback):  # type: ignore[misc]
         trained = [weight for weight in parts.model.parameters() if weight.requires_grad] if combining else []
         self._gradients = CombinedGradients(trained, lambda tensor: trainer.accelerator.reduce(tensor, "sum"))
         self._combining = set(combining)
-        self._reached = self._rows_reached(main is not None)
+        offloaded = getattr(trainer.args, "activation_offloading", False)  # trl gives an activation back once
+        self._reached = {} if offloaded else self._rows_reached(main is not None)
         self._shifts = {
             (label, layer): self._shifts_of(label, layer)
             for label, defense in self._defenses.items()

@@ -11,16 +11,22 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from staytrue.errors import ModelError
 from staytrue.modeling.architecture import ModelParts
+from staytrue.modeling.block_outputs import hooked
 from staytrue.modeling.lm_head import Head
 
 # LoRA initialisations that subtract something from the base weights: with the adapter off, what is left is no
 # longer the model that was loaded, so it cannot serve as the reference.
 _MOVES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
+# Settings of noise; modules of dropout are found by themselves, but many models call the function.
+_NOISE = (
+    *("attention_dropout", "attn_pdrop", "dropout", "hidden_dropout", "hidden_dropout_prob", "layerdrop"),
+    "residual_dropout",
+)
 _RANDOM = (False, "orthogonal")  # initialisations whose product is not 0
 _CHOOSE = (
     'Name the reference: reference="base" for the model with the adapter off, or reference="start" for the model as it '
@@ -43,10 +49,23 @@ def check(parts: ModelParts, reference: Any = None) -> None:
     if parts.has_adapter:
         _check_adapters(parts, adapter_is_off=reference in (None, "base"))
         _check_trained_weights(parts)
-        if not parts.is_empty:
-            _check_start(parts, chosen=reference is not None)
     else:
         _check_without_adapter(parts)
+    if not parts.is_empty:
+        _check_noise(parts)
+        if parts.has_adapter:
+            _check_start(parts, chosen=reference is not None)
+
+
+@torch.no_grad()
+def check_blocks(parts: ModelParts) -> None:
+    """Refuse blocks whose outputs cannot be read or steered, by a forward of two tokens.
+
+    Raises:
+        ModelError: the shape of their outputs.
+    """
+    with hooked(parts.blocks, lambda layer, hidden: None):
+        parts.backbone(input_ids=_two_tokens(parts), use_cache=False)
 
 
 def refuse_activated(parts: ModelParts) -> None:
@@ -152,16 +171,36 @@ def _check_dropout(parts: ModelParts) -> None:
     for name, module in parts.causal.named_modules():
         of_base = not any(part in name for part in ("lora_", "modules_to_save"))
         if of_base and isinstance(module, nn.Dropout) and module.p > 0:
-            _refuse_noise(name, module.p)
+            _refuse_noise(f"{name}={module.p}")
     for key, value in parts.causal.config.get_text_config().to_dict().items():
-        noisy = key in ("attention_dropout", "attn_pdrop") or "jitter" in key
+        noisy = key in _NOISE or "jitter" in key
         if noisy and isinstance(value, float) and value > 0:
-            _refuse_noise(key, value)
+            _refuse_noise(f"{key}={value}")
 
 
-def _refuse_noise(name: str, value: float) -> None:
+@torch.no_grad()
+def _check_noise(parts: ModelParts) -> None:
+    """A few tokens twice, in training mode and without adapter: noise that no known setting names shows itself."""
+    tokens, was_training = _two_tokens(parts).repeat(1, 4), parts.model.training
+    parts.model.train()
+    try:
+        with parts.untrained(), torch.random.fork_rng(devices=[tokens.device] if tokens.is_cuda else []):
+            before = _random_states(tokens.device)
+            once, again = (parts.backbone(input_ids=tokens, use_cache=False).last_hidden_state for _ in range(2))
+            drawn = not all(map(torch.equal, before, _random_states(tokens.device)))  # else a GPU's sums may differ
+    finally:
+        parts.model.train(was_training)
+    if drawn and not torch.allclose(once, again, rtol=0, atol=0, equal_nan=True):
+        _refuse_noise("two forwards of the same tokens differ")
+
+
+def _random_states(device: torch.device) -> list[Tensor]:
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def _refuse_noise(found: str) -> None:
     raise ModelError(
-        f"The model has noise of its own in training ({name}={value}): it and its reference would draw different "
+        f"The model has noise of its own in training ({found}): it and its reference would draw different "
         "noise, and an unmoved model would have a penalty. Load it with that setting at 0.0 (lora.dropout is fine)."
     )
 
@@ -169,7 +208,7 @@ def _refuse_noise(name: str, value: float) -> None:
 @torch.no_grad()
 def _check_start(parts: ModelParts, *, chosen: bool) -> None:
     """Two tokens with the adapter and without: one that has moved already is not at its reference, unless chosen."""
-    tokens = torch.tensor([[0, 1]], device=next(parts.backbone.parameters()).device)
+    tokens = _two_tokens(parts)
     was_training = parts.model.training
     parts.model.eval()
     try:
@@ -184,17 +223,32 @@ def _check_start(parts: ModelParts, *, chosen: bool) -> None:
         raise ModelError(
             "The model computes numbers for two tokens that are not finite (NaN). Check its weights, and lora_alpha."
         )
-    if chosen:
-        return
+    if not chosen:
+        raise ModelError(_why_moved(parts))
+
+
+def _two_tokens(parts: ModelParts) -> Tensor:
+    return torch.tensor([[0, 1]], device=next(parts.backbone.parameters()).device)
+
+
+def _why_moved(parts: ModelParts) -> str:
+    """The sentence about an adapter that changes the model before this training."""
     configs = parts.model.peft_config.items()
     random = [(n, c.init_lora_weights) for n, c in configs if getattr(c, "init_lora_weights", True) in _RANDOM]
     if random:
-        raise ModelError(
+        return (
             f"Adapter {random[0][0]!r} has init_lora_weights={random[0][1]!r}, so it starts as random numbers, and the "
             "model is not at its reference, the same model with the adapter off. Use init_lora_weights=True (the "
             f"default). {_CHOOSE}"
         )
-    raise ModelError(
+    dora = next((name for name, config in configs if getattr(config, "use_dora", False)), None)
+    if dora is not None and not any(bool(w.any()) for n, w in parts.model.named_parameters() if "lora_B" in n):
+        return (
+            f"Adapter {dora!r} is DoRA, and its magnitudes are rounded to the weights' precision, so the model with "
+            "a new adapter is not the one with the adapter off, and has a penalty before it moves. Load the model in "
+            'float32 (in a recipe `dtype: float32`), use LoRA without DoRA, or set reference="start".'
+        )
+    return (
         "The adapter has moved already, so the model is not at its reference, the same model with the adapter "
         f"off. {_CHOOSE}"
     )
