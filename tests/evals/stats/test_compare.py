@@ -104,6 +104,18 @@ def test_an_interval_contains_0_exactly_where_p_is_above_5_percent():
     assert widened
 
 
+@pytest.mark.parametrize("world", [880, 5497])
+def test_the_interval_of_two_seeds_agrees_with_p_where_its_half_width_rises_with_the_level(world):
+    rng, sides = np.random.default_rng(world), []  # two worlds in which it does, of some thousands
+    for rate in rng.choice([0.02, 0.1, 0.3, 0.5, 0.9], 2):
+        chances = rng.beta(2 * rate, 2 * (1 - rate), 24)
+        seeds = ([rng.binomial(4, np.clip(one + rng.normal(0, 0.1), 0, 1)) for one in chances] for _ in range(2))
+        sides.append([counted(hits, 4) for hits in seeds])
+    result = compare(*sides)
+    assert result.low < 0 < result.high
+    assert result.p > 0.05
+
+
 def test_q_values_by_hand():
     # 0.01 * 4/1, 0.03 * 4/2 but no more than 0.04 * 4/3, 0.5 * 4/4.
     assert benjamini_hochberg([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.16 / 3, 0.16 / 3, 0.5])

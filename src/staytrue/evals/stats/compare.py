@@ -76,7 +76,7 @@ def compare(runs: Sequence[Run], against: Sequence[Run]) -> Comparison:
     sides = _Sides(mine, other, margins_of(left), margins_of(right), apart)
     difference = 100 * (mine.share - other.share)
     p = max(sign_flip_p(_contributions(ours, theirs)), interval_p(difference / 100, apart))
-    p = _level(abs(difference), lambda level: sides.at(level)[difference < 0], least=p)
+    p = _agreeing(p, abs(difference), lambda level: sides.at(level)[difference < 0])
     below, above = sides.at(0.05)
     low, high = max(-100.0, difference - below), min(100.0, difference + above)
     if p > 0.05:
@@ -175,9 +175,19 @@ def interval_p(difference: float, apart: Margins) -> float:
     return _level(abs(difference), lambda level: math.sqrt(apart.square(level)), least=1e-12)
 
 
-def _level(distance: float, half: Callable[[float], float], least: float) -> float:
-    """Return the level, `least` or above, at which an interval's half-width (it falls with the level) is a distance."""
-    low, high = least, 1.0
+def _agreeing(p: float, distance: float, half: Callable[[float], float]) -> float:
+    """Return the level, `p` or above, at which the interval reaches 0; above 0.05 exactly where the 95 % one does.
+
+    With few seeds the half-width may rise with the level for a while, so 0.05 is decided first.
+    """
+    if half(0.05) >= distance:
+        return _level(distance, half, least=max(p, 0.05))
+    return p if p > 0.05 else _level(distance, half, least=p, most=0.05)
+
+
+def _level(distance: float, half: Callable[[float], float], least: float, most: float = 1.0) -> float:
+    """Return the level between two at which an interval's half-width (it falls with the level) is a distance."""
+    low, high = least, most
     if half(low) < distance:
         return low
     for _ in range(40):
