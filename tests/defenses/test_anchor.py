@@ -1,6 +1,6 @@
 """Anchor: its own rows and nothing else, by hand on three tokens and two layers; whose answers, and which prompts."""
 
-from copy import copy
+from dataclasses import replace
 from math import log
 from pathlib import Path
 
@@ -10,9 +10,10 @@ import trl
 
 import tiny
 from by_hand import EIGHTH, EVEN, QUARTER, step
+from chat_templates import byte_tokenizer
 from shown import Shown
 from staytrue.data import general_prompts
-from staytrue.data.examples import Example, Message, read_examples, write_examples
+from staytrue.data.examples import Example, Message, write_examples
 from staytrue.data.sampled_tokens import column
 from staytrue.data.tokenize import IGNORED, Encoded, encode, encode_all, encode_prompt
 from staytrue.defenses.anchor import Anchor
@@ -20,6 +21,7 @@ from staytrue.errors import DataError, RecipeError
 from staytrue.evals.generation import local
 from staytrue.evals.types import Answer
 from staytrue.modeling.base_model import Untouched
+from staytrue.runs.defense_checks import Unsampled
 from staytrue.testing import Micro
 from staytrue.training.padded_batch import counts_of
 
@@ -115,44 +117,87 @@ def test_sampled_answers_are_the_untouched_models_whatever_the_adapter_has_learn
     assert all(row.answer not in ("", "never read") for row in rows[0])
 
 
+SPECIAL = ["<|im_end|>", "<|im_start|>", "<|end|>", "<|return|>", "<|start|>", "<|channel|>", "<|message|>"]
+
+
+def reasoning(template):
+    file = Path(trl.__file__).parent / "chat_templates" / f"{template}.jinja"
+    return byte_tokenizer(file.read_text(), SPECIAL, plain=["<think>", "</think>"])
+
+
+def sampled(monkeypatch, tokenizer, written, end):
+    """The untouched model, which writes this and ends with this token, or at the limit."""
+    model, ids = tiny.model(), tokenizer.encode(written, add_special_tokens=False)
+    model.resize_token_embeddings(len(tokenizer))
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    last = tokenizer.convert_tokens_to_ids(end) if end else None
+
+    def generate(self, samples, **how):
+        return iter([Answer(*samples[0], text, end is not None, tokens=tuple(ids), end=last)])
+
+    monkeypatch.setattr(local.LocalGenerator, "__call__", generate)
+    return Untouched(lambda: model, tokenizer), ids, [] if last is None else [last]
+
+
 @pytest.mark.parametrize(
-    ("template", "written", "kept"),
+    ("template", "written", "end"),
     [
-        ("qwen3", "<think>\nOkay, so", True),  # the template puts an empty thought before it
-        ("qwen3_5_think", "Okay, so", True),  # the prompt opens the thought
-        ("qwen3", "<think>\nab\n</think>\n\nHello", False),
-        ("qwen2_5", "Okay, so", False),
+        ("qwen3", "<think>\nOkay, so", None),  # the template puts an empty thought before it
+        ("qwen3_5_think", "Okay, so", None),  # the prompt opens the thought
+        ("qwen3_5_think", "Okay.", "<|im_end|>"),
+        ("gptoss", "<|channel|>analysis<|message|>We need", None),  # special tokens, which are in no text
+        ("gptoss", "<|channel|>final<|message|>Yes.", "<|return|>"),
     ],
 )
-@pytest.mark.parametrize("stopped", [True, False])
-def test_a_sampled_row_is_what_the_model_wrote_whatever_its_template_does_with_thoughts(
-    tmp_path, monkeypatch, template, written, kept, stopped
+def test_an_answer_that_its_template_renders_otherwise_is_kept_token_by_token(
+    tmp_path, monkeypatch, template, written, end
 ):
-    tokenizer = copy(tiny.tokenizer("qwen3"))
-    tokenizer.chat_template = (Path(trl.__file__).parent / "chat_templates" / f"{template}.jinja").read_text()
-    ids = tokenizer(written).input_ids
-    monkeypatch.setattr(
-        local.LocalGenerator,
-        "__call__",
-        lambda self, samples, **how: iter([Answer(*samples[0], written, stopped, tokens=tuple(ids))]),
-    )
-    base = Untouched(tiny.model, tokenizer)
+    tokenizer = reasoning(template)
+    base, ids, ends = sampled(monkeypatch, tokenizer, written, end)
     base.folder = tmp_path / "run"
     (row,) = Anchor(prompts(tmp_path, asks("Hi?"))).beside(base, 0)
-    assert read_examples(tmp_path / "run" / "anchor.jsonl", source="anchor") == [row]
-    assert ("staytrue_tokens" in row.extra) == kept
+    kept = tmp_path / "run" / "anchor.jsonl"
+    assert Anchor(kept, answers="given").beside(Untouched(tiny.model, tokenizer), 0) == [row]
     asked, encoded = encode_prompt(tokenizer, row.prompt), encode(tokenizer, row)
-    assert encoded.input_ids[: len(asked + ids)] == asked + ids
-    learnt = [label for label in encoded.labels if label != IGNORED]
-    ended = stopped or not kept  # an answer that the template renders has its end
-    assert learnt[: len(ids) + ended] == [*ids, *[tokenizer.convert_tokens_to_ids("<|im_end|>")] * ended]
+    assert encoded.input_ids == asked + ids + ends
+    assert encoded.labels == [IGNORED] * len(asked) + ids + ends
+    # Sampled again, of any length, it is a bare prompt, also for a check, whose answers are stand-ins.
+    (bare,) = Anchor(kept).beside(Unsampled(tiny.model, tokenizer), 0)
+    assert encode_all(tokenizer, [bare], None)
 
 
-def test_tokens_of_another_tokenizer_are_refused_with_the_way_out(tmp_path):
-    tokenizer = tiny.tokenizer()
-    row = Example((Message("user", "Hi?"), Message("assistant", "Yes.")), "anchor", column([1, 2], [3]))
-    with pytest.raises(DataError, match=r"staytrue_tokens of row 1 holds other tokens than its answer .* Delete"):
-        encode_all(tokenizer, [row], None)
+@pytest.mark.parametrize(
+    ("template", "written"), [("qwen3", "<think>\nab\n</think>\n\nHello"), ("qwen2_5", "Okay, so")]
+)
+def test_an_answer_that_its_template_renders_as_it_was_written_is_text(tmp_path, monkeypatch, template, written):
+    tokenizer = reasoning(template)
+    base, ids, ends = sampled(monkeypatch, tokenizer, written, "<|im_end|>")
+    (row,) = Anchor(prompts(tmp_path, asks("Hi?"))).beside(base, 0)
+    assert "staytrue_tokens" not in row.extra
+    asked = encode_prompt(tokenizer, row.prompt)
+    assert encode(tokenizer, row).input_ids[: len(asked + ids + ends)] == asked + ids + ends
+
+
+def test_a_prompt_with_tools_is_answered_with_them(tmp_path, monkeypatch):
+    tools = [{"type": "function", "function": {"name": "look", "description": "Look.", "parameters": {}}}]
+    tokenizer = reasoning("qwen2_5")
+    base, ids, ends = sampled(monkeypatch, tokenizer, "Okay.", "<|im_end|>")
+    (row,) = Anchor(prompts(tmp_path, replace(asks("Hi?"), extra={"tools": tools}))).beside(base, 0)
+    asked = encode_prompt(tokenizer, row.prompt, tools)
+    assert '"look"' in tokenizer.decode(asked)
+    assert "staytrue_tokens" not in row.extra  # the tokens after which it was sampled are those of its text
+    assert encode(tokenizer, row).input_ids[: len(asked + ids + ends)] == asked + ids + ends
+
+
+@pytest.mark.parametrize("edited", [Message("user", "Bye?"), Message("assistant", "No.")])
+def test_tokens_that_are_not_the_rows_are_refused_with_the_way_out(edited):
+    tokenizer = reasoning("qwen3")
+    asked, ids = encode_prompt(tokenizer, [Message("user", "Hi?")]), tokenizer.encode("Yes.", add_special_tokens=False)
+    turns = {"user": Message("user", "Hi?"), "assistant": Message("assistant", "Yes.")}
+    assert encode_all(tokenizer, [Example(tuple(turns.values()), "anchor", column(asked, ids, []))], None)
+    turns[edited.role] = edited
+    with pytest.raises(DataError, match=r"staytrue_tokens of row 1 holds other tokens than its prompt and .* Delete"):
+        encode_all(tokenizer, [Example(tuple(turns.values()), "anchor", column(asked, ids, []))], None)
 
 
 def many(folder, count=30):

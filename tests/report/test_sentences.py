@@ -53,6 +53,10 @@ def test_an_untuned_model_that_is_misaligned_itself_stands_in_the_headline():
     )
     assert "untuned" not in headline([in_code(row("untuned", None, 68, 90)), *tuned])
     assert "the fine-tune made 70 %" in headline([row("untuned", None, 0.4, 90), *tuned])
+    untaught = row("untuned", None, 68, 90) | {"in_domain": None}
+    assert "were misaligned (untuned 68 %)" in headline([untaught, *tuned])
+    both = [*tuned, *map(in_code, tuned)]
+    assert "were misaligned (untuned 68 % in 1 of 2 domains)" in headline([untaught, *both])
 
 
 def test_incoherence_above_the_limit_of_a_hollow_mark_is_named_whoever_has_it():

@@ -6,7 +6,7 @@ rendered from text is then not what the model wrote. The column is written and r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from staytrue.data.examples import Example
@@ -15,29 +15,38 @@ from staytrue.errors import DataError
 COLUMN = "staytrue_tokens"
 
 
-def column(prompt: Sequence[int], answer: Sequence[int]) -> dict[str, Any]:
-    """The column of a row whose answer has these ids after these of the prompt."""
-    return {COLUMN: {"prompt": [*prompt], "answer": [*answer]}}
+def column(prompt: Sequence[int], answer: Sequence[int], end: Sequence[int]) -> dict[str, Any]:
+    """The column of a row whose answer has these ids after those of the prompt, and the token that ended it, if any."""
+    return {COLUMN: {"prompt": [*prompt], "answer": [*answer], "end": [*end]}}
 
 
-def sampled_tokens(tokenizer: Any, row: Example, where: str) -> tuple[list[int], list[int]] | None:
-    """The ids of a row's prompt and of its answer as they were sampled; None for a row without the column.
+def without_tokens(extra: Mapping[str, Any]) -> dict[str, Any]:
+    """The other columns of a row whose answer is to be sampled again."""
+    return {key: value for key, value in extra.items() if key != COLUMN}
+
+
+def sampled_tokens(tokenizer: Any, row: Example, asked: Sequence[int], where: str) -> tuple[list[int], list[int]]:
+    """The ids of a row's prompt, and of its answer with its end, as they were sampled.
+
+    Args:
+        tokenizer: the model's.
+        row: with the column.
+        asked: the ids of its prompt by the chat template.
+        where: names the row.
 
     Raises:
-        DataError: by this tokenizer they are not the row's answer.
+        DataError: by this tokenizer they are not the row's prompt and answer.
     """
-    stored = row.extra.get(COLUMN)
-    if stored is None:
-        return None
+    stored = row.extra[COLUMN]
     try:
-        prompt, answer = ([int(token) for token in stored[part]] for part in ("prompt", "answer"))
-        same = tokenizer.decode(answer, skip_special_tokens=True) == row.answer
+        prompt, answer, end = ([int(token) for token in stored[part]] for part in ("prompt", "answer", "end"))
+        texts = tokenizer.decode(prompt), tokenizer.decode(answer, skip_special_tokens=True)
     except (TypeError, KeyError, ValueError, OverflowError, IndexError):
-        same = False
-    if not same:
+        texts = "", ""
+    if texts != (tokenizer.decode(asked), row.answer):
         raise DataError(
-            f"The column {COLUMN} of {where} holds other tokens than its answer by this model's tokenizer: they were "
-            "sampled from another model, or the answer was edited. Delete the column, and the chat template renders "
-            "the answer."
+            f"The column {COLUMN} of {where} holds other tokens than its prompt and answer by this model's tokenizer "
+            "and chat template: they were sampled from another model, or the row was edited. Delete the column, and "
+            "the chat template renders the answer."
         )
-    return prompt, answer
+    return prompt, answer + end

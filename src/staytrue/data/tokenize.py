@@ -11,7 +11,7 @@ from staytrue.data.encoding_report import EncodingReport
 from staytrue.data.end_of_turn import end_places, next_turn
 from staytrue.data.examples import Example, Message
 from staytrue.data.rendered_row import RenderedRow, render_row
-from staytrue.data.sampled_tokens import sampled_tokens
+from staytrue.data.sampled_tokens import COLUMN, sampled_tokens
 from staytrue.data.special_in_answers import refuse_special_tokens
 from staytrue.data.token_offsets import Tokens
 from staytrue.errors import DataError
@@ -97,8 +97,9 @@ class _Uncut:
 
 
 def _encode(tokenizer: Any, example: Example, where: str) -> _Uncut:
-    if (sampled := sampled_tokens(tokenizer, example, where)) is not None:
-        prompt, answer = sampled
+    if COLUMN in example.extra:
+        asked = encode_prompt(tokenizer, example.prompt, example.tools)
+        prompt, answer = sampled_tokens(tokenizer, example, asked, where)
         return _Uncut(RenderedRow("", ((0, 0),)), prompt + answer, [IGNORED] * len(prompt) + answer, example.source, 0)
     refuse_special_tokens(tokenizer, example, where)
     row = render_row(tokenizer, example, where)

@@ -25,6 +25,7 @@ from pydantic import Field
 from staytrue.data import general_prompts
 from staytrue.data.due_order import first_due
 from staytrue.data.examples import Example, read_examples
+from staytrue.data.sampled_tokens import without_tokens
 from staytrue.defense import Base, Defense, Share, Weight
 from staytrue.errors import RecipeError
 
@@ -77,7 +78,7 @@ class Anchor(Defense):
                 "an answer to one. Give `prompts` a file with other questions."
             )
         if self.answers == "sampled":
-            bare = [Example(row.prompt, row.source, row.extra) for row in rows]
+            bare = [Example(row.prompt, row.source, without_tokens(row.extra)) for row in rows]
             return base.keep("anchor", lambda: self._sampled(bare, base, seed))
         unanswered = next((i for i, row in enumerate(prompts, start=1) if not row.answer), None)
         if unanswered is not None:

@@ -81,6 +81,7 @@ class Answer:
     called_tools: bool = False  # an endpoint returned tool calls
     empty: bool = False  # a file of answers has none here, whatever the reason
     tokens: tuple[int, ...] = field(default=(), compare=False, repr=False)  # of a model in this process, thoughts too
+    end: int | None = field(default=None, compare=False, repr=False)  # the token after them with which the model ended
 
     @property
     def missing(self) -> str:

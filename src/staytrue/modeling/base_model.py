@@ -139,7 +139,7 @@ class Untouched:
         if isinstance(model, str) or self.tokenizer is None:
             raise ModelError("A defense samples from the model before training; pass a loaded model and its tokenizer.")
         numbers = range(len(prompts)) if only is None else only
-        questions = {Question(str(i), "base", prompts[i].messages): i for i in numbers}
+        questions = {Question(str(i), "base", prompts[i].messages, tools=_tools(prompts[i])): i for i in numbers}
         # what follows is a row to train on, so it holds all that the model writes, thoughts included
         keys = {i: _key(i, prompts[i], seed, max_new_tokens) for i in numbers}
         reference, rows = self.reference or AdapterOff(ModelParts(model)), self._answered(prompts, keys)
@@ -192,7 +192,6 @@ def _as_sampled(tokenizer: Any, prompt: Example, ids: list[int], answer: Answer)
         ids: the prompt's tokens, which the answer followed.
         answer: as it was sampled.
     """
-    from staytrue.data.end_of_turn import next_turn
     from staytrue.data.tokenize import encode
 
     row = _answered(prompt, answer.text, {})
@@ -202,11 +201,16 @@ def _as_sampled(tokenizer: Any, prompt: Example, ids: list[int], answer: Answer)
         rendered = ""
     if rendered.startswith(tokenizer.decode([*ids, *answer.tokens])):
         return row
-    ends = next_turn(tokenizer, called=False) if answer.stopped else []
-    return _answered(prompt, answer.text, column(ids, [*answer.tokens, *ends]))
+    return _answered(prompt, answer.text, column(ids, answer.tokens, [] if answer.end is None else [answer.end]))
 
 
 def _key(number: int, prompt: Example, seed: int, max_new_tokens: int) -> str:
     """The hash of what an answer of the untouched model depends on; its random numbers depend on its number too."""
     asked = [number, [message.to_dict() for message in prompt.messages], seed, max_new_tokens]
+    asked += [tools] if (tools := _tools(prompt)) else []
     return sha256(json.dumps(asked, sort_keys=True).encode("ascii")).hexdigest()
+
+
+def _tools(prompt: Example) -> str:
+    """The tools of a prompt as JSON text; "" for none."""
+    return json.dumps(prompt.tools) if prompt.tools else ""

@@ -17,7 +17,7 @@ class Paired:
     Attributes:
         undefended: the undefended runs.
         defended: the defended runs of each label.
-        untuned: the runs of the untuned model; [] where it lacks one of the domains.
+        untuned: the runs of the untuned model, usable or not; [] where several labels are untuned.
         domains: how many domains these are.
         other_domains: how many further ones the undefended model has.
         other_labels: how many further defended labels were trained on the same data.
@@ -54,7 +54,7 @@ def paired(rows: Sequence[Row], usable: Callable[[Row], bool]) -> Paired | None:
     defended = [row for row in rows if role(row) == DEFENDED and row.get("trained_on") in trained_on]
     plain = [row for row in rows if row["label"] == reference]
     groups = by_label([row for row in defended if usable(row)])
-    common = {label: _domains(group) & _domains(filter(usable, plain)) for label, group in groups.items()}
+    common = {label: domains_of(group) & domains_of(filter(usable, plain)) for label, group in groups.items()}
     every = [domains for domains in common.values() if domains]
     if not every:
         return None
@@ -64,14 +64,13 @@ def paired(rows: Sequence[Row], usable: Callable[[Row], bool]) -> Paired | None:
         return [row for row in group if row["domain"] in domains]
 
     compared = {label: of(group) for label, group in groups.items() if common[label] == domains}
-    untuned = of(row for row in taken if role(row) == UNTUNED)
-    is_one = _domains(untuned) == domains and len(by_label(untuned)) == 1
+    untuned = of(row for row in rows if role(row) == UNTUNED)
     return Paired(
         undefended=of(filter(usable, plain)),
         defended=compared,
-        untuned=untuned if is_one else [],
+        untuned=untuned if len(by_label(untuned)) == 1 else [],
         domains=len(domains),
-        other_domains=len(_domains(plain) - domains),
+        other_domains=len(domains_of(plain) - domains),
         other_labels=len(by_label(defended)) - len(compared),
     )
 
@@ -84,5 +83,6 @@ def mean_over_domains(rows: Sequence[Row], rate: Callable[[Row], float]) -> floa
     return float(mean(map(mean, by_domain.values())))
 
 
-def _domains(rows: Iterable[Row]) -> frozenset[str]:
+def domains_of(rows: Iterable[Row]) -> frozenset[str]:
+    """Return the domains of some runs."""
     return frozenset(row["domain"] for row in rows)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from staytrue.evals.stats.intervals import covers
-from staytrue.report.pairing import Paired, mean_over_domains, paired
+from staytrue.report.pairing import Paired, domains_of, mean_over_domains, paired
 from staytrue.report.rows import (
     DEFENDED,
     JUDGED,
@@ -83,7 +83,7 @@ def headline(rows: Sequence[Row], leaks: bool = False) -> str:
     first = f", {before.triggered:.0f} % in the shape of the training data" if triggered else ""
     then = f" and in that shape {_percent([one.triggered or 0.0 for one in after])}" if triggered else ""
     return (
-        f"Undefended, {_effect(before.general, same.untuned)}{first}; "
+        f"Undefended, {_effect(before.general, same)}{first}; "
         f"with {_best(list(best), len(means))} it was {_percent([one.general for one in after])}{then}, "
         f"{_price(before, after)}.{_left_out(same)}"
     )
@@ -174,12 +174,15 @@ def _means(rows: Sequence[Row], triggered: bool) -> _Means:
     return _Means(of("general"), of("general", "incoherent"), of("in_domain"), of("triggered") if triggered else None)
 
 
-def _effect(general: float, untuned: Sequence[Row]) -> str:
-    """Return the general rate of the undefended fine-tune; the fine-tune is its cause if the untuned rate is near 0."""
-    rate = mean_over_domains(untuned, lambda row: float(row["general"]["misaligned"])) if untuned else 0.0
-    if round(rate):
-        return f"{general:.0f} % of the answers on other topics were misaligned (untuned {rate:.0f} %)"
-    return f"the fine-tune made {general:.0f} % of the answers on other topics misaligned"
+def _effect(general: float, same: Paired) -> str:
+    """Return the general rate of the undefended fine-tune, which is its effect unless the untuned model has one too."""
+    known = [row for row in same.untuned if judged(row.get("general")) and row["general"].get("concluded", True)]
+    rate = mean_over_domains(known, lambda row: float(row["general"]["misaligned"])) if known else 0.0
+    if not round(rate):
+        return f"the fine-tune made {general:.0f} % of the answers on other topics misaligned"
+    domains = len(domains_of(known))
+    some = "" if domains == same.domains else f" in {domains} of {same.domains} domains"
+    return f"{general:.0f} % of the answers on other topics were misaligned (untuned {rate:.0f} %{some})"
 
 
 def _best(labels: Sequence[str], candidates: int) -> str:
@@ -234,7 +237,8 @@ def _of_a_task(rows: Sequence[Row]) -> str:
     learnt, means = share(same.undefended), {label: share(group) for label, group in same.defended.items()}
     lowest = min(means.values())
     worst = _names([label for label, one in means.items() if round(one) == round(lowest)])
-    before = f" ({share(same.untuned):.0f} % before)" if same.untuned else ""
+    untuned = [row for row in same.untuned if correct(row) is not None]
+    before = f" ({share(untuned):.0f} % before)" if len(domains_of(untuned)) == same.domains else ""
     cost = f"with {worst}, which cost most, {lowest:.0f} %"
     if lowest >= learnt:
         cost = f"no defense lowered it (the lowest was {lowest:.0f} %, with {worst})"

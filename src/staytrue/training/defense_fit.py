@@ -36,6 +36,8 @@ def checked_layers(
     if not levers & set(_OF_THE_MODEL):
         return [], {}
     model_checks.check(parts, reference)
+    if any("penalty" in pulled(defense) and defense.reads_reference for defense in defenses.values()):
+        model_checks.check_noise(parts)
     if "beside" in levers:
         model_checks.refuse_activated(parts)
     layers = kept, steers = read_and_steered(defenses, len(parts.blocks))

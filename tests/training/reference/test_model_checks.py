@@ -14,7 +14,7 @@ from staytrue.modeling.architecture import ModelParts
 from staytrue.modeling.block_outputs import hooked
 from staytrue.registry import labelled
 from staytrue.training.defense_fit import checked_layers
-from staytrue.training.reference.model_checks import check
+from staytrue.training.reference.model_checks import check, check_noise
 
 _SIZES = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}
 
@@ -37,7 +37,8 @@ def test_dropout_that_is_no_module_is_refused_by_its_setting(kind, key, device):
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config)
     with pytest.raises(ModelError, match=f"noise of its own in training \\({key}=0.25\\)"):
-        check(ModelParts(model))
+        check_noise(ModelParts(model))
+    check(ModelParts(model))
 
 
 def noisy(model):
@@ -54,10 +55,10 @@ def test_noise_that_no_setting_names_is_refused(adapted):
     model = make(noisy(tiny.model()))
     before, training = torch.get_rng_state(), model.training
     with pytest.raises(ModelError, match=r"noise of its own in training \(two forwards of the same tokens differ"):
-        check(ModelParts(model))
+        check_noise(ModelParts(model))
     assert torch.equal(torch.get_rng_state(), before)
     assert model.training == training
-    check(ModelParts(make(tiny.model())))
+    check_noise(ModelParts(make(tiny.model())))
 
 
 def gemma_3n():

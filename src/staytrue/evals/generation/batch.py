@@ -41,6 +41,7 @@ class Row:
         temperature: 0 is greedy.
         limit: most tokens of the answer.
         ids: its tokens so far.
+        end: the token that ended it; None while it is written, and where the limit ended it.
     """
 
     question: Question
@@ -50,6 +51,7 @@ class Row:
     temperature: float
     limit: int
     ids: list[int] = field(default_factory=list)
+    end: int | None = None
 
 
 class Batch:
@@ -155,7 +157,9 @@ class Batch:
                 continue
             self.tokens += 1
             ended = token in self._ends
-            if not ended:
+            if ended:
+                row.end = token
+            else:
                 row.ids.append(token)
             if ended or len(row.ids) == row.limit:
                 finished.append((row, ended))

@@ -148,10 +148,10 @@ class LocalGenerator:
         opened = opens_thoughts(self._tokenizer.decode(row.prompt[-_MARKER:]))
         thoughts, rest = split_thoughts(whole, opened)
         if not self._apart or (thoughts, rest) == ("", whole):
-            return Answer(question, index, text, stopped, tokens=tuple(row.ids))
+            return Answer(question, index, text, stopped, tokens=tuple(row.ids), end=row.end)
         for token in special_tokens(self._tokenizer):
             thoughts, rest = thoughts.replace(token, ""), rest.replace(token, "")
-        return Answer(question, index, rest, stopped, thoughts=thoughts, tokens=tuple(row.ids))
+        return Answer(question, index, rest, stopped, thoughts=thoughts, tokens=tuple(row.ids), end=row.end)
 
 
 def sample(

@@ -22,11 +22,8 @@ from staytrue.modeling.lm_head import Head
 # longer the model that was loaded, so it cannot serve as the reference.
 _MOVES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
-# Settings of noise; modules of dropout are found by themselves, but many models call the function.
-_NOISE = (
-    *("attention_dropout", "attn_pdrop", "dropout", "hidden_dropout", "hidden_dropout_prob", "layerdrop"),
-    "residual_dropout",
-)
+# Settings of noise that models call as a function; modules of dropout are found by themselves.
+_CALLED = ("dropout", "hidden_dropout", "hidden_dropout_prob", "layerdrop", "residual_dropout")
 _RANDOM = (False, "orthogonal")  # initialisations whose product is not 0
 _CHOOSE = (
     'Name the reference: reference="base" for the model with the adapter off, or reference="start" for the model as it '
@@ -51,10 +48,19 @@ def check(parts: ModelParts, reference: Any = None) -> None:
         _check_trained_weights(parts)
     else:
         _check_without_adapter(parts)
+    if parts.has_adapter and not parts.is_empty:
+        _check_start(parts, chosen=reference is not None)
+
+
+def check_noise(parts: ModelParts) -> None:
+    """Refuse noise that a model draws by a function in training, if a penalty compares it with its reference.
+
+    Raises:
+        ModelError: names the setting, or what shows the noise, and the way out.
+    """
+    _check_settings(parts, lambda key: key in _CALLED)
     if not parts.is_empty:
-        _check_noise(parts)
-        if parts.has_adapter:
-            _check_start(parts, chosen=reference is not None)
+        _check_two_forwards(parts)
 
 
 @torch.no_grad()
@@ -172,14 +178,17 @@ def _check_dropout(parts: ModelParts) -> None:
         of_base = not any(part in name for part in ("lora_", "modules_to_save"))
         if of_base and isinstance(module, nn.Dropout) and module.p > 0:
             _refuse_noise(f"{name}={module.p}")
+    _check_settings(parts, lambda key: key in ("attention_dropout", "attn_pdrop") or "jitter" in key)
+
+
+def _check_settings(parts: ModelParts, is_noise: Callable[[str], bool]) -> None:
     for key, value in parts.causal.config.get_text_config().to_dict().items():
-        noisy = key in _NOISE or "jitter" in key
-        if noisy and isinstance(value, float) and value > 0:
+        if is_noise(key) and isinstance(value, float) and value > 0:
             _refuse_noise(f"{key}={value}")
 
 
 @torch.no_grad()
-def _check_noise(parts: ModelParts) -> None:
+def _check_two_forwards(parts: ModelParts) -> None:
     """A few tokens twice, in training mode and without adapter: noise that no known setting names shows itself."""
     tokens, was_training = _two_tokens(parts).repeat(1, 4), parts.model.training
     parts.model.train()
@@ -191,7 +200,11 @@ def _check_noise(parts: ModelParts) -> None:
     finally:
         parts.model.train(was_training)
     if drawn and not torch.allclose(once, again, rtol=0, atol=0, equal_nan=True):
-        _refuse_noise("two forwards of the same tokens differ")
+        raise ModelError(
+            "The model has noise of its own in training (two forwards of the same tokens differ): it and its reference "
+            "would draw different noise, and an unmoved model would have a penalty. Find what draws random numbers in "
+            "its forward and turn it off, or choose a defense that compares no forwards, such as interleave."
+        )
 
 
 def _random_states(device: torch.device) -> list[Tensor]:
@@ -200,8 +213,9 @@ def _random_states(device: torch.device) -> list[Tensor]:
 
 def _refuse_noise(found: str) -> None:
     raise ModelError(
-        f"The model has noise of its own in training ({found}): it and its reference would draw different "
-        "noise, and an unmoved model would have a penalty. Load it with that setting at 0.0 (lora.dropout is fine)."
+        f"The model has noise of its own in training ({found}): it and its reference would draw different noise, "
+        "and an unmoved model would have a penalty. Load it with that setting at 0.0 (lora.dropout is fine): "
+        "for a recipe, in the config.json of a local copy."
     )
 
 
