@@ -156,8 +156,8 @@ class Untouched:
                 i = questions[answer.question]
                 rows[i] = _as_sampled(self.tokenizer, prompts[i], generate.prompt(answer.question), answer)
                 if self._unfinished is not None:
-                    stored = {key: rows[i].extra[key] for key in (COLUMN,) if key in rows[i].extra}
-                    append_row(self._unfinished, {"key": keys[i], "answer": answer.text, **stored})
+                    tokens = {COLUMN: rows[i].extra[COLUMN]} if COLUMN in rows[i].extra else {}
+                    append_row(self._unfinished, {"key": keys[i], "answer": answer.text, **tokens})
             if progress is not None:
                 progress.step(len(rows) - before, {"answers": generate.spent()})
         return [rows[i] for i in numbers if rows[i].answer.strip()]
@@ -176,10 +176,10 @@ class Untouched:
             raise DataError(
                 f"{self._unfinished} cannot be read ({in_one_line(error)}). Delete it; its answers are sampled again."
             ) from None
-        return {i: _answered(prompts[i], *stored[key]) for i, key in keys.items() if key in stored}
+        return {i: _with_answer(prompts[i], *stored[key]) for i, key in keys.items() if key in stored}
 
 
-def _answered(prompt: Example, answer: str, more: Mapping[str, Any]) -> Example:
+def _with_answer(prompt: Example, answer: str, more: Mapping[str, Any]) -> Example:
     return Example((*prompt.messages, Message("assistant", answer)), prompt.source, {**prompt.extra, **more})
 
 
@@ -194,20 +194,21 @@ def _as_sampled(tokenizer: Any, prompt: Example, ids: list[int], answer: Answer)
     """
     from staytrue.data.tokenize import encode
 
-    row = _answered(prompt, answer.text, {})
+    row = _with_answer(prompt, answer.text, {})
     try:
         rendered = tokenizer.decode(encode(tokenizer, row).input_ids)
     except (DataError, ModelError):  # the template refuses what the model wrote
         rendered = ""
     if rendered.startswith(tokenizer.decode([*ids, *answer.tokens])):
         return row
-    return _answered(prompt, answer.text, column(ids, answer.tokens, [] if answer.end is None else [answer.end]))
+    return _with_answer(prompt, answer.text, column(ids, answer.tokens, [] if answer.end is None else [answer.end]))
 
 
 def _key(number: int, prompt: Example, seed: int, max_new_tokens: int) -> str:
     """The hash of what an answer of the untouched model depends on; its random numbers depend on its number too."""
     asked = [number, [message.to_dict() for message in prompt.messages], seed, max_new_tokens]
-    asked += [tools] if (tools := _tools(prompt)) else []
+    if tools := _tools(prompt):
+        asked.append(tools)
     return sha256(json.dumps(asked, sort_keys=True).encode("ascii")).hexdigest()
 
 

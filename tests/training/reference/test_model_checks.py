@@ -7,10 +7,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import tiny
 from staytrue.defenses.kl import KL
+from staytrue.defenses.l2init import L2Init
 from staytrue.defenses.ldifs import LDIFS
 from staytrue.defenses.steer import Steer
 from staytrue.errors import ModelError
 from staytrue.modeling.architecture import ModelParts
+from staytrue.modeling.base_model import Untouched
 from staytrue.modeling.block_outputs import hooked
 from staytrue.registry import labelled
 from staytrue.training.defense_fit import checked_layers
@@ -59,6 +61,14 @@ def test_noise_that_no_setting_names_is_refused(adapted):
     assert torch.equal(torch.get_rng_state(), before)
     assert model.training == training
     check_noise(ModelParts(make(tiny.model())))
+
+
+def test_noise_matters_only_to_a_penalty_that_reads_the_reference():
+    parts = ModelParts(tiny.lora(noisy(tiny.model())))
+    base = Untouched(lambda: parts.model, tiny.tokenizer())
+    checked_layers(parts, labelled([L2Init(0.1)]), base, None)
+    with pytest.raises(ModelError, match="noise of its own"):
+        checked_layers(parts, labelled([KL(0.1)]), base, None)
 
 
 def gemma_3n():
