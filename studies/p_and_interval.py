@@ -5,6 +5,7 @@ beta-binomial questions. *Before* is the p value of the paired differences alone
 """
 
 import sys
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -15,8 +16,10 @@ EVEN = [(120, 0, 3), (120, 0, 5), (120, 1, 5), (120, 1, 15), (24, 0, 15), (24, 1
 RARE = [(120, 1, 1), (120, 2, 2)]  # the first side's bad answers are in a few questions, at 90 % each
 SAMPLES = 4
 
+Hits = Mapping[str, tuple[int, int]]  # of each question: misaligned answers, answers
 
-def chances(rng, questions, percent, rare=False):
+
+def chances(rng: np.random.Generator, questions: int, percent: float, rare: bool = False) -> np.ndarray:
     """The chance of a bad answer to each question."""
     rate = percent / 100
     if rare:
@@ -24,12 +27,12 @@ def chances(rng, questions, percent, rare=False):
     return rng.beta(rate, 1 - rate, questions) if rate else np.zeros(questions)
 
 
-def run(rng, chance):
+def run(rng: np.random.Generator, chance: np.ndarray) -> list[Hits]:
     """One run's hits and answers by question."""
     return [{str(i): (int(hits), SAMPLES) for i, hits in enumerate(rng.binomial(SAMPLES, chance))}]
 
 
-def before(ours, theirs, difference):
+def before(ours: list[Hits], theirs: list[Hits], difference: float) -> float:
     """The p value without the interval: the larger of a sign-flip test's and that of the differences' variance."""
     left, right = comparing._residuals(ours), comparing._residuals(theirs)
     apart = margins_of({key: left[key] - right[key] for key in left})
@@ -37,7 +40,7 @@ def before(ours, theirs, difference):
     return max(flips, comparing.interval_p(difference / 100, apart))
 
 
-def line(questions, one, other, studies, rare):
+def line(questions: int, one: float, other: float, studies: int, rare: bool) -> str:
     """A line of the table."""
     rng, found = np.random.default_rng(7), []
     for _ in range(studies):
@@ -52,7 +55,7 @@ def line(questions, one, other, studies, rare):
     return f"| {questions} x {SAMPLES}, {one} and {other} %{kind} | {shares} |"
 
 
-def main(studies):
+def main(studies: int) -> None:
     print(
         "| questions x answers, rates | p at most 0.05, before | after | before, beside an interval with 0 | covers |"
     )
