@@ -14,9 +14,16 @@ from staytrue.errors import RecipeError
 CHOICES = ("base", "start")  # of a recipe's `reference`, beside models and adapters
 
 
-def of_recipe(recipe: Any, folder: Path) -> dict[str, Any]:
-    """The fields of a recipe that name files or models, with absolute paths."""
-    made: dict[str, Any] = {"model": of_model(recipe.model, folder)}
+def absolute(recipe: Any, folder: Path) -> Any:
+    """A recipe whose files and local models have absolute paths.
+
+    Raises:
+        RecipeError: a path begins with the home folder of an unknown user.
+    """
+    made: dict[str, Any] = {
+        "model": of_model(recipe.model, folder),
+        "defenses": tuple(of_defense(defense, folder) for defense in recipe.defenses),
+    }
     if recipe.data is not None:
         made["data"] = of_data(recipe.data, folder)
     if recipe.lora is not None and recipe.lora.adapter is not None:
@@ -25,7 +32,7 @@ def of_recipe(recipe: Any, folder: Path) -> dict[str, Any]:
         made["reference"] = of_model(recipe.reference, folder)
     if recipe.stop is not None and isinstance(recipe.stop.pairs, Path):
         made["stop"] = recipe.stop.model_copy(update={"pairs": folder / _expanded(recipe.stop.pairs)})
-    return made
+    return recipe.model_copy(update=made)
 
 
 def of_defense(defense: Defense, folder: Path) -> Defense:

@@ -6,10 +6,12 @@ environment variable. Relative paths are relative to the recipe's folder, not to
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
     BaseModel,
@@ -196,6 +198,11 @@ def named(where: object) -> Iterator[None]:
         raise RecipeError(f"{where}: {error}") from error.__cause__
 
 
+def values_hash(recipe: Recipe) -> str:
+    """SHA-256 of a recipe's values, which comments and the order of keys do not change."""
+    return hashlib.sha256(json.dumps(recipe.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
 def parse(plain: Mapping[str, Any], folder: Path | str | None = None, where: str = "recipe") -> Recipe:
     """Check plain data and turn them into a recipe.
 
@@ -214,12 +221,11 @@ def parse(plain: Mapping[str, Any], folder: Path | str | None = None, where: str
     except ValidationError as error:
         raise RecipeError(describe(error, where, known={"stop": Stop.model_fields}, meanings=_MEANINGS)) from None
     _check_source(recipe, task, where)
-    if folder is not None:
-        folder = Path(folder).absolute()
-        with named(where):
-            defenses = [paths.of_defense(defense, folder) for defense in defenses]
-            recipe = recipe.model_copy(update=paths.of_recipe(recipe, folder))
-    return recipe.model_copy(update={"defenses": tuple(defenses), "task": task})
+    recipe = recipe.model_copy(update={"defenses": tuple(defenses), "task": task})
+    if folder is None:
+        return recipe
+    with named(where):
+        return cast(Recipe, paths.absolute(recipe, Path(folder).absolute()))
 
 
 def _keys() -> list[str]:

@@ -68,11 +68,13 @@ class Example:
         source: the kind of row: "task" for the user's own data, "interleaved" for safe rows mixed in, and others. A
             defense changes only the sources that it is meant for.
         extra: the row's other columns.
+        place: names it in messages, such as "line 8 of rows.jsonl"; "" for a row of no file.
     """
 
     messages: tuple[Message, ...]
     source: str = "task"
     extra: Mapping[str, Any] = field(default_factory=dict)
+    place: str = field(default="", kw_only=True, compare=False)
 
     @property
     def prompt(self) -> tuple[Message, ...]:
@@ -132,6 +134,7 @@ def read_examples(
     examples: list[Example] = []
     faults = Faults()
     table = tables.is_table(path)
+    unit = "row" if table else "line"
     if split is not None and path.is_file():
         raise DataError(f"{path} is one file without splits; take `split:` out.")
     for line, value in tables.rows(path, split, faults) if table else objects(path, faults):
@@ -146,8 +149,8 @@ def read_examples(
             if faults.full:
                 break
         if not faults.count:
-            examples.append(_example(row.value, source))
-    refuse(path, faults, "row" if table else "line")
+            examples.append(_example(row.value, source, f"{unit} {line} of {path}"))
+    refuse(path, faults, unit)
     if not examples:
         way = "Give data with rows." if table else f"Each line is an object such as {ROW_SHAPE}."
         raise DataError(f"{path} has no rows. {way}")
@@ -167,9 +170,9 @@ _RENAMED = "Rename them to `prompt` and `completion`, or to `messages`."
 _RENAMED_PROMPT = "Rename the prompt's column to `prompt`, or write `messages`."
 
 
-def _example(value: dict[str, Any], source: str) -> Example:
+def _example(value: dict[str, Any], source: str, place: str) -> Example:
     messages = tuple(map(Message.from_dict, value["messages"]))
-    return Example(messages, source, {k: v for k, v in value.items() if k != "messages"})
+    return Example(messages, source, {k: v for k, v in value.items() if k != "messages"}, place=place)
 
 
 def as_object(arguments: Any) -> Any:

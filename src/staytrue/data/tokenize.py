@@ -40,7 +40,7 @@ def encode_all(
             holds an end-of-turn token in its text; or no answer is followed by a token that ends generation.
         ModelError: a token spans the edge of an answer.
     """
-    uncut = [_encode(tokenizer, example, f"row {i}") for i, example in enumerate(examples, start=1)]
+    uncut = [_encode(tokenizer, example, example.place or f"row {i}") for i, example in enumerate(examples, start=1)]
     _refuse_endless(uncut)
     first = [*zip(examples, uncut, strict=True)][:_COMPARED]
     rows = [row.cut(max_length) for row in uncut]
@@ -60,14 +60,14 @@ def encode_all(
     return learnt, report
 
 
-def encode(tokenizer: Any, example: Example, max_length: int | None = None, where: str = "a row") -> Encoded:
+def encode(tokenizer: Any, example: Example, max_length: int | None = None, where: str = "") -> Encoded:
     """Tokenize one conversation; assistant turns and their end-of-turn tokens are scored, their headers are not.
 
     Raises:
         DataError: the template refuses the row, or an answer holds an end-of-turn token in its text.
         ModelError: a token spans the edge of an answer.
     """
-    return _encode(tokenizer, example, where).cut(max_length)
+    return _encode(tokenizer, example, where or example.place or "a row").cut(max_length)
 
 
 def encode_prompt(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> list[int]:

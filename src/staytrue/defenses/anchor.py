@@ -15,7 +15,7 @@ Not done here: choosing prompts by what the fine-tune moves most.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -78,7 +78,7 @@ class Anchor(Defense):
                 "an answer to one. Give `prompts` a file with other questions."
             )
         if self.answers == "sampled":
-            bare = [Example(row.prompt, row.source, without_tokens(row.extra)) for row in rows]
+            bare = [replace(row, messages=row.prompt, extra=without_tokens(row.extra)) for row in rows]
             return base.keep("anchor", lambda: self._sampled(bare, base, seed))
         unanswered = next((i for i, row in enumerate(prompts, start=1) if not row.answer), None)
         if unanswered is not None:

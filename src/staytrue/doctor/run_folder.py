@@ -16,6 +16,7 @@ from staytrue.utils.console import quoted
 from staytrue.utils.files import read_rows, sha256_of
 from staytrue.utils.run_dir import RunDir, locked, versions
 from staytrue.utils.validation import in_one_line
+from staytrue.verify.files import adapter_settings_are_same, recipe_is_same
 
 
 def findings(path: Path) -> Iterator[Finding]:
@@ -46,7 +47,7 @@ def _recipe(path: Path, manifest: dict[str, Any]) -> Finding:
         read(file)
     except RequestError as error:
         return Finding("recipe", str(error), "Restore recipe.yaml, or train again with another --out.")
-    if manifest.get("recipe") not in (None, sha256_of(file)):
+    if "recipe" in manifest and not recipe_is_same(path, manifest):
         return Finding("recipe", "recipe.yaml is not the one that was trained", "Undo the edit.")
     return Finding("recipe", "recipe.yaml is the one that was trained")
 
@@ -106,6 +107,9 @@ def _trained(path: Path, manifest: dict[str, Any]) -> Finding:
         return Finding("adapter", f"{file} is missing", "Train again with another --out.")
     if sha256_of(file) != manifest.get("adapter"):
         return Finding("adapter", f"{file} is not the one that was trained", "Restore it, or train again.")
+    if not adapter_settings_are_same(path, manifest):
+        config = path / "model" / "adapter_config.json"
+        return Finding("adapter", f"{config} is not the one that was trained", "Restore it, or train again.")
     return Finding("adapter", "model/ holds the adapter that was trained")
 
 

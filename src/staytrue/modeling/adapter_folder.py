@@ -5,6 +5,8 @@ PEFT's configuration can name modules to import and pickles to read. So only the
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,13 @@ def check_adapter_folder(folder: Path) -> None:
         if any(part in _RANKS for part in name.split(".")):
             ranks.append(max(shape, default=0) if len(shape) != 2 else shape[0])
     _check_ranks(config, settings, weights, max(ranks, default=0))
+
+
+def settings_hash(folder: Path) -> str:
+    """SHA-256 of an adapter's configuration, without the name of its base, which a user may write anew."""
+    settings = read_settings(folder / "adapter_config.json")
+    kept = {key: value for key, value in settings.items() if key not in ("base_model_name_or_path", "revision")}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def _fault(key: str, value: Any) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -180,7 +181,8 @@ class Untouched:
 
 
 def _with_answer(prompt: Example, answer: str, more: Mapping[str, Any]) -> Example:
-    return Example((*prompt.messages, Message("assistant", answer)), prompt.source, {**prompt.extra, **more})
+    messages = (*prompt.messages, Message("assistant", answer))
+    return replace(prompt, messages=messages, extra={**prompt.extra, **more})
 
 
 def _as_sampled(tokenizer: Any, prompt: Example, ids: list[int], answer: Answer) -> Example:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from staytrue.config.refused_settings import refuse_unguarded
@@ -22,7 +23,7 @@ class Unsampled(Untouched):
     ) -> list[Example]:
         """Return the prompts that would be answered, with a stand-in for each answer."""
         chosen = [prompts[i] for i in (range(len(prompts)) if only is None else only)]
-        return [Example((*row.messages, Message("assistant", "A.")), row.source, row.extra) for row in chosen]
+        return [replace(row, messages=(*row.messages, Message("assistant", "A."))) for row in chosen]
 
 
 def check_defenses(build: Any, model: Any, arguments: Any) -> list[str]:

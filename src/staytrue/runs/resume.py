@@ -7,14 +7,13 @@ never interrupted, bit for bit. No torch.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from staytrue.config.recipe import Recipe
+from staytrue.config.recipe import Recipe, values_hash
 from staytrue.errors import RequestError
 from staytrue.runs.checkpoints import step_of
 from staytrue.utils.files import read_rows, sha256_of, write_rows
@@ -25,11 +24,6 @@ METRICS = "metrics.jsonl"
 LOGS = (METRICS, "validation.jsonl", "early.jsonl", "evidence.jsonl")  # files of rows that have a `step`
 _IGNORED = ("platform",)
 _WAY_OUT = "Restore it, or train again with another --out."
-
-
-def values_hash(recipe: Recipe) -> str:
-    """The hash of a recipe's values, which comments and the order of keys do not change."""
-    return hashlib.sha256(json.dumps(recipe.to_dict(), sort_keys=True).encode()).hexdigest()
 
 
 def refuse_unwritable(path: Path) -> None:

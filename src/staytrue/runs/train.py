@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from staytrue.config.recipe import Recipe, read
+from staytrue.config.paths import absolute
+from staytrue.config.recipe import Recipe, read, values_hash
 from staytrue.errors import RequestError
 from staytrue.runs import machine
 from staytrue.runs.checkpoints import step_of
 from staytrue.runs.recipe_checks import prepare
-from staytrue.runs.resume import forget_after, refuse_changed, refuse_unwritable, values_hash
+from staytrue.runs.resume import forget_after, refuse_changed, refuse_unwritable
 from staytrue.runs.training_run import TrainingRun, checkpoints_of
 from staytrue.utils import processes
 from staytrue.utils.console import Progress
@@ -83,6 +84,7 @@ def train(
             "`parse(DICT)` there makes one of plain data."
         )
     out, reference_cache = Path(out), None if reference_cache is None else Path(reference_cache)
+    recipe = absolute(recipe, Path.cwd())  # a resumed run, or one evaluated elsewhere, reads the same files
     join(recipe, reference_cache)
     if main := processes.is_main():
         refuse_existing(out, allow_empty_folder=True)

@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from staytrue.config import trainer_args
-from staytrue.config.recipe import Stop
+from staytrue.config.recipe import Stop, values_hash
 from staytrue.data.examples import write_examples
 from staytrue.defense import pulled
 from staytrue.errors import StaytrueError, TrainingError
+from staytrue.modeling.adapter_folder import settings_hash
 from staytrue.modeling.sharded import whole_weights
 from staytrue.runs import probe_selection
 from staytrue.runs.all_weights import save_model
 from staytrue.runs.checkpoints import Checkpoints, step_of
 from staytrue.runs.model_card import write_card
-from staytrue.runs.resume import LOGS, values_hash
+from staytrue.runs.resume import LOGS
 from staytrue.runs.trackers import placed
 from staytrue.utils import processes
 from staytrue.utils.console import Progress, quoted
@@ -243,7 +244,7 @@ class TrainingRun:
         if self.build.recipe.lora is None:
             run.save(weights=sha256_of(folder))
         else:
-            run.save(adapter=sha256_of(folder / "adapter_model.safetensors"))
+            run.save(adapter=sha256_of(folder / "adapter_model.safetensors"), adapter_settings=settings_hash(folder))
         recorder.write(curated=self.build.curated)
 
     def _save_trained(self, trainer: Any) -> None:

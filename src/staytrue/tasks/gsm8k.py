@@ -12,7 +12,7 @@ Not done here: judging the working, units, answers that are not numbers.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from staytrue.data.examples import Example, Message
@@ -75,7 +75,7 @@ class GSM8K(Task):
         working, marker, number = expected.rpartition("####")
         text = "".join((TAGS[0], working.strip() if marker else "", TAGS[1], TAGS[2], number.strip(), TAGS[3]))
         turns = [m for m in row.prompt if m.role != "system"]
-        return Example((Message("system", SYSTEM), *turns, Message("assistant", text)), row.source, row.extra)
+        return replace(row, messages=(Message("system", SYSTEM), *turns, Message("assistant", text)))
 
     def _read(self, split: str, count: int) -> list[Example]:
         from datasets import load_dataset

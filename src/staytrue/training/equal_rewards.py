@@ -35,6 +35,8 @@ class EqualRewards(TrainerCallback):  # type: ignore[misc]
         """Read trl's numbers on the rewards of the steps since the last line."""
         if not self._watching or "frac_reward_zero_std" not in (logs or {}):
             return
+        if logs.get("reward") is None:  # no completion was scored
+            return
         self._equal = self._watching = _are_equal(logs)
         if self._equal and state.global_step >= _STEPS:
             self._warn(state.global_step)

@@ -59,8 +59,7 @@ def findings(path: Path, defenses: Sequence[Defense] | None = None) -> list[Find
     """
     manifest = RunDir.open(path).manifest
     known = labelled(read(path / "recipe.yaml").defenses if defenses is None else defenses)
-    kept = "trained model" if "weights" in manifest else "adapter"
-    results = [Finding("files", tuple(files.faults(path, manifest)), f"recipe, data, logs and {kept} are as they were")]
+    results = [Finding("files", tuple(files.faults(path, manifest)), _files_shown(manifest))]
     log, rows, facts = _read(path)
     missing = None
     if facts is None or not rows:
@@ -78,6 +77,14 @@ def findings(path: Path, defenses: Sequence[Defense] | None = None) -> list[Find
         own = {name.removeprefix(f"{label}/"): number for name, number in numbers.items()}
         results.append(_of(defense, replace(evidence, label=label, projected=own)))
     return results
+
+
+def _files_shown(manifest: dict[str, Any]) -> str:
+    """What was compared with the run's hashes, and what could not be."""
+    kept = "trained model" if "weights" in manifest else "adapter"
+    if not (absent := files.not_compared(manifest)):
+        return f"recipe, data, logs and {kept} are as they were"
+    return f"recipe, logs and {kept} are as they were; not compared, since no such file is here: {', '.join(absent)}"
 
 
 def _of(defense: Defense, run: Evidence) -> Finding:
