@@ -1,11 +1,15 @@
 """Labels on the answers only, for many kinds of chat template, worked out by hand."""
 
+import json
+import re
+from dataclasses import replace
+
 import pytest
 
 import tiny
 from chat_templates import CODER, FAMILIES, SCORED, TWO_TURNS, byte_tokenizer, conversation, family, scored
 from staytrue.data.end_of_turn import end_of_turn
-from staytrue.data.examples import Example, Message
+from staytrue.data.examples import Example, Message, read_examples
 from staytrue.data.tokenize import IGNORED, encode, encode_all, encode_prompt
 from staytrue.errors import DataError, ModelError
 
@@ -117,3 +121,15 @@ def test_the_answers_of_a_long_conversation_are_found_in_a_few_renderings(kind, 
     monkeypatch.setattr(tokenizer, "apply_chat_template", lambda *a, **k: rendered.append(0) or real(*a, **k))
     encode(tokenizer, row)
     assert len(rendered) <= 6
+
+
+def test_a_fault_of_a_row_names_its_file_and_line_wherever_the_row_went(tmp_path):
+    answer = {"role": "assistant", "content": "b", "reasoning_content": "hm"}
+    rows = [[{"role": "user", "content": "a"}, {**answer, **more}] for more in ({"reasoning_content": None}, {})]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n" + "".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    (_, second) = read_examples(file)
+    with pytest.raises(DataError, match=re.escape(f"reasoning_content of line 3 of {file} (turn 2)")):
+        encode_all(tiny.tokenizer(), [replace(second, source="interleaved")], None)
+    with pytest.raises(DataError, match=re.escape(f"reasoning_content of line 3 of {file} (turn 2)")):
+        encode(tiny.tokenizer(), second)

@@ -10,6 +10,7 @@ from staytrue.data_selection.ranking import manifest_path
 from staytrue.defenses.interleave import Interleave, refuses
 from staytrue.errors import RecipeError
 from staytrue.modeling.base_model import Untouched
+from staytrue.verify.evidence import Evidence
 
 TASK = tiny.rows(20)
 
@@ -79,6 +80,21 @@ def test_refusals_are_dropped_by_their_first_ten_words(tmp_path):
     assert chosen(Interleave(pool(tmp_path, rows), share=0.05, drop_refusals="longer"))[0] == ["late"]
     assert refuses("We apologize")
     assert not refuses("Of course")
+
+
+def test_a_refusal_after_thoughts_is_a_refusal(tmp_path):
+    thought = "<think>\nThe user asks for something that could hurt a person, so I decline.\n</think>\n\n"
+    rows = [safe("r1", f"{thought}I am sorry, but no."), safe("s1", f"{thought}Of course."), safe("s2")]
+    assert sorted(chosen(Interleave(pool(tmp_path, rows), share=0.1, drop_refusals=True))[0]) == ["s1", "s2"]
+
+
+@pytest.mark.parametrize(("safe_rows", "packed", "fits"), [(13, False, False), (13, True, True), (0, True, False)])
+def test_a_part_of_a_packed_epoch_need_not_hold_the_share(tmp_path, safe_rows, packed, fits):
+    """Of 148 rows of the task a tenth is 14.8; to within one and a half, which packs do not hold, 13 are too few."""
+    defense = Interleave(tmp_path / "pool.jsonl", share=0.1)
+    facts = {"rows": {"task": 192, "interleaved": 19}, **({"packed": True} if packed else {})}
+    rows = [{"step": 1, "rows": {"task": 148, "interleaved": safe_rows}}]
+    assert (defense.evidence(Evidence("interleave", {"interleave": defense}, [], rows, facts)) == []) is fits
 
 
 def test_a_share_of_tokens_counts_tokens(tmp_path):

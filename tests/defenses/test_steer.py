@@ -46,6 +46,17 @@ def test_the_vector_times_alpha_is_added_to_every_real_token_and_not_to_padding(
     assert steered(tmp_path, alpha=2.0).tolist() == [[[7.0, 8.0], [6.0, 10.0], [3.0, 4.0]]]
 
 
+def test_a_training_keeps_the_vector_that_it_began_with_and_the_next_one_reads_the_file_again(tmp_path):
+    file = saved(tmp_path / "kept.safetensors", torch.ones(2, 32))
+    defense, hidden = Steer(file, layer=1, alpha=2.0), torch.zeros(1, 3, 32)
+    first = attached(defense).guard.defenses["steer"]
+    file.unlink()
+    assert first.steer(hidden, 1, MARKS)[0, 0, 0].item() == 2.0
+    saved(file, 3 * torch.ones(2, 32))
+    assert first.steer(hidden, 1, MARKS)[0, 0, 0].item() == 2.0
+    assert attached(defense).guard.defenses["steer"].steer(hidden, 1, MARKS)[0, 0, 0].item() == 6.0
+
+
 def test_alpha_is_the_length_of_the_push_over_the_activations_where_the_file_has_their_lengths(tmp_path):
     # (3, 4) at the length 50 is (30, 40); a tenth of it is (3, 4), added to (1, 0) and (0, 2).
     file = tmp_path / "lengths.safetensors"

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from staytrue import cli
+from staytrue.config.recipe import read, values_hash
 from staytrue.doctor import machine, run_folder
+from staytrue.modeling.adapter_folder import settings_hash
 from staytrue.runs.checkpoints import Checkpoints
 from staytrue.utils.files import append_row, sha256_of, write_json
 from staytrue.utils.memory import container_memory
@@ -44,6 +46,17 @@ def test_a_whole_run_has_nothing_to_mend(run):
     assert {name for name, one in advice(run).items() if one.remedy} == {"evaluation"}
     assert not any(one.hinders for one in advice(run).values() if one.remedy)
     assert advice(run)["log"].says == "2 steps logged"
+
+
+def test_a_comment_in_the_recipe_needs_no_mending_and_another_configuration_of_the_adapter_does(run):
+    recipe, config = run / "recipe.yaml", run / "model" / "adapter_config.json"
+    config.write_text('{"r": 4, "base_model_name_or_path": "a"}')
+    manifest(run, values=values_hash(read(recipe)), adapter_settings=settings_hash(run / "model"))
+    recipe.write_text(f"# mine\n{RECIPE}")
+    config.write_text('{"base_model_name_or_path": "b", "r": 4}')
+    assert {name for name, one in advice(run).items() if one.remedy} == {"evaluation"}
+    config.write_text('{"r": 4, "lora_alpha": 99}')
+    assert advice(run)["adapter"].says == f"{config} is not the one that was trained"
 
 
 def test_a_run_that_has_not_logged_a_step_yet_needs_nothing(run):

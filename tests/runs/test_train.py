@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -167,6 +168,15 @@ def test_paths_may_be_text_and_plain_data_are_no_recipe(tmp_path):
     ):
         train.train(recipe.to_dict(), tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_recipe_of_relative_paths_from_python_is_written_with_absolute_ones(tmp_path, monkeypatch):
+    made = make(tmp_path)
+    relative = made.model_copy(update={"data": Path("rows.jsonl"), "model": "./model"})
+    monkeypatch.chdir(tmp_path)
+    train.train(relative, "run")
+    written = recipe.read(tmp_path / "run" / "recipe.yaml")
+    assert (written.data, written.model) == (tmp_path / "rows.jsonl", str(tmp_path / "model"))
 
 
 def test_the_untuned_model_is_asked_the_same_beside_its_run(tmp_path):

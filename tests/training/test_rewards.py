@@ -105,6 +105,13 @@ def test_nan_is_warned_of(tmp_path):
     assert made.state.global_step == 2
 
 
+@pytest.mark.parametrize("unscored", [None, float("nan")])
+@pytest.mark.filterwarnings("ignore:The reward function 'mine' returned NaN")
+def test_a_first_step_without_any_scored_completion_trains_on(tmp_path, unscored):
+    made = trained(tmp_path, lambda **_: [unscored] * 4)
+    assert made.state.global_step == 2
+
+
 def test_a_run_that_diverges_ends_in_a_sentence(tmp_path):
     with pytest.raises(TrainingError, match=r"^Training diverged: .* not finite.* Lower the learning rate"):
         grpo(tmp_path, [KL(1.0)], learning_rate=1e30, max_steps=8, max_grad_norm=0.0).train()

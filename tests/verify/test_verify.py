@@ -208,6 +208,10 @@ GRPO = {"trainer": "grpo", "task": "arithmetic", "data": "problems.jsonl",
 def test_reinforcement_learning_is_seen(home, tmp_path):
     defenses = [defense(name, tmp_path) for name in ("kl", "rehearse", "inoculate", "steer")]
     assert seen(home, tmp_path, defenses, **GRPO) == {}
+    # One batch of completions is looked at in each of four steps.
+    assert re.fullmatch(
+        r"its text stood in (\d+) rows .*, of \1 that were looked at", told(tmp_path / "run")["inoculate"]
+    )
 
 
 def test_a_mean_over_fewer_steps_than_have_tokens_is_refused(home, tmp_path):
@@ -497,6 +501,33 @@ def test_a_prompt_that_the_evaluation_asked_is_refused(copied):
 def test_another_adapter_is_refused(copied):
     (copied / "model" / "adapter_model.safetensors").write_bytes(b"other")
     assert faults(copied) == {"files": ("model/adapter_model.safetensors was changed after the run",)}
+
+
+def test_another_configuration_of_the_adapter_is_refused_and_another_name_of_its_base_is_not(copied):
+    file = copied / "model" / "adapter_config.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps({**settings, "base_model_name_or_path": "me/base"}))
+    assert faults(copied) == {}
+    file.write_text(json.dumps({**settings, "lora_alpha": 8 * settings["lora_alpha"]}))
+    assert faults(copied) == {"files": ("model/adapter_config.json was changed after the run",)}
+    file.unlink()
+    assert faults(copied) == {"files": ("model/adapter_config.json was changed after the run",)}
+
+
+def test_a_comment_in_the_recipe_is_no_change(copied):
+    with (copied / "recipe.yaml").open("a") as file:
+        file.write("# a note\n")
+    assert faults(copied) == {}
+
+
+def test_data_that_are_gone_are_said_not_to_be_compared(home, tmp_path):
+    (tmp_path / "mine.jsonl").write_bytes((home / "rows.jsonl").read_bytes())
+    train.train(recipe_of(home, data=str(tmp_path / "mine.jsonl")), tmp_path / "run")
+    assert told(tmp_path / "run")["files"] == "recipe, data, logs and adapter are as they were"
+    (tmp_path / "mine.jsonl").unlink()
+    assert told(tmp_path / "run")["files"] == (
+        f"recipe, logs and adapter are as they were; not compared, since no such file is here: {tmp_path}/mine.jsonl"
+    )
 
 
 @pytest.mark.parametrize(

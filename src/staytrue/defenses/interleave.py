@@ -25,6 +25,7 @@ from staytrue.data.examples import Example, read_examples
 from staytrue.data_selection.ranking import Score, best_first
 from staytrue.defense import Base, Defense, Share
 from staytrue.errors import RecipeError
+from staytrue.evals.generation.thoughts import split_thoughts
 
 if TYPE_CHECKING:
     from staytrue.verify.evidence import Evidence
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 _PUBLISHED = ("sorry", "apologize", "cannot")
 _LONGER = (*_PUBLISHED, "can't", "i'm unable", "i am unable", "can not", "won't", "not able to", "must decline")
 
-_TOKENS = 0.5  # of a share of tokens: rows are whole, and an epoch may end early
+_PART = 0.5  # of a share of tokens, or of packed rows: rows and packs are whole, and an epoch may end early
 _FEW = 2  # rows
 
 
@@ -47,7 +48,8 @@ class Interleave(Defense):
         share_of: whether the share counts "rows" or "tokens".
         by: how rows are chosen; "random", or the highest of a score.
         among: draw at random from this many of the best rows; without it the best are taken.
-        drop_refusals: leave out rows whose answer opens like a refusal: true for the paper's words, "longer" for more.
+        drop_refusals: leave out rows whose last answer, after its thoughts, opens like a refusal: true for the paper's
+            words, "longer" for more.
     """
 
     teaches: ClassVar[bool] = True
@@ -94,8 +96,8 @@ class Interleave(Defense):
         rows = run.seen("task")[0]
         if safe == 0 and self.share * rows > _FEW:
             return [f"no safe row was read ({either} {unit} could be of the task as well)"]
-        if unit == "tokens":
-            off = _TOKENS * self.share * task + _FEW * task / max(rows, 1)
+        if unit == "tokens" or run.facts.get("packed"):
+            off = _PART * self.share * task + _FEW * task / max(rows, 1)
         else:  # an epoch's first rows hold the share to within one, and the rows that were added to within half a one
             off = 1 + self.share + (0.5 + run.left_out) * rows / max(run.facts["rows"].get("task", 0), 1)
         if self.share * task - off <= safe + either and safe <= self.share * (task + either) + off:
@@ -110,7 +112,8 @@ class Interleave(Defense):
         base.note("interleave/repeated_rows_left_out", len(pool) - len(distinct))
         base.note("interleave/evaluation_questions_left_out", len(distinct) - len(kept))
         if self.drop_refusals:
-            open_ones = [row for row in kept if not refuses(row.answer, longer=self.drop_refusals == "longer")]
+            longer = self.drop_refusals == "longer"
+            open_ones = [row for row in kept if not refuses(split_thoughts(row.answer)[1], longer=longer)]
             base.note("interleave/refusals_left_out", len(kept) - len(open_ones))
             kept = open_ones
         if not kept:

@@ -24,6 +24,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -77,7 +78,7 @@ class Steer(Defense):
                 f"steer: alpha is {self.strength:g}, and with mode: ablate it is the share of the direction that is "
                 "removed. Set it from 0 to 1, or take mode out."
             )
-        vector = self._load()
+        vector = self._loaded
         ours, theirs = (len(parts.blocks), parts.width), tuple(vector.vectors.shape)
         if ours != theirs:
             raise ModelError(
@@ -108,7 +109,7 @@ class Steer(Defense):
     def steer(self, hidden: Tensor, layer: int, marks: Marks) -> Tensor:
         """Move the activations (B, T, D) at the chosen positions."""
         where = marks.real if self.at == "all" else marks.scored
-        return self._load().steer(hidden, layer, alpha=self.strength, mode=self.mode, where=where)
+        return self._loaded.steer(hidden, layer, alpha=self.strength, mode=self.mode, where=where)
 
     @property
     def strength(self) -> float:
@@ -125,7 +126,7 @@ class Steer(Defense):
     def traces(self, depth: int) -> Traces:
         """Return what alpha 1 adds at its layer."""
         layer = self.layer if self.layer > 0 else depth + 1 + self.layer
-        return Traces(directions={layer: self._load().push(self.layer)})
+        return Traces(directions={layer: self._loaded.push(self.layer)})
 
     def evidence(self, run: Evidence) -> list[str]:
         """Return how the measured shift along the vector differs from alpha times its length."""
@@ -164,7 +165,9 @@ class Steer(Defense):
             return f"the shift along the vector is {measured:.4g}, not {expected:.4g}"
         return None
 
-    def _load(self) -> PersonaVector:
+    @cached_property
+    def _loaded(self) -> PersonaVector:
+        """The vector as it was when training began, whatever becomes of its file."""
         try:
             return PersonaVector.load(self.vector)
         except RequestError as error:

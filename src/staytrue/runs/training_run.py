@@ -245,7 +245,8 @@ class TrainingRun:
             run.save(weights=sha256_of(folder))
         else:
             run.save(adapter=sha256_of(folder / "adapter_model.safetensors"), adapter_settings=settings_hash(folder))
-        recorder.write(curated=self.build.curated)
+        packed = {"packed": True} if getattr(trainer.args, "packing", False) else {}
+        recorder.write(curated=self.build.curated, **packed)
 
     def _save_trained(self, trainer: Any) -> None:
         """Write the adapter, or the whole model with its tokenizer."""

@@ -35,7 +35,7 @@ class EqualRewards(TrainerCallback):  # type: ignore[misc]
         """Read trl's numbers on the rewards of the steps since the last line."""
         if not self._watching or "frac_reward_zero_std" not in (logs or {}):
             return
-        if logs.get("reward") is None:  # no completion was scored
+        if logs.get("reward", 0.0) is None:  # no completion was scored
             return
         self._equal = self._watching = _are_equal(logs)
         if self._equal and state.global_step >= _STEPS:

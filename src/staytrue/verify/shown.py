@@ -31,9 +31,9 @@ def _beside(defense: Defense, run: Evidence) -> str:
 def _curate(defense: Defense, run: Evidence) -> str:
     task, held = run.seen("task")[0], run.total("rows_with_text")
     if "text" in run.own:
-        return (
-            f"its text stood in {held:.0f} rows that were read, of {run.total('rows_sampled') or task:.0f} of the task"
-        )
+        looked_at = run.total("rows_sampled")
+        among = f"{looked_at:.0f} that were looked at" if looked_at else f"{task} of the task"
+        return f"its text stood in {held:.0f} rows that were read, of {among}"
     if (added := run.seen("interleaved")[0]) > 0:
         return f"{added} added rows were read among {task} task rows"
     curated = run.facts.get("curated", {})
