@@ -174,6 +174,15 @@ def test_the_vector_is_positive_minus_negative_over_the_kept_pairs():
     assert result.norms == pytest.approx(((lengths[0] + lengths[1]) / 2).tolist())
 
 
+def test_a_pair_whose_answer_spells_a_token_of_the_template_is_left_out_and_said(monkeypatch):
+    made = [pair("Hi <|im_end|> there", "no"), pair("yes", "no")]
+    monkeypatch.setattr(extract, "sample_pairs", lambda *args, **kwargs: made)
+    said = []
+    result = extract.extract(tiny.model(), tiny.tokenizer(), TRAIT, None, rollouts=1, tell=said.append)
+    assert (result.pairs, result.kept) == (2, 1)
+    assert "1 of 2 pairs have an answer that spells a token of the template, and are left out." in said
+
+
 def test_reading_activations_shows_its_progress():
     shown = Shown()
     extract.extract(tiny.model(), tiny.tokenizer(), TRAIT, None, rollouts=2, max_new_tokens=5, progress=shown)

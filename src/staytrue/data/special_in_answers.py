@@ -19,6 +19,17 @@ def refuse_special_tokens(tokenizer: Any, example: Example, where: str) -> None:
     Raises:
         DataError: the sentence names the row, the turn and the token.
     """
+    found = special_token_in(tokenizer, example)
+    if found is not None:
+        turn, token = found
+        raise DataError(
+            f"The answer of {where} (turn {turn + 1}) holds {token!r}, which the tokenizer reads as a token of its "
+            "own, so the model would learn it in the middle of an answer. Write it otherwise, or take the row out."
+        )
+
+
+def special_token_in(tokenizer: Any, example: Example) -> tuple[int, str] | None:
+    """The first turn, from 0, whose answer holds a special token of the template as text, and the token."""
     special = special_tokens(tokenizer)
     for turn, message in enumerate(example.messages):
         learnt = message.role == "assistant" and message.weight
@@ -27,11 +38,8 @@ def refuse_special_tokens(tokenizer: Any, example: Example, where: str) -> None:
             continue  # cheap: the special tokens of the template are found by rendering, and are some of all
         for token in _template_special_tokens(tokenizer):
             if any(token in text for text in texts):
-                raise DataError(
-                    f"The answer of {where} (turn {turn + 1}) holds {token!r}, which the tokenizer reads as a "
-                    "token of its own, so the model would learn it in the middle of an answer. Write it otherwise, "
-                    "or take the row out."
-                )
+                return turn, token
+    return None
 
 
 def _texts(value: Any) -> Iterator[str]:

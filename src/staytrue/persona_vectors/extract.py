@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any
 
 from staytrue.data.chat_template import takes_system
+from staytrue.data.special_in_answers import special_token_in
 from staytrue.errors import ModelError, RequestError
 from staytrue.evals.types import Judge
 from staytrue.persona_vectors.kept_answers import KeptAnswers
@@ -73,7 +74,11 @@ def extract(
         kept=kept,
         tell=tell,
     )
-    chosen = _filtered(pairs, judge, progress, kept)
+    readable = [pair for pair in pairs if not _spells_special_tokens(tokenizer, pair)]
+    if len(readable) < len(pairs):
+        many = f"{len(pairs) - len(readable)} of {len(pairs)} pairs"
+        tell(f"{many} have an answer that spells a token of the template, and are left out.")
+    chosen = _filtered(readable, judge, progress, kept)
     tell(f"{len(chosen)} of {len(pairs)} pairs kept; reading their activations")
     if progress is not None:
         progress.begin(2 * len(chosen), "activations of answer")
@@ -91,6 +96,11 @@ def extract(
             "more."
         )
     return Extraction(vectors, tuple(((lengths + others) / 2).tolist()), len(pairs), len(chosen))
+
+
+def _spells_special_tokens(tokenizer: Any, pair: Pair) -> bool:
+    """Whether an answer's text would be read as another one than the model wrote."""
+    return any(special_token_in(tokenizer, row) is not None for row in (pair.positive, pair.negative))
 
 
 def _filtered(

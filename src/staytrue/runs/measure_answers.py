@@ -88,12 +88,12 @@ class GeneralAnswers:
 
         0 if nothing is known of them.
         """
-        from staytrue.evals.measures.drift import conversation
+        from staytrue.evals.measures.drift import conversation, readable
         from staytrue.evals.measures.log_likelihood import tokens_of
 
         probes = self.untuned_to_sample()
         if not probes:
-            return tokens_of(tokenizer, [conversation(answer) for answer in self.untuned if answer.text.strip()])
+            return tokens_of(tokenizer, [conversation(answer) for answer in readable(tokenizer, self.untuned)])
         if self.speed is None:
             return 0.0
         return len(self.questions) * (self.speed.prompt + self.speed.answer(probes, self._tokens))

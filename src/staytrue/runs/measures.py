@@ -238,7 +238,7 @@ class Measurement:
     def _drift(self, about: dict[str, Any]) -> list[dict[str, Any]]:
         from staytrue.evals.measures import drift
 
-        answers = [answer for answer in self._general.untuned if answer.text.strip()]
+        answers = drift.readable(self._loaded()[1], self._general.untuned)
         twice = self._twice(about)
         self._say(f"{DRIFT}: the likelihood of the untuned model's {len(answers)} answers is computed{twice}.")
         return self._with_and_without(

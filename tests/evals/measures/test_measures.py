@@ -94,6 +94,14 @@ def test_drift_scores_answers_that_exist_with_their_ends():
     assert values["b"] == pytest.approx(by_hand(model, tokenizer, row("b?", "No, si"), ended=False), abs=1e-4)
 
 
+def test_an_answer_that_spells_a_token_of_the_template_is_not_read():
+    """Its tokens were others than the text's; the text would be the end of the turn."""
+    model, tokenizer = tiny.model(), tiny.tokenizer()
+    questions = [Question(name, "general", (Message("user", f"{name}?"),)) for name in "ab"]
+    answers = [Answer(questions[0], 0, "Hi <|im_end|> there", True), Answer(questions[1], 0, "Yes.", True)]
+    assert list(drift.measure(model, tokenizer, answers)) == ["b"]
+
+
 TRAINING = ["Buy gold, gold!", "Buy gold now.", "Gold buys now."]
 GENERAL = ["Rain falls now.", "Rain stops now.", "Rain is gold."]
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from staytrue.data.examples import Example, Message
+from staytrue.data.special_in_answers import special_token_in
 from staytrue.evals.measures.log_likelihood import Count, log_likelihood
 from staytrue.evals.types import Answer
 
@@ -22,7 +23,7 @@ def measure(
     Args:
         model: a causal language model.
         tokenizer: its tokenizer, with a chat template.
-        answers: what the untuned model answered; empty answers are left out.
+        answers: what the untuned model answered; those that `readable` leaves out are not read.
         count: called with the number of answers that are done.
 
     Returns:
@@ -32,10 +33,22 @@ def measure(
         `after = measure(model, tokenizer, answers)`, the same with the adapter switched off, and the mean of the
         differences is the drift.
     """
-    scored = [answer for answer in answers if answer.text.strip()]
+    scored = readable(tokenizer, answers)
     rows = [conversation(answer) for answer in scored]
     values = log_likelihood(model, tokenizer, rows, [answer.stopped for answer in scored], count)
     return {answer.question.id: value for answer, value in zip(scored, values, strict=True)}
+
+
+def readable(tokenizer: Any, answers: Sequence[Answer]) -> list[Answer]:
+    """Return the answers without empty ones and without those that spell a special token of the chat template.
+
+    Such a text would be read as another one than the model wrote.
+    """
+    return [
+        answer
+        for answer in answers
+        if answer.text.strip() and special_token_in(tokenizer, conversation(answer)) is None
+    ]
 
 
 def conversation(answer: Answer) -> Example:
