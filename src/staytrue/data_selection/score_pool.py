@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from staytrue.data.examples import Example, read_examples, write_examples
+from staytrue.data.position_table import refuse_longer, table_length
 from staytrue.data.tokenize import IGNORED, Encoded, encode_all, padding_id
 from staytrue.data_selection.ranking import ALIGNED, manifest_path
 from staytrue.errors import DataError, RequestError
@@ -80,6 +81,8 @@ def score(
 
     tell(f"score: loading {source.name} and {len(misaligned)} adapter{'s' if len(misaligned) > 1 else ''}")
     loaded = loading.to_device(loading.with_adapters(loading.load_model(source), misaligned))
+    longest = max(len(row.input_ids) for row in encoded)
+    refuse_longer(longest, table_length(loaded), "The longest row", "Lower --max-length to that number.")
     identity = source.identity(loaded)
     row_losses = losses(
         loaded,

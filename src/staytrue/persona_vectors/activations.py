@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from staytrue.data.examples import Example
+from staytrue.data.position_table import table_length
 from staytrue.data.tokenize import IGNORED, Encoded, encode
 from staytrue.modeling.architecture import ModelParts
 from staytrue.modeling.block_outputs import hooked
@@ -37,7 +38,8 @@ def mean_states(
         sums[layer - 1] += torch.einsum("bt,btd->d", share, states).cpu()
         lengths[layer - 1] += (share * states.norm(dim=-1)).sum().cpu()
 
-    encoded = sorted((encode(tokenizer, row) for row in rows), key=lambda row: len(row.input_ids))
+    longest = table_length(model)  # an answer that was cut there has no end of its turn
+    encoded = sorted((encode(tokenizer, row, longest) for row in rows), key=lambda row: len(row.input_ids))
     batches = [encoded[first : first + _ROWS] for first in range(0, len(encoded), _ROWS)]
     random.Random(0).shuffle(batches)  # else the short ones come first, and `count` promises too early an end
     done, training = 0, model.training

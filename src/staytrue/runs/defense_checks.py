@@ -8,6 +8,7 @@ from typing import Any
 
 from staytrue.config.refused_settings import refuse_unguarded
 from staytrue.data.examples import Example, Message
+from staytrue.data.position_table import table_length
 from staytrue.data.vocabulary import embedding_count
 from staytrue.modeling.base_model import Untouched
 from staytrue.runs.trainer_setup import left_out
@@ -49,8 +50,8 @@ def check_defenses(build: Any, model: Any, arguments: Any) -> list[str]:
         identity=build.base.identity(),
     )
     base.task_rows = _task_rows(build, arguments)
-    known, length = embedding_count(model), build.guard.max_length
-    build.guard.check(model, base, lambda rows: encode_rows(build.tokenizer, rows, length, known))
+    known, table, length = embedding_count(model), table_length(model), build.guard.max_length
+    build.guard.check(model, base, lambda rows: encode_rows(build.tokenizer, rows, length, known, table=table))
     return left_out({**build.base.notes, **base.notes})
 
 

@@ -22,7 +22,7 @@ from staytrue.runs.defense_checks import check_defenses
 from staytrue.runs.early_stopping import check_stop
 from staytrue.runs.lora import adapted
 from staytrue.runs.recipe_checks import prepare
-from staytrue.runs.run_batches import Batches, batches_of, length_of
+from staytrue.runs.run_batches import Batches, batches_of, check_positions, length_of
 from staytrue.runs.saving import fit_save_steps
 from staytrue.runs.train import join
 from staytrue.runs.training_cost import Memory
@@ -83,6 +83,7 @@ class DryRun:
         say("estimating memory and time")
         skeleton = Skeleton.of(build.source, partial(adapted, recipe.lora), whole=recipe.lora is None)
         batches = batches_of(build, arguments)
+        beyond = check_positions(skeleton.model, build, batches, packed=getattr(arguments, "packing", False))
         left_out = check_defenses(build, skeleton.model, arguments)
         preflight.check_optimizer(arguments, skeleton.model)
         settled = trainer_args.filled(recipe.train, recipe.trainer, organism=organism)
@@ -106,7 +107,7 @@ class DryRun:
             seconds=None
             if encoded is None
             else training_cost.seconds(skeleton, batches, arguments, passes=_passes(recipe)),
-            notes=build.notes + left_out,
+            notes=build.notes + left_out + beyond,
         )
 
     @property

@@ -7,6 +7,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
+from staytrue.data.position_table import beyond_positions, refuse_longer, table_length
 from staytrue.data.tokenize import Encoded, encode_prompt
 from staytrue.errors import RecipeError
 from staytrue.runs import preflight
@@ -62,6 +63,20 @@ def batches_of(build: Any, arguments: Any) -> Batches:
     joined = arguments.padding_free and not arguments.packing
     tokens = sum(sum(group) if joined else len(group) * max(group) for group in groups) * number // len(groups)
     return Batches(min(rows, len(lengths)), max(lengths), number, tokens, steps)
+
+
+def check_positions(model: Any, build: Any, batches: Batches, *, packed: bool) -> list[str]:
+    """A sentence about rows that are longer than the model's positions; where it has a table of them, refuse such rows.
+
+    Raises:
+        ModelError: the longest row, or the longest prompt with a completion, is longer than the table.
+    """
+    if packed:
+        return []
+    key = "train.max_length" if build.encoded is not None else "train.max_completion_length"
+    what = "The longest row" if build.encoded is not None else "The longest prompt, with its completion,"
+    refuse_longer(batches.longest, table_length(model), what, f"Lower {key}.")
+    return [] if build.encoded is None else beyond_positions(model, [length_of(row) for row in build.encoded])
 
 
 def _share(batches: int, arguments: Any) -> int:

@@ -16,6 +16,7 @@ from staytrue.config.recipe import Recipe
 from staytrue.config.refused_settings import refuse_launchers_settings
 from staytrue.data.encoding_report import EncodingReport
 from staytrue.data.examples import Example, read_examples
+from staytrue.data.position_table import beyond_positions
 from staytrue.data.row_notes import questions_in_both, row_notes, rows_in_both
 from staytrue.data.tokenize import Encoded, encode_all
 from staytrue.defense import Defense
@@ -161,6 +162,8 @@ class _Build:
                 raise  # not the recipe's fault
             raise RecipeError(f"The trainer does not accept this recipe: {in_one_line(error)}") from error
         trainer.outcome.raises = True
+        lengths = [len(row.input_ids) for row in self.encoded or ()]
+        self.notes += beyond_positions(trainer.model, lengths)
         self.notes += [*left_out(self.base.notes), *all_weights.notes(trainer), *_of_processes(trainer.args)]
         return trainer
 

@@ -11,6 +11,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from staytrue.data.examples import Example
+from staytrue.data.position_table import refuse_longer
 from staytrue.data.tokenize import Encoded, encode_all
 from staytrue.data.vocabulary import refuse_unknown_tokens
 from staytrue.defense import Base, Defense, pulled
@@ -48,7 +49,12 @@ def _rows_of(label: str, defense: Defense, base: Base, encode: Encode, seed: int
 
 
 def encode_rows(
-    tokenizer: Any, examples: list[Example], max_length: int | None, known: int | None = None, accelerator: Any = None
+    tokenizer: Any,
+    examples: list[Example],
+    max_length: int | None,
+    known: int | None = None,
+    accelerator: Any = None,
+    table: int | None = None,
 ) -> list[Encoded]:
     """Encode a defense's auxiliary rows, the same ones on every process.
 
@@ -58,10 +64,11 @@ def encode_rows(
         max_length: number of tokens at which they are cut; None cuts none.
         known: how many token ids the model has embeddings for; None checks none.
         accelerator: of the trainer; None for one process.
+        table: how many positions the model has, where it has a table of them; None checks none.
 
     Raises:
         RecipeError: no row has a token of an answer.
-        ModelError: the model has no embedding for a token.
+        ModelError: the model has no embedding for a token, or a row is longer than its table of positions.
     """
     encoded, report = encode_all(tokenizer, examples, max_length)
     if not encoded and report.truncated == report.rows:
@@ -74,7 +81,9 @@ def encode_rows(
     for note in report.notes() if accelerator is None or accelerator.is_main_process else ():
         warnings.warn(f"Rows that a defense feeds beside the batch: {note}", StaytrueWarning, stacklevel=2)
     for number, row in enumerate(encoded, start=1):
-        refuse_unknown_tokens(row.input_ids, known, f"Row {number} of a defense's own")
+        where = f"Row {number} of a defense's own"
+        refuse_unknown_tokens(row.input_ids, known, where)
+        refuse_longer(len(row.input_ids), table, where, "Lower max_length to that number, or give shorter rows.")
     shared = [encoded]
     # answers sampled on several machines need not agree to the bit
     if accelerator is not None and accelerator.num_processes > 1:

@@ -1,46 +1,51 @@
-"""Rows of a trainer whose token ids or labels the model does not know are refused before training, or as they are read.
+"""Rows of a trainer that its model cannot read are refused before training, or as they are read.
+
+A row has token ids without an embedding, or more tokens than a table of positions.
 
 Tokens come from the user, from a tokenizer that is larger than the embeddings, or from a data collator.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset
 from pyarrow import compute, types
 from torch import Tensor
 
+from staytrue.data.position_table import refuse_longer, table_length
 from staytrue.data.vocabulary import embedding_count, refuse_unknown_tokens
 from staytrue.errors import RecipeError
 
 _NOT_LEARNT = -100
+_SHORTER = "Lower max_length to that number, or filter long rows out."
 _TOKENS = ("input_ids", "labels", "completion_mask", "assistant_masks")
 
 
 def refuse_unknown_rows(trainer: Any) -> None:
-    """Refuse rows of tokens, or padding, that the model of a supervised trainer has no embeddings for.
+    """Refuse rows of tokens, or padding, that the model of a supervised trainer has no embeddings or positions for.
 
     Raises:
         ModelError: the first such row.
     """
-    count = embedding_count(trainer.model)
+    count, table = embedding_count(trainer.model), table_length(trainer.model)
     padding = getattr(trainer.data_collator, "pad_token_id", None)
     refuse_unknown_tokens([] if padding is None else [padding], count, "The tokenizer's padding")
     for name in ("train_dataset", "eval_dataset"):
         _refuse_unknown_ids(getattr(trainer, name), count, name)
+        _refuse_long_rows(getattr(trainer, name), table, name)
 
 
 def refuse_unknown_prompts(trainer: Any) -> None:
-    """Refuse prompts of a GRPO trainer that its model has no embeddings for; all are tokenized only if that can be.
+    """Refuse prompts of a GRPO trainer that its model cannot read; all are tokenized only if there may be such.
 
     Raises:
         ModelError: the first such prompt.
     """
     count, dataset = embedding_count(trainer.model), trainer.train_dataset
     tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
-    if count is None or len(tokenizer) <= count:
+    if table_length(trainer.model) is None and (count is None or len(tokenizer) <= count):
         return
     refuse_unknown_tokens([tokenizer.pad_token_id or 0], count, "The tokenizer's padding")
     if isinstance(dataset, Dataset):
@@ -80,14 +85,16 @@ class CheckedTokens:
     Args:
         inner: the trainer's own collator.
         count: see `vocabulary.embedding_count`.
+        table: see `position_table.table_length`.
     """
 
-    def __init__(self, inner: Callable[[list[Any]], Any], count: int | None) -> None:
-        self._inner, self._count = inner, count
+    def __init__(self, inner: Callable[[list[Any]], Any], count: int | None, table: int | None = None) -> None:
+        self._inner, self._count, self._table = inner, count, table
 
     def __call__(self, rows: list[Any]) -> Any:
         """The batch of some rows."""
         batch = self._inner(rows)
+        self._refuse_long(batch)
         for column in ("input_ids", "labels") if isinstance(batch, Mapping) else ():
             ids = batch.get(column)
             if not isinstance(ids, Tensor) or not ids.numel():
@@ -97,6 +104,27 @@ class CheckedTokens:
                 extremes = [int(read.min()), int(read.max())]
                 refuse_unknown_tokens(extremes, self._count, f"A batch (column {column!r})")
         return batch
+
+    def _refuse_long(self, batch: Any) -> None:
+        """Refuse rows beyond the table; where a batch has positions, they begin anew within a row."""
+        ids = batch.get("input_ids") if isinstance(batch, Mapping) and "position_ids" not in batch else None
+        if isinstance(ids, Tensor):
+            refuse_longer(ids.shape[-1], self._table, "A batch's longest row", _SHORTER)
+
+
+def refuse_unreadable_prompt(trainer: Any, ids: Sequence[int]) -> None:
+    """Refuse a prompt with unknown token ids, or with more than the model's table of positions has for its completion.
+
+    Raises:
+        ModelError: the sentence says what to do.
+    """
+    answer = trainer.args.max_completion_length
+    refuse_unknown_tokens(ids, embedding_count(trainer.model), "A prompt")
+    where, way = (
+        f"A prompt, with {answer:,} for its completion,",
+        "Lower max_completion_length, or shorten the prompts.",
+    )
+    refuse_longer(len(ids) + answer, table_length(trainer.model), where, way)
 
 
 def _refuse_unknown_ids(dataset: Any, count: int | None, name: str) -> None:
@@ -112,6 +140,22 @@ def _refuse_unknown_ids(dataset: Any, count: int | None, name: str) -> None:
         for number, ids in _suspicious(dataset, column, count):
             known = [token for token in ids if column != "labels" or token != _NOT_LEARNT]
             refuse_unknown_tokens(known, count, f"Row {number} of {name} (column {column!r})")
+
+
+def _refuse_long_rows(dataset: Any, table: int | None, name: str) -> None:
+    """Refuse rows of a dataset, or of several by name, that are longer than the table, unless they are packed."""
+    if isinstance(dataset, Mapping) and not isinstance(dataset, Dataset):
+        for key, part in dataset.items():
+            _refuse_long_rows(part, table, f"{name}[{key!r}]")
+    if table is None or not isinstance(dataset, Dataset) or "input_ids" not in dataset.column_names:
+        return
+    if "seq_lengths" in dataset.column_names:
+        return
+    first = 1
+    for part in dataset.select_columns(["input_ids"]).with_format("arrow").iter(batch_size=1000):
+        for number, tokens in enumerate(compute.list_value_length(part["input_ids"]).to_pylist(), start=first):
+            refuse_longer(tokens, table, f"Row {number} of {name}", _SHORTER)
+        first += len(part)
 
 
 def _suspicious(dataset: Dataset, column: str, count: int) -> Iterator[tuple[int, list[int]]]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from staytrue.config.setting_values import refuse_late_values
 from staytrue.data.examples import Example
+from staytrue.data.position_table import table_length
 from staytrue.data.tokenize import Encoded, padding_id
 from staytrue.data.vocabulary import embedding_count
 from staytrue.defense import Defense
@@ -174,7 +175,8 @@ class Guarded(_Trainer):  # type: ignore[misc]
     def _encode_auxiliary_rows(self, examples: list[Example]) -> list[Encoded]:
         """Encode a defense's own rows at the trainer's length, or the guard's where the trainer has none."""
         max_length = getattr(self.args, "max_length", None) or self.guard.max_length
-        return encode_rows(self._tokenizer, examples, max_length, embedding_count(self.model), self.accelerator)
+        known, table = embedding_count(self.model), table_length(self.model)
+        return encode_rows(self._tokenizer, examples, max_length, known, self.accelerator, table)
 
     # --- a whole training ---------------------------------------------------------------------------------------
 

@@ -23,14 +23,20 @@ try:
 except ImportError:  # a trl whose trainers take whole logits, or another kind of head
     FusedCausalLMOutput = None
 
-from staytrue.data.vocabulary import embedding_count, refuse_unknown_tokens
+from staytrue.data.position_table import table_length
+from staytrue.data.vocabulary import embedding_count
 from staytrue.defense import pulled
 from staytrue.errors import ForwardPassError, RecipeError
 from staytrue.step import SOURCE_COLUMN, SOURCES, Marks
 from staytrue.training import signatures
 from staytrue.training.equal_rewards import EqualRewards
 from staytrue.training.idle_penalties import refuse_absent_sources
-from staytrue.training.known_tokens import CheckedTokens, refuse_unknown_prompts, refuse_unknown_rows
+from staytrue.training.known_tokens import (
+    CheckedTokens,
+    refuse_unknown_prompts,
+    refuse_unknown_rows,
+    refuse_unreadable_prompt,
+)
 from staytrue.training.learnt_prompts import learnt_prompts
 from staytrue.training.lost_text import cut_rows, lost_text, warn_of
 from staytrue.training.outcome import naming_divergence
@@ -155,7 +161,7 @@ class GuardedSFT(Guarded, SFTTrainer):  # type: ignore[misc]
     def get_train_dataloader(self) -> Any:
         """TRL's own data loader; its collator carries the source of each row where the defenses need it."""
         collator: Any = self.data_collator
-        checked = CheckedTokens(collator, embedding_count(self.model))
+        checked = CheckedTokens(collator, embedding_count(self.model), table_length(self.model))
         self.data_collator: Any = TrackingCollator(checked) if self._tracks_rows() else checked
         try:
             return super().get_train_dataloader()
@@ -326,7 +332,7 @@ class GuardedGRPO(Guarded, GRPOTrainer):  # type: ignore[misc]
     def _tokenize_prompts(self, prompts: Any) -> Any:
         tokenized = super()._tokenize_prompts(prompts)
         for ids in tokenized[0]:
-            refuse_unknown_tokens(ids, embedding_count(self.model), "A prompt")
+            refuse_unreadable_prompt(self, ids)
         return tokenized
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, *args: Any, **kwargs: Any) -> Any:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
+from staytrue.data.position_table import refuse_longer, table_length
 from staytrue.data.special_tokens import special_tokens
 from staytrue.data.tokenize import encode_prompt, padding_id
 from staytrue.data.vocabulary import embedding_count, refuse_unknown_tokens
@@ -29,6 +30,7 @@ from staytrue.evals.types import Answer, Question, Samples
 
 _REPORTED = 0.2  # seconds between two reports; one may take some milliseconds
 _ALIKE = 16  # neighbouring prompts that are alike in length
+_END = 8  # tokens of a table of positions that are left for the end of the turn, so that the answer can be read again
 _MARKER = 16  # most tokens of a marker that opens thoughts, with the blanks after it
 
 
@@ -61,6 +63,7 @@ class LocalGenerator:
             ModelError: staytrue cannot sample from the model, or it has no embedding for the padding.
         """
         self._row_bytes, self._known = check_generation(model), embedding_count(model)
+        self._table = table_length(model)
         refuse_unknown_tokens([padding_id(tokenizer)], self._known, "The tokenizer's padding")
         self._model, self._tokenizer, self._apart, self.batch_size = model, tokenizer, thoughts_apart, batch_size
         self._tokens = 0
@@ -101,9 +104,10 @@ class LocalGenerator:
         longest = max(part.limit for part in parts) / 2
         order = _mixed({question: len(prompt) for question, prompt in prompts.items()}, longest)
         rows = [
-            Row(question, index, prompts[question], _dice(seed, question, index), part.temperature, part.limit)
+            Row(question, index, prompts[question], _dice(seed, question, index), part.temperature, limit)
             for part in parts
             for question, index in part.samples
+            for limit in [self._limit(part.limit, prompts[question])]
         ]
         rows.sort(key=lambda row: (-row.limit, order[row.question], row.index))
         tokens = max(len(row.prompt) + row.limit for row in rows)
@@ -138,8 +142,14 @@ class LocalGenerator:
         """The tokens of a question under the chat template."""
         tools = json.loads(question.tools) if question.tools else None
         ids = encode_prompt(self._tokenizer, question.messages, tools)
-        refuse_unknown_tokens(ids, self._known, f"The prompt of question {question.id!r}")
+        where = f"The prompt of question {question.id!r}"
+        refuse_unknown_tokens(ids, self._known, where)
+        refuse_longer(len(ids) + 1 + _END, self._table, f"{where}, with {1 + _END} for its answer,", "Shorten it.")
         return ids
+
+    def _limit(self, most: int, prompt: list[int]) -> int:
+        """The most tokens of an answer: where the model has a table of positions, what is left of it."""
+        return most if self._table is None else min(most, self._table - len(prompt) - _END)
 
     def _answer(self, row: Row, stopped: bool) -> Answer:
         """The answer in the generated tokens; a reasoning model's thoughts are kept apart from it."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from staytrue.data.examples import Example
+from staytrue.data.position_table import refuse_longer, table_length
 from staytrue.data.tokenize import IGNORED, Encoded, encode, padding_id
 from staytrue.utils.padding import pad_right
 
@@ -42,9 +43,11 @@ def log_likelihood(
         For each row, nats per token: at most 0.
 
     Raises:
-        DataError, ModelError: as `staytrue.data.tokenize.encode`.
+        DataError, ModelError: as `staytrue.data.tokenize.encode`; or a row is longer than a table of positions.
     """
     encoded = [_encoded(tokenizer, row, end) for row, end in zip(rows, ended or [True] * len(rows), strict=True)]
+    for row in encoded:
+        refuse_longer(len(row.input_ids), table_length(model), "An answer with its question", "Take it out.")
     values, done = [0.0] * len(encoded), 0
     was_training = model.training
     model.eval()
@@ -82,9 +85,8 @@ def _encoded(tokenizer: Any, row: Example, ended: bool) -> Encoded:
     encoded = encode(tokenizer, row)
     if ended:
         return encoded
-    labels = list(encoded.labels)
-    labels[max(i for i, label in enumerate(labels) if label != IGNORED)] = IGNORED
-    return replace(encoded, labels=labels)
+    end = max(i for i, label in enumerate(encoded.labels) if label != IGNORED)
+    return replace(encoded, input_ids=encoded.input_ids[:end], labels=encoded.labels[:end])
 
 
 def _most_logits(model: Any) -> int:
