@@ -26,9 +26,10 @@ from staytrue.defenses.l2init import L2Init
 from staytrue.defenses.safegrad import SafeGrad
 from staytrue.defenses.safelora import SafeLoRA
 from staytrue.defenses.steer import Steer
-from staytrue.errors import StaytrueError
+from staytrue.errors import RequestError, StaytrueError
 from staytrue.modeling.architecture import ModelParts
 from staytrue.runs import train
+from staytrue.runs.eval_request import EvalRequest, for_run
 from staytrue.step import Activations, Step
 from staytrue.training import defense_fit
 from staytrue.training.guard import Guard
@@ -512,6 +513,18 @@ def test_another_configuration_of_the_adapter_is_refused_and_another_name_of_its
     assert faults(copied) == {"files": ("model/adapter_config.json was changed after the run",)}
     file.unlink()
     assert faults(copied) == {"files": ("model/adapter_config.json was changed after the run",)}
+
+
+def test_other_reserved_rows_are_refused_by_verify_and_by_an_evaluation(home, tmp_path):
+    train.train(recipe_of(home, holdout=0.25), tmp_path / "run")
+    file, request = tmp_path / "run" / "holdout.jsonl", EvalRequest(("in_domain",), samples=1)
+    assert len(for_run(tmp_path / "run", request).held_out) == 6  # of 24
+    file.write_text(file.read_text().split("\n")[0] + "\n")
+    for says in ("holdout.jsonl was changed after the run", "holdout.jsonl is missing"):
+        assert faults(tmp_path / "run") == {"files": (says,)}
+        with pytest.raises(RequestError, match=r"holdout\.jsonl does not hold the reserved rows of the run"):
+            for_run(tmp_path / "run", request)
+        file.unlink(missing_ok=True)
 
 
 def test_a_comment_in_the_recipe_is_no_change(copied):

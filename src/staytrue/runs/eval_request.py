@@ -148,16 +148,30 @@ def for_run(run: Path, request: EvalRequest, *, untuned: bool = False) -> EvalRe
         untuned: the run's model before training answers.
 
     Raises:
-        RequestError: there is no run, it did not finish, or its model is not what it was trained on.
+        RequestError: there is no run, it did not finish, its model is not what it was trained on, or its reserved rows
+            are not those that it wrote.
     """
     trained = finished_model(run, untuned=untuned)
-    file = run / "holdout.jsonl"
-    held_out = read_examples(file) if file.exists() else []
+    manifest = RunDir.open(run).manifest
+    held_out = _reserved(run / "holdout.jsonl", manifest)
     if not untuned:
         request = replace(request, adapter=trained.adapter, weights=trained.weights)
     request = replace(request, untuned=untuned)
-    hashes = RunDir.open(run).manifest["data"]
-    return _for_recipe(read(run / "recipe.yaml"), held_out, request, hashes)
+    return _for_recipe(read(run / "recipe.yaml"), held_out, request, manifest["data"])
+
+
+def _reserved(file: Path, manifest: Mapping[str, Any]) -> list[Example]:
+    """The rows that a run reserved.
+
+    Raises:
+        RequestError: they are others than the run wrote, or gone; older manifests have no hash.
+    """
+    expected = manifest.get("logs", {}).get(file.name)
+    if expected is not None and not (file.exists() and sha256_of(file) == expected):
+        raise RequestError(
+            f"{file} does not hold the reserved rows of the run, so other questions would be asked. Restore it."
+        )
+    return read_examples(file) if file.exists() else []
 
 
 def for_recipe(recipe: Recipe, request: EvalRequest) -> EvalRequest:

@@ -32,7 +32,7 @@ from staytrue.utils.validation import in_one_line
 if TYPE_CHECKING:
     from staytrue.runs.stop_signals import StopSignal
 
-_HASHED = ("metrics.jsonl", "evidence.jsonl", "evidence.json")
+_HASHED = ("metrics.jsonl", "evidence.jsonl", "evidence.json", "holdout.jsonl")
 
 
 def checkpoints_of(run: RunDir, keep: int | None = None) -> Checkpoints:
