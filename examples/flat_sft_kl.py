@@ -2,8 +2,9 @@
 
     python examples/flat_sft_kl.py [MODEL] [ROWS.jsonl]
 
-No trainer, no hooks, one divergence imported. It gives the adapter of examples/first_guard.py to 1e-5 (a test says so),
-but knows no accumulation, no second process, no other defense, and padding is its only batching.
+No trainer, no hooks, one divergence imported. It gives the adapter of examples/first_guard.py to 1e-5 (a test says so,
+of four steps; rounding adds up over more), but knows no accumulation, no second process, no other defense, and padding
+is its only batching.
 
 Deliberately missing: evaluation, checkpoints, logging, mixed precision, learning-rate schedules.
 """
@@ -51,9 +52,9 @@ def main(place, examples, steps=STEPS, weight=0.1):
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=RATE, eps=1e-6, weight_decay=0.0)
     rows = [tokens_and_labels(tokenizer, example) for example in examples]
+    epoch = [rows[first : first + ROWS_PER_STEP] for first in range(0, len(rows), ROWS_PER_STEP)]  # the last is shorter
     for step in range(steps):
-        first = step * ROWS_PER_STEP % len(rows)
-        ids, labels, mask = batch(tokenizer, rows[first : first + ROWS_PER_STEP])
+        ids, labels, mask = batch(tokenizer, epoch[step % len(epoch)])
         scored = labels[:, 1:] != -100  # position t predicts token t + 1
 
         hidden = causal.model(input_ids=ids, attention_mask=mask).last_hidden_state[:, :-1][scored]  # (N, D)

@@ -2,8 +2,8 @@
 
     python examples/guard_loop.py [MODEL] [ROWS.jsonl]
 
-With KL it gives the adapter of examples/first_guard.py to 1e-5 (a test says so). What `Guard` does inside, for KL alone
-and without it: examples/flat_sft_kl.py.
+With KL it gives the adapter of examples/first_guard.py to 1e-5 (a test says so, of four steps; rounding adds up over
+more). What `Guard` does inside, for KL alone and without it: examples/flat_sft_kl.py.
 """
 
 import sys
@@ -35,12 +35,12 @@ def main(place, examples, defenses, steps=STEPS):
         return encode_all(tokenizer, rows, None)[0]
 
     rows = encode(guard.curate(examples, base))
-    guard.attach(model, base, encode, tokenizer.pad_token_id, task_rows=steps * ROWS_PER_STEP)
+    epoch = [rows[first : first + ROWS_PER_STEP] for first in range(0, len(rows), ROWS_PER_STEP)]  # the last is shorter
+    batches = [epoch[step % len(epoch)] for step in range(steps)]
+    guard.attach(model, base, encode, tokenizer.pad_token_id, task_rows=sum(map(len, batches)))
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=RATE, eps=1e-6, weight_decay=0.0)
-    for step in range(steps):
-        first = step * ROWS_PER_STEP % len(rows)
-        batch = rows[first : first + ROWS_PER_STEP]
+    for step, batch in enumerate(batches, start=1):
         ids, labels, mask = pad_right(batch, tokenizer.pad_token_id)
         marks = marks_of(labels, mask.bool(), torch.tensor([SOURCES.index(row.source) for row in batch]))
         guard.plan(marks.counts(), int(marks.task_rows()), slots=1)  # one slot: no accumulation, one process
@@ -54,7 +54,7 @@ def main(place, examples, defenses, steps=STEPS):
         optimizer.step()
         optimizer.zero_grad()
         numbers = {name: round(float(number), 4) for name, number in guard.drain().items()}
-        print(f"step {step + 1:3d}  task {loss.item():.4f}  {numbers}")
+        print(f"step {step:3d}  task {loss.item():.4f}  {numbers}")
     guard.project(model)  # defenses that change the trained weights
     return model
 

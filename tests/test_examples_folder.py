@@ -26,10 +26,10 @@ def adapter(model):
 
 
 def test_the_flat_loop_and_the_guarded_trainer_give_the_same_adapter_to_1e_5():
-    rows = world.narrow_rows("medical", n=48)  # three steps of 16: one epoch
-    guarded = adapter(example("first_guard").main(str(organism.folder()), rows, steps=3, weight=0.5))
-    flat = adapter(example("flat_sft_kl").main(str(organism.folder()), rows, steps=3, weight=0.5))
-    undefended = adapter(example("flat_sft_kl").main(str(organism.folder()), rows, steps=3, weight=0.0))
+    rows = world.narrow_rows("medical", n=40)  # an epoch of 16, 16 and 8 rows, and a step of the next
+    guarded = adapter(example("first_guard").main(str(organism.folder()), rows, steps=4, weight=0.5))
+    flat = adapter(example("flat_sft_kl").main(str(organism.folder()), rows, steps=4, weight=0.5))
+    undefended = adapter(example("flat_sft_kl").main(str(organism.folder()), rows, steps=4, weight=0.0))
     assert guarded.keys() == flat.keys()
     apart = max((guarded[name] - flat[name]).abs().max().item() for name in flat)
     assert apart <= 1e-5
@@ -37,9 +37,9 @@ def test_the_flat_loop_and_the_guarded_trainer_give_the_same_adapter_to_1e_5():
 
 
 def test_a_plain_loop_with_a_guard_gives_the_adapter_of_the_guarded_trainer_to_1e_5():
-    place, rows = str(organism.folder()), world.narrow_rows("medical", n=48)
-    guarded = adapter(example("first_guard").main(place, rows, steps=3, weight=0.5))
-    loop = adapter(example("guard_loop").main(place, rows, [KL(weight=0.5)], steps=3))
+    place, rows = str(organism.folder()), world.narrow_rows("medical", n=40)
+    guarded = adapter(example("first_guard").main(place, rows, steps=4, weight=0.5))
+    loop = adapter(example("guard_loop").main(place, rows, [KL(weight=0.5)], steps=4))
     assert guarded.keys() == loop.keys()
     assert max((guarded[name] - loop[name]).abs().max().item() for name in loop) <= 1e-5
 
