@@ -184,6 +184,11 @@ MODELS = {
         keys("tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.T", None]}),
         r"tokenizer_config\.json has the key `auto_map`",
     ),
+    "auto_map that is null": (keys(auto_map=None), r"/config\.json has the key `auto_map` \(null\), .* Take the key out"),
+    "auto_map that is false": (
+        keys("tokenizer_config.json", auto_map=False),
+        r"tokenizer_config\.json has the key `auto_map` \(false\), which names nothing, .* Take the key out",
+    ),
     "trust_remote_code": (keys(trust_remote_code=True), r"the key `trust_remote_code` \(True\)"),
     "trust_remote_code as text": (keys(trust_remote_code="true"), CODE),
     "nested trust_remote_code": (
@@ -204,6 +209,10 @@ MODELS = {
     "kernels by part": (keys(attn_implementation={"": "sdpa", "text_config": "evil/k"}), "`attn_implementation`"),
     "weights elsewhere": (keys(transformers_weights="../../other.safetensors"), "`transformers_weights`"),
     "an adapter inside": (keys("adapter_config.json", base_model_name_or_path="/tmp/evil"), "holds an adapter"),
+    "settings of a tokenizer without its vocabulary": (
+        lambda folder: (folder / "tokenizer.json").unlink(),
+        r"/model has no tokenizer\.json\. Save the tokenizer beside the model",
+    ),
     "no model_type": (content("config.json", "{}"), "names no model_type"),
     "configuration of another kind": (content("config.json", "[]"), r"config\.json is \[\], not an object"),
     "configuration with a key twice": (
@@ -363,6 +372,7 @@ def test_what_honest_folders_hold_is_accepted(tmp_path, originals):
     for file in list(folder.iterdir()):
         shutil.move(file, hub / "blobs" / file.name)
         file.symlink_to(f"../../blobs/{file.name}")
+    keys("generation_config.json", auto_map=None)(folder)
     keys(trust_remote_code=False, attn_implementation="sdpa", _attn_implementation="eager")(folder)
     (folder / "tokenizer.model").symlink_to("tokenizer.json")
     (folder / "training_args.bin").write_bytes(pickle.dumps(Bomb(tmp_path / "canary")))
@@ -372,6 +382,13 @@ def test_what_honest_folders_hold_is_accepted(tmp_path, originals):
     keys("adapter_config.json", auto_mapping=library, tokenizer_kwargs=None, a_new_setting_that_is_off={})(adapter)
     assert loading.load_model(model_source.find(str(folder)), adapter)
     assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "vocab.txt", "spiece.model", "tokenizer.model.v3", "tekken.json"])
+def test_the_vocabularies_of_older_tokenizers_are_accepted(tmp_path, originals, name):
+    folder = Path(shutil.copytree(originals / "model", tmp_path / "model"))
+    (folder / "tokenizer.json").rename(folder / name)
+    assert model_source.find(str(folder))
 
 
 def test_code_that_no_loader_runs_is_left_alone_where_transformers_knows_the_kind(tmp_path, originals):

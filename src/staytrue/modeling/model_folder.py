@@ -6,6 +6,7 @@ refused by name, whatever the installed libraries would do with it.
 
 from __future__ import annotations
 
+import json
 import re
 import stat
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ _KERNELS = {
 }
 _OWN_FILE = re.compile(r"\w+\.\w+")  # a file of the folder and a class in it
 FROM_HUB = frozenset({"auto_map"})  # its files cannot be edited, and transformers uses its own code or refuses
+_VOCABULARIES = ("tokenizer.json", "tekken.json", "vocab*", "*.model*", "*.tiktoken")  # of tokenizers, new and old
 SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json")
 
 
@@ -48,7 +50,7 @@ def check_model_folder(folder: Path) -> None:
     check_weights_folder(folder)
     if "model_type" not in read_settings(config):
         raise ModelError(f"{config} names no model_type, so transformers cannot load it. Copy the model again.")
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
+    if not any(file.is_file() for pattern in _VOCABULARIES for file in folder.glob(pattern)):
         raise ModelError(f"{folder} has no tokenizer.json. Save the tokenizer beside the model.")
 
 
@@ -68,6 +70,8 @@ def check_weights_folder(folder: Path, *, but: frozenset[str] = frozenset()) -> 
         if (folder / name).is_file():
             settings = read_settings(folder / name)
             check_keys(folder / name, without_unused_code(settings) if name == "config.json" else settings, but=but)
+            if "auto_map" not in but:
+                _refuse_map_that_is_off(folder / name, settings)
     quantized = (folder / "config.json").is_file() and "quantization_config" in read_settings(folder / "config.json")
     for file in _weight_files(folder):
         for name, (dtype, _) in read_header(file).items():
@@ -142,6 +146,15 @@ def check_keys(file: Path, settings: dict[str, Any], *, but: frozenset[str] = fr
                 f"{file} has the key `{pointer}` ({shown(value)}), which names weights elsewhere. Save the model with "
                 "transformers' own file names, and take the key out."
             )
+
+
+def _refuse_map_that_is_off(file: Path, settings: dict[str, Any]) -> None:
+    """Refuse an `auto_map` of `null` or `false`, in which transformers looks for names all the same."""
+    if "auto_map" in settings and settings["auto_map"] in (None, False) and file.name != "generation_config.json":
+        raise ModelError(
+            f"{file} has the key `auto_map` ({json.dumps(settings['auto_map'])}), which names nothing, and transformers "
+            "fails where it looks for names in it. Take the key out."
+        )
 
 
 def without_unused_code(config: dict[str, Any]) -> dict[str, Any]:

@@ -62,9 +62,11 @@ def first_line(error: BaseException) -> str:
     'there is no file.'
     >>> first_line(RuntimeError("Errors in loading:\n\tsize mismatch for a\n\tsize mismatch for b"))
     'Errors in loading: size mismatch for a.'
+    >>> first_line(OSError("None of: \n(1) a file,\n(2) another"))
+    'None of: (1) a file.'
     """
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")]).rstrip(".") + "."
+    return " ".join(line.strip() for line in lines[: 1 + lines[0].rstrip().endswith(":")]).rstrip(".,") + "."
 
 
 def describe(
