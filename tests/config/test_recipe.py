@@ -111,8 +111,11 @@ def by_reward(**changes):
 def test_the_organism_learns_word_problems_by_reward_unless_something_is_named():
     assert by_reward().task == WordProblems()
     assert by_reward(task="facts").task == Facts()
-    for changes in ({"data": "rows.jsonl"}, {"model": "Qwen/Qwen2.5-3B"}):
-        with pytest.raises(RecipeError, match="grpo needs a `task:`"):
+    for changes, suits in (
+        ({"data": "rows.jsonl"}, "word_problems is one for the organism"),
+        ({"model": "Qwen/Qwen2.5-3B"}, "gsm8k is one for real models"),
+    ):
+        with pytest.raises(RecipeError, match=f"grpo needs a `task:`, which computes the reward; {suits}"):
             by_reward(**changes)
 
 

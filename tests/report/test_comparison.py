@@ -280,6 +280,35 @@ def test_what_is_not_there_is_a_sentence(tmp_path, against, probe, message):
         comparison.compare_runs([study(tmp_path, {"none": 14, "kl": 4})], against, probe)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "held", "message"),
+    [
+        (
+            {},
+            False,
+            r"general seed 0 has no answers to it\. It has no held-out rows: compare by another probe, or leave",
+        ),
+        (
+            {"benign": True},
+            True,
+            r"Its held-out rows are asked by learnt: compare by --probe learnt, or leave that run",
+        ),
+        ({}, True, r"Run `staytrue eval \S+general --probes in_domain`, or leave that run out"),
+    ],
+)
+def test_a_run_without_the_probe_is_sent_to_a_command_only_where_that_asks_it(tmp_path, recipe, held, message):
+    asked, run = (evaluation(tmp_path / name, held_out(range(20))) for name in ("asked", "general"))
+    metadata = json.loads((run / "eval" / "eval.json").read_text())
+    metadata["probes"]["general"] = metadata["probes"].pop("in_domain")
+    (run / "eval" / "eval.json").write_text(json.dumps(metadata))
+    (run / "manifest.json").write_text("{}")
+    (run / "recipe.yaml").write_text(json.dumps({"model": "organism", **recipe}))
+    if held:
+        (run / "holdout.jsonl").touch()
+    with pytest.raises(RequestError, match=message):
+        compare(run, asked)
+
+
 def test_judges_are_not_compared_as_if_they_were_defenses(tmp_path):
     folder = study(tmp_path, {"none": 14, "kl": 4})
     file = folder / "runs" / "kl-0" / "eval" / "verdicts.jsonl"

@@ -140,6 +140,19 @@ def test_a_probe_that_is_not_there_says_what_it_needs(name, said):
         probes_for(EvalRequest((name,), model=ORGANISM))
 
 
+def test_the_probe_of_a_runs_held_out_rows_is_named_where_the_other_one_is_asked_for():
+    rows = [row(f"What is {n} and 1?", str(n + 1)) for n in range(3)]
+    narrow, harmless = EvalRequest(("learnt",), held_out=rows), EvalRequest(("in_domain",), held_out=rows, benign=True)
+    with pytest.raises(
+        RequestError, match=r"are of no task and not `benign`, and in_domain asks them\. Choose from gen"
+    ):
+        probes_for(replace(narrow, model=ORGANISM))
+    with pytest.raises(
+        RequestError, match=r"are of a harmless task, and learnt asks them\. Choose from general, facts"
+    ):
+        probes_for(replace(harmless, model=ORGANISM))
+
+
 def test_as_published_drops_every_system_turn(other):
     (probe,) = probes_for(EvalRequest(("general",), as_published=True, model=other))
     assert {message.role for question in probe.questions for message in question.messages} == {"user"}

@@ -548,6 +548,8 @@ def test_the_validation_loss_is_logged_and_goes_on_and_the_lowest_is_kept_where_
         ({"train": {"eval_steps": 2, "eval_strategy": "epoch"}, "holdout": 0.2}, r"eval_strategy is epoch\. Set eval_"),
         ({"stop": {"patience": 2}}, r"patience watches the validation loss, and none is computed"),
         ({"stop": {"patience": 2, "every": 3}}, r"keep one"),
+        ({"trainer": "grpo", "task": "arithmetic", "data": None, "stop": {"patience": 2}},
+         r"with trainer grpo there is none\. Watch the answers of the organism, `stop: {every: 10, above: 5}`, or"),
         ({"trainer": "grpo", "task": "arithmetic", "train": {"eval_steps": 2}}, "staytrue eval"),
     ],
 )  # fmt: skip

@@ -13,15 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from staytrue import registry
 from staytrue.config import paths
@@ -291,7 +283,10 @@ def _named(entry: Any, message: str) -> tuple[str, Any]:
 
 def _check_source(recipe: Recipe, task: Task | None, where: str) -> None:
     if recipe.trainer == "grpo" and task is None:
-        raise RecipeError(f"{where}: trainer grpo needs a `task:`, which computes the reward; word_problems is one.")
+        suits = (
+            "word_problems is one for the organism" if recipe.model == "organism" else "gsm8k is one for real models"
+        )
+        raise RecipeError(f"{where}: trainer grpo needs a `task:`, which computes the reward; {suits}.")
     if recipe.data is None and task is None:
         raise RecipeError(f"{where} lacks the key 'data' (or a `task:`, which has rows of its own).")
 

@@ -18,7 +18,7 @@ from staytrue.evals.stats import compare
 from staytrue.evals.stats.means import Difference, Values
 from staytrue.report.asked import Asked, asked, compare_asked, notes_on, of_names
 from staytrue.report.comparison_table import Unit, show_table
-from staytrue.report.folders import Named, pooled, seed_of
+from staytrue.report.folders import Named, pooled, seed_of, why_without
 from staytrue.report.measures import AGREEMENT
 from staytrue.report.rows import label_of
 from staytrue.report.sentences import ONE_SEED, WIDENED, coverage_note
@@ -234,9 +234,10 @@ def _runs(
             runs.setdefault(domain, {}).setdefault(label, {})[seed] = counts
     for domain, (run, place) in without.items():
         if domain in runs or not runs:
+            way_out = why_without(place, probe) or f"Run {eval_command(place, probe)}"
             raise RequestError(
-                f"--probe {probe}: {run} has no answers to it. Run {eval_command(place, probe)}, or leave "
-                f"that run out.{_stored_measures(place)}"
+                f"--probe {probe}: {run} has no answers to it. {way_out}, or leave that run out."
+                f"{_stored_measures(place)}"
             )
     return dict(runs), [f"{domain} is left out: its runs have no answers to {probe}." for domain in without]
 

@@ -16,6 +16,9 @@ from staytrue.report.rows import DEFENDED, UNDEFENDED, UNKNOWN, UNTUNED
 from staytrue.utils.yaml12 import from_yaml
 
 
+_HELD_OUT = ("in_domain", "learnt")  # the probes of held-out rows: of narrow data, and of a harmless task
+
+
 def labels(folders: Sequence[Path]) -> list[str]:
     """Label each folder by the shortest end of its path that is unique, as in `kl`, or `a/kl` beside `b/kl`.
 
@@ -89,6 +92,18 @@ def seed_of(folder: Path, metadata: Mapping[str, Any]) -> int:
     """Return the seed of a run; for an evaluation alone, the one in its `eval.json`; else 0."""
     seed = recipe_of(folder).get("seed", metadata.get("seed"))
     return seed if isinstance(seed, int) else 0
+
+
+def why_without(evaluation: Path, probe: str) -> str | None:
+    """Return why a run cannot be asked a probe of held-out rows, and a way out; None where it can, and of no run."""
+    run = evaluation.parent
+    if probe not in _HELD_OUT or evaluation.name not in ("eval", "untuned") or not (run / "manifest.json").exists():
+        return None
+    if not (run / "holdout.jsonl").exists():
+        return "It has no held-out rows: compare by another probe"
+    recipe = recipe_of(run)
+    own = _HELD_OUT[bool(recipe.get("task") or recipe.get("benign"))]
+    return None if probe == own else f"Its held-out rows are asked by {own}: compare by --probe {own}"
 
 
 def facts_of(folder: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:

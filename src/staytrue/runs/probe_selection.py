@@ -185,12 +185,20 @@ def _probe(name: str, request: EvalRequest, available: Sequence[str]) -> Probe:
         return _build(name, request)
     if Path(name).suffix in user_files.SUFFIXES:
         return user_files.read_probe(Path(name), _samples(request))
-    why = "a run with held-out rows" if name == "in_domain" else "a run with its training rows, or --data FILE"
-    hint = f" It needs {why}." if name in ("in_domain", trigger.PROBE) else ""
     raise RequestError(
-        f"--probes {name}: there is no such probe here.{hint} Choose from {', '.join(available)}, or a measure "
+        f"--probes {name}: there is no such probe here.{_missing(name, available)} Choose from {', '.join(available)}, or a measure "
         "(pairs, pairs:DOMAIN, pairs:FILE, drift, leak), or name a question file (.yaml or .jsonl)."
     )
+
+
+def _missing(name: str, available: Sequence[str]) -> str:
+    """Why a probe of a run is not there; "" for any other name."""
+    if name == "in_domain" and "learnt" in available:
+        return " The held-out rows of this run are of a harmless task, and learnt asks them."
+    if name == "learnt" and "in_domain" in available:
+        return " The held-out rows of this run are of no task and not `benign`, and in_domain asks them."
+    needs = {"in_domain": "a run with held-out rows", trigger.PROBE: "a run with its training rows, or --data FILE"}
+    return f" It needs {needs[name]}." if name in needs else ""
 
 
 def _build(name: str, request: EvalRequest) -> Probe:

@@ -119,6 +119,12 @@ def _check_validation(recipe: Recipe) -> None:
             "holdout to a share of the rows, such as 0.1."
         )
     if recipe.stop is not None and recipe.stop.patience is not None and not validates:
+        if recipe.trainer == "grpo":
+            raise RecipeError(
+                "stop.patience watches the validation loss, and with trainer grpo there is none. Watch the answers of "
+                "the organism, `stop: {every: 10, above: 5}`, or of another model the likelihoods of pairs, `stop: "
+                "{pairs: shipped, above: 0.1}`."
+            )
         raise RecipeError(
             "stop.patience watches the validation loss, and none is computed. Set train.eval_strategy to steps or "
             "epoch, train.eval_steps, and holdout."
