@@ -184,7 +184,7 @@ MODELS = {
         keys("tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.T", None]}),
         r"tokenizer_config\.json has the key `auto_map`",
     ),
-    "auto_map that is null": (keys(auto_map=None), r"/config\.json has the key `auto_map` \(null\), .* Take the key out"),
+    "auto_map that is null": (keys(auto_map=None), r"/config\.json has the key `auto_map` \(null\), .* Take the key"),
     "auto_map that is false": (
         keys("tokenizer_config.json", auto_map=False),
         r"tokenizer_config\.json has the key `auto_map` \(false\), which names nothing, .* Take the key out",

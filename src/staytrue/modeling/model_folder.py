@@ -152,8 +152,8 @@ def _refuse_map_that_is_off(file: Path, settings: dict[str, Any]) -> None:
     """Refuse an `auto_map` of `null` or `false`, in which transformers looks for names all the same."""
     if "auto_map" in settings and settings["auto_map"] in (None, False) and file.name != "generation_config.json":
         raise ModelError(
-            f"{file} has the key `auto_map` ({json.dumps(settings['auto_map'])}), which names nothing, and transformers "
-            "fails where it looks for names in it. Take the key out."
+            f"{file} has the key `auto_map` ({json.dumps(settings['auto_map'])}), which names nothing, and "
+            "transformers fails where it looks for names in it. Take the key out."
         )
 
 

@@ -15,7 +15,6 @@ from staytrue.evals.results.answer_store import evaluation_folder
 from staytrue.report.rows import DEFENDED, UNDEFENDED, UNKNOWN, UNTUNED
 from staytrue.utils.yaml12 import from_yaml
 
-
 _HELD_OUT = ("in_domain", "learnt")  # the probes of held-out rows: of narrow data, and of a harmless task
 
 

@@ -186,8 +186,9 @@ def _probe(name: str, request: EvalRequest, available: Sequence[str]) -> Probe:
     if Path(name).suffix in user_files.SUFFIXES:
         return user_files.read_probe(Path(name), _samples(request))
     raise RequestError(
-        f"--probes {name}: there is no such probe here.{_missing(name, available)} Choose from {', '.join(available)}, or a measure "
-        "(pairs, pairs:DOMAIN, pairs:FILE, drift, leak), or name a question file (.yaml or .jsonl)."
+        f"--probes {name}: there is no such probe here.{_missing(name, available)} Choose from "
+        f"{', '.join(available)}, or a measure (pairs, pairs:DOMAIN, pairs:FILE, drift, leak), "
+        "or name a question file (.yaml or .jsonl)."
     )
 
 
