@@ -193,6 +193,10 @@ def test_measures_may_stand_among_the_probes(tmp_path):
         ({"seeds": [1, 1]}, "no seed or domain twice"),
         ({"variants": [{"name": "fewer steps"}, {"name": "fewer-steps"}]}, "two runs are called"),
         ({"sedes": [1]}, "has no key 'sedes'; did you mean 'seeds'"),
+        (
+            {"variants": [{"name": "none"}, {"name": "kl", "strenght": 1}]},
+            "'variants.1.strenght'; did you mean 'strength'",
+        ),
         ({"variants": [{"name": "kl", "strength": float("nan")}]}, "strength is nan; write a finite number"),
         ({"variants": [{"name": "kl", "strength": True}]}, "strength is True, but"),
         ({"seeds": [True]}, "seeds.0 is True, but"),

@@ -113,7 +113,7 @@ def read(path: Path, domains: Sequence[str] = (), seeds: int | None = None) -> S
         raise RecipeError(f"The study {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     except ValidationError as error:
         keys = [f.alias or name for name, f in Study.model_fields.items()]
-        raise RecipeError(describe(error, str(path), known={"": keys})) from None
+        raise RecipeError(describe(error, str(path), known={"": keys, "variants": Variant.model_fields})) from None
     known = (*DOMAINS, *tasks.names())
     named = [cell for cell in cells(study) if not isinstance(cell.source, str) or cell.source in known]
     by_name = {cell.domain: cell.source for cell in named}  # by the names in tables

@@ -82,7 +82,7 @@ def describe(
         error: what pydantic raised.
         where: the file, section or defense, the beginning of each sentence.
         noun: what a recipe calls the values: "key" or "field".
-        known: names of the keys of each section, by the section's name; for unknown keys.
+        known: names of the keys of each section, or of each entry of a list, by its name; for unknown keys.
         meanings: what each key means; for keys that are missing or have no value.
     """
     known, meanings = known or {}, meanings or {}
@@ -116,7 +116,8 @@ def _sentence(
     if first["type"] == "missing":
         return f"{where} lacks the {noun} {key!r}, which has no default{meaning}"
     if first["type"] == "extra_forbidden":
-        return f"{where} has no {noun} {key!r}{nearest(path[-1], known.get('.'.join(path[:-1]), ()))}"
+        section = ".".join(part for part in place[:-1] if isinstance(part, str))  # of a list, without the number
+        return f"{where} has no {noun} {key!r}{nearest(path[-1], known.get(section, ()))}"
     if key and first["input"] is None:
         return f"{where}: {key} has no value; write one{meaning}"
     value = min(faults, key=lambda fault: len(fault["loc"]))["input"]
