@@ -61,6 +61,13 @@ def test_rows_batches_and_steps_are_those_of_training(tmp_path):
     assert found.weights[1] > 0
 
 
+@pytest.mark.parametrize(("warmup", "shown"), [(0.1, 2), (0.5, 8), (0, 0), (3, 3)])  # of 15 steps, rounded up
+def test_a_share_of_the_steps_is_shown_as_the_steps_of_the_warm_up_and_kept_as_it_is(tmp_path, warmup, shown):
+    found = DryRun.of(make(tmp_path, train={"max_steps": 15, "warmup_steps": warmup}))
+    assert dict(found.lines())["steps"].endswith(f"(linear, {shown} warm-up steps)")
+    assert found.to_dict()["recipe"]["train"]["warmup_steps"] == warmup
+
+
 def test_a_batch_is_padded_to_its_longest_row(tmp_path):
     found = DryRun.of(make(tmp_path, train={"per_device_train_batch_size": 22, "gradient_accumulation_steps": 1}))
     every, learnt, longest = found.tokens

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -165,10 +166,12 @@ class DryRun:
     def _steps(self) -> str:
         train, batches = self.recipe.train, self.batches
         accumulated = train["gradient_accumulation_steps"]
+        warmup = train["warmup_steps"]
+        warmup = int(warmup) if warmup >= 1 else ceil(warmup * batches.steps)  # as transformers counts it
         several = f"{self.processes} x " if self.processes > 1 else ""
         return (
             f"{batches.steps:,} of {several}{batches.rows} x {accumulated} rows, rate {train['learning_rate']:g} "
-            f"({train['lr_scheduler_type']}, {train['warmup_steps']:g} warm-up steps)"
+            f"({train['lr_scheduler_type']}, {warmup} warm-up steps)"
         )
 
     def _memory(self) -> str:
@@ -261,7 +264,7 @@ def _arguments(recipe: Recipe, scratch: Path, *, organism: bool) -> Any:
 
 
 def _warmup(recipe: Recipe, arguments: Any, steps: int) -> Any:
-    """The number of warm-up steps, checked as training would."""
+    """The warm-up, a number of steps or a share of them, checked as training would."""
     if "warmup_steps" not in recipe.train:
         arguments.warmup_steps = preflight.fitted_warmup(arguments.warmup_steps, steps)
     preflight.check_schedule(arguments, steps)
