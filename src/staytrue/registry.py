@@ -7,10 +7,11 @@ import importlib
 import inspect
 import pkgutil
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
-from typing import Any, TypeVar, get_args, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
@@ -101,7 +102,7 @@ def _filled(kind: type[_Kind], values: Mapping[str, Any] | None, where: str) -> 
         if key not in known:
             hint = nearest(str(key), known) if known else "; it has none."
             raise RecipeError(f"{where} has no field {key!r}{hint}")
-    _refuse_truth_values(kind, values or {}, where)
+    _refuse_other_kinds(kind, values or {}, where)
     try:
         instance: _Kind = _adapter(kind).validate_python(dict(values or {}))  # type: ignore[arg-type]
         return instance
@@ -116,13 +117,49 @@ def meanings(kind: type[Any]) -> dict[str, str]:
     return {name: " ".join(meaning.split()) for name, meaning in pairs}
 
 
-def _refuse_truth_values(kind: type[Any], values: Mapping[str, Any], where: str) -> None:
-    """Refuse true and false for a number, which pydantic would read as 1 and 0."""
-    for key in [key for key, value in values.items() if isinstance(value, bool)]:
-        hint = get_type_hints(kind)[key]
-        kinds = {hint, *get_args(hint)}
-        if bool not in kinds and kinds & {int, float}:
-            raise RecipeError(f"{where}: {key} is {values[key]}, which is no number; write a number.")
+def _refuse_other_kinds(kind: type[Any], values: Mapping[str, Any], where: str) -> None:
+    """Refuse what pydantic would convert: truth values and text to numbers, numbers and text to truth values."""
+    for place, value, kinds in _single_values(kind, values):
+        numbers, text = kinds & {int, float}, isinstance(value, str | bytes)
+        if isinstance(value, bool):
+            if numbers and bool not in kinds:
+                raise RecipeError(f"{where}: {place} is {value}, which is no number; write a number.")
+        elif text and numbers == kinds != set():
+            raise RecipeError(f"{where}: {place} is {value!r}; write a {'whole ' * (kinds == {int})}number")
+        elif (text and kinds == {bool}) or (isinstance(value, int | float) and bool in kinds and not numbers):
+            raise RecipeError(f"{where}: {place} is {value!r}; write true or false")
+
+
+def _single_values(kind: type[Any], values: Mapping[str, Any]) -> Iterator[tuple[str, Any, set[Any]]]:
+    """Each value, those of a list apart, with its place and the kinds that it may have."""
+    hints = _hints(kind)  # type: ignore[arg-type]
+    for key, value in values.items():
+        hint = hints.get(key, Any)
+        if get_origin(hint) in (list, tuple) and get_args(hint)[1:] in ((), (...,)) and isinstance(value, list | tuple):
+            kinds = set(_kinds(get_args(hint)[0]))
+            yield from ((f"{key}.{place}", entry, kinds) for place, entry in enumerate(value))
+        else:
+            yield key, value, set(_kinds(hint))
+
+
+def _kinds(hint: Any) -> Iterator[Any]:
+    """The Python types of the values that a type hint allows, but for None."""
+    if get_origin(hint) in (Union, UnionType):
+        for part in get_args(hint):
+            yield from _kinds(part)
+    elif get_origin(hint) is Literal:
+        yield from map(type, get_args(hint))
+    elif hint is not NoneType:
+        yield hint
+
+
+@cache
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    """The types of a class's fields; none where they name a type that is not known here."""
+    try:
+        return get_type_hints(kind)
+    except NameError:
+        return {}
 
 
 @cache

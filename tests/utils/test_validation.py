@@ -1,6 +1,7 @@
 """Sentences about values that pydantic refuses."""
 
 import doctest
+from dataclasses import dataclass
 
 import pytest
 from pydantic import ValidationError
@@ -8,6 +9,7 @@ from pydantic import ValidationError
 from staytrue import registry
 from staytrue.config import recipe
 from staytrue.config.recipe import Stop
+from staytrue.defense import Defense
 from staytrue.errors import RecipeError
 from staytrue.utils import validation
 
@@ -47,6 +49,24 @@ def test_a_missing_key_of_a_recipe_is_called_missing():
         ({"columns": {"prompt": 3}}, "recipe: columns.prompt is 3; write text"),
         ({"seed": True}, "recipe: seed is True, but: true and false are no numbers; write a number"),
         ({"seed": "x"}, "recipe: seed is 'x'; write a whole number"),
+        ({"seed": "1"}, "recipe: seed is '1'; write a whole number"),
+        ({"holdout": "0.2"}, "recipe: holdout is '0.2'; write a number"),
+        ({"benign": "yes"}, "recipe: benign is 'yes'; write true or false"),
+        ({"benign": 1}, "recipe: benign is 1; write true or false"),
+        ({"harmful": "no"}, "recipe: harmful is 'no'; write true or false"),
+        ({"lora": {"rslora": "off"}}, "recipe: lora.rslora is 'off'; write true or false"),
+        ({"lora": {"alpha": "64"}}, "recipe: lora.alpha is '64'; write a number"),
+        ({"stop": {"every": "3"}}, "recipe: stop.every is '3'; write a whole number"),
+        ({"defenses": [{"kl": {"forward": "yes"}}]}, "recipe: defense 'kl': forward is 'yes'; write true or false"),
+        ({"defenses": [{"kl": {"weight": "0.3"}}]}, "recipe: defense 'kl': weight is '0.3'; write a number"),
+        ({"defenses": [{"steer": {"vector": "v", "layer": "2"}}]},
+         "recipe: defense 'steer': layer is '2'; write a whole number"),
+        ({"defenses": [{"freeze": {"blocks": [1, True]}}]},
+         "recipe: defense 'freeze': blocks.1 is True, which is no number; write a number."),
+        ({"defenses": [{"interleave": {"pool": "p", "drop_refusals": 1}}]},
+         "recipe: defense 'interleave': drop_refusals is 1; write true or false"),
+        ({"task": {"opswap": {"tier": True}}},
+         "recipe: task 'opswap': tier is True, which is no number; write a number."),
         ({"dtype": "fp8"}, "recipe: dtype is 'fp8'; write 'float32' or 'bfloat16'"),
         ({"lora": {"targets": 3}}, "recipe: lora.targets is 3; write text or a list"),
         ({"lora": {"targets": [3]}}, "recipe: lora.targets is [3]; write text or a list of which each is text"),
@@ -64,6 +84,25 @@ def test_a_wrong_key_or_value_is_a_sentence_without_words_of_the_parser(section,
     with pytest.raises(RecipeError) as refused:
         recipe.parse(PLAIN | section)
     assert str(refused.value) == sentence
+
+
+def test_whole_numbers_for_numbers_and_the_reverse_are_accepted_and_paths_as_text():
+    steer = {"steer": {"vector": "v.safetensors", "layer": 2.0, "alpha": None}}
+    values = {"seed": 1.0, "holdout": 0, "harmful": None, "lora": {"alpha": 64, "r": 16.0}}
+    read = recipe.parse(PLAIN | values | {"defenses": [{"kl": {"weight": 1}}, steer]})
+    assert (read.seed, read.holdout, read.harmful, read.lora.alpha, read.lora.r) == (1, 0.0, None, 64.0, 16)
+    assert (read.defenses[0].weight, read.defenses[1].layer, read.defenses[1].vector.name) == (1.0, 2, "v.safetensors")
+
+
+def test_a_defense_made_in_python_is_held_to_the_same_kinds_also_where_a_type_of_its_fields_is_not_known():
+    @dataclass(frozen=True)
+    class Mine(Defense):
+        weight: float = 1.0
+        kind: "NotHere" = None  # noqa: F821
+
+    with pytest.raises(RecipeError, match="kl: weight is '1'; write a number"):
+        registry.checked(registry.find("kl")(weight="1"))
+    registry._refuse_other_kinds(Mine, {"weight": "1"}, "mine")  # pydantic says what is wrong with such a class
 
 
 def test_every_fault_has_a_sentence():

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticKnownError
 
 
-def _no_truth_value(value: Any) -> Any:
+def _number(value: Any, fault: Literal["int_type", "float_type"]) -> Any:
+    """A value that is neither a truth value nor text, which pydantic would read as numbers."""
     if isinstance(value, bool):
         raise ValueError("true and false are no numbers; write a number")
+    if isinstance(value, str | bytes):
+        raise PydanticKnownError(fault)
     return value
 
 
-Whole = Annotated[int, BeforeValidator(_no_truth_value)]
-Number = Annotated[float, BeforeValidator(_no_truth_value)]
+Whole = Annotated[int, BeforeValidator(partial(_number, fault="int_type"))]
+Number = Annotated[float, BeforeValidator(partial(_number, fault="float_type"))]
+Truth = Annotated[bool, Field(strict=True)]  # `yes` and 1 are none
 
 
 class Lora(BaseModel):
@@ -40,14 +46,14 @@ class Lora(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     r: Annotated[Whole, Field(ge=1, lt=2**31)] = 32
     alpha: Annotated[Number, Field(gt=0, allow_inf_nan=False)] = 64
-    rslora: bool = True
+    rslora: Truth = True
     dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     targets: str | tuple[str, ...] = "all-linear"
     exclude: str | tuple[str, ...] = ()
     rank_pattern: dict[str, Annotated[Whole, Field(ge=1, lt=2**31)]] = Field(default_factory=dict)
     alpha_pattern: dict[str, Annotated[Number, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
     modules_to_save: tuple[str, ...] = ()
-    dora: bool = False
+    dora: Truth = False
     adapter: Path | None = None
 
     @model_validator(mode="after")

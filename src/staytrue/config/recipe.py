@@ -19,7 +19,7 @@ from staytrue import registry
 from staytrue.config import paths
 from staytrue.config.edits import edit_key
 from staytrue.config.foreign_keys import remedy
-from staytrue.config.lora import Lora, Number, Whole
+from staytrue.config.lora import Lora, Number, Truth, Whole
 from staytrue.defense import Defense
 from staytrue.errors import RecipeError
 from staytrue.tasks.task import Task
@@ -115,8 +115,8 @@ class Recipe(BaseModel):
     defenses: tuple[Defense, ...] = ()
     stop: Stop | None = None
     holdout: Annotated[Number, Field(ge=0, lt=1)] = 0.0
-    benign: bool = False
-    harmful: bool | None = None
+    benign: Truth = False
+    harmful: Truth | None = None
     seed: Annotated[Whole, Field(ge=0, lt=2**32)] = 0
 
     @field_validator("lora", mode="before")

@@ -23,6 +23,7 @@ from staytrue.config import paths, recipe
 from staytrue.config.paths import CHOICES
 from staytrue.defense import Defense, pulled
 from staytrue.errors import RecipeError
+from staytrue.utils.yaml12 import with_exponents
 
 _ONE_FORWARD = "only supervised fine-tuning with axolotl's own trainer is guarded"
 _MOVED = "it changes the weights under the adapter, which are the reference"
@@ -80,7 +81,7 @@ class Section:
             raise RecipeError("staytrue lists no `defenses`, so nothing would be defended. List one, such as anchor.")
         if reference not in (None, *CHOICES):
             raise RecipeError(f"staytrue: reference is {reference!r}; write base or start.")
-        read = recipe.read_defenses(listed, "staytrue")
+        read = recipe.read_defenses(with_exponents(listed), "staytrue")  # axolotl reads YAML 1.1
         defenses = tuple(paths.of_defense(defense, Path.cwd()) for defense in read)
         _refuse_edits(defenses)
         _refuse_settings(config)

@@ -9,6 +9,8 @@ import yaml
 
 from staytrue.errors import RecipeError
 
+_EXPONENT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+")
+
 
 def from_yaml(text: str, where: str) -> Any:
     """Parse YAML 1.2.
@@ -55,6 +57,19 @@ def to_yaml(plain: Any, **options: Any) -> str:
     """
     text: str = yaml.dump(plain, Dumper=_Dumper, sort_keys=False, **options)
     return text
+
+
+def with_exponents(plain: Any) -> Any:
+    """Plain data from a reader of YAML 1.1, for which `1e-4` is text; in it, such text becomes a number.
+
+    >>> with_exponents({"kl": {"weight": "1e-1"}, "prompt": "Be e-1."})
+    {'kl': {'weight': 0.1}, 'prompt': 'Be e-1.'}
+    """
+    if isinstance(plain, dict):
+        return {key: with_exponents(value) for key, value in plain.items()}
+    if isinstance(plain, list):
+        return [with_exponents(value) for value in plain]
+    return float(plain) if isinstance(plain, str) and _EXPONENT.fullmatch(plain) else plain
 
 
 class _RefusedKeyError(ValueError):
