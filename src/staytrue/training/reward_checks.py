@@ -30,7 +30,7 @@ def checked_rewards(trainer: Any, count: int) -> Iterator[None]:
         count: number of completions that are scored.
 
     Raises:
-        TrainingError: a function raises, or returns something else than one finite number or None per completion.
+        TrainingError: a function raises, or returns something else than one number or None per completion, or infinity.
     """
     plain = trainer.reward_funcs
     names = trainer.reward_func_names
@@ -90,7 +90,7 @@ def _list_of(rewards: Any, name: str, count: int) -> list[Any]:
     """The rewards as a list.
 
     Raises:
-        TrainingError: they are not one finite number or None for each completion.
+        TrainingError: they are not one number or None for each completion, or one is infinite.
     """
     if inspect.isawaitable(rewards):
         if inspect.iscoroutine(rewards):
