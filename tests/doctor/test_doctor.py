@@ -10,6 +10,7 @@ import pytest
 from staytrue import cli
 from staytrue.config.recipe import read, values_hash
 from staytrue.doctor import machine, run_folder
+from staytrue.errors import RequestError
 from staytrue.modeling.adapter_folder import settings_hash
 from staytrue.runs.checkpoints import Checkpoints
 from staytrue.utils.files import append_row, sha256_of, write_json
@@ -113,6 +114,19 @@ def test_each_fault_of_a_folder_is_named(run, fault, what, says):
     assert says in advice(run)[what].says
     assert advice(run)[what].remedy is not None
     assert advice(run)[what].hinders
+
+
+@pytest.mark.parametrize("key", ["versions", "logs"])
+def test_a_manifest_with_a_value_of_another_kind_is_refused(run, key):
+    manifest(run, **{key: None})
+    with pytest.raises(RequestError, match=rf"it has null as '{key}', not an object\)\. Restore it, or train"):
+        list(run_folder.findings(run))
+
+
+def test_the_line_that_cannot_be_read_is_named(run):
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write("{\n")
+    assert advice(run)["log"].says.startswith("metrics.jsonl cannot be read (line 3 is no JSON: ")
 
 
 def test_a_broken_checkpoint_and_other_versions_are_noted(run):

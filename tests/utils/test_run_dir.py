@@ -18,6 +18,25 @@ def test_a_torn_last_line_is_left_out_and_the_rest_is_read(tmp_path):
     assert read_rows(path) == [{"a": 1}, {"a": 2}]
 
 
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ('{"a" 1}', "line 3 is no JSON: Expecting ':' delimiter at column 6"),
+        ("null", "line 3 is null, not an object"),
+        ("[1]", r"line 3 is \[1\], not an object"),
+        ('{"a": NaN}', "line 3 is no JSON: NaN is not a JSON number"),
+        ("[" * 100_000, "line 3 is no JSON: "),
+        ("\ufeff{}", "line 3 begins with a byte-order mark; save the file as plain UTF-8"),
+    ],
+    ids=lambda text: text[:10],
+)
+def test_a_damaged_line_is_named_by_its_number_in_the_file(tmp_path, line, fault):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{"a": 1}}\n\n{line}\n{{"a": 2}}\n')  # the second line is blank, and no row
+    with pytest.raises(ValueError, match=fault):
+        read_rows(path)
+
+
 def test_writing_whole_leaves_no_scratch_file_and_replaces(tmp_path):
     write_atomic(tmp_path / "x" / "f", "one")
     write_atomic(tmp_path / "x" / "f", "two")
@@ -63,6 +82,30 @@ def test_an_existing_folder_is_refused_but_an_empty_one_is_fine(tmp_path):
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(RequestError, match=r"no manifest\.json"):
         RunDir.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        *(({key: None}, f"it has null as '{key}', not an object") for key in ("versions", "model", "data", "logs")),
+        ({"rows": [1]}, r"it has \[1\] as 'rows', not an object"),
+        ({"start": "x"}, "it has \"x\" as 'start', not an object"),
+        ({"id": 3}, "it has 3 as 'id', not text"),
+        ({"early_stop": "x"}, "it has \"x\" as 'early_stop', not an object or null"),
+    ],
+    ids=str,
+)
+def test_a_manifest_with_a_value_of_another_kind_is_refused_with_the_key_and_the_value(tmp_path, change, fault):
+    RunDir.create(tmp_path / "run", {"data": {}, "early_stop": None, **change})
+    with pytest.raises(RequestError, match=rf"manifest\.json cannot be read \({fault}\)\. Restore it, or train"):
+        RunDir.open(tmp_path / "run")
+
+
+def test_a_key_of_the_manifest_that_is_needed_and_missing_is_named(tmp_path):
+    RunDir.create(tmp_path / "run", {"data": {}})
+    assert RunDir.open(tmp_path / "run", "data").manifest["data"] == {}
+    with pytest.raises(RequestError, match=r"manifest\.json cannot be read \(it has no 'model'\)"):
+        RunDir.open(tmp_path / "run", "data", "model")
 
 
 def test_the_hash_of_a_folder_is_that_of_its_weights_and_config(tmp_path):

@@ -152,7 +152,7 @@ def for_run(run: Path, request: EvalRequest, *, untuned: bool = False) -> EvalRe
             are not those that it wrote.
     """
     trained = finished_model(run, untuned=untuned)
-    manifest = RunDir.open(run).manifest
+    manifest = RunDir.open(run, "data").manifest
     held_out = _reserved(run / "holdout.jsonl", manifest)
     if not untuned:
         request = replace(request, adapter=trained.adapter, weights=trained.weights)

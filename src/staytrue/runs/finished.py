@@ -53,7 +53,7 @@ def finished_model(run: Path, *, untuned: bool = False) -> FinishedModel:
             trained on.
         ModelError: the model is not on this machine.
     """
-    manifest = RunDir.open(run).manifest
+    manifest = RunDir.open(run, "model").manifest
     if manifest["state"] != "done":
         raise RequestError(
             f"{run} is {manifest['state']}, not done, so it has no trained model yet. Finish it with `staytrue train "

@@ -83,12 +83,43 @@ def _last_line_end(file: IO[bytes]) -> int:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read the rows of a JSONL file written by `append_row`, without a truncated last line; [] if no file exists."""
+    """Read the rows of a JSONL file written by `append_row`, without a truncated last line; [] if no file exists.
+
+    Raises:
+        ValueError: a line is no JSON object; the message begins with its number.
+    """
+    return [row for _, row in numbered_rows(path)]
+
+
+def numbered_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Read the rows of a JSONL file as `read_rows` does, each with the number of its line."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     whole = lines[:-1]  # after the last newline: nothing, or a truncated line
-    return [json.loads(line) for line in whole if line.strip()]
+    return [(number, _row(line, number)) for number, line in enumerate(whole, start=1) if line.strip()]
+
+
+def _row(line: str, number: int) -> dict[str, Any]:
+    """The object on one line; JSON's own messages count every line as the first."""
+    if line.startswith("\ufeff"):
+        raise ValueError(f"line {number} begins with a byte-order mark; save the file as plain UTF-8")
+    try:
+        row = _DECODER.decode(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"line {number} is no JSON: {error.msg} at column {error.colno}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"line {number} is no JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"line {number} is {line.strip()[:60]}, not an object")
+    return row
+
+
+def _no_constants(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constants)
 
 
 def refuse_pipe(path: Path) -> None:

@@ -21,10 +21,18 @@ from typing import Any
 from uuid import uuid4
 
 from staytrue.errors import FolderInUseError, RequestError
+from staytrue.utils.columns import LIST, OBJECT, TEXT, or_null, refuse_wrong
 from staytrue.utils.files import refuse_existing, write_atomic, write_json
 
 SCHEMA = 1
 _PACKAGES = ("staytrue", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "tokenizers", "safetensors")
+_OBJECTS = ("versions", "machine", "model", "data", "start", "rows", "curated", "logs", "projected", "reference")
+_KINDS = {  # of the manifest's keys
+    "id": TEXT,
+    **dict.fromkeys(_OBJECTS, OBJECT),
+    "early_stop": or_null(OBJECT),
+    **dict.fromkeys(("notes", "resumed"), LIST),
+}
 
 
 @contextmanager
@@ -96,17 +104,23 @@ class RunDir:
         return run
 
     @classmethod
-    def open(cls, path: Path) -> RunDir:
+    def open(cls, path: Path, *needed: str) -> RunDir:
         """Open an existing run folder.
 
+        Args:
+            path: the folder.
+            needed: keys that the manifest must have, since the caller reads them.
+
         Raises:
-            RequestError: the folder has no readable manifest.
+            RequestError: the folder has no readable manifest, or one without a needed key.
         """
         file = path / "manifest.json"
         if not file.is_file():
             raise RequestError(f"{path} is not a run folder: it has no manifest.json. `staytrue train` makes one.")
         try:
             manifest = json.loads(file.read_text(encoding="utf-8"))
+            if isinstance(manifest, dict):
+                refuse_wrong(manifest, _KINDS, needed)
         except (ValueError, RecursionError) as error:
             raise RequestError(f"{file} cannot be read ({error}). Restore it, or train the run again.") from None
         if not isinstance(manifest, dict) or not isinstance(manifest.get("state"), str):
