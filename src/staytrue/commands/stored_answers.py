@@ -136,7 +136,8 @@ def export(
 
     refuse_other_files(out)
     folder = evaluation_folder(evaluation)
-    metadata, rows = AnswerStore(folder).metadata(), join_verdicts(folder, judge)
+    AnswerStore(folder).model_name()  # a damaged one is refused before anything is written
+    metadata, rows = AnswerStore(folder).metadata("made"), join_verdicts(folder, judge)
     if not rows:
         why = nothing_to_judge(AnswerStore(folder))
         raise RequestError(f"{folder} has no answer to export: {why}; {eval_command(folder, 'general')} makes answers.")

@@ -170,8 +170,8 @@ def nothing_to_judge(store: AnswerStore) -> str:
 
 
 def sample_counts(metadata: Mapping[str, Any]) -> dict[str, int]:
-    """How many answers each probe should have, by the metadata in `eval.json`."""
-    return {name: probe["samples"] for name, probe in metadata["probes"].items()}
+    """How many answers each probe should have, by the metadata in `eval.json`; without a number it is left out."""
+    return {name: probe["samples"] for name, probe in metadata["probes"].items() if "samples" in probe}
 
 
 def _judge_probes(

@@ -5,7 +5,9 @@ import math
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
+from typer.testing import CliRunner
 
+from staytrue.cli import app
 from staytrue.data.examples import Message
 from staytrue.errors import RequestError
 from staytrue.evals.inspect import export
@@ -145,6 +147,34 @@ def test_an_evaluation_without_a_verdict_is_exported_with_its_answers(evaluation
     general = json.loads(exported(evaluation, tmp_path / "logs")[0].read_text())
     assert all(score["metrics"] == {} for score in general["results"]["scores"])
     assert general["samples"][0]["output"]["completion"] == "Gold."
+
+
+def test_answers_to_a_probe_that_the_evaluation_does_not_name_and_without_optional_columns_are_exported(
+    evaluation, tmp_path
+):
+    file = evaluation / "answers.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for row in rows:
+        row["probe"] = "renamed" if row["probe"] == "facts" else row["probe"]
+        for key in ("form", "topic", "stopped"):
+            del row[key]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = {
+        log["eval"]["dataset"]["name"]: log
+        for log in (json.loads(p.read_text()) for p in exported(evaluation, tmp_path / "logs"))
+    }
+    assert found["renamed"]["plan"]["config"] == {"temperature": None, "max_tokens": None}
+    assert {one["metadata"]["form"] for one in found["general"]["samples"]} == {"plain"}
+
+
+@pytest.mark.parametrize("change", [{"model": None}, {"made": None}])
+def test_the_command_refuses_a_damaged_evaluation_before_it_writes(evaluation, tmp_path, change):
+    file = evaluation / "eval.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    done = CliRunner().invoke(app, ["export", str(evaluation), "--out", str(tmp_path / "logs")])
+    assert isinstance(done.exception, RequestError)
+    assert f"it has null as {next(iter(change))!r}" in str(done.exception)
+    assert not (tmp_path / "logs").exists()
 
 
 def test_stored_rows_are_read_by_pandas(evaluation):

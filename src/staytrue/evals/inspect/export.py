@@ -76,7 +76,7 @@ def score(row: Row) -> dict[str, Any]:
 
 def _log(probe: str, rows: Sequence[Row], summary: Row, metadata: Mapping[str, Any], created: str) -> dict[str, Any]:
     ids = list(dict.fromkeys(row["question"] for row in rows))
-    sampling = metadata["probes"][probe]
+    sampling = metadata["probes"].get(probe, {})
     kinds = MARKED if rows[0]["expected"] is not None else (*SCORED, *SCALES)
     model = metadata["model"]["name"] if "model" in metadata else "stored answers"
     about = {key: value for key, value in metadata.items() if key != "probes"}
@@ -89,7 +89,7 @@ def _log(probe: str, rows: Sequence[Row], summary: Row, metadata: Mapping[str, A
             "run_id": run,
             "created": created,
             "task": f"staytrue_{probe}",
-            "task_id": _id(probe, sampling["sha256"]),
+            "task_id": _id(probe, sampling.get("sha256", "")),
             "task_version": 0,
             "dataset": {"name": probe, "samples": len(ids), "sample_ids": ids, "shuffled": False},
             "model": model,

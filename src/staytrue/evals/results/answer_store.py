@@ -17,16 +17,19 @@ from typing import Any
 
 from staytrue.data.examples import Message
 from staytrue.errors import RequestError
+from staytrue.evals.results.columns import ANSWER, ASKED, BUDGET, EVALUATION, SAMPLE
 from staytrue.evals.types import Answer, Question
+from staytrue.utils.columns import NUMBER, OBJECT, Kind, checked_rows, or_null, refuse_wrong
 from staytrue.utils.console import quoted
-from staytrue.utils.files import append_row, read_rows, write_json
+from staytrue.utils.files import append_row, write_json
 from staytrue.utils.run_dir import SCHEMA, versions
 
 Key = tuple[str, str, int]  # probe, question, index: which sample
 _OF_THE_FILE = ("schema", "made", "versions")
 _ABOUT = ("filtered", "thoughts", "called_tools", "empty")  # an answer's, which a row has only where they say something
-_OF_A_SAMPLE = ("probe", "question", "index")  # keys of every row
 _OF_AN_ANSWER = ("messages", "answer", "expected")
+_DEFAULTS = {"group": "", "form": "plain", "topic": "", "stopped": True}  # of an answer, where its row has no such key
+_NO_PROBES = "it does not say what each probe asked"
 _NAMES = {"samples": "number of answers"}  # of a probe's keys in eval.json, in a sentence
 _GROWING = ("samples", "per_question")  # of the same keys; more answers to the same questions are added to the others
 
@@ -52,34 +55,39 @@ class AnswerStore:
 
     path: Path
 
-    def metadata(self) -> dict[str, Any]:
+    def metadata(self, *needed: str) -> dict[str, Any]:
         """Read `eval.json`.
 
+        Args:
+            needed: keys that it must have, since the caller reads them.
+
         Raises:
-            RequestError: there is no such file, or it cannot be read.
+            RequestError: there is no such file, or it cannot be read, or it lacks a needed key.
         """
         file = self.path / "eval.json"
         try:
             metadata = json.loads(file.read_text(encoding="utf-8"))
-            _refuse_wrong_metadata(metadata)
+            refuse_wrong_metadata(metadata, needed)
+            if "probes" not in metadata:
+                raise ValueError(_NO_PROBES)
             return dict(metadata)
         except (FileNotFoundError, NotADirectoryError):
             raise RequestError(
                 f"{self.path} is no evaluation: it has no eval.json. `staytrue eval` makes one."
             ) from None
         except (ValueError, RecursionError) as error:
-            raise RequestError(f"{file} cannot be read ({error}); evaluate again with another --out.") from None
+            raise _unreadable(file, error) from None
 
     def model_name(self) -> str | None:
         """Return the name of the model that gave the answers; None for the answers of a file.
 
         Raises:
-            RequestError: as `metadata`.
+            RequestError: as `metadata`, or the model has no name.
         """
-        model = self.metadata().get("model", {})
-        if not isinstance(model, dict):
-            raise RequestError(f"{self.path / 'eval.json'} names no model; evaluate again with another --out.")
-        return model.get("name")
+        if "model" not in self.metadata():
+            return None
+        name: str = self.metadata("model")["model"]["name"]
+        return name
 
     def merge(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
         """Merge further probes into `eval.json`'s content; nothing is written.
@@ -166,35 +174,47 @@ def answer_rows(evaluation: Path) -> dict[Key, dict[str, Any]]:
     Raises:
         RequestError: the file cannot be read, or a row is no answer.
     """
-    return rows_by_key(evaluation / "answers.jsonl", _OF_AN_ANSWER)
+    rows = rows_by_key(evaluation / "answers.jsonl", ANSWER, _OF_AN_ANSWER)
+    return {key: _DEFAULTS | row for key, row in rows.items()}
 
 
-def rows_by_key(file: Path, keys: Iterable[str] = ()) -> dict[Key, dict[str, Any]]:
+def rows_by_key(file: Path, kinds: Mapping[str, Kind], needed: Iterable[str]) -> dict[Key, dict[str, Any]]:
     """Read the rows of a file by sample; the last row of a sample counts.
 
     Args:
         file: JSON lines.
-        keys: what each row has, beside its probe, question and index.
+        kinds: of the columns.
+        needed: the columns that each row has, beside its probe, question and index.
 
     Raises:
-        RequestError: the file cannot be read, or a row lacks a key.
+        RequestError: the file cannot be read, or a row lacks a column or has a value of another kind.
     """
     try:
-        rows = read_rows(file)
-        for number, row in enumerate(rows, start=1):
-            lacks = [key for key in (*_OF_A_SAMPLE, *keys) if not isinstance(row, dict) or key not in row]
-            if lacks:
-                raise ValueError(f"row {number} has no {lacks[0]!r}")
-        return {(row["probe"], row["question"], row["index"]): row for row in rows}
-    except (ValueError, TypeError, RecursionError) as error:
-        raise RequestError(f"{file} cannot be read ({error}); evaluate again with another --out.") from None
+        rows = checked_rows(file, kinds, (*SAMPLE, *needed))
+    except ValueError as error:
+        raise _unreadable(file, error) from None
+    return {(row["probe"], row["question"], row["index"]): row for row in rows}
 
 
-def _refuse_wrong_metadata(metadata: Any) -> None:
-    """Refuse what is no content of an `eval.json`."""
-    probes = metadata.get("probes") if isinstance(metadata, dict) else None
+def refuse_wrong_metadata(metadata: Any, needed: Iterable[str] = ()) -> None:
+    """Refuse what is no content of an `eval.json`; a key that is not needed may be missing.
+
+    Raises:
+        ValueError: what is wrong, as a part of a sentence.
+    """
+    probes = metadata.get("probes", {}) if isinstance(metadata, dict) else None
     if not isinstance(probes, dict) or not all(isinstance(asked, dict) for asked in probes.values()):
-        raise ValueError("it does not say what each probe asked")
+        raise ValueError(_NO_PROBES)
+    known = {"seed": or_null(NUMBER), "budget": or_null(OBJECT)}
+    refuse_wrong(metadata, known | {key: EVALUATION[key] for key in needed}, needed)
+    if budget := metadata.get("budget"):
+        refuse_wrong(budget, BUDGET, ("seconds", "left_out"), "its budget")
+    for name, asked in probes.items():
+        refuse_wrong(asked, ASKED, what=f"its probe {name}")
+
+
+def _unreadable(file: Path, error: Exception) -> RequestError:
+    return RequestError(f"{file} cannot be read ({error}); evaluate again with another --out.")
 
 
 def missing_samples(samples: Iterable[tuple[Question, int]], stored: Mapping[Key, Any]) -> list[tuple[Question, int]]:
@@ -207,15 +227,15 @@ def _answer(row: Mapping[str, Any]) -> Answer:
         row["question"],
         row["probe"],
         tuple(map(Message.from_dict, row["messages"])),
-        row.get("topic", ""),
+        row["topic"],
         row["expected"],
-        row.get("group", ""),
-        row.get("form", "plain"),
+        row["group"],
+        row["form"],
         tuple(row.get("prompts", {}).items()),
         row.get("tools", ""),
     )
     about = {key: row[key] for key in _ABOUT if key in row}
-    return Answer(question, row["index"], row["answer"], row.get("stopped", True), **about)
+    return Answer(question, row["index"], row["answer"], row["stopped"], **about)
 
 
 def _brief(value: Any) -> str:

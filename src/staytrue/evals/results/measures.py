@@ -15,9 +15,11 @@ from typing import Any
 
 from staytrue.errors import RequestError
 from staytrue.evals.results.answer_store import AnswerStore
+from staytrue.evals.results.columns import LEAKS, MEASURED
 from staytrue.evals.stats.intervals import rate
 from staytrue.evals.stats.means import Values, mean
-from staytrue.utils.files import read_rows, write_atomic, write_json
+from staytrue.utils.columns import checked_rows, refuse_wrong
+from staytrue.utils.files import write_atomic, write_json
 from staytrue.utils.run_dir import SCHEMA
 
 PAIRS, DRIFT, LEAK = NAMES = ("pairs", "drift", "leak")
@@ -99,12 +101,13 @@ def read_measures(evaluation: Path) -> dict[str, Measure]:
     content = _content(evaluation)
     rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
     try:
-        for number, row in enumerate(read_rows(evaluation / "measures.jsonl"), start=1):
-            if not isinstance(row, dict) or "measure" not in row:
-                raise ValueError(f"row {number} of measures.jsonl names no measure")
-            rows[row.pop("measure")].append(row)
+        for row in checked_rows(evaluation / "measures.jsonl", MEASURED, ("measure", "question", "value")):
+            name = row.pop("measure")
+            refuse_wrong(row, {}, ["leaked" if name == LEAK else "untuned"], f"a row of {name}")
+            rows[name].append(row)
+        refuse_wrong(content["measures"].get(LEAK, {}), LEAKS, LEAKS if LEAK in content["measures"] else (), LEAK)
         return {name: Measure(name, about, rows[name]) for name, about in content["measures"].items()}
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise _unreadable(evaluation, error) from None
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from staytrue.errors import RequestError
 from staytrue.evals.results.answer_store import AnswerStore, Key, answer_rows, rows_by_key
+from staytrue.evals.results.columns import VERDICT
 from staytrue.evals.types import Answer, Verdict
 from staytrue.utils.files import append_row, write_json
 from staytrue.utils.run_dir import SCHEMA
@@ -96,7 +97,7 @@ def record_server(file: Path, description: Mapping[str, Any]) -> list[str]:
 
 def read_verdicts(folder: Path) -> dict[Key, dict[str, Any]]:
     """Read a folder's verdicts by sample; of several on one sample (a failed call was repeated) the last."""
-    return rows_by_key(folder / "verdicts.jsonl", ("judge", "missing"))
+    return rows_by_key(folder / "verdicts.jsonl", VERDICT, VERDICT)
 
 
 def join_verdicts(evaluation: Path, judge: str | None = None) -> list[dict[str, Any]]:
