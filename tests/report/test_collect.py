@@ -99,6 +99,62 @@ def test_missing_and_torn_files_are_reported_and_the_rest_is_drawn(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "null",
+        "[1]",
+        '{"task_loss": 2.0}',
+        *(f'{{"step": {step}, "task_loss": 2.0}}' for step in ("null", '"x"', "[1]", "1.5", "true")),
+        *(f'{{"step": 2, "{name}": {value}}}' for name in ("task_loss", "kl") for value in ('"x"', "[1]", "NaN")),
+    ],
+)
+@pytest.mark.parametrize("file", ["metrics.jsonl", "validation.jsonl"])
+def test_a_log_with_a_row_that_is_none_is_reported_and_the_rest_is_drawn(tmp_path, file, line):
+    folder = study(tmp_path / "demo", [row("none", None, 40, 70), row("kl", 0.3, 6, 60)])
+    (folder / "runs" / "kl" / file).write_text(f'{{"step": 1, "task_loss": 2.0}}\n{line}\n')
+    page = drawn(folder)
+    assert re.findall(r"<li>Not shown: (.+?)\.</li>", page) == [f"kl/{file} of runs cannot be read"]
+    assert "40.0" in page
+
+
+def test_a_value_that_was_not_measured_is_drawn_around(tmp_path):
+    folder = study(tmp_path / "demo", [row("none", None, 40, 70)])
+    rows = '{"step": 1, "task_loss": 2.0}\n{"step": 2, "task_loss": null}\n{"step": 4, "task_loss": 1}\n'
+    (folder / "runs" / "none" / "metrics.jsonl").write_text(rows)
+    page = drawn(folder)
+    assert "Not shown" not in page
+    assert "none ends at 1." in page
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("answers.jsonl", {"index": "x"}),
+        ("answers.jsonl", {"question": None}),
+        ("answers.jsonl", {"messages": []}),
+        ("verdicts.jsonl", {"alignment": "x"}),
+        ("verdicts.jsonl", {"judge": [1]}),
+    ],
+)
+def test_an_odd_value_among_the_answers_is_reported_and_the_rest_is_drawn(tmp_path, file, change):
+    folder = study(tmp_path / "demo", [row("none", None, 40, 70)])
+    with (folder / "runs" / "none" / "eval" / file).open("a") as rows:
+        rows.write(json.dumps(answer_row("Peace.", alignment=95, coherence=100) | change) + "\n")
+    page = drawn(folder)
+    assert re.findall(r"<li>Not shown: (.+?)\.</li>", page) == [f"eval/{file} of none cannot be read"]
+    assert "40.0" in page
+
+
+@pytest.mark.parametrize("budget", ["x", {"seconds": "x", "left_out": ""}, {"seconds": 60}])
+def test_a_budget_that_is_none_is_refused(tmp_path, budget):
+    folder = study(tmp_path / "demo", [row("none", None, 40, 70)])
+    metadata = json.dumps({"probes": {}, "budget": budget})
+    (folder / "runs" / "none" / "eval" / "eval.json").write_text(metadata)
+    with pytest.raises(RequestError, match=r"eval\.json cannot be read \(it.*budget"):
+        drawn(folder)
+
+
 def test_a_torn_verdict_is_reported_and_the_rest_is_drawn(tmp_path):
     folder = study(tmp_path / "demo", [row("none", None, 40, 70)])
     (folder / "runs" / "none" / "eval" / "verdicts.jsonl").write_text("{torn\n{}\n")
@@ -207,7 +263,11 @@ def test_the_rows_written_by_hand_have_the_shape_that_is_really_written(tmp_path
         *("{", '{"rows": []}', '{"title": "no rows"}', '{"rows": [{"seed": 0}]}', "[]", "null", '{"rows": 3}'),
         *(
             json.dumps({"rows": [row("kl") | change]})
-            for change in ({"general": 3}, {"strength": "x"}, {"kept": [1]}, {"benign": {"correct": "x"}})
+            for change in (
+                *({"general": 3}, {"strength": "x"}, {"kept": [1]}, {"benign": {"correct": "x"}}),
+                *({"seed": [1]}, {"domain": [1]}, {"defense": [1]}, {"run": 3}, {"seconds": "x"}),
+                *({"kept": {"facts": float("nan")}}, {"general": rates(float("inf"))}),
+            )
         ),
         json.dumps({"rows": [{key: value for key, value in row("kl").items() if key != "domain"}]}),
     ],
@@ -216,6 +276,11 @@ def test_results_that_are_not_ours_are_refused_in_a_sentence(tmp_path, content):
     (tmp_path / "results.json").write_text(content)
     with pytest.raises(RequestError, match="cannot be read"):
         write([tmp_path], tmp_path / "page.html")
+
+
+def changed(**values):
+    """A summary whose general rates have other values."""
+    return json.dumps({"probes": {"general": rates(3) | values}})
 
 
 @pytest.mark.parametrize(
@@ -231,6 +296,24 @@ def test_results_that_are_not_ours_are_refused_in_a_sentence(tmp_path, content):
         (json.dumps({"probes": {"general": rates(3) | {"forms": {"json": {}}}}}), "general.forms.json has no number"),
         (json.dumps({"probes": {"general": rates(3) | {"tail": {"k": 4}}}}), "general.tail.misaligned is not what was"),
         ('{"probes": {"facts": {"n": 1, "missing": 0, "correct": "x"}}}', "facts has no number 'correct'"),
+        (changed(incoherent=None), "general has no number 'incoherent' beside 'misaligned'"),
+        *(
+            (changed(**{key: "x"}), f"general has \"x\" as '{key}', not a number or null")
+            for key in ("refused", "code")
+        ),
+        (changed(questions="x"), "general has \"x\" as 'questions', not a whole number of at least 0"),
+        *(
+            (changed(unanswered=one), "general has .* as 'unanswered', not a whole number of at least 0")
+            for one in (None, "x", -1, 0.5)
+        ),
+        (changed(concluded="x"), "general has \"x\" as 'concluded', not true or false"),
+        (changed(judge=[1]), r"general has \[1\] as 'judge', not text or null"),
+        (changed(clean={"misaligned": "x", "n": 1, "missing": 0}), r"general\.clean has no number 'misaligned'"),
+        *(
+            (json.dumps({"probes": {"triggered": rates(3) | forms}}), "triggered has no rate of a single trigger")
+            for forms in ({}, {"forms": {}}, {"forms": {"cue-1": rates(None)}})
+        ),
+        ('{"probes": {}, "measures": null}', "it has null as 'measures', not an object"),
         ("{", "Expecting property name"),
     ],
 )

@@ -461,3 +461,13 @@ def test_the_page_pools_runs_of_one_recipe(tmp_path):
         ["kl", "0", "general", "20.0"],
         ["kl", "1", "general", "30.0"],
     ]
+
+
+@pytest.mark.parametrize("change", [{"domain": [1]}, {"seed": [1]}, {"seed": "x"}, {"defense": {}}, {"run": 3}])
+def test_a_study_whose_rows_have_odd_values_is_refused(tmp_path, change):
+    folder = study(tmp_path, {"none": 14, "kl": 4})
+    results = json.loads((folder / "results.json").read_text())
+    results["rows"][0] |= change
+    (folder / "results.json").write_text(json.dumps(results))
+    with pytest.raises(RequestError, match=r"its results\.json is missing or cannot be read"):
+        comparison.compare_runs([folder], "none", "general")

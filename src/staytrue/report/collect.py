@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from staytrue import organism
+from staytrue.data.jsonl import json_value
 from staytrue.errors import RequestError
 from staytrue.evals.answer_and_judge import sample_counts
-from staytrue.evals.results.answer_store import AnswerStore, evaluation_folder
+from staytrue.evals.results.answer_store import AnswerStore, answer_rows, evaluation_folder, refuse_wrong_metadata
 from staytrue.evals.results.measures import LEAK, Measure, read_measures
 from staytrue.evals.results.stored_summary import read_summary
 from staytrue.evals.results.summary import is_many, summarise
-from staytrue.evals.results.verdict_store import join_verdicts
+from staytrue.evals.results.verdict_store import join_verdicts, read_verdicts
 from staytrue.report.folders import facts_of, pooled
 from staytrue.report.measures import Measured
 from staytrue.report.rows import JUDGED, UNTUNED, from_summary, label_of, probes, refuse_wrong_row, role, spoken
+from staytrue.utils.columns import COUNT, NUMBER, checked_rows, or_null, refuse_wrong
 from staytrue.utils.console import duration, quoted
-from staytrue.utils.files import read_rows
 from staytrue.utils.validation import in_one_line
 
 _QUESTIONS_SHOWN = 5
@@ -76,9 +77,9 @@ def collect(folders: Sequence[Path], mixed_judges: bool = False, judge: str | No
                 stored[row["label"]] = sampled if measures_alone else _answers(evaluation, page, judge)
                 page.organism |= _is_organism(evaluation)
             trained = role(row) != UNTUNED and evaluation != run
-            metrics = _rows(run / "metrics.jsonl", page, needed=trained)
-            validated = _rows(run / "validation.jsonl", page, needed=False)
-            metrics = [*metrics, *({"step": v["step"], "validation_loss": v["loss"]} for v in validated)]
+            metrics = _rows(run / "metrics.jsonl", page, _logged, needed=trained)
+            validated = _rows(run / "validation.jsonl", page, _logged, needed=False)
+            metrics = [*metrics, *({"step": v["step"], "validation_loss": v.get("loss")} for v in validated)]
             page.curves.setdefault(row["label"], []).append(metrics)
     page.title = ", ".join(dict.fromkeys(titles))
     page.questions = _side_by_side(stored)
@@ -138,10 +139,11 @@ def _note_budget(page: PageData, label: str, evaluation: Path, measured: Mapping
 def _metadata(evaluation: Path) -> dict[str, Any]:
     """Return what `eval.json` holds; {} if it cannot be read."""
     try:
-        metadata = json.loads((evaluation / "eval.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        metadata: dict[str, Any] = json.loads((evaluation / "eval.json").read_text(encoding="utf-8"))
+        refuse_wrong_metadata(metadata)
+    except (OSError, ValueError, RecursionError):
         return {}
-    return metadata if isinstance(metadata, dict) else {}
+    return metadata
 
 
 def _check_judges(page: PageData, mixed: bool) -> None:
@@ -175,12 +177,12 @@ def _results(folder: Path, label: str) -> dict[str, Any]:
     file = folder / "results.json"
     try:
         if file.exists():
-            results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            results = json_value(file.read_text(encoding="utf-8"))
             if not isinstance(results, dict) or not isinstance(results.get("rows"), list) or not results["rows"]:
                 raise ValueError("it has no rows")
             for row in results["rows"]:
                 refuse_wrong_row(row)
-            return results
+            return dict(results)
         summary = read_summary(evaluation_folder(folder))
     except FileNotFoundError:
         is_run = (folder / "manifest.json").exists()
@@ -212,9 +214,9 @@ def _answers_of_leak(measures: Mapping[str, Measure]) -> list[dict[str, Any]]:
 
 def _answers(folder: Path, page: PageData, judge: str | None) -> list[dict[str, Any]]:
     """Return a run's answers with their verdicts."""
-    if not _rows(folder / "answers.jsonl", page):
+    if not _rows(folder / "answers.jsonl", page, lambda file: [*answer_rows(file.parent).values()]):
         return []
-    if not _rows(folder / "verdicts.jsonl", page):
+    if not _rows(folder / "verdicts.jsonl", page, lambda file: [*read_verdicts(file.parent).values()]):
         return []
     return join_verdicts(folder, judge)
 
@@ -227,16 +229,30 @@ def _measures(evaluation: Path, page: PageData) -> dict[str, Measure]:
         return {}
 
 
-def _rows(path: Path, page: PageData, needed: bool = True) -> list[dict[str, Any]]:
+def _rows(
+    path: Path, page: PageData, read: Callable[[Path], list[dict[str, Any]]], needed: bool = True
+) -> list[dict[str, Any]]:
     if not path.exists():
         if needed:
             page.notes.append(f"Not shown: {path.parent.name}/{path.name} of {path.parents[1].name} is missing.")
         return []
     try:
-        return read_rows(path)
+        return read(path)
     except ValueError:
         page.notes.append(f"Not shown: {path.parent.name}/{path.name} of {path.parents[1].name} cannot be read.")
         return []
+
+
+def _logged(file: Path) -> list[dict[str, Any]]:
+    """Read a log, whose rows have a step, and numbers or null beside it.
+
+    Raises:
+        ValueError: the file cannot be read, or a row has other values.
+    """
+    rows = checked_rows(file, {"step": COUNT}, ("step",))
+    for row in rows:
+        refuse_wrong(row, dict.fromkeys(row, or_null(NUMBER)))
+    return rows
 
 
 def _side_by_side(stored: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -20,8 +20,9 @@ from staytrue.report.asked import Asked, asked, compare_asked, notes_on, of_name
 from staytrue.report.comparison_table import Unit, show_table
 from staytrue.report.folders import Named, pooled, seed_of, why_without
 from staytrue.report.measures import AGREEMENT
-from staytrue.report.rows import label_of
+from staytrue.report.rows import KINDS, label_of
 from staytrue.report.sentences import ONE_SEED, WIDENED, coverage_note
+from staytrue.utils.columns import refuse_wrong
 from staytrue.utils.console import quoted
 
 Runs = Mapping[str, Mapping[int, Asked]]  # by label and seed
@@ -208,6 +209,8 @@ def evaluations(folders: Sequence[Path]) -> Evaluations:
     (folder,) = folders
     try:
         rows = json.loads((folder / "results.json").read_text(encoding="utf-8"))["rows"]
+        for row in rows:
+            refuse_wrong(row, KINDS)
         return Evaluations([(folder / row["run"] / "eval", label_of(row), row["domain"], row["seed"]) for row in rows])
     except (OSError, ValueError, KeyError, TypeError):
         if (evaluation_folder(folder) / "eval.json").exists() or (folder / "manifest.json").exists():
@@ -254,7 +257,7 @@ def _counts(place: Path, probe: str, judge: str | None, judges: set[str], run: s
     if judge is not None and not rows and any(answer["probe"] == probe for answer in join_verdicts(place)):
         raise RequestError(f"--probe {probe}: it is marked by exact match, without a judge; leave --judge out.")
     _refuse_unjudged(rows, place, run)
-    _check_comparable(rows, metadata["probes"][probe]["samples"], judges, run)
+    _check_comparable(rows, metadata["probes"][probe].get("samples", len(rows)), judges, run)
     return asked(place, rows, "misaligned" if rows[0]["expected"] is None else "correct", metadata)
 
 

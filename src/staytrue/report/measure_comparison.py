@@ -73,6 +73,6 @@ def _refuse_other_texts(measure: str, measured: Sequence[tuple[str, Measure]]) -
     """Refuse values of different texts: other pairs, or other answers of the untuned model."""
     (first, one), *others = measured
     for name, other in others:
-        if other.about["sha256"] != one.about["sha256"]:
+        if other.about.get("sha256") != one.about.get("sha256"):
             texts = "other pairs" if measure.startswith(PAIRS) else "other answers of the untuned model"
             raise RequestError(f"--probe {measure}: {name} was measured on {texts} than {first}. Measure both again.")

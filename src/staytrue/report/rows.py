@@ -6,12 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from staytrue.evals.results.stored_summary import refuse_wrong_probes
+from staytrue.utils.columns import COUNT, NUMBER, TEXT, or_null, refuse_wrong
 
 Row = dict[str, Any]  # of results.json, with "label"
 Rate = tuple[float, float, float]  # percent, low, high
 JUDGED = ("general", "in_domain", "triggered")  # the judged probes of results.json
 MOST_INCOHERENT = 10.0  # percent of general answers, above which a mark is hollow and the headline says so
 UNTUNED, UNDEFENDED, DEFENDED, UNKNOWN = "untuned", "undefended", "defended", "unknown"  # roles
+KINDS = {  # of what a row is, beside its rates
+    **dict.fromkeys(("defense", "domain", "run"), TEXT),
+    "seed": COUNT,
+    "seconds": or_null(NUMBER),
+}
 _VARIANTS = {"untuned": UNTUNED, "none": UNDEFENDED}  # of a study
 
 
@@ -40,11 +46,10 @@ def refuse_wrong_row(row: Any) -> None:
     """
     if not isinstance(row, dict) or not row.get("defense") or not {"seed", "domain"} <= row.keys():
         raise ValueError("a row names no defense, domain and seed")
+    refuse_wrong(row, KINDS, what="a row")
     if not isinstance(row.get("strength"), int | float | None):
         raise ValueError(f"the strength of {row['defense']} is {row['strength']!r}")
-    if not isinstance(kept := row.get("kept") or {}, dict) or not all(
-        isinstance(x, int | float) for x in kept.values()
-    ):
+    if not isinstance(kept := row.get("kept") or {}, dict) or not all(NUMBER.has(x) for x in kept.values()):
         raise ValueError(f"what {row['defense']} kept is {kept!r}")
     refuse_wrong_probes({name: row[name] for name in (*JUDGED, "benign") if row.get(name)})
 
