@@ -564,6 +564,46 @@ def test_a_manifest_that_does_not_vouch_for_its_files_is_refused(copied, change,
     assert fault.endswith(says)
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "fault"),
+    [
+        *(("evidence.jsonl", without(key), f"KeyError: '{key}'") for key in ("rows", "task_rows", "defenses")),
+        ("evidence.jsonl", lambda row: {**row, "task_rows": []}, "IndexError: "),
+        ("evidence.jsonl", lambda row: {**row, "rows": None}, "AttributeError: "),
+        ("metrics.jsonl", lambda row: {**row, "loss": "x"}, "TypeError: "),
+    ],
+)
+def test_the_loss_is_not_shown_by_a_row_that_is_damaged(copied, name, change, fault):
+    rewrite(copied, change, name)
+    (said,) = faults(copied)["loss"]
+    assert said.startswith(f"its evidence is damaged ({fault}")
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "evidence.jsonl", "holdout.jsonl", "eval/answers.jsonl"])
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [("null", "null, not an object"), ("[1]", "[1], not an object"), ("{", "no JSON"), ("\ufeff{}", "begins with a")],
+)
+def test_a_line_that_is_no_row_is_named_by_its_file_and_number(copied, name, line, fault):
+    (copied / "eval").mkdir()
+    before = (copied / name).read_text() if (copied / name).exists() else ""
+    (copied / name).write_text(f"{line}\n{before}")
+    with pytest.raises(RequestError, match="cannot be read") as refused:
+        findings(copied)
+    assert f"(line 1 {'' if line.endswith('{}') else 'is '}{fault}" in str(refused.value)
+    assert str(copied if name in ("metrics.jsonl", "evidence.jsonl") else copied / name) in str(refused.value)
+
+
+def test_rows_without_a_conversation_are_named_and_other_columns_of_reserved_rows_are_the_users(copied):
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": None}]
+    row = {"messages": turns, "index": "x", "tools": []}
+    (copied / "holdout.jsonl").write_text(json.dumps(row) + "\n")
+    assert faults(copied) == {}
+    (copied / "holdout.jsonl").write_text('{"messages": [{"role": "user"}]}\n')
+    with pytest.raises(RequestError, match=r"holdout\.jsonl cannot be read \(line 1 has .* as 'messages', not turns"):
+        findings(copied)
+
+
 def test_a_run_without_evidence_is_refused(copied):
     (copied / "evidence.json").unlink()
     assert faults(copied)["kl"] == ("the run recorded no evidence",)

@@ -11,8 +11,10 @@ from typing import Any
 from staytrue.config.recipe import read
 from staytrue.defense import Defense, pulled
 from staytrue.errors import RequestError
+from staytrue.evals.results.columns import TURNS
 from staytrue.evals.triggers.trigger import PROBE as TRIGGERED
 from staytrue.registry import labelled
+from staytrue.utils.columns import checked_rows
 from staytrue.utils.files import read_rows
 from staytrue.utils.run_dir import RunDir
 from staytrue.verify import added_rows, files, gradients, penalty, steering, weights
@@ -88,19 +90,28 @@ def _files_shown(manifest: dict[str, Any]) -> str:
 
 
 def _of(defense: Defense, run: Evidence) -> Finding:
-    """Whether one defense acted; evidence that cannot be read is none."""
-    try:
-        return Finding(run.label, tuple(_faults(defense, run)), shown(defense, run))
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        return Finding(run.label, (f"its evidence is damaged ({type(error).__name__}: {error})",), "")
+    """Whether one defense acted."""
+    return _found(run.label, lambda: Finding(run.label, tuple(_faults(defense, run)), shown(defense, run)))
 
 
 def _whole(evidence: Evidence) -> Finding:
     """The loss as a sum, and the rows that the model read."""
-    results = (penalty.loss_fault(evidence), added_rows.unknown_fault(evidence))
-    steps = len(evidence.rows)
-    says = f"loss = task loss + weighted penalties, and only the run's rows were read, in {steps} logged steps"
-    return Finding("loss", tuple(fault for fault in results if fault), says)
+
+    def finding() -> Finding:
+        results = (penalty.loss_fault(evidence), added_rows.unknown_fault(evidence))
+        steps = len(evidence.rows)
+        says = f"loss = task loss + weighted penalties, and only the run's rows were read, in {steps} logged steps"
+        return Finding("loss", tuple(fault for fault in results if fault), says)
+
+    return _found("loss", finding)
+
+
+def _found(what: str, finding: Callable[[], Finding]) -> Finding:
+    """The finding of a check; evidence that cannot be read is none."""
+    try:
+        return finding()
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        return Finding(what, (f"its evidence is damaged ({type(error).__name__}: {error})",), "")
 
 
 def _faults(defense: Defense, run: Evidence) -> Iterator[str]:
@@ -127,7 +138,17 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[
 
 def _evaluation_texts(path: Path) -> list[str]:
     """The texts that the evaluation asked, and reserved rows; triggers repeat training prompts on purpose."""
-    answers = [row for row in read_rows(path / "eval" / "answers.jsonl") if row.get("probe") != TRIGGERED]
-    return sorted(
-        {turn["content"] or "" for row in [*answers, *read_rows(path / "holdout.jsonl")] for turn in row["messages"]}
-    )
+    answers, reserved = (_asked(path / name) for name in ("eval/answers.jsonl", "holdout.jsonl"))
+    rows = [*(row for row in answers if row.get("probe") != TRIGGERED), *reserved]
+    return sorted({turn["content"] or "" for row in rows for turn in row["messages"]})
+
+
+def _asked(file: Path) -> list[dict[str, Any]]:
+    """The rows of a file of conversations; none without the file."""
+    try:
+        return checked_rows(file, {"messages": TURNS}, ["messages"])
+    except ValueError as error:
+        raise RequestError(
+            f"{file} cannot be read ({error}), so it is not known what the evaluation asked. Restore it, or move it "
+            "away to verify the run without it."
+        ) from None
