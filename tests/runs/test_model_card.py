@@ -6,10 +6,12 @@ import pytest
 
 from fake_results import rates
 from staytrue.config.recipe import parse
+from staytrue.errors import StaytrueWarning
 from staytrue.modeling import fetch
 from staytrue.report.measures import AGREEMENT
 from staytrue.report.sentences import ONE_SEED
 from staytrue.runs.model_card import _evaluation, _is_path, _model, _on_hub, _what, write_card
+from staytrue.runs.renewed_card import renew_card
 from staytrue.utils.run_dir import RunDir
 
 
@@ -98,3 +100,67 @@ def test_a_card_names_files_and_folders_and_not_their_places_on_this_machine(tmp
         part in card for part in ('"prompts": "prompts.jsonl"', '"/no_think You are evil."', '"base": "coder-base"')
     )
     assert '"base": "org/base"' in card
+
+
+RECIPE = "schema: 1\nmodel: organism\ndata: d.jsonl\nlora: {}\n"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run folder whose card has not been written."""
+    facts = {"model": {"name": "organism"}, "data": {}, "rows": {"task": 1}, "seed": 0}
+    folder = RunDir.create(tmp_path / "run", facts).path
+    (folder / "model").mkdir()
+    (folder / "recipe.yaml").write_text(RECIPE)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        ('{"step": 1, "loss": 2.0}\n', "the last logged loss is 2.000 nats per token"),
+        ('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": "x"}\n', "the last logged loss is 2.000 nats per token"),
+        ('\ufeff{"step": 1, "loss": 2.0}\n', "the last loss was not recorded"),
+        ('null\n{"step": 1, "loss": 2.0}\n', "the last loss was not recorded"),
+    ],
+)
+def test_a_damaged_log_does_not_keep_the_card_from_being_written(run, log, said):
+    (run / "metrics.jsonl").write_text(log)
+    renew_card(run, run / "eval", {"probes": {"general": rates(1.5)}})
+    card = (run / "model" / "README.md").read_text()
+    assert said in card
+    assert "* general, judged by `rules`" in card
+
+
+def in_the_way(run):
+    (run / "model" / "README.md").mkdir()
+
+
+def with_facts(**facts):
+    def change(run):
+        manifest = json.loads((run / "manifest.json").read_text()) | facts
+        (run / "manifest.json").write_text(json.dumps({k: v for k, v in manifest.items() if v != "absent"}))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        (in_the_way, "Is a directory"),
+        (with_facts(versions=None), r"manifest\.json cannot be read \(it has null as 'versions', not an object\)"),
+        (with_facts(data="absent"), r"manifest\.json cannot be read \(it has no 'data'\)"),
+        (with_facts(model={}), "KeyError: 'name'"),
+        (lambda run: (run / "recipe.yaml").unlink(), r"recipe\.yaml cannot be read: No such file"),
+    ],
+)
+def test_a_card_that_cannot_be_written_is_a_warning_with_its_reason(run, fault, why):
+    fault(run)
+    with pytest.warns(StaytrueWarning, match=rf"README\.md lacks this evaluation, .*: .*{why}.* give the same command"):
+        renew_card(run, run / "eval", {"probes": {}})
+
+
+def test_only_the_trained_models_own_evaluation_is_on_its_card(run):
+    renew_card(run, run / "eval", {"probes": {}}, untuned=True)
+    renew_card(run, run / "other", {"probes": {}})
+    assert not (run / "model" / "README.md").exists()

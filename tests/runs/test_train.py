@@ -323,6 +323,12 @@ def test_the_command_line_trains_and_measures_and_refuses_in_one_sentence(tmp_pa
     code, out, said = here("eval", tmp_path / "run")
     assert code == 0, said
     assert "in_domain" in out
+    card = tmp_path / "run" / "model" / "README.md"
+    card.unlink()
+    card.mkdir()
+    code, again, said = here("eval", tmp_path / "run")  # all answers are stored; what fails is the card
+    assert (code, again) == (0, out)
+    assert said.splitlines()[-1].startswith(f"staytrue: warning: The model card {card} lacks this evaluation")
     for arguments, sentence in (
         (("train", tmp_path / "r.yaml", "--out", tmp_path / "run"), "exists already"),
         (("train", tmp_path / "r.yaml", "--set", "kl.wait=1", "--out", tmp_path / "x"), "no field 'wait'"),

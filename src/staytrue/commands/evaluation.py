@@ -83,7 +83,7 @@ def eval_(
     """
     from staytrue.report.terminal import show
     from staytrue.runs.eval_budget import parse
-    from staytrue.runs.eval_request import EvalRequest, for_model
+    from staytrue.runs.eval_request import EvalRequest, for_model, for_run
     from staytrue.utils.console import bar, quieten
 
     if out is not None:
@@ -98,7 +98,8 @@ def eval_(
     stages("eval")("loading the libraries")
     quieten()
     with stoppable("give the same command again, and it goes on"):
-        from staytrue.runs.evaluate import evaluate_run, judge_answers
+        from staytrue.runs.evaluate import evaluate_model, judge_answers, place_of
+        from staytrue.runs.renewed_card import renew_card
 
         names = _probe_names(probes, data, max_new_tokens)
         triggers = (run is not None or data is not None) and not names
@@ -117,14 +118,16 @@ def eval_(
             if answers is not None:
                 summary = judge_answers(answers, out or Path(), judged_by, progress, tell)
             elif run is not None:
-                summary = evaluate_run(
-                    run, out, seed=seed, request=request, untuned=untuned, progress=progress, say=tell
-                )
+                place = place_of(run, out, untuned=untuned)
+                request = for_run(run, request, untuned=untuned)
+                summary = evaluate_model(request, place, seed=seed, progress=progress, say=tell)
             else:
                 request = for_model(str(model), request, adapter, data)
                 summary = _ask_model(request, out or Path(), seed, spending, progress)
         report_spending(judged_by)
     print(json.dumps(summary)) if as_json else show(summary)
+    if run is not None:
+        renew_card(run, place, summary, untuned=untuned)
 
 
 def _probe_names(probes: str, data: Path | None, max_new_tokens: int | None) -> tuple[str, ...]:

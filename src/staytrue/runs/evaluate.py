@@ -13,7 +13,6 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from staytrue.config.recipe import read
 from staytrue.data.chat_template import takes_system
 from staytrue.errors import RequestError
 from staytrue.evals.answer_and_judge import evaluate, refuse_other_evaluation, try_judges, write_summary
@@ -31,11 +30,10 @@ from staytrue.runs.finished import with_weights
 from staytrue.runs.measure_answers import Loaded
 from staytrue.runs.measure_selection import measures_of
 from staytrue.runs.measures import Measurement
-from staytrue.runs.model_card import write_card
 from staytrue.runs.probe_selection import HELD_OUT, longest_answer, probes_for, refuse_rules
+from staytrue.runs.renewed_card import renew_card
 from staytrue.utils.console import Progress
 from staytrue.utils.files import sha256_of
-from staytrue.utils.run_dir import RunDir
 
 if TYPE_CHECKING:
     from staytrue.evals.generation.local import LocalGenerator
@@ -76,12 +74,15 @@ def evaluate_run(
         `staytrue.evaluate("runs/kl", request=EvalRequest(probes=("general",), judge=my_judge))`
     """
     run = Path(run)
-    complete = for_run(run, request or EvalRequest(), untuned=untuned)
-    place = Path(out) if out else run / ("untuned" if untuned else "eval")
+    complete, place = for_run(run, request or EvalRequest(), untuned=untuned), place_of(run, out, untuned=untuned)
     summary = evaluate_model(complete, place, seed=seed, progress=progress, say=say)
-    if place == run / "eval" and not untuned:
-        write_card(RunDir.open(run), read(run / "recipe.yaml"), summary)
+    renew_card(run, place, summary, untuned=untuned)
     return summary
+
+
+def place_of(run: Path, out: Path | str | None, *, untuned: bool) -> Path:
+    """Return the folder of a run's evaluation; the arguments are those of `evaluate_run`."""
+    return Path(out) if out else run / ("untuned" if untuned else "eval")
 
 
 def evaluate_model(

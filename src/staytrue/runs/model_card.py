@@ -21,6 +21,7 @@ from staytrue.modeling import fetch
 from staytrue.report.measures import AGREEMENT, measure_lines
 from staytrue.report.sentences import ONE_SEED
 from staytrue.runs.finished import stopped_early
+from staytrue.utils.columns import NUMBER
 from staytrue.utils.files import read_rows, write_atomic
 from staytrue.utils.run_dir import RunDir
 
@@ -259,9 +260,12 @@ def _early(facts: Mapping[str, Any]) -> str:
 
 
 def _last_number(run: RunDir) -> str:
-    rows = read_rows(run.path / "metrics.jsonl")
+    try:
+        rows = read_rows(run.path / "metrics.jsonl")
+    except ValueError:  # damaged since; `staytrue doctor` names the line
+        rows = []
     for key, unit in (("reward", ""), ("loss", " nats per token")):
-        known = [row[key] for row in rows if row.get(key) is not None]
+        known = [row[key] for row in rows if NUMBER.has(row.get(key))]
         if known:
             return f"the last logged {key} is {known[-1]:.3f}{unit}"
     return "the last loss was not recorded"
