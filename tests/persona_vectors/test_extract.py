@@ -544,6 +544,35 @@ def test_a_file_of_answers_that_cannot_be_read_is_a_sentence(tmp_path):
         make(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ('{"question": "a", "index": 0, "answer"', "line 4 is no JSON: "),
+        ("null", "line 4 is null, not an object"),
+        ('{"question": "a", "index": 0}', "line 4 has no 'answer'"),
+        ('{"question": "a", "index": 0, "answer": null}', "line 4 has null as 'answer', not text"),
+    ],
+)
+def test_a_line_of_the_answers_that_cannot_be_read_is_named_and_may_be_removed_alone(tmp_path, line, fault):
+    whole = '{"question": "b", "index": 0, "answer": "x"}'
+    file = kept_answers.file_beside(tmp_path / "v")
+    file.write_text(f'{{"seed": 0}}\n\n{whole}\n{line}\n')  # the second line is blank
+    way_out = "Remove it to sample its answers again, or that line alone unless it is the first, or choose another"
+    with pytest.raises(RequestError, match=rf"cannot be read \({fault}.*\)\. {way_out} --out\."):
+        kept_answers.KeptAnswers(file, {"seed": 0})
+    file.write_text(f'{{"seed": 0}}\n\n{whole}\n')
+    assert kept_answers.KeptAnswers(file, {"seed": 0}).texts == {("b", 0): "x"}
+
+
+def test_a_damaged_file_of_answers_does_not_change_how_a_command_stops(tmp_path):
+    file = kept_answers.file_beside(tmp_path / "v")
+    file.write_text('{"seed": 0}\n{torn\n')
+    assert kept_answers.left(tmp_path / "v").startswith(f"{file} cannot be read (line 2 is no JSON: ")
+    file.unlink()
+    file.mkdir()
+    assert kept_answers.left(tmp_path / "v").startswith(f"{file} cannot be read (")
+
+
 def test_nothing_is_said_to_be_left_where_no_answer_was_finished(tmp_path):
     assert kept_answers.left(tmp_path / "v") == "nothing was written"
     file = kept_answers.file_beside(tmp_path / "v")

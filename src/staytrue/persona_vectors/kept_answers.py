@@ -14,9 +14,11 @@ from typing import Any
 
 from staytrue.errors import RequestError
 from staytrue.evals.types import Answer
-from staytrue.utils.files import append_row, read_rows
+from staytrue.utils.columns import COUNT, TEXT, refuse_wrong
+from staytrue.utils.files import append_row, numbered_rows, read_rows
 
 Key = tuple[str, int]  # the question's id, and the index of the answer
+_KINDS = {"question": TEXT, "index": COUNT, "answer": TEXT}
 
 
 def file_beside(out: Path) -> Path:
@@ -29,7 +31,10 @@ def left(out: Path) -> str:
     if out.exists():
         return f"{out} holds the vector; give the same command again for its sweep"
     file = file_beside(out)
-    many = len(read_rows(file)) - 1
+    try:
+        many = len(read_rows(file)) - 1
+    except (OSError, ValueError) as error:
+        return f"{file} cannot be read ({error}), and is left as it is"
     if many < 1:
         return "nothing was written"
     kept = "1 answer is" if many == 1 else f"{many:,} answers are"
@@ -52,16 +57,19 @@ class KeptAnswers:
         self.file, self._facts = file, json.loads(json.dumps(facts))
         now = self._facts
         try:
-            first, *rows = read_rows(file) or [now]
-            if not rows:  # no answer, so nothing to compare
-                file.unlink(missing_ok=True)
-                first = now
-            self.texts: dict[Key, str] = {(row["question"], row["index"]): row["answer"] for row in rows}
-            differ = [name for name in (*now, *first) if first.get(name) != now.get(name)]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            (_, first), *rows = numbered_rows(file) or [(1, now)]
+            for number, row in rows:
+                refuse_wrong(row, _KINDS, _KINDS, f"line {number}")
+        except ValueError as error:
             raise RequestError(
-                f"{file} cannot be read ({error}). Remove it to sample its answers again, or choose another --out."
+                f"{file} cannot be read ({error}). Remove it to sample its answers again, or that line alone unless it "
+                "is the first, or choose another --out."
             ) from None
+        if not rows:  # no answer, so nothing to compare
+            file.unlink(missing_ok=True)
+            first = now
+        self.texts: dict[Key, str] = {(row["question"], row["index"]): row["answer"] for _, row in rows}
+        differ = [name for name in (*now, *first) if first.get(name) != now.get(name)]
         if differ:
             raise RequestError(
                 f"{file} holds answers that were sampled with another {differ[0]}, and answers of two are never mixed. "
