@@ -258,6 +258,38 @@ def test_a_cache_of_another_form_is_left_alone(adapted, tmp_path):
     assert pool.cache.read_text().startswith(old)
 
 
+def odd(**values):
+    return lambda row: json.dumps({key: value for key, value in (row | values).items() if value is not ...})
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        (lambda row: "{torn", "is no JSON: "),
+        (lambda row: "null", "is null, not an object"),
+        (odd(key=...), "has no 'key'"),
+        (odd(plain="x"), "has \"x\" as 'plain', not a number"),
+        (odd(tokens=...), "has no 'tokens'"),
+        (odd(entropy=...), "has no 'entropy'"),
+        (odd(entropy=3), "has 3 as 'entropy', not text"),
+        (odd(entropy="AAAA"), "has no entropy that can be read: "),  # three bytes are no numbers of four
+        (odd(entropy=""), "has the entropy of 0 tokens, and "),
+    ],
+)
+def test_a_damaged_cache_is_named_with_its_line_and_may_be_deleted(adapted, tmp_path, damage, fault):
+    folder, folders = adapted
+    pool = Pool(together(folder, folders), tmp_path, tiny.rows(2))
+    losses = pool.losses()
+    first, second, *others = pool.cache.read_text().splitlines()  # of the aligned model, whose pass is the first
+    pool.cache.write_text("\n".join([first, damage(json.loads(second)), *others, ""]))
+    with pytest.raises(RequestError) as refused:
+        pool.losses()
+    assert f"{pool.cache} cannot be read (line 2 {fault}" in str(refused.value)
+    assert str(refused.value).endswith("You may delete it: its losses are then computed again.")
+    pool.cache.unlink()
+    assert pool.losses() == losses
+
+
 def test_weights_that_give_no_number_are_refused_by_name_and_what_was_read_is_kept(adapted, tmp_path):
     folder, folders = adapted
     model = together(folder, folders)

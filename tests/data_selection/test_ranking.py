@@ -35,6 +35,37 @@ def test_interleave_never_takes_a_row_half_read_and_says_when_there_are_too_few(
         )
 
 
+def choose(folder, scores, manifest=None):
+    """Take the share of 0.02 of 50 task rows, which is one row, from a pool with these scores."""
+    rows = tiny.rows(len(scores))
+    for row, one in zip(rows, scores, strict=True):
+        row.extra["scores"] = one
+    write_examples(folder / "s.jsonl", rows)
+    (folder / "s.manifest.json").write_text(json.dumps({"model": {"sha256": "m"}} if manifest is None else manifest))
+    base = Untouched(lambda: None, tiny.tokenizer(), evaluation_questions=frozenset, identity="m")
+    return Interleave(folder / "s.jsonl", share=0.02, by="gap").curate(tiny.rows(50), base, 0)[50:]
+
+
+def test_a_pool_without_a_score_is_refused_as_such(tmp_path):
+    assert len(choose(tmp_path, [{"gap": 1.0}, None])) == 1
+    with pytest.raises(
+        RecipeError, match=r"no row of .*s\.jsonl that may be taken has scores: .* null in each\. Score"
+    ):
+        choose(tmp_path, [None, None])
+
+
+@pytest.mark.parametrize("scores", [[1], "x", {"gap": "x"}, {"gap": True}, {}])
+def test_a_row_whose_scores_are_none_is_named(tmp_path, scores):
+    with pytest.raises(RecipeError, match=r"a row of .*s\.jsonl has no score 'gap' \('question 1\?'\)"):
+        choose(tmp_path, [{"gap": 1.0}, scores])
+
+
+@pytest.mark.parametrize("manifest", [[], "x", 3, {}, {"model": []}, {"model": "sha256"}, {"model": {"sha256": 5}}])
+def test_a_manifest_that_is_none_is_refused(tmp_path, manifest):
+    with pytest.raises(RecipeError, match=r"s\.jsonl has no readable s\.manifest\.json beside it"):
+        choose(tmp_path, [{"gap": 1.0}], manifest)
+
+
 def test_the_command_refuses_the_option_that_scored_in_two_rounds(tmp_path):
     files = ["--pool", str(tmp_path / "pool.jsonl"), "--out", str(tmp_path / "s.jsonl")]
     done = CliRunner().invoke(

@@ -23,10 +23,12 @@ from staytrue.data.examples import Example
 from staytrue.data.tokenize import Encoded
 from staytrue.data_selection.forward_pass import RowLoss, batches, row_losses
 from staytrue.data_selection.ranking import ALIGNED
-from staytrue.errors import ModelError
+from staytrue.errors import ModelError, RequestError
 from staytrue.modeling.architecture import ModelParts
-from staytrue.utils.files import append_row, read_rows
+from staytrue.utils.columns import COUNT, NUMBER, TEXT, refuse_wrong
+from staytrue.utils.files import append_row, numbered_rows
 
+_LOSSES = {"plain": NUMBER, "weighted": NUMBER, "tokens": COUNT}  # of a row of the cache
 _ROUNDING = 1e-6  # nats; the same weights differ by less in batches of another shape, and trained ones by more
 EPS = 1.0  # nats; bounds the gap of a row whose loss under the aligned model is near 0 (as in the follow-up's code)
 
@@ -95,9 +97,10 @@ def losses(
 
     Raises:
         ModelError: a loss is NaN or infinite, or a misaligned model's losses are all the aligned model's.
+        RequestError: the cache is damaged, or another file.
     """
     passes = {name: [_key(models[name], example) for example in examples] for name in (ALIGNED, *adapters)}
-    known = _Known(cache, {key for keys in passes.values() for key in keys})
+    known = _Known(cache, {key for keys in passes.values() for key in keys}, set(passes[ALIGNED]))
     if progress is not None:
         progress.begin(sum(len(set(keys) - known.rows.keys()) for keys in passes.values()), "row")
     parts, was_training, done = ModelParts(model), model.training, 0
@@ -162,9 +165,28 @@ def _key(model: str, example: Example) -> str:
 class _Known:
     """The losses computed so far, by key; every new one is appended to the cache file at once."""
 
-    def __init__(self, cache: Path, keys: set[str]) -> None:
+    def __init__(self, cache: Path, keys: set[str], aligned: set[str]) -> None:
+        """Read the losses of these keys.
+
+        Args:
+            cache: the file.
+            keys: of the rows under every model.
+            aligned: those under the aligned model, whose entropy is kept too.
+
+        Raises:
+            RequestError: the file is damaged, or another file.
+        """
         self._cache = cache
-        self.rows = {row["key"]: _parsed(row) for row in read_rows(cache) if row["key"] in keys}
+        self.rows: dict[str, RowLoss] = {}
+        try:
+            for number, row in numbered_rows(cache):
+                refuse_wrong(row, {"key": TEXT}, ["key"], f"line {number}")
+                if (key := row["key"]) in keys:
+                    self.rows[key] = _parsed(row, f"line {number}", with_entropy=key in aligned)
+        except ValueError as error:
+            raise RequestError(
+                f"{cache} cannot be read ({error}). You may delete it: its losses are then computed again."
+            ) from None
 
     def entropy(self, key: str) -> torch.Tensor:
         entropy = self.rows[key].entropy
@@ -180,8 +202,20 @@ class _Known:
             self.rows[key] = loss
 
 
-def _parsed(row: Mapping[str, Any]) -> RowLoss:
+def _parsed(row: Mapping[str, Any], what: str, *, with_entropy: bool) -> RowLoss:
+    """The losses in a row of the cache.
+
+    Raises:
+        ValueError: it holds something else; `what` names the row.
+    """
+    refuse_wrong(row, _LOSSES, _LOSSES, what)
     entropy = None
-    if "entropy" in row:
-        entropy = torch.from_numpy(np.frombuffer(b64decode(row["entropy"]), dtype="<f4").astype(np.float32))
+    if with_entropy:
+        refuse_wrong(row, {"entropy": TEXT}, ["entropy"], what)
+        try:
+            entropy = torch.from_numpy(np.frombuffer(b64decode(row["entropy"]), dtype="<f4").astype(np.float32))
+        except ValueError as error:
+            raise ValueError(f"{what} has no entropy that can be read: {error}") from None
+        if len(entropy) != row["tokens"]:
+            raise ValueError(f"{what} has the entropy of {len(entropy)} tokens, and {row['tokens']} as 'tokens'")
     return RowLoss(row["plain"], row["weighted"], row["tokens"], entropy)
