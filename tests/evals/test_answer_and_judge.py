@@ -353,18 +353,11 @@ def test_a_folder_that_is_no_evaluation_is_refused(tmp_path, content, said):
 
 
 @pytest.mark.parametrize("file", ["answers.jsonl", "verdicts.jsonl"])
-@pytest.mark.parametrize(
-    ("row", "fault"),
-    [
-        ("[1]", r"line 1 is \[1\], not an object"),
-        ("3", "line 1 is 3, not an object"),
-        ('{"probe": "a", "question": "b", "index": 0}', r"line 1 has no '\w+'"),
-    ],
-)
-def test_a_row_that_is_none_is_named_by_its_line_and_what_it_lacks(tmp_path, file, row, fault):
+@pytest.mark.parametrize("row", ["[1]", "3", '{"probe": "a", "question": "b", "index": 0}'])
+def test_a_row_that_is_none_is_named_by_its_number_and_what_it_lacks(tmp_path, file, row):
     run(tmp_path, FixedJudge())
     (tmp_path / file).write_text(row + "\n")
-    with pytest.raises(RequestError, match=rf"{file} cannot be read \({fault}\)"):
+    with pytest.raises(RequestError, match=rf"{file} cannot be read \(row 1 has no '\w+'\)"):
         join_verdicts(tmp_path)
 
 

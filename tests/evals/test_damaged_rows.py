@@ -67,7 +67,7 @@ def test_an_odd_value_is_named_with_its_line_and_key(evaluation, file, key, valu
     with pytest.raises(RequestError) as refused:
         join_verdicts(evaluation)
     assert str(refused.value) == (
-        f"{evaluation / file} cannot be read (line 2 has {json.dumps(value)} as {key!r}, not {kind}); evaluate again "
+        f"{evaluation / file} cannot be read (row 2 has {json.dumps(value)} as {key!r}, not {kind}); evaluate again "
         "with another --out."
     )
 
@@ -81,7 +81,7 @@ def test_an_odd_value_is_named_with_its_line_and_key(evaluation, file, key, valu
 )
 def test_a_value_that_is_missing_is_named_too(evaluation, file, key):
     with_value(evaluation / file, key, ABSENT)
-    with pytest.raises(RequestError, match=rf"{file} cannot be read \(line 2 has no '{key}'\)"):
+    with pytest.raises(RequestError, match=rf"{file} cannot be read \(row 2 has no '{key}'\)"):
         join_verdicts(evaluation)
 
 
@@ -139,10 +139,10 @@ def test_a_key_that_few_need_is_refused_only_where_it_is_needed(evaluation, made
 @pytest.mark.parametrize(
     ("key", "value", "fault"),
     [
-        ("value", "x", "line 2 has \"x\" as 'value', not a number"),
-        ("untuned", [1], "line 2 has [1] as 'untuned', not a number or null"),
-        ("question", None, "line 2 has null as 'question', not text"),
-        ("measure", ABSENT, "line 2 has no 'measure'"),
+        ("value", "x", "row 2 has \"x\" as 'value', not a number"),
+        ("untuned", [1], "row 2 has [1] as 'untuned', not a number or null"),
+        ("question", None, "row 2 has null as 'question', not text"),
+        ("measure", ABSENT, "row 2 has no 'measure'"),
         ("untuned", ABSENT, "a row of pairs has no 'untuned'"),
     ],
 )

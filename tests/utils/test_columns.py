@@ -38,15 +38,15 @@ def test_a_value_of_another_kind_and_a_missing_key_are_named():
     refuse_wrong({"step": 1, "more": "x"}, {"step": COUNT, "loss": NUMBER}, ["step"])
     with pytest.raises(ValueError, match=r"^it has no 'loss'$"):
         refuse_wrong({"step": 1}, {"step": COUNT}, ["step", "loss"])
-    with pytest.raises(ValueError, match=r"^line 2 has \"x{56}\.\.\. as 'step', not a whole number of at least 0$"):
-        refuse_wrong({"step": "x" * 100}, {"step": COUNT}, what="line 2")
+    with pytest.raises(ValueError, match=r"^row 2 has \"x{56}\.\.\. as 'step', not a whole number of at least 0$"):
+        refuse_wrong({"step": "x" * 100}, {"step": COUNT}, what="row 2")
 
 
 def test_a_wrong_row_is_named_by_its_line_in_the_file(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text('{"step": 1}\n\n{"step": null}\n')
-    with pytest.raises(ValueError, match=r"^line 3 has null as 'step', not a whole number of at least 0$"):
+    with pytest.raises(ValueError, match=r"^row 3 has null as 'step', not a whole number of at least 0$"):
         checked_rows(file, {"step": COUNT})
-    with pytest.raises(ValueError, match=r"^line 1 has no 'loss'$"):
+    with pytest.raises(ValueError, match=r"^row 1 has no 'loss'$"):
         checked_rows(file, {}, ["loss"])
     assert checked_rows(file, {"step": or_null(COUNT)}) == [{"step": 1}, {"step": None}]

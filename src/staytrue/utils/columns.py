@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from staytrue.utils.files import numbered_rows
+from staytrue.utils.files import numbered_values
 
 _INFINITE = float("inf")
 
@@ -68,11 +68,11 @@ def checked_rows(file: Path, kinds: Mapping[str, Kind], needed: Iterable[str] = 
     """Read the rows of a JSONL file, as `read_rows` does, and check each as `refuse_wrong` does.
 
     Raises:
-        ValueError: what is wrong, with the number of the line.
+        ValueError: what is wrong, with the number of the row's line.
     """
-    rows, needed = numbered_rows(file), tuple(needed)
+    rows, needed = numbered_values(file), tuple(needed)
     for number, row in rows:
-        refuse_wrong(row, kinds, needed, f"line {number}")
+        refuse_wrong(row if isinstance(row, dict) else {}, kinds, needed, f"row {number}")
     return [row for _, row in rows]
 
 

@@ -93,26 +93,32 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def numbered_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
     """Read the rows of a JSONL file as `read_rows` does, each with the number of its line."""
+    rows = numbered_values(path)
+    for number, row in rows:
+        if not isinstance(row, dict):
+            raise ValueError(f"line {number} is {json.dumps(row)[:60]}, not an object")
+    return rows
+
+
+def numbered_values(path: Path) -> list[tuple[int, Any]]:
+    """Read the values of a JSONL file, whether objects or not, each with the number of its line."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     whole = lines[:-1]  # after the last newline: nothing, or a truncated line
-    return [(number, _row(line, number)) for number, line in enumerate(whole, start=1) if line.strip()]
+    return [(number, _value(line, number)) for number, line in enumerate(whole, start=1) if line.strip()]
 
 
-def _row(line: str, number: int) -> dict[str, Any]:
-    """The object on one line; JSON's own messages count every line as the first."""
+def _value(line: str, number: int) -> Any:
+    """The value on one line; JSON's own messages count every line as the first."""
     if line.startswith("\ufeff"):
         raise ValueError(f"line {number} begins with a byte-order mark; save the file as plain UTF-8")
     try:
-        row = _DECODER.decode(line)
+        return _DECODER.decode(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"line {number} is no JSON: {error.msg} at column {error.colno}") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"line {number} is no JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"line {number} is {line.strip()[:60]}, not an object")
-    return row
 
 
 def _no_constants(name: str) -> Any:
