@@ -2,9 +2,11 @@
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +27,25 @@ def fail():
 
 def die():
     os._exit(9)
+
+
+def use_processes(mark):
+    """Start a process and make a semaphore, as a data loader does."""
+    lock = multiprocessing.Lock()
+    multiprocessing.Process(target=time.sleep, args=(600,)).start()
+    with lock:
+        mark.touch()
+        time.sleep(600)
+
+
+def left_of(session):
+    """The processes that still run in a session after at most ten seconds."""
+    for _ in range(100):
+        left = subprocess.run(["pgrep", "-s", str(session)], capture_output=True, text=True).stdout.split()
+        if not left:
+            break
+        time.sleep(0.1)
+    return left
 
 
 def test_a_job_starts_after_those_it_needs(tmp_path):
@@ -79,13 +100,32 @@ def test_a_command_that_is_ended_leaves_no_worker_behind(tmp_path):
     process.terminate()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    left = subprocess.run(["pgrep", "-s", str(process.pid)], capture_output=True, text=True).stdout.split()
-    for _ in range(100):
-        if not left:
+    assert not left_of(process.pid)
+
+
+def test_a_job_that_is_interrupted_leaves_no_process_and_no_semaphore(tmp_path):
+    mark = tmp_path / "working"
+    code = (
+        "from pathlib import Path; from test_workers import Job, use_processes, workers; "
+        f"list(workers.run([Job('uses processes', use_processes, (Path({str(mark)!r}),))], 1))"
+    )
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    with (tmp_path / "errors").open("w") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], stderr=errors, start_new_session=True,
+            env=os.environ | {"PYTHONPATH": path},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )  # fmt: skip
+    for _ in range(600):
+        if mark.exists():
             break
         time.sleep(0.1)
-        left = subprocess.run(["pgrep", "-s", str(process.pid)], capture_output=True, text=True).stdout.split()
-    assert not left
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=60)
+    assert not left_of(process.pid)
+    written = (tmp_path / "errors").read_text()
+    assert "KeyboardInterrupt" in written
+    assert "leaked" not in written  # multiprocessing's warning of semaphores that are left
 
 
 def test_a_worker_that_dies_is_a_sentence():

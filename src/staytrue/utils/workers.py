@@ -15,8 +15,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import forkserver, resource_tracker
-from typing import Any
+from multiprocessing import forkserver, resource_tracker, util
+from types import FrameType
+from typing import Any, NoReturn
 
 from staytrue.errors import StaytrueError, TrainingError
 
@@ -29,6 +30,7 @@ _HEAVY = [
 # Without this glibc returns freed memory to the system and requests it again at every step: 10 % of a small run's time.
 _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
 _MOST = 4  # more gain little on small models, and each takes almost a gigabyte
+_LONGEST_END = 5  # seconds that a terminated worker may take
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ def _in_order(pool: ProcessPoolExecutor, waiting: list[Job], workers: int) -> It
 
 def _begin() -> None:
     """Initialise a worker. It ignores Ctrl-C, since the parent process ends its workers."""
+    signal.signal(signal.SIGTERM, _leave)
     import torch
 
     from staytrue.utils.console import quieten
@@ -135,3 +138,17 @@ def _begin() -> None:
     torch.set_num_threads(1)
     quieten()
     gc.freeze()  # imported objects never die; without this the first collection of a training takes 0.25 s
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    """End a worker that is terminated, with what a library started in it, such as the processes of a data loader.
+
+    Semaphores that a library made, such as that of tqdm's bars, are removed: multiprocessing reports them as leaked.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.alarm(_LONGEST_END)  # ends the process if a lock is held here
+    for child in multiprocessing.active_children():
+        child.terminate()
+    _kill_server()
+    util._run_finalizers(0)  # type: ignore[attr-defined]
+    os._exit(128 + number)
