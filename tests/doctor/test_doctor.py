@@ -6,6 +6,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 
 from staytrue import cli
 from staytrue.config.recipe import read, values_hash
@@ -13,6 +14,7 @@ from staytrue.doctor import machine, run_folder
 from staytrue.errors import RequestError
 from staytrue.modeling.adapter_folder import settings_hash
 from staytrue.runs.checkpoints import Checkpoints
+from staytrue.training.outcome import diverged
 from staytrue.utils.files import append_row, sha256_of, write_json
 from staytrue.utils.memory import container_memory
 from staytrue.utils.run_dir import locked, versions
@@ -82,6 +84,30 @@ def test_an_interrupted_run_is_reported_with_the_way_to_resume(run, state, says)
     )
     Checkpoints(run / "checkpoints").commit(20, lambda folder: (folder / "a").write_bytes(b"x"))
     assert advice(run)["state"].remedy == f"`staytrue train --resume {run}` goes on (after step 20)."
+
+
+def broken_layer():
+    layer = torch.nn.Linear(1, 1)
+    layer.weight.data.fill_(torch.nan)
+    return layer
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "No trained weight moved in 2 optimizer steps, so the model is the one before training.",
+        diverged(broken_layer()),
+    ],
+)
+def test_a_run_that_would_fail_again_is_not_advised_to_be_resumed(run, reason, monkeypatch, capsys):
+    manifest(run, state="failed", reason=f"TrainingError: {reason}")
+    Checkpoints(run / "checkpoints").commit(2, lambda folder: (folder / "a").write_bytes(b"x"))
+    again = "Resumed, it would fail in the same way: train again with other settings and another --out."
+    assert advice(run)["state"].remedy == again
+    monkeypatch.setattr(sys, "argv", ["staytrue", "doctor", str(run)])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert f"mend state: failed: TrainingError: {reason} {again}\n" in capsys.readouterr().out
 
 
 def test_a_run_that_is_training_now_needs_nothing(run):

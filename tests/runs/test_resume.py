@@ -28,6 +28,7 @@ from staytrue.evals.generation import local
 from staytrue.modeling.base_model import Untouched
 from staytrue.runs import preflight, train, training_run
 from staytrue.runs.checkpoints import Checkpoints
+from staytrue.runs.finished import finished_model
 from staytrue.training.trainers import GuardedSFT
 from staytrue.utils.files import read_rows, sha256_of
 from staytrue.utils.run_dir import locked
@@ -237,6 +238,8 @@ def test_a_run_whose_weights_did_not_move_is_no_finished_run_when_it_is_resumed_
     for attempt in (train.train, lambda recipe, folder: train.resume(folder)):
         with pytest.raises(TrainingError, match=r"No trained weight moved in 2 optimizer steps"):
             attempt(recipe, tmp_path / "run")
+    with pytest.raises(RequestError, match=r"run is failed, not done.* train again with other settings and another"):
+        finished_model(tmp_path / "run")
 
 
 def test_a_run_that_was_stopped_early_and_then_killed_does_not_train_on(home, tmp_path, monkeypatch):

@@ -47,7 +47,8 @@ def doctor(
     for finding in machine.findings() if run is None else run_folder.findings(run):
         wrong = wrong or (finding.remedy is not None and finding.hinders)
         mark = "ok" if finding.remedy is None else "mend" if finding.hinders else "note"
-        say(f"{mark:5s}{finding.what}: {finding.says}.{f' {finding.remedy}' if finding.remedy else ''}")
+        says = f"{finding.says.removesuffix('.')}."  # an error's message ends in a full stop
+        say(f"{mark:5s}{finding.what}: {says}{f' {finding.remedy}' if finding.remedy else ''}")
     raise typer.Exit(int(wrong))
 
 

@@ -12,6 +12,7 @@ from staytrue.doctor.finding import Finding
 from staytrue.errors import FolderInUseError, RequestError
 from staytrue.evals.results.stored_summary import read_summary
 from staytrue.runs.checkpoints import Checkpoints, step_of
+from staytrue.runs.finished import fails_again, way_to_finish
 from staytrue.utils.console import quoted
 from staytrue.utils.files import read_rows, sha256_of
 from staytrue.utils.run_dir import RunDir, locked, versions
@@ -31,9 +32,7 @@ def findings(path: Path) -> Iterator[Finding]:
     broken: list[str] = []
     newest = Checkpoints(path / "checkpoints", run=manifest.get("id")).newest(broken.append)
     for sentence in broken:
-        yield Finding(
-            "checkpoint", sentence.removesuffix("."), "Delete it; `--resume` takes an older one.", hinders=False
-        )
+        yield Finding("checkpoint", sentence, "Delete it; `--resume` takes an older one.", hinders=False)
     yield _state(path, manifest, None if newest is None else step_of(newest))
     if manifest["state"] == "done":
         yield _trained(path, manifest)
@@ -76,7 +75,7 @@ def _fault_of_log(file: Path, manifest: dict[str, Any], steps: int) -> str | Non
 
 
 def _state(path: Path, manifest: dict[str, Any], step: int | None) -> Finding:
-    """The state of the run, and the way to resume it."""
+    """The state of the run, and the way to finish it."""
     state, where = (
         manifest["state"],
         "it has no checkpoint, so it starts over" if step is None else f"after step {step}",
@@ -91,6 +90,8 @@ def _state(path: Path, manifest: dict[str, Any], step: int | None) -> Finding:
     reason = f": {manifest['reason']}" if "reason" in manifest else ""
     if state == "running":
         reason = ", but no process writes into the folder: it was killed"
+    if fails_again(manifest):
+        return Finding("state", f"{state}{reason}", way_to_finish(path, manifest))
     return Finding("state", f"{state}{reason}", f"`staytrue train --resume {quoted(path)}` goes on ({where}).")
 
 

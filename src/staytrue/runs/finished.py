@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from staytrue.config.recipe import read
 from staytrue.errors import RequestError
@@ -12,6 +13,8 @@ from staytrue.modeling import model_source
 from staytrue.modeling.model_folder import check_model_folder
 from staytrue.utils.console import quoted
 from staytrue.utils.run_dir import RunDir
+
+_OF_ALL_STEPS = ("TrainingError: No trained weight moved", "TrainingError: Training diverged")  # see training.outcome
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,7 @@ def finished_model(run: Path, *, untuned: bool = False) -> FinishedModel:
     manifest = RunDir.open(run, "model").manifest
     if manifest["state"] != "done":
         raise RequestError(
-            f"{run} is {manifest['state']}, not done, so it has no trained model yet. Finish it with `staytrue train "
-            f"--resume {quoted(run)}`."
+            f"{run} is {manifest['state']}, not done, so it has no trained model yet. {way_to_finish(run, manifest)}"
         )
     recipe = read(run / "recipe.yaml")
     source = model_source.find(recipe.model, recipe.revision, recipe.dtype, recipe.quantize)
@@ -78,6 +80,18 @@ def finished_model(run: Path, *, untuned: bool = False) -> FinishedModel:
     if not untuned:
         check_model_folder(run / "model")
     return FinishedModel(source, weights=run / "model")
+
+
+def fails_again(manifest: Mapping[str, Any]) -> bool:
+    """Whether a failed run would fail in the same way if it were resumed, since it would make the same steps."""
+    return manifest["state"] == "failed" and str(manifest.get("reason")).startswith(_OF_ALL_STEPS)
+
+
+def way_to_finish(run: Path, manifest: Mapping[str, Any]) -> str:
+    """The way to a finished run, in a sentence, for a run that is not done."""
+    if fails_again(manifest):
+        return "Resumed, it would fail in the same way: train again with other settings and another --out."
+    return f"Finish it with `staytrue train --resume {quoted(run)}`."
 
 
 def stopped_early(stop: Mapping[str, int]) -> str:

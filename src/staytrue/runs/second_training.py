@@ -17,7 +17,7 @@ from staytrue.errors import ModelError, RecipeError, RequestError
 from staytrue.modeling import loading, model_source
 from staytrue.modeling.adapter_folder import check_adapter_folder
 from staytrue.modeling.trained_on import refuse_other_model, run_of
-from staytrue.utils.console import quoted
+from staytrue.runs.finished import way_to_finish
 from staytrue.utils.files import sha256_of
 from staytrue.utils.run_dir import RunDir
 
@@ -139,6 +139,6 @@ def _place_of(named: str, source: model_source.Source) -> Path | model_source.So
 
 
 def _refuse_unfinished(run: Path) -> None:
-    state = RunDir.open(run).manifest["state"]
-    if state != "done":
-        raise RequestError(f"{run} is {state}, not done. Finish it with `staytrue train --resume {quoted(run)}`.")
+    manifest = RunDir.open(run).manifest
+    if manifest["state"] != "done":
+        raise RequestError(f"{run} is {manifest['state']}, not done. {way_to_finish(run, manifest)}")
