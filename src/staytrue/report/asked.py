@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from staytrue.errors import RequestError
+from staytrue.evals.results.answer_store import AnswerStore
+from staytrue.evals.results.measures import read_measures
 from staytrue.evals.stats import compare
 from staytrue.evals.stats.intervals import Run
 
@@ -159,3 +161,19 @@ def _shared(run: Asked, beside: Asked, names: Mapping[str, str]) -> Run:
             before = counts[names[question]]
             counts[names[question]] = before[0] + hits, before[1] + answers
     return dict(counts)
+
+
+def asked_nowhere(evaluations: Sequence[Path], probe: str) -> str:
+    """Say that no run was asked a probe, and what the runs were asked."""
+    names = dict.fromkeys(name for place in evaluations for name in AnswerStore(place).metadata()["probes"])
+    choices = f"Choose from {', '.join(names)}; another" if names else "A"
+    return (
+        f"--probe {probe}: the runs have no answers to it. {choices} probe is asked by `staytrue eval RUN --probes "
+        f"PROBE`.{stored_measures(evaluations[0])}"
+    )
+
+
+def stored_measures(evaluation: Path) -> str:
+    """A sentence on what can be compared without a judge; "" if nothing can."""
+    stored = " or ".join(f"`--probe {name}`" for name in read_measures(evaluation))
+    return f" Without a judge, compare what is stored: {stored}." if stored else ""

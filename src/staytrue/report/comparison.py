@@ -16,7 +16,7 @@ from staytrue.evals.results.summary import MOST_MISSING
 from staytrue.evals.results.verdict_store import join_verdicts
 from staytrue.evals.stats import compare
 from staytrue.evals.stats.means import Difference, Values
-from staytrue.report.asked import Asked, asked, compare_asked, notes_on, of_names
+from staytrue.report.asked import Asked, asked, asked_nowhere, compare_asked, notes_on, of_names, stored_measures
 from staytrue.report.comparison_table import Unit, show_table
 from staytrue.report.folders import Named, pooled, seed_of, why_without
 from staytrue.report.measures import AGREEMENT
@@ -235,12 +235,13 @@ def _runs(
             without.setdefault(domain, (run, place))
         else:
             runs.setdefault(domain, {}).setdefault(label, {})[seed] = counts
+    if without and not runs:
+        raise RequestError(asked_nowhere([place for place, *_ in places], probe))
     for domain, (run, place) in without.items():
-        if domain in runs or not runs:
+        if domain in runs:
             way_out = why_without(place, probe) or f"Run {eval_command(place, probe)}"
             raise RequestError(
-                f"--probe {probe}: {run} has no answers to it. {way_out}, or leave that run out."
-                f"{_stored_measures(place)}"
+                f"--probe {probe}: {run} has no answers to it. {way_out}, or leave that run out.{stored_measures(place)}"
             )
     return dict(runs), [f"{domain} is left out: its runs have no answers to {probe}." for domain in without]
 
@@ -269,14 +270,8 @@ def _refuse_unjudged(rows: Sequence[Mapping[str, Any]], place: Path, run: str) -
     raise RequestError(
         f"{count} of {len(rows)} answers of {run} have no verdict, because {NOT_JUDGED}. Judge them by "
         f"`staytrue rescore {quoted(place)} --judge JUDGE`, then compare with its name as --judge."
-        f"{_stored_measures(place)}"
+        f"{stored_measures(place)}"
     )
-
-
-def _stored_measures(place: Path) -> str:
-    """A sentence on what can be compared without a judge; "" if nothing can."""
-    stored = " or ".join(f"`--probe {name}`" for name in read_measures(place))
-    return f" Without a judge, compare what is stored: {stored}." if stored else ""
 
 
 def _check_comparable(rows: Sequence[Mapping[str, Any]], expected: int, judges: set[str], run: str) -> None:
