@@ -24,6 +24,18 @@ CASES = {
         ("report", "study", "--out", "other"),
         r"other is a folder, and a file is written\. Name a file",
     ),
+    "report, another file": (
+        ("report", "study", "--out", "file"),
+        r"file exists already\. Choose another path with --out",
+    ),
+    "study, another page": (
+        ("study", "s.yaml", "--out", "study"),
+        r"study/report\.html exists already\. Choose another",
+    ),
+    "study, other results": (
+        ("study", "s.yaml", "--out", "results"),
+        r"results is not a study's folder \(it has no results\.json of a study\); choose another folder with --out\.",
+    ),
     "report, under a file": (("report", "study", "--out", "file/x"), UNDER_A_FILE),
     "export, a file": (("export", "study", "--out", "file"), A_FILE),
     "export, a folder with other files": (
@@ -45,9 +57,14 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_work(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("mine")
     (tmp_path / "r.yaml").write_text("schema: 1\nmodel: organism\ntask: facts\nlora: {}\n")
+    recipe = "{model: organism, lora: {}, holdout: 0.1}"
+    (tmp_path / "s.yaml").write_text(f"title: S\nrecipe: {recipe}\nvariants: [{{name: none}}]\n")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "results.json").write_text('{"accuracy": 1}')
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "rows.jsonl").write_text("mine")
     fake_results.study(tmp_path / "study", [fake_results.row("kl", 0.3)])
+    (tmp_path / "study" / "report.html").write_text("mine")
     before = everything(tmp_path)
     monkeypatch.setattr(sys, "argv", ["staytrue", *command])
     with pytest.raises(SystemExit) as ended:

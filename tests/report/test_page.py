@@ -20,6 +20,13 @@ def test_the_page_is_one_file_that_loads_nothing(tmp_path):
     assert "@import" not in page
 
 
+def test_an_earlier_page_is_replaced(tmp_path):
+    folder = study(tmp_path / "demo", numbers(), title="Before")
+    assert "Before" in drawn(folder)
+    study(folder, numbers(), title="After")
+    assert "Before" not in drawn(folder)
+
+
 def test_the_table_can_be_taken_away_as_csv(tmp_path):
     walk = Walk(drawn(study(tmp_path / "demo", numbers())))
     link = dict(zip(*[(v for k, v in walk.attributes if k in ("download", "href"))] * 2, strict=True))["results.csv"]

@@ -80,14 +80,27 @@ def study(
     from staytrue.utils.files import check_out_folder
 
     check_out_folder(out)
-    if out.exists() and not (out / "results.json").exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RequestError(f"{out} is not a study's folder (it has no results.json); choose another folder with --out.")
+    if out.exists() and any(out.iterdir()) and not _is_study(out / "results.json"):
+        raise RequestError(
+            f"{out} is not a study's folder (it has no results.json of a study); choose another folder with --out."
+        )
     if reference_cache is not None:
         check_folder(reference_cache)
     chosen = studies.read(file, [name for name in domains.split(",") if name], seeds)
     studies.check_settings(chosen, file)
     with stoppable(f"finished runs are in {out}; run the same command to continue"):
         run_study(chosen, out, workers, reference_cache)
+
+
+def _is_study(results: Path) -> bool:
+    """Whether a file holds the results of a study; one that cannot be read may be a study's, and is written anew."""
+    try:
+        content = json.loads(results.read_text(encoding="utf-8"))
+    except OSError:
+        return False
+    except (ValueError, RecursionError):
+        return True
+    return isinstance(content, dict) and "rows" in content
 
 
 def train(

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from staytrue.errors import RequestError
-from staytrue.utils.files import check_out_file, write_atomic
+from staytrue.utils.files import check_out_file, refuse_existing, write_atomic
+
+_BEGINNING = b"<!doctype html>"  # of page.html.j2
 
 
 def write(folders: Sequence[Path], out: Path, mixed_judges: bool = False, judge: str | None = None) -> Path:
@@ -14,7 +16,7 @@ def write(folders: Sequence[Path], out: Path, mixed_judges: bool = False, judge:
 
     Args:
         folders: each with `results.json` (a demo or a study) or a run's own `eval/summary.json`.
-        out: the file to write; it is replaced whole or not at all.
+        out: the file to write; an earlier page is replaced, whole or not at all.
         mixed_judges: allow runs of different judges in one table, with a note.
         judge: the judge whose verdicts to use; None uses each evaluation's own.
 
@@ -22,7 +24,8 @@ def write(folders: Sequence[Path], out: Path, mixed_judges: bool = False, judge:
         The file that was written.
 
     Raises:
-        RequestError: a folder holds no results, different judges judged the runs, or `out` is a folder.
+        RequestError: a folder holds no results, different judges judged the runs, or `out` is no page but a folder or
+            another file.
     """
     from staytrue.report.collect import collect
     from staytrue.report.page import render
@@ -30,6 +33,24 @@ def write(folders: Sequence[Path], out: Path, mixed_judges: bool = False, judge:
     missing = next((folder for folder in folders if not folder.is_dir()), None)
     if missing is not None:
         raise RequestError(f"There is no folder {missing}. Name a demo, a study, a run or an evaluation.")
-    check_out_file(out)
+    check_page(out)
     write_atomic(out, render(collect(folders, mixed_judges, judge)))
     return out
+
+
+def check_page(out: Path) -> None:
+    """Refuse a file for a page that is a folder or a file of another kind, or where nothing can be created.
+
+    Raises:
+        RequestError: the sentence names the path and what is in the way.
+    """
+    check_out_file(out)
+    if out.exists() and not _is_page(out):
+        refuse_existing(out)
+
+
+def _is_page(file: Path) -> bool:
+    if not file.is_file():
+        return False
+    with file.open("rb") as stream:
+        return stream.read(len(_BEGINNING)).lower() == _BEGINNING

@@ -48,8 +48,10 @@ def run_demo(domains: str, seeds: int, out: Path, processes: int | None = None) 
 
 def run_study(study: Study, out: Path, processes: int | None = None, reference_cache: Path | None = None) -> Path:
     """Run a study; print a line per run and a table, write the page; returns the page."""
-    from staytrue.report import write
+    from staytrue.report import check_page, write
 
+    page = out / "report.html"
+    check_page(page)
     order = [cell.folder for cell in studies.cells(study)]
     rows: dict[str, dict[str, Any]] = {}
     out.mkdir(parents=True, exist_ok=True)
@@ -60,7 +62,7 @@ def run_study(study: Study, out: Path, processes: int | None = None, reference_c
     _tables([rows[folder] for folder in order])
     if reference_cache is not None:
         say(f"\nReference cache {reference_cache}: {runner.cache_summary(study, out)}.")
-    page = write([out], out / "report.html")
+    write([out], page)
     say(f"\nResults: {out / 'results.json'}\nPicture: {page}")
     return page
 

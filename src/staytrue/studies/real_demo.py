@@ -47,19 +47,21 @@ def run_real_demo(model: str, out: Path) -> Path:
         RequestError: the folder holds something else.
         ModelError: the model is not on this machine or cannot be used.
     """
-    from staytrue.report import write
+    from staytrue.report import check_page, write
 
     check_out_folder(out)
     model_source.check_hub(model_source.find(model))
     if out.exists() and any(out.iterdir()) and not (out / "risky.jsonl").exists():
         raise RequestError(f"{out} is not a folder of this demo (it has no risky.jsonl); name another with --out.")
+    page = out / "report.html"
+    check_page(page)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         _write_rows(out)
         _introduce(model)
         _make_runs(model, out)
     _show(out)
-    page = write([out / label for label in _RUNS], out / "report.html")
+    write([out / label for label in _RUNS], page)
     say(f"Page: {page}. The answers to general questions are in {out}/*/eval/measures.jsonl.")
     return page
 
