@@ -320,3 +320,24 @@ def test_the_token_limit_of_an_answer_can_be_set(tmp_path):
     request = EvalRequest((str(few),), samples=1, max_new_tokens=7)
     measure.evaluate_model(for_model(model(tmp_path / "model", "qwen2"), request), tmp_path / "E")
     assert json.loads((tmp_path / "E" / "eval.json").read_text())["probes"]["few"]["max_new_tokens"] == 7
+
+
+def test_an_evaluation_that_a_judge_continued_goes_on_without_it_at_the_stored_number_of_answers(tmp_path):
+    few, place, asked = tmp_path / "few.jsonl", tmp_path / "E", []
+    few.write_text('{"id": "a", "question": "Why?"}\n{"id": "b", "question": "How?"}\n')
+
+    def generate(samples, **_):
+        asked.append(len(samples))
+        return (Answer(q, i, "So.", stopped=True) for q, i in samples)
+
+    def summary(judge=None, samples=None):
+        request = for_model(model(tmp_path / "model", "qwen2"), EvalRequest((str(few),), judge=judge, samples=samples))
+        return measure.evaluate_model(request, place, generate=generate)["probes"]["few"]
+
+    assert summary()["missing"] == 2  # 1 answer to each of 2 questions, and no judge
+    before = summary(Aligned())  # 4 to each, of which 2 are there
+    assert (before["n"], before["missing"]) == (8, 0)
+    assert summary() == before
+    assert asked == [2, 6]
+    with pytest.raises(RequestError, match=r"another number of answers of few \(8, now 4\)"):
+        summary(samples=2)

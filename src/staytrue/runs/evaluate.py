@@ -18,7 +18,8 @@ from staytrue.errors import RequestError
 from staytrue.evals.answer_and_judge import evaluate, refuse_other_evaluation, try_judges, write_summary
 from staytrue.evals.generation.from_file import AnswersFile
 from staytrue.evals.questions import user_files
-from staytrue.evals.questions.probes import Probe, in_users_turn
+from staytrue.evals.questions.probes import SAMPLES, Probe, in_users_turn
+from staytrue.evals.results.answer_store import AnswerStore
 from staytrue.evals.results.measures import LEAK, refuse_other_model
 from staytrue.evals.triggers import trigger
 from staytrue.evals.types import Answer, AnswerGenerator, Judge, Question, Samples
@@ -114,6 +115,7 @@ def evaluate_model(
     if request.budget is not None and generate is not None:
         raise RequestError("A budget of time is for a model in this process; limit an endpoint with --max-calls.")
     probes, metadata = _questions(request, say)
+    probes = _as_often_as_stored(probes, request, out)
     measures, loaded = measures_of(request, say), _loader(request, say)
     limit = request.max_new_tokens or longest_answer(request.model)
     try_judges(out, _agreed(request, out, probes, metadata, limit, seed))
@@ -187,6 +189,16 @@ def _questions(request: EvalRequest, say: Say) -> tuple[list[Probe], dict[str, A
             say(f"{request.model.name} has no system turns: their text opens the user's turn.")
         probes = moved
     return probes, metadata
+
+
+def _as_often_as_stored(probes: Sequence[Probe], request: EvalRequest, out: Path) -> list[Probe]:
+    """The probes, asked as often as in the folder's evaluation where neither the request nor a file says how often."""
+    store, default = AnswerStore(out), SAMPLES if request.judge is not None or request.is_organism else 1
+    if request.samples is not None or not (out / "eval.json").exists() or not store.answers():
+        return list(probes)
+    before = {name: probe.get("per_question", 0) for name, probe in store.metadata()["probes"].items()}
+    more = {probe.name for probe in probes if probe.per_question == default < before.get(probe.name, 0)}
+    return [replace(probe, per_question=before[probe.name]) if probe.name in more else probe for probe in probes]
 
 
 def judge_answers(
