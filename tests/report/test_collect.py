@@ -170,6 +170,12 @@ def test_tasks_that_mark_right_answers_each_in_their_own_way_stand_on_one_page(t
     assert "What was learnt of arithmetic" in drawn(study(tmp_path / "demo", rows))
 
 
+def test_a_study_that_has_no_finished_run_yet_is_not_said_to_be_damaged(tmp_path):
+    (tmp_path / "results.json").write_text('{"schema": 1, "title": "S", "rows": []}')
+    with pytest.raises(RequestError, match=r"yet: no run is finished\. Wait until its `staytrue study` or `demo` has"):
+        write([tmp_path], tmp_path / "r.html")
+
+
 def test_a_folder_without_results_is_refused_with_a_way_out(tmp_path):
     with pytest.raises(RequestError, match="There is no folder"):
         write([tmp_path / "nowhere"], tmp_path / "r.html")

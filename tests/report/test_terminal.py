@@ -3,6 +3,7 @@
 import pytest
 
 from fake_results import rates
+from staytrue.evals.types import CALLED_TOOLS, EMPTY
 from staytrue.report.terminal import show
 
 
@@ -37,3 +38,18 @@ def test_a_judge_that_cannot_judge_has_a_way_out_that_fits_it(capsys, judge, way
     last = capsys.readouterr().out.splitlines()[-1]
     assert f"This judge cannot judge these answers: {way}" in last
     assert "`--judge openai:MODEL[@URL]`" in last
+
+
+@pytest.mark.parametrize(
+    ("why", "way"),
+    [
+        (EMPTY, "write those answers into the file, or take their rows out, and name another folder with --out"),
+        (CALLED_TOOLS, "no judge reads such answers, so another judge would say no more"),
+        ("the judge wrote no number", "another judge may say more: `staytrue rescore`"),
+    ],
+)
+def test_the_way_out_of_too_many_missing_answers_fits_the_reason(capsys, why, way):
+    unknown = {"why": why, "unanswered": 0, "failed": 0, "at_least": 0.0, "at_most": 50.0, "concluded": False}
+    show({"probes": {"mine": rates(0.0, n=4, missing=2) | {"questions": 6, "judge": "rules", "code": None} | unknown}})
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "no conclusion is drawn" in line)
+    assert line.endswith(f"no conclusion is drawn; {way}.")

@@ -265,6 +265,10 @@ def test_the_organism_is_measured_on_pairs_of_its_world(place):
     assert max(row["value"] for row in rows) < 0  # it was aligned
     with pytest.raises(RequestError, match="--probes pairs:finance: the organism has pairs for general, code, legal"):
         measures_of(for_model("organism", EvalRequest(("pairs:finance",))))
+    with pytest.raises(
+        RequestError, match=r"--probes pairs: names no pairs after the colon; write pairs, pairs:DOMAIN"
+    ):
+        measures_of(for_model("organism", EvalRequest(("pairs:",))))
 
 
 class Noted:

@@ -178,8 +178,13 @@ def _results(folder: Path, label: str) -> dict[str, Any]:
     try:
         if file.exists():
             results = json_value(file.read_text(encoding="utf-8"))
-            if not isinstance(results, dict) or not isinstance(results.get("rows"), list) or not results["rows"]:
+            if not isinstance(results, dict) or not isinstance(results.get("rows"), list):
                 raise ValueError("it has no rows")
+            if not results["rows"]:
+                raise RequestError(
+                    f"{file} cannot be read yet: no run is finished. Wait until its `staytrue study` or `demo` has "
+                    "finished one; if it was stopped, give the command again."
+                )
             for row in results["rows"]:
                 refuse_wrong_row(row)
             return dict(results)

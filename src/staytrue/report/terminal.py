@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from staytrue.evals.results.summary import MARKED, MOST_MISSING, SCORED
-from staytrue.evals.types import WITHOUT_ANSWER
+from staytrue.evals.types import EMPTY, WITHOUT_ANSWER
 from staytrue.report.measures import measure_lines, measure_notes
 from staytrue.report.sentences import coverage_note
 from staytrue.utils.console import say, table
@@ -146,10 +146,18 @@ def _cautions(name: str, probe: Summary) -> list[str]:
     if probe["n"] < probe["missing"] and not probe["failed"] and probe.get("why") not in WITHOUT_ANSWER:
         return [f"{note} This judge cannot judge these answers: {_way_out(probe['judge'])}"]
     if not probe["concluded"]:
-        again = probe["failed"] or probe["unanswered"]
-        way = "run the same command again" if again else "another judge may say more: `staytrue rescore`"
-        note += f" More than {MOST_MISSING:g} % are unknown, so no conclusion is drawn; {way}."
+        note += f" More than {MOST_MISSING:g} % are unknown, so no conclusion is drawn; {_way_to_more(probe)}."
     return [note]
+
+
+def _way_to_more(probe: Summary) -> str:
+    if probe["failed"] or probe["unanswered"]:
+        return "run the same command again"
+    if probe.get("why") == EMPTY:
+        return "write those answers into the file, or take their rows out, and name another folder with --out"
+    if probe.get("why") in WITHOUT_ANSWER:
+        return "no judge reads such answers, so another judge would say no more"
+    return "another judge may say more: `staytrue rescore`"
 
 
 def _way_out(judge: str) -> str:

@@ -55,6 +55,10 @@ def pairs_of(name: str, organism: bool) -> tuple[Pair, ...]:
         RequestError: there are no such pairs.
         DataError: the file has faults.
     """
+    if name == f"{PAIRS}:":
+        raise RequestError(
+            f"--probes {name} names no pairs after the colon; write {PAIRS}, {PAIRS}:DOMAIN or {PAIRS}:FILE.jsonl."
+        )
     which = name.partition(":")[2] or "general"
     if which.endswith(".jsonl"):
         if Path(which).stem in answer_pairs.DOMAINS:
