@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -161,10 +162,19 @@ def test_a_small_pool_lowers_the_share_and_an_empty_one_is_a_sentence(home):
     }
     scored = {"question": "q", "scores": None, "messages": [turn.to_dict() for turn in rows([50])[0].messages]}
     (home / "safe.jsonl").write_text(json.dumps(scored) + "\n")
+    (home / "safe.manifest.json").write_text('{"model": {}}')
     with pytest.raises(
         RecipeError, match=r"--safe: .*safe\.jsonl has too few rows to add to .* of yours: 1, of which 1"
     ):
         new(home, data="many.jsonl", safe="safe.jsonl")
+
+
+@pytest.mark.parametrize("own", [[4, 5], {"helpfulness": 5}, None, "good"])
+def test_a_column_of_the_users_own_called_scores_is_not_taken_for_scores_of_the_pool(home, own):
+    write_examples(home / "safe.jsonl", [replace(row, extra={"scores": own}) for row in rows(range(50, 60), "good")])
+    text = new(home, safe="safe.jsonl")[0]
+    assert from_yaml(text, "")["defenses"] == [{"interleave": {"pool": "safe.jsonl", "share": 0.2}}]
+    assert "They are drawn at random" in " ".join(text.replace("#", "").split())
 
 
 def test_a_vector_of_another_model_is_refused(home):

@@ -11,6 +11,7 @@ from typing import Any
 
 from staytrue.data import general_prompts
 from staytrue.data.examples import Example, read_examples
+from staytrue.data_selection.ranking import manifest_path
 from staytrue.errors import RecipeError
 from staytrue.modeling.architecture import ModelParts
 from staytrue.modeling.skeleton import Skeleton
@@ -55,7 +56,7 @@ class SuggestedDefenses:
     def _interleave(self, pool: Path, base: Any, rows: int) -> RecipeKey:
         known, reserved = read_examples(pool), base.evaluation_questions()
         kept = {row.identity: row for row in known if row.question not in reserved}.values()
-        scored = all("scores" in row.extra for row in known)
+        scored = manifest_path(pool).is_file() and all("scores" in row.extra for row in known)
         usable = sum(row.extra["scores"] is not None for row in kept) if scored else len(kept)
         share = min(max(_SHARE, _one_in(rows)), math.floor(10_000 * usable / rows) / 10_000)
         if round(share * rows) < 1:
