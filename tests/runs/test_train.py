@@ -208,6 +208,11 @@ def test_a_benign_task_is_marked_by_exact_match_on_reserved_rows(tmp_path):
         ({"model": "nowhere/at/all"}, ModelError, "There is no model folder"),
         ({"data": "none.jsonl"}, DataError, "No such file"),
         ({"defenses": [{"interleave": {"pool": "none.jsonl"}}]}, RecipeError, "there is no such file"),
+        (
+            {"defenses": [{"interleave": {"pool": "."}}]},
+            RecipeError,
+            r"pool is \S+, which is a folder, and a file is read",
+        ),
         ({"defenses": [{"interleave": {"pool": "pool.jsonl", "share": 1.0}}]}, RecipeError, "asks for 24 safe rows"),
         ({"train": {"learning_rat": 1}}, RecipeError, "did you mean 'learning_rate'"),
         ({"train": {"output_dir": "x"}}, RecipeError, "use --out"),

@@ -137,6 +137,10 @@ def _check_files(recipe: Recipe) -> None:
             if not isinstance(value, Path):
                 continue
             refuse_pipe(value)
+            if value.is_dir():
+                raise RecipeError(
+                    f"{defense.name()}: {name} is {value}, which is a folder, and a file is read. Name a file."
+                )
             if not value.is_file():
                 raise RecipeError(f"{defense.name()}: {name} is {value}, but there is no such file. Check the path.")
 
