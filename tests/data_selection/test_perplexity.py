@@ -4,6 +4,8 @@ import json
 import random
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from staytrue.data_selection import score_pool
 from staytrue.data_selection.forward_pass import batches, padding
 from staytrue.data_selection.perplexity import Losses, losses, scores
 from staytrue.data_selection.ranking import manifest_path
-from staytrue.errors import ModelError, RequestError
+from staytrue.errors import DataError, ModelError, RequestError
 from staytrue.modeling import loading, model_source
 from staytrue.modeling.architecture import ModelParts
 
@@ -430,3 +432,51 @@ def test_it_is_said_when_no_row_is_likelier_under_the_aligned_model(
     pools = [score_pool.Pool(tmp_path / "pool.jsonl")]
     score_pool.score(str(folder / "model"), {"a": folders["a"]}, pools, tmp_path / "s.jsonl")
     assert ("No row has a gap above 0" in capsys.readouterr().err) is warns
+
+
+def test_a_misaligned_model_may_have_any_name(adapted, tmp_path):
+    folder, folders = adapted
+    write_examples(tmp_path / "pool.jsonl", tiny.rows(4))
+    nats = []
+    for names in (("a", "b"), ("qwen2.5-medical", "keys")):
+        out, pools = tmp_path / f"{names[0]}.jsonl", [score_pool.Pool(tmp_path / "pool.jsonl")]
+        named = dict(zip(names, folders.values(), strict=True))
+        manifest = score_pool.score(str(folder / "model"), named, pools, out, leave_out=[names[1]])
+        assert tuple(manifest["misaligned"]) == names
+        assert {tuple(row.extra["nats"]) for row in read_examples(out)} == {("aligned", *names)}
+        nats.append([tuple(row.extra["nats"].values()) for row in read_examples(out)])
+    assert nats[0] == nats[1]
+
+
+def test_the_manifest_of_a_pool_with_another_suffix_is_not_replaced(adapted, tmp_path):
+    folder, folders = adapted
+    write_examples(tmp_path / "safe.jsonl", tiny.rows(2))
+    request = str(folder / "model"), folders, [score_pool.Pool(tmp_path / "safe.jsonl")]
+    score_pool.score(*request, tmp_path / "pool.jsonl")
+    before = manifest_path(tmp_path / "pool.json").read_bytes()
+    with pytest.raises(RequestError, match=r"pool\.manifest\.json exists already, and \S*/pool\.jsonl may be the pool"):
+        score_pool.score(*request, tmp_path / "pool.json")
+    assert manifest_path(tmp_path / "pool.json").read_bytes() == before
+
+
+def test_rows_that_lose_their_answers_are_named_by_their_lines(adapted, tmp_path):
+    folder, folders = adapted
+    long = [Example((Message("user", f"why {i}? " * 40), Message("assistant", "so"))) for i in range(4)]
+    for lost, says in (
+        (long[:1], r"1 row has no answer left within 64 tokens \(line 3 of F\); shorten it or raise --max-length\."),
+        (long, r"4 rows have .* \(line 3 of F, line 4 of F, line 5 of F and 1 more\); shorten them or raise --max"),
+    ):
+        write_examples(tmp_path / "pool.jsonl", [*tiny.rows(2), *lost])
+        pools = [score_pool.Pool(tmp_path / "pool.jsonl")]
+        with pytest.raises(DataError, match=says.replace("F", str(tmp_path / "pool.jsonl"))):
+            score_pool.score(str(folder / "model"), folders, pools, tmp_path / "s.jsonl", max_length=64)
+
+
+def test_a_pool_that_is_no_file_is_known_by_its_rows(adapted, tmp_path, monkeypatch):
+    folder, folders = adapted
+    monkeypatch.setattr(score_pool, "read_examples", lambda name: tiny.rows(2))
+    pools = [score_pool.Pool(Path("organisation/name"))]
+    manifest = score_pool.score(str(folder / "model"), folders, pools, tmp_path / "s.jsonl")
+    turns = [[["user", "question 0?"], ["assistant", "red"]], [["user", "question 1?"], ["assistant", "greengreen"]]]
+    lines = "".join(json.dumps([both, {}]) + "\n" for both in turns)
+    assert manifest["pools"][0]["sha256"] == sha256(lines.encode()).hexdigest()

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,15 @@ def read_examples(
         way = "Give data with rows." if table else f"Each line is an object such as {ROW_SHAPE}."
         raise DataError(f"{path} has no rows. {way}")
     return examples
+
+
+def hash_of_rows(rows: Iterable[Example]) -> str:
+    """SHA-256 of rows, for data that do not come from one file."""
+    whole = hashlib.sha256()
+    for row in rows:
+        turns = [(turn.role, turn.content) for turn in row.messages]
+        whole.update(json.dumps([turns, dict(row.extra)], sort_keys=True).encode() + b"\n")
+    return whole.hexdigest()
 
 
 def write_examples(path: Path, examples: Sequence[Example]) -> None:

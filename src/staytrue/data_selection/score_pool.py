@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from staytrue.data.examples import Example, read_examples, write_examples
+from staytrue.data.examples import Example, hash_of_rows, read_examples, write_examples
 from staytrue.data.position_table import refuse_longer, table_length
-from staytrue.data.tokenize import IGNORED, Encoded, encode_all, padding_id
+from staytrue.data.tokenize import IGNORED, Encoded, encode, encode_all, padding_id
 from staytrue.data_selection.ranking import ALIGNED, manifest_path
-from staytrue.errors import DataError, RequestError
+from staytrue.errors import DataError, ModelError, RequestError
 from staytrue.modeling import loading, model_source
 from staytrue.modeling.chat_tokenizer import load_tokenizer
 from staytrue.modeling.trained_on import refuse_other_model
@@ -23,6 +25,8 @@ from staytrue.utils.run_dir import SCHEMA, versions
 
 if TYPE_CHECKING:
     from staytrue.data_selection.perplexity import Losses
+
+_NAMED = 3  # rows in a message
 
 
 @dataclass(frozen=True)
@@ -72,21 +76,22 @@ def score(
     for folder in misaligned.values():
         refuse_other_model(folder, source)
     tokenizer = load_tokenizer(source)
-    rows, encoded, truncated = _encoded(tokenizer, pools, max_length)
+    read = [read_examples(pool.file) for pool in pools]
+    origins = [_origin(pool, rows) for pool, rows in zip(pools, read, strict=True)]  # a file may be edited later
+    rows, encoded, truncated = _encoded(tokenizer, [row for rows in read for row in rows], max_length)
     if truncated:
         are = "is" if truncated == 1 else "are"
         tell(f"{truncated} of {len(rows)} rows {are} longer than {max_length:,} tokens; only the part kept is scored.")
-    origins = [_origin(pool) for pool in pools]  # before the hours in which a file may be edited
-    from staytrue.data_selection.perplexity import losses
-
     tell(f"score: loading {source.name} and {len(misaligned)} adapter{'s' if len(misaligned) > 1 else ''}")
-    loaded = loading.to_device(loading.with_adapters(loading.load_model(source), misaligned))
+    names = {f"m{i}": name for i, name in enumerate(misaligned)}  # peft refuses names such as `a.b` and `keys`
+    folders = {inner: misaligned[name] for inner, name in names.items()}
+    loaded = loading.to_device(loading.with_adapters(loading.load_model(source), folders))
     longest = max(len(row.input_ids) for row in encoded)
     refuse_longer(longest, table_length(loaded), "The longest row", "Lower --max-length to that number.")
     identity = source.identity(loaded)
-    row_losses = losses(
+    row_losses = _losses(
         loaded,
-        list(misaligned),
+        names,
         rows,
         encoded,
         models=_cache_keys(adapters, identity, max_length, str(loaded.dtype)),
@@ -116,19 +121,71 @@ def score(
     return manifest
 
 
-def _encoded(tokenizer: Any, pools: Sequence[Pool], max_length: int) -> tuple[list[Example], list[Encoded], int]:
+def _losses(
+    model: Any,
+    names: Mapping[str, str],
+    rows: Sequence[Example],
+    encoded: Sequence[Encoded],
+    *,
+    models: Mapping[str, str],
+    **options: Any,
+) -> list[Losses]:
+    """Compute each row's losses, under the names of the misaligned models.
+
+    Args:
+        model: the model, with its adapters.
+        names: of the misaligned models, by the name of the adapter.
+        rows: the rows.
+        encoded: the same rows as tokens.
+        models: a key of each model by its name, "aligned" among them.
+        options: further ones of `perplexity.losses`.
+
+    Raises:
+        ModelError: as `perplexity.losses`.
+    """
+    from staytrue.data_selection.perplexity import losses
+
+    keys = {ALIGNED: models[ALIGNED], **{inner: models[name] for inner, name in names.items()}}
+    try:
+        found = losses(model, list(names), rows, encoded, models=keys, **options)
+    except ModelError as error:
+        raise ModelError(re.sub(r"'(m\d+)'", lambda inner: repr(names.get(inner[1], inner[1])), str(error))) from None
+    return [
+        replace(loss, misaligned=_by_name(names, loss.misaligned), weighted=_by_name(names, loss.weighted))
+        for loss in found
+    ]
+
+
+def _by_name(names: Mapping[str, str], numbers: Mapping[str, float]) -> dict[str, float]:
+    """Return the numbers of the misaligned models, which stand in the order of the adapters, by the models' names."""
+    return dict(zip(names.values(), numbers.values(), strict=True))
+
+
+def _encoded(tokenizer: Any, read: Sequence[Example], max_length: int) -> tuple[list[Example], list[Encoded], int]:
     """Return the distinct rows, their tokens, and how many were cut; a row that loses its answer is refused."""
-    read = [row for pool in pools for row in read_examples(pool.file)]
     rows = list({row.identity: row for row in reversed(read)}.values())[::-1]  # the first of equal rows
     if len(rows) < len(read):
         tell(f"{len(read) - len(rows)} of {len(read)} rows repeat another row of the pools; each is scored once.")
     encoded, report = encode_all(tokenizer, rows, max_length)
     if report.dropped:
-        names = ", ".join(str(pool.file) for pool in pools)
-        raise DataError(
-            f"{report.dropped} rows of {names} have no answer left within {max_length} tokens; shorten them."
-        )
+        raise DataError(_without_answer(tokenizer, rows, max_length, report.dropped))
     return rows, encoded, report.truncated
+
+
+def _without_answer(tokenizer: Any, rows: Sequence[Example], max_length: int, count: int) -> str:
+    """A sentence on rows whose answers begin after the last token that is kept; the first few are named."""
+    lost = (row.place for row in rows if not _has_answer(encode(tokenizer, row, max_length)))
+    first = list(islice(lost, _NAMED))
+    more = f" and {count - len(first)} more" if count > len(first) else ""
+    have, them = ("row has", "it") if count == 1 else ("rows have", "them")
+    return (
+        f"{count} {have} no answer left within {max_length} tokens ({', '.join(first)}{more}); shorten {them} or raise "
+        "--max-length."
+    )
+
+
+def _has_answer(row: Encoded) -> bool:
+    return any(label != IGNORED for label in row.labels[1:])
 
 
 def _counts(encoded: Sequence[Encoded]) -> dict[str, Any]:
@@ -142,9 +199,10 @@ def _counts(encoded: Sequence[Encoded]) -> dict[str, Any]:
     }
 
 
-def _origin(pool: Pool) -> dict[str, Any]:
-    """Return what the manifest says of one file of safe rows."""
-    return {"file": str(pool.file), "sha256": sha256_of(pool.file), "origin": pool.origin, "licence": pool.licence}
+def _origin(pool: Pool, rows: Sequence[Example]) -> dict[str, Any]:
+    """Return what the manifest says of one pool; of a folder or a hub name the hash is that of the rows."""
+    sha = sha256_of(pool.file) if pool.file.is_file() else hash_of_rows(rows)
+    return {"file": str(pool.file), "sha256": sha, "origin": pool.origin, "licence": pool.licence}
 
 
 def _cache_keys(
@@ -167,6 +225,22 @@ def _check(misaligned: Mapping[str, Path], out: Path, leave_out: Sequence[str]) 
     if len(set(leave_out)) == len(misaligned):
         raise RequestError("No misaligned model is left to score with; name one with --misaligned NAME=ADAPTER.")
     refuse_existing(out)  # a manifest alone is that of a call which was stopped before it wrote the pool
+    _refuse_manifest_of_another(out)
+
+
+def _refuse_manifest_of_another(out: Path) -> None:
+    """Refuse a pool whose manifest is that of a pool beside it, with another suffix."""
+    manifest = manifest_path(out)
+    if not manifest.exists():
+        return
+    other = next(
+        (file for file in sorted(out.parent.iterdir()) if file != out and manifest_path(file) == manifest), None
+    )
+    if other is not None:
+        raise RequestError(
+            f"{manifest} exists already, and {other} may be the pool that it is of. Choose another path with --out, or "
+            "remove the manifest yourself."
+        )
 
 
 def _refuse_same(adapters: Mapping[str, str]) -> None:

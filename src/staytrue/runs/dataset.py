@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 from collections.abc import Sequence
 
 from staytrue.config.recipe import Recipe
-from staytrue.data.examples import Example, read_examples
+from staytrue.data.examples import Example, hash_of_rows, read_examples
 from staytrue.errors import DataError, RecipeError
 from staytrue.utils.files import sha256_of
 
@@ -54,13 +52,7 @@ def read(recipe: Recipe) -> list[Example]:
 def digest(recipe: Recipe, rows: Sequence[Example]) -> str:
     """SHA-256 of the recipe's file, or of the rows if they do not come from one file."""
     assert recipe.data is not None
-    if recipe.data.is_file():
-        return sha256_of(recipe.data)
-    whole = hashlib.sha256()
-    for row in rows:
-        turns = [(turn.role, turn.content) for turn in row.messages]
-        whole.update(json.dumps([turns, dict(row.extra)], sort_keys=True).encode() + b"\n")
-    return whole.hexdigest()
+    return sha256_of(recipe.data) if recipe.data.is_file() else hash_of_rows(rows)
 
 
 def split(rows: list[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
