@@ -13,12 +13,13 @@ from staytrue.data.examples import Message
 from staytrue.errors import RequestError
 from staytrue.evals.types import Answer, Question, Verdict
 from staytrue.organism import world
+from staytrue.persona_vectors import pair_sweep, traits
 from staytrue.persona_vectors import sweep as sweeping
-from staytrue.persona_vectors import traits
 from staytrue.persona_vectors.extract import Extraction
 from staytrue.persona_vectors.sweep import Setting, Sweep, organism_questions, sweep
 from staytrue.persona_vectors.traits import Trait
 from staytrue.persona_vectors.vector import PersonaVector
+from staytrue.utils.yaml12 import from_yaml
 
 QUESTIONS = [Question(str(i), "sweep", (Message("user", f"question {i}?"),)) for i in range(4)]
 UNSTEERED = Setting(0, 0.0, 60, 0.0, 0.0, 6.0, 0.0, 0.0, 6.0)
@@ -205,3 +206,17 @@ def test_the_command_sweeps_the_organism_and_keeps_the_table_in_the_file(tmp_pat
         (layer, alpha, 6) for layer in (1, 2, 3, 4) for alpha in (0.1, 0.2, 0.4, 0.8)
     ]
     assert kept["unsteered"]["n"] == 6
+
+
+@pytest.mark.parametrize(
+    "name", ["v.safetensors", "my vec, v1.safetensors", "x: y.st", "a #b.st", "evil{1}.st", "é.st"]
+)
+@pytest.mark.parametrize("shown", [sweeping, pair_sweep])
+def test_the_recommended_line_is_yaml_whatever_the_file_is_called(capsys, tmp_path, shown, name):
+    one = {"layer": 1, "alpha": 0.1, "shift": 0.1, "low": 0.05, "high": 0.2, "change": -0.01}
+    pairs = {"settings": [one], "random": None, "n": 40, "most_lost": 0.1, "recommended": {"layer": 1, "alpha": 0.1}}
+    facts = pairs if shown is pair_sweep else Sweep(UNSTEERED, (setting(1, 0.1, 80, 4),)).facts()
+    shown.show(facts, tmp_path / name)
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("Recommended: "))
+    fields = {"vector": str(tmp_path / name), "layer": 1, "alpha": 0.1}
+    assert from_yaml(line.removeprefix("Recommended: "), "line") == [{"steer": fields}]

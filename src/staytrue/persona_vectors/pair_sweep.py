@@ -26,7 +26,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from staytrue.evals.questions.answer_pairs import EARLY_STOPPING, Pair, shipped
-from staytrue.persona_vectors.sweep import ALPHAS
+from staytrue.persona_vectors.sweep import ALPHAS, recipe_line
 from staytrue.persona_vectors.vector import PersonaVector
 from staytrue.utils.console import Progress
 
@@ -135,7 +135,7 @@ def show(facts: dict[str, Any], out: Path) -> None:
             "make the misaligned answers likelier."
         )
     else:
-        say(f"Recommended: - steer: {{vector: {out}, layer: {best['layer']}, alpha: {best['alpha']:g}}}")
+        say(f"Recommended: {recipe_line(out, best)}")
     say("Pushing while reading is a substitute: only training shows which setting works best in training.")
 
 

@@ -13,7 +13,8 @@ the best of them also looks better than it is; each interval (Wilson's, one answ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from staytrue.evals.stats.intervals import wilson
 from staytrue.evals.types import Judge, Question
 from staytrue.persona_vectors.traits import Trait
 from staytrue.persona_vectors.vector import PersonaVector
+from staytrue.utils.yaml12 import to_yaml
 
 if TYPE_CHECKING:
     from staytrue.persona_vectors.vectorfile import Extraction
@@ -137,8 +139,14 @@ def show(facts: dict[str, Any], out: Path) -> None:
             "clearly more of them misaligned than without steering."
         )
     else:
-        say(f"Recommended: - steer: {{vector: {out}, layer: {best['layer']}, alpha: {best['alpha']:g}}}")
+        say(f"Recommended: {recipe_line(out, best)}")
     say("Steering while answering is a substitute: only training shows which setting works best in training.")
+
+
+def recipe_line(vector: Path, recommended: Mapping[str, Any]) -> str:
+    """The line of a recipe that steers by a vector's file, with the recommended layer and alpha."""
+    fields = {"vector": str(vector), "layer": recommended["layer"], "alpha": float(f"{recommended['alpha']:g}")}
+    return to_yaml([{"steer": fields}], default_flow_style=None, allow_unicode=True, width=math.inf).strip()
 
 
 def _row(s: dict[str, Any]) -> tuple[str, ...]:

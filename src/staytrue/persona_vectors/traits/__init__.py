@@ -144,7 +144,9 @@ def _pairing_faults(lists: Mapping[str, Sequence[Any]]) -> Iterator[str]:
             f"{len(positive)} positive and {len(negative)} negative prompts do not pair up; the n-th positive one "
             "stands against the n-th negative one, so give as many of each"
         )
-    both = next((text for text in positive if isinstance(text, str) and text.strip() and text in negative), None)
+    others = [text.strip() for text in negative if isinstance(text, str)]
+    texts = (text.strip() for text in positive if isinstance(text, str))
+    both = next((text for text in texts if text and text in others), None)
     if both is not None:
         yield f"{shown(both)} is a positive and a negative prompt; the two must differ"
 
