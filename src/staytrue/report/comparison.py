@@ -241,7 +241,8 @@ def _runs(
         if domain in runs:
             way_out = why_without(place, probe) or f"Run {eval_command(place, probe)}"
             raise RequestError(
-                f"--probe {probe}: {run} has no answers to it. {way_out}, or leave that run out.{stored_measures(place)}"
+                f"--probe {probe}: {run} has no answers to it. {way_out}, or leave that run out."
+                f"{stored_measures(place)}"
             )
     return dict(runs), [f"{domain} is left out: its runs have no answers to {probe}." for domain in without]
 
