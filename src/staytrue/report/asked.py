@@ -163,13 +163,13 @@ def _shared(run: Asked, beside: Asked, names: Mapping[str, str]) -> Run:
     return dict(counts)
 
 
-def asked_nowhere(evaluations: Sequence[Path], probe: str) -> str:
-    """Say that no run was asked a probe, and what the runs were asked."""
+def asked_nowhere(evaluations: Sequence[Path], probe: str, run: str) -> str:
+    """Say that no run was asked a probe, such as this one, and what the runs were asked."""
     names = dict.fromkeys(name for place in evaluations for name in AnswerStore(place).metadata()["probes"])
     choices = f"Choose from {', '.join(names)}; another" if names else "A"
     return (
-        f"--probe {probe}: the runs have no answers to it. {choices} probe is asked by `staytrue eval RUN --probes "
-        f"PROBE`.{stored_measures(evaluations[0])}"
+        f"--probe {probe}: {run} has no answers to it, and no other run has. {choices} probe is asked by `staytrue eval "
+        f"RUN --probes PROBE`.{stored_measures(evaluations[0])}"
     )
 
 

@@ -236,7 +236,7 @@ def _runs(
         else:
             runs.setdefault(domain, {}).setdefault(label, {})[seed] = counts
     if without and not runs:
-        raise RequestError(asked_nowhere([place for place, *_ in places], probe))
+        raise RequestError(asked_nowhere([place for place, *_ in places], probe, next(iter(without.values()))[0]))
     for domain, (run, place) in without.items():
         if domain in runs:
             way_out = why_without(place, probe) or f"Run {eval_command(place, probe)}"
