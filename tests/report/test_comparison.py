@@ -91,7 +91,7 @@ def test_a_domain_that_was_not_asked_is_left_out_and_said(tmp_path):
     compared = comparison.compare_runs([folder], "none", "general")
     assert [one["domain"] for one in compared.lines] == ["medical"]
     assert compared.notes[0] == "code is left out: its runs have no answers to general."
-    with pytest.raises(RequestError, match=r"no other run has\. Choose from general, benign; another probe"):
+    with pytest.raises(RequestError, match=r"No other run has any\. Choose from general, benign; another probe"):
         comparison.compare_runs([folder], "none", "xx")
     ask(folder / rows[0]["run"], {"other": 20})
     with pytest.raises(RequestError, match=r"probe general: none seed 0 has no answers to it. Run `staytrue eval"):
@@ -281,7 +281,7 @@ def test_an_interval_that_was_widened_to_0_is_explained(tmp_path):
     [
         ("nobody", "general", "choose from none, kl"),
         ("none", "triggered", "probe triggered: .* has no answers to it"),
-        ("none", "xx", r"no other run has\. Choose from general; another probe is asked by `staytrue eval"),
+        ("none", "xx", r"No other run has any\. Choose from general; another probe is asked by `staytrue eval"),
     ],
 )
 def test_what_is_not_there_is_a_sentence(tmp_path, against, probe, message):

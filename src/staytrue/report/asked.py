@@ -168,8 +168,8 @@ def asked_nowhere(evaluations: Sequence[Path], probe: str, run: str) -> str:
     names = dict.fromkeys(name for place in evaluations for name in AnswerStore(place).metadata()["probes"])
     choices = f"Choose from {', '.join(names)}; another" if names else "A"
     return (
-        f"--probe {probe}: {run} has no answers to it, and no other run has. {choices} probe is asked by `staytrue eval "
-        f"RUN --probes PROBE`.{stored_measures(evaluations[0])}"
+        f"--probe {probe}: {run} has no answers to it. No other run has any. {choices} probe is asked by `staytrue "
+        f"eval RUN --probes PROBE`.{stored_measures(evaluations[0])}"
     )
 
 

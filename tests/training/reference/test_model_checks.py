@@ -43,6 +43,14 @@ def test_dropout_that_is_no_module_is_refused_by_its_setting(kind, key, device):
     check(ModelParts(model))
 
 
+def test_the_keys_of_the_config_that_turn_dropout_off_are_named():
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 64}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", **sizes, embd_pdrop=0.2, resid_pdrop=0.0))
+    named = "Load it with embd_pdrop, attn_pdrop, summary_first_dropout at 0.0"  # 0.1 is the default of the last two
+    with pytest.raises(ModelError, match=rf"in training \(transformer\.drop=0\.2\): .* {named} \(lora"):
+        check(ModelParts(model))
+
+
 def noisy(model):
     """Dropout in a block, which no setting and no module shows."""
     block = ModelParts(model).blocks[1].mlp

@@ -177,14 +177,14 @@ def _check_dropout(parts: ModelParts) -> None:
     for name, module in parts.causal.named_modules():
         of_base = not any(part in name for part in ("lora_", "modules_to_save"))
         if of_base and isinstance(module, nn.Dropout) and module.p > 0:
-            _refuse_noise(f"{name}={module.p}")
+            _refuse_noise(parts, f"{name}={module.p}")
     _check_settings(parts, lambda key: key in ("attention_dropout", "attn_pdrop") or "jitter" in key)
 
 
 def _check_settings(parts: ModelParts, is_noise: Callable[[str], bool]) -> None:
     for key, value in parts.causal.config.get_text_config().to_dict().items():
         if is_noise(key) and isinstance(value, float) and value > 0:
-            _refuse_noise(f"{key}={value}")
+            _refuse_noise(parts, f"{key}={value}")
 
 
 @torch.no_grad()
@@ -211,11 +211,14 @@ def _random_states(device: torch.device) -> list[Tensor]:
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
-def _refuse_noise(found: str) -> None:
+def _refuse_noise(parts: ModelParts, found: str) -> None:
+    config = parts.causal.config.get_text_config().to_dict().items()
+    noisy = [key for key, value in config if isinstance(value, float) and value > 0]
+    keys = ", ".join(key for key in noisy if "drop" in key or "jitter" in key)
     raise ModelError(
         f"The model has noise of its own in training ({found}): it and its reference would draw different noise, "
-        "and an unmoved model would have a penalty. Load it with that setting at 0.0 (lora.dropout is fine): "
-        "for a recipe, in the config.json of a local copy."
+        f"and an unmoved model would have a penalty. Load it with {keys or 'that setting'} at 0.0 (lora.dropout is "
+        "fine): for a recipe, in the config.json of a local copy."
     )
 
 
