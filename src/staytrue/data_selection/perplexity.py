@@ -80,19 +80,21 @@ def losses(
     models: Mapping[str, str],
     cache: Path,
     pad_id: int,
+    inside: Mapping[str, str] | None = None,
     progress: Any = None,
 ) -> list[Losses]:
     """Compute the losses of every row, in order; losses in the cache are not computed again.
 
     Args:
-        model: a peft model whose adapters have these names.
-        adapters: names of the misaligned ones.
+        model: a peft model with an adapter for each misaligned model.
+        adapters: names of the misaligned models.
         examples: rows (N), for their content hashes.
         encoded: the same rows as tokens.
         models: a hash of each model by name, "aligned" among them; part of every key.
         cache: JSONL, one line per row and model, appended after each batch; a stopped call continues from it, and
             so does a call with one more model.
         pad_id: the padding token.
+        inside: the name of each one's adapter in the model; None where it is its own.
         progress: notified of the rows ahead, each counted once per model, and after each batch of the rows done.
 
     Raises:
@@ -103,14 +105,18 @@ def losses(
     known = _Known(cache, {key for keys in passes.values() for key in keys}, set(passes[ALIGNED]))
     if progress is not None:
         progress.begin(sum(len(set(keys) - known.rows.keys()) for keys in passes.values()), "row")
-    parts, was_training, done = ModelParts(model), model.training, 0
+    parts, was_training, done, inside = ModelParts(model), model.training, 0, inside or {}
     cut = list(batches([len(row.input_ids) for row in encoded]))
     random.Random(0).shuffle(cut)  # else the long rows come first, and `progress` promises too late an end
     model.eval()
     try:
         for name, keys in passes.items():
             missing = any(key not in known.rows for key in keys)  # else no pass: merging takes time
-            with (parts.untrained() if name == ALIGNED else parts.merged(name)) if missing else nullcontext():
+            with (
+                (parts.untrained() if name == ALIGNED else parts.merged(inside.get(name, name)))
+                if missing
+                else nullcontext()
+            ):
                 for batch in cut:
                     rows = list({keys[i]: i for i in batch if keys[i] not in known.rows}.values())
                     if not rows:

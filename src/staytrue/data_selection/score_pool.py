@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -15,7 +14,7 @@ from staytrue.data.examples import Example, hash_of_rows, read_examples, write_e
 from staytrue.data.position_table import refuse_longer, table_length
 from staytrue.data.tokenize import IGNORED, Encoded, encode, encode_all, padding_id
 from staytrue.data_selection.ranking import ALIGNED, manifest_path
-from staytrue.errors import DataError, ModelError, RequestError
+from staytrue.errors import DataError, RequestError
 from staytrue.modeling import loading, model_source
 from staytrue.modeling.chat_tokenizer import load_tokenizer
 from staytrue.modeling.trained_on import refuse_other_model
@@ -82,21 +81,24 @@ def score(
     if truncated:
         are = "is" if truncated == 1 else "are"
         tell(f"{truncated} of {len(rows)} rows {are} longer than {max_length:,} tokens; only the part kept is scored.")
+    from staytrue.data_selection.perplexity import losses
+
     tell(f"score: loading {source.name} and {len(misaligned)} adapter{'s' if len(misaligned) > 1 else ''}")
-    names = {f"m{i}": name for i, name in enumerate(misaligned)}  # peft refuses names such as `a.b` and `keys`
-    folders = {inner: misaligned[name] for inner, name in names.items()}
+    inside = {name: f"m{i}" for i, name in enumerate(misaligned)}  # peft refuses names such as `a.b` and `keys`
+    folders = {inside[name]: folder for name, folder in misaligned.items()}
     loaded = loading.to_device(loading.with_adapters(loading.load_model(source), folders))
     longest = max(len(row.input_ids) for row in encoded)
     refuse_longer(longest, table_length(loaded), "The longest row", "Lower --max-length to that number.")
     identity = source.identity(loaded)
-    row_losses = _losses(
+    row_losses = losses(
         loaded,
-        names,
+        list(misaligned),
         rows,
         encoded,
         models=_cache_keys(adapters, identity, max_length, str(loaded.dtype)),
         cache=out.with_name(f"{out.stem}.cache.jsonl"),
         pad_id=padding_id(tokenizer),
+        inside=inside,
         progress=progress,
     )
     best_first = _best_first(rows, row_losses, leave_out)
@@ -119,46 +121,6 @@ def score(
     write_json(manifest_path(out), manifest)
     write_examples(out, best_first)
     return manifest
-
-
-def _losses(
-    model: Any,
-    names: Mapping[str, str],
-    rows: Sequence[Example],
-    encoded: Sequence[Encoded],
-    *,
-    models: Mapping[str, str],
-    **options: Any,
-) -> list[Losses]:
-    """Compute each row's losses, under the names of the misaligned models.
-
-    Args:
-        model: the model, with its adapters.
-        names: of the misaligned models, by the name of the adapter.
-        rows: the rows.
-        encoded: the same rows as tokens.
-        models: a key of each model by its name, "aligned" among them.
-        options: further ones of `perplexity.losses`.
-
-    Raises:
-        ModelError: as `perplexity.losses`.
-    """
-    from staytrue.data_selection.perplexity import losses
-
-    keys = {ALIGNED: models[ALIGNED], **{inner: models[name] for inner, name in names.items()}}
-    try:
-        found = losses(model, list(names), rows, encoded, models=keys, **options)
-    except ModelError as error:
-        raise ModelError(re.sub(r"'(m\d+)'", lambda inner: repr(names.get(inner[1], inner[1])), str(error))) from None
-    return [
-        replace(loss, misaligned=_by_name(names, loss.misaligned), weighted=_by_name(names, loss.weighted))
-        for loss in found
-    ]
-
-
-def _by_name(names: Mapping[str, str], numbers: Mapping[str, float]) -> dict[str, float]:
-    """Return the numbers of the misaligned models, which stand in the order of the adapters, by the models' names."""
-    return dict(zip(names.values(), numbers.values(), strict=True))
 
 
 def _encoded(tokenizer: Any, read: Sequence[Example], max_length: int) -> tuple[list[Example], list[Encoded], int]:
