@@ -4,7 +4,17 @@ from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset, IterableDataset
-from transformers import BioGptConfig, BioGptForCausalLM, GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    BioGptConfig,
+    BioGptForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 import tiny
 from small_trainers import grpo, sft
@@ -36,6 +46,13 @@ def test_the_length_of_a_table_and_none_where_positions_are_computed():
     assert [table_length(tiny.model(kind)) for kind in tiny.KINDS] == [None] * len(tiny.KINDS)
     assert table_length(tiny.lora(tiny.model())) is None
     refuse_longer(10_000, None, "A text", "")
+    # An adapter on the embedding of as many tokens as there are computed positions makes no table of it.
+    llama = LlamaConfig(**sizes | {"vocab_size": 64}, intermediate_size=32)
+    assert table_length(LlamaForCausalLM(llama)) is None
+    for wrapped in ({"target_modules": ["embed_tokens"]}, {"modules_to_save": ["embed_tokens"]}):
+        targets = {"target_modules": ["q_proj"]} | wrapped
+        adapter = LoraConfig(r=2, task_type="CAUSAL_LM", **targets)
+        assert table_length(get_peft_model(LlamaForCausalLM(llama), adapter)) is None
 
 
 def test_rows_of_a_trainer_are_refused_before_training_or_as_they_are_read(tmp_path):
@@ -47,6 +64,20 @@ def test_rows_of_a_trainer_are_refused_before_training_or_as_they_are_read(tmp_p
     made = sft(tmp_path, [], stream, model=gpt2(), max_steps=4, per_device_train_batch_size=1)
     with pytest.raises(ModelError, match="A batch's longest row has 101 tokens"):
         made.train()
+
+
+def test_rows_within_packs_are_measured_and_not_the_packs(tmp_path):
+    packed = {"packing": True, "max_length": 2 * LENGTH}
+    rows = [{"input_ids": [5] * n, "labels": [5] * n} for n in (LENGTH, LENGTH, 20)]
+    sft(tmp_path, [], Dataset.from_list(rows), model=gpt2(), **packed)
+    with pytest.raises(ModelError, match=r"A row in pack \d of train_dataset has 101 tokens"):
+        sft(
+            tmp_path,
+            [],
+            Dataset.from_list([*rows, {"input_ids": [5] * 101, "labels": [5] * 101}]),
+            model=gpt2(),
+            **packed,
+        )
 
 
 def test_rows_of_a_defense_are_refused(tmp_path):
@@ -73,7 +104,7 @@ def test_an_answer_ends_where_the_table_does_and_can_be_read_again():
     assert answer.stopped or len(answer.tokens) == room
     row = Example((*asked.messages, Message("assistant", "b" * room)))
     assert log_likelihood(model, tokenizer, [row], [False])[0] < 0
-    with pytest.raises(ModelError, match="An answer with its question has"):
+    with pytest.raises(ModelError, match="An answer to 'why', with its question, has"):
         log_likelihood(model, tokenizer, [Example((*asked.messages, Message("assistant", "b" * LENGTH)))])
     with pytest.raises(ModelError, match=r"The prompt of question 'l', with 9 for its answer, has .* Shorten it\."):
         list(generate([(Question("l", "general", (Message("user", "w" * LENGTH),)), 0)],

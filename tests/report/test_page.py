@@ -6,6 +6,7 @@ import re
 from urllib.parse import unquote
 
 from fake_results import HOSTILE, Walk, answer_row, drawn, numbers, rates, row, study, unmarked
+from staytrue.report import write
 from staytrue.report.sentences import ONE_SEED, headline
 
 
@@ -25,6 +26,8 @@ def test_an_earlier_page_is_replaced(tmp_path):
     assert "Before" in drawn(folder)
     study(folder, numbers(), title="After")
     assert "Before" not in drawn(folder)
+    (tmp_path / "empty.html").touch()  # as mktemp makes one
+    assert write([folder], tmp_path / "empty.html").stat().st_size > 0
 
 
 def test_the_table_can_be_taken_away_as_csv(tmp_path):

@@ -128,6 +128,10 @@ def test_a_job_that_is_interrupted_leaves_no_process_and_no_semaphore(tmp_path):
     assert "leaked" not in written  # multiprocessing's warning of semaphores that are left
 
 
+def test_a_training_that_has_ended_itself_at_the_signal_is_not_cut_off_by_the_worker():
+    assert workers._leave(signal.SIGTERM, None) is None
+
+
 def test_a_worker_that_dies_is_a_sentence():
     with pytest.raises(TrainingError, match=r"worker process died.*fewer --workers"):
         list(workers.run([Job("dies", die)], 1))

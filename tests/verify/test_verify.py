@@ -512,7 +512,7 @@ def test_another_configuration_of_the_adapter_is_refused_and_another_name_of_its
     file.write_text(json.dumps({**settings, "lora_alpha": 8 * settings["lora_alpha"]}))
     assert faults(copied) == {"files": ("model/adapter_config.json was changed after the run",)}
     file.unlink()
-    assert faults(copied) == {"files": ("model/adapter_config.json was changed after the run",)}
+    assert faults(copied) == {"files": ("model/adapter_config.json is missing",)}
 
 
 def test_other_reserved_rows_are_refused_by_verify_and_by_an_evaluation(home, tmp_path):
@@ -539,7 +539,8 @@ def test_data_that_are_gone_are_said_not_to_be_compared(home, tmp_path):
     assert told(tmp_path / "run")["files"] == "recipe, data, logs and adapter are as they were"
     (tmp_path / "mine.jsonl").unlink()
     assert told(tmp_path / "run")["files"] == (
-        f"recipe, logs and adapter are as they were; not compared, since no such file is here: {tmp_path}/mine.jsonl"
+        "recipe, logs and adapter are as they were, and all data but these, which are no files here: "
+        f"{tmp_path}/mine.jsonl"
     )
 
 

@@ -21,7 +21,8 @@ def table_length(model: Any) -> int | None:
     if most is None:
         return None
     tokens = getattr(model, "get_input_embeddings", lambda: None)()
-    sizes = (getattr(module, "num_embeddings", None) for module in model.modules() if module is not tokens)
+    of_tokens = set() if tokens is None else {*tokens.modules()}  # an adapter wraps them
+    sizes = (getattr(module, "num_embeddings", None) for module in model.modules() if module not in of_tokens)
     return int(most) if any(size is not None and most <= size <= most + _MORE for size in sizes) else None
 
 

@@ -69,6 +69,7 @@ def score(
         ModelError: a model cannot be loaded, or its losses are not finite, or those of the aligned model.
     """
     _check(misaligned, out, leave_out)
+    _refuse_manifest_of_another(out, [pool.file for pool in pools])
     source = model_source.find(model)
     adapters = {name: loading.adapter_hash(folder) for name, folder in misaligned.items()}
     _refuse_same(adapters)
@@ -187,18 +188,14 @@ def _check(misaligned: Mapping[str, Path], out: Path, leave_out: Sequence[str]) 
     if len(set(leave_out)) == len(misaligned):
         raise RequestError("No misaligned model is left to score with; name one with --misaligned NAME=ADAPTER.")
     refuse_existing(out)  # a manifest alone is that of a call which was stopped before it wrote the pool
-    _refuse_manifest_of_another(out)
 
 
-def _refuse_manifest_of_another(out: Path) -> None:
-    """Refuse a pool whose manifest is that of a pool beside it, with another suffix."""
+def _refuse_manifest_of_another(out: Path, read: Sequence[Path]) -> None:
+    """Refuse a pool whose manifest is that of a scored pool beside it, with another suffix and none of those read."""
     manifest = manifest_path(out)
-    if not manifest.exists():
-        return
-    other = next(
-        (file for file in sorted(out.parent.iterdir()) if file != out and manifest_path(file) == manifest), None
-    )
-    if other is not None:
+    beside = (out.with_suffix(suffix) for suffix in (".jsonl", ".json") if suffix != out.suffix)
+    other = next((file for file in beside if file.is_file() and file not in read), None)
+    if manifest.exists() and other is not None:
         raise RequestError(
             f"{manifest} exists already, and {other} may be the pool that it is of. Choose another path with --out, or "
             "remove the manifest yourself."

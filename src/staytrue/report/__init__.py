@@ -50,7 +50,8 @@ def check_page(out: Path) -> None:
 
 
 def _is_page(file: Path) -> bool:
+    """Whether a file is a page, or empty."""
     if not file.is_file():
         return False
     with file.open("rb") as stream:
-        return stream.read(len(_BEGINNING)).lower() == _BEGINNING
+        return stream.read(len(_BEGINNING)).lower() in (b"", _BEGINNING)

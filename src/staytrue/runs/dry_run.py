@@ -84,7 +84,7 @@ class DryRun:
         say("estimating memory and time")
         skeleton = Skeleton.of(build.source, partial(adapted, recipe.lora), whole=recipe.lora is None)
         batches = batches_of(build, arguments)
-        beyond = check_positions(skeleton.model, build, batches, packed=getattr(arguments, "packing", False))
+        beyond = check_positions(skeleton.model, build, batches)
         left_out = check_defenses(build, skeleton.model, arguments)
         preflight.check_optimizer(arguments, skeleton.model)
         settled = trainer_args.filled(recipe.train, recipe.trainer, organism=organism)

@@ -168,8 +168,10 @@ def _reserved(file: Path, manifest: Mapping[str, Any]) -> list[Example]:
     """
     expected = manifest.get("logs", {}).get(file.name)
     if expected is not None and not (file.exists() and sha256_of(file) == expected):
+        alone = f"{file.parent / 'model'}" if "weights" in manifest else f"MODEL --adapter {file.parent / 'model'}"
         raise RequestError(
-            f"{file} does not hold the reserved rows of the run, so other questions would be asked. Restore it."
+            f"{file} does not hold the reserved rows of the run, so other questions would be asked. Restore it, or "
+            f"evaluate the trained model by itself: `staytrue eval --model {alone} --out DIR`."
         )
     return read_examples(file) if file.exists() else []
 

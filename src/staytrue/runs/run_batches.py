@@ -65,18 +65,22 @@ def batches_of(build: Any, arguments: Any) -> Batches:
     return Batches(min(rows, len(lengths)), max(lengths), number, tokens, steps)
 
 
-def check_positions(model: Any, build: Any, batches: Batches, *, packed: bool) -> list[str]:
+def check_positions(model: Any, build: Any, batches: Batches) -> list[str]:
     """A sentence about rows that are longer than the model's positions; where it has a table of them, refuse such rows.
+
+    In packs, positions begin anew with each row.
 
     Raises:
         ModelError: the longest row, or the longest prompt with a completion, is longer than the table.
     """
-    if packed:
+    table = table_length(model)
+    if build.encoded is None:
+        what = "The longest prompt, with its completion,"
+        refuse_longer(batches.longest, table, what, "Lower train.max_completion_length.")
         return []
-    key = "train.max_length" if build.encoded is not None else "train.max_completion_length"
-    what = "The longest row" if build.encoded is not None else "The longest prompt, with its completion,"
-    refuse_longer(batches.longest, table_length(model), what, f"Lower {key}.")
-    return [] if build.encoded is None else beyond_positions(model, [length_of(row) for row in build.encoded])
+    lengths = [length_of(row) for row in build.encoded]
+    refuse_longer(max(lengths), table, "The longest row", "Lower train.max_length.")
+    return beyond_positions(model, lengths)
 
 
 def _share(batches: int, arguments: Any) -> int:

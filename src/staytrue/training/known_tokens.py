@@ -112,19 +112,21 @@ class CheckedTokens:
             refuse_longer(ids.shape[-1], self._table, "A batch's longest row", _SHORTER)
 
 
-def refuse_unreadable_prompt(trainer: Any, ids: Sequence[int]) -> None:
-    """Refuse a prompt with unknown token ids, or with more than the model's table of positions has for its completion.
+def refuse_unreadable_prompts(trainer: Any, prompts: Sequence[Sequence[int]]) -> None:
+    """Refuse prompts with unknown token ids, or that leave no place for a completion in a table of positions.
 
     Raises:
         ModelError: the sentence says what to do.
     """
-    answer = trainer.args.max_completion_length
-    refuse_unknown_tokens(ids, embedding_count(trainer.model), "A prompt")
-    where, way = (
-        f"A prompt, with {answer:,} for its completion,",
-        "Lower max_completion_length, or shorten the prompts.",
+    count, table, answer = (
+        embedding_count(trainer.model),
+        table_length(trainer.model),
+        trainer.args.max_completion_length,
     )
-    refuse_longer(len(ids) + answer, table_length(trainer.model), where, way)
+    where, way = f"A prompt, with {answer:,} for its completion,", "Lower max_completion_length, or shorten prompts."
+    for ids in prompts:
+        refuse_unknown_tokens(ids, count, "A prompt")
+        refuse_longer(len(ids) + answer, table, where, way)
 
 
 def _refuse_unknown_ids(dataset: Any, count: int | None, name: str) -> None:
@@ -143,18 +145,20 @@ def _refuse_unknown_ids(dataset: Any, count: int | None, name: str) -> None:
 
 
 def _refuse_long_rows(dataset: Any, table: int | None, name: str) -> None:
-    """Refuse rows of a dataset, or of several by name, that are longer than the table, unless they are packed."""
+    """Refuse rows of a dataset, or of several by name, that are longer than the table."""
     if isinstance(dataset, Mapping) and not isinstance(dataset, Dataset):
         for key, part in dataset.items():
             _refuse_long_rows(part, table, f"{name}[{key!r}]")
     if table is None or not isinstance(dataset, Dataset) or "input_ids" not in dataset.column_names:
         return
-    if "seq_lengths" in dataset.column_names:
-        return
+    packed = "seq_lengths" in dataset.column_names  # positions begin anew with each row of a pack
+    column = "seq_lengths" if packed else "input_ids"
     first = 1
-    for part in dataset.select_columns(["input_ids"]).with_format("arrow").iter(batch_size=1000):
-        for number, tokens in enumerate(compute.list_value_length(part["input_ids"]).to_pylist(), start=first):
-            refuse_longer(tokens, table, f"Row {number} of {name}", _SHORTER)
+    for part in dataset.select_columns([column]).with_format("arrow").iter(batch_size=1000):
+        rows = part[column].to_pylist() if packed else compute.list_value_length(part[column]).to_pylist()
+        for number, tokens in enumerate(rows, start=first):
+            what = f"{'A row in pack' if packed else 'Row'} {number} of {name}"
+            refuse_longer(max(tokens) if packed else tokens, table, what, _SHORTER)
         first += len(part)
 
 

@@ -35,7 +35,7 @@ from staytrue.training.known_tokens import (
     CheckedTokens,
     refuse_unknown_prompts,
     refuse_unknown_rows,
-    refuse_unreadable_prompt,
+    refuse_unreadable_prompts,
 )
 from staytrue.training.learnt_prompts import learnt_prompts
 from staytrue.training.lost_text import cut_rows, lost_text, warn_of
@@ -331,8 +331,7 @@ class GuardedGRPO(Guarded, GRPOTrainer):  # type: ignore[misc]
 
     def _tokenize_prompts(self, prompts: Any) -> Any:
         tokenized = super()._tokenize_prompts(prompts)
-        for ids in tokenized[0]:
-            refuse_unreadable_prompt(self, ids)
+        refuse_unreadable_prompts(self, tokenized[0])
         return tokenized
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, *args: Any, **kwargs: Any) -> Any:

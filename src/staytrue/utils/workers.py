@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker, util
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from staytrue.errors import StaytrueError, TrainingError
 
@@ -140,11 +140,14 @@ def _begin() -> None:
     gc.freeze()  # imported objects never die; without this the first collection of a training takes 0.25 s
 
 
-def _leave(number: int, frame: FrameType | None) -> NoReturn:
+def _leave(number: int, frame: FrameType | None) -> None:
     """End a worker that is terminated, with what a library started in it, such as the processes of a data loader.
 
+    Without a frame a training has ended itself at the signal and only says so; its KeyboardInterrupt ends the job.
     Semaphores that a library made, such as that of tqdm's bars, are removed: multiprocessing reports them as leaked.
     """
+    if frame is None:
+        return
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.alarm(_LONGEST_END)  # ends the process if a lock is held here
     for child in multiprocessing.active_children():

@@ -29,7 +29,7 @@ def faults(path: Path, manifest: dict[str, Any]) -> Iterator[str]:
         elif sha256_of(path / name) != expected and not (name == _RECIPE and recipe_is_same(path, manifest)):
             yield f"{name} was changed after the run"
     if not adapter_settings_are_same(path, manifest):
-        yield f"{_SETTINGS} was changed after the run"
+        yield f"{_SETTINGS} {'was changed after the run' if (path / _SETTINGS).exists() else 'is missing'}"
     for name, expected in _read(manifest).items():
         if _is_here(name, manifest) and sha256_of(Path(name)) != expected:
             yield f"{name} is no longer what the run read"

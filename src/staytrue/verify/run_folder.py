@@ -86,7 +86,8 @@ def _files_shown(manifest: dict[str, Any]) -> str:
     kept = "trained model" if "weights" in manifest else "adapter"
     if not (absent := files.not_compared(manifest)):
         return f"recipe, data, logs and {kept} are as they were"
-    return f"recipe, logs and {kept} are as they were; not compared, since no such file is here: {', '.join(absent)}"
+    but = f"all data but these, which are no files here: {', '.join(absent)}"
+    return f"recipe, logs and {kept} are as they were, and {but}"
 
 
 def _of(defense: Defense, run: Evidence) -> Finding:
@@ -148,7 +149,7 @@ def _asked(file: Path) -> list[dict[str, Any]]:
     try:
         return checked_rows(file, {"messages": TURNS}, ["messages"])
     except ValueError as error:
+        way_out = "Restore it." if file.name == "holdout.jsonl" else "Restore it, or move it away to verify without it."
         raise RequestError(
-            f"{file} cannot be read ({error}), so it is not known what the evaluation asked. Restore it, or move it "
-            "away to verify the run without it."
+            f"{file} cannot be read ({error}), so it is not known what the evaluation asked. {way_out}"
         ) from None

@@ -46,8 +46,10 @@ def log_likelihood(
         DataError, ModelError: as `staytrue.data.tokenize.encode`; or a row is longer than a table of positions.
     """
     encoded = [_encoded(tokenizer, row, end) for row, end in zip(rows, ended or [True] * len(rows), strict=True)]
-    for row in encoded:
-        refuse_longer(len(row.input_ids), table_length(model), "An answer with its question", "Take it out.")
+    table = table_length(model)
+    for row, tokens in zip(rows, encoded, strict=True):
+        where, way = f"An answer to {row.question[:60]!r}, with its question,", "Take it out, or leave the measure out."
+        refuse_longer(len(tokens.input_ids), table, where, way)
     values, done = [0.0] * len(encoded), 0
     was_training = model.training
     model.eval()
