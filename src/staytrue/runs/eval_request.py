@@ -20,6 +20,7 @@ from staytrue.modeling.model_source import Source
 from staytrue.runs import dataset
 from staytrue.runs.finished import finished_model, with_weights
 from staytrue.tasks.task import Task
+from staytrue.utils.console import quoted
 from staytrue.utils.files import sha256_of
 from staytrue.utils.run_dir import RunDir
 
@@ -168,10 +169,12 @@ def _reserved(file: Path, manifest: Mapping[str, Any]) -> list[Example]:
     """
     expected = manifest.get("logs", {}).get(file.name)
     if expected is not None and not (file.exists() and sha256_of(file) == expected):
-        alone = f"{file.parent / 'model'}" if "weights" in manifest else f"MODEL --adapter {file.parent / 'model'}"
+        model = file.parent / "model"
+        whole = f"`staytrue eval --model {quoted(model)} --out DIR`"
+        alone = whole if "weights" in manifest else f"`staytrue eval --model NAME --adapter {quoted(model)} --out DIR`"
         raise RequestError(
             f"{file} does not hold the reserved rows of the run, so other questions would be asked. Restore it, or "
-            f"evaluate the trained model by itself: `staytrue eval --model {alone} --out DIR`."
+            f"evaluate the trained model by itself: {alone}."
         )
     return read_examples(file) if file.exists() else []
 

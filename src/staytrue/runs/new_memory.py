@@ -23,22 +23,27 @@ class SuggestedMemory:
         one: of training with one row, the longest, in a batch.
         available: bytes of this machine or its GPU.
         packed: of the same with 4-bit weights, where `one` does not fit and this does; None elsewhere.
+        part: the longest row's tokens over those of the longest text, which a row beside the batch may be.
     """
 
     one: Memory
     available: int
     packed: Memory | None = None
+    part: float = 1.0
 
     @classmethod
-    def of(cls, skeleton: Skeleton, measure: Callable[[Skeleton], Memory], kind: str) -> SuggestedMemory:
+    def of(
+        cls, skeleton: Skeleton, measure: Callable[[Skeleton], Memory], kind: str, part: float = 1.0
+    ) -> SuggestedMemory:
         """Estimate the memory of one row, and where it is too much, with 4-bit weights.
 
         Args:
             skeleton: the model with its adapter.
-            measure: estimates the memory of one row.
+            measure: estimates the memory of one row as long as the longest text.
             kind: of device that trains.
+            part: the attribute.
         """
-        alone = cls(measure(skeleton), training_cost.available(kind))
+        alone = cls(measure(skeleton), training_cost.available(kind), part=part)
         packs_already = hasattr(skeleton.model.config, "quantization_config")
         if alone._fits(alone.one) or alone.one.activations is None or packs_already or kind == "mps":
             return alone
@@ -66,7 +71,8 @@ class SuggestedMemory:
             needed = replace(one, activations=batch * one.activations).total
             if needed <= _OF_MEMORY * self.available:
                 longest = f"If all {batch} rows were as long as the longest, training" if batch > 1 else "Training"
-                return batch, f"{longest} would take about {_gb(needed)} {self._whole()}.", False
+                rows = replace(one, activations=round(self.part * batch * one.activations)).total  # as `check` counts
+                return batch, f"{longest} would take about {_gb(rows)} {self._whole()}.", False
         if self.packed is None:
             return 1, f"{self._too_much()} Take a smaller model or more memory.", True
         return 1, f"{self._too_much()} {self._unpacked()}", True

@@ -90,8 +90,10 @@ class NewRecipe:
         length = _max_length(lengths, beside, skeleton)
         defenses = list(suggested.defenses(build.base, skeleton, rows))
         draft = recipes.parse({**plain, "defenses": [{line.key: line.value} for line in defenses]}, folder)
-        measure = partial(_one_row, min(length, max([*lengths, beside])), build, reference=reads_reference(draft))
-        memory = SuggestedMemory.of(skeleton, measure, machine.device(build.recipe))
+        longest = min(length, max([*lengths, beside]))
+        measure = partial(_one_row, longest, build, reference=reads_reference(draft))
+        part = min(length, max(lengths)) / longest
+        memory = SuggestedMemory.of(skeleton, measure, machine.device(build.recipe), part)
         lines = [
             RecipeKey("model", plain["model"], _of_model(skeleton)),
             *memory.quantize(),

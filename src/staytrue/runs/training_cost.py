@@ -6,6 +6,7 @@ import resource
 import sys
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +121,9 @@ def _held(skeleton: Skeleton, *, recomputed: bool, reference: bool) -> float:
     return _HELD_WITH_REFERENCE if reference else _HELD
 
 
+@cache
 def _program() -> int:
-    """The most memory that this program has taken so far."""
+    """The most memory that this program had taken when it was first asked, before any training in it."""
     status = Path("/proc/self/status")
     if status.exists():  # getrusage would count the process that started this one
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
