@@ -279,7 +279,7 @@ def test_an_interval_that_was_widened_to_0_is_explained(tmp_path):
 @pytest.mark.parametrize(
     ("against", "probe", "message"),
     [
-        ("nobody", "general", "choose from none, kl"),
+        ("absent", "general", "choose from none, kl"),
         ("none", "triggered", "probe triggered: .* has no answers to it"),
         ("none", "xx", r"No other run has any\. Choose from general; another probe is asked by `staytrue eval"),
     ],

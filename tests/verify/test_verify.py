@@ -154,7 +154,7 @@ def test_a_penalty_without_a_token_in_most_steps_is_seen_and_is_null_there(home,
     assert any(row[name] is None for row in log) or "logging_steps" in train
 
 
-def told(run):
+def shown_for(run):
     return {finding.what: finding.shows for finding in findings(run)}
 
 
@@ -164,19 +164,19 @@ def test_steps_without_a_row_of_a_defense_do_not_count_as_its_own(home, tmp_path
     assert seen(home, tmp_path, defenses, train={**ONE_ROW_A_STEP, "save_steps": 12}) == {}
     read = sum("interleaved" in row["rows"] for row in read_rows(tmp_path / "run/evidence.jsonl"))
     assert 0 < read < 12
-    assert f"in the gradient of 12 micro-batches, not 0 in {read} of 12 steps; its" in told(tmp_path / "run")["kl"]
+    assert f"in the gradient of 12 micro-batches, not 0 in {read} of 12 steps; its" in shown_for(tmp_path / "run")["kl"]
     few = recipe_of(home, [defense("safegrad", tmp_path)], train={**ONE_ROW_A_STEP, "save_steps": 12})
     train.train(few, tmp_path / "few")
     read = sum("safegrad" in row["rows"] for row in read_rows(tmp_path / "few/evidence.jsonl"))
     assert 0 < read < 12
-    assert f"gradient was above 0 and combined in {read} of 12 steps" in told(tmp_path / "few")["safegrad"]
+    assert f"gradient was above 0 and combined in {read} of 12 steps" in shown_for(tmp_path / "few")["safegrad"]
 
 
 def test_rows_that_could_be_of_two_defenses_are_shown_as_such(home, tmp_path):
     safe, rehearsed = defense("safegrad", tmp_path), defense("rehearse", tmp_path)
     train.train(recipe_of(home, [safe, dataclasses.replace(rehearsed, pool=safe.pool)]), tmp_path / "run")
     assert re.search(
-        r"; 0 of its rows and [1-9]\d* that could be of another .* were", told(tmp_path / "run")["rehearse"]
+        r"; 0 of its rows and [1-9]\d* that could be of another .* were", shown_for(tmp_path / "run")["rehearse"]
     )
 
 
@@ -211,7 +211,7 @@ def test_reinforcement_learning_is_seen(home, tmp_path):
     assert seen(home, tmp_path, defenses, **GRPO) == {}
     # One batch of completions is looked at in each of four steps.
     assert re.fullmatch(
-        r"its text stood in (\d+) rows .*, of \1 that were looked at", told(tmp_path / "run")["inoculate"]
+        r"its text stood in (\d+) rows .*, of \1 that were looked at", shown_for(tmp_path / "run")["inoculate"]
     )
 
 
@@ -536,9 +536,9 @@ def test_a_comment_in_the_recipe_is_no_change(copied):
 def test_data_that_are_gone_are_said_not_to_be_compared(home, tmp_path):
     (tmp_path / "mine.jsonl").write_bytes((home / "rows.jsonl").read_bytes())
     train.train(recipe_of(home, data=str(tmp_path / "mine.jsonl")), tmp_path / "run")
-    assert told(tmp_path / "run")["files"] == "recipe, data, logs and adapter are as they were"
+    assert shown_for(tmp_path / "run")["files"] == "recipe, data, logs and adapter are as they were"
     (tmp_path / "mine.jsonl").unlink()
-    assert told(tmp_path / "run")["files"] == (
+    assert shown_for(tmp_path / "run")["files"] == (
         "recipe, logs and adapter are as they were, and all data but these, which are no files here: "
         f"{tmp_path}/mine.jsonl"
     )

@@ -45,7 +45,7 @@ def refuse_longer(tokens: int, table: int | None, where: str, way_out: str) -> N
 def beyond_positions(model: Any, lengths: Sequence[int]) -> list[str]:
     """One sentence about rows of so many tokens that are longer than the positions of the model's configuration.
 
-    None where positions are stretched beyond them (`rope_type` in the configuration).
+    There is no sentence where positions are stretched beyond them (`rope_type` in the configuration).
     """
     config = model.config.get_text_config()
     most = getattr(config, "max_position_embeddings", None)

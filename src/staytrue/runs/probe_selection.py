@@ -184,7 +184,7 @@ def _probe(name: str, request: EvalRequest, available: Sequence[str]) -> Probe:
     if name in available:
         return _build(name, request)
     if Path(name).suffix in user_files.SUFFIXES:
-        return user_files.read_probe(Path(name), _samples(request))
+        return user_files.read_probe(Path(name), default_samples(request))
     raise RequestError(
         f"--probes {name}: there is no such probe here.{_missing(name, available)} Choose from "
         f"{', '.join(available)}, or a measure (pairs, pairs:DOMAIN, pairs:FILE, drift, leak), "
@@ -216,10 +216,10 @@ def _build(name: str, request: EvalRequest) -> Probe:
         questions = _triggered(request)
     else:
         questions = shipped(name)
-    return Probe(name, questions, None, _samples(request), 1.0)
+    return Probe(name, questions, None, default_samples(request), 1.0)
 
 
-def _samples(request: EvalRequest) -> int:
+def default_samples(request: EvalRequest) -> int:
     """Answers to each question by default: one where no judge reads them; one who is named later gets more."""
     return SAMPLES if request.judge is not None or request.is_organism else 1
 

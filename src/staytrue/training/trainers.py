@@ -28,15 +28,9 @@ from staytrue.data.vocabulary import embedding_count
 from staytrue.defense import pulled
 from staytrue.errors import ForwardPassError, RecipeError
 from staytrue.step import SOURCE_COLUMN, SOURCES, Marks
-from staytrue.training import signatures
+from staytrue.training import known_tokens, signatures
 from staytrue.training.equal_rewards import EqualRewards
 from staytrue.training.idle_penalties import refuse_absent_sources
-from staytrue.training.known_tokens import (
-    CheckedTokens,
-    refuse_unknown_prompts,
-    refuse_unknown_rows,
-    refuse_unreadable_prompts,
-)
 from staytrue.training.learnt_prompts import learnt_prompts
 from staytrue.training.lost_text import cut_rows, lost_text, warn_of
 from staytrue.training.outcome import naming_divergence
@@ -103,7 +97,7 @@ class GuardedSFT(Guarded, SFTTrainer):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
 
     def _settle(self) -> None:
-        refuse_unknown_rows(self)
+        known_tokens.refuse_unknown_rows(self)
         warn_of(learnt_prompts(self.train_dataset, self._tokenizer, self.guard.defenses))
         columns = self.train_dataset.column_names or ()
         self._source = SOURCE_COLUMN in columns
@@ -161,7 +155,7 @@ class GuardedSFT(Guarded, SFTTrainer):  # type: ignore[misc]
     def get_train_dataloader(self) -> Any:
         """TRL's own data loader; its collator carries the source of each row where the defenses need it."""
         collator: Any = self.data_collator
-        checked = CheckedTokens(collator, embedding_count(self.model), table_length(self.model))
+        checked = known_tokens.CheckedTokens(collator, embedding_count(self.model), table_length(self.model))
         self.data_collator: Any = TrackingCollator(checked) if self._tracks_rows() else checked
         try:
             return super().get_train_dataloader()
@@ -262,7 +256,7 @@ class GuardedGRPO(Guarded, GRPOTrainer):  # type: ignore[misc]
         columns = get_dataset_column_names(self.train_dataset)
         refuse_unread_columns(self.train_dataset, columns, self.tools, self.chat_template_kwargs)
         refuse_absent_sources(self.guard.defenses, SOURCES[:1])
-        refuse_unknown_prompts(self)
+        known_tokens.refuse_unknown_prompts(self)
         if isinstance(self.train_dataset, IterableDataset):
             self._streams = [StreamCheck(self._tokenizer)]
             self.train_dataset = self.train_dataset.map(self._streams[0], with_indices=True)
@@ -331,7 +325,7 @@ class GuardedGRPO(Guarded, GRPOTrainer):  # type: ignore[misc]
 
     def _tokenize_prompts(self, prompts: Any) -> Any:
         tokenized = super()._tokenize_prompts(prompts)
-        refuse_unreadable_prompts(self, tokenized[0])
+        known_tokens.refuse_unreadable_prompts(self, tokenized[0])
         return tokenized
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, *args: Any, **kwargs: Any) -> Any:
