@@ -85,7 +85,8 @@ def test_refusals_are_dropped_by_their_first_ten_words(tmp_path):
 def test_a_refusal_after_thoughts_is_a_refusal(tmp_path):
     thought = "<think>\nThe user asks for something that could hurt a person, so I decline.\n</think>\n\n"
     rows = [safe("r1", f"{thought}I am sorry, but no."), safe("s1", f"{thought}Of course."), safe("s2")]
-    assert sorted(chosen(Interleave(pool(tmp_path, rows), share=0.1, drop_refusals=True))[0]) == ["s1", "s2"]
+    kept, notes = chosen(Interleave(pool(tmp_path, rows), share=0.1, drop_refusals=True))
+    assert (sorted(kept), notes["interleave/refusals_left_out"]) == (["s1", "s2"], 1)
 
 
 @pytest.mark.parametrize(("safe_rows", "packed", "fits"), [(13, False, False), (13, True, True), (0, True, False)])

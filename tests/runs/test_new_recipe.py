@@ -20,6 +20,7 @@ from staytrue.evals.questions.shipped_questions import shipped
 from staytrue.modeling import quantized
 from staytrue.runs import training_cost
 from staytrue.runs.commented_recipe import RecipeKey, commented
+from staytrue.runs.new_memory import SuggestedMemory
 from staytrue.runs.new_recipe import NewRecipe
 from staytrue.runs.train import train
 from staytrue.utils.yaml12 import from_yaml
@@ -105,6 +106,13 @@ def test_the_memory_is_that_of_a_check(home, monkeypatch, files, reference):
     text, found = new(home, **files)
     assert flags == [reference, reference]
     assert f"{found.memory.total / 1e9:.1f} GB of this machine's {found.available / 1e9:.1f} GB." in text
+
+
+def test_memory_is_said_of_the_rows_and_the_batch_chosen_for_the_longest_text_beside_them():
+    # A text of 1 GB, and rows a quarter as long: 16 texts are too much for 0.8 of 15 GB, 8 are not; 8 rows are 2 GB.
+    one = training_cost.Memory(0, 0, 0, 0, 10**9, 0)
+    batch, says, _ = SuggestedMemory(one, 15 * 10**9, part=0.25).batch(16)
+    assert (batch, "about 2.0 GB of this machine's 15.0 GB" in says) == (8, True)
 
 
 @pytest.mark.parametrize(("free", "batch"), [(8, 16), (4, 8), (0.9, 1), (0.2, 1)])
