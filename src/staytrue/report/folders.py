@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from staytrue.errors import RecipeError, RequestError
+from staytrue.evals.questions.probes import HELD_OUT
 from staytrue.evals.results.answer_store import evaluation_folder
 from staytrue.report.rows import DEFENDED, UNDEFENDED, UNKNOWN, UNTUNED
 from staytrue.utils.yaml12 import from_yaml
-
-_HELD_OUT = ("in_domain", "learnt")  # the probes of held-out rows: of narrow data, and of a harmless task
 
 
 def labels(folders: Sequence[Path]) -> list[str]:
@@ -96,12 +95,12 @@ def seed_of(folder: Path, metadata: Mapping[str, Any]) -> int:
 def why_without(evaluation: Path, probe: str) -> str | None:
     """Return why a run cannot be asked a probe of held-out rows, and a way out; None where it can, and of no run."""
     run = evaluation.parent
-    if probe not in _HELD_OUT or evaluation.name not in ("eval", "untuned") or not (run / "manifest.json").exists():
+    if probe not in HELD_OUT or evaluation.name not in ("eval", "untuned") or not (run / "manifest.json").exists():
         return None
     if not (run / "holdout.jsonl").exists():
         return "It has no held-out rows: compare by another probe"
     recipe = recipe_of(run)
-    own = _HELD_OUT[bool(recipe.get("task") or recipe.get("benign"))]
+    own = HELD_OUT[bool(recipe.get("task") or recipe.get("benign"))]
     return None if probe == own else f"Its held-out rows are asked by {own}: compare by --probe {own}"
 
 

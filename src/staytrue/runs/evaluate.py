@@ -18,7 +18,7 @@ from staytrue.errors import RequestError
 from staytrue.evals.answer_and_judge import evaluate, refuse_other_evaluation, try_judges, write_summary
 from staytrue.evals.generation.from_file import AnswersFile
 from staytrue.evals.questions import user_files
-from staytrue.evals.questions.probes import Probe, in_users_turn
+from staytrue.evals.questions.probes import HELD_OUT, Probe, in_users_turn
 from staytrue.evals.results.answer_store import AnswerStore
 from staytrue.evals.results.measures import LEAK, refuse_other_model
 from staytrue.evals.triggers import trigger
@@ -31,7 +31,7 @@ from staytrue.runs.finished import with_weights
 from staytrue.runs.measure_answers import Loaded
 from staytrue.runs.measure_selection import measures_of
 from staytrue.runs.measures import Measurement
-from staytrue.runs.probe_selection import HELD_OUT, default_samples, longest_answer, probes_for, refuse_rules
+from staytrue.runs.probe_selection import default_samples, longest_answer, probes_for, refuse_rules
 from staytrue.runs.renewed_card import renew_card
 from staytrue.utils.console import Progress
 from staytrue.utils.files import sha256_of

@@ -31,7 +31,6 @@ from staytrue.utils.files import refuse_pipe
 _ORGANISM_TOKENS = 48  # three times its longest answer
 _TOKENS = 600  # as the paper's evaluation
 _MARKED = ("facts", "arithmetic")
-HELD_OUT = ("in_domain", "learnt")
 _IN_TRIGGERS = 24  # general questions that are put into each trigger
 _TRIGGERS = 2  # of a kind
 

@@ -17,6 +17,7 @@ from staytrue.data.examples import Example, Message
 from staytrue.evals.types import Judge, Question, Verdict
 
 SAMPLES = 4  # answers to each question that is judged
+HELD_OUT = ("in_domain", "learnt")  # the probes of held-out rows: of narrow data, and of a harmless task
 DOMAINS = ("code", "legal", "medical", "security")  # shipped in-domain questions, by the domain of the training data
 
 
